@@ -1,0 +1,97 @@
+"""The error tree. Every error that a user can cause carries one clear line, a hint and an exit code.
+
+    CompressError                 1  failed while running; nothing is left at OUT
+    ├── Refused                   2  refused before work: usage, recipe or input
+    │   ├── RecipeError              the recipe does not parse, validate or apply
+    │   ├── CheckpointError          the input checkpoint is damaged, incomplete or unsupported
+    │   ├── OutputExists             OUT is taken and --overwrite was not given
+    │   └── Problems                 several of the above, reported at once
+    ├── OutOfSpace                1  the disk is full
+    ├── GateFailed                3  a gate of the recipe does not hold; the output and report are kept
+    └── Interrupted             130  stopped by the user; a journal is kept where the step can resume
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class CompressError(Exception):
+    """Base of every expected failure.
+
+    Args:
+        message: one line that says what is wrong.
+        hint: one line that says what to do next; may be empty.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class Refused(CompressError):
+    """Refused before any output byte was kept."""
+
+    exit_code = 2
+
+
+class RecipeError(Refused):
+    """A recipe that does not parse, validate or apply to this checkpoint."""
+
+
+class CheckpointError(Refused):
+    """An input checkpoint that is damaged, incomplete or not supported."""
+
+
+class OutputExists(Refused):
+    """The output path is taken."""
+
+
+class Problems(Refused):
+    """Everything that is wrong with a request, found in one go."""
+
+    def __init__(self, problems: Sequence[CompressError]) -> None:
+        self.problems = tuple(problems)
+        super().__init__(f"{len(self.problems)} problems", "")
+
+
+class OutOfSpace(CompressError):
+    """The disk is full."""
+
+
+class GateFailed(CompressError):
+    """A gate does not hold. The output and its report are kept."""
+
+    exit_code = 3
+
+
+class Interrupted(CompressError):
+    """Stopped by the user."""
+
+    exit_code = 130
+
+
+def raise_all(problems: Sequence[CompressError]) -> None:
+    """Raise the one problem, or all of them as `Problems`; return when there are none."""
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise Problems(problems)
+
+
+def suggestion(word: str, known: Sequence[str]) -> str:
+    """A hint that names the nearest known word, or lists what there is.
+
+    >>> suggestion("gptk", ["gptq", "rtn"])
+    "did you mean 'gptq'?"
+    """
+    from difflib import get_close_matches
+
+    near = get_close_matches(word, known, n=1)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    shown = ", ".join(sorted(known)[:12])
+    return f"known: {shown}" + (", ..." if len(known) > 12 else "")

@@ -1,0 +1,106 @@
+"""What a method is given: one layer's weight as a matrix, and what is known of its inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from aicompress.weights import Weight
+
+Kind = Literal["linear", "conv", "embedding", "head"]
+KINDS: tuple[Kind, ...] = ("linear", "conv", "embedding", "head")
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """A layer as the file headers show it, before any byte of it is read.
+
+    A weight is always seen as a matrix (out, in): a convolution (O, I, *k) as (O, I*prod(k)), a GPT-2 Conv1D
+    (in, out) transposed, an embedding as (tokens, width).
+
+    Attributes:
+        name: what patterns match, e.g. `model.layers.0.mlp.up_proj`; a factor ends in `.low_rank.out` or `.low_rank.in`.
+        tensor: the parameter's name in the checkpoint, e.g. `model.layers.0.mlp.up_proj.weight`.
+        kind: linear, conv, embedding, or head (the output projection of a model).
+        shape: matrix shape (out, in).
+        tensor_shape: the parameter's own shape.
+        dtype: the parameter's dtype (for a compressed layer: the dtype it decodes to).
+        transposed: the parameter stores (in, out).
+        part: which factor of a low-rank layer this is; empty for a whole parameter.
+        stored: the form it has in the input: dense, low_rank, int_grouped, ...
+        nbytes: bytes it takes in the input file.
+    """
+
+    name: str
+    tensor: str
+    kind: Kind
+    shape: tuple[int, int]
+    tensor_shape: tuple[int, ...]
+    dtype: torch.dtype
+    transposed: bool = False
+    part: Literal["", "out", "in"] = ""
+    stored: str = "dense"
+    nbytes: int = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names that a pattern may match: a factor also answers to its layer's name."""
+        return (self.name, self.name.rsplit(".low_rank.", 1)[0]) if self.part else (self.name,)
+
+    @property
+    def index(self) -> int | None:
+        """Depth: the first number in the name (`model.layers.3.mlp.up_proj` -> 3), or None."""
+        return next((int(piece) for piece in self.name.split(".") if piece.isdigit()), None)
+
+
+@dataclass(frozen=True)
+class InputStats:
+    """Second-order statistics of a layer's inputs over calibration tokens.
+
+    Attributes:
+        count: number of input rows seen.
+        gram: mean of x xᵀ, (in, in), or None.
+        norms: mean of x², (in,), or None.
+        mean_abs: mean of |x|, (in,), or None.
+    """
+
+    count: int
+    gram: Tensor | None = None
+    norms: Tensor | None = None
+    mean_abs: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer, ready for a method.
+
+    Attributes:
+        info: names and shapes.
+        weight: float32 matrix (out, in). Methods must not modify it.
+        stored: the form the weight had in the input, so that a mask or a re-encoding can keep it.
+        inputs: calibration statistics, or None for data-free methods.
+        seed: seeds the method's own torch.Generator.
+    """
+
+    info: LayerInfo
+    weight: Tensor
+    stored: Weight | None = None
+    inputs: InputStats | None = None
+    seed: int = 0
+    extras: dict[str, Tensor] = field(default_factory=dict)
+
+
+def as_matrix(tensor: Tensor, transposed: bool = False) -> Tensor:
+    """View a parameter as the matrix (out, in) that methods work on."""
+    if transposed:
+        return tensor.t()
+    return tensor.reshape(tensor.shape[0], -1) if tensor.ndim != 2 else tensor
+
+
+def from_matrix(matrix: Tensor, shape: tuple[int, ...], transposed: bool = False) -> Tensor:
+    """Undo `as_matrix`: the parameter of the given shape."""
+    return matrix.t().contiguous() if transposed else matrix.reshape(shape)

@@ -1,0 +1,74 @@
+"""Numbers about tensors and time. Nothing here prints or decides."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import Tensor
+
+
+def nbytes(tensor: Tensor) -> int:
+    """Bytes of a tensor's elements."""
+    return tensor.numel() * tensor.element_size()
+
+
+def rel_error(original: Tensor, approximate: Tensor) -> float:
+    """‖W − Ŵ‖_F / ‖W‖_F; 0 where both are zero, infinity where only W is."""
+    norm = float(torch.linalg.vector_norm(original, dtype=torch.float64))
+    error = float(torch.linalg.vector_norm(original - approximate, dtype=torch.float64))
+    return error / norm if norm else (0.0 if error == 0 else float("inf"))
+
+
+def peak_rss() -> int:
+    """Highest resident set of this process so far, in bytes."""
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall times of repeated calls, in seconds."""
+
+    samples: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return median(self.samples)
+
+    @property
+    def p95(self) -> float:
+        ordered = sorted(self.samples)
+        return ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
+
+
+def interleaved(calls: Sequence[Callable[[], object]], rounds: int, warmup: int = 2) -> list[Timing]:
+    """Time several calls in turn, A B A B ..., so that a drifting machine drifts for all of them.
+
+    Args:
+        calls: what to time.
+        rounds: counted rounds; each calls every function once.
+        warmup: rounds not counted.
+    """
+    samples: list[list[float]] = [[] for _ in calls]
+    for turn in range(warmup + rounds):
+        for slot, call in zip(samples, calls, strict=True):
+            start = time.perf_counter()
+            call()
+            if turn >= warmup:
+                slot.append(time.perf_counter() - start)
+    return [Timing(tuple(slot)) for slot in samples]
+
+
+def directory_nbytes(path: str | os.PathLike[str]) -> int:
+    """Bytes of a file, or of all files below a directory."""
+    if os.path.isfile(path):
+        return os.path.getsize(path)
+    return sum(os.path.getsize(os.path.join(root, name)) for root, _, names in os.walk(path) for name in names)

@@ -1,0 +1,5 @@
+"""Compression methods: one file each under the command they belong to, found by discovery."""
+
+from aicompress.methods.registry import COMMANDS, Method, MethodConfig, get, methods
+
+__all__ = ["COMMANDS", "Method", "MethodConfig", "get", "methods"]

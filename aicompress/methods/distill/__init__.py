@@ -1,0 +1,1 @@
+"""Methods of `aicompress distill`, one file each."""

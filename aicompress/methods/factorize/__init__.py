@@ -1,0 +1,1 @@
+"""Methods of `aicompress factorize`, one file each."""

@@ -1,0 +1,1 @@
+"""Methods of `aicompress prune`, one file each."""

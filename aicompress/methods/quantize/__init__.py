@@ -1,0 +1,1 @@
+"""Methods of `aicompress quantize`, one file each."""

@@ -1,0 +1,150 @@
+"""Round to nearest: W ≈ (Q − z) s with s, z from each group's range; optionally the range of least error.
+
+Min-max ranges are the textbook rule (Jacob et al. 2018, arXiv:1712.05877, eq. 5 to 7). `range: mse` searches the clip
+that minimises Σ (w − ŵ)² over a grid of shrinks of the range, as OCTAV (Sakr et al. 2022, arXiv:2206.06501) motivates.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from aicompress.layer import Layer, LayerInfo
+from aicompress.methods.quantize.rounding import decode, encode, grouped, minmax_range, scale_and_zero
+from aicompress.methods.registry import LayerMethod, MethodConfig
+from aicompress.weights import IntGrouped, Weight
+
+PRESET = re.compile(r"W([2-8])A(16|8)(?:G(\d+))?")
+
+
+class RtnConfig(MethodConfig):
+    """Parameters of rtn."""
+
+    name: Literal["rtn"] = "rtn"
+    preset: str | None = Field(None, description="W8A16 W8A8 W4A16 W3A16 W2A16, with G64 for a group size; fields beside it win")
+    bits: Literal[2, 3, 4, 8] = Field(8, description="bits of a code")
+    granularity: Literal["tensor", "channel", "group"] = Field("group", description="what shares a scale")
+    group_size: int = Field(128, ge=1, description="input columns that share a scale, when granularity is group")
+    symmetric: bool = Field(True, description="no zero point")
+    range: Literal["minmax", "mse"] = Field("minmax", description="range of the codes: full, or clipped for least squared error")
+    activation_bits: Literal[8] | None = Field(None, description="also quantize inputs, per token, when running")
+    scale_dtype: Literal["auto", "float16", "bfloat16", "float32"] = Field(
+        "auto", description="stored scales; auto: the model's dtype, float16 for a float32 model"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, given: Any) -> Any:
+        """A preset fills the fields that the recipe leaves open."""
+        if not isinstance(given, dict) or not given.get("preset"):
+            return given
+        return {**expand_preset(str(given["preset"])), **given}
+
+    @model_validator(mode="after")
+    def _activations_need_channel(self) -> RtnConfig:
+        if self.activation_bits and (self.granularity != "channel" or not self.symmetric or self.bits != 8):
+            raise ValueError("activation_bits needs bits: 8, granularity: channel, symmetric: true")
+        return self
+
+
+def expand_preset(preset: str) -> dict[str, Any]:
+    """Fields that a preset stands for: `W4A16G64` -> bits 4, groups of 64.
+
+    Raises:
+        ValueError: not a preset.
+    """
+    found = PRESET.fullmatch(preset)
+    if found is None or found[1] not in "2348" or (found[2] == "8" and (found[1] != "8" or found[3])):
+        raise ValueError(f"unknown preset {preset!r}: known are W8A16 W8A8 W4A16 W3A16 W2A16, with a suffix such as G64")
+    fields: dict[str, Any] = {"bits": int(found[1]), "symmetric": True}
+    if found[2] == "8":
+        return {**fields, "granularity": "channel", "activation_bits": 8}
+    if found[1] == "8" and not found[3]:
+        return {**fields, "granularity": "channel"}
+    return {**fields, "granularity": "group", "group_size": int(found[3] or 128)}
+
+
+def stored_scale_dtype(config: Any, dtype: torch.dtype) -> torch.dtype:
+    """Dtype of the scales on disk."""
+    if config.scale_dtype != "auto":
+        return getattr(torch, config.scale_dtype)  # type: ignore[no-any-return]
+    return dtype if dtype in (torch.float16, torch.bfloat16) else torch.float16
+
+
+def scale_shape(info: LayerInfo, config: RtnConfig) -> tuple[int, int]:
+    """(rows, groups) of the scales."""
+    out, columns = info.shape
+    if config.granularity == "tensor":
+        return (1, 1)
+    return (out, columns // config.group_size if config.granularity == "group" else 1)
+
+
+def check(info: LayerInfo, config: RtnConfig) -> tuple[str, str] | None:
+    """A group size must divide the input width."""
+    columns = info.shape[1]
+    if config.granularity != "group" or columns % config.group_size == 0:
+        return None
+    fitting = [size for size in (16, 32, 48, 64, 96, 128, 256) if columns % size == 0]
+    fit = f"sizes that fit: {', '.join(map(str, fitting))}; or " if fitting else ""
+    return (
+        f"{info.name}: group_size {config.group_size} does not divide its {columns} input columns",
+        f"{fit}granularity: channel",
+    )
+
+
+def outline(info: LayerInfo, config: RtnConfig) -> Weight:
+    """The stored weight without data."""
+    scale = (stored_scale_dtype(config, info.dtype), scale_shape(info, config))
+    group = config.group_size if config.granularity == "group" else 0
+    return IntGrouped.outline(info.shape, scale, config.symmetric, config.bits, group, config.activation_bits)
+
+
+def apply(layer: Layer, config: RtnConfig) -> Weight:
+    """Quantize one layer."""
+    group = config.group_size if config.granularity == "group" else 0
+    groups = grouped(layer.weight, group, config.granularity == "tensor")  # (rows, groups, columns)
+    low, high = minmax_range(groups, config.symmetric)
+    dtype = stored_scale_dtype(config, layer.info.dtype)
+    if config.range == "mse":
+        low, high = least_error_range(groups, low, high, config, dtype)
+    scale, zero = scale_and_zero(low, high, config.bits, config.symmetric, dtype)
+    codes = encode(groups, scale, zero, config.bits).to(torch.int8).reshape(layer.weight.shape)
+    return IntGrouped(codes, scale, zero, config.bits, group, config.activation_bits)
+
+
+def least_error_range(
+    groups: Tensor, low: Tensor, high: Tensor, config: RtnConfig, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Shrink each group's range to the grid point of least Σ (w − ŵ)²; the full range wins ties."""
+    best = torch.full(low.shape, float("inf"))
+    best_low, best_high = low.clone(), high.clone()
+    for step in range(40):
+        shrink = 1 - 0.02 * step  # 1.00 ... 0.22
+        scale, zero = scale_and_zero(low * shrink, high * shrink, config.bits, config.symmetric, dtype)
+        error = (decode(encode(groups, scale, zero, config.bits), scale, zero) - groups).square_().sum(dim=-1)
+        better = error < best
+        best = torch.where(better, error, best)
+        best_low, best_high = torch.where(better, low * shrink, best_low), torch.where(better, high * shrink, best_high)
+    return best_low, best_high
+
+
+def describe(config: RtnConfig, weight: Weight) -> dict[str, Any]:
+    """Knobs for the report row."""
+    shares = config.group_size if config.granularity == "group" else config.granularity
+    return {"bits": config.bits, "group": shares, "symmetric": config.symmetric}
+
+
+METHOD = LayerMethod(
+    name="rtn",
+    command="quantize",
+    summary="round to nearest, min-max or least-squares range; data-free",
+    config=RtnConfig,
+    apply=apply,
+    outline=outline,
+    check=check,
+    describe=describe,
+)

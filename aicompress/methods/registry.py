@@ -1,0 +1,124 @@
+"""What a method is, and how it is found: every module under methods/<command>/ that has a METHOD.
+
+Three kinds of method, by what they are given:
+    layer-wise   one layer in, one stored weight out (`LayerMethod`)
+    structural   several tensors and config.json change together (`StructuralMethod`)
+    training     a loss between a teacher's and a student's outputs (`DistillMethod`)
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from aicompress.errors import RecipeError, suggestion
+from aicompress.layer import Layer, LayerInfo
+from aicompress.weights import Weight
+
+COMMANDS = ("factorize", "quantize", "prune", "distill")
+
+
+class MethodConfig(BaseModel):
+    """Parameters of a method, as the recipe's `method:` section gives them. Frozen; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Method:
+    """What all methods share.
+
+    Attributes:
+        name: as the recipe says it.
+        command: factorize, quantize, prune or distill.
+        summary: one line.
+        config: the class of its parameters.
+        needs: calibration statistics it reads: any of "norms", "gram", "gradients"; empty for data-free methods.
+    """
+
+    name: str
+    command: str
+    summary: str
+    config: type[MethodConfig]
+    needs: frozenset[str] = field(default_factory=frozenset)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A selected layer with the config its rules gave it, for decisions that look at many layers.
+
+    Attributes:
+        info: the layer.
+        config: its config.
+        read: reads the layer; call it late and drop the result.
+    """
+
+    info: LayerInfo
+    config: Any
+    read: Callable[[], Layer]
+
+
+@dataclass(frozen=True)
+class LayerMethod(Method):
+    """A pure function from one layer to one stored weight.
+
+    Attributes:
+        apply: (layer, config) -> the compressed weight. Deterministic; must not modify the layer.
+        outline: (layer info, config) -> the same weight without data: exactly the dtypes and shapes that `apply` gives.
+        check: (layer info, config) -> what makes the config impossible for this layer, as (message, hint), or None.
+        settle: turns knobs that depend on the data or on other layers (energy, global sparsity, a byte budget) into
+            explicit per-layer ones; None when every knob is explicit already. (candidates, bytes of everything else in
+            the output) -> one config per candidate.
+        describe: the few knobs a report row shows, from the config and the stored weight.
+    """
+
+    apply: Callable[[Layer, Any], Weight] = field(kw_only=True)
+    outline: Callable[[LayerInfo, Any], Weight] = field(kw_only=True)
+    check: Callable[[LayerInfo, Any], tuple[str, str] | None] = field(kw_only=True, default=lambda info, config: None)
+    settle: Callable[[Sequence[Candidate], int], list[Any]] | None = field(kw_only=True, default=None)
+    describe: Callable[[Any, Weight], dict[str, Any]] = field(kw_only=True, default=lambda config, weight: {})
+
+    kind: ClassVar[str] = "layerwise"
+
+
+@cache
+def methods(command: str) -> Mapping[str, Method]:
+    """All methods of a command by name. A method file that does not import raises: nothing is skipped silently."""
+    package = importlib.import_module(f"aicompress.methods.{command}")
+    found: dict[str, Method] = {}
+    for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
+        method = getattr(importlib.import_module(f"{package.__name__}.{module.name}"), "METHOD", None)
+        if method is None:
+            continue  # shared math of several methods
+        if method.name in found:
+            raise TypeError(f"two {command} methods are named {method.name!r}")
+        found[method.name] = method
+    return found
+
+
+def get(command: str, name: str) -> Method:
+    """Look up a method.
+
+    Raises:
+        RecipeError: no such method for this command.
+    """
+    known = methods(command)
+    if name not in known:
+        elsewhere = [other for other in COMMANDS if other != command and name in methods(other)]
+        hint = f"it belongs to `aicompress {elsewhere[0]}`" if elsewhere else suggestion(name, list(known))
+        raise RecipeError(f"{command} has no method {name!r}", hint)
+    return known[name]
+
+
+def floating(dtype: torch.dtype) -> bool:
+    """Whether a parameter of this dtype can be compressed."""
+    return dtype.is_floating_point

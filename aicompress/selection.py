@@ -1,0 +1,84 @@
+"""Which layers a recipe acts on: names, globs, `re:` patterns, kinds and depth. A pattern that matches nothing is an error."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+from aicompress.errors import CompressError, RecipeError, suggestion
+from aicompress.layer import Kind, LayerInfo
+
+
+@lru_cache(maxsize=4096)
+def compiled(pattern: str) -> re.Pattern[str]:
+    """Compile a pattern; it must match the whole name.
+
+    Args:
+        pattern: an exact name, a glob (`*`, `?`, `[...]`; `*` crosses dots), or `re:` and a regular expression.
+
+    Raises:
+        RecipeError: the regular expression does not compile.
+    """
+    if not pattern.startswith("re:"):
+        return re.compile(fnmatch.translate(pattern))
+    try:
+        return re.compile(f"(?:{pattern[3:]})\\Z")
+    except re.error as error:
+        raise RecipeError(f"pattern {pattern!r} is not a regular expression: {error}", "see Python's re syntax") from error
+
+
+def matches(pattern: str, layer: LayerInfo) -> bool:
+    """Whether the pattern matches one of the layer's names."""
+    return any(compiled(pattern).match(name) for name in layer.names)
+
+
+def unmatched(patterns: Iterable[str], layers: Sequence[LayerInfo], where: str) -> list[CompressError]:
+    """One error for every pattern that matches no layer."""
+    names = [name for layer in layers for name in layer.names]
+    return [
+        RecipeError(f"{where} pattern {pattern!r} matches no layer", suggestion(pattern, names) if names else "")
+        for pattern in patterns
+        if not any(matches(pattern, layer) for layer in layers)
+    ]
+
+
+def select(
+    layers: Sequence[LayerInfo], include: Sequence[str], exclude: Sequence[str], kinds: Sequence[Kind]
+) -> tuple[list[LayerInfo], list[CompressError]]:
+    """Pick layers: one of `kinds`, matched by some `include` (none given: all), by no `exclude`.
+
+    Returns:
+        The picked layers in file order, and every problem found.
+    """
+    problems = unmatched(include, layers, "include") + unmatched(exclude, layers, "exclude")
+    wanted = [layer for layer in layers if not include or any(matches(pattern, layer) for pattern in include)]
+    of_kind = [layer for layer in wanted if layer.kind in kinds]
+    picked = [layer for layer in of_kind if not any(matches(pattern, layer) for pattern in exclude)]
+    if picked or problems:
+        return picked, problems
+    if wanted and not of_kind:
+        found = sorted({layer.kind for layer in wanted})
+        hint = f"set select.kinds: [{', '.join(found)}] to act on them"
+        return [], [RecipeError(f"the recipe selects only {' and '.join(found)} layers, which it does not act on", hint)]
+    hint = "widen select.include, or check what `aicompress inspect IN` lists"
+    return [], [RecipeError("the recipe selects no layer", hint)]
+
+
+def in_levels(layer: LayerInfo, span: str) -> bool:
+    """Whether the layer's depth lies in a span such as `0-1`, `5`, `0-1,10-11`.
+
+    Raises:
+        RecipeError: the span does not parse.
+    """
+    if layer.index is None:
+        return False
+    for piece in span.split(","):
+        bounds = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", piece)
+        if bounds is None:
+            raise RecipeError(f"levels: {span!r} is not a list of depths", "write layers: \"0-1\" or \"0-1,10-11\"")
+        low = int(bounds[1])
+        if low <= layer.index <= int(bounds[2] or low):
+            return True
+    return False

@@ -1,0 +1,45 @@
+"""A plain matrix in the parameter's own dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from aicompress.weights.form import Weight
+
+
+@dataclass(frozen=True)
+class Dense(Weight):
+    """The matrix itself.
+
+    Attributes:
+        matrix: (out, in), any floating dtype.
+    """
+
+    form: ClassVar[str] = "dense"
+    matrix: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (self.matrix.shape[0], self.matrix.shape[1])
+
+    @classmethod
+    def outline(cls, shape: tuple[int, int], dtype: torch.dtype) -> Dense:
+        return cls(torch.empty(shape, dtype=dtype, device="meta"))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"": self.matrix}
+
+    def meta(self) -> dict[str, Any]:
+        return {"form": self.form}
+
+    def dense(self) -> Tensor:
+        return self.matrix.float()
+
+    @classmethod
+    def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Dense:
+        return cls(tensors[""])

@@ -1,0 +1,108 @@
+"""Integer codes with one scale per tensor, row or group of a row: w = (q - zero) * scale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from aicompress.weights.form import Weight
+from aicompress.weights.packing import pack_rows, unpack_rows
+
+
+@dataclass(frozen=True)
+class IntGrouped(Weight):
+    """Uniform affine codes.
+
+    Attributes:
+        codes: (out, in) int8, in [-2^(bits-1), 2^(bits-1)-1].
+        scale: (out, groups) floating; groups is 1 for one scale per row. A tensor-wide scale is (1, 1).
+        zero: (out, groups) int8, or None for symmetric codes.
+        bits: 1 to 8.
+        group_size: columns that share a scale, or 0 for one scale per row or per tensor.
+        activation_bits: the running layer also quantizes its input to this many bits, per token; None leaves it alone.
+    """
+
+    form: ClassVar[str] = "int_grouped"
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor | None
+    bits: int
+    group_size: int = 0
+    activation_bits: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (self.codes.shape[0], self.codes.shape[1])
+
+    @property
+    def symmetric(self) -> bool:
+        return self.zero is None
+
+    @classmethod
+    def outline(
+        cls,
+        shape: tuple[int, int],
+        scale: tuple[torch.dtype, tuple[int, int]],
+        symmetric: bool,
+        bits: int,
+        group_size: int,
+        activation_bits: int | None = None,
+    ) -> IntGrouped:
+        """A weight of this form without data; `scale` gives the scales' dtype and shape."""
+        return cls(
+            torch.empty(shape, dtype=torch.int8, device="meta"),
+            torch.empty(scale[1], dtype=scale[0], device="meta"),
+            None if symmetric else torch.empty(scale[1], dtype=torch.int8, device="meta"),
+            bits,
+            group_size,
+            activation_bits,
+        )
+
+    def packed(self) -> Tensor:
+        """(out, words) int32 bit stream of the codes, shifted to unsigned."""
+        return pack_rows((self.codes.to(torch.int16) + (1 << (self.bits - 1))).to(torch.uint8), self.bits)
+
+    def tensors(self) -> dict[str, Tensor]:
+        # One-dimensional, so that it can never have the shape of a dense matrix, not even (out, 1).
+        found = {"": self.packed().reshape(-1), "scale": self.scale}
+        if self.zero is not None:
+            found["zero"] = self.zero
+        return found
+
+    def meta(self) -> dict[str, Any]:
+        meta: dict[str, Any] = {
+            "form": self.form,
+            "bits": self.bits,
+            "group_size": self.group_size,
+            "shape": list(self.shape),
+            "symmetric": self.symmetric,
+        }
+        if self.activation_bits is not None:
+            meta["activation_bits"] = self.activation_bits
+        return meta
+
+    def dense(self) -> Tensor:
+        codes = self.codes.float()
+        out, columns = self.shape
+        groups = self.scale.shape[1]
+        grouped = codes.reshape(out, groups, columns // groups)
+        if self.zero is not None:
+            grouped = grouped - self.zero.float()[..., None]
+        return (grouped * self.scale.float()[..., None]).reshape(out, columns)
+
+    @classmethod
+    def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> IntGrouped:
+        out, columns = meta["shape"]
+        return cls.from_packed(tensors[""].reshape(out, -1), tensors["scale"], tensors.get("zero"), meta)
+
+    @classmethod
+    def from_packed(cls, packed: Tensor, scale: Tensor, zero: Tensor | None, meta: Mapping[str, Any]) -> IntGrouped:
+        """Build from the int32 bit stream (out, words)."""
+        bits = int(meta["bits"])
+        unsigned = unpack_rows(packed, bits, int(meta["shape"][1]))
+        codes = (unsigned.to(torch.int16) - (1 << (bits - 1))).to(torch.int8)
+        return cls(codes, scale, zero, bits, int(meta["group_size"]), meta.get("activation_bits"))
