@@ -1,14 +1,14 @@
 """The error tree. Every error that a user can cause carries one clear line, a hint and an exit code.
 
-    CompressError                 1  failed while running; nothing is left at OUT
-    ├── Refused                   2  refused before work: usage, recipe or input
-    │   ├── RecipeError              the recipe does not parse, validate or apply
-    │   ├── CheckpointError          the input checkpoint is damaged, incomplete or unsupported
-    │   ├── OutputExists             OUT is taken and --overwrite was not given
-    │   └── Problems                 several of the above, reported at once
-    ├── OutOfSpace                1  the disk is full
-    ├── GateFailed                3  a gate of the recipe does not hold; the output and report are kept
-    └── Interrupted             130  stopped by the user; a journal is kept where the step can resume
+CompressError                 1  failed while running; nothing is left at OUT
+├── Refused                   2  refused before work: usage, recipe or input
+│   ├── RecipeError              the recipe does not parse, validate or apply
+│   ├── CheckpointError          the input checkpoint is damaged, incomplete or unsupported
+│   ├── OutputExists             OUT is taken and --overwrite was not given
+│   └── Problems                 several of the above, reported at once
+├── OutOfSpace                1  the disk is full
+├── GateFailed                3  a gate of the recipe does not hold; the output and report are kept
+└── Interrupted             130  stopped by the user; a journal is kept where the step can resume
 """
 
 from __future__ import annotations

@@ -26,7 +26,9 @@ def compiled(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(f"(?:{pattern[3:]})\\Z")
     except re.error as error:
-        raise RecipeError(f"pattern {pattern!r} is not a regular expression: {error}", "see Python's re syntax") from error
+        raise RecipeError(
+            f"pattern {pattern!r} is not a regular expression: {error}", "see Python's re syntax"
+        ) from error
 
 
 def matches(pattern: str, layer: LayerInfo) -> bool:
@@ -61,7 +63,9 @@ def select(
     if wanted and not of_kind:
         found = sorted({layer.kind for layer in wanted})
         hint = f"set select.kinds: [{', '.join(found)}] to act on them"
-        return [], [RecipeError(f"the recipe selects only {' and '.join(found)} layers, which it does not act on", hint)]
+        return [], [
+            RecipeError(f"the recipe selects only {' and '.join(found)} layers, which it does not act on", hint)
+        ]
     hint = "widen select.include, or check what `aicompress inspect IN` lists"
     return [], [RecipeError("the recipe selects no layer", hint)]
 
@@ -77,7 +81,7 @@ def in_levels(layer: LayerInfo, span: str) -> bool:
     for piece in span.split(","):
         bounds = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", piece)
         if bounds is None:
-            raise RecipeError(f"levels: {span!r} is not a list of depths", "write layers: \"0-1\" or \"0-1,10-11\"")
+            raise RecipeError(f"levels: {span!r} is not a list of depths", 'write layers: "0-1" or "0-1,10-11"')
         low = int(bounds[1])
         if low <= layer.index <= int(bounds[2] or low):
             return True

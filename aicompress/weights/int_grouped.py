@@ -96,7 +96,7 @@ class IntGrouped(Weight):
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> IntGrouped:
-        out, columns = meta["shape"]
+        out, _ = meta["shape"]
         return cls.from_packed(tensors[""].reshape(out, -1), tensors["scale"], tensors.get("zero"), meta)
 
     @classmethod

@@ -30,7 +30,9 @@ def minmax_range(groups: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
     return low.clamp_max(0), high.clamp_min(0)
 
 
-def scale_and_zero(low: Tensor, high: Tensor, bits: int, symmetric: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+def scale_and_zero(
+    low: Tensor, high: Tensor, bits: int, symmetric: bool, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
     """Scales in their stored dtype, and int8 zero points for asymmetric ranges.
 
     Symmetric: scale = absmax / ((2^b - 1)/2), so that the codes use -2^(b-1) too. Asymmetric: (high-low)/(2^b-1).

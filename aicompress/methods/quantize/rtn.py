@@ -25,12 +25,16 @@ class RtnConfig(MethodConfig):
     """Parameters of rtn."""
 
     name: Literal["rtn"] = "rtn"
-    preset: str | None = Field(None, description="W8A16 W8A8 W4A16 W3A16 W2A16, with G64 for a group size; fields beside it win")
+    preset: str | None = Field(
+        None, description="W8A16 W8A8 W4A16 W3A16 W2A16, with G64 for a group size; fields beside it win"
+    )
     bits: Literal[2, 3, 4, 8] = Field(8, description="bits of a code")
     granularity: Literal["tensor", "channel", "group"] = Field("group", description="what shares a scale")
     group_size: int = Field(128, ge=1, description="input columns that share a scale, when granularity is group")
     symmetric: bool = Field(True, description="no zero point")
-    range: Literal["minmax", "mse"] = Field("minmax", description="range of the codes: full, or clipped for least squared error")
+    range: Literal["minmax", "mse"] = Field(
+        "minmax", description="range of the codes: full, or clipped for least squared error"
+    )
     activation_bits: Literal[8] | None = Field(None, description="also quantize inputs, per token, when running")
     scale_dtype: Literal["auto", "float16", "bfloat16", "float32"] = Field(
         "auto", description="stored scales; auto: the model's dtype, float16 for a float32 model"
@@ -59,7 +63,9 @@ def expand_preset(preset: str) -> dict[str, Any]:
     """
     found = PRESET.fullmatch(preset)
     if found is None or found[1] not in "2348" or (found[2] == "8" and (found[1] != "8" or found[3])):
-        raise ValueError(f"unknown preset {preset!r}: known are W8A16 W8A8 W4A16 W3A16 W2A16, with a suffix such as G64")
+        raise ValueError(
+            f"unknown preset {preset!r}: known are W8A16 W8A8 W4A16 W3A16 W2A16, with a suffix such as G64"
+        )
     fields: dict[str, Any] = {"bits": int(found[1]), "symmetric": True}
     if found[2] == "8":
         return {**fields, "granularity": "channel", "activation_bits": 8}

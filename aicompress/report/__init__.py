@@ -1,0 +1,1 @@
+"""Reports: one schema (`model`), rendered as Markdown, HTML and plots."""
