@@ -23,7 +23,8 @@ class LayerInfo:
     (in, out) transposed, an embedding as (tokens, width).
 
     Attributes:
-        name: what patterns match, e.g. `model.layers.0.mlp.up_proj`; a factor ends in `.low_rank.out` or `.low_rank.in`.
+        name: what patterns match, e.g. `model.layers.0.mlp.up_proj`; a factor ends in `.low_rank.out` or
+            `.low_rank.in`.
         tensor: the parameter's name in the checkpoint, e.g. `model.layers.0.mlp.up_proj.weight`.
         kind: linear, conv, embedding, or head (the output projection of a model).
         shape: matrix shape (out, in).

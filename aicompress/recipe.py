@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,6 +17,9 @@ from aicompress.methods import MethodConfig, get
 from aicompress.selection import in_levels, matches, unmatched
 
 DEFAULT_KINDS: tuple[Kind, ...] = ("linear", "conv")
+
+
+RecipePart = TypeVar("RecipePart", bound=BaseModel)
 
 
 class Section(BaseModel):
@@ -85,7 +88,7 @@ class Model(Section):
 
     sequential: tuple[str, ...] = Field(
         (),
-        description="layer names and operations in order: [flatten, fc1, relu, fc2]; operations may take one number: maxpool:2",
+        description="layers and operations in order: [flatten, fc1, relu, fc2]; some take a number: maxpool:2",
     )
     factory: str | None = Field(None, description="pkg.mod:function that builds the module; needs --allow-code")
 
@@ -138,7 +141,7 @@ class Recipe(Section):
         return validated(type(self.method), {**given, **part.fields}, where), where
 
 
-def validated(kind: type[Any], fields: dict[str, Any], where: str) -> Any:
+def validated(kind: type[RecipePart], fields: dict[str, Any], where: str) -> RecipePart:
     """Build a pydantic model; every problem becomes one line with a hint.
 
     Raises:
@@ -185,10 +188,10 @@ def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Hashable, Any]
     loader.flatten_mapping(node)
     found: dict[Hashable, Any] = {}
     for key_node, value_node in node.value:
-        key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+        key = loader.construct_object(key_node, deep=True)
         if key in found:
             raise RecipeError(f"line {key_node.start_mark.line + 1}: key {key!r} is given twice", "keep one of them")
-        found[key] = loader.construct_object(value_node, deep=True)  # type: ignore[no-untyped-call]
+        found[key] = loader.construct_object(value_node, deep=True)
     return found
 
 
@@ -276,11 +279,10 @@ def load(name: str, command: str, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(method, dict) or "name" not in method:
         raise RecipeError(f"{path.name}: method.name is missing", f"see `aicompress methods {command}`")
     config = validated(get(command, str(method["name"])).config, method, "method")
-    recipe: Recipe = validated(Recipe, {**plain, "method": config}, "")
-    return absolute(recipe, path.parent)
+    return absolute(validated(Recipe, {**plain, "method": config}, ""), path.parent)
 
 
-def absolute(recipe: Any, folder: Path) -> Any:
+def absolute(recipe: RecipePart, folder: Path) -> RecipePart:
     """Make the paths of every Data section absolute: they are relative to the recipe's folder."""
     changed: dict[str, Any] = {}
     for name, value in recipe:

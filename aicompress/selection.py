@@ -1,4 +1,7 @@
-"""Which layers a recipe acts on: names, globs, `re:` patterns, kinds and depth. A pattern that matches nothing is an error."""
+"""Which layers a recipe acts on: names, globs, `re:` patterns, kinds and depth.
+
+A pattern that matches nothing is an error.
+"""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class LowRank(Weight):
         return {**self.out.tensors(), **nest("in", self.inner.tensors())}
 
     def meta(self) -> dict[str, Any]:
-        return {"form": self.form, "out": self.out.meta(), "in": self.inner.meta()}
+        return {"form": self.form, "rank": self.rank, "out": self.out.meta(), "in": self.inner.meta()}
 
     def dense(self) -> Tensor:
         return self.out.dense() @ self.inner.dense()

@@ -1,0 +1,159 @@
+"""The safetensors header: parsed without trusting it, and built before any data is written.
+
+A file is a little-endian u64 header length, that many bytes of JSON, then the data. The JSON maps tensor names to
+dtype, shape and [begin, end) offsets into the data, and `__metadata__` to strings.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aicompress.errors import CheckpointError
+from aicompress.weights import TensorSpec
+
+HEADER_LIMIT = 100_000_000
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "C64": torch.complex64,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class TensorRef:
+    """Where a tensor's bytes are.
+
+    Attributes:
+        file: the safetensors file.
+        spec: dtype and shape.
+        begin: absolute offset of the first byte in the file.
+    """
+
+    file: Path
+    spec: TensorSpec
+    begin: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """A validated header."""
+
+    tensors: dict[str, TensorRef]
+    metadata: dict[str, str]
+
+
+def read_header(path: Path) -> Header:
+    """Parse and validate the header of one file; no tensor data is read.
+
+    Raises:
+        CheckpointError: truncated, not safetensors, or offsets that do not tile the data exactly.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist", "check the path")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or length > HEADER_LIMIT or 8 + length > size:
+            raise _damaged(path, f"its header claims {length} bytes and the file has {size}")
+        raw = file.read(length)
+    try:
+        plain = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, "its header is not JSON") from error
+    if not isinstance(plain, dict):
+        raise _damaged(path, "its header is not a mapping")
+    metadata = plain.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _damaged(path, "its metadata is not a mapping of strings")
+    tensors = {name: _tensor(path, name, fields, 8 + length) for name, fields in plain.items()}
+    _check_tiling(path, tensors, 8 + length, size)
+    return Header(tensors, metadata)
+
+
+def _damaged(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{path} is not a complete safetensors file: {why}", "download or copy it again")
+
+
+def _tensor(path: Path, name: str, fields: Any, base: int) -> TensorRef:
+    """One entry of the header, every field checked."""
+    try:
+        dtype, shape, (begin, end) = fields["dtype"], fields["shape"], fields["data_offsets"]
+        whole = [*shape, begin, end]
+        if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in whole):
+            raise ValueError
+    except (TypeError, KeyError, ValueError) as error:
+        raise _damaged(path, f"the entry of tensor {name!r} is malformed") from error
+    if dtype not in DTYPES:
+        raise CheckpointError(f"{path}: tensor {name!r} has dtype {dtype!r}", f"supported: {', '.join(DTYPES)}")
+    spec = TensorSpec(DTYPES[dtype], tuple(shape))
+    if end - begin != spec.nbytes:
+        raise _damaged(path, f"tensor {name!r} claims {end - begin} bytes, its shape needs {spec.nbytes}")
+    return TensorRef(path, spec, base + begin)
+
+
+def _check_tiling(path: Path, tensors: Mapping[str, TensorRef], base: int, size: int) -> None:
+    """The data must be covered exactly once, in whatever order."""
+    position = base
+    for name, ref in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].spec.nbytes)):
+        if ref.begin != position:
+            raise _damaged(path, f"a hole or an overlap in the data before tensor {name!r}")
+        position += ref.spec.nbytes
+    if position != size:
+        raise _damaged(path, f"its tensors end at byte {position} and the file has {size}")
+
+
+def build_header(
+    specs: Mapping[str, TensorSpec], metadata: Mapping[str, str], length: int | None = None
+) -> tuple[bytes, dict[str, int]]:
+    """A file's first bytes, and the absolute offset of each tensor.
+
+    Wide dtypes come first, so that every tensor is aligned to its element size.
+
+    Args:
+        specs: tensors by name.
+        metadata: strings; `format: pt` is always added, since some readers refuse files without it.
+        length: pad the header's JSON to this many bytes, to rewrite one in place.
+
+    Raises:
+        ValueError: the header does not fit `length`.
+    """
+    ordered = sorted(specs.items(), key=lambda item: -item[1].dtype.itemsize)  # stable: keeps the given order
+    plain: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
+    begins: dict[str, int] = {}
+    position = 0
+    for name, spec in ordered:
+        end = position + spec.nbytes
+        plain[name] = {"dtype": DTYPE_NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": [position, end]}
+        begins[name] = position
+        position = end
+    text = json.dumps(plain, separators=(",", ":"), ensure_ascii=False).encode()
+    full = length if length is not None else math.ceil(len(text) / 8) * 8
+    if len(text) > full:
+        raise ValueError(f"header needs {len(text)} bytes, {full} are reserved")
+    base = 8 + full
+    return full.to_bytes(8, "little") + text.ljust(full), {name: base + begin for name, begin in begins.items()}

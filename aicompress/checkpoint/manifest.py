@@ -1,0 +1,96 @@
+"""What a checkpoint says of itself: which parameters are compressed and how, and every step that made it.
+
+In a Hugging Face directory the entries live in config.json's `quantization_config` and the lineage in aicompress.json;
+a bare file carries both in its metadata under the key `aicompress`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from aicompress.checkpoint.header import DTYPE_NAMES, DTYPES
+from aicompress.errors import CheckpointError
+from aicompress.layer import from_matrix
+from aicompress.weights import TensorSpec, Weight
+
+FORMAT_VERSION = 1
+KEY = "aicompress"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One compressed parameter.
+
+    Attributes:
+        dense: dtype and shape of the parameter it decodes to.
+        transposed: the parameter stores (in, out), the stored matrix is (out, in).
+        meta: what the stored form needs beside its tensors.
+        suffixes: suffixes of its tensors on disk in the native layout; '' is the primary one.
+    """
+
+    dense: TensorSpec
+    transposed: bool
+    meta: dict[str, Any]
+    suffixes: tuple[str, ...] = ("",)
+
+    def decode(self, weight: Weight) -> Any:
+        """The dense parameter."""
+        return from_matrix(weight.dense(), self.dense.shape, self.transposed).to(self.dense.dtype)
+
+    def to_json(self) -> dict[str, Any]:
+        plain: dict[str, Any] = {
+            "shape": list(self.dense.shape),
+            "dtype": DTYPE_NAMES[self.dense.dtype],
+            "meta": self.meta,
+            "tensors": list(self.suffixes),
+        }
+        return {**plain, "transposed": True} if self.transposed else plain
+
+    @classmethod
+    def from_json(cls, plain: dict[str, Any]) -> Entry:
+        spec = TensorSpec(DTYPES[plain["dtype"]], tuple(plain["shape"]))
+        return cls(spec, bool(plain.get("transposed")), plain["meta"], tuple(plain["tensors"]))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Entries by parameter name, and the steps so far, oldest first."""
+
+    entries: dict[str, Entry] = field(default_factory=dict)
+    lineage: tuple[dict[str, Any], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        entries = {name: entry.to_json() for name, entry in self.entries.items()}
+        return {"format_version": FORMAT_VERSION, "entries": entries, "lineage": list(self.lineage)}
+
+    def to_text(self) -> str:
+        return json.dumps(self.to_json(), separators=(",", ":"), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, plain: Any, where: str) -> Manifest:
+        """Read a manifest.
+
+        Raises:
+            CheckpointError: malformed, or written by a newer version.
+        """
+        try:
+            if plain["format_version"] > FORMAT_VERSION:
+                raise CheckpointError(f"{where} was written by a newer aicompress", "upgrade aicompress")
+            entries = {name: Entry.from_json(fields) for name, fields in plain.get("entries", {}).items()}
+            return cls(entries, tuple(plain.get("lineage", ())))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"{where}: its aicompress manifest is malformed", "write the checkpoint again"
+            ) from error
+
+    @classmethod
+    def from_text(cls, text: str, where: str) -> Manifest:
+        try:
+            plain = json.loads(text)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{where}: its aicompress manifest is not JSON", "write the checkpoint again"
+            ) from error
+        return cls.from_json(plain, where)

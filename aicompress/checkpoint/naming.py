@@ -1,0 +1,56 @@
+"""Which parameters are layers, and of what kind, told from names and shapes alone.
+
+A model definition knows better; where there is one, `model.load.layer_kinds` corrects this table.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from aicompress.layer import Kind
+from aicompress.weights import TensorSpec
+
+_WEIGHT = re.compile(r"(?:^|\.)(?:weight|weight_(?:ih|hh)_l\d+(?:_reverse)?|in_proj_weight)$")
+_EMBEDDING = re.compile(
+    r"(?:^|[._])(?:wte|wpe|emb|embed|embeds|embedding|embeddings|shared|tok_embeddings|embed_tokens|embed_positions"
+    r"|embed_in|relative_attention_bias|(?:word|token|position|token_type|segment)_embeddings?)$"
+)
+_HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output_projection)$")
+_NORM = re.compile(r"norm|(?:^|\.)ln_|layernorm|(?:^|\.)bn\d*$", re.IGNORECASE)
+# Conv1D of GPT-2 and its kin stores (in, out).
+_CONV1D_MODELS = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"}
+_CONV1D = re.compile(r"(?:^|\.)(?:c_attn|c_proj|c_fc|q_attn)$")
+
+
+def layer_name(tensor: str) -> str:
+    """A parameter's layer: its name without a final `.weight`."""
+    return tensor.removesuffix(".weight") if tensor != "weight" else tensor
+
+
+def kind_of(tensor: str, spec: TensorSpec) -> Kind | None:
+    """The kind of layer a parameter is the weight of; None for anything that is not a matrix of weights."""
+    if not spec.dtype.is_floating_point or len(spec.shape) < 2 or 0 in spec.shape or not _WEIGHT.search(tensor):
+        return None
+    layer = layer_name(tensor)
+    if len(spec.shape) > 2:
+        return "conv"
+    if _HEAD.search(layer):
+        return "head"
+    if _EMBEDDING.search(layer):
+        return "embedding"
+    return None if _NORM.search(layer.rsplit(".", 1)[-1]) else "linear"
+
+
+def is_transposed(tensor: str, config: dict[str, Any] | None) -> bool:
+    """Whether a linear layer stores (in, out), as GPT-2's Conv1D does."""
+    return (config or {}).get("model_type") in _CONV1D_MODELS and bool(_CONV1D.search(layer_name(tensor)))
+
+
+def byte_kind(tensor: str, kind: Kind | None) -> str:
+    """The row of a report's byte table that a tensor belongs to."""
+    if kind is not None:
+        return kind
+    if tensor.endswith(("_scale", "_zero", ".weight_zero_point")):
+        return "scale"
+    return "other"

@@ -1,0 +1,148 @@
+"""Where a checkpoint's files are: a Hugging Face directory, one file, an index, or hf://org/name."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from aicompress.errors import CheckpointError, suggestion
+
+INDEX = "model.safetensors.index.json"
+# Weights in other formats would be stale beside the new ones; reports and manifests are written anew.
+_OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".tflite", ".pkl"}
+_WRITTEN_ANEW = {"config.json", "aicompress.json", "report.json", "report.md", "report.html"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """The files of a checkpoint.
+
+    Attributes:
+        path: what the user named (for hf:// the local snapshot).
+        files: safetensors files, in shard order.
+        weight_map: tensor -> file name, as the index says; empty without an index.
+        folder: the directory of a Hugging Face checkpoint, or None for a bare file.
+        config: config.json, or None.
+        side_files: other files to take along, relative to folder.
+        left_out: files that are not taken along, relative to folder.
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    weight_map: dict[str, str]
+    folder: Path | None
+    config: dict[str, Any] | None
+    side_files: tuple[Path, ...] = ()
+    left_out: tuple[Path, ...] = ()
+
+
+def locate(name: str | Path) -> Source:
+    """Find the files of a checkpoint; nothing but JSON is read.
+
+    Args:
+        name: a directory, a `.safetensors` file, an `index.json`, or `hf://org/name[@revision]`.
+
+    Raises:
+        CheckpointError: it is not there, or not a safetensors checkpoint.
+    """
+    if str(name).startswith("hf://"):
+        return _directory(_download(str(name)))
+    path = Path(name)
+    if path.is_dir():
+        return _directory(path)
+    if not path.exists():
+        near = [str(p) for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise CheckpointError(f"{path} does not exist", suggestion(str(path), near) if near else "check the path")
+    if path.name.endswith(".index.json"):
+        files, weight_map = _indexed(path)
+        return Source(path, files, weight_map, None, None)
+    if path.suffix == ".safetensors":
+        return Source(path, (path,), {}, None, None)
+    raise CheckpointError(
+        f"{path} is not a safetensors checkpoint",
+        "pickled checkpoints are never opened: convert it to safetensors first",
+    )
+
+
+def _directory(folder: Path) -> Source:
+    config = _json(folder / "config.json") if (folder / "config.json").is_file() else None
+    weight_map: dict[str, str] = {}
+    if (folder / "model.safetensors").is_file():
+        files: tuple[Path, ...] = (folder / "model.safetensors",)
+    elif (folder / INDEX).is_file():
+        files, weight_map = _indexed(folder / INDEX)
+    else:
+        files = tuple(sorted(folder.glob("*.safetensors")))
+        if len(files) != 1:
+            found = f"{len(files)} safetensors files and no index" if files else "no safetensors file"
+            raise CheckpointError(f"{folder} holds {found}", f"expected model.safetensors or {INDEX}")
+    side, left = _side_files(folder, set(files))
+    return Source(folder, files, weight_map, folder, config, side, left)
+
+
+def _side_files(folder: Path, weights: set[Path]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    side: list[Path] = []
+    left: list[Path] = []
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if not path.is_file() or any(part.startswith(".") for part in relative.parts):
+            continue
+        if path in weights or relative.name == INDEX or (len(relative.parts) == 1 and relative.name in _WRITTEN_ANEW):
+            continue
+        stale = path.suffix in _OTHER_WEIGHTS or (path.suffix == ".safetensors" and len(relative.parts) == 1)
+        (left if stale else side).append(relative)
+    return tuple(side), tuple(left)
+
+
+def _indexed(index: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
+    """Shards that an index names; each must lie in the index's folder."""
+    weight_map = _json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise CheckpointError(f"{index} has no weight_map", "it is not a safetensors index")
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        pure = PurePosixPath(name)
+        if pure.is_absolute() or ".." in pure.parts or "\\" in name:
+            raise CheckpointError(
+                f"{index} names {name!r}, a file outside its folder", "refused: the index is not safe"
+            )
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{index.parent} lacks {len(missing)} of {len(names)} shards: {', '.join(missing[:3])}", "download it again"
+        )
+    return tuple(index.parent / name for name in names), weight_map
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON: {error}", "download or copy it again") from error
+    if not isinstance(plain, dict):
+        raise CheckpointError(f"{path} is not a JSON mapping", "download or copy it again")
+    return plain
+
+
+def _download(name: str) -> Path:
+    """A snapshot of a hub repository without its pickles and other formats."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    repo, _, revision = name.removeprefix("hf://").partition("@")
+    try:
+        patterns = [f"*{suffix}" for suffix in _OTHER_WEIGHTS]
+        return Path(snapshot_download(repo, revision=revision or None, ignore_patterns=patterns))
+    except HFValidationError as error:
+        raise CheckpointError(f"{name} is not a repository name", "write hf://organisation/name") from error
+    except LocalEntryNotFoundError as error:
+        raise CheckpointError(
+            f"{name} is not in the local cache and the hub cannot be reached", "go online, or give a local directory"
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{name} cannot be downloaded: {reason}", "check the name, the network and HF_TOKEN"
+        ) from error

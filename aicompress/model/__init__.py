@@ -1,0 +1,1 @@
+"""Running models: the only importer of transformers."""

@@ -1,0 +1,73 @@
+"""What a model definition says of its parameters: which are layers, and of what kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from aicompress.layer import Kind
+
+
+def layer_kinds(config: dict[str, Any], names: Iterable[str]) -> dict[str, Kind | None] | None:
+    """Kinds of a checkpoint's parameters, from its architecture built without memory.
+
+    Args:
+        config: config.json.
+        names: parameter names in the checkpoint; a base model's prefix may be missing or added.
+
+    Returns:
+        Kind by checkpoint name, None for what is no layer; names the architecture lacks are absent. None when transformers
+        does not know the architecture: names and shapes must do.
+    """
+    model = skeleton(config)
+    if model is None:
+        return None
+    known = _parameter_kinds(model)
+    prefix = f"{model.base_model_prefix}."
+    found: dict[str, Kind | None] = {}
+    for name in names:
+        variant = next((v for v in (name, prefix + name, name.removeprefix(prefix)) if v in known), None)
+        if variant is not None:
+            found[name] = known[variant]
+    return found
+
+
+def skeleton(config: dict[str, Any]) -> Any | None:
+    """The architecture on the meta device, or None when transformers does not know it."""
+    import transformers
+
+    kind = config.get("model_type")
+    architecture = getattr(transformers, str((config.get("architectures") or [None])[0]), None)
+    if kind not in transformers.CONFIG_MAPPING or architecture is None:
+        return None
+    plain = {key: value for key, value in config.items() if key not in ("quantization_config", "auto_map")}
+    parsed = transformers.CONFIG_MAPPING[kind].from_dict(plain)
+    with torch.device("meta"):
+        return architecture(parsed)
+
+
+def _parameter_kinds(model: Any) -> dict[str, Kind | None]:
+    """Kind of every parameter of two or more dimensions; others are left to be copied."""
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    backbone = set(model.base_model.modules())
+    found: dict[str, Kind | None] = {}
+    for module_name, module in model.named_modules():
+        for name, _ in module.named_parameters(recurse=False):
+            full = f"{module_name}.{name}" if module_name else name
+            found[full] = _module_kind(module, Conv1D, module is head or module not in backbone) if name == "weight" else None
+    return found
+
+
+def _module_kind(module: nn.Module, conv1d: type[nn.Module], is_head: bool) -> Kind | None:
+    if isinstance(module, nn.Embedding):
+        return "embedding"
+    if type(module) is nn.Linear or isinstance(module, conv1d):
+        return "head" if is_head else "linear"
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return "conv"
+    return None

@@ -1,0 +1,233 @@
+"""The output of any step: names, layout, files and exact bytes, known before the first byte is written."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from aicompress import __version__
+from aicompress.checkpoint import Checkpoint, CheckpointWriter, Entry, Manifest, ShardPlan, plan_shards
+from aicompress.checkpoint.layouts import Layout, choose, ct_config, ct_tensors, native_tensors
+from aicompress.checkpoint.manifest import KEY
+from aicompress.checkpoint.source import INDEX, Source
+from aicompress.checkpoint.writer import index_text
+from aicompress.layer import LayerInfo
+from aicompress.weights import IntGrouped, TensorSpec, Weight
+
+DIGEST = "0" * 64  # stands for an input's sha256 until the input has been read
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One parameter of the output.
+
+    Attributes:
+        dense: the tensor it is, or decodes to.
+        weight: outline of its compressed form, or None for a plain tensor.
+        info: the layer it is the weight of, or None.
+    """
+
+    dense: TensorSpec
+    weight: Weight | None = None
+    info: LayerInfo | None = None
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where an output goes.
+
+    Attributes:
+        path: a directory, or one file when it ends in .safetensors.
+        max_shard_size: bytes of data in one file of a directory, or None.
+        overwrite: replace a checkpoint that is there.
+    """
+
+    path: Path
+    max_shard_size: int | None = None
+    overwrite: bool = False
+
+    @property
+    def single(self) -> bool:
+        return self.path.suffix == ".safetensors"
+
+
+@dataclass(frozen=True)
+class Output:
+    """Everything about an output but its data.
+
+    Attributes:
+        destination: where it goes.
+        layout: names of compressed parameters.
+        parameters: what it holds, in order.
+        manifest: its entries and lineage; digests of the inputs are zeros until they are known.
+        config: config.json, or None.
+        shards: its weight files.
+        source: the input's files, for the side files to take along.
+    """
+
+    destination: Destination
+    layout: Layout
+    parameters: dict[str, Planned]
+    manifest: Manifest
+    config: dict[str, Any] | None
+    shards: tuple[ShardPlan, ...]
+    source: Source
+
+    @property
+    def weight_bytes(self) -> int:
+        """Exact bytes of the weight files, headers included."""
+        return sum(shard.nbytes for shard in self.shards)
+
+    @property
+    def other_bytes(self) -> int:
+        """Exact bytes of all other files but the report."""
+        if self.destination.single or self.source.folder is None:
+            return 0
+        folder = self.source.folder
+        return sum(len(text) for text in self._texts().values()) + sum(
+            os.path.getsize(folder / relative) for relative in self.source.side_files
+        )
+
+    def encode(self, name: str, value: Tensor | Weight) -> dict[str, Tensor]:
+        """Tensors on disk of one parameter."""
+        if isinstance(value, Tensor):
+            return {name: value}
+        return on_disk(name, value, self.layout)
+
+    def write_files(self, writer: CheckpointWriter) -> None:
+        """Everything beside the weights and the report; a single-file output has nothing beside."""
+        if self.destination.single:
+            return
+        for relative, content in self._texts().items():
+            writer.add(relative, content)
+        for relative in self.source.side_files if self.source.folder else ():
+            assert self.source.folder is not None
+            writer.add(relative, self.source.folder / relative)
+
+    def _texts(self) -> dict[str, bytes]:
+        texts: dict[str, str] = {}
+        if self.config is not None:
+            texts["config.json"] = json.dumps(self.config, indent=2, ensure_ascii=False) + "\n"
+            lineage = Manifest({}, self.manifest.lineage)
+            texts["aicompress.json"] = json.dumps(lineage.to_json(), indent=2, ensure_ascii=False) + "\n"
+        if len(self.shards) > 1:
+            count = sum(_count(planned.dense) for planned in self.parameters.values())
+            texts[INDEX] = index_text(self.shards, count)
+        if self.layout == "native" and self.config is not None:
+            texts["modeling_aicompress.py"] = modeling_source()
+        return {name: text.encode() for name, text in texts.items()}
+
+    def metadata(self) -> dict[str, str]:
+        """Strings of the first file's header."""
+        return {} if self.config is not None and not self.destination.single else {KEY: self.manifest.to_text()}
+
+
+def modeling_source() -> str:
+    """The self-contained module that lets transformers load the native layout without this package."""
+    return (Path(__file__).parent.parent / "model" / "modeling_aicompress.py").read_text(encoding="utf-8")
+
+
+def on_disk(name: str, weight: Weight, layout: Layout) -> dict[str, Tensor]:
+    """A compressed parameter's tensors under the names of a layout."""
+    return ct_tensors(name, weight) if layout == "compressed-tensors" else native_tensors(name, weight)
+
+
+def _count(spec: TensorSpec) -> int:
+    return spec.nbytes // spec.dtype.itemsize
+
+
+def arrange(
+    checkpoint: Checkpoint,
+    destination: Destination,
+    parameters: dict[str, Planned],
+    step: dict[str, Any],
+    config: dict[str, Any] | None = None,
+) -> Output:
+    """Choose the layout and lay out the files.
+
+    Args:
+        checkpoint: the input.
+        destination: where the output goes.
+        parameters: what it will hold, in order.
+        step: this step for the lineage, from `lineage_step`.
+        config: an edited config.json; None takes the input's.
+    """
+    compressed = {
+        name: (planned.info, planned.weight)
+        for name, planned in parameters.items()
+        if planned.weight is not None and planned.weight.form != "dense" and planned.info is not None
+    }
+    config = copy.deepcopy(config if config is not None else checkpoint.config)
+    layout, dequantize = choose(compressed, config is not None and not destination.single)
+    entries, specs = {}, {}
+    for name, planned in parameters.items():
+        if name not in compressed:
+            specs[name] = planned.dense
+            continue
+        info, weight = compressed[name]
+        tensors = on_disk(name, weight, layout)
+        specs.update({disk: TensorSpec.of(tensor) for disk, tensor in tensors.items()})
+        entries[name] = Entry(planned.dense, info.transposed, weight.meta(), tuple(weight.tensors()))
+    manifest = Manifest(entries, (*checkpoint.manifest.lineage, step))
+    if config is not None:
+        config = _with_quantization(config, layout, dequantize, manifest, compressed)
+    limit = None if destination.single else destination.max_shard_size
+    draft = Output(destination, layout, parameters, manifest, config, (), checkpoint.source)
+    shards = plan_shards(specs, limit, draft.metadata())
+    return Output(destination, layout, parameters, manifest, config, shards, checkpoint.source)
+
+
+def _with_quantization(
+    config: dict[str, Any],
+    layout: Layout,
+    dequantize: bool,
+    manifest: Manifest,
+    compressed: Mapping[str, tuple[LayerInfo, Weight]],
+) -> dict[str, Any]:
+    """config.json with the quantization_config that the layout's readers need."""
+    plain = {key: value for key, value in config.items() if key != "quantization_config"}
+    if layout == "compressed-tensors":
+        ints = {name: weight for name, (_, weight) in compressed.items() if isinstance(weight, IntGrouped)}
+        return {**plain, "quantization_config": ct_config(ints, dequantize)}
+    auto_map = {key: value for key, value in plain.pop("auto_map", {}).items() if "modeling_aicompress" not in str(value)}
+    if layout == "native":
+        entries = Manifest(manifest.entries).to_json()
+        plain["quantization_config"] = {"quant_method": KEY, **entries}
+        auto_map.update(auto_classes(config))
+    return {**plain, "auto_map": auto_map} if auto_map else plain
+
+
+def auto_classes(config: dict[str, Any]) -> dict[str, str]:
+    """auto_map lines that lead transformers' Auto classes to modeling_aicompress.py."""
+    from aicompress.model.kinds import auto_class_names
+
+    return {auto: f"modeling_aicompress.{name}" for auto, name in auto_class_names(config).items()}
+
+
+def lineage_step(command: str, recipe: Any, source: Source) -> dict[str, Any]:
+    """This step as the lineage records it; no time stamp, so that equal runs give equal bytes."""
+    return {
+        "command": command,
+        "tool": f"aicompress {__version__}",
+        "recipe": recipe.resolved(),
+        "recipe_sha256": recipe.sha256(),
+        "seed": recipe.seed,
+        "inputs": {file.name: DIGEST for file in source.files},
+    }
+
+
+def with_digests(output: Output, digests: Mapping[str, str]) -> Output:
+    """The output with the inputs' real digests; no length changes."""
+    *earlier, step = output.manifest.lineage
+    manifest = Manifest(output.manifest.entries, (*earlier, {**step, "inputs": dict(digests)}))
+    shards = output.shards
+    return Output(
+        output.destination, output.layout, output.parameters, manifest, output.config, shards, output.source
+    )  # fmt: skip
