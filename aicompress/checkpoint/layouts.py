@@ -76,8 +76,8 @@ def ct_scheme(weight: IntGrouped) -> dict[str, Any]:
 def ct_config(weights: Mapping[str, IntGrouped], dequantize: bool) -> dict[str, Any]:
     """config.json's quantization_config for integer weights by parameter name.
 
-    Targets are anchored regular expressions of whole module names, so that no other module, such as a new classification
-    head, is taken for a packed one. The prefix is optional: heads add it, base models do not have it.
+    Targets are anchored regular expressions of whole module names, so that no other module, such as a new
+    classification head, is taken for a packed one. The prefix is optional: heads add it, base models lack it.
     """
     groups: dict[str, tuple[IntGrouped, list[str]]] = {}
     for tensor, weight in weights.items():
@@ -203,3 +203,14 @@ def choose(weights: Mapping[str, tuple[LayerInfo, Weight]], has_config: bool) ->
     schemes = {repr(ct_scheme(weight)) for _, weight in ints}
     plain_activations = all(weight.activation_bits is None for _, weight in ints)
     return ("compressed-tensors", True) if len(schemes) == 1 and plain_activations else ("native", False)
+
+
+def ct_outline(entry: Entry, empty: Mapping[str, Tensor]) -> IntGrouped:
+    """Outline of a stored weight from its tensors on the meta device."""
+    meta, scale = entry.meta, empty["weight_scale"]
+    out, columns = (int(size) for size in meta["shape"])
+    groups = columns // int(meta["group_size"]) if meta["group_size"] else 1
+    bits, activation = int(meta["bits"]), meta.get("activation_bits")
+    return IntGrouped.outline(
+        (out, columns), (scale.dtype, (out, groups)), bool(meta["symmetric"]), bits, int(meta["group_size"]), activation
+    )

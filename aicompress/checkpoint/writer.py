@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from aicompress.checkpoint.header import build_header
+from aicompress.checkpoint.journal import NAME as JOURNAL
 from aicompress.errors import CompressError, OutOfSpace, OutputExists
 from aicompress.weights import TensorSpec
 
@@ -116,19 +117,20 @@ def require_free(out: Path, overwrite: bool) -> None:
 class CheckpointWriter:
     """Writes the files of a plan.
 
-    Use it as a context manager: leaving it without `seal` removes what was written, unless `keep` is set.
+    Use it as a context manager: leaving it without `seal` removes what was written. Only an interrupt keeps it, so that
+    a later run can resume.
 
     Args:
         out: a directory, or one file when the name ends in .safetensors.
         shards: from `plan_shards`; a single-file output takes exactly one.
-        keep: leave the working directory in place on failure, so that a later run can resume.
+        resume: keep what a stopped run left in the working directory.
     """
 
-    def __init__(self, out: Path, shards: tuple[ShardPlan, ...], keep: bool = False) -> None:
+    def __init__(self, out: Path, shards: tuple[ShardPlan, ...], resume: bool = False) -> None:
         self.out = out
         self.single = out.suffix == ".safetensors"
         self.shards = shards
-        self.keep = keep
+        self.resume = resume
         self.work = working_path(out)
         self._where = {name: (shard, begin) for shard in shards for name, begin in _offsets(shard).items()}
         self._open: dict[str, int] = {}
@@ -136,8 +138,7 @@ class CheckpointWriter:
         self._sealed = False
 
     def __enter__(self) -> Self:
-        resumed = self.keep and self.work.is_dir()
-        if self.work.exists() and not resumed:
+        if self.work.exists() and not self.resume:
             shutil.rmtree(self.work)
         with _disk_errors(self.out):
             self.work.mkdir(parents=True, exist_ok=True)
@@ -189,6 +190,7 @@ class CheckpointWriter:
             for descriptor in self._open.values():
                 os.fsync(descriptor)
             self._close()
+            (self.work / JOURNAL).unlink(missing_ok=True)
             for extra in self._extra:
                 _fsync(extra)
             _fsync(self.work)
@@ -227,7 +229,7 @@ class CheckpointWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._close()
-        if not self._sealed and not self.keep:
+        if not self._sealed and not isinstance(error, KeyboardInterrupt):
             shutil.rmtree(self.work, ignore_errors=True)
 
 

@@ -19,8 +19,8 @@ def layer_kinds(config: dict[str, Any], names: Iterable[str]) -> dict[str, Kind 
         names: parameter names in the checkpoint; a base model's prefix may be missing or added.
 
     Returns:
-        Kind by checkpoint name, None for what is no layer; names the architecture lacks are absent. None when transformers
-        does not know the architecture: names and shapes must do.
+        Kind by checkpoint name, None for what is no layer; names the architecture lacks are absent. None when
+        transformers does not know the architecture: names and shapes must do.
     """
     model = skeleton(config)
     if model is None:
@@ -59,7 +59,9 @@ def _parameter_kinds(model: Any) -> dict[str, Kind | None]:
     for module_name, module in model.named_modules():
         for name, _ in module.named_parameters(recurse=False):
             full = f"{module_name}.{name}" if module_name else name
-            found[full] = _module_kind(module, Conv1D, module is head or module not in backbone) if name == "weight" else None
+            found[full] = (
+                _module_kind(module, Conv1D, module is head or module not in backbone) if name == "weight" else None
+            )
     return found
 
 

@@ -6,7 +6,7 @@ import copy
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +107,9 @@ class Output:
             return
         for relative, content in self._texts().items():
             writer.add(relative, content)
-        for relative in self.source.side_files if self.source.folder else ():
-            assert self.source.folder is not None
-            writer.add(relative, self.source.folder / relative)
+        if self.source.folder is not None:
+            for side_file in self.source.side_files:
+                writer.add(side_file, self.source.folder / side_file)
 
     def _texts(self) -> dict[str, bytes]:
         texts: dict[str, str] = {}
@@ -181,7 +181,7 @@ def arrange(
     limit = None if destination.single else destination.max_shard_size
     draft = Output(destination, layout, parameters, manifest, config, (), checkpoint.source)
     shards = plan_shards(specs, limit, draft.metadata())
-    return Output(destination, layout, parameters, manifest, config, shards, checkpoint.source)
+    return replace(draft, shards=shards)
 
 
 def _with_quantization(
@@ -196,7 +196,9 @@ def _with_quantization(
     if layout == "compressed-tensors":
         ints = {name: weight for name, (_, weight) in compressed.items() if isinstance(weight, IntGrouped)}
         return {**plain, "quantization_config": ct_config(ints, dequantize)}
-    auto_map = {key: value for key, value in plain.pop("auto_map", {}).items() if "modeling_aicompress" not in str(value)}
+    auto_map = {
+        key: value for key, value in plain.pop("auto_map", {}).items() if "modeling_aicompress" not in str(value)
+    }
     if layout == "native":
         entries = Manifest(manifest.entries).to_json()
         plain["quantization_config"] = {"quant_method": KEY, **entries}
@@ -224,10 +226,7 @@ def lineage_step(command: str, recipe: Any, source: Source) -> dict[str, Any]:
 
 
 def with_digests(output: Output, digests: Mapping[str, str]) -> Output:
-    """The output with the inputs' real digests; no length changes."""
+    """The output with the inputs' real digests in its lineage; no length changes."""
     *earlier, step = output.manifest.lineage
     manifest = Manifest(output.manifest.entries, (*earlier, {**step, "inputs": dict(digests)}))
-    shards = output.shards
-    return Output(
-        output.destination, output.layout, output.parameters, manifest, output.config, shards, output.source
-    )  # fmt: skip
+    return replace(output, manifest=manifest)

@@ -1,0 +1,69 @@
+"""What a run has finished so far, so that a later run can go on where it was stopped.
+
+One JSON line a parameter, after its bytes are in the working file. It survives the process; after a power failure start
+again. The first line is a fingerprint of everything that decides the output's bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aicompress.errors import Refused
+
+NAME = "journal.jsonl"
+
+
+@dataclass(frozen=True)
+class Journal:
+    """Finished parameters and what was noted of each.
+
+    Attributes:
+        path: the journal's file.
+        done: notes by parameter.
+    """
+
+    path: Path
+    done: dict[str, Any]
+
+    @classmethod
+    def start(cls, work: Path, fingerprint: str) -> Journal:
+        """A new journal in a working directory."""
+        path = work / NAME
+        path.write_text(json.dumps({"fingerprint": fingerprint}) + "\n", encoding="utf-8")
+        return cls(path, {})
+
+    @classmethod
+    def resume(cls, work: Path, fingerprint: str) -> Journal:
+        """Go on with the journal of a stopped run; a new one when there is none.
+
+        Raises:
+            Refused: the stopped run had another input, recipe or version.
+        """
+        path = work / NAME
+        if not path.is_file():
+            return cls.start(work, fingerprint)
+        first, *rest = path.read_text(encoding="utf-8").splitlines() or ["{}"]
+        if _parsed(first).get("fingerprint") != fingerprint:
+            raise Refused(
+                f"{work} belongs to a run with another input, recipe or version", "run without --resume to start again"
+            )
+        notes = [_parsed(line) for line in rest]
+        return cls(path, {note["parameter"]: note["note"] for note in notes if "parameter" in note})
+
+    def record(self, parameter: str, note: Any) -> None:
+        """Note that a parameter's bytes are written."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"parameter": parameter, "note": note}) + "\n")
+        self.done[parameter] = note
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    """A line of the journal; the last one may be cut off by a kill, and then it does not count."""
+    try:
+        plain = json.loads(line)
+    except ValueError:
+        return {}
+    return plain if isinstance(plain, dict) else {}

@@ -1,0 +1,79 @@
+"""The end of every step: measure what was written, write the report inside it, seal it, judge the gates."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from aicompress import __version__
+from aicompress.checkpoint import Checkpoint, CheckpointWriter
+from aicompress.layer import Kind
+from aicompress.measure import peak_rss
+from aicompress.pipeline.environment import environment
+from aicompress.pipeline.output import Output
+from aicompress.pipeline.sides import side_of
+from aicompress.report.model import LayerRow, Report
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a driver knows when its last tensor is written.
+
+    Attributes:
+        recipe: the resolved recipe.
+        checkpoint: the input.
+        kinds: what the model definition says of the input's parameters.
+        layers: a row for each layer.
+        warnings: from the plan and the run.
+        start: perf_counter at the start.
+        quality, training: figures of steps that measure or train.
+    """
+
+    recipe: Any
+    checkpoint: Checkpoint
+    kinds: Mapping[str, Kind | None] | None
+    layers: tuple[LayerRow, ...]
+    warnings: tuple[str, ...]
+    start: float
+    quality: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+def finish(facts: Facts, output: Output, writer: CheckpointWriter, latency: str) -> Report:
+    """Write the remaining files and the report, and rename the output into place."""
+    output.write_files(writer)
+    written = Checkpoint.open(writer.work / output.shards[0].name if output.destination.single else writer.work)
+    report = _report(facts, output, written)
+    for name, text in rendered(report).items():
+        writer.add(name, text.encode())
+    writer.seal(output.metadata() or None)
+    return report
+
+
+def rendered(report: Report) -> dict[str, str]:
+    """The report's files."""
+    return {"report.json": report.to_json()}
+
+
+def _report(facts: Facts, output: Output, written: Checkpoint) -> Report:
+    step = output.manifest.lineage[-1]
+    after = side_of(written, facts.kinds, str(output.destination.path))
+    return Report(
+        command=step["command"],
+        tool_version=__version__,
+        before=side_of(facts.checkpoint, facts.kinds, str(facts.checkpoint.path), dict(step["inputs"])),
+        after=after,
+        layers=facts.layers,
+        latency=None,
+        quality=facts.quality,
+        training=facts.training,
+        warnings=facts.warnings,
+        gates=(),
+        environment=environment(),
+        recipe=facts.recipe.resolved(),
+        lineage=output.manifest.lineage,
+        seconds=time.perf_counter() - facts.start,
+        peak_rss=peak_rss(),
+    )

@@ -1,0 +1,228 @@
+"""Plan a layer-wise step from the headers: every problem found at once, every output byte known."""
+
+from __future__ import annotations
+
+import shutil
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.checkpoint.writer import require_free
+from aicompress.errors import CompressError, OutOfSpace, RecipeError, raise_all
+from aicompress.layer import Kind, LayerInfo
+from aicompress.methods import get
+from aicompress.methods.registry import Candidate, LayerMethod, MethodConfig
+from aicompress.model.kinds import layer_kinds
+from aicompress.pipeline.output import Destination, Output, Planned, arrange, lineage_step
+from aicompress.recipe import Recipe
+from aicompress.selection import select
+from aicompress.weights import Dense, LowRank, Weight, form_of
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What will happen to one layer.
+
+    Attributes:
+        info: the layer.
+        config: the method's parameters for it; None leaves it alone.
+        rule: where the parameters come from.
+        outline: the stored weight without data; None leaves it alone.
+    """
+
+    info: LayerInfo
+    config: MethodConfig | None = None
+    rule: str = "-"
+    outline: Weight | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A step that can be run, or printed.
+
+    Attributes:
+        checkpoint: the input.
+        recipe: what to do.
+        method: how.
+        layers: every layer of the input, selected or not.
+        output: every file and byte of the output.
+        kinds: what the model definition says of the parameters.
+        warnings: what the user should know.
+    """
+
+    checkpoint: Checkpoint
+    recipe: Recipe
+    method: LayerMethod
+    layers: tuple[LayerPlan, ...]
+    output: Output
+    kinds: Mapping[str, Kind | None] | None
+    warnings: tuple[str, ...] = field(default=())
+
+    @cached_property
+    def by_tensor(self) -> dict[str, list[LayerPlan]]:
+        """Plans by parameter: one, or two for the parts of a low-rank layer."""
+        found: dict[str, list[LayerPlan]] = {}
+        for layer in self.layers:
+            found.setdefault(layer.info.tensor, []).append(layer)
+        return found
+
+
+def layer_seed(seed: int, name: str) -> int:
+    """A layer's own seed, so that the order of layers does not matter."""
+    return (seed << 32) ^ zlib.crc32(name.encode())
+
+
+def known_kinds(checkpoint: Checkpoint) -> tuple[Mapping[str, Kind | None] | None, list[str]]:
+    """Kinds from the model definition, and a warning when there is none for a checkpoint that names one."""
+    if checkpoint.config is None:
+        return None, []
+    kinds = layer_kinds(checkpoint.config, checkpoint.parameters())
+    if kinds is None:
+        named = (checkpoint.config.get("architectures") or [checkpoint.config.get("model_type")])[0]
+        return None, [f"transformers does not know the architecture {named!r}: layers are told by name and shape"]
+    return kinds, []
+
+
+def make_plan(source: str | Path, destination: Destination, recipe: Recipe, command: str) -> Plan:
+    """Check everything and lay out the output; reads headers only, unless a knob depends on the weights.
+
+    Raises:
+        Refused: or Problems, everything that is wrong.
+    """
+    method = get(command, recipe.method.name)
+    if not isinstance(method, LayerMethod):
+        raise TypeError(f"{method.name} is not layer-wise")
+    checkpoint = Checkpoint.open(source)
+    kinds, warnings = known_kinds(checkpoint)
+    infos = checkpoint.layers(kinds)
+    problems: list[CompressError] = _collect(lambda: require_free(destination.path, destination.overwrite))
+    chosen, found = select(infos, recipe.select.include, recipe.select.exclude, recipe.select.kinds)
+    problems += found + recipe.problems(infos)
+    layers, found = _configure(chosen, recipe, method)
+    raise_all(problems + found)
+    layers = _settle(checkpoint, layers, method, recipe.seed)
+    layers = {name: replace(layer, outline=_outline(method, layer)) for name, layer in layers.items()}
+    plans = tuple(layers.get(info.name, LayerPlan(info)) for info in infos)
+    parameters = _parameters(checkpoint, plans)
+    output = arrange(checkpoint, destination, parameters, lineage_step(command, recipe, checkpoint.source))
+    _require_space(output)
+    left = checkpoint.source.left_out
+    if left:
+        warnings.append(f"not taken along: {', '.join(map(str, left[:5]))}" + (", ..." if len(left) > 5 else ""))
+    return Plan(checkpoint, recipe, method, plans, output, kinds, tuple(warnings))
+
+
+def _collect(check: object) -> list[CompressError]:
+    try:
+        check()  # type: ignore[operator]
+    except CompressError as error:
+        return [error]
+    return []
+
+
+def _configure(
+    chosen: list[LayerInfo], recipe: Recipe, method: LayerMethod
+) -> tuple[dict[str, LayerPlan], list[CompressError]]:
+    """Each layer's parameters, and every layer for which they are impossible."""
+    layers: dict[str, LayerPlan] = {}
+    problems: list[CompressError] = []
+    for info in chosen:
+        config, rule = recipe.config_for(info)
+        if config is None:
+            continue
+        layers[info.name] = LayerPlan(info, config, rule)
+        problem = method.check(info, config)
+        if problem is not None:
+            problems.append(RecipeError(*problem))
+    if method.needs and recipe.calibration is None:
+        problems.append(
+            RecipeError(f"{method.name} needs calibration data", "add a calibration: section to the recipe")
+        )
+    return layers, problems
+
+
+def _settle(
+    checkpoint: Checkpoint, layers: dict[str, LayerPlan], method: LayerMethod, seed: int
+) -> dict[str, LayerPlan]:
+    """Make knobs that depend on the data or on other layers explicit."""
+    if method.settle is None:
+        return layers
+    candidates = []
+    for layer in layers.values():
+
+        def read(info: LayerInfo = layer.info) -> object:
+            return checkpoint.layer(info, layer_seed(seed, info.name))
+
+        candidates.append(Candidate(layer.info, layer.config, read))  # type: ignore[arg-type]
+    mine = sum(layer.info.nbytes for layer in layers.values())
+    everything = sum(ref.spec.nbytes for ref in checkpoint.tensors.values())
+    # Names, shapes and the manifest: an upper bound, so that a byte budget is never exceeded.
+    headers = 8192 + 256 * len(checkpoint.tensors) + 768 * len(layers)
+    configs = method.settle(candidates, everything - mine + headers)
+    return {name: replace(layer, config=c) for (name, layer), c in zip(layers.items(), configs, strict=True)}
+
+
+def _outline(method: LayerMethod, layer: LayerPlan) -> Weight:
+    return method.outline(layer.info, layer.config)
+
+
+def _parameters(checkpoint: Checkpoint, plans: tuple[LayerPlan, ...]) -> dict[str, Planned]:
+    """Every parameter of the output in the input's order."""
+    by_tensor: dict[str, list[LayerPlan]] = {}
+    for layer in plans:
+        by_tensor.setdefault(layer.info.tensor, []).append(layer)
+    found: dict[str, Planned] = {}
+    for name, spec in checkpoint.parameters().items():
+        layers = by_tensor.get(name, [])
+        found[name] = Planned(spec, _combined(checkpoint, name, layers), layers[0].info if layers else None)
+        if name in checkpoint.manifest.entries and not layers:
+            raise CompressError(f"{name} is compressed but is not seen as a layer", "report this checkpoint")
+    return found
+
+
+def _combined(checkpoint: Checkpoint, name: str, layers: list[LayerPlan]) -> Weight | None:
+    """Outline of a parameter: new, old where nothing selects it, or a mix for a low-rank layer's parts."""
+    if all(layer.outline is None for layer in layers):
+        return stored_outline(checkpoint, name)
+    if not layers[0].info.part:
+        outline = layers[0].outline
+        return None if isinstance(outline, Dense) else outline
+    old = stored_outline(checkpoint, name)
+    assert isinstance(old, LowRank)
+    parts = {layer.info.part: layer.outline for layer in layers}
+    return LowRank(parts.get("out") or old.out, parts.get("in") or old.inner)
+
+
+def stored_outline(checkpoint: Checkpoint, name: str) -> Weight | None:
+    """Outline of a parameter as the input stores it; None for a plain tensor."""
+    entry = checkpoint.manifest.entries.get(name)
+    if entry is None:
+        return None
+    import torch
+
+    specs = {suffix: checkpoint.tensors[disk].spec for suffix, disk in checkpoint.stored_names(name).items()}
+    empty = {suffix: torch.empty(spec.shape, dtype=spec.dtype, device="meta") for suffix, spec in specs.items()}
+    if checkpoint.layout == "compressed-tensors":
+        from aicompress.checkpoint.layouts import ct_outline
+
+        return ct_outline(entry, empty)
+    return form_of(entry.meta["form"]).restore(empty, entry.meta)
+
+
+def _require_space(output: Output) -> None:
+    """The output must fit the disk, with a little to spare for the report.
+
+    Raises:
+        OutOfSpace: it does not.
+    """
+    folder = output.destination.path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    needed, free = output.weight_bytes + output.other_bytes + 1_000_000, shutil.disk_usage(folder).free
+    if needed > free:
+        raise OutOfSpace(
+            f"the output takes {needed:,} bytes and {folder} has {free:,} free", "free space, or write elsewhere"
+        )
