@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from aicompress.errors import Refused
+
 SCHEMA_VERSION = 1
+BYTE_KINDS = ("linear", "conv", "embedding", "head", "other")
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,9 @@ class Side:
     sha256: dict[str, str] = field(default_factory=dict)
 
     @property
-    def bits_per_parameter(self) -> float:
-        return 8 * self.weight_bytes / self.parameters if self.parameters else 0.0
+    def bits_per_parameter(self) -> float | None:
+        """Stored bits per number; None for a checkpoint without parameters."""
+        return 8 * self.weight_bytes / self.parameters if self.parameters else None
 
 
 @dataclass(frozen=True)
@@ -74,21 +79,22 @@ class Latency:
 
     Attributes:
         what: what was timed, e.g. "whole model, 8 x 64 tokens" or "sum over 36 matrix layers, 128 rows".
-        before_ms, after_ms: medians.
+        before_ms, after_ms: medians; before is None where there is no baseline.
         before_p95_ms, after_p95_ms: 95th percentiles.
         rounds: counted rounds.
     """
 
     what: str
-    before_ms: float
+    before_ms: float | None
     after_ms: float
-    before_p95_ms: float
+    before_p95_ms: float | None
     after_p95_ms: float
     rounds: int
 
     @property
-    def ratio(self) -> float:
-        return self.after_ms / self.before_ms if self.before_ms else 0.0
+    def ratio(self) -> float | None:
+        """Median after / median before; None without a baseline."""
+        return self.after_ms / self.before_ms if self.before_ms else None
 
 
 @dataclass(frozen=True)
@@ -109,8 +115,9 @@ class Report:
         before, after: the input and output; eval has its baseline (or nothing) as `before`.
         layers: a row per layer of the input that is a layer of any kind.
         latency: None when switched off, with the reason in `warnings`.
-        quality: measured quality by name, each {"value": ..., "low": ..., "high": ..., "n": ...} or a plain number.
-        training: loss curve and best step of a distillation; empty otherwise.
+        quality: measured quality by name, each a plain number or {"value": ...} with any of "low", "high" (interval),
+            "n" (samples), "baseline" (the same figure of `before`) and "better" ("lower" or "higher").
+        training: loss curve and best step of a distillation; empty otherwise. A list of {"step": ..., ...} is a curve.
         warnings: what the user should know.
         environment: versions, machine, threads.
         recipe: the resolved recipe.
@@ -137,12 +144,12 @@ class Report:
     schema_version: int = SCHEMA_VERSION
 
     @property
-    def size_ratio(self) -> float:
-        """Weight bytes after / before."""
-        return self.after.weight_bytes / self.before.weight_bytes if self.before else 1.0
+    def size_ratio(self) -> float | None:
+        """Weight bytes after / before; None without a `before`."""
+        return self.after.weight_bytes / self.before.weight_bytes if self.before and self.before.weight_bytes else None
 
     def to_json(self) -> str:
-        """The report as JSON, with the derived figures that readers ask for."""
+        """The report as strict JSON, with the derived figures that readers ask for. What is not finite becomes null."""
         plain = dataclasses.asdict(self)
         plain["size"] = {"ratio": self.size_ratio}
         for name, side in (("before", self.before), ("after", self.after)):
@@ -150,26 +157,28 @@ class Report:
                 plain[name]["bits_per_parameter"] = side.bits_per_parameter
         if self.latency is not None:
             plain["latency"]["ratio"] = self.latency.ratio
-        return json.dumps(plain, indent=2, ensure_ascii=False, sort_keys=False) + "\n"
+        return json.dumps(_strict(plain), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Report:
         """Read a report back.
 
         Raises:
-            ValueError: not a report, or one of a newer schema.
+            Refused: not a report, a damaged one, or one of a newer schema.
         """
-        plain = json.loads(text)
-        if not isinstance(plain, dict) or "schema_version" not in plain:
-            raise ValueError("not an aicompress report")
-        if plain["schema_version"] > SCHEMA_VERSION:
-            raise ValueError(
-                f"report schema {plain['schema_version']} is newer than this version reads ({SCHEMA_VERSION})"
+        try:
+            plain = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise Refused("not an aicompress report: not JSON", "give the report.json that a step wrote") from error
+        version = plain.get("schema_version") if isinstance(plain, dict) else None
+        if not isinstance(version, int):
+            raise Refused("not an aicompress report: no schema_version", "give the report.json that a step wrote")
+        if version > SCHEMA_VERSION:
+            raise Refused(
+                f"report schema {version} is newer than this version reads ({SCHEMA_VERSION})", "update aicompress"
             )
-        plain.pop("size", None)
-        return cls(
-            **{
-                **plain,
+        try:
+            nested = {
                 "before": _build(Side, plain["before"]),
                 "after": _build(Side, plain["after"]),
                 "latency": _build(Latency, plain["latency"]),
@@ -178,7 +187,10 @@ class Report:
                 "warnings": tuple(plain["warnings"]),
                 "lineage": tuple(plain["lineage"]),
             }
-        )
+            report: Report = _build(cls, {**plain, **nested})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise Refused(f"damaged report: {error}", "run the step again, or take the report from a backup") from error
+        return report
 
 
 def _build(kind: type, fields: dict[str, Any] | None) -> Any:
@@ -187,3 +199,12 @@ def _build(kind: type, fields: dict[str, Any] | None) -> Any:
         return None
     known = {f.name for f in dataclasses.fields(kind)}
     return kind(**{key: value for key, value in fields.items() if key in known})
+
+
+def _strict(plain: Any) -> Any:
+    """The same with None for nan and infinity, which JSON cannot hold."""
+    if isinstance(plain, dict):
+        return {key: _strict(value) for key, value in plain.items()}
+    if isinstance(plain, list | tuple):
+        return [_strict(value) for value in plain]
+    return None if isinstance(plain, float) and not math.isfinite(plain) else plain

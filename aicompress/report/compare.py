@@ -1,0 +1,192 @@
+"""Several reports side by side, with those marked that no other one beats in size and quality at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+
+from aicompress.report import markdown, numbers, tables
+from aicompress.report.model import Report
+from aicompress.report.quality import Better, Figure, figures
+from aicompress.report.tables import Cell, Column, Table
+
+PARETO_MARK = "●"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One report of a comparison.
+
+    Attributes:
+        name: the least of the output's path that tells it apart.
+        command: the step that wrote it.
+        weight_bytes, size_ratio, bits_per_parameter, latency_ratio, seconds: as in the report.
+        quality: its quality figures by dotted name.
+        pareto: no other row is at least as good in every objective and better in one.
+    """
+
+    name: str
+    command: str
+    weight_bytes: int
+    size_ratio: float | None
+    bits_per_parameter: float | None
+    quality: dict[str, Figure]
+    latency_ratio: float | None
+    seconds: float
+    pareto: bool = False
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows in the order given.
+
+    Attributes:
+        rows: one per report.
+        figures: every quality figure that any report has.
+        objectives: the quality figures that, with the weight bytes, decide who is Pareto-optimal: those that every
+            report has and whose better direction is known and the same everywhere.
+        notes: what to know before comparing.
+    """
+
+    rows: tuple[Row, ...]
+    figures: tuple[str, ...]
+    objectives: dict[str, Better]
+    notes: tuple[str, ...]
+
+
+def comparison(reports: Sequence[Report]) -> Comparison:
+    """Compare reports: one row each, Pareto-optimal ones marked. Without a common quality figure none is marked."""
+    names = _names([report.after.path for report in reports])
+    rows = [_row(name, report) for name, report in zip(names, reports, strict=True)]
+    known = tuple(dict.fromkeys(name for row in rows for name in row.quality))
+    objectives = {name: better for name in known if (better := _objective(name, rows)) is not None}
+    costs = [_costs(row, objectives) for row in rows]
+    marked = tuple(
+        _with_mark(row, bool(objectives) and not any(_dominates(other, own) for other in costs))
+        for row, own in zip(rows, costs, strict=True)
+    )
+    return Comparison(marked, known, objectives, tuple(_notes(reports, known, objectives)))
+
+
+def table(compared: Comparison) -> Table:
+    """The comparison as a table."""
+    columns = (
+        Column("name"),
+        Column("Pareto"),
+        Column("step"),
+        Column("weight bytes", True),
+        Column("size ratio", True),
+        Column("bits/param", True),
+        *(Column(name, True) for name in compared.figures),
+        Column("latency ratio", True),
+        Column("time", True),
+    )
+    return Table("Comparison", columns, tuple(_cells(row, compared.figures) for row in compared.rows))
+
+
+def to_markdown(compared: Comparison) -> str:
+    """The comparison as Markdown: table, legend, notes."""
+    parts = [markdown.table(table(compared)), legend(compared)]
+    parts += ["\n".join(f"- {markdown.text(note)}" for note in compared.notes)] if compared.notes else []
+    return "\n\n".join(parts) + "\n"
+
+
+def legend(compared: Comparison) -> str:
+    """What the Pareto mark means here."""
+    if not compared.objectives:
+        return "No row is marked Pareto-optimal: the reports share no quality figure whose better direction is known."
+    goals = ", ".join(f"{name} ({better} is better)" for name, better in compared.objectives.items())
+    return f"{PARETO_MARK} Pareto-optimal: no other row is as good in weight bytes and {goals} and better in one of them."
+
+
+def _row(name: str, report: Report) -> Row:
+    return Row(
+        name=name,
+        command=report.command,
+        weight_bytes=report.after.weight_bytes,
+        size_ratio=report.size_ratio,
+        bits_per_parameter=report.after.bits_per_parameter,
+        quality=figures(report.quality),
+        latency_ratio=report.latency.ratio if report.latency else None,
+        seconds=report.seconds,
+    )
+
+
+def _with_mark(row: Row, pareto: bool) -> Row:
+    from dataclasses import replace
+
+    return replace(row, pareto=pareto)
+
+
+def _objective(name: str, rows: Sequence[Row]) -> Better | None:
+    """The better direction of a figure that every row has a value for, if all agree on it."""
+    found = [row.quality.get(name) for row in rows]
+    directions = {figure.better if figure is not None and figure.value is not None else None for figure in found}
+    return directions.pop() if len(directions) == 1 else None
+
+
+def _costs(row: Row, objectives: dict[str, Better]) -> tuple[float, ...]:
+    """The objectives of a row, all of them better when lower."""
+    values = []
+    for name, better in objectives.items():
+        value = row.quality[name].value
+        assert value is not None, "an objective is measured in every row"
+        values.append(value if better == "lower" else -value)
+    return (row.weight_bytes, *values)
+
+
+def _dominates(other: tuple[float, ...], own: tuple[float, ...]) -> bool:
+    """At least as good everywhere and better somewhere."""
+    return other != own and all(theirs <= mine for theirs, mine in zip(other, own, strict=True))
+
+
+def _cells(row: Row, names: Sequence[str]) -> tuple[Cell, ...]:
+    measured = []
+    for name in names:
+        figure = row.quality.get(name)
+        if figure is None:
+            measured.append(Cell(numbers.DASH))
+            continue
+        spread = tables.interval(figure)
+        text = numbers.number(figure.value) + (f" ({spread})" if spread != numbers.DASH else "")
+        measured.append(Cell(text, figure.value))
+    return (
+        Cell(row.name, row.name, code=True),
+        Cell(PARETO_MARK, 0, tone="good") if row.pareto else Cell("", 1),
+        Cell(row.command, row.command),
+        Cell(numbers.exact_size(row.weight_bytes), row.weight_bytes),
+        Cell(numbers.ratio(row.size_ratio), row.size_ratio),
+        Cell(numbers.number(row.bits_per_parameter, 3), row.bits_per_parameter),
+        *measured,
+        Cell(numbers.ratio(row.latency_ratio), row.latency_ratio),
+        Cell(numbers.duration(row.seconds), row.seconds),
+    )
+
+
+def _notes(reports: Sequence[Report], known: Sequence[str], objectives: dict[str, Better]) -> list[str]:
+    notes = []
+    inputs = {tuple(r.before.sha256.items()) or r.before.path for r in reports if r.before is not None}
+    if len(inputs) > 1:
+        notes.append("The reports start from different inputs: their size and latency ratios have different bases.")
+    measures = [r.recipe["quality"] for r in reports if "quality" in r.recipe]
+    if any(measure != measures[0] for measure in measures):
+        notes.append("The reports measured quality with different recipes: their figures may not be comparable.")
+    machines = {str(r.environment.get("cpu")) + str(r.environment.get("threads")) for r in reports if r.latency}
+    if len(machines) > 1:
+        notes.append("Latencies were measured on different machines or thread counts.")
+    left_out = [name for name in known if name not in objectives]
+    if left_out and len(reports) > 1:
+        notes.append(f"Not an objective, as not every report has it or its better direction is unknown: {', '.join(left_out)}.")
+    return notes
+
+
+def _names(paths: Sequence[str]) -> list[str]:
+    """The shortest tail of each path that no other path shares; the same path twice gets a number."""
+    parts = [PurePath(path).parts or (path,) for path in paths]
+    names = []
+    for own in parts:
+        others = [other for other in parts if other != own]
+        keep = next((n for n in range(1, len(own)) if all(own[-n:] != other[-n:] for other in others)), len(own))
+        names.append("/".join(own[-keep:]))
+    return [f"{name} #{names[: at + 1].count(name)}" if names.count(name) > 1 else name for at, name in enumerate(names)]

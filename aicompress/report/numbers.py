@@ -1,0 +1,75 @@
+"""How numbers are written in every rendering of a report. What was not measured is an en dash."""
+
+from __future__ import annotations
+
+import math
+
+DASH = "–"
+_UNITS = ("B", "KB", "MB", "GB", "TB", "PB")
+
+
+def size(count: int | None) -> str:
+    """Bytes in decimal units, three significant digits: 90868376 is "90.9 MB"."""
+    if count is None:
+        return DASH
+    power = 0
+    while power < len(_UNITS) - 1 and abs(count) >= 999.5 * 1000**power:
+        power += 1
+    return f"{count} B" if power == 0 else f"{_significant(count / 1000**power, 3)} {_UNITS[power]}"
+
+
+def exact_size(count: int | None) -> str:
+    """Bytes for people and for diffs: "90.9 MB (90,868,376)"."""
+    return size(count) if count is None or abs(count) < 1000 else f"{size(count)} ({count:,})"
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A figure to `digits` significant digits; whole numbers in full."""
+    if value is None:
+        return DASH
+    if isinstance(value, int) or not math.isfinite(value):
+        return f"{value:,}"
+    if value != 0 and not 1e-4 <= abs(value) < 1e7:
+        return f"{value:.{digits - 1}e}"
+    return _significant(value, digits)
+
+
+def exact(value: float) -> str:
+    """A figure as a gate found it: whole numbers in full, others to six significant digits."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+
+
+def ratio(value: float | None) -> str:
+    """After / before: "0.252×"."""
+    return DASH if value is None else f"{number(value, 3)}×"
+
+
+def duration(seconds: float | None) -> str:
+    """A wall time: "3.2 ms", "12.3 s", "4 min 12 s", "2 h 5 min"."""
+    if seconds is None:
+        return DASH
+    if 0 < seconds < 0.9995:
+        return milliseconds(1000 * seconds)
+    if seconds < 99.95:
+        return f"{_significant(seconds, 3)} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, rest_minutes = divmod(minutes, 60)
+    return f"{hours} h {rest_minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def milliseconds(value: float | None) -> str:
+    """A latency in milliseconds."""
+    return DASH if value is None else f"{number(value, 3)} ms"
+
+
+def ratio_of(after: float | None, before: float | None) -> float | None:
+    """after / before; None where either is missing or `before` is zero."""
+    return after / before if after is not None and before else None
+
+
+def _significant(value: float, digits: int) -> str:
+    """Fixed-point notation with `digits` significant digits, thousands separated."""
+    if value == 0:
+        return "0"
+    rounded = float(f"{value:.{digits - 1}e}")
+    return f"{rounded:,.{max(0, digits - 1 - math.floor(math.log10(abs(rounded))))}f}"

@@ -1,0 +1,76 @@
+"""Reading the quality section of a report: what was measured, how sure it is, and which way is better."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Better = Literal["lower", "higher"]
+
+_LOWER = frozenset({"kl", "perplexity", "ppl", "loss", "nll", "mse", "mae", "rmse", "wer", "cer", "error", "bpb"})
+_HIGHER = frozenset(
+    {"accuracy", "agreement", "top1", "spearman", "pearson", "similarity", "cosine", "f1", "mcc", "bleu", "rouge"}
+)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured quality.
+
+    Attributes:
+        value: the measurement; None where it came out as no finite number.
+        low, high: its interval, where one was computed.
+        n: how many samples, tokens or pairs it was measured on.
+        baseline: the same figure of the checkpoint compared against.
+        better: which way is better; None where the name does not say.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int | None
+    baseline: float | None
+    better: Better | None
+
+
+def figures(quality: Mapping[str, Any]) -> dict[str, Figure]:
+    """Every figure by its dotted name: a plain number, {"value": ...}, or a section that holds more of them."""
+    found: dict[str, Figure] = {}
+    for name, entry in quality.items():
+        if isinstance(entry, Mapping) and "value" not in entry:
+            found |= {f"{name}.{inner}": figure for inner, figure in figures(entry).items()}
+        else:
+            found[name] = _figure(name, entry if isinstance(entry, Mapping) else {"value": entry})
+    return found
+
+
+def finite(value: Any) -> float | None:
+    """The value if it is a finite number, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return value
+
+
+def direction(name: str) -> Better | None:
+    """Which way is better, from the words of a figure's name: "sts_spearman" is better higher."""
+    words = set(re.split(r"[^a-z0-9]+", name.rpartition(".")[2].lower()))
+    lower, higher = bool(words & _LOWER), bool(words & _HIGHER)
+    if lower == higher:
+        return None
+    return "lower" if lower else "higher"
+
+
+def _figure(name: str, entry: Mapping[str, Any]) -> Figure:
+    better = entry.get("better")
+    n = entry.get("n")
+    return Figure(
+        value=finite(entry["value"]),
+        low=finite(entry.get("low")),
+        high=finite(entry.get("high")),
+        n=n if isinstance(n, int) else None,
+        baseline=finite(entry.get("baseline")),
+        better=better if better in ("lower", "higher") else direction(name),
+    )

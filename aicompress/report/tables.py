@@ -1,0 +1,284 @@
+"""The tables of a report, built once and rendered as Markdown, HTML and terminal text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from aicompress.report import numbers
+from aicompress.report.model import LayerRow, Report, Side
+from aicompress.report.numbers import DASH
+from aicompress.report.quality import Figure, figures
+
+Tone = Literal["", "good", "bad"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of a table.
+
+    Attributes:
+        text: what is shown.
+        sort: what a sortable table orders by; None sorts last.
+        code: a name, path or pattern: set in a fixed-width face.
+        tone: good or bad where the entry is a verdict.
+    """
+
+    text: str
+    sort: float | str | None = None
+    code: bool = False
+    tone: Tone = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its heading, and whether it holds numbers (then set flush right)."""
+
+    title: str
+    numeric: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under columns; `title` may be empty."""
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...] = field(default=())
+
+    @classmethod
+    def of(cls, title: str, headings: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+        """A table of plain values: None is an en dash, columns that hold only numbers are set flush right."""
+        cells = tuple(tuple(_cell(value) for value in row) for row in rows)
+        columns = []
+        for at, heading in enumerate(headings):
+            entries = [row[at] for row in rows if row[at] is not None]
+            columns.append(Column(heading, bool(entries) and all(isinstance(e, int | float) for e in entries)))
+        return cls(title, tuple(columns), cells)
+
+
+def headline(report: Report) -> str:
+    """The report in one line."""
+    after, before = report.after, report.before
+    parts = [numbers.size(after.weight_bytes)]
+    if before is not None and report.size_ratio:
+        change = f"{numbers.number(1 / report.size_ratio, 3)}× smaller"
+        if report.size_ratio >= 1:
+            change = "not smaller" if report.size_ratio == 1 else f"{numbers.number(report.size_ratio, 3)}× larger"
+        parts = [f"{numbers.size(before.weight_bytes)} → {numbers.size(after.weight_bytes)}, {change}"]
+    if after.bits_per_parameter is not None:
+        parts.append(f"{numbers.number(after.bits_per_parameter, 3)} bits per parameter")
+    if report.latency is not None and report.latency.ratio is not None:
+        parts.append(f"latency {numbers.ratio(report.latency.ratio)}")
+    return "; ".join(parts)
+
+
+def route(report: Report) -> str:
+    """Where the step went: "in → out", for eval what was measured against what."""
+    if report.before is None:
+        return report.after.path
+    return f"{report.before.path} → {report.after.path}"
+
+
+def summary(report: Report) -> Table:
+    """Size, parameters, latency, wall time and memory, before and after."""
+    before, after, latency = report.before, report.after, report.latency
+    rows = [
+        _change("weight bytes", before and before.weight_bytes, after.weight_bytes, numbers.exact_size),
+        _change("bytes of all files", before and before.bytes, after.bytes, numbers.exact_size),
+        _change("parameters", before and before.parameters, after.parameters, numbers.number),
+        _change("bits per parameter", before and before.bits_per_parameter, after.bits_per_parameter, numbers.number),
+    ]
+    if latency is None:
+        rows.append((Cell("latency, median"), *(Cell(DASH) for _ in range(3))))
+    else:
+        median, p95 = f"latency, median ({latency.what})", f"latency, 95th percentile ({latency.rounds} rounds)"
+        rows.append(_change(median, latency.before_ms, latency.after_ms, numbers.milliseconds))
+        rows.append(_change(p95, latency.before_p95_ms, latency.after_p95_ms, numbers.milliseconds))
+    for name, text in (
+        ("wall time of the step", numbers.duration(report.seconds)),
+        ("peak memory of the step (RSS)", numbers.size(report.peak_rss)),
+    ):
+        rows.append((Cell(name), Cell(DASH), Cell(text), Cell(DASH)))
+    return Table("Summary", _columns("", "before:", "after:", "after / before:"), tuple(rows))
+
+
+def kinds(report: Report) -> Table:
+    """Bytes of tensors by kind, before and after."""
+    sides = [report.before, report.after]
+    names = list(dict.fromkeys(name for side in sides if side for name in side.by_kind))
+    rows = [_change(name, _kind(report.before, name), _kind(report.after, name), numbers.exact_size) for name in names]
+    return Table("Bytes by tensor kind", _columns("kind", "before:", "after:", "after / before:"), tuple(rows))
+
+
+def layers(report: Report) -> Table:
+    """One row per layer."""
+    columns = _columns(
+        "layer",
+        "kind",
+        "rule",
+        "method",
+        "form",
+        "detail",
+        "before:",
+        "after:",
+        "ratio:",
+        "rel. error:",
+        "time:",
+        "note",
+    )
+    return Table("Layers", columns, tuple(_layer(row) for row in report.layers))
+
+
+def quality(report: Report) -> Table:
+    """Every quality figure with its interval, sample count and, where measured, the baseline's."""
+    found = figures(report.quality)
+    against = any(figure.baseline is not None for figure in found.values())
+    columns = _columns("figure", *(["baseline:"] if against else []), "value:", "interval:", "n:", "better")
+    rows = []
+    for name, figure in found.items():
+        baseline = [Cell(numbers.number(figure.baseline), figure.baseline)] if against else []
+        rows.append(
+            (
+                Cell(name, name, code=True),
+                *baseline,
+                Cell(numbers.number(figure.value), figure.value),
+                Cell(interval(figure)),
+                Cell(numbers.number(figure.n), figure.n),
+                Cell(figure.better or DASH),
+            )
+        )
+    return Table("Quality", columns, tuple(rows))
+
+
+def gates(report: Report) -> Table:
+    """Every gate, the value it found and its verdict."""
+    rows = []
+    for gate in report.gates:
+        verdict = Cell("passed", tone="good") if gate.passed else Cell("FAILED", tone="bad")
+        value = numbers.exact(gate.value) if gate.value is not None else "not measured"
+        rows.append((verdict, Cell(gate.expression, code=True), Cell(value, gate.value)))
+    return Table("Gates", _columns("verdict", "gate", "found:"), tuple(rows))
+
+
+def training(report: Report) -> Table:
+    """The single figures of a training run; a curve is summed up as its first, last and least value."""
+    rows = [(Cell(name), Cell(_scalar(value))) for name, value in _leaves(report.training)]
+    for name, points in curves(report.training).items():
+        values = [value for _, value in points]
+        first, last, least = (numbers.number(v) for v in (values[0], values[-1], min(values)))
+        rows.append((Cell(name), Cell(f"{first} → {last}, least {least} ({len(values)} points)")))
+    return Table("Training", _columns("", "value"), tuple(rows))
+
+
+def lineage(report: Report) -> Table:
+    """Every earlier step, oldest first."""
+    rows = []
+    for position, step in enumerate(report.lineage, start=1):
+        recipe = step.get("recipe")
+        method = recipe.get("method") if isinstance(recipe, Mapping) else None
+        name = method.get("name") if isinstance(method, Mapping) else step.get("method")
+        rest = {k: v for k, v in step.items() if k not in ("command", "method", "recipe")}
+        detail = ", ".join(f"{key} {_scalar(value)}" for key, value in _leaves(rest))
+        command = Cell(_scalar(step.get("command")))
+        rows.append((Cell(str(position), position), command, Cell(_scalar(name)), Cell(detail or DASH)))
+    return Table("Lineage", _columns("step:", "command", "method", "details"), tuple(rows))
+
+
+def environment(report: Report) -> Table:
+    """Versions, machine, threads, and the digest of each weight file."""
+    entries = [("aicompress", report.tool_version), *_leaves(report.environment)]
+    rows = [(Cell(name), Cell(_scalar(value))) for name, value in entries]
+    for side in (report.before, report.after):
+        for name, digest in side.sha256.items() if side else ():
+            rows.append(
+                (Cell(f"sha256 of {'input' if side is report.before else 'output'} {name}"), Cell(digest, code=True))
+            )
+    return Table("Environment", _columns("", "value"), tuple(rows))
+
+
+def interval(figure: Figure) -> str:
+    """The interval of a figure as "low to high"."""
+    if figure.low is None or figure.high is None:
+        return DASH
+    return f"{numbers.number(figure.low)} to {numbers.number(figure.high)}"
+
+
+def curves(training: Mapping[str, Any]) -> dict[str, list[tuple[float, float]]]:
+    """The (step, value) curves of a training section: every number beside "step" in its lists of points."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for name, points in training.items():
+        if not isinstance(points, list | tuple):
+            continue
+        for at, point in enumerate(points):
+            named = point if isinstance(point, Mapping) else {"": point}
+            step = named.get("step", at)
+            for key, value in named.items():
+                if key != "step" and isinstance(value, int | float) and not isinstance(value, bool):
+                    found.setdefault(f"{name}.{key}" if key else name, []).append((step, value))
+    return found
+
+
+def _layer(row: LayerRow) -> tuple[Cell, ...]:
+    share = numbers.ratio_of(row.bytes_after, row.bytes_before)
+    left_alone = row.method in ("-", "")
+    return (
+        Cell(row.name, row.name, code=True),
+        Cell(row.kind, row.kind),
+        Cell(row.rule, row.rule, code=True),
+        Cell(DASH if left_alone else row.method, row.method),
+        Cell(row.form, row.form),
+        Cell(" ".join(f"{key}={_scalar(value)}" for key, value in row.detail.items()) or DASH),
+        Cell(numbers.size(row.bytes_before), row.bytes_before),
+        Cell(numbers.size(row.bytes_after), row.bytes_after),
+        Cell(numbers.ratio(share), share, tone="bad" if share is not None and share > 1 else ""),
+        Cell(numbers.number(row.rel_error, 3), row.rel_error),
+        Cell(DASH if left_alone else numbers.duration(row.seconds), row.seconds),
+        Cell(row.note),
+    )
+
+
+def _change(name: str, before: Any, after: Any, write: Any) -> tuple[Cell, ...]:
+    """A row: name, before, after, after / before."""
+    share = numbers.ratio_of(after, before)
+    return (Cell(name, name), Cell(write(before), before), Cell(write(after), after), Cell(numbers.ratio(share), share))
+
+
+def _kind(side: Side | None, name: str) -> int | None:
+    return side.by_kind.get(name, 0) if side is not None else None
+
+
+def _columns(*titles: str) -> tuple[Column, ...]:
+    """Columns from their headings; a colon at the end marks numbers."""
+    return tuple(Column(title.removesuffix(":"), title.endswith(":")) for title in titles)
+
+
+def _leaves(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every single value of nested mappings by dotted name; lists of points are left to `curves`."""
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        elif not isinstance(value, list | tuple) or all(isinstance(item, str) for item in value):
+            yield f"{prefix}{key}", value
+
+
+def _scalar(value: Any) -> str:
+    """A value of a free-form section; a digest is shortened to what tells it apart."""
+    if value is None:
+        return DASH
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return numbers.number(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(_scalar(item) for item in value) or DASH
+    text = str(value)
+    return text[:12] if len(text) == 64 and all(c in "0123456789abcdef" for c in text) else text
+
+
+def _cell(value: object) -> Cell:
+    if isinstance(value, Cell):
+        return value
+    sort = value if isinstance(value, int | float | str) else None
+    return Cell(_scalar(value), sort)
