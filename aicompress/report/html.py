@@ -1,0 +1,179 @@
+"""A report as one self-contained HTML page: no network, style and plots inline, readable without scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from aicompress.report import compare, markdown, numbers, plots, tables
+from aicompress.report.compare import Comparison
+from aicompress.report.model import Report
+from aicompress.report.quality import figures
+from aicompress.report.tables import Table, Tone
+
+
+@dataclass(frozen=True)
+class Card:
+    """One large figure at the top of the page."""
+
+    label: str
+    value: str
+    note: str = ""
+    tone: Tone = ""
+
+
+@dataclass(frozen=True)
+class Alert:
+    """A box that nobody should miss; tone is warn or bad."""
+
+    title: str
+    lines: tuple[str, ...]
+    tone: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A panel: plots (SVG, trusted), then a table or a block of code."""
+
+    title: str
+    table: Table | None = None
+    plots: tuple[str, ...] = ()
+    code: str = ""
+    legend: str = ""
+    sortable: bool = False
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the template shows."""
+
+    title: str
+    eyebrow: str
+    route: tuple[str, ...]
+    lead: str
+    cards: tuple[Card, ...]
+    alerts: tuple[Alert, ...]
+    sections: tuple[Section, ...]
+    footer: str
+
+
+def to_html(report: Report) -> str:
+    """The page of one report: warnings and failed gates first, then figures, plots, layers and the recipe."""
+    sides = (report.before, report.after)
+    page = Page(
+        title=f"{report.command}: {tables.route(report)}",
+        eyebrow=report.command,
+        route=tuple(side.path for side in sides if side is not None),
+        lead=tables.headline(report),
+        cards=tuple(_cards(report)),
+        alerts=tuple(_alerts(report)),
+        sections=tuple(section for section in _sections(report) if section.plots or section.code or _rows(section)),
+        footer=f"aicompress {report.tool_version}, report schema {report.schema_version}",
+    )
+    return _render(page)
+
+
+def comparison_to_html(compared: Comparison) -> str:
+    """The page of a comparison: a size-quality plot per objective, the table, the notes."""
+    by_ratio = all(row.size_ratio is not None for row in compared.rows)
+    shown = []
+    for name in compared.objectives:
+        points = [
+            (row.name, (row.size_ratio if by_ratio else row.weight_bytes / 1e6) or 0.0, value, row.pareto)
+            for row in compared.rows
+            if (value := row.quality[name].value) is not None
+        ]
+        shown.append(plots.pareto(points, "size ratio" if by_ratio else "weight bytes, MB", name))
+    table = Section("Reports", compare.table(compared), legend=compare.legend(compared), sortable=True)
+    page = Page(
+        title=f"Comparison of {len(compared.rows)} reports",
+        eyebrow="compare",
+        route=(f"{len(compared.rows)} reports",),
+        lead="Size on disk against measured quality",
+        cards=(),
+        alerts=(Alert("Before comparing", compared.notes, "warn"),) if compared.notes else (),
+        sections=(table, *(Section(name, plots=(plot,)) for name, plot in zip(compared.objectives, shown, strict=True))),
+        footer="aicompress",
+    )
+    return _render(page)
+
+
+def _cards(report: Report) -> list[Card]:
+    before, after, latency = report.before, report.after, report.latency
+    known_before = before is not None
+    cards = [
+        Card("weights on disk", numbers.size(after.weight_bytes), f"from {numbers.size(before.weight_bytes)}" if before else "")
+    ]
+    if report.size_ratio is not None:
+        tone: Tone = "good" if report.size_ratio < 1 else "bad" if report.size_ratio > 1 else ""
+        cards.append(Card("size ratio", numbers.ratio(report.size_ratio), "after / before", tone))
+    bits_before = numbers.number(before.bits_per_parameter, 3) if before else ""
+    cards.append(
+        Card("bits per parameter", numbers.number(after.bits_per_parameter, 3), f"from {bits_before}" if known_before else "")
+    )
+    if latency is not None:
+        value = numbers.milliseconds(latency.after_ms) if latency.ratio is None else numbers.ratio(latency.ratio)
+        cards.append(Card("latency" if latency.ratio is None else "latency ratio", value, latency.what))
+    for name, figure in list(figures(report.quality).items())[:3]:
+        spread = tables.interval(figure)
+        against = f"baseline {numbers.number(figure.baseline)}" if figure.baseline is not None else ""
+        cards.append(Card(name, numbers.number(figure.value), against or (spread if spread != numbers.DASH else "")))
+    if report.gates:
+        held = sum(gate.passed for gate in report.gates)
+        tone = "good" if held == len(report.gates) else "bad"
+        cards.append(Card("gates passed", f"{held} of {len(report.gates)}", "", tone))
+    return cards
+
+
+def _alerts(report: Report) -> list[Alert]:
+    alerts = []
+    failed = tuple(
+        f"{gate.expression}: {'not measured' if gate.value is None else 'found ' + numbers.exact(gate.value)}"
+        for gate in report.gates
+        if not gate.passed
+    )
+    if failed:
+        alerts.append(Alert("Failed gates", failed, "bad"))
+    if report.warnings:
+        alerts.append(Alert("Warnings", report.warnings, "warn"))
+    return alerts
+
+
+def _sections(report: Report) -> Sequence[Section]:
+    compressed = [row for row in report.layers if row.method not in ("-", "")]
+    curves = tables.curves(report.training)
+    by_kind = tables.kinds(report)
+    return (
+        Section("Summary", tables.summary(report)),
+        Section("Gates", tables.gates(report)),
+        Section("Quality", tables.quality(report)),
+        Section("Bytes by tensor kind", by_kind, (plots.kinds(report),) if by_kind.rows else ()),
+        Section("Training", tables.training(report), (plots.training(curves),) if curves else ()),
+        Section("Layers", tables.layers(report), sortable=True),
+        Section("Layers compressed", plots=(plots.layers(compressed),) if compressed else ()),
+        Section("Recipe", code=markdown.recipe_yaml(report.recipe) if report.recipe else ""),
+        Section("Lineage: the steps before this one", tables.lineage(report)),
+        Section("Environment", tables.environment(report), folded=True),
+    )
+
+
+def _rows(section: Section) -> bool:
+    return section.table is not None and bool(section.table.rows)
+
+
+def _render(page: Page) -> str:
+    from markupsafe import Markup
+
+    trusted = {section.title: tuple(Markup(plot) for plot in section.plots) for section in page.sections}
+    return str(_template().render(page=page, plots=trusted))
+
+
+@cache
+def _template() -> Any:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(loader=PackageLoader("aicompress.report", "."), autoescape=True, undefined=StrictUndefined)
+    return environment.get_template("template.html")
