@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 
 from aicompress.report import markdown, numbers, tables
@@ -63,7 +63,7 @@ def comparison(reports: Sequence[Report]) -> Comparison:
     objectives = {name: better for name in known if (better := _objective(name, rows)) is not None}
     costs = [_costs(row, objectives) for row in rows]
     marked = tuple(
-        _with_mark(row, bool(objectives) and not any(_dominates(other, own) for other in costs))
+        replace(row, pareto=bool(objectives) and not any(_dominates(other, own) for other in costs))
         for row, own in zip(rows, costs, strict=True)
     )
     return Comparison(marked, known, objectives, tuple(_notes(reports, known, objectives)))
@@ -97,7 +97,9 @@ def legend(compared: Comparison) -> str:
     if not compared.objectives:
         return "No row is marked Pareto-optimal: the reports share no quality figure whose better direction is known."
     goals = ", ".join(f"{name} ({better} is better)" for name, better in compared.objectives.items())
-    return f"{PARETO_MARK} Pareto-optimal: no other row is as good in weight bytes and {goals} and better in one of them."
+    return (
+        f"{PARETO_MARK} Pareto-optimal: no other row is as good in weight bytes and {goals} and better in one of them."
+    )
 
 
 def _row(name: str, report: Report) -> Row:
@@ -111,12 +113,6 @@ def _row(name: str, report: Report) -> Row:
         latency_ratio=report.latency.ratio if report.latency else None,
         seconds=report.seconds,
     )
-
-
-def _with_mark(row: Row, pareto: bool) -> Row:
-    from dataclasses import replace
-
-    return replace(row, pareto=pareto)
 
 
 def _objective(name: str, rows: Sequence[Row]) -> Better | None:
@@ -177,7 +173,9 @@ def _notes(reports: Sequence[Report], known: Sequence[str], objectives: dict[str
         notes.append("Latencies were measured on different machines or thread counts.")
     left_out = [name for name in known if name not in objectives]
     if left_out and len(reports) > 1:
-        notes.append(f"Not an objective, as not every report has it or its better direction is unknown: {', '.join(left_out)}.")
+        notes.append(
+            f"Not an objective, as not every report has it or its better direction is unknown: {', '.join(left_out)}."
+        )
     return notes
 
 
@@ -189,4 +187,6 @@ def _names(paths: Sequence[str]) -> list[str]:
         others = [other for other in parts if other != own]
         keep = next((n for n in range(1, len(own)) if all(own[-n:] != other[-n:] for other in others)), len(own))
         names.append("/".join(own[-keep:]))
-    return [f"{name} #{names[: at + 1].count(name)}" if names.count(name) > 1 else name for at, name in enumerate(names)]
+    return [
+        f"{name} #{names[: at + 1].count(name)}" if names.count(name) > 1 else name for at, name in enumerate(names)
+    ]

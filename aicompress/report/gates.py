@@ -171,14 +171,14 @@ def _bound(expression: str, figure: str, text: str) -> float:
     match = _NUMBER.fullmatch(text)
     if match is None:
         raise _wrong(expression, f"{text!r} is not a number" if text else "has no number on the right", _FORM)
-    unit, value = match["unit"], float(match["number"])
+    unit = match["unit"]
     if unit and figure not in _BYTES:
         raise _wrong(
             expression, f"{figure!r} takes no unit", f"write {match['number']} alone, in the figure's own unit"
         )
     if unit and unit not in _UNITS:
         raise _wrong(expression, f"unknown unit {unit!r}", f"use one of {' '.join(_UNITS)}")
-    bound = value * _UNITS.get(unit, 1)
+    bound: float = float(match["number"]) * _UNITS.get(unit, 1)
     if not math.isfinite(bound):
         raise _wrong(expression, f"{text!r} is too large", "write a number that a float can hold")
     return bound

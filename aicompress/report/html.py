@@ -95,7 +95,13 @@ def comparison_to_html(compared: Comparison) -> str:
         lead="Size on disk against measured quality",
         cards=(),
         alerts=(Alert("Before comparing", compared.notes, "warn"),) if compared.notes else (),
-        sections=(table, *(Section(name, plots=(plot,)) for name, plot in zip(compared.objectives, shown, strict=True))),
+        sections=(
+            table,
+            *(
+                Section(f"{name} against size", plots=(plot,))
+                for name, plot in zip(compared.objectives, shown, strict=True)
+            ),
+        ),
         footer="aicompress",
     )
     return _render(page)
@@ -103,16 +109,19 @@ def comparison_to_html(compared: Comparison) -> str:
 
 def _cards(report: Report) -> list[Card]:
     before, after, latency = report.before, report.after, report.latency
-    known_before = before is not None
     cards = [
-        Card("weights on disk", numbers.size(after.weight_bytes), f"from {numbers.size(before.weight_bytes)}" if before else "")
+        Card(
+            "weights on disk",
+            numbers.size(after.weight_bytes),
+            f"from {numbers.size(before.weight_bytes)}" if before else "",
+        )
     ]
     if report.size_ratio is not None:
         tone: Tone = "good" if report.size_ratio < 1 else "bad" if report.size_ratio > 1 else ""
         cards.append(Card("size ratio", numbers.ratio(report.size_ratio), "after / before", tone))
     bits_before = numbers.number(before.bits_per_parameter, 3) if before else ""
     cards.append(
-        Card("bits per parameter", numbers.number(after.bits_per_parameter, 3), f"from {bits_before}" if known_before else "")
+        Card("bits per parameter", numbers.number(after.bits_per_parameter, 3), f"from {bits_before}" if before else "")
     )
     if latency is not None:
         value = numbers.milliseconds(latency.after_ms) if latency.ratio is None else numbers.ratio(latency.ratio)
@@ -152,8 +161,8 @@ def _sections(report: Report) -> Sequence[Section]:
         Section("Quality", tables.quality(report)),
         Section("Bytes by tensor kind", by_kind, (plots.kinds(report),) if by_kind.rows else ()),
         Section("Training", tables.training(report), (plots.training(curves),) if curves else ()),
+        Section("Compressed layers: size and error", plots=(plots.layers(compressed),) if compressed else ()),
         Section("Layers", tables.layers(report), sortable=True),
-        Section("Layers compressed", plots=(plots.layers(compressed),) if compressed else ()),
         Section("Recipe", code=markdown.recipe_yaml(report.recipe) if report.recipe else ""),
         Section("Lineage: the steps before this one", tables.lineage(report)),
         Section("Environment", tables.environment(report), folded=True),
@@ -175,5 +184,7 @@ def _render(page: Page) -> str:
 def _template() -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    environment = Environment(loader=PackageLoader("aicompress.report", "."), autoescape=True, undefined=StrictUndefined)
+    environment = Environment(
+        loader=PackageLoader("aicompress.report", "."), autoescape=True, undefined=StrictUndefined
+    )
     return environment.get_template("template.html")

@@ -55,12 +55,12 @@ def kinds(report: Report) -> str:
     """Bytes by tensor kind: a stacked bar for before and one for after."""
     sides = [("before", report.before), ("after", report.after)]
     shown = [(name, side.by_kind) for name, side in sides if side is not None]
-    present = [kind for kind in _ordered([by_kind for _, by_kind in shown])]
+    present = _ordered([by_kind for _, by_kind in shown])
 
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
         widest = max(sum(by_kind.values()) for _, by_kind in shown) or 1
-        for at, (name, by_kind) in enumerate(shown):
+        for at, (_, by_kind) in enumerate(shown):
             start = 0
             for position, kind in enumerate(present):
                 count = by_kind.get(kind, 0)
@@ -117,7 +117,7 @@ def layers(rows: Sequence[LayerRow]) -> str:
 
 
 def training(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """Training curves over steps, on a logarithmic scale where every value is positive."""
+    """Training curves over steps."""
 
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
@@ -125,10 +125,7 @@ def training(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
             marker = "o" if len(points) < 25 else ""
             steps, values = zip(*points, strict=True)
             axes.plot(steps, values, color=PALETTE[at % len(PALETTE)], label=name, marker=marker, markersize=4)
-        if all(value > 0 for points in curves.values() for _, value in points):
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(lambda value, _: numbers.number(value, 3))
-            axes.yaxis.set_minor_formatter(lambda value, _: "")
+        _scale(axes, [value for points in curves.values() for _, value in points])
         axes.set_xlabel("step")
         axes.grid(axis="y")
         axes.tick_params(length=0)
@@ -147,7 +144,8 @@ def pareto(points: Sequence[tuple[str, float, float, bool]], x_label: str, y_lab
             axes.plot(*zip(*front, strict=True), color=PALETTE[0], linewidth=1.4, alpha=0.5, zorder=1)
         for name, x, y, best in points:
             axes.plot([x], [y], marker="o", markersize=8, color=PALETTE[0] if best else _PALE, linestyle="", zorder=2)
-            axes.annotate(name, (x, y), xytext=(8, 5), textcoords="offset points", color=_INK if best else _MUTED)
+            axes.annotate(name, (x, y), xytext=(8, 5 if best else -14), textcoords="offset points")
+        _scale(axes, [y for _, _, y, _ in points])
         axes.margins(x=0.14, y=0.16)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
@@ -185,6 +183,17 @@ def _inline(svg: str, name: str, label: str) -> str:
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, f"var({variable}, {colour})")
     return svg
+
+
+def _scale(axes: Any, values: Sequence[float]) -> None:
+    """A logarithmic y axis, ticks at 1, 2, 5, for positive values that span more than a factor of 20."""
+    if min(values) > 0 and max(values) > 20 * min(values):
+        from matplotlib.ticker import LogLocator, NullLocator
+
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
 def _ordered(sides: Sequence[Mapping[str, int]]) -> list[str]:

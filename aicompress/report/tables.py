@@ -33,10 +33,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its heading, and whether it holds numbers (then set flush right)."""
+    """A column.
+
+    Attributes:
+        title: its heading.
+        numeric: holds numbers: set flush right.
+        optional: may be left out where the table is wider than the terminal.
+    """
 
     title: str
     numeric: bool = False
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,17 +123,17 @@ def layers(report: Report) -> Table:
     """One row per layer."""
     columns = _columns(
         "layer",
-        "kind",
-        "rule",
+        "kind?",
+        "rule?",
         "method",
-        "form",
+        "form?",
         "detail",
-        "before:",
+        "before?:",
         "after:",
         "ratio:",
         "rel. error:",
-        "time:",
-        "note",
+        "time?:",
+        "note?",
     )
     return Table("Layers", columns, tuple(_layer(row) for row in report.layers))
 
@@ -250,8 +257,8 @@ def _kind(side: Side | None, name: str) -> int | None:
 
 
 def _columns(*titles: str) -> tuple[Column, ...]:
-    """Columns from their headings; a colon at the end marks numbers."""
-    return tuple(Column(title.removesuffix(":"), title.endswith(":")) for title in titles)
+    """Columns from their headings; a colon at the end marks numbers, a question mark before it an optional column."""
+    return tuple(Column(title.rstrip("?:"), title.endswith(":"), "?" in title) for title in titles)
 
 
 def _leaves(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

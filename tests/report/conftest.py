@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aicompress.report.model import Gate, LayerRow, Latency, Report, Side
+from aicompress.report.model import Gate, Latency, LayerRow, Report, Side
 
 HIDDEN, INTERMEDIATE, BLOCKS = 384, 1536, 6
 
