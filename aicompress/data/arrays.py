@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -38,19 +39,20 @@ def arrays(data: Data, seed: int | None = None) -> tuple[Tensor, Tensor | None, 
 
 
 def _members(path: Path, names: list[str]) -> dict[str, NDArray[np.generic]]:
-    try:
-        with readable(path), np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise RecipeError(f"{path.name} is one bare array", "save it by name with numpy.savez")
-            for name in names:
-                if name not in archive.files:
-                    raise RecipeError(f"{path.name} has no array {name!r}", suggestion(name, archive.files))
-            return {name: archive[name] for name in names}
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        # numpy's own words for a pickle: "Object arrays cannot be loaded when allow_pickle=False".
-        pickled = "pickle" in str(error)
-        reason = "holds pickled objects, which are never loaded" if pickled else f"is damaged: {error}"
-        raise RecipeError(f"{path.name} {reason}", "save plain arrays with numpy.savez") from error
+    with readable(path), path.open("rb") as file:
+        if not zipfile.is_zipfile(file):
+            raise RecipeError(f"{path.name} is not an .npz file, or is cut short", "save arrays with numpy.savez")
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                for name in names:
+                    if name not in archive.files:
+                        raise RecipeError(f"{path.name} has no array {name!r}", suggestion(name, archive.files))
+                return {name: archive[name] for name in names}
+        except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            # numpy's words for a pickle: "Object arrays cannot be loaded when allow_pickle=False".
+            pickled = "pickle" in str(error)
+            reason = "holds pickled objects, which are never loaded" if pickled else f"is damaged: {error}"
+            raise RecipeError(f"{path.name} {reason}", "save plain arrays with numpy.savez") from error
 
 
 def _inputs(path: Path, data: Data, inputs: NDArray[np.generic]) -> Tensor:
