@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from aicompress.data.section import Data
 from aicompress.errors import CompressError, RecipeError, raise_all, suggestion
 from aicompress.layer import KINDS, Kind, LayerInfo
 from aicompress.methods import MethodConfig, get
@@ -62,25 +63,6 @@ class Level(Section):
     @property
     def fields(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
-
-
-class Data(Section):
-    """Where samples come from. Exactly one source is given; paths are relative to the recipe."""
-
-    text: str | None = Field(
-        None, description="plain text file; windows of `length` tokens, or its lines for an encoder"
-    )
-    jsonl: str | None = Field(None, description="JSON lines with the field `field`")
-    csv: str | None = Field(None, description="csv or tsv with the column `field`")
-    parquet: str | None = Field(None, description="parquet with the column `field`")
-    arrays: str | None = Field(None, description=".npz file")
-    hub: str | None = Field(None, description="hf://datasets/org/name")
-    field: str = Field("text", description="field or column that holds the text")
-    inputs: str | None = Field(None, description="arrays: name of the inputs")
-    labels: str | None = Field(None, description="arrays or jsonl: name of the labels")
-    scale: float = Field(1.0, gt=0, description="arrays: inputs are divided by this")
-    samples: int | None = Field(None, ge=1, description="how many samples; none means all")
-    length: int = Field(256, ge=2, description="tokens in a sample")
 
 
 class Model(Section):
@@ -287,10 +269,7 @@ def absolute(recipe: RecipePart, folder: Path) -> RecipePart:
     changed: dict[str, Any] = {}
     for name, value in recipe:
         if isinstance(value, Data):
-            paths = {key: getattr(value, key) for key in ("text", "jsonl", "csv", "parquet", "arrays")}
-            changed[name] = value.model_copy(
-                update={key: str((folder / p).resolve()) for key, p in paths.items() if p is not None}
-            )
+            changed[name] = value.relative_to(folder)
         elif isinstance(value, Section) and not isinstance(value, MethodConfig):
             changed[name] = absolute(value, folder)
     return recipe.model_copy(update=changed)

@@ -1,0 +1,25 @@
+"""Samples for calibration, training and evaluation, from the source that a recipe's data section names.
+
+Every reader returns the samples and a `Source`, the record of them that the report keeps. A tokenizer is passed in:
+anything that is called and answers as a Hugging Face tokenizer does.
+"""
+
+from aicompress.data.arrays import arrays
+from aicompress.data.sampling import Source, choose, split
+from aicompress.data.section import Data
+from aicompress.data.text import batches, labelled, pairs, sentences
+from aicompress.data.tokens import Tokenizer, token_windows
+
+__all__ = [
+    "Data",
+    "Source",
+    "Tokenizer",
+    "arrays",
+    "batches",
+    "choose",
+    "labelled",
+    "pairs",
+    "sentences",
+    "split",
+    "token_windows",
+]

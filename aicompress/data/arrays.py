@@ -1,0 +1,73 @@
+"""Labelled arrays out of an .npz file."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from aicompress.data.rows import readable
+from aicompress.data.sampling import Source, choose, record
+from aicompress.data.section import Data
+from aicompress.errors import RecipeError, suggestion
+
+
+def arrays(data: Data, seed: int | None = None) -> tuple[Tensor, Tensor | None, Source]:
+    """Inputs, labels (samples,) int64 where they are named, and the record.
+
+    Inputs are float32 divided by `scale`, in the shape they are stored in, (samples, ...); 32 and 64-bit integers are
+    token ids and become int64.
+
+    Raises:
+        RecipeError: not an .npz of plain arrays, a name it does not hold, or shapes that do not fit.
+    """
+    if data.arrays is None or data.inputs is None:
+        raise RecipeError(f"{data.path}: {data.kind} holds no arrays", "arrays: file.npz, with inputs")
+    path = Path(data.arrays)
+    stored = _members(path, [name for name in (data.inputs, data.labels) if name is not None])
+    inputs = stored[data.inputs]
+    if inputs.ndim < 1 or inputs.dtype.kind not in "buif":
+        raise RecipeError(f"{path.name}: {data.inputs!r} is {inputs.dtype} {inputs.shape}, not samples of numbers", "")
+    taken = choose(len(inputs), data, seed)
+    labels = None if data.labels is None else _labels(path, data.labels, stored[data.labels], len(inputs))[taken]
+    return _inputs(path, data, inputs[taken.numpy()]), labels, record(data, len(taken), len(inputs), seed)
+
+
+def _members(path: Path, names: list[str]) -> dict[str, NDArray[np.generic]]:
+    with readable(path), path.open("rb") as file:
+        if not zipfile.is_zipfile(file):
+            raise RecipeError(f"{path.name} is not an .npz file, or is cut short", "save arrays with numpy.savez")
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                for name in names:
+                    if name not in archive.files:
+                        raise RecipeError(f"{path.name} has no array {name!r}", suggestion(name, archive.files))
+                return {name: archive[name] for name in names}
+        except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            # numpy's words for a pickle: "Object arrays cannot be loaded when allow_pickle=False".
+            pickled = "pickle" in str(error)
+            reason = "holds pickled objects, which are never loaded" if pickled else f"is damaged: {error}"
+            raise RecipeError(f"{path.name} {reason}", "save plain arrays with numpy.savez") from error
+
+
+def _inputs(path: Path, data: Data, inputs: NDArray[np.generic]) -> Tensor:
+    if inputs.dtype.kind in "ui" and inputs.dtype.itemsize >= 4 and data.scale == 1.0:
+        return torch.from_numpy(inputs.astype(np.int64))
+    values = torch.from_numpy(inputs.astype(np.float32)).div_(data.scale)
+    if not bool(torch.isfinite(values).all()):
+        raise RecipeError(f"{path.name}: {data.inputs!r} holds NaN or infinite values", "clean the data")
+    return values
+
+
+def _labels(path: Path, name: str, labels: NDArray[np.generic], samples: int) -> Tensor:
+    if labels.shape != (samples,) or labels.dtype.kind not in "ui":
+        raise RecipeError(
+            f"{path.name}: labels {name!r} are {labels.dtype} {labels.shape}, not whole numbers ({samples},)",
+            "one class number a sample",
+        )
+    return torch.from_numpy(labels.astype(np.int64))

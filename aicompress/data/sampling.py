@@ -1,0 +1,83 @@
+"""Which samples are taken, reproducibly, and the record of it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from aicompress.data.section import Data
+from aicompress.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Source:
+    """Record of where samples came from. `seed`, `available` and `samples` give the very same choice again.
+
+    Attributes:
+        kind: text, jsonl, csv, parquet, arrays, pairs or hub.
+        path: file, or name of the dataset.
+        sha256: digest of the file; empty for a dataset of the hub.
+        nbytes: bytes of the file; 0 for a dataset of the hub.
+        samples: samples that were taken.
+        available: samples that there were, or had been read when enough were found.
+        seed: seed of the choice; None where the first samples were taken.
+    """
+
+    kind: str
+    path: str
+    sha256: str
+    nbytes: int
+    samples: int
+    available: int
+    seed: int | None
+
+
+def record(data: Data, samples: int, available: int, seed: int | None) -> Source:
+    """The record of samples taken from a source; reads a file once more for its digest."""
+    if data.kind == "hub":
+        return Source(data.kind, data.path, "", 0, samples, available, seed)
+    path = Path(data.path)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Source(data.kind, data.path, digest, path.stat().st_size, samples, available, seed)
+
+
+def choose(available: int, data: Data, seed: int | None) -> Tensor:
+    """Indices of the samples to take, ascending: the first ones, or a random choice when a seed is given.
+
+    Raises:
+        RecipeError: fewer samples than asked for, or none at all.
+    """
+    wanted = available if data.samples is None else data.samples
+    if available == 0:
+        raise RecipeError(f"{data.path} holds no sample", "")
+    if wanted > available:
+        raise RecipeError(f"{data.path} holds {available} samples, {wanted} are asked for", f"samples: {available}")
+    if seed is None:
+        return torch.arange(wanted)
+    order = torch.randperm(available, generator=torch.Generator().manual_seed(seed))
+    return order[:wanted].sort().values
+
+
+def split(count: int, held_out: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Divide samples at random into training and held-out ones.
+
+    Args:
+        count: how many samples there are.
+        held_out: share of them that is held out, rounded to the nearest count but never to nothing.
+
+    Returns:
+        Indices of the training and of the held-out samples, each ascending.
+
+    Raises:
+        RecipeError: a side would be empty.
+    """
+    if not 0 < held_out < 1 or count < 2:
+        raise RecipeError(f"cannot hold out {held_out} of {count} samples", "a share between 0 and 1, of at least two")
+    size = min(max(1, round(count * held_out)), count - 1)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order[size:].sort().values, order[:size].sort().values

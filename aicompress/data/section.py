@@ -1,0 +1,68 @@
+"""The data section of a recipe: where samples come from and how many."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SourceKind = Literal["text", "jsonl", "csv", "parquet", "arrays", "pairs", "hub"]
+SOURCES: tuple[SourceKind, ...] = get_args(SourceKind)
+
+
+class Data(BaseModel):
+    """Where samples come from. Exactly one source is given; paths are relative to the recipe."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    text: str | None = Field(
+        None, description="plain text file; windows of `length` tokens, or its lines for an encoder"
+    )
+    jsonl: str | None = Field(None, description="JSON lines with the field `field`")
+    csv: str | None = Field(None, description="csv (or tsv, by its suffix) with the column `field`")
+    parquet: str | None = Field(None, description="parquet with the column `field`")
+    arrays: str | None = Field(None, description=".npz file")
+    pairs: str | None = Field(None, description="tsv, csv, jsonl or parquet with sentence pairs and scores")
+    hub: str | None = Field(None, description="hf://datasets/org/name, one split of it")
+    field: str = Field("text", description="field or column that holds the text")
+    split: str = Field("train", description="hub: split of the dataset")
+    inputs: str | None = Field(None, description="arrays: name of the inputs")
+    labels: str | None = Field(None, description="arrays or labelled texts: name of the labels")
+    columns: tuple[int, int] | tuple[str, str] | None = Field(
+        None, description="pairs: columns of the two sentences; numbers from 0 where the file has no header, else names"
+    )
+    score: int | str | None = Field(None, description="pairs: column of the score, given like `columns`")
+    scale: float = Field(1.0, gt=0, description="arrays: inputs are divided by this")
+    samples: int | None = Field(None, ge=1, description="how many samples; none means all")
+    length: int = Field(256, ge=2, description="tokens in a sample")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Data:
+        given = [kind for kind in SOURCES if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of {', '.join(SOURCES)}" + (f", not {len(given)}" if given else ""))
+        if self.arrays is not None and self.inputs is None:
+            raise ValueError("arrays need `inputs`, the name of the array that holds them")
+        if self.pairs is not None:
+            if self.columns is None or self.score is None:
+                raise ValueError("pairs need `columns` (two of them) and `score`")
+            if type(self.score) is not type(self.columns[0]):
+                raise ValueError("`columns` and `score` are either all numbers (no header) or all names")
+        return self
+
+    @property
+    def kind(self) -> SourceKind:
+        """Which source is given."""
+        return next(kind for kind in SOURCES if getattr(self, kind) is not None)
+
+    @property
+    def path(self) -> str:
+        """The source itself: a path, or the name of a dataset."""
+        return str(getattr(self, self.kind))
+
+    def relative_to(self, folder: Path) -> Data:
+        """The same with its path made absolute from a recipe's folder; a hub name stays as it is."""
+        if self.kind == "hub":
+            return self
+        return self.model_copy(update={self.kind: str((folder / self.path).resolve())})

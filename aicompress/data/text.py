@@ -1,0 +1,119 @@
+"""Texts for encoders and classifiers: sentences, labelled sentences, scored pairs, and padded batches of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from aicompress.data.rows import as_text, fields, readable, rows
+from aicompress.data.sampling import Source, choose, record
+from aicompress.data.section import Data
+from aicompress.data.tokens import Tokenizer, needed
+from aicompress.errors import CheckpointError, RecipeError, suggestion
+
+
+def sentences(data: Data, seed: int | None = None) -> tuple[list[str], Source]:
+    """Lines of a text, or the text field of every row, without empty ones: the first `samples`, or a seeded choice.
+
+    Raises:
+        RecipeError: the source cannot be read, lacks the field or holds too few.
+    """
+    found = [text for text in (line.strip() for line in _lines(data)) if text]
+    taken = choose(len(found), data, seed)
+    return [found[index] for index in taken.tolist()], record(data, len(taken), len(found), seed)
+
+
+def _lines(data: Data) -> Iterator[str]:
+    if data.kind == "text":
+        path = Path(data.path)
+        with readable(path), path.open(encoding="utf-8-sig") as file:
+            yield from file
+    else:
+        yield from fields(data)
+
+
+def labelled(data: Data, seed: int | None = None, classes: Sequence[str] = ()) -> tuple[list[str], Tensor, Source]:
+    """Texts and their labels (samples,) int64 for a classifier.
+
+    Args:
+        classes: names of the model's classes in order; a label that is a name is looked up here.
+
+    Raises:
+        RecipeError: the source cannot be read, or a label is neither a whole number nor a known name.
+    """
+    if data.labels is None:
+        raise RecipeError(f"{data.path}: the data section names no `labels`", "labels: the column that holds them")
+    if data.kind in ("text", "arrays", "pairs"):
+        raise RecipeError(f"{data.path}: {data.kind} hold no labelled texts", "give jsonl, csv, parquet or hub")
+    texts: list[str] = []
+    labels: list[int] = []
+    for where, (text, label) in rows(data, [data.field, data.labels]):
+        texts.append(as_text(data, where, data.field, text))
+        labels.append(_label(f"{data.path}, {where}", label, classes))
+    taken = choose(len(texts), data, seed)
+    chosen = [texts[index] for index in taken.tolist()]
+    return chosen, torch.tensor(labels)[taken], record(data, len(taken), len(texts), seed)
+
+
+def _label(where: str, value: object, classes: Sequence[str]) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise RecipeError(f"{where}: label {value!r} is not a class", "a whole number, or a class name of the model")
+    if isinstance(value, int):
+        return value
+    if value in classes:
+        return list(classes).index(value)
+    if value.strip().isdecimal():
+        return int(value)
+    raise RecipeError(f"{where}: label {value!r} is not a class of the model", suggestion(value, classes))
+
+
+def pairs(data: Data, seed: int | None = None) -> tuple[list[str], list[str], Tensor, Source]:
+    """Sentence pairs and how similar people found them: first, second, scores (samples,) float32.
+
+    Raises:
+        RecipeError: the source cannot be read, a row is too short or a score is not a number.
+    """
+    if data.pairs is None or data.columns is None or data.score is None:
+        raise RecipeError(f"{data.path}: {data.kind} hold no sentence pairs", "pairs: file.tsv, with columns and score")
+    first: list[str] = []
+    second: list[str] = []
+    scores: list[float] = []
+    for where, (one, other, score) in rows(data, [*data.columns, data.score]):
+        first.append(as_text(data, where, data.columns[0], one))
+        second.append(as_text(data, where, data.columns[1], other))
+        try:
+            scores.append(float(score))
+        except (TypeError, ValueError) as error:
+            hint = "check `score`; a header line needs column names"
+            raise RecipeError(f"{data.path}, {where}: score {score!r} is not a number", hint) from error
+    taken = choose(len(scores), data, seed)
+    kept = taken.tolist()
+    used = record(data, len(kept), len(scores), seed)
+    return [first[i] for i in kept], [second[i] for i in kept], torch.tensor(scores)[taken], used
+
+
+def batches(
+    texts: Sequence[str], tokenizer: Tokenizer | None, batch_size: int, length: int
+) -> Iterator[dict[str, Tensor]]:
+    """Texts in their order as padded batches: input_ids, attention_mask and what else the tokenizer gives.
+
+    Each is (batch, tokens) int64.
+
+    Args:
+        length: longer texts are cut to this many tokens; a batch is padded to its own longest text.
+
+    Raises:
+        CheckpointError: there is no tokenizer, or it cannot pad.
+    """
+    tokenizer = needed(tokenizer)
+    if getattr(tokenizer, "pad_token_id", 0) is None:
+        raise CheckpointError(
+            "the checkpoint's tokenizer has no padding token", "set pad_token in tokenizer_config.json"
+        )
+    for start in range(0, len(texts), batch_size):
+        part = list(texts[start : start + batch_size])
+        encoded = tokenizer(part, padding=True, truncation=True, max_length=length, return_tensors="pt")
+        yield dict(encoded.items())

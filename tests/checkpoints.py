@@ -1,0 +1,259 @@
+"""Small real checkpoints that tests compress: transformer folders and bare .safetensors files, built from seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor, nn
+
+VOCABULARY = 256
+PRINTABLE = [chr(code) for code in range(32, 127)] + [
+    "Ġ",
+    "Ċ",
+]  # the byte-level names of printable ASCII, space, newline
+
+
+def sentences(count: int, skip: int = 0) -> list[str]:
+    """Plain English sentences out of the language reference that ships inside Python."""
+    from scripts.make_demo_text import topic_sentences
+
+    found = [sentence for group in topic_sentences().values() for sentence in group]
+    return found[skip : skip + count]
+
+
+def byte_level_tokenizer(texts: Sequence[str], vocabulary: int = VOCABULARY) -> Tokenizer:
+    """A byte-level BPE tokenizer as GPT-2 and Llama 3 use, with <s> and </s> at 0 and 1."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=["<s>", "</s>"], initial_alphabet=PRINTABLE, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def word_piece_tokenizer(texts: Sequence[str], vocabulary: int = VOCABULARY) -> Tokenizer:
+    """A WordPiece tokenizer as BERT uses: lower case, [CLS] sentence [SEP], [PAD] at 0."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=vocabulary, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")],
+    )
+    return tokenizer
+
+
+def save(model: Any, folder: Path, dtype: torch.dtype, shards: int) -> Path:
+    """Write a transformers model as safetensors, in one file or in at least `shards`."""
+    model = model.to(dtype).eval()
+    nbytes = sum(p.numel() * p.element_size() for p in model.parameters())
+    limit = nbytes if shards == 1 else nbytes // shards  # whole tensors only, so a shard ends below the limit
+    model.save_pretrained(folder, max_shard_size=limit)
+    return folder
+
+
+def _save_tokenizer(tokenizer: Tokenizer, folder: Path, **special: str) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=512, **special).save_pretrained(folder)
+
+
+def make_llama(
+    folder: Path, dtype: torch.dtype = torch.float32, shards: int = 1, tied: bool = True, steps: int = 0, **config: Any
+) -> Path:
+    """A Llama with grouped-query attention (4 heads on 2) and its byte-level tokenizer.
+
+    Args:
+        steps: training steps on the language reference before saving; 0 leaves random weights.
+        config: LlamaConfig fields to override.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
+    shape |= {"num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256, "vocab_size": VOCABULARY}
+    special = {"bos_token_id": 0, "eos_token_id": 1, "tie_word_embeddings": tied, "initializer_range": 0.1}
+    model = LlamaForCausalLM(LlamaConfig(**{**shape, **special, **config}))
+    tokenizer = byte_level_tokenizer(sentences(600), model.config.vocab_size)
+    if steps:
+        from scripts.make_tiny_lm import train
+
+        ids = torch.tensor(tokenizer.encode("\n".join(sentences(1500))).ids)
+        train(model, ids, steps=steps, windows=(8, 64), generator=torch.Generator().manual_seed(0))
+    _save_tokenizer(tokenizer, folder, bos_token="<s>", eos_token="</s>")
+    return save(model, folder, dtype, shards)
+
+
+def make_gpt2(folder: Path, dtype: torch.dtype = torch.float32, shards: int = 1, **config: Any) -> Path:
+    """A GPT-2: Conv1D weights stored (in, out), fused qkv, learnt positions, tied head."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(1)
+    shape = {"n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 128, "vocab_size": VOCABULARY}
+    model = GPT2LMHeadModel(
+        GPT2Config(**{**shape, "bos_token_id": 0, "eos_token_id": 1, "initializer_range": 0.1, **config})
+    )
+    _save_tokenizer(byte_level_tokenizer(sentences(600)), folder, bos_token="<s>", eos_token="</s>")
+    return save(model, folder, dtype, shards)
+
+
+def make_bert(folder: Path, dtype: torch.dtype = torch.float32, shards: int = 1, **config: Any) -> Path:
+    """A BERT encoder without prefix, with WordPiece tokenizer and the side files of sentence-transformers."""
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(2)
+    shape = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
+    shape |= {"vocab_size": VOCABULARY, "max_position_embeddings": 128, "pad_token_id": 0}
+    model = BertModel(BertConfig(**{**shape, "initializer_range": 0.1, **config}))
+    names = {
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    }
+    _save_tokenizer(word_piece_tokenizer(sentences(600)), folder, **names)
+    _sentence_transformers_files(folder, model.config.hidden_size)
+    return save(model, folder, dtype, shards)
+
+
+def _sentence_transformers_files(folder: Path, width: int) -> None:
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+    modules = [
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, (path, kind) in enumerate(kinds.items())
+    ]
+    pooling = {"word_embedding_dimension": width, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
+    (folder / "1_Pooling").mkdir(parents=True, exist_ok=True)
+    (folder / "modules.json").write_text(json.dumps(modules, indent=2))
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling, indent=2))
+    limits = {"max_seq_length": 128, "do_lower_case": False}
+    (folder / "sentence_bert_config.json").write_text(json.dumps(limits, indent=2))
+
+
+def make_t5(folder: Path, dtype: torch.dtype = torch.float32, shards: int = 1, **config: Any) -> Path:
+    """A T5: encoder, decoder and one shared embedding."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(3)
+    shape = {
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 64,
+        "num_layers": 2,
+        "num_decoder_layers": 2,
+        "num_heads": 4,
+        "vocab_size": VOCABULARY,
+    }
+    special = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+    model = T5ForConditionalGeneration(T5Config(**{**shape, **special, **config}))
+    _save_tokenizer(byte_level_tokenizer(sentences(600)), folder, pad_token="<s>", eos_token="</s>")
+    return save(model, folder, dtype, shards)
+
+
+def make_vit(folder: Path, dtype: torch.dtype = torch.float32, shards: int = 1, **config: Any) -> Path:
+    """A ViT classifier of 28x28 one-channel images in ten classes: a convolution, linears, no tokenizer."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(4)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape |= {"image_size": 28, "patch_size": 7, "num_channels": 1, "num_labels": 10}
+    return save(
+        ViTForImageClassification(ViTConfig(**{**shape, "initializer_range": 0.1, **config})), folder, dtype, shards
+    )
+
+
+def digits(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images (count, 28, 28) uint8 of ten fixed patterns, shifted and noisy, and their labels (count,)."""
+    patterns = np.random.default_rng(0).random((10, 7, 7)) > 0.6
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, 10, count)
+    images = np.kron(patterns[labels], np.ones((1, 4, 4))) * 160.0  # (count, 28, 28)
+    shifts = generator.integers(-2, 3, (count, 2))
+    images = np.stack([np.roll(image, tuple(shift), (0, 1)) for image, shift in zip(images, shifts, strict=True)])
+    images = images + generator.normal(0, 150, images.shape)
+    return images.clip(0, 255).astype(np.uint8), labels.astype(np.uint8)
+
+
+def make_digits(path: Path, train: int = 1000, test: int = 400) -> Path:
+    """An .npz with train_images, train_labels, test_images, test_labels, named as in MNIST."""
+    train_images, train_labels = digits(train, seed=1)
+    test_images, test_labels = digits(test, seed=2)
+    np.savez(
+        path, train_images=train_images, train_labels=train_labels, test_images=test_images, test_labels=test_labels
+    )
+    return path
+
+
+class Mlp(nn.Module):
+    """784-300-100-10 with ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.fc3 = nn.Linear(784, 300), nn.Linear(300, 100), nn.Linear(100, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = torch.relu(self.fc1(images.flatten(1)))
+        return self.fc3(torch.relu(self.fc2(hidden)))
+
+
+class Cnn(nn.Module):
+    """Two unpadded 3x3 convolutions with batch norm and pooling, then one linear layer; images (batch, 1, 28, 28)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = nn.Conv2d(8, 16, 3), nn.BatchNorm2d(16)
+        self.fc = nn.Linear(16 * 5 * 5, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = torch.max_pool2d(torch.relu(self.bn1(self.conv1(images))), 2)
+        hidden = torch.max_pool2d(torch.relu(self.bn2(self.conv2(hidden))), 2)
+        return self.fc(hidden.flatten(1))
+
+
+class Lstm(nn.Module):
+    """A two-layer LSTM over an embedding, with a linear head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.lstm, self.fc = nn.Embedding(64, 16), nn.LSTM(16, 32, 2, batch_first=True), nn.Linear(32, 8)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.fc(self.lstm(self.embed(ids))[0][:, -1])
+
+
+def learn(model: nn.Module, count: int = 1000, epochs: int = 4) -> nn.Module:
+    """Train a classifier on the digits of `make_digits` until it is far better than chance."""
+    images, labels = digits(count, seed=1)
+    inputs = torch.from_numpy(images).float().div(255).unsqueeze(1)  # (count, 1, 28, 28)
+    targets = torch.from_numpy(labels).long()
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    for _ in range(epochs):
+        for start in range(0, count, 50):
+            optimizer.zero_grad()
+            logits = model(inputs[start : start + 50])
+            nn.functional.cross_entropy(logits, targets[start : start + 50]).backward()
+            optimizer.step()
+    return model.eval()
+
+
+def make_file(path: Path, model: nn.Module, dtype: torch.dtype = torch.float32) -> Path:
+    """A bare .safetensors file of a module's state; integer buffers keep their dtype."""
+    state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in model.state_dict().items()}
+    save_file({name: t.contiguous() for name, t in state.items()}, path, metadata={"format": "pt"})
+    return path

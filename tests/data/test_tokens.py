@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from aicompress.data import Data, token_windows, tokens
+from aicompress.errors import CheckpointError, RecipeError
+
+
+@pytest.fixture
+def tokenizer(tiny_llama: Path) -> Any:
+    return AutoTokenizer.from_pretrained(tiny_llama)
+
+
+def test_windows_are_the_text_in_order(tokenizer: Any, text_file: Path) -> None:
+    windows, source = token_windows(Data(text=str(text_file), length=32), tokenizer)
+    ids = tokenizer(text_file.read_text(), add_special_tokens=False)["input_ids"]
+    assert windows.dtype == torch.int64
+    assert windows.shape == (len(ids) // 32, 32)
+    assert windows.flatten().tolist() == ids[: windows.numel()]
+    assert source.samples == source.available == len(windows)
+
+
+def test_without_a_seed_the_first_windows_are_taken(tokenizer: Any, text_file: Path) -> None:
+    every, _ = token_windows(Data(text=str(text_file), length=32), tokenizer)
+    first, _ = token_windows(Data(text=str(text_file), length=32, samples=5), tokenizer)
+    assert torch.equal(first, every[:5])
+
+
+def test_a_seed_gives_a_repeatable_choice_of_all_windows(tokenizer: Any, text_file: Path) -> None:
+    data = Data(text=str(text_file), length=32, samples=6)
+    every, _ = token_windows(data.model_copy(update={"samples": None}), tokenizer)
+    chosen, source = token_windows(data, tokenizer, seed=11)
+    again, _ = token_windows(data, tokenizer, seed=11)
+    other, _ = token_windows(data, tokenizer, seed=12)
+    assert torch.equal(chosen, again)
+    assert not torch.equal(chosen, other)
+    assert source.available == len(every)
+    rows = [tuple(row) for row in every.tolist()]
+    assert all(tuple(row) in rows for row in chosen.tolist())
+
+
+def test_a_short_text_is_refused_with_the_numbers(tokenizer: Any, tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    path.write_text("one two three " * 20)
+    count = len(tokenizer(path.read_text())["input_ids"])
+    with pytest.raises(RecipeError, match=rf"holds {count} tokens, 50 samples of 32 need 1600") as caught:
+        token_windows(Data(text=str(path), length=32, samples=50), tokenizer)
+    assert caught.value.hint.startswith(f"samples: {count // 32}")
+    with pytest.raises(RecipeError, match="1 samples of 4096"):
+        token_windows(Data(text=str(path), length=4096), tokenizer)
+
+
+def test_rows_are_divided_by_the_end_token(tokenizer: Any, table: dict[str, str]) -> None:
+    windows, _ = token_windows(Data(**table, length=2), tokenizer)
+    ids = windows.flatten().tolist()
+    assert ids.count(tokenizer.eos_token_id) in (2, 3)  # the last one may fall into an incomplete window
+    assert tokenizer.decode(ids[: ids.index(tokenizer.eos_token_id)]) == "A first text, with a comma."
+
+
+def test_rows_are_divided_by_an_empty_line_where_there_is_no_end_token(tokenizer: Any, table: dict[str, str]) -> None:
+    tokenizer.eos_token = None
+    windows, _ = token_windows(Data(**table, length=2), tokenizer)
+    assert tokenizer.decode(windows.flatten()).startswith('A first text, with a comma.\n\nOne with "quotes".\n\n')
+
+
+def test_a_long_text_is_read_in_pieces_and_only_as_far_as_needed(
+    tokenizer: Any, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = Data(text=str(text_file), length=32, samples=4)
+    whole, all_of_it = token_windows(data, tokenizer)
+    monkeypatch.setattr(tokens, "PIECE", 2000)
+    pieces, read = token_windows(data, tokenizer)
+    assert torch.equal(pieces, whole)
+    assert read.available < all_of_it.available
+    everything = "".join(tokens._pieces(text_file))
+    assert everything == text_file.read_text()
+
+
+def test_no_tokenizer_is_refused(text_file: Path) -> None:
+    with pytest.raises(CheckpointError, match="no tokenizer"):
+        token_windows(Data(text=str(text_file)), None)
