@@ -6,8 +6,10 @@ import os
 import sys
 from typing import TYPE_CHECKING, TextIO
 
+from aicompress.report import plan as plans
 from aicompress.report import tables
 from aicompress.report.model import Report
+from aicompress.report.plan import PlanSummary
 from aicompress.report.tables import Cell, Table, Tone
 
 if TYPE_CHECKING:
@@ -99,3 +101,15 @@ def _text(console: Console, content: str, style: str = "") -> Text:
     if console.options.ascii_only:
         shown = shown.translate(_ASCII).encode("ascii", "replace").decode("ascii")
     return Text(shown, style)
+
+
+def plan(content: PlanSummary, file: TextIO | None = None) -> None:
+    """Print what a dry run found: the method, every layer that changes, every file."""
+    console = _console(file)
+    console.print(_text(console, f"{content.command} (dry run): {content.source} → {content.out}", "bold"))
+    console.print(_text(console, plans.method(content)))
+    for warning in content.warnings:
+        console.print(_text(console, f"warning: {warning}", "yellow"))
+    _print(console, plans.layers(content))
+    _print(console, plans.files(content))
+    console.print(_text(console, plans.headline(content), "bold"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aicompress import __version__
@@ -14,6 +14,9 @@ from aicompress.measure import peak_rss
 from aicompress.pipeline.environment import environment
 from aicompress.pipeline.output import Output
 from aicompress.pipeline.sides import side_of
+from aicompress.report import gates
+from aicompress.report.html import to_html
+from aicompress.report.markdown import to_markdown
 from aicompress.report.model import LayerRow, Report
 
 
@@ -54,13 +57,13 @@ def finish(facts: Facts, output: Output, writer: CheckpointWriter, latency: str)
 
 def rendered(report: Report) -> dict[str, str]:
     """The report's files."""
-    return {"report.json": report.to_json()}
+    return {"report.json": report.to_json(), "report.md": to_markdown(report), "report.html": to_html(report)}
 
 
 def _report(facts: Facts, output: Output, written: Checkpoint) -> Report:
     step = output.manifest.lineage[-1]
     after = side_of(written, facts.kinds, str(output.destination.path))
-    return Report(
+    report = Report(
         command=step["command"],
         tool_version=__version__,
         before=side_of(facts.checkpoint, facts.kinds, str(facts.checkpoint.path), dict(step["inputs"])),
@@ -77,3 +80,4 @@ def _report(facts: Facts, output: Output, written: Checkpoint) -> Report:
         seconds=time.perf_counter() - facts.start,
         peak_rss=peak_rss(),
     )
+    return replace(report, gates=gates.evaluate(facts.recipe.gates, report))

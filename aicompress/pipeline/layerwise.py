@@ -128,10 +128,9 @@ def _apply(plan: Plan, job: LayerPlan) -> tuple[Weight, LayerRow]:
     detail = plan.method.describe(job.config, weight)
     note = str(detail.pop("note", ""))
     error = rel_error(layer.weight, weight.dense())
-    row = LayerRow(
-        info.name, info.kind, job.rule, plan.method.name, weight.form, detail, info.nbytes, outline_nbytes(weight), error,
-        seconds, note,
-    )  # fmt: skip
+    size = outline_nbytes(weight)
+    name, form = plan.method.name, weight.form
+    row = LayerRow(info.name, info.kind, job.rule, name, form, detail, info.nbytes, size, error, seconds, note)
     return weight, row
 
 

@@ -19,6 +19,7 @@ from aicompress.checkpoint.manifest import KEY
 from aicompress.checkpoint.source import INDEX, Source
 from aicompress.checkpoint.writer import index_text
 from aicompress.layer import LayerInfo
+from aicompress.report.plan import PlanRow, PlanSummary
 from aicompress.weights import IntGrouped, TensorSpec, Weight
 
 DIGEST = "0" * 64  # stands for an input's sha256 until the input has been read
@@ -230,3 +231,27 @@ def with_digests(output: Output, digests: Mapping[str, str]) -> Output:
     *earlier, step = output.manifest.lineage
     manifest = Manifest(output.manifest.entries, (*earlier, {**step, "inputs": dict(digests)}))
     return replace(output, manifest=manifest)
+
+
+def summarize(
+    output: Output, checkpoint: Checkpoint, rows: list[PlanRow], unchanged: int, warnings: tuple[str, ...]
+) -> PlanSummary:
+    """A planned step as a dry run shows it."""
+    step = output.manifest.lineage[-1]
+    files = {shard.name: shard.nbytes for shard in output.shards}
+    if output.destination.single:
+        files = {output.destination.path.name: output.weight_bytes}
+    before = sum(file.stat().st_size for file in checkpoint.source.files)
+    source, out = str(checkpoint.path), str(output.destination.path)
+    return PlanSummary(
+        command=step["command"],
+        source=source,
+        out=out,
+        method=step["recipe"]["method"],
+        rows=tuple(rows),
+        unchanged=unchanged,
+        weight_files=files,
+        other_bytes=output.other_bytes,
+        bytes_before=before,
+        warnings=warnings,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +16,12 @@ from aicompress.layer import Kind, LayerInfo
 from aicompress.methods import get
 from aicompress.methods.registry import Candidate, LayerMethod, MethodConfig
 from aicompress.model.kinds import layer_kinds
-from aicompress.pipeline.output import Destination, Output, Planned, arrange, lineage_step
+from aicompress.pipeline.output import Destination, Output, Planned, arrange, lineage_step, summarize
 from aicompress.recipe import Recipe
+from aicompress.report import gates
+from aicompress.report.plan import PlanRow, PlanSummary
 from aicompress.selection import select
-from aicompress.weights import Dense, LowRank, Weight, form_of
+from aicompress.weights import Dense, LowRank, Weight, form_of, outline_nbytes
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,19 @@ class Plan:
             found.setdefault(layer.info.tensor, []).append(layer)
         return found
 
+    def summary(self) -> PlanSummary:
+        """What a dry run prints."""
+        changed = [layer for layer in self.layers if layer.config is not None and layer.outline is not None]
+        rows = [_row(self.method, layer) for layer in changed]
+        return summarize(self.output, self.checkpoint, rows, len(self.layers) - len(rows), self.warnings)
+
+
+def _row(method: LayerMethod, layer: LayerPlan) -> PlanRow:
+    assert layer.outline is not None
+    detail = {k: v for k, v in method.describe(layer.config, layer.outline).items() if k != "note"}
+    info, size = layer.info, outline_nbytes(layer.outline)
+    return PlanRow(info.name, info.kind, layer.rule, info.stored, layer.outline.form, detail, info.nbytes, size)
+
 
 def layer_seed(seed: int, name: str) -> int:
     """A layer's own seed, so that the order of layers does not matter."""
@@ -99,6 +114,7 @@ def make_plan(source: str | Path, destination: Destination, recipe: Recipe, comm
     kinds, warnings = known_kinds(checkpoint)
     infos = checkpoint.layers(kinds)
     problems: list[CompressError] = _collect(lambda: require_free(destination.path, destination.overwrite))
+    problems += _collect(lambda: gates.parse_all(recipe.gates))
     chosen, found = select(infos, recipe.select.include, recipe.select.exclude, recipe.select.kinds)
     problems += found + recipe.problems(infos)
     layers, found = _configure(chosen, recipe, method)
@@ -115,9 +131,9 @@ def make_plan(source: str | Path, destination: Destination, recipe: Recipe, comm
     return Plan(checkpoint, recipe, method, plans, output, kinds, tuple(warnings))
 
 
-def _collect(check: object) -> list[CompressError]:
+def _collect(check: Callable[[], object]) -> list[CompressError]:
     try:
-        check()  # type: ignore[operator]
+        check()
     except CompressError as error:
         return [error]
     return []

@@ -1,0 +1,49 @@
+"""`aicompress distill`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from aicompress.cli import options as o
+from aicompress.cli.step import Flags
+
+EXAMPLES = """Examples:
+
+aicompress distill pruned/ healed/ --teacher model/ -r distill/embedding
+
+`aicompress methods distill` lists the losses and their parameters."""
+
+
+def command(
+    source: o.Source,
+    out: o.Out,
+    recipe: o.RecipeName,
+    teacher: Annotated[
+        str,
+        typer.Option(
+            "--teacher",
+            "-t",
+            metavar="TEACHER",
+            help="The checkpoint to learn from.",
+            rich_help_panel=o.STEP,
+            show_default=False,
+        ),
+    ],
+    overrides: o.Overrides = [],  # noqa: B006
+    dry_run: o.DryRun = False,
+    overwrite: o.Overwrite = False,
+    resume: o.Resume = False,
+    max_shard_size: o.ShardSize = None,
+    latency: o.LatencyMode = o.Latency.auto,
+    device: o.DeviceName = o.Device.auto,
+    allow_code: o.AllowCode = False,
+    quiet: o.Quiet = False,
+    as_json: o.AsJson = False,
+) -> None:
+    """Train IN, a student, to do what a teacher does; IN may be the output of any earlier step."""
+    from aicompress.cli.training import run
+
+    flags = Flags(dry_run, overwrite, resume, max_shard_size, latency.value, quiet, as_json)
+    run(source, teacher, out, (recipe, overrides), flags, (device.value, allow_code))

@@ -1,0 +1,62 @@
+"""`aicompress eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from aicompress.cli import options as o
+
+EXAMPLES = """Examples:
+
+aicompress eval w4/ --against model/ -r eval/language-model -o w4/eval
+
+aicompress eval w4/ --against model/ -r eval/sentence-encoder --fail-if 'size.ratio > 0.3'"""
+
+
+def command(
+    source: o.Source,
+    recipe: o.RecipeName,
+    against: Annotated[
+        list[str],
+        typer.Option(
+            "--against",
+            "-a",
+            metavar="BASE",
+            help="A baseline, usually the original. Repeatable.",
+            rich_help_panel=o.STEP,
+            show_default=False,
+        ),
+    ] = [],  # noqa: B006
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="DIR",
+            help="Write report.json, report.md and report.html here.",
+            rich_help_panel=o.RUN,
+        ),
+    ] = None,
+    overrides: o.Overrides = [],  # noqa: B006
+    fail_if: Annotated[
+        list[str],
+        typer.Option(
+            "--fail-if",
+            metavar="EXPR",
+            help="Exit with 3 if this holds, e.g. 'quality.kl > 0.05'. Repeatable.",
+            rich_help_panel=o.STEP,
+            show_default=False,
+        ),
+    ] = [],  # noqa: B006
+    device: o.DeviceName = o.Device.auto,
+    allow_code: o.AllowCode = False,
+    quiet: o.Quiet = False,
+    as_json: o.AsJson = False,
+) -> None:
+    """Measure a checkpoint: bytes, load time, memory, latency, and quality on held-out data."""
+    from aicompress.cli.measuring import run
+
+    run(source, against, (recipe, overrides), (out, fail_if), (device.value, allow_code, quiet, as_json))

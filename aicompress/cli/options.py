@@ -1,0 +1,95 @@
+"""Options that commands share: one spelling and one meaning each."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+STEP, RUN = "What to do", "Where and how"
+
+
+class Latency(StrEnum):
+    """What a step times."""
+
+    auto = "auto"
+    layers = "layers"
+    off = "off"
+
+
+class Device(StrEnum):
+    """Where training and evaluation run."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="IN",
+        help="A Hugging Face directory, one .safetensors, an index.json, or hf://org/name.",
+        show_default=False,
+    ),
+]
+Out = Annotated[
+    Path, typer.Argument(metavar="OUT", help="A directory, or one file if it ends in .safetensors.", show_default=False)
+]
+RecipeName = Annotated[
+    str,
+    typer.Option(
+        "--recipe",
+        "-r",
+        metavar="RECIPE",
+        help="A YAML file, or the name of a shipped one such as quantize/rtn-w4.",
+        rich_help_panel=STEP,
+        show_default=False,
+    ),
+]
+Overrides = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Edit the recipe: --set method.bits=3. Repeatable.",
+        rich_help_panel=STEP,
+        show_default=False,
+    ),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Print the plan and the exact output bytes; write nothing.", rich_help_panel=RUN),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace a checkpoint that is at OUT.", rich_help_panel=RUN)
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on where a stopped run of the same step was.", rich_help_panel=RUN)
+]
+ShardSize = Annotated[
+    str | None,
+    typer.Option(
+        "--max-shard-size",
+        metavar="SIZE",
+        help="Split a directory's weights into files of this size, e.g. 5GB.",
+        rich_help_panel=RUN,
+        show_default=False,
+    ),
+]
+LatencyMode = Annotated[Latency, typer.Option("--latency", help="What to time for the report.", rich_help_panel=RUN)]
+DeviceName = Annotated[Device, typer.Option("--device", help="Where to run.", rich_help_panel=RUN)]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress, no summary: only errors.", rich_help_panel=RUN)
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON on standard output.", rich_help_panel=RUN)
+]
+AllowCode = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code", help="Run the Python function that the recipe's model.factory names.", rich_help_panel=RUN
+    ),
+]

@@ -1,0 +1,72 @@
+"""What factorize, quantize and prune share: plan, print or run, render."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aicompress.cli.progress import reporter
+
+if TYPE_CHECKING:
+    from aicompress.report.model import Report
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Flags of a step, as given."""
+
+    dry_run: bool = False
+    overwrite: bool = False
+    resume: bool = False
+    max_shard_size: str | None = None
+    latency: str = "auto"
+    quiet: bool = False
+    as_json: bool = False
+
+
+def run(command: str, source: str, out: Path, recipe: tuple[str, list[str]], flags: Flags) -> None:
+    """Plan a step and print the plan, or run it and print its report."""
+    from aicompress import recipe as recipes
+    from aicompress.pipeline import layerwise, plan
+    from aicompress.pipeline.layerwise import Options
+
+    loaded = recipes.load(recipe[0], command, recipe[1])
+    make, execute = plan.make_plan, layerwise.run
+    planned: Any = make(source, destination(out, flags), loaded, command)
+    conclude(planned, flags, lambda: execute(planned, Options(flags.resume, flags.latency, reporter(flags.quiet))))
+
+
+def destination(out: Path, flags: Flags) -> Any:
+    """Where the output goes."""
+    from aicompress.measure import parse_bytes
+    from aicompress.pipeline.output import Destination
+
+    return Destination(out, parse_bytes(flags.max_shard_size) if flags.max_shard_size else None, flags.overwrite)
+
+
+def conclude(planned: Any, flags: Flags, execute: Any) -> None:
+    """Print the plan of a dry run; otherwise run it, print its report and judge its gates."""
+    from aicompress.cli import render
+    from aicompress.report.gates import require
+
+    if flags.dry_run:
+        if flags.as_json:
+            print(planned.summary().to_json())
+        else:
+            render.plan(planned.summary())
+        return
+    report: Report = execute()
+    if flags.as_json:
+        print(report.to_json(), end="")
+    elif not flags.quiet:
+        render.report(report)
+        print(f"\nreport: {report_path(planned.output.destination.path)}")
+    sys.stdout.flush()
+    require(report.gates)
+
+
+def report_path(out: Path) -> Path:
+    """The readable report of an output."""
+    return out.with_name(f"{out.stem}.report.html") if out.suffix == ".safetensors" else out / "report.html"

@@ -1,0 +1,93 @@
+"""A plan as `--dry-run` shows it: what every layer becomes, and the exact bytes of every file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from aicompress.report import numbers
+from aicompress.report.tables import Table
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One layer that changes."""
+
+    name: str
+    kind: str
+    rule: str
+    before: str
+    after: str
+    detail: dict[str, Any]
+    bytes_before: int
+    bytes_after: int
+
+
+@dataclass(frozen=True)
+class PlanSummary:
+    """A step that has not run.
+
+    Attributes:
+        command: factorize, quantize, prune or distill.
+        source, out: as given.
+        method: the method and its resolved parameters.
+        rows: layers that change; `unchanged` counts the rest.
+        weight_files: exact bytes of each weight file.
+        other_bytes: exact bytes of configuration and side files; the report comes on top.
+        bytes_before: of the input's weight files.
+        warnings: what the user should know.
+    """
+
+    command: str
+    source: str
+    out: str
+    method: dict[str, Any]
+    rows: tuple[PlanRow, ...]
+    unchanged: int
+    weight_files: dict[str, int]
+    other_bytes: int
+    bytes_before: int
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(self.weight_files.values())
+
+    def to_json(self) -> str:
+        plain = dataclasses.asdict(self)
+        plain["weight_bytes"] = self.weight_bytes
+        plain["size"] = {"ratio": self.weight_bytes / self.bytes_before if self.bytes_before else None}
+        return json.dumps(plain, indent=2, ensure_ascii=False)
+
+
+def layers(plan: PlanSummary) -> Table:
+    """The layers that change."""
+    headings = ("layer", "kind", "rule", "now", "becomes", "how", "bytes", "bytes then")
+    rows = [
+        (r.name, r.kind, r.rule, r.before, r.after, _detail(r.detail), r.bytes_before, r.bytes_after) for r in plan.rows
+    ]
+    return Table.of(f"{len(rows)} layers change, {plan.unchanged} stay as they are", headings, rows)
+
+
+def files(plan: PlanSummary) -> Table:
+    """The files that would be written."""
+    rows: list[tuple[str, int]] = list(plan.weight_files.items())
+    rows.append(("configuration and side files", plan.other_bytes))
+    return Table.of("Files (the report comes on top)", ("file", "bytes"), rows)
+
+
+def headline(plan: PlanSummary) -> str:
+    """The plan in one line."""
+    ratio = numbers.ratio(plan.weight_bytes / plan.bytes_before if plan.bytes_before else None)
+    return f"weights {numbers.exact_size(plan.bytes_before)} → {numbers.exact_size(plan.weight_bytes)}, {ratio}"
+
+
+def method(plan: PlanSummary) -> str:
+    """The method with every parameter, presets expanded."""
+    return ", ".join(f"{key}: {value}" for key, value in plan.method.items() if value is not None)
+
+
+def _detail(detail: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in detail.items())
