@@ -67,12 +67,31 @@ class InputStats:
         gram: mean of x xᵀ, (in, in), or None.
         norms: mean of x², (in,), or None.
         mean_abs: mean of |x|, (in,), or None.
+        cross: mean of x x̂ᵀ, (in, in), x the original model's input where x̂ is the compressed model's; or None.
     """
 
     count: int
     gram: Tensor | None = None
     norms: Tensor | None = None
     mean_abs: Tensor | None = None
+    cross: Tensor | None = None
+
+    def merged(self, other: InputStats) -> InputStats:
+        """Statistics over both samples: means weighted by their counts.
+
+        Raises:
+            ValueError: one has a statistic that the other lacks.
+        """
+        total = self.count + other.count
+        if not total:
+            return self
+        means: dict[str, Tensor | None] = {}
+        for name in ("gram", "norms", "mean_abs", "cross"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if (mine is None) != (theirs is None):
+                raise ValueError(f"only one of the statistics has {name}")
+            means[name] = None if mine is None else (mine * self.count + theirs * other.count) / total
+        return InputStats(total, **means)
 
 
 @dataclass(frozen=True)
