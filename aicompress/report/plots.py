@@ -20,7 +20,15 @@ WIDTH = 960 / 72  # inches: 960 units of the SVG, one to a CSS pixel of the page
 _INK, _MUTED, _LINE, _PALE = "#1f2429", "#68727d", "#d8dde3", "#c5ced8"
 _VARIABLES = {_INK: "--ink", _MUTED: "--muted", _LINE: "--line", _PALE: "--pale"}
 PALETTE = ("#3d7edb", "#2a9d8f", "#e0922f", "#9069cf", "#d65a6f", "#7c8896", "#5aa9c9", "#a3a642")
-_KIND_COLOURS = dict(zip(("linear", "embedding", "head", "conv", "other"), (*PALETTE[:4], PALETTE[5]), strict=True))
+_KIND_COLOURS = {
+    "linear": PALETTE[0],
+    "conv": PALETTE[3],
+    "embedding": PALETTE[1],
+    "head": PALETTE[2],
+    "scale": PALETTE[6],
+    "other": PALETTE[5],
+    "header": _MUTED,
+}
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "aicompress",
