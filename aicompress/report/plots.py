@@ -84,7 +84,8 @@ def kinds(report: Report) -> str:
         axes.set_xticks([])
         axes.spines[["bottom", "left"]].set_visible(False)
         axes.tick_params(length=0)
-        figure.legend(loc="outside lower left", ncols=len(present), handlelength=0.9, handleheight=0.9)
+        if present:
+            figure.legend(loc="outside lower left", ncols=len(present), handlelength=0.9, handleheight=0.9)
 
     return _svg("kinds", "Bytes by tensor kind, before and after", (WIDTH, 0.62 * len(shown) + 0.62), draw)
 
@@ -97,6 +98,8 @@ def layers(rows: Sequence[LayerRow]) -> str:
     colours = {name: PALETTE[at % len(PALETTE)] for at, name in enumerate(methods)}
 
     def draw(figure: Any) -> None:
+        from matplotlib.patches import Patch
+
         size, error = figure.subplots(1, 2, sharey=True, width_ratios=(1.25, 1))
         places = range(len(rows))
         inner = [colours.get(row.method, _MUTED) for row in rows]
@@ -118,7 +121,7 @@ def layers(rows: Sequence[LayerRow]) -> str:
             axes.spines["bottom"].set_visible(False)
             axes.tick_params(length=0)
         if len(methods) > 1:
-            marks = [size.barh([0], [0], color=colours[name], label=name) for name in methods]
+            marks = [Patch(color=colours[name], label=name) for name in methods]
             figure.legend(handles=marks, loc="outside lower left", ncols=min(len(methods), 6), handlelength=0.9)
 
     return _svg("layers", "Bytes and relative error of each layer", (WIDTH, height), draw)
