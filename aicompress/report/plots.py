@@ -94,7 +94,7 @@ def layers(rows: Sequence[LayerRow]) -> str:
     """One line per layer, in order: bytes before and after, and the relative error."""
     step = math.ceil(len(rows) / _LABELLED)
     height = 1.0 + min(0.235 * len(rows), 0.235 * _LABELLED)
-    methods = list(dict.fromkeys(row.method for row in rows if row.method not in ("-", "")))
+    methods = list(dict.fromkeys(row.method for row in rows))
     colours = {name: PALETTE[at % len(PALETTE)] for at, name in enumerate(methods)}
 
     def draw(figure: Any) -> None:
@@ -102,18 +102,20 @@ def layers(rows: Sequence[LayerRow]) -> str:
 
         size, error = figure.subplots(1, 2, sharey=True, width_ratios=(1.25, 1))
         places = range(len(rows))
-        inner = [colours.get(row.method, _MUTED) for row in rows]
-        size.barh(places, [row.bytes_before for row in rows], height=0.72, color=_PALE)
-        size.barh(places, [row.bytes_after for row in rows], height=0.36, color=inner)
+        _bars(size, [row.bytes_before for row in rows], 0.72, _PALE)
+        for name, colour in colours.items():
+            _bars(size, [row.bytes_after if row.method == name else None for row in rows], 0.36, colour)
         size.xaxis.set_major_formatter(lambda value, _: numbers.size(round(value)))
         size.xaxis.set_major_locator(_locator(5))
-        size.set_title("bytes before (wide, pale) and after")
+        size.set_title("bytes before (pale) and after")
         size.set_yticks(places[::step], [_elided(row.name) for row in rows[::step]])
         size.set_ylim(len(rows) - 0.4, -0.6)
-        known = [(at, row.rel_error, inner[at]) for at, row in enumerate(rows) if row.rel_error is not None]
-        for at, value, colour in known:
-            error.plot([0, value], [at, at], color=_LINE, linewidth=1.2, zorder=1)
-            error.plot([value], [at], marker="o", markersize=5.5, color=colour, clip_on=False, linestyle="")
+        known = [(at, row.rel_error, colours[row.method]) for at, row in enumerate(rows) if row.rel_error is not None]
+        if known:
+            at, values, dots = zip(*known, strict=True)
+            error.scatter(values, at, s=30, c=dots, clip_on=False, zorder=2)
+            if len(rows) <= _LABELLED:
+                error.hlines(at, 0, values, colors=_LINE, linewidth=1.2, zorder=1)
         error.set_xlim(0, 1.05 * max([value for _, value, _ in known], default=0) or 1)
         error.set_title("relative error ‖W − Ŵ‖ / ‖W‖")
         for axes in (size, error):
@@ -165,6 +167,16 @@ def pareto(points: Sequence[tuple[str, float, float, bool]], x_label: str, y_lab
         axes.tick_params(axis="y", labelcolor=_MUTED)
 
     return _svg(f"pareto-{y_label}", f"{y_label} against {x_label}", (WIDTH, 5.2), draw)
+
+
+def _bars(axes: Any, lengths: Sequence[int | None], height: float, colour: str) -> None:
+    """Horizontal bars, one per layer; beyond what can be told apart they join into one outline, to keep the file small."""
+    if len(lengths) <= _LABELLED:
+        shown = [(at, length) for at, length in enumerate(lengths) if length is not None]
+        axes.barh([at for at, _ in shown], [length for _, length in shown], height=height, color=colour)
+    else:
+        edges = [at - 0.5 for at in range(len(lengths) + 1)]
+        axes.stairs([n or 0 for n in lengths], edges, orientation="horizontal", fill=True, color=colour, linewidth=0)
 
 
 def _svg(name: str, label: str, inches: tuple[float, float], draw: Callable[[Any], None]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from aicompress.report import numbers
-from aicompress.report.model import LayerRow, Report, Side
+from aicompress.report.model import BYTE_KINDS, LayerRow, Report, Side
 from aicompress.report.numbers import DASH
 from aicompress.report.quality import Figure, figures
 
@@ -114,7 +114,8 @@ def summary(report: Report) -> Table:
 def kinds(report: Report) -> Table:
     """Bytes of the weight files by kind, before and after."""
     sides = [report.before, report.after]
-    names = list(dict.fromkeys(name for side in sides if side for name in side.by_kind))
+    present = {name for side in sides if side for name in side.by_kind}
+    names = [*(name for name in BYTE_KINDS if name in present), *sorted(present - set(BYTE_KINDS))]
     rows = [_change(name, _kind(report.before, name), _kind(report.after, name), numbers.exact_size) for name in names]
     return Table("Bytes by tensor kind", _columns("kind", "before:", "after:", "after / before:"), tuple(rows))
 

@@ -144,7 +144,7 @@ HOSTILE = (
     "a|b",
     "`tick`",
     "``",
-    "*bold* _it_ ~~x~~ ![i](http://x)",
+    "*bold* _it_ __b__ ~~x~~ ![i](http://x)",
     "a\nb",
     "&lt;",
     "$x$",
@@ -161,6 +161,7 @@ def test_names_come_through_as_they_are(report: Report, name: str) -> None:
     found = next(cells for cells in read.rows if cells[1:2] == ["linear"] and len(cells) == 12)
     assert [found[0], found[2], found[5], found[11]] == [flat, flat, f"key={flat}", flat]
     assert not {"script", "em", "s", "img", "a"} & set(read.tags)
+    assert read.tags.count("strong") == 2  # the headline and the failed gate
 
 
 @given(st.text(max_size=20).filter(lambda text: "\x00" not in text))
