@@ -1,33 +1,39 @@
-"""Write the demo text: the Python language reference inside CPython, as clean sentences, one per line.
+"""Write the demo text: the English that ships inside CPython, as clean sentences, one per line.
 
-Topics are divided between train.txt and heldout.txt by a hash of their name, and a sentence of a training topic is
-never kept in heldout.txt, so that held-out sentences are really unseen.
+It is the language reference (`pydoc_data.topics`) and the documentation strings of the standard library, without
+tables, code, grammar and markup. Topics and modules are divided between train.txt and heldout.txt by a hash of their
+names, and a sentence is kept only where it comes first, so that the held-out sentences are really unseen.
 """
 
 from __future__ import annotations
 
+import argparse
+import ast
+import hashlib
+import os
 import re
-from collections.abc import Iterator
-from functools import cache
+import sysconfig
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from pydoc_data.topics import topics
 
 BLOCK = re.compile(r"\n[ \t]*\n")  # blocks are divided by empty lines
 ITEM = re.compile(r"^(?:[*-]|\d+\.|\[\d+\])\s+")
-CODE = re.compile(
-    r">>>|::=|^\s*\.\.\s|[-=*~^+|]{4,}|^\s*(?:def|class|import|from|for|while|if|try|with|print)\b.*[:)]$", re.M
-)
-MARKUP = re.compile(r"\*\*?([^\s*][^*]*)\*\*?|\"([^\"\s][^\"]*)\"|``([^`]*)``")
+STATEMENT = r"^\s*(?:def|class|import|from|for|while|if|try|with|print)\b.*[:)]$"
+CODE = re.compile(rf">>>|::|^\s*\.\.\s|[-=*~^+|]{{4,}}|https?:|@|{STATEMENT}", re.MULTILINE)
+MARKUP = re.compile(r"\*\*?([^\s*][^*]*)\*\*?|\"([^\"\s][^\"]*)\"|`{1,2}([^`]*)`{1,2}|:[a-z]+:`([^`]*)`")
 BOUNDARY = re.compile(r"(?<=[a-z0-9)\"'][.!?])\s+(?=[A-Z])")
 ABBREVIATION = re.compile(r"(?:e\.g|i\.e|etc|cf|vs|Dr|St|No)\.$")
+NOT_LIBRARY = {"test", "tests", "site-packages", "dist-packages", "idlelib", "lib2to3", "pydoc_data", "__pycache__"}
 
 
-def paragraphs(topic: str) -> Iterator[str]:
-    """Running text of a topic on one line each: no headings, tables, grammar, code or signatures."""
-    for block in BLOCK.split(topic):
-        lines = [line for line in block.splitlines() if line.strip()]
-        text = ITEM.sub("", " ".join(line.strip() for line in lines))
-        if lines and not CODE.search(block) and text[:1].isupper() and text.endswith((".", ":", "?", "!")):
-            yield MARKUP.sub(lambda found: next(part for part in found.groups() if part is not None), text)
+def paragraphs(text: str) -> Iterator[str]:
+    """Running text on one line each: no headings, tables, grammar, code or signatures."""
+    for block in BLOCK.split(text):
+        lines = [line.strip() for line in block.splitlines() if line.strip()]
+        joined = re.sub(r"(?<=\w-) (?=[a-z])", "", ITEM.sub("", " ".join(lines)))
+        if not CODE.search(block) and joined[:1].isupper() and joined.endswith((".", ":", "?", "!")):
+            yield MARKUP.sub(lambda found: next(part for part in found.groups() if part is not None), joined)
 
 
 def split_sentences(paragraph: str) -> Iterator[str]:
@@ -43,13 +49,61 @@ def split_sentences(paragraph: str) -> Iterator[str]:
         start = ""
 
 
-@cache
-def topic_sentences() -> dict[str, tuple[str, ...]]:
+def sentences(texts: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     """Sentences by topic, in the order of the topics' names; a sentence that comes again is dropped."""
     seen: set[str] = set()
     found: dict[str, tuple[str, ...]] = {}
-    for name in sorted(topics):
-        fresh = [s for p in paragraphs(topics[name]) for s in split_sentences(p)]
+    for name in sorted(texts):
+        fresh = [s for paragraph in paragraphs(texts[name]) for s in split_sentences(paragraph)]
         found[name] = tuple(dict.fromkeys(s for s in fresh if s not in seen))
         seen.update(fresh)
     return found
+
+
+def reference() -> dict[str, str]:
+    """The language reference by topic."""
+    return dict(topics)
+
+
+def library() -> dict[str, str]:
+    """Documentation strings of the standard library by module file, read from the source, nothing imported."""
+    root = Path(sysconfig.get_path("stdlib"))
+    found: dict[str, str] = {}
+    for file in sorted(root.rglob("*.py")):
+        place = file.relative_to(root)
+        if not NOT_LIBRARY & set(place.parts):
+            tree = ast.parse(file.read_bytes())
+            kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+            texts = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds)]
+            found[place.as_posix()] = "\n\n".join(text for text in texts if text)
+    return found
+
+
+def is_held_out(topic: str, share: float) -> bool:
+    """Whether a topic falls into the held-out part: by its name alone, so it never moves."""
+    return int.from_bytes(hashlib.sha256(topic.encode()).digest()[:4]) < share * 2**32
+
+
+def write(path: Path, lines: list[str]) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_suffix(".part")
+    part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("build/text"), help="folder of train.txt and heldout.txt")
+    parser.add_argument("--held-out", type=float, default=0.1, help="share of the topics that is held out")
+    given = parser.parse_args(arguments)
+    parts: dict[bool, list[str]] = {False: [], True: []}
+    for topic, found in sentences({**reference(), **library()}).items():
+        parts[is_held_out(topic, given.held_out)] += found
+    given.out.mkdir(parents=True, exist_ok=True)
+    for name, lines in (("train.txt", parts[False]), ("heldout.txt", parts[True])):
+        write(given.out / name, lines)
+        print(f"{given.out / name}: {len(lines)} sentences")
+
+
+if __name__ == "__main__":
+    main()

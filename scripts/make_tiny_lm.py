@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
 import math
-from collections.abc import Callable
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from aicompress.data import Data, token_windows
 
-def train_tokenizer(text: str, vocabulary: int) -> Any:
-    """A byte-level BPE tokenizer with <s> at 0 and </s> at 1, as a transformers tokenizer."""
+
+def train_tokenizer(text: str, vocabulary: int, alphabet: Sequence[str] = ()) -> Any:
+    """A byte-level BPE tokenizer with <s> at 0 and </s> at 1, as a transformers tokenizer.
+
+    Args:
+        alphabet: characters that always have a token, as byte-level BPE writes them; none means every byte.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -21,7 +32,7 @@ def train_tokenizer(text: str, vocabulary: int) -> Any:
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
         special_tokens=["<s>", "</s>"],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        initial_alphabet=list(alphabet) or sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(text.splitlines(keepends=True), trainer)
@@ -80,3 +91,60 @@ def train(
         schedule.step()
         progress(step + 1, float(loss.detach()))
     model.eval()
+
+
+def perplexity(model: Any, windows: Tensor) -> float:
+    """exp of the mean negative log-likelihood of every token after the first of its window (windows, length)."""
+    with torch.no_grad():
+        losses = [float(model(input_ids=part, labels=part).loss) * len(part) for part in windows.split(16)]
+    return math.exp(sum(losses) / len(windows))
+
+
+def options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--text", type=Path, default=Path("build/text/train.txt"), help="training text")
+    parser.add_argument("--heldout", type=Path, default=Path("build/text/heldout.txt"), help="text for the perplexity")
+    parser.add_argument("--out", type=Path, default=Path("build/tiny-lm"), help="folder of the model")
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--batch", type=int, default=16, help="windows in a step")
+    parser.add_argument("--length", type=int, default=128, help="tokens in a window")
+    parser.add_argument("--vocabulary", type=int, default=2048)
+    parser.add_argument("--hidden", type=int, default=128, help="hidden size, a multiple of 64")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    given = options(arguments)
+    for path in (given.text, given.heldout):
+        if not path.is_file():
+            sys.exit(f"error: {path} does not exist\nhint: scripts/make_demo_text.py writes it")
+    if given.out.exists():
+        sys.exit(f"error: {given.out} exists\nhint: remove it, or name another folder with --out")
+    torch.manual_seed(given.seed)
+    text = given.text.read_text(encoding="utf-8")
+    tokenizer = train_tokenizer(text, given.vocabulary)
+    model = build(given.vocabulary, given.hidden, given.layers, context=2 * given.length)
+    ids = torch.tensor(tokenizer(text)["input_ids"])
+
+    def progress(step: int, loss: float) -> None:
+        if step % 100 == 0 or step == given.steps:
+            print(f"step {step} of {given.steps}: loss {loss:.3f}", flush=True)
+
+    generator = torch.Generator().manual_seed(given.seed)
+    windows = (given.batch, given.length)
+    train(model, ids, steps=given.steps, windows=windows, generator=generator, progress=progress)
+    data = Data(text=str(given.heldout), length=given.length)
+    score = perplexity(model, token_windows(data, tokenizer)[0])
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=given.out.parent, prefix=f".{given.out.name}.") as beside:
+        part = Path(beside) / "model"
+        tokenizer.save_pretrained(part)
+        model.save_pretrained(part)
+        os.replace(part, given.out)
+    print(f"{given.out}: {model.num_parameters()} parameters, held-out perplexity {score:.2f}")
+
+
+if __name__ == "__main__":
+    main()

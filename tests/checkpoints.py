@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,21 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from scripts import make_demo_text, make_tiny_lm
 
 VOCABULARY = 256
 PRINTABLE = [chr(code) for code in range(32, 127)] + [
@@ -20,41 +36,41 @@ PRINTABLE = [chr(code) for code in range(32, 127)] + [
 ]  # the byte-level names of printable ASCII, space, newline
 
 
+@cache
+def _reference() -> tuple[str, ...]:
+    return tuple(itertools.chain.from_iterable(make_demo_text.sentences(make_demo_text.reference()).values()))
+
+
 def sentences(count: int, skip: int = 0) -> list[str]:
-    """Plain English sentences out of the language reference that ships inside Python."""
-    from scripts.make_demo_text import topic_sentences
-
-    found = [sentence for group in topic_sentences().values() for sentence in group]
-    return found[skip : skip + count]
+    """Plain English sentences out of the language reference that ships inside Python; there are about 1800."""
+    return list(_reference()[skip : skip + count])
 
 
-def byte_level_tokenizer(texts: Sequence[str], vocabulary: int = VOCABULARY) -> Tokenizer:
-    """A byte-level BPE tokenizer as GPT-2 and Llama 3 use, with <s> and </s> at 0 and 1."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=["<s>", "</s>"], initial_alphabet=PRINTABLE, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+def _save_byte_level_tokenizer(folder: Path, vocabulary: int = VOCABULARY, pad: str | None = None) -> Any:
+    """A byte-level BPE tokenizer as GPT-2 and Llama 3 use; its alphabet is ASCII, to leave room for merges."""
+    tokenizer = make_tiny_lm.train_tokenizer("\n".join(sentences(600)), vocabulary, PRINTABLE)
+    tokenizer.pad_token = pad
+    tokenizer.save_pretrained(folder)
     return tokenizer
 
 
-def word_piece_tokenizer(texts: Sequence[str], vocabulary: int = VOCABULARY) -> Tokenizer:
+def _save_word_piece_tokenizer(folder: Path) -> None:
     """A WordPiece tokenizer as BERT uses: lower case, [CLS] sentence [SEP], [PAD] at 0."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=vocabulary, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
+    trainer = trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(sentences(600), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")],
     )
-    return tokenizer
+    names = ("pad", "unk", "cls", "sep", "mask")
+    tokens = {f"{name}_token": f"[{name.upper()}]" for name in names}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=128, **tokens).save_pretrained(folder)
 
 
 def save(model: Any, folder: Path, dtype: torch.dtype, shards: int) -> Path:
@@ -66,12 +82,6 @@ def save(model: Any, folder: Path, dtype: torch.dtype, shards: int) -> Path:
     return folder
 
 
-def _save_tokenizer(tokenizer: Tokenizer, folder: Path, **special: str) -> None:
-    from transformers import PreTrainedTokenizerFast
-
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=512, **special).save_pretrained(folder)
-
-
 def make_llama(
     folder: Path, dtype: torch.dtype = torch.float32, shards: int = 1, tied: bool = True, steps: int = 0, **config: Any
 ) -> Path:
@@ -81,52 +91,37 @@ def make_llama(
         steps: training steps on the language reference before saving; 0 leaves random weights.
         config: LlamaConfig fields to override.
     """
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     torch.manual_seed(0)
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
     shape |= {"num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256, "vocab_size": VOCABULARY}
     special = {"bos_token_id": 0, "eos_token_id": 1, "tie_word_embeddings": tied, "initializer_range": 0.1}
     model = LlamaForCausalLM(LlamaConfig(**{**shape, **special, **config}))
-    tokenizer = byte_level_tokenizer(sentences(600), model.config.vocab_size)
+    tokenizer = _save_byte_level_tokenizer(folder, model.config.vocab_size)
     if steps:
-        from scripts.make_tiny_lm import train
-
-        ids = torch.tensor(tokenizer.encode("\n".join(sentences(1500))).ids)
-        train(model, ids, steps=steps, windows=(8, 64), generator=torch.Generator().manual_seed(0))
-    _save_tokenizer(tokenizer, folder, bos_token="<s>", eos_token="</s>")
+        ids = torch.tensor(tokenizer("\n".join(sentences(1400)))["input_ids"])
+        generator = torch.Generator().manual_seed(0)
+        make_tiny_lm.train(model, ids, steps=steps, windows=(8, 64), generator=generator)
     return save(model, folder, dtype, shards)
 
 
 def make_gpt2(folder: Path, dtype: torch.dtype = torch.float32, shards: int = 1, **config: Any) -> Path:
     """A GPT-2: Conv1D weights stored (in, out), fused qkv, learnt positions, tied head."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
     torch.manual_seed(1)
     shape = {"n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 128, "vocab_size": VOCABULARY}
     model = GPT2LMHeadModel(
         GPT2Config(**{**shape, "bos_token_id": 0, "eos_token_id": 1, "initializer_range": 0.1, **config})
     )
-    _save_tokenizer(byte_level_tokenizer(sentences(600)), folder, bos_token="<s>", eos_token="</s>")
+    _save_byte_level_tokenizer(folder)
     return save(model, folder, dtype, shards)
 
 
 def make_bert(folder: Path, dtype: torch.dtype = torch.float32, shards: int = 1, **config: Any) -> Path:
     """A BERT encoder without prefix, with WordPiece tokenizer and the side files of sentence-transformers."""
-    from transformers import BertConfig, BertModel
-
     torch.manual_seed(2)
     shape = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
     shape |= {"vocab_size": VOCABULARY, "max_position_embeddings": 128, "pad_token_id": 0}
     model = BertModel(BertConfig(**{**shape, "initializer_range": 0.1, **config}))
-    names = {
-        "pad_token": "[PAD]",
-        "unk_token": "[UNK]",
-        "cls_token": "[CLS]",
-        "sep_token": "[SEP]",
-        "mask_token": "[MASK]",
-    }
-    _save_tokenizer(word_piece_tokenizer(sentences(600)), folder, **names)
+    _save_word_piece_tokenizer(folder)
     _sentence_transformers_files(folder, model.config.hidden_size)
     return save(model, folder, dtype, shards)
 
@@ -147,8 +142,6 @@ def _sentence_transformers_files(folder: Path, width: int) -> None:
 
 def make_t5(folder: Path, dtype: torch.dtype = torch.float32, shards: int = 1, **config: Any) -> Path:
     """A T5: encoder, decoder and one shared embedding."""
-    from transformers import T5Config, T5ForConditionalGeneration
-
     torch.manual_seed(3)
     shape = {
         "d_model": 32,
@@ -161,14 +154,12 @@ def make_t5(folder: Path, dtype: torch.dtype = torch.float32, shards: int = 1, *
     }
     special = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
     model = T5ForConditionalGeneration(T5Config(**{**shape, **special, **config}))
-    _save_tokenizer(byte_level_tokenizer(sentences(600)), folder, pad_token="<s>", eos_token="</s>")
+    _save_byte_level_tokenizer(folder, pad="<s>")
     return save(model, folder, dtype, shards)
 
 
 def make_vit(folder: Path, dtype: torch.dtype = torch.float32, shards: int = 1, **config: Any) -> Path:
     """A ViT classifier of 28x28 one-channel images in ten classes: a convolution, linears, no tokenizer."""
-    from transformers import ViTConfig, ViTForImageClassification
-
     torch.manual_seed(4)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     shape |= {"image_size": 28, "patch_size": 7, "num_channels": 1, "num_labels": 10}

@@ -5,6 +5,7 @@ anything that is called and answers as a Hugging Face tokenizer does.
 """
 
 from aicompress.data.arrays import arrays
+from aicompress.data.check import problems
 from aicompress.data.sampling import Source, choose, split
 from aicompress.data.section import Data
 from aicompress.data.text import batches, labelled, pairs, sentences
@@ -19,6 +20,7 @@ __all__ = [
     "choose",
     "labelled",
     "pairs",
+    "problems",
     "sentences",
     "split",
     "token_windows",

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +32,9 @@ def arrays(data: Data, seed: int | None = None) -> tuple[Tensor, Tensor | None, 
     if data.arrays is None or data.inputs is None:
         raise RecipeError(f"{data.path}: {data.kind} holds no arrays", "arrays: file.npz, with inputs")
     path = Path(data.arrays)
-    stored = _members(path, [name for name in (data.inputs, data.labels) if name is not None])
+    names = [name for name in (data.inputs, data.labels) if name is not None]
+    with archive(path, names) as opened:
+        stored: dict[str, NDArray[np.generic]] = {name: opened[name] for name in names}
     inputs = stored[data.inputs]
     if inputs.ndim < 1 or inputs.dtype.kind not in "buif":
         raise RecipeError(f"{path.name}: {data.inputs!r} is {inputs.dtype} {inputs.shape}, not samples of numbers", "")
@@ -38,16 +43,22 @@ def arrays(data: Data, seed: int | None = None) -> tuple[Tensor, Tensor | None, 
     return _inputs(path, data, inputs[taken.numpy()]), labels, record(data, len(taken), len(inputs), seed)
 
 
-def _members(path: Path, names: list[str]) -> dict[str, NDArray[np.generic]]:
+@contextmanager
+def archive(path: Path, names: Sequence[str]) -> Iterator[Any]:
+    """An open .npz file that is known to hold the names; an array is read where it is asked for.
+
+    Raises:
+        RecipeError: not an .npz file, a name it does not hold, or damage met while reading.
+    """
     with readable(path), path.open("rb") as file:
         if not zipfile.is_zipfile(file):
             raise RecipeError(f"{path.name} is not an .npz file, or is cut short", "save arrays with numpy.savez")
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with np.load(path, allow_pickle=False) as stored:
                 for name in names:
-                    if name not in archive.files:
-                        raise RecipeError(f"{path.name} has no array {name!r}", suggestion(name, archive.files))
-                return {name: archive[name] for name in names}
+                    if name not in stored.files:
+                        raise RecipeError(f"{path.name} has no array {name!r}", suggestion(name, stored.files))
+                yield stored
         except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             # numpy's words for a pickle: "Object arrays cannot be loaded when allow_pickle=False".
             pickled = "pickle" in str(error)

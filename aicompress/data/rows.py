@@ -158,7 +158,7 @@ def _hub(data: Data, columns: Sequence[str]) -> Iterator[Row]:
 
     try:
         table = datasets.load_dataset(name, split=data.split)
-    except (OSError, ValueError) as error:  # not found, not reachable and not cached; no such split
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:  # absent, out of reach, no such split
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RecipeError(
             f"dataset {name!r} cannot be loaded: {first}"[:300], "check its name, split and the network"

@@ -44,7 +44,10 @@ class Data(BaseModel):
             raise ValueError(f"give exactly one of {', '.join(SOURCES)}" + (f", not {len(given)}" if given else ""))
         if self.arrays is not None and self.inputs is None:
             raise ValueError("arrays need `inputs`, the name of the array that holds them")
-        if self.pairs is not None:
+        if self.pairs is None:
+            if self.columns is not None or self.score is not None:
+                raise ValueError("`columns` and `score` belong to `pairs`")
+        else:
             if self.columns is None or self.score is None:
                 raise ValueError("pairs need `columns` (two of them) and `score`")
             if type(self.score) is not type(self.columns[0]):

@@ -164,7 +164,7 @@ def _sections(report: Report) -> Sequence[Section]:
         Section("Compressed layers: size and error", plots=(plots.layers(compressed),) if compressed else ()),
         Section("Layers", tables.layers(report), sortable=True),
         Section("Recipe", code=markdown.recipe_yaml(report.recipe) if report.recipe else ""),
-        Section("Lineage: the steps before this one", tables.lineage(report)),
+        Section("Lineage", tables.lineage(report)),
         Section("Environment", tables.environment(report), folded=True),
     )
 

@@ -12,7 +12,7 @@ from aicompress.report.model import Report
 from aicompress.report.tables import Cell, Table
 
 # What GitHub reads as markup inside a line: emphasis, code, links, strike-through, cell borders, tags and entities.
-_SPECIAL = re.compile(r"([\\*`\[|~]|<(?=[a-zA-Z/!?])|&(?=#?\w+;)|^[>#+-]|(?<!\w)_|_(?!\w))")
+_SPECIAL = re.compile(r"([\\*`\[|~]|<(?=[a-zA-Z/!?])|&(?=#?\w+;)|^[>#+-]|(?<![^\W_])_|_(?![^\W_]))")
 
 
 def to_markdown(report: Report) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from aicompress.errors import Refused
 
 SCHEMA_VERSION = 1
-BYTE_KINDS = ("linear", "conv", "embedding", "head", "other")
+BYTE_KINDS = ("linear", "conv", "embedding", "head", "scale", "other", "header")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class Side:
         bytes: total of all files.
         weight_bytes: bytes of the safetensors files.
         parameters: numbers the weights stand for; tied ones once.
-        by_kind: bytes of tensors by kind: linear, conv, embedding, head, norm and bias ("other").
+        by_kind: bytes of the safetensors files by kind, one of BYTE_KINDS: layers by their kind, scales and zero
+            points, norms and biases ("other"), file headers. They add up to weight_bytes.
         sha256: digest of each weight file by name.
     """
 
@@ -121,7 +122,7 @@ class Report:
         warnings: what the user should know.
         environment: versions, machine, threads.
         recipe: the resolved recipe.
-        lineage: every earlier step, oldest first.
+        lineage: every step, this one included, oldest first.
         seconds: wall time of the step.
         peak_rss: bytes.
     """

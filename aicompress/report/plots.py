@@ -20,7 +20,15 @@ WIDTH = 960 / 72  # inches: 960 units of the SVG, one to a CSS pixel of the page
 _INK, _MUTED, _LINE, _PALE = "#1f2429", "#68727d", "#d8dde3", "#c5ced8"
 _VARIABLES = {_INK: "--ink", _MUTED: "--muted", _LINE: "--line", _PALE: "--pale"}
 PALETTE = ("#3d7edb", "#2a9d8f", "#e0922f", "#9069cf", "#d65a6f", "#7c8896", "#5aa9c9", "#a3a642")
-_KIND_COLOURS = dict(zip(("linear", "embedding", "head", "conv", "other"), (*PALETTE[:4], PALETTE[5]), strict=True))
+_KIND_COLOURS = {
+    "linear": PALETTE[0],
+    "conv": PALETTE[3],
+    "embedding": PALETTE[1],
+    "head": PALETTE[2],
+    "scale": PALETTE[6],
+    "other": PALETTE[5],
+    "header": _MUTED,
+}
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "aicompress",
@@ -76,7 +84,8 @@ def kinds(report: Report) -> str:
         axes.set_xticks([])
         axes.spines[["bottom", "left"]].set_visible(False)
         axes.tick_params(length=0)
-        figure.legend(loc="outside lower left", ncols=len(present), handlelength=0.9, handleheight=0.9)
+        if present:
+            figure.legend(loc="outside lower left", ncols=len(present), handlelength=0.9, handleheight=0.9)
 
     return _svg("kinds", "Bytes by tensor kind, before and after", (WIDTH, 0.62 * len(shown) + 0.62), draw)
 
@@ -85,24 +94,28 @@ def layers(rows: Sequence[LayerRow]) -> str:
     """One line per layer, in order: bytes before and after, and the relative error."""
     step = math.ceil(len(rows) / _LABELLED)
     height = 1.0 + min(0.235 * len(rows), 0.235 * _LABELLED)
-    methods = list(dict.fromkeys(row.method for row in rows if row.method not in ("-", "")))
+    methods = list(dict.fromkeys(row.method for row in rows))
     colours = {name: PALETTE[at % len(PALETTE)] for at, name in enumerate(methods)}
 
     def draw(figure: Any) -> None:
+        from matplotlib.patches import Patch
+
         size, error = figure.subplots(1, 2, sharey=True, width_ratios=(1.25, 1))
         places = range(len(rows))
-        inner = [colours.get(row.method, _MUTED) for row in rows]
-        size.barh(places, [row.bytes_before for row in rows], height=0.72, color=_PALE)
-        size.barh(places, [row.bytes_after for row in rows], height=0.36, color=inner)
+        _bars(size, [row.bytes_before for row in rows], 0.72, _PALE)
+        for name, colour in colours.items():
+            _bars(size, [row.bytes_after if row.method == name else None for row in rows], 0.36, colour)
         size.xaxis.set_major_formatter(lambda value, _: numbers.size(round(value)))
         size.xaxis.set_major_locator(_locator(5))
-        size.set_title("bytes before (wide, pale) and after")
+        size.set_title("bytes before (pale) and after")
         size.set_yticks(places[::step], [_elided(row.name) for row in rows[::step]])
         size.set_ylim(len(rows) - 0.4, -0.6)
-        known = [(at, row.rel_error, inner[at]) for at, row in enumerate(rows) if row.rel_error is not None]
-        for at, value, colour in known:
-            error.plot([0, value], [at, at], color=_LINE, linewidth=1.2, zorder=1)
-            error.plot([value], [at], marker="o", markersize=5.5, color=colour, clip_on=False, linestyle="")
+        known = [(at, row.rel_error, colours[row.method]) for at, row in enumerate(rows) if row.rel_error is not None]
+        if known:
+            at, values, dots = zip(*known, strict=True)
+            error.scatter(values, at, s=30, c=dots, clip_on=False, zorder=2)
+            if len(rows) <= _LABELLED:
+                error.hlines(at, 0, values, colors=_LINE, linewidth=1.2, zorder=1)
         error.set_xlim(0, 1.05 * max([value for _, value, _ in known], default=0) or 1)
         error.set_title("relative error ‖W − Ŵ‖ / ‖W‖")
         for axes in (size, error):
@@ -110,7 +123,7 @@ def layers(rows: Sequence[LayerRow]) -> str:
             axes.spines["bottom"].set_visible(False)
             axes.tick_params(length=0)
         if len(methods) > 1:
-            marks = [size.barh([0], [0], color=colours[name], label=name) for name in methods]
+            marks = [Patch(color=colours[name], label=name) for name in methods]
             figure.legend(handles=marks, loc="outside lower left", ncols=min(len(methods), 6), handlelength=0.9)
 
     return _svg("layers", "Bytes and relative error of each layer", (WIDTH, height), draw)
@@ -154,6 +167,16 @@ def pareto(points: Sequence[tuple[str, float, float, bool]], x_label: str, y_lab
         axes.tick_params(axis="y", labelcolor=_MUTED)
 
     return _svg(f"pareto-{y_label}", f"{y_label} against {x_label}", (WIDTH, 5.2), draw)
+
+
+def _bars(axes: Any, lengths: Sequence[int | None], height: float, colour: str) -> None:
+    """Horizontal bars, one per layer; beyond what can be told apart they join into one outline, to keep the file small."""
+    if len(lengths) <= _LABELLED:
+        shown = [(at, length) for at, length in enumerate(lengths) if length is not None]
+        axes.barh([at for at, _ in shown], [length for _, length in shown], height=height, color=colour)
+    else:
+        edges = [at - 0.5 for at in range(len(lengths) + 1)]
+        axes.stairs([n or 0 for n in lengths], edges, orientation="horizontal", fill=True, color=colour, linewidth=0)
 
 
 def _svg(name: str, label: str, inches: tuple[float, float], draw: Callable[[Any], None]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from aicompress.report import numbers
-from aicompress.report.model import LayerRow, Report, Side
+from aicompress.report.model import BYTE_KINDS, LayerRow, Report, Side
 from aicompress.report.numbers import DASH
 from aicompress.report.quality import Figure, figures
 
@@ -112,9 +112,10 @@ def summary(report: Report) -> Table:
 
 
 def kinds(report: Report) -> Table:
-    """Bytes of tensors by kind, before and after."""
+    """Bytes of the weight files by kind, before and after."""
     sides = [report.before, report.after]
-    names = list(dict.fromkeys(name for side in sides if side for name in side.by_kind))
+    present = {name for side in sides if side for name in side.by_kind}
+    names = [*(name for name in BYTE_KINDS if name in present), *sorted(present - set(BYTE_KINDS))]
     rows = [_change(name, _kind(report.before, name), _kind(report.after, name), numbers.exact_size) for name in names]
     return Table("Bytes by tensor kind", _columns("kind", "before:", "after:", "after / before:"), tuple(rows))
 
@@ -180,7 +181,7 @@ def training(report: Report) -> Table:
 
 
 def lineage(report: Report) -> Table:
-    """Every earlier step, oldest first."""
+    """Every step that led here, oldest first."""
     rows = []
     for position, step in enumerate(report.lineage, start=1):
         recipe = step.get("recipe")
@@ -233,7 +234,7 @@ def _layer(row: LayerRow) -> tuple[Cell, ...]:
     return (
         Cell(row.name, row.name, code=True),
         Cell(row.kind, row.kind),
-        Cell(row.rule, row.rule, code=True),
+        Cell(DASH) if row.rule == "-" else Cell(row.rule, row.rule, code=True),
         Cell(DASH if left_alone else row.method, row.method),
         Cell(row.form, row.form),
         Cell(" ".join(f"{key}={_scalar(value)}" for key, value in row.detail.items()) or DASH),

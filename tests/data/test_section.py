@@ -19,6 +19,7 @@ from aicompress.recipe import validated
         ({"arrays": "a.npz"}, "`inputs`"),
         ({"pairs": "a.tsv"}, "`columns`"),
         ({"pairs": "a.tsv", "columns": [0, 1], "score": "score"}, "all numbers"),
+        ({"csv": "a.csv", "columns": ["a", "b"]}, "belong to `pairs`"),
         ({"text": "a.txt", "samples": 0}, "samples"),
         ({"text": "a.txt", "lenght": 12}, "lenght"),
     ],

@@ -13,7 +13,17 @@ def sample_layers() -> tuple[LayerRow, ...]:
     """The layers of a six-block encoder: linears at 4 bits (down projections at 8), the embedding left alone."""
     rows = [
         LayerRow(
-            "embeddings.word_embeddings", "embedding", "not selected", "-", "dense", {}, 46881792, 46881792, 0.0, 0.0
+            "embeddings.word_embeddings",
+            "embedding",
+            "-",
+            "-",
+            "dense",
+            {},
+            46881792,
+            46881792,
+            0.0,
+            0.0,
+            "left as it is",
         )
     ]
     shapes = {
@@ -53,7 +63,7 @@ def sample_report() -> Report:
             91_600_000,
             90_868_376,
             22_713_216,
-            {"linear": 42_467_328, "embedding": 47_671_296, "other": 729_752},
+            {"linear": 42_467_328, "embedding": 47_671_296, "other": 716_912, "header": 12_840},
             {"model.safetensors": "a" * 64},
         ),
         after=Side(
@@ -61,7 +71,7 @@ def sample_report() -> Report:
             56_900_000,
             56_123_456,
             22_713_216,
-            {"linear": 7_722_408, "embedding": 47_671_296, "other": 729_752},
+            {"linear": 7_372_800, "embedding": 47_671_296, "scale": 347_508, "other": 716_912, "header": 14_940},
             {"model.safetensors": "b" * 64},
         ),
         layers=sample_layers(),
@@ -94,8 +104,9 @@ def sample_report() -> Report:
                 "command": "prune",
                 "recipe": {"method": {"name": "depth", "keep": 6}},
                 "recipe_sha256": "c" * 64,
-                "tool_version": "0.1.0",
+                "tool": "aicompress 0.1.0",
                 "seed": 0,
+                "inputs": {"model.safetensors": "d" * 64},
             },
         ),
         seconds=12.34,

@@ -1,0 +1,44 @@
+"""What a plan can know of a source before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from aicompress.data.arrays import archive
+from aicompress.data.rows import readable, rows
+from aicompress.data.section import Data
+from aicompress.errors import CompressError, RecipeError
+
+
+def problems(data: Data) -> list[CompressError]:
+    """What would stop a source, judged by its first sample: missing file, unknown column or array, no sample at all.
+
+    A dataset of the hub is not looked at, since that could mean a download.
+    """
+    try:
+        _first_sample(data)
+    except CompressError as error:
+        return [error]
+    return []
+
+
+def _first_sample(data: Data) -> None:
+    if data.kind == "hub":
+        return
+    path = Path(data.path)
+    if data.kind == "arrays":
+        with archive(path, [name for name in (data.inputs, data.labels) if name is not None]):
+            return
+    if data.kind == "text":
+        with readable(path), path.open(encoding="utf-8-sig") as file:
+            empty = not any(line.strip() for line in file)
+    else:
+        empty = next(rows(data, _columns(data)), None) is None
+    if empty:
+        raise RecipeError(f"{data.path} holds no sample", "")
+
+
+def _columns(data: Data) -> list[str | int]:
+    if data.columns is not None and data.score is not None:
+        return [*data.columns, data.score]
+    return [data.field] if data.labels is None else [data.field, data.labels]

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aicompress.data import Data, problems
+
+
+def test_a_good_source_has_no_problem(table: dict[str, str], text_file: Path, digits_npz: Path) -> None:
+    assert problems(Data(**table, labels="label")) == []
+    assert problems(Data(text=str(text_file))) == []
+    assert problems(Data(arrays=str(digits_npz), inputs="test_images", labels="test_labels")) == []
+    assert problems(Data(hub="hf://datasets/org/absent")) == []
+
+
+def test_an_unknown_column_is_found(table: dict[str, str]) -> None:
+    (problem,) = problems(Data(**table, labels="lable"))
+    assert problem.hint == "did you mean 'label'?"
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"text": "empty.txt"}, "holds no sample"),
+        ({"csv": "head.csv", "field": "a"}, "holds no sample"),
+        ({"text": "absent.txt"}, "does not exist"),
+        ({"arrays": "a.npz", "inputs": "x", "labels": "y"}, "no array 'y'"),
+        ({"arrays": "empty.txt", "inputs": "x"}, "not an .npz"),
+        ({"pairs": "head.csv", "columns": (0, 1), "score": 2}, "column 2 is asked for"),
+    ],
+)
+def test_what_would_stop_a_run_is_found_before_it(fields: dict[str, Any], words: str, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "head.csv").write_text("a,b\n")
+    np.savez(tmp_path / "a.npz", x=np.ones(2))
+    (problem,) = problems(Data(**fields).relative_to(tmp_path))
+    assert words in problem.message
