@@ -1,0 +1,198 @@
+"""The calibration engine: a model is walked block by block with real inputs, one block in memory at a time.
+
+At each block, in the order in which the model runs them: load its weights from the file, run every batch through it while
+hooks add up the statistics of the wanted layers, let the caller compress the layers, put the compressed weights in, run
+again so that the next block sees the compressed prefix, drop the block. The original model's activations can be carried
+along (`Track.both`), so that targets may compare original and compressed inputs (Qronos, GPTAQ: algorithms with W* shifts).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from aicompress.errors import CompressError
+from aicompress.layer import InputStats
+from aicompress.model.blocks import Block, find_blocks
+from aicompress.model.statistics import Recorder, Sums
+from aicompress.model.streams import Stream, gate
+
+Batch = dict[str, Tensor]
+
+
+class Loader(Protocol):
+    """Puts weights into modules of a model that is on the meta device, and takes them out again."""
+
+    def load(self, owns: Callable[[str], bool]) -> None:
+        """Load every parameter and buffer whose name in the model satisfies `owns`."""
+
+    def replace(self, name: str, dense: Tensor) -> None:
+        """Put a dense tensor in the place of the parameter that the checkpoint calls `name`."""
+
+    def drop(self, owns: Callable[[str], bool]) -> None:
+        """Send parameters and buffers back to the meta device."""
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What to walk, and what for.
+
+    Attributes:
+        model: on the meta device.
+        loader: loads its parts.
+        batches: keyword arguments of the model's forward; `attention_mask` marks real tokens.
+        wanted: module path in the model by layer name.
+        needs: statistics to collect: gram, norms, mean_abs.
+        cross: also carry the original model's activations and collect E[x x̂ᵀ].
+    """
+
+    model: Any
+    loader: Loader
+    batches: Sequence[Batch]
+    wanted: Mapping[str, str]
+    needs: frozenset[str]
+    cross: bool = False
+
+
+class Visitor(Protocol):
+    """What the caller does at a block."""
+
+    def finished(self, layers: Sequence[str]) -> Mapping[str, Tensor] | None:
+        """Dense parameters of a block that an earlier run has compressed, by checkpoint name; None to visit it."""
+
+    def visit(self, stats: Mapping[str, InputStats]) -> Mapping[str, Tensor]:
+        """Compress the layers of one block; returns their new dense parameters by checkpoint name."""
+
+
+@dataclass
+class _State:
+    """The streams of a walk, and how far they are."""
+
+    compressed: list[Stream]
+    original: list[Stream]
+    visited: set[str] = field(default_factory=set)
+    differs: bool = False  # some layer before has been compressed
+
+
+def walk(job: Walk, visitor: Visitor, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+    """Visit every block that holds a wanted layer, in running order.
+
+    Layers outside of all blocks, such as an output head, are visited last, together.
+
+    Raises:
+        CompressError: the model cannot be walked with these batches.
+    """
+    blocks = find_blocks(job.model)
+    inside = {name: next((b for b in blocks if b.owns(path)), None) for name, path in job.wanted.items()}
+    outside = [name for name, block in inside.items() if block is None]
+    job.loader.load(lambda name: not any(block.owns(name) for block in blocks))
+    ungate = gate([block.module for block in blocks])
+    state = _State([], [])
+    recorder = _recorder(job, outside)
+    try:
+        with recorder:
+            _start(job, state)
+            while (arrival := state.compressed[0].arrival) is not None:
+                block = blocks[arrival.block]
+                _at_block(job, block, [n for n, b in inside.items() if b is block], state, visitor)
+                progress(len(state.visited), len(blocks))
+        if outside:
+            _visit(job, outside, visitor, recorder)
+    finally:
+        ungate()
+        for stream in (*state.compressed, *state.original):
+            stream.abandon()
+
+
+def _recorder(job: Walk, layers: Sequence[str]) -> Recorder:
+    return Recorder({name: job.model.get_submodule(job.wanted[name]) for name in layers}, job.needs)
+
+
+def _start(job: Walk, state: _State) -> None:
+    for batch in job.batches:
+        state.compressed.append(Stream(lambda batch=batch: job.model(**batch)))  # type: ignore[misc]
+        state.compressed[-1].start()
+        if job.cross:
+            state.original.append(Stream(lambda batch=batch: job.model(**batch)))  # type: ignore[misc]
+            state.original[-1].start()
+    if state.compressed[0].arrival is None:
+        raise CompressError("the model's forward pass never reaches one of its blocks", "check the calibration inputs")
+
+
+def _at_block(job: Walk, block: Block, layers: list[str], state: _State, visitor: Visitor) -> None:
+    """Load, record, compress, run again, drop."""
+    job.loader.load(block.owns)
+    first = block.name not in state.visited  # a block that the model runs again (ALBERT) is compressed once
+    state.visited.add(block.name)
+    done = visitor.finished(layers) if layers and first else None
+    if layers and first and done is None:
+        with _recorder(job, layers) as recorder, torch.no_grad():
+            outputs = _record(job, block, state, recorder)
+        _visit(job, layers, visitor, recorder)
+    else:
+        outputs = _run(block, state.original) if state.original else []
+        for name, tensor in (done or {}).items():
+            job.loader.replace(name, tensor)
+    for stream, output in zip(state.original, outputs, strict=True):
+        stream.advance(output)
+    state.differs = state.differs or bool(layers)
+    for stream in state.compressed:
+        stream.advance(_run(block, [stream])[0])
+    job.loader.drop(block.owns)
+
+
+def _visit(job: Walk, layers: Sequence[str], visitor: Visitor, recorder: Recorder) -> None:
+    _sum_over_ranks(recorder.sums)
+    for name, tensor in visitor.visit(recorder.stats()).items():
+        job.loader.replace(name, tensor)
+
+
+def _run(block: Block, streams: Sequence[Stream]) -> list[Any]:
+    """The block's outputs for where each stream is."""
+    with torch.no_grad():
+        return [block.module(*s.arrival.args, **s.arrival.kwargs) for s in streams if s.arrival is not None]
+
+
+def _record(job: Walk, block: Block, state: _State, recorder: Recorder) -> list[Any]:
+    """Add up the statistics of every batch; returns the original streams' outputs, if there are any."""
+    outputs: list[Any] = []
+    for number, stream in enumerate(state.compressed):
+        recorder.mask = _mask(job.batches[number])
+        if state.original and state.differs:
+            recorder.keep = {}
+            outputs += _run(block, [state.original[number]])
+            recorder.originals, recorder.keep = recorder.keep, None
+        same = _run(block, [stream])
+        if state.original and not state.differs:
+            outputs += same  # nothing is compressed yet: both models have the same activations
+        recorder.batch_done()
+    return outputs
+
+
+def _mask(batch: Batch) -> Tensor | None:
+    mask = batch.get("attention_mask")
+    return None if mask is None or bool(mask.all()) else mask.bool()
+
+
+def _sum_over_ranks(sums: Mapping[str, Sums]) -> None:
+    """Add the sums of all processes; each ran its own share of the batches."""
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    for leader in sorted(sums):
+        count = torch.tensor([float(sums[leader].count)])
+        distributed.all_reduce(count)
+        sums[leader].count = int(count)
+        for tensor in sums[leader].tensors().values():
+            distributed.all_reduce(tensor)
+
+
+def modules_of(model: nn.Module, names: Mapping[str, str]) -> dict[str, str]:
+    """Layer name -> module path, from layer name -> parameter path; parameters that are no module's weight are left out."""
+    known = dict(model.named_modules())
+    return {name: path.removesuffix(".weight") for name, path in names.items() if path.removesuffix(".weight") in known}

@@ -1,0 +1,175 @@
+"""Input statistics of layers while a model runs: hooks that add up Gram matrices and norms.
+
+Layers that are given the same tensor (q, k and v; gate and up) share one sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
+
+from aicompress.layer import InputStats
+
+
+@dataclass
+class Sums:
+    """Running sums over the rows of a layer's inputs, in float32.
+
+    Attributes:
+        needs: which of gram, norms and mean_abs to keep.
+        count: rows so far.
+        gram: Σ x xᵀ.
+        squares: Σ x².
+        absolute: Σ |x|.
+        cross: Σ x x̂ᵀ.
+    """
+
+    needs: frozenset[str]
+    count: int = 0
+    gram: Tensor | None = None
+    squares: Tensor | None = None
+    absolute: Tensor | None = None
+    cross: Tensor | None = None
+
+    def add(self, rows: Tensor, original: Tensor | None = None) -> None:
+        """Add rows (tokens, in), and the original model's rows for the same tokens if cross statistics are wanted."""
+        if not rows.shape[0]:
+            return
+        rows = rows.float()
+        self.count += rows.shape[0]
+        if "gram" in self.needs:
+            self.gram = _add_product(self.gram, rows, rows)
+        if "norms" in self.needs and "gram" not in self.needs:
+            squares = rows.square().sum(dim=0)
+            self.squares = squares if self.squares is None else self.squares.add_(squares)
+        if "mean_abs" in self.needs:
+            absolute = rows.abs().sum(dim=0)
+            self.absolute = absolute if self.absolute is None else self.absolute.add_(absolute)
+        if original is not None:
+            self.cross = _add_product(self.cross, original.float(), rows)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The sums there are, by name: what ranks add up."""
+        found = {"gram": self.gram, "squares": self.squares, "absolute": self.absolute, "cross": self.cross}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+    def mean(self) -> InputStats:
+        """Means over the rows; an input that no token reached gives count 0 and no statistics."""
+        if not self.count:
+            return InputStats(0)
+        over = {name: tensor / self.count for name, tensor in self.tensors().items()}
+        norms = over["gram"].diagonal().clone() if "gram" in over else over.get("squares")
+        return InputStats(self.count, over.get("gram"), norms, over.get("absolute"), over.get("cross"))
+
+
+def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    if total is None:
+        total = torch.zeros(left.shape[1], right.shape[1], device=left.device)
+    return total.addmm_(left.t(), right)
+
+
+@dataclass
+class Recorder:
+    """Watches modules and adds up what they are given.
+
+    Attributes:
+        modules: watched modules by layer name.
+        needs: which statistics to keep.
+        mask: real tokens of the batch that is running, (batch, tokens) bool; None when all are.
+        keep: when set, rows are put here by leader instead of being added up.
+        originals: when set, the original model's rows by leader, for cross statistics.
+        sums: sums by leader, the first of the layers that share an input.
+        leaders: each layer's leader.
+    """
+
+    modules: Mapping[str, nn.Module]
+    needs: frozenset[str]
+    mask: Tensor | None = None
+    keep: dict[str, Tensor] | None = None
+    originals: dict[str, Tensor] | None = None
+    sums: dict[str, Sums] = field(default_factory=dict)
+    leaders: dict[str, str] = field(default_factory=dict)
+    _held: list[tuple[Tensor, str]] = field(default_factory=list)
+    _handles: list[RemovableHandle] = field(default_factory=list)
+
+    def __enter__(self) -> Recorder:
+        for name, module in self.modules.items():
+            hook = partial(self._see, name)
+            self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def batch_done(self) -> None:
+        """Let go of a batch's inputs."""
+        self._held.clear()
+
+    def _see(self, name: str, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        given = args[0] if args else next(iter(kwargs.values()))
+        leader = self._leader(name, given)
+        if leader != name:
+            return
+        rows = rows_of(module, given, self.mask)
+        if rows is None:
+            return
+        if self.keep is not None:
+            self.keep[leader] = rows
+            return
+        original = self.originals.get(leader) if self.originals is not None else None
+        self.sums.setdefault(leader, Sums(self.needs)).add(rows, original)
+
+    def _leader(self, name: str, given: Tensor) -> str:
+        """The first layer that was given this tensor; decided at a layer's first call and kept."""
+        if name not in self.leaders:
+            self.leaders[name] = next((other for tensor, other in self._held if tensor is given), name)
+            # Holding the tensor keeps its memory, and so its identity, from being used again in this batch.
+            self._held.append((given, self.leaders[name]))
+        return self.leaders[name]
+
+    def stats(self) -> dict[str, InputStats]:
+        """Means by layer; sharing layers get the same object. A layer that no row reached has count 0."""
+        means = {leader: sums.mean() for leader, sums in self.sums.items()}
+        return {name: means.get(self.leaders.get(name, name), InputStats(0)) for name in self.modules}
+
+
+def rows_of(module: nn.Module, given: Tensor, mask: Tensor | None) -> Tensor | None:
+    """A layer's input as rows (tokens, in).
+
+    A convolution's rows are its patches (positions, channels*kernel) in the order of its weight matrix; a grouped one
+    has no single matrix of inputs, and an embedding none at all: None.
+    """
+    if isinstance(module, nn.Conv1d | nn.Conv2d):
+        return _patches(module, given) if module.groups == 1 else None
+    if not given.is_floating_point():
+        return None
+    if mask is not None and given.shape[: mask.ndim] == mask.shape:
+        return given[mask]
+    return given.reshape(-1, given.shape[-1])
+
+
+def _patches(module: nn.Conv1d | nn.Conv2d, given: Tensor) -> Tensor:
+    """im2col; a one-dimensional convolution is a two-dimensional one of height 1."""
+    if isinstance(module, nn.Conv1d):
+        given = given[:, :, None]
+        kernel, dilation = (1, module.kernel_size[0]), (1, module.dilation[0])
+        stride, padding = (1, module.stride[0]), (0, _padding(module)[0])
+    else:
+        kernel, dilation, stride, padding = module.kernel_size, module.dilation, module.stride, _padding(module)
+    patches = functional.unfold(given, kernel, dilation, padding, stride)  # (N, I*kh*kw, positions)
+    return patches.transpose(1, 2).reshape(-1, patches.shape[1])
+
+
+def _padding(module: nn.Conv1d | nn.Conv2d) -> tuple[int, ...]:
+    """Padding in numbers; "same" pads half of what the kernel spans."""
+    if not isinstance(module.padding, str):
+        return tuple(module.padding)
+    spans = [d * (k - 1) // 2 for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+    return tuple(spans) if module.padding == "same" else (0,) * len(spans)
