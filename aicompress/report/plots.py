@@ -170,7 +170,7 @@ def pareto(points: Sequence[tuple[str, float, float, bool]], x_label: str, y_lab
 
 
 def _bars(axes: Any, lengths: Sequence[int | None], height: float, colour: str) -> None:
-    """Horizontal bars, one per layer; beyond what can be told apart they join into one outline, to keep the file small."""
+    """Horizontal bars, one per layer; where they are too many to tell apart, one outline keeps the file small."""
     if len(lengths) <= _LABELLED:
         shown = [(at, length) for at, length in enumerate(lengths) if length is not None]
         axes.barh([at for at, _ in shown], [length for _, length in shown], height=height, color=colour)

@@ -172,8 +172,11 @@ def gates(report: Report) -> Table:
 
 def training(report: Report) -> Table:
     """The single figures of a training run; a curve is summed up as its first, last and least value."""
-    rows = [(Cell(name), Cell(_scalar(value))) for name, value in _leaves(report.training)]
-    for name, points in curves(report.training).items():
+    found = curves(report.training)
+    drawn = {name for name in report.training if any(curve == name or curve.startswith(f"{name}.") for curve in found)}
+    single = {name: value for name, value in report.training.items() if name not in drawn}
+    rows = [(Cell(name), Cell(_scalar(value))) for name, value in _leaves(single)]
+    for name, points in found.items():
         values = [value for _, value in points]
         first, last, least = (numbers.number(v) for v in (values[0], values[-1], min(values)))
         rows.append((Cell(name), Cell(f"{first} → {last}, least {least} ({len(values)} points)")))
@@ -263,11 +266,11 @@ def _columns(*titles: str) -> tuple[Column, ...]:
 
 
 def _leaves(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every single value of nested mappings by dotted name; lists of points are left to `curves`."""
+    """Every single value of nested mappings by dotted name."""
     for key, value in section.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{prefix}{key}.")
-        elif not isinstance(value, list | tuple) or all(isinstance(item, str) for item in value):
+        else:
             yield f"{prefix}{key}", value
 
 

@@ -121,6 +121,16 @@ def test_recipe_lineage_and_environment(report: Report) -> None:
     assert f"| sha256 of output model.safetensors | `{'b' * 64}` |" in section(text, "<summary>Environment")
 
 
+def test_lists_are_shown_and_only_curves_are_summed_up(report: Report) -> None:
+    listed = replace(
+        report, environment={"load": [0.5, 1.0], "gpus": []}, training={"stages": ["a", "b"], "loss": [2, 1]}
+    )
+    text = to_markdown(listed)
+    assert "| load | 0.5000, 1.000 |" in text
+    assert "| gpus | – |" in text
+    assert section(text, "## Training")[2:] == ["| stages | a, b |", "| loss | 2 → 1, least 1 (2 points) |"]
+
+
 def test_what_was_not_measured_is_a_dash(report: Report) -> None:
     bare = replace(
         report, before=None, latency=None, quality={}, training={}, warnings=(), gates=(), layers=(), lineage=()
