@@ -20,6 +20,8 @@ import torch.nn.functional as F
 import transformers
 from safetensors import safe_open
 from torch import Tensor, nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
@@ -153,15 +155,25 @@ def mark_ready(model: nn.Module) -> None:
         module.__dict__["ready"] = True
 
 
-def owner(model: nn.Module, parameter: str) -> nn.Module | None:
-    """The layer that holds a parameter; a base model's prefix may be missing or added."""
-    prefix = getattr(model, "base_model_prefix", "")
-    modules = dict(model.named_modules())
-    for name in (parameter, f"{prefix}.{parameter}", parameter.removeprefix(f"{prefix}.")):
-        module = modules.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
-        if module is not None and "weight" in module._parameters:
-            return module
-    return None
+def parameter_names(model: Any, names: Iterable[str]) -> dict[str, tuple[str, Any]]:
+    """Where transformers puts a checkpoint's parameters: its renamings, and a base model's prefix, applied.
+
+    Returns:
+        By name in the checkpoint: the name in the model, and the conversion that merges the parameter with others (such
+        as experts that the architecture keeps in one tensor), or None.
+    """
+    conversions = get_model_conversion_mapping(model)
+    renamings = [c for c in conversions if isinstance(c, WeightRenaming)]
+    converters = [c for c in conversions if isinstance(c, WeightConverter)]
+    merging = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    known, prefix = model.state_dict(), model.base_model_prefix
+    found: dict[str, tuple[str, Any]] = {}
+    for name in names:
+        renamed, pattern = rename_source_key(name, renamings, converters, prefix, known)
+        if renamed not in known:
+            renamed, pattern = rename_source_key(name, [], [], prefix, known)
+        found[name] = (renamed, (pattern, merging[pattern]) if pattern else None)
+    return found
 
 
 def tie(model: Any) -> None:
@@ -205,10 +217,14 @@ class AicompressQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         outlines = _outlines(kwargs.get("checkpoint_files") or ())
-        for name, entry in self.quantization_config.entries.items():
-            module = owner(model, name)
-            if module is None:
-                continue  # a head that this model class does not have
+        entries, known = self.quantization_config.entries, set(model.state_dict())
+        for name, (target, merge) in parameter_names(model, entries).items():
+            parent, _, leaf = target.rpartition(".")
+            if merge or (leaf != "weight" and target in known):
+                raise ValueError(f"{name} cannot run compressed in {type(model).__name__}: load it with aicompress.load")
+            if target not in known:
+                continue  # of a head that this model class does not have
+            module, entry = model.get_submodule(parent), entries[name]
             dtype = module._parameters["weight"].dtype
             names = {suffix: f"{name}_{suffix}" if suffix else name for suffix in entry["tensors"]}
             lacking = [disk for disk in names.values() if disk not in outlines]
