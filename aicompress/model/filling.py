@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,7 +57,7 @@ class Filling:
             else:
                 self._place(model, target, name)
         for target, sources in merges.items():
-            self._merge(model, target, [(name, *targets[name][1]) for name in sources])
+            self._merge(model, target, {name: targets[name][1] for name in sources})
         if hugging:
             self._finish(model)
         mark_ready(model)
@@ -109,10 +109,10 @@ class Filling:
         attach(module, entry.to_json(), tensors)
         self.kernels[name] = f"reference: {weight.form} decoded"
 
-    def _merge(self, model: Any, target: str, sources: Iterable[tuple[str, str, Any]]) -> None:
+    def _merge(self, model: Any, target: str, sources: Mapping[str, Any]) -> None:
         """Parameters that the architecture keeps merged, such as experts: decoded, then merged by transformers."""
         converter = None
-        for name, pattern, shared in sources:
+        for name, (pattern, shared) in sources.items():
             converter = converter or copy.deepcopy(shared)
             converter.add_tensor(target, name, pattern, self.checkpoint.dense(name))
             self.placed[name] = target

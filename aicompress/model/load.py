@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,12 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.checkpoint.manifest import Entry
-from aicompress.errors import CheckpointError, Refused, suggestion
-from aicompress.weights import Weight
+from aicompress.errors import CheckpointError, Refused
 
 Kernels = Literal["fast", "reference"]
-Place = Callable[[nn.Module, str, str], None]  # model, its parameter, the checkpoint's name of it
 
 
 def load(
@@ -57,7 +52,11 @@ def load(
 
 
 def trainable(
-    path: str | Path, *, model: nn.Module | None = None, device: str | torch.device = "cpu", trust_remote_code: bool = False
+    path: str | Path,
+    *,
+    model: nn.Module | None = None,
+    device: str | torch.device = "cpu",
+    trust_remote_code: bool = False,
 ) -> Any:
     """Load a checkpoint for training, in float32.
 

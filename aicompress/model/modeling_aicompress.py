@@ -10,7 +10,6 @@ names on disk (`weight`, `weight_scale`, ...) and decodes them where the layer r
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -62,8 +61,9 @@ class Stored(nn.Module):
         keep = not torch.is_grad_enabled()
         if keep:
             key = tuple((t.data_ptr(), 0 if t.is_inference() else t._version, t.dtype) for t in tensors.values())
-            if self.__dict__.get("decoded", (None,))[0] == key:
-                return self.__dict__["decoded"][1]
+            known: tuple[Any, tuple[Tensor, ...]] = self.__dict__.get("decoded", (None, ()))
+            if known[0] == key:
+                return known[1]
         found = factors(meta, tensors) if meta["form"] == "low_rank" else (decode(meta, tensors),)
         if keep:
             self.__dict__["decoded"] = (key, found)
@@ -86,7 +86,8 @@ class StoredEmbedding(Stored):
 
     def forward(self, ids: Tensor) -> Tensor:
         if self.entry["meta"]["form"] != "low_rank" or self.max_norm is not None:
-            return super().forward(ids)
+            looked_up: Tensor = super().forward(ids)
+            return looked_up
         left, right = self.matrices()
         return F.embedding(ids, left, self.padding_idx, None, self.norm_type, self.scale_grad_by_freq, False) @ right
 
@@ -96,7 +97,8 @@ class StoredConv(Stored):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.entry["meta"]["form"] != "low_rank" or self.groups != 1:
-            return super().forward(x)
+            convolved: Tensor = super().forward(x)
+            return convolved
         left, right = self.matrices()
         kernel = self.entry["shape"][1:]
         ones = (1,) * (len(kernel) - 1)
@@ -114,10 +116,14 @@ _RUNNING: dict[Any, type[Stored]] = {
 }
 
 
-@functools.cache
+_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+
+
 def stored_class(kind: type[nn.Module]) -> type[nn.Module]:
     """A subclass of a layer's class with a stored weight; a forward of its own reads the decoded `weight`."""
-    return type(f"Stored{kind.__name__}", (_RUNNING.get(kind.forward, Stored), kind), {})
+    if kind not in _CLASSES:
+        _CLASSES[kind] = type(f"Stored{kind.__name__}", (_RUNNING.get(kind.forward, Stored), kind), {})
+    return _CLASSES[kind]
 
 
 def attach(module: nn.Module, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -179,8 +185,9 @@ def parameter_names(model: Any, names: Iterable[str]) -> dict[str, tuple[str, An
 def tie(model: Any) -> None:
     """Tied parameters of a transformers model, where one of a pair is stored: let the other decode it."""
     for target, source in list(model.all_tied_weights_keys.items()):
-        ends = [model.get_submodule(name.rpartition(".")[0]) for name in (target, source)]
-        stored = [isinstance(end, Stored) and name.endswith(".weight") for end, name in zip(ends, (target, source))]
+        names = (target, source)
+        ends = [model.get_submodule(name.rpartition(".")[0]) for name in names]
+        stored = [isinstance(end, Stored) and name.endswith(".weight") for end, name in zip(ends, names, strict=True)]
         if not any(stored):
             continue
         if not all(stored):
@@ -198,10 +205,12 @@ def _forget_tie(model: Any, target: str) -> None:
             part._tied_weights_keys = {key: value for key, value in keys.items() if not re.fullmatch(full[key], target)}
 
 
-class AicompressConfig(QuantizationConfigMixin):
+class AicompressConfig(QuantizationConfigMixin):  # type: ignore[misc]
     """config.json's quantization_config: an entry per compressed parameter."""
 
-    def __init__(self, format_version: int = FORMAT_VERSION, entries: dict[str, Any] | None = None, **rest: Any) -> None:
+    def __init__(
+        self, format_version: int = FORMAT_VERSION, entries: dict[str, Any] | None = None, **rest: Any
+    ) -> None:
         if format_version > FORMAT_VERSION:
             raise ValueError("this checkpoint was written by a newer aicompress: upgrade aicompress")
         self.quant_method = METHOD
@@ -210,7 +219,7 @@ class AicompressConfig(QuantizationConfigMixin):
         self.lineage = rest.get("lineage", [])
 
 
-class AicompressQuantizer(HfQuantizer):
+class AicompressQuantizer(HfQuantizer):  # type: ignore[misc]
     """Turns layers into stored ones before transformers loads the tensors by name."""
 
     requires_calibration = True
@@ -221,7 +230,9 @@ class AicompressQuantizer(HfQuantizer):
         for name, (target, merge) in parameter_names(model, entries).items():
             parent, _, leaf = target.rpartition(".")
             if merge or (leaf != "weight" and target in known):
-                raise ValueError(f"{name} cannot run compressed in {type(model).__name__}: load it with aicompress.load")
+                raise ValueError(
+                    f"{name} cannot run compressed in {type(model).__name__}: load it with aicompress.load"
+                )
             if target not in known:
                 continue  # of a head that this model class does not have
             module, entry = model.get_submodule(parent), entries[name]

@@ -36,7 +36,9 @@ def compress(source: Path, out: Path, pick: Pick) -> Path:
     return out
 
 
-def integers(matrix: Tensor, bits: int, group: int = 0, symmetric: bool = True, activations: int | None = None) -> Weight:
+def integers(
+    matrix: Tensor, bits: int, group: int = 0, symmetric: bool = True, activations: int | None = None
+) -> Weight:
     """Round to the nearest integer code."""
     grouped = matrix.reshape(matrix.shape[0], -1, group or matrix.shape[1])
     half = 2 ** (bits - 1)
