@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from aicompress.checkpoint.manifest import Entry
-from aicompress.errors import CheckpointError
+from aicompress.errors import CheckpointError, Refused
 from aicompress.layer import LayerInfo
 from aicompress.weights import IntGrouped, TensorSpec, Weight
 
@@ -29,8 +29,14 @@ def native_names(tensor: str, suffixes: Iterable[str]) -> dict[str, str]:
 
 
 def native_tensors(tensor: str, weight: Weight) -> dict[str, Tensor]:
-    """Tensors of any form under their names on disk."""
+    """Tensors of any form under their names on disk.
+
+    Raises:
+        Refused: the primary tensor has the dense shape, so a reader without the form would take it for the weight.
+    """
     found = weight.tensors()
+    if weight.form != "dense" and tuple(found[""].shape) == weight.shape:
+        raise Refused(f"{tensor}: a factor of rank {weight.shape[1]} saves nothing", "give it a smaller rank")
     return {name: found[suffix] for suffix, name in native_names(tensor, found).items()}
 
 

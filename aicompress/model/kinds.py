@@ -10,6 +10,8 @@ from torch import nn
 
 from aicompress.layer import Kind
 
+CLASS_PREFIX = "AIC"  # of the classes in modeling_aicompress.py
+
 
 def layer_kinds(config: dict[str, Any], names: Iterable[str]) -> dict[str, Kind | None] | None:
     """Kinds of a checkpoint's parameters, from its architecture built without memory.
@@ -40,13 +42,43 @@ def skeleton(config: dict[str, Any]) -> Any | None:
     import transformers
 
     kind = config.get("model_type")
-    architecture = getattr(transformers, str((config.get("architectures") or [None])[0]), None)
+    architecture = getattr(transformers, _architecture(config), None)
     if kind not in transformers.CONFIG_MAPPING or architecture is None:
         return None
     plain = {key: value for key, value in config.items() if key not in ("quantization_config", "auto_map")}
     parsed = transformers.CONFIG_MAPPING[kind].from_dict(plain)
     with torch.device("meta"):
         return architecture(parsed)
+
+
+def _architecture(config: dict[str, Any]) -> str:
+    """The architecture that config.json names; saving a model loaded through the checkpoint's own code prefixes it."""
+    return str((config.get("architectures") or [None])[0]).removeprefix(CLASS_PREFIX)
+
+
+def auto_class_names(config: dict[str, Any]) -> dict[str, str]:
+    """Classes of modeling_aicompress.py by Auto class, for every Auto class that knows the model type.
+
+    Args:
+        config: config.json.
+
+    Returns:
+        E.g. {"AutoModel": "AICLlamaModel", "AutoModelForCausalLM": "AICLlamaForCausalLM"}; the architecture that the
+        config names is taken for its Auto class.
+    """
+    from transformers.models.auto import modeling_auto
+
+    found: dict[str, str] = {}
+    for auto, kind in vars(modeling_auto).items():
+        mapping = getattr(kind, "_model_mapping", None)
+        if not auto.startswith("AutoModel") or mapping is None:
+            continue
+        known = mapping._model_mapping.get(config.get("model_type"))
+        names = known if isinstance(known, list | tuple) else [known] if known else []
+        if names:
+            named = _architecture(config)
+            found[auto] = CLASS_PREFIX + (named if named in names else names[0])
+    return found
 
 
 def _parameter_kinds(model: Any) -> dict[str, Kind | None]:

@@ -16,7 +16,7 @@ from aicompress import __version__
 from aicompress.checkpoint import Checkpoint, CheckpointWriter, Entry, Manifest, ShardPlan, plan_shards
 from aicompress.checkpoint.layouts import Layout, choose, ct_config, ct_tensors, native_tensors
 from aicompress.checkpoint.manifest import KEY
-from aicompress.checkpoint.source import INDEX, Source
+from aicompress.checkpoint.source import INDEX, MODELING_FILES, Source
 from aicompress.checkpoint.writer import index_text
 from aicompress.layer import LayerInfo
 from aicompress.report.plan import PlanRow, PlanSummary
@@ -122,7 +122,7 @@ class Output:
             count = sum(_count(planned.dense) for planned in self.parameters.values())
             texts[INDEX] = index_text(self.shards, count)
         if self.layout == "native" and self.config is not None:
-            texts["modeling_aicompress.py"] = modeling_source()
+            texts.update(modeling_sources())
         return {name: text.encode() for name, text in texts.items()}
 
     def metadata(self) -> dict[str, str]:
@@ -130,9 +130,10 @@ class Output:
         return {} if self.config is not None and not self.destination.single else {KEY: self.manifest.to_text()}
 
 
-def modeling_source() -> str:
-    """The self-contained module that lets transformers load the native layout without this package."""
-    return (Path(__file__).parent.parent / "model" / "modeling_aicompress.py").read_text(encoding="utf-8")
+def modeling_sources() -> dict[str, str]:
+    """The modules that let transformers load the native layout without this package."""
+    folder = Path(__file__).parent.parent / "model"
+    return {name: (folder / name).read_text(encoding="utf-8") for name in MODELING_FILES}
 
 
 def on_disk(name: str, weight: Weight, layout: Layout) -> dict[str, Tensor]:

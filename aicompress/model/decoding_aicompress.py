@@ -1,0 +1,100 @@
+"""Decoding of stored forms, in differentiable tensor operations.
+
+This file needs torch only; a copy lies beside `modeling_aicompress.py` in every checkpoint of the native layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+WORD = 32
+
+
+def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
+    """Codes (rows, columns) uint8 of little-endian bit streams (rows, words) int32."""
+    if WORD % bits == 0:
+        as_bytes = packed.contiguous().view(torch.uint8)
+        mask = (1 << bits) - 1
+        pieces = [(as_bytes >> (k * bits)) & mask for k in range(8 // bits)]
+        codes = pieces[0] if len(pieces) == 1 else torch.stack(pieces, dim=-1)
+        return codes.reshape(packed.shape[0], -1)[:, :columns]
+    rows, words = packed.shape
+    padded = F.pad(packed, (0, -words % bits)).to(torch.int64) & 0xFFFFFFFF
+    blocks = padded.reshape(rows, -1, bits)  # 32 codes fill exactly `bits` words
+    codes = torch.empty(rows, blocks.shape[1], WORD, dtype=torch.uint8, device=packed.device)
+    for j in range(WORD):
+        word, shift = divmod(j * bits, WORD)
+        value = blocks[..., word] >> shift
+        if shift + bits > WORD:
+            value = value | (blocks[..., word + 1] << (WORD - shift))
+        codes[..., j] = (value & ((1 << bits) - 1)).to(torch.uint8)
+    return codes.reshape(rows, -1)[:, :columns]
+
+
+def unpack_mask(packed: Tensor, count: int) -> Tensor:
+    """Booleans (count,) of a bit mask, element i at bit i%8 of byte i//8."""
+    bits = (packed[:, None] >> torch.arange(8, dtype=torch.uint8, device=packed.device)) & 1
+    return bits.reshape(-1)[:count].bool()
+
+
+def decode(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
+    """The matrix (out, in) that a stored form stands for.
+
+    Args:
+        meta: the form's facts from the manifest.
+        tensors: its tensors by suffix; the primary one has the suffix ''.
+
+    Raises:
+        ValueError: a form that this version does not know.
+    """
+    match meta["form"]:
+        case "dense":
+            return tensors[""]
+        case "low_rank":
+            return torch.matmul(*factors(meta, tensors))
+        case "int_grouped":
+            return _int_grouped(meta, tensors)
+        case "sparse":
+            return _sparse(meta, tensors)
+    raise ValueError(f"stored form {meta['form']!r} is not known to this version of aicompress: upgrade it")
+
+
+def factors(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """U (out, rank) and V (rank, in) of a low-rank form."""
+    inner = {s: t for s, t in tensors.items() if s == "in" or s.startswith("in_")}
+    outer = {s: t for s, t in tensors.items() if s not in inner}
+    return decode(meta["out"], outer), decode(meta["in"], {s[3:]: t for s, t in inner.items()})
+
+
+def _int_grouped(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
+    """w = (q - zero) * scale, computed in float32."""
+    out, columns = meta["shape"]
+    bits, scale, zero = int(meta["bits"]), tensors["scale"], tensors.get("zero")
+    codes = unpack(tensors[""].reshape(out, -1), bits, columns).float() - (1 << (bits - 1))
+    grouped = codes.reshape(out, scale.shape[1], -1)
+    if zero is not None:
+        grouped = grouped - zero.float()[..., None]
+    return (grouped * scale.float()[..., None]).reshape(out, columns).to(scale.dtype)
+
+
+def _sparse(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
+    out, columns = meta["shape"]
+    kept = unpack_mask(tensors[""], out * columns)
+    flat = torch.zeros(out * columns, dtype=tensors["values"].dtype, device=kept.device)
+    return flat.masked_scatter(kept, tensors["values"]).reshape(out, columns)
+
+
+def rounded_input(x: Tensor, bits: int | None) -> Tensor:
+    """Inputs rounded to `bits` per token, as compressed-tensors does it; gradients pass straight through."""
+    if bits is None:
+        return x
+    wide = x.detach().float()
+    half = ((1 << bits) - 1) / 2
+    scale = (wide.abs().amax(dim=-1, keepdim=True) / half).clamp(min=torch.finfo(torch.float32).eps)
+    rounded = (wide / scale).round().clamp(-(1 << (bits - 1)), (1 << (bits - 1)) - 1) * scale
+    return x + (rounded.to(x.dtype) - x.detach())

@@ -1,0 +1,167 @@
+"""Parameters of a checkpoint put into a model one by one, each checked, compressed ones in their stored form."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.errors import CheckpointError
+from aicompress.model.modeling_aicompress import attach, mark_ready, parameter_names, tie
+
+# Buffers that older releases saved and newer ones compute.
+_COMPUTED = re.compile(r"(^|\.)(position_ids|rotary_emb\.inv_freq|masked_bias|attn\.bias)$")
+
+
+@dataclass
+class Filling:
+    """One load of a checkpoint into a model.
+
+    Attributes:
+        checkpoint: where parameters come from.
+        device: where they go.
+        dtype: of floating parameters, or None to keep their own.
+        fast: compressed layers run on fast kernels instead of decoding.
+    """
+
+    checkpoint: Checkpoint
+    device: torch.device
+    dtype: torch.dtype | None
+    fast: bool
+    placed: dict[str, str] = field(default_factory=dict)  # parameter of the checkpoint -> of the model
+    kernels: dict[str, str] = field(default_factory=dict)
+
+    def fill(self, model: Any) -> None:
+        """Fill every parameter and buffer of a model, in place.
+
+        Raises:
+            CheckpointError: parameters are missing, unexpected, or of another shape.
+        """
+        hugging = hasattr(model, "all_tied_weights_keys")
+        names = list(self.checkpoint.parameters())
+        targets = parameter_names(model, names) if hugging else {name: (name, None) for name in names}
+        expected = set(model.state_dict())
+        self._check(model, targets, expected)
+        merges: dict[str, list[str]] = {}
+        for name, (target, merge) in targets.items():
+            if target not in expected:
+                continue
+            if merge is not None:
+                merges.setdefault(target, []).append(name)
+            else:
+                self._place(model, target, name)
+        for target, sources in merges.items():
+            self._merge(model, target, {name: targets[name][1] for name in sources})
+        if hugging:
+            self._finish(model)
+        mark_ready(model)
+        model.aicompress_kernels = self.kernels
+        model.aicompress_names = self.placed
+
+    def _check(self, model: Any, targets: dict[str, tuple[str, Any]], expected: set[str]) -> None:
+        """Names must agree exactly, but for tied parameters and buffers that the architecture computes."""
+        found = {target for target, _ in targets.values()}
+        for _, merge in targets.values():
+            if merge is not None:  # one conversion may fill several parameters
+                found |= {name for name in expected if any(p in name for p in merge[1].target_patterns)}
+        tied = getattr(model, "all_tied_weights_keys", {})
+        groups = [{target, source} for target, source in tied.items()]
+        missing = [n for n in expected - found if not any(n in group and group & found for group in groups)]
+        ignored = [re.compile(p) for p in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
+        unexpected = [
+            name
+            for name, (target, _) in targets.items()
+            if target not in expected and not _COMPUTED.search(name) and not any(p.search(target) for p in ignored)
+        ]
+        for what, names in (("lacks", sorted(missing)), ("has unexpected", sorted(unexpected))):
+            if names:
+                shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+                raise CheckpointError(
+                    f"{self.checkpoint.path} {what} parameters: {shown}", f"{type(model).__name__} was to be filled"
+                )
+
+    def _place(self, model: Any, target: str, name: str) -> None:
+        """Put one parameter where it belongs."""
+        self.placed[name] = target
+        parent, _, leaf = target.rpartition(".")
+        module = model.get_submodule(parent)
+        old = module._parameters.get(leaf, module._buffers.get(leaf))
+        entry = self.checkpoint.manifest.entries.get(name)
+        spec = entry.dense if entry is not None else self.checkpoint.specs[name]
+        if old is not None and tuple(old.shape) != spec.shape:
+            raise CheckpointError(
+                f"{self.checkpoint.path}: {name} is {list(spec.shape)}, {type(model).__name__} has {list(old.shape)}",
+                "config.json and the weights disagree",
+            )
+        if entry is None or leaf != "weight" or isinstance(module, nn.MultiheadAttention):
+            if entry is not None:
+                self.kernels[name] = "dense: this layer reads a decoded weight only"
+            self._set(module, leaf, self.checkpoint.dense(name))
+            return
+        weight = self.checkpoint.weight(name)
+        tensors = {suffix: self._cast(tensor, spec.dtype) for suffix, tensor in weight.tensors().items()}
+        attach(module, entry.to_json(), tensors)
+        self.kernels[name] = f"reference: {weight.form} decoded"
+
+    def _merge(self, model: Any, target: str, sources: Mapping[str, Any]) -> None:
+        """Parameters that the architecture keeps merged, such as experts: decoded, then merged by transformers."""
+        converter = None
+        for name, (pattern, shared) in sources.items():
+            converter = converter or copy.deepcopy(shared)
+            converter.add_tensor(target, name, pattern, self.checkpoint.dense(name))
+            self.placed[name] = target
+            if name in self.checkpoint.manifest.entries:
+                self.kernels[name] = "dense: this architecture merges it with others"
+        assert converter is not None
+        for full, value in converter.convert(target, model=model, config=model.config).items():
+            parent, _, leaf = full.rpartition(".")
+            self._set(model.get_submodule(parent), leaf, value[0] if isinstance(value, list) else value)
+
+    def _set(self, module: nn.Module, leaf: str, tensor: Tensor) -> None:
+        tensor = self._cast(tensor, tensor.dtype)
+        if leaf in module._buffers:
+            module._buffers[leaf] = tensor
+            return
+        trains = tensor.is_floating_point()
+        module._parameters[leaf] = nn.Parameter(tensor, requires_grad=trains)
+
+    def _cast(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        return tensor.to(self.device, self.dtype or dtype) if tensor.is_floating_point() else tensor.to(self.device)
+
+    def _finish(self, model: Any) -> None:
+        """Ties, buffers that the architecture computes, and the generation settings of a transformers model."""
+        for parameter in (*model.parameters(), *model.buffers()):
+            parameter._is_hf_initialized = parameter.device.type != "meta"
+        tie(model)
+        for target, source in model.all_tied_weights_keys.items():
+            self._tie(model, target, source)
+        for name, buffer in list(model.named_buffers()):
+            if buffer.device.type == "meta":
+                parent, _, leaf = name.rpartition(".")
+                model.get_submodule(parent)._buffers[leaf] = torch.empty_like(buffer, device=self.device)
+        model.initialize_weights()
+        left = [name for name, parameter in model.named_parameters() if parameter.device.type == "meta"]
+        if left:
+            raise CheckpointError(f"{self.checkpoint.path} lacks parameters: {', '.join(left[:3])}", "it is incomplete")
+        dtype = self.dtype or next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+        model.config.dtype = dtype
+        if model.can_generate() and (self.checkpoint.path / "generation_config.json").is_file():
+            from transformers import GenerationConfig
+
+            model.generation_config = GenerationConfig.from_pretrained(self.checkpoint.path, local_files_only=True)
+
+    def _tie(self, model: Any, target: str, source: str) -> None:
+        """Share one tensor; whichever of the two the checkpoint holds is the source."""
+        ends = [(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in (target, source)]
+        tensors = [module._parameters.get(leaf) for module, leaf in ends]
+        held = [t is not None and t.device.type != "meta" for t in tensors]
+        if held == [True, False]:
+            ends[1][0]._parameters[ends[1][1]] = tensors[0]
+        elif held == [False, True]:
+            ends[0][0]._parameters[ends[0][1]] = tensors[1]
