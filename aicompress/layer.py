@@ -76,6 +76,23 @@ class InputStats:
     mean_abs: Tensor | None = None
     cross: Tensor | None = None
 
+    def through(self, matrix: Tensor) -> InputStats:
+        """Statistics of y = M x for these x: what the outer factor of a low-rank layer is given.
+
+        Args:
+            matrix: M, (rank, in).
+
+        Raises:
+            ValueError: there is no Gram matrix to carry through.
+        """
+        if not self.count:
+            return self
+        if self.gram is None:
+            raise ValueError("only second-order statistics go through a matrix")
+        gram = matrix @ self.gram @ matrix.t()
+        cross = None if self.cross is None else matrix @ self.cross @ matrix.t()
+        return InputStats(self.count, gram, gram.diagonal().clone(), None, cross)
+
     def merged(self, other: InputStats) -> InputStats:
         """Statistics over both samples: means weighted by their counts.
 

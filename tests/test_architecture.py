@@ -56,7 +56,9 @@ def test_imports_go_one_way(path: Path) -> None:
     cell = cell_of(path)
     if cell in ("__init__", "__main__"):
         return
-    backward = {other for other in named_cells(runtime_imports(ast.parse(path.read_text()))) if RANK[other] > RANK[cell]}
+    backward = {
+        other for other in named_cells(runtime_imports(ast.parse(path.read_text()))) if RANK[other] > RANK[cell]
+    }
     assert not backward, f"{cell} imports from {backward}, which lie to its right"
 
 

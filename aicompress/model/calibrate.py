@@ -1,9 +1,10 @@
 """The calibration engine: a model is walked block by block with real inputs, one block in memory at a time.
 
-At each block, in the order in which the model runs them: load its weights from the file, run every batch through it while
-hooks add up the statistics of the wanted layers, let the caller compress the layers, put the compressed weights in, run
-again so that the next block sees the compressed prefix, drop the block. The original model's activations can be carried
-along (`Track.both`), so that targets may compare original and compressed inputs (Qronos, GPTAQ: algorithms with W* shifts).
+At each block, in the order in which the model runs them: load its weights from the file, run every batch through it
+while hooks add up the statistics of the wanted layers, let the caller compress the layers, put the compressed weights
+in, run again so that the next block sees the compressed prefix, drop the block. The original's activations can be
+carried along (`cross`), so that a method may aim at the original's outputs from the compressed model's inputs (GPTAQ,
+Li et al. 2025, arXiv:2504.02692; Qronos, Zhang et al. 2025, arXiv:2505.11695).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from aicompress.errors import CompressError
 from aicompress.layer import InputStats
@@ -87,6 +88,9 @@ def walk(job: Walk, visitor: Visitor, progress: Callable[[int, int], None] = lam
         CompressError: the model cannot be walked with these batches.
     """
     blocks = find_blocks(job.model)
+    for module in job.model.modules():
+        if hasattr(module, "config"):
+            module.config.use_cache = False  # a block runs twice; a cache of keys and values would grow twice
     inside = {name: next((b for b in blocks if b.owns(path)), None) for name, path in job.wanted.items()}
     outside = [name for name, block in inside.items() if block is None]
     job.loader.load(lambda name: not any(block.owns(name) for block in blocks))
@@ -190,9 +194,3 @@ def _sum_over_ranks(sums: Mapping[str, Sums]) -> None:
         sums[leader].count = int(count)
         for tensor in sums[leader].tensors().values():
             distributed.all_reduce(tensor)
-
-
-def modules_of(model: nn.Module, names: Mapping[str, str]) -> dict[str, str]:
-    """Layer name -> module path, from layer name -> parameter path; parameters that are no module's weight are left out."""
-    known = dict(model.named_modules())
-    return {name: path.removesuffix(".weight") for name, path in names.items() if path.removesuffix(".weight") in known}

@@ -57,7 +57,7 @@ class Filling:
             else:
                 self._place(model, target, name)
         for target, sources in merges.items():
-            self._merge(model, target, {name: targets[name][1] for name in sources})
+            self.merge(model, target, {name: targets[name][1] for name in sources})
         if hugging:
             self._finish(model)
         mark_ready(model)
@@ -102,14 +102,14 @@ class Filling:
         if entry is None or leaf != "weight" or isinstance(module, nn.MultiheadAttention):
             if entry is not None:
                 self.kernels[name] = "dense: this layer reads a decoded weight only"
-            self._set(module, leaf, self.checkpoint.dense(name))
+            self.set(module, leaf, self.checkpoint.dense(name))
             return
         weight = self.checkpoint.weight(name)
         tensors = {suffix: self._cast(tensor, spec.dtype) for suffix, tensor in weight.tensors().items()}
         attach(module, entry.to_json(), tensors)
         self.kernels[name] = f"reference: {weight.form} decoded"
 
-    def _merge(self, model: Any, target: str, sources: Mapping[str, Any]) -> None:
+    def merge(self, model: Any, target: str, sources: Mapping[str, Any]) -> None:
         """Parameters that the architecture keeps merged, such as experts: decoded, then merged by transformers."""
         converter = None
         for name, (pattern, shared) in sources.items():
@@ -121,9 +121,9 @@ class Filling:
         assert converter is not None
         for full, value in converter.convert(target, model=model, config=model.config).items():
             parent, _, leaf = full.rpartition(".")
-            self._set(model.get_submodule(parent), leaf, value[0] if isinstance(value, list) else value)
+            self.set(model.get_submodule(parent), leaf, value[0] if isinstance(value, list) else value)
 
-    def _set(self, module: nn.Module, leaf: str, tensor: Tensor) -> None:
+    def set(self, module: nn.Module, leaf: str, tensor: Tensor) -> None:
         tensor = self._cast(tensor, tensor.dtype)
         if leaf in module._buffers:
             module._buffers[leaf] = tensor
@@ -140,7 +140,7 @@ class Filling:
             parameter._is_hf_initialized = parameter.device.type != "meta"
         tie(model)
         for target, source in model.all_tied_weights_keys.items():
-            self._tie(model, target, source)
+            self.tie(model, target, source)
         for name, buffer in list(model.named_buffers()):
             if buffer.device.type == "meta":
                 parent, _, leaf = name.rpartition(".")
@@ -156,7 +156,7 @@ class Filling:
 
             model.generation_config = GenerationConfig.from_pretrained(self.checkpoint.path, local_files_only=True)
 
-    def _tie(self, model: Any, target: str, source: str) -> None:
+    def tie(self, model: Any, target: str, source: str) -> None:
         """Share one tensor; whichever of the two the checkpoint holds is the source."""
         ends = [(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in (target, source)]
         tensors = [module._parameters.get(leaf) for module, leaf in ends]

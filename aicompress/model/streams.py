@@ -2,7 +2,8 @@
 
 Calibration must see every sample at block i before any sample reaches block i+1, and what happens between two blocks
 (masks, rotary tables, position biases, an encoder's output that a decoder attends to) is the model's own business. So
-each batch runs the model's real forward in a thread of its own that is parked at every block. One thread runs at a time.
+each batch runs the model's real forward in a thread of its own that is parked at every block; one thread runs at a
+time.
 """
 
 from __future__ import annotations

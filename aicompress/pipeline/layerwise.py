@@ -6,9 +6,9 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from aicompress import __version__
 from aicompress.checkpoint import CheckpointWriter
 from aicompress.checkpoint.journal import Journal
 from aicompress.checkpoint.reader import digests, require_finite
-from aicompress.layer import from_matrix
+from aicompress.layer import InputStats, from_matrix
 from aicompress.measure import rel_error
 from aicompress.pipeline.finish import Facts, finish
 from aicompress.pipeline.output import with_digests
@@ -42,6 +42,54 @@ class Options:
     progress: Progress = lambda what, done, total: None
 
 
+@dataclass
+class Work:
+    """A run on its way.
+
+    Attributes:
+        plan: what to do.
+        writer: where bytes go.
+        journal: what is done.
+        progress: told of every parameter.
+        warnings: what was noticed on the way.
+        done: bytes of parameters that are written.
+    """
+
+    plan: Plan
+    writer: CheckpointWriter
+    journal: Journal
+    progress: Progress
+    warnings: list[str] = field(default_factory=list)
+    done: int = 0
+
+    def write(self, name: str, stats: Mapping[str, InputStats] | None = None) -> Weight | Tensor:
+        """Compress or copy one parameter to the output and note it in the journal.
+
+        Args:
+            name: the parameter.
+            stats: input statistics by layer name, for methods that need them.
+
+        Returns:
+            What was written.
+        """
+        value, rows = _produce(self.plan, name, stats or {})
+        for disk, tensor in self.plan.output.encode(name, value).items():
+            self.writer.put(disk, tensor)
+        self.journal.record(name, [dataclasses.asdict(row) for row in rows])
+        self.tell(name)
+        return value
+
+    def tell(self, name: str) -> None:
+        """Report progress past a parameter."""
+        parameters = self.plan.output.parameters
+        self.done += parameters[name].dense.nbytes
+        self.progress(name, self.done, sum(planned.dense.nbytes for planned in parameters.values()))
+
+    def rows(self) -> tuple[LayerRow, ...]:
+        """Rows of all parameters, in the output's order."""
+        return tuple(LayerRow(**row) for name in self.plan.output.parameters for row in self.journal.done[name])
+
+
 def run(plan: Plan, options: Options | None = None) -> Report:
     """Write the output of a plan, its report inside.
 
@@ -52,25 +100,25 @@ def run(plan: Plan, options: Options | None = None) -> Report:
     options = options or Options()
     start = time.perf_counter()
     output = plan.output
-    rows: dict[str, list[LayerRow]] = {}
     with (
         CheckpointWriter(output.destination.path, output.shards, options.resume) as writer,
         ThreadPoolExecutor(1) as pool,
     ):
         journal = (Journal.resume if options.resume else Journal.start)(writer.work, fingerprint(plan))
         inputs = pool.submit(digests, plan.checkpoint.source)  # hashing releases the GIL: it overlaps with the work
-        total, done = sum(p.dense.nbytes for p in output.parameters.values()), 0
-        for name, planned in output.parameters.items():
+        work = Work(plan, writer, journal, options.progress)
+        for name in journal.done:
+            work.tell(name)
+        if plan.method.needs:
+            from aicompress.pipeline.calibrated import compress_blocks
+
+            compress_blocks(work)
+        for name in output.parameters:
             if name not in journal.done:
-                rows[name] = _write_one(plan, name, writer)
-                journal.record(name, [dataclasses.asdict(row) for row in rows[name]])
-            else:
-                rows[name] = [LayerRow(**row) for row in journal.done[name]]
-            done += planned.dense.nbytes
-            options.progress(name, done, total)
+                work.write(name)
         final = with_digests(output, inputs.result())
-        layers = tuple(row for name in output.parameters for row in rows[name])
-        facts = Facts(plan.recipe, plan.checkpoint, plan.kinds, layers, plan.warnings, start)
+        warnings = (*plan.warnings, *work.warnings)
+        facts = Facts(plan.recipe, plan.checkpoint, plan.kinds, work.rows(), warnings, start)
         return finish(facts, final, writer, options.latency)
 
 
@@ -85,14 +133,14 @@ def fingerprint(plan: Plan) -> str:
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 
-def _write_one(plan: Plan, name: str, writer: CheckpointWriter) -> list[LayerRow]:
-    """Compress or copy one parameter; a row for each of its layers."""
+def _produce(plan: Plan, name: str, stats: Mapping[str, InputStats]) -> tuple[Weight | Tensor, list[LayerRow]]:
+    """One parameter of the output, and a row for each of its layers."""
     checkpoint, planned = plan.checkpoint, plan.output.parameters[name]
     layers = plan.by_tensor.get(name, [])
     jobs = [layer for layer in layers if layer.config is not None]
     value: Weight | Tensor
     if jobs:
-        value, rows = _compress(plan, name, jobs)
+        value, rows = _compress(plan, name, jobs, stats)
     else:
         rows = []
         value = checkpoint.weight(name) if name in checkpoint.manifest.entries else checkpoint.read(name)
@@ -101,29 +149,35 @@ def _write_one(plan: Plan, name: str, writer: CheckpointWriter) -> list[LayerRow
     if isinstance(value, Dense):
         assert planned.info is not None
         value = from_matrix(value.matrix, planned.dense.shape, planned.info.transposed).to(planned.dense.dtype)
-    for disk, tensor in plan.output.encode(name, value).items():
-        writer.put(disk, tensor)
-    return rows + [_idle_row(layer) for layer in layers if layer.config is None]
+    return value, rows + [_idle_row(layer) for layer in layers if layer.config is None]
 
 
-def _compress(plan: Plan, name: str, jobs: list[LayerPlan]) -> tuple[Weight, list[LayerRow]]:
+def _compress(
+    plan: Plan, name: str, jobs: list[LayerPlan], stats: Mapping[str, InputStats]
+) -> tuple[Weight, list[LayerRow]]:
     """Apply the method to a parameter, or to the parts of a low-rank one."""
-    done = {job.info.part: _apply(plan, job) for job in jobs}
-    rows = [row for _, row in done.values()]
-    if "" in done:
-        return done[""][0], rows
+    by_part = {job.info.part: job for job in jobs}
+    if "" in by_part:
+        weight, row = _apply(plan, by_part[""], stats.get(by_part[""].info.name))
+        return weight, [row]
     old = plan.checkpoint.weight(name)
     assert isinstance(old, LowRank)
-    out = done["out"][0] if "out" in done else old.out
-    inner = done["in"][0] if "in" in done else old.inner
+    out, inner, rows = old.out, old.inner, []
+    given = next((stats[job.info.name] for job in jobs if job.info.name in stats), None)
+    if "in" in by_part:
+        inner, row = _apply(plan, by_part["in"], given)
+        rows.append(row)
+    if "out" in by_part:
+        out, row = _apply(plan, by_part["out"], given.through(inner.dense()) if given else None)
+        rows.append(row)
     return LowRank(out, inner), rows
 
 
-def _apply(plan: Plan, job: LayerPlan) -> tuple[Weight, LayerRow]:
+def _apply(plan: Plan, job: LayerPlan, stats: InputStats | None) -> tuple[Weight, LayerRow]:
     info = job.info
     layer = plan.checkpoint.layer(info, layer_seed(plan.recipe.seed, info.name))
     start = time.perf_counter()
-    weight = plan.method.apply(layer, job.config)
+    weight = plan.method.apply(dataclasses.replace(layer, inputs=stats), job.config)
     seconds = time.perf_counter() - start
     detail = plan.method.describe(job.config, weight)
     note = str(detail.pop("note", ""))

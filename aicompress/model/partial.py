@@ -1,0 +1,94 @@
+"""A model of which only some parts are in memory: loaded from the checkpoint when needed, dropped after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.model.filling import Filling
+from aicompress.model.modeling_aicompress import parameter_names
+
+
+class PartialModel:
+    """Loads parts of a checkpoint, decoded, into a model on the meta device.
+
+    Args:
+        checkpoint: where parameters come from.
+        model: on the meta device; a transformers model, or a module whose parameter names are the checkpoint's.
+        device: where loaded parts go.
+        dtype: of floating parameters; None keeps the checkpoint's.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, model: Any, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    ) -> None:
+        self.model = model
+        self.hugging = hasattr(model, "all_tied_weights_keys")
+        self._filling = Filling(checkpoint, torch.device(device), dtype, fast=False)
+        names = list(checkpoint.parameters())
+        self.targets = parameter_names(model, names) if self.hugging else {name: (name, None) for name in names}
+        self._started = False
+
+    def path_of(self, name: str) -> str | None:
+        """Where the model keeps a parameter of the checkpoint; None if merged with others or not there."""
+        target, merge = self.targets[name]
+        return None if merge is not None or target not in self._known else target
+
+    @property
+    def _known(self) -> set[str]:
+        return {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+
+    def load(self, owns: Callable[[str], bool]) -> None:
+        """Load parameters whose name in the model satisfies `owns`; the first call also makes the computed buffers."""
+        known = set(self.model.state_dict())
+        merges: dict[str, list[str]] = {}
+        for name, (target, merge) in self.targets.items():
+            if target not in known or not owns(target):
+                continue
+            if merge is not None:
+                merges.setdefault(target, []).append(name)
+            else:
+                self._put(target, self._filling.checkpoint.dense(name))
+        for target, sources in merges.items():
+            self._filling.merge(self.model, target, {name: self.targets[name][1] for name in sources})
+        if not self._started:
+            self._start()
+
+    def _start(self) -> None:
+        """Make the buffers that the architecture computes, and ties; parameters still to come stay on meta."""
+        self._started = True
+        self.model.eval()
+        for name, buffer in list(self.model.named_buffers()):
+            if buffer.device.type == "meta":
+                parent, _, leaf = name.rpartition(".")
+                self.model.get_submodule(parent)._buffers[leaf] = torch.empty_like(buffer, device=self._filling.device)
+        if not self.hugging:
+            return
+        for tensor in (*self.model.parameters(), *self.model.buffers()):
+            tensor._is_hf_initialized = isinstance(tensor, nn.Parameter)
+        for target, source in self.model.all_tied_weights_keys.items():
+            self._filling.tie(self.model, target, source)
+        self.model.initialize_weights()
+
+    def replace(self, name: str, dense: Tensor) -> None:
+        """Put a dense tensor in the place of a loaded parameter."""
+        target, merge = self.targets[name]
+        if merge is not None:
+            raise ValueError(f"{name} is merged with others in the model")
+        self._put(target, dense)
+
+    def drop(self, owns: Callable[[str], bool]) -> None:
+        """Send parameters back to the meta device; computed buffers stay."""
+        for name, parameter in list(self.model.named_parameters()):
+            if owns(name):
+                parent, _, leaf = name.rpartition(".")
+                empty = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+                self.model.get_submodule(parent)._parameters[leaf] = empty
+
+    def _put(self, target: str, dense: Tensor) -> None:
+        parent, _, leaf = target.rpartition(".")
+        self._filling.set(self.model.get_submodule(parent), leaf, dense)

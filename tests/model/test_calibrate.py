@@ -1,0 +1,179 @@
+"""The calibration engine sees what a model with everything in memory sees, on every kind of architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.layer import InputStats, as_matrix
+from aicompress.model.calibrate import Walk, walk
+from aicompress.model.load import build, load
+from aicompress.model.partial import PartialModel
+from aicompress.model.statistics import rows_of
+
+NEEDS = frozenset({"gram", "norms", "mean_abs"})
+
+
+class Halving:
+    """A visitor that notes statistics and halves every weight, so that the next block's inputs change."""
+
+    def __init__(self, checkpoint: Checkpoint, factor: float = 0.5) -> None:
+        self.checkpoint = checkpoint
+        self.factor = factor
+        self.stats: dict[str, InputStats] = {}
+        self.visits: list[list[str]] = []
+
+    def finished(self, layers: Sequence[str]) -> Mapping[str, Tensor] | None:
+        return None
+
+    def visit(self, stats: Mapping[str, InputStats]) -> Mapping[str, Tensor]:
+        self.stats.update(stats)
+        self.visits.append(list(stats))
+        return {name: self.checkpoint.dense(name) * self.factor for name in stats}
+
+
+def token_batches(columns: int = 12) -> list[dict[str, Any]]:
+    draw = torch.Generator().manual_seed(0)
+    return [{"input_ids": torch.randint(5, 200, (2, columns), generator=draw)} for _ in range(3)]
+
+
+def run_walk(folder: Path, batches: list[dict[str, Any]], factor: float = 1.0, **options: Any) -> tuple[Halving, Any]:
+    checkpoint = Checkpoint.open(folder)
+    model = build(checkpoint)
+    loader = PartialModel(checkpoint, model)
+    layers = [info for info in checkpoint.layers() if info.kind in ("linear", "conv")]
+    paths = {info.tensor: loader.path_of(info.tensor) for info in layers}
+    wanted = {name: path.removesuffix(".weight") for name, path in paths.items() if path is not None}
+    visitor = Halving(checkpoint, factor)
+    walk(Walk(model, loader, batches, wanted, NEEDS, **options), visitor)
+    return visitor, wanted
+
+
+def reference_grams(model: Any, wanted: Mapping[str, str], batches: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Gram matrices by hooks on a whole model."""
+    found: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+
+    def hook(name: str) -> Callable[..., None]:
+        def see(module: Any, args: tuple[Tensor, ...]) -> None:
+            rows = rows_of(module, args[0], None)
+            assert rows is not None
+            found[name] = found.get(name, torch.zeros(())) + rows.double().t() @ rows.double()
+            counts[name] = counts.get(name, 0) + len(rows)
+
+        return see
+
+    for name, path in wanted.items():
+        model.get_submodule(path).register_forward_pre_hook(hook(name))
+    with torch.no_grad():
+        for batch in batches:
+            model(**batch)
+    return {name: total / counts[name] for name, total in found.items()}
+
+
+@pytest.mark.parametrize("fixture", ["tiny_llama", "tiny_gpt2", "tiny_bert", "tiny_vit", "tiny_t5"])
+def test_statistics_are_those_of_the_whole_model(fixture: str, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue(fixture)
+    whole = load(folder, kernels="reference")
+    if fixture == "tiny_vit":
+        size, channels = whole.config.image_size, whole.config.num_channels
+        batches: list[dict[str, Any]] = [{"pixel_values": torch.rand(2, channels, size, size)} for _ in range(2)]
+    else:
+        batches = token_batches()
+        for batch in batches if fixture == "tiny_t5" else []:
+            batch["decoder_input_ids"] = batch["input_ids"]
+    visitor, wanted = run_walk(folder, batches)
+    expected = reference_grams(whole, wanted, batches)
+    assert set(expected) == {name for name, stats in visitor.stats.items() if stats.count}
+    for name, gram in expected.items():
+        found = visitor.stats[name]
+        assert found.gram is not None
+        assert found.norms is not None
+        torch.testing.assert_close(found.gram.double(), gram, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found.norms, found.gram.diagonal())
+
+
+def test_next_block_sees_the_compressed_prefix(tiny_llama: Path) -> None:
+    batches = token_batches()
+    visitor, wanted = run_walk(tiny_llama, batches, factor=0.5)
+    halved = load(tiny_llama, kernels="reference")
+    first = [name for name in wanted if ".layers.0." in name]
+    for name in first:
+        halved.get_submodule(wanted[name]).weight.data *= 0.5
+    second = {name: path for name, path in wanted.items() if ".layers.1." in name}
+    expected = reference_grams(halved, second, batches)
+    for name, gram in expected.items():
+        found = visitor.stats[name].gram
+        assert found is not None
+        torch.testing.assert_close(found.double(), gram, rtol=1e-4, atol=1e-5)
+
+
+def test_cross_is_gram_until_something_is_compressed_and_differs_after(tiny_llama: Path) -> None:
+    visitor, _ = run_walk(tiny_llama, token_batches(), factor=0.5, cross=True)
+    first = visitor.stats["model.layers.0.self_attn.q_proj.weight"]
+    later = visitor.stats["model.layers.1.self_attn.q_proj.weight"]
+    assert first.cross is None
+    assert later.cross is not None
+    assert later.gram is not None
+    assert not torch.allclose(later.cross, later.gram, rtol=0.05)
+
+
+def test_layers_that_share_an_input_share_its_statistics(tiny_llama: Path) -> None:
+    visitor, _ = run_walk(tiny_llama, token_batches())
+    block = "model.layers.1"
+    q, k = (visitor.stats[f"{block}.self_attn.{n}_proj.weight"] for n in "qk")
+    gate, up = (visitor.stats[f"{block}.mlp.{n}_proj.weight"] for n in ("gate", "up"))
+    assert q is k
+    assert gate is up
+    assert q is not gate
+
+
+def test_blocks_are_dropped(tiny_llama: Path) -> None:
+    checkpoint = Checkpoint.open(tiny_llama)
+    model = build(checkpoint)
+    loader = PartialModel(checkpoint, model)
+    loaded: list[int] = []
+
+    class Watch(Halving):
+        def visit(self, stats: Mapping[str, InputStats]) -> Mapping[str, Tensor]:
+            layers = model.model.layers
+            loaded.append(sum(layer.mlp.up_proj.weight.device.type != "meta" for layer in layers))
+            return {}
+
+    wanted = {info.tensor: info.name for info in checkpoint.layers() if info.kind == "linear"}
+    walk(Walk(model, loader, token_batches(), wanted, NEEDS), Watch(checkpoint))
+    assert loaded == [1] * len(model.model.layers)
+
+
+def test_padding_is_left_out(tiny_bert: Path) -> None:
+    batch = token_batches()[0]
+    short = {"input_ids": batch["input_ids"][:, :7], "attention_mask": torch.ones(2, 7, dtype=torch.int64)}
+    padded_ids = torch.nn.functional.pad(short["input_ids"], (0, 5))
+    padded = {"input_ids": padded_ids, "attention_mask": torch.nn.functional.pad(short["attention_mask"], (0, 5))}
+    plain, _ = run_walk(tiny_bert, [short])
+    masked, _ = run_walk(tiny_bert, [padded])
+    for name, stats in plain.stats.items():
+        if stats.count:
+            assert masked.stats[name].count == stats.count
+            assert stats.gram is not None
+            torch.testing.assert_close(masked.stats[name].gram, stats.gram, rtol=1e-3, atol=1e-5)
+
+
+def test_error_inside_the_model_reaches_the_caller(tiny_llama: Path) -> None:
+    with pytest.raises(IndexError):
+        run_walk(tiny_llama, [{"input_ids": torch.full((1, 4), 10**6)}])
+
+
+def test_merged_statistics_are_weighted_by_count() -> None:
+    one = InputStats(1, torch.eye(2), torch.ones(2), torch.ones(2))
+    three = InputStats(3, torch.eye(2) * 5, torch.ones(2) * 5, torch.ones(2) * 5)
+    merged = one.merged(three)
+    assert merged.count == 4
+    torch.testing.assert_close(merged.gram, torch.eye(2) * 4)
+    assert as_matrix(torch.ones(2, 3, 2)).shape == (2, 6)
