@@ -31,7 +31,7 @@ def command(
         render.table(Table.of("", ("command", "method", "what it does"), rows))
         return
     for method in methods(name).values():
-        rows = [
+        parameters = [
             (
                 field,
                 _type(info.annotation),
@@ -41,7 +41,7 @@ def command(
             for field, info in method.config.model_fields.items()
             if field != "name"
         ]
-        render.table(Table.of(f"{method.name}: {method.summary}", ("parameter", "type", "default", "meaning"), rows))
+        render.table(Table.of(f"{method.name}: {method.summary}", ("parameter", "type", "default", "meaning"), parameters))
 
 
 def _type(annotation: object) -> str:
