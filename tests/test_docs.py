@@ -1,0 +1,65 @@
+"""README is true: its shell blocks run here, on a small checkpoint, in an empty folder; every command is in it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aicompress.methods.registry import COMMANDS, methods
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, mlp_file: Path, text_file: Path) -> Path:
+    """What README's commands find in their folder."""
+    found = tmp_path_factory.mktemp("readme")
+    shutil.copytree(tiny_llama, found / "model")
+    shutil.copy(mlp_file, found / "mlp.safetensors")
+    shutil.copy(text_file, found / "text.txt")
+    return found
+
+
+def runnable(line: str) -> str:
+    """`make` is only asked what it would do: the targets have runs of their own."""
+    return line.replace("make ", f"make --dry-run --directory {ROOT} ", 1) if line.startswith("make ") else line
+
+
+def test_shell_blocks_run(folder: Path) -> None:
+    assert len(BLOCKS) >= 4
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "1",
+    }
+    for block in BLOCKS:  # in order, in one folder: later blocks use what earlier ones made
+        script = "\n".join(runnable(line) for line in block.splitlines())
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script], cwd=folder, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{block}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "eval", "inspect", "verify", "compare", "methods", "schema"])
+def test_every_command_is_shown(command: str) -> None:
+    assert f"aicompress {command}" in README
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_method_is_named(command: str) -> None:
+    for name in methods(command):
+        assert f"`{name}`" in README, f"README does not name {command} {name}"
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
