@@ -11,7 +11,9 @@ from aicompress.methods import COMMANDS, methods
 from aicompress.methods.registry import LayerMethod
 
 FILES = [
-    path for command in ("factorize", "quantize", "prune") for path in sorted((recipe.shipped() / command).glob("*.yaml"))
+    path
+    for command in ("factorize", "quantize", "prune")
+    for path in sorted((recipe.shipped() / command).glob("*.yaml"))
 ]
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from pydantic import ValidationError
-from tests.methods.layers import candidate_of, layer_of, randn
 
 from aicompress.errors import RecipeError
 from aicompress.methods.prune.magnitude import METHOD, MagnitudeConfig, apply, check, outline, settle
 from aicompress.weights import Dense, IntGrouped, Sparse, outline_nbytes
+from tests.methods.layers import candidate_of, layer_of, randn
 
 
 def test_hand_computed() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.methods.layers import randn
 
 from aicompress.methods.prune.masks import global_counts, row_mask, top_mask
+from tests.methods.layers import randn
 
 
 def by_sorting(scores: torch.Tensor, kept: int) -> torch.Tensor:
