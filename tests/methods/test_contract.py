@@ -1,7 +1,7 @@
 """What every layer-wise method owes, found by discovery: a new method file is covered without being named here.
 
 A method is tried with its default parameters where they are valid, with the examples of its config, and with every
-choice and both ends of every numeric parameter. What it refuses for a layer is not applied, but it says so in words.
+choice and both ends of every numeric parameter. What it refuses for a layer is not applied, and it says so in words.
 """
 
 from __future__ import annotations
