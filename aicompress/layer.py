@@ -34,6 +34,7 @@ class LayerInfo:
         part: which factor of a low-rank layer this is; empty for a whole parameter.
         stored: the form it has in the input: dense, low_rank, int_grouped, ...
         nbytes: bytes it takes in the input file.
+        outline: the weight in that form without data; None for a dense one.
     """
 
     name: str
@@ -46,6 +47,7 @@ class LayerInfo:
     part: Literal["", "out", "in"] = ""
     stored: str = "dense"
     nbytes: int = 0
+    outline: Weight | None = None
 
     @property
     def names(self) -> tuple[str, ...]:

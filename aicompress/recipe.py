@@ -120,6 +120,8 @@ class Recipe(Section):
         given = self.method.model_dump(exclude_unset=True)
         if "preset" in part.fields:
             given = {"name": given["name"]}
+        if any(field in part.fields for field in self.method.one_of):
+            given = {key: value for key, value in given.items() if key not in self.method.one_of}
         return validated(type(self.method), {**given, **part.fields}, where), where
 
 

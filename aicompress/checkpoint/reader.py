@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from aicompress.checkpoint.header import DTYPE_NAMES, DTYPES, TensorRef, read_header
 from aicompress.checkpoint.layouts import ct_entries, ct_restore, native_names
-from aicompress.checkpoint.manifest import KEY, Manifest
+from aicompress.checkpoint.manifest import KEY, Entry, Manifest
 from aicompress.checkpoint.naming import is_transposed, kind_of, layer_name
 from aicompress.checkpoint.source import Source, locate
 from aicompress.errors import CheckpointError
@@ -146,8 +146,19 @@ class Checkpoint:
         out, columns = spec.shape[0], int(np.prod(spec.shape[1:]))
         shape = (columns, out) if transposed else (out, columns)
         form = entry.meta["form"] if entry else "dense"
+        outline = self._stored(name, entry, self._no_data) if entry else None
         whole = LayerInfo(
-            layer_name(name), name, kind, shape, spec.shape, spec.dtype, transposed, "", form, self.nbytes(name)
+            layer_name(name),
+            name,
+            kind,
+            shape,
+            spec.shape,
+            spec.dtype,
+            transposed,
+            "",
+            form,
+            self.nbytes(name),
+            outline,
         )
         if entry is None or form != "low_rank":
             return [whole]
@@ -158,10 +169,11 @@ class Checkpoint:
         infos = []
         for part, part_shape in (("out", (shape[0], rank)), ("in", (rank, shape[1]))):
             size = sum(self.tensors[names[suffix]].spec.nbytes for suffix in parts[part])
+            factor = (outline.out if part == "out" else outline.inner) if isinstance(outline, LowRank) else None
             infos.append(
                 LayerInfo(
                     f"{whole.name}.low_rank.{part}", name, kind, part_shape, spec.shape, spec.dtype, transposed,
-                    "out" if part == "out" else "in", entry.meta[part]["form"], size,
+                    "out" if part == "out" else "in", entry.meta[part]["form"], size, factor,
                 )
             )  # fmt: skip
         return infos
@@ -193,11 +205,20 @@ class Checkpoint:
         entry = self.manifest.entries.get(parameter)
         if entry is None:
             return Dense(as_matrix(self.read(parameter)))
+        return self._stored(parameter, entry, self.read)
+
+    def _no_data(self, name: str) -> Tensor:
+        """A tensor of the file as its header shows it."""
+        spec = self.tensors[name].spec
+        return torch.empty(spec.shape, dtype=spec.dtype, device="meta")
+
+    def _stored(self, parameter: str, entry: Entry, read: Callable[[str], Tensor]) -> Weight:
+        """A compressed parameter in its form, made of what `read` gives."""
         if self.layout == "compressed-tensors":
-            return ct_restore(entry, parameter.removesuffix(".weight"), self.read, self.tensors)
+            return ct_restore(entry, parameter.removesuffix(".weight"), read, self.tensors)
         names = self.stored_names(parameter)
         try:
-            return restore({suffix: self.read(name) for suffix, name in names.items()}, entry.meta)
+            return restore({suffix: read(name) for suffix, name in names.items()}, entry.meta)
         except KeyError as error:
             raise CheckpointError(
                 f"{self.path}: {parameter!r} is stored in a form this version does not know ({entry.meta.get('form')})",

@@ -13,10 +13,10 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from aicompress.errors import RecipeError, suggestion
 from aicompress.layer import Layer, LayerInfo
@@ -26,11 +26,27 @@ COMMANDS = ("factorize", "quantize", "prune", "distill")
 
 
 class MethodConfig(BaseModel):
-    """Parameters of a method, as the recipe's `method:` section gives them. Frozen; unknown keys are errors."""
+    """Parameters of a method, as the recipe's `method:` section gives them. Frozen; unknown keys are errors.
+
+    A subclass gives representative parameters as `json_schema_extra={"examples": [...]}` of its own model_config: they
+    are part of the JSON schema, and the tests that every method must pass run on them.
+
+    Attributes:
+        one_of: fields that say the same thing in different ways: exactly one of them is given. A rule that gives one
+            replaces the method's.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    one_of: ClassVar[tuple[str, ...]] = ()
 
     name: str
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        given = [field for field in self.one_of if getattr(self, field) is not None]
+        if self.one_of and len(given) != 1:
+            raise ValueError(f"give exactly one of {', '.join(self.one_of)}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -78,7 +94,8 @@ class LayerMethod(Method):
         settle: turns knobs that depend on the data or on other layers (energy, global sparsity, a byte budget) into
             explicit per-layer ones; None when every knob is explicit already. (candidates, bytes of everything else in
             the output) -> one config per candidate.
-        describe: the few knobs a report row shows, from the config and the stored weight.
+        describe: the few knobs a report row shows, from the config and the stored weight or its outline; under the key
+            "note" a sentence that says why the layer came out as it did, where that is not obvious.
     """
 
     apply: Callable[[Layer, Any], Weight] = field(kw_only=True)

@@ -64,7 +64,7 @@ class IntGrouped(Weight):
 
     def packed(self) -> Tensor:
         """(out, words) int32 bit stream of the codes, shifted to unsigned."""
-        return pack_rows((self.codes.to(torch.int16) + (1 << (self.bits - 1))).to(torch.uint8), self.bits)
+        return pack_rows(self.codes, self.bits, 1 << (self.bits - 1))
 
     def tensors(self) -> dict[str, Tensor]:
         # One-dimensional, so that it can never have the shape of a dense matrix, not even (out, 1).
@@ -103,6 +103,5 @@ class IntGrouped(Weight):
     def from_packed(cls, packed: Tensor, scale: Tensor, zero: Tensor | None, meta: Mapping[str, Any]) -> IntGrouped:
         """Build from the int32 bit stream (out, words)."""
         bits = int(meta["bits"])
-        unsigned = unpack_rows(packed, bits, int(meta["shape"][1]))
-        codes = (unsigned.to(torch.int16) - (1 << (bits - 1))).to(torch.int8)
+        codes = unpack_rows(packed, bits, int(meta["shape"][1]), 1 << (bits - 1))
         return cls(codes, scale, zero, bits, int(meta["group_size"]), meta.get("activation_bits"))

@@ -1,6 +1,7 @@
 """Little-endian bit streams: element i of a row starts at bit i*bits of the row's int32 words.
 
-This is the layout of compressed-tensors 0.18 and later for 1 to 8 bits; 3, 5, 6 and 7 bits straddle words.
+This is the layout of compressed-tensors 0.18 and later for 1 to 8 bits; 3, 5, 6 and 7 bits straddle words. Eight codes
+of one byte each lie in an int64; three shifts close the gaps between neighbours, pairs and fours, whatever the width.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 WORD = 32
+PIECE = 1 << 20  # codes folded at a time: the temporaries stay in cache
+_LANES = {16: torch.int16, 32: torch.int32, 64: torch.int64}
 
 
 def words_per_row(columns: int, bits: int) -> int:
@@ -16,12 +19,13 @@ def words_per_row(columns: int, bits: int) -> int:
     return (columns * bits + WORD - 1) // WORD
 
 
-def pack_rows(codes: Tensor, bits: int) -> Tensor:
-    """Pack unsigned codes.
+def pack_rows(codes: Tensor, bits: int, offset: int = 0) -> Tensor:
+    """Pack codes.
 
     Args:
-        codes: (rows, columns) uint8, each below 2**bits.
+        codes: (rows, columns) uint8 below 2**bits, or int8 with an offset that makes them so.
         bits: 1 to 8.
+        offset: 2**(bits-1) for signed codes, 0 for unsigned ones.
 
     Returns:
         (rows, words_per_row) int32.
@@ -30,71 +34,88 @@ def pack_rows(codes: Tensor, bits: int) -> Tensor:
     words = words_per_row(columns, bits)
     if codes.device.type == "meta":
         return torch.empty(rows, words, dtype=torch.int32, device="meta")
-    padded = words * WORD // bits if WORD % bits == 0 else -(-columns // WORD) * WORD
+    padded = -(-columns // WORD) * WORD
+    codes = codes.view(torch.int8) if offset else codes
     if padded != columns:
-        codes = torch.nn.functional.pad(codes, (0, padded - columns))
-    if WORD % bits == 0:
-        per_byte = 8 // bits
-        packed = codes[:, 0::per_byte].clone()
-        for k in range(1, per_byte):
-            packed |= codes[:, k::per_byte] << (k * bits)
-        return packed.contiguous().view(torch.int32)
-    return _pack_straddling(codes, bits)[:, :words].contiguous()
+        codes = torch.nn.functional.pad(codes, (0, padded - columns), value=-offset)
+    flat = codes.contiguous().view(torch.uint8).reshape(-1)
+    packed = torch.empty(flat.numel() * bits // 8, dtype=torch.uint8, device=codes.device)
+    for start in range(0, flat.numel(), PIECE):
+        piece = packed[start * bits // 8 : (start + PIECE) * bits // 8]
+        _fold(flat[start : start + PIECE], bits, offset, piece)
+    return packed.view(torch.int32).reshape(rows, -1)[:, :words].contiguous()
 
 
-def unpack_rows(packed: Tensor, bits: int, columns: int) -> Tensor:
+def unpack_rows(packed: Tensor, bits: int, columns: int, offset: int = 0) -> Tensor:
     """Undo `pack_rows`.
 
     Args:
         packed: (rows, words) int32.
         bits: 1 to 8.
         columns: codes in a row.
+        offset: as packed.
 
     Returns:
-        (rows, columns) uint8.
+        (rows, columns) uint8, or int8 where an offset is given.
     """
-    if packed.device.type == "meta":
-        return torch.empty(packed.shape[0], columns, dtype=torch.uint8, device="meta")
-    if WORD % bits == 0:
-        as_bytes = packed.contiguous().view(torch.uint8)
-        if bits == 8:
-            return as_bytes[:, :columns].contiguous()
-        per_byte = 8 // bits
-        out = torch.empty(packed.shape[0], as_bytes.shape[1] * per_byte, dtype=torch.uint8)
-        mask = (1 << bits) - 1
-        for k in range(per_byte):
-            out[:, k::per_byte] = (as_bytes >> (k * bits)) & mask
-        return out[:, :columns].contiguous()
-    return _unpack_straddling(packed, bits)[:, :columns].contiguous()
-
-
-def _pack_straddling(codes: Tensor, bits: int) -> Tensor:
-    """32 codes fill exactly `bits` words, so the same 32 steps serve every block of every row."""
-    rows = codes.shape[0]
-    blocks = codes.reshape(rows, -1, WORD).to(torch.int64)  # (rows, blocks, 32)
-    out = torch.zeros(rows, blocks.shape[1], bits, dtype=torch.int64)
-    for j in range(WORD):
-        word, shift = divmod(j * bits, WORD)
-        out[..., word] |= (blocks[..., j] << shift) & 0xFFFFFFFF
-        if shift + bits > WORD:
-            out[..., word + 1] |= blocks[..., j] >> (WORD - shift)
-    return out.reshape(rows, -1).to(torch.uint32).view(torch.int32)
-
-
-def _unpack_straddling(packed: Tensor, bits: int) -> Tensor:
     rows, words = packed.shape
-    full = -(-words // bits) * bits
+    dtype = torch.int8 if offset else torch.uint8
+    if packed.device.type == "meta":
+        return torch.empty(rows, columns, dtype=dtype, device="meta")
+    padded = -(-columns // WORD) * WORD
+    full = padded * bits // WORD
     if full != words:
         packed = torch.nn.functional.pad(packed, (0, full - words))
-    blocks = packed.contiguous().view(torch.uint32).to(torch.int64).reshape(rows, -1, bits)
-    out = torch.empty(rows, blocks.shape[1], WORD, dtype=torch.uint8)
-    for j in range(WORD):
-        word, shift = divmod(j * bits, WORD)
-        value = blocks[..., word] >> shift
-        if shift + bits > WORD:
-            value = value | (blocks[..., word + 1] << (WORD - shift))
-        out[..., j] = (value & ((1 << bits) - 1)).to(torch.uint8)
-    return out.reshape(rows, -1)
+    stream = packed.contiguous().view(torch.uint8).reshape(-1)
+    codes = torch.empty(rows * padded, dtype=torch.uint8, device=packed.device)
+    for start in range(0, codes.numel(), PIECE):
+        _spread(stream[start * bits // 8 : (start + PIECE) * bits // 8], bits, offset, codes[start : start + PIECE])
+    return codes.view(dtype).reshape(rows, padded)[:, :columns].contiguous()
+
+
+def _repeated(pattern: int, lane: int) -> int:
+    """An int64 constant that repeats a pattern in every `lane` bits."""
+    value = sum(pattern << shift for shift in range(0, 64, lane))
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _widths(bits: int) -> list[tuple[int, int]]:
+    """(lane, used bits) before each step: 8-bit lanes with `bits` used, then 16-bit lanes with twice as many, ..."""
+    steps = [(8 << step, bits << step) for step in range(3)]
+    return [(lane, used) for lane, used in steps if used < 8 or used % 8]
+
+
+def _fold(codes: Tensor, bits: int, offset: int, out: Tensor) -> None:
+    """Codes of one byte each, a multiple of 8 -> the bit stream."""
+    lanes = codes.view(torch.int64) ^ _repeated(offset, 8)  # x + 2^(b-1) = x ^ 2^(b-1) in the low b bits
+    for lane, used in _widths(bits):
+        low = (1 << used) - 1
+        upper = (lanes >> (lane - used)).bitwise_and_(_repeated(low << used, 2 * lane))
+        lanes.bitwise_and_(_repeated(low, 2 * lane)).bitwise_or_(upper)
+    lane = 8 << len(_widths(bits))
+    used = lane * bits // 8
+    if used == 8 and lane > 8:
+        out.copy_(lanes.view(_LANES[lane]))
+    else:
+        out.view(-1, used // 8).copy_(lanes.view(torch.uint8).view(-1, lane // 8)[:, : used // 8])
+
+
+def _spread(stream: Tensor, bits: int, offset: int, out: Tensor) -> None:
+    """Undo `_fold`; `out` has one byte per code."""
+    lanes = out.view(torch.int64)
+    lane = 8 << len(_widths(bits))
+    used = lane * bits // 8
+    if used == 8 and lane > 8:
+        out.view(_LANES[lane]).copy_(stream)
+    else:
+        lanes.zero_()
+        out.view(-1, lane // 8)[:, : used // 8].copy_(stream.view(-1, used // 8))
+    for lane, used in reversed(_widths(bits)):
+        low = (1 << used) - 1
+        upper = (lanes << (lane - used)).bitwise_and_(_repeated(low << lane, 2 * lane))
+        lanes.bitwise_and_(_repeated(low, 2 * lane)).bitwise_or_(upper)
+    if offset:
+        out.sub_(offset)  # wraps to the two's complement of int8
 
 
 def pack_mask(mask: Tensor) -> Tensor:
@@ -102,13 +123,12 @@ def pack_mask(mask: Tensor) -> Tensor:
     count = -(-mask.numel() // 8)
     if mask.device.type == "meta":
         return torch.empty(count, dtype=torch.uint8, device="meta")
-    bits = torch.nn.functional.pad(mask.to(torch.uint8), (0, count * 8 - mask.numel())).reshape(count, 8)
-    return (bits << torch.arange(8, dtype=torch.uint8)).sum(dim=1, dtype=torch.uint8)
+    return pack_rows(mask.reshape(1, -1).view(torch.uint8), 1).view(torch.uint8).reshape(-1)[:count].contiguous()
 
 
 def unpack_mask(packed: Tensor, count: int) -> Tensor:
     """Undo `pack_mask`: boolean (count,)."""
     if packed.device.type == "meta":
         return torch.empty(count, dtype=torch.bool, device="meta")
-    bits = (packed[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1
-    return bits.reshape(-1)[:count].bool()
+    padded = torch.nn.functional.pad(packed, (0, -packed.numel() % 4))
+    return unpack_rows(padded.view(torch.int32).reshape(1, -1), 1, count).view(torch.bool).reshape(-1)

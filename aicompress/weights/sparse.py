@@ -12,6 +12,8 @@ from torch import Tensor
 from aicompress.weights.form import Weight
 from aicompress.weights.packing import pack_mask, unpack_mask
 
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 @dataclass(frozen=True)
 class Sparse(Weight):
@@ -48,10 +50,14 @@ class Sparse(Weight):
     def meta(self) -> dict[str, Any]:
         return {"form": self.form, "shape": list(self.shape)}
 
+    def matrix(self) -> Tensor:
+        """(out, in) in the values' own dtype, bit for bit."""
+        integer = _INTEGERS[self.values.dtype.itemsize]  # scatter has no float8 kernel; all-zero bits are 0.0
+        zeros = torch.zeros(self.shape, dtype=integer, device=self.values.device)
+        return zeros.masked_scatter_(self.mask, self.values.view(integer)).view(self.values.dtype)
+
     def dense(self) -> Tensor:
-        dense = torch.zeros(self.shape, dtype=torch.float32)
-        dense[self.mask] = self.values.float()
-        return dense
+        return self.matrix().float()
 
     def parameters(self) -> int:
         return self.values.numel()

@@ -10,7 +10,7 @@ import re
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
@@ -23,6 +23,19 @@ PRESET = re.compile(r"W([2-8])A(16|8)(?:G(\d+))?")
 
 class RtnConfig(MethodConfig):
     """Parameters of rtn."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"bits": 8, "granularity": "channel"},
+                {"bits": 4, "group_size": 4},
+                {"bits": 3, "group_size": 4, "symmetric": False},
+                {"bits": 2, "granularity": "tensor", "range": "mse"},
+                {"bits": 4, "granularity": "channel", "symmetric": False, "range": "mse", "scale_dtype": "float32"},
+                {"preset": "W8A8"},
+            ]
+        }
+    )
 
     name: Literal["rtn"] = "rtn"
     preset: str | None = Field(

@@ -1,0 +1,109 @@
+"""Masks from scores: exact counts, deterministic ties, any number of layers; shared by every unstructured method.
+
+Scores are non-negative float32: the larger, the more a weight matters. Their bit patterns sort as they do, so that an
+exact order statistic takes two counting passes of 16 bits each instead of a sort, and can be found over many layers
+without holding them together.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+PATTERN = re.compile(r"(\d+):(\d+)")
+HIGH = 1 << 15  # values of the upper 16 bits of a non-negative float32
+LOW = 1 << 16
+
+
+def kept_count(count: int, sparsity: float) -> int:
+    """How many of `count` weights stay: count - round(sparsity * count)."""
+    return count - round(sparsity * count)
+
+
+def parse_pattern(pattern: str) -> tuple[int, int]:
+    """`2:4` -> (2, 4): 2 of every 4 consecutive inputs are kept.
+
+    Raises:
+        ValueError: not N:M with 1 <= N <= M.
+    """
+    found = PATTERN.fullmatch(pattern)
+    kept, group = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= kept <= group:
+        raise ValueError(f"pattern {pattern!r} is not N:M, N kept of every M inputs, such as 2:4")
+    return kept, group
+
+
+def _bits(scores: Tensor) -> Tensor:
+    """(n,) int32 that sort as the scores do; -0.0 counts as 0.0."""
+    return (scores.reshape(-1).float() + 0.0).view(torch.int32)
+
+
+def _bits_of(read: Callable[[], Tensor]) -> Tensor:
+    return _bits(read())
+
+
+def _crossing(counts: Tensor, kept: int) -> tuple[int, int]:
+    """The bin that holds the kept-th largest element, and how many elements lie in bins above it."""
+    above = counts.sum() - counts.cumsum(0)  # elements above each bin
+    number = int((above >= kept).sum())
+    return number, int(above[number])
+
+
+def top_mask(scores: Tensor, kept: int) -> Tensor:
+    """True for the `kept` largest scores; of equal ones the first in row-major order. Same shape as scores."""
+    if kept <= 0 or kept >= scores.numel():
+        return torch.full(scores.shape, kept > 0, dtype=torch.bool, device=scores.device)
+    bits = _bits(scores)
+    threshold, above = threshold_of([lambda: bits], kept)
+    mask = bits > threshold
+    ties = (bits == threshold).nonzero().squeeze(1)[: kept - above]
+    mask[ties] = True
+    return mask.reshape(scores.shape)
+
+
+def threshold_of(read: Sequence[Callable[[], Tensor]], kept: int) -> tuple[int, int]:
+    """The kept-th largest of several layers' int32 score bits, and how many lie above it. Each is read twice."""
+    high = torch.zeros(HIGH, dtype=torch.int64)
+    for bits in read:
+        high += torch.bincount(bits() >> 16, minlength=HIGH).cpu()
+    bucket, above = _crossing(high, kept)
+    low = torch.zeros(LOW, dtype=torch.int64)
+    for bits in read:
+        found = bits()
+        low += torch.bincount(found[(found >> 16) == bucket] & 0xFFFF, minlength=LOW).cpu()
+    offset, within = _crossing(low, kept - above)
+    return (bucket << 16) | offset, above + within
+
+
+def global_counts(read: Sequence[Callable[[], Tensor]], kept: int) -> list[int]:
+    """How many scores of each layer are among the `kept` largest of all; of equal ones the first layers' come first.
+
+    Args:
+        read: gives one layer's scores; called up to three times, and no two results are held at once.
+        kept: how many stay of all layers together, at least 1.
+    """
+    as_bits = [partial(_bits_of, scores) for scores in read]
+    threshold, above = threshold_of(as_bits, kept)
+    ties_left = kept - above
+    counts = []
+    for bits in as_bits:
+        found = bits()
+        ties = min(int((found == threshold).sum()), ties_left)
+        ties_left -= ties
+        counts.append(int((found > threshold).sum()) + ties)
+    return counts
+
+
+def row_mask(scores: Tensor, kept: int) -> Tensor:
+    """True for the `kept` largest scores of every row (last axis); of equal ones the first."""
+    order = scores.argsort(dim=-1, descending=True, stable=True)[..., :kept]
+    return torch.zeros(scores.shape, dtype=torch.bool, device=scores.device).scatter_(-1, order, True)
+
+
+def pattern_mask(scores: Tensor, kept: int, group: int) -> Tensor:
+    """True for the `kept` largest of every `group` consecutive inputs; scores (out, in), group divides in."""
+    return row_mask(scores.reshape(scores.shape[0], -1, group), kept).reshape(scores.shape)
