@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from aicompress.errors import CheckpointError
 from aicompress.weights import TensorSpec
 
 HEADER_LIMIT = 100_000_000
+LARGEST = 2**62  # elements; torch counts in int64
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -70,29 +72,55 @@ def read_header(path: Path) -> Header:
     """Parse and validate the header of one file; no tensor data is read.
 
     Raises:
-        CheckpointError: truncated, not safetensors, or offsets that do not tile the data exactly.
+        CheckpointError: missing, truncated, not safetensors, or offsets that do not tile the data exactly.
     """
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist", "check the path")
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        length = int.from_bytes(prefix, "little")
-        if len(prefix) < 8 or length > HEADER_LIMIT or 8 + length > size:
-            raise _damaged(path, f"its header claims {length} bytes and the file has {size}")
-        raw = file.read(length)
     try:
-        plain = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise _damaged(path, "its header is not JSON") from error
-    if not isinstance(plain, dict):
-        raise _damaged(path, "its header is not a mapping")
-    metadata = plain.pop("__metadata__", None) or {}
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            prefix = file.read(8)
+            length = int.from_bytes(prefix, "little")
+            if len(prefix) < 8 or length > HEADER_LIMIT or 8 + length > size:
+                raise _damaged(path, f"its header claims {length} bytes and the file has {size}")
+            raw = file.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}", "check its permissions") from error
+    plain = _parse(path, raw)
+    metadata = plain.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _damaged(path, "its metadata is not a mapping of strings")
     tensors = {name: _tensor(path, name, fields, 8 + length) for name, fields in plain.items()}
     _check_tiling(path, tensors, 8 + length, size)
     return Header(tensors, metadata)
+
+
+def _parse(path: Path, raw: bytes) -> dict[str, Any]:
+    """The header's JSON mapping: UTF-8, every key once."""
+    try:
+        plain = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
+        if not isinstance(plain, dict):
+            raise _damaged(path, "its header is not a mapping")
+        json.dumps(plain, ensure_ascii=False).encode("utf-8")  # lone surrogates could never be written again
+    except _Twice as error:
+        raise _damaged(path, f"{error.args[0]!r} is in its header twice") from error
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, "its header is not JSON in UTF-8") from error
+    return plain
+
+
+class _Twice(ValueError):
+    """A key that a JSON mapping has twice."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _Twice(key)
+        found[key] = value
+    return found
 
 
 def _damaged(path: Path, why: str) -> CheckpointError:
@@ -104,7 +132,11 @@ def _tensor(path: Path, name: str, fields: Any, base: int) -> TensorRef:
     try:
         dtype, shape, (begin, end) = fields["dtype"], fields["shape"], fields["data_offsets"]
         whole = [*shape, begin, end]
+        if not isinstance(shape, list) or not isinstance(dtype, str):
+            raise TypeError
         if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in whole):
+            raise ValueError
+        if math.prod(size for size in whole[:-2] if size) > LARGEST:  # strides must fit, even of an empty tensor
             raise ValueError
     except (TypeError, KeyError, ValueError) as error:
         raise _damaged(path, f"the entry of tensor {name!r} is malformed") from error
