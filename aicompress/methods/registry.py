@@ -13,10 +13,11 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, model_validator
+from torch import Tensor
 
 from aicompress.errors import RecipeError, suggestion
 from aicompress.layer import Layer, LayerInfo
@@ -105,6 +106,58 @@ class LayerMethod(Method):
     describe: Callable[[Any, Weight], dict[str, Any]] = field(kw_only=True, default=lambda config, weight: {})
 
     kind: ClassVar[str] = "layerwise"
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one tensor gives to the units of a structure.
+
+    Attributes:
+        tensor: the parameter.
+        module: the layer it belongs to, or the part of a fused one; a weight and its bias share it.
+        role: a producer computes the units, a consumer reads them; a whole unit is neither.
+        first: the unit that the first row belongs to.
+        read: float32 matrix (units, numbers): row j belongs to unit first + j. Call it late and drop the result.
+    """
+
+    tensor: str
+    module: str
+    role: Literal["producer", "consumer", "whole"]
+    first: int
+    read: Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Units of one kind of which some can go: the neurons of one feed-forward layer, the blocks of one stack.
+
+    Attributes:
+        name: prefix of its tensors.
+        size: number of units.
+        parts: what each of its tensors gives to the units.
+    """
+
+    name: str
+    size: int
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class StructuralMethod(Method):
+    """A pure choice of the units that stay; the driver cuts tensors, renumbers and edits config.json.
+
+    Attributes:
+        units: what it chooses among: whole blocks, or neurons of feed-forward layers.
+        sizes: (structures, config) -> how many units of each structure stay; decided before any weight is read.
+            Raises RecipeError when the config is impossible for them.
+        keep: (structure, how many, config) -> the units that stay, ascending. Deterministic.
+    """
+
+    units: Literal["blocks", "neurons"] = field(kw_only=True)
+    sizes: Callable[[Sequence[Structure], Any], list[int]] = field(kw_only=True)
+    keep: Callable[[Structure, int, Any], list[int]] = field(kw_only=True)
+
+    kind: ClassVar[str] = "structural"
 
 
 @cache

@@ -1,0 +1,117 @@
+"""Drop whole blocks of a stack: the network becomes shallower, and faster on any hardware.
+
+Every strategy is data-free. `top`, `bottom` and `middle` name what is dropped, after Sajjad et al. 2020,
+arXiv:2004.03844 (`middle` is their symmetric dropping); `even` keeps blocks as far apart as possible, the first and the
+last among them, as Shleifer & Rush 2020, arXiv:2010.13002 do to start a student; `magnitude` drops the blocks of least
+Σ|W| over their matrices (Kim et al. 2024, arXiv:2402.02834, eq. 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from aicompress.errors import RecipeError
+from aicompress.methods.registry import MethodConfig, StructuralMethod, Structure
+
+
+class DepthConfig(MethodConfig):
+    """Parameters of depth. Exactly one of drop, drop_layers and keep_layers."""
+
+    name: Literal["depth"] = "depth"
+    drop: tuple[int, ...] | None = Field(None, description="blocks to drop by number, from 0")
+    drop_layers: int | None = Field(None, ge=0, description="how many blocks to drop")
+    keep_layers: int | None = Field(None, ge=1, description="how many blocks to keep")
+    strategy: Literal["even", "top", "bottom", "middle", "magnitude"] = Field(
+        "even", description="which blocks go, when only their number is given"
+    )
+    stack: str | None = Field(None, description="prefix of the stack's tensors, when there is more than one stack")
+
+    @model_validator(mode="after")
+    def _one_size(self) -> DepthConfig:
+        given = [key for key in ("drop", "drop_layers", "keep_layers") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError("give exactly one of drop, drop_layers and keep_layers")
+        if self.drop is not None and "strategy" in self.model_fields_set:
+            raise ValueError("strategy has no meaning beside drop, which names the blocks")
+        return self
+
+
+def sizes(structures: Sequence[Structure], config: DepthConfig) -> list[int]:
+    """How many blocks stay in each stack.
+
+    Raises:
+        RecipeError: a block that is not there, or no block left.
+    """
+    return [_size(stack, config) for stack in structures]
+
+
+def _size(stack: Structure, config: DepthConfig) -> int:
+    if config.drop is not None:
+        absent = [block for block in config.drop if not 0 <= block < stack.size]
+        if absent:
+            raise RecipeError(
+                f"method.drop: {stack.name} has no block {', '.join(map(str, absent))}",
+                f"its blocks are 0 to {stack.size - 1}",
+            )
+    size = config.keep_layers
+    if size is None:
+        gone = len(set(config.drop)) if config.drop is not None else config.drop_layers
+        assert gone is not None
+        size = stack.size - gone
+    if not 1 <= size <= stack.size:
+        raise RecipeError(f"{stack.name} has {stack.size} blocks: {size} cannot stay", "keep at least one of them")
+    return size
+
+
+def keep(stack: Structure, size: int, config: DepthConfig) -> list[int]:
+    """Numbers of the blocks that stay, ascending."""
+    count = stack.size
+    if config.drop is not None:
+        return [block for block in range(count) if block not in config.drop]
+    if config.strategy == "top":
+        return list(range(size))
+    if config.strategy == "bottom":
+        return list(range(count - size, count))
+    if config.strategy == "middle":
+        front = (size + 1) // 2
+        return [*range(front), *range(count - (size - front), count)]
+    if config.strategy == "even":
+        return evenly_spaced(count, size)
+    # The sort is stable: among equals the lower block stays.
+    order = torch.argsort(magnitudes(stack), descending=True, stable=True)
+    return sorted(order[:size].tolist())
+
+
+def evenly_spaced(count: int, size: int) -> list[int]:
+    """`size` of `count` numbers as far apart as possible, both ends among them.
+
+    >>> evenly_spaced(12, 6)
+    [0, 2, 4, 7, 9, 11]
+    """
+    if size == 1:
+        return [0]
+    return [(2 * place * (count - 1) + size - 1) // (2 * (size - 1)) for place in range(size)]
+
+
+def magnitudes(stack: Structure) -> torch.Tensor:
+    """Σ|W| over the matrices of each block, (blocks,) float64."""
+    total = torch.zeros(stack.size, dtype=torch.float64)
+    for part in stack.parts:
+        rows = part.read()  # (1, numbers)
+        total[part.first : part.first + len(rows)] += rows.abs().sum(dim=1, dtype=torch.float64)
+    return total
+
+
+METHOD = StructuralMethod(
+    name="depth",
+    command="prune",
+    summary="drop whole blocks by number, place or weight magnitude; loads everywhere; data-free",
+    config=DepthConfig,
+    units="blocks",
+    sizes=sizes,
+    keep=keep,
+)
