@@ -16,7 +16,7 @@ from functools import cache
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from aicompress.errors import RecipeError, suggestion
@@ -140,6 +140,15 @@ class Structure:
     name: str
     size: int
     parts: tuple[Part, ...]
+
+
+class StructuralConfig(MethodConfig):
+    """What the parameters of every structural method hold."""
+
+    stack: str | None = Field(
+        None,
+        description="prefix of the stack of blocks to act on, such as model.layers; needed where there are several",
+    )
 
 
 @dataclass(frozen=True)

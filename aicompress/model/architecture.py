@@ -193,12 +193,15 @@ class Architecture:
         return [FeedForward(name, next(iter(widths)), field, tuple(group)) for name, group in groups.items()]
 
     @cached_property
+    def names(self) -> set[str]:
+        """Names on disk of every tensor that the architecture expects."""
+        return set(self._shapes_on_disk)
+
+    @cached_property
     def _shapes_on_disk(self) -> dict[str, tuple[int, ...]]:
         return {self._on_disk(name): shape for name, shape in self._shapes.items()}
 
-    def _couplings(
-        self, name: str, shape: tuple[int, ...], probed: tuple[int, ...], probe: int
-    ) -> Iterable[Coupling]:
+    def _couplings(self, name: str, shape: tuple[int, ...], probed: tuple[int, ...], probe: int) -> Iterable[Coupling]:
         axes = [axis for axis, size in enumerate(shape) if probed[axis] != size]
         disk = self._on_disk(name)
         if len(axes) != 1 or probed[axes[0]] % probe or len(shape) != len(probed):

@@ -113,8 +113,8 @@ def make_plan(source: str | Path, destination: Destination, recipe: Recipe, comm
     checkpoint = Checkpoint.open(source)
     kinds, warnings = known_kinds(checkpoint)
     infos = checkpoint.layers(kinds)
-    problems: list[CompressError] = _collect(lambda: require_free(destination.path, destination.overwrite))
-    problems += _collect(lambda: gates.parse_all(recipe.gates))
+    problems: list[CompressError] = collect(lambda: require_free(destination.path, destination.overwrite))
+    problems += collect(lambda: gates.parse_all(recipe.gates))
     chosen, found = select(infos, recipe.select.include, recipe.select.exclude, recipe.select.kinds)
     problems += found + recipe.problems(infos)
     layers, found = _configure(chosen, recipe, method)
@@ -124,14 +124,20 @@ def make_plan(source: str | Path, destination: Destination, recipe: Recipe, comm
     plans = tuple(layers.get(info.name, LayerPlan(info)) for info in infos)
     parameters = _parameters(checkpoint, plans)
     output = arrange(checkpoint, destination, parameters, lineage_step(command, recipe, checkpoint.source))
-    _require_space(output)
+    require_space(output)
+    return Plan(checkpoint, recipe, method, plans, output, kinds, (*warnings, *left_out(checkpoint)))
+
+
+def left_out(checkpoint: Checkpoint) -> list[str]:
+    """A warning when files of the input are not taken along."""
     left = checkpoint.source.left_out
-    if left:
-        warnings.append(f"not taken along: {', '.join(map(str, left[:5]))}" + (", ..." if len(left) > 5 else ""))
-    return Plan(checkpoint, recipe, method, plans, output, kinds, tuple(warnings))
+    if not left:
+        return []
+    return [f"not taken along: {', '.join(map(str, left[:5]))}" + (", ..." if len(left) > 5 else "")]
 
 
-def _collect(check: Callable[[], object]) -> list[CompressError]:
+def collect(check: Callable[[], object]) -> list[CompressError]:
+    """The problem that a check raises, or none."""
     try:
         check()
     except CompressError as error:
@@ -228,7 +234,7 @@ def stored_outline(checkpoint: Checkpoint, name: str) -> Weight | None:
     return form_of(entry.meta["form"]).restore(empty, entry.meta)
 
 
-def _require_space(output: Output) -> None:
+def require_space(output: Output) -> None:
     """The output must fit the disk, with a little to spare for the report.
 
     Raises:

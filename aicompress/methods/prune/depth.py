@@ -15,10 +15,10 @@ import torch
 from pydantic import Field, model_validator
 
 from aicompress.errors import RecipeError
-from aicompress.methods.registry import MethodConfig, StructuralMethod, Structure
+from aicompress.methods.registry import StructuralConfig, StructuralMethod, Structure
 
 
-class DepthConfig(MethodConfig):
+class DepthConfig(StructuralConfig):
     """Parameters of depth. Exactly one of drop, drop_layers and keep_layers."""
 
     name: Literal["depth"] = "depth"
@@ -28,7 +28,6 @@ class DepthConfig(MethodConfig):
     strategy: Literal["even", "top", "bottom", "middle", "magnitude"] = Field(
         "even", description="which blocks go, when only their number is given"
     )
-    stack: str | None = Field(None, description="prefix of the stack's tensors, when there is more than one stack")
 
     @model_validator(mode="after")
     def _one_size(self) -> DepthConfig:

@@ -17,10 +17,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from aicompress.errors import RecipeError
-from aicompress.methods.registry import MethodConfig, StructuralMethod, Structure
+from aicompress.methods.registry import StructuralConfig, StructuralMethod, Structure
 
 
-class WidthConfig(MethodConfig):
+class WidthConfig(StructuralConfig):
     """Parameters of width. Exactly one of sparsity, keep and intermediate_size."""
 
     name: Literal["width"] = "width"
@@ -31,7 +31,6 @@ class WidthConfig(MethodConfig):
         8, ge=1, description="round the width up to a multiple of this, which kernels like; not for intermediate_size"
     )
     score: Literal["product", "sum"] = Field("product", description="how a neuron's norms are put together")
-    stack: str | None = Field(None, description="prefix of the stack to act on; none means every stack")
 
     @model_validator(mode="after")
     def _one_size(self) -> WidthConfig:
@@ -54,7 +53,7 @@ def _size(layer: Structure, config: WidthConfig) -> int:
     if config.intermediate_size is not None:
         if config.intermediate_size > layer.size:
             raise RecipeError(
-                f"method.intermediate_size: {layer.name} has {layer.size} neurons, {config.intermediate_size} cannot stay",
+                f"method.intermediate_size is {config.intermediate_size}, but {layer.name} has {layer.size} neurons",
                 "choose a smaller one",
             )
         return config.intermediate_size

@@ -1,0 +1,253 @@
+"""What a structural step changes: which tensors go, which are cut or renamed, and how config.json follows.
+
+An edit is worked out from headers alone; it is not carried out here.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.checkpoint.naming import kind_of, layer_name
+from aicompress.errors import CheckpointError, RecipeError
+from aicompress.methods.registry import Part, StructuralConfig, StructuralMethod, Structure
+from aicompress.model.architecture import Architecture, Coupling, FeedForward, Stack, keep_blocks, with_value
+from aicompress.model.shapes import block_traits, build, misfits
+from aicompress.weights import TensorSpec
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Some units of one axis stay.
+
+    Attributes:
+        structure: the structure whose units lie there, by its place in the edit.
+        axis: of the parameter's tensor.
+        parts: how many times the units follow one another on it.
+    """
+
+    structure: int
+    axis: int
+    parts: int
+
+
+@dataclass(frozen=True)
+class Change:
+    """One parameter of the output.
+
+    Attributes:
+        source: the parameter of the input that it is made of.
+        cuts: what is cut away from it.
+        note: for the report.
+    """
+
+    source: str
+    cuts: tuple[Cut, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A structural step before any tensor is read.
+
+    Attributes:
+        config: the output's config.json, or None for a bare file.
+        structures: what the method chooses in.
+        sizes: how many units of each stay.
+        changes: every parameter of the output in the input's order.
+        warnings: what the user should know.
+    """
+
+    config: dict[str, Any] | None
+    structures: tuple[Structure, ...]
+    sizes: tuple[int, ...]
+    changes: Mapping[str, Change]
+    warnings: tuple[str, ...] = field(default=())
+
+
+def drop_blocks(checkpoint: Checkpoint, method: StructuralMethod, config: StructuralConfig) -> Edit:
+    """Keep some blocks of one stack and number them anew.
+
+    Raises:
+        Refused: no such stack, or the blocks that stay would compute otherwise in their new places.
+    """
+    architecture = Architecture.of(checkpoint.config, checkpoint.parameters())
+    stack = _chosen_stack(architecture.stacks(), config.stack)
+    structure = Structure(stack.name, stack.size, tuple(_block_parts(checkpoint, stack)))
+    (size,) = method.sizes([structure], config)
+    kept = method.keep(structure, size, config)
+    edited = keep_blocks(architecture.config, stack.field, kept)
+    _require_same_blocks(architecture.config, edited, stack, kept)
+    changes, carried = _renumbered(architecture, edited, stack, kept)
+    warnings = [
+        f"{name} exists in the first block only: it moved to block {kept[0]}, now the first" for name in carried
+    ]
+    dropped = ", ".join(str(block) for block in range(stack.size) if block not in kept)
+    if dropped:
+        warnings.append(f"{stack.name}: dropped block{'s' if ',' in dropped else ''} {dropped} of {stack.size}")
+    return Edit(edited, (structure,), (size,), changes, tuple(warnings))
+
+
+def _chosen_stack(stacks: list[Stack], wanted: str | None) -> Stack:
+    names = ", ".join(stack.name for stack in stacks)
+    if not stacks:
+        raise CheckpointError(
+            "no stack of two or more blocks whose number is set in config.json",
+            "blocks that share their parameters, or stages of several sizes, cannot be dropped one by one",
+        )
+    if wanted is None and len(stacks) > 1:
+        raise RecipeError(f"the model has {len(stacks)} stacks of blocks: {names}", "choose one with method.stack")
+    found = [stack for stack in stacks if wanted in (None, stack.name)]
+    if not found:
+        raise RecipeError(f"method.stack: there is no stack {wanted!r}", f"the model has {names}")
+    return found[0]
+
+
+def _block_parts(checkpoint: Checkpoint, stack: Stack) -> Iterable[Part]:
+    """The matrices of each block, each as one row."""
+    for name, spec in checkpoint.parameters().items():
+        block = stack.block_of(name)
+        if block is not None and kind_of(name, spec) is not None:
+            read = partial(_whole, checkpoint, name)
+            yield Part(name, layer_name(name), "whole", block, read)
+
+
+def _whole(checkpoint: Checkpoint, name: str) -> Tensor:
+    return checkpoint.dense(name).float().reshape(1, -1)
+
+
+def _renumbered(
+    architecture: Architecture, edited: Mapping[str, Any], stack: Stack, kept: list[int]
+) -> tuple[dict[str, Change], list[str]]:
+    """Every tensor that stays under its new name, and those of block 0 that the new first block takes over.
+
+    Such a tensor, T5's relative_attention_bias for one, serves the whole stack and only lives in the first block.
+    """
+    place = {block: number for number, block in enumerate(kept)}
+    expected = Architecture(dict(edited), architecture.specs).names
+    present = set(architecture.specs)
+    changes: dict[str, Change] = {}
+    carried: list[str] = []
+    for name in architecture.specs:
+        block = stack.block_of(name)
+        if block is None:
+            changes[name] = Change(name)
+        elif block in place:
+            new = stack.renumbered(name, place[block])
+            changes[new] = Change(name, note="" if new == name else f"block {block}, now {place[block]}")
+        elif block == 0 and name in expected and stack.renumbered(name, kept[0]) not in present:
+            changes[name] = Change(name, note="serves the whole stack: moved to the new first block")
+            carried.append(name)
+    return changes, carried
+
+
+def _require_same_blocks(old: Mapping[str, Any], new: Mapping[str, Any], stack: Stack, kept: list[int]) -> None:
+    """Every block must compute in its new place as it did in its old one.
+
+    Raises:
+        CheckpointError: the architecture makes blocks by their number, in a way that config.json does not list.
+    """
+    before, after = block_traits(build(old)), block_traits(build(new))
+    for name, blocks in after.items():
+        if len(before.get(name, [])) != stack.size or len(blocks) != len(kept):
+            continue
+        for place, (block, traits) in enumerate(zip(kept, blocks, strict=True)):
+            earlier = before[name][block]
+            for key in earlier.keys() & traits.keys():
+                if earlier[key] != traits[key]:
+                    raise CheckpointError(
+                        f"block {block} would compute otherwise as block {place}: its {key.strip('.')} would be "
+                        f"{traits[key]!r}, it is {earlier[key]!r}",
+                        "the architecture makes its blocks by number: drop others",
+                    )
+
+
+def narrow(checkpoint: Checkpoint, method: StructuralMethod, config: StructuralConfig) -> Edit:
+    """Keep some neurons of every feed-forward layer, as many in each that config.json counts together.
+
+    Raises:
+        Refused: config.json sets no width, or the checkpoint does not hold what its architecture has.
+    """
+    architecture = Architecture.of(checkpoint.config, checkpoint.parameters())
+    layers = _chosen_layers(architecture.feed_forwards(), config.stack)
+    absent = [c.tensor for layer in layers for c in layer.couplings if c.tensor not in architecture.specs]
+    if absent:
+        raise CheckpointError(
+            f"the checkpoint lacks {absent[0]}, which its architecture has",
+            "save it again with a current transformers, so that its tensors have their present names",
+        )
+    structures = tuple(Structure(layer.name, layer.width, tuple(_neuron_parts(checkpoint, layer))) for layer in layers)
+    sizes = method.sizes(structures, config)
+    edited, widths = dict(architecture.config), defaultdict(set)
+    for layer, size in zip(layers, sizes, strict=True):
+        widths[layer.field].add(size)
+        edited = with_value(edited, layer.field, size)
+    uneven = [".".join(path) for path, found in widths.items() if len(found) > 1]
+    if uneven:
+        raise RecipeError(f"{uneven[0]} of config.json holds one width for several layers", "give them the same width")
+    changes = {name: Change(name) for name in architecture.specs}
+    for number, (layer, size) in enumerate(zip(layers, sizes, strict=True)):
+        for coupling in layer.couplings if size < layer.width else ():
+            earlier = changes[coupling.tensor].cuts
+            cut = Cut(number, coupling.axis, coupling.parts)
+            changes[coupling.tensor] = Change(coupling.tensor, (*earlier, cut), f"neurons: {size} of {layer.width}")
+    return Edit(edited, structures, tuple(sizes), changes)
+
+
+def _chosen_layers(layers: list[FeedForward], stack: str | None) -> list[FeedForward]:
+    if not layers:
+        raise CheckpointError(
+            "config.json sets no width of feed-forward layers that can be changed",
+            "some architectures tie it to the hidden size, or store all experts in one tensor",
+        )
+    chosen = [layer for layer in layers if stack is None or layer.name.startswith(f"{stack}.")]
+    if not chosen:
+        raise RecipeError(
+            f"method.stack: no feed-forward layer lies in {stack!r}", f"there are {layers[0].name} to {layers[-1].name}"
+        )
+    fields = {layer.field for layer in chosen}
+    shared = [layer for layer in layers if layer.field in fields and layer not in chosen]
+    if shared:
+        raise RecipeError(
+            f"{'.'.join(shared[0].field)} of config.json also sets the width of {shared[0].name}",
+            "leave method.stack out",
+        )
+    return chosen
+
+
+def _neuron_parts(checkpoint: Checkpoint, layer: FeedForward) -> Iterable[Part]:
+    """Rows of producers and columns of consumers, (neurons, numbers); a fused tensor gives several."""
+    for coupling in layer.couplings:
+        module = coupling.tensor.rpartition(".")[0]
+        for part in range(coupling.parts):
+            read = partial(_slices, checkpoint, coupling, part * layer.width, layer.width)
+            yield Part(coupling.tensor, f"{module}[{part}]", coupling.role, 0, read)
+
+
+def _slices(checkpoint: Checkpoint, coupling: Coupling, first: int, width: int) -> Tensor:
+    tensor = checkpoint.dense(coupling.tensor).movedim(coupling.axis, 0)
+    return tensor[first : first + width].float().reshape(width, -1)
+
+
+def require_loads(checkpoint: Checkpoint, edit: Edit, specs: Mapping[str, TensorSpec]) -> None:
+    """Let transformers load the planned output without data: nothing may be missing or of another shape than planned.
+
+    Raises:
+        CheckpointError: something is, that was not in the input.
+    """
+    if edit.config is None or checkpoint.config is None:
+        return
+    earlier = misfits(checkpoint.config, checkpoint.parameters())
+    found = sorted(misfits(edit.config, specs) - earlier)
+    if found:
+        raise CheckpointError(
+            f"the pruned checkpoint would not load: {found[0]}"
+            + (f", and {len(found) - 1} more like it" if len(found) > 1 else ""),
+            "this architecture cannot be pruned this way",
+        )
