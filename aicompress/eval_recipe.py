@@ -88,9 +88,7 @@ class EvalRecipe(Section):
             "embedding": ("embedding_agreement", "embedding_cosine"),
         }
         asked = [name for name, data in self.quality if data is not None]
-        return tuple(
-            figure for name in asked for figure in (*alone.get(name, ()), *(beside[name] if compared else ()))
-        )
+        return tuple(figure for name in asked for figure in (*alone.get(name, ()), *(beside[name] if compared else ())))
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> EvalRecipe:

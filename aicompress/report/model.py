@@ -59,6 +59,9 @@ class Side:
         by_kind: bytes of the safetensors files by kind, one of BYTE_KINDS: layers by their kind, scales and zero
             points, norms and biases ("other"), file headers. They add up to weight_bytes.
         sha256: digest of each weight file by name.
+        load_seconds: median time to load it, its files in the page cache; None where it was not measured.
+        cold_load_seconds: the same with its files dropped from the page cache first, where the system allows that.
+        load_peak_rss: highest resident memory of a fresh process that loads it and makes one forward pass, in bytes.
     """
 
     path: str
@@ -67,6 +70,9 @@ class Side:
     parameters: int
     by_kind: dict[str, int]
     sha256: dict[str, str] = field(default_factory=dict)
+    load_seconds: float | None = None
+    cold_load_seconds: float | None = None
+    load_peak_rss: int | None = None
 
     @property
     def bits_per_parameter(self) -> float | None:
