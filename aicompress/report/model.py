@@ -105,6 +105,19 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class Baseline:
+    """A checkpoint beside `before` that eval compared with.
+
+    Attributes:
+        side: its bytes and parameters.
+        latency: its forward times as "before", the tested checkpoint's as "after".
+    """
+
+    side: Side
+    latency: Latency | None
+
+
+@dataclass(frozen=True)
 class Gate:
     """A condition of the recipe and how it came out."""
 
@@ -131,6 +144,7 @@ class Report:
         lineage: every step, this one included, oldest first.
         seconds: wall time of the step.
         peak_rss: bytes.
+        baselines: further checkpoints that eval compared with; their figures are under quality.against by path.
     """
 
     command: str
@@ -148,6 +162,7 @@ class Report:
     lineage: tuple[dict[str, Any], ...]
     seconds: float
     peak_rss: int
+    baselines: tuple[Baseline, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -193,6 +208,10 @@ class Report:
                 "gates": tuple(_build(Gate, gate) for gate in plain["gates"]),
                 "warnings": tuple(plain["warnings"]),
                 "lineage": tuple(plain["lineage"]),
+                "baselines": tuple(
+                    Baseline(_build(Side, each["side"]), _build(Latency, each["latency"]))
+                    for each in plain.get("baselines", ())
+                ),
             }
             report: Report = _build(cls, {**plain, **nested})
         except (KeyError, TypeError, AttributeError) as error:
