@@ -159,6 +159,7 @@ def _sections(report: Report) -> Sequence[Section]:
         Section("Summary", tables.summary(report)),
         Section("Gates", tables.gates(report)),
         Section("Quality", tables.quality(report)),
+        Section("Further baselines", tables.baselines(report)),
         Section("Bytes by tensor kind", by_kind, (plots.kinds(report),) if by_kind.rows else ()),
         Section("Training", tables.training(report), (plots.training(curves),) if curves else ()),
         Section("Compressed layers: size and error", plots=(plots.layers(compressed),) if compressed else ()),

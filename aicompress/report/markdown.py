@@ -26,7 +26,13 @@ def to_markdown(report: Report) -> str:
         _alert("CAUTION", tuple(f"Gate failed: {g.expression}" for g in report.gates if not g.passed)),
         table(tables.summary(report)),
     ]
-    for section in (tables.gates(report), tables.quality(report), tables.kinds(report), tables.training(report)):
+    for section in (
+        tables.gates(report),
+        tables.quality(report),
+        tables.baselines(report),
+        tables.kinds(report),
+        tables.training(report),
+    ):
         if section.rows:
             parts.append(f"## {section.title}\n\n{table(section)}")
     for section in (tables.layers(report), tables.lineage(report), tables.environment(report)):

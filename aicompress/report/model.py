@@ -59,6 +59,9 @@ class Side:
         by_kind: bytes of the safetensors files by kind, one of BYTE_KINDS: layers by their kind, scales and zero
             points, norms and biases ("other"), file headers. They add up to weight_bytes.
         sha256: digest of each weight file by name.
+        load_seconds: median time to load it, its files in the page cache; None where it was not measured.
+        cold_load_seconds: the same with its files dropped from the page cache first, where the system allows that.
+        load_peak_rss: highest resident memory of a fresh process that loads it and makes one forward pass, in bytes.
     """
 
     path: str
@@ -67,6 +70,9 @@ class Side:
     parameters: int
     by_kind: dict[str, int]
     sha256: dict[str, str] = field(default_factory=dict)
+    load_seconds: float | None = None
+    cold_load_seconds: float | None = None
+    load_peak_rss: int | None = None
 
     @property
     def bits_per_parameter(self) -> float | None:
@@ -99,6 +105,19 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class Baseline:
+    """A checkpoint beside `before` that eval compared with.
+
+    Attributes:
+        side: its bytes and parameters.
+        latency: its forward times as "before", the tested checkpoint's as "after".
+    """
+
+    side: Side
+    latency: Latency | None
+
+
+@dataclass(frozen=True)
 class Gate:
     """A condition of the recipe and how it came out."""
 
@@ -125,6 +144,7 @@ class Report:
         lineage: every step, this one included, oldest first.
         seconds: wall time of the step.
         peak_rss: bytes.
+        baselines: further checkpoints that eval compared with; their figures are under quality.against by path.
     """
 
     command: str
@@ -142,6 +162,7 @@ class Report:
     lineage: tuple[dict[str, Any], ...]
     seconds: float
     peak_rss: int
+    baselines: tuple[Baseline, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -187,6 +208,10 @@ class Report:
                 "gates": tuple(_build(Gate, gate) for gate in plain["gates"]),
                 "warnings": tuple(plain["warnings"]),
                 "lineage": tuple(plain["lineage"]),
+                "baselines": tuple(
+                    Baseline(_build(Side, each["side"]), _build(Latency, each["latency"]))
+                    for each in plain.get("baselines", ())
+                ),
             }
             report: Report = _build(cls, {**plain, **nested})
         except (KeyError, TypeError, AttributeError) as error:

@@ -103,12 +103,48 @@ def summary(report: Report) -> Table:
         median, p95 = f"latency, median ({latency.what})", f"latency, 95th percentile ({latency.rounds} rounds)"
         rows.append(_change(median, latency.before_ms, latency.after_ms, numbers.milliseconds))
         rows.append(_change(p95, latency.before_p95_ms, latency.after_p95_ms, numbers.milliseconds))
+    rows += _loading(before, after)
     for name, text in (
         ("wall time of the step", numbers.duration(report.seconds)),
         ("peak memory of the step (RSS)", numbers.size(report.peak_rss)),
     ):
         rows.append((Cell(name), Cell(DASH), Cell(text), Cell(DASH)))
     return Table("Summary", _columns("", "before:", "after:", "after / before:"), tuple(rows))
+
+
+def _loading(before: Side | None, after: Side) -> list[tuple[Cell, ...]]:
+    """Cost of loading either side, where eval measured it."""
+    if after.load_seconds is None:
+        return []
+    return [
+        _change("load time, median", before and before.load_seconds, after.load_seconds, numbers.duration),
+        _change(
+            "load time, files not in memory",
+            before and before.cold_load_seconds,
+            after.cold_load_seconds,
+            numbers.duration,
+        ),
+        _change("peak memory of load and forward", before and before.load_peak_rss, after.load_peak_rss, numbers.size),
+    ]
+
+
+def baselines(report: Report) -> Table:
+    """What eval compared with, beside the input of the first column."""
+    rows = []
+    for baseline in report.baselines:
+        side, latency = baseline.side, baseline.latency
+        share = numbers.ratio_of(report.after.weight_bytes, side.weight_bytes)
+        rows.append(
+            (
+                Cell(side.path, code=True),
+                Cell(numbers.exact_size(side.weight_bytes), side.weight_bytes),
+                Cell(numbers.ratio(share), share),
+                Cell(numbers.milliseconds(latency and latency.before_ms), latency and latency.before_ms),
+                Cell(numbers.ratio(latency and latency.ratio), latency and latency.ratio),
+            )
+        )
+    columns = _columns("baseline", "weight bytes:", "bytes, this / it:", "latency:", "latency, this / it:")
+    return Table("Further baselines", columns, tuple(rows))
 
 
 def kinds(report: Report) -> Table:

@@ -1,0 +1,191 @@
+"""What a checkpoint holds: a row per parameter, totals by kind, its history, and the distribution of its weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.checkpoint.naming import byte_kind, kind_of, layer_name
+from aicompress.pipeline.plan import known_kinds
+from aicompress.pipeline.sides import side_of, stored_numbers
+from aicompress.report.model import Side
+
+Progress = Callable[[str, int, int], None]  # what, done, total
+OUTLIER = 4.0  # standard deviations; a normal distribution has 0.006% of its mass beyond
+PIECE = 1 << 22  # elements that are summed at a time
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """How the numbers of a parameter are spread.
+
+    Attributes:
+        low, high: the smallest and the largest.
+        mean, std: of all elements.
+        kurtosis: fourth standardized moment; 3 for a normal distribution, more with heavy tails.
+        outliers: share of elements further than OUTLIER standard deviations from the mean.
+        zeros: share of elements that are exactly zero.
+        row_spread: largest over median absolute maximum of the rows: what one scale per tensor would lose.
+    """
+
+    low: float
+    high: float
+    mean: float
+    std: float
+    kurtosis: float
+    outliers: float
+    zeros: float
+    row_spread: float
+
+
+@dataclass(frozen=True)
+class ParameterRow:
+    """One parameter.
+
+    Attributes:
+        name: its name; without the final `.weight` for a layer.
+        kind: linear, conv, embedding, head, or other.
+        form: how it is stored.
+        detail: bits, group, rank or sparsity, for people.
+        shape: of the dense parameter.
+        dtype: of the dense parameter.
+        numbers: how many it stores.
+        nbytes: on disk, scales included.
+        distribution: when it was asked for.
+    """
+
+    name: str
+    kind: str
+    form: str
+    detail: str
+    shape: tuple[int, ...]
+    dtype: str
+    numbers: int
+    nbytes: int
+    distribution: Distribution | None = None
+
+    @property
+    def bits(self) -> float:
+        """Bits on disk per element of the dense parameter."""
+        return 8 * self.nbytes / max(1, math.prod(self.shape))
+
+
+@dataclass(frozen=True)
+class Total:
+    """All parameters of one kind."""
+
+    kind: str
+    count: int
+    numbers: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A checkpoint as `inspect` shows it.
+
+    Attributes:
+        side: bytes and parameters of the whole.
+        layout: plain, native or compressed-tensors.
+        architecture: as config.json names it, or "".
+        rows: a row per parameter, in file order.
+        totals: by kind, largest first.
+        lineage: every step that made it, oldest first.
+        warnings: what the user should know.
+    """
+
+    side: Side
+    layout: str
+    architecture: str
+    rows: tuple[ParameterRow, ...]
+    totals: tuple[Total, ...]
+    lineage: tuple[dict[str, Any], ...]
+    warnings: tuple[str, ...]
+
+
+def inspect(
+    source: str | Path, analyze: bool = False, progress: Progress = lambda what, done, total: None
+) -> Inspection:
+    """Read what a checkpoint holds: headers only, unless its weights are to be analyzed, one at a time.
+
+    Raises:
+        CheckpointError: missing, damaged or not supported.
+    """
+    checkpoint = Checkpoint.open(source)
+    kinds, warnings = known_kinds(checkpoint)
+    rows: list[ParameterRow] = []
+    parameters = checkpoint.parameters()
+    for number, (name, spec) in enumerate(parameters.items()):
+        kind = kinds[name] if kinds is not None and name in kinds else kind_of(name, spec)
+        entry = checkpoint.manifest.entries.get(name)
+        rows.append(
+            ParameterRow(
+                layer_name(name) if kind else name, byte_kind(name, kind), entry.meta["form"] if entry else "dense",
+                described(entry.meta) if entry else "", spec.shape, str(spec.dtype).removeprefix("torch."),
+                stored_numbers(checkpoint, name), checkpoint.nbytes(name),
+                distribution(checkpoint.dense(name)) if analyze and spec.dtype.is_floating_point else None,
+            )
+        )  # fmt: skip
+        if analyze:
+            progress(name, number + 1, len(parameters))
+    config = checkpoint.config or {}
+    architecture = str((config.get("architectures") or [config.get("model_type", "")])[0])
+    side = side_of(checkpoint, kinds, str(source))
+    lineage = checkpoint.manifest.lineage
+    return Inspection(side, checkpoint.layout, architecture, tuple(rows), _totals(rows), lineage, tuple(warnings))
+
+
+def _totals(rows: list[ParameterRow]) -> tuple[Total, ...]:
+    found = []
+    for kind in dict.fromkeys(row.kind for row in rows):
+        of_kind = [row for row in rows if row.kind == kind]
+        found.append(Total(kind, len(of_kind), sum(row.numbers for row in of_kind), sum(row.nbytes for row in of_kind)))
+    return tuple(sorted(found, key=lambda total: -total.nbytes))
+
+
+def described(meta: dict[str, Any]) -> str:
+    """A stored form in a few words: "4-bit, groups of 64", "rank 32 (8-bit × 8-bit)"."""
+    if meta["form"] == "low_rank":
+        parts = [described(meta[part]) for part in ("out", "in")]
+        return f"rank {meta['rank']}" + (f" ({' × '.join(part or 'dense' for part in parts)})" if any(parts) else "")
+    if "bits" not in meta:
+        return ""
+    group = meta.get("group_size")
+    pieces = [f"{meta['bits']}-bit", f"groups of {group}" if group else ""]
+    pieces.append("" if meta.get("symmetric", True) else "asymmetric")
+    pieces.append(f"{meta['activation_bits']}-bit activations" if meta.get("activation_bits") else "")
+    return ", ".join(piece for piece in pieces if piece)
+
+
+def distribution(tensor: Tensor) -> Distribution:
+    """Moments and outliers of a tensor, in float64, piece by piece."""
+    flat = tensor.reshape(-1)
+    count = flat.numel()
+    if count == 0:
+        return Distribution(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    pieces = flat.split(PIECE)
+    mean = sum(float(piece.double().sum()) for piece in pieces) / count
+    second = sum(float((piece.double() - mean).square().sum()) for piece in pieces) / count
+    fourth = sum(float((piece.double() - mean).pow(4).sum()) for piece in pieces) / count
+    std = math.sqrt(second)
+    far = sum(int(((piece.double() - mean).abs() > OUTLIER * std).sum()) for piece in pieces)
+    zeros = sum(int((piece == 0).sum()) for piece in pieces)
+    low = min(float(piece.float().min()) for piece in pieces)
+    high = max(float(piece.float().max()) for piece in pieces)
+    kurtosis = fourth / second**2 if second else 0.0
+    return Distribution(low, high, mean, std, kurtosis, far / count, zeros / count, _row_spread(tensor))
+
+
+def _row_spread(tensor: Tensor) -> float:
+    rows = tensor.reshape(tensor.shape[0], -1) if tensor.ndim > 1 else tensor.reshape(1, -1)
+    parts = rows.split(max(1, PIECE // max(1, rows.shape[1])))
+    largest = torch.cat([part.float().abs().amax(1) for part in parts])
+    middle = float(largest.median())
+    return float(largest.max()) / middle if middle else (math.inf if float(largest.max()) else 1.0)
