@@ -41,7 +41,9 @@ def command(
             for field, info in method.config.model_fields.items()
             if field != "name"
         ]
-        render.table(Table.of(f"{method.name}: {method.summary}", ("parameter", "type", "default", "meaning"), parameters))
+        render.table(
+            Table.of(f"{method.name}: {method.summary}", ("parameter", "type", "default", "meaning"), parameters)
+        )
 
 
 def _type(annotation: object) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from aicompress.cli.progress import reporter
 
@@ -21,7 +21,7 @@ class Flags:
     overwrite: bool = False
     resume: bool = False
     max_shard_size: str | None = None
-    latency: str = "auto"
+    latency: Literal["auto", "layers", "off"] = "auto"
     quiet: bool = False
     as_json: bool = False
 
@@ -29,12 +29,15 @@ class Flags:
 def run(command: str, source: str, out: Path, recipe: tuple[str, list[str]], flags: Flags) -> None:
     """Plan a step and print the plan, or run it and print its report."""
     from aicompress import recipe as recipes
-    from aicompress.pipeline import layerwise, plan
+    from aicompress.methods.registry import StructuralMethod, get
+    from aicompress.pipeline import layerwise, plan, structure
     from aicompress.pipeline.layerwise import Options
 
     loaded = recipes.load(recipe[0], command, recipe[1])
-    make, execute = plan.make_plan, layerwise.run
-    planned: Any = make(source, destination(out, flags), loaded, command)
+    structural = isinstance(get(command, loaded.method.name), StructuralMethod)
+    make: Any = structure.make_plan if structural else plan.make_plan
+    execute: Any = structure.run if structural else layerwise.run
+    planned = make(source, destination(out, flags), loaded, command)
     conclude(planned, flags, lambda: execute(planned, Options(flags.resume, flags.latency, reporter(flags.quiet))))
 
 

@@ -12,6 +12,7 @@ from aicompress.checkpoint import Checkpoint, CheckpointWriter
 from aicompress.layer import Kind
 from aicompress.measure import peak_rss
 from aicompress.pipeline.environment import environment
+from aicompress.pipeline.latency import Mode, compare
 from aicompress.pipeline.output import Output
 from aicompress.pipeline.sides import side_of
 from aicompress.report import gates
@@ -44,11 +45,11 @@ class Facts:
     training: dict[str, Any] = field(default_factory=dict)
 
 
-def finish(facts: Facts, output: Output, writer: CheckpointWriter, latency: str) -> Report:
+def finish(facts: Facts, output: Output, writer: CheckpointWriter, latency: Mode) -> Report:
     """Write the remaining files and the report, and rename the output into place."""
     output.write_files(writer)
     written = Checkpoint.open(writer.work / output.shards[0].name if output.destination.single else writer.work)
-    report = _report(facts, output, written)
+    report = _report(facts, output, written, latency)
     for name, text in rendered(report).items():
         writer.add(name, text.encode())
     writer.seal(output.metadata() or None)
@@ -60,8 +61,10 @@ def rendered(report: Report) -> dict[str, str]:
     return {"report.json": report.to_json(), "report.md": to_markdown(report), "report.html": to_html(report)}
 
 
-def _report(facts: Facts, output: Output, written: Checkpoint) -> Report:
+def _report(facts: Facts, output: Output, written: Checkpoint, mode: Mode) -> Report:
     step = output.manifest.lineage[-1]
+    seconds = time.perf_counter() - facts.start  # timing forward passes is not part of the step
+    latency, notes = compare(facts.checkpoint, written, mode)
     after = side_of(written, facts.kinds, str(output.destination.path))
     report = Report(
         command=step["command"],
@@ -69,15 +72,15 @@ def _report(facts: Facts, output: Output, written: Checkpoint) -> Report:
         before=side_of(facts.checkpoint, facts.kinds, str(facts.checkpoint.path), dict(step["inputs"])),
         after=after,
         layers=facts.layers,
-        latency=None,
+        latency=latency,
         quality=facts.quality,
         training=facts.training,
-        warnings=facts.warnings,
+        warnings=(*facts.warnings, *notes),
         gates=(),
         environment=environment(),
         recipe=facts.recipe.resolved(),
         lineage=output.manifest.lineage,
-        seconds=time.perf_counter() - facts.start,
+        seconds=seconds,
         peak_rss=peak_rss(),
     )
     return replace(report, gates=gates.evaluate(facts.recipe.gates, report))

@@ -19,6 +19,7 @@ from aicompress.checkpoint.reader import digests, require_finite
 from aicompress.layer import InputStats, from_matrix
 from aicompress.measure import rel_error
 from aicompress.pipeline.finish import Facts, finish
+from aicompress.pipeline.latency import Mode
 from aicompress.pipeline.output import with_digests
 from aicompress.pipeline.plan import LayerPlan, Plan, layer_seed
 from aicompress.report.model import LayerRow, Report
@@ -38,7 +39,7 @@ class Options:
     """
 
     resume: bool = False
-    latency: str = "auto"
+    latency: Mode = "auto"
     progress: Progress = lambda what, done, total: None
 
 

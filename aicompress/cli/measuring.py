@@ -1,0 +1,33 @@
+"""What eval runs and prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def run(
+    source: str,
+    against: Sequence[str],
+    recipe: tuple[str, list[str]],
+    judged: tuple[Path | None, list[str]],
+    flags: tuple[str, bool, bool, bool],
+) -> None:
+    """Measure, print the report, and fail where a gate does not hold."""
+    from aicompress.cli import render
+    from aicompress.cli.progress import reporter
+    from aicompress.eval_recipe import load
+    from aicompress.pipeline.evaluate import Options, evaluate
+    from aicompress.report.gates import require
+
+    out, fail_if = judged
+    device, allow_code, quiet, as_json = flags
+    options = Options(out, tuple(fail_if), device, allow_code, reporter(quiet))
+    report = evaluate(source, against, load(recipe[0], recipe[1]), options)
+    if as_json:
+        print(report.to_json(), end="")
+    elif not quiet:
+        render.report(report)
+        if out is not None:
+            print(f"\nreport: {out / 'report.html'}")
+    require(report.gates)

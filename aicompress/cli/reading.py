@@ -1,0 +1,123 @@
+"""What inspect, verify and compare print."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aicompress.cli import render
+from aicompress.errors import CheckpointError, CompressError, Refused
+from aicompress.report import numbers
+from aicompress.report.tables import Table
+
+if TYPE_CHECKING:
+    from aicompress.pipeline.inspect import Inspection
+    from aicompress.report.model import Report
+
+
+def show_inspection(source: str, analyze: bool, as_json: bool) -> None:
+    """Print what a checkpoint holds."""
+    from aicompress.pipeline.inspect import inspect
+
+    found = inspect(source, analyze)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(found), indent=2, ensure_ascii=False))
+        return
+    side = found.side
+    architecture = found.architecture or "no architecture named"
+    print(f"{side.path}: {architecture}, {found.layout} layout")
+    print(f"{numbers.exact_size(side.weight_bytes)}, {side.parameters:,} parameters")
+    for warning in found.warnings:
+        print(f"warning: {warning}")
+    render.table(_parameters(found, analyze))
+    totals = [(t.kind, t.count, t.numbers, t.nbytes) for t in found.totals]
+    render.table(Table.of("By kind", ("kind", "parameters", "numbers", "bytes"), totals))
+    steps = [
+        (i, s.get("command"), s["recipe"]["method"]["name"], s.get("tool")) for i, s in enumerate(found.lineage, 1)
+    ]
+    if steps:
+        render.table(Table.of("Steps that made it", ("", "command", "method", "tool"), steps))
+
+
+def _parameters(found: Inspection, analyze: bool) -> Table:
+    """A row per parameter; with --analyze its distribution."""
+    headings = ["name", "kind", "form", "how", "shape", "dtype", "bits", "bytes"]
+    spread = ["low", "high", "std", "kurtosis", "outliers", "zeros", "row spread"] if analyze else []
+    rows = []
+    for row in found.rows:
+        shape = "×".join(map(str, row.shape))
+        cells: list[object] = [
+            row.name,
+            row.kind,
+            row.form,
+            row.detail,
+            shape,
+            row.dtype,
+            round(row.bits, 2),
+            row.nbytes,
+        ]
+        d = row.distribution
+        if analyze:
+            cells += [None] * len(spread) if d is None else [
+                d.low, d.high, d.std, d.kurtosis, d.outliers, d.zeros, d.row_spread,
+            ]  # fmt: skip
+        rows.append(cells)
+    return Table.of("Parameters", [*headings, *spread], rows)
+
+
+def show_verification(source: str, as_json: bool) -> None:
+    """Print what was checked; problems make the command fail.
+
+    Raises:
+        CheckpointError: the checkpoint is not sound.
+    """
+    from aicompress.pipeline.verify import verify
+
+    found = verify(source)
+    if as_json:
+        print(json.dumps({**dataclasses.asdict(found), "sound": found.sound}, indent=2, ensure_ascii=False))
+    else:
+        for line in (*found.checks, *(f"note: {note}" for note in found.notes)):
+            print(line)
+        for problem in found.problems:
+            print(f"problem: {problem}")
+    if not found.sound:
+        raise CheckpointError(f"{source} is not sound: {len(found.problems)} problems", "")
+    if not as_json:
+        print(f"{source} is sound")
+
+
+def compare_reports(paths: Sequence[Path], as_markdown: bool, html: Path | None) -> None:
+    """Print reports side by side, as a table, Markdown or a page."""
+    from aicompress.report import compare
+    from aicompress.report.html import comparison_to_html
+
+    compared = compare.comparison([_report(path) for path in paths])
+    if html is not None:
+        html.write_text(comparison_to_html(compared), encoding="utf-8")
+    if as_markdown:
+        print(compare.to_markdown(compared))
+        return
+    render.table(compare.table(compared))
+    for line in (compare.legend(compared), *compared.notes):
+        if line:
+            print(line)
+
+
+def _report(path: Path) -> Report:
+    from aicompress.report.model import Report
+
+    file = path / "report.json" if path.is_dir() else path
+    if file.suffix == ".safetensors":
+        file = file.with_name(f"{file.name.removesuffix('.safetensors')}.report.json")
+    try:
+        return Report.from_json(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Refused(
+            f"{file} cannot be read: {error.strerror}", "name a report.json, or a checkpoint that holds one"
+        ) from error
+    except CompressError as error:
+        raise Refused(f"{file}: {error.message}", error.hint) from error
