@@ -8,10 +8,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from aicompress.weights import Weight
+
+PIECE = 1 << 18  # elements compared at a time: 1 MiB of float32
 from aicompress.errors import RecipeError
 
 
@@ -20,11 +25,33 @@ def nbytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def rel_error(original: Tensor, approximate: Tensor) -> float:
-    """‖W − Ŵ‖_F / ‖W‖_F; 0 where both are zero, infinity where only W is."""
-    norm = float(torch.linalg.vector_norm(original, dtype=torch.float64))
-    error = float(torch.linalg.vector_norm(original - approximate, dtype=torch.float64))
-    return error / norm if norm else (0.0 if error == 0 else float("inf"))
+def rel_error(original: Tensor, approximate: Tensor | Weight) -> float:
+    """‖W − Ŵ‖_F / ‖W‖_F; 0 where both are zero, infinity where only W is.
+
+    Args:
+        original: any floating tensor.
+        approximate: a tensor of the same shape, or a stored weight, which is decoded a few rows at a time.
+    """
+    sums = _squared_sums(original, approximate, torch.float32)
+    if not all(total == 0 or 1e-20 < total < 1e30 for total in sums):  # squares near the ends of float32
+        sums = _squared_sums(original, approximate, torch.float64)
+    error, norm = sums
+    return (error / norm) ** 0.5 if norm else (0.0 if error == 0 else float("inf"))
+
+
+def _squared_sums(original: Tensor, approximate: Tensor | Weight, dtype: torch.dtype) -> tuple[float, float]:
+    """‖W − Ŵ‖² and ‖W‖², in pieces of rows that stay in cache."""
+    rows = original.shape[0] if original.ndim else 1
+    step = max(1, rows * PIECE // max(1, original.numel()))
+    error = norm = 0.0
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        piece = original[start:stop].to(dtype).reshape(-1)
+        other = approximate[start:stop] if isinstance(approximate, Tensor) else approximate.rows(start, stop)
+        difference = piece - other.reshape(-1)
+        error += float(torch.dot(difference, difference))
+        norm += float(torch.dot(piece, piece))
+    return error, norm
 
 
 def peak_rss() -> int:

@@ -40,6 +40,9 @@ class Dense(Weight):
     def dense(self) -> Tensor:
         return self.matrix.float()
 
+    def rows(self, start: int, stop: int) -> Tensor:
+        return self.matrix[start:stop].float()
+
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Dense:
         return cls(tensors[""])

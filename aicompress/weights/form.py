@@ -65,6 +65,10 @@ class Weight(ABC):
     def dense(self) -> Tensor:
         """The float32 matrix (out, in) that this form stands for."""
 
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Rows of `dense()`, (stop - start, in) float32; a form that can decodes only those."""
+        return self.dense()[start:stop]
+
     @classmethod
     @abstractmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Weight:

@@ -12,6 +12,8 @@ from torch import Tensor
 from aicompress.weights.form import Weight
 from aicompress.weights.packing import pack_rows, unpack_rows
 
+PIECE = 1 << 18  # codes decoded at a time
+
 
 @dataclass(frozen=True)
 class IntGrouped(Weight):
@@ -86,13 +88,23 @@ class IntGrouped(Weight):
         return meta
 
     def dense(self) -> Tensor:
-        codes = self.codes.float()
-        out, columns = self.shape
-        groups = self.scale.shape[1]
-        grouped = codes.reshape(out, groups, columns // groups)
+        dense = torch.empty(self.shape, dtype=torch.float32, device=self.codes.device)
+        step = max(1, PIECE // max(1, self.shape[1]))  # rows that stay in cache
+        for start in range(0, self.shape[0], step):
+            self._decode(start, start + step, dense[start : start + step])
+        return dense
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        size = (len(range(*slice(start, stop).indices(self.shape[0]))), self.shape[1])
+        return self._decode(start, stop, torch.empty(size, dtype=torch.float32, device=self.codes.device))
+
+    def _decode(self, start: int, stop: int, out: Tensor) -> Tensor:
+        rows = slice(0, 1) if self.scale.shape[0] == 1 else slice(start, stop)  # a tensor-wide scale has one row
+        grouped = out.copy_(self.codes[start:stop]).view(out.shape[0], self.scale.shape[1], -1)
         if self.zero is not None:
-            grouped = grouped - self.zero.float()[..., None]
-        return (grouped * self.scale.float()[..., None]).reshape(out, columns)
+            grouped.sub_(self.zero[rows, :, None])
+        grouped.mul_(self.scale[rows, :, None].float())
+        return out
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> IntGrouped:

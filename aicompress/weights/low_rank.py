@@ -43,6 +43,9 @@ class LowRank(Weight):
     def dense(self) -> Tensor:
         return self.out.dense() @ self.inner.dense()
 
+    def rows(self, start: int, stop: int) -> Tensor:
+        return self.out.rows(start, stop) @ self.inner.dense()
+
     def parameters(self) -> int:
         return self.out.parameters() + self.inner.parameters()
 

@@ -1,11 +1,21 @@
-"""Rounding to a uniform grid, shared by every integer method: ranges, clip search, codes."""
+"""Rounding to a uniform grid, shared by every integer method: ranges, scales, codes.
+
+Large matrices are worked on in pieces of rows that stay in a core's cache: every pass over a piece costs a tenth of a
+pass over the matrix.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-EPSILON = 1e-12
+from aicompress.errors import Refused
+
+PIECE = 1 << 18  # weights in a piece: 1 MiB of float32
+
+Scaling = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
 
 def grouped(matrix: Tensor, group_size: int, per_tensor: bool = False) -> Tensor:
@@ -16,6 +26,14 @@ def grouped(matrix: Tensor, group_size: int, per_tensor: bool = False) -> Tensor
     return matrix.reshape(out, -1, group_size or columns)
 
 
+def pieces(shape: tuple[int, int]) -> Iterator[slice]:
+    """Slices of rows of about `PIECE` weights."""
+    out, columns = shape
+    step = max(1, PIECE // max(1, columns))
+    for start in range(0, out, step):
+        yield slice(start, min(start + step, out))
+
+
 def grid(bits: int) -> tuple[int, int]:
     """Lowest and highest code: -2^(b-1) and 2^(b-1)-1."""
     return -(1 << (bits - 1)), (1 << (bits - 1)) - 1
@@ -23,7 +41,7 @@ def grid(bits: int) -> tuple[int, int]:
 
 def minmax_range(groups: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
     """Lowest and highest value of each group, zero included; (rows, groups) each. Symmetric ranges are ±max|w|."""
-    low, high = torch.aminmax(groups, dim=-1)
+    low, high = groups.amin(dim=-1), groups.amax(dim=-1)  # together twice as fast as aminmax along an axis
     if symmetric:
         high = torch.maximum(-low, high)
         return -high, high
@@ -35,24 +53,44 @@ def scale_and_zero(
 ) -> tuple[Tensor, Tensor | None]:
     """Scales in their stored dtype, and int8 zero points for asymmetric ranges.
 
-    Symmetric: scale = absmax / ((2^b - 1)/2), so that the codes use -2^(b-1) too. Asymmetric: (high-low)/(2^b-1).
-    A group of zeros gets the smallest scale, never 0. The scale is rounded to its dtype before any code is made.
+    Symmetric: scale = absmax / ((2^b - 1)/2), so that the codes use -2^(b-1) too. Asymmetric: (high-low)/(2^b-1). A
+    scale is never below the smallest normal number of its dtype: a group of zeros, or of less, gets that one. It is
+    rounded to its dtype before any code is made; what float16 cannot hold becomes infinite, see `require_scales`.
     """
     lowest, highest = grid(bits)
-    smallest = max(torch.finfo(dtype).tiny, EPSILON)
+    smallest = torch.finfo(dtype).tiny
+    levels = highest - lowest
     if symmetric:
-        return (high / ((highest - lowest) / 2)).clamp_min(smallest).to(dtype), None
-    scale = ((high - low) / (highest - lowest)).clamp_min(smallest).to(dtype)
+        return (high / (levels / 2)).clamp_min(smallest).to(dtype), None
+    scale = (high / levels - low / levels).clamp_min(smallest).to(dtype)
     zero = torch.round(lowest - low / scale.float()).clamp(lowest, highest)
     return scale, zero.to(torch.int8)
 
 
-def encode(groups: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> Tensor:
-    """Round to the nearest code: float tensor of integers, same shape as groups."""
+def require_scales(scale: Tensor, name: str) -> None:
+    """Refuse scales that overflowed their dtype.
+
+    Raises:
+        Refused: naming the layer.
+    """
+    if not torch.isfinite(scale).all():
+        kind = str(scale.dtype).removeprefix("torch.")
+        raise Refused(f"{name}: its values are too large for {kind} scales", "set scale_dtype: float32")
+
+
+def encode(groups: Tensor, scale: Tensor, zero: Tensor | None, bits: int, out: Tensor | None = None) -> Tensor:
+    """Round to the nearest code: float tensor of integers, same shape as groups.
+
+    Args:
+        groups: (rows, groups, columns).
+        scale, zero: (rows, groups), or (1, 1).
+        bits: of a code.
+        out: filled and returned; a new tensor when not given.
+    """
     lowest, highest = grid(bits)
-    codes = groups / scale.float()[..., None]
+    codes = torch.div(groups, scale.float()[..., None], out=out)
     if zero is not None:
-        codes = codes + zero.float()[..., None]
+        codes.add_(zero[..., None])
     return codes.round_().clamp_(lowest, highest)
 
 
@@ -60,3 +98,34 @@ def decode(codes: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
     """Values of the codes."""
     shifted = codes if zero is None else codes - zero.float()[..., None]
     return shifted * scale.float()[..., None]
+
+
+def squared_error(groups: Tensor, scale: Tensor, zero: Tensor | None, bits: int, out: Tensor) -> Tensor:
+    """Σ (w − ŵ)² of every group, (rows, groups). `out` is scratch of the groups' shape."""
+    codes = encode(groups, scale, zero, bits, out)
+    if zero is not None:
+        codes.sub_(zero[..., None])
+    return codes.mul_(scale.float()[..., None]).sub_(groups).square_().sum(dim=-1)
+
+
+def quantize_rows(matrix: Tensor, group_size: int, bits: int, scaling: Scaling) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Round a matrix, piece by piece.
+
+    Args:
+        matrix: (out, in) float32.
+        group_size: columns that share a scale; 0 for whole rows.
+        bits: of a code.
+        scaling: groups (rows, groups, columns) -> scales and zero points (rows, groups).
+
+    Returns:
+        Codes (out, in) int8, scales and zero points (out, groups).
+    """
+    codes = torch.empty(matrix.shape, dtype=torch.int8, device=matrix.device)
+    scales, zeros = [], []
+    for rows in pieces((matrix.shape[0], matrix.shape[1])):
+        groups = grouped(matrix[rows], group_size)
+        scale, zero = scaling(groups)
+        codes[rows] = encode(groups, scale, zero, bits).view(-1, matrix.shape[1])
+        scales.append(scale)
+        zeros += [] if zero is None else [zero]
+    return codes, torch.cat(scales), torch.cat(zeros) if zeros else None

@@ -14,11 +14,19 @@ from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.quantize.rounding import decode, encode, grouped, minmax_range, scale_and_zero
+from aicompress.methods.quantize.rounding import (
+    grouped,
+    minmax_range,
+    quantize_rows,
+    require_scales,
+    scale_and_zero,
+    squared_error,
+)
 from aicompress.methods.registry import LayerMethod, MethodConfig
 from aicompress.weights import IntGrouped, Weight
 
 PRESET = re.compile(r"W([2-8])A(16|8)(?:G(\d+))?")
+STEPS = 40  # clips that the search for the range of least error tries
 
 
 class RtnConfig(MethodConfig):
@@ -123,28 +131,46 @@ def outline(info: LayerInfo, config: RtnConfig) -> Weight:
 
 
 def apply(layer: Layer, config: RtnConfig) -> Weight:
-    """Quantize one layer."""
+    """Quantize one layer.
+
+    Raises:
+        Refused: its values are too large for the scales' dtype.
+    """
     group = config.group_size if config.granularity == "group" else 0
-    groups = grouped(layer.weight, group, config.granularity == "tensor")  # (rows, groups, columns)
-    low, high = minmax_range(groups, config.symmetric)
     dtype = stored_scale_dtype(config, layer.info.dtype)
+
+    def scaling(groups: Tensor) -> tuple[Tensor, Tensor | None]:
+        scale, zero = scales_of(groups, config, dtype)
+        require_scales(scale, layer.info.name)
+        return scale, zero
+
+    if config.granularity == "tensor":
+        scale, zero = scaling(grouped(layer.weight, 0, per_tensor=True))
+        codes, _, _ = quantize_rows(layer.weight, 0, config.bits, lambda groups: (scale, zero))
+    else:
+        codes, scale, zero = quantize_rows(layer.weight, group, config.bits, scaling)
+    return IntGrouped(codes, scale, zero, config.bits, group, config.activation_bits)
+
+
+def scales_of(groups: Tensor, config: RtnConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Scales and zero points (rows, groups) for groups (rows, groups, columns)."""
+    low, high = minmax_range(groups, config.symmetric)
     if config.range == "mse":
         low, high = least_error_range(groups, low, high, config, dtype)
-    scale, zero = scale_and_zero(low, high, config.bits, config.symmetric, dtype)
-    codes = encode(groups, scale, zero, config.bits).to(torch.int8).reshape(layer.weight.shape)
-    return IntGrouped(codes, scale, zero, config.bits, group, config.activation_bits)
+    return scale_and_zero(low, high, config.bits, config.symmetric, dtype)
 
 
 def least_error_range(
     groups: Tensor, low: Tensor, high: Tensor, config: RtnConfig, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Shrink each group's range to the grid point of least Σ (w − ŵ)²; the full range wins ties."""
-    best = torch.full(low.shape, float("inf"))
-    best_low, best_high = low.clone(), high.clone()
-    for step in range(40):
-        shrink = 1 - 0.02 * step  # 1.00 ... 0.22
+    best = torch.full_like(low, float("inf"))
+    best_low, best_high = low, high
+    scratch = torch.empty_like(groups)
+    for step in range(STEPS):
+        shrink = 1 - step / (STEPS + STEPS // 4)  # 1.00, 0.98, ... 0.22
         scale, zero = scale_and_zero(low * shrink, high * shrink, config.bits, config.symmetric, dtype)
-        error = (decode(encode(groups, scale, zero, config.bits), scale, zero) - groups).square_().sum(dim=-1)
+        error = squared_error(groups, scale, zero, config.bits, scratch)
         better = error < best
         best = torch.where(better, error, best)
         best_low, best_high = torch.where(better, low * shrink, best_low), torch.where(better, high * shrink, best_high)
