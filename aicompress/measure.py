@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from aicompress.errors import RecipeError
+
 if TYPE_CHECKING:
     from aicompress.weights import Weight
 
 PIECE = 1 << 18  # elements compared at a time: 1 MiB of float32
-from aicompress.errors import RecipeError
 
 
 def nbytes(tensor: Tensor) -> int:
@@ -32,10 +33,9 @@ def rel_error(original: Tensor, approximate: Tensor | Weight) -> float:
         original: any floating tensor.
         approximate: a tensor of the same shape, or a stored weight, which is decoded a few rows at a time.
     """
-    sums = _squared_sums(original, approximate, torch.float32)
-    if not all(total == 0 or 1e-20 < total < 1e30 for total in sums):  # squares near the ends of float32
-        sums = _squared_sums(original, approximate, torch.float64)
-    error, norm = sums
+    error, norm = _squared_sums(original, approximate, torch.float32)
+    if not (1e-20 < norm < 1e30 and error < 1e30):  # squares near the ends of float32
+        error, norm = _squared_sums(original, approximate, torch.float64)
     return (error / norm) ** 0.5 if norm else (0.0 if error == 0 else float("inf"))
 
 

@@ -1,0 +1,74 @@
+"""Numbers about tensors and time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from aicompress import measure
+from aicompress.measure import Timing, directory_nbytes, interleaved, nbytes, rel_error
+from aicompress.weights import IntGrouped
+
+
+def test_nbytes() -> None:
+    assert nbytes(torch.zeros(3, 5, dtype=torch.bfloat16)) == 30
+
+
+def test_rel_error_by_hand() -> None:
+    assert rel_error(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 0.0])) == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1.0, 1e12, 1e30])
+def test_rel_error_does_not_depend_on_the_scale(scale: float) -> None:
+    weight = torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
+    other = weight.half().float()
+    expected = float((weight - other).double().norm() / weight.double().norm())
+    assert rel_error(weight * scale, other * scale) == pytest.approx(expected, rel=1e-3)
+
+
+def test_rel_error_of_zeros() -> None:
+    zeros, ones = torch.zeros(2, 2), torch.ones(2, 2)
+    assert rel_error(zeros, zeros) == 0
+    assert rel_error(zeros, ones) == float("inf")
+    assert rel_error(torch.zeros(0, 4), torch.zeros(0, 4)) == 0
+
+
+def test_rel_error_of_a_stored_weight_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = torch.randint(-8, 8, (7, 12), generator=torch.Generator().manual_seed(0)).to(torch.int8)
+    stored = IntGrouped(codes, torch.rand(7, 3), None, 4, 4)
+    original = stored.dense() + 0.1
+    whole = rel_error(original, stored.dense())
+    monkeypatch.setattr(measure, "PIECE", 24)  # two rows at a time, and one that is left
+    assert rel_error(original, stored) == pytest.approx(whole, rel=1e-6)
+
+
+def test_timing() -> None:
+    timing = Timing(tuple(float(n) for n in range(1, 101)))
+    assert timing.median == 50.5
+    assert timing.p95 == 96
+
+
+def test_interleaved_takes_turns_and_leaves_out_the_warmup() -> None:
+    calls: list[str] = []
+    first, second = interleaved([lambda: calls.append("a"), lambda: calls.append("b")], rounds=3, warmup=1)
+    assert calls == ["a", "b"] * 4
+    assert len(first.samples) == len(second.samples) == 3
+    assert min(first.samples) >= 0
+
+
+def test_directory_nbytes(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "one").write_bytes(b"12345")
+    (tmp_path / "sub" / "two").write_bytes(b"123")
+    assert directory_nbytes(tmp_path) == 8
+    assert directory_nbytes(tmp_path / "one") == 5
+
+
+def test_peak_rss_grows_with_memory() -> None:
+    before = measure.peak_rss()
+    block = bytearray(before // 2 + (64 << 20))
+    block[::4096] = b"x" * len(block[::4096])
+    assert measure.peak_rss() >= before
+    assert 1 << 20 < before < 1 << 40
