@@ -9,10 +9,10 @@ last among them, as Shleifer & Rush 2020, arXiv:2010.13002 do to start a student
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from aicompress.errors import RecipeError
 from aicompress.methods.registry import StructuralConfig, StructuralMethod, Structure
@@ -20,6 +20,9 @@ from aicompress.methods.registry import StructuralConfig, StructuralMethod, Stru
 
 class DepthConfig(StructuralConfig):
     """Parameters of depth. Exactly one of drop, drop_layers and keep_layers."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"drop": [1]}, {"keep_layers": 2, "strategy": "top"}]})
+    one_of: ClassVar[tuple[str, ...]] = ("drop", "drop_layers", "keep_layers")
 
     name: Literal["depth"] = "depth"
     drop: tuple[int, ...] | None = Field(None, description="blocks to drop by number, from 0")
@@ -30,10 +33,7 @@ class DepthConfig(StructuralConfig):
     )
 
     @model_validator(mode="after")
-    def _one_size(self) -> DepthConfig:
-        given = [key for key in ("drop", "drop_layers", "keep_layers") if getattr(self, key) is not None]
-        if len(given) != 1:
-            raise ValueError("give exactly one of drop, drop_layers and keep_layers")
+    def _one_choice(self) -> DepthConfig:
         if self.drop is not None and "strategy" in self.model_fields_set:
             raise ValueError("strategy has no meaning beside drop, which names the blocks")
         return self

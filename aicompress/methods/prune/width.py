@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.errors import RecipeError
@@ -23,6 +23,9 @@ from aicompress.methods.registry import StructuralConfig, StructuralMethod, Stru
 class WidthConfig(StructuralConfig):
     """Parameters of width. Exactly one of sparsity, keep and intermediate_size."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"sparsity": 0.5}, {"keep": 0.75, "score": "sum"}]})
+    one_of: ClassVar[tuple[str, ...]] = ("sparsity", "keep", "intermediate_size")
+
     name: Literal["width"] = "width"
     sparsity: float | None = Field(None, ge=0, lt=1, description="share of the neurons to drop")
     keep: float | None = Field(None, gt=0, le=1, description="share of the neurons to keep")
@@ -31,13 +34,6 @@ class WidthConfig(StructuralConfig):
         8, ge=1, description="round the width up to a multiple of this, which kernels like; not for intermediate_size"
     )
     score: Literal["product", "sum"] = Field("product", description="how a neuron's norms are put together")
-
-    @model_validator(mode="after")
-    def _one_size(self) -> WidthConfig:
-        given = [key for key in ("sparsity", "keep", "intermediate_size") if getattr(self, key) is not None]
-        if len(given) != 1:
-            raise ValueError("give exactly one of sparsity, keep and intermediate_size")
-        return self
 
 
 def sizes(structures: Sequence[Structure], config: WidthConfig) -> list[int]:
