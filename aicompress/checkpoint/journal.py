@@ -45,19 +45,41 @@ class Journal:
         path = work / NAME
         if not path.is_file():
             return cls.start(work, fingerprint)
-        first, *rest = path.read_text(encoding="utf-8").splitlines() or ["{}"]
-        if _parsed(first).get("fingerprint") != fingerprint:
-            raise Refused(
-                f"{work} belongs to a run with another input, recipe or version", "run without --resume to start again"
-            )
-        notes = [_parsed(line) for line in rest]
-        return cls(path, {note["parameter"]: note["note"] for note in notes if "parameter" in note})
+        require_same(work, fingerprint)
+        text = path.read_text(encoding="utf-8")
+        first, *rest = text.splitlines()
+        notes = {note["parameter"]: note["note"] for note in map(_parsed, rest) if "parameter" in note}
+        # Written anew, for a kill may have cut off the last line, and another one must not go on from there.
+        fresh = path.with_suffix(".new")
+        fresh.write_text("\n".join([first, *map(_line, notes.items())]) + "\n", encoding="utf-8")
+        fresh.replace(path)
+        return cls(path, notes)
 
     def record(self, parameter: str, note: Any) -> None:
         """Note that a parameter's bytes are written."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"parameter": parameter, "note": note}) + "\n")
+            file.write(_line((parameter, note)) + "\n")
         self.done[parameter] = note
+
+
+def require_same(work: Path, fingerprint: str) -> None:
+    """Refuse to go on with what a different run left; nothing of it is touched.
+
+    Raises:
+        Refused: the stopped run had another input, recipe or version.
+    """
+    path = work / NAME
+    if not path.is_file():
+        return
+    first = (path.read_text(encoding="utf-8").splitlines() or ["{}"])[0]
+    if _parsed(first).get("fingerprint") != fingerprint:
+        raise Refused(
+            f"{work} belongs to a run with another input, recipe or version", "run without --resume to start again"
+        )
+
+
+def _line(item: tuple[str, Any]) -> str:
+    return json.dumps({"parameter": item[0], "note": item[1]})
 
 
 def _parsed(line: str) -> dict[str, Any]:

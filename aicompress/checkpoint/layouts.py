@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from aicompress.checkpoint.manifest import Entry
+from aicompress.checkpoint.naming import is_embedding
 from aicompress.errors import CheckpointError, Refused
 from aicompress.layer import LayerInfo
 from aicompress.weights import IntGrouped, TensorSpec, Weight
@@ -79,20 +80,23 @@ def ct_scheme(weight: IntGrouped) -> dict[str, Any]:
     }
 
 
-def ct_config(weights: Mapping[str, IntGrouped], dequantize: bool) -> dict[str, Any]:
+def ct_config(weights: Mapping[str, IntGrouped], dequantize: bool, others: Iterable[str] = ()) -> dict[str, Any]:
     """config.json's quantization_config for integer weights by parameter name.
 
-    Targets are anchored regular expressions of whole module names, so that no other module, such as a new
-    classification head, is taken for a packed one. The prefix is optional: heads add it, base models lack it.
+    Args:
+        weights: the integer weights.
+        dequantize: readers must decode at load.
+        others: names of all other parameters, which no target may match.
     """
     groups: dict[str, tuple[IntGrouped, list[str]]] = {}
     for tensor, weight in weights.items():
         key = repr((ct_scheme(weight), weight.activation_bits))
         groups.setdefault(key, (weight, []))[1].append(tensor.removesuffix(".weight"))
     per_token = {"num_bits": 8, "type": "int", "strategy": "token", "symmetric": True, "dynamic": True}
+    everything = {tensor.removesuffix(".weight") for tensor in (*weights, *others)}
     config_groups = {
         f"group_{number}": {
-            "targets": [f"re:(.*\\.)?{re.escape(module)}$" for module in modules],
+            "targets": targets(modules, sorted(everything - set(modules))),
             "weights": ct_scheme(weight),
             "input_activations": per_token if weight.activation_bits else None,
             "output_activations": None,
@@ -114,6 +118,39 @@ def ct_config(weights: Mapping[str, IntGrouped], dequantize: bool) -> dict[str, 
     }
 
 
+def targets(modules: Iterable[str], others: Iterable[str]) -> list[str]:
+    """Anchored regular expressions that match these modules and none of the others.
+
+    Modules that differ in one number only share an expression with `\\d+` where that is exact; the rest have their own.
+    The prefix is optional: heads add it, base models lack it. No module outside the checkpoint, such as a new
+    classification head, is taken for a packed one.
+    """
+    families: dict[tuple[str, ...], list[str]] = {}
+    for module in modules:
+        families.setdefault(tuple(_NUMBER.split(module)), []).append(module)
+    modules = list(modules)
+    strangers = [name.removesuffix(".weight") for name in others]
+    found: list[str] = []
+    for pieces, members in families.items():
+        pattern = "\\d+".join(re.escape(piece) for piece in pieces)
+        family = re.compile(f"(.*\\.)?{pattern}$")
+        if len(members) > 1 and not any(family.match(name) for name in [*strangers, *(set(modules) - set(members))]):
+            found.append(f"re:{family.pattern}")
+        else:
+            found += [_target(module, strangers) for module in members]
+    return found
+
+
+def _target(module: str, strangers: Iterable[str]) -> str:
+    """One module's expression: with an optional prefix, unless another module is named by this one's with a prefix."""
+    own = re.escape(module)
+    alone = not any(name.endswith(f".{module}") for name in strangers)
+    return f"re:(.*\\.)?{own}$" if alone else f"re:{own}$"
+
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
 def ct_entries(
     config: dict[str, Any], specs: Mapping[str, TensorSpec], read: Callable[[str], Tensor], dtype: torch.dtype
 ) -> dict[str, Entry]:
@@ -122,47 +159,81 @@ def ct_entries(
     Raises:
         CheckpointError: a scheme this version does not decode.
     """
+    _require_known(config, specs)
     entries: dict[str, Entry] = {}
     for name in specs:
-        module, found, _ = name.partition(".weight_scale")
-        if not found or name != f"{module}.weight_scale":
+        module = name.removesuffix(".weight_scale")
+        if module == name:
             continue
-        group = _group_of(module, config)
-        weights, activations = group["weights"], group.get("input_activations")
-        packed = f"{module}.weight_packed" in specs
-        if weights.get("type") != "int" or not (packed or specs[f"{module}.weight"].dtype is torch.int8):
-            raise CheckpointError(f"{module}: quantized as {config.get('format')!r}, which is not supported", _INTEGERS)
-        shape = read(f"{module}.weight_shape").tolist() if packed else specs[f"{module}.weight"].shape
-        columns = int(shape[1])
-        meta = {
-            "form": "int_grouped",
-            "bits": int(weights["num_bits"]),
-            "group_size": int(weights.get("group_size") or 0) if weights.get("strategy") == "group" else 0,
-            "shape": [int(shape[0]), columns],
-            "symmetric": bool(weights.get("symmetric", True)),
-        }
-        if activations:
-            meta["activation_bits"] = int(activations["num_bits"])
-        entries[f"{module}.weight"] = Entry(TensorSpec(dtype, (int(shape[0]), columns)), False, meta)
+        try:
+            meta = _ct_meta(module, _group_of(module, config), specs, read)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, re.error) as error:
+            raise CheckpointError(
+                f"{module} is quantized, but its config group is malformed", "its config.json is inconsistent"
+            ) from error
+        entries[f"{module}.weight"] = Entry(TensorSpec(dtype, (meta["shape"][0], meta["shape"][1])), False, meta)
     return entries
 
 
-_INTEGERS = "integer pack-quantized and int-quantized checkpoints can be read"
+def _require_known(config: dict[str, Any], specs: Mapping[str, TensorSpec]) -> None:
+    """Refuse parts of the format that would be dropped silently."""
+    reordered = next((name for name in specs if name.endswith(".weight_g_idx")), None)
+    if reordered is not None:
+        raise CheckpointError(f"{reordered}: columns in another order are not supported", _INTEGERS)
+    if config.get("kv_cache_scheme"):
+        raise CheckpointError("a quantized key-value cache is not supported", _INTEGERS)
+
+
+def _ct_meta(
+    module: str, group: dict[str, Any], specs: Mapping[str, TensorSpec], read: Callable[[str], Tensor]
+) -> dict[str, Any]:
+    """Facts of one integer weight, from its config group and its tensors."""
+    weights, activations = group["weights"], group.get("input_activations")
+    packed = f"{module}.weight_packed" in specs
+    known = weights.get("strategy") in ("tensor", "channel", "group") and weights.get("type") == "int"
+    dynamic = not activations or (
+        activations.get("dynamic") is True and activations.get("type") == "int" and activations.get("symmetric", True)
+    )
+    if not known or not dynamic or not (packed or specs[f"{module}.weight"].dtype is torch.int8):
+        raise CheckpointError(f"{module} is quantized in a way that is not supported", _INTEGERS)
+    out, columns = (
+        (int(size) for size in read(f"{module}.weight_shape").tolist()) if packed else specs[f"{module}.weight"].shape
+    )
+    bits, size = int(weights["num_bits"]), int(weights.get("group_size") or 0)
+    grouped = weights["strategy"] == "group"
+    if not 1 <= bits <= 8 or out < 1 or columns < 1 or (grouped and (size < 1 or columns % size)):
+        raise ValueError
+    symmetric = bool(weights.get("symmetric", True))
+    meta = {
+        "form": "int_grouped",
+        "bits": bits,
+        "group_size": size if grouped else 0,
+        "shape": [out, columns],
+        "symmetric": symmetric,
+    }
+    return {**meta, "activation_bits": int(activations["num_bits"])} if activations else meta
+
+
+_INTEGERS = "integer pack-quantized and int-quantized weights can be read, with dynamic activations or none"
 
 
 def _group_of(module: str, config: dict[str, Any]) -> dict[str, Any]:
     """The config group whose targets name a module; a class name such as Linear takes what is left."""
-    groups: list[dict[str, Any]] = list(config.get("config_groups", {}).values())
+    groups: list[dict[str, Any]] = list(config["config_groups"].values())
     for group in groups:
         for target in group["targets"]:
-            if target.startswith("re:") and re.match(target[3:], module):
+            if target == module or (target.startswith("re:") and re.match(target[3:], module)):
                 return group
-            if target == module:
-                return group
-    by_class = [group for group in groups if any(t in ("Linear", "Embedding") for t in group["targets"])]
+    # What has no name of an embedding is a linear layer of some class, Linear or a fused one.
+    embedding = is_embedding(module)
+    by_class = [group for group in groups if any(_is_class(t, embedding) for t in group["targets"])]
     if by_class:
         return by_class[0]
     raise CheckpointError(f"{module} is quantized, but no config group names it", "its config.json is inconsistent")
+
+
+def _is_class(target: str, embedding: bool) -> bool:
+    return target.isidentifier() and ("Embedding" in target) == embedding
 
 
 def ct_restore(entry: Entry, module: str, read: Callable[[str], Tensor], names: Mapping[str, Any]) -> IntGrouped:
@@ -198,7 +269,7 @@ def choose(weights: Mapping[str, tuple[LayerInfo, Weight]], has_config: bool) ->
         isinstance(weight, IntGrouped)
         and info.kind != "conv"
         and not info.transposed
-        and info.tensor.endswith(".weight")
+        and len(info.tensor.removesuffix(".weight")) in range(1, len(info.tensor))
         for info, weight in compressed.values()
     )
     if not has_config or not integer:

@@ -42,6 +42,11 @@ def kind_of(tensor: str, spec: TensorSpec) -> Kind | None:
     return None if _NORM.search(layer.rsplit(".", 1)[-1]) else "linear"
 
 
+def is_embedding(layer: str) -> bool:
+    """Whether a layer's name is one that embeddings have."""
+    return bool(_EMBEDDING.search(layer))
+
+
 def is_transposed(tensor: str, config: dict[str, Any] | None) -> bool:
     """Whether a linear layer stores (in, out), as GPT-2's Conv1D does."""
     return (config or {}).get("model_type") in _CONV1D_MODELS and bool(_CONV1D.search(layer_name(tensor)))

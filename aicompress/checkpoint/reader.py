@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aicompress.checkpoint.header import DTYPE_NAMES, DTYPES, TensorRef, read_header
-from aicompress.checkpoint.layouts import ct_entries, ct_restore, native_names
-from aicompress.checkpoint.manifest import KEY, Entry, Manifest
+from aicompress.checkpoint.described import manifest_of
+from aicompress.checkpoint.files import digests, read_headers, read_tensor, require_finite
+from aicompress.checkpoint.header import DTYPE_NAMES, DTYPES, TensorRef
+from aicompress.checkpoint.layouts import ct_restore, native_names
+from aicompress.checkpoint.manifest import Entry, Manifest
 from aicompress.checkpoint.naming import is_transposed, kind_of, layer_name
 from aicompress.checkpoint.source import Source, locate
 from aicompress.errors import CheckpointError
 from aicompress.layer import Kind, Layer, LayerInfo, as_matrix
-from aicompress.weights import Dense, LowRank, TensorSpec, Weight, restore
-
-_FLOATS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+from aicompress.weights import Dense, IntGrouped, LowRank, TensorSpec, Weight, restore
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class Checkpoint:
             CheckpointError: missing, damaged, or in a format this version does not read.
         """
         source = locate(name)
-        tensors, metadata = _headers(source)
-        manifest = Manifest.from_text(metadata[KEY], str(source.path)) if KEY in metadata else Manifest()
-        opened = cls(source, tensors, manifest, "native" if manifest.entries else "plain", metadata)
-        opened = opened._with_config() if source.config is not None else opened
+        tensors, metadata = read_headers(source)
+        specs = {name: ref.spec for name, ref in tensors.items()}
+        manifest, layout = manifest_of(source, specs, lambda name: read_tensor(tensors[name], name), metadata)
+        opened = cls(source, tensors, manifest, layout, metadata)
         opened._check_entries()
         return opened
 
@@ -69,38 +69,37 @@ class Checkpoint:
         """Dtype and shape of every tensor on disk."""
         return {name: ref.spec for name, ref in self.tensors.items()}
 
-    def _with_config(self) -> Checkpoint:
-        """Entries that config.json's quantization_config describes, and the lineage beside it."""
-        from aicompress.checkpoint.source import _json
-
-        beside = self.path / "aicompress.json"
-        lineage = Manifest.from_json(_json(beside), str(beside)).lineage if beside.is_file() else self.manifest.lineage
-        quantization = (self.config or {}).get("quantization_config")
-        if not quantization:
-            return Checkpoint(
-                self.source, self.tensors, Manifest(self.manifest.entries, lineage), self.layout, self.metadata
-            )
-        method = quantization.get("quant_method")
-        if method == KEY:
-            entries, layout = Manifest.from_json(quantization, str(self.path)).entries, "native"
-        elif method == "compressed-tensors":
-            dtype = _FLOATS.get(
-                str((self.config or {}).get("dtype") or (self.config or {}).get("torch_dtype")), torch.float32
-            )
-            entries, layout = ct_entries(quantization, self.specs, self.read, dtype), "compressed-tensors"
-        else:
-            raise CheckpointError(
-                f"{self.path} is already quantized by {method!r}", "start from the original checkpoint"
-            )
-        return Checkpoint(self.source, self.tensors, Manifest(entries, lineage), layout, self.metadata)
-
     def _check_entries(self) -> None:
-        for name in self.manifest.entries:
+        """Every compressed parameter has its tensors, and they have the dtypes and shapes that its form needs."""
+        for name, entry in self.manifest.entries.items():
             names = self.stored_names(name)
             if not names or any(disk not in self.tensors for disk in names.values()):
                 raise CheckpointError(
                     f"{self.path}: compressed parameter {name!r} lacks tensors", "the file is incomplete"
                 )
+            try:
+                outline = self._stored(name, entry, self._no_data)
+                whole = as_matrix(torch.empty(entry.dense.shape, device="meta"), entry.transposed)
+                fits = tuple(outline.shape) == tuple(whole.shape)
+                _check_codes(outline)
+                if self.layout == "native":
+                    fits &= outline.specs() == {suffix: self.tensors[disk].spec for suffix, disk in names.items()}
+            except (
+                RuntimeError,
+                ValueError,
+                TypeError,
+                KeyError,
+                IndexError,
+            ) as error:  # what restoring nonsense raises
+                raise self._inconsistent(name) from error
+            if not fits:
+                raise self._inconsistent(name)
+
+    def _inconsistent(self, name: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.path}: the tensors of compressed parameter {name!r} are not what its description says",
+            "download or write the checkpoint again",
+        )
 
     def stored_names(self, parameter: str) -> dict[str, str]:
         """Suffix -> name on disk of a parameter's tensors; a dense parameter has one, under ''."""
@@ -182,23 +181,9 @@ class Checkpoint:
         """Read one tensor from disk into fresh memory.
 
         Raises:
-            CheckpointError: the file shrank since it was opened.
+            CheckpointError: the file cannot be read, or shrank since it was opened.
         """
-        ref = self.tensors[name]
-        buffer = np.empty(ref.spec.nbytes, dtype=np.uint8)
-        with ref.file.open("rb", buffering=0) as file:
-            file.seek(ref.begin)
-            view, done = buffer.data, 0
-            while done < len(view):
-                count = file.readinto(view[done:])
-                if not count:
-                    raise CheckpointError(
-                        f"{ref.file} ended while {name!r} was read", "something is changing the input"
-                    )
-                done += count
-        if not len(buffer):
-            return torch.empty(ref.spec.shape, dtype=ref.spec.dtype)
-        return torch.from_numpy(buffer).view(ref.spec.dtype).reshape(ref.spec.shape)
+        return read_tensor(self.tensors[name], name)
 
     def weight(self, parameter: str) -> Weight:
         """A parameter in the form it is stored in, as a matrix (out, in)."""
@@ -247,51 +232,14 @@ class Checkpoint:
         return Layer(info, matrix, stored, seed=seed)
 
 
-def require_finite(tensor: Tensor, name: str, path: Path) -> None:
-    """Refuse NaN and infinity: every method would spread them.
-
-    Raises:
-        CheckpointError: naming the tensor and how many elements are bad.
-    """
-    if not tensor.dtype.is_floating_point or tensor.numel() == 0:
-        return
-    values = tensor.float() if tensor.dtype.itemsize == 1 else tensor
-    if not torch.isfinite(torch.stack(torch.aminmax(values))).all():
-        bad = int((~torch.isfinite(values)).sum())
-        raise CheckpointError(
-            f"{path}: {name!r} holds {bad} NaN or infinite values", "repair or re-export the checkpoint"
-        )
-
-
-def _headers(source: Source) -> tuple[dict[str, TensorRef], dict[str, str]]:
-    tensors: dict[str, TensorRef] = {}
-    metadata: dict[str, str] = {}
-    for number, file in enumerate(source.files):
-        header = read_header(file)
-        twice = next((name for name in header.tensors if name in tensors), None)
-        if twice is not None:
-            raise CheckpointError(
-                f"tensor {twice!r} is in {tensors[twice].file.name} and in {file.name}", "keep one copy"
-            )
-        tensors.update(header.tensors)
-        metadata = header.metadata if number == 0 else metadata
-    for name, file_name in source.weight_map.items():
-        if name not in tensors or tensors[name].file.name != Path(file_name).name:
-            raise CheckpointError(
-                f"the index says {name!r} is in {file_name}, and it is not", "download the checkpoint again"
-            )
-    return tensors, metadata
-
-
-def digests(source: Source) -> dict[str, str]:
-    """sha256 of each weight file by name; reads every byte once."""
-    import hashlib
-
-    found: dict[str, str] = {}
-    for file in source.files:
-        with file.open("rb") as stream:
-            found[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return found
+def _check_codes(outline: Weight) -> None:
+    """Decode without data: RuntimeError where scales do not fit their codes, or factors each other."""
+    if isinstance(outline, LowRank):
+        _check_codes(outline.out)
+        _check_codes(outline.inner)
+        torch.empty(outline.out.shape, device="meta") @ torch.empty(outline.inner.shape, device="meta")
+    elif isinstance(outline, IntGrouped):
+        outline.dense()
 
 
 __all__ = ["DTYPES", "DTYPE_NAMES", "Checkpoint", "digests", "require_finite"]

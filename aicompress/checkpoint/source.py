@@ -14,6 +14,7 @@ INDEX = "model.safetensors.index.json"
 _OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".tflite", ".pkl"}
 MODELING_FILES = ("modeling_aicompress.py", "decoding_aicompress.py")
 _WRITTEN_ANEW = {"config.json", "aicompress.json", "report.json", "report.md", "report.html", *MODELING_FILES}
+_MODULES = "modules.json"  # the parts of a sentence-transformers model
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,18 @@ class Source:
     side_files: tuple[Path, ...] = ()
     left_out: tuple[Path, ...] = ()
 
+    def name_of(self, file: Path) -> str:
+        """A weight file's name, below the checkpoint's folder where it has one."""
+        folder = self.folder or self.path.parent
+        return file.relative_to(folder).as_posix() if file.is_relative_to(folder) else file.name
+
 
 def locate(name: str | Path) -> Source:
     """Find the files of a checkpoint; nothing but JSON is read.
 
     Args:
-        name: a directory, a `.safetensors` file, an `index.json`, or `hf://org/name[@revision]`.
+        name: a directory, a `.safetensors` file, an `index.json` (with a config.json beside it: that directory), or
+            `hf://org/name[@revision]`.
 
     Raises:
         CheckpointError: it is not there, or not a safetensors checkpoint.
@@ -57,50 +64,83 @@ def locate(name: str | Path) -> Source:
         near = [str(p) for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise CheckpointError(f"{path} does not exist", suggestion(str(path), near) if near else "check the path")
     if path.name.endswith(".index.json"):
+        if (path.parent / "config.json").is_file():
+            return _directory(path.parent, path)
         files, weight_map = _indexed(path)
         return Source(path, files, weight_map, None, None)
     if path.suffix == ".safetensors":
         return Source(path, (path,), {}, None, None)
+    hint = "pickles are never opened: convert it to safetensors first"
     raise CheckpointError(
         f"{path} is not a safetensors checkpoint",
-        "pickled checkpoints are never opened: convert it to safetensors first",
+        hint if path.suffix in _OTHER_WEIGHTS else "give a directory, a .safetensors file or an index.json",
     )
 
 
-def _directory(folder: Path) -> Source:
-    config = _json(folder / "config.json") if (folder / "config.json").is_file() else None
+def _directory(folder: Path, index: Path | None = None) -> Source:
+    """A Hugging Face directory; `index` says which of its weights are meant."""
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else None
     weight_map: dict[str, str] = {}
-    if (folder / "model.safetensors").is_file():
-        files: tuple[Path, ...] = (folder / "model.safetensors",)
+    files: tuple[Path, ...]
+    if index is not None:
+        files, weight_map = _indexed(index)
+    elif (folder / "model.safetensors").is_file():
+        files = (folder / "model.safetensors",)
     elif (folder / INDEX).is_file():
         files, weight_map = _indexed(folder / INDEX)
     else:
         files = tuple(sorted(folder.glob("*.safetensors")))
         if len(files) != 1:
             found = f"{len(files)} safetensors files and no index" if files else "no safetensors file"
-            raise CheckpointError(f"{folder} holds {found}", f"expected model.safetensors or {INDEX}")
+            raise CheckpointError(f"{folder} holds {found}", _expected(folder))
     side, left = _side_files(folder, set(files))
     return Source(folder, files, weight_map, folder, config, side, left)
 
 
+def _expected(folder: Path) -> str:
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _OTHER_WEIGHTS)
+    if pickles:
+        return f"{pickles[0]} is not read, pickles never are: convert it to safetensors first"
+    return f"expected model.safetensors or {INDEX}"
+
+
 def _side_files(folder: Path, weights: set[Path]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Files to take along, and weights to leave: other formats, or other checkpoints in folders below.
+
+    A folder below that modules.json names is a part of the model, with weights of its own.
+    """
+    parts = _module_folders(folder)
     side: list[Path] = []
     left: list[Path] = []
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
         if not path.is_file() or any(part.startswith(".") for part in relative.parts):
             continue
-        if path in weights or relative.name == INDEX or (len(relative.parts) == 1 and relative.name in _WRITTEN_ANEW):
+        top = len(relative.parts) == 1
+        if path in weights or (top and (relative.name == INDEX or relative.name in _WRITTEN_ANEW)):
             continue
-        stale = path.suffix in _OTHER_WEIGHTS or (path.suffix == ".safetensors" and len(relative.parts) == 1)
-        (left if stale else side).append(relative)
+        weighs = path.suffix in _OTHER_WEIGHTS or path.suffix == ".safetensors" or path.name.endswith(".index.json")
+        (left if weighs and (top or relative.parts[0] not in parts) else side).append(relative)
     return tuple(side), tuple(left)
+
+
+def _module_folders(folder: Path) -> set[str]:
+    """First parts of the folders that modules.json names."""
+    if not (folder / _MODULES).is_file():
+        return set()
+    try:
+        modules = json.loads((folder / _MODULES).read_text(encoding="utf-8"))
+        return {PurePosixPath(module["path"]).parts[0] for module in modules if module["path"]}
+    except (ValueError, RecursionError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"{folder / _MODULES} is not a list of modules", "download or copy the checkpoint again"
+        ) from error
 
 
 def _indexed(index: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
     """Shards that an index names; each must lie in the index's folder."""
-    weight_map = _json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(f, str) and f for f in weight_map.values()):
         raise CheckpointError(f"{index} has no weight_map", "it is not a safetensors index")
     names = sorted(set(weight_map.values()))
     for name in names:
@@ -117,11 +157,19 @@ def _indexed(index: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
     return tuple(index.parent / name for name in names), weight_map
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON mapping.
+
+    Raises:
+        CheckpointError: it cannot be read, or is something else.
+    """
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}", "download or copy it again") from error
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path} is not JSON: {reason}", "download or copy it again") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}", "check its permissions") from error
     if not isinstance(plain, dict):
         raise CheckpointError(f"{path} is not a JSON mapping", "download or copy it again")
     return plain

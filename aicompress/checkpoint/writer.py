@@ -6,12 +6,9 @@ removes it, so an output is a finished checkpoint or does not exist.
 
 from __future__ import annotations
 
-import errno
-import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,136 +18,75 @@ from torch import Tensor
 
 from aicompress.checkpoint.header import build_header
 from aicompress.checkpoint.journal import NAME as JOURNAL
-from aicompress.errors import CompressError, OutOfSpace, OutputExists
+from aicompress.checkpoint.place import disk_errors, lock, require_free, take_place, working_path
+from aicompress.checkpoint.shards import ShardPlan, index_text, plan_shards
+from aicompress.errors import Refused
 from aicompress.weights import TensorSpec
-
-
-@dataclass(frozen=True)
-class ShardPlan:
-    """One output file, known to the byte before any data is.
-
-    Attributes:
-        name: file name.
-        specs: its tensors.
-        metadata: strings of its header.
-    """
-
-    name: str
-    specs: dict[str, TensorSpec]
-    metadata: dict[str, str]
-
-    @property
-    def nbytes(self) -> int:
-        """Exact size of the file."""
-        header, _ = build_header(self.specs, self.metadata)
-        return len(header) + sum(spec.nbytes for spec in self.specs.values())
-
-
-def plan_shards(
-    specs: Mapping[str, TensorSpec], limit: int | None, metadata: Mapping[str, str]
-) -> tuple[ShardPlan, ...]:
-    """Split tensors into files of at most `limit` bytes of data; one tensor is never split, one layer hardly ever.
-
-    Args:
-        specs: tensors in the order they should lie.
-        limit: bytes, or None for one file.
-        metadata: strings for the header of the first file.
-    """
-    modules: dict[str, dict[str, TensorSpec]] = {}
-    for name, spec in specs.items():
-        modules.setdefault(name.rpartition(".")[0], {})[name] = spec
-    shards: list[dict[str, TensorSpec]] = [{}]
-    used = 0
-    for tensors in modules.values():
-        size = sum(spec.nbytes for spec in tensors.values())
-        if limit is not None and used and used + size > limit:
-            shards.append({})
-            used = 0
-        shards[-1].update(tensors)
-        used += size
-    count = len(shards)
-    names = (
-        ["model.safetensors"]
-        if count == 1
-        else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
-    )
-    return tuple(
-        ShardPlan(n, s, dict(metadata) if i == 0 else {}) for i, (n, s) in enumerate(zip(names, shards, strict=True))
-    )
-
-
-def index_text(shards: tuple[ShardPlan, ...], parameters: int) -> str:
-    """The index of a sharded checkpoint; total_size is in bytes."""
-    total = sum(spec.nbytes for shard in shards for spec in shard.specs.values())
-    weight_map = {name: shard.name for shard in shards for name in shard.specs}
-    return json.dumps(
-        {
-            "metadata": {"total_size": total, "total_parameters": parameters},
-            "weight_map": dict(sorted(weight_map.items())),
-        },
-        indent=2,
-    )
-
-
-def working_path(out: Path) -> Path:
-    """Where an output grows until it is complete."""
-    return out.parent / f".{out.name}.aicompress-partial"
-
-
-def require_free(out: Path, overwrite: bool) -> None:
-    """Refuse an output path that is taken or cannot be written.
-
-    Raises:
-        OutputExists: it exists and `overwrite` is off.
-    """
-    if out.exists() and not overwrite:
-        raise OutputExists(f"{out} exists", "choose another path, or give --overwrite")
-    if (
-        out.is_dir()
-        and not (out / "config.json").exists()
-        and not any(out.glob("*.safetensors"))
-        and any(out.iterdir())
-    ):
-        raise OutputExists(f"{out} exists and is not a checkpoint", "it will not be overwritten: choose another path")
 
 
 class CheckpointWriter:
     """Writes the files of a plan.
 
     Use it as a context manager: leaving it without `seal` removes what was written. Only an interrupt keeps it, so that
-    a later run can resume.
+    a later run can resume. While it is open, no other process can write the same output.
 
     Args:
-        out: a directory, or one file when the name ends in .safetensors.
+        out: a directory, or one file when the name ends in .safetensors. A link is followed.
         shards: from `plan_shards`; a single-file output takes exactly one.
-        resume: keep what a stopped run left in the working directory.
+        resume: keep what a stopped run left in the working directory, if it kept a journal.
     """
 
     def __init__(self, out: Path, shards: tuple[ShardPlan, ...], resume: bool = False) -> None:
-        self.out = out
+        self.out = out.resolve()
         self.single = out.suffix == ".safetensors"
         self.shards = shards
-        self.resume = resume
         self.work = working_path(out)
-        self._where = {name: (shard, begin) for shard in shards for name, begin in _offsets(shard).items()}
+        self.resume = resume and (self.work / JOURNAL).is_file()
+        self._shard_of = {name: shard for shard in shards for name in shard.specs}
+        self._left = set(self._shard_of)
         self._open: dict[str, int] = {}
+        self._lock: int | None = None
         self._extra: list[Path] = []
+        self._parents: list[Path] = []
         self._sealed = False
 
     def __enter__(self) -> Self:
-        if self.work.exists() and not self.resume:
-            shutil.rmtree(self.work)
-        with _disk_errors(self.out):
-            self.work.mkdir(parents=True, exist_ok=True)
-            for shard in self.shards:
-                path = self.work / shard.name
-                fresh = not path.exists()
-                self._open[shard.name] = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-                if fresh:
-                    header, _ = build_header(shard.specs, shard.metadata)
-                    os.pwrite(self._open[shard.name], header, 0)
-                    os.truncate(path, shard.nbytes)
+        try:
+            with disk_errors(self.out):
+                self._make_parents()
+                self.work.mkdir(exist_ok=True)
+                self._lock = lock(self.work)
+                if self.resume:
+                    self._require_whole()
+                else:
+                    _empty(self.work)
+                for shard in self.shards:
+                    self._start(shard)
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
         return self
+
+    def _make_parents(self) -> None:
+        """Missing parents of the output, remembered so that a failure can take them away again."""
+        missing = [parent for parent in self.work.parents if not parent.exists()]
+        for parent in reversed(missing):
+            parent.mkdir()
+            self._parents.append(parent)
+
+    def _require_whole(self) -> None:
+        for shard in self.shards:
+            path = self.work / shard.name
+            if not path.is_file() or path.stat().st_size != shard.nbytes:
+                raise Refused(f"{path} is not what the stopped run left", "run without --resume to start again")
+
+    def _start(self, shard: ShardPlan) -> None:
+        """Create a file at its full size, or open the one of a stopped run, which has its header already."""
+        descriptor = os.open(self.work / shard.name, os.O_RDWR | os.O_CREAT, 0o666)
+        self._open[shard.name] = descriptor
+        if not self.resume:
+            _write(descriptor, memoryview(shard.layout[0]), 0)
+            os.truncate(descriptor, shard.nbytes)
 
     def put(self, name: str, tensor: Tensor) -> None:
         """Write one tensor.
@@ -159,22 +95,20 @@ class CheckpointWriter:
             ValueError: dtype or shape differ from the plan.
             OutOfSpace: the disk is full.
         """
-        shard, begin = self._where[name]
+        shard = self._shard_of[name]
         if TensorSpec.of(tensor) != shard.specs[name]:
             raise ValueError(f"{name}: planned {shard.specs[name]}, got {TensorSpec.of(tensor)}")
+        self._left.discard(name)
         if not tensor.numel():
             return
-        flat = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-        with _disk_errors(self.out):
-            view = flat.data
-            while view:
-                written = os.pwrite(self._open[shard.name], view, begin)
-                view, begin = view[written:], begin + written
+        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        with disk_errors(self.out):
+            _write(self._open[shard.name], flat.data, shard.layout[1][name])
 
     def add(self, relative: str | Path, content: bytes | Path) -> None:
         """Put another file into a directory output: bytes, or a copy of a file."""
         target = self.work / relative
-        with _disk_errors(self.out):
+        with disk_errors(self.out):
             target.parent.mkdir(parents=True, exist_ok=True)
             if isinstance(content, Path):
                 shutil.copyfile(content, target)
@@ -182,43 +116,46 @@ class CheckpointWriter:
                 target.write_bytes(content)
         self._extra.append(target)
 
-    def seal(self, metadata: Mapping[str, str] | None = None) -> None:
-        """Finish: rewrite the first header's metadata if given (it must not be longer), fsync, rename into place."""
-        with _disk_errors(self.out):
-            if metadata is not None:
-                self._rewrite_metadata(metadata)
+    def stamp(self, metadata: Mapping[str, str]) -> None:
+        """Rewrite the first file's metadata, with facts that were not known before; it must not be longer.
+
+        Raises:
+            ValueError: it does not fit.
+        """
+        first = self.shards[0]
+        header, _ = build_header(first.specs, metadata, length=len(first.layout[0]) - 8)
+        with disk_errors(self.out):
+            _write(self._open[first.name], memoryview(header), 0)
+
+    def seal(self) -> None:
+        """Finish: fsync, then rename into place.
+
+        Raises:
+            ValueError: a planned tensor was never written.
+        """
+        if self._left and not self.resume:
+            raise ValueError(f"{len(self._left)} planned tensors were not written, {min(self._left)!r} among them")
+        with disk_errors(self.out):
             for descriptor in self._open.values():
                 os.fsync(descriptor)
             self._close()
             (self.work / JOURNAL).unlink(missing_ok=True)
-            for extra in self._extra:
-                _fsync(extra)
-            _fsync(self.work)
+            for path in [*self._extra, *{extra.parent for extra in self._extra}, self.work]:
+                _fsync(path)
             self._rename()
             _fsync(self.out.parent)
         self._sealed = True
 
-    def _rewrite_metadata(self, metadata: Mapping[str, str]) -> None:
-        first = self.shards[0]
-        planned, _ = build_header(first.specs, first.metadata)
-        header, _ = build_header(first.specs, metadata, length=len(planned) - 8)
-        os.pwrite(self._open[first.name], header, 0)
-
     def _rename(self) -> None:
         """Files beside a single-file output first, the checkpoint last; a directory in one rename."""
-        if self.single:
-            stem = self.out.name.removesuffix(".safetensors")
-            for extra in self._extra:
-                os.replace(extra, self.out.parent / f"{stem}.{extra.name}")
-            os.replace(self.work / self.shards[0].name, self.out)
-            shutil.rmtree(self.work)
+        if not self.single:
+            take_place(self.work, self.out)
             return
-        old = self.out.parent / f".{self.out.name}.aicompress-old"
-        if self.out.exists():
-            os.replace(self.out, old)
-        os.replace(self.work, self.out)
-        if old.exists():
-            shutil.rmtree(old)
+        stem = self.out.name.removesuffix(".safetensors")
+        for extra in self._extra:
+            os.replace(extra, self.out.parent / f"{stem}.{extra.name}")
+        os.replace(self.work / self.shards[0].name, self.out)
+        shutil.rmtree(self.work)
 
     def _close(self) -> None:
         for descriptor in self._open.values():
@@ -229,12 +166,30 @@ class CheckpointWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._close()
+        if self._lock is None:  # nothing here is ours
+            self._remove_parents()
+            return
         if not self._sealed and not isinstance(error, KeyboardInterrupt):
-            shutil.rmtree(self.work, ignore_errors=True)
+            shutil.rmtree(self.work, ignore_errors=True)  # the error on its way out matters more
+            self._remove_parents()
+        os.close(self._lock)
+
+    def _remove_parents(self) -> None:
+        for parent in reversed(self._parents):
+            if not any(parent.iterdir()):
+                parent.rmdir()
 
 
-def _offsets(shard: ShardPlan) -> dict[str, int]:
-    return build_header(shard.specs, shard.metadata)[1]
+def _write(descriptor: int, view: memoryview, begin: int) -> None:
+    while view:
+        written = os.pwrite(descriptor, view, begin)
+        view, begin = view[written:], begin + written
+
+
+def _empty(folder: Path) -> None:
+    """Remove what a stopped run left."""
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _fsync(path: Path) -> None:
@@ -245,22 +200,4 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-class _disk_errors:
-    """Turns a full disk and other write errors into one clear line."""
-
-    def __init__(self, out: Path) -> None:
-        self.out = out
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if not isinstance(error, OSError):
-            return
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OutOfSpace(f"the disk of {self.out.parent} is full", "free space, or write elsewhere") from error
-        raise CompressError(
-            f"{self.out} cannot be written: {error.strerror or error}", "check the path and permissions"
-        ) from error
+__all__ = ["CheckpointWriter", "ShardPlan", "index_text", "plan_shards", "require_free", "working_path"]

@@ -9,6 +9,7 @@ from typing import Any
 
 from aicompress import __version__
 from aicompress.checkpoint import Checkpoint, CheckpointWriter
+from aicompress.checkpoint.reader import digests
 from aicompress.layer import Kind
 from aicompress.measure import peak_rss
 from aicompress.pipeline.environment import environment
@@ -48,12 +49,22 @@ class Facts:
 def finish(facts: Facts, output: Output, writer: CheckpointWriter, latency: Mode) -> Report:
     """Write the remaining files and the report, and rename the output into place."""
     output.write_files(writer)
+    if output.metadata():
+        writer.stamp(output.metadata())
     written = Checkpoint.open(writer.work / output.shards[0].name if output.destination.single else writer.work)
     report = _report(facts, output, written, latency)
     for name, text in rendered(report).items():
         writer.add(name, text.encode())
-    writer.seal(output.metadata() or None)
+    writer.seal()
     return report
+
+
+def _digests(output: Output, written: Checkpoint) -> dict[str, str]:
+    """sha256 of the weight files under the names they will have."""
+    found = digests(written.source)
+    return (
+        dict(zip([output.destination.path.name], found.values(), strict=True)) if output.destination.single else found
+    )
 
 
 def rendered(report: Report) -> dict[str, str]:
@@ -65,7 +76,8 @@ def _report(facts: Facts, output: Output, written: Checkpoint, mode: Mode) -> Re
     step = output.manifest.lineage[-1]
     seconds = time.perf_counter() - facts.start  # timing forward passes is not part of the step
     latency, notes = compare(facts.checkpoint, written, mode)
-    after = side_of(written, facts.kinds, str(output.destination.path))
+    after = side_of(written, facts.kinds, str(output.destination.path), _digests(output, written))
+    after = replace(after, bytes=output.weight_bytes + output.other_bytes)  # a report cannot count itself
     report = Report(
         command=step["command"],
         tool_version=__version__,

@@ -5,17 +5,21 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import threading
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from aicompress import __version__
 from aicompress.checkpoint import CheckpointWriter
-from aicompress.checkpoint.journal import Journal
+from aicompress.checkpoint.journal import Journal, require_same
+from aicompress.checkpoint.place import working_path
 from aicompress.checkpoint.reader import digests, require_finite
+from aicompress.checkpoint.source import Source
 from aicompress.layer import InputStats, from_matrix
 from aicompress.measure import rel_error
 from aicompress.pipeline.finish import Facts, finish
@@ -101,12 +105,14 @@ def run(plan: Plan, options: Options | None = None) -> Report:
     options = options or Options()
     start = time.perf_counter()
     output = plan.output
+    mark = fingerprint(plan)
+    if options.resume:
+        require_same(working_path(output.destination.path), mark)
     with (
         CheckpointWriter(output.destination.path, output.shards, options.resume) as writer,
-        ThreadPoolExecutor(1) as pool,
+        _hashing(plan.checkpoint.source) as inputs,
     ):
-        journal = (Journal.resume if options.resume else Journal.start)(writer.work, fingerprint(plan))
-        inputs = pool.submit(digests, plan.checkpoint.source)  # hashing releases the GIL: it overlaps with the work
+        journal = (Journal.resume if options.resume else Journal.start)(writer.work, mark)
         work = Work(plan, writer, journal, options.progress)
         for name in journal.done:
             work.tell(name)
@@ -121,6 +127,17 @@ def run(plan: Plan, options: Options | None = None) -> Report:
         warnings = (*plan.warnings, *work.warnings)
         facts = Facts(plan.recipe, plan.checkpoint, plan.kinds, work.rows(), warnings, start)
         return finish(facts, final, writer, options.latency)
+
+
+@contextmanager
+def _hashing(source: Source) -> Iterator[Future[dict[str, str]]]:
+    """Digests of the input beside the work, for hashing releases the GIL; given up when the work fails."""
+    over = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            yield pool.submit(digests, source, over.is_set)
+        finally:
+            over.set()
 
 
 def fingerprint(plan: Plan) -> str:

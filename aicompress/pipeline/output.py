@@ -16,8 +16,10 @@ from aicompress import __version__
 from aicompress.checkpoint import Checkpoint, CheckpointWriter, Entry, Manifest, ShardPlan, plan_shards
 from aicompress.checkpoint.layouts import Layout, choose, ct_config, ct_tensors, native_tensors
 from aicompress.checkpoint.manifest import KEY
+from aicompress.checkpoint.place import require_apart
+from aicompress.checkpoint.shards import index_text
 from aicompress.checkpoint.source import INDEX, MODELING_FILES, Source
-from aicompress.checkpoint.writer import index_text
+from aicompress.errors import CheckpointError
 from aicompress.layer import LayerInfo
 from aicompress.report.plan import PlanRow, PlanSummary
 from aicompress.weights import IntGrouped, TensorSpec, Weight
@@ -89,12 +91,11 @@ class Output:
     @property
     def other_bytes(self) -> int:
         """Exact bytes of all other files but the report."""
-        if self.destination.single or self.source.folder is None:
+        if self.destination.single:
             return 0
+        texts = sum(len(text) for text in self._texts().values())
         folder = self.source.folder
-        return sum(len(text) for text in self._texts().values()) + sum(
-            os.path.getsize(folder / relative) for relative in self.source.side_files
-        )
+        return texts + sum(os.path.getsize(folder / relative) for relative in self.source.side_files if folder)
 
     def encode(self, name: str, value: Tensor | Weight) -> dict[str, Tensor]:
         """Tensors on disk of one parameter."""
@@ -160,6 +161,9 @@ def arrange(
         parameters: what it will hold, in order.
         step: this step for the lineage, from `lineage_step`.
         config: an edited config.json; None takes the input's.
+
+    Raises:
+        Refused: the output would touch the input, or two tensors of it would have one name.
     """
     compressed = {
         name: (planned.info, planned.weight)
@@ -168,40 +172,48 @@ def arrange(
     }
     config = copy.deepcopy(config if config is not None else checkpoint.config)
     layout, dequantize = choose(compressed, config is not None and not destination.single)
-    entries, specs = {}, {}
+    require_apart(checkpoint.source, destination.path)
+    entries: dict[str, Entry] = {}
+    specs: dict[str, TensorSpec] = {}
     for name, planned in parameters.items():
         if name not in compressed:
-            specs[name] = planned.dense
+            _add(specs, {name: planned.dense})
             continue
         info, weight = compressed[name]
         tensors = on_disk(name, weight, layout)
-        specs.update({disk: TensorSpec.of(tensor) for disk, tensor in tensors.items()})
+        _add(specs, {disk: TensorSpec.of(tensor) for disk, tensor in tensors.items()})
         entries[name] = Entry(planned.dense, info.transposed, weight.meta(), tuple(weight.tensors()))
     manifest = Manifest(entries, (*checkpoint.manifest.lineage, step))
     if config is not None:
-        config = _with_quantization(config, layout, dequantize, manifest, compressed)
+        config = _with_quantization(config, (layout, dequantize), manifest, parameters)
     limit = None if destination.single else destination.max_shard_size
     draft = Output(destination, layout, parameters, manifest, config, (), checkpoint.source)
     shards = plan_shards(specs, limit, draft.metadata())
     return replace(draft, shards=shards)
 
 
+def _add(specs: dict[str, TensorSpec], more: dict[str, TensorSpec]) -> None:
+    twice = sorted(specs.keys() & more.keys())
+    if twice:
+        raise CheckpointError(
+            f"a compressed tensor would be named {twice[0]!r}, as another one is", "exclude that layer"
+        )
+    specs.update(more)
+
+
 def _with_quantization(
-    config: dict[str, Any],
-    layout: Layout,
-    dequantize: bool,
-    manifest: Manifest,
-    compressed: Mapping[str, tuple[LayerInfo, Weight]],
+    config: dict[str, Any], layout: tuple[Layout, bool], manifest: Manifest, parameters: Mapping[str, Planned]
 ) -> dict[str, Any]:
     """config.json with the quantization_config that the layout's readers need."""
     plain = {key: value for key, value in config.items() if key != "quantization_config"}
-    if layout == "compressed-tensors":
-        ints = {name: weight for name, (_, weight) in compressed.items() if isinstance(weight, IntGrouped)}
-        return {**plain, "quantization_config": ct_config(ints, dequantize)}
+    if layout[0] == "compressed-tensors":
+        ints = {name: p.weight for name, p in parameters.items() if isinstance(p.weight, IntGrouped)}
+        others = [name for name in parameters if name not in ints]
+        return {**plain, "quantization_config": ct_config(ints, layout[1], others)}
     auto_map = {
         key: value for key, value in plain.pop("auto_map", {}).items() if "modeling_aicompress" not in str(value)
     }
-    if layout == "native":
+    if layout[0] == "native":
         entries = Manifest(manifest.entries).to_json()
         plain["quantization_config"] = {"quant_method": KEY, **entries}
         auto_map.update(auto_classes(config))
@@ -223,7 +235,7 @@ def lineage_step(command: str, recipe: Any, source: Source) -> dict[str, Any]:
         "recipe": recipe.resolved(),
         "recipe_sha256": recipe.sha256(),
         "seed": recipe.seed,
-        "inputs": {file.name: DIGEST for file in source.files},
+        "inputs": {source.name_of(file): DIGEST for file in source.files},
     }
 
 

@@ -10,9 +10,10 @@ from functools import cached_property
 from pathlib import Path
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.checkpoint.writer import require_free
+from aicompress.checkpoint.place import require_apart, require_free, require_writable, working_path
 from aicompress.errors import CompressError, OutOfSpace, RecipeError, raise_all
 from aicompress.layer import Kind, LayerInfo
+from aicompress.measure import directory_nbytes
 from aicompress.methods import get
 from aicompress.methods.registry import Candidate, LayerMethod, MethodConfig
 from aicompress.model.kinds import layer_kinds
@@ -114,11 +115,13 @@ def make_plan(source: str | Path, destination: Destination, recipe: Recipe, comm
     kinds, warnings = known_kinds(checkpoint)
     infos = checkpoint.layers(kinds)
     problems: list[CompressError] = collect(lambda: require_free(destination.path, destination.overwrite))
+    problems += collect(lambda: require_apart(checkpoint.source, destination.path))
     problems += collect(lambda: gates.parse_all(recipe.gates))
     chosen, found = select(infos, recipe.select.include, recipe.select.exclude, recipe.select.kinds)
     problems += found + recipe.problems(infos)
     layers, found = _configure(chosen, recipe, method)
     raise_all(problems + found)
+    require_writable(destination.path)
     layers = _settle(checkpoint, layers, method, recipe.seed)
     layers = {name: replace(layer, outline=_outline(method, layer)) for name, layer in layers.items()}
     plans = tuple(layers.get(info.name, LayerPlan(info)) for info in infos)
@@ -180,7 +183,7 @@ def _settle(
 
         candidates.append(Candidate(layer.info, layer.config, read))  # type: ignore[arg-type]
     mine = sum(layer.info.nbytes for layer in layers.values())
-    everything = sum(ref.spec.nbytes for ref in checkpoint.tensors.values())
+    everything = sum(checkpoint.nbytes(name) for name in checkpoint.parameters())
     # Names, shapes and the manifest: an upper bound, so that a byte budget is never exceeded.
     headers = 8192 + 256 * len(checkpoint.tensors) + 768 * len(layers)
     configs = method.settle(candidates, everything - mine + headers)
@@ -240,10 +243,10 @@ def require_space(output: Output) -> None:
     Raises:
         OutOfSpace: it does not.
     """
-    folder = output.destination.path.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    needed, free = output.weight_bytes + output.other_bytes + 1_000_000, shutil.disk_usage(folder).free
+    work = working_path(output.destination.path)
+    folder = next(parent for parent in work.parents if parent.exists())
+    left = directory_nbytes(work) if work.exists() else 0  # of a stopped run: continued or removed
+    needed, free = output.weight_bytes + output.other_bytes + 1_000_000, shutil.disk_usage(folder).free + left
     if needed > free:
         raise OutOfSpace(
             f"the output takes {needed:,} bytes and {folder} has {free:,} free", "free space, or write elsewhere"

@@ -1,0 +1,153 @@
+"""Where an output may go, and how a finished one takes its place there in one step."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+from pathlib import Path
+from types import TracebackType
+
+from aicompress.checkpoint.source import INDEX, Source
+from aicompress.errors import CompressError, OutOfSpace, OutputExists, Refused
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def working_path(out: Path) -> Path:
+    """Where an output grows until it is complete: beside it, so that a rename can finish it. Links are followed."""
+    place = out.resolve()
+    return place.parent / f".{place.name}.aicompress-partial"
+
+
+def require_free(out: Path, overwrite: bool) -> None:
+    """Refuse an output path that is taken.
+
+    Raises:
+        OutputExists: it exists and `overwrite` is off, or it is nothing that a step may replace.
+    """
+    if not out.exists():
+        return
+    if not overwrite:
+        raise OutputExists(f"{out} exists", "choose another path, or give --overwrite")
+    single = out.suffix == ".safetensors"
+    if single and not out.is_file():
+        raise OutputExists(f"{out} is not a file", "an OUT that ends in .safetensors is one file: choose another path")
+    if not single and not _is_replaceable(out):
+        raise OutputExists(f"{out} exists and is not a checkpoint", "it will not be overwritten: choose another path")
+
+
+def _is_replaceable(folder: Path) -> bool:
+    """An empty folder, or a checkpoint and nothing that a user would miss."""
+    if not folder.is_dir() or (folder / ".git").exists() or Path.cwd().is_relative_to(folder.resolve()):
+        return False
+    weights = (folder / "model.safetensors").is_file() or (folder / INDEX).is_file()
+    described = any((folder / name).is_file() for name in ("config.json", "report.json"))
+    return (weights and described) or not any(folder.iterdir())
+
+
+def require_apart(source: Source, out: Path) -> None:
+    """Refuse an output that would change its input, also through links.
+
+    Raises:
+        Refused: OUT is IN, holds it, or lies inside it.
+    """
+    place = out.resolve()
+    folder = source.folder.resolve() if source.folder is not None else None
+    inputs = {source.path.resolve()}
+    for file in source.files:
+        inputs |= {file.resolve(), file.parent.resolve() / file.name}
+    hint = "the input is never changed: choose another OUT"
+    if place in inputs or place == folder:
+        raise Refused(f"{out} is the input itself", hint)
+    if folder is not None and place.is_relative_to(folder):
+        raise Refused(f"{out} lies inside the input {source.path}", hint)
+    if any(file.is_relative_to(place) for file in inputs):
+        raise Refused(f"{out} holds the input {source.path}", hint)
+
+
+def require_writable(out: Path) -> None:
+    """Refuse, before any work, a place that cannot be written.
+
+    Raises:
+        CompressError: no permission, or a part of the path is a file.
+    """
+    folder = out.resolve().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise CompressError(f"{out} cannot be written: {folder} is not a directory", "choose another path")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise CompressError(f"{out} cannot be written: {folder} is read-only", "check the path and permissions")
+
+
+def lock(work: Path) -> int:
+    """Hold a working directory until the descriptor is closed.
+
+    Raises:
+        Refused: another process holds it.
+    """
+    descriptor = os.open(work, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise Refused(f"{work} is in use by another run", "wait for it, or choose another OUT") from error
+    except OSError as error:
+        # Some network file systems have no locks: two runs into one OUT are the user's to avoid there.
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
+            os.close(descriptor)
+            raise
+    return descriptor
+
+
+def take_place(new: Path, out: Path) -> None:
+    """Rename a finished directory to `out`; what is there now is swapped out in the same step, then deleted."""
+    if not out.exists():
+        os.rename(new, out)
+    elif _exchange(new, out):
+        shutil.rmtree(new)
+    else:
+        old = new.with_name(f"{new.name}-replaced")
+        os.rename(out, old)
+        try:
+            os.rename(new, out)
+        except BaseException:
+            os.rename(old, out)
+            raise
+        shutil.rmtree(old)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names at once, where the system can (Linux's renameat2)."""
+    swap = getattr(ctypes.CDLL(None), "renameat2", None)
+    if swap is None:
+        return False
+    return bool(swap(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0)
+
+
+class disk_errors:
+    """Turns a full disk and other errors of writing `out` into one clear line."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not isinstance(error, OSError):
+            return
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OutOfSpace(f"the disk of {self.out} is full", "free space, or write elsewhere") from error
+        if error.errno == errno.EFBIG:
+            hint = "raise the limit (ulimit -f), or split the output with --max-shard-size"
+            raise OutOfSpace(f"{self.out} is larger than a file may be here", hint) from error
+        what = error.filename if error.filename and not str(error.filename).startswith(str(self.out)) else self.out
+        reason = error.strerror or error
+        raise CompressError(f"{what} cannot be written: {reason}", "check the path and permissions") from error
