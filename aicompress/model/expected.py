@@ -1,4 +1,4 @@
-"""What a model definition expects of a checkpoint: parameters that are missing, or have another shape."""
+"""What a model definition expects of a checkpoint: parameters that are missing, or of another shape."""
 
 from __future__ import annotations
 
@@ -11,30 +11,33 @@ from aicompress.model.kinds import skeleton
 def mismatches(config: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> list[str] | None:
     """Parameters that transformers would fill with random values or refuse, each with the reason.
 
-    A tied parameter is there when any of those it is tied to is.
+    A tied parameter is there when any of those it is tied to is. Parameters that the architecture keeps merged, such as
+    experts, are not judged.
 
     Args:
         config: config.json.
-        shapes: shapes of the checkpoint's parameters by name; a base model's prefix may be missing or added.
+        shapes: shapes of the checkpoint's parameters by name.
 
     Returns:
         None when transformers does not know the architecture.
     """
+    from aicompress.model.modeling_aicompress import parameter_names
+
     model = skeleton(config)
     if model is None:
         return None
-    prefix = f"{model.base_model_prefix}."
     model.tie_weights()
-    groups: dict[int, list[str]] = {}
+    targets = parameter_names(model, shapes)
+    merged = [pattern for _, merge in targets.values() if merge is not None for pattern in merge[1].target_patterns]
+    present = {target: name for name, (target, merge) in targets.items() if merge is None}
+    tied: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        groups.setdefault(id(parameter), []).append(name)
-    wanted = dict(model.named_parameters())
+        tied.setdefault(id(parameter), []).append(name)
     found: list[str] = []
-    for name, parameter in wanted.items():
-        variants = [v for tied in groups[id(parameter)] for v in (tied, prefix + tied, tied.removeprefix(prefix))]
-        present = next((variant for variant in variants if variant in shapes), None)
-        if present is None:
-            found.append(f"{name} is missing")
-        elif tuple(parameter.shape) != shapes[present]:
-            found.append(f"{present} is {list(shapes[present])}, config.json says {list(parameter.shape)}")
+    for wanted, parameter in model.named_parameters():
+        source = next((present[name] for name in tied[id(parameter)] if name in present), None)
+        if source is None and not any(pattern in wanted for pattern in merged):
+            found.append(f"{wanted} is missing")
+        elif source is not None and tuple(parameter.shape) != shapes[source]:
+            found.append(f"{source} is {list(shapes[source])}, config.json says {list(parameter.shape)}")
     return found

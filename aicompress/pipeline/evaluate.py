@@ -105,7 +105,7 @@ def evaluate(source: str, against: Sequence[str], recipe: EvalRecipe, options: O
     report = dataclasses.replace(report, gates=judged(report, recipe.gates, options.fail_if))
     if options.out is not None:
         write(report, options.out)
-    options.progress("done", 1, 1)
+    options.progress("done", 100, 100)
     return report
 
 
@@ -160,19 +160,19 @@ def _loaded(side: Side, cost: Footprint) -> Side:
 def _measure(paths: Sequence[str], recipe: EvalRecipe, options: Options, found: _Findings) -> None:
     """Load cost in fresh processes first, while this one holds no model; then latency, then quality."""
     setting = Setting(recipe.model, options.allow_code, resolved_device(options.device))
-    steps = 3
     if recipe.latency is not None:
         size = (recipe.latency.batch, recipe.latency.length)
-        for path in paths:
-            options.progress(f"loading {path} in a process of its own", 0, steps)
+        for number, path in enumerate(paths):
+            options.progress("loading in a process of its own", 20 * number // len(paths), 100)
             found.footprints.append(footprint(path, recipe.model, options.allow_code, size, recipe.quality.accuracy))
     if recipe.latency is None and not recipe.figures(compared=len(paths) > 1):
         return
     models = [setting.start(path) for path in paths]
-    options.progress("latency", 1, steps)
+    options.progress("latency", 20, 100)
     _time(models, recipe, found)
-    options.progress("quality", 2, steps)
-    found.quality = measure_quality(models, recipe)
+    found.quality = measure_quality(
+        models, recipe, lambda what, done, total: options.progress(what, 30 + 69 * done // total, 100)
+    )
 
 
 def _time(models: Sequence[Running], recipe: EvalRecipe, found: _Findings) -> None:

@@ -104,7 +104,8 @@ def example(module: nn.Module, batch: int, length: int, labelled: Data | None = 
     if config is None or taken is None:
         return None
     if taken == "input_ids":
-        return _tokens(config, batch, length), f"{batch} × {length} tokens"
+        tokens = _tokens(config, batch, length)
+        return tokens, f"{batch} × {tokens['input_ids'].shape[1]} tokens"
     config = getattr(config, "vision_config", config)
     size = getattr(config, "image_size", None)
     if taken == "pixel_values" and size is not None:

@@ -35,13 +35,14 @@ _UNITS = {"B": 1, "kB": 1000} | {
     for suffix, step in (("B", 1000), ("iB", 1024))
     for power, letter in enumerate("KMGT", start=1)
 }
-_SIDE_BYTES = ("bytes", "weight_bytes", *(f"by_kind.{kind}" for kind in BYTE_KINDS))
+_SIDE_BYTES = ("bytes", "weight_bytes", "load_peak_rss", *(f"by_kind.{kind}" for kind in BYTE_KINDS))
+_SIDE_NUMBERS = ("parameters", "bits_per_parameter", "load_seconds", "cold_load_seconds")
 _BYTES = frozenset({"bytes", "peak_rss", *(f"{side}.{name}" for side in ("before", "after") for name in _SIDE_BYTES)})
 _PLAIN = frozenset(
     {
         "size.ratio",
         "seconds",
-        *(f"{side}.{name}" for side in ("before", "after") for name in ("parameters", "bits_per_parameter")),
+        *(f"{side}.{name}" for side in ("before", "after") for name in _SIDE_NUMBERS),
         *(f"latency.{name}" for name in ("ratio", "before_ms", "after_ms", "before_p95_ms", "after_p95_ms", "rounds")),
     }
 )

@@ -13,6 +13,7 @@ from aicompress.pipeline.quality.statistics import Estimate, exponential, window
 
 LOGITS = 1 << 24  # logits of one model that are held at a time: 64 MiB in float32
 ROWS = 256  # positions that are compared at a time
+Progress = Callable[[str, int, int], None]  # what, done, total
 Forward = Callable[[Tensor], Tensor]  # ids (batch, tokens) -> logits (batch, tokens, vocabulary)
 
 
@@ -26,7 +27,12 @@ class _Sums:
 
 
 def language_figures(
-    model: nn.Module, baselines: Sequence[nn.Module], windows: Tensor, kl_samples: int | None = None, seed: int = 0
+    model: nn.Module,
+    baselines: Sequence[nn.Module],
+    windows: Tensor,
+    kl_samples: int | None = None,
+    seed: int = 0,
+    progress: Progress = lambda what, done, total: None,
 ) -> list[dict[str, Estimate]]:
     """Perplexity, and per baseline KL(baseline ‖ model) in nats per token and how often both predict the same token.
 
@@ -40,6 +46,7 @@ def language_figures(
         windows: (samples, length) int64.
         kl_samples: windows on which models are compared, from the first; None means all.
         seed: of the bootstrap.
+        progress: called with ("perplexity", windows done, all windows).
 
     Returns:
         Figures against each baseline; one entry, perplexity alone, where there is none.
@@ -56,6 +63,7 @@ def language_figures(
         batch = windows[start : start + width]
         vocabulary = _batch(models, batch, sums, max(0, min(limit - start, len(batch))))
         start += len(batch)
+        progress("perplexity", start, len(windows))
         width = max(1, LOGITS // (windows.shape[1] * vocabulary))
     return _figures(sums, windows.shape[1] - 1, seed)
 

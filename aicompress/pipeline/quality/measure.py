@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,14 +18,19 @@ from aicompress.pipeline.running import Inputs, Running, encoder
 
 BATCH = 64  # samples that a classifier sees at once
 PAIRED = 2000  # sentences of which all pairs are compared
+Progress = Callable[[str, int, int], None]  # what, done, total
 Figures = list[dict[str, Estimate]]
 
 
-def measure_quality(models: Sequence[Running], recipe: EvalRecipe) -> dict[str, Any]:
+def measure_quality(
+    models: Sequence[Running], recipe: EvalRecipe, progress: Progress = lambda what, done, total: None
+) -> dict[str, Any]:
     """Every figure that the recipe asks for.
 
     Args:
         models: the tested one, then its baselines.
+        recipe: what to measure.
+        progress: called with (what, done, total).
 
     Returns:
         Figures by name as the report stores them; those against further baselines under `against`, by path.
@@ -42,7 +47,7 @@ def measure_quality(models: Sequence[Running], recipe: EvalRecipe) -> dict[str, 
         (asked.embedding, _embedding),
     ):
         if data is not None:
-            for into, figures in zip(merged, measure(models, data, recipe.seed), strict=False):
+            for into, figures in zip(merged, measure(models, data, recipe.seed, progress), strict=False):
                 into.update(figures)
     plain = [{name: estimate.plain() for name, estimate in figures.items()} for figures in merged]
     found: dict[str, Any] = dict(plain[0])
@@ -51,7 +56,7 @@ def measure_quality(models: Sequence[Running], recipe: EvalRecipe) -> dict[str, 
     return found
 
 
-def _perplexity(models: Sequence[Running], data: Any, seed: int) -> Figures:
+def _perplexity(models: Sequence[Running], data: Any, seed: int, progress: Progress) -> Figures:
     windows, _ = token_windows(data, models[0].tokenizer)
     limit = min(_positions(model) for model in models)
     if data.length > limit:
@@ -66,7 +71,7 @@ def _perplexity(models: Sequence[Running], data: Any, seed: int) -> Figures:
                 "compare checkpoints that share a tokenizer",
             )
     modules = [model.module for model in models]
-    return language_figures(modules[0], modules[1:], windows, data.kl_samples, seed)
+    return language_figures(modules[0], modules[1:], windows, data.kl_samples, seed, progress)
 
 
 def _positions(model: Running) -> int:
@@ -74,7 +79,8 @@ def _positions(model: Running) -> int:
     return getattr(config, "max_position_embeddings", None) or 1 << 31
 
 
-def _accuracy(models: Sequence[Running], data: Data, seed: int) -> Figures:
+def _accuracy(models: Sequence[Running], data: Data, seed: int, progress: Progress) -> Figures:
+    progress("accuracy", 0, 1)
     modules = [model.module for model in models]
     if data.kind == "arrays":
         inputs, labels, _ = arrays(data)
@@ -91,13 +97,15 @@ def _accuracy(models: Sequence[Running], data: Data, seed: int) -> Figures:
     return classification_figures(modules[0], modules[1:], Labelled(encoded, labels, "texts"))
 
 
-def _similarity(models: Sequence[Running], data: Data, seed: int) -> Figures:
+def _similarity(models: Sequence[Running], data: Data, seed: int, progress: Progress) -> Figures:
+    progress("similarity", 0, 1)
     first, second, scores, _ = pairs(data)
     encode, *others = [encoder(model, data.length) for model in models]
     return similarity_figures(encode, others, first, second, scores)
 
 
-def _embedding(models: Sequence[Running], data: Data, seed: int) -> Figures:
+def _embedding(models: Sequence[Running], data: Data, seed: int, progress: Progress) -> Figures:
+    progress("embeddings", 0, 1)
     texts, _ = sentences(data)
     if len(texts) > PAIRED:
         raise RecipeError(

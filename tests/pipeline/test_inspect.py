@@ -1,0 +1,98 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from aicompress.measure import directory_nbytes
+from aicompress.pipeline.inspect import described, distribution, inspect
+from tests.model.compressed import compress, integers, low_rank
+
+
+def test_every_parameter_has_a_row(tiny_llama: Path) -> None:
+    found = inspect(tiny_llama)
+    assert found.architecture == "LlamaForCausalLM"
+    assert found.layout == "plain"
+    rows = {row.name: row for row in found.rows}
+    assert len(rows) == 1 + 3 * 9 + 1
+    up = rows["model.layers.0.mlp.up_proj"]
+    assert (up.kind, up.form, up.shape, up.dtype) == ("linear", "dense", (128, 64), "float32")
+    assert up.bits == 32
+    assert rows["model.norm.weight"].kind == "other"
+    assert found.rows[0].distribution is None
+
+
+def test_totals_add_up(tiny_bert: Path) -> None:
+    found = inspect(tiny_bert)
+    assert sum(total.count for total in found.totals) == len(found.rows)
+    assert sum(total.numbers for total in found.totals) == found.side.parameters
+    assert found.side.bytes == directory_nbytes(tiny_bert)
+    sizes = [total.nbytes for total in found.totals]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_compressed_layers_say_how(tiny_llama: Path, tmp_path: Path) -> None:
+    def pick(info, matrix):  # type: ignore[no-untyped-def]
+        return (
+            integers(matrix, 4, 32)
+            if "up_proj" in info.name
+            else (low_rank(matrix, 6, 8) if "down_proj" in info.name else None)
+        )
+
+    found = inspect(compress(tiny_llama, tmp_path / "out", pick))
+    rows = {row.name: row for row in found.rows}
+    assert found.layout == "native"
+    assert rows["model.layers.2.mlp.up_proj"].detail == "4-bit, groups of 32"
+    assert rows["model.layers.2.mlp.up_proj"].bits == 4 + 32 / 32
+    assert rows["model.layers.2.mlp.down_proj"].detail == "rank 6 (8-bit × 8-bit)"
+    assert rows["model.layers.2.mlp.down_proj"].numbers == 6 * (128 + 64)
+    assert found.lineage == ({"command": "test"},)
+
+
+def test_descriptions() -> None:
+    assert described({"form": "sparse", "shape": [2, 2]}) == ""
+    plain = {"form": "int_grouped", "bits": 8, "group_size": 0}
+    assert described({**plain, "symmetric": False}) == "8-bit, asymmetric"
+    assert described({**plain, "activation_bits": 8}) == "8-bit, 8-bit activations"
+
+
+def test_distribution_by_hand() -> None:
+    found = distribution(torch.tensor([[0.0, 0.0], [2.0, -2.0]]))
+    assert (found.low, found.high, found.mean, found.std) == (-2, 2, 0, pytest.approx(math.sqrt(2)))
+    assert found.kurtosis == pytest.approx(8 / 4)  # mean of x⁴ is 8, the variance 2
+    assert found.zeros == 0.5
+    assert found.outliers == 0
+
+
+def test_distribution_of_normal_numbers() -> None:
+    values = torch.randn(1000, 300, generator=torch.Generator().manual_seed(0))
+    found = distribution(values)
+    assert found.kurtosis == pytest.approx(3, abs=0.05)
+    assert found.outliers == pytest.approx(6.3e-5, abs=5e-5)
+    values[3, 5] = 40.0
+    spiked = distribution(values)
+    assert spiked.row_spread > 4 * found.row_spread
+    assert spiked.kurtosis > 4
+
+
+def test_pieces_do_not_change_a_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
+    whole = distribution(values)
+    monkeypatch.setattr("aicompress.pipeline.inspect.PIECE", 77)
+    pieces = distribution(values)
+    assert pieces.kurtosis == pytest.approx(whole.kurtosis)
+    assert pieces.row_spread == pytest.approx(whole.row_spread)
+    assert (pieces.low, pieces.high, pieces.outliers) == (whole.low, whole.high, whole.outliers)
+
+
+def test_constants_and_empty_tensors_have_a_distribution() -> None:
+    assert distribution(torch.ones(4)).kurtosis == 0
+    assert distribution(torch.zeros(3, 3)).row_spread == 1
+    assert distribution(torch.empty(0, 3)).std == 0
+
+
+def test_analysis_covers_every_floating_parameter(cnn_file: Path) -> None:
+    rows = {row.name: row for row in inspect(cnn_file, analyze=True).rows}
+    assert rows["conv1"].distribution is not None
+    assert rows["conv1"].distribution.std > 0
+    assert rows["bn1.num_batches_tracked"].distribution is None

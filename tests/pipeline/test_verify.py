@@ -1,0 +1,135 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from aicompress.checkpoint.reader import digests
+from aicompress.checkpoint.source import locate
+from aicompress.pipeline.verify import report_file, verify
+from aicompress.report.model import Report, Side
+from tests.model.compressed import compress, halved, integers, low_rank
+
+
+@pytest.fixture
+def llama(tiny_llama: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_llama, tmp_path / "llama"))
+
+
+def with_report(path: Path) -> None:
+    """Note the digests of a checkpoint as the step that wrote it would."""
+    after = Side(str(path), 1, 1, 1, {}, digests(locate(path)))
+    report = Report(
+        "quantize", "0", None, after, (), None, {}, {}, (), (), {}, {}, (), 0.0, 0
+    )
+    report_file(locate(path)).write_text(report.to_json())
+
+
+def change(file: Path, name: str, value: float | None) -> None:
+    """Set one element of a tensor, or drop the tensor."""
+    tensors = load_file(file)
+    if value is None:
+        del tensors[name]
+    else:
+        tensors[name].view(-1)[0] = value
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("name", ["tiny_llama", "tiny_llama_untied", "tiny_llama_bf16", "tiny_gpt2", "tiny_bert", "tiny_t5", "tiny_vit", "mlp_file", "cnn_file"])  # fmt: skip
+def test_sound_checkpoints_have_no_problems(name: str, request: pytest.FixtureRequest) -> None:
+    found = verify(request.getfixturevalue(name))
+    assert found.problems == ()
+    assert found.sound
+    assert found.parameters > 3
+
+
+def test_every_stored_form_decodes(tiny_llama: Path, tmp_path: Path) -> None:
+    forms = [lambda w: integers(w, 4, 32), lambda w: low_rank(w, 4), halved]
+    numbers = iter(range(1000))
+    out = compress(
+        tiny_llama, tmp_path / "out", lambda info, w: forms[next(numbers) % 3](w) if info.kind == "linear" else None
+    )
+    found = verify(out)
+    assert found.problems == ()
+    assert found.compressed == 21
+
+
+def test_nan_is_found(llama: Path) -> None:
+    change(llama / "model.safetensors", "model.norm.weight", float("nan"))
+    (problem,) = verify(llama).problems
+    assert "model.norm.weight" in problem
+    assert "NaN" in problem
+
+
+def test_a_missing_tensor_is_found(llama: Path) -> None:
+    change(llama / "model.safetensors", "model.layers.1.mlp.up_proj.weight", None)
+    assert verify(llama).problems == ("model.layers.1.mlp.up_proj.weight is missing",)
+
+
+def test_a_shape_that_config_denies_is_found(llama: Path) -> None:
+    config = json.loads((llama / "config.json").read_text())
+    (llama / "config.json").write_text(json.dumps({**config, "intermediate_size": 96}))
+    problems = verify(llama).problems
+    assert len(problems) == 9
+    assert "model.layers.0.mlp.down_proj.weight is [64, 128], config.json says [64, 96]" in problems
+
+
+def test_a_flipped_byte_is_found(llama: Path) -> None:
+    with_report(llama)
+    assert verify(llama).problems == ()
+    assert any("sha256" in check for check in verify(llama).checks)
+    file = llama / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 1  # the last bit of a mantissa: the number stays finite
+    file.write_bytes(content)
+    (problem,) = verify(llama).problems
+    assert "model.safetensors has changed" in problem
+
+
+def test_a_renamed_single_file_keeps_its_digest(mlp_file: Path, tmp_path: Path) -> None:
+    shutil.copy(mlp_file, tmp_path / "a.safetensors")
+    with_report(tmp_path / "a.safetensors")
+    (tmp_path / "a.safetensors").rename(tmp_path / "b.safetensors")
+    (tmp_path / "a.report.json").rename(tmp_path / "b.report.json")
+    assert verify(tmp_path / "b.safetensors").problems == ()
+
+
+def test_without_digests_it_says_so(llama: Path) -> None:
+    assert any("no report.json" in note for note in verify(llama).notes)
+
+
+def test_a_cut_shard_is_found(tiny_llama_bf16: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_llama_bf16, tmp_path / "cut"))
+    last = sorted(folder.glob("*.safetensors"))[-1]
+    last.write_bytes(last.read_bytes()[:-10])
+    (problem,) = verify(folder).problems
+    assert last.name in problem
+
+
+def test_a_tensor_that_the_index_forgets_is_found(tiny_llama_bf16: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_llama_bf16, tmp_path / "index"))
+    index = folder / "model.safetensors.index.json"
+    plain = json.loads(index.read_text())
+    del plain["weight_map"]["model.norm.weight"]
+    index.write_text(json.dumps(plain))
+    assert any("model.norm.weight" in problem for problem in verify(folder).problems)
+
+
+def test_a_mask_that_lies_is_found(mlp_file: Path, tmp_path: Path) -> None:
+    out = compress(mlp_file, tmp_path / "sparse.safetensors", lambda info, w: halved(w) if info.name == "fc2" else None)
+    tensors = load_file(out)
+    with open(out, "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    tensors["fc2.weight"][:] = 255  # every element is kept, but only half of the values are there
+    save_file(tensors, out, metadata=header["__metadata__"])
+    (problem,) = verify(out).problems
+    assert "fc2.weight: cannot be decoded" in problem
+
+
+def test_progress_reaches_the_end(mlp_file: Path) -> None:
+    calls: list[tuple[str, int, int]] = []
+    verify(mlp_file, lambda *call: calls.append(call))
+    assert calls[-1][1:] == (6, 6)
+    assert torch.is_tensor(load_file(mlp_file)[calls[-1][0]])
