@@ -16,10 +16,12 @@ from functools import cache
 from typing import Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 
 from aicompress.errors import RecipeError, suggestion
 from aicompress.layer import Layer, LayerInfo
+from aicompress.methods.outputs import Anatomy, Output, Outputs
 from aicompress.weights import Weight
 
 COMMANDS = ("factorize", "quantize", "prune", "distill")
@@ -88,6 +90,29 @@ class LayerMethod(Method):
     describe: Callable[[Any, Weight], dict[str, Any]] = field(kw_only=True, default=lambda config, weight: {})
 
     kind: ClassVar[str] = "layerwise"
+
+
+class LossConfig(MethodConfig):
+    """Parameters of a loss of distillation."""
+
+    weight: float = Field(1.0, gt=0, description="factor of this loss in the sum of all losses")
+
+
+@dataclass(frozen=True)
+class DistillMethod(Method):
+    """A loss between what a student and its teacher give for the same batch.
+
+    Attributes:
+        loss: (student, teacher, config) -> scalar, differentiable in the student's outputs.
+        reads: the outputs that it needs of both.
+        check: (student, teacher, config) -> what makes the loss impossible for these two, as (message, hint), or None.
+    """
+
+    loss: Callable[[Outputs, Outputs, Any], Tensor] = field(kw_only=True)
+    reads: frozenset[Output] = field(kw_only=True)
+    check: Callable[[Anatomy, Anatomy, Any], tuple[str, str] | None] = field(kw_only=True)
+
+    kind: ClassVar[str] = "training"
 
 
 @cache
