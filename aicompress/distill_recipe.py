@@ -1,0 +1,96 @@
+"""Recipes of `distill`: which losses, on which data, and how long to train."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any, Literal, Self
+
+from pydantic import Field, SerializeAsAny, model_validator
+
+from aicompress.data.section import Data
+from aicompress.errors import RecipeError
+from aicompress.methods import get
+from aicompress.methods.registry import LossConfig
+from aicompress.recipe import Model, Section, absolute, find, read_yaml, validated, with_overrides
+
+
+class Training(Section):
+    """How the student is trained: AdamW, linear warm-up, cosine decay to zero."""
+
+    steps: int = Field(500, ge=1, description="optimizer steps")
+    batch: int = Field(32, ge=1, description="samples in a step, over all processes")
+    accumulate: int = Field(1, ge=1, description="parts that a step's batch is computed in, to save memory")
+    learning_rate: float = Field(3e-4, gt=0, description="peak; a scale's is multiplied by the scale's own size")
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with a rising rate")
+    weight_decay: float = Field(0.01, ge=0, description="of matrices; biases, norms and scales are not decayed")
+    clip: float | None = Field(1.0, gt=0, description="longest gradient; none does not clip")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="of forward and backward passes; weights stay fp32. auto: bf16 where the processor has it"
+    )
+    evaluate_every: int = Field(100, ge=1, description="steps between measurements of the held-out loss")
+    held_out: float = Field(0.05, gt=0, lt=1, description="share of the samples that is never trained on")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of a moving average of the weights, which is kept")
+    keep_zeros: Literal["auto"] | bool = Field(
+        "auto", description="weights that are exactly zero stay zero; auto: where an earlier step pruned"
+    )
+    cache: Literal["auto"] | bool = Field(
+        "auto", description="compute the teacher's outputs once; auto: where samples repeat and 512 MiB hold them"
+    )
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.batch % self.accumulate:
+            raise ValueError(f"accumulate {self.accumulate} does not divide batch {self.batch}")
+        return self
+
+
+class DistillRecipe(Section):
+    """A recipe of distill."""
+
+    version: Literal[1]
+    method: SerializeAsAny[LossConfig]
+    also: tuple[SerializeAsAny[LossConfig], ...] = Field((), description="more losses, each with its weight")
+    model: Model | None = None
+    data: Data
+    training: Training = Training()
+    seed: int = Field(0, ge=0)
+    gates: tuple[str, ...] = ()
+
+    @property
+    def losses(self) -> tuple[LossConfig, ...]:
+        """Every term of the sum."""
+        return (self.method, *self.also)
+
+    def sha256(self) -> str:
+        """Digest of the resolved recipe."""
+        return hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode()).hexdigest()
+
+    def resolved(self) -> dict[str, Any]:
+        """Every field with its value, JSON-ready."""
+        return self.model_dump(mode="json")
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> DistillRecipe:
+    """Read and validate a recipe of distill.
+
+    Raises:
+        RecipeError, Problems: what is wrong, with hints.
+    """
+    path = find(name)
+    plain = with_overrides(read_yaml(path.read_text(encoding="utf-8"), path.name), overrides)
+    losses = {"method": _loss(plain.get("method"), "method", path.name)}
+    also = plain.get("also", [])
+    if not isinstance(also, list):
+        raise RecipeError(f"{path.name}: also is not a list", "also: [{name: hidden, weight: 0.5}]")
+    terms = [_loss(term, f"also[{number}]", path.name) for number, term in enumerate(also)]
+    recipe: DistillRecipe = absolute(validated(DistillRecipe, {**plain, **losses, "also": terms}, ""), path.parent)
+    return recipe
+
+
+def _loss(plain: Any, where: str, file: str) -> LossConfig:
+    if not isinstance(plain, dict) or "name" not in plain:
+        raise RecipeError(f"{file}: {where}.name is missing", "see `aicompress methods distill`")
+    config: LossConfig = validated(get("distill", str(plain["name"])).config, plain, where)  # type: ignore[assignment]
+    return config

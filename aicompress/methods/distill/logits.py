@@ -1,0 +1,36 @@
+"""What the losses on logits share: the mix with labels, and which pairs of models they fit."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from aicompress.methods.outputs import Anatomy, Output, wanted
+
+READS: frozenset[Output] = frozenset({"logits"})
+
+
+def with_labels(distance: Tensor, logits: Tensor, labels: Tensor | None, alpha: float) -> Tensor:
+    """alpha * distance + (1 - alpha) * cross-entropy, the mean over positions.
+
+    Args:
+        distance: scalar distance to the teacher.
+        logits: the student's, (positions, classes).
+        labels: (positions,) int64; not read where alpha is 1.
+    """
+    if alpha == 1:
+        return distance
+    return alpha * distance + (1 - alpha) * F.cross_entropy(logits.float(), wanted(labels, "labels"))
+
+
+def check_logits(student: Anatomy, teacher: Anatomy, alpha: float) -> tuple[str, str] | None:
+    """What keeps a student's logits from being compared with a teacher's, as (message, hint), or None."""
+    if student.classes is None or teacher.classes is None:
+        which = "student" if student.classes is None else "teacher"
+        return f"the {which} gives no logits", "an encoder is distilled by embedding, hidden or relation"
+    if student.classes != teacher.classes:
+        sizes = f"{student.classes} classes and the teacher {teacher.classes}"
+        return f"the student's logits have {sizes}", "distil between models of one vocabulary, or one set of classes"
+    if alpha < 1 and not student.labels:
+        return f"alpha {alpha:g} needs labels, and the data has none", "name data.labels, or set method.alpha: 1.0"
+    return None

@@ -1,0 +1,57 @@
+"""What a loss of distillation is given: the outputs of two models for the same batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+Output = Literal["logits", "embedding", "hidden"]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What one model gave for a batch. Only what some loss reads is there.
+
+    Attributes:
+        logits: (positions, classes) float; the positions of padding and of no next token are left out already.
+        embedding: (batch, width) sentence embeddings, pooled as the checkpoint says.
+        hidden: (batch, tokens, width) for the input of the first layer and the output of each.
+        mask: (batch, tokens) bool, True where `hidden` holds a real token; None where all are.
+        labels: (positions,) int64 true classes or next tokens.
+    """
+
+    logits: Tensor | None = None
+    embedding: Tensor | None = None
+    hidden: tuple[Tensor, ...] = ()
+    mask: Tensor | None = None
+    labels: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What is known of a model's outputs before it runs.
+
+    Attributes:
+        classes: width of the logits; None where the model has none.
+        width: width of the hidden states and embeddings; None where it has none.
+        depth: number of layers; None where it has none.
+        labels: the data gives true classes.
+    """
+
+    classes: int | None = None
+    width: int | None = None
+    depth: int | None = None
+    labels: bool = False
+
+
+def wanted(tensor: Tensor | None, what: str) -> Tensor:
+    """An output that a loss needs.
+
+    Raises:
+        ValueError: the model was not asked for it.
+    """
+    if tensor is None:
+        raise ValueError(f"the loss needs {what}")
+    return tensor

@@ -1,0 +1,27 @@
+"""The tokenizer that lies beside a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from aicompress.errors import CheckpointError
+
+FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
+
+
+def load_tokenizer(folder: Path | None) -> Any | None:
+    """A Hugging Face tokenizer, or None where the folder holds none. The checkpoint's own code is never run.
+
+    Raises:
+        CheckpointError: its files cannot be read.
+    """
+    if folder is None or not any((folder / name).is_file() for name in FILES):
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{folder}: its tokenizer cannot be read: {first}"[:300], "") from error

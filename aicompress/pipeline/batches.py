@@ -1,0 +1,154 @@
+"""What a student learns from: samples tokenized once, divided once, and in an order that seed and step decide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from aicompress.data import Source, split
+from aicompress.errors import RecipeError
+
+BUCKET = 32  # batches whose samples are sorted by length together
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some samples, ready for a model.
+
+    Attributes:
+        index: (batch,) which samples they are.
+        inputs: the model's arguments by name; a model that takes one unnamed tensor has it under "".
+        labels: (batch,) int64, or None.
+    """
+
+    index: Tensor
+    inputs: dict[str, Tensor]
+    labels: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device; `index` stays where it is."""
+        inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
+        return Batch(self.index, inputs, None if self.labels is None else self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Samples:
+    """All samples.
+
+    Attributes:
+        columns: (samples, ...) by argument name, token ids as int32; padded texts have `attention_mask` among them.
+        labels: (samples,) int64, or None.
+        source: where they came from.
+    """
+
+    columns: dict[str, Tensor]
+    labels: Tensor | None
+    source: Source
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    @property
+    def lengths(self) -> Tensor | None:
+        """(samples,) real tokens of padded texts; None where all samples are alike."""
+        mask = self.columns.get("attention_mask")
+        return None if mask is None else mask.sum(dim=1)
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens in all samples; 0 where they are no texts."""
+        if self.lengths is not None:
+            return int(self.lengths.sum())
+        ids = self.columns.get("input_ids")
+        return 0 if ids is None else ids.numel()
+
+    def batch(self, index: Tensor) -> Batch:
+        """Some of them; padding that none of these needs is cut off."""
+        picked = {name: _wide(column[index]) for name, column in self.columns.items()}
+        mask = picked.get("attention_mask")
+        if mask is not None:
+            used = mask.any(dim=0)
+            picked = {name: column[:, used] for name, column in picked.items()}
+        return Batch(index, picked, None if self.labels is None else self.labels[index])
+
+
+def _wide(column: Tensor) -> Tensor:
+    """Token ids are kept as int32 and given to a model as int64."""
+    return column.long() if column.dtype is torch.int32 else column
+
+
+@dataclass(frozen=True)
+class Division:
+    """Which samples are trained on, in which order, and which are held out.
+
+    The order is a function of seed and step, so that a resumed run needs no generator's state.
+
+    Attributes:
+        train, held_out: indices, disjoint.
+        batch: samples in a step.
+        seed: decides the order.
+        lengths: (samples,), so that a batch holds texts of like length; None where all are alike.
+    """
+
+    train: Tensor
+    held_out: Tensor
+    batch: int
+    seed: int
+    lengths: Tensor | None = None
+
+    def at(self, step: int) -> Tensor:
+        """(batch,) samples of a step, counted from 0."""
+        per_epoch = len(self.train) // self.batch
+        epoch, position = divmod(step, per_epoch)
+        return _epoch(self, epoch)[position]
+
+    def used(self, steps: int) -> Tensor:
+        """Every sample that some step uses, ascending."""
+        if steps >= len(self.train) // self.batch:
+            return self.train
+        return torch.cat([self.at(step) for step in range(steps)]).sort().values
+
+    def in_order(self, index: Tensor, batch: int) -> Iterator[Tensor]:
+        """Given samples in batches of like length, for passes in which the order does not matter."""
+        ordered = index if self.lengths is None else index[self.lengths[index].argsort(stable=True)]
+        return iter(torch.split(ordered, batch))
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+@lru_cache(maxsize=2)
+def _epoch(division: Division, epoch: int) -> Tensor:
+    """(batches, batch) one pass over the training samples; what does not fill a batch waits for another epoch."""
+    generator = torch.Generator().manual_seed(division.seed * 1_000_003 + epoch)
+    order = division.train[torch.randperm(len(division.train), generator=generator)]
+    count = len(order) // division.batch
+    order = order[: count * division.batch]
+    if division.lengths is not None:
+        lengths = division.lengths
+        buckets = torch.split(order, BUCKET * division.batch)
+        order = torch.cat([bucket[lengths[bucket].argsort(stable=True)] for bucket in buckets])
+    batches = order.view(count, division.batch)
+    return batches[torch.randperm(count, generator=generator)]
+
+
+def divide(samples: Samples, held_out: float, batch: int, seed: int) -> Division:
+    """Hold out a share of the samples.
+
+    Raises:
+        RecipeError: what is left does not fill one batch.
+    """
+    train, held = split(len(samples), held_out, seed)
+    if len(train) < batch:
+        raise RecipeError(
+            f"{samples.source.path} leaves {len(train)} training samples, a batch takes {batch}",
+            f"training.batch: {len(train)}, or more data",
+        )
+    return Division(train, held, batch, seed, samples.lengths)

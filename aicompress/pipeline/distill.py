@@ -1,0 +1,195 @@
+"""Distillation: a student checkpoint in, the same checkpoint with trained weights out, closer to its teacher."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from aicompress import __version__
+from aicompress.checkpoint import Checkpoint, CheckpointWriter
+from aicompress.checkpoint.reader import digests
+from aicompress.distill_recipe import Training
+from aicompress.model.load import trainable
+from aicompress.pipeline.distill_plan import DistillPlan, make_plan, with_all_digests
+from aicompress.pipeline.finish import Facts, finish
+from aicompress.pipeline.output import Output
+from aicompress.pipeline.processes import Processes, processes
+from aicompress.pipeline.student import Student
+from aicompress.pipeline.teaching import Loss, Side, Teacher, remember
+from aicompress.pipeline.training import Lesson, Trainer
+from aicompress.pipeline.training_state import StateFile
+from aicompress.report.model import LayerRow, Report
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a distillation runs; nothing here changes the numbers.
+
+    Attributes:
+        resume: go on where a stopped run of the same step was.
+        latency: "auto" times the forward passes of input and output, "off" does not.
+        progress: called with (what, done, total).
+        save_seconds: least time between two saved states.
+        device: cpu, cuda, or auto for a GPU where there is one.
+    """
+
+    resume: bool = False
+    latency: str = "auto"
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None
+    save_seconds: float = 60.0
+    device: str = "cpu"
+
+
+def run(plan: DistillPlan, options: Options | None = None) -> Report:
+    """Train the student and write it, its report inside.
+
+    Under torchrun every rank trains and the first one writes; the others return its report.
+
+    Raises:
+        CompressError: a loss is not a number; nothing is left behind.
+        OutOfSpace: the disk is full; nothing is left behind.
+    """
+    options = options or Options()
+    start = time.perf_counter()
+    device = torch.device(_resolved(options.device))
+    team = processes(device)
+    lesson, student = _lesson(plan, device, options)
+    if team.rank != 0:
+        Trainer(lesson, student.trained(plan.keep_zeros), plan.training, None, team).run(options.progress, 0)
+        team.wait()
+        return _written_report(plan.output)
+    output = plan.output
+    with (
+        CheckpointWriter(output.destination.path, output.shards, options.resume) as writer,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        inputs = pool.submit(lambda: (digests(plan.checkpoint.source), digests(plan.teacher.source)))
+        state = StateFile(writer.work, fingerprint(plan))
+        trainer = Trainer(lesson, student.trained(plan.keep_zeros), plan.training, state, team)
+        if options.resume:
+            trainer.resume()
+        trainer.run(options.progress, options.save_seconds)
+        rows = _write(plan, student, writer)
+        state.remove()
+        facts = _facts(plan, student, trainer, rows, start)
+        report = finish(facts, _final(output, inputs), writer, options.latency)
+    team.wait()
+    return report
+
+
+def _resolved(device: str) -> str:
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _lesson(plan: DistillPlan, device: torch.device, options: Options) -> tuple[Lesson, Student]:
+    """Both models, loaded, and the teacher's outputs where they are worth keeping."""
+    model = _load(plan.checkpoint, plan.student_module(), device)
+    student = Student.of(model, plan.checkpoint)
+    tutor = _load(plan.teacher, plan.teacher_module(), device).requires_grad_(False)
+    loss = Loss(plan.losses)
+    unknown = torch.full((len(plan.samples),), -1)
+    teacher = Teacher(Side(tutor, plan.teacher_runner), loss.reads, {}, unknown)
+    if plan.cached:
+        index = torch.cat([plan.division.used(plan.training.steps), plan.division.held_out])
+        batches = plan.division.in_order(index, plan.training.batch)
+        teacher = remember(
+            teacher, plan.samples, batches, device, lambda done: options.progress("teacher", done, len(index))
+        )
+    return Lesson(Side(model, plan.runner), teacher, loss, plan.samples, plan.division), student
+
+
+def _load(checkpoint: Checkpoint, module: nn.Module | None, device: torch.device) -> nn.Module:
+    """A model with its compressed layers decoded in the graph, without dropout and with fixed batch statistics."""
+    loaded: nn.Module = trainable(checkpoint.path, model=module, device=device)
+    return loaded.eval()
+
+
+def fingerprint(plan: DistillPlan) -> str:
+    """Digest of everything that decides the output's bytes: inputs, data, recipe, version, precision, file layout."""
+    inputs = [
+        [name, str(ref.file), ref.begin, str(ref.spec), ref.file.stat().st_mtime_ns, ref.file.stat().st_size]
+        for checkpoint in (plan.checkpoint, plan.teacher)
+        for name, ref in checkpoint.tensors.items()
+    ]
+    shards = [[shard.name, shard.nbytes, list(shard.specs)] for shard in plan.output.shards]
+    whole = [__version__, plan.recipe.sha256(), plan.training.precision, plan.samples.source.sha256, inputs, shards]
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+
+def _write(plan: DistillPlan, student: Student, writer: CheckpointWriter) -> tuple[LayerRow, ...]:
+    """Write every parameter; a row for each layer."""
+    infos: dict[str, list[Any]] = {}
+    for info in plan.layers:
+        infos.setdefault(info.tensor, []).append(info)
+    rows: list[LayerRow] = []
+    for name in plan.output.parameters:
+        value = student.value(name)
+        for disk, tensor in plan.output.encode(name, value).items():
+            writer.put(disk, tensor)
+        rows += [student.row(info, value, plan.recipe.method.name) for info in infos.get(name, [])]
+    return tuple(rows)
+
+
+def _final(output: Output, inputs: Future[tuple[dict[str, str], dict[str, str]]]) -> Output:
+    student, teacher = inputs.result()
+    return with_all_digests(output, student, teacher)
+
+
+def _facts(plan: DistillPlan, student: Student, trainer: Trainer, rows: tuple[LayerRow, ...], start: float) -> Facts:
+    course = trainer.course
+    warnings = list(plan.warnings)
+    if course.best_step == 0:
+        warnings.append("no step was better than the input on the held-out samples: the weights are the input's")
+    return Facts(
+        plan.recipe, plan.checkpoint, plan.kinds, rows, tuple(warnings), start, training=_training(plan, trainer)
+    )
+
+
+def _training(plan: DistillPlan, trainer: Trainer) -> dict[str, Any]:
+    """The report's training section."""
+    course, settings = trainer.course, plan.training
+    seconds = course.seconds or float("inf")
+    return {
+        "teacher": {
+            "path": str(plan.teacher.path),
+            "bytes": sum(ref.spec.nbytes for ref in plan.teacher.tensors.values()),
+        },
+        "loss": " + ".join(f"{config.weight:g} {method.name}" for method, config in plan.losses),
+        "curve": [dataclasses.asdict(point) for point in course.curve],
+        "best_step": course.best_step,
+        "held_out_before": course.before,
+        "held_out_after": course.best,
+        "held_out_samples": len(plan.division.held_out),
+        "train_samples": len(plan.division.train),
+        "epochs": course.samples / len(plan.division.train),
+        "trained_parameters": sum(p.numel() for p in trainer.trained.parameters.values()),
+        "zeros_kept": sum(int(zero.sum()) for zero in trainer.trained.zeros.values()),
+        "precision": settings.precision,
+        "processes": trainer.team.size,
+        "cached_teacher": plan.cached,
+        "samples_per_second": course.samples / seconds,
+        "tokens_per_second": course.tokens / seconds if course.tokens else None,
+        "seconds": course.seconds,
+    }
+
+
+def _written_report(output: Output) -> Report:
+    """The report that the first rank wrote."""
+    out = output.destination.path
+    path = out.parent / f"{out.stem}.report.json" if output.destination.single else out / "report.json"
+    return Report.from_json(Path(path).read_text(encoding="utf-8"))
+
+
+__all__ = ["DistillPlan", "Options", "Processes", "Training", "fingerprint", "make_plan", "run"]

@@ -1,0 +1,262 @@
+"""The training loop: AdamW on the student's stored tensors, the best held-out weights kept, resumable to the bit.
+
+Nothing in it draws random numbers: the order of samples is a function of seed and step, and both models run without
+dropout and with fixed batch statistics. So a resumed run needs weights, moments and counters only.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from aicompress.distill_recipe import Training
+from aicompress.errors import CompressError
+from aicompress.pipeline.batches import Batch, Division, Samples
+from aicompress.pipeline.processes import Processes
+from aicompress.pipeline.teaching import Loss, Side, Teacher
+from aicompress.pipeline.training_state import Course, Point, StateFile
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is learnt, from whom, and on what.
+
+    Attributes:
+        student: the model that is trained.
+        teacher: the model that it learns from.
+        loss: distance between the two.
+        samples: all of them.
+        division: which are trained on, and when.
+    """
+
+    student: Side
+    teacher: Teacher
+    loss: Loss
+    samples: Samples
+    division: Division
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Parameters that are trained.
+
+    Attributes:
+        parameters: by name.
+        dtypes: what each is stored as; held-out losses are measured on weights rounded to it.
+        zeros: True where a weight must stay zero.
+        scales: names of quantization scales, whose learning rate is relative to their size.
+    """
+
+    parameters: dict[str, nn.Parameter]
+    dtypes: Mapping[str, torch.dtype]
+    zeros: Mapping[str, Tensor]
+    scales: frozenset[str]
+
+
+def rate(step: int, settings: Training) -> float:
+    """Factor of the learning rate at a step, counted from 0: linear warm-up, then half a cosine down to 0.
+
+    Loshchilov and Hutter, "SGDR", 2017, equation 5, with one period.
+    """
+    warmup = round(settings.warmup * settings.steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (settings.steps - warmup)))
+
+
+class Trainer:
+    """One training run.
+
+    Args:
+        lesson: what to learn.
+        trained: what may change.
+        settings: the recipe's training section, its precision resolved.
+        state: where the run is saved, or None for a process that does not save.
+        team: the processes that train together.
+    """
+
+    def __init__(
+        self, lesson: Lesson, trained: Trained, settings: Training, state: StateFile | None, team: Processes
+    ) -> None:
+        self.lesson, self.trained, self.settings, self.state, self.team = lesson, trained, settings, state, team
+        self.device = next(iter(trained.parameters.values())).device
+        self.optimizer = _optimizer(trained, settings)
+        self.course = Course()
+        self.best: dict[str, Tensor] = {}
+        self.average = {n: p.detach().clone() for n, p in trained.parameters.items()} if settings.ema else {}
+
+    def run(self, progress: Callable[[str, int, int], None], save_seconds: float) -> None:
+        """Train to the last step, from the saved state if there is one; then hold the best weights.
+
+        Raises:
+            CompressError: a loss or gradient is not a number.
+        """
+        settings, course = self.settings, self.course
+        if not course.curve:
+            self._measure()
+        saved = time.perf_counter()
+        while course.step < settings.steps:
+            start = time.perf_counter()
+            self._step()
+            course.seconds += time.perf_counter() - start
+            if course.step % settings.evaluate_every == 0 or course.step == settings.steps:
+                self._measure()
+            if self.state is not None and time.perf_counter() - saved >= save_seconds:
+                self.state.save(course, self._tensors())
+                saved = time.perf_counter()
+            progress(f"loss {course.curve[-1].held_out:.4g}", course.step, settings.steps)
+        if course.best_step:
+            self._put(self.best)
+
+    def resume(self) -> None:
+        """Take up the saved state; nothing where there is none."""
+        found = self.state.load() if self.state is not None else None
+        if found is None:
+            return
+        self.course, tensors = found
+        tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
+        self._put(_under("weight.", tensors))
+        self.best, self.average = _under("best.", tensors), _under("average.", tensors)
+        moments = _under("moment.", tensors)
+        for name, parameter in self.trained.parameters.items():
+            own = _under(f"{name}/", moments)
+            if own:
+                self.optimizer.state[parameter] = own
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Everything that changes, by name."""
+        found = {f"weight.{name}": parameter.detach() for name, parameter in self.trained.parameters.items()}
+        found |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        found |= {f"average.{name}": tensor for name, tensor in self.average.items()}
+        for name, parameter in self.trained.parameters.items():
+            own = self.optimizer.state.get(parameter, {})
+            found |= {f"moment.{name}/{key}": value for key, value in own.items()}
+        return found
+
+    def _step(self) -> None:
+        """One optimizer step."""
+        settings, course = self.settings, self.course
+        mine = self.lesson.division.at(course.step)[self.team.rank :: self.team.size]
+        loss = torch.zeros((), device=self.device)
+        for part in mine.chunk(settings.accumulate):
+            batch = self.lesson.samples.batch(part).to(self.device)
+            share = self._loss(batch, settings.precision) * (len(part) / len(mine))
+            share.backward()  # type: ignore[no-untyped-call]
+            loss += share.detach()
+            course.tokens += _tokens(batch) * self.team.size
+        gradients = [p.grad for p in self.trained.parameters.values() if p.grad is not None]
+        self.team.average([*gradients, loss])
+        self._mask_gradients()
+        norm = nn.utils.get_total_norm(gradients)
+        self._require_finite(float(loss), float(norm))
+        if settings.clip is not None:
+            nn.utils.clip_grads_with_norm_(self.trained.parameters.values(), settings.clip, norm)
+        factor = rate(course.step, settings)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        for name, tensor in self.average.items():
+            tensor.lerp_(self.trained.parameters[name].detach(), 1 - (settings.ema or 0))
+        course.step += 1
+        course.running += float(loss)
+        course.samples += settings.batch
+
+    def _loss(self, batch: Batch, precision: str) -> Tensor:
+        student = self.lesson.student(batch, self.lesson.loss.reads, precision)
+        return self.lesson.loss(student, self.lesson.teacher(batch, precision))
+
+    def _mask_gradients(self) -> None:
+        """A weight with no gradient ever has no moments, so AdamW leaves a zero exactly zero."""
+        for name, zero in self.trained.zeros.items():
+            gradient = self.trained.parameters[name].grad
+            if gradient is not None:
+                gradient.masked_fill_(zero, 0)
+
+    def _require_finite(self, loss: float, norm: float) -> None:
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
+        raise CompressError(
+            f"{what} at step {self.course.step + 1}: nothing is written",
+            "lower training.learning_rate, lengthen training.warmup, or set training.precision: fp32",
+        )
+
+    @torch.no_grad()
+    def _measure(self) -> None:
+        """Held-out loss of the weights as they would be stored; keep them if none were better."""
+        course = self.course
+        since = course.step - (course.curve[-1].step if course.curve else 0)
+        with self._as_stored() as candidate:
+            loss = self._held_out()
+            if not math.isfinite(loss):
+                raise CompressError(f"the held-out loss is {loss} at step {course.step}", "check teacher and data")
+            better = bool(course.curve) and loss < course.best
+            if better:
+                self.best = {name: tensor.clone() for name, tensor in candidate.items()}
+        course.curve.append(Point(course.step, course.running / since if since else None, loss))
+        course.running = 0.0
+        if better:
+            course.best_step = course.step
+
+    @contextmanager
+    def _as_stored(self) -> Iterator[dict[str, Tensor]]:
+        """For a while, the averaged weights where there are some, rounded to the dtypes they are stored in."""
+        own = {name: parameter.detach().clone() for name, parameter in self.trained.parameters.items()}
+        source = self.average or own
+        candidate = {name: tensor.to(self.trained.dtypes[name]).float() for name, tensor in source.items()}
+        self._put(candidate)
+        try:
+            yield candidate
+        finally:
+            self._put(own)
+
+    def _held_out(self) -> float:
+        """Mean loss of the held-out samples, in float32."""
+        division, total = self.lesson.division, torch.zeros(2, dtype=torch.float64)
+        for number, index in enumerate(division.in_order(division.held_out, division.batch)):
+            if number % self.team.size == self.team.rank:
+                batch = self.lesson.samples.batch(index).to(self.device)
+                total += torch.tensor([float(self._loss(batch, "fp32")) * len(index), len(index)], dtype=torch.float64)
+        total = self.team.total(total)
+        return float(total[0] / total[1])
+
+    @torch.no_grad()
+    def _put(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            self.trained.parameters[name].copy_(tensor)
+
+
+def _optimizer(trained: Trained, settings: Training) -> torch.optim.AdamW:
+    """AdamW; matrices decay, and a scale's rate is relative to its size (a scale of 0.01 would not survive 3e-4)."""
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    scales: list[dict[str, object]] = []
+    for name, parameter in trained.parameters.items():
+        if name in trained.scales:
+            size = float(parameter.detach().square().mean().sqrt())
+            scales.append({"params": [parameter], "peak": settings.learning_rate * size, "weight_decay": 0.0})
+        else:
+            (decayed if parameter.ndim >= 2 or name.endswith("_values") else plain).append(parameter)
+    peak = settings.learning_rate
+    matrices = {"params": decayed, "peak": peak, "weight_decay": settings.weight_decay}
+    vectors = {"params": plain, "peak": peak, "weight_decay": 0.0}
+    groups = [group for group in (matrices, vectors, *scales) if group["params"]]
+    return torch.optim.AdamW(groups, lr=peak, fused=True)
+
+
+def _tokens(batch: Batch) -> int:
+    mask = batch.inputs.get("attention_mask", batch.inputs.get("input_ids"))
+    if mask is None:
+        return 0
+    return int(mask.sum()) if "attention_mask" in batch.inputs else mask.numel()
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

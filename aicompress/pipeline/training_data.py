@@ -1,0 +1,71 @@
+"""Samples for training, read and tokenized as the student's task needs them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.data import Data, Source, Tokenizer, arrays, batches, labelled, sentences, token_windows
+from aicompress.errors import RecipeError
+from aicompress.model.outputs import Task
+from aicompress.pipeline.batches import Samples
+
+
+def read_samples(data: Data, task: Task, checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> Samples:
+    """Everything that the data section names: windows of tokens, texts, labelled texts or arrays.
+
+    Equal texts are taken once, so that no held-out text is trained on.
+
+    Raises:
+        RecipeError: the data does not fit the task, or cannot be read.
+        CheckpointError: texts, and no tokenizer that can pad them.
+    """
+    _check_length(data, checkpoint)
+    if data.kind == "arrays":
+        return _arrays(data, task, checkpoint)
+    if task == "module":
+        raise RecipeError(
+            f"{data.path}: a bare model learns from arrays, not from {data.kind}", "data.arrays: file.npz"
+        )
+    if task == "causal":
+        windows, source = token_windows(data, tokenizer)
+        return Samples({"input_ids": windows.int()}, None, source)
+    if data.labels is not None:
+        texts, labels, source = labelled(data, None, _class_names(checkpoint))
+        first = _first_of_equals(texts)
+        return _texts([texts[i] for i in first], labels[torch.tensor(first)], source, data, tokenizer)
+    texts, source = sentences(data)
+    return _texts([texts[i] for i in _first_of_equals(texts)], None, source, data, tokenizer)
+
+
+def _check_length(data: Data, checkpoint: Checkpoint) -> None:
+    limit = (checkpoint.config or {}).get("max_position_embeddings")
+    if data.kind != "arrays" and limit is not None and data.length > limit:
+        raise RecipeError(f"data.length {data.length} is beyond the student's {limit} positions", f"length: {limit}")
+
+
+def _class_names(checkpoint: Checkpoint) -> list[str]:
+    named = (checkpoint.config or {}).get("id2label") or {}
+    return [str(named[key]) for key in sorted(named, key=int)]
+
+
+def _first_of_equals(texts: list[str]) -> list[int]:
+    """Where each different text stands first, in their order."""
+    return sorted({text: place for place, text in reversed(list(enumerate(texts)))}.values())
+
+
+def _texts(texts: list[str], labels: Tensor | None, source: Source, data: Data, tokenizer: Tokenizer | None) -> Samples:
+    (padded,) = batches(texts, tokenizer, len(texts), data.length)
+    return Samples({name: column.int() for name, column in padded.items()}, labels, source)
+
+
+def _arrays(data: Data, task: Task, checkpoint: Checkpoint) -> Samples:
+    inputs, labels, source = arrays(data)
+    if task == "module":
+        return Samples({"": inputs}, labels, source)
+    if inputs.dtype.is_floating_point:
+        return Samples({"pixel_values": inputs[:, None] if inputs.ndim == 3 else inputs}, labels, source)
+    if inputs.ndim != 2:
+        raise RecipeError(f"{data.path}: token ids are {tuple(inputs.shape)}", "(samples, tokens) is expected")
+    return Samples({"input_ids": inputs}, labels, source)

@@ -1,0 +1,127 @@
+"""The state of a training run on disk, so that a killed run can go on: tensors as safetensors, the rest as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from aicompress.errors import Refused
+
+FOLDER = "training"
+STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measurement of the losses.
+
+    Attributes:
+        step: optimizer steps done.
+        train: mean training loss of the steps since the point before; None at step 0.
+        held_out: loss of the held-out samples.
+    """
+
+    step: int
+    train: float | None
+    held_out: float
+
+
+@dataclass
+class Course:
+    """How far a run is.
+
+    Attributes:
+        step: optimizer steps done.
+        best_step: where the held-out loss was lowest; 0 is the input.
+        curve: every measurement.
+        running: sum of the training losses since the last one.
+        samples, tokens: trained on so far, repetitions counted.
+        seconds: spent in training steps.
+    """
+
+    step: int = 0
+    best_step: int = 0
+    curve: list[Point] = field(default_factory=list)
+    running: float = 0.0
+    samples: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    @property
+    def before(self) -> float:
+        """Held-out loss of the input."""
+        return self.curve[0].held_out
+
+    @property
+    def best(self) -> float:
+        """Lowest held-out loss."""
+        return next(point.held_out for point in self.curve if point.step == self.best_step)
+
+
+class StateFile:
+    """Saves and restores a run in its working directory.
+
+    A state is complete when `state.json` names it, so a kill at any moment leaves the state before or the new one.
+
+    Args:
+        work: working directory of the output.
+        fingerprint: digest of everything that decides the result.
+    """
+
+    def __init__(self, work: Path, fingerprint: str) -> None:
+        self.folder = work / FOLDER
+        self.fingerprint = fingerprint
+
+    def save(self, course: Course, tensors: dict[str, Tensor]) -> None:
+        """Replace the saved state."""
+        self.folder.mkdir(exist_ok=True)
+        name = f"state-{course.step}.safetensors"
+        partial = self.folder / f"{name}.partial"
+        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, partial)
+        _replace(partial, self.folder / name)
+        plain = {"fingerprint": self.fingerprint, "tensors": name, "course": asdict(course)}
+        written = self.folder / f"{STATE}.partial"
+        written.write_text(json.dumps(plain), encoding="utf-8")
+        _replace(written, self.folder / STATE)
+        for other in self.folder.glob("state-*.safetensors*"):
+            if other.name != name:
+                other.unlink()
+
+    def load(self) -> tuple[Course, dict[str, Tensor]] | None:
+        """The saved state, or None where there is none.
+
+        Raises:
+            Refused: it belongs to a run with another input, recipe or version.
+        """
+        path = self.folder / STATE
+        if not path.is_file():
+            return None
+        plain: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if plain["fingerprint"] != self.fingerprint:
+            raise Refused(
+                f"{self.folder.parent} belongs to a run with another input, recipe or version",
+                "run without --resume to start again",
+            )
+        course = Course(**{**plain["course"], "curve": [Point(**point) for point in plain["course"]["curve"]]})
+        return course, load_file(self.folder / plain["tensors"])
+
+    def remove(self) -> None:
+        """Delete the state: the run is complete."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _replace(partial: Path, final: Path) -> None:
+    """Rename into place after the bytes are on disk."""
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    os.replace(partial, final)
