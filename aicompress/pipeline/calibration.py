@@ -10,7 +10,7 @@ from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.data import Data, Source, arrays, batches, sentences, token_windows
-from aicompress.model.load import tokenizer
+from aicompress.model.tokenizer import load_tokenizer
 
 DEFAULT_SAMPLES = 128
 ROWS = 4096  # tokens that run through the model at a time
@@ -41,12 +41,12 @@ def calibration_inputs(checkpoint: Checkpoint, model: Any, data: Data, seed: int
         step = max(1, ROWS // 64)
         found = [{name: inputs[at : at + step]} for at in range(0, len(inputs), step)]
     elif generates(checkpoint):
-        windows, source = token_windows(data, tokenizer(checkpoint.path), seed)
+        windows, source = token_windows(data, load_tokenizer(checkpoint.source.folder), seed)
         step = max(1, ROWS // data.length)
         found = [_language(model, windows[at : at + step]) for at in range(0, len(windows), step)]
     else:
         texts, source = sentences(data, seed)
-        found = list(batches(texts, tokenizer(checkpoint.path), max(1, ROWS // data.length), data.length))
+        found = list(batches(texts, load_tokenizer(checkpoint.source.folder), max(1, ROWS // data.length), data.length))
     return Inputs(tuple(_my_share(found)), source)
 
 

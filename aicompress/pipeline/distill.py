@@ -22,6 +22,7 @@ from aicompress.distill_recipe import Training
 from aicompress.model.load import trainable
 from aicompress.pipeline.distill_plan import DistillPlan, make_plan, with_all_digests
 from aicompress.pipeline.finish import Facts, finish
+from aicompress.pipeline.latency import Mode
 from aicompress.pipeline.output import Output
 from aicompress.pipeline.processes import Processes, processes
 from aicompress.pipeline.student import Student
@@ -44,7 +45,7 @@ class Options:
     """
 
     resume: bool = False
-    latency: str = "auto"
+    latency: Mode = "auto"
     progress: Callable[[str, int, int], None] = lambda what, done, total: None
     save_seconds: float = 60.0
     device: str = "cpu"

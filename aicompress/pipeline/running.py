@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from aicompress.data import Data, Tokenizer, arrays, batches
 from aicompress.errors import CheckpointError
+from aicompress.model.pooling import Pooling
 from aicompress.recipe import Model
 
 Inputs = Tensor | dict[str, Tensor]
@@ -25,11 +27,13 @@ class Running:
         path: as given.
         module: in evaluation mode.
         tokenizer: None where the checkpoint has none.
+        pooling: how token states become a sentence embedding.
     """
 
     path: str
     module: nn.Module
     tokenizer: Tokenizer | None
+    pooling: Pooling
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,10 @@ class Setting:
         Raises:
             CheckpointError: damaged, or nothing says how to run it.
         """
-        from aicompress.model.load import load, tokenizer
+        from aicompress.model.load import load
+        from aicompress.model.pooling import pooling
         from aicompress.model.sequential import module_for
+        from aicompress.model.tokenizer import load_tokenizer
 
         built = None if self.model is None else module_for(path, self.model, self.allow_code)
         module = load(path, model=built, device=self.device)
@@ -62,7 +68,8 @@ class Setting:
                 f"{path} names no architecture, so it cannot be run",
                 "give the recipe a `model:` section, for example model: {sequential: [flatten, fc1, relu, fc2]}",
             )
-        return Running(path, module, tokenizer(path))
+        folder = Path(path) if Path(path).is_dir() else None
+        return Running(path, module, load_tokenizer(folder), pooling(folder))
 
 
 def resolved_device(name: str) -> str:
@@ -72,8 +79,6 @@ def resolved_device(name: str) -> str:
 
 def encoder(running: Running, length: int) -> Callable[[Sequence[str]], Tensor]:
     """Sentences -> embeddings (sentences, width) of a sentence encoder, pooled as the checkpoint says."""
-    from aicompress.model.load import sentence_embedding
-
     device = next(running.module.parameters()).device
 
     @torch.inference_mode()
@@ -82,7 +87,8 @@ def encoder(running: Running, length: int) -> Callable[[Sequence[str]], Tensor]:
         rows: list[Tensor] = []
         for batch in batches([sentences[i] for i in order], running.tokenizer, ENCODED, length):
             moved = {name: tensor.to(device) for name, tensor in batch.items()}
-            rows.append(sentence_embedding(running.module, moved).float().cpu())
+            states = running.module(**moved).last_hidden_state
+            rows.append(running.pooling(states, moved["attention_mask"].bool()).cpu())
         found = torch.empty(len(sentences), rows[0].shape[1])
         found[order] = torch.cat(rows)
         return found

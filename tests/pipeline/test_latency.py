@@ -60,9 +60,16 @@ def test_rounds_fit_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("name", "what"),
-    [("tiny_llama", "1 × 128 tokens"), ("tiny_bert", "8 × 64 tokens"), ("tiny_vit", "8 images"), ("tiny_t5", "1 × 128 tokens")],
+    [
+        ("tiny_llama", "1 × 128 tokens"),
+        ("tiny_bert", "8 × 64 tokens"),
+        ("tiny_vit", "8 images"),
+        ("tiny_t5", "1 × 128 tokens"),
+    ],
 )
-def test_whole_models_are_timed(name: str, what: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_models_are_timed(
+    name: str, what: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(latency, "BUDGET", 0.01)
     source = request.getfixturevalue(name)
     out = compress(source, tmp_path / "out", lambda info, w: integers(w, 8) if info.kind == "linear" else None)

@@ -9,7 +9,9 @@ from aicompress.pipeline.layer_latency import layers
 from tests.model.compressed import compress, integers, low_rank
 
 
-def test_alike_layers_are_timed_once_and_counted(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_alike_layers_are_timed_once_and_counted(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Three decoder layers of seven matrices; up_proj becomes 4-bit, down_proj low rank."""
 
     def pick(info, matrix):  # type: ignore[no-untyped-def]

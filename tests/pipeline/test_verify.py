@@ -21,9 +21,7 @@ def llama(tiny_llama: Path, tmp_path: Path) -> Path:
 def with_report(path: Path) -> None:
     """Note the digests of a checkpoint as the step that wrote it would."""
     after = Side(str(path), 1, 1, 1, {}, digests(locate(path)))
-    report = Report(
-        "quantize", "0", None, after, (), None, {}, {}, (), (), {}, {}, (), 0.0, 0
-    )
+    report = Report("quantize", "0", None, after, (), None, {}, {}, (), (), {}, {}, (), 0.0, 0)
     report_file(locate(path)).write_text(report.to_json())
 
 

@@ -58,7 +58,9 @@ def test_kl_and_agreement_by_hand(model: torch.nn.Module, damaged: torch.nn.Modu
     assert figures["kl"].low >= 0
 
 
-def test_every_baseline_has_its_own_figures(model: torch.nn.Module, damaged: torch.nn.Module, windows: torch.Tensor) -> None:
+def test_every_baseline_has_its_own_figures(
+    model: torch.nn.Module, damaged: torch.nn.Module, windows: torch.Tensor
+) -> None:
     near, far = language_figures(model, [model, damaged], windows)
     assert near["kl"].value == 0 < far["kl"].value
     assert far["perplexity"].baseline != near["perplexity"].baseline
