@@ -199,7 +199,7 @@ def _apply(plan: Plan, job: LayerPlan, stats: InputStats | None) -> tuple[Weight
     seconds = time.perf_counter() - start
     detail = plan.method.describe(job.config, weight)
     note = str(detail.pop("note", ""))
-    error = rel_error(layer.weight, weight.dense())
+    error = rel_error(layer.weight, weight)
     size = outline_nbytes(weight)
     name, form = plan.method.name, weight.form
     row = LayerRow(info.name, info.kind, job.rule, name, form, detail, info.nbytes, size, error, seconds, note)
