@@ -190,6 +190,8 @@ class Architecture:
         if len(widths) != 1 or (width is not None and widths != {width}):
             return []
         groups = _grouped(couplings)
+        if any({coupling.role for coupling in group} != {"producer", "consumer"} for group in groups.values()):
+            return []
         return [FeedForward(name, next(iter(widths)), field, tuple(group)) for name, group in groups.items()]
 
     @cached_property
@@ -204,8 +206,8 @@ class Architecture:
     def _couplings(self, name: str, shape: tuple[int, ...], probed: tuple[int, ...], probe: int) -> Iterable[Coupling]:
         axes = [axis for axis, size in enumerate(shape) if probed[axis] != size]
         disk = self._on_disk(name)
-        if len(axes) != 1 or probed[axes[0]] % probe or len(shape) != len(probed):
-            return
+        if len(axes) != 1 or probed[axes[0]] % probe or (len(shape) > 2 and axes[0] != 0):
+            return  # experts in one tensor of three dimensions lie in an order that the shape does not tell
         produces = axes[0] == (1 if is_transposed(disk, self.config) and len(shape) == 2 else 0)
         yield Coupling(disk, axes[0], probed[axes[0]] // probe, "producer" if produces else "consumer")
 

@@ -44,11 +44,12 @@ class Change:
     Attributes:
         source: the parameter of the input that it is made of.
         cuts: what is cut away from it.
-        note: for the report.
+        detail, note: for the report; both are empty where nothing changes.
     """
 
     source: str
     cuts: tuple[Cut, ...] = ()
+    detail: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
 
 
@@ -140,7 +141,8 @@ def _renumbered(
             changes[name] = Change(name)
         elif block in place:
             new = stack.renumbered(name, place[block])
-            changes[new] = Change(name, note="" if new == name else f"block {block}, now {place[block]}")
+            moved = {} if new == name else {"block": f"{block}, now {place[block]}"}
+            changes[new] = Change(name, detail=moved)
         elif block == 0 and name in expected and stack.renumbered(name, kept[0]) not in present:
             changes[name] = Change(name, note="serves the whole stack: moved to the new first block")
             carried.append(name)
@@ -176,12 +178,7 @@ def narrow(checkpoint: Checkpoint, method: StructuralMethod, config: StructuralC
     """
     architecture = Architecture.of(checkpoint.config, checkpoint.parameters())
     layers = _chosen_layers(architecture.feed_forwards(), config.stack)
-    absent = [c.tensor for layer in layers for c in layer.couplings if c.tensor not in architecture.specs]
-    if absent:
-        raise CheckpointError(
-            f"the checkpoint lacks {absent[0]}, which its architecture has",
-            "save it again with a current transformers, so that its tensors have their present names",
-        )
+    _require_tensors(architecture, layers)
     structures = tuple(Structure(layer.name, layer.width, tuple(_neuron_parts(checkpoint, layer))) for layer in layers)
     sizes = method.sizes(structures, config)
     edited, widths = dict(architecture.config), defaultdict(set)
@@ -196,8 +193,29 @@ def narrow(checkpoint: Checkpoint, method: StructuralMethod, config: StructuralC
         for coupling in layer.couplings if size < layer.width else ():
             earlier = changes[coupling.tensor].cuts
             cut = Cut(number, coupling.axis, coupling.parts)
-            changes[coupling.tensor] = Change(coupling.tensor, (*earlier, cut), f"neurons: {size} of {layer.width}")
+            changes[coupling.tensor] = Change(coupling.tensor, (*earlier, cut), {"neurons": f"{size} of {layer.width}"})
     return Edit(edited, structures, tuple(sizes), changes)
+
+
+def _require_tensors(architecture: Architecture, layers: list[FeedForward]) -> None:
+    """The checkpoint must hold what its config.json says.
+
+    Raises:
+        CheckpointError: a tensor is missing, or of another width.
+    """
+    for layer in layers:
+        for c in layer.couplings:
+            spec = architecture.specs.get(c.tensor)
+            if spec is None:
+                raise CheckpointError(
+                    f"the checkpoint lacks {c.tensor}, which its architecture has",
+                    "save it again with a current transformers, so that its tensors have their present names",
+                )
+            if len(spec.shape) <= c.axis or spec.shape[c.axis] != layer.width * c.parts:
+                raise CheckpointError(
+                    f"{c.tensor} has shape {spec.shape}, but {'.'.join(layer.field)} of config.json is {layer.width}",
+                    "the checkpoint and its config.json do not belong together",
+                )
 
 
 def _chosen_layers(layers: list[FeedForward], stack: str | None) -> list[FeedForward]:

@@ -67,34 +67,41 @@ class StructurePlan:
         if made is None:
             return LayerRow(info.name, info.kind, "method", method, "dropped", {}, info.nbytes, 0, None, seconds)
         name, change = made
-        size, form = _stored(self.output.parameters[name], info)
-        if not change.note:
+        size, form = self._stored(name, info)
+        if not change.detail and not change.note:
             return LayerRow(info.name, info.kind, "-", "-", form, {}, info.nbytes, size, 0.0, seconds, "left as it is")
-        key, _, value = change.note.partition(": ")
-        detail, note = ({key: value}, "") if value else ({}, change.note)
-        if change.cuts and form != info.stored:
-            note = f"{info.stored} cannot hold the cut: decoded"
+        detail = dict(change.detail)
+        note = "its form cannot hold the cut: decoded" if self.decoded(name) else change.note
         error = None if change.cuts else 0.0
         return LayerRow(info.name, info.kind, "method", method, form, detail, info.nbytes, size, error, seconds, note)
 
+    def decoded(self, name: str) -> bool:
+        """Whether a compressed parameter of the input is a plain tensor of the output."""
+        source = self.edit.changes[name].source
+        return source in self.checkpoint.manifest.entries and self.output.parameters[name].weight is None
+
+    def _stored(self, name: str, info: LayerInfo) -> tuple[int, str]:
+        """Bytes and form of a layer of the input in the output; a decoded factor counts with the other one."""
+        planned = self.output.parameters[name]
+        weight = planned.weight
+        if weight is None:
+            return (0 if info.part == "in" else planned.dense.nbytes), "dense"
+        if not self.edit.changes[name].cuts:
+            return info.nbytes, info.stored
+        if info.part and isinstance(weight, LowRank):
+            weight = weight.out if info.part == "out" else weight.inner
+            return outline_nbytes(weight), weight.form
+        return sum(tensor.nbytes for tensor in self.output.encode(name, weight).values()), weight.form
+
     def summary(self) -> PlanSummary:
         """What a dry run prints."""
+        stored = {info.name: info.stored for info in self.infos}
         rows = [row for row in self.rows() if row.method != "-"]
         shown = [
-            PlanRow(r.name, r.kind, r.rule, info.stored, r.form, r.detail, r.bytes_before, r.bytes_after)
-            for r, info in ((row, next(i for i in self.infos if i.name == row.name)) for row in rows)
+            PlanRow(r.name, r.kind, r.rule, stored[r.name], r.form, r.detail, r.bytes_before, r.bytes_after)
+            for r in rows
         ]
         return summarize(self.output, self.checkpoint, shown, len(self.infos) - len(rows), self.warnings)
-
-
-def _stored(planned: Planned, info: LayerInfo) -> tuple[int, str]:
-    """Bytes and form of a layer of the input in the output; a factor that was decoded counts with the other."""
-    weight = planned.weight
-    if weight is None:
-        return (0 if info.part == "in" else planned.dense.nbytes), "dense"
-    if info.part and isinstance(weight, LowRank):
-        weight = weight.out if info.part == "out" else weight.inner
-    return outline_nbytes(weight), weight.form
 
 
 def make_plan(source: str | Path, destination: Destination, recipe: Recipe, command: str) -> StructurePlan:
@@ -115,16 +122,22 @@ def make_plan(source: str | Path, destination: Destination, recipe: Recipe, comm
     raise_all(problems + _unused_sections(recipe))
     kinds, warnings = known_kinds(checkpoint)
     infos = tuple(checkpoint.layers(kinds))
-    plan = drop_blocks if method.units == "blocks" else narrow
-    edit = plan(checkpoint, method, recipe.method)
+    edit = (drop_blocks if method.units == "blocks" else narrow)(checkpoint, method, recipe.method)
     by_tensor = {info.tensor: info for info in infos}
     parameters = {name: _planned(checkpoint, edit, name, by_tensor) for name in edit.changes}
     require_loads(checkpoint, edit, {name: planned.dense for name, planned in parameters.items()})
     step = lineage_step(command, recipe, checkpoint.source)
     output = arrange(checkpoint, destination, parameters, step, edit.config)
     require_space(output)
-    told = (*warnings, *edit.warnings, *left_out(checkpoint))
-    return StructurePlan(checkpoint, recipe, method, infos, edit, output, kinds, told)
+    plan = StructurePlan(checkpoint, recipe, method, infos, edit, output, kinds, ())
+    decoded = [name for name in parameters if plan.decoded(name)]
+    told = [*warnings, *edit.warnings, *left_out(checkpoint)]
+    if decoded:
+        told.append(
+            f"{len(decoded)} compressed parameters cannot be cut in the form they have and are decoded, "
+            f"{decoded[0]} for one: prune first, then quantize or sparsify"
+        )
+    return replace(plan, warnings=tuple(told))
 
 
 def _unused_sections(recipe: Recipe) -> list[CompressError]:

@@ -10,10 +10,13 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from aicompress.errors import Refused
+from aicompress.checkpoint import Checkpoint
+from aicompress.errors import CheckpointError, Problems, Refused
 from aicompress.methods import get
-from aicompress.pipeline import structure
+from aicompress.pipeline import layerwise, structure
+from aicompress.pipeline.edits import require_loads
 from aicompress.pipeline.output import Destination
+from aicompress.pipeline.plan import make_plan
 from aicompress.recipe import Recipe
 from aicompress.report.model import Report
 from tests.pipeline.families import FAMILIES, Family, silence
@@ -112,3 +115,173 @@ def refused(source: Path, out: Path, **method: Any) -> str:
     assert not out.exists()
     assert not list(out.parent.glob(f".{out.name}*"))
     return f"{found.value.message} | {found.value.hint}"
+
+
+def compressed(command: str, source: Path, out: Path, **method: Any) -> None:
+    config = get(command, method["name"]).config(**method)
+    layerwise.run(make_plan(source, Destination(out), Recipe(version=1, method=config), command))
+
+
+def decoded(source: Path, out: Path) -> None:
+    """The same checkpoint with every parameter dense."""
+    opened = Checkpoint.open(source)
+    out.mkdir()
+    save_file({name: opened.dense(name).contiguous() for name in opened.parameters()}, out / "model.safetensors")
+    config = {key: value for key, value in (opened.config or {}).items() if key != "quantization_config"}
+    (out / "config.json").write_text(json.dumps(config))
+
+
+FORMS = {
+    "int4 groups": ("quantize", {"name": "rtn", "bits": 4, "group_size": 8}, {"gate": "int_grouped", "down": "dense"}),
+    "int8 rows": ("quantize", {"name": "rtn", "preset": "W8A16"}, {"gate": "int_grouped", "down": "int_grouped"}),
+    "int8 tensor": (
+        "quantize",
+        {"name": "rtn", "bits": 8, "granularity": "tensor"},
+        {"gate": "int_grouped", "down": "int_grouped"},
+    ),
+    "low rank": ("factorize", {"name": "svd", "rank": 6}, {"gate": "low_rank", "down": "low_rank"}),
+    "low rank too wide": ("factorize", {"name": "svd", "rank": 15}, {"gate": "dense", "down": "dense"}),
+    "sparse": (
+        "prune",
+        {"name": "magnitude", "sparsity": 0.8, "store": "sparse"},
+        {"gate": "dense", "down": "dense"},
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_compressed_input_is_cut_as_its_decoded_self(form: str, family: str, tmp_path: Path) -> None:
+    command, method, expected = FORMS[form]
+    FAMILIES[family].saved(tmp_path / "in")
+    compressed(command, tmp_path / "in", tmp_path / "compressed", **method)
+    decoded(tmp_path / "compressed", tmp_path / "decoded")
+    report = prune(tmp_path / "compressed", tmp_path / "out", name="width", sparsity=0.5, multiple=4)
+    prune(tmp_path / "decoded", tmp_path / "reference", name="width", sparsity=0.5, multiple=4)
+    out, reference = Checkpoint.open(tmp_path / "out"), Checkpoint.open(tmp_path / "reference")
+    assert out.parameters().keys() == reference.parameters().keys()
+    assert all(torch.allclose(out.dense(name), reference.dense(name), atol=1e-6) for name in out.parameters())
+    if family == "llama":
+        for kind, stored in expected.items():
+            entry = out.manifest.entries.get(f"model.layers.0.mlp.{kind}_proj.weight")
+            assert (entry.meta["form"] if entry else "dense") == stored
+        assert any("are decoded" in warning for warning in report.warnings) == ("dense" in expected.values())
+
+
+def test_depth_keeps_every_form_bit_for_bit(tmp_path: Path) -> None:
+    FAMILIES["llama"].saved(tmp_path / "in")
+    compressed("quantize", tmp_path / "in", tmp_path / "int4", name="rtn", bits=4, group_size=8)
+    report = prune(tmp_path / "int4", tmp_path / "out", name="depth", drop=(0, 2))
+    before, after = Checkpoint.open(tmp_path / "int4"), Checkpoint.open(tmp_path / "out")
+    for new, old in enumerate((1, 3)):
+        for suffix in ("self_attn.q_proj.weight", "mlp.down_proj.weight", "input_layernorm.weight"):
+            assert torch.equal(
+                after.dense(f"model.layers.{new}.{suffix}"), before.dense(f"model.layers.{old}.{suffix}")
+            )
+    rows = {row.name: row for row in report.layers}
+    assert rows["model.layers.0.mlp.up_proj"].form == "dropped"
+    assert rows["model.layers.0.mlp.up_proj"].bytes_after == 0
+    assert rows["model.layers.3.mlp.up_proj"].detail == {"block": "3, now 1"}
+    assert rows["model.layers.3.mlp.up_proj"].rel_error == 0
+    total = sum(ref.spec.nbytes for ref in after.tensors.values())
+    small = sum(after.tensors[name].spec.nbytes for name in after.tensors if "norm" in name)
+    assert sum(row.bytes_after for row in report.layers) == total - small
+
+
+def test_refuses_what_it_does_not_understand(tmp_path: Path) -> None:
+    FAMILIES["t5"].saved(tmp_path / "t5")
+    out = tmp_path / "out"
+    assert "2 stacks of blocks: encoder.block, decoder.block" in refused(tmp_path / "t5", out, name="depth", drop=(1,))
+    assert "no stack 'encoder'" in refused(tmp_path / "t5", out, name="depth", drop=(1,), stack="encoder")
+    assert "d_ff" in refused(tmp_path / "t5", out, name="width", sparsity=0.5, stack="decoder.block")
+    assert "blocks are 0 to 3" in refused(tmp_path / "t5", out, name="depth", drop=(4,), stack="encoder.block")
+    assert "at least one" in refused(tmp_path / "t5", out, name="depth", drop_layers=4, stack="encoder.block")
+    assert "48 neurons" in refused(tmp_path / "t5", out, name="width", intermediate_size=49)
+    assert "no feed-forward layer lies in 'x'" in refused(tmp_path / "t5", out, name="width", sparsity=0.5, stack="x")
+
+
+@pytest.mark.parametrize(
+    ("config", "model", "fields", "method", "reason"),
+    [
+        (hf.BloomConfig, hf.BloomModel, {"n_layer": 2, "n_head": 4}, {"name": "width", "sparsity": 0.5}, "no width"),
+        (hf.AlbertConfig, hf.AlbertModel, {"embedding_size": 8}, {"name": "depth", "drop": (0,)}, "share their param"),
+        (hf.GPT2Config, hf.GPT2Model, {"scale_attn_by_inverse_layer_idx": True, "n_head": 4, "n_layer": 3},
+         {"name": "depth", "drop": (1,)}, "block 2 would compute otherwise as block 1: its attn.scaling"),
+        (hf.ModernBertConfig, hf.ModernBertModel, {"num_hidden_layers": 3, "pad_token_id": 0},
+         {"name": "depth", "drop": (0,)}, "block 1 would compute otherwise as block 0: its attn_norm"),
+        (hf.GptOssConfig, hf.GptOssModel, {"num_hidden_layers": 2, "num_local_experts": 2, "head_dim": 8,
+         "num_key_value_heads": 2}, {"name": "width", "sparsity": 0.5}, "all experts in one tensor"),
+    ],
+)  # fmt: skip
+def test_refuses_architectures_with_the_reason(
+    config: Any, model: Any, fields: dict[str, Any], method: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    model(config(**{**shape, **fields})).save_pretrained(tmp_path / "in")
+    assert reason in refused(tmp_path / "in", tmp_path / "out", **method)
+
+
+def test_refuses_unknown_architectures_and_bare_files(tmp_path: Path) -> None:
+    FAMILIES["llama"].saved(tmp_path / "in")
+    config = tmp_path / "in" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "architectures": ["LlamaForSomethingElse"]}))
+    assert "does not know" in refused(tmp_path / "in", tmp_path / "out", name="width", sparsity=0.5)
+    bare = tmp_path / "in" / "model.safetensors"
+    assert "bare" in refused(bare, tmp_path / "out.safetensors", name="depth", drop=(0,))
+
+
+def test_refuses_rules_and_select(tmp_path: Path) -> None:
+    FAMILIES["llama"].saved(tmp_path / "in")
+    config = get("prune", "width").config(name="width", sparsity=0.5)
+    recipe = Recipe(version=1, method=config, select={"include": ["*.mlp.*"]}, rules=[{"match": "*", "skip": True}])
+    with pytest.raises(Problems) as found:
+        structure.make_plan(tmp_path / "in", Destination(tmp_path / "out"), recipe, "prune")
+    assert [error.message.split(":")[0] for error in found.value.problems] == ["rules", "select"]
+
+
+def test_refuses_a_checkpoint_that_is_not_its_configuration(tmp_path: Path) -> None:
+    FAMILIES["llama"].saved(tmp_path / "in")
+    tensors = load_file(tmp_path / "in" / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    save_file({**tensors, name: tensors[name][:40].clone()}, tmp_path / "in" / "model.safetensors")
+    message = refused(tmp_path / "in", tmp_path / "out", name="width", sparsity=0.5)
+    assert f"{name} has shape (40, 32), but intermediate_size of config.json is 48" in message
+    del tensors[name]
+    save_file(tensors, tmp_path / "in" / "model.safetensors")
+    assert f"lacks {name}" in refused(tmp_path / "in", tmp_path / "out", name="width", sparsity=0.5)
+
+
+def test_an_output_that_would_not_load_is_refused(tmp_path: Path) -> None:
+    FAMILIES["llama"].saved(tmp_path / "in")
+    planned = plan(tmp_path / "in", tmp_path / "out", name="width", sparsity=0.5)
+    specs = {name: parameter.dense for name, parameter in planned.output.parameters.items()}
+    require_loads(planned.checkpoint, planned.edit, specs)
+    del specs["model.layers.2.mlp.down_proj.weight"]
+    with pytest.raises(CheckpointError, match=r"would not load: missing model.layers.2.mlp.down_proj.weight"):
+        require_loads(planned.checkpoint, planned.edit, specs)
+
+
+def test_side_files_and_shards_come_along(tiny_bert: Path, tmp_path: Path) -> None:
+    planned = structure.make_plan(
+        tiny_bert,
+        Destination(tmp_path / "out", max_shard_size=40_000),
+        Recipe(version=1, method=get("prune", "depth").config(name="depth", keep_layers=2, strategy="even")),
+        "prune",
+    )
+    assert planned.summary().weight_bytes == planned.output.weight_bytes
+    structure.run(planned)
+    assert len(planned.output.shards) > 2
+    for name in ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json", "tokenizer.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tiny_bert / name).read_bytes()
+    model = hf.AutoModel.from_pretrained(tmp_path / "out")
+    assert len(model.encoder.layer) == model.config.num_hidden_layers == 2
+
+
+def test_same_recipe_same_bytes(tmp_path: Path) -> None:
+    FAMILIES["gpt2"].saved(tmp_path / "in")
+    for out in ("one", "two"):
+        prune(tmp_path / "in", tmp_path / out, name="width", keep=0.25)
+    assert (tmp_path / "one" / "model.safetensors").read_bytes() == (
+        tmp_path / "two" / "model.safetensors"
+    ).read_bytes()
+    assert (tmp_path / "one" / "config.json").read_bytes() == (tmp_path / "two" / "config.json").read_bytes()
