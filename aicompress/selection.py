@@ -35,8 +35,8 @@ def compiled(pattern: str) -> re.Pattern[str]:
 
 
 def matches(pattern: str, layer: LayerInfo) -> bool:
-    """Whether the pattern matches one of the layer's names."""
-    return any(compiled(pattern).match(name) for name in layer.names)
+    """Whether the pattern is, or matches, one of the layer's names."""
+    return pattern in layer.names or any(compiled(pattern).match(name) for name in layer.names)
 
 
 def unmatched(patterns: Iterable[str], layers: Sequence[LayerInfo], where: str) -> list[CompressError]:

@@ -203,6 +203,8 @@ def _ct_meta(
     grouped = weights["strategy"] == "group"
     if not 1 <= bits <= 8 or out < 1 or columns < 1 or (grouped and (size < 1 or columns % size)):
         raise ValueError
+    if packed and specs[f"{module}.weight_packed"].shape != (out, -(-columns * bits // 32)):
+        raise ValueError
     symmetric = bool(weights.get("symmetric", True))
     meta = {
         "form": "int_grouped",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Checkpoint:
         manifest: compressed parameters, and the steps that made this checkpoint.
         layout: how the compressed parameters are named: plain, native or compressed-tensors.
         metadata: strings of the first file's header.
+        copies: parameters that are copies of others they are tied to, copy -> original; they are not shown.
     """
 
     source: Source
@@ -40,6 +41,7 @@ class Checkpoint:
     manifest: Manifest
     layout: str
     metadata: dict[str, str]
+    copies: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def open(cls, name: str | Path) -> Checkpoint:
@@ -117,7 +119,7 @@ class Checkpoint:
         found: dict[str, TensorSpec] = {}
         for disk, ref in self.tensors.items():
             name = owner.get(disk, disk)
-            if name not in found:
+            if name not in found and name not in self.copies:
                 found[name] = self.manifest.entries[name].dense if name in self.manifest.entries else ref.spec
         return found
 

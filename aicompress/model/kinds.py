@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from aicompress.errors import CheckpointError
 from aicompress.layer import Kind
 
 CLASS_PREFIX = "AIC"  # of the classes in modeling_aicompress.py
@@ -37,23 +38,56 @@ def layer_kinds(config: dict[str, Any], names: Iterable[str]) -> dict[str, Kind 
     return found
 
 
+def tied_parameters(config: dict[str, Any], names: Iterable[str]) -> dict[str, str]:
+    """Copy -> original of the checkpoint's parameters that the architecture ties; both must be there.
+
+    Args:
+        config: config.json.
+        names: parameter names in the checkpoint; a base model's prefix may be missing or added.
+    """
+    model = skeleton(config)
+    if model is None:
+        return {}
+    prefix = f"{model.base_model_prefix}."
+    known = list(names)
+    present = {variant: name for name in known for variant in (name.removeprefix(prefix), prefix + name, name)}
+    groups: dict[str, list[str]] = {}
+    for target, source in model.all_tied_weights_keys.items():
+        members = groups.setdefault(source, [present[source]] if source in present else [])
+        if target in present and present[target] not in members:
+            members.append(present[target])
+    return {copy: original for original, *copies in filter(None, groups.values()) for copy in copies}
+
+
 def skeleton(config: dict[str, Any]) -> Any | None:
-    """The architecture on the meta device, or None when transformers does not know it."""
+    """The architecture on the meta device, or None when transformers does not know it.
+
+    Raises:
+        CheckpointError: the config is not one that the architecture takes.
+    """
     import transformers
 
-    kind = config.get("model_type")
+    kind = str(config.get("model_type"))
     architecture = getattr(transformers, _architecture(config), None)
     if kind not in transformers.CONFIG_MAPPING or architecture is None:
         return None
     plain = {key: value for key, value in config.items() if key not in ("quantization_config", "auto_map")}
-    parsed = transformers.CONFIG_MAPPING[kind].from_dict(plain)
-    with torch.device("meta"):
-        return architecture(parsed)
+    try:
+        parsed = transformers.CONFIG_MAPPING[kind].from_dict(plain)
+        with torch.device("meta"):
+            return architecture(parsed)
+    except Exception as error:  # whatever a wrong value breaks in the architecture's own code
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+        raise CheckpointError(
+            f"config.json does not describe a {architecture.__name__}: {reason}",
+            "download or copy the checkpoint again",
+        ) from error
 
 
 def _architecture(config: dict[str, Any]) -> str:
     """The architecture that config.json names; saving a model loaded through the checkpoint's own code prefixes it."""
-    return str((config.get("architectures") or [None])[0]).removeprefix(CLASS_PREFIX)
+    named = config.get("architectures")
+    return str(named[0] if isinstance(named, list) and named else None).removeprefix(CLASS_PREFIX)
 
 
 def auto_class_names(config: dict[str, Any]) -> dict[str, str]:

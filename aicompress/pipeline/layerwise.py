@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,7 @@ from aicompress.checkpoint.journal import Journal, require_same
 from aicompress.checkpoint.place import working_path
 from aicompress.checkpoint.reader import digests, require_finite
 from aicompress.checkpoint.source import Source
+from aicompress.errors import CompressError
 from aicompress.layer import InputStats, from_matrix
 from aicompress.measure import rel_error
 from aicompress.pipeline.finish import Facts, finish
@@ -143,7 +145,7 @@ def _hashing(source: Source) -> Iterator[Future[dict[str, str]]]:
 def fingerprint(plan: Plan) -> str:
     """Digest of everything that decides the output's bytes: input headers, recipe, version, file layout."""
     inputs = {
-        name: [str(ref.file), ref.begin, str(ref.spec), ref.file.stat().st_mtime_ns, ref.file.stat().st_size]
+        name: [str(ref.file.absolute()), ref.begin, str(ref.spec), ref.file.stat().st_mtime_ns, ref.file.stat().st_size]
         for name, ref in plan.checkpoint.tensors.items()
     }
     shards = [[shard.name, shard.nbytes, list(shard.specs)] for shard in plan.output.shards]
@@ -162,8 +164,8 @@ def _produce(plan: Plan, name: str, stats: Mapping[str, InputStats]) -> tuple[We
     else:
         rows = []
         value = checkpoint.weight(name) if name in checkpoint.manifest.entries else checkpoint.read(name)
-        if isinstance(value, Tensor):
-            require_finite(value, name, checkpoint.path)
+        for tensor in [value] if isinstance(value, Tensor) else value.tensors().values():
+            require_finite(tensor, name, checkpoint.path)
     if isinstance(value, Dense):
         assert planned.info is not None
         value = from_matrix(value.matrix, planned.dense.shape, planned.info.transposed).to(planned.dense.dtype)
@@ -200,6 +202,11 @@ def _apply(plan: Plan, job: LayerPlan, stats: InputStats | None) -> tuple[Weight
     detail = plan.method.describe(job.config, weight)
     note = str(detail.pop("note", ""))
     error = rel_error(layer.weight, weight)
+    if not math.isfinite(error):
+        raise CompressError(
+            f"{info.name}: {plan.method.name} gave values that are not finite",
+            "its range does not fit the stored dtype: exclude the layer, or choose a wider dtype",
+        )
     size = outline_nbytes(weight)
     name, form = plan.method.name, weight.form
     row = LayerRow(info.name, info.kind, job.rule, name, form, detail, info.nbytes, size, error, seconds, note)

@@ -18,6 +18,7 @@ from aicompress.methods import get
 from aicompress.methods.registry import Candidate, LayerMethod, MethodConfig
 from aicompress.model.kinds import layer_kinds
 from aicompress.pipeline.output import Destination, Output, Planned, arrange, lineage_step, summarize
+from aicompress.pipeline.tied import open_input
 from aicompress.recipe import Recipe
 from aicompress.report import gates
 from aicompress.report.plan import PlanRow, PlanSummary
@@ -111,8 +112,9 @@ def make_plan(source: str | Path, destination: Destination, recipe: Recipe, comm
     method = get(command, recipe.method.name)
     if not isinstance(method, LayerMethod):
         raise TypeError(f"{method.name} is not layer-wise")
-    checkpoint = Checkpoint.open(source)
+    checkpoint, tied = open_input(source)
     kinds, warnings = known_kinds(checkpoint)
+    warnings = [*tied, *warnings]
     infos = checkpoint.layers(kinds)
     problems: list[CompressError] = collect(lambda: require_free(destination.path, destination.overwrite))
     problems += collect(lambda: require_apart(checkpoint.source, destination.path))

@@ -25,9 +25,11 @@ def side_of(
     """
     by_kind: dict[str, int] = {}
     parameters = 0
-    for name, spec in checkpoint.parameters().items():
+    shown = checkpoint.parameters()
+    for name in (*shown, *checkpoint.copies):
+        spec = shown[checkpoint.copies.get(name, name)]
         kind = kinds[name] if kinds is not None and name in kinds else kind_of(name, spec)
-        parameters += stored_numbers(checkpoint, name)
+        parameters += stored_numbers(checkpoint, name) if name in shown else 0
         for disk in checkpoint.stored_names(name).values():
             row = byte_kind(disk, kind) if disk == name or "scale" not in disk else "scale"
             by_kind[row] = by_kind.get(row, 0) + checkpoint.tensors[disk].spec.nbytes

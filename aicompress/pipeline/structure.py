@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint, CheckpointWriter
+from aicompress.checkpoint.place import require_apart, require_free, require_writable
 from aicompress.checkpoint.reader import digests, require_finite
-from aicompress.checkpoint.writer import require_free
 from aicompress.errors import CompressError, RecipeError, raise_all
 from aicompress.layer import Kind, LayerInfo
 from aicompress.methods import get
@@ -24,6 +24,7 @@ from aicompress.pipeline.finish import Facts, finish
 from aicompress.pipeline.layerwise import Options
 from aicompress.pipeline.output import Destination, Output, Planned, arrange, lineage_step, summarize, with_digests
 from aicompress.pipeline.plan import collect, known_kinds, left_out, require_space, stored_outline
+from aicompress.pipeline.tied import open_input
 from aicompress.recipe import Recipe, Select
 from aicompress.report import gates
 from aicompress.report.model import LayerRow, Report
@@ -116,11 +117,14 @@ def make_plan(source: str | Path, destination: Destination, recipe: Recipe, comm
     method = get(command, recipe.method.name)
     if not isinstance(method, StructuralMethod) or not isinstance(recipe.method, StructuralConfig):
         raise TypeError(f"{method.name} is not structural")
-    checkpoint = Checkpoint.open(source)
+    checkpoint, tied = open_input(source)
     problems: list[CompressError] = collect(lambda: require_free(destination.path, destination.overwrite))
+    problems += collect(lambda: require_apart(checkpoint.source, destination.path))
     problems += collect(lambda: gates.parse_all(recipe.gates))
     raise_all(problems + _unused_sections(recipe))
+    require_writable(destination.path)
     kinds, warnings = known_kinds(checkpoint)
+    warnings = [*tied, *warnings]
     infos = tuple(checkpoint.layers(kinds))
     edit = (drop_blocks if method.units == "blocks" else narrow)(checkpoint, method, recipe.method)
     by_tensor = {info.tensor: info for info in infos}

@@ -1,0 +1,162 @@
+"""compressed-tensors configs name exactly the modules they describe, and those of other tools are read."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.checkpoint.layouts import ct_config, targets
+from aicompress.errors import CheckpointError
+from aicompress.pipeline import layerwise, plan
+from aicompress.pipeline.output import Destination
+from aicompress.recipe import load
+from aicompress.weights import IntGrouped
+
+
+def matched(patterns: list[str], names: list[str]) -> set[str]:
+    """As compressed-tensors does it: `re.match` of what follows `re:`."""
+    return {name for name in names if any(re.match(p.removeprefix("re:"), name) for p in patterns)}
+
+
+def layer_names(count: int = 12, prefix: str = "model.layers") -> list[str]:
+    return [f"{prefix}.{i}.mlp.{part}" for i in range(count) for part in ("up_proj", "down_proj")]
+
+
+def test_a_family_of_layers_has_one_target() -> None:
+    found = targets(layer_names(), ["model.norm", "lm_head"])
+    assert found == [r"re:(.*\.)?model\.layers\.\d+\.mlp\.up_proj$", r"re:(.*\.)?model\.layers\.\d+\.mlp\.down_proj$"]
+    assert matched(found, [f"base.{name}" for name in layer_names()])  # a head may add a prefix
+
+
+def test_a_family_that_is_not_whole_is_listed() -> None:
+    modules, left = layer_names(3), ["model.layers.3.mlp.up_proj"]
+    found = targets(modules, left)
+    assert matched(found, modules + left) == set(modules)
+    assert sum(r"\d+" in pattern for pattern in found) == 1  # down_proj is whole
+
+
+def test_another_model_inside_the_checkpoint_is_not_matched() -> None:
+    modules, others = layer_names(2, "layers"), layer_names(2, "vision.layers")
+    assert matched(targets(modules, others), modules + others) == set(modules)
+
+
+NAMES = st.lists(
+    st.lists(st.sampled_from(["a", "b", "0", "1", "2", "x.y", "w+"]), min_size=1, max_size=4).map(".".join),
+    unique=True, max_size=12,
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(NAMES, st.data())
+def test_targets_match_exactly_what_they_are_for(names: list[str], data: st.DataObject) -> None:
+    chosen = [name for name in names if data.draw(st.booleans())]
+    others = [name for name in names if name not in chosen]
+    assert matched(targets(chosen, others), names) == set(chosen)
+
+
+def test_mixed_bits_stay_apart() -> None:
+    def weight(bits: int) -> IntGrouped:
+        return IntGrouped.outline((8, 8), (torch.float16, (8, 1)), True, bits, 0)
+
+    names = [f"{name}.weight" for name in layer_names(4)]
+    weights = {name: weight(8 if "down" in name or ".0." in name else 4) for name in names}
+    groups = ct_config(weights, False, ["model.norm.weight"])["config_groups"].values()
+    for group in groups:
+        bits = group["weights"]["num_bits"]
+        wanted = {name.removesuffix(".weight") for name, w in weights.items() if w.bits == bits}
+        assert matched(group["targets"], layer_names(4)) == wanted
+
+
+@pytest.fixture(scope="module")
+def w4(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+    """The Llama in 4 bits as compressed-tensors."""
+    out = tmp_path_factory.mktemp("w4") / "llama"
+    layerwise.run(plan.make_plan(tiny_llama, Destination(out), load("quantize/rtn-w4-channel", "quantize"), "quantize"), OFF)
+    return out
+
+
+def edited(w4: Path, folder: Path, edit: Any) -> Path:
+    """A copy with another quantization_config."""
+    shutil.copytree(w4, folder)
+    config = json.loads((folder / "config.json").read_text())
+    edit(config["quantization_config"])
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_the_written_config_is_short_and_exact(w4: Path, tiny_llama: Path) -> None:
+    config = json.loads((w4 / "config.json").read_text())["quantization_config"]
+    (group,) = config["config_groups"].values()
+    assert len(group["targets"]) == 7  # q k v o gate up down, of three layers each
+    modules = [name.removesuffix(".weight") for name in Checkpoint.open(tiny_llama).tensors]
+    packed = {name.removesuffix(".weight") for name in Checkpoint.open(w4).manifest.entries}
+    assert matched(group["targets"], modules) == packed
+
+
+def test_configs_of_other_tools_name_classes(w4: Path, tmp_path: Path) -> None:
+    def by_class(config: Any) -> None:
+        config["config_groups"]["group_0"]["targets"] = ["Linear"]
+        config["ignore"] = ["lm_head"]
+
+    other = Checkpoint.open(edited(w4, tmp_path / "other", by_class))
+    ours = Checkpoint.open(w4)
+    assert other.manifest.entries == ours.manifest.entries
+    name = next(iter(ours.manifest.entries))
+    assert torch.equal(other.dense(name), ours.dense(name))
+
+
+def group0(**change: Any) -> Any:
+    def edit(config: Any) -> None:
+        config["config_groups"]["group_0"].update(copy.deepcopy(change))
+
+    return edit
+
+
+def weights(**change: Any) -> Any:
+    return lambda config: config["config_groups"]["group_0"]["weights"].update(change)
+
+
+@pytest.mark.parametrize(
+    ("edit", "why"),
+    [
+        (weights(type="float", num_bits=8), "not supported"),
+        (weights(strategy="block"), "not supported"),
+        (weights(num_bits=8), "malformed"),
+        (weights(num_bits=0), "malformed"),
+        (weights(num_bits="four"), "malformed"),
+        (weights(strategy="group", group_size=7), "malformed"),
+        (weights(strategy="group", group_size=None), "malformed"),
+        (weights(symmetric=False), "not what its description says"),
+        (group0(targets=["re:("]), "malformed"),
+        (group0(targets=["model.other"]), "no config group names it"),
+        (group0(targets=None), "malformed"),
+        (group0(weights=None), "malformed"),
+        (group0(input_activations={"num_bits": 8, "type": "int", "dynamic": False}), "not supported"),
+        (group0(input_activations={"num_bits": 8, "type": "float", "dynamic": True}), "not supported"),
+        (lambda config: config.update(config_groups=[]), "malformed"),
+        (lambda config: config.update(kv_cache_scheme={"num_bits": 8}), "key-value cache"),
+    ],
+)
+def test_what_is_not_understood_is_refused(w4: Path, tmp_path: Path, edit: Any, why: str) -> None:
+    with pytest.raises(CheckpointError, match=why):
+        Checkpoint.open(edited(w4, tmp_path / "bad", edit))
+
+
+def test_columns_in_another_order_are_refused(w4: Path, tmp_path: Path) -> None:
+    folder = edited(w4, tmp_path / "order", lambda config: None)
+    tensors = load_file(folder / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("weight_scale")).removesuffix("_scale")
+    save_file({**tensors, f"{name}_g_idx": torch.arange(4)}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match="another order"):
+        Checkpoint.open(folder)

@@ -1,0 +1,165 @@
+"""Inputs: directories, files, indexes and hub names; what comes along, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.checkpoint.source import INDEX, locate
+from aicompress.errors import CheckpointError
+
+
+@pytest.fixture
+def bert(tmp_path: Path, tiny_bert: Path) -> Path:
+    return Path(shutil.copytree(tiny_bert, tmp_path / "bert"))
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    """Two shards and an index, without config.json."""
+    folder = tmp_path / "sharded"
+    folder.mkdir()
+    for number in (1, 2):
+        save_file({f"fc{number}.weight": torch.ones(2, 3)}, folder / f"model-{number}.safetensors")
+    index(folder, {"fc1.weight": "model-1.safetensors", "fc2.weight": "model-2.safetensors"})
+    return folder
+
+
+def index(folder: Path, weight_map: Any) -> None:
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def refused(name: str | Path) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint.open(name)
+    assert "\n" not in caught.value.message
+    assert caught.value.hint
+    return f"{caught.value.message} | {caught.value.hint}"
+
+
+def relative(paths: tuple[Path, ...]) -> set[str]:
+    return {path.as_posix() for path in paths}
+
+
+def test_every_kind_of_input_gives_the_same_tensors(sharded: Path, tiny_llama_bf16: Path) -> None:
+    assert set(Checkpoint.open(sharded).tensors) == {"fc1.weight", "fc2.weight"}
+    assert Checkpoint.open(sharded / INDEX).specs == Checkpoint.open(sharded).specs
+    assert set(Checkpoint.open(sharded / "model-1.safetensors").tensors) == {"fc1.weight"}
+    assert len(Checkpoint.open(tiny_llama_bf16).source.files) >= 3
+
+
+def test_an_index_beside_a_config_stands_for_its_directory(tiny_llama_bf16: Path) -> None:
+    named, whole = locate(tiny_llama_bf16 / INDEX), locate(tiny_llama_bf16)
+    assert (named.config, named.side_files, named.files) == (whole.config, whole.side_files, whole.files)
+    assert named.config is not None
+
+
+def test_side_files_come_along(bert: Path) -> None:
+    found = relative(locate(bert).side_files)
+    assert {"tokenizer.json", "modules.json", "1_Pooling/config.json", "sentence_bert_config.json"} <= found
+    assert not found & {"config.json", "model.safetensors"}
+
+
+def test_parts_of_a_sentence_encoder_keep_their_own_weights(bert: Path) -> None:
+    modules = json.loads((bert / "modules.json").read_text())
+    modules.append({"idx": 3, "name": "3", "path": "2_Dense", "type": "sentence_transformers.models.Dense"})
+    (bert / "modules.json").write_text(json.dumps(modules))
+    (bert / "2_Dense").mkdir()
+    save_file({"linear.weight": torch.ones(2, 2)}, bert / "2_Dense" / "model.safetensors")
+    (bert / "2_Dense" / "pytorch_model.bin").write_bytes(b"1")
+    source = locate(bert)
+    assert {"2_Dense/model.safetensors", "2_Dense/pytorch_model.bin"} <= relative(source.side_files)
+    assert source.left_out == ()
+
+
+def test_weights_of_other_formats_and_other_checkpoints_are_left_out(bert: Path) -> None:
+    stale = {"pytorch_model.bin", "adapter.safetensors", "pytorch_model.bin.index.json", "onnx/model.onnx"}
+    stale |= {"checkpoint-500/model.safetensors", "checkpoint-500/optimizer.pt"}
+    for name in stale:
+        (bert / name).parent.mkdir(exist_ok=True)
+        (bert / name).write_bytes(b"1")
+    (bert / ".cache").write_text("")
+    (bert / "modeling_aicompress.py").write_text("stale")
+    source = locate(bert)
+    assert relative(source.left_out) == stale
+    assert not relative(source.side_files) & {*stale, ".cache", "modeling_aicompress.py"}
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("../evil.safetensors", "outside its folder"),
+        ("/etc/passwd", "outside its folder"),
+        ("a/../../evil.safetensors", "outside its folder"),
+        ("..\\evil.safetensors", "outside its folder"),
+        ("missing.safetensors", "lacks 1 of 2 shards: missing.safetensors"),
+        ("", "no weight_map"),
+        (7, "no weight_map"),
+        ("model-1.safetensors", "the index says 'fc2.weight' is in model-1.safetensors, and it is not"),
+    ],
+)
+def test_an_index_that_lies_is_refused(sharded: Path, name: Any, why: str) -> None:
+    (sharded.parent / "evil.safetensors").write_bytes(b"")
+    index(sharded, {"fc1.weight": "model-1.safetensors", "fc2.weight": name})
+    assert why in refused(sharded)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"weight_map": []}', "{", "[" * 100_000, "\xff"])
+def test_an_index_that_is_none_is_refused(sharded: Path, text: str) -> None:
+    (sharded / INDEX).write_bytes(text.encode("latin-1"))
+    assert INDEX in refused(sharded)
+
+
+def test_a_shard_behind_a_link_is_the_users_own_choice(sharded: Path) -> None:
+    """The hub's cache is made of links, so links are followed; only names inside JSON are not trusted."""
+    shard = sharded / "model-2.safetensors"
+    shard.rename(sharded.parent / "blob")
+    shard.symlink_to(sharded.parent / "blob")
+    assert torch.equal(Checkpoint.open(sharded).read("fc2.weight"), torch.ones(2, 3))
+
+
+def test_a_tensor_in_two_shards_is_refused(sharded: Path) -> None:
+    save_file({"fc1.weight": torch.ones(2, 3), "fc2.weight": torch.ones(2, 3)}, sharded / "model-2.safetensors")
+    assert "'fc1.weight' is in model-1.safetensors and in model-2.safetensors" in refused(sharded)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '"x"', "[" * 100_000, ""])
+def test_a_malformed_config_is_refused(bert: Path, text: str) -> None:
+    (bert / "config.json").write_text(text)
+    assert "config.json" in refused(bert)
+
+
+@pytest.mark.parametrize("name", ["model.bin", "model.pt", "model.pkl", "model.ckpt"])
+def test_pickles_are_refused_with_the_way_out(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
+    assert "convert it to safetensors" in refused(tmp_path / name)
+    assert "convert it to safetensors" in refused(tmp_path)
+    assert not Path("pwned").exists()
+
+
+@pytest.mark.parametrize("what", ["nothing", "two", "missing", "text.txt"])
+def test_what_holds_no_checkpoint_is_refused(tmp_path: Path, what: str) -> None:
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "two").mkdir()
+    for name in ("a", "b"):
+        save_file({"w": torch.ones(2)}, tmp_path / "two" / f"{name}.safetensors")
+    (tmp_path / "text.txt").write_text("hello")
+    assert what in refused(tmp_path / what)
+
+
+def test_a_mistyped_path_is_corrected(tmp_path: Path) -> None:
+    save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors")
+    assert "did you mean" in refused(tmp_path / "modle.safetensors")
+
+
+@pytest.mark.parametrize("name", ["hf://nobody/nothing", "hf://nobody/nothing@main", "hf://a/b/c", "hf://"])
+def test_the_hub_offline_is_one_clear_error(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert name in refused(name)

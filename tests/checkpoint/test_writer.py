@@ -1,0 +1,335 @@
+"""An output is a finished checkpoint or does not exist, whatever stops the writer."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from aicompress.checkpoint import Checkpoint, CheckpointWriter, plan_shards
+from aicompress.checkpoint.journal import Journal
+from aicompress.checkpoint.place import require_apart, require_free, require_writable, take_place, working_path
+from aicompress.checkpoint.shards import index_text
+from aicompress.checkpoint.source import INDEX, locate
+from aicompress.errors import CompressError, OutOfSpace, OutputExists, Refused
+from aicompress.weights import TensorSpec
+
+TENSORS = {
+    "a.weight": torch.arange(12, dtype=torch.float32).reshape(3, 4),
+    "a.weight_scale": torch.ones(3, 1, dtype=torch.bfloat16),
+    "a.bias": torch.ones(3, dtype=torch.float16),
+    "n": torch.tensor(7),
+    "flag": torch.tensor([True, False, True]),
+    "none": torch.ones(0, 5),
+    "é.weight": torch.ones(2, 2).to(torch.float8_e4m3fn),
+}
+
+
+def shards(tensors: dict[str, Tensor] = TENSORS, limit: int | None = None, note: str = "000"):
+    return plan_shards({name: TensorSpec.of(t) for name, t in tensors.items()}, limit, {"note": note})
+
+
+def write(out: Path, tensors: dict[str, Tensor] = TENSORS, limit: int | None = None) -> None:
+    plan = shards(tensors, limit)
+    with CheckpointWriter(out, plan) as writer:
+        for name, tensor in reversed(tensors.items()):  # any order
+            writer.put(name, tensor)
+        if len(plan) > 1:
+            writer.add(INDEX, index_text(plan, 30).encode())
+        writer.add("report.json", b"{}")
+        writer.stamp({"note": "xyz"})
+        writer.seal()
+
+
+def start(out: Path, count: int, error: BaseException | None = None) -> None:
+    """Write the first tensors, then stop with an error, or seal too early."""
+    with CheckpointWriter(out, shards()) as writer:
+        Journal.start(writer.work, "f")
+        for name in list(TENSORS)[:count]:
+            writer.put(name, TENSORS[name])
+        if error is not None:
+            raise error
+        writer.seal()
+
+
+def same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:
+    return found.keys() == wanted.keys() and all(
+        found[n].dtype == t.dtype and found[n].shape == t.shape and torch.equal(found[n].float(), t.float())
+        for n, t in wanted.items()
+    )
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_streamed_file_is_what_the_library_reads(tmp_path: Path) -> None:
+    write(tmp_path / "out.safetensors")
+    assert same(load_file(tmp_path / "out.safetensors"), TENSORS)
+    assert Checkpoint.open(tmp_path / "out.safetensors").metadata == {"format": "pt", "note": "xyz"}
+    assert names(tmp_path) == ["out.report.json", "out.safetensors"]
+
+
+def test_shards_keep_modules_together_and_the_index_counts_every_byte(tmp_path: Path) -> None:
+    write(tmp_path / "out", limit=40)
+    index = json.loads((tmp_path / "out" / INDEX).read_text())
+    files = {file: load_file(tmp_path / "out" / file) for file in set(index["weight_map"].values())}
+    assert len(files) > 1
+    assert same({name: files[file][name] for name, file in index["weight_map"].items()}, TENSORS)
+    assert index["metadata"]["total_size"] == sum(t.numel() * t.element_size() for t in TENSORS.values())
+    assert len({file for name, file in index["weight_map"].items() if name.startswith("a.")}) == 1
+    assert same({n: Checkpoint.open(tmp_path / "out").read(n) for n in TENSORS}, TENSORS)
+
+
+def test_planned_bytes_are_the_files_bytes(tmp_path: Path) -> None:
+    write(tmp_path / "out", limit=40)
+    assert {s.name: s.nbytes for s in shards(limit=40)} == {
+        path.name: path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors")
+    }
+
+
+@pytest.mark.parametrize("out", ["out", "new/deep/out.safetensors"])
+def test_an_exception_leaves_nothing_behind(tmp_path: Path, out: str) -> None:
+    with pytest.raises(RuntimeError, match="boom"):
+        start(tmp_path / out, 2, RuntimeError("boom"))
+    assert names(tmp_path) == []
+
+
+def test_a_tensor_that_was_never_written_is_noticed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not written"):
+        start(tmp_path / "out", 2)
+    assert names(tmp_path) == []
+
+
+def test_a_tensor_that_is_not_as_planned_is_refused(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ValueError, match="planned"),
+        CheckpointWriter(tmp_path / "out", shards()) as writer,
+    ):
+        writer.put("n", torch.ones(2))
+
+
+def test_an_interrupt_keeps_the_work_for_a_resume(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        start(out, 4, KeyboardInterrupt())
+    assert names(tmp_path) == [working_path(out).name]
+    with CheckpointWriter(out, shards(), resume=True) as writer:
+        for name in list(TENSORS)[4:]:
+            writer.put(name, TENSORS[name])
+        writer.seal()
+    assert same(load_file(out / "model.safetensors"), TENSORS)
+    assert names(tmp_path) == ["out"]
+    assert names(out) == ["model.safetensors"]
+
+
+def test_without_resume_a_stopped_run_is_forgotten(tmp_path: Path) -> None:
+    work = working_path(tmp_path / "out")
+    work.mkdir()
+    (work / "stale.bin").write_bytes(b"1")
+    (work / "model.safetensors").write_bytes(b"1" * 9999)
+    write(tmp_path / "out")
+    assert names(tmp_path) == ["out"]
+    assert names(tmp_path / "out") == ["model.safetensors", "report.json"]
+
+
+def test_resuming_a_run_whose_files_are_gone_is_refused(tmp_path: Path) -> None:
+    work = working_path(tmp_path / "out")
+    work.mkdir()
+    Journal.start(work, "f")
+    with pytest.raises(Refused, match="stopped run"), CheckpointWriter(tmp_path / "out", shards(), resume=True):
+        pass
+
+
+def test_two_runs_into_one_output_are_kept_apart(tmp_path: Path) -> None:
+    with CheckpointWriter(tmp_path / "out", shards()) as first:
+        with (
+            pytest.raises(Refused, match="in use by another run"),
+            CheckpointWriter(tmp_path / "out", shards()),
+        ):
+            pass
+        for name, tensor in TENSORS.items():
+            first.put(name, tensor)
+        first.seal()
+    assert same(load_file(tmp_path / "out" / "model.safetensors"), TENSORS)
+
+
+@pytest.mark.parametrize("out", ["out", "out.safetensors"])
+def test_overwriting_replaces_everything(tmp_path: Path, out: str) -> None:
+    write(tmp_path / out, {"old": torch.zeros(4)}, limit=None)
+    write(tmp_path / out)
+    file = tmp_path / out / "model.safetensors" if out == "out" else tmp_path / out
+    assert same(load_file(file), TENSORS)
+    assert names(tmp_path) == (["out"] if out == "out" else ["out.report.json", "out.safetensors"])
+
+
+def test_a_directory_is_replaced_even_where_names_cannot_be_swapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aicompress.checkpoint.place._exchange", lambda one, other: False)
+    for name, content in (("new", "2"), ("out", "1")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_text(content)
+    take_place(tmp_path / "new", tmp_path / "out")
+    assert names(tmp_path) == ["out"]
+    assert (tmp_path / "out" / "x").read_text() == "2"
+
+
+def test_an_output_behind_a_link_is_written_where_the_link_points(tmp_path: Path) -> None:
+    write(tmp_path / "real", {"old": torch.zeros(4)})
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    write(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert same(load_file(tmp_path / "real" / "model.safetensors"), TENSORS)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_permissions_follow_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        write(tmp_path / "out")
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "out").iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o777 & ~umask
+
+
+def test_a_file_larger_than_the_system_allows_is_one_clear_error(tmp_path: Path) -> None:
+    """A limit on file size is what a full disk looks like to a writer, and it needs no privileges."""
+    big = {"w": torch.zeros(1 << 20)}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+    try:
+        with (
+            pytest.raises(OutOfSpace, match="larger than a file may be"),
+            CheckpointWriter(tmp_path / "deep" / "out", shards(big)),
+        ):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(("code", "text"), [(28, "is full"), (122, "is full"), (5, "cannot be written")])
+def test_errors_of_the_disk_are_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, text: str
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "pwrite", fail)
+    with pytest.raises(CompressError, match=text) as caught:
+        start(tmp_path / "out", 1)
+    assert caught.value.exit_code == 1
+    assert caught.value.hint
+    assert names(tmp_path) == []
+
+
+def test_places_that_cannot_be_written_are_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CompressError, match="is not a directory"):
+        require_writable(tmp_path / "file" / "out")
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o555)
+    places = [closed] if not os.access(closed, os.W_OK) else [Path("/proc")]  # the superuser may write anywhere else
+    for place in places:
+        with pytest.raises(CompressError) as caught:
+            start(place / "out", 1)
+        assert caught.value.exit_code == 1
+        assert "cannot be written" in caught.value.message
+
+
+KILLED = """
+    import sys, time, torch
+    from pathlib import Path
+    from aicompress.checkpoint import CheckpointWriter, plan_shards
+    from aicompress.weights import TensorSpec
+    plan = plan_shards({"a": TensorSpec(torch.float32, (8,)), "b": TensorSpec(torch.float32, (8,))}, None, {})
+    with CheckpointWriter(Path(sys.argv[1]), plan) as writer:
+        writer.put("a", torch.ones(8))
+        print("half", flush=True)
+        time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("out", ["out", "out.safetensors"])
+def test_a_killed_writer_leaves_nothing_at_the_output(tmp_path: Path, out: str) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path / out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "half\n"
+        process.send_signal(signal.SIGKILL)
+    assert not (tmp_path / out).exists()
+    write(tmp_path / out)  # and its lock has gone with it
+    assert [name for name in names(tmp_path) if name.startswith(".")] == []
+
+
+class TestPlaces:
+    def test_a_free_path_and_an_empty_directory(self, tmp_path: Path) -> None:
+        require_free(tmp_path / "x", overwrite=False)
+        require_free(tmp_path, overwrite=True)
+        with pytest.raises(OutputExists, match="exists"):
+            require_free(tmp_path, overwrite=False)
+
+    @pytest.mark.parametrize(
+        "content",
+        [["notes.txt"], ["config.json"], ["a.safetensors"], ["model.safetensors", "config.json", ".git/HEAD"]],
+    )
+    def test_what_is_no_checkpoint_is_never_replaced(self, tmp_path: Path, content: list[str]) -> None:
+        for name in content:
+            (tmp_path / "x" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "x" / name).write_text("")
+        with pytest.raises(OutputExists, match="not a checkpoint"):
+            require_free(tmp_path / "x", overwrite=True)
+
+    def test_files_and_directories_do_not_replace_each_other(self, tmp_path: Path) -> None:
+        (tmp_path / "x.safetensors").mkdir()
+        (tmp_path / "y").write_text("")
+        for name in ("x.safetensors", "y"):
+            with pytest.raises(OutputExists):
+                require_free(tmp_path / name, overwrite=True)
+
+    def test_a_checkpoint_is_replaced(self, tmp_path: Path) -> None:
+        write(tmp_path / "x")
+        write(tmp_path / "y.safetensors")
+        require_free(tmp_path / "x", overwrite=True)
+        require_free(tmp_path / "y.safetensors", overwrite=True)
+
+    def test_the_working_directory_is_never_replaced(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write(tmp_path / "x")
+        monkeypatch.chdir(tmp_path / "x")
+        with pytest.raises(OutputExists):
+            require_free(Path("."), overwrite=True)
+
+    def test_the_input_is_never_touched(self, tmp_path: Path) -> None:
+        write(tmp_path / "in")
+        (tmp_path / "in" / "config.json").write_text("{}")
+        (tmp_path / "link").symlink_to(tmp_path / "in")
+        source = locate(tmp_path / "in")
+        file = tmp_path / "in" / "model.safetensors"
+        for out in ("in", "link", "in/out", "link/a/b.safetensors", ".", "in/model.safetensors"):
+            with pytest.raises(Refused, match="input"):
+                require_apart(source, tmp_path / out)
+            if out not in ("in/out", "link/a/b.safetensors"):  # a bare file says nothing of its neighbours
+                with pytest.raises(Refused, match="input"):
+                    require_apart(locate(file), tmp_path / out)
+        require_apart(source, tmp_path / "out")
+        require_apart(locate(file), tmp_path / "in" / "small.safetensors")
+        (tmp_path / "other.safetensors").symlink_to(file)
+        for one, other in ((file, "other.safetensors"), (tmp_path / "other.safetensors", "in/model.safetensors")):
+            with pytest.raises(Refused, match="input itself"):
+                require_apart(locate(one), tmp_path / other)
