@@ -33,6 +33,7 @@ class Distribution:
         outliers: share of elements further than OUTLIER standard deviations from the mean.
         zeros: share of elements that are exactly zero.
         row_spread: largest over median absolute maximum of the rows: what one scale per tensor would lose.
+            None where most rows are zero.
     """
 
     low: float
@@ -42,7 +43,7 @@ class Distribution:
     kurtosis: float
     outliers: float
     zeros: float
-    row_spread: float
+    row_spread: float | None
 
 
 @dataclass(frozen=True)
@@ -183,9 +184,9 @@ def distribution(tensor: Tensor) -> Distribution:
     return Distribution(low, high, mean, std, kurtosis, far / count, zeros / count, _row_spread(tensor))
 
 
-def _row_spread(tensor: Tensor) -> float:
+def _row_spread(tensor: Tensor) -> float | None:
     rows = tensor.reshape(tensor.shape[0], -1) if tensor.ndim > 1 else tensor.reshape(1, -1)
     parts = rows.split(max(1, PIECE // max(1, rows.shape[1])))
     largest = torch.cat([part.float().abs().amax(1) for part in parts])
     middle = float(largest.median())
-    return float(largest.max()) / middle if middle else (math.inf if float(largest.max()) else 1.0)
+    return float(largest.max()) / middle if middle else None

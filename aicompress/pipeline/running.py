@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from aicompress.checkpoint.source import locate
 from aicompress.data import Data, Tokenizer, arrays, batches
 from aicompress.errors import CheckpointError
 from aicompress.model.pooling import Pooling
@@ -26,14 +28,27 @@ class Running:
     Attributes:
         path: as given.
         module: in evaluation mode.
-        tokenizer: None where the checkpoint has none.
-        pooling: how token states become a sentence embedding.
+        folder: its directory; None for a bare file.
     """
 
     path: str
     module: nn.Module
-    tokenizer: Tokenizer | None
-    pooling: Pooling
+    folder: Path | None = None
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """Read when it is first asked for; None where the checkpoint has none."""
+        from aicompress.model.tokenizer import load_tokenizer
+
+        found: Tokenizer | None = load_tokenizer(self.folder)
+        return found
+
+    @cached_property
+    def pooling(self) -> Pooling:
+        """How token states become a sentence embedding."""
+        from aicompress.model.pooling import pooling
+
+        return pooling(self.folder)
 
 
 @dataclass(frozen=True)
@@ -57,19 +72,22 @@ class Setting:
             CheckpointError: damaged, or nothing says how to run it.
         """
         from aicompress.model.load import load
-        from aicompress.model.pooling import pooling
-        from aicompress.model.sequential import module_for
-        from aicompress.model.tokenizer import load_tokenizer
 
-        built = None if self.model is None else module_for(path, self.model, self.allow_code)
+        built = None if self.model is None else _built(path, self.model, self.allow_code)
         module = load(path, model=built, device=self.device)
         if not isinstance(module, nn.Module):
             raise CheckpointError(
                 f"{path} names no architecture, so it cannot be run",
                 "give the recipe a `model:` section, for example model: {sequential: [flatten, fc1, relu, fc2]}",
             )
-        folder = Path(path) if Path(path).is_dir() else None
-        return Running(path, module, load_tokenizer(folder), pooling(folder))
+        return Running(path, module, locate(path).folder)
+
+
+def _built(path: str, section: Model, allow_code: bool) -> nn.Module:
+    from aicompress.model.sequential import module_for
+
+    found: nn.Module = module_for(path, section, allow_code)
+    return found
 
 
 def resolved_device(name: str) -> str:

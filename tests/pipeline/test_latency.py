@@ -23,7 +23,7 @@ class Recorder(torch.nn.Module):
 
 def test_models_are_timed_in_turn() -> None:
     order: list[str] = []
-    models = [Running(name, Recorder(name, order), None) for name in "ABC"]
+    models = [Running(name, Recorder(name, order)) for name in "ABC"]
     first, further = whole(models, (torch.zeros(1), "1 sample"), rounds=4, warmup=1)
     assert order == list("ABC") * 5
     assert first.rounds == 4
@@ -32,7 +32,7 @@ def test_models_are_timed_in_turn() -> None:
 
 
 def test_alone_there_is_no_ratio() -> None:
-    first, further = whole([Running("A", Recorder("A", []), None)], (torch.zeros(1), "1 sample"), rounds=3, warmup=0)
+    first, further = whole([Running("A", Recorder("A", []))], (torch.zeros(1), "1 sample"), rounds=3, warmup=0)
     assert (first.before_ms, first.ratio, further) == (None, None, ())
 
 

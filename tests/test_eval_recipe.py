@@ -1,0 +1,61 @@
+from pathlib import Path
+
+import pytest
+
+from aicompress.errors import RecipeError
+from aicompress.eval_recipe import EvalRecipe, load
+from aicompress.recipe import shipped
+
+
+def written(folder: Path, text: str) -> str:
+    path = folder / "eval.yaml"
+    path.write_text(f"version: 1\n{text}")
+    return str(path)
+
+
+@pytest.mark.parametrize("path", sorted((shipped() / "eval").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_recipes_load(path: Path) -> None:
+    assert load(f"eval/{path.stem}").latency is not None
+    assert path.read_text(encoding="utf-8").startswith("# ")
+
+
+def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
+    found = load(written(tmp_path, "quality: {perplexity: {text: novel.txt, samples: 4, kl_samples: 2}}"))
+    assert found.quality.perplexity is not None
+    assert found.quality.perplexity.text == str(tmp_path / "novel.txt")
+    assert found.quality.perplexity.kl_samples == 2
+
+
+def test_overrides_come_before_validation(tmp_path: Path) -> None:
+    found = load(written(tmp_path, "latency: {batch: 8}"), ["latency.rounds=5"])
+    assert found.latency is not None
+    assert (found.latency.batch, found.latency.rounds) == (8, 5)
+
+
+def test_figures_depend_on_a_baseline(tmp_path: Path) -> None:
+    text = "quality: {perplexity: {text: a}, embedding: {text: b}}"
+    found = load(written(tmp_path, text))
+    assert found.figures(compared=False) == ("perplexity",)
+    compared = ("perplexity", "kl", "top1_agreement", "embedding_agreement", "embedding_cosine")
+    assert found.figures(compared=True) == compared
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("quality: {perplexty: {text: a}}", "quality.perplexty: unknown key"),
+        ("quality: {perplexity: {arrays: a.npz, inputs: x}}", "perplexity is measured on"),
+        ("quality: {similarity: {text: a}}", "similarity is measured on pairs"),
+        ("quality: {accuracy: {arrays: a.npz, inputs: x}}", "accuracy needs `labels`"),
+        ("quality: {accuracy: {text: a}}", "accuracy is measured on"),
+        ("latency: {rounds: 1}", "latency.rounds"),
+    ],
+)
+def test_mistakes_are_named(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load(written(tmp_path, text))
+
+
+def test_the_digest_follows_the_content() -> None:
+    assert EvalRecipe(version=1).sha256() == EvalRecipe(version=1, seed=0).sha256()
+    assert EvalRecipe(version=1).sha256() != EvalRecipe(version=1, seed=1).sha256()
