@@ -35,7 +35,7 @@ def load(
         trust_remote_code: build an architecture that transformers does not know from the checkpoint's own code.
 
     Returns:
-        The model in evaluation mode; for a bare file without `model`, its dense tensors by name.
+        The model in evaluation mode, for inference: `trainable` loads one that trains; for a bare file without `model`, its dense tensors by name.
 
     Raises:
         CheckpointError: damaged, or its tensors are not exactly those of the architecture.
@@ -48,7 +48,7 @@ def load(
     running = model if model is not None else build(checkpoint, trust_remote_code)
     fast = kernels == "fast" and torch.device(device).type == "cpu"
     Filling(checkpoint, torch.device(device), dtype, fast).fill(running)
-    return running.eval()
+    return running.requires_grad_(False).eval()
 
 
 def trainable(
