@@ -163,8 +163,7 @@ class Filling:
         if leaf in module._buffers:
             module._buffers[leaf] = tensor
             return
-        trains = tensor.is_floating_point()
-        module._parameters[leaf] = nn.Parameter(tensor, requires_grad=trains)
+        setattr(module, leaf, nn.Parameter(tensor, requires_grad=tensor.is_floating_point()))  # an LSTM wants to know
 
     def _cast(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         return tensor.to(self.device, self.dtype or dtype) if tensor.is_floating_point() else tensor.to(self.device)

@@ -1,7 +1,7 @@
 """Inference modules for stored forms, each on the fastest CPU kernel that PyTorch has for it.
 
-Kernels, and where they win (ratios to float32 `F.linear` on a CPU with AMX are in the module docstrings):
-oneDNN's int8 matrix product, `_weight_int8pack_mm`, `_weight_int4pack_mm_for_cpu`, and bfloat16 weights packed by oneDNN.
+Kernels: oneDNN's int8 matrix product, `_weight_int8pack_mm`, `_weight_int4pack_mm_for_cpu`, and bfloat16 weights packed
+by oneDNN. Speeds in the docstrings are against float32 `F.linear`, 2048×2048, on a CPU with AMX.
 Outputs have the dtype of the inputs. Numerics differ from the decoded reference by the rounding of inputs and outputs
 to bfloat16 (relative error below 1e-2 of a layer's output), or of inputs to 8 bits per token.
 """
@@ -70,7 +70,7 @@ class PlainLinear(FastLinear):
 
 
 class Bfloat16Linear(FastLinear):
-    """Weights decoded to bfloat16 and packed once by oneDNN: 2 bytes per weight; 5x float32 from 8 rows on, 1x at one."""
+    """Weights decoded to bfloat16 and packed once by oneDNN: 2 bytes per weight; 5x from 8 rows on, 1x at one."""
 
     kernel = "bfloat16"
 
@@ -85,7 +85,7 @@ class Bfloat16Linear(FastLinear):
 
 
 class Int8Linear(FastLinear):
-    """8-bit weights and 8-bit inputs, rounded per token: 1 byte per weight; 7x float32 from 4 rows on, 2x at one.
+    """8-bit weights and 8-bit inputs, rounded per token: 1 byte per weight; 7x from 4 rows on, 2x at one.
 
     oneDNN takes unsigned inputs: codes are shifted by 128. The scale of a row is absmax/127.
     """
@@ -112,7 +112,7 @@ class Int8Linear(FastLinear):
 
 
 class Int8WeightLinear(FastLinear):
-    """8-bit weights with a scale per row, inputs in bfloat16: 1 byte per weight; 2x float32 at one row, 2x to 3x above."""
+    """8-bit weights with a scale per row, inputs in bfloat16: 1 byte per weight; 2x at one row, 2x to 3x above."""
 
     kernel = "int8 weights"
 
@@ -132,7 +132,7 @@ class Int8WeightLinear(FastLinear):
 
 
 class Int4Linear(FastLinear):
-    """Codes of at most 4 bits in groups of 32 to 256: 1 byte per weight; 6x float32 up to 8 rows, above them decoded.
+    """Codes of at most 4 bits in groups of 32 to 256: 1 byte per weight; 6x up to 8 rows, 2x from 64 rows on.
 
     The kernel's w = (u - 8) * scale + zero, u = q + 8; so a zero point z enters as -z * scale. Two and three bits are
     widened to four.
