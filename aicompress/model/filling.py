@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CheckpointError
-from aicompress.model.modeling_aicompress import attach, mark_ready, parameter_names, tie
+from aicompress.model.modeling_aicompress import attach, forget_tie, mark_ready, parameter_names, tie
+from aicompress.model.modules import RESIDENT_BYTES, fast_module
+from aicompress.weights import Weight
 
 # Buffers that older releases saved and newer ones compute.
 _COMPUTED = re.compile(r"(^|\.)(position_ids|rotary_emb\.inv_freq|masked_bias|attn\.bias)$")
@@ -49,7 +52,9 @@ class Filling:
         expected = set(model.state_dict())
         self._check(model, targets, expected)
         merges: dict[str, list[str]] = {}
-        for name, (target, merge) in targets.items():
+        stored = self.checkpoint.manifest.entries
+        for name in sorted(names, key=lambda name: name in stored):  # a fast layer is built with its bias at hand
+            target, merge = targets[name]
             if target not in expected:
                 continue
             if merge is not None:
@@ -105,9 +110,39 @@ class Filling:
             self.set(module, leaf, self.checkpoint.dense(name))
             return
         weight = self.checkpoint.weight(name)
+        if self.fast and self._run_fast(model, target, name, weight):
+            return
         tensors = {suffix: self._cast(tensor, spec.dtype) for suffix, tensor in weight.tensors().items()}
         attach(module, entry.to_json(), tensors)
         self.kernels[name] = f"reference: {weight.form} decoded"
+
+    def _run_fast(self, model: Any, target: str, name: str, weight: Weight) -> bool:
+        """Put inference modules where a compressed parameter and those tied to it belong; False where none fits."""
+        ties = getattr(model, "all_tied_weights_keys", {})
+        ends = [
+            target,
+            *(t for t, source in ties.items() if source == target),
+            *([ties[target]] if target in ties else []),
+        ]
+        dtype = self.dtype or self.checkpoint.manifest.entries[name].dense.dtype
+        running: dict[str, Any] = {}
+        for end in ends:
+            module = fast_module(model.get_submodule(end.rpartition(".")[0]), weight, dtype, self.resident)
+            if module is None:
+                return False
+            running[end] = module
+        for end, module in running.items():
+            model.set_submodule(end.rpartition(".")[0], module)
+            if ties.pop(end, None):
+                forget_tie(model, end)
+        self.kernels[name] = ", ".join(module.kernel for module in running.values())
+        return True
+
+    @property
+    def resident(self) -> bool:
+        """Whether the compressed weights fit into the cache as bfloat16."""
+        entries = self.checkpoint.manifest.entries.values()
+        return sum(math.prod(entry.dense.shape) * 2 for entry in entries) <= RESIDENT_BYTES
 
     def merge(self, model: Any, target: str, sources: Mapping[str, Any]) -> None:
         """Parameters that the architecture keeps merged, such as experts: decoded, then merged by transformers."""
@@ -128,8 +163,7 @@ class Filling:
         if leaf in module._buffers:
             module._buffers[leaf] = tensor
             return
-        trains = tensor.is_floating_point()
-        module._parameters[leaf] = nn.Parameter(tensor, requires_grad=trains)
+        setattr(module, leaf, nn.Parameter(tensor, requires_grad=tensor.is_floating_point()))  # an LSTM wants to know
 
     def _cast(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         return tensor.to(self.device, self.dtype or dtype) if tensor.is_floating_point() else tensor.to(self.device)

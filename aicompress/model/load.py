@@ -10,6 +10,10 @@ from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CheckpointError, Refused
+from aicompress.model.filling import Filling
+from aicompress.model.kinds import skeleton
+from aicompress.model.modeling_aicompress import Stored
+from aicompress.weights import Weight, restore
 
 Kernels = Literal["fast", "reference"]
 
@@ -35,20 +39,19 @@ def load(
         trust_remote_code: build an architecture that transformers does not know from the checkpoint's own code.
 
     Returns:
-        The model in evaluation mode; for a bare file without `model`, its dense tensors by name.
+        The model in evaluation mode, for inference (see `trainable`); for a bare file without `model`, its dense
+        tensors by name.
 
     Raises:
         CheckpointError: damaged, or its tensors are not exactly those of the architecture.
     """
-    from aicompress.model.filling import Filling
-
     checkpoint = Checkpoint.open(path)
     if model is None and checkpoint.config is None:
         return {name: _cast(checkpoint.dense(name), dtype).to(device) for name in checkpoint.parameters()}
     running = model if model is not None else build(checkpoint, trust_remote_code)
     fast = kernels == "fast" and torch.device(device).type == "cpu"
     Filling(checkpoint, torch.device(device), dtype, fast).fill(running)
-    return running.eval()
+    return running.requires_grad_(False).eval()
 
 
 def trainable(
@@ -61,13 +64,11 @@ def trainable(
     """Load a checkpoint for training, in float32.
 
     Compressed layers keep their form: factors, scales and surviving values are parameters, codes and masks are fixed.
-    `stored_tensors` gives what to write back.
+    `trained` gives what to write back.
 
     Raises:
         CheckpointError: as `load`.
     """
-    from aicompress.model.filling import Filling
-
     checkpoint = Checkpoint.open(path)
     if model is None and checkpoint.config is None:
         raise Refused(f"{path} names no architecture", _SEQUENTIAL)
@@ -79,14 +80,35 @@ def trainable(
 _SEQUENTIAL = "give the recipe `model: {sequential: [fc1, relu, fc2]}`, or a factory"
 
 
+def trained(model: nn.Module, checkpoint: Checkpoint) -> dict[str, Tensor | Weight]:
+    """Parameters of a model that `trainable` gave, as the checkpoint stores them: same names, forms and dtypes.
+
+    Raises:
+        Refused: the architecture keeps parameters merged, such as experts; they cannot be told apart again.
+    """
+    names: dict[str, str] = model.aicompress_names  # type: ignore[assignment]
+    if len(set(names.values())) < len(names):
+        raise Refused(f"{type(model).__name__} merges parameters of the checkpoint", "it cannot be trained here")
+    found: dict[str, Tensor | Weight] = {}
+    for name, target in names.items():
+        parent, _, leaf = target.rpartition(".")
+        module = model.get_submodule(parent)
+        if isinstance(module, Stored) and leaf == "weight":
+            old = checkpoint.weight(name)
+            dtypes = {suffix: tensor.dtype for suffix, tensor in old.tensors().items()}
+            tensors = {suffix: t.detach().to("cpu", dtypes[suffix]) for suffix, t in module.stored.items()}
+            found[name] = restore(tensors, old.meta())
+        else:
+            found[name] = getattr(module, leaf).detach().to("cpu", checkpoint.parameters()[name].dtype)
+    return found
+
+
 def build(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Any:
     """The architecture that config.json names, on the meta device.
 
     Raises:
         CheckpointError: transformers does not know it.
     """
-    from aicompress.model.kinds import skeleton
-
     config = checkpoint.config or {}
     try:
         model = skeleton(config)

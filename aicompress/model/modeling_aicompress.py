@@ -58,9 +58,12 @@ class Stored(nn.Module):
     def matrices(self) -> tuple[Tensor, ...]:
         """The decoded matrix, or the two factors; kept for the next call unless gradients are wanted."""
         tensors, meta = self.stored, self.entry["meta"]
-        keep = not torch.is_grad_enabled()
+        keep = not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors.values())
         if keep:
-            key = tuple((t.data_ptr(), 0 if t.is_inference() else t._version, t.dtype) for t in tensors.values())
+            key = (
+                torch.is_inference_mode_enabled(),
+                *((t.data_ptr(), 0 if t.is_inference() else t._version, t.dtype) for t in tensors.values()),
+            )
             known: tuple[Any, tuple[Tensor, ...]] = self.__dict__.get("decoded", (None, ()))
             if known[0] == key:
                 return known[1]
@@ -193,10 +196,10 @@ def tie(model: Any) -> None:
         if not all(stored):
             attach_tied(ends[stored.index(False)], ends[stored.index(True)])
         del model.all_tied_weights_keys[target]
-        _forget_tie(model, target)
+        forget_tie(model, target)
 
 
-def _forget_tie(model: Any, target: str) -> None:
+def forget_tie(model: Any, target: str) -> None:
     """Keep a later `tie_weights` from overwriting a tied stored layer."""
     for name, part in model.named_modules():
         keys = getattr(part, "_tied_weights_keys", None)

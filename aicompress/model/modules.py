@@ -1,0 +1,262 @@
+"""Inference modules for stored forms, each on the fastest CPU kernel that PyTorch has for it.
+
+Kernels: oneDNN's int8 matrix product, `_weight_int8pack_mm`, `_weight_int4pack_mm_for_cpu`, and bfloat16 weights packed
+by oneDNN. Speeds in the docstrings are against float32 `F.linear`, 2048×2048, on a CPU with AMX.
+Outputs have the dtype of the inputs. Numerics differ from the decoded reference by the rounding of inputs and outputs
+to bfloat16 (relative error below 1e-2 of a layer's output), or of inputs to 8 bits per token.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aicompress.errors import Refused
+from aicompress.weights import Dense, IntGrouped, LowRank, Weight
+
+RESIDENT_BYTES = 64 << 20  # bfloat16 weights up to this size stay in the last-level cache between layers
+INT4_GROUPS = (256, 128, 64, 32)  # group sizes of the int4 kernel, largest first
+INT4_ROWS = 16  # above this many rows, decoding to bfloat16 and a plain product is faster
+INT8_ROWS = 2
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices natively."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+class FastLinear(nn.Module):
+    """A linear layer for inference; subclasses multiply a matrix (rows, in)."""
+
+    kernel = "dense"
+
+    def __init__(self, shape: tuple[int, int], bias: Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = shape
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """Shape and dtype for code that asks for them; the values exist packed only."""
+        dtype = torch.float32 if self.bias is None else self.bias.dtype
+        return torch.empty(self.out_features, self.in_features, dtype=dtype, device="meta")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad and torch.is_grad_enabled():
+            raise Refused("this layer runs on an inference kernel", "load the checkpoint with trainable()")
+        rows = self.multiply(x.reshape(-1, self.in_features))
+        return rows.view(*x.shape[:-1], self.out_features)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """(rows, in) -> (rows, out) in the dtype of x, bias added."""
+        raise TypeError(f"{type(self).__name__} does not multiply")
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, kernel={self.kernel!r}"
+
+
+class PlainLinear(FastLinear):
+    """A dense matrix: a factor, or what no kernel serves."""
+
+    def __init__(self, matrix: Tensor, bias: Tensor | None) -> None:
+        super().__init__((matrix.shape[0], matrix.shape[1]), bias)
+        self.matrix = nn.Parameter(matrix, requires_grad=False)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.matrix.to(x.dtype), self.bias)
+
+
+class Bfloat16Linear(FastLinear):
+    """Weights decoded to bfloat16 and packed once by oneDNN: 2 bytes per weight; 5x from 8 rows on, 1x at one."""
+
+    kernel = "bfloat16"
+
+    def __init__(self, matrix: Tensor, bias: Tensor | None) -> None:
+        super().__init__((matrix.shape[0], matrix.shape[1]), bias)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(matrix.bfloat16().contiguous(), None)
+        self.small_bias = None if bias is None else bias.detach().bfloat16()
+
+    def multiply(self, x: Tensor) -> Tensor:
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x.bfloat16(), self.packed, self.small_bias, "none", [], "")
+        return y.to(x.dtype)
+
+
+class Int8Linear(FastLinear):
+    """8-bit weights and 8-bit inputs, rounded per token: 1 byte per weight; 7x from 4 rows on, 2x at one.
+
+    oneDNN takes unsigned inputs: codes are shifted by 128. The scale of a row is absmax/127.
+    """
+
+    kernel = "int8"
+
+    def __init__(self, weight: IntGrouped, bias: Tensor | None) -> None:
+        super().__init__(weight.shape, bias)
+        self.packed = torch.ops.onednn.qlinear_prepack(weight.codes.contiguous(), None)
+        self.scale = weight.scale.float().expand(self.out_features, -1).reshape(-1).contiguous()
+        self.zero = torch.zeros(self.out_features, dtype=torch.int64)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        # Two reductions are several times faster than abs() and one, or than a norm.
+        scale = torch.maximum(wide.amax(1, keepdim=True), wide.amin(1, keepdim=True).neg_())
+        scale = scale.div_(127).clamp_(min=torch.finfo(torch.float32).tiny)
+        codes = torch.mul(wide, scale.reciprocal()).round_().to(torch.int8).view(torch.uint8).bitwise_xor_(128)
+        y: Tensor = torch.ops.onednn.qlinear_pointwise(
+            codes, 1.0, 128, self.packed, self.scale, self.zero, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        y.mul_(scale)
+        return (y if self.bias is None else y.add_(self.bias)).to(x.dtype)
+
+
+class Int8WeightLinear(FastLinear):
+    """8-bit weights with a scale per row, inputs in bfloat16: 1 byte per weight; 2x at one row, 2x to 3x above."""
+
+    kernel = "int8 weights"
+
+    def __init__(self, weight: IntGrouped, bias: Tensor | None) -> None:
+        super().__init__(weight.shape, bias)
+        self.codes = weight.codes.contiguous()
+        self.scale = weight.scale.expand(self.out_features, -1).reshape(-1).contiguous()
+
+    def multiply(self, x: Tensor) -> Tensor:
+        small = x.bfloat16()
+        if len(x) <= INT8_ROWS:
+            y = torch._weight_int8pack_mm(small, self.codes, self.scale.bfloat16()).to(x.dtype)
+        else:
+            # Codes are exact in bfloat16, and a row's scale can follow the product.
+            y = F.linear(small, self.codes.bfloat16()).to(x.dtype).mul_(self.scale.to(x.dtype))
+        return y if self.bias is None else y.add_(self.bias)
+
+
+class Int4Linear(FastLinear):
+    """Codes of at most 4 bits in groups of 32 to 256: 1 byte per weight; 6x up to 8 rows, 2x from 64 rows on.
+
+    The kernel's w = (u - 8) * scale + zero, u = q + 8; so a zero point z enters as -z * scale. Two and three bits are
+    widened to four.
+    """
+
+    kernel = "int4"
+
+    def __init__(self, weight: IntGrouped, bias: Tensor | None, group: int) -> None:
+        super().__init__(weight.shape, bias)
+        out, columns = weight.shape
+        self.group = group
+        repeats = columns // group // weight.scale.shape[1]
+        scale = weight.scale.float().expand(out, -1).repeat_interleave(repeats, 1)  # (out, groups)
+        zero = torch.zeros_like(scale)
+        if weight.zero is not None:
+            zero = -weight.zero.float().expand(out, -1).repeat_interleave(repeats, 1) * scale
+        self.scales_and_zeros = torch.stack([scale, zero], -1).transpose(0, 1).bfloat16().contiguous()
+        self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(weight.codes.int() + 8, 1)
+        # The same codes by halves of a row: low nibble column j, high nibble column j + in/2.
+        low, high = weight.codes.chunk(2, dim=1)
+        self.halves = (low & 15) | (high << 4)
+        self.affine = weight.zero is not None
+
+    def multiply(self, x: Tensor) -> Tensor:
+        small = x.bfloat16()
+        y: Tensor
+        if len(x) <= INT4_ROWS:
+            y = torch.ops.aten._weight_int4pack_mm_for_cpu(small, self.packed, self.group, self.scales_and_zeros)
+        else:
+            y = F.linear(small, self.decoded())
+        y = y.to(x.dtype)
+        return y if self.bias is None else y.add_(self.bias)
+
+    def decoded(self) -> Tensor:
+        """The matrix in bfloat16."""
+        matrix = torch.empty(self.out_features, self.in_features, dtype=torch.bfloat16)
+        half = self.in_features // 2
+        matrix[:, :half].copy_((self.halves << 4) >> 4)  # an arithmetic shift restores the sign
+        matrix[:, half:].copy_(self.halves >> 4)
+        scale, zero = self.scales_and_zeros.transpose(0, 1).unbind(-1)  # (out, groups) each
+        grouped = matrix.view(self.out_features, -1, self.group).mul_(scale[..., None])
+        return (grouped.add_(zero[..., None]) if self.affine else grouped).view_as(matrix)
+
+
+class LowRankLinear(FastLinear):
+    """Two products, the right factor first."""
+
+    def __init__(self, right: FastLinear, left: FastLinear) -> None:
+        super().__init__((left.out_features, right.in_features), None)
+        self.right, self.left = right, left
+        self.kernel = f"low rank: {right.kernel}, {left.kernel}"
+
+    def multiply(self, x: Tensor) -> Tensor:
+        return self.left.multiply(self.right.multiply(x))
+
+
+class IntEmbedding(nn.Module):
+    """Rows of codes, decoded as they are looked up; codes of at most 4 bits lie two in a byte."""
+
+    kernel = "row gather"
+
+    def __init__(self, weight: IntGrouped, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = weight.shape
+        self.nibbles = weight.bits <= 4 and self.embedding_dim % 2 == 0
+        low, high = weight.codes.chunk(2, dim=1)
+        self.codes = (low & 15) | (high << 4) if self.nibbles else weight.codes
+        self.scale = weight.scale.expand(self.num_embeddings, -1)
+        self.zero = None if weight.zero is None else weight.zero.expand(self.num_embeddings, -1)
+        self.dtype = dtype
+
+    @property
+    def weight(self) -> Tensor:
+        """Shape and dtype for code that asks for them; the values exist packed only."""
+        return torch.empty(self.num_embeddings, self.embedding_dim, dtype=self.dtype, device="meta")
+
+    def forward(self, ids: Tensor) -> Tensor:
+        flat = ids.reshape(-1)
+        rows = self.codes[flat]
+        if self.nibbles:
+            rows = torch.cat([(rows << 4) >> 4, rows >> 4], dim=1)
+        scale = self.scale[flat].float()
+        grouped = rows.float().view(len(flat), scale.shape[1], -1)
+        if self.zero is not None:
+            grouped = grouped - self.zero[flat].float()[..., None]
+        return (grouped * scale[..., None]).to(self.dtype).view(*ids.shape, self.embedding_dim)
+
+
+def fast_linear(weight: Weight, bias: Tensor | None, dtype: torch.dtype, resident: bool) -> FastLinear:
+    """The module that multiplies by a stored weight fastest on this CPU.
+
+    Args:
+        weight: in any form.
+        bias: (out,) or None.
+        dtype: of the layer where no kernel serves it.
+        resident: all weights of the model fit into the cache as bfloat16, so that their size does not decide.
+    """
+    if isinstance(weight, LowRank):
+        right = fast_linear(weight.inner, None, dtype, resident)
+        return LowRankLinear(right, fast_linear(weight.out, bias, dtype, resident))
+    if not isinstance(weight, IntGrouped):
+        return PlainLinear(weight.matrix.to(dtype) if isinstance(weight, Dense) else weight.dense().to(dtype), bias)
+    bfloat16 = has_fast_bfloat16()
+    out, columns = weight.shape
+    per_row = weight.scale.shape[1] == 1 and weight.symmetric
+    if resident and bfloat16:
+        return Bfloat16Linear(weight.dense(), bias)
+    if weight.activation_bits == 8 and per_row:
+        return Int8Linear(weight, bias)
+    group = next((g for g in INT4_GROUPS if (weight.group_size or columns) % g == 0), 0)
+    if weight.bits <= 4 and group and out % 16 == 0:
+        return Int4Linear(weight, bias, group)
+    if weight.bits > 4 and per_row and bfloat16:
+        return Int8WeightLinear(weight, bias)
+    return Bfloat16Linear(weight.dense(), bias) if bfloat16 else PlainLinear(weight.dense().to(dtype), bias)
+
+
+def fast_module(module: nn.Module, weight: Weight, dtype: torch.dtype, resident: bool) -> Any | None:
+    """An inference module for a layer with a stored weight; None where no kernel fits the layer's class."""
+    from transformers.pytorch_utils import Conv1D
+
+    if type(module) in (nn.Linear, Conv1D):
+        bias: Any = module.bias
+        return fast_linear(weight, bias, dtype, resident)
+    if type(module) is nn.Embedding and module.max_norm is None and isinstance(weight, IntGrouped):
+        return IntEmbedding(weight, dtype)
+    return None
