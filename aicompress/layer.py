@@ -67,12 +67,14 @@ class InputStats:
         gram: mean of x xᵀ, (in, in), or None.
         norms: mean of x², (in,), or None.
         mean_abs: mean of |x|, (in,), or None.
+        cross: mean of x̃ xᵀ, (in, in), or None; x̃ is what the uncompressed model feeds the layer where this one feeds x.
     """
 
     count: int
     gram: Tensor | None = None
     norms: Tensor | None = None
     mean_abs: Tensor | None = None
+    cross: Tensor | None = None
 
 
 @dataclass(frozen=True)
