@@ -1,0 +1,78 @@
+"""Cyclic coordinate descent on tr((W − Ŵ) H (W − Ŵ)ᵀ), over the codes and over the scales.
+
+CDQuant (Nair and Suggala 2024, arXiv:2406.17542): with all other columns fixed, the best value of column j is
+ŵ_j + ((W − Ŵ) H)_j / H_jj, and the best code is the one nearest to it. Given the codes, the scales of a row solve
+normal equations of as many unknowns as it has groups. Neither step can raise the loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from aicompress.methods.quantize.columns import Grid, round_columns
+
+
+def sweep(wanted: Tensor, hessian: Tensor, levels: Grid, codes: Tensor) -> Tensor:
+    """Round every column once more, given all others.
+
+    Args:
+        wanted: W, (in, out) float32.
+        hessian: H, (in, in) float32, positive definite.
+        levels: the grid.
+        codes: (in, out).
+
+    Returns:
+        New codes, (in, out).
+    """
+    diagonal = hessian.diagonal()
+    values = levels.values(codes)
+    targets = values + (hessian @ (wanted - values)) / diagonal[:, None]
+    return round_columns(targets, -hessian / diagonal, levels, values)
+
+
+def fit_scales(wanted: Tensor, hessian: Tensor, levels: Grid, codes: Tensor, dtype: torch.dtype) -> Grid:
+    """Least-squares scales for given codes, rounded to the dtype they are stored in; a row keeps its own if they win.
+
+    With S_g the steps of group g, the loss of a row is quadratic in its scales: A_gh = S_gᵀ H S_h, b_g = S_gᵀ H w.
+    """
+    steps = levels.steps(codes)
+    groups = len(levels.scale)
+    member = torch.nn.functional.one_hot(torch.tensor(levels.group), groups).float()  # (in, groups)
+    pulls = hessian @ wanted
+    b = (member.t() @ (steps * pulls)).t()  # (out, groups)
+    a = torch.stack([member.t() @ (steps * (hessian @ (steps * member[:, g : g + 1]))) for g in range(groups)], dim=2)
+    a = a.transpose(0, 1).double()  # (out, groups, groups)
+    old = levels.scale.t().double()
+    ridge = torch.diag_embed(1e-6 * a.diagonal(dim1=1, dim2=2) + (a.diagonal(dim1=1, dim2=2) == 0))
+    step = torch.linalg.solve(a + ridge, (b.double() - (a @ old[..., None])[..., 0])[..., None])[..., 0]
+    new = (old + step).to(dtype).double()
+    new = torch.where(new == 0, old, new)
+
+    def loss(scale: Tensor) -> Tensor:
+        return ((a @ scale[..., None])[..., 0] * scale).sum(1) - 2 * (b * scale).sum(1)
+
+    better = loss(new) < loss(old)
+    return replace(levels, scale=torch.where(better[:, None], new, old).float().t().contiguous())
+
+
+def refine(
+    wanted: Tensor, hessian: Tensor, levels: Grid, codes: Tensor, rounds: int, dtype: torch.dtype
+) -> tuple[Tensor, Grid]:
+    """Fit scales and sweep codes in turn, `rounds` times; then fit the scales once more.
+
+    Args:
+        wanted: W, (in, out) float32.
+        hessian: H, (in, in), positive definite.
+        levels: the grid to start from.
+        codes: (in, out) codes to start from.
+        rounds: how often.
+        dtype: that scales are stored in.
+    """
+    hessian = hessian.float()
+    for _ in range(rounds):
+        levels = fit_scales(wanted, hessian, levels, codes, dtype)
+        codes = sweep(wanted, hessian, levels, codes)
+    return codes, fit_scales(wanted, hessian, levels, codes, dtype)

@@ -1,0 +1,116 @@
+"""GPTQ: round the columns in turn and move each one's error into those not rounded yet.
+
+Frantar et al. 2023, arXiv:2210.17323, equations 2 and 3 and algorithm 1, with these later additions: scales fixed
+before the columns are permuted (static groups) and searched for least error weighted by the inputs; the target shifted
+to W* = W E[x̃ xᵀ] H⁻¹ where the uncompressed model's inputs x̃ are known (GPTAQ, arXiv:2504.02692; Qronos,
+arXiv:2505.11695); with `refine`, sweeps that round every column again given all others and fit the scales.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from aicompress.layer import Layer
+from aicompress.methods.curvature import damped, gram, inverse_factor, statistics
+from aicompress.methods.quantize.columns import Grid, round_columns
+from aicompress.methods.quantize.descent import refine
+from aicompress.methods.quantize.integer import (
+    IntegerConfig,
+    check,
+    describe,
+    outline,
+    shared_columns,
+    stored_scale_dtype,
+)
+from aicompress.methods.quantize.rounding import grouped, minmax_range, scale_and_zero
+from aicompress.methods.quantize.scales import search
+from aicompress.methods.registry import LayerMethod
+from aicompress.weights import IntGrouped, Weight
+
+
+class GptqConfig(IntegerConfig):
+    """Parameters of gptq."""
+
+    name: Literal["gptq"] = "gptq"
+    order: Literal["importance", "natural"] = Field(
+        "importance", description="columns with the largest inputs first, or left to right"
+    )
+    damping: float = Field(0.01, gt=0, le=1, description="added to the Gram matrix, as a part of its mean diagonal")
+    range: Literal["minmax", "mse", "weighted"] = Field(
+        "weighted", description="scales: full range, least squared error, or least error weighted by the inputs"
+    )
+    refine: int = Field(0, ge=0, le=100, description="rounds of coordinate descent and scale fitting after GPTQ")
+
+
+def apply(layer: Layer, config: GptqConfig) -> Weight:
+    """Quantize one layer.
+
+    Raises:
+        CompressError: no calibration token reached the layer, or its Gram matrix is not one.
+    """
+    hessian = damped(gram(layer), config.damping)  # (in, in) float64
+    target = shifted(layer, hessian)
+    scale, zero = scales(target, hessian.diagonal().float(), config, stored_scale_dtype(config, layer.info.dtype))
+    columns = len(hessian)
+    order = torch.arange(columns)
+    if config.order == "importance":
+        order = hessian.diagonal().argsort(descending=True, stable=True)
+        hessian = hessian[order][:, order]
+    levels = grid_of(scale, zero, config, order, target.shape)
+    wanted = target.t()[order].contiguous()  # (in, out), in the order of rounding
+    factor = inverse_factor(hessian)
+    codes = round_columns(wanted.clone(), (factor / factor.diagonal()[:, None]).float(), levels)
+    if config.refine:
+        codes, levels = refine(wanted, hessian, levels, codes, config.refine, scale.dtype)
+        scale = levels.scale.t().to(scale.dtype).contiguous()
+    found = torch.empty(codes.shape[::-1], dtype=torch.int8)
+    found[:, order] = codes.t().to(torch.int8)
+    return IntGrouped(found, scale, zero, config.bits, shared_columns(config))
+
+
+def shifted(layer: Layer, hessian: Tensor) -> Tensor:
+    """W, or W* = W (E[x̃ xᵀ] + D) (H + D)⁻¹ with D the damping: least E‖W x̃ − W* x‖²; (out, in) float32."""
+    cross = statistics(layer).cross
+    if cross is None:
+        return layer.weight.float()
+    mixed = cross.double() + hessian - gram(layer)
+    factor = torch.linalg.cholesky(hessian)
+    return torch.cholesky_solve((layer.weight.double() @ mixed).t(), factor).t().float()
+
+
+def scales(weight: Tensor, diagonal: Tensor, config: GptqConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Scale and zero point of each group; (rows, groups)."""
+    per_tensor = config.granularity == "tensor"
+    groups = grouped(weight, shared_columns(config), per_tensor)
+    if config.range == "minmax":
+        return scale_and_zero(*minmax_range(groups, config.symmetric), config.bits, config.symmetric, dtype)
+    if config.range == "mse":
+        return search(groups, None, config, dtype)
+    importance = diagonal.expand_as(weight).reshape(groups.shape) if per_tensor else diagonal.reshape(groups.shape[1:])
+    return search(groups, importance, config, dtype)
+
+
+def grid_of(scale: Tensor, zero: Tensor | None, config: GptqConfig, order: Tensor, shape: torch.Size) -> Grid:
+    """The grid of each column in the order of rounding."""
+    rows, columns = shape
+    size = shared_columns(config) or columns
+    flat = scale.float().expand(rows, -1).t().contiguous()
+    offset = None if zero is None else zero.float().expand(rows, -1).t().contiguous()
+    return Grid(flat, offset, tuple((order // size).tolist()), config.bits)
+
+
+METHOD = LayerMethod(
+    name="gptq",
+    command="quantize",
+    summary="columns rounded in turn, errors moved into later ones; calibrated",
+    config=GptqConfig,
+    needs=frozenset({"gram"}),
+    apply=apply,
+    outline=outline,
+    check=check,
+    describe=describe,
+)

@@ -1,0 +1,56 @@
+"""What all methods with integer codes share: their knobs, what they check, the outline of what they store."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from aicompress.layer import LayerInfo
+from aicompress.methods.quantize.rtn import stored_scale_dtype
+from aicompress.methods.registry import MethodConfig
+from aicompress.weights import IntGrouped, Weight
+
+__all__ = ["IntegerConfig", "check", "describe", "outline", "shared_columns", "stored_scale_dtype"]
+
+
+class IntegerConfig(MethodConfig):
+    """Knobs of integer codes."""
+
+    bits: Literal[2, 3, 4, 8] = Field(4, description="bits of a code")
+    granularity: Literal["tensor", "channel", "group"] = Field("group", description="what shares a scale")
+    group_size: int = Field(64, ge=1, description="input columns that share a scale, when granularity is group")
+    symmetric: bool = Field(True, description="no zero point")
+    scale_dtype: Literal["auto", "float16", "bfloat16", "float32"] = Field(
+        "auto", description="stored scales; auto: the model's dtype, float16 for a float32 model"
+    )
+
+
+def shared_columns(config: IntegerConfig) -> int:
+    """IntGrouped's group_size: 0 where a whole row or the tensor shares a scale."""
+    return config.group_size if config.granularity == "group" else 0
+
+
+def check(info: LayerInfo, config: IntegerConfig) -> tuple[str, str] | None:
+    """A group size must divide the input width."""
+    columns, size = info.shape[1], shared_columns(config)
+    if not size or columns % size == 0:
+        return None
+    fitting = [str(n) for n in range(8, min(columns, 512) + 1) if columns % n == 0]
+    fit = f"sizes that fit: {', '.join(fitting)}; or " if fitting else ""
+    return f"{info.name}: group_size {size} does not divide its {columns} input columns", f"{fit}granularity: channel"
+
+
+def outline(info: LayerInfo, config: IntegerConfig) -> Weight:
+    """The stored weight without data."""
+    rows, columns = info.shape
+    size = shared_columns(config)
+    shape = (1, 1) if config.granularity == "tensor" else (rows, columns // size if size else 1)
+    scale = (stored_scale_dtype(config, info.dtype), shape)
+    return IntGrouped.outline(info.shape, scale, config.symmetric, config.bits, size)
+
+
+def describe(config: IntegerConfig, weight: Weight) -> dict[str, Any]:
+    """Knobs for the report row."""
+    shares = config.group_size if config.granularity == "group" else config.granularity
+    return {"bits": config.bits, "group": shares, "symmetric": config.symmetric}
