@@ -159,10 +159,13 @@ def _patches(module: nn.Conv1d | nn.Conv2d, given: Tensor) -> Tensor:
     """im2col; a one-dimensional convolution is a two-dimensional one of height 1."""
     if isinstance(module, nn.Conv1d):
         given = given[:, :, None]
-        kernel, dilation = (1, module.kernel_size[0]), (1, module.dilation[0])
-        stride, padding = (1, module.stride[0]), (0, _padding(module)[0])
+        kernel: tuple[int, ...] = (1, module.kernel_size[0])
+        dilation: tuple[int, ...] = (1, module.dilation[0])
+        stride: tuple[int, ...] = (1, module.stride[0])
+        padding: tuple[int, ...] = (0, _padding(module)[0])
     else:
-        kernel, dilation, stride, padding = module.kernel_size, module.dilation, module.stride, _padding(module)
+        kernel, dilation, stride = module.kernel_size, module.dilation, module.stride
+        padding = _padding(module)
     patches = functional.unfold(given, kernel, dilation, padding, stride)  # (N, I*kh*kw, positions)
     return patches.transpose(1, 2).reshape(-1, patches.shape[1])
 

@@ -113,7 +113,7 @@ def gate(blocks: list[nn.Module]) -> Callable[[], None]:
         A function that takes the gates away.
     """
     for index, block in enumerate(blocks):
-        block.forward = _gated(index, block.forward)  # type: ignore[method-assign]
+        block.forward = _gated(index, block.forward)
 
     def remove() -> None:
         for block in blocks:

@@ -96,7 +96,8 @@ def measure(request: dict[str, Any]) -> Footprint:
 
     idle = peak_rss()
     running = setting.start(path)
-    inputs = example(running.module, *request["size"], labelled)
+    batch, length = request["size"]
+    inputs = example(running.module, batch, length, labelled)
     if inputs is not None:
         forward_call(running.module, inputs[0])()
     peak = peak_rss()

@@ -134,13 +134,14 @@ def baselines(report: Report) -> Table:
     for baseline in report.baselines:
         side, latency = baseline.side, baseline.latency
         share = numbers.ratio_of(report.after.weight_bytes, side.weight_bytes)
+        before_ms, timed = (latency.before_ms, latency.ratio) if latency is not None else (None, None)
         rows.append(
             (
                 Cell(side.path, code=True),
                 Cell(numbers.exact_size(side.weight_bytes), side.weight_bytes),
                 Cell(numbers.ratio(share), share),
-                Cell(numbers.milliseconds(latency and latency.before_ms), latency and latency.before_ms),
-                Cell(numbers.ratio(latency and latency.ratio), latency and latency.ratio),
+                Cell(numbers.milliseconds(before_ms), before_ms),
+                Cell(numbers.ratio(timed), timed),
             )
         )
     columns = _columns("baseline", "weight bytes:", "bytes, this / it:", "latency:", "latency, this / it:")

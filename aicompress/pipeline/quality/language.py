@@ -115,7 +115,9 @@ def _nll(logits: Tensor, targets: Tensor) -> Tensor:
     batch, length = targets.shape
     parts = [
         nn.functional.cross_entropy(rows.float(), wanted, reduction="none")
-        for rows, wanted in zip(logits.flatten(0, 1).split(ROWS), targets.flatten().split(ROWS), strict=True)
+        for rows, wanted in zip(
+            torch.split(logits.flatten(0, 1), ROWS), torch.split(targets.flatten(), ROWS), strict=True
+        )
     ]
     return torch.cat(parts).double().view(batch, length).mean(1).cpu()
 
@@ -125,7 +127,9 @@ def _distance(base: Tensor, tested: Tensor) -> tuple[Tensor, Tensor]:
     batch, length, _ = base.shape
     kl: list[Tensor] = []
     same: list[Tensor] = []
-    for wanted, found in zip(base.flatten(0, 1).split(ROWS), tested.flatten(0, 1).split(ROWS), strict=True):
+    for wanted, found in zip(
+        torch.split(base.flatten(0, 1), ROWS), torch.split(tested.flatten(0, 1), ROWS), strict=True
+    ):
         log_p, log_q = wanted.float().log_softmax(-1), found.float().log_softmax(-1)
         # Equal logits must give exactly 0, and a token that both exclude (-inf - -inf) adds nothing.
         terms = torch.where(log_p == log_q, 0.0, log_p.exp() * (log_p - log_q))
