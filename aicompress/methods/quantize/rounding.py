@@ -14,6 +14,7 @@ from torch import Tensor
 from aicompress.errors import Refused
 
 PIECE = 1 << 18  # weights in a piece: 1 MiB of float32
+EPSILON = 1e-12  # keeps a quotient of sums of squares finite
 
 Scaling = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
