@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aicompress.methods.quantize.rounding import decode, encode, minmax_range, scale_and_zero
+from aicompress.methods.quantize.rounding import EPSILON, decode, encode, minmax_range, scale_and_zero
 
-EPSILON = 1e-12  # keeps a sum of importances from being zero
+
 SHRINKS = 20
 FITS = 3
 CHUNK = 1 << 18  # weights searched at once: they stay in the cache
