@@ -38,6 +38,7 @@ class Filling:
     dtype: torch.dtype | None
     fast: bool
     placed: dict[str, str] = field(default_factory=dict)  # parameter of the checkpoint -> of the model
+    held: set[str] = field(default_factory=set)  # parameters of the model that the checkpoint holds
     kernels: dict[str, str] = field(default_factory=dict)
 
     def fill(self, model: Any) -> None:
@@ -50,6 +51,7 @@ class Filling:
         names = list(self.checkpoint.parameters())
         targets = parameter_names(model, names) if hugging else {name: (name, None) for name in names}
         expected = set(model.state_dict())
+        self.held = {target for target, _ in targets.values()}
         self._check(model, targets, expected)
         merges: dict[str, list[str]] = {}
         stored = self.checkpoint.manifest.entries
@@ -119,15 +121,14 @@ class Filling:
     def _run_fast(self, model: Any, target: str, name: str, weight: Weight) -> bool:
         """Put inference modules where a compressed parameter and those tied to it belong; False where none fits."""
         ties = getattr(model, "all_tied_weights_keys", {})
-        ends = [
-            target,
-            *(t for t, source in ties.items() if source == target),
-            *([ties[target]] if target in ties else []),
-        ]
+        tied = [t for t, source in ties.items() if source == target] + ([ties[target]] if target in ties else [])
+        ends = [target, *(end for end in tied if end not in self.held)]
         dtype = self.dtype or self.checkpoint.manifest.entries[name].dense.dtype
         running: dict[str, Any] = {}
         for end in ends:
-            module = fast_module(model.get_submodule(end.rpartition(".")[0]), weight, dtype, self.resident)
+            module = fast_module(
+                model.get_submodule(end.rpartition(".")[0]), weight, dtype, is_resident(self.checkpoint)
+            )
             if module is None:
                 return False
             running[end] = module
@@ -137,12 +138,6 @@ class Filling:
                 forget_tie(model, end)
         self.kernels[name] = ", ".join(module.kernel for module in running.values())
         return True
-
-    @property
-    def resident(self) -> bool:
-        """Whether the compressed weights fit into the cache as bfloat16."""
-        entries = self.checkpoint.manifest.entries.values()
-        return sum(math.prod(entry.dense.shape) * 2 for entry in entries) <= RESIDENT_BYTES
 
     def merge(self, model: Any, target: str, sources: Mapping[str, Any]) -> None:
         """Parameters that the architecture keeps merged, such as experts: decoded, then merged by transformers."""
@@ -172,7 +167,7 @@ class Filling:
         """Ties, buffers that the architecture computes, and the generation settings of a transformers model."""
         for parameter in (*model.parameters(), *model.buffers()):
             parameter._is_hf_initialized = parameter.device.type != "meta"
-        tie(model)
+        tie(model, self.held)
         for target, source in model.all_tied_weights_keys.items():
             self.tie(model, target, source)
         for name, buffer in list(model.named_buffers()):
@@ -199,3 +194,9 @@ class Filling:
             ends[1][0]._parameters[ends[1][1]] = tensors[0]
         elif held == [False, True]:
             ends[0][0]._parameters[ends[0][1]] = tensors[1]
+
+
+def is_resident(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint's compressed weights fit into the processor's cache as bfloat16."""
+    entries = checkpoint.manifest.entries.values()
+    return sum(math.prod(entry.dense.shape) * 2 for entry in entries) <= RESIDENT_BYTES

@@ -12,8 +12,6 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CheckpointError, Refused
 from aicompress.model.filling import Filling
 from aicompress.model.kinds import skeleton
-from aicompress.model.modeling_aicompress import Stored
-from aicompress.weights import Weight, restore
 
 Kernels = Literal["fast", "reference"]
 
@@ -64,7 +62,6 @@ def trainable(
     """Load a checkpoint for training, in float32.
 
     Compressed layers keep their form: factors, scales and surviving values are parameters, codes and masks are fixed.
-    `trained` gives what to write back.
 
     Raises:
         CheckpointError: as `load`.
@@ -78,29 +75,6 @@ def trainable(
 
 
 _SEQUENTIAL = "give the recipe `model: {sequential: [fc1, relu, fc2]}`, or a factory"
-
-
-def trained(model: nn.Module, checkpoint: Checkpoint) -> dict[str, Tensor | Weight]:
-    """Parameters of a model that `trainable` gave, as the checkpoint stores them: same names, forms and dtypes.
-
-    Raises:
-        Refused: the architecture keeps parameters merged, such as experts; they cannot be told apart again.
-    """
-    names: dict[str, str] = model.aicompress_names  # type: ignore[assignment]
-    if len(set(names.values())) < len(names):
-        raise Refused(f"{type(model).__name__} merges parameters of the checkpoint", "it cannot be trained here")
-    found: dict[str, Tensor | Weight] = {}
-    for name, target in names.items():
-        parent, _, leaf = target.rpartition(".")
-        module = model.get_submodule(parent)
-        if isinstance(module, Stored) and leaf == "weight":
-            old = checkpoint.weight(name)
-            dtypes = {suffix: tensor.dtype for suffix, tensor in old.tensors().items()}
-            tensors = {suffix: t.detach().to("cpu", dtypes[suffix]) for suffix, t in module.stored.items()}
-            found[name] = restore(tensors, old.meta())
-        else:
-            found[name] = getattr(module, leaf).detach().to("cpu", checkpoint.parameters()[name].dtype)
-    return found
 
 
 def build(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Any:

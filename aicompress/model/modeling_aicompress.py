@@ -11,7 +11,7 @@ names on disk (`weight`, `weight_scale`, ...) and decodes them where the layer r
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -185,15 +185,19 @@ def parameter_names(model: Any, names: Iterable[str]) -> dict[str, tuple[str, An
     return found
 
 
-def tie(model: Any) -> None:
-    """Tied parameters of a transformers model, where one of a pair is stored: let the other decode it."""
+def tie(model: Any, held: Collection[str]) -> None:
+    """Tied parameters of a transformers model, where one of a pair is stored: let the other decode it.
+
+    Args:
+        held: parameters of the model that the checkpoint holds; where it holds both of a pair, they stay apart.
+    """
     for target, source in list(model.all_tied_weights_keys.items()):
         names = (target, source)
         ends = [model.get_submodule(name.rpartition(".")[0]) for name in names]
         stored = [isinstance(end, Stored) and name.endswith(".weight") for end, name in zip(ends, names, strict=True)]
         if not any(stored):
             continue
-        if not all(stored):
+        if target not in held or source not in held:
             attach_tied(ends[stored.index(False)], ends[stored.index(True)])
         del model.all_tied_weights_keys[target]
         forget_tie(model, target)
@@ -245,7 +249,7 @@ class AicompressQuantizer(HfQuantizer):  # type: ignore[misc]
             if lacking:
                 raise ValueError(f"the checkpoint lacks {lacking[0]!r}: it is incomplete")
             attach(module, entry, {suffix: _cast(outlines[disk], dtype) for suffix, disk in names.items()})
-        tie(model)
+        tie(model, [target for target, _ in parameter_names(model, outlines).values()])
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:

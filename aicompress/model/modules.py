@@ -8,6 +8,7 @@ to bfloat16 (relative error below 1e-2 of a layer's output), or of inputs to 8 b
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,6 +29,15 @@ def has_fast_bfloat16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
+@dataclass(frozen=True)
+class Packed:
+    """What model code may ask of a layer's `weight` whose values exist packed only; no operation takes it."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device = torch.device("cpu")
+
+
 class FastLinear(nn.Module):
     """A linear layer for inference; subclasses multiply a matrix (rows, in)."""
 
@@ -39,10 +49,9 @@ class FastLinear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
 
     @property
-    def weight(self) -> Tensor:
-        """Shape and dtype for code that asks for them; the values exist packed only."""
+    def weight(self) -> Packed:
         dtype = torch.float32 if self.bias is None else self.bias.dtype
-        return torch.empty(self.out_features, self.in_features, dtype=dtype, device="meta")
+        return Packed(torch.Size((self.out_features, self.in_features)), dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad and torch.is_grad_enabled():
@@ -205,9 +214,8 @@ class IntEmbedding(nn.Module):
         self.dtype = dtype
 
     @property
-    def weight(self) -> Tensor:
-        """Shape and dtype for code that asks for them; the values exist packed only."""
-        return torch.empty(self.num_embeddings, self.embedding_dim, dtype=self.dtype, device="meta")
+    def weight(self) -> Packed:
+        return Packed(torch.Size((self.num_embeddings, self.embedding_dim)), self.dtype)
 
     def forward(self, ids: Tensor) -> Tensor:
         flat = ids.reshape(-1)

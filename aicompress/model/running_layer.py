@@ -7,7 +7,9 @@ from torch import nn
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.layer import LayerInfo
+from aicompress.model.filling import is_resident
 from aicompress.model.modeling_aicompress import attach, mark_ready
+from aicompress.model.modules import fast_module
 
 _CONVOLUTIONS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 
@@ -25,10 +27,14 @@ def running_layer(checkpoint: Checkpoint, info: LayerInfo) -> nn.Module:
         matrix = tensor.t() if info.transposed else tensor
         module.weight = nn.Parameter(matrix if matrix.dtype.itemsize > 1 else matrix.float(), requires_grad=False)
         return module.eval()
+    weight = checkpoint.weight(info.tensor)
+    if running := fast_module(module, weight, entry.dense.dtype, is_resident(checkpoint)):
+        ready: nn.Module = running.eval()
+        return ready
     plain = {**entry.to_json(), "transposed": False}
     if info.transposed:
         plain["shape"] = plain["shape"][::-1]  # the stored matrix is (out, in) in any case
-    attach(module, plain, checkpoint.weight(info.tensor).tensors())
+    attach(module, plain, weight.tensors())
     mark_ready(module)
     return module.eval()
 

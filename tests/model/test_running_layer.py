@@ -22,7 +22,8 @@ def test_a_compressed_layer_runs(form, tiny_llama: Path, tmp_path: Path) -> None
     inputs = torch.randn(5, 64)
     with torch.inference_mode():
         found = running_layer(checkpoint, info)(inputs)
-    torch.testing.assert_close(found, inputs @ checkpoint.dense(f"{name}.weight").t(), rtol=1e-3, atol=1e-3)
+    expected = inputs @ checkpoint.dense(f"{name}.weight").t()
+    assert float((found - expected).norm() / expected.norm()) < 5e-3  # a kernel may work in bfloat16
 
 
 def test_a_transposed_layer_runs(tiny_gpt2: Path, tmp_path: Path) -> None:
