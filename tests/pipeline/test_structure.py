@@ -285,3 +285,37 @@ def test_same_recipe_same_bytes(tmp_path: Path) -> None:
         tmp_path / "two" / "model.safetensors"
     ).read_bytes()
     assert (tmp_path / "one" / "config.json").read_bytes() == (tmp_path / "two" / "config.json").read_bytes()
+
+
+def silenced(fused: torch.Tensor, down: torch.Tensor, width: int) -> None:
+    """Take half of the neurons of a fused gate and up (2 width, hidden) and its down (hidden, width) out by hand."""
+    gate, up = fused[:width], fused[width:]
+    score = gate.norm(dim=1) * up.norm(dim=1) * down.norm(dim=0)
+    with torch.no_grad():
+        down[:, score.argsort()[: width // 2]] = 0
+
+
+@pytest.mark.parametrize("name", ["phi3", "modernbert", "mixtral"])
+def test_fused_projections_and_experts(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape |= {"vocab_size": 64, "pad_token_id": 0, "initializer_range": 0.3}
+    model: Any
+    if name == "phi3":
+        model = hf.Phi3ForCausalLM(hf.Phi3Config(**shape, num_key_value_heads=2))
+        pairs = [(block.mlp.gate_up_proj.weight, block.mlp.down_proj.weight) for block in model.model.layers]
+    elif name == "modernbert":
+        model = hf.ModernBertModel(hf.ModernBertConfig(**shape))
+        pairs = [(block.mlp.Wi.weight, block.mlp.Wo.weight) for block in model.layers]
+    else:
+        model = hf.MixtralForCausalLM(hf.MixtralConfig(**shape, num_key_value_heads=2, num_local_experts=3))
+        experts = [block.mlp.experts for block in model.model.layers]
+        pairs = [(e.gate_up_proj[i], e.down_proj[i]) for e in experts for i in range(3)]
+    model.eval().save_pretrained(tmp_path / "in")
+    prune(tmp_path / "in", tmp_path / "out", name="width", keep=0.5)
+    for fused, down in pairs:
+        silenced(fused, down, 48)
+    ids = torch.arange(3, 19)[None]
+    with torch.inference_mode():
+        expected, found = model(ids)[0], loaded(model, tmp_path / "out")(ids)[0]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
