@@ -171,7 +171,7 @@ def distribution(tensor: Tensor) -> Distribution:
     count = flat.numel()
     if count == 0:
         return Distribution(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-    pieces = flat.split(PIECE)
+    pieces = torch.split(flat, PIECE)
     mean = sum(float(piece.double().sum()) for piece in pieces) / count
     second = sum(float((piece.double() - mean).square().sum()) for piece in pieces) / count
     fourth = sum(float((piece.double() - mean).pow(4).sum()) for piece in pieces) / count
@@ -186,7 +186,7 @@ def distribution(tensor: Tensor) -> Distribution:
 
 def _row_spread(tensor: Tensor) -> float | None:
     rows = tensor.reshape(tensor.shape[0], -1) if tensor.ndim > 1 else tensor.reshape(1, -1)
-    parts = rows.split(max(1, PIECE // max(1, rows.shape[1])))
+    parts = torch.split(rows, max(1, PIECE // max(1, rows.shape[1])))
     largest = torch.cat([part.float().abs().amax(1) for part in parts])
     middle = float(largest.median())
     return float(largest.max()) / middle if middle else None
