@@ -29,7 +29,7 @@ def report(content: Report, file: TextIO | None = None) -> None:
     console.print(_text(console, tables.headline(content)))
     for warning in content.warnings:
         console.print(_text(console, f"warning: {warning}", "yellow"))
-    sections = (tables.gates, tables.summary, tables.quality, tables.kinds, tables.training)
+    sections = (tables.gates, tables.summary, tables.quality, tables.baselines, tables.kinds, tables.training)
     for section in (build(content) for build in sections):
         if section.rows:
             _print(console, section)

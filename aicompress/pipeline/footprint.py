@@ -94,9 +94,9 @@ def measure(request: dict[str, Any]) -> Footprint:
     path = request["path"]
     import aicompress.model.modeling_aicompress  # noqa: F401  # importing transformers is no part of a load
 
+    batch, length = request["size"]
     idle = peak_rss()
     running = setting.start(path)
-    batch, length = request["size"]
     inputs = example(running.module, batch, length, labelled)
     if inputs is not None:
         forward_call(running.module, inputs[0])()

@@ -133,15 +133,15 @@ def baselines(report: Report) -> Table:
     rows = []
     for baseline in report.baselines:
         side, latency = baseline.side, baseline.latency
+        median, slower = (latency.before_ms, latency.ratio) if latency is not None else (None, None)
         share = numbers.ratio_of(report.after.weight_bytes, side.weight_bytes)
-        before_ms, timed = (latency.before_ms, latency.ratio) if latency is not None else (None, None)
         rows.append(
             (
                 Cell(side.path, code=True),
                 Cell(numbers.exact_size(side.weight_bytes), side.weight_bytes),
                 Cell(numbers.ratio(share), share),
-                Cell(numbers.milliseconds(before_ms), before_ms),
-                Cell(numbers.ratio(timed), timed),
+                Cell(numbers.milliseconds(median), median),
+                Cell(numbers.ratio(slower), slower),
             )
         )
     columns = _columns("baseline", "weight bytes:", "bytes, this / it:", "latency:", "latency, this / it:")

@@ -12,6 +12,7 @@ from aicompress.eval_recipe import EvalRecipe, Perplexity, Quality, Timing
 from aicompress.pipeline.evaluate import Options, evaluate
 from aicompress.recipe import Model
 from aicompress.report.gates import require
+from aicompress.report.markdown import to_markdown
 from aicompress.report.model import Report
 from tests import checkpoints
 from tests.model.compressed import compress, halved, integers
@@ -78,6 +79,7 @@ def test_further_baselines(trained_llama: Path, compressed: Path, tiny_llama: Pa
     (baseline,) = found.baselines
     assert baseline.side.path == str(tiny_llama)
     assert baseline.latency is not None
+    assert f"| `{tiny_llama}` |" in to_markdown(found).partition("## Further baselines")[2]
     assert Report.from_json(found.to_json()) == found
 
 

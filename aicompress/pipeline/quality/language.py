@@ -115,9 +115,7 @@ def _nll(logits: Tensor, targets: Tensor) -> Tensor:
     batch, length = targets.shape
     parts = [
         nn.functional.cross_entropy(rows.float(), wanted, reduction="none")
-        for rows, wanted in zip(
-            torch.split(logits.flatten(0, 1), ROWS), torch.split(targets.flatten(), ROWS), strict=True
-        )
+        for rows, wanted in zip(_pieces(logits.flatten(0, 1)), _pieces(targets.flatten()), strict=True)
     ]
     return torch.cat(parts).double().view(batch, length).mean(1).cpu()
 
@@ -127,9 +125,7 @@ def _distance(base: Tensor, tested: Tensor) -> tuple[Tensor, Tensor]:
     batch, length, _ = base.shape
     kl: list[Tensor] = []
     same: list[Tensor] = []
-    for wanted, found in zip(
-        torch.split(base.flatten(0, 1), ROWS), torch.split(tested.flatten(0, 1), ROWS), strict=True
-    ):
+    for wanted, found in zip(_pieces(base.flatten(0, 1)), _pieces(tested.flatten(0, 1)), strict=True):
         log_p, log_q = wanted.float().log_softmax(-1), found.float().log_softmax(-1)
         # Equal logits must give exactly 0, and a token that both exclude (-inf - -inf) adds nothing.
         terms = torch.where(log_p == log_q, 0.0, log_p.exp() * (log_p - log_q))
@@ -137,6 +133,11 @@ def _distance(base: Tensor, tested: Tensor) -> tuple[Tensor, Tensor]:
         same.append((wanted.argmax(-1) == found.argmax(-1)).double())
     shape = (batch, length)
     return torch.cat(kl).view(shape).mean(1).cpu(), torch.cat(same).view(shape).mean(1).cpu()
+
+
+def _pieces(rows: Tensor) -> tuple[Tensor, ...]:
+    """At most ROWS at a time, so that float32 copies stay small."""
+    return torch.split(rows, ROWS)
 
 
 def _figures(sums: Sequence[_Sums], predicted: int, seed: int) -> list[dict[str, Estimate]]:

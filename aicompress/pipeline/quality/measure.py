@@ -85,7 +85,7 @@ def _accuracy(models: Sequence[Running], data: Data, seed: int, progress: Progre
     if data.kind == "arrays":
         inputs, labels, _ = arrays(data)
         assert labels is not None
-        samples = Labelled(lambda: inputs.split(BATCH), labels, "samples")  # type: ignore[no-untyped-call]
+        samples = Labelled(lambda: torch.split(inputs, BATCH), labels, "samples")
         return classification_figures(modules[0], modules[1:], samples)
     config: Any = getattr(modules[0], "config", None)
     names = getattr(config, "id2label", None) or {}
