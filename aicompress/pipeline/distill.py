@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from aicompress import __version__
 from aicompress.checkpoint import Checkpoint, CheckpointWriter
 from aicompress.checkpoint.reader import digests
 from aicompress.distill_recipe import Training
+from aicompress.model.attention import attend_in_float32
 from aicompress.model.load import trainable
 from aicompress.pipeline.distill_plan import DistillPlan, make_plan, with_all_digests
 from aicompress.pipeline.finish import Facts, finish
@@ -30,6 +31,7 @@ from aicompress.pipeline.teaching import Loss, Side, Teacher, remember
 from aicompress.pipeline.training import Lesson, Trainer
 from aicompress.pipeline.training_state import StateFile
 from aicompress.report.model import LayerRow, Report
+from aicompress.weights import Weight
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def run(plan: DistillPlan, options: Options | None = None) -> Report:
         if options.resume:
             trainer.resume()
         trainer.run(options.progress, options.save_seconds)
-        rows = _write(plan, student, writer)
+        rows = _write(plan, student.value if trainer.course.best_step else student.original, student, writer)
         state.remove()
         facts = _facts(plan, student, trainer, rows, start)
         report = finish(facts, _final(output, inputs), writer, options.latency)
@@ -97,6 +99,8 @@ def _resolved(device: str) -> str:
 def _lesson(plan: DistillPlan, device: torch.device, options: Options) -> tuple[Lesson, Student]:
     """Both models, loaded, and the teacher's outputs where they are worth keeping."""
     model = _load(plan.checkpoint, plan.student_module(), device)
+    if plan.training.precision == "bf16" and device.type == "cpu":
+        attend_in_float32(model)
     student = Student.of(model, plan.checkpoint)
     tutor = _load(plan.teacher, plan.teacher_module(), device).requires_grad_(False)
     loss = Loss(plan.losses)
@@ -129,14 +133,16 @@ def fingerprint(plan: DistillPlan) -> str:
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 
-def _write(plan: DistillPlan, student: Student, writer: CheckpointWriter) -> tuple[LayerRow, ...]:
-    """Write every parameter; a row for each layer."""
+def _write(
+    plan: DistillPlan, value_of: Callable[[str], Tensor | Weight], student: Student, writer: CheckpointWriter
+) -> tuple[LayerRow, ...]:
+    """Write every parameter as `value_of` gives it; a row for each layer."""
     infos: dict[str, list[Any]] = {}
     for info in plan.layers:
         infos.setdefault(info.tensor, []).append(info)
     rows: list[LayerRow] = []
     for name in plan.output.parameters:
-        value = student.value(name)
+        value = value_of(name)
         for disk, tensor in plan.output.encode(name, value).items():
             writer.put(disk, tensor)
         rows += [student.row(info, value, plan.recipe.method.name) for info in infos.get(name, [])]
