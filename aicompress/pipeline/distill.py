@@ -7,7 +7,6 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,18 @@ from torch import Tensor, nn
 
 from aicompress import __version__
 from aicompress.checkpoint import Checkpoint, CheckpointWriter
-from aicompress.checkpoint.reader import digests
+from aicompress.checkpoint.journal import Journal, require_same
+from aicompress.checkpoint.place import working_path
 from aicompress.distill_recipe import Training
 from aicompress.model.attention import attend_in_float32
 from aicompress.model.load import trainable
 from aicompress.pipeline.distill_plan import DistillPlan, make_plan, with_all_digests
 from aicompress.pipeline.finish import Facts, finish
 from aicompress.pipeline.latency import Mode
+from aicompress.pipeline.layerwise import hashing
 from aicompress.pipeline.output import Output
 from aicompress.pipeline.processes import Processes, processes
+from aicompress.pipeline.running import resolved_device
 from aicompress.pipeline.student import Student
 from aicompress.pipeline.teaching import Loss, Side, Teacher, remember
 from aicompress.pipeline.training import Lesson, Trainer
@@ -64,7 +66,10 @@ def run(plan: DistillPlan, options: Options | None = None) -> Report:
     """
     options = options or Options()
     start = time.perf_counter()
-    device = torch.device(_resolved(options.device))
+    mark = fingerprint(plan)
+    if options.resume:
+        require_same(working_path(plan.output.destination.path), mark)
+    device = torch.device(resolved_device(options.device))
     team = processes(device)
     lesson, student = _lesson(plan, device, options)
     if team.rank != 0:
@@ -74,10 +79,11 @@ def run(plan: DistillPlan, options: Options | None = None) -> Report:
     output = plan.output
     with (
         CheckpointWriter(output.destination.path, output.shards, options.resume) as writer,
-        ThreadPoolExecutor(1) as pool,
+        hashing(plan.checkpoint.source) as of_student,
+        hashing(plan.teacher.source) as of_teacher,
     ):
-        inputs = pool.submit(lambda: (digests(plan.checkpoint.source), digests(plan.teacher.source)))
-        state = StateFile(writer.work, fingerprint(plan))
+        (Journal.resume if options.resume else Journal.start)(writer.work, mark)
+        state = StateFile(writer.work)
         trainer = Trainer(lesson, student.trained(plan.keep_zeros), plan.training, state, team)
         if options.resume:
             trainer.resume()
@@ -85,15 +91,10 @@ def run(plan: DistillPlan, options: Options | None = None) -> Report:
         rows = _write(plan, student.value if trainer.course.best_step else student.original, student, writer)
         state.remove()
         facts = _facts(plan, student, trainer, rows, start)
-        report = finish(facts, _final(output, inputs), writer, options.latency)
+        final = with_all_digests(output, of_student.result(), of_teacher.result())
+        report = finish(facts, final, writer, options.latency)
     team.wait()
     return report
-
-
-def _resolved(device: str) -> str:
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _lesson(plan: DistillPlan, device: torch.device, options: Options) -> tuple[Lesson, Student]:
@@ -147,11 +148,6 @@ def _write(
             writer.put(disk, tensor)
         rows += [student.row(info, value, plan.recipe.method.name) for info in infos.get(name, [])]
     return tuple(rows)
-
-
-def _final(output: Output, inputs: Future[tuple[dict[str, str], dict[str, str]]]) -> Output:
-    student, teacher = inputs.result()
-    return with_all_digests(output, student, teacher)
 
 
 def _facts(plan: DistillPlan, student: Student, trainer: Trainer, rows: tuple[LayerRow, ...], start: float) -> Facts:
