@@ -19,6 +19,7 @@ from aicompress.checkpoint import Checkpoint, CheckpointWriter
 from aicompress.checkpoint.journal import Journal, require_same
 from aicompress.checkpoint.place import working_path
 from aicompress.distill_recipe import Training
+from aicompress.errors import Refused
 from aicompress.model.attention import attend_in_float32
 from aicompress.model.load import trainable
 from aicompress.pipeline.distill_plan import DistillPlan, make_plan, with_all_digests
@@ -71,6 +72,9 @@ def run(plan: DistillPlan, options: Options | None = None) -> Report:
         require_same(working_path(plan.output.destination.path), mark)
     device = torch.device(resolved_device(options.device))
     team = processes(device)
+    if plan.training.batch % (plan.training.accumulate * team.size):
+        parts = f"{team.size} processes in {plan.training.accumulate} parts"
+        raise Refused(f"training.batch {plan.training.batch} cannot be divided over {parts}", "change one of them")
     lesson, student = _lesson(plan, device, options)
     if team.rank != 0:
         Trainer(lesson, student.trained(plan.keep_zeros), plan.training, None, team).run(options.progress, 0)

@@ -354,3 +354,49 @@ def test_an_image_classifier_learns_from_arrays_with_labels(
     report = distil(tiny_vit, teacher, tmp_path / "out", made)
     assert report.training["cached_teacher"] is False  # 16 steps of 8 use no sample twice
     assert report.training["held_out_after"] < report.training["held_out_before"]
+
+
+MODEL = {"sequential": ["flatten", "fc1", "relu", "fc2", "relu", "fc3"]}
+
+
+def test_a_bare_file_learns_with_labels(mlp_file: Path, digits_npz: Path, recipe: Make, tmp_path: Path) -> None:
+    def pick(info: Any, matrix: torch.Tensor) -> Any:
+        return low_rank(matrix, 4) if info.name != "fc3" else None
+
+    student = compress(mlp_file, tmp_path / "student.safetensors", pick)
+    data = {"arrays": str(digits_npz), "inputs": "train_images", "labels": "train_labels", "scale": 255}
+    made = recipe({"name": "kl", "alpha": 0.7}, {"data": data, "model": MODEL}, steps=60, evaluate_every=30, batch=32)
+    out = tmp_path / "out.safetensors"
+    report = distil(student, mlp_file, out, made)
+    assert report.training["cached_teacher"] is True
+    assert report.training["held_out_after"] < 0.8 * report.training["held_out_before"]
+    assert Checkpoint.open(out).manifest.lineage[-1]["command"] == "distill"
+    assert (tmp_path / "out.report.json").is_file()
+
+
+def test_labels_outside_the_classes_are_refused(mlp_file: Path, recipe: Make, tmp_path: Path) -> None:
+    import numpy as np
+
+    arrays = tmp_path / "wrong.npz"
+    np.savez(arrays, images=np.zeros((40, 784), np.uint8), labels=np.full(40, 12))
+    data = {"arrays": str(arrays), "inputs": "images", "labels": "labels"}
+    with pytest.raises(RecipeError, match="from 12 to 12, the student has 10 classes"):
+        make_plan(
+            mlp_file, mlp_file, Destination(tmp_path / "out.safetensors"),
+            recipe({"name": "kl", "alpha": 0.5}, {"data": data, "model": MODEL}),
+        )  # fmt: skip
+
+
+def test_a_bare_file_without_a_model_is_refused(mlp_file: Path, digits_npz: Path, recipe: Make, tmp_path: Path) -> None:
+    data = {"arrays": str(digits_npz), "inputs": "train_images"}
+    with pytest.raises(RecipeError, match="the recipe no model"):
+        make_plan(mlp_file, mlp_file, Destination(tmp_path / "out.safetensors"), recipe({"name": "kl"}, {"data": data}))
+
+
+def test_a_dry_run_knows_the_bytes(tiny_llama: Path, trained_llama: Path, recipe: Make, tmp_path: Path) -> None:
+    plan = make_plan(tiny_llama, trained_llama, Destination(tmp_path / "out"), recipe({"name": "kl"}))
+    summary = plan.summary()
+    assert summary.command == "distill"
+    assert summary.weight_bytes == plan.output.weight_bytes
+    assert len(summary.rows) == len(plan.layers)
+    assert not (tmp_path / "out").exists()
