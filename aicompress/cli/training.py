@@ -15,7 +15,7 @@ def run(
     from aicompress.distill_recipe import load
     from aicompress.pipeline import distill
 
-    device, _ = running
-    planned = distill.make_plan(source, teacher, destination(out, flags), load(recipe[0], recipe[1]))
+    device, allow_code = running
+    planned = distill.make_plan(source, teacher, destination(out, flags), load(recipe[0], recipe[1]), allow_code)
     options = distill.Options(flags.resume, flags.latency, reporter(flags.quiet), device=device)
     conclude(planned, flags, lambda: distill.run(planned, options))

@@ -7,29 +7,34 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from aicompress import __version__
 from aicompress.checkpoint import Checkpoint, CheckpointWriter
-from aicompress.checkpoint.reader import digests
+from aicompress.checkpoint.journal import Journal, require_same
+from aicompress.checkpoint.place import working_path
 from aicompress.distill_recipe import Training
+from aicompress.errors import Refused
+from aicompress.model.attention import attend_in_float32
 from aicompress.model.load import trainable
 from aicompress.pipeline.distill_plan import DistillPlan, make_plan, with_all_digests
 from aicompress.pipeline.finish import Facts, finish
 from aicompress.pipeline.latency import Mode
+from aicompress.pipeline.layerwise import hashing
 from aicompress.pipeline.output import Output
 from aicompress.pipeline.processes import Processes, processes
+from aicompress.pipeline.running import resolved_device
 from aicompress.pipeline.student import Student
 from aicompress.pipeline.teaching import Loss, Side, Teacher, remember
 from aicompress.pipeline.training import Lesson, Trainer
 from aicompress.pipeline.training_state import StateFile
 from aicompress.report.model import LayerRow, Report
+from aicompress.weights import Weight
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,14 @@ def run(plan: DistillPlan, options: Options | None = None) -> Report:
     """
     options = options or Options()
     start = time.perf_counter()
-    device = torch.device(_resolved(options.device))
+    mark = fingerprint(plan)
+    if options.resume:
+        require_same(working_path(plan.output.destination.path), mark)
+    device = torch.device(resolved_device(options.device))
     team = processes(device)
+    if plan.training.batch % (plan.training.accumulate * team.size):
+        parts = f"{team.size} processes in {plan.training.accumulate} parts"
+        raise Refused(f"training.batch {plan.training.batch} cannot be divided over {parts}", "change one of them")
     lesson, student = _lesson(plan, device, options)
     if team.rank != 0:
         Trainer(lesson, student.trained(plan.keep_zeros), plan.training, None, team).run(options.progress, 0)
@@ -72,31 +83,29 @@ def run(plan: DistillPlan, options: Options | None = None) -> Report:
     output = plan.output
     with (
         CheckpointWriter(output.destination.path, output.shards, options.resume) as writer,
-        ThreadPoolExecutor(1) as pool,
+        hashing(plan.checkpoint.source) as of_student,
+        hashing(plan.teacher.source) as of_teacher,
     ):
-        inputs = pool.submit(lambda: (digests(plan.checkpoint.source), digests(plan.teacher.source)))
-        state = StateFile(writer.work, fingerprint(plan))
+        (Journal.resume if options.resume else Journal.start)(writer.work, mark)
+        state = StateFile(writer.work)
         trainer = Trainer(lesson, student.trained(plan.keep_zeros), plan.training, state, team)
         if options.resume:
             trainer.resume()
         trainer.run(options.progress, options.save_seconds)
-        rows = _write(plan, student, writer)
+        rows = _write(plan, student.value if trainer.course.best_step else student.original, student, writer)
         state.remove()
         facts = _facts(plan, student, trainer, rows, start)
-        report = finish(facts, _final(output, inputs), writer, options.latency)
+        final = with_all_digests(output, of_student.result(), of_teacher.result())
+        report = finish(facts, final, writer, options.latency)
     team.wait()
     return report
-
-
-def _resolved(device: str) -> str:
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _lesson(plan: DistillPlan, device: torch.device, options: Options) -> tuple[Lesson, Student]:
     """Both models, loaded, and the teacher's outputs where they are worth keeping."""
     model = _load(plan.checkpoint, plan.student_module(), device)
+    if plan.training.precision == "bf16" and device.type == "cpu":
+        attend_in_float32(model)
     student = Student.of(model, plan.checkpoint)
     tutor = _load(plan.teacher, plan.teacher_module(), device).requires_grad_(False)
     loss = Loss(plan.losses)
@@ -129,23 +138,20 @@ def fingerprint(plan: DistillPlan) -> str:
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 
-def _write(plan: DistillPlan, student: Student, writer: CheckpointWriter) -> tuple[LayerRow, ...]:
-    """Write every parameter; a row for each layer."""
+def _write(
+    plan: DistillPlan, value_of: Callable[[str], Tensor | Weight], student: Student, writer: CheckpointWriter
+) -> tuple[LayerRow, ...]:
+    """Write every parameter as `value_of` gives it; a row for each layer."""
     infos: dict[str, list[Any]] = {}
     for info in plan.layers:
         infos.setdefault(info.tensor, []).append(info)
     rows: list[LayerRow] = []
     for name in plan.output.parameters:
-        value = student.value(name)
+        value = value_of(name)
         for disk, tensor in plan.output.encode(name, value).items():
             writer.put(disk, tensor)
         rows += [student.row(info, value, plan.recipe.method.name) for info in infos.get(name, [])]
     return tuple(rows)
-
-
-def _final(output: Output, inputs: Future[tuple[dict[str, str], dict[str, str]]]) -> Output:
-    student, teacher = inputs.result()
-    return with_all_digests(output, student, teacher)
 
 
 def _facts(plan: DistillPlan, student: Student, trainer: Trainer, rows: tuple[LayerRow, ...], start: float) -> Facts:

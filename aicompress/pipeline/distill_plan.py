@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.checkpoint.writer import require_free
+from aicompress.checkpoint.place import require_apart, require_free, require_writable
 from aicompress.distill_recipe import DistillRecipe, Training
 from aicompress.errors import CompressError, RecipeError, Refused, raise_all
 from aicompress.layer import Kind, LayerInfo
@@ -20,10 +20,21 @@ from aicompress.methods.registry import DistillMethod, LossConfig
 from aicompress.model.outputs import Runner, anatomy, runner
 from aicompress.model.tokenizer import FILES, load_tokenizer
 from aicompress.pipeline.batches import Division, Samples, divide
-from aicompress.pipeline.output import DIGEST, Destination, Output, Planned, arrange, lineage_step, with_digests
-from aicompress.pipeline.plan import known_kinds, stored_outline
+from aicompress.pipeline.output import (
+    DIGEST,
+    Destination,
+    Output,
+    Planned,
+    arrange,
+    lineage_step,
+    summarize,
+    with_digests,
+)
+from aicompress.pipeline.plan import collect, known_kinds, left_out, require_space, stored_outline
 from aicompress.pipeline.teaching import CACHE_BYTES, Loss, row_bytes
 from aicompress.pipeline.training_data import read_samples
+from aicompress.report import gates
+from aicompress.report.plan import PlanRow, PlanSummary
 
 Losses = tuple[tuple[DistillMethod, LossConfig], ...]
 
@@ -47,6 +58,7 @@ class DistillPlan:
         keep_zeros: weights that are zero stay zero.
         cached: the teacher's outputs are computed once.
         warnings: what the user should know.
+        allow_code: a factory that the recipe names may run.
     """
 
     checkpoint: Checkpoint
@@ -64,24 +76,47 @@ class DistillPlan:
     keep_zeros: bool
     cached: bool
     warnings: tuple[str, ...]
+    allow_code: bool = False
 
     def student_module(self) -> nn.Module | None:
         """The module of a bare file, to be filled; None for a checkpoint that names its architecture."""
-        return _module(self.checkpoint, self.recipe)
+        return _module(self.checkpoint, self.recipe, self.allow_code)
 
     def teacher_module(self) -> nn.Module | None:
         """The same for the teacher."""
-        return _module(self.teacher, self.recipe)
+        return _module(self.teacher, self.recipe, self.allow_code)
+
+    def summary(self) -> PlanSummary:
+        """What a dry run prints."""
+        name = " + ".join(method.name for method, _ in self.losses)
+        rows = [
+            PlanRow(i.name, i.kind, "method", i.stored, i.stored, {"loss": name}, i.nbytes, i.nbytes)
+            for i in self.layers
+        ]
+        return summarize(self.output, self.checkpoint, rows, 0, self.warnings)
 
 
-def make_plan(source: str | Path, teacher: str | Path, destination: Destination, recipe: DistillRecipe) -> DistillPlan:
+def make_plan(
+    source: str | Path, teacher: str | Path, destination: Destination, recipe: DistillRecipe, allow_code: bool = False
+) -> DistillPlan:
     """Check everything and lay out the output; reads headers, configs and the data.
+
+    Args:
+        source: the student's checkpoint.
+        teacher: the teacher's.
+        destination: where the trained student goes.
+        recipe: what to do.
+        allow_code: a factory that the recipe names may run.
 
     Raises:
         Refused: or Problems, everything that is wrong.
     """
     student, tutor = Checkpoint.open(source), Checkpoint.open(teacher)
-    raise_all(_problem(lambda: require_free(destination.path, destination.overwrite)))
+    problems = collect(lambda: require_free(destination.path, destination.overwrite))
+    problems += collect(lambda: require_apart(student.source, destination.path))
+    problems += collect(lambda: require_apart(tutor.source, destination.path))
+    raise_all(problems + collect(lambda: gates.parse_all(recipe.gates)))
+    require_writable(destination.path)
     run, run_teacher = runner(student), runner(tutor)
     losses = _losses(recipe)
     minds = _anatomies((student, run), (tutor, run_teacher), recipe)
@@ -91,23 +126,16 @@ def make_plan(source: str | Path, teacher: str | Path, destination: Destination,
     _check_labels(samples, minds[0])
     training = recipe.training.model_copy(update={"precision": resolved_precision(recipe.training.precision)})
     division = divide(samples, training.held_out, training.batch, recipe.seed)
-    parameters = _parameters(student, student.layers(kinds))
+    layers = tuple(student.layers(kinds))
     step = lineage_step("distill", recipe, student.source)
     step["teacher"] = {"inputs": {file.name: DIGEST for file in tutor.source.files}}
+    output = arrange(student, destination, _parameters(student, layers), step)
+    require_space(output)
     return DistillPlan(
-        student, tutor, recipe, losses, training, run, run_teacher, tuple(student.layers(kinds)), samples, division,
-        arrange(student, destination, parameters, step), kinds, _keeps_zeros(training, student),
-        _cached(training, losses, (run_teacher, minds[1]), samples, division),
-        (*warnings, *_tokenizer_warnings(student, tutor)),
+        student, tutor, recipe, losses, training, run, run_teacher, layers, samples, division, output, kinds,
+        _keeps_zeros(training, student), _cached(training, losses, (run_teacher, minds[1]), samples, division),
+        (*warnings, *_tokenizer_warnings(student, tutor), *left_out(student)), allow_code,
     )  # fmt: skip
-
-
-def _problem(check: Callable[[], object]) -> list[CompressError]:
-    try:
-        check()
-    except CompressError as error:
-        return [error]
-    return []
 
 
 def _losses(recipe: DistillRecipe) -> Losses:
@@ -141,7 +169,8 @@ def _last_layer(checkpoint: Checkpoint, recipe: DistillRecipe) -> str | None:
             f"{checkpoint.path} names no architecture, and the recipe no model",
             "model: {sequential: [flatten, fc1, relu, fc2]}",
         )
-    named = [item for item in recipe.model.sequential if f"{item}.weight" in checkpoint.parameters()]
+    items = [item.partition(":")[0] for item in recipe.model.sequential]
+    named = [item for item in items if f"{item}.weight" in checkpoint.parameters()]
     return named[-1] if named else None
 
 
@@ -204,7 +233,7 @@ def _cached(
     return repeated and size * (used + len(division.held_out)) <= CACHE_BYTES
 
 
-def _parameters(student: Checkpoint, layers: list[LayerInfo]) -> dict[str, Planned]:
+def _parameters(student: Checkpoint, layers: Sequence[LayerInfo]) -> dict[str, Planned]:
     """Every parameter in the form it has."""
     infos: dict[str, LayerInfo] = {}
     for info in layers:
@@ -231,13 +260,12 @@ def _tokenizer_warnings(student: Checkpoint, teacher: Checkpoint) -> list[str]:
     return [f"the tokenizers of student and teacher differ ({', '.join(differ)}): the student's is used for both"]
 
 
-def _module(checkpoint: Checkpoint, recipe: DistillRecipe) -> nn.Module | None:
+def _module(checkpoint: Checkpoint, recipe: DistillRecipe, allow_code: bool) -> nn.Module | None:
     if checkpoint.config is not None or recipe.model is None:
         return None
     from aicompress.model.sequential import module_for
 
-    module: nn.Module = module_for(checkpoint.path, recipe.model)
-    return module
+    return module_for(checkpoint.path, recipe.model, allow_code)
 
 
 def with_all_digests(output: Output, student: Mapping[str, str], teacher: Mapping[str, str]) -> Output:

@@ -112,7 +112,7 @@ def run(plan: Plan, options: Options | None = None) -> Report:
         require_same(working_path(output.destination.path), mark)
     with (
         CheckpointWriter(output.destination.path, output.shards, options.resume) as writer,
-        _hashing(plan.checkpoint.source) as inputs,
+        hashing(plan.checkpoint.source) as inputs,
     ):
         journal = (Journal.resume if options.resume else Journal.start)(writer.work, mark)
         work = Work(plan, writer, journal, options.progress)
@@ -132,7 +132,7 @@ def run(plan: Plan, options: Options | None = None) -> Report:
 
 
 @contextmanager
-def _hashing(source: Source) -> Iterator[Future[dict[str, str]]]:
+def hashing(source: Source) -> Iterator[Future[dict[str, str]]]:
     """Digests of the input beside the work, for hashing releases the GIL; given up when the work fails."""
     over = threading.Event()
     with ThreadPoolExecutor(1) as pool:

@@ -79,6 +79,10 @@ class Student:
         now = {s: found[s].detach().cpu().to(t.dtype) if s in found else t for s, t in old.tensors().items()}
         return restore(now, old.meta())
 
+    def original(self, name: str) -> Tensor | Weight:
+        """A parameter as the checkpoint has it."""
+        return self.checkpoint.weight(name) if name in self.checkpoint.manifest.entries else self.checkpoint.read(name)
+
     def row(self, info: LayerInfo, value: Tensor | Weight, loss: str) -> LayerRow:
         """How far a layer, or a part of a low-rank one, has moved."""
         before = self.checkpoint.layer(info).weight

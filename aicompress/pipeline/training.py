@@ -86,7 +86,7 @@ class Trainer:
     ) -> None:
         self.lesson, self.trained, self.settings, self.state, self.team = lesson, trained, settings, state, team
         self.device = next(iter(trained.parameters.values())).device
-        self.optimizer = _optimizer(trained, settings)
+        self.optimizer = optimizer(trained, settings)
         self.course = Course()
         self.best: dict[str, Tensor] = {}
         self.average = {n: p.detach().clone() for n, p in trained.parameters.items()} if settings.ema else {}
@@ -233,7 +233,7 @@ class Trainer:
             self.trained.parameters[name].copy_(tensor)
 
 
-def _optimizer(trained: Trained, settings: Training) -> torch.optim.AdamW:
+def optimizer(trained: Trained, settings: Training) -> torch.optim.AdamW:
     """AdamW; matrices decay, and a scale's rate is relative to its size (a scale of 0.01 would not survive 3e-4)."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []

@@ -12,8 +12,6 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from aicompress.errors import Refused
-
 FOLDER = "training"
 STATE = "state.json"
 
@@ -68,16 +66,15 @@ class Course:
 class StateFile:
     """Saves and restores a run in its working directory.
 
-    A state is complete when `state.json` names it, so a kill at any moment leaves the state before or the new one.
+    A state is complete when `state.json` names it, so a kill at any moment leaves the state before or the new one. That
+    it belongs to this run is what the journal beside it says.
 
     Args:
         work: working directory of the output.
-        fingerprint: digest of everything that decides the result.
     """
 
-    def __init__(self, work: Path, fingerprint: str) -> None:
+    def __init__(self, work: Path) -> None:
         self.folder = work / FOLDER
-        self.fingerprint = fingerprint
 
     def save(self, course: Course, tensors: dict[str, Tensor]) -> None:
         """Replace the saved state."""
@@ -86,7 +83,7 @@ class StateFile:
         partial = self.folder / f"{name}.partial"
         save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, partial)
         _replace(partial, self.folder / name)
-        plain = {"fingerprint": self.fingerprint, "tensors": name, "course": asdict(course)}
+        plain = {"tensors": name, "course": asdict(course)}
         written = self.folder / f"{STATE}.partial"
         written.write_text(json.dumps(plain), encoding="utf-8")
         _replace(written, self.folder / STATE)
@@ -95,20 +92,11 @@ class StateFile:
                 other.unlink()
 
     def load(self) -> tuple[Course, dict[str, Tensor]] | None:
-        """The saved state, or None where there is none.
-
-        Raises:
-            Refused: it belongs to a run with another input, recipe or version.
-        """
+        """The saved state, or None where there is none."""
         path = self.folder / STATE
         if not path.is_file():
             return None
         plain: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if plain["fingerprint"] != self.fingerprint:
-            raise Refused(
-                f"{self.folder.parent} belongs to a run with another input, recipe or version",
-                "run without --resume to start again",
-            )
         course = Course(**{**plain["course"], "curve": [Point(**point) for point in plain["course"]["curve"]]})
         return course, load_file(self.folder / plain["tensors"])
 

@@ -1,0 +1,64 @@
+"""Softened Kullback-Leibler divergence against cases computed by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from aicompress.methods.distill.kl import METHOD, Config, softened_kl
+from aicompress.methods.outputs import Anatomy, Outputs
+
+LOG3 = math.log(3.0)
+
+
+def test_two_classes_by_hand() -> None:
+    # teacher (3/4, 1/4), student (1/2, 1/2): 3/4 log(3/2) + 1/4 log(1/2)
+    divergence = softened_kl(torch.zeros(1, 2), torch.tensor([[LOG3, 0.0]]), temperature=1.0)
+    assert float(divergence) == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5))
+
+
+def test_temperature_softens_and_squares() -> None:
+    # logits 2 log 3 at T = 2 are log 3 at T = 1, times T² = 4
+    hot = softened_kl(torch.zeros(1, 2), torch.tensor([[2 * LOG3, 0.0]]), temperature=2.0)
+    cold = softened_kl(torch.zeros(1, 2), torch.tensor([[LOG3, 0.0]]), temperature=1.0)
+    assert float(hot) == pytest.approx(4 * float(cold))
+
+
+def test_the_mean_is_over_positions() -> None:
+    student, teacher = torch.zeros(1, 2), torch.tensor([[LOG3, 0.0]])
+    once = softened_kl(student, teacher, 1.0)
+    twice = softened_kl(student.expand(2, 2), teacher.expand(2, 2), 1.0)
+    assert float(once) == pytest.approx(float(twice))
+
+
+def test_gradient_at_temperature_one_is_the_difference_of_probabilities() -> None:
+    # Hinton 2015, equation 2
+    student = torch.tensor([[0.3, -0.2, 1.0]], requires_grad=True)
+    teacher = torch.tensor([[1.0, 0.0, -1.0]])
+    softened_kl(student, teacher, 1.0).backward()
+    torch.testing.assert_close(student.grad, student.detach().softmax(-1) - teacher.softmax(-1))
+
+
+def test_labels_take_the_share_that_alpha_leaves() -> None:
+    outputs = Outputs(logits=torch.zeros(1, 2), labels=torch.tensor([0]))
+    teacher = Outputs(logits=torch.tensor([[LOG3, 0.0]]))
+    alone = float(METHOD.loss(outputs, teacher, Config(temperature=1.0, alpha=1.0)))
+    mixed = float(METHOD.loss(outputs, teacher, Config(temperature=1.0, alpha=0.25)))
+    assert mixed == pytest.approx(0.25 * alone + 0.75 * math.log(2.0))
+
+
+def test_a_student_of_another_vocabulary_is_refused() -> None:
+    message, _ = METHOD.check(Anatomy(classes=100), Anatomy(classes=120), Config()) or ("", "")
+    assert "100" in message
+    assert "120" in message
+
+
+def test_labels_that_are_not_there_are_refused() -> None:
+    assert METHOD.check(Anatomy(classes=2), Anatomy(classes=2), Config(alpha=0.5)) is not None
+    assert METHOD.check(Anatomy(classes=2, labels=True), Anatomy(classes=2), Config(alpha=0.5)) is None
+
+
+def test_models_without_logits_are_refused() -> None:
+    assert METHOD.check(Anatomy(width=8), Anatomy(classes=2), Config()) is not None

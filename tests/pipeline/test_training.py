@@ -1,0 +1,76 @@
+"""The training loop's parts: the rate, the optimizer's groups, the saved state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from aicompress.distill_recipe import Training
+from aicompress.pipeline.training import Trained, optimizer, rate
+from aicompress.pipeline.training_state import Course, Point, StateFile
+
+
+def test_the_rate_rises_then_falls_along_a_cosine() -> None:
+    settings = Training(steps=20, warmup=0.2)
+    rates = [rate(step, settings) for step in range(20)]
+    assert rates[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+    assert rates[12] == pytest.approx(0.5)  # half of the sixteen steps after the warm-up
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert rates[-1] > 0
+
+
+def test_there_may_be_no_warm_up() -> None:
+    assert rate(0, Training(steps=10, warmup=0)) == 1.0
+
+
+def test_scales_move_in_proportion_and_only_matrices_decay() -> None:
+    parameters = {
+        "fc.weight": nn.Parameter(torch.ones(2, 2)),
+        "fc.weight_scale": nn.Parameter(torch.full((2, 1), 0.01)),
+        "sparse.weight_values": nn.Parameter(torch.ones(3)),
+        "fc.bias": nn.Parameter(torch.ones(2)),
+    }
+    dtypes = dict.fromkeys(parameters, torch.float32)
+    trained = Trained(parameters, dtypes, {}, frozenset({"fc.weight_scale"}))
+    made = optimizer(trained, Training(learning_rate=1e-2, weight_decay=0.1))
+    found = {id(p): group for group in made.param_groups for p in group["params"]}
+    peaks = {name: found[id(p)]["peak"] for name, p in parameters.items()}
+    decays = {name: found[id(p)]["weight_decay"] for name, p in parameters.items()}
+    assert peaks["fc.weight_scale"] == pytest.approx(1e-4)
+    assert peaks["fc.weight"] == peaks["fc.bias"] == 1e-2
+    assert decays == {"fc.weight": 0.1, "fc.weight_scale": 0.0, "sparse.weight_values": 0.1, "fc.bias": 0.0}
+
+
+def test_a_saved_state_comes_back(tmp_path: Path) -> None:
+    state = StateFile(tmp_path)
+    assert state.load() is None
+    course = Course(step=7, best_step=4, curve=[Point(0, None, 1.0), Point(4, 0.75, 0.5)], running=0.25, samples=56)
+    tensors = {"weight.fc": torch.randn(3, 3), "moment.fc/step": torch.tensor(7.0)}
+    state.save(Course(curve=[Point(0, None, 1.0)]), tensors)
+    state.save(course, tensors)
+    found = state.load()
+    assert found is not None
+    assert found[0] == course
+    assert all(torch.equal(found[1][name], tensor) for name, tensor in tensors.items())
+    assert course.before == 1.0
+    assert course.best == 0.5
+    assert sorted(path.name for path in state.folder.iterdir()) == ["state-7.safetensors", "state.json"]
+
+
+def test_a_kill_while_saving_leaves_the_state_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = StateFile(tmp_path)
+    state.save(Course(step=1, curve=[Point(0, None, 1.0)]), {"weight.fc": torch.zeros(2)})
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("json.dumps", killed)  # after the tensors, before what names them
+    with pytest.raises(KeyboardInterrupt):
+        state.save(Course(step=2), {"weight.fc": torch.ones(2)})
+    found = state.load()
+    assert found is not None
+    assert found[0].step == 1
+    assert torch.equal(found[1]["weight.fc"], torch.zeros(2))
