@@ -227,7 +227,7 @@ class Checkpoint:
         if info.part and isinstance(stored, LowRank):
             stored = stored.out if info.part == "out" else stored.inner
         matrix = stored.dense()
-        if isinstance(stored, Dense) and info.transposed:
+        if isinstance(stored, Dense) and info.transposed and not info.part:  # factors are (out, rank), (rank, in)
             matrix = matrix.t().contiguous()
             stored = Dense(stored.matrix.t())
         require_finite(matrix, info.name, self.path)

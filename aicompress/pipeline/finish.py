@@ -75,7 +75,11 @@ def rendered(report: Report) -> dict[str, str]:
 def _report(facts: Facts, output: Output, written: Checkpoint, mode: Mode) -> Report:
     step = output.manifest.lineage[-1]
     seconds = time.perf_counter() - facts.start  # timing forward passes is not part of the step
-    latency, notes = compare(facts.checkpoint, written, mode)
+    try:
+        latency, notes = compare(facts.checkpoint, written, mode)
+    except Exception as error:  # the output is complete: a model that does not run must not cost it
+        reason = (str(error).strip().splitlines() or ["no message"])[0]
+        latency, notes = None, [f"latency was not measured: {type(error).__name__}: {reason}"]
     after = side_of(written, facts.kinds, str(output.destination.path), _digests(output, written))
     after = replace(after, bytes=output.weight_bytes + output.other_bytes)  # a report cannot count itself
     report = Report(

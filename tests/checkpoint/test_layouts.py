@@ -19,9 +19,12 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.layouts import ct_config, targets
 from aicompress.errors import CheckpointError
 from aicompress.pipeline import layerwise, plan
+from aicompress.pipeline.layerwise import Options
 from aicompress.pipeline.output import Destination
 from aicompress.recipe import load
 from aicompress.weights import IntGrouped
+
+OFF = Options(latency="off")
 
 
 def matched(patterns: list[str], names: list[str]) -> set[str]:
@@ -82,7 +85,9 @@ def test_mixed_bits_stay_apart() -> None:
 def w4(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
     """The Llama in 4 bits as compressed-tensors."""
     out = tmp_path_factory.mktemp("w4") / "llama"
-    layerwise.run(plan.make_plan(tiny_llama, Destination(out), load("quantize/rtn-w4-channel", "quantize"), "quantize"), OFF)
+    layerwise.run(
+        plan.make_plan(tiny_llama, Destination(out), load("quantize/rtn-w4-channel", "quantize"), "quantize"), OFF
+    )
     return out
 
 

@@ -19,9 +19,11 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.files import digests, require_finite
 from aicompress.errors import CheckpointError
 from aicompress.pipeline import layerwise, plan
+from aicompress.pipeline.layerwise import Options
 from aicompress.pipeline.output import Destination
 from aicompress.recipe import load
 
+OFF = Options(latency="off")
 ODD = {
     "weight": torch.randn(4, 6),
     "ü.层.weight": torch.randn(3, 5),
@@ -179,11 +181,11 @@ SMALL_MEMORY = """
     from aicompress.pipeline import layerwise, plan
     from aicompress.pipeline.output import Destination
     from aicompress.recipe import load
-    recipe = load("quantize/rtn-w8", "quantize")
+    recipe, off = load("quantize/rtn-w8", "quantize"), layerwise.Options(latency="off")
     peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     small, big, out = (Path(a) for a in sys.argv[1:])
     for source in (small, big):
-        layerwise.run(plan.make_plan(source, Destination(out / source.name), recipe, "quantize"), OFF)
+        layerwise.run(plan.make_plan(source, Destination(out / source.name), recipe, "quantize"), off)
         print(peak())
 """
 

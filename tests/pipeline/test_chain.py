@@ -1,0 +1,131 @@
+"""Every layer-wise method reads what every other one wrote, on a bare file and on a transformers directory."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.errors import Refused
+from aicompress.methods.registry import LayerMethod, methods
+from aicompress.pipeline import layerwise, plan
+from aicompress.pipeline.layerwise import Options
+from aicompress.pipeline.output import Destination
+from aicompress.recipe import load
+
+COMMAND = {
+    name: command
+    for command in ("factorize", "quantize", "prune")
+    for name, method in methods(command).items()
+    if isinstance(method, LayerMethod) and not method.needs
+}
+# Ranks so low that the factors are smaller than 8-bit codes: then every order of these three shrinks or keeps the file.
+PARAMETERS: dict[str, dict[str, Any]] = {
+    "svd": {"keep": 0.1},
+    "rtn": {"bits": 8, "granularity": "channel"},
+    "magnitude": {"sparsity": 0.5},
+}
+PAIRS = list(itertools.product(COMMAND, repeat=2))
+REFUSED = {("svd", "svd")}  # a factor is not factorized again
+
+
+def parameters(name: str) -> dict[str, Any]:
+    """Parameters of a method: the first example that it gives of itself."""
+    if name in PARAMETERS:
+        return PARAMETERS[name]
+    extra: Any = methods(COMMAND[name])[name].config.model_config["json_schema_extra"]
+    return dict(extra["examples"][0])
+
+
+def step(source: Path, out: Path, name: str) -> layerwise.Report:
+    """One step, whose dry run must tell the truth."""
+    recipe = out.parent / f"{name}.yaml"
+    recipe.write_text(yaml.safe_dump({"version": 1, "method": {"name": name, **parameters(name)}}))
+    planned = plan.make_plan(source, Destination(out), load(str(recipe), COMMAND[name]), COMMAND[name])
+    report = layerwise.run(planned, Options(latency="off"))
+    check(planned.summary(), out, source)
+    return report
+
+
+def check(summary: Any, out: Path, source: Path) -> None:
+    """Bytes are as planned, every parameter of the input is there, decodes and is finite."""
+    files = {out.name: out} if out.is_file() else {path.name: path for path in out.glob("*.safetensors")}
+    assert summary.weight_files == {name: path.stat().st_size for name, path in files.items()}
+    if out.is_dir():
+        others = [p for p in out.rglob("*") if p.is_file() and p.name not in files and not p.name.startswith("report.")]
+        assert summary.other_bytes == sum(path.stat().st_size for path in others)
+    written, before = Checkpoint.open(out), Checkpoint.open(source)
+    assert written.parameters() == before.parameters()
+    for name in written.parameters():
+        assert torch.isfinite(written.dense(name).float()).all()
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS, ids=lambda name: name)
+@pytest.mark.parametrize("model", ["mlp_file", "tiny_llama"])
+def test_every_ordered_pair(
+    tmp_path: Path, request: pytest.FixtureRequest, model: str, first: str, second: str
+) -> None:
+    source: Path = request.getfixturevalue(model)
+    suffix = ".safetensors" if source.is_file() else ""
+    one, two = tmp_path / f"one{suffix}", tmp_path / f"two{suffix}"
+    step(source, one, first)
+    if (first, second) in REFUSED:
+        with pytest.raises(Refused, match="is a factor"):
+            step(one, two, second)
+        assert not two.exists()
+        return
+    report = step(one, two, second)
+    assert [s["recipe"]["method"]["name"] for s in report.lineage] == [first, second]
+    assert Checkpoint.open(two).manifest.lineage == report.lineage
+
+
+@pytest.mark.parametrize("model", ["cnn_file", "lstm_file", "tiny_gpt2", "tiny_bert", "tiny_llama_bf16"])
+@pytest.mark.parametrize("order", [("svd", "rtn", "magnitude"), ("magnitude", "svd", "rtn"), ("rtn", "magnitude")])
+def test_chains_on_other_architectures(
+    tmp_path: Path, request: pytest.FixtureRequest, model: str, order: tuple[str, ...]
+) -> None:
+    source: Path = request.getfixturevalue(model)
+    suffix = ".safetensors" if source.is_file() else ""
+    for number, name in enumerate(order):
+        out = tmp_path / f"{number}{suffix}"
+        step(source, out, name)
+        source = out
+
+
+def test_factors_are_quantized_each(tmp_path: Path, mlp_file: Path) -> None:
+    step(mlp_file, tmp_path / "one.safetensors", "svd")
+    report = step(tmp_path / "one.safetensors", tmp_path / "two.safetensors", "rtn")
+    metas = {n: e.meta for n, e in Checkpoint.open(tmp_path / "two.safetensors").manifest.entries.items()}
+    assert {metas["fc1.weight"]["out"]["form"], metas["fc1.weight"]["in"]["form"]} == {"int_grouped"}
+    assert {row.name for row in report.layers} >= {"fc1.low_rank.out", "fc1.low_rank.in"}
+    assert report.after.weight_bytes < 0.1 * Checkpoint.open(mlp_file).source.files[0].stat().st_size
+
+
+def test_pruned_weights_stay_zero_when_quantized(tmp_path: Path, mlp_file: Path) -> None:
+    step(mlp_file, tmp_path / "one.safetensors", "magnitude")
+    step(tmp_path / "one.safetensors", tmp_path / "two.safetensors", "rtn")
+    pruned = Checkpoint.open(tmp_path / "one.safetensors").dense("fc1.weight")
+    assert (pruned == 0).float().mean() == pytest.approx(0.5, abs=1e-3)
+    assert (Checkpoint.open(tmp_path / "two.safetensors").dense("fc1.weight")[pruned == 0] == 0).all()
+
+
+def test_a_checkpoint_of_another_tool_is_quantized_again(tmp_path: Path, tiny_llama: Path) -> None:
+    """Targets are class names there; the second quantization starts from the decoded weights."""
+    step(tiny_llama, tmp_path / "one", "rtn")
+    config = json.loads((tmp_path / "one" / "config.json").read_text())
+    config["quantization_config"]["config_groups"]["group_0"]["targets"] = ["Linear"]
+    (tmp_path / "one" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "one" / "aicompress.json").unlink()
+    report = step(tmp_path / "one", tmp_path / "two", "rtn")
+    assert len(report.lineage) == 1
+    assert max(row.rel_error for row in report.layers if row.rel_error is not None) < 1e-2
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert torch.allclose(
+        Checkpoint.open(tmp_path / "two").dense(name), Checkpoint.open(tiny_llama).dense(name), atol=0.02
+    )
