@@ -15,7 +15,7 @@ from aicompress.data.section import Data
 from aicompress.errors import CompressError, RecipeError, raise_all, suggestion
 from aicompress.layer import KINDS, Kind, LayerInfo
 from aicompress.methods import MethodConfig, get
-from aicompress.selection import in_levels, matches, unmatched
+from aicompress.selection import in_levels, matches, unmatched, unreached
 
 DEFAULT_KINDS: tuple[Kind, ...] = ("linear", "conv")
 
@@ -97,8 +97,9 @@ class Recipe(Section):
         return {**self.model_dump(mode="json"), "method": self.method.model_dump(mode="json")}
 
     def problems(self, layers: Sequence[LayerInfo]) -> list[CompressError]:
-        """Rules that match nothing."""
-        return unmatched([rule.match for rule in self.rules], layers, "rules")
+        """Rules and levels that match nothing."""
+        spans = [level.layers for level in self.levels]
+        return unmatched([rule.match for rule in self.rules], layers, "rules") + unreached(spans, layers)
 
     def config_for(self, layer: LayerInfo) -> tuple[MethodConfig | None, str]:
         """The method's parameters for a layer and the rule that gave them; None where a rule skips it.
@@ -173,6 +174,8 @@ def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Hashable, Any]
     found: dict[Hashable, Any] = {}
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, Hashable):
+            raise RecipeError(f"line {key_node.start_mark.line + 1}: a key is a list or a mapping", "quote it")
         if key in found:
             raise RecipeError(f"line {key_node.start_mark.line + 1}: key {key!r} is given twice", "keep one of them")
         found[key] = loader.construct_object(value_node, deep=True)
@@ -180,6 +183,18 @@ def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Hashable, Any]
 
 
 _UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def read_text(path: Path) -> str:
+    """A recipe's text.
+
+    Raises:
+        RecipeError: it cannot be read, or is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {path} cannot be read as text", "give a YAML file") from error
 
 
 def read_yaml(text: str, name: str) -> dict[str, Any]:
@@ -190,6 +205,8 @@ def read_yaml(text: str, name: str) -> dict[str, Any]:
     """
     try:
         plain = yaml.load(text, Loader=_UniqueKeys)
+    except RecursionError as error:
+        raise RecipeError(f"{name} is nested too deeply", "start from a recipe in configs/") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
@@ -216,17 +233,22 @@ def with_overrides(plain: dict[str, Any], overrides: Sequence[str]) -> dict[str,
         *parents, last = path.split(".")
         target: Any = plain
         for parent in parents:
-            target = (
-                target[int(parent)] if isinstance(target, list) and parent.isdigit() else target.setdefault(parent, {})
-            )
+            target = target[_item(target, parent, path)] if isinstance(target, list) else target.setdefault(parent, {})
             if not isinstance(target, dict | list):
                 raise RecipeError(f"--set {path}: {parent!r} holds a value, not a section", "")
-        parsed = yaml.safe_load(value)
-        if isinstance(target, list):
-            target[int(last)] = parsed
-        else:
-            target[last] = parsed
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"--set {path}: {value!r} is not YAML", "quote it") from error
+        target[_item(target, last, path) if isinstance(target, list) else last] = parsed
     return plain
+
+
+def _item(items: list[Any], number: str, path: str) -> int:
+    """A list item's number, counted from 0."""
+    if not number.isdigit() or int(number) >= len(items):
+        raise RecipeError(f"--set {path}: {number!r} is not one of its {len(items)} items", "items count from 0")
+    return int(number)
 
 
 def shipped() -> Path:
@@ -258,7 +280,7 @@ def load(name: str, command: str, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError, Problems: what is wrong, with hints.
     """
     path = find(name)
-    plain = with_overrides(read_yaml(path.read_text(encoding="utf-8"), path.name), overrides)
+    plain = with_overrides(read_yaml(read_text(path), path.name), overrides)
     method = plain.get("method")
     if not isinstance(method, dict) or "name" not in method:
         raise RecipeError(f"{path.name}: method.name is missing", f"see `aicompress methods {command}`")

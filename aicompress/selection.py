@@ -49,6 +49,20 @@ def unmatched(patterns: Iterable[str], layers: Sequence[LayerInfo], where: str) 
     ]
 
 
+def unreached(spans: Iterable[str], layers: Sequence[LayerInfo]) -> list[CompressError]:
+    """One error for every span of depths that does not parse or holds no layer."""
+    problems: list[CompressError] = []
+    depths = sorted({layer.index for layer in layers if layer.index is not None})
+    hint = f"depths go from {depths[0]} to {depths[-1]}" if depths else "no layer's name has a depth: use rules"
+    for span in spans:
+        try:
+            if not any(in_levels(layer, span) for layer in layers):
+                problems.append(RecipeError(f"levels: no layer has a depth in {span!r}", hint))
+        except RecipeError as error:
+            problems.append(error)
+    return problems
+
+
 def select(
     layers: Sequence[LayerInfo], include: Sequence[str], exclude: Sequence[str], kinds: Sequence[Kind]
 ) -> tuple[list[LayerInfo], list[CompressError]]:
@@ -79,13 +93,12 @@ def in_levels(layer: LayerInfo, span: str) -> bool:
     Raises:
         RecipeError: the span does not parse.
     """
-    if layer.index is None:
-        return False
+    depth = -1 if layer.index is None else layer.index
+    inside = False
     for piece in span.split(","):
         bounds = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", piece)
         if bounds is None:
             raise RecipeError(f"levels: {span!r} is not a list of depths", 'write layers: "0-1" or "0-1,10-11"')
         low = int(bounds[1])
-        if low <= layer.index <= int(bounds[2] or low):
-            return True
-    return False
+        inside |= low <= depth <= int(bounds[2] or low)
+    return inside

@@ -8,6 +8,7 @@ import typer
 
 from aicompress import __version__
 from aicompress.cli import compare, distill, evaluate, factorize, inspect, methods, prune, quantize, schema, verify
+from aicompress.cli.boundary import guarded
 
 app = typer.Typer(
     name="aicompress",
@@ -49,4 +50,4 @@ for name, module, panel in (
     ("methods", methods, _READ),
     ("schema", schema, _READ),
 ):
-    app.command(name, rich_help_panel=panel, epilog=module.EXAMPLES)(module.command)
+    app.command(name, rich_help_panel=panel, epilog=module.EXAMPLES)(guarded(module.command))

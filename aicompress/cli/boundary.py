@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from aicompress.errors import CompressError, Problems
+from aicompress.errors import CompressError, Interrupted, Problems
 
 DEBUG = "--traceback"
 
@@ -21,29 +22,64 @@ def run(app: Callable[[], object]) -> NoReturn:
     An unexpected exception is a defect of this tool: one line names it, and `--traceback` shows where it is.
     """
     try:
-        app()
+        code = _code(app)
     except CompressError as error:
         if DEBUG in sys.argv:
             raise
         report(error)
-        sys.exit(error.exit_code)
+        code = error.exit_code
     except KeyboardInterrupt:
-        print("interrupted; give --resume to go on where this run was", file=sys.stderr)
-        sys.exit(130)
+        report(Interrupted("interrupted"))
+        code = Interrupted.exit_code
     except BrokenPipeError:
-        # The reader of our output has gone: nothing is wrong. Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except MemoryError:
-        print("error: out of memory\nhint: close other programs, or use a smaller batch", file=sys.stderr)
-        sys.exit(1)
+        _forget_reader()
+        code = 0
     except Exception as error:
         if DEBUG in sys.argv:
             raise
-        print(f"error: {type(error).__name__}: {_one_line(error)}", file=sys.stderr)
-        print(f"hint: this is a defect of aicompress; `aicompress {DEBUG} ...` shows where", file=sys.stderr)
-        sys.exit(1)
-    sys.exit(0)
+        _report_defect(error)
+        code = 1
+    sys.exit(code)
+
+
+def _code(app: Callable[[], object]) -> int:
+    """Run, and flush while a reader that has gone can still be noticed."""
+    code: int | str | None = 0
+    try:
+        app()
+    except SystemExit as stop:  # how the option parser ends, also after help and usage errors
+        code = stop.code
+    sys.stdout.flush()
+    return code if isinstance(code, int) else int(code is not None)
+
+
+def guarded(command: Callable[..., object]) -> Callable[..., object]:
+    """A command whose interruption comes out here: the option parser would give it a meaning of its own."""
+
+    @functools.wraps(command)
+    def call(*args: Any, **options: Any) -> object:
+        try:
+            return command(*args, **options)
+        except KeyboardInterrupt as error:
+            hint = "give --resume to go on where this run was" if "resume" in options else ""
+            raise Interrupted("interrupted", hint) from error
+        except BrokenPipeError:
+            return _forget_reader()
+
+    return call
+
+
+def _forget_reader() -> None:
+    """The reader of our output has gone: nothing is wrong, and Python must not complain when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _report_defect(error: Exception) -> None:
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        print("error: out of memory\nhint: close other programs, or use a smaller batch", file=sys.stderr)
+        return
+    print(f"error: {type(error).__name__}: {_one_line(error)}", file=sys.stderr)
+    print(f"hint: this is a defect of aicompress; `aicompress {DEBUG} ...` shows where", file=sys.stderr)
 
 
 def report(error: CompressError) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
 import time
 from collections.abc import Callable
@@ -50,6 +51,7 @@ class _Bar:
             )
             self.progress = Progress(*columns, console=Console(stderr=True), transient=True)
             self.progress.start()
+            atexit.register(self.progress.stop)  # an error would leave the terminal without its cursor
             self.task = self.progress.add_task(what, total=total)
         self.progress.update(self.task, description=what, completed=done, total=total)
         if done >= total:

@@ -33,7 +33,11 @@ def messages(source: Path, out: Path, recipe: str, *overrides: str) -> list[str]
 
 
 # Layers of the Llama are 64 to 128 wide, and its file takes half a megabyte.
-FITTING = {"quantize": ["method.group_size=32"], "factorize/svd-bytes": ["method.target_bytes=300KB"]}
+FITTING = {
+    "prune/depth-half": ["method.keep_layers=1"],
+    "quantize": ["method.group_size=32"],
+    "factorize/svd-bytes": ["method.target_bytes=300KB"],
+}
 
 
 @pytest.mark.parametrize("shards", [None, 100_000])
@@ -91,6 +95,7 @@ def test_every_problem_is_told_at_once(tmp_path: Path, mlp_file: Path) -> None:
         ("quantize/rtn-w8", "rules=[{match: 'x*', bits: 4}]", "rules pattern 'x*' matches no layer"),
         ("quantize/rtn-w8", "rules=[{match: 'fc*', bitz: 4}]", "bitz"),
         ("quantize/rtn-w8", "levels=[{layers: 'a-b', bits: 4}]", "not a list of depths"),
+        ("quantize/rtn-w8", "levels=[{layers: '0-1', bits: 4}]", "no layer has a depth in '0-1'"),
         ("quantize/rtn-w4", "method.group_size=1000", "does not divide"),
         ("factorize/svd-bytes", "method.target_bytes=10", "10"),
         ("prune/magnitude-2-4", "method.pattern='2:3'", "3"),

@@ -1,0 +1,272 @@
+"""What a user does wrong gives one clear line and an exit code; nothing else reaches the terminal or the disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from aicompress.checkpoint.place import working_path
+from aicompress.cli.app import app
+from aicompress.cli.boundary import run
+from aicompress.errors import CompressError, Problems, Refused
+
+Call = Callable[..., tuple[int, str, str]]
+ENTRY = [sys.executable, "-m", "aicompress"]
+
+
+@pytest.fixture
+def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
+    """The command in this process: its exit code, standard output and standard error."""
+
+    def command(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["aicompress", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            run(app)
+        out, err = capfd.readouterr()
+        assert isinstance(stop.value.code, int)
+        return stop.value.code, out, err
+
+    return command
+
+
+def refused(result: tuple[int, str, str], code: int = 2) -> str:
+    """Check the shape of a refusal; its first line."""
+    assert result[0] == code, result
+    assert result[1] == ""
+    lines = result[2].splitlines()
+    assert lines[0].startswith("error: ")
+    assert all(line.startswith(("error: ", "hint: ")) for line in lines)
+    assert any(line.startswith("hint: ") for line in lines)
+    assert "Traceback" not in result[2]
+    return lines[0]
+
+
+def damaged(name: str, mlp: Path, folder: Path) -> Path:
+    """A bad input."""
+    path = folder / "in" / f"{name}.safetensors"
+    path.parent.mkdir()
+    sound = mlp.read_bytes()
+    if name in ("nan", "inf"):
+        tensors = load_file(mlp)
+        tensors["fc1.weight"][0, 0] = float(name)
+        save_file(tensors, path)
+        return path
+    lying = json.dumps({"w": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}).encode()
+    path.write_bytes(
+        {
+            "truncated": sound[:-10],
+            "cut-header": sound[:50],
+            "empty": b"",
+            "lying": struct.pack("<Q", len(lying)) + lying,
+            "noise": bytes(range(256)),
+        }[name]
+    )
+    return path
+
+
+@pytest.mark.parametrize("name", ["truncated", "cut-header", "empty", "lying", "noise", "nan", "inf"])
+def test_bad_files_are_refused_and_nothing_is_left(call: Call, tmp_path: Path, mlp_file: Path, name: str) -> None:
+    source = damaged(name, mlp_file, tmp_path)
+    message = refused(call("quantize", source, tmp_path / "out" / "o.safetensors", "-r", "quantize/rtn-w8"))
+    assert name in message
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "part"),
+    [
+        ("version: 1\nmethod: {name: rtm}", "no method 'rtm'"),
+        ("version: 1\nmethod: {name: rtn, bitz: 4}", "bitz"),
+        ("version: 1\nmethod: {name: rtn, bits: 5}", "bits"),
+        ("version: 1\nmethod: {name: rtn}\nselekt: {}", "selekt"),
+        ("version: 2\nmethod: {name: rtn}", "version"),
+        ("method: {name: rtn}", "version"),
+        ("version: 1", "method.name is missing"),
+        ("version: 1\nversion: 1\nmethod: {name: rtn}", "given twice"),
+        ("version: 1\nmethod: {name: rtn}\n? [a]\n: b", "a key is a list"),
+        ("version: 1\nmethod: {name: !!python/object/apply:os.system [true]}", "not YAML"),
+        ("version: 1\nmethod: [", "not YAML"),
+        ("[1, 2]", "not a recipe"),
+        ("", "not a recipe"),
+        ("[" * 5000, "recipe.yaml"),
+        ("version: 1\nmethod: {name: svd, keep: 0.5}", "no method 'svd'"),
+        ("version: 1\nmethod: {name: rtn}\nselect: {include: [nothing]}", "matches no layer"),
+        ("version: 1\nmethod: {name: rtn, granularity: group, group_size: 7}", "does not divide"),
+        ("version: 1\nmethod: {name: rtn, granularity: channel}\ngates: ['size.ratio < x']", "size.ratio"),
+    ],
+)
+def test_bad_recipes_are_refused(call: Call, tmp_path: Path, mlp_file: Path, recipe: str, part: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    result = call("quantize", mlp_file, tmp_path / "o.safetensors", "-r", tmp_path / "recipe.yaml")
+    assert result[0] == 2, result
+    assert result[1] == ""
+    assert part in result[2]
+    assert result[2].startswith("error: ")
+    assert "Traceback" not in result[2]
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"\x80abc"])
+def test_a_recipe_that_is_no_text_is_refused(call: Call, tmp_path: Path, mlp_file: Path, content: bytes) -> None:
+    (tmp_path / "r.yaml").write_bytes(content)
+    assert "r.yaml" in refused(call("quantize", mlp_file, tmp_path / "o.safetensors", "-r", tmp_path / "r.yaml"))
+    assert "rtn-w8" in call("quantize", mlp_file, tmp_path / "o.safetensors", "-r", "quantize/rtn-w9")[2]
+
+
+@pytest.mark.parametrize(
+    "edit", ["method.bits", "=3", "rules.9.bits=3", "version.x=1", "method.bits=[", "select.include.x=fc1"]
+)
+def test_bad_overrides_are_refused(call: Call, tmp_path: Path, mlp_file: Path, edit: str) -> None:
+    (tmp_path / "r.yaml").write_text("version: 1\nmethod: {name: rtn}\nselect: {include: [fc1]}\nrules: []")
+    result = call("quantize", mlp_file, tmp_path / "o.safetensors", "-r", tmp_path / "r.yaml", "--set", edit)
+    assert (result[0], result[1]) == (2, "")
+    assert result[2].startswith("error: --set")
+
+
+def test_overrides_edit_the_recipe(call: Call, tmp_path: Path, mlp_file: Path) -> None:
+    out = tmp_path / "o.safetensors"
+    edits = ["--set", "method.bits=3", "--set", "method.granularity=channel", "--set", "select.include=[fc2]"]
+    code, text, _ = call("quantize", mlp_file, out, "-r", "quantize/rtn-w4", *edits, "--dry-run", "--json")
+    assert code == 0
+    assert json.loads(text)["method"]["bits"] == 3
+    assert [row["name"] for row in json.loads(text)["rows"]] == ["fc2"]
+    assert not out.exists()
+
+
+def test_a_taken_output_is_refused_and_kept(call: Call, tmp_path: Path, mlp_file: Path) -> None:
+    out = tmp_path / "o.safetensors"
+    out.write_bytes(b"mine")
+    assert "exists" in refused(call("quantize", mlp_file, out, "-r", "quantize/rtn-w8"))
+    assert out.read_bytes() == b"mine"
+    assert call("quantize", mlp_file, out, "-r", "quantize/rtn-w8", "--overwrite", "--latency", "off")[0] == 0
+    assert load_file(out)
+
+
+def test_pickles_and_the_hub_offline(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    assert "not a safetensors" in refused(
+        call("quantize", tmp_path / "model.pt", tmp_path / "o", "-r", "quantize/rtn-w8")
+    )
+    assert "hf://nobody/nothing" in refused(
+        call("quantize", "hf://nobody/nothing", tmp_path / "o", "-r", "quantize/rtn-w8")
+    )
+
+
+def test_a_place_that_cannot_be_written_fails_with_one(call: Call, tmp_path: Path, mlp_file: Path) -> None:
+    (tmp_path / "file").write_text("")
+    place = tmp_path / "file" / "o.safetensors"
+    assert "not a directory" in refused(call("quantize", mlp_file, place, "-r", "quantize/rtn-w8"), code=1)
+
+
+def test_json_is_alone_on_standard_output_and_quiet_is_silent(call: Call, tmp_path: Path, mlp_file: Path) -> None:
+    recipe = ["-r", "quantize/rtn-w8", "--latency", "off"]
+    code, out, _ = call("quantize", mlp_file, tmp_path / "a.safetensors", *recipe, "--json")
+    assert code == 0
+    assert json.loads(out)["command"] == "quantize"
+    assert call("quantize", mlp_file, tmp_path / "b.safetensors", *recipe, "--quiet") == (0, "", "")
+    code, out, err = call("quantize", mlp_file, tmp_path / "c.safetensors", *recipe)
+    assert (code, err) == (0, "")
+    assert "c.report.html" in out
+
+
+def test_a_failed_gate_keeps_output_and_report(call: Call, tmp_path: Path, mlp_file: Path) -> None:
+    out = tmp_path / "o.safetensors"
+    gate = ["--set", "gates=['size.ratio <= 0.01']", "--latency", "off"]
+    code, text, err = call("quantize", mlp_file, out, "-r", "quantize/rtn-w8", *gate, "--json")
+    assert code == 3
+    assert "size.ratio" in err
+    assert json.loads(text)["gates"][0]["passed"] is False
+    assert load_file(out)
+    assert json.loads((tmp_path / "o.report.json").read_text())["gates"][0]["passed"] is False
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "lines"),
+    [
+        (Refused("no", "try"), 2, ["error: no", "hint: try"]),
+        (CompressError("no"), 1, ["error: no"]),
+        (Problems([Refused("a", "x"), Refused("b")]), 2, ["error: a", "hint: x", "error: b"]),
+        (ValueError("first\nsecond"), 1, ["error: ValueError: first", "hint: this is a defect of aicompress; "]),
+        (MemoryError(), 1, ["error: out of memory", "hint: close other programs, "]),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, ["error: out of memory", "hint: close"]),
+        (KeyboardInterrupt(), 130, ["error: interrupted"]),
+        (SystemExit(5), 5, []),
+        (SystemExit(None), 0, []),
+    ],
+)
+def test_exceptions_become_exit_codes(
+    capfd: pytest.CaptureFixture[str], error: BaseException, code: int, lines: list[str]
+) -> None:
+    def broken() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        run(broken)
+    assert stop.value.code == code
+    found = capfd.readouterr().err.splitlines()
+    assert len(found) == len(lines)
+    assert all(line.startswith(start) for line, start in zip(found, lines, strict=True))
+
+
+def test_traceback_is_shown_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise Refused("no")
+
+    monkeypatch.setattr(sys, "argv", ["aicompress", "--traceback"])
+    with pytest.raises(Refused):
+        run(broken)
+
+
+def test_an_interrupted_step_says_how_to_go_on_and_does(tmp_path: Path) -> None:
+    """A real Ctrl-C in a real process, then --resume: the same bytes as a run in one go."""
+    generator = torch.Generator().manual_seed(0)
+    weights = {f"l.{i}.weight": torch.randn(512, 512, generator=generator) for i in range(40)}
+    save_file(weights, tmp_path / "in.safetensors")
+    out = tmp_path / "o.safetensors"
+    recipe = ["-r", "quantize/rtn-w4-mse", "--latency", "off", "--quiet"]
+    step = [*ENTRY, "quantize", str(tmp_path / "in.safetensors")]
+    journal = working_path(out) / "journal.jsonl"
+    with subprocess.Popen([*step, str(out), *recipe], stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and (not journal.exists() or journal.read_text().count("\n") < 4):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+    assert process.returncode == 130
+    assert err == "error: interrupted\nhint: give --resume to go on where this run was\n"
+    assert not out.exists()
+    finished = journal.read_text().count("\n")
+    assert 4 <= finished < 41
+    for command in ([str(out), *recipe, "--resume"], [str(tmp_path / "whole.safetensors"), *recipe]):
+        subprocess.run([*step, *command], check=True)
+    assert out.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    assert not journal.parent.exists()
+
+
+@pytest.mark.parametrize("arguments", [["methods", "quantize"], ["--help"]])
+def test_a_reader_that_goes_away_is_no_error(arguments: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([*ENTRY, *arguments], stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert done.stderr == ""
+    assert done.returncode in (0, 1)
+
+
+def test_usage_errors_exit_with_two(call: Call, tmp_path: Path) -> None:
+    cases: list[list[Any]] = [["quantize"], ["quantize", "a", "b"], ["qantize"], ["quantize", "a", "b", "--nope"]]
+    for arguments in cases:
+        code, out, err = call(*arguments)
+        assert (code, out) == (2, "")
+        assert err
