@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 PATTERN = re.compile(r"(\d+):(\d+)")
+BLOCK = re.compile(r"([1-9]\d*)x([1-9]\d*)")
 HIGH = 1 << 15  # values of the upper 16 bits of a non-negative float32
 LOW = 1 << 16
 
@@ -35,6 +37,18 @@ def parse_pattern(pattern: str) -> tuple[int, int]:
     if not 1 <= kept <= group:
         raise ValueError(f"pattern {pattern!r} is not N:M, N kept of every M inputs, such as 2:4")
     return kept, group
+
+
+def parse_block(block: str) -> tuple[int, int]:
+    """`4x1` -> (4, 1): 4 outputs of 1 input stay or go together.
+
+    Raises:
+        ValueError: not ROWSxCOLUMNS.
+    """
+    found = BLOCK.fullmatch(block)
+    if found is None:
+        raise ValueError(f"block {block!r} is not ROWSxCOLUMNS, such as 4x1")
+    return int(found[1]), int(found[2])
 
 
 def _bits(scores: Tensor) -> Tensor:
@@ -107,3 +121,52 @@ def row_mask(scores: Tensor, kept: int) -> Tensor:
 def pattern_mask(scores: Tensor, kept: int, group: int) -> Tensor:
     """True for the `kept` largest of every `group` consecutive inputs; scores (out, in), group divides in."""
     return row_mask(scores.reshape(scores.shape[0], -1, group), kept).reshape(scores.shape)
+
+
+def tile_sums(scores: Tensor, tile: tuple[int, int]) -> Tensor:
+    """Sums over the tiles of a matrix: (rows, columns) -> (rows / high, columns / wide)."""
+    if tile == (1, 1):
+        return scores
+    (high, wide), (rows, columns) = tile, scores.shape
+    return scores.reshape(rows // high, high, columns // wide, wide).sum(dim=(1, 3))
+
+
+@dataclass(frozen=True)
+class Keep:
+    """How many weights stay, and which of them compete.
+
+    Attributes:
+        kept: how many.
+        group: (N, M): N of every M consecutive inputs stay; else None.
+        tile: (rows, columns) that stay or go together.
+        per_row: every row, or row of tiles, keeps the same number.
+    """
+
+    kept: int
+    group: tuple[int, int] | None = None
+    tile: tuple[int, int] = (1, 1)
+    per_row: bool = False
+
+    def part(self, rows: int, before: int, through: int, total: int) -> Keep:
+        """What stays of the columns that hold the elements `before` to `through` of `total`; all parts add up.
+
+        Args:
+            rows: of the matrix.
+        """
+        unit = self.tile[0] * self.tile[1] * (rows // self.tile[0] if self.per_row else 1)
+        kept = self.kept // unit
+        return replace(self, kept=(kept * through // total - kept * before // total) * unit)
+
+    def mask(self, scores: Tensor) -> Tensor:
+        """True for the weights that stay; of equal scores the first.
+
+        Args:
+            scores: (rows, columns), non-negative and additive over a tile.
+        """
+        if self.group is not None:
+            return pattern_mask(scores, *self.group)
+        high, wide = self.tile
+        kept = self.kept // (high * wide)
+        tiles = tile_sums(scores, self.tile)
+        mask = row_mask(tiles, kept // tiles.shape[0]) if self.per_row else top_mask(tiles, kept)
+        return mask if self.tile == (1, 1) else mask.repeat_interleave(high, 0).repeat_interleave(wide, 1)

@@ -1,0 +1,109 @@
+"""SparseGPT: zero weights column by column, each error moved into the columns not yet pruned.
+
+Frantar and Alistarh 2023, arXiv:2301.00774, algorithm 1: the mask of every 128 columns takes the weights of least
+w² / [H⁻¹]_jj at their turn, N:M that of every M columns. With `refit` the survivors then take their least-squares
+values given the mask, which the column order has kept the early ones from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import ConfigDict, Field
+from torch import Tensor
+
+from aicompress.layer import Layer
+from aicompress.methods.curvature import damped, gram, inverse_factor
+from aicompress.methods.prune.calibrated import SPAN, CalibratedConfig, encoded, finished, grid
+from aicompress.methods.prune.obs import Choose, Sweep
+from aicompress.methods.prune.sparsity import check, counted, describe, keep_of, outline, present, ranked
+from aicompress.methods.registry import Candidate, LayerMethod
+from aicompress.weights import IntGrouped, Sparse, Weight
+
+
+class SparsegptConfig(CalibratedConfig):
+    """Parameters of sparsegpt."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"sparsity": 0.5},
+                {"sparsity": 0.5, "refit": False},
+                {"sparsity": 0.75, "block": "4x1"},
+                {"pattern": "2:4", "store": "sparse"},
+                {"sparsity": 0.9, "store": "auto"},
+            ]
+        }
+    )
+
+    name: Literal["sparsegpt"] = "sparsegpt"
+    scope: Literal["layer", "row"] = Field("layer", description="what shares a sparsity: a layer, or each row of it")  # type: ignore[assignment]
+
+
+def span_of(config: SparsegptConfig) -> int:
+    """Columns whose mask is chosen together: those of one N:M group, or 128, widened to whole blocks."""
+    if config.pattern is not None:
+        return int(config.pattern.split(":")[1])
+    wide = config.tile[1]
+    return -(-SPAN // wide) * wide
+
+
+def chooser(layer: Layer, config: SparsegptConfig) -> Choose:
+    """Masks of spans that together keep what the layer keeps; spans share it by the weights that they have."""
+    keep, there = keep_of(layer.info.shape, config), present(layer)
+    rows, columns = there.shape
+    by_weights = isinstance(layer.stored, Sparse) and config.scope == "layer" and config.block is None
+    before = torch.arange(columns + 1)
+    if by_weights:
+        before = torch.cat([torch.zeros(1, dtype=torch.int64), there.sum(dim=0).cumsum(0)])
+
+    def choose(scores: Tensor, first: int) -> Tensor:
+        last = first + scores.shape[1]
+        part = keep.part(rows, int(before[first]), int(before[last]), int(before[-1]))
+        mask = part.mask(ranked(scores, there[:, first:last]))
+        return mask & there[:, first:last] if isinstance(layer.stored, Sparse) else mask
+
+    return choose
+
+
+def survivors(layer: Layer, config: SparsegptConfig) -> int:
+    """How many weights of an already sparse layer stay: no score changes it."""
+    choose, span, columns = chooser(layer, config), span_of(config), layer.weight.shape[1]
+    ones = torch.ones(layer.weight.shape)
+    return sum(int(choose(ones[:, first : first + span], first).sum()) for first in range(0, columns, span))
+
+
+def settle(candidates: Sequence[Candidate], other_bytes: int) -> list[Any]:
+    """How many weights of already sparse layers stay, which only their masks tell."""
+    return counted(candidates, survivors)
+
+
+def apply(layer: Layer, config: SparsegptConfig) -> Weight:
+    """Prune one layer.
+
+    Raises:
+        CompressError: no calibration token reached the layer, or its Gram matrix is not one.
+    """
+    factor = inverse_factor(damped(gram(layer), config.damping)).float()
+    choose, span = chooser(layer, config), span_of(config)
+    there = present(layer)
+    if isinstance(layer.stored, IntGrouped):
+        return encoded(Sweep(factor, choose, there, span, grid(layer.stored)).run(layer.weight)[0], layer.stored)
+    values, mask = Sweep(factor, choose, there, span).run(layer.weight)
+    return finished(layer, mask, config, values)
+
+
+METHOD = LayerMethod(
+    name="sparsegpt",
+    command="prune",
+    summary="zero weights column by column and move each error into the columns to come; survivors refitted",
+    config=SparsegptConfig,
+    needs=frozenset({"gram"}),
+    apply=apply,
+    outline=outline,
+    check=check,
+    settle=settle,
+    describe=describe,
+)
