@@ -41,6 +41,8 @@ class Chain(nn.Module):
             _register(self, self.names[-1], module)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.ndim == 3 and isinstance(self.get_submodule(self.names[0]), nn.Conv2d):
+            x = x.unsqueeze(1)  # (samples, height, width): images of one channel
         for name in self.names:  # looked up each time: a compressed layer may have taken a module's place
             x = self.get_submodule(name)(x)
         return x

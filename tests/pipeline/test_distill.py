@@ -356,6 +356,7 @@ def test_an_image_classifier_learns_from_arrays_with_labels(
     assert report.training["held_out_after"] < report.training["held_out_before"]
 
 
+DIGITS = {"inputs": "train_images", "scale": 255}
 MODEL = {"sequential": ["flatten", "fc1", "relu", "fc2", "relu", "fc3"]}
 
 
@@ -372,6 +373,20 @@ def test_a_bare_file_learns_with_labels(mlp_file: Path, digits_npz: Path, recipe
     assert report.training["held_out_after"] < 0.8 * report.training["held_out_before"]
     assert Checkpoint.open(out).manifest.lineage[-1]["command"] == "distill"
     assert (tmp_path / "out.report.json").is_file()
+
+
+def test_a_convolutional_file_keeps_its_batch_statistics(
+    cnn_file: Path, digits_npz: Path, recipe: Make, tmp_path: Path
+) -> None:
+    model = {"sequential": ["conv1", "bn1", "relu", "maxpool:2", "conv2", "bn2", "relu", "maxpool:2", "flatten", "fc"]}
+    student = compress(cnn_file, tmp_path / "student.safetensors", lambda info, matrix: integers(matrix, 2))
+    made = recipe({"name": "mse"}, {"data": {**DIGITS, "arrays": str(digits_npz)}, "model": model}, steps=20)
+    out = tmp_path / "out.safetensors"
+    report = distil(student, cnn_file, out, made)
+    assert report.training["held_out_after"] < report.training["held_out_before"]
+    before, after = weights(student), weights(out)
+    assert torch.equal(before["bn1.running_mean"], after["bn1.running_mean"])
+    assert not torch.equal(before["bn1.weight"], after["bn1.weight"])
 
 
 def test_labels_outside_the_classes_are_refused(mlp_file: Path, recipe: Make, tmp_path: Path) -> None:
