@@ -35,7 +35,10 @@ class Packed:
 
     shape: torch.Size
     dtype: torch.dtype
-    device: torch.device = torch.device("cpu")
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
 
 
 class FastLinear(nn.Module):
