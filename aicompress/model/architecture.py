@@ -19,6 +19,7 @@ from typing import Any, Literal
 from aicompress.checkpoint.naming import is_transposed
 from aicompress.errors import CheckpointError
 from aicompress.model.shapes import build, defaults, stored_shapes
+from aicompress.model.trial import NARROW, WIDE, lies_in_halves
 from aicompress.weights import TensorSpec
 
 Path = tuple[str, ...]  # of a field in config.json: ("text_config", "num_hidden_layers")
@@ -191,6 +192,10 @@ class Architecture:
             return []
         groups = _grouped(couplings)
         if any({coupling.role for coupling in group} != {"producer", "consumer"} for group in groups.values()):
+            return []
+        fused = any(coupling.parts > 1 for coupling in couplings)
+        sizes = (build(with_value(self.config, field, size)) for size in (WIDE, NARROW)) if fused else ()
+        if fused and not lies_in_halves(*sizes):
             return []
         return [FeedForward(name, next(iter(widths)), field, tuple(group)) for name, group in groups.items()]
 

@@ -222,7 +222,7 @@ def _chosen_layers(layers: list[FeedForward], stack: str | None) -> list[FeedFor
     if not layers:
         raise CheckpointError(
             "config.json sets no width of feed-forward layers that can be changed",
-            "some architectures tie it to the hidden size, or store all experts in one tensor",
+            "it is tied to the hidden size, or gates are interleaved, or one tensor stores all experts",
         )
     chosen = [layer for layer in layers if stack is None or layer.name.startswith(f"{stack}.")]
     if not chosen:

@@ -1,0 +1,47 @@
+"""A structural step as the tests run it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aicompress.errors import Refused
+from aicompress.methods import get
+from aicompress.pipeline import structure
+from aicompress.pipeline.output import Destination
+from aicompress.recipe import Recipe
+from aicompress.report.model import Report
+
+
+def plan(source: Path, out: Path, **method: Any) -> structure.StructurePlan:
+    config = get("prune", method["name"]).config(**method)
+    return structure.make_plan(source, Destination(out), Recipe(version=1, method=config), "prune")
+
+
+def prune(source: Path, out: Path, **method: Any) -> Report:
+    """Prune; the plan's bytes must be those of the run."""
+    planned = plan(source, out, **method)
+    report = structure.run(planned)
+    assert planned.output.weight_bytes == report.after.weight_bytes
+    assert planned.output.weight_bytes == sum(f.stat().st_size for f in out.glob("*.safetensors"))
+    assert planned.output.other_bytes == sum(
+        f.stat().st_size for f in out.rglob("*") if f.is_file() and f.suffix != ".safetensors" and f.stem != "report"
+    )
+    return report
+
+
+def loaded(model: Any, out: Path) -> Any:
+    """Plain transformers, and nothing missing."""
+    found, info = type(model).from_pretrained(out, output_loading_info=True)
+    assert not any(info.values()), info
+    return found.eval()
+
+
+def refused(source: Path, out: Path, **method: Any) -> str:
+    with pytest.raises(Refused) as found:
+        plan(source, out, **method)
+    assert not out.exists()
+    assert not list(out.parent.glob(f".{out.name}*"))
+    return f"{found.value.message} | {found.value.hint}"
