@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from aicompress.errors import CompressError
 from aicompress.layer import Layer
 from aicompress.methods.curvature import damped, gram, inverse_factor, statistics
 from aicompress.methods.quantize.columns import Grid, round_columns
@@ -41,9 +42,12 @@ class GptqConfig(IntegerConfig):
     )
     damping: float = Field(0.01, gt=0, le=1, description="added to the Gram matrix, as a part of its mean diagonal")
     range: Literal["minmax", "mse", "weighted"] = Field(
-        "weighted", description="scales: full range, least squared error, or least error weighted by the inputs"
+        "weighted", description="scales: full range, least squared error, or least error weighted by 1 / (H⁻¹)_jj"
     )
-    refine: int = Field(0, ge=0, le=100, description="rounds of coordinate descent and scale fitting after GPTQ")
+    shift: float = Field(
+        0.0, ge=0, le=1, description="how far the target moves to make up for what compressed layers before it changed"
+    )
+    refine: int = Field(2, ge=0, le=100, description="rounds of coordinate descent and scale fitting after GPTQ")
 
 
 def apply(layer: Layer, config: GptqConfig) -> Weight:
@@ -53,16 +57,17 @@ def apply(layer: Layer, config: GptqConfig) -> Weight:
         CompressError: no calibration token reached the layer, or its Gram matrix is not one.
     """
     hessian = damped(gram(layer), config.damping)  # (in, in) float64
-    target = shifted(layer, hessian)
-    scale, zero = scales(target, hessian.diagonal().float(), config, stored_scale_dtype(config, layer.info.dtype))
-    columns = len(hessian)
-    order = torch.arange(columns)
+    target = shifted(layer, hessian, config.shift)
+    order = torch.arange(len(hessian))
     if config.order == "importance":
         order = hessian.diagonal().argsort(descending=True, stable=True)
-        hessian = hessian[order][:, order]
+    hessian = hessian[order][:, order]
+    factor = inverse_factor(hessian)
+    saliency = torch.empty(len(order))
+    saliency[order] = factor.square().sum(0).reciprocal().float()  # 1 / (H⁻¹)_jj
+    scale, zero = scales(target, saliency, config, stored_scale_dtype(config, layer.info.dtype))
     levels = grid_of(scale, zero, config, order, target.shape)
     wanted = target.t()[order].contiguous()  # (in, out), in the order of rounding
-    factor = inverse_factor(hessian)
     codes = round_columns(wanted.clone(), (factor / factor.diagonal()[:, None]).float(), levels)
     if config.refine:
         codes, levels = refine(wanted, hessian, levels, codes, config.refine, scale.dtype)
@@ -72,17 +77,26 @@ def apply(layer: Layer, config: GptqConfig) -> Weight:
     return IntGrouped(found, scale, zero, config.bits, shared_columns(config))
 
 
-def shifted(layer: Layer, hessian: Tensor) -> Tensor:
-    """W, or W* = W (E[x̃ xᵀ] + D) (H + D)⁻¹ with D the damping: least E‖W x̃ − W* x‖²; (out, in) float32."""
+def shifted(layer: Layer, hessian: Tensor, part: float) -> Tensor:
+    """W* = W + part W (E[x̃ xᵀ] − H) H⁻¹, (out, in) float32: for part 1 the least E‖W x̃ − W* x‖².
+
+    Raises:
+        CompressError: the statistics do not hold E[x̃ xᵀ].
+    """
+    if part == 0:
+        return layer.weight.float()
     cross = statistics(layer).cross
     if cross is None:
-        return layer.weight.float()
-    mixed = cross.double() + hessian - gram(layer)
-    factor = torch.linalg.cholesky(hessian)
-    return torch.cholesky_solve((layer.weight.double() @ mixed).t(), factor).t().float()
+        raise CompressError(
+            f"{layer.info.name}: its statistics do not compare its inputs with the uncompressed model's",
+            "collect them with cross, or set shift: 0",
+        )
+    change = layer.weight.double() @ (cross.double() - gram(layer))
+    solved = torch.cholesky_solve(change.t(), torch.linalg.cholesky(hessian))
+    return (layer.weight + part * solved.t()).float()
 
 
-def scales(weight: Tensor, diagonal: Tensor, config: GptqConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+def scales(weight: Tensor, importance: Tensor, config: GptqConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """Scale and zero point of each group; (rows, groups)."""
     per_tensor = config.granularity == "tensor"
     groups = grouped(weight, shared_columns(config), per_tensor)
@@ -90,8 +104,9 @@ def scales(weight: Tensor, diagonal: Tensor, config: GptqConfig, dtype: torch.dt
         return scale_and_zero(*minmax_range(groups, config.symmetric), config.bits, config.symmetric, dtype)
     if config.range == "mse":
         return search(groups, None, config, dtype)
-    importance = diagonal.expand_as(weight).reshape(groups.shape) if per_tensor else diagonal.reshape(groups.shape[1:])
-    return search(groups, importance, config, dtype)
+    if per_tensor:
+        return search(groups, importance.expand_as(weight).reshape(groups.shape), config, dtype)
+    return search(groups, importance.reshape(groups.shape[1:]), config, dtype)
 
 
 def grid_of(scale: Tensor, zero: Tensor | None, config: GptqConfig, order: Tensor, shape: torch.Size) -> Grid:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from aicompress.methods.quantize.rtn import apply as rtn
 from aicompress.weights import IntGrouped
 from tests.methods.quantize.layers import correlated, gaussian, layer_of
 
-PLAIN = {"range": "minmax", "order": "natural"}
+PLAIN: dict[str, Any] = {"range": "minmax", "order": "natural", "refine": 0}
 
 
 def codes(layer: Layer, **fields: object) -> IntGrouped:
@@ -51,7 +52,7 @@ def test_white_inputs_give_round_to_nearest(symmetric: bool) -> None:
     layer = layer_of(weight)
     layer = Layer(layer.info, weight, None, InputStats(100, torch.eye(32)))
     shared = {"bits": 3, "group_size": 16, "symmetric": symmetric}
-    found = codes(layer, order="importance", range="minmax", **shared)
+    found = codes(layer, order="importance", range="minmax", refine=0, **shared)
     nearest = rtn(layer, RtnConfig(**shared))  # type: ignore[arg-type]
     assert torch.equal(found.dense(), nearest.dense())
 
@@ -63,7 +64,7 @@ def test_beats_round_to_nearest_on_correlated_inputs(bits: int, symmetric: bool,
     layer = layer_of(gaussian(48, 64), correlated(256, 64))
     shared = {"bits": bits, "group_size": 16, "symmetric": symmetric, "granularity": granularity}
     plain = output_error(layer, rtn(layer, RtnConfig(**shared)).dense())  # type: ignore[arg-type]
-    found = output_error(layer, codes(layer, range="minmax", **shared).dense())
+    found = output_error(layer, codes(layer, range="minmax", refine=0, **shared).dense())
     assert found < plain
     assert output_error(layer, codes(layer, range="weighted", refine=3, **shared).dense()) < found
 
@@ -97,7 +98,7 @@ def test_shifted_target_makes_up_for_changed_inputs() -> None:
     """With x̃ from the uncompressed model, E‖W x̃ − Ŵ x‖² is lower than without knowing it."""
     weight, original = gaussian(32, 48), correlated(512, 48)
     changed = original + 0.5 * correlated(512, 48, seed=9)
-    with_cross = apply(layer_of(weight, changed, original), GptqConfig(group_size=16)).dense()
+    with_cross = apply(layer_of(weight, changed, original), GptqConfig(group_size=16, shift=1)).dense()
     without = apply(layer_of(weight, changed), GptqConfig(group_size=16)).dense()
     wanted = original @ weight.t()
     assert (wanted - changed @ with_cross.t()).square().sum() < (wanted - changed @ without.t()).square().sum()
@@ -105,7 +106,7 @@ def test_shifted_target_makes_up_for_changed_inputs() -> None:
 
 def test_equal_inputs_shift_nothing() -> None:
     weight, inputs = gaussian(16, 32), correlated(128, 32)
-    config = GptqConfig(group_size=16, bits=3)
+    config = GptqConfig(group_size=16, bits=3, shift=1)
     assert torch.equal(
         apply(layer_of(weight, inputs, inputs), config).dense(), apply(layer_of(weight, inputs), config).dense()
     )
