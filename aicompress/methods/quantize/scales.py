@@ -14,7 +14,6 @@ from torch import Tensor
 
 from aicompress.methods.quantize.rounding import EPSILON, decode, encode, minmax_range, scale_and_zero
 
-
 SHRINKS = 20
 FITS = 3
 CHUNK = 1 << 18  # weights searched at once: they stay in the cache
