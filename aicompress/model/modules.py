@@ -9,7 +9,7 @@ to bfloat16 (relative error below 1e-2 of a layer's output), or of inputs to 8 b
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,7 @@ class Packed:
 
     shape: torch.Size
     dtype: torch.dtype
+    _is_hf_initialized: ClassVar[bool] = True  # transformers' initialization leaves such a weight alone
 
     @property
     def device(self) -> torch.device:

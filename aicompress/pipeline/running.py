@@ -122,7 +122,7 @@ def example(module: nn.Module, batch: int, length: int, labelled: Data | None = 
     """
     if labelled is not None and labelled.kind == "arrays":
         samples, _, _ = arrays(labelled.model_copy(update={"samples": min(batch, labelled.samples or batch)}))
-        return samples, f"{len(samples)} samples"
+        return samples, f"{len(samples)} sample{'s' if len(samples) != 1 else ''}"
     config: Any = getattr(module, "config", None)
     taken = getattr(module, "main_input_name", None)
     if config is None or taken is None:

@@ -145,7 +145,7 @@ def test_accuracy_of_a_bare_file(mlp_file: Path, digits_npz: Path, tmp_path: Pat
     assert accuracy["low"] < accuracy["value"] < accuracy["high"]
     assert found.quality["prediction_agreement"]["value"] > 0.5
     assert found.latency is not None
-    assert "1 samples" in found.latency.what
+    assert "1 sample" in found.latency.what
 
 
 def test_a_bare_file_needs_a_model_section(mlp_file: Path, digits_npz: Path) -> None:
