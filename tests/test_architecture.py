@@ -13,7 +13,7 @@ CELLS = (
     ("errors",),
     ("layer", "weights", "selection", "measure"),
     ("methods", "checkpoint", "report"),
-    ("recipe", "eval_recipe", "model", "data", "hf"),
+    ("recipe", "model", "data", "hf"),
     ("pipeline",),
     ("cli",),
 )

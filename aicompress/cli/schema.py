@@ -17,6 +17,6 @@ def command(
     """Print the JSON schema of a command's recipe, for editors that complete and check YAML."""
     import json
 
-    from aicompress.recipe import schema
+    from aicompress.recipe.schema import schema
 
     print(json.dumps(schema(name), indent=2))

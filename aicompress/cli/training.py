@@ -12,8 +12,8 @@ def run(
     source: str, teacher: str, out: Path, recipe: tuple[str, list[str]], flags: Flags, running: tuple[str, bool]
 ) -> None:
     """Plan a distillation and print the plan, or run it and print its report."""
-    from aicompress.distill_recipe import load
     from aicompress.pipeline import distill
+    from aicompress.recipe.distillation import load
 
     device, allow_code = running
     planned = distill.make_plan(source, teacher, destination(out, flags), load(recipe[0], recipe[1]), allow_code)

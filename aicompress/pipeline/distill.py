@@ -18,7 +18,6 @@ from aicompress import __version__
 from aicompress.checkpoint import Checkpoint, CheckpointWriter
 from aicompress.checkpoint.journal import Journal, require_same
 from aicompress.checkpoint.place import working_path
-from aicompress.distill_recipe import Training
 from aicompress.errors import Refused
 from aicompress.model.attention import attend_in_float32
 from aicompress.model.load import trainable
@@ -33,6 +32,7 @@ from aicompress.pipeline.student import Student
 from aicompress.pipeline.teaching import Loss, Side, Teacher, remember
 from aicompress.pipeline.training import Lesson, Trainer
 from aicompress.pipeline.training_state import StateFile
+from aicompress.recipe.distillation import Training
 from aicompress.report.model import LayerRow, Report
 from aicompress.weights import Weight
 

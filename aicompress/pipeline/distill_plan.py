@@ -11,7 +11,6 @@ from torch import nn
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.place import require_apart, require_free, require_writable
-from aicompress.distill_recipe import DistillRecipe, Training
 from aicompress.errors import CompressError, RecipeError, Refused, raise_all
 from aicompress.layer import Kind, LayerInfo
 from aicompress.methods import get
@@ -33,6 +32,7 @@ from aicompress.pipeline.output import (
 from aicompress.pipeline.plan import collect, known_kinds, left_out, require_space, stored_outline
 from aicompress.pipeline.teaching import CACHE_BYTES, Loss, row_bytes
 from aicompress.pipeline.training_data import read_samples
+from aicompress.recipe.distillation import DistillRecipe, Training
 from aicompress.report import gates
 from aicompress.report.plan import PlanRow, PlanSummary
 

@@ -14,7 +14,6 @@ from aicompress import __version__
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.reader import digests
 from aicompress.errors import OutputExists, RecipeError
-from aicompress.eval_recipe import EvalRecipe
 from aicompress.measure import peak_rss
 from aicompress.pipeline import latency as timing
 from aicompress.pipeline.environment import environment
@@ -23,6 +22,7 @@ from aicompress.pipeline.plan import known_kinds
 from aicompress.pipeline.quality import measure_quality
 from aicompress.pipeline.running import Running, Setting, example, resolved_device
 from aicompress.pipeline.sides import side_of
+from aicompress.recipe.evaluation import EvalRecipe
 from aicompress.report import gates
 from aicompress.report.html import to_html
 from aicompress.report.markdown import to_markdown

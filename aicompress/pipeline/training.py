@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from aicompress.distill_recipe import Training
 from aicompress.errors import CompressError
 from aicompress.pipeline.batches import Batch, Division, Samples
 from aicompress.pipeline.processes import Processes
 from aicompress.pipeline.teaching import Loss, Side, Teacher
 from aicompress.pipeline.training_state import Course, Point, StateFile
+from aicompress.recipe.distillation import Training
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.distill_recipe import DistillRecipe, load
 from aicompress.errors import CompressError, OutputExists, RecipeError, Refused
 from aicompress.pipeline.distill import Options, make_plan, run
 from aicompress.pipeline.output import Destination
+from aicompress.recipe.distillation import DistillRecipe, load
 from aicompress.report.model import Report
 from tests import checkpoints
 from tests.model.compressed import compress, halved, integers, low_rank

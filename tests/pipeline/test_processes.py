@@ -11,14 +11,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from aicompress.distill_recipe import load
 from aicompress.pipeline.distill import make_plan, run
 from aicompress.pipeline.output import Destination
+from aicompress.recipe.distillation import load
 
 PROGRAM = """
 import os, sys
 from pathlib import Path
-from aicompress.distill_recipe import load
+from aicompress.recipe.distillation import load
 from aicompress.pipeline.distill import Options, make_plan, run
 from aicompress.pipeline.output import Destination
 

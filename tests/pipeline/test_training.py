@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from aicompress.distill_recipe import Training
 from aicompress.pipeline.training import Trained, optimizer, rate
 from aicompress.pipeline.training_state import Course, Point, StateFile
+from aicompress.recipe.distillation import Training
 
 
 def test_the_rate_rises_then_falls_along_a_cosine() -> None:

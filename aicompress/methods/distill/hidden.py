@@ -4,9 +4,9 @@
     squarehead   mean over layers of mean((h_s - h_t)²) / mean(h_t²)
 
 mse: Jiao et al., "TinyBERT", 2020, equation 8, without the projection, so that widths must agree. squarehead: Kurtic
-et al., "Sparse Fine-tuning for Inference Acceleration of Large Language Models", 2023, equation 1; it weighs every layer
-alike, although later ones have larger states. Student layer m learns from teacher layer g(m) = m L_t / L_s. Padding does
-not count.
+et al., "Sparse Fine-tuning for Inference Acceleration of Large Language Models", 2023, equation 1; it weighs every
+layer alike, although later ones have larger states. Student layer m learns from teacher layer g(m) = m L_t / L_s.
+Padding does not count.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Magnitude pruning: the weights of least |w| become zero, in a layer, a row, all layers together, blocks or N:M groups.
+"""Magnitude pruning: the weights of least |w| become zero, in a layer, a row, all layers, blocks or N:M groups.
 
 Han et al. 2015 (arXiv:1506.02626); N:M after Mishra et al. 2021 (arXiv:2104.08378). Zeroing the least |w| is the mask
 of least ‖W − Ŵ‖_F at its number of zeros. Survivors are bit-exact; an integer weight keeps its codes and scales.

@@ -111,7 +111,7 @@ def _unstorable(info: LayerInfo, config: SparsityConfig) -> tuple[str, str] | No
         return (f"{info.name}: a {info.stored} weight cannot hold a mask", "prune first, or exclude the layer")
     if info.stored == "sparse" and config.block is not None and config.store != "dense":
         return (
-            f"{info.name}: how many weights of an already sparse layer blocks of {config.block} hold depends on the data",
+            f"{info.name}: how many weights blocks of {config.block} hold in a sparse layer depends on the data",
             "store: dense, or prune the dense checkpoint",
         )
     if info.stored == "int_grouped" and config.store == "sparse":

@@ -37,7 +37,7 @@ class WandaConfig(CalibratedConfig):
     name: Literal["wanda"] = "wanda"
     scope: Literal["layer", "row"] = Field(
         "row", description="what shares a sparsity: each row of a layer, or all of it"
-    )  # type: ignore[assignment]
+    )
 
 
 def scores(layer: Layer) -> Tensor:

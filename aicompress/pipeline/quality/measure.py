@@ -9,12 +9,12 @@ import torch
 
 from aicompress.data import Data, arrays, batches, labelled, pairs, sentences, token_windows
 from aicompress.errors import CheckpointError, RecipeError
-from aicompress.eval_recipe import EvalRecipe
 from aicompress.pipeline.quality.classification import Labelled, classification_figures
 from aicompress.pipeline.quality.language import language_figures
 from aicompress.pipeline.quality.sentences import embedding_figures, similarity_figures
 from aicompress.pipeline.quality.statistics import Estimate
 from aicompress.pipeline.running import Inputs, Running, encoder
+from aicompress.recipe.evaluation import EvalRecipe
 
 BATCH = 64  # samples that a classifier sees at once
 PAIRED = 2000  # sentences of which all pairs are compared

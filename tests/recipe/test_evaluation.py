@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from aicompress.errors import RecipeError
-from aicompress.eval_recipe import EvalRecipe, load
 from aicompress.recipe import shipped
+from aicompress.recipe.evaluation import EvalRecipe, load
 
 
 def written(folder: Path, text: str) -> str:

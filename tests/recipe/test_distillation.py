@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from aicompress import recipe
-from aicompress.distill_recipe import load
 from aicompress.errors import RecipeError
 from aicompress.methods import methods
+from aicompress.recipe.distillation import load
 
 FILES = sorted((recipe.shipped() / "distill").glob("*.yaml"))
 PLAIN = {"version": 1, "method": {"name": "kl"}, "data": {"text": "text.txt"}}

@@ -1,0 +1,24 @@
+"""Recipes: strict YAML, validated before anything runs. The resolved recipe is what is stored and hashed."""
+
+from aicompress.data.section import Data
+from aicompress.recipe.files import find, read_yaml, shipped, with_overrides
+from aicompress.recipe.section import Model, Section, absolute, validated
+from aicompress.recipe.step import DEFAULT_KINDS, Level, Recipe, Rule, Select, load
+
+__all__ = [
+    "DEFAULT_KINDS",
+    "Data",
+    "Level",
+    "Model",
+    "Recipe",
+    "Rule",
+    "Section",
+    "Select",
+    "absolute",
+    "find",
+    "load",
+    "read_yaml",
+    "shipped",
+    "validated",
+    "with_overrides",
+]

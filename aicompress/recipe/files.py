@@ -1,0 +1,119 @@
+"""Recipe files: YAML in which nothing is given twice, edits from the command line, the shipped ones by name."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from aicompress.errors import RecipeError, suggestion
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key given twice is an error."""
+
+
+def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Hashable, Any]:
+    loader.flatten_mapping(node)
+    found: dict[Hashable, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, Hashable):
+            raise RecipeError(f"line {key_node.start_mark.line + 1}: a key is a list or a mapping", "quote it")
+        if key in found:
+            raise RecipeError(f"line {key_node.start_mark.line + 1}: key {key!r} is given twice", "keep one of them")
+        found[key] = loader.construct_object(value_node, deep=True)
+    return found
+
+
+_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def read_text(path: Path) -> str:
+    """A recipe's text.
+
+    Raises:
+        RecipeError: it cannot be read, or is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {path} cannot be read as text", "give a YAML file") from error
+
+
+def read_yaml(text: str, name: str) -> dict[str, Any]:
+    """Parse a recipe's text.
+
+    Raises:
+        RecipeError: not YAML, not a mapping, or a key given twice.
+    """
+    try:
+        plain = yaml.load(text, Loader=_UniqueKeys)
+    except RecursionError as error:
+        raise RecipeError(f"{name} is nested too deeply", "start from a recipe in configs/") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise RecipeError(
+            f"{name} is not YAML{where}: {getattr(error, 'problem', error)}", "check the indentation"
+        ) from error
+    if not isinstance(plain, dict):
+        raise RecipeError(
+            f"{name} is not a recipe: it must be a mapping with `version: 1`", "start from one in configs/"
+        )
+    return plain
+
+
+def with_overrides(plain: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Apply `--set method.bits=3` edits before validation; values are YAML, list items go by number.
+
+    Raises:
+        RecipeError: not KEY=VALUE, or a path through something that is not a mapping.
+    """
+    for override in overrides:
+        path, equals, value = override.partition("=")
+        if not equals or not path:
+            raise RecipeError(f"--set {override!r} is not KEY=VALUE", "for example --set method.bits=3")
+        *parents, last = path.split(".")
+        target: Any = plain
+        for parent in parents:
+            target = target[_item(target, parent, path)] if isinstance(target, list) else target.setdefault(parent, {})
+            if not isinstance(target, dict | list):
+                raise RecipeError(f"--set {path}: {parent!r} holds a value, not a section", "")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"--set {path}: {value!r} is not YAML", "quote it") from error
+        target[_item(target, last, path) if isinstance(target, list) else last] = parsed
+    return plain
+
+
+def _item(items: list[Any], number: str, path: str) -> int:
+    """A list item's number, counted from 0."""
+    if not number.isdigit() or int(number) >= len(items):
+        raise RecipeError(f"--set {path}: {number!r} is not one of its {len(items)} items", "items count from 0")
+    return int(number)
+
+
+def shipped() -> Path:
+    """Folder of the shipped recipes: inside an installed package, or configs/ of a source tree."""
+    here = Path(__file__).resolve().parent.parent
+    return here / "configs" if (here / "configs").is_dir() else here.parent / "configs"
+
+
+def find(name: str) -> Path:
+    """A recipe file by path, or a shipped one by name such as `quantize/rtn-w4`.
+
+    Raises:
+        RecipeError: neither exists.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    folder = shipped()
+    known = {str(p.relative_to(folder).with_suffix("")): p for p in sorted(folder.rglob("*.yaml"))}
+    if name.removesuffix(".yaml") in known:
+        return known[name.removesuffix(".yaml")]
+    raise RecipeError(f"recipe {name!r} is neither a file nor a shipped recipe", suggestion(name, list(known)))

@@ -1,0 +1,35 @@
+"""JSON schemas of recipes, for editors that complete and check YAML."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from aicompress.errors import Refused, suggestion
+from aicompress.methods.registry import COMMANDS, methods
+from aicompress.recipe.distillation import DistillRecipe
+from aicompress.recipe.evaluation import EvalRecipe
+from aicompress.recipe.section import Section
+from aicompress.recipe.step import Recipe
+
+
+def schema(command: str) -> dict[str, Any]:
+    """The JSON schema of a command's recipe; `method` is one of the command's methods, told apart by its name.
+
+    Raises:
+        Refused: there is no such command.
+    """
+    kinds: dict[str, type[Section]] = {"distill": DistillRecipe, "eval": EvalRecipe}
+    if command not in (*COMMANDS, "eval"):
+        raise Refused(f"there is no command {command!r}", suggestion(command, (*COMMANDS, "eval")))
+    whole = TypeAdapter(kinds.get(command, Recipe)).json_schema()
+    if command == "eval":
+        return whole
+    options = []
+    for method in methods(command).values():
+        plain = method.config.model_json_schema(ref_template="#/$defs/{model}")
+        whole.setdefault("$defs", {}).update(plain.pop("$defs", {}))
+        options.append({**plain, "required": sorted({*plain.get("required", []), "name"})})
+    whole["properties"]["method"] = {"oneOf": options}
+    return whole

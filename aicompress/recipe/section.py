@@ -1,0 +1,81 @@
+"""What all recipes are made of: strict sections, their problems in plain words, paths relative to the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from aicompress.data.section import Data
+from aicompress.errors import RecipeError, raise_all, suggestion
+from aicompress.methods import MethodConfig
+
+RecipePart = TypeVar("RecipePart", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Model(Section):
+    """How to run a checkpoint that names no architecture."""
+
+    sequential: tuple[str, ...] = Field(
+        (),
+        description="layers and operations in order: [flatten, fc1, relu, fc2]; some take a number: maxpool:2",
+    )
+    factory: str | None = Field(None, description="pkg.mod:function that builds the module; needs --allow-code")
+
+
+def validated(kind: type[RecipePart], fields: dict[str, Any], where: str) -> RecipePart:
+    """Build a pydantic model; every problem becomes one line with a hint.
+
+    Raises:
+        RecipeError: or Problems, when there are several.
+    """
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        raise_all([_explain(problem, kind, where) for problem in error.errors()])
+        raise AssertionError("unreachable") from error
+
+
+def _explain(problem: Any, kind: type[BaseModel], where: str) -> RecipeError:
+    path = ".".join(str(piece) for piece in problem["loc"])
+    place = ".".join(piece for piece in (where, path) if piece)
+    if problem["type"] == "extra_forbidden":
+        word = str(problem["loc"][-1])
+        if word == "ratio":
+            return RecipeError(
+                f"{place}: 'ratio' is ambiguous", "say sparsity, keep, rank, energy, bits or target_bytes"
+            )
+        return RecipeError(f"{place}: unknown key", suggestion(word, list(_fields_at(kind, problem["loc"][:-1]))))
+    if problem["type"] == "missing":
+        return RecipeError(f"{place}: missing", "add it to the recipe")
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return RecipeError(f"{place}: {message[0].lower()}{message[1:]}, got {problem['input']!r}"[:300], "")
+
+
+def _fields_at(kind: Any, path: Sequence[Any]) -> Sequence[str]:
+    """Field names of the section that a location points into."""
+    for step in path:
+        field = kind.model_fields.get(step) if isinstance(step, str) and hasattr(kind, "model_fields") else None
+        if field is not None:
+            kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
+            kind = next((k for k in kinds if hasattr(k, "model_fields")), kind)
+    return list(kind.model_fields)
+
+
+def absolute(recipe: RecipePart, folder: Path) -> RecipePart:
+    """Make the paths of every Data section absolute: they are relative to the recipe's folder."""
+    changed: dict[str, Any] = {}
+    for name, value in recipe:
+        if isinstance(value, Data):
+            changed[name] = value.relative_to(folder)
+        elif isinstance(value, Section) and not isinstance(value, MethodConfig):
+            changed[name] = absolute(value, folder)
+    return recipe.model_copy(update=changed)

@@ -1,0 +1,122 @@
+"""Recipes of factorize, quantize and prune."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from aicompress.data.section import Data
+from aicompress.errors import CompressError, RecipeError
+from aicompress.layer import Kind, LayerInfo
+from aicompress.methods import MethodConfig, get
+from aicompress.recipe.files import find, read_text, read_yaml, with_overrides
+from aicompress.recipe.section import Model, Section, absolute, validated
+from aicompress.selection import in_levels, matches, unmatched, unreached
+
+DEFAULT_KINDS: tuple[Kind, ...] = ("linear", "conv")
+
+
+class Select(Section):
+    """Which layers the method acts on."""
+
+    include: tuple[str, ...] = Field(
+        (), description="exact names, globs or re: patterns; none means every layer of `kinds`"
+    )
+    exclude: tuple[str, ...] = Field((), description="the same; exclude wins")
+    kinds: tuple[Kind, ...] = Field(DEFAULT_KINDS, description="linear, conv, embedding, head")
+
+
+class Rule(Section):
+    """Method fields for the layers of one pattern; the first rule that matches a layer wins."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    match: str
+    skip: bool = False
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Level(Section):
+    """Method fields for a span of depths: hierarchical compression."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    layers: str
+    skip: bool = False
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Recipe(Section):
+    """A recipe of factorize, quantize or prune."""
+
+    version: Literal[1]
+    method: MethodConfig
+    select: Select = Select()
+    rules: tuple[Rule, ...] = ()
+    levels: tuple[Level, ...] = ()
+    model: Model | None = None
+    calibration: Data | None = None
+    seed: int = Field(0, ge=0)
+    gates: tuple[str, ...] = ()
+
+    def sha256(self) -> str:
+        """Digest of the resolved recipe."""
+        return hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode()).hexdigest()
+
+    def resolved(self) -> dict[str, Any]:
+        """Every field with its value, JSON-ready."""
+        return {**self.model_dump(mode="json"), "method": self.method.model_dump(mode="json")}
+
+    def problems(self, layers: Sequence[LayerInfo]) -> list[CompressError]:
+        """Rules and levels that match nothing."""
+        spans = [level.layers for level in self.levels]
+        return unmatched([rule.match for rule in self.rules], layers, "rules") + unreached(spans, layers)
+
+    def config_for(self, layer: LayerInfo) -> tuple[MethodConfig | None, str]:
+        """The method's parameters for a layer and the rule that gave them; None where a rule skips it.
+
+        Raises:
+            RecipeError: a rule's fields are not the method's.
+        """
+        for number, rule in enumerate(self.rules):
+            if matches(rule.match, layer):
+                return self._with(rule, f"rules[{number}]: {rule.match}")
+        for number, level in enumerate(self.levels):
+            if in_levels(layer, level.layers):
+                return self._with(level, f"levels[{number}]: {level.layers}")
+        return self.method, "method"
+
+    def _with(self, part: Rule | Level, where: str) -> tuple[MethodConfig | None, str]:
+        if part.skip:
+            return None, where
+        given = self.method.model_dump(exclude_unset=True)
+        if "preset" in part.fields:
+            given = {"name": given["name"]}
+        if any(field in part.fields for field in self.method.one_of):
+            given = {key: value for key, value in given.items() if key not in self.method.one_of}
+        return validated(type(self.method), {**given, **part.fields}, where), where
+
+
+def load(name: str, command: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and validate a recipe of factorize, quantize or prune.
+
+    Raises:
+        RecipeError, Problems: what is wrong, with hints.
+    """
+    path = find(name)
+    plain = with_overrides(read_yaml(read_text(path), path.name), overrides)
+    method = plain.get("method")
+    if not isinstance(method, dict) or "name" not in method:
+        raise RecipeError(f"{path.name}: method.name is missing", f"see `aicompress methods {command}`")
+    config = validated(get(command, str(method["name"])).config, method, "method")
+    return absolute(validated(Recipe, {**plain, "method": config}, ""), path.parent)
