@@ -64,7 +64,8 @@ def guarded(command: Callable[..., object]) -> Callable[..., object]:
             hint = "give --resume to go on where this run was" if "resume" in options else ""
             raise Interrupted("interrupted", hint) from error
         except BrokenPipeError:
-            return _forget_reader()
+            _forget_reader()
+            return None
 
     return call
 
