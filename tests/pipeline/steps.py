@@ -9,10 +9,12 @@ import pytest
 
 from aicompress.errors import Refused
 from aicompress.methods import get
-from aicompress.pipeline import structure
+from aicompress.pipeline import layerwise, structure
 from aicompress.pipeline.output import Destination
 from aicompress.recipe import Recipe
 from aicompress.report.model import Report
+
+OFF = layerwise.Options(latency="off")
 
 
 def plan(source: Path, out: Path, **method: Any) -> structure.StructurePlan:
@@ -23,7 +25,7 @@ def plan(source: Path, out: Path, **method: Any) -> structure.StructurePlan:
 def prune(source: Path, out: Path, **method: Any) -> Report:
     """Prune; the plan's bytes must be those of the run."""
     planned = plan(source, out, **method)
-    report = structure.run(planned)
+    report = structure.run(planned, OFF)
     assert planned.output.weight_bytes == report.after.weight_bytes
     assert planned.output.weight_bytes == sum(f.stat().st_size for f in out.glob("*.safetensors"))
     assert planned.output.other_bytes == sum(

@@ -17,7 +17,7 @@ from aicompress.pipeline.output import Destination
 from aicompress.pipeline.plan import make_plan
 from aicompress.recipe import Recipe
 from tests.pipeline.families import FAMILIES, Family, silence
-from tests.pipeline.steps import loaded, prune
+from tests.pipeline.steps import OFF, loaded, prune
 
 STACKS = [(name, stack) for name, family in FAMILIES.items() for stack in family.stacks]
 
@@ -85,7 +85,7 @@ def test_nothing_dropped_is_the_same_checkpoint(name: str, tmp_path: Path) -> No
 
 def compressed(command: str, source: Path, out: Path, **method: Any) -> None:
     config = get(command, method["name"]).config(**method)
-    layerwise.run(make_plan(source, Destination(out), Recipe(version=1, method=config), command))
+    layerwise.run(make_plan(source, Destination(out), Recipe(version=1, method=config), command), OFF)
 
 
 def decoded(source: Path, out: Path) -> None:
@@ -162,7 +162,7 @@ def test_side_files_and_shards_come_along(tiny_bert: Path, tmp_path: Path) -> No
         "prune",
     )
     assert planned.summary().weight_bytes == planned.output.weight_bytes
-    structure.run(planned)
+    structure.run(planned, OFF)
     assert len(planned.output.shards) > 2
     for name in ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json", "tokenizer.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tiny_bert / name).read_bytes()
