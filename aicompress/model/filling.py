@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CheckpointError
+from aicompress.model.fusion import fuse
 from aicompress.model.modeling_aicompress import attach, forget_tie, mark_ready, parameter_names, tie
 from aicompress.model.modules import RESIDENT_BYTES, fast_module
 from aicompress.weights import Weight
@@ -67,6 +68,8 @@ class Filling:
             self.merge(model, target, {name: targets[name][1] for name in sources})
         if hugging:
             self._finish(model)
+        if hugging and self.fast:
+            fuse(model)
         mark_ready(model)
         model.aicompress_kernels = self.kernels
         model.aicompress_names = self.placed

@@ -83,7 +83,12 @@ class PlainLinear(FastLinear):
 
 
 class Bfloat16Linear(FastLinear):
-    """Weights decoded to bfloat16 and packed once by oneDNN: 2 bytes per weight; 5x from 8 rows on, 1x at one."""
+    """Weights decoded to bfloat16 and packed once by oneDNN: 2 bytes per weight; 5x from 8 rows on, 1x at one.
+
+    Attributes:
+        output: dtype of the outputs where the next layer takes it; None is the inputs' own.
+        activation: computed on the product before it is rounded: none or gelu.
+    """
 
     kernel = "bfloat16"
 
@@ -91,10 +96,14 @@ class Bfloat16Linear(FastLinear):
         super().__init__((matrix.shape[0], matrix.shape[1]), bias)
         self.packed = torch.ops.mkldnn._reorder_linear_weight(matrix.bfloat16().contiguous(), None)
         self.small_bias = None if bias is None else bias.detach().bfloat16()
+        self.output: torch.dtype | None = None
+        self.activation = "none"
 
     def multiply(self, x: Tensor) -> Tensor:
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x.bfloat16(), self.packed, self.small_bias, "none", [], "")
-        return y.to(x.dtype)
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(
+            x.bfloat16(), self.packed, self.small_bias, self.activation, [], "none"
+        )
+        return y.to(self.output or x.dtype)
 
 
 class Int8Linear(FastLinear):

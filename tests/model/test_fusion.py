@@ -1,0 +1,90 @@
+"""Joined layers compute what the separate ones did, for every architecture that is joined."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import CONFIG_MAPPING, AutoModel
+
+from aicompress.model import modules
+from aicompress.model.fusion import LIKE_BERT
+from aicompress.model.load import load
+from tests.model.compressed import compress, integers
+
+IDS = torch.arange(5, 45).reshape(2, 20)
+MASK = torch.ones_like(IDS).index_fill(1, torch.arange(14, 20), 0)
+
+
+def encoder(kind: str, folder: Path, **config: Any) -> Path:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    settings = CONFIG_MAPPING[kind](**shape, vocab_size=64, embedding_size=32, initializer_range=0.1, **config)
+    AutoModel.from_config(settings).save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def states(model: nn.Module) -> Tensor:
+    found: Tensor = model(input_ids=IDS, attention_mask=MASK).last_hidden_state
+    return found[MASK.bool()]
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("kind", sorted(LIKE_BERT))
+def test_joined_encoders_stay_near_the_reference(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modules, "has_fast_bfloat16", lambda: True)
+    path = compress(
+        encoder(kind, tmp_path / "in"),
+        tmp_path / "out",
+        lambda info, w: integers(w, 8) if info.kind == "linear" else None,
+    )
+    fast, reference = load(path), load(path, kernels="reference")
+    layer = fast.encoder.layer[0]
+    assert isinstance(layer.intermediate.intermediate_act_fn, nn.Identity)
+    assert layer.attention.self.query.output == torch.bfloat16
+    assert states(fast).dtype == torch.float32
+    assert relative(states(fast), states(reference)) < 1.5e-2
+
+
+@pytest.mark.parametrize("dense", ["output.dense", "query", "intermediate.dense"])
+def test_a_layer_with_a_plain_neighbour_is_left_alone(
+    dense: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(modules, "has_fast_bfloat16", lambda: True)
+    path = compress(
+        encoder("bert", tmp_path / "in"),
+        tmp_path / "out",
+        lambda info, w: None if dense in info.name or info.kind != "linear" else integers(w, 8),
+    )
+    assert relative(states(load(path)), states(load(path, kernels="reference"))) < 1.5e-2
+
+
+def test_other_activations_are_not_taken_for_gelu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modules, "has_fast_bfloat16", lambda: True)
+    path = compress(
+        encoder("bert", tmp_path / "in", hidden_act="relu"),
+        tmp_path / "out",
+        lambda info, w: integers(w, 8) if info.kind == "linear" else None,
+    )
+    model = load(path)
+    assert not isinstance(model.encoder.layer[0].intermediate.intermediate_act_fn, nn.Identity)
+    assert relative(states(model), states(load(path, kernels="reference"))) < 1.5e-2
+
+
+def test_a_bfloat16_encoder_stays_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modules, "has_fast_bfloat16", lambda: True)
+    path = compress(
+        encoder("bert", tmp_path / "in"),
+        tmp_path / "out",
+        lambda info, w: integers(w, 8) if info.kind == "linear" else None,
+    )
+    model = load(path, dtype=torch.bfloat16)
+    assert states(model).dtype == torch.bfloat16
+    assert relative(states(model).float(), states(load(path, kernels="reference"))) < 5e-2
