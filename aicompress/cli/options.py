@@ -54,7 +54,7 @@ Overrides = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Edit the recipe: --set method.bits=3. Repeatable.",
+        help="Edit the recipe: --set method.bits=3. Paths start here, those of a recipe at its folder. Repeatable.",
         rich_help_panel=STEP,
         show_default=False,
     ),

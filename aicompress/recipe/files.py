@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from aicompress.data.section import SOURCES
 from aicompress.errors import RecipeError, suggestion
 
 
@@ -69,6 +70,8 @@ def read_yaml(text: str, name: str) -> dict[str, Any]:
 def with_overrides(plain: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Apply `--set method.bits=3` edits before validation; values are YAML, list items go by number.
 
+    A path of data is relative to the current folder.
+
     Raises:
         RecipeError: not KEY=VALUE, or a path through something that is not a mapping.
     """
@@ -86,6 +89,8 @@ def with_overrides(plain: dict[str, Any], overrides: Sequence[str]) -> dict[str,
             parsed = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise RecipeError(f"--set {path}: {value!r} is not YAML", "quote it") from error
+        if last in SOURCES and last != "hub" and isinstance(parsed, str):
+            parsed = str(Path(parsed).absolute())  # a recipe's paths start at its folder, the command line's here
         target[_item(target, last, path) if isinstance(target, list) else last] = parsed
     return plain
 

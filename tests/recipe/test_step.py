@@ -186,3 +186,19 @@ def test_the_digest_is_of_the_resolved_recipe(tmp_path: Path) -> None:
     assert plain.sha256() == load(tmp_path, GOOD + "seed: 0  # the default").sha256()
     assert plain.sha256() != load(tmp_path, GOOD, "seed=1").sha256()
     assert plain.resolved()["method"]["symmetric"] is True
+
+
+def test_a_path_set_on_the_command_line_is_relative_to_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "r.yaml").write_text(
+        "version: 1\nmethod: {name: gptq}\ncalibration: {text: beside.txt, samples: 2}\n", encoding="utf-8"
+    )
+    monkeypatch.chdir(tmp_path)
+    plain = recipe.load("recipes/r.yaml", "quantize")
+    edited = recipe.load("recipes/r.yaml", "quantize", ["calibration.text=mine.txt"])
+    assert plain.calibration is not None
+    assert edited.calibration is not None
+    assert plain.calibration.text == str(tmp_path / "recipes" / "beside.txt")
+    assert edited.calibration.text == str(tmp_path / "mine.txt")
