@@ -12,7 +12,7 @@ def run(
     source: str, teacher: str, out: Path, recipe: tuple[str, list[str]], flags: Flags, running: tuple[str, bool]
 ) -> None:
     """Plan a distillation and print the plan, or run it and print its report."""
-    from aicompress.pipeline import distill
+    from aicompress.pipeline.distillation import driver as distill
     from aicompress.recipe.distillation import load
 
     device, allow_code = running

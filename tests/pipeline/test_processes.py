@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from aicompress.pipeline.distill import make_plan, run
+from aicompress.pipeline.distillation.driver import make_plan, run
 from aicompress.pipeline.output import Destination
 from aicompress.recipe.distillation import load
 
@@ -19,7 +19,7 @@ PROGRAM = """
 import os, sys
 from pathlib import Path
 from aicompress.recipe.distillation import load
-from aicompress.pipeline.distill import Options, make_plan, run
+from aicompress.pipeline.distillation.driver import Options, make_plan, run
 from aicompress.pipeline.output import Destination
 
 student, teacher, out, recipe = sys.argv[1:]

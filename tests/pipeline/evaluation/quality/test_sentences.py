@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from aicompress.pipeline.quality.sentences import embedding_figures, similarity_figures
-from aicompress.pipeline.quality.statistics import spearman
+from aicompress.pipeline.evaluation.quality.sentences import embedding_figures, similarity_figures
+from aicompress.pipeline.evaluation.quality.statistics import spearman
 
 SENTENCES = [f"sentence {number}" for number in range(60)]
 

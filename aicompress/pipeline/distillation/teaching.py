@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from aicompress.methods.outputs import Output, Outputs
 from aicompress.methods.registry import DistillMethod, LossConfig
 from aicompress.model.outputs import Runner
-from aicompress.pipeline.batches import Batch, Samples
+from aicompress.pipeline.distillation.batches import Batch, Samples
 
 CACHE_BYTES = 512 << 20  # of teacher outputs that `cache: auto` keeps
 

@@ -71,7 +71,7 @@ def footprint(
     found = os.environ.get("PYTHONPATH")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([package, found] if found else [package])}
     done = subprocess.run(
-        [sys.executable, "-m", "aicompress.pipeline.footprint"],
+        [sys.executable, "-m", "aicompress.pipeline.evaluation.footprint"],
         input=json.dumps(request),
         capture_output=True,
         text=True,

@@ -8,7 +8,7 @@ from aicompress.checkpoint.reader import digests
 from aicompress.checkpoint.source import locate
 from aicompress.data import Data
 from aicompress.errors import CheckpointError, GateFailed, OutputExists, Problems, RecipeError
-from aicompress.pipeline.evaluate import Options, evaluate
+from aicompress.pipeline.evaluation.driver import Options, evaluate
 from aicompress.recipe import Model
 from aicompress.recipe.evaluation import EvalRecipe, Perplexity, Quality, Timing
 from aicompress.report.gates import require

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.errors import CheckpointError, RecipeError
-from aicompress.pipeline.quality.statistics import Estimate, proportion
+from aicompress.pipeline.evaluation.quality.statistics import Estimate, proportion
 
 Inputs = Tensor | dict[str, Tensor]
 Classify = Callable[[Inputs], Tensor]  # a batch -> logits (batch, classes)

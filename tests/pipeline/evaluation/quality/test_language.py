@@ -6,8 +6,8 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
 from aicompress.errors import CheckpointError
-from aicompress.pipeline.quality import language
-from aicompress.pipeline.quality.language import language_figures
+from aicompress.pipeline.evaluation.quality import language
+from aicompress.pipeline.evaluation.quality.language import language_figures
 
 
 @pytest.fixture(scope="module")

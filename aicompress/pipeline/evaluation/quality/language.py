@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.errors import CheckpointError
-from aicompress.pipeline.quality.statistics import Estimate, exponential, window_mean
+from aicompress.pipeline.evaluation.quality.statistics import Estimate, exponential, window_mean
 
 LOGITS = 1 << 24  # logits of one model that are held at a time: 64 MiB in float32
 ROWS = 256  # positions that are compared at a time

@@ -12,7 +12,7 @@ import torch
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CompressError, OutputExists, RecipeError, Refused
-from aicompress.pipeline.distill import Options, make_plan, run
+from aicompress.pipeline.distillation.driver import Options, make_plan, run
 from aicompress.pipeline.output import Destination
 from aicompress.recipe.distillation import DistillRecipe, load
 from aicompress.report.model import Report

@@ -9,10 +9,10 @@ import torch
 
 from aicompress.data import Data, arrays, batches, labelled, pairs, sentences, token_windows
 from aicompress.errors import CheckpointError, RecipeError
-from aicompress.pipeline.quality.classification import Labelled, classification_figures
-from aicompress.pipeline.quality.language import language_figures
-from aicompress.pipeline.quality.sentences import embedding_figures, similarity_figures
-from aicompress.pipeline.quality.statistics import Estimate
+from aicompress.pipeline.evaluation.quality.classification import Labelled, classification_figures
+from aicompress.pipeline.evaluation.quality.language import language_figures
+from aicompress.pipeline.evaluation.quality.sentences import embedding_figures, similarity_figures
+from aicompress.pipeline.evaluation.quality.statistics import Estimate
 from aicompress.pipeline.running import Inputs, Running, encoder
 from aicompress.recipe.evaluation import EvalRecipe
 

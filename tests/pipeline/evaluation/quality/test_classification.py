@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForImageClassification
 
 from aicompress.errors import CheckpointError, RecipeError
-from aicompress.pipeline.quality.classification import Labelled, classification_figures
+from aicompress.pipeline.evaluation.quality.classification import Labelled, classification_figures
 
 
 def labelled(inputs: torch.Tensor, labels: torch.Tensor, batch: int = 7) -> Labelled:

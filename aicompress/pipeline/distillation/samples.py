@@ -9,7 +9,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.data import Data, Source, Tokenizer, arrays, batches, labelled, sentences, token_windows
 from aicompress.errors import RecipeError
 from aicompress.model.outputs import Task
-from aicompress.pipeline.batches import Samples
+from aicompress.pipeline.distillation.batches import Samples
 
 
 def read_samples(data: Data, task: Task, checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> Samples:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aicompress.pipeline.quality.statistics import (
+from aicompress.pipeline.evaluation.quality.statistics import (
     Estimate,
     Floats,
     pairwise_correlation,

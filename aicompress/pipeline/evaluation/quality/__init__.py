@@ -1,5 +1,5 @@
 """Quality of outputs, each figure with its uncertainty, for one checkpoint or against baselines."""
 
-from aicompress.pipeline.quality.measure import measure_quality
+from aicompress.pipeline.evaluation.quality.measure import measure_quality
 
 __all__ = ["measure_quality"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from aicompress.pipeline.quality.statistics import (
+from aicompress.pipeline.evaluation.quality.statistics import (
     Estimate,
     clopper_pearson,
     exponential,

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.errors import CompressError
-from aicompress.pipeline.batches import Batch, Division, Samples
+from aicompress.pipeline.distillation.batches import Batch, Division, Samples
 from aicompress.pipeline.processes import Processes
-from aicompress.pipeline.teaching import Loss, Side, Teacher
-from aicompress.pipeline.training_state import Course, Point, StateFile
+from aicompress.pipeline.distillation.teaching import Loss, Side, Teacher
+from aicompress.pipeline.distillation.state import Course, Point, StateFile
 from aicompress.recipe.distillation import Training
 
 

@@ -6,7 +6,7 @@ import pytest
 from aicompress.data import Data
 from aicompress.errors import CompressError
 from aicompress.measure import peak_rss
-from aicompress.pipeline.footprint import evict, footprint
+from aicompress.pipeline.evaluation.footprint import evict, footprint
 from aicompress.recipe import Model
 from tests import checkpoints
 

@@ -7,7 +7,7 @@ import torch
 
 from aicompress.data import Source
 from aicompress.errors import RecipeError
-from aicompress.pipeline.batches import Division, Samples, divide
+from aicompress.pipeline.distillation.batches import Division, Samples, divide
 
 SOURCE = Source("text", "text.txt", "", 0, 6, 6, None)
 

@@ -1,0 +1,1 @@
+"""The driver of distill: plan, teach, keep the best, write."""

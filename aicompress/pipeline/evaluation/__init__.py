@@ -1,0 +1,1 @@
+"""The driver of eval: load, time, measure quality, judge."""
