@@ -39,7 +39,7 @@ class SparsegptConfig(CalibratedConfig):
     )
 
     name: Literal["sparsegpt"] = "sparsegpt"
-    scope: Literal["layer", "row"] = Field("layer", description="what shares a sparsity: a layer, or each row of it")  # type: ignore[assignment]
+    scope: Literal["layer", "row"] = Field("layer", description="what shares a sparsity: a layer, or each row of it")
 
 
 def span_of(config: SparsegptConfig) -> int:
