@@ -20,8 +20,9 @@ from aicompress.errors import CompressError
 from aicompress.layer import InputStats
 from aicompress.model.blocks import Block, find_blocks
 from aicompress.model.merging import Slot
-from aicompress.model.statistics import Recorder, Sums
+from aicompress.model.statistics import Recorder
 from aicompress.model.streams import Stream, gate
+from aicompress.model.team import Team, add_up
 
 Batch = dict[str, Tensor]
 
@@ -50,6 +51,7 @@ class Walk:
         wanted: by layer name its module's path in the model, or its part of a merged parameter.
         needs: statistics to collect: gram, norms, mean_abs.
         cross: also carry the original model's activations and collect E[x x̂ᵀ].
+        team: processes that walk together, each with batches of its own; None for this one alone.
     """
 
     model: Any
@@ -58,6 +60,7 @@ class Walk:
     wanted: Mapping[str, str | Slot]
     needs: frozenset[str]
     cross: bool = False
+    team: Team | None = None
 
 
 class Visitor(Protocol):
@@ -164,7 +167,8 @@ def _at_block(job: Walk, block: Block, layers: list[str], state: _State, visitor
 
 
 def _visit(job: Walk, layers: Sequence[str], visitor: Visitor, recorder: Recorder) -> None:
-    _sum_over_ranks(recorder.sums)
+    if job.team is not None:
+        add_up(recorder, job.team)
     for name, tensor in visitor.visit(recorder.stats()).items():
         job.loader.replace(name, tensor)
 
@@ -194,17 +198,3 @@ def _record(job: Walk, block: Block, state: _State, recorder: Recorder) -> list[
 def _mask(batch: Batch) -> Tensor | None:
     mask = batch.get("attention_mask")
     return None if mask is None or bool(mask.all()) else mask.bool()
-
-
-def _sum_over_ranks(sums: Mapping[str, Sums]) -> None:
-    """Add the sums of all processes; each ran its own share of the batches."""
-    from torch import distributed
-
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return
-    for leader in sorted(sums):
-        count = torch.tensor([float(sums[leader].count)])
-        distributed.all_reduce(count)
-        sums[leader].count = int(count)
-        for tensor in sums[leader].tensors().values():
-            distributed.all_reduce(tensor)
