@@ -20,7 +20,11 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
     ViTConfig,
@@ -156,6 +160,27 @@ def make_t5(folder: Path, dtype: torch.dtype = torch.float32, shards: int = 1, *
     model = T5ForConditionalGeneration(T5Config(**{**shape, **special, **config}))
     _save_byte_level_tokenizer(folder, pad="<s>")
     return save(model, folder, dtype, shards)
+
+
+def make_mixtral(folder: Path, experts: int = 4) -> Path:
+    """A Mixtral of two blocks, two experts a token: w1, w2 and w3 of each expert in the file, merged in the model."""
+    torch.manual_seed(5)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape |= {"num_key_value_heads": 2, "vocab_size": VOCABULARY, "max_position_embeddings": 128}
+    config = MixtralConfig(**shape, num_local_experts=experts, initializer_range=0.2, bos_token_id=0, eos_token_id=1)
+    _save_byte_level_tokenizer(folder)
+    return save(MixtralForCausalLM(config), folder, torch.float32, 1)
+
+
+def make_qwen_moe(folder: Path, experts: int = 4) -> Path:
+    """A Qwen3-MoE of two blocks, two experts a token: gate_proj, up_proj and down_proj of each expert in the file."""
+    torch.manual_seed(6)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape |= {"num_key_value_heads": 2, "vocab_size": VOCABULARY, "max_position_embeddings": 128, "head_dim": 8}
+    routing = {"num_experts": experts, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+    config = Qwen3MoeConfig(**shape, **routing, initializer_range=0.2, bos_token_id=0, eos_token_id=1)
+    _save_byte_level_tokenizer(folder)
+    return save(Qwen3MoeForCausalLM(config), folder, torch.float32, 1)
 
 
 def make_vit(folder: Path, dtype: torch.dtype = torch.float32, shards: int = 1, **config: Any) -> Path:

@@ -67,6 +67,18 @@ def tiny_vit(built: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_mixtral(built: Path) -> Path:
+    """Random Mixtral: 2 blocks, 12 experts, 2 a token."""
+    return checkpoints.make_mixtral(built / "mixtral", experts=12)
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen_moe(built: Path) -> Path:
+    """Random Qwen3-MoE: 2 blocks, 4 experts, 2 a token."""
+    return checkpoints.make_qwen_moe(built / "qwen-moe")
+
+
+@pytest.fixture(scope="session")
 def mlp_file(built: Path) -> Path:
     """fc1, fc2, fc3 (784-300-100-10), trained on the digits."""
     torch.manual_seed(0)

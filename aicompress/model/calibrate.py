@@ -19,8 +19,10 @@ from torch import Tensor
 from aicompress.errors import CompressError
 from aicompress.layer import InputStats
 from aicompress.model.blocks import Block, find_blocks
-from aicompress.model.statistics import Recorder, Sums
+from aicompress.model.merging import Slot
+from aicompress.model.statistics import Recorder
 from aicompress.model.streams import Stream, gate
+from aicompress.model.team import Team, add_up
 
 Batch = dict[str, Tensor]
 
@@ -46,17 +48,19 @@ class Walk:
         model: on the meta device.
         loader: loads its parts.
         batches: keyword arguments of the model's forward; `attention_mask` marks real tokens.
-        wanted: module path in the model by layer name.
+        wanted: by layer name its module's path in the model, or its part of a merged parameter.
         needs: statistics to collect: gram, norms, mean_abs.
         cross: also carry the original model's activations and collect E[x x̂ᵀ].
+        team: processes that walk together, each with batches of its own; None for this one alone.
     """
 
     model: Any
     loader: Loader
     batches: Sequence[Batch]
-    wanted: Mapping[str, str]
+    wanted: Mapping[str, str | Slot]
     needs: frozenset[str]
     cross: bool = False
+    team: Team | None = None
 
 
 class Visitor(Protocol):
@@ -91,7 +95,8 @@ def walk(job: Walk, visitor: Visitor, progress: Callable[[int, int], None] = lam
     for module in job.model.modules():
         if hasattr(module, "config"):
             module.config.use_cache = False  # a block runs twice; a cache of keys and values would grow twice
-    inside = {name: next((b for b in blocks if b.owns(path)), None) for name, path in job.wanted.items()}
+            module.config._experts_implementation = "eager"  # one expert after another, so that they can be watched
+    inside = {name: next((b for b in blocks if b.owns(_path(place))), None) for name, place in job.wanted.items()}
     outside = [name for name, block in inside.items() if block is None]
     job.loader.load(lambda name: not any(block.owns(name) for block in blocks))
     ungate = gate([block.module for block in blocks])
@@ -112,8 +117,20 @@ def walk(job: Walk, visitor: Visitor, progress: Callable[[int, int], None] = lam
             stream.abandon()
 
 
+def _path(place: str | Slot) -> str:
+    return place.module if isinstance(place, Slot) else place
+
+
 def _recorder(job: Walk, layers: Sequence[str]) -> Recorder:
-    return Recorder({name: job.model.get_submodule(job.wanted[name]) for name in layers}, job.needs)
+    modules: dict[str, Any] = {}
+    parts: dict[str, tuple[Tensor, int]] = {}
+    for name in layers:
+        place = job.wanted[name]
+        if isinstance(place, Slot):
+            parts[name] = job.model.get_submodule(place.module)._parameters[place.leaf], place.expert
+        else:
+            modules[name] = job.model.get_submodule(place)
+    return Recorder(modules, job.needs, parts)
 
 
 def _start(job: Walk, state: _State) -> None:
@@ -150,7 +167,8 @@ def _at_block(job: Walk, block: Block, layers: list[str], state: _State, visitor
 
 
 def _visit(job: Walk, layers: Sequence[str], visitor: Visitor, recorder: Recorder) -> None:
-    _sum_over_ranks(recorder.sums)
+    if job.team is not None:
+        add_up(recorder, job.team)
     for name, tensor in visitor.visit(recorder.stats()).items():
         job.loader.replace(name, tensor)
 
@@ -180,17 +198,3 @@ def _record(job: Walk, block: Block, state: _State, recorder: Recorder) -> list[
 def _mask(batch: Batch) -> Tensor | None:
     mask = batch.get("attention_mask")
     return None if mask is None or bool(mask.all()) else mask.bool()
-
-
-def _sum_over_ranks(sums: Mapping[str, Sums]) -> None:
-    """Add the sums of all processes; each ran its own share of the batches."""
-    from torch import distributed
-
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return
-    for leader in sorted(sums):
-        count = torch.tensor([float(sums[leader].count)])
-        distributed.all_reduce(count)
-        sums[leader].count = int(count)
-        for tensor in sums[leader].tensors().values():
-            distributed.all_reduce(tensor)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CheckpointError
 from aicompress.model.fusion import fuse
+from aicompress.model.merging import converted
 from aicompress.model.modeling_aicompress import attach, forget_tie, mark_ready, parameter_names, tie
 from aicompress.model.modules import RESIDENT_BYTES, fast_module
 from aicompress.weights import Weight
@@ -144,17 +144,14 @@ class Filling:
 
     def merge(self, model: Any, target: str, sources: Mapping[str, Any]) -> None:
         """Parameters that the architecture keeps merged, such as experts: decoded, then merged by transformers."""
-        converter = None
-        for name, (pattern, shared) in sources.items():
-            converter = converter or copy.deepcopy(shared)
-            converter.add_tensor(target, name, pattern, self.checkpoint.dense(name))
+        read = {name: (conversion, self.checkpoint.dense(name)) for name, conversion in sources.items()}
+        for full, value in converted(model, target, read).items():
+            parent, _, leaf = full.rpartition(".")
+            self.set(model.get_submodule(parent), leaf, value)
+        for name in sources:
             self.placed[name] = target
             if name in self.checkpoint.manifest.entries:
                 self.kernels[name] = "dense: this architecture merges it with others"
-        assert converter is not None
-        for full, value in converter.convert(target, model=model, config=model.config).items():
-            parent, _, leaf = full.rpartition(".")
-            self.set(model.get_submodule(parent), leaf, value[0] if isinstance(value, list) else value)
 
     def set(self, module: nn.Module, leaf: str, tensor: Tensor) -> None:
         tensor = self._cast(tensor, tensor.dtype)

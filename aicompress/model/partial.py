@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.model.filling import Filling
+from aicompress.model.merging import Slot, slots
 from aicompress.model.modeling_aicompress import parameter_names
 
 
@@ -33,14 +35,26 @@ class PartialModel:
         self.targets = parameter_names(model, names) if self.hugging else {name: (name, None) for name in names}
         self._started = False
 
-    def path_of(self, name: str) -> str | None:
-        """Where the model keeps a parameter of the checkpoint; None if merged with others or not there."""
+    def place_of(self, name: str) -> str | Slot | None:
+        """The module that a weight of the checkpoint belongs to, or its part of a merged tensor; None if neither."""
         target, merge = self.targets[name]
-        return None if merge is not None or target not in self._known else target
+        if merge is not None:
+            return self._slots.get(name)
+        return target.removesuffix(".weight") if target in self._known and target.endswith(".weight") else None
 
-    @property
+    @cached_property
     def _known(self) -> set[str]:
         return {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+
+    @cached_property
+    def _slots(self) -> dict[str, Slot]:
+        """Parts of merged tensors, by name in the checkpoint."""
+        merges: dict[str, dict[str, tuple[Any, tuple[int, ...]]]] = {}
+        shapes = self._filling.checkpoint.parameters()
+        for name, (target, merge) in self.targets.items():
+            if merge is not None and target in self._known:
+                merges.setdefault(target, {})[name] = merge, shapes[name].shape
+        return {n: slot for target, sources in merges.items() for n, slot in slots(self.model, target, sources).items()}
 
     def load(self, owns: Callable[[str], bool]) -> None:
         """Load parameters whose name in the model satisfies `owns`; the first call also makes the computed buffers."""
@@ -76,10 +90,12 @@ class PartialModel:
 
     def replace(self, name: str, dense: Tensor) -> None:
         """Put a dense tensor in the place of a loaded parameter."""
-        target, merge = self.targets[name]
-        if merge is not None:
-            raise ValueError(f"{name} is merged with others in the model")
-        self._put(target, dense)
+        place = self.place_of(name)
+        if isinstance(place, Slot):
+            merged = self.model.get_submodule(place.module)._parameters[place.leaf]
+            place.write(merged.data, dense)
+        else:
+            self._put(self.targets[name][0], dense)
 
     def drop(self, owns: Callable[[str], bool]) -> None:
         """Send parameters back to the meta device; computed buffers stay."""

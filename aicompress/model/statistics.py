@@ -5,16 +5,17 @@ Layers that are given the same tensor (q, k and v; gate and up) share one sum.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.hooks import RemovableHandle
 
 from aicompress.layer import InputStats
+from aicompress.model.experts import ExpertCalls, Part
 
 
 @dataclass
@@ -81,6 +82,7 @@ class Recorder:
     Attributes:
         modules: watched modules by layer name.
         needs: which statistics to keep.
+        parts: experts that are parts of a merged parameter, by layer name.
         mask: real tokens of the batch that is running, (batch, tokens) bool; None when all are.
         keep: when set, rows are put here by leader instead of being added up.
         originals: when set, the original model's rows by leader, for cross statistics.
@@ -90,23 +92,25 @@ class Recorder:
 
     modules: Mapping[str, nn.Module]
     needs: frozenset[str]
+    parts: Mapping[str, Part] = field(default_factory=dict)
     mask: Tensor | None = None
     keep: dict[str, Tensor] | None = None
     originals: dict[str, Tensor] | None = None
     sums: dict[str, Sums] = field(default_factory=dict)
     leaders: dict[str, str] = field(default_factory=dict)
     _held: list[tuple[Tensor, str]] = field(default_factory=list)
-    _handles: list[RemovableHandle] = field(default_factory=list)
+    _watching: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> Recorder:
         for name, module in self.modules.items():
             hook = partial(self._see, name)
-            self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+            self._watching.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
+        if self.parts:
+            self._watching.enter_context(ExpertCalls(self.parts, self._see_expert))
         return self
 
     def __exit__(self, *error: object) -> None:
-        for handle in self._handles:
-            handle.remove()
+        self._watching.close()
 
     def batch_done(self) -> None:
         """Let go of a batch's inputs."""
@@ -126,6 +130,17 @@ class Recorder:
         original = self.originals.get(leader) if self.originals is not None else None
         self.sums.setdefault(leader, Sums(self.needs)).add(rows, original)
 
+    def _see_expert(self, names: Sequence[str], rows: Tensor) -> None:
+        """Tokens that one expert is given, (tokens, in); padding goes to experts as other tokens do, and counts.
+
+        The compressed model may send a token to another expert than the original does, so that the inputs of the two
+        cannot be compared: each counts as its own original.
+        """
+        if self.keep is not None:
+            return
+        self.leaders.update(dict.fromkeys(names, names[0]))
+        self.sums.setdefault(names[0], Sums(self.needs)).add(rows, rows if self.originals is not None else None)
+
     def _leader(self, name: str, given: Tensor) -> str:
         """The first layer that was given this tensor; decided at a layer's first call and kept."""
         if name not in self.leaders:
@@ -137,7 +152,7 @@ class Recorder:
     def stats(self) -> dict[str, InputStats]:
         """Means by layer; sharing layers get the same object. A layer that no row reached has count 0."""
         means = {leader: sums.mean() for leader, sums in self.sums.items()}
-        return {name: means.get(self.leaders.get(name, name), InputStats(0)) for name in self.modules}
+        return {name: means.get(self.leaders.get(name, name), InputStats(0)) for name in (*self.modules, *self.parts)}
 
 
 def rows_of(module: nn.Module, given: Tensor, mask: Tensor | None) -> Tensor | None:

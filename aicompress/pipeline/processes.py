@@ -1,4 +1,4 @@
-"""One process, or the ranks of a torchrun: gradients are averaged over them, and the first one writes."""
+"""One process, or the ranks of a torchrun: gradients are averaged, statistics added up, and the first one writes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Processes(Protocol):
-    """The processes that train together.
+    """The processes that train or calibrate together.
 
     Attributes:
         rank: number of this process; 0 writes.
@@ -27,6 +27,12 @@ class Processes(Protocol):
     def total(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over all processes."""
 
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's value, by rank; values are small Python objects."""
+
+    def send(self, tensor: Tensor) -> Tensor:
+        """The first process's tensor; the others give one of its shape and dtype."""
+
     def wait(self) -> None:
         """Until all processes are here."""
 
@@ -41,6 +47,14 @@ class Alone:
         """Nothing to do."""
 
     def total(self, tensor: Tensor) -> Tensor:
+        """The tensor itself."""
+        return tensor
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value itself."""
+        return [value]
+
+    def send(self, tensor: Tensor) -> Tensor:
         """The tensor itself."""
         return tensor
 
@@ -69,6 +83,18 @@ class Ranks:
         """The sum over all processes."""
         summed: Tensor = self._accelerator.reduce(tensor, reduction="sum")
         return summed
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's value, by rank."""
+        found: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(found, value)
+        return found
+
+    def send(self, tensor: Tensor) -> Tensor:
+        """The first process's tensor."""
+        sent = tensor.contiguous()
+        torch.distributed.broadcast(sent, src=0)
+        return sent
 
     def wait(self) -> None:
         """Until all processes are here."""

@@ -48,8 +48,8 @@ def run_walk(folder: Path, batches: list[dict[str, Any]], factor: float = 1.0, *
     model = build(checkpoint)
     loader = PartialModel(checkpoint, model)
     layers = [info for info in checkpoint.layers() if info.kind in ("linear", "conv")]
-    paths = {info.tensor: loader.path_of(info.tensor) for info in layers}
-    wanted = {name: path.removesuffix(".weight") for name, path in paths.items() if path is not None}
+    places = {info.tensor: loader.place_of(info.tensor) for info in layers}
+    wanted = {name: place for name, place in places.items() if place is not None}
     visitor = Halving(checkpoint, factor)
     walk(Walk(model, loader, batches, wanted, NEEDS, **options), visitor)
     return visitor, wanted
