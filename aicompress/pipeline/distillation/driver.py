@@ -22,16 +22,16 @@ from aicompress.errors import Refused
 from aicompress.model.attention import attend_in_float32
 from aicompress.model.load import trainable
 from aicompress.pipeline.distillation.plan import DistillPlan, make_plan, with_all_digests
+from aicompress.pipeline.distillation.state import StateFile
+from aicompress.pipeline.distillation.student import Student
+from aicompress.pipeline.distillation.teaching import Loss, Side, Teacher, remember
+from aicompress.pipeline.distillation.training import Lesson, Trainer
 from aicompress.pipeline.finish import Facts, finish
 from aicompress.pipeline.latency import Mode
 from aicompress.pipeline.layerwise import hashing
 from aicompress.pipeline.output import Output
 from aicompress.pipeline.processes import Processes, processes
 from aicompress.pipeline.running import resolved_device
-from aicompress.pipeline.distillation.student import Student
-from aicompress.pipeline.distillation.teaching import Loss, Side, Teacher, remember
-from aicompress.pipeline.distillation.training import Lesson, Trainer
-from aicompress.pipeline.distillation.state import StateFile
 from aicompress.recipe.distillation import Training
 from aicompress.report.model import LayerRow, Report
 from aicompress.weights import Weight

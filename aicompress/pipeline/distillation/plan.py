@@ -19,6 +19,8 @@ from aicompress.methods.registry import DistillMethod, LossConfig
 from aicompress.model.outputs import Runner, anatomy, runner
 from aicompress.model.tokenizer import FILES, load_tokenizer
 from aicompress.pipeline.distillation.batches import Division, Samples, divide
+from aicompress.pipeline.distillation.samples import read_samples
+from aicompress.pipeline.distillation.teaching import CACHE_BYTES, Loss, row_bytes
 from aicompress.pipeline.output import (
     DIGEST,
     Destination,
@@ -30,8 +32,6 @@ from aicompress.pipeline.output import (
     with_digests,
 )
 from aicompress.pipeline.plan import collect, known_kinds, left_out, require_space, stored_outline
-from aicompress.pipeline.distillation.teaching import CACHE_BYTES, Loss, row_bytes
-from aicompress.pipeline.distillation.samples import read_samples
 from aicompress.recipe.distillation import DistillRecipe, Training
 from aicompress.report import gates
 from aicompress.report.plan import PlanRow, PlanSummary
