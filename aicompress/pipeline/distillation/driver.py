@@ -77,7 +77,11 @@ def run(plan: DistillPlan, options: Options | None = None) -> Report:
         raise Refused(f"training.batch {plan.training.batch} cannot be divided over {parts}", "change one of them")
     lesson, student = _lesson(plan, device, options)
     if team.rank != 0:
-        Trainer(lesson, student.trained(plan.keep_zeros), plan.training, None, team).run(options.progress, 0)
+        state = StateFile(working_path(plan.output.destination.path))
+        trainer = Trainer(lesson, student.trained(plan.keep_zeros), plan.training, state, team)
+        if options.resume:
+            trainer.resume()
+        trainer.run(options.progress, options.save_seconds)
         team.wait()
         return _written_report(plan.output)
     output = plan.output

@@ -77,13 +77,11 @@ class Trainer:
         lesson: what to learn.
         trained: what may change.
         settings: the recipe's training section, its precision resolved.
-        state: where the run is saved, or None for a process that does not save.
+        state: where the first process saves the run, and all take it up.
         team: the processes that train together.
     """
 
-    def __init__(
-        self, lesson: Lesson, trained: Trained, settings: Training, state: StateFile | None, team: Processes
-    ) -> None:
+    def __init__(self, lesson: Lesson, trained: Trained, settings: Training, state: StateFile, team: Processes) -> None:
         self.lesson, self.trained, self.settings, self.state, self.team = lesson, trained, settings, state, team
         self.device = next(iter(trained.parameters.values())).device
         self.optimizer = optimizer(trained, settings)
@@ -107,7 +105,7 @@ class Trainer:
             course.seconds += time.perf_counter() - start
             if course.step % settings.evaluate_every == 0 or course.step == settings.steps:
                 self._measure()
-            if self.state is not None and time.perf_counter() - saved >= save_seconds:
+            if self.team.rank == 0 and time.perf_counter() - saved >= save_seconds:
                 self.state.save(course, self._tensors())
                 saved = time.perf_counter()
             progress(f"loss {course.curve[-1].held_out:.4g}", course.step, settings.steps)
@@ -115,8 +113,17 @@ class Trainer:
             self._put(self.best)
 
     def resume(self) -> None:
-        """Take up the saved state; nothing where there is none."""
-        found = self.state.load() if self.state is not None else None
+        """Take up the saved state; nothing where there is none.
+
+        Raises:
+            CompressError: not every process sees the same state.
+        """
+        found = self.state.load()
+        step = torch.tensor(0 if found is None else found[0].step, device=self.device)
+        if int(self.team.total(step.clone())) != int(step) * self.team.size:
+            raise CompressError(
+                "the processes do not see the same saved state", "OUT must lie where all of them see it"
+            )
         if found is None:
             return
         self.course, tensors = found
