@@ -9,10 +9,10 @@ BUILD := build
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check format lint types dist clean
+.PHONY: help setup demo test check format lint types dist bench-streaming clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make .venv with everything the project needs
 
@@ -37,6 +37,9 @@ types: $(READY)
 
 dist: $(READY) ## build the wheel
 	$(BIN)/python -m build --wheel --outdir dist .
+
+bench-streaming: $(READY) ## time 4-bit quantization of a large model against cp
+	$(BIN)/python scripts/bench_streaming.py --folder $(BUILD)/bench
 
 clean: ## remove what make made, but not .venv
 	rm -rf $(BUILD) dist .pytest_cache .mypy_cache .ruff_cache
