@@ -38,3 +38,80 @@ class AlpsConfig(CalibratedConfig):
     stages: int = Field(7, ge=1, le=30, description="values of the penalty, from penalty[0] up to penalty[1]")
     iterations: int = Field(3, ge=1, le=100, description="iterations at each penalty")
     penalty: tuple[float, float] = Field((0.02, 1.28), description="first and last penalty ρ, for inputs of variance 1")
+
+
+def penalties(config: AlpsConfig) -> list[float]:
+    """ρ of each stage, geometric from the first to the last."""
+    first, last = config.penalty
+    steps = max(1, config.stages - 1)
+    return [first * (last / first) ** (stage / steps) for stage in range(config.stages)]
+
+
+def apply(layer: Layer, config: AlpsConfig) -> Weight:
+    """Prune one layer.
+
+    Raises:
+        CompressError: no calibration token reached the layer, or its Gram matrix is not one.
+    """
+    hessian = damped(gram(layer), config.damping)  # (in, in) float64
+    deviation = hessian.diagonal().sqrt()
+    wanted = layer.weight * deviation.float()
+    found = split(wanted, hessian / deviation / deviation[:, None], present(layer), layer, config)
+    mask = choose(layer, found.square(), config)
+    return finished(layer, mask, config, found * mask / deviation.float())
+
+
+def split(wanted: Tensor, hessian: Tensor, there: Tensor, layer: Layer, config: AlpsConfig) -> Tensor:
+    """Scaled weights (out, in) whose largest entries are the mask, after all stages.
+
+    Args:
+        wanted: scaled weights, (out, in) float32.
+        hessian: (in, in) float64 with a diagonal of ones.
+        there: (out, in) bool, the weights that may stay.
+        layer, config: what stays.
+    """
+    keep = keep_of(layer.info.shape, config)
+    eye = torch.eye(len(hessian), dtype=hessian.dtype)
+    sparse = wanted * roughly(wanted, keep, there)
+    dual = torch.zeros_like(wanted)
+    before = config.penalty[0]
+    both = wanted
+    for penalty in penalties(config):
+        product = torch.cholesky_inverse(torch.linalg.cholesky(hessian + penalty * eye)).mul_(penalty).float()
+        dual.mul_(before / penalty)
+        for _ in range(config.iterations):
+            both = wanted + (sparse - dual - wanted) @ product + dual
+            sparse = both * roughly(both, keep, there)
+            dual = both - sparse
+        before = penalty
+    return both
+
+
+def roughly(values: Tensor, keep: Keep, there: Tensor) -> Tensor:
+    """The mask of the largest values; where a whole layer competes, by a threshold estimated from a part of them."""
+    scores = torch.where(there, values.square(), 0.0)
+    if keep.group is not None or keep.per_row:
+        return keep.mask(scores).logical_and_(there)
+    tiles = tile_sums(scores, keep.tile)
+    flat = tiles.reshape(-1)
+    sample = flat[:: max(1, flat.numel() // SAMPLE) | 1]
+    area = keep.tile[0] * keep.tile[1]
+    dropped = round(len(sample) * (1 - keep.kept / (flat.numel() * area)))
+    if dropped == 0:
+        return there
+    mask = tiles > sample.kthvalue(dropped).values
+    return mask if area == 1 else mask.repeat_interleave(keep.tile[0], 0).repeat_interleave(keep.tile[1], 1) & there
+
+
+METHOD = LayerMethod(
+    name="alps",
+    command="prune",
+    summary="mask and survivors together by ADMM on the layer's output error; best of the calibrated ones",
+    config=AlpsConfig,
+    needs=frozenset({"gram"}),
+    apply=apply,
+    outline=outline,
+    check=check,
+    settle=settle_stored,
+    describe=describe,
+)

@@ -19,6 +19,7 @@ PATTERN = re.compile(r"(\d+):(\d+)")
 BLOCK = re.compile(r"([1-9]\d*)x([1-9]\d*)")
 HIGH = 1 << 15  # values of the upper 16 bits of a non-negative float32
 LOW = 1 << 16
+SMALL = 16  # groups up to this size are ranked by comparing all pairs
 
 
 def kept_count(count: int, sparsity: float) -> int:
@@ -113,14 +114,28 @@ def global_counts(read: Sequence[Callable[[], Tensor]], kept: int) -> list[int]:
 
 
 def row_mask(scores: Tensor, kept: int) -> Tensor:
-    """True for the `kept` largest scores of every row (last axis); of equal ones the first."""
-    order = scores.argsort(dim=-1, descending=True, stable=True)[..., :kept]
-    return torch.zeros(scores.shape, dtype=torch.bool, device=scores.device).scatter_(-1, order, True)
+    """True for the `kept` largest scores of every row; of equal ones the first; scores (rows, columns)."""
+    columns = scores.shape[-1]
+    if kept <= 0 or kept >= columns:
+        return torch.full(scores.shape, kept > 0, dtype=torch.bool, device=scores.device)
+    threshold = scores.kthvalue(columns - kept + 1, dim=-1, keepdim=True).values
+    above, ties = scores > threshold, scores == threshold
+    left = kept - above.sum(dim=-1, keepdim=True)
+    return above | (ties & (ties.cumsum(dim=-1) <= left))
 
 
 def pattern_mask(scores: Tensor, kept: int, group: int) -> Tensor:
     """True for the `kept` largest of every `group` consecutive inputs; scores (out, in), group divides in."""
-    return row_mask(scores.reshape(scores.shape[0], -1, group), kept).reshape(scores.shape)
+    if group > SMALL:
+        return row_mask(scores.reshape(-1, group), kept).reshape(scores.shape)
+    places = scores.reshape(-1, group).t().contiguous()  # (group, groups)
+    better = torch.zeros(places.shape, dtype=torch.int8, device=scores.device)  # how many of its group beat each
+    for one in range(group):
+        for other in range(one + 1, group):
+            wins = places[one] >= places[other]
+            better[other] += wins
+            better[one] += ~wins
+    return (better < kept).t().reshape(scores.shape)
 
 
 def tile_sums(scores: Tensor, tile: tuple[int, int]) -> Tensor:
