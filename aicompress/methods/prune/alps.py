@@ -11,9 +11,17 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from pydantic import ConfigDict, Field
+from torch import Tensor
 
-from aicompress.methods.prune.calibrated import CalibratedConfig
+from aicompress.layer import Layer
+from aicompress.methods.curvature import damped, gram
+from aicompress.methods.prune.calibrated import CalibratedConfig, finished
+from aicompress.methods.prune.masks import Keep, tile_sums
+from aicompress.methods.prune.sparsity import check, choose, describe, keep_of, outline, present, settle_stored
+from aicompress.methods.registry import LayerMethod
+from aicompress.weights import Weight
 
 SAMPLE = 1 << 14  # scores from which a threshold is estimated between iterations
 
