@@ -8,7 +8,6 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,16 +21,15 @@ from aicompress.errors import Refused
 from aicompress.model.attention import attend_in_float32
 from aicompress.model.load import trainable
 from aicompress.pipeline.distillation.plan import DistillPlan, make_plan, with_all_digests
-from aicompress.pipeline.finish import Facts, finish
-from aicompress.pipeline.latency import Mode
-from aicompress.pipeline.layerwise import hashing
-from aicompress.pipeline.output import Output
-from aicompress.pipeline.processes import Processes, processes
-from aicompress.pipeline.running import resolved_device
+from aicompress.pipeline.distillation.state import StateFile
 from aicompress.pipeline.distillation.student import Student
 from aicompress.pipeline.distillation.teaching import Loss, Side, Teacher, remember
 from aicompress.pipeline.distillation.training import Lesson, Trainer
-from aicompress.pipeline.distillation.state import StateFile
+from aicompress.pipeline.finish import Facts, finish, written_report
+from aicompress.pipeline.latency import Mode
+from aicompress.pipeline.layerwise import hashing
+from aicompress.pipeline.processes import Processes, processes
+from aicompress.pipeline.running import resolved_device
 from aicompress.recipe.distillation import Training
 from aicompress.report.model import LayerRow, Report
 from aicompress.weights import Weight
@@ -79,7 +77,7 @@ def run(plan: DistillPlan, options: Options | None = None) -> Report:
     if team.rank != 0:
         Trainer(lesson, student.trained(plan.keep_zeros), plan.training, None, team).run(options.progress, 0)
         team.wait()
-        return _written_report(plan.output)
+        return written_report(plan.output)
     output = plan.output
     with (
         CheckpointWriter(output.destination.path, output.shards, options.resume) as writer,
@@ -190,13 +188,6 @@ def _training(plan: DistillPlan, trainer: Trainer) -> dict[str, Any]:
         "tokens_per_second": course.tokens / seconds if course.tokens else None,
         "seconds": course.seconds,
     }
-
-
-def _written_report(output: Output) -> Report:
-    """The report that the first rank wrote."""
-    out = output.destination.path
-    path = out.parent / f"{out.stem}.report.json" if output.destination.single else out / "report.json"
-    return Report.from_json(Path(path).read_text(encoding="utf-8"))
 
 
 __all__ = ["DistillPlan", "Options", "Processes", "Training", "fingerprint", "make_plan", "run"]
