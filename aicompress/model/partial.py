@@ -23,6 +23,9 @@ class PartialModel:
         model: on the meta device; a transformers model, or a module whose parameter names are the checkpoint's.
         device: where loaded parts go.
         dtype: of floating parameters; None keeps the checkpoint's.
+
+    Raises:
+        CheckpointError: the checkpoint's parameters are not exactly the model's.
     """
 
     def __init__(
@@ -33,6 +36,14 @@ class PartialModel:
         self._filling = Filling(checkpoint, torch.device(device), dtype, fast=False)
         names = list(checkpoint.parameters())
         self.targets = parameter_names(model, names) if self.hugging else {name: (name, None) for name in names}
+        self._filling.held = {target for target, _ in self.targets.values()}
+        known = set(model.state_dict())
+        self._filling.check(model, self.targets, known)
+        for name, spec in checkpoint.parameters().items():
+            target, merge = self.targets[name]
+            if merge is None and target in known:
+                parent, _, leaf = target.rpartition(".")
+                self._filling.check_shape(model.get_submodule(parent), leaf, name, spec.shape)
         self._started = False
 
     def place_of(self, name: str) -> str | Slot | None:

@@ -121,4 +121,5 @@ METHOD = LayerMethod(
     outline=outline,
     check=check,
     describe=describe,
+    compares=lambda config: config.shift > 0,
 )
