@@ -155,8 +155,8 @@ def test_a_target_that_makes_up_for_earlier_layers(tmp_path: Path, trained_llama
     for name in ("model.layers.1.self_attn.q_proj", "model.layers.1.mlp.gate_proj"):
         wanted = inputs_of(trained_llama, name, ids) @ Checkpoint.open(trained_llama).dense(f"{name}.weight").t()
         errors = [
-            (wanted - inputs_of(tmp_path / f"out-{shift}", name, ids) @ found.dense(f"{name}.weight").t()).square().sum()
-            for shift, found in enumerate((plain, moved))
+            (wanted - inputs_of(tmp_path / f"out-{shift}", name, ids) @ out.dense(f"{name}.weight").t()).square().sum()
+            for shift, out in enumerate((plain, moved))
         ]
         assert errors[1] < errors[0]
     with pytest.raises(Refused, match="compares two models"):
