@@ -78,6 +78,12 @@ class InputStats:
     mean_abs: Tensor | None = None
     cross: Tensor | None = None
 
+    @classmethod
+    def white(cls, width: int) -> InputStats:
+        """Statistics of inputs of which nothing is known: independent, all of one size."""
+        identity, ones = torch.eye(width), torch.ones(width)
+        return cls(1, identity, ones, ones, identity)
+
     def through(self, matrix: Tensor) -> InputStats:
         """Statistics of y = M x for these x: what the outer factor of a low-rank layer is given.
 
@@ -102,8 +108,8 @@ class InputStats:
             ValueError: one has a statistic that the other lacks.
         """
         total = self.count + other.count
-        if not total:
-            return self
+        if not self.count or not other.count:
+            return self if self.count else other
         means: dict[str, Tensor | None] = {}
         for name in ("gram", "norms", "mean_abs", "cross"):
             mine, theirs = getattr(self, name), getattr(other, name)

@@ -87,6 +87,17 @@ Quiet = Annotated[
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON on standard output.", rich_help_panel=RUN)
 ]
+Stats = Annotated[
+    list[Path],
+    typer.Option(
+        "--stats",
+        metavar="FILE",
+        help="Input statistics: read where FILE.safetensors exists, else collected from IN and kept there. Several are "
+        "merged.",
+        rich_help_panel=RUN,
+        show_default=False,
+    ),
+]
 AllowCode = Annotated[
     bool,
     typer.Option(

@@ -24,9 +24,11 @@ def command(
     resume: o.Resume = False,
     max_shard_size: o.ShardSize = None,
     latency: o.LatencyMode = o.Latency.auto,
+    stats: o.Stats = [],  # noqa: B006
+    allow_code: o.AllowCode = False,
     quiet: o.Quiet = False,
     as_json: o.AsJson = False,
 ) -> None:
     """Remove weights, neurons or whole layers."""
-    flags = Flags(dry_run, overwrite, resume, max_shard_size, latency.value, quiet, as_json)
+    flags = Flags(dry_run, overwrite, resume, max_shard_size, latency.value, quiet, as_json, tuple(stats), allow_code)
     run("prune", source, out, (recipe, overrides), flags)

@@ -24,9 +24,11 @@ def command(
     resume: o.Resume = False,
     max_shard_size: o.ShardSize = None,
     latency: o.LatencyMode = o.Latency.auto,
+    stats: o.Stats = [],  # noqa: B006
+    allow_code: o.AllowCode = False,
     quiet: o.Quiet = False,
     as_json: o.AsJson = False,
 ) -> None:
     """Store weights in 8, 4, 3 or 2 bits."""
-    flags = Flags(dry_run, overwrite, resume, max_shard_size, latency.value, quiet, as_json)
+    flags = Flags(dry_run, overwrite, resume, max_shard_size, latency.value, quiet, as_json, tuple(stats), allow_code)
     run("quantize", source, out, (recipe, overrides), flags)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from aicompress.cli.progress import reporter
+from aicompress.errors import Refused
 
 if TYPE_CHECKING:
     from aicompress.report.model import Report
@@ -24,6 +25,8 @@ class Flags:
     latency: Literal["auto", "layers", "off"] = "auto"
     quiet: bool = False
     as_json: bool = False
+    stats: tuple[Path, ...] = ()
+    allow_code: bool = False
 
 
 def run(command: str, source: str, out: Path, recipe: tuple[str, list[str]], flags: Flags) -> None:
@@ -31,14 +34,23 @@ def run(command: str, source: str, out: Path, recipe: tuple[str, list[str]], fla
     from aicompress import recipe as recipes
     from aicompress.methods.registry import StructuralMethod, get
     from aicompress.pipeline import layerwise, plan, structure
+    from aicompress.pipeline.calibration.request import Request
     from aicompress.pipeline.layerwise import Options
+    from aicompress.pipeline.processes import is_first
 
     loaded = recipes.load(recipe[0], command, recipe[1])
     structural = isinstance(get(command, loaded.method.name), StructuralMethod)
-    make: Any = structure.make_plan if structural else plan.make_plan
+    planned: Any
+    if structural:
+        if flags.stats:
+            raise Refused(f"{loaded.method.name} reads no statistics of inputs", "leave --stats out")
+        planned = structure.make_plan(source, destination(out, flags), loaded, command)
+    else:
+        request = Request(flags.allow_code, flags.stats)
+        planned = plan.make_plan(source, destination(out, flags), loaded, command, request)
     execute: Any = structure.run if structural else layerwise.run
-    planned = make(source, destination(out, flags), loaded, command)
-    conclude(planned, flags, lambda: execute(planned, Options(flags.resume, flags.latency, reporter(flags.quiet))))
+    options = Options(flags.resume, flags.latency, reporter(flags.quiet or not is_first()))
+    conclude(planned, flags, lambda: execute(planned, options))
 
 
 def destination(out: Path, flags: Flags) -> Any:
@@ -52,6 +64,7 @@ def destination(out: Path, flags: Flags) -> Any:
 def conclude(planned: Any, flags: Flags, execute: Any) -> None:
     """Print the plan of a dry run; otherwise run it, print its report and judge its gates."""
     from aicompress.cli import render
+    from aicompress.pipeline.processes import is_first
     from aicompress.report.gates import require
 
     if flags.dry_run:
@@ -61,6 +74,8 @@ def conclude(planned: Any, flags: Flags, execute: Any) -> None:
             render.plan(planned.summary())
         return
     report: Report = execute()
+    if not is_first():
+        return
     if flags.as_json:
         print(report.to_json(), end="")
     elif not flags.quiet:

@@ -6,7 +6,7 @@ anything that is called and answers as a Hugging Face tokenizer does.
 
 from aicompress.data.arrays import arrays
 from aicompress.data.check import problems
-from aicompress.data.sampling import Source, choose, split
+from aicompress.data.sampling import Source, choose, digest, split
 from aicompress.data.section import Data
 from aicompress.data.text import batches, labelled, pairs, sentences
 from aicompress.data.tokens import Tokenizer, token_windows
@@ -18,6 +18,7 @@ __all__ = [
     "arrays",
     "batches",
     "choose",
+    "digest",
     "labelled",
     "pairs",
     "problems",

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from aicompress.data.rows import readable
 from aicompress.data.section import Data
 from aicompress.errors import RecipeError
 
@@ -38,12 +39,20 @@ class Source:
 
 def record(data: Data, samples: int, available: int, seed: int | None) -> Source:
     """The record of samples taken from a source; reads a file once more for its digest."""
+    nbytes = 0 if data.kind == "hub" else Path(data.path).stat().st_size
+    return Source(data.kind, data.path, digest(data), nbytes, samples, available, seed)
+
+
+def digest(data: Data) -> str:
+    """sha256 of a source's file; empty for a dataset of the hub.
+
+    Raises:
+        RecipeError: it cannot be read.
+    """
     if data.kind == "hub":
-        return Source(data.kind, data.path, "", 0, samples, available, seed)
-    path = Path(data.path)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Source(data.kind, data.path, digest, path.stat().st_size, samples, available, seed)
+        return ""
+    with readable(Path(data.path)), Path(data.path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def choose(available: int, data: Data, seed: int | None) -> Tensor:

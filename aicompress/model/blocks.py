@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from aicompress.model.sequential import Chain
+
 
 @dataclass(frozen=True)
 class Block:
@@ -27,8 +29,11 @@ class Block:
 def find_blocks(model: nn.Module) -> list[Block]:
     """Children of the outermost module lists that hold parameters, in definition order; else the whole model.
 
-    Lists inside a block, such as experts, belong to the block.
+    The layers of a chain are blocks of their own. Lists inside a block, such as experts, belong to the block.
     """
+    if isinstance(model, Chain):
+        steps = [Block(name, model.get_submodule(name)) for name in dict.fromkeys(model.names)]
+        return [step for step in steps if next(step.module.parameters(), None) is not None]
     found: list[Block] = []
     for name, module in model.named_modules():
         if not isinstance(module, nn.ModuleList) or any(block.owns(name) for block in found):

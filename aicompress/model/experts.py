@@ -1,8 +1,8 @@
 """Inputs of experts whose matrices are parts of one merged tensor: seen where the model multiplies with them.
 
-The plain implementation of experts in transformers runs `linear(x, merged[expert])` for each expert that has tokens. The
-call is watched, so what runs is the model's own code, whatever the architecture. Those that multiply all experts at once
-cannot be watched: their experts count as reached by no token.
+The plain implementation of experts in transformers runs `linear(x, merged[expert])` for each expert that has tokens.
+The call is watched, so what runs is the model's own code, whatever the architecture. Those that multiply all experts at
+once cannot be watched: their experts count as reached by no token.
 """
 
 from __future__ import annotations
@@ -53,5 +53,5 @@ class ExpertCalls(TorchFunctionMode):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        super().__exit__(kind, error, trace)
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         self._merged = {}

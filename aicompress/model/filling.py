@@ -53,7 +53,7 @@ class Filling:
         targets = parameter_names(model, names) if hugging else {name: (name, None) for name in names}
         expected = set(model.state_dict())
         self.held = {target for target, _ in targets.values()}
-        self._check(model, targets, expected)
+        self.check(model, targets, expected)
         merges: dict[str, list[str]] = {}
         stored = self.checkpoint.manifest.entries
         for name in sorted(names, key=lambda name: name in stored):  # a fast layer is built with its bias at hand
@@ -74,7 +74,7 @@ class Filling:
         model.aicompress_kernels = self.kernels
         model.aicompress_names = self.placed
 
-    def _check(self, model: Any, targets: dict[str, tuple[str, Any]], expected: set[str]) -> None:
+    def check(self, model: Any, targets: dict[str, tuple[str, Any]], expected: set[str]) -> None:
         """Names must agree exactly, but for tied parameters and buffers that the architecture computes."""
         found = {target for target, _ in targets.values()}
         for _, merge in targets.values():
@@ -101,14 +101,9 @@ class Filling:
         self.placed[name] = target
         parent, _, leaf = target.rpartition(".")
         module = model.get_submodule(parent)
-        old = module._parameters.get(leaf, module._buffers.get(leaf))
         entry = self.checkpoint.manifest.entries.get(name)
         spec = entry.dense if entry is not None else self.checkpoint.specs[name]
-        if old is not None and tuple(old.shape) != spec.shape:
-            raise CheckpointError(
-                f"{self.checkpoint.path}: {name} is {list(spec.shape)}, {type(model).__name__} has {list(old.shape)}",
-                "config.json and the weights disagree",
-            )
+        self.check_shape(module, leaf, name, spec.shape)
         if entry is None or leaf != "weight" or isinstance(module, nn.MultiheadAttention):
             if entry is not None:
                 self.kernels[name] = "dense: this layer reads a decoded weight only"
@@ -120,6 +115,15 @@ class Filling:
         tensors = {suffix: self._cast(tensor, spec.dtype) for suffix, tensor in weight.tensors().items()}
         attach(module, entry.to_json(), tensors)
         self.kernels[name] = f"reference: {weight.form} decoded"
+
+    def check_shape(self, module: nn.Module, leaf: str, name: str, shape: tuple[int, ...]) -> None:
+        """A parameter must be of the shape that the model has it in."""
+        old = module._parameters.get(leaf, module._buffers.get(leaf))
+        if old is not None and tuple(old.shape) != shape:
+            raise CheckpointError(
+                f"{self.checkpoint.path}: {name} is {list(shape)}, the model has {list(old.shape)}",
+                "the weights and the definition of the model disagree",
+            )
 
     def _run_fast(self, model: Any, target: str, name: str, weight: Weight) -> bool:
         """Put inference modules where a compressed parameter and those tied to it belong; False where none fits."""

@@ -23,6 +23,9 @@ class PartialModel:
         model: on the meta device; a transformers model, or a module whose parameter names are the checkpoint's.
         device: where loaded parts go.
         dtype: of floating parameters; None keeps the checkpoint's.
+
+    Raises:
+        CheckpointError: the checkpoint's parameters are not exactly the model's.
     """
 
     def __init__(
@@ -33,6 +36,8 @@ class PartialModel:
         self._filling = Filling(checkpoint, torch.device(device), dtype, fast=False)
         names = list(checkpoint.parameters())
         self.targets = parameter_names(model, names) if self.hugging else {name: (name, None) for name in names}
+        self._filling.held = {target for target, _ in self.targets.values()}
+        self._filling.check(model, self.targets, set(model.state_dict()))
         self._started = False
 
     def place_of(self, name: str) -> str | Slot | None:
@@ -107,4 +112,6 @@ class PartialModel:
 
     def _put(self, target: str, dense: Tensor) -> None:
         parent, _, leaf = target.rpartition(".")
-        self._filling.set(self.model.get_submodule(parent), leaf, dense)
+        module = self.model.get_submodule(parent)
+        self._filling.check_shape(module, leaf, target, tuple(dense.shape))
+        self._filling.set(module, leaf, dense)

@@ -34,6 +34,7 @@ class Facts:
         warnings: from the plan and the run.
         start: perf_counter at the start.
         quality, training: figures of steps that measure or train.
+        calibration: where the statistics of a calibrated step came from.
     """
 
     recipe: Any
@@ -44,6 +45,7 @@ class Facts:
     start: float
     quality: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
 
 
 def finish(facts: Facts, output: Output, writer: CheckpointWriter, latency: Mode) -> Report:
@@ -72,6 +74,13 @@ def rendered(report: Report) -> dict[str, str]:
     return {"report.json": report.to_json(), "report.md": to_markdown(report), "report.html": to_html(report)}
 
 
+def written_report(output: Output) -> Report:
+    """The report beside an output that another process has written."""
+    out = output.destination.path
+    path = out.parent / f"{out.stem}.report.json" if output.destination.single else out / "report.json"
+    return Report.from_json(path.read_text(encoding="utf-8"))
+
+
 def _report(facts: Facts, output: Output, written: Checkpoint, mode: Mode) -> Report:
     step = output.manifest.lineage[-1]
     seconds = time.perf_counter() - facts.start  # timing forward passes is not part of the step
@@ -98,5 +107,6 @@ def _report(facts: Facts, output: Output, written: Checkpoint, mode: Mode) -> Re
         lineage=output.manifest.lineage,
         seconds=seconds,
         peak_rss=peak_rss(),
+        calibration=facts.calibration,
     )
     return replace(report, gates=gates.evaluate(facts.recipe.gates, report))

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from aicompress import __version__
@@ -21,13 +23,16 @@ from aicompress.checkpoint.journal import Journal, require_same
 from aicompress.checkpoint.place import working_path
 from aicompress.checkpoint.reader import digests, require_finite
 from aicompress.checkpoint.source import Source
+from aicompress.checkpoint.statistics import StatisticsFile
+from aicompress.data import digest
 from aicompress.errors import CompressError
 from aicompress.layer import InputStats, from_matrix
 from aicompress.measure import rel_error
-from aicompress.pipeline.finish import Facts, finish
+from aicompress.pipeline.finish import Facts, finish, written_report
 from aicompress.pipeline.latency import Mode
 from aicompress.pipeline.output import with_digests
 from aicompress.pipeline.plan import LayerPlan, Plan, layer_seed
+from aicompress.pipeline.processes import Processes, processes
 from aicompress.report.model import LayerRow, Report
 from aicompress.weights import Dense, LowRank, Weight, outline_nbytes
 
@@ -69,12 +74,13 @@ class Work:
     warnings: list[str] = field(default_factory=list)
     done: int = 0
 
-    def write(self, name: str, stats: Mapping[str, InputStats] | None = None) -> Weight | Tensor:
+    def write(self, name: str, stats: Mapping[str, InputStats] | None = None, note: str = "") -> Weight | Tensor:
         """Compress or copy one parameter to the output and note it in the journal.
 
         Args:
             name: the parameter.
             stats: input statistics by layer name, for methods that need them.
+            note: put first into the notes of its layers' rows.
 
         Returns:
             What was written.
@@ -82,29 +88,65 @@ class Work:
         value, rows = _produce(self.plan, name, stats or {})
         for disk, tensor in self.plan.output.encode(name, value).items():
             self.writer.put(disk, tensor)
-        self.journal.record(name, [dataclasses.asdict(row) for row in rows])
-        self.tell(name)
+        fresh = name not in self.journal.done  # a block that was stopped half way is done again
+        self.journal.record(name, [dataclasses.asdict(_noted(row, note)) for row in rows])
+        if fresh:
+            self.tell(name)
         return value
 
     def tell(self, name: str) -> None:
         """Report progress past a parameter."""
-        parameters = self.plan.output.parameters
-        self.done += parameters[name].dense.nbytes
-        self.progress(name, self.done, sum(planned.dense.nbytes for planned in parameters.values()))
+        self.done += self.plan.output.parameters[name].dense.nbytes
+        self.say(name)
+
+    def say(self, what: str) -> None:
+        """Report what is going on."""
+        total = sum(planned.dense.nbytes for planned in self.plan.output.parameters.values())
+        self.progress(what, self.done, total)
 
     def rows(self) -> tuple[LayerRow, ...]:
-        """Rows of all parameters, in the output's order."""
-        return tuple(LayerRow(**row) for name in self.plan.output.parameters for row in self.journal.done[name])
+        """Rows of all parameters that are done, in the output's order."""
+        return tuple(LayerRow(**row) for name in self.plan.output.parameters for row in self.journal.done.get(name, ()))
 
 
 def run(plan: Plan, options: Options | None = None) -> Report:
     """Write the output of a plan, its report inside.
+
+    Under torchrun the processes share the calibration samples and the first one writes; the others return its report.
 
     Raises:
         CheckpointError: a weight holds NaN or infinity; nothing is left behind.
         OutOfSpace: the disk is full; nothing is left behind.
     """
     options = options or Options()
+    team = processes(torch.device("cpu"))
+    team.wait()  # until all have made their plans: those refuse an output that is there
+    collected = _collect(plan, team, options.progress)
+    if team.rank == 0:
+        report = _lead(plan, options, team)
+        team.wait()
+        return report
+    if plan.method.needs and not collected:
+        from aicompress.pipeline.calibration.blocks import follow
+
+        follow(plan, team)
+    team.wait()
+    return written_report(plan.output)
+
+
+def _collect(plan: Plan, team: Processes, progress: Progress) -> bool:
+    """Make sure that the files of statistics exist; False for a step that reads none."""
+    there = team.gather(plan.request.reads_files)[0]
+    if plan.request.stats and not there:
+        from aicompress.pipeline.calibration.collect import collect
+
+        collect(plan, plan.request.stats[0], team, progress)
+        team.wait()
+    return bool(plan.request.stats)
+
+
+def _lead(plan: Plan, options: Options, team: Processes) -> Report:
+    """What the process does that writes."""
     start = time.perf_counter()
     output = plan.output
     mark = fingerprint(plan)
@@ -118,17 +160,29 @@ def run(plan: Plan, options: Options | None = None) -> Report:
         work = Work(plan, writer, journal, options.progress)
         for name in journal.done:
             work.tell(name)
-        if plan.method.needs:
-            from aicompress.pipeline.calibrated import compress_blocks
-
-            compress_blocks(work)
+        calibration = _calibrated(work, team, inputs) if plan.method.needs else {}
         for name in output.parameters:
             if name not in journal.done:
                 work.write(name)
         final = with_digests(output, inputs.result())
         warnings = (*plan.warnings, *work.warnings)
-        facts = Facts(plan.recipe, plan.checkpoint, plan.kinds, work.rows(), warnings, start)
+        facts = Facts(plan.recipe, plan.checkpoint, plan.kinds, work.rows(), warnings, start, calibration=calibration)
         return finish(facts, final, writer, options.latency)
+
+
+def _calibrated(work: Work, team: Processes, inputs: Future[dict[str, str]]) -> dict[str, Any]:
+    """Write the selected layers of a method that reads statistics; returns the record of the calibration data."""
+    from aicompress.pipeline.calibration import blocks
+    from aicompress.pipeline.calibration.request import foreign
+
+    if work.plan.request.stats:
+        files = [StatisticsFile.open(path) for path in work.plan.request.stats]
+        record = blocks.compress_from_files(work, files)
+        work.warnings += foreign(files, inputs.result())
+    else:
+        record = blocks.compress(work, team)
+    work.warnings += blocks.scarce(work)
+    return record
 
 
 @contextmanager
@@ -143,14 +197,26 @@ def hashing(source: Source) -> Iterator[Future[dict[str, str]]]:
 
 
 def fingerprint(plan: Plan) -> str:
-    """Digest of everything that decides the output's bytes: input headers, recipe, version, file layout."""
+    """Digest of all that decides the output's bytes: input headers, recipe, version, file layout, calibration data."""
     inputs = {
         name: [str(ref.file.absolute()), ref.begin, str(ref.spec), ref.file.stat().st_mtime_ns, ref.file.stat().st_size]
         for name, ref in plan.checkpoint.tensors.items()
     }
     shards = [[shard.name, shard.nbytes, list(shard.specs)] for shard in plan.output.shards]
-    whole = [__version__, plan.method.name, plan.recipe.sha256(), inputs, shards]
+    whole = [__version__, plan.method.name, plan.recipe.sha256(), inputs, shards, _evidence(plan)]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+
+def _evidence(plan: Plan) -> list[Any]:
+    """What stands for the data that a calibrated method sees."""
+    if plan.request.stats:
+        return [[str(path.absolute()), path.stat().st_mtime_ns, path.stat().st_size] for path in plan.request.stats]
+    return [digest(plan.recipe.calibration)] if plan.method.needs and plan.recipe.calibration is not None else []
+
+
+def _noted(row: LayerRow, note: str) -> LayerRow:
+    """A row of a compressed layer with a note before its own."""
+    return dataclasses.replace(row, note="; ".join(filter(None, (note, row.note)))) if row.method != "-" else row
 
 
 def _produce(plan: Plan, name: str, stats: Mapping[str, InputStats]) -> tuple[Weight | Tensor, list[LayerRow]]:

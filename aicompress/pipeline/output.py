@@ -14,6 +14,7 @@ from torch import Tensor
 
 from aicompress import __version__
 from aicompress.checkpoint import Checkpoint, CheckpointWriter, Entry, Manifest, ShardPlan, plan_shards
+from aicompress.checkpoint.header import read_header
 from aicompress.checkpoint.layouts import Layout, choose, ct_config, ct_tensors, native_tensors
 from aicompress.checkpoint.manifest import KEY
 from aicompress.checkpoint.place import require_apart
@@ -102,6 +103,11 @@ class Output:
         if isinstance(value, Tensor):
             return {name: value}
         return on_disk(name, value, self.layout)
+
+    def so_far(self, folder: Path) -> Checkpoint:
+        """Unfinished weight files, to read those parameters back that are written; the others hold zeros."""
+        tensors = {n: ref for shard in self.shards for n, ref in read_header(folder / shard.name).tensors.items()}
+        return Checkpoint(self.source, tensors, self.manifest, self.layout, {})
 
     def write_files(self, writer: CheckpointWriter) -> None:
         """Everything beside the weights and the report; a single-file output has nothing beside."""

@@ -17,6 +17,8 @@ from aicompress.measure import directory_nbytes
 from aicompress.methods import get
 from aicompress.methods.registry import Candidate, LayerMethod, MethodConfig
 from aicompress.model.kinds import layer_kinds
+from aicompress.pipeline.calibration import request as needs
+from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.output import Destination, Output, Planned, arrange, lineage_step, summarize
 from aicompress.pipeline.tied import open_input
 from aicompress.recipe import Recipe
@@ -54,6 +56,7 @@ class Plan:
         layers: every layer of the input, selected or not.
         output: every file and byte of the output.
         kinds: what the model definition says of the parameters.
+        request: how it gets statistics of inputs, where the method reads them.
         warnings: what the user should know.
     """
 
@@ -63,6 +66,7 @@ class Plan:
     layers: tuple[LayerPlan, ...]
     output: Output
     kinds: Mapping[str, Kind | None] | None
+    request: Request = field(default_factory=Request)
     warnings: tuple[str, ...] = field(default=())
 
     @cached_property
@@ -103,7 +107,9 @@ def known_kinds(checkpoint: Checkpoint) -> tuple[Mapping[str, Kind | None] | Non
     return kinds, []
 
 
-def make_plan(source: str | Path, destination: Destination, recipe: Recipe, command: str) -> Plan:
+def make_plan(
+    source: str | Path, destination: Destination, recipe: Recipe, command: str, request: Request | None = None
+) -> Plan:
     """Check everything and lay out the output; reads headers only, unless a knob depends on the weights.
 
     Raises:
@@ -112,6 +118,7 @@ def make_plan(source: str | Path, destination: Destination, recipe: Recipe, comm
     method = get(command, recipe.method.name)
     if not isinstance(method, LayerMethod):
         raise TypeError(f"{method.name} is not layer-wise")
+    request = request or Request()
     checkpoint, tied = open_input(source)
     kinds, warnings = known_kinds(checkpoint)
     warnings = [*tied, *warnings]
@@ -122,7 +129,8 @@ def make_plan(source: str | Path, destination: Destination, recipe: Recipe, comm
     chosen, found = select(infos, recipe.select.include, recipe.select.exclude, recipe.select.kinds)
     problems += found + recipe.problems(infos)
     layers, found = _configure(chosen, recipe, method)
-    raise_all(problems + found)
+    wanted = [layer.info for layer in layers.values()]
+    raise_all(problems + found + needs.problems(checkpoint, recipe, method, wanted, request))
     require_writable(destination.path)
     layers = _settle(checkpoint, layers, method, recipe.seed)
     layers = {name: replace(layer, outline=_outline(method, layer)) for name, layer in layers.items()}
@@ -130,7 +138,7 @@ def make_plan(source: str | Path, destination: Destination, recipe: Recipe, comm
     parameters = _parameters(checkpoint, plans)
     output = arrange(checkpoint, destination, parameters, lineage_step(command, recipe, checkpoint.source))
     require_space(output)
-    return Plan(checkpoint, recipe, method, plans, output, kinds, (*warnings, *left_out(checkpoint)))
+    return Plan(checkpoint, recipe, method, plans, output, kinds, request, (*warnings, *left_out(checkpoint)))
 
 
 def left_out(checkpoint: Checkpoint) -> list[str]:
@@ -164,10 +172,6 @@ def _configure(
         problem = method.check(info, config)
         if problem is not None:
             problems.append(RecipeError(*problem))
-    if method.needs and recipe.calibration is None:
-        problems.append(
-            RecipeError(f"{method.name} needs calibration data", "add a calibration: section to the recipe")
-        )
     return layers, problems
 
 

@@ -104,3 +104,8 @@ class Ranks:
 def processes(device: torch.device) -> Processes:
     """The ranks that torchrun started, or this process alone."""
     return Ranks(device) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else Alone()
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return int(os.environ.get("RANK", "0")) == 0

@@ -144,6 +144,8 @@ class Report:
         lineage: every step, this one included, oldest first.
         seconds: wall time of the step.
         peak_rss: bytes.
+        calibration: of a calibrated step: `data`, where the samples came from, with sha256, number and seed;
+            `statistics`, files that were read; `processes` that ran them. Empty otherwise.
         baselines: further checkpoints that eval compared with; their figures are under quality.against by path.
     """
 
@@ -162,6 +164,7 @@ class Report:
     lineage: tuple[dict[str, Any], ...]
     seconds: float
     peak_rss: int
+    calibration: dict[str, Any] = field(default_factory=dict)
     baselines: tuple[Baseline, ...] = ()
     schema_version: int = SCHEMA_VERSION
 

@@ -156,7 +156,7 @@ def edited(source: Path, out: Path, change: Any) -> Path:
     [
         (lambda t: t.pop("encoder.layer.1.output.dense.bias"), "lacks parameters: encoder.layer.1.output.dense.bias"),
         (lambda t: t.update(extra=torch.ones(3)), "has unexpected parameters: extra"),
-        (lambda t: t.update({"pooler.dense.bias": torch.ones(3)}), r"pooler.dense.bias is \[3\], BertModel has \[48\]"),
+        (lambda t: t.update({"pooler.dense.bias": torch.ones(3)}), r"pooler.dense.bias is \[3\], the model has \[48\]"),
     ],
     ids=["missing", "unexpected", "shape"],
 )

@@ -8,7 +8,6 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,10 +25,9 @@ from aicompress.pipeline.distillation.state import StateFile
 from aicompress.pipeline.distillation.student import Student
 from aicompress.pipeline.distillation.teaching import Loss, Side, Teacher, remember
 from aicompress.pipeline.distillation.training import Lesson, Trainer
-from aicompress.pipeline.finish import Facts, finish
+from aicompress.pipeline.finish import Facts, finish, written_report
 from aicompress.pipeline.latency import Mode
 from aicompress.pipeline.layerwise import hashing
-from aicompress.pipeline.output import Output
 from aicompress.pipeline.processes import Processes, processes
 from aicompress.pipeline.running import resolved_device
 from aicompress.recipe.distillation import Training
@@ -83,7 +81,7 @@ def run(plan: DistillPlan, options: Options | None = None) -> Report:
             trainer.resume()
         trainer.run(options.progress, options.save_seconds)
         team.wait()
-        return _written_report(plan.output)
+        return written_report(plan.output)
     output = plan.output
     with (
         CheckpointWriter(output.destination.path, output.shards, options.resume) as writer,
@@ -194,13 +192,6 @@ def _training(plan: DistillPlan, trainer: Trainer) -> dict[str, Any]:
         "tokens_per_second": course.tokens / seconds if course.tokens else None,
         "seconds": course.seconds,
     }
-
-
-def _written_report(output: Output) -> Report:
-    """The report that the first rank wrote."""
-    out = output.destination.path
-    path = out.parent / f"{out.stem}.report.json" if output.destination.single else out / "report.json"
-    return Report.from_json(Path(path).read_text(encoding="utf-8"))
 
 
 __all__ = ["DistillPlan", "Options", "Processes", "Training", "fingerprint", "make_plan", "run"]

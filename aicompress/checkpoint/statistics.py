@@ -1,0 +1,164 @@
+"""Input statistics of layers in a safetensors file: means over calibration rows, and how many rows there were.
+
+Layout: the tensors of a layer are `<parameter>/gram` (in, in) float32, the mean of x xᵀ, `<parameter>/mean_abs` (in,),
+the mean of |x|, and `<parameter>/norms` (in,), the mean of x², where no Gram matrix holds it as its diagonal.
+Layers with the same input share their tensors. The header's metadata holds, as JSON:
+    layers      {parameter: parameter whose tensors it shares}
+    rows        {parameter with tensors: number of rows}
+    inputs      {weight file: sha256} of the checkpoint that was run
+    calibration where the rows came from
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from aicompress.checkpoint.header import TensorRef, read_header
+from aicompress.checkpoint.shards import ShardPlan
+from aicompress.checkpoint.writer import CheckpointWriter
+from aicompress.errors import CheckpointError, Refused
+from aicompress.layer import InputStats
+from aicompress.weights import TensorSpec
+
+MARK, VERSION = "aicompress_statistics", "1"
+STATISTICS = ("gram", "norms", "mean_abs")
+
+
+@dataclass(frozen=True)
+class StatisticsFile:
+    """A file of statistics, its header read.
+
+    Attributes:
+        path: the file.
+        tensors: what it holds.
+        layers: by parameter, the one whose tensors it shares.
+        rows: number of rows by parameter with tensors.
+        inputs: sha256 of the weight files that were run.
+        calibration: where the rows came from.
+    """
+
+    path: Path
+    tensors: Mapping[str, TensorRef]
+    layers: Mapping[str, str]
+    rows: Mapping[str, int]
+    inputs: Mapping[str, str]
+    calibration: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, path: Path) -> StatisticsFile:
+        """Read the header.
+
+        Raises:
+            CheckpointError: damaged, or no file of statistics.
+        """
+        header = read_header(path)
+        version = header.metadata.get(MARK)
+        if version is None:
+            raise CheckpointError(f"{path} holds no input statistics", "give a file that --stats has written")
+        if version != VERSION:
+            raise CheckpointError(f"{path}: statistics of version {version} are not known", "update aicompress")
+        try:
+            fields = {name: json.loads(header.metadata[name]) for name in ("layers", "rows", "inputs", "calibration")}
+            found = cls(path, header.tensors, **fields)
+            complete = all(int(found.rows[leader]) >= 0 for leader in found.layers.values())
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path} is damaged: its metadata is incomplete", "collect it again") from error
+        assert complete or not found.layers
+        return found
+
+    def specs(self, parameter: str) -> dict[str, TensorSpec]:
+        """Which statistics there are of a layer; none for one that no row reached."""
+        leader = self.layers[parameter]
+        return {s: self.tensors[f"{leader}/{s}"].spec for s in STATISTICS if f"{leader}/{s}" in self.tensors}
+
+    def stats(self, parameter: str) -> InputStats:
+        """Statistics of a layer; count 0 where no row reached it."""
+        leader = self.layers[parameter]
+        if not self.rows[leader]:
+            return InputStats(0)
+        with safe_open(self.path, "pt") as file:
+            found: dict[str, Tensor] = {s: file.get_tensor(f"{leader}/{s}") for s in self.specs(parameter)}
+        norms = found["gram"].diagonal().clone() if "gram" in found else found.get("norms")
+        return InputStats(int(self.rows[leader]), found.get("gram"), norms, found.get("mean_abs"))
+
+
+def is_statistics(path: Path) -> bool:
+    """Whether a path is a file of statistics."""
+    return path.is_file() and path.suffix == ".safetensors" and MARK in read_header(path).metadata
+
+
+def merged(files: Sequence[StatisticsFile], parameter: str) -> InputStats:
+    """Statistics of a layer over the rows of several files."""
+    return reduce(InputStats.merged, (file.stats(parameter) for file in files))
+
+
+class StatisticsWriter:
+    """Writes a file of statistics as they come in; only those of one call of `add` are in memory.
+
+    Args:
+        path: ends in .safetensors.
+
+    Raises:
+        Refused: it does not.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if path.suffix != ".safetensors":
+            raise Refused(f"{path}: statistics are kept in a .safetensors file", "choose a name that ends so")
+        self.path = path
+        self._layers: dict[str, str] = {}
+        self._rows: dict[str, int] = {}
+        self._specs: dict[str, TensorSpec] = {}
+
+    def __enter__(self) -> Self:
+        self._pieces = tempfile.TemporaryDirectory(prefix=f".{self.path.name}.", dir=self.path.resolve().parent)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pieces.cleanup()
+
+    def add(self, stats: Mapping[str, InputStats]) -> None:
+        """Keep statistics by parameter; layers that are given the same object share tensors."""
+        leaders: dict[int, str] = {}
+        for name, found in stats.items():
+            leader = leaders.setdefault(id(found), name)
+            self._layers[name] = leader
+            if leader != name:
+                continue
+            self._rows[name] = found.count
+            kept = {"gram": found.gram, "norms": found.norms if found.gram is None else None}
+            tensors = {
+                f"{name}/{s}": tensor.float().contiguous()
+                for s, tensor in {**kept, "mean_abs": found.mean_abs}.items()
+                if tensor is not None
+            }
+            self._specs.update({key: TensorSpec.of(tensor) for key, tensor in tensors.items()})
+            if tensors:
+                save_file(tensors, self._piece(name))
+
+    def _piece(self, name: str) -> Path:
+        return Path(self._pieces.name) / f"{list(self._rows).index(name)}.safetensors"
+
+    def seal(self, inputs: Mapping[str, str], calibration: Mapping[str, Any]) -> None:
+        """Put the pieces together, in one step for whoever looks."""
+        facts = {"layers": self._layers, "rows": self._rows, "inputs": inputs, "calibration": calibration}
+        metadata = {MARK: VERSION, **{name: json.dumps(value) for name, value in facts.items()}}
+        with CheckpointWriter(self.path, (ShardPlan(self.path.name, self._specs, metadata),)) as writer:
+            for name in self._rows:
+                if self._piece(name).exists():
+                    for key, tensor in load_file(self._piece(name)).items():
+                        writer.put(key, tensor)
+            writer.seal()

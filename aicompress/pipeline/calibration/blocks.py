@@ -1,0 +1,192 @@
+"""Layer-wise methods that need statistics: the engine brings them block by block, and the layers are written."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aicompress.checkpoint.statistics import StatisticsFile, merged
+from aicompress.layer import InputStats, from_matrix
+from aicompress.model.calibrate import Visitor, Walk, walk
+from aicompress.model.merging import Slot
+from aicompress.model.partial import PartialModel
+from aicompress.pipeline.calibration.inputs import Inputs, calibration_inputs
+from aicompress.pipeline.calibration.request import input_width, module_of
+from aicompress.pipeline.layerwise import Work
+from aicompress.pipeline.output import Planned
+from aicompress.pipeline.plan import Plan
+from aicompress.pipeline.processes import Processes
+from aicompress.weights import Weight
+
+MIN_ROWS = 16  # with fewer calibration rows a layer is compressed as if nothing were known of its inputs
+DATA_FREE = "calibration rows: data-free"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A model that is ready to be walked.
+
+    Attributes:
+        plan: the step.
+        model, loader: the model and what loads its parts.
+        inputs: this process's batches.
+        wanted: where the model has each selected parameter; those that it does not have are not in it.
+        team: the processes that walk together.
+    """
+
+    plan: Plan
+    model: Any
+    loader: PartialModel
+    inputs: Inputs
+    wanted: Mapping[str, str | Slot]
+    team: Processes
+
+    @classmethod
+    def of(cls, plan: Plan, team: Processes) -> Engine:
+        """Build the model without its weights, and read the calibration data.
+
+        Raises:
+            RecipeError: the calibration data does not fit the model.
+        """
+        assert plan.recipe.calibration is not None
+        model = module_of(plan.checkpoint, plan.recipe, plan.request.allow_code)
+        loader = PartialModel(plan.checkpoint, model)
+        inputs = calibration_inputs(plan.checkpoint, model, plan.recipe.calibration, plan.recipe.seed, team)
+        places = {tensor: loader.place_of(tensor) for tensor in selected(plan)}
+        wanted = {tensor: place for tensor, place in places.items() if place is not None}
+        return cls(plan, model, loader, inputs, wanted, team)
+
+    def walk(self, visitor: Visitor, needs: frozenset[str], progress: Callable[[int, int], None]) -> None:
+        """Bring the statistics of every block to the visitor."""
+        walk(Walk(self.model, self.loader, self.inputs.batches, self.wanted, needs, team=self.team), visitor, progress)
+
+    def record(self) -> dict[str, Any]:
+        """Where the rows came from, for the report."""
+        return {"data": [dataclasses.asdict(self.inputs.source)], "statistics": [], "processes": self.team.size}
+
+
+def selected(plan: Plan) -> list[str]:
+    """Parameters that the method acts on."""
+    return list(dict.fromkeys(layer.info.tensor for layer in plan.layers if layer.config is not None))
+
+
+def compress(work: Work, team: Processes) -> dict[str, Any]:
+    """Compress every selected layer with statistics of the compressed model's inputs.
+
+    Returns:
+        The record of the calibration data.
+    """
+    engine = Engine.of(work.plan, team)
+    left = [name for name in selected(work.plan) if name not in work.journal.done]
+    if team.gather(bool(left))[0]:
+        engine.walk(
+            _Together(work.plan, team, _Writer(work)),
+            work.plan.method.needs,
+            lambda done, total: work.say(f"block {done} of {total}"),
+        )
+    for name in left:
+        if name not in engine.wanted:  # no layer of the running model, such as a parameter that it uses in its own way
+            write(work, name, InputStats(0))
+    return engine.record()
+
+
+def follow(plan: Plan, team: Processes) -> None:
+    """What the other processes do while the first one compresses: run their share of the batches."""
+    engine = Engine.of(plan, team)
+    if team.gather(None)[0]:
+        engine.walk(_Together(plan, team, None), plan.method.needs, lambda done, total: None)
+
+
+def compress_from_files(work: Work, files: Sequence[StatisticsFile]) -> dict[str, Any]:
+    """Compress every selected layer with statistics of the original model's inputs, kept in files.
+
+    Returns:
+        The record of the calibration data.
+    """
+    for name in selected(work.plan):
+        if name not in work.journal.done:
+            write(work, name, merged(files, name))
+    sources = [source for file in files for source in file.calibration.get("data", [])]
+    return {"data": sources, "statistics": [str(file.path) for file in files], "processes": 1}
+
+
+def write(work: Work, name: str, inputs: InputStats) -> Weight | Tensor:
+    """Compress a parameter; without enough rows as if its inputs were white noise, which its row says."""
+    layers = work.plan.by_tensor[name]
+    note = ""
+    if inputs.count < MIN_ROWS:
+        note = f"{inputs.count} {DATA_FREE}"
+        inputs = InputStats.white(input_width([layer.info for layer in layers]))
+    return work.write(name, {layer.info.name: inputs for layer in layers}, note)
+
+
+def scarce(work: Work) -> list[str]:
+    """A warning that names the layers which too few calibration rows reached."""
+    rows = work.rows()
+    found = [row for row in rows if DATA_FREE in row.note]
+    if not found:
+        return []
+    shown = ", ".join(f"{row.name} ({row.note.split()[0]})" for row in found[:3]) + (", ..." if len(found) > 3 else "")
+    chosen = sum(row.method != "-" for row in rows)
+    return [f"{len(found)} of {chosen} layers saw fewer than {MIN_ROWS} calibration rows and are data-free: {shown}"]
+
+
+@dataclass
+class _Writer:
+    """Writes the layers of each block as their statistics come in. Here layers go by their parameters' names."""
+
+    work: Work
+
+    def finished(self, layers: Sequence[str]) -> Mapping[str, Tensor] | None:
+        """A block that an earlier run wrote: its parameters as the working files hold them."""
+        if not all(name in self.work.journal.done for name in layers):
+            return None
+        written = self.work.plan.output.so_far(self.work.writer.work)
+        return {name: written.dense(name) for name in layers}
+
+    def visit(self, stats: Mapping[str, InputStats]) -> Mapping[str, Tensor]:
+        parameters = self.work.plan.output.parameters
+        return {name: _dense(write(self.work, name, inputs), parameters[name]) for name, inputs in stats.items()}
+
+
+@dataclass
+class _Together:
+    """A visitor of several processes: what the first one has compressed, all get.
+
+    Attributes:
+        plan: the step.
+        team: the processes.
+        first: does the work; None in all processes but the first.
+    """
+
+    plan: Plan
+    team: Processes
+    first: _Writer | None
+
+    def finished(self, layers: Sequence[str]) -> Mapping[str, Tensor] | None:
+        """As the first process finds it."""
+        found = None if self.first is None else self.first.finished(layers)
+        return self._sent(found) if self.team.gather(found is not None)[0] else None
+
+    def visit(self, stats: Mapping[str, InputStats]) -> Mapping[str, Tensor]:
+        return self._sent(None if self.first is None else self.first.visit(stats))
+
+    def _sent(self, found: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
+        parameters = self.plan.output.parameters
+        sent: dict[str, Tensor] = {}
+        for name in self.team.gather(list(found or ()))[0]:
+            spec = parameters[name].dense
+            sent[name] = self.team.send(torch.empty(spec.shape, dtype=spec.dtype) if found is None else found[name])
+        return sent
+
+
+def _dense(value: Weight | Tensor, planned: Planned) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    assert planned.info is not None
+    return from_matrix(value.dense(), planned.dense.shape, planned.info.transposed).to(planned.dense.dtype)

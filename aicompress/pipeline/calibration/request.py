@@ -1,0 +1,128 @@
+"""What a step asks of calibration, checked before any work: data, a model that runs, or files of statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aicompress import data
+from aicompress.checkpoint import Checkpoint
+from aicompress.checkpoint.statistics import StatisticsFile
+from aicompress.errors import CompressError, RecipeError, Refused
+from aicompress.layer import LayerInfo
+from aicompress.methods.registry import LayerMethod
+from aicompress.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Request:
+    """How a step gets its statistics, beside the recipe.
+
+    Attributes:
+        allow_code: the recipe's model.factory may run.
+        stats: files of statistics: read (and merged) where they exist, one is collected where it does not.
+    """
+
+    allow_code: bool = False
+    stats: tuple[Path, ...] = ()
+
+    @property
+    def reads_files(self) -> bool:
+        """Whether all statistics are there already."""
+        return bool(self.stats) and all(path.exists() for path in self.stats)
+
+
+def input_width(layers: Sequence[LayerInfo]) -> int:
+    """Width of a parameter's input: of the whole layer, or of a low-rank one's inner factor."""
+    return next(info.shape[1] for info in layers if info.part != "out")
+
+
+def problems(
+    checkpoint: Checkpoint, recipe: Recipe, method: LayerMethod, chosen: Sequence[LayerInfo], request: Request
+) -> list[CompressError]:
+    """Everything that would keep a method from its statistics."""
+    if not method.needs:
+        hint = "leave --stats out"
+        return [Refused(f"{method.name} reads no statistics of inputs", hint)] if request.stats else []
+    if request.reads_files:
+        return [problem for path in request.stats for problem in _in_file(path, chosen, method.needs)]
+    found: list[CompressError] = []
+    if len(request.stats) > 1:
+        absent = [str(path) for path in request.stats if not path.exists()]
+        found.append(Refused(f"{', '.join(absent)} does not exist", "files that are merged must exist"))
+    found += [_name_problem(path) for path in request.stats if path.suffix != ".safetensors"]
+    if recipe.calibration is None:
+        hint = "add a calibration: section to the recipe, or give --stats with a file of statistics"
+        found.append(RecipeError(f"{method.name} needs calibration data", hint))
+    else:
+        found += data.problems(recipe.calibration)
+    return found + _of_model(checkpoint, recipe, request)
+
+
+def _name_problem(path: Path) -> CompressError:
+    return Refused(f"{path}: statistics are kept in a .safetensors file", "choose a name that ends so")
+
+
+def _of_model(checkpoint: Checkpoint, recipe: Recipe, request: Request) -> list[CompressError]:
+    """Why the checkpoint cannot be run."""
+    if checkpoint.config is None and recipe.model is None:
+        hint = "give the recipe `model: {sequential: [fc1, relu, fc2]}`, or a factory"
+        return [RecipeError(f"{checkpoint.path} names no architecture, and calibration runs the model", hint)]
+    try:
+        module_of(checkpoint, recipe, request.allow_code)
+    except CompressError as error:
+        return [error]
+    return []
+
+
+def module_of(checkpoint: Checkpoint, recipe: Recipe, allow_code: bool) -> Any:
+    """The model to run, without its weights.
+
+    Raises:
+        Refused: nothing says what it is, or a factory without --allow-code.
+    """
+    from aicompress.model.load import build
+    from aicompress.model.sequential import module_for
+
+    if recipe.model is not None:
+        return module_for(checkpoint.path, recipe.model, allow_code)
+    return build(checkpoint)
+
+
+def _in_file(path: Path, chosen: Sequence[LayerInfo], needs: frozenset[str]) -> list[CompressError]:
+    """Layers that a file does not know, or knows otherwise."""
+    try:
+        file = StatisticsFile.open(path)
+    except CompressError as error:
+        return [error]
+    by_tensor: dict[str, list[LayerInfo]] = {}
+    for info in chosen:
+        by_tensor.setdefault(info.tensor, []).append(info)
+    found: list[CompressError] = []
+    absent = [tensor for tensor in by_tensor if tensor not in file.layers]
+    if absent:
+        shown = f"{absent[0]} and {len(absent) - 1} more" if len(absent) > 1 else absent[0]
+        found.append(Refused(f"{path} holds no statistics of {shown}", "collect them from this checkpoint"))
+    for tensor, infos in by_tensor.items():
+        inner = [info for info in infos if info.part != "out"]
+        specs = file.specs(tensor) if tensor in file.layers else {}
+        widths = {spec.shape[-1] for spec in specs.values()}
+        if inner and widths and widths != {inner[0].shape[1]}:
+            message = f"{path}: {tensor} has {inner[0].shape[1]} inputs, its statistics have {min(widths)}"
+            found.append(Refused(message, "collect them from this checkpoint"))
+        lacking = needs - {*specs, *(["norms"] if "gram" in specs else [])} if specs else frozenset()
+        if lacking:
+            found.append(Refused(f"{path}: no {min(lacking)} of {tensor}", "collect the file for this method"))
+    return found[:5]
+
+
+def foreign(files: Sequence[StatisticsFile], inputs: Mapping[str, str]) -> list[str]:
+    """A warning for each file of statistics of another checkpoint."""
+    mine = set(inputs.values())
+    return [
+        f"{file.path} was collected from another checkpoint: its statistics fit the layers, maybe not their inputs"
+        for file in files
+        if set(file.inputs.values()) != mine
+    ]
