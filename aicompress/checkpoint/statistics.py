@@ -92,6 +92,25 @@ class StatisticsFile:
         norms = found["gram"].diagonal().clone() if "gram" in found else found.get("norms")
         return InputStats(int(self.rows[leader]), found.get("gram"), norms, found.get("mean_abs"))
 
+    def summary(self) -> dict[str, Any]:
+        """What people ask of the file, JSON-ready: a row per layer, inputs and calibration data."""
+        layers = []
+        for name, leader in self.layers.items():
+            norms, specs = self.stats(name).norms, self.specs(name)
+            spread = None if norms is None else float(norms.max() / norms.mean().clamp_min(1e-38))
+            layers.append(
+                {
+                    "layer": name,
+                    "rows": self.rows[leader],
+                    "width": next((spec.shape[-1] for spec in specs.values()), None),
+                    "statistics": ", ".join(specs) or "none",
+                    "spread": spread,
+                    "dead": None if norms is None else int((norms == 0).sum()),
+                    "shares": leader if leader != name else "",
+                }
+            )
+        return {"layers": layers, "inputs": dict(self.inputs), "calibration": dict(self.calibration)}
+
 
 def is_statistics(path: Path) -> bool:
     """Whether a path is a file of statistics."""

@@ -19,9 +19,13 @@ if TYPE_CHECKING:
 
 
 def show_inspection(source: str, analyze: bool, as_json: bool) -> None:
-    """Print what a checkpoint holds."""
+    """Print what a checkpoint, or a file of statistics, holds."""
+    from aicompress.checkpoint.statistics import is_statistics
     from aicompress.pipeline.inspect import inspect
 
+    if is_statistics(Path(source)):
+        show_statistics(Path(source), as_json)
+        return
     found = inspect(source, analyze)
     if as_json:
         print(json.dumps(dataclasses.asdict(found), indent=2, ensure_ascii=False))
@@ -66,6 +70,20 @@ def _parameters(found: Inspection, analyze: bool) -> Table:
             ]  # fmt: skip
         rows.append(cells)
     return Table.of("Parameters", [*headings, *spread], rows)
+
+
+def show_statistics(path: Path, as_json: bool) -> None:
+    """Print what a file of statistics holds: a row per layer."""
+    from aicompress.checkpoint.statistics import StatisticsFile
+
+    found = StatisticsFile.open(path).summary()
+    if as_json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    data = ", ".join(f"{source['path']} ({source['samples']} samples)" for source in found["calibration"]["data"])
+    print(f"{path}: statistics of inputs, from {data}")
+    headings = ("layer", "rows", "inputs", "statistics", "largest / mean of x²", "dead inputs", "shared with")
+    render.table(Table.of("", headings, [tuple(row.values()) for row in found["layers"]]))
 
 
 def show_verification(source: str, as_json: bool) -> None:

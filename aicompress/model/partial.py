@@ -37,7 +37,13 @@ class PartialModel:
         names = list(checkpoint.parameters())
         self.targets = parameter_names(model, names) if self.hugging else {name: (name, None) for name in names}
         self._filling.held = {target for target, _ in self.targets.values()}
-        self._filling.check(model, self.targets, set(model.state_dict()))
+        known = set(model.state_dict())
+        self._filling.check(model, self.targets, known)
+        for name, spec in checkpoint.parameters().items():
+            target, merge = self.targets[name]
+            if merge is None and target in known:
+                parent, _, leaf = target.rpartition(".")
+                self._filling.check_shape(model.get_submodule(parent), leaf, name, spec.shape)
         self._started = False
 
     def place_of(self, name: str) -> str | Slot | None:
@@ -112,6 +118,4 @@ class PartialModel:
 
     def _put(self, target: str, dense: Tensor) -> None:
         parent, _, leaf = target.rpartition(".")
-        module = self.model.get_submodule(parent)
-        self._filling.check_shape(module, leaf, target, tuple(dense.shape))
-        self._filling.set(module, leaf, dense)
+        self._filling.set(self.model.get_submodule(parent), leaf, dense)

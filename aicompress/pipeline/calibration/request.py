@@ -70,8 +70,10 @@ def _of_model(checkpoint: Checkpoint, recipe: Recipe, request: Request) -> list[
     if checkpoint.config is None and recipe.model is None:
         hint = "give the recipe `model: {sequential: [fc1, relu, fc2]}`, or a factory"
         return [RecipeError(f"{checkpoint.path} names no architecture, and calibration runs the model", hint)]
+    from aicompress.model.partial import PartialModel
+
     try:
-        module_of(checkpoint, recipe, request.allow_code)
+        PartialModel(checkpoint, module_of(checkpoint, recipe, request.allow_code))
     except CompressError as error:
         return [error]
     return []

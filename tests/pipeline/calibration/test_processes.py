@@ -1,0 +1,73 @@
+"""Calibration by several processes gives what one process gives; the first one writes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.checkpoint.statistics import StatisticsFile
+from aicompress.pipeline.calibration.request import Request
+from aicompress.report.model import Report
+from tests.pipeline.calibration.steps import run, text, write_recipe
+
+ROOT = Path(__file__).parents[3]
+
+
+def together(source: Path, out: Path, recipe: Path, *options: str) -> str:
+    """The command under torchrun with two processes; its standard output."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    command = ["aicompress", "quantize", str(source), str(out), "-r", str(recipe), "--latency", "off", *options]
+    done = subprocess.run(
+        [*launcher, *command],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("fixture", ["tiny_llama", "tiny_qwen_moe"])
+def test_two_processes_give_what_one_gives(
+    tmp_path: Path, text_file: Path, fixture: str, request: pytest.FixtureRequest
+) -> None:
+    """Three windows: the processes have unlike shares, and some experts are seen by one alone or by none."""
+    source: Path = request.getfixturevalue(fixture)
+    method = {"name": "gptq", "bits": 8, "group_size": 8, "refine": 0}
+    recipe = write_recipe(tmp_path, text(text_file, samples=3), method=method)
+    one = run(source, tmp_path / "one", recipe)
+    printed = together(source, tmp_path / "two", recipe)
+    two = Report.from_json((tmp_path / "two" / "report.json").read_text())
+    assert printed.count("report: ") == 1
+    assert two.calibration["processes"] == 2
+    assert two.calibration["data"] == one.calibration["data"]
+    assert [row.note for row in two.layers] == [row.note for row in one.layers]
+    alone, shared = Checkpoint.open(tmp_path / "one"), Checkpoint.open(tmp_path / "two")
+    for name in alone.parameters():
+        # A sum in another order moves a number across a rounding edge here and there.
+        step = 2 * alone.dense(name).abs().max().item() / 255
+        apart = (shared.dense(name) - alone.dense(name)).abs()
+        assert apart.max() < 3 * step
+        assert (apart > step / 2).float().mean() < 0.02
+
+
+def test_two_processes_collect_the_statistics_of_one(tmp_path: Path, tiny_qwen_moe: Path, text_file: Path) -> None:
+    recipe = write_recipe(tmp_path, text(text_file, samples=3), method={"name": "gptq", "bits": 8, "group_size": 8})
+    run(tiny_qwen_moe, tmp_path / "one", recipe, Request(stats=(tmp_path / "one.safetensors",)))
+    together(tiny_qwen_moe, tmp_path / "two", recipe, "--stats", str(tmp_path / "two.safetensors"))
+    one, two = (StatisticsFile.open(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
+    assert two.rows == one.rows
+    assert two.inputs == one.inputs
+    for name in one.layers:
+        gram, expected = two.stats(name).gram, one.stats(name).gram
+        assert (gram is None) == (expected is None)
+        if gram is not None:
+            torch.testing.assert_close(gram, expected, rtol=1e-4, atol=1e-5)
