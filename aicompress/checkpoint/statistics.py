@@ -11,6 +11,7 @@ Layers with the same input share their tensors. The header's metadata holds, as 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -169,7 +170,7 @@ class StatisticsWriter:
                 save_file(tensors, self._piece(name))
 
     def _piece(self, name: str) -> Path:
-        return Path(self._pieces.name) / f"{list(self._rows).index(name)}.safetensors"
+        return Path(self._pieces.name) / f"{hashlib.sha256(name.encode()).hexdigest()}.safetensors"
 
     def seal(self, inputs: Mapping[str, str], calibration: Mapping[str, Any]) -> None:
         """Put the pieces together, in one step for whoever looks."""

@@ -109,7 +109,7 @@ def walk(job: Walk, visitor: Visitor, progress: Callable[[int, int], None] = lam
                 block = blocks[arrival.block]
                 _at_block(job, block, [n for n, b in inside.items() if b is block], state, visitor)
                 progress(len(state.visited), len(blocks))
-        if outside:
+        if outside and visitor.finished(outside) is None:
             _visit(job, outside, visitor, recorder)
     finally:
         ungate()

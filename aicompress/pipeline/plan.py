@@ -129,8 +129,7 @@ def make_plan(
     chosen, found = select(infos, recipe.select.include, recipe.select.exclude, recipe.select.kinds)
     problems += found + recipe.problems(infos)
     layers, found = _configure(chosen, recipe, method)
-    wanted = [layer.info for layer in layers.values()]
-    raise_all(problems + found + needs.problems(checkpoint, recipe, method, wanted, request))
+    raise_all(problems + found + needs.problems(checkpoint, recipe, method, list(layers.values()), request))
     require_writable(destination.path)
     layers = _settle(checkpoint, layers, method, recipe.seed)
     layers = {name: replace(layer, outline=_outline(method, layer)) for name, layer in layers.items()}

@@ -124,6 +124,25 @@ def test_cross_is_gram_until_something_is_compressed_and_differs_after(tiny_llam
     assert not torch.allclose(later.cross, later.gram, rtol=0.05)
 
 
+def test_cross_compares_the_two_models(tiny_llama: Path) -> None:
+    """E[x x̂ᵀ] in the second block, x from the original and x̂ from a model whose first block is halved."""
+    visitor, wanted = run_walk(tiny_llama, token_batches(), factor=0.5, cross=True)
+    original, halved = (load(tiny_llama, kernels="reference") for _ in range(2))
+    for name, path in wanted.items():
+        if ".layers.0." in name:
+            halved.get_submodule(path).weight.data *= 0.5
+    seen: list[Tensor] = []
+    for model in (original, halved):
+        model.model.layers[1].self_attn.q_proj.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        with torch.no_grad():
+            for batch in token_batches():
+                model(**batch)
+    rows, changed = torch.cat(seen[:3]).flatten(0, 1), torch.cat(seen[3:]).flatten(0, 1)
+    found = visitor.stats["model.layers.1.self_attn.q_proj.weight"].cross
+    assert found is not None
+    torch.testing.assert_close(found, rows.t() @ changed / len(rows), rtol=1e-4, atol=1e-5)
+
+
 def test_layers_that_share_an_input_share_its_statistics(tiny_llama: Path) -> None:
     visitor, _ = run_walk(tiny_llama, token_batches())
     block = "model.layers.1"

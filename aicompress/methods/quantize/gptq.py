@@ -128,4 +128,5 @@ METHOD = LayerMethod(
     outline=outline,
     check=check,
     describe=describe,
+    compares=lambda config: config.shift > 0,
 )

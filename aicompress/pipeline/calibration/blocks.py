@@ -63,11 +63,20 @@ class Engine:
 
     def walk(self, visitor: Visitor, needs: frozenset[str], progress: Callable[[int, int], None]) -> None:
         """Bring the statistics of every block to the visitor."""
-        walk(Walk(self.model, self.loader, self.inputs.batches, self.wanted, needs, team=self.team), visitor, progress)
+        walk(
+            Walk(self.model, self.loader, self.inputs.batches, self.wanted, needs, compares(self.plan), self.team),
+            visitor,
+            progress,
+        )
 
     def record(self) -> dict[str, Any]:
         """Where the rows came from, for the report."""
         return {"data": [dataclasses.asdict(self.inputs.source)], "statistics": [], "processes": self.team.size}
+
+
+def compares(plan: Plan) -> bool:
+    """Whether a layer's method reads the original model's inputs against the compressed one's."""
+    return any(plan.method.compares(layer.config) for layer in plan.layers if layer.config is not None)
 
 
 def selected(plan: Plan) -> list[str]:
@@ -122,6 +131,8 @@ def write(work: Work, name: str, inputs: InputStats) -> Weight | Tensor:
     if inputs.count < MIN_ROWS:
         note = f"{inputs.count} {DATA_FREE}"
         inputs = InputStats.white(input_width([layer.info for layer in layers]))
+    elif inputs.cross is None:
+        inputs = dataclasses.replace(inputs, cross=inputs.gram)  # nothing before it is compressed: one and the same
     return work.write(name, {layer.info.name: inputs for layer in layers}, note)
 
 

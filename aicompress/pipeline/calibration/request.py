@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from aicompress import data
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.statistics import StatisticsFile
 from aicompress.errors import CompressError, RecipeError, Refused
 from aicompress.layer import LayerInfo
-from aicompress.methods.registry import LayerMethod
+from aicompress.methods.registry import LayerMethod, MethodConfig
 from aicompress.recipe import Recipe
 
 
@@ -34,20 +34,33 @@ class Request:
         return bool(self.stats) and all(path.exists() for path in self.stats)
 
 
+class Chosen(Protocol):
+    """A layer and the method's parameters for it."""
+
+    @property
+    def info(self) -> LayerInfo: ...
+
+    @property
+    def config(self) -> MethodConfig | None: ...
+
+
 def input_width(layers: Sequence[LayerInfo]) -> int:
     """Width of a parameter's input: of the whole layer, or of a low-rank one's inner factor."""
     return next(info.shape[1] for info in layers if info.part != "out")
 
 
 def problems(
-    checkpoint: Checkpoint, recipe: Recipe, method: LayerMethod, chosen: Sequence[LayerInfo], request: Request
+    checkpoint: Checkpoint, recipe: Recipe, method: LayerMethod, chosen: Sequence[Chosen], request: Request
 ) -> list[CompressError]:
     """Everything that would keep a method from its statistics."""
     if not method.needs:
         hint = "leave --stats out"
         return [Refused(f"{method.name} reads no statistics of inputs", hint)] if request.stats else []
+    if request.stats and any(method.compares(layer.config) for layer in chosen):
+        hint = "leave --stats out, or set its shift to 0"
+        return [Refused(f"{method.name} compares two models here, and files of statistics hold one model's", hint)]
     if request.reads_files:
-        return [problem for path in request.stats for problem in _in_file(path, chosen, method.needs)]
+        return [problem for path in request.stats for problem in _in_file(path, [layer.info for layer in chosen], method.needs)]
     found: list[CompressError] = []
     if len(request.stats) > 1:
         absent = [str(path) for path in request.stats if not path.exists()]

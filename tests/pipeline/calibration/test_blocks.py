@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from aicompress.checkpoint import Checkpoint
+from aicompress.data import Data, token_windows
 from aicompress.errors import Refused
 from aicompress.model.load import load
+from aicompress.model.tokenizer import load_tokenizer
 from aicompress.pipeline.calibration import blocks
+from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.layerwise import Options
 from aicompress.report.model import Report
 from tests.pipeline.calibration.steps import GPTQ, run, text, write_recipe
@@ -127,3 +130,34 @@ def test_progress_tells_of_blocks(tmp_path: Path, tiny_llama: Path, text_file: P
     options = Options(latency="off", progress=lambda what, done, total: told.append(what))
     run(tiny_llama, tmp_path / "out", write_recipe(tmp_path, text(text_file)), options=options)
     assert [what for what in told if what.startswith("block")] == [f"block {n} of 3" for n in (1, 2, 3)]
+
+
+def inputs_of(folder: Path, path: str, ids: torch.Tensor) -> torch.Tensor:
+    """What a layer is given, (tokens, in)."""
+    model = load(folder, kernels="reference")
+    seen: list[torch.Tensor] = []
+    model.get_submodule(path).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with torch.no_grad():
+        model(ids)
+    return seen[0].flatten(0, 1)
+
+
+def test_a_target_that_makes_up_for_earlier_layers(tmp_path: Path, trained_llama: Path, text_file: Path) -> None:
+    """In the first block both models have the same inputs; in later ones the target is what the original gives."""
+    for shift in (0, 1):
+        recipe = write_recipe(tmp_path, text(text_file, samples=24), method={**GPTQ, "bits": 3, "shift": shift})
+        run(trained_llama, tmp_path / f"out-{shift}", recipe)
+    plain, moved = (Checkpoint.open(tmp_path / f"out-{shift}") for shift in (0, 1))
+    changed = {name for name in plain.manifest.entries if not torch.equal(plain.dense(name), moved.dense(name))}
+    assert changed
+    assert not any(".layers.0." in name for name in changed)
+    ids, _ = token_windows(Data(**text(text_file, samples=24)), load_tokenizer(trained_llama), 0)
+    for name in ("model.layers.1.self_attn.q_proj", "model.layers.1.mlp.gate_proj"):
+        wanted = inputs_of(trained_llama, name, ids) @ Checkpoint.open(trained_llama).dense(f"{name}.weight").t()
+        errors = [
+            (wanted - inputs_of(tmp_path / f"out-{shift}", name, ids) @ found.dense(f"{name}.weight").t()).square().sum()
+            for shift, found in enumerate((plain, moved))
+        ]
+        assert errors[1] < errors[0]
+    with pytest.raises(Refused, match="compares two models"):
+        run(trained_llama, tmp_path / "out", recipe, Request(stats=(tmp_path / "stats.safetensors",)))
