@@ -60,7 +60,8 @@ def problems(
         hint = "leave --stats out, or set its shift to 0"
         return [Refused(f"{method.name} compares two models here, and files of statistics hold one model's", hint)]
     if request.reads_files:
-        return [problem for path in request.stats for problem in _in_file(path, [layer.info for layer in chosen], method.needs)]
+        infos = [layer.info for layer in chosen]
+        return [problem for path in request.stats for problem in _in_file(path, infos, method.needs)]
     found: list[CompressError] = []
     if len(request.stats) > 1:
         absent = [str(path) for path in request.stats if not path.exists()]
