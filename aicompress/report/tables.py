@@ -235,8 +235,10 @@ def lineage(report: Report) -> Table:
 
 
 def environment(report: Report) -> Table:
-    """Versions, machine, threads, and the digest of each weight file."""
+    """Versions, machine, threads, calibration data, and the digest of each weight file."""
     entries = [("aicompress", report.tool_version), *_leaves(report.environment)]
+    for source in report.calibration.get("data", []):
+        entries += _leaves(source, "calibration ")
     rows = [(Cell(name), Cell(_scalar(value))) for name, value in entries]
     for side in (report.before, report.after):
         for name, digest in side.sha256.items() if side else ():

@@ -154,10 +154,10 @@ def test_a_target_that_makes_up_for_earlier_layers(tmp_path: Path, trained_llama
     ids, _ = token_windows(Data(**text(text_file, samples=24)), load_tokenizer(trained_llama), 0)
     for name in ("model.layers.1.self_attn.q_proj", "model.layers.1.mlp.gate_proj"):
         wanted = inputs_of(trained_llama, name, ids) @ Checkpoint.open(trained_llama).dense(f"{name}.weight").t()
-        errors = [
-            (wanted - inputs_of(tmp_path / f"out-{shift}", name, ids) @ out.dense(f"{name}.weight").t()).square().sum()
-            for shift, out in enumerate((plain, moved))
-        ]
+        errors = []
+        for shift, found in enumerate((plain, moved)):
+            given = inputs_of(tmp_path / f"out-{shift}", name, ids)
+            errors.append((wanted - given @ found.dense(f"{name}.weight").t()).square().sum())
         assert errors[1] < errors[0]
     with pytest.raises(Refused, match="compares two models"):
         run(trained_llama, tmp_path / "out", recipe, Request(stats=(tmp_path / "stats.safetensors",)))
