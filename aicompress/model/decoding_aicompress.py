@@ -61,6 +61,13 @@ def decode(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
             return _int_grouped(meta, tensors)
         case "sparse":
             return _sparse(meta, tensors)
+        case "codebook":
+            return _codebook(meta, tensors)
+        case "column_scaled":
+            return decode(meta["inner"], tensors) * tensors["columns"]
+        case "corrected":
+            correction = {s[11:]: t for s, t in tensors.items() if s.startswith("correction")}
+            return decode(meta["base"], tensors) + torch.matmul(*factors(meta["correction"], correction))
     raise ValueError(f"stored form {meta['form']!r} is not known to this version of aicompress: upgrade it")
 
 
@@ -87,6 +94,20 @@ def _sparse(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
     kept = unpack_mask(tensors[""], out * columns)
     flat = torch.zeros(out * columns, dtype=tensors["values"].dtype, device=kept.device)
     return flat.masked_scatter(kept, tensors["values"]).reshape(out, columns)
+
+
+def _codebook(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
+    """w = table[code] * scale; one table for all, per row, or per group of a row."""
+    out, columns = meta["shape"]
+    tables, scale = tensors["tables"], tensors.get("scale")
+    codes = unpack(tensors[""].reshape(out, -1), int(meta["bits"]), columns).long()
+    if tables.shape[0] == 1:
+        values = tables[0][codes]
+    else:
+        values = tables.gather(1, codes.reshape(tables.shape[0], -1)).reshape(out, columns)
+    if scale is None:
+        return values
+    return (values.reshape(out, scale.shape[1], -1) * scale[..., None]).reshape(out, columns)
 
 
 def rounded_input(x: Tensor, bits: int | None) -> Tensor:

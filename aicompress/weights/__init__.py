@@ -5,6 +5,9 @@ device: an *outline* has the exact dtypes and shapes that the real weight will b
 dry runs are made of outlines.
 """
 
+from aicompress.weights.codebook import Codebook
+from aicompress.weights.column_scaled import ColumnScaled
+from aicompress.weights.corrected import Corrected
 from aicompress.weights.dense import Dense
 from aicompress.weights.form import TensorSpec, Weight, form_of, outline_nbytes, restore
 from aicompress.weights.int_grouped import IntGrouped
@@ -12,6 +15,9 @@ from aicompress.weights.low_rank import LowRank
 from aicompress.weights.sparse import Sparse
 
 __all__ = [
+    "Codebook",
+    "ColumnScaled",
+    "Corrected",
     "Dense",
     "IntGrouped",
     "LowRank",

@@ -22,7 +22,7 @@ class IntGrouped(Weight):
     Attributes:
         codes: (out, in) int8, in [-2^(bits-1), 2^(bits-1)-1].
         scale: (out, groups) floating; groups is 1 for one scale per row. A tensor-wide scale is (1, 1).
-        zero: (out, groups) int8, or None for symmetric codes.
+        zero: (out, groups) int8, floating where zero points are real numbers, or None for symmetric codes.
         bits: 1 to 8.
         group_size: columns that share a scale, or 0 for one scale per row or per tensor.
         activation_bits: the running layer also quantizes its input to this many bits, per token; None leaves it alone.

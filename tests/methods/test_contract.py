@@ -86,7 +86,8 @@ def statistics(columns: int, generator: torch.Generator) -> InputStats:
     """Statistics of correlated inputs: 3 * columns rows through a random mixing matrix."""
     mixing = torch.randn(columns, columns, generator=generator) / columns**0.5 + 0.5 * torch.eye(columns)
     inputs = torch.randn(3 * columns, columns, generator=generator) @ mixing
-    return InputStats(len(inputs), inputs.t() @ inputs / len(inputs), inputs.square().mean(0), inputs.abs().mean(0))
+    gram = inputs.t() @ inputs / len(inputs)
+    return InputStats(len(inputs), gram, inputs.square().mean(0), inputs.abs().mean(0), cross=gram * 1.01)
 
 
 def layer_of(

@@ -27,8 +27,8 @@ from aicompress.methods.quantize.integer import (
     shared_columns,
     stored_scale_dtype,
 )
-from aicompress.methods.quantize.rounding import grouped, minmax_range, scale_and_zero
-from aicompress.methods.quantize.scales import search
+from aicompress.methods.quantize.rounding import require_scales
+from aicompress.methods.quantize.scales import full_range, least_error
 from aicompress.methods.registry import LayerMethod
 from aicompress.weights import IntGrouped, Weight
 
@@ -55,6 +55,7 @@ def apply(layer: Layer, config: GptqConfig) -> Weight:
 
     Raises:
         CompressError: no calibration token reached the layer, or its Gram matrix is not one.
+        Refused: its values are too large for the scales' dtype.
     """
     hessian = damped(gram(layer), config.damping)  # (in, in) float64
     target = shifted(layer, hessian, config.shift)
@@ -65,7 +66,12 @@ def apply(layer: Layer, config: GptqConfig) -> Weight:
     factor = inverse_factor(hessian)
     saliency = torch.empty(len(order))
     saliency[order] = factor.square().sum(0).reciprocal().float()  # 1 / (H⁻¹)_jj
-    scale, zero = scales(target, saliency, config, stored_scale_dtype(config, layer.info.dtype))
+    dtype = stored_scale_dtype(config, layer.info.dtype)
+    if config.range == "minmax":
+        scale, zero = full_range(target, config, dtype)
+    else:
+        scale, zero = least_error(target, saliency if config.range == "weighted" else None, config, dtype)
+    require_scales(scale, layer.info.name)
     levels = grid_of(scale, zero, config, order, target.shape)
     wanted = target.t()[order].contiguous()  # (in, out), in the order of rounding
     codes = round_columns(wanted.clone(), (factor / factor.diagonal()[:, None]).float(), levels)
@@ -94,19 +100,6 @@ def shifted(layer: Layer, hessian: Tensor, part: float) -> Tensor:
     change = layer.weight.double() @ (cross.double() - gram(layer))
     solved = torch.cholesky_solve(change.t(), torch.linalg.cholesky(hessian))
     return (layer.weight + part * solved.t()).float()
-
-
-def scales(weight: Tensor, importance: Tensor, config: GptqConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Scale and zero point of each group; (rows, groups)."""
-    per_tensor = config.granularity == "tensor"
-    groups = grouped(weight, shared_columns(config), per_tensor)
-    if config.range == "minmax":
-        return scale_and_zero(*minmax_range(groups, config.symmetric), config.bits, config.symmetric, dtype)
-    if config.range == "mse":
-        return search(groups, None, config, dtype)
-    if per_tensor:
-        return search(groups, importance.expand_as(weight).reshape(groups.shape), config, dtype)
-    return search(groups, importance.reshape(groups.shape[1:]), config, dtype)
 
 
 def grid_of(scale: Tensor, zero: Tensor | None, config: GptqConfig, order: Tensor, shape: torch.Size) -> Grid:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
+from torch import Tensor
 
 from aicompress.layer import LayerInfo
+from aicompress.methods.quantize.rounding import encode, grouped, pieces, require_scales
 from aicompress.methods.quantize.rtn import stored_scale_dtype
 from aicompress.methods.registry import MethodConfig
 from aicompress.weights import IntGrouped, Weight
 
-__all__ = ["IntegerConfig", "check", "describe", "outline", "shared_columns", "stored_scale_dtype"]
+__all__ = ["IntegerConfig", "check", "describe", "encoded", "outline", "shared_columns", "stored_scale_dtype"]
 
 
 class IntegerConfig(MethodConfig):
@@ -26,12 +29,12 @@ class IntegerConfig(MethodConfig):
     )
 
 
-def shared_columns(config: IntegerConfig) -> int:
+def shared_columns(config: Any) -> int:
     """IntGrouped's group_size: 0 where a whole row or the tensor shares a scale."""
     return config.group_size if config.granularity == "group" else 0
 
 
-def check(info: LayerInfo, config: IntegerConfig) -> tuple[str, str] | None:
+def check(info: LayerInfo, config: Any) -> tuple[str, str] | None:
     """A group size must divide the input width."""
     columns, size = info.shape[1], shared_columns(config)
     if not size or columns % size == 0:
@@ -48,6 +51,22 @@ def outline(info: LayerInfo, config: IntegerConfig) -> Weight:
     shape = (1, 1) if config.granularity == "tensor" else (rows, columns // size if size else 1)
     scale = (stored_scale_dtype(config, info.dtype), shape)
     return IntGrouped.outline(info.shape, scale, config.symmetric, config.bits, size)
+
+
+def encoded(info: LayerInfo, weight: Tensor, config: IntegerConfig, scale: Tensor, zero: Tensor | None) -> IntGrouped:
+    """A weight rounded to the nearest codes of a grid.
+
+    Raises:
+        Refused: the scales overflowed their dtype.
+    """
+    require_scales(scale, info.name)
+    size, shape = shared_columns(config), info.shape
+    codes = torch.empty(shape, dtype=torch.int8)
+    for rows in pieces(shape):
+        own = slice(0, 1) if config.granularity == "tensor" else rows
+        groups = grouped(weight[rows], size)
+        codes[rows] = encode(groups, scale[own], None if zero is None else zero[own], config.bits).flatten(1)
+    return IntGrouped(codes, scale, zero, config.bits, size)
 
 
 def describe(config: IntegerConfig, weight: Weight) -> dict[str, Any]:

@@ -12,31 +12,61 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aicompress.methods.quantize.rounding import EPSILON, decode, encode, minmax_range, scale_and_zero
+from aicompress.methods.quantize.rounding import (
+    EPSILON,
+    decode,
+    encode,
+    grouped,
+    minmax_range,
+    pieces,
+    scale_and_zero,
+)
 
-SHRINKS = 20
-FITS = 3
-CHUNK = 1 << 18  # weights searched at once: they stay in the cache
+SHRINKS = 20  # clips of the range that are tried
+FITS = 3  # rounds of fitting scales and codes in turn
 
 
-def search(groups: Tensor, importance: Tensor | None, config: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Best scale and zero point of each group.
+def full_range(weight: Tensor, config: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Scales and zero points of the full range of every group.
 
     Args:
-        groups: (rows, groups, columns).
-        importance: (groups, columns) or (1, 1, n) weights h ≥ 0 of the squared errors; None: all equal.
-        config: gives bits and symmetric.
+        weight: (out, in).
+        config: gives bits, granularity, group_size and symmetric.
+        dtype: of the stored scales.
+    """
+    groups = _groups(weight, config)
+    return scale_and_zero(*minmax_range(groups, config.symmetric), config.bits, config.symmetric, dtype)
+
+
+def least_error(
+    weight: Tensor, importance: Tensor | None, config: Any, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """Scales and zero points of least Σ h (w − ŵ)².
+
+    Args:
+        weight: (out, in) float32.
+        importance: h, (in,) ≥ 0; None: all equal.
+        config: gives bits, granularity, group_size and symmetric.
         dtype: of the stored scales.
 
     Returns:
-        (rows, groups) scales in `dtype`, and int8 zero points for asymmetric codes.
+        (out, groups) or (1, 1) scales in `dtype`, and int8 zero points for asymmetric codes.
     """
-    rows = max(1, CHUNK // groups[0].numel())
-    weights = torch.ones(()) if importance is None else importance.clamp_min(1e-3 * importance.mean() + EPSILON)
-    found = [_search(part, weights, config, dtype) for part in torch.split(groups, rows)]
-    scale = torch.cat([scale for scale, _ in found])
+    h = torch.ones(weight.shape[1]) if importance is None else importance
+    h = h.clamp_min(1e-3 * h.mean() + EPSILON)  # inputs that were never seen still count a little
+    if config.granularity == "tensor":
+        return _search(_groups(weight, config), h.expand_as(weight).reshape(1, 1, -1), config, dtype)
+    found = []
+    for rows in pieces((weight.shape[0], weight.shape[1])):
+        groups = _groups(weight[rows], config)
+        found.append(_search(groups, h.reshape(groups.shape[1:]), config, dtype))
     zeros = [zero for _, zero in found if zero is not None]
-    return scale, torch.cat(zeros) if zeros else None
+    return torch.cat([scale for scale, _ in found]), torch.cat(zeros) if zeros else None
+
+
+def _groups(weight: Tensor, config: Any) -> Tensor:
+    size = config.group_size if config.granularity == "group" else 0
+    return grouped(weight, size, config.granularity == "tensor")
 
 
 def _search(groups: Tensor, weights: Tensor, config: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:

@@ -106,10 +106,13 @@ def test_shifted_target_makes_up_for_changed_inputs() -> None:
 
 def test_equal_inputs_shift_nothing() -> None:
     weight, inputs = gaussian(16, 32), correlated(128, 32)
-    config = GptqConfig(group_size=16, bits=3, shift=1)
-    assert torch.equal(
-        apply(layer_of(weight, inputs, inputs), config).dense(), apply(layer_of(weight, inputs), config).dense()
-    )
+    layer = layer_of(weight, inputs, inputs)
+    assert torch.equal(codes(layer, group_size=16, shift=1).dense(), codes(layer, group_size=16, shift=0).dense())
+
+
+def test_a_shift_without_the_original_inputs_is_refused() -> None:
+    with pytest.raises(CompressError, match="shift"):
+        codes(layer_of(gaussian(16, 32), correlated(128, 32)), group_size=16, shift=0.5)
 
 
 def test_singular_gram_and_dead_columns() -> None:

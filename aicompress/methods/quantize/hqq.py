@@ -1,0 +1,136 @@
+"""Half-quadratic quantization: zero points, and scales, that are robust to outliers. Data-free.
+
+Badri and Shaji 2023, https://mobiusml.github.io/hqq_blog: min Σ |w − ŵ|^p with p < 1 is split into a sparse error e and
+a quadratic term, min |e|^p + β/2 (w − ŵ − e)², and solved in turn: e by the generalised soft threshold, the grid by
+least squares against w − e. Two things differ from the original: errors are measured in steps of the scale, so that β
+means the same for every layer, and least squares fits the scale too, which the original leaves at the full range.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import ConfigDict, Field
+from torch import Tensor
+
+from aicompress.layer import Layer, LayerInfo
+from aicompress.methods.quantize.integer import IntegerConfig, check, describe, shared_columns, stored_scale_dtype
+from aicompress.methods.quantize.integer import outline as integer_outline
+from aicompress.methods.quantize.rounding import (
+    EPSILON,
+    encode,
+    grid,
+    grouped,
+    minmax_range,
+    pieces,
+    require_scales,
+)
+from aicompress.methods.registry import LayerMethod
+from aicompress.weights import IntGrouped, Weight
+
+TINY = 1e-6  # steps; below it an error counts as this large, so that its power p − 1 is finite
+
+
+class HqqConfig(IntegerConfig):
+    """Parameters of hqq."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"bits": 4, "group_size": 4}, {"granularity": "channel", "power": 0.5}]}
+    )
+
+    name: Literal["hqq"] = "hqq"
+    granularity: Literal["channel", "group"] = Field("group", description="what shares a scale")
+    symmetric: Literal[False] = Field(False, description="zero points are what this method fits")
+    power: float = Field(0.7, gt=0, le=1, description="p of the error |w - ŵ|^p")
+    beta: float = Field(10.0, gt=0, description="weight of the quadratic term, for errors in steps of the scale")
+    growth: float = Field(1.01, ge=1, le=2, description="factor of beta per iteration")
+    iterations: int = Field(10, ge=0, le=1000, description="at most; it stops early where no group improves")
+
+
+def outline(info: LayerInfo, config: HqqConfig) -> Weight:
+    """The stored weight without data: zero points have the dtype of the scales."""
+    found = integer_outline(info, config)
+    assert isinstance(found, IntGrouped)
+    return IntGrouped(found.codes, found.scale, torch.empty_like(found.scale), config.bits, found.group_size)
+
+
+def apply(layer: Layer, config: HqqConfig) -> Weight:
+    """Quantize one layer.
+
+    Raises:
+        Refused: its values are too large for the scales' dtype.
+    """
+    dtype, size = stored_scale_dtype(config, layer.info.dtype), shared_columns(config)
+    codes = torch.empty(layer.info.shape, dtype=torch.int8)
+    scales, zeros = [], []
+    for rows in pieces(layer.info.shape):
+        found, scale, zero = solve(grouped(layer.weight[rows], size).float(), config, dtype)
+        codes[rows] = found.flatten(1)
+        scales.append(scale)
+        zeros.append(zero)
+    scale = torch.cat(scales)
+    require_scales(scale, layer.info.name)
+    return IntGrouped(codes, scale, torch.cat(zeros), config.bits, size)
+
+
+def solve(groups: Tensor, config: HqqConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """The grid of the least error seen.
+
+    Args:
+        groups: (rows, groups, columns) float32.
+        config: what to solve.
+        dtype: of the stored scales and zero points.
+
+    Returns:
+        Codes (rows, groups, columns) int8, scales and zero points (rows, groups).
+    """
+    lowest, highest = grid(config.bits)
+    low, high = minmax_range(groups, symmetric=False)
+    scale = ((high - low) / (highest - lowest)).clamp_min(torch.finfo(dtype).tiny).to(dtype)
+    zero = (lowest - low / scale.float()).to(dtype)
+    best = torch.full_like(low, torch.inf)
+    best_scale, best_zero, beta = scale, zero, config.beta
+    for turn in range(config.iterations + 1):
+        codes = encode(groups, scale, zero, config.bits)
+        error, size = _errors(groups, codes, scale, zero)  # in steps
+        powers = size.clamp_min(TINY).pow(config.power - 1)
+        total = (powers * size).sum(-1) * scale.float().pow(config.power)
+        better = total < best
+        best = torch.minimum(total, best)
+        best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)
+        if turn == config.iterations or not better.any():
+            break
+        sparse = size.sub_(powers.div_(beta)).clamp_min_(0).mul_(error.sign_())
+        scale, zero = _fit(groups, codes, sparse, scale, dtype)
+        beta *= config.growth
+    return encode(groups, best_scale, best_zero, config.bits).to(torch.int8), best_scale, best_zero
+
+
+def _errors(groups: Tensor, codes: Tensor, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:
+    """(w − ŵ) / s and its absolute value."""
+    error = groups * scale.float().reciprocal()[..., None]
+    error.sub_(codes).add_(zero.float()[..., None])
+    return error, error.abs()
+
+
+def _fit(groups: Tensor, codes: Tensor, sparse: Tensor, scale: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Least-squares line w − e ≈ s (q − z) through the codes of each group."""
+    targets = torch.addcmul(groups, sparse, scale.float()[..., None], value=-1)
+    q, t = codes.mean(-1), targets.mean(-1)
+    spread = codes - q[..., None]
+    slope = (spread * targets).sum(-1) / spread.square_().sum(-1).clamp_min(EPSILON)
+    fitted = torch.where(slope.to(dtype) > 0, slope.to(dtype), scale)
+    return fitted, (q - t / fitted.float()).to(dtype)
+
+
+METHOD = LayerMethod(
+    name="hqq",
+    command="quantize",
+    summary="round to nearest, scales and real zero points robust to outliers; data-free",
+    config=HqqConfig,
+    apply=apply,
+    outline=outline,
+    check=check,
+    describe=describe,
+)

@@ -1,0 +1,144 @@
+"""A quantized weight plus the low-rank matrix that best corrects its output error.
+
+Zhang et al. 2025, "QERA", arXiv:2410.06040, theorem 1 (QERA-exact): of all U V of rank r, the least
+tr((W − Q − U V) H (W − Q − U V)ᵀ) has U V = SVD_r((W − Q) H^½) H^-½. Any other method of quantization gives Q; with more
+than one round, Q is then made anew for W − U V (LoftQ, arXiv:2310.08659, algorithm 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from pydantic import ConfigDict, Field, field_validator
+from torch import Tensor
+
+from aicompress.layer import Layer, LayerInfo
+from aicompress.methods.curvature import damped, gram, loss
+from aicompress.methods.registry import LayerMethod, MethodConfig, get
+from aicompress.weights import Corrected, Dense, LowRank, Weight
+
+
+class QeraConfig(MethodConfig):
+    """Parameters of qera."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"rank": 2, "base": {"name": "gptq", "bits": 3, "granularity": "channel"}},
+                {"rank": 1, "base": {"name": "rtn", "granularity": "tensor"}, "rounds": 2},
+                {"rank": 1, "base": {"name": "nf4", "granularity": "channel"}},
+            ]
+        }
+    )
+
+    name: Literal["qera"] = "qera"
+    rank: int = Field(16, ge=1, description="of the correction")
+    base: dict[str, Any] = Field(
+        {"name": "gptq"}, description="the method that quantizes, with its parameters, as a method: section gives them"
+    )
+    rounds: int = Field(1, ge=1, le=100, description="how often quantization and correction take turns")
+    damping: float = Field(0.01, gt=0, le=1, description="added to the Gram matrix, as a part of its mean diagonal")
+
+    @field_validator("base")
+    @classmethod
+    def _known(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """The method exists, is one that a correction can be added to, and takes these parameters."""
+        from aicompress.errors import RecipeError
+
+        try:
+            method = get("quantize", str(given.get("name")))
+        except RecipeError as error:
+            raise ValueError(f"{error.message}; {error.hint}") from None
+        if method.name == "qera" or not isinstance(method, LayerMethod) or "gradients" in method.needs:
+            raise ValueError(f"{method.name} cannot be corrected")
+        return method.config(**given).model_dump()
+
+
+def base_of(config: QeraConfig) -> tuple[LayerMethod, MethodConfig]:
+    """The method that quantizes, and its parameters."""
+    method = get("quantize", config.base["name"])
+    assert isinstance(method, LayerMethod)
+    return method, method.config(**config.base)
+
+
+def factor_dtype(info: LayerInfo) -> torch.dtype:
+    """Factors are stored in 16 bits: the layer's own dtype, or float16."""
+    return info.dtype if info.dtype in (torch.float16, torch.bfloat16) else torch.float16
+
+
+def check(info: LayerInfo, config: QeraConfig) -> tuple[str, str] | None:
+    """The rank must fit the layer, and the base method too."""
+    limit = min(info.shape)
+    if config.rank > limit:
+        return f"{info.name}: rank {config.rank} exceeds its smaller side {limit}", f"rank: at most {limit}"
+    method, base = base_of(config)
+    return method.check(info, base)
+
+
+def outline(info: LayerInfo, config: QeraConfig) -> Weight:
+    """The stored weight without data."""
+    method, base = base_of(config)
+    (out, columns), dtype = info.shape, factor_dtype(info)
+    factors = LowRank(Dense.outline((out, config.rank), dtype), Dense.outline((config.rank, columns), dtype))
+    return Corrected(method.outline(info, base), factors)
+
+
+def apply(layer: Layer, config: QeraConfig) -> Weight:
+    """Quantize one layer and correct it; of several rounds, the best is kept.
+
+    Raises:
+        CompressError: no calibration token reached the layer, or its Gram matrix is not one.
+        Refused: as the base method.
+    """
+    hessian = damped(gram(layer), config.damping)
+    method, base = base_of(config)
+    target, best, found = layer.weight, float("inf"), None
+    for _ in range(config.rounds):
+        quantized = method.apply(replace(layer, weight=target), base)
+        correction = correct(layer.weight - quantized.dense(), hessian, config.rank, factor_dtype(layer.info))
+        candidate = Corrected(quantized, correction)
+        error = loss(layer.weight - candidate.dense(), hessian)
+        if error < best:
+            best, found = error, candidate
+        target = layer.weight - correction.dense()
+    assert found is not None
+    return found
+
+
+def correct(error: Tensor, hessian: Tensor, rank: int, dtype: torch.dtype) -> LowRank:
+    """The best low-rank approximation of an error.
+
+    Args:
+        error: W − Q, (out, in).
+        hessian: H, (in, in) float64, positive definite.
+        rank: of the approximation.
+        dtype: of the factors. The singular values are shared evenly, so that both factors have the same range.
+    """
+    values, vectors = torch.linalg.eigh(hessian)
+    roots = values.clamp_min(torch.finfo(values.dtype).tiny).sqrt()
+    u, s, vt = torch.linalg.svd((error.double() @ vectors) * roots, full_matrices=False)
+    half = s[:rank].sqrt()
+    inner = (half[:, None] * vt[:rank] / roots) @ vectors.t()
+    return LowRank(Dense((u[:, :rank] * half).to(dtype)), Dense(inner.to(dtype).contiguous()))
+
+
+def describe(config: QeraConfig, weight: Weight) -> dict[str, Any]:
+    """Knobs for the report row."""
+    method, base = base_of(config)
+    assert isinstance(weight, Corrected)
+    return {"base": method.name, "rank": config.rank, **method.describe(base, weight.base)}
+
+
+METHOD = LayerMethod(
+    name="qera",
+    command="quantize",
+    summary="another method plus a low-rank correction of its output error; calibrated",
+    config=QeraConfig,
+    needs=frozenset({"gram", "norms", "mean_abs"}),
+    apply=apply,
+    outline=outline,
+    check=check,
+    describe=describe,
+)

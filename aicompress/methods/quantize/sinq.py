@@ -1,0 +1,102 @@
+"""Sinkhorn-normalized quantization: round W / c to nearest, c one factor per input column. Data-free.
+
+Müller et al. 2025, arXiv:2509.22944, algorithm 1: rows and columns are divided in turn by their standard deviations, in
+small steps, until both are as even as they get; outliers are then spread over a row's and a column's scale. The row
+factors become part of the groups' scales.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import ConfigDict, Field
+from torch import Tensor
+
+from aicompress.layer import Layer, LayerInfo
+from aicompress.methods.quantize.integer import IntegerConfig, check, describe, encoded, stored_scale_dtype
+from aicompress.methods.quantize.integer import outline as integer_outline
+from aicompress.methods.quantize.scales import full_range, least_error
+from aicompress.methods.registry import LayerMethod
+from aicompress.weights import ColumnScaled, Weight
+
+LOWEST_STEP, HIGHEST_STEP = 0.7, 2.0  # one step multiplies a factor by no less and no more
+
+
+class SinqConfig(IntegerConfig):
+    """Parameters of sinq."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"bits": 4, "group_size": 4}, {"granularity": "channel", "symmetric": False}]}
+    )
+
+    name: Literal["sinq"] = "sinq"
+    iterations: int = Field(16, ge=0, le=1000, description="at most; the most even rows and columns seen are kept")
+    range: Literal["minmax", "mse"] = Field("mse", description="range of the codes: full, or of least squared error")
+
+
+def outline(info: LayerInfo, config: SinqConfig) -> Weight:
+    """The stored weight without data."""
+    return ColumnScaled.outline(integer_outline(info, config), stored_scale_dtype(config, info.dtype))
+
+
+def apply(layer: Layer, config: SinqConfig) -> Weight:
+    """Quantize one layer.
+
+    Raises:
+        Refused: its values are too large for the scales' dtype.
+    """
+    dtype = stored_scale_dtype(config, layer.info.dtype)
+    columns = column_factors(layer.weight, config.iterations).to(dtype)
+    normal = layer.weight / columns.float()
+    grid = full_range(normal, config, dtype) if config.range == "minmax" else least_error(normal, None, config, dtype)
+    return ColumnScaled(encoded(layer.info, normal, config, *grid), columns)
+
+
+def column_factors(weight: Tensor, iterations: int) -> Tensor:
+    """Factors (in,) float32 of mean logarithm 0 that, with factors of the rows, even out the standard deviations.
+
+    Rows and columns of equal values, zero ones among them, keep factor 1. The variances of W / (r cᵀ) are products of
+    W and W² with vectors, so that no iteration forms a matrix.
+    """
+    w = weight.double() if weight.numel() < 1 << 20 else weight.float()
+    squares = w.square()
+    rows, columns = torch.zeros(len(w), dtype=w.dtype), torch.zeros(w.shape[1], dtype=w.dtype)  # logarithms
+    best, found = torch.inf, columns
+    smallest = None
+    for _ in range(iterations + 1):
+        r, c = (-rows).exp(), (-columns).exp()
+        by_row = _deviation(r * (w @ c), r.square() * (squares @ c.square()), w.shape[1])
+        by_column = _deviation(c * (w.t() @ r), c.square() * (squares.t() @ r.square()), len(w))
+        spread = torch.cat([by_row[by_row > 0], by_column[by_column > 0]])
+        if not len(spread):
+            break
+        imbalance = float(spread.max() / spread.min())
+        if imbalance < best:
+            best, found = imbalance, columns
+        smallest = spread.min() if smallest is None else smallest
+        rows, columns = rows + _step(by_row, smallest), columns + _step(by_column, smallest)
+    return (found - found.mean()).exp().float()
+
+
+def _deviation(total: Tensor, squares: Tensor, count: int) -> Tensor:
+    """Standard deviation from Σ x and Σ x²; 0 where rounding could have made it."""
+    variance = squares / count - (total / count).square()
+    return torch.where(variance > 1e-9 * squares / count, variance, 0.0).clamp_min(0).sqrt()
+
+
+def _step(deviation: Tensor, target: Tensor) -> Tensor:
+    step = (deviation / target).clamp(LOWEST_STEP, HIGHEST_STEP).log()
+    return torch.where(deviation > 0, step, 0.0)
+
+
+METHOD = LayerMethod(
+    name="sinq",
+    command="quantize",
+    summary="round to nearest after evening out rows and columns; data-free",
+    config=SinqConfig,
+    apply=apply,
+    outline=outline,
+    check=check,
+    describe=describe,
+)
