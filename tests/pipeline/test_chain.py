@@ -30,6 +30,9 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "svd": {"keep": 0.1},
     "rtn": {"bits": 8, "granularity": "channel"},
     "magnitude": {"sparsity": 0.5},
+    "hqq": {"granularity": "channel"},
+    "nf4": {"granularity": "channel"},
+    "sinq": {"granularity": "channel"},
 }
 PAIRS = list(itertools.product(COMMAND, repeat=2))
 REFUSED = {("svd", "svd")}  # a factor is not factorized again
