@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aicompress.layer import LayerInfo, as_matrix, from_matrix
+from aicompress.layer import InputStats, LayerInfo, as_matrix, from_matrix
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,11 @@ def test_depth_is_the_first_number(name: str, index: int | None) -> None:
 def test_a_factor_answers_to_its_layer() -> None:
     assert info("fc1.low_rank.out", "out").names == ("fc1.low_rank.out", "fc1")
     assert info("fc1").names == ("fc1",)
+
+
+def test_statistics_of_nothing_add_nothing() -> None:
+    """An expert that one of two files never saw."""
+    seen = InputStats(3, torch.eye(2), torch.ones(2), torch.ones(2))
+    assert InputStats(0).merged(seen) is seen
+    assert seen.merged(InputStats(0)) is seen
+    assert InputStats(0).merged(InputStats(0)).count == 0
