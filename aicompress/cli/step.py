@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from aicompress.cli import options as o
 from aicompress.cli.progress import reporter
 from aicompress.errors import Refused
 
@@ -27,6 +29,32 @@ class Flags:
     as_json: bool = False
     stats: tuple[Path, ...] = ()
     allow_code: bool = False
+
+
+def command_for(name: str, summary: str) -> Callable[..., None]:
+    """The command line function of factorize, quantize or prune: they differ in their methods only."""
+
+    def command(
+        source: o.Source,
+        out: o.Out,
+        recipe: o.RecipeName,
+        overrides: o.Overrides = [],  # noqa: B006
+        dry_run: o.DryRun = False,
+        overwrite: o.Overwrite = False,
+        resume: o.Resume = False,
+        max_shard_size: o.ShardSize = None,
+        latency: o.LatencyMode = o.Latency.auto,
+        stats: o.Stats = [],  # noqa: B006
+        allow_code: o.AllowCode = False,
+        quiet: o.Quiet = False,
+        as_json: o.AsJson = False,
+    ) -> None:
+        shown = (quiet, as_json, tuple(stats), allow_code)
+        flags = Flags(dry_run, overwrite, resume, max_shard_size, latency.value, *shown)
+        run(name, source, out, (recipe, overrides), flags)
+
+    command.__doc__ = summary
+    return command
 
 
 def run(command: str, source: str, out: Path, recipe: tuple[str, list[str]], flags: Flags) -> None:

@@ -109,6 +109,9 @@ def _misfit(info: LayerInfo, config: SparsityConfig) -> tuple[str, str] | None:
 def _unstorable(info: LayerInfo, config: SparsityConfig) -> tuple[str, str] | None:
     if info.stored not in ("dense", "sparse", "int_grouped"):
         return (f"{info.name}: a {info.stored} weight cannot hold a mask", "prune first, or exclude the layer")
+    zero = info.outline.zero if isinstance(info.outline, IntGrouped) else None
+    if zero is not None and zero.dtype.is_floating_point:
+        return (f"{info.name}: codes with real zero points cannot be zero", "prune first, or exclude the layer")
     if info.stored == "sparse" and config.block is not None and config.store != "dense":
         return (
             f"{info.name}: how many weights blocks of {config.block} hold in a sparse layer depends on the data",

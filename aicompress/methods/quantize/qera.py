@@ -1,8 +1,8 @@
 """A quantized weight plus the low-rank matrix that best corrects its output error.
 
 Zhang et al. 2025, "QERA", arXiv:2410.06040, theorem 1 (QERA-exact): of all U V of rank r, the least
-tr((W − Q − U V) H (W − Q − U V)ᵀ) has U V = SVD_r((W − Q) H^½) H^-½. Any other method of quantization gives Q; with more
-than one round, Q is then made anew for W − U V (LoftQ, arXiv:2310.08659, algorithm 1).
+tr((W − Q − U V) H (W − Q − U V)ᵀ) has U V = SVD_r((W − Q) H^½) H^-½. Any other method of quantization gives Q; with
+more than one round, Q is then made anew for W − U V (LoftQ, arXiv:2310.08659, algorithm 1).
 """
 
 from __future__ import annotations
