@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from aicompress.model.decoding_aicompress import decode, rounded_input
 from aicompress.model.modeling_aicompress import attach, mark_ready
-from aicompress.weights import IntGrouped, LowRank, Sparse, Weight
+from aicompress.weights import Codebook, ColumnScaled, Corrected, IntGrouped, LowRank, Sparse, Weight
 from tests.model.compressed import halved, integers, low_rank
 
 
@@ -46,8 +46,12 @@ def test_one_scale_for_the_whole_tensor() -> None:
         low_rank(matrix(20, 12), 5),
         low_rank(matrix(20, 12), 5, bits=8),
         LowRank(halved(matrix(8, 3)), integers(matrix(3, 16), 2, 8, symmetric=False)),
+        Codebook(torch.arange(12, dtype=torch.uint8).reshape(3, 4), matrix(1, 16), None, 4),
+        Codebook(torch.arange(12, dtype=torch.uint8).reshape(2, 6) % 8, matrix(4, 8), matrix(2, 3), 3),
+        ColumnScaled(integers(matrix(8, 16), 4, 8), matrix(1, 16)[0]),
+        Corrected(integers(matrix(20, 12), 3), low_rank(matrix(20, 12), 5, bits=8)),
     ],
-    ids=["sparse", "empty", "factors", "integer factors", "mixed factors"],
+    ids=["sparse", "empty", "factors", "integer factors", "mixed factors", "table", "tables", "columns", "corrected"],
 )
 def test_other_forms(weight: Weight) -> None:
     torch.testing.assert_close(decode(weight.meta(), weight.tensors()), weight.dense())
@@ -77,8 +81,14 @@ def test_inputs_round_as_compressed_tensors_rounds_them() -> None:
         (low_rank(matrix(8, 16), 3), {"weight", "weight_in"}),
         (low_rank(matrix(8, 16), 3, bits=8), {"weight_scale", "weight_in_scale"}),
         (halved(matrix(8, 16)), {"weight_values"}),
+        (Codebook(torch.arange(128, dtype=torch.uint8).reshape(8, 16) % 8, matrix(8, 8), None, 3), {"weight_tables"}),
+        (ColumnScaled(integers(matrix(8, 16), 4, 8), matrix(1, 16)[0]), {"weight_scale", "weight_columns"}),
+        (
+            Corrected(integers(matrix(8, 16), 4, 8), low_rank(matrix(8, 16), 3)),
+            {"weight_scale", "weight_correction", "weight_correction_in"},
+        ),
     ],
-    ids=["integers", "factors", "integer factors", "sparse"],
+    ids=["integers", "factors", "integer factors", "sparse", "tables", "columns", "corrected"],
 )
 def test_gradients_reach_floating_tensors_and_agree_with_differences(weight: Weight, trained: set[str]) -> None:
     layer = running(nn.Linear(16, 8), weight).double().train()

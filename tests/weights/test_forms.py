@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-from aicompress.weights import Dense, IntGrouped, LowRank, Sparse, Weight, outline_nbytes, restore
+from aicompress.weights import (
+    Codebook,
+    ColumnScaled,
+    Corrected,
+    Dense,
+    IntGrouped,
+    LowRank,
+    Sparse,
+    Weight,
+    outline_nbytes,
+    restore,
+)
 from aicompress.weights.form import nest, unnest
 
 
@@ -23,6 +35,11 @@ def ints(bits: int, groups: tuple[int, int], symmetric: bool, shape: tuple[int, 
     return IntGrouped(codes, torch.rand(groups, generator=generator).bfloat16(), zero, bits, group_size)
 
 
+def codes(bits: int, shape: tuple[int, int] = (6, 12)) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(bits)
+    return torch.randint(0, 1 << bits, shape, generator=generator).to(torch.uint8)
+
+
 FORMS: dict[str, Weight] = {
     "dense": Dense(randn(6, 12).bfloat16()),
     "low rank": LowRank(Dense(randn(6, 2).half()), Dense(randn(2, 12).half())),
@@ -30,6 +47,16 @@ FORMS: dict[str, Weight] = {
     "sparse float8": Sparse.of(randn(6, 12).to(torch.float8_e4m3fn), randn(6, 12, seed=1) > 0),
     "sparse, nothing left": Sparse.of(randn(6, 12), torch.zeros(6, 12, dtype=torch.bool)),
     "quantized factors": LowRank(ints(4, (6, 1), True, (6, 2)), ints(8, (2, 3), False, (2, 12))),
+    "one table": Codebook(codes(4), randn(1, 16).half(), None, 4),
+    "table per row": Codebook(codes(3), randn(6, 8).half(), None, 3),
+    "table per group": Codebook(codes(1), randn(18, 2).half(), None, 1),
+    "table and scales": Codebook(codes(8), randn(1, 256).half(), randn(6, 3).half(), 8),
+    "column factors": ColumnScaled(ints(3, (6, 3), False), randn(12).half()),
+    "real zero points": replace(ints(4, (6, 3), True), zero=randn(6, 3).half()),
+    "corrected": Corrected(ints(2, (6, 3), True), LowRank(Dense(randn(6, 2).half()), Dense(randn(2, 12).half()))),
+    "corrected, all quantized": Corrected(
+        ColumnScaled(ints(2, (6, 3), True), randn(12)), LowRank(ints(8, (6, 1), True, (6, 2)), Dense(randn(2, 12)))
+    ),
     "sparse factor": LowRank(Sparse.of(randn(6, 2), randn(6, 2) > 0), Dense(randn(2, 12))),
     **{
         f"int {bits} {groups} {'sym' if symmetric else 'asym'}": ints(bits, groups, symmetric)
@@ -72,6 +99,22 @@ def test_int_grouped_decodes_by_hand() -> None:
         torch.tensor([[1, -2]], dtype=torch.int8), 4, 2,
     )  # fmt: skip
     assert weight.dense().tolist() == [[1.0, -4.5, 8.0, 4.0]]
+
+
+def test_codebook_decodes_by_hand() -> None:
+    """Row 0 looks up (1, 2), row 1 looks up (3, 4); the second group of columns counts tenfold."""
+    tables, scale = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0, 10.0], [1.0, 10.0]])
+    weight = Codebook(torch.tensor([[0, 1, 1, 0], [1, 0, 0, 1]], dtype=torch.uint8), tables, scale, 1)
+    assert weight.dense().tolist() == [[1, 2, 20, 10], [4, 3, 30, 40]]
+
+
+def test_corrected_and_column_factors_decode_by_hand() -> None:
+    """Codes (1, 2) times scale 2 and columns (1, 3) give (2, 12); the correction 5 (1, 1) is added to that."""
+    base = ColumnScaled(
+        IntGrouped(torch.tensor([[1, 2]], dtype=torch.int8), torch.tensor([[2.0]]), None, 4), torch.tensor([1.0, 3.0])
+    )
+    factors = LowRank(Dense(torch.tensor([[5.0]])), Dense(torch.tensor([[1.0, 1.0]])))
+    assert Corrected(base, factors).dense().tolist() == [[7, 17]]
 
 
 def test_sparse_keeps_every_bit() -> None:

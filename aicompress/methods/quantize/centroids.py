@@ -97,7 +97,7 @@ def _filled(means: Tensor) -> Tensor:
 def _spread(points: Tensor, mass: Tensor, k: int) -> Tensor:
     """Quantiles of the density to the power 1/3, estimated on equal steps of the range; (problems, k)."""
     low, high = points[:, :1], points[:, -1:]
-    bins = 512
+    bins = min(512, max(16, points.shape[1] // 16))  # enough points in each for a density
     slot = ((points - low) / (high - low).clamp_min(EPSILON) * bins).long().clamp_max(bins - 1)
     density = torch.zeros(len(points), bins, dtype=points.dtype).scatter_add_(1, slot, mass)
     share = torch.nn.functional.pad((density + EPSILON).pow(1 / 3).cumsum(1), (1, 0))

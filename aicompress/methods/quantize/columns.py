@@ -22,8 +22,8 @@ class Grid:
     """The values that each column may take.
 
     Attributes:
-        scale: (groups, out) float32, never 0.
-        zero: (groups, out) float32, or None for symmetric codes.
+        scale: (groups, out) float32, never 0; (1, 1) where the whole matrix shares it.
+        zero: float32 of the same shape, or None for symmetric codes.
         group: group of each column, in the order in which the columns are rounded.
         bits: of a code.
     """

@@ -36,7 +36,8 @@ def sweep(wanted: Tensor, hessian: Tensor, levels: Grid, codes: Tensor) -> Tenso
 def fit_scales(wanted: Tensor, hessian: Tensor, levels: Grid, codes: Tensor, dtype: torch.dtype) -> Grid:
     """Least-squares scales for given codes, rounded to the dtype they are stored in; a row keeps its own if they win.
 
-    With S_g the steps of group g, the loss of a row is quadratic in its scales: A_gh = S_gᵀ H S_h, b_g = S_gᵀ H w.
+    With S_g the steps of group g, the loss of a row is quadratic in its scales: A_gh = S_gᵀ H S_h, b_g = S_gᵀ H w. Rows
+    that share one scale share the sum of their equations.
     """
     steps = levels.steps(codes)
     groups = len(levels.scale)
@@ -45,6 +46,8 @@ def fit_scales(wanted: Tensor, hessian: Tensor, levels: Grid, codes: Tensor, dty
     b = (member.t() @ (steps * pulls)).t()  # (out, groups)
     a = torch.stack([member.t() @ (steps * (hessian @ (steps * member[:, g : g + 1]))) for g in range(groups)], dim=2)
     a = a.transpose(0, 1).double()  # (out, groups, groups)
+    if levels.scale.shape[1] == 1:
+        a, b = a.sum(0, keepdim=True), b.sum(0, keepdim=True)
     old = levels.scale.t().double()
     ridge = torch.diag_embed(1e-6 * a.diagonal(dim1=1, dim2=2) + (a.diagonal(dim1=1, dim2=2) == 0))
     step = torch.linalg.solve(a + ridge, (b.double() - (a @ old[..., None])[..., 0])[..., None])[..., 0]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.errors import CompressError
@@ -35,6 +35,16 @@ from aicompress.weights import IntGrouped, Weight
 
 class GptqConfig(IntegerConfig):
     """Parameters of gptq."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"bits": 3, "group_size": 4, "symmetric": False, "refine": 3},
+                {"bits": 2, "granularity": "channel", "shift": 0.5},
+                {"bits": 4, "granularity": "tensor", "order": "natural"},
+            ]
+        }
+    )
 
     name: Literal["gptq"] = "gptq"
     order: Literal["importance", "natural"] = Field(
@@ -72,7 +82,7 @@ def apply(layer: Layer, config: GptqConfig) -> Weight:
     else:
         scale, zero = least_error(target, saliency if config.range == "weighted" else None, config, dtype)
     require_scales(scale, layer.info.name)
-    levels = grid_of(scale, zero, config, order, target.shape)
+    levels = grid_of(scale, zero, config, order)
     wanted = target.t()[order].contiguous()  # (in, out), in the order of rounding
     codes = round_columns(wanted.clone(), (factor / factor.diagonal()[:, None]).float(), levels)
     if config.refine:
@@ -90,7 +100,7 @@ def shifted(layer: Layer, hessian: Tensor, part: float) -> Tensor:
         CompressError: the statistics do not hold E[x̃ xᵀ].
     """
     if part == 0:
-        return layer.weight.float()
+        return layer.weight.contiguous()
     cross = statistics(layer).cross
     if cross is None:
         raise CompressError(
@@ -102,13 +112,11 @@ def shifted(layer: Layer, hessian: Tensor, part: float) -> Tensor:
     return (layer.weight + part * solved.t()).float()
 
 
-def grid_of(scale: Tensor, zero: Tensor | None, config: GptqConfig, order: Tensor, shape: torch.Size) -> Grid:
+def grid_of(scale: Tensor, zero: Tensor | None, config: GptqConfig, order: Tensor) -> Grid:
     """The grid of each column in the order of rounding."""
-    rows, columns = shape
-    size = shared_columns(config) or columns
-    flat = scale.float().expand(rows, -1).t().contiguous()
-    offset = None if zero is None else zero.float().expand(rows, -1).t().contiguous()
-    return Grid(flat, offset, tuple((order // size).tolist()), config.bits)
+    size = shared_columns(config) or len(order)
+    offset = None if zero is None else zero.float().t().contiguous()
+    return Grid(scale.float().t().contiguous(), offset, tuple((order // size).tolist()), config.bits)
 
 
 METHOD = LayerMethod(

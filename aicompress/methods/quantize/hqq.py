@@ -25,6 +25,7 @@ from aicompress.methods.quantize.rounding import (
     minmax_range,
     pieces,
     require_scales,
+    scale_and_zero,
 )
 from aicompress.methods.registry import LayerMethod
 from aicompress.weights import IntGrouped, Weight
@@ -65,7 +66,7 @@ def apply(layer: Layer, config: HqqConfig) -> Weight:
     codes = torch.empty(layer.info.shape, dtype=torch.int8)
     scales, zeros = [], []
     for rows in pieces(layer.info.shape):
-        found, scale, zero = solve(grouped(layer.weight[rows], size).float(), config, dtype)
+        found, scale, zero = solve(grouped(layer.weight[rows].contiguous(), size), config, dtype)
         codes[rows] = found.flatten(1)
         scales.append(scale)
         zeros.append(zero)
@@ -86,32 +87,36 @@ def solve(groups: Tensor, config: HqqConfig, dtype: torch.dtype) -> tuple[Tensor
         Codes (rows, groups, columns) int8, scales and zero points (rows, groups).
     """
     lowest, highest = grid(config.bits)
-    low, high = minmax_range(groups, symmetric=False)
-    scale = ((high - low) / (highest - lowest)).clamp_min(torch.finfo(dtype).tiny).to(dtype)
+    # Round to nearest, which holds an exact zero, is the one to beat; real zero points start from the range itself.
+    best_scale, whole = scale_and_zero(*minmax_range(groups, symmetric=False), config.bits, False, dtype)
+    assert whole is not None
+    best_zero = whole.to(dtype)
+    best = _evaluate(groups, best_scale, best_zero, config)[0]
+    low, high = groups.amin(-1), groups.amax(-1)
+    scale = (high / (highest - lowest) - low / (highest - lowest)).clamp_min(torch.finfo(dtype).tiny).to(dtype)
     zero = (lowest - low / scale.float()).to(dtype)
-    best = torch.full_like(low, torch.inf)
-    best_scale, best_zero, beta = scale, zero, config.beta
+    beta = config.beta
     for turn in range(config.iterations + 1):
-        codes = encode(groups, scale, zero, config.bits)
-        error, size = _errors(groups, codes, scale, zero)  # in steps
-        powers = size.clamp_min(TINY).pow(config.power - 1)
-        total = (powers * size).sum(-1) * scale.float().pow(config.power)
+        total, codes, error, powers = _evaluate(groups, scale, zero, config)
         better = total < best
         best = torch.minimum(total, best)
         best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)
-        if turn == config.iterations or not better.any():
+        if turn == config.iterations or (turn and not better.any()):
             break
-        sparse = size.sub_(powers.div_(beta)).clamp_min_(0).mul_(error.sign_())
+        sparse = error.abs().sub_(powers.div_(beta)).clamp_min_(0).copysign_(error)
         scale, zero = _fit(groups, codes, sparse, scale, dtype)
         beta *= config.growth
     return encode(groups, best_scale, best_zero, config.bits).to(torch.int8), best_scale, best_zero
 
 
-def _errors(groups: Tensor, codes: Tensor, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:
-    """(w − ŵ) / s and its absolute value."""
+def _evaluate(groups: Tensor, scale: Tensor, zero: Tensor, config: HqqConfig) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Σ |w − ŵ|^p of each group, the codes, the errors in steps, and their magnitudes to the power p − 1."""
+    codes = encode(groups, scale, zero, config.bits)
     error = groups * scale.float().reciprocal()[..., None]
     error.sub_(codes).add_(zero.float()[..., None])
-    return error, error.abs()
+    size = error.abs()
+    powers = size.clamp_min(TINY).pow_(config.power - 1)
+    return size.mul_(powers).sum(-1) * scale.float().pow(config.power), codes, error, powers
 
 
 def _fit(groups: Tensor, codes: Tensor, sparse: Tensor, scale: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -56,7 +56,7 @@ def apply(layer: Layer, config: Nf4Config) -> Weight:
     borders = (table[1:].float() + table[:-1].float()) / 2
     codes, scales = torch.empty(layer.info.shape, dtype=torch.uint8), []
     for rows in pieces(layer.info.shape):
-        groups = grouped(layer.weight[rows], shared_columns(config))
+        groups = grouped(layer.weight[rows].contiguous(), shared_columns(config))
         scale = torch.maximum(groups.amax(-1), -groups.amin(-1)).clamp_min(torch.finfo(dtype).tiny).to(dtype)
         codes[rows] = torch.bucketize(groups / scale.float()[..., None], borders).flatten(1).to(torch.uint8)
         scales.append(scale)

@@ -14,10 +14,13 @@ import torch
 from pydantic import ConfigDict, Field, field_validator
 from torch import Tensor
 
+from aicompress.errors import RecipeError
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.curvature import damped, gram, loss
 from aicompress.methods.registry import LayerMethod, MethodConfig, get
 from aicompress.weights import Corrected, Dense, LowRank, Weight
+
+NEEDS = frozenset({"gram", "norms"})  # what a Gram matrix gives a base method
 
 
 class QeraConfig(MethodConfig):
@@ -45,13 +48,11 @@ class QeraConfig(MethodConfig):
     @classmethod
     def _known(cls, given: dict[str, Any]) -> dict[str, Any]:
         """The method exists, is one that a correction can be added to, and takes these parameters."""
-        from aicompress.errors import RecipeError
-
         try:
             method = get("quantize", str(given.get("name")))
         except RecipeError as error:
             raise ValueError(f"{error.message}; {error.hint}") from None
-        if method.name == "qera" or not isinstance(method, LayerMethod) or "gradients" in method.needs:
+        if method.name == "qera" or not isinstance(method, LayerMethod) or not method.needs <= NEEDS:
             raise ValueError(f"{method.name} cannot be corrected")
         return method.config(**given).model_dump()
 
@@ -94,15 +95,16 @@ def apply(layer: Layer, config: QeraConfig) -> Weight:
     """
     hessian = damped(gram(layer), config.damping)
     method, base = base_of(config)
-    target, best, found = layer.weight, float("inf"), None
+    weight = layer.weight.contiguous()
+    target, best, found = weight, float("inf"), None
     for _ in range(config.rounds):
         quantized = method.apply(replace(layer, weight=target), base)
-        correction = correct(layer.weight - quantized.dense(), hessian, config.rank, factor_dtype(layer.info))
+        correction = correct(weight - quantized.dense(), hessian, config.rank, factor_dtype(layer.info))
         candidate = Corrected(quantized, correction)
-        error = loss(layer.weight - candidate.dense(), hessian)
+        error = loss(weight - candidate.dense(), hessian)
         if error < best:
             best, found = error, candidate
-        target = layer.weight - correction.dense()
+        target = weight - correction.dense()
     assert found is not None
     return found
 
@@ -121,7 +123,7 @@ def correct(error: Tensor, hessian: Tensor, rank: int, dtype: torch.dtype) -> Lo
     u, s, vt = torch.linalg.svd((error.double() @ vectors) * roots, full_matrices=False)
     half = s[:rank].sqrt()
     inner = (half[:, None] * vt[:rank] / roots) @ vectors.t()
-    return LowRank(Dense((u[:, :rank] * half).to(dtype)), Dense(inner.to(dtype).contiguous()))
+    return LowRank(Dense((u[:, :rank] * half).to(dtype).contiguous()), Dense(inner.to(dtype).contiguous()))
 
 
 def describe(config: QeraConfig, weight: Weight) -> dict[str, Any]:
@@ -136,7 +138,7 @@ METHOD = LayerMethod(
     command="quantize",
     summary="another method plus a low-rank correction of its output error; calibrated",
     config=QeraConfig,
-    needs=frozenset({"gram", "norms", "mean_abs"}),
+    needs=frozenset({"gram"}),
     apply=apply,
     outline=outline,
     check=check,

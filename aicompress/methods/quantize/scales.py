@@ -55,10 +55,10 @@ def least_error(
     h = torch.ones(weight.shape[1]) if importance is None else importance
     h = h.clamp_min(1e-3 * h.mean() + EPSILON)  # inputs that were never seen still count a little
     if config.granularity == "tensor":
-        return _search(_groups(weight, config), h.expand_as(weight).reshape(1, 1, -1), config, dtype)
+        return _search(_groups(weight.contiguous(), config), h.expand_as(weight).reshape(1, 1, -1), config, dtype)
     found = []
     for rows in pieces((weight.shape[0], weight.shape[1])):
-        groups = _groups(weight[rows], config)
+        groups = _groups(weight[rows].contiguous(), config)
         found.append(_search(groups, h.reshape(groups.shape[1:]), config, dtype))
     zeros = [zero for _, zero in found if zero is not None]
     return torch.cat([scale for scale, _ in found]), torch.cat(zeros) if zeros else None
@@ -74,7 +74,7 @@ def _search(groups: Tensor, weights: Tensor, config: Any, dtype: torch.dtype) ->
     best = torch.full(low.shape, float("inf"))
     best_scale, best_zero = scale_and_zero(low, high, config.bits, config.symmetric, dtype)
     for step in range(SHRINKS):
-        shrink = 1.05 - 0.8 * step / SHRINKS
+        shrink = 1 - 0.8 * step / SHRINKS
         scale, zero = scale_and_zero(low * shrink, high * shrink, config.bits, config.symmetric, dtype)
         for candidate in (scale, -scale) if config.symmetric else (scale,):
             error = _error(groups, weights, candidate, zero, config.bits)

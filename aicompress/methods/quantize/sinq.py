@@ -47,8 +47,9 @@ def apply(layer: Layer, config: SinqConfig) -> Weight:
         Refused: its values are too large for the scales' dtype.
     """
     dtype = stored_scale_dtype(config, layer.info.dtype)
-    columns = column_factors(layer.weight, config.iterations).to(dtype)
-    normal = layer.weight / columns.float()
+    weight = layer.weight.contiguous()
+    columns = column_factors(weight, config.iterations).to(dtype)
+    normal = weight / columns.float()
     grid = full_range(normal, config, dtype) if config.range == "minmax" else least_error(normal, None, config, dtype)
     return ColumnScaled(encoded(layer.info, normal, config, *grid), columns)
 
