@@ -66,12 +66,12 @@ def damped(gram: Tensor, damping: float) -> Tensor:
     Raises:
         CompressError: no λ up to 1 makes H positive definite; it is not a Gram matrix.
     """
-    diagonal = gram.diagonal()
+    diagonal = gram.diagonal().clone()
     alive = diagonal > 0
     mean = diagonal[alive].mean() if alive.any() else torch.ones((), dtype=gram.dtype)
-    base = gram + torch.diag(torch.where(alive, 0.0, mean))
+    found = gram.clone()
     while True:
-        found = base + damping * mean * torch.eye(len(gram), dtype=gram.dtype)
+        found.diagonal().copy_(torch.where(alive, diagonal, mean) + damping * mean)
         if int(torch.linalg.cholesky_ex(found).info) == 0:
             return found
         if damping >= MAX_DAMPING:

@@ -50,7 +50,7 @@ class GptqConfig(IntegerConfig):
     order: Literal["importance", "natural"] = Field(
         "importance", description="columns with the largest inputs first, or left to right"
     )
-    damping: float = Field(0.01, gt=0, le=1, description="added to the Gram matrix, as a part of its mean diagonal")
+    damping: float = Field(0.05, gt=0, le=1, description="added to the Gram matrix, as a part of its mean diagonal")
     range: Literal["minmax", "mse", "weighted"] = Field(
         "weighted", description="scales: full range, least squared error, or least error weighted by 1 / (H⁻¹)_jj"
     )
@@ -72,7 +72,7 @@ def apply(layer: Layer, config: GptqConfig) -> Weight:
     order = torch.arange(len(hessian))
     if config.order == "importance":
         order = hessian.diagonal().argsort(descending=True, stable=True)
-    hessian = hessian[order][:, order]
+    hessian = hessian[order[:, None], order]
     factor = inverse_factor(hessian)
     saliency = torch.empty(len(order))
     saliency[order] = factor.square().sum(0).reciprocal().float()  # 1 / (H⁻¹)_jj

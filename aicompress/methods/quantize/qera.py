@@ -133,6 +133,12 @@ def describe(config: QeraConfig, weight: Weight) -> dict[str, Any]:
     return {"base": method.name, "rank": config.rank, **method.describe(base, weight.base)}
 
 
+def compares(config: QeraConfig) -> bool:
+    """Whether the base method reads the original model's inputs."""
+    method, base = base_of(config)
+    return method.compares(base)
+
+
 METHOD = LayerMethod(
     name="qera",
     command="quantize",
@@ -143,4 +149,5 @@ METHOD = LayerMethod(
     outline=outline,
     check=check,
     describe=describe,
+    compares=compares,
 )
