@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -9,13 +10,13 @@ from pydantic import Field
 from torch import Tensor
 
 from aicompress.layer import Layer
-from aicompress.methods.curvature import damped, gram, inverse_factor
-from aicompress.methods.prune.obs import Round, Sweep
+from aicompress.methods.curvature import damped, gram
+from aicompress.methods.prune.obs import LEAF
 from aicompress.methods.prune.refit import refit
 from aicompress.methods.prune.sparsity import SparsityConfig, masked, store
 from aicompress.weights import IntGrouped, Weight
 
-SPAN = 128  # columns whose mask is chosen together
+SWEEPS = 2  # passes of coordinate descent over integer codes
 
 
 class CalibratedConfig(SparsityConfig):
@@ -38,27 +39,44 @@ def finished(layer: Layer, mask: Tensor, config: CalibratedConfig, start: Tensor
         return masked(layer, mask, config)
     hessian = damped(gram(layer), config.damping)
     if isinstance(layer.stored, IntGrouped):
-        return rounded(layer, mask, inverse_factor(hessian).float())
+        return recoded(layer.stored, mask, hessian.float())
     values = layer.weight if start is None else start
     if config.refit:
         values = refit(layer.weight, hessian.float(), mask & (layer.weight != 0), values)
     return store(layer, values.to(layer.info.dtype), mask, config)
 
 
-def rounded(layer: Layer, mask: Tensor, factor: Tensor) -> IntGrouped:
-    """An integer weight under a mask: its survivors take other codes of the same grid that make up for the rest."""
-    stored = layer.stored
-    assert isinstance(stored, IntGrouped)
+def recoded(stored: IntGrouped, mask: Tensor, hessian: Tensor) -> IntGrouped:
+    """An integer weight under a mask: survivors take other codes of the same grid that make up for what is gone.
 
-    def given(scores: Tensor, first: int) -> Tensor:
-        return mask[:, first : first + scores.shape[1]]
+    Coordinate descent from the masked codes: with all others fixed, the best value of column j is the one on its grid
+    nearest to ŵ_j + ((W − Ŵ) H)_j / H_jj, so that no step can raise the loss.
 
-    sweep = Sweep(factor, given, layer.weight != 0, SPAN, grid(stored))
-    return encoded(sweep.run(layer.weight)[0], stored)
+    Args:
+        stored: the weight W.
+        mask: (out, in) bool.
+        hessian: H, (in, in) float32, positive definite.
+    """
+    wanted = stored.dense().t().contiguous()  # (in, out): a column of the weight is contiguous
+    stays, nearest = (mask & (stored.dense() != 0)).t(), grid(stored)
+    values = wanted * stays
+    pull = hessian @ (wanted - values)
+    for first in list(range(0, len(values), LEAF)) * SWEEPS:
+        last = min(len(values), first + LEAF)
+        change = torch.zeros_like(values[first:last])
+        for i in range(first, last):
+            target = values[i] + pull[i] / hessian[i, i]
+            change[i - first] = nearest(target, i) * stays[i] - values[i]
+            values[i] += change[i - first]
+            pull[first:last].addr_(hessian[first:last, i], change[i - first], alpha=-1)
+        own = pull[first:last].clone()
+        pull.addmm_(hessian[:, first:last], change, alpha=-1)
+        pull[first:last] = own
+    return encoded(values.t(), stored)
 
 
-def grid(stored: IntGrouped) -> Round:
-    """Rounds a column to the nearest values that the codes of a weight can take."""
+def grid(stored: IntGrouped) -> Callable[[Tensor, int], Tensor]:
+    """(column, its number) -> the nearest values that the codes of a weight can take."""
     wide = stored.codes.shape[1] // stored.scale.shape[1]  # columns that share a scale
     half = 1 << (stored.bits - 1)
     scale = stored.scale.float()

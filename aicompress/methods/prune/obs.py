@@ -15,7 +15,6 @@ from torch import Tensor
 LEAF = 16  # columns that are updated one by one; matrix products do the rest
 
 Choose = Callable[[Tensor, int], Tensor]  # scores (out, width), first column -> mask (out, width)
-Round = Callable[[Tensor, int], Tensor]  # column (out,), its number -> the nearest values that can be stored
 
 
 @dataclass(frozen=True)
@@ -27,14 +26,12 @@ class Sweep:
         choose: the mask of `span` columns, from the loss w² / C_jj² that each weight's removal costs.
         there: (out, in) bool; a weight that is not there stays zero even where the mask keeps it.
         span: columns whose mask is chosen together.
-        round: where the values must lie, or None.
     """
 
     factor: Tensor
     choose: Choose
     there: Tensor
     span: int
-    round: Round | None = None
 
     def run(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Prune a matrix.
@@ -66,8 +63,6 @@ class Sweep:
             stop = min(last, start + LEAF)
             for i in range(start, stop):
                 value = left[i] * stays[i - first]
-                if self.round is not None:
-                    value = self.round(value, i)
                 error = torch.sub(left[i], value, out=errors[i - begin]).div_(self.factor[i, i])
                 left[i] = value
                 left[i + 1 : stop].addr_(self.factor[i, i + 1 : stop], error, alpha=-1)

@@ -29,7 +29,7 @@ def share_globally(
         RecipeError: several global sparsities or blocks, or a layer would be pruned away.
     """
     settled = list(configs)
-    numbers = [n for n, config in enumerate(settled) if config.scope == "global"]
+    numbers = [n for n, config in enumerate(settled) if config.scope == "global" and config.kept is None]
     if not numbers:
         return settled
     shares = {(settled[n].sparsity, settled[n].block) for n in numbers}

@@ -16,11 +16,13 @@ from torch import Tensor
 
 from aicompress.layer import Layer
 from aicompress.methods.curvature import damped, gram, inverse_factor
-from aicompress.methods.prune.calibrated import SPAN, CalibratedConfig, encoded, finished, grid
+from aicompress.methods.prune.calibrated import CalibratedConfig, finished
 from aicompress.methods.prune.obs import Choose, Sweep
 from aicompress.methods.prune.sparsity import check, counted, describe, keep_of, outline, present, ranked
 from aicompress.methods.registry import Candidate, LayerMethod
-from aicompress.weights import IntGrouped, Sparse, Weight
+from aicompress.weights import Sparse, Weight
+
+SPAN = 128  # columns whose mask is chosen together
 
 
 class SparsegptConfig(CalibratedConfig):
@@ -88,10 +90,7 @@ def apply(layer: Layer, config: SparsegptConfig) -> Weight:
     """
     factor = inverse_factor(damped(gram(layer), config.damping)).float()
     choose, span = chooser(layer, config), span_of(config)
-    there = present(layer)
-    if isinstance(layer.stored, IntGrouped):
-        return encoded(Sweep(factor, choose, there, span, grid(layer.stored)).run(layer.weight)[0], layer.stored)
-    values, mask = Sweep(factor, choose, there, span).run(layer.weight)
+    values, mask = Sweep(factor, choose, present(layer), span).run(layer.weight)
     return finished(layer, mask, config, values)
 
 

@@ -114,9 +114,12 @@ def _unstorable(info: LayerInfo, config: SparsityConfig) -> tuple[str, str] | No
         return (f"{info.name}: codes with real zero points cannot be zero", "prune first, or exclude the layer")
     if info.stored == "sparse" and config.block is not None and config.store != "dense":
         return (
-            f"{info.name}: how many weights blocks of {config.block} hold in a sparse layer depends on the data",
+            f"{info.name}: it is sparse already, and how many of its weights lie in blocks depends on the data",
             "store: dense, or prune the dense checkpoint",
         )
+    zero = info.outline.zero if isinstance(info.outline, IntGrouped) else None
+    if zero is not None and zero.is_floating_point():
+        return (f"{info.name}: its zero points are real numbers, no code stands for zero", "prune first, then quantize")
     if info.stored == "int_grouped" and config.store == "sparse":
         return (
             f"{info.name}: integer codes have no sparse form",
