@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the network fails at once
+os.environ.pop("COLUMNS", None)  # a parallel run sets it: tables would be cut to a terminal that is not there
 
 import pytest
 import torch
