@@ -35,7 +35,7 @@ def make_model(folder: Path, layers: int) -> None:
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     model = LlamaForCausalLM(config)
-    model.save_pretrained(folder, max_shard_size=f"{sum(p.numel() for p in model.parameters()) * 2 // 4}")
+    model.save_pretrained(folder, max_shard_size=sum(p.numel() for p in model.parameters()) * 2 // 4)
 
 
 def copied(model: Path, folder: Path) -> float:
