@@ -22,7 +22,7 @@ def command(
     from aicompress.cli import render
     from aicompress.errors import Refused, suggestion
     from aicompress.methods.registry import COMMANDS, methods
-    from aicompress.report.tables import Table
+    from aicompress.report.table import Table
 
     if name is not None and name not in COMMANDS:
         raise Refused(f"there is no command {name!r}", suggestion(name, COMMANDS))

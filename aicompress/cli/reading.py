@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from aicompress.cli import render
 from aicompress.errors import CheckpointError, CompressError, Refused
 from aicompress.report import numbers
-from aicompress.report.tables import Table
+from aicompress.report.table import Table
 
 if TYPE_CHECKING:
     from aicompress.pipeline.inspect import Inspection

@@ -10,7 +10,7 @@ from aicompress.report import plan as plans
 from aicompress.report import tables
 from aicompress.report.model import Report
 from aicompress.report.plan import PlanSummary
-from aicompress.report.tables import Cell, Table, Tone
+from aicompress.report.table import Cell, Table, Tone
 
 if TYPE_CHECKING:
     from rich.console import Console

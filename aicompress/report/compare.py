@@ -9,7 +9,7 @@ from pathlib import PurePath
 from aicompress.report import markdown, numbers, tables
 from aicompress.report.model import Report
 from aicompress.report.quality import Better, Figure, figures
-from aicompress.report.tables import Cell, Column, Table
+from aicompress.report.table import Cell, Column, Table
 
 PARETO_MARK = "●"
 

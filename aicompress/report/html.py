@@ -11,7 +11,7 @@ from aicompress.report import compare, markdown, numbers, plots, tables
 from aicompress.report.compare import Comparison
 from aicompress.report.model import Report
 from aicompress.report.quality import figures
-from aicompress.report.tables import Table, Tone
+from aicompress.report.table import Table, Tone
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import yaml
 
 from aicompress.report import tables
 from aicompress.report.model import Report
-from aicompress.report.tables import Cell, Table
+from aicompress.report.table import Cell, Table
 
 # What GitHub reads as markup inside a line: emphasis, code, links, strike-through, cell borders, tags and entities.
 _SPECIAL = re.compile(r"([\\*`\[|~]|<(?=[a-zA-Z/!?])|&(?=#?\w+;)|^[>#+-]|(?<![^\W_])_|_(?![^\W_]))")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aicompress.report import numbers
-from aicompress.report.tables import Table
+from aicompress.report.table import Table
 
 
 @dataclass(frozen=True)

@@ -2,67 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from aicompress.report import numbers
 from aicompress.report.model import BYTE_KINDS, LayerRow, Report, Side
 from aicompress.report.numbers import DASH
 from aicompress.report.quality import Figure, figures
-
-Tone = Literal["", "good", "bad"]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One entry of a table.
-
-    Attributes:
-        text: what is shown.
-        sort: what a sortable table orders by; None sorts last.
-        code: a name, path or pattern: set in a fixed-width face.
-        tone: good or bad where the entry is a verdict.
-    """
-
-    text: str
-    sort: float | str | None = None
-    code: bool = False
-    tone: Tone = ""
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column.
-
-    Attributes:
-        title: its heading.
-        numeric: holds numbers: set flush right.
-        optional: may be left out where the table is wider than the terminal.
-    """
-
-    title: str
-    numeric: bool = False
-    optional: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of cells under columns; `title` may be empty."""
-
-    title: str
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[Cell, ...], ...] = field(default=())
-
-    @classmethod
-    def of(cls, title: str, headings: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-        """A table of plain values: None is an en dash, columns that hold only numbers are set flush right."""
-        cells = tuple(tuple(_cell(value) for value in row) for row in rows)
-        columns = []
-        for at, heading in enumerate(headings):
-            entries = [row[at] for row in rows if row[at] is not None]
-            columns.append(Column(heading, bool(entries) and all(isinstance(e, int | float) for e in entries)))
-        return cls(title, tuple(columns), cells)
+from aicompress.report.table import Cell, Column, Table, scalar
 
 
 def headline(report: Report) -> str:
@@ -212,7 +159,7 @@ def training(report: Report) -> Table:
     found = curves(report.training)
     drawn = {name for name in report.training if any(curve == name or curve.startswith(f"{name}.") for curve in found)}
     single = {name: value for name, value in report.training.items() if name not in drawn}
-    rows = [(Cell(name), Cell(_scalar(value))) for name, value in _leaves(single)]
+    rows = [(Cell(name), Cell(scalar(value))) for name, value in _leaves(single)]
     for name, points in found.items():
         values = [value for _, value in points]
         first, last, least = (numbers.number(v) for v in (values[0], values[-1], min(values)))
@@ -228,9 +175,9 @@ def lineage(report: Report) -> Table:
         method = recipe.get("method") if isinstance(recipe, Mapping) else None
         name = method.get("name") if isinstance(method, Mapping) else step.get("method")
         rest = {k: v for k, v in step.items() if k not in ("command", "method", "recipe")}
-        detail = ", ".join(f"{key} {_scalar(value)}" for key, value in _leaves(rest))
-        command = Cell(_scalar(step.get("command")))
-        rows.append((Cell(str(position), position), command, Cell(_scalar(name)), Cell(detail or DASH)))
+        detail = ", ".join(f"{key} {scalar(value)}" for key, value in _leaves(rest))
+        command = Cell(scalar(step.get("command")))
+        rows.append((Cell(str(position), position), command, Cell(scalar(name)), Cell(detail or DASH)))
     return Table("Lineage", _columns("step:", "command", "method", "details"), tuple(rows))
 
 
@@ -239,7 +186,7 @@ def environment(report: Report) -> Table:
     entries = [("aicompress", report.tool_version), *_leaves(report.environment)]
     for source in report.calibration.get("data", []):
         entries += _leaves(source, "calibration ")
-    rows = [(Cell(name), Cell(_scalar(value))) for name, value in entries]
+    rows = [(Cell(name), Cell(scalar(value))) for name, value in entries]
     for side in (report.before, report.after):
         for name, digest in side.sha256.items() if side else ():
             rows.append(
@@ -279,7 +226,7 @@ def _layer(row: LayerRow) -> tuple[Cell, ...]:
         Cell(DASH) if row.rule == "-" else Cell(row.rule, row.rule, code=True),
         Cell(DASH if left_alone else row.method, row.method),
         Cell(row.form, row.form),
-        Cell(" ".join(f"{key}={_scalar(value)}" for key, value in row.detail.items()) or DASH),
+        Cell(" ".join(f"{key}={scalar(value)}" for key, value in row.detail.items()) or DASH),
         Cell(numbers.size(row.bytes_before), row.bytes_before),
         Cell(numbers.size(row.bytes_after), row.bytes_after),
         Cell(numbers.ratio(share), share, tone="bad" if share is not None and share > 1 else ""),
@@ -311,24 +258,3 @@ def _leaves(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _scalar(value: Any) -> str:
-    """A value of a free-form section; a digest is shortened to what tells it apart."""
-    if value is None:
-        return DASH
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int | float):
-        return numbers.number(value)
-    if isinstance(value, list | tuple):
-        return ", ".join(_scalar(item) for item in value) or DASH
-    text = str(value)
-    return text[:12] if len(text) == 64 and all(c in "0123456789abcdef" for c in text) else text
-
-
-def _cell(value: object) -> Cell:
-    if isinstance(value, Cell):
-        return value
-    sort = value if isinstance(value, int | float | str) else None
-    return Cell(_scalar(value), sort)

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from aicompress.cli import render
-from aicompress.report.tables import Cell, Column, Table
+from aicompress.report.table import Cell, Column, Table
 
 LONG = "encoder.layer.0.attention.self.query"
 

@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from aicompress.report import markdown
 from aicompress.report.markdown import to_markdown
 from aicompress.report.model import Report
-from aicompress.report.tables import Table
+from aicompress.report.table import Table
 
 PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 
