@@ -87,3 +87,22 @@ def inverse_factor(positive: Tensor) -> Tensor:
     upper = torch.linalg.cholesky(positive.flip(0, 1)).flip(0, 1)
     factor: Tensor = torch.linalg.solve_triangular(upper, torch.eye(len(positive), dtype=positive.dtype), upper=True)
     return factor
+
+
+def shifted(layer: Layer, hessian: Tensor, part: float) -> Tensor:
+    """W* = W + part W (E[x̃ xᵀ] − H) H⁻¹, (out, in) float32: for part 1 the least E‖W x̃ − W* x‖².
+
+    Raises:
+        CompressError: the statistics do not hold E[x̃ xᵀ].
+    """
+    if part == 0:
+        return layer.weight.contiguous()
+    cross = statistics(layer).cross
+    if cross is None:
+        raise CompressError(
+            f"{layer.info.name}: its statistics do not compare its inputs with the uncompressed model's",
+            "collect them with cross, or set shift: 0",
+        )
+    change = layer.weight.double() @ (cross.double() - gram(layer))
+    solved = torch.cholesky_solve(change.t(), torch.linalg.cholesky(hessian))
+    return (layer.weight + part * solved.t()).float()

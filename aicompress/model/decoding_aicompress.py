@@ -61,6 +61,8 @@ def decode(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
             return _int_grouped(meta, tensors)
         case "sparse":
             return _sparse(meta, tensors)
+        case "sparse_codes":
+            return _sparse_codes(meta, tensors)
         case "codebook":
             return _codebook(meta, tensors)
         case "column_scaled":
@@ -94,6 +96,19 @@ def _sparse(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
     kept = unpack_mask(tensors[""], out * columns)
     flat = torch.zeros(out * columns, dtype=tensors["values"].dtype, device=kept.device)
     return flat.masked_scatter(kept, tensors["values"]).reshape(out, columns)
+
+
+def _sparse_codes(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
+    """w = (q - zero) * scale where the mask is set, computed in float32."""
+    out, columns = meta["shape"]
+    bits, scale, zero = int(meta["bits"]), tensors["scale"], tensors.get("zero")
+    kept = unpack_mask(tensors[""], out * columns)
+    codes = unpack(tensors["codes"].reshape(1, -1), bits, int(meta["kept"])).float() - (1 << (bits - 1))
+    grouped = torch.zeros(out * columns, device=kept.device).masked_scatter(kept, codes)
+    grouped = grouped.reshape(out, scale.shape[1], -1)
+    if zero is not None:
+        grouped = (grouped - zero.float()[..., None]) * kept.reshape(grouped.shape)
+    return (grouped * scale.float()[..., None]).reshape(out, columns).to(scale.dtype)
 
 
 def _codebook(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:

@@ -28,6 +28,7 @@ from aicompress.data import digest
 from aicompress.errors import CompressError
 from aicompress.layer import InputStats, from_matrix
 from aicompress.measure import rel_error
+from aicompress.methods.zeros import kept_zero
 from aicompress.pipeline.finish import Facts, finish, written_report
 from aicompress.pipeline.latency import Mode
 from aicompress.pipeline.output import with_digests
@@ -263,7 +264,10 @@ def _apply(plan: Plan, job: LayerPlan, stats: InputStats | None) -> tuple[Weight
     info = job.info
     layer = plan.checkpoint.layer(info, layer_seed(plan.recipe.seed, info.name))
     start = time.perf_counter()
-    weight = plan.method.apply(dataclasses.replace(layer, inputs=stats), job.config)
+    layer = dataclasses.replace(layer, inputs=stats)
+    weight = plan.method.apply(layer, job.config)
+    if plan.method.command == "quantize":
+        weight = kept_zero(layer, weight)
     seconds = time.perf_counter() - start
     detail = plan.method.describe(job.config, weight)
     note = str(detail.pop("note", ""))

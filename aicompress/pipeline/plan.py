@@ -16,6 +16,7 @@ from aicompress.layer import Kind, LayerInfo
 from aicompress.measure import directory_nbytes
 from aicompress.methods import get
 from aicompress.methods.registry import Candidate, LayerMethod, MethodConfig
+from aicompress.methods.zeros import outline_of
 from aicompress.model.kinds import layer_kinds
 from aicompress.pipeline.calibration import request as needs
 from aicompress.pipeline.calibration.request import Request
@@ -196,7 +197,8 @@ def _settle(
 
 
 def _outline(method: LayerMethod, layer: LayerPlan) -> Weight:
-    return method.outline(layer.info, layer.config)
+    outline = method.outline(layer.info, layer.config)
+    return outline_of(layer.info, outline) if method.command == "quantize" else outline
 
 
 def _parameters(checkpoint: Checkpoint, plans: tuple[LayerPlan, ...]) -> dict[str, Planned]:

@@ -13,6 +13,7 @@ from aicompress.weights.form import TensorSpec, Weight, form_of, outline_nbytes,
 from aicompress.weights.int_grouped import IntGrouped
 from aicompress.weights.low_rank import LowRank
 from aicompress.weights.sparse import Sparse
+from aicompress.weights.sparse_codes import SparseCodes
 
 __all__ = [
     "Codebook",
@@ -22,6 +23,7 @@ __all__ = [
     "IntGrouped",
     "LowRank",
     "Sparse",
+    "SparseCodes",
     "TensorSpec",
     "Weight",
     "form_of",

@@ -18,7 +18,7 @@ from aicompress.errors import Refused
 from aicompress.layer import InputStats, Layer, LayerInfo
 from aicompress.methods import COMMANDS, MethodConfig, methods
 from aicompress.methods.registry import Candidate, LayerMethod
-from aicompress.weights import Dense, IntGrouped, Sparse, Weight, restore
+from aicompress.weights import Dense, IntGrouped, Sparse, SparseCodes, Weight, restore
 
 SHAPES = ((16, 24), (1, 12), (12, 1), (7, 13), (33, 100), (64, 8))
 LAYERWISE = [m for command in COMMANDS for m in methods(command).values() if isinstance(m, LayerMethod)]
@@ -203,7 +203,7 @@ def test_a_transposed_view_gives_the_same_bytes(method: LayerMethod, fields: dic
     assert found.specs() == expected.specs()
 
 
-@pytest.mark.parametrize("form", ["int_grouped", "sparse"])
+@pytest.mark.parametrize("form", ["int_grouped", "sparse", "sparse_codes"])
 @pytest.mark.parametrize(("method", "fields"), CASES)
 def test_compressed_input(method: LayerMethod, fields: dict[str, Any], form: str) -> None:
     generator = torch.Generator().manual_seed(1)
@@ -214,6 +214,8 @@ def test_compressed_input(method: LayerMethod, fields: dict[str, Any], form: str
     else:
         codes = torch.randint(-8, 8, (32, 128), generator=generator, dtype=torch.int8)
         stored = IntGrouped(codes, torch.rand(32, 4, generator=generator).half(), None, 4, 32)
+        if form == "sparse_codes":
+            stored = SparseCodes.of(stored, torch.rand(32, 128, generator=generator) < 0.4)
     layer = layer_of(method, (32, 128), torch.bfloat16, stored)
     config = settled(method, layer, fields)
     if config is None:

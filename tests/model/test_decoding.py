@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from aicompress.model.decoding_aicompress import decode, rounded_input
 from aicompress.model.modeling_aicompress import attach, mark_ready
-from aicompress.weights import Codebook, ColumnScaled, Corrected, IntGrouped, LowRank, Sparse, Weight
+from aicompress.weights import Codebook, ColumnScaled, Corrected, IntGrouped, LowRank, Sparse, SparseCodes, Weight
 from tests.model.compressed import halved, integers, low_rank
 
 
@@ -45,13 +45,27 @@ def test_one_scale_for_the_whole_tensor() -> None:
         Sparse(torch.zeros(3, 5, dtype=torch.bool), torch.empty(0)),
         low_rank(matrix(20, 12), 5),
         low_rank(matrix(20, 12), 5, bits=8),
+        SparseCodes.of(integers(matrix(6, 32), 3, 8), matrix(6, 32) > 0),
+        SparseCodes.of(integers(matrix(6, 30), 4, 0, symmetric=False), matrix(6, 30) > 0),
         LowRank(halved(matrix(8, 3)), integers(matrix(3, 16), 2, 8, symmetric=False)),
         Codebook(torch.arange(12, dtype=torch.uint8).reshape(3, 4), matrix(1, 16), None, 4),
         Codebook(torch.arange(12, dtype=torch.uint8).reshape(2, 6) % 8, matrix(4, 8), matrix(2, 3), 3),
         ColumnScaled(integers(matrix(8, 16), 4, 8), matrix(1, 16)[0]),
         Corrected(integers(matrix(20, 12), 3), low_rank(matrix(20, 12), 5, bits=8)),
     ],
-    ids=["sparse", "empty", "factors", "integer factors", "mixed factors", "table", "tables", "columns", "corrected"],
+    ids=[
+        "sparse",
+        "empty",
+        "factors",
+        "integer factors",
+        "sparse codes",
+        "sparse affine codes",
+        "mixed factors",
+        "table",
+        "tables",
+        "columns",
+        "corrected",
+    ],
 )
 def test_other_forms(weight: Weight) -> None:
     torch.testing.assert_close(decode(weight.meta(), weight.tensors()), weight.dense())

@@ -16,6 +16,7 @@ from aicompress.weights import (
     IntGrouped,
     LowRank,
     Sparse,
+    SparseCodes,
     Weight,
     outline_nbytes,
     restore,
@@ -57,6 +58,15 @@ FORMS: dict[str, Weight] = {
     "corrected, all quantized": Corrected(
         ColumnScaled(ints(2, (6, 3), True), randn(12)), LowRank(ints(8, (6, 1), True, (6, 2)), Dense(randn(2, 12)))
     ),
+    **{
+        f"sparse codes {bits} {groups} {'sym' if symmetric else 'asym'}": SparseCodes.of(
+            ints(bits, groups, symmetric), randn(6, 12, seed=bits) > 0.5
+        )
+        for bits in (2, 3, 8)
+        for groups in ((1, 1), (6, 3))
+        for symmetric in (True, False)
+    },
+    "sparse codes, nothing left": SparseCodes.of(ints(4, (6, 1), True), torch.zeros(6, 12, dtype=torch.bool)),
     "sparse factor": LowRank(Sparse.of(randn(6, 2), randn(6, 2) > 0), Dense(randn(2, 12))),
     **{
         f"int {bits} {groups} {'sym' if symmetric else 'asym'}": ints(bits, groups, symmetric)

@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer
-from aicompress.methods.curvature import damped, gram
+from aicompress.methods.curvature import damped, gram, shifted
 from aicompress.methods.prune.calibrated import CalibratedConfig, finished
 from aicompress.methods.prune.masks import Keep, tile_sums
 from aicompress.methods.prune.sparsity import check, choose, describe, keep_of, outline, present, settle_stored
@@ -63,7 +63,7 @@ def apply(layer: Layer, config: AlpsConfig) -> Weight:
     """
     hessian = damped(gram(layer), config.damping)  # (in, in) float64
     deviation = hessian.diagonal().sqrt()
-    wanted = layer.weight * deviation.float()
+    wanted = shifted(layer, hessian, config.shift) * deviation.float()
     found = split(wanted, hessian / deviation / deviation[:, None], present(layer), layer, config)
     mask = choose(layer, found.square(), config)
     return finished(layer, mask, config, found * mask / deviation.float())
@@ -122,4 +122,5 @@ METHOD = LayerMethod(
     check=check,
     settle=settle_stored,
     describe=describe,
+    compares=lambda config: config.shift > 0,
 )

@@ -12,7 +12,7 @@ from aicompress.layer import Layer
 from aicompress.methods.prune.masks import global_counts, kept_count
 from aicompress.methods.prune.sparsity import present, ranked, tile_sums
 from aicompress.methods.registry import Candidate
-from aicompress.weights import Sparse
+from aicompress.methods.zeros import mask_of
 
 
 def share_globally(
@@ -59,7 +59,7 @@ def _reader(candidate: Candidate, config: Any, scores: Callable[[Layer, Any], Te
         layer = candidate.read()
         there = present(layer)
         found = ranked(scores(layer, config), there)
-        if isinstance(layer.stored, Sparse) and config.block is None:
+        if mask_of(layer.stored) is not None and config.block is None:
             return found[there]  # the others are gone already
         return tile_sums(found, config.tile)
 

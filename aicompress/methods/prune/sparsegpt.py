@@ -15,12 +15,13 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer
-from aicompress.methods.curvature import damped, gram, inverse_factor
+from aicompress.methods.curvature import damped, gram, inverse_factor, shifted
 from aicompress.methods.prune.calibrated import CalibratedConfig, finished
 from aicompress.methods.prune.obs import Choose, Sweep
 from aicompress.methods.prune.sparsity import check, counted, describe, keep_of, outline, present, ranked
 from aicompress.methods.registry import Candidate, LayerMethod
-from aicompress.weights import Sparse, Weight
+from aicompress.methods.zeros import mask_of
+from aicompress.weights import Weight
 
 SPAN = 128  # columns whose mask is chosen together
 
@@ -56,7 +57,8 @@ def chooser(layer: Layer, config: SparsegptConfig) -> Choose:
     """Masks of spans that together keep what the layer keeps; spans share it by the weights that they have."""
     keep, there = keep_of(layer.info.shape, config), present(layer)
     rows, columns = there.shape
-    by_weights = isinstance(layer.stored, Sparse) and config.scope == "layer" and config.block is None
+    stored = mask_of(layer.stored)
+    by_weights = stored is not None and config.scope == "layer" and config.block is None
     before = torch.arange(columns + 1)
     if by_weights:
         before = torch.cat([torch.zeros(1, dtype=torch.int64), there.sum(dim=0).cumsum(0)])
@@ -65,7 +67,7 @@ def chooser(layer: Layer, config: SparsegptConfig) -> Choose:
         last = first + scores.shape[1]
         part = keep.part(rows, int(before[first]), int(before[last]), int(before[-1]))
         mask = part.mask(ranked(scores, there[:, first:last]))
-        return mask & there[:, first:last] if isinstance(layer.stored, Sparse) else mask
+        return mask if stored is None else mask & there[:, first:last]
 
     return choose
 
@@ -88,9 +90,10 @@ def apply(layer: Layer, config: SparsegptConfig) -> Weight:
     Raises:
         CompressError: no calibration token reached the layer, or its Gram matrix is not one.
     """
-    factor = inverse_factor(damped(gram(layer), config.damping)).float()
+    hessian = damped(gram(layer), config.damping)
+    factor = inverse_factor(hessian).float()
     choose, span = chooser(layer, config), span_of(config)
-    values, mask = Sweep(factor, choose, present(layer), span).run(layer.weight)
+    values, mask = Sweep(factor, choose, present(layer), span).run(shifted(layer, hessian, config.shift))
     return finished(layer, mask, config, values)
 
 
@@ -105,4 +108,5 @@ METHOD = LayerMethod(
     check=check,
     settle=settle,
     describe=describe,
+    compares=lambda config: config.shift > 0,
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -14,7 +13,8 @@ from aicompress.errors import RecipeError
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.prune.masks import Keep, kept_count, parse_block, parse_pattern, tile_sums
 from aicompress.methods.registry import Candidate, MethodConfig
-from aicompress.weights import Dense, IntGrouped, Sparse, Weight, outline_nbytes
+from aicompress.methods.zeros import codes_of, exact, mask_of, zeroed
+from aicompress.weights import Dense, IntGrouped, Sparse, SparseCodes, Weight, outline_nbytes
 
 SCORED = torch.finfo(torch.float32).tiny  # the least score of a weight that is there; one that is not has 0
 
@@ -107,23 +107,15 @@ def _misfit(info: LayerInfo, config: SparsityConfig) -> tuple[str, str] | None:
 
 
 def _unstorable(info: LayerInfo, config: SparsityConfig) -> tuple[str, str] | None:
-    if info.stored not in ("dense", "sparse", "int_grouped"):
+    codes = codes_of(info.outline)
+    if codes is None and info.stored not in ("dense", "sparse"):
         return (f"{info.name}: a {info.stored} weight cannot hold a mask", "prune first, or exclude the layer")
-    zero = info.outline.zero if isinstance(info.outline, IntGrouped) else None
-    if zero is not None and zero.dtype.is_floating_point:
-        return (f"{info.name}: codes with real zero points cannot be zero", "prune first, or exclude the layer")
-    if info.stored == "sparse" and config.block is not None and config.store != "dense":
+    if codes is not None and not exact(codes):
+        return (f"{info.name}: its zero points are real numbers, no code stands for zero", "prune first, then quantize")
+    if mask_of(info.outline) is not None and config.block is not None and config.store != "dense":
         return (
             f"{info.name}: it is sparse already, and how many of its weights lie in blocks depends on the data",
             "store: dense, or prune the dense checkpoint",
-        )
-    zero = info.outline.zero if isinstance(info.outline, IntGrouped) else None
-    if zero is not None and zero.is_floating_point():
-        return (f"{info.name}: its zero points are real numbers, no code stands for zero", "prune first, then quantize")
-    if info.stored == "int_grouped" and config.store == "sparse":
-        return (
-            f"{info.name}: integer codes have no sparse form",
-            "store: auto keeps the codes and zeroes them in place",
         )
     return None
 
@@ -143,13 +135,16 @@ def _nothing_left(info: LayerInfo, config: SparsityConfig) -> tuple[str, str] | 
 
 def outline(info: LayerInfo, config: SparsityConfig) -> Weight:
     """The stored weight without data."""
-    if isinstance(info.outline, IntGrouped):
-        return info.outline
-    kept, dtype = keep_of(info.shape, config).kept, info.dtype
-    if isinstance(info.outline, Sparse):
-        settled = config.kept if config.kept is not None else kept
-        kept, dtype = min(settled, info.outline.values.numel()), info.outline.values.dtype
-    dense, sparse = Dense.outline(info.shape, dtype), Sparse.outline(info.shape, kept, dtype)
+    kept, codes = keep_of(info.shape, config).kept, codes_of(info.outline)
+    if info.outline is not None and mask_of(info.outline) is not None:
+        kept = min(kept if config.kept is None else config.kept, info.outline.parameters())
+    dense: Weight
+    sparse: Weight
+    if codes is not None:
+        dense, sparse = codes, SparseCodes.outline(codes, kept)
+    else:
+        dtype = info.outline.values.dtype if isinstance(info.outline, Sparse) else info.dtype
+        dense, sparse = Dense.outline(info.shape, dtype), Sparse.outline(info.shape, kept, dtype)
     if config.store == "auto":
         return sparse if outline_nbytes(sparse) < outline_nbytes(dense) else dense
     return sparse if config.store == "sparse" else dense
@@ -157,7 +152,8 @@ def outline(info: LayerInfo, config: SparsityConfig) -> Weight:
 
 def present(layer: Layer) -> Tensor:
     """(out, in) bool: the weights that are there; one that an earlier step zeroed is not."""
-    return layer.stored.mask if isinstance(layer.stored, Sparse) else layer.weight != 0
+    mask = mask_of(layer.stored)
+    return layer.weight != 0 if mask is None else mask
 
 
 def ranked(scores: Tensor, there: Tensor) -> Tensor:
@@ -168,7 +164,8 @@ def ranked(scores: Tensor, there: Tensor) -> Tensor:
 def choose(layer: Layer, scores: Tensor, config: SparsityConfig) -> Tensor:
     """(out, in) bool, True for the weights that stay, by scores (out, in) that add up over a block."""
     mask = keep_of(layer.info.shape, config).mask(ranked(scores, present(layer)))
-    return mask & layer.stored.mask if isinstance(layer.stored, Sparse) else mask
+    stored = mask_of(layer.stored)
+    return mask if stored is None else mask & stored
 
 
 def store(layer: Layer, matrix: Tensor, mask: Tensor, config: SparsityConfig) -> Weight:
@@ -185,19 +182,16 @@ def original(layer: Layer) -> Tensor:
     return layer.stored.matrix if isinstance(layer.stored, Dense) else layer.weight.to(layer.info.dtype)
 
 
-def zeroed_codes(stored: IntGrouped, mask: Tensor) -> IntGrouped:
-    """Codes that stand for exactly zero where the mask is False: 0, or the group's zero point."""
-    if stored.zero is None:
-        return replace(stored, codes=stored.codes * mask)
-    codes = stored.codes.reshape(*stored.zero.shape, -1)  # (rows, groups, columns of a group)
-    zeroed = torch.where(mask.reshape(codes.shape), codes, stored.zero[:, :, None])
-    return replace(stored, codes=zeroed.reshape(stored.shape))
+def store_codes(layer: Layer, codes: IntGrouped, mask: Tensor, config: SparsityConfig) -> Weight:
+    """Integer codes that stand for zero where the mask is False, in the form that the outline has."""
+    return SparseCodes.of(codes, mask) if isinstance(outline(layer.info, config), SparseCodes) else codes
 
 
 def masked(layer: Layer, mask: Tensor, config: SparsityConfig) -> Weight:
     """Survivors bit for bit, zeros elsewhere; an integer weight keeps its codes and scales."""
-    if isinstance(layer.stored, IntGrouped):
-        return zeroed_codes(layer.stored, mask)
+    codes = codes_of(layer.stored)
+    if codes is not None:
+        return store_codes(layer, zeroed(codes, mask), mask, config)
     return store(layer, original(layer), mask, config)
 
 
@@ -222,7 +216,7 @@ def counted(candidates: Sequence[Candidate], count: Callable[[Layer, Any], int])
 
 def _counted(candidate: Candidate, count: Callable[[Layer, Any], int]) -> Any:
     config: SparsityConfig = candidate.config
-    if candidate.info.stored != "sparse" or config.scope == "global" or config.block is not None:
+    if mask_of(candidate.info.outline) is None or config.scope == "global" or config.block is not None:
         return config
     kept = count(candidate.read(), config)
     if kept == 0:
@@ -235,7 +229,7 @@ def _counted(candidate: Candidate, count: Callable[[Layer, Any], int]) -> Any:
 def describe(config: SparsityConfig, weight: Weight) -> dict[str, Any]:
     """Knobs for the report row."""
     count = weight.shape[0] * weight.shape[1]
-    kept = weight.values.numel() if isinstance(weight, Sparse) else keep_of(weight.shape, config).kept
+    kept = weight.parameters() if isinstance(weight, Sparse | SparseCodes) else keep_of(weight.shape, config).kept
     shown: dict[str, Any] = {"sparsity": round(1 - kept / count, 6)}
     shown.update({knob: getattr(config, knob) for knob in ("pattern", "block") if getattr(config, knob) is not None})
     note = _note(kept, count, config, weight)
@@ -243,16 +237,19 @@ def describe(config: SparsityConfig, weight: Weight) -> dict[str, Any]:
 
 
 def _note(kept: int, count: int, config: SparsityConfig, weight: Weight) -> str:
-    if kept == count and not isinstance(weight, Sparse):
+    if isinstance(weight, Sparse | SparseCodes):
+        return ""
+    if kept == count:
         return f"sparsity {config.sparsity} of {count} weights rounds to none" if config.sparsity else ""
-    if isinstance(weight, IntGrouped):
-        return "zeros are codes like any other: no bytes saved"
     if isinstance(weight, Dense):
-        size = outline_nbytes(Sparse.outline(weight.shape, kept, weight.matrix.dtype))
-        if size >= outline_nbytes(weight):
-            return f"zeros stored densely: no bytes saved; the sparse form would take {size} bytes"
-        return f"zeros stored densely: no bytes saved; store: sparse would take {size} bytes"
-    return ""
+        sparse: Weight = Sparse.outline(weight.shape, kept, weight.matrix.dtype)
+        what = "zeros stored densely"
+    else:
+        assert isinstance(weight, IntGrouped)
+        sparse, what = SparseCodes.outline(weight, kept), "zeros are codes like any other"
+    size = outline_nbytes(sparse)
+    form = "the sparse form" if size >= outline_nbytes(weight) else "store: sparse"
+    return f"{what}: no bytes saved; {form} would take {size} bytes"
 
 
 __all__ = [
@@ -269,5 +266,6 @@ __all__ = [
     "ranked",
     "settle_stored",
     "store",
+    "store_codes",
     "tile_sums",
 ]

@@ -65,4 +65,5 @@ METHOD = LayerMethod(
     check=check,
     settle=settle_stored,
     describe=describe,
+    compares=lambda config: config.refit and config.shift > 0,
 )

@@ -14,9 +14,8 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
-from aicompress.errors import CompressError
 from aicompress.layer import Layer
-from aicompress.methods.curvature import damped, gram, inverse_factor, statistics
+from aicompress.methods.curvature import damped, gram, inverse_factor, shifted
 from aicompress.methods.quantize.columns import Grid, round_columns
 from aicompress.methods.quantize.descent import refine
 from aicompress.methods.quantize.integer import (
@@ -91,25 +90,6 @@ def apply(layer: Layer, config: GptqConfig) -> Weight:
     found = torch.empty(codes.shape[::-1], dtype=torch.int8)
     found[:, order] = codes.t().to(torch.int8)
     return IntGrouped(found, scale, zero, config.bits, shared_columns(config))
-
-
-def shifted(layer: Layer, hessian: Tensor, part: float) -> Tensor:
-    """W* = W + part W (E[x̃ xᵀ] − H) H⁻¹, (out, in) float32: for part 1 the least E‖W x̃ − W* x‖².
-
-    Raises:
-        CompressError: the statistics do not hold E[x̃ xᵀ].
-    """
-    if part == 0:
-        return layer.weight.contiguous()
-    cross = statistics(layer).cross
-    if cross is None:
-        raise CompressError(
-            f"{layer.info.name}: its statistics do not compare its inputs with the uncompressed model's",
-            "collect them with cross, or set shift: 0",
-        )
-    change = layer.weight.double() @ (cross.double() - gram(layer))
-    solved = torch.cholesky_solve(change.t(), torch.linalg.cholesky(hessian))
-    return (layer.weight + part * solved.t()).float()
 
 
 def grid_of(scale: Tensor, zero: Tensor | None, config: GptqConfig, order: Tensor) -> Grid:

@@ -10,8 +10,8 @@ import torch
 from aicompress.errors import CompressError
 from aicompress.layer import InputStats, Layer
 from aicompress.methods import get
-from aicompress.methods.prune.sparsity import zeroed_codes
 from aicompress.methods.registry import LayerMethod
+from aicompress.methods.zeros import zeroed
 from aicompress.weights import IntGrouped, Sparse, Weight
 from tests.methods.layers import candidate_of, layer_of, randn
 from tests.methods.prune.gram import calibrated, loss
@@ -160,7 +160,7 @@ def test_integer_codes_stay_on_their_grid(name: str, symmetric: bool) -> None:
     assert isinstance(weight, IntGrouped)
     assert torch.equal(weight.scale, stored.scale)
     assert float((weight.dense() == 0).float().mean()) >= 0.5
-    masked = zeroed_codes(stored, weight.dense() != 0)
+    masked = zeroed(stored, weight.dense() != 0)
     assert loss(layer, weight) < loss(layer, masked)
 
 

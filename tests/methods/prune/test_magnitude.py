@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from aicompress.errors import RecipeError
 from aicompress.methods.prune.magnitude import METHOD, MagnitudeConfig, apply, check, outline, settle
-from aicompress.weights import Dense, IntGrouped, Sparse, outline_nbytes
+from aicompress.weights import Dense, IntGrouped, Sparse, SparseCodes, outline_nbytes
 from tests.methods.layers import candidate_of, layer_of, randn
 
 
@@ -157,7 +157,14 @@ def test_integer_codes_stay_integer_codes(symmetric: bool) -> None:
     kept = weight.dense() != 0
     assert torch.equal(weight.dense()[kept], layer.weight[kept])
     assert int((~kept).sum()) >= 24
-    assert METHOD.describe(config, weight)["note"] == "zeros are codes like any other: no bytes saved"
+    note = METHOD.describe(config, weight)["note"]
+    assert note.startswith("zeros are codes like any other: no bytes saved; store: sparse would take ")
+    sparse_config = MagnitudeConfig(sparsity=0.5, store="sparse")
+    sparse = apply(layer, sparse_config)
+    assert isinstance(sparse, SparseCodes)
+    assert sparse.specs() == outline(layer.info, sparse_config).specs()
+    assert torch.equal(sparse.dense(), weight.dense())
+    assert note.endswith(f"{outline_nbytes(sparse)} bytes")
 
 
 @pytest.mark.parametrize("fields", [{"sparsity": 0.6}, {"sparsity": 0.7, "scope": "row"}, {"pattern": "2:4"}])

@@ -1,0 +1,126 @@
+"""Zeros among integer codes: pruning coded weights, and coding pruned ones without giving the zeros up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from aicompress.layer import Layer, LayerInfo
+from aicompress.methods.curvature import damped, gram
+from aicompress.weights import IntGrouped, Sparse, SparseCodes, Weight, outline_nbytes
+
+LEAF = 16  # columns that are updated one by one; matrix products do the rest
+SWEEPS = 2  # passes of coordinate descent
+DAMPING = 0.01  # of the mean diagonal of the Gram matrix
+
+
+def codes_of(weight: Weight | None) -> IntGrouped | None:
+    """A weight, or its outline, with a code for every element; None where it has no integer codes."""
+    return weight.grouped() if isinstance(weight, SparseCodes) else weight if isinstance(weight, IntGrouped) else None
+
+
+def mask_of(weight: Weight | None) -> Tensor | None:
+    """The mask of a sparse weight; None for other forms."""
+    return weight.mask if isinstance(weight, Sparse | SparseCodes) else None
+
+
+def exact(weight: IntGrouped) -> bool:
+    """Whether some code stands for exactly zero: not where zero points are real numbers."""
+    return weight.zero is None or not weight.zero.is_floating_point()
+
+
+def outline_of(info: LayerInfo, outline: Weight) -> Weight:
+    """Outline of integer codes for a layer that is sparse: survivors alone where that is smaller."""
+    if info.outline is None or not isinstance(outline, IntGrouped) or not exact(outline):
+        return outline
+    kept = info.outline.parameters()
+    if not isinstance(info.outline, Sparse | SparseCodes) or outline.activation_bits is not None:
+        return outline
+    sparse = SparseCodes.outline(outline, kept)
+    return sparse if outline_nbytes(sparse) < outline_nbytes(outline) else outline
+
+
+def kept_zero(layer: Layer, weight: Weight) -> Weight:
+    """Integer codes of a layer that is sparse, with the zeros that it came with.
+
+    A method that does not know of them has given them codes. They are zeroed again, and where the Gram matrix is known
+    the survivors make up for it on their grid.
+    """
+    mask = mask_of(layer.stored)
+    if mask is None or not isinstance(weight, IntGrouped) or not exact(weight):
+        return weight
+    if layer.inputs is not None and layer.inputs.gram is not None and layer.inputs.count:
+        found = descended(layer.weight, weight, mask, damped(gram(layer), DAMPING).float())
+    else:
+        found = zeroed(weight, mask)
+    return SparseCodes.of(found, mask) if isinstance(outline_of(layer.info, weight), SparseCodes) else found
+
+
+def zeroed(weight: IntGrouped, mask: Tensor) -> IntGrouped:
+    """Codes that stand for exactly zero where the mask is False: 0, or the group's zero point."""
+    if weight.zero is None:
+        return replace(weight, codes=weight.codes * mask)
+    codes = weight.codes.reshape(*weight.zero.shape, -1)  # (rows, groups, columns of a group)
+    found = torch.where(mask.reshape(codes.shape), codes, weight.zero[:, :, None])
+    return replace(weight, codes=found.reshape(weight.shape))
+
+
+def descended(wanted: Tensor, start: IntGrouped, mask: Tensor, hessian: Tensor) -> IntGrouped:
+    """Codes under a mask whose survivors make up for what is gone, on the same grid.
+
+    Coordinate descent: with all others fixed, the best value of column j is the one on its grid that is nearest to
+    ŵ_j + ((W − Ŵ) H)_j / H_jj, so that no step can raise tr((W − Ŵ) H (W − Ŵ)ᵀ) above that of the masked start.
+
+    Args:
+        wanted: W, (out, in) float32.
+        start: the codes to begin with, and the grid.
+        mask: (out, in) bool.
+        hessian: H, (in, in) float32, positive definite.
+    """
+    stays, nearest = mask.t(), grid(start)
+    values = (start.dense() * mask).t().contiguous()  # (in, out): a column of the weight is contiguous
+    pull = hessian @ (wanted.t() - values)
+    for first in list(range(0, len(values), LEAF)) * SWEEPS:
+        last = min(len(values), first + LEAF)
+        change = torch.zeros_like(values[first:last])
+        for i in range(first, last):
+            target = values[i] + pull[i] / hessian[i, i]
+            change[i - first] = nearest(target, i) * stays[i] - values[i]
+            values[i] += change[i - first]
+            pull[first:last].addr_(hessian[first:last, i], change[i - first], alpha=-1)
+        own = pull[first:last].clone()
+        pull.addmm_(hessian[:, first:last], change, alpha=-1)
+        pull[first:last] = own
+    return encoded(values.t(), start)
+
+
+def grid(weight: IntGrouped) -> Callable[[Tensor, int], Tensor]:
+    """(column, its number) -> the nearest values that the codes of a weight can take."""
+    wide = weight.codes.shape[1] // weight.scale.shape[1]  # columns that share a scale
+    half = 1 << (weight.bits - 1)
+    scale = steps(weight)
+    zero = torch.zeros_like(scale) if weight.zero is None else weight.zero.float()
+
+    def nearest(column: Tensor, number: int) -> Tensor:
+        step, shift = scale[:, number // wide], zero[:, number // wide]
+        return ((column / step).round() + shift).clamp(-half, half - 1).sub(shift).mul(step)
+
+    return nearest
+
+
+def encoded(values: Tensor, weight: IntGrouped) -> IntGrouped:
+    """Codes of values (out, in) that lie on a weight's grid."""
+    rows, groups = weight.scale.shape
+    codes = (values.reshape(rows, groups, -1) / steps(weight)[..., None]).round()
+    if weight.zero is not None:
+        codes = codes + weight.zero.float()[..., None]
+    return replace(weight, codes=codes.reshape(values.shape).to(torch.int8))
+
+
+def steps(weight: IntGrouped) -> Tensor:
+    """(rows, groups) float32 scales; 1 where a group of zeros has none."""
+    scale = weight.scale.float()
+    return torch.where(scale == 0, 1.0, scale)

@@ -1,0 +1,96 @@
+"""A mask of one bit per element, and integer codes of the survivors alone: w = (q - zero) * scale, or exactly 0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from aicompress.weights.form import Weight
+from aicompress.weights.int_grouped import IntGrouped
+from aicompress.weights.packing import pack_mask, pack_rows, unpack_mask, unpack_rows
+
+
+@dataclass(frozen=True)
+class SparseCodes(Weight):
+    """Survivors of a mask as uniform affine codes. At b bits and a share s of zeros: 1 + (1 - s) b bits per weight.
+
+    Attributes:
+        mask: (out, in) bool, True where a code is kept.
+        codes: (kept,) int8, in the order of the mask's True elements.
+        scale: (rows, groups) floating, as in IntGrouped.
+        zero: (rows, groups) int8, or None for symmetric codes.
+        bits: 1 to 8.
+        group_size: columns that share a scale, pruned ones among them; 0 for one scale per row or per tensor.
+    """
+
+    form: ClassVar[str] = "sparse_codes"
+    mask: Tensor
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor | None
+    bits: int
+    group_size: int = 0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (self.mask.shape[0], self.mask.shape[1])
+
+    @classmethod
+    def of(cls, weight: IntGrouped, mask: Tensor) -> SparseCodes:
+        """Keep codes where `mask` is True; the others stand for zero, whatever they were."""
+        return cls(mask, weight.codes[mask], weight.scale, weight.zero, weight.bits, weight.group_size)
+
+    @classmethod
+    def outline(cls, weight: IntGrouped, kept: int) -> SparseCodes:
+        """`of` without data, from the outline of the integer weight."""
+        mask = torch.empty(weight.shape, dtype=torch.bool, device="meta")
+        codes = torch.empty(kept, dtype=torch.int8, device="meta")
+        return cls(mask, codes, weight.scale, weight.zero, weight.bits, weight.group_size)
+
+    def grouped(self) -> IntGrouped:
+        """The same weight with a code for every element; on the meta device an outline."""
+        if self.mask.device.type == "meta":
+            codes = torch.empty(self.shape, dtype=torch.int8, device="meta")
+        else:
+            codes = self._nothing().masked_scatter_(self.mask, self.codes)
+        return IntGrouped(codes, self.scale, self.zero, self.bits, self.group_size)
+
+    def _nothing(self) -> Tensor:
+        """(out, in) int8 of codes that stand for zero."""
+        if self.zero is None:
+            return torch.zeros(self.shape, dtype=torch.int8, device=self.mask.device)
+        columns = self.shape[1] // self.zero.shape[1]
+        return self.zero.repeat_interleave(columns, dim=1).expand(self.shape).clone()
+
+    def tensors(self) -> dict[str, Tensor]:
+        packed = pack_rows(self.codes.reshape(1, -1), self.bits, 1 << (self.bits - 1)).reshape(-1)
+        found = {"": pack_mask(self.mask.reshape(-1)), "codes": packed, "scale": self.scale}
+        return found if self.zero is None else {**found, "zero": self.zero}
+
+    def meta(self) -> dict[str, Any]:
+        return {
+            "form": self.form,
+            "bits": self.bits,
+            "group_size": self.group_size,
+            "shape": list(self.shape),
+            "kept": self.codes.numel(),
+            "symmetric": self.zero is None,
+        }
+
+    def dense(self) -> Tensor:
+        return self.grouped().dense()
+
+    def parameters(self) -> int:
+        return self.codes.numel()
+
+    @classmethod
+    def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> SparseCodes:
+        out, columns = meta["shape"]
+        bits = int(meta["bits"])
+        mask = unpack_mask(tensors[""], out * columns).reshape(out, columns)
+        codes = unpack_rows(tensors["codes"].reshape(1, -1), bits, int(meta["kept"]), 1 << (bits - 1)).reshape(-1)
+        return cls(mask, codes, tensors["scale"], tensors.get("zero"), bits, int(meta["group_size"]))
