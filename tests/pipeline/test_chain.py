@@ -38,7 +38,7 @@ PAIRS = list(itertools.product(COMMAND, repeat=2))
 # What one step leaves and another cannot take, and how it says so.
 REFUSED = {
     ("svd", "svd"): "is a factor of a low-rank layer",
-    **{("hqq", zeroing): "real zero points cannot be zero" for zeroing in ("magnitude", "lamp")},
+    **{("hqq", zeroing): "its zero points are real numbers" for zeroing in ("magnitude", "lamp")},
     **{(s, zeroing): "cannot hold a mask" for s in ("kmeans", "nf4", "sinq") for zeroing in ("magnitude", "lamp")},
 }
 
