@@ -23,12 +23,13 @@ class Sums:
     """Running sums over the rows of a layer's inputs, in float32.
 
     Attributes:
-        needs: which of gram, norms and mean_abs to keep.
+        needs: which of gram, norms, mean_abs and max_abs to keep.
         count: rows so far.
         gram: Σ x xᵀ.
         squares: Σ x².
         absolute: Σ |x|.
         cross: Σ x x̂ᵀ.
+        largest: max |x|.
     """
 
     needs: frozenset[str]
@@ -37,6 +38,7 @@ class Sums:
     squares: Tensor | None = None
     absolute: Tensor | None = None
     cross: Tensor | None = None
+    largest: Tensor | None = None
 
     def add(self, rows: Tensor, original: Tensor | None = None) -> None:
         """Add rows (tokens, in), and the original model's rows for the same tokens if cross statistics are wanted."""
@@ -52,6 +54,9 @@ class Sums:
         if "mean_abs" in self.needs:
             absolute = rows.abs().sum(dim=0)
             self.absolute = absolute if self.absolute is None else self.absolute.add_(absolute)
+        if "max_abs" in self.needs:
+            largest = torch.maximum(rows.amax(dim=0), -rows.amin(dim=0))
+            self.largest = largest if self.largest is None else torch.maximum(self.largest, largest)
         if original is not None:
             self.cross = _add_product(self.cross, original.float(), rows)
 
@@ -66,7 +71,7 @@ class Sums:
             return InputStats(0)
         over = {name: tensor / self.count for name, tensor in self.tensors().items()}
         norms = over["gram"].diagonal().clone() if "gram" in over else over.get("squares")
-        return InputStats(self.count, over.get("gram"), norms, over.get("absolute"), over.get("cross"))
+        return InputStats(self.count, over.get("gram"), norms, over.get("absolute"), over.get("cross"), self.largest)
 
 
 def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from aicompress.errors import CompressError
 from aicompress.layer import InputStats, from_matrix
 from aicompress.measure import rel_error
 from aicompress.methods.zeros import kept_zero
+from aicompress.pipeline.calibration.rescaling import Rescaling
 from aicompress.pipeline.finish import Facts, finish, written_report
 from aicompress.pipeline.latency import Mode
 from aicompress.pipeline.output import with_digests
@@ -74,6 +75,9 @@ class Work:
     progress: Progress
     warnings: list[str] = field(default_factory=list)
     done: int = 0
+
+    def __post_init__(self) -> None:
+        self.rescaling = Rescaling(self.plan, self.journal)
 
     def write(self, name: str, stats: Mapping[str, InputStats] | None = None, note: str = "") -> Weight | Tensor:
         """Compress or copy one parameter to the output and note it in the journal.
@@ -149,6 +153,7 @@ def _collect(plan: Plan, team: Processes, progress: Progress) -> bool:
 def _lead(plan: Plan, options: Options, team: Processes) -> Report:
     """What the process does that writes."""
     start = time.perf_counter()
+    plan = plan.rewritable()
     output = plan.output
     mark = fingerprint(plan)
     if options.resume:
@@ -159,7 +164,7 @@ def _lead(plan: Plan, options: Options, team: Processes) -> Report:
     ):
         journal = (Journal.resume if options.resume else Journal.start)(writer.work, mark)
         work = Work(plan, writer, journal, options.progress)
-        for name in journal.done:
+        for name in output.parameters.keys() & journal.done.keys():
             work.tell(name)
         calibration = _calibrated(work, team, inputs) if plan.method.needs else {}
         for name in output.parameters:

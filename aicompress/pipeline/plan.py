@@ -11,6 +11,7 @@ from pathlib import Path
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.place import require_apart, require_free, require_writable, working_path
+from aicompress.checkpoint.rewritten import RewrittenCheckpoint
 from aicompress.errors import CompressError, OutOfSpace, RecipeError, raise_all
 from aicompress.layer import Kind, LayerInfo
 from aicompress.measure import directory_nbytes
@@ -18,8 +19,10 @@ from aicompress.methods import get
 from aicompress.methods.registry import Candidate, LayerMethod, MethodConfig
 from aicompress.methods.zeros import outline_of
 from aicompress.model.kinds import layer_kinds
+from aicompress.model.places import Place
 from aicompress.pipeline.calibration import request as needs
 from aicompress.pipeline.calibration.request import Request
+from aicompress.pipeline.calibration.rescaling import rescalable
 from aicompress.pipeline.output import Destination, Output, Planned, arrange, lineage_step, summarize
 from aicompress.pipeline.tied import open_input
 from aicompress.recipe import Recipe
@@ -58,6 +61,7 @@ class Plan:
         output: every file and byte of the output.
         kinds: what the model definition says of the parameters.
         request: how it gets statistics of inputs, where the method reads them.
+        places: inputs that the method rescales before it compresses the layers that read them.
         warnings: what the user should know.
     """
 
@@ -69,6 +73,7 @@ class Plan:
     kinds: Mapping[str, Kind | None] | None
     request: Request = field(default_factory=Request)
     warnings: tuple[str, ...] = field(default=())
+    places: tuple[Place, ...] = ()
 
     @cached_property
     def by_tensor(self) -> dict[str, list[LayerPlan]]:
@@ -77,6 +82,10 @@ class Plan:
         for layer in self.layers:
             found.setdefault(layer.info.tensor, []).append(layer)
         return found
+
+    def rewritable(self) -> Plan:
+        """The plan over a view of its input that the run may rewrite, where the method rescales it."""
+        return replace(self, checkpoint=RewrittenCheckpoint.over(self.checkpoint)) if self.places else self
 
     def summary(self) -> PlanSummary:
         """What a dry run prints."""
@@ -131,6 +140,7 @@ def make_plan(
     problems += found + recipe.problems(infos)
     layers, found = _configure(chosen, recipe, method)
     raise_all(problems + found + needs.problems(checkpoint, recipe, method, list(layers.values()), request))
+    places, unscaled = rescalable(checkpoint, recipe, method, list(layers.values()), request.allow_code)
     require_writable(destination.path)
     layers = _settle(checkpoint, layers, method, recipe.seed)
     layers = {name: replace(layer, outline=_outline(method, layer)) for name, layer in layers.items()}
@@ -138,7 +148,8 @@ def make_plan(
     parameters = _parameters(checkpoint, plans)
     output = arrange(checkpoint, destination, parameters, lineage_step(command, recipe, checkpoint.source))
     require_space(output)
-    return Plan(checkpoint, recipe, method, plans, output, kinds, request, (*warnings, *left_out(checkpoint)))
+    warnings += [*left_out(checkpoint), *unscaled]
+    return Plan(checkpoint, recipe, method, plans, output, kinds, request, tuple(warnings), places)
 
 
 def left_out(checkpoint: Checkpoint) -> list[str]:

@@ -101,6 +101,7 @@ def compress(work: Work, team: Processes) -> dict[str, Any]:
     for name in left:
         if name not in engine.wanted:  # no layer of the running model, such as a parameter that it uses in its own way
             write(work, name, InputStats(0))
+    work.rescaling.restore()
     return engine.record()
 
 
@@ -117,6 +118,8 @@ def compress_from_files(work: Work, files: Sequence[StatisticsFile]) -> dict[str
     Returns:
         The record of the calibration data.
     """
+    work.rescaling.restore()
+    work.rescaling.decide(lambda name: merged(files, name))
     for name in selected(work.plan):
         if name not in work.journal.done:
             write(work, name, merged(files, name))
@@ -133,6 +136,8 @@ def write(work: Work, name: str, inputs: InputStats) -> Weight | Tensor:
         inputs = InputStats.white(input_width([layer.info for layer in layers]))
     elif inputs.cross is None:
         inputs = dataclasses.replace(inputs, cross=inputs.gram)  # nothing before it is compressed: one and the same
+    inputs, more = work.rescaling.rescaled(name, inputs)
+    note = "; ".join(filter(None, (note, more)))
     return work.write(name, {layer.info.name: inputs for layer in layers}, note)
 
 
@@ -158,11 +163,14 @@ class _Writer:
         if not all(name in self.work.journal.done for name in layers):
             return None
         written = self.work.plan.output.so_far(self.work.writer.work)
-        return {name: written.dense(name) for name in layers}
+        self.work.rescaling.restore(layers)
+        return {**{name: written.dense(name) for name in layers}, **self.work.rescaling.beside(layers)}
 
     def visit(self, stats: Mapping[str, InputStats]) -> Mapping[str, Tensor]:
         parameters = self.work.plan.output.parameters
-        return {name: _dense(write(self.work, name, inputs), parameters[name]) for name, inputs in stats.items()}
+        self.work.rescaling.decide(stats.get)
+        found = {name: _dense(write(self.work, name, inputs), parameters[name]) for name, inputs in stats.items()}
+        return {**found, **self.work.rescaling.beside(found)}
 
 
 @dataclass

@@ -15,7 +15,7 @@ from aicompress.pipeline.calibration.blocks import Engine, selected
 from aicompress.pipeline.plan import Plan
 from aicompress.pipeline.processes import Processes
 
-ALWAYS = frozenset({"mean_abs"})  # costs next to nothing, and makes the file fit more methods
+ALWAYS = frozenset({"mean_abs", "max_abs"})  # cost next to nothing, and make the file fit more methods
 
 
 def collect(plan: Plan, path: Path, team: Processes, progress: Callable[[str, int, int], None]) -> None:
