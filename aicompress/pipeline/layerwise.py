@@ -172,7 +172,9 @@ def _lead(plan: Plan, options: Options, team: Processes) -> Report:
                 work.write(name)
         final = with_digests(output, inputs.result())
         warnings = (*plan.warnings, *work.warnings)
-        facts = Facts(plan.recipe, plan.checkpoint, plan.kinds, work.rows(), warnings, start, calibration=calibration)
+        facts = Facts(
+            plan.recipe, plan.checkpoint.original, plan.kinds, work.rows(), warnings, start, calibration=calibration
+        )
         return finish(facts, final, writer, options.latency)
 
 

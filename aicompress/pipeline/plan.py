@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from aicompress.pipeline.calibration import request as needs
 from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.calibration.rescaling import rescalable
 from aicompress.pipeline.output import Destination, Output, Planned, arrange, lineage_step, summarize
+from aicompress.pipeline.rotation import rotated
 from aicompress.pipeline.tied import open_input
 from aicompress.recipe import Recipe
 from aicompress.report import gates
@@ -130,8 +131,9 @@ def make_plan(
         raise TypeError(f"{method.name} is not layer-wise")
     request = request or Request()
     checkpoint, tied = open_input(source)
+    checkpoint, turned = rotated(checkpoint, recipe, method, request.allow_code)
     kinds, warnings = known_kinds(checkpoint)
-    warnings = [*tied, *warnings]
+    warnings = [*tied, *turned, *warnings]
     infos = checkpoint.layers(kinds)
     problems: list[CompressError] = collect(lambda: require_free(destination.path, destination.overwrite))
     problems += collect(lambda: require_apart(checkpoint.source, destination.path))
@@ -139,6 +141,7 @@ def make_plan(
     chosen, found = select(infos, recipe.select.include, recipe.select.exclude, recipe.select.kinds)
     problems += found + recipe.problems(infos)
     layers, found = _configure(chosen, recipe, method)
+    method = reading(method, list(layers.values()))
     raise_all(problems + found + needs.problems(checkpoint, recipe, method, list(layers.values()), request))
     places, unscaled = rescalable(checkpoint, recipe, method, list(layers.values()), request.allow_code)
     require_writable(destination.path)
@@ -150,6 +153,13 @@ def make_plan(
     require_space(output)
     warnings += [*left_out(checkpoint), *unscaled]
     return Plan(checkpoint, recipe, method, plans, output, kinds, request, tuple(warnings), places)
+
+
+def reading(method: LayerMethod, layers: Sequence[LayerPlan]) -> LayerMethod:
+    """The method with what it needs to know under the layers' parameters."""
+    if method.reads is None:
+        return method
+    return replace(method, needs=frozenset().union(*(method.reads(layer.config) for layer in layers)))
 
 
 def left_out(checkpoint: Checkpoint) -> list[str]:

@@ -56,6 +56,11 @@ def problems(
     if not method.needs:
         hint = "leave --stats out"
         return [Refused(f"{method.name} reads no statistics of inputs", hint)] if request.stats else []
+    if request.stats and method.rotation is not None:
+        hint = "leave --stats out"
+        return [
+            Refused(f"{method.name} rotates the model, and files of statistics hold those of models as they are", hint)
+        ]
     if request.stats and any(method.compares(layer.config) for layer in chosen):
         hint = "leave --stats out, or set its shift to 0"
         return [Refused(f"{method.name} compares two models here, and files of statistics hold one model's", hint)]
