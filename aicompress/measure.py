@@ -56,11 +56,14 @@ def _sums(original: Tensor, approximate: Tensor | Weight, dtype: torch.dtype) ->
     error = norm = 0.0
     for start in range(0, rows, step):
         stop = min(start + step, rows)
-        piece = original[start:stop].to(dtype).reshape(-1)
-        other = approximate[start:stop] if isinstance(approximate, Tensor) else approximate.rows(start, stop)
-        difference = piece - other.reshape(-1)
+        piece = original[start:stop].to(dtype)
+        if isinstance(approximate, Tensor):
+            other = approximate[start:stop].to(dtype, copy=True)
+        else:
+            other = approximate.rows(start, stop).to(dtype)
+        difference, values = other.sub_(piece).reshape(-1), piece.reshape(-1)
         error += float(torch.dot(difference, difference))
-        norm += float(torch.dot(piece, piece))
+        norm += float(torch.dot(values, values))
     return error, norm
 
 

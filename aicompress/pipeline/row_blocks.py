@@ -26,8 +26,9 @@ from aicompress.pipeline.plan import LayerPlan, Plan, layer_seed
 from aicompress.report.model import LayerRow
 from aicompress.weights import Dense
 
-BLOCK = 1 << 16  # weights in a block
+BLOCK = 1 << 18  # weights in a block: with all that is made of it, about the cache of a core
 WORD = 32  # a block's rows are a multiple: zero points of so many rows share words
+KEPT = 1 << 24  # bytes
 AHEAD = 4  # parameters begun before the first of them is finished
 
 
@@ -133,6 +134,9 @@ def blocks(shape: Sequence[int]) -> list[slice]:
 def row_blocks(plan: Plan, writer: CheckpointWriter) -> Iterator[RowBlocks]:
     """A thread for each of torch's, each of which computes alone; what is not begun at an error never is."""
     threads = torch.get_num_threads()
+    # The C library keeps freed memory up to the size of the largest block freed so far. The rest goes back to the
+    # system, and to get it anew for every block of rows would cost as much as the arithmetic.
+    torch.empty(KEPT, dtype=torch.uint8)
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     try:
         yield RowBlocks(plan, writer, pool)
