@@ -119,8 +119,7 @@ def divisible(plan: Plan, name: str) -> bool:
     if name in plan.checkpoint.manifest.entries or not plan.checkpoint.tensors[name].spec.shape:
         return False
     jobs = [layer for layer in plan.by_tensor.get(name, []) if layer.config is not None]
-    method = plan.method
-    return not any(job.info.transposed or method.needs or not method.by_rows(job.config) for job in jobs)
+    return not any(plan.needs or job.info.transposed or not plan.method.by_rows(job.config) for job in jobs)
 
 
 def blocks(shape: Sequence[int]) -> list[slice]:
