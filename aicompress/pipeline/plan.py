@@ -83,6 +83,11 @@ class Plan:
             found.setdefault(layer.info.tensor, []).append(layer)
         return found
 
+    @cached_property
+    def needs(self) -> frozenset[str]:
+        """Statistics that the selected layers' configs read."""
+        return frozenset[str]().union(*(self.method.reads(x.config) for x in self.layers if x.config is not None))
+
     def rewritable(self) -> Plan:
         """The plan over a view of its input that the run may rewrite, where the method rescales it."""
         return replace(self, checkpoint=RewrittenCheckpoint.over(self.checkpoint)) if self.places else self
