@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from aicompress.cli import options as o
 from aicompress.cli.progress import reporter
-from aicompress.errors import Refused
 
 if TYPE_CHECKING:
     from aicompress.report.model import Report
@@ -68,14 +67,8 @@ def run(command: str, source: str, out: Path, recipe: tuple[str, list[str]], fla
 
     loaded = recipes.load(recipe[0], command, recipe[1])
     structural = isinstance(get(command, loaded.method.name), StructuralMethod)
-    planned: Any
-    if structural:
-        if flags.stats:
-            raise Refused(f"{loaded.method.name} reads no statistics of inputs", "leave --stats out")
-        planned = structure.make_plan(source, destination(out, flags), loaded, command)
-    else:
-        request = Request(flags.allow_code, flags.stats)
-        planned = plan.make_plan(source, destination(out, flags), loaded, command, request)
+    make: Any = structure.make_plan if structural else plan.make_plan
+    planned = make(source, destination(out, flags), loaded, command, Request(flags.allow_code, flags.stats))
     execute: Any = structure.run if structural else layerwise.run
     options = Options(flags.resume, flags.latency, reporter(flags.quiet or not is_first()))
     conclude(planned, flags, lambda: execute(planned, options))

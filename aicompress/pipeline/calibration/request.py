@@ -12,7 +12,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.statistics import StatisticsFile
 from aicompress.errors import CompressError, RecipeError, Refused
 from aicompress.layer import LayerInfo
-from aicompress.methods.registry import LayerMethod, MethodConfig
+from aicompress.methods.registry import LayerMethod, MethodConfig, StructuralMethod
 from aicompress.recipe import Recipe
 
 
@@ -50,7 +50,11 @@ def input_width(layers: Sequence[LayerInfo]) -> int:
 
 
 def problems(
-    checkpoint: Checkpoint, recipe: Recipe, method: LayerMethod, chosen: Sequence[Chosen], request: Request
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    method: LayerMethod | StructuralMethod,
+    chosen: Sequence[Chosen],
+    request: Request,
 ) -> list[CompressError]:
     """Everything that would keep a method from its statistics."""
     if not method.needs:
