@@ -143,6 +143,7 @@ class Structure:
         size: number of units.
         parts: what each of its tensors gives to the units.
         groups: the units lie in as many runs of equal length, and as many stay of each.
+        worth: heads that a unit stands for.
         inputs: statistics of the consumers' inputs by tensor, for methods that read them.
     """
 
@@ -150,6 +151,7 @@ class Structure:
     size: int
     parts: tuple[Part, ...]
     groups: int = 1
+    worth: int = 1
     inputs: Mapping[str, InputStats] = field(default_factory=dict)
 
     def of(self, role: str) -> tuple[Part, ...]:
@@ -171,7 +173,7 @@ class StructuralMethod(Method):
     """A pure choice of the units that stay; the driver cuts tensors, renumbers and edits config.json.
 
     Attributes:
-        units: what it chooses among: whole blocks, or neurons of feed-forward layers.
+        units: what it chooses among: whole blocks, neurons of feed-forward layers, or heads of attentions.
         sizes: (structures, config) -> how many units of each structure stay; decided before any weight is read.
             Raises RecipeError when the config is impossible for them.
         keep: (structure, how many, config) -> the units that stay, ascending. Deterministic.
@@ -182,7 +184,7 @@ class StructuralMethod(Method):
             them, the rows of the units that stay, and for offsets; nothing where the rest stays as it is.
     """
 
-    units: Literal["blocks", "neurons"] = field(kw_only=True)
+    units: Literal["blocks", "neurons", "heads"] = field(kw_only=True)
     sizes: Callable[[Sequence[Structure], Any], list[int]] = field(kw_only=True)
     keep: Callable[[Structure, int, Any], list[int]] = field(kw_only=True)
     reads: Callable[[Any], frozenset[str]] = field(kw_only=True, default=lambda config: frozenset())

@@ -20,9 +20,11 @@ from aicompress.methods.registry import StructuralConfig, StructuralMethod
 from aicompress.pipeline.calibration import request as needs
 from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.cutting import Cutting, cut_matrix
-from aicompress.pipeline.edits import Change, Edit, drop_blocks, narrow, require_loads
+from aicompress.pipeline.edits import Change, Edit, drop_blocks, require_loads
 from aicompress.pipeline.finish import Facts, finish, written_report
+from aicompress.pipeline.heads import drop_heads
 from aicompress.pipeline.layerwise import Options, Progress, hashing
+from aicompress.pipeline.neurons import narrow
 from aicompress.pipeline.output import Destination, Output, Planned, arrange, lineage_step, summarize, with_digests
 from aicompress.pipeline.plan import LayerPlan, collect, known_kinds, left_out, require_space, stored_outline
 from aicompress.pipeline.processes import Processes, processes
@@ -32,6 +34,8 @@ from aicompress.report import gates
 from aicompress.report.model import LayerRow, Report
 from aicompress.report.plan import PlanRow, PlanSummary
 from aicompress.weights import LowRank, TensorSpec, outline_nbytes
+
+EDITS = {"blocks": drop_blocks, "neurons": narrow, "heads": drop_heads}
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ def make_plan(
     kinds, warnings = known_kinds(checkpoint)
     warnings = [*tied, *warnings]
     infos = tuple(checkpoint.layers(kinds))
-    edit = (drop_blocks if method.units == "blocks" else narrow)(checkpoint, method, recipe.method)
+    edit = EDITS[method.units](checkpoint, method, recipe.method)
     by_tensor = {info.tensor: info for info in infos}
     raise_all(_calibration_problems(checkpoint, recipe, method, [by_tensor[t] for t in edit.consumers], request))
     parameters = {name: _planned(checkpoint, edit, name, by_tensor) for name in edit.changes}
