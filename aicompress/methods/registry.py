@@ -99,6 +99,7 @@ class LayerMethod(Method):
         describe: the few knobs a report row shows, from the config and the stored weight or its outline; under the key
             "note" a sentence that says why the layer came out as it did, where that is not obvious.
         compares: config -> whether it also reads `cross`, the original model's inputs against the compressed one's.
+        spares: config -> which of `needs` it does without.
     """
 
     apply: Callable[[Layer, Any], Weight] = field(kw_only=True)
@@ -107,8 +108,13 @@ class LayerMethod(Method):
     settle: Callable[[Sequence[Candidate], int], list[Any]] | None = field(kw_only=True, default=None)
     describe: Callable[[Any, Weight], dict[str, Any]] = field(kw_only=True, default=lambda config, weight: {})
     compares: Callable[[Any], bool] = field(kw_only=True, default=lambda config: False)
+    spares: Callable[[Any], frozenset[str]] = field(kw_only=True, default=lambda config: frozenset())
 
     kind: ClassVar[str] = "layerwise"
+
+    def reads(self, config: Any) -> frozenset[str]:
+        """Statistics that a config needs."""
+        return self.needs - self.spares(config)
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,14 @@ class StructurePlan:
     @property
     def reads(self) -> frozenset[str]:
         """Statistics of the consumers' inputs that the method needs."""
-        return self.method.reads(self.recipe.method)
+        return self.method.reads(self.recipe.method) if self.edit.changed else frozenset()
+
+    @property
+    def layers(self) -> tuple[LayerPlan, ...]:
+        """Layers that make or read units of which some go."""
+        changed = (self.edit.structures[number] for number in self.edit.changed)
+        tensors = {part.tensor for structure in changed for part in structure.parts}
+        return tuple(LayerPlan(info, self.recipe.method) for info in self.infos if info.tensor in tensors)
 
     def rows(self, seconds: Mapping[str, float] | None = None) -> tuple[LayerRow, ...]:
         """A row for each layer of the input, the dropped ones included."""
@@ -164,9 +171,8 @@ def _calibration_problems(
     checkpoint: Checkpoint, recipe: Recipe, method: StructuralMethod, consumers: list[LayerInfo], request: Request
 ) -> list[CompressError]:
     """Everything that would keep the method from the statistics that it reads with these parameters."""
-    reading = replace(method, needs=method.reads(recipe.method))
     chosen = [LayerPlan(info, recipe.method) for info in consumers]
-    return needs.problems(checkpoint, recipe, reading, chosen, request)
+    return needs.problems(checkpoint, recipe, method, chosen, request)
 
 
 def _unused_sections(recipe: Recipe) -> list[CompressError]:

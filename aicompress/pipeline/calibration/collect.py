@@ -11,7 +11,9 @@ from torch import Tensor
 from aicompress.checkpoint.reader import digests
 from aicompress.checkpoint.statistics import StatisticsWriter
 from aicompress.layer import InputStats
-from aicompress.pipeline.calibration.blocks import Engine, Step
+from aicompress.pipeline.calibration.blocks import Engine
+from aicompress.pipeline.calibration.gradients import differentiate
+from aicompress.pipeline.calibration.request import Step
 from aicompress.pipeline.processes import Processes
 
 ALWAYS = frozenset({"mean_abs", "mean"})  # cost next to nothing, and makes the file fit more methods
@@ -37,17 +39,24 @@ def collect(plan: Step, wanted: Wanted, path: Path, team: Processes, progress: C
         RecipeError: the calibration data does not fit the model.
     """
     engine = Engine.of(plan, wanted.tensors, team)
-    needs = wanted.needs | ALWAYS
+    needs, graded = (wanted.needs - {"gradients"}) | ALWAYS, "gradients" in wanted.needs
 
     def tell(done: int, total: int) -> None:
         progress("statistics", done, total)
 
+    def back(done: int, total: int) -> None:
+        progress("gradients", done, total)
+
     if team.rank != 0:
         engine.walk(_Keeper(None), needs, False, tell)
+        if graded:
+            differentiate(plan, team, lambda moments: None, back)
         return
     with StatisticsWriter(path) as writer:
         engine.walk(_Keeper(writer), needs, False, tell)
         writer.add({name: InputStats(0) for name in wanted.tensors if name not in engine.wanted})
+        if graded:
+            differentiate(plan, team, writer.add_gradients, back)
         writer.seal(digests(plan.checkpoint.source), engine.record())
 
 

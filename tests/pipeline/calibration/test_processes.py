@@ -19,12 +19,12 @@ from tests.pipeline.calibration.steps import run, text, write_recipe
 ROOT = Path(__file__).parents[3]
 
 
-def together(source: Path, out: Path, recipe: Path, *options: str, command: str = "quantize") -> str:
+def together(source: Path, out: Path, recipe: Path, *options: str, verb: str = "quantize") -> str:
     """The command under torchrun with two processes; its standard output."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    words = ["aicompress", command, str(source), str(out), "-r", str(recipe), "--latency", "off", *options]
+    command = ["aicompress", verb, str(source), str(out), "-r", str(recipe), "--latency", "off", *options]
     done = subprocess.run(
-        [*launcher, *words],
+        [*launcher, *command],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -172,7 +172,7 @@ def test_a_quantized_input_is_decoded_where_values_are_new(tmp_path: Path, tiny_
 def test_two_processes_give_what_one_gives(tmp_path: Path, tiny_llama: Path, text_file: Path) -> None:
     path = recipe(tmp_path, text(text_file, 9), {**OBS, "damping": 0.1})
     one = prune(tiny_llama, tmp_path / "one", path)
-    together(tiny_llama, tmp_path / "two", path, command="prune")
+    together(tiny_llama, tmp_path / "two", path, verb="prune")
     two = Report.from_json((tmp_path / "two" / "report.json").read_text())
     assert (two.calibration["processes"], two.calibration["data"]) == (2, one.calibration["data"])
     alone, shared = Checkpoint.open(tmp_path / "one"), Checkpoint.open(tmp_path / "two")
