@@ -20,6 +20,7 @@ QUERY_FIELDS = (
     "num_attention_heads", "n_head", "num_heads", "n_heads", "encoder_attention_heads", "decoder_attention_heads",
 )  # fmt: skip
 KEY_FIELDS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
+HIDDEN_FIELDS = ("hidden_size", "n_embd", "d_model", "dim")
 SIZE_FIELDS = ("head_dim", "d_kv", "attention_head_dim", "kv_channels")
 
 
@@ -110,14 +111,19 @@ def _count(full: Mapping[str, Any], query: Path) -> HeadCount | None:
     section = value_at(full, query[:-1])
     heads = section[query[-1]]
     key = next((name for name in KEY_FIELDS if isinstance(section.get(name), int)), None)
-    size = next((name for name in SIZE_FIELDS if isinstance(section.get(name), int)), None)
-    if not isinstance(heads, int) or heads < 1 or size is None:
+    hidden = next((section[name] for name in HIDDEN_FIELDS if isinstance(section.get(name), int)), None)
+    if not isinstance(heads, int) or heads < 1:
+        return None
+    # Where config.json has no size of heads, some architectures still read head_dim: the probe tells.
+    size = next((name for name in SIZE_FIELDS if isinstance(section.get(name), int)), "head_dim")
+    width = section.get(size) or (hidden // heads if hidden and hidden % heads == 0 else None)
+    if width is None:
         return None
     groups = section[key] if key else heads
     if heads % groups:
         return None
     level = query[:-1]
-    return HeadCount(query, (*level, key) if key else None, (*level, size), heads, groups, section[size])
+    return HeadCount(query, (*level, key) if key else None, (*level, size), heads, groups, width)
 
 
 def _of(architecture: Architecture, count: HeadCount) -> list[Attention]:
@@ -163,15 +169,13 @@ def _tensors(
     axis, length = axes[0], shape[axes[0]]
     queries = round((alone[axis] - length) / (factor - 1)) if count.key is not None else length
     sections = _sections(count, queries, length - queries)
-    if sections is None or (len(shape) > 1 and sections[0].span != count.width):
+    if sections is None:
         raise CheckpointError(
             f"{disk}: how heads lie on its axis of {length} cannot be told", "its heads cannot be pruned"
         )
-    weight = disk.removesuffix(".bias") + ".weight"
-    if len(shape) == 1 and sections[0].span > 1 and weight not in architecture.specs and disk != weight:
-        raise CheckpointError(f"{disk} joins all heads", "heads cannot go one by one")
-    if len(shape) == 1 and disk == weight and sections[0].span > 1:
-        raise CheckpointError(f"{disk} normalizes over all heads together", "without some, the others would change")
+    matrix = architecture.specs.get(f"{disk.rpartition('.')[0]}.weight")
+    if len(shape) == 1 and sections[0].span > 1 and (matrix is None or len(matrix.shape) < 2):
+        raise CheckpointError(f"{disk} works over all heads together", "without some, the others would change")
     produces = axis == (1 if is_transposed(disk, architecture.config) and len(shape) == 2 else 0)
     yield HeadTensor(disk, axis, sections, "producer" if produces else "consumer")
 
