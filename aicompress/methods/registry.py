@@ -151,6 +151,7 @@ class Structure:
         groups: the units lie in as many runs of equal length, and as many stay of each.
         worth: heads that a unit stands for.
         inputs: statistics of the consumers' inputs by tensor, for methods that read them.
+        importance: (units,) measured with calibration data, for methods that ask for it.
     """
 
     name: str
@@ -159,6 +160,7 @@ class Structure:
     groups: int = 1
     worth: int = 1
     inputs: Mapping[str, InputStats] = field(default_factory=dict)
+    importance: Tensor | None = None
 
     def of(self, role: str) -> tuple[Part, ...]:
         """The parts of one role."""
@@ -183,7 +185,8 @@ class StructuralMethod(Method):
         sizes: (structures, config) -> how many units of each structure stay; decided before any weight is read.
             Raises RecipeError when the config is impossible for them.
         keep: (structure, how many, config) -> the units that stay, ascending. Deterministic.
-        reads: config -> statistics of the consumers' inputs that it needs, any of "gram", "norms", "mean_abs", "mean".
+        reads: config -> what it needs to know: statistics of the consumers' inputs, any of "gram", "norms", "mean_abs",
+            "mean"; for whole blocks their importance by "influence" or "gradients".
         compares: config -> whether it also reads `cross`, the original model's inputs against the compressed one's.
         refits: config -> whether `refit` gives values.
         refit: (structure, units that stay, config) -> new float32 values by tensor, for consumers as `Part.read` gives

@@ -18,6 +18,10 @@ from aicompress.errors import CheckpointError, RecipeError
 from aicompress.methods.registry import Part, StructuralConfig, StructuralMethod, Structure
 from aicompress.model.architecture import Architecture, Stack, keep_blocks
 from aicompress.model.shapes import block_traits, build, misfits
+from aicompress.pipeline.calibration.request import Request
+from aicompress.pipeline.calibration.stacks import Scoring
+from aicompress.pipeline.plan import LayerPlan, known_kinds
+from aicompress.recipe import Recipe
 from aicompress.weights import TensorSpec
 
 
@@ -67,6 +71,7 @@ class Edit:
         sizes: how many units of each stay.
         changes: every parameter of the output in the input's order.
         warnings: what the user should know.
+        calibration: where samples came from that decided on the edit.
     """
 
     config: dict[str, Any] | None
@@ -74,6 +79,7 @@ class Edit:
     sizes: tuple[int, ...]
     changes: Mapping[str, Change]
     warnings: tuple[str, ...] = field(default=())
+    calibration: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def changed(self) -> list[int]:
@@ -87,16 +93,25 @@ class Edit:
         return list(dict.fromkeys(part.tensor for structure in changed for part in structure.of("consumer")))
 
 
-def drop_blocks(checkpoint: Checkpoint, method: StructuralMethod, config: StructuralConfig) -> Edit:
+def drop_blocks(checkpoint: Checkpoint, method: StructuralMethod, recipe: Recipe, request: Request) -> Edit:
     """Keep some blocks of one stack and number them anew.
+
+    Which ones is decided here: names, config.json and bytes depend on it. Scores that need data run the model.
 
     Raises:
         Refused: no such stack, or the blocks that stay would compute otherwise in their new places.
     """
+    config = recipe.method
+    assert isinstance(config, StructuralConfig)
     architecture = Architecture.of(checkpoint.config, checkpoint.parameters())
     stack = _chosen_stack(architecture.stacks(), config.stack)
     structure = Structure(stack.name, stack.size, tuple(_block_parts(checkpoint, stack)))
     (size,) = method.sizes([structure], config)
+    scoring = _scoring(checkpoint, recipe, request, stack)
+    record: Mapping[str, Any] = {}
+    if method.reads(config) and size < stack.size:
+        scoring.require(method)
+        structure, record = replace(structure, importance=_importance(scoring, config, size)), scoring.record()
     kept = method.keep(structure, size, config)
     edited = keep_blocks(architecture.config, stack.field, kept)
     _require_same_blocks(architecture.config, edited, stack, kept)
@@ -107,7 +122,20 @@ def drop_blocks(checkpoint: Checkpoint, method: StructuralMethod, config: Struct
     dropped = ", ".join(str(block) for block in range(stack.size) if block not in kept)
     if dropped:
         warnings.append(f"{stack.name}: dropped block{'s' if ',' in dropped else ''} {dropped} of {stack.size}")
-    return Edit(edited, (structure,), (size,), changes, tuple(warnings))
+    return Edit(edited, (structure,), (size,), changes, tuple(warnings), record)
+
+
+def _scoring(checkpoint: Checkpoint, recipe: Recipe, request: Request, stack: Stack) -> Scoring:
+    infos = checkpoint.layers(known_kinds(checkpoint)[0])
+    layers = [LayerPlan(info, recipe.method) for info in infos if stack.block_of(info.tensor) is not None]
+    return Scoring(checkpoint, recipe, request, stack, layers)
+
+
+def _importance(scoring: Scoring, config: StructuralConfig, size: int) -> Tensor:
+    """Scores of the blocks by the method's strategy."""
+    if getattr(config, "strategy", "") == "taylor":
+        return scoring.taylor()
+    return scoring.influences(scoring.stack.size - size if getattr(config, "one_by_one", False) else 0)
 
 
 def _chosen_stack(stacks: list[Stack], wanted: str | None) -> Stack:

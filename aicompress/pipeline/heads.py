@@ -15,15 +15,19 @@ from aicompress.model.architecture import Architecture
 from aicompress.model.heads import Attention, HeadTensor, attentions
 from aicompress.model.heads_trial import lies_in_sections
 from aicompress.model.shapes import build
+from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.edits import Change, Cut, Edit, offset_part, with_refits
+from aicompress.recipe import Recipe
 
 
-def drop_heads(checkpoint: Checkpoint, method: StructuralMethod, config: StructuralConfig) -> Edit:
+def drop_heads(checkpoint: Checkpoint, method: StructuralMethod, recipe: Recipe, request: Request) -> Edit:
     """Keep some heads of every attention, as many in each that config.json counts together.
 
     Raises:
         Refused: config.json cannot say fewer heads of this size, or does not hold together with the checkpoint.
     """
+    config = recipe.method
+    assert isinstance(config, StructuralConfig)
     architecture = Architecture.of(checkpoint.config, checkpoint.parameters())
     found = _chosen(architecture, config.stack)
     whole = getattr(config, "unit", "group") == "group"

@@ -12,15 +12,19 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CheckpointError, RecipeError
 from aicompress.methods.registry import Part, StructuralConfig, StructuralMethod, Structure
 from aicompress.model.architecture import Architecture, Coupling, FeedForward, with_value
+from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.edits import Change, Cut, Edit, offset_part, with_refits
+from aicompress.recipe import Recipe
 
 
-def narrow(checkpoint: Checkpoint, method: StructuralMethod, config: StructuralConfig) -> Edit:
+def narrow(checkpoint: Checkpoint, method: StructuralMethod, recipe: Recipe, request: Request) -> Edit:
     """Keep some neurons of every feed-forward layer, as many in each that config.json counts together.
 
     Raises:
         Refused: config.json sets no width, or the checkpoint does not hold what its architecture has.
     """
+    config = recipe.method
+    assert isinstance(config, StructuralConfig)
     architecture = Architecture.of(checkpoint.config, checkpoint.parameters())
     layers = _chosen_layers(architecture.feed_forwards(), config.stack)
     _require_tensors(architecture, layers)

@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -67,7 +66,8 @@ class StructurePlan:
     @property
     def reads(self) -> frozenset[str]:
         """Statistics of the consumers' inputs that the method needs."""
-        return self.method.reads(self.recipe.method) if self.edit.changed else frozenset()
+        decided = self.method.units == "blocks" or not self.edit.changed
+        return frozenset() if decided else self.method.reads(self.recipe.method)
 
     @property
     def layers(self) -> tuple[LayerPlan, ...]:
@@ -148,7 +148,7 @@ def make_plan(
     kinds, warnings = known_kinds(checkpoint)
     warnings = [*tied, *warnings]
     infos = tuple(checkpoint.layers(kinds))
-    edit = EDITS[method.units](checkpoint, method, recipe.method)
+    edit = EDITS[method.units](checkpoint, method, recipe, request)
     by_tensor = {info.tensor: info for info in infos}
     raise_all(_calibration_problems(checkpoint, recipe, method, [by_tensor[t] for t in edit.consumers], request))
     parameters = {name: _planned(checkpoint, edit, name, by_tensor) for name in edit.changes}
@@ -251,7 +251,7 @@ def _lead(plan: StructurePlan, options: Options, team: Processes) -> Report:
         hashing(plan.checkpoint.source) as inputs,
     ):
         work = Cutting(plan, writer, options.progress)
-        calibration: dict[str, Any] = {}
+        calibration = dict(plan.edit.calibration)
         if plan.reads:
             from aicompress.pipeline.calibration import structures
 
