@@ -17,14 +17,15 @@ import torch
 from pydantic import ConfigDict, Field, model_validator
 
 from aicompress.errors import RecipeError
-from aicompress.methods.registry import StructuralConfig, StructuralMethod, Structure
+from aicompress.methods.prune.targets import TARGETS, TargetedConfig
+from aicompress.methods.registry import StructuralMethod, Structure
 
 
-class DepthConfig(StructuralConfig):
-    """Parameters of depth. Exactly one of drop, drop_layers and keep_layers."""
+class DepthConfig(TargetedConfig):
+    """Parameters of depth. Exactly one of drop, drop_layers, keep_layers and the targets."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"drop": [1]}, {"keep_layers": 2, "strategy": "top"}]})
-    one_of: ClassVar[tuple[str, ...]] = ("drop", "drop_layers", "keep_layers")
+    one_of: ClassVar[tuple[str, ...]] = ("drop", "drop_layers", "keep_layers", *TARGETS)
 
     name: Literal["depth"] = "depth"
     drop: tuple[int, ...] | None = Field(None, description="blocks to drop by number, from 0")
@@ -45,6 +46,18 @@ class DepthConfig(StructuralConfig):
         if self.one_by_one and self.strategy != "influence":
             raise ValueError("one_by_one measures influence: it needs strategy: influence")
         return self
+
+    def whole(self) -> DepthConfig:
+        """The same where nothing goes."""
+        return self.sized(1, 1).model_copy(update={"keep_layers": None, "drop_layers": 0})
+
+    def sized(self, units: int, of: int) -> DepthConfig:
+        """The same with so many blocks in place of the target."""
+        return self.model_copy(update={**dict.fromkeys(TARGETS), "keep_layers": units})
+
+    def probing(self) -> DepthConfig:
+        """The same with blocks chosen by their place, which costs nothing."""
+        return self.model_copy(update={"strategy": "even", "one_by_one": False})
 
 
 def sizes(structures: Sequence[Structure], config: DepthConfig) -> list[int]:

@@ -16,14 +16,15 @@ from pydantic import ConfigDict, Field
 
 from aicompress.errors import RecipeError
 from aicompress.methods.prune import units
+from aicompress.methods.prune.targets import TARGETS
 from aicompress.methods.registry import StructuralMethod, Structure
 
 
 class HeadsConfig(units.UnitsConfig):
-    """Parameters of heads. Exactly one of sparsity, keep and heads."""
+    """Parameters of heads. Exactly one of sparsity, keep, heads and the targets."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"sparsity": 0.5}, {"heads": 4, "score": "sum"}]})
-    one_of: ClassVar[tuple[str, ...]] = ("sparsity", "keep", "heads")
+    one_of: ClassVar[tuple[str, ...]] = ("sparsity", "keep", "heads", *TARGETS)
 
     name: Literal["heads"] = "heads"
     sparsity: float | None = Field(None, ge=0, lt=1, description="share of the heads to drop; rounded to drop fewer")
