@@ -50,6 +50,19 @@ class MethodConfig(BaseModel):
             raise ValueError(f"give exactly one of {', '.join(self.one_of)}")
         return self
 
+    @classmethod
+    def beneath(cls, given: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+        """What a rule's fields leave of the method's: a preset replaces all, one of `one_of` the others.
+
+        Args:
+            given: fields of the recipe's method.
+            fields: fields of the rule.
+        """
+        kept = {"name": given["name"]} if "preset" in fields else given
+        if any(field in fields for field in cls.one_of):
+            kept = {key: value for key, value in kept.items() if key not in cls.one_of}
+        return kept
+
 
 @dataclass(frozen=True)
 class Method:
@@ -78,11 +91,13 @@ class Candidate:
         info: the layer.
         config: its config.
         read: reads the layer; call it late and drop the result.
+        unit: names the layers that share its input, which are one layer to some readers; None: it is alone.
     """
 
     info: LayerInfo
     config: Any
     read: Callable[[], Layer]
+    unit: Callable[[], str] | None = None
 
 
 @dataclass(frozen=True)
