@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
+from aicompress.model.channels.cut import resize
 from aicompress.model.filling import Filling
 from aicompress.model.merging import Slot, slots
 from aicompress.model.modeling_aicompress import parameter_names
@@ -31,6 +32,7 @@ class PartialModel:
     def __init__(
         self, checkpoint: Checkpoint, model: Any, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
     ) -> None:
+        resize(model, checkpoint)
         self.model = model
         self.hugging = hasattr(model, "all_tied_weights_keys")
         self._filling = Filling(checkpoint, torch.device(device), dtype, fast=False)
@@ -82,6 +84,13 @@ class PartialModel:
             self._filling.merge(self.model, target, {name: self.targets[name][1] for name in sources})
         if not self._started:
             self._start()
+        elif self.hugging:
+            self._tie()
+
+    def _tie(self) -> None:
+        """Give a parameter that is not there the tensor that it shares."""
+        for target, source in self.model.all_tied_weights_keys.items():
+            self._filling.tie(self.model, target, source)
 
     def _start(self) -> None:
         """Make the buffers that the architecture computes, and ties; parameters still to come stay on meta."""
@@ -95,8 +104,7 @@ class PartialModel:
             return
         for tensor in (*self.model.parameters(), *self.model.buffers()):
             tensor._is_hf_initialized = isinstance(tensor, nn.Parameter)
-        for target, source in self.model.all_tied_weights_keys.items():
-            self._filling.tie(self.model, target, source)
+        self._tie()
         self.model.initialize_weights()
 
     def replace(self, name: str, dense: Tensor) -> None:
@@ -118,7 +126,7 @@ class PartialModel:
 
     def drop(self, owns: Callable[[str], bool]) -> None:
         """Send parameters back to the meta device; computed buffers stay."""
-        for name, parameter in list(self.model.named_parameters()):
+        for name, parameter in list(self.model.named_parameters(remove_duplicate=False)):
             if owns(name):
                 parent, _, leaf = name.rpartition(".")
                 empty = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)

@@ -25,5 +25,5 @@ def fingerprint(plan: Plan) -> str:
 def _evidence(plan: Plan) -> list[Any]:
     """What stands for the data that a calibrated method, or a search, sees."""
     files = [[str(path.absolute()), path.stat().st_mtime_ns, path.stat().st_size] for path in plan.request.stats]
-    reads = plan.search is not None or (plan.method.needs and not files)
+    reads = plan.search is not None or (bool(plan.needs) and not files)
     return [*files, digest(plan.recipe.calibration)] if reads and plan.recipe.calibration is not None else files

@@ -135,7 +135,7 @@ def _record(trial: Trial, losses: Sequence[Sequence[float]], outcome: Refined) -
         "loss": "KL divergence of the outputs" if trial.probe.divergence else "relative squared error of the outputs",
         "measured": "blocks" if by_block(trial) else "outputs",
         "samples": trial.inputs.source.samples,
-        "stand_in": bool(trial.plan.method.needs),
+        "stand_in": bool(trial.plan.needs),
         "sum": _cost(losses, outcome.picks),
         "before": outcome.before,
         "after": outcome.after,

@@ -23,7 +23,7 @@ from aicompress.model.probe import Probe
 from aicompress.pipeline.bits.units import Unit, group
 from aicompress.pipeline.calibration.inputs import Inputs, calibration_inputs
 from aicompress.pipeline.calibration.request import module_of
-from aicompress.pipeline.layerwise import compressed
+from aicompress.pipeline.layerwise import Known, compressed
 from aicompress.pipeline.plan import Plan
 from aicompress.pipeline.processes import Alone
 from aicompress.weights import Weight
@@ -70,7 +70,7 @@ class Trial(AbstractContextManager["Trial"]):
         loader = PartialModel(plan.checkpoint, fresh)
         weights = (plan.checkpoint.dense, lambda name: _path(loader.place_of(name)))
         resident = sum(spec.nbytes for spec in plan.checkpoint.parameters().values()) <= RESIDENT
-        method = replace(plan.method, apply=sketched) if plan.method.needs else plan.method
+        method = replace(plan.method, apply=sketched) if plan.needs else plan.method
         probe = Probe(fresh, loader, weights, inputs.batches, resident)
         return cls(replace(plan, method=method), probe, inputs, stats, group(plan, stats))
 
@@ -107,7 +107,7 @@ class Trial(AbstractContextManager["Trial"]):
     def _compressed(self, tensor: str, bits: int) -> Tensor:
         jobs = [layer for layer in self.plan.at_width(tensor, bits) if layer.config is not None]
         given = self.stats.get(tensor, InputStats(0))
-        weight, _ = compressed(self.plan, tensor, jobs, {layer.info.name: given for layer in jobs})
+        weight, _ = compressed(self.plan, tensor, jobs, {layer.info.name: Known(given) for layer in jobs})
         return dense(self.plan, tensor, weight)
 
 
