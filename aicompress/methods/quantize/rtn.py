@@ -195,4 +195,5 @@ METHOD = LayerMethod(
     check=check,
     settle=settle,
     describe=describe,
+    by_rows=lambda config: config.granularity != "tensor",
 )
