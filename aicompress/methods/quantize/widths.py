@@ -7,7 +7,7 @@ the methods (in the pipeline), which are given explicit widths in any case.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
@@ -20,7 +20,7 @@ from aicompress.methods.quantize.scales import full_range
 from aicompress.methods.registry import Candidate, MethodConfig
 
 WIDTHS = (2, 3, 4, 8)
-MAX_ERROR = 0.1  # of `bits: range`: what 4 bits keep of Gaussian weights in groups
+MAX_ERROR = 0.12  # of `bits: range`: what 4 bits keep of Gaussian weights in groups of up to 128
 TARGETS = ("target_bytes", "target_bpw", "max_kl")
 OPEN = (*TARGETS, "choices", "max_error", "sensitivity", "samples", "evaluations")  # mean nothing for explicit bits
 
@@ -59,7 +59,7 @@ class WidthConfig(MethodConfig):
         None, ge=0, description="auto: runs of the model that refine the choice; 16 where not given"
     )
     max_error: float | None = Field(
-        None, gt=0, lt=1, description="range: ‖W − Ŵ‖ / ‖W‖ that no layer exceeds; 0.1 where not given"
+        None, gt=0, lt=1, description="range: ‖W − Ŵ‖ / ‖W‖ that no layer exceeds; 0.12 where not given"
     )
 
     @field_validator("choices")
@@ -113,20 +113,32 @@ def rounding_error(weight: Tensor, config: Any) -> float:
 
     Args:
         weight: (out, in) float32.
-        config: gives bits, granularity, group_size, symmetric and scale_dtype.
+        config: gives bits, granularity, group_size and symmetric.
     """
-    scale, zero = full_range(weight, config, torch.float32)
-    per_tensor = config.granularity == "tensor"
-    size = config.group_size if config.granularity == "group" else 0
     error = norm = 0.0
-    for rows in pieces((weight.shape[0], weight.shape[1])):
-        own = slice(0, 1) if per_tensor else rows
-        groups = grouped(weight[rows], size)
-        own_zero = None if zero is None else zero[own]
-        rounded = decode(encode(groups, scale[own], own_zero, config.bits), scale[own], own_zero)
-        error += float((rounded - groups).square().sum(dtype=torch.float64))
+    for groups, codes, scale, zero in _rounded(weight, config):
+        error += float((decode(codes, scale, zero) - groups).square().sum(dtype=torch.float64))
         norm += float(groups.square().sum(dtype=torch.float64))
     return (error / norm) ** 0.5 if norm else 0.0
+
+
+def effective_levels(weight: Tensor, config: Any) -> float:
+    """2 to the power of the codes' entropy: of the 2^bits codes, how many are in use; 1 for a weight of zeros."""
+    counts = torch.zeros(1 << config.bits, dtype=torch.float64)
+    for _, codes, _, _ in _rounded(weight, config):
+        counts += torch.bincount((codes.flatten() + (1 << config.bits - 1)).int(), minlength=len(counts))
+    shares = counts[counts > 0] / counts.sum()
+    return float(2 ** -(shares * shares.log2()).sum())
+
+
+def _rounded(weight: Tensor, config: Any) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+    """Groups of a few rows at a time, with their codes, scales and zero points."""
+    scale, zero = full_range(weight, config, torch.float32)
+    size = config.group_size if config.granularity == "group" else 0
+    for rows in pieces((weight.shape[0], weight.shape[1])):
+        own = slice(0, 1) if config.granularity == "tensor" else rows
+        groups, own_zero = grouped(weight[rows], size), None if zero is None else zero[own]
+        yield groups, encode(groups, scale[own], own_zero, config.bits), scale[own], own_zero
 
 
 def rounding_errors(weight: Tensor, config: Any, widths: Sequence[int]) -> dict[int, float]:

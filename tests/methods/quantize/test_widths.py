@@ -83,8 +83,8 @@ def test_layers_that_share_an_input_get_the_widest_of_theirs() -> None:
     even = torch.linspace(-1, 1, 128).reshape(4, 32)
     zeros = torch.zeros(4, 32)
     together = [candidate(even, "qkv", "q"), candidate(zeros, "qkv", "k"), candidate(zeros, "o", "o")]
-    assert widths(*together) == [4, 4, 2]
-    assert widths(candidate(even, name="q"), candidate(zeros, name="k")) == [4, 2]  # alone without a unit
+    assert widths(*together) == [3, 3, 2]
+    assert widths(candidate(even, name="q"), candidate(zeros, name="k")) == [3, 2]  # alone without a unit
 
 
 def test_range_keeps_what_is_explicit_and_what_is_searched() -> None:
