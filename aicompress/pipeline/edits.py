@@ -6,8 +6,8 @@ An edit is worked out from headers alone; it is not carried out here.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -29,12 +29,15 @@ class Cut:
     Attributes:
         structure: the structure whose units lie there, by its place in the edit.
         axis: of the parameter's tensor.
-        parts: how many times the units follow one another on it.
+        spans: the axis holds one section after another, each with so many entries for every unit: (1, 1) for a fused
+            gate and up projection, (head size,) for the heads of a query projection.
+        begin: where the first section begins; what lies before and after the sections stays.
     """
 
     structure: int
     axis: int
-    parts: int
+    spans: tuple[int, ...] = (1,)
+    begin: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,14 @@ class Change:
         source: the parameter of the input that it is made of.
         cuts: what is cut away from it.
         detail, note: for the report; both are empty where nothing changes.
+        refit: the method gives new values to what stays.
     """
 
     source: str
     cuts: tuple[Cut, ...] = ()
     detail: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
+    refit: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,17 @@ class Edit:
     sizes: tuple[int, ...]
     changes: Mapping[str, Change]
     warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def changed(self) -> list[int]:
+        """Structures of which some units go."""
+        return [n for n, (s, size) in enumerate(zip(self.structures, self.sizes, strict=True)) if size < s.size]
+
+    @property
+    def consumers(self) -> list[str]:
+        """Parameters that read the units of which some go."""
+        changed = (self.structures[number] for number in self.changed)
+        return list(dict.fromkeys(part.tensor for structure in changed for part in structure.of("consumer")))
 
 
 def drop_blocks(checkpoint: Checkpoint, method: StructuralMethod, config: StructuralConfig) -> Edit:
@@ -192,9 +208,23 @@ def narrow(checkpoint: Checkpoint, method: StructuralMethod, config: StructuralC
     for number, (layer, size) in enumerate(zip(layers, sizes, strict=True)):
         for coupling in layer.couplings if size < layer.width else ():
             earlier = changes[coupling.tensor].cuts
-            cut = Cut(number, coupling.axis, coupling.parts)
+            cut = Cut(number, coupling.axis, (1,) * coupling.parts)
             changes[coupling.tensor] = Change(coupling.tensor, (*earlier, cut), {"neurons": f"{size} of {layer.width}"})
-    return Edit(edited, structures, tuple(sizes), changes)
+    return Edit(edited, structures, tuple(sizes), with_refits(changes, structures, sizes, method.refits(config)))
+
+
+def with_refits(
+    changes: Mapping[str, Change], structures: Sequence[Structure], sizes: Sequence[int], refits: bool
+) -> dict[str, Change]:
+    """The changes, with those marked whose values the method gives: consumers of what is cut, and their biases."""
+    marked = dict(changes)
+    for structure, size in zip(structures, sizes, strict=True):
+        for part in structure.parts if refits and size < structure.size else ():
+            if part.role in ("consumer", "offset"):
+                change = marked[part.tensor]
+                detail = change.detail or {"refit": "takes up the mean of what goes"}
+                marked[part.tensor] = replace(change, refit=True, detail=detail)
+    return marked
 
 
 def _require_tensors(architecture: Architecture, layers: list[FeedForward]) -> None:
@@ -246,6 +276,15 @@ def _neuron_parts(checkpoint: Checkpoint, layer: FeedForward) -> Iterable[Part]:
         for part in range(coupling.parts):
             read = partial(_slices, checkpoint, coupling, part * layer.width, layer.width)
             yield Part(coupling.tensor, f"{module}[{part}]", coupling.role, 0, read)
+        yield from offset_part(checkpoint, coupling.tensor) if coupling.role == "consumer" else ()
+
+
+def offset_part(checkpoint: Checkpoint, consumer: str) -> Iterable[Part]:
+    """The bias of a consumer, which can take up the mean of what goes."""
+    module, _, leaf = consumer.rpartition(".")
+    bias = f"{module}.bias"
+    if leaf == "weight" and bias in checkpoint.parameters():
+        yield Part(bias, f"{module}[0]", "offset", 0, partial(_whole, checkpoint, bias))
 
 
 def _slices(checkpoint: Checkpoint, coupling: Coupling, first: int, width: int) -> Tensor:
