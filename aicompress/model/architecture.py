@@ -150,10 +150,14 @@ class Architecture:
         ]
         return max(variants, key=lambda variant: sum(variant(name) in self.specs for name in self._shapes))
 
+    def disk_name(self, name: str) -> str:
+        """The checkpoint's name of a tensor of the model."""
+        return self._on_disk(name)
+
     def stacks(self) -> list[Stack]:
         """Every stack of two or more blocks whose number config.json sets."""
         found = []
-        for field in _fields(self.config, DEPTH_FIELDS):
+        for field in fields_named(self.config, DEPTH_FIELDS):
             size = value_at(self.config, field)
             if not isinstance(size, int) or size < 2:
                 continue
@@ -170,7 +174,7 @@ class Architecture:
     def feed_forwards(self) -> list[FeedForward]:
         """Every feed-forward layer whose width config.json sets."""
         found = []
-        for field in _fields(self.config, WIDTH_FIELDS):
+        for field in fields_named(self.config, WIDTH_FIELDS):
             width = value_at(self.config, field)
             if width is None or (isinstance(width, int) and not isinstance(width, bool) and width > 0):
                 found += self._feed_forwards(field, width)
@@ -237,7 +241,8 @@ def _levels(config: Mapping[str, Any], path: Path = ()) -> Iterable[Path]:
             yield from _levels(value, (*path, key))
 
 
-def _fields(config: Mapping[str, Any], names: Iterable[str]) -> list[Path]:
+def fields_named(config: Mapping[str, Any], names: Iterable[str]) -> list[Path]:
+    """Where config.json has fields of these names."""
     return [(*level, name) for level in _levels(config) for name in names if name in value_at(config, level)]
 
 

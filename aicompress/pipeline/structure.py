@@ -23,6 +23,7 @@ from aicompress.pipeline.cutting import Cutting, cut_matrix
 from aicompress.pipeline.edits import Change, Edit, drop_blocks, narrow, require_loads
 from aicompress.pipeline.finish import Facts, finish, written_report
 from aicompress.pipeline.layerwise import Options, Progress, hashing
+from aicompress.pipeline.narrowing import narrow_hidden
 from aicompress.pipeline.output import Destination, Output, Planned, arrange, lineage_step, summarize, with_digests
 from aicompress.pipeline.plan import LayerPlan, collect, known_kinds, left_out, require_space, stored_outline
 from aicompress.pipeline.processes import Processes, processes
@@ -120,6 +121,9 @@ class StructurePlan:
         return summarize(self.output, self.checkpoint, shown, len(self.infos) - len(rows), self.warnings)
 
 
+EDITS = {"blocks": drop_blocks, "neurons": narrow, "hidden": narrow_hidden}
+
+
 def make_plan(
     source: str | Path, destination: Destination, recipe: Recipe, command: str, request: Request | None = None
 ) -> StructurePlan:
@@ -144,7 +148,7 @@ def make_plan(
     kinds, warnings = known_kinds(checkpoint)
     warnings = [*tied, *warnings]
     infos = tuple(checkpoint.layers(kinds))
-    edit = (drop_blocks if method.units == "blocks" else narrow)(checkpoint, method, recipe.method)
+    edit = EDITS[method.units](checkpoint, method, recipe.method)
     by_tensor = {info.tensor: info for info in infos}
     raise_all(_calibration_problems(checkpoint, recipe, method, [by_tensor[t] for t in edit.consumers], request))
     parameters = {name: _planned(checkpoint, edit, name, by_tensor) for name in edit.changes}
