@@ -59,30 +59,26 @@ def command_for(name: str, summary: str) -> Callable[..., None]:
 def run(command: str, source: str, out: Path, recipe: tuple[str, list[str]], flags: Flags) -> None:
     """Plan a step and print the plan, or run it and print its report."""
     from aicompress import recipe as recipes
-    from aicompress.methods.registry import get
+    from aicompress.methods.registry import ChannelMethod, StructuralMethod, get
+    from aicompress.pipeline import layerwise, plan, structure
     from aicompress.pipeline.calibration.request import Request
+    from aicompress.pipeline.channels import driver as channels
+    from aicompress.pipeline.channels import plan as channel_plan
     from aicompress.pipeline.layerwise import Options
     from aicompress.pipeline.processes import is_first
 
     loaded = recipes.load(recipe[0], command, recipe[1])
-    make, execute = _driver(get(command, loaded.method.name))
-    planned = make(source, destination(out, flags), loaded, command, Request(flags.allow_code, flags.stats))
+    method = get(command, loaded.method.name)
+    request = Request(flags.allow_code, flags.stats)
+    make: Any = plan.make_plan
+    execute: Any = layerwise.run
+    if isinstance(method, ChannelMethod):
+        make, execute = channel_plan.make_plan, channels.run
+    elif isinstance(method, StructuralMethod):
+        make, execute = structure.make_plan, structure.run
+    planned = make(source, destination(out, flags), loaded, command, request)
     options = Options(flags.resume, flags.latency, reporter(flags.quiet or not is_first()))
     conclude(planned, flags, lambda: execute(planned, options))
-
-
-def _driver(method: Any) -> tuple[Any, Any]:
-    """What plans and what runs the steps of a method."""
-    from aicompress.methods.registry import ChannelMethod, StructuralMethod
-    from aicompress.pipeline import layerwise, plan, structure
-    from aicompress.pipeline.channels import driver as channels
-    from aicompress.pipeline.channels import plan as channel_plan
-
-    if isinstance(method, ChannelMethod):
-        return channel_plan.make_plan, channels.run
-    if isinstance(method, StructuralMethod):
-        return structure.make_plan, structure.run
-    return plan.make_plan, layerwise.run
 
 
 def destination(out: Path, flags: Flags) -> Any:

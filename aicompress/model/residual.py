@@ -24,7 +24,7 @@ from aicompress.model.architecture import (
     Architecture,
     Coupling,
     Path,
-    fields_named,
+    fields,
     keep_blocks,
     value_at,
     with_value,
@@ -74,7 +74,7 @@ def residual(architecture: Architecture) -> Residual:
         CheckpointError: no field of config.json sets its width alone.
     """
     reasons: list[str] = []
-    for field in fields_named(architecture.config, FIELDS):
+    for field in fields(architecture.config, FIELDS):
         width = value_at(architecture.config, field)
         if not isinstance(width, int) or width < 2:
             continue
@@ -112,15 +112,15 @@ def _probed(architecture: Architecture, config: Mapping[str, Any], field: Path, 
         return "the size of its heads cannot be written down in config.json"
     if set(after) != set(before):
         return f"{'.'.join(field)} of config.json adds or removes tensors"
-    kinds = layer_kinds(dict(architecture.config), [architecture.disk_name(name) for name in before]) or {}
+    kinds = layer_kinds(dict(architecture.config), [architecture.on_disk(name) for name in before]) or {}
     ties = getattr(model, "all_tied_weights_keys", {})
-    tied = {architecture.disk_name(name) for pair in ties.items() for name in pair}
+    tied = {architecture.on_disk(name) for pair in ties.items() for name in pair}
     couplings: list[Coupling] = []
     for name, shape in before.items():
         axes = [axis for axis, size in enumerate(shape) if after[name][axis] != size]
         if not axes:
             continue
-        disk = architecture.disk_name(name)
+        disk = architecture.on_disk(name)
         if len(axes) > 1 or shape[axes[0]] != width or after[name][axes[0]] != 2 * width:
             return f"{disk} of shape {shape} follows it in more than one way: heads are a share of it"
         if disk in tied and disk not in architecture.specs:
@@ -173,7 +173,7 @@ def _integers(config: Mapping[str, Any], names: Iterable[str]) -> list[int]:
 def _shallow(config: Mapping[str, Any]) -> dict[str, Any]:
     """The same with two blocks in every stack."""
     edited = dict(config)
-    for field in fields_named(config, DEPTH_FIELDS):
+    for field in fields(config, DEPTH_FIELDS):
         size = value_at(config, field)
         if isinstance(size, int) and size > 2:
             edited = keep_blocks(edited, field, range(2))

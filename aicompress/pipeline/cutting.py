@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from aicompress.checkpoint import CheckpointWriter
+from aicompress.checkpoint import Checkpoint, CheckpointWriter
 from aicompress.checkpoint.reader import require_finite
-from aicompress.layer import InputStats
+from aicompress.layer import InputStats, LayerInfo
 from aicompress.methods.registry import Structure
-from aicompress.pipeline.edits import Cut
-from aicompress.weights import Weight
+from aicompress.pipeline.edits import Cut, Edit
+from aicompress.pipeline.output import Planned
+from aicompress.pipeline.plan import stored_outline
+from aicompress.weights import TensorSpec, Weight
 from aicompress.weights.cutting import cut
 
 if TYPE_CHECKING:
@@ -123,14 +125,14 @@ class Cutting:
     def _cut(self, name: str) -> Tensor | Weight:
         """What the cuts leave of a parameter, in the form that was planned for it."""
         checkpoint, change = self.plan.checkpoint, self.plan.edit.changes[name]
-        planned = self.plan.output.parameters[name]
+        found = self.plan.output.parameters[name]
         shape = checkpoint.parameters()[change.source].shape
         axes = sorted({one.axis for one in change.cuts})
-        if planned.weight is not None and planned.info is not None:
+        if found.weight is not None and found.info is not None:
             weight: Weight | None = checkpoint.weight(change.source)
             for axis in axes:
                 assert weight is not None  # the plan made the same cuts in its outline
-                weight = cut_matrix(weight, planned.info.transposed, shape, axis, self._axis(name, axis, shape[axis]))
+                weight = cut_matrix(weight, found.info.transposed, shape, axis, self._axis(name, axis, shape[axis]))
             assert weight is not None
             return weight
         tensor = checkpoint.dense(change.source)
@@ -138,6 +140,26 @@ class Cutting:
         for axis in axes:
             tensor = tensor.index_select(axis, self._axis(name, axis, shape[axis]))
         return tensor
+
+
+def planned(checkpoint: Checkpoint, edit: Edit, name: str, infos: Mapping[str, LayerInfo]) -> Planned:
+    """Outline of one parameter of the output."""
+    change = edit.changes[name]
+    old = checkpoint.parameters()[change.source]
+    shape = list(old.shape)
+    for one in change.cuts:
+        shape[one.axis] -= (edit.structures[one.structure].size - edit.sizes[one.structure]) * sum(one.spans)
+    spec = TensorSpec(old.dtype, tuple(shape))
+    weight = None if change.refit else stored_outline(checkpoint, change.source)
+    info = infos.get(change.source)
+    if weight is None or info is None:
+        return Planned(spec, None, info)
+    for axis in sorted({one.axis for one in change.cuts}):
+        index = torch.arange(shape[axis], device="meta")
+        weight = None if weight is None else cut_matrix(weight, info.transposed, old.shape, axis, index)
+    columns = math.prod(spec.shape[1:])
+    matrix = (columns, spec.shape[0]) if info.transposed else (spec.shape[0], columns)
+    return Planned(spec, weight, replace(info, tensor=name, shape=matrix, tensor_shape=spec.shape))
 
 
 def positions(cuts: Sequence[Cut], length: int, structures: Sequence[Structure], kept: Mapping[int, Tensor]) -> Tensor:

@@ -14,16 +14,20 @@ from aicompress.methods.registry import Part, StructuralConfig, StructuralMethod
 from aicompress.model.architecture import Architecture
 from aicompress.model.kinds import layer_kinds
 from aicompress.model.residual import Residual, residual
+from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.edits import Change, Cut, Edit, offset_part, with_refits
+from aicompress.recipe import Recipe
 
 
-def narrow_hidden(checkpoint: Checkpoint, method: StructuralMethod, config: StructuralConfig) -> Edit:
+def narrow_hidden(checkpoint: Checkpoint, method: StructuralMethod, recipe: Recipe, request: Request) -> Edit:
     """Keep some coordinates of the residual stream.
 
     Raises:
         Refused: config.json cannot express it, transformers does not take the width, or the checkpoint does not hold
             what its architecture has.
     """
+    config = recipe.method
+    assert isinstance(config, StructuralConfig)
     architecture = Architecture.of(checkpoint.config, checkpoint.parameters())
     if config.stack is not None:
         raise RecipeError("method.stack: all stacks share one hidden width", "leave method.stack out")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,23 +14,29 @@ from aicompress.checkpoint.place import require_apart, require_free, require_wri
 from aicompress.errors import CompressError, RecipeError, raise_all
 from aicompress.layer import Kind, LayerInfo
 from aicompress.methods import get
+from aicompress.methods.prune.targets import TargetedConfig
 from aicompress.methods.registry import StructuralConfig, StructuralMethod
 from aicompress.pipeline.calibration import request as needs
 from aicompress.pipeline.calibration.request import Request
-from aicompress.pipeline.cutting import Cutting, cut_matrix
-from aicompress.pipeline.edits import Change, Edit, drop_blocks, narrow, require_loads
+from aicompress.pipeline.cutting import Cutting, planned
+from aicompress.pipeline.edits import Change, Edit, drop_blocks, require_loads
 from aicompress.pipeline.finish import Facts, finish, written_report
+from aicompress.pipeline.heads import drop_heads
 from aicompress.pipeline.layerwise import Options, Progress, hashing
 from aicompress.pipeline.narrowing import narrow_hidden
-from aicompress.pipeline.output import Destination, Output, Planned, arrange, lineage_step, summarize, with_digests
-from aicompress.pipeline.plan import LayerPlan, collect, known_kinds, left_out, require_space, stored_outline
+from aicompress.pipeline.neurons import narrow
+from aicompress.pipeline.output import Destination, Output, arrange, lineage_step, summarize, with_digests
+from aicompress.pipeline.plan import LayerPlan, collect, known_kinds, left_out, require_space
 from aicompress.pipeline.processes import Processes, processes
+from aicompress.pipeline.targets import Sizing
 from aicompress.pipeline.tied import open_input
 from aicompress.recipe import Recipe, Select
 from aicompress.report import gates
 from aicompress.report.model import LayerRow, Report
 from aicompress.report.plan import PlanRow, PlanSummary
-from aicompress.weights import LowRank, TensorSpec, outline_nbytes
+from aicompress.weights import LowRank, outline_nbytes
+
+EDITS = {"blocks": drop_blocks, "neurons": narrow, "heads": drop_heads, "hidden": narrow_hidden}
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,8 @@ class StructurePlan:
     @property
     def reads(self) -> frozenset[str]:
         """Statistics of the consumers' inputs that the method needs."""
-        return self.method.reads(self.recipe.method) if self.edit.changed else frozenset()
+        decided = self.method.units == "blocks" or not self.edit.changed
+        return frozenset() if decided else self.method.reads(self.recipe.method)
 
     @property
     def layers(self) -> tuple[LayerPlan, ...]:
@@ -121,9 +126,6 @@ class StructurePlan:
         return summarize(self.output, self.checkpoint, shown, len(self.infos) - len(rows), self.warnings)
 
 
-EDITS = {"blocks": drop_blocks, "neurons": narrow, "hidden": narrow_hidden}
-
-
 def make_plan(
     source: str | Path, destination: Destination, recipe: Recipe, command: str, request: Request | None = None
 ) -> StructurePlan:
@@ -148,17 +150,26 @@ def make_plan(
     kinds, warnings = known_kinds(checkpoint)
     warnings = [*tied, *warnings]
     infos = tuple(checkpoint.layers(kinds))
-    edit = EDITS[method.units](checkpoint, method, recipe.method)
     by_tensor = {info.tensor: info for info in infos}
-    raise_all(_calibration_problems(checkpoint, recipe, method, [by_tensor[t] for t in edit.consumers], request))
-    parameters = {name: _planned(checkpoint, edit, name, by_tensor) for name in edit.changes}
-    require_loads(checkpoint, edit, {name: planned.dense for name, planned in parameters.items()})
     step = lineage_step(command, recipe, checkpoint.source)
-    output = arrange(checkpoint, destination, parameters, step, edit.config)
+
+    def lay(explicit: Recipe) -> tuple[Edit, Output]:
+        edit = EDITS[method.units](checkpoint, method, explicit, request)
+        parameters = {name: planned(checkpoint, edit, name, by_tensor) for name in edit.changes}
+        return edit, arrange(checkpoint, destination, parameters, step, edit.config)
+
+    explicit: Recipe = recipe
+    found: tuple[str, ...] = ()
+    if isinstance(recipe.method, TargetedConfig) and recipe.method.target is not None:
+        explicit, found = Sizing(recipe, lay).found()
+    edit, output = lay(explicit)
+    parameters = output.parameters
+    raise_all(_calibration_problems(checkpoint, recipe, method, [by_tensor[t] for t in edit.consumers], request))
+    require_loads(checkpoint, edit, {name: parameter.dense for name, parameter in parameters.items()})
     require_space(output)
     plan = StructurePlan(checkpoint, recipe, method, infos, edit, output, kinds, request)
     decoded = [name for name in parameters if plan.decoded(name)]
-    told = [*warnings, *edit.warnings, *left_out(checkpoint)]
+    told = [*warnings, *found, *edit.warnings, *left_out(checkpoint)]
     if decoded:
         told.append(
             f"{len(decoded)} compressed parameters cannot be cut in the form they have and are decoded, "
@@ -184,26 +195,6 @@ def _unused_sections(recipe: Recipe) -> list[CompressError]:
         RecipeError(f"{name}: has no meaning for {recipe.method.name}, which changes layers together", "remove it")
         for name in given
     ]
-
-
-def _planned(checkpoint: Checkpoint, edit: Edit, name: str, infos: Mapping[str, LayerInfo]) -> Planned:
-    """Outline of one parameter of the output."""
-    change = edit.changes[name]
-    old = checkpoint.parameters()[change.source]
-    shape = list(old.shape)
-    for one in change.cuts:
-        shape[one.axis] -= (edit.structures[one.structure].size - edit.sizes[one.structure]) * sum(one.spans)
-    spec = TensorSpec(old.dtype, tuple(shape))
-    weight = None if change.refit else stored_outline(checkpoint, change.source)
-    info = infos.get(change.source)
-    if weight is None or info is None:
-        return Planned(spec, None, info)
-    for axis in sorted({one.axis for one in change.cuts}):
-        index = torch.arange(shape[axis], device="meta")
-        weight = None if weight is None else cut_matrix(weight, info.transposed, old.shape, axis, index)
-    columns = math.prod(spec.shape[1:])
-    matrix = (columns, spec.shape[0]) if info.transposed else (spec.shape[0], columns)
-    return Planned(spec, weight, replace(info, tensor=name, shape=matrix, tensor_shape=spec.shape))
 
 
 def run(plan: StructurePlan, options: Options | None = None) -> Report:
@@ -251,7 +242,7 @@ def _lead(plan: StructurePlan, options: Options, team: Processes) -> Report:
         hashing(plan.checkpoint.source) as inputs,
     ):
         work = Cutting(plan, writer, options.progress)
-        calibration: dict[str, Any] = {}
+        calibration = dict(plan.edit.calibration)
         if plan.reads:
             from aicompress.pipeline.calibration import structures
 

@@ -20,16 +20,17 @@ from torch import Tensor
 
 from aicompress.errors import CompressError, RecipeError
 from aicompress.methods.prune import surgeon, units
-from aicompress.methods.registry import StructuralConfig, StructuralMethod, Structure
+from aicompress.methods.prune.targets import TARGETS, TargetedConfig
+from aicompress.methods.registry import StructuralMethod, Structure
 
 
-class HiddenConfig(StructuralConfig):
-    """Parameters of hidden. Exactly one of sparsity, keep and hidden_size."""
+class HiddenConfig(TargetedConfig):
+    """Parameters of hidden. Exactly one of sparsity, keep, hidden_size and the targets."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"sparsity": 0.125}, {"keep": 0.75, "score": "activation"}]}
     )
-    one_of: ClassVar[tuple[str, ...]] = ("sparsity", "keep", "hidden_size")
+    one_of: ClassVar[tuple[str, ...]] = ("sparsity", "keep", "hidden_size", *TARGETS)
 
     name: Literal["hidden"] = "hidden"
     sparsity: float | None = Field(None, ge=0, lt=1, description="share of the coordinates to drop")
@@ -50,6 +51,10 @@ class HiddenConfig(StructuralConfig):
     def refits(self) -> bool:
         """Whether readers are refitted."""
         return self.score == "activation" if self.refit is None else self.refit
+
+    def candidates(self, size: int) -> list[int]:
+        """Widths that are multiples, from the present one down."""
+        return [size, *range((size - 1) // self.multiple * self.multiple, 0, -self.multiple)]
 
 
 def sizes(structures: Sequence[Structure], config: HiddenConfig) -> list[int]:

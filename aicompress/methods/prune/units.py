@@ -12,12 +12,13 @@ from torch import Tensor
 
 from aicompress.errors import CompressError
 from aicompress.methods.prune import surgeon
-from aicompress.methods.registry import StructuralConfig, Structure
+from aicompress.methods.prune.targets import TargetedConfig
+from aicompress.methods.registry import Structure
 
 Score = Literal["product", "sum", "activation", "obs"]
 
 
-class UnitsConfig(StructuralConfig):
+class UnitsConfig(TargetedConfig):
     """How units are scored, and whether their consumers are refitted."""
 
     score: Score = Field(

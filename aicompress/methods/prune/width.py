@@ -18,14 +18,15 @@ from pydantic import ConfigDict, Field
 
 from aicompress.errors import RecipeError
 from aicompress.methods.prune import units
+from aicompress.methods.prune.targets import TARGETS
 from aicompress.methods.registry import StructuralMethod, Structure
 
 
 class WidthConfig(units.UnitsConfig):
-    """Parameters of width. Exactly one of sparsity, keep and intermediate_size."""
+    """Parameters of width. Exactly one of sparsity, keep, intermediate_size and the targets."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"sparsity": 0.5}, {"keep": 0.75, "score": "sum"}]})
-    one_of: ClassVar[tuple[str, ...]] = ("sparsity", "keep", "intermediate_size")
+    one_of: ClassVar[tuple[str, ...]] = ("sparsity", "keep", "intermediate_size", *TARGETS)
 
     name: Literal["width"] = "width"
     sparsity: float | None = Field(None, ge=0, lt=1, description="share of the neurons to drop")
@@ -34,6 +35,10 @@ class WidthConfig(units.UnitsConfig):
     multiple: int = Field(
         8, ge=1, description="round the width up to a multiple of this, which kernels like; not for intermediate_size"
     )
+
+    def candidates(self, size: int) -> list[int]:
+        """Widths that are multiples, from the present one down."""
+        return [size, *range((size - 1) // self.multiple * self.multiple, 0, -self.multiple)]
 
 
 def sizes(structures: Sequence[Structure], config: WidthConfig) -> list[int]:
