@@ -113,6 +113,13 @@ def test_a_share_is_rounded_to_a_width_that_transformers_takes(tiny_llama: Path,
     assert json.loads((tmp_path / "out" / "config.json").read_text())["hidden_size"] == 36
 
 
+def test_a_target_gives_the_widest_stream_that_fits(tiny_llama: Path, tmp_path: Path) -> None:
+    report = prune(tiny_llama, tmp_path / "out", name="hidden", target_parameters=90_000, multiple=4)
+    width = json.loads((tmp_path / "out" / "config.json").read_text())["hidden_size"]
+    each = report.before.parameters / 64  # all tensors of this model have one axis of the stream
+    assert each * width == report.after.parameters <= 90_000 < each * (width + 4)
+
+
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
