@@ -200,7 +200,8 @@ class StructuralMethod(Method):
     """A pure choice of the units that stay; the driver cuts tensors, renumbers and edits config.json.
 
     Attributes:
-        units: what it chooses among: whole blocks, neurons of feed-forward layers, or heads of attentions.
+        units: what it chooses among: whole blocks, neurons of feed-forward layers, heads of attentions, or coordinates
+            of the hidden width.
         sizes: (structures, config) -> how many units of each structure stay; decided before any weight is read.
             Raises RecipeError when the config is impossible for them.
         keep: (structure, how many, config) -> the units that stay, ascending. Deterministic.
@@ -212,7 +213,7 @@ class StructuralMethod(Method):
             them, the rows of the units that stay, and for offsets; nothing where the rest stays as it is.
     """
 
-    units: Literal["blocks", "neurons", "heads"] = field(kw_only=True)
+    units: Literal["blocks", "neurons", "heads", "hidden"] = field(kw_only=True)
     sizes: Callable[[Sequence[Structure], Any], list[int]] = field(kw_only=True)
     keep: Callable[[Structure, int, Any], list[int]] = field(kw_only=True)
     reads: Callable[[Any], frozenset[str]] = field(kw_only=True, default=lambda config: frozenset())
