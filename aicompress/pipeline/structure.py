@@ -24,6 +24,7 @@ from aicompress.pipeline.experts import drop_experts
 from aicompress.pipeline.finish import Facts, finish, written_report
 from aicompress.pipeline.heads import drop_heads
 from aicompress.pipeline.layerwise import Options, Progress, hashing
+from aicompress.pipeline.narrowing import narrow_hidden
 from aicompress.pipeline.neurons import narrow
 from aicompress.pipeline.output import Destination, Output, arrange, lineage_step, summarize, with_digests
 from aicompress.pipeline.plan import LayerPlan, collect, known_kinds, left_out, require_space
@@ -36,7 +37,13 @@ from aicompress.report.model import LayerRow, Report
 from aicompress.report.plan import PlanRow, PlanSummary
 from aicompress.weights import LowRank, outline_nbytes
 
-EDITS = {"blocks": drop_blocks, "neurons": narrow, "heads": drop_heads, "experts": drop_experts}
+EDITS = {
+    "blocks": drop_blocks,
+    "neurons": narrow,
+    "heads": drop_heads,
+    "hidden": narrow_hidden,
+    "experts": drop_experts,
+}
 
 
 @dataclass(frozen=True)

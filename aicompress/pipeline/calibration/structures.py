@@ -16,6 +16,7 @@ from torch import Tensor
 
 from aicompress.checkpoint.statistics import StatisticsFile, merged
 from aicompress.layer import InputStats
+from aicompress.pipeline.calibration import residual
 from aicompress.pipeline.calibration.blocks import MIN_ROWS, Engine, Together
 from aicompress.pipeline.calibration.request import foreign
 from aicompress.pipeline.cutting import Cutting
@@ -30,6 +31,8 @@ def choose(work: Cutting, team: Processes, inputs: Future[dict[str, str]]) -> di
         The record of the calibration data.
     """
     plan, chooser = work.plan, _Chooser(work)
+    if plan.method.units == "hidden":
+        return residual.choose(work, team, inputs)
     if plan.request.stats:
         files = [StatisticsFile.open(path) for path in plan.request.stats]
         for structure in plan.edit.changed:
@@ -48,6 +51,9 @@ def choose(work: Cutting, team: Processes, inputs: Future[dict[str, str]]) -> di
 
 def follow(plan: StructurePlan, team: Processes) -> None:
     """What the other processes do while the first one chooses: run their share of the batches."""
+    if plan.method.units == "hidden":
+        residual.follow(plan, team)
+        return
     _walk(plan, Engine.of(plan, plan.edit.consumers, team), Together(plan.checkpoint.parameters(), team, None))
 
 
