@@ -9,7 +9,7 @@ BUILD := build
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check format lint types dist bench-streaming clean
+.PHONY: help setup demo test check format lint types dist bench-memory bench-streaming clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ types: $(READY)
 
 dist: $(READY) ## build the wheel
 	$(BIN)/python -m build --wheel --outdir dist .
+
+bench-memory: $(READY) ## peak memory of a calibrated step on a model of a billion parameters
+	$(BIN)/python scripts/bench_memory.py --folder $(BUILD)/bench
 
 bench-streaming: $(READY) ## time 4-bit quantization of a large model against cp
 	$(BIN)/python scripts/bench_streaming.py --folder $(BUILD)/bench

@@ -18,24 +18,10 @@ from statistics import median
 
 import torch
 
-
-def make_model(folder: Path, layers: int) -> None:
-    """A Llama of about 36 million parameters a layer with random weights, bfloat16, in four files."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        hidden_size=1536,
-        intermediate_size=6144,
-        num_hidden_layers=layers,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        vocab_size=32000,
-        dtype="bfloat16",
-    )
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    model = LlamaForCausalLM(config)
-    model.save_pretrained(folder, max_shard_size=sum(p.numel() for p in model.parameters()) * 2 // 4)
+try:
+    from scripts.make_random_llama import write
+except ModuleNotFoundError:  # started as a file
+    from make_random_llama import write
 
 
 def copied(model: Path, folder: Path) -> float:
@@ -68,9 +54,9 @@ def main() -> None:
     parser.add_argument("--recipe", action="append", default=[])
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    model = options.folder / f"llama-{options.layers}"
+    model = options.folder / f"random-llama-{options.layers}"
     if not (model / "config.json").is_file():
-        make_model(model, options.layers)
+        write(model, options.layers)
     size = sum(file.stat().st_size for file in model.glob("*.safetensors"))
     copied(model, options.folder)  # once, so that the input is in memory for all
     print(f"input: {size / 1e6:.0f} MB of bfloat16, {torch.get_num_threads()} threads, medians of {options.rounds}\n")
