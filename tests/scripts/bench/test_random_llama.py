@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aicompress.checkpoint import Checkpoint
-from scripts.make_random_llama import TEXT, main, write
+from scripts.bench.random_llama import TEXT, main, write
 
 
 def test_it_loads_and_its_files_are_of_one_size(tmp_path: Path) -> None:

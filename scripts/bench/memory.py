@@ -1,6 +1,6 @@
 """Peak memory of a calibrated step on a random Llama of 1.0 billion bfloat16 parameters: one block at a time.
 
-    python scripts/bench_memory.py --folder build/bench
+    python -m scripts.bench.memory --folder build/bench
 
 Prints a Markdown table: parameters, bytes of the weights, seconds of the step, and the most memory its process held.
 Ends with an error where that is over the limit.
@@ -16,10 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-try:
-    from scripts.make_random_llama import TEXT, write
-except ModuleNotFoundError:  # started as a file
-    from make_random_llama import TEXT, write
+from scripts.bench.random_llama import TEXT, write
 
 
 def measured(model: Path, out: Path, recipe: str, overrides: list[str]) -> dict[str, Any]:

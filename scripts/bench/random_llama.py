@@ -1,6 +1,6 @@
 """Write a Llama of random bfloat16 weights with a tokenizer, file by file: a model of any size in little memory.
 
-    python scripts/make_random_llama.py --out build/bench/llama-26 --layers 26
+    python -m scripts.bench.random_llama --out build/bench/llama-26 --layers 26
 
 Widths are fixed: 35.4 million parameters a layer, and 98.3 million in the embedding and the head.
 """
@@ -19,10 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-try:
-    from scripts.make_tiny_lm import train_tokenizer
-except ModuleNotFoundError:  # started as a file
-    from make_tiny_lm import train_tokenizer
+from scripts.make_tiny_lm import train_tokenizer
 
 FILES = 4
 TEXT = "words.txt"  # text of its tokenizer, to calibrate on
