@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
 import threading
 import time
@@ -17,18 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aicompress import __version__
 from aicompress.checkpoint import CheckpointWriter
 from aicompress.checkpoint.journal import Journal, require_same
 from aicompress.checkpoint.place import working_path
 from aicompress.checkpoint.reader import digests, require_finite
 from aicompress.checkpoint.source import Source
 from aicompress.checkpoint.statistics import StatisticsFile
-from aicompress.data import digest
 from aicompress.errors import CompressError
-from aicompress.layer import InputStats, from_matrix
+from aicompress.layer import InputStats, Layer, LayerInfo, from_matrix
 from aicompress.measure import rel_error
 from aicompress.methods.zeros import kept_zero
+from aicompress.pipeline.fingerprint import fingerprint
 from aicompress.pipeline.finish import Facts, finish, written_report
 from aicompress.pipeline.latency import Mode
 from aicompress.pipeline.output import with_digests
@@ -55,6 +52,19 @@ class Options:
     progress: Progress = lambda what, done, total: None
 
 
+@dataclass(frozen=True)
+class Ready:
+    """A layer that has been compressed with others, before its turn to be written.
+
+    Attributes:
+        weight: its new weight.
+        seconds: its share of the time.
+    """
+
+    weight: Weight
+    seconds: float
+
+
 @dataclass
 class Work:
     """A run on its way.
@@ -66,6 +76,7 @@ class Work:
         progress: told of every parameter.
         warnings: what was noticed on the way.
         done: bytes of parameters that are written.
+        ready: layers by name that are compressed and not yet written.
     """
 
     plan: Plan
@@ -74,6 +85,7 @@ class Work:
     progress: Progress
     warnings: list[str] = field(default_factory=list)
     done: int = 0
+    ready: dict[str, Ready] = field(default_factory=dict)
 
     def write(self, name: str, stats: Mapping[str, InputStats] | None = None, note: str = "") -> Weight | Tensor:
         """Compress or copy one parameter to the output and note it in the journal.
@@ -86,7 +98,7 @@ class Work:
         Returns:
             What was written.
         """
-        value, rows = _produce(self.plan, name, stats or {})
+        value, rows = _produce(self, name, stats or {})
         for disk, tensor in self.plan.output.encode(name, value).items():
             self.writer.put(disk, tensor)
         fresh = name not in self.journal.done  # a block that was stopped half way is done again
@@ -197,37 +209,20 @@ def hashing(source: Source) -> Iterator[Future[dict[str, str]]]:
             over.set()
 
 
-def fingerprint(plan: Plan) -> str:
-    """Digest of all that decides the output's bytes: input headers, recipe, version, file layout, calibration data."""
-    inputs = {
-        name: [str(ref.file.absolute()), ref.begin, str(ref.spec), ref.file.stat().st_mtime_ns, ref.file.stat().st_size]
-        for name, ref in plan.checkpoint.tensors.items()
-    }
-    shards = [[shard.name, shard.nbytes, list(shard.specs)] for shard in plan.output.shards]
-    whole = [__version__, plan.method.name, plan.recipe.sha256(), inputs, shards, _evidence(plan)]
-    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
-
-
-def _evidence(plan: Plan) -> list[Any]:
-    """What stands for the data that a calibrated method sees."""
-    if plan.request.stats:
-        return [[str(path.absolute()), path.stat().st_mtime_ns, path.stat().st_size] for path in plan.request.stats]
-    return [digest(plan.recipe.calibration)] if plan.method.needs and plan.recipe.calibration is not None else []
-
-
 def _noted(row: LayerRow, note: str) -> LayerRow:
     """A row of a compressed layer with a note before its own."""
     return dataclasses.replace(row, note="; ".join(filter(None, (note, row.note)))) if row.method != "-" else row
 
 
-def _produce(plan: Plan, name: str, stats: Mapping[str, InputStats]) -> tuple[Weight | Tensor, list[LayerRow]]:
+def _produce(work: Work, name: str, stats: Mapping[str, InputStats]) -> tuple[Weight | Tensor, list[LayerRow]]:
     """One parameter of the output, and a row for each of its layers."""
+    plan = work.plan
     checkpoint, planned = plan.checkpoint, plan.output.parameters[name]
     layers = plan.by_tensor.get(name, [])
     jobs = [layer for layer in layers if layer.config is not None]
     value: Weight | Tensor
     if jobs:
-        value, rows = _compress(plan, name, jobs, stats)
+        value, rows = _compress(work, name, jobs, stats)
     else:
         rows = []
         value = checkpoint.weight(name) if name in checkpoint.manifest.entries else checkpoint.read(name)
@@ -240,12 +235,13 @@ def _produce(plan: Plan, name: str, stats: Mapping[str, InputStats]) -> tuple[We
 
 
 def _compress(
-    plan: Plan, name: str, jobs: list[LayerPlan], stats: Mapping[str, InputStats]
+    work: Work, name: str, jobs: list[LayerPlan], stats: Mapping[str, InputStats]
 ) -> tuple[Weight, list[LayerRow]]:
     """Apply the method to a parameter, or to the parts of a low-rank one."""
-    by_part = {job.info.part: job for job in jobs}
+    plan, by_part = work.plan, {job.info.part: job for job in jobs}
     if "" in by_part:
-        weight, row = _apply(plan, by_part[""], stats.get(by_part[""].info.name))
+        job = by_part[""]
+        weight, row = _apply(plan, job, stats.get(job.info.name), work.ready.pop(job.info.name, None))
         return weight, [row]
     old = plan.checkpoint.weight(name)
     assert isinstance(old, LowRank)
@@ -260,15 +256,20 @@ def _compress(
     return LowRank(out, inner), rows
 
 
-def _apply(plan: Plan, job: LayerPlan, stats: InputStats | None) -> tuple[Weight, LayerRow]:
-    info = job.info
+def layer_of(plan: Plan, info: LayerInfo, stats: InputStats | None) -> Layer:
+    """A layer of the input as its method is given it."""
     layer = plan.checkpoint.layer(info, layer_seed(plan.recipe.seed, info.name))
+    return dataclasses.replace(layer, inputs=stats)
+
+
+def _apply(plan: Plan, job: LayerPlan, stats: InputStats | None, ready: Ready | None = None) -> tuple[Weight, LayerRow]:
+    """The method's weight, or the one that is ready, and the layer's row."""
+    info, layer = job.info, layer_of(plan, job.info, stats)
     start = time.perf_counter()
-    layer = dataclasses.replace(layer, inputs=stats)
-    weight = plan.method.apply(layer, job.config)
+    weight = plan.method.apply(layer, job.config) if ready is None else ready.weight
     if plan.method.command == "quantize":
         weight = kept_zero(layer, weight)
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - start + (0 if ready is None else ready.seconds)
     detail = plan.method.describe(job.config, weight)
     note = str(detail.pop("note", ""))
     error = rel_error(layer.weight, weight)

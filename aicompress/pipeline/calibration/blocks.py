@@ -15,15 +15,16 @@ from aicompress.layer import InputStats, from_matrix
 from aicompress.model.calibrate import Visitor, Walk, walk
 from aicompress.model.merging import Slot
 from aicompress.model.partial import PartialModel
+from aicompress.model.products import rounds
 from aicompress.pipeline.calibration.inputs import Inputs, calibration_inputs
-from aicompress.pipeline.calibration.request import input_width, module_of
+from aicompress.pipeline.calibration.ready import MIN_ROWS, completed, compress_together
+from aicompress.pipeline.calibration.request import module_of
 from aicompress.pipeline.layerwise import Work
 from aicompress.pipeline.output import Planned
 from aicompress.pipeline.plan import Plan
 from aicompress.pipeline.processes import Processes
 from aicompress.weights import Weight
 
-MIN_ROWS = 16  # with fewer calibration rows a layer is compressed as if nothing were known of its inputs
 DATA_FREE = "calibration rows: data-free"
 
 
@@ -61,17 +62,37 @@ class Engine:
         wanted = {tensor: place for tensor, place in places.items() if place is not None}
         return cls(plan, model, loader, inputs, wanted, team)
 
-    def walk(self, visitor: Visitor, needs: frozenset[str], progress: Callable[[int, int], None]) -> None:
-        """Bring the statistics of every block to the visitor."""
-        walk(
-            Walk(self.model, self.loader, self.inputs.batches, self.wanted, needs, compares(self.plan), self.team),
-            visitor,
-            progress,
+    def walk(
+        self, visitor: Visitor, needs: frozenset[str], progress: Callable[[int, int], None], changes: bool = True
+    ) -> None:
+        """Bring the statistics of every block to the visitor; say whether that one changes layers."""
+        job = Walk(
+            model=self.model,
+            loader=self.loader,
+            batches=self.inputs.batches,
+            wanted=self.wanted,
+            needs=needs,
+            cross=compares(self.plan),
+            team=self.team,
+            rounded=self.rounded,
+            changes=changes,
         )
+        walk(job, visitor, progress)
+
+    @property
+    def rounded(self) -> bool:
+        """Whether products of float32 matrices round their inputs to bfloat16."""
+        assert self.plan.recipe.calibration is not None
+        return rounds(self.plan.recipe.calibration.precision)
 
     def record(self) -> dict[str, Any]:
         """Where the rows came from, for the report."""
-        return {"data": [dataclasses.asdict(self.inputs.source)], "statistics": [], "processes": self.team.size}
+        return {
+            "data": [dataclasses.asdict(self.inputs.source)],
+            "statistics": [],
+            "processes": self.team.size,
+            "products": "bfloat16" if self.rounded else "float32",
+        }
 
 
 def compares(plan: Plan) -> bool:
@@ -127,12 +148,8 @@ def compress_from_files(work: Work, files: Sequence[StatisticsFile]) -> dict[str
 def write(work: Work, name: str, inputs: InputStats) -> Weight | Tensor:
     """Compress a parameter; without enough rows as if its inputs were white noise, which its row says."""
     layers = work.plan.by_tensor[name]
-    note = ""
-    if inputs.count < MIN_ROWS:
-        note = f"{inputs.count} {DATA_FREE}"
-        inputs = InputStats.white(input_width([layer.info for layer in layers]))
-    elif inputs.cross is None:
-        inputs = dataclasses.replace(inputs, cross=inputs.gram)  # nothing before it is compressed: one and the same
+    note = f"{inputs.count} {DATA_FREE}" if inputs.count < MIN_ROWS else ""
+    inputs = completed(inputs, [layer.info for layer in layers])
     return work.write(name, {layer.info.name: inputs for layer in layers}, note)
 
 
@@ -162,6 +179,7 @@ class _Writer:
 
     def visit(self, stats: Mapping[str, InputStats]) -> Mapping[str, Tensor]:
         parameters = self.work.plan.output.parameters
+        compress_together(self.work, stats)
         return {name: _dense(write(self.work, name, inputs), parameters[name]) for name, inputs in stats.items()}
 
 

@@ -31,10 +31,10 @@ def collect(plan: Plan, path: Path, team: Processes, progress: Callable[[str, in
         progress("statistics", done, total)
 
     if team.rank != 0:
-        engine.walk(_Keeper(None), needs, tell)
+        engine.walk(_Keeper(None), needs, tell, changes=False)
         return
     with StatisticsWriter(path) as writer:
-        engine.walk(_Keeper(writer), needs, tell)
+        engine.walk(_Keeper(writer), needs, tell, changes=False)
         writer.add({name: InputStats(0) for name in selected(plan) if name not in engine.wanted})
         writer.seal(digests(plan.checkpoint.source), engine.record())
 
