@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -120,6 +120,35 @@ class InputStats:
 
 
 @dataclass(frozen=True)
+class GradientStats:
+    """Moments of the gradients g of single samples' losses with respect to a layer's weight matrix.
+
+    Attributes:
+        count: number of samples.
+        mean: mean of g, (out, in) float32: the gradient of the mean loss.
+        square: mean of g², (out, in) float32: with labels drawn from the model's own predictions the diagonal of its
+            Fisher information, and with true labels the empirical one.
+    """
+
+    count: int
+    mean: Tensor
+    square: Tensor
+
+    @classmethod
+    def flat(cls, shape: tuple[int, int]) -> GradientStats:
+        """Moments of gradients of which nothing is known: every weight matters alike."""
+        return cls(1, torch.ones(shape), torch.ones(shape))
+
+    def merged(self, other: GradientStats) -> GradientStats:
+        """Moments over both samples: means weighted by their counts."""
+        total = self.count + other.count
+        if not self.count or not other.count:
+            return self if self.count else other
+        mean = (self.mean * self.count + other.mean * other.count) / total
+        return GradientStats(total, mean, (self.square * self.count + other.square * other.count) / total)
+
+
+@dataclass(frozen=True)
 class Layer:
     """One layer, ready for a method.
 
@@ -129,6 +158,7 @@ class Layer:
         stored: the form the weight had in the input, so that a mask or a re-encoding can keep it.
         inputs: calibration statistics, or None for data-free methods.
         seed: seeds the method's own torch.Generator.
+        gradients: moments of the loss's gradient in the weight, or None for methods that do not read them.
     """
 
     info: LayerInfo
@@ -136,7 +166,7 @@ class Layer:
     stored: Weight | None = None
     inputs: InputStats | None = None
     seed: int = 0
-    extras: dict[str, Tensor] = field(default_factory=dict)
+    gradients: GradientStats | None = None
 
 
 def as_matrix(tensor: Tensor, transposed: bool = False) -> Tensor:

@@ -101,6 +101,7 @@ class LayerMethod(Method):
         together: (layers, config) -> what `apply` gives for each of several layers with the same inputs; None where
             nothing is to be gained by it.
         compares: config -> whether it also reads `cross`, the original model's inputs against the compressed one's.
+        spares: config -> which of `needs` it does without.
     """
 
     apply: Callable[[Layer, Any], Weight] = field(kw_only=True)
@@ -110,8 +111,13 @@ class LayerMethod(Method):
     describe: Callable[[Any, Weight], dict[str, Any]] = field(kw_only=True, default=lambda config, weight: {})
     together: Callable[[Sequence[Layer], Any], list[Weight]] | None = field(kw_only=True, default=None)
     compares: Callable[[Any], bool] = field(kw_only=True, default=lambda config: False)
+    spares: Callable[[Any], frozenset[str]] = field(kw_only=True, default=lambda config: frozenset())
 
     kind: ClassVar[str] = "layerwise"
+
+    def reads(self, config: Any) -> frozenset[str]:
+        """Statistics that a config needs."""
+        return self.needs - self.spares(config)
 
 
 @dataclass(frozen=True)

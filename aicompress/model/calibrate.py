@@ -100,10 +100,7 @@ def walk(job: Walk, visitor: Visitor, progress: Callable[[int, int], None] = lam
         CompressError: the model cannot be walked with these batches.
     """
     blocks = find_blocks(job.model)
-    for module in job.model.modules():
-        if hasattr(module, "config"):
-            module.config.use_cache = False  # a block runs twice; a cache of keys and values would grow twice
-            module.config._experts_implementation = "eager"  # one expert after another, so that they can be watched
+    prepare(job.model)
     inside = {name: next((b for b in blocks if b.owns(_path(place))), None) for name, place in job.wanted.items()}
     outside = [name for name, block in inside.items() if block is None]
     job.loader.load(lambda name: not any(block.owns(name) for block in blocks))
@@ -123,6 +120,14 @@ def walk(job: Walk, visitor: Visitor, progress: Callable[[int, int], None] = lam
         ungate()
         for stream in (*state.compressed, *state.original):
             stream.abandon()
+
+
+def prepare(model: Any) -> None:
+    """Set a model up to be run block by block."""
+    for module in model.modules():
+        if hasattr(module, "config"):
+            module.config.use_cache = False  # a block runs twice; a cache of keys and values would grow twice
+            module.config._experts_implementation = "eager"  # one expert after another, so that they can be watched
 
 
 def _path(place: str | Slot) -> str:

@@ -82,6 +82,13 @@ class PartialModel:
             self._filling.merge(self.model, target, {name: self.targets[name][1] for name in sources})
         if not self._started:
             self._start()
+        elif self.hugging:
+            self._tie()
+
+    def _tie(self) -> None:
+        """Give a parameter that is not there the tensor that it shares."""
+        for target, source in self.model.all_tied_weights_keys.items():
+            self._filling.tie(self.model, target, source)
 
     def _start(self) -> None:
         """Make the buffers that the architecture computes, and ties; parameters still to come stay on meta."""
@@ -95,8 +102,7 @@ class PartialModel:
             return
         for tensor in (*self.model.parameters(), *self.model.buffers()):
             tensor._is_hf_initialized = isinstance(tensor, nn.Parameter)
-        for target, source in self.model.all_tied_weights_keys.items():
-            self._filling.tie(self.model, target, source)
+        self._tie()
         self.model.initialize_weights()
 
     def replace(self, name: str, dense: Tensor) -> None:
@@ -110,7 +116,7 @@ class PartialModel:
 
     def drop(self, owns: Callable[[str], bool]) -> None:
         """Send parameters back to the meta device; computed buffers stay."""
-        for name, parameter in list(self.model.named_parameters()):
+        for name, parameter in list(self.model.named_parameters(remove_duplicate=False)):
             if owns(name):
                 parent, _, leaf = name.rpartition(".")
                 empty = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)

@@ -26,4 +26,4 @@ def _evidence(plan: Plan) -> list[Any]:
     """What stands for the data that a calibrated method sees."""
     if plan.request.stats:
         return [[str(path.absolute()), path.stat().st_mtime_ns, path.stat().st_size] for path in plan.request.stats]
-    return [digest(plan.recipe.calibration)] if plan.method.needs and plan.recipe.calibration is not None else []
+    return [digest(plan.recipe.calibration)] if plan.needs and plan.recipe.calibration is not None else []

@@ -22,7 +22,7 @@ from aicompress.checkpoint.reader import digests, require_finite
 from aicompress.checkpoint.source import Source
 from aicompress.checkpoint.statistics import StatisticsFile
 from aicompress.errors import CompressError
-from aicompress.layer import InputStats, Layer, LayerInfo, from_matrix
+from aicompress.layer import GradientStats, InputStats, Layer, LayerInfo, from_matrix
 from aicompress.measure import rel_error
 from aicompress.methods.zeros import kept_zero
 from aicompress.pipeline.fingerprint import fingerprint
@@ -65,6 +65,15 @@ class Ready:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Known:
+    """What is known of a layer beside its weight, for methods that need it; its new weight where that is ready."""
+
+    inputs: InputStats | None = None
+    gradients: GradientStats | None = None
+    ready: Ready | None = None
+
+
 @dataclass
 class Work:
     """A run on its way.
@@ -76,7 +85,6 @@ class Work:
         progress: told of every parameter.
         warnings: what was noticed on the way.
         done: bytes of parameters that are written.
-        ready: layers by name that are compressed and not yet written.
     """
 
     plan: Plan
@@ -85,20 +93,19 @@ class Work:
     progress: Progress
     warnings: list[str] = field(default_factory=list)
     done: int = 0
-    ready: dict[str, Ready] = field(default_factory=dict)
 
-    def write(self, name: str, stats: Mapping[str, InputStats] | None = None, note: str = "") -> Weight | Tensor:
+    def write(self, name: str, known: Mapping[str, Known] | None = None, note: str = "") -> Weight | Tensor:
         """Compress or copy one parameter to the output and note it in the journal.
 
         Args:
             name: the parameter.
-            stats: input statistics by layer name, for methods that need them.
+            known: statistics by layer name.
             note: put first into the notes of its layers' rows.
 
         Returns:
             What was written.
         """
-        value, rows = _produce(self, name, stats or {})
+        value, rows = _produce(self.plan, name, known or {})
         for disk, tensor in self.plan.output.encode(name, value).items():
             self.writer.put(disk, tensor)
         fresh = name not in self.journal.done  # a block that was stopped half way is done again
@@ -139,7 +146,7 @@ def run(plan: Plan, options: Options | None = None) -> Report:
         report = _lead(plan, options, team)
         team.wait()
         return report
-    if plan.method.needs and not collected:
+    if plan.needs and not collected:
         from aicompress.pipeline.calibration.blocks import follow
 
         follow(plan, team)
@@ -173,7 +180,7 @@ def _lead(plan: Plan, options: Options, team: Processes) -> Report:
         work = Work(plan, writer, journal, options.progress)
         for name in journal.done:
             work.tell(name)
-        calibration = _calibrated(work, team, inputs) if plan.method.needs else {}
+        calibration = _calibrated(work, team, inputs) if plan.needs else {}
         for name in output.parameters:
             if name not in journal.done:
                 work.write(name)
@@ -214,15 +221,14 @@ def _noted(row: LayerRow, note: str) -> LayerRow:
     return dataclasses.replace(row, note="; ".join(filter(None, (note, row.note)))) if row.method != "-" else row
 
 
-def _produce(work: Work, name: str, stats: Mapping[str, InputStats]) -> tuple[Weight | Tensor, list[LayerRow]]:
+def _produce(plan: Plan, name: str, known: Mapping[str, Known]) -> tuple[Weight | Tensor, list[LayerRow]]:
     """One parameter of the output, and a row for each of its layers."""
-    plan = work.plan
     checkpoint, planned = plan.checkpoint, plan.output.parameters[name]
     layers = plan.by_tensor.get(name, [])
     jobs = [layer for layer in layers if layer.config is not None]
     value: Weight | Tensor
     if jobs:
-        value, rows = _compress(work, name, jobs, stats)
+        value, rows = _compress(plan, name, jobs, known)
     else:
         rows = []
         value = checkpoint.weight(name) if name in checkpoint.manifest.entries else checkpoint.read(name)
@@ -235,41 +241,40 @@ def _produce(work: Work, name: str, stats: Mapping[str, InputStats]) -> tuple[We
 
 
 def _compress(
-    work: Work, name: str, jobs: list[LayerPlan], stats: Mapping[str, InputStats]
+    plan: Plan, name: str, jobs: list[LayerPlan], known: Mapping[str, Known]
 ) -> tuple[Weight, list[LayerRow]]:
     """Apply the method to a parameter, or to the parts of a low-rank one."""
-    plan, by_part = work.plan, {job.info.part: job for job in jobs}
+    by_part = {job.info.part: job for job in jobs}
     if "" in by_part:
-        job = by_part[""]
-        weight, row = _apply(plan, job, stats.get(job.info.name), work.ready.pop(job.info.name, None))
+        weight, row = _apply(plan, by_part[""], known.get(by_part[""].info.name, Known()))
         return weight, [row]
     old = plan.checkpoint.weight(name)
     assert isinstance(old, LowRank)
     out, inner, rows = old.out, old.inner, []
-    given = next((stats[job.info.name] for job in jobs if job.info.name in stats), None)
+    of = {part: known.get(job.info.name, Known()) for part, job in by_part.items()}
     if "in" in by_part:
-        inner, row = _apply(plan, by_part["in"], given)
+        inner, row = _apply(plan, by_part["in"], of["in"])
         rows.append(row)
     if "out" in by_part:
-        out, row = _apply(plan, by_part["out"], given.through(inner.dense()) if given else None)
+        inputs = of["out"].inputs.through(inner.dense()) if of["out"].inputs else None
+        out, row = _apply(plan, by_part["out"], Known(inputs, of["out"].gradients))
         rows.append(row)
     return LowRank(out, inner), rows
 
 
-def layer_of(plan: Plan, info: LayerInfo, stats: InputStats | None) -> Layer:
+def layer_of(plan: Plan, info: LayerInfo, known: Known) -> Layer:
     """A layer of the input as its method is given it."""
     layer = plan.checkpoint.layer(info, layer_seed(plan.recipe.seed, info.name))
-    return dataclasses.replace(layer, inputs=stats)
+    return dataclasses.replace(layer, inputs=known.inputs, gradients=known.gradients)
 
 
-def _apply(plan: Plan, job: LayerPlan, stats: InputStats | None, ready: Ready | None = None) -> tuple[Weight, LayerRow]:
-    """The method's weight, or the one that is ready, and the layer's row."""
-    info, layer = job.info, layer_of(plan, job.info, stats)
+def _apply(plan: Plan, job: LayerPlan, known: Known) -> tuple[Weight, LayerRow]:
+    info, layer = job.info, layer_of(plan, job.info, known)
     start = time.perf_counter()
-    weight = plan.method.apply(layer, job.config) if ready is None else ready.weight
+    weight = plan.method.apply(layer, job.config) if known.ready is None else known.ready.weight
     if plan.method.command == "quantize":
         weight = kept_zero(layer, weight)
-    seconds = time.perf_counter() - start + (0 if ready is None else ready.seconds)
+    seconds = time.perf_counter() - start + (0 if known.ready is None else known.ready.seconds)
     detail = plan.method.describe(job.config, weight)
     note = str(detail.pop("note", ""))
     error = rel_error(layer.weight, weight)

@@ -78,6 +78,11 @@ class Plan:
             found.setdefault(layer.info.tensor, []).append(layer)
         return found
 
+    @cached_property
+    def needs(self) -> frozenset[str]:
+        """Statistics that the selected layers' configs read."""
+        return frozenset[str]().union(*(self.method.reads(x.config) for x in self.layers if x.config is not None))
+
     def summary(self) -> PlanSummary:
         """What a dry run prints."""
         changed = [layer for layer in self.layers if layer.config is not None and layer.outline is not None]

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from aicompress.checkpoint.statistics import StatisticsFile, merged
-from aicompress.layer import InputStats, from_matrix
+from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_gradients
+from aicompress.layer import GradientStats, InputStats, from_matrix
 from aicompress.model.calibrate import Visitor, Walk, walk
 from aicompress.model.merging import Slot
 from aicompress.model.partial import PartialModel
 from aicompress.model.products import rounds
+from aicompress.pipeline.calibration.gradients import differentiate, gradients
 from aicompress.pipeline.calibration.inputs import Inputs, calibration_inputs
 from aicompress.pipeline.calibration.ready import MIN_ROWS, completed, compress_together
 from aicompress.pipeline.calibration.request import module_of
-from aicompress.pipeline.layerwise import Work
+from aicompress.pipeline.layerwise import Known, Ready, Work
 from aicompress.pipeline.output import Planned
 from aicompress.pipeline.plan import Plan
 from aicompress.pipeline.processes import Processes
 from aicompress.weights import Weight
 
 DATA_FREE = "calibration rows: data-free"
+UNREACHED = "no gradient reaches it: data-free"
+
+Read = Callable[[str], GradientStats | None]  # moments of a layer's gradients by its name
 
 
 @dataclass(frozen=True)
@@ -113,23 +119,41 @@ def compress(work: Work, team: Processes) -> dict[str, Any]:
     """
     engine = Engine.of(work.plan, team)
     left = [name for name in selected(work.plan) if name not in work.journal.done]
-    if team.gather(bool(left))[0]:
-        engine.walk(
-            _Together(work.plan, team, _Writer(work)),
-            work.plan.method.needs,
-            lambda done, total: work.say(f"block {done} of {total}"),
-        )
-    for name in left:
-        if name not in engine.wanted:  # no layer of the running model, such as a parameter that it uses in its own way
-            write(work, name, InputStats(0))
+    if not team.gather(bool(left))[0]:
+        return engine.record()
+    with gradients(work.plan, team, work.say) if graded(work.plan) else nullcontext() as store:
+        read: Read | None = None if store is None else store.read
+        if walked(work.plan):
+            engine.walk(
+                _Together(work.plan, team, _Writer(work, read)),
+                walked(work.plan),
+                lambda done, total: work.say(f"block {done} of {total}"),
+            )
+        for name in left:
+            if name not in work.journal.done:  # such as a parameter that the running model uses in its own way
+                write(work, name, InputStats(0), read)
     return engine.record()
+
+
+def graded(plan: Plan) -> bool:
+    """Whether gradients are read."""
+    return "gradients" in plan.needs
+
+
+def walked(plan: Plan) -> frozenset[str]:
+    """Statistics of inputs that are read."""
+    return plan.needs - {"gradients"}
 
 
 def follow(plan: Plan, team: Processes) -> None:
     """What the other processes do while the first one compresses: run their share of the batches."""
     engine = Engine.of(plan, team)
-    if team.gather(None)[0]:
-        engine.walk(_Together(plan, team, None), plan.method.needs, lambda done, total: None)
+    if not team.gather(None)[0]:
+        return
+    if graded(plan):
+        differentiate(plan, team, lambda moments: None, lambda done, total: None)
+    if walked(plan):
+        engine.walk(_Together(plan, team, None), walked(plan), lambda done, total: None)
 
 
 def compress_from_files(work: Work, files: Sequence[StatisticsFile]) -> dict[str, Any]:
@@ -138,30 +162,59 @@ def compress_from_files(work: Work, files: Sequence[StatisticsFile]) -> dict[str
     Returns:
         The record of the calibration data.
     """
+    read = partial(merged_gradients, files) if graded(work.plan) else None
     for name in selected(work.plan):
         if name not in work.journal.done:
-            write(work, name, merged(files, name))
+            write(work, name, merged(files, name), read)
     sources = [source for file in files for source in file.calibration.get("data", [])]
     return {"data": sources, "statistics": [str(file.path) for file in files], "processes": 1}
 
 
-def write(work: Work, name: str, inputs: InputStats) -> Weight | Tensor:
-    """Compress a parameter; without enough rows as if its inputs were white noise, which its row says."""
-    layers = work.plan.by_tensor[name]
-    note = f"{inputs.count} {DATA_FREE}" if inputs.count < MIN_ROWS else ""
-    inputs = completed(inputs, [layer.info for layer in layers])
-    return work.write(name, {layer.info.name: inputs for layer in layers}, note)
+def write(
+    work: Work, name: str, inputs: InputStats, read: Read | None = None, ready: Ready | None = None
+) -> Weight | Tensor:
+    """Compress a parameter with what is known of it, and as if it were like any other where nothing is.
+
+    Without enough rows its inputs are taken for white noise, and where no gradient reaches it all of its weights for
+    equally important; its row says so.
+
+    Args:
+        read: reads gradients, for methods that use them.
+        ready: what it has been compressed to already.
+    """
+    infos = [layer.info for layer in work.plan.by_tensor[name]]
+    notes: list[str] = []
+    if walked(work.plan) and inputs.count < MIN_ROWS:
+        notes.append(f"{inputs.count} {DATA_FREE}")
+    if walked(work.plan):
+        inputs = completed(inputs, infos)
+    found = {info.name: None if read is None else read(info.name) for info in infos}
+    for info in infos if read is not None else ():
+        moments = found[info.name]
+        if moments is None or not moments.square.any():
+            notes.append(UNREACHED)
+            found[info.name] = GradientStats.flat(info.shape)
+    known = {name: Known(inputs if inputs.count else None, moments, ready) for name, moments in found.items()}
+    return work.write(name, known, "; ".join(dict.fromkeys(notes)))
 
 
 def scarce(work: Work) -> list[str]:
-    """A warning that names the layers which too few calibration rows reached."""
+    """Warnings that name the layers which too few calibration rows reached, or no gradient."""
     rows = work.rows()
-    found = [row for row in rows if DATA_FREE in row.note]
-    if not found:
-        return []
-    shown = ", ".join(f"{row.name} ({row.note.split()[0]})" for row in found[:3]) + (", ..." if len(found) > 3 else "")
+    few, unreached = ([row for row in rows if said in row.note] for said in (DATA_FREE, UNREACHED))
     chosen = sum(row.method != "-" for row in rows)
-    return [f"{len(found)} of {chosen} layers saw fewer than {MIN_ROWS} calibration rows and are data-free: {shown}"]
+    found: list[str] = []
+    if few:
+        shown = ", ".join(f"{row.name} ({row.note.split()[0]})" for row in few[:3]) + (", ..." if len(few) > 3 else "")
+        found.append(
+            f"{len(few)} of {chosen} layers saw fewer than {MIN_ROWS} calibration rows and are data-free: {shown}"
+        )
+    if unreached:
+        shown = ", ".join(row.name for row in unreached[:3]) + (", ..." if len(unreached) > 3 else "")
+        found.append(
+            f"no gradient of the loss reaches {len(unreached)} of {chosen} layers, which are data-free: {shown}"
+        )
+    return found
 
 
 @dataclass
@@ -169,6 +222,7 @@ class _Writer:
     """Writes the layers of each block as their statistics come in. Here layers go by their parameters' names."""
 
     work: Work
+    read: Read | None
 
     def finished(self, layers: Sequence[str]) -> Mapping[str, Tensor] | None:
         """A block that an earlier run wrote: its parameters as the working files hold them."""
@@ -179,8 +233,12 @@ class _Writer:
 
     def visit(self, stats: Mapping[str, InputStats]) -> Mapping[str, Tensor]:
         parameters = self.work.plan.output.parameters
-        compress_together(self.work, stats)
-        return {name: _dense(write(self.work, name, inputs), parameters[name]) for name, inputs in stats.items()}
+        ready = compress_together(self.work.plan, stats)
+        found: dict[str, Tensor] = {}
+        for name, inputs in stats.items():
+            value = write(self.work, name, inputs, self.read, ready.pop(name, None))
+            found[name] = _dense(value, parameters[name])
+        return found
 
 
 @dataclass

@@ -12,6 +12,7 @@ from aicompress.checkpoint.reader import digests
 from aicompress.checkpoint.statistics import StatisticsWriter
 from aicompress.layer import InputStats
 from aicompress.pipeline.calibration.blocks import Engine, selected
+from aicompress.pipeline.calibration.gradients import differentiate
 from aicompress.pipeline.plan import Plan
 from aicompress.pipeline.processes import Processes
 
@@ -25,17 +26,24 @@ def collect(plan: Plan, path: Path, team: Processes, progress: Callable[[str, in
         RecipeError: the calibration data does not fit the model.
     """
     engine = Engine.of(plan, team)
-    needs = plan.method.needs | ALWAYS
+    needs = (plan.needs - {"gradients"}) | ALWAYS
 
     def tell(done: int, total: int) -> None:
         progress("statistics", done, total)
 
+    def back(done: int, total: int) -> None:
+        progress("gradients", done, total)
+
     if team.rank != 0:
         engine.walk(_Keeper(None), needs, tell, changes=False)
+        if "gradients" in plan.needs:
+            differentiate(plan, team, lambda moments: None, back)
         return
     with StatisticsWriter(path) as writer:
         engine.walk(_Keeper(writer), needs, tell, changes=False)
         writer.add({name: InputStats(0) for name in selected(plan) if name not in engine.wanted})
+        if "gradients" in plan.needs:
+            differentiate(plan, team, writer.add_gradients, back)
         writer.seal(digests(plan.checkpoint.source), engine.record())
 
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from aicompress.layer import InputStats, LayerInfo
 from aicompress.pipeline.calibration.request import input_width
-from aicompress.pipeline.layerwise import Ready, Work, layer_of
-from aicompress.pipeline.plan import LayerPlan
+from aicompress.pipeline.layerwise import Known, Ready, layer_of
+from aicompress.pipeline.plan import LayerPlan, Plan
 
 MIN_ROWS = 16  # with fewer calibration rows a layer is compressed as if nothing were known of its inputs
 
@@ -21,29 +21,30 @@ def completed(inputs: InputStats, layers: Sequence[LayerInfo]) -> InputStats:
     return inputs if inputs.cross is not None else dataclasses.replace(inputs, cross=inputs.gram)
 
 
-def compress_together(work: Work, stats: Mapping[str, InputStats]) -> None:
-    """Make ready what the layers of a block can be compressed to in common.
+def compress_together(plan: Plan, stats: Mapping[str, InputStats]) -> dict[str, Ready]:
+    """What layers of a block can be compressed to in common, by parameter.
 
     Args:
-        work: gets the weights.
+        plan: the step.
         stats: by parameter; those that share their inputs have the same object.
     """
-    together = work.plan.method.together
-    if together is None:
-        return
-    for inputs, jobs in _sharing(work, stats):
+    together = plan.method.together
+    found: dict[str, Ready] = {}
+    for inputs, jobs in _sharing(plan, stats) if together is not None else ():
+        assert together is not None
         start = time.perf_counter()
-        given = completed(inputs, [job.info for job in jobs])
-        weights = together([layer_of(work.plan, job.info, given) for job in jobs], jobs[0].config)
+        known = Known(completed(inputs, [job.info for job in jobs]))
+        weights = together([layer_of(plan, job.info, known) for job in jobs], jobs[0].config)
         share = (time.perf_counter() - start) / len(jobs)
-        work.ready.update({job.info.name: Ready(w, share) for job, w in zip(jobs, weights, strict=True)})
+        found.update({job.info.tensor: Ready(weight, share) for job, weight in zip(jobs, weights, strict=True)})
+    return found
 
 
-def _sharing(work: Work, stats: Mapping[str, InputStats]) -> list[tuple[InputStats, list[LayerPlan]]]:
+def _sharing(plan: Plan, stats: Mapping[str, InputStats]) -> list[tuple[InputStats, list[LayerPlan]]]:
     """Whole layers that have the same statistics and the same parameters of the method, where there are several."""
     found: list[tuple[InputStats, list[LayerPlan]]] = []
     for name, inputs in stats.items():
-        (job, *more) = work.plan.by_tensor[name]
+        (job, *more) = plan.by_tensor[name]
         if more or job.info.part or job.config is None:
             continue
         group = next((jobs for other, jobs in found if other is inputs and jobs[0].config == job.config), None)

@@ -82,9 +82,9 @@ def test_a_stopped_run_goes_on_at_its_last_finished_block(
     visited: list[str] = []
     write = blocks.write
 
-    def noted(work: Any, name: str, inputs: Any) -> Any:
+    def noted(work: Any, name: str, *rest: Any) -> Any:
         visited.append(name)
-        return write(work, name, inputs)
+        return write(work, name, *rest)
 
     monkeypatch.setattr(blocks, "write", noted)
     told: list[tuple[str, int, int]] = []

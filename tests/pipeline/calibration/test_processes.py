@@ -19,10 +19,10 @@ from tests.pipeline.calibration.steps import run, text, write_recipe
 ROOT = Path(__file__).parents[3]
 
 
-def together(source: Path, out: Path, recipe: Path, *options: str) -> str:
+def together(source: Path, out: Path, recipe: Path, *options: str, verb: str = "quantize") -> str:
     """The command under torchrun with two processes; its standard output."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    command = ["aicompress", "quantize", str(source), str(out), "-r", str(recipe), "--latency", "off", *options]
+    command = ["aicompress", verb, str(source), str(out), "-r", str(recipe), "--latency", "off", *options]
     done = subprocess.run(
         [*launcher, *command],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
