@@ -1,8 +1,9 @@
 """What a method is, and how it is found: every module under methods/<command>/ that has a METHOD.
 
-Three kinds of method, by what they are given:
+Four kinds of method, by what they are given:
     layer-wise   one layer in, one stored weight out (`LayerMethod`)
     structural   several tensors and config.json change together (`StructuralMethod`)
+    channels     layers of any network lose channels together (`ChannelMethod`)
     training     a loss between a teacher's and a student's outputs (`DistillMethod`)
 """
 
@@ -100,6 +101,8 @@ class LayerMethod(Method):
             "note" a sentence that says why the layer came out as it did, where that is not obvious.
         together: (layers, config) -> what `apply` gives for each of several layers with the same inputs; None where
             nothing is to be gained by it.
+        by_rows: config -> whether each row is compressed on its own, with no random numbers: then a block of rows gives
+            the same as it would in the whole, and large layers are read, compressed and written in blocks.
         compares: config -> whether it also reads `cross`, the original model's inputs against the compressed one's.
         spares: config -> which of `needs` it does without.
     """
@@ -110,6 +113,7 @@ class LayerMethod(Method):
     settle: Callable[[Sequence[Candidate], int], list[Any]] | None = field(kw_only=True, default=None)
     describe: Callable[[Any, Weight], dict[str, Any]] = field(kw_only=True, default=lambda config, weight: {})
     together: Callable[[Sequence[Layer], Any], list[Weight]] | None = field(kw_only=True, default=None)
+    by_rows: Callable[[Any], bool] = field(kw_only=True, default=lambda config: False)
     compares: Callable[[Any], bool] = field(kw_only=True, default=lambda config: False)
     spares: Callable[[Any], frozenset[str]] = field(kw_only=True, default=lambda config: frozenset())
 
@@ -179,6 +183,39 @@ class StructuralMethod(Method):
     keep: Callable[[Structure, int, Any], list[int]] = field(kw_only=True)
 
     kind: ClassVar[str] = "structural"
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Units that are removed together from every layer that computes or reads them.
+
+    Attributes:
+        structure: name, number of units, and what the tensors of the layers give to each.
+        cohorts: a label for each unit, from 0; as many must stay of every cohort.
+        saliency: what real inputs say of each unit, (units,), where the method asks for it.
+    """
+
+    structure: Structure
+    cohorts: tuple[int, ...]
+    saliency: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ChannelMethod(Method):
+    """A pure choice of the channels that stay.
+
+    Attributes:
+        evidence: config -> what it reads of real inputs: "activation", "taylor", or None.
+        choose: (groups, config, fits) -> the units of each group that stay, ascending. `fits` tells whether the
+            network with such a choice is within the config's target. Deterministic.
+    """
+
+    evidence: Callable[[Any], Literal["activation", "taylor"] | None] = field(kw_only=True)
+    choose: Callable[[Sequence[Channels], Any, Callable[[list[list[int]]], bool]], list[list[int]]] = field(
+        kw_only=True
+    )
+
+    kind: ClassVar[str] = "channels"
 
 
 class LossConfig(MethodConfig):
