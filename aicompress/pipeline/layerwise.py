@@ -171,9 +171,10 @@ def _collect(plan: Plan, team: Processes, progress: Progress) -> bool:
     """Make sure that the files of statistics exist; False for a step that reads none."""
     there = team.gather(plan.request.reads_files)[0]
     if plan.request.stats and not there:
-        from aicompress.pipeline.calibration.collect import collect
+        from aicompress.pipeline.calibration.blocks import selected
+        from aicompress.pipeline.calibration.collect import Wanted, collect
 
-        collect(plan, plan.request.stats[0], team, progress)
+        collect(plan, Wanted(selected(plan), plan.needs), plan.request.stats[0], team, progress)
         team.wait()
     return bool(plan.request.stats)
 

@@ -21,12 +21,12 @@ from aicompress.model.products import rounds
 from aicompress.pipeline.calibration.gradients import differentiate, gradients
 from aicompress.pipeline.calibration.inputs import Inputs, calibration_inputs
 from aicompress.pipeline.calibration.ready import MIN_ROWS, completed, compress_together
-from aicompress.pipeline.calibration.request import module_of
+from aicompress.pipeline.calibration.request import Step, module_of
 from aicompress.pipeline.layerwise import Known, Ready, Work
 from aicompress.pipeline.output import Planned
 from aicompress.pipeline.plan import Plan
 from aicompress.pipeline.processes import Processes
-from aicompress.weights import Weight
+from aicompress.weights import TensorSpec, Weight
 
 DATA_FREE = "calibration rows: data-free"
 UNREACHED = "no gradient reaches it: data-free"
@@ -39,23 +39,28 @@ class Engine:
     """A model that is ready to be walked.
 
     Attributes:
-        plan: the step.
         model, loader: the model and what loads its parts.
         inputs: this process's batches.
         wanted: where the model has each selected parameter; those that it does not have are not in it.
         team: the processes that walk together.
+        rounded: products of float32 matrices round their inputs to bfloat16.
     """
 
-    plan: Plan
     model: Any
     loader: PartialModel
     inputs: Inputs
     wanted: Mapping[str, str | Slot]
     team: Processes
+    rounded: bool = False
 
     @classmethod
-    def of(cls, plan: Plan, team: Processes) -> Engine:
+    def of(cls, plan: Step, tensors: Sequence[str], team: Processes) -> Engine:
         """Build the model without its weights, and read the calibration data.
+
+        Args:
+            plan: the step.
+            tensors: parameters whose layers' inputs are looked at.
+            team: the processes that walk together.
 
         Raises:
             RecipeError: the calibration data does not fit the model.
@@ -64,32 +69,17 @@ class Engine:
         model = module_of(plan.checkpoint, plan.recipe, plan.request.allow_code)
         loader = PartialModel(plan.checkpoint, model)
         inputs = calibration_inputs(plan.checkpoint, model, plan.recipe.calibration, plan.recipe.seed, team)
-        places = {tensor: loader.place_of(tensor) for tensor in selected(plan)}
+        places = {tensor: loader.place_of(tensor) for tensor in tensors}
         wanted = {tensor: place for tensor, place in places.items() if place is not None}
-        return cls(plan, model, loader, inputs, wanted, team)
+        return cls(model, loader, inputs, wanted, team, rounds(plan.recipe.calibration.precision))
 
     def walk(
-        self, visitor: Visitor, needs: frozenset[str], progress: Callable[[int, int], None], changes: bool = True
+        self, visitor: Visitor, needs: frozenset[str], progress: Callable[[int, int], None], **options: Any
     ) -> None:
-        """Bring the statistics of every block to the visitor; say whether that one changes layers."""
-        job = Walk(
-            model=self.model,
-            loader=self.loader,
-            batches=self.inputs.batches,
-            wanted=self.wanted,
-            needs=needs,
-            cross=compares(self.plan),
-            team=self.team,
-            rounded=self.rounded,
-            changes=changes,
-        )
+        """Bring the statistics of every block to the visitor; `cross`, `changes` and such are a `Walk`'s."""
+        model, batches, wanted = self.model, self.inputs.batches, self.wanted
+        job = Walk(model, self.loader, batches, wanted, needs, team=self.team, rounded=self.rounded, **options)
         walk(job, visitor, progress)
-
-    @property
-    def rounded(self) -> bool:
-        """Whether products of float32 matrices round their inputs to bfloat16."""
-        assert self.plan.recipe.calibration is not None
-        return rounds(self.plan.recipe.calibration.precision)
 
     def record(self) -> dict[str, Any]:
         """Where the rows came from, for the report."""
@@ -117,7 +107,7 @@ def compress(work: Work, team: Processes) -> dict[str, Any]:
     Returns:
         The record of the calibration data.
     """
-    engine = Engine.of(work.plan, team)
+    engine = Engine.of(work.plan, selected(work.plan), team)
     left = [name for name in selected(work.plan) if name not in work.journal.done]
     if not team.gather(bool(left))[0]:
         return engine.record()
@@ -125,9 +115,10 @@ def compress(work: Work, team: Processes) -> dict[str, Any]:
         read: Read | None = None if store is None else store.read
         if walked(work.plan):
             engine.walk(
-                _Together(work.plan, team, _Writer(work, read)),
+                Together(_specs(work.plan), team, _Writer(work, read)),
                 walked(work.plan),
                 lambda done, total: work.say(f"block {done} of {total}"),
+                cross=compares(work.plan),
             )
         for name in left:
             if name not in work.journal.done:  # such as a parameter that the running model uses in its own way
@@ -147,13 +138,19 @@ def walked(plan: Plan) -> frozenset[str]:
 
 def follow(plan: Plan, team: Processes) -> None:
     """What the other processes do while the first one compresses: run their share of the batches."""
-    engine = Engine.of(plan, team)
+    engine = Engine.of(plan, selected(plan), team)
     if not team.gather(None)[0]:
         return
     if graded(plan):
         differentiate(plan, team, lambda moments: None, lambda done, total: None)
     if walked(plan):
-        engine.walk(_Together(plan, team, None), walked(plan), lambda done, total: None)
+        visitor = Together(_specs(plan), team, None)
+        engine.walk(visitor, walked(plan), lambda done, total: None, cross=compares(plan))
+
+
+def _specs(plan: Plan) -> dict[str, TensorSpec]:
+    """The dense parameters that a layer-wise step puts into the running model."""
+    return {name: planned.dense for name, planned in plan.output.parameters.items()}
 
 
 def compress_from_files(work: Work, files: Sequence[StatisticsFile]) -> dict[str, Any]:
@@ -242,18 +239,18 @@ class _Writer:
 
 
 @dataclass
-class _Together:
+class Together:
     """A visitor of several processes: what the first one has compressed, all get.
 
     Attributes:
-        plan: the step.
+        specs: what the tensors that are sent look like.
         team: the processes.
         first: does the work; None in all processes but the first.
     """
 
-    plan: Plan
+    specs: Mapping[str, TensorSpec]
     team: Processes
-    first: _Writer | None
+    first: Visitor | None
 
     def finished(self, layers: Sequence[str]) -> Mapping[str, Tensor] | None:
         """As the first process finds it."""
@@ -264,10 +261,9 @@ class _Together:
         return self._sent(None if self.first is None else self.first.visit(stats))
 
     def _sent(self, found: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
-        parameters = self.plan.output.parameters
         sent: dict[str, Tensor] = {}
         for name in self.team.gather(list(found or ()))[0]:
-            spec = parameters[name].dense
+            spec = self.specs[name]
             sent[name] = self.team.send(torch.empty(spec.shape, dtype=spec.dtype) if found is None else found[name])
         return sent
 

@@ -12,7 +12,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.statistics import StatisticsFile
 from aicompress.errors import CompressError, RecipeError, Refused
 from aicompress.layer import LayerInfo
-from aicompress.methods.registry import LayerMethod, MethodConfig
+from aicompress.methods.registry import LayerMethod, MethodConfig, StructuralMethod
 from aicompress.model.objective import LossKind
 from aicompress.recipe import Recipe
 
@@ -45,13 +45,33 @@ class Chosen(Protocol):
     def config(self) -> MethodConfig | None: ...
 
 
+class Step(Protocol):
+    """A plan, as far as calibration asks."""
+
+    @property
+    def checkpoint(self) -> Checkpoint: ...
+
+    @property
+    def recipe(self) -> Recipe: ...
+
+    @property
+    def request(self) -> Request: ...
+
+    @property
+    def layers(self) -> Sequence[Chosen]: ...
+
+
 def input_width(layers: Sequence[LayerInfo]) -> int:
     """Width of a parameter's input: of the whole layer, or of a low-rank one's inner factor."""
     return next(info.shape[1] for info in layers if info.part != "out")
 
 
 def problems(
-    checkpoint: Checkpoint, recipe: Recipe, method: LayerMethod, chosen: Sequence[Chosen], request: Request
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    method: LayerMethod | StructuralMethod,
+    chosen: Sequence[Chosen],
+    request: Request,
 ) -> list[CompressError]:
     """Everything that would keep a method from its statistics."""
     needs = frozenset[str]().union(*(method.reads(layer.config) for layer in chosen if layer.config is not None))
