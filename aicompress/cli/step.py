@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from aicompress.cli import options as o
 from aicompress.cli.progress import reporter
-from aicompress.errors import Refused
 
 if TYPE_CHECKING:
     from aicompress.report.model import Report
@@ -74,8 +73,6 @@ def run(command: str, source: str, out: Path, recipe: tuple[str, list[str]], fla
     make: Any = plan.make_plan
     execute: Any = layerwise.run
     if isinstance(method, ChannelMethod):
-        if flags.stats:
-            raise Refused(f"{loaded.method.name} reads no statistics of inputs", "leave --stats out")
         make, execute = channel_plan.make_plan, channels.run
     elif isinstance(method, StructuralMethod):
         make, execute = structure.make_plan, structure.run

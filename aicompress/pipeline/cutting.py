@@ -92,8 +92,27 @@ class Cutting:
                 self.write(part.tensor, found[part.tensor])
         return found
 
+    def choose(self, number: int, inputs: Mapping[str, InputStats]) -> None:
+        """Choose what stays of a structure by statistics of its consumers' inputs by tensor."""
+        edit, method = self.plan.edit, self.plan.method
+        structure = replace(edit.structures[number], inputs=inputs)
+        self.kept[number] = torch.tensor(method.keep(structure, edit.sizes[number], self.plan.recipe.method))
+
+    def fit(self, number: int, inputs: Mapping[str, InputStats]) -> None:
+        """Write some consumers of a structure whose units are chosen, made anew by statistics of their inputs."""
+        whole, kept = self.plan.edit.structures[number], self.kept[number].tolist()
+        modules = {part.module for part in whole.of("consumer") if part.tensor in inputs}
+        parts = tuple(p for p in whole.parts if p.role in ("consumer", "offset") and p.module in modules)
+        made = self.plan.method.refit(replace(whole, parts=parts, inputs=inputs), kept, self.plan.recipe.method)
+        for name, value in made.items():
+            planned, axes = self.plan.output.parameters[name].dense, self.plan.edit.changes[name].cuts
+            like = torch.empty(planned.shape, dtype=planned.dtype, device="meta")
+            self.write(name, _laid(value, like, axes[0].axis if axes else 0))
+
     def _units(self, number: int) -> Tensor:
         edit = self.plan.edit
+        if number not in self.kept and number in edit.kept:
+            self.kept[number] = torch.tensor(edit.kept[number])
         if number not in self.kept:
             units = self.plan.method.keep(edit.structures[number], edit.sizes[number], self.plan.recipe.method)
             self.kept[number] = torch.tensor(units)

@@ -20,7 +20,8 @@ from aicompress.model.partial import PartialModel
 from aicompress.model.products import rounds
 from aicompress.pipeline.calibration.gradients import differentiate, gradients
 from aicompress.pipeline.calibration.inputs import Inputs, calibration_inputs
-from aicompress.pipeline.calibration.ready import MIN_ROWS, completed, compress_together
+from aicompress.pipeline.calibration.ready import MIN_ROWS as MIN_ROWS
+from aicompress.pipeline.calibration.ready import completed, compress_together
 from aicompress.pipeline.calibration.request import Step, module_of
 from aicompress.pipeline.layerwise import Known, Ready, Work
 from aicompress.pipeline.output import Planned
@@ -74,11 +75,24 @@ class Engine:
         return cls(model, loader, inputs, wanted, team, rounds(plan.recipe.calibration.precision))
 
     def walk(
-        self, visitor: Visitor, needs: frozenset[str], progress: Callable[[int, int], None], **options: Any
+        self,
+        visitor: Visitor,
+        needs: frozenset[str],
+        cross: bool,
+        progress: Callable[[int, int], None],
+        **options: Any,
     ) -> None:
-        """Bring the statistics of every block to the visitor; `cross`, `changes` and such are a `Walk`'s."""
-        model, batches, wanted = self.model, self.inputs.batches, self.wanted
-        job = Walk(model, self.loader, batches, wanted, needs, team=self.team, rounded=self.rounded, **options)
+        """Bring the statistics of every block to the visitor, `cross` among them where they are wanted.
+
+        Args:
+            visitor: compresses layers.
+            needs: statistics to collect.
+            cross: also compare with the original model's inputs.
+            progress: told of every block.
+            options: more fields of `Walk`.
+        """
+        batches, options = self.inputs.batches, {"rounded": self.rounded, **options}
+        job = Walk(self.model, self.loader, batches, self.wanted, needs, cross, self.team, **options)
         walk(job, visitor, progress)
 
     def record(self) -> dict[str, Any]:
@@ -117,8 +131,8 @@ def compress(work: Work, team: Processes) -> dict[str, Any]:
             engine.walk(
                 Together(_specs(work.plan), team, _Writer(work, read)),
                 walked(work.plan),
+                compares(work.plan),
                 lambda done, total: work.say(f"block {done} of {total}"),
-                cross=compares(work.plan),
             )
         for name in left:
             if name not in work.journal.done:  # such as a parameter that the running model uses in its own way
@@ -145,7 +159,7 @@ def follow(plan: Plan, team: Processes) -> None:
         differentiate(plan, team, lambda moments: None, lambda done, total: None)
     if walked(plan):
         visitor = Together(_specs(plan), team, None)
-        engine.walk(visitor, walked(plan), lambda done, total: None, cross=compares(plan))
+        engine.walk(visitor, walked(plan), compares(plan), lambda done, total: None)
 
 
 def _specs(plan: Plan) -> dict[str, TensorSpec]:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from aicompress.checkpoint.statistics import StatisticsFile, merged
 from aicompress.layer import InputStats
-from aicompress.pipeline.calibration.blocks import Engine, Together
-from aicompress.pipeline.calibration.ready import MIN_ROWS
+from aicompress.pipeline.calibration import residual
+from aicompress.pipeline.calibration.blocks import MIN_ROWS, Engine, Together
 from aicompress.pipeline.calibration.request import foreign
 from aicompress.pipeline.cutting import Cutting
 from aicompress.pipeline.processes import Processes
@@ -31,6 +31,8 @@ def choose(work: Cutting, team: Processes, inputs: Future[dict[str, str]]) -> di
         The record of the calibration data.
     """
     plan, chooser = work.plan, _Chooser(work)
+    if plan.method.units == "hidden":
+        return residual.choose(work, team, inputs)
     if plan.request.stats:
         files = [StatisticsFile.open(path) for path in plan.request.stats]
         for structure in plan.edit.changed:
@@ -49,6 +51,9 @@ def choose(work: Cutting, team: Processes, inputs: Future[dict[str, str]]) -> di
 
 def follow(plan: StructurePlan, team: Processes) -> None:
     """What the other processes do while the first one chooses: run their share of the batches."""
+    if plan.method.units == "hidden":
+        residual.follow(plan, team)
+        return
     _walk(plan, Engine.of(plan, plan.edit.consumers, team), Together(plan.checkpoint.parameters(), team, None))
 
 
@@ -57,7 +62,7 @@ def _walk(plan: StructurePlan, engine: Engine, visitor: Together) -> None:
         if isinstance(visitor.first, _Chooser):
             visitor.first.work.say(f"block {done} of {total}")
 
-    engine.walk(visitor, plan.reads, tell, cross=plan.method.compares(plan.recipe.method))
+    engine.walk(visitor, plan.reads, plan.method.compares(plan.recipe.method), tell)
 
 
 def _consumers(plan: StructurePlan, structure: int) -> list[str]:
