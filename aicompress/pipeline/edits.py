@@ -74,6 +74,7 @@ class Edit:
         warnings: what the user should know.
         calibration: where samples came from that decided on the edit.
         files: side files of the output that are not as in the input.
+        kept: the units that stay, for structures where that is decided already.
     """
 
     config: dict[str, Any] | None
@@ -83,6 +84,7 @@ class Edit:
     warnings: tuple[str, ...] = field(default=())
     calibration: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[Path, bytes] = field(default_factory=dict)
+    kept: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def changed(self) -> list[int]:
