@@ -73,8 +73,8 @@ class Edit:
         changes: every parameter of the output in the input's order.
         warnings: what the user should know.
         calibration: where samples came from that decided on the edit.
-        files: side files of the output that are not as in the input.
         kept: the units that stay, for structures where that is decided already.
+        files: side files of the output that are not as in the input.
     """
 
     config: dict[str, Any] | None
@@ -83,8 +83,8 @@ class Edit:
     changes: Mapping[str, Change]
     warnings: tuple[str, ...] = field(default=())
     calibration: Mapping[str, Any] = field(default_factory=dict)
-    files: Mapping[Path, bytes] = field(default_factory=dict)
     kept: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    files: Mapping[Path, bytes] = field(default_factory=dict)
 
     @property
     def changed(self) -> list[int]:
