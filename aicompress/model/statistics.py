@@ -92,8 +92,8 @@ class Sums:
         if "gram" in over:
             _mirror(over["gram"])
         norms = over["gram"].diagonal().clone() if "gram" in over else over.get("squares")
-        rest = [over.get(name) for name in ("absolute", "cross", "total", "original")]
-        return InputStats(self.count, over.get("gram"), norms, *rest, self.largest)
+        means = (over.get("absolute"), over.get("cross"), over.get("total"), over.get("original"))
+        return InputStats(self.count, over.get("gram"), norms, *means, self.largest)
 
 
 def _add_rows(total: Tensor | None, rows: Tensor) -> Tensor:
