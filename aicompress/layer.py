@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -70,6 +70,8 @@ class InputStats:
         norms: mean of x², (in,), or None.
         mean_abs: mean of |x|, (in,), or None.
         cross: mean of x x̂ᵀ, (in, in), x the original model's input where x̂ is the compressed model's; or None.
+        mean: mean of x, (in,), or None.
+        original_mean: mean of the original model's x, (in,), beside `cross`; or None.
         max_abs: largest |x|, (in,), or None.
     """
 
@@ -78,13 +80,16 @@ class InputStats:
     norms: Tensor | None = None
     mean_abs: Tensor | None = None
     cross: Tensor | None = None
+    mean: Tensor | None = None
+    original_mean: Tensor | None = None
     max_abs: Tensor | None = None
 
     @classmethod
     def white(cls, width: int) -> InputStats:
         """Statistics of inputs of which nothing is known: independent, all of one size."""
         identity, ones = torch.eye(width), torch.ones(width)
-        return cls(1, identity, ones, ones, identity, ones)
+        zeros = torch.zeros(width)
+        return cls(1, identity, ones, ones, identity, zeros, zeros, ones)
 
     def divided(self, factors: Tensor) -> InputStats:
         """Statistics of the same inputs with each channel divided by a factor.
@@ -101,8 +106,8 @@ class InputStats:
             return None if found is None else found * by * by[:, None]
 
         norms = None if self.norms is None else self.norms * by.square()
-        absolute, largest = once(self.mean_abs), once(self.max_abs)
-        return InputStats(self.count, twice(self.gram), norms, absolute, twice(self.cross), largest)
+        means = (once(self.mean_abs), twice(self.cross), once(self.mean), once(self.original_mean))
+        return InputStats(self.count, twice(self.gram), norms, *means, once(self.max_abs))
 
     def through(self, matrix: Tensor) -> InputStats:
         """Statistics of y = M x for these x: what the outer factor of a low-rank layer is given.
@@ -119,7 +124,8 @@ class InputStats:
             raise ValueError("only second-order statistics go through a matrix")
         gram = matrix @ self.gram @ matrix.t()
         cross = None if self.cross is None else matrix @ self.cross @ matrix.t()
-        return InputStats(self.count, gram, gram.diagonal().clone(), None, cross)
+        means = [None if mean is None else matrix @ mean for mean in (self.mean, self.original_mean)]
+        return InputStats(self.count, gram, gram.diagonal().clone(), None, cross, *means)
 
     def merged(self, other: InputStats) -> InputStats:
         """Statistics over both samples: means weighted by their counts.
@@ -131,7 +137,7 @@ class InputStats:
         if not self.count or not other.count:
             return self if self.count else other
         found: dict[str, Tensor | None] = {}
-        for name in ("gram", "norms", "mean_abs", "cross", "max_abs"):
+        for name in ("gram", "norms", "mean_abs", "cross", "mean", "original_mean", "max_abs"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if (mine is None) != (theirs is None):
                 raise ValueError(f"only one of the statistics has {name}")
@@ -140,6 +146,35 @@ class InputStats:
             else:
                 found[name] = (mine * self.count + theirs * other.count) / total
         return InputStats(total, **found)
+
+
+@dataclass(frozen=True)
+class GradientStats:
+    """Moments of the gradients g of single samples' losses with respect to a layer's weight matrix.
+
+    Attributes:
+        count: number of samples.
+        mean: mean of g, (out, in) float32: the gradient of the mean loss.
+        square: mean of g², (out, in) float32: with labels drawn from the model's own predictions the diagonal of its
+            Fisher information, and with true labels the empirical one.
+    """
+
+    count: int
+    mean: Tensor
+    square: Tensor
+
+    @classmethod
+    def flat(cls, shape: tuple[int, int]) -> GradientStats:
+        """Moments of gradients of which nothing is known: every weight matters alike."""
+        return cls(1, torch.ones(shape), torch.ones(shape))
+
+    def merged(self, other: GradientStats) -> GradientStats:
+        """Moments over both samples: means weighted by their counts."""
+        total = self.count + other.count
+        if not self.count or not other.count:
+            return self if self.count else other
+        mean = (self.mean * self.count + other.mean * other.count) / total
+        return GradientStats(total, mean, (self.square * self.count + other.square * other.count) / total)
 
 
 @dataclass(frozen=True)
@@ -152,6 +187,7 @@ class Layer:
         stored: the form the weight had in the input, so that a mask or a re-encoding can keep it.
         inputs: calibration statistics, or None for data-free methods.
         seed: seeds the method's own torch.Generator.
+        gradients: moments of the loss's gradient in the weight, or None for methods that do not read them.
     """
 
     info: LayerInfo
@@ -159,7 +195,7 @@ class Layer:
     stored: Weight | None = None
     inputs: InputStats | None = None
     seed: int = 0
-    extras: dict[str, Tensor] = field(default_factory=dict)
+    gradients: GradientStats | None = None
 
 
 def as_matrix(tensor: Tensor, transposed: bool = False) -> Tensor:

@@ -80,6 +80,14 @@ class RewrittenCheckpoint(Checkpoint):
         """A tensor in its own dtype, changed."""
         return self.exact(name).to(self.tensors[name].spec.dtype) if name in self.changes else super().read(name)
 
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Some rows of one tensor, changed."""
+        return self.read(name)[start:stop] if name in self.changes else super().rows(name, start, stop)
+
+    def is_plain(self, parameter: str) -> bool:
+        """Whether a file holds a parameter as it is read."""
+        return parameter not in self.changes and super().is_plain(parameter)
+
     def weight(self, parameter: str) -> Weight:
         """A parameter in the form it is stored in; a changed one in float32."""
         if parameter not in self.changes:

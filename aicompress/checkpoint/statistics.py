@@ -1,11 +1,14 @@
 """Input statistics of layers in a safetensors file: means over calibration rows, and how many rows there were.
 
 Layout: the tensors of a layer are `<parameter>/gram` (in, in) float32, the mean of x xᵀ, `<parameter>/mean_abs` (in,),
-the mean of |x|, `<parameter>/max_abs` (in,), the largest |x|, and `<parameter>/norms` (in,), the mean of x², where no
-Gram matrix holds it as its diagonal.
-Layers with the same input share their tensors. The header's metadata holds, as JSON:
+the mean of |x|, `<parameter>/mean` (in,), the mean of x, `<parameter>/max_abs` (in,), the largest |x|, and
+`<parameter>/norms` (in,), the mean of x², where no Gram matrix holds it as its diagonal.
+Layers with the same input share their tensors. Where gradients were asked for, `<layer>/gradient_mean` and
+`<layer>/gradient_square`, (out, in) float32, are the moments of per-sample gradients in the layer's weight; a factor
+of a low-rank layer is a layer of its own here. The header's metadata holds, as JSON:
     layers      {parameter: parameter whose tensors it shares}
     rows        {parameter with tensors: number of rows}
+    gradients   {layer with gradients: number of samples}; absent where there are none
     inputs      {weight file: sha256} of the checkpoint that was run
     calibration where the rows came from
 """
@@ -30,11 +33,12 @@ from aicompress.checkpoint.header import TensorRef, read_header
 from aicompress.checkpoint.shards import ShardPlan
 from aicompress.checkpoint.writer import CheckpointWriter
 from aicompress.errors import CheckpointError, Refused
-from aicompress.layer import InputStats
+from aicompress.layer import GradientStats, InputStats
 from aicompress.weights import TensorSpec
 
 MARK, VERSION = "aicompress_statistics", "1"
-STATISTICS = ("gram", "norms", "mean_abs", "max_abs")
+STATISTICS = ("gram", "norms", "mean_abs", "mean", "max_abs")
+GRADIENTS = ("gradient_mean", "gradient_square")
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class StatisticsFile:
         tensors: what it holds.
         layers: by parameter, the one whose tensors it shares.
         rows: number of rows by parameter with tensors.
+        samples: number of samples by layer with gradients.
         inputs: sha256 of the weight files that were run.
         calibration: where the rows came from.
     """
@@ -54,6 +59,7 @@ class StatisticsFile:
     tensors: Mapping[str, TensorRef]
     layers: Mapping[str, str]
     rows: Mapping[str, int]
+    samples: Mapping[str, int]
     inputs: Mapping[str, str]
     calibration: Mapping[str, Any]
 
@@ -72,7 +78,8 @@ class StatisticsFile:
             raise CheckpointError(f"{path}: statistics of version {version} are not known", "update aicompress")
         try:
             fields = {name: json.loads(header.metadata[name]) for name in ("layers", "rows", "inputs", "calibration")}
-            found = cls(path, header.tensors, **fields)
+            samples = json.loads(header.metadata.get("gradients", "{}"))
+            found = cls(path, header.tensors, samples=samples, **fields)
             complete = all(int(found.rows[leader]) >= 0 for leader in found.layers.values())
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path} is damaged: its metadata is incomplete", "collect it again") from error
@@ -92,8 +99,25 @@ class StatisticsFile:
         with safe_open(self.path, "pt") as file:
             found: dict[str, Tensor] = {s: file.get_tensor(f"{leader}/{s}") for s in self.specs(parameter)}
         norms = found["gram"].diagonal().clone() if "gram" in found else found.get("norms")
-        means = (found.get("gram"), norms, found.get("mean_abs"))
-        return InputStats(int(self.rows[leader]), *means, max_abs=found.get("max_abs"))
+        rest = {name: found.get(name) for name in ("mean_abs", "mean", "max_abs")}
+        return InputStats(int(self.rows[leader]), found.get("gram"), norms, **rest)
+
+    def gradient_spec(self, layer: str) -> TensorSpec | None:
+        """Dtype and shape of a layer's gradients; None where the file holds none of it."""
+        return self.tensors[f"{layer}/{GRADIENTS[0]}"].spec if layer in self.samples else None
+
+    def gradients(self, layer: str) -> GradientStats | None:
+        """Moments of a layer's gradients; None where the file holds none of it."""
+        if layer not in self.samples:
+            return None
+        with safe_open(self.path, "pt") as file:
+            mean, square = (file.get_tensor(f"{layer}/{s}") for s in GRADIENTS)
+        return GradientStats(int(self.samples[layer]), mean, square)
+
+    def _known(self, parameter: str) -> bool:
+        """Whether there are gradients of a parameter, or of a factor of it."""
+        layer = parameter.removesuffix(".weight")
+        return any(name in self.samples for name in (layer, f"{layer}.low_rank.out", f"{layer}.low_rank.in"))
 
     def summary(self) -> dict[str, Any]:
         """What people ask of the file, JSON-ready: a row per layer, inputs and calibration data."""
@@ -106,7 +130,7 @@ class StatisticsFile:
                     "layer": name,
                     "rows": self.rows[leader],
                     "width": next((spec.shape[-1] for spec in specs.values()), None),
-                    "statistics": ", ".join(specs) or "none",
+                    "statistics": ", ".join([*specs, *(["gradients"] if self._known(name) else [])]) or "none",
                     "spread": spread,
                     "dead": None if norms is None else int((norms == 0).sum()),
                     "shares": leader if leader != name else "",
@@ -125,6 +149,12 @@ def merged(files: Sequence[StatisticsFile], parameter: str) -> InputStats:
     return reduce(InputStats.merged, (file.stats(parameter) for file in files))
 
 
+def merged_gradients(files: Sequence[StatisticsFile], layer: str) -> GradientStats | None:
+    """Moments of a layer's gradients over the samples of several files; None where one of them holds none."""
+    found = [moments for file in files if (moments := file.gradients(layer)) is not None]
+    return reduce(GradientStats.merged, found) if found and len(found) == len(files) else None
+
+
 class StatisticsWriter:
     """Writes a file of statistics as they come in; only those of one call of `add` are in memory.
 
@@ -141,6 +171,7 @@ class StatisticsWriter:
         self.path = path
         self._layers: dict[str, str] = {}
         self._rows: dict[str, int] = {}
+        self._samples: dict[str, int] = {}
         self._specs: dict[str, TensorSpec] = {}
 
     def __enter__(self) -> Self:
@@ -164,12 +195,28 @@ class StatisticsWriter:
             kept = {"gram": found.gram, "norms": found.norms if found.gram is None else None}
             tensors = {
                 f"{name}/{s}": tensor.float().contiguous()
-                for s, tensor in {**kept, "mean_abs": found.mean_abs, "max_abs": found.max_abs}.items()
+                for s, tensor in {
+                    **kept,
+                    "mean_abs": found.mean_abs,
+                    "mean": found.mean,
+                    "max_abs": found.max_abs,
+                }.items()
                 if tensor is not None
             }
-            self._specs.update({key: TensorSpec.of(tensor) for key, tensor in tensors.items()})
-            if tensors:
-                save_file(tensors, self._piece(name))
+            self._put(name, tensors)
+
+    def add_gradients(self, moments: Mapping[str, GradientStats]) -> None:
+        """Keep moments of gradients by layer."""
+        for name, found in moments.items():
+            self._samples[name] = found.count
+            self._put(
+                f"{name}/", {f"{name}/{s}": t for s, t in zip(GRADIENTS, (found.mean, found.square), strict=True)}
+            )
+
+    def _put(self, piece: str, tensors: Mapping[str, Tensor]) -> None:
+        self._specs.update({key: TensorSpec.of(tensor) for key, tensor in tensors.items()})
+        if tensors:
+            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, self._piece(piece))
 
     def _piece(self, name: str) -> Path:
         return Path(self._pieces.name) / f"{hashlib.sha256(name.encode()).hexdigest()}.safetensors"
@@ -177,9 +224,10 @@ class StatisticsWriter:
     def seal(self, inputs: Mapping[str, str], calibration: Mapping[str, Any]) -> None:
         """Put the pieces together, in one step for whoever looks."""
         facts = {"layers": self._layers, "rows": self._rows, "inputs": inputs, "calibration": calibration}
+        facts |= {"gradients": self._samples} if self._samples else {}
         metadata = {MARK: VERSION, **{name: json.dumps(value) for name, value in facts.items()}}
         with CheckpointWriter(self.path, (ShardPlan(self.path.name, self._specs, metadata),)) as writer:
-            for name in self._rows:
+            for name in (*self._rows, *(f"{name}/" for name in self._samples)):
                 if self._piece(name).exists():
                     for key, tensor in load_file(self._piece(name)).items():
                         writer.put(key, tensor)

@@ -1,8 +1,9 @@
 """What a method is, and how it is found: every module under methods/<command>/ that has a METHOD.
 
-Three kinds of method, by what they are given:
+Four kinds of method, by what they are given:
     layer-wise   one layer in, one stored weight out (`LayerMethod`)
     structural   several tensors and config.json change together (`StructuralMethod`)
+    channels     layers of any network lose channels together (`ChannelMethod`)
     training     a loss between a teacher's and a student's outputs (`DistillMethod`)
 """
 
@@ -20,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from aicompress.errors import RecipeError, suggestion
-from aicompress.layer import Layer, LayerInfo
+from aicompress.layer import InputStats, Layer, LayerInfo
 from aicompress.methods.outputs import Anatomy, Output, Outputs
 from aicompress.weights import Weight
 
@@ -49,6 +50,19 @@ class MethodConfig(BaseModel):
         if self.one_of and len(given) != 1:
             raise ValueError(f"give exactly one of {', '.join(self.one_of)}")
         return self
+
+    @classmethod
+    def beneath(cls, given: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+        """What a rule's fields leave of the method's: a preset replaces all, one of `one_of` the others.
+
+        Args:
+            given: fields of the recipe's method.
+            fields: fields of the rule.
+        """
+        kept = {"name": given["name"]} if "preset" in fields else given
+        if any(field in fields for field in cls.one_of):
+            kept = {key: value for key, value in kept.items() if key not in cls.one_of}
+        return kept
 
 
 @dataclass(frozen=True)
@@ -79,11 +93,13 @@ class Candidate:
         info: the layer.
         config: its config.
         read: reads the layer; call it late and drop the result.
+        unit: names the layers that share its input, which are one layer to some readers; None: it is alone.
     """
 
     info: LayerInfo
     config: Any
     read: Callable[[], Layer]
+    unit: Callable[[], str] | None = None
 
 
 class Rotation(Protocol):
@@ -119,13 +135,17 @@ class LayerMethod(Method):
             the output) -> one config per candidate.
         describe: the few knobs a report row shows, from the config and the stored weight or its outline; under the key
             "note" a sentence that says why the layer came out as it did, where that is not obvious.
+        together: (layers, config) -> what `apply` gives for each of several layers with the same inputs; None where
+            nothing is to be gained by it.
+        by_rows: config -> whether each row is compressed on its own, with no random numbers: then a block of rows gives
+            the same as it would in the whole, and large layers are read, compressed and written in blocks.
         compares: config -> whether it also reads `cross`, the original model's inputs against the compressed one's.
         balance: for methods that rescale a model before they compress it: (the layers that read one input, a function
             that makes those factors equal which must be) -> factors, or None to leave this input as it is. `apply` then
             sees the rescaled weight and statistics of the rescaled input.
         rotation: for methods that rotate a model's residual stream before they compress it: (its width, whether the
             vector of ones must stay, seed) -> the rotation. `apply` then sees the rotated model.
-        reads: config -> the statistics that it reads where these depend on the config; None: `needs`.
+        spares: config -> which of `needs` it does without.
     """
 
     apply: Callable[[Layer, Any], Weight] = field(kw_only=True)
@@ -133,14 +153,20 @@ class LayerMethod(Method):
     check: Callable[[LayerInfo, Any], tuple[str, str] | None] = field(kw_only=True, default=lambda info, config: None)
     settle: Callable[[Sequence[Candidate], int], list[Any]] | None = field(kw_only=True, default=None)
     describe: Callable[[Any, Weight], dict[str, Any]] = field(kw_only=True, default=lambda config, weight: {})
+    together: Callable[[Sequence[Layer], Any], list[Weight]] | None = field(kw_only=True, default=None)
+    by_rows: Callable[[Any], bool] = field(kw_only=True, default=lambda config: False)
     compares: Callable[[Any], bool] = field(kw_only=True, default=lambda config: False)
     balance: Callable[[Sequence[Candidate], Callable[[Tensor], Tensor]], Balance | None] | None = field(
         kw_only=True, default=None
     )
     rotation: Callable[[int, bool, int], Rotation] | None = field(kw_only=True, default=None)
-    reads: Callable[[Any], frozenset[str]] | None = field(kw_only=True, default=None)
+    spares: Callable[[Any], frozenset[str]] = field(kw_only=True, default=lambda config: frozenset())
 
     kind: ClassVar[str] = "layerwise"
+
+    def reads(self, config: Any) -> frozenset[str]:
+        """Statistics that a config needs."""
+        return self.needs - self.spares(config)
 
     @property
     def rewrites(self) -> bool:
@@ -155,16 +181,20 @@ class Part:
     Attributes:
         tensor: the parameter.
         module: the layer it belongs to, or the part of a fused one; a weight and its bias share it.
-        role: a producer computes the units, a consumer reads them; a whole unit is neither.
+        role: a producer computes the units, a consumer reads them, an offset is added to what a consumer gives; a whole
+            unit is none of these.
         first: the unit that the first row belongs to.
-        read: float32 matrix (units, numbers): row j belongs to unit first + j. Call it late and drop the result.
+        read: float32 matrix (units, numbers): row j belongs to unit first + j; one row for an offset. Call it late and
+            drop the result.
+        span: entries of the tensor's axis that make a unit; a row holds them one after the other.
     """
 
     tensor: str
     module: str
-    role: Literal["producer", "consumer", "whole"]
+    role: Literal["producer", "consumer", "offset", "whole"]
     first: int
     read: Callable[[], Tensor]
+    span: int = 1
 
 
 @dataclass(frozen=True)
@@ -175,11 +205,23 @@ class Structure:
         name: prefix of its tensors.
         size: number of units.
         parts: what each of its tensors gives to the units.
+        groups: the units lie in as many runs of equal length, and as many stay of each.
+        worth: heads that a unit stands for; of experts, how many a token goes to.
+        inputs: statistics of the consumers' inputs by tensor, for methods that read them.
+        importance: (units,) measured with calibration data, for methods that ask for it.
     """
 
     name: str
     size: int
     parts: tuple[Part, ...]
+    groups: int = 1
+    worth: int = 1
+    inputs: Mapping[str, InputStats] = field(default_factory=dict)
+    importance: Tensor | None = None
+
+    def of(self, role: str) -> tuple[Part, ...]:
+        """The parts of one role."""
+        return tuple(part for part in self.parts if part.role == role)
 
 
 class StructuralConfig(MethodConfig):
@@ -196,17 +238,63 @@ class StructuralMethod(Method):
     """A pure choice of the units that stay; the driver cuts tensors, renumbers and edits config.json.
 
     Attributes:
-        units: what it chooses among: whole blocks, or neurons of feed-forward layers.
+        units: what it chooses among: whole blocks, neurons of feed-forward layers, heads of attentions, coordinates of
+            the hidden width, or experts of mixtures.
         sizes: (structures, config) -> how many units of each structure stay; decided before any weight is read.
             Raises RecipeError when the config is impossible for them.
         keep: (structure, how many, config) -> the units that stay, ascending. Deterministic.
+        reads: config -> what it needs to know: statistics of the consumers' inputs, any of "gram", "norms", "mean_abs",
+            "mean"; of whole blocks their "influence" or "gradients", of experts "reap" or "frequency".
+        compares: config -> whether it also reads `cross`, the original model's inputs against the compressed one's.
+        refits: config -> whether `refit` gives values.
+        refit: (structure, units that stay, config) -> new float32 values by tensor, for consumers as `Part.read` gives
+            them, the rows of the units that stay, and for offsets; nothing where the rest stays as it is.
     """
 
-    units: Literal["blocks", "neurons"] = field(kw_only=True)
+    units: Literal["blocks", "neurons", "heads", "hidden", "experts"] = field(kw_only=True)
     sizes: Callable[[Sequence[Structure], Any], list[int]] = field(kw_only=True)
     keep: Callable[[Structure, int, Any], list[int]] = field(kw_only=True)
+    reads: Callable[[Any], frozenset[str]] = field(kw_only=True, default=lambda config: frozenset())
+    compares: Callable[[Any], bool] = field(kw_only=True, default=lambda config: False)
+    refits: Callable[[Any], bool] = field(kw_only=True, default=lambda config: False)
+    refit: Callable[[Structure, Sequence[int], Any], Mapping[str, Tensor]] = field(
+        kw_only=True, default=lambda structure, kept, config: {}
+    )
 
     kind: ClassVar[str] = "structural"
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Units that are removed together from every layer that computes or reads them.
+
+    Attributes:
+        structure: name, number of units, and what the tensors of the layers give to each.
+        cohorts: a label for each unit, from 0; as many must stay of every cohort.
+        saliency: what real inputs say of each unit, (units,), where the method asks for it.
+    """
+
+    structure: Structure
+    cohorts: tuple[int, ...]
+    saliency: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ChannelMethod(Method):
+    """A pure choice of the channels that stay.
+
+    Attributes:
+        evidence: config -> what it reads of real inputs: "activation", "taylor", or None.
+        choose: (groups, config, fits) -> the units of each group that stay, ascending. `fits` tells whether the
+            network with such a choice is within the config's target. Deterministic.
+    """
+
+    evidence: Callable[[Any], Literal["activation", "taylor"] | None] = field(kw_only=True)
+    choose: Callable[[Sequence[Channels], Any, Callable[[list[list[int]]], bool]], list[list[int]]] = field(
+        kw_only=True
+    )
+
+    kind: ClassVar[str] = "channels"
 
 
 class LossConfig(MethodConfig):

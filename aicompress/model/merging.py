@@ -35,6 +35,12 @@ class Slot:
     begin: tuple[int, int]
     transposed: bool
 
+    def read(self, merged: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """The matrix of a shape out of its part of the merged tensor."""
+        (row, column), (rows, columns) = self.begin, shape[::-1] if self.transposed else shape
+        part = merged[self.expert, row : row + rows, column : column + columns]
+        return part.t() if self.transposed else part
+
     def write(self, merged: Tensor, dense: Tensor) -> None:
         """Put a matrix into its part of the merged tensor, in place."""
         part = dense.t() if self.transposed else dense

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
+from aicompress.model.channels.cut import resize
 from aicompress.model.filling import Filling
 from aicompress.model.merging import Slot, slots
 from aicompress.model.modeling_aicompress import parameter_names
@@ -31,6 +32,7 @@ class PartialModel:
     def __init__(
         self, checkpoint: Checkpoint, model: Any, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
     ) -> None:
+        resize(model, checkpoint)
         self.model = model
         self.hugging = hasattr(model, "all_tied_weights_keys")
         self._filling = Filling(checkpoint, torch.device(device), dtype, fast=False)
@@ -82,6 +84,13 @@ class PartialModel:
             self._filling.merge(self.model, target, {name: self.targets[name][1] for name in sources})
         if not self._started:
             self._start()
+        elif self.hugging:
+            self._tie()
+
+    def _tie(self) -> None:
+        """Give a parameter that is not there the tensor that it shares."""
+        for target, source in self.model.all_tied_weights_keys.items():
+            self._filling.tie(self.model, target, source)
 
     def _start(self) -> None:
         """Make the buffers that the architecture computes, and ties; parameters still to come stay on meta."""
@@ -95,8 +104,7 @@ class PartialModel:
             return
         for tensor in (*self.model.parameters(), *self.model.buffers()):
             tensor._is_hf_initialized = isinstance(tensor, nn.Parameter)
-        for target, source in self.model.all_tied_weights_keys.items():
-            self._filling.tie(self.model, target, source)
+        self._tie()
         self.model.initialize_weights()
 
     def replace(self, name: str, dense: Tensor) -> None:
@@ -106,11 +114,19 @@ class PartialModel:
             merged = self.model.get_submodule(place.module)._parameters[place.leaf]
             place.write(merged.data, dense)
         else:
-            self._put(self.targets[name][0], dense)
+            for target in self._tied_with(self.targets[name][0]):
+                self._put(target, dense)
+
+    def _tied_with(self, target: str) -> list[str]:
+        """A parameter of the model and those tied to it that the checkpoint does not hold."""
+        ties = self.model.all_tied_weights_keys if self.hugging else {}
+        ends = [end for end, source in ties.items() if source == target]
+        ends += [ties[target]] if target in ties else []
+        return [target, *(end for end in ends if end not in self._filling.held)]
 
     def drop(self, owns: Callable[[str], bool]) -> None:
         """Send parameters back to the meta device; computed buffers stay."""
-        for name, parameter in list(self.model.named_parameters()):
+        for name, parameter in list(self.model.named_parameters(remove_duplicate=False)):
             if owns(name):
                 parent, _, leaf = name.rpartition(".")
                 empty = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)

@@ -1,317 +1,184 @@
-"""The residual stream of a model: who reads it, who writes it, and whether it can be turned without anyone noticing.
+"""The hidden width of a transformer: every axis that its residual stream lies on, found by asking for another width.
 
-A turn R (an orthogonal matrix) of the stream is taken up by all that writes it (W → Rᵀ W, embeddings E → E R) and
-undone by all that reads it (W → W R). That is possible where everything reads it through a normalization whose weight
-has been moved into the readers. Nothing here knows an architecture: parts are found by watching blocks run on random
-weights, and a turned block must give the turned output.
+config.json's `hidden_size` is changed and the model built again on the meta device. Where heads have a size of their
+own, exactly the axes of the residual stream change: of embeddings, norms, heads, and the one side of each matrix that
+reads it or adds to it. Where heads are a share of the hidden width, other axes change as well, and the shapes do not
+tell which is which: a miniature does (see `model.miniature`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from aicompress.checkpoint.naming import is_transposed
+from aicompress.errors import CheckpointError
+from aicompress.model import miniature
+from aicompress.model.architecture import (
+    DEPTH_FIELDS,
+    WIDTH_FIELDS,
+    Architecture,
+    Coupling,
+    Path,
+    fields,
+    keep_blocks,
+    value_at,
+    with_value,
+)
+from aicompress.model.kinds import layer_kinds
+from aicompress.model.shapes import build, stored_shapes
 
-from aicompress.errors import Refused
-from aicompress.model.blocks import Block, find_blocks
-from aicompress.model.partial import PartialModel
-from aicompress.model.places import Axis, Search, call_axis, reads
-from aicompress.model.probing import in_checkpoint, kind_of, prepare, sources_of
-from aicompress.model.streams import Arrival, Stream, gate
-from aicompress.model.watching import Seen, watched
-
-TOLERANCE = 1e-3  # of the largest number
-Turn = Callable[[Tensor, int], Tensor]  # (tensor, axis) -> the tensor with R applied along the axis
-Turns = Callable[[int, bool], Turn]  # (width, whether the vector of ones must stay) -> a random turn
-
-
-@dataclass(frozen=True)
-class Reader:
-    """A normalization of the residual stream and what is given its output.
-
-    Attributes:
-        weight: its weight, with the offset that is added to it.
-        bias: its bias, or None.
-        matrices: the matrices that read it, along their input channels.
-    """
-
-    weight: Axis
-    bias: Axis | None
-    matrices: tuple[Axis, ...]
+FIELDS = ("hidden_size", "d_model", "n_embd", "dim")
+HEAD_COUNTS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+HINT = "prune its heads, feed-forward neurons or layers instead"
 
 
 @dataclass(frozen=True)
 class Residual:
-    """What touches the residual stream, in a block or a model.
+    """The coordinates of the residual stream.
 
     Attributes:
-        width: of the stream.
-        readers: norms and their readers.
-        writers: matrices and biases along their output channels, and embeddings.
-        centred: some norm subtracts the mean, so that a turn must keep the vector of ones.
+        width: how many there are.
+        field: their number in config.json.
+        config: config.json with the size of a head given, where it would follow from the hidden width otherwise.
+        couplings: every tensor that has an axis of coordinates: one that adds to the stream is a producer, one that
+            reads it a consumer; norms count as producers.
+        inner: every tensor that has an axis along which heads lie whose size is a share of the width; none where heads
+            have a size of their own.
+        heads: how many heads share it.
     """
 
     width: int
-    readers: tuple[Reader, ...] = ()
-    writers: tuple[Axis, ...] = ()
-    centred: bool = False
+    field: Path
+    config: Mapping[str, Any]
+    couplings: tuple[Coupling, ...]
+    inner: tuple[Coupling, ...] = ()
+    heads: int = 1
 
-    def changes(self, read: Callable[[str], Tensor], turn: Turn) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
-        """Every parameter that a turn changes, and how.
+    def narrowed(self, width: int) -> dict[str, Any]:
+        """config.json of a model of another hidden width."""
+        return with_value(self.config, self.field, width)
 
-        Args:
-            read: gives a norm's weight.
-            turn: applies R along an axis.
-        """
-        for reader in self.readers:
-            scale = read(reader.weight.parameter).float() + reader.weight.offset
-            yield reader.weight.parameter, _constant(1 - reader.weight.offset)
-            if reader.bias is not None:
-                yield reader.bias.parameter, _divided(scale, turn)
-            for axis in reader.matrices:
-                yield axis.parameter, _read(axis, scale, turn)
-        for axis in self.writers:
-            yield axis.parameter, _written(axis, turn)
-
-
-def _constant(value: float) -> Callable[[Tensor], Tensor]:
-    return lambda tensor: torch.full_like(tensor, value)
-
-
-def _divided(scale: Tensor, turn: Turn) -> Callable[[Tensor], Tensor]:
-    """A norm's bias when its weight has moved on: b / w, turned; where w is zero nothing is left to divide."""
-    return lambda bias: turn(torch.where(scale == 0, 0.0, bias / scale), 0)
-
-
-def _read(axis: Axis, scale: Tensor, turn: Turn) -> Callable[[Tensor], Tensor]:
-    return lambda tensor: turn(axis.scaled(tensor, scale), axis.axis)
-
-
-def _written(axis: Axis, turn: Turn) -> Callable[[Tensor], Tensor]:
-    return lambda tensor: turn(tensor, axis.axis)
-
-
-def find_residual(model: Any, loader: PartialModel, batch: Mapping[str, Tensor], turns: Turns) -> Residual:
-    """Find what touches a model's residual stream, by names in its checkpoint.
-
-    Args:
-        model: on the meta device.
-        loader: fills parts of it with float32 noise.
-        batch: a few samples, as keyword arguments of its forward.
-        turns: makes turns to try.
-
-    Raises:
-        Refused: the model computes something else when its residual stream is turned.
-    """
-    blocks = find_blocks(model)
-    prepare(model)
-    loader.load(lambda name: not any(block.owns(name) for block in blocks))
-    ungate = gate([block.module for block in blocks])
-    try:
-        return _Stream(model, loader, blocks, batch, turns).residual()
-    finally:
-        ungate()
-        loader.drop(lambda name: True)
-
-
-@dataclass
-class _Stream:
-    """One search."""
-
-    model: Any
-    loader: PartialModel
-    blocks: Sequence[Block]
-    batch: Mapping[str, Tensor]
-    turns: Turns
-
-    def residual(self) -> Residual:
-        kinds = [kind_of(block.module) for block in self.blocks]
-        first, inputs, outputs, found = self._walk(kinds)
-        width, centred = inputs.shape[-1], any(part.centred for part in found.values())
-        outer = self._outer(first, width, found, centred)
-        turn = self.turns(width, centred)
-        parameters = dict(self.model.named_parameters())
-        with changed(parameters, outer.changes(parameters.__getitem__, turn)):
-            stream = self._started()
-            try:
-                same = _close(_hidden(stream.arrival), turn(inputs, -1))
-                while (arrival := stream.arrival) is not None:
-                    stream.advance(_turned(outputs[kinds[arrival.block]], turn))
-                seen: Seen = stream.result
-            finally:
-                stream.abandon()
-        if not same or not _alike(seen.output, first.output):
-            raise Refused("what lies before or after the model's blocks does not turn with the residual stream", "")
-        return self._named(kinds, found, outer)
-
-    def _started(self) -> Stream:
-        stream = Stream(lambda: watched(self.model, lambda: self.model(**self.batch)))
-        stream.start()
-        return stream
-
-    def _walk(self, kinds: Sequence[Any]) -> tuple[Seen, Tensor, dict[Any, Any], dict[Any, Residual]]:
-        """Once through the model: what its outer part does, the first block's input, each kind's output and parts."""
-        stream, outputs, found, inputs = self._started(), {}, {}, None
+    def refusal(self, width: int) -> str | None:
+        """Why transformers does not take a width; None where it does."""
         try:
-            while (arrival := stream.arrival) is not None:
-                block, kind = self.blocks[arrival.block], kinds[arrival.block]
-                inputs = _hidden(arrival).clone() if inputs is None else inputs
-                if kind not in found:
-                    self.loader.load(block.owns)
-                    found[kind], outputs[kind] = self._block(block.module, arrival)
-                    self.loader.drop(block.owns)
-                stream.advance(outputs[kind])
-            seen: Seen = stream.result
-        finally:
-            stream.abandon()
-        if inputs is None:
-            raise Refused("the model's forward pass reaches none of its blocks", "")
-        return seen, inputs, outputs, found
-
-    def _block(self, block: nn.Module, arrival: Arrival) -> tuple[Residual, Any]:
-        """The parts of one block, and its output."""
-        hidden = _hidden(arrival)
-        search = Search(block, lambda: block(*arrival.args, **arrival.kwargs))
-        width, parameters = hidden.shape[-1], dict(block.named_parameters())
-        with torch.no_grad():
-            output = search.run()
-            readers = [reader for name in search.first.norms if (reader := _reader(search, name, width)) is not None]
-            behind = {axis.parameter for reader in readers for axis in reader.matrices}
-            writers = _writers(search.first, parameters, width, behind)
-            for centred in (False, True):
-                turn, found = self.turns(width, centred), Residual(width, tuple(readers), writers, centred)
-                moved = _replaced(arrival, hidden, turn(hidden, -1))
-                with changed(parameters, found.changes(parameters.__getitem__, turn)):
-                    again = block(*moved.args, **moved.kwargs)
-                if readers and writers and _close(_first(again), turn(_first(output), -1)):
-                    return found, output
-        raise Refused(f"a block of type {type(block).__name__} does not turn with its residual stream", "")
-
-    def _outer(self, seen: Seen, width: int, found: Mapping[Any, Residual], centred: bool) -> Residual:
-        """Embeddings, the last norm and the head."""
-        parameters = dict(self.model.named_parameters())
-        inside = [name for name in parameters if any(block.owns(name) for block in self.blocks)]
-        offsets = {reader.weight.offset for part in found.values() for reader in part.readers}
-        readers: list[Reader] = []
-        for name, output in seen.norms.items():
-            matrices = _given(seen, parameters, output)
-            if matrices and f"{name}.weight" not in inside:
-                bias = Axis(f"{name}.bias", 0) if f"{name}.bias" in parameters else None
-                readers.append(Reader(Axis(f"{name}.weight", 0, min(offsets)), bias, matrices))
-        behind = {axis.parameter for reader in readers for axis in reader.matrices}
-        writers = [
-            Axis(f"{name}.weight", 1)
-            for name, module in self.model.named_modules()
-            if isinstance(module, nn.Embedding) and module.embedding_dim == width and f"{name}.weight" not in inside
-        ]
-        return Residual(width, tuple(readers), (*writers, *_writers(seen, parameters, width, behind)), centred)
-
-    def _named(self, kinds: Sequence[Any], found: Mapping[Any, Residual], outer: Residual) -> Residual:
-        """All parts of the model by names in the checkpoint."""
-        sources = sources_of(self.loader)
-        readers: list[Reader] = []
-        writers: list[Axis] = []
-        for prefix, part in [
-            ("", outer),
-            *((f"{b.name}.", found[k]) for b, k in zip(self.blocks, kinds, strict=True) if k in found),
-        ]:
-            for reader in part.readers:
-                own = self._axes((reader.weight, *((reader.bias,) if reader.bias else ())), prefix, sources)
-                matrices = self._axes(reader.matrices, prefix, sources)
-                readers.append(Reader(own[0], own[1] if reader.bias else None, matrices))
-            writers += self._axes(part.writers, prefix, sources)
-        return replace(outer, readers=tuple(readers), writers=tuple(writers))
-
-    def _axes(self, axes: Sequence[Axis], prefix: str, sources: Mapping[str, Sequence[str]]) -> tuple[Axis, ...]:
-        found = in_checkpoint(axes, prefix, sources, self.loader)
-        if found is None:
-            names = ", ".join(prefix + axis.parameter for axis in axes[:3])
-            raise Refused(f"{names}: the checkpoint keeps it in a form that cannot be turned", "")
-        return found
-
-
-def _reader(search: Search, name: str, width: int) -> Reader | None:
-    """A norm of the stream's width whose weight can move into what reads it."""
-    calls = [call for call in search.first.calls if reads(call.given, search.first.norms[name])]
-    if not calls or calls[0].given.shape[-1] != width:
+            build(self.narrowed(width))
+        except CheckpointError as error:
+            return error.message
         return None
-    place = search.norm(name, calls)
-    if place is None:
-        return None
-    weight, *bias = place.producers
-    return Reader(weight, bias[0] if bias else None, place.consumers)
 
 
-def _given(seen: Seen, parameters: Mapping[str, Tensor], output: Tensor) -> tuple[Axis, ...]:
-    """The matrices that are given an output."""
-    return tuple({call_axis(parameters, call): None for call in seen.calls if reads(call.given, output)})
-
-
-def _writers(seen: Seen, parameters: Mapping[str, Tensor], width: int, readers: Iterable[str]) -> tuple[Axis, ...]:
-    """Matrices that give as many channels as the stream has and do not read it, and their biases."""
-    found: dict[Axis, None] = {}
-    for call in seen.calls:
-        axis = parameters[call.parameter].ndim - (1 if call.transposed else 2)
-        if parameters[call.parameter].shape[axis] == width and call.parameter not in readers:
-            found[Axis(call.parameter, axis)] = None
-            if call.bias:
-                found[Axis(call.bias, 0)] = None
-    return tuple(found)
-
-
-@contextmanager
-def changed(
-    parameters: Mapping[str, Tensor], changes: Iterable[tuple[str, Callable[[Tensor], Tensor]]]
-) -> Iterator[None]:
-    """Parameters changed in place, and restored after."""
-    before: dict[str, Tensor] = {}
-    try:
-        for name, change in list(changes):
-            data = parameters[name].data
-            before.setdefault(name, data.clone())
-            data.copy_(change(data))
-        yield
-    finally:
-        for name, tensor in before.items():
-            parameters[name].data.copy_(tensor)
-
-
-def _hidden(arrival: Arrival | None) -> Tensor:
-    """The residual stream as a block is given it.
+def residual(architecture: Architecture) -> Residual:
+    """The residual stream of a checkpoint.
 
     Raises:
-        Refused: the block is given nothing of the kind.
+        CheckpointError: no field of config.json sets its width, or its axes cannot be told.
     """
-    given = () if arrival is None else (*arrival.args, *arrival.kwargs.values())
-    found = next((t for t in given if isinstance(t, Tensor) and t.is_floating_point() and t.ndim == 3), None)
-    if found is None:
-        raise Refused("the model's blocks are not given hidden states", "")
-    return found
+    reasons: list[str] = []
+    for field in fields(architecture.config, FIELDS):
+        width = value_at(architecture.config, field)
+        if not isinstance(width, int) or width < 2:
+            continue
+        for config in _with_sizes(architecture, field, width):
+            found = _probed(architecture, config, field, width)
+            if isinstance(found, Residual):
+                return found
+            reasons.append(found)
+    raise CheckpointError(
+        f"the hidden width cannot be narrowed: {reasons[-1]}" if reasons else "config.json sets no hidden width", HINT
+    )
 
 
-def _replaced(arrival: Arrival, old: Tensor, new: Tensor) -> Arrival:
-    args = tuple(new if value is old else value for value in arrival.args)
-    return replace(arrival, args=args, kwargs={k: new if v is old else v for k, v in arrival.kwargs.items()})
+def _with_sizes(architecture: Architecture, field: Path, width: int) -> Iterator[dict[str, Any]]:
+    """config.json with the size of a head and of feed-forward layers written down, where the width would set them."""
+    edited = copy.deepcopy(dict(architecture.config))
+    section = value_at(edited, field[:-1])
+    for name in WIDTH_FIELDS:
+        if section.get(name, 0) is None:
+            sizes = {each.width for each in architecture.feed_forwards() if each.field == (*field[:-1], name)}
+            section[name] = sizes.pop() if len(sizes) == 1 else None
+    heads = next((section[name] for name in HEAD_COUNTS if isinstance(section.get(name), int)), 0)
+    if not section.get("head_dim") and not section.get("d_kv") and heads and width % heads == 0:
+        written = copy.deepcopy(edited)
+        value_at(written, field[:-1])["head_dim"] = width // heads
+        if stored_shapes(build(written)) == architecture.shapes and _listens(written, field):
+            yield written
+            return
+    yield edited
 
 
-def _first(output: Any) -> Tensor:
-    found: Tensor = output if isinstance(output, Tensor) else output[0]
-    return found
+def _listens(config: Mapping[str, Any], field: Path) -> bool:
+    """Whether the architecture reads the size of a head that config.json gives."""
+    path = (*field[:-1], "head_dim")
+    return stored_shapes(build(with_value(config, path, 2 * value_at(config, path)))) != stored_shapes(build(config))
 
 
-def _turned(output: Any, turn: Turn) -> Any:
-    if isinstance(output, Tensor):
-        return turn(output, -1)
-    return type(output)((turn(output[0], -1), *output[1:]))
+def _probed(architecture: Architecture, config: Mapping[str, Any], field: Path, width: int) -> Residual | str:
+    """The residual stream as another width shows it, or why it cannot be told."""
+    model = build(config)
+    before, after = stored_shapes(model), stored_shapes(build(with_value(config, field, 2 * width)))
+    if before != architecture.shapes:
+        return "the sizes that follow from it cannot be written down in config.json"
+    if set(after) != set(before):
+        return f"{'.'.join(field)} of config.json adds or removes tensors"
+    axes = {name: changed_axes(shape, after[name], width) for name, shape in before.items()}
+    strange = next((name for name, found in axes.items() if found is None), None)
+    if strange is not None:
+        return f"{architecture.on_disk(strange)} of shape {before[strange]} does not change as the stream does"
+    heads = next(iter(integers(config, HEAD_COUNTS)), 1)
+    parts = miniature.parts_of(_miniatures(config, field, heads), heads)
+    if isinstance(parts, str):
+        return parts
+    return _coupled(architecture, model, (config, field, width, heads), parts)
 
 
-def _close(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and bool((one - other).abs().max() <= TOLERANCE * other.abs().max())
+def changed_axes(shape: tuple[int, ...], after: tuple[int, ...], width: int) -> dict[int, int] | None:
+    """Axes that follow the width, with how many times it lies on each; None where one follows it otherwise."""
+    found = {axis: size // width for axis, size in enumerate(shape) if after[axis] != size}
+    fits = all(shape[axis] == times * width and after[axis] == 2 * shape[axis] for axis, times in found.items())
+    return found if fits and all(found.values()) else None
 
 
-def _alike(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    return len(some) == len(others) and all(_close(one, other) for one, other in zip(some, others, strict=True))
+def _miniatures(config: Mapping[str, Any], field: Path, heads: int) -> tuple[Any, Any]:
+    """The same architecture of two blocks with few coordinates for each head, on the meta device."""
+    edited = dict(config)
+    for depth in fields(config, DEPTH_FIELDS):
+        size = value_at(config, depth)
+        if isinstance(size, int) and size > 2:
+            edited = keep_blocks(edited, depth, range(2))
+    sizes = (miniature.NARROW * heads, miniature.WIDE * heads)
+    return build(with_value(edited, field, sizes[0])), build(with_value(edited, field, sizes[1]))
+
+
+def _coupled(
+    architecture: Architecture, model: Any, where: tuple[Mapping[str, Any], Path, int, int], parts: miniature.Parts
+) -> Residual | str:
+    """The stream's tensors under their names on disk, from what the miniature shows of each kind of tensor."""
+    config, field, width, heads = where
+    names = [architecture.on_disk(name) for name in architecture.shapes]
+    kinds = layer_kinds(dict(architecture.config), names) or {}
+    tied = {architecture.on_disk(name) for pair in getattr(model, "all_tied_weights_keys", {}).items() for name in pair}
+    after = stored_shapes(build(with_value(config, field, 2 * width)))
+    stream: list[Coupling] = []
+    inner: list[Coupling] = []
+    for name, shape in architecture.shapes.items():
+        disk = architecture.on_disk(name)
+        if disk in tied and disk not in architecture.specs:
+            continue  # stored once, under its other name
+        transposed = is_transposed(disk, dict(architecture.config)) and len(shape) == 2
+        for axis, times in (changed_axes(shape, after[name], width) or {}).items():
+            reading = len(shape) == 2 and kinds.get(disk) != "embedding" and axis == (0 if transposed else 1)
+            role: Any = "consumer" if reading and disk not in tied else "producer"
+            inside = parts.get((miniature.family(name), axis)) == "inner"
+            (inner if inside else stream).append(Coupling(disk, axis, times, role))
+    if {coupling.role for coupling in stream} != {"producer", "consumer"}:
+        return f"{'.'.join(field)} of config.json governs no stream that is written and read"
+    return Residual(width, field, config, tuple(stream), tuple(inner), heads)
+
+
+def integers(config: Mapping[str, Any], names: Iterable[str]) -> list[int]:
+    """Whole numbers under these names, at the top of config.json or one level below."""
+    sections = [config, *(value for value in config.values() if isinstance(value, dict))]
+    return [section[name] for section in sections for name in names if isinstance(section.get(name), int)]

@@ -3,40 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from aicompress import __version__
 from aicompress.checkpoint import CheckpointWriter
 from aicompress.checkpoint.journal import Journal, require_same
 from aicompress.checkpoint.place import working_path
 from aicompress.checkpoint.reader import digests, require_finite
 from aicompress.checkpoint.source import Source
 from aicompress.checkpoint.statistics import StatisticsFile
-from aicompress.data import digest
-from aicompress.errors import CompressError
-from aicompress.layer import InputStats, from_matrix
+from aicompress.layer import GradientStats, InputStats, Layer, LayerInfo, from_matrix
 from aicompress.measure import rel_error
 from aicompress.methods.zeros import kept_zero
 from aicompress.pipeline.calibration.rescaling import Rescaling
+from aicompress.pipeline.fingerprint import fingerprint
 from aicompress.pipeline.finish import Facts, finish, written_report
 from aicompress.pipeline.latency import Mode
+from aicompress.pipeline.layer_rows import changed_row, idle_row, noted
 from aicompress.pipeline.output import with_digests
-from aicompress.pipeline.plan import LayerPlan, Plan, layer_seed
+from aicompress.pipeline.plan import LayerPlan, Plan
 from aicompress.pipeline.processes import Processes, processes
+from aicompress.pipeline.row_blocks import row_blocks
+from aicompress.pipeline.settling import layer_seed
 from aicompress.report.model import LayerRow, Report
-from aicompress.weights import Dense, LowRank, Weight, outline_nbytes
+from aicompress.weights import Dense, LowRank, Weight
+
+if TYPE_CHECKING:
+    from aicompress.pipeline.bits.decided import Found
 
 Progress = Callable[[str, int, int], None]  # what, done, total
 
@@ -54,6 +55,28 @@ class Options:
     resume: bool = False
     latency: Mode = "auto"
     progress: Progress = lambda what, done, total: None
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A layer that has been compressed with others, before its turn to be written.
+
+    Attributes:
+        weight: its new weight.
+        seconds: its share of the time.
+    """
+
+    weight: Weight
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a layer beside its weight, for methods that need it; its new weight where that is ready."""
+
+    inputs: InputStats | None = None
+    gradients: GradientStats | None = None
+    ready: Ready | None = None
 
 
 @dataclass
@@ -79,25 +102,38 @@ class Work:
     def __post_init__(self) -> None:
         self.rescaling = Rescaling(self.plan, self.journal)
 
-    def write(self, name: str, stats: Mapping[str, InputStats] | None = None, note: str = "") -> Weight | Tensor:
+    def write(self, name: str, known: Mapping[str, Known] | None = None, note: str = "") -> Weight | Tensor:
         """Compress or copy one parameter to the output and note it in the journal.
 
         Args:
             name: the parameter.
-            stats: input statistics by layer name, for methods that need them.
+            known: statistics by layer name.
             note: put first into the notes of its layers' rows.
 
         Returns:
             What was written.
         """
-        value, rows = _produce(self.plan, name, stats or {})
+        value, rows = _produce(self.plan, name, known or {})
         for disk, tensor in self.plan.output.encode(name, value).items():
             self.writer.put(disk, tensor)
+        self.record(name, [noted(row, note) for row in rows])
+        return value
+
+    def write_all(self, names: Sequence[str]) -> None:
+        """Compress or copy parameters without statistics, those that can be in blocks of rows."""
+        with row_blocks(self.plan, self.writer) as threads:
+            for name, rows in threads.written(names):
+                if rows is None:
+                    self.write(name)
+                else:
+                    self.record(name, rows)
+
+    def record(self, name: str, rows: list[LayerRow]) -> None:
+        """Note in the journal that a parameter is written."""
         fresh = name not in self.journal.done  # a block that was stopped half way is done again
-        self.journal.record(name, [dataclasses.asdict(_noted(row, note)) for row in rows])
+        self.journal.record(name, [dataclasses.asdict(row) for row in rows])
         if fresh:
             self.tell(name)
-        return value
 
     def tell(self, name: str) -> None:
         """Report progress past a parameter."""
@@ -123,15 +159,19 @@ def run(plan: Plan, options: Options | None = None) -> Report:
         CheckpointError: a weight holds NaN or infinity; nothing is left behind.
         OutOfSpace: the disk is full; nothing is left behind.
     """
+    from aicompress.pipeline.bits.decided import decided
+
     options = options or Options()
     team = processes(torch.device("cpu"))
     team.wait()  # until all have made their plans: those refuse an output that is there
+    found = decided(plan, options.resume, team, options.progress)
+    plan = found.plan
     collected = _collect(plan, team, options.progress)
     if team.rank == 0:
-        report = _lead(plan, options, team)
+        report = _lead(found, options, team)
         team.wait()
         return report
-    if plan.method.needs and not collected:
+    if plan.needs and not collected:
         from aicompress.pipeline.calibration.blocks import follow
 
         follow(plan, team)
@@ -143,17 +183,18 @@ def _collect(plan: Plan, team: Processes, progress: Progress) -> bool:
     """Make sure that the files of statistics exist; False for a step that reads none."""
     there = team.gather(plan.request.reads_files)[0]
     if plan.request.stats and not there:
-        from aicompress.pipeline.calibration.collect import collect
+        from aicompress.pipeline.calibration.blocks import selected
+        from aicompress.pipeline.calibration.collect import Wanted, collect
 
-        collect(plan, plan.request.stats[0], team, progress)
+        collect(plan, Wanted(selected(plan), plan.needs), plan.request.stats[0], team, progress)
         team.wait()
     return bool(plan.request.stats)
 
 
-def _lead(plan: Plan, options: Options, team: Processes) -> Report:
+def _lead(found: Found, options: Options, team: Processes) -> Report:
     """What the process does that writes."""
-    start = time.perf_counter()
-    plan = plan.rewritable()
+    start = time.perf_counter() - found.seconds
+    plan = found.plan.rewritable()
     output = plan.output
     mark = fingerprint(plan)
     if options.resume:
@@ -163,18 +204,18 @@ def _lead(plan: Plan, options: Options, team: Processes) -> Report:
         hashing(plan.checkpoint.source) as inputs,
     ):
         journal = (Journal.resume if options.resume else Journal.start)(writer.work, mark)
+        found.keep(writer.work)
         work = Work(plan, writer, journal, options.progress)
         for name in output.parameters.keys() & journal.done.keys():
             work.tell(name)
-        calibration = _calibrated(work, team, inputs) if plan.method.needs else {}
-        for name in output.parameters:
-            if name not in journal.done:
-                work.write(name)
+        calibration = _calibrated(work, team, inputs) if plan.needs else {}
+        work.write_all([name for name in output.parameters if name not in journal.done])
         final = with_digests(output, inputs.result())
         warnings = (*plan.warnings, *work.warnings)
-        facts = Facts(
-            plan.recipe, plan.checkpoint.original, plan.kinds, work.rows(), warnings, start, calibration=calibration
-        )
+        source = plan.checkpoint.original
+        facts = Facts(plan.recipe, source, plan.kinds, work.rows(), warnings, start, calibration=calibration)
+        facts = dataclasses.replace(facts, bits=found.record)
+        found.forget(writer.work)
         return finish(facts, final, writer, options.latency)
 
 
@@ -204,37 +245,14 @@ def hashing(source: Source) -> Iterator[Future[dict[str, str]]]:
             over.set()
 
 
-def fingerprint(plan: Plan) -> str:
-    """Digest of all that decides the output's bytes: input headers, recipe, version, file layout, calibration data."""
-    inputs = {
-        name: [str(ref.file.absolute()), ref.begin, str(ref.spec), ref.file.stat().st_mtime_ns, ref.file.stat().st_size]
-        for name, ref in plan.checkpoint.tensors.items()
-    }
-    shards = [[shard.name, shard.nbytes, list(shard.specs)] for shard in plan.output.shards]
-    whole = [__version__, plan.method.name, plan.recipe.sha256(), inputs, shards, _evidence(plan)]
-    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
-
-
-def _evidence(plan: Plan) -> list[Any]:
-    """What stands for the data that a calibrated method sees."""
-    if plan.request.stats:
-        return [[str(path.absolute()), path.stat().st_mtime_ns, path.stat().st_size] for path in plan.request.stats]
-    return [digest(plan.recipe.calibration)] if plan.method.needs and plan.recipe.calibration is not None else []
-
-
-def _noted(row: LayerRow, note: str) -> LayerRow:
-    """A row of a compressed layer with a note before its own."""
-    return dataclasses.replace(row, note="; ".join(filter(None, (note, row.note)))) if row.method != "-" else row
-
-
-def _produce(plan: Plan, name: str, stats: Mapping[str, InputStats]) -> tuple[Weight | Tensor, list[LayerRow]]:
+def _produce(plan: Plan, name: str, known: Mapping[str, Known]) -> tuple[Weight | Tensor, list[LayerRow]]:
     """One parameter of the output, and a row for each of its layers."""
     checkpoint, planned = plan.checkpoint, plan.output.parameters[name]
     layers = plan.by_tensor.get(name, [])
     jobs = [layer for layer in layers if layer.config is not None]
     value: Weight | Tensor
     if jobs:
-        value, rows = _compress(plan, name, jobs, stats)
+        value, rows = compressed(plan, name, jobs, known)
     else:
         rows = []
         value = checkpoint.weight(name) if name in checkpoint.manifest.entries else checkpoint.read(name)
@@ -243,55 +261,42 @@ def _produce(plan: Plan, name: str, stats: Mapping[str, InputStats]) -> tuple[We
     if isinstance(value, Dense):
         assert planned.info is not None
         value = from_matrix(value.matrix, planned.dense.shape, planned.info.transposed).to(planned.dense.dtype)
-    return value, rows + [_idle_row(layer) for layer in layers if layer.config is None]
+    return value, rows + [idle_row(layer) for layer in layers if layer.config is None]
 
 
-def _compress(
-    plan: Plan, name: str, jobs: list[LayerPlan], stats: Mapping[str, InputStats]
+def compressed(
+    plan: Plan, name: str, jobs: list[LayerPlan], known: Mapping[str, Known]
 ) -> tuple[Weight, list[LayerRow]]:
     """Apply the method to a parameter, or to the parts of a low-rank one."""
     by_part = {job.info.part: job for job in jobs}
     if "" in by_part:
-        weight, row = _apply(plan, by_part[""], stats.get(by_part[""].info.name))
+        weight, row = _apply(plan, by_part[""], known.get(by_part[""].info.name, Known()))
         return weight, [row]
     old = plan.checkpoint.weight(name)
     assert isinstance(old, LowRank)
     out, inner, rows = old.out, old.inner, []
-    given = next((stats[job.info.name] for job in jobs if job.info.name in stats), None)
+    of = {part: known.get(job.info.name, Known()) for part, job in by_part.items()}
     if "in" in by_part:
-        inner, row = _apply(plan, by_part["in"], given)
+        inner, row = _apply(plan, by_part["in"], of["in"])
         rows.append(row)
     if "out" in by_part:
-        out, row = _apply(plan, by_part["out"], given.through(inner.dense()) if given else None)
+        inputs = of["out"].inputs.through(inner.dense()) if of["out"].inputs else None
+        out, row = _apply(plan, by_part["out"], Known(inputs, of["out"].gradients))
         rows.append(row)
     return LowRank(out, inner), rows
 
 
-def _apply(plan: Plan, job: LayerPlan, stats: InputStats | None) -> tuple[Weight, LayerRow]:
-    info = job.info
+def layer_of(plan: Plan, info: LayerInfo, known: Known) -> Layer:
+    """A layer of the input as its method is given it."""
     layer = plan.checkpoint.layer(info, layer_seed(plan.recipe.seed, info.name))
+    return dataclasses.replace(layer, inputs=known.inputs, gradients=known.gradients)
+
+
+def _apply(plan: Plan, job: LayerPlan, known: Known) -> tuple[Weight, LayerRow]:
+    layer = layer_of(plan, job.info, known)
     start = time.perf_counter()
-    layer = dataclasses.replace(layer, inputs=stats)
-    weight = plan.method.apply(layer, job.config)
+    weight = plan.method.apply(layer, job.config) if known.ready is None else known.ready.weight
     if plan.method.command == "quantize":
         weight = kept_zero(layer, weight)
-    seconds = time.perf_counter() - start
-    detail = plan.method.describe(job.config, weight)
-    note = str(detail.pop("note", ""))
-    error = rel_error(layer.weight, weight)
-    if not math.isfinite(error):
-        raise CompressError(
-            f"{info.name}: {plan.method.name} gave values that are not finite",
-            "its range does not fit the stored dtype: exclude the layer, or choose a wider dtype",
-        )
-    size = outline_nbytes(weight)
-    name, form = plan.method.name, weight.form
-    row = LayerRow(info.name, info.kind, job.rule, name, form, detail, info.nbytes, size, error, seconds, note)
-    return weight, row
-
-
-def _idle_row(layer: LayerPlan) -> LayerRow:
-    info = layer.info
-    return LayerRow(
-        info.name, info.kind, "-", "-", info.stored, {}, info.nbytes, info.nbytes, 0.0, 0.0, "left as it is"
-    )
+    seconds = time.perf_counter() - start + (0 if known.ready is None else known.ready.seconds)
+    return weight, changed_row(plan.method, job, weight, rel_error(layer.weight, weight), seconds)

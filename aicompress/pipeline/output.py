@@ -6,7 +6,7 @@ import copy
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,7 @@ class Output:
         config: config.json, or None.
         shards: its weight files.
         source: the input's files, for the side files to take along.
+        files: side files that are written anew in their place.
     """
 
     destination: Destination
@@ -83,6 +84,7 @@ class Output:
     config: dict[str, Any] | None
     shards: tuple[ShardPlan, ...]
     source: Source
+    files: Mapping[Path, bytes] = field(default_factory=dict)
 
     @property
     def weight_bytes(self) -> int:
@@ -95,14 +97,15 @@ class Output:
         if self.destination.single:
             return 0
         texts = sum(len(text) for text in self._texts().values())
-        folder = self.source.folder
-        return texts + sum(os.path.getsize(folder / relative) for relative in self.source.side_files if folder)
+        folder, taken = self.source.folder, [path for path in self.source.side_files if path not in self.files]
+        texts += sum(len(content) for content in self.files.values())
+        return texts + sum(os.path.getsize(folder / relative) for relative in taken if folder)
 
     def encode(self, name: str, value: Tensor | Weight) -> dict[str, Tensor]:
-        """Tensors on disk of one parameter."""
+        """Tensors on disk of one parameter, or of a block of its rows."""
         if isinstance(value, Tensor):
             return {name: value}
-        return on_disk(name, value, self.layout)
+        return on_disk(name, value, self.layout, self.parameters[name].dense.shape[0])
 
     def so_far(self, folder: Path) -> Checkpoint:
         """Unfinished weight files, to read those parameters back that are written; the others hold zeros."""
@@ -117,7 +120,7 @@ class Output:
             writer.add(relative, content)
         if self.source.folder is not None:
             for side_file in self.source.side_files:
-                writer.add(side_file, self.source.folder / side_file)
+                writer.add(side_file, self.files.get(side_file, self.source.folder / side_file))
 
     def _texts(self) -> dict[str, bytes]:
         texts: dict[str, str] = {}
@@ -143,9 +146,9 @@ def modeling_sources() -> dict[str, str]:
     return {name: (folder / name).read_text(encoding="utf-8") for name in MODELING_FILES}
 
 
-def on_disk(name: str, weight: Weight, layout: Layout) -> dict[str, Tensor]:
-    """A compressed parameter's tensors under the names of a layout."""
-    return ct_tensors(name, weight) if layout == "compressed-tensors" else native_tensors(name, weight)
+def on_disk(name: str, weight: Weight, layout: Layout, rows: int | None = None) -> dict[str, Tensor]:
+    """The tensors of a compressed parameter, or of a block of its `rows` rows, under the names of a layout."""
+    return ct_tensors(name, weight, rows) if layout == "compressed-tensors" else native_tensors(name, weight)
 
 
 def _count(spec: TensorSpec) -> int:
@@ -158,6 +161,7 @@ def arrange(
     parameters: dict[str, Planned],
     step: dict[str, Any],
     config: dict[str, Any] | None = None,
+    widths: Mapping[str, Mapping[str, int]] | None = None,
 ) -> Output:
     """Choose the layout and lay out the files.
 
@@ -167,6 +171,7 @@ def arrange(
         parameters: what it will hold, in order.
         step: this step for the lineage, from `lineage_step`.
         config: an edited config.json; None takes the input's.
+        widths: of the layers of a plain module that this step narrows.
 
     Raises:
         Refused: the output would touch the input, or two tensors of it would have one name.
@@ -189,7 +194,8 @@ def arrange(
         tensors = on_disk(name, weight, layout)
         _add(specs, {disk: TensorSpec.of(tensor) for disk, tensor in tensors.items()})
         entries[name] = Entry(planned.dense, info.transposed, weight.meta(), tuple(weight.tensors()))
-    manifest = Manifest(entries, (*checkpoint.manifest.lineage, step))
+    narrowed = {**checkpoint.manifest.widths, **{path: dict(fields) for path, fields in (widths or {}).items()}}
+    manifest = Manifest(entries, (*checkpoint.manifest.lineage, step), narrowed)
     if config is not None:
         config = _with_quantization(config, (layout, dequantize), manifest, parameters)
     limit = None if destination.single else destination.max_shard_size
@@ -248,8 +254,8 @@ def lineage_step(command: str, recipe: Any, source: Source) -> dict[str, Any]:
 def with_digests(output: Output, digests: Mapping[str, str]) -> Output:
     """The output with the inputs' real digests in its lineage; no length changes."""
     *earlier, step = output.manifest.lineage
-    manifest = Manifest(output.manifest.entries, (*earlier, {**step, "inputs": dict(digests)}))
-    return replace(output, manifest=manifest)
+    lineage = (*earlier, {**step, "inputs": dict(digests)})
+    return replace(output, manifest=replace(output.manifest, lineage=lineage))
 
 
 def summarize(

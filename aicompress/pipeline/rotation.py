@@ -13,7 +13,8 @@ from aicompress.checkpoint.rewritten import RewrittenCheckpoint
 from aicompress.errors import Refused
 from aicompress.methods.registry import LayerMethod
 from aicompress.model.kinds import skeleton
-from aicompress.model.residual import Residual, find_residual
+from aicompress.model.turnable import Turnable
+from aicompress.model.turning import find_turnable
 from aicompress.pipeline.trying import on_noise
 from aicompress.recipe import Recipe
 
@@ -37,13 +38,13 @@ def rotated(
         return rotation(width, centred, recipe.seed).along
 
     try:
-        residual = on_noise(
-            view, recipe, allow_code, lambda model, loader, batch: find_residual(model, loader, batch, turns)
+        turnable = on_noise(
+            view, recipe, allow_code, lambda model, loader, batch: find_turnable(model, loader, batch, turns)
         )
     except Refused as error:
         raise Refused(f"{checkpoint.path} cannot be rotated: {error.message}", error.hint or HINT) from error
-    _require_plain(view, residual)
-    for parameter, change in residual.changes(view.dense, turns(residual.width, residual.centred)):
+    _require_plain(view, turnable)
+    for parameter, change in turnable.changes(view.dense, turns(turnable.width, turnable.centred)):
         view.change(parameter, change)
     return view, warnings
 
@@ -84,22 +85,22 @@ def _with_ties_off(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _require_plain(view: RewrittenCheckpoint, residual: Residual) -> None:
+def _require_plain(view: RewrittenCheckpoint, turnable: Turnable) -> None:
     """Everything that changes must be stored plainly, and a norm's bias must survive its weight.
 
     Raises:
         Refused: naming the parameter.
     """
-    axes = [axis for reader in residual.readers for axis in (reader.weight, *reader.matrices)]
-    for axis in (*axes, *residual.writers):
+    axes = [axis for reader in turnable.readers for axis in (reader.weight, *reader.matrices)]
+    for axis in (*axes, *turnable.writers):
         if axis.parameter in view.manifest.entries:
             raise Refused(f"{axis.parameter} is compressed already, so it cannot be rotated", "rotate first")
-    for reader in residual.readers:
+    for reader in turnable.readers:
         if reader.bias is not None:
             gone = view.dense(reader.weight.parameter).float() + reader.weight.offset == 0
             if bool((gone & (view.dense(reader.bias.parameter) != 0)).any()):
                 raise Refused(f"{reader.weight.parameter} holds zeros where its bias has none, so it cannot move", HINT)
-    if any(view.tensors[axis.parameter].spec.dtype not in FLOATS for axis in (*axes, *residual.writers)):
+    if any(view.tensors[axis.parameter].spec.dtype not in FLOATS for axis in (*axes, *turnable.writers)):
         raise Refused(f"{view.path} holds weights that are no floating numbers", HINT)
 
 

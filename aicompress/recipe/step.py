@@ -56,6 +56,16 @@ class Level(Section):
         return dict(self.model_extra or {})
 
 
+class Calibration(Data):
+    """Samples that run through the model so that a method sees its layers' inputs."""
+
+    precision: Literal["auto", "float32"] = Field(
+        "auto",
+        description="products of linear layers and Gram matrices; auto: inputs rounded to bfloat16, summed in "
+        "float32, where the processor has instructions for it",
+    )
+
+
 class Recipe(Section):
     """A recipe of factorize, quantize or prune."""
 
@@ -65,7 +75,7 @@ class Recipe(Section):
     rules: tuple[Rule, ...] = ()
     levels: tuple[Level, ...] = ()
     model: Model | None = None
-    calibration: Data | None = None
+    calibration: Calibration | None = None
     seed: int = Field(0, ge=0)
     gates: tuple[str, ...] = ()
 
@@ -99,11 +109,7 @@ class Recipe(Section):
     def _with(self, part: Rule | Level, where: str) -> tuple[MethodConfig | None, str]:
         if part.skip:
             return None, where
-        given = self.method.model_dump(exclude_unset=True)
-        if "preset" in part.fields:
-            given = {"name": given["name"]}
-        if any(field in part.fields for field in self.method.one_of):
-            given = {key: value for key, value in given.items() if key not in self.method.one_of}
+        given = self.method.beneath(self.method.model_dump(exclude_unset=True), part.fields)
         return validated(type(self.method), {**given, **part.fields}, where), where
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aicompress.layer import InputStats, Layer, LayerInfo
+from aicompress.layer import GradientStats, InputStats, Layer, LayerInfo
 from aicompress.methods.registry import Candidate
 from aicompress.weights import Dense, Weight, restore
 
@@ -22,11 +22,16 @@ def info_of(stored: Weight, dtype: torch.dtype = torch.float32, name: str = "lay
     )
 
 
-def layer_of(weight: Tensor | Weight, name: str = "layers.0.fc", inputs: InputStats | None = None) -> Layer:
+def layer_of(
+    weight: Tensor | Weight,
+    name: str = "layers.0.fc",
+    inputs: InputStats | None = None,
+    gradients: GradientStats | None = None,
+) -> Layer:
     """A layer around a matrix, or around a stored weight."""
     stored = Dense(weight) if isinstance(weight, Tensor) else weight
     dtype = weight.dtype if isinstance(weight, Tensor) else torch.float32
-    return Layer(info_of(stored, dtype, name), stored.dense(), stored, inputs)
+    return Layer(info_of(stored, dtype, name), stored.dense(), stored, inputs, gradients=gradients)
 
 
 def candidate_of(layer: Layer, config: object) -> Candidate:

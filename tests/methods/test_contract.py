@@ -6,6 +6,7 @@ choice and both ends of every numeric parameter. What it refuses for a layer is 
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Literal, get_args, get_origin
 
 import annotated_types
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from aicompress.errors import Refused
-from aicompress.layer import InputStats, Layer, LayerInfo
+from aicompress.layer import GradientStats, InputStats, Layer, LayerInfo
 from aicompress.methods import COMMANDS, MethodConfig, methods
 from aicompress.methods.registry import Candidate, LayerMethod
 from aicompress.weights import Dense, IntGrouped, Sparse, SparseCodes, Weight, restore
@@ -91,6 +92,12 @@ def statistics(columns: int, generator: torch.Generator) -> InputStats:
     return InputStats(len(inputs), gram, norms, size.mean(0), cross=gram * 1.01, max_abs=size.amax(0))
 
 
+def gradients(shape: tuple[int, int], generator: torch.Generator) -> GradientStats:
+    """Moments of 20 samples' gradients, some of which are larger than others."""
+    found = torch.randn(20, *shape, generator=generator) * torch.rand(20, 1, 1, generator=generator)
+    return GradientStats(20, found.mean(0), found.square().mean(0))
+
+
 def layer_of(
     method: LayerMethod, shape: tuple[int, int], dtype: torch.dtype = torch.float32, stored: Weight | None = None
 ) -> Layer:
@@ -104,8 +111,8 @@ def layer_of(
         stored=form.form, nbytes=nbytes, outline=outline,
     )  # fmt: skip
     inputs = statistics(shape[1], generator) if method.needs else None
-    extras = {"gradients": torch.randn(shape, generator=generator)} if "gradients" in method.needs else {}
-    return Layer(info, form.dense(), form, inputs, seed=7, extras=extras)
+    graded = "gradients" in method.needs
+    return Layer(info, form.dense(), form, inputs, seed=7, gradients=gradients(shape, generator) if graded else None)
 
 
 def settled(method: LayerMethod, layer: Layer, fields: dict[str, Any]) -> Any | None:
@@ -160,6 +167,20 @@ def test_stored_weight(method: LayerMethod, fields: dict[str, Any], shape: tuple
     assert tensors_equal(again.tensors(), tensors), "the same seed gave other bytes"
 
 
+@pytest.mark.parametrize(("method", "fields"), CASES)
+def test_a_block_of_rows_gives_what_it_gives_in_the_whole(method: LayerMethod, fields: dict[str, Any]) -> None:
+    layer = layer_of(method, (48, 96), torch.bfloat16)
+    config = settled(method, layer, fields)
+    if config is None or not method.by_rows(config):
+        return
+    whole = method.apply(layer, config).dense()
+    info = dataclasses.replace(layer.info, shape=(16, 96), tensor_shape=(16, 96))
+    for start in (0, 16, 32):
+        rows = layer.weight[start : start + 16]
+        block = method.apply(Layer(info, rows, Dense(rows), None, seed=start), config)
+        assert torch.equal(block.dense(), whole[start : start + 16])
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(("method", "fields"), BRIEF)
 def test_dtype_of_the_layer(method: LayerMethod, fields: dict[str, Any], dtype: torch.dtype) -> None:
@@ -176,7 +197,7 @@ def test_zero_row_stays_zero(method: LayerMethod, fields: dict[str, Any]) -> Non
     layer = layer_of(method, (16, 128))
     weight = layer.weight.clone()
     weight[3] = 0
-    layer = Layer(layer.info, weight, Dense(weight), layer.inputs, layer.seed, layer.extras)
+    layer = Layer(layer.info, weight, Dense(weight), layer.inputs, layer.seed, layer.gradients)
     config = settled(method, layer, fields)
     assert config is not None
     assert method.apply(layer, config).dense()[3].abs().max() < 1e-6
@@ -198,7 +219,7 @@ def test_a_transposed_view_gives_the_same_bytes(method: LayerMethod, fields: dic
         return
     view = layer.weight.t().contiguous().t()
     assert not view.is_contiguous()
-    strided = Layer(layer.info, view, Dense(view), layer.inputs, layer.seed, layer.extras)
+    strided = Layer(layer.info, view, Dense(view), layer.inputs, layer.seed, layer.gradients)
     found, expected = method.apply(strided, config), method.apply(layer, config)
     assert torch.allclose(found.dense(), expected.dense(), atol=1e-5)
     assert found.specs() == expected.specs()

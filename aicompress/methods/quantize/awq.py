@@ -24,6 +24,7 @@ from aicompress.methods.quantize.integer import (
     check,
     describe,
     outline,
+    settle,
     shared_columns,
     stored_scale_dtype,
 )
@@ -33,6 +34,7 @@ from aicompress.methods.registry import Balance, Candidate, LayerMethod, MethodC
 from aicompress.weights import Weight
 
 ROWS = 128  # of a layer that the search looks at: errors of rows are alike, and a large layer has thousands
+BESIDE = ("bits", "granularity", "group_size", "symmetric", "scale_dtype")  # what a base is given
 FLOOR = 1e-3  # of the mean: the least activation that counts
 
 
@@ -78,8 +80,7 @@ def base_of(config: AwqConfig) -> tuple[LayerMethod, MethodConfig]:
     """The method that rounds, and its parameters."""
     method = get("quantize", config.base["name"])
     assert isinstance(method, LayerMethod)
-    beside = {field: getattr(config, field) for field in IntegerConfig.model_fields if field != "name"}
-    return method, method.config(**{**beside, **config.base})
+    return method, method.config(**{**{field: getattr(config, field) for field in BESIDE}, **config.base})
 
 
 def balance(candidates: Sequence[Candidate], pooled: Callable[[Tensor], Tensor]) -> Balance | None:
@@ -176,6 +177,7 @@ METHOD = LayerMethod(
     apply=apply,
     outline=outline,
     check=check,
+    settle=settle,
     describe=describe,
     compares=compares,
     balance=balance,

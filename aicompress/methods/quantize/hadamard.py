@@ -20,6 +20,8 @@ from aicompress.methods.quantize.orthogonal import Rotation, rotation
 from aicompress.methods.registry import LayerMethod, MethodConfig, get
 from aicompress.weights import Weight
 
+NEEDS = frozenset({"gram", "norms", "mean_abs", "max_abs", "mean"})  # what some base reads
+
 
 class HadamardConfig(MethodConfig):
     """Parameters of hadamard."""
@@ -50,7 +52,7 @@ class HadamardConfig(MethodConfig):
             method = get("quantize", str(given.get("name")))
         except RecipeError as error:
             raise ValueError(f"{error.message}; {error.hint}") from None
-        if method.name == "hadamard" or not isinstance(method, LayerMethod) or method.rewrites:
+        if not isinstance(method, LayerMethod) or method.rewrites or not method.needs <= NEEDS:
             raise ValueError(f"{method.name} cannot quantize a rotated model")
         return method.config(**given).model_dump()
 
@@ -62,9 +64,10 @@ def base_of(config: HadamardConfig) -> tuple[LayerMethod, MethodConfig]:
     return method, method.config(**config.base)
 
 
-def reads(config: HadamardConfig) -> frozenset[str]:
-    """Statistics that the base method reads."""
-    return base_of(config)[0].needs
+def spares(config: HadamardConfig) -> frozenset[str]:
+    """Statistics that the base method does without."""
+    method, base = base_of(config)
+    return NEEDS - method.reads(base)
 
 
 def check(info: LayerInfo, config: HadamardConfig) -> tuple[str, str] | None:
@@ -111,12 +114,12 @@ METHOD = LayerMethod(
     command="quantize",
     summary="the residual stream rotated offline, then another method; outliers spread over all channels",
     config=HadamardConfig,
-    needs=frozenset({"gram", "norms"}),
+    needs=NEEDS,
     apply=apply,
     outline=outline,
     check=check,
     describe=describe,
     compares=compares,
     rotation=turned,
-    reads=reads,
+    spares=spares,
 )

@@ -15,7 +15,14 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.quantize.integer import IntegerConfig, check, describe, shared_columns, stored_scale_dtype
+from aicompress.methods.quantize.integer import (
+    IntegerConfig,
+    check,
+    describe,
+    settle,
+    shared_columns,
+    stored_scale_dtype,
+)
 from aicompress.methods.quantize.integer import outline as integer_outline
 from aicompress.methods.quantize.rounding import (
     EPSILON,
@@ -46,7 +53,7 @@ class HqqConfig(IntegerConfig):
     power: float = Field(0.7, gt=0, le=1, description="p of the error |w - ŵ|^p")
     beta: float = Field(10.0, gt=0, description="weight of the quadratic term, for errors in steps of the scale")
     growth: float = Field(1.01, ge=1, le=2, description="factor of beta per iteration")
-    iterations: int = Field(10, ge=0, le=1000, description="at most; it stops early where no group improves")
+    iterations: int = Field(10, ge=0, le=1000, description="of the solver; the best grid seen counts")
 
 
 def outline(info: LayerInfo, config: HqqConfig) -> Weight:
@@ -101,7 +108,7 @@ def solve(groups: Tensor, config: HqqConfig, dtype: torch.dtype) -> tuple[Tensor
         better = total < best
         best = torch.minimum(total, best)
         best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)
-        if turn == config.iterations or (turn and not better.any()):
+        if turn == config.iterations:
             break
         sparse = error.abs().sub_(powers.div_(beta)).clamp_min_(0).copysign_(error)
         scale, zero = _fit(groups, codes, sparse, scale, dtype)
@@ -137,5 +144,7 @@ METHOD = LayerMethod(
     apply=apply,
     outline=outline,
     check=check,
+    settle=settle,
     describe=describe,
+    by_rows=lambda config: True,
 )

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from aicompress.checkpoint.statistics import StatisticsFile, merged
-from aicompress.layer import InputStats, from_matrix
+from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_gradients
+from aicompress.layer import GradientStats, InputStats, from_matrix
 from aicompress.model.calibrate import Visitor, Walk, walk
 from aicompress.model.merging import Slot
 from aicompress.model.partial import PartialModel
+from aicompress.model.products import rounds
+from aicompress.pipeline.calibration.gradients import differentiate, gradients
 from aicompress.pipeline.calibration.inputs import Inputs, calibration_inputs
-from aicompress.pipeline.calibration.request import input_width, module_of
-from aicompress.pipeline.layerwise import Work
+from aicompress.pipeline.calibration.ready import MIN_ROWS as MIN_ROWS
+from aicompress.pipeline.calibration.ready import completed, compress_together
+from aicompress.pipeline.calibration.request import Step, module_of
+from aicompress.pipeline.layerwise import Known, Ready, Work
 from aicompress.pipeline.output import Planned
 from aicompress.pipeline.plan import Plan
 from aicompress.pipeline.processes import Processes
-from aicompress.weights import Weight
+from aicompress.weights import TensorSpec, Weight
 
-MIN_ROWS = 16  # with fewer calibration rows a layer is compressed as if nothing were known of its inputs
 DATA_FREE = "calibration rows: data-free"
+UNREACHED = "no gradient reaches it: data-free"
+
+Read = Callable[[str], GradientStats | None]  # moments of a layer's gradients by its name
 
 
 @dataclass(frozen=True)
@@ -32,23 +40,28 @@ class Engine:
     """A model that is ready to be walked.
 
     Attributes:
-        plan: the step.
         model, loader: the model and what loads its parts.
         inputs: this process's batches.
         wanted: where the model has each selected parameter; those that it does not have are not in it.
         team: the processes that walk together.
+        rounded: products of float32 matrices round their inputs to bfloat16.
     """
 
-    plan: Plan
     model: Any
     loader: PartialModel
     inputs: Inputs
     wanted: Mapping[str, str | Slot]
     team: Processes
+    rounded: bool = False
 
     @classmethod
-    def of(cls, plan: Plan, team: Processes) -> Engine:
+    def of(cls, plan: Step, tensors: Sequence[str], team: Processes) -> Engine:
         """Build the model without its weights, and read the calibration data.
+
+        Args:
+            plan: the step.
+            tensors: parameters whose layers' inputs are looked at.
+            team: the processes that walk together.
 
         Raises:
             RecipeError: the calibration data does not fit the model.
@@ -57,21 +70,39 @@ class Engine:
         model = module_of(plan.checkpoint, plan.recipe, plan.request.allow_code)
         loader = PartialModel(plan.checkpoint, model)
         inputs = calibration_inputs(plan.checkpoint, model, plan.recipe.calibration, plan.recipe.seed, team)
-        places = {tensor: loader.place_of(tensor) for tensor in selected(plan)}
+        places = {tensor: loader.place_of(tensor) for tensor in tensors}
         wanted = {tensor: place for tensor, place in places.items() if place is not None}
-        return cls(plan, model, loader, inputs, wanted, team)
+        return cls(model, loader, inputs, wanted, team, rounds(plan.recipe.calibration.precision))
 
-    def walk(self, visitor: Visitor, needs: frozenset[str], progress: Callable[[int, int], None]) -> None:
-        """Bring the statistics of every block to the visitor."""
-        walk(
-            Walk(self.model, self.loader, self.inputs.batches, self.wanted, needs, compares(self.plan), self.team),
-            visitor,
-            progress,
-        )
+    def walk(
+        self,
+        visitor: Visitor,
+        needs: frozenset[str],
+        cross: bool,
+        progress: Callable[[int, int], None],
+        **options: Any,
+    ) -> None:
+        """Bring the statistics of every block to the visitor, `cross` among them where they are wanted.
+
+        Args:
+            visitor: compresses layers.
+            needs: statistics to collect.
+            cross: also compare with the original model's inputs.
+            progress: told of every block.
+            options: more fields of `Walk`.
+        """
+        batches, options = self.inputs.batches, {"rounded": self.rounded, **options}
+        job = Walk(self.model, self.loader, batches, self.wanted, needs, cross, self.team, **options)
+        walk(job, visitor, progress)
 
     def record(self) -> dict[str, Any]:
         """Where the rows came from, for the report."""
-        return {"data": [dataclasses.asdict(self.inputs.source)], "statistics": [], "processes": self.team.size}
+        return {
+            "data": [dataclasses.asdict(self.inputs.source)],
+            "statistics": [],
+            "processes": self.team.size,
+            "products": "bfloat16" if self.rounded else "float32",
+        }
 
 
 def compares(plan: Plan) -> bool:
@@ -90,26 +121,51 @@ def compress(work: Work, team: Processes) -> dict[str, Any]:
     Returns:
         The record of the calibration data.
     """
-    engine = Engine.of(work.plan, team)
+    engine = Engine.of(work.plan, selected(work.plan), team)
     left = [name for name in selected(work.plan) if name not in work.journal.done]
-    if team.gather(bool(left))[0]:
-        engine.walk(
-            _Together(work.plan, team, _Writer(work)),
-            work.plan.method.needs,
-            lambda done, total: work.say(f"block {done} of {total}"),
-        )
-    for name in left:
-        if name not in engine.wanted:  # no layer of the running model, such as a parameter that it uses in its own way
-            write(work, name, InputStats(0))
+    if not team.gather(bool(left))[0]:
+        return engine.record()
+    with gradients(work.plan, team, work.say) if graded(work.plan) else nullcontext() as store:
+        read: Read | None = None if store is None else store.read
+        if walked(work.plan):
+            engine.walk(
+                Together(_specs(work.plan), team, _Writer(work, read)),
+                walked(work.plan),
+                compares(work.plan),
+                lambda done, total: work.say(f"block {done} of {total}"),
+            )
+        for name in left:
+            if name not in work.journal.done:  # such as a parameter that the running model uses in its own way
+                write(work, name, InputStats(0), read)
     work.rescaling.restore()
     return engine.record()
 
 
+def graded(plan: Plan) -> bool:
+    """Whether gradients are read."""
+    return "gradients" in plan.needs
+
+
+def walked(plan: Plan) -> frozenset[str]:
+    """Statistics of inputs that are read."""
+    return plan.needs - {"gradients"}
+
+
 def follow(plan: Plan, team: Processes) -> None:
     """What the other processes do while the first one compresses: run their share of the batches."""
-    engine = Engine.of(plan, team)
-    if team.gather(None)[0]:
-        engine.walk(_Together(plan, team, None), plan.method.needs, lambda done, total: None)
+    engine = Engine.of(plan, selected(plan), team)
+    if not team.gather(None)[0]:
+        return
+    if graded(plan):
+        differentiate(plan, team, lambda moments: None, lambda done, total: None)
+    if walked(plan):
+        visitor = Together(_specs(plan), team, None)
+        engine.walk(visitor, walked(plan), compares(plan), lambda done, total: None)
+
+
+def _specs(plan: Plan) -> dict[str, TensorSpec]:
+    """The dense parameters that a layer-wise step puts into the running model."""
+    return {name: planned.dense for name, planned in plan.output.parameters.items()}
 
 
 def compress_from_files(work: Work, files: Sequence[StatisticsFile]) -> dict[str, Any]:
@@ -120,36 +176,61 @@ def compress_from_files(work: Work, files: Sequence[StatisticsFile]) -> dict[str
     """
     work.rescaling.restore()
     work.rescaling.decide(lambda name: merged(files, name))
+    read = partial(merged_gradients, files) if graded(work.plan) else None
     for name in selected(work.plan):
         if name not in work.journal.done:
-            write(work, name, merged(files, name))
+            write(work, name, merged(files, name), read)
     sources = [source for file in files for source in file.calibration.get("data", [])]
     return {"data": sources, "statistics": [str(file.path) for file in files], "processes": 1}
 
 
-def write(work: Work, name: str, inputs: InputStats) -> Weight | Tensor:
-    """Compress a parameter; without enough rows as if its inputs were white noise, which its row says."""
-    layers = work.plan.by_tensor[name]
-    note = ""
-    if inputs.count < MIN_ROWS:
-        note = f"{inputs.count} {DATA_FREE}"
-        inputs = InputStats.white(input_width([layer.info for layer in layers]))
-    elif inputs.cross is None:
-        inputs = dataclasses.replace(inputs, cross=inputs.gram)  # nothing before it is compressed: one and the same
-    inputs, more = work.rescaling.rescaled(name, inputs)
-    note = "; ".join(filter(None, (note, more)))
-    return work.write(name, {layer.info.name: inputs for layer in layers}, note)
+def write(
+    work: Work, name: str, inputs: InputStats, read: Read | None = None, ready: Ready | None = None
+) -> Weight | Tensor:
+    """Compress a parameter with what is known of it, and as if it were like any other where nothing is.
+
+    Without enough rows its inputs are taken for white noise, and where no gradient reaches it all of its weights for
+    equally important; its row says so.
+
+    Args:
+        read: reads gradients, for methods that use them.
+        ready: what it has been compressed to already.
+    """
+    infos = [layer.info for layer in work.plan.by_tensor[name]]
+    notes: list[str] = []
+    if walked(work.plan) and inputs.count < MIN_ROWS:
+        notes.append(f"{inputs.count} {DATA_FREE}")
+    if walked(work.plan):
+        inputs = completed(inputs, infos)
+    inputs, note = work.rescaling.rescaled(name, inputs)
+    notes += [note] if note else []
+    found = {info.name: None if read is None else read(info.name) for info in infos}
+    for info in infos if read is not None else ():
+        moments = found[info.name]
+        if moments is None or not moments.square.any():
+            notes.append(UNREACHED)
+            found[info.name] = GradientStats.flat(info.shape)
+    known = {name: Known(inputs if inputs.count else None, moments, ready) for name, moments in found.items()}
+    return work.write(name, known, "; ".join(dict.fromkeys(notes)))
 
 
 def scarce(work: Work) -> list[str]:
-    """A warning that names the layers which too few calibration rows reached."""
+    """Warnings that name the layers which too few calibration rows reached, or no gradient."""
     rows = work.rows()
-    found = [row for row in rows if DATA_FREE in row.note]
-    if not found:
-        return []
-    shown = ", ".join(f"{row.name} ({row.note.split()[0]})" for row in found[:3]) + (", ..." if len(found) > 3 else "")
+    few, unreached = ([row for row in rows if said in row.note] for said in (DATA_FREE, UNREACHED))
     chosen = sum(row.method != "-" for row in rows)
-    return [f"{len(found)} of {chosen} layers saw fewer than {MIN_ROWS} calibration rows and are data-free: {shown}"]
+    found: list[str] = []
+    if few:
+        shown = ", ".join(f"{row.name} ({row.note.split()[0]})" for row in few[:3]) + (", ..." if len(few) > 3 else "")
+        found.append(
+            f"{len(few)} of {chosen} layers saw fewer than {MIN_ROWS} calibration rows and are data-free: {shown}"
+        )
+    if unreached:
+        shown = ", ".join(row.name for row in unreached[:3]) + (", ..." if len(unreached) > 3 else "")
+        found.append(
+            f"no gradient of the loss reaches {len(unreached)} of {chosen} layers, which are data-free: {shown}"
+        )
+    return found
 
 
 @dataclass
@@ -157,6 +238,7 @@ class _Writer:
     """Writes the layers of each block as their statistics come in. Here layers go by their parameters' names."""
 
     work: Work
+    read: Read | None
 
     def finished(self, layers: Sequence[str]) -> Mapping[str, Tensor] | None:
         """A block that an earlier run wrote: its parameters as the working files hold them."""
@@ -169,23 +251,27 @@ class _Writer:
     def visit(self, stats: Mapping[str, InputStats]) -> Mapping[str, Tensor]:
         parameters = self.work.plan.output.parameters
         self.work.rescaling.decide(stats.get)
-        found = {name: _dense(write(self.work, name, inputs), parameters[name]) for name, inputs in stats.items()}
+        ready = compress_together(self.work.plan, stats)
+        found: dict[str, Tensor] = {}
+        for name, inputs in stats.items():
+            value = write(self.work, name, inputs, self.read, ready.pop(name, None))
+            found[name] = _dense(value, parameters[name])
         return {**found, **self.work.rescaling.beside(found)}
 
 
 @dataclass
-class _Together:
+class Together:
     """A visitor of several processes: what the first one has compressed, all get.
 
     Attributes:
-        plan: the step.
+        specs: what the tensors that are sent look like.
         team: the processes.
         first: does the work; None in all processes but the first.
     """
 
-    plan: Plan
+    specs: Mapping[str, TensorSpec]
     team: Processes
-    first: _Writer | None
+    first: Visitor | None
 
     def finished(self, layers: Sequence[str]) -> Mapping[str, Tensor] | None:
         """As the first process finds it."""
@@ -196,10 +282,9 @@ class _Together:
         return self._sent(None if self.first is None else self.first.visit(stats))
 
     def _sent(self, found: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
-        parameters = self.plan.output.parameters
         sent: dict[str, Tensor] = {}
         for name in self.team.gather(list(found or ()))[0]:
-            spec = parameters[name].dense
+            spec = self.specs[name]
             sent[name] = self.team.send(torch.empty(spec.shape, dtype=spec.dtype) if found is None else found[name])
         return sent
 

@@ -9,9 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.data import Data, Source, arrays, batches, sentences, token_windows
+from aicompress.data import Data, Source, arrays, batches, labelled, sentences, token_windows
 from aicompress.errors import Refused
+from aicompress.model.objective import Sample
 from aicompress.model.tokenizer import load_tokenizer
+from aicompress.pipeline.calibration.request import generates
 from aicompress.pipeline.processes import Processes
 
 DEFAULT_SAMPLES = 128
@@ -47,7 +49,7 @@ def calibration_inputs(checkpoint: Checkpoint, model: Any, data: Data, seed: int
         inputs, _, source = arrays(data, seed)
         name = _first_argument(model)
         step = _fair(step, len(inputs), team)
-        found = [{name: inputs[at : at + step]} for at in range(0, len(inputs), step)]
+        found = [{name: _shaped(name, inputs[at : at + step])} for at in range(0, len(inputs), step)]
     elif generates(checkpoint):
         windows, source = token_windows(data, load_tokenizer(checkpoint.source.folder), seed)
         step = _fair(step, len(windows), team)
@@ -57,6 +59,53 @@ def calibration_inputs(checkpoint: Checkpoint, model: Any, data: Data, seed: int
         step = _fair(step, len(texts), team)
         found = list(batches(texts, load_tokenizer(checkpoint.source.folder), step, data.length))
     return Inputs(tuple(found[team.rank :: team.size]), source)
+
+
+def samples(checkpoint: Checkpoint, model: Any, data: Data, seed: int, team: Processes) -> tuple[Sample, ...]:
+    """The calibration data as single samples whose loss can be taken; of several processes each takes its share.
+
+    Language models predict the next token of windows; texts and arrays have labels where the data names them.
+
+    Raises:
+        RecipeError: the data cannot be read.
+        Refused: there are fewer samples than processes.
+    """
+    data = data if data.samples else data.model_copy(update={"samples": DEFAULT_SAMPLES})
+    labels: Tensor | None = None
+    given: list[dict[str, Any]]
+    predicts = generates(checkpoint)
+    if data.kind == "arrays":
+        inputs, labels, _ = arrays(data, seed)
+        name = _first_argument(model)
+        given = [{name: _shaped(name, inputs[at : at + 1])} for at in range(len(inputs))]
+    elif predicts:
+        windows, _ = token_windows(data, load_tokenizer(checkpoint.source.folder), seed)
+        given = [_language(model, windows[at : at + 1]) for at in range(len(windows))]
+    else:
+        if data.labels is not None:
+            texts, labels, _ = labelled(data, seed, class_names(checkpoint))
+        else:
+            texts, _ = sentences(data, seed)
+        tokenizer = load_tokenizer(checkpoint.source.folder)
+        given = [batch for text in texts for batch in batches([text], tokenizer, 1, data.length)]
+    _fair(1, len(given), team)
+    found = []
+    for number in range(team.rank, len(given), team.size):
+        tokens = given[number].get("decoder_input_ids", given[number].get("input_ids")) if predicts else None
+        label = None if labels is None or tokens is not None else labels[number : number + 1]
+        found.append(Sample(number, given[number], label, tokens))
+    return tuple(found)
+
+
+def class_names(checkpoint: Checkpoint) -> list[str]:
+    """A classifier's classes in order."""
+    named = (checkpoint.config or {}).get("id2label") or {}
+    return [str(named[key]) for key in sorted(named, key=int)]
+
+
+def _shaped(name: str, inputs: Tensor) -> Tensor:
+    """Arrays as a model takes them: images of one channel get that dimension."""
+    return inputs[:, None] if name == "pixel_values" and inputs.ndim == 3 else inputs
 
 
 def _fair(step: int, samples: int, team: Processes) -> int:
@@ -69,12 +118,6 @@ def _fair(step: int, samples: int, team: Processes) -> int:
 def _first_argument(model: Any) -> str:
     """What the model's forward calls its input."""
     return getattr(model, "main_input_name", None) or next(iter(inspect.signature(model.forward).parameters))
-
-
-def generates(checkpoint: Checkpoint) -> bool:
-    """Whether the architecture predicts tokens."""
-    named = str(((checkpoint.config or {}).get("architectures") or [""])[0])
-    return named.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
 
 
 def _language(model: Any, windows: Tensor) -> dict[str, Any]:

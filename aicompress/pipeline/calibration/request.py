@@ -12,7 +12,9 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.statistics import StatisticsFile
 from aicompress.errors import CompressError, RecipeError, Refused
 from aicompress.layer import LayerInfo
-from aicompress.methods.registry import LayerMethod, MethodConfig
+from aicompress.methods.quantize.widths import open_bits
+from aicompress.methods.registry import LayerMethod, MethodConfig, StructuralMethod
+from aicompress.model.objective import LossKind
 from aicompress.recipe import Recipe
 
 
@@ -44,44 +46,94 @@ class Chosen(Protocol):
     def config(self) -> MethodConfig | None: ...
 
 
+class Step(Protocol):
+    """A plan, as far as calibration asks."""
+
+    @property
+    def checkpoint(self) -> Checkpoint: ...
+
+    @property
+    def recipe(self) -> Recipe: ...
+
+    @property
+    def request(self) -> Request: ...
+
+    @property
+    def layers(self) -> Sequence[Chosen]: ...
+
+
 def input_width(layers: Sequence[LayerInfo]) -> int:
     """Width of a parameter's input: of the whole layer, or of a low-rank one's inner factor."""
     return next(info.shape[1] for info in layers if info.part != "out")
 
 
 def problems(
-    checkpoint: Checkpoint, recipe: Recipe, method: LayerMethod, chosen: Sequence[Chosen], request: Request
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    method: LayerMethod | StructuralMethod,
+    chosen: Sequence[Chosen],
+    request: Request,
 ) -> list[CompressError]:
     """Everything that would keep a method from its statistics."""
-    if not method.needs:
-        hint = "leave --stats out"
-        return [Refused(f"{method.name} reads no statistics of inputs", hint)] if request.stats else []
-    if request.stats and method.rotation is not None:
-        hint = "leave --stats out"
-        return [
-            Refused(f"{method.name} rotates the model, and files of statistics hold those of models as they are", hint)
-        ]
+    needs = frozenset[str]().union(*(method.reads(layer.config) for layer in chosen if layer.config is not None))
+    searches = any(open_bits(layer.config) == "auto" for layer in chosen)
+    if not needs and request.stats:
+        return [Refused(f"{method.name} reads no statistics of inputs", "leave --stats out")]
+    if request.stats and isinstance(method, LayerMethod) and method.rotation is not None:
+        message = f"{method.name} rotates the model, and files of statistics hold those of models as they are"
+        return [Refused(message, "leave --stats out")]
+    if not needs and not searches:
+        return []
     if request.stats and any(method.compares(layer.config) for layer in chosen):
         hint = "leave --stats out, or set its shift to 0"
         return [Refused(f"{method.name} compares two models here, and files of statistics hold one model's", hint)]
+    found: list[CompressError] = []
     if request.reads_files:
         infos = [layer.info for layer in chosen]
-        return [problem for path in request.stats for problem in _in_file(path, infos, method.needs)]
-    found: list[CompressError] = []
-    if len(request.stats) > 1:
+        found = [problem for path in request.stats for problem in _in_file(path, infos, needs)]
+        if not searches:
+            return found
+    elif len(request.stats) > 1:
         absent = [str(path) for path in request.stats if not path.exists()]
         found.append(Refused(f"{', '.join(absent)} does not exist", "files that are merged must exist"))
     found += [_name_problem(path) for path in request.stats if path.suffix != ".safetensors"]
     if recipe.calibration is None:
-        hint = "add a calibration: section to the recipe, or give --stats with a file of statistics"
-        found.append(RecipeError(f"{method.name} needs calibration data", hint))
+        hint = "add a calibration: section to the recipe"
+        hint += "" if searches else ", or give --stats with a file of statistics"
+        found.append(RecipeError(f"{'bits: auto' if searches else method.name} needs calibration data", hint))
     else:
         found += data.problems(recipe.calibration)
+        found += _of_loss(checkpoint, recipe, chosen) if "gradients" in needs else []
     return found + _of_model(checkpoint, recipe, request)
 
 
 def _name_problem(path: Path) -> CompressError:
     return Refused(f"{path}: statistics are kept in a .safetensors file", "choose a name that ends so")
+
+
+def loss_of(configs: Sequence[MethodConfig]) -> LossKind:
+    """The loss whose gradients the layers' configs ask for; they agree on it."""
+    found: LossKind = getattr(configs[0], "loss", "auto")
+    return found
+
+
+def _of_loss(checkpoint: Checkpoint, recipe: Recipe, chosen: Sequence[Chosen]) -> list[CompressError]:
+    """What is wrong with the loss that is to be differentiated."""
+    configs = [layer.config for layer in chosen if layer.config is not None]
+    kinds = {loss_of([config]) for config in configs}
+    if len(kinds) > 1:
+        return [RecipeError(f"layers ask for gradients of losses {sorted(kinds)}", "one step has one loss: give one")]
+    assert recipe.calibration is not None
+    if kinds == {"task"} and recipe.calibration.labels is None and not generates(checkpoint):
+        hint = "name the labels of the calibration data, or take loss: own"
+        return [RecipeError("loss: task needs labels, and the calibration data names none", hint)]
+    return []
+
+
+def generates(checkpoint: Checkpoint) -> bool:
+    """Whether the architecture predicts tokens."""
+    named = str(((checkpoint.config or {}).get("architectures") or [""])[0])
+    return named.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
 
 
 def _of_model(checkpoint: Checkpoint, recipe: Recipe, request: Request) -> list[CompressError]:
@@ -133,10 +185,19 @@ def _in_file(path: Path, chosen: Sequence[LayerInfo], needs: frozenset[str]) -> 
         if inner and widths and widths != {inner[0].shape[1]}:
             message = f"{path}: {tensor} has {inner[0].shape[1]} inputs, its statistics have {min(widths)}"
             found.append(Refused(message, "collect them from this checkpoint"))
-        lacking = needs - {*specs, *(["norms"] if "gram" in specs else [])} if specs else frozenset()
+        known = {*specs, *(["norms"] if "gram" in specs else []), "gradients"}
+        lacking = needs - known if specs else frozenset()
+        if "gradients" in needs:
+            lacking |= _ungraded(file, infos)
         if lacking:
             found.append(Refused(f"{path}: no {min(lacking)} of {tensor}", "collect the file for this method"))
     return found[:5]
+
+
+def _ungraded(file: StatisticsFile, infos: Sequence[LayerInfo]) -> frozenset[str]:
+    """That a file lacks a layer's gradients, or has them of another shape."""
+    shapes = [spec.shape for info in infos if (spec := file.gradient_spec(info.name)) is not None]
+    return frozenset() if shapes == [info.shape for info in infos] else frozenset({"gradients"})
 
 
 def foreign(files: Sequence[StatisticsFile], inputs: Mapping[str, str]) -> list[str]:

@@ -9,6 +9,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.data import Data, Source, Tokenizer, arrays, batches, labelled, sentences, token_windows
 from aicompress.errors import RecipeError
 from aicompress.model.outputs import Task
+from aicompress.pipeline.calibration.inputs import class_names
 from aicompress.pipeline.distillation.batches import Samples
 
 
@@ -32,7 +33,7 @@ def read_samples(data: Data, task: Task, checkpoint: Checkpoint, tokenizer: Toke
         windows, source = token_windows(data, tokenizer)
         return Samples({"input_ids": windows.int()}, None, source)
     if data.labels is not None:
-        texts, labels, source = labelled(data, None, _class_names(checkpoint))
+        texts, labels, source = labelled(data, None, class_names(checkpoint))
         first = _first_of_equals(texts)
         return _texts([texts[i] for i in first], labels[torch.tensor(first)], source, data, tokenizer)
     texts, source = sentences(data)
@@ -43,11 +44,6 @@ def _check_length(data: Data, checkpoint: Checkpoint) -> None:
     limit = (checkpoint.config or {}).get("max_position_embeddings")
     if data.kind != "arrays" and limit is not None and data.length > limit:
         raise RecipeError(f"data.length {data.length} is beyond the student's {limit} positions", f"length: {limit}")
-
-
-def _class_names(checkpoint: Checkpoint) -> list[str]:
-    named = (checkpoint.config or {}).get("id2label") or {}
-    return [str(named[key]) for key in sorted(named, key=int)]
 
 
 def _first_of_equals(texts: list[str]) -> list[int]:

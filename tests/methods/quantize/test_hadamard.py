@@ -27,7 +27,7 @@ def test_a_layer_is_what_the_base_makes_of_it() -> None:
     [({"name": "rtn"}, set()), ({"name": "gptq"}, {"gram"}), ({"name": "imatrix"}, {"norms"})],
 )
 def test_it_reads_what_its_base_reads(base: dict[str, Any], needs: set[str]) -> None:
-    assert hadamard.reads(HadamardConfig(base=base)) == needs
+    assert hadamard.METHOD.reads(HadamardConfig(base=base)) == needs
 
 
 @pytest.mark.parametrize("name", ["awq", "smoothquant", "hadamard", "nothing"])

@@ -19,10 +19,10 @@ from tests.pipeline.calibration.steps import run, text, write_recipe
 ROOT = Path(__file__).parents[3]
 
 
-def together(source: Path, out: Path, recipe: Path, *options: str) -> str:
+def together(source: Path, out: Path, recipe: Path, *options: str, verb: str = "quantize") -> str:
     """The command under torchrun with two processes; its standard output."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    command = ["aicompress", "quantize", str(source), str(out), "-r", str(recipe), "--latency", "off", *options]
+    command = ["aicompress", verb, str(source), str(out), "-r", str(recipe), "--latency", "off", *options]
     done = subprocess.run(
         [*launcher, *command],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
@@ -71,3 +71,14 @@ def test_two_processes_collect_the_statistics_of_one(tmp_path: Path, tiny_qwen_m
         assert (gram is None) == (expected is None)
         if gram is not None:
             torch.testing.assert_close(gram, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_choose_the_widths_of_one(tmp_path: Path, tiny_llama: Path, text_file: Path) -> None:
+    """Each measures half of the units on the same samples."""
+    method = {"name": "rtn", "bits": "auto", "group_size": 16, "target_bpw": 4.5, "evaluations": 5}
+    recipe = write_recipe(tmp_path, text(text_file), method=method)
+    one = run(tiny_llama, tmp_path / "one", recipe)
+    together(tiny_llama, tmp_path / "two", recipe)
+    two = Report.from_json((tmp_path / "two" / "report.json").read_text())
+    assert two.bits == one.bits
+    assert two.after.sha256 == one.after.sha256

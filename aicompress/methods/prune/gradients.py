@@ -1,0 +1,51 @@
+"""What methods share that score weights by gradients: the loss whose gradients they read, and the way to a weight."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from aicompress.errors import CompressError
+from aicompress.layer import GradientStats, Layer
+from aicompress.methods.prune.calibrated import CalibratedConfig
+
+NEEDS = frozenset({"gradients", "gram"})
+
+
+class GradientConfig(CalibratedConfig):
+    """Parameters of methods that know gradients, and the Gram matrix where they refit."""
+
+    loss: Literal["auto", "task", "own"] = Field(
+        "auto",
+        description="whose gradients: task: of next tokens or labels; own: of labels drawn from the model's own "
+        "predictions; auto: task where the data has labels or next tokens",
+    )
+    scope: Literal["layer", "row"] = Field("layer", description="what shares a sparsity: a layer, or each row of it")
+
+
+def spares(config: GradientConfig) -> frozenset[str]:
+    """Without a refit nothing is known of the inputs."""
+    return frozenset() if config.refit or config.shift else frozenset({"gram"})
+
+
+def gradients(layer: Layer) -> GradientStats:
+    """Moments of the gradients in a layer's weight.
+
+    Raises:
+        CompressError: there are none, or they hold NaN or infinity.
+    """
+    found = layer.gradients
+    if found is None:
+        raise CompressError(f"{layer.info.name}: there are no gradients of it", "collect them from this checkpoint")
+    if not (torch.isfinite(found.mean).all() and torch.isfinite(found.square).all()):
+        raise CompressError(f"{layer.info.name}: its gradients hold NaN or infinity", "calibrate on other data")
+    return found
+
+
+def scaled(scores: Tensor) -> Tensor:
+    """Scores whose mean is 1, so that products of small gradients and weights do not vanish in float32."""
+    mean = scores.double().mean()
+    return (scores.double() / mean).float() if mean > 0 else scores.float()

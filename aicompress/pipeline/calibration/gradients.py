@@ -1,0 +1,117 @@
+"""Gradients of a step's loss in the selected weights: samples in, moments by layer out, on disk until they are read."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.layer import GradientStats, LayerInfo
+from aicompress.model.gradients import Descent, Keep, collect
+from aicompress.model.moments import Part, Watched
+from aicompress.model.objective import LossKind, Objective
+from aicompress.model.partial import PartialModel
+from aicompress.pipeline.calibration.inputs import samples
+from aicompress.pipeline.calibration.request import Step, loss_of, module_of
+from aicompress.pipeline.plan import Plan
+from aicompress.pipeline.processes import Processes
+from aicompress.weights import LowRank
+
+
+@dataclass(frozen=True)
+class GradientStore:
+    """Moments of gradients in a folder, a file per layer."""
+
+    folder: Path
+
+    def add(self, moments: Mapping[str, GradientStats]) -> None:
+        for name, found in moments.items():
+            tensors = {"mean": found.mean, "square": found.square, "count": torch.tensor(found.count)}
+            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, self._file(name))
+
+    def read(self, name: str) -> GradientStats | None:
+        """Moments of a layer; None where there are none of it."""
+        if not self._file(name).exists():
+            return None
+        tensors = load_file(self._file(name))
+        return GradientStats(int(tensors["count"]), tensors["mean"], tensors["square"])
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
+
+
+@contextmanager
+def gradients(plan: Plan, team: Processes, say: Callable[[str], None]) -> Iterator[GradientStore]:
+    """Moments of the gradients of every selected layer, while the context lasts; the first process keeps them.
+
+    They lie in a folder beside the output: two float32 matrices for every selected weight.
+
+    Raises:
+        RecipeError: the calibration data does not fit the model.
+    """
+    out = plan.output.destination.path.resolve()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.gradients.", dir=out.parent) as folder:
+        store = GradientStore(Path(folder))
+        differentiate(
+            plan,
+            team,
+            store.add if team.rank == 0 else lambda moments: None,
+            lambda done, total: say(f"gradients, step {done} of {total}"),
+        )
+        yield store
+
+
+def differentiate(plan: Step, team: Processes, keep: Keep, progress: Callable[[int, int], None]) -> None:
+    """Bring the moments of every selected layer's gradient to `keep`.
+
+    Raises:
+        RecipeError: the calibration data does not fit the model.
+    """
+    recipe = plan.recipe
+    assert recipe.calibration is not None
+    model = module_of(plan.checkpoint, recipe, plan.request.allow_code)
+    loader = PartialModel(plan.checkpoint, model, dtype=torch.float32)
+    given = samples(plan.checkpoint, model, recipe.calibration, recipe.seed, team)
+    infos = [layer.info for layer in plan.layers if layer.config is not None]
+    wanted = watched(plan.checkpoint, loader, infos)
+    kind: LossKind = loss_of([layer.config for layer in plan.layers if layer.config is not None])
+    collect(Descent(model, loader, given, wanted, Objective(kind, recipe.seed), team), keep, progress)
+
+
+def watched(checkpoint: Checkpoint, loader: PartialModel, infos: list[LayerInfo]) -> dict[str, Watched]:
+    """Where the model has each layer's weight; a layer that it does not have is not in it."""
+    found: dict[str, Watched] = {}
+    for info in infos:
+        place = loader.place_of(info.tensor)
+        if place is not None:
+            part = partial(_factor, checkpoint, info) if info.part else None
+            found[info.name] = Watched(place, info.tensor_shape, info.transposed, part)
+    return found
+
+
+def _factor(checkpoint: Checkpoint, info: LayerInfo) -> Part:
+    """Of W = A B: dL/dA = dL/dW Bᵀ and dL/dB = Aᵀ dL/dW."""
+    weight = checkpoint.weight(info.tensor)
+    assert isinstance(weight, LowRank)
+    if info.part == "out":
+        inner = weight.inner.dense()
+
+        def of_out(gradient: Tensor) -> Tensor:
+            return gradient @ inner.t()
+
+        return of_out
+    out = weight.out.dense()
+
+    def of_inner(gradient: Tensor) -> Tensor:
+        return out.t() @ gradient
+
+    return of_inner
