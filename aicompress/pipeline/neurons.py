@@ -43,7 +43,10 @@ def narrow(checkpoint: Checkpoint, method: StructuralMethod, recipe: Recipe, req
             earlier = changes[coupling.tensor].cuts
             cut = Cut(number, coupling.axis, (1,) * coupling.parts)
             changes[coupling.tensor] = Change(coupling.tensor, (*earlier, cut), {"neurons": f"{size} of {layer.width}"})
-    return Edit(edited, structures, tuple(sizes), with_refits(changes, structures, sizes, method.refits(config)))
+    refitted = with_refits(changes, structures, sizes, method.refits(config))
+    kept = all(size == structure.size for size, structure in zip(sizes, structures, strict=True))
+    told = (f"no neuron goes: the width of {structures[0].name} stays {structures[0].size}",) if kept else ()
+    return Edit(edited, structures, tuple(sizes), refitted, told)
 
 
 def _require_tensors(architecture: Architecture, layers: list[FeedForward]) -> None:
