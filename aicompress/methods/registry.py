@@ -114,6 +114,8 @@ class LayerMethod(Method):
             the output) -> one config per candidate.
         describe: the few knobs a report row shows, from the config and the stored weight or its outline; under the key
             "note" a sentence that says why the layer came out as it did, where that is not obvious.
+        together: (layers, config) -> what `apply` gives for each of several layers with the same inputs; None where
+            nothing is to be gained by it.
         by_rows: config -> whether each row is compressed on its own, with no random numbers: then a block of rows gives
             the same as it would in the whole, and large layers are read, compressed and written in blocks.
         compares: config -> whether it also reads `cross`, the original model's inputs against the compressed one's.
@@ -125,6 +127,7 @@ class LayerMethod(Method):
     check: Callable[[LayerInfo, Any], tuple[str, str] | None] = field(kw_only=True, default=lambda info, config: None)
     settle: Callable[[Sequence[Candidate], int], list[Any]] | None = field(kw_only=True, default=None)
     describe: Callable[[Any, Weight], dict[str, Any]] = field(kw_only=True, default=lambda config, weight: {})
+    together: Callable[[Sequence[Layer], Any], list[Weight]] | None = field(kw_only=True, default=None)
     by_rows: Callable[[Any], bool] = field(kw_only=True, default=lambda config: False)
     compares: Callable[[Any], bool] = field(kw_only=True, default=lambda config: False)
     spares: Callable[[Any], frozenset[str]] = field(kw_only=True, default=lambda config: frozenset())
@@ -168,7 +171,7 @@ class Structure:
         size: number of units.
         parts: what each of its tensors gives to the units.
         groups: the units lie in as many runs of equal length, and as many stay of each.
-        worth: heads that a unit stands for.
+        worth: heads that a unit stands for; of experts, how many a token goes to.
         inputs: statistics of the consumers' inputs by tensor, for methods that read them.
         importance: (units,) measured with calibration data, for methods that ask for it.
     """
@@ -200,20 +203,20 @@ class StructuralMethod(Method):
     """A pure choice of the units that stay; the driver cuts tensors, renumbers and edits config.json.
 
     Attributes:
-        units: what it chooses among: whole blocks, neurons of feed-forward layers, heads of attentions, or coordinates
-            of the hidden width.
+        units: what it chooses among: whole blocks, neurons of feed-forward layers, heads of attentions, coordinates of
+            the hidden width, or experts of mixtures.
         sizes: (structures, config) -> how many units of each structure stay; decided before any weight is read.
             Raises RecipeError when the config is impossible for them.
         keep: (structure, how many, config) -> the units that stay, ascending. Deterministic.
         reads: config -> what it needs to know: statistics of the consumers' inputs, any of "gram", "norms", "mean_abs",
-            "mean"; for whole blocks their importance by "influence" or "gradients".
+            "mean"; of whole blocks their "influence" or "gradients", of experts "reap" or "frequency".
         compares: config -> whether it also reads `cross`, the original model's inputs against the compressed one's.
         refits: config -> whether `refit` gives values.
         refit: (structure, units that stay, config) -> new float32 values by tensor, for consumers as `Part.read` gives
             them, the rows of the units that stay, and for offsets; nothing where the rest stays as it is.
     """
 
-    units: Literal["blocks", "neurons", "heads", "hidden"] = field(kw_only=True)
+    units: Literal["blocks", "neurons", "heads", "hidden", "experts"] = field(kw_only=True)
     sizes: Callable[[Sequence[Structure], Any], list[int]] = field(kw_only=True)
     keep: Callable[[Structure, int, Any], list[int]] = field(kw_only=True)
     reads: Callable[[Any], frozenset[str]] = field(kw_only=True, default=lambda config: frozenset())
