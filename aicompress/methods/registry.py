@@ -187,6 +187,7 @@ class Part:
         read: float32 matrix (units, numbers): row j belongs to unit first + j; one row for an offset. Call it late and
             drop the result.
         span: entries of the tensor's axis that make a unit; a row holds them one after the other.
+        take: the same rows of any tensor of this shape, such as scores of its entries; None where nothing asks.
     """
 
     tensor: str
@@ -195,6 +196,7 @@ class Part:
     first: int
     read: Callable[[], Tensor]
     span: int = 1
+    take: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
