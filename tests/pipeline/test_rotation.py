@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from aicompress.checkpoint import Checkpoint
+from aicompress.checkpoint import Checkpoint, noise
 from aicompress.errors import Refused
 from aicompress.methods import get
 from aicompress.methods.registry import LayerMethod
@@ -118,6 +118,14 @@ def test_a_tied_head_is_untied_only_when_asked(tmp_path: Path, tiny_llama: Path)
         found = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()(IDS).logits
     before = logits(tiny_llama)
     assert (found - before).norm() < 0.05 * before.norm()
+
+
+def test_the_table_of_a_large_vocabulary_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise for large parameters is one vector whose windows are the rows: what is found must not change."""
+    FAMILIES["llama"].saved(tmp_path)
+    expected = set(view_of(tmp_path)[0].changes)  # type: ignore[attr-defined]
+    monkeypatch.setattr(noise, "LARGEST", 500)
+    assert set(view_of(tmp_path)[0].changes) == expected  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")
