@@ -120,11 +120,11 @@ def test_a_tied_head_is_untied_only_when_asked(tmp_path: Path, tiny_llama: Path)
     assert (found - before).norm() < 0.05 * before.norm()
 
 
-def test_the_table_of_a_large_vocabulary_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Noise for large parameters is one vector whose windows are the rows: what is found must not change."""
-    FAMILIES["llama"].saved(tmp_path)
+def test_a_large_vocabulary_is_tried_on_its_first_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here 64 of 300: what is found must not change, wherever the padding token lies."""
+    checkpoints.make_llama(tmp_path, tied=False, vocab_size=300, pad_token_id=299)
     expected = set(view_of(tmp_path)[0].changes)  # type: ignore[attr-defined]
-    monkeypatch.setattr(noise, "LARGEST", 500)
+    monkeypatch.setattr(noise, "ROWS", 64)
     assert set(view_of(tmp_path)[0].changes) == expected  # type: ignore[attr-defined]
 
 
