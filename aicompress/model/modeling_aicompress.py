@@ -26,7 +26,7 @@ from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from .decoding_aicompress import decode, factors, rounded_input
+from .decoding_aicompress import decode, factors, reshape, rounded_input
 
 METHOD = "aicompress"
 FORMAT_VERSION = 1
@@ -212,6 +212,14 @@ def forget_tie(model: Any, target: str) -> None:
             part._tied_weights_keys = {key: value for key, value in keys.items() if not re.fullmatch(full[key], target)}
 
 
+def fit_shapes(model: Any, paths: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Give layers the shapes that their tensors have on disk, where config.json does not say them."""
+    names = [f"{path}.{leaf}" for path in paths for leaf in ("weight", "bias") if f"{path}.{leaf}" in shapes]
+    for name, (target, _) in parameter_names(model, names).items():
+        if target in model.state_dict():
+            reshape(model.get_submodule(target.rpartition(".")[0]), target.rpartition(".")[2], tuple(shapes[name]))
+
+
 class AicompressConfig(QuantizationConfigMixin):  # type: ignore[misc]
     """config.json's quantization_config: an entry per compressed parameter."""
 
@@ -224,6 +232,7 @@ class AicompressConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.format_version = format_version
         self.entries = entries or {}
         self.lineage = rest.get("lineage", [])
+        self.widths = rest.get("widths", {})
 
 
 class AicompressQuantizer(HfQuantizer):  # type: ignore[misc]
@@ -234,6 +243,7 @@ class AicompressQuantizer(HfQuantizer):  # type: ignore[misc]
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         outlines = _outlines(kwargs.get("checkpoint_files") or ())
         entries, known = self.quantization_config.entries, set(model.state_dict())
+        fit_shapes(model, self.quantization_config.widths, {name: tuple(t.shape) for name, t in outlines.items()})
         for name, (target, merge) in parameter_names(model, entries).items():
             parent, _, leaf = target.rpartition(".")
             if merge or (leaf != "weight" and target in known):
