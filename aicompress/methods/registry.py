@@ -100,6 +100,9 @@ class LayerMethod(Method):
             "note" a sentence that says why the layer came out as it did, where that is not obvious.
         compares: config -> whether it also reads `cross`, the original model's inputs against the compressed one's.
         spares: config -> which of `needs` it does without.
+        surveys: config -> statistics of the original model's layers that are read before any is compressed, to decide
+            how much each of them gets.
+        scores: (layer, config) -> (out, in), non-negative: how much each weight matters, comparable between layers.
     """
 
     apply: Callable[[Layer, Any], Weight] = field(kw_only=True)
@@ -109,6 +112,8 @@ class LayerMethod(Method):
     describe: Callable[[Any, Weight], dict[str, Any]] = field(kw_only=True, default=lambda config, weight: {})
     compares: Callable[[Any], bool] = field(kw_only=True, default=lambda config: False)
     spares: Callable[[Any], frozenset[str]] = field(kw_only=True, default=lambda config: frozenset())
+    surveys: Callable[[Any], frozenset[str]] = field(kw_only=True, default=lambda config: frozenset())
+    scores: Callable[[Layer, Any], Tensor] | None = field(kw_only=True, default=None)
 
     kind: ClassVar[str] = "layerwise"
 

@@ -130,6 +130,10 @@ def run(plan: Plan, options: Options | None = None) -> Report:
     options = options or Options()
     team = processes(torch.device("cpu"))
     team.wait()  # until all have made their plans: those refuse an output that is there
+    if plan.surveys:
+        from aicompress.pipeline.allocation import allocated
+
+        plan = allocated(plan, team, options.progress)
     collected = _collect(plan, team, options.progress)
     if team.rank == 0:
         report = _lead(plan, options, team)

@@ -28,6 +28,8 @@ from aicompress.report.plan import PlanRow, PlanSummary
 from aicompress.selection import select
 from aicompress.weights import Dense, LowRank, Weight, form_of, outline_nbytes
 
+UNDECIDED = "calibration decides how much stays of each layer: the plan shows the average"
+
 
 @dataclass(frozen=True)
 class LayerPlan:
@@ -82,6 +84,26 @@ class Plan:
     def needs(self) -> frozenset[str]:
         """Statistics that the selected layers' configs read."""
         return frozenset[str]().union(*(self.method.reads(x.config) for x in self.layers if x.config is not None))
+
+    @cached_property
+    def surveys(self) -> frozenset[str]:
+        """Statistics that are read before any layer is compressed."""
+        return frozenset[str]().union(*(self.method.surveys(x.config) for x in self.layers if x.config is not None))
+
+    def with_configs(self, configs: Mapping[str, MethodConfig]) -> Plan:
+        """The plan with other parameters for some layers, by name, laid out anew."""
+        layers = tuple(
+            replace(layer, config=configs[layer.info.name]) if layer.info.name in configs else layer
+            for layer in self.layers
+        )
+        layers = tuple(
+            replace(layer, outline=_outline(self.method, layer)) if layer.info.name in configs else layer
+            for layer in layers
+        )
+        parameters = _parameters(self.checkpoint, layers)
+        step = self.output.manifest.lineage[-1]
+        output = arrange(self.checkpoint, self.output.destination, parameters, step)
+        return replace(self, layers=layers, output=output)
 
     def summary(self) -> PlanSummary:
         """What a dry run prints."""
@@ -143,6 +165,8 @@ def make_plan(
     parameters = _parameters(checkpoint, plans)
     output = arrange(checkpoint, destination, parameters, lineage_step(command, recipe, checkpoint.source))
     require_space(output)
+    if any(method.surveys(layer.config) for layer in layers.values()):
+        warnings.append(UNDECIDED)
     return Plan(checkpoint, recipe, method, plans, output, kinds, request, (*warnings, *left_out(checkpoint)))
 
 

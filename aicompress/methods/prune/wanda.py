@@ -6,15 +6,15 @@ taken as independent. With `refit` the survivors then take their least-squares v
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer
 from aicompress.methods.curvature import importance
-from aicompress.methods.prune.calibrated import CalibratedConfig, finished
-from aicompress.methods.prune.sparsity import check, choose, describe, outline, settle_stored
+from aicompress.methods.prune.calibrated import CalibratedConfig, check, finished, surveys
+from aicompress.methods.prune.sparsity import choose, describe, outline, settle_stored
 from aicompress.methods.registry import LayerMethod
 from aicompress.weights import Weight
 
@@ -40,7 +40,7 @@ class WandaConfig(CalibratedConfig):
     )
 
 
-def scores(layer: Layer) -> Tensor:
+def scores(layer: Layer, config: Any = None) -> Tensor:
     """w² E[x²], (out, in): the square of Wanda's score adds up over a block."""
     return layer.weight.square() * importance(layer)
 
@@ -66,4 +66,6 @@ METHOD = LayerMethod(
     settle=settle_stored,
     describe=describe,
     compares=lambda config: config.refit and config.shift > 0,
+    surveys=surveys,
+    scores=scores,
 )

@@ -26,7 +26,8 @@ def collect(plan: Plan, path: Path, team: Processes, progress: Callable[[str, in
         RecipeError: the calibration data does not fit the model.
     """
     engine = Engine.of(plan, team)
-    needs = (plan.needs - {"gradients"}) | ALWAYS
+    asked = plan.needs | plan.surveys
+    needs = (asked - {"gradients"}) | ALWAYS
 
     def tell(done: int, total: int) -> None:
         progress("statistics", done, total)
@@ -36,13 +37,13 @@ def collect(plan: Plan, path: Path, team: Processes, progress: Callable[[str, in
 
     if team.rank != 0:
         engine.walk(_Keeper(None), needs, tell)
-        if "gradients" in plan.needs:
+        if "gradients" in asked:
             differentiate(plan, team, lambda moments: None, back)
         return
     with StatisticsWriter(path) as writer:
         engine.walk(_Keeper(writer), needs, tell)
         writer.add({name: InputStats(0) for name in selected(plan) if name not in engine.wanted})
-        if "gradients" in plan.needs:
+        if "gradients" in asked:
             differentiate(plan, team, writer.add_gradients, back)
         writer.seal(digests(plan.checkpoint.source), engine.record())
 

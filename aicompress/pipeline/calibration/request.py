@@ -54,7 +54,9 @@ def problems(
     checkpoint: Checkpoint, recipe: Recipe, method: LayerMethod, chosen: Sequence[Chosen], request: Request
 ) -> list[CompressError]:
     """Everything that would keep a method from its statistics."""
-    needs = frozenset[str]().union(*(method.reads(layer.config) for layer in chosen if layer.config is not None))
+    needs = frozenset[str]().union(
+        *(method.reads(x.config) | method.surveys(x.config) for x in chosen if x.config is not None)
+    )
     if not needs:
         hint = "leave --stats out"
         return [Refused(f"{method.name} reads no statistics of inputs", hint)] if request.stats else []
