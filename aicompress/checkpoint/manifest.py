@@ -56,14 +56,22 @@ class Entry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Entries by parameter name, and the steps so far, oldest first."""
+    """What a checkpoint says of itself.
+
+    Attributes:
+        entries: compressed parameters by name.
+        lineage: the steps so far, oldest first.
+        widths: attributes of the layers of a plain module that were narrowed since its definition, by module path.
+    """
 
     entries: dict[str, Entry] = field(default_factory=dict)
     lineage: tuple[dict[str, Any], ...] = ()
+    widths: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         entries = {name: entry.to_json() for name, entry in self.entries.items()}
-        return {"format_version": FORMAT_VERSION, "entries": entries, "lineage": list(self.lineage)}
+        plain = {"format_version": FORMAT_VERSION, "entries": entries, "lineage": list(self.lineage)}
+        return {**plain, "widths": self.widths} if self.widths else plain
 
     def to_text(self) -> str:
         return json.dumps(self.to_json(), separators=(",", ":"), ensure_ascii=False)
@@ -79,7 +87,7 @@ class Manifest:
             if plain["format_version"] > FORMAT_VERSION:
                 raise CheckpointError(f"{where} was written by a newer aicompress", "upgrade aicompress")
             entries = {name: Entry.from_json(fields) for name, fields in plain.get("entries", {}).items()}
-            return cls(entries, tuple(plain.get("lineage", ())))
+            return cls(entries, tuple(plain.get("lineage", ())), _widths(plain.get("widths", {})))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(
                 f"{where}: its aicompress manifest is malformed", "write the checkpoint again"
@@ -94,3 +102,15 @@ class Manifest:
                 f"{where}: its aicompress manifest is not JSON", "write the checkpoint again"
             ) from error
         return cls.from_json(plain, where)
+
+
+def _widths(plain: Any) -> dict[str, dict[str, int]]:
+    """Widths by module path.
+
+    Raises:
+        ValueError: something else than whole numbers above 0.
+    """
+    found = {str(path): {str(name): value for name, value in fields.items()} for path, fields in plain.items()}
+    if any(type(value) is not int or value < 1 for fields in found.values() for value in fields.values()):
+        raise ValueError
+    return found

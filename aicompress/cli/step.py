@@ -60,23 +60,29 @@ def command_for(name: str, summary: str) -> Callable[..., None]:
 def run(command: str, source: str, out: Path, recipe: tuple[str, list[str]], flags: Flags) -> None:
     """Plan a step and print the plan, or run it and print its report."""
     from aicompress import recipe as recipes
-    from aicompress.methods.registry import StructuralMethod, get
+    from aicompress.methods.registry import ChannelMethod, LayerMethod, StructuralMethod, get
     from aicompress.pipeline import layerwise, plan, structure
     from aicompress.pipeline.calibration.request import Request
+    from aicompress.pipeline.channels import driver as channels
+    from aicompress.pipeline.channels import plan as channel_plan
     from aicompress.pipeline.layerwise import Options
     from aicompress.pipeline.processes import is_first
 
     loaded = recipes.load(recipe[0], command, recipe[1])
-    structural = isinstance(get(command, loaded.method.name), StructuralMethod)
+    method = get(command, loaded.method.name)
     planned: Any
-    if structural:
-        if flags.stats:
-            raise Refused(f"{loaded.method.name} reads no statistics of inputs", "leave --stats out")
+    execute: Any = layerwise.run
+    if flags.stats and not isinstance(method, LayerMethod):
+        raise Refused(f"{loaded.method.name} reads no statistics of inputs", "leave --stats out")
+    if isinstance(method, ChannelMethod):
+        execute = channels.run
+        planned = channel_plan.make_plan(source, destination(out, flags), loaded, command, Request(flags.allow_code))
+    elif isinstance(method, StructuralMethod):
+        execute = structure.run
         planned = structure.make_plan(source, destination(out, flags), loaded, command)
     else:
         request = Request(flags.allow_code, flags.stats)
         planned = plan.make_plan(source, destination(out, flags), loaded, command, request)
-    execute: Any = structure.run if structural else layerwise.run
     options = Options(flags.resume, flags.latency, reporter(flags.quiet or not is_first()))
     conclude(planned, flags, lambda: execute(planned, options))
 

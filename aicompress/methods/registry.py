@@ -1,8 +1,9 @@
 """What a method is, and how it is found: every module under methods/<command>/ that has a METHOD.
 
-Three kinds of method, by what they are given:
+Four kinds of method, by what they are given:
     layer-wise   one layer in, one stored weight out (`LayerMethod`)
     structural   several tensors and config.json change together (`StructuralMethod`)
+    channels     layers of any network lose channels together (`ChannelMethod`)
     training     a loss between a teacher's and a student's outputs (`DistillMethod`)
 """
 
@@ -181,6 +182,39 @@ class StructuralMethod(Method):
     keep: Callable[[Structure, int, Any], list[int]] = field(kw_only=True)
 
     kind: ClassVar[str] = "structural"
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Units that are removed together from every layer that computes or reads them.
+
+    Attributes:
+        structure: name, number of units, and what the tensors of the layers give to each.
+        cohorts: a label for each unit, from 0; as many must stay of every cohort.
+        saliency: what real inputs say of each unit, (units,), where the method asks for it.
+    """
+
+    structure: Structure
+    cohorts: tuple[int, ...]
+    saliency: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ChannelMethod(Method):
+    """A pure choice of the channels that stay.
+
+    Attributes:
+        evidence: config -> what it reads of real inputs: "activation", "taylor", or None.
+        choose: (groups, config, fits) -> the units of each group that stay, ascending. `fits` tells whether the
+            network with such a choice is within the config's target. Deterministic.
+    """
+
+    evidence: Callable[[Any], Literal["activation", "taylor"] | None] = field(kw_only=True)
+    choose: Callable[[Sequence[Channels], Any, Callable[[list[list[int]]], bool]], list[list[int]]] = field(
+        kw_only=True
+    )
+
+    kind: ClassVar[str] = "channels"
 
 
 class LossConfig(MethodConfig):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CheckpointError
+from aicompress.model.channels.cut import resize
 from aicompress.model.fusion import fuse
 from aicompress.model.merging import converted
 from aicompress.model.modeling_aicompress import attach, forget_tie, mark_ready, parameter_names, tie
@@ -49,6 +50,7 @@ class Filling:
             CheckpointError: parameters are missing, unexpected, or of another shape.
         """
         hugging = hasattr(model, "all_tied_weights_keys")
+        resize(model, self.checkpoint)
         names = list(self.checkpoint.parameters())
         targets = parameter_names(model, names) if hugging else {name: (name, None) for name in names}
         expected = set(model.state_dict())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
+from aicompress.model.channels.cut import resize
 from aicompress.model.filling import Filling
 from aicompress.model.merging import Slot, slots
 from aicompress.model.modeling_aicompress import parameter_names
@@ -31,6 +32,7 @@ class PartialModel:
     def __init__(
         self, checkpoint: Checkpoint, model: Any, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
     ) -> None:
+        resize(model, checkpoint)
         self.model = model
         self.hugging = hasattr(model, "all_tied_weights_keys")
         self._filling = Filling(checkpoint, torch.device(device), dtype, fast=False)

@@ -158,6 +158,7 @@ def arrange(
     parameters: dict[str, Planned],
     step: dict[str, Any],
     config: dict[str, Any] | None = None,
+    widths: Mapping[str, Mapping[str, int]] | None = None,
 ) -> Output:
     """Choose the layout and lay out the files.
 
@@ -167,6 +168,7 @@ def arrange(
         parameters: what it will hold, in order.
         step: this step for the lineage, from `lineage_step`.
         config: an edited config.json; None takes the input's.
+        widths: of the layers of a plain module that this step narrows.
 
     Raises:
         Refused: the output would touch the input, or two tensors of it would have one name.
@@ -189,7 +191,8 @@ def arrange(
         tensors = on_disk(name, weight, layout)
         _add(specs, {disk: TensorSpec.of(tensor) for disk, tensor in tensors.items()})
         entries[name] = Entry(planned.dense, info.transposed, weight.meta(), tuple(weight.tensors()))
-    manifest = Manifest(entries, (*checkpoint.manifest.lineage, step))
+    narrowed = {**checkpoint.manifest.widths, **{path: dict(fields) for path, fields in (widths or {}).items()}}
+    manifest = Manifest(entries, (*checkpoint.manifest.lineage, step), narrowed)
     if config is not None:
         config = _with_quantization(config, (layout, dequantize), manifest, parameters)
     limit = None if destination.single else destination.max_shard_size
@@ -248,8 +251,8 @@ def lineage_step(command: str, recipe: Any, source: Source) -> dict[str, Any]:
 def with_digests(output: Output, digests: Mapping[str, str]) -> Output:
     """The output with the inputs' real digests in its lineage; no length changes."""
     *earlier, step = output.manifest.lineage
-    manifest = Manifest(output.manifest.entries, (*earlier, {**step, "inputs": dict(digests)}))
-    return replace(output, manifest=manifest)
+    lineage = (*earlier, {**step, "inputs": dict(digests)})
+    return replace(output, manifest=replace(output.manifest, lineage=lineage))
 
 
 def summarize(

@@ -1,0 +1,1 @@
+"""Channels of any network: which go together, how they are cut, what they are worth, what can be repaired."""

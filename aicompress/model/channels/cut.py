@@ -1,0 +1,239 @@
+"""Layers with fewer channels: their tensors cut, and their attributes (`out_channels`, `groups`) made to fit.
+
+The attributes of every layer that changed are kept in the manifest, so that a module whose own definition has the old
+widths can be made to fit a pruned checkpoint (`resize`). Nothing else may have another shape than its definition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.errors import CheckpointError
+from aicompress.model.channels.graph import ChannelGroup, Member
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Positions that stay of a layer, ascending; None where all do.
+
+    Attributes:
+        out: its outputs, or the positions of a layer that has one side only.
+        inner: its inputs.
+        axis: of a lone parameter.
+    """
+
+    out: Tensor | None = None
+    inner: Tensor | None = None
+    axis: int | None = None
+
+
+def kept_places(module: nn.Module, groups: Iterable[tuple[ChannelGroup, list[int]]]) -> dict[str, Kept]:
+    """What stays of every layer and lone parameter that loses channels.
+
+    Args:
+        groups: each group with the units that stay.
+    """
+    gone: dict[tuple[str, bool], list[Tensor]] = {}
+    axes: dict[str, int | None] = {}
+    for group, units in groups:
+        stays = torch.zeros(group.size, dtype=torch.bool)
+        stays[units] = True
+        if bool(stays.all()):
+            continue
+        for member in group.members:
+            gone.setdefault((member.path, member.side == "in"), []).append(member.places[~stays].reshape(-1))
+            axes[member.path] = member.axis
+    found: dict[str, Kept] = {}
+    for (path, inner), places in gone.items():
+        stays = torch.ones(_width(module, path, inner, axes[path]), dtype=torch.bool)
+        stays[torch.cat(places)] = False
+        kept, old = stays.nonzero()[:, 0], found.get(path, Kept())
+        found[path] = Kept(old.out, kept, axes[path]) if inner else Kept(kept, old.inner, axes[path])
+    return found
+
+
+def _width(module: nn.Module, path: str, inner: bool, axis: int | None) -> int:
+    if axis is not None:
+        return module.get_parameter(path).shape[axis]
+    layer: Any = module.get_submodule(path)
+    if isinstance(layer, nn.Linear):
+        return layer.in_features if inner else layer.out_features
+    if isinstance(layer, nn.modules.conv._ConvNd):
+        return layer.in_channels if inner else layer.out_channels
+    if isinstance(layer, nn.LayerNorm):
+        return layer.normalized_shape[0]
+    if isinstance(layer, nn.Embedding):
+        return layer.embedding_dim
+    for name in ("num_features", "num_channels", "num_parameters"):
+        if hasattr(layer, name):
+            return int(getattr(layer, name))
+    raise TypeError(f"{type(layer).__name__} has no channels")
+
+
+_ATTRIBUTES = (
+    "out_features", "in_features", "out_channels", "in_channels", "groups",
+    "num_features", "num_channels", "num_parameters", "normalized_shape", "embedding_dim",
+)  # fmt: skip
+
+
+def attributes(layer: nn.Module, kept: Kept) -> dict[str, int]:
+    """The attributes of a layer after the cut."""
+    found: dict[str, int] = {}
+    out = None if kept.out is None else len(kept.out)
+    inner = None if kept.inner is None else len(kept.inner)
+    if isinstance(layer, nn.Linear):
+        found = {"out_features": out or layer.out_features, "in_features": inner or layer.in_features}
+    elif isinstance(layer, nn.modules.conv._ConvNd):
+        if is_depthwise(layer):
+            found = dict.fromkeys(("out_channels", "in_channels", "groups"), out or layer.groups)
+        else:
+            found = {"out_channels": out or layer.out_channels, "in_channels": inner or layer.in_channels}
+    elif out is not None:
+        found = {name: out for name in _ATTRIBUTES[5:] if hasattr(layer, name)}
+    return found
+
+
+def is_depthwise(layer: nn.Module) -> bool:
+    """Whether every channel of a convolution has one kernel of its own."""
+    if not isinstance(layer, nn.modules.conv._ConvNd):
+        return False
+    return 1 < layer.groups == layer.in_channels == layer.out_channels
+
+
+def shapes_after(module: nn.Module, kept: Mapping[str, Kept]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of all layers that lose something, by their names in the module."""
+    found: dict[str, tuple[int, ...]] = {}
+    for path, places in kept.items():
+        if places.axis is not None:
+            assert places.out is not None
+            shape = list(module.get_parameter(path).shape)
+            shape[places.axis] = len(places.out)
+            found[path] = tuple(shape)
+            continue
+        layer = module.get_submodule(path)
+        for leaf, tensor in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
+            shape = list(tensor.shape)
+            if leaf == "weight" and tensor.ndim > 1:
+                out_axis, in_axis = matrix_axes(layer)
+                if places.inner is not None:
+                    shape[in_axis] = len(places.inner) // getattr(layer, "groups", 1)
+                if places.out is not None:
+                    shape[out_axis] = len(places.out)
+            elif tensor.ndim and places.out is not None:
+                shape[0] = len(places.out)
+            found[f"{path}.{leaf}" if path else leaf] = tuple(shape)
+    return found
+
+
+def matrix_axes(layer: nn.Module) -> tuple[int, int]:
+    """Axes of a weight's outputs and inputs."""
+    return (1, 0) if isinstance(layer, nn.Embedding) or getattr(layer, "transposed", False) else (0, 1)
+
+
+def unit_rows(module: nn.Module, member: Member, leaf: str) -> Tensor:
+    """What one tensor of a layer holds of each unit of a group, (units, numbers)."""
+    if member.axis is not None:
+        rows: Tensor = module.get_parameter(member.path).detach().movedim(member.axis, 0)
+        return rows.flatten(1)[member.places].flatten(1) if rows.ndim > 1 else rows[member.places]
+    layer: Any = module.get_submodule(member.path)
+    tensor: Tensor = getattr(layer, leaf).detach()
+    if leaf != "weight" or tensor.ndim == 1:
+        return tensor[member.places]
+    out_axis, in_axis = matrix_axes(layer)
+    if member.side != "in":
+        rows = tensor.movedim(out_axis, 0)
+    elif getattr(layer, "groups", 1) > 1:  # (groups, out, in, k) of each group -> (inputs, out, k)
+        split = tensor.reshape(layer.groups, -1, *tensor.shape[1:]).transpose(1, 2)
+        rows = split.reshape(layer.in_channels, *split.shape[2:])
+    else:
+        rows = tensor.movedim(in_axis, 0)
+    return rows.flatten(1)[member.places].flatten(1)
+
+
+def cut_layer(layer: nn.Module, leaf: str, tensor: Tensor, kept: Kept) -> Tensor:
+    """One tensor of a layer with the positions that stay.
+
+    Args:
+        layer: still with its old attributes.
+        leaf: weight, bias, running_mean, ...
+        tensor: its value; not modified.
+    """
+    if not tensor.ndim:
+        return tensor  # num_batches_tracked
+    if leaf != "weight" or tensor.ndim == 1:
+        return tensor if kept.out is None else tensor.index_select(0, kept.out)
+    out_axis, in_axis = matrix_axes(layer)
+    if kept.inner is not None:
+        groups = getattr(layer, "groups", 1)
+        tensor = _cut_grouped(tensor, kept.inner, groups) if groups > 1 else tensor.index_select(in_axis, kept.inner)
+    return tensor if kept.out is None else tensor.index_select(out_axis, kept.out)
+
+
+def _cut_grouped(weight: Tensor, kept: Tensor, groups: int) -> Tensor:
+    """Inputs of a grouped convolution (out, in/groups, *k): as many stay in each group, others in each."""
+    rows, width = weight.shape[0] // groups, weight.shape[1]
+    within = (kept % width).reshape(groups, -1)  # (groups, stay)
+    index = within.repeat_interleave(rows, 0)  # (out, stay)
+    index = index.reshape(*index.shape, *[1] * (weight.ndim - 2)).expand(-1, -1, *weight.shape[2:])
+    return weight.gather(1, index)
+
+
+def cut_module(module: nn.Module, kept: Mapping[str, Kept]) -> dict[str, dict[str, int]]:
+    """Cut the layers of a module in place; returns the widths that it has now."""
+    widths: dict[str, dict[str, int]] = {}
+    for path, places in kept.items():
+        if places.axis is not None:
+            assert places.out is not None
+            parent, _, leaf = path.rpartition(".")
+            value = module.get_parameter(path).detach().index_select(places.axis, places.out)
+            module.get_submodule(parent)._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+            widths[path] = {}
+            continue
+        layer = module.get_submodule(path)
+        for leaf, tensor in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
+            _put(layer, leaf, cut_layer(layer, leaf, tensor.detach(), places))
+        widths[path] = attributes(layer, places)
+        _set(layer, widths[path])
+    return widths
+
+
+def _put(layer: nn.Module, leaf: str, value: Tensor) -> None:
+    if leaf in layer._parameters:
+        layer._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+    else:
+        layer._buffers[leaf] = value
+
+
+def _set(layer: nn.Module, widths: Mapping[str, int]) -> None:
+    for name, value in widths.items():
+        setattr(layer, name, (value,) if name == "normalized_shape" else value)
+
+
+def resize(module: nn.Module, checkpoint: Checkpoint) -> None:
+    """Make a module fit a checkpoint of pruned channels; its tensors there become empty ones of the right shape.
+
+    Raises:
+        CheckpointError: the module has no such layer.
+    """
+    shapes = {name: spec.shape for name, spec in checkpoint.parameters().items()} if checkpoint.manifest.widths else {}
+    for path, widths in checkpoint.manifest.widths.items():
+        try:
+            layer = module.get_submodule(path) if widths else module.get_submodule(path.rpartition(".")[0])
+        except AttributeError as error:
+            raise CheckpointError(
+                f"{checkpoint.path} was pruned at {path!r}, which {type(module).__name__} does not have",
+                "give the module that it was pruned from",
+            ) from error
+        leaves = [*layer._parameters, *layer._buffers] if widths else [path.rpartition(".")[2]]
+        prefix = path if widths else path.rpartition(".")[0]
+        for leaf in leaves:
+            old, shape = getattr(layer, leaf, None), shapes.get(f"{prefix}.{leaf}" if prefix else leaf)
+            if isinstance(old, Tensor) and shape is not None and tuple(old.shape) != shape:
+                _put(layer, leaf, torch.empty(shape, dtype=old.dtype, device=old.device))
+        _set(layer, {name: value for name, value in widths.items() if name in _ATTRIBUTES and hasattr(layer, name)})

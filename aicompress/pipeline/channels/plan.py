@@ -1,0 +1,231 @@
+"""Plan the removal of channels from a network: the graph traced and tried, the channels chosen, every byte known.
+
+Unlike other plans this one loads the model: what depends on what is seen by running it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from aicompress import data
+from aicompress.checkpoint import Checkpoint
+from aicompress.checkpoint.place import require_apart, require_free, require_writable
+from aicompress.data import arrays
+from aicompress.errors import CompressError, RecipeError, Refused, raise_all
+from aicompress.layer import Kind, LayerInfo
+from aicompress.methods import get
+from aicompress.methods.prune.channels import ChannelsConfig
+from aicompress.methods.registry import ChannelMethod
+from aicompress.model.channels.cut import Kept, kept_places
+from aicompress.model.channels.graph import OUTPUT, ChannelGroup, Fixed
+from aicompress.pipeline.calibration.request import Request, module_of
+from aicompress.pipeline.channels import choosing
+from aicompress.pipeline.channels.choosing import Evidence
+from aicompress.pipeline.channels.draft import Draft
+from aicompress.pipeline.output import Destination, Output, Planned, lineage_step, summarize
+from aicompress.pipeline.plan import collect, left_out, require_space
+from aicompress.pipeline.tied import open_input
+from aicompress.recipe import Recipe
+from aicompress.report import gates
+from aicompress.report.model import LayerRow
+from aicompress.report.plan import PlanRow, PlanSummary
+from aicompress.selection import select
+from aicompress.weights import Weight
+
+SAMPLES = 1024  # calibration samples at most where the recipe does not say
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class ChannelPlan:
+    """A removal of channels that can be run, or printed.
+
+    Attributes:
+        checkpoint: the input.
+        recipe: what to do.
+        method: how.
+        module: the whole network with its weights in float32.
+        groups: each group of channels with the units that stay.
+        kept: what stays of every layer that loses something.
+        infos: every layer of the input.
+        output: every file and byte of the output.
+        evidence: calibration data, where the recipe has it.
+        fixed: layers whose channels cannot be removed.
+        warnings: what the user should know.
+    """
+
+    checkpoint: Checkpoint
+    recipe: Recipe
+    method: ChannelMethod
+    module: nn.Module
+    groups: tuple[tuple[ChannelGroup, list[int]], ...]
+    kept: Mapping[str, Kept]
+    infos: tuple[LayerInfo, ...]
+    output: Output
+    evidence: Evidence | None
+    fixed: tuple[Fixed, ...]
+    warnings: tuple[str, ...]
+
+    kinds: Mapping[str, Kind | None] | None = None
+
+    @property
+    def config(self) -> ChannelsConfig:
+        assert isinstance(self.recipe.method, ChannelsConfig)
+        return self.recipe.method
+
+    @property
+    def refits(self) -> bool:
+        return self.evidence is not None if self.config.refit is None else self.config.refit
+
+    @property
+    def recalibrates(self) -> bool:
+        given = self.config.recalibrate_norms
+        return self.evidence is not None if given is None else given
+
+    def rows(self, seconds: Mapping[str, float] | None = None) -> tuple[LayerRow, ...]:
+        """A row for each layer of the input."""
+        return tuple(self._row(info, (seconds or {}).get(info.tensor, 0.0)) for info in self.infos)
+
+    def _row(self, info: LayerInfo, seconds: float) -> LayerRow:
+        planned = self.output.parameters[info.tensor]
+        path = info.tensor.rpartition(".")[0]
+        size = planned.dense.nbytes if planned.weight is None else _nbytes(self.output, info.tensor, planned.weight)
+        form = "dense" if planned.weight is None else planned.weight.form
+        reason = next((one.reason for one in self.fixed if one.name == path), "left as it is")
+        if path not in self.kept or info.part:
+            return LayerRow(info.name, info.kind, "-", "-", form, {}, info.nbytes, size, 0.0, seconds, reason)
+        old = {"out": info.tensor_shape[0], "in": info.tensor_shape[1]}
+        new = {"out": planned.dense.shape[0], "in": planned.dense.shape[1]}
+        detail = {side: f"{new[side]} of {old[side]}" for side in old if new[side] != old[side]}
+        decoded = info.stored != "dense" and planned.weight is None
+        note = "its form cannot hold the cut: decoded" if decoded else ""
+        name = self.method.name
+        return LayerRow(info.name, info.kind, "method", name, form, detail, info.nbytes, size, None, seconds, note)
+
+    def summary(self) -> PlanSummary:
+        """What a dry run prints."""
+        stored = {info.name: info.stored for info in self.infos}
+        rows = [row for row in self.rows() if row.method != "-"]
+        shown = [
+            PlanRow(r.name, r.kind, r.rule, stored[r.name], r.form, r.detail, r.bytes_before, r.bytes_after)
+            for r in rows
+        ]
+        return summarize(self.output, self.checkpoint, shown, len(self.infos) - len(rows), self.warnings)
+
+
+def _nbytes(output: Output, name: str, weight: Weight) -> int:
+    return sum(tensor.nbytes for tensor in output.encode(name, weight).values())
+
+
+def make_plan(
+    source: str | Path, destination: Destination, recipe: Recipe, command: str, request: Request | None = None
+) -> ChannelPlan:
+    """Check everything, trace the network, choose the channels and lay out the output.
+
+    Raises:
+        Refused: or Problems, everything that is wrong.
+    """
+    method = get(command, recipe.method.name)
+    if not isinstance(method, ChannelMethod) or not isinstance(recipe.method, ChannelsConfig):
+        raise TypeError(f"{method.name} does not remove channels")
+    checkpoint, warnings = open_input(source)
+    problems: list[CompressError] = collect(lambda: require_free(destination.path, destination.overwrite))
+    problems += collect(lambda: require_apart(checkpoint.source, destination.path))
+    problems += collect(lambda: gates.parse_all(recipe.gates))
+    infos = tuple(checkpoint.layers())
+    chosen, found = select(list(infos), recipe.select.include, recipe.select.exclude, recipe.select.kinds)
+    raise_all(problems + found + list(_problems(checkpoint, recipe, method)))
+    require_writable(destination.path)
+    module = _loaded(checkpoint, recipe, request or Request())
+    evidence = _evidence(recipe)
+    groups, fixed = choosing.groups(checkpoint, recipe, module, evidence)
+    groups, unselected = choosing.selected(module, groups, {info.tensor for info in chosen})
+    draft = Draft(checkpoint, destination, recipe, lineage_step(command, recipe, checkpoint.source), module, infos)
+    choice = choosing.choice(draft, method, groups, evidence)
+    kept = kept_places(module, zip(groups, choice, strict=True))
+    output = draft.output(kept)
+    require_space(output)
+    pairs = tuple(zip(groups, choice, strict=True))
+    plan = ChannelPlan(
+        checkpoint, recipe, method, module, pairs, kept, infos, output, evidence, tuple(fixed + unselected), ()
+    )
+    return replace(plan, warnings=(*warnings, *_warnings(plan), *left_out(checkpoint)))
+
+
+def _problems(checkpoint: Checkpoint, recipe: Recipe, method: ChannelMethod) -> Iterator[CompressError]:
+    """What is wrong with a recipe before anything is loaded."""
+    config = recipe.method
+    assert isinstance(config, ChannelsConfig)
+    for name in ("rules", "levels"):
+        if getattr(recipe, name):
+            yield RecipeError(f"{name}: has no meaning for channels, whose layers change together", "remove it")
+    if checkpoint.config is not None:
+        yield Refused(
+            f"{checkpoint.path} is a directory with config.json, which cannot express other channels",
+            "prune heads, feed-forward neurons or the hidden width of a transformer; channels are for plain modules",
+        )
+    elif recipe.model is None:
+        hint = "give the recipe `model: {sequential: [conv1, relu, flatten, fc]}`, or a factory"
+        yield RecipeError(f"{checkpoint.path} names no architecture, and channels are traced by running it", hint)
+    if recipe.calibration is not None:
+        if recipe.calibration.kind != "arrays":
+            yield RecipeError("calibration: channels reads arrays", "calibration: {arrays: file.npz, inputs: name}")
+        yield from data.problems(recipe.calibration)
+        return
+    asked = ["score"] if method.evidence(config) else []
+    asked += [name for name in ("refit", "recalibrate_norms") if getattr(config, name)]
+    for name in asked:
+        yield RecipeError(f"method.{name}: {getattr(config, name)} needs calibration data", _ADD)
+
+
+_ADD = "add `calibration: {arrays: file.npz, inputs: images, labels: labels, samples: 1024}`"
+
+
+def _loaded(checkpoint: Checkpoint, recipe: Recipe, request: Request) -> nn.Module:
+    """The network with plain weights in float32: compressed ones are decoded."""
+    from aicompress.model.partial import PartialModel
+
+    module: nn.Module = module_of(checkpoint, recipe, request.allow_code)
+    PartialModel(checkpoint, module, dtype=torch.float32).load(lambda name: True)
+    return module.requires_grad_(False).eval()
+
+
+def _evidence(recipe: Recipe) -> Evidence | None:
+    if recipe.calibration is None:
+        return None
+    inputs, labels, source = arrays(recipe.calibration, recipe.seed)
+    if recipe.calibration.samples is None and len(inputs) > SAMPLES:
+        fewer = recipe.calibration.model_copy(update={"samples": SAMPLES})
+        inputs, labels, source = arrays(fewer, recipe.seed)
+    batches = tuple(
+        (inputs[at : at + BATCH], None if labels is None else labels[at : at + BATCH])
+        for at in range(0, len(inputs), BATCH)
+    )
+    return Evidence(batches, source)
+
+
+def _warnings(plan: ChannelPlan) -> Iterator[str]:
+    """What the user should know before the step runs."""
+    if not plan.kept:
+        yield "nothing is removed: the share rounds to no channel of any group"
+    fixed = [f"{one.name}: {one.reason}" for one in plan.fixed if one.reason != OUTPUT]
+    if fixed:
+        yield f"layers that keep all their channels: {'; '.join(fixed[:3])}" + ("; ..." if len(fixed) > 3 else "")
+    decoded = [name for name, p in plan.output.parameters.items() if _is_decoded(plan.checkpoint, name, p)]
+    if decoded:
+        yield (
+            f"{len(decoded)} compressed parameters cannot be cut in the form they have and are decoded, "
+            f"{decoded[0]} for one: prune first, then quantize or sparsify"
+        )
+    norms = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in plan.module.modules())
+    if plan.kept and norms and not plan.recalibrates:
+        yield "the statistics of batch norms are those of the whole network: calibration data would estimate them anew"
+
+
+def _is_decoded(checkpoint: Checkpoint, name: str, planned: Planned) -> bool:
+    return name in checkpoint.manifest.entries and planned.weight is None
