@@ -19,6 +19,7 @@ from aicompress.layer import Layer
 from aicompress.methods.curvature import damped, gram, shifted
 from aicompress.methods.prune.calibrated import CalibratedConfig, check, finished, saliency, surveys
 from aicompress.methods.prune.masks import Keep, tile_sums
+from aicompress.methods.prune.permutation import permuting
 from aicompress.methods.prune.sparsity import choose, describe, keep_of, outline, present, settle_stored
 from aicompress.methods.registry import LayerMethod
 from aicompress.weights import Weight
@@ -117,7 +118,7 @@ METHOD = LayerMethod(
     summary="mask and survivors together by ADMM on the layer's output error; best of the calibrated ones",
     config=AlpsConfig,
     needs=frozenset({"gram"}),
-    apply=apply,
+    apply=permuting(apply, saliency),
     outline=outline,
     check=check,
     settle=settle_stored,

@@ -15,6 +15,7 @@ from torch import Tensor
 from aicompress.layer import Layer
 from aicompress.methods.prune.calibrated import check, finished
 from aicompress.methods.prune.gradients import NEEDS, GradientConfig, comparable, gradients, spares, surveyed
+from aicompress.methods.prune.permutation import permuting
 from aicompress.methods.prune.sparsity import choose, describe, outline, settle_stored
 from aicompress.methods.registry import LayerMethod
 from aicompress.weights import Weight
@@ -61,7 +62,7 @@ METHOD = LayerMethod(
     summary="zero the weights to which one batch's loss is least sensitive, under one threshold; survivors refitted",
     config=SnipConfig,
     needs=NEEDS,
-    apply=apply,
+    apply=permuting(apply, scores),
     outline=outline,
     check=check,
     settle=settle_stored,

@@ -15,6 +15,7 @@ from torch import Tensor
 from aicompress.layer import Layer
 from aicompress.methods.prune.calibrated import check, finished
 from aicompress.methods.prune.gradients import NEEDS, GradientConfig, comparable, gradients, spares, surveyed
+from aicompress.methods.prune.permutation import permuting
 from aicompress.methods.prune.sparsity import choose, describe, outline, settle_stored
 from aicompress.methods.registry import LayerMethod
 from aicompress.weights import Weight
@@ -62,7 +63,7 @@ METHOD = LayerMethod(
     summary="zero the weights of least change in the loss, |weight times gradient|; survivors refitted",
     config=TaylorConfig,
     needs=NEEDS,
-    apply=apply,
+    apply=permuting(apply, scores),
     outline=outline,
     check=check,
     settle=settle_stored,

@@ -14,6 +14,7 @@ from torch import Tensor
 from aicompress.layer import Layer
 from aicompress.methods.curvature import importance
 from aicompress.methods.prune.calibrated import CalibratedConfig, check, finished, surveys
+from aicompress.methods.prune.permutation import permuting
 from aicompress.methods.prune.sparsity import choose, describe, outline, settle_stored
 from aicompress.methods.registry import LayerMethod
 from aicompress.weights import Weight
@@ -29,6 +30,7 @@ class WandaConfig(CalibratedConfig):
                 {"sparsity": 0.5, "refit": False},
                 {"sparsity": 0.75, "scope": "layer", "block": "1x4"},
                 {"pattern": "2:4", "store": "sparse"},
+                {"pattern": "2:4", "permutation": 5, "store": "sparse"},
                 {"sparsity": 0.9, "store": "auto"},
             ]
         }
@@ -60,7 +62,7 @@ METHOD = LayerMethod(
     summary="zero the weights of least |w| times input norm, per row or N:M; survivors refitted",
     config=WandaConfig,
     needs=frozenset({"gram"}),
-    apply=apply,
+    apply=permuting(apply, scores),
     outline=outline,
     check=check,
     settle=settle_stored,
