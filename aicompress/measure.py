@@ -33,24 +33,37 @@ def rel_error(original: Tensor, approximate: Tensor | Weight) -> float:
         original: any floating tensor.
         approximate: a tensor of the same shape, or a stored weight, which is decoded a few rows at a time.
     """
-    error, norm = _squared_sums(original, approximate, torch.float32)
-    if not (1e-20 < norm < 1e30 and error < 1e30):  # squares near the ends of float32
-        error, norm = _squared_sums(original, approximate, torch.float64)
+    return relative(*squared_sums(original, approximate))
+
+
+def relative(error: float, norm: float) -> float:
+    """The relative error of ‖W − Ŵ‖² and ‖W‖²."""
     return (error / norm) ** 0.5 if norm else (0.0 if error == 0 else float("inf"))
 
 
-def _squared_sums(original: Tensor, approximate: Tensor | Weight, dtype: torch.dtype) -> tuple[float, float]:
-    """‖W − Ŵ‖² and ‖W‖², in pieces of rows that stay in cache."""
+def squared_sums(original: Tensor, approximate: Tensor | Weight) -> tuple[float, float]:
+    """‖W − Ŵ‖² and ‖W‖²; those of blocks of rows add up to the whole's."""
+    error, norm = _sums(original, approximate, torch.float32)
+    if not (1e-20 < norm < 1e30 and error < 1e30):  # squares near the ends of float32
+        error, norm = _sums(original, approximate, torch.float64)
+    return error, norm
+
+
+def _sums(original: Tensor, approximate: Tensor | Weight, dtype: torch.dtype) -> tuple[float, float]:
+    """In pieces of rows that stay in cache."""
     rows = original.shape[0] if original.ndim else 1
     step = max(1, rows * PIECE // max(1, original.numel()))
     error = norm = 0.0
     for start in range(0, rows, step):
         stop = min(start + step, rows)
-        piece = original[start:stop].to(dtype).reshape(-1)
-        other = approximate[start:stop] if isinstance(approximate, Tensor) else approximate.rows(start, stop)
-        difference = piece - other.reshape(-1)
+        piece = original[start:stop].to(dtype)
+        if isinstance(approximate, Tensor):
+            other = approximate[start:stop].to(dtype, copy=True)
+        else:
+            other = approximate.rows(start, stop).to(dtype)
+        difference, values = other.sub_(piece).reshape(-1), piece.reshape(-1)
         error += float(torch.dot(difference, difference))
-        norm += float(torch.dot(piece, piece))
+        norm += float(torch.dot(values, values))
     return error, norm
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from aicompress import measure
-from aicompress.measure import Timing, directory_nbytes, interleaved, nbytes, rel_error
-from aicompress.weights import IntGrouped
+from aicompress.measure import Timing, directory_nbytes, interleaved, nbytes, rel_error, relative, squared_sums
+from aicompress.weights import Dense, IntGrouped
 
 
 def test_nbytes() -> None:
@@ -42,6 +42,18 @@ def test_rel_error_of_a_stored_weight_in_pieces(monkeypatch: pytest.MonkeyPatch)
     whole = rel_error(original, stored.dense())
     monkeypatch.setattr(measure, "PIECE", 24)  # two rows at a time, and one that is left
     assert rel_error(original, stored) == pytest.approx(whole, rel=1e-6)
+
+
+def test_squared_sums_of_blocks_add_up() -> None:
+    matrix, other = torch.randn(10, 6), torch.randn(10, 6)
+    parts = [squared_sums(matrix[rows], other[rows]) for rows in (slice(0, 4), slice(4, 10))]
+    assert relative(*map(sum, zip(*parts, strict=True))) == pytest.approx(rel_error(matrix, other), rel=1e-6)
+
+
+def test_a_dense_weight_is_not_changed_by_measuring_it() -> None:
+    matrix = torch.randn(3, 4)
+    assert rel_error(torch.zeros(3, 4) + matrix, Dense(matrix)) == 0
+    assert rel_error(torch.ones(3, 4), Dense(matrix)) == rel_error(torch.ones(3, 4), matrix) > 0
 
 
 def test_timing() -> None:

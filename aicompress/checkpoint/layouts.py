@@ -41,8 +41,14 @@ def native_tensors(tensor: str, weight: Weight) -> dict[str, Tensor]:
     return {name: found[suffix] for suffix, name in native_names(tensor, found).items()}
 
 
-def ct_tensors(tensor: str, weight: Weight) -> dict[str, Tensor]:
-    """Tensors of an integer weight under the names of compressed-tensors."""
+def ct_tensors(tensor: str, weight: Weight, rows: int | None = None) -> dict[str, Tensor]:
+    """Tensors of an integer weight under the names of compressed-tensors.
+
+    Args:
+        tensor: the parameter.
+        weight: all of it, or a block of its rows.
+        rows: how many the whole weight has; None where this is the whole.
+    """
     if not isinstance(weight, IntGrouped):
         raise TypeError(f"compressed-tensors stores integer weights only, not {weight.form}")
     module = tensor.removesuffix(".weight")
@@ -53,7 +59,7 @@ def ct_tensors(tensor: str, weight: Weight) -> dict[str, Tensor]:
     found = {
         f"{module}.weight_packed": weight.packed(),
         f"{module}.weight_scale": scale,
-        f"{module}.weight_shape": torch.tensor([out, columns], device=weight.codes.device),
+        f"{module}.weight_shape": torch.tensor([rows or out, columns], device=weight.codes.device),
     }
     if weight.zero is not None:
         found[f"{module}.weight_zero_point"] = _packed_zeros(weight.zero.expand(out, -1), weight.bits)

@@ -187,6 +187,10 @@ class Checkpoint:
         """
         return read_tensor(self.tensors[name], name)
 
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Read some rows of one tensor from disk; errors as of `read`."""
+        return read_tensor(self.tensors[name].rows(start, stop), name)
+
     def weight(self, parameter: str) -> Weight:
         """A parameter in the form it is stored in, as a matrix (out, in)."""
         entry = self.manifest.entries.get(parameter)

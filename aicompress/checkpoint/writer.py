@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,7 @@ from aicompress.checkpoint.journal import NAME as JOURNAL
 from aicompress.checkpoint.place import disk_errors, lock, require_free, take_place, working_path
 from aicompress.checkpoint.shards import ShardPlan, index_text, plan_shards
 from aicompress.errors import Refused
+from aicompress.measure import nbytes
 from aicompress.weights import TensorSpec
 
 
@@ -43,7 +45,8 @@ class CheckpointWriter:
         self.work = working_path(out)
         self.resume = resume and (self.work / JOURNAL).is_file()
         self._shard_of = {name: shard for shard in shards for name in shard.specs}
-        self._left = set(self._shard_of)
+        self._left = {name: spec.nbytes for shard in shards for name, spec in shard.specs.items()}
+        self._counting = threading.Lock()
         self._open: dict[str, int] = {}
         self._lock: int | None = None
         self._extra: list[Path] = []
@@ -98,12 +101,40 @@ class CheckpointWriter:
         shard = self._shard_of[name]
         if TensorSpec.of(tensor) != shard.specs[name]:
             raise ValueError(f"{name}: planned {shard.specs[name]}, got {TensorSpec.of(tensor)}")
-        self._left.discard(name)
-        if not tensor.numel():
+        self._write(name, tensor, 0)
+
+    def put_rows(self, name: str, tensor: Tensor, start: int, total: int) -> None:
+        """Write what rows of a weight gave; several threads may do so at once.
+
+        Args:
+            name: the tensor on disk.
+            tensor: its part along the first axis, or all of it where its shape is the planned one.
+            start, total: the weight's first row of these, and how many it has.
+
+        Raises:
+            ValueError: dtype or shape do not fit the plan.
+            OutOfSpace: the disk is full.
+        """
+        spec = self._shard_of[name].specs[name]
+        if TensorSpec.of(tensor) == spec:
+            self._write(name, tensor, 0)
             return
-        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        with disk_errors(self.out):
-            _write(self._open[shard.name], flat.data, shard.layout[1][name])
+        length, *rest = spec.shape
+        first = length * start // total
+        if tensor.dtype is not spec.dtype or [*tensor.shape[1:]] != rest or first + len(tensor) > length:
+            raise ValueError(f"{name}: planned {spec}, got {TensorSpec.of(tensor)} for rows from {start}")
+        self._write(name, tensor, first * (spec.nbytes // length))
+
+    def _write(self, name: str, tensor: Tensor, begin: int) -> None:
+        """Write bytes from the given one of a tensor on."""
+        shard = self._shard_of[name]
+        if tensor.numel():
+            flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            with disk_errors(self.out):
+                _write(self._open[shard.name], flat.data, shard.layout[1][name] + begin)
+        whole = shard.specs[name].nbytes
+        with self._counting:  # a whole tensor may be written twice
+            self._left[name] = 0 if nbytes(tensor) == whole else self._left[name] - nbytes(tensor)
 
     def add(self, relative: str | Path, content: bytes | Path) -> None:
         """Put another file into a directory output: bytes, or a copy of a file."""
@@ -133,8 +164,9 @@ class CheckpointWriter:
         Raises:
             ValueError: a planned tensor was never written.
         """
-        if self._left and not self.resume:
-            raise ValueError(f"{len(self._left)} planned tensors were not written, {min(self._left)!r} among them")
+        missing = [name for name, left in self._left.items() if left]
+        if missing and not self.resume:
+            raise ValueError(f"{len(missing)} planned tensors were not written, {min(missing)!r} among them")
         with disk_errors(self.out):
             for descriptor in self._open.values():
                 os.fsync(descriptor)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,17 +24,18 @@ from aicompress.checkpoint.reader import digests, require_finite
 from aicompress.checkpoint.source import Source
 from aicompress.checkpoint.statistics import StatisticsFile
 from aicompress.data import digest
-from aicompress.errors import CompressError
 from aicompress.layer import GradientStats, InputStats, from_matrix
 from aicompress.measure import rel_error
 from aicompress.methods.zeros import kept_zero
 from aicompress.pipeline.finish import Facts, finish, written_report
 from aicompress.pipeline.latency import Mode
+from aicompress.pipeline.layer_rows import changed_row, idle_row, noted
 from aicompress.pipeline.output import with_digests
 from aicompress.pipeline.plan import LayerPlan, Plan, layer_seed
 from aicompress.pipeline.processes import Processes, processes
+from aicompress.pipeline.row_blocks import row_blocks
 from aicompress.report.model import LayerRow, Report
-from aicompress.weights import Dense, LowRank, Weight, outline_nbytes
+from aicompress.weights import Dense, LowRank, Weight
 
 Progress = Callable[[str, int, int], None]  # what, done, total
 
@@ -97,11 +97,24 @@ class Work:
         value, rows = _produce(self.plan, name, known or {})
         for disk, tensor in self.plan.output.encode(name, value).items():
             self.writer.put(disk, tensor)
+        self.record(name, [noted(row, note) for row in rows])
+        return value
+
+    def write_all(self, names: Sequence[str]) -> None:
+        """Compress or copy parameters without statistics, those that can be in blocks of rows."""
+        with row_blocks(self.plan, self.writer) as threads:
+            for name, rows in threads.written(names):
+                if rows is None:
+                    self.write(name)
+                else:
+                    self.record(name, rows)
+
+    def record(self, name: str, rows: list[LayerRow]) -> None:
+        """Note in the journal that a parameter is written."""
         fresh = name not in self.journal.done  # a block that was stopped half way is done again
-        self.journal.record(name, [dataclasses.asdict(_noted(row, note)) for row in rows])
+        self.journal.record(name, [dataclasses.asdict(row) for row in rows])
         if fresh:
             self.tell(name)
-        return value
 
     def tell(self, name: str) -> None:
         """Report progress past a parameter."""
@@ -174,9 +187,7 @@ def _lead(plan: Plan, options: Options, team: Processes) -> Report:
         for name in journal.done:
             work.tell(name)
         calibration = _calibrated(work, team, inputs) if plan.needs else {}
-        for name in output.parameters:
-            if name not in journal.done:
-                work.write(name)
+        work.write_all([name for name in output.parameters if name not in journal.done])
         final = with_digests(output, inputs.result())
         warnings = (*plan.warnings, *work.warnings)
         facts = Facts(plan.recipe, plan.checkpoint, plan.kinds, work.rows(), warnings, start, calibration=calibration)
@@ -227,11 +238,6 @@ def _evidence(plan: Plan) -> list[Any]:
     return [digest(plan.recipe.calibration)] if plan.needs and plan.recipe.calibration is not None else []
 
 
-def _noted(row: LayerRow, note: str) -> LayerRow:
-    """A row of a compressed layer with a note before its own."""
-    return dataclasses.replace(row, note="; ".join(filter(None, (note, row.note)))) if row.method != "-" else row
-
-
 def _produce(plan: Plan, name: str, known: Mapping[str, Known]) -> tuple[Weight | Tensor, list[LayerRow]]:
     """One parameter of the output, and a row for each of its layers."""
     checkpoint, planned = plan.checkpoint, plan.output.parameters[name]
@@ -248,7 +254,7 @@ def _produce(plan: Plan, name: str, known: Mapping[str, Known]) -> tuple[Weight 
     if isinstance(value, Dense):
         assert planned.info is not None
         value = from_matrix(value.matrix, planned.dense.shape, planned.info.transposed).to(planned.dense.dtype)
-    return value, rows + [_idle_row(layer) for layer in layers if layer.config is None]
+    return value, rows + [idle_row(layer) for layer in layers if layer.config is None]
 
 
 def _compress(
@@ -282,22 +288,4 @@ def _apply(plan: Plan, job: LayerPlan, known: Known) -> tuple[Weight, LayerRow]:
     if plan.method.command == "quantize":
         weight = kept_zero(layer, weight)
     seconds = time.perf_counter() - start
-    detail = plan.method.describe(job.config, weight)
-    note = str(detail.pop("note", ""))
-    error = rel_error(layer.weight, weight)
-    if not math.isfinite(error):
-        raise CompressError(
-            f"{info.name}: {plan.method.name} gave values that are not finite",
-            "its range does not fit the stored dtype: exclude the layer, or choose a wider dtype",
-        )
-    size = outline_nbytes(weight)
-    name, form = plan.method.name, weight.form
-    row = LayerRow(info.name, info.kind, job.rule, name, form, detail, info.nbytes, size, error, seconds, note)
-    return weight, row
-
-
-def _idle_row(layer: LayerPlan) -> LayerRow:
-    info = layer.info
-    return LayerRow(
-        info.name, info.kind, "-", "-", info.stored, {}, info.nbytes, info.nbytes, 0.0, 0.0, "left as it is"
-    )
+    return weight, changed_row(plan.method, job, weight, rel_error(layer.weight, weight), seconds)

@@ -99,10 +99,10 @@ class Output:
         return texts + sum(os.path.getsize(folder / relative) for relative in self.source.side_files if folder)
 
     def encode(self, name: str, value: Tensor | Weight) -> dict[str, Tensor]:
-        """Tensors on disk of one parameter."""
+        """Tensors on disk of one parameter, or of a block of its rows."""
         if isinstance(value, Tensor):
             return {name: value}
-        return on_disk(name, value, self.layout)
+        return on_disk(name, value, self.layout, self.parameters[name].dense.shape[0])
 
     def so_far(self, folder: Path) -> Checkpoint:
         """Unfinished weight files, to read those parameters back that are written; the others hold zeros."""
@@ -143,9 +143,9 @@ def modeling_sources() -> dict[str, str]:
     return {name: (folder / name).read_text(encoding="utf-8") for name in MODELING_FILES}
 
 
-def on_disk(name: str, weight: Weight, layout: Layout) -> dict[str, Tensor]:
-    """A compressed parameter's tensors under the names of a layout."""
-    return ct_tensors(name, weight) if layout == "compressed-tensors" else native_tensors(name, weight)
+def on_disk(name: str, weight: Weight, layout: Layout, rows: int | None = None) -> dict[str, Tensor]:
+    """The tensors of a compressed parameter, or of a block of its `rows` rows, under the names of a layout."""
+    return ct_tensors(name, weight, rows) if layout == "compressed-tensors" else native_tensors(name, weight)
 
 
 def _count(spec: TensorSpec) -> int:

@@ -41,7 +41,7 @@ class Dense(Weight):
         return self.matrix.float()
 
     def rows(self, start: int, stop: int) -> Tensor:
-        return self.matrix[start:stop].float()
+        return self.matrix[start:stop].to(torch.float32, copy=True)
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Dense:

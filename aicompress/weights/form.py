@@ -66,7 +66,7 @@ class Weight(ABC):
         """The float32 matrix (out, in) that this form stands for."""
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Rows of `dense()`, (stop - start, in) float32; a form that can decodes only those."""
+        """Rows of `dense()`, (stop - start, in) float32, the caller's to change; a form that can decodes only those."""
         return self.dense()[start:stop]
 
     @classmethod

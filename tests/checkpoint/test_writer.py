@@ -120,6 +120,35 @@ def test_a_tensor_that_is_not_as_planned_is_refused(tmp_path: Path) -> None:
         writer.put("n", torch.ones(2))
 
 
+def test_rows_are_written_in_any_order(tmp_path: Path) -> None:
+    """A tensor that has fewer rows than the weight, and one that is whole each time."""
+    tensors = {
+        "w_packed": torch.arange(6).reshape(3, 2),
+        "w_scale": torch.rand(96, 1),
+        "w_shape": torch.tensor([96, 8]),
+    }
+    with CheckpointWriter(tmp_path / "out", shards(tensors)) as writer:
+        for start in (64, 0, 32):
+            writer.put_rows("w_packed", tensors["w_packed"][start // 32 : start // 32 + 1], start, 96)
+            writer.put_rows("w_scale", tensors["w_scale"][start : start + 32], start, 96)
+            writer.put_rows("w_shape", tensors["w_shape"], start, 96)
+        writer.seal()
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+
+
+def test_rows_that_are_missing_or_do_not_fit_are_noticed(tmp_path: Path) -> None:
+    tensors = {"w": torch.rand(8, 2)}
+    with CheckpointWriter(tmp_path / "a", shards(tensors)) as writer:
+        writer.put_rows("w", tensors["w"][:4], 0, 8)
+        with pytest.raises(ValueError, match="not written"):
+            writer.seal()
+    for part in (torch.rand(4, 3), torch.rand(4, 2).half(), torch.rand(5, 2)):
+        with pytest.raises(ValueError, match="planned"), CheckpointWriter(tmp_path / "b", shards(tensors)) as writer:
+            writer.put_rows("w", part, 4, 8)
+    assert names(tmp_path) == []
+
+
 def test_an_interrupt_keeps_the_work_for_a_resume(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):

@@ -6,6 +6,7 @@ choice and both ends of every numeric parameter. What it refuses for a layer is 
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Literal, get_args, get_origin
 
 import annotated_types
@@ -163,6 +164,20 @@ def test_stored_weight(method: LayerMethod, fields: dict[str, Any], shape: tuple
 
     again = method.apply(layer, config)
     assert tensors_equal(again.tensors(), tensors), "the same seed gave other bytes"
+
+
+@pytest.mark.parametrize(("method", "fields"), CASES)
+def test_a_block_of_rows_gives_what_it_gives_in_the_whole(method: LayerMethod, fields: dict[str, Any]) -> None:
+    layer = layer_of(method, (48, 96), torch.bfloat16)
+    config = settled(method, layer, fields)
+    if config is None or not method.by_rows(config):
+        return
+    whole = method.apply(layer, config).dense()
+    info = dataclasses.replace(layer.info, shape=(16, 96), tensor_shape=(16, 96))
+    for start in (0, 16, 32):
+        rows = layer.weight[start : start + 16]
+        block = method.apply(Layer(info, rows, Dense(rows), None, seed=start), config)
+        assert torch.equal(block.dense(), whole[start : start + 16])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)

@@ -46,7 +46,7 @@ class HqqConfig(IntegerConfig):
     power: float = Field(0.7, gt=0, le=1, description="p of the error |w - ŵ|^p")
     beta: float = Field(10.0, gt=0, description="weight of the quadratic term, for errors in steps of the scale")
     growth: float = Field(1.01, ge=1, le=2, description="factor of beta per iteration")
-    iterations: int = Field(10, ge=0, le=1000, description="at most; it stops early where no group improves")
+    iterations: int = Field(10, ge=0, le=1000, description="of the solver; the best grid seen counts")
 
 
 def outline(info: LayerInfo, config: HqqConfig) -> Weight:
@@ -101,7 +101,7 @@ def solve(groups: Tensor, config: HqqConfig, dtype: torch.dtype) -> tuple[Tensor
         better = total < best
         best = torch.minimum(total, best)
         best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)
-        if turn == config.iterations or (turn and not better.any()):
+        if turn == config.iterations:
             break
         sparse = error.abs().sub_(powers.div_(beta)).clamp_min_(0).copysign_(error)
         scale, zero = _fit(groups, codes, sparse, scale, dtype)
@@ -138,4 +138,5 @@ METHOD = LayerMethod(
     outline=outline,
     check=check,
     describe=describe,
+    by_rows=lambda config: True,
 )

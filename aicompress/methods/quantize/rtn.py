@@ -192,4 +192,5 @@ METHOD = LayerMethod(
     outline=outline,
     check=check,
     describe=describe,
+    by_rows=lambda config: config.granularity != "tensor",
 )

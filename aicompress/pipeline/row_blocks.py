@@ -1,0 +1,144 @@
+"""Parameters worked on in blocks of rows: each is read, compressed, measured and written while it is in a core's cache.
+
+What a row becomes must not depend on other rows (`LayerMethod.by_rows`); parameters that are copied go this way too.
+Blocks of the next parameters are begun before the last one is finished, so that no core waits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from aicompress.checkpoint import CheckpointWriter
+from aicompress.checkpoint.reader import require_finite
+from aicompress.layer import Layer, as_matrix
+from aicompress.measure import relative, squared_sums
+from aicompress.pipeline.layer_rows import changed_row, idle_row
+from aicompress.pipeline.plan import LayerPlan, Plan, layer_seed
+from aicompress.report.model import LayerRow
+from aicompress.weights import Dense
+
+BLOCK = 1 << 18  # weights in a block: with all that is made of it, about the cache of a core
+WORD = 32  # a block's rows are a multiple: zero points of so many rows share words
+KEPT = 1 << 24  # bytes
+AHEAD = 4  # parameters begun before the first of them is finished
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What a block adds to its layer's row: ‖W − Ŵ‖², ‖W‖² and seconds in the method."""
+
+    error: float = 0.0
+    norm: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class RowBlocks:
+    """Threads that work through blocks of rows.
+
+    Attributes:
+        plan: the step.
+        writer: where bytes go.
+        pool: the threads.
+    """
+
+    plan: Plan
+    writer: CheckpointWriter
+    pool: ThreadPoolExecutor
+
+    def written(self, names: Sequence[str]) -> Iterator[tuple[str, list[LayerRow] | None]]:
+        """Write parameters in order, and give their layers' rows; None for one that has to be done as a whole.
+
+        Raises:
+            CheckpointError: a weight holds NaN or infinity.
+            CompressError: the method gave such values.
+        """
+        begun: deque[tuple[str, list[Future[Sums]]]] = deque()
+        for name in names:
+            begun.append((name, self._begin(name)))
+            if len(begun) > AHEAD:
+                yield self._finish(*begun.popleft())
+        while begun:
+            yield self._finish(*begun.popleft())
+
+    def _begin(self, name: str) -> list[Future[Sums]]:
+        if not divisible(self.plan, name):
+            return []
+        shape = self.plan.checkpoint.tensors[name].spec.shape
+        return [self.pool.submit(self._block, name, rows) for rows in blocks(shape)]
+
+    def _finish(self, name: str, parts: list[Future[Sums]]) -> tuple[str, list[LayerRow] | None]:
+        if not parts:
+            return name, None
+        found = [part.result() for part in parts]
+        layer = next(iter(self.plan.by_tensor.get(name, [])), None)
+        if layer is None or layer.config is None:
+            return name, [] if layer is None else [idle_row(layer)]
+        assert layer.outline is not None
+        error = relative(math.fsum(sums.error for sums in found), math.fsum(sums.norm for sums in found))
+        seconds = sum(sums.seconds for sums in found)
+        return name, [changed_row(self.plan.method, layer, layer.outline, error, seconds)]
+
+    def _block(self, name: str, rows: slice) -> Sums:
+        """Read, compress and write some rows of a parameter."""
+        checkpoint, total = self.plan.checkpoint, self.plan.checkpoint.tensors[name].spec.shape[0]
+        tensor = checkpoint.rows(name, rows.start, rows.stop)
+        job = next((layer for layer in self.plan.by_tensor.get(name, []) if layer.config is not None), None)
+        if job is None:
+            require_finite(tensor, name, checkpoint.path)
+            self.writer.put_rows(name, tensor, rows.start, total)
+            return Sums()
+        layer = _layer(job, tensor, layer_seed(self.plan.recipe.seed, job.info.name))
+        require_finite(layer.weight, job.info.name, checkpoint.path)
+        start = time.perf_counter()
+        weight = self.plan.method.apply(layer, job.config)
+        seconds = time.perf_counter() - start
+        for disk, part in self.plan.output.encode(name, weight).items():
+            self.writer.put_rows(disk, part, rows.start, total)
+        return Sums(*squared_sums(layer.weight, weight), seconds)
+
+
+def _layer(job: LayerPlan, tensor: torch.Tensor, seed: int) -> Layer:
+    """Some rows of a layer, as a layer."""
+    matrix = as_matrix(tensor)
+    info = dataclasses.replace(job.info, shape=(len(matrix), matrix.shape[1]), tensor_shape=tuple(tensor.shape))
+    return Layer(info, matrix.float(), Dense(matrix), seed=seed)
+
+
+def divisible(plan: Plan, name: str) -> bool:
+    """Whether a parameter may be done in blocks of rows: copied as it is, or compressed row by row."""
+    if name in plan.checkpoint.manifest.entries or not plan.checkpoint.tensors[name].spec.shape:
+        return False
+    jobs = [layer for layer in plan.by_tensor.get(name, []) if layer.config is not None]
+    return not any(plan.needs or job.info.transposed or not plan.method.by_rows(job.config) for job in jobs)
+
+
+def blocks(shape: Sequence[int]) -> list[slice]:
+    """Slices along the first axis of about `BLOCK` elements."""
+    rows, row = shape[0], math.prod(shape[1:])
+    step = max(1, BLOCK // max(1, row) // WORD) * WORD
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+@contextmanager
+def row_blocks(plan: Plan, writer: CheckpointWriter) -> Iterator[RowBlocks]:
+    """A thread for each of torch's, each of which computes alone; what is not begun at an error never is."""
+    threads = torch.get_num_threads()
+    # The C library keeps freed memory up to the size of the largest block freed so far. The rest goes back to the
+    # system, and to get it anew for every block of rows would cost as much as the arithmetic.
+    torch.empty(KEPT, dtype=torch.uint8)
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield RowBlocks(plan, writer, pool)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # it is the default of threads to come
