@@ -61,7 +61,8 @@ class Method:
         command: factorize, quantize, prune or distill.
         summary: one line.
         config: the class of its parameters.
-        needs: calibration statistics it reads: any of "norms", "gram", "gradients"; empty for data-free methods.
+        needs: statistics it reads: any of "norms", "gram", "gradients" (of calibration) and "movement" (of training);
+            empty for data-free methods.
     """
 
     name: str

@@ -61,6 +61,7 @@ class Known:
 
     inputs: InputStats | None = None
     gradients: GradientStats | None = None
+    movement: Tensor | None = None
 
 
 @dataclass
@@ -283,7 +284,7 @@ def _apply(plan: Plan, job: LayerPlan, known: Known) -> tuple[Weight, LayerRow]:
     info = job.info
     layer = plan.checkpoint.layer(info, layer_seed(plan.recipe.seed, info.name))
     start = time.perf_counter()
-    layer = dataclasses.replace(layer, inputs=known.inputs, gradients=known.gradients)
+    layer = dataclasses.replace(layer, inputs=known.inputs, gradients=known.gradients, movement=known.movement)
     weight = plan.method.apply(layer, job.config)
     if plan.method.command == "quantize":
         weight = kept_zero(layer, weight)

@@ -66,6 +66,9 @@ def problems(
     if request.reads_files:
         infos = [layer.info for layer in chosen]
         return [problem for path in request.stats for problem in _in_file(path, infos, needs)]
+    if "movement" in needs:
+        hint = "record it with `aicompress distill ... --stats FILE`, then give FILE here with --stats"
+        return [Refused(f"{method.name} reads what a training run has recorded, and no such file is given", hint)]
     found: list[CompressError] = []
     if len(request.stats) > 1:
         absent = [str(path) for path in request.stats if not path.exists()]
@@ -147,6 +150,8 @@ def _in_file(path: Path, chosen: Sequence[LayerInfo], needs: frozenset[str]) -> 
     for info in chosen:
         by_tensor.setdefault(info.tensor, []).append(info)
     found: list[CompressError] = []
+    if "movement" in needs:
+        return _unmoved(file, chosen)
     absent = [tensor for tensor in by_tensor if tensor not in file.layers]
     if absent:
         shown = f"{absent[0]} and {len(absent) - 1} more" if len(absent) > 1 else absent[0]
@@ -165,6 +170,16 @@ def _in_file(path: Path, chosen: Sequence[LayerInfo], needs: frozenset[str]) -> 
         if lacking:
             found.append(Refused(f"{path}: no {min(lacking)} of {tensor}", "collect the file for this method"))
     return found[:5]
+
+
+def _unmoved(file: StatisticsFile, infos: Sequence[LayerInfo]) -> list[CompressError]:
+    """Layers whose movement a file lacks, or has of another shape."""
+    specs = {info.name: file.movement_spec(info.name) for info in infos}
+    absent = [info.name for info in infos if (spec := specs[info.name]) is None or spec.shape != info.shape]
+    if not absent:
+        return []
+    shown = f"{absent[0]} and {len(absent) - 1} more" if len(absent) > 1 else absent[0]
+    return [Refused(f"{file.path} holds no movement of {shown}", "exclude what was not trained as a plain matrix")]
 
 
 def _ungraded(file: StatisticsFile, infos: Sequence[LayerInfo]) -> frozenset[str]:
