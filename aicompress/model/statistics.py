@@ -23,12 +23,14 @@ class Sums:
     """Running sums over the rows of a layer's inputs, in float32.
 
     Attributes:
-        needs: which of gram, norms and mean_abs to keep.
+        needs: which of gram, norms, mean_abs and mean to keep.
         count: rows so far.
         gram: Σ x xᵀ.
         squares: Σ x².
         absolute: Σ |x|.
         cross: Σ x x̂ᵀ.
+        total: Σ x.
+        original: Σ x of the original model, beside `cross`.
     """
 
     needs: frozenset[str]
@@ -37,6 +39,8 @@ class Sums:
     squares: Tensor | None = None
     absolute: Tensor | None = None
     cross: Tensor | None = None
+    total: Tensor | None = None
+    original: Tensor | None = None
 
     def add(self, rows: Tensor, original: Tensor | None = None) -> None:
         """Add rows (tokens, in), and the original model's rows for the same tokens if cross statistics are wanted."""
@@ -52,13 +56,17 @@ class Sums:
         if "mean_abs" in self.needs:
             absolute = rows.abs().sum(dim=0)
             self.absolute = absolute if self.absolute is None else self.absolute.add_(absolute)
+        if "mean" in self.needs:
+            self.total = _add_rows(self.total, rows)
         if original is not None:
             self.cross = _add_product(self.cross, original.float(), rows)
+            if "mean" in self.needs:
+                self.original = _add_rows(self.original, original.float())
 
     def tensors(self) -> dict[str, Tensor]:
         """The sums there are, by name: what ranks add up."""
-        found = {"gram": self.gram, "squares": self.squares, "absolute": self.absolute, "cross": self.cross}
-        return {name: tensor for name, tensor in found.items() if tensor is not None}
+        names = ("gram", "squares", "absolute", "cross", "total", "original")
+        return {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
 
     def mean(self) -> InputStats:
         """Means over the rows; an input that no token reached gives count 0 and no statistics."""
@@ -66,7 +74,13 @@ class Sums:
             return InputStats(0)
         over = {name: tensor / self.count for name, tensor in self.tensors().items()}
         norms = over["gram"].diagonal().clone() if "gram" in over else over.get("squares")
-        return InputStats(self.count, over.get("gram"), norms, over.get("absolute"), over.get("cross"))
+        rest = (over.get(name) for name in ("absolute", "cross", "total", "original"))
+        return InputStats(self.count, over.get("gram"), norms, *rest)
+
+
+def _add_rows(total: Tensor | None, rows: Tensor) -> Tensor:
+    summed = rows.sum(dim=0)
+    return summed if total is None else total.add_(summed)
 
 
 def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:

@@ -22,10 +22,12 @@ from aicompress.methods.prune.calibrated import CalibratedConfig
 from aicompress.methods.prune.masks import kept_count
 from aicompress.methods.prune.sharing import share_globally
 from aicompress.methods.registry import Candidate
-from aicompress.pipeline.calibration.collect import collect
+from aicompress.pipeline.calibration.blocks import selected
+from aicompress.pipeline.calibration.collect import Wanted, collect
 from aicompress.pipeline.calibration.request import input_width
-from aicompress.pipeline.plan import UNDECIDED, LayerPlan, Plan, layer_seed
+from aicompress.pipeline.plan import UNDECIDED, LayerPlan, Plan
 from aicompress.pipeline.processes import Processes
+from aicompress.pipeline.settling import layer_seed
 
 Progress = Callable[[str, int, int], None]  # what, done, total
 
@@ -72,7 +74,8 @@ def _files(plan: Plan, team: Processes, progress: Progress) -> Iterator[list[Sta
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.statistics.", dir=out.parent) as folder:
         path = plan.request.stats[0] if plan.request.stats else Path(folder) / "statistics.safetensors"
-        collect(plan, path, team, progress)
+        needs = plan.surveys | (plan.needs if plan.request.stats else frozenset())  # the file is for the step, too
+        collect(plan, Wanted(selected(plan), needs), path, team, progress)
         team.wait()
         yield [StatisticsFile.open(path)] if team.rank == 0 else []
 

@@ -3,39 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from aicompress import __version__
 from aicompress.checkpoint import CheckpointWriter
 from aicompress.checkpoint.journal import Journal, require_same
 from aicompress.checkpoint.place import working_path
 from aicompress.checkpoint.reader import digests, require_finite
 from aicompress.checkpoint.source import Source
 from aicompress.checkpoint.statistics import StatisticsFile
-from aicompress.data import digest
 from aicompress.layer import GradientStats, InputStats, from_matrix
 from aicompress.measure import rel_error
 from aicompress.methods.zeros import kept_zero
+from aicompress.pipeline.fingerprint import fingerprint
 from aicompress.pipeline.finish import Facts, finish, written_report
 from aicompress.pipeline.latency import Mode
 from aicompress.pipeline.layer_rows import changed_row, idle_row, noted
 from aicompress.pipeline.output import with_digests
-from aicompress.pipeline.plan import LayerPlan, Plan, layer_seed
+from aicompress.pipeline.plan import LayerPlan, Plan
 from aicompress.pipeline.processes import Processes, processes
 from aicompress.pipeline.row_blocks import row_blocks
+from aicompress.pipeline.settling import layer_seed
 from aicompress.report.model import LayerRow, Report
 from aicompress.weights import Dense, LowRank, Weight
+
+if TYPE_CHECKING:
+    from aicompress.pipeline.bits.decided import Found
 
 Progress = Callable[[str, int, int], None]  # what, done, total
 
@@ -141,6 +142,8 @@ def run(plan: Plan, options: Options | None = None) -> Report:
         CheckpointError: a weight holds NaN or infinity; nothing is left behind.
         OutOfSpace: the disk is full; nothing is left behind.
     """
+    from aicompress.pipeline.bits.decided import decided
+
     options = options or Options()
     team = processes(torch.device("cpu"))
     team.wait()  # until all have made their plans: those refuse an output that is there
@@ -148,9 +151,11 @@ def run(plan: Plan, options: Options | None = None) -> Report:
         from aicompress.pipeline.allocation import allocated
 
         plan = allocated(plan, team, options.progress)
+    found = decided(plan, options.resume, team, options.progress)
+    plan = found.plan
     collected = _collect(plan, team, options.progress)
     if team.rank == 0:
-        report = _lead(plan, options, team)
+        report = _lead(found, options, team)
         team.wait()
         return report
     if plan.needs and not collected:
@@ -165,16 +170,18 @@ def _collect(plan: Plan, team: Processes, progress: Progress) -> bool:
     """Make sure that the files of statistics exist; False for a step that reads none."""
     there = team.gather(plan.request.reads_files)[0]
     if plan.request.stats and not there:
-        from aicompress.pipeline.calibration.collect import collect
+        from aicompress.pipeline.calibration.blocks import selected
+        from aicompress.pipeline.calibration.collect import Wanted, collect
 
-        collect(plan, plan.request.stats[0], team, progress)
+        collect(plan, Wanted(selected(plan), plan.needs | plan.surveys), plan.request.stats[0], team, progress)
         team.wait()
     return bool(plan.request.stats)
 
 
-def _lead(plan: Plan, options: Options, team: Processes) -> Report:
+def _lead(found: Found, options: Options, team: Processes) -> Report:
     """What the process does that writes."""
-    start = time.perf_counter()
+    start = time.perf_counter() - found.seconds
+    plan = found.plan
     output = plan.output
     mark = fingerprint(plan)
     if options.resume:
@@ -184,6 +191,7 @@ def _lead(plan: Plan, options: Options, team: Processes) -> Report:
         hashing(plan.checkpoint.source) as inputs,
     ):
         journal = (Journal.resume if options.resume else Journal.start)(writer.work, mark)
+        found.keep(writer.work)
         work = Work(plan, writer, journal, options.progress)
         for name in journal.done:
             work.tell(name)
@@ -192,6 +200,8 @@ def _lead(plan: Plan, options: Options, team: Processes) -> Report:
         final = with_digests(output, inputs.result())
         warnings = (*plan.warnings, *work.warnings)
         facts = Facts(plan.recipe, plan.checkpoint, plan.kinds, work.rows(), warnings, start, calibration=calibration)
+        facts = dataclasses.replace(facts, bits=found.record)
+        found.forget(writer.work)
         return finish(facts, final, writer, options.latency)
 
 
@@ -221,24 +231,6 @@ def hashing(source: Source) -> Iterator[Future[dict[str, str]]]:
             over.set()
 
 
-def fingerprint(plan: Plan) -> str:
-    """Digest of all that decides the output's bytes: input headers, recipe, version, file layout, calibration data."""
-    inputs = {
-        name: [str(ref.file.absolute()), ref.begin, str(ref.spec), ref.file.stat().st_mtime_ns, ref.file.stat().st_size]
-        for name, ref in plan.checkpoint.tensors.items()
-    }
-    shards = [[shard.name, shard.nbytes, list(shard.specs)] for shard in plan.output.shards]
-    whole = [__version__, plan.method.name, plan.recipe.sha256(), inputs, shards, _evidence(plan)]
-    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
-
-
-def _evidence(plan: Plan) -> list[Any]:
-    """What stands for the data that a calibrated method sees."""
-    if plan.request.stats:
-        return [[str(path.absolute()), path.stat().st_mtime_ns, path.stat().st_size] for path in plan.request.stats]
-    return [digest(plan.recipe.calibration)] if plan.needs and plan.recipe.calibration is not None else []
-
-
 def _produce(plan: Plan, name: str, known: Mapping[str, Known]) -> tuple[Weight | Tensor, list[LayerRow]]:
     """One parameter of the output, and a row for each of its layers."""
     checkpoint, planned = plan.checkpoint, plan.output.parameters[name]
@@ -246,7 +238,7 @@ def _produce(plan: Plan, name: str, known: Mapping[str, Known]) -> tuple[Weight 
     jobs = [layer for layer in layers if layer.config is not None]
     value: Weight | Tensor
     if jobs:
-        value, rows = _compress(plan, name, jobs, known)
+        value, rows = compressed(plan, name, jobs, known)
     else:
         rows = []
         value = checkpoint.weight(name) if name in checkpoint.manifest.entries else checkpoint.read(name)
@@ -258,7 +250,7 @@ def _produce(plan: Plan, name: str, known: Mapping[str, Known]) -> tuple[Weight 
     return value, rows + [idle_row(layer) for layer in layers if layer.config is None]
 
 
-def _compress(
+def compressed(
     plan: Plan, name: str, jobs: list[LayerPlan], known: Mapping[str, Known]
 ) -> tuple[Weight, list[LayerRow]]:
     """Apply the method to a parameter, or to the parts of a low-rank one."""

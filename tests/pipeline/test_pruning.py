@@ -18,7 +18,11 @@ from aicompress.model.load import load as load_model
 from tests.pipeline.calibration.steps import text
 from tests.pipeline.calibration.test_gradients import planned, run
 
-UNSTRUCTURED = sorted(name for name, method in methods("prune").items() if isinstance(method, LayerMethod))
+UNSTRUCTURED = sorted(
+    name
+    for name, method in methods("prune").items()
+    if isinstance(method, LayerMethod) and "movement" not in method.needs
+)
 
 
 def recipe_of(folder: Path, **sections: Any) -> Path:

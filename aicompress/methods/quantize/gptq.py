@@ -23,6 +23,7 @@ from aicompress.methods.quantize.integer import (
     check,
     describe,
     outline,
+    settle,
     shared_columns,
     stored_scale_dtype,
 )
@@ -108,6 +109,7 @@ METHOD = LayerMethod(
     apply=apply,
     outline=outline,
     check=check,
+    settle=settle,
     describe=describe,
     compares=lambda config: config.shift > 0,
 )

@@ -19,12 +19,12 @@ from aicompress.model.merging import Slot
 from aicompress.model.partial import PartialModel
 from aicompress.pipeline.calibration.gradients import differentiate, gradients
 from aicompress.pipeline.calibration.inputs import Inputs, calibration_inputs
-from aicompress.pipeline.calibration.request import input_width, module_of
+from aicompress.pipeline.calibration.request import Step, input_width, module_of
 from aicompress.pipeline.layerwise import Known, Work
 from aicompress.pipeline.output import Planned
 from aicompress.pipeline.plan import Plan
 from aicompress.pipeline.processes import Processes
-from aicompress.weights import Weight
+from aicompress.weights import TensorSpec, Weight
 
 MIN_ROWS = 16  # with fewer calibration rows a layer is compressed as if nothing were known of its inputs
 DATA_FREE = "calibration rows: data-free"
@@ -38,14 +38,12 @@ class Engine:
     """A model that is ready to be walked.
 
     Attributes:
-        plan: the step.
         model, loader: the model and what loads its parts.
         inputs: this process's batches.
         wanted: where the model has each selected parameter; those that it does not have are not in it.
         team: the processes that walk together.
     """
 
-    plan: Plan
     model: Any
     loader: PartialModel
     inputs: Inputs
@@ -53,8 +51,13 @@ class Engine:
     team: Processes
 
     @classmethod
-    def of(cls, plan: Plan, team: Processes) -> Engine:
+    def of(cls, plan: Step, tensors: Sequence[str], team: Processes) -> Engine:
         """Build the model without its weights, and read the calibration data.
+
+        Args:
+            plan: the step.
+            tensors: parameters whose layers' inputs are looked at.
+            team: the processes that walk together.
 
         Raises:
             RecipeError: the calibration data does not fit the model.
@@ -63,17 +66,14 @@ class Engine:
         model = module_of(plan.checkpoint, plan.recipe, plan.request.allow_code)
         loader = PartialModel(plan.checkpoint, model)
         inputs = calibration_inputs(plan.checkpoint, model, plan.recipe.calibration, plan.recipe.seed, team)
-        places = {tensor: loader.place_of(tensor) for tensor in selected(plan)}
+        places = {tensor: loader.place_of(tensor) for tensor in tensors}
         wanted = {tensor: place for tensor, place in places.items() if place is not None}
-        return cls(plan, model, loader, inputs, wanted, team)
+        return cls(model, loader, inputs, wanted, team)
 
-    def walk(self, visitor: Visitor, needs: frozenset[str], progress: Callable[[int, int], None]) -> None:
-        """Bring the statistics of every block to the visitor."""
-        walk(
-            Walk(self.model, self.loader, self.inputs.batches, self.wanted, needs, compares(self.plan), self.team),
-            visitor,
-            progress,
-        )
+    def walk(self, visitor: Visitor, needs: frozenset[str], cross: bool, progress: Callable[[int, int], None]) -> None:
+        """Bring the statistics of every block to the visitor, `cross` among them where they are wanted."""
+        job = Walk(self.model, self.loader, self.inputs.batches, self.wanted, needs, cross, self.team)
+        walk(job, visitor, progress)
 
     def record(self) -> dict[str, Any]:
         """Where the rows came from, for the report."""
@@ -96,7 +96,7 @@ def compress(work: Work, team: Processes) -> dict[str, Any]:
     Returns:
         The record of the calibration data.
     """
-    engine = Engine.of(work.plan, team)
+    engine = Engine.of(work.plan, selected(work.plan), team)
     left = [name for name in selected(work.plan) if name not in work.journal.done]
     if not team.gather(bool(left))[0]:
         return engine.record()
@@ -104,8 +104,9 @@ def compress(work: Work, team: Processes) -> dict[str, Any]:
         read: Read | None = None if store is None else store.read
         if walked(work.plan):
             engine.walk(
-                _Together(work.plan, team, _Writer(work, read)),
+                Together(_specs(work.plan), team, _Writer(work, read)),
                 walked(work.plan),
+                compares(work.plan),
                 lambda done, total: work.say(f"block {done} of {total}"),
             )
         for name in left:
@@ -126,13 +127,19 @@ def walked(plan: Plan) -> frozenset[str]:
 
 def follow(plan: Plan, team: Processes) -> None:
     """What the other processes do while the first one compresses: run their share of the batches."""
-    engine = Engine.of(plan, team)
+    engine = Engine.of(plan, selected(plan), team)
     if not team.gather(None)[0]:
         return
     if graded(plan):
         differentiate(plan, team, lambda moments: None, lambda done, total: None)
     if walked(plan):
-        engine.walk(_Together(plan, team, None), walked(plan), lambda done, total: None)
+        visitor = Together(_specs(plan), team, None)
+        engine.walk(visitor, walked(plan), compares(plan), lambda done, total: None)
+
+
+def _specs(plan: Plan) -> dict[str, TensorSpec]:
+    """The dense parameters that a layer-wise step puts into the running model."""
+    return {name: planned.dense for name, planned in plan.output.parameters.items()}
 
 
 def compress_from_files(work: Work, files: Sequence[StatisticsFile]) -> dict[str, Any]:
@@ -221,18 +228,18 @@ class _Writer:
 
 
 @dataclass
-class _Together:
+class Together:
     """A visitor of several processes: what the first one has compressed, all get.
 
     Attributes:
-        plan: the step.
+        specs: what the tensors that are sent look like.
         team: the processes.
         first: does the work; None in all processes but the first.
     """
 
-    plan: Plan
+    specs: Mapping[str, TensorSpec]
     team: Processes
-    first: _Writer | None
+    first: Visitor | None
 
     def finished(self, layers: Sequence[str]) -> Mapping[str, Tensor] | None:
         """As the first process finds it."""
@@ -243,10 +250,9 @@ class _Together:
         return self._sent(None if self.first is None else self.first.visit(stats))
 
     def _sent(self, found: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
-        parameters = self.plan.output.parameters
         sent: dict[str, Tensor] = {}
         for name in self.team.gather(list(found or ()))[0]:
-            spec = parameters[name].dense
+            spec = self.specs[name]
             sent[name] = self.team.send(torch.empty(spec.shape, dtype=spec.dtype) if found is None else found[name])
         return sent
 
