@@ -11,7 +11,8 @@ BENCH ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check format lint types dist clean bench-peers bench-quantize bench-prune bench-streaming
+.PHONY: help setup demo test check format lint types dist clean
+.PHONY: bench-peers bench-quantize bench-prune bench-streaming bench-memory
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +58,9 @@ bench-prune: $(READY) $(PEERS) ## pruning beside llm-compressor, torch and torch
 
 bench-streaming: $(READY) $(PEERS) ## time 4-bit quantization of a large model against cp
 	$(BIN)/python -m scripts.bench.quantize --folder $(BUILD)/bench --parts streaming --skip-long $(BENCH)
+
+bench-memory: $(READY) ## peak memory of a calibrated step on a model of a billion parameters
+	$(BIN)/python -m scripts.bench.memory --folder $(BUILD)/bench
 
 clean: ## remove what make made, but not .venv
 	rm -rf $(BUILD) dist .pytest_cache .mypy_cache .ruff_cache

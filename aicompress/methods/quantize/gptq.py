@@ -84,7 +84,10 @@ def apply(layer: Layer, config: GptqConfig) -> Weight:
     require_scales(scale, layer.info.name)
     levels = grid_of(scale, zero, config, order)
     wanted = target.t()[order].contiguous()  # (in, out), in the order of rounding
-    codes = round_columns(wanted.clone(), (factor / factor.diagonal()[:, None]).float(), levels)
+    coupling = factor.div_(factor.diagonal().clone()[:, None]).float()
+    del factor  # as large as the Gram matrix in float64
+    codes = round_columns(wanted.clone(), coupling, levels)
+    del coupling
     if config.refine:
         codes, levels = refine(wanted, hessian, levels, codes, config.refine, scale.dtype)
         scale = levels.scale.t().to(scale.dtype).contiguous()
