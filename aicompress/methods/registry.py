@@ -174,7 +174,7 @@ class Structure:
         size: number of units.
         parts: what each of its tensors gives to the units.
         groups: the units lie in as many runs of equal length, and as many stay of each.
-        worth: heads that a unit stands for.
+        worth: heads that a unit stands for; of experts, how many a token goes to.
         inputs: statistics of the consumers' inputs by tensor, for methods that read them.
         importance: (units,) measured with calibration data, for methods that ask for it.
     """
@@ -206,20 +206,20 @@ class StructuralMethod(Method):
     """A pure choice of the units that stay; the driver cuts tensors, renumbers and edits config.json.
 
     Attributes:
-        units: what it chooses among: whole blocks, neurons of feed-forward layers, heads of attentions, or coordinates
-            of the hidden width.
+        units: what it chooses among: whole blocks, neurons of feed-forward layers, heads of attentions, coordinates of
+            the hidden width, or experts of mixtures.
         sizes: (structures, config) -> how many units of each structure stay; decided before any weight is read.
             Raises RecipeError when the config is impossible for them.
         keep: (structure, how many, config) -> the units that stay, ascending. Deterministic.
         reads: config -> what it needs to know: statistics of the consumers' inputs, any of "gram", "norms", "mean_abs",
-            "mean"; for whole blocks their importance by "influence" or "gradients".
+            "mean"; of whole blocks their "influence" or "gradients", of experts "reap" or "frequency".
         compares: config -> whether it also reads `cross`, the original model's inputs against the compressed one's.
         refits: config -> whether `refit` gives values.
         refit: (structure, units that stay, config) -> new float32 values by tensor, for consumers as `Part.read` gives
             them, the rows of the units that stay, and for offsets; nothing where the rest stays as it is.
     """
 
-    units: Literal["blocks", "neurons", "heads", "hidden"] = field(kw_only=True)
+    units: Literal["blocks", "neurons", "heads", "hidden", "experts"] = field(kw_only=True)
     sizes: Callable[[Sequence[Structure], Any], list[int]] = field(kw_only=True)
     keep: Callable[[Structure, int, Any], list[int]] = field(kw_only=True)
     reads: Callable[[Any], frozenset[str]] = field(kw_only=True, default=lambda config: frozenset())

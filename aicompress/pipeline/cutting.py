@@ -111,6 +111,8 @@ class Cutting:
 
     def _units(self, number: int) -> Tensor:
         edit = self.plan.edit
+        if number not in self.kept and number in edit.kept:
+            self.kept[number] = torch.tensor(edit.kept[number])
         if number not in self.kept:
             units = self.plan.method.keep(edit.structures[number], edit.sizes[number], self.plan.recipe.method)
             self.kept[number] = torch.tensor(units)

@@ -72,6 +72,7 @@ class Edit:
         changes: every parameter of the output in the input's order.
         warnings: what the user should know.
         calibration: where samples came from that decided on the edit.
+        kept: the units that stay, for structures where that is decided already.
     """
 
     config: dict[str, Any] | None
@@ -80,6 +81,7 @@ class Edit:
     changes: Mapping[str, Change]
     warnings: tuple[str, ...] = field(default=())
     calibration: Mapping[str, Any] = field(default_factory=dict)
+    kept: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def changed(self) -> list[int]:

@@ -20,6 +20,7 @@ from aicompress.pipeline.calibration import request as needs
 from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.cutting import Cutting, planned
 from aicompress.pipeline.edits import Change, Edit, drop_blocks, require_loads
+from aicompress.pipeline.experts import drop_experts
 from aicompress.pipeline.finish import Facts, finish, written_report
 from aicompress.pipeline.heads import drop_heads
 from aicompress.pipeline.layerwise import Options, Progress, hashing
@@ -36,7 +37,13 @@ from aicompress.report.model import LayerRow, Report
 from aicompress.report.plan import PlanRow, PlanSummary
 from aicompress.weights import LowRank, outline_nbytes
 
-EDITS = {"blocks": drop_blocks, "neurons": narrow, "heads": drop_heads, "hidden": narrow_hidden}
+EDITS = {
+    "blocks": drop_blocks,
+    "neurons": narrow,
+    "heads": drop_heads,
+    "hidden": narrow_hidden,
+    "experts": drop_experts,
+}
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ class StructurePlan:
     @property
     def reads(self) -> frozenset[str]:
         """Statistics of the consumers' inputs that the method needs."""
-        decided = self.method.units == "blocks" or not self.edit.changed
+        decided = self.method.units in ("blocks", "experts") or not self.edit.changed
         return frozenset() if decided else self.method.reads(self.recipe.method)
 
     @property
