@@ -3,8 +3,7 @@
 config.json's `hidden_size` is changed and the model built again on the meta device. Where heads have a size of their
 own, exactly the axes of the residual stream change: of embeddings, norms, heads, and the one side of each matrix that
 reads it or adds to it. Where heads are a share of the hidden width, other axes change as well, and the shapes do not
-tell which is which. What the shapes tell is tried on a miniature: residual coordinates in another order must compute
-the same.
+tell which is which: a miniature does (see `model.miniature`).
 """
 
 from __future__ import annotations
@@ -14,13 +13,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from aicompress.checkpoint.naming import is_transposed
 from aicompress.errors import CheckpointError
+from aicompress.model import miniature
 from aicompress.model.architecture import (
     DEPTH_FIELDS,
+    WIDTH_FIELDS,
     Architecture,
     Coupling,
     Path,
@@ -47,12 +45,17 @@ class Residual:
         config: config.json with the size of a head given, where it would follow from the hidden width otherwise.
         couplings: every tensor that has an axis of coordinates: one that adds to the stream is a producer, one that
             reads it a consumer; norms count as producers.
+        inner: every tensor that has an axis along which heads lie whose size is a share of the width; none where heads
+            have a size of their own.
+        heads: how many heads share it.
     """
 
     width: int
     field: Path
     config: Mapping[str, Any]
     couplings: tuple[Coupling, ...]
+    inner: tuple[Coupling, ...] = ()
+    heads: int = 1
 
     def narrowed(self, width: int) -> dict[str, Any]:
         """config.json of a model of another hidden width."""
@@ -71,17 +74,16 @@ def residual(architecture: Architecture) -> Residual:
     """The residual stream of a checkpoint.
 
     Raises:
-        CheckpointError: no field of config.json sets its width alone.
+        CheckpointError: no field of config.json sets its width, or its axes cannot be told.
     """
     reasons: list[str] = []
     for field in fields(architecture.config, FIELDS):
         width = value_at(architecture.config, field)
         if not isinstance(width, int) or width < 2:
             continue
-        for config in _with_head_sizes(architecture.config, field, width):
+        for config in _with_sizes(architecture, field, width):
             found = _probed(architecture, config, field, width)
             if isinstance(found, Residual):
-                _require_alike(found)
                 return found
             reasons.append(found)
     raise CheckpointError(
@@ -89,131 +91,94 @@ def residual(architecture: Architecture) -> Residual:
     )
 
 
-def _with_head_sizes(config: Mapping[str, Any], field: Path, width: int) -> Iterator[dict[str, Any]]:
-    """config.json, and the same with the size of a head written down."""
-    section = value_at(config, field[:-1])
-    if section.get("head_dim") or section.get("d_kv"):
-        yield copy.deepcopy(dict(config))
-        return
+def _with_sizes(architecture: Architecture, field: Path, width: int) -> Iterator[dict[str, Any]]:
+    """config.json with the size of a head and of feed-forward layers written down, where the width would set them."""
+    edited = copy.deepcopy(dict(architecture.config))
+    section = value_at(edited, field[:-1])
+    for name in WIDTH_FIELDS:
+        if section.get(name, 0) is None:
+            sizes = {each.width for each in architecture.feed_forwards() if each.field == (*field[:-1], name)}
+            section[name] = sizes.pop() if len(sizes) == 1 else None
     heads = next((section[name] for name in HEAD_COUNTS if isinstance(section.get(name), int)), 0)
-    if heads and width % heads == 0:
-        edited = copy.deepcopy(dict(config))
-        value_at(edited, field[:-1])["head_dim"] = width // heads
-        yield edited
-    else:
-        yield copy.deepcopy(dict(config))
+    if not section.get("head_dim") and not section.get("d_kv") and heads and width % heads == 0:
+        written = copy.deepcopy(edited)
+        value_at(written, field[:-1])["head_dim"] = width // heads
+        if stored_shapes(build(written)) == architecture.shapes and _listens(written, field):
+            yield written
+            return
+    yield edited
+
+
+def _listens(config: Mapping[str, Any], field: Path) -> bool:
+    """Whether the architecture reads the size of a head that config.json gives."""
+    path = (*field[:-1], "head_dim")
+    return stored_shapes(build(with_value(config, path, 2 * value_at(config, path)))) != stored_shapes(build(config))
 
 
 def _probed(architecture: Architecture, config: Mapping[str, Any], field: Path, width: int) -> Residual | str:
-    """The residual stream as another width shows it, or why the shapes do not tell."""
+    """The residual stream as another width shows it, or why it cannot be told."""
     model = build(config)
     before, after = stored_shapes(model), stored_shapes(build(with_value(config, field, 2 * width)))
-    if before != stored_shapes(build(architecture.config)):
-        return "the size of its heads cannot be written down in config.json"
+    if before != architecture.shapes:
+        return "the sizes that follow from it cannot be written down in config.json"
     if set(after) != set(before):
         return f"{'.'.join(field)} of config.json adds or removes tensors"
-    kinds = layer_kinds(dict(architecture.config), [architecture.on_disk(name) for name in before]) or {}
-    ties = getattr(model, "all_tied_weights_keys", {})
-    tied = {architecture.on_disk(name) for pair in ties.items() for name in pair}
-    couplings: list[Coupling] = []
-    for name, shape in before.items():
-        axes = [axis for axis, size in enumerate(shape) if after[name][axis] != size]
-        if not axes:
-            continue
+    axes = {name: changed_axes(shape, after[name], width) for name, shape in before.items()}
+    strange = next((name for name, found in axes.items() if found is None), None)
+    if strange is not None:
+        return f"{architecture.on_disk(strange)} of shape {before[strange]} does not change as the stream does"
+    heads = next(iter(integers(config, HEAD_COUNTS)), 1)
+    parts = miniature.parts_of(_miniatures(config, field, heads), heads)
+    if isinstance(parts, str):
+        return parts
+    return _coupled(architecture, model, (config, field, width, heads), parts)
+
+
+def changed_axes(shape: tuple[int, ...], after: tuple[int, ...], width: int) -> dict[int, int] | None:
+    """Axes that follow the width, with how many times it lies on each; None where one follows it otherwise."""
+    found = {axis: size // width for axis, size in enumerate(shape) if after[axis] != size}
+    fits = all(shape[axis] == times * width and after[axis] == 2 * shape[axis] for axis, times in found.items())
+    return found if fits and all(found.values()) else None
+
+
+def _miniatures(config: Mapping[str, Any], field: Path, heads: int) -> tuple[Any, Any]:
+    """The same architecture of two blocks with few coordinates for each head, on the meta device."""
+    edited = dict(config)
+    for depth in fields(config, DEPTH_FIELDS):
+        size = value_at(config, depth)
+        if isinstance(size, int) and size > 2:
+            edited = keep_blocks(edited, depth, range(2))
+    sizes = (miniature.NARROW * heads, miniature.WIDE * heads)
+    return build(with_value(edited, field, sizes[0])), build(with_value(edited, field, sizes[1]))
+
+
+def _coupled(
+    architecture: Architecture, model: Any, where: tuple[Mapping[str, Any], Path, int, int], parts: miniature.Parts
+) -> Residual | str:
+    """The stream's tensors under their names on disk, from what the miniature shows of each kind of tensor."""
+    config, field, width, heads = where
+    names = [architecture.on_disk(name) for name in architecture.shapes]
+    kinds = layer_kinds(dict(architecture.config), names) or {}
+    tied = {architecture.on_disk(name) for pair in getattr(model, "all_tied_weights_keys", {}).items() for name in pair}
+    after = stored_shapes(build(with_value(config, field, 2 * width)))
+    stream: list[Coupling] = []
+    inner: list[Coupling] = []
+    for name, shape in architecture.shapes.items():
         disk = architecture.on_disk(name)
-        if len(axes) > 1 or shape[axes[0]] != width or after[name][axes[0]] != 2 * width:
-            return f"{disk} of shape {shape} follows it in more than one way: heads are a share of it"
         if disk in tied and disk not in architecture.specs:
             continue  # stored once, under its other name
         transposed = is_transposed(disk, dict(architecture.config)) and len(shape) == 2
-        matrix = len(shape) == 2 and kinds.get(disk) != "embedding" and disk not in tied
-        reads = matrix and axes[0] == (0 if transposed else 1)
-        couplings.append(Coupling(disk, axes[0], 1, "consumer" if reads else "producer"))
-    roles = {coupling.role for coupling in couplings}
-    if roles != {"producer", "consumer"}:
+        for axis, times in (changed_axes(shape, after[name], width) or {}).items():
+            reading = len(shape) == 2 and kinds.get(disk) != "embedding" and axis == (0 if transposed else 1)
+            role: Any = "consumer" if reading and disk not in tied else "producer"
+            inside = parts.get((miniature.family(name), axis)) == "inner"
+            (inner if inside else stream).append(Coupling(disk, axis, times, role))
+    if {coupling.role for coupling in stream} != {"producer", "consumer"}:
         return f"{'.'.join(field)} of config.json governs no stream that is written and read"
-    return Residual(width, field, config, tuple(couplings))
+    return Residual(width, field, config, tuple(stream), tuple(inner), heads)
 
 
-def _require_alike(found: Residual) -> None:
-    """Coordinates in another order must compute the same: tried on a narrow model of two blocks with random weights.
-
-    Raises:
-        CheckpointError: they do not, or the model cannot be tried.
-    """
-    heads = max(_integers(found.config, HEAD_COUNTS), default=1)
-    narrow, wide = (build(_shallow(found.narrowed(heads * times))) for times in (4, 6))
-    shapes = {name: parameter.shape for name, parameter in wide.named_parameters()}
-    axes = {
-        name: [axis for axis, size in enumerate(parameter.shape) if shapes[name][axis] != size]
-        for name, parameter in narrow.named_parameters()
-    }
-    model = type(narrow)(narrow.config).double().eval()
-    order = torch.randperm(4 * heads, generator=torch.Generator().manual_seed(1))
-    model.config._experts_implementation = "eager"  # grouped kernels have no float64
-    inputs = _inputs(model)
-    with torch.no_grad():
-        _randomize(model)
-        before = _output(model, inputs)
-        for name, parameter in model.named_parameters():
-            for axis in axes[name]:
-                parameter.copy_(parameter.index_select(axis, order))
-        after = _output(model, inputs)
-    if before.shape[-1] == 4 * heads and getattr(model, "get_output_embeddings", lambda: None)() is None:
-        before = before[..., order]
-    if not torch.allclose(before, after, rtol=1e-6, atol=1e-6 * float(before.abs().max())):
-        raise CheckpointError("the hidden width cannot be narrowed: its coordinates do not all play one part", HINT)
-
-
-def _integers(config: Mapping[str, Any], names: Iterable[str]) -> list[int]:
+def integers(config: Mapping[str, Any], names: Iterable[str]) -> list[int]:
+    """Whole numbers under these names, at the top of config.json or one level below."""
     sections = [config, *(value for value in config.values() if isinstance(value, dict))]
     return [section[name] for section in sections for name in names if isinstance(section.get(name), int)]
-
-
-def _shallow(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with two blocks in every stack."""
-    edited = dict(config)
-    for field in fields(config, DEPTH_FIELDS):
-        size = value_at(config, field)
-        if isinstance(size, int) and size > 2:
-            edited = keep_blocks(edited, field, range(2))
-    return edited
-
-
-def _randomize(model: nn.Module) -> None:
-    """Random weights of a size that keeps activations alive; nothing at its initial value."""
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        fan = parameter.shape[-1] if parameter.ndim > 1 else 4
-        parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / fan**0.5)
-
-
-def _inputs(model: Any) -> dict[str, Tensor]:
-    """A few random tokens, or an image.
-
-    Raises:
-        CheckpointError: the model reads neither.
-    """
-    taken, config, generator = getattr(model, "main_input_name", None), model.config, torch.Generator().manual_seed(0)
-    if taken == "pixel_values" and isinstance(getattr(config, "image_size", None), int):
-        shape = (1, getattr(config, "num_channels", 3), config.image_size, config.image_size)
-        return {taken: torch.randn(shape, generator=generator, dtype=torch.float64)}
-    if taken != "input_ids":
-        raise CheckpointError(f"the hidden width of a model that reads {taken} cannot be tried out", HINT)
-    ids = torch.randint(0, config.get_text_config().vocab_size, (2, 6), generator=generator)
-    found = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return {**found, "decoder_input_ids": ids} if config.is_encoder_decoder else found
-
-
-def _output(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Logits, or hidden states where there is no head.
-
-    Raises:
-        CheckpointError: it does not run on these alone.
-    """
-    try:
-        output = model(**inputs)
-        return output.logits if "logits" in output else output[0]  # type: ignore[no-any-return]
-    except (TypeError, AttributeError, ValueError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"the hidden width cannot be tried out: {reason}", HINT) from error

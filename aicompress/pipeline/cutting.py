@@ -104,10 +104,15 @@ class Cutting:
         modules = {part.module for part in whole.of("consumer") if part.tensor in inputs}
         parts = tuple(p for p in whole.parts if p.role in ("consumer", "offset") and p.module in modules)
         made = self.plan.method.refit(replace(whole, parts=parts, inputs=inputs), kept, self.plan.recipe.method)
+        reads = {part.tensor for part in parts if part.role == "consumer"}
         for name, value in made.items():
-            planned, axes = self.plan.output.parameters[name].dense, self.plan.edit.changes[name].cuts
-            like = torch.empty(planned.shape, dtype=planned.dtype, device="meta")
-            self.write(name, _laid(value, like, axes[0].axis if axes else 0))
+            spec, cuts = self.plan.checkpoint.parameters()[name], self.plan.edit.changes[name].cuts
+            own = next((one.axis for one in cuts if name in reads and one.structure == number), None)
+            shape = [len(kept) if axis == own else length for axis, length in enumerate(spec.shape)]
+            tensor = _laid(value, torch.empty(shape, dtype=spec.dtype, device="meta"), own or 0)
+            for axis in {one.axis for one in cuts} - {own}:
+                tensor = tensor.index_select(axis, self._axis(name, axis, spec.shape[axis]))
+            self.write(name, tensor)
 
     def _units(self, number: int) -> Tensor:
         edit = self.plan.edit

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -73,6 +74,7 @@ class Edit:
         warnings: what the user should know.
         calibration: where samples came from that decided on the edit.
         kept: the units that stay, for structures where that is decided already.
+        files: side files of the output that are not as in the input.
     """
 
     config: dict[str, Any] | None
@@ -82,6 +84,7 @@ class Edit:
     warnings: tuple[str, ...] = field(default=())
     calibration: Mapping[str, Any] = field(default_factory=dict)
     kept: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    files: Mapping[Path, bytes] = field(default_factory=dict)
 
     @property
     def changed(self) -> list[int]:

@@ -163,7 +163,7 @@ def make_plan(
     def lay(explicit: Recipe) -> tuple[Edit, Output]:
         edit = EDITS[method.units](checkpoint, method, explicit, request)
         parameters = {name: planned(checkpoint, edit, name, by_tensor) for name in edit.changes}
-        return edit, arrange(checkpoint, destination, parameters, step, edit.config)
+        return edit, replace(arrange(checkpoint, destination, parameters, step, edit.config), files=edit.files)
 
     explicit: Recipe = recipe
     found: tuple[str, ...] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -94,6 +95,8 @@ def measure(row: Row, inputs: Inputs, bench: Bench, model: Path | None = None, j
     shutil.rmtree(out, ignore_errors=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     source = model or inputs.model
+    if row.half:
+        source = in_bfloat16(source, bench.folder / f"{source.name}-bf16")
     if row.tool == "cp":
         figures = copied(source, out, bench)
     elif row.is_ours:
@@ -105,6 +108,8 @@ def measure(row: Row, inputs: Inputs, bench: Bench, model: Path | None = None, j
         figures |= judged(out, figures["digest"], inputs, bench)
     if row.forward:
         figures["forward"] = forward_ratio(out, source, bench)
+        removed = 1 - parameters(out)[0] / parameters(source)[0]
+        figures["forward_beside_parameters"] = figures["forward"] / (1 - 0.8 * removed)
     if not bench.keep:
         shutil.rmtree(out, ignore_errors=True)
     return figures
@@ -117,21 +122,33 @@ def copied(source: Path, out: Path, bench: Bench) -> dict[str, Any]:
 
 
 def compressed(row: Row, source: Path, out: Path, inputs: Inputs, bench: Bench) -> dict[str, Any]:
-    """aicompress: the seconds are its whole step, reading, calibrating and writing included."""
-    sets = list(row.overrides)
-    if row.calibrated:
-        calibration = {"text": inputs.calibration, "samples": inputs.samples, "length": inputs.length}
-        sets += [f"calibration.{name}={value}" for name, value in calibration.items()]
+    """aicompress: the seconds are its whole steps, reading, calibrating and writing included."""
+    between = out.with_name(f"{out.name}-before")
+    shutil.rmtree(between, ignore_errors=True)
     known = {r.row: r.figures["bytes"] for r in bench.store.records(bench.name) if "bytes" in r.figures}
-    options = [part for text in sets for part in ("--set", filled(text, known))]
-    command = [sys.executable, "-m", "aicompress", row.recipe.split("/")[0], str(source), str(out), "-r", row.recipe]
-    wall = bench.run([*command, *options, "--latency", "off", "--quiet"])
-    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
-    return {"seconds": report["seconds"], "wall": wall, "peak_rss": report["peak_rss"], "bytes": weight_bytes(out)}
+    steps = [(row.recipe, row.overrides, between if row.before else source, out)]
+    if row.before:
+        steps.insert(0, (row.before[0], row.before[1:], source, between))
+    found: dict[str, Any] = {"seconds": 0.0, "wall": 0.0, "peak_rss": 0}
+    for recipe, overrides, start, end in steps:
+        sets = [filled(text, known, source) for text in overrides]
+        if row.calibrated:
+            calibration = {"text": inputs.calibration, "samples": inputs.samples, "length": inputs.length}
+            sets += [f"calibration.{name}={value}" for name, value in calibration.items()]
+        options = [part for text in sets for part in ("--set", text)]
+        command = [sys.executable, "-m", "aicompress", recipe.split("/")[0], str(start), str(end), "-r", recipe]
+        found["wall"] += bench.run([*command, *options, "--latency", "off", "--quiet"])
+        report = json.loads((end / "report.json").read_text(encoding="utf-8"))
+        found["seconds"] += report["seconds"]
+        found["peak_rss"] = max(found["peak_rss"], report["peak_rss"])
+    shutil.rmtree(between, ignore_errors=True)
+    done = [layer for layer in report["layers"] if layer["method"] != "-"]
+    before, after = (sum(layer[f"bytes_{when}"] for layer in done) for when in ("before", "after"))
+    return {**found, "bytes": weight_bytes(out), **({"layers": after / before} if before else {})}
 
 
-def filled(text: str, known: Mapping[str, int]) -> str:
-    """An override with the bytes of other rows put in.
+def filled(text: str, known: Mapping[str, int], model: Path) -> str:
+    """An override with the bytes of other rows, or parameters of the model, put in.
 
     Raises:
         Failed: such a row was not measured.
@@ -142,7 +159,36 @@ def filled(text: str, known: Mapping[str, int]) -> str:
             raise Failed(f"{found[1]} was not measured, and its bytes are asked for")
         return str(known[found[1]])
 
-    return re.sub(r"\{bytes:([^}]+)\}", size, text)
+    def count(found: re.Match[str]) -> str:
+        total, blocks = parameters(model)
+        return str(total - round((1 - float(found[1])) * blocks))
+
+    return re.sub(r"\{parameters:([^}]+)\}", count, re.sub(r"\{bytes:([^}]+)\}", size, text))
+
+
+def parameters(folder: Path) -> tuple[int, int]:
+    """Numbers in the safetensors files of a dense model: all, and those in matrices of its blocks."""
+    from safetensors import safe_open
+
+    total = blocks = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  # not a mapping
+                shape = tensors.get_slice(name).get_shape()
+                total += math.prod(shape)
+                blocks += math.prod(shape) if len(shape) == 2 and re.search(r"\.\d+\.", name) else 0
+    return total, blocks
+
+
+def in_bfloat16(model: Path, folder: Path) -> Path:
+    """A copy of a model in bfloat16, made once."""
+    if not (folder / "config.json").is_file():
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+        AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).save_pretrained(folder)
+    return folder
 
 
 def compressed_by_peer(row: Row, source: Path, out: Path, inputs: Inputs, bench: Bench) -> dict[str, Any]:

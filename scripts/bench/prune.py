@@ -9,11 +9,12 @@ called again. The tables hold what has been measured.
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from scripts.bench import inputs, running
 from scripts.bench.measuring import measure
 from scripts.bench.rows import Row, Target, ours
-from scripts.bench.tables import conditions, section
+from scripts.bench.tables import FORWARD, LANGUAGE, LAYERS, conditions, section
 
 LLMC = "llm-compressor"
 HALF, SEVENTH, PATTERN, BYTES, WIDTH = "50 %", "70 %", "2:4", "90 %, stored sparse", "Structured"
@@ -30,14 +31,34 @@ NO_SHARE = "method.sparsity=null"
 TWO_FOUR = 'method.pattern="2:4"'
 
 
-def calibrated(key: str, group: str, recipe: str, *overrides: str, against: tuple[str, ...] = ()) -> Row:
+def calibrated(key: str, group: str, recipe: str, *overrides: str, **more: Any) -> Row:
     """One of our methods that reads the calibration text."""
-    return ours(key, group, recipe, *overrides, calibrated=True, against=against, seconds=60)
+    return ours(key, group, recipe, *overrides, calibrated=True, seconds=60, **more)
 
 
-def structured(key: str, recipe: str, *overrides: str, **more: object) -> Row:
+def structured(key: str, recipe: str, *overrides: str, **more: Any) -> Row:
     """One of our methods that makes the model smaller: its forward pass is timed."""
     return ours(key, WIDTH, recipe, *overrides, forward=True, seconds=60, **more)
+
+
+NARROW = ("method.sparsity=null", f"method.keep={KEPT}", "method.multiple=1")
+
+
+def both(percent: int, heads: float) -> Row:
+    """Heads first, then as many feed-forward neurons as are left of a share of the parameters in the blocks."""
+    sizes = (
+        "method.sparsity=null",
+        f"method.target_parameters={{parameters:{1 - percent / 100}}}",
+        "method.multiple=1",
+    )
+    return structured(
+        f"heads-width-{percent}",
+        "prune/width-obs",
+        *sizes,
+        before=("prune/heads-obs", f"method.sparsity={heads}"),
+        calibrated=True,
+        note=f"{percent} % of the parameters in the blocks go, {heads:g} of the heads among them",
+    )
 
 
 PEERS = (
@@ -66,7 +87,15 @@ OURS = (
     calibrated("wanda-2-4", PATTERN, "prune/wanda-2-4", against=("llmc-wanda-2-4", *S24)),
     calibrated("sparsegpt-2-4", PATTERN, "prune/sparsegpt-50", NO_SHARE, TWO_FOUR, against=S24),
     calibrated("alps-2-4", PATTERN, "prune/alps-2-4", against=S24),
-    structured("width-20", "prune/width-20", "method.sparsity=null", f"method.keep={KEPT}", against=FFN),
+    calibrated("taylor-50", HALF, "prune/taylor-50", against=S50),
+    calibrated("taylor-70", SEVENTH, "prune/taylor-50", "method.sparsity=0.7", against=S70),
+    ours("magnitude-90-sparse", BYTES, "prune/magnitude-90-sparse", half=True),
+    calibrated("alps-90-sparse", BYTES, "prune/alps-70-sparse", "method.sparsity=0.9", half=True),
+    structured("width-norm", "prune/width-20", *NARROW, against=FFN),
+    structured("width-activation", "prune/width-activation", *NARROW, calibrated=True, against=FFN),
+    structured("width-obs", "prune/width-obs", *NARROW, calibrated=True, against=FFN),
+    both(20, 0.25),
+    both(40, 0.5),
 )
 ROWS = (*PEERS, *OURS)
 BEST = ("sparsegpt", "alps")
@@ -76,7 +105,9 @@ TARGETS = (
     *(Target(f"{method}-2-4", "kl", 1.0, "llmc-sparsegpt-2-4") for method in BEST),
     *(Target(f"{method}-2-4", "seconds", 0.5, "llmc-sparsegpt-2-4") for method in BEST),
     *(Target(f"{method}-70", "kl", 1.0, "llmc-sparsegpt-70") for method in BEST),
-    Target("width-20", "kl", 0.79, "torch-pruning-ffn"),  # 0.20 beside 0.253
+    Target("magnitude-90-sparse", "layers", 0.2),
+    Target("width-obs", "kl", 0.79, "torch-pruning-ffn"),  # 0.20 beside 0.253
+    *(Target(key, "forward_beside_parameters", 1.0) for key in ("width-obs", "heads-width-20", "heads-width-40")),
 )
 
 
@@ -101,7 +132,7 @@ def main() -> None:
     records = bench.store.records(bench.name)
     notes = [note for note in (judged.in_words(), judged.note) if note]
     print("\n\n".join(["# Pruning", *notes, conditions(records)]), "\n")
-    print(section("Language model", ROWS, records, TARGETS))
+    print(section("Language model", ROWS, records, TARGETS, (*LANGUAGE, FORWARD, LAYERS)))
     if left:
         print(f"{left} measurements are left: call again, with the same --run, to go on")
 

@@ -16,7 +16,7 @@ from scripts.bench.rows import Row, Target, ours
 from scripts.bench.tables import conditions, section
 
 LLMC = "llm-compressor"
-W4, W3, W2, W8 = "4 bits", "3 bits", "2 bits", "8 bits"
+W4, W3, W2, W8, AUTO = "4 bits", "3 bits", "2 bits", "8 bits", "Widths by layer, in the bytes of a uniform width"
 
 
 def integer(method: str, bits: int, symmetric: bool = True) -> dict[str, object]:
@@ -31,7 +31,19 @@ def gptq(bits: int, effort: str, *peers: str) -> Row:
     return ours(f"gptq-{effort}-w{bits}", group, recipe, option, calibrated=True, against=peers, seconds=60)
 
 
-G64 = "method.group_size=64"
+def shipped(bits: int, *peers: str) -> Row:
+    """Our GPTQ as its shipped recipe says."""
+    group = {4: W4, 3: W3, 2: W2}[bits]
+    return ours(f"gptq-w{bits}", group, f"quantize/gptq-w{bits}", calibrated=True, against=peers, seconds=60)
+
+
+def chosen(uniform: str) -> Row:
+    """Widths chosen by layer, in the bytes that a uniform width takes."""
+    sets = ("method.target_bytes={bytes:%s}" % uniform, "select.kinds=[linear]")  # noqa: UP031
+    key, recipe = uniform.replace("-w", "-auto-as-w"), "quantize/gptq-auto-bytes"
+    return ours(key, AUTO, recipe, *sets, calibrated=True, against=(uniform,), seconds=120)
+
+
 PEERS = (
     Row("llmc-rtn-w4", LLMC, W4, setting=integer("rtn", 4)),
     Row("hqq-peer-w4", "hqq", W4, setting={"bits": 4}),
@@ -72,18 +84,25 @@ OURS = (
     ours("sinq-w4", W4, "quantize/sinq-w4", against=("hqq-peer-w4",)),
     ours("imatrix-w4", W4, "quantize/imatrix-w4", calibrated=True, against=("llmc-gptq-w4",)),
     ours("awq-w4", W4, "quantize/awq-w4", calibrated=True, against=("llmc-awq-w4",), seconds=60),
+    shipped(4, "llmc-gptq-w4"),
     gptq(4, "fast", "llmc-gptq-w4"),
     gptq(4, "balanced", "llmc-gptq-w4"),
     gptq(4, "best", "llmc-gptq-w4", "auto-round-w4"),
+    ours("hadamard-w4", W4, "quantize/hadamard-w4", calibrated=True, against=("llmc-gptq-w4",), seconds=60),
+    shipped(3, "llmc-gptq-w3", "llmc-gptq-w3-asym"),
     gptq(3, "fast", "llmc-gptq-w3", "llmc-gptq-w3-asym"),
     gptq(3, "balanced", "llmc-gptq-w3", "llmc-gptq-w3-asym"),
     gptq(3, "best", "llmc-gptq-w3-asym"),
     ours("hqq-w2", W2, "quantize/hqq-w2", against=("hqq-peer-w2",)),
+    shipped(2, "llmc-gptq-w2", "llmc-gptq-w2-asym"),
     gptq(2, "fast", "llmc-gptq-w2", "llmc-gptq-w2-asym"),
     gptq(2, "balanced", "llmc-gptq-w2", "llmc-gptq-w2-asym"),
     gptq(2, "best", "llmc-gptq-w2-asym", "auto-round-w2"),
+    chosen("gptq-w4"),
+    chosen("gptq-w3"),
+    chosen("gptq-w2"),
     ours("w8a8", W8, "quantize/w8a8", against=("llmc-w8a8",)),
-    ours("smoothquant-w8a8", W8, "quantize/smoothquant", calibrated=True, against=("llmc-smoothquant-w8a8",)),
+    ours("smoothquant-w8a8", W8, "quantize/smoothquant-w8a8", calibrated=True, against=("llmc-smoothquant-w8a8",)),
 )
 ROWS = (*PEERS, *OURS)
 FAST = tuple(f"gptq-{effort}-w{{}}" for effort in ("fast", "balanced"))
@@ -101,6 +120,7 @@ TARGETS = (
     Target("hqq-w4", "kl", 1.0, "hqq-peer-w4"),
     Target("hqq-w4", "kl", 1.0, "quanto-w4"),
     Target("hqq-w4", "seconds", 1.0, "hqq-peer-w4"),
+    *(Target(f"gptq-auto-as-w{bits}", figure, 1.0, f"gptq-w{bits}") for bits in (4, 3) for figure in ("kl", "bytes")),
 )
 
 

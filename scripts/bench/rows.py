@@ -18,7 +18,10 @@ class Row:
         tool: aicompress, cp, or a peer of `scripts.bench.peers`.
         group: rows of a group stand in one table.
         recipe: of aicompress: "quantize/gptq-w4".
-        overrides: of aicompress: --set edits. "{bytes:KEY}" stands for the weight bytes that row KEY gave in this run.
+        overrides: of aicompress: --set edits. "{bytes:KEY}" stands for the weight bytes that row KEY gave in this run,
+            "{parameters:0.8}" for the model's parameters with 0.8 of those in matrices of its blocks.
+        before: recipe and overrides of a step that is run first.
+        half: the input is the model in bfloat16.
         setting: of a peer.
         calibrated: whether it reads the calibration text.
         against: keys of rows that it is compared with.
@@ -33,6 +36,8 @@ class Row:
     group: str
     recipe: str = ""
     overrides: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
+    half: bool = False
     setting: Mapping[str, Any] = field(default_factory=dict)
     calibrated: bool = False
     against: tuple[str, ...] = ()

@@ -70,13 +70,18 @@ def test_coordinates_that_do_not_play_one_part_are_refused(monkeypatch: pytest.M
         residual(known)
 
 
-@pytest.mark.parametrize(
-    ("model", "expected"),
-    [
-        (lambda: hf.BertModel(hf.BertConfig(**SHAPE)), "heads are a share of it"),
-        (lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**SHAPE)), "heads are a share of it"),
-    ],
-)
-def test_refuses(model: Any, expected: str) -> None:
-    with pytest.raises(CheckpointError, match=expected):
-        residual(architecture(model()))
+def test_what_reads_the_stream_and_what_lies_in_heads() -> None:
+    found = residual(architecture(hf.BertModel(hf.BertConfig(**SHAPE))))
+    stream = {(c.tensor, c.axis) for c in found.couplings}
+    inner = {(c.tensor, c.axis) for c in found.inner}
+    layer = "encoder.layer.1.attention"
+    assert {(f"{layer}.self.{name}.weight", 0) for name in ("query", "key", "value")} < inner
+    assert {(f"{layer}.self.query.weight", 1), (f"{layer}.output.dense.weight", 0)} < stream
+    assert {(f"{layer}.output.dense.weight", 1), (f"{layer}.self.key.bias", 0)} < inner
+    assert {("pooler.dense.weight", 0), ("pooler.dense.weight", 1), ("pooler.dense.bias", 0)} < stream
+    assert (found.heads, len(found.inner)) == (4, 3 * 7)
+
+
+def test_rotary_positions_hold_the_entries_of_a_head_together() -> None:
+    with pytest.raises(CheckpointError, match="heads are a share of it"):
+        residual(architecture(hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**SHAPE))))

@@ -20,7 +20,7 @@ from tests.pipeline.calibration.steps import text
 from tests.pipeline.calibration.test_structures import divergence, recipe, windows
 from tests.pipeline.steps import OFF, loaded, prune, refused
 
-WIDE, NARROW = 48, 32
+WIDE, NARROW, HEADS = 48, 32, 4
 SHAPE = {"intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.3}
 GQA = {"num_key_value_heads": 2, "head_dim": 8}
@@ -54,13 +54,24 @@ MODELS: dict[str, Callable[[int], Any]] = {
     "phi3": plain("Phi3"),
     "mixtral": plain("Mixtral", num_local_experts=3),
     "vit": lambda width: hf.ViTForImageClassification(hf.ViTConfig(**VIT_SHAPE, hidden_size=width, head_dim=8)),
+    "bert": lambda width: hf.BertModel(hf.BertConfig(**SHAPE, hidden_size=width)),
+    "bert-masked": lambda width: hf.BertForMaskedLM(hf.BertConfig(**SHAPE, hidden_size=width)),
+    "bert-classifier": lambda width: hf.BertForSequenceClassification(hf.BertConfig(**SHAPE, hidden_size=width)),
+    "distilbert": lambda width: hf.DistilBertModel(
+        hf.DistilBertConfig(dim=width, hidden_dim=40, n_layers=2, n_heads=4, vocab_size=64)
+    ),
+    "gpt2": lambda width: hf.GPT2LMHeadModel(
+        hf.GPT2Config(n_embd=width, n_inner=40, n_layer=2, n_head=4, vocab_size=64, n_positions=32)
+    ),
     "t5": lambda width: hf.T5ForConditionalGeneration(hf.T5Config(d_model=width, **T5_SHAPE)),
 }
 
 
 def widened(narrow: Any, wide: Any) -> torch.Tensor:
     """Make a wide model of a narrow one and dead coordinates; returns the live ones."""
-    live = torch.randperm(WIDE, generator=torch.Generator().manual_seed(0))[:NARROW].sort().values
+    generator, head = torch.Generator().manual_seed(0), WIDE // HEADS
+    live = torch.cat([n * head + torch.randperm(head, generator=generator)[: NARROW // HEADS] for n in range(HEADS)])
+    live = live.sort().values
     small = dict(narrow.named_parameters())
     with torch.no_grad():
         for name, parameter in wide.named_parameters():
@@ -69,7 +80,8 @@ def widened(narrow: Any, wide: Any) -> torch.Tensor:
                 if value.shape[axis] != size:
                     shape = [*value.shape]
                     shape[axis] = size
-                    value = torch.zeros(shape).index_copy(axis, live, value)
+                    places = torch.cat([live + WIDE * copy for copy in range(size // WIDE)])
+                    value = torch.zeros(shape).index_copy(axis, places, value)
             parameter.copy_(value)
     return live
 
@@ -132,11 +144,27 @@ def test_refuses_widths(fields: dict[str, Any], expected: str, tiny_llama: Path,
     assert expected in refused(tiny_llama, tmp_path / "out", name="hidden", **fields)
 
 
-@pytest.mark.parametrize("kind", ["Bert", "GPT2"])
-def test_refuses_where_heads_are_a_share_of_the_width(kind: str, tmp_path: Path) -> None:
-    shape = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 64}
-    getattr(hf, f"{kind}Model")(getattr(hf, f"{kind}Config")(**shape)).save_pretrained(tmp_path / "in")
+def test_heads_that_cannot_be_told_are_refused(tmp_path: Path) -> None:
+    model = hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**SHAPE, hidden_size=WIDE))
+    model.save_pretrained(tmp_path / "in")
     assert "heads are a share of it" in refused(tmp_path / "in", tmp_path / "out", name="hidden", keep=0.5)
+
+
+def test_what_would_follow_from_the_width_is_written_down(tmp_path: Path) -> None:
+    shape = {"n_embd": WIDE, "n_layer": 2, "n_head": 4, "vocab_size": 64, "n_positions": 32}
+    model = hf.GPT2LMHeadModel(hf.GPT2Config(**shape))
+    model.save_pretrained(tmp_path / "in")
+    prune(tmp_path / "in", tmp_path / "out", name="hidden", hidden_size=32)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["n_embd"], config["n_inner"]) == (32, 4 * WIDE)
+    loaded(model, tmp_path / "out")
+
+
+def test_side_files_say_the_new_width(tiny_bert: Path, tmp_path: Path) -> None:
+    prune(tiny_bert, tmp_path / "out", name="hidden", hidden_size=32)
+    pooling = json.loads((tmp_path / "out" / "1_Pooling" / "config.json").read_text())
+    assert pooling["word_embedding_dimension"] == 32
+    assert pooling["pooling_mode_mean_tokens"]
 
 
 def test_refuses_a_checkpoint_that_its_config_does_not_fit(tiny_llama: Path, tmp_path: Path) -> None:
@@ -166,6 +194,27 @@ def test_activation_and_fitted_readers_keep_more_than_norms(
         assert bool(report.calibration) == (name != "norm")
     assert found["fit"] < 0.8 * found["cut"]
     assert found["fit"] < 0.8 * found["norm"]
+
+
+@pytest.mark.parametrize("name", ["tiny_gpt2", "tiny_bert", "tiny_mixtral"])
+def test_readers_of_every_kind_are_fitted(
+    name: str, text_file: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    source: Path = request.getfixturevalue(name)
+    before, found = load_file(source / "model.safetensors"), {}
+    for fit in (False, True):
+        method = {"name": "hidden", "keep": 0.5, "score": "activation", "refit": fit}
+        path = recipe(tmp_path, text(text_file, 8), method)
+        out = tmp_path / f"{fit}"
+        planned = structure.make_plan(str(source), Destination(out), load(str(path), "prune"), "prune", Request())
+        structure.run(planned, OFF)
+        found[fit] = load_file(out / "model.safetensors")
+    readers = planned.edit.consumers
+    fitted = [key for key in readers if not torch.equal(found[True][key], found[False][key])]
+    assert len(fitted) > 0.7 * len(readers)  # an expert that few tokens reach is cut as it is
+    others = [key for key in before if key not in readers and not key.endswith("bias")]
+    assert all(torch.equal(found[True][key], found[False][key]) for key in others)
+    hf.AutoModel.from_pretrained(tmp_path / "True")
 
 
 def test_statistics_are_read_from_a_file(trained_llama: Path, text_file: Path, tmp_path: Path) -> None:

@@ -4,6 +4,9 @@
                 mean of 1; data-free
     activation  sum over all readers of the mean |x| of what they are given, the norms' outputs (Minitron, Muralidharan
                 et al. 2024, arXiv:2407.14679, section 2.2)
+Where the size of heads follows from the hidden width, as in BERT and GPT-2, as large a share of every head goes, by the
+product of the norms of what makes an entry and what reads it.
+
 What reads the stream is then fitted to what it gave: with x the norm's output and K the coordinates that stay,
 W' = W E[x x_Kᵀ] E[x_K x_Kᵀ]⁻¹, and its bias takes the mean (see `surgeon`). A norm over fewer coordinates gives other
 values for the rest as well, which no weight can undo.
@@ -22,6 +25,8 @@ from aicompress.errors import CompressError, RecipeError
 from aicompress.methods.prune import surgeon, units
 from aicompress.methods.prune.targets import TARGETS, TargetedConfig
 from aicompress.methods.registry import StructuralMethod, Structure
+
+STREAM = "hidden"  # the structure of the stream's coordinates; others are heads whose size is a share of it
 
 
 class HiddenConfig(TargetedConfig):
@@ -58,21 +63,21 @@ class HiddenConfig(TargetedConfig):
 
 
 def sizes(structures: Sequence[Structure], config: HiddenConfig) -> list[int]:
-    """The hidden width afterwards.
+    """The hidden width afterwards, once for each structure.
 
     Raises:
         RecipeError: wider than it is.
     """
-    (stream,) = structures
+    stream = structures[0]
     if config.hidden_size is None:
         share = config.keep if config.keep is not None else 1 - (config.sparsity or 0.0)
-        return [units.rounded(stream.size, share, config.multiple)]
+        return [units.rounded(stream.size, share, config.multiple)] * len(structures)
     if config.hidden_size > stream.size:
         raise RecipeError(
             f"method.hidden_size is {config.hidden_size}, but the stream has {stream.size} coordinates",
             "choose a smaller one",
         )
-    return [config.hidden_size]
+    return [config.hidden_size] * len(structures)
 
 
 def reads(config: HiddenConfig) -> frozenset[str]:
@@ -82,9 +87,11 @@ def reads(config: HiddenConfig) -> frozenset[str]:
 
 
 def keep(stream: Structure, size: int, config: HiddenConfig) -> list[int]:
-    """Coordinates that stay, ascending: those of highest score, the earlier of equals."""
+    """Coordinates that stay, ascending: those of highest score, the earlier of equals; of each head as many."""
     if size == stream.size:
         return list(range(size))
+    if stream.name != STREAM:
+        return units.keep(stream, size, units.UnitsConfig(name="hidden", score="product"))
     found = activations(stream) if config.score == "activation" else norms(stream)
     return sorted(torch.argsort(found, descending=True, stable=True)[:size].tolist())
 

@@ -33,7 +33,7 @@ def choose(work: Cutting, team: Processes, inputs: Future[dict[str, str]]) -> di
     plan = work.plan
     if not plan.edit.changed:
         return {}
-    readers, fitter = plan.edit.consumers, _Fitter(work)
+    readers, fitter = _readers(plan), _Fitter(work)
     if plan.request.stats:
         files = [StatisticsFile.open(path) for path in plan.request.stats]
         work.choose(0, {name: replace(merged(files, name), gram=None) for name in readers})
@@ -50,6 +50,11 @@ def choose(work: Cutting, team: Processes, inputs: Future[dict[str, str]]) -> di
     return (engine or Engine.of(plan, readers, team)).record()
 
 
+def _readers(plan: StructurePlan) -> list[str]:
+    """Layers that read the stream."""
+    return [part.tensor for part in plan.edit.structures[0].of("consumer")]
+
+
 def follow(plan: StructurePlan, team: Processes) -> None:
     """What the other processes do: run their share of the batches."""
     for needs in (CHOICE & plan.reads, plan.reads - CHOICE) if plan.edit.changed else ():
@@ -62,7 +67,7 @@ def _walk(
     """One walk through the original model; none where nothing is needed."""
     if not needs:
         return None
-    engine = Engine.of(plan, plan.edit.consumers, team)
+    engine = Engine.of(plan, _readers(plan), team)
     together = Together(plan.checkpoint.parameters(), team, visitor)
     engine.walk(together, needs, False, lambda done, total: say(f"block {done} of {total}"))
     return engine

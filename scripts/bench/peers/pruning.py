@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 from scripts.bench.peers.job import Job, dump, folder_bytes, linears
 
@@ -35,7 +36,8 @@ def feed_forward(job: Job) -> None:
 
     model = job.causal()
     blocks = [module for name, module in model.named_modules() if name.endswith(".mlp")]
-    share = round(job.setting["keep"] * model.config.intermediate_size) / model.config.intermediate_size
+    inner = model.config.intermediate_size
+    share = math.ceil(round(job.setting["keep"] * inner, 6)) / inner
     others = [module for name, module in linears(model) if not name.endswith((".gate_proj", ".up_proj"))]
     with job.timed("compress_seconds"):
         pruner = pruning.pruner.MetaPruner(

@@ -8,7 +8,7 @@ import pytest
 
 from scripts.bench import encoder, prune, quantize, streaming
 from scripts.bench.inputs import first_windows
-from scripts.bench.measuring import Bench, Failed, filled, last_words
+from scripts.bench.measuring import Bench, Failed, filled, last_words, parameters
 from scripts.bench.rows import Row, ours, unknown
 from scripts.bench.running import Schedule, run_rows
 from scripts.bench.store import Store
@@ -82,10 +82,15 @@ def test_threads_are_those_of_the_run(bench: Bench) -> None:
     assert bench.run(["sh", "-c", 'test "$OMP_NUM_THREADS" = 1']) > 0
 
 
-def test_bytes_of_another_row_are_put_in() -> None:
-    assert filled("method.target_bytes={bytes:gptq-w4}", {"gptq-w4": 7}) == "method.target_bytes=7"
+def test_bytes_of_another_row_and_parameters_are_put_in(tiny_llama: Path) -> None:
+    assert filled("method.target_bytes={bytes:gptq-w4}", {"gptq-w4": 7}, tiny_llama) == "method.target_bytes=7"
     with pytest.raises(Failed, match="gptq-w3 was not measured"):
-        filled("method.target_bytes={bytes:gptq-w3}", {})
+        filled("method.target_bytes={bytes:gptq-w3}", {}, tiny_llama)
+    total, blocks = parameters(tiny_llama)
+    attention, forward = 2 * 64 * 64 + 2 * 32 * 64, 3 * 64 * 128
+    assert blocks == 3 * (attention + forward)
+    assert total == blocks + 256 * 64 + 7 * 64  # the embedding, and norms
+    assert filled("{parameters:0.75}", {}, tiny_llama) == str(total - blocks // 4)
 
 
 def test_the_calibration_text_holds_exactly_its_windows(tiny_llama: Path) -> None:
