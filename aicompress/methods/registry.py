@@ -115,6 +115,8 @@ class LayerMethod(Method):
             the output) -> one config per candidate.
         describe: the few knobs a report row shows, from the config and the stored weight or its outline; under the key
             "note" a sentence that says why the layer came out as it did, where that is not obvious.
+        together: (layers, config) -> what `apply` gives for each of several layers with the same inputs; None where
+            nothing is to be gained by it.
         by_rows: config -> whether each row is compressed on its own, with no random numbers: then a block of rows gives
             the same as it would in the whole, and large layers are read, compressed and written in blocks.
         compares: config -> whether it also reads `cross`, the original model's inputs against the compressed one's.
@@ -129,6 +131,7 @@ class LayerMethod(Method):
     check: Callable[[LayerInfo, Any], tuple[str, str] | None] = field(kw_only=True, default=lambda info, config: None)
     settle: Callable[[Sequence[Candidate], int], list[Any]] | None = field(kw_only=True, default=None)
     describe: Callable[[Any, Weight], dict[str, Any]] = field(kw_only=True, default=lambda config, weight: {})
+    together: Callable[[Sequence[Layer], Any], list[Weight]] | None = field(kw_only=True, default=None)
     by_rows: Callable[[Any], bool] = field(kw_only=True, default=lambda config: False)
     compares: Callable[[Any], bool] = field(kw_only=True, default=lambda config: False)
     spares: Callable[[Any], frozenset[str]] = field(kw_only=True, default=lambda config: frozenset())

@@ -20,7 +20,7 @@ from aicompress.checkpoint.place import working_path
 from aicompress.checkpoint.reader import digests, require_finite
 from aicompress.checkpoint.source import Source
 from aicompress.checkpoint.statistics import StatisticsFile
-from aicompress.layer import GradientStats, InputStats, from_matrix
+from aicompress.layer import GradientStats, InputStats, Layer, LayerInfo, from_matrix
 from aicompress.measure import rel_error
 from aicompress.methods.zeros import kept_zero
 from aicompress.pipeline.fingerprint import fingerprint
@@ -57,12 +57,26 @@ class Options:
 
 
 @dataclass(frozen=True)
+class Ready:
+    """A layer that has been compressed with others, before its turn to be written.
+
+    Attributes:
+        weight: its new weight.
+        seconds: its share of the time.
+    """
+
+    weight: Weight
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Known:
-    """What is known of a layer beside its weight, for methods that need it."""
+    """What is known of a layer beside its weight, for methods that need it; its new weight where that is ready."""
 
     inputs: InputStats | None = None
     gradients: GradientStats | None = None
     movement: Tensor | None = None
+    ready: Ready | None = None
 
 
 @dataclass
@@ -272,13 +286,17 @@ def compressed(
     return LowRank(out, inner), rows
 
 
-def _apply(plan: Plan, job: LayerPlan, known: Known) -> tuple[Weight, LayerRow]:
-    info = job.info
+def layer_of(plan: Plan, info: LayerInfo, known: Known) -> Layer:
+    """A layer of the input as its method is given it."""
     layer = plan.checkpoint.layer(info, layer_seed(plan.recipe.seed, info.name))
+    return dataclasses.replace(layer, inputs=known.inputs, gradients=known.gradients, movement=known.movement)
+
+
+def _apply(plan: Plan, job: LayerPlan, known: Known) -> tuple[Weight, LayerRow]:
+    layer = layer_of(plan, job.info, known)
     start = time.perf_counter()
-    layer = dataclasses.replace(layer, inputs=known.inputs, gradients=known.gradients, movement=known.movement)
-    weight = plan.method.apply(layer, job.config)
+    weight = plan.method.apply(layer, job.config) if known.ready is None else known.ready.weight
     if plan.method.command == "quantize":
         weight = kept_zero(layer, weight)
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - start + (0 if known.ready is None else known.ready.seconds)
     return weight, changed_row(plan.method, job, weight, rel_error(layer.weight, weight), seconds)

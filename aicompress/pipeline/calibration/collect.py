@@ -48,12 +48,12 @@ def collect(plan: Step, wanted: Wanted, path: Path, team: Processes, progress: C
         progress("gradients", done, total)
 
     if team.rank != 0:
-        engine.walk(_Keeper(None), needs, False, tell)
+        engine.walk(_Keeper(None), needs, False, tell, changes=False)
         if graded:
             differentiate(plan, team, lambda moments: None, back)
         return
     with StatisticsWriter(path) as writer:
-        engine.walk(_Keeper(writer), needs, False, tell)
+        engine.walk(_Keeper(writer), needs, False, tell, changes=False)
         writer.add({name: InputStats(0) for name in wanted.tensors if name not in engine.wanted})
         if graded:
             differentiate(plan, team, writer.add_gradients, back)
