@@ -210,7 +210,7 @@ def write(
         if moments is None or not moments.square.any():
             notes.append(UNREACHED)
             found[info.name] = GradientStats.flat(info.shape)
-    known = {name: Known(inputs if inputs.count else None, moments, ready) for name, moments in found.items()}
+    known = {name: Known(inputs if inputs.count else None, moments, ready=ready) for name, moments in found.items()}
     return work.write(name, known, "; ".join(dict.fromkeys(notes)))
 
 
