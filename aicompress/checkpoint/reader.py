@@ -187,6 +187,10 @@ class Checkpoint:
         """
         return read_tensor(self.tensors[name], name)
 
+    def is_plain(self, parameter: str) -> bool:
+        """Whether a file holds a parameter as it is read, so that a part of it can be read alone."""
+        return parameter not in self.manifest.entries
+
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Read some rows of one tensor from disk; errors as of `read`."""
         return read_tensor(self.tensors[name].rows(start, stop), name)

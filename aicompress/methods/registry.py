@@ -74,8 +74,8 @@ class Method:
         command: factorize, quantize, prune or distill.
         summary: one line.
         config: the class of its parameters.
-        needs: statistics it reads: any of "norms", "gram", "gradients" (of calibration) and "movement" (of training);
-            empty for data-free methods.
+        needs: statistics it reads: of calibration any of "norms", "gram", "mean_abs", "max_abs", "gradients", of training
+            "movement"; empty for data-free methods.
     """
 
     name: str
@@ -103,6 +103,19 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Balance:
+    """Factors for one input that several layers read.
+
+    Attributes:
+        factors: s, (in,) above zero: the input is divided by them, the layers' columns are multiplied.
+        note: how they were chosen, for the report.
+    """
+
+    factors: Tensor
+    note: str
+
+
+@dataclass(frozen=True)
 class LayerMethod(Method):
     """A pure function from one layer to one stored weight.
 
@@ -120,6 +133,9 @@ class LayerMethod(Method):
         by_rows: config -> whether each row is compressed on its own, with no random numbers: then a block of rows gives
             the same as it would in the whole, and large layers are read, compressed and written in blocks.
         compares: config -> whether it also reads `cross`, the original model's inputs against the compressed one's.
+        balance: for methods that rescale a model before they compress it: (the layers that read one input, a function
+            that makes those factors equal which must be) -> factors, or None to leave this input as it is. `apply` then
+            sees the rescaled weight and statistics of the rescaled input.
         spares: config -> which of `needs` it does without.
         surveys: config -> statistics of the original model's layers that are read before any is compressed, to decide
             how much each of them gets.
@@ -134,6 +150,9 @@ class LayerMethod(Method):
     together: Callable[[Sequence[Layer], Any], list[Weight]] | None = field(kw_only=True, default=None)
     by_rows: Callable[[Any], bool] = field(kw_only=True, default=lambda config: False)
     compares: Callable[[Any], bool] = field(kw_only=True, default=lambda config: False)
+    balance: Callable[[Sequence[Candidate], Callable[[Tensor], Tensor]], Balance | None] | None = field(
+        kw_only=True, default=None
+    )
     spares: Callable[[Any], frozenset[str]] = field(kw_only=True, default=lambda config: frozenset())
     surveys: Callable[[Any], frozenset[str]] = field(kw_only=True, default=lambda config: frozenset())
     scores: Callable[[Layer, Any], Tensor] | None = field(kw_only=True, default=None)
@@ -158,6 +177,7 @@ class Part:
         read: float32 matrix (units, numbers): row j belongs to unit first + j; one row for an offset. Call it late and
             drop the result.
         span: entries of the tensor's axis that make a unit; a row holds them one after the other.
+        take: the same rows of any tensor of this shape, such as scores of its entries; None where nothing asks.
     """
 
     tensor: str
@@ -166,6 +186,7 @@ class Part:
     first: int
     read: Callable[[], Tensor]
     span: int = 1
+    take: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
