@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aicompress.errors import Refused
-from aicompress.weights import Dense, IntGrouped, LowRank, SparseCodes, Weight
+from aicompress.weights import Dense, IntGrouped, LowRank, Sparse, SparseCodes, Weight
 
 RESIDENT_BYTES = 64 << 20  # bfloat16 weights up to this size stay in the last-level cache between layers
 INT4_GROUPS = (256, 128, 64, 32)  # group sizes of the int4 kernel, largest first
@@ -254,6 +254,10 @@ def fast_linear(weight: Weight, bias: Tensor | None, dtype: torch.dtype, residen
     if isinstance(weight, LowRank):
         right = fast_linear(weight.inner, None, dtype, resident)
         return LowRankLinear(right, fast_linear(weight.out, bias, dtype, resident))
+    if isinstance(weight, Sparse):
+        from aicompress.model.sparse_linear import sparse_linear  # a layer of this module's kind
+
+        return sparse_linear(weight, bias, dtype)
     if isinstance(weight, SparseCodes):
         weight = weight.grouped()
     if not isinstance(weight, IntGrouped):
