@@ -74,8 +74,8 @@ class Method:
         command: factorize, quantize, prune or distill.
         summary: one line.
         config: the class of its parameters.
-        needs: statistics it reads: of calibration any of "norms", "gram", "mean_abs", "max_abs", "gradients", of training
-            "movement"; empty for data-free methods.
+        needs: statistics it reads: of calibration any of "norms", "gram", "mean_abs", "max_abs", "gradients", of
+            training "movement"; empty for data-free methods.
     """
 
     name: str
