@@ -14,7 +14,7 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -74,8 +74,8 @@ class Method:
         command: factorize, quantize, prune or distill.
         summary: one line.
         config: the class of its parameters.
-        needs: calibration statistics it reads: any of "norms", "gram", "mean_abs", "max_abs", "gradients"; empty
-            for data-free methods.
+        needs: statistics it reads: of calibration any of "norms", "gram", "mean_abs", "max_abs", "gradients", of
+            training "movement"; empty for data-free methods.
     """
 
     name: str
@@ -100,6 +100,13 @@ class Candidate:
     config: Any
     read: Callable[[], Layer]
     unit: Callable[[], str] | None = None
+
+
+class Rotation(Protocol):
+    """An orthogonal matrix R."""
+
+    def along(self, tensor: Tensor, axis: int) -> Tensor:
+        """The tensor with R applied along an axis."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +143,12 @@ class LayerMethod(Method):
         balance: for methods that rescale a model before they compress it: (the layers that read one input, a function
             that makes those factors equal which must be) -> factors, or None to leave this input as it is. `apply` then
             sees the rescaled weight and statistics of the rescaled input.
+        rotation: for methods that rotate a model's residual stream before they compress it: (its width, whether the
+            vector of ones must stay, seed) -> the rotation. `apply` then sees the rotated model.
         spares: config -> which of `needs` it does without.
+        surveys: config -> statistics of the original model's layers that are read before any is compressed, to decide
+            how much each of them gets.
+        scores: (layer, config) -> (out, in), non-negative: how much each weight matters, comparable between layers.
     """
 
     apply: Callable[[Layer, Any], Weight] = field(kw_only=True)
@@ -150,13 +162,21 @@ class LayerMethod(Method):
     balance: Callable[[Sequence[Candidate], Callable[[Tensor], Tensor]], Balance | None] | None = field(
         kw_only=True, default=None
     )
+    rotation: Callable[[int, bool, int], Rotation] | None = field(kw_only=True, default=None)
     spares: Callable[[Any], frozenset[str]] = field(kw_only=True, default=lambda config: frozenset())
+    surveys: Callable[[Any], frozenset[str]] = field(kw_only=True, default=lambda config: frozenset())
+    scores: Callable[[Layer, Any], Tensor] | None = field(kw_only=True, default=None)
 
     kind: ClassVar[str] = "layerwise"
 
     def reads(self, config: Any) -> frozenset[str]:
         """Statistics that a config needs."""
         return self.needs - self.spares(config)
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether the model is rewritten before its layers are compressed."""
+        return self.balance is not None or self.rotation is not None
 
 
 @dataclass(frozen=True)
