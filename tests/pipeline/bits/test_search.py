@@ -208,11 +208,19 @@ def test_encoders_and_blocks(tmp_path: Path, tiny_bert: Path, text_file: Path) -
         for one, other in zip(outputs.bits["units"], blocks.bits["units"], strict=True)
         for a, b in zip(one["options"][:3], other["options"][:3], strict=True)
     ]
-    logs = torch.tensor([pair for pair in pairs if pair[0]]).log().t()  # the pooler does not act on the states
+    logs = torch.tensor(pairs).log().t()
     assert torch.corrcoef(logs)[0, 1] > 0.95
     with pytest.raises(Refused, match="max_kl needs a model that gives logits"):
         run(tiny_bert, tmp_path / "no", recipe(tmp_path, text_file, {"max_kl": 0.1, "group_size": 8}))
     assert not working_path(tmp_path / "no").exists()
+
+
+def test_what_cannot_be_measured_is_not_free(tmp_path: Path, tiny_bert: Path, text_file: Path) -> None:
+    """The states do not depend on the pooler: it is taken for a layer like the others, not for a free one."""
+    report = run(tiny_bert, tmp_path / "out", recipe(tmp_path, text_file, {"target_bpw": 6, "group_size": 8}))
+    (pooler,) = (unit for unit in report.bits["units"] if unit["layers"] == ["pooler.dense"])
+    assert pooler["options"][0]["loss"] > pooler["options"][-1]["loss"] > 0
+    assert pooler["bits"] > 2
 
 
 def test_calibrated_methods_are_stood_in_for(tmp_path: Path, tiny_llama: Path, text_file: Path) -> None:
