@@ -85,10 +85,15 @@ def _int_grouped(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tens
     out, columns = meta["shape"]
     bits, scale, zero = int(meta["bits"]), tensors["scale"], tensors.get("zero")
     codes = unpack(tensors[""].reshape(out, -1), bits, columns).float() - (1 << (bits - 1))
-    grouped = codes.reshape(out, scale.shape[1], -1)
+    size = int(meta["group_size"])
     if zero is not None:
-        grouped = grouped - zero.float()[..., None]
-    return (grouped * scale.float()[..., None]).reshape(out, columns).to(scale.dtype)
+        codes = codes - spread(zero.float(), columns, size)
+    return (codes * spread(scale.float(), columns, size)).to(scale.dtype)
+
+
+def spread(values: Tensor, columns: int, size: int) -> Tensor:
+    """(rows, groups) -> (rows, columns), or (1, 1) for all; the last group may be narrower than the others."""
+    return values.repeat_interleave(size or columns, dim=1)[:, :columns]
 
 
 def _sparse(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
@@ -104,11 +109,11 @@ def _sparse_codes(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ten
     bits, scale, zero = int(meta["bits"]), tensors["scale"], tensors.get("zero")
     kept = unpack_mask(tensors[""], out * columns)
     codes = unpack(tensors["codes"].reshape(1, -1), bits, int(meta["kept"])).float() - (1 << (bits - 1))
-    grouped = torch.zeros(out * columns, device=kept.device).masked_scatter(kept, codes)
-    grouped = grouped.reshape(out, scale.shape[1], -1)
+    whole = torch.zeros(out * columns, device=kept.device).masked_scatter(kept, codes).reshape(out, columns)
+    size = int(meta["group_size"])
     if zero is not None:
-        grouped = (grouped - zero.float()[..., None]) * kept.reshape(grouped.shape)
-    return (grouped * scale.float()[..., None]).reshape(out, columns).to(scale.dtype)
+        whole = (whole - spread(zero.float(), columns, size)) * kept.reshape(out, columns)
+    return (whole * spread(scale.float(), columns, size)).to(scale.dtype)
 
 
 def _codebook(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:

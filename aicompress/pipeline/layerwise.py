@@ -23,6 +23,7 @@ from aicompress.checkpoint.statistics import StatisticsFile
 from aicompress.layer import GradientStats, InputStats, Layer, LayerInfo, from_matrix
 from aicompress.measure import rel_error
 from aicompress.methods.zeros import kept_zero
+from aicompress.pipeline.calibration.rescaling import Rescaling
 from aicompress.pipeline.fingerprint import fingerprint
 from aicompress.pipeline.finish import Facts, finish, written_report
 from aicompress.pipeline.latency import Mode
@@ -97,6 +98,9 @@ class Work:
     progress: Progress
     warnings: list[str] = field(default_factory=list)
     done: int = 0
+
+    def __post_init__(self) -> None:
+        self.rescaling = Rescaling(self.plan, self.journal)
 
     def write(self, name: str, known: Mapping[str, Known] | None = None, note: str = "") -> Weight | Tensor:
         """Compress or copy one parameter to the output and note it in the journal.
@@ -190,7 +194,7 @@ def _collect(plan: Plan, team: Processes, progress: Progress) -> bool:
 def _lead(found: Found, options: Options, team: Processes) -> Report:
     """What the process does that writes."""
     start = time.perf_counter() - found.seconds
-    plan = found.plan
+    plan = found.plan.rewritable()
     output = plan.output
     mark = fingerprint(plan)
     if options.resume:
@@ -202,13 +206,14 @@ def _lead(found: Found, options: Options, team: Processes) -> Report:
         journal = (Journal.resume if options.resume else Journal.start)(writer.work, mark)
         found.keep(writer.work)
         work = Work(plan, writer, journal, options.progress)
-        for name in journal.done:
+        for name in output.parameters.keys() & journal.done.keys():
             work.tell(name)
         calibration = _calibrated(work, team, inputs) if plan.needs else {}
         work.write_all([name for name in output.parameters if name not in journal.done])
         final = with_digests(output, inputs.result())
         warnings = (*plan.warnings, *work.warnings)
-        facts = Facts(plan.recipe, plan.checkpoint, plan.kinds, work.rows(), warnings, start, calibration=calibration)
+        source = plan.checkpoint.original
+        facts = Facts(plan.recipe, source, plan.kinds, work.rows(), warnings, start, calibration=calibration)
         facts = dataclasses.replace(facts, bits=found.record)
         found.forget(writer.work)
         return finish(facts, final, writer, options.latency)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from aicompress.weights.form import Weight
-from aicompress.weights.int_grouped import IntGrouped
+from aicompress.weights.int_grouped import IntGrouped, spread
 from aicompress.weights.packing import pack_mask, pack_rows, unpack_mask, unpack_rows
 
 
@@ -63,8 +63,7 @@ class SparseCodes(Weight):
         """(out, in) int8 of codes that stand for zero."""
         if self.zero is None:
             return torch.zeros(self.shape, dtype=torch.int8, device=self.mask.device)
-        columns = self.shape[1] // self.zero.shape[1]
-        return self.zero.repeat_interleave(columns, dim=1).expand(self.shape).clone()
+        return spread(self.zero, self.shape[1], self.group_size).expand(self.shape).clone()
 
     def tensors(self) -> dict[str, Tensor]:
         packed = pack_rows(self.codes.reshape(1, -1), self.bits, 1 << (self.bits - 1)).reshape(-1)

@@ -88,7 +88,8 @@ def statistics(columns: int, generator: torch.Generator) -> InputStats:
     mixing = torch.randn(columns, columns, generator=generator) / columns**0.5 + 0.5 * torch.eye(columns)
     inputs = torch.randn(3 * columns, columns, generator=generator) @ mixing
     gram = inputs.t() @ inputs / len(inputs)
-    return InputStats(len(inputs), gram, inputs.square().mean(0), inputs.abs().mean(0), cross=gram * 1.01)
+    norms, size = inputs.square().mean(0), inputs.abs()
+    return InputStats(len(inputs), gram, norms, size.mean(0), cross=gram * 1.01, max_abs=size.amax(0))
 
 
 def gradients(shape: tuple[int, int], generator: torch.Generator) -> GradientStats:

@@ -137,6 +137,7 @@ def compress(work: Work, team: Processes) -> dict[str, Any]:
         for name in left:
             if name not in work.journal.done:  # such as a parameter that the running model uses in its own way
                 write(work, name, InputStats(0), read)
+    work.rescaling.restore()
     return engine.record()
 
 
@@ -173,6 +174,8 @@ def compress_from_files(work: Work, files: Sequence[StatisticsFile]) -> dict[str
     Returns:
         The record of the calibration data.
     """
+    work.rescaling.restore()
+    work.rescaling.decide(lambda name: merged(files, name))
     read = partial(merged_gradients, files) if graded(work.plan) else None
     for name in selected(work.plan):
         if name not in work.journal.done:
@@ -199,6 +202,8 @@ def write(
         notes.append(f"{inputs.count} {DATA_FREE}")
     if walked(work.plan):
         inputs = completed(inputs, infos)
+    inputs, note = work.rescaling.rescaled(name, inputs)
+    notes += [note] if note else []
     found = {info.name: None if read is None else read(info.name) for info in infos}
     for info in infos if read is not None else ():
         moments = found[info.name]
@@ -240,16 +245,18 @@ class _Writer:
         if not all(name in self.work.journal.done for name in layers):
             return None
         written = self.work.plan.output.so_far(self.work.writer.work)
-        return {name: written.dense(name) for name in layers}
+        self.work.rescaling.restore(layers)
+        return {**{name: written.dense(name) for name in layers}, **self.work.rescaling.beside(layers)}
 
     def visit(self, stats: Mapping[str, InputStats]) -> Mapping[str, Tensor]:
         parameters = self.work.plan.output.parameters
+        self.work.rescaling.decide(stats.get)
         ready = compress_together(self.work.plan, stats)
         found: dict[str, Tensor] = {}
         for name, inputs in stats.items():
             value = write(self.work, name, inputs, self.read, ready.pop(name, None))
             found[name] = _dense(value, parameters[name])
-        return found
+        return {**found, **self.work.rescaling.beside(found)}
 
 
 @dataclass
