@@ -63,6 +63,11 @@ class Checkpoint:
         return self.source.path
 
     @property
+    def original(self) -> Checkpoint:
+        """The checkpoint as its files are."""
+        return self
+
+    @property
     def config(self) -> dict[str, Any] | None:
         return self.source.config
 

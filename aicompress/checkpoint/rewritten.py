@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -23,14 +24,40 @@ class RewrittenCheckpoint(Checkpoint):
 
     Attributes:
         changes: by parameter what is done to it in turn, float32 in and out. Only plain parameters are changed.
+        edited: config.json where it differs from the file.
+        source_of: the checkpoint that is viewed.
     """
 
     changes: dict[str, list[Change]] = field(default_factory=dict)
+    edited: dict[str, Any] | None = None
+    source_of: Checkpoint | None = None
 
     @classmethod
     def over(cls, checkpoint: Checkpoint) -> RewrittenCheckpoint:
         """A view of a checkpoint that changes nothing yet."""
-        return cls(**{own.name: getattr(checkpoint, own.name) for own in fields(Checkpoint)})
+        plain = {own.name: getattr(checkpoint, own.name) for own in fields(Checkpoint)}
+        return cls(**plain, source_of=checkpoint.original)
+
+    @property
+    def original(self) -> Checkpoint:
+        """The checkpoint as its files are."""
+        return self if self.source_of is None else self.source_of
+
+    @property
+    def config(self) -> dict[str, Any] | None:
+        """config.json, edited."""
+        return self.source.config if self.edited is None else self.edited
+
+    def untied(self, config: dict[str, Any], copies: Mapping[str, str]) -> RewrittenCheckpoint:
+        """The view with parameters that are tied to others as parameters of their own, still with the others' numbers.
+
+        Args:
+            config: config.json that does not tie them.
+            copies: copy -> original.
+        """
+        tensors = {**self.tensors, **{copy: self.tensors[kept] for copy, kept in copies.items()}}
+        left = {copy: kept for copy, kept in self.copies.items() if copy not in copies}
+        return replace(self, tensors=tensors, copies=left, edited=config)
 
     def change(self, parameter: str, change: Change) -> None:
         """Add a change.

@@ -93,11 +93,11 @@ def find_places(block: nn.Module, run: Callable[[], Any]) -> Found:
         block: in evaluation mode, with float32 random weights; they are changed on the way and restored.
         run: calls it on fixed inputs.
     """
-    search = _Search(block, run)
+    search = Search(block, run)
     found = Found()
     rest = list(range(len(search.first.calls)))
     for name, output in search.first.norms.items():
-        mine = [n for n in rest if _reads(search.first.calls[n].given, output)]
+        mine = [n for n in rest if reads(search.first.calls[n].given, output)]
         if mine:
             rest = [n for n in rest if n not in mine]
             _note(found, search.norm(name, [search.first.calls[n] for n in mine]), search, mine)
@@ -108,7 +108,7 @@ def find_places(block: nn.Module, run: Callable[[], Any]) -> Found:
     return found
 
 
-def _note(found: Found, place: Place | None, search: _Search, calls: Sequence[int]) -> None:
+def _note(found: Found, place: Place | None, search: Search, calls: Sequence[int]) -> None:
     if place is not None:
         found.places.append(place)
         return
@@ -121,7 +121,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.equal(one, other)
 
 
-def _reads(given: Tensor, output: Tensor) -> bool:
+def reads(given: Tensor, output: Tensor) -> bool:
     """Whether every row of an input is a row of an output: all of them, or those that a router sends there."""
     if given.shape[-1] != output.shape[-1]:
         return False
@@ -129,7 +129,9 @@ def _reads(given: Tensor, output: Tensor) -> bool:
 
 
 @dataclass
-class _Search:
+class Search:
+    """Trials on one block."""
+
     block: nn.Module
     run: Callable[[], Any]
     first: Seen = field(init=False)
@@ -143,7 +145,7 @@ class _Search:
         """A place behind a normalization."""
         prefix = f"{name}." if name else ""
         size = len(self.parameters[f"{prefix}weight"])
-        consumers = tuple({_axis(self.parameters, call): None for call in readers})
+        consumers = tuple({call_axis(self.parameters, call): None for call in readers})
         bias = (Axis(f"{prefix}bias", 0),) if f"{prefix}bias" in self.parameters else ()
         for offset in (0.0, 1.0):
             producers = (Axis(f"{prefix}weight", 0, offset), *bias)
@@ -155,7 +157,7 @@ class _Search:
     def linear(self, readers: Sequence[int]) -> Place | None:
         """A place behind a linear layer that ran before."""
         calls = self.first.calls
-        consumers = tuple({_axis(self.parameters, calls[n]): None for n in readers})
+        consumers = tuple({call_axis(self.parameters, calls[n]): None for n in readers})
         if any(self.parameters[axis.parameter].ndim > 2 for axis in consumers):
             return None  # experts: each would need factors of its own
         width = calls[readers[0]].given.shape[-1]
@@ -242,7 +244,7 @@ class _Search:
                 self.parameters[name].data.copy_(tensor)
 
 
-def _axis(parameters: Mapping[str, Tensor], call: Call) -> Axis:
+def call_axis(parameters: Mapping[str, Tensor], call: Call) -> Axis:
     """A matrix along its input channels."""
     return Axis(call.parameter, parameters[call.parameter].ndim - (2 if call.transposed else 1))
 

@@ -45,11 +45,8 @@ def probe(model: Any, loader: PartialModel, batch: Mapping[str, Tensor]) -> Plac
         Exception: whatever the model raises for such a batch.
     """
     blocks = find_blocks(model)
-    for module in model.modules():
-        if hasattr(module, "config"):
-            module.config.use_cache = False
-            module.config._experts_implementation = "eager"
-    kinds = [_kind(block.module) for block in blocks]
+    prepare(model)
+    kinds = [kind_of(block.module) for block in blocks]
     loader.load(lambda name: not any(block.owns(name) for block in blocks))
     ungate = gate([block.module for block in blocks])
     stream = Stream(lambda: model(**batch))
@@ -69,7 +66,15 @@ def probe(model: Any, loader: PartialModel, batch: Mapping[str, Tensor]) -> Plac
     return _named(blocks, kinds, found, loader)
 
 
-def _kind(block: nn.Module) -> Any:
+def prepare(model: Any) -> None:
+    """Let a model run without a cache, and its experts one after another, so that they can be watched."""
+    for module in model.modules():
+        if hasattr(module, "config"):
+            module.config.use_cache = False
+            module.config._experts_implementation = "eager"
+
+
+def kind_of(block: nn.Module) -> Any:
     """What blocks of the same structure have in common."""
     modules = tuple((name, type(module).__name__) for name, module in block.named_modules())
     return modules, tuple((name, tuple(parameter.shape)) for name, parameter in block.named_parameters())
@@ -91,9 +96,7 @@ def _named(
     blocks: Sequence[Block], kinds: Sequence[Any], found: Mapping[Any, tuple[Block, Found]], loader: PartialModel
 ) -> Places:
     """The finds of one block of each kind as those of all blocks, by names in the checkpoint."""
-    sources: dict[str, list[str]] = {}
-    for name, (target, _) in loader.targets.items():
-        sources.setdefault(target, []).append(name)
+    sources = sources_of(loader)
     places: list[Place] = []
     left: list[tuple[str, ...]] = []
     for block, kind in zip(blocks, kinds, strict=True):
@@ -101,8 +104,8 @@ def _named(
             continue
         prefix = f"{block.name}." if block.name else ""
         for place in found[kind][1].places:
-            consumers = _in_checkpoint(place.consumers, prefix, sources, loader)
-            producers = _in_checkpoint(place.producers, prefix, sources, loader)
+            consumers = in_checkpoint(place.consumers, prefix, sources, loader)
+            producers = in_checkpoint(place.producers, prefix, sources, loader)
             if consumers is None or producers is None:
                 left.append(
                     tuple(name for axis in place.consumers for name in sources.get(prefix + axis.parameter, ()))
@@ -113,7 +116,15 @@ def _named(
     return Places(tuple(places), tuple(filter(None, left)))
 
 
-def _in_checkpoint(
+def sources_of(loader: PartialModel) -> dict[str, list[str]]:
+    """Parameters of the checkpoint by the model's."""
+    sources: dict[str, list[str]] = {}
+    for name, (target, _) in loader.targets.items():
+        sources.setdefault(target, []).append(name)
+    return sources
+
+
+def in_checkpoint(
     axes: Sequence[Axis], prefix: str, sources: Mapping[str, Sequence[str]], loader: PartialModel
 ) -> tuple[Axis, ...] | None:
     """Axes of the checkpoint's parameters; None where one has no counterpart, such as experts kept merged."""

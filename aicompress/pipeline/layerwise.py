@@ -212,7 +212,8 @@ def _lead(found: Found, options: Options, team: Processes) -> Report:
         work.write_all([name for name in output.parameters if name not in journal.done])
         final = with_digests(output, inputs.result())
         warnings = (*plan.warnings, *work.warnings)
-        facts = Facts(plan.recipe, plan.checkpoint, plan.kinds, work.rows(), warnings, start, calibration=calibration)
+        source = plan.checkpoint.original
+        facts = Facts(plan.recipe, source, plan.kinds, work.rows(), warnings, start, calibration=calibration)
         facts = dataclasses.replace(facts, bits=found.record)
         found.forget(writer.work)
         return finish(facts, final, writer, options.latency)

@@ -24,6 +24,7 @@ from aicompress.pipeline.calibration import request as needs
 from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.calibration.rescaling import rescalable
 from aicompress.pipeline.output import Destination, Output, Planned, arrange, lineage_step, summarize
+from aicompress.pipeline.rotation import rotated
 from aicompress.pipeline.settling import search_of, settled
 from aicompress.pipeline.tied import open_input
 from aicompress.recipe import Recipe
@@ -158,8 +159,9 @@ def make_plan(
         raise TypeError(f"{method.name} is not layer-wise")
     request = request or Request()
     checkpoint, tied = open_input(source)
+    checkpoint, turned = rotated(checkpoint, recipe, method, request.allow_code)
     kinds, warnings = known_kinds(checkpoint)
-    warnings = [*tied, *warnings]
+    warnings = [*tied, *turned, *warnings]
     infos = checkpoint.layers(kinds)
     problems: list[CompressError] = collect(lambda: require_free(destination.path, destination.overwrite))
     problems += collect(lambda: require_apart(checkpoint.source, destination.path))

@@ -79,6 +79,9 @@ def problems(
     searches = any(open_bits(layer.config) == "auto" for layer in chosen)
     if not needs and request.stats:
         return [Refused(f"{method.name} reads no statistics of inputs", "leave --stats out")]
+    if request.stats and isinstance(method, LayerMethod) and method.rotation is not None:
+        message = f"{method.name} rotates the model, and files of statistics hold those of models as they are"
+        return [Refused(message, "leave --stats out")]
     if not needs and not searches:
         return []
     if request.stats and any(method.compares(layer.config) for layer in chosen):

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.journal import Journal
-from aicompress.checkpoint.noise import NoiseCheckpoint
 from aicompress.checkpoint.rewritten import RewrittenCheckpoint
-from aicompress.errors import CompressError, Refused
+from aicompress.errors import Refused
 from aicompress.layer import InputStats, Layer, LayerInfo
 from aicompress.methods.registry import Balance, Candidate, LayerMethod
 from aicompress.model.places import Axis, Place
-from aicompress.pipeline.calibration.inputs import calibration_inputs
-from aicompress.pipeline.calibration.request import Chosen, module_of
-from aicompress.pipeline.processes import Alone
-from aicompress.pipeline.running import example
+from aicompress.model.probing import probe
+from aicompress.pipeline.calibration.request import Chosen
+from aicompress.pipeline.trying import on_noise
 from aicompress.recipe import Recipe
 
 if TYPE_CHECKING:
     from aicompress.pipeline.plan import Plan
-
-SAMPLES, LENGTH = 2, 16  # of the inputs on which blocks are tried
 
 
 def rescalable(
@@ -40,7 +36,7 @@ def rescalable(
     if method.balance is None:
         return (), []
     names = {layer.info.tensor for layer in chosen}
-    found = _probed(checkpoint, recipe, allow_code)
+    found = on_noise(checkpoint, recipe, allow_code, probe).places
     places = [place for place in found if names & {axis.parameter for axis in place.consumers}]
     usable = tuple(place for place in places if not _parameters(place) & checkpoint.manifest.entries.keys())
     if not usable:
@@ -60,38 +56,6 @@ def rescalable(
 
 def _parameters(place: Place) -> set[str]:
     return {axis.parameter for axis in (*place.consumers, *place.producers)}
-
-
-def _probed(checkpoint: Checkpoint, recipe: Recipe, allow_code: bool) -> tuple[Place, ...]:
-    """Every rescalable input of the model, found on random weights: no weight is read."""
-    from aicompress.model.partial import PartialModel
-    from aicompress.model.probing import probe
-
-    if checkpoint.config is None and recipe.model is None:
-        hint = "give a directory with config.json, or the recipe a `model:` section"
-        raise Refused(f"{checkpoint.path} does not say how its layers are connected, so none can be rescaled", hint)
-    model = module_of(checkpoint, recipe, allow_code)
-    noise = NoiseCheckpoint(**{own.name: getattr(checkpoint, own.name) for own in fields(Checkpoint)})
-    batch = _batch(checkpoint, recipe, model)
-    try:
-        return probe(model, PartialModel(noise, model, dtype=torch.float32), batch).places
-    except CompressError:
-        raise
-    except Exception as error:  # whatever the model's own code raises for these inputs
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise Refused(f"{checkpoint.path}: its blocks do not run: {reason}", "") from error
-
-
-def _batch(checkpoint: Checkpoint, recipe: Recipe, model: Any) -> dict[str, Tensor]:
-    """A few short samples."""
-    made = example(model, SAMPLES, LENGTH)
-    if made is not None and isinstance(made[0], dict):
-        return made[0]
-    if recipe.calibration is None:
-        hint = "give the recipe a calibration: section"
-        raise Refused(f"{checkpoint.path}: nothing says what inputs the model takes", hint)
-    few = recipe.calibration.model_copy(update={"samples": SAMPLES, "length": min(recipe.calibration.length, LENGTH)})
-    return calibration_inputs(checkpoint, model, few, recipe.seed, Alone()).batches[0]
 
 
 @dataclass(frozen=True)
