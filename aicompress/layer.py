@@ -188,6 +188,7 @@ class Layer:
         inputs: calibration statistics, or None for data-free methods.
         seed: seeds the method's own torch.Generator.
         gradients: moments of the loss's gradient in the weight, or None for methods that do not read them.
+        movement: -Σ w g over the steps of a training run, (out, in), or None for methods that do not read it.
     """
 
     info: LayerInfo
@@ -196,6 +197,7 @@ class Layer:
     inputs: InputStats | None = None
     seed: int = 0
     gradients: GradientStats | None = None
+    movement: Tensor | None = None
 
 
 def as_matrix(tensor: Tensor, transposed: bool = False) -> Tensor:

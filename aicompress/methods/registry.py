@@ -74,8 +74,8 @@ class Method:
         command: factorize, quantize, prune or distill.
         summary: one line.
         config: the class of its parameters.
-        needs: calibration statistics it reads: any of "norms", "gram", "mean_abs", "max_abs", "gradients"; empty
-            for data-free methods.
+        needs: statistics it reads: of calibration any of "norms", "gram", "mean_abs", "max_abs", "gradients", of
+            training "movement"; empty for data-free methods.
     """
 
     name: str
@@ -146,6 +146,9 @@ class LayerMethod(Method):
         rotation: for methods that rotate a model's residual stream before they compress it: (its width, whether the
             vector of ones must stay, seed) -> the rotation. `apply` then sees the rotated model.
         spares: config -> which of `needs` it does without.
+        surveys: config -> statistics of the original model's layers that are read before any is compressed, to decide
+            how much each of them gets.
+        scores: (layer, config) -> (out, in), non-negative: how much each weight matters, comparable between layers.
     """
 
     apply: Callable[[Layer, Any], Weight] = field(kw_only=True)
@@ -161,6 +164,8 @@ class LayerMethod(Method):
     )
     rotation: Callable[[int, bool, int], Rotation] | None = field(kw_only=True, default=None)
     spares: Callable[[Any], frozenset[str]] = field(kw_only=True, default=lambda config: frozenset())
+    surveys: Callable[[Any], frozenset[str]] = field(kw_only=True, default=lambda config: frozenset())
+    scores: Callable[[Layer, Any], Tensor] | None = field(kw_only=True, default=None)
 
     kind: ClassVar[str] = "layerwise"
 

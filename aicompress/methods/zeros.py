@@ -40,7 +40,7 @@ def outline_of(info: LayerInfo, outline: Weight) -> Weight:
     kept = info.outline.parameters()
     if not isinstance(info.outline, Sparse | SparseCodes) or outline.activation_bits is not None:
         return outline
-    sparse = SparseCodes.outline(outline, kept)
+    sparse = SparseCodes.outline(outline, kept, info.outline.grouping)
     return sparse if outline_nbytes(sparse) < outline_nbytes(outline) else outline
 
 
@@ -57,7 +57,9 @@ def kept_zero(layer: Layer, weight: Weight) -> Weight:
         found = descended(layer.weight, weight, mask, damped(gram(layer), DAMPING).float())
     else:
         found = zeroed(weight, mask)
-    return SparseCodes.of(found, mask) if isinstance(outline_of(layer.info, weight), SparseCodes) else found
+    form = outline_of(layer.info, weight)
+    grouping = layer.stored.grouping if isinstance(layer.stored, Sparse | SparseCodes) else None
+    return SparseCodes.of(found, mask, grouping) if isinstance(form, SparseCodes) else found
 
 
 def zeroed(weight: IntGrouped, mask: Tensor) -> IntGrouped:

@@ -6,6 +6,7 @@ This file needs torch only; a copy lies beside `modeling_aicompress.py` in every
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -40,6 +41,25 @@ def unpack_mask(packed: Tensor, count: int) -> Tensor:
     """Booleans (count,) of a bit mask, element i at bit i%8 of byte i//8."""
     bits = (packed[:, None] >> torch.arange(8, dtype=torch.uint8, device=packed.device)) & 1
     return bits.reshape(-1)[:count].bool()
+
+
+def masked(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
+    """The mask of a sparse form, (out * in,) bool: a bit mask, or one number for every few groups of an N:M mask."""
+    out, columns = meta["shape"]
+    if "pattern" not in meta:
+        return unpack_mask(tensors[""], out * columns)
+    kept, size = meta["pattern"]
+    packed, count, device = tensors[""], out * columns // size, tensors[""].device
+    ways = torch.tensor([sum(1 << p for p in places) for places in combinations(range(size), kept)], device=device)
+    fits = {w: max([d for d in range(1, 8 * w + 1) if len(ways) ** d <= 1 << 8 * w], default=0) for w in (1, 2, 4)}
+    width, digits = min(((w, d) for w, d in fits.items() if d), key=lambda item: item[0] / item[1])
+    value = (packed.reshape(-1, width).long() << (8 * torch.arange(width, device=device))).sum(dim=1)
+    found = (value[:, None] // len(ways) ** torch.arange(digits, device=device)) % len(ways)
+    bits = ways[found.reshape(-1)[:count]]
+    mask = ((bits[:, None] >> torch.arange(size, device=device)) & 1).bool().reshape(out, columns)
+    if "order" in tensors:
+        mask = torch.empty_like(mask).index_copy_(1, tensors["order"].long(), mask)
+    return mask.reshape(-1)
 
 
 def decode(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
@@ -98,7 +118,7 @@ def spread(values: Tensor, columns: int, size: int) -> Tensor:
 
 def _sparse(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
     out, columns = meta["shape"]
-    kept = unpack_mask(tensors[""], out * columns)
+    kept = masked(meta, tensors)
     flat = torch.zeros(out * columns, dtype=tensors["values"].dtype, device=kept.device)
     return flat.masked_scatter(kept, tensors["values"]).reshape(out, columns)
 
@@ -107,7 +127,7 @@ def _sparse_codes(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ten
     """w = (q - zero) * scale where the mask is set, computed in float32."""
     out, columns = meta["shape"]
     bits, scale, zero = int(meta["bits"]), tensors["scale"], tensors.get("zero")
-    kept = unpack_mask(tensors[""], out * columns)
+    kept = masked(meta, tensors)
     codes = unpack(tensors["codes"].reshape(1, -1), bits, int(meta["kept"])).float() - (1 << (bits - 1))
     whole = torch.zeros(out * columns, device=kept.device).masked_scatter(kept, codes).reshape(out, columns)
     size = int(meta["group_size"])
@@ -139,3 +159,15 @@ def rounded_input(x: Tensor, bits: int | None) -> Tensor:
     scale = (wide.abs().amax(dim=-1, keepdim=True) / half).clamp(min=torch.finfo(torch.float32).eps)
     rounded = (wide / scale).round().clamp(-(1 << (bits - 1)), (1 << (bits - 1)) - 1) * scale
     return x + (rounded.to(x.dtype) - x.detach())
+
+
+def reshape(layer: Any, leaf: str, shape: tuple[int, ...]) -> None:
+    """Give a layer an empty parameter of another shape, and the attributes that follow from it."""
+    old = layer._parameters[leaf]
+    layer._parameters[leaf] = torch.nn.Parameter(
+        torch.empty(shape, dtype=old.dtype, device=old.device), requires_grad=old.requires_grad
+    )
+    if leaf == "weight" and hasattr(layer, "nf"):  # Conv1D, stored (in, out)
+        layer.nx, layer.nf = shape
+    elif leaf == "weight":
+        layer.out_features, layer.in_features = shape

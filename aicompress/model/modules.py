@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aicompress.errors import Refused
-from aicompress.weights import Dense, IntGrouped, LowRank, SparseCodes, Weight
+from aicompress.weights import Dense, IntGrouped, LowRank, Sparse, SparseCodes, Weight
 from aicompress.weights.int_grouped import spread
 
 RESIDENT_BYTES = 64 << 20  # bfloat16 weights up to this size stay in the last-level cache between layers
@@ -256,6 +256,10 @@ def fast_linear(weight: Weight, bias: Tensor | None, dtype: torch.dtype, residen
     if isinstance(weight, LowRank):
         right = fast_linear(weight.inner, None, dtype, resident)
         return LowRankLinear(right, fast_linear(weight.out, bias, dtype, resident))
+    if isinstance(weight, Sparse):
+        from aicompress.model.sparse_linear import sparse_linear  # a layer of this module's kind
+
+        return sparse_linear(weight, bias, dtype)
     if isinstance(weight, SparseCodes):
         weight = weight.grouped()
     if not isinstance(weight, IntGrouped):

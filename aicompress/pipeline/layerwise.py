@@ -76,6 +76,7 @@ class Known:
 
     inputs: InputStats | None = None
     gradients: GradientStats | None = None
+    movement: Tensor | None = None
     ready: Ready | None = None
 
 
@@ -164,6 +165,10 @@ def run(plan: Plan, options: Options | None = None) -> Report:
     options = options or Options()
     team = processes(torch.device("cpu"))
     team.wait()  # until all have made their plans: those refuse an output that is there
+    if plan.surveys:
+        from aicompress.pipeline.allocation import allocated
+
+        plan = allocated(plan, team, options.progress)
     found = decided(plan, options.resume, team, options.progress)
     plan = found.plan
     collected = _collect(plan, team, options.progress)
@@ -186,7 +191,7 @@ def _collect(plan: Plan, team: Processes, progress: Progress) -> bool:
         from aicompress.pipeline.calibration.blocks import selected
         from aicompress.pipeline.calibration.collect import Wanted, collect
 
-        collect(plan, Wanted(selected(plan), plan.needs), plan.request.stats[0], team, progress)
+        collect(plan, Wanted(selected(plan), plan.needs | plan.surveys), plan.request.stats[0], team, progress)
         team.wait()
     return bool(plan.request.stats)
 
@@ -289,7 +294,7 @@ def compressed(
 def layer_of(plan: Plan, info: LayerInfo, known: Known) -> Layer:
     """A layer of the input as its method is given it."""
     layer = plan.checkpoint.layer(info, layer_seed(plan.recipe.seed, info.name))
-    return dataclasses.replace(layer, inputs=known.inputs, gradients=known.gradients)
+    return dataclasses.replace(layer, inputs=known.inputs, gradients=known.gradients, movement=known.movement)
 
 
 def _apply(plan: Plan, job: LayerPlan, known: Known) -> tuple[Weight, LayerRow]:

@@ -33,6 +33,8 @@ from aicompress.report.plan import PlanRow, PlanSummary
 from aicompress.selection import select
 from aicompress.weights import Dense, LowRank, Weight, form_of, outline_nbytes
 
+UNDECIDED = "calibration decides how much stays of each layer: the plan shows the average"
+
 
 @dataclass(frozen=True)
 class LayerPlan:
@@ -94,6 +96,16 @@ class Plan:
         """Statistics that the selected layers' configs read."""
         return frozenset[str]().union(*(self.method.reads(x.config) for x in self.layers if x.config is not None))
 
+    @cached_property
+    def surveys(self) -> frozenset[str]:
+        """Statistics that are read before any layer is compressed."""
+        return frozenset[str]().union(*(self.method.surveys(x.config) for x in self.layers if x.config is not None))
+
+    def with_configs(self, configs: Mapping[str, MethodConfig]) -> Plan:
+        """The plan with other parameters for some layers, by name, laid out anew."""
+        layers = [replace(layer, config=configs.get(layer.info.name, layer.config)) for layer in self.layers]
+        return self._relaid(tuple(_with_width(self.method, layer, None) for layer in layers))
+
     def rewritable(self) -> Plan:
         """The plan over a view of its input that the run may rewrite, where the method rescales it."""
         return replace(self, checkpoint=RewrittenCheckpoint.over(self.checkpoint)) if self.places else self
@@ -111,7 +123,9 @@ class Plan:
 
     def with_widths(self, widths: Mapping[str, int]) -> Plan:
         """The plan with these widths for some layers, laid out anew."""
-        layers = tuple(_with_width(self.method, layer, widths.get(layer.info.name)) for layer in self.layers)
+        return self._relaid(tuple(_with_width(self.method, x, widths.get(x.info.name)) for x in self.layers))
+
+    def _relaid(self, layers: tuple[LayerPlan, ...]) -> Plan:
         step = self.output.manifest.lineage[-1]
         output = arrange(self.checkpoint, self.output.destination, _parameters(self.checkpoint, layers), step)
         return replace(self, layers=layers, output=output)
@@ -180,6 +194,8 @@ def make_plan(
     parameters = _parameters(checkpoint, plans)
     output = arrange(checkpoint, destination, parameters, lineage_step(command, recipe, checkpoint.source))
     require_space(output)
+    if any(method.surveys(layer.config) for layer in layers.values()):
+        warnings.append(UNDECIDED)
     warnings += [*left_out(checkpoint), *unscaled]
     plan = Plan(
         checkpoint, recipe, method, plans, output, kinds, request, tuple(warnings), opened, search_of(searched), places

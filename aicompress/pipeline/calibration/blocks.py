@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_gradients
+from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_gradients, merged_movement
 from aicompress.layer import GradientStats, InputStats, from_matrix
 from aicompress.model.calibrate import Visitor, Walk, walk
 from aicompress.model.merging import Slot
@@ -178,7 +178,12 @@ def compress_from_files(work: Work, files: Sequence[StatisticsFile]) -> dict[str
     work.rescaling.decide(lambda name: merged(files, name))
     read = partial(merged_gradients, files) if graded(work.plan) else None
     for name in selected(work.plan):
-        if name not in work.journal.done:
+        if name in work.journal.done:
+            continue
+        if "movement" in work.plan.needs:
+            infos = [layer.info for layer in work.plan.by_tensor[name]]
+            work.write(name, {info.name: Known(movement=merged_movement(files, info.name)) for info in infos})
+        else:
             write(work, name, merged(files, name), read)
     sources = [source for file in files for source in file.calibration.get("data", [])]
     return {"data": sources, "statistics": [str(file.path) for file in files], "processes": 1}
@@ -210,7 +215,7 @@ def write(
         if moments is None or not moments.square.any():
             notes.append(UNREACHED)
             found[info.name] = GradientStats.flat(info.shape)
-    known = {name: Known(inputs if inputs.count else None, moments, ready) for name, moments in found.items()}
+    known = {name: Known(inputs if inputs.count else None, moments, ready=ready) for name, moments in found.items()}
     return work.write(name, known, "; ".join(dict.fromkeys(notes)))
 
 
