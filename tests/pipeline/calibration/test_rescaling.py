@@ -20,7 +20,7 @@ from tests.pipeline.calibration.steps import planned, run, text, write_recipe
 from tests.pipeline.calibration.test_blocks import stop_at, weights
 from tests.pipeline.calibration.test_processes import together
 
-AWQ = {"name": "awq", "bits": 8, "group_size": 16, "symmetric": False}
+AWQ = {"name": "awq", "bits": 8, "group_size": 16, "symmetric": False, "base": {"name": "rtn"}, "steps": 4}
 SMOOTH = {"name": "smoothquant"}
 IDS = torch.arange(5, 45).reshape(2, 20)
 
@@ -71,9 +71,9 @@ def test_awq_beats_its_base_where_channels_stand_out(
     tmp_path: Path, outlying: Path, text_file: Path, base: str
 ) -> None:
     found = []
-    for number, method in enumerate(({"name": base}, {"name": "awq", "base": {"name": base}})):
+    for number, method in enumerate(({"name": base}, {"name": "awq", "base": {"name": base}, "steps": 8})):
         method = {"bits": 3, "group_size": 32, **method}
-        run(outlying, tmp_path / str(number), write_recipe(tmp_path, text(text_file, samples=24), method=method))
+        run(outlying, tmp_path / str(number), write_recipe(tmp_path, text(text_file, samples=16), method=method))
         found.append(divergence(tmp_path / str(number), outlying))
     assert found[1] < found[0]
 
@@ -107,7 +107,7 @@ def test_a_layer_that_is_not_selected_is_rescaled_all_the_same(tmp_path: Path, o
     assert divergence(tmp_path / "out", outlying) < 1e-4
 
 
-@pytest.mark.parametrize("where", ["block 2 of 3", "model.layers.1.mlp.down_proj.weight", "model.norm.weight"])
+@pytest.mark.parametrize("where", ["model.layers.1.mlp.down_proj.weight", "model.norm.weight"])
 def test_a_stopped_run_goes_on(tmp_path: Path, outlying: Path, text_file: Path, where: str) -> None:
     recipe = write_recipe(tmp_path, text(text_file), method=AWQ)
     run(outlying, tmp_path / "whole", recipe)
@@ -140,7 +140,13 @@ def test_other_models(tmp_path: Path, text_file: Path, fixture: str, request: py
     one, other = load(source, dtype=torch.float32), load(tmp_path / "out", dtype=torch.float32)
     with torch.no_grad():
         before, after = one(IDS)[0], other(IDS)[0]
-    plain = run(source, tmp_path / "plain", write_recipe(tmp_path, None, method={**method, "name": "rtn"}))
+    plain = run(
+        source,
+        tmp_path / "plain",
+        write_recipe(
+            tmp_path, None, method={k: v for k, v in method.items() if k not in ("base", "steps")} | {"name": "rtn"}
+        ),
+    )
     assert plain.after.weight_bytes == report.after.weight_bytes
     with torch.no_grad():
         reference = load(tmp_path / "plain", dtype=torch.float32)(IDS)[0]
