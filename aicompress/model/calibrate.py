@@ -10,6 +10,7 @@ Li et al. 2025, arXiv:2504.02692; Qronos, Zhang et al. 2025, arXiv:2505.11695).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from aicompress.errors import CompressError
 from aicompress.layer import InputStats
 from aicompress.model.blocks import Block, find_blocks
 from aicompress.model.merging import Slot
+from aicompress.model.products import RoundedLayers
 from aicompress.model.statistics import Recorder
 from aicompress.model.streams import Stream, gate
 from aicompress.model.team import Team, add_up
@@ -52,6 +54,8 @@ class Walk:
         needs: statistics to collect: gram, norms, mean_abs, mean.
         cross: also carry the original model's activations and collect E[x x̂ᵀ].
         team: processes that walk together, each with batches of its own; None for this one alone.
+        rounded: linear layers and statistics multiply float32 numbers rounded to bfloat16.
+        changes: the visitor compresses layers; where it does not, every block runs once.
     """
 
     model: Any
@@ -61,6 +65,8 @@ class Walk:
     needs: frozenset[str]
     cross: bool = False
     team: Team | None = None
+    rounded: bool = False
+    changes: bool = True
 
 
 class Visitor(Protocol):
@@ -79,6 +85,7 @@ class _State:
 
     compressed: list[Stream]
     original: list[Stream]
+    waiting: set[str] = field(default_factory=set)  # wanted layers that have not been visited
     visited: set[str] = field(default_factory=set)
     differs: bool = False  # some layer before has been compressed
 
@@ -86,7 +93,8 @@ class _State:
 def walk(job: Walk, visitor: Visitor, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
     """Visit every block that holds a wanted layer, in running order.
 
-    Layers outside of all blocks, such as an output head, are visited last, together.
+    Layers outside of all blocks, such as an output head, are visited last, together. What the model would run after the
+    last wanted layer is left out.
 
     Raises:
         CompressError: the model cannot be walked with these batches.
@@ -97,12 +105,12 @@ def walk(job: Walk, visitor: Visitor, progress: Callable[[int, int], None] = lam
     outside = [name for name, block in inside.items() if block is None]
     job.loader.load(lambda name: not any(block.owns(name) for block in blocks))
     ungate = gate([block.module for block in blocks])
-    state = _State([], [])
+    state = _State([], [], set(job.wanted))
     recorder = _recorder(job, outside)
     try:
         with recorder:
             _start(job, state)
-            while (arrival := state.compressed[0].arrival) is not None:
+            while state.waiting and (arrival := state.compressed[0].arrival) is not None:
                 block = blocks[arrival.block]
                 _at_block(job, block, [n for n, b in inside.items() if b is block], state, visitor)
                 progress(len(state.visited), len(blocks))
@@ -135,7 +143,7 @@ def _recorder(job: Walk, layers: Sequence[str]) -> Recorder:
             parts[name] = job.model.get_submodule(place.module)._parameters[place.leaf], place.expert
         else:
             modules[name] = job.model.get_submodule(place)
-    return Recorder(modules, job.needs, parts)
+    return Recorder(modules, job.needs, parts, job.rounded)
 
 
 def _start(job: Walk, state: _State) -> None:
@@ -154,21 +162,30 @@ def _at_block(job: Walk, block: Block, layers: list[str], state: _State, visitor
     job.loader.load(block.owns)
     first = block.name not in state.visited  # a block that the model runs again (ALBERT) is compressed once
     state.visited.add(block.name)
+    state.waiting -= set(layers)
     done = visitor.finished(layers) if layers and first else None
+    outputs: list[Any] = []
     if layers and first and done is None:
         with _recorder(job, layers) as recorder, torch.no_grad():
             outputs = _record(job, block, state, recorder)
         _visit(job, layers, visitor, recorder)
-    else:
-        outputs = _run(block, state.original) if state.original else []
-        for name, tensor in (done or {}).items():
-            job.loader.replace(name, tensor)
+    elif state.original:
+        outputs = _run(job, block, state.original)
+    for name, tensor in (done or {}).items():
+        job.loader.replace(name, tensor)
+    if state.waiting and (job.changes or not layers or not first):
+        _advance(job, block, layers, state, outputs)
+    job.loader.drop(block.owns)
+
+
+def _advance(job: Walk, block: Block, layers: list[str], state: _State, outputs: list[Any]) -> None:
+    """Send all streams on to the next block; `outputs` are the original streams'."""
+    same = bool(outputs) and not state.differs and not layers  # nothing is compressed yet
     for stream, output in zip(state.original, outputs, strict=True):
         stream.advance(output)
     state.differs = state.differs or bool(layers)
-    for stream in state.compressed:
-        stream.advance(_run(block, [stream])[0])
-    job.loader.drop(block.owns)
+    for number, stream in enumerate(state.compressed):
+        stream.advance(outputs[number] if same else _run(job, block, [stream])[0])
 
 
 def _visit(job: Walk, layers: Sequence[str], visitor: Visitor, recorder: Recorder) -> None:
@@ -178,9 +195,9 @@ def _visit(job: Walk, layers: Sequence[str], visitor: Visitor, recorder: Recorde
         job.loader.replace(name, tensor)
 
 
-def _run(block: Block, streams: Sequence[Stream]) -> list[Any]:
+def _run(job: Walk, block: Block, streams: Sequence[Stream]) -> list[Any]:
     """The block's outputs for where each stream is."""
-    with torch.no_grad():
+    with torch.no_grad(), RoundedLayers() if job.rounded else nullcontext():
         return [block.module(*s.arrival.args, **s.arrival.kwargs) for s in streams if s.arrival is not None]
 
 
@@ -191,11 +208,13 @@ def _record(job: Walk, block: Block, state: _State, recorder: Recorder) -> list[
         recorder.mask = _mask(job.batches[number])
         if state.original and state.differs:
             recorder.keep = {}
-            outputs += _run(block, [state.original[number]])
+            outputs += _run(job, block, [state.original[number]])
             recorder.originals, recorder.keep = recorder.keep, None
-        same = _run(block, [stream])
+        same = _run(job, block, [stream])
         if state.original and not state.differs:
             outputs += same  # nothing is compressed yet: both models have the same activations
+        if state.waiting and not job.changes:
+            stream.advance(same[0])
         recorder.batch_done()
     return outputs
 

@@ -16,6 +16,9 @@ from torch.nn import functional
 
 from aicompress.layer import InputStats
 from aicompress.model.experts import ExpertCalls, Part
+from aicompress.model.products import bfloat16_products
+
+PANEL = 256  # columns of a Gram matrix that are computed at a time
 
 
 @dataclass
@@ -23,17 +26,20 @@ class Sums:
     """Running sums over the rows of a layer's inputs, in float32.
 
     Attributes:
-        needs: which of gram, norms, mean_abs and mean to keep.
+        needs: which of gram, norms, mean_abs, mean and max_abs to keep.
+        rounded: inputs of products are rounded to bfloat16.
         count: rows so far.
-        gram: Σ x xᵀ.
+        gram: Σ x xᵀ; what lies below the diagonal is filled in by `mean`.
         squares: Σ x².
         absolute: Σ |x|.
         cross: Σ x x̂ᵀ.
         total: Σ x.
         original: Σ x of the original model, beside `cross`.
+        largest: max |x|.
     """
 
     needs: frozenset[str]
+    rounded: bool = False
     count: int = 0
     gram: Tensor | None = None
     squares: Tensor | None = None
@@ -41,6 +47,7 @@ class Sums:
     cross: Tensor | None = None
     total: Tensor | None = None
     original: Tensor | None = None
+    largest: Tensor | None = None
 
     def add(self, rows: Tensor, original: Tensor | None = None) -> None:
         """Add rows (tokens, in), and the original model's rows for the same tokens if cross statistics are wanted."""
@@ -49,7 +56,7 @@ class Sums:
         rows = rows.float()
         self.count += rows.shape[0]
         if "gram" in self.needs:
-            self.gram = _add_product(self.gram, rows, rows)
+            self.gram = _add_gram(self.gram, self._factor(rows), self.rounded)
         if "norms" in self.needs and "gram" not in self.needs:
             squares = rows.square().sum(dim=0)
             self.squares = squares if self.squares is None else self.squares.add_(squares)
@@ -58,10 +65,19 @@ class Sums:
             self.absolute = absolute if self.absolute is None else self.absolute.add_(absolute)
         if "mean" in self.needs:
             self.total = _add_rows(self.total, rows)
+        if "max_abs" in self.needs:
+            largest = torch.maximum(rows.amax(dim=0), -rows.amin(dim=0))
+            self.largest = largest if self.largest is None else torch.maximum(self.largest, largest)
         if original is not None:
-            self.cross = _add_product(self.cross, original.float(), rows)
+            left, right = self._factor(original), self._factor(rows)
+            with bfloat16_products(self.rounded):
+                self.cross = _zeros(self.cross, left, right).addmm_(left.t(), right)
             if "mean" in self.needs:
                 self.original = _add_rows(self.original, original.float())
+
+    def _factor(self, rows: Tensor) -> Tensor:
+        """Rows as products see them. Rounded here, for oneDNN leaves small products to a library that does not."""
+        return rows.bfloat16().float() if self.rounded else rows.float()
 
     def tensors(self) -> dict[str, Tensor]:
         """The sums there are, by name: what ranks add up."""
@@ -73,9 +89,11 @@ class Sums:
         if not self.count:
             return InputStats(0)
         over = {name: tensor / self.count for name, tensor in self.tensors().items()}
+        if "gram" in over:
+            _mirror(over["gram"])
         norms = over["gram"].diagonal().clone() if "gram" in over else over.get("squares")
-        rest = (over.get(name) for name in ("absolute", "cross", "total", "original"))
-        return InputStats(self.count, over.get("gram"), norms, *rest)
+        means = (over.get("absolute"), over.get("cross"), over.get("total"), over.get("original"))
+        return InputStats(self.count, over.get("gram"), norms, *means, self.largest)
 
 
 def _add_rows(total: Tensor | None, rows: Tensor) -> Tensor:
@@ -83,10 +101,24 @@ def _add_rows(total: Tensor | None, rows: Tensor) -> Tensor:
     return summed if total is None else total.add_(summed)
 
 
-def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-    if total is None:
-        total = torch.zeros(left.shape[1], right.shape[1], device=left.device)
-    return total.addmm_(left.t(), right)
+def _zeros(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    return torch.zeros(left.shape[1], right.shape[1], device=left.device) if total is None else total
+
+
+def _add_gram(total: Tensor | None, rows: Tensor, rounded: bool) -> Tensor:
+    """Add xᵀ x from the diagonal on: panels of columns with all columns to their right."""
+    total = _zeros(total, rows, rows)
+    with bfloat16_products(rounded):
+        for at in range(0, rows.shape[1], PANEL):
+            panel = slice(at, at + PANEL)
+            total[panel, at:].addmm_(rows[:, panel].t(), rows[:, at:])
+    return total
+
+
+def _mirror(gram: Tensor) -> None:
+    """Fill in what lies below the panels of the diagonal."""
+    for at in range(0, len(gram), PANEL):
+        gram[at + PANEL :, at : at + PANEL] = gram[at : at + PANEL, at + PANEL :].t()
 
 
 @dataclass
@@ -97,6 +129,7 @@ class Recorder:
         modules: watched modules by layer name.
         needs: which statistics to keep.
         parts: experts that are parts of a merged parameter, by layer name.
+        rounded: inputs of products are rounded to bfloat16.
         mask: real tokens of the batch that is running, (batch, tokens) bool; None when all are.
         keep: when set, rows are put here by leader instead of being added up.
         originals: when set, the original model's rows by leader, for cross statistics.
@@ -107,6 +140,7 @@ class Recorder:
     modules: Mapping[str, nn.Module]
     needs: frozenset[str]
     parts: Mapping[str, Part] = field(default_factory=dict)
+    rounded: bool = False
     mask: Tensor | None = None
     keep: dict[str, Tensor] | None = None
     originals: dict[str, Tensor] | None = None
@@ -142,7 +176,7 @@ class Recorder:
             self.keep[leader] = rows
             return
         original = self.originals.get(leader) if self.originals is not None else None
-        self.sums.setdefault(leader, Sums(self.needs)).add(rows, original)
+        self.sums.setdefault(leader, Sums(self.needs, self.rounded)).add(rows, original)
 
     def _see_expert(self, names: Sequence[str], rows: Tensor) -> None:
         """Tokens that one expert is given, (tokens, in); padding goes to experts as other tokens do, and counts.
@@ -153,7 +187,9 @@ class Recorder:
         if self.keep is not None:
             return
         self.leaders.update(dict.fromkeys(names, names[0]))
-        self.sums.setdefault(names[0], Sums(self.needs)).add(rows, rows if self.originals is not None else None)
+        self.sums.setdefault(names[0], Sums(self.needs, self.rounded)).add(
+            rows, rows if self.originals is not None else None
+        )
 
     def _leader(self, name: str, given: Tensor) -> str:
         """The first layer that was given this tensor; decided at a layer's first call and kept."""

@@ -20,9 +20,10 @@ from aicompress.checkpoint.place import working_path
 from aicompress.checkpoint.reader import digests, require_finite
 from aicompress.checkpoint.source import Source
 from aicompress.checkpoint.statistics import StatisticsFile
-from aicompress.layer import GradientStats, InputStats, from_matrix
+from aicompress.layer import GradientStats, InputStats, Layer, LayerInfo, from_matrix
 from aicompress.measure import rel_error
 from aicompress.methods.zeros import kept_zero
+from aicompress.pipeline.calibration.rescaling import Rescaling
 from aicompress.pipeline.fingerprint import fingerprint
 from aicompress.pipeline.finish import Facts, finish, written_report
 from aicompress.pipeline.latency import Mode
@@ -57,11 +58,26 @@ class Options:
 
 
 @dataclass(frozen=True)
+class Ready:
+    """A layer that has been compressed with others, before its turn to be written.
+
+    Attributes:
+        weight: its new weight.
+        seconds: its share of the time.
+    """
+
+    weight: Weight
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Known:
-    """What is known of a layer beside its weight, for methods that need it."""
+    """What is known of a layer beside its weight, for methods that need it; its new weight where that is ready."""
 
     inputs: InputStats | None = None
     gradients: GradientStats | None = None
+    movement: Tensor | None = None
+    ready: Ready | None = None
 
 
 @dataclass
@@ -83,6 +99,9 @@ class Work:
     progress: Progress
     warnings: list[str] = field(default_factory=list)
     done: int = 0
+
+    def __post_init__(self) -> None:
+        self.rescaling = Rescaling(self.plan, self.journal)
 
     def write(self, name: str, known: Mapping[str, Known] | None = None, note: str = "") -> Weight | Tensor:
         """Compress or copy one parameter to the output and note it in the journal.
@@ -146,6 +165,10 @@ def run(plan: Plan, options: Options | None = None) -> Report:
     options = options or Options()
     team = processes(torch.device("cpu"))
     team.wait()  # until all have made their plans: those refuse an output that is there
+    if plan.surveys:
+        from aicompress.pipeline.allocation import allocated
+
+        plan = allocated(plan, team, options.progress)
     found = decided(plan, options.resume, team, options.progress)
     plan = found.plan
     collected = _collect(plan, team, options.progress)
@@ -168,7 +191,7 @@ def _collect(plan: Plan, team: Processes, progress: Progress) -> bool:
         from aicompress.pipeline.calibration.blocks import selected
         from aicompress.pipeline.calibration.collect import Wanted, collect
 
-        collect(plan, Wanted(selected(plan), plan.needs), plan.request.stats[0], team, progress)
+        collect(plan, Wanted(selected(plan), plan.needs | plan.surveys), plan.request.stats[0], team, progress)
         team.wait()
     return bool(plan.request.stats)
 
@@ -176,7 +199,7 @@ def _collect(plan: Plan, team: Processes, progress: Progress) -> bool:
 def _lead(found: Found, options: Options, team: Processes) -> Report:
     """What the process does that writes."""
     start = time.perf_counter() - found.seconds
-    plan = found.plan
+    plan = found.plan.rewritable()
     output = plan.output
     mark = fingerprint(plan)
     if options.resume:
@@ -188,13 +211,14 @@ def _lead(found: Found, options: Options, team: Processes) -> Report:
         journal = (Journal.resume if options.resume else Journal.start)(writer.work, mark)
         found.keep(writer.work)
         work = Work(plan, writer, journal, options.progress)
-        for name in journal.done:
+        for name in output.parameters.keys() & journal.done.keys():
             work.tell(name)
         calibration = _calibrated(work, team, inputs) if plan.needs else {}
         work.write_all([name for name in output.parameters if name not in journal.done])
         final = with_digests(output, inputs.result())
         warnings = (*plan.warnings, *work.warnings)
-        facts = Facts(plan.recipe, plan.checkpoint, plan.kinds, work.rows(), warnings, start, calibration=calibration)
+        source = plan.checkpoint.original
+        facts = Facts(plan.recipe, source, plan.kinds, work.rows(), warnings, start, calibration=calibration)
         facts = dataclasses.replace(facts, bits=found.record)
         found.forget(writer.work)
         return finish(facts, final, writer, options.latency)
@@ -267,13 +291,17 @@ def compressed(
     return LowRank(out, inner), rows
 
 
-def _apply(plan: Plan, job: LayerPlan, known: Known) -> tuple[Weight, LayerRow]:
-    info = job.info
+def layer_of(plan: Plan, info: LayerInfo, known: Known) -> Layer:
+    """A layer of the input as its method is given it."""
     layer = plan.checkpoint.layer(info, layer_seed(plan.recipe.seed, info.name))
+    return dataclasses.replace(layer, inputs=known.inputs, gradients=known.gradients, movement=known.movement)
+
+
+def _apply(plan: Plan, job: LayerPlan, known: Known) -> tuple[Weight, LayerRow]:
+    layer = layer_of(plan, job.info, known)
     start = time.perf_counter()
-    layer = dataclasses.replace(layer, inputs=known.inputs, gradients=known.gradients)
-    weight = plan.method.apply(layer, job.config)
+    weight = plan.method.apply(layer, job.config) if known.ready is None else known.ready.weight
     if plan.method.command == "quantize":
         weight = kept_zero(layer, weight)
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - start + (0 if known.ready is None else known.ready.seconds)
     return weight, changed_row(plan.method, job, weight, rel_error(layer.weight, weight), seconds)

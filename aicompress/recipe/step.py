@@ -56,6 +56,16 @@ class Level(Section):
         return dict(self.model_extra or {})
 
 
+class Calibration(Data):
+    """Samples that run through the model so that a method sees its layers' inputs."""
+
+    precision: Literal["auto", "float32"] = Field(
+        "auto",
+        description="products of linear layers and Gram matrices; auto: inputs rounded to bfloat16, summed in "
+        "float32, where the processor has instructions for it",
+    )
+
+
 class Recipe(Section):
     """A recipe of factorize, quantize or prune."""
 
@@ -65,7 +75,7 @@ class Recipe(Section):
     rules: tuple[Rule, ...] = ()
     levels: tuple[Level, ...] = ()
     model: Model | None = None
-    calibration: Data | None = None
+    calibration: Calibration | None = None
     seed: int = Field(0, ge=0)
     gates: tuple[str, ...] = ()
 

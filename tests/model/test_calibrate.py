@@ -13,6 +13,7 @@ from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.layer import InputStats, as_matrix
+from aicompress.model import products
 from aicompress.model.calibrate import Walk, walk
 from aicompress.model.load import build, load
 from aicompress.model.partial import PartialModel
@@ -169,6 +170,47 @@ def test_blocks_are_dropped(tiny_llama: Path) -> None:
     wanted = {info.tensor: info.name for info in checkpoint.layers() if info.kind == "linear"}
     walk(Walk(model, loader, token_batches(), wanted, NEEDS), Watch(checkpoint))
     assert loaded == [1] * len(model.model.layers)
+
+
+def test_what_follows_the_last_wanted_layer_is_not_run(tiny_llama: Path) -> None:
+    """Every block runs twice, once to record and once compressed; the last one once, and the head never."""
+    checkpoint = Checkpoint.open(tiny_llama)
+    model = build(checkpoint)
+    calls: list[str] = []
+    for name in ("model.layers.0.mlp", "model.layers.1.mlp", "model.layers.2.mlp", "lm_head"):
+        hook: Any = lambda module, args, name=name: calls.append(name)  # noqa: E731
+        model.get_submodule(name).register_forward_pre_hook(hook)
+    wanted: dict[str, Any] = {f"model.layers.{i}.mlp.up_proj.weight": f"model.layers.{i}.mlp.up_proj" for i in (0, 1)}
+    walk(Walk(model, PartialModel(checkpoint, model), token_batches()[:1], wanted, NEEDS), Halving(checkpoint))
+    assert calls == ["model.layers.0.mlp", "model.layers.0.mlp", "model.layers.1.mlp"]
+
+
+def test_collecting_runs_every_block_once(tiny_llama: Path) -> None:
+    checkpoint = Checkpoint.open(tiny_llama)
+    model = build(checkpoint)
+    calls: list[int] = []
+    for layer in model.model.layers:
+        layer.mlp.register_forward_pre_hook(lambda module, args: calls.append(1))
+    loader = PartialModel(checkpoint, model)
+    places = {info.tensor: loader.place_of(info.tensor) for info in checkpoint.layers() if info.kind == "linear"}
+    wanted = {name: place for name, place in places.items() if place is not None}
+    found = Halving(checkpoint, 1.0)
+    walk(Walk(model, loader, token_batches(), wanted, NEEDS, changes=False), found)
+    assert len(calls) == len(model.model.layers) * len(token_batches())
+    expected, _ = run_walk(tiny_llama, token_batches())
+    for name in wanted:
+        torch.testing.assert_close(found.stats[name].gram, expected.stats[name].gram)
+
+
+def test_rounded_products_change_statistics_little(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exact, wanted = run_walk(tiny_llama, token_batches())
+    monkeypatch.setattr(products, "LEAST", 1)
+    rounded, _ = run_walk(tiny_llama, token_batches(), rounded=True)
+    for name in wanted:
+        gram, found = exact.stats[name].gram, rounded.stats[name].gram
+        assert gram is not None
+        assert found is not None
+        assert (found - gram).norm() < 2e-2 * gram.norm()
 
 
 def test_padding_is_left_out(tiny_bert: Path) -> None:

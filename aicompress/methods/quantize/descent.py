@@ -39,13 +39,11 @@ def fit_scales(wanted: Tensor, hessian: Tensor, levels: Grid, codes: Tensor, dty
     With S_g the steps of group g, the loss of a row is quadratic in its scales: A_gh = S_gᵀ H S_h, b_g = S_gᵀ H w. Rows
     that share one scale share the sum of their equations.
     """
-    steps = levels.steps(codes)
-    groups = len(levels.scale)
-    member = torch.nn.functional.one_hot(torch.tensor(levels.group), groups).float()  # (in, groups)
-    pulls = hessian @ wanted
-    b = (member.t() @ (steps * pulls)).t()  # (out, groups)
-    a = torch.stack([member.t() @ (steps * (hessian @ (steps * member[:, g : g + 1]))) for g in range(groups)], dim=2)
-    a = a.transpose(0, 1).double()  # (out, groups, groups)
+    groups, out = len(levels.scale), codes.shape[1]
+    order = torch.tensor(levels.group).argsort(stable=True)  # columns of a group beside each other
+    steps = levels.steps(codes)[order].view(groups, -1, out)
+    b = (steps * (hessian @ wanted)[order].view_as(steps)).sum(1).t()  # (out, groups)
+    a = _normal_matrices(hessian[order[:, None], order], steps).double()
     if levels.scale.shape[1] == 1:
         a, b = a.sum(0, keepdim=True), b.sum(0, keepdim=True)
     old = levels.scale.t().double()
@@ -59,6 +57,17 @@ def fit_scales(wanted: Tensor, hessian: Tensor, levels: Grid, codes: Tensor, dty
 
     better = loss(new) < loss(old)
     return replace(levels, scale=torch.where(better[:, None], new, old).float().t().contiguous())
+
+
+def _normal_matrices(hessian: Tensor, steps: Tensor) -> Tensor:
+    """S_gᵀ H S_h of every output, (out, groups, groups), from steps (groups, columns, out) and H in their order."""
+    groups, columns, out = steps.shape
+    found = torch.zeros(out, groups, groups)
+    for g in range(groups):
+        begin = g * columns
+        pulls = (hessian[begin:, begin : begin + columns] @ steps[g]).view(groups - g, columns, out)
+        found[:, g:, g] = (pulls * steps[g:]).sum(1).t()
+    return found + found.tril(-1).transpose(1, 2)
 
 
 def refine(

@@ -8,6 +8,8 @@ arXiv:2505.11695); with `refine`, sweeps that round every column again given all
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -31,6 +33,8 @@ from aicompress.methods.quantize.rounding import require_scales
 from aicompress.methods.quantize.scales import full_range, least_error
 from aicompress.methods.registry import LayerMethod
 from aicompress.weights import IntGrouped, Weight
+
+STACKED = 1 << 23  # weights of layers with the same inputs that are rounded at once
 
 
 class GptqConfig(IntegerConfig):
@@ -60,6 +64,43 @@ class GptqConfig(IntegerConfig):
     refine: int = Field(2, ge=0, le=100, description="rounds of coordinate descent and scale fitting after GPTQ")
 
 
+@dataclass(frozen=True)
+class Basis:
+    """What the rounding of a layer takes from its inputs alone.
+
+    Attributes:
+        hessian: damped H, (in, in) float64, inputs in their own order; None where no target is shifted.
+        order: (in,) the order of rounding.
+        sorted: H in the order of rounding, float32.
+        coupling: (in, in) float32: C / diag(C) with H⁻¹ = Cᵀ C, in the order of rounding.
+        saliency: 1 / (H⁻¹)_jj, (in,) float32, inputs in their own order.
+    """
+
+    hessian: Tensor | None
+    order: Tensor
+    sorted: Tensor
+    coupling: Tensor
+    saliency: Tensor
+
+    @classmethod
+    def of(cls, layer: Layer, config: GptqConfig) -> Basis:
+        """From a layer's Gram matrix.
+
+        Raises:
+            CompressError: no calibration token reached the layer, or its Gram matrix is not one.
+        """
+        hessian = damped(gram(layer), config.damping)
+        order = torch.arange(len(hessian))
+        if config.order == "importance":
+            order = hessian.diagonal().argsort(descending=True, stable=True)
+        ordered = hessian[order[:, None], order]
+        factor = inverse_factor(ordered)
+        saliency = torch.empty(len(order))
+        saliency[order] = factor.square().sum(0).reciprocal().float()
+        coupling = factor.div_(factor.diagonal().clone()[:, None]).float()
+        return cls(hessian if config.shift else None, order, ordered.float(), coupling, saliency)
+
+
 def apply(layer: Layer, config: GptqConfig) -> Weight:
     """Quantize one layer.
 
@@ -67,33 +108,67 @@ def apply(layer: Layer, config: GptqConfig) -> Weight:
         CompressError: no calibration token reached the layer, or its Gram matrix is not one.
         Refused: its values are too large for the scales' dtype.
     """
-    hessian = damped(gram(layer), config.damping)  # (in, in) float64
-    target = shifted(layer, hessian, config.shift)
-    order = torch.arange(len(hessian))
-    if config.order == "importance":
-        order = hessian.diagonal().argsort(descending=True, stable=True)
-    hessian = hessian[order[:, None], order]
-    factor = inverse_factor(hessian)
-    saliency = torch.empty(len(order))
-    saliency[order] = factor.square().sum(0).reciprocal().float()  # 1 / (H⁻¹)_jj
-    dtype = stored_scale_dtype(config, layer.info.dtype)
+    return together([layer], config)[0]
+
+
+def together(layers: Sequence[Layer], config: GptqConfig) -> list[Weight]:
+    """Quantize layers that are given the same inputs: one factorization, and their rows rounded at once.
+
+    Raises:
+        CompressError, Refused: as `apply`.
+    """
+    basis = Basis.of(layers[0], config)
+    found: list[Weight] = []
+    for stack in _stacks(layers, config):
+        targets = [_target(layer, basis, config) for layer in stack]
+        found += _quantized(targets, basis, config, stack)
+    return found
+
+
+def _target(layer: Layer, basis: Basis, config: GptqConfig) -> Tensor:
+    """What is rounded: the weight, or the one that makes up for compressed layers before it."""
+    return layer.weight.contiguous() if basis.hessian is None else shifted(layer, basis.hessian, config.shift)
+
+
+def _stacks(layers: Sequence[Layer], config: GptqConfig) -> list[list[Layer]]:
+    """Layers in order, those beside each other together while they are small; a tensor-wide scale is one layer's."""
+    stacks: list[list[Layer]] = []
+    for layer in layers:
+        last = stacks[-1] if stacks else []
+        numbers = sum(other.weight.numel() for other in (*last, layer))
+        alike = all(other.info.dtype == layer.info.dtype for other in last)
+        if last and alike and numbers <= STACKED and config.granularity != "tensor":
+            last.append(layer)
+        else:
+            stacks.append([layer])
+    return stacks
+
+
+def _quantized(targets: list[Tensor], basis: Basis, config: GptqConfig, layers: list[Layer]) -> list[Weight]:
+    """Round the rows of all targets (out, in) at once; a row's codes depend on no other row."""
+    target = torch.cat(targets)
+    dtype = stored_scale_dtype(config, layers[0].info.dtype)
     if config.range == "minmax":
         scale, zero = full_range(target, config, dtype)
     else:
-        scale, zero = least_error(target, saliency if config.range == "weighted" else None, config, dtype)
-    require_scales(scale, layer.info.name)
-    levels = grid_of(scale, zero, config, order)
-    wanted = target.t()[order].contiguous()  # (in, out), in the order of rounding
-    coupling = factor.div_(factor.diagonal().clone()[:, None]).float()
-    del factor  # as large as the Gram matrix in float64
-    codes = round_columns(wanted.clone(), coupling, levels)
-    del coupling
+        scale, zero = least_error(target, basis.saliency if config.range == "weighted" else None, config, dtype)
+    rows = [len(part) for part in targets]
+    shared = config.granularity == "tensor"
+    for layer, own in zip(layers, [scale] if shared else torch.split(scale, rows), strict=True):
+        require_scales(own, layer.info.name)
+    levels = grid_of(scale, zero, config, basis.order)
+    wanted = target.t()[basis.order].contiguous()  # (in, out), in the order of rounding
+    codes = round_columns(wanted.clone(), basis.coupling, levels)
     if config.refine:
-        codes, levels = refine(wanted, hessian, levels, codes, config.refine, scale.dtype)
+        codes, levels = refine(wanted, basis.sorted, levels, codes, config.refine, scale.dtype)
         scale = levels.scale.t().to(scale.dtype).contiguous()
     found = torch.empty(codes.shape[::-1], dtype=torch.int8)
-    found[:, order] = codes.t().to(torch.int8)
-    return IntGrouped(found, scale, zero, config.bits, shared_columns(config))
+    found[:, basis.order] = codes.t().to(torch.int8)
+    if shared:
+        return [IntGrouped(found, scale, zero, config.bits, 0)]
+    zeros = [None] * len(rows) if zero is None else torch.split(zero, rows)
+    parts = zip(torch.split(found, rows), torch.split(scale, rows), zeros, strict=True)
+    return [IntGrouped(q, s, z, config.bits, shared_columns(config)) for q, s, z in parts]
 
 
 def grid_of(scale: Tensor, zero: Tensor | None, config: GptqConfig, order: Tensor) -> Grid:
@@ -110,6 +185,7 @@ METHOD = LayerMethod(
     config=GptqConfig,
     needs=frozenset({"gram"}),
     apply=apply,
+    together=together,
     outline=outline,
     check=check,
     settle=settle,

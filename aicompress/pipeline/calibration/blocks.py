@@ -12,21 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_gradients
+from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_gradients, merged_movement
 from aicompress.layer import GradientStats, InputStats, from_matrix
 from aicompress.model.calibrate import Visitor, Walk, walk
 from aicompress.model.merging import Slot
 from aicompress.model.partial import PartialModel
+from aicompress.model.products import rounds
 from aicompress.pipeline.calibration.gradients import differentiate, gradients
 from aicompress.pipeline.calibration.inputs import Inputs, calibration_inputs
-from aicompress.pipeline.calibration.request import Step, input_width, module_of
-from aicompress.pipeline.layerwise import Known, Work
+from aicompress.pipeline.calibration.ready import MIN_ROWS as MIN_ROWS
+from aicompress.pipeline.calibration.ready import completed, compress_together
+from aicompress.pipeline.calibration.request import Step, module_of
+from aicompress.pipeline.layerwise import Known, Ready, Work
 from aicompress.pipeline.output import Planned
 from aicompress.pipeline.plan import Plan
 from aicompress.pipeline.processes import Processes
 from aicompress.weights import TensorSpec, Weight
 
-MIN_ROWS = 16  # with fewer calibration rows a layer is compressed as if nothing were known of its inputs
 DATA_FREE = "calibration rows: data-free"
 UNREACHED = "no gradient reaches it: data-free"
 
@@ -42,6 +44,7 @@ class Engine:
         inputs: this process's batches.
         wanted: where the model has each selected parameter; those that it does not have are not in it.
         team: the processes that walk together.
+        rounded: products of float32 matrices round their inputs to bfloat16.
     """
 
     model: Any
@@ -49,6 +52,7 @@ class Engine:
     inputs: Inputs
     wanted: Mapping[str, str | Slot]
     team: Processes
+    rounded: bool = False
 
     @classmethod
     def of(cls, plan: Step, tensors: Sequence[str], team: Processes) -> Engine:
@@ -68,16 +72,37 @@ class Engine:
         inputs = calibration_inputs(plan.checkpoint, model, plan.recipe.calibration, plan.recipe.seed, team)
         places = {tensor: loader.place_of(tensor) for tensor in tensors}
         wanted = {tensor: place for tensor, place in places.items() if place is not None}
-        return cls(model, loader, inputs, wanted, team)
+        return cls(model, loader, inputs, wanted, team, rounds(plan.recipe.calibration.precision))
 
-    def walk(self, visitor: Visitor, needs: frozenset[str], cross: bool, progress: Callable[[int, int], None]) -> None:
-        """Bring the statistics of every block to the visitor, `cross` among them where they are wanted."""
-        job = Walk(self.model, self.loader, self.inputs.batches, self.wanted, needs, cross, self.team)
+    def walk(
+        self,
+        visitor: Visitor,
+        needs: frozenset[str],
+        cross: bool,
+        progress: Callable[[int, int], None],
+        **options: Any,
+    ) -> None:
+        """Bring the statistics of every block to the visitor, `cross` among them where they are wanted.
+
+        Args:
+            visitor: compresses layers.
+            needs: statistics to collect.
+            cross: also compare with the original model's inputs.
+            progress: told of every block.
+            options: more fields of `Walk`.
+        """
+        batches, options = self.inputs.batches, {"rounded": self.rounded, **options}
+        job = Walk(self.model, self.loader, batches, self.wanted, needs, cross, self.team, **options)
         walk(job, visitor, progress)
 
     def record(self) -> dict[str, Any]:
         """Where the rows came from, for the report."""
-        return {"data": [dataclasses.asdict(self.inputs.source)], "statistics": [], "processes": self.team.size}
+        return {
+            "data": [dataclasses.asdict(self.inputs.source)],
+            "statistics": [],
+            "processes": self.team.size,
+            "products": "bfloat16" if self.rounded else "float32",
+        }
 
 
 def compares(plan: Plan) -> bool:
@@ -112,6 +137,7 @@ def compress(work: Work, team: Processes) -> dict[str, Any]:
         for name in left:
             if name not in work.journal.done:  # such as a parameter that the running model uses in its own way
                 write(work, name, InputStats(0), read)
+    work.rescaling.restore()
     return engine.record()
 
 
@@ -148,15 +174,24 @@ def compress_from_files(work: Work, files: Sequence[StatisticsFile]) -> dict[str
     Returns:
         The record of the calibration data.
     """
+    work.rescaling.restore()
+    work.rescaling.decide(lambda name: merged(files, name))
     read = partial(merged_gradients, files) if graded(work.plan) else None
     for name in selected(work.plan):
-        if name not in work.journal.done:
+        if name in work.journal.done:
+            continue
+        if "movement" in work.plan.needs:
+            infos = [layer.info for layer in work.plan.by_tensor[name]]
+            work.write(name, {info.name: Known(movement=merged_movement(files, info.name)) for info in infos})
+        else:
             write(work, name, merged(files, name), read)
     sources = [source for file in files for source in file.calibration.get("data", [])]
     return {"data": sources, "statistics": [str(file.path) for file in files], "processes": 1}
 
 
-def write(work: Work, name: str, inputs: InputStats, read: Read | None = None) -> Weight | Tensor:
+def write(
+    work: Work, name: str, inputs: InputStats, read: Read | None = None, ready: Ready | None = None
+) -> Weight | Tensor:
     """Compress a parameter with what is known of it, and as if it were like any other where nothing is.
 
     Without enough rows its inputs are taken for white noise, and where no gradient reaches it all of its weights for
@@ -164,21 +199,23 @@ def write(work: Work, name: str, inputs: InputStats, read: Read | None = None) -
 
     Args:
         read: reads gradients, for methods that use them.
+        ready: what it has been compressed to already.
     """
     infos = [layer.info for layer in work.plan.by_tensor[name]]
     notes: list[str] = []
     if walked(work.plan) and inputs.count < MIN_ROWS:
         notes.append(f"{inputs.count} {DATA_FREE}")
-        inputs = InputStats.white(input_width(infos))
-    elif inputs.cross is None:
-        inputs = dataclasses.replace(inputs, cross=inputs.gram)  # nothing before it is compressed: one and the same
+    if walked(work.plan):
+        inputs = completed(inputs, infos)
+    inputs, note = work.rescaling.rescaled(name, inputs)
+    notes += [note] if note else []
     found = {info.name: None if read is None else read(info.name) for info in infos}
     for info in infos if read is not None else ():
         moments = found[info.name]
         if moments is None or not moments.square.any():
             notes.append(UNREACHED)
             found[info.name] = GradientStats.flat(info.shape)
-    known = {name: Known(inputs if inputs.count else None, moments) for name, moments in found.items()}
+    known = {name: Known(inputs if inputs.count else None, moments, ready=ready) for name, moments in found.items()}
     return work.write(name, known, "; ".join(dict.fromkeys(notes)))
 
 
@@ -213,13 +250,18 @@ class _Writer:
         if not all(name in self.work.journal.done for name in layers):
             return None
         written = self.work.plan.output.so_far(self.work.writer.work)
-        return {name: written.dense(name) for name in layers}
+        self.work.rescaling.restore(layers)
+        return {**{name: written.dense(name) for name in layers}, **self.work.rescaling.beside(layers)}
 
     def visit(self, stats: Mapping[str, InputStats]) -> Mapping[str, Tensor]:
         parameters = self.work.plan.output.parameters
-        return {
-            name: _dense(write(self.work, name, inputs, self.read), parameters[name]) for name, inputs in stats.items()
-        }
+        self.work.rescaling.decide(stats.get)
+        ready = compress_together(self.work.plan, stats)
+        found: dict[str, Tensor] = {}
+        for name, inputs in stats.items():
+            value = write(self.work, name, inputs, self.read, ready.pop(name, None))
+            found[name] = _dense(value, parameters[name])
+        return {**found, **self.work.rescaling.beside(found)}
 
 
 @dataclass

@@ -16,7 +16,7 @@ from aicompress.pipeline.calibration.gradients import differentiate
 from aicompress.pipeline.calibration.request import Step
 from aicompress.pipeline.processes import Processes
 
-ALWAYS = frozenset({"mean_abs", "mean"})  # cost next to nothing, and makes the file fit more methods
+ALWAYS = frozenset({"mean_abs", "mean", "max_abs"})  # cost next to nothing, and make the file fit more methods
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ def collect(plan: Step, wanted: Wanted, path: Path, team: Processes, progress: C
         progress("gradients", done, total)
 
     if team.rank != 0:
-        engine.walk(_Keeper(None), needs, False, tell)
+        engine.walk(_Keeper(None), needs, False, tell, changes=False)
         if graded:
             differentiate(plan, team, lambda moments: None, back)
         return
     with StatisticsWriter(path) as writer:
-        engine.walk(_Keeper(writer), needs, False, tell)
+        engine.walk(_Keeper(writer), needs, False, tell, changes=False)
         writer.add({name: InputStats(0) for name in wanted.tensors if name not in engine.wanted})
         if graded:
             differentiate(plan, team, writer.add_gradients, back)

@@ -11,7 +11,9 @@ from aicompress.errors import CompressError
 from aicompress.layer import InputStats, Layer
 from aicompress.methods import get
 from aicompress.methods.curvature import loss
-from aicompress.methods.quantize.gptq import GptqConfig, apply
+from aicompress.methods.quantize import gptq
+from aicompress.methods.quantize.descent import _normal_matrices
+from aicompress.methods.quantize.gptq import GptqConfig, apply, together
 from aicompress.methods.quantize.rtn import RtnConfig
 from aicompress.methods.quantize.rtn import apply as rtn
 from aicompress.weights import IntGrouped
@@ -148,3 +150,29 @@ def test_group_that_does_not_divide_names_those_that_do() -> None:
     message, hint = method.check(layer_of(gaussian(4, 48)).info, GptqConfig(group_size=64))  # type: ignore[attr-defined]
     assert "group_size 64 does not divide its 48" in message
     assert "8, 12, 16, 24, 48" in hint
+
+
+@pytest.mark.parametrize("fields", [{"symmetric": False}, {"granularity": "channel"}, {"granularity": "tensor"}])
+@pytest.mark.parametrize("limit", [1, 1 << 20])
+def test_layers_with_the_same_inputs_give_the_same_together(
+    fields: dict[str, Any], limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums may differ in their last bit, which moves no code here."""
+    monkeypatch.setattr(gptq, "STACKED", limit)
+    inputs, original = correlated(256, 64), correlated(256, 64, seed=5)
+    layers = [layer_of(gaussian(rows, 64, seed=rows), inputs, original) for rows in (16, 24, 1)]
+    config = GptqConfig(bits=3, group_size=16, shift=0.5, **fields)
+    for layer, found in zip(layers, together(layers, config), strict=True):
+        alone = apply(layer, config)
+        assert isinstance(alone, IntGrouped)
+        assert isinstance(found, IntGrouped)
+        assert torch.equal(found.codes, alone.codes)
+        torch.testing.assert_close(found.scale, alone.scale)
+        assert (found.zero is None) == (alone.zero is None)
+
+
+def test_normal_equations_of_scales() -> None:
+    steps, inputs = gaussian(3, 4 * 5).view(3, 4, 5), correlated(64, 12)
+    hessian = inputs.t() @ inputs
+    expected = torch.einsum("gio,gihj,hjo->ogh", steps, hessian.view(3, 4, 3, 4), steps)
+    torch.testing.assert_close(_normal_matrices(hessian, steps), expected, rtol=1e-4, atol=1e-3)

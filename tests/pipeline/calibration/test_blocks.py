@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,17 @@ import torch
 from aicompress.checkpoint import Checkpoint
 from aicompress.data import Data, token_windows
 from aicompress.errors import Refused
+from aicompress.layer import Layer
+from aicompress.methods.quantize import gptq
 from aicompress.model.load import load
+from aicompress.model.modules import has_fast_bfloat16
 from aicompress.model.tokenizer import load_tokenizer
+from aicompress.pipeline import layerwise
 from aicompress.pipeline.calibration import blocks
 from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.layerwise import Options
 from aicompress.report.model import Report
-from tests.pipeline.calibration.steps import GPTQ, run, text, write_recipe
+from tests.pipeline.calibration.steps import GPTQ, OFF, planned, run, text, write_recipe
 
 
 def weights(out: Path) -> dict[str, str]:
@@ -35,6 +40,37 @@ def stop_at(what: str) -> Any:
     return progress
 
 
+def test_layers_that_share_inputs_are_compressed_together(
+    tmp_path: Path, tiny_llama: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = write_recipe(tmp_path, text(text_file), rules=[{"match": "*.k_proj", "bits": 8}])
+    groups: list[list[str]] = []
+    plan = planned(tiny_llama, tmp_path / "out", recipe)
+
+    def together(layers: list[Layer], config: Any) -> Any:
+        groups.append([layer.info.name.rpartition(".")[2] for layer in layers])
+        return gptq.together(layers, config)
+
+    layerwise.run(dataclasses.replace(plan, method=dataclasses.replace(plan.method, together=together)), OFF)
+    assert groups[:2] == [["gate_proj", "up_proj"], ["q_proj", "v_proj"]]  # k_proj has other parameters
+    apart = planned(tiny_llama, tmp_path / "apart", recipe)
+    layerwise.run(dataclasses.replace(apart, method=dataclasses.replace(apart.method, together=None)), OFF)
+    one, other = Checkpoint.open(tmp_path / "out"), Checkpoint.open(tmp_path / "apart")
+    for name in one.parameters():
+        torch.testing.assert_close(one.dense(name), other.dense(name))
+
+
+@pytest.mark.parametrize("precision", ["auto", "float32"])
+def test_the_report_says_how_products_were_computed(
+    tmp_path: Path, tiny_llama: Path, text_file: Path, precision: str
+) -> None:
+    recipe = write_recipe(tmp_path, {**text(text_file, samples=2), "precision": precision})
+    report = run(tiny_llama, tmp_path / "out", recipe)
+    fast = precision == "auto" and has_fast_bfloat16()
+    assert report.calibration["products"] == ("bfloat16" if fast else "float32")
+    assert torch.backends.mkldnn.matmul.fp32_precision == "none"  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("where", ["block 1 of 3", "model.layers.1.mlp.down_proj.weight"])
 def test_a_stopped_run_goes_on_at_its_last_finished_block(
     tmp_path: Path, tiny_llama: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch, where: str
@@ -46,9 +82,9 @@ def test_a_stopped_run_goes_on_at_its_last_finished_block(
     visited: list[str] = []
     write = blocks.write
 
-    def noted(work: Any, name: str, inputs: Any) -> Any:
+    def noted(work: Any, name: str, *rest: Any) -> Any:
         visited.append(name)
-        return write(work, name, inputs)
+        return write(work, name, *rest)
 
     monkeypatch.setattr(blocks, "write", noted)
     told: list[tuple[str, int, int]] = []
