@@ -11,10 +11,10 @@ from aicompress.errors import RecipeError
 from aicompress.methods.budget import Choice, least_cost
 from aicompress.pipeline.bits.refine import Picks, Refined, Tables, refined
 from aicompress.pipeline.bits.sensitivity import Progress, by_block, measured
-from aicompress.pipeline.bits.target import target, within
+from aicompress.pipeline.bits.target import meets, target, within
 from aicompress.pipeline.bits.trial import Trial
 from aicompress.pipeline.bits.units import costs, widths_of
-from aicompress.pipeline.plan import Plan
+from aicompress.pipeline.plan import Plan, require_space
 from aicompress.pipeline.processes import Processes
 
 EVALUATIONS = 16  # of the refinement, where the recipe gives no number
@@ -35,6 +35,7 @@ def search(plan: Plan, journal: Journal | None, team: Processes, progress: Progr
 
     Raises:
         RecipeError: the target cannot be met, or the calibration data does not fit the model.
+        OutOfSpace: the chosen output does not fit the disk.
     """
     with Trial.of(plan) as trial:
         assert plan.search is not None
@@ -52,6 +53,7 @@ def search(plan: Plan, journal: Journal | None, team: Processes, progress: Progr
         if journal is not None and kept is None:
             journal.record("choice", {**outcome.__dict__})
         final = plan.with_widths(widths_of(trial.units, outcome.picks))
+        require_space(final.output)
         return final, _record(trial, losses, outcome)
 
 
@@ -72,8 +74,7 @@ def _filled(trial: Trial, losses: Sequence[Sequence[float]], team: Processes, pr
     progress("refinement", 0, limit)
     found = refined(tables, choice.picks, trial.loss, limit, team, plan.recipe.seed)
     widths = widths_of(trial.units, found.picks)
-    size = plan.search.target_bytes
-    if size is not None and plan.with_widths(widths).output.weight_bytes > size:  # by its headers
+    if not meets(plan.with_widths(widths)):  # by its headers or its layout
         return replace(found, picks=choice.picks, after=found.before)
     return found
 
