@@ -66,6 +66,19 @@ class Calibration(Data):
     )
 
 
+class Tune(Section):
+    """Block tuning: codes and scales of a block's layers are moved together towards the outputs it had before."""
+
+    steps: int = Field(200, ge=1, description="batches that are run forward and back, per block")
+    batch: int = Field(8, ge=1, description="samples in a batch")
+    rate: float = Field(
+        0.01, gt=0, le=1, description="how far a step moves a weight, in steps of its grid; falls to nothing"
+    )
+    scale_rate: float = Field(
+        0.001, ge=0, le=0.1, description="how far a step moves a scale, as a share of it; falls to nothing"
+    )
+
+
 class Recipe(Section):
     """A recipe of factorize, quantize or prune."""
 
@@ -76,6 +89,7 @@ class Recipe(Section):
     levels: tuple[Level, ...] = ()
     model: Model | None = None
     calibration: Calibration | None = None
+    tune: Tune | None = None
     seed: int = Field(0, ge=0)
     gates: tuple[str, ...] = ()
 

@@ -18,10 +18,12 @@ from aicompress.model.calibrate import Visitor, Walk, walk
 from aicompress.model.merging import Slot
 from aicompress.model.partial import PartialModel
 from aicompress.model.products import rounds
+from aicompress.model.tuning import Stage
 from aicompress.pipeline.calibration.gradients import differentiate, gradients
 from aicompress.pipeline.calibration.inputs import Inputs, calibration_inputs
 from aicompress.pipeline.calibration.ready import MIN_ROWS, completed, compress_together
 from aicompress.pipeline.calibration.request import module_of
+from aicompress.pipeline.calibration.tuned import can_move, tuned
 from aicompress.pipeline.layerwise import Known, Ready, Work
 from aicompress.pipeline.output import Planned
 from aicompress.pipeline.plan import Plan
@@ -31,6 +33,7 @@ from aicompress.weights import Weight
 DATA_FREE = "calibration rows: data-free"
 UNREACHED = "no gradient reaches it: data-free"
 
+Tuner = Callable[[Mapping[str, InputStats], Stage], Mapping[str, Tensor]]
 Read = Callable[[str], GradientStats | None]  # moments of a layer's gradients by its name
 
 
@@ -63,15 +66,29 @@ class Engine:
         assert plan.recipe.calibration is not None
         model = module_of(plan.checkpoint, plan.recipe, plan.request.allow_code)
         loader = PartialModel(plan.checkpoint, model)
-        inputs = calibration_inputs(plan.checkpoint, model, plan.recipe.calibration, plan.recipe.seed, team)
+        most = {} if plan.recipe.tune is None else {"most": plan.recipe.tune.batch}
+        inputs = calibration_inputs(plan.checkpoint, model, plan.recipe.calibration, plan.recipe.seed, team, **most)
         places = {tensor: loader.place_of(tensor) for tensor in selected(plan)}
         wanted = {tensor: place for tensor, place in places.items() if place is not None}
         return cls(plan, model, loader, inputs, wanted, team)
 
     def walk(
-        self, visitor: Visitor, needs: frozenset[str], progress: Callable[[int, int], None], changes: bool = True
+        self,
+        visitor: Visitor,
+        needs: frozenset[str],
+        progress: Callable[[int, int], None],
+        changes: bool = True,
+        tune: Tuner | None = None,
     ) -> None:
-        """Bring the statistics of every block to the visitor; say whether that one changes layers."""
+        """Bring the statistics of every block to the visitor, or to what tunes the block in its place.
+
+        Args:
+            visitor: compresses layers.
+            needs: statistics to collect.
+            progress: told of blocks.
+            changes: the visitor changes layers.
+            tune: compresses the layers of a block.
+        """
         job = Walk(
             model=self.model,
             loader=self.loader,
@@ -82,6 +99,7 @@ class Engine:
             team=self.team,
             rounded=self.rounded,
             changes=changes,
+            tune=tune,
         )
         walk(job, visitor, progress)
 
@@ -124,10 +142,12 @@ def compress(work: Work, team: Processes) -> dict[str, Any]:
     with gradients(work.plan, team, work.say) if graded(work.plan) else nullcontext() as store:
         read: Read | None = None if store is None else store.read
         if walked(work.plan):
+            writer = _Writer(work, read, engine.wanted)
             engine.walk(
-                _Together(work.plan, team, _Writer(work, read)),
+                _Together(work.plan, team, writer),
                 walked(work.plan),
                 lambda done, total: work.say(f"block {done} of {total}"),
+                tune=None if work.plan.recipe.tune is None else writer.tune,
             )
         for name in left:
             if name not in work.journal.done:  # such as a parameter that the running model uses in its own way
@@ -182,11 +202,17 @@ def write(
         read: reads gradients, for methods that use them.
         ready: what it has been compressed to already.
     """
-    infos = [layer.info for layer in work.plan.by_tensor[name]]
+    known, note = known_of(work.plan, name, inputs, read)
+    return work.write(name, {key: dataclasses.replace(found, ready=ready) for key, found in known.items()}, note)
+
+
+def known_of(plan: Plan, name: str, inputs: InputStats, read: Read | None) -> tuple[dict[str, Known], str]:
+    """What a parameter's layers are compressed with, by layer name, and what to say of it in their rows."""
+    infos = [layer.info for layer in plan.by_tensor[name]]
     notes: list[str] = []
-    if walked(work.plan) and inputs.count < MIN_ROWS:
+    if walked(plan) and inputs.count < MIN_ROWS:
         notes.append(f"{inputs.count} {DATA_FREE}")
-    if walked(work.plan):
+    if walked(plan):
         inputs = completed(inputs, infos)
     found = {info.name: None if read is None else read(info.name) for info in infos}
     for info in infos if read is not None else ():
@@ -194,8 +220,8 @@ def write(
         if moments is None or not moments.square.any():
             notes.append(UNREACHED)
             found[info.name] = GradientStats.flat(info.shape)
-    known = {name: Known(inputs if inputs.count else None, moments, ready) for name, moments in found.items()}
-    return work.write(name, known, "; ".join(dict.fromkeys(notes)))
+    known = {key: Known(inputs if inputs.count else None, moments) for key, moments in found.items()}
+    return known, "; ".join(dict.fromkeys(notes))
 
 
 def scarce(work: Work) -> list[str]:
@@ -223,6 +249,7 @@ class _Writer:
 
     work: Work
     read: Read | None
+    places: Mapping[str, str | Slot]
 
     def finished(self, layers: Sequence[str]) -> Mapping[str, Tensor] | None:
         """A block that an earlier run wrote: its parameters as the working files hold them."""
@@ -232,11 +259,23 @@ class _Writer:
         return {name: written.dense(name) for name in layers}
 
     def visit(self, stats: Mapping[str, InputStats]) -> Mapping[str, Tensor]:
+        return self._written(stats, compress_together(self.work.plan, stats))
+
+    def tune(self, stats: Mapping[str, InputStats], stage: Stage) -> Mapping[str, Tensor]:
+        """Compress the layers of a block, and tune those whose codes can move."""
+        plan = self.work.plan
+        ready = compress_together(plan, stats)
+        for name, inputs in stats.items():
+            if name not in ready and can_move(plan, name):
+                (job,) = plan.by_tensor[name]
+                ready[name] = compressed(plan, job, known_of(plan, name, inputs, self.read)[0][job.info.name])
+        return self._written(stats, {**ready, **tuned(plan, stage, ready, self.places)})
+
+    def _written(self, stats: Mapping[str, InputStats], ready: Mapping[str, Ready]) -> dict[str, Tensor]:
         parameters = self.work.plan.output.parameters
-        ready = compress_together(self.work.plan, stats)
         found: dict[str, Tensor] = {}
         for name, inputs in stats.items():
-            value = write(self.work, name, inputs, self.read, ready.pop(name, None))
+            value = write(self.work, name, inputs, self.read, ready.get(name))
             found[name] = _dense(value, parameters[name])
         return found
 
