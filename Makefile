@@ -6,10 +6,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 AIC := $(BIN)/aicompress
 BUILD := build
+PEERS := $(BUILD)/bench-venv/.ready
+BENCH ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check format lint types dist bench-streaming clean
+.PHONY: help setup demo test check format lint types dist clean
+.PHONY: bench-peers bench-quantize bench-prune bench-streaming bench-memory
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,8 +41,26 @@ types: $(READY)
 dist: $(READY) ## build the wheel
 	$(BIN)/python -m build --wheel --outdir dist .
 
-bench-streaming: $(READY) ## time 4-bit quantization of a large model against cp
-	$(BIN)/python scripts/bench_streaming.py --folder $(BUILD)/bench
+bench-peers: $(PEERS) ## make the venv of the peers that the benchmarks compare with
+
+$(PEERS): scripts/bench/requirements.txt
+	$(PYTHON) -m venv $(BUILD)/bench-venv
+	$(BUILD)/bench-venv/bin/python -m pip install --quiet $(PIP_ARGS) $$(grep '^torch==' $<)
+	$(BUILD)/bench-venv/bin/python -m pip install --quiet $(PIP_ARGS) --requirement $<
+	@touch $@
+
+# BENCH holds options, e.g. BENCH="--model M --calibration C.txt --text T.txt --minutes 9"; --help lists them.
+bench-quantize: $(READY) $(PEERS) ## quantization beside llm-compressor, HQQ, quanto, auto-round, onnxruntime
+	$(BIN)/python -m scripts.bench.quantize --folder $(BUILD)/bench $(BENCH)
+
+bench-prune: $(READY) $(PEERS) ## pruning beside llm-compressor, torch and torch-pruning
+	$(BIN)/python -m scripts.bench.prune --folder $(BUILD)/bench $(BENCH)
+
+bench-streaming: $(READY) $(PEERS) ## time 4-bit quantization of a large model against cp
+	$(BIN)/python -m scripts.bench.quantize --folder $(BUILD)/bench --parts streaming --skip-long $(BENCH)
+
+bench-memory: $(READY) ## peak memory of a calibrated step on a model of a billion parameters
+	$(BIN)/python -m scripts.bench.memory --folder $(BUILD)/bench
 
 clean: ## remove what make made, but not .venv
 	rm -rf $(BUILD) dist .pytest_cache .mypy_cache .ruff_cache

@@ -70,6 +70,8 @@ class InputStats:
         norms: mean of x², (in,), or None.
         mean_abs: mean of |x|, (in,), or None.
         cross: mean of x x̂ᵀ, (in, in), x the original model's input where x̂ is the compressed model's; or None.
+        mean: mean of x, (in,), or None.
+        original_mean: mean of the original model's x, (in,), beside `cross`; or None.
     """
 
     count: int
@@ -77,12 +79,15 @@ class InputStats:
     norms: Tensor | None = None
     mean_abs: Tensor | None = None
     cross: Tensor | None = None
+    mean: Tensor | None = None
+    original_mean: Tensor | None = None
 
     @classmethod
     def white(cls, width: int) -> InputStats:
         """Statistics of inputs of which nothing is known: independent, all of one size."""
         identity, ones = torch.eye(width), torch.ones(width)
-        return cls(1, identity, ones, ones, identity)
+        zeros = torch.zeros(width)
+        return cls(1, identity, ones, ones, identity, zeros, zeros)
 
     def through(self, matrix: Tensor) -> InputStats:
         """Statistics of y = M x for these x: what the outer factor of a low-rank layer is given.
@@ -99,7 +104,8 @@ class InputStats:
             raise ValueError("only second-order statistics go through a matrix")
         gram = matrix @ self.gram @ matrix.t()
         cross = None if self.cross is None else matrix @ self.cross @ matrix.t()
-        return InputStats(self.count, gram, gram.diagonal().clone(), None, cross)
+        means = [None if mean is None else matrix @ mean for mean in (self.mean, self.original_mean)]
+        return InputStats(self.count, gram, gram.diagonal().clone(), None, cross, *means)
 
     def merged(self, other: InputStats) -> InputStats:
         """Statistics over both samples: means weighted by their counts.
@@ -111,7 +117,7 @@ class InputStats:
         if not self.count or not other.count:
             return self if self.count else other
         means: dict[str, Tensor | None] = {}
-        for name in ("gram", "norms", "mean_abs", "cross"):
+        for name in ("gram", "norms", "mean_abs", "cross", "mean", "original_mean"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if (mine is None) != (theirs is None):
                 raise ValueError(f"only one of the statistics has {name}")

@@ -29,23 +29,23 @@ class Journal:
     done: dict[str, Any]
 
     @classmethod
-    def start(cls, work: Path, fingerprint: str) -> Journal:
+    def start(cls, work: Path, fingerprint: str, name: str = NAME) -> Journal:
         """A new journal in a working directory."""
-        path = work / NAME
+        path = work / name
         path.write_text(json.dumps({"fingerprint": fingerprint}) + "\n", encoding="utf-8")
         return cls(path, {})
 
     @classmethod
-    def resume(cls, work: Path, fingerprint: str) -> Journal:
+    def resume(cls, work: Path, fingerprint: str, name: str = NAME) -> Journal:
         """Go on with the journal of a stopped run; a new one when there is none.
 
         Raises:
             Refused: the stopped run had another input, recipe or version.
         """
-        path = work / NAME
+        path = work / name
         if not path.is_file():
-            return cls.start(work, fingerprint)
-        require_same(work, fingerprint)
+            return cls.start(work, fingerprint, name)
+        require_same(work, fingerprint, name)
         text = path.read_text(encoding="utf-8")
         first, *rest = text.splitlines()
         notes = {note["parameter"]: note["note"] for note in map(_parsed, rest) if "parameter" in note}
@@ -62,13 +62,13 @@ class Journal:
         self.done[parameter] = note
 
 
-def require_same(work: Path, fingerprint: str) -> None:
+def require_same(work: Path, fingerprint: str, name: str = NAME) -> None:
     """Refuse to go on with what a different run left; nothing of it is touched.
 
     Raises:
         Refused: the stopped run had another input, recipe or version.
     """
-    path = work / NAME
+    path = work / name
     if not path.is_file():
         return
     first = (path.read_text(encoding="utf-8").splitlines() or ["{}"])[0]

@@ -1,7 +1,8 @@
 """Input statistics of layers in a safetensors file: means over calibration rows, and how many rows there were.
 
 Layout: the tensors of a layer are `<parameter>/gram` (in, in) float32, the mean of x xᵀ, `<parameter>/mean_abs` (in,),
-the mean of |x|, and `<parameter>/norms` (in,), the mean of x², where no Gram matrix holds it as its diagonal.
+the mean of |x|, `<parameter>/mean` (in,), the mean of x, and `<parameter>/norms` (in,), the mean of x², where no Gram
+matrix holds it as its diagonal.
 Layers with the same input share their tensors. Where gradients were asked for, `<layer>/gradient_mean` and
 `<layer>/gradient_square`, (out, in) float32, are the moments of per-sample gradients in the layer's weight; a factor
 of a low-rank layer is a layer of its own here. The header's metadata holds, as JSON:
@@ -36,7 +37,7 @@ from aicompress.layer import GradientStats, InputStats
 from aicompress.weights import TensorSpec
 
 MARK, VERSION = "aicompress_statistics", "1"
-STATISTICS = ("gram", "norms", "mean_abs")
+STATISTICS = ("gram", "norms", "mean_abs", "mean")
 GRADIENTS = ("gradient_mean", "gradient_square")
 
 
@@ -98,7 +99,8 @@ class StatisticsFile:
         with safe_open(self.path, "pt") as file:
             found: dict[str, Tensor] = {s: file.get_tensor(f"{leader}/{s}") for s in self.specs(parameter)}
         norms = found["gram"].diagonal().clone() if "gram" in found else found.get("norms")
-        return InputStats(int(self.rows[leader]), found.get("gram"), norms, found.get("mean_abs"))
+        means = {"mean_abs": found.get("mean_abs"), "mean": found.get("mean")}
+        return InputStats(int(self.rows[leader]), found.get("gram"), norms, **means)
 
     def gradient_spec(self, layer: str) -> TensorSpec | None:
         """Dtype and shape of a layer's gradients; None where the file holds none of it."""
@@ -193,7 +195,7 @@ class StatisticsWriter:
             kept = {"gram": found.gram, "norms": found.norms if found.gram is None else None}
             tensors = {
                 f"{name}/{s}": tensor.float().contiguous()
-                for s, tensor in {**kept, "mean_abs": found.mean_abs}.items()
+                for s, tensor in {**kept, "mean_abs": found.mean_abs, "mean": found.mean}.items()
                 if tensor is not None
             }
             self._put(name, tensors)

@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from aicompress.report.model import Report
 
 
-def show_inspection(source: str, analyze: bool, as_json: bool) -> None:
-    """Print what a checkpoint, or a file of statistics, holds."""
+def show_inspection(source: str, as_json: bool, analysis: tuple[int, float] | None = None) -> None:
+    """Print what a checkpoint, or a file of statistics, holds; its weights analyzed at a group size and an error."""
     from aicompress.checkpoint.statistics import is_statistics
-    from aicompress.pipeline.inspect import inspect
+    from aicompress.pipeline.inspect import Analysis, inspect
 
     if is_statistics(Path(source)):
         show_statistics(Path(source), as_json)
         return
-    found = inspect(source, analyze)
+    found = inspect(source, Analysis(*analysis) if analysis else None)
     if as_json:
         print(json.dumps(dataclasses.asdict(found), indent=2, ensure_ascii=False))
         return
@@ -36,7 +36,9 @@ def show_inspection(source: str, analyze: bool, as_json: bool) -> None:
     print(f"{numbers.exact_size(side.weight_bytes)}, {side.parameters:,} parameters")
     for warning in found.warnings:
         print(f"warning: {warning}")
-    render.table(_parameters(found, analyze))
+    render.table(_parameters(found, analysis is not None))
+    if analysis:
+        render.table(_rounding(found, analysis[1]))
     totals = [(t.kind, t.count, t.numbers, t.nbytes) for t in found.totals]
     render.table(Table.of("By kind", ("kind", "parameters", "numbers", "bytes"), totals))
     steps = [
@@ -70,6 +72,19 @@ def _parameters(found: Inspection, analyze: bool) -> Table:
             ]  # fmt: skip
         rows.append(cells)
     return Table.of("Parameters", [*headings, *spread], rows)
+
+
+def _rounding(found: Inspection, max_error: float) -> Table:
+    """A row per layer: what rounding to nearest does to it."""
+    headings = ["layer", "group", "peak / std", "kurtosis", "outliers", "levels of 16"]
+    rows: list[list[object]] = []
+    for row in found.rows:
+        if (r := row.rounding) is not None and (d := row.distribution) is not None:
+            plain: list[object] = [row.name, r.group, r.peak, d.kurtosis, d.outliers, r.levels]
+            rows.append([*plain, *r.errors.values(), r.proposed])
+    errors = next(([f"error at {bits}" for bits in r.errors] for row in found.rows if (r := row.rounding)), [])
+    title = f"Rounding to nearest; proposed are the least bits whose error is within {max_error:g}"
+    return Table.of(title, [*headings, *errors, "proposed"], rows)
 
 
 def show_statistics(path: Path, as_json: bool) -> None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from aicompress.cli import options as o
 from aicompress.cli.progress import reporter
-from aicompress.errors import Refused
 
 if TYPE_CHECKING:
     from aicompress.report.model import Report
@@ -60,7 +59,7 @@ def command_for(name: str, summary: str) -> Callable[..., None]:
 def run(command: str, source: str, out: Path, recipe: tuple[str, list[str]], flags: Flags) -> None:
     """Plan a step and print the plan, or run it and print its report."""
     from aicompress import recipe as recipes
-    from aicompress.methods.registry import ChannelMethod, LayerMethod, StructuralMethod, get
+    from aicompress.methods.registry import ChannelMethod, StructuralMethod, get
     from aicompress.pipeline import layerwise, plan, structure
     from aicompress.pipeline.calibration.request import Request
     from aicompress.pipeline.channels import driver as channels
@@ -70,19 +69,14 @@ def run(command: str, source: str, out: Path, recipe: tuple[str, list[str]], fla
 
     loaded = recipes.load(recipe[0], command, recipe[1])
     method = get(command, loaded.method.name)
-    planned: Any
+    request = Request(flags.allow_code, flags.stats)
+    make: Any = plan.make_plan
     execute: Any = layerwise.run
-    if flags.stats and not isinstance(method, LayerMethod):
-        raise Refused(f"{loaded.method.name} reads no statistics of inputs", "leave --stats out")
     if isinstance(method, ChannelMethod):
-        execute = channels.run
-        planned = channel_plan.make_plan(source, destination(out, flags), loaded, command, Request(flags.allow_code))
+        make, execute = channel_plan.make_plan, channels.run
     elif isinstance(method, StructuralMethod):
-        execute = structure.run
-        planned = structure.make_plan(source, destination(out, flags), loaded, command)
-    else:
-        request = Request(flags.allow_code, flags.stats)
-        planned = plan.make_plan(source, destination(out, flags), loaded, command, request)
+        make, execute = structure.make_plan, structure.run
+    planned = make(source, destination(out, flags), loaded, command, request)
     options = Options(flags.resume, flags.latency, reporter(flags.quiet or not is_first()))
     conclude(planned, flags, lambda: execute(planned, options))
 

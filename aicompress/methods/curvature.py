@@ -82,11 +82,14 @@ def damped(gram: Tensor, damping: float) -> Tensor:
 def inverse_factor(positive: Tensor) -> Tensor:
     """The upper triangular C with H⁻¹ = Cᵀ C, from one Cholesky factorization and no explicit inverse.
 
-    Reversing the order of the inputs turns L Lᵀ into U Uᵀ with U upper; then H⁻¹ = U⁻ᵀ U⁻¹ and C = U⁻¹.
+    Reversing the order of the inputs turns L Lᵀ into U Uᵀ with U upper; then H⁻¹ = U⁻ᵀ U⁻¹ and C = U⁻¹, which is L⁻¹
+    in reverse. Three matrices of H's size are held at most, H among them.
     """
-    upper = torch.linalg.cholesky(positive.flip(0, 1)).flip(0, 1)
-    factor: Tensor = torch.linalg.solve_triangular(upper, torch.eye(len(positive), dtype=positive.dtype), upper=True)
-    return factor
+    lower = torch.linalg.cholesky(positive.flip(0, 1))
+    inverse = torch.eye(len(positive), dtype=positive.dtype)
+    torch.linalg.solve_triangular(lower, inverse, upper=False, out=inverse)
+    del lower
+    return inverse.flip(0, 1)
 
 
 def shifted(layer: Layer, hessian: Tensor, part: float) -> Tensor:

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from aicompress.errors import RecipeError, suggestion
-from aicompress.layer import Layer, LayerInfo
+from aicompress.layer import InputStats, Layer, LayerInfo
 from aicompress.methods.outputs import Anatomy, Output, Outputs
 from aicompress.weights import Weight
 
@@ -51,6 +51,19 @@ class MethodConfig(BaseModel):
             raise ValueError(f"give exactly one of {', '.join(self.one_of)}")
         return self
 
+    @classmethod
+    def beneath(cls, given: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+        """What a rule's fields leave of the method's: a preset replaces all, one of `one_of` the others.
+
+        Args:
+            given: fields of the recipe's method.
+            fields: fields of the rule.
+        """
+        kept = {"name": given["name"]} if "preset" in fields else given
+        if any(field in fields for field in cls.one_of):
+            kept = {key: value for key, value in kept.items() if key not in cls.one_of}
+        return kept
+
 
 @dataclass(frozen=True)
 class Method:
@@ -79,11 +92,13 @@ class Candidate:
         info: the layer.
         config: its config.
         read: reads the layer; call it late and drop the result.
+        unit: names the layers that share its input, which are one layer to some readers; None: it is alone.
     """
 
     info: LayerInfo
     config: Any
     read: Callable[[], Layer]
+    unit: Callable[[], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -131,16 +146,20 @@ class Part:
     Attributes:
         tensor: the parameter.
         module: the layer it belongs to, or the part of a fused one; a weight and its bias share it.
-        role: a producer computes the units, a consumer reads them; a whole unit is neither.
+        role: a producer computes the units, a consumer reads them, an offset is added to what a consumer gives; a whole
+            unit is none of these.
         first: the unit that the first row belongs to.
-        read: float32 matrix (units, numbers): row j belongs to unit first + j. Call it late and drop the result.
+        read: float32 matrix (units, numbers): row j belongs to unit first + j; one row for an offset. Call it late and
+            drop the result.
+        span: entries of the tensor's axis that make a unit; a row holds them one after the other.
     """
 
     tensor: str
     module: str
-    role: Literal["producer", "consumer", "whole"]
+    role: Literal["producer", "consumer", "offset", "whole"]
     first: int
     read: Callable[[], Tensor]
+    span: int = 1
 
 
 @dataclass(frozen=True)
@@ -151,11 +170,23 @@ class Structure:
         name: prefix of its tensors.
         size: number of units.
         parts: what each of its tensors gives to the units.
+        groups: the units lie in as many runs of equal length, and as many stay of each.
+        worth: heads that a unit stands for; of experts, how many a token goes to.
+        inputs: statistics of the consumers' inputs by tensor, for methods that read them.
+        importance: (units,) measured with calibration data, for methods that ask for it.
     """
 
     name: str
     size: int
     parts: tuple[Part, ...]
+    groups: int = 1
+    worth: int = 1
+    inputs: Mapping[str, InputStats] = field(default_factory=dict)
+    importance: Tensor | None = None
+
+    def of(self, role: str) -> tuple[Part, ...]:
+        """The parts of one role."""
+        return tuple(part for part in self.parts if part.role == role)
 
 
 class StructuralConfig(MethodConfig):
@@ -172,15 +203,28 @@ class StructuralMethod(Method):
     """A pure choice of the units that stay; the driver cuts tensors, renumbers and edits config.json.
 
     Attributes:
-        units: what it chooses among: whole blocks, or neurons of feed-forward layers.
+        units: what it chooses among: whole blocks, neurons of feed-forward layers, heads of attentions, coordinates of
+            the hidden width, or experts of mixtures.
         sizes: (structures, config) -> how many units of each structure stay; decided before any weight is read.
             Raises RecipeError when the config is impossible for them.
         keep: (structure, how many, config) -> the units that stay, ascending. Deterministic.
+        reads: config -> what it needs to know: statistics of the consumers' inputs, any of "gram", "norms", "mean_abs",
+            "mean"; of whole blocks their "influence" or "gradients", of experts "reap" or "frequency".
+        compares: config -> whether it also reads `cross`, the original model's inputs against the compressed one's.
+        refits: config -> whether `refit` gives values.
+        refit: (structure, units that stay, config) -> new float32 values by tensor, for consumers as `Part.read` gives
+            them, the rows of the units that stay, and for offsets; nothing where the rest stays as it is.
     """
 
-    units: Literal["blocks", "neurons"] = field(kw_only=True)
+    units: Literal["blocks", "neurons", "heads", "hidden", "experts"] = field(kw_only=True)
     sizes: Callable[[Sequence[Structure], Any], list[int]] = field(kw_only=True)
     keep: Callable[[Structure, int, Any], list[int]] = field(kw_only=True)
+    reads: Callable[[Any], frozenset[str]] = field(kw_only=True, default=lambda config: frozenset())
+    compares: Callable[[Any], bool] = field(kw_only=True, default=lambda config: False)
+    refits: Callable[[Any], bool] = field(kw_only=True, default=lambda config: False)
+    refit: Callable[[Structure, Sequence[int], Any], Mapping[str, Tensor]] = field(
+        kw_only=True, default=lambda structure, kept, config: {}
+    )
 
     kind: ClassVar[str] = "structural"
 

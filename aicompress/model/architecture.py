@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +17,7 @@ from typing import Any, Literal
 
 from aicompress.checkpoint.naming import is_transposed
 from aicompress.errors import CheckpointError
+from aicompress.model.grouping import grouped
 from aicompress.model.shapes import build, defaults, stored_shapes
 from aicompress.model.trial import NARROW, WIDE, lies_in_halves
 from aicompress.weights import TensorSpec
@@ -136,11 +136,11 @@ class Architecture:
         return build(self.config)
 
     @cached_property
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
+    def shapes(self) -> dict[str, tuple[int, ...]]:
         return stored_shapes(self._model)
 
     @cached_property
-    def _on_disk(self) -> Callable[[str], str]:
+    def on_disk(self) -> Callable[[str], str]:
         """From transformers' names to the checkpoint's, which may lack or add the base model's prefix."""
         prefix = f"{self._model.base_model_prefix}."
         variants: list[Callable[[str], str]] = [
@@ -148,29 +148,29 @@ class Architecture:
             lambda name: name.removeprefix(prefix),
             lambda name: prefix + name,
         ]
-        return max(variants, key=lambda variant: sum(variant(name) in self.specs for name in self._shapes))
+        return max(variants, key=lambda variant: sum(variant(name) in self.specs for name in self.shapes))
 
     def stacks(self) -> list[Stack]:
         """Every stack of two or more blocks whose number config.json sets."""
         found = []
-        for field in _fields(self.config, DEPTH_FIELDS):
+        for field in fields(self.config, DEPTH_FIELDS):
             size = value_at(self.config, field)
             if not isinstance(size, int) or size < 2:
                 continue
             shapes = stored_shapes(build(keep_blocks(self.config, field, range(size - 1))))
-            gone = [name for name in self._shapes if name not in shapes]
+            gone = [name for name in self.shapes if name not in shapes]
             last = re.compile(rf"(.+?)\.{size - 1}\.")
             prefixes = sorted({match[1] if (match := last.match(name)) else "" for name in gone})
-            unchanged = all(self._shapes.get(name) == shape for name, shape in shapes.items())
+            unchanged = all(self.shapes.get(name) == shape for name, shape in shapes.items())
             if prefixes and "" not in prefixes and unchanged:
-                mine = tuple(self._on_disk(f"{prefix}.").removesuffix(".") for prefix in prefixes)
+                mine = tuple(self.on_disk(f"{prefix}.").removesuffix(".") for prefix in prefixes)
                 found.append(Stack(mine[0], mine, size, field))
         return found
 
     def feed_forwards(self) -> list[FeedForward]:
         """Every feed-forward layer whose width config.json sets."""
         found = []
-        for field in _fields(self.config, WIDTH_FIELDS):
+        for field in fields(self.config, WIDTH_FIELDS):
             width = value_at(self.config, field)
             if width is None or (isinstance(width, int) and not isinstance(width, bool) and width > 0):
                 found += self._feed_forwards(field, width)
@@ -179,18 +179,18 @@ class Architecture:
     def _feed_forwards(self, field: Path, width: int | None) -> list[FeedForward]:
         probe = 2 * width if width else 16
         shapes = stored_shapes(build(with_value(self.config, field, probe)))
-        changed = {name: shape for name, shape in self._shapes.items() if shapes.get(name, shape) != shape}
+        changed = {name: shape for name, shape in self.shapes.items() if shapes.get(name, shape) != shape}
         couplings = [
             coupling
             for name, shape in changed.items()
             for coupling in self._couplings(name, shape, shapes[name], probe)
         ]
-        if set(shapes) != set(self._shapes) or len(couplings) != len(changed):
+        if set(shapes) != set(self.shapes) or len(couplings) != len(changed):
             return []
         widths = {self._shapes_on_disk[c.tensor][c.axis] // c.parts for c in couplings}
         if len(widths) != 1 or (width is not None and widths != {width}):
             return []
-        groups = _grouped(couplings)
+        groups = grouped(couplings)
         if any({coupling.role for coupling in group} != {"producer", "consumer"} for group in groups.values()):
             return []
         fused = any(coupling.parts > 1 for coupling in couplings)
@@ -206,27 +206,15 @@ class Architecture:
 
     @cached_property
     def _shapes_on_disk(self) -> dict[str, tuple[int, ...]]:
-        return {self._on_disk(name): shape for name, shape in self._shapes.items()}
+        return {self.on_disk(name): shape for name, shape in self.shapes.items()}
 
     def _couplings(self, name: str, shape: tuple[int, ...], probed: tuple[int, ...], probe: int) -> Iterable[Coupling]:
         axes = [axis for axis, size in enumerate(shape) if probed[axis] != size]
-        disk = self._on_disk(name)
+        disk = self.on_disk(name)
         if len(axes) != 1 or probed[axes[0]] % probe or (len(shape) > 2 and axes[0] != 0):
             return  # experts in one tensor of three dimensions lie in an order that the shape does not tell
         produces = axes[0] == (1 if is_transposed(disk, self.config) and len(shape) == 2 else 0)
         yield Coupling(disk, axes[0], probed[axes[0]] // probe, "producer" if produces else "consumer")
-
-
-def _grouped(couplings: list[Coupling]) -> dict[str, list[Coupling]]:
-    """Couplings by feed-forward layer: by all the numbers in their names, else by the first one alone."""
-    for pattern in (re.compile(r".*\.\d+(?=\.)"), re.compile(r".*?\.\d+(?=\.)")):
-        groups: dict[str, list[Coupling]] = defaultdict(list)
-        for coupling in couplings:
-            place = pattern.match(coupling.tensor)
-            groups[place[0] if place else ""].append(coupling)
-        if all({c.role for c in group} == {"producer", "consumer"} for group in groups.values()):
-            break
-    return dict(groups)
 
 
 def _levels(config: Mapping[str, Any], path: Path = ()) -> Iterable[Path]:
@@ -237,7 +225,7 @@ def _levels(config: Mapping[str, Any], path: Path = ()) -> Iterable[Path]:
             yield from _levels(value, (*path, key))
 
 
-def _fields(config: Mapping[str, Any], names: Iterable[str]) -> list[Path]:
+def fields(config: Mapping[str, Any], names: Iterable[str]) -> list[Path]:
     return [(*level, name) for level in _levels(config) for name in names if name in value_at(config, level)]
 
 

@@ -52,7 +52,7 @@ class Walk:
         loader: loads its parts.
         batches: keyword arguments of the model's forward; `attention_mask` marks real tokens.
         wanted: by layer name its module's path in the model, or its part of a merged parameter.
-        needs: statistics to collect: gram, norms, mean_abs.
+        needs: statistics to collect: gram, norms, mean_abs, mean.
         cross: also carry the original model's activations and collect E[x x̂ᵀ].
         team: processes that walk together, each with batches of its own; None for this one alone.
         rounded: linear layers and statistics multiply float32 numbers rounded to bfloat16.

@@ -114,7 +114,15 @@ class PartialModel:
             merged = self.model.get_submodule(place.module)._parameters[place.leaf]
             place.write(merged.data, dense)
         else:
-            self._put(self.targets[name][0], dense)
+            for target in self._tied_with(self.targets[name][0]):
+                self._put(target, dense)
+
+    def _tied_with(self, target: str) -> list[str]:
+        """A parameter of the model and those tied to it that the checkpoint does not hold."""
+        ties = self.model.all_tied_weights_keys if self.hugging else {}
+        ends = [end for end, source in ties.items() if source == target]
+        ends += [ties[target]] if target in ties else []
+        return [target, *(end for end in ends if end not in self._filling.held)]
 
     def drop(self, owns: Callable[[str], bool]) -> None:
         """Send parameters back to the meta device; computed buffers stay."""

@@ -82,10 +82,10 @@ def _differentiable(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     """A call of linear, or of addmm without factors, whose backward pass rounds too."""
     if function is functional.linear:
         bias = args[2] if len(args) > 2 else kwargs.get("bias")
-        return _RoundedLinear.apply(args[0], args[1], bias)  # type: ignore[no-any-return]
+        return _RoundedLinear.apply(args[0], args[1], bias)  # type: ignore[no-any-return, no-untyped-call]
     if kwargs:
         return torch.addmm(*args, **kwargs)
-    return _RoundedLinear.apply(args[1], args[2].t(), args[0])  # type: ignore[no-any-return]
+    return _RoundedLinear.apply(args[1], args[2].t(), args[0])  # type: ignore[no-any-return, no-untyped-call]
 
 
 def rounds(precision: str) -> bool:

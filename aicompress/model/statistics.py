@@ -26,13 +26,15 @@ class Sums:
     """Running sums over the rows of a layer's inputs, in float32.
 
     Attributes:
-        needs: which of gram, norms and mean_abs to keep.
+        needs: which of gram, norms, mean_abs and mean to keep.
         rounded: inputs of products are rounded to bfloat16.
         count: rows so far.
         gram: Σ x xᵀ; what lies below the diagonal is filled in by `mean`.
         squares: Σ x².
         absolute: Σ |x|.
         cross: Σ x x̂ᵀ.
+        total: Σ x.
+        original: Σ x of the original model, beside `cross`.
     """
 
     needs: frozenset[str]
@@ -42,6 +44,8 @@ class Sums:
     squares: Tensor | None = None
     absolute: Tensor | None = None
     cross: Tensor | None = None
+    total: Tensor | None = None
+    original: Tensor | None = None
 
     def add(self, rows: Tensor, original: Tensor | None = None) -> None:
         """Add rows (tokens, in), and the original model's rows for the same tokens if cross statistics are wanted."""
@@ -57,10 +61,14 @@ class Sums:
         if "mean_abs" in self.needs:
             absolute = rows.abs().sum(dim=0)
             self.absolute = absolute if self.absolute is None else self.absolute.add_(absolute)
+        if "mean" in self.needs:
+            self.total = _add_rows(self.total, rows)
         if original is not None:
             left, right = self._factor(original), self._factor(rows)
             with bfloat16_products(self.rounded):
                 self.cross = _zeros(self.cross, left, right).addmm_(left.t(), right)
+            if "mean" in self.needs:
+                self.original = _add_rows(self.original, original.float())
 
     def _factor(self, rows: Tensor) -> Tensor:
         """Rows as products see them. Rounded here, for oneDNN leaves small products to a library that does not."""
@@ -68,8 +76,8 @@ class Sums:
 
     def tensors(self) -> dict[str, Tensor]:
         """The sums there are, by name: what ranks add up."""
-        found = {"gram": self.gram, "squares": self.squares, "absolute": self.absolute, "cross": self.cross}
-        return {name: tensor for name, tensor in found.items() if tensor is not None}
+        names = ("gram", "squares", "absolute", "cross", "total", "original")
+        return {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
 
     def mean(self) -> InputStats:
         """Means over the rows; an input that no token reached gives count 0 and no statistics."""
@@ -79,7 +87,13 @@ class Sums:
         if "gram" in over:
             _mirror(over["gram"])
         norms = over["gram"].diagonal().clone() if "gram" in over else over.get("squares")
-        return InputStats(self.count, over.get("gram"), norms, over.get("absolute"), over.get("cross"))
+        rest = (over.get(name) for name in ("absolute", "cross", "total", "original"))
+        return InputStats(self.count, over.get("gram"), norms, *rest)
+
+
+def _add_rows(total: Tensor | None, rows: Tensor) -> Tensor:
+    summed = rows.sum(dim=0)
+    return summed if total is None else total.add_(summed)
 
 
 def _zeros(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:

@@ -115,7 +115,8 @@ class _Latent:
 
     def dense(self) -> Tensor:
         """The parameter, differentiable."""
-        matrix = _Decoded.apply(self.latent, self.scale, self.zero, self.ends).view(self.layer.wanted.shape)
+        values: Tensor = _Decoded.apply(self.latent, self.scale, self.zero, self.ends)  # type: ignore[no-untyped-call]
+        matrix = values.view(self.layer.wanted.shape)
         return from_matrix(matrix, self.layer.shape, self.layer.transposed)
 
     @torch.no_grad()

@@ -5,10 +5,10 @@ An edit is worked out from headers alone; it is not carried out here.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -17,8 +17,12 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.naming import kind_of, layer_name
 from aicompress.errors import CheckpointError, RecipeError
 from aicompress.methods.registry import Part, StructuralConfig, StructuralMethod, Structure
-from aicompress.model.architecture import Architecture, Coupling, FeedForward, Stack, keep_blocks, with_value
+from aicompress.model.architecture import Architecture, Stack, keep_blocks
 from aicompress.model.shapes import block_traits, build, misfits
+from aicompress.pipeline.calibration.request import Request
+from aicompress.pipeline.calibration.stacks import Scoring
+from aicompress.pipeline.plan import LayerPlan, known_kinds
+from aicompress.recipe import Recipe
 from aicompress.weights import TensorSpec
 
 
@@ -29,12 +33,15 @@ class Cut:
     Attributes:
         structure: the structure whose units lie there, by its place in the edit.
         axis: of the parameter's tensor.
-        parts: how many times the units follow one another on it.
+        spans: the axis holds one section after another, each with so many entries for every unit: (1, 1) for a fused
+            gate and up projection, (head size,) for the heads of a query projection.
+        begin: where the first section begins; what lies before and after the sections stays.
     """
 
     structure: int
     axis: int
-    parts: int
+    spans: tuple[int, ...] = (1,)
+    begin: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,12 +52,14 @@ class Change:
         source: the parameter of the input that it is made of.
         cuts: what is cut away from it.
         detail, note: for the report; both are empty where nothing changes.
+        refit: the method gives new values to what stays.
     """
 
     source: str
     cuts: tuple[Cut, ...] = ()
     detail: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
+    refit: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,9 @@ class Edit:
         sizes: how many units of each stay.
         changes: every parameter of the output in the input's order.
         warnings: what the user should know.
+        calibration: where samples came from that decided on the edit.
+        kept: the units that stay, for structures where that is decided already.
+        files: side files of the output that are not as in the input.
     """
 
     config: dict[str, Any] | None
@@ -70,18 +82,41 @@ class Edit:
     sizes: tuple[int, ...]
     changes: Mapping[str, Change]
     warnings: tuple[str, ...] = field(default=())
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    kept: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    files: Mapping[Path, bytes] = field(default_factory=dict)
+
+    @property
+    def changed(self) -> list[int]:
+        """Structures of which some units go."""
+        return [n for n, (s, size) in enumerate(zip(self.structures, self.sizes, strict=True)) if size < s.size]
+
+    @property
+    def consumers(self) -> list[str]:
+        """Parameters that read the units of which some go."""
+        changed = (self.structures[number] for number in self.changed)
+        return list(dict.fromkeys(part.tensor for structure in changed for part in structure.of("consumer")))
 
 
-def drop_blocks(checkpoint: Checkpoint, method: StructuralMethod, config: StructuralConfig) -> Edit:
+def drop_blocks(checkpoint: Checkpoint, method: StructuralMethod, recipe: Recipe, request: Request) -> Edit:
     """Keep some blocks of one stack and number them anew.
+
+    Which ones is decided here: names, config.json and bytes depend on it. Scores that need data run the model.
 
     Raises:
         Refused: no such stack, or the blocks that stay would compute otherwise in their new places.
     """
+    config = recipe.method
+    assert isinstance(config, StructuralConfig)
     architecture = Architecture.of(checkpoint.config, checkpoint.parameters())
     stack = _chosen_stack(architecture.stacks(), config.stack)
     structure = Structure(stack.name, stack.size, tuple(_block_parts(checkpoint, stack)))
     (size,) = method.sizes([structure], config)
+    scoring = _scoring(checkpoint, recipe, request, stack)
+    record: Mapping[str, Any] = {}
+    if method.reads(config) and size < stack.size:
+        scoring.require(method)
+        structure, record = replace(structure, importance=_importance(scoring, config, size)), scoring.record()
     kept = method.keep(structure, size, config)
     edited = keep_blocks(architecture.config, stack.field, kept)
     _require_same_blocks(architecture.config, edited, stack, kept)
@@ -92,7 +127,20 @@ def drop_blocks(checkpoint: Checkpoint, method: StructuralMethod, config: Struct
     dropped = ", ".join(str(block) for block in range(stack.size) if block not in kept)
     if dropped:
         warnings.append(f"{stack.name}: dropped block{'s' if ',' in dropped else ''} {dropped} of {stack.size}")
-    return Edit(edited, (structure,), (size,), changes, tuple(warnings))
+    return Edit(edited, (structure,), (size,), changes, tuple(warnings), record)
+
+
+def _scoring(checkpoint: Checkpoint, recipe: Recipe, request: Request, stack: Stack) -> Scoring:
+    infos = checkpoint.layers(known_kinds(checkpoint)[0])
+    layers = [LayerPlan(info, recipe.method) for info in infos if stack.block_of(info.tensor) is not None]
+    return Scoring(checkpoint, recipe, request, stack, layers)
+
+
+def _importance(scoring: Scoring, config: StructuralConfig, size: int) -> Tensor:
+    """Scores of the blocks by the method's strategy."""
+    if getattr(config, "strategy", "") == "taylor":
+        return scoring.taylor()
+    return scoring.influences(scoring.stack.size - size if getattr(config, "one_by_one", False) else 0)
 
 
 def _chosen_stack(stacks: list[Stack], wanted: str | None) -> Stack:
@@ -170,87 +218,26 @@ def _require_same_blocks(old: Mapping[str, Any], new: Mapping[str, Any], stack: 
                     )
 
 
-def narrow(checkpoint: Checkpoint, method: StructuralMethod, config: StructuralConfig) -> Edit:
-    """Keep some neurons of every feed-forward layer, as many in each that config.json counts together.
-
-    Raises:
-        Refused: config.json sets no width, or the checkpoint does not hold what its architecture has.
-    """
-    architecture = Architecture.of(checkpoint.config, checkpoint.parameters())
-    layers = _chosen_layers(architecture.feed_forwards(), config.stack)
-    _require_tensors(architecture, layers)
-    structures = tuple(Structure(layer.name, layer.width, tuple(_neuron_parts(checkpoint, layer))) for layer in layers)
-    sizes = method.sizes(structures, config)
-    edited, widths = dict(architecture.config), defaultdict(set)
-    for layer, size in zip(layers, sizes, strict=True):
-        widths[layer.field].add(size)
-        edited = with_value(edited, layer.field, size)
-    uneven = [".".join(path) for path, found in widths.items() if len(found) > 1]
-    if uneven:
-        raise RecipeError(f"{uneven[0]} of config.json holds one width for several layers", "give them the same width")
-    changes = {name: Change(name) for name in architecture.specs}
-    for number, (layer, size) in enumerate(zip(layers, sizes, strict=True)):
-        for coupling in layer.couplings if size < layer.width else ():
-            earlier = changes[coupling.tensor].cuts
-            cut = Cut(number, coupling.axis, coupling.parts)
-            changes[coupling.tensor] = Change(coupling.tensor, (*earlier, cut), {"neurons": f"{size} of {layer.width}"})
-    return Edit(edited, structures, tuple(sizes), changes)
+def with_refits(
+    changes: Mapping[str, Change], structures: Sequence[Structure], sizes: Sequence[int], refits: bool
+) -> dict[str, Change]:
+    """The changes, with those marked whose values the method gives: consumers of what is cut, and their biases."""
+    marked = dict(changes)
+    for structure, size in zip(structures, sizes, strict=True):
+        for part in structure.parts if refits and size < structure.size else ():
+            if part.role in ("consumer", "offset"):
+                change = marked[part.tensor]
+                detail = change.detail or {"refit": "takes up the mean of what goes"}
+                marked[part.tensor] = replace(change, refit=True, detail=detail)
+    return marked
 
 
-def _require_tensors(architecture: Architecture, layers: list[FeedForward]) -> None:
-    """The checkpoint must hold what its config.json says.
-
-    Raises:
-        CheckpointError: a tensor is missing, or of another width.
-    """
-    for layer in layers:
-        for c in layer.couplings:
-            spec = architecture.specs.get(c.tensor)
-            if spec is None:
-                raise CheckpointError(
-                    f"the checkpoint lacks {c.tensor}, which its architecture has",
-                    "save it again with a current transformers, so that its tensors have their present names",
-                )
-            if len(spec.shape) <= c.axis or spec.shape[c.axis] != layer.width * c.parts:
-                raise CheckpointError(
-                    f"{c.tensor} has shape {spec.shape}, but {'.'.join(layer.field)} of config.json is {layer.width}",
-                    "the checkpoint and its config.json do not belong together",
-                )
-
-
-def _chosen_layers(layers: list[FeedForward], stack: str | None) -> list[FeedForward]:
-    if not layers:
-        raise CheckpointError(
-            "config.json sets no width of feed-forward layers that can be changed",
-            "it is tied to the hidden size, or gates are interleaved, or one tensor stores all experts",
-        )
-    chosen = [layer for layer in layers if stack is None or layer.name.startswith(f"{stack}.")]
-    if not chosen:
-        raise RecipeError(
-            f"method.stack: no feed-forward layer lies in {stack!r}", f"there are {layers[0].name} to {layers[-1].name}"
-        )
-    fields = {layer.field for layer in chosen}
-    shared = [layer for layer in layers if layer.field in fields and layer not in chosen]
-    if shared:
-        raise RecipeError(
-            f"{'.'.join(shared[0].field)} of config.json also sets the width of {shared[0].name}",
-            "leave method.stack out",
-        )
-    return chosen
-
-
-def _neuron_parts(checkpoint: Checkpoint, layer: FeedForward) -> Iterable[Part]:
-    """Rows of producers and columns of consumers, (neurons, numbers); a fused tensor gives several."""
-    for coupling in layer.couplings:
-        module = coupling.tensor.rpartition(".")[0]
-        for part in range(coupling.parts):
-            read = partial(_slices, checkpoint, coupling, part * layer.width, layer.width)
-            yield Part(coupling.tensor, f"{module}[{part}]", coupling.role, 0, read)
-
-
-def _slices(checkpoint: Checkpoint, coupling: Coupling, first: int, width: int) -> Tensor:
-    tensor = checkpoint.dense(coupling.tensor).movedim(coupling.axis, 0)
-    return tensor[first : first + width].float().reshape(width, -1)
+def offset_part(checkpoint: Checkpoint, consumer: str) -> Iterable[Part]:
+    """The bias of a consumer, which can take up the mean of what goes."""
+    module, _, leaf = consumer.rpartition(".")
+    bias = f"{module}.bias"
+    if leaf == "weight" and bias in checkpoint.parameters():
+        yield Part(bias, f"{module}[0]", "offset", 0, partial(_whole, checkpoint, bias))
 
 
 def require_loads(checkpoint: Checkpoint, edit: Edit, specs: Mapping[str, TensorSpec]) -> None:

@@ -1,4 +1,4 @@
-"""What tells one run of a step from another, so that a stopped one is never continued as something else."""
+"""What tells a run from another one: only the same one may go on where it was stopped."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def fingerprint(plan: Plan) -> str:
 
 
 def _evidence(plan: Plan) -> list[Any]:
-    """What stands for the data that a calibrated method sees."""
-    if plan.request.stats:
-        return [[str(path.absolute()), path.stat().st_mtime_ns, path.stat().st_size] for path in plan.request.stats]
-    return [digest(plan.recipe.calibration)] if plan.needs and plan.recipe.calibration is not None else []
+    """What stands for the data that a calibrated method, or a search, sees."""
+    files = [[str(path.absolute()), path.stat().st_mtime_ns, path.stat().st_size] for path in plan.request.stats]
+    reads = plan.search is not None or (bool(plan.needs) and not files)
+    return [*files, digest(plan.recipe.calibration)] if reads and plan.recipe.calibration is not None else files

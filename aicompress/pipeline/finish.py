@@ -35,6 +35,7 @@ class Facts:
         start: perf_counter at the start.
         quality, training: figures of steps that measure or train.
         calibration: where the statistics of a calibrated step came from.
+        bits: what a search for widths found.
     """
 
     recipe: Any
@@ -46,6 +47,7 @@ class Facts:
     quality: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
+    bits: dict[str, Any] = field(default_factory=dict)
 
 
 def finish(facts: Facts, output: Output, writer: CheckpointWriter, latency: Mode) -> Report:
@@ -108,5 +110,6 @@ def _report(facts: Facts, output: Output, written: Checkpoint, mode: Mode) -> Re
         seconds=seconds,
         peak_rss=peak_rss(),
         calibration=facts.calibration,
+        bits=facts.bits,
     )
     return replace(report, gates=gates.evaluate(facts.recipe.gates, report))

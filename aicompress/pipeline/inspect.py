@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,11 @@ from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.naming import byte_kind, kind_of, layer_name
+from aicompress.layer import LayerInfo, as_matrix
+from aicompress.methods.quantize.rtn import RtnConfig
+from aicompress.methods.quantize.widths import MAX_ERROR, WIDTHS, effective_levels, proposed, rounding_errors
 from aicompress.pipeline.plan import known_kinds
+from aicompress.pipeline.sharing import Sharing
 from aicompress.pipeline.sides import side_of, stored_numbers
 from aicompress.report.model import Side
 
@@ -47,6 +51,38 @@ class Distribution:
 
 
 @dataclass(frozen=True)
+class Analysis:
+    """What is asked of the weights.
+
+    Attributes:
+        group_size: columns that share a scale; rows whose width it does not divide have one scale.
+        max_error: the relative error that proposed bits keep.
+    """
+
+    group_size: int = 64
+    max_error: float = MAX_ERROR
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What rounding to nearest does to a layer, symmetric, with the full range of every group.
+
+    Attributes:
+        group: columns that share a scale.
+        peak: largest magnitude in standard deviations.
+        levels: of the 16 codes of 4 bits, how many are in use: 2 to the power of their entropy.
+        errors: ‖W − Ŵ‖ / ‖W‖ by bits.
+        proposed: the least bits within the bound, the same for layers that share their input; None where no bits are.
+    """
+
+    group: int
+    peak: float
+    levels: float
+    errors: dict[int, float]
+    proposed: int | None
+
+
+@dataclass(frozen=True)
 class ParameterRow:
     """One parameter.
 
@@ -71,6 +107,7 @@ class ParameterRow:
     numbers: int
     nbytes: int
     distribution: Distribution | None = None
+    rounding: Rounding | None = None
 
     @property
     def bits(self) -> float:
@@ -112,7 +149,7 @@ class Inspection:
 
 
 def inspect(
-    source: str | Path, analyze: bool = False, progress: Progress = lambda what, done, total: None
+    source: str | Path, analysis: Analysis | None = None, progress: Progress = lambda what, done, total: None
 ) -> Inspection:
     """Read what a checkpoint holds: headers only, unless its weights are to be analyzed, one at a time.
 
@@ -121,29 +158,65 @@ def inspect(
     """
     checkpoint = Checkpoint.open(source)
     kinds, warnings = known_kinds(checkpoint)
-    rows: list[ParameterRow] = []
+    rows: dict[str, ParameterRow] = {}
     parameters = checkpoint.parameters()
+    whole = [info for info in checkpoint.layers(kinds) if not info.part] if analysis else []
+    layers = {info.tensor: info for info in whole}
     for number, (name, spec) in enumerate(parameters.items()):
         kind = kinds[name] if kinds is not None and name in kinds else kind_of(name, spec)
         entry = checkpoint.manifest.entries.get(name)
-        rows.append(
-            ParameterRow(
-                layer_name(name) if kind else name, byte_kind(name, kind), entry.meta["form"] if entry else "dense",
-                described(entry.meta) if entry else "", spec.shape, str(spec.dtype).removeprefix("torch."),
-                stored_numbers(checkpoint, name), checkpoint.nbytes(name),
-                distribution(checkpoint.dense(name)) if analyze and spec.dtype.is_floating_point else None,
-            )
+        rows[name] = ParameterRow(
+            layer_name(name) if kind else name, byte_kind(name, kind), entry.meta["form"] if entry else "dense",
+            described(entry.meta) if entry else "", spec.shape, str(spec.dtype).removeprefix("torch."),
+            stored_numbers(checkpoint, name), checkpoint.nbytes(name),
         )  # fmt: skip
-        if analyze:
+        if analysis and spec.dtype.is_floating_point:
+            rows[name] = analyzed(rows[name], checkpoint.dense(name), layers.get(name), analysis)
             progress(name, number + 1, len(parameters))
+    if analysis:
+        rows = agreed(rows, Sharing(checkpoint, tuple(layers)))
     config = checkpoint.config or {}
     architecture = str((config.get("architectures") or [config.get("model_type", "")])[0])
     side = side_of(checkpoint, kinds, str(source))
-    lineage = checkpoint.manifest.lineage
-    return Inspection(side, checkpoint.layout, architecture, tuple(rows), _totals(rows), lineage, tuple(warnings))
+    found, lineage = tuple(rows.values()), checkpoint.manifest.lineage
+    return Inspection(side, checkpoint.layout, architecture, found, _totals(found), lineage, tuple(warnings))
 
 
-def _totals(rows: list[ParameterRow]) -> tuple[Total, ...]:
+def analyzed(row: ParameterRow, tensor: Tensor, layer: LayerInfo | None, analysis: Analysis) -> ParameterRow:
+    """A row with the distribution of its numbers and, for a layer, what rounding does to it."""
+    row = replace(row, distribution=distribution(tensor))
+    return row if layer is None else replace(row, rounding=rounding(as_matrix(tensor, layer.transposed), analysis))
+
+
+def rounding(matrix: Tensor, analysis: Analysis) -> Rounding:
+    """What rounding a matrix (out, in) does at each width."""
+    matrix = matrix.float()
+    fits = matrix.shape[1] % analysis.group_size == 0
+    shared = {"group_size": analysis.group_size} if fits else {"granularity": "channel"}
+    config = RtnConfig(name="rtn", bits=4, **shared)
+    errors = rounding_errors(matrix, config, WIDTHS)
+    spread = float(matrix.double().std(correction=0)) if matrix.numel() else 0.0
+    peak = float(matrix.abs().max()) / spread if spread else 0.0
+    group = analysis.group_size if fits else matrix.shape[1]
+    return Rounding(group, peak, effective_levels(matrix, config), errors, proposed(errors, analysis.max_error))
+
+
+def agreed(rows: dict[str, ParameterRow], sharing: Sharing) -> dict[str, ParameterRow]:
+    """Rows whose proposals are the same for layers that share their input: the widest of theirs."""
+    units: dict[str, list[str]] = {}
+    for name, row in rows.items():
+        if row.rounding is not None:
+            units.setdefault(sharing.leaders.get(name, name), []).append(name)
+    found = dict(rows)
+    for names in units.values():
+        theirs = {name: rounding for name in names if (rounding := rows[name].rounding) is not None}
+        wanted = [each.proposed for each in theirs.values()]
+        widest = None if None in wanted else max(bits for bits in wanted if bits is not None)
+        found |= {name: replace(rows[name], rounding=replace(each, proposed=widest)) for name, each in theirs.items()}
+    return found
+
+
+def _totals(rows: Sequence[ParameterRow]) -> tuple[Total, ...]:
     found = []
     for kind in dict.fromkeys(row.kind for row in rows):
         of_kind = [row for row in rows if row.kind == kind]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -28,11 +28,15 @@ from aicompress.pipeline.finish import Facts, finish, written_report
 from aicompress.pipeline.latency import Mode
 from aicompress.pipeline.layer_rows import changed_row, idle_row, noted
 from aicompress.pipeline.output import with_digests
-from aicompress.pipeline.plan import LayerPlan, Plan, layer_seed
+from aicompress.pipeline.plan import LayerPlan, Plan
 from aicompress.pipeline.processes import Processes, processes
 from aicompress.pipeline.row_blocks import row_blocks
+from aicompress.pipeline.settling import layer_seed
 from aicompress.report.model import LayerRow, Report
 from aicompress.weights import Dense, LowRank, Weight
+
+if TYPE_CHECKING:
+    from aicompress.pipeline.bits.decided import Found
 
 Progress = Callable[[str, int, int], None]  # what, done, total
 
@@ -151,12 +155,16 @@ def run(plan: Plan, options: Options | None = None) -> Report:
         CheckpointError: a weight holds NaN or infinity; nothing is left behind.
         OutOfSpace: the disk is full; nothing is left behind.
     """
+    from aicompress.pipeline.bits.decided import decided
+
     options = options or Options()
     team = processes(torch.device("cpu"))
     team.wait()  # until all have made their plans: those refuse an output that is there
+    found = decided(plan, options.resume, team, options.progress)
+    plan = found.plan
     collected = _collect(plan, team, options.progress)
     if team.rank == 0:
-        report = _lead(plan, options, team)
+        report = _lead(found, options, team)
         team.wait()
         return report
     if plan.needs and not collected:
@@ -171,16 +179,18 @@ def _collect(plan: Plan, team: Processes, progress: Progress) -> bool:
     """Make sure that the files of statistics exist; False for a step that reads none."""
     there = team.gather(plan.request.reads_files)[0]
     if plan.request.stats and not there:
-        from aicompress.pipeline.calibration.collect import collect
+        from aicompress.pipeline.calibration.blocks import selected
+        from aicompress.pipeline.calibration.collect import Wanted, collect
 
-        collect(plan, plan.request.stats[0], team, progress)
+        collect(plan, Wanted(selected(plan), plan.needs), plan.request.stats[0], team, progress)
         team.wait()
     return bool(plan.request.stats)
 
 
-def _lead(plan: Plan, options: Options, team: Processes) -> Report:
+def _lead(found: Found, options: Options, team: Processes) -> Report:
     """What the process does that writes."""
-    start = time.perf_counter()
+    start = time.perf_counter() - found.seconds
+    plan = found.plan
     output = plan.output
     mark = fingerprint(plan)
     if options.resume:
@@ -190,6 +200,7 @@ def _lead(plan: Plan, options: Options, team: Processes) -> Report:
         hashing(plan.checkpoint.source) as inputs,
     ):
         journal = (Journal.resume if options.resume else Journal.start)(writer.work, mark)
+        found.keep(writer.work)
         work = Work(plan, writer, journal, options.progress)
         for name in journal.done:
             work.tell(name)
@@ -198,6 +209,8 @@ def _lead(plan: Plan, options: Options, team: Processes) -> Report:
         final = with_digests(output, inputs.result())
         warnings = (*plan.warnings, *work.warnings)
         facts = Facts(plan.recipe, plan.checkpoint, plan.kinds, work.rows(), warnings, start, calibration=calibration)
+        facts = dataclasses.replace(facts, bits=found.record)
+        found.forget(writer.work)
         return finish(facts, final, writer, options.latency)
 
 
@@ -234,7 +247,7 @@ def _produce(plan: Plan, name: str, known: Mapping[str, Known]) -> tuple[Weight 
     jobs = [layer for layer in layers if layer.config is not None]
     value: Weight | Tensor
     if jobs:
-        value, rows = _compress(plan, name, jobs, known)
+        value, rows = compressed(plan, name, jobs, known)
     else:
         rows = []
         value = checkpoint.weight(name) if name in checkpoint.manifest.entries else checkpoint.read(name)
@@ -246,7 +259,7 @@ def _produce(plan: Plan, name: str, known: Mapping[str, Known]) -> tuple[Weight 
     return value, rows + [idle_row(layer) for layer in layers if layer.config is None]
 
 
-def _compress(
+def compressed(
     plan: Plan, name: str, jobs: list[LayerPlan], known: Mapping[str, Known]
 ) -> tuple[Weight, list[LayerRow]]:
     """Apply the method to a parameter, or to the parts of a low-rank one."""

@@ -6,7 +6,7 @@ import copy
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,7 @@ class Output:
         config: config.json, or None.
         shards: its weight files.
         source: the input's files, for the side files to take along.
+        files: side files that are written anew in their place.
     """
 
     destination: Destination
@@ -83,6 +84,7 @@ class Output:
     config: dict[str, Any] | None
     shards: tuple[ShardPlan, ...]
     source: Source
+    files: Mapping[Path, bytes] = field(default_factory=dict)
 
     @property
     def weight_bytes(self) -> int:
@@ -95,8 +97,9 @@ class Output:
         if self.destination.single:
             return 0
         texts = sum(len(text) for text in self._texts().values())
-        folder = self.source.folder
-        return texts + sum(os.path.getsize(folder / relative) for relative in self.source.side_files if folder)
+        folder, taken = self.source.folder, [path for path in self.source.side_files if path not in self.files]
+        texts += sum(len(content) for content in self.files.values())
+        return texts + sum(os.path.getsize(folder / relative) for relative in taken if folder)
 
     def encode(self, name: str, value: Tensor | Weight) -> dict[str, Tensor]:
         """Tensors on disk of one parameter, or of a block of its rows."""
@@ -117,7 +120,7 @@ class Output:
             writer.add(relative, content)
         if self.source.folder is not None:
             for side_file in self.source.side_files:
-                writer.add(side_file, self.source.folder / side_file)
+                writer.add(side_file, self.files.get(side_file, self.source.folder / side_file))
 
     def _texts(self) -> dict[str, bytes]:
         texts: dict[str, str] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,12 +14,14 @@ from aicompress.errors import CompressError, OutOfSpace, RecipeError, raise_all
 from aicompress.layer import Kind, LayerInfo
 from aicompress.measure import directory_nbytes
 from aicompress.methods import get
-from aicompress.methods.registry import Candidate, LayerMethod, MethodConfig
+from aicompress.methods.quantize.widths import WidthConfig, open_bits, with_bits
+from aicompress.methods.registry import LayerMethod, MethodConfig
 from aicompress.methods.zeros import outline_of
 from aicompress.model.kinds import layer_kinds
 from aicompress.pipeline.calibration import request as needs
 from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.output import Destination, Output, Planned, arrange, lineage_step, summarize
+from aicompress.pipeline.settling import search_of, settled
 from aicompress.pipeline.tied import open_input
 from aicompress.recipe import Recipe
 from aicompress.report import gates
@@ -59,6 +60,8 @@ class Plan:
         kinds: what the model definition says of the parameters.
         request: how it gets statistics of inputs, where the method reads them.
         warnings: what the user should know.
+        open: widths to choose among, of layers whose bits are to be searched; `layers` and `output` have the least.
+        search: what the recipe says of that search; None where nothing is open.
     """
 
     checkpoint: Checkpoint
@@ -69,6 +72,8 @@ class Plan:
     kinds: Mapping[str, Kind | None] | None
     request: Request = field(default_factory=Request)
     warnings: tuple[str, ...] = field(default=())
+    open: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    search: WidthConfig | None = None
 
     @cached_property
     def by_tensor(self) -> dict[str, list[LayerPlan]]:
@@ -87,7 +92,30 @@ class Plan:
         """What a dry run prints."""
         changed = [layer for layer in self.layers if layer.config is not None and layer.outline is not None]
         rows = [_row(self.method, layer) for layer in changed]
-        return summarize(self.output, self.checkpoint, rows, len(self.layers) - len(rows), self.warnings)
+        found = summarize(self.output, self.checkpoint, rows, len(self.layers) - len(rows), self.warnings)
+        if self.search is None:
+            return found
+        from aicompress.pipeline.bits.target import undecided
+
+        return undecided(self, found)
+
+    def with_widths(self, widths: Mapping[str, int]) -> Plan:
+        """The plan with these widths for some layers, laid out anew."""
+        layers = tuple(_with_width(self.method, layer, widths.get(layer.info.name)) for layer in self.layers)
+        step = self.output.manifest.lineage[-1]
+        output = arrange(self.checkpoint, self.output.destination, _parameters(self.checkpoint, layers), step)
+        return replace(self, layers=layers, output=output)
+
+    def at_width(self, tensor: str, bits: int) -> list[LayerPlan]:
+        """The layers of a parameter, the open ones with a width."""
+        return [
+            _with_width(self.method, layer, bits if layer.info.name in self.open else None)
+            for layer in self.by_tensor[tensor]
+        ]
+
+    def stored(self, tensor: str, bits: int) -> Weight | None:
+        """Outline of a parameter at a width; None for a plain tensor."""
+        return _combined(self.checkpoint, tensor, self.at_width(tensor, bits))
 
 
 def _row(method: LayerMethod, layer: LayerPlan) -> PlanRow:
@@ -95,11 +123,6 @@ def _row(method: LayerMethod, layer: LayerPlan) -> PlanRow:
     detail = {k: v for k, v in method.describe(layer.config, layer.outline).items() if k != "note"}
     info, size = layer.info, outline_nbytes(layer.outline)
     return PlanRow(info.name, info.kind, layer.rule, info.stored, layer.outline.form, detail, info.nbytes, size)
-
-
-def layer_seed(seed: int, name: str) -> int:
-    """A layer's own seed, so that the order of layers does not matter."""
-    return (seed << 32) ^ zlib.crc32(name.encode())
 
 
 def known_kinds(checkpoint: Checkpoint) -> tuple[Mapping[str, Kind | None] | None, list[str]]:
@@ -137,13 +160,29 @@ def make_plan(
     layers, found = _configure(chosen, recipe, method)
     raise_all(problems + found + needs.problems(checkpoint, recipe, method, list(layers.values()), request))
     require_writable(destination.path)
-    layers = _settle(checkpoint, layers, method, recipe.seed)
-    layers = {name: replace(layer, outline=_outline(method, layer)) for name, layer in layers.items()}
+    layers = settled(checkpoint, layers, method, recipe.seed)
+    searched = {name: layer.config for name, layer in layers.items() if open_bits(layer.config) == "auto"}
+    opened = {name: config.widths for name, config in searched.items() if isinstance(config, WidthConfig)}
+    layers = {name: _with_width(method, layer, opened.get(name, (None,))[0]) for name, layer in layers.items()}
     plans = tuple(layers.get(info.name, LayerPlan(info)) for info in infos)
     parameters = _parameters(checkpoint, plans)
     output = arrange(checkpoint, destination, parameters, lineage_step(command, recipe, checkpoint.source))
     require_space(output)
-    return Plan(checkpoint, recipe, method, plans, output, kinds, request, (*warnings, *left_out(checkpoint)))
+    warnings += left_out(checkpoint)
+    plan = Plan(checkpoint, recipe, method, plans, output, kinds, request, tuple(warnings), opened, search_of(searched))
+    if plan.search is not None:
+        from aicompress.pipeline.bits.target import require_reach
+
+        require_reach(plan)
+    return plan
+
+
+def _with_width(method: LayerMethod, layer: LayerPlan, bits: int | None) -> LayerPlan:
+    """A layer's plan with its outline, and with other bits where they are given."""
+    if layer.config is None:
+        return layer
+    layer = layer if bits is None else replace(layer, config=with_bits(layer.config, bits))
+    return replace(layer, outline=_outline(method, layer))
 
 
 def left_out(checkpoint: Checkpoint) -> list[str]:
@@ -178,27 +217,6 @@ def _configure(
         if problem is not None:
             problems.append(RecipeError(*problem))
     return layers, problems
-
-
-def _settle(
-    checkpoint: Checkpoint, layers: dict[str, LayerPlan], method: LayerMethod, seed: int
-) -> dict[str, LayerPlan]:
-    """Make knobs that depend on the data or on other layers explicit."""
-    if method.settle is None:
-        return layers
-    candidates = []
-    for layer in layers.values():
-
-        def read(info: LayerInfo = layer.info) -> object:
-            return checkpoint.layer(info, layer_seed(seed, info.name))
-
-        candidates.append(Candidate(layer.info, layer.config, read))  # type: ignore[arg-type]
-    mine = sum(layer.info.nbytes for layer in layers.values())
-    everything = sum(checkpoint.nbytes(name) for name in checkpoint.parameters())
-    # Names, shapes and the manifest: an upper bound, so that a byte budget is never exceeded.
-    headers = 8192 + 256 * len(checkpoint.tensors) + 768 * len(layers)
-    configs = method.settle(candidates, everything - mine + headers)
-    return {name: replace(layer, config=c) for (name, layer), c in zip(layers.items(), configs, strict=True)}
 
 
 def _outline(method: LayerMethod, layer: LayerPlan) -> Weight:

@@ -22,7 +22,8 @@ from aicompress.checkpoint.reader import require_finite
 from aicompress.layer import Layer, as_matrix
 from aicompress.measure import relative, squared_sums
 from aicompress.pipeline.layer_rows import changed_row, idle_row
-from aicompress.pipeline.plan import LayerPlan, Plan, layer_seed
+from aicompress.pipeline.plan import LayerPlan, Plan
+from aicompress.pipeline.settling import layer_seed
 from aicompress.report.model import LayerRow
 from aicompress.weights import Dense
 

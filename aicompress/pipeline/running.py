@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -59,11 +59,13 @@ class Setting:
         model: how to build a bare file's module.
         allow_code: the recipe's factory may run.
         device: cpu or cuda.
+        kernels: fast ones where there are any, or the reference that decodes.
     """
 
     model: Model | None = None
     allow_code: bool = False
     device: str = "cpu"
+    kernels: Literal["fast", "reference"] = "fast"
 
     def start(self, path: str) -> Running:
         """Load a checkpoint.
@@ -74,7 +76,7 @@ class Setting:
         from aicompress.model.load import load
 
         built = None if self.model is None else _built(path, self.model, self.allow_code)
-        module = load(path, model=built, device=self.device)
+        module = load(path, model=built, device=self.device, kernels=self.kernels)
         if not isinstance(module, nn.Module):
             raise CheckpointError(
                 f"{path} names no architecture, so it cannot be run",

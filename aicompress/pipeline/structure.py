@@ -2,35 +2,48 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint, CheckpointWriter
 from aicompress.checkpoint.place import require_apart, require_free, require_writable
-from aicompress.checkpoint.reader import digests, require_finite
 from aicompress.errors import CompressError, RecipeError, raise_all
 from aicompress.layer import Kind, LayerInfo
 from aicompress.methods import get
+from aicompress.methods.prune.targets import TargetedConfig
 from aicompress.methods.registry import StructuralConfig, StructuralMethod
-from aicompress.pipeline.edits import Change, Cut, Edit, drop_blocks, narrow, require_loads
-from aicompress.pipeline.finish import Facts, finish
-from aicompress.pipeline.layerwise import Options
-from aicompress.pipeline.output import Destination, Output, Planned, arrange, lineage_step, summarize, with_digests
-from aicompress.pipeline.plan import collect, known_kinds, left_out, require_space, stored_outline
+from aicompress.pipeline.calibration import request as needs
+from aicompress.pipeline.calibration.request import Request
+from aicompress.pipeline.cutting import Cutting, planned
+from aicompress.pipeline.edits import Change, Edit, drop_blocks, require_loads
+from aicompress.pipeline.experts import drop_experts
+from aicompress.pipeline.finish import Facts, finish, written_report
+from aicompress.pipeline.heads import drop_heads
+from aicompress.pipeline.layerwise import Options, Progress, hashing
+from aicompress.pipeline.narrowing import narrow_hidden
+from aicompress.pipeline.neurons import narrow
+from aicompress.pipeline.output import Destination, Output, arrange, lineage_step, summarize, with_digests
+from aicompress.pipeline.plan import LayerPlan, collect, known_kinds, left_out, require_space
+from aicompress.pipeline.processes import Processes, processes
+from aicompress.pipeline.targets import Sizing
 from aicompress.pipeline.tied import open_input
 from aicompress.recipe import Recipe, Select
 from aicompress.report import gates
 from aicompress.report.model import LayerRow, Report
 from aicompress.report.plan import PlanRow, PlanSummary
-from aicompress.weights import LowRank, TensorSpec, Weight, outline_nbytes
-from aicompress.weights.cutting import cut
+from aicompress.weights import LowRank, outline_nbytes
+
+EDITS = {
+    "blocks": drop_blocks,
+    "neurons": narrow,
+    "heads": drop_heads,
+    "hidden": narrow_hidden,
+    "experts": drop_experts,
+}
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,7 @@ class StructurePlan:
         edit: what changes.
         output: every file and byte of the output.
         kinds: what the model definition says of the parameters.
+        request: how it gets statistics of inputs, where the method reads them.
         warnings: what the user should know.
     """
 
@@ -55,7 +69,21 @@ class StructurePlan:
     edit: Edit
     output: Output
     kinds: Mapping[str, Kind | None] | None
-    warnings: tuple[str, ...]
+    request: Request = field(default_factory=Request)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Statistics of the consumers' inputs that the method needs."""
+        decided = self.method.units in ("blocks", "experts") or not self.edit.changed
+        return frozenset() if decided else self.method.reads(self.recipe.method)
+
+    @property
+    def layers(self) -> tuple[LayerPlan, ...]:
+        """Layers that make or read units of which some go."""
+        changed = (self.edit.structures[number] for number in self.edit.changed)
+        tensors = {part.tensor for structure in changed for part in structure.parts}
+        return tuple(LayerPlan(info, self.recipe.method) for info in self.infos if info.tensor in tensors)
 
     def rows(self, seconds: Mapping[str, float] | None = None) -> tuple[LayerRow, ...]:
         """A row for each layer of the input, the dropped ones included."""
@@ -105,7 +133,9 @@ class StructurePlan:
         return summarize(self.output, self.checkpoint, shown, len(self.infos) - len(rows), self.warnings)
 
 
-def make_plan(source: str | Path, destination: Destination, recipe: Recipe, command: str) -> StructurePlan:
+def make_plan(
+    source: str | Path, destination: Destination, recipe: Recipe, command: str, request: Request | None = None
+) -> StructurePlan:
     """Check everything and lay out the output.
 
     Reads headers only, unless whole blocks are chosen by their weights. transformers loads the planned output, without
@@ -117,6 +147,7 @@ def make_plan(source: str | Path, destination: Destination, recipe: Recipe, comm
     method = get(command, recipe.method.name)
     if not isinstance(method, StructuralMethod) or not isinstance(recipe.method, StructuralConfig):
         raise TypeError(f"{method.name} is not structural")
+    request = request or Request()
     checkpoint, tied = open_input(source)
     problems: list[CompressError] = collect(lambda: require_free(destination.path, destination.overwrite))
     problems += collect(lambda: require_apart(checkpoint.source, destination.path))
@@ -126,22 +157,40 @@ def make_plan(source: str | Path, destination: Destination, recipe: Recipe, comm
     kinds, warnings = known_kinds(checkpoint)
     warnings = [*tied, *warnings]
     infos = tuple(checkpoint.layers(kinds))
-    edit = (drop_blocks if method.units == "blocks" else narrow)(checkpoint, method, recipe.method)
     by_tensor = {info.tensor: info for info in infos}
-    parameters = {name: _planned(checkpoint, edit, name, by_tensor) for name in edit.changes}
-    require_loads(checkpoint, edit, {name: planned.dense for name, planned in parameters.items()})
     step = lineage_step(command, recipe, checkpoint.source)
-    output = arrange(checkpoint, destination, parameters, step, edit.config)
+
+    def lay(explicit: Recipe) -> tuple[Edit, Output]:
+        edit = EDITS[method.units](checkpoint, method, explicit, request)
+        parameters = {name: planned(checkpoint, edit, name, by_tensor) for name in edit.changes}
+        return edit, replace(arrange(checkpoint, destination, parameters, step, edit.config), files=edit.files)
+
+    explicit: Recipe = recipe
+    found: tuple[str, ...] = ()
+    if isinstance(recipe.method, TargetedConfig) and recipe.method.target is not None:
+        explicit, found = Sizing(recipe, lay).found()
+    edit, output = lay(explicit)
+    parameters = output.parameters
+    raise_all(_calibration_problems(checkpoint, recipe, method, [by_tensor[t] for t in edit.consumers], request))
+    require_loads(checkpoint, edit, {name: parameter.dense for name, parameter in parameters.items()})
     require_space(output)
-    plan = StructurePlan(checkpoint, recipe, method, infos, edit, output, kinds, ())
+    plan = StructurePlan(checkpoint, recipe, method, infos, edit, output, kinds, request)
     decoded = [name for name in parameters if plan.decoded(name)]
-    told = [*warnings, *edit.warnings, *left_out(checkpoint)]
+    told = [*warnings, *found, *edit.warnings, *left_out(checkpoint)]
     if decoded:
         told.append(
             f"{len(decoded)} compressed parameters cannot be cut in the form they have and are decoded, "
             f"{decoded[0]} for one: prune first, then quantize or sparsify"
         )
     return replace(plan, warnings=tuple(told))
+
+
+def _calibration_problems(
+    checkpoint: Checkpoint, recipe: Recipe, method: StructuralMethod, consumers: list[LayerInfo], request: Request
+) -> list[CompressError]:
+    """Everything that would keep the method from the statistics that it reads with these parameters."""
+    chosen = [LayerPlan(info, recipe.method) for info in consumers]
+    return needs.problems(checkpoint, recipe, method, chosen, request)
 
 
 def _unused_sections(recipe: Recipe) -> list[CompressError]:
@@ -155,94 +204,61 @@ def _unused_sections(recipe: Recipe) -> list[CompressError]:
     ]
 
 
-def _planned(checkpoint: Checkpoint, edit: Edit, name: str, infos: Mapping[str, LayerInfo]) -> Planned:
-    """Outline of one parameter of the output."""
-    change = edit.changes[name]
-    old = checkpoint.parameters()[change.source]
-    shape = list(old.shape)
-    for one in change.cuts:
-        shape[one.axis] = edit.sizes[one.structure] * one.parts
-    spec = TensorSpec(old.dtype, tuple(shape))
-    weight = stored_outline(checkpoint, change.source)
-    info = infos.get(change.source)
-    if weight is None or info is None:
-        return Planned(spec, None, info)
-    for one in change.cuts:
-        index = torch.arange(edit.sizes[one.structure] * one.parts, device="meta")
-        weight = None if weight is None else _cut_matrix(weight, info.transposed, old.shape, one, index)
-    columns = math.prod(spec.shape[1:])
-    matrix = (columns, spec.shape[0]) if info.transposed else (spec.shape[0], columns)
-    return Planned(spec, weight, replace(info, tensor=name, shape=matrix, tensor_shape=spec.shape))
-
-
-def _cut_matrix(weight: Weight, transposed: bool, shape: tuple[int, ...], one: Cut, index: Tensor) -> Weight | None:
-    """Cut the matrix (out, in) of a compressed parameter along one axis of its tensor, whose shape was `shape`."""
-    axis = 1 - one.axis if transposed else one.axis
-    tail = math.prod(shape[2:])  # a kernel's elements lie beside one another in a row
-    if axis > 1:
-        return None
-    if axis == 1 and tail > 1:
-        index = (index[:, None] * tail + torch.arange(tail, device=index.device)).reshape(-1)
-    return cut(weight, axis, index)
-
-
 def run(plan: StructurePlan, options: Options | None = None) -> Report:
-    """Write the output of a plan, its report inside. A stopped run starts anew: nothing here takes long.
+    """Write the output of a plan, its report inside. A stopped run starts anew.
+
+    Under torchrun the processes share the calibration samples and the first one writes; the others return its report.
 
     Raises:
         CheckpointError: a weight holds NaN or infinity; nothing is left behind.
         OutOfSpace: the disk is full; nothing is left behind.
     """
     options = options or Options()
+    team = processes(torch.device("cpu"))
+    team.wait()  # until all have made their plans: those refuse an output that is there
+    collected = _collect(plan, team, options.progress)
+    if team.rank == 0:
+        report = _lead(plan, options, team)
+        team.wait()
+        return report
+    if plan.reads and not collected:
+        from aicompress.pipeline.calibration.structures import follow
+
+        follow(plan, team)
+    team.wait()
+    return written_report(plan.output)
+
+
+def _collect(plan: StructurePlan, team: Processes, progress: Progress) -> bool:
+    """Make sure that the files of statistics exist; False for a step that reads none."""
+    there = team.gather(plan.request.reads_files)[0]
+    if plan.request.stats and not there:
+        from aicompress.pipeline.calibration.collect import Wanted, collect
+
+        collect(plan, Wanted(plan.edit.consumers, plan.reads), plan.request.stats[0], team, progress)
+        team.wait()
+    return bool(plan.request.stats)
+
+
+def _lead(plan: StructurePlan, options: Options, team: Processes) -> Report:
+    """What the process does that writes."""
     start = time.perf_counter()
-    output, kept = plan.output, _Kept(plan)
-    seconds: dict[str, float] = {}
-    with CheckpointWriter(output.destination.path, output.shards) as writer, ThreadPoolExecutor(1) as pool:
-        inputs = pool.submit(digests, plan.checkpoint.source)
-        total, done = sum(p.dense.nbytes for p in output.parameters.values()), 0
-        for name, planned in output.parameters.items():
-            began = time.perf_counter()
-            for disk, tensor in output.encode(name, _value(plan, name, kept)).items():
-                writer.put(disk, tensor)
-            seconds[plan.edit.changes[name].source] = time.perf_counter() - began
-            done += planned.dense.nbytes
-            options.progress(name, done, total)
+    output = plan.output
+    with (
+        CheckpointWriter(output.destination.path, output.shards) as writer,
+        hashing(plan.checkpoint.source) as inputs,
+    ):
+        work = Cutting(plan, writer, options.progress)
+        calibration = dict(plan.edit.calibration)
+        if plan.reads:
+            from aicompress.pipeline.calibration import structures
+
+            calibration = structures.choose(work, team, inputs)
+        for name in output.parameters:
+            if name not in work.seconds:
+                work.write(name)
         final = with_digests(output, inputs.result())
-        facts = Facts(plan.recipe, plan.checkpoint, plan.kinds, plan.rows(seconds), plan.warnings, start)
+        warnings = (*plan.warnings, *work.warnings)
+        rows = plan.rows({plan.edit.changes[name].source: seconds for name, seconds in work.seconds.items()})
+        facts = Facts(plan.recipe, plan.checkpoint, plan.kinds, rows, warnings, start, calibration=calibration)
         return finish(facts, final, writer, options.latency)
-
-
-class _Kept:
-    """The units that stay in each structure, chosen when the first of its tensors is cut."""
-
-    def __init__(self, plan: StructurePlan) -> None:
-        self._plan = plan
-        self._chosen: dict[int, Tensor] = {}
-
-    def index(self, one: Cut) -> Tensor:
-        """Positions that stay along a tensor's axis; a fused axis repeats the units."""
-        edit = self._plan.edit
-        structure = edit.structures[one.structure]
-        if one.structure not in self._chosen:
-            units = self._plan.method.keep(structure, edit.sizes[one.structure], self._plan.recipe.method)
-            self._chosen[one.structure] = torch.tensor(units)
-        return torch.cat([self._chosen[one.structure] + part * structure.size for part in range(one.parts)])
-
-
-def _value(plan: StructurePlan, name: str, kept: _Kept) -> Tensor | Weight:
-    """One parameter of the output, in the form that was planned for it."""
-    checkpoint, change = plan.checkpoint, plan.edit.changes[name]
-    planned = plan.output.parameters[name]
-    if planned.weight is not None and planned.info is not None:
-        weight: Weight | None = checkpoint.weight(change.source)
-        shape, transposed = checkpoint.parameters()[change.source].shape, planned.info.transposed
-        for one in change.cuts:
-            assert weight is not None  # the plan made the same cuts in its outline
-            weight = _cut_matrix(weight, transposed, shape, one, kept.index(one))
-        assert weight is not None
-        return weight
-    tensor = checkpoint.dense(change.source)
-    require_finite(tensor, change.source, checkpoint.path)
-    for one in change.cuts:
-        tensor = tensor.index_select(one.axis, kept.index(one))
-    return tensor

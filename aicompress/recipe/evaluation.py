@@ -63,6 +63,11 @@ class EvalRecipe(Section):
     model: Model | None = None
     quality: Quality = Quality()
     latency: Timing | None = Field(None, description="none means that nothing is timed")
+    kernels: Literal["fast", "reference"] = Field(
+        "fast",
+        description="fast: as aicompress.load runs it here, in part in bfloat16; reference: exactly as stored, "
+        "which is what other readers see",
+    )
     seed: int = Field(0, ge=0)
     gates: tuple[str, ...] = ()
 

@@ -123,11 +123,7 @@ class Recipe(Section):
     def _with(self, part: Rule | Level, where: str) -> tuple[MethodConfig | None, str]:
         if part.skip:
             return None, where
-        given = self.method.model_dump(exclude_unset=True)
-        if "preset" in part.fields:
-            given = {"name": given["name"]}
-        if any(field in part.fields for field in self.method.one_of):
-            given = {key: value for key, value in given.items() if key not in self.method.one_of}
+        given = self.method.beneath(self.method.model_dump(exclude_unset=True), part.fields)
         return validated(type(self.method), {**given, **part.fields}, where), where
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from aicompress.report import compare, markdown, numbers, plots, tables
+from aicompress.report import bits, compare, markdown, numbers, plots, tables
 from aicompress.report.compare import Comparison
 from aicompress.report.model import Report
 from aicompress.report.quality import figures
@@ -163,6 +163,7 @@ def _sections(report: Report) -> Sequence[Section]:
         Section("Bytes by tensor kind", by_kind, (plots.kinds(report),) if by_kind.rows else ()),
         Section("Training", tables.training(report), (plots.training(curves),) if curves else ()),
         Section("Compressed layers: size and error", plots=(plots.layers(compressed),) if compressed else ()),
+        Section("Bits", bits.table(report), legend=bits.legend(report), sortable=True),
         Section("Layers", tables.layers(report), sortable=True),
         Section("Recipe", code=markdown.recipe_yaml(report.recipe) if report.recipe else ""),
         Section("Lineage", tables.lineage(report)),

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from aicompress.report import tables
+from aicompress.report import bits, tables
 from aicompress.report.model import Report
 from aicompress.report.table import Cell, Table
 
@@ -35,6 +35,9 @@ def to_markdown(report: Report) -> str:
     ):
         if section.rows:
             parts.append(f"## {section.title}\n\n{table(section)}")
+    chosen = bits.table(report)
+    if chosen.rows:
+        parts.append(_folded(f"{chosen.title} ({len(chosen.rows)})", f"{text(bits.legend(report))}\n\n{table(chosen)}"))
     for section in (tables.layers(report), tables.lineage(report), tables.environment(report)):
         if section.rows:
             parts.append(_folded(f"{section.title} ({len(section.rows)})", table(section)))

@@ -146,6 +146,8 @@ class Report:
         peak_rss: bytes.
         calibration: of a calibrated step: `data`, where the samples came from, with sha256, number and seed;
             `statistics`, files that were read; `processes` that ran them. Empty otherwise.
+        bits: of a step that searched for widths: `target` and `value`, what was measured on how many `samples`, the
+            losses of the choice, and `units`: layers that got one width, with bytes and loss of each they could have.
         baselines: further checkpoints that eval compared with; their figures are under quality.against by path.
     """
 
@@ -165,6 +167,7 @@ class Report:
     seconds: float
     peak_rss: int
     calibration: dict[str, Any] = field(default_factory=dict)
+    bits: dict[str, Any] = field(default_factory=dict)
     baselines: tuple[Baseline, ...] = ()
     schema_version: int = SCHEMA_VERSION
 

@@ -13,7 +13,7 @@ from aicompress.report.table import Table
 
 @dataclass(frozen=True)
 class PlanRow:
-    """One layer that changes."""
+    """One layer that changes; its bytes are None where they depend on a choice that the run makes."""
 
     name: str
     kind: str
@@ -22,7 +22,24 @@ class PlanRow:
     after: str
     detail: dict[str, Any]
     bytes_before: int
-    bytes_after: int
+    bytes_after: int | None
+
+
+@dataclass(frozen=True)
+class Undecided:
+    """What a run will choose before it writes.
+
+    Attributes:
+        target, value: what the choice aims at, e.g. target_bytes and 20000000.
+        layers: how many layers are chosen for.
+        least, most: weight bytes of the output between which the choice lies.
+    """
+
+    target: str
+    value: float
+    layers: int
+    least: int
+    most: int
 
 
 @dataclass(frozen=True)
@@ -34,10 +51,11 @@ class PlanSummary:
         source, out: as given.
         method: the method and its resolved parameters.
         rows: layers that change; `unchanged` counts the rest.
-        weight_files: exact bytes of each weight file.
+        weight_files: exact bytes of each weight file; of the least choice where something is undecided.
         other_bytes: exact bytes of configuration and side files; the report comes on top.
         bytes_before: of the input's weight files.
         warnings: what the user should know.
+        undecided: what the run chooses, or None.
     """
 
     command: str
@@ -50,6 +68,7 @@ class PlanSummary:
     other_bytes: int
     bytes_before: int
     warnings: tuple[str, ...] = ()
+    undecided: Undecided | None = None
 
     @property
     def weight_bytes(self) -> int:
@@ -57,8 +76,9 @@ class PlanSummary:
 
     def to_json(self) -> str:
         plain = dataclasses.asdict(self)
-        plain["weight_bytes"] = self.weight_bytes
-        plain["size"] = {"ratio": self.weight_bytes / self.bytes_before if self.bytes_before else None}
+        known = self.undecided is None
+        plain["weight_bytes"] = self.weight_bytes if known else None
+        plain["size"] = {"ratio": self.weight_bytes / self.bytes_before if known and self.bytes_before else None}
         return json.dumps(plain, indent=2, ensure_ascii=False)
 
 
@@ -75,11 +95,17 @@ def files(plan: PlanSummary) -> Table:
     """The files that would be written."""
     rows: list[tuple[str, int]] = list(plan.weight_files.items())
     rows.append(("configuration and side files", plan.other_bytes))
-    return Table.of("Files (the report comes on top)", ("file", "bytes"), rows)
+    what = "the report comes on top" if plan.undecided is None else "with the least of all choices, and no report"
+    return Table.of(f"Files ({what})", ("file", "bytes"), rows)
 
 
 def headline(plan: PlanSummary) -> str:
     """The plan in one line."""
+    if plan.undecided is not None:
+        found, before = plan.undecided, numbers.exact_size(plan.bytes_before)
+        span = f"{numbers.exact_size(found.least)} to {numbers.exact_size(found.most)}"
+        aim = f"{found.target} {found.value:,}" if isinstance(found.value, int) else f"{found.target} {found.value:g}"
+        return f"weights {before} → {span}: the bits of {found.layers} layers are measured and chosen for {aim}"
     ratio = numbers.ratio(plan.weight_bytes / plan.bytes_before if plan.bytes_before else None)
     return f"weights {numbers.exact_size(plan.bytes_before)} → {numbers.exact_size(plan.weight_bytes)}, {ratio}"
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from aicompress.measure import directory_nbytes
-from aicompress.pipeline.inspect import described, distribution, inspect
+from aicompress.pipeline.inspect import Analysis, described, distribution, inspect, rounding
 from tests.model.compressed import compress, integers, low_rank
 
 
@@ -94,7 +94,35 @@ def test_constants_and_empty_tensors_have_a_distribution() -> None:
 
 
 def test_analysis_covers_every_floating_parameter(cnn_file: Path) -> None:
-    rows = {row.name: row for row in inspect(cnn_file, analyze=True).rows}
+    rows = {row.name: row for row in inspect(cnn_file, Analysis(group_size=4)).rows}
     assert rows["conv1"].distribution is not None
     assert rows["conv1"].distribution.std > 0
     assert rows["bn1.num_batches_tracked"].distribution is None
+
+
+def test_rounding_by_hand() -> None:
+    """Codes -8 and 7 with scale 1 / 7.5, four of each: 2 levels in use; std 1, so the peak is 1."""
+    found = rounding(torch.tensor([[-1.0, 1.0] * 4]), Analysis(group_size=8))
+    assert found.levels == pytest.approx(2)
+    assert found.peak == pytest.approx(1)
+    # With b bits and n = (2^b - 1) / 2 steps to either end: |-1| is coded as round(n) / n and 1 as (round(n) - 1) / n.
+    for bits, error in found.errors.items():
+        n = (2**bits - 1) / 2
+        assert error == pytest.approx(0.5 / n, rel=1e-4)
+    assert found.proposed == 4
+    assert rounding(torch.tensor([[-1.0, 1.0] * 4]), Analysis(8, 0.001)).proposed is None
+    assert rounding(torch.zeros(2, 6), Analysis(4)).errors == {2: 0, 3: 0, 4: 0, 8: 0}
+
+
+def test_proposals_are_those_of_range(tiny_llama: Path, tmp_path: Path) -> None:
+    """What inspect proposes is what a recipe with bits: range does, layers of one input together."""
+    from tests.pipeline.calibration.steps import planned, write_recipe
+
+    method = {"name": "rtn", "bits": "range", "group_size": 16, "max_error": 0.085}
+    recipe = write_recipe(tmp_path, None, method=method)
+    summary = planned(tiny_llama, tmp_path / "out", recipe).summary()
+    found = {row.name: row.rounding for row in inspect(tiny_llama, Analysis(16, 0.085)).rows if row.rounding}
+    assert {row.name: row.detail["bits"] for row in summary.rows} == {
+        row.name: found[row.name].proposed for row in summary.rows
+    }
+    assert {rounding.group for rounding in found.values()} == {16}

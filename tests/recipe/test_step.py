@@ -44,7 +44,7 @@ REFUSED = {
     "another command's method": ("version: 1\nmethod: {name: svd, keep: 0.5}", "has no method 'svd'", "factorize"),
     "wrong type": ("version: 1\nmethod: {name: rtn, group_size: many}", "method.group_size: input should be", ""),
     "value out of range": ("version: 1\nmethod: {name: rtn, group_size: 0}", "greater than or equal to 1, got 0", ""),
-    "value not a choice": ("version: 1\nmethod: {name: rtn, bits: 5}", "method.bits: input should be 2, 3, 4 or 8", ""),
+    "value not a choice": ("version: 1\nmethod: {name: rtn, bits: 5}", "method.bits: input should be 2, 3, 4", ""),
     "unknown preset": ("version: 1\nmethod: {name: rtn, preset: W4}", "unknown preset 'W4': known are", ""),
     "fields that contradict": (
         "version: 1\nmethod: {name: rtn, activation_bits: 8}", "activation_bits needs bits: 8, granularity: channel", ""
@@ -160,7 +160,7 @@ def test_overrides(tmp_path: Path, override: str, read: Any, value: object) -> N
         ("=3", "is not KEY=VALUE"),
         ("version.x=3", "holds a value, not a section"),
         ("method.bist=3", "unknown key"),
-        ("method.bits=5", "input should be 2, 3, 4 or 8"),
+        ("method.bits=5", "input should be 2, 3, 4, 8, 'auto' or 'range'"),
     ],
 )
 def test_refused_overrides(tmp_path: Path, override: str, message: str) -> None:

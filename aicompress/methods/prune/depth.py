@@ -1,9 +1,11 @@
 """Drop whole blocks of a stack: the network becomes shallower, and faster on any hardware.
 
-Every strategy is data-free. `top`, `bottom` and `middle` name what is dropped, after Sajjad et al. 2020,
+Without data: `top`, `bottom` and `middle` name what is dropped, after Sajjad et al. 2020,
 arXiv:2004.03844 (`middle` is their symmetric dropping); `even` keeps blocks as far apart as possible, the first and the
 last among them, as Shleifer & Rush 2020, arXiv:2010.13002 do to start a student; `magnitude` drops the blocks of least
-Σ|W| over their matrices (Kim et al. 2024, arXiv:2402.02834, eq. 1).
+Σ|W| over their matrices (Kim et al. 2024, arXiv:2402.02834, eq. 1). With calibration data: `influence` drops the blocks
+that change their inputs least, 1 − E cos(x_in, x_out) (ShortGPT, Men et al. 2024, arXiv:2403.03853), all at once or one
+at a time with the others measured anew; `taylor` those whose weights matter least to the loss, Σ w² E[g²].
 """
 
 from __future__ import annotations
@@ -15,28 +17,47 @@ import torch
 from pydantic import ConfigDict, Field, model_validator
 
 from aicompress.errors import RecipeError
-from aicompress.methods.registry import StructuralConfig, StructuralMethod, Structure
+from aicompress.methods.prune.targets import TARGETS, TargetedConfig
+from aicompress.methods.registry import StructuralMethod, Structure
 
 
-class DepthConfig(StructuralConfig):
-    """Parameters of depth. Exactly one of drop, drop_layers and keep_layers."""
+class DepthConfig(TargetedConfig):
+    """Parameters of depth. Exactly one of drop, drop_layers, keep_layers and the targets."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"drop": [1]}, {"keep_layers": 2, "strategy": "top"}]})
-    one_of: ClassVar[tuple[str, ...]] = ("drop", "drop_layers", "keep_layers")
+    one_of: ClassVar[tuple[str, ...]] = ("drop", "drop_layers", "keep_layers", *TARGETS)
 
     name: Literal["depth"] = "depth"
     drop: tuple[int, ...] | None = Field(None, description="blocks to drop by number, from 0")
     drop_layers: int | None = Field(None, ge=0, description="how many blocks to drop")
     keep_layers: int | None = Field(None, ge=1, description="how many blocks to keep")
-    strategy: Literal["even", "top", "bottom", "middle", "magnitude"] = Field(
-        "even", description="which blocks go, when only their number is given"
+    strategy: Literal["even", "top", "bottom", "middle", "magnitude", "influence", "taylor"] = Field(
+        "even", description="which blocks go, when only their number is given; influence and taylor need data"
+    )
+    one_by_one: bool = Field(False, description="measure influence anew after every block that goes, without it")
+    loss: Literal["auto", "task", "own"] = Field(
+        "auto", description="for taylor: task, own (the model's predictions) or auto"
     )
 
     @model_validator(mode="after")
     def _one_choice(self) -> DepthConfig:
         if self.drop is not None and "strategy" in self.model_fields_set:
             raise ValueError("strategy has no meaning beside drop, which names the blocks")
+        if self.one_by_one and self.strategy != "influence":
+            raise ValueError("one_by_one measures influence: it needs strategy: influence")
         return self
+
+    def whole(self) -> DepthConfig:
+        """The same where nothing goes."""
+        return self.sized(1, 1).model_copy(update={"keep_layers": None, "drop_layers": 0})
+
+    def sized(self, units: int, of: int) -> DepthConfig:
+        """The same with so many blocks in place of the target."""
+        return self.model_copy(update={**dict.fromkeys(TARGETS), "keep_layers": units})
+
+    def probing(self) -> DepthConfig:
+        """The same with blocks chosen by their place, which costs nothing."""
+        return self.model_copy(update={"strategy": "even", "one_by_one": False})
 
 
 def sizes(structures: Sequence[Structure], config: DepthConfig) -> list[int]:
@@ -81,7 +102,9 @@ def keep(stack: Structure, size: int, config: DepthConfig) -> list[int]:
     if config.strategy == "even":
         return evenly_spaced(count, size)
     # The sort is stable: among equals the lower block stays.
-    order = torch.argsort(magnitudes(stack), descending=True, stable=True)
+    scores = magnitudes(stack) if config.strategy == "magnitude" else stack.importance
+    assert scores is not None  # the driver measures what `reads` names
+    order = torch.argsort(scores, descending=True, stable=True)
     return sorted(order[:size].tolist())
 
 
@@ -105,12 +128,18 @@ def magnitudes(stack: Structure) -> torch.Tensor:
     return total
 
 
+def reads(config: DepthConfig) -> frozenset[str]:
+    """What a config needs to know of the blocks."""
+    return {"influence": frozenset({"influence"}), "taylor": frozenset({"gradients"})}.get(config.strategy, frozenset())
+
+
 METHOD = StructuralMethod(
     name="depth",
     command="prune",
-    summary="drop whole blocks by number, place or weight magnitude; loads everywhere; data-free",
+    summary="drop whole blocks by number, place, weight magnitude, influence or gradient; loads everywhere",
     config=DepthConfig,
     units="blocks",
     sizes=sizes,
     keep=keep,
+    reads=reads,
 )

@@ -30,7 +30,7 @@ def sweep(wanted: Tensor, hessian: Tensor, levels: Grid, codes: Tensor) -> Tenso
     diagonal = hessian.diagonal()
     values = levels.values(codes)
     targets = values + (hessian @ (wanted - values)) / diagonal[:, None]
-    return round_columns(targets, -hessian / diagonal, levels, values)
+    return round_columns(targets, hessian / -diagonal, levels, values)
 
 
 def fit_scales(wanted: Tensor, hessian: Tensor, levels: Grid, codes: Tensor, dtype: torch.dtype) -> Grid:

@@ -25,6 +25,7 @@ from aicompress.methods.quantize.integer import (
     check,
     describe,
     outline,
+    settle,
     shared_columns,
     stored_scale_dtype,
 )
@@ -68,14 +69,14 @@ class Basis:
     """What the rounding of a layer takes from its inputs alone.
 
     Attributes:
-        hessian: damped H, (in, in) float64, inputs in their own order.
+        hessian: damped H, (in, in) float64, inputs in their own order; None where no target is shifted.
         order: (in,) the order of rounding.
-        sorted: H in the order of rounding.
+        sorted: H in the order of rounding, float32.
         coupling: (in, in) float32: C / diag(C) with H⁻¹ = Cᵀ C, in the order of rounding.
         saliency: 1 / (H⁻¹)_jj, (in,) float32, inputs in their own order.
     """
 
-    hessian: Tensor
+    hessian: Tensor | None
     order: Tensor
     sorted: Tensor
     coupling: Tensor
@@ -96,7 +97,8 @@ class Basis:
         factor = inverse_factor(ordered)
         saliency = torch.empty(len(order))
         saliency[order] = factor.square().sum(0).reciprocal().float()
-        return cls(hessian, order, ordered, (factor / factor.diagonal()[:, None]).float(), saliency)
+        coupling = factor.div_(factor.diagonal().clone()[:, None]).float()
+        return cls(hessian if config.shift else None, order, ordered.float(), coupling, saliency)
 
 
 def apply(layer: Layer, config: GptqConfig) -> Weight:
@@ -118,9 +120,14 @@ def together(layers: Sequence[Layer], config: GptqConfig) -> list[Weight]:
     basis = Basis.of(layers[0], config)
     found: list[Weight] = []
     for stack in _stacks(layers, config):
-        targets = [shifted(layer, basis.hessian, config.shift) for layer in stack]
+        targets = [_target(layer, basis, config) for layer in stack]
         found += _quantized(targets, basis, config, stack)
     return found
+
+
+def _target(layer: Layer, basis: Basis, config: GptqConfig) -> Tensor:
+    """What is rounded: the weight, or the one that makes up for compressed layers before it."""
+    return layer.weight.contiguous() if basis.hessian is None else shifted(layer, basis.hessian, config.shift)
 
 
 def _stacks(layers: Sequence[Layer], config: GptqConfig) -> list[list[Layer]]:
@@ -181,6 +188,7 @@ METHOD = LayerMethod(
     together=together,
     outline=outline,
     check=check,
+    settle=settle,
     describe=describe,
     compares=lambda config: config.shift > 0,
 )

@@ -15,7 +15,14 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.quantize.integer import IntegerConfig, check, describe, shared_columns, stored_scale_dtype
+from aicompress.methods.quantize.integer import (
+    IntegerConfig,
+    check,
+    describe,
+    settle,
+    shared_columns,
+    stored_scale_dtype,
+)
 from aicompress.methods.quantize.integer import outline as integer_outline
 from aicompress.methods.quantize.rounding import (
     EPSILON,
@@ -137,6 +144,7 @@ METHOD = LayerMethod(
     apply=apply,
     outline=outline,
     check=check,
+    settle=settle,
     describe=describe,
     by_rows=lambda config: True,
 )

@@ -18,6 +18,7 @@ from aicompress.methods.quantize.integer import (
     describe,
     encoded,
     outline,
+    settle,
     stored_scale_dtype,
 )
 from aicompress.methods.quantize.scales import least_error
@@ -53,5 +54,6 @@ METHOD = LayerMethod(
     apply=apply,
     outline=outline,
     check=check,
+    settle=settle,
     describe=describe,
 )

@@ -17,6 +17,7 @@ from torch import Tensor
 from aicompress.errors import RecipeError
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.curvature import damped, gram, loss
+from aicompress.methods.quantize.widths import open_bits
 from aicompress.methods.registry import LayerMethod, MethodConfig, get
 from aicompress.weights import Corrected, Dense, LowRank, Weight
 
@@ -54,7 +55,10 @@ class QeraConfig(MethodConfig):
             raise ValueError(f"{error.message}; {error.hint}") from None
         if method.name == "qera" or not isinstance(method, LayerMethod) or not method.needs <= NEEDS:
             raise ValueError(f"{method.name} cannot be corrected")
-        return method.config(**given).model_dump()
+        config = method.config(**given)
+        if open_bits(config):
+            raise ValueError("base needs explicit bits")
+        return config.model_dump()
 
 
 def base_of(config: QeraConfig) -> tuple[LayerMethod, MethodConfig]:

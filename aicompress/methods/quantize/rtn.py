@@ -22,14 +22,15 @@ from aicompress.methods.quantize.rounding import (
     scale_and_zero,
     squared_error,
 )
-from aicompress.methods.registry import LayerMethod, MethodConfig
+from aicompress.methods.quantize.widths import Bits, WidthConfig, settle
+from aicompress.methods.registry import LayerMethod
 from aicompress.weights import IntGrouped, Weight
 
 PRESET = re.compile(r"W([2-8])A(16|8)(?:G(\d+))?")
 STEPS = 40  # clips that the search for the range of least error tries
 
 
-class RtnConfig(MethodConfig):
+class RtnConfig(WidthConfig):
     """Parameters of rtn."""
 
     model_config = ConfigDict(
@@ -41,6 +42,7 @@ class RtnConfig(MethodConfig):
                 {"bits": 2, "granularity": "tensor", "range": "mse"},
                 {"bits": 4, "granularity": "channel", "symmetric": False, "range": "mse", "scale_dtype": "float32"},
                 {"preset": "W8A8"},
+                {"bits": "range", "max_error": 0.3},
             ]
         }
     )
@@ -49,7 +51,7 @@ class RtnConfig(MethodConfig):
     preset: str | None = Field(
         None, description="W8A16 W8A8 W4A16 W3A16 W2A16, with G64 for a group size; fields beside it win"
     )
-    bits: Literal[2, 3, 4, 8] = Field(8, description="bits of a code")
+    bits: Bits = Field(8, description="bits of a code; auto: searched on the running model; range: from its values")
     granularity: Literal["tensor", "channel", "group"] = Field("group", description="what shares a scale")
     group_size: int = Field(128, ge=1, description="input columns that share a scale, when granularity is group")
     symmetric: bool = Field(True, description="no zero point")
@@ -191,6 +193,7 @@ METHOD = LayerMethod(
     apply=apply,
     outline=outline,
     check=check,
+    settle=settle,
     describe=describe,
     by_rows=lambda config: config.granularity != "tensor",
 )

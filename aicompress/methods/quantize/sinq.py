@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.quantize.integer import IntegerConfig, check, describe, encoded, stored_scale_dtype
+from aicompress.methods.quantize.integer import IntegerConfig, check, describe, encoded, settle, stored_scale_dtype
 from aicompress.methods.quantize.integer import outline as integer_outline
 from aicompress.methods.quantize.scales import full_range, least_error
 from aicompress.methods.registry import LayerMethod
@@ -99,5 +99,6 @@ METHOD = LayerMethod(
     apply=apply,
     outline=outline,
     check=check,
+    settle=settle,
     describe=describe,
 )

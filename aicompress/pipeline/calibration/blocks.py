@@ -13,28 +13,23 @@ import torch
 from torch import Tensor
 
 from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_gradients
-from aicompress.layer import GradientStats, InputStats, from_matrix
+from aicompress.layer import InputStats, from_matrix
 from aicompress.model.calibrate import Visitor, Walk, walk
 from aicompress.model.merging import Slot
 from aicompress.model.partial import PartialModel
 from aicompress.model.products import rounds
 from aicompress.model.tuning import Stage
 from aicompress.pipeline.calibration.gradients import differentiate, gradients
-from aicompress.pipeline.calibration.inputs import Inputs, calibration_inputs
-from aicompress.pipeline.calibration.ready import MIN_ROWS, completed, compress_together
-from aicompress.pipeline.calibration.request import module_of
+from aicompress.pipeline.calibration.inputs import ROWS, Inputs, calibration_inputs
+from aicompress.pipeline.calibration.ready import DATA_FREE, UNREACHED, Read, compress_together, compressed, known_of
+from aicompress.pipeline.calibration.ready import MIN_ROWS as MIN_ROWS
+from aicompress.pipeline.calibration.request import Step, module_of
 from aicompress.pipeline.calibration.tuned import can_move, tuned
-from aicompress.pipeline.layerwise import Known, Ready, Work
+from aicompress.pipeline.layerwise import Ready, Work
 from aicompress.pipeline.output import Planned
 from aicompress.pipeline.plan import Plan
 from aicompress.pipeline.processes import Processes
-from aicompress.weights import Weight
-
-DATA_FREE = "calibration rows: data-free"
-UNREACHED = "no gradient reaches it: data-free"
-
-Tuner = Callable[[Mapping[str, InputStats], Stage], Mapping[str, Tensor]]
-Read = Callable[[str], GradientStats | None]  # moments of a layer's gradients by its name
+from aicompress.weights import TensorSpec, Weight
 
 
 @dataclass(frozen=True)
@@ -42,23 +37,29 @@ class Engine:
     """A model that is ready to be walked.
 
     Attributes:
-        plan: the step.
         model, loader: the model and what loads its parts.
         inputs: this process's batches.
         wanted: where the model has each selected parameter; those that it does not have are not in it.
         team: the processes that walk together.
+        rounded: products of float32 matrices round their inputs to bfloat16.
     """
 
-    plan: Plan
     model: Any
     loader: PartialModel
     inputs: Inputs
     wanted: Mapping[str, str | Slot]
     team: Processes
+    rounded: bool = False
 
     @classmethod
-    def of(cls, plan: Plan, team: Processes) -> Engine:
+    def of(cls, plan: Step, tensors: Sequence[str], team: Processes, most: int = ROWS) -> Engine:
         """Build the model without its weights, and read the calibration data.
+
+        Args:
+            plan: the step.
+            tensors: parameters whose layers' inputs are looked at.
+            team: the processes that walk together.
+            most: samples in a batch.
 
         Raises:
             RecipeError: the calibration data does not fit the model.
@@ -66,48 +67,31 @@ class Engine:
         assert plan.recipe.calibration is not None
         model = module_of(plan.checkpoint, plan.recipe, plan.request.allow_code)
         loader = PartialModel(plan.checkpoint, model)
-        most = {} if plan.recipe.tune is None else {"most": plan.recipe.tune.batch}
-        inputs = calibration_inputs(plan.checkpoint, model, plan.recipe.calibration, plan.recipe.seed, team, **most)
-        places = {tensor: loader.place_of(tensor) for tensor in selected(plan)}
+        inputs = calibration_inputs(plan.checkpoint, model, plan.recipe.calibration, plan.recipe.seed, team, most)
+        places = {tensor: loader.place_of(tensor) for tensor in tensors}
         wanted = {tensor: place for tensor, place in places.items() if place is not None}
-        return cls(plan, model, loader, inputs, wanted, team)
+        return cls(model, loader, inputs, wanted, team, rounds(plan.recipe.calibration.precision))
 
     def walk(
         self,
         visitor: Visitor,
         needs: frozenset[str],
+        cross: bool,
         progress: Callable[[int, int], None],
-        changes: bool = True,
-        tune: Tuner | None = None,
+        **options: Any,
     ) -> None:
-        """Bring the statistics of every block to the visitor, or to what tunes the block in its place.
+        """Bring the statistics of every block to the visitor, `cross` among them where they are wanted.
 
         Args:
             visitor: compresses layers.
             needs: statistics to collect.
-            progress: told of blocks.
-            changes: the visitor changes layers.
-            tune: compresses the layers of a block.
+            cross: also compare with the original model's inputs.
+            progress: told of every block.
+            options: more fields of `Walk`.
         """
-        job = Walk(
-            model=self.model,
-            loader=self.loader,
-            batches=self.inputs.batches,
-            wanted=self.wanted,
-            needs=needs,
-            cross=compares(self.plan),
-            team=self.team,
-            rounded=self.rounded,
-            changes=changes,
-            tune=tune,
-        )
+        batches, options = self.inputs.batches, {"rounded": self.rounded, **options}
+        job = Walk(self.model, self.loader, batches, self.wanted, needs, cross, self.team, **options)
         walk(job, visitor, progress)
-
-    @property
-    def rounded(self) -> bool:
-        """Whether products of float32 matrices round their inputs to bfloat16."""
-        assert self.plan.recipe.calibration is not None
-        return rounds(self.plan.recipe.calibration.precision)
 
     def record(self) -> dict[str, Any]:
         """Where the rows came from, for the report."""
@@ -135,7 +119,8 @@ def compress(work: Work, team: Processes) -> dict[str, Any]:
     Returns:
         The record of the calibration data.
     """
-    engine = Engine.of(work.plan, team)
+    tune = work.plan.recipe.tune
+    engine = Engine.of(work.plan, selected(work.plan), team, ROWS if tune is None else tune.batch)
     left = [name for name in selected(work.plan) if name not in work.journal.done]
     if not team.gather(bool(left))[0]:
         return engine.record()
@@ -144,10 +129,11 @@ def compress(work: Work, team: Processes) -> dict[str, Any]:
         if walked(work.plan):
             writer = _Writer(work, read, engine.wanted)
             engine.walk(
-                _Together(work.plan, team, writer),
+                Together(_specs(work.plan), team, writer),
                 walked(work.plan),
+                compares(work.plan),
                 lambda done, total: work.say(f"block {done} of {total}"),
-                tune=None if work.plan.recipe.tune is None else writer.tune,
+                tune=None if tune is None else writer.tune,
             )
         for name in left:
             if name not in work.journal.done:  # such as a parameter that the running model uses in its own way
@@ -167,13 +153,19 @@ def walked(plan: Plan) -> frozenset[str]:
 
 def follow(plan: Plan, team: Processes) -> None:
     """What the other processes do while the first one compresses: run their share of the batches."""
-    engine = Engine.of(plan, team)
+    engine = Engine.of(plan, selected(plan), team)
     if not team.gather(None)[0]:
         return
     if graded(plan):
         differentiate(plan, team, lambda moments: None, lambda done, total: None)
     if walked(plan):
-        engine.walk(_Together(plan, team, None), walked(plan), lambda done, total: None)
+        visitor = Together(_specs(plan), team, None)
+        engine.walk(visitor, walked(plan), compares(plan), lambda done, total: None)
+
+
+def _specs(plan: Plan) -> dict[str, TensorSpec]:
+    """The dense parameters that a layer-wise step puts into the running model."""
+    return {name: planned.dense for name, planned in plan.output.parameters.items()}
 
 
 def compress_from_files(work: Work, files: Sequence[StatisticsFile]) -> dict[str, Any]:
@@ -204,24 +196,6 @@ def write(
     """
     known, note = known_of(work.plan, name, inputs, read)
     return work.write(name, {key: dataclasses.replace(found, ready=ready) for key, found in known.items()}, note)
-
-
-def known_of(plan: Plan, name: str, inputs: InputStats, read: Read | None) -> tuple[dict[str, Known], str]:
-    """What a parameter's layers are compressed with, by layer name, and what to say of it in their rows."""
-    infos = [layer.info for layer in plan.by_tensor[name]]
-    notes: list[str] = []
-    if walked(plan) and inputs.count < MIN_ROWS:
-        notes.append(f"{inputs.count} {DATA_FREE}")
-    if walked(plan):
-        inputs = completed(inputs, infos)
-    found = {info.name: None if read is None else read(info.name) for info in infos}
-    for info in infos if read is not None else ():
-        moments = found[info.name]
-        if moments is None or not moments.square.any():
-            notes.append(UNREACHED)
-            found[info.name] = GradientStats.flat(info.shape)
-    known = {key: Known(inputs if inputs.count else None, moments) for key, moments in found.items()}
-    return known, "; ".join(dict.fromkeys(notes))
 
 
 def scarce(work: Work) -> list[str]:
@@ -281,18 +255,18 @@ class _Writer:
 
 
 @dataclass
-class _Together:
+class Together:
     """A visitor of several processes: what the first one has compressed, all get.
 
     Attributes:
-        plan: the step.
+        specs: what the tensors that are sent look like.
         team: the processes.
         first: does the work; None in all processes but the first.
     """
 
-    plan: Plan
+    specs: Mapping[str, TensorSpec]
     team: Processes
-    first: _Writer | None
+    first: Visitor | None
 
     def finished(self, layers: Sequence[str]) -> Mapping[str, Tensor] | None:
         """As the first process finds it."""
@@ -303,10 +277,9 @@ class _Together:
         return self._sent(None if self.first is None else self.first.visit(stats))
 
     def _sent(self, found: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
-        parameters = self.plan.output.parameters
         sent: dict[str, Tensor] = {}
         for name in self.team.gather(list(found or ()))[0]:
-            spec = parameters[name].dense
+            spec = self.specs[name]
             sent[name] = self.team.send(torch.empty(spec.shape, dtype=spec.dtype) if found is None else found[name])
         return sent
 

@@ -11,22 +11,35 @@ from torch import Tensor
 from aicompress.checkpoint.reader import digests
 from aicompress.checkpoint.statistics import StatisticsWriter
 from aicompress.layer import InputStats
-from aicompress.pipeline.calibration.blocks import Engine, selected
+from aicompress.pipeline.calibration.blocks import Engine
 from aicompress.pipeline.calibration.gradients import differentiate
-from aicompress.pipeline.plan import Plan
+from aicompress.pipeline.calibration.request import Step
 from aicompress.pipeline.processes import Processes
 
-ALWAYS = frozenset({"mean_abs"})  # costs next to nothing, and makes the file fit more methods
+ALWAYS = frozenset({"mean_abs", "mean"})  # cost next to nothing, and makes the file fit more methods
 
 
-def collect(plan: Plan, path: Path, team: Processes, progress: Callable[[str, int, int], None]) -> None:
-    """Run the model and keep the statistics of every selected layer; the first process writes the file.
+@dataclass(frozen=True)
+class Wanted:
+    """What to collect.
+
+    Attributes:
+        tensors: parameters whose layers' inputs are looked at.
+        needs: which statistics.
+    """
+
+    tensors: Sequence[str]
+    needs: frozenset[str]
+
+
+def collect(plan: Step, wanted: Wanted, path: Path, team: Processes, progress: Callable[[str, int, int], None]) -> None:
+    """Run the model and keep the statistics of layers' inputs; the first process writes the file.
 
     Raises:
         RecipeError: the calibration data does not fit the model.
     """
-    engine = Engine.of(plan, team)
-    needs = (plan.needs - {"gradients"}) | ALWAYS
+    engine = Engine.of(plan, wanted.tensors, team)
+    needs, graded = (wanted.needs - {"gradients"}) | ALWAYS, "gradients" in wanted.needs
 
     def tell(done: int, total: int) -> None:
         progress("statistics", done, total)
@@ -35,14 +48,14 @@ def collect(plan: Plan, path: Path, team: Processes, progress: Callable[[str, in
         progress("gradients", done, total)
 
     if team.rank != 0:
-        engine.walk(_Keeper(None), needs, tell, changes=False)
-        if "gradients" in plan.needs:
+        engine.walk(_Keeper(None), needs, False, tell, changes=False)
+        if graded:
             differentiate(plan, team, lambda moments: None, back)
         return
     with StatisticsWriter(path) as writer:
-        engine.walk(_Keeper(writer), needs, tell, changes=False)
-        writer.add({name: InputStats(0) for name in selected(plan) if name not in engine.wanted})
-        if "gradients" in plan.needs:
+        engine.walk(_Keeper(writer), needs, False, tell, changes=False)
+        writer.add({name: InputStats(0) for name in wanted.tensors if name not in engine.wanted})
+        if graded:
             differentiate(plan, team, writer.add_gradients, back)
         writer.seal(digests(plan.checkpoint.source), engine.record())
 

@@ -20,7 +20,7 @@ from aicompress.model.moments import Part, Watched
 from aicompress.model.objective import LossKind, Objective
 from aicompress.model.partial import PartialModel
 from aicompress.pipeline.calibration.inputs import samples
-from aicompress.pipeline.calibration.request import loss_of, module_of
+from aicompress.pipeline.calibration.request import Step, loss_of, module_of
 from aicompress.pipeline.plan import Plan
 from aicompress.pipeline.processes import Processes
 from aicompress.weights import LowRank
@@ -70,7 +70,7 @@ def gradients(plan: Plan, team: Processes, say: Callable[[str], None]) -> Iterat
         yield store
 
 
-def differentiate(plan: Plan, team: Processes, keep: Keep, progress: Callable[[int, int], None]) -> None:
+def differentiate(plan: Step, team: Processes, keep: Keep, progress: Callable[[int, int], None]) -> None:
     """Bring the moments of every selected layer's gradient to `keep`.
 
     Raises:

@@ -12,7 +12,8 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.statistics import StatisticsFile
 from aicompress.errors import CompressError, RecipeError, Refused
 from aicompress.layer import LayerInfo
-from aicompress.methods.registry import LayerMethod, MethodConfig
+from aicompress.methods.quantize.widths import open_bits
+from aicompress.methods.registry import LayerMethod, MethodConfig, StructuralMethod
 from aicompress.model.objective import LossKind
 from aicompress.recipe import Recipe
 
@@ -45,33 +46,58 @@ class Chosen(Protocol):
     def config(self) -> MethodConfig | None: ...
 
 
+class Step(Protocol):
+    """A plan, as far as calibration asks."""
+
+    @property
+    def checkpoint(self) -> Checkpoint: ...
+
+    @property
+    def recipe(self) -> Recipe: ...
+
+    @property
+    def request(self) -> Request: ...
+
+    @property
+    def layers(self) -> Sequence[Chosen]: ...
+
+
 def input_width(layers: Sequence[LayerInfo]) -> int:
     """Width of a parameter's input: of the whole layer, or of a low-rank one's inner factor."""
     return next(info.shape[1] for info in layers if info.part != "out")
 
 
 def problems(
-    checkpoint: Checkpoint, recipe: Recipe, method: LayerMethod, chosen: Sequence[Chosen], request: Request
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    method: LayerMethod | StructuralMethod,
+    chosen: Sequence[Chosen],
+    request: Request,
 ) -> list[CompressError]:
     """Everything that would keep a method from its statistics."""
     needs = frozenset[str]().union(*(method.reads(layer.config) for layer in chosen if layer.config is not None))
-    if not needs:
-        hint = "leave --stats out"
-        return [Refused(f"{method.name} reads no statistics of inputs", hint)] if request.stats else []
+    searches = any(open_bits(layer.config) == "auto" for layer in chosen)
+    if not needs and request.stats:
+        return [Refused(f"{method.name} reads no statistics of inputs", "leave --stats out")]
+    if not needs and not searches:
+        return []
     if request.stats and any(method.compares(layer.config) for layer in chosen):
         hint = "leave --stats out, or set its shift to 0"
         return [Refused(f"{method.name} compares two models here, and files of statistics hold one model's", hint)]
+    found: list[CompressError] = []
     if request.reads_files:
         infos = [layer.info for layer in chosen]
-        return [problem for path in request.stats for problem in _in_file(path, infos, needs)]
-    found: list[CompressError] = []
-    if len(request.stats) > 1:
+        found = [problem for path in request.stats for problem in _in_file(path, infos, needs)]
+        if not searches:
+            return found
+    elif len(request.stats) > 1:
         absent = [str(path) for path in request.stats if not path.exists()]
         found.append(Refused(f"{', '.join(absent)} does not exist", "files that are merged must exist"))
     found += [_name_problem(path) for path in request.stats if path.suffix != ".safetensors"]
     if recipe.calibration is None:
-        hint = "add a calibration: section to the recipe, or give --stats with a file of statistics"
-        found.append(RecipeError(f"{method.name} needs calibration data", hint))
+        hint = "add a calibration: section to the recipe"
+        hint += "" if searches else ", or give --stats with a file of statistics"
+        found.append(RecipeError(f"{'bits: auto' if searches else method.name} needs calibration data", hint))
     else:
         found += data.problems(recipe.calibration)
         found += _of_loss(checkpoint, recipe, chosen) if "gradients" in needs else []

@@ -9,7 +9,8 @@ from aicompress.methods.zeros import mask_of
 from aicompress.model.merging import Slot
 from aicompress.model.tuning import Movable, Pace, Stage, tune
 from aicompress.pipeline.layerwise import Known, Ready, layer_of
-from aicompress.pipeline.plan import Plan, layer_seed
+from aicompress.pipeline.plan import Plan
+from aicompress.pipeline.settling import layer_seed
 from aicompress.weights import IntGrouped
 
 

@@ -49,6 +49,8 @@ def _guesses(module: nn.Module) -> Iterator[tuple[int, ...]]:
     elif layer is not None:
         dimensions = len(layer.kernel_size)
         yield from ((layer.in_channels, *[side] * dimensions) for side in _SIDES)
+        if layer.in_channels == 1:  # a module that adds the channel itself
+            yield from ((side,) * dimensions for side in _SIDES)
 
 
 def _require(module: nn.Module, inputs: Tensor, where: str) -> None:

@@ -133,15 +133,16 @@ def make_plan(
     method = get(command, recipe.method.name)
     if not isinstance(method, ChannelMethod) or not isinstance(recipe.method, ChannelsConfig):
         raise TypeError(f"{method.name} does not remove channels")
+    request = request or Request()
     checkpoint, warnings = open_input(source)
     problems: list[CompressError] = collect(lambda: require_free(destination.path, destination.overwrite))
     problems += collect(lambda: require_apart(checkpoint.source, destination.path))
     problems += collect(lambda: gates.parse_all(recipe.gates))
     infos = tuple(checkpoint.layers())
     chosen, found = select(list(infos), recipe.select.include, recipe.select.exclude, recipe.select.kinds)
-    raise_all(problems + found + list(_problems(checkpoint, recipe, method)))
+    raise_all(problems + found + list(_problems(checkpoint, recipe, method, request)))
     require_writable(destination.path)
-    module = _loaded(checkpoint, recipe, request or Request())
+    module = _loaded(checkpoint, recipe, request)
     evidence = _evidence(recipe)
     groups, fixed = choosing.groups(checkpoint, recipe, module, evidence)
     groups, unselected = choosing.selected(module, groups, {info.tensor for info in chosen})
@@ -157,10 +158,14 @@ def make_plan(
     return replace(plan, warnings=(*warnings, *_warnings(plan), *left_out(checkpoint)))
 
 
-def _problems(checkpoint: Checkpoint, recipe: Recipe, method: ChannelMethod) -> Iterator[CompressError]:
+def _problems(
+    checkpoint: Checkpoint, recipe: Recipe, method: ChannelMethod, request: Request
+) -> Iterator[CompressError]:
     """What is wrong with a recipe before anything is loaded."""
     config = recipe.method
     assert isinstance(config, ChannelsConfig)
+    if request.stats:
+        yield Refused(f"{method.name} reads no statistics of inputs", "leave --stats out")
     for name in ("rules", "levels"):
         if getattr(recipe, name):
             yield RecipeError(f"{name}: has no meaning for channels, whose layers change together", "remove it")

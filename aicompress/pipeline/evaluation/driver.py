@@ -159,12 +159,14 @@ def _loaded(side: Side, cost: Footprint) -> Side:
 
 def _measure(paths: Sequence[str], recipe: EvalRecipe, options: Options, found: _Findings) -> None:
     """Load cost in fresh processes first, while this one holds no model; then latency, then quality."""
-    setting = Setting(recipe.model, options.allow_code, resolved_device(options.device))
+    setting = Setting(recipe.model, options.allow_code, resolved_device(options.device), recipe.kernels)
     if recipe.latency is not None:
         size = (recipe.latency.batch, recipe.latency.length)
         for number, path in enumerate(paths):
             options.progress("loading in a process of its own", 20 * number // len(paths), 100)
-            found.footprints.append(footprint(path, recipe.model, options.allow_code, size, recipe.quality.accuracy))
+            found.footprints.append(
+                footprint(path, recipe.model, options.allow_code, size, recipe.quality.accuracy, recipe.kernels)
+            )
     if recipe.latency is None and not recipe.figures(compared=len(paths) > 1):
         return
     models = [setting.start(path) for path in paths]

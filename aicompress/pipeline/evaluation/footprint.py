@@ -47,7 +47,12 @@ class Footprint:
 
 
 def footprint(
-    path: str, model: Model | None, allow_code: bool, size: tuple[int, int], labelled: Data | None
+    path: str,
+    model: Model | None,
+    allow_code: bool,
+    size: tuple[int, int],
+    labelled: Data | None,
+    kernels: str = "fast",
 ) -> Footprint:
     """Load a checkpoint in a fresh process.
 
@@ -56,6 +61,7 @@ def footprint(
         allow_code: the recipe's factory may run.
         size: batch and length of the forward pass.
         labelled: arrays to take the inputs of a bare file from.
+        kernels: fast or reference.
 
     Raises:
         CompressError: the process failed; its last words are in the message.
@@ -66,6 +72,7 @@ def footprint(
         "allow_code": allow_code,
         "size": size,
         "labelled": None if labelled is None else labelled.model_dump(mode="json"),
+        "kernels": kernels,
     }
     package = str(Path(aicompress.__file__).parent.parent)
     found = os.environ.get("PYTHONPATH")
@@ -90,7 +97,7 @@ def measure(request: dict[str, Any]) -> Footprint:
 
     model = None if request["model"] is None else Model.model_validate(request["model"])
     labelled = None if request["labelled"] is None else Data.model_validate(request["labelled"])
-    setting = Setting(model, request["allow_code"])
+    setting = Setting(model, request["allow_code"], kernels=request["kernels"])
     path = request["path"]
     import aicompress.model.modeling_aicompress  # noqa: F401  # importing transformers is no part of a load
 

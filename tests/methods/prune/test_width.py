@@ -8,7 +8,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from aicompress.errors import RecipeError
-from aicompress.methods.prune.width import WidthConfig, keep, scores, sizes
+from aicompress.methods.prune.units import keep, scores
+from aicompress.methods.prune.width import WidthConfig, sizes
 from aicompress.methods.registry import Part, Structure
 
 

@@ -71,3 +71,14 @@ def test_two_processes_collect_the_statistics_of_one(tmp_path: Path, tiny_qwen_m
         assert (gram is None) == (expected is None)
         if gram is not None:
             torch.testing.assert_close(gram, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_choose_the_widths_of_one(tmp_path: Path, tiny_llama: Path, text_file: Path) -> None:
+    """Each measures half of the units on the same samples."""
+    method = {"name": "rtn", "bits": "auto", "group_size": 16, "target_bpw": 4.5, "evaluations": 5}
+    recipe = write_recipe(tmp_path, text(text_file), method=method)
+    one = run(tiny_llama, tmp_path / "one", recipe)
+    together(tiny_llama, tmp_path / "two", recipe)
+    two = Report.from_json((tmp_path / "two" / "report.json").read_text())
+    assert two.bits == one.bits
+    assert two.after.sha256 == one.after.sha256

@@ -14,6 +14,7 @@ from aicompress.recipe.evaluation import EvalRecipe, Perplexity, Quality, Timing
 from aicompress.report.gates import require
 from aicompress.report.markdown import to_markdown
 from aicompress.report.model import Report
+from aicompress.weights import Dense
 from tests import checkpoints
 from tests.model.compressed import compress, halved, integers
 
@@ -67,6 +68,30 @@ def test_alone_there_is_nothing_to_compare(trained_llama: Path, heldout_file: Pa
     assert list(found.quality) == ["perplexity"]
     assert found.latency is None
     assert found.warnings == ("latency was not measured: the recipe has no latency section",)
+
+
+def test_reference_kernels_judge_exactly_what_is_stored(
+    trained_llama: Path, compressed: Path, heldout_file: Path, tmp_path: Path
+) -> None:
+    decoded = compress(
+        trained_llama,
+        tmp_path / "decoded",
+        lambda info, w: Dense(integers(w, 3, 32).dense()) if info.kind == "linear" else None,
+    )
+    found = evaluate(str(compressed), [str(decoded)], of_text(heldout_file, kernels="reference"))
+    assert found.quality["kl"]["value"] == 0.0
+    assert found.quality["top1_agreement"]["value"] == 1.0
+
+
+def test_reference_kernels_round_the_inputs_of_w8a8(trained_llama: Path, heldout_file: Path, tmp_path: Path) -> None:
+    plain = compress(trained_llama, tmp_path / "plain", lambda i, w: integers(w, 8) if i.kind == "linear" else None)
+    rounded = compress(
+        trained_llama,
+        tmp_path / "rounded",
+        lambda i, w: integers(w, 8, activations=8) if i.kind == "linear" else None,
+    )
+    found = evaluate(str(rounded), [str(plain)], of_text(heldout_file, kernels="reference"))
+    assert found.quality["kl"]["value"] > 0.0
 
 
 def test_further_baselines(trained_llama: Path, compressed: Path, tiny_llama: Path, heldout_file: Path) -> None:

@@ -1,0 +1,143 @@
+"""Narrow the residual stream: the same coordinates go from every tensor that adds to it, reads it or normalises it.
+
+    norm        sum over all matrices of the squared norm of a coordinate's rows and columns, each matrix's scaled to a
+                mean of 1; data-free
+    activation  sum over all readers of the mean |x| of what they are given, the norms' outputs (Minitron, Muralidharan
+                et al. 2024, arXiv:2407.14679, section 2.2)
+Where the size of heads follows from the hidden width, as in BERT and GPT-2, as large a share of every head goes, by the
+product of the norms of what makes an entry and what reads it.
+
+What reads the stream is then fitted to what it gave: with x the norm's output and K the coordinates that stay,
+W' = W E[x x_Kᵀ] E[x_K x_Kᵀ]⁻¹, and its bias takes the mean (see `surgeon`). A norm over fewer coordinates gives other
+values for the rest as well, which no weight can undo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import ConfigDict, Field
+from torch import Tensor
+
+from aicompress.errors import CompressError, RecipeError
+from aicompress.methods.prune import surgeon, units
+from aicompress.methods.prune.targets import TARGETS, TargetedConfig
+from aicompress.methods.registry import StructuralMethod, Structure
+
+STREAM = "hidden"  # the structure of the stream's coordinates; others are heads whose size is a share of it
+
+
+class HiddenConfig(TargetedConfig):
+    """Parameters of hidden. Exactly one of sparsity, keep, hidden_size and the targets."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"sparsity": 0.125}, {"keep": 0.75, "score": "activation"}]}
+    )
+    one_of: ClassVar[tuple[str, ...]] = ("sparsity", "keep", "hidden_size", *TARGETS)
+
+    name: Literal["hidden"] = "hidden"
+    sparsity: float | None = Field(None, ge=0, lt=1, description="share of the coordinates to drop")
+    keep: float | None = Field(None, gt=0, le=1, description="share of the coordinates to keep")
+    hidden_size: int | None = Field(None, ge=1, description="the hidden width afterwards")
+    multiple: int = Field(
+        8, ge=1, description="round the width up to a multiple of this, which kernels like; not for hidden_size"
+    )
+    score: Literal["norm", "activation"] = Field(
+        "norm", description="how a coordinate is judged: by all its weights (data-free), or by what the readers see"
+    )
+    refit: bool | None = Field(
+        None, description="fit what reads the stream to what it gave; by default with score activation"
+    )
+    damping: float = Field(0.001, gt=0, le=1, description="added to the Gram matrix, as a part of its mean diagonal")
+
+    @property
+    def refits(self) -> bool:
+        """Whether readers are refitted."""
+        return self.score == "activation" if self.refit is None else self.refit
+
+    def candidates(self, size: int) -> list[int]:
+        """Widths that are multiples, from the present one down."""
+        return [size, *range((size - 1) // self.multiple * self.multiple, 0, -self.multiple)]
+
+
+def sizes(structures: Sequence[Structure], config: HiddenConfig) -> list[int]:
+    """The hidden width afterwards, once for each structure.
+
+    Raises:
+        RecipeError: wider than it is.
+    """
+    stream = structures[0]
+    if config.hidden_size is None:
+        share = config.keep if config.keep is not None else 1 - (config.sparsity or 0.0)
+        return [units.rounded(stream.size, share, config.multiple)] * len(structures)
+    if config.hidden_size > stream.size:
+        raise RecipeError(
+            f"method.hidden_size is {config.hidden_size}, but the stream has {stream.size} coordinates",
+            "choose a smaller one",
+        )
+    return [config.hidden_size] * len(structures)
+
+
+def reads(config: HiddenConfig) -> frozenset[str]:
+    """Statistics that a config needs."""
+    gram = {"gram", "mean"} if config.refits else set()
+    return frozenset(gram | ({"mean_abs"} if config.score == "activation" else set()))
+
+
+def keep(stream: Structure, size: int, config: HiddenConfig) -> list[int]:
+    """Coordinates that stay, ascending: those of highest score, the earlier of equals; of each head as many."""
+    if size == stream.size:
+        return list(range(size))
+    if stream.name != STREAM:
+        return units.keep(stream, size, units.UnitsConfig(name="hidden", score="product"))
+    found = activations(stream) if config.score == "activation" else norms(stream)
+    return sorted(torch.argsort(found, descending=True, stable=True)[:size].tolist())
+
+
+def norms(stream: Structure) -> Tensor:
+    """Squared norms of each coordinate's rows and columns over all matrices, (coordinates,) float64."""
+    total = torch.zeros(stream.size, dtype=torch.float64)
+    for part in stream.parts:
+        if part.role == "offset":
+            continue
+        rows = part.read()  # (coordinates, numbers)
+        squares = rows.double().square().sum(dim=1)
+        if rows.shape[1] > 1 and float(squares.mean()) > 0:
+            total += squares / squares.mean()
+    return total
+
+
+def activations(stream: Structure) -> Tensor:
+    """Mean |x| of each coordinate, summed over the readers that were reached, (coordinates,) float64.
+
+    Raises:
+        CompressError: none was.
+    """
+    seen = [inputs.mean_abs for inputs in stream.inputs.values() if inputs.count and inputs.mean_abs is not None]
+    if not seen:
+        raise CompressError("no calibration token reached a reader of the stream", "check the calibration data")
+    return torch.stack(seen).double().sum(dim=0)
+
+
+def refit(stream: Structure, kept: Sequence[int], config: HiddenConfig) -> Mapping[str, Tensor]:
+    """New values of the readers whose statistics are there, and of their biases, by tensor."""
+    if not config.refits or len(kept) == stream.size:
+        return {}
+    read = surgeon.consumers(stream, config.damping)
+    return {name: value for consumer in read for name, value in consumer.refitted(kept).items()}
+
+
+METHOD = StructuralMethod(
+    name="hidden",
+    command="prune",
+    summary="narrow the hidden width of a transformer by weight norm or activation; loads everywhere",
+    config=HiddenConfig,
+    units="hidden",
+    sizes=sizes,
+    keep=keep,
+    reads=reads,
+    refits=lambda config: config.refits,
+    refit=refit,
+)

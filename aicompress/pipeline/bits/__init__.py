@@ -1,0 +1,1 @@
+"""The search for widths: what `bits: auto` in a recipe becomes."""

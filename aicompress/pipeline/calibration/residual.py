@@ -1,0 +1,116 @@
+"""Statistics for narrowing the residual stream, which all blocks share: what stays is chosen, then readers are fitted.
+
+Both walks run the original model, block by block: the norm of a cut stream has another scale, which zeros in the place
+of coordinates could not imitate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from aicompress.checkpoint.statistics import StatisticsFile, merged
+from aicompress.layer import InputStats
+from aicompress.pipeline.calibration.blocks import MIN_ROWS, Engine, Together
+from aicompress.pipeline.calibration.request import foreign
+from aicompress.pipeline.cutting import Cutting
+from aicompress.pipeline.processes import Processes
+from aicompress.pipeline.structure import StructurePlan
+
+CHOICE = frozenset({"mean_abs"})
+
+
+def choose(work: Cutting, team: Processes, inputs: Future[dict[str, str]]) -> dict[str, Any]:
+    """Choose the coordinates that stay by what their readers are given, and fit the readers.
+
+    Returns:
+        The record of the calibration data.
+    """
+    plan = work.plan
+    if not plan.edit.changed:
+        return {}
+    readers, fitter = _readers(plan), _Fitter(work)
+    if plan.request.stats:
+        files = [StatisticsFile.open(path) for path in plan.request.stats]
+        work.choose(0, {name: replace(merged(files, name), gram=None) for name in readers})
+        for name in readers if plan.reads - CHOICE else ():
+            fitter.visit({name: merged(files, name)})
+        work.warnings += [*foreign(files, inputs.result()), *fitter.scarce()]
+        sources = [source for file in files for source in file.calibration.get("data", [])]
+        return {"data": sources, "statistics": [str(file.path) for file in files], "processes": 1}
+    gatherer = _Gatherer()
+    engine = _walk(plan, team, CHOICE & plan.reads, gatherer, work.say)
+    work.choose(0, gatherer.seen)
+    _walk(plan, team, plan.reads - CHOICE, fitter, work.say)
+    work.warnings += fitter.scarce()
+    return (engine or Engine.of(plan, readers, team)).record()
+
+
+def _readers(plan: StructurePlan) -> list[str]:
+    """Layers that read the stream."""
+    return [part.tensor for part in plan.edit.structures[0].of("consumer")]
+
+
+def follow(plan: StructurePlan, team: Processes) -> None:
+    """What the other processes do: run their share of the batches."""
+    for needs in (CHOICE & plan.reads, plan.reads - CHOICE) if plan.edit.changed else ():
+        _walk(plan, team, needs, None, lambda what: None)
+
+
+def _walk(
+    plan: StructurePlan, team: Processes, needs: frozenset[str], visitor: Any, say: Callable[[str], None]
+) -> Engine | None:
+    """One walk through the original model; none where nothing is needed."""
+    if not needs:
+        return None
+    engine = Engine.of(plan, _readers(plan), team)
+    together = Together(plan.checkpoint.parameters(), team, visitor)
+    engine.walk(together, needs, False, lambda done, total: say(f"block {done} of {total}"))
+    return engine
+
+
+@dataclass
+class _Gatherer:
+    """Keeps the statistics of all blocks."""
+
+    seen: dict[str, InputStats] = field(default_factory=dict)
+
+    def finished(self, layers: Sequence[str]) -> Mapping[str, Tensor] | None:
+        return None
+
+    def visit(self, stats: Mapping[str, InputStats]) -> Mapping[str, Tensor]:
+        self.seen |= stats
+        return {}
+
+
+@dataclass
+class _Fitter:
+    """Writes the readers of each block, fitted; the running model stays as it is.
+
+    Attributes:
+        work: the run, with the coordinates that stay.
+        cut: readers that too few rows reached, and how many: they are cut as they are.
+    """
+
+    work: Cutting
+    cut: dict[str, int] = field(default_factory=dict)
+
+    def finished(self, layers: Sequence[str]) -> Mapping[str, Tensor] | None:
+        return None
+
+    def visit(self, stats: Mapping[str, InputStats]) -> Mapping[str, Tensor]:
+        self.cut |= {name: inputs.count for name, inputs in stats.items() if inputs.count < MIN_ROWS}
+        self.work.fit(0, {name: inputs for name, inputs in stats.items() if inputs.count >= MIN_ROWS})
+        return {}
+
+    def scarce(self) -> list[str]:
+        """A warning that names the readers which too few calibration rows reached."""
+        if not self.cut:
+            return []
+        some = [f"{name} ({count})" for name, count in list(self.cut.items())[:3]]
+        shown = ", ".join(some) + (", ..." if len(self.cut) > 3 else "")
+        return [f"{len(self.cut)} readers saw fewer than {MIN_ROWS} calibration rows and are not fitted: {shown}"]

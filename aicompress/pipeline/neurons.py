@@ -1,0 +1,103 @@
+"""What goes with neurons of feed-forward layers: rows of the projections that make them, columns of what reads them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from functools import partial
+
+from torch import Tensor
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.errors import CheckpointError, RecipeError
+from aicompress.methods.registry import Part, StructuralConfig, StructuralMethod, Structure
+from aicompress.model.architecture import Architecture, Coupling, FeedForward, with_value
+from aicompress.pipeline.calibration.request import Request
+from aicompress.pipeline.edits import Change, Cut, Edit, offset_part, with_refits
+from aicompress.recipe import Recipe
+
+
+def narrow(checkpoint: Checkpoint, method: StructuralMethod, recipe: Recipe, request: Request) -> Edit:
+    """Keep some neurons of every feed-forward layer, as many in each that config.json counts together.
+
+    Raises:
+        Refused: config.json sets no width, or the checkpoint does not hold what its architecture has.
+    """
+    config = recipe.method
+    assert isinstance(config, StructuralConfig)
+    architecture = Architecture.of(checkpoint.config, checkpoint.parameters())
+    layers = _chosen_layers(architecture.feed_forwards(), config.stack)
+    _require_tensors(architecture, layers)
+    structures = tuple(Structure(layer.name, layer.width, tuple(_neuron_parts(checkpoint, layer))) for layer in layers)
+    sizes = method.sizes(structures, config)
+    edited, widths = dict(architecture.config), defaultdict(set)
+    for layer, size in zip(layers, sizes, strict=True):
+        widths[layer.field].add(size)
+        edited = with_value(edited, layer.field, size)
+    uneven = [".".join(path) for path, found in widths.items() if len(found) > 1]
+    if uneven:
+        raise RecipeError(f"{uneven[0]} of config.json holds one width for several layers", "give them the same width")
+    changes = {name: Change(name) for name in architecture.specs}
+    for number, (layer, size) in enumerate(zip(layers, sizes, strict=True)):
+        for coupling in layer.couplings if size < layer.width else ():
+            earlier = changes[coupling.tensor].cuts
+            cut = Cut(number, coupling.axis, (1,) * coupling.parts)
+            changes[coupling.tensor] = Change(coupling.tensor, (*earlier, cut), {"neurons": f"{size} of {layer.width}"})
+    return Edit(edited, structures, tuple(sizes), with_refits(changes, structures, sizes, method.refits(config)))
+
+
+def _require_tensors(architecture: Architecture, layers: list[FeedForward]) -> None:
+    """The checkpoint must hold what its config.json says.
+
+    Raises:
+        CheckpointError: a tensor is missing, or of another width.
+    """
+    for layer in layers:
+        for c in layer.couplings:
+            spec = architecture.specs.get(c.tensor)
+            if spec is None:
+                raise CheckpointError(
+                    f"the checkpoint lacks {c.tensor}, which its architecture has",
+                    "save it again with a current transformers, so that its tensors have their present names",
+                )
+            if len(spec.shape) <= c.axis or spec.shape[c.axis] != layer.width * c.parts:
+                raise CheckpointError(
+                    f"{c.tensor} has shape {spec.shape}, but {'.'.join(layer.field)} of config.json is {layer.width}",
+                    "the checkpoint and its config.json do not belong together",
+                )
+
+
+def _chosen_layers(layers: list[FeedForward], stack: str | None) -> list[FeedForward]:
+    if not layers:
+        raise CheckpointError(
+            "config.json sets no width of feed-forward layers that can be changed",
+            "it is tied to the hidden size, or gates are interleaved, or one tensor stores all experts",
+        )
+    chosen = [layer for layer in layers if stack is None or layer.name.startswith(f"{stack}.")]
+    if not chosen:
+        raise RecipeError(
+            f"method.stack: no feed-forward layer lies in {stack!r}", f"there are {layers[0].name} to {layers[-1].name}"
+        )
+    fields = {layer.field for layer in chosen}
+    shared = [layer for layer in layers if layer.field in fields and layer not in chosen]
+    if shared:
+        raise RecipeError(
+            f"{'.'.join(shared[0].field)} of config.json also sets the width of {shared[0].name}",
+            "leave method.stack out",
+        )
+    return chosen
+
+
+def _neuron_parts(checkpoint: Checkpoint, layer: FeedForward) -> Iterable[Part]:
+    """Rows of producers and columns of consumers, (neurons, numbers); a fused tensor gives several."""
+    for coupling in layer.couplings:
+        module = coupling.tensor.rpartition(".")[0]
+        for part in range(coupling.parts):
+            read = partial(_slices, checkpoint, coupling, part * layer.width, layer.width)
+            yield Part(coupling.tensor, f"{module}[{part}]", coupling.role, 0, read)
+        yield from offset_part(checkpoint, coupling.tensor) if coupling.role == "consumer" else ()
+
+
+def _slices(checkpoint: Checkpoint, coupling: Coupling, first: int, width: int) -> Tensor:
+    tensor = checkpoint.dense(coupling.tensor).movedim(coupling.axis, 0)
+    return tensor[first : first + width].float().reshape(width, -1)

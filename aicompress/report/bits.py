@@ -1,0 +1,68 @@
+"""The table of a search for widths: what every layer got, and why not one more or one less."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from aicompress.report import numbers
+from aicompress.report.model import Report
+from aicompress.report.numbers import DASH
+from aicompress.report.table import Cell, Column, Table
+
+KILO = 1000  # bytes that a price is for
+
+
+def table(report: Report) -> Table:
+    """A row per unit of layers that got one width; empty for a step that did not search."""
+    columns = (
+        Column("layers"),
+        Column("bits", True),
+        Column("bytes", True),
+        Column("loss", True),
+        Column("losses by width", optional=True),
+        Column("a width less adds, per KB", True),
+        Column("a width more saves, per KB", True),
+    )
+    return Table("Bits", columns, tuple(_row(unit) for unit in report.bits.get("units", ())))
+
+
+def legend(report: Report) -> str:
+    """What was measured and aimed at, in a sentence or two."""
+    found = report.bits
+    if not found:
+        return ""
+    what = f"Loss: {found['loss']} on {found['samples']} calibration samples with only these layers changed"
+    what += ", from the outputs of their blocks" if found["measured"] == "blocks" else ""
+    what += "; rounding with scales of least error stands in for the method." if found["stand_in"] else "."
+    value = found["value"]
+    aim = f"{value:,}" if isinstance(value, int) else f"{value:g}"
+    parts = [what, f"Chosen for {found['target']} {aim}: the losses add up to {numbers.number(found['sum'])}"]
+    if found["evaluations"]:
+        parts[-1] += f", together they are {numbers.number(found['after'])}"
+        parts[-1] += f" ({numbers.number(found['before'])} before {found['evaluations']} trials)"
+    return " ".join(parts) + "."
+
+
+def _row(unit: Mapping[str, Any]) -> tuple[Cell, ...]:
+    first, *others = unit["layers"]
+    options: Sequence[Mapping[str, Any]] = unit["options"]
+    at = next(number for number, option in enumerate(options) if option["bits"] == unit["bits"])
+    here = options[at]
+    losses = ", ".join(f"{option['bits']}: {numbers.number(option['loss'], 3)}" for option in options)
+    less = _price(options[at - 1], here) if at else None
+    more = _price(here, options[at + 1]) if at + 1 < len(options) else None
+    return (
+        Cell(first + (f" and {len(others)} that share its input" if others else ""), first, code=True),
+        Cell(str(unit["bits"]), unit["bits"]),
+        Cell(numbers.size(here["bytes"]), here["bytes"]),
+        Cell(numbers.number(here["loss"], 3), here["loss"]),
+        Cell(losses),
+        *(Cell(DASH if price is None else numbers.number(price, 3), price) for price in (less, more)),
+    )
+
+
+def _price(narrow: Mapping[str, Any], wide: Mapping[str, Any]) -> float | None:
+    """Loss that a kilobyte between two widths is worth."""
+    spent = wide["bytes"] - narrow["bytes"]
+    return KILO * float(narrow["loss"] - wide["loss"]) / spent if spent > 0 else None

@@ -1,0 +1,218 @@
+"""A sentence encoder in 8 bits: forward times in turn, and how well its similarities agree with people's scores."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from scripts.bench import running
+from scripts.bench.inputs import digest, made
+from scripts.bench.measuring import Bench, Failed, evaluated, weight_bytes
+from scripts.bench.rows import Row, Target, ours
+from scripts.bench.store import Record
+from scripts.bench.tables import Column, megabytes, section
+
+NAME = "encoder"
+GROUP = "Forward pass of 8 × 64 tokens, all in turn"
+ROWS = (
+    Row("encoder-fp32", "torch", GROUP, seconds=120),
+    ours(
+        "encoder-w8a8", GROUP, "quantize/w8a8", against=("encoder-fp32", "onnx-int8", "onnx-int8-linears"), seconds=120
+    ),
+    Row("onnx-int8", "onnxruntime", GROUP, setting={}, seconds=120, note="embedding in 8 bits too"),
+    Row("onnx-int8-linears", "onnxruntime", GROUP, setting={"linears": True}, seconds=120, note="linear layers only"),
+)
+TARGETS = (
+    Target("encoder-w8a8", "milliseconds", 0.30, "encoder-fp32"),
+    Target("encoder-w8a8", "lost", 0.1),
+)
+COLUMNS = (
+    Column("milliseconds", "forward ms", lambda value: f"{value:.2f}", spread=True),
+    Column("seconds", "compress s", lambda value: f"{value:.2f}"),
+    Column("bytes", "weights MB", megabytes),
+    Column("spearman", "STS-B Spearman × 100", lambda value: f"{value:.2f}", lower=False),
+    Column("low", "from", lambda value: f"{value:.2f}", lower=None),
+    Column("high", "to", lambda value: f"{value:.2f}", lower=None),
+)
+PAIRS = {"columns": [5, 6], "score": 4, "length": 128}
+TURNS = 30
+REST = 0.02  # seconds between two models: threads of the last one stop spinning
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of this part."""
+    group = parser.add_argument_group("encoder")
+    group.add_argument("--minilm", type=Path, help="folder of all-MiniLM-L6-v2; without it, fetched")
+    group.add_argument("--stsb", type=Path, help="sentence pairs in the layout of the STS benchmark")
+
+
+def run(given: argparse.Namespace, bench: Bench, schedule: running.Schedule) -> int:
+    """Measure all rows of a round together; returns how many measurements are left."""
+    if not schedule.chosen(ROWS):
+        return 0
+    model = given.minilm or bench.folder.parent / "minilm"
+    made(model / "model.safetensors", "scripts.fetch_demo_model", "--out", str(model))
+    inputs = {"encoder": digest(model / "model.safetensors"), "pairs": digest(given.stsb) if given.stsb else ""}
+    left = 0
+    for number in range(1, schedule.rounds + 1):
+        known = {r.row: r for r in bench.store.records(bench.name) if r.round == number}
+        if all(row.key in known and not (known[row.key].failed and schedule.retry) for row in ROWS):
+            continue
+        if not schedule.fits(running.expected(ROWS[0], bench.store.records(bench.name))):
+            left += len(ROWS)
+            continue
+        start = time.perf_counter()
+        found = measured(model, given.stsb, bench)
+        for row in ROWS:
+            figures, failed = found[row.key]
+            figures["took"] = time.perf_counter() - start
+            where = running.environment(bench)
+            bench.store.add(Record(bench.name, row.key, number, figures, failed, where, inputs))
+            running.say(row.key, number, figures, failed)
+    return left
+
+
+def measured(model: Path, pairs: Path | None, bench: Bench) -> dict[str, tuple[dict[str, Any], str]]:
+    """Figures of every row, or why there are none."""
+    folder = bench.folder / "encoder"
+    folder.mkdir(parents=True, exist_ok=True)
+    found: dict[str, tuple[dict[str, Any], str]] = {}
+    paths: dict[str, Path] = {}
+    for row in ROWS:
+        try:
+            paths[row.key], figures = made_by(row, model, pairs, folder, bench)
+            found[row.key] = figures, ""
+        except Failed as error:
+            found[row.key] = {}, str(error)
+    base = found["encoder-fp32"][0].get("spearman")
+    for figures, _ in found.values():
+        if "spearman" in figures and base is not None:
+            figures["lost"] = base - figures["spearman"]
+    for key, milliseconds in in_turn(paths, model, bench).items():
+        found[key][0]["milliseconds"] = milliseconds
+    return found
+
+
+def made_by(row: Row, model: Path, pairs: Path | None, folder: Path, bench: Bench) -> tuple[Path, dict[str, Any]]:
+    """What is timed of a row, with its bytes and its agreement with people."""
+    out = folder / row.key
+    if row.key == "encoder-fp32":
+        return model, {"bytes": weight_bytes(model), **spearman(model, pairs, model, bench)}
+    if row.is_ours:
+        step = row.recipe.split("/")[0]
+        command = [sys.executable, "-m", "aicompress", step, str(model), str(out), "-r", row.recipe, "--overwrite"]
+        bench.run([*command, "--latency", "off", "--quiet"])
+        report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+        figures = {"seconds": report["seconds"], "bytes": weight_bytes(out)}
+        return out, {**figures, **spearman(out, pairs, model, bench)}
+    setting = dict(row.setting)
+    if pairs is not None:
+        texts = folder / "texts.json"
+        texts.write_text(json.dumps(sentences(pairs)), encoding="utf-8")
+        setting["texts"] = str(texts)
+    written = folder / f"{row.key}.json"
+    command = [str(bench.peers), "-m", "scripts.bench.peers", row.tool, "--model", str(model), "--out", str(out)]
+    bench.run([*command, "--figures", str(written), "--setting", json.dumps(setting)])
+    peer = json.loads(written.read_text(encoding="utf-8"))
+    figures = {"seconds": peer["compress_seconds"], "bytes": peer["bytes"]}
+    return out / "int8.onnx", {**figures, **(spearman_of(out / "embeddings.npy", pairs) if pairs else {})}
+
+
+def spearman(path: Path, pairs: Path | None, model: Path, bench: Bench) -> dict[str, float]:
+    """By `aicompress eval`."""
+    if pairs is None:
+        return {}
+    sets = [f"quality.similarity.{name}={value}" for name, value in {"pairs": pairs, **PAIRS}.items()]
+    report = evaluated(path, model, "eval/sts", ["latency=null", *sets], bench)
+    return points(report["quality"]["similarity"])
+
+
+def spearman_of(embeddings: Path, pairs: Path) -> dict[str, float]:
+    """The same figure of embeddings that another runtime gave, for `sentences`."""
+    import numpy as np
+    import torch
+
+    from aicompress.data import Data
+    from aicompress.data import pairs as read
+    from aicompress.pipeline.evaluation.quality.sentences import similarity_figures
+
+    first, second, scores, _ = read(Data(pairs=str(pairs), **PAIRS))
+    rows = dict(zip(sentences(pairs), torch.from_numpy(np.load(embeddings)), strict=True))
+    (figures,) = similarity_figures(
+        lambda texts: torch.stack([rows[text] for text in texts]), [], first, second, scores
+    )
+    return points(figures["similarity"].plain())
+
+
+def sentences(pairs: Path) -> list[str]:
+    """Every sentence of the pairs once."""
+    from aicompress.data import Data
+    from aicompress.data import pairs as read
+
+    first, second, _, _ = read(Data(pairs=str(pairs), **PAIRS))
+    return sorted({*first, *second})
+
+
+def points(figure: dict[str, Any]) -> dict[str, float]:
+    """A correlation and its interval, times 100."""
+    names = {"spearman": "value", "low": "low", "high": "high"}
+    return {name: 100 * figure[key] for name, key in names.items() if key in figure}
+
+
+def in_turn(paths: dict[str, Path], model: Path, bench: Bench) -> dict[str, float]:
+    """Median milliseconds of each runtime, one pass of each in turn."""
+    vocabulary = json.loads((model / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    samples: dict[str, list[float]] = {key: [] for key in paths}
+    with waiting(paths, vocabulary, bench) as workers:
+        for _ in range(TURNS):
+            for key, worker in workers.items():
+                time.sleep(REST)
+                samples[key].append(ordered(worker))
+    return {key: median(found) for key, found in samples.items()}
+
+
+@contextmanager
+def waiting(paths: dict[str, Path], vocabulary: int, bench: Bench) -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """Processes that hold the models and wait for orders."""
+    import os
+
+    workers: dict[str, subprocess.Popen[str]] = {}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(bench.threads)}
+    try:
+        for key, path in paths.items():
+            python = str(bench.peers) if path.suffix == ".onnx" else sys.executable
+            command = [python, "-m", "scripts.bench.forward", str(path), "--vocabulary", str(vocabulary)]
+            workers[key] = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            )
+            assert workers[key].stdout is not None
+            while (line := workers[key].stdout.readline()) != "ready\n":
+                if not line:
+                    raise Failed(f"{key} ended before it was ready")
+        yield workers
+    finally:
+        for worker in workers.values():
+            worker.kill()
+            worker.wait()
+
+
+def ordered(worker: subprocess.Popen[str]) -> float:
+    """Milliseconds of one order."""
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    worker.stdin.write("go\n")
+    worker.stdin.flush()
+    return float(worker.stdout.readline())
+
+
+def tables(records: list[Record]) -> str:
+    """The tables of this part."""
+    return section("Sentence encoder", ROWS, records, TARGETS, COLUMNS)

@@ -1,0 +1,141 @@
+"""Pruning: our methods and their peers on one model, judged alike, in one run.
+
+    python -m scripts.bench.prune --model M --calibration calibration.txt --text heldout.txt
+
+Each measurement is a process of its own and a line in results.jsonl, so that a run can be cut and goes on when it is
+called again. The tables hold what has been measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from scripts.bench import inputs, running
+from scripts.bench.measuring import measure
+from scripts.bench.rows import Row, Target, ours
+from scripts.bench.tables import FORWARD, LANGUAGE, LAYERS, conditions, section
+
+LLMC = "llm-compressor"
+HALF, SEVENTH, PATTERN, BYTES, WIDTH = "50 %", "70 %", "2:4", "90 %, stored sparse", "Structured"
+KEPT = 560 / 704  # neurons that stay in each feed-forward block
+DENSE = "method.store=dense"
+
+
+def mask(method: str, sparsity: float, pattern: str = "") -> dict[str, object]:
+    """A setting of llm-compressor."""
+    return {"method": method, "sparsity": sparsity, **({"pattern": pattern} if pattern else {})}
+
+
+NO_SHARE = "method.sparsity=null"
+TWO_FOUR = 'method.pattern="2:4"'
+
+
+def calibrated(key: str, group: str, recipe: str, *overrides: str, **more: Any) -> Row:
+    """One of our methods that reads the calibration text."""
+    return ours(key, group, recipe, *overrides, calibrated=True, seconds=60, **more)
+
+
+def structured(key: str, recipe: str, *overrides: str, **more: Any) -> Row:
+    """One of our methods that makes the model smaller: its forward pass is timed."""
+    return ours(key, WIDTH, recipe, *overrides, forward=True, seconds=60, **more)
+
+
+NARROW = ("method.sparsity=null", f"method.keep={KEPT}", "method.multiple=1")
+
+
+def both(percent: int, heads: float) -> Row:
+    """Heads first, then as many feed-forward neurons as are left of a share of the parameters in the blocks."""
+    sizes = (
+        "method.sparsity=null",
+        f"method.target_parameters={{parameters:{1 - percent / 100}}}",
+        "method.multiple=1",
+    )
+    return structured(
+        f"heads-width-{percent}",
+        "prune/width-obs",
+        *sizes,
+        before=("prune/heads-obs", f"method.sparsity={heads}"),
+        calibrated=True,
+        note=f"{percent} % of the parameters in the blocks go, {heads:g} of the heads among them",
+    )
+
+
+PEERS = (
+    Row("torch-magnitude-50", "torch", HALF, setting={"sparsity": 0.5}),
+    Row("llmc-wanda-50", LLMC, HALF, setting=mask("wanda", 0.5), calibrated=True, seconds=60),
+    Row("llmc-sparsegpt-50", LLMC, HALF, setting=mask("sparsegpt", 0.5), calibrated=True, seconds=60),
+    Row("torch-magnitude-70", "torch", SEVENTH, setting={"sparsity": 0.7}),
+    Row("llmc-sparsegpt-70", LLMC, SEVENTH, setting=mask("sparsegpt", 0.7), calibrated=True, seconds=60),
+    Row("llmc-wanda-2-4", LLMC, PATTERN, setting=mask("wanda", 0.5, "2:4"), calibrated=True, seconds=60),
+    Row("llmc-sparsegpt-2-4", LLMC, PATTERN, setting=mask("sparsegpt", 0.5, "2:4"), calibrated=True, seconds=60),
+    Row("torch-pruning-ffn", "torch-pruning", WIDTH, setting={"keep": KEPT}, forward=True, note="weight norm, no data"),
+)
+S50, S70, S24 = ("llmc-sparsegpt-50",), ("llmc-sparsegpt-70",), ("llmc-sparsegpt-2-4",)
+FFN = ("torch-pruning-ffn",)
+OURS = (
+    ours("magnitude-50", HALF, "prune/magnitude-50", against=("torch-magnitude-50",)),
+    ours("lamp-50", HALF, "prune/lamp-50", against=("torch-magnitude-50",)),
+    calibrated("wanda-50", HALF, "prune/wanda-50", against=("llmc-wanda-50", *S50)),
+    calibrated("sparsegpt-50", HALF, "prune/sparsegpt-50", against=S50),
+    calibrated("alps-50", HALF, "prune/alps-50", against=S50),
+    ours("magnitude-70", SEVENTH, "prune/magnitude-50", "method.sparsity=0.7", against=("torch-magnitude-70",)),
+    calibrated("wanda-70", SEVENTH, "prune/wanda-50", "method.sparsity=0.7", against=S70),
+    calibrated("sparsegpt-70", SEVENTH, "prune/sparsegpt-50", "method.sparsity=0.7", against=S70),
+    calibrated("alps-70", SEVENTH, "prune/alps-50", "method.sparsity=0.7", against=S70),
+    ours("magnitude-2-4", PATTERN, "prune/magnitude-2-4", DENSE),
+    calibrated("wanda-2-4", PATTERN, "prune/wanda-2-4", against=("llmc-wanda-2-4", *S24)),
+    calibrated("sparsegpt-2-4", PATTERN, "prune/sparsegpt-50", NO_SHARE, TWO_FOUR, against=S24),
+    calibrated("alps-2-4", PATTERN, "prune/alps-2-4", against=S24),
+    calibrated("taylor-50", HALF, "prune/taylor-50", against=S50),
+    calibrated("taylor-70", SEVENTH, "prune/taylor-50", "method.sparsity=0.7", against=S70),
+    ours("magnitude-90-sparse", BYTES, "prune/magnitude-90-sparse", half=True),
+    calibrated("alps-90-sparse", BYTES, "prune/alps-70-sparse", "method.sparsity=0.9", half=True),
+    structured("width-norm", "prune/width-20", *NARROW, against=FFN),
+    structured("width-activation", "prune/width-activation", *NARROW, calibrated=True, against=FFN),
+    structured("width-obs", "prune/width-obs", *NARROW, calibrated=True, against=FFN),
+    both(20, 0.25),
+    both(40, 0.5),
+)
+ROWS = (*PEERS, *OURS)
+BEST = ("sparsegpt", "alps")
+TARGETS = (
+    *(Target(f"{method}-50", "kl", 1.0, "llmc-sparsegpt-50") for method in BEST),
+    *(Target(f"{method}-50", "seconds", 0.5, "llmc-sparsegpt-50") for method in BEST),
+    *(Target(f"{method}-2-4", "kl", 1.0, "llmc-sparsegpt-2-4") for method in BEST),
+    *(Target(f"{method}-2-4", "seconds", 0.5, "llmc-sparsegpt-2-4") for method in BEST),
+    *(Target(f"{method}-70", "kl", 1.0, "llmc-sparsegpt-70") for method in BEST),
+    Target("magnitude-90-sparse", "layers", 0.2),
+    Target("width-obs", "kl", 0.79, "torch-pruning-ffn"),  # 0.20 beside 0.253
+    *(Target(key, "forward_beside_parameters", 1.0) for key in ("width-obs", "heads-width-20", "heads-width-40")),
+)
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    inputs.add_options(parser)
+    running.add_options(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure what is asked for and not there yet, then print the tables."""
+    given = options()
+    bench, schedule = running.started(given)
+    if given.list:
+        print(running.listed(ROWS, bench, schedule))
+        return
+    judged = inputs.language_inputs(given, given.folder)
+    left = 0
+    if not given.tables:
+        left = running.run_rows(ROWS, bench, schedule, lambda row: measure(row, judged, bench), judged.described())
+    records = bench.store.records(bench.name)
+    notes = [note for note in (judged.in_words(), judged.note) if note]
+    print("\n\n".join(["# Pruning", *notes, conditions(records)]), "\n")
+    print(section("Language model", ROWS, records, TARGETS, (*LANGUAGE, FORWARD, LAYERS)))
+    if left:
+        print(f"{left} measurements are left: call again, with the same --run, to go on")
+
+
+if __name__ == "__main__":
+    main()
