@@ -22,6 +22,7 @@ from torch import Tensor
 
 from aicompress.errors import RecipeError, suggestion
 from aicompress.layer import InputStats, Layer, LayerInfo
+from aicompress.methods.effort import Effort, Level
 from aicompress.methods.outputs import Anatomy, Output, Outputs
 from aicompress.weights import Weight
 
@@ -120,6 +121,7 @@ class LayerMethod(Method):
             the same as it would in the whole, and large layers are read, compressed and written in blocks.
         compares: config -> whether it also reads `cross`, the original model's inputs against the compressed one's.
         spares: config -> which of `needs` it does without.
+        efforts: presets by name; empty for a method with one way to go.
     """
 
     apply: Callable[[Layer, Any], Weight] = field(kw_only=True)
@@ -131,6 +133,7 @@ class LayerMethod(Method):
     by_rows: Callable[[Any], bool] = field(kw_only=True, default=lambda config: False)
     compares: Callable[[Any], bool] = field(kw_only=True, default=lambda config: False)
     spares: Callable[[Any], frozenset[str]] = field(kw_only=True, default=lambda config: frozenset())
+    efforts: Mapping[Level, Effort] = field(kw_only=True, default_factory=dict)
 
     kind: ClassVar[str] = "layerwise"
 
