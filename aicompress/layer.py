@@ -72,6 +72,7 @@ class InputStats:
         cross: mean of x x̂ᵀ, (in, in), x the original model's input where x̂ is the compressed model's; or None.
         mean: mean of x, (in,), or None.
         original_mean: mean of the original model's x, (in,), beside `cross`; or None.
+        max_abs: largest |x|, (in,), or None.
     """
 
     count: int
@@ -81,13 +82,32 @@ class InputStats:
     cross: Tensor | None = None
     mean: Tensor | None = None
     original_mean: Tensor | None = None
+    max_abs: Tensor | None = None
 
     @classmethod
     def white(cls, width: int) -> InputStats:
         """Statistics of inputs of which nothing is known: independent, all of one size."""
         identity, ones = torch.eye(width), torch.ones(width)
         zeros = torch.zeros(width)
-        return cls(1, identity, ones, ones, identity, zeros, zeros)
+        return cls(1, identity, ones, ones, identity, zeros, zeros, ones)
+
+    def divided(self, factors: Tensor) -> InputStats:
+        """Statistics of the same inputs with each channel divided by a factor.
+
+        Args:
+            factors: (in,), above zero.
+        """
+        by = factors.reciprocal()
+
+        def once(found: Tensor | None) -> Tensor | None:
+            return None if found is None else found * by
+
+        def twice(found: Tensor | None) -> Tensor | None:
+            return None if found is None else found * by * by[:, None]
+
+        norms = None if self.norms is None else self.norms * by.square()
+        means = (once(self.mean_abs), twice(self.cross), once(self.mean), once(self.original_mean))
+        return InputStats(self.count, twice(self.gram), norms, *means, once(self.max_abs))
 
     def through(self, matrix: Tensor) -> InputStats:
         """Statistics of y = M x for these x: what the outer factor of a low-rank layer is given.
@@ -116,13 +136,16 @@ class InputStats:
         total = self.count + other.count
         if not self.count or not other.count:
             return self if self.count else other
-        means: dict[str, Tensor | None] = {}
-        for name in ("gram", "norms", "mean_abs", "cross", "mean", "original_mean"):
+        found: dict[str, Tensor | None] = {}
+        for name in ("gram", "norms", "mean_abs", "cross", "mean", "original_mean", "max_abs"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if (mine is None) != (theirs is None):
                 raise ValueError(f"only one of the statistics has {name}")
-            means[name] = None if mine is None else (mine * self.count + theirs * other.count) / total
-        return InputStats(total, **means)
+            if mine is None or name == "max_abs":
+                found[name] = None if mine is None else torch.maximum(mine, theirs)
+            else:
+                found[name] = (mine * self.count + theirs * other.count) / total
+        return InputStats(total, **found)
 
 
 @dataclass(frozen=True)
@@ -165,6 +188,7 @@ class Layer:
         inputs: calibration statistics, or None for data-free methods.
         seed: seeds the method's own torch.Generator.
         gradients: moments of the loss's gradient in the weight, or None for methods that do not read them.
+        movement: -Σ w g over the steps of a training run, (out, in), or None for methods that do not read it.
     """
 
     info: LayerInfo
@@ -173,6 +197,7 @@ class Layer:
     inputs: InputStats | None = None
     seed: int = 0
     gradients: GradientStats | None = None
+    movement: Tensor | None = None
 
 
 def as_matrix(tensor: Tensor, transposed: bool = False) -> Tensor:

@@ -276,6 +276,7 @@ def choose(weights: Mapping[str, tuple[LayerInfo, Weight]], has_config: bool) ->
     integer = all(
         isinstance(weight, IntGrouped)
         and (weight.zero is None or not weight.zero.is_floating_point())
+        and weight.even
         and info.kind != "conv"
         and not info.transposed
         and len(info.tensor.removesuffix(".weight")) in range(1, len(info.tensor))

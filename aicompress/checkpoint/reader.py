@@ -63,6 +63,11 @@ class Checkpoint:
         return self.source.path
 
     @property
+    def original(self) -> Checkpoint:
+        """The checkpoint as its files are."""
+        return self
+
+    @property
     def config(self) -> dict[str, Any] | None:
         return self.source.config
 
@@ -186,6 +191,10 @@ class Checkpoint:
             CheckpointError: the file cannot be read, or shrank since it was opened.
         """
         return read_tensor(self.tensors[name], name)
+
+    def is_plain(self, parameter: str) -> bool:
+        """Whether a file holds a parameter as it is read, so that a part of it can be read alone."""
+        return parameter not in self.manifest.entries
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Read some rows of one tensor from disk; errors as of `read`."""

@@ -1,14 +1,16 @@
 """Input statistics of layers in a safetensors file: means over calibration rows, and how many rows there were.
 
 Layout: the tensors of a layer are `<parameter>/gram` (in, in) float32, the mean of x xᵀ, `<parameter>/mean_abs` (in,),
-the mean of |x|, `<parameter>/mean` (in,), the mean of x, and `<parameter>/norms` (in,), the mean of x², where no Gram
-matrix holds it as its diagonal.
+the mean of |x|, `<parameter>/mean` (in,), the mean of x, `<parameter>/max_abs` (in,), the largest |x|, and
+`<parameter>/norms` (in,), the mean of x², where no Gram matrix holds it as its diagonal.
 Layers with the same input share their tensors. Where gradients were asked for, `<layer>/gradient_mean` and
 `<layer>/gradient_square`, (out, in) float32, are the moments of per-sample gradients in the layer's weight; a factor
-of a low-rank layer is a layer of its own here. The header's metadata holds, as JSON:
+of a low-rank layer is a layer of its own here. A training run leaves `<layer>/movement`, (out, in), the sum of -w g
+over its steps. The header's metadata holds, as JSON:
     layers      {parameter: parameter whose tensors it shares}
     rows        {parameter with tensors: number of rows}
     gradients   {layer with gradients: number of samples}; absent where there are none
+    movement    {layer with movement: number of steps}; absent where there is none
     inputs      {weight file: sha256} of the checkpoint that was run
     calibration where the rows came from
 """
@@ -25,6 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -37,7 +40,7 @@ from aicompress.layer import GradientStats, InputStats
 from aicompress.weights import TensorSpec
 
 MARK, VERSION = "aicompress_statistics", "1"
-STATISTICS = ("gram", "norms", "mean_abs", "mean")
+STATISTICS = ("gram", "norms", "mean_abs", "mean", "max_abs")
 GRADIENTS = ("gradient_mean", "gradient_square")
 
 
@@ -51,6 +54,7 @@ class StatisticsFile:
         layers: by parameter, the one whose tensors it shares.
         rows: number of rows by parameter with tensors.
         samples: number of samples by layer with gradients.
+        steps: number of training steps by layer with movement.
         inputs: sha256 of the weight files that were run.
         calibration: where the rows came from.
     """
@@ -60,6 +64,7 @@ class StatisticsFile:
     layers: Mapping[str, str]
     rows: Mapping[str, int]
     samples: Mapping[str, int]
+    steps: Mapping[str, int]
     inputs: Mapping[str, str]
     calibration: Mapping[str, Any]
 
@@ -79,7 +84,8 @@ class StatisticsFile:
         try:
             fields = {name: json.loads(header.metadata[name]) for name in ("layers", "rows", "inputs", "calibration")}
             samples = json.loads(header.metadata.get("gradients", "{}"))
-            found = cls(path, header.tensors, samples=samples, **fields)
+            steps = json.loads(header.metadata.get("movement", "{}"))
+            found = cls(path, header.tensors, samples=samples, steps=steps, **fields)
             complete = all(int(found.rows[leader]) >= 0 for leader in found.layers.values())
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path} is damaged: its metadata is incomplete", "collect it again") from error
@@ -99,12 +105,24 @@ class StatisticsFile:
         with safe_open(self.path, "pt") as file:
             found: dict[str, Tensor] = {s: file.get_tensor(f"{leader}/{s}") for s in self.specs(parameter)}
         norms = found["gram"].diagonal().clone() if "gram" in found else found.get("norms")
-        means = {"mean_abs": found.get("mean_abs"), "mean": found.get("mean")}
-        return InputStats(int(self.rows[leader]), found.get("gram"), norms, **means)
+        rest = {name: found.get(name) for name in ("mean_abs", "mean", "max_abs")}
+        return InputStats(int(self.rows[leader]), found.get("gram"), norms, **rest)
 
     def gradient_spec(self, layer: str) -> TensorSpec | None:
         """Dtype and shape of a layer's gradients; None where the file holds none of it."""
         return self.tensors[f"{layer}/{GRADIENTS[0]}"].spec if layer in self.samples else None
+
+    def movement(self, layer: str) -> Tensor | None:
+        """A layer's movement; None where the file holds none of it."""
+        if layer not in self.steps:
+            return None
+        with safe_open(self.path, "pt") as file:
+            found: Tensor = file.get_tensor(f"{layer}/movement")
+        return found
+
+    def movement_spec(self, layer: str) -> TensorSpec | None:
+        """Dtype and shape of a layer's movement; None where the file holds none of it."""
+        return self.tensors[f"{layer}/movement"].spec if layer in self.steps else None
 
     def gradients(self, layer: str) -> GradientStats | None:
         """Moments of a layer's gradients; None where the file holds none of it."""
@@ -155,6 +173,12 @@ def merged_gradients(files: Sequence[StatisticsFile], layer: str) -> GradientSta
     return reduce(GradientStats.merged, found) if found and len(found) == len(files) else None
 
 
+def merged_movement(files: Sequence[StatisticsFile], layer: str) -> Tensor | None:
+    """A layer's movement over the steps of several files; None where one of them holds none."""
+    found = [movement for file in files if (movement := file.movement(layer)) is not None]
+    return torch.stack(found).sum(dim=0) if found and len(found) == len(files) else None
+
+
 class StatisticsWriter:
     """Writes a file of statistics as they come in; only those of one call of `add` are in memory.
 
@@ -172,6 +196,7 @@ class StatisticsWriter:
         self._layers: dict[str, str] = {}
         self._rows: dict[str, int] = {}
         self._samples: dict[str, int] = {}
+        self._steps: dict[str, int] = {}
         self._specs: dict[str, TensorSpec] = {}
 
     def __enter__(self) -> Self:
@@ -195,7 +220,12 @@ class StatisticsWriter:
             kept = {"gram": found.gram, "norms": found.norms if found.gram is None else None}
             tensors = {
                 f"{name}/{s}": tensor.float().contiguous()
-                for s, tensor in {**kept, "mean_abs": found.mean_abs, "mean": found.mean}.items()
+                for s, tensor in {
+                    **kept,
+                    "mean_abs": found.mean_abs,
+                    "mean": found.mean,
+                    "max_abs": found.max_abs,
+                }.items()
                 if tensor is not None
             }
             self._put(name, tensors)
@@ -207,6 +237,11 @@ class StatisticsWriter:
             self._put(
                 f"{name}/", {f"{name}/{s}": t for s, t in zip(GRADIENTS, (found.mean, found.square), strict=True)}
             )
+
+    def add_movement(self, layer: str, movement: Tensor, steps: int) -> None:
+        """Keep a layer's movement."""
+        self._steps[layer] = steps
+        self._put(f"{layer}//", {f"{layer}/movement": movement})
 
     def _put(self, piece: str, tensors: Mapping[str, Tensor]) -> None:
         self._specs.update({key: TensorSpec.of(tensor) for key, tensor in tensors.items()})
@@ -220,9 +255,11 @@ class StatisticsWriter:
         """Put the pieces together, in one step for whoever looks."""
         facts = {"layers": self._layers, "rows": self._rows, "inputs": inputs, "calibration": calibration}
         facts |= {"gradients": self._samples} if self._samples else {}
+        facts |= {"movement": self._steps} if self._steps else {}
         metadata = {MARK: VERSION, **{name: json.dumps(value) for name, value in facts.items()}}
         with CheckpointWriter(self.path, (ShardPlan(self.path.name, self._specs, metadata),)) as writer:
-            for name in (*self._rows, *(f"{name}/" for name in self._samples)):
+            pieces = (*self._rows, *(f"{name}/" for name in self._samples), *(f"{name}//" for name in self._steps))
+            for name in pieces:
                 if self._piece(name).exists():
                     for key, tensor in load_file(self._piece(name)).items():
                         writer.put(key, tensor)

@@ -38,6 +38,7 @@ def command(
     max_shard_size: o.ShardSize = None,
     latency: o.LatencyMode = o.Latency.auto,
     device: o.DeviceName = o.Device.auto,
+    stats: o.Movement = None,
     allow_code: o.AllowCode = False,
     quiet: o.Quiet = False,
     as_json: o.AsJson = False,
@@ -45,5 +46,6 @@ def command(
     """Train IN, a student, to do what a teacher does; IN may be the output of any earlier step."""
     from aicompress.cli.training import run
 
-    flags = Flags(dry_run, overwrite, resume, max_shard_size, latency.value, quiet, as_json)
-    run(source, teacher, out, (recipe, overrides), flags, (device.value, allow_code))
+    kept = () if stats is None else (stats,)
+    flags = Flags(dry_run, overwrite, resume, max_shard_size, latency.value, quiet, as_json, kept, allow_code)
+    run(source, teacher, out, (recipe, overrides), flags, device.value)

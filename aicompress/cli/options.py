@@ -116,6 +116,16 @@ Stats = Annotated[
         show_default=False,
     ),
 ]
+Movement = Annotated[
+    Path | None,
+    typer.Option(
+        "--stats",
+        metavar="FILE",
+        help="Keep in FILE.safetensors how training moved every weight, for `prune` with the method movement.",
+        rich_help_panel=RUN,
+        show_default=False,
+    ),
+]
 AllowCode = Annotated[
     bool,
     typer.Option(

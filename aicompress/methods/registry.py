@@ -14,7 +14,7 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -75,7 +75,8 @@ class Method:
         command: factorize, quantize, prune or distill.
         summary: one line.
         config: the class of its parameters.
-        needs: calibration statistics it reads: any of "norms", "gram", "gradients"; empty for data-free methods.
+        needs: statistics it reads: of calibration any of "norms", "gram", "mean_abs", "max_abs", "gradients", of
+            training "movement"; empty for data-free methods.
     """
 
     name: str
@@ -102,6 +103,26 @@ class Candidate:
     unit: Callable[[], str] | None = None
 
 
+class Rotation(Protocol):
+    """An orthogonal matrix R."""
+
+    def along(self, tensor: Tensor, axis: int) -> Tensor:
+        """The tensor with R applied along an axis."""
+
+
+@dataclass(frozen=True)
+class Balance:
+    """Factors for one input that several layers read.
+
+    Attributes:
+        factors: s, (in,) above zero: the input is divided by them, the layers' columns are multiplied.
+        note: how they were chosen, for the report.
+    """
+
+    factors: Tensor
+    note: str
+
+
 @dataclass(frozen=True)
 class LayerMethod(Method):
     """A pure function from one layer to one stored weight.
@@ -120,8 +141,16 @@ class LayerMethod(Method):
         by_rows: config -> whether each row is compressed on its own, with no random numbers: then a block of rows gives
             the same as it would in the whole, and large layers are read, compressed and written in blocks.
         compares: config -> whether it also reads `cross`, the original model's inputs against the compressed one's.
+        balance: for methods that rescale a model before they compress it: (the layers that read one input, a function
+            that makes those factors equal which must be) -> factors, or None to leave this input as it is. `apply` then
+            sees the rescaled weight and statistics of the rescaled input.
+        rotation: for methods that rotate a model's residual stream before they compress it: (its width, whether the
+            vector of ones must stay, seed) -> the rotation. `apply` then sees the rotated model.
         spares: config -> which of `needs` it does without.
         efforts: presets by name; empty for a method with one way to go.
+        surveys: config -> statistics of the original model's layers that are read before any is compressed, to decide
+            how much each of them gets.
+        scores: (layer, config) -> (out, in), non-negative: how much each weight matters, comparable between layers.
     """
 
     apply: Callable[[Layer, Any], Weight] = field(kw_only=True)
@@ -132,14 +161,25 @@ class LayerMethod(Method):
     together: Callable[[Sequence[Layer], Any], list[Weight]] | None = field(kw_only=True, default=None)
     by_rows: Callable[[Any], bool] = field(kw_only=True, default=lambda config: False)
     compares: Callable[[Any], bool] = field(kw_only=True, default=lambda config: False)
+    balance: Callable[[Sequence[Candidate], Callable[[Tensor], Tensor]], Balance | None] | None = field(
+        kw_only=True, default=None
+    )
+    rotation: Callable[[int, bool, int], Rotation] | None = field(kw_only=True, default=None)
     spares: Callable[[Any], frozenset[str]] = field(kw_only=True, default=lambda config: frozenset())
     efforts: Mapping[Level, Effort] = field(kw_only=True, default_factory=dict)
+    surveys: Callable[[Any], frozenset[str]] = field(kw_only=True, default=lambda config: frozenset())
+    scores: Callable[[Layer, Any], Tensor] | None = field(kw_only=True, default=None)
 
     kind: ClassVar[str] = "layerwise"
 
     def reads(self, config: Any) -> frozenset[str]:
         """Statistics that a config needs."""
         return self.needs - self.spares(config)
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether the model is rewritten before its layers are compressed."""
+        return self.balance is not None or self.rotation is not None
 
 
 @dataclass(frozen=True)
@@ -155,6 +195,7 @@ class Part:
         read: float32 matrix (units, numbers): row j belongs to unit first + j; one row for an offset. Call it late and
             drop the result.
         span: entries of the tensor's axis that make a unit; a row holds them one after the other.
+        take: the same rows of any tensor of this shape, such as scores of its entries; None where nothing asks.
     """
 
     tensor: str
@@ -163,6 +204,7 @@ class Part:
     first: int
     read: Callable[[], Tensor]
     span: int = 1
+    take: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)

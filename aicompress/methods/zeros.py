@@ -11,6 +11,7 @@ from torch import Tensor
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.curvature import damped, gram
 from aicompress.weights import IntGrouped, Sparse, SparseCodes, Weight, outline_nbytes
+from aicompress.weights.int_grouped import spread
 
 LEAF = 16  # columns that are updated one by one; matrix products do the rest
 SWEEPS = 2  # passes of coordinate descent
@@ -39,7 +40,7 @@ def outline_of(info: LayerInfo, outline: Weight) -> Weight:
     kept = info.outline.parameters()
     if not isinstance(info.outline, Sparse | SparseCodes) or outline.activation_bits is not None:
         return outline
-    sparse = SparseCodes.outline(outline, kept)
+    sparse = SparseCodes.outline(outline, kept, info.outline.grouping)
     return sparse if outline_nbytes(sparse) < outline_nbytes(outline) else outline
 
 
@@ -56,16 +57,17 @@ def kept_zero(layer: Layer, weight: Weight) -> Weight:
         found = descended(layer.weight, weight, mask, damped(gram(layer), DAMPING).float())
     else:
         found = zeroed(weight, mask)
-    return SparseCodes.of(found, mask) if isinstance(outline_of(layer.info, weight), SparseCodes) else found
+    form = outline_of(layer.info, weight)
+    grouping = layer.stored.grouping if isinstance(layer.stored, Sparse | SparseCodes) else None
+    return SparseCodes.of(found, mask, grouping) if isinstance(form, SparseCodes) else found
 
 
 def zeroed(weight: IntGrouped, mask: Tensor) -> IntGrouped:
     """Codes that stand for exactly zero where the mask is False: 0, or the group's zero point."""
     if weight.zero is None:
         return replace(weight, codes=weight.codes * mask)
-    codes = weight.codes.reshape(*weight.zero.shape, -1)  # (rows, groups, columns of a group)
-    found = torch.where(mask.reshape(codes.shape), codes, weight.zero[:, :, None])
-    return replace(weight, codes=found.reshape(weight.shape))
+    zero = spread(weight.zero, weight.shape[1], weight.group_size)
+    return replace(weight, codes=torch.where(mask, weight.codes, zero))
 
 
 def descended(wanted: Tensor, start: IntGrouped, mask: Tensor, hessian: Tensor) -> IntGrouped:
@@ -99,7 +101,7 @@ def descended(wanted: Tensor, start: IntGrouped, mask: Tensor, hessian: Tensor) 
 
 def grid(weight: IntGrouped) -> Callable[[Tensor, int], Tensor]:
     """(column, its number) -> the nearest values that the codes of a weight can take."""
-    wide = weight.codes.shape[1] // weight.scale.shape[1]  # columns that share a scale
+    wide = weight.group_size or weight.codes.shape[1]  # columns that share a scale
     half = 1 << (weight.bits - 1)
     scale = steps(weight)
     zero = torch.zeros_like(scale) if weight.zero is None else weight.zero.float()
@@ -113,11 +115,11 @@ def grid(weight: IntGrouped) -> Callable[[Tensor, int], Tensor]:
 
 def encoded(values: Tensor, weight: IntGrouped) -> IntGrouped:
     """Codes of values (out, in) that lie on a weight's grid."""
-    rows, groups = weight.scale.shape
-    codes = (values.reshape(rows, groups, -1) / steps(weight)[..., None]).round()
+    columns, size = weight.shape[1], weight.group_size
+    codes = (values / spread(steps(weight), columns, size)).round()
     if weight.zero is not None:
-        codes = codes + weight.zero.float()[..., None]
-    return replace(weight, codes=codes.reshape(values.shape).to(torch.int8))
+        codes = codes + spread(weight.zero.float(), columns, size)
+    return replace(weight, codes=codes.to(torch.int8))
 
 
 def steps(weight: IntGrouped) -> Tensor:

@@ -6,6 +6,7 @@ This file needs torch only; a copy lies beside `modeling_aicompress.py` in every
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -40,6 +41,25 @@ def unpack_mask(packed: Tensor, count: int) -> Tensor:
     """Booleans (count,) of a bit mask, element i at bit i%8 of byte i//8."""
     bits = (packed[:, None] >> torch.arange(8, dtype=torch.uint8, device=packed.device)) & 1
     return bits.reshape(-1)[:count].bool()
+
+
+def masked(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
+    """The mask of a sparse form, (out * in,) bool: a bit mask, or one number for every few groups of an N:M mask."""
+    out, columns = meta["shape"]
+    if "pattern" not in meta:
+        return unpack_mask(tensors[""], out * columns)
+    kept, size = meta["pattern"]
+    packed, count, device = tensors[""], out * columns // size, tensors[""].device
+    ways = torch.tensor([sum(1 << p for p in places) for places in combinations(range(size), kept)], device=device)
+    fits = {w: max([d for d in range(1, 8 * w + 1) if len(ways) ** d <= 1 << 8 * w], default=0) for w in (1, 2, 4)}
+    width, digits = min(((w, d) for w, d in fits.items() if d), key=lambda item: item[0] / item[1])
+    value = (packed.reshape(-1, width).long() << (8 * torch.arange(width, device=device))).sum(dim=1)
+    found = (value[:, None] // len(ways) ** torch.arange(digits, device=device)) % len(ways)
+    bits = ways[found.reshape(-1)[:count]]
+    mask = ((bits[:, None] >> torch.arange(size, device=device)) & 1).bool().reshape(out, columns)
+    if "order" in tensors:
+        mask = torch.empty_like(mask).index_copy_(1, tensors["order"].long(), mask)
+    return mask.reshape(-1)
 
 
 def decode(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
@@ -85,15 +105,20 @@ def _int_grouped(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tens
     out, columns = meta["shape"]
     bits, scale, zero = int(meta["bits"]), tensors["scale"], tensors.get("zero")
     codes = unpack(tensors[""].reshape(out, -1), bits, columns).float() - (1 << (bits - 1))
-    grouped = codes.reshape(out, scale.shape[1], -1)
+    size = int(meta["group_size"])
     if zero is not None:
-        grouped = grouped - zero.float()[..., None]
-    return (grouped * scale.float()[..., None]).reshape(out, columns).to(scale.dtype)
+        codes = codes - spread(zero.float(), columns, size)
+    return (codes * spread(scale.float(), columns, size)).to(scale.dtype)
+
+
+def spread(values: Tensor, columns: int, size: int) -> Tensor:
+    """(rows, groups) -> (rows, columns), or (1, 1) for all; the last group may be narrower than the others."""
+    return values.repeat_interleave(size or columns, dim=1)[:, :columns]
 
 
 def _sparse(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
     out, columns = meta["shape"]
-    kept = unpack_mask(tensors[""], out * columns)
+    kept = masked(meta, tensors)
     flat = torch.zeros(out * columns, dtype=tensors["values"].dtype, device=kept.device)
     return flat.masked_scatter(kept, tensors["values"]).reshape(out, columns)
 
@@ -102,13 +127,13 @@ def _sparse_codes(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ten
     """w = (q - zero) * scale where the mask is set, computed in float32."""
     out, columns = meta["shape"]
     bits, scale, zero = int(meta["bits"]), tensors["scale"], tensors.get("zero")
-    kept = unpack_mask(tensors[""], out * columns)
+    kept = masked(meta, tensors)
     codes = unpack(tensors["codes"].reshape(1, -1), bits, int(meta["kept"])).float() - (1 << (bits - 1))
-    grouped = torch.zeros(out * columns, device=kept.device).masked_scatter(kept, codes)
-    grouped = grouped.reshape(out, scale.shape[1], -1)
+    whole = torch.zeros(out * columns, device=kept.device).masked_scatter(kept, codes).reshape(out, columns)
+    size = int(meta["group_size"])
     if zero is not None:
-        grouped = (grouped - zero.float()[..., None]) * kept.reshape(grouped.shape)
-    return (grouped * scale.float()[..., None]).reshape(out, columns).to(scale.dtype)
+        whole = (whole - spread(zero.float(), columns, size)) * kept.reshape(out, columns)
+    return (whole * spread(scale.float(), columns, size)).to(scale.dtype)
 
 
 def _codebook(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:

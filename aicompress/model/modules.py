@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aicompress.errors import Refused
-from aicompress.weights import Dense, IntGrouped, LowRank, SparseCodes, Weight
+from aicompress.weights import Dense, IntGrouped, LowRank, Sparse, SparseCodes, Weight
+from aicompress.weights.int_grouped import spread
 
 RESIDENT_BYTES = 64 << 20  # bfloat16 weights up to this size stay in the last-level cache between layers
 INT4_GROUPS = (256, 128, 64, 32)  # group sizes of the int4 kernel, largest first
@@ -166,11 +167,11 @@ class Int4Linear(FastLinear):
         super().__init__(weight.shape, bias)
         out, columns = weight.shape
         self.group = group
-        repeats = columns // group // weight.scale.shape[1]
-        scale = weight.scale.float().expand(out, -1).repeat_interleave(repeats, 1)  # (out, groups)
+        groups, size = columns // group, weight.group_size // group
+        scale = spread(weight.scale.float(), groups, size).expand(out, -1)
         zero = torch.zeros_like(scale)
         if weight.zero is not None:
-            zero = -weight.zero.float().expand(out, -1).repeat_interleave(repeats, 1) * scale
+            zero = -spread(weight.zero.float(), groups, size) * scale
         self.scales_and_zeros = torch.stack([scale, zero], -1).transpose(0, 1).bfloat16().contiguous()
         self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(weight.codes.int() + 8, 1)
         # The same codes by halves of a row: low nibble column j, high nibble column j + in/2.
@@ -219,6 +220,7 @@ class IntEmbedding(nn.Module):
     def __init__(self, weight: IntGrouped, dtype: torch.dtype) -> None:
         super().__init__()
         self.num_embeddings, self.embedding_dim = weight.shape
+        self.group_size = weight.group_size
         self.nibbles = weight.bits <= 4 and self.embedding_dim % 2 == 0
         low, high = weight.codes.chunk(2, dim=1)
         self.codes = (low & 15) | (high << 4) if self.nibbles else weight.codes
@@ -235,11 +237,11 @@ class IntEmbedding(nn.Module):
         rows = self.codes[flat]
         if self.nibbles:
             rows = torch.cat([(rows << 4) >> 4, rows >> 4], dim=1)
-        scale = self.scale[flat].float()
-        grouped = rows.float().view(len(flat), scale.shape[1], -1)
+        values = rows.float()
         if self.zero is not None:
-            grouped = grouped - self.zero[flat].float()[..., None]
-        return (grouped * scale[..., None]).to(self.dtype).view(*ids.shape, self.embedding_dim)
+            values = values - spread(self.zero[flat].float(), self.embedding_dim, self.group_size)
+        values = values * spread(self.scale[flat].float(), self.embedding_dim, self.group_size)
+        return values.to(self.dtype).view(*ids.shape, self.embedding_dim)
 
 
 def fast_linear(weight: Weight, bias: Tensor | None, dtype: torch.dtype, resident: bool) -> FastLinear:
@@ -254,6 +256,10 @@ def fast_linear(weight: Weight, bias: Tensor | None, dtype: torch.dtype, residen
     if isinstance(weight, LowRank):
         right = fast_linear(weight.inner, None, dtype, resident)
         return LowRankLinear(right, fast_linear(weight.out, bias, dtype, resident))
+    if isinstance(weight, Sparse):
+        from aicompress.model.sparse_linear import sparse_linear  # a layer of this module's kind
+
+        return sparse_linear(weight, bias, dtype)
     if isinstance(weight, SparseCodes):
         weight = weight.grouped()
     if not isinstance(weight, IntGrouped):
@@ -265,7 +271,7 @@ def fast_linear(weight: Weight, bias: Tensor | None, dtype: torch.dtype, residen
         return Bfloat16Linear(weight.dense(), bias)
     if weight.activation_bits == 8 and per_row:
         return Int8Linear(weight, bias)
-    group = next((g for g in INT4_GROUPS if (weight.group_size or columns) % g == 0), 0)
+    group = next((g for g in INT4_GROUPS if (weight.group_size or columns) % g == 0 == columns % g), 0)
     if weight.bits <= 4 and group and out % 16 == 0:
         return Int4Linear(weight, bias, group)
     if weight.bits > 4 and per_row and bfloat16:

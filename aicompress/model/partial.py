@@ -96,6 +96,9 @@ class PartialModel:
         """Make the buffers that the architecture computes, and ties; parameters still to come stay on meta."""
         self._started = True
         self.model.eval()
+        loaded = {
+            id(buffer) for buffer in self.model.buffers() if buffer.device.type != "meta"
+        }  # such as of batch norms
         for name, buffer in list(self.model.named_buffers()):
             if buffer.device.type == "meta":
                 parent, _, leaf = name.rpartition(".")
@@ -103,7 +106,7 @@ class PartialModel:
         if not self.hugging:
             return
         for tensor in (*self.model.parameters(), *self.model.buffers()):
-            tensor._is_hf_initialized = isinstance(tensor, nn.Parameter)
+            tensor._is_hf_initialized = isinstance(tensor, nn.Parameter) or id(tensor) in loaded
         self._tie()
         self.model.initialize_weights()
 

@@ -14,7 +14,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from aicompress.model.blocks import find_blocks
 from aicompress.model.calibrate import Batch, Loader
@@ -30,6 +29,40 @@ class _Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """What the uncompressed model gives for a batch.
+
+    Attributes:
+        rows: probabilities of logits, or states, (rows, numbers).
+        expected: Σ p log p of each row, (rows,); None for states.
+        size: what the sum of losses is divided by.
+    """
+
+    rows: Tensor
+    expected: Tensor | None
+    size: float
+
+    @classmethod
+    def of(cls, rows: Tensor, logits: bool) -> _Reference:
+        if not logits:
+            return cls(rows, None, float(rows.square().sum(dtype=torch.float64)))
+        likely = rows.softmax(dim=-1)
+        return cls(likely, _expected(likely, rows), float(len(rows)))
+
+    def lost(self, rows: Tensor) -> float:
+        """Σ p (log p − log q) of logits; Σ ‖y − ŷ‖² of states."""
+        if self.expected is None:
+            return float((self.rows - rows).square().sum(dtype=torch.float64))
+        return float((self.expected - _expected(self.rows, rows)).sum(dtype=torch.float64))
+
+
+def _expected(likely: Tensor, logits: Tensor) -> Tensor:
+    """Σ p log softmax(z) = Σ p z − log Σ exp z of each row, without the softmax of every number, (rows,)."""
+    found: Tensor = torch.linalg.vecdot(likely, logits) - logits.logsumexp(dim=-1)
+    return found
 
 
 class Probe:
@@ -59,7 +92,7 @@ class Probe:
         self._running: list[_Call] | None = None  # the batch's calls while they are recorded
         self._at = self._first = self._batch = 0
         self._changes: Mapping[str, Tensor] = {}
-        self._reference: list[Tensor] = []
+        self._reference: list[_Reference] = []
         self._logits = True
 
     @property
@@ -78,7 +111,7 @@ class Probe:
             for number, batch in enumerate(self._batches):
                 self._running, self._batch = self._calls[number], number
                 found, self._logits = output_of(self._model(**batch))
-                self._reference.append(self._rows(found, batch))
+                self._reference.append(_Reference.of(self._rows(found, batch), self._logits))
         self._running = None
         return self
 
@@ -99,8 +132,8 @@ class Probe:
             for number, batch in enumerate(self._batches):
                 self._batch, self._at, self._first = number, 0, self._start(number, changes)
                 rows = self._rows(output_of(self._model(**batch))[0], batch)
-                more = _compared(self._reference[number], rows, self._logits)
-                lost, size = lost + more[0], size + more[1]
+                lost += self._reference[number].lost(rows)
+                size += self._reference[number].size
         return max(0.0, lost / size) if size else 0.0
 
     def block_loss(self, changes: Mapping[str, Tensor]) -> float:
@@ -172,12 +205,11 @@ class Probe:
         return gated
 
     def _rows(self, output: Tensor, batch: Batch) -> Tensor:
-        """(rows, numbers) of real tokens, evenly thinned out to what may be kept; log-probabilities of logits."""
+        """(rows, numbers) of real tokens, evenly thinned out to what may be kept."""
         rows = _real(output, batch)
         rows = rows.reshape(-1, rows.shape[-1])
         limit = max(1, ELEMENTS // max(1, len(self._batches) * rows.shape[1]))
-        rows = rows[:: -(-len(rows) // limit)].float()
-        return functional.log_softmax(rows, dim=-1) if self._logits else rows
+        return rows[:: -(-len(rows) // limit)].float()
 
 
 @dataclass
@@ -227,13 +259,3 @@ def _real(output: Tensor, batch: Batch) -> Tensor:
     if mask is None or "decoder_input_ids" in batch or output.shape[: mask.ndim] != mask.shape:
         return output
     return output[mask.bool()]
-
-
-def _compared(original: Tensor, changed: Tensor, logits: bool) -> tuple[float, float]:
-    """Sum of losses, and what it is divided by."""
-    if logits:
-        return float(((original - changed) * original.exp()).sum(dtype=torch.float64)), float(len(original))
-    return (
-        float((original - changed).square().sum(dtype=torch.float64)),
-        float(original.square().sum(dtype=torch.float64)),
-    )

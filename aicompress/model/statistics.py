@@ -26,7 +26,7 @@ class Sums:
     """Running sums over the rows of a layer's inputs, in float32.
 
     Attributes:
-        needs: which of gram, norms, mean_abs and mean to keep.
+        needs: which of gram, norms, mean_abs, mean and max_abs to keep.
         rounded: inputs of products are rounded to bfloat16.
         count: rows so far.
         gram: Σ x xᵀ; what lies below the diagonal is filled in by `mean`.
@@ -35,6 +35,7 @@ class Sums:
         cross: Σ x x̂ᵀ.
         total: Σ x.
         original: Σ x of the original model, beside `cross`.
+        largest: max |x|.
     """
 
     needs: frozenset[str]
@@ -46,6 +47,7 @@ class Sums:
     cross: Tensor | None = None
     total: Tensor | None = None
     original: Tensor | None = None
+    largest: Tensor | None = None
 
     def add(self, rows: Tensor, original: Tensor | None = None) -> None:
         """Add rows (tokens, in), and the original model's rows for the same tokens if cross statistics are wanted."""
@@ -63,6 +65,9 @@ class Sums:
             self.absolute = absolute if self.absolute is None else self.absolute.add_(absolute)
         if "mean" in self.needs:
             self.total = _add_rows(self.total, rows)
+        if "max_abs" in self.needs:
+            largest = torch.maximum(rows.amax(dim=0), -rows.amin(dim=0))
+            self.largest = largest if self.largest is None else torch.maximum(self.largest, largest)
         if original is not None:
             left, right = self._factor(original), self._factor(rows)
             with bfloat16_products(self.rounded):
@@ -87,8 +92,8 @@ class Sums:
         if "gram" in over:
             _mirror(over["gram"])
         norms = over["gram"].diagonal().clone() if "gram" in over else over.get("squares")
-        rest = (over.get(name) for name in ("absolute", "cross", "total", "original"))
-        return InputStats(self.count, over.get("gram"), norms, *rest)
+        means = (over.get("absolute"), over.get("cross"), over.get("total"), over.get("original"))
+        return InputStats(self.count, over.get("gram"), norms, *means, self.largest)
 
 
 def _add_rows(total: Tensor | None, rows: Tensor) -> Tensor:

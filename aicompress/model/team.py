@@ -46,3 +46,6 @@ def add_up(recorder: Recorder, team: Team) -> None:
         for name in sorted(shapes):
             tensor = getattr(held, name)
             setattr(held, name, team.total(torch.zeros(shapes[name]) if tensor is None else tensor))
+        if "max_abs" in recorder.needs:
+            largest = [tensor for tensor in team.gather(held.largest) if tensor is not None]
+            held.largest = torch.stack(largest).amax(dim=0) if largest else None

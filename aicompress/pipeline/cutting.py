@@ -60,18 +60,21 @@ class Cutting:
         """Report what is going on."""
         self.progress(what, self.done, sum(p.dense.nbytes for p in self.plan.output.parameters.values()))
 
-    def settle(self, number: int, inputs: Mapping[str, InputStats]) -> dict[str, Tensor]:
+    def settle(
+        self, number: int, inputs: Mapping[str, InputStats], importance: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Choose what stays of a structure by statistics, and write what is made anew.
 
         Args:
             number: the structure's place in the edit.
             inputs: statistics of its consumers' inputs by tensor.
+            importance: of its units, (units,), where the method asks for it.
 
         Returns:
             What makes the uncut model compute as the cut one does: its consumers, with zeros for what goes.
         """
         edit, method, config = self.plan.edit, self.plan.method, self.plan.recipe.method
-        structure = replace(edit.structures[number], inputs=inputs)
+        structure = replace(edit.structures[number], inputs=inputs, importance=importance)
         kept = method.keep(structure, edit.sizes[number], config)
         self.kept[number] = torch.tensor(kept)
         made = method.refit(structure, kept, config)

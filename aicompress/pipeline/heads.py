@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -148,18 +148,22 @@ def _parts(checkpoint: Checkpoint, attention: Attention, tensor: HeadTensor, who
     for number, section in enumerate(tensor.sections):
         length = section.span * _number(attention, section.kind)
         if whole or section.kind == "query":
-            read = partial(_slices, checkpoint, tensor, (begin, length), units)
+            take = partial(_taken, tensor.axis, (begin, length), units)
+            read = partial(_read, checkpoint, tensor.tensor, take)
             span = _span(attention, section.kind, section.span, whole)
-            yield Part(tensor.tensor, f"{module}[{number}]", tensor.role, 0, read, span)
+            yield Part(tensor.tensor, f"{module}[{number}]", tensor.role, 0, read, span, take)
         begin += length
     if tensor.role == "consumer":
         yield from offset_part(checkpoint, tensor.tensor)
 
 
-def _slices(checkpoint: Checkpoint, tensor: HeadTensor, where: tuple[int, int], units: int) -> Tensor:
+def _read(checkpoint: Checkpoint, tensor: str, take: Callable[[Tensor], Tensor]) -> Tensor:
+    return take(checkpoint.dense(tensor))
+
+
+def _taken(axis: int, where: tuple[int, int], units: int, tensor: Tensor) -> Tensor:
     begin, length = where
-    moved = checkpoint.dense(tensor.tensor).movedim(tensor.axis, 0)
-    return moved[begin : begin + length].float().reshape(units, -1)
+    return tensor.movedim(axis, 0)[begin : begin + length].float().reshape(units, -1)
 
 
 def _require_valid(

@@ -23,6 +23,7 @@ from aicompress.checkpoint.statistics import StatisticsFile
 from aicompress.layer import GradientStats, InputStats, Layer, LayerInfo, from_matrix
 from aicompress.measure import rel_error
 from aicompress.methods.zeros import kept_zero
+from aicompress.pipeline.calibration.rescaling import Rescaling
 from aicompress.pipeline.fingerprint import fingerprint
 from aicompress.pipeline.finish import Facts, finish, written_report
 from aicompress.pipeline.latency import Mode
@@ -75,6 +76,7 @@ class Known:
 
     inputs: InputStats | None = None
     gradients: GradientStats | None = None
+    movement: Tensor | None = None
     ready: Ready | None = None
 
 
@@ -97,6 +99,9 @@ class Work:
     progress: Progress
     warnings: list[str] = field(default_factory=list)
     done: int = 0
+
+    def __post_init__(self) -> None:
+        self.rescaling = Rescaling(self.plan, self.journal)
 
     def write(self, name: str, known: Mapping[str, Known] | None = None, note: str = "") -> Weight | Tensor:
         """Compress or copy one parameter to the output and note it in the journal.
@@ -160,6 +165,10 @@ def run(plan: Plan, options: Options | None = None) -> Report:
     options = options or Options()
     team = processes(torch.device("cpu"))
     team.wait()  # until all have made their plans: those refuse an output that is there
+    if plan.surveys:
+        from aicompress.pipeline.allocation import allocated
+
+        plan = allocated(plan, team, options.progress)
     found = decided(plan, options.resume, team, options.progress)
     plan = found.plan
     collected = _collect(plan, team, options.progress)
@@ -182,7 +191,7 @@ def _collect(plan: Plan, team: Processes, progress: Progress) -> bool:
         from aicompress.pipeline.calibration.blocks import selected
         from aicompress.pipeline.calibration.collect import Wanted, collect
 
-        collect(plan, Wanted(selected(plan), plan.needs), plan.request.stats[0], team, progress)
+        collect(plan, Wanted(selected(plan), plan.needs | plan.surveys), plan.request.stats[0], team, progress)
         team.wait()
     return bool(plan.request.stats)
 
@@ -190,7 +199,7 @@ def _collect(plan: Plan, team: Processes, progress: Progress) -> bool:
 def _lead(found: Found, options: Options, team: Processes) -> Report:
     """What the process does that writes."""
     start = time.perf_counter() - found.seconds
-    plan = found.plan
+    plan = found.plan.rewritable()
     output = plan.output
     mark = fingerprint(plan)
     if options.resume:
@@ -202,13 +211,14 @@ def _lead(found: Found, options: Options, team: Processes) -> Report:
         journal = (Journal.resume if options.resume else Journal.start)(writer.work, mark)
         found.keep(writer.work)
         work = Work(plan, writer, journal, options.progress)
-        for name in journal.done:
+        for name in output.parameters.keys() & journal.done.keys():
             work.tell(name)
         calibration = _calibrated(work, team, inputs) if plan.needs else {}
         work.write_all([name for name in output.parameters if name not in journal.done])
         final = with_digests(output, inputs.result())
         warnings = (*plan.warnings, *work.warnings)
-        facts = Facts(plan.recipe, plan.checkpoint, plan.kinds, work.rows(), warnings, start, calibration=calibration)
+        source = plan.checkpoint.original
+        facts = Facts(plan.recipe, source, plan.kinds, work.rows(), warnings, start, calibration=calibration)
         facts = dataclasses.replace(facts, bits=found.record)
         found.forget(writer.work)
         return finish(facts, final, writer, options.latency)
@@ -284,7 +294,7 @@ def compressed(
 def layer_of(plan: Plan, info: LayerInfo, known: Known) -> Layer:
     """A layer of the input as its method is given it."""
     layer = plan.checkpoint.layer(info, layer_seed(plan.recipe.seed, info.name))
-    return dataclasses.replace(layer, inputs=known.inputs, gradients=known.gradients)
+    return dataclasses.replace(layer, inputs=known.inputs, gradients=known.gradients, movement=known.movement)
 
 
 def _apply(plan: Plan, job: LayerPlan, known: Known) -> tuple[Weight, LayerRow]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CheckpointError, RecipeError
 from aicompress.methods.registry import Part, StructuralConfig, StructuralMethod, Structure
-from aicompress.model.architecture import Architecture, Coupling, FeedForward, with_value
+from aicompress.model.architecture import Architecture, FeedForward, with_value
 from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.edits import Change, Cut, Edit, offset_part, with_refits
 from aicompress.recipe import Recipe
@@ -43,7 +43,10 @@ def narrow(checkpoint: Checkpoint, method: StructuralMethod, recipe: Recipe, req
             earlier = changes[coupling.tensor].cuts
             cut = Cut(number, coupling.axis, (1,) * coupling.parts)
             changes[coupling.tensor] = Change(coupling.tensor, (*earlier, cut), {"neurons": f"{size} of {layer.width}"})
-    return Edit(edited, structures, tuple(sizes), with_refits(changes, structures, sizes, method.refits(config)))
+    refitted = with_refits(changes, structures, sizes, method.refits(config))
+    kept = all(size == structure.size for size, structure in zip(sizes, structures, strict=True))
+    told = (f"no neuron goes: the width of {structures[0].name} stays {structures[0].size}",) if kept else ()
+    return Edit(edited, structures, tuple(sizes), refitted, told)
 
 
 def _require_tensors(architecture: Architecture, layers: list[FeedForward]) -> None:
@@ -93,11 +96,15 @@ def _neuron_parts(checkpoint: Checkpoint, layer: FeedForward) -> Iterable[Part]:
     for coupling in layer.couplings:
         module = coupling.tensor.rpartition(".")[0]
         for part in range(coupling.parts):
-            read = partial(_slices, checkpoint, coupling, part * layer.width, layer.width)
-            yield Part(coupling.tensor, f"{module}[{part}]", coupling.role, 0, read)
+            take = partial(_taken, coupling.axis, part * layer.width, layer.width)
+            read = partial(_read, checkpoint, coupling.tensor, take)
+            yield Part(coupling.tensor, f"{module}[{part}]", coupling.role, 0, read, take=take)
         yield from offset_part(checkpoint, coupling.tensor) if coupling.role == "consumer" else ()
 
 
-def _slices(checkpoint: Checkpoint, coupling: Coupling, first: int, width: int) -> Tensor:
-    tensor = checkpoint.dense(coupling.tensor).movedim(coupling.axis, 0)
-    return tensor[first : first + width].float().reshape(width, -1)
+def _read(checkpoint: Checkpoint, tensor: str, take: Callable[[Tensor], Tensor]) -> Tensor:
+    return take(checkpoint.dense(tensor))
+
+
+def _taken(axis: int, first: int, width: int, tensor: Tensor) -> Tensor:
+    return tensor.movedim(axis, 0)[first : first + width].float().reshape(width, -1)

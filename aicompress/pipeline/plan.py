@@ -10,6 +10,7 @@ from pathlib import Path
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.place import require_apart, require_free, require_writable, working_path
+from aicompress.checkpoint.rewritten import RewrittenCheckpoint
 from aicompress.errors import CompressError, OutOfSpace, RecipeError, raise_all
 from aicompress.layer import Kind, LayerInfo
 from aicompress.measure import directory_nbytes
@@ -18,9 +19,12 @@ from aicompress.methods.quantize.widths import WidthConfig, open_bits, with_bits
 from aicompress.methods.registry import LayerMethod, MethodConfig
 from aicompress.methods.zeros import outline_of
 from aicompress.model.kinds import layer_kinds
+from aicompress.model.places import Place
 from aicompress.pipeline.calibration import request as needs
 from aicompress.pipeline.calibration.request import Request
+from aicompress.pipeline.calibration.rescaling import rescalable
 from aicompress.pipeline.output import Destination, Output, Planned, arrange, lineage_step, summarize
+from aicompress.pipeline.rotation import rotated
 from aicompress.pipeline.settling import search_of, settled
 from aicompress.pipeline.tied import open_input
 from aicompress.recipe import Recipe
@@ -28,6 +32,8 @@ from aicompress.report import gates
 from aicompress.report.plan import PlanRow, PlanSummary
 from aicompress.selection import select
 from aicompress.weights import Dense, LowRank, Weight, form_of, outline_nbytes
+
+UNDECIDED = "calibration decides how much stays of each layer: the plan shows the average"
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,7 @@ class Plan:
         output: every file and byte of the output.
         kinds: what the model definition says of the parameters.
         request: how it gets statistics of inputs, where the method reads them.
+        places: inputs that the method rescales before it compresses the layers that read them.
         warnings: what the user should know.
         open: widths to choose among, of layers whose bits are to be searched; `layers` and `output` have the least.
         search: what the recipe says of that search; None where nothing is open.
@@ -74,6 +81,7 @@ class Plan:
     warnings: tuple[str, ...] = field(default=())
     open: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     search: WidthConfig | None = None
+    places: tuple[Place, ...] = ()
 
     @cached_property
     def by_tensor(self) -> dict[str, list[LayerPlan]]:
@@ -88,6 +96,20 @@ class Plan:
         """Statistics that the selected layers' configs read."""
         return frozenset[str]().union(*(self.method.reads(x.config) for x in self.layers if x.config is not None))
 
+    @cached_property
+    def surveys(self) -> frozenset[str]:
+        """Statistics that are read before any layer is compressed."""
+        return frozenset[str]().union(*(self.method.surveys(x.config) for x in self.layers if x.config is not None))
+
+    def with_configs(self, configs: Mapping[str, MethodConfig]) -> Plan:
+        """The plan with other parameters for some layers, by name, laid out anew."""
+        layers = [replace(layer, config=configs.get(layer.info.name, layer.config)) for layer in self.layers]
+        return self._relaid(tuple(_with_width(self.method, layer, None) for layer in layers))
+
+    def rewritable(self) -> Plan:
+        """The plan over a view of its input that the run may rewrite, where the method rescales it."""
+        return replace(self, checkpoint=RewrittenCheckpoint.over(self.checkpoint)) if self.places else self
+
     def summary(self) -> PlanSummary:
         """What a dry run prints."""
         changed = [layer for layer in self.layers if layer.config is not None and layer.outline is not None]
@@ -101,7 +123,9 @@ class Plan:
 
     def with_widths(self, widths: Mapping[str, int]) -> Plan:
         """The plan with these widths for some layers, laid out anew."""
-        layers = tuple(_with_width(self.method, layer, widths.get(layer.info.name)) for layer in self.layers)
+        return self._relaid(tuple(_with_width(self.method, x, widths.get(x.info.name)) for x in self.layers))
+
+    def _relaid(self, layers: tuple[LayerPlan, ...]) -> Plan:
         step = self.output.manifest.lineage[-1]
         output = arrange(self.checkpoint, self.output.destination, _parameters(self.checkpoint, layers), step)
         return replace(self, layers=layers, output=output)
@@ -149,8 +173,9 @@ def make_plan(
         raise TypeError(f"{method.name} is not layer-wise")
     request = request or Request()
     checkpoint, tied = open_input(source)
+    checkpoint, turned = rotated(checkpoint, recipe, method, request.allow_code)
     kinds, warnings = known_kinds(checkpoint)
-    warnings = [*tied, *warnings]
+    warnings = [*tied, *turned, *warnings]
     infos = checkpoint.layers(kinds)
     problems: list[CompressError] = collect(lambda: require_free(destination.path, destination.overwrite))
     problems += collect(lambda: require_apart(checkpoint.source, destination.path))
@@ -159,6 +184,7 @@ def make_plan(
     problems += found + recipe.problems(infos)
     layers, found = _configure(chosen, recipe, method)
     raise_all(problems + found + needs.problems(checkpoint, recipe, method, list(layers.values()), request))
+    places, unscaled = rescalable(checkpoint, recipe, method, list(layers.values()), request.allow_code)
     require_writable(destination.path)
     layers = settled(checkpoint, layers, method, recipe.seed)
     searched = {name: layer.config for name, layer in layers.items() if open_bits(layer.config) == "auto"}
@@ -168,8 +194,12 @@ def make_plan(
     parameters = _parameters(checkpoint, plans)
     output = arrange(checkpoint, destination, parameters, lineage_step(command, recipe, checkpoint.source))
     require_space(output)
-    warnings += left_out(checkpoint)
-    plan = Plan(checkpoint, recipe, method, plans, output, kinds, request, tuple(warnings), opened, search_of(searched))
+    if any(method.surveys(layer.config) for layer in layers.values()):
+        warnings.append(UNDECIDED)
+    warnings += [*left_out(checkpoint), *unscaled]
+    plan = Plan(
+        checkpoint, recipe, method, plans, output, kinds, request, tuple(warnings), opened, search_of(searched), places
+    )
     if plan.search is not None:
         from aicompress.pipeline.bits.target import require_reach
 

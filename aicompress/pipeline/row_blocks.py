@@ -117,7 +117,7 @@ def _layer(job: LayerPlan, tensor: torch.Tensor, seed: int) -> Layer:
 
 def divisible(plan: Plan, name: str) -> bool:
     """Whether a parameter may be done in blocks of rows: copied as it is, or compressed row by row."""
-    if name in plan.checkpoint.manifest.entries or not plan.checkpoint.tensors[name].spec.shape:
+    if not plan.checkpoint.is_plain(name) or not plan.checkpoint.tensors[name].spec.shape:
         return False
     jobs = [layer for layer in plan.by_tensor.get(name, []) if layer.config is not None]
     return not any(plan.needs or job.info.transposed or not plan.method.by_rows(job.config) for job in jobs)

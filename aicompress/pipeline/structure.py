@@ -79,6 +79,13 @@ class StructurePlan:
         return frozenset() if decided else self.method.reads(self.recipe.method)
 
     @property
+    def looked_at(self) -> list[str]:
+        """Parameters of which a file of statistics must tell: gradients of all that changes, else consumers' inputs."""
+        if "gradients" in self.reads:
+            return list(dict.fromkeys(layer.info.tensor for layer in self.layers))
+        return self.edit.consumers
+
+    @property
     def layers(self) -> tuple[LayerPlan, ...]:
         """Layers that make or read units of which some go."""
         changed = (self.edit.structures[number] for number in self.edit.changed)
@@ -171,7 +178,7 @@ def make_plan(
         explicit, found = Sizing(recipe, lay).found()
     edit, output = lay(explicit)
     parameters = output.parameters
-    raise_all(_calibration_problems(checkpoint, recipe, method, [by_tensor[t] for t in edit.consumers], request))
+    raise_all(_calibration_problems(checkpoint, recipe, method, edit, request))
     require_loads(checkpoint, edit, {name: parameter.dense for name, parameter in parameters.items()})
     require_space(output)
     plan = StructurePlan(checkpoint, recipe, method, infos, edit, output, kinds, request)
@@ -186,10 +193,21 @@ def make_plan(
 
 
 def _calibration_problems(
-    checkpoint: Checkpoint, recipe: Recipe, method: StructuralMethod, consumers: list[LayerInfo], request: Request
+    checkpoint: Checkpoint, recipe: Recipe, method: StructuralMethod, edit: Edit, request: Request
 ) -> list[CompressError]:
     """Everything that would keep the method from the statistics that it reads with these parameters."""
-    chosen = [LayerPlan(info, recipe.method) for info in consumers]
+    by_tensor: dict[str, list[LayerInfo]] = {}
+    for info in checkpoint.layers(known_kinds(checkpoint)[0]):
+        by_tensor.setdefault(info.tensor, []).append(info)
+    read = edit.consumers
+    made = list(dict.fromkeys(part.tensor for n in edit.changed for part in edit.structures[n].parts))
+    graded = "gradients" in method.reads(recipe.method) and method.units != "blocks"
+    infos = [info for each in (made if graded else read) for info in by_tensor.get(each, ())]
+    factors = [info.name for info in infos if info.part] if graded else []
+    if factors:
+        hint = "prune before it is factorized, or choose by score: obs"
+        return [RecipeError(f"score: taylor weighs whole weights, and {factors[0]} is a factor of one", hint)]
+    chosen = [LayerPlan(info, recipe.method) for info in infos]
     return needs.problems(checkpoint, recipe, method, chosen, request)
 
 
@@ -235,7 +253,7 @@ def _collect(plan: StructurePlan, team: Processes, progress: Progress) -> bool:
     if plan.request.stats and not there:
         from aicompress.pipeline.calibration.collect import Wanted, collect
 
-        collect(plan, Wanted(plan.edit.consumers, plan.reads), plan.request.stats[0], team, progress)
+        collect(plan, Wanted(plan.looked_at, plan.reads), plan.request.stats[0], team, progress)
         team.wait()
     return bool(plan.request.stats)
 

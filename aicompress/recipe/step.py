@@ -14,7 +14,7 @@ from aicompress.errors import CompressError, RecipeError, suggestion
 from aicompress.layer import Kind, LayerInfo
 from aicompress.methods import MethodConfig, get
 from aicompress.methods.effort import Level as Effort
-from aicompress.methods.registry import Method
+from aicompress.methods.registry import LayerMethod, Method
 from aicompress.recipe.files import find, read_text, read_yaml, with_overrides
 from aicompress.recipe.section import Model, Section, absolute, validated
 from aicompress.selection import in_levels, matches, unmatched, unreached
@@ -154,6 +154,13 @@ def with_effort(plain: dict[str, Any], given: dict[str, Any], method: Method) ->
     return {**found, "tune": {**preset.tune, **plain.get("tune", {})}}
 
 
+def _tunable(method: Method) -> bool:
+    """Whether a method quantizes blocks that run, and neither rescales nor rotates what it is given."""
+    if not isinstance(method, LayerMethod) or method.command != "quantize" or not method.needs:
+        return False
+    return method.balance is None and method.rotation is None and "gradients" not in method.needs
+
+
 def load(name: str, command: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read and validate a recipe of factorize, quantize or prune.
 
@@ -168,8 +175,8 @@ def load(name: str, command: str, overrides: Sequence[str] = ()) -> Recipe:
     method = get(command, str(given["name"]))
     if plain.get("effort") is not None:
         plain = with_effort(plain, given, method)
-    if plain.get("tune") is not None and (command != "quantize" or not method.needs):
-        hint = "take a method that is calibrated and stores integer codes, such as gptq"
+    if plain.get("tune") is not None and not _tunable(method):
+        hint = "take a method that only reads inputs and stores integer codes, such as gptq"
         raise RecipeError(f"tune: {method.name} runs no block whose codes could be tuned", hint)
     config = validated(method.config, plain["method"], "method")
     return absolute(validated(Recipe, {**plain, "method": config}, ""), path.parent)

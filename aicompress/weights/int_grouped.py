@@ -15,6 +15,22 @@ from aicompress.weights.packing import pack_rows, unpack_rows
 PIECE = 1 << 18  # codes decoded at a time
 
 
+def groups_of(columns: int, group_size: int) -> int:
+    """How many groups a row has; the last one is narrower where the size does not divide the columns."""
+    return -(-columns // (group_size or columns))
+
+
+def spread(values: Tensor, columns: int, group_size: int) -> Tensor:
+    """(rows, groups) -> (rows, columns): each column has the value of its group.
+
+    Raises:
+        ValueError: there is not one value for each group.
+    """
+    if values.shape[1] != groups_of(columns, group_size):
+        raise ValueError(f"{values.shape[1]} groups of {group_size} in {columns} columns")
+    return values.repeat_interleave(group_size or columns, dim=1)[:, :columns]
+
+
 @dataclass(frozen=True)
 class IntGrouped(Weight):
     """Uniform affine codes.
@@ -24,7 +40,8 @@ class IntGrouped(Weight):
         scale: (out, groups) floating; groups is 1 for one scale per row. A tensor-wide scale is (1, 1).
         zero: (out, groups) int8, floating where zero points are real numbers, or None for symmetric codes.
         bits: 1 to 8.
-        group_size: columns that share a scale, or 0 for one scale per row or per tensor.
+        group_size: columns that share a scale, or 0 for one scale per row or per tensor. Where it does not divide the
+            columns, the last group is narrower.
         activation_bits: the running layer also quantizes its input to this many bits, per token; None leaves it alone.
     """
 
@@ -43,6 +60,11 @@ class IntGrouped(Weight):
     @property
     def symmetric(self) -> bool:
         return self.zero is None
+
+    @property
+    def even(self) -> bool:
+        """Whether all groups are of one size."""
+        return not self.group_size or self.shape[1] % self.group_size == 0
 
     @classmethod
     def outline(
@@ -100,7 +122,13 @@ class IntGrouped(Weight):
 
     def _decode(self, start: int, stop: int, out: Tensor) -> Tensor:
         rows = slice(0, 1) if self.scale.shape[0] == 1 else slice(start, stop)  # a tensor-wide scale has one row
-        grouped = out.copy_(self.codes[start:stop]).view(out.shape[0], self.scale.shape[1], -1)
+        out.copy_(self.codes[start:stop])
+        if not self.even:
+            columns, size = self.shape[1], self.group_size
+            if self.zero is not None:
+                out.sub_(spread(self.zero[rows], columns, size))
+            return out.mul_(spread(self.scale[rows].float(), columns, size))
+        grouped = out.view(out.shape[0], self.scale.shape[1], -1)
         if self.zero is not None:
             grouped.sub_(self.zero[rows, :, None])
         grouped.mul_(self.scale[rows, :, None].float())

@@ -1,4 +1,7 @@
-"""A mask of one bit per element, and integer codes of the survivors alone: w = (q - zero) * scale, or exactly 0."""
+"""A mask of one bit per element, or less where it is N:M, and integer codes of the survivors alone.
+
+w = (q - zero) * scale, or exactly 0.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,9 @@ import torch
 from torch import Tensor
 
 from aicompress.weights.form import Weight
-from aicompress.weights.int_grouped import IntGrouped
-from aicompress.weights.packing import pack_mask, pack_rows, unpack_mask, unpack_rows
+from aicompress.weights.grouping import Grouping, mask_meta, mask_tensors, restored_mask
+from aicompress.weights.int_grouped import IntGrouped, spread
+from aicompress.weights.packing import pack_rows, unpack_rows
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class SparseCodes(Weight):
         zero: (rows, groups) int8, or None for symmetric codes.
         bits: 1 to 8.
         group_size: columns that share a scale, pruned ones among them; 0 for one scale per row or per tensor.
+        grouping: N and M where the mask is N:M and packed as such.
     """
 
     form: ClassVar[str] = "sparse_codes"
@@ -34,22 +39,23 @@ class SparseCodes(Weight):
     zero: Tensor | None
     bits: int
     group_size: int = 0
+    grouping: Grouping | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
         return (self.mask.shape[0], self.mask.shape[1])
 
     @classmethod
-    def of(cls, weight: IntGrouped, mask: Tensor) -> SparseCodes:
+    def of(cls, weight: IntGrouped, mask: Tensor, grouping: Grouping | None = None) -> SparseCodes:
         """Keep codes where `mask` is True; the others stand for zero, whatever they were."""
-        return cls(mask, weight.codes[mask], weight.scale, weight.zero, weight.bits, weight.group_size)
+        return cls(mask, weight.codes[mask], weight.scale, weight.zero, weight.bits, weight.group_size, grouping)
 
     @classmethod
-    def outline(cls, weight: IntGrouped, kept: int) -> SparseCodes:
+    def outline(cls, weight: IntGrouped, kept: int, grouping: Grouping | None = None) -> SparseCodes:
         """`of` without data, from the outline of the integer weight."""
         mask = torch.empty(weight.shape, dtype=torch.bool, device="meta")
         codes = torch.empty(kept, dtype=torch.int8, device="meta")
-        return cls(mask, codes, weight.scale, weight.zero, weight.bits, weight.group_size)
+        return cls(mask, codes, weight.scale, weight.zero, weight.bits, weight.group_size, grouping)
 
     def grouped(self) -> IntGrouped:
         """The same weight with a code for every element; on the meta device an outline."""
@@ -63,12 +69,11 @@ class SparseCodes(Weight):
         """(out, in) int8 of codes that stand for zero."""
         if self.zero is None:
             return torch.zeros(self.shape, dtype=torch.int8, device=self.mask.device)
-        columns = self.shape[1] // self.zero.shape[1]
-        return self.zero.repeat_interleave(columns, dim=1).expand(self.shape).clone()
+        return spread(self.zero, self.shape[1], self.group_size).expand(self.shape).clone()
 
     def tensors(self) -> dict[str, Tensor]:
         packed = pack_rows(self.codes.reshape(1, -1), self.bits, 1 << (self.bits - 1)).reshape(-1)
-        found = {"": pack_mask(self.mask.reshape(-1)), "codes": packed, "scale": self.scale}
+        found = {**mask_tensors(self.mask, self.grouping), "codes": packed, "scale": self.scale}
         return found if self.zero is None else {**found, "zero": self.zero}
 
     def meta(self) -> dict[str, Any]:
@@ -79,6 +84,7 @@ class SparseCodes(Weight):
             "shape": list(self.shape),
             "kept": self.codes.numel(),
             "symmetric": self.zero is None,
+            **mask_meta(self.grouping),
         }
 
     def dense(self) -> Tensor:
@@ -89,8 +95,7 @@ class SparseCodes(Weight):
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> SparseCodes:
-        out, columns = meta["shape"]
         bits = int(meta["bits"])
-        mask = unpack_mask(tensors[""], out * columns).reshape(out, columns)
+        mask, grouping = restored_mask(tensors, meta)
         codes = unpack_rows(tensors["codes"].reshape(1, -1), bits, int(meta["kept"]), 1 << (bits - 1)).reshape(-1)
-        return cls(mask, codes, tensors["scale"], tensors.get("zero"), bits, int(meta["group_size"]))
+        return cls(mask, codes, tensors["scale"], tensors.get("zero"), bits, int(meta["group_size"]), grouping)

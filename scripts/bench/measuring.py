@@ -135,7 +135,7 @@ def compressed(row: Row, source: Path, out: Path, inputs: Inputs, bench: Bench) 
         if row.calibrated:
             calibration = {"text": inputs.calibration, "samples": inputs.samples, "length": inputs.length}
             sets += [f"calibration.{name}={value}" for name, value in calibration.items()]
-        options = [part for text in sets for part in ("--set", text)]
+        options = [part for text in sets for part in ([text] if text.startswith("--") else ["--set", text])]
         command = [sys.executable, "-m", "aicompress", recipe.split("/")[0], str(start), str(end), "-r", recipe]
         found["wall"] += bench.run([*command, *options, "--latency", "off", "--quiet"])
         report = json.loads((end / "report.json").read_text(encoding="utf-8"))

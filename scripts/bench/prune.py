@@ -41,10 +41,11 @@ def structured(key: str, recipe: str, *overrides: str, **more: Any) -> Row:
     return ours(key, WIDTH, recipe, *overrides, forward=True, seconds=60, **more)
 
 
+NAMED = {"group": "heads and their keys", "query": "query heads"}
 NARROW = ("method.sparsity=null", f"method.keep={KEPT}", "method.multiple=1")
 
 
-def both(percent: int, heads: float) -> Row:
+def both(percent: int, unit: str, heads: float) -> Row:
     """Heads first, then as many feed-forward neurons as are left of a share of the parameters in the blocks."""
     sizes = (
         "method.sparsity=null",
@@ -52,12 +53,12 @@ def both(percent: int, heads: float) -> Row:
         "method.multiple=1",
     )
     return structured(
-        f"heads-width-{percent}",
+        f"{unit}-width-{percent}",
         "prune/width-obs",
         *sizes,
-        before=("prune/heads-obs", f"method.sparsity={heads}"),
+        before=("prune/heads-obs", f"method.sparsity={heads}", f"method.unit={unit}"),
         calibrated=True,
-        note=f"{percent} % of the parameters in the blocks go, {heads:g} of the heads among them",
+        note=f"{percent} % of the parameters in the blocks go, {heads:g} of the {NAMED[unit]} among them",
     )
 
 
@@ -89,13 +90,22 @@ OURS = (
     calibrated("alps-2-4", PATTERN, "prune/alps-2-4", against=S24),
     calibrated("taylor-50", HALF, "prune/taylor-50", against=S50),
     calibrated("taylor-70", SEVENTH, "prune/taylor-50", "method.sparsity=0.7", against=S70),
-    ours("magnitude-90-sparse", BYTES, "prune/magnitude-90-sparse", half=True),
-    calibrated("alps-90-sparse", BYTES, "prune/alps-70-sparse", "method.sparsity=0.9", half=True),
+    ours("magnitude-90-sparse", BYTES, "prune/magnitude-90-sparse", half=True, note="of the model in bfloat16"),
+    calibrated(
+        "alps-90-sparse",
+        BYTES,
+        "prune/alps-70-sparse",
+        "method.sparsity=0.9",
+        half=True,
+        note="of the model in bfloat16",
+    ),
     structured("width-norm", "prune/width-20", *NARROW, against=FFN),
     structured("width-activation", "prune/width-activation", *NARROW, calibrated=True, against=FFN),
     structured("width-obs", "prune/width-obs", *NARROW, calibrated=True, against=FFN),
-    both(20, 0.25),
-    both(40, 0.5),
+    both(20, "group", 0.5),
+    both(20, "query", 0.5),
+    both(40, "group", 0.5),
+    both(40, "query", 0.5),
 )
 ROWS = (*PEERS, *OURS)
 BEST = ("sparsegpt", "alps")
@@ -107,7 +117,7 @@ TARGETS = (
     *(Target(f"{method}-70", "kl", 1.0, "llmc-sparsegpt-70") for method in BEST),
     Target("magnitude-90-sparse", "layers", 0.2),
     Target("width-obs", "kl", 0.79, "torch-pruning-ffn"),  # 0.20 beside 0.253
-    *(Target(key, "forward_beside_parameters", 1.0) for key in ("width-obs", "heads-width-20", "heads-width-40")),
+    *(Target(key, "forward_beside_parameters", 1.0) for key in ("width-obs", "group-width-20", "group-width-40")),
 )
 
 

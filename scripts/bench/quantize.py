@@ -16,6 +16,7 @@ from scripts.bench.rows import Row, Target, ours
 from scripts.bench.tables import conditions, section
 
 LLMC = "llm-compressor"
+EFFORT = "method.effort={}"
 W4, W3, W2, W8, AUTO = "4 bits", "3 bits", "2 bits", "8 bits", "Widths by layer, in the bytes of a uniform width"
 
 
@@ -26,7 +27,7 @@ def integer(method: str, bits: int, symmetric: bool = True) -> dict[str, object]
 
 def gptq(bits: int, effort: str, *peers: str) -> Row:
     """Our GPTQ at one effort."""
-    recipe, option = f"quantize/gptq-w{bits}", f"method.effort={effort}"
+    recipe, option = f"quantize/gptq-w{bits}", EFFORT.format(effort)
     group = {4: W4, 3: W3, 2: W2}[bits]
     return ours(f"gptq-{effort}-w{bits}", group, recipe, option, calibrated=True, against=peers, seconds=60)
 

@@ -19,7 +19,8 @@ class Row:
         group: rows of a group stand in one table.
         recipe: of aicompress: "quantize/gptq-w4".
         overrides: of aicompress: --set edits. "{bytes:KEY}" stands for the weight bytes that row KEY gave in this run,
-            "{parameters:0.8}" for the model's parameters with 0.8 of those in matrices of its blocks.
+            "{parameters:0.8}" for the model's parameters with 0.8 of those in matrices of its blocks. What begins with
+            -- is an option of its own.
         before: recipe and overrides of a step that is run first.
         half: the input is the model in bfloat16.
         setting: of a peer.

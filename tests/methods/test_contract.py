@@ -88,7 +88,8 @@ def statistics(columns: int, generator: torch.Generator) -> InputStats:
     mixing = torch.randn(columns, columns, generator=generator) / columns**0.5 + 0.5 * torch.eye(columns)
     inputs = torch.randn(3 * columns, columns, generator=generator) @ mixing
     gram = inputs.t() @ inputs / len(inputs)
-    return InputStats(len(inputs), gram, inputs.square().mean(0), inputs.abs().mean(0), cross=gram * 1.01)
+    norms, size = inputs.square().mean(0), inputs.abs()
+    return InputStats(len(inputs), gram, norms, size.mean(0), cross=gram * 1.01, max_abs=size.amax(0))
 
 
 def gradients(shape: tuple[int, int], generator: torch.Generator) -> GradientStats:
@@ -111,7 +112,15 @@ def layer_of(
     )  # fmt: skip
     inputs = statistics(shape[1], generator) if method.needs else None
     graded = "gradients" in method.needs
-    return Layer(info, form.dense(), form, inputs, seed=7, gradients=gradients(shape, generator) if graded else None)
+    return Layer(
+        info,
+        form.dense(),
+        form,
+        inputs,
+        seed=7,
+        gradients=gradients(shape, generator) if graded else None,
+        movement=torch.randn(shape, generator=generator) if "movement" in method.needs else None,
+    )
 
 
 def settled(method: LayerMethod, layer: Layer, fields: dict[str, Any]) -> Any | None:
@@ -196,7 +205,7 @@ def test_zero_row_stays_zero(method: LayerMethod, fields: dict[str, Any]) -> Non
     layer = layer_of(method, (16, 128))
     weight = layer.weight.clone()
     weight[3] = 0
-    layer = Layer(layer.info, weight, Dense(weight), layer.inputs, layer.seed, layer.gradients)
+    layer = Layer(layer.info, weight, Dense(weight), layer.inputs, layer.seed, layer.gradients, layer.movement)
     config = settled(method, layer, fields)
     assert config is not None
     assert method.apply(layer, config).dense()[3].abs().max() < 1e-6
@@ -218,7 +227,7 @@ def test_a_transposed_view_gives_the_same_bytes(method: LayerMethod, fields: dic
         return
     view = layer.weight.t().contiguous().t()
     assert not view.is_contiguous()
-    strided = Layer(layer.info, view, Dense(view), layer.inputs, layer.seed, layer.gradients)
+    strided = Layer(layer.info, view, Dense(view), layer.inputs, layer.seed, layer.gradients, layer.movement)
     found, expected = method.apply(strided, config), method.apply(layer, config)
     assert torch.allclose(found.dense(), expected.dense(), atol=1e-5)
     assert found.specs() == expected.specs()

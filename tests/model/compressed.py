@@ -39,7 +39,9 @@ def compress(source: Path, out: Path, pick: Pick) -> Path:
 def integers(
     matrix: Tensor, bits: int, group: int = 0, symmetric: bool = True, activations: int | None = None
 ) -> Weight:
-    """Round to the nearest integer code."""
+    """Round to the nearest integer code; the last group is narrower where the size does not divide the columns."""
+    columns = matrix.shape[1]
+    matrix = torch.nn.functional.pad(matrix, (0, -columns % (group or columns)))
     grouped = matrix.reshape(matrix.shape[0], -1, group or matrix.shape[1])
     half = 2 ** (bits - 1)
     if symmetric:
@@ -51,7 +53,8 @@ def integers(
         scale = (high - low) / (2 * half - 1)
         zero = (-half - low / scale).round().to(torch.int8)
         codes = ((grouped / scale[..., None]).round() + zero[..., None]).clamp(-half, half - 1)
-    return IntGrouped(codes.reshape(matrix.shape).to(torch.int8), scale, zero, bits, group, activations)
+    codes = codes.reshape(matrix.shape)[:, :columns].contiguous()
+    return IntGrouped(codes.to(torch.int8), scale, zero, bits, group, activations)
 
 
 def low_rank(matrix: Tensor, rank: int, bits: int | None = None) -> Weight:

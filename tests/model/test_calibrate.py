@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
@@ -238,3 +239,17 @@ def test_merged_statistics_are_weighted_by_count() -> None:
     assert merged.count == 4
     torch.testing.assert_close(merged.gram, torch.eye(2) * 4)
     assert as_matrix(torch.ones(2, 3, 2)).shape == (2, 6)
+
+
+def test_running_statistics_are_those_of_the_checkpoint(tmp_path: Path) -> None:
+    config = hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], layer_type="basic")
+    model = hf.ResNetForImageClassification(config).eval()
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_()
+    model.save_pretrained(tmp_path)
+    checkpoint = Checkpoint.open(tmp_path)
+    partial = PartialModel(checkpoint, build(checkpoint))
+    partial.load(lambda name: True)
+    found = partial.model.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())

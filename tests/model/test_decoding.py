@@ -26,7 +26,7 @@ def running(module: nn.Module, weight: Weight, transposed: bool = False) -> nn.M
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
-@pytest.mark.parametrize(("columns", "group"), [(48, 0), (48, 16), (45, 0), (45, 15), (1, 0)])
+@pytest.mark.parametrize(("columns", "group"), [(48, 0), (48, 16), (45, 0), (45, 15), (1, 0), (45, 16)])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_integers_of_every_width(bits: int, columns: int, group: int, symmetric: bool) -> None:
     weight = integers(matrix(6, columns), bits, group, symmetric)
@@ -47,6 +47,7 @@ def test_one_scale_for_the_whole_tensor() -> None:
         low_rank(matrix(20, 12), 5, bits=8),
         SparseCodes.of(integers(matrix(6, 32), 3, 8), matrix(6, 32) > 0),
         SparseCodes.of(integers(matrix(6, 30), 4, 0, symmetric=False), matrix(6, 30) > 0),
+        SparseCodes.of(integers(matrix(6, 30), 4, 16, symmetric=False), matrix(6, 30) > 0),
         LowRank(halved(matrix(8, 3)), integers(matrix(3, 16), 2, 8, symmetric=False)),
         Codebook(torch.arange(12, dtype=torch.uint8).reshape(3, 4), matrix(1, 16), None, 4),
         Codebook(torch.arange(12, dtype=torch.uint8).reshape(2, 6) % 8, matrix(4, 8), matrix(2, 3), 3),
@@ -60,6 +61,7 @@ def test_one_scale_for_the_whole_tensor() -> None:
         "integer factors",
         "sparse codes",
         "sparse affine codes",
+        "sparse codes of narrow last groups",
         "mixed factors",
         "table",
         "tables",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModel
 
 from aicompress.model import modules
-from aicompress.model.fusion import LIKE_BERT
+from aicompress.model.fusion import LIKE_BERT, ResidualNorm
 from aicompress.model.load import load
 from tests.model.compressed import compress, integers
 
@@ -49,6 +49,7 @@ def test_joined_encoders_stay_near_the_reference(kind: str, tmp_path: Path, monk
     layer = fast.encoder.layer[0]
     assert isinstance(layer.intermediate.intermediate_act_fn, nn.Identity)
     assert layer.attention.self.query.output == torch.bfloat16
+    assert isinstance(layer.output, ResidualNorm)
     assert states(fast).dtype == torch.float32
     assert relative(states(fast), states(reference)) < 1.5e-2
 
@@ -64,6 +65,33 @@ def test_a_layer_with_a_plain_neighbour_is_left_alone(
         lambda info, w: None if dense in info.name or info.kind != "linear" else integers(w, 8),
     )
     assert relative(states(load(path)), states(load(path, kernels="reference"))) < 1.5e-2
+
+
+def test_every_hidden_state_keeps_its_dtype(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modules, "has_fast_bfloat16", lambda: True)
+    path = compress(
+        encoder("bert", tmp_path / "in"),
+        tmp_path / "out",
+        lambda info, w: integers(w, 8) if info.kind == "linear" else None,
+    )
+    with torch.no_grad():
+        found, expected = (load(path, kernels=k)(IDS, MASK, output_hidden_states=True) for k in ("fast", "reference"))
+    assert [state.dtype for state in found.hidden_states] == [torch.float32] * 3
+    for state, wanted in zip(found.hidden_states, expected.hidden_states, strict=True):
+        assert relative(state[MASK.bool()], wanted[MASK.bool()]) < 1.5e-2
+
+
+def test_a_decoder_with_cross_attention_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modules, "has_fast_bfloat16", lambda: True)
+    path = compress(
+        encoder("bert", tmp_path / "in", is_decoder=True, add_cross_attention=True),
+        tmp_path / "out",
+        lambda info, w: integers(w, 8) if info.kind == "linear" else None,
+    )
+    seen = torch.randn(2, 7, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found, expected = (load(path, kernels=k)(IDS, encoder_hidden_states=seen)[0] for k in ("fast", "reference"))
+    assert relative(found, expected) < 1.5e-2
 
 
 def test_other_activations_are_not_taken_for_gelu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

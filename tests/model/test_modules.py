@@ -41,6 +41,8 @@ CASES: dict[str, tuple[Weight, str]] = {
     "w2 zeros": (integers(matrix(), 2, 32, symmetric=False), "int4"),
     "w1": (integers(matrix(), 1, 32, symmetric=False), "int4"),
     "w4 narrow groups": (integers(matrix(), 4, 16), "bfloat16"),
+    "w4 narrow last group": (integers(matrix(), 4, 48, symmetric=False), "bfloat16"),
+    "w4 group wider than a row": (integers(matrix(), 4, 128), "int4"),
     "w4 odd outputs": (integers(matrix(40), 4, 32), "bfloat16"),
 }
 
@@ -62,6 +64,17 @@ def test_kernels_agree_with_the_decoded_weight(case: str, bias: bool, monkeypatc
         assert found.dtype == torch.float32
         # bfloat16 has 8 bits of mantissa; 8-bit inputs may round to a neighbouring code (scale absmax/127 and /127.5).
         assert relative(found, expected) < (2e-2 if bits else 6e-3), rows
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_int4_kernel_takes_a_narrow_last_group(symmetric: bool) -> None:
+    """Groups of 64 in 96 columns are three of 32, of which two share a scale."""
+    weight = integers(matrix(OUT, 96), 4, 64, symmetric)
+    layer = fast_linear(weight, None, torch.float32, resident=False)
+    assert layer.kernel == "int4"
+    for rows in (3, 40):
+        x = torch.randn(rows, 96)
+        assert relative(layer(x), x @ weight.dense().t()) < 6e-3
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -127,8 +140,9 @@ def test_sparse_is_decoded_exactly() -> None:
         lambda w: integers(w, 4, 16, symmetric=False),
         lambda w: integers(w, 3),
         lambda w: integers(w, 2, 8),
+        lambda w: integers(w, 4, 24, symmetric=False),
     ],
-    ids=["8", "4 zeros", "3", "2"],
+    ids=["8", "4 zeros", "3", "2", "4 narrow last group"],
 )
 def test_embedding_rows_are_exact(make: Callable[[Tensor], Weight]) -> None:
     weight = make(matrix(50, 32))

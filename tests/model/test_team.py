@@ -13,7 +13,7 @@ from aicompress.errors import CompressError
 from aicompress.model.statistics import Recorder, Sums
 from aicompress.model.team import add_up
 
-NEEDS = frozenset({"gram", "mean_abs"})
+NEEDS = frozenset({"gram", "mean_abs", "max_abs"})
 
 
 class Threads:
@@ -82,6 +82,7 @@ def test_a_layer_that_one_process_never_saw_has_the_others_statistics() -> None:
         assert {name: sums.count for name, sums in each.sums.items()} == {"a": 12, "expert": 3}
         torch.testing.assert_close(each.sums["a"].gram, rows.t() @ rows)
         torch.testing.assert_close(each.sums["a"].absolute, rows.abs().sum(0))
+        torch.testing.assert_close(each.sums["a"].largest, rows.abs().amax(0))
         torch.testing.assert_close(each.sums["expert"].gram, third.t() @ third)
 
 

@@ -18,6 +18,7 @@ from aicompress.recipe import load
 from tests.pipeline.calibration.steps import OFF, text
 
 METHODS: dict[str, tuple[dict[str, Any], str]] = {
+    "rtn": ({"bits": 4, "group_size": 48, "pad": True, "symmetric": False}, "int_grouped"),
     "hqq": ({"group_size": 16}, "int_grouped"),
     "sinq": ({"group_size": 16}, "column_scaled"),
     "nf4": ({"group_size": 16}, "codebook"),

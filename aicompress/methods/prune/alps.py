@@ -17,9 +17,10 @@ from torch import Tensor
 
 from aicompress.layer import Layer
 from aicompress.methods.curvature import damped, gram, shifted
-from aicompress.methods.prune.calibrated import CalibratedConfig, finished
+from aicompress.methods.prune.calibrated import CalibratedConfig, check, finished, saliency, surveys
 from aicompress.methods.prune.masks import Keep, tile_sums
-from aicompress.methods.prune.sparsity import check, choose, describe, keep_of, outline, present, settle_stored
+from aicompress.methods.prune.permutation import permuting
+from aicompress.methods.prune.sparsity import choose, describe, keep_of, outline, present, settle_stored
 from aicompress.methods.registry import LayerMethod
 from aicompress.weights import Weight
 
@@ -117,10 +118,12 @@ METHOD = LayerMethod(
     summary="mask and survivors together by ADMM on the layer's output error; best of the calibrated ones",
     config=AlpsConfig,
     needs=frozenset({"gram"}),
-    apply=apply,
+    apply=permuting(apply, saliency),
     outline=outline,
     check=check,
     settle=settle_stored,
     describe=describe,
     compares=lambda config: config.shift > 0,
+    surveys=surveys,
+    scores=saliency,
 )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from aicompress.layer import Layer
+from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.curvature import damped, gram, shifted
+from aicompress.methods.prune import sparsity
 from aicompress.methods.prune.refit import refit
 from aicompress.methods.prune.sparsity import SparsityConfig, masked, present, store, store_codes
-from aicompress.methods.zeros import codes_of, descended
+from aicompress.methods.zeros import codes_of, descended, mask_of
 from aicompress.weights import Weight
 
 
@@ -21,6 +25,49 @@ class CalibratedConfig(SparsityConfig):
     shift: float = Field(
         0.0, ge=0, le=1, description="how far the target moves to make up for what compressed layers before it changed"
     )
+    allocation: Literal["uniform", "global", "owl", "auto"] = Field(
+        "uniform",
+        description="how layers share the sparsity: uniform; global: one threshold for all scores; owl: more stays in "
+        "blocks with more outliers; auto: least measured loss",
+    )
+    outlier: float = Field(5.0, gt=1, description="owl: a score beyond this many times its layer's mean is an outlier")
+    spread: float = Field(0.08, gt=0, le=0.5, description="owl: how far a layer's sparsity may be from the average")
+
+    @model_validator(mode="after")
+    def _allocation_needs_sparsity(self) -> CalibratedConfig:
+        if self.allocation != type(self).model_fields["allocation"].default and self.open != self.allocation:
+            raise ValueError(f"allocation: {self.allocation} needs sparsity")
+        return self
+
+    @property
+    def open(self) -> str:
+        """The allocation that is still to be made; uniform where every layer's survivors are given."""
+        return self.allocation if self.sparsity is not None else "uniform"
+
+
+def check(info: LayerInfo, config: CalibratedConfig) -> tuple[str, str] | None:
+    """As for every sparsity; and a layer that shares one with others has all of its weights."""
+    if config.open != "uniform" and mask_of(info.outline) is not None:
+        return (
+            f"{info.name}: it is sparse already, and allocation: {config.allocation} shares out weights that are there",
+            "allocation: uniform, or exclude the layer",
+        )
+    return sparsity.check(info, config)
+
+
+def surveys(config: CalibratedConfig) -> frozenset[str]:
+    """Statistics of the original model that the allocation reads."""
+    wanted = {"auto": {"gram", "gradients"}, "owl": {"gram"}, "global": {"gram"}}
+    return frozenset(wanted.get(config.open, ()))
+
+
+def saliency(layer: Layer, config: Any) -> Tensor:
+    """w² / [H⁻¹]_jj, (out, in): twice what the layer's output loses when the others make up for a weight.
+
+    Hassibi and Stork 1992, equation 5.
+    """
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(gram(layer), config.damping)))
+    return (layer.weight.double().square() / inverse.diagonal()).float()
 
 
 def finished(layer: Layer, mask: Tensor, config: CalibratedConfig, start: Tensor | None = None) -> Weight:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from aicompress.errors import CompressError
 from aicompress.layer import GradientStats, Layer
-from aicompress.methods.prune.calibrated import CalibratedConfig
+from aicompress.methods.prune.calibrated import CalibratedConfig, surveys
 
+SCALE = 2.0**60
 NEEDS = frozenset({"gradients", "gram"})
 
 
@@ -31,6 +32,11 @@ def spares(config: GradientConfig) -> frozenset[str]:
     return frozenset() if config.refit or config.shift else frozenset({"gram"})
 
 
+def surveyed(config: GradientConfig) -> frozenset[str]:
+    """What the allocation reads: one threshold for all scores needs the gradients alone."""
+    return frozenset({"gradients"}) if config.open == "global" else surveys(config)
+
+
 def gradients(layer: Layer) -> GradientStats:
     """Moments of the gradients in a layer's weight.
 
@@ -45,7 +51,6 @@ def gradients(layer: Layer) -> GradientStats:
     return found
 
 
-def scaled(scores: Tensor) -> Tensor:
-    """Scores whose mean is 1, so that products of small gradients and weights do not vanish in float32."""
-    mean = scores.double().mean()
-    return (scores.double() / mean).float() if mean > 0 else scores.float()
+def comparable(scores: Tensor) -> Tensor:
+    """Float64 scores as float32: times one factor for all layers, so that products of small numbers do not vanish."""
+    return (scores * SCALE).clamp(max=torch.finfo(torch.float32).max).float()

@@ -31,6 +31,7 @@ class LampConfig(SparsityConfig):
     name: Literal["lamp"] = "lamp"
     scope: Literal["global"] = Field("global", description="all selected layers share one sparsity")
     pattern: None = Field(None, description="not for lamp, whose layers keep different shares")
+    permutation: Literal[0] = Field(0, description="not for lamp, which has no patterns")
     block: None = Field(None, description="not for lamp, whose scores do not add up")
 
 

@@ -13,6 +13,7 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from aicompress.layer import Layer
+from aicompress.methods.prune.permutation import permuting
 from aicompress.methods.prune.sharing import share_globally
 from aicompress.methods.prune.sparsity import SparsityConfig, check, choose, describe, masked, outline, settle_stored
 from aicompress.methods.registry import Candidate, LayerMethod
@@ -31,6 +32,7 @@ class MagnitudeConfig(SparsityConfig):
                 {"sparsity": 0.75, "block": "1x4"},
                 {"sparsity": 0.9, "store": "sparse"},
                 {"pattern": "2:4", "store": "auto"},
+                {"pattern": "2:4", "permutation": 5, "store": "sparse"},
                 {"kept": 3, "store": "sparse"},
             ]
         }
@@ -63,7 +65,7 @@ METHOD = LayerMethod(
     command="prune",
     summary="zero the weights of least magnitude, per layer, row, globally, in blocks or N:M; data-free",
     config=MagnitudeConfig,
-    apply=apply,
+    apply=permuting(apply, scores),
     outline=outline,
     check=check,
     settle=settle,

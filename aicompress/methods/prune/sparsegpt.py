@@ -16,9 +16,10 @@ from torch import Tensor
 
 from aicompress.layer import Layer
 from aicompress.methods.curvature import damped, gram, inverse_factor, shifted
-from aicompress.methods.prune.calibrated import CalibratedConfig, finished
+from aicompress.methods.prune.calibrated import CalibratedConfig, check, finished, saliency, surveys
 from aicompress.methods.prune.obs import Choose, Sweep
-from aicompress.methods.prune.sparsity import check, counted, describe, keep_of, outline, present, ranked
+from aicompress.methods.prune.permutation import permuting
+from aicompress.methods.prune.sparsity import counted, describe, keep_of, outline, present, ranked
 from aicompress.methods.registry import Candidate, LayerMethod
 from aicompress.methods.zeros import mask_of
 from aicompress.weights import Weight
@@ -103,10 +104,12 @@ METHOD = LayerMethod(
     summary="zero weights column by column and move each error into the columns to come; survivors refitted",
     config=SparsegptConfig,
     needs=frozenset({"gram"}),
-    apply=apply,
+    apply=permuting(apply, saliency),
     outline=outline,
     check=check,
     settle=settle,
     describe=describe,
     compares=lambda config: config.shift > 0,
+    surveys=surveys,
+    scores=saliency,
 )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from aicompress.errors import RecipeError
 from aicompress.layer import Layer, LayerInfo
+from aicompress.methods.prune.grouped import grouping_of, ordered
 from aicompress.methods.prune.masks import Keep, kept_count, parse_block, parse_pattern, tile_sums
 from aicompress.methods.registry import Candidate, MethodConfig
 from aicompress.methods.zeros import codes_of, exact, mask_of, zeroed
@@ -28,6 +29,12 @@ class SparsityConfig(MethodConfig):
     pattern: str | None = Field(None, description="N:M, N kept of every M consecutive inputs, e.g. 2:4")
     kept: int | None = Field(None, ge=1, description="weights of a layer that stay")
     block: str | None = Field(None, description="ROWSxCOLUMNS of weights that stay or go together, e.g. 1x4 or 16x1")
+    permutation: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="N:M: rounds of swaps that regroup a layer's inputs so that more is kept; 0 keeps their order",
+    )
     scope: Literal["layer", "row", "global"] = Field(
         "layer", description="what shares a sparsity: a layer, each row of it, or all selected layers together"
     )
@@ -54,6 +61,8 @@ class SparsityConfig(MethodConfig):
     def _need_sparsity(self) -> SparsityConfig:
         if self.scope != type(self).model_fields["scope"].default and self.sparsity is None:
             raise ValueError(f"scope: {self.scope} needs sparsity")
+        if self.permutation and self.pattern is None:
+            raise ValueError("permutation needs pattern, whose groups it changes")
         if self.pattern is not None and self.block is not None:
             raise ValueError(f"block: {self.block} needs sparsity, and pattern: {self.pattern} sets it already")
         return self
@@ -108,6 +117,8 @@ def _misfit(info: LayerInfo, config: SparsityConfig) -> tuple[str, str] | None:
 
 def _unstorable(info: LayerInfo, config: SparsityConfig) -> tuple[str, str] | None:
     codes = codes_of(info.outline)
+    if config.permutation and info.stored != "dense":
+        return (f"{info.name}: permutation regroups the inputs of dense weights, it is {info.stored}", "permutation: 0")
     if codes is None and info.stored not in ("dense", "sparse"):
         return (f"{info.name}: a {info.stored} weight cannot hold a mask", "prune first, or exclude the layer")
     if codes is not None and not exact(codes):
@@ -141,10 +152,13 @@ def outline(info: LayerInfo, config: SparsityConfig) -> Weight:
     dense: Weight
     sparse: Weight
     if codes is not None:
-        dense, sparse = codes, SparseCodes.outline(codes, kept)
+        dense, sparse = codes, SparseCodes.outline(codes, kept, grouping_of(info, config))
     else:
         dtype = info.outline.values.dtype if isinstance(info.outline, Sparse) else info.dtype
-        dense, sparse = Dense.outline(info.shape, dtype), Sparse.outline(info.shape, kept, dtype)
+        dense, sparse = (
+            Dense.outline(info.shape, dtype),
+            Sparse.outline(info.shape, kept, dtype, grouping_of(info, config)),
+        )
     if config.store == "auto":
         return sparse if outline_nbytes(sparse) < outline_nbytes(dense) else dense
     return sparse if config.store == "sparse" else dense
@@ -168,11 +182,16 @@ def choose(layer: Layer, scores: Tensor, config: SparsityConfig) -> Tensor:
     return mask if stored is None else mask & stored
 
 
-def store(layer: Layer, matrix: Tensor, mask: Tensor, config: SparsityConfig) -> Weight:
-    """A pruned matrix (out, in), in the dtype it is stored with, in the form that the outline has."""
+def store(layer: Layer, matrix: Tensor, mask: Tensor, config: SparsityConfig, order: Tensor | None = None) -> Weight:
+    """A pruned matrix (out, in), in the dtype it is stored with, in the form that the outline has.
+
+    Args:
+        order: (in,) columns in the order in which the mask is N:M; None for their own.
+    """
     form = outline(layer.info, config)
-    sparse = Sparse.of(matrix, mask)
-    return sparse if isinstance(form, Sparse) else Dense(sparse.matrix())
+    if not isinstance(form, Sparse):
+        return Dense(Sparse.of(matrix, mask).matrix())
+    return Sparse.of(matrix, mask, ordered(form.grouping, order))
 
 
 def original(layer: Layer) -> Tensor:
@@ -184,7 +203,8 @@ def original(layer: Layer) -> Tensor:
 
 def store_codes(layer: Layer, codes: IntGrouped, mask: Tensor, config: SparsityConfig) -> Weight:
     """Integer codes that stand for zero where the mask is False, in the form that the outline has."""
-    return SparseCodes.of(codes, mask) if isinstance(outline(layer.info, config), SparseCodes) else codes
+    form = outline(layer.info, config)
+    return SparseCodes.of(codes, mask, form.grouping) if isinstance(form, SparseCodes) else codes
 
 
 def masked(layer: Layer, mask: Tensor, config: SparsityConfig) -> Weight:

@@ -13,9 +13,10 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer
-from aicompress.methods.prune.calibrated import finished
-from aicompress.methods.prune.gradients import NEEDS, GradientConfig, gradients, scaled, spares
-from aicompress.methods.prune.sparsity import check, choose, describe, outline, settle_stored
+from aicompress.methods.prune.calibrated import check, finished
+from aicompress.methods.prune.gradients import NEEDS, GradientConfig, comparable, gradients, spares, surveyed
+from aicompress.methods.prune.permutation import permuting
+from aicompress.methods.prune.sparsity import choose, describe, outline, settle_stored
 from aicompress.methods.registry import LayerMethod
 from aicompress.weights import Weight
 
@@ -44,7 +45,7 @@ def scores(layer: Layer, config: TaylorConfig) -> Tensor:
     """w² E[g²] or (w E[g])², (out, in): squares add up over a block."""
     found = gradients(layer)
     second = found.square if config.moment == "square" else found.mean.double().square()
-    return scaled(layer.weight.double().square() * second)
+    return comparable(layer.weight.double().square() * second)
 
 
 def apply(layer: Layer, config: TaylorConfig) -> Weight:
@@ -62,11 +63,13 @@ METHOD = LayerMethod(
     summary="zero the weights of least change in the loss, |weight times gradient|; survivors refitted",
     config=TaylorConfig,
     needs=NEEDS,
-    apply=apply,
+    apply=permuting(apply, scores),
     outline=outline,
     check=check,
     settle=settle_stored,
     describe=describe,
     compares=lambda config: config.shift > 0,
     spares=spares,
+    surveys=surveyed,
+    scores=scores,
 )

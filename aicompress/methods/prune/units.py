@@ -15,7 +15,7 @@ from aicompress.methods.prune import surgeon
 from aicompress.methods.prune.targets import TargetedConfig
 from aicompress.methods.registry import Structure
 
-Score = Literal["product", "sum", "activation", "obs"]
+Score = Literal["product", "sum", "activation", "taylor", "obs"]
 
 
 class UnitsConfig(TargetedConfig):
@@ -24,10 +24,14 @@ class UnitsConfig(TargetedConfig):
     score: Score = Field(
         "product",
         description="how a unit's importance is told: product or sum of its weights' norms (data-free), its mean "
-        "activation, or obs: what its removal costs in the consumer's output once the others have taken over",
+        "activation, taylor: what the loss changes without its weights, or obs: what its removal costs in the "
+        "consumer's output once the others have taken over",
     )
     refit: bool | None = Field(
         None, description="give the consumers of what stays their least-squares values; by default with score obs"
+    )
+    loss: Literal["auto", "task", "own"] = Field(
+        "auto", description="for taylor: of the labels (task), of the model's own predictions (own), or what there is"
     )
     damping: float = Field(0.001, gt=0, le=1, description="added to the Gram matrix, as a part of its mean diagonal")
     shift: float = Field(
@@ -49,7 +53,8 @@ class UnitsConfig(TargetedConfig):
 def reads(config: UnitsConfig) -> frozenset[str]:
     """Statistics that a config needs."""
     gram = {"gram", "mean"} if config.refits or config.score == "obs" else set()
-    return frozenset(gram | ({"mean_abs"} if config.score == "activation" else set()))
+    scores = {"activation": {"mean_abs"}, "taylor": {"gradients"}}
+    return frozenset(gram | scores.get(config.score, set()))
 
 
 def compares(config: UnitsConfig) -> bool:
@@ -87,6 +92,9 @@ def scores(structure: Structure, how: Score) -> Tensor:
     """Importance of each unit, (units,) float64; for obs see `surgeon`."""
     if how == "activation":
         return activations(structure)
+    if how == "taylor":
+        assert structure.importance is not None  # the driver adds it up where `reads` names gradients
+        return structure.importance
     squares: dict[str, Tensor] = {}  # by module: a weight and its bias make one vector per unit
     for part in structure.parts:
         if part.role == "offset":

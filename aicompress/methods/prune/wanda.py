@@ -6,15 +6,16 @@ taken as independent. With `refit` the survivors then take their least-squares v
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer
 from aicompress.methods.curvature import importance
-from aicompress.methods.prune.calibrated import CalibratedConfig, finished
-from aicompress.methods.prune.sparsity import check, choose, describe, outline, settle_stored
+from aicompress.methods.prune.calibrated import CalibratedConfig, check, finished, surveys
+from aicompress.methods.prune.permutation import permuting
+from aicompress.methods.prune.sparsity import choose, describe, outline, settle_stored
 from aicompress.methods.registry import LayerMethod
 from aicompress.weights import Weight
 
@@ -29,6 +30,7 @@ class WandaConfig(CalibratedConfig):
                 {"sparsity": 0.5, "refit": False},
                 {"sparsity": 0.75, "scope": "layer", "block": "1x4"},
                 {"pattern": "2:4", "store": "sparse"},
+                {"pattern": "2:4", "permutation": 5, "store": "sparse"},
                 {"sparsity": 0.9, "store": "auto"},
             ]
         }
@@ -40,7 +42,7 @@ class WandaConfig(CalibratedConfig):
     )
 
 
-def scores(layer: Layer) -> Tensor:
+def scores(layer: Layer, config: Any = None) -> Tensor:
     """w² E[x²], (out, in): the square of Wanda's score adds up over a block."""
     return layer.weight.square() * importance(layer)
 
@@ -60,10 +62,12 @@ METHOD = LayerMethod(
     summary="zero the weights of least |w| times input norm, per row or N:M; survivors refitted",
     config=WandaConfig,
     needs=frozenset({"gram"}),
-    apply=apply,
+    apply=permuting(apply, scores),
     outline=outline,
     check=check,
     settle=settle_stored,
     describe=describe,
     compares=lambda config: config.refit and config.shift > 0,
+    surveys=surveys,
+    scores=scores,
 )

@@ -4,6 +4,8 @@ A neuron is one row of each producer (gate, up or fc1, with its bias) and one co
 score is made of the L2 norms of these slices (Li et al. 2017, arXiv:1608.08710, for filters). `product` multiplies
 them: scaling a producer and unscaling its consumer leaves both the function and the score as they are. `sum` adds
 their squares, the group norm of DepGraph (Fang et al. 2023, arXiv:2301.12900, eq. 4). With calibration data,
+`taylor` adds
+up w² E[g²] over a neuron's weights, g the gradient of a sample's loss (Molchanov et al. 2019, arXiv:1906.10771, eq. 8),
 `activation` is the mean |x| of what the neuron gives (Minitron, Muralidharan et al. 2024, arXiv:2407.14679, section
 2.2) and `obs` structured optimal brain surgeon: what the consumer's output loses when the neurons that stay have taken
 over as well as they can, which the refit then lets them do (see `surgeon`).

@@ -33,6 +33,7 @@ from aicompress.methods.quantize.rounding import (
     pieces,
     require_scales,
     scale_and_zero,
+    ungrouped,
 )
 from aicompress.methods.registry import LayerMethod
 from aicompress.weights import IntGrouped, Weight
@@ -74,7 +75,7 @@ def apply(layer: Layer, config: HqqConfig) -> Weight:
     scales, zeros = [], []
     for rows in pieces(layer.info.shape):
         found, scale, zero = solve(grouped(layer.weight[rows].contiguous(), size), config, dtype)
-        codes[rows] = found.flatten(1)
+        codes[rows] = ungrouped(found, layer.info.shape[1])
         scales.append(scale)
         zeros.append(zero)
     scale = torch.cat(scales)

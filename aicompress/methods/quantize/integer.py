@@ -10,11 +10,12 @@ from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.curvature import importance
-from aicompress.methods.quantize.rounding import encode, grouped, pieces, require_scales
+from aicompress.methods.quantize.rounding import encode, grouped, pieces, require_scales, ungrouped
 from aicompress.methods.quantize.rtn import stored_scale_dtype
 from aicompress.methods.quantize.scales import least_error
 from aicompress.methods.quantize.widths import WidthConfig, settle
 from aicompress.weights import IntGrouped, Weight
+from aicompress.weights.int_grouped import groups_of
 
 __all__ = [
     "IntegerConfig",
@@ -34,6 +35,9 @@ class IntegerConfig(WidthConfig):
 
     granularity: Literal["tensor", "channel", "group"] = Field("group", description="what shares a scale")
     group_size: int = Field(64, ge=1, description="input columns that share a scale, when granularity is group")
+    pad: bool = Field(
+        False, description="where group_size does not divide the input columns, let the last group of a row be narrower"
+    )
     symmetric: bool = Field(True, description="no zero point")
     scale_dtype: Literal["auto", "float16", "bfloat16", "float32"] = Field(
         "auto", description="stored scales; auto: the model's dtype, float16 for a float32 model"
@@ -46,20 +50,21 @@ def shared_columns(config: Any) -> int:
 
 
 def check(info: LayerInfo, config: Any) -> tuple[str, str] | None:
-    """A group size must divide the input width."""
-    columns, size = info.shape[1], shared_columns(config)
-    if not size or columns % size == 0:
+    """A group size must divide the input width, or the method must be told to let the last group be narrower."""
+    columns, size, pad = info.shape[1], shared_columns(config), getattr(config, "pad", None)
+    if not size or columns % size == 0 or pad:
         return None
     fitting = [str(n) for n in range(8, min(columns, 512) + 1) if columns % n == 0]
-    fit = f"sizes that fit: {', '.join(fitting)}; or " if fitting else ""
-    return f"{info.name}: group_size {size} does not divide its {columns} input columns", f"{fit}granularity: channel"
+    ways = [*([f"sizes that fit: {', '.join(fitting)}"] if fitting else []), "granularity: channel"]
+    ways += [] if pad is None else ["pad: true"]
+    return f"{info.name}: group_size {size} does not divide its {columns} input columns", "; or ".join(ways)
 
 
 def outline(info: LayerInfo, config: IntegerConfig) -> Weight:
     """The stored weight without data."""
     rows, columns = info.shape
     size = shared_columns(config)
-    shape = (1, 1) if config.granularity == "tensor" else (rows, columns // size if size else 1)
+    shape = (1, 1) if config.granularity == "tensor" else (rows, groups_of(columns, size))
     scale = (stored_scale_dtype(config, info.dtype), shape)
     return IntGrouped.outline(info.shape, scale, config.symmetric, config.bits, size)
 
@@ -76,7 +81,7 @@ def encoded(info: LayerInfo, weight: Tensor, config: IntegerConfig, scale: Tenso
     for rows in pieces(shape):
         own = slice(0, 1) if config.granularity == "tensor" else rows
         groups = grouped(weight[rows], size)
-        codes[rows] = encode(groups, scale[own], None if zero is None else zero[own], config.bits).flatten(1)
+        codes[rows] = ungrouped(encode(groups, scale[own], None if zero is None else zero[own], config.bits), shape[1])
     return IntGrouped(codes, scale, zero, config.bits, size)
 
 

@@ -53,7 +53,7 @@ class QeraConfig(MethodConfig):
             method = get("quantize", str(given.get("name")))
         except RecipeError as error:
             raise ValueError(f"{error.message}; {error.hint}") from None
-        if method.name == "qera" or not isinstance(method, LayerMethod) or not method.needs <= NEEDS:
+        if method.name == "qera" or not isinstance(method, LayerMethod) or method.rewrites or not method.needs <= NEEDS:
             raise ValueError(f"{method.name} cannot be corrected")
         config = method.config(**given)
         if open_bits(config):

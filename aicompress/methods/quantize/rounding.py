@@ -20,11 +20,22 @@ Scaling = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
 
 def grouped(matrix: Tensor, group_size: int, per_tensor: bool = False) -> Tensor:
-    """View (out, in) as (rows, groups, columns) where each last axis shares a scale."""
+    """View (out, in) as (rows, groups, columns) where each last axis shares a scale.
+
+    Where the size does not divide the columns, the last group is filled up with zeros: they stretch no range, and
+    rounding gives them no error.
+    """
     if per_tensor:
         return matrix.reshape(1, 1, -1)
     out, columns = matrix.shape
+    if group_size and columns % group_size:
+        matrix = torch.nn.functional.pad(matrix, (0, -columns % group_size))
     return matrix.reshape(out, -1, group_size or columns)
+
+
+def ungrouped(groups: Tensor, columns: int) -> Tensor:
+    """Undo `grouped`: (rows, groups, columns of a group) -> (rows, columns)."""
+    return groups.flatten(1)[:, :columns]
 
 
 def pieces(shape: tuple[int, int]) -> Iterator[slice]:
@@ -126,7 +137,7 @@ def quantize_rows(matrix: Tensor, group_size: int, bits: int, scaling: Scaling) 
     for rows in pieces((matrix.shape[0], matrix.shape[1])):
         groups = grouped(matrix[rows], group_size)
         scale, zero = scaling(groups)
-        codes[rows] = encode(groups, scale, zero, bits).view(-1, matrix.shape[1])
+        codes[rows] = ungrouped(encode(groups, scale, zero, bits), matrix.shape[1])
         scales.append(scale)
         zeros += [] if zero is None else [zero]
     return codes, torch.cat(scales), torch.cat(zeros) if zeros else None

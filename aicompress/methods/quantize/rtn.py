@@ -25,6 +25,7 @@ from aicompress.methods.quantize.rounding import (
 from aicompress.methods.quantize.widths import Bits, WidthConfig, settle
 from aicompress.methods.registry import LayerMethod
 from aicompress.weights import IntGrouped, Weight
+from aicompress.weights.int_grouped import groups_of
 
 PRESET = re.compile(r"W([2-8])A(16|8)(?:G(\d+))?")
 STEPS = 40  # clips that the search for the range of least error tries
@@ -54,6 +55,9 @@ class RtnConfig(WidthConfig):
     bits: Bits = Field(8, description="bits of a code; auto: searched on the running model; range: from its values")
     granularity: Literal["tensor", "channel", "group"] = Field("group", description="what shares a scale")
     group_size: int = Field(128, ge=1, description="input columns that share a scale, when granularity is group")
+    pad: bool = Field(
+        False, description="where group_size does not divide the input columns, let the last group of a row be narrower"
+    )
     symmetric: bool = Field(True, description="no zero point")
     range: Literal["minmax", "mse"] = Field(
         "minmax", description="range of the codes: full, or clipped for least squared error"
@@ -109,19 +113,19 @@ def scale_shape(info: LayerInfo, config: RtnConfig) -> tuple[int, int]:
     out, columns = info.shape
     if config.granularity == "tensor":
         return (1, 1)
-    return (out, columns // config.group_size if config.granularity == "group" else 1)
+    return (out, groups_of(columns, config.group_size if config.granularity == "group" else 0))
 
 
 def check(info: LayerInfo, config: RtnConfig) -> tuple[str, str] | None:
-    """A group size must divide the input width."""
+    """A group size must divide the input width, or the method must be told to let the last group be narrower."""
     columns = info.shape[1]
-    if config.granularity != "group" or columns % config.group_size == 0:
+    if config.granularity != "group" or columns % config.group_size == 0 or config.pad:
         return None
     fitting = [size for size in (16, 32, 48, 64, 96, 128, 256) if columns % size == 0]
     fit = f"sizes that fit: {', '.join(map(str, fitting))}; or " if fitting else ""
     return (
         f"{info.name}: group_size {config.group_size} does not divide its {columns} input columns",
-        f"{fit}granularity: channel",
+        f"{fit}granularity: channel; or pad: true",
     )
 
 

@@ -59,7 +59,7 @@ def least_error(
     found = []
     for rows in pieces((weight.shape[0], weight.shape[1])):
         groups = _groups(weight[rows].contiguous(), config)
-        found.append(_search(groups, h.reshape(groups.shape[1:]), config, dtype))
+        found.append(_search(groups, _groups(h[None], config)[0], config, dtype))
     zeros = [zero for _, zero in found if zero is not None]
     return torch.cat([scale for scale, _ in found]), torch.cat(zeros) if zeros else None
 

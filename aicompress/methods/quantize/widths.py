@@ -53,7 +53,7 @@ class WidthConfig(MethodConfig):
         description="auto: measure each width by the model's output, or its block's; by the work where not given",
     )
     samples: int | None = Field(
-        None, ge=1, description="auto: calibration samples it measures on; 2048 tokens where not given"
+        None, ge=1, description="auto: calibration samples it measures on; 1024 tokens where not given"
     )
     evaluations: int | None = Field(
         None, ge=0, description="auto: runs of the model that refine the choice; 16 where not given"

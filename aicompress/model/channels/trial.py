@@ -117,17 +117,18 @@ def _zeroing(kept: Tensor, axis: int) -> Callable[..., Any]:
 
 
 def _normalising(kept: Tensor) -> Callable[..., Any]:
+    """A norm over channels that sees those that stay; its channels are the last axis, or the one after the samples."""
+
     def hook(layer: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
         weight = None if layer.weight is None else layer.weight[kept]
         bias = None if layer.bias is None else layer.bias[kept]
-        if isinstance(layer, nn.LayerNorm):
-            part = args[0].index_select(-1, kept)
-            return torch.zeros_like(output).index_copy(
-                -1, kept, functional.layer_norm(part, (len(kept),), weight, bias, layer.eps)
-            )
-        part = args[0].index_select(1, kept)
-        return torch.zeros_like(output).index_copy(
-            1, kept, functional.group_norm(part, layer.num_groups, weight, bias, layer.eps)
-        )
+        if isinstance(layer, nn.GroupNorm):
+            part = args[0].index_select(1, kept)
+            normed = functional.group_norm(part, layer.num_groups, weight, bias, layer.eps)
+            return torch.zeros_like(output).index_copy(1, kept, normed)
+        axis = 1 if getattr(layer, "data_format", "channels_last") == "channels_first" else -1
+        part = args[0].index_select(axis, kept).movedim(axis, -1)
+        normed = functional.layer_norm(part, (len(kept),), weight, bias, layer.eps).movedim(-1, axis)
+        return torch.zeros_like(output).index_copy(axis, kept, normed)
 
     return hook

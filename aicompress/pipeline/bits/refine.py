@@ -2,7 +2,7 @@
 
 Evolutionary search as in EvoPress (Sieberling et al. 2024, arXiv:2410.14649): a child has one unit, or two, a width up
 and others down until the budget holds again. Of many children those that the sensitivities like best are tried; the
-best of a generation replaces its parent if its measured loss is smaller.
+best of a generation replaces its parent if its measured loss is clearly smaller.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from aicompress.pipeline.processes import Processes
 
 CHILDREN = 8  # that are tried in a generation
 DRAWN = 64  # that are drawn for them
+MARGIN = 0.02  # by which a child must be better: less is the noise of the samples
 PATIENCE = 3  # generations without a better child before the search ends
 
 Picks = tuple[int, ...]
@@ -82,9 +83,9 @@ def refined(
         found = [gathered[at % team.size][at // team.size] for at in range(len(children))]
         spent += len(children)
         at = min(range(len(found)), key=found.__getitem__)
-        idle = 0 if found[at] < least else idle + 1
-        if found[at] < least:
-            best, least = children[at], found[at]
+        idle += 1
+        if found[at] < (1 - MARGIN) * least:
+            best, least, idle = children[at], found[at], 0
     return Refined(best, first, least, spent)
 
 

@@ -14,7 +14,7 @@ from aicompress.pipeline.bits.sensitivity import Progress, by_block, measured
 from aicompress.pipeline.bits.target import target, within
 from aicompress.pipeline.bits.trial import Trial
 from aicompress.pipeline.bits.units import costs, widths_of
-from aicompress.pipeline.plan import Plan
+from aicompress.pipeline.plan import Plan, require_space
 from aicompress.pipeline.processes import Processes
 
 EVALUATIONS = 16  # of the refinement, where the recipe gives no number
@@ -35,6 +35,7 @@ def search(plan: Plan, journal: Journal | None, team: Processes, progress: Progr
 
     Raises:
         RecipeError: the target cannot be met, or the calibration data does not fit the model.
+        OutOfSpace: the chosen output does not fit the disk.
     """
     with Trial.of(plan) as trial:
         assert plan.search is not None
@@ -52,6 +53,7 @@ def search(plan: Plan, journal: Journal | None, team: Processes, progress: Progr
         if journal is not None and kept is None:
             journal.record("choice", {**outcome.__dict__})
         final = plan.with_widths(widths_of(trial.units, outcome.picks))
+        require_space(final.output)
         return final, _record(trial, losses, outcome)
 
 

@@ -8,12 +8,14 @@ Errors of narrow widths are no longer in proportion to those of wide ones, so ev
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from statistics import median
 
 from torch import Tensor
 
 from aicompress.checkpoint.journal import Journal
 from aicompress.pipeline.bits.trial import Trial
 from aicompress.pipeline.bits.units import Unit
+from aicompress.pipeline.calibration.blocks import MIN_ROWS
 from aicompress.pipeline.processes import Processes
 
 WORK = 2e14  # operations that are spent on measuring outputs before blocks must do: about an hour of a fast core
@@ -62,7 +64,31 @@ def measured(trial: Trial, journal: Journal | None, team: Processes, progress: P
                 done[name] = values
                 if journal is not None:
                     journal.record(name, values)
-    return [_scaled(trial, unit, done, blockwise) for unit in trial.units]
+    return supplied(trial, [_scaled(trial, unit, done, blockwise) for unit in trial.units])
+
+
+def supplied(trial: Trial, losses: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Losses with those that could not be measured taken from the others, by the median per weight at each width.
+
+    An expert that few tokens reached, or a layer that the compared outputs do not depend on, would look free.
+    """
+    known: dict[tuple[int, ...], list[list[float]]] = {}
+    unknown = [not max(row) or _unseen(trial, unit) for unit, row in zip(trial.units, losses, strict=True)]
+    for unit, row, skip in zip(trial.units, losses, unknown, strict=True):
+        if not skip:
+            known.setdefault(unit.widths, []).append([loss / unit.weights for loss in row])
+    middle = {widths: [median(column) for column in zip(*rows, strict=True)] for widths, rows in known.items()}
+    return [
+        [loss * unit.weights for loss in middle[unit.widths]] if skip and unit.widths in middle else list(row)
+        for unit, row, skip in zip(trial.units, losses, unknown, strict=True)
+    ]
+
+
+def _unseen(trial: Trial, unit: Unit) -> bool:
+    """Whether too few rows reached a unit's layers; an embedding is not given rows but tokens."""
+    if any(layer.info.kind == "embedding" for layer in unit.layers):
+        return False
+    return max(trial.stats[name].count if name in trial.stats else 0 for name in unit.tensors) < MIN_ROWS
 
 
 def _losses(trial: Trial, unit: Unit, local: bool) -> list[float]:

@@ -28,7 +28,7 @@ from aicompress.pipeline.plan import Plan
 from aicompress.pipeline.processes import Alone
 from aicompress.weights import Weight
 
-TOKENS = 2048  # that the search measures on, where the recipe gives no number of samples
+TOKENS = 1024  # that the search measures on, where the recipe gives no number of samples
 ARRAYS = 256  # samples of arrays
 RESIDENT = 2 << 30  # bytes of parameters that are kept in memory; larger models are read block by block
 HELD = 1 << 30  # bytes of compressed weights that are kept for the next trial

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_gradients
-from aicompress.layer import InputStats, from_matrix
+from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_gradients, merged_movement
+from aicompress.layer import GradientStats, InputStats, from_matrix
 from aicompress.model.calibrate import Visitor, Walk, walk
 from aicompress.model.merging import Slot
 from aicompress.model.partial import PartialModel
@@ -21,15 +21,20 @@ from aicompress.model.products import rounds
 from aicompress.model.tuning import Stage
 from aicompress.pipeline.calibration.gradients import differentiate, gradients
 from aicompress.pipeline.calibration.inputs import ROWS, Inputs, calibration_inputs
-from aicompress.pipeline.calibration.ready import DATA_FREE, UNREACHED, Read, compress_together, compressed, known_of
 from aicompress.pipeline.calibration.ready import MIN_ROWS as MIN_ROWS
+from aicompress.pipeline.calibration.ready import completed, compress_together, compressed
 from aicompress.pipeline.calibration.request import Step, module_of
 from aicompress.pipeline.calibration.tuned import can_move, tuned
-from aicompress.pipeline.layerwise import Ready, Work
+from aicompress.pipeline.layerwise import Known, Ready, Work
 from aicompress.pipeline.output import Planned
 from aicompress.pipeline.plan import Plan
 from aicompress.pipeline.processes import Processes
 from aicompress.weights import TensorSpec, Weight
+
+DATA_FREE = "calibration rows: data-free"
+UNREACHED = "no gradient reaches it: data-free"
+
+Read = Callable[[str], GradientStats | None]  # moments of a layer's gradients by its name
 
 
 @dataclass(frozen=True)
@@ -138,6 +143,7 @@ def compress(work: Work, team: Processes) -> dict[str, Any]:
         for name in left:
             if name not in work.journal.done:  # such as a parameter that the running model uses in its own way
                 write(work, name, InputStats(0), read)
+    work.rescaling.restore()
     return engine.record()
 
 
@@ -174,9 +180,16 @@ def compress_from_files(work: Work, files: Sequence[StatisticsFile]) -> dict[str
     Returns:
         The record of the calibration data.
     """
+    work.rescaling.restore()
+    work.rescaling.decide(lambda name: merged(files, name))
     read = partial(merged_gradients, files) if graded(work.plan) else None
     for name in selected(work.plan):
-        if name not in work.journal.done:
+        if name in work.journal.done:
+            continue
+        if "movement" in work.plan.needs:
+            infos = [layer.info for layer in work.plan.by_tensor[name]]
+            work.write(name, {info.name: Known(movement=merged_movement(files, info.name)) for info in infos})
+        else:
             write(work, name, merged(files, name), read)
     sources = [source for file in files for source in file.calibration.get("data", [])]
     return {"data": sources, "statistics": [str(file.path) for file in files], "processes": 1}
@@ -194,8 +207,22 @@ def write(
         read: reads gradients, for methods that use them.
         ready: what it has been compressed to already.
     """
-    known, note = known_of(work.plan, name, inputs, read)
-    return work.write(name, {key: dataclasses.replace(found, ready=ready) for key, found in known.items()}, note)
+    infos = [layer.info for layer in work.plan.by_tensor[name]]
+    notes: list[str] = []
+    if walked(work.plan) and inputs.count < MIN_ROWS:
+        notes.append(f"{inputs.count} {DATA_FREE}")
+    if walked(work.plan):
+        inputs = completed(inputs, infos)
+    inputs, note = work.rescaling.rescaled(name, inputs)
+    notes += [note] if note else []
+    found = {info.name: None if read is None else read(info.name) for info in infos}
+    for info in infos if read is not None else ():
+        moments = found[info.name]
+        if moments is None or not moments.square.any():
+            notes.append(UNREACHED)
+            found[info.name] = GradientStats.flat(info.shape)
+    known = {name: Known(inputs if inputs.count else None, moments, ready=ready) for name, moments in found.items()}
+    return work.write(name, known, "; ".join(dict.fromkeys(notes)))
 
 
 def scarce(work: Work) -> list[str]:
@@ -230,9 +257,11 @@ class _Writer:
         if not all(name in self.work.journal.done for name in layers):
             return None
         written = self.work.plan.output.so_far(self.work.writer.work)
-        return {name: written.dense(name) for name in layers}
+        self.work.rescaling.restore(layers)
+        return {**{name: written.dense(name) for name in layers}, **self.work.rescaling.beside(layers)}
 
     def visit(self, stats: Mapping[str, InputStats]) -> Mapping[str, Tensor]:
+        self.work.rescaling.decide(stats.get)
         return self._written(stats, compress_together(self.work.plan, stats))
 
     def tune(self, stats: Mapping[str, InputStats], stage: Stage) -> Mapping[str, Tensor]:
@@ -242,7 +271,7 @@ class _Writer:
         for name, inputs in stats.items():
             if name not in ready and can_move(plan, name):
                 (job,) = plan.by_tensor[name]
-                ready[name] = compressed(plan, job, known_of(plan, name, inputs, self.read)[0][job.info.name])
+                ready[name] = compressed(plan, job, Known(completed(inputs, [job.info])))
         return self._written(stats, {**ready, **tuned(plan, stage, ready, self.places)})
 
     def _written(self, stats: Mapping[str, InputStats], ready: Mapping[str, Ready]) -> dict[str, Tensor]:
@@ -251,7 +280,7 @@ class _Writer:
         for name, inputs in stats.items():
             value = write(self.work, name, inputs, self.read, ready.get(name))
             found[name] = _dense(value, parameters[name])
-        return found
+        return {**found, **self.work.rescaling.beside(found)}
 
 
 @dataclass

@@ -16,7 +16,7 @@ from aicompress.pipeline.calibration.gradients import differentiate
 from aicompress.pipeline.calibration.request import Step
 from aicompress.pipeline.processes import Processes
 
-ALWAYS = frozenset({"mean_abs", "mean"})  # cost next to nothing, and makes the file fit more methods
+ALWAYS = frozenset({"mean_abs", "mean", "max_abs"})  # cost next to nothing, and make the file fit more methods
 
 
 @dataclass(frozen=True)

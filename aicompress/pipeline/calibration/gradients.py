@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,7 +22,7 @@ from aicompress.model.objective import LossKind, Objective
 from aicompress.model.partial import PartialModel
 from aicompress.pipeline.calibration.inputs import samples
 from aicompress.pipeline.calibration.request import Step, loss_of, module_of
-from aicompress.pipeline.plan import Plan
+from aicompress.pipeline.output import Output
 from aicompress.pipeline.processes import Processes
 from aicompress.weights import LowRank
 
@@ -48,8 +49,15 @@ class GradientStore:
         return self.folder / f"{name}.safetensors"
 
 
+class Written(Step, Protocol):
+    """A plan with an output."""
+
+    @property
+    def output(self) -> Output: ...
+
+
 @contextmanager
-def gradients(plan: Plan, team: Processes, say: Callable[[str], None]) -> Iterator[GradientStore]:
+def gradients(plan: Written, team: Processes, say: Callable[[str], None]) -> Iterator[GradientStore]:
     """Moments of the gradients of every selected layer, while the context lasts; the first process keeps them.
 
     They lie in a folder beside the output: two float32 matrices for every selected weight.

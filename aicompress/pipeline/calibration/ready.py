@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from aicompress.layer import GradientStats, InputStats, LayerInfo
+from aicompress.layer import InputStats, LayerInfo
 from aicompress.pipeline.calibration.request import input_width
 from aicompress.pipeline.layerwise import Known, Ready, layer_of
 from aicompress.pipeline.plan import LayerPlan, Plan
 
-Read = Callable[[str], GradientStats | None]  # moments of a layer's gradients by its name
-
 MIN_ROWS = 16  # with fewer calibration rows a layer is compressed as if nothing were known of its inputs
-
-
-DATA_FREE = "calibration rows: data-free"
-UNREACHED = "no gradient reaches it: data-free"
 
 
 def completed(inputs: InputStats, layers: Sequence[LayerInfo]) -> InputStats:
@@ -25,24 +19,6 @@ def completed(inputs: InputStats, layers: Sequence[LayerInfo]) -> InputStats:
     if inputs.count < MIN_ROWS:
         return InputStats.white(input_width(layers))
     return inputs if inputs.cross is not None else dataclasses.replace(inputs, cross=inputs.gram)
-
-
-def known_of(plan: Plan, name: str, inputs: InputStats, read: Read | None) -> tuple[dict[str, Known], str]:
-    """What a parameter's layers are compressed with, by layer name, and what to say of it in their rows."""
-    infos = [layer.info for layer in plan.by_tensor[name]]
-    notes: list[str] = []
-    if plan.needs - {"gradients"} and inputs.count < MIN_ROWS:
-        notes.append(f"{inputs.count} {DATA_FREE}")
-    if plan.needs - {"gradients"}:
-        inputs = completed(inputs, infos)
-    found = {info.name: None if read is None else read(info.name) for info in infos}
-    for info in infos if read is not None else ():
-        moments = found[info.name]
-        if moments is None or not moments.square.any():
-            notes.append(UNREACHED)
-            found[info.name] = GradientStats.flat(info.shape)
-    known = {key: Known(inputs if inputs.count else None, moments) for key, moments in found.items()}
-    return known, "; ".join(dict.fromkeys(notes))
 
 
 def compress_together(plan: Plan, stats: Mapping[str, InputStats]) -> dict[str, Ready]:

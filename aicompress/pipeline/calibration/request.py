@@ -68,6 +68,11 @@ def input_width(layers: Sequence[LayerInfo]) -> int:
     return next(info.shape[1] for info in layers if info.part != "out")
 
 
+def wanted(method: LayerMethod | StructuralMethod, config: MethodConfig) -> frozenset[str]:
+    """All statistics that a config reads, before layers are compressed and while they are."""
+    return method.reads(config) | (method.surveys(config) if isinstance(method, LayerMethod) else frozenset())
+
+
 def problems(
     checkpoint: Checkpoint,
     recipe: Recipe,
@@ -76,10 +81,13 @@ def problems(
     request: Request,
 ) -> list[CompressError]:
     """Everything that would keep a method from its statistics."""
-    needs = frozenset[str]().union(*(method.reads(layer.config) for layer in chosen if layer.config is not None))
+    needs = frozenset[str]().union(*(wanted(method, x.config) for x in chosen if x.config is not None))
     searches = any(open_bits(layer.config) == "auto" for layer in chosen)
     if not needs and request.stats:
         return [Refused(f"{method.name} reads no statistics of inputs", "leave --stats out")]
+    if request.stats and isinstance(method, LayerMethod) and method.rotation is not None:
+        message = f"{method.name} rotates the model, and files of statistics hold those of models as they are"
+        return [Refused(message, "leave --stats out")]
     if not needs and not searches:
         return []
     if recipe.tune is not None and (request.stats or os.environ.get("WORLD_SIZE", "1") != "1"):
@@ -94,6 +102,9 @@ def problems(
         found = [problem for path in request.stats for problem in _in_file(path, infos, needs)]
         if not searches:
             return found
+    elif "movement" in needs:
+        hint = "record it with `aicompress distill ... --stats FILE`, then give FILE here with --stats"
+        return [Refused(f"{method.name} reads what a training run has recorded, and no such file is given", hint)]
     elif len(request.stats) > 1:
         absent = [str(path) for path in request.stats if not path.exists()]
         found.append(Refused(f"{', '.join(absent)} does not exist", "files that are merged must exist"))
@@ -175,6 +186,8 @@ def _in_file(path: Path, chosen: Sequence[LayerInfo], needs: frozenset[str]) -> 
     for info in chosen:
         by_tensor.setdefault(info.tensor, []).append(info)
     found: list[CompressError] = []
+    if "movement" in needs:
+        return _unmoved(file, chosen)
     absent = [tensor for tensor in by_tensor if tensor not in file.layers]
     if absent:
         shown = f"{absent[0]} and {len(absent) - 1} more" if len(absent) > 1 else absent[0]
@@ -193,6 +206,16 @@ def _in_file(path: Path, chosen: Sequence[LayerInfo], needs: frozenset[str]) -> 
         if lacking:
             found.append(Refused(f"{path}: no {min(lacking)} of {tensor}", "collect the file for this method"))
     return found[:5]
+
+
+def _unmoved(file: StatisticsFile, infos: Sequence[LayerInfo]) -> list[CompressError]:
+    """Layers whose movement a file lacks, or has of another shape."""
+    specs = {info.name: file.movement_spec(info.name) for info in infos}
+    absent = [info.name for info in infos if (spec := specs[info.name]) is None or spec.shape != info.shape]
+    if not absent:
+        return []
+    shown = f"{absent[0]} and {len(absent) - 1} more" if len(absent) > 1 else absent[0]
+    return [Refused(f"{file.path} holds no movement of {shown}", "exclude what was not trained as a plain matrix")]
 
 
 def _ungraded(file: StatisticsFile, infos: Sequence[LayerInfo]) -> frozenset[str]:

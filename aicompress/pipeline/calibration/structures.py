@@ -7,17 +7,20 @@ what it will see in the cut model.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from aicompress.checkpoint.statistics import StatisticsFile, merged
-from aicompress.layer import InputStats
+from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_gradients
+from aicompress.layer import GradientStats, InputStats, from_matrix
 from aicompress.pipeline.calibration import residual
 from aicompress.pipeline.calibration.blocks import MIN_ROWS, Engine, Together
+from aicompress.pipeline.calibration.gradients import differentiate, gradients
 from aicompress.pipeline.calibration.request import foreign
 from aicompress.pipeline.cutting import Cutting
 from aicompress.pipeline.processes import Processes
@@ -35,13 +38,18 @@ def choose(work: Cutting, team: Processes, inputs: Future[dict[str, str]]) -> di
         return residual.choose(work, team, inputs)
     if plan.request.stats:
         files = [StatisticsFile.open(path) for path in plan.request.stats]
+        chooser.weigh(partial(merged_gradients, files))
         for structure in plan.edit.changed:
             chooser.visit({name: merged(files, name) for name in _consumers(plan, structure)})
         work.warnings += [*foreign(files, inputs.result()), *chooser.scarce()]
         sources = [source for file in files for source in file.calibration.get("data", [])]
         return {"data": sources, "statistics": [str(file.path) for file in files], "processes": 1}
     engine = Engine.of(plan, plan.edit.consumers, team)
-    _walk(plan, engine, Together(plan.checkpoint.parameters(), team, chooser))
+    if "gradients" in plan.reads:
+        with gradients(plan, team, work.say) as store:
+            chooser.weigh(store.read)
+    if plan.reads - {"gradients"}:
+        _walk(plan, engine, Together(plan.checkpoint.parameters(), team, chooser))
     for structure in plan.edit.changed:  # no layer of the running model, such as one that it uses in its own way
         if structure not in work.kept:
             chooser.visit({name: InputStats(0) for name in _consumers(plan, structure)})
@@ -54,7 +62,11 @@ def follow(plan: StructurePlan, team: Processes) -> None:
     if plan.method.units == "hidden":
         residual.follow(plan, team)
         return
-    _walk(plan, Engine.of(plan, plan.edit.consumers, team), Together(plan.checkpoint.parameters(), team, None))
+    engine = Engine.of(plan, plan.edit.consumers, team)
+    if "gradients" in plan.reads:
+        differentiate(plan, team, lambda moments: None, lambda done, total: None)
+    if plan.reads - {"gradients"}:
+        _walk(plan, engine, Together(plan.checkpoint.parameters(), team, None))
 
 
 def _walk(plan: StructurePlan, engine: Engine, visitor: Together) -> None:
@@ -62,7 +74,7 @@ def _walk(plan: StructurePlan, engine: Engine, visitor: Together) -> None:
         if isinstance(visitor.first, _Chooser):
             visitor.first.work.say(f"block {done} of {total}")
 
-    engine.walk(visitor, plan.reads, plan.method.compares(plan.recipe.method), tell)
+    engine.walk(visitor, plan.reads - {"gradients"}, plan.method.compares(plan.recipe.method), tell)
 
 
 def _consumers(plan: StructurePlan, structure: int) -> list[str]:
@@ -76,10 +88,36 @@ class _Chooser:
     Attributes:
         work: the run.
         data_free: structures that too few rows reached, and how many.
+        importance: of the units of each structure, by gradients.
     """
 
     work: Cutting
     data_free: dict[str, int] = field(default_factory=dict)
+    importance: dict[int, Tensor] = field(default_factory=dict)
+
+    def weigh(self, read: Callable[[str], GradientStats | None]) -> None:
+        """Add up w² E[g²] over the weights of each unit, if the method asks for it; w² where no gradient reaches."""
+        plan = self.work.plan
+        if "gradients" not in plan.reads:
+            return
+        infos = {layer.info.tensor: layer.info for layer in plan.layers}
+        for number in plan.edit.changed:
+            structure = plan.edit.structures[number]
+            moments = {p.tensor: read(infos[p.tensor].name) for p in structure.parts if p.tensor in infos}
+            if all(found is None for found in moments.values()):
+                self.data_free[structure.name] = 0
+            total = torch.zeros(structure.size, dtype=torch.float64)
+            for part in structure.parts:
+                if part.tensor not in moments or part.take is None:
+                    continue
+                found, info = moments[part.tensor], infos[part.tensor]
+                square = part.read().double().square()  # (units, numbers)
+                if found is not None:
+                    square *= part.take(from_matrix(found.square, info.tensor_shape, info.transposed)).double()
+                elif structure.name not in self.data_free:
+                    square.zero_()
+                total += square.sum(dim=1)
+            self.importance[number] = total
 
     def finished(self, layers: Sequence[str]) -> Mapping[str, Tensor] | None:
         return None
@@ -87,12 +125,13 @@ class _Chooser:
     def visit(self, stats: Mapping[str, InputStats]) -> Mapping[str, Tensor]:
         """Settle every structure whose consumers are all there."""
         plan = self.work.plan
+        read = bool(plan.reads - {"gradients"})
         found: dict[str, Tensor] = {}
         for number in plan.edit.changed:
             names = _consumers(plan, number)
             if number not in self.work.kept and all(name in stats for name in names):
-                inputs = {name: self._enough(number, name, stats[name]) for name in names}
-                found |= self.work.settle(number, inputs)
+                inputs = {name: self._enough(number, name, stats[name]) for name in names} if read else {}
+                found |= self.work.settle(number, inputs, self.importance.get(number))
         return found
 
     def _enough(self, number: int, name: str, inputs: InputStats) -> InputStats:

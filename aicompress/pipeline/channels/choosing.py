@@ -19,6 +19,7 @@ from aicompress.model.channels.evidence import Batch, saliencies
 from aicompress.model.channels.graph import ChannelGroup, Fixed, channel_groups
 from aicompress.model.channels.trial import removable
 from aicompress.pipeline.channels.draft import Draft
+from aicompress.pipeline.channels.expressed import expressed
 from aicompress.pipeline.channels.inputs import example
 from aicompress.recipe import Recipe
 
@@ -57,7 +58,7 @@ def groups(
 
 
 def selected(module: nn.Module, groups: list[ChannelGroup], chosen: set[str]) -> tuple[list[ChannelGroup], list[Fixed]]:
-    """Groups all of whose layers are selected."""
+    """Groups all of whose layers are selected; `chosen` are names of weights in the module."""
     found: list[ChannelGroup] = []
     fixed: list[Fixed] = []
     for group in groups:
@@ -79,11 +80,12 @@ def _matrices(module: nn.Module) -> set[str]:
 
 def choice(
     draft: Draft, method: ChannelMethod, groups: Sequence[ChannelGroup], evidence: Evidence | None
-) -> list[list[int]]:
-    """The units of each group that stay.
+) -> tuple[list[list[int]], dict[str, Any] | None]:
+    """The units of each group that stay, and the config.json that says so where the input has one.
 
     Raises:
         RecipeError: the target cannot be met.
+        Refused: config.json cannot express it.
     """
     config = draft.recipe.method
     assert isinstance(config, ChannelsConfig)
@@ -96,6 +98,15 @@ def choice(
         Channels(Structure(group.name, group.size, tuple(_parts(draft.module, group))), group.cohorts, saliency)
         for group, saliency in zip(groups, found, strict=True)
     ]
+    if draft.checkpoint.config is not None:
+        share = config.keep if config.keep is not None else 1 - (config.sparsity or 0.0)
+        edited, sizes = expressed(draft.checkpoint.config, draft.module, groups, share, config.multiple)
+        sized = [
+            config.model_copy(update={"keep": size / group.size, "sparsity": None, "multiple": 1})
+            for size, group in zip(sizes, groups, strict=True)
+        ]
+        chosen = [method.choose([one], each, lambda c: True)[0] for one, each in zip(channels, sized, strict=True)]
+        return chosen, edited
 
     def fits(choice: list[list[int]]) -> bool:
         output = draft.output(kept_places(draft.module, zip(groups, choice, strict=True)))
@@ -104,7 +115,7 @@ def choice(
         numbers = sum(planned.dense.nbytes // planned.dense.dtype.itemsize for planned in output.parameters.values())
         return config.target_parameters is None or numbers <= config.target_parameters
 
-    return method.choose(channels, config, fits)
+    return method.choose(channels, config, fits), None
 
 
 def _parts(module: nn.Module, group: ChannelGroup) -> Iterator[Part]:

@@ -23,25 +23,37 @@ from aicompress.weights.cutting import cut
 
 @dataclass(frozen=True)
 class Draft:
-    """All that an output depends on beside the channels that stay."""
+    """All that an output depends on beside the channels that stay.
+
+    Attributes:
+        checkpoint: the input.
+        destination: where the output goes.
+        recipe: what to do.
+        step: this step for the lineage.
+        module: the whole network.
+        names: names of the checkpoint's parameters in the module.
+        infos: every layer of the input.
+    """
 
     checkpoint: Checkpoint
     destination: Destination
     recipe: Recipe
     step: dict[str, Any]
     module: nn.Module
+    names: Mapping[str, str]
     infos: tuple[LayerInfo, ...]
 
-    def output(self, kept: Mapping[str, Kept]) -> Output:
-        """The output for a choice of channels."""
+    def output(self, kept: Mapping[str, Kept], config: dict[str, Any] | None = None) -> Output:
+        """The output for a choice of channels, with the config.json that expresses it."""
         shapes = shapes_after(self.module, kept)
         infos = {info.tensor: info for info in self.infos}
         parameters: dict[str, Planned] = {}
         for name, spec in self.checkpoint.parameters().items():
             weight, info = stored_outline(self.checkpoint, name), infos.get(name)
-            path = name.rpartition(".")[0]
-            if name in shapes:
-                spec = TensorSpec(spec.dtype, shapes[name])
+            target = self.names[name]
+            path = target.rpartition(".")[0]
+            if target in shapes:
+                spec = TensorSpec(spec.dtype, shapes[target])
                 if weight is not None:
                     weight = narrowed(weight, self.module.get_submodule(path), kept[path], meta=True)
                 if info is not None:
@@ -49,7 +61,7 @@ class Draft:
                     info = replace(info, shape=rows, tensor_shape=spec.shape)
             parameters[name] = Planned(spec, weight, info)
         widths = {} if self.checkpoint.config is not None else _widths(self.module, kept)
-        return arrange(self.checkpoint, self.destination, parameters, self.step, widths=widths)
+        return arrange(self.checkpoint, self.destination, parameters, self.step, config, widths)
 
 
 def _widths(module: nn.Module, kept: Mapping[str, Kept]) -> dict[str, dict[str, int]]:

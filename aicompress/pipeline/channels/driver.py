@@ -61,12 +61,8 @@ def _mended(plan: ChannelPlan, options: Options) -> dict[str, Tensor]:
         return {}
     small: nn.Module = copy.deepcopy(plan.module)
     cut_module(small, plan.kept)
-    fitted = {
-        path: kept
-        for path, kept in plan.kept.items()
-        if plan.output.parameters.get(f"{path}.weight") is None
-        or plan.output.parameters[f"{path}.weight"].weight is None
-    }
+    coded = {plan.names[name] for name, planned in plan.output.parameters.items() if planned.weight is not None}
+    fitted = {path: kept for path, kept in plan.kept.items() if f"{path}.weight" not in coded}
     batches = [inputs for inputs, _ in plan.evidence.batches]
     job = Repair(plan.module, small, fitted, batches, plan.refits, plan.recalibrates, plan.config.damp)
     changed = repair(job, lambda done, total: options.progress(f"layer {done} of {total}", done, total))
@@ -82,7 +78,8 @@ def _mended(plan: ChannelPlan, options: Options) -> dict[str, Tensor]:
 def _value(plan: ChannelPlan, name: str, mended: dict[str, Tensor]) -> Tensor | Weight:
     """One parameter of the output: fitted, cut in the form it has, or as it was."""
     checkpoint, planned = plan.checkpoint, plan.output.parameters[name]
-    path, _, leaf = name.rpartition(".")
+    target = plan.names[name]
+    path, _, leaf = target.rpartition(".")
     kept = plan.kept.get(path)
     if planned.weight is not None:
         weight = checkpoint.weight(name)
@@ -91,10 +88,10 @@ def _value(plan: ChannelPlan, name: str, mended: dict[str, Tensor]) -> Tensor | 
         small = narrowed(weight, plan.module.get_submodule(path), kept)
         assert small is not None  # the plan made the same cut in its outline
         return small
-    if name in mended:
-        tensor = mended[name].to(planned.dense.dtype)
-    elif name in plan.kept:  # a parameter of no layer
-        lone = plan.kept[name]
+    if target in mended:
+        tensor = mended[target].to(planned.dense.dtype)
+    elif target in plan.kept:  # a parameter of no layer
+        lone = plan.kept[target]
         assert lone.out is not None
         assert lone.axis is not None
         tensor = checkpoint.dense(name).index_select(lone.axis, lone.out)

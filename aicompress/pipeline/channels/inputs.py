@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from aicompress.errors import RecipeError
 from aicompress.model.channels.graph import forward
+from aicompress.pipeline import running
 
 EXAMPLES = 2  # samples of a trial
 _SIDES = (32, 28, 224, 64, 96, 128, 256, 299, 384, 512, *range(1, 64))  # of images, in the order of a guess
@@ -26,19 +27,30 @@ def example(module: nn.Module, first: Any | None, shape: tuple[int, ...] | None)
         RecipeError: the module does not take them, or nothing says what it takes.
     """
     if first is not None:
-        taken = first[:EXAMPLES]
+        taken = {key: value[:EXAMPLES] for key, value in first.items()} if isinstance(first, dict) else first[:EXAMPLES]
         _require(module, taken, "calibration")
         return taken
     generator = torch.Generator().manual_seed(0)
     if shape is not None:
-        given = torch.randn(EXAMPLES, *shape, generator=generator)
+        given = as_taken(module, torch.randn(EXAMPLES, *shape, generator=generator))
         _require(module, given, "method.input_shape")
         return given
+    named = running.example(module, EXAMPLES, 0)
+    if named is not None:
+        return named[0]
     for guess in _guesses(module):
         given = torch.randn(EXAMPLES, *guess, generator=generator)
         if _refusal(module, given) is None:
             return given
     raise RecipeError("nothing says what the network takes", "give method.input_shape, or calibration data")
+
+
+def as_taken(module: nn.Module, inputs: Tensor) -> Any:
+    """Arrays as the network takes them: for a transformers model under its name, with an axis for one channel."""
+    named = getattr(module, "main_input_name", None)
+    if named is None:
+        return inputs
+    return {named: inputs.unsqueeze(1) if named == "pixel_values" and inputs.ndim == 3 else inputs}
 
 
 def _guesses(module: nn.Module) -> Iterator[tuple[int, ...]]:
@@ -53,13 +65,14 @@ def _guesses(module: nn.Module) -> Iterator[tuple[int, ...]]:
             yield from ((side,) * dimensions for side in _SIDES)
 
 
-def _require(module: nn.Module, inputs: Tensor, where: str) -> None:
+def _require(module: nn.Module, inputs: Any, where: str) -> None:
     reason = _refusal(module, inputs)
     if reason is not None:
-        raise RecipeError(f"{where}: the network does not take inputs {tuple(inputs.shape[1:])}: {reason}", "")
+        shape = tuple((next(iter(inputs.values())) if isinstance(inputs, dict) else inputs).shape[1:])
+        raise RecipeError(f"{where}: the network does not take inputs {shape}: {reason}", "")
 
 
-def _refusal(module: nn.Module, inputs: Tensor) -> str | None:
+def _refusal(module: nn.Module, inputs: Any) -> str | None:
     try:
         with torch.no_grad():
             forward(module, inputs)

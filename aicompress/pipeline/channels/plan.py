@@ -16,21 +16,24 @@ from aicompress import data
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.place import require_apart, require_free, require_writable
 from aicompress.data import arrays
-from aicompress.errors import CompressError, RecipeError, Refused, raise_all
+from aicompress.errors import CheckpointError, CompressError, RecipeError, Refused, raise_all
 from aicompress.layer import Kind, LayerInfo
 from aicompress.methods import get
 from aicompress.methods.prune.channels import ChannelsConfig
 from aicompress.methods.registry import ChannelMethod
 from aicompress.model.channels.cut import Kept, kept_places
 from aicompress.model.channels.graph import OUTPUT, ChannelGroup, Fixed
+from aicompress.model.shapes import misfits
 from aicompress.pipeline.calibration.request import Request, module_of
 from aicompress.pipeline.channels import choosing
 from aicompress.pipeline.channels.choosing import Evidence
 from aicompress.pipeline.channels.draft import Draft
+from aicompress.pipeline.channels.expressed import FIELDS, HINT
+from aicompress.pipeline.channels.inputs import as_taken
 from aicompress.pipeline.output import Destination, Output, Planned, lineage_step, summarize
-from aicompress.pipeline.plan import collect, left_out, require_space
+from aicompress.pipeline.plan import collect, known_kinds, left_out, require_space
 from aicompress.pipeline.tied import open_input
-from aicompress.recipe import Recipe
+from aicompress.recipe import Recipe, Select
 from aicompress.report import gates
 from aicompress.report.model import LayerRow
 from aicompress.report.plan import PlanRow, PlanSummary
@@ -50,6 +53,7 @@ class ChannelPlan:
         recipe: what to do.
         method: how.
         module: the whole network with its weights in float32.
+        names: names of the checkpoint's parameters in the module.
         groups: each group of channels with the units that stay.
         kept: what stays of every layer that loses something.
         infos: every layer of the input.
@@ -57,12 +61,14 @@ class ChannelPlan:
         evidence: calibration data, where the recipe has it.
         fixed: layers whose channels cannot be removed.
         warnings: what the user should know.
+        kinds: what the model definition says of the parameters.
     """
 
     checkpoint: Checkpoint
     recipe: Recipe
     method: ChannelMethod
     module: nn.Module
+    names: Mapping[str, str]
     groups: tuple[tuple[ChannelGroup, list[int]], ...]
     kept: Mapping[str, Kept]
     infos: tuple[LayerInfo, ...]
@@ -70,7 +76,6 @@ class ChannelPlan:
     evidence: Evidence | None
     fixed: tuple[Fixed, ...]
     warnings: tuple[str, ...]
-
     kinds: Mapping[str, Kind | None] | None = None
 
     @property
@@ -93,7 +98,7 @@ class ChannelPlan:
 
     def _row(self, info: LayerInfo, seconds: float) -> LayerRow:
         planned = self.output.parameters[info.tensor]
-        path = info.tensor.rpartition(".")[0]
+        path = self.names[info.tensor].rpartition(".")[0]
         size = planned.dense.nbytes if planned.weight is None else _nbytes(self.output, info.tensor, planned.weight)
         form = "dense" if planned.weight is None else planned.weight.form
         reason = next((one.reason for one in self.fixed if one.name == path), "left as it is")
@@ -138,24 +143,55 @@ def make_plan(
     problems: list[CompressError] = collect(lambda: require_free(destination.path, destination.overwrite))
     problems += collect(lambda: require_apart(checkpoint.source, destination.path))
     problems += collect(lambda: gates.parse_all(recipe.gates))
-    infos = tuple(checkpoint.layers())
+    kinds, told = known_kinds(checkpoint)
+    warnings += told
+    infos = tuple(checkpoint.layers(kinds))
     chosen, found = select(list(infos), recipe.select.include, recipe.select.exclude, recipe.select.kinds)
     raise_all(problems + found + list(_problems(checkpoint, recipe, method, request)))
     require_writable(destination.path)
-    module = _loaded(checkpoint, recipe, request)
-    evidence = _evidence(recipe)
+    module, names = _loaded(checkpoint, recipe, request)
+    evidence = _evidence(recipe, module)
     groups, fixed = choosing.groups(checkpoint, recipe, module, evidence)
-    groups, unselected = choosing.selected(module, groups, {info.tensor for info in chosen})
-    draft = Draft(checkpoint, destination, recipe, lineage_step(command, recipe, checkpoint.source), module, infos)
-    choice = choosing.choice(draft, method, groups, evidence)
+    groups, unselected = choosing.selected(module, groups, {names[info.tensor] for info in chosen})
+    draft = Draft(
+        checkpoint, destination, recipe, lineage_step(command, recipe, checkpoint.source), module, names, infos
+    )
+    choice, edited = choosing.choice(draft, method, groups, evidence)
     kept = kept_places(module, zip(groups, choice, strict=True))
-    output = draft.output(kept)
+    output = draft.output(kept, edited)
+    _require_loads(checkpoint, output)
     require_space(output)
     pairs = tuple(zip(groups, choice, strict=True))
     plan = ChannelPlan(
-        checkpoint, recipe, method, module, pairs, kept, infos, output, evidence, tuple(fixed + unselected), ()
+        checkpoint,
+        recipe,
+        method,
+        module,
+        names,
+        pairs,
+        kept,
+        infos,
+        output,
+        evidence,
+        tuple(fixed + unselected),
+        (),
+        kinds,
     )
     return replace(plan, warnings=(*warnings, *_warnings(plan), *left_out(checkpoint)))
+
+
+def _require_loads(checkpoint: Checkpoint, output: Output) -> None:
+    """Let transformers load the planned output without data.
+
+    Raises:
+        CheckpointError: something is missing or of another shape that was not in the input.
+    """
+    if output.config is None or checkpoint.config is None:
+        return
+    specs = {name: planned.dense for name, planned in output.parameters.items()}
+    found = sorted(misfits(output.config, specs) - misfits(checkpoint.config, checkpoint.parameters()))
+    if found:
+        raise CheckpointError(f"the pruned checkpoint would not load: {found[0]}", "prune it otherwise")
 
 
 def _problems(
@@ -170,10 +206,7 @@ def _problems(
         if getattr(recipe, name):
             yield RecipeError(f"{name}: has no meaning for channels, whose layers change together", "remove it")
     if checkpoint.config is not None:
-        yield Refused(
-            f"{checkpoint.path} is a directory with config.json, which cannot express other channels",
-            "prune heads, feed-forward neurons or the hidden width of a transformer; channels are for plain modules",
-        )
+        yield from _unexpressed(checkpoint, recipe, config)
     elif recipe.model is None:
         hint = "give the recipe `model: {sequential: [conv1, relu, flatten, fc]}`, or a factory"
         yield RecipeError(f"{checkpoint.path} names no architecture, and channels are traced by running it", hint)
@@ -188,19 +221,45 @@ def _problems(
         yield RecipeError(f"method.{name}: {getattr(config, name)} needs calibration data", _ADD)
 
 
+def _unexpressed(checkpoint: Checkpoint, recipe: Recipe, config: ChannelsConfig) -> Iterator[CompressError]:
+    """What config.json cannot say: it holds one width for a stage, or none at all."""
+    if not any(field in (checkpoint.config or {}) for field in FIELDS):
+        yield Refused(
+            f"{checkpoint.path}: its config.json holds no widths of stages, so it cannot express other channels", HINT
+        )
+    if recipe.model is not None:
+        yield RecipeError("model: config.json names the architecture already", "leave it out")
+    if recipe.select != Select():
+        yield RecipeError("select: config.json holds one width for all layers of a stage", "leave it out")
+    if config.scope == "global" or (config.keep is None and config.sparsity is None):
+        yield RecipeError(
+            "config.json holds one width for a stage: neither scope: global nor a target can be met exactly",
+            "give sparsity or keep, with scope: layer",
+        )
+
+
 _ADD = "add `calibration: {arrays: file.npz, inputs: images, labels: labels, samples: 1024}`"
 
 
-def _loaded(checkpoint: Checkpoint, recipe: Recipe, request: Request) -> nn.Module:
-    """The network with plain weights in float32: compressed ones are decoded."""
+def _loaded(checkpoint: Checkpoint, recipe: Recipe, request: Request) -> tuple[nn.Module, dict[str, str]]:
+    """The network with plain weights in float32, compressed ones decoded, and what it calls its parameters.
+
+    Raises:
+        Refused: it keeps several of the checkpoint's parameters in one.
+    """
     from aicompress.model.partial import PartialModel
 
     module: nn.Module = module_of(checkpoint, recipe, request.allow_code)
-    PartialModel(checkpoint, module, dtype=torch.float32).load(lambda name: True)
-    return module.requires_grad_(False).eval()
+    partial = PartialModel(checkpoint, module, dtype=torch.float32)
+    merged = next((name for name, (_, merge) in partial.targets.items() if merge is not None), None)
+    if merged is not None:
+        raise Refused(f"the model keeps {merged} in one tensor with others: its channels are not followed", "")
+    partial.load(lambda name: True)
+    names = {name: target for name, (target, _) in partial.targets.items()}
+    return module.requires_grad_(False).eval(), names
 
 
-def _evidence(recipe: Recipe) -> Evidence | None:
+def _evidence(recipe: Recipe, module: nn.Module) -> Evidence | None:
     if recipe.calibration is None:
         return None
     inputs, labels, source = arrays(recipe.calibration, recipe.seed)
@@ -208,7 +267,7 @@ def _evidence(recipe: Recipe) -> Evidence | None:
         fewer = recipe.calibration.model_copy(update={"samples": SAMPLES})
         inputs, labels, source = arrays(fewer, recipe.seed)
     batches = tuple(
-        (inputs[at : at + BATCH], None if labels is None else labels[at : at + BATCH])
+        (as_taken(module, inputs[at : at + BATCH]), None if labels is None else labels[at : at + BATCH])
         for at in range(0, len(inputs), BATCH)
     )
     return Evidence(batches, source)

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from aicompress.checkpoint.place import working_path
 from aicompress.errors import Refused
 from aicompress.model.attention import attend_in_float32
 from aicompress.model.load import trainable
+from aicompress.pipeline.distillation import movement
 from aicompress.pipeline.distillation.plan import DistillPlan, make_plan, with_all_digests
 from aicompress.pipeline.distillation.state import StateFile
 from aicompress.pipeline.distillation.student import Student
@@ -45,6 +47,7 @@ class Options:
         progress: called with (what, done, total).
         save_seconds: least time between two saved states.
         device: cpu, cuda, or auto for a GPU where there is one.
+        stats: a file that is to hold the movement of every trained matrix, for movement pruning; None keeps none.
     """
 
     resume: bool = False
@@ -52,6 +55,7 @@ class Options:
     progress: Callable[[str, int, int], None] = lambda what, done, total: None
     save_seconds: float = 60.0
     device: str = "cpu"
+    stats: Path | None = None
 
 
 def run(plan: DistillPlan, options: Options | None = None) -> Report:
@@ -65,6 +69,7 @@ def run(plan: DistillPlan, options: Options | None = None) -> Report:
     """
     options = options or Options()
     start = time.perf_counter()
+    movement.require_free(options.stats)
     mark = fingerprint(plan)
     if options.resume:
         require_same(working_path(plan.output.destination.path), mark)
@@ -74,9 +79,10 @@ def run(plan: DistillPlan, options: Options | None = None) -> Report:
         parts = f"{team.size} processes in {plan.training.accumulate} parts"
         raise Refused(f"training.batch {plan.training.batch} cannot be divided over {parts}", "change one of them")
     lesson, student = _lesson(plan, device, options)
+    watched = movement.watched(student) if options.stats else {}
     if team.rank != 0:
         state = StateFile(working_path(plan.output.destination.path))
-        trainer = Trainer(lesson, student.trained(plan.keep_zeros), plan.training, state, team)
+        trainer = Trainer(lesson, student.trained(plan.keep_zeros), plan.training, state, team, tuple(watched))
         if options.resume:
             trainer.resume()
         trainer.run(options.progress, options.save_seconds)
@@ -90,7 +96,7 @@ def run(plan: DistillPlan, options: Options | None = None) -> Report:
     ):
         (Journal.resume if options.resume else Journal.start)(writer.work, mark)
         state = StateFile(writer.work)
-        trainer = Trainer(lesson, student.trained(plan.keep_zeros), plan.training, state, team)
+        trainer = Trainer(lesson, student.trained(plan.keep_zeros), plan.training, state, team, tuple(watched))
         if options.resume:
             trainer.resume()
         trainer.run(options.progress, options.save_seconds)
@@ -99,6 +105,8 @@ def run(plan: DistillPlan, options: Options | None = None) -> Report:
         facts = _facts(plan, student, trainer, rows, start)
         final = with_all_digests(output, of_student.result(), of_teacher.result())
         report = finish(facts, final, writer, options.latency)
+    if options.stats is not None:
+        movement.write(options.stats, plan, watched, trainer)
     team.wait()
     return report
 

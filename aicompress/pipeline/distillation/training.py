@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -79,14 +79,24 @@ class Trainer:
         settings: the recipe's training section, its precision resolved.
         state: where the first process saves the run, and all take it up.
         team: the processes that train together.
+        watched: names of parameters whose movement, -Σ w g over the steps, is added up.
     """
 
-    def __init__(self, lesson: Lesson, trained: Trained, settings: Training, state: StateFile, team: Processes) -> None:
+    def __init__(
+        self,
+        lesson: Lesson,
+        trained: Trained,
+        settings: Training,
+        state: StateFile,
+        team: Processes,
+        watched: Sequence[str] = (),
+    ) -> None:
         self.lesson, self.trained, self.settings, self.state, self.team = lesson, trained, settings, state, team
         self.device = next(iter(trained.parameters.values())).device
         self.optimizer = optimizer(trained, settings)
         self.course = Course()
         self.best: dict[str, Tensor] = {}
+        self.movement = {name: torch.zeros_like(trained.parameters[name], requires_grad=False) for name in watched}
         self.average = {n: p.detach().clone() for n, p in trained.parameters.items()} if settings.ema else {}
 
     def run(self, progress: Callable[[str, int, int], None], save_seconds: float) -> None:
@@ -130,6 +140,10 @@ class Trainer:
         tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
         self._put(_under("weight.", tensors))
         self.best, self.average = _under("best.", tensors), _under("average.", tensors)
+        moved = _under("movement.", tensors)
+        if moved.keys() != self.movement.keys():
+            raise CompressError("the stopped run did not record the same movement", "start again without --resume")
+        self.movement = moved
         moments = _under("moment.", tensors)
         for name, parameter in self.trained.parameters.items():
             own = _under(f"{name}/", moments)
@@ -141,6 +155,7 @@ class Trainer:
         found = {f"weight.{name}": parameter.detach() for name, parameter in self.trained.parameters.items()}
         found |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         found |= {f"average.{name}": tensor for name, tensor in self.average.items()}
+        found |= {f"movement.{name}": tensor for name, tensor in self.movement.items()}
         for name, parameter in self.trained.parameters.items():
             own = self.optimizer.state.get(parameter, {})
             found |= {f"moment.{name}/{key}": value for key, value in own.items()}
@@ -160,6 +175,10 @@ class Trainer:
         gradients = [p.grad for p in self.trained.parameters.values() if p.grad is not None]
         self.team.average([*gradients, loss])
         self._mask_gradients()
+        for name, total in self.movement.items():
+            parameter = self.trained.parameters[name]
+            if parameter.grad is not None:
+                total.addcmul_(parameter.detach(), parameter.grad, value=-1)
         norm = nn.utils.get_total_norm(gradients)
         self._require_finite(float(loss), float(norm))
         if settings.clip is not None:

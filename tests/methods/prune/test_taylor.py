@@ -11,7 +11,7 @@ from torch import Tensor
 from aicompress.errors import CompressError
 from aicompress.layer import GradientStats
 from aicompress.methods import get
-from aicompress.methods.prune.taylor import TaylorConfig, scores
+from aicompress.methods.prune.taylor import TaylorConfig
 from aicompress.methods.registry import LayerMethod
 from tests.methods.layers import layer_of, randn
 
@@ -54,8 +54,6 @@ def test_tiny_gradients_do_not_vanish() -> None:
     large = layer_of(weight, gradients=gradients_of(samples))
     moments = gradients_of(samples.double() * 1e-16)
     small = layer_of(weight, gradients=GradientStats(4, moments.mean, moments.square))
-    config = TaylorConfig(name="taylor", sparsity=0.5)
-    torch.testing.assert_close(scores(small, config), scores(large, config))
     assert torch.equal(pruned(small, sparsity=0.5), pruned(large, sparsity=0.5))
 
 

@@ -167,8 +167,13 @@ def test_refused_parameters(fields: dict[str, object]) -> None:
         RtnConfig.model_validate(fields)
 
 
-@pytest.mark.parametrize(("columns", "hint"), [(96, "sizes that fit: 16, 32, 48, 96; or granularity: channel"),
-                                               (13, "granularity: channel")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("columns", "hint"),
+    [
+        (96, "sizes that fit: 16, 32, 48, 96; or granularity: channel; or pad: true"),
+        (13, "granularity: channel; or pad: true"),
+    ],
+)
 def test_a_group_size_that_does_not_divide(columns: int, hint: str) -> None:
     refusal = check(layer_of(randn(2, columns)).info, RtnConfig(bits=4, group_size=128))
     assert refusal is not None

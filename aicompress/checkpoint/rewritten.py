@@ -1,0 +1,95 @@
+"""A checkpoint whose parameters are changed as they are read: a model rewritten without a second copy of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from torch import Tensor
+
+from aicompress.checkpoint.reader import Checkpoint
+from aicompress.layer import as_matrix
+from aicompress.weights import Dense, Weight
+
+Change = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class RewrittenCheckpoint(Checkpoint):
+    """The view of a checkpoint that a step reads instead of it; the files stay as they are.
+
+    A parameter comes out in its own dtype, and as a layer for a method in float32: what is quantized next has not been
+    rounded to the dtype of the file.
+
+    Attributes:
+        changes: by parameter what is done to it in turn, float32 in and out. Only plain parameters are changed.
+        edited: config.json where it differs from the file.
+        source_of: the checkpoint that is viewed.
+    """
+
+    changes: dict[str, list[Change]] = field(default_factory=dict)
+    edited: dict[str, Any] | None = None
+    source_of: Checkpoint | None = None
+
+    @classmethod
+    def over(cls, checkpoint: Checkpoint) -> RewrittenCheckpoint:
+        """A view of a checkpoint that changes nothing yet."""
+        plain = {own.name: getattr(checkpoint, own.name) for own in fields(Checkpoint)}
+        return cls(**plain, source_of=checkpoint.original)
+
+    @property
+    def original(self) -> Checkpoint:
+        """The checkpoint as its files are."""
+        return self if self.source_of is None else self.source_of
+
+    @property
+    def config(self) -> dict[str, Any] | None:
+        """config.json, edited."""
+        return self.source.config if self.edited is None else self.edited
+
+    def untied(self, config: dict[str, Any], copies: Mapping[str, str]) -> RewrittenCheckpoint:
+        """The view with parameters that are tied to others as parameters of their own, still with the others' numbers.
+
+        Args:
+            config: config.json that does not tie them.
+            copies: copy -> original.
+        """
+        tensors = {**self.tensors, **{copy: self.tensors[kept] for copy, kept in copies.items()}}
+        left = {copy: kept for copy, kept in self.copies.items() if copy not in copies}
+        return replace(self, tensors=tensors, copies=left, edited=config)
+
+    def change(self, parameter: str, change: Change) -> None:
+        """Add a change.
+
+        Raises:
+            ValueError: the parameter is stored compressed.
+        """
+        if parameter in self.manifest.entries:
+            raise ValueError(f"{parameter} is compressed")
+        self.changes.setdefault(parameter, []).append(change)
+
+    def exact(self, parameter: str) -> Tensor:
+        """A parameter in float32, as no file holds it."""
+        found = super().read(parameter).float()
+        for change in self.changes.get(parameter, ()):
+            found = change(found)
+        return found
+
+    def read(self, name: str) -> Tensor:
+        """A tensor in its own dtype, changed."""
+        return self.exact(name).to(self.tensors[name].spec.dtype) if name in self.changes else super().read(name)
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Some rows of one tensor, changed."""
+        return self.read(name)[start:stop] if name in self.changes else super().rows(name, start, stop)
+
+    def is_plain(self, parameter: str) -> bool:
+        """Whether a file holds a parameter as it is read."""
+        return parameter not in self.changes and super().is_plain(parameter)
+
+    def weight(self, parameter: str) -> Weight:
+        """A parameter in the form it is stored in; a changed one in float32."""
+        if parameter not in self.changes:
+            return super().weight(parameter)
+        return Dense(as_matrix(self.exact(parameter)))

@@ -1,0 +1,74 @@
+"""SNIP: the connections that one batch's loss is least sensitive to become zero, under one threshold for all layers.
+
+Lee, Ajanthan and Torr 2019, arXiv:1810.02340, equation 6: |g w| over its sum, with the gradient of the loss of one
+batch, here the calibration samples; the normalization does not change the order. With `refit` the survivors then take
+their least-squares values given the Gram matrix.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+from torch import Tensor
+
+from aicompress.layer import Layer
+from aicompress.methods.prune.calibrated import check, finished
+from aicompress.methods.prune.gradients import NEEDS, GradientConfig, comparable, gradients, spares, surveyed
+from aicompress.methods.prune.permutation import permuting
+from aicompress.methods.prune.sparsity import choose, describe, outline, settle_stored
+from aicompress.methods.registry import LayerMethod
+from aicompress.weights import Weight
+
+
+class SnipConfig(GradientConfig):
+    """Parameters of snip."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"sparsity": 0.5, "allocation": "uniform"},
+                {"sparsity": 0.5, "allocation": "uniform", "scope": "row", "refit": False},
+                {"sparsity": 0.75, "allocation": "uniform", "block": "4x1"},
+                {"pattern": "2:4", "allocation": "uniform", "store": "sparse"},
+            ]
+        }
+    )
+
+    name: Literal["snip"] = "snip"
+    allocation: Literal["uniform", "global", "owl", "auto"] = Field(
+        "global",
+        description="how layers share the sparsity: global, one threshold for all scores, as in the paper; see wanda",
+    )
+
+
+def scores(layer: Layer, config: Any) -> Tensor:
+    """|g w|, (out, in)."""
+    return comparable((layer.weight.double() * gradients(layer).mean).abs())
+
+
+def apply(layer: Layer, config: SnipConfig) -> Weight:
+    """Prune one layer.
+
+    Raises:
+        CompressError: there are no gradients of the layer, or with refit no Gram matrix.
+    """
+    return finished(layer, choose(layer, scores(layer, config), config), config)
+
+
+METHOD = LayerMethod(
+    name="snip",
+    command="prune",
+    summary="zero the weights to which one batch's loss is least sensitive, under one threshold; survivors refitted",
+    config=SnipConfig,
+    needs=NEEDS,
+    apply=permuting(apply, scores),
+    outline=outline,
+    check=check,
+    settle=settle_stored,
+    describe=describe,
+    compares=lambda config: config.shift > 0,
+    spares=spares,
+    surveys=surveyed,
+    scores=scores,
+)

@@ -1,0 +1,143 @@
+"""Sparsities that calibration decides, layer by layer: a plan whose allocation is open becomes one of explicit counts.
+
+The original model's statistics are collected first (or read from --stats); the step itself then runs as always, with
+the statistics of the compressed prefix.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_gradients
+from aicompress.layer import GradientStats, InputStats, Layer
+from aicompress.methods.prune import allocation
+from aicompress.methods.prune.allocation import Share
+from aicompress.methods.prune.calibrated import CalibratedConfig
+from aicompress.methods.prune.masks import kept_count
+from aicompress.methods.prune.sharing import share_globally
+from aicompress.methods.registry import Candidate
+from aicompress.pipeline.calibration.blocks import selected
+from aicompress.pipeline.calibration.collect import Wanted, collect
+from aicompress.pipeline.calibration.request import input_width
+from aicompress.pipeline.plan import UNDECIDED, LayerPlan, Plan
+from aicompress.pipeline.processes import Processes
+from aicompress.pipeline.settling import layer_seed
+
+Progress = Callable[[str, int, int], None]  # what, done, total
+
+
+def allocated(plan: Plan, team: Processes, progress: Progress) -> Plan:
+    """The plan with an explicit number of survivors for every layer; itself where nothing is open.
+
+    Every process finds the same.
+
+    Raises:
+        RecipeError: a layer would be pruned away.
+    """
+    layers = [layer for layer in plan.layers if is_open(layer)]
+    if not layers:
+        return plan
+    with _files(plan, team, progress) as files:
+        counts: list[int] | None = None
+        if team.rank == 0:
+            counts = _decide(plan, layers, files, lambda done: progress("allocation", done, len(layers)))
+        counts = team.gather(counts)[0]
+    assert counts is not None
+    decided = {layer.info.name: _explicit(layer, count) for layer, count in zip(layers, counts, strict=True)}
+    warnings = tuple(line for line in plan.warnings if line != UNDECIDED)
+    return replace(plan.with_configs(decided), warnings=warnings)
+
+
+def is_open(layer: LayerPlan) -> bool:
+    """Whether calibration decides a layer's sparsity."""
+    return isinstance(layer.config, CalibratedConfig) and layer.config.open != "uniform"
+
+
+def _explicit(layer: LayerPlan, count: int) -> CalibratedConfig:
+    assert isinstance(layer.config, CalibratedConfig)
+    return layer.config.model_copy(update={"sparsity": None, "kept": count, "allocation": "uniform"})
+
+
+@contextmanager
+def _files(plan: Plan, team: Processes, progress: Progress) -> Iterator[list[StatisticsFile]]:
+    """Files of statistics: those of --stats, or one that is gone afterwards. The first process writes it."""
+    if team.gather(plan.request.reads_files)[0]:
+        yield [StatisticsFile.open(path) for path in plan.request.stats]
+        return
+    out = plan.output.destination.path.resolve()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.statistics.", dir=out.parent) as folder:
+        path = plan.request.stats[0] if plan.request.stats else Path(folder) / "statistics.safetensors"
+        needs = plan.surveys | (plan.needs if plan.request.stats else frozenset())  # the file is for the step, too
+        collect(plan, Wanted(selected(plan), needs), path, team, progress)
+        team.wait()
+        yield [StatisticsFile.open(path)] if team.rank == 0 else []
+
+
+def _decide(
+    plan: Plan, layers: Sequence[LayerPlan], files: Sequence[StatisticsFile], tell: Callable[[int], None]
+) -> list[int]:
+    """Survivors of every layer. Layers of one recipe share one allocation and one sparsity."""
+    shares = [_share(layer) for layer in layers]
+    config = layers[0].config
+    assert isinstance(config, CalibratedConfig)
+    assert config.sparsity is not None
+    kept = kept_count(sum(share.size for share in shares), config.sparsity)
+    read = [partial(_read, plan, layer, files) for layer in layers]
+    if config.allocation == "owl":
+        found = []
+        for number, give in enumerate(read):
+            found.append(allocation.outliers(give(), config.outlier))
+            tell(number + 1)
+        return allocation.by_outliers(shares, found, kept, config.spread)
+    if config.allocation == "global":
+        assert plan.method.scores is not None
+        candidates = [Candidate(layer.info, layer.config, give) for layer, give in zip(layers, read, strict=True)]
+        configs = [layer.config.model_copy(update={"scope": "global"}) for layer in layers if layer.config]
+        return [each.kept for each in share_globally(candidates, configs, plan.method.scores)]
+    average = kept / sum(share.size for share in shares)
+    counts = [allocation.options(share, average) for share in shares]
+    losses = []
+    for number, (layer, options) in enumerate(zip(layers, counts, strict=True)):
+        given = read[number]()
+        losses.append(allocation.measured(given, options, partial(_pruned, plan, layer, given)))
+        tell(number + 1)
+    return allocation.by_losses(shares, counts, losses, kept)
+
+
+def _share(layer: LayerPlan) -> Share:
+    config = layer.config
+    assert isinstance(config, CalibratedConfig)
+    (out, columns), (high, wide) = layer.info.shape, config.tile
+    unit = high * wide * (out // high if config.scope == "row" else 1)
+    return Share(out * columns, unit, layer.info.index)
+
+
+def _pruned(plan: Plan, layer: LayerPlan, given: Layer, count: int) -> Any:
+    return plan.method.apply(given, _explicit(layer, count)).dense()
+
+
+def _read(plan: Plan, layer: LayerPlan, files: Sequence[StatisticsFile]) -> Layer:
+    """A layer with its statistics; where there are none as if it were like any other."""
+    info = layer.info
+    inputs = merged(files, info.tensor)
+    if not inputs.count:
+        inputs = InputStats.white(input_width([each.info for each in plan.by_tensor[info.tensor]]))
+    inputs = replace(inputs, cross=inputs.gram)
+    moments = merged_gradients(files, info.name) or GradientStats.flat(info.shape)
+    if info.part == "out":
+        inputs = inputs.through(_inner(plan, info.tensor))
+    return replace(
+        plan.checkpoint.layer(info, layer_seed(plan.recipe.seed, info.name)), inputs=inputs, gradients=moments
+    )
+
+
+def _inner(plan: Plan, tensor: str) -> Any:
+    weight: Any = plan.checkpoint.weight(tensor)
+    return weight.inner.dense()

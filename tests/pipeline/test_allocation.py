@@ -1,0 +1,71 @@
+"""Allocations that calibration decides: exact totals over the whole model, explicit numbers in the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.errors import Problems, RecipeError
+from aicompress.pipeline.calibration.request import Request
+from aicompress.pipeline.plan import UNDECIDED
+from tests.pipeline.calibration.steps import text
+from tests.pipeline.calibration.test_gradients import planned, run, write_recipe
+
+
+def survivors(folder: Path) -> dict[str, int]:
+    checkpoint = Checkpoint.open(folder)
+    names = [info.tensor for info in checkpoint.layers() if info.kind == "linear"]
+    return {name: int((checkpoint.dense(name) != 0).sum()) for name in names}
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "wanda", "allocation": "owl", "scope": "layer"},
+        {"name": "sparsegpt", "allocation": "auto"},
+        {"name": "alps", "allocation": "global", "stages": 2, "store": "sparse"},
+        {"name": "fisher", "allocation": "auto"},
+        {"name": "snip"},
+    ],
+    ids=lambda method: "-".join(str(value) for value in method.values()),
+)
+def test_the_total_is_exact_and_the_layers_differ(
+    tmp_path: Path, trained_llama: Path, text_file: Path, method: dict[str, Any]
+) -> None:
+    recipe = write_recipe(tmp_path, text(text_file, samples=4), method={**method, "sparsity": 0.7})
+    assert UNDECIDED in planned(trained_llama, tmp_path / "out", recipe).warnings
+    report = run(trained_llama, tmp_path / "out", recipe)
+    counts = survivors(tmp_path / "out")
+    sizes = {name: Checkpoint.open(trained_llama).dense(name).numel() for name in counts}
+    assert sum(counts.values()) == sum(sizes.values()) - round(0.7 * sum(sizes.values()))
+    assert len({round(counts[name] / sizes[name], 2) for name in counts}) > 1
+    assert UNDECIDED not in report.warnings
+    shown = {f"{row.name}.weight": row.detail["sparsity"] for row in report.layers if row.method != "-"}
+    assert shown == {name: pytest.approx(1 - counts[name] / sizes[name], abs=1e-6) for name in counts}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "recipe.yaml"]
+
+
+def test_files_of_statistics_decide_as_the_model_does(tmp_path: Path, trained_llama: Path, text_file: Path) -> None:
+    method = {"name": "wanda", "sparsity": 0.7, "allocation": "auto", "scope": "layer"}
+    recipe = write_recipe(tmp_path, text(text_file, samples=4), method=method)
+    path = tmp_path / "stats.safetensors"
+    run(trained_llama, tmp_path / "direct", recipe)
+    run(trained_llama, tmp_path / "collecting", recipe, Request(stats=(path,)))
+    run(trained_llama, tmp_path / "reading", write_recipe(tmp_path, None, method=method), Request(stats=(path,)))
+    assert survivors(tmp_path / "direct") == survivors(tmp_path / "collecting") == survivors(tmp_path / "reading")
+
+
+def test_what_cannot_be_shared_is_refused(tmp_path: Path, trained_llama: Path, text_file: Path) -> None:
+    data = text(text_file, samples=2)
+    write = {"name": "wanda", "pattern": "2:4", "allocation": "owl"}
+    with pytest.raises((RecipeError, Problems), match="allocation: owl needs sparsity"):
+        planned(trained_llama, tmp_path / "x", write_recipe(tmp_path, data, method=write))
+    sparse = write_recipe(tmp_path, data, method={"name": "wanda", "sparsity": 0.5, "store": "sparse"})
+    run(trained_llama, tmp_path / "sparse", sparse)
+    one = {"include": ["model.layers.0.mlp.up_proj"]}
+    again = write_recipe(tmp_path, data, method={"name": "wanda", "sparsity": 0.7, "allocation": "owl"}, select=one)
+    with pytest.raises((RecipeError, Problems), match="it is sparse already"):
+        planned(tmp_path / "sparse", tmp_path / "x", again)
