@@ -40,7 +40,8 @@ def manifest_of(
         )
     method = quantization.get("quant_method")
     if method == KEY:
-        return Manifest(Manifest.from_json(quantization, str(source.path)).entries, manifest.lineage), "native"
+        native = Manifest.from_json(quantization, str(source.path))
+        return Manifest(native.entries, manifest.lineage, native.widths), "native"
     if method == "compressed-tensors":
         entries = ct_entries(quantization, specs, read, _dtype_of(source.config or {}, specs))
         return Manifest(entries, manifest.lineage), "compressed-tensors"

@@ -8,28 +8,26 @@ import zlib
 import torch
 from torch import Tensor
 
+from aicompress.checkpoint.naming import kind_of
 from aicompress.checkpoint.reader import Checkpoint
-from aicompress.weights import TensorSpec
 
-LARGEST = 1 << 26  # numbers in a parameter beyond which it is made of one short vector
+ROWS = 4096  # of the tables of a vocabulary: those of its first tokens are enough to try a model
 
 
 class NoiseCheckpoint(Checkpoint):
     """Float32 parameters of the size that keeps activations near one, each from a seed of its own name."""
 
     def dense(self, parameter: str) -> Tensor:
-        """Vectors lie in [1/2, 3/2], so that no normalization is trivial; matrices have rows of unit norm."""
+        """Vectors lie in [1/2, 3/2], so that no normalization is trivial; matrices have rows of unit norm.
+
+        Embeddings and output heads have at most `ROWS` rows.
+        """
         spec = self.parameters()[parameter]
         if not spec.dtype.is_floating_point:
             return super().dense(parameter)
-        return _noise(spec, torch.Generator().manual_seed(zlib.crc32(parameter.encode())))
-
-
-def _noise(spec: TensorSpec, generator: torch.Generator) -> Tensor:
-    if len(spec.shape) < 2:
-        return torch.rand(spec.shape, generator=generator) + 0.5
-    rows, columns = spec.shape[0], spec.nbytes // spec.dtype.itemsize // max(1, spec.shape[0])
-    if len(spec.shape) == 2 and rows * columns > LARGEST:  # the table of a large vocabulary: rows that overlap
-        vector = torch.randn(rows + columns, generator=generator).div_(math.sqrt(columns))
-        return vector.as_strided((rows, columns), (1, 1))
-    return torch.randn(spec.shape, generator=generator).div_(math.sqrt(spec.shape[-1]))
+        generator, shape = torch.Generator().manual_seed(zlib.crc32(parameter.encode())), spec.shape
+        if len(shape) < 2:
+            return torch.rand(shape, generator=generator) + 0.5
+        if kind_of(parameter, spec) in ("embedding", "head"):
+            shape = (min(shape[0], ROWS), *shape[1:])
+        return torch.randn(shape, generator=generator).div_(math.sqrt(shape[-1]))

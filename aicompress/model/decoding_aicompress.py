@@ -159,3 +159,15 @@ def rounded_input(x: Tensor, bits: int | None) -> Tensor:
     scale = (wide.abs().amax(dim=-1, keepdim=True) / half).clamp(min=torch.finfo(torch.float32).eps)
     rounded = (wide / scale).round().clamp(-(1 << (bits - 1)), (1 << (bits - 1)) - 1) * scale
     return x + (rounded.to(x.dtype) - x.detach())
+
+
+def reshape(layer: Any, leaf: str, shape: tuple[int, ...]) -> None:
+    """Give a layer an empty parameter of another shape, and the attributes that follow from it."""
+    old = layer._parameters[leaf]
+    layer._parameters[leaf] = torch.nn.Parameter(
+        torch.empty(shape, dtype=old.dtype, device=old.device), requires_grad=old.requires_grad
+    )
+    if leaf == "weight" and hasattr(layer, "nf"):  # Conv1D, stored (in, out)
+        layer.nx, layer.nf = shape
+    elif leaf == "weight":
+        layer.out_features, layer.in_features = shape

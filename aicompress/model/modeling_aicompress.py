@@ -26,7 +26,7 @@ from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from .decoding_aicompress import decode, factors, rounded_input
+from .decoding_aicompress import decode, factors, reshape, rounded_input
 
 METHOD = "aicompress"
 FORMAT_VERSION = 1
@@ -168,8 +168,7 @@ def parameter_names(model: Any, names: Iterable[str]) -> dict[str, tuple[str, An
     """Where transformers puts a checkpoint's parameters: its renamings, and a base model's prefix, applied.
 
     Returns:
-        By name in the checkpoint: the name in the model, and the conversion that merges the parameter with others (such
-        as experts that the architecture keeps in one tensor), or None.
+        By name in the checkpoint: the name in the model, and the conversion that merges it with others, or None.
     """
     conversions = get_model_conversion_mapping(model)
     renamings = [c for c in conversions if isinstance(c, WeightRenaming)]
@@ -212,6 +211,14 @@ def forget_tie(model: Any, target: str) -> None:
             part._tied_weights_keys = {key: value for key, value in keys.items() if not re.fullmatch(full[key], target)}
 
 
+def fit_shapes(model: Any, paths: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Give layers the shapes that their parameters have, where config.json does not say them."""
+    names = [f"{path}.{leaf}" for path in paths for leaf in ("weight", "bias") if f"{path}.{leaf}" in shapes]
+    for name, (target, _) in parameter_names(model, names).items():
+        if target in model.state_dict():
+            reshape(model.get_submodule(target.rpartition(".")[0]), target.rpartition(".")[2], tuple(shapes[name]))
+
+
 class AicompressConfig(QuantizationConfigMixin):  # type: ignore[misc]
     """config.json's quantization_config: an entry per compressed parameter."""
 
@@ -224,6 +231,7 @@ class AicompressConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.format_version = format_version
         self.entries = entries or {}
         self.lineage = rest.get("lineage", [])
+        self.widths = rest.get("widths", {})
 
 
 class AicompressQuantizer(HfQuantizer):  # type: ignore[misc]
@@ -234,6 +242,8 @@ class AicompressQuantizer(HfQuantizer):  # type: ignore[misc]
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         outlines = _outlines(kwargs.get("checkpoint_files") or ())
         entries, known = self.quantization_config.entries, set(model.state_dict())
+        shapes = {name: tuple(t.shape) for name, t in outlines.items()} | {n: e["shape"] for n, e in entries.items()}
+        fit_shapes(model, self.quantization_config.widths, shapes)
         for name, (target, merge) in parameter_names(model, entries).items():
             parent, _, leaf = target.rpartition(".")
             if merge or (leaf != "weight" and target in known):

@@ -232,16 +232,16 @@ class Search:
 
     @contextmanager
     def _changed(self, changes: Sequence[tuple[Axis, Tensor]]) -> Iterator[None]:
-        """Parameters scaled in place, and restored after."""
-        before = {axis.parameter: self.parameters[axis.parameter].data.clone() for axis, _ in changes}
+        """Parameters scaled for a while. The tensors are exchanged, for rows of a large one may share memory."""
+        before = {axis.parameter: self.parameters[axis.parameter].data for axis, _ in changes}
         try:
             for axis, factors in changes:
-                data = self.parameters[axis.parameter].data
-                data.copy_(axis.scaled(data, factors))
+                parameter = self.parameters[axis.parameter]
+                parameter.data = axis.scaled(parameter.data, factors)
             yield
         finally:
             for name, tensor in before.items():
-                self.parameters[name].data.copy_(tensor)
+                self.parameters[name].data = tensor
 
 
 def call_axis(parameters: Mapping[str, Tensor], call: Call) -> Axis:

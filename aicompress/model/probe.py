@@ -7,6 +7,7 @@ checkpoint when a block runs and dropped after, so that memory holds one block a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -15,9 +16,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from aicompress.errors import CompressError
 from aicompress.model.blocks import find_blocks
 from aicompress.model.calibrate import Batch, Loader
 
+BROKEN = 1e6  # the loss of outputs that are no numbers: more than any that are
+LOWEST = -1e30  # stands for logits of minus infinity, of tokens that a model never gives
 ELEMENTS = 1 << 26  # of all batches' outputs that are kept: 256 MiB of float32; rows beyond are left out evenly
 
 
@@ -111,7 +115,11 @@ class Probe:
             for number, batch in enumerate(self._batches):
                 self._running, self._batch = self._calls[number], number
                 found, self._logits = output_of(self._model(**batch))
-                self._reference.append(_Reference.of(self._rows(found, batch), self._logits))
+                rows = self._rows(found, batch)
+                if not torch.isfinite(rows).all():
+                    hint = "check the calibration inputs, or use a checkpoint in a wider dtype"
+                    raise CompressError("the uncompressed model's outputs hold NaN or infinity", hint)
+                self._reference.append(_Reference.of(rows, self._logits))
         self._running = None
         return self
 
@@ -124,6 +132,8 @@ class Probe:
     def loss(self, changes: Mapping[str, Tensor]) -> float:
         """What the outputs lose: KL(original ‖ changed) in nats per row, or ‖y − ŷ‖² / ‖y‖² of models without logits.
 
+        Outputs that are no numbers lose BROKEN.
+
         Args:
             changes: dense parameters by name in the checkpoint.
         """
@@ -134,6 +144,8 @@ class Probe:
                 rows = self._rows(output_of(self._model(**batch))[0], batch)
                 lost += self._reference[number].lost(rows)
                 size += self._reference[number].size
+        if not math.isfinite(lost):
+            return BROKEN
         return max(0.0, lost / size) if size else 0.0
 
     def block_loss(self, changes: Mapping[str, Tensor]) -> float:
@@ -156,7 +168,7 @@ class Probe:
                         found = self._blocks[call.block].module(*call.args, **call.kwargs)
                         difference = _leading(found) - _leading(call.output)
                         lost += float(_real(difference, batch).double().square().sum())
-        return lost
+        return lost if math.isfinite(lost) else BROKEN
 
     def holds(self, name: str) -> bool:
         """Whether a parameter of the checkpoint is a layer of the running model."""
@@ -209,7 +221,8 @@ class Probe:
         rows = _real(output, batch)
         rows = rows.reshape(-1, rows.shape[-1])
         limit = max(1, ELEMENTS // max(1, len(self._batches) * rows.shape[1]))
-        return rows[:: -(-len(rows) // limit)].float()
+        rows = rows[:: -(-len(rows) // limit)].float()
+        return rows.clamp_min(LOWEST) if self._logits else rows
 
 
 @dataclass

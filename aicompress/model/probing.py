@@ -67,8 +67,10 @@ def probe(model: Any, loader: PartialModel, batch: Mapping[str, Tensor]) -> Plac
 
 
 def prepare(model: Any) -> None:
-    """Let a model run without a cache, and its experts one after another, so that they can be watched."""
+    """Let a model run without a cache, its experts one after another so that they can be watched, on short tables."""
     for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.padding_idx = None  # it may lie beyond the rows that there are
         if hasattr(module, "config"):
             module.config.use_cache = False
             module.config._experts_implementation = "eager"

@@ -84,14 +84,13 @@ def _written(axis: Axis, turn: Turn) -> Callable[[Tensor], Tensor]:
 def changed(
     parameters: Mapping[str, Tensor], changes: Iterable[tuple[str, Callable[[Tensor], Tensor]]]
 ) -> Iterator[None]:
-    """Parameters changed in place, and restored after."""
+    """Parameters with other numbers for a while. The tensors are exchanged, for rows of a table may share memory."""
     before: dict[str, Tensor] = {}
     try:
         for name, change in list(changes):
-            data = parameters[name].data
-            before.setdefault(name, data.clone())
-            data.copy_(change(data))
+            before.setdefault(name, parameters[name].data)
+            parameters[name].data = change(parameters[name].data)
         yield
     finally:
         for name, tensor in before.items():
-            parameters[name].data.copy_(tensor)
+            parameters[name].data = tensor

@@ -14,21 +14,31 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_gradients
+from aicompress.errors import RecipeError
 from aicompress.layer import GradientStats, InputStats, Layer
+from aicompress.measure import interleaved
 from aicompress.methods.prune import allocation
 from aicompress.methods.prune.allocation import Share
 from aicompress.methods.prune.calibrated import CalibratedConfig
+from aicompress.methods.prune.candidates import fitting
 from aicompress.methods.prune.masks import kept_count
+from aicompress.methods.prune.search import least, saved_bytes
 from aicompress.methods.prune.sharing import share_globally
+from aicompress.methods.prune.sparsity import check
 from aicompress.methods.registry import Candidate
+from aicompress.model.modules import fast_linear
 from aicompress.pipeline.calibration.blocks import selected
 from aicompress.pipeline.calibration.collect import Wanted, collect
 from aicompress.pipeline.calibration.request import input_width
 from aicompress.pipeline.plan import UNDECIDED, LayerPlan, Plan
 from aicompress.pipeline.processes import Processes
 from aicompress.pipeline.settling import layer_seed
+from aicompress.weights import Dense, Weight
 
+ROUNDS = 9  # of timing
 Progress = Callable[[str, int, int], None]  # what, done, total
 
 
@@ -44,12 +54,12 @@ def allocated(plan: Plan, team: Processes, progress: Progress) -> Plan:
     if not layers:
         return plan
     with _files(plan, team, progress) as files:
-        counts: list[int] | None = None
+        found: list[int] | None = None
         if team.rank == 0:
-            counts = _decide(plan, layers, files, lambda done: progress("allocation", done, len(layers)))
-        counts = team.gather(counts)[0]
-    assert counts is not None
-    decided = {layer.info.name: _explicit(layer, count) for layer, count in zip(layers, counts, strict=True)}
+            found = _decide(plan, layers, files, lambda done: progress("allocation", done, len(layers)))
+        found = team.gather(found)[0]
+    assert found is not None
+    decided = {layer.info.name: _explicit(layer, number) for layer, number in zip(layers, found, strict=True)}
     warnings = tuple(line for line in plan.warnings if line != UNDECIDED)
     return replace(plan.with_configs(decided), warnings=warnings)
 
@@ -60,7 +70,11 @@ def is_open(layer: LayerPlan) -> bool:
 
 
 def _explicit(layer: LayerPlan, count: int) -> CalibratedConfig:
+    """A layer's config with its number of survivors, or with the candidate of that number."""
     assert isinstance(layer.config, CalibratedConfig)
+    if layer.config.open == "search":
+        found: CalibratedConfig = fitting(layer.info, layer.config, check)[count]
+        return found
     return layer.config.model_copy(update={"sparsity": None, "kept": count, "allocation": "uniform"})
 
 
@@ -83,7 +97,17 @@ def _files(plan: Plan, team: Processes, progress: Progress) -> Iterator[list[Sta
 def _decide(
     plan: Plan, layers: Sequence[LayerPlan], files: Sequence[StatisticsFile], tell: Callable[[int], None]
 ) -> list[int]:
-    """Survivors of every layer. Layers of one recipe share one allocation and one sparsity."""
+    """Survivors of every layer, or the number of its candidate. Layers of one recipe share one way to decide.
+
+    Raises:
+        RecipeError: they do not.
+    """
+    ways = {(c.open, c.sparsity) for layer in layers if isinstance(c := layer.config, CalibratedConfig)}
+    if len(ways) > 1:
+        shown = ", ".join(f"{way} {sparsity or ''}".strip() for way, sparsity in sorted(ways, key=str))
+        raise RecipeError(f"layers share a sparsity in several ways: {shown}", "give one for all of them")
+    if ways == {("search", None)}:
+        return _searched(plan, layers, files, tell)
     shares = [_share(layer) for layer in layers]
     config = layers[0].config
     assert isinstance(config, CalibratedConfig)
@@ -109,6 +133,31 @@ def _decide(
         losses.append(allocation.measured(given, options, partial(_pruned, plan, layer, given)))
         tell(number + 1)
     return allocation.by_losses(shares, counts, losses, kept)
+
+
+def _searched(
+    plan: Plan, layers: Sequence[LayerPlan], files: Sequence[StatisticsFile], tell: Callable[[int], None]
+) -> list[int]:
+    found = []
+    for number, layer in enumerate(layers):
+        assert isinstance(layer.config, CalibratedConfig)
+        options = fitting(layer.info, layer.config, check)
+        saved = saved_bytes if layer.config.per == "bytes" else saved_milliseconds
+        found.append(least(_read(plan, layer, files), options, plan.method.apply, saved))
+        tell(number + 1)
+    return found
+
+
+@torch.inference_mode()
+def saved_milliseconds(layer: Layer, weight: Weight) -> float:
+    """What a layer's forward pass takes less on 128 inputs than the dense one, as `load` would run both."""
+    dtype = layer.info.dtype if layer.info.dtype.itemsize > 1 else torch.float32
+    inputs = torch.randn(128, layer.info.shape[1], generator=torch.Generator().manual_seed(0)).to(dtype)
+    dense = fast_linear(Dense(layer.weight), None, dtype, resident=False)
+    running = fast_linear(weight, None, dtype, resident=False)
+    before, after = interleaved([lambda: dense(inputs), lambda: running(inputs)], ROUNDS)
+    # Two dense layers differ by noise alone.
+    return 0.0 if running.kernel == dense.kernel else 1e3 * (before.median - after.median)
 
 
 def _share(layer: LayerPlan) -> Share:

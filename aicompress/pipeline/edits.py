@@ -74,6 +74,7 @@ class Edit:
         warnings: what the user should know.
         calibration: where samples came from that decided on the edit.
         kept: the units that stay, for structures where that is decided already.
+        widths: layers whose shapes config.json does not give any more, by module; their tensors tell.
         files: side files of the output that are not as in the input.
     """
 
@@ -84,6 +85,7 @@ class Edit:
     warnings: tuple[str, ...] = field(default=())
     calibration: Mapping[str, Any] = field(default_factory=dict)
     kept: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    widths: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     files: Mapping[Path, bytes] = field(default_factory=dict)
 
     @property
@@ -249,7 +251,9 @@ def require_loads(checkpoint: Checkpoint, edit: Edit, specs: Mapping[str, Tensor
     if edit.config is None or checkpoint.config is None:
         return
     earlier = misfits(checkpoint.config, checkpoint.parameters())
+    known = {f"{path}.{leaf} has shape" for path in edit.widths for leaf in ("weight", "bias")}
     found = sorted(misfits(edit.config, specs) - earlier)
+    found = [each for each in found if not any(each.startswith(name) for name in known)]
     if found:
         raise CheckpointError(
             f"the pruned checkpoint would not load: {found[0]}"

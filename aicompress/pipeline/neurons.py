@@ -12,6 +12,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CheckpointError, RecipeError
 from aicompress.methods.registry import Part, StructuralConfig, StructuralMethod, Structure
 from aicompress.model.architecture import Architecture, FeedForward, with_value
+from aicompress.pipeline.calibration.allotment import Allotment, allotted
 from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.edits import Change, Cut, Edit, offset_part, with_refits
 from aicompress.recipe import Recipe
@@ -30,6 +31,8 @@ def narrow(checkpoint: Checkpoint, method: StructuralMethod, recipe: Recipe, req
     _require_tensors(architecture, layers)
     structures = tuple(Structure(layer.name, layer.width, tuple(_neuron_parts(checkpoint, layer))) for layer in layers)
     sizes = method.sizes(structures, config)
+    if getattr(config, "widths", "uniform") == "per_layer":
+        return _uneven(architecture, layers, allotted(checkpoint, method, recipe, request, (structures, sizes)))
     edited, widths = dict(architecture.config), defaultdict(set)
     for layer, size in zip(layers, sizes, strict=True):
         widths[layer.field].add(size)
@@ -37,16 +40,42 @@ def narrow(checkpoint: Checkpoint, method: StructuralMethod, recipe: Recipe, req
     uneven = [".".join(path) for path, found in widths.items() if len(found) > 1]
     if uneven:
         raise RecipeError(f"{uneven[0]} of config.json holds one width for several layers", "give them the same width")
+    changes = _changes(architecture, layers, sizes)
+    refitted = with_refits(changes, structures, sizes, method.refits(config))
+    kept = all(size == structure.size for size, structure in zip(sizes, structures, strict=True))
+    told = (f"no neuron goes: the width of {structures[0].name} stays {structures[0].size}",) if kept else ()
+    return Edit(edited, structures, tuple(sizes), refitted, told)
+
+
+def _changes(architecture: Architecture, layers: list[FeedForward], sizes: list[int]) -> dict[str, Change]:
     changes = {name: Change(name) for name in architecture.specs}
     for number, (layer, size) in enumerate(zip(layers, sizes, strict=True)):
         for coupling in layer.couplings if size < layer.width else ():
             earlier = changes[coupling.tensor].cuts
             cut = Cut(number, coupling.axis, (1,) * coupling.parts)
             changes[coupling.tensor] = Change(coupling.tensor, (*earlier, cut), {"neurons": f"{size} of {layer.width}"})
-    refitted = with_refits(changes, structures, sizes, method.refits(config))
-    kept = all(size == structure.size for size, structure in zip(sizes, structures, strict=True))
-    told = (f"no neuron goes: the width of {structures[0].name} stays {structures[0].size}",) if kept else ()
-    return Edit(edited, structures, tuple(sizes), refitted, told)
+    return changes
+
+
+def _uneven(architecture: Architecture, layers: list[FeedForward], allotment: Allotment) -> Edit:
+    """Layers of unlike widths: config.json keeps the old one, and the manifest says what each has.
+
+    Raises:
+        CheckpointError: layers that are merged in the model, such as experts, have one width.
+    """
+    structures, sizes = allotment.structures, list(allotment.sizes)
+    widths: dict[str, dict[str, int]] = {
+        coupling.tensor.rpartition(".")[0]: {}
+        for layer, size in zip(layers, sizes, strict=True)
+        for coupling in layer.couplings
+        if size < layer.width
+    }
+    if any(".experts." in path for path in widths):
+        raise CheckpointError("experts are merged in the model and have one width", "leave widths: per_layer out")
+    changes = with_refits(_changes(architecture, layers, sizes), structures, sizes, True)
+    told = ", ".join(f"{layer.name} {size}" for layer, size in zip(layers, sizes, strict=True))
+    config = dict(architecture.config)
+    return Edit(config, structures, tuple(sizes), changes, (f"widths: {told}",), allotment.record, widths=widths)
 
 
 def _require_tensors(architecture: Architecture, layers: list[FeedForward]) -> None:

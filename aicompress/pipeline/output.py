@@ -183,6 +183,9 @@ def arrange(
     }
     config = copy.deepcopy(config if config is not None else checkpoint.config)
     layout, dequantize = choose(compressed, config is not None and not destination.single)
+    narrowed = {**checkpoint.manifest.widths, **{path: dict(fields) for path, fields in (widths or {}).items()}}
+    if narrowed and config is not None and not destination.single:
+        layout, dequantize = "native", False  # what config.json says of the widths is not enough
     require_apart(checkpoint.source, destination.path)
     entries: dict[str, Entry] = {}
     specs: dict[str, TensorSpec] = {}
@@ -194,7 +197,6 @@ def arrange(
         tensors = on_disk(name, weight, layout)
         _add(specs, {disk: TensorSpec.of(tensor) for disk, tensor in tensors.items()})
         entries[name] = Entry(planned.dense, info.transposed, weight.meta(), tuple(weight.tensors()))
-    narrowed = {**checkpoint.manifest.widths, **{path: dict(fields) for path, fields in (widths or {}).items()}}
     manifest = Manifest(entries, (*checkpoint.manifest.lineage, step), narrowed)
     if config is not None:
         config = _with_quantization(config, (layout, dequantize), manifest, parameters)
@@ -226,7 +228,7 @@ def _with_quantization(
         key: value for key, value in plain.pop("auto_map", {}).items() if "modeling_aicompress" not in str(value)
     }
     if layout[0] == "native":
-        entries = Manifest(manifest.entries).to_json()
+        entries = Manifest(manifest.entries, (), manifest.widths).to_json()
         plain["quantization_config"] = {"quant_method": KEY, **entries}
         auto_map.update(auto_classes(config))
     return {**plain, "auto_map": auto_map} if auto_map else plain

@@ -11,7 +11,7 @@ import torch
 
 from aicompress.checkpoint import Checkpoint, CheckpointWriter
 from aicompress.checkpoint.place import require_apart, require_free, require_writable
-from aicompress.errors import CompressError, RecipeError, raise_all
+from aicompress.errors import CompressError, RecipeError, Refused, raise_all
 from aicompress.layer import Kind, LayerInfo
 from aicompress.methods import get
 from aicompress.methods.prune.targets import TargetedConfig
@@ -164,13 +164,17 @@ def make_plan(
     kinds, warnings = known_kinds(checkpoint)
     warnings = [*tied, *warnings]
     infos = tuple(checkpoint.layers(kinds))
+    if checkpoint.manifest.widths:
+        hint = "prune with widths: per_layer last, or start from the checkpoint before it"
+        raise Refused(f"{checkpoint.path}: its layers have unlike widths, which config.json cannot say", hint)
     by_tensor = {info.tensor: info for info in infos}
     step = lineage_step(command, recipe, checkpoint.source)
 
     def lay(explicit: Recipe) -> tuple[Edit, Output]:
         edit = EDITS[method.units](checkpoint, method, explicit, request)
         parameters = {name: planned(checkpoint, edit, name, by_tensor) for name in edit.changes}
-        return edit, replace(arrange(checkpoint, destination, parameters, step, edit.config), files=edit.files)
+        output = arrange(checkpoint, destination, parameters, step, edit.config, edit.widths)
+        return edit, replace(output, files=edit.files)
 
     explicit: Recipe = recipe
     found: tuple[str, ...] = ()

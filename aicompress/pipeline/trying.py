@@ -18,7 +18,7 @@ from aicompress.pipeline.processes import Alone
 from aicompress.pipeline.running import example
 from aicompress.recipe import Recipe
 
-SAMPLES, LENGTH = 2, 16  # of the inputs on which a model is tried
+SAMPLES, LENGTH, TOKENS = 2, 16, 64  # of the inputs on which a model is tried
 
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ def _batch(checkpoint: Checkpoint, recipe: Recipe, model: Any) -> Mapping[str, T
     """A few short samples."""
     made = example(model, SAMPLES, LENGTH)
     if made is not None and isinstance(made[0], dict):
-        return made[0]
+        return {name: tensor if tensor.is_floating_point() else tensor % TOKENS for name, tensor in made[0].items()}
     if recipe.calibration is None:
         hint = "give the recipe a calibration: section"
         raise Refused(f"{checkpoint.path}: nothing says what inputs the model takes", hint)

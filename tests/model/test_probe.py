@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
+from aicompress.errors import CompressError
 from aicompress.model.load import build, load
 from aicompress.model.merging import Slot
 from aicompress.model.partial import PartialModel
-from aicompress.model.probe import Probe
+from aicompress.model.probe import BROKEN, Probe
 
 IDS = torch.arange(3, 51).reshape(2, 24)
 
@@ -124,3 +125,29 @@ def test_an_expert_inside_a_merged_tensor(tiny_mixtral: Path) -> None:
     with probe(tiny_mixtral, [{"input_ids": IDS}]) as running:
         assert running.loss({name: checkpoint.dense(name) * 3}) > 0
         assert running.loss({}) == 0
+
+
+def test_outputs_that_are_no_numbers_are_not_free(tiny_llama: Path) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    broken = {name: torch.full_like(Checkpoint.open(tiny_llama).dense(name), float("inf"))}
+    with probe(tiny_llama, [{"input_ids": IDS}]) as running:
+        assert running.loss(broken) == running.block_loss(broken) == BROKEN
+        assert running.loss({}) == 0
+
+
+def test_a_model_that_gives_no_numbers_is_not_measured(tiny_llama: Path) -> None:
+    running = probe(tiny_llama, [{"input_ids": IDS}])
+    running._model.lm_head.register_forward_hook(lambda module, args, output: output * float("nan"))
+    with pytest.raises(CompressError, match="uncompressed model's outputs hold NaN"), running:
+        pass
+
+
+def test_logits_of_minus_infinity(tiny_llama: Path) -> None:
+    """Tokens that a model never gives count nothing."""
+    running = probe(tiny_llama, [{"input_ids": IDS}])
+    running._model.lm_head.register_forward_hook(
+        lambda module, args, output: output.index_fill(-1, torch.tensor([5]), float("-inf"))
+    )
+    with running:
+        found = running.loss(changed(tiny_llama, "model.layers.1.mlp.up_proj.weight"))
+    assert 0 < found < 1

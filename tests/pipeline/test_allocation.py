@@ -69,3 +69,27 @@ def test_what_cannot_be_shared_is_refused(tmp_path: Path, trained_llama: Path, t
     again = write_recipe(tmp_path, data, method={"name": "wanda", "sparsity": 0.7, "allocation": "owl"}, select=one)
     with pytest.raises((RecipeError, Problems), match="it is sparse already"):
         planned(tmp_path / "sparse", tmp_path / "x", again)
+
+
+@pytest.mark.parametrize("per", ["bytes", "latency"])
+def test_every_layer_gets_a_pattern_of_the_list(tmp_path: Path, trained_llama: Path, text_file: Path, per: str) -> None:
+    patterns = ["16x1", "2:4"] if per == "bytes" else ["unstructured", "2:4", "16x1"]
+    method = {"name": "wanda", "pattern": "search", "candidates": patterns, "per": per,
+              "scope": "layer", "store": "sparse"}  # fmt: skip
+    recipe = write_recipe(tmp_path, text(text_file, samples=4), method=method)
+    report = run(trained_llama, tmp_path / "out", recipe)
+    found = {row.detail.get("pattern") or row.detail.get("block") or "unstructured"
+             for row in report.layers if row.method != "-"}  # fmt: skip
+    assert found <= set(patterns)
+    if per == "bytes":
+        assert found == {"2:4"}  # its mask takes less than a bit mask, and blocks of 16 lose far more
+    counts = survivors(tmp_path / "out")
+    assert all(count <= (Checkpoint.open(trained_llama).dense(name).numel() + 1) // 2 for name, count in counts.items())
+
+
+def test_several_sparsities_that_are_shared_are_refused(tmp_path: Path, trained_llama: Path, text_file: Path) -> None:
+    method = {"name": "wanda", "sparsity": 0.5, "allocation": "owl"}
+    rules = [{"match": "*.down_proj", "sparsity": 0.7}]
+    recipe = write_recipe(tmp_path, text(text_file, samples=2), method=method, rules=rules)
+    with pytest.raises(RecipeError, match="in several ways"):
+        run(trained_llama, tmp_path / "out", recipe)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from aicompress.checkpoint import Checkpoint
+from aicompress.checkpoint import Checkpoint, noise
 from aicompress.errors import Refused
 from aicompress.methods import get
 from aicompress.methods.registry import LayerMethod
@@ -118,6 +118,14 @@ def test_a_tied_head_is_untied_only_when_asked(tmp_path: Path, tiny_llama: Path)
         found = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()(IDS).logits
     before = logits(tiny_llama)
     assert (found - before).norm() < 0.05 * before.norm()
+
+
+def test_a_large_vocabulary_is_tried_on_its_first_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here 64 of 300: what is found must not change, wherever the padding token lies."""
+    checkpoints.make_llama(tmp_path, tied=False, vocab_size=300, pad_token_id=299)
+    expected = set(view_of(tmp_path)[0].changes)  # type: ignore[attr-defined]
+    monkeypatch.setattr(noise, "ROWS", 64)
+    assert set(view_of(tmp_path)[0].changes) == expected  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.curvature import damped, gram, shifted
 from aicompress.methods.prune import sparsity
+from aicompress.methods.prune.candidates import UNSTRUCTURED, explicit, fitting, understood
 from aicompress.methods.prune.refit import refit
 from aicompress.methods.prune.sparsity import SparsityConfig, masked, present, store, store_codes
 from aicompress.methods.zeros import codes_of, descended, mask_of
@@ -30,8 +31,32 @@ class CalibratedConfig(SparsityConfig):
         description="how layers share the sparsity: uniform; global: one threshold for all scores; owl: more stays in "
         "blocks with more outliers; auto: least measured loss",
     )
+    pattern: str | None = Field(
+        None, description="N:M, N kept of every M consecutive inputs, e.g. 2:4; search: the best of `candidates`"
+    )
+    candidates: tuple[str, ...] = Field(
+        (), description="pattern: search: N:M, ROWSxCOLUMNS or unstructured; every layer gets one of them"
+    )
+    searched: float = Field(0.5, gt=0, lt=1, description="search: sparsity of the candidates that are no N:M")
+    per: Literal["bytes", "latency"] = Field(
+        "bytes", description="search: the least loss per saved byte, or per millisecond saved as this machine runs it"
+    )
     outlier: float = Field(5.0, gt=1, description="owl: a score beyond this many times its layer's mean is an outlier")
     spread: float = Field(0.08, gt=0, le=0.5, description="owl: how far a layer's sparsity may be from the average")
+
+    @field_validator("pattern")
+    @classmethod
+    def _is_pattern(cls, pattern: str | None) -> str | None:
+        return pattern if pattern == "search" else super()._is_pattern(pattern)
+
+    @model_validator(mode="after")
+    def _search_needs_candidates(self) -> CalibratedConfig:
+        wrong = [candidate for candidate in self.candidates if not understood(candidate)]
+        if wrong:
+            raise ValueError(f"candidate {wrong[0]!r} is not N:M, ROWSxCOLUMNS or {UNSTRUCTURED}")
+        if (self.pattern == "search") != bool(self.candidates):
+            raise ValueError("pattern: search and candidates belong together")
+        return self
 
     @model_validator(mode="after")
     def _allocation_needs_sparsity(self) -> CalibratedConfig:
@@ -41,23 +66,45 @@ class CalibratedConfig(SparsityConfig):
 
     @property
     def open(self) -> str:
-        """The allocation that is still to be made; uniform where every layer's survivors are given."""
+        """What is still to be decided: a search or an allocation; uniform where every layer's survivors are given."""
+        if self.pattern == "search":
+            return "search"
         return self.allocation if self.sparsity is not None else "uniform"
 
 
 def check(info: LayerInfo, config: CalibratedConfig) -> tuple[str, str] | None:
     """As for every sparsity; and a layer that shares one with others has all of its weights."""
     if config.open != "uniform" and mask_of(info.outline) is not None:
+        what = "pattern: search chooses" if config.open == "search" else f"allocation: {config.open} shares out"
         return (
-            f"{info.name}: it is sparse already, and allocation: {config.allocation} shares out weights that are there",
-            "allocation: uniform, or exclude the layer",
+            f"{info.name}: it is sparse already, and {what} weights that are there",
+            "give an explicit pattern or sparsity, or exclude the layer",
         )
+    if config.open == "search":
+        if fitting(info, config, sparsity.check):
+            return None
+        return sparsity.check(info, explicit(config, config.candidates[0]))
     return sparsity.check(info, config)
+
+
+def outline(info: LayerInfo, config: CalibratedConfig) -> Weight:
+    """The stored weight without data; of a search that of the first candidate that fits."""
+    return sparsity.outline(info, _first(info, config))
+
+
+def describe(config: CalibratedConfig, weight: Weight) -> dict[str, Any]:
+    """Knobs for the report row."""
+    return {"pattern": "search"} if config.open == "search" else sparsity.describe(config, weight)
+
+
+def _first(info: LayerInfo, config: CalibratedConfig) -> CalibratedConfig:
+    found: CalibratedConfig = fitting(info, config, sparsity.check)[0] if config.open == "search" else config
+    return found
 
 
 def surveys(config: CalibratedConfig) -> frozenset[str]:
     """Statistics of the original model that the allocation reads."""
-    wanted = {"auto": {"gram", "gradients"}, "owl": {"gram"}, "global": {"gram"}}
+    wanted = {"auto": {"gram", "gradients"}, "owl": {"gram"}, "global": {"gram"}, "search": {"gram", "gradients"}}
     return frozenset(wanted.get(config.open, ()))
 
 

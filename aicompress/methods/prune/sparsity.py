@@ -59,7 +59,8 @@ class SparsityConfig(MethodConfig):
 
     @model_validator(mode="after")
     def _need_sparsity(self) -> SparsityConfig:
-        if self.scope != type(self).model_fields["scope"].default and self.sparsity is None:
+        told = self.sparsity is not None or self.pattern == "search"
+        if self.scope != type(self).model_fields["scope"].default and not told:
             raise ValueError(f"scope: {self.scope} needs sparsity")
         if self.permutation and self.pattern is None:
             raise ValueError("permutation needs pattern, whose groups it changes")

@@ -131,14 +131,16 @@ class _Left:
         solved: Tensor = torch.linalg.solve(blocks, values)
         return (values * solved).sum(dim=(1, 2))
 
-    def without(self, units: Tensor) -> None:
-        """Take units out."""
+    def without(self, units: Tensor) -> float:
+        """Take units out; returns what that costs."""
         rows = (units[:, None] * self.span + torch.arange(self.span)).reshape(-1)
         factor = torch.linalg.cholesky(self.inverse[rows][:, rows])
+        cost = float(torch.linalg.solve_triangular(factor, self.values[rows], upper=False).square().sum())
         columns = self.inverse[:, rows].clone()  # (in, gone)
         self.values -= columns @ torch.cholesky_solve(self.values[rows], factor)
         half = torch.linalg.solve_triangular(factor, columns.t(), upper=False)  # (gone, in)
         self.inverse.addmm_(half.t(), half, alpha=-1)
+        return cost
 
 
 def chosen(structure: Structure, read: Sequence[Consumer], size: int) -> list[int]:
@@ -164,6 +166,25 @@ def chosen(structure: Structure, read: Sequence[Consumer], size: int) -> list[in
             for each in left:
                 each.without(away)
     return [int(unit) for unit in present.nonzero()[:, 0]]
+
+
+def curve(structure: Structure, read: Sequence[Consumer], sizes: Sequence[int]) -> list[float]:
+    """What the consumers' outputs lose, E‖W x − W' x_K‖², when so many units stay; for descending sizes.
+
+    One path: what is gone at a size is gone at the smaller ones.
+    """
+    left = [_Left.of(consumer) for consumer in read]
+    present, lost, found = torch.ones(structure.size, dtype=torch.bool), 0.0, []
+    step = max(1, -(-structure.size // ROUNDS))
+    for size in sizes:
+        while (more := int(present.sum()) - size) > 0:
+            units = present.nonzero()[:, 0]
+            losses = torch.stack([each.losses(units) for each in left]).sum(dim=0)
+            away = units[losses.argsort(stable=True)[: min(step, more)]]
+            present[away] = False
+            lost += sum(each.without(away) for each in left)
+        found.append(lost)
+    return found
 
 
 def error(consumer: Consumer, kept: Sequence[int]) -> float:

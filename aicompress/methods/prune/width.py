@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from aicompress.errors import RecipeError
 from aicompress.methods.prune import units
@@ -37,6 +37,21 @@ class WidthConfig(units.UnitsConfig):
     multiple: int = Field(
         8, ge=1, description="round the width up to a multiple of this, which kernels like; not for intermediate_size"
     )
+    widths: Literal["uniform", "per_layer"] = Field(
+        "uniform",
+        description="per_layer: layers keep unlike numbers of neurons, as many in total, where obs finds the least "
+        "loss; loads with aicompress, and in transformers with trust_remote_code",
+    )
+
+    @model_validator(mode="after")
+    def _per_layer_measures(self) -> WidthConfig:
+        if self.widths == "per_layer" and self.score != "obs":
+            raise ValueError("widths: per_layer goes by the losses that score: obs measures")
+        return self
+
+    def probing(self) -> WidthConfig:
+        """The same with equal widths, which take as many parameters."""
+        return self.model_copy(update={"widths": "uniform"})
 
     def candidates(self, size: int) -> list[int]:
         """Widths that are multiples, from the present one down."""

@@ -17,6 +17,7 @@ from pydantic import ConfigDict, Field, field_validator
 from aicompress.errors import RecipeError
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.quantize.orthogonal import Rotation, rotation
+from aicompress.methods.quantize.widths import open_bits
 from aicompress.methods.registry import LayerMethod, MethodConfig, get
 from aicompress.weights import Weight
 
@@ -54,7 +55,10 @@ class HadamardConfig(MethodConfig):
             raise ValueError(f"{error.message}; {error.hint}") from None
         if not isinstance(method, LayerMethod) or method.rewrites or not method.needs <= NEEDS:
             raise ValueError(f"{method.name} cannot quantize a rotated model")
-        return method.config(**given).model_dump()
+        config = method.config(**given)
+        if open_bits(config):
+            raise ValueError("base needs explicit bits")
+        return config.model_dump()
 
 
 def base_of(config: HadamardConfig) -> tuple[LayerMethod, MethodConfig]:
@@ -100,7 +104,7 @@ def turned(width: int, centred: bool, seed: int) -> Rotation:
 def describe(config: HadamardConfig, weight: Weight) -> dict[str, Any]:
     """Knobs for the report row."""
     method, base = base_of(config)
-    return {"base": method.name, **method.describe(base, weight)}
+    return {**method.describe(base, weight), "base": method.name}
 
 
 def compares(config: HadamardConfig) -> bool:

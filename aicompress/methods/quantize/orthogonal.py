@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 PART = 64  # largest power of two that is one factor
+PIECE = 1 << 22  # numbers turned at a time
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,15 @@ class Rotation:
     centred: bool = False
 
     def right(self, rows: Tensor) -> Tensor:
-        """x R for every row x of (..., n)."""
+        """x R for every row x of (..., n): some rows at a time, so that a large table needs no room for more of it."""
+        flat = rows.reshape(-1, rows.shape[-1])
+        found = torch.empty_like(flat, memory_format=torch.contiguous_format)
+        step = max(1, PIECE // flat.shape[1])
+        for start in range(0, len(flat), step):
+            found[start : start + step] = self._turned(flat[start : start + step])
+        return found.reshape(rows.shape)
+
+    def _turned(self, rows: Tensor) -> Tensor:
         if not self.centred:
             return self._product(rows * self.signs, transposed=False)
         return self._product(self._product(rows, transposed=False) * self.signs, transposed=True)

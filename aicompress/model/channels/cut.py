@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CheckpointError
 from aicompress.model.channels.graph import ChannelGroup, Member
+from aicompress.model.modeling_aicompress import fit_shapes
 
 
 @dataclass(frozen=True)
@@ -222,6 +223,9 @@ def resize(module: nn.Module, checkpoint: Checkpoint) -> None:
         CheckpointError: the module has no such layer.
     """
     shapes = {name: spec.shape for name, spec in checkpoint.parameters().items()} if checkpoint.manifest.widths else {}
+    if hasattr(module, "all_tied_weights_keys"):  # of transformers: names on disk may differ from names of modules
+        fit_shapes(module, checkpoint.manifest.widths, shapes)
+        return
     for path, widths in checkpoint.manifest.widths.items():
         try:
             layer = module.get_submodule(path) if widths else module.get_submodule(path.rpartition(".")[0])

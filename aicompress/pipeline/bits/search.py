@@ -11,7 +11,7 @@ from aicompress.errors import RecipeError
 from aicompress.methods.budget import Choice, least_cost
 from aicompress.pipeline.bits.refine import Picks, Refined, Tables, refined
 from aicompress.pipeline.bits.sensitivity import Progress, by_block, measured
-from aicompress.pipeline.bits.target import target, within
+from aicompress.pipeline.bits.target import meets, target, within
 from aicompress.pipeline.bits.trial import Trial
 from aicompress.pipeline.bits.units import costs, widths_of
 from aicompress.pipeline.plan import Plan, require_space
@@ -74,8 +74,7 @@ def _filled(trial: Trial, losses: Sequence[Sequence[float]], team: Processes, pr
     progress("refinement", 0, limit)
     found = refined(tables, choice.picks, trial.loss, limit, team, plan.recipe.seed)
     widths = widths_of(trial.units, found.picks)
-    size = plan.search.target_bytes
-    if size is not None and plan.with_widths(widths).output.weight_bytes > size:  # by its headers
+    if not meets(plan.with_widths(widths)):  # by its headers or its layout
         return replace(found, picks=choice.picks, after=found.before)
     return found
 

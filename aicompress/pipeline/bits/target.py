@@ -41,6 +41,13 @@ def require_reach(plan: Plan) -> None:
         )
 
 
+def meets(plan: Plan) -> bool:
+    """Whether a plan that is laid out keeps its target_bytes or target_bpw."""
+    assert plan.search is not None
+    size, bpw = plan.search.target_bytes, plan.search.target_bpw
+    return (size is None or plan.output.weight_bytes <= size) and (bpw is None or bits_per_weight(plan) <= bpw)
+
+
 def _upwards(value: float) -> str:
     """Three decimals, rounded up, so that what is said to be enough is enough."""
     return f"{-(-value * 1000 // 1) / 1000:g}"
@@ -81,17 +88,28 @@ def target(plan: Plan) -> tuple[str, float]:
 def within(plan: Plan, units: Sequence[Unit], losses: Sequence[Sequence[float]]) -> tuple[Choice, Plan]:
     """The choice of least total loss within target_bytes or target_bpw, laid out.
 
-    Bytes of headers depend on the choice: the budget of the tensors is moved until what is laid out fills the target
-    as far as it can, and never exceeds it.
+    Bytes of headers and the layout of the tensors depend on the choice: the budget, or the costs, are taken from what
+    is laid out until that fills the target as far as it can; it never exceeds it.
     """
     assert plan.search is not None
     if plan.search.target_bpw is not None:
-        budget = plan.search.target_bpw / 8 * sum(unit.weights for unit in units)
-        choice = least_loss(costs(plan, units), losses, budget)
-        return choice, plan.with_widths(widths_of(units, choice.picks))
+        return _narrow(plan, units, losses, plan.search.target_bpw)
     size = plan.search.target_bytes
     assert size is not None
     return _filled(plan, units, losses, size)
+
+
+def _narrow(plan: Plan, units: Sequence[Unit], losses: Sequence[Sequence[float]], bpw: float) -> tuple[Choice, Plan]:
+    draft, budget = plan, bpw / 8 * sum(unit.weights for unit in units)
+    for _ in range(TRIES):
+        try:
+            choice = least_loss(costs(draft, units), losses, budget)
+        except Infeasible:
+            break
+        draft = plan.with_widths(widths_of(units, choice.picks))
+        if bits_per_weight(draft) <= bpw:
+            return choice, draft
+    return _least(plan, units, losses)
 
 
 def _filled(plan: Plan, units: Sequence[Unit], losses: Sequence[Sequence[float]], size: int) -> tuple[Choice, Plan]:
@@ -116,7 +134,11 @@ def _filled(plan: Plan, units: Sequence[Unit], losses: Sequence[Sequence[float]]
         if (rest := spent - choice.cost) >= outside:
             break
         outside = rest
-    if best is None:  # headers leave room for nothing but the least widths, which `require_reach` has laid out
-        only = least_loss([row[:1] for row in paid], [row[:1] for row in losses], sum(row[0] for row in paid))
-        best = only, extreme(plan, 0)
-    return best
+    return best or _least(plan, units, losses)
+
+
+def _least(plan: Plan, units: Sequence[Unit], losses: Sequence[Sequence[float]]) -> tuple[Choice, Plan]:
+    """The least widths, which `require_reach` has seen to fit."""
+    paid = costs(plan, units)
+    only = least_loss([row[:1] for row in paid], [row[:1] for row in losses], sum(row[0] for row in paid))
+    return only, extreme(plan, 0)

@@ -36,6 +36,11 @@ def test_what_cannot_follow_a_rotation(name: str) -> None:
         HadamardConfig(base={"name": name})
 
 
+def test_its_base_has_explicit_bits() -> None:
+    with pytest.raises(ValidationError, match="explicit bits"):
+        HadamardConfig(base={"name": "gptq", "bits": "range"})
+
+
 @pytest.mark.parametrize("name", ["awq", "smoothquant", "hadamard"])
 def test_a_correction_of_one_layer_cannot_rewrite_the_model(name: str) -> None:
     with pytest.raises(ValidationError, match="cannot be corrected"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from aicompress.methods.quantize import orthogonal
 from aicompress.methods.quantize.orthogonal import paley, rotation
 
 HADAMARD = (1, 2, 4, 12, 20, 28, 36, 64, 96, 176, 256, 576, 768)
@@ -36,6 +37,13 @@ def test_rows_of_paleys_matrices_are_orthogonal(order: int) -> None:
 def test_orders_without_a_rule(order: int) -> None:
     """52 = 51 + 1 = 2 · (25 + 1): neither 51 nor 25 is a prime."""
     assert paley(order) is None
+
+
+def test_a_large_table_is_turned_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    turn, rows = rotation(12, True, torch.Generator().manual_seed(0)), torch.randn(50, 12)
+    whole = turn.right(rows)
+    monkeypatch.setattr(orthogonal, "PIECE", 12 * 7)
+    torch.testing.assert_close(turn.right(rows), whole)
 
 
 def test_the_seed_decides() -> None:

@@ -85,12 +85,15 @@ FUSED = (
 )
 
 
-def test_bits_per_weight(tmp_path: Path, tiny_llama: Path, text_file: Path) -> None:
-    report = run(tiny_llama, tmp_path / "out", recipe(tmp_path, text_file, {"target_bpw": 4.5}))
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_bits_per_weight(tmp_path: Path, tiny_llama: Path, text_file: Path, symmetric: bool) -> None:
+    """Counted as they are stored: zero points take more in the layout for several widths than in that for one."""
+    given = {"target_bpw": 5.0, "symmetric": symmetric, "choices": [2, 4]}
+    report = run(tiny_llama, tmp_path / "out", recipe(tmp_path, text_file, given))
     rows = [row for row in report.layers if row.method != "-"]
-    weights = sum(row.bytes_before for row in rows) / 4
-    found = 8 * sum(row.bytes_after for row in rows) / weights
-    assert 4.2 < found <= 4.5
+    written = Checkpoint.open(tmp_path / "out")
+    found = 8 * sum(written.nbytes(f"{row.name}.weight") for row in rows) / sum(row.bytes_before // 4 for row in rows)
+    assert 4.7 < found <= 5.0
     assert len({row.detail["bits"] for row in rows}) > 1
 
 
