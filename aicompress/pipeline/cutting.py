@@ -13,6 +13,7 @@ from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint, CheckpointWriter
 from aicompress.checkpoint.reader import require_finite
+from aicompress.errors import CompressError
 from aicompress.layer import InputStats, LayerInfo
 from aicompress.methods.registry import Structure
 from aicompress.pipeline.edits import Cut, Edit
@@ -75,12 +76,13 @@ class Cutting:
         """
         edit, method, config = self.plan.edit, self.plan.method, self.plan.recipe.method
         structure = replace(edit.structures[number], inputs=inputs, importance=importance)
+        read = {part.tensor: self._finite(part.tensor) for part in structure.parts if part.role != "producer"}
         kept = method.keep(structure, edit.sizes[number], config)
         self.kept[number] = torch.tensor(kept)
         made = method.refit(structure, kept, config)
         found: dict[str, Tensor] = {}
         for part in structure.of("consumer"):
-            whole = self.plan.checkpoint.dense(part.tensor)
+            whole = read[part.tensor]
             (one,) = (c for c in self.plan.edit.changes[part.tensor].cuts if c.structure == number)
             index = self._axis(part.tensor, one.axis, whole.shape[one.axis])
             stays = whole.index_select(one.axis, index)
@@ -90,10 +92,14 @@ class Cutting:
             found[part.tensor] = torch.zeros_like(whole).index_copy_(one.axis, index, stays)
         for part in structure.of("offset"):
             if part.tensor in made:
-                whole = self.plan.checkpoint.dense(part.tensor)
-                found[part.tensor] = _laid(made[part.tensor], whole, 0)
+                found[part.tensor] = _laid(made[part.tensor], read[part.tensor], 0)
                 self.write(part.tensor, found[part.tensor])
         return found
+
+    def _finite(self, name: str) -> Tensor:
+        tensor = self.plan.checkpoint.dense(name)
+        require_finite(tensor, name, self.plan.checkpoint.path)
+        return tensor
 
     def choose(self, number: int, inputs: Mapping[str, InputStats]) -> None:
         """Choose what stays of a structure by statistics of its consumers' inputs by tensor."""
@@ -206,4 +212,9 @@ def cut_matrix(weight: Weight, transposed: bool, shape: tuple[int, ...], axis: i
 def _laid(made: Tensor, like: Tensor, axis: int) -> Tensor:
     """Rows of units (units, numbers) as the tensor that they are read from, in its dtype."""
     moved = like.movedim(axis, 0)
-    return made.reshape(moved.shape).movedim(0, axis).to(like.dtype).contiguous()
+    found = made.reshape(moved.shape).movedim(0, axis).to(like.dtype).contiguous()
+    if not torch.isfinite(found).all():
+        raise CompressError(
+            "a refit gave values that are not finite", "store the model in a wider dtype, or refit: false"
+        )
+    return found

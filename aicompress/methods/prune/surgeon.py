@@ -134,7 +134,9 @@ class _Left:
     def without(self, units: Tensor) -> float:
         """Take units out; returns what that costs."""
         rows = (units[:, None] * self.span + torch.arange(self.span)).reshape(-1)
-        factor = torch.linalg.cholesky(self.inverse[rows][:, rows])
+        factor, wrong = torch.linalg.cholesky_ex(self.inverse[rows][:, rows])
+        if int(wrong):
+            raise CompressError("the inverse Gram matrix lost its definiteness while units went", "raise damping")
         cost = float(torch.linalg.solve_triangular(factor, self.values[rows], upper=False).square().sum())
         columns = self.inverse[:, rows].clone()  # (in, gone)
         self.values -= columns @ torch.cholesky_solve(self.values[rows], factor)

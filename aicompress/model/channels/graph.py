@@ -7,6 +7,7 @@ alone) is not taken for granted here: `model.channels.trial` removes channels of
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,6 +15,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from aicompress.errors import CheckpointError
+
+_PRODUCTS = re.compile(r"bmm|scaled_?dot_?product", re.IGNORECASE)
+_HINT = "channels are followed through convolutions, linear layers, norms, sums and concatenations"
 OUTPUT = "its channels are the model's output"
 Side = Literal["out", "in", "along"]
 
@@ -76,8 +81,14 @@ def channel_groups(module: nn.Module, inputs: Any) -> tuple[list[ChannelGroup], 
     Args:
         module: with weights; its parameters are asked for gradients while it is traced.
         inputs: of one forward pass: a tensor, or keyword arguments.
+
+    Raises:
+        CheckpointError: the network cannot be traced, or multiplies activations as attention does: which channels then
+            go together cannot be followed, and torch-pruning 1.6 may not return.
     """
     graph = _traced(module, inputs)
+    if any(_PRODUCTS.search(str(getattr(each, "_grad_fn", ""))) for each in graph.module2node):
+        raise CheckpointError(f"{type(module).__name__} multiplies activations by each other, as attention does", _HINT)
     names = {each: name for name, each in module.named_modules()}
     order = {name: number for number, name in enumerate(names.values())}
     groups: list[ChannelGroup] = []
@@ -104,6 +115,9 @@ def _traced(module: nn.Module, inputs: Any) -> Any:
         with torch.enable_grad():
             module.requires_grad_(True)
             return DependencyGraph().build_dependency(module, inputs, forward_fn=_forward, verbose=False)
+    except Exception as error:  # what the tracer does not expect
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"torch-pruning cannot trace {type(module).__name__}: {reason}", _HINT) from error
     finally:
         for parameter, before in zip(module.parameters(), wanted, strict=True):
             parameter.requires_grad_(before)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from aicompress.errors import CheckpointError
 from aicompress.model.channels.cut import attributes, cut_module, kept_places, shapes_after, unit_rows
 from aicompress.model.channels.graph import channel_groups
 from aicompress.model.channels.trial import refusal, removable
@@ -134,3 +135,23 @@ def test_refusal_names_what_the_module_says() -> None:
     reason = refusal(Fixed().double(), IMAGES.double(), groups)
     assert reason is not None
     assert "shape '[-1, 400]' is invalid" in reason
+
+
+class Attention(nn.Module):
+    """One head over rows of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.fc = nn.Linear(12, 8), nn.Linear(12, 8), nn.Linear(12, 8), nn.Linear(8, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        rows = images.squeeze(1)
+        return self.fc(((self.q(rows) @ self.k(rows).transpose(1, 2)).softmax(-1) @ self.v(rows)).mean(1))
+
+
+def test_attention_is_refused_before_the_graph_is_followed() -> None:
+    with pytest.raises(CheckpointError, match="as attention does"):
+        channel_groups(Attention(), IMAGES)
+    fused = nn.TransformerEncoderLayer(12, 2, 16, batch_first=True)
+    with pytest.raises(CheckpointError):
+        channel_groups(fused, IMAGES.squeeze(1))

@@ -169,6 +169,18 @@ def test_a_quantized_input_is_decoded_where_values_are_new(tmp_path: Path, tiny_
     assert any("are decoded" in line for line in report.warnings)
 
 
+def test_a_weight_that_is_not_finite_stops_the_run(tmp_path: Path, tiny_llama: Path, text_file: Path) -> None:
+    model = hf.AutoModelForCausalLM.from_pretrained(tiny_llama)
+    with torch.no_grad():
+        model.model.layers[2].mlp.down_proj.weight[3, 5] = torch.nan
+    model.save_pretrained(tmp_path / "in")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "in" / file).write_bytes((tiny_llama / file).read_bytes())
+    with pytest.raises(CompressError, match=r"layers.2.mlp.down_proj.weight"):
+        prune(tmp_path / "in", tmp_path / "out", recipe(tmp_path, text(text_file), OBS))
+    assert not (tmp_path / "out").exists()
+
+
 def test_two_processes_give_what_one_gives(tmp_path: Path, tiny_llama: Path, text_file: Path) -> None:
     path = recipe(tmp_path, text(text_file, 9), {**OBS, "damping": 0.1})
     one = prune(tiny_llama, tmp_path / "one", path)

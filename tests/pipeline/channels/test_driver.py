@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.data import Data
 from aicompress.errors import CheckpointError, CompressError, Problems
 from aicompress.methods import get
 from aicompress.model.channels.cut import cut_module
@@ -25,6 +24,7 @@ from aicompress.pipeline.layerwise import Options
 from aicompress.pipeline.output import Destination
 from aicompress.pipeline.running import Setting
 from aicompress.recipe import Model, Recipe, Select
+from aicompress.recipe.step import Calibration
 from aicompress.report.model import Report
 from tests.checkpoints import Mlp, learn, make_digits, make_file
 from tests.pipeline.channels.networks import NETWORKS, Stubborn, lively
@@ -38,14 +38,16 @@ def factory(name: str) -> Model:
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Data:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Calibration:
     path = tmp_path_factory.mktemp("data") / "images.npz"
     labels = np.random.default_rng(0).integers(0, 10, len(IMAGES))
     np.savez(path, images=IMAGES.numpy(), labels=labels)
-    return Data(arrays=str(path), inputs="images", labels="labels")
+    return Calibration(arrays=str(path), inputs="images", labels="labels")
 
 
-def recipe(model: Model | None, calibration: Data | None = None, select: Select = Select(), **method: Any) -> Recipe:
+def recipe(
+    model: Model | None, calibration: Calibration | None = None, select: Select = Select(), **method: Any
+) -> Recipe:
     config = get("prune", "channels").config(**method)
     return Recipe(version=1, method=config, model=model, calibration=calibration, select=select)
 
@@ -106,7 +108,7 @@ class _Raw(nn.Module):
         return self._tensors
 
 
-def test_repair_brings_the_outputs_nearer_and_says_what_it_read(tmp_path: Path, images: Data) -> None:
+def test_repair_brings_the_outputs_nearer_and_says_what_it_read(tmp_path: Path, images: Calibration) -> None:
     module = lively(NETWORKS["Residual"]())
     source = make_file(tmp_path / "in.safetensors", module)
     errors = {}
@@ -125,7 +127,7 @@ def test_repair_brings_the_outputs_nearer_and_says_what_it_read(tmp_path: Path, 
     assert json.loads(report.to_json())["calibration"]
 
 
-def test_later_steps_read_a_pruned_file(tmp_path: Path, images: Data) -> None:
+def test_later_steps_read_a_pruned_file(tmp_path: Path, images: Calibration) -> None:
     source = make_file(tmp_path / "in.safetensors", lively(NETWORKS["Depthwise"]()))
     pruned, again, quantized = (tmp_path / f"{name}.safetensors" for name in ("pruned", "again", "quantized"))
     prune(source, pruned, recipe(factory("Depthwise"), sparsity=0.3))
@@ -148,7 +150,7 @@ def test_a_chain_needs_no_factory(tmp_path: Path) -> None:
     data = make_digits(tmp_path / "digits.npz", 300, 10)
     module = learn(Mlp(), count=300, epochs=3)
     source = make_file(tmp_path / "in.safetensors", module, torch.bfloat16)
-    given = Data(arrays=str(data), inputs="train_images", labels="train_labels", scale=255)
+    given = Calibration(arrays=str(data), inputs="train_images", labels="train_labels", scale=255)
     out = tmp_path / "out.safetensors"
     found, report = prune(source, out, recipe(MLP, given, target_parameters=60_000, scope="global", score="taylor"))
     assert 58_000 < report.after.parameters <= 60_000
@@ -215,7 +217,7 @@ def test_layers_that_keep_their_channels_are_named(tmp_path: Path) -> None:
     assert rows["soft"].note == "removing its channels changes more than themselves"
 
 
-def test_the_same_run_gives_the_same_bytes(tmp_path: Path, images: Data) -> None:
+def test_the_same_run_gives_the_same_bytes(tmp_path: Path, images: Calibration) -> None:
     source = make_file(tmp_path / "in.safetensors", lively(NETWORKS["Grouped"]()))
     outs = [tmp_path / f"{number}.safetensors" for number in range(2)]
     for out in outs:
@@ -235,10 +237,10 @@ def test_the_same_run_gives_the_same_bytes(tmp_path: Path, images: Data) -> None
         (lambda d: recipe(factory("Residual"), keep=0.5, input_shape=(3, 8, 8)), "does not take inputs (3, 8, 8)"),
         (lambda d: recipe(factory("Residual"), target_bytes=100), "below what the network weighs"),
         (lambda d: recipe(factory("Residual"), keep=0.5, select=Select(include=("stem",))), "no group of channels"),
-        (lambda d: recipe(factory("Residual"), Data(text=d.arrays), keep=0.5), "channels reads arrays"),
+        (lambda d: recipe(factory("Residual"), Calibration(text=d.arrays), keep=0.5), "channels reads arrays"),
     ],
 )
-def test_refusals(steps: Any, expected: str, tmp_path: Path, images: Data) -> None:
+def test_refusals(steps: Any, expected: str, tmp_path: Path, images: Calibration) -> None:
     source = make_file(tmp_path / "in.safetensors", lively(NETWORKS["Residual"]()))
     assert expected in refused(source, tmp_path / "out.safetensors", steps(images))
 

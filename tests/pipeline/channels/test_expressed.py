@@ -13,13 +13,13 @@ import pytest
 import torch
 import transformers as hf
 
-from aicompress.data import Data
 from aicompress.errors import CompressError
 from aicompress.model.channels.cut import cut_module
 from aicompress.pipeline.channels import driver
 from aicompress.pipeline.channels.plan import make_plan
 from aicompress.pipeline.layerwise import Options
 from aicompress.pipeline.output import Destination
+from aicompress.recipe.step import Calibration
 from tests.pipeline.channels.networks import lively
 from tests.pipeline.channels.test_driver import recipe
 from tests.pipeline.steps import loaded
@@ -67,7 +67,7 @@ def test_calibration_repairs(tmp_path: Path) -> None:
             model(IMAGES)  # running statistics
     model.eval().save_pretrained(tmp_path / "in")
     np.savez(tmp_path / "images.npz", images=IMAGES.numpy())
-    data = Data(arrays=str(tmp_path / "images.npz"), inputs="images")
+    data = Calibration(arrays=str(tmp_path / "images.npz"), inputs="images")
     errors = []
     for number, calibration in enumerate((None, data)):
         steps = recipe(None, calibration, keep=0.75, score="l2")
