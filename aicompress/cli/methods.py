@@ -44,6 +44,9 @@ def command(
         render.table(
             Table.of(f"{method.name}: {method.summary}", ("parameter", "type", "default", "meaning"), parameters)
         )
+        presets = [(level, effort.cost) for level, effort in getattr(method, "efforts", {}).items()]
+        if presets:
+            render.table(Table.of(f"{method.name}: presets", ("effort", "cost"), presets))
 
 
 def _type(annotation: object) -> str:

@@ -19,6 +19,14 @@ class Latency(StrEnum):
     off = "off"
 
 
+class Effort(StrEnum):
+    """How much time a method may take."""
+
+    fast = "fast"
+    balanced = "balanced"
+    best = "best"
+
+
 class Device(StrEnum):
     """Where training and evaluation run."""
 
@@ -55,6 +63,16 @@ Overrides = Annotated[
         "--set",
         metavar="KEY=VALUE",
         help="Edit the recipe: --set method.bits=3. Paths start here, those of a recipe at its folder. Repeatable.",
+        rich_help_panel=STEP,
+        show_default=False,
+    ),
+]
+EffortName = Annotated[
+    Effort | None,
+    typer.Option(
+        "--effort",
+        help="Preset of the method, sets `effort` in the recipe. gptq: fast and balanced take a few passes over the "
+        "calibration data, best tunes blocks and takes about eight times as long.",
         rich_help_panel=STEP,
         show_default=False,
     ),

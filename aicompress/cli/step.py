@@ -38,6 +38,7 @@ def command_for(name: str, summary: str) -> Callable[..., None]:
         out: o.Out,
         recipe: o.RecipeName,
         overrides: o.Overrides = [],  # noqa: B006
+        effort: o.EffortName = None,
         dry_run: o.DryRun = False,
         overwrite: o.Overwrite = False,
         resume: o.Resume = False,
@@ -50,7 +51,8 @@ def command_for(name: str, summary: str) -> Callable[..., None]:
     ) -> None:
         shown = (quiet, as_json, tuple(stats), allow_code)
         flags = Flags(dry_run, overwrite, resume, max_shard_size, latency.value, *shown)
-        run(name, source, out, (recipe, overrides), flags)
+        preset = [] if effort is None else [f"effort={effort.value}"]
+        run(name, source, out, (recipe, [*overrides, *preset]), flags)
 
     command.__doc__ = summary
     return command

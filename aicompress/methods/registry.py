@@ -22,6 +22,7 @@ from torch import Tensor
 
 from aicompress.errors import RecipeError, suggestion
 from aicompress.layer import InputStats, Layer, LayerInfo
+from aicompress.methods.effort import Effort, Level
 from aicompress.methods.outputs import Anatomy, Output, Outputs
 from aicompress.weights import Weight
 
@@ -146,6 +147,7 @@ class LayerMethod(Method):
         rotation: for methods that rotate a model's residual stream before they compress it: (its width, whether the
             vector of ones must stay, seed) -> the rotation. `apply` then sees the rotated model.
         spares: config -> which of `needs` it does without.
+        efforts: presets by name; empty for a method with one way to go.
         surveys: config -> statistics of the original model's layers that are read before any is compressed, to decide
             how much each of them gets.
         scores: (layer, config) -> (out, in), non-negative: how much each weight matters, comparable between layers.
@@ -164,6 +166,7 @@ class LayerMethod(Method):
     )
     rotation: Callable[[int, bool, int], Rotation] | None = field(kw_only=True, default=None)
     spares: Callable[[Any], frozenset[str]] = field(kw_only=True, default=lambda config: frozenset())
+    efforts: Mapping[Level, Effort] = field(kw_only=True, default_factory=dict)
     surveys: Callable[[Any], frozenset[str]] = field(kw_only=True, default=lambda config: frozenset())
     scores: Callable[[Layer, Any], Tensor] | None = field(kw_only=True, default=None)
 

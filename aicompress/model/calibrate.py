@@ -25,6 +25,7 @@ from aicompress.model.products import RoundedLayers
 from aicompress.model.statistics import Recorder
 from aicompress.model.streams import Stream, gate
 from aicompress.model.team import Team, add_up
+from aicompress.model.tuning import Stage, hidden
 
 Batch = dict[str, Tensor]
 
@@ -56,6 +57,8 @@ class Walk:
         team: processes that walk together, each with batches of its own; None for this one alone.
         rounded: linear layers and statistics multiply float32 numbers rounded to bfloat16.
         changes: the visitor compresses layers; where it does not, every block runs once.
+        tune: compresses the layers of a block in the visitor's place, with the block, its inputs and the outputs of the
+            original model at hand; returns their new dense parameters by checkpoint name.
     """
 
     model: Any
@@ -67,6 +70,12 @@ class Walk:
     team: Team | None = None
     rounded: bool = False
     changes: bool = True
+    tune: Callable[[Mapping[str, InputStats], Stage], Mapping[str, Tensor]] | None = None
+
+    @property
+    def carries(self) -> bool:
+        """Whether the original model's activations are carried along."""
+        return self.cross or self.tune is not None
 
 
 class Visitor(Protocol):
@@ -115,7 +124,7 @@ def walk(job: Walk, visitor: Visitor, progress: Callable[[int, int], None] = lam
                 _at_block(job, block, [n for n, b in inside.items() if b is block], state, visitor)
                 progress(len(state.visited), len(blocks))
         if outside and visitor.finished(outside) is None:
-            _visit(job, outside, visitor, recorder)
+            _visit(job, visitor, recorder)
     finally:
         ungate()
         for stream in (*state.compressed, *state.original):
@@ -150,7 +159,7 @@ def _start(job: Walk, state: _State) -> None:
     for batch in job.batches:
         state.compressed.append(Stream(lambda batch=batch: job.model(**batch)))  # type: ignore[misc]
         state.compressed[-1].start()
-        if job.cross:
+        if job.carries:
             state.original.append(Stream(lambda batch=batch: job.model(**batch)))  # type: ignore[misc]
             state.original[-1].start()
     if state.compressed[0].arrival is None:
@@ -168,7 +177,7 @@ def _at_block(job: Walk, block: Block, layers: list[str], state: _State, visitor
     if layers and first and done is None:
         with _recorder(job, layers) as recorder, torch.no_grad():
             outputs = _record(job, block, state, recorder)
-        _visit(job, layers, visitor, recorder)
+        _visit(job, visitor, recorder, _stage(job, block, state, outputs))
     elif state.original:
         outputs = _run(job, block, state.original)
     for name, tensor in (done or {}).items():
@@ -188,11 +197,21 @@ def _advance(job: Walk, block: Block, layers: list[str], state: _State, outputs:
         stream.advance(outputs[number] if same else _run(job, block, [stream])[0])
 
 
-def _visit(job: Walk, layers: Sequence[str], visitor: Visitor, recorder: Recorder) -> None:
+def _visit(job: Walk, visitor: Visitor, recorder: Recorder, stage: Stage | None = None) -> None:
     if job.team is not None:
         add_up(recorder, job.team)
-    for name, tensor in visitor.visit(recorder.stats()).items():
+    stats = recorder.stats()
+    for name, tensor in (job.tune(stats, stage) if job.tune and stage else visitor.visit(stats)).items():
         job.loader.replace(name, tensor)
+
+
+def _stage(job: Walk, block: Block, state: _State, outputs: list[Any]) -> Stage | None:
+    """What tuning needs of a block; None where it gives no hidden states to compare."""
+    targets = [target for output in outputs if (target := hidden(output)) is not None]
+    if job.tune is None or len(targets) < len(job.batches):
+        return None
+    inputs = [(s.arrival.args, s.arrival.kwargs) for s in state.compressed if s.arrival is not None]
+    return Stage(block.name, block.module, inputs, targets, [_mask(b) for b in job.batches], job.rounded)
 
 
 def _run(job: Walk, block: Block, streams: Sequence[Stream]) -> list[Any]:
@@ -209,7 +228,7 @@ def _record(job: Walk, block: Block, state: _State, recorder: Recorder) -> list[
         if state.original and state.differs:
             recorder.keep = {}
             outputs += _run(job, block, [state.original[number]])
-            recorder.originals, recorder.keep = recorder.keep, None
+            recorder.originals, recorder.keep = recorder.keep if job.cross else None, None
         same = _run(job, block, [stream])
         if state.original and not state.differs:
             outputs += same  # nothing is compressed yet: both models have the same activations

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -39,8 +40,7 @@ class RoundedLayers(TorchFunctionMode):
     """Rounds the inputs of linear layers in this thread, and of nothing else.
 
     Positions times frequencies must stay exact, attention's small products would get slower, and small layers, such as
-    the router of a mixture, are where rounding costs most for the least time. A backward pass is outside of any call:
-    run it under `bfloat16_products`.
+    the router of a mixture, are where rounding costs most for the least time. Gradients of rounded layers are rounded.
     """
 
     def __torch_function__(
@@ -48,8 +48,44 @@ class RoundedLayers(TorchFunctionMode):
     ) -> Any:
         weight = _WEIGHT.get(function)
         large = weight is not None and len(args) > weight and args[weight].numel() >= LEAST
-        with bfloat16_products(large):
+        if not large:
             return function(*args, **(kwargs or {}))
+        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+            return _differentiable(function, args, kwargs or {})
+        with bfloat16_products():
+            return function(*args, **(kwargs or {}))
+
+
+class _RoundedLinear(torch.autograd.Function):
+    """x Wᵀ + b, rounded in both directions."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        with bfloat16_products():
+            return functional.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        rows = gradients[0].reshape(-1, weight.shape[0])
+        with bfloat16_products():
+            return (
+                (rows @ weight).view(x.shape) if of_x else None,
+                rows.t() @ x.reshape(-1, x.shape[-1]) if of_weight else None,
+                rows.sum(0) if of_bias else None,
+            )
+
+
+def _differentiable(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """A call of linear, or of addmm without factors, whose backward pass rounds too."""
+    if function is functional.linear:
+        bias = args[2] if len(args) > 2 else kwargs.get("bias")
+        return _RoundedLinear.apply(args[0], args[1], bias)  # type: ignore[no-any-return, no-untyped-call]
+    if kwargs:
+        return torch.addmm(*args, **kwargs)
+    return _RoundedLinear.apply(args[1], args[2].t(), args[0])  # type: ignore[no-any-return, no-untyped-call]
 
 
 def rounds(precision: str) -> bool:

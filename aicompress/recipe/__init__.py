@@ -3,7 +3,7 @@
 from aicompress.data.section import Data
 from aicompress.recipe.files import find, read_yaml, shipped, with_overrides
 from aicompress.recipe.section import Model, Section, absolute, validated
-from aicompress.recipe.step import DEFAULT_KINDS, Level, Recipe, Rule, Select, load
+from aicompress.recipe.step import DEFAULT_KINDS, Level, Recipe, Rule, Select, Tune, load
 
 __all__ = [
     "DEFAULT_KINDS",
@@ -14,6 +14,7 @@ __all__ = [
     "Rule",
     "Section",
     "Select",
+    "Tune",
     "absolute",
     "find",
     "load",

@@ -10,9 +10,11 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from aicompress.data.section import Data
-from aicompress.errors import CompressError, RecipeError
+from aicompress.errors import CompressError, RecipeError, suggestion
 from aicompress.layer import Kind, LayerInfo
 from aicompress.methods import MethodConfig, get
+from aicompress.methods.effort import Level as Effort
+from aicompress.methods.registry import LayerMethod, Method
 from aicompress.recipe.files import find, read_text, read_yaml, with_overrides
 from aicompress.recipe.section import Model, Section, absolute, validated
 from aicompress.selection import in_levels, matches, unmatched, unreached
@@ -66,6 +68,19 @@ class Calibration(Data):
     )
 
 
+class Tune(Section):
+    """Block tuning: codes and scales of a block's layers are moved together towards the outputs it had before."""
+
+    steps: int = Field(200, ge=1, description="batches that are run forward and back, per block")
+    batch: int = Field(8, ge=1, description="samples in a batch")
+    rate: float = Field(
+        0.01, gt=0, le=1, description="how far a step moves a weight, in steps of its grid; falls to nothing"
+    )
+    scale_rate: float = Field(
+        0.001, ge=0, le=0.1, description="how far a step moves a scale, as a share of it; falls to nothing"
+    )
+
+
 class Recipe(Section):
     """A recipe of factorize, quantize or prune."""
 
@@ -76,6 +91,8 @@ class Recipe(Section):
     levels: tuple[Level, ...] = ()
     model: Model | None = None
     calibration: Calibration | None = None
+    effort: Effort | None = Field(None, description="preset of the method's fields and of tune; fields beside it win")
+    tune: Tune | None = None
     seed: int = Field(0, ge=0)
     gates: tuple[str, ...] = ()
 
@@ -113,6 +130,37 @@ class Recipe(Section):
         return validated(type(self.method), {**given, **part.fields}, where), where
 
 
+def with_effort(plain: dict[str, Any], given: dict[str, Any], method: Method) -> dict[str, Any]:
+    """A recipe with the fields that its effort stands for; what it says itself wins.
+
+    Args:
+        plain: the recipe.
+        given: its method section.
+        method: the method that it names.
+
+    Raises:
+        RecipeError: the method has no presets, or none of that name.
+    """
+    level, presets = str(plain["effort"]), getattr(method, "efforts", {})
+    if not presets:
+        hint = "leave it out; `aicompress methods` lists what has presets"
+        raise RecipeError(f"effort: {method.name} has one way to go and no presets", hint)
+    if level not in presets:
+        raise RecipeError(f"effort: unknown {level!r}", suggestion(level, list(presets)))
+    preset = presets[level]
+    found = {**plain, "method": {**preset.fields(given), **given}}
+    if preset.tune is None or plain.get("tune", {}) is None:  # `tune: null` asks for none
+        return found
+    return {**found, "tune": {**preset.tune, **plain.get("tune", {})}}
+
+
+def _tunable(method: Method) -> bool:
+    """Whether a method quantizes blocks that run, and neither rescales nor rotates what it is given."""
+    if not isinstance(method, LayerMethod) or method.command != "quantize" or not method.needs:
+        return False
+    return method.balance is None and method.rotation is None and "gradients" not in method.needs
+
+
 def load(name: str, command: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read and validate a recipe of factorize, quantize or prune.
 
@@ -121,8 +169,14 @@ def load(name: str, command: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = find(name)
     plain = with_overrides(read_yaml(read_text(path), path.name), overrides)
-    method = plain.get("method")
-    if not isinstance(method, dict) or "name" not in method:
+    given = plain.get("method")
+    if not isinstance(given, dict) or "name" not in given:
         raise RecipeError(f"{path.name}: method.name is missing", f"see `aicompress methods {command}`")
-    config = validated(get(command, str(method["name"])).config, method, "method")
+    method = get(command, str(given["name"]))
+    if plain.get("effort") is not None:
+        plain = with_effort(plain, given, method)
+    if plain.get("tune") is not None and not _tunable(method):
+        hint = "take a method that only reads inputs and stores integer codes, such as gptq"
+        raise RecipeError(f"tune: {method.name} runs no block whose codes could be tuned", hint)
+    config = validated(method.config, plain["method"], "method")
     return absolute(validated(Recipe, {**plain, "method": config}, ""), path.parent)

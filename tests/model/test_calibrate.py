@@ -18,6 +18,7 @@ from aicompress.model.calibrate import Walk, walk
 from aicompress.model.load import build, load
 from aicompress.model.partial import PartialModel
 from aicompress.model.statistics import rows_of
+from tests.pipeline.families import FAMILIES
 
 NEEDS = frozenset({"gram", "norms", "mean_abs"})
 
@@ -253,3 +254,18 @@ def test_running_statistics_are_those_of_the_checkpoint(tmp_path: Path) -> None:
     partial.load(lambda name: True)
     found = partial.model.state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["gpt-neox", "gemma", "whisper"])
+def test_statistics_of_more_families(name: str, tmp_path: Path) -> None:
+    """Fused query, key and value; scaled embeddings; an encoder of audio that every block of a decoder attends to."""
+    family = FAMILIES[name]
+    family.saved(tmp_path)
+    batches = [{key: value for key, value in family.inputs().items() if key != "use_cache"}]
+    visitor, wanted = run_walk(tmp_path, batches)
+    expected = reference_grams(load(tmp_path, kernels="reference"), wanted, batches)
+    assert set(expected) == {layer for layer, stats in visitor.stats.items() if stats.count}
+    for layer, gram in expected.items():
+        found = visitor.stats[layer].gram
+        assert found is not None
+        torch.testing.assert_close(found.double(), gram, rtol=1e-4, atol=1e-4)

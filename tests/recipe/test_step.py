@@ -202,3 +202,37 @@ def test_a_path_set_on_the_command_line_is_relative_to_the_current_folder(
     assert edited.calibration is not None
     assert plain.calibration.text == str(tmp_path / "recipes" / "beside.txt")
     assert edited.calibration.text == str(tmp_path / "mine.txt")
+
+
+CALIBRATED = "version: 1\ncalibration: {text: a.txt}\n"
+
+
+def test_effort_fills_what_the_recipe_leaves_open(tmp_path: Path) -> None:
+    text = CALIBRATED + "method: {name: gptq, bits: 2, shift: 0.1}\neffort: %s\n"
+    fast, balanced, best = (load(tmp_path, text % level) for level in ("fast", "balanced", "best"))
+    assert [found.method.shift for found in (fast, balanced, best)] == [0.1, 0.1, 0.1]
+    assert fast.method.refine < balanced.method.refine == best.method.refine
+    assert fast.tune is None
+    assert balanced.tune is None
+    assert best.tune is not None
+    assert best.resolved()["tune"]["steps"] == best.tune.steps
+    assert best.resolved()["method"]["refine"] == best.method.refine
+    mine = load(tmp_path, text % "best", "tune.steps=7")
+    assert mine.tune.steps == 7
+    assert mine.tune.batch == best.tune.batch
+    assert load(tmp_path, text % "best", "tune=null").tune is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GOOD + "effort: best", "effort: rtn has one way to go"),
+        (CALIBRATED + "method: {name: gptq}\neffort: bset", "effort: unknown 'bset'"),
+        (GOOD + "tune: {steps: 3}", "tune: rtn runs no block"),
+    ],
+)
+def test_efforts_and_tuning_that_a_method_does_not_have(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(RecipeError) as found:
+        load(tmp_path, text)
+    assert message in found.value.message
+    assert found.value.hint

@@ -8,9 +8,9 @@ arXiv:2505.11695); with `refine`, sweeps that round every column again given all
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import ConfigDict, Field
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from aicompress.layer import Layer
 from aicompress.methods.curvature import damped, gram, inverse_factor, shifted
+from aicompress.methods.effort import Effort, Level
 from aicompress.methods.quantize.columns import Grid, round_columns
 from aicompress.methods.quantize.descent import refine
 from aicompress.methods.quantize.integer import (
@@ -178,6 +179,21 @@ def grid_of(scale: Tensor, zero: Tensor | None, config: GptqConfig, order: Tenso
     return Grid(scale.float().t().contiguous(), offset, tuple((order // size).tolist()), config.bits)
 
 
+def _searched(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Rounds of refining, and shifted targets: worth most where few bits leave most to mend."""
+    return {2: {"refine": 4, "shift": 0.5}, 3: {"refine": 3, "shift": 0.4}}.get(given.get("bits", 4), {"refine": 2})
+
+
+EFFORTS: dict[Level, Effort] = {
+    "fast": Effort("two forward passes over the calibration data", lambda given: {"refine": 1, "shift": 0.0}),
+    "balanced": Effort("the same; a third pass where targets are shifted, below 4 bits", _searched),
+    "best": Effort(
+        "block tuning on top: 150 steps of 4 samples forward and back per block, about eight times balanced",
+        _searched,
+        {"steps": 150, "batch": 4},
+    ),
+}
+
 METHOD = LayerMethod(
     name="gptq",
     command="quantize",
@@ -191,4 +207,5 @@ METHOD = LayerMethod(
     settle=settle,
     describe=describe,
     compares=lambda config: config.shift > 0,
+    efforts=EFFORTS,
 )

@@ -18,11 +18,13 @@ from aicompress.model.calibrate import Visitor, Walk, walk
 from aicompress.model.merging import Slot
 from aicompress.model.partial import PartialModel
 from aicompress.model.products import rounds
+from aicompress.model.tuning import Stage
 from aicompress.pipeline.calibration.gradients import differentiate, gradients
-from aicompress.pipeline.calibration.inputs import Inputs, calibration_inputs
+from aicompress.pipeline.calibration.inputs import ROWS, Inputs, calibration_inputs
 from aicompress.pipeline.calibration.ready import MIN_ROWS as MIN_ROWS
-from aicompress.pipeline.calibration.ready import completed, compress_together
+from aicompress.pipeline.calibration.ready import completed, compress_together, compressed
 from aicompress.pipeline.calibration.request import Step, module_of
+from aicompress.pipeline.calibration.tuned import can_move, tuned
 from aicompress.pipeline.layerwise import Known, Ready, Work
 from aicompress.pipeline.output import Planned
 from aicompress.pipeline.plan import Plan
@@ -55,13 +57,14 @@ class Engine:
     rounded: bool = False
 
     @classmethod
-    def of(cls, plan: Step, tensors: Sequence[str], team: Processes) -> Engine:
+    def of(cls, plan: Step, tensors: Sequence[str], team: Processes, most: int = ROWS) -> Engine:
         """Build the model without its weights, and read the calibration data.
 
         Args:
             plan: the step.
             tensors: parameters whose layers' inputs are looked at.
             team: the processes that walk together.
+            most: samples in a batch.
 
         Raises:
             RecipeError: the calibration data does not fit the model.
@@ -69,7 +72,7 @@ class Engine:
         assert plan.recipe.calibration is not None
         model = module_of(plan.checkpoint, plan.recipe, plan.request.allow_code)
         loader = PartialModel(plan.checkpoint, model)
-        inputs = calibration_inputs(plan.checkpoint, model, plan.recipe.calibration, plan.recipe.seed, team)
+        inputs = calibration_inputs(plan.checkpoint, model, plan.recipe.calibration, plan.recipe.seed, team, most)
         places = {tensor: loader.place_of(tensor) for tensor in tensors}
         wanted = {tensor: place for tensor, place in places.items() if place is not None}
         return cls(model, loader, inputs, wanted, team, rounds(plan.recipe.calibration.precision))
@@ -121,18 +124,21 @@ def compress(work: Work, team: Processes) -> dict[str, Any]:
     Returns:
         The record of the calibration data.
     """
-    engine = Engine.of(work.plan, selected(work.plan), team)
+    tune = work.plan.recipe.tune
+    engine = Engine.of(work.plan, selected(work.plan), team, ROWS if tune is None else tune.batch)
     left = [name for name in selected(work.plan) if name not in work.journal.done]
     if not team.gather(bool(left))[0]:
         return engine.record()
     with gradients(work.plan, team, work.say) if graded(work.plan) else nullcontext() as store:
         read: Read | None = None if store is None else store.read
         if walked(work.plan):
+            writer = _Writer(work, read, engine.wanted)
             engine.walk(
-                Together(_specs(work.plan), team, _Writer(work, read)),
+                Together(_specs(work.plan), team, writer),
                 walked(work.plan),
                 compares(work.plan),
                 lambda done, total: work.say(f"block {done} of {total}"),
+                tune=None if tune is None else writer.tune,
             )
         for name in left:
             if name not in work.journal.done:  # such as a parameter that the running model uses in its own way
@@ -244,6 +250,7 @@ class _Writer:
 
     work: Work
     read: Read | None
+    places: Mapping[str, str | Slot]
 
     def finished(self, layers: Sequence[str]) -> Mapping[str, Tensor] | None:
         """A block that an earlier run wrote: its parameters as the working files hold them."""
@@ -254,12 +261,24 @@ class _Writer:
         return {**{name: written.dense(name) for name in layers}, **self.work.rescaling.beside(layers)}
 
     def visit(self, stats: Mapping[str, InputStats]) -> Mapping[str, Tensor]:
-        parameters = self.work.plan.output.parameters
         self.work.rescaling.decide(stats.get)
-        ready = compress_together(self.work.plan, stats)
+        return self._written(stats, compress_together(self.work.plan, stats))
+
+    def tune(self, stats: Mapping[str, InputStats], stage: Stage) -> Mapping[str, Tensor]:
+        """Compress the layers of a block, and tune those whose codes can move."""
+        plan = self.work.plan
+        ready = compress_together(plan, stats)
+        for name, inputs in stats.items():
+            if name not in ready and can_move(plan, name):
+                (job,) = plan.by_tensor[name]
+                ready[name] = compressed(plan, job, Known(completed(inputs, [job.info])))
+        return self._written(stats, {**ready, **tuned(plan, stage, ready, self.places)})
+
+    def _written(self, stats: Mapping[str, InputStats], ready: Mapping[str, Ready]) -> dict[str, Tensor]:
+        parameters = self.work.plan.output.parameters
         found: dict[str, Tensor] = {}
         for name, inputs in stats.items():
-            value = write(self.work, name, inputs, self.read, ready.pop(name, None))
+            value = write(self.work, name, inputs, self.read, ready.get(name))
             found[name] = _dense(value, parameters[name])
         return {**found, **self.work.rescaling.beside(found)}
 

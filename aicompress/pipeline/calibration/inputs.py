@@ -33,17 +33,22 @@ class Inputs:
     source: Source
 
 
-def calibration_inputs(checkpoint: Checkpoint, model: Any, data: Data, seed: int, team: Processes) -> Inputs:
+def calibration_inputs(
+    checkpoint: Checkpoint, model: Any, data: Data, seed: int, team: Processes, most: int = ROWS
+) -> Inputs:
     """Read and batch the calibration data; of several processes each takes its share.
 
     Language models get windows of exactly `length` tokens, encoders padded sentences, others their arrays.
+
+    Args:
+        most: samples in a batch, where memory allows for as many.
 
     Raises:
         RecipeError: the data cannot be read.
         Refused: there are fewer samples than processes.
     """
     data = data if data.samples else data.model_copy(update={"samples": DEFAULT_SAMPLES})
-    step = max(1, ROWS // (64 if data.kind == "arrays" else data.length))
+    step = min(most, max(1, ROWS // (64 if data.kind == "arrays" else data.length)))
     found: list[dict[str, Any]]
     if data.kind == "arrays":
         inputs, _, source = arrays(data, seed)

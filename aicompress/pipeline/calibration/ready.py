@@ -40,6 +40,13 @@ def compress_together(plan: Plan, stats: Mapping[str, InputStats]) -> dict[str, 
     return found
 
 
+def compressed(plan: Plan, job: LayerPlan, known: Known) -> Ready:
+    """A layer that is compressed alone."""
+    start = time.perf_counter()
+    weight = plan.method.apply(layer_of(plan, job.info, known), job.config)
+    return Ready(weight, time.perf_counter() - start)
+
+
 def _sharing(plan: Plan, stats: Mapping[str, InputStats]) -> list[tuple[InputStats, list[LayerPlan]]]:
     """Whole layers that have the same statistics and the same parameters of the method, where there are several."""
     found: list[tuple[InputStats, list[LayerPlan]]] = []

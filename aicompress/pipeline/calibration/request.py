@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,9 @@ def problems(
         return [Refused(message, "leave --stats out")]
     if not needs and not searches:
         return []
+    if recipe.tune is not None and (request.stats or os.environ.get("WORLD_SIZE", "1") != "1"):
+        what = "files of statistics hold none of its blocks' outputs" if request.stats else "it runs in one process"
+        return [Refused(f"tune: {what}", "leave --stats out, and torchrun" if request.stats else "leave torchrun out")]
     if request.stats and any(method.compares(layer.config) for layer in chosen):
         hint = "leave --stats out, or set its shift to 0"
         return [Refused(f"{method.name} compares two models here, and files of statistics hold one model's", hint)]
