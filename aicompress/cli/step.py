@@ -61,26 +61,16 @@ def command_for(name: str, summary: str) -> Callable[..., None]:
 def run(command: str, source: str, out: Path, recipe: tuple[str, list[str]], flags: Flags) -> None:
     """Plan a step and print the plan, or run it and print its report."""
     from aicompress import recipe as recipes
-    from aicompress.methods.registry import ChannelMethod, StructuralMethod, get
-    from aicompress.pipeline import layerwise, plan, structure
+    from aicompress.pipeline import steps
     from aicompress.pipeline.calibration.request import Request
-    from aicompress.pipeline.channels import driver as channels
-    from aicompress.pipeline.channels import plan as channel_plan
     from aicompress.pipeline.layerwise import Options
     from aicompress.pipeline.processes import is_first
 
     loaded = recipes.load(recipe[0], command, recipe[1])
-    method = get(command, loaded.method.name)
     request = Request(flags.allow_code, flags.stats)
-    make: Any = plan.make_plan
-    execute: Any = layerwise.run
-    if isinstance(method, ChannelMethod):
-        make, execute = channel_plan.make_plan, channels.run
-    elif isinstance(method, StructuralMethod):
-        make, execute = structure.make_plan, structure.run
-    planned = make(source, destination(out, flags), loaded, command, request)
+    planned = steps.make_plan(source, destination(out, flags), loaded, command, request)
     options = Options(flags.resume, flags.latency, reporter(flags.quiet or not is_first()))
-    conclude(planned, flags, lambda: execute(planned, options))
+    conclude(planned, flags, lambda: steps.run(planned, options))
 
 
 def destination(out: Path, flags: Flags) -> Any:

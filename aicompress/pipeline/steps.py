@@ -1,0 +1,45 @@
+"""The one place that knows which driver carries out a method of factorize, quantize or prune."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from aicompress.methods import get
+from aicompress.methods.registry import ChannelMethod, StructuralMethod
+from aicompress.pipeline import layerwise, plan, structure
+from aicompress.pipeline.calibration.request import Request
+from aicompress.pipeline.channels import driver as channels
+from aicompress.pipeline.channels import plan as channel_plan
+from aicompress.pipeline.layerwise import Options
+from aicompress.pipeline.output import Destination
+from aicompress.recipe import Recipe
+from aicompress.report.model import Report
+
+Planned = plan.Plan | structure.StructurePlan | channel_plan.ChannelPlan
+
+
+def make_plan(
+    source: str | Path, destination: Destination, recipe: Recipe, command: str, request: Request | None = None
+) -> Planned:
+    """Check everything that can be checked before the first byte is written.
+
+    Raises:
+        Refused: or Problems, when there are several.
+    """
+    method: Any = get(command, recipe.method.name)
+    request = request or Request()
+    if isinstance(method, ChannelMethod):
+        return channel_plan.make_plan(source, destination, recipe, command, request)
+    if isinstance(method, StructuralMethod):
+        return structure.make_plan(source, destination, recipe, command, request)
+    return plan.make_plan(source, destination, recipe, command, request)
+
+
+def run(planned: Planned, options: Options | None = None) -> Report:
+    """Write the output of a plan, its report inside."""
+    if isinstance(planned, channel_plan.ChannelPlan):
+        return channels.run(planned, options)
+    if isinstance(planned, structure.StructurePlan):
+        return structure.run(planned, options)
+    return layerwise.run(planned, options)
