@@ -7,16 +7,18 @@ from typing import Any
 
 from aicompress.methods import get
 from aicompress.methods.registry import ChannelMethod, StructuralMethod
-from aicompress.pipeline import layerwise, plan, structure
+from aicompress.pipeline import layerwise, plan
 from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.channels import driver as channels
 from aicompress.pipeline.channels import plan as channel_plan
 from aicompress.pipeline.layerwise import Options
 from aicompress.pipeline.output import Destination
+from aicompress.pipeline.structure import driver as structure
+from aicompress.pipeline.structure import plan as structure_plan
 from aicompress.recipe import Recipe
 from aicompress.report.model import Report
 
-Planned = plan.Plan | structure.StructurePlan | channel_plan.ChannelPlan
+Planned = plan.Plan | structure_plan.StructurePlan | channel_plan.ChannelPlan
 
 
 def make_plan(
@@ -32,7 +34,7 @@ def make_plan(
     if isinstance(method, ChannelMethod):
         return channel_plan.make_plan(source, destination, recipe, command, request)
     if isinstance(method, StructuralMethod):
-        return structure.make_plan(source, destination, recipe, command, request)
+        return structure_plan.make_plan(source, destination, recipe, command, request)
     return plan.make_plan(source, destination, recipe, command, request)
 
 
@@ -40,6 +42,6 @@ def run(planned: Planned, options: Options | None = None) -> Report:
     """Write the output of a plan, its report inside."""
     if isinstance(planned, channel_plan.ChannelPlan):
         return channels.run(planned, options)
-    if isinstance(planned, structure.StructurePlan):
+    if isinstance(planned, structure_plan.StructurePlan):
         return structure.run(planned, options)
     return layerwise.run(planned, options)

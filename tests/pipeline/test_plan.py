@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from aicompress.errors import OutOfSpace, OutputExists, Problems, Refused
-from aicompress.pipeline import layerwise, plan, steps
+from aicompress.pipeline import layerwise, steps
 from aicompress.pipeline.layerwise import Options
 from aicompress.pipeline.output import Destination
 from aicompress.recipe import load, shipped

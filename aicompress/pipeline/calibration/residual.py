@@ -17,9 +17,9 @@ from aicompress.checkpoint.statistics import StatisticsFile, merged
 from aicompress.layer import InputStats
 from aicompress.pipeline.calibration.blocks import MIN_ROWS, Engine, Together
 from aicompress.pipeline.calibration.request import foreign
-from aicompress.pipeline.cutting import Cutting
 from aicompress.pipeline.processes import Processes
-from aicompress.pipeline.structure import StructurePlan
+from aicompress.pipeline.structure.cutting import Cutting
+from aicompress.pipeline.structure.plan import StructurePlan
 
 CHOICE = frozenset({"mean_abs"})
 

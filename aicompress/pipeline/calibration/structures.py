@@ -22,9 +22,9 @@ from aicompress.pipeline.calibration import residual
 from aicompress.pipeline.calibration.blocks import MIN_ROWS, Engine, Together
 from aicompress.pipeline.calibration.gradients import differentiate, gradients
 from aicompress.pipeline.calibration.request import foreign
-from aicompress.pipeline.cutting import Cutting
 from aicompress.pipeline.processes import Processes
-from aicompress.pipeline.structure import StructurePlan
+from aicompress.pipeline.structure.cutting import Cutting
+from aicompress.pipeline.structure.plan import StructurePlan
 
 
 def choose(work: Cutting, team: Processes, inputs: Future[dict[str, str]]) -> dict[str, Any]:

@@ -15,10 +15,12 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.data import Data, token_windows
 from aicompress.errors import CompressError
 from aicompress.model.tokenizer import load_tokenizer
-from aicompress.pipeline import layerwise, plan, structure
+from aicompress.pipeline import layerwise, plan
 from aicompress.pipeline.calibration import blocks
 from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.output import Destination
+from aicompress.pipeline.structure import driver as structure
+from aicompress.pipeline.structure import plan as structure_plan
 from aicompress.recipe import load
 from aicompress.report.model import Report
 from tests.pipeline.calibration.steps import OFF, text
@@ -35,7 +37,7 @@ def recipe(folder: Path, data: dict[str, Any] | None, method: dict[str, Any], **
 
 
 def prune(source: Path, out: Path, path: Path, request: Request | None = None) -> Report:
-    planned = structure.make_plan(source, Destination(out), load(str(path), "prune"), "prune", request)
+    planned = structure_plan.make_plan(source, Destination(out), load(str(path), "prune"), "prune", request)
     report = structure.run(planned, OFF)
     assert planned.output.weight_bytes == report.after.weight_bytes
     return report

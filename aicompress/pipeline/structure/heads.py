@@ -16,7 +16,7 @@ from aicompress.model.heads import Attention, HeadTensor, attentions
 from aicompress.model.heads_trial import lies_in_sections
 from aicompress.model.shapes import build
 from aicompress.pipeline.calibration.request import Request
-from aicompress.pipeline.edits import Change, Cut, Edit, offset_part, with_refits
+from aicompress.pipeline.structure.edits import Change, Cut, Edit, offset_part, with_refits
 from aicompress.recipe import Recipe
 
 

@@ -1,15 +1,12 @@
-"""A structural step: tensors are cut, dropped and renamed together with config.json, one tensor in memory at a time."""
+"""Plan a structural step: what is cut, dropped and renamed together with config.json, and every byte of the output."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
-
-from aicompress.checkpoint import Checkpoint, CheckpointWriter
+from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.place import require_apart, require_free, require_writable
 from aicompress.errors import CompressError, RecipeError, Refused, raise_all
 from aicompress.layer import Kind, LayerInfo
@@ -18,22 +15,19 @@ from aicompress.methods.prune.targets import TargetedConfig
 from aicompress.methods.registry import StructuralConfig, StructuralMethod
 from aicompress.pipeline.calibration import request as needs
 from aicompress.pipeline.calibration.request import Request
-from aicompress.pipeline.cutting import Cutting, planned
-from aicompress.pipeline.edits import Change, Edit, drop_blocks, require_loads
-from aicompress.pipeline.experts import drop_experts
-from aicompress.pipeline.finish import Facts, finish, written_report
-from aicompress.pipeline.heads import drop_heads
-from aicompress.pipeline.layerwise import Options, Progress, hashing
-from aicompress.pipeline.narrowing import narrow_hidden
-from aicompress.pipeline.neurons import narrow
-from aicompress.pipeline.output import Destination, Output, arrange, lineage_step, summarize, with_digests
+from aicompress.pipeline.output import Destination, Output, arrange, lineage_step, summarize
 from aicompress.pipeline.plan import LayerPlan, collect, known_kinds, left_out, require_space
-from aicompress.pipeline.processes import Processes, processes
-from aicompress.pipeline.targets import Sizing
+from aicompress.pipeline.structure.cutting import planned
+from aicompress.pipeline.structure.edits import Change, Edit, drop_blocks, require_loads
+from aicompress.pipeline.structure.experts import drop_experts
+from aicompress.pipeline.structure.heads import drop_heads
+from aicompress.pipeline.structure.hidden import narrow_hidden
+from aicompress.pipeline.structure.neurons import narrow
+from aicompress.pipeline.structure.targets import Sizing
 from aicompress.pipeline.tied import open_input
 from aicompress.recipe import Recipe, Select
 from aicompress.report import gates
-from aicompress.report.model import LayerRow, Report
+from aicompress.report.model import LayerRow
 from aicompress.report.plan import PlanRow, PlanSummary
 from aicompress.weights import LowRank, outline_nbytes
 
@@ -224,63 +218,3 @@ def _unused_sections(recipe: Recipe) -> list[CompressError]:
         RecipeError(f"{name}: has no meaning for {recipe.method.name}, which changes layers together", "remove it")
         for name in given
     ]
-
-
-def run(plan: StructurePlan, options: Options | None = None) -> Report:
-    """Write the output of a plan, its report inside. A stopped run starts anew.
-
-    Under torchrun the processes share the calibration samples and the first one writes; the others return its report.
-
-    Raises:
-        CheckpointError: a weight holds NaN or infinity; nothing is left behind.
-        OutOfSpace: the disk is full; nothing is left behind.
-    """
-    options = options or Options()
-    team = processes(torch.device("cpu"))
-    team.wait()  # until all have made their plans: those refuse an output that is there
-    collected = _collect(plan, team, options.progress)
-    if team.rank == 0:
-        report = _lead(plan, options, team)
-        team.wait()
-        return report
-    if plan.reads and not collected:
-        from aicompress.pipeline.calibration.structures import follow
-
-        follow(plan, team)
-    team.wait()
-    return written_report(plan.output)
-
-
-def _collect(plan: StructurePlan, team: Processes, progress: Progress) -> bool:
-    """Make sure that the files of statistics exist; False for a step that reads none."""
-    there = team.gather(plan.request.reads_files)[0]
-    if plan.request.stats and not there:
-        from aicompress.pipeline.calibration.collect import Wanted, collect
-
-        collect(plan, Wanted(plan.looked_at, plan.reads), plan.request.stats[0], team, progress)
-        team.wait()
-    return bool(plan.request.stats)
-
-
-def _lead(plan: StructurePlan, options: Options, team: Processes) -> Report:
-    """What the process does that writes."""
-    start = time.perf_counter()
-    output = plan.output
-    with (
-        CheckpointWriter(output.destination.path, output.shards) as writer,
-        hashing(plan.checkpoint.source) as inputs,
-    ):
-        work = Cutting(plan, writer, options.progress)
-        calibration = dict(plan.edit.calibration)
-        if plan.reads:
-            from aicompress.pipeline.calibration import structures
-
-            calibration = structures.choose(work, team, inputs)
-        for name in output.parameters:
-            if name not in work.seconds:
-                work.write(name)
-        final = with_digests(output, inputs.result())
-        warnings = (*plan.warnings, *work.warnings)
-        rows = plan.rows({plan.edit.changes[name].source: seconds for name, seconds in work.seconds.items()})
-        facts = Facts(plan.recipe, plan.checkpoint, plan.kinds, rows, warnings, start, calibration=calibration)
-        return finish(facts, final, writer, options.latency)

@@ -12,9 +12,11 @@ from torch import nn
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.methods import get
-from aicompress.pipeline import layerwise, structure
+from aicompress.pipeline import layerwise
 from aicompress.pipeline.output import Destination
 from aicompress.pipeline.plan import make_plan
+from aicompress.pipeline.structure import driver as structure
+from aicompress.pipeline.structure import plan as structure_plan
 from aicompress.recipe import Recipe
 from tests.pipeline.families import FAMILIES, Family, silence
 from tests.pipeline.steps import OFF, loaded, prune
@@ -156,7 +158,7 @@ def test_depth_keeps_every_form_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_side_files_and_shards_come_along(tiny_bert: Path, tmp_path: Path) -> None:
-    planned = structure.make_plan(
+    planned = structure_plan.make_plan(
         tiny_bert,
         Destination(tmp_path / "out", max_shard_size=40_000),
         Recipe(version=1, method=get("prune", "depth").config(name="depth", keep_layers=2, strategy="even")),

@@ -17,8 +17,8 @@ from torch.nn import functional
 from aicompress.errors import RecipeError
 from aicompress.measure import interleaved
 from aicompress.methods.prune.targets import Target, TargetedConfig
-from aicompress.pipeline.edits import Edit
 from aicompress.pipeline.output import Output, Planned
+from aicompress.pipeline.structure.edits import Edit
 from aicompress.recipe import Recipe
 
 ROWS = 128  # inputs of a layer when it is timed

@@ -14,7 +14,7 @@ from aicompress.methods.registry import Part, StructuralConfig, StructuralMethod
 from aicompress.model.architecture import Architecture, FeedForward, with_value
 from aicompress.pipeline.calibration.allotment import Allotment, allotted
 from aicompress.pipeline.calibration.request import Request
-from aicompress.pipeline.edits import Change, Cut, Edit, offset_part, with_refits
+from aicompress.pipeline.structure.edits import Change, Cut, Edit, offset_part, with_refits
 from aicompress.recipe import Recipe
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from aicompress.pipeline import targets
 from aicompress.pipeline.output import Planned
+from aicompress.pipeline.structure import targets
 from tests.pipeline.families import FAMILIES
 from tests.pipeline.steps import plan, prune, refused
 

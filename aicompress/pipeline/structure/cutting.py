@@ -16,14 +16,14 @@ from aicompress.checkpoint.reader import require_finite
 from aicompress.errors import CompressError
 from aicompress.layer import InputStats, LayerInfo
 from aicompress.methods.registry import Structure
-from aicompress.pipeline.edits import Cut, Edit
 from aicompress.pipeline.output import Planned
 from aicompress.pipeline.plan import stored_outline
+from aicompress.pipeline.structure.edits import Cut, Edit
 from aicompress.weights import TensorSpec, Weight
 from aicompress.weights.cutting import cut
 
 if TYPE_CHECKING:
-    from aicompress.pipeline.structure import StructurePlan
+    from aicompress.pipeline.structure.plan import StructurePlan
 
 
 @dataclass

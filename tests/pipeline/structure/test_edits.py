@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from aicompress.errors import CheckpointError, Problems
 from aicompress.methods import get
-from aicompress.pipeline import structure
-from aicompress.pipeline.edits import require_loads
 from aicompress.pipeline.output import Destination
+from aicompress.pipeline.structure import plan as structure_plan
+from aicompress.pipeline.structure.edits import require_loads
 from aicompress.recipe import Recipe
 from tests.pipeline.families import FAMILIES
 from tests.pipeline.steps import plan, refused
@@ -65,7 +65,7 @@ def test_refuses_rules_and_select(tmp_path: Path) -> None:
     config = get("prune", "width").config(name="width", sparsity=0.5)
     recipe = Recipe(version=1, method=config, select={"include": ["*.mlp.*"]}, rules=[{"match": "*", "skip": True}])
     with pytest.raises(Problems) as found:
-        structure.make_plan(tmp_path / "in", Destination(tmp_path / "out"), recipe, "prune")
+        structure_plan.make_plan(tmp_path / "in", Destination(tmp_path / "out"), recipe, "prune")
     assert [error.message.split(":")[0] for error in found.value.problems] == ["rules", "select"]
 
 

@@ -17,7 +17,7 @@ from aicompress.model.architecture import Architecture, with_value
 from aicompress.model.mixtures import Mixture, mixtures
 from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.calibration.routers import importances
-from aicompress.pipeline.edits import Change, Cut, Edit
+from aicompress.pipeline.structure.edits import Change, Cut, Edit
 from aicompress.recipe import Recipe
 
 

@@ -12,9 +12,10 @@ import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
 
-from aicompress.pipeline import structure
 from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.output import Destination
+from aicompress.pipeline.structure import driver as structure
+from aicompress.pipeline.structure import plan as structure_plan
 from aicompress.recipe import load
 from tests.pipeline.calibration.steps import text
 from tests.pipeline.calibration.test_structures import divergence, recipe, windows
@@ -186,7 +187,7 @@ def test_activation_and_fitted_readers_keep_more_than_norms(
         data = None if name == "norm" else text(text_file, 24)
         method = {"name": "hidden", "sparsity": 0.25, "score": "activation", **fields}
         path = recipe(tmp_path, data, method)
-        planned = structure.make_plan(
+        planned = structure_plan.make_plan(
             str(trained_llama), Destination(tmp_path / name), load(str(path), "prune"), "prune", Request()
         )
         report = structure.run(planned, OFF)
@@ -206,7 +207,7 @@ def test_readers_of_every_kind_are_fitted(
         method = {"name": "hidden", "keep": 0.5, "score": "activation", "refit": fit}
         path = recipe(tmp_path, text(text_file, 8), method)
         out = tmp_path / f"{fit}"
-        planned = structure.make_plan(str(source), Destination(out), load(str(path), "prune"), "prune", Request())
+        planned = structure_plan.make_plan(str(source), Destination(out), load(str(path), "prune"), "prune", Request())
         structure.run(planned, OFF)
         found[fit] = load_file(out / "model.safetensors")
     readers = planned.edit.consumers
@@ -223,7 +224,7 @@ def test_statistics_are_read_from_a_file(trained_llama: Path, text_file: Path, t
     outs = []
     for stats in ((), (tmp_path / "stats.safetensors",), (tmp_path / "stats.safetensors",)):
         outs.append(tmp_path / f"out{len(outs)}")
-        made = structure.make_plan(
+        made = structure_plan.make_plan(
             str(trained_llama), Destination(outs[-1]), load(str(path), "prune"), "prune", Request(stats=stats)
         )
         structure.run(made, OFF)

@@ -21,7 +21,7 @@ from aicompress.model.grouping import grouped
 from aicompress.model.kinds import layer_kinds
 from aicompress.model.residual import Residual, residual
 from aicompress.pipeline.calibration.request import Request
-from aicompress.pipeline.edits import Change, Cut, Edit, offset_part, with_refits
+from aicompress.pipeline.structure.edits import Change, Cut, Edit, offset_part, with_refits
 from aicompress.recipe import Recipe
 
 

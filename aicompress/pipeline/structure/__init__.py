@@ -1,0 +1,1 @@
+"""Structural steps: neurons, heads, experts, whole blocks and the hidden width."""

@@ -1,0 +1,76 @@
+"""Run a structural plan: tensors are cut, dropped and renamed, one in memory at a time."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from aicompress.checkpoint import CheckpointWriter
+from aicompress.pipeline.finish import Facts, finish, written_report
+from aicompress.pipeline.layerwise import Options, Progress, hashing
+from aicompress.pipeline.output import with_digests
+from aicompress.pipeline.processes import Processes, processes
+from aicompress.pipeline.structure.cutting import Cutting
+from aicompress.pipeline.structure.plan import StructurePlan
+from aicompress.report.model import Report
+
+
+def run(plan: StructurePlan, options: Options | None = None) -> Report:
+    """Write the output of a plan, its report inside. A stopped run starts anew.
+
+    Under torchrun the processes share the calibration samples and the first one writes; the others return its report.
+
+    Raises:
+        CheckpointError: a weight holds NaN or infinity; nothing is left behind.
+        OutOfSpace: the disk is full; nothing is left behind.
+    """
+    options = options or Options()
+    team = processes(torch.device("cpu"))
+    team.wait()  # until all have made their plans: those refuse an output that is there
+    collected = _collect(plan, team, options.progress)
+    if team.rank == 0:
+        report = _lead(plan, options, team)
+        team.wait()
+        return report
+    if plan.reads and not collected:
+        from aicompress.pipeline.calibration.structures import follow
+
+        follow(plan, team)
+    team.wait()
+    return written_report(plan.output)
+
+
+def _collect(plan: StructurePlan, team: Processes, progress: Progress) -> bool:
+    """Make sure that the files of statistics exist; False for a step that reads none."""
+    there = team.gather(plan.request.reads_files)[0]
+    if plan.request.stats and not there:
+        from aicompress.pipeline.calibration.collect import Wanted, collect
+
+        collect(plan, Wanted(plan.looked_at, plan.reads), plan.request.stats[0], team, progress)
+        team.wait()
+    return bool(plan.request.stats)
+
+
+def _lead(plan: StructurePlan, options: Options, team: Processes) -> Report:
+    """What the process does that writes."""
+    start = time.perf_counter()
+    output = plan.output
+    with (
+        CheckpointWriter(output.destination.path, output.shards) as writer,
+        hashing(plan.checkpoint.source) as inputs,
+    ):
+        work = Cutting(plan, writer, options.progress)
+        calibration = dict(plan.edit.calibration)
+        if plan.reads:
+            from aicompress.pipeline.calibration import structures
+
+            calibration = structures.choose(work, team, inputs)
+        for name in output.parameters:
+            if name not in work.seconds:
+                work.write(name)
+        final = with_digests(output, inputs.result())
+        warnings = (*plan.warnings, *work.warnings)
+        rows = plan.rows({plan.edit.changes[name].source: seconds for name, seconds in work.seconds.items()})
+        facts = Facts(plan.recipe, plan.checkpoint, plan.kinds, rows, warnings, start, calibration=calibration)
+        return finish(facts, final, writer, options.latency)
