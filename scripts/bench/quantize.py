@@ -16,7 +16,7 @@ from scripts.bench.rows import Row, Target, ours
 from scripts.bench.tables import conditions, section
 
 LLMC = "llm-compressor"
-EFFORT = "method.effort={}"
+EFFORT = "effort={}"
 W4, W3, W2, W8, AUTO = "4 bits", "3 bits", "2 bits", "8 bits", "Widths by layer, in the bytes of a uniform width"
 
 
