@@ -40,10 +40,11 @@ def fit_scales(wanted: Tensor, hessian: Tensor, levels: Grid, codes: Tensor, dty
     that share one scale share the sum of their equations.
     """
     groups, out = len(levels.scale), codes.shape[1]
-    order = torch.tensor(levels.group).argsort(stable=True)  # columns of a group beside each other
-    steps = levels.steps(codes)[order].view(groups, -1, out)
-    b = (steps * (hessian @ wanted)[order].view_as(steps)).sum(1).t()  # (out, groups)
-    a = _normal_matrices(hessian[order[:, None], order], steps).double()
+    order, missing = _by_group(levels.group, groups)
+    steps = levels.steps(codes)[order]
+    steps[missing] = 0
+    b = (steps * (hessian @ wanted)[order]).view(groups, -1, out).sum(1).t()  # (out, groups)
+    a = _normal_matrices(hessian[order[:, None], order], steps.view(groups, -1, out)).double()
     if levels.scale.shape[1] == 1:
         a, b = a.sum(0, keepdim=True), b.sum(0, keepdim=True)
     old = levels.scale.t().double()
@@ -57,6 +58,20 @@ def fit_scales(wanted: Tensor, hessian: Tensor, levels: Grid, codes: Tensor, dty
 
     better = loss(new) < loss(old)
     return replace(levels, scale=torch.where(better[:, None], new, old).float().t().contiguous())
+
+
+def _by_group(group: tuple[int, ...], groups: int) -> tuple[Tensor, Tensor]:
+    """Columns of a group beside each other, as many for each, and which of them only fill up a narrower group."""
+    member = torch.tensor(group)
+    counts = member.bincount(minlength=groups)
+    ordered = member.argsort(stable=True)
+    first = counts.cumsum(0) - counts
+    place = member[ordered] * int(counts.max()) + torch.arange(len(member)) - first[member[ordered]]
+    order = torch.zeros(groups * int(counts.max()), dtype=torch.long)
+    order[place] = ordered
+    missing = torch.ones(len(order), dtype=torch.bool)
+    missing[place] = False
+    return order, missing
 
 
 def _normal_matrices(hessian: Tensor, steps: Tensor) -> Tensor:

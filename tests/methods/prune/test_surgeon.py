@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -146,7 +147,7 @@ def test_groups_keep_as_many_each() -> None:
     weight[:, :4] *= 0.01
     found = structure(weight, seen(correlated(100, 8)))
     assert keep(found, 4, config()) == [4, 5, 6, 7]
-    grouped = Structure(found.name, found.size, found.parts, 2, found.inputs)
+    grouped = replace(found, groups=2)
     for score in ("obs", "product", "activation"):
         kept = keep(grouped, 4, config(score=score))
         assert [sum(unit // 4 == group for unit in kept) for group in (0, 1)] == [2, 2]
