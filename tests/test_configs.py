@@ -8,7 +8,7 @@ import pytest
 
 from aicompress import recipe
 from aicompress.methods import COMMANDS, methods
-from aicompress.methods.registry import LayerMethod
+from aicompress.methods.layerwise import LayerMethod
 
 FILES = [
     path

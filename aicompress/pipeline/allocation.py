@@ -20,6 +20,7 @@ from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_grad
 from aicompress.errors import RecipeError
 from aicompress.layer import GradientStats, InputStats, Layer
 from aicompress.measure import interleaved
+from aicompress.methods.layerwise import Candidate
 from aicompress.methods.prune import allocation
 from aicompress.methods.prune.allocation import Share
 from aicompress.methods.prune.calibrated import CalibratedConfig
@@ -28,7 +29,6 @@ from aicompress.methods.prune.masks import kept_count
 from aicompress.methods.prune.search import least, saved_bytes
 from aicompress.methods.prune.sharing import share_globally
 from aicompress.methods.prune.sparsity import check
-from aicompress.methods.registry import Candidate
 from aicompress.model.modules import fast_linear
 from aicompress.pipeline.calibration.blocks import selected
 from aicompress.pipeline.calibration.collect import Wanted, collect

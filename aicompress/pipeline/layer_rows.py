@@ -6,7 +6,7 @@ import dataclasses
 import math
 
 from aicompress.errors import CompressError
-from aicompress.methods.registry import LayerMethod
+from aicompress.methods.layerwise import LayerMethod
 from aicompress.pipeline.plan import LayerPlan
 from aicompress.report.model import LayerRow
 from aicompress.weights import Weight, outline_nbytes

@@ -15,8 +15,9 @@ from aicompress.errors import CompressError, OutOfSpace, RecipeError, raise_all
 from aicompress.layer import Kind, LayerInfo
 from aicompress.measure import directory_nbytes
 from aicompress.methods import get
+from aicompress.methods.layerwise import LayerMethod
+from aicompress.methods.method import MethodConfig
 from aicompress.methods.quantize.widths import WidthConfig, open_bits, with_bits
-from aicompress.methods.registry import LayerMethod, MethodConfig
 from aicompress.methods.zeros import outline_of
 from aicompress.model.kinds import layer_kinds
 from aicompress.model.places import Place

@@ -11,7 +11,7 @@ import torch
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.rewritten import RewrittenCheckpoint
 from aicompress.errors import Refused
-from aicompress.methods.registry import LayerMethod
+from aicompress.methods.layerwise import LayerMethod
 from aicompress.model.kinds import skeleton
 from aicompress.model.turnable import Turnable
 from aicompress.model.turning import find_turnable

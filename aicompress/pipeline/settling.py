@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import RecipeError
 from aicompress.layer import LayerInfo
+from aicompress.methods.layerwise import Candidate, LayerMethod
+from aicompress.methods.method import MethodConfig
 from aicompress.methods.quantize.widths import OPEN, WidthConfig
-from aicompress.methods.registry import Candidate, LayerMethod, MethodConfig
 from aicompress.pipeline.sharing import Sharing
 
 if TYPE_CHECKING:

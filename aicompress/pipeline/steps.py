@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from aicompress.methods import get
-from aicompress.methods.registry import ChannelMethod, StructuralMethod
+from aicompress.methods.structural import ChannelMethod, StructuralMethod
 from aicompress.pipeline import layerwise, plan
 from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.channels import driver as channels

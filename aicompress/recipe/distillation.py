@@ -12,7 +12,7 @@ from pydantic import Field, SerializeAsAny, model_validator
 from aicompress.data.section import Data
 from aicompress.errors import RecipeError
 from aicompress.methods import get
-from aicompress.methods.registry import LossConfig
+from aicompress.methods.training import LossConfig
 from aicompress.recipe import Model, Section, absolute, find, read_yaml, validated, with_overrides
 
 

@@ -14,7 +14,8 @@ from aicompress.errors import CompressError, RecipeError, suggestion
 from aicompress.layer import Kind, LayerInfo
 from aicompress.methods import MethodConfig, get
 from aicompress.methods.effort import Level as Effort
-from aicompress.methods.registry import LayerMethod, Method
+from aicompress.methods.layerwise import LayerMethod
+from aicompress.methods.method import Method
 from aicompress.recipe.files import find, read_text, read_yaml, with_overrides
 from aicompress.recipe.section import Model, Section, absolute, validated
 from aicompress.selection import in_levels, matches, unmatched, unreached

@@ -18,7 +18,7 @@ from torch import Tensor
 from aicompress.errors import Refused
 from aicompress.layer import GradientStats, InputStats, Layer, LayerInfo
 from aicompress.methods import COMMANDS, MethodConfig, methods
-from aicompress.methods.registry import Candidate, LayerMethod
+from aicompress.methods.layerwise import Candidate, LayerMethod
 from aicompress.weights import Dense, IntGrouped, Sparse, SparseCodes, Weight, restore
 
 SHAPES = ((16, 24), (1, 12), (12, 1), (7, 13), (33, 100), (64, 8))

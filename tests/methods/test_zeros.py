@@ -11,7 +11,7 @@ from aicompress.layer import Layer
 from aicompress.methods import get
 from aicompress.methods.curvature import damped
 from aicompress.methods.curvature import loss as loss_of
-from aicompress.methods.registry import LayerMethod
+from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.zeros import descended, kept_zero, outline_of, zeroed
 from aicompress.weights import IntGrouped, Sparse, SparseCodes, Weight, outline_nbytes
 from tests.methods.layers import randn

@@ -13,7 +13,8 @@ import yaml
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import Problems
-from aicompress.methods.registry import LayerMethod, methods
+from aicompress.methods.layerwise import LayerMethod
+from aicompress.methods.registry import methods
 from aicompress.pipeline import layerwise, plan
 from aicompress.pipeline.layerwise import Options
 from aicompress.pipeline.output import Destination

@@ -13,7 +13,7 @@ from torch import Tensor
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import Problems, Refused
 from aicompress.methods import methods
-from aicompress.methods.registry import LayerMethod
+from aicompress.methods.layerwise import LayerMethod
 from aicompress.model.load import load as load_model
 from tests.pipeline.calibration.steps import text
 from tests.pipeline.calibration.test_gradients import planned, run

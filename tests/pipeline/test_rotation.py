@@ -15,7 +15,7 @@ from torch import Tensor
 from aicompress.checkpoint import Checkpoint, noise
 from aicompress.errors import Refused
 from aicompress.methods import get
-from aicompress.methods.registry import LayerMethod
+from aicompress.methods.layerwise import LayerMethod
 from aicompress.model.load import load
 from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.layerwise import Options

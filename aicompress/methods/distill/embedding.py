@@ -19,7 +19,7 @@ from torch import Tensor
 
 from aicompress.methods.distill.mse import squared_error
 from aicompress.methods.outputs import Anatomy, Outputs, wanted
-from aicompress.methods.registry import DistillMethod, LossConfig
+from aicompress.methods.training import DistillMethod, LossConfig
 
 
 class Config(LossConfig):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from aicompress.methods.distill.layers import check_layers, uniform_map
 from aicompress.methods.outputs import Anatomy, Outputs
-from aicompress.methods.registry import DistillMethod, LossConfig
+from aicompress.methods.training import DistillMethod, LossConfig
 
 
 class Config(LossConfig):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from aicompress.methods.distill.logits import READS, check_logits, with_labels
 from aicompress.methods.outputs import Anatomy, Outputs, wanted
-from aicompress.methods.registry import DistillMethod, LossConfig
+from aicompress.methods.training import DistillMethod, LossConfig
 
 
 class Config(LossConfig):

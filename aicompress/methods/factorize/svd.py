@@ -17,7 +17,8 @@ from torch import Tensor
 from aicompress.errors import CompressError, RecipeError, raise_all
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.factorize.ranks import Spectrum, allocate, factor_parameters, largest_rank
-from aicompress.methods.registry import Candidate, LayerMethod, MethodConfig
+from aicompress.methods.layerwise import Candidate, LayerMethod
+from aicompress.methods.method import MethodConfig
 from aicompress.weights import Dense, LowRank, Weight
 
 CUTOFF = 1e-7  # of the largest singular value: what a float64 Gram matrix resolves

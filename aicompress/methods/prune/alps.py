@@ -17,11 +17,11 @@ from torch import Tensor
 
 from aicompress.layer import Layer
 from aicompress.methods.curvature import damped, gram, shifted
+from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.prune.calibrated import CalibratedConfig, check, describe, finished, outline, saliency, surveys
 from aicompress.methods.prune.masks import Keep, tile_sums
 from aicompress.methods.prune.permutation import permuting
 from aicompress.methods.prune.sparsity import choose, keep_of, present, settle_stored
-from aicompress.methods.registry import LayerMethod
 from aicompress.weights import Weight
 
 SAMPLE = 1 << 14  # scores from which a threshold is estimated between iterations

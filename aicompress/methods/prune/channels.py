@@ -23,7 +23,8 @@ from pydantic import ByteSize, ConfigDict, Field
 from torch import Tensor
 
 from aicompress.errors import RecipeError
-from aicompress.methods.registry import ChannelMethod, Channels, MethodConfig, Part
+from aicompress.methods.method import MethodConfig
+from aicompress.methods.structural import ChannelMethod, Channels, Part
 
 Choice = list[list[int]]
 

@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from aicompress.errors import RecipeError
 from aicompress.methods.prune.targets import TARGETS, TargetedConfig
-from aicompress.methods.registry import StructuralMethod, Structure
+from aicompress.methods.structural import StructuralMethod, Structure
 
 
 class DepthConfig(TargetedConfig):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from aicompress.errors import RecipeError
 from aicompress.methods.prune.targets import TARGETS, TargetedConfig
-from aicompress.methods.registry import StructuralMethod, Structure
+from aicompress.methods.structural import StructuralMethod, Structure
 
 
 class ExpertsConfig(TargetedConfig):

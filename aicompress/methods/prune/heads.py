@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field
 from aicompress.errors import RecipeError
 from aicompress.methods.prune import units
 from aicompress.methods.prune.targets import TARGETS
-from aicompress.methods.registry import StructuralMethod, Structure
+from aicompress.methods.structural import StructuralMethod, Structure
 
 
 class HeadsConfig(units.UnitsConfig):

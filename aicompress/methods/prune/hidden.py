@@ -24,7 +24,7 @@ from torch import Tensor
 from aicompress.errors import CompressError, RecipeError
 from aicompress.methods.prune import surgeon, units
 from aicompress.methods.prune.targets import TARGETS, TargetedConfig
-from aicompress.methods.registry import StructuralMethod, Structure
+from aicompress.methods.structural import StructuralMethod, Structure
 
 STREAM = "hidden"  # the structure of the stream's coordinates; others are heads whose size is a share of it
 

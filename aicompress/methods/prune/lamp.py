@@ -15,10 +15,10 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer
+from aicompress.methods.layerwise import Candidate, LayerMethod
 from aicompress.methods.prune import magnitude
 from aicompress.methods.prune.sharing import share_globally
 from aicompress.methods.prune.sparsity import SparsityConfig, check, describe, outline, settle_stored
-from aicompress.methods.registry import Candidate, LayerMethod
 from aicompress.weights import Weight
 
 

@@ -13,10 +13,10 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from aicompress.layer import Layer
+from aicompress.methods.layerwise import Candidate, LayerMethod
 from aicompress.methods.prune.permutation import permuting
 from aicompress.methods.prune.sharing import share_globally
 from aicompress.methods.prune.sparsity import SparsityConfig, check, choose, describe, masked, outline, settle_stored
-from aicompress.methods.registry import Candidate, LayerMethod
 from aicompress.weights import Weight
 
 

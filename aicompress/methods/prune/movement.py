@@ -15,6 +15,7 @@ from torch import Tensor
 
 from aicompress.errors import CompressError
 from aicompress.layer import Layer
+from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.prune.permutation import permuting
 from aicompress.methods.prune.sparsity import (
     SparsityConfig,
@@ -25,7 +26,6 @@ from aicompress.methods.prune.sparsity import (
     outline,
     settle_stored,
 )
-from aicompress.methods.registry import LayerMethod
 from aicompress.weights import Weight
 
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from aicompress.errors import RecipeError
 from aicompress.layer import Layer
+from aicompress.methods.layerwise import Candidate
 from aicompress.methods.prune.masks import global_counts, kept_count
 from aicompress.methods.prune.sparsity import present, ranked, tile_sums
-from aicompress.methods.registry import Candidate
 from aicompress.methods.zeros import mask_of
 
 

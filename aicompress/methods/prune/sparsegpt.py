@@ -16,11 +16,11 @@ from torch import Tensor
 
 from aicompress.layer import Layer
 from aicompress.methods.curvature import damped, gram, inverse_factor, shifted
+from aicompress.methods.layerwise import Candidate, LayerMethod
 from aicompress.methods.prune.calibrated import CalibratedConfig, check, describe, finished, outline, saliency, surveys
 from aicompress.methods.prune.obs import Choose, Sweep
 from aicompress.methods.prune.permutation import permuting
 from aicompress.methods.prune.sparsity import counted, keep_of, present, ranked
-from aicompress.methods.registry import Candidate, LayerMethod
 from aicompress.methods.zeros import mask_of
 from aicompress.weights import Weight
 

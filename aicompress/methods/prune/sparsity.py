@@ -11,9 +11,10 @@ from torch import Tensor
 
 from aicompress.errors import RecipeError
 from aicompress.layer import Layer, LayerInfo
+from aicompress.methods.layerwise import Candidate
+from aicompress.methods.method import MethodConfig
 from aicompress.methods.prune.grouped import grouping_of, ordered
 from aicompress.methods.prune.masks import Keep, kept_count, parse_block, parse_pattern, tile_sums
-from aicompress.methods.registry import Candidate, MethodConfig
 from aicompress.methods.zeros import codes_of, exact, mask_of, zeroed
 from aicompress.weights import Dense, IntGrouped, Sparse, SparseCodes, Weight, outline_nbytes
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from aicompress.errors import CompressError
 from aicompress.layer import InputStats
 from aicompress.methods.curvature import damped
-from aicompress.methods.registry import Part, Structure
+from aicompress.methods.structural import Part, Structure
 
 ROUNDS = 64  # steps in which units go; several at once where there are more
 

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import ByteSize, Field
 
-from aicompress.methods.registry import StructuralConfig
+from aicompress.methods.structural import StructuralConfig
 
 Target = Literal["target_parameters", "target_bytes", "target_latency"]
 TARGETS: tuple[Target, ...] = ("target_parameters", "target_bytes", "target_latency")

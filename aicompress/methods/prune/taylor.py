@@ -13,11 +13,11 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer
+from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.prune.calibrated import check, describe, finished, outline
 from aicompress.methods.prune.gradients import NEEDS, GradientConfig, comparable, gradients, spares, surveyed
 from aicompress.methods.prune.permutation import permuting
 from aicompress.methods.prune.sparsity import choose, settle_stored
-from aicompress.methods.registry import LayerMethod
 from aicompress.weights import Weight
 
 

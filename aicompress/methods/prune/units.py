@@ -13,7 +13,7 @@ from torch import Tensor
 from aicompress.errors import CompressError
 from aicompress.methods.prune import surgeon
 from aicompress.methods.prune.targets import TargetedConfig
-from aicompress.methods.registry import Structure
+from aicompress.methods.structural import Structure
 
 Score = Literal["product", "sum", "activation", "taylor", "obs"]
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from aicompress.layer import Layer
 from aicompress.methods.curvature import importance
+from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.prune.calibrated import CalibratedConfig, check, describe, finished, outline, surveys
 from aicompress.methods.prune.permutation import permuting
 from aicompress.methods.prune.sparsity import choose, settle_stored
-from aicompress.methods.registry import LayerMethod
 from aicompress.weights import Weight
 
 

@@ -21,7 +21,7 @@ from pydantic import ConfigDict, Field, model_validator
 from aicompress.errors import RecipeError
 from aicompress.methods.prune import units
 from aicompress.methods.prune.targets import TARGETS
-from aicompress.methods.registry import StructuralMethod, Structure
+from aicompress.methods.structural import StructuralMethod, Structure
 
 
 class WidthConfig(units.UnitsConfig):

@@ -19,6 +19,8 @@ from torch import Tensor
 from aicompress.errors import RecipeError
 from aicompress.layer import Layer
 from aicompress.methods.curvature import gram, loss, statistics
+from aicompress.methods.layerwise import Balance, Candidate, LayerMethod
+from aicompress.methods.method import MethodConfig
 from aicompress.methods.quantize.integer import (
     IntegerConfig,
     check,
@@ -30,7 +32,7 @@ from aicompress.methods.quantize.integer import (
 )
 from aicompress.methods.quantize.rounding import decode, encode, grouped
 from aicompress.methods.quantize.scales import full_range, least_error
-from aicompress.methods.registry import Balance, Candidate, LayerMethod, MethodConfig, get
+from aicompress.methods.registry import get
 from aicompress.weights import Weight
 
 ROWS = 128  # of a layer that the search looks at: errors of rows are alike, and a large layer has thousands

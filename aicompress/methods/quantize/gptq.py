@@ -19,6 +19,7 @@ from torch import Tensor
 from aicompress.layer import Layer
 from aicompress.methods.curvature import damped, gram, inverse_factor, shifted
 from aicompress.methods.effort import Effort, Level
+from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.quantize.columns import Grid, round_columns
 from aicompress.methods.quantize.descent import refine
 from aicompress.methods.quantize.integer import (
@@ -32,7 +33,6 @@ from aicompress.methods.quantize.integer import (
 )
 from aicompress.methods.quantize.rounding import require_scales
 from aicompress.methods.quantize.scales import full_range, least_error
-from aicompress.methods.registry import LayerMethod
 from aicompress.weights import IntGrouped, Weight
 
 STACKED = 1 << 23  # weights of layers with the same inputs that are rounded at once

@@ -16,9 +16,11 @@ from pydantic import ConfigDict, Field, field_validator
 
 from aicompress.errors import RecipeError
 from aicompress.layer import Layer, LayerInfo
+from aicompress.methods.layerwise import LayerMethod
+from aicompress.methods.method import MethodConfig
 from aicompress.methods.quantize.orthogonal import Rotation, rotation
 from aicompress.methods.quantize.widths import open_bits
-from aicompress.methods.registry import LayerMethod, MethodConfig, get
+from aicompress.methods.registry import get
 from aicompress.weights import Weight
 
 NEEDS = frozenset({"gram", "norms", "mean_abs", "max_abs", "mean"})  # what some base reads

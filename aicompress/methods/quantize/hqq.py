@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
+from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.quantize.integer import (
     IntegerConfig,
     check,
@@ -35,7 +36,6 @@ from aicompress.methods.quantize.rounding import (
     scale_and_zero,
     ungrouped,
 )
-from aicompress.methods.registry import LayerMethod
 from aicompress.weights import IntGrouped, Weight
 
 TINY = 1e-6  # steps; below it an error counts as this large, so that its power p − 1 is finite

@@ -12,6 +12,7 @@ from pydantic import ConfigDict
 
 from aicompress.layer import Layer
 from aicompress.methods.curvature import importance
+from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.quantize.integer import (
     IntegerConfig,
     check,
@@ -22,7 +23,6 @@ from aicompress.methods.quantize.integer import (
     stored_scale_dtype,
 )
 from aicompress.methods.quantize.scales import least_error
-from aicompress.methods.registry import LayerMethod
 from aicompress.weights import Weight
 
 

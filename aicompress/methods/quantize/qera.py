@@ -17,8 +17,10 @@ from torch import Tensor
 from aicompress.errors import RecipeError
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.curvature import damped, gram, loss
+from aicompress.methods.layerwise import LayerMethod
+from aicompress.methods.method import MethodConfig
 from aicompress.methods.quantize.widths import open_bits
-from aicompress.methods.registry import LayerMethod, MethodConfig, get
+from aicompress.methods.registry import get
 from aicompress.weights import Corrected, Dense, LowRank, Weight
 
 NEEDS = frozenset({"gram", "norms"})  # what a Gram matrix gives a base method

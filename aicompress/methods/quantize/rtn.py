@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
+from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.quantize.rounding import (
     grouped,
     minmax_range,
@@ -23,7 +24,6 @@ from aicompress.methods.quantize.rounding import (
     squared_error,
 )
 from aicompress.methods.quantize.widths import Bits, WidthConfig, settle
-from aicompress.methods.registry import LayerMethod
 from aicompress.weights import IntGrouped, Weight
 from aicompress.weights.int_grouped import groups_of
 

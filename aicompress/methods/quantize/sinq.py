@@ -14,10 +14,10 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
+from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.quantize.integer import IntegerConfig, check, describe, encoded, settle, stored_scale_dtype
 from aicompress.methods.quantize.integer import outline as integer_outline
 from aicompress.methods.quantize.scales import full_range, least_error
-from aicompress.methods.registry import LayerMethod
 from aicompress.weights import ColumnScaled, Weight
 
 LOWEST_STEP, HIGHEST_STEP = 0.7, 2.0  # one step multiplies a factor by no less and no more

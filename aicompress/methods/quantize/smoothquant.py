@@ -18,9 +18,9 @@ from aicompress.errors import CompressError
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods import MethodConfig
 from aicompress.methods.curvature import statistics
+from aicompress.methods.layerwise import Balance, Candidate, LayerMethod
 from aicompress.methods.quantize import rtn
 from aicompress.methods.quantize.rtn import RtnConfig
-from aicompress.methods.registry import Balance, Candidate, LayerMethod
 from aicompress.weights import Weight
 
 FLOOR = 1e-5  # of the largest: the least size that counts

@@ -15,9 +15,10 @@ from pydantic import ByteSize, Field, field_validator, model_validator
 from torch import Tensor
 
 from aicompress.errors import CompressError, RecipeError, raise_all
+from aicompress.methods.layerwise import Candidate
+from aicompress.methods.method import MethodConfig
 from aicompress.methods.quantize.rounding import decode, encode, grouped, pieces
 from aicompress.methods.quantize.scales import full_range
-from aicompress.methods.registry import Candidate, MethodConfig
 
 WIDTHS = (2, 3, 4, 8)
 MAX_ERROR = 0.12  # of `bits: range`: what 4 bits keep of Gaussian weights in groups of up to 128

@@ -20,7 +20,7 @@ from aicompress.layer import InputStats
 from aicompress.methods.budget import least_loss
 from aicompress.methods.prune import surgeon
 from aicompress.methods.prune.width import WidthConfig
-from aicompress.methods.registry import StructuralMethod, Structure
+from aicompress.methods.structural import StructuralMethod, Structure
 from aicompress.pipeline.calibration import request as needs
 from aicompress.pipeline.calibration.blocks import MIN_ROWS, Engine
 from aicompress.pipeline.calibration.request import Request

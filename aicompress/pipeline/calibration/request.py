@@ -13,8 +13,10 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.statistics import StatisticsFile
 from aicompress.errors import CompressError, RecipeError, Refused
 from aicompress.layer import LayerInfo
+from aicompress.methods.layerwise import LayerMethod
+from aicompress.methods.method import MethodConfig
 from aicompress.methods.quantize.widths import open_bits
-from aicompress.methods.registry import LayerMethod, MethodConfig, StructuralMethod
+from aicompress.methods.structural import StructuralMethod
 from aicompress.model.objective import LossKind
 from aicompress.recipe import Recipe
 

@@ -14,7 +14,7 @@ from aicompress.checkpoint.journal import Journal
 from aicompress.checkpoint.rewritten import RewrittenCheckpoint
 from aicompress.errors import Refused
 from aicompress.layer import InputStats, Layer, LayerInfo
-from aicompress.methods.registry import Balance, Candidate, LayerMethod
+from aicompress.methods.layerwise import Balance, Candidate, LayerMethod
 from aicompress.model.places import Axis, Place
 from aicompress.model.probing import probe
 from aicompress.pipeline.calibration.request import Chosen

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import RecipeError, Refused, raise_all
-from aicompress.methods.registry import StructuralMethod
+from aicompress.methods.structural import StructuralMethod
 from aicompress.model.influence import Passage
 from aicompress.model.mixtures import Mixture
 from aicompress.model.partial import PartialModel

@@ -13,7 +13,7 @@ from torch import Tensor
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import Refused, raise_all
 from aicompress.layer import GradientStats
-from aicompress.methods.registry import StructuralMethod
+from aicompress.methods.structural import StructuralMethod
 from aicompress.model.architecture import Stack
 from aicompress.model.blocks import find_blocks
 from aicompress.model.influence import Passage

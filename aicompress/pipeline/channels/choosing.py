@@ -13,7 +13,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.data import Source
 from aicompress.errors import RecipeError, Refused
 from aicompress.methods.prune.channels import ChannelsConfig
-from aicompress.methods.registry import ChannelMethod, Channels, Part, Structure
+from aicompress.methods.structural import ChannelMethod, Channels, Part, Structure
 from aicompress.model.channels.cut import kept_places, unit_rows
 from aicompress.model.channels.evidence import Batch, saliencies
 from aicompress.model.channels.graph import ChannelGroup, Fixed, channel_groups

@@ -20,7 +20,7 @@ from aicompress.errors import CheckpointError, CompressError, RecipeError, Refus
 from aicompress.layer import Kind, LayerInfo
 from aicompress.methods import get
 from aicompress.methods.prune.channels import ChannelsConfig
-from aicompress.methods.registry import ChannelMethod
+from aicompress.methods.structural import ChannelMethod
 from aicompress.model.channels.cut import Kept, kept_places
 from aicompress.model.channels.graph import OUTPUT, ChannelGroup, Fixed
 from aicompress.model.shapes import misfits

@@ -15,7 +15,7 @@ from aicompress.errors import CompressError, RecipeError, Refused, raise_all
 from aicompress.layer import Kind, LayerInfo
 from aicompress.methods import get
 from aicompress.methods.outputs import Anatomy
-from aicompress.methods.registry import DistillMethod, LossConfig
+from aicompress.methods.training import DistillMethod, LossConfig
 from aicompress.model.outputs import Runner, anatomy, runner
 from aicompress.model.tokenizer import FILES, load_tokenizer
 from aicompress.pipeline.distillation.batches import Division, Samples, divide

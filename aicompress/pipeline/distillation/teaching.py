@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.methods.outputs import Output, Outputs
-from aicompress.methods.registry import DistillMethod, LossConfig
+from aicompress.methods.training import DistillMethod, LossConfig
 from aicompress.model.outputs import Runner
 from aicompress.pipeline.distillation.batches import Batch, Samples
 

@@ -15,7 +15,7 @@ from aicompress.checkpoint import Checkpoint, CheckpointWriter
 from aicompress.checkpoint.reader import require_finite
 from aicompress.errors import CompressError
 from aicompress.layer import InputStats, LayerInfo
-from aicompress.methods.registry import Structure
+from aicompress.methods.structural import Structure
 from aicompress.pipeline.output import Planned
 from aicompress.pipeline.plan import stored_outline
 from aicompress.pipeline.structure.edits import Cut, Edit

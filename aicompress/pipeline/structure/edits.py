@@ -16,7 +16,7 @@ from torch import Tensor
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.naming import kind_of, layer_name
 from aicompress.errors import CheckpointError, RecipeError
-from aicompress.methods.registry import Part, StructuralConfig, StructuralMethod, Structure
+from aicompress.methods.structural import Part, StructuralConfig, StructuralMethod, Structure
 from aicompress.model.architecture import Architecture, Stack, keep_blocks
 from aicompress.model.shapes import block_traits, build, misfits
 from aicompress.pipeline.calibration.request import Request

@@ -12,7 +12,7 @@ from torch import Tensor
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.naming import layer_name
 from aicompress.errors import CheckpointError, RecipeError
-from aicompress.methods.registry import Part, StructuralConfig, StructuralMethod, Structure
+from aicompress.methods.structural import Part, StructuralConfig, StructuralMethod, Structure
 from aicompress.model.architecture import Architecture, with_value
 from aicompress.model.mixtures import Mixture, mixtures
 from aicompress.pipeline.calibration.request import Request

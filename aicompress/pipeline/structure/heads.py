@@ -10,7 +10,7 @@ from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CheckpointError, RecipeError
-from aicompress.methods.registry import Part, StructuralConfig, StructuralMethod, Structure
+from aicompress.methods.structural import Part, StructuralConfig, StructuralMethod, Structure
 from aicompress.model.architecture import Architecture
 from aicompress.model.heads import Attention, HeadTensor, attentions
 from aicompress.model.heads_trial import lies_in_sections

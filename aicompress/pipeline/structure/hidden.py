@@ -15,7 +15,7 @@ from aicompress.checkpoint.naming import layer_name
 from aicompress.checkpoint.source import read_json
 from aicompress.errors import CheckpointError, RecipeError
 from aicompress.methods.prune.hidden import STREAM
-from aicompress.methods.registry import Part, StructuralConfig, StructuralMethod, Structure
+from aicompress.methods.structural import Part, StructuralConfig, StructuralMethod, Structure
 from aicompress.model.architecture import Architecture, Coupling
 from aicompress.model.grouping import grouped
 from aicompress.model.kinds import layer_kinds

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CheckpointError, RecipeError
-from aicompress.methods.registry import Part, StructuralConfig, StructuralMethod, Structure
+from aicompress.methods.structural import Part, StructuralConfig, StructuralMethod, Structure
 from aicompress.model.architecture import Architecture, FeedForward, with_value
 from aicompress.pipeline.calibration.allotment import Allotment, allotted
 from aicompress.pipeline.calibration.request import Request

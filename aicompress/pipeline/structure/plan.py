@@ -12,7 +12,7 @@ from aicompress.errors import CompressError, RecipeError, Refused, raise_all
 from aicompress.layer import Kind, LayerInfo
 from aicompress.methods import get
 from aicompress.methods.prune.targets import TargetedConfig
-from aicompress.methods.registry import StructuralConfig, StructuralMethod
+from aicompress.methods.structural import StructuralConfig, StructuralMethod
 from aicompress.pipeline.calibration import request as needs
 from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.output import Destination, Output, arrange, lineage_step, summarize

@@ -10,7 +10,7 @@ import torch
 from aicompress.errors import CompressError
 from aicompress.layer import InputStats, Layer
 from aicompress.methods import get
-from aicompress.methods.registry import LayerMethod
+from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.zeros import zeroed
 from aicompress.weights import IntGrouped, Sparse, Weight
 from tests.methods.layers import candidate_of, layer_of, randn

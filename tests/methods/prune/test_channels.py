@@ -11,7 +11,7 @@ from torch import Tensor
 
 from aicompress.errors import RecipeError
 from aicompress.methods.prune.channels import ChannelsConfig, choose, scores
-from aicompress.methods.registry import Channels, Part, Structure
+from aicompress.methods.structural import Channels, Part, Structure
 
 
 def group(values: list[float], cohorts: list[int] | None = None, name: str = "conv") -> Channels:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from aicompress.errors import RecipeError
 from aicompress.methods.prune.depth import DepthConfig, evenly_spaced, keep, sizes
-from aicompress.methods.registry import Part, Structure
+from aicompress.methods.structural import Part, Structure
 
 
 def stack(*weights: float) -> Structure:

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from aicompress.layer import GradientStats, InputStats
 from aicompress.methods import get
+from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.prune.fisher import FisherConfig
 from aicompress.methods.prune.snip import SnipConfig
-from aicompress.methods.registry import LayerMethod
 from tests.methods.layers import layer_of, randn
 
 

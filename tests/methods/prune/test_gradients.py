@@ -9,7 +9,7 @@ import torch
 
 from aicompress.layer import GradientStats, InputStats, Layer
 from aicompress.methods import get
-from aicompress.methods.registry import LayerMethod
+from aicompress.methods.layerwise import LayerMethod
 from aicompress.weights import IntGrouped, Sparse, Weight
 from tests.methods.layers import layer_of, randn
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from aicompress.layer import GradientStats, InputStats, Layer
 from aicompress.methods import get
+from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.prune.masks import pattern_mask
 from aicompress.methods.prune.permutation import kept_score, regrouped
-from aicompress.methods.registry import LayerMethod
 from aicompress.weights import Dense, Sparse, restore
 from tests.methods.layers import layer_of, randn
 

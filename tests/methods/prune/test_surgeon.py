@@ -13,7 +13,7 @@ from aicompress.errors import CompressError
 from aicompress.layer import InputStats
 from aicompress.methods.prune import surgeon
 from aicompress.methods.prune.units import UnitsConfig, keep, reads, refit
-from aicompress.methods.registry import Part, Structure
+from aicompress.methods.structural import Part, Structure
 
 TINY = 1e-9
 

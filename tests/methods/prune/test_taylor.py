@@ -11,8 +11,8 @@ from torch import Tensor
 from aicompress.errors import CompressError
 from aicompress.layer import GradientStats
 from aicompress.methods import get
+from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.prune.taylor import TaylorConfig
-from aicompress.methods.registry import LayerMethod
 from tests.methods.layers import layer_of, randn
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from aicompress.errors import RecipeError
 from aicompress.methods.prune.units import keep, scores
 from aicompress.methods.prune.width import WidthConfig, sizes
-from aicompress.methods.registry import Part, Structure
+from aicompress.methods.structural import Part, Structure
 
 
 def layer(up: Tensor, bias: Tensor, down: Tensor) -> Structure:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from aicompress.layer import InputStats, Layer
 from aicompress.methods.curvature import loss
+from aicompress.methods.layerwise import Balance
 from aicompress.methods.quantize import awq
 from aicompress.methods.quantize.awq import AwqConfig
-from aicompress.methods.registry import Balance
 from tests.methods.layers import candidate_of
 from tests.methods.quantize.layers import gaussian, layer_of
 

@@ -10,9 +10,9 @@ import torch
 from aicompress.layer import Layer
 from aicompress.methods import get
 from aicompress.methods.curvature import loss
+from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.quantize.integer import IntegerConfig
 from aicompress.methods.quantize.rtn import RtnConfig
-from aicompress.methods.registry import LayerMethod
 from aicompress.methods.zeros import zeroed
 from aicompress.weights import IntGrouped, SparseCodes, Weight, restore
 from tests.methods.layers import layer_of, randn

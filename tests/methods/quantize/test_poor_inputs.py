@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from aicompress.layer import GradientStats, InputStats, Layer
-from aicompress.methods.registry import LayerMethod
+from aicompress.methods.layerwise import LayerMethod
 from tests.methods.layers import layer_of, randn
 from tests.methods.test_contract import LAYERWISE, settled, variants
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from aicompress.errors import Refused
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods import methods
+from aicompress.methods.layerwise import Candidate, LayerMethod
 from aicompress.methods.quantize.gptq import GptqConfig
 from aicompress.methods.quantize.qera import QeraConfig
 from aicompress.methods.quantize.rtn import RtnConfig
@@ -24,7 +25,6 @@ from aicompress.methods.quantize.widths import (
     settle,
     with_bits,
 )
-from aicompress.methods.registry import Candidate, LayerMethod
 from aicompress.recipe.step import Level, Recipe, Rule
 
 

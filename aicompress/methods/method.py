@@ -1,0 +1,65 @@
+"""What all methods share: parameters, a name, and what they read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+
+class MethodConfig(BaseModel):
+    """Parameters of a method, as the recipe's `method:` section gives them. Frozen; unknown keys are errors.
+
+    A subclass gives representative parameters as `json_schema_extra={"examples": [...]}` of its own model_config: they
+    are part of the JSON schema, and the tests that every method must pass run on them.
+
+    Attributes:
+        one_of: fields that say the same thing in different ways: exactly one of them is given. A rule that gives one
+            replaces the method's.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    one_of: ClassVar[tuple[str, ...]] = ()
+
+    name: str
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        given = [field for field in self.one_of if getattr(self, field) is not None]
+        if self.one_of and len(given) != 1:
+            raise ValueError(f"give exactly one of {', '.join(self.one_of)}")
+        return self
+
+    @classmethod
+    def beneath(cls, given: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+        """What a rule's fields leave of the method's: a preset replaces all, one of `one_of` the others.
+
+        Args:
+            given: fields of the recipe's method.
+            fields: fields of the rule.
+        """
+        kept = {"name": given["name"]} if "preset" in fields else given
+        if any(field in fields for field in cls.one_of):
+            kept = {key: value for key, value in kept.items() if key not in cls.one_of}
+        return kept
+
+
+@dataclass(frozen=True)
+class Method:
+    """What all methods share.
+
+    Attributes:
+        name: as the recipe says it.
+        command: factorize, quantize, prune or distill.
+        summary: one line.
+        config: the class of its parameters.
+        needs: statistics it reads: of calibration any of "norms", "gram", "mean_abs", "max_abs", "gradients", of
+            training "movement"; empty for data-free methods.
+    """
+
+    name: str
+    command: str
+    summary: str
+    config: type[MethodConfig]
+    needs: frozenset[str] = field(default_factory=frozenset)

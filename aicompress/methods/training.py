@@ -1,0 +1,36 @@
+"""Training methods: a loss between a teacher's and a student's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from aicompress.methods.method import Method, MethodConfig
+from aicompress.methods.outputs import Anatomy, Output, Outputs
+
+
+class LossConfig(MethodConfig):
+    """Parameters of a loss of distillation."""
+
+    weight: float = Field(1.0, gt=0, description="factor of this loss in the sum of all losses")
+
+
+@dataclass(frozen=True)
+class DistillMethod(Method):
+    """A loss between what a student and its teacher give for the same batch.
+
+    Attributes:
+        loss: (student, teacher, config) -> scalar, differentiable in the student's outputs.
+        reads: the outputs that it needs of both.
+        check: (student, teacher, config) -> what makes the loss impossible for these two, as (message, hint), or None.
+    """
+
+    loss: Callable[[Outputs, Outputs, Any], Tensor] = field(kw_only=True)
+    reads: frozenset[Output] = field(kw_only=True)
+    check: Callable[[Anatomy, Anatomy, Any], tuple[str, str] | None] = field(kw_only=True)
+
+    kind: ClassVar[str] = "training"
