@@ -12,7 +12,7 @@ BENCH ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test check format lint types dist clean
-.PHONY: bench-peers bench-quantize bench-prune bench-streaming bench-memory
+.PHONY: bench-peers bench-quantize bench-prune bench-streaming bench-memory bench-mnist
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ bench-prune: $(READY) $(PEERS) ## pruning beside llm-compressor, torch and torch
 
 bench-streaming: $(READY) $(PEERS) ## time 4-bit quantization of a large model against cp
 	$(BIN)/python -m scripts.bench.quantize --folder $(BUILD)/bench --parts streaming --skip-long $(BENCH)
+
+bench-mnist: $(READY) ## channels and neurons pruned by weight and by gradient: BENCH="--data mnist.npz"
+	$(BIN)/python -m scripts.bench.mnist --folder $(BUILD)/bench/mnist $(BENCH)
 
 bench-memory: $(READY) ## peak memory of a calibrated step on a model of a billion parameters
 	$(BIN)/python -m scripts.bench.memory --folder $(BUILD)/bench

@@ -1,6 +1,6 @@
 """Prune channels and neurons of two small image classifiers by weight and by gradient, and count what it costs.
 
-    python scripts/bench_prune_mnist.py --data mnist.npz --folder build/bench/mnist
+    python -m scripts.bench.mnist --data mnist.npz --folder build/bench/mnist
 
 Trains a ResNet-like network with batch norms and the multilayer perceptron 784-300-100-10 on train_images (minutes on
 one core), prunes both at several levels with `aicompress prune`, and prints a Markdown table of their accuracy on
@@ -77,7 +77,7 @@ class Mlp(nn.Module):
 
 
 NETWORKS: dict[str, tuple[type[nn.Module], int, dict[str, Any]]] = {  # module, epochs, the recipe's model section
-    "resnet": (ResNet, 3, {"factory": "scripts.bench_prune_mnist:ResNet"}),
+    "resnet": (ResNet, 3, {"factory": "scripts.bench.mnist:ResNet"}),
     "mlp": (Mlp, 10, {"sequential": ["flatten", "fc1", "relu", "fc2", "relu", "fc3"]}),
 }
 
