@@ -15,7 +15,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.layer import LayerInfo
 from aicompress.measure import Timing, interleaved
 from aicompress.model.running_layer import running_layer
-from aicompress.pipeline.plan import known_kinds
+from aicompress.pipeline.preflight import known_kinds
 from aicompress.report.model import Latency
 
 ROWS = 128  # inputs of a linear layer

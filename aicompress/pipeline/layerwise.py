@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +15,7 @@ from torch import Tensor
 from aicompress.checkpoint import CheckpointWriter
 from aicompress.checkpoint.journal import Journal, require_same
 from aicompress.checkpoint.place import working_path
-from aicompress.checkpoint.reader import digests, require_finite
-from aicompress.checkpoint.source import Source
+from aicompress.checkpoint.reader import require_finite
 from aicompress.checkpoint.statistics import StatisticsFile
 from aicompress.layer import GradientStats, InputStats, Layer, LayerInfo, from_matrix
 from aicompress.measure import rel_error
@@ -26,6 +23,7 @@ from aicompress.methods.zeros import kept_zero
 from aicompress.pipeline.calibration.rescaling import Rescaling
 from aicompress.pipeline.fingerprint import fingerprint
 from aicompress.pipeline.finish import Facts, finish, written_report
+from aicompress.pipeline.hashing import hashing
 from aicompress.pipeline.latency import Mode
 from aicompress.pipeline.layer_rows import changed_row, idle_row, noted
 from aicompress.pipeline.output import with_digests
@@ -237,17 +235,6 @@ def _calibrated(work: Work, team: Processes, inputs: Future[dict[str, str]]) -> 
         record = blocks.compress(work, team)
     work.warnings += blocks.scarce(work)
     return record
-
-
-@contextmanager
-def hashing(source: Source) -> Iterator[Future[dict[str, str]]]:
-    """Digests of the input beside the work, for hashing releases the GIL; given up when the work fails."""
-    over = threading.Event()
-    with ThreadPoolExecutor(1) as pool:
-        try:
-            yield pool.submit(digests, source, over.is_set)
-        finally:
-            over.set()
 
 
 def _produce(plan: Plan, name: str, known: Mapping[str, Known]) -> tuple[Weight | Tensor, list[LayerRow]]:

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.checkpoint.place import require_apart, require_free, require_writable, working_path
+from aicompress.checkpoint.place import require_apart, require_free, require_writable
 from aicompress.checkpoint.rewritten import RewrittenCheckpoint
-from aicompress.errors import CompressError, OutOfSpace, RecipeError, raise_all
+from aicompress.errors import CompressError, RecipeError, raise_all
 from aicompress.layer import Kind, LayerInfo
-from aicompress.measure import directory_nbytes
 from aicompress.methods import get
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import MethodConfig
 from aicompress.methods.quantize.widths import WidthConfig, open_bits, with_bits
 from aicompress.methods.zeros import outline_of
-from aicompress.model.kinds import layer_kinds
 from aicompress.model.places import Place
 from aicompress.pipeline.calibration import request as needs
 from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.calibration.rescaling import rescalable
 from aicompress.pipeline.output import Destination, Output, Planned, arrange, lineage_step, summarize
+from aicompress.pipeline.preflight import collect, known_kinds, left_out, require_space, stored_outline
 from aicompress.pipeline.rotation import rotated
 from aicompress.pipeline.settling import search_of, settled
 from aicompress.pipeline.tied import open_input
@@ -32,7 +30,7 @@ from aicompress.recipe import Recipe
 from aicompress.report import gates
 from aicompress.report.plan import PlanRow, PlanSummary
 from aicompress.selection import select
-from aicompress.weights import Dense, LowRank, Weight, form_of, outline_nbytes
+from aicompress.weights import Dense, LowRank, Weight, outline_nbytes
 
 UNDECIDED = "calibration decides how much stays of each layer: the plan shows the average"
 
@@ -150,17 +148,6 @@ def _row(method: LayerMethod, layer: LayerPlan) -> PlanRow:
     return PlanRow(info.name, info.kind, layer.rule, info.stored, layer.outline.form, detail, info.nbytes, size)
 
 
-def known_kinds(checkpoint: Checkpoint) -> tuple[Mapping[str, Kind | None] | None, list[str]]:
-    """Kinds from the model definition, and a warning when there is none for a checkpoint that names one."""
-    if checkpoint.config is None:
-        return None, []
-    kinds = layer_kinds(checkpoint.config, checkpoint.parameters())
-    if kinds is None:
-        named = (checkpoint.config.get("architectures") or [checkpoint.config.get("model_type")])[0]
-        return None, [f"transformers does not know the architecture {named!r}: layers are told by name and shape"]
-    return kinds, []
-
-
 def make_plan(
     source: str | Path, destination: Destination, recipe: Recipe, command: str, request: Request | None = None
 ) -> Plan:
@@ -216,23 +203,6 @@ def _with_width(method: LayerMethod, layer: LayerPlan, bits: int | None) -> Laye
     return replace(layer, outline=_outline(method, layer))
 
 
-def left_out(checkpoint: Checkpoint) -> list[str]:
-    """A warning when files of the input are not taken along."""
-    left = checkpoint.source.left_out
-    if not left:
-        return []
-    return [f"not taken along: {', '.join(map(str, left[:5]))}" + (", ..." if len(left) > 5 else "")]
-
-
-def collect(check: Callable[[], object]) -> list[CompressError]:
-    """The problem that a check raises, or none."""
-    try:
-        check()
-    except CompressError as error:
-        return [error]
-    return []
-
-
 def _configure(
     chosen: list[LayerInfo], recipe: Recipe, method: LayerMethod
 ) -> tuple[dict[str, LayerPlan], list[CompressError]]:
@@ -280,35 +250,3 @@ def _combined(checkpoint: Checkpoint, name: str, layers: list[LayerPlan]) -> Wei
     assert isinstance(old, LowRank)
     parts = {layer.info.part: layer.outline for layer in layers}
     return LowRank(parts.get("out") or old.out, parts.get("in") or old.inner)
-
-
-def stored_outline(checkpoint: Checkpoint, name: str) -> Weight | None:
-    """Outline of a parameter as the input stores it; None for a plain tensor."""
-    entry = checkpoint.manifest.entries.get(name)
-    if entry is None:
-        return None
-    import torch
-
-    specs = {suffix: checkpoint.tensors[disk].spec for suffix, disk in checkpoint.stored_names(name).items()}
-    empty = {suffix: torch.empty(spec.shape, dtype=spec.dtype, device="meta") for suffix, spec in specs.items()}
-    if checkpoint.layout == "compressed-tensors":
-        from aicompress.checkpoint.layouts import ct_outline
-
-        return ct_outline(entry, empty)
-    return form_of(entry.meta["form"]).restore(empty, entry.meta)
-
-
-def require_space(output: Output) -> None:
-    """The output must fit the disk, with a little to spare for the report.
-
-    Raises:
-        OutOfSpace: it does not.
-    """
-    work = working_path(output.destination.path)
-    folder = next(parent for parent in work.parents if parent.exists())
-    left = directory_nbytes(work) if work.exists() else 0  # of a stopped run: continued or removed
-    needed, free = output.weight_bytes + output.other_bytes + 1_000_000, shutil.disk_usage(folder).free + left
-    if needed > free:
-        raise OutOfSpace(
-            f"the output takes {needed:,} bytes and {folder} has {free:,} free", "free space, or write elsewhere"
-        )

@@ -14,7 +14,8 @@ from aicompress.pipeline.bits.sensitivity import Progress, by_block, measured
 from aicompress.pipeline.bits.target import meets, target, within
 from aicompress.pipeline.bits.trial import Trial
 from aicompress.pipeline.bits.units import costs, widths_of
-from aicompress.pipeline.plan import Plan, require_space
+from aicompress.pipeline.plan import Plan
+from aicompress.pipeline.preflight import require_space
 from aicompress.pipeline.processes import Processes
 
 EVALUATIONS = 16  # of the refinement, where the recipe gives no number

@@ -24,7 +24,8 @@ from aicompress.methods.structural import StructuralMethod, Structure
 from aicompress.pipeline.calibration import request as needs
 from aicompress.pipeline.calibration.blocks import MIN_ROWS, Engine
 from aicompress.pipeline.calibration.request import Request
-from aicompress.pipeline.plan import LayerPlan, known_kinds
+from aicompress.pipeline.plan import LayerPlan
+from aicompress.pipeline.preflight import known_kinds
 from aicompress.pipeline.processes import processes
 from aicompress.recipe import Recipe
 

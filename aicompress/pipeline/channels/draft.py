@@ -15,7 +15,7 @@ from aicompress.layer import LayerInfo
 from aicompress.model.channels.cut import Kept, attributes, shapes_after
 from aicompress.model.channels.repair import can_refit
 from aicompress.pipeline.output import Destination, Output, Planned, arrange
-from aicompress.pipeline.plan import stored_outline
+from aicompress.pipeline.preflight import stored_outline
 from aicompress.recipe import Recipe
 from aicompress.weights import TensorSpec, Weight
 from aicompress.weights.cutting import cut

@@ -15,7 +15,8 @@ from aicompress.model.channels.repair import Repair, repair
 from aicompress.pipeline.channels.draft import narrowed
 from aicompress.pipeline.channels.plan import ChannelPlan
 from aicompress.pipeline.finish import Facts, finish
-from aicompress.pipeline.layerwise import Options, hashing
+from aicompress.pipeline.hashing import hashing
+from aicompress.pipeline.layerwise import Options
 from aicompress.pipeline.output import with_digests
 from aicompress.report.model import Report
 from aicompress.weights import Weight

@@ -31,7 +31,7 @@ from aicompress.pipeline.channels.draft import Draft
 from aicompress.pipeline.channels.expressed import FIELDS, HINT
 from aicompress.pipeline.channels.inputs import as_taken
 from aicompress.pipeline.output import Destination, Output, Planned, lineage_step, summarize
-from aicompress.pipeline.plan import collect, known_kinds, left_out, require_space
+from aicompress.pipeline.preflight import collect, known_kinds, left_out, require_space
 from aicompress.pipeline.tied import open_input
 from aicompress.recipe import Recipe, Select
 from aicompress.report import gates

@@ -28,8 +28,8 @@ from aicompress.pipeline.distillation.student import Student
 from aicompress.pipeline.distillation.teaching import Loss, Side, Teacher, remember
 from aicompress.pipeline.distillation.training import Lesson, Trainer
 from aicompress.pipeline.finish import Facts, finish, written_report
+from aicompress.pipeline.hashing import hashing
 from aicompress.pipeline.latency import Mode
-from aicompress.pipeline.layerwise import hashing
 from aicompress.pipeline.processes import Processes, processes
 from aicompress.pipeline.running import resolved_device
 from aicompress.recipe.distillation import Training

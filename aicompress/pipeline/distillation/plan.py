@@ -31,7 +31,7 @@ from aicompress.pipeline.output import (
     summarize,
     with_digests,
 )
-from aicompress.pipeline.plan import collect, known_kinds, left_out, require_space, stored_outline
+from aicompress.pipeline.preflight import collect, known_kinds, left_out, require_space, stored_outline
 from aicompress.recipe.distillation import DistillRecipe, Training
 from aicompress.report import gates
 from aicompress.report.plan import PlanRow, PlanSummary

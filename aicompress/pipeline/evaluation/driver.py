@@ -19,7 +19,7 @@ from aicompress.pipeline import latency as timing
 from aicompress.pipeline.environment import environment
 from aicompress.pipeline.evaluation.footprint import Footprint, footprint
 from aicompress.pipeline.evaluation.quality import measure_quality
-from aicompress.pipeline.plan import known_kinds
+from aicompress.pipeline.preflight import known_kinds
 from aicompress.pipeline.running import Running, Setting, example, resolved_device
 from aicompress.pipeline.sides import side_of
 from aicompress.recipe.evaluation import EvalRecipe

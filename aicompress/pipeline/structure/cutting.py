@@ -17,7 +17,7 @@ from aicompress.errors import CompressError
 from aicompress.layer import InputStats, LayerInfo
 from aicompress.methods.structural import Structure
 from aicompress.pipeline.output import Planned
-from aicompress.pipeline.plan import stored_outline
+from aicompress.pipeline.preflight import stored_outline
 from aicompress.pipeline.structure.edits import Cut, Edit
 from aicompress.weights import TensorSpec, Weight
 from aicompress.weights.cutting import cut

@@ -8,7 +8,8 @@ import torch
 
 from aicompress.checkpoint import CheckpointWriter
 from aicompress.pipeline.finish import Facts, finish, written_report
-from aicompress.pipeline.layerwise import Options, Progress, hashing
+from aicompress.pipeline.hashing import hashing
+from aicompress.pipeline.layerwise import Options, Progress
 from aicompress.pipeline.output import with_digests
 from aicompress.pipeline.processes import Processes, processes
 from aicompress.pipeline.structure.cutting import Cutting

@@ -21,7 +21,8 @@ from aicompress.model.architecture import Architecture, Stack, keep_blocks
 from aicompress.model.shapes import block_traits, build, misfits
 from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.calibration.stacks import Scoring
-from aicompress.pipeline.plan import LayerPlan, known_kinds
+from aicompress.pipeline.plan import LayerPlan
+from aicompress.pipeline.preflight import known_kinds
 from aicompress.recipe import Recipe
 from aicompress.weights import TensorSpec
 

@@ -16,7 +16,8 @@ from aicompress.methods.structural import StructuralConfig, StructuralMethod
 from aicompress.pipeline.calibration import request as needs
 from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.output import Destination, Output, arrange, lineage_step, summarize
-from aicompress.pipeline.plan import LayerPlan, collect, known_kinds, left_out, require_space
+from aicompress.pipeline.plan import LayerPlan
+from aicompress.pipeline.preflight import collect, known_kinds, left_out, require_space
 from aicompress.pipeline.structure.cutting import planned
 from aicompress.pipeline.structure.edits import Change, Edit, drop_blocks, require_loads
 from aicompress.pipeline.structure.experts import drop_experts
