@@ -188,7 +188,7 @@ EFFORTS: dict[Level, Effort] = {
     "fast": Effort("two forward passes over the calibration data", lambda given: {"refine": 1, "shift": 0.0}),
     "balanced": Effort("the same; a third pass where targets are shifted, below 4 bits", _searched),
     "best": Effort(
-        "block tuning on top: 150 steps of 4 samples forward and back per block, about eight times balanced",
+        "block tuning on top: 150 steps of 4 samples forward and back per block, five to seven times balanced",
         _searched,
         {"steps": 150, "batch": 4},
     ),
