@@ -1,4 +1,4 @@
-"""Parameters worked on in blocks of rows: each is read, compressed, measured and written while it is in a core's cache.
+"""Parameters worked on in blocks of rows: each is read, compressed, measured and written while it is near.
 
 What a row becomes must not depend on other rows (`LayerMethod.by_rows`); parameters that are copied go this way too.
 Blocks of the next parameters are begun before the last one is finished, so that no core waits.
@@ -27,7 +27,7 @@ from aicompress.pipeline.settling import layer_seed
 from aicompress.report.model import LayerRow
 from aicompress.weights import Dense
 
-BLOCK = 1 << 18  # weights in a block: with all that is made of it, about the cache of a core
+BLOCK = 1 << 21  # weights in a block: a few pieces of the arithmetic (`rounding.PIECE`), little memory beside a layer
 WORD = 32  # a block's rows are a multiple: zero points of so many rows share words
 KEPT = 1 << 24  # bytes
 AHEAD = 4  # parameters begun before the first of them is finished

@@ -12,7 +12,7 @@ from torch import Tensor
 from aicompress.weights.form import Weight
 from aicompress.weights.packing import pack_rows, unpack_rows
 
-PIECE = 1 << 18  # codes decoded at a time
+PIECE = 1 << 20  # codes decoded at a time
 
 
 def groups_of(columns: int, group_size: int) -> int:
