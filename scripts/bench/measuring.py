@@ -103,6 +103,7 @@ def measure(row: Row, inputs: Inputs, bench: Bench, model: Path | None = None, j
         figures = compressed(row, source, out, inputs, bench)
     else:
         figures = compressed_by_peer(row, source, out, inputs, bench)
+    figures["file"] = figures["bytes"] / weight_bytes(source)
     if judge:
         figures["digest"] = weights_digest(out)
         figures |= judged(out, figures["digest"], inputs, bench)
