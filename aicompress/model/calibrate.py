@@ -19,6 +19,7 @@ from torch import Tensor
 
 from aicompress.errors import CompressError
 from aicompress.layer import InputStats
+from aicompress.model.accepting import accepting
 from aicompress.model.blocks import Block, find_blocks
 from aicompress.model.merging import Slot
 from aicompress.model.products import RoundedLayers
@@ -156,12 +157,13 @@ def _recorder(job: Walk, layers: Sequence[str]) -> Recorder:
 
 
 def _start(job: Walk, state: _State) -> None:
-    for batch in job.batches:
-        state.compressed.append(Stream(lambda batch=batch: job.model(**batch)))  # type: ignore[misc]
-        state.compressed[-1].start()
-        if job.carries:
-            state.original.append(Stream(lambda batch=batch: job.model(**batch)))  # type: ignore[misc]
-            state.original[-1].start()
+    with accepting():
+        for batch in job.batches:
+            state.compressed.append(Stream(lambda batch=batch: job.model(**batch)))  # type: ignore[misc]
+            state.compressed[-1].start()
+            if job.carries:
+                state.original.append(Stream(lambda batch=batch: job.model(**batch)))  # type: ignore[misc]
+                state.original[-1].start()
     if state.compressed[0].arrival is None:
         raise CompressError("the model's forward pass never reaches one of its blocks", "check the calibration inputs")
 
