@@ -218,7 +218,7 @@ def _stage(job: Walk, block: Block, state: _State, outputs: list[Any]) -> Stage 
 
 def _run(job: Walk, block: Block, streams: Sequence[Stream]) -> list[Any]:
     """The block's outputs for where each stream is."""
-    with torch.no_grad(), RoundedLayers() if job.rounded else nullcontext():
+    with accepting(), torch.no_grad(), RoundedLayers() if job.rounded else nullcontext():
         return [block.module(*s.arrival.args, **s.arrival.kwargs) for s in streams if s.arrival is not None]
 
 

@@ -33,13 +33,17 @@ def reads_weights(model: Any, tensors: Iterable[str]) -> bool:
     paths = [target.removesuffix(".weight") for target in targets if target in known and target.endswith(".weight")]
     layers = [model.get_submodule(path) for path in paths]
     own = any(type(layer) not in (nn.Linear, nn.Embedding) for layer in layers)
-    read = _paths(model, {name for module in model.modules() for name in _reads(type(module)).all})
+    read = _paths(model, {name for kind in _kinds(model) for name in _reads(kind).all})
     return own or not read.isdisjoint(paths) or _fails_to_initialize(model, layers)
 
 
 def weights_used(model: nn.Module) -> set[str]:
     """Paths of the layers whose weight's values the code of some module reads, not its dtype or device alone."""
-    return _paths(model, {name for module in model.modules() for name in _reads(type(module)).values})
+    return _paths(model, {name for kind in _kinds(model) for name in _reads(kind).values})
+
+
+def _kinds(model: nn.Module) -> set[Any]:
+    return {type(module) for module in model.modules()}
 
 
 def _paths(model: nn.Module, names: Collection[str]) -> set[str]:
