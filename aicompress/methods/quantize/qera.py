@@ -16,7 +16,7 @@ from torch import Tensor
 
 from aicompress.errors import RecipeError
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.curvature import damped, gram, loss
+from aicompress.methods.curvature import damped, loss, moments
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import MethodConfig
 from aicompress.methods.quantize.widths import open_bits
@@ -99,7 +99,7 @@ def apply(layer: Layer, config: QeraConfig) -> Weight:
         CompressError: no calibration token reached the layer, or its Gram matrix is not one.
         Refused: as the base method.
     """
-    hessian = damped(gram(layer), config.damping)
+    hessian = damped(moments(layer), config.damping)
     method, base = base_of(config)
     weight = layer.weight.contiguous()
     target, best, found = weight, float("inf"), None
