@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.curvature import damped, gram, loss
+from aicompress.methods.curvature import damped, loss, moments
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.quantize.based import BasedConfig, base_compares, base_of
 from aicompress.weights import Corrected, Dense, LowRank, Weight
@@ -73,7 +73,7 @@ def apply(layer: Layer, config: QeraConfig) -> Weight:
         CompressError: no calibration token reached the layer, or its Gram matrix is not one.
         Refused: as the base method.
     """
-    hessian = damped(gram(layer), config.damping)
+    hessian = damped(moments(layer), config.damping)
     method, base = base_of(config)
     weight = layer.weight.contiguous()
     target, best, found = weight, float("inf"), None
