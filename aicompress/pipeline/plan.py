@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.checkpoint.place import require_apart, require_free, require_writable
+from aicompress.checkpoint.place import require_writable
 from aicompress.checkpoint.rewritten import RewrittenCheckpoint
 from aicompress.errors import CompressError, RecipeError, raise_all
 from aicompress.layer import Kind, LayerInfo
@@ -22,12 +22,11 @@ from aicompress.pipeline.calibration import request as needs
 from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.calibration.rescaling import rescalable
 from aicompress.pipeline.output import Destination, Output, Planned, arrange, lineage_step, summarize
-from aicompress.pipeline.preflight import collect, known_kinds, left_out, require_space, stored_outline
+from aicompress.pipeline.preflight import known_kinds, left_out, place_problems, require_space, stored_outline
 from aicompress.pipeline.rotation import rotated
 from aicompress.pipeline.settling import search_of, settled
 from aicompress.pipeline.tied import open_input
 from aicompress.recipe import Recipe
-from aicompress.report import gates
 from aicompress.report.plan import PlanRow, PlanSummary
 from aicompress.selection import select
 from aicompress.weights import Dense, LowRank, Weight, outline_nbytes
@@ -166,9 +165,7 @@ def make_plan(
     kinds, warnings = known_kinds(checkpoint)
     warnings = [*tied, *turned, *warnings]
     infos = checkpoint.layers(kinds)
-    problems: list[CompressError] = collect(lambda: require_free(destination.path, destination.overwrite))
-    problems += collect(lambda: require_apart(checkpoint.source, destination.path))
-    problems += collect(lambda: gates.parse_all(recipe.gates))
+    problems = place_problems([checkpoint], destination, recipe.gates)
     chosen, found = select(infos, recipe.select.include, recipe.select.exclude, recipe.select.kinds)
     problems += found + recipe.problems(infos)
     layers, found = _configure(chosen, recipe, method)

@@ -18,10 +18,9 @@ from aicompress.pipeline.bits.trial import Trial
 from aicompress.pipeline.bits.units import Unit
 from aicompress.pipeline.calibration.blocks import MIN_ROWS
 from aicompress.pipeline.processes import Processes
+from aicompress.pipeline.progress import Progress
 
 WORK = 2e14  # operations that are spent on measuring outputs before blocks must do: about an hour of a fast core
-
-Progress = Callable[[str, int, int], None]
 
 
 def by_block(trial: Trial) -> bool:
