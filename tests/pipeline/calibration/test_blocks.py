@@ -87,9 +87,7 @@ def test_one_pass_gives_nothing_to_compare_with(
     assert what in str(found.value.hint)
 
 
-def test_one_pass_takes_the_statistics_of_the_original_model(
-    tmp_path: Path, tiny_llama: Path, text_file: Path
-) -> None:
+def test_one_pass_takes_the_statistics_of_the_original_model(tmp_path: Path, tiny_llama: Path, text_file: Path) -> None:
     """What a file of statistics holds, collected from the model as it is."""
     once = write_recipe(tmp_path, {**text(text_file), "activations": "original"})
     report = run(tiny_llama, tmp_path / "once", once)
