@@ -225,6 +225,15 @@ def test_effort_fills_what_the_recipe_leaves_open(tmp_path: Path) -> None:
     assert load(tmp_path, text % "best", "tune=null").tune is None
 
 
+def test_fast_calibrates_in_one_pass_where_nothing_needs_two(tmp_path: Path) -> None:
+    text = CALIBRATED + "method: {name: gptq}\neffort: fast\n"
+    assert load(tmp_path, text).calibration.activations == "original"
+    assert load(tmp_path, text, "calibration.activations=compressed").calibration.activations == "compressed"
+    assert load(tmp_path, text, "method.shift=0.5").calibration.activations == "compressed"
+    assert load(tmp_path, text, "effort=balanced").calibration.activations == "compressed"
+    assert load(tmp_path, "version: 1\nmethod: {name: gptq}\neffort: fast\n").calibration is None
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
