@@ -161,9 +161,8 @@ class _Reverse:
             arrival = stream.arrival
             if arrival is None or arrival.block != index:
                 raise CompressError("calibration samples take different ways through the model", "use samples alike")
-            with torch.no_grad():
-                with accepting():
-                    output = block.module(*_detached(arrival.args), **_detached(arrival.kwargs))
+            with torch.no_grad(), accepting():
+                output = block.module(*_detached(arrival.args), **_detached(arrival.kwargs))
             output = tree_map_only(Tensor, _leaf, output)
             leaves = [each if _differentiable(each) else None for each in tree_flatten(output)[0]]
             self.calls[number].append(_Call(index, (arrival.args, arrival.kwargs), leaves))
