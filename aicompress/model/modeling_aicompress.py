@@ -18,7 +18,11 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
-from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    get_model_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers import auto
@@ -211,8 +215,7 @@ def forget_tie(model: Any, target: str) -> None:
 
 
 def fit_shapes(model: Any, widths: Mapping[str, Mapping[str, int]], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Give layers the shapes that their parameters have, and modules above them their numbers, of heads for one, where
-    config.json does not say them."""
+    """Give layers the shapes of their parameters, and modules above them their numbers, where config.json has others."""
     names = [f"{path}.{leaf}" for path in widths for leaf in ("weight", "bias") if f"{path}.{leaf}" in shapes]
     for name, (target, _) in parameter_names(model, names).items():
         if target not in model.state_dict():
@@ -289,4 +292,9 @@ def __getattr__(name: str) -> Any:
     architecture = getattr(transformers, name.removeprefix(PREFIX), None) if name.startswith(PREFIX) else None
     if architecture is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return globals().setdefault(name, type(name, (architecture,), {"__module__": __name__}))
+    # Code of one's own shares no names with transformers' architectures unless it says so: this is one of them.
+    own = {"__module__": __name__, "is_custom_code": classmethod(lambda cls: False)}
+    renamings = get_checkpoint_conversion_mapping(architecture.__name__)
+    if renamings is not None:
+        register_checkpoint_conversion_mapping(name, renamings, overwrite=True)
+    return globals().setdefault(name, type(name, (architecture,), own))
