@@ -215,7 +215,7 @@ def forget_tie(model: Any, target: str) -> None:
 
 
 def fit_shapes(model: Any, widths: Mapping[str, Mapping[str, int]], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Give layers the shapes of their parameters, and modules above them their numbers, where config.json has others."""
+    """Give layers the shapes of their parameters, and modules above them their numbers where config.json has others."""
     names = [f"{path}.{leaf}" for path in widths for leaf in ("weight", "bias") if f"{path}.{leaf}" in shapes]
     for name, (target, _) in parameter_names(model, names).items():
         if target not in model.state_dict():
