@@ -23,11 +23,11 @@ from aicompress.model.products import WEIGHT, RoundedLayers, bfloat16_products, 
 # By name, functions that may take bfloat16 as it comes. All that give a view are here: what is written through a view
 # must arrive. Elementwise work computes in float32 inside and rounds its result once.
 _SHAPES = """
-    __get__ __set__ __getitem__ __len__ as_strided bfloat16 chunk clone contiguous data_ptr detach diagonal dim
-    element_size expand expand_as flatten flip float is_contiguous is_floating_point item movedim moveaxis narrow ndimension
-    numel permute repeat repeat_interleave requires_grad_ reshape reshape_as roll select size split split_with_sizes squeeze
-    storage_offset stride swapaxes swapdims t tensor_split to transpose type_as unbind unflatten unfold unsqueeze
-    untyped_storage view view_as
+    __get__ __set__ __getitem__ __len__ as_strided bfloat16 chunk clone contiguous data_ptr detach diagonal
+    dim element_size expand expand_as flatten flip float is_contiguous is_floating_point item movedim moveaxis
+    narrow ndimension numel permute repeat repeat_interleave requires_grad_ reshape reshape_as roll select
+    size split split_with_sizes squeeze storage_offset stride swapaxes swapdims t tensor_split to transpose
+    type_as unbind unflatten unfold unsqueeze untyped_storage view view_as
 """
 _ELEMENTWISE = "dropout gelu leaky_relu neg __neg__ relu relu6 silu cat concat"
 _PLAIN = frozenset({*_SHAPES.split(), *_ELEMENTWISE.split()})
