@@ -6,7 +6,6 @@ wait for each other more than for memory. These passes give the same codes to th
 
 from __future__ import annotations
 
-import importlib.util
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -151,7 +150,7 @@ def _stored(matrix: Tensor) -> tuple[Array, Any]:
 
 
 def kernels() -> Kernels | None:
-    """The compiled passes; None where numba is not installed.
+    """The compiled passes; None where numba cannot be imported.
 
     The first call of each takes a second; later processes find the code in numba's cache, where that has a folder.
     """
@@ -161,9 +160,10 @@ def kernels() -> Kernels | None:
 
 @cache
 def _loaded() -> Kernels | None:
-    if importlib.util.find_spec("numba") is None:
+    try:
+        import numba
+    except ImportError:  # it is not installed, or does not go with the other packages
         return None
-    import numba
 
     def compiled(function: Callable[..., None], **options: Any) -> Any:
         options = {"nogil": True, "error_model": "numpy", **options}
