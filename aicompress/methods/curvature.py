@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,8 @@ from aicompress.errors import CompressError
 from aicompress.layer import InputStats, Layer
 
 MAX_DAMPING = 1.0
+PANEL = 256  # rows of a matrix that are copied at a time
+LEAF = 256  # side of a triangle that is inverted at once; matrix products do the rest
 
 
 def statistics(layer: Layer) -> InputStats:
@@ -25,8 +29,8 @@ def statistics(layer: Layer) -> InputStats:
     return layer.inputs
 
 
-def gram(layer: Layer) -> Tensor:
-    """H = E[x xᵀ], (in, in) float64.
+def moments(layer: Layer) -> Tensor:
+    """H = E[x xᵀ], (in, in), as the statistics hold it; not to be modified.
 
     Raises:
         CompressError: no token reached the layer, or H holds NaN or infinity.
@@ -34,9 +38,14 @@ def gram(layer: Layer) -> Tensor:
     found = statistics(layer).gram
     if found is None:
         raise CompressError(f"{layer.info.name}: its input statistics hold no Gram matrix", "collect them with gram")
-    if not torch.isfinite(found).all():
+    if not all(torch.isfinite(found[rows]).all() for rows in _panels(len(found))):
         raise CompressError(f"{layer.info.name}: its inputs hold NaN or infinity", "calibrate in float32")
-    return found.double()
+    return found
+
+
+def gram(layer: Layer) -> Tensor:
+    """H = E[x xᵀ], (in, in) float64; errors as of `moments`."""
+    return moments(layer).double()
 
 
 def importance(layer: Layer) -> Tensor:
@@ -58,54 +67,145 @@ def loss(error: Tensor, gram: Tensor) -> float:
     return float(((error @ gram) * error).sum())
 
 
-def damped(gram: Tensor, damping: float) -> Tensor:
-    """H + λ mean(diag H) I, with λ raised tenfold from `damping` until H is positive definite.
+def energies(gram: Tensor) -> Tensor:
+    """The diagonal of H, (in,) float64, where a dead input (H_jj = 0) has the mean of the others."""
+    diagonal = gram.diagonal().double()
+    alive = diagonal > 0
+    return torch.where(alive, diagonal, diagonal[alive].mean() if alive.any() else 1.0)
 
-    A dead input (H_jj = 0) gets the mean of the others: its row and column are zero, so it stays apart from them.
+
+def damped(gram: Tensor, damping: float) -> Tensor:
+    """H + λ mean(diag H) I in float64, with λ raised tenfold from `damping` until H is positive definite.
+
+    A dead input (H_jj = 0) gets the mean of the others: its row and column are zero, so it stays apart from them. Two
+    matrices in float64 are held at most.
 
     Raises:
         CompressError: no λ up to 1 makes H positive definite; it is not a Gram matrix.
     """
-    diagonal = gram.diagonal().clone()
-    alive = diagonal > 0
-    mean = diagonal[alive].mean() if alive.any() else torch.ones((), dtype=gram.dtype)
-    found = gram.clone()
-    while True:
-        found.diagonal().copy_(torch.where(alive, diagonal, mean) + damping * mean)
-        if int(torch.linalg.cholesky_ex(found).info) == 0:
-            return found
+    found = gram.to(torch.float64, copy=True)
+    scratch = torch.empty_like(found)
+
+    def factorizes(diagonal: Tensor) -> bool:
+        found.diagonal().copy_(diagonal)
+        return _factorize(scratch.copy_(found))
+
+    _raised(energies(gram), damping, factorizes)
+    return found
+
+
+def inverse_factor(gram: Tensor, damping: float, order: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The upper triangular C with H⁻¹ = Cᵀ C, and the diagonal of H: damped as by `damped`, inputs in the given order.
+
+    Reversing the order of the inputs turns L Lᵀ into U Uᵀ with U upper; then H⁻¹ = U⁻ᵀ U⁻¹ and C = U⁻¹, which is L⁻¹
+    in reverse. All of it happens in one matrix in float64; a quarter of another one is held beside it.
+
+    Args:
+        gram: H without damping, (in, in); not modified.
+        damping: λ to start from.
+        order: (in,) the order of the inputs; None: their own.
+
+    Returns:
+        C, (in, in) float64, and the diagonal of H, (in,) float64.
+
+    Raises:
+        CompressError: as `damped`.
+    """
+    reverse = (torch.arange(len(gram)) if order is None else order).flip(0)
+    found = torch.empty(gram.shape, dtype=torch.float64)
+
+    def factorizes(diagonal: Tensor) -> bool:
+        permuted(gram, reverse, found).diagonal().copy_(diagonal)
+        return _factorize(found)
+
+    diagonal = _raised(energies(gram)[reverse], damping, factorizes)
+    _invert(found)
+    _reverse(found)
+    return found, diagonal.flip(0)
+
+
+def permuted(matrix: Tensor, order: Tensor, out: Tensor) -> Tensor:
+    """Rows and columns of a square matrix in the given order, written to `out`."""
+    for rows in _panels(len(matrix)):
+        out[rows] = matrix[order[rows]][:, order]
+    return out
+
+
+def _panels(rows: int) -> Iterator[slice]:
+    for start in range(0, rows, PANEL):
+        yield slice(start, min(start + PANEL, rows))
+
+
+def _raised(diagonal: Tensor, damping: float, factorizes: Callable[[Tensor], bool]) -> Tensor:
+    """The least damped diagonal with which a matrix can be factorized."""
+    mean = diagonal.mean()
+    while not factorizes(found := diagonal + damping * mean):
         if damping >= MAX_DAMPING:
             raise CompressError("a Gram matrix of layer inputs is not positive semi-definite", "collect it in float64")
         damping = max(10 * damping, 1e-6)
+    return found
 
 
-def inverse_factor(positive: Tensor) -> Tensor:
-    """The upper triangular C with H⁻¹ = Cᵀ C, from one Cholesky factorization and no explicit inverse.
+def _factorize(positive: Tensor) -> bool:
+    """Put L of L Lᵀ in the place of a matrix; False where it is not positive definite.
 
-    Reversing the order of the inputs turns L Lᵀ into U Uᵀ with U upper; then H⁻¹ = U⁻ᵀ U⁻¹ and C = U⁻¹, which is L⁻¹
-    in reverse. Three matrices of H's size are held at most, H among them.
+    LAPACK goes by columns: its upper factor of the transpose is the lower one of the matrix, and no copy is made.
     """
-    lower = torch.linalg.cholesky(positive.flip(0, 1))
-    inverse = torch.eye(len(positive), dtype=positive.dtype)
-    torch.linalg.solve_triangular(lower, inverse, upper=False, out=inverse)
-    del lower
-    return inverse.flip(0, 1)
+    info = torch.empty((), dtype=torch.int32)
+    torch.linalg.cholesky_ex(positive.mT, upper=True, out=(positive.mT, info))
+    return int(info) == 0
 
 
-def shifted(layer: Layer, hessian: Tensor, part: float) -> Tensor:
+def _invert(lower: Tensor) -> None:
+    """Put L⁻¹ in the place of L, by halves: [[A, 0], [B, C]]⁻¹ = [[A⁻¹, 0], [−C⁻¹ B A⁻¹, C⁻¹]]."""
+    if len(lower) <= LEAF:
+        eye = torch.eye(len(lower), dtype=lower.dtype)
+        lower.copy_(torch.linalg.solve_triangular(lower, eye, upper=False))
+        return
+    half = len(lower) // 2
+    first, second, below = lower[:half, :half], lower[half:, half:], lower[half:, :half]
+    _invert(first)
+    _invert(second)
+    torch.mm((second @ below).neg_(), first, out=below)
+
+
+def _reverse(matrix: Tensor) -> None:
+    """Put rows and columns of a square matrix in reverse order, in place."""
+    size, half = len(matrix), len(matrix) // 2
+    for rows in _panels(half):
+        mirrored = slice(size - rows.stop, size - rows.start)
+        above = matrix[rows].flip(0, 1)
+        matrix[rows] = matrix[mirrored].flip(0, 1)
+        matrix[mirrored] = above
+    if size % 2:
+        matrix[half] = matrix[half].flip(0)
+
+
+def over(hessian: Tensor) -> Callable[[Tensor], Tensor]:
+    """X ↦ X H⁻¹, for H (in, in) positive definite."""
+    return lambda x: torch.cholesky_solve(x.to(hessian.dtype).t(), torch.linalg.cholesky(hessian)).t()
+
+
+def shifted(layer: Layer, part: float, solve: Callable[[Tensor], Tensor]) -> Tensor:
     """W* = W + part W (E[x̃ xᵀ] − H) H⁻¹, (out, in) float32: for part 1 the least E‖W x̃ − W* x‖².
+
+    Args:
+        layer: gives W, H and E[x̃ xᵀ].
+        part: how far to go.
+        solve: X ↦ X H⁻¹, H damped.
 
     Raises:
         CompressError: the statistics do not hold E[x̃ xᵀ].
     """
     if part == 0:
         return layer.weight.contiguous()
-    cross = statistics(layer).cross
+    cross, own = statistics(layer).cross, moments(layer)
     if cross is None:
         raise CompressError(
             f"{layer.info.name}: its statistics do not compare its inputs with the uncompressed model's",
             "collect them with cross, or set shift: 0",
         )
-    change = layer.weight.double() @ (cross.double() - gram(layer))
-    solved = torch.cholesky_solve(change.t(), torch.linalg.cholesky(hessian))
-    return (layer.weight + part * solved.t()).float()
+    if cross is own:  # nothing before the layer is compressed
+        return layer.weight.contiguous()
+    change = layer.weight.to(own.dtype) @ (cross - own)
+    return (layer.weight + part * solve(change)).float()

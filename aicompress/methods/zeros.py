@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.curvature import damped, gram
+from aicompress.methods.curvature import damped, moments
 from aicompress.weights import IntGrouped, Sparse, SparseCodes, Weight, outline_nbytes
 from aicompress.weights.int_grouped import spread
 
@@ -54,7 +54,7 @@ def kept_zero(layer: Layer, weight: Weight) -> Weight:
     if mask is None or not isinstance(weight, IntGrouped) or not exact(weight):
         return weight
     if layer.inputs is not None and layer.inputs.gram is not None and layer.inputs.count:
-        found = descended(layer.weight, weight, mask, damped(gram(layer), DAMPING).float())
+        found = descended(layer.weight, weight, mask, damped(moments(layer), DAMPING).float())
     else:
         found = zeroed(weight, mask)
     form = outline_of(layer.info, weight)

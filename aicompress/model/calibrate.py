@@ -56,7 +56,7 @@ class Walk:
         cross: also carry the original model's activations and collect E[x x̂ᵀ].
         team: processes that walk together, each with batches of its own; None for this one alone.
         rounded: linear layers and statistics multiply float32 numbers rounded to bfloat16.
-        changes: the visitor compresses layers; where it does not, every block runs once.
+        changes: later blocks see the layers as the visitor compressed them; where they do not, every block runs once.
         tune: compresses the layers of a block in the visitor's place, with the block, its inputs and the outputs of the
             original model at hand; returns their new dense parameters by checkpoint name.
     """
@@ -170,6 +170,7 @@ def _at_block(job: Walk, block: Block, layers: list[str], state: _State, visitor
     """Load, record, compress, run again, drop."""
     job.loader.load(block.owns)
     first = block.name not in state.visited  # a block that the model runs again (ALBERT) is compressed once
+    recorded = False
     state.visited.add(block.name)
     state.waiting -= set(layers)
     done = visitor.finished(layers) if layers and first else None
@@ -178,11 +179,12 @@ def _at_block(job: Walk, block: Block, layers: list[str], state: _State, visitor
         with _recorder(job, layers) as recorder, torch.no_grad():
             outputs = _record(job, block, state, recorder)
         _visit(job, visitor, recorder, _stage(job, block, state, outputs))
+        recorded = True
     elif state.original:
         outputs = _run(job, block, state.original)
-    for name, tensor in (done or {}).items():
+    for name, tensor in (done or {}).items() if job.changes else ():
         job.loader.replace(name, tensor)
-    if state.waiting and (job.changes or not layers or not first):
+    if state.waiting and (job.changes or not recorded):
         _advance(job, block, layers, state, outputs)
     job.loader.drop(block.owns)
 
@@ -201,7 +203,8 @@ def _visit(job: Walk, visitor: Visitor, recorder: Recorder, stage: Stage | None 
     if job.team is not None:
         add_up(recorder, job.team)
     stats = recorder.stats()
-    for name, tensor in (job.tune(stats, stage) if job.tune and stage else visitor.visit(stats)).items():
+    found = job.tune(stats, stage) if job.tune and stage else visitor.visit(stats)
+    for name, tensor in found.items() if job.changes else ():
         job.loader.replace(name, tensor)
 
 

@@ -85,10 +85,10 @@ class Sums:
         return {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
 
     def mean(self) -> InputStats:
-        """Means over the rows; an input that no token reached gives count 0 and no statistics."""
+        """Means over the rows, in the memory of the sums, which are over; no statistics where no token came."""
         if not self.count:
             return InputStats(0)
-        over = {name: tensor / self.count for name, tensor in self.tensors().items()}
+        over = {name: tensor.div_(self.count) for name, tensor in self.tensors().items()}
         if "gram" in over:
             _mirror(over["gram"])
         norms = over["gram"].diagonal().clone() if "gram" in over else over.get("squares")
@@ -200,8 +200,12 @@ class Recorder:
         return self.leaders[name]
 
     def stats(self) -> dict[str, InputStats]:
-        """Means by layer; sharing layers get the same object. A layer that no row reached has count 0."""
+        """Means by layer, at the end: the recorder lets go of its sums. Sharing layers get the same object.
+
+        A layer that no row reached has count 0.
+        """
         means = {leader: sums.mean() for leader, sums in self.sums.items()}
+        self.sums.clear()
         return {name: means.get(self.leaders.get(name, name), InputStats(0)) for name in (*self.modules, *self.parts)}
 
 

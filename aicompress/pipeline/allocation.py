@@ -35,11 +35,11 @@ from aicompress.pipeline.calibration.collect import Wanted, collect
 from aicompress.pipeline.calibration.request import input_width
 from aicompress.pipeline.plan import UNDECIDED, LayerPlan, Plan
 from aicompress.pipeline.processes import Processes
+from aicompress.pipeline.progress import Progress
 from aicompress.pipeline.settling import layer_seed
 from aicompress.weights import Dense, Weight
 
 ROUNDS = 9  # of timing
-Progress = Callable[[str, int, int], None]  # what, done, total
 
 
 def allocated(plan: Plan, team: Processes, progress: Progress) -> Plan:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -22,22 +22,23 @@ from aicompress.measure import rel_error
 from aicompress.methods.zeros import kept_zero
 from aicompress.pipeline.calibration.rescaling import Rescaling
 from aicompress.pipeline.fingerprint import fingerprint
-from aicompress.pipeline.finish import Facts, finish, written_report
+from aicompress.pipeline.finish import Facts, finish
 from aicompress.pipeline.hashing import hashing
 from aicompress.pipeline.latency import Mode
 from aicompress.pipeline.layer_rows import changed_row, idle_row, noted
 from aicompress.pipeline.output import with_digests
 from aicompress.pipeline.plan import LayerPlan, Plan
 from aicompress.pipeline.processes import Processes, processes
+from aicompress.pipeline.progress import Progress
 from aicompress.pipeline.row_blocks import row_blocks
 from aicompress.pipeline.settling import layer_seed
+from aicompress.pipeline.together import led, with_statistics
 from aicompress.report.model import LayerRow, Report
 from aicompress.weights import Dense, LowRank, Weight
 
 if TYPE_CHECKING:
     from aicompress.pipeline.bits.decided import Found
-
-Progress = Callable[[str, int, int], None]  # what, done, total
+    from aicompress.pipeline.calibration.collect import Wanted
 
 
 @dataclass(frozen=True)
@@ -169,29 +170,23 @@ def run(plan: Plan, options: Options | None = None) -> Report:
         plan = allocated(plan, team, options.progress)
     found = decided(plan, options.resume, team, options.progress)
     plan = found.plan
-    collected = _collect(plan, team, options.progress)
-    if team.rank == 0:
-        report = _lead(found, options, team)
-        team.wait()
-        return report
-    if plan.needs and not collected:
-        from aicompress.pipeline.calibration.blocks import follow
+    collected = with_statistics(plan, lambda: _wanted(plan), team, options.progress)
 
-        follow(plan, team)
-    team.wait()
-    return written_report(plan.output)
+    def follow() -> None:
+        if plan.needs and not collected:
+            from aicompress.pipeline.calibration import blocks
+
+            blocks.follow(plan, team)
+
+    return led(plan.output, team, lambda: _lead(found, options, team), follow)
 
 
-def _collect(plan: Plan, team: Processes, progress: Progress) -> bool:
-    """Make sure that the files of statistics exist; False for a step that reads none."""
-    there = team.gather(plan.request.reads_files)[0]
-    if plan.request.stats and not there:
-        from aicompress.pipeline.calibration.blocks import selected
-        from aicompress.pipeline.calibration.collect import Wanted, collect
+def _wanted(plan: Plan) -> Wanted:
+    """What a file of statistics must hold for a plan."""
+    from aicompress.pipeline.calibration.blocks import selected
+    from aicompress.pipeline.calibration.collect import Wanted
 
-        collect(plan, Wanted(selected(plan), plan.needs | plan.surveys), plan.request.stats[0], team, progress)
-        team.wait()
-    return bool(plan.request.stats)
+    return Wanted(selected(plan), plan.needs | plan.surveys)
 
 
 def _lead(found: Found, options: Options, team: Processes) -> Report:

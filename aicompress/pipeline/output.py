@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from aicompress.checkpoint.shards import index_text
 from aicompress.checkpoint.source import INDEX, MODELING_FILES, Source
 from aicompress.errors import CheckpointError
 from aicompress.layer import LayerInfo
+from aicompress.report.model import LayerRow
 from aicompress.report.plan import PlanRow, PlanSummary
 from aicompress.weights import IntGrouped, TensorSpec, Weight
 
@@ -282,3 +283,19 @@ def summarize(
         bytes_before=before,
         warnings=warnings,
     )
+
+
+def summarize_rows(
+    output: Output,
+    checkpoint: Checkpoint,
+    rows: Sequence[LayerRow],
+    stored: Mapping[str, str],
+    warnings: tuple[str, ...],
+) -> PlanSummary:
+    """The same from the rows that a report will have; `stored` says by layer what form the input has."""
+    shown = [
+        PlanRow(r.name, r.kind, r.rule, stored[r.name], r.form, r.detail, r.bytes_before, r.bytes_after)
+        for r in rows
+        if r.method != "-"
+    ]
+    return summarize(output, checkpoint, shown, len(rows) - len(shown), warnings)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.checkpoint.place import working_path
+from aicompress.checkpoint.place import require_apart, require_free, working_path
 from aicompress.errors import CompressError, OutOfSpace
 from aicompress.layer import Kind
 from aicompress.measure import directory_nbytes
 from aicompress.model.kinds import layer_kinds
-from aicompress.pipeline.output import Output
+from aicompress.pipeline.output import Destination, Output
+from aicompress.report import gates
 from aicompress.weights import Weight, form_of
 
 
@@ -41,6 +43,26 @@ def collect(check: Callable[[], object]) -> list[CompressError]:
     except CompressError as error:
         return [error]
     return []
+
+
+def place_problems(
+    inputs: Sequence[Checkpoint], destination: Destination, conditions: Sequence[str]
+) -> list[CompressError]:
+    """What is wrong with where the output goes, and with the gates that will judge it."""
+    found = collect(lambda: require_free(destination.path, destination.overwrite))
+    for checkpoint in inputs:
+        found += collect(partial(require_apart, checkpoint.source, destination.path))
+    return found + collect(lambda: gates.parse_all(conditions))
+
+
+def decoding(names: Sequence[str]) -> list[str]:
+    """A warning when compressed parameters of the input become plain tensors of the output."""
+    if not names:
+        return []
+    return [
+        f"{len(names)} compressed parameters cannot be cut in the form they have and are decoded, "
+        f"{names[0]} for one: prune first, then quantize or sparsify"
+    ]
 
 
 def stored_outline(checkpoint: Checkpoint, name: str) -> Weight | None:

@@ -1,4 +1,7 @@
-"""A sentence encoder in 8 bits: forward times in turn, and how well its similarities agree with people's scores."""
+"""A sentence encoder, compressed: forward times in turn, and how well its similarities agree with people's scores.
+
+The rows here are those of 8 bits; `sentences_pruned` holds others, which are measured in the same way.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -36,6 +40,7 @@ TARGETS = (
 )
 COLUMNS = (
     Column("milliseconds", "forward ms", lambda value: f"{value:.2f}", spread=True),
+    Column("forward", "forward / input", lambda value: f"{value:.3f}", spread=True),
     Column("seconds", "compress s", lambda value: f"{value:.2f}"),
     Column("bytes", "weights MB", megabytes),
     Column("spearman", "STS-B Spearman × 100", lambda value: f"{value:.2f}", lower=False),
@@ -43,6 +48,7 @@ COLUMNS = (
     Column("high", "to", lambda value: f"{value:.2f}", lower=None),
 )
 PAIRS = {"columns": [5, 6], "score": 4, "length": 128}
+WINDOWS = {"samples": 128, "length": 128}  # of the calibration text
 TURNS = 30
 REST = 0.02  # seconds between two models: threads of the last one stop spinning
 
@@ -54,24 +60,29 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--stsb", type=Path, help="sentence pairs in the layout of the STS benchmark")
 
 
-def run(given: argparse.Namespace, bench: Bench, schedule: running.Schedule) -> int:
-    """Measure all rows of a round together; returns how many measurements are left."""
-    if not schedule.chosen(ROWS):
+def run(given: argparse.Namespace, bench: Bench, schedule: running.Schedule, rows: Sequence[Row] = ROWS) -> int:
+    """Measure all rows of a round together; returns how many measurements are left.
+
+    Args:
+        rows: the first one is the encoder as it is.
+    """
+    if not schedule.chosen(rows):
         return 0
     model = given.minilm or bench.folder.parent / "minilm"
     made(model / "model.safetensors", "scripts.fetch_demo_model", "--out", str(model))
     inputs = {"encoder": digest(model / "model.safetensors"), "pairs": digest(given.stsb) if given.stsb else ""}
+    texts = Texts(given.stsb, given.calibration)
     left = 0
     for number in range(1, schedule.rounds + 1):
         known = {r.row: r for r in bench.store.records(bench.name) if r.round == number}
-        if all(row.key in known and not (known[row.key].failed and schedule.retry) for row in ROWS):
+        if all(row.key in known and not (known[row.key].failed and schedule.retry) for row in rows):
             continue
-        if not schedule.fits(running.expected(ROWS[0], bench.store.records(bench.name))):
-            left += len(ROWS)
+        if not schedule.fits(running.expected(rows[0], bench.store.records(bench.name))):
+            left += len(rows)
             continue
         start = time.perf_counter()
-        found = measured(model, given.stsb, bench)
-        for row in ROWS:
+        found = measured(rows, model, texts, bench)
+        for row in rows:
             figures, failed = found[row.key]
             figures["took"] = time.perf_counter() - start
             where = running.environment(bench)
@@ -80,50 +91,77 @@ def run(given: argparse.Namespace, bench: Bench, schedule: running.Schedule) -> 
     return left
 
 
-def measured(model: Path, pairs: Path | None, bench: Bench) -> dict[str, tuple[dict[str, Any], str]]:
+@dataclass(frozen=True)
+class Texts:
+    """What an encoder reads.
+
+    Attributes:
+        pairs: sentence pairs with people's scores, or None.
+        calibration: plain text for rows that are calibrated.
+    """
+
+    pairs: Path | None
+    calibration: Path | None = None
+
+
+def measured(rows: Sequence[Row], model: Path, texts: Texts, bench: Bench) -> dict[str, tuple[dict[str, Any], str]]:
     """Figures of every row, or why there are none."""
-    folder = bench.folder / "encoder"
+    folder, first = bench.folder / "encoder", rows[0].key
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, tuple[dict[str, Any], str]] = {}
     paths: dict[str, Path] = {}
-    for row in ROWS:
+    for row in rows:
         try:
-            paths[row.key], figures = made_by(row, model, pairs, folder, bench)
+            paths[row.key], figures = made_by(row, model, texts, folder, bench)
             found[row.key] = figures, ""
         except Failed as error:
             found[row.key] = {}, str(error)
-    base = found["encoder-fp32"][0].get("spearman")
+    base = found[first][0].get("spearman")
     for figures, _ in found.values():
         if "spearman" in figures and base is not None:
             figures["lost"] = base - figures["spearman"]
-    for key, milliseconds in in_turn(paths, model, bench).items():
-        found[key][0]["milliseconds"] = milliseconds
+    for key, times in in_turn(paths, model, bench).items():
+        found[key][0].update(times)
     return found
 
 
-def made_by(row: Row, model: Path, pairs: Path | None, folder: Path, bench: Bench) -> tuple[Path, dict[str, Any]]:
+def made_by(row: Row, model: Path, texts: Texts, folder: Path, bench: Bench) -> tuple[Path, dict[str, Any]]:
     """What is timed of a row, with its bytes and its agreement with people."""
-    out = folder / row.key
-    if row.key == "encoder-fp32":
+    out, pairs = folder / row.key, texts.pairs
+    if row.tool == "torch":
         return model, {"bytes": weight_bytes(model), **spearman(model, pairs, model, bench)}
     if row.is_ours:
         step = row.recipe.split("/")[0]
         command = [sys.executable, "-m", "aicompress", step, str(model), str(out), "-r", row.recipe, "--overwrite"]
-        bench.run([*command, "--latency", "off", "--quiet"])
+        bench.run([*command, *edits(row, texts), "--latency", "off", "--quiet"])
         report = json.loads((out / "report.json").read_text(encoding="utf-8"))
         figures = {"seconds": report["seconds"], "bytes": weight_bytes(out)}
         return out, {**figures, **spearman(out, pairs, model, bench)}
     setting = dict(row.setting)
     if pairs is not None:
-        texts = folder / "texts.json"
-        texts.write_text(json.dumps(sentences(pairs)), encoding="utf-8")
-        setting["texts"] = str(texts)
+        listed = folder / "texts.json"
+        listed.write_text(json.dumps(sentences(pairs)), encoding="utf-8")
+        setting["texts"] = str(listed)
     written = folder / f"{row.key}.json"
     command = [str(bench.peers), "-m", "scripts.bench.peers", row.tool, "--model", str(model), "--out", str(out)]
     bench.run([*command, "--figures", str(written), "--setting", json.dumps(setting)])
     peer = json.loads(written.read_text(encoding="utf-8"))
     figures = {"seconds": peer["compress_seconds"], "bytes": peer["bytes"]}
     return out / "int8.onnx", {**figures, **(spearman_of(out / "embeddings.npy", pairs) if pairs else {})}
+
+
+def edits(row: Row, texts: Texts) -> list[str]:
+    """Options that fill in a row's recipe.
+
+    Raises:
+        Failed: there is no text to calibrate on.
+    """
+    sets = list(row.overrides)
+    if row.calibrated:
+        if texts.calibration is None:
+            raise Failed("there is no text to calibrate on; give --calibration")
+        sets += [f"calibration.text={texts.calibration}", *(f"calibration.{n}={v}" for n, v in WINDOWS.items())]
+    return [part for text in sets for part in ("--set", text)]
 
 
 def spearman(path: Path, pairs: Path | None, model: Path, bench: Bench) -> dict[str, float]:
@@ -167,8 +205,8 @@ def points(figure: dict[str, Any]) -> dict[str, float]:
     return {name: 100 * figure[key] for name, key in names.items() if key in figure}
 
 
-def in_turn(paths: dict[str, Path], model: Path, bench: Bench) -> dict[str, float]:
-    """Median milliseconds of each runtime, one pass of each in turn."""
+def in_turn(paths: dict[str, Path], model: Path, bench: Bench) -> dict[str, dict[str, float]]:
+    """Median milliseconds of each runtime, one pass of each in turn, and of its ratios to the first one's."""
     vocabulary = json.loads((model / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     samples: dict[str, list[float]] = {key: [] for key in paths}
     with waiting(paths, vocabulary, bench) as workers:
@@ -176,7 +214,11 @@ def in_turn(paths: dict[str, Path], model: Path, bench: Bench) -> dict[str, floa
             for key, worker in workers.items():
                 time.sleep(REST)
                 samples[key].append(ordered(worker))
-    return {key: median(found) for key, found in samples.items()}
+    base = next(iter(samples.values()))
+    return {
+        key: {"milliseconds": median(found), "forward": median(a / b for a, b in zip(found, base, strict=True))}
+        for key, found in samples.items()
+    }
 
 
 @contextmanager

@@ -73,14 +73,12 @@ def language_inputs(given: argparse.Namespace, folder: Path) -> Inputs:
         if path is not None and not path.exists():
             sys.exit(f"error: {path} does not exist")
     texts = folder.parent / "text"
-    if given.calibration is None or given.text is None:
-        made(texts / "heldout.txt", "scripts.make_demo_text", "--out", str(texts))
-    calibration, text = given.calibration or texts / "train.txt", given.text or texts / "heldout.txt"
+    calibration, text = calibration_text(given, folder), given.text or own_texts(folder) / "heldout.txt"
     model = given.model
     if model is None:
         model = folder.parent / "tiny-lm"
         train = ("--text", str(texts / "train.txt"), "--heldout", str(texts / "heldout.txt"))
-        made(texts / "heldout.txt", "scripts.make_demo_text", "--out", str(texts))
+        own_texts(folder)
         made(model / "config.json", "scripts.make_tiny_lm", "--out", str(model), *train)
     from transformers import AutoTokenizer
 
@@ -92,6 +90,18 @@ def language_inputs(given: argparse.Namespace, folder: Path) -> Inputs:
     tested = min(given.tested, tokens // LENGTH)
     own = "" if given.model and given.text and given.calibration else OWN
     return Inputs(model, cut, text, SAMPLES, LENGTH, tested, min(given.compared, tested), own)
+
+
+def calibration_text(given: argparse.Namespace, folder: Path) -> Path:
+    """The text to calibrate on, as given or made below `folder`."""
+    return given.calibration or own_texts(folder) / "train.txt"
+
+
+def own_texts(folder: Path) -> Path:
+    """The folder of the texts that the project makes, made once."""
+    texts = folder.parent / "text"
+    made(texts / "heldout.txt", "scripts.make_demo_text", "--out", str(texts))
+    return texts
 
 
 def first_windows(text: str, tokenizer: Any, samples: int = SAMPLES, length: int = LENGTH) -> str:

@@ -103,6 +103,7 @@ def measure(row: Row, inputs: Inputs, bench: Bench, model: Path | None = None, j
         figures = compressed(row, source, out, inputs, bench)
     else:
         figures = compressed_by_peer(row, source, out, inputs, bench)
+    figures["file"] = figures["bytes"] / weight_bytes(source)
     if judge:
         figures["digest"] = weights_digest(out)
         figures |= judged(out, figures["digest"], inputs, bench)
@@ -231,7 +232,7 @@ def judged(out: Path, digest: str, inputs: Inputs, bench: Bench) -> dict[str, An
 
 def forward_ratio(out: Path, source: Path, bench: Bench) -> float:
     """Forward time of an output beside the input's, 8 x 64 tokens, in turn in one process."""
-    sets = ["latency.batch=8", "latency.length=64", "latency.rounds=30"]
+    sets = ["latency.batch=8", "latency.length=64", "latency.rounds=60"]
     ratio: float = evaluated(out, source, "eval/size-and-speed", sets, bench)["latency"]["ratio"]
     return ratio
 

@@ -109,7 +109,9 @@ def aicompress(*arguments: str) -> None:
 
 def prune(name: str, source: Path, out: Path, data: Path, method: dict[str, Any]) -> dict[str, Any]:
     """Prune a network; returns the report."""
-    calibration = {"arrays": str(data.absolute()), "samples": 1024, "scale": 255}
+    with np.load(data) as arrays:
+        samples = min(1024, len(arrays["train_labels"]))
+    calibration = {"arrays": str(data.absolute()), "samples": samples, "scale": 255}
     calibration |= {"inputs": "train_images", "labels": "train_labels"}
     recipe = {"version": 1, "method": {"name": "channels", **method}, "model": NETWORKS[name][2]}
     if method["score"] != "l2" or method["recalibrate_norms"]:
@@ -133,14 +135,36 @@ def measured(name: str, path: Path, data: Path) -> tuple[dict[str, float], float
     return report["quality"]["accuracy"], report["latency"]["after_ms"]
 
 
-def main() -> None:
+def jobs(name: str, sparsities: list[float], scores: list[str]) -> list[tuple[float, str, str]]:
+    """Share of the channels, score and repair of every line of a network's table; the network as it is comes first."""
+    chosen = [job for job in JOBS if not scores or job[0] in scores]
+    chosen = [job for job in chosen if name == "resnet" or job[1] != "norms"]  # the perceptron has no batch norms
+    return [(0.0, "l2", "nothing"), *((sparsity, *job) for sparsity in sparsities for job in chosen)]
+
+
+def line(name: str, job: tuple[float, str, str], source: Path, data: Path) -> str:
+    """One line of the table: prune, then measure."""
+    sparsity, score, repair = job
+    out = source.with_name(f"{name}-{sparsity}-{score}-{repair.replace(' ', '-')}.safetensors")
+    report = prune(name, source, out, data, {"sparsity": sparsity, "score": score, **REPAIRS[repair]})
+    accuracy, latency = measured(name, out, data)
+    value, low, high = (100 * accuracy[key] for key in ("value", "low", "high"))
+    return (
+        f"| {name} | {sparsity:.0%} | {score if sparsity else '-'} | {repair if sparsity else '-'} "
+        f"| {report['after']['parameters']:,} | {report['after']['weight_bytes']:,} "
+        f"| {value:.2f} ({low:.2f}-{high:.2f}) | {latency:.2f} |"
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
     """Run the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="an .npz with train_images, test_images and labels")
     parser.add_argument("--folder", type=Path, default=Path("build/bench/mnist"))
     parser.add_argument("--network", action="append", choices=NETWORKS, default=[])
     parser.add_argument("--sparsity", action="append", type=float, default=[])
-    options = parser.parse_args()
+    parser.add_argument("--score", action="append", choices=sorted({score for score, _ in JOBS}), default=[])
+    options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
     print("| network | dropped | by | repaired | parameters | bytes | accuracy % (95 % interval) | 64 images ms |")
     print("|---|---|---|---|---|---|---|---|")
@@ -150,20 +174,8 @@ def main() -> None:
             start = time.perf_counter()
             train(name, options.data, source)
             print(f"trained {name} in {time.perf_counter() - start:.0f} s", file=sys.stderr)
-        jobs = [(0.0, "l2", "nothing")]
-        for sparsity in options.sparsity or [0.3, 0.5, 0.7, 0.85]:
-            jobs += [(sparsity, *job) for job in JOBS if name == "resnet" or job[1] != "norms"]
-        for sparsity, score, repair in jobs:
-            out = options.folder / f"{name}-{sparsity}-{score}-{repair.replace(' ', '-')}.safetensors"
-            report = prune(name, source, out, options.data, {"sparsity": sparsity, "score": score, **REPAIRS[repair]})
-            accuracy, latency = measured(name, out, options.data)
-            value, low, high = (100 * accuracy[key] for key in ("value", "low", "high"))
-            print(
-                f"| {name} | {sparsity:.0%} | {score if sparsity else '-'} | {repair if sparsity else '-'} "
-                f"| {report['after']['parameters']:,} | {report['after']['weight_bytes']:,} "
-                f"| {value:.2f} ({low:.2f}-{high:.2f}) | {latency:.2f} |",
-                flush=True,
-            )
+        for job in jobs(name, options.sparsity or [0.3, 0.5, 0.7, 0.85], options.score):
+            print(line(name, job, source, options.data), flush=True)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,16 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from scripts.bench import inputs, running
+from scripts.bench import encoder, inputs, running, sentences_pruned
 from scripts.bench.measuring import measure
 from scripts.bench.rows import Row, Target, ours
-from scripts.bench.tables import FORWARD, LANGUAGE, LAYERS, conditions, section
+from scripts.bench.tables import FORWARD, LANGUAGE, LAYERS, WHOLE, conditions, section
 
 LLMC = "llm-compressor"
 HALF, SEVENTH, PATTERN, BYTES, WIDTH = "50 %", "70 %", "2:4", "90 %, stored sparse", "Structured"
+BLOCKS = "the matrices in the blocks; the embedding stays"
+ALL = "the embedding too, which the head is tied to"
+EVERY_MATRIX = "select.kinds=[linear,embedding]"
 KEPT = 560 / 704  # neurons that stay in each feed-forward block
 DENSE = "method.store=dense"
 
@@ -27,6 +30,7 @@ def mask(method: str, sparsity: float, pattern: str = "") -> dict[str, object]:
     return {"method": method, "sparsity": sparsity, **({"pattern": pattern} if pattern else {})}
 
 
+COLUMNS = (*LANGUAGE, WHOLE, LAYERS, FORWARD)
 NO_SHARE = "method.sparsity=null"
 TWO_FOUR = 'method.pattern="2:4"'
 
@@ -68,6 +72,7 @@ PEERS = (
     Row("llmc-sparsegpt-50", LLMC, HALF, setting=mask("sparsegpt", 0.5), calibrated=True, seconds=60),
     Row("torch-magnitude-70", "torch", SEVENTH, setting={"sparsity": 0.7}),
     Row("llmc-sparsegpt-70", LLMC, SEVENTH, setting=mask("sparsegpt", 0.7), calibrated=True, seconds=60),
+    Row("llmc-wanda-70", LLMC, SEVENTH, setting=mask("wanda", 0.7), calibrated=True, seconds=60),
     Row("llmc-wanda-2-4", LLMC, PATTERN, setting=mask("wanda", 0.5, "2:4"), calibrated=True, seconds=60),
     Row("llmc-sparsegpt-2-4", LLMC, PATTERN, setting=mask("sparsegpt", 0.5, "2:4"), calibrated=True, seconds=60),
     Row("torch-pruning-ffn", "torch-pruning", WIDTH, setting={"keep": KEPT}, forward=True, note="weight norm, no data"),
@@ -81,7 +86,7 @@ OURS = (
     calibrated("sparsegpt-50", HALF, "prune/sparsegpt-50", against=S50),
     calibrated("alps-50", HALF, "prune/alps-50", against=S50),
     ours("magnitude-70", SEVENTH, "prune/magnitude-50", "method.sparsity=0.7", against=("torch-magnitude-70",)),
-    calibrated("wanda-70", SEVENTH, "prune/wanda-50", "method.sparsity=0.7", against=S70),
+    calibrated("wanda-70", SEVENTH, "prune/wanda-50", "method.sparsity=0.7", against=("llmc-wanda-70", *S70)),
     calibrated("sparsegpt-70", SEVENTH, "prune/sparsegpt-50", "method.sparsity=0.7", against=S70),
     calibrated("alps-70", SEVENTH, "prune/alps-50", "method.sparsity=0.7", against=S70),
     ours("magnitude-2-4", PATTERN, "prune/magnitude-2-4", DENSE),
@@ -96,15 +101,9 @@ OURS = (
     calibrated("sparsegpt-2-4-permuted", PATTERN, "prune/sparsegpt-2-4-permuted", against=S24),
     calibrated("taylor-2-4", PATTERN, "prune/taylor-2-4", against=S24),
     calibrated("taylor-70", SEVENTH, "prune/taylor-50", "method.sparsity=0.7", against=S70),
-    ours("magnitude-90-sparse", BYTES, "prune/magnitude-90-sparse", half=True, note="of the model in bfloat16"),
-    calibrated(
-        "alps-90-sparse",
-        BYTES,
-        "prune/alps-70-sparse",
-        "method.sparsity=0.9",
-        half=True,
-        note="of the model in bfloat16",
-    ),
+    ours("magnitude-90-sparse", BYTES, "prune/magnitude-90-sparse", half=True, note=BLOCKS),
+    calibrated("alps-90-sparse", BYTES, "prune/alps-70-sparse", "method.sparsity=0.9", half=True, note=BLOCKS),
+    ours("magnitude-90-sparse-all", BYTES, "prune/magnitude-90-sparse", EVERY_MATRIX, half=True, note=ALL),
     structured("width-norm", "prune/width-20", *NARROW, against=FFN),
     structured("width-activation", "prune/width-activation", *NARROW, calibrated=True, against=FFN),
     structured("width-taylor", "prune/width-taylor", *NARROW, calibrated=True, against=FFN),
@@ -122,7 +121,7 @@ TARGETS = (
     *(Target(f"{method}-2-4", "kl", 1.0, "llmc-sparsegpt-2-4") for method in BEST),
     *(Target(f"{method}-2-4", "seconds", 0.5, "llmc-sparsegpt-2-4") for method in BEST),
     *(Target(f"{method}-70", "kl", 1.0, "llmc-sparsegpt-70") for method in BEST),
-    Target("magnitude-90-sparse", "layers", 0.2),
+    *(Target("magnitude-90-sparse", "layers", 0.2), Target("magnitude-90-sparse-all", "file", 0.2)),
     Target("width-obs", "kl", 0.79, "torch-pruning-ffn"),  # 0.20 beside 0.253
     *(Target(key, "forward_beside_parameters", 1.0) for key in ("width-obs", "group-width-20", "group-width-40")),
 )
@@ -131,6 +130,7 @@ TARGETS = (
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     inputs.add_options(parser)
+    encoder.add_options(parser)
     running.add_options(parser)
     return parser.parse_args()
 
@@ -139,17 +139,24 @@ def main() -> None:
     """Measure what is asked for and not there yet, then print the tables."""
     given = options()
     bench, schedule = running.started(given)
+    wanted, left, notes = given.parts or ("language", sentences_pruned.NAME), 0, []
     if given.list:
-        print(running.listed(ROWS, bench, schedule))
+        print(running.listed([*ROWS, *sentences_pruned.ROWS], bench, schedule))
         return
-    judged = inputs.language_inputs(given, given.folder)
-    left = 0
-    if not given.tables:
-        left = running.run_rows(ROWS, bench, schedule, lambda row: measure(row, judged, bench), judged.described())
+    if "language" in wanted:
+        judged = inputs.language_inputs(given, given.folder)
+        notes += [note for note in (judged.in_words(), judged.note) if note]
+        if not given.tables:
+            left += running.run_rows(ROWS, bench, schedule, lambda row: measure(row, judged, bench), judged.described())
+    if sentences_pruned.NAME in wanted and not given.tables:
+        given.calibration = inputs.calibration_text(given, given.folder)
+        left += sentences_pruned.run(given, bench, schedule)
     records = bench.store.records(bench.name)
-    notes = [note for note in (judged.in_words(), judged.note) if note]
     print("\n\n".join(["# Pruning", *notes, conditions(records)]), "\n")
-    print(section("Language model", ROWS, records, TARGETS, (*LANGUAGE, FORWARD, LAYERS)))
+    if "language" in wanted:
+        print(section("Language model", ROWS, records, TARGETS, COLUMNS))
+    if sentences_pruned.NAME in wanted:
+        print(sentences_pruned.tables(records))
     if left:
         print(f"{left} measurements are left: call again, with the same --run, to go on")
 

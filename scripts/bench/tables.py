@@ -49,6 +49,7 @@ LANGUAGE = (
     Column("perplexity", "perplexity", lambda value: f"{value:.2f}"),
     Column("top1", "top-1 agreement", lambda value: f"{value:.4f}", lower=False),
 )
+WHOLE = Column("file", "file / input", lambda value: f"{value:.3f}")
 LAYERS = Column("layers", "pruned layers / dense", lambda value: f"{value:.3f}")
 FORWARD = Column("forward", "forward / input", lambda value: f"{value:.3f}", spread=True)
 

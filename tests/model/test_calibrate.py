@@ -203,6 +203,30 @@ def test_collecting_runs_every_block_once(tiny_llama: Path) -> None:
         torch.testing.assert_close(found.stats[name].gram, expected.stats[name].gram)
 
 
+class Known(Halving):
+    """A visitor whose first block is done."""
+
+    def finished(self, layers: Sequence[str]) -> Mapping[str, Tensor] | None:
+        done = all(".layers.0." in name for name in layers)
+        return {name: self.checkpoint.dense(name) * self.factor for name in layers} if done else None
+
+
+@pytest.mark.parametrize("kind", [Halving, Known])
+def test_one_pass_sees_the_original_model(tiny_llama: Path, kind: type[Halving]) -> None:
+    """Whatever the visitor makes of the layers, and where an earlier run has done the first block."""
+    expected, _ = run_walk(tiny_llama, token_batches())
+    checkpoint = Checkpoint.open(tiny_llama)
+    model = build(checkpoint)
+    loader = PartialModel(checkpoint, model)
+    places = {info.tensor: loader.place_of(info.tensor) for info in checkpoint.layers() if info.kind == "linear"}
+    wanted = {name: place for name, place in places.items() if place is not None}
+    found = kind(checkpoint, 0.5)
+    walk(Walk(model, loader, token_batches(), wanted, NEEDS, changes=False), found)
+    assert set(found.stats) == {name for name in wanted if kind is Halving or ".layers.0." not in name}
+    for name, stats in found.stats.items():
+        torch.testing.assert_close(stats.gram, expected.stats[name].gram)
+
+
 def test_rounded_products_change_statistics_little(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exact, wanted = run_walk(tiny_llama, token_batches())
     monkeypatch.setattr(products, "LEAST", 1)

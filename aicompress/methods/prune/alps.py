@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer
-from aicompress.methods.curvature import damped, gram, shifted
+from aicompress.methods.curvature import damped, moments, over, shifted
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.prune.calibrated import CalibratedConfig, check, describe, finished, outline, saliency, surveys
 from aicompress.methods.prune.masks import Keep, tile_sums
@@ -62,9 +62,9 @@ def apply(layer: Layer, config: AlpsConfig) -> Weight:
     Raises:
         CompressError: no calibration token reached the layer, or its Gram matrix is not one.
     """
-    hessian = damped(gram(layer), config.damping)  # (in, in) float64
+    hessian = damped(moments(layer), config.damping)  # (in, in) float64
     deviation = hessian.diagonal().sqrt()
-    wanted = shifted(layer, hessian, config.shift) * deviation.float()
+    wanted = shifted(layer, config.shift, over(hessian)) * deviation.float()
     found = split(wanted, hessian / deviation / deviation[:, None], present(layer), layer, config)
     mask = choose(layer, found.square(), config)
     return finished(layer, mask, config, found * mask / deviation.float())

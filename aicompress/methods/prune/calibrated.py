@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.curvature import damped, gram, shifted
+from aicompress.methods.curvature import damped, moments, over, shifted
 from aicompress.methods.prune import sparsity
 from aicompress.methods.prune.candidates import UNSTRUCTURED, explicit, fitting, understood
 from aicompress.methods.prune.refit import refit
@@ -113,7 +113,7 @@ def saliency(layer: Layer, config: Any) -> Tensor:
 
     Hassibi and Stork 1992, equation 5.
     """
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(gram(layer), config.damping)))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(moments(layer), config.damping)))
     return (layer.weight.double().square() / inverse.diagonal()).float()
 
 
@@ -128,8 +128,8 @@ def finished(layer: Layer, mask: Tensor, config: CalibratedConfig, start: Tensor
     """
     if not config.refit and start is None:
         return masked(layer, mask, config)
-    hessian = damped(gram(layer), config.damping)
-    target = shifted(layer, hessian, config.shift)
+    hessian = damped(moments(layer), config.damping)
+    target = shifted(layer, config.shift, over(hessian))
     codes = codes_of(layer.stored)
     if codes is not None:
         return store_codes(layer, descended(target, codes, mask & present(layer), hessian.float()), mask, config)

@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer
-from aicompress.methods.curvature import damped, gram, inverse_factor, shifted
+from aicompress.methods.curvature import inverse_factor, moments, shifted
 from aicompress.methods.layerwise import Candidate, LayerMethod
 from aicompress.methods.prune.calibrated import CalibratedConfig, check, describe, finished, outline, saliency, surveys
 from aicompress.methods.prune.obs import Choose, Sweep
@@ -91,10 +91,10 @@ def apply(layer: Layer, config: SparsegptConfig) -> Weight:
     Raises:
         CompressError: no calibration token reached the layer, or its Gram matrix is not one.
     """
-    hessian = damped(gram(layer), config.damping)
-    factor = inverse_factor(hessian).float()
+    factor = inverse_factor(moments(layer), config.damping)[0].float()
+    target = shifted(layer, config.shift, lambda x: x @ factor.t() @ factor)
     choose, span = chooser(layer, config), span_of(config)
-    values, mask = Sweep(factor, choose, present(layer), span).run(shifted(layer, hessian, config.shift))
+    values, mask = Sweep(factor, choose, present(layer), span).run(target)
     return finished(layer, mask, config, values)
 
 

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from aicompress.methods.quantize.columns import Grid, round_columns
 
+SOLVED = 1 << 20  # entries of normal matrices that are solved at a time, in float64
+
 
 def sweep(wanted: Tensor, hessian: Tensor, levels: Grid, codes: Tensor) -> Tensor:
     """Round every column once more, given all others.
@@ -33,31 +35,45 @@ def sweep(wanted: Tensor, hessian: Tensor, levels: Grid, codes: Tensor) -> Tenso
     return round_columns(targets, hessian / -diagonal, levels, values)
 
 
-def fit_scales(wanted: Tensor, hessian: Tensor, levels: Grid, codes: Tensor, dtype: torch.dtype) -> Grid:
+def fit_scales(pull: Tensor, hessian: Tensor, levels: Grid, codes: Tensor, dtype: torch.dtype) -> Grid:
     """Least-squares scales for given codes, rounded to the dtype they are stored in; a row keeps its own if they win.
 
     With S_g the steps of group g, the loss of a row is quadratic in its scales: A_gh = S_gᵀ H S_h, b_g = S_gᵀ H w. Rows
     that share one scale share the sum of their equations.
+
+    Args:
+        pull: H W, (in, out) float32.
+        hessian: H, (in, in) float32, positive definite.
+        levels: the grid.
+        codes: (in, out).
+        dtype: that scales are stored in.
     """
     groups, out = len(levels.scale), codes.shape[1]
     order, missing = _by_group(levels.group, groups)
     steps = levels.steps(codes)[order]
     steps[missing] = 0
-    b = (steps * (hessian @ wanted)[order]).view(groups, -1, out).sum(1).t()  # (out, groups)
-    a = _normal_matrices(hessian[order[:, None], order], steps.view(groups, -1, out)).double()
+    b = pull[order].mul_(steps).view(groups, -1, out).sum(1).t()  # (out, groups)
+    a = _normal_matrices(hessian, order, steps.view(groups, -1, out))
     if levels.scale.shape[1] == 1:
-        a, b = a.sum(0, keepdim=True), b.sum(0, keepdim=True)
-    old = levels.scale.t().double()
-    ridge = torch.diag_embed(1e-6 * a.diagonal(dim1=1, dim2=2) + (a.diagonal(dim1=1, dim2=2) == 0))
-    step = torch.linalg.solve(a + ridge, (b.double() - (a @ old[..., None])[..., 0])[..., None])[..., 0]
+        a, b = a.double().sum(0, keepdim=True), b.sum(0, keepdim=True)
+    old, at_once = levels.scale.t(), max(1, SOLVED // groups**2)
+    parts = zip(*(torch.split(whole, at_once) for whole in (a, b, old)), strict=True)
+    new = torch.cat([_solved(a.double(), b.double(), old.double(), dtype) for a, b, old in parts])
+    return replace(levels, scale=new.float().t().contiguous())
+
+
+def _solved(a: Tensor, b: Tensor, old: Tensor, dtype: torch.dtype) -> Tensor:
+    """Scales (rows, groups) of least sᵀ A s - 2 b s, or the old ones where rounding makes those better; all float64."""
+    diagonal = a.diagonal(dim1=1, dim2=2)
+    ridge = torch.diag_embed(1e-6 * diagonal + (diagonal == 0))
+    step = torch.linalg.solve(ridge.add_(a), (b - (a @ old[..., None])[..., 0])[..., None])[..., 0]
     new = (old + step).to(dtype).double()
     new = torch.where(new == 0, old, new)
 
     def loss(scale: Tensor) -> Tensor:
         return ((a @ scale[..., None])[..., 0] * scale).sum(1) - 2 * (b * scale).sum(1)
 
-    better = loss(new) < loss(old)
-    return replace(levels, scale=torch.where(better[:, None], new, old).float().t().contiguous())
+    return torch.where((loss(new) < loss(old))[:, None], new, old)
 
 
 def _by_group(group: tuple[int, ...], groups: int) -> tuple[Tensor, Tensor]:
@@ -74,15 +90,16 @@ def _by_group(group: tuple[int, ...], groups: int) -> tuple[Tensor, Tensor]:
     return order, missing
 
 
-def _normal_matrices(hessian: Tensor, steps: Tensor) -> Tensor:
-    """S_gᵀ H S_h of every output, (out, groups, groups), from steps (groups, columns, out) and H in their order."""
+def _normal_matrices(hessian: Tensor, order: Tensor, steps: Tensor) -> Tensor:
+    """S_gᵀ H S_h of every output, (out, groups, groups), from H and steps (groups, columns, out) in the given order."""
     groups, columns, out = steps.shape
-    found = torch.zeros(out, groups, groups)
+    found = torch.empty(out, groups, groups)
     for g in range(groups):
         begin = g * columns
-        pulls = (hessian[begin:, begin : begin + columns] @ steps[g]).view(groups - g, columns, out)
-        found[:, g:, g] = (pulls * steps[g:]).sum(1).t()
-    return found + found.tril(-1).transpose(1, 2)
+        rows = hessian[order[begin : begin + columns]][:, order[begin:]]  # H is symmetric: what this group pulls at
+        pulls = (rows.t() @ steps[g]).view(groups - g, columns, out)
+        found[:, g, g:] = found[:, g:, g] = pulls.mul_(steps[g:]).sum(1).t()
+    return found
 
 
 def refine(
@@ -99,7 +116,8 @@ def refine(
         dtype: that scales are stored in.
     """
     hessian = hessian.float()
+    pull = hessian @ wanted
     for _ in range(rounds):
-        levels = fit_scales(wanted, hessian, levels, codes, dtype)
+        levels = fit_scales(pull, hessian, levels, codes, dtype)
         codes = sweep(wanted, hessian, levels, codes)
-    return codes, fit_scales(wanted, hessian, levels, codes, dtype)
+    return codes, fit_scales(pull, hessian, levels, codes, dtype)

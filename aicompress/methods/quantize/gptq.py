@@ -17,8 +17,8 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer
-from aicompress.methods.curvature import damped, gram, inverse_factor, shifted
-from aicompress.methods.effort import Effort, Level
+from aicompress.methods.curvature import energies, inverse_factor, moments, permuted, shifted
+from aicompress.methods.effort import Effort, Level, one_pass
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.quantize.columns import Grid, round_columns
 from aicompress.methods.quantize.descent import refine
@@ -70,17 +70,17 @@ class Basis:
     """What the rounding of a layer takes from its inputs alone.
 
     Attributes:
-        hessian: damped H, (in, in) float64, inputs in their own order; None where no target is shifted.
         order: (in,) the order of rounding.
         sorted: H in the order of rounding, float32.
         coupling: (in, in) float32: C / diag(C) with H⁻¹ = Cᵀ C, in the order of rounding.
+        pivots: diag(C), (in,) float32.
         saliency: 1 / (H⁻¹)_jj, (in,) float32, inputs in their own order.
     """
 
-    hessian: Tensor | None
     order: Tensor
     sorted: Tensor
     coupling: Tensor
+    pivots: Tensor
     saliency: Tensor
 
     @classmethod
@@ -90,16 +90,26 @@ class Basis:
         Raises:
             CompressError: no calibration token reached the layer, or its Gram matrix is not one.
         """
-        hessian = damped(gram(layer), config.damping)
-        order = torch.arange(len(hessian))
+        gram = moments(layer)
+        order = torch.arange(len(gram))
         if config.order == "importance":
-            order = hessian.diagonal().argsort(descending=True, stable=True)
-        ordered = hessian[order[:, None], order]
-        factor = inverse_factor(ordered)
+            order = energies(gram).argsort(descending=True, stable=True)
+        factor, diagonal = inverse_factor(gram, config.damping, order)
         saliency = torch.empty(len(order))
-        saliency[order] = factor.square().sum(0).reciprocal().float()
-        coupling = factor.div_(factor.diagonal().clone()[:, None]).float()
-        return cls(hessian if config.shift else None, order, ordered.float(), coupling, saliency)
+        saliency[order] = torch.linalg.vector_norm(factor, dim=0).pow_(-2).float()
+        pivots = factor.diagonal().clone()
+        coupling = factor.div_(pivots[:, None]).float()
+        del factor  # before the next matrix of its size
+        hessian = permuted(gram, order, torch.empty(gram.shape))
+        hessian.diagonal().copy_(diagonal)
+        return cls(order, hessian, coupling, pivots.float(), saliency)
+
+    def over(self, x: Tensor) -> Tensor:
+        """X H⁻¹ for X (rows, in), inputs in their own order."""
+        found = torch.empty(x.shape)
+        pulled = (x[:, self.order].float() @ self.coupling.t()).mul_(self.pivots.square())
+        found[:, self.order] = pulled @ self.coupling
+        return found
 
 
 def apply(layer: Layer, config: GptqConfig) -> Weight:
@@ -121,14 +131,9 @@ def together(layers: Sequence[Layer], config: GptqConfig) -> list[Weight]:
     basis = Basis.of(layers[0], config)
     found: list[Weight] = []
     for stack in _stacks(layers, config):
-        targets = [_target(layer, basis, config) for layer in stack]
+        targets = [shifted(layer, config.shift, basis.over) for layer in stack]
         found += _quantized(targets, basis, config, stack)
     return found
-
-
-def _target(layer: Layer, basis: Basis, config: GptqConfig) -> Tensor:
-    """What is rounded: the weight, or the one that makes up for compressed layers before it."""
-    return layer.weight.contiguous() if basis.hessian is None else shifted(layer, basis.hessian, config.shift)
 
 
 def _stacks(layers: Sequence[Layer], config: GptqConfig) -> list[list[Layer]]:
@@ -180,13 +185,19 @@ def grid_of(scale: Tensor, zero: Tensor | None, config: GptqConfig, order: Tenso
 
 
 def _searched(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Rounds of refining, and shifted targets: worth most where few bits leave most to mend."""
-    return {2: {"refine": 4, "shift": 0.5}, 3: {"refine": 3, "shift": 0.4}}.get(given.get("bits", 4), {"refine": 2})
+    """Rounds of refining, and shifted targets: worth most where few bits leave most to mend, as a search may give."""
+    few = {"refine": 4, "shift": 0.5}
+    known = {2: few, "auto": few, "range": few, 3: {"refine": 3, "shift": 0.4}}
+    return known.get(given.get("bits", 4), {"refine": 2})
 
 
 EFFORTS: dict[Level, Effort] = {
-    "fast": Effort("two forward passes over the calibration data", lambda given: {"refine": 1, "shift": 0.0}),
-    "balanced": Effort("the same; a third pass where targets are shifted, below 4 bits", _searched),
+    "fast": Effort(
+        "one forward pass over the calibration data, of the original model",
+        lambda given: {"refine": 1, "shift": 0.0},
+        calibration=one_pass,
+    ),
+    "balanced": Effort("two forward passes; a third where targets are shifted, below 4 bits", _searched),
     "best": Effort(
         "block tuning on top: 150 steps of 4 samples forward and back per block, five to seven times balanced",
         _searched,

@@ -26,7 +26,7 @@ from aicompress.methods.quantize.rounding import (
     squared_error,
     widened,
 )
-from aicompress.methods.quantize.widths import Bits, WidthConfig, settle
+from aicompress.methods.quantize.widths import Bits, WidthConfig, settle, unfit
 from aicompress.weights import IntGrouped, Weight
 from aicompress.weights.int_grouped import groups_of
 
@@ -122,12 +122,13 @@ def scale_shape(info: LayerInfo, config: RtnConfig) -> tuple[int, int]:
 def check(info: LayerInfo, config: RtnConfig) -> tuple[str, str] | None:
     """A group size must divide the input width, or the method must be told to let the last group be narrower."""
     columns = info.shape[1]
-    if config.granularity != "group" or columns % config.group_size == 0 or config.pad:
+    problem = unfit(config, columns)
+    if problem is None:
         return None
     fitting = [size for size in (16, 32, 48, 64, 96, 128, 256) if columns % size == 0]
     fit = f"sizes that fit: {', '.join(map(str, fitting))}; or " if fitting else ""
     return (
-        f"{info.name}: group_size {config.group_size} does not divide its {columns} input columns",
+        f"{info.name}: {problem} its {columns} input columns",
         f"{fit}granularity: channel; or pad: true",
     )
 

@@ -13,10 +13,10 @@ from typing import Any
 from aicompress.checkpoint.journal import Journal
 from aicompress.checkpoint.place import disk_errors, working_path
 from aicompress.pipeline.bits.search import search
-from aicompress.pipeline.bits.sensitivity import Progress
 from aicompress.pipeline.fingerprint import fingerprint
 from aicompress.pipeline.plan import Plan
 from aicompress.pipeline.processes import Processes
+from aicompress.pipeline.progress import Progress
 
 NAME = "bits.jsonl"
 

@@ -10,13 +10,14 @@ from aicompress.checkpoint.journal import Journal
 from aicompress.errors import RecipeError
 from aicompress.methods.budget import Choice, least_cost
 from aicompress.pipeline.bits.refine import Picks, Refined, Tables, refined
-from aicompress.pipeline.bits.sensitivity import Progress, by_block, measured
+from aicompress.pipeline.bits.sensitivity import by_block, measured
 from aicompress.pipeline.bits.target import meets, target, within
 from aicompress.pipeline.bits.trial import Trial
 from aicompress.pipeline.bits.units import costs, widths_of
 from aicompress.pipeline.plan import Plan
 from aicompress.pipeline.preflight import require_space
 from aicompress.pipeline.processes import Processes
+from aicompress.pipeline.progress import Progress
 
 EVALUATIONS = 16  # of the refinement, where the recipe gives no number
 ROUNDS = 6  # of the search for the bound on summed losses that gives a bound on the measured one
@@ -126,11 +127,12 @@ def _record(trial: Trial, losses: Sequence[Sequence[float]], outcome: Refined) -
     units = []
     for unit, row, spent, pick in zip(trial.units, losses, paid, outcome.picks, strict=True):
         options = [
-            {"bits": bits, "bytes": int(cost), "loss": loss}
-            for bits, cost, loss in zip(unit.widths, spent, row, strict=True)
+            {"bits": width.bits, "group": width.group, "bytes": int(cost), "loss": loss}
+            for width, cost, loss in zip(unit.widths, spent, row, strict=True)
         ]
         names = [layer.info.name for layer in unit.layers]
-        units.append({"layers": names, "bits": unit.widths[pick], "options": options})
+        chosen = unit.widths[pick]
+        units.append({"layers": names, "bits": chosen.bits, "group": chosen.group, "options": options})
     return {
         "target": name,
         "value": value,

@@ -6,6 +6,7 @@ import copy
 import time
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from aicompress.checkpoint import CheckpointWriter
@@ -18,6 +19,8 @@ from aicompress.pipeline.finish import Facts, finish
 from aicompress.pipeline.hashing import hashing
 from aicompress.pipeline.layerwise import Options
 from aicompress.pipeline.output import with_digests
+from aicompress.pipeline.processes import processes
+from aicompress.pipeline.together import led
 from aicompress.report.model import Report
 from aicompress.weights import Weight
 
@@ -25,11 +28,20 @@ from aicompress.weights import Weight
 def run(plan: ChannelPlan, options: Options | None = None) -> Report:
     """Write the output of a plan, its report inside. A stopped run starts anew.
 
+    Under torchrun the first process does it all; the others return its report.
+
     Raises:
         CheckpointError: a weight holds NaN or infinity; nothing is left behind.
         OutOfSpace: the disk is full; nothing is left behind.
     """
     options = options or Options()
+    team = processes(torch.device("cpu"))
+    team.wait()  # until all have made their plans: those refuse an output that is there
+    return led(plan.output, team, lambda: _lead(plan, options), lambda: None)
+
+
+def _lead(plan: ChannelPlan, options: Options) -> Report:
+    """What the process does that writes."""
     start = time.perf_counter()
     seconds: dict[str, float] = {}
     output = plan.output

@@ -14,7 +14,7 @@ from torch import nn
 
 from aicompress import data
 from aicompress.checkpoint import Checkpoint
-from aicompress.checkpoint.place import require_apart, require_free, require_writable
+from aicompress.checkpoint.place import require_writable
 from aicompress.data import arrays
 from aicompress.errors import CheckpointError, CompressError, RecipeError, Refused, raise_all
 from aicompress.layer import Kind, LayerInfo
@@ -30,13 +30,12 @@ from aicompress.pipeline.channels.choosing import Evidence
 from aicompress.pipeline.channels.draft import Draft
 from aicompress.pipeline.channels.expressed import FIELDS, HINT
 from aicompress.pipeline.channels.inputs import as_taken
-from aicompress.pipeline.output import Destination, Output, Planned, lineage_step, summarize
-from aicompress.pipeline.preflight import collect, known_kinds, left_out, require_space
+from aicompress.pipeline.output import Destination, Output, Planned, lineage_step, summarize_rows
+from aicompress.pipeline.preflight import decoding, known_kinds, left_out, place_problems, require_space
 from aicompress.pipeline.tied import open_input
 from aicompress.recipe import Recipe, Select
-from aicompress.report import gates
 from aicompress.report.model import LayerRow
-from aicompress.report.plan import PlanRow, PlanSummary
+from aicompress.report.plan import PlanSummary
 from aicompress.selection import select
 from aicompress.weights import Weight
 
@@ -115,12 +114,7 @@ class ChannelPlan:
     def summary(self) -> PlanSummary:
         """What a dry run prints."""
         stored = {info.name: info.stored for info in self.infos}
-        rows = [row for row in self.rows() if row.method != "-"]
-        shown = [
-            PlanRow(r.name, r.kind, r.rule, stored[r.name], r.form, r.detail, r.bytes_before, r.bytes_after)
-            for r in rows
-        ]
-        return summarize(self.output, self.checkpoint, shown, len(self.infos) - len(rows), self.warnings)
+        return summarize_rows(self.output, self.checkpoint, self.rows(), stored, self.warnings)
 
 
 def _nbytes(output: Output, name: str, weight: Weight) -> int:
@@ -140,9 +134,7 @@ def make_plan(
         raise TypeError(f"{method.name} does not remove channels")
     request = request or Request()
     checkpoint, warnings = open_input(source)
-    problems: list[CompressError] = collect(lambda: require_free(destination.path, destination.overwrite))
-    problems += collect(lambda: require_apart(checkpoint.source, destination.path))
-    problems += collect(lambda: gates.parse_all(recipe.gates))
+    problems = place_problems([checkpoint], destination, recipe.gates)
     kinds, told = known_kinds(checkpoint)
     warnings += told
     infos = tuple(checkpoint.layers(kinds))
@@ -281,11 +273,7 @@ def _warnings(plan: ChannelPlan) -> Iterator[str]:
     if fixed:
         yield f"layers that keep all their channels: {'; '.join(fixed[:3])}" + ("; ..." if len(fixed) > 3 else "")
     decoded = [name for name, p in plan.output.parameters.items() if _is_decoded(plan.checkpoint, name, p)]
-    if decoded:
-        yield (
-            f"{len(decoded)} compressed parameters cannot be cut in the form they have and are decoded, "
-            f"{decoded[0]} for one: prune first, then quantize or sparsify"
-        )
+    yield from decoding(decoded)
     norms = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in plan.module.modules())
     if plan.kept and norms and not plan.recalibrates:
         yield "the statistics of batch norms are those of the whole network: calibration data would estimate them anew"

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.checkpoint.place import require_apart, require_free, require_writable
+from aicompress.checkpoint.place import require_writable
 from aicompress.errors import CompressError, RecipeError, Refused, raise_all
 from aicompress.layer import Kind, LayerInfo
 from aicompress.methods import get
@@ -31,9 +31,8 @@ from aicompress.pipeline.output import (
     summarize,
     with_digests,
 )
-from aicompress.pipeline.preflight import collect, known_kinds, left_out, require_space, stored_outline
+from aicompress.pipeline.preflight import known_kinds, left_out, place_problems, require_space, stored_outline
 from aicompress.recipe.distillation import DistillRecipe, Training
-from aicompress.report import gates
 from aicompress.report.plan import PlanRow, PlanSummary
 
 Losses = tuple[tuple[DistillMethod, LossConfig], ...]
@@ -112,10 +111,7 @@ def make_plan(
         Refused: or Problems, everything that is wrong.
     """
     student, tutor = Checkpoint.open(source), Checkpoint.open(teacher)
-    problems = collect(lambda: require_free(destination.path, destination.overwrite))
-    problems += collect(lambda: require_apart(student.source, destination.path))
-    problems += collect(lambda: require_apart(tutor.source, destination.path))
-    raise_all(problems + collect(lambda: gates.parse_all(recipe.gates)))
+    raise_all(place_problems([student, tutor], destination, recipe.gates))
     require_writable(destination.path)
     run, run_teacher = runner(student), runner(tutor)
     losses = _losses(recipe)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from aicompress.pipeline.environment import environment
 from aicompress.pipeline.evaluation.footprint import Footprint, footprint
 from aicompress.pipeline.evaluation.quality import measure_quality
 from aicompress.pipeline.preflight import known_kinds
+from aicompress.pipeline.progress import Progress
 from aicompress.pipeline.running import Running, Setting, example, resolved_device
 from aicompress.pipeline.sides import side_of
 from aicompress.recipe.evaluation import EvalRecipe
@@ -28,7 +29,6 @@ from aicompress.report.html import to_html
 from aicompress.report.markdown import to_markdown
 from aicompress.report.model import Baseline, Gate, Latency, Report, Side
 
-Progress = Callable[[str, int, int], None]  # what, done, total
 FILES = ("report.json", "report.md", "report.html")
 NEGATED = {"<=": ">", ">": "<=", "<": ">=", ">=": "<", "==": "!=", "!=": "=="}
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import torch
 
 from aicompress.checkpoint import CheckpointWriter
-from aicompress.pipeline.finish import Facts, finish, written_report
+from aicompress.pipeline.finish import Facts, finish
 from aicompress.pipeline.hashing import hashing
-from aicompress.pipeline.layerwise import Options, Progress
+from aicompress.pipeline.layerwise import Options
 from aicompress.pipeline.output import with_digests
 from aicompress.pipeline.processes import Processes, processes
 from aicompress.pipeline.structure.cutting import Cutting
 from aicompress.pipeline.structure.plan import StructurePlan
+from aicompress.pipeline.together import led, with_statistics
 from aicompress.report.model import Report
+
+if TYPE_CHECKING:
+    from aicompress.pipeline.calibration.collect import Wanted
 
 
 def run(plan: StructurePlan, options: Options | None = None) -> Report:
@@ -29,28 +34,22 @@ def run(plan: StructurePlan, options: Options | None = None) -> Report:
     options = options or Options()
     team = processes(torch.device("cpu"))
     team.wait()  # until all have made their plans: those refuse an output that is there
-    collected = _collect(plan, team, options.progress)
-    if team.rank == 0:
-        report = _lead(plan, options, team)
-        team.wait()
-        return report
-    if plan.reads and not collected:
-        from aicompress.pipeline.calibration.structures import follow
+    collected = with_statistics(plan, lambda: _wanted(plan), team, options.progress)
 
-        follow(plan, team)
-    team.wait()
-    return written_report(plan.output)
+    def follow() -> None:
+        if plan.reads and not collected:
+            from aicompress.pipeline.calibration import structures
+
+            structures.follow(plan, team)
+
+    return led(plan.output, team, lambda: _lead(plan, options, team), follow)
 
 
-def _collect(plan: StructurePlan, team: Processes, progress: Progress) -> bool:
-    """Make sure that the files of statistics exist; False for a step that reads none."""
-    there = team.gather(plan.request.reads_files)[0]
-    if plan.request.stats and not there:
-        from aicompress.pipeline.calibration.collect import Wanted, collect
+def _wanted(plan: StructurePlan) -> Wanted:
+    """What a file of statistics must hold for a plan."""
+    from aicompress.pipeline.calibration.collect import Wanted
 
-        collect(plan, Wanted(plan.looked_at, plan.reads), plan.request.stats[0], team, progress)
-        team.wait()
-    return bool(plan.request.stats)
+    return Wanted(plan.looked_at, plan.reads)
 
 
 def _lead(plan: StructurePlan, options: Options, team: Processes) -> Report:

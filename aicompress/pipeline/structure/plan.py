@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.checkpoint.place import require_apart, require_free, require_writable
+from aicompress.checkpoint.place import require_writable
 from aicompress.errors import CompressError, RecipeError, Refused, raise_all
 from aicompress.layer import Kind, LayerInfo
 from aicompress.methods import get
@@ -15,9 +15,9 @@ from aicompress.methods.prune.targets import TargetedConfig
 from aicompress.methods.structural import StructuralConfig, StructuralMethod
 from aicompress.pipeline.calibration import request as needs
 from aicompress.pipeline.calibration.request import Request
-from aicompress.pipeline.output import Destination, Output, arrange, lineage_step, summarize
+from aicompress.pipeline.output import Destination, Output, arrange, lineage_step, summarize_rows
 from aicompress.pipeline.plan import LayerPlan
-from aicompress.pipeline.preflight import collect, known_kinds, left_out, require_space
+from aicompress.pipeline.preflight import decoding, known_kinds, left_out, place_problems, require_space
 from aicompress.pipeline.structure.cutting import planned
 from aicompress.pipeline.structure.edits import Change, Edit, drop_blocks, require_loads
 from aicompress.pipeline.structure.experts import drop_experts
@@ -27,9 +27,8 @@ from aicompress.pipeline.structure.neurons import narrow
 from aicompress.pipeline.structure.targets import Sizing
 from aicompress.pipeline.tied import open_input
 from aicompress.recipe import Recipe, Select
-from aicompress.report import gates
 from aicompress.report.model import LayerRow
-from aicompress.report.plan import PlanRow, PlanSummary
+from aicompress.report.plan import PlanSummary
 from aicompress.weights import LowRank, outline_nbytes
 
 EDITS = {
@@ -127,12 +126,7 @@ class StructurePlan:
     def summary(self) -> PlanSummary:
         """What a dry run prints."""
         stored = {info.name: info.stored for info in self.infos}
-        rows = [row for row in self.rows() if row.method != "-"]
-        shown = [
-            PlanRow(r.name, r.kind, r.rule, stored[r.name], r.form, r.detail, r.bytes_before, r.bytes_after)
-            for r in rows
-        ]
-        return summarize(self.output, self.checkpoint, shown, len(self.infos) - len(rows), self.warnings)
+        return summarize_rows(self.output, self.checkpoint, self.rows(), stored, self.warnings)
 
 
 def make_plan(
@@ -151,17 +145,16 @@ def make_plan(
         raise TypeError(f"{method.name} is not structural")
     request = request or Request()
     checkpoint, tied = open_input(source)
-    problems: list[CompressError] = collect(lambda: require_free(destination.path, destination.overwrite))
-    problems += collect(lambda: require_apart(checkpoint.source, destination.path))
-    problems += collect(lambda: gates.parse_all(recipe.gates))
+    problems = place_problems([checkpoint], destination, recipe.gates)
     raise_all(problems + _unused_sections(recipe))
     require_writable(destination.path)
     kinds, warnings = known_kinds(checkpoint)
     warnings = [*tied, *warnings]
     infos = tuple(checkpoint.layers(kinds))
     if checkpoint.manifest.widths:
-        hint = "prune with widths: per_layer last, or start from the checkpoint before it"
-        raise Refused(f"{checkpoint.path}: its layers have unlike widths, which config.json cannot say", hint)
+        hint = "prune so that config.json can say it first, this last, or start from the checkpoint before it"
+        message = "its layers have unlike widths, or fewer heads, which config.json cannot say"
+        raise Refused(f"{checkpoint.path}: {message}", hint)
     by_tensor = {info.tensor: info for info in infos}
     step = lineage_step(command, recipe, checkpoint.source)
 
@@ -182,12 +175,7 @@ def make_plan(
     require_space(output)
     plan = StructurePlan(checkpoint, recipe, method, infos, edit, output, kinds, request)
     decoded = [name for name in parameters if plan.decoded(name)]
-    told = [*warnings, *found, *edit.warnings, *left_out(checkpoint)]
-    if decoded:
-        told.append(
-            f"{len(decoded)} compressed parameters cannot be cut in the form they have and are decoded, "
-            f"{decoded[0]} for one: prune first, then quantize or sparsify"
-        )
+    told = [*warnings, *found, *edit.warnings, *left_out(checkpoint), *decoding(decoded)]
     return replace(plan, warnings=tuple(told))
 
 

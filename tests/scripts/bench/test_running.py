@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.bench import encoder, prune, quantize, streaming
+from scripts.bench import encoder, prune, quantize, sentences_pruned, streaming
 from scripts.bench.inputs import first_windows
 from scripts.bench.measuring import Bench, Failed, filled, last_words, parameters
 from scripts.bench.rows import Row, ours, unknown
@@ -106,7 +106,9 @@ def test_the_calibration_text_holds_exactly_its_windows(tiny_llama: Path) -> Non
         first_windows("Too short.", tokenizer, samples=4, length=32)
 
 
-@pytest.mark.parametrize("part", [quantize, prune, streaming, encoder], ids=lambda part: part.__name__)
+@pytest.mark.parametrize(
+    "part", [quantize, prune, streaming, encoder, sentences_pruned], ids=lambda part: part.__name__
+)
 def test_rows_and_targets_name_rows_that_exist(part: object) -> None:
     assert not unknown(part.ROWS, part.TARGETS)
     assert len({row.key for row in part.ROWS}) == len(part.ROWS)
