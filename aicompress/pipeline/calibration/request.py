@@ -156,7 +156,12 @@ def _of_loss(checkpoint: Checkpoint, recipe: Recipe, chosen: Sequence[Chosen]) -
 def generates(checkpoint: Checkpoint) -> bool:
     """Whether the architecture predicts tokens."""
     named = str(((checkpoint.config or {}).get("architectures") or [""])[0])
-    return named.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
+    if named.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
+        return True
+    import transformers
+
+    architecture = getattr(transformers, named, None)  # such as MarianMTModel
+    return isinstance(architecture, type) and hasattr(architecture, "generate")
 
 
 def _of_model(checkpoint: Checkpoint, recipe: Recipe, request: Request) -> list[CompressError]:
