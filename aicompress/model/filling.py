@@ -181,6 +181,9 @@ class Filling:
         tie(model, self.held)
         for target, source in model.all_tied_weights_keys.items():
             self.tie(model, target, source)
+        for module in model.modules():  # code that initializes may ask more of a layer than its running form has
+            tensors = (*module.parameters(), *module.buffers())
+            module._is_hf_initialized = all(getattr(tensor, "_is_hf_initialized", False) for tensor in tensors)
         for name, buffer in list(model.named_buffers()):
             if buffer.device.type == "meta":
                 parent, _, leaf = name.rpartition(".")

@@ -48,7 +48,6 @@ class FastLinear(nn.Module):
     """A linear layer for inference; subclasses multiply a matrix (rows, in)."""
 
     kernel = "dense"
-    _is_hf_initialized = True
 
     def __init__(self, shape: tuple[int, int], bias: Tensor | None) -> None:
         super().__init__()
