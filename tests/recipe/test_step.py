@@ -217,6 +217,8 @@ def test_effort_fills_what_the_recipe_leaves_open(tmp_path: Path) -> None:
     assert best.tune is not None
     assert best.resolved()["tune"]["steps"] == best.tune.steps
     assert best.resolved()["method"]["refine"] == best.method.refine
+    searched = load(tmp_path, text % "balanced", "method.bits=auto", "method.target_bpw=2.5").method
+    assert searched.refine == balanced.method.refine  # some layers may get as few bits
     mine = load(tmp_path, text % "best", "tune.steps=7")
     assert mine.tune.steps == 7
     assert mine.tune.batch == best.tune.batch

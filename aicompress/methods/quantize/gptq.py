@@ -170,8 +170,10 @@ def grid_of(scale: Tensor, zero: Tensor | None, config: GptqConfig, order: Tenso
 
 
 def _searched(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Rounds of refining, and shifted targets: worth most where few bits leave most to mend."""
-    return {2: {"refine": 4, "shift": 0.5}, 3: {"refine": 3, "shift": 0.4}}.get(given.get("bits", 4), {"refine": 2})
+    """Rounds of refining, and shifted targets: worth most where few bits leave most to mend, as a search may give."""
+    few = {"refine": 4, "shift": 0.5}
+    known = {2: few, "auto": few, "range": few, 3: {"refine": 3, "shift": 0.4}}
+    return known.get(given.get("bits", 4), {"refine": 2})
 
 
 EFFORTS: dict[Level, Effort] = {
