@@ -264,11 +264,19 @@ def ct_restore(entry: Entry, module: str, read: Callable[[str], Tensor], names: 
     return IntGrouped.from_packed(read(f"{module}.weight_packed"), scale, zero, meta)
 
 
-def choose(weights: Mapping[str, tuple[LayerInfo, Weight]], has_config: bool) -> tuple[Layout, bool]:
+def choose(
+    weights: Mapping[str, tuple[LayerInfo, Weight]], has_config: bool, read: Callable[[list[str]], bool]
+) -> tuple[Layout, bool]:
     """The layout that most readers load, and whether compressed-tensors must decode at load time (`dequantize`).
 
-    compressed-tensors holds integer weights of linear layers; with one single scheme also zero points and embeddings,
-    but then only by decoding at load (a second scheme would be decoded with the first one's, silently wrong).
+    compressed-tensors holds integer weights of linear layers; with one single scheme also zero points, embeddings and
+    weights that the architecture's own code reads, but then only by decoding at load (a second scheme would be decoded
+    with the first one's, silently wrong).
+
+    Args:
+        weights: by parameter name, its layer and its outline.
+        has_config: there will be a config.json.
+        read: whether the architecture's own code reads some of these parameters.
     """
     compressed = {name: pair for name, pair in weights.items() if pair[1].form != "dense"}
     if not compressed:
@@ -285,7 +293,8 @@ def choose(weights: Mapping[str, tuple[LayerInfo, Weight]], has_config: bool) ->
     if not has_config or not integer:
         return "native", False
     ints = [(info, weight) for info, weight in compressed.values() if isinstance(weight, IntGrouped)]
-    if all(weight.symmetric and info.kind != "embedding" for info, weight in ints):
+    plain = all(weight.symmetric and info.kind != "embedding" for info, weight in ints)
+    if plain and not read(list(compressed)):
         return "compressed-tensors", False
     schemes = {repr(ct_scheme(weight)) for _, weight in ints}
     plain_activations = all(weight.activation_bits is None for _, weight in ints)

@@ -10,7 +10,6 @@ Li et al. 2025, arXiv:2504.02692; Qronos, Zhang et al. 2025, arXiv:2505.11695).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,9 +18,10 @@ from torch import Tensor
 
 from aicompress.errors import CompressError
 from aicompress.layer import InputStats
+from aicompress.model.accepting import accepting
 from aicompress.model.blocks import Block, find_blocks
+from aicompress.model.interior import given, interior
 from aicompress.model.merging import Slot
-from aicompress.model.products import RoundedLayers
 from aicompress.model.statistics import Recorder
 from aicompress.model.streams import Stream, gate
 from aicompress.model.team import Team, add_up
@@ -59,7 +59,7 @@ class Walk:
         cross: also carry the original model's activations and collect E[x x̂ᵀ].
         team: processes that walk together, each with batches of its own; None for this one alone.
         rounded: linear layers and statistics multiply float32 numbers rounded to bfloat16.
-        changes: the visitor compresses layers; where it does not, every block runs once.
+        changes: later blocks see the layers as the visitor compressed them; where they do not, every block runs once.
         tune: compresses the layers of a block in the visitor's place, with the block, its inputs and the outputs of the
             original model at hand; returns their new dense parameters by checkpoint name.
     """
@@ -165,12 +165,13 @@ def _recorder(job: Walk, layers: Sequence[str]) -> Recorder:
 
 
 def _start(job: Walk, state: _State) -> None:
-    for batch in job.batches:
-        state.compressed.append(Stream(lambda batch=batch: job.model(**batch)))  # type: ignore[misc]
-        state.compressed[-1].start()
-        if job.carries:
-            state.original.append(Stream(lambda batch=batch: job.model(**batch)))  # type: ignore[misc]
-            state.original[-1].start()
+    with accepting():
+        for batch in job.batches:
+            state.compressed.append(Stream(lambda batch=batch: job.model(**batch)))  # type: ignore[misc]
+            state.compressed[-1].start()
+            if job.carries:
+                state.original.append(Stream(lambda batch=batch: job.model(**batch)))  # type: ignore[misc]
+                state.original[-1].start()
     if state.compressed[0].arrival is None:
         raise CompressError("the model's forward pass never reaches one of its blocks", "check the calibration inputs")
 
@@ -179,19 +180,22 @@ def _at_block(job: Walk, block: Block, layers: list[str], state: _State, visitor
     """Load, record, compress, run again, drop."""
     job.loader.load(block.owns)
     first = block.name not in state.visited  # a block that the model runs again (ALBERT) is compressed once
+    recorded = False
     state.visited.add(block.name)
     state.waiting -= set(layers)
     done = visitor.finished(layers) if layers and first else None
     outputs: list[Any] = []
     if layers and first and done is None:
-        with _recorder(job, layers) as recorder, torch.no_grad():
+        with interior(block.module, job.rounded), _recorder(job, layers) as recorder:
             outputs = _record(job, block, state, recorder)
         _visit(job, visitor, recorder, _stage(job, block, state, outputs))
+        recorded = True
     elif state.original:
-        outputs = _run(job, block, state.original)
-    for name, tensor in (done or {}).items():
+        with interior(block.module, job.rounded):
+            outputs = _run(job, block, state.original)
+    for name, tensor in (done or {}).items() if job.changes else ():
         job.loader.replace(name, tensor)
-    if state.waiting and (job.changes or not layers or not first):
+    if state.waiting and (job.changes or not recorded):
         _advance(job, block, layers, state, outputs)
     job.loader.drop(block.owns)
 
@@ -202,15 +206,17 @@ def _advance(job: Walk, block: Block, layers: list[str], state: _State, outputs:
     for stream, output in zip(state.original, outputs, strict=True):
         stream.advance(output)
     state.differs = state.differs or bool(layers)
-    for number, stream in enumerate(state.compressed):
-        stream.advance(outputs[number] if same else _run(job, block, [stream])[0])
+    with interior(block.module, job.rounded):
+        for number, stream in enumerate(state.compressed):
+            stream.advance(outputs[number] if same else _run(job, block, [stream])[0])
 
 
 def _visit(job: Walk, visitor: Visitor, recorder: Recorder, stage: Stage | None = None) -> None:
     if job.team is not None:
         add_up(recorder, job.team)
     stats = recorder.stats()
-    for name, tensor in (job.tune(stats, stage) if job.tune and stage else visitor.visit(stats)).items():
+    found = job.tune(stats, stage) if job.tune and stage else visitor.visit(stats)
+    for name, tensor in found.items() if job.changes else ():
         job.loader.replace(name, tensor)
 
 
@@ -224,9 +230,10 @@ def _stage(job: Walk, block: Block, state: _State, outputs: list[Any]) -> Stage 
 
 
 def _run(job: Walk, block: Block, streams: Sequence[Stream]) -> list[Any]:
-    """The block's outputs for where each stream is."""
-    with torch.no_grad(), RoundedLayers() if job.rounded else nullcontext():
-        return [block.module(*s.arrival.args, **s.arrival.kwargs) for s in streams if s.arrival is not None]
+    """The block's outputs for where each stream is; to be called in its `interior`."""
+    arrivals = [stream.arrival for stream in streams if stream.arrival is not None]
+    with accepting(), torch.no_grad():
+        return [given(block.module, job.rounded, arrival.args, arrival.kwargs) for arrival in arrivals]
 
 
 def _record(job: Walk, block: Block, state: _State, recorder: Recorder) -> list[Any]:

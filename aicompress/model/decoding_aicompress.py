@@ -1,16 +1,18 @@
 """Decoding of stored forms, in differentiable tensor operations.
 
-This file needs torch only; a copy lies beside `modeling_aicompress.py` in every checkpoint of the native layout.
+This file needs torch and safetensors only; a copy lies beside `modeling_aicompress.py` in every checkpoint of the
+native layout.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import combinations
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from torch import Tensor
 
 WORD = 32
@@ -171,3 +173,17 @@ def reshape(layer: Any, leaf: str, shape: tuple[int, ...]) -> None:
         layer.nx, layer.nf = shape
     elif leaf == "weight":
         layer.out_features, layer.in_features = shape
+
+
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor of real numbers in another dtype; codes and masks stay."""
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def outlines(files: Iterable[str]) -> dict[str, Tensor]:
+    """Every tensor of safetensors files, on the meta device."""
+    found: dict[str, Tensor] = {}
+    for path in files:
+        with safe_open(path, framework="pt") as file:  # tensors are mapped lazily: no data is read
+            found.update({name: file.get_tensor(name).to("meta") for name in file.keys()})  # noqa: SIM118
+    return found

@@ -7,7 +7,7 @@ that changed length hold heads. With the query heads alone changed, the axes tha
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from aicompress.checkpoint.naming import is_transposed
@@ -60,7 +60,7 @@ class HeadCount:
 
     Attributes:
         query, key, size: fields of the query heads, of the key-value heads where they are counted apart, and of a
-            head's size.
+            head's size; empty where that follows from the hidden width.
         heads, groups, width: their values; as many groups as heads where nothing counts them apart.
     """
 
@@ -85,11 +85,14 @@ class Attention:
         name: common prefix of its tensors, e.g. `model.layers.0`.
         count: how many heads there are, and where config.json says so.
         tensors: every tensor that has an axis of heads.
+        counts: where config.json cannot say fewer heads: attributes of modules that grow with their number, and by how
+            much for each head, by the module's name on disk.
     """
 
     name: str
     count: HeadCount
     tensors: tuple[HeadTensor, ...]
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 def attentions(architecture: Architecture) -> list[Attention]:

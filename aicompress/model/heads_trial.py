@@ -65,7 +65,7 @@ def _same(
             if found is None:
                 few[name].copy_(parameter)
                 continue
-            index = _positions(found, kept, attention.count)
+            index = positions(found, kept, attention.count)
             few[name].copy_(parameter.index_select(found.axis, index))
             if found.role == "consumer":
                 gone = torch.ones(parameter.shape[found.axis], dtype=torch.bool)
@@ -86,7 +86,7 @@ def _started(model: Any) -> Any:
     return model.float()
 
 
-def _positions(tensor: HeadTensor, kept: Tensor, count: HeadCount) -> Tensor:
+def positions(tensor: HeadTensor, kept: Tensor, count: HeadCount) -> Tensor:
     """What stays of an axis when only the groups `kept` do."""
     found, begin = [], 0
     for section in tensor.sections:

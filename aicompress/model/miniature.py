@@ -3,7 +3,8 @@
 A miniature of two blocks has random weights. Residual coordinates in another order must compute the same; and where the
 size of heads follows from the hidden width, so must the entries of every head in an order of its own, which rotary
 positions forbid. An axis as long as the width may be either: every matrix with two such axes is taken for a reader of
-the stream, for one that adds to it, or for both (a pooling head), until the outputs stay.
+the stream, for one that adds to it, or for both (a pooling head), until the outputs stay. Whole heads may change places
+as well, rotary or not: then the trial tells where heads lie that are to go.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ UNDECIDED = 7  # kinds of matrices that are tried in all combinations at most
 NARROW, WIDE = 8, 12
 Side = Literal["stream", "inner"]
 Parts = dict[tuple[str, int], Side]  # by family of tensors and axis
+# What changes places inside: entries of every head; whole heads that lie in sections, all queries before all keys; or
+# whole heads that lie together, each with its query, key and value.
+Layout = Literal["entries", "sections", "together"]
 ROLES: tuple[tuple[Side, Side], ...] = (("stream", "inner"), ("inner", "stream"), ("stream", "stream"))  # in, out
 
 
@@ -32,12 +36,13 @@ def family(name: str) -> str:
     return re.sub(r"\.\d+(?=\.)", ".#", name)
 
 
-def parts_of(models: tuple[Any, Any], heads: int) -> Parts | str:
+def parts_of(models: tuple[Any, Any], heads: int, layout: Layout = "entries") -> Parts | str:
     """The part that every axis plays which follows the hidden width, or why it cannot be told.
 
     Args:
         models: of `NARROW` and of `WIDE` coordinates for each head, on the meta device.
         heads: how many heads share the width.
+        layout: what has to be free to change places on the axes that heads lie on.
     """
     narrow, wide = models
     width = NARROW * heads
@@ -47,7 +52,7 @@ def parts_of(models: tuple[Any, Any], heads: int) -> Parts | str:
         for name, parameter in narrow.named_parameters()
     }
     try:
-        trial = _Trial(narrow, {name: found for name, found in axes.items() if found}, width, heads)
+        trial = _Trial(narrow, {name: found for name, found in axes.items() if found}, (width, heads, layout))
     except CheckpointError as error:
         return error.message
     double = {family(name) for name, found in axes.items() if len(found) > 1}
@@ -87,32 +92,43 @@ class _Trial:
         CheckpointError: it cannot be run.
     """
 
-    def __init__(self, model: Any, axes: Mapping[str, list[int]], width: int, heads: int) -> None:
+    def __init__(self, model: Any, axes: Mapping[str, list[int]], where: tuple[int, int, Layout]) -> None:
+        width, self.heads, self.layout = where
         self.model = type(model)(model.config).double().eval().requires_grad_(False)
         self.model.config._experts_implementation = "eager"  # grouped kernels have no float64
         self.axes, self.width = axes, width
         generator = torch.Generator().manual_seed(1)
         self.order = torch.randperm(width, generator=generator)
-        size = width // heads
-        self.inner = torch.cat([head * size + torch.randperm(size, generator=generator) for head in range(heads)])
-        self.inputs = _inputs(self.model)
-        _randomize(self.model)
+        size = width // self.heads
+        entries = [head * size + torch.randperm(size, generator=generator) for head in range(self.heads)]
+        self.inner, self.turn = torch.cat(entries), torch.randperm(self.heads, generator=generator)
+        self.inputs = inputs_of(self.model)
+        randomize(self.model)
         self.values = {name: parameter.clone() for name, parameter in self.model.named_parameters()}
-        self.outputs = _output(self.model, self.inputs)
+        self.outputs = outputs_of(self.model, self.inputs)
 
     def stays(self, parts: Parts) -> bool:
         """Whether all outputs stay, or are in the stream's new order."""
         for name, parameter in self.model.named_parameters():
             value = self.values[name]
             for axis in self.axes.get(name, ()):
-                order = self.inner if parts.get((family(name), axis)) == "inner" else self.order
-                times = value.shape[axis] // self.width
-                index = torch.cat([order + self.width * copy for copy in range(times)])
+                index = self._order(parts.get((family(name), axis)), value.shape[axis] // self.width)
                 value = value.index_select(axis, index)
             parameter.copy_(value)
         return all(
-            self._same(one, other) for one, other in zip(_output(self.model, self.inputs), self.outputs, strict=True)
+            self._same(one, other) for one, other in zip(outputs_of(self.model, self.inputs), self.outputs, strict=True)
         )
+
+    def _order(self, part: Side | None, times: int) -> Tensor:
+        """The new order of an axis that holds the width so many times."""
+        order = self.order
+        if part == "inner" and self.layout == "entries":
+            order = self.inner
+        elif part == "inner":
+            span = self.width // self.heads * (times if self.layout == "together" else 1)
+            order = (self.turn[:, None] * span + torch.arange(span)).reshape(-1)
+        copies = self.width * times // len(order)
+        return torch.cat([order + len(order) * copy for copy in range(copies)])
 
     def _same(self, found: Tensor, before: Tensor) -> bool:
         orders = [before, before[..., self.order]] if before.shape[-1] == self.width else [before]
@@ -120,7 +136,7 @@ class _Trial:
         return any(torch.allclose(found, wanted, rtol=1e-6, atol=slack) for wanted in orders)
 
 
-def _randomize(model: nn.Module) -> None:
+def randomize(model: nn.Module) -> None:
     """Random weights of a size that keeps activations alive; nothing at its initial value."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
@@ -128,7 +144,7 @@ def _randomize(model: nn.Module) -> None:
         parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / fan**0.5)
 
 
-def _inputs(model: Any) -> dict[str, Tensor]:
+def inputs_of(model: Any) -> dict[str, Tensor]:
     """A few random tokens, or an image.
 
     Raises:
@@ -146,7 +162,7 @@ def _inputs(model: Any) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _output(model: Any, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+def outputs_of(model: Any, inputs: Mapping[str, Tensor]) -> list[Tensor]:
     """Everything that it gives.
 
     Raises:

@@ -17,16 +17,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import transformers
-from safetensors import safe_open
 from torch import Tensor, nn
-from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    get_model_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from .decoding_aicompress import decode, factors, reshape, rounded_input
+from .decoding_aicompress import cast, decode, factors, outlines, reshape, rounded_input
 
 METHOD = "aicompress"
 FORMAT_VERSION = 1
@@ -211,12 +214,17 @@ def forget_tie(model: Any, target: str) -> None:
             part._tied_weights_keys = {key: value for key, value in keys.items() if not re.fullmatch(full[key], target)}
 
 
-def fit_shapes(model: Any, paths: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Give layers the shapes that their parameters have, where config.json does not say them."""
-    names = [f"{path}.{leaf}" for path in paths for leaf in ("weight", "bias") if f"{path}.{leaf}" in shapes]
+def fit_shapes(model: Any, widths: Mapping[str, Mapping[str, int]], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Give layers the shapes of their parameters, and modules above them their numbers where config.json has others."""
+    names = [f"{path}.{leaf}" for path in widths for leaf in ("weight", "bias") if f"{path}.{leaf}" in shapes]
     for name, (target, _) in parameter_names(model, names).items():
-        if target in model.state_dict():
-            reshape(model.get_submodule(target.rpartition(".")[0]), target.rpartition(".")[2], tuple(shapes[name]))
+        if target not in model.state_dict():
+            continue
+        reshape(model.get_submodule(target.rpartition(".")[0]), target.rpartition(".")[2], tuple(shapes[name]))
+        for path in widths:
+            if name.startswith(f"{path}.") and widths[path]:
+                above = model.get_submodule(target.rsplit(".", name.count(".") - path.count("."))[0])
+                vars(above).update(widths[path])
 
 
 class AicompressConfig(QuantizationConfigMixin):  # type: ignore[misc]
@@ -240,9 +248,9 @@ class AicompressQuantizer(HfQuantizer):  # type: ignore[misc]
     requires_calibration = True
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        outlines = _outlines(kwargs.get("checkpoint_files") or ())
+        held = outlines(kwargs.get("checkpoint_files") or ())
         entries, known = self.quantization_config.entries, set(model.state_dict())
-        shapes = {name: tuple(t.shape) for name, t in outlines.items()} | {n: e["shape"] for n, e in entries.items()}
+        shapes = {name: tuple(t.shape) for name, t in held.items()} | {n: e["shape"] for n, e in entries.items()}
         fit_shapes(model, self.quantization_config.widths, shapes)
         for name, (target, merge) in parameter_names(model, entries).items():
             parent, _, leaf = target.rpartition(".")
@@ -255,11 +263,11 @@ class AicompressQuantizer(HfQuantizer):  # type: ignore[misc]
             module, entry = model.get_submodule(parent), entries[name]
             dtype = module._parameters["weight"].dtype
             names = {suffix: f"{name}_{suffix}" if suffix else name for suffix in entry["tensors"]}
-            lacking = [disk for disk in names.values() if disk not in outlines]
+            lacking = [disk for disk in names.values() if disk not in held]
             if lacking:
                 raise ValueError(f"the checkpoint lacks {lacking[0]!r}: it is incomplete")
-            attach(module, entry, {suffix: _cast(outlines[disk], dtype) for suffix, disk in names.items()})
-        tie(model, [target for target, _ in parameter_names(model, outlines).values()])
+            attach(module, entry, {suffix: cast(held[disk], dtype) for suffix, disk in names.items()})
+        tie(model, [target for target, _ in parameter_names(model, held).values()])
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
@@ -274,19 +282,6 @@ class AicompressQuantizer(HfQuantizer):  # type: ignore[misc]
         return True
 
 
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-
-def _outlines(files: Iterable[str]) -> dict[str, Tensor]:
-    """Every tensor of safetensors files, on the meta device."""
-    found: dict[str, Tensor] = {}
-    for path in files:
-        with safe_open(path, framework="pt") as file:  # tensors are mapped lazily: no data is read
-            found.update({name: file.get_tensor(name).to("meta") for name in file.keys()})  # noqa: SIM118
-    return found
-
-
 if METHOD not in auto.AUTO_QUANTIZER_MAPPING:
     auto.register_quantization_config(METHOD)(AicompressConfig)
     auto.register_quantizer(METHOD)(AicompressQuantizer)
@@ -297,4 +292,9 @@ def __getattr__(name: str) -> Any:
     architecture = getattr(transformers, name.removeprefix(PREFIX), None) if name.startswith(PREFIX) else None
     if architecture is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return globals().setdefault(name, type(name, (architecture,), {"__module__": __name__}))
+    # Code of one's own shares no names with transformers' architectures unless it says so: this is one of them.
+    own = {"__module__": __name__, "is_custom_code": classmethod(lambda cls: False)}
+    renamings = get_checkpoint_conversion_mapping(architecture.__name__)
+    if renamings is not None:
+        register_checkpoint_conversion_mapping(name, renamings, overwrite=True)
+    return globals().setdefault(name, type(name, (architecture,), own))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.model.channels.cut import resize
-from aicompress.model.filling import Filling
+from aicompress.model.filling import Filling, make_computed
 from aicompress.model.lending import LEAST, Loan, lend
 from aicompress.model.merging import Slot, slots
 from aicompress.model.modeling_aicompress import parameter_names
@@ -48,6 +48,7 @@ class PartialModel:
                 parent, _, leaf = target.rpartition(".")
                 self._filling.check_shape(model.get_submodule(parent), leaf, name, spec.shape)
         self._started = False
+        self._computed: set[str] = set()  # parameters that the architecture makes itself
 
     def place_of(self, name: str) -> str | Slot | None:
         """The module that a weight of the checkpoint belongs to, or its part of a merged tensor; None if neither."""
@@ -106,8 +107,11 @@ class PartialModel:
                 self.model.get_submodule(parent)._buffers[leaf] = torch.empty_like(buffer, device=self._filling.device)
         if not self.hugging:
             return
+        self._computed = make_computed(self.model, self._filling.held, self._filling.device)
         for tensor in (*self.model.parameters(), *self.model.buffers()):
             tensor._is_hf_initialized = isinstance(tensor, nn.Parameter) or id(tensor) in loaded
+        for name in self._computed:
+            self.model.get_parameter(name)._is_hf_initialized = False
         self._tie()
         self.model.initialize_weights()
 
@@ -131,7 +135,7 @@ class PartialModel:
     def drop(self, owns: Callable[[str], bool]) -> None:
         """Send parameters back to the meta device; computed buffers stay."""
         for name, parameter in list(self.model.named_parameters(remove_duplicate=False)):
-            if owns(name):
+            if owns(name) and name not in self._computed:
                 parent, _, leaf = name.rpartition(".")
                 empty = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
                 self.model.get_submodule(parent)._parameters[leaf] = empty

@@ -70,8 +70,12 @@ class Residual:
         return None
 
 
-def residual(architecture: Architecture) -> Residual:
+def residual(architecture: Architecture, layout: miniature.Layout = "entries") -> Residual:
     """The residual stream of a checkpoint.
+
+    Args:
+        architecture: its architecture.
+        layout: how heads lie on the axes inside attention, as a trial has to confirm.
 
     Raises:
         CheckpointError: no field of config.json sets its width, or its axes cannot be told.
@@ -82,7 +86,7 @@ def residual(architecture: Architecture) -> Residual:
         if not isinstance(width, int) or width < 2:
             continue
         for config in _with_sizes(architecture, field, width):
-            found = _probed(architecture, config, field, width)
+            found = _probed(architecture, config, (field, width), layout)
             if isinstance(found, Residual):
                 return found
             reasons.append(found)
@@ -115,8 +119,11 @@ def _listens(config: Mapping[str, Any], field: Path) -> bool:
     return stored_shapes(build(with_value(config, path, 2 * value_at(config, path)))) != stored_shapes(build(config))
 
 
-def _probed(architecture: Architecture, config: Mapping[str, Any], field: Path, width: int) -> Residual | str:
+def _probed(
+    architecture: Architecture, config: Mapping[str, Any], where: tuple[Path, int], layout: miniature.Layout
+) -> Residual | str:
     """The residual stream as another width shows it, or why it cannot be told."""
+    field, width = where
     model = build(config)
     before, after = stored_shapes(model), stored_shapes(build(with_value(config, field, 2 * width)))
     if before != architecture.shapes:
@@ -128,7 +135,7 @@ def _probed(architecture: Architecture, config: Mapping[str, Any], field: Path, 
     if strange is not None:
         return f"{architecture.on_disk(strange)} of shape {before[strange]} does not change as the stream does"
     heads = next(iter(integers(config, HEAD_COUNTS)), 1)
-    parts = miniature.parts_of(_miniatures(config, field, heads), heads)
+    parts = miniature.parts_of(miniatures(config, field, heads), heads, layout)
     if isinstance(parts, str):
         return parts
     return _coupled(architecture, model, (config, field, width, heads), parts)
@@ -141,15 +148,20 @@ def changed_axes(shape: tuple[int, ...], after: tuple[int, ...], width: int) -> 
     return found if fits and all(found.values()) else None
 
 
-def _miniatures(config: Mapping[str, Any], field: Path, heads: int) -> tuple[Any, Any]:
+def miniatures(config: Mapping[str, Any], field: Path, heads: int) -> tuple[Any, Any]:
     """The same architecture of two blocks with few coordinates for each head, on the meta device."""
+    narrow, wide = (small(config, field, size * heads) for size in (miniature.NARROW, miniature.WIDE))
+    return build(narrow), build(wide)
+
+
+def small(config: Mapping[str, Any], field: Path, width: int) -> dict[str, Any]:
+    """config.json with two blocks at most, and another hidden width."""
     edited = dict(config)
     for depth in fields(config, DEPTH_FIELDS):
         size = value_at(config, depth)
         if isinstance(size, int) and size > 2:
             edited = keep_blocks(edited, depth, range(2))
-    sizes = (miniature.NARROW * heads, miniature.WIDE * heads)
-    return build(with_value(edited, field, sizes[0])), build(with_value(edited, field, sizes[1]))
+    return with_value(edited, field, width)
 
 
 def _coupled(

@@ -15,7 +15,7 @@ from aicompress.layer import Kind, LayerInfo
 from aicompress.methods import get
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import MethodConfig
-from aicompress.methods.quantize.widths import WidthConfig, open_bits, with_bits
+from aicompress.methods.quantize.widths import Width, WidthConfig, open_bits, open_widths, with_width
 from aicompress.methods.zeros import outline_of
 from aicompress.model.places import Place
 from aicompress.pipeline.calibration import request as needs
@@ -65,7 +65,8 @@ class Plan:
         request: how it gets statistics of inputs, where the method reads them.
         places: inputs that the method rescales before it compresses the layers that read them.
         warnings: what the user should know.
-        open: widths to choose among, of layers whose bits are to be searched; `layers` and `output` have the least.
+        open: widths to choose among, least bytes first, of layers whose bits are to be searched; `layers` and `output`
+            have the first.
         search: what the recipe says of that search; None where nothing is open.
     """
 
@@ -77,7 +78,7 @@ class Plan:
     kinds: Mapping[str, Kind | None] | None
     request: Request = field(default_factory=Request)
     warnings: tuple[str, ...] = field(default=())
-    open: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    open: Mapping[str, tuple[Width, ...]] = field(default_factory=dict)
     search: WidthConfig | None = None
     places: tuple[Place, ...] = ()
 
@@ -119,7 +120,7 @@ class Plan:
 
         return undecided(self, found)
 
-    def with_widths(self, widths: Mapping[str, int]) -> Plan:
+    def with_widths(self, widths: Mapping[str, Width]) -> Plan:
         """The plan with these widths for some layers, laid out anew."""
         return self._relaid(tuple(_with_width(self.method, x, widths.get(x.info.name)) for x in self.layers))
 
@@ -128,16 +129,16 @@ class Plan:
         output = arrange(self.checkpoint, self.output.destination, _parameters(self.checkpoint, layers), step)
         return replace(self, layers=layers, output=output)
 
-    def at_width(self, tensor: str, bits: int) -> list[LayerPlan]:
+    def at_width(self, tensor: str, width: Width) -> list[LayerPlan]:
         """The layers of a parameter, the open ones with a width."""
         return [
-            _with_width(self.method, layer, bits if layer.info.name in self.open else None)
+            _with_width(self.method, layer, width if layer.info.name in self.open else None)
             for layer in self.by_tensor[tensor]
         ]
 
-    def stored(self, tensor: str, bits: int) -> Weight | None:
+    def stored(self, tensor: str, width: Width) -> Weight | None:
         """Outline of a parameter at a width; None for a plain tensor."""
-        return _combined(self.checkpoint, tensor, self.at_width(tensor, bits))
+        return _combined(self.checkpoint, tensor, self.at_width(tensor, width))
 
 
 def _row(method: LayerMethod, layer: LayerPlan) -> PlanRow:
@@ -173,7 +174,7 @@ def make_plan(
     require_writable(destination.path)
     layers = settled(checkpoint, layers, method, recipe.seed)
     searched = {name: layer.config for name, layer in layers.items() if open_bits(layer.config) == "auto"}
-    opened = {name: config.widths for name, config in searched.items() if isinstance(config, WidthConfig)}
+    opened = {name: _widths(method, layers[name]) for name in searched}
     layers = {name: _with_width(method, layer, opened.get(name, (None,))[0]) for name, layer in layers.items()}
     plans = tuple(layers.get(info.name, LayerPlan(info)) for info in infos)
     parameters = _parameters(checkpoint, plans)
@@ -192,11 +193,20 @@ def make_plan(
     return plan
 
 
-def _with_width(method: LayerMethod, layer: LayerPlan, bits: int | None) -> LayerPlan:
-    """A layer's plan with its outline, and with other bits where they are given."""
+def _widths(method: LayerMethod, layer: LayerPlan) -> tuple[Width, ...]:
+    """What a search chooses among for a layer, least bytes first."""
+    sizes = {
+        w: outline_nbytes(_outline(method, replace(layer, config=with_width(layer.config, w))))
+        for w in open_widths(layer.config, layer.info.shape[1])
+    }
+    return tuple(sorted(sizes, key=lambda width: (sizes[width], width.bits)))
+
+
+def _with_width(method: LayerMethod, layer: LayerPlan, width: Width | None) -> LayerPlan:
+    """A layer's plan with its outline, and with another width where one is given."""
     if layer.config is None:
         return layer
-    layer = layer if bits is None else replace(layer, config=with_bits(layer.config, bits))
+    layer = layer if width is None else replace(layer, config=with_width(layer.config, width))
     return replace(layer, outline=_outline(method, layer))
 
 

@@ -12,7 +12,7 @@ from aicompress.errors import RecipeError
 from aicompress.layer import LayerInfo
 from aicompress.methods.layerwise import Candidate, LayerMethod
 from aicompress.methods.method import MethodConfig
-from aicompress.methods.quantize.widths import OPEN, WidthConfig
+from aicompress.methods.quantize.widths import NARROWED, OPEN, WidthConfig
 from aicompress.pipeline.sharing import Sharing
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def search_of(configs: Mapping[str, MethodConfig | None]) -> WidthConfig | None:
         RecipeError: rules give it several targets or ways.
     """
     found = [config for config in configs.values() if isinstance(config, WidthConfig)]
-    for field_name in (name for name in OPEN if name != "choices"):
+    for field_name in (name for name in OPEN if name not in NARROWED):
         values = dict.fromkeys(getattr(config, field_name) for config in found)
         if len(values) > 1:
             shown = " and ".join(str(value) for value in values)

@@ -64,8 +64,13 @@ class Calibration(Data):
 
     precision: Literal["auto", "float32"] = Field(
         "auto",
-        description="products of linear layers and Gram matrices; auto: inputs rounded to bfloat16, summed in "
-        "float32, where the processor has instructions for it",
+        description="auto: inputs of linear layers and Gram matrices rounded to bfloat16 and summed in float32, and "
+        "what passes between the layers of a block kept in bfloat16, where the processor has instructions for it",
+    )
+    activations: Literal["compressed", "original"] = Field(
+        "compressed",
+        description="what a layer's inputs have come through: the layers before it as they are compressed, or as they "
+        "were, which takes one forward pass instead of two",
     )
 
 
@@ -150,6 +155,8 @@ def with_effort(plain: dict[str, Any], given: dict[str, Any], method: Method) ->
         raise RecipeError(f"effort: unknown {level!r}", suggestion(level, list(presets)))
     preset = presets[level]
     found = {**plain, "method": {**preset.fields(given), **given}}
+    if isinstance(plain.get("calibration"), dict):
+        found["calibration"] = {**preset.calibration(given), **plain["calibration"]}
     if preset.tune is None or plain.get("tune", {}) is None:  # `tune: null` asks for none
         return found
     return {**found, "tune": {**preset.tune, **plain.get("tune", {})}}

@@ -18,9 +18,10 @@ def table(report: Report) -> Table:
     columns = (
         Column("layers"),
         Column("bits", True),
+        Column("group", True),
         Column("bytes", True),
         Column("loss", True),
-        Column("losses by width", optional=True),
+        Column("losses by bits and group", optional=True),
         Column("a width less adds, per KB", True),
         Column("a width more saves, per KB", True),
     )
@@ -46,20 +47,37 @@ def legend(report: Report) -> str:
 
 def _row(unit: Mapping[str, Any]) -> tuple[Cell, ...]:
     first, *others = unit["layers"]
-    options: Sequence[Mapping[str, Any]] = unit["options"]
-    at = next(number for number, option in enumerate(options) if option["bits"] == unit["bits"])
-    here = options[at]
-    losses = ", ".join(f"{option['bits']}: {numbers.number(option['loss'], 3)}" for option in options)
+    here = next(option for option in unit["options"] if _width(option) == _width(unit))
+    options = _worth(unit["options"], here)
+    at = options.index(here)
+    losses = ", ".join(f"{_width(option)}: {numbers.number(option['loss'], 3)}" for option in options)
     less = _price(options[at - 1], here) if at else None
     more = _price(here, options[at + 1]) if at + 1 < len(options) else None
     return (
         Cell(first + (f" and {len(others)} that share its input" if others else ""), first, code=True),
         Cell(str(unit["bits"]), unit["bits"]),
+        Cell(str(group), group) if (group := unit.get("group")) is not None else Cell(DASH),
         Cell(numbers.size(here["bytes"]), here["bytes"]),
         Cell(numbers.number(here["loss"], 3), here["loss"]),
         Cell(losses),
         *(Cell(DASH if price is None else numbers.number(price, 3), price) for price in (less, more)),
     )
+
+
+def _width(option: Mapping[str, Any]) -> str:
+    group = option.get("group")
+    return f"{option['bits']}" if group is None else f"{option['bits']}/{group}"
+
+
+def _worth(options: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Options that lose less than every cheaper one, and the chosen one, in order of their bytes."""
+    found: list[Mapping[str, Any]] = []
+    least = float("inf")
+    for option in sorted(options, key=lambda option: (option["bytes"], option["loss"])):
+        if option["loss"] < least or option is chosen:
+            found.append(option)
+        least = min(least, option["loss"])
+    return found
 
 
 def _price(narrow: Mapping[str, Any], wide: Mapping[str, Any]) -> float | None:

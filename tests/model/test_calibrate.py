@@ -12,6 +12,7 @@ import transformers as hf
 from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
+from aicompress.errors import Refused
 from aicompress.layer import InputStats, as_matrix
 from aicompress.model import products
 from aicompress.model.calibrate import Walk, walk
@@ -209,6 +210,30 @@ def test_collecting_runs_every_block_once(tiny_llama: Path) -> None:
         torch.testing.assert_close(found.stats[name].gram, expected.stats[name].gram)
 
 
+class Known(Halving):
+    """A visitor whose first block is done."""
+
+    def finished(self, layers: Sequence[str]) -> Mapping[str, Tensor] | None:
+        done = all(".layers.0." in name for name in layers)
+        return {name: self.checkpoint.dense(name) * self.factor for name in layers} if done else None
+
+
+@pytest.mark.parametrize("kind", [Halving, Known])
+def test_one_pass_sees_the_original_model(tiny_llama: Path, kind: type[Halving]) -> None:
+    """Whatever the visitor makes of the layers, and where an earlier run has done the first block."""
+    expected, _ = run_walk(tiny_llama, token_batches())
+    checkpoint = Checkpoint.open(tiny_llama)
+    model = build(checkpoint)
+    loader = PartialModel(checkpoint, model)
+    places = {info.tensor: loader.place_of(info.tensor) for info in checkpoint.layers() if info.kind == "linear"}
+    wanted = {name: place for name, place in places.items() if place is not None}
+    found = kind(checkpoint, 0.5)
+    walk(Walk(model, loader, token_batches(), wanted, NEEDS, changes=False), found)
+    assert set(found.stats) == {name for name in wanted if kind is Halving or ".layers.0." not in name}
+    for name, stats in found.stats.items():
+        torch.testing.assert_close(stats.gram, expected.stats[name].gram)
+
+
 def test_rounded_products_change_statistics_little(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exact, wanted = run_walk(tiny_llama, token_batches())
     monkeypatch.setattr(products, "LEAST", 1)
@@ -234,8 +259,8 @@ def test_padding_is_left_out(tiny_bert: Path) -> None:
             torch.testing.assert_close(masked.stats[name].gram, stats.gram, rtol=1e-3, atol=1e-5)
 
 
-def test_error_inside_the_model_reaches_the_caller(tiny_llama: Path) -> None:
-    with pytest.raises(IndexError):
+def test_inputs_that_the_model_does_not_take_are_refused(tiny_llama: Path) -> None:
+    with pytest.raises(Refused, match="does not run on the calibration inputs: index out of range"):
         run_walk(tiny_llama, [{"input_ids": torch.full((1, 4), 10**6)}])
 
 

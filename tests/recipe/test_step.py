@@ -217,10 +217,21 @@ def test_effort_fills_what_the_recipe_leaves_open(tmp_path: Path) -> None:
     assert best.tune is not None
     assert best.resolved()["tune"]["steps"] == best.tune.steps
     assert best.resolved()["method"]["refine"] == best.method.refine
+    searched = load(tmp_path, text % "balanced", "method.bits=auto", "method.target_bpw=2.5").method
+    assert searched.refine == balanced.method.refine  # some layers may get as few bits
     mine = load(tmp_path, text % "best", "tune.steps=7")
     assert mine.tune.steps == 7
     assert mine.tune.batch == best.tune.batch
     assert load(tmp_path, text % "best", "tune=null").tune is None
+
+
+def test_fast_calibrates_in_one_pass_where_nothing_needs_two(tmp_path: Path) -> None:
+    text = CALIBRATED + "method: {name: gptq}\neffort: fast\n"
+    assert load(tmp_path, text).calibration.activations == "original"
+    assert load(tmp_path, text, "calibration.activations=compressed").calibration.activations == "compressed"
+    assert load(tmp_path, text, "method.shift=0.5").calibration.activations == "compressed"
+    assert load(tmp_path, text, "effort=balanced").calibration.activations == "compressed"
+    assert load(tmp_path, "version: 1\nmethod: {name: gptq}\neffort: fast\n").calibration is None
 
 
 @pytest.mark.parametrize(

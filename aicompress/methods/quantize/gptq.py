@@ -18,7 +18,7 @@ from torch import Tensor
 
 from aicompress.layer import Layer
 from aicompress.methods.curvature import energies, inverse_factor, moments, permuted, shifted
-from aicompress.methods.effort import Effort, Level
+from aicompress.methods.effort import Effort, Level, one_pass
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.quantize.columns import Grid, round_columns
 from aicompress.methods.quantize.descent import refine
@@ -185,13 +185,19 @@ def grid_of(scale: Tensor, zero: Tensor | None, config: GptqConfig, order: Tenso
 
 
 def _searched(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Rounds of refining, and shifted targets: worth most where few bits leave most to mend."""
-    return {2: {"refine": 4, "shift": 0.5}, 3: {"refine": 3, "shift": 0.4}}.get(given.get("bits", 4), {"refine": 2})
+    """Rounds of refining, and shifted targets: worth most where few bits leave most to mend, as a search may give."""
+    few = {"refine": 4, "shift": 0.5}
+    known = {2: few, "auto": few, "range": few, 3: {"refine": 3, "shift": 0.4}}
+    return known.get(given.get("bits", 4), {"refine": 2})
 
 
 EFFORTS: dict[Level, Effort] = {
-    "fast": Effort("two forward passes over the calibration data", lambda given: {"refine": 1, "shift": 0.0}),
-    "balanced": Effort("the same; a third pass where targets are shifted, below 4 bits", _searched),
+    "fast": Effort(
+        "one forward pass over the calibration data, of the original model",
+        lambda given: {"refine": 1, "shift": 0.0},
+        calibration=one_pass,
+    ),
+    "balanced": Effort("two forward passes; a third where targets are shifted, below 4 bits", _searched),
     "best": Effort(
         "block tuning on top: 150 steps of 4 samples forward and back per block, five to seven times balanced",
         _searched,

@@ -12,21 +12,18 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field
 
-from aicompress.errors import RecipeError
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.layerwise import LayerMethod
-from aicompress.methods.method import MethodConfig
+from aicompress.methods.quantize.based import BasedConfig, base_compares, base_of
 from aicompress.methods.quantize.orthogonal import Rotation, rotation
-from aicompress.methods.quantize.widths import open_bits
-from aicompress.methods.registry import get
 from aicompress.weights import Weight
 
 NEEDS = frozenset({"gram", "norms", "mean_abs", "max_abs", "mean"})  # what some base reads
 
 
-class HadamardConfig(MethodConfig):
+class HadamardConfig(BasedConfig):
     """Parameters of hadamard."""
 
     model_config = ConfigDict(
@@ -38,36 +35,14 @@ class HadamardConfig(MethodConfig):
         }
     )
 
+    lends = NEEDS
+    unfit = "cannot quantize a rotated model"
+
     name: Literal["hadamard"] = "hadamard"
-    base: dict[str, Any] = Field(
-        {"name": "gptq"}, description="the method that quantizes, with its parameters, as a method: section gives them"
-    )
     untie: bool = Field(
         False,
         description="give the output head a matrix of its own where it shares the embedding's: rotated, they differ",
     )
-
-    @field_validator("base")
-    @classmethod
-    def _known(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """The method exists, rewrites nothing itself, and takes these parameters."""
-        try:
-            method = get("quantize", str(given.get("name")))
-        except RecipeError as error:
-            raise ValueError(f"{error.message}; {error.hint}") from None
-        if not isinstance(method, LayerMethod) or method.rewrites or not method.needs <= NEEDS:
-            raise ValueError(f"{method.name} cannot quantize a rotated model")
-        config = method.config(**given)
-        if open_bits(config):
-            raise ValueError("base needs explicit bits")
-        return config.model_dump()
-
-
-def base_of(config: HadamardConfig) -> tuple[LayerMethod, MethodConfig]:
-    """The method that quantizes, and its parameters."""
-    method = get("quantize", config.base["name"])
-    assert isinstance(method, LayerMethod)
-    return method, method.config(**config.base)
 
 
 def spares(config: HadamardConfig) -> frozenset[str]:
@@ -109,12 +84,6 @@ def describe(config: HadamardConfig, weight: Weight) -> dict[str, Any]:
     return {**method.describe(base, weight), "base": method.name}
 
 
-def compares(config: HadamardConfig) -> bool:
-    """Whether the base method reads the original model's inputs."""
-    method, base = base_of(config)
-    return method.compares(base)
-
-
 METHOD = LayerMethod(
     name="hadamard",
     command="quantize",
@@ -125,7 +94,7 @@ METHOD = LayerMethod(
     outline=outline,
     check=check,
     describe=describe,
-    compares=compares,
+    compares=base_compares,
     rotation=turned,
     spares=spares,
 )

@@ -13,7 +13,7 @@ from aicompress.methods.curvature import importance
 from aicompress.methods.quantize.rounding import encode, grouped, pieces, require_scales, ungrouped
 from aicompress.methods.quantize.rtn import stored_scale_dtype
 from aicompress.methods.quantize.scales import least_error
-from aicompress.methods.quantize.widths import WidthConfig, settle
+from aicompress.methods.quantize.widths import WidthConfig, settle, unfit
 from aicompress.weights import IntGrouped, Weight
 from aicompress.weights.int_grouped import groups_of
 
@@ -51,13 +51,14 @@ def shared_columns(config: Any) -> int:
 
 def check(info: LayerInfo, config: Any) -> tuple[str, str] | None:
     """A group size must divide the input width, or the method must be told to let the last group be narrower."""
-    columns, size, pad = info.shape[1], shared_columns(config), getattr(config, "pad", None)
-    if not size or columns % size == 0 or pad:
+    columns, pad = info.shape[1], getattr(config, "pad", None)
+    problem = unfit(config, columns)
+    if problem is None:
         return None
     fitting = [str(n) for n in range(8, min(columns, 512) + 1) if columns % n == 0]
     ways = [*([f"sizes that fit: {', '.join(fitting)}"] if fitting else []), "granularity: channel"]
     ways += [] if pad is None else ["pad: true"]
-    return f"{info.name}: group_size {size} does not divide its {columns} input columns", "; or ".join(ways)
+    return f"{info.name}: {problem} its {columns} input columns", "; or ".join(ways)
 
 
 def outline(info: LayerInfo, config: IntegerConfig) -> Weight:

@@ -11,22 +11,17 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field
 from torch import Tensor
 
-from aicompress.errors import RecipeError
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.curvature import damped, loss, moments
 from aicompress.methods.layerwise import LayerMethod
-from aicompress.methods.method import MethodConfig
-from aicompress.methods.quantize.widths import open_bits
-from aicompress.methods.registry import get
+from aicompress.methods.quantize.based import BasedConfig, base_compares, base_of
 from aicompress.weights import Corrected, Dense, LowRank, Weight
 
-NEEDS = frozenset({"gram", "norms"})  # what a Gram matrix gives a base method
 
-
-class QeraConfig(MethodConfig):
+class QeraConfig(BasedConfig):
     """Parameters of qera."""
 
     model_config = ConfigDict(
@@ -39,35 +34,14 @@ class QeraConfig(MethodConfig):
         }
     )
 
+    lends = frozenset({"gram", "norms"})  # what a Gram matrix gives a base method
+    unfit = "cannot be corrected"
+    refuses = frozenset({"qera"})
+
     name: Literal["qera"] = "qera"
     rank: int = Field(16, ge=1, description="of the correction")
-    base: dict[str, Any] = Field(
-        {"name": "gptq"}, description="the method that quantizes, with its parameters, as a method: section gives them"
-    )
     rounds: int = Field(1, ge=1, le=100, description="how often quantization and correction take turns")
     damping: float = Field(0.01, gt=0, le=1, description="added to the Gram matrix, as a part of its mean diagonal")
-
-    @field_validator("base")
-    @classmethod
-    def _known(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """The method exists, is one that a correction can be added to, and takes these parameters."""
-        try:
-            method = get("quantize", str(given.get("name")))
-        except RecipeError as error:
-            raise ValueError(f"{error.message}; {error.hint}") from None
-        if method.name == "qera" or not isinstance(method, LayerMethod) or method.rewrites or not method.needs <= NEEDS:
-            raise ValueError(f"{method.name} cannot be corrected")
-        config = method.config(**given)
-        if open_bits(config):
-            raise ValueError("base needs explicit bits")
-        return config.model_dump()
-
-
-def base_of(config: QeraConfig) -> tuple[LayerMethod, MethodConfig]:
-    """The method that quantizes, and its parameters."""
-    method = get("quantize", config.base["name"])
-    assert isinstance(method, LayerMethod)
-    return method, method.config(**config.base)
 
 
 def factor_dtype(info: LayerInfo) -> torch.dtype:
@@ -139,12 +113,6 @@ def describe(config: QeraConfig, weight: Weight) -> dict[str, Any]:
     return {"base": method.name, "rank": config.rank, **method.describe(base, weight.base)}
 
 
-def compares(config: QeraConfig) -> bool:
-    """Whether the base method reads the original model's inputs."""
-    method, base = base_of(config)
-    return method.compares(base)
-
-
 METHOD = LayerMethod(
     name="qera",
     command="quantize",
@@ -155,5 +123,5 @@ METHOD = LayerMethod(
     outline=outline,
     check=check,
     describe=describe,
-    compares=compares,
+    compares=base_compares,
 )

@@ -14,7 +14,9 @@ from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.layerwise import LayerMethod
+from aicompress.measure import representable
+from aicompress.methods.layerwise import LayerMethod, Measured
+from aicompress.methods.quantize.compiled import kernels
 from aicompress.methods.quantize.rounding import (
     grouped,
     minmax_range,
@@ -22,8 +24,9 @@ from aicompress.methods.quantize.rounding import (
     require_scales,
     scale_and_zero,
     squared_error,
+    widened,
 )
-from aicompress.methods.quantize.widths import Bits, WidthConfig, settle
+from aicompress.methods.quantize.widths import Bits, WidthConfig, settle, unfit
 from aicompress.weights import IntGrouped, Weight
 from aicompress.weights.int_grouped import groups_of
 
@@ -119,12 +122,13 @@ def scale_shape(info: LayerInfo, config: RtnConfig) -> tuple[int, int]:
 def check(info: LayerInfo, config: RtnConfig) -> tuple[str, str] | None:
     """A group size must divide the input width, or the method must be told to let the last group be narrower."""
     columns = info.shape[1]
-    if config.granularity != "group" or columns % config.group_size == 0 or config.pad:
+    problem = unfit(config, columns)
+    if problem is None:
         return None
     fitting = [size for size in (16, 32, 48, 64, 96, 128, 256) if columns % size == 0]
     fit = f"sizes that fit: {', '.join(map(str, fitting))}; or " if fitting else ""
     return (
-        f"{info.name}: group_size {config.group_size} does not divide its {columns} input columns",
+        f"{info.name}: {problem} its {columns} input columns",
         f"{fit}granularity: channel; or pad: true",
     )
 
@@ -156,6 +160,29 @@ def apply(layer: Layer, config: RtnConfig) -> Weight:
     else:
         codes, scale, zero = quantize_rows(layer.weight, group, config.bits, scaling)
     return IntGrouped(codes, scale, zero, config.bits, group, config.activation_bits)
+
+
+def measured(matrix: Tensor, info: LayerInfo, config: RtnConfig) -> Measured | None:
+    """What `apply` gives for rows of a weight as it is stored, by compiled passes, where there are such.
+
+    What cannot be done is left to `apply`, which says why.
+    """
+    compiled = kernels()
+    if compiled is None or config.range != "minmax":
+        return None
+    group = config.group_size if config.granularity == "group" else 0
+    matrix = (matrix if matrix.dtype is torch.bfloat16 else matrix.float()).contiguous()
+    low, high = widened(*compiled.ranges(matrix, group), config.symmetric)
+    scale, zero = scale_and_zero(low, high, config.bits, config.symmetric, stored_scale_dtype(config, info.dtype))
+    if not torch.isfinite(scale).all():
+        return None
+    found = compiled.rounded(matrix, group, config.bits, scale, zero)
+    if not representable(found.error, found.norm):
+        return None
+    weight = IntGrouped(found.codes, scale, zero, config.bits, group, config.activation_bits)
+    if config.activation_bits is None:  # else the codes are stored as they are
+        weight = weight.with_stream(compiled.packed(found.codes, config.bits))
+    return Measured(weight, found.error, found.norm)
 
 
 def scales_of(groups: Tensor, config: RtnConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -200,4 +227,5 @@ METHOD = LayerMethod(
     settle=settle,
     describe=describe,
     by_rows=lambda config: config.granularity != "tensor",
+    measured=measured,
 )

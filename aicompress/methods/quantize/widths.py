@@ -2,12 +2,15 @@
 
 `range` looks at the weights alone: each layer gets the least width whose rounding error, at the recipe's group size,
 stays within `max_error`. `auto` is a search over the running model under one target for all layers; it is made outside
-the methods (in the pipeline), which are given explicit widths in any case.
+the methods (in the pipeline), which are given explicit widths in any case. Its widths have a second axis, how many
+columns share a scale: between two numbers of bits lie smaller and larger groups, so that a layer that needs little
+more than 2 bits is not given 3, and what a robust layer spends on scales goes where it saves more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
@@ -23,12 +26,29 @@ from aicompress.methods.quantize.scales import full_range
 WIDTHS = (2, 3, 4, 8)
 MAX_ERROR = 0.12  # of `bits: range`: what 4 bits keep of Gaussian weights in groups of up to 128
 TARGETS = ("target_bytes", "target_bpw", "max_kl")
-OPEN = (*TARGETS, "choices", "max_error", "sensitivity", "samples", "evaluations")  # mean nothing for explicit bits
+NARROWED = ("choices", "group_sizes")  # what layers may differ in under one search
+OPEN = (*TARGETS, *NARROWED, "max_error", "sensitivity", "samples", "evaluations")  # mean nothing for explicit bits
 
 if TYPE_CHECKING:
     Bits = int  # what a method is given; `auto` and `range` are settled before
 else:
     Bits = Literal[2, 3, 4, 8, "auto", "range"]
+
+
+@dataclass(frozen=True)
+class Width:
+    """What a search chooses for a layer.
+
+    Attributes:
+        bits: of a code.
+        group: columns that share a scale; None: as the method's granularity says.
+    """
+
+    bits: int
+    group: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.bits}" if self.group is None else f"{self.bits}/{self.group}"
 
 
 class WidthConfig(MethodConfig):
@@ -39,6 +59,11 @@ class WidthConfig(MethodConfig):
     )
     choices: tuple[Literal[2, 3, 4, 8], ...] | None = Field(
         None, description="widths that auto and range choose among; all of 2, 3, 4 and 8 where not given"
+    )
+    group_sizes: tuple[int, ...] | None = Field(
+        None,
+        description="auto: columns that share a scale, to choose among as far as they divide a layer's; half of "
+        "group_size, group_size, its double and its fourfold where not given",
     )
     target_bytes: ByteSize | None = Field(
         None, gt=0, description="auto: weight bytes of the whole output, e.g. 20MB, never exceeded"
@@ -70,6 +95,13 @@ class WidthConfig(MethodConfig):
             raise ValueError("give at least one width")
         return None if given is None else tuple(sorted(set(given)))
 
+    @field_validator("group_sizes")
+    @classmethod
+    def _sizes(cls, given: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if given is not None and (not given or min(given) < 1):
+            raise ValueError("give at least one size, of at least one column")
+        return None if given is None else tuple(sorted(set(given)))
+
     @model_validator(mode="after")
     def _of_these_bits(self) -> Self:
         given = [field for field in OPEN if getattr(self, field) is not None]
@@ -82,6 +114,9 @@ class WidthConfig(MethodConfig):
             fitting = ("choices", "max_error") if open_bits(self) == "range" else ()
         if foreign := [field for field in given if field not in fitting]:
             raise ValueError(f"{', '.join(foreign)} has no meaning beside bits: {self.bits}")
+        shared = getattr(self, "granularity", "group")
+        if self.group_sizes and shared != "group":
+            raise ValueError(f"group_sizes has no meaning beside granularity: {shared}")
         return self
 
     @property
@@ -98,6 +133,37 @@ class WidthConfig(MethodConfig):
         return {name: value for name, value in kept.items() if name not in OPEN}
 
 
+def group_sizes(config: Any, columns: int) -> tuple[int | None, ...]:
+    """Numbers of columns that may share a scale in a layer under `bits: auto`; None: as the granularity says.
+
+    Those that divide the columns; where none of the recipe's own does and the last group may be narrower, all of them.
+    """
+    if config.granularity != "group":
+        return (None,)
+    own = config.group_size
+    wanted = config.group_sizes or tuple(size for size in (own // 2, own, 2 * own, 4 * own) if size)
+    fitting = tuple(size for size in wanted if columns % size == 0)
+    if fitting or not config.pad:
+        return fitting
+    return config.group_sizes or (own,)
+
+
+def open_widths(config: Any, columns: int) -> tuple[Width, ...]:
+    """What `bits: auto` chooses among for a layer; empty where no size of its groups fits."""
+    return tuple(Width(bits, size) for bits in config.widths for size in group_sizes(config, columns))
+
+
+def unfit(config: Any, columns: int) -> str | None:
+    """Group sizes none of which divides a layer's columns, in words; None where one does."""
+    if open_bits(config) == "auto":
+        if group_sizes(config, columns):
+            return None
+        if config.group_sizes:
+            return f"none of group_sizes {', '.join(map(str, config.group_sizes))} divides"
+    divides = config.granularity != "group" or columns % config.group_size == 0 or config.pad
+    return None if divides else f"group_size {config.group_size} does not divide"
+
+
 def open_bits(config: Any) -> str | None:
     """`auto` or `range` where a config's width is still to be found."""
     bits = getattr(config, "bits", None)
@@ -107,6 +173,12 @@ def open_bits(config: Any) -> str | None:
 def with_bits(config: Any, bits: int) -> Any:
     """The config with a width, as if it had been given."""
     return config.model_copy(update={"bits": bits, **dict.fromkeys(OPEN)})
+
+
+def with_width(config: Any, width: Width) -> Any:
+    """The config with what a search has chosen, as if it had been given."""
+    found = with_bits(config, width.bits)
+    return found if width.group is None else found.model_copy(update={"group_size": width.group})
 
 
 def rounding_error(weight: Tensor, config: Any) -> float:

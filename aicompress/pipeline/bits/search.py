@@ -127,11 +127,12 @@ def _record(trial: Trial, losses: Sequence[Sequence[float]], outcome: Refined) -
     units = []
     for unit, row, spent, pick in zip(trial.units, losses, paid, outcome.picks, strict=True):
         options = [
-            {"bits": bits, "bytes": int(cost), "loss": loss}
-            for bits, cost, loss in zip(unit.widths, spent, row, strict=True)
+            {"bits": width.bits, "group": width.group, "bytes": int(cost), "loss": loss}
+            for width, cost, loss in zip(unit.widths, spent, row, strict=True)
         ]
         names = [layer.info.name for layer in unit.layers]
-        units.append({"layers": names, "bits": unit.widths[pick], "options": options})
+        chosen = unit.widths[pick]
+        units.append({"layers": names, "bits": chosen.bits, "group": chosen.group, "options": options})
     return {
         "target": name,
         "value": value,

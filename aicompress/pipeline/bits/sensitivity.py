@@ -7,12 +7,13 @@ Errors of narrow widths are no longer in proportion to those of wide ones, so ev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
 from torch import Tensor
 
 from aicompress.checkpoint.journal import Journal
+from aicompress.methods.quantize.widths import Width
 from aicompress.pipeline.bits.trial import Trial
 from aicompress.pipeline.bits.units import Unit
 from aicompress.pipeline.calibration.blocks import MIN_ROWS
@@ -69,18 +70,29 @@ def measured(trial: Trial, journal: Journal | None, team: Processes, progress: P
 def supplied(trial: Trial, losses: Sequence[Sequence[float]]) -> list[list[float]]:
     """Losses with those that could not be measured taken from the others, by the median per weight at each width.
 
-    An expert that few tokens reached, or a layer that the compared outputs do not depend on, would look free.
+    An expert that few tokens reached, or a layer that the compared outputs do not depend on, would look free. A width
+    that no measured unit has is taken for the one of as many bits with the next larger groups, or the next smaller.
     """
-    known: dict[tuple[int, ...], list[list[float]]] = {}
+    known: dict[Width, list[float]] = {}
     unknown = [not max(row) or _unseen(trial, unit) for unit, row in zip(trial.units, losses, strict=True)]
     for unit, row, skip in zip(trial.units, losses, unknown, strict=True):
-        if not skip:
-            known.setdefault(unit.widths, []).append([loss / unit.weights for loss in row])
-    middle = {widths: [median(column) for column in zip(*rows, strict=True)] for widths, rows in known.items()}
+        for width, loss in zip(unit.widths, row, strict=True) if not skip else ():
+            known.setdefault(width, []).append(loss / unit.weights)
+    middle = {width: median(found) for width, found in known.items()}
     return [
-        [loss * unit.weights for loss in middle[unit.widths]] if skip and unit.widths in middle else list(row)
+        [_like(width, middle, loss / unit.weights) * unit.weights for width, loss in zip(unit.widths, row, strict=True)]
+        if skip
+        else list(row)
         for unit, row, skip in zip(trial.units, losses, unknown, strict=True)
     ]
+
+
+def _like(width: Width, known: Mapping[Width, float], otherwise: float) -> float:
+    """The loss of a width, or of the one that is most like it."""
+    own = width.group or 0
+    alike = [other for other in known if other.bits == width.bits]
+    nearest = min(alike, key=lambda other: ((other.group or 0) < own, abs((other.group or 0) - own)), default=None)
+    return otherwise if nearest is None else known[nearest]
 
 
 def _unseen(trial: Trial, unit: Unit) -> bool:
@@ -110,10 +122,11 @@ def _by_block(trial: Trial) -> dict[int, list[Unit]]:
 
 
 def _factor(trial: Trial, units: Sequence[Unit]) -> list[float]:
-    """Loss of the outputs per squared error of a block's output, at the second least of the widths."""
+    """Loss of the outputs per squared error of a block's output, at the second least of the bits."""
     changes: dict[str, Tensor] = {}
     for unit in units:
-        changes |= trial.changes(unit, min(1, len(unit.widths) - 1))
+        bits = sorted({width.bits for width in unit.widths})[:2][-1]
+        changes |= trial.changes(unit, next(n for n, width in enumerate(unit.widths) if width.bits == bits))
     error = trial.probe.block_loss(changes)
     return [trial.probe.loss(changes) / error if error else 0.0]
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from aicompress.errors import RecipeError
 from aicompress.methods.budget import Choice, Infeasible, least_loss
+from aicompress.methods.quantize.widths import Width
 from aicompress.pipeline.bits.units import Unit, bits_per_weight, costs, widths_of
 from aicompress.pipeline.plan import Plan
 from aicompress.report.plan import PlanSummary, Undecided
@@ -58,7 +59,7 @@ def undecided(plan: Plan, summary: PlanSummary) -> PlanSummary:
     assert plan.search is not None
     name, value = target(plan)
     rows = tuple(
-        replace(row, bytes_after=None, detail={**row.detail, "bits": _either(plan.open[row.name])})
+        replace(row, bytes_after=None, detail={**row.detail, **_open(plan.open[row.name])})
         if row.name in plan.open
         else row
         for row in summary.rows
@@ -70,8 +71,15 @@ def undecided(plan: Plan, summary: PlanSummary) -> PlanSummary:
     return replace(summary, rows=rows, undecided=Undecided(name, value, len(plan.open), smallest, limit))
 
 
-def _either(widths: Sequence[int]) -> str:
-    *others, last = map(str, widths)
+def _open(widths: Sequence[Width]) -> dict[str, str]:
+    """Knobs that are open, for a plan's row."""
+    groups = {width.group for width in widths if width.group is not None}
+    found = {"bits": _either({width.bits for width in widths})}
+    return {**found, "group": _either(groups)} if groups else found
+
+
+def _either(numbers: set[int]) -> str:
+    *others, last = map(str, sorted(numbers))
     return f"{', '.join(others)} or {last}" if others else last
 
 

@@ -16,6 +16,7 @@ from aicompress.data import Data
 from aicompress.layer import InputStats, from_matrix
 from aicompress.measure import nbytes
 from aicompress.methods.quantize.integer import sketched
+from aicompress.methods.quantize.widths import Width
 from aicompress.model.calibrate import Walk, walk
 from aicompress.model.merging import Slot
 from aicompress.model.partial import PartialModel
@@ -51,7 +52,7 @@ class Trial(AbstractContextManager["Trial"]):
     inputs: Inputs
     stats: Mapping[str, InputStats]
     units: list[Unit]
-    _held: OrderedDict[tuple[str, int], Tensor] = field(default_factory=OrderedDict)
+    _held: OrderedDict[tuple[str, Width], Tensor] = field(default_factory=OrderedDict)
 
     @classmethod
     def of(cls, plan: Plan) -> Trial:
@@ -94,18 +95,18 @@ class Trial(AbstractContextManager["Trial"]):
             found |= self.changes(unit, pick)
         return self.probe.loss(found)
 
-    def _weight(self, tensor: str, bits: int) -> Tensor:
+    def _weight(self, tensor: str, width: Width) -> Tensor:
         """A parameter at a width; those used last are kept."""
-        key = tensor, bits
+        key = tensor, width
         if key not in self._held:
-            self._held[key] = self._compressed(tensor, bits)
+            self._held[key] = self._compressed(tensor, width)
             while len(self._held) > 1 and sum(map(nbytes, self._held.values())) > HELD:
                 self._held.popitem(last=False)
         self._held.move_to_end(key)
         return self._held[key]
 
-    def _compressed(self, tensor: str, bits: int) -> Tensor:
-        jobs = [layer for layer in self.plan.at_width(tensor, bits) if layer.config is not None]
+    def _compressed(self, tensor: str, width: Width) -> Tensor:
+        jobs = [layer for layer in self.plan.at_width(tensor, width) if layer.config is not None]
         given = self.stats.get(tensor, InputStats(0))
         weight, _ = compressed(self.plan, tensor, jobs, {layer.info.name: Known(given) for layer in jobs})
         return dense(self.plan, tensor, weight)
@@ -120,6 +121,8 @@ def dense(plan: Plan, tensor: str, weight: Weight) -> Tensor:
 
 def _slice(data: Data, samples: int | None) -> Data:
     """The part of the calibration data that the search reads."""
+    if data.kind == "arrays" and samples is None and data.samples is None:
+        return data
     wanted = samples or (ARRAYS if data.kind == "arrays" else -(-TOKENS // data.length))
     return data.model_copy(update={"samples": min(wanted, data.samples or wanted)})
 

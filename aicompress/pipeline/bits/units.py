@@ -8,6 +8,7 @@ from functools import cached_property
 
 from aicompress.layer import InputStats
 from aicompress.measure import nbytes
+from aicompress.methods.quantize.widths import Width
 from aicompress.pipeline.output import on_disk
 from aicompress.pipeline.plan import LayerPlan, Plan
 from aicompress.weights import Weight
@@ -20,12 +21,12 @@ class Unit:
     Attributes:
         layers: with the least width of the choices as their parameters.
         tensors: their parameters.
-        widths: what to choose among, ascending.
+        widths: what to choose among, least bytes first.
     """
 
     layers: tuple[LayerPlan, ...]
     tensors: tuple[str, ...]
-    widths: tuple[int, ...]
+    widths: tuple[Width, ...]
 
     @cached_property
     def name(self) -> str:
@@ -47,7 +48,7 @@ def group(plan: Plan, stats: Mapping[str, InputStats]) -> list[Unit]:
         plan: with open layers.
         stats: statistics by parameter; those that share their input have the same object.
     """
-    found: dict[tuple[object, tuple[int, ...]], list[LayerPlan]] = {}
+    found: dict[tuple[object, tuple[Width, ...]], list[LayerPlan]] = {}
     for layer in plan.layers:
         if layer.info.name in plan.open:
             given = stats.get(layer.info.tensor)
@@ -62,7 +63,7 @@ def group(plan: Plan, stats: Mapping[str, InputStats]) -> list[Unit]:
 def costs(plan: Plan, units: Sequence[Unit]) -> list[list[float]]:
     """Bytes on disk of every unit at each of its widths, in the layout of a plan."""
     return [
-        [float(sum(_on_disk(plan, name, plan.stored(name, bits)) for name in unit.tensors)) for bits in unit.widths]
+        [float(sum(_on_disk(plan, name, plan.stored(name, width)) for name in unit.tensors)) for width in unit.widths]
         for unit in units
     ]
 
@@ -81,6 +82,6 @@ def _on_disk(plan: Plan, tensor: str, weight: Weight | None) -> int:
     return sum(nbytes(part) for part in on_disk(tensor, weight, plan.output.layout).values())
 
 
-def widths_of(units: Sequence[Unit], picks: Sequence[int]) -> dict[str, int]:
+def widths_of(units: Sequence[Unit], picks: Sequence[int]) -> dict[str, Width]:
     """The width of every layer."""
     return {layer.info.name: unit.widths[n] for unit, n in zip(units, picks, strict=True) for layer in unit.layers}

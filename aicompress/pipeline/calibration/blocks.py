@@ -23,7 +23,7 @@ from aicompress.pipeline.calibration.gradients import differentiate, gradients
 from aicompress.pipeline.calibration.inputs import ROWS, Inputs, calibration_inputs
 from aicompress.pipeline.calibration.ready import MIN_ROWS as MIN_ROWS
 from aicompress.pipeline.calibration.ready import completed, compress_together, compressed
-from aicompress.pipeline.calibration.request import Step, module_of
+from aicompress.pipeline.calibration.request import Step, follows, module_of
 from aicompress.pipeline.calibration.tuned import can_move, tuned
 from aicompress.pipeline.layerwise import Known, Ready, Work
 from aicompress.pipeline.output import Planned
@@ -47,6 +47,7 @@ class Engine:
         wanted: where the model has each selected parameter; those that it does not have are not in it.
         team: the processes that walk together.
         rounded: products of float32 matrices round their inputs to bfloat16.
+        follows: blocks see what compressed blocks give, not what the original ones do.
     """
 
     model: Any
@@ -55,6 +56,7 @@ class Engine:
     wanted: Mapping[str, str | Slot]
     team: Processes
     rounded: bool = False
+    follows: bool = True
 
     @classmethod
     def of(cls, plan: Step, tensors: Sequence[str], team: Processes, most: int = ROWS) -> Engine:
@@ -75,7 +77,8 @@ class Engine:
         inputs = calibration_inputs(plan.checkpoint, model, plan.recipe.calibration, plan.recipe.seed, team, most)
         places = {tensor: loader.place_of(tensor) for tensor in tensors}
         wanted = {tensor: place for tensor, place in places.items() if place is not None}
-        return cls(model, loader, inputs, wanted, team, rounds(plan.recipe.calibration.precision))
+        rounded = rounds(plan.recipe.calibration.precision)
+        return cls(model, loader, inputs, wanted, team, rounded, follows(plan.recipe))
 
     def walk(
         self,
@@ -94,8 +97,8 @@ class Engine:
             progress: told of every block.
             options: more fields of `Walk`.
         """
-        batches, options = self.inputs.batches, {"rounded": self.rounded, **options}
-        job = Walk(self.model, self.loader, batches, self.wanted, needs, cross, self.team, **options)
+        options = {"rounded": self.rounded, "changes": self.follows, **options}
+        job = Walk(self.model, self.loader, self.inputs.batches, self.wanted, needs, cross, self.team, **options)
         walk(job, visitor, progress)
 
     def record(self) -> dict[str, Any]:
@@ -105,6 +108,7 @@ class Engine:
             "statistics": [],
             "processes": self.team.size,
             "products": "bfloat16" if self.rounded else "float32",
+            "activations": "compressed" if self.follows else "original",
         }
 
 
@@ -119,7 +123,7 @@ def selected(plan: Plan) -> list[str]:
 
 
 def compress(work: Work, team: Processes) -> dict[str, Any]:
-    """Compress every selected layer with statistics of the compressed model's inputs.
+    """Compress every selected layer with statistics of its inputs behind compressed layers, or behind original ones.
 
     Returns:
         The record of the calibration data.

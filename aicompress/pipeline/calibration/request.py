@@ -95,6 +95,10 @@ def problems(
     if recipe.tune is not None and (request.stats or os.environ.get("WORLD_SIZE", "1") != "1"):
         what = "files of statistics hold none of its blocks' outputs" if request.stats else "it runs in one process"
         return [Refused(f"tune: {what}", "leave --stats out, and torchrun" if request.stats else "leave torchrun out")]
+    if not follows(recipe) and (recipe.tune is not None or any(method.compares(layer.config) for layer in chosen)):
+        what = "tune" if recipe.tune is not None else "shift"
+        message = f"{what}: it compares the compressed model with the original, and calibration.activations is original"
+        return [RecipeError(message, f"activations: compressed, or leave {what} out")]
     if request.stats and any(method.compares(layer.config) for layer in chosen):
         hint = "leave --stats out, or set its shift to 0"
         return [Refused(f"{method.name} compares two models here, and files of statistics hold one model's", hint)]
@@ -119,6 +123,11 @@ def problems(
         found += data.problems(recipe.calibration)
         found += _of_loss(checkpoint, recipe, chosen) if "gradients" in needs else []
     return found + _of_model(checkpoint, recipe, request)
+
+
+def follows(recipe: Recipe) -> bool:
+    """Whether a layer's statistics are those behind compressed layers, not behind the original ones."""
+    return recipe.calibration is None or recipe.calibration.activations == "compressed"
 
 
 def _name_problem(path: Path) -> CompressError:

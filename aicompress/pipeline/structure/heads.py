@@ -13,6 +13,7 @@ from aicompress.errors import CheckpointError, RecipeError
 from aicompress.methods.structural import Part, StructuralConfig, StructuralMethod, Structure
 from aicompress.model.architecture import Architecture
 from aicompress.model.heads import Attention, HeadTensor, attentions
+from aicompress.model.heads_in_width import attentions_in_width, counted
 from aicompress.model.heads_trial import lies_in_sections
 from aicompress.model.shapes import build
 from aicompress.pipeline.calibration.request import Request
@@ -23,8 +24,10 @@ from aicompress.recipe import Recipe
 def drop_heads(checkpoint: Checkpoint, method: StructuralMethod, recipe: Recipe, request: Request) -> Edit:
     """Keep some heads of every attention, as many in each that config.json counts together.
 
+    Where config.json cannot say fewer heads of this size, it keeps their number and the manifest says what stays.
+
     Raises:
-        Refused: config.json cannot say fewer heads of this size, or does not hold together with the checkpoint.
+        Refused: it does not hold together with the checkpoint, or how heads lie cannot be told.
     """
     config = recipe.method
     assert isinstance(config, StructuralConfig)
@@ -33,11 +36,15 @@ def drop_heads(checkpoint: Checkpoint, method: StructuralMethod, recipe: Recipe,
     whole = getattr(config, "unit", "group") == "group"
     structures = tuple(_structure(checkpoint, attention, whole) for attention in found)
     sizes = method.sizes(structures, config)
-    edited = architecture.config
+    edited, widths = architecture.config, dict[str, dict[str, int]]()
     for attention, structure, size in zip(found, structures, sizes, strict=True):
+        if not attention.count.size:
+            widths |= counted(attention, size) if size < structure.size else {}
+            continue
         groups = size if whole else attention.count.groups
         edited = attention.count.edited(edited, size * structure.worth, groups)
-    _require_valid(architecture, edited, found[0], structures[0])
+    if not widths:
+        _require_valid(architecture, edited, found[0], structures[0])
     changes = {name: Change(name) for name in architecture.specs}
     for number, (attention, structure, size) in enumerate(zip(found, structures, sizes, strict=True)):
         heads = f"{size * structure.worth} of {attention.count.heads}"
@@ -49,7 +56,12 @@ def drop_heads(checkpoint: Checkpoint, method: StructuralMethod, recipe: Recipe,
     config_json = architecture.config if unchanged else edited
     warnings = () if not unchanged else _nothing(structures[0])
     refitted = with_refits(changes, structures, sizes, method.refits(config))
-    return Edit(dict(config_json), structures, tuple(sizes), refitted, warnings)
+    if widths:
+        warnings = (
+            f"config.json cannot say {sizes[0]} heads of this size: loads with aicompress, and in transformers with "
+            "trust_remote_code",
+        )
+    return Edit(dict(config_json), structures, tuple(sizes), refitted, warnings, widths=widths)
 
 
 def _nothing(structure: Structure) -> tuple[str, ...]:
@@ -57,12 +69,7 @@ def _nothing(structure: Structure) -> tuple[str, ...]:
 
 
 def _chosen(architecture: Architecture, stack: str | None) -> list[Attention]:
-    found = attentions(architecture)
-    if not found:
-        raise CheckpointError(
-            "config.json cannot say fewer heads: their size follows from their number",
-            "prune feed-forward neurons (width) or whole blocks (depth) of this architecture",
-        )
+    found = attentions(architecture) or attentions_in_width(architecture)
     chosen = [attention for attention in found if stack is None or attention.name.startswith(f"{stack}.")]
     if not chosen:
         raise RecipeError(
@@ -75,7 +82,7 @@ def _chosen(architecture: Architecture, stack: str | None) -> list[Attention]:
         raise RecipeError(f"{field} of config.json also counts the heads of {shared[0].name}", "leave method.stack out")
     for attention in chosen:
         _require_whole(architecture, attention)
-    fused = [a for a in chosen if any(len(tensor.sections) > 1 for tensor in a.tensors)]
+    fused = [a for a in chosen if a.count.size and any(len(tensor.sections) > 1 for tensor in a.tensors)]
     if fused and not lies_in_sections(architecture, fused[0]):
         raise CheckpointError(
             f"{fused[0].name}: how heads lie in its fused projection cannot be told", "its heads cannot be pruned"

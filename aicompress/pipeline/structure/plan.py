@@ -152,8 +152,9 @@ def make_plan(
     warnings = [*tied, *warnings]
     infos = tuple(checkpoint.layers(kinds))
     if checkpoint.manifest.widths:
-        hint = "prune with widths: per_layer last, or start from the checkpoint before it"
-        raise Refused(f"{checkpoint.path}: its layers have unlike widths, which config.json cannot say", hint)
+        hint = "prune so that config.json can say it first, this last, or start from the checkpoint before it"
+        message = "its layers have unlike widths, or fewer heads, which config.json cannot say"
+        raise Refused(f"{checkpoint.path}: {message}", hint)
     by_tensor = {info.tensor: info for info in infos}
     step = lineage_step(command, recipe, checkpoint.source)
 

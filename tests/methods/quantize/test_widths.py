@@ -17,13 +17,18 @@ from aicompress.methods.quantize.gptq import GptqConfig
 from aicompress.methods.quantize.qera import QeraConfig
 from aicompress.methods.quantize.rtn import RtnConfig
 from aicompress.methods.quantize.widths import (
+    Width,
     WidthConfig,
+    group_sizes,
     open_bits,
+    open_widths,
     proposed,
     rounding_error,
     rounding_errors,
     settle,
+    unfit,
     with_bits,
+    with_width,
 )
 from aicompress.recipe.step import Level, Recipe, Rule
 
@@ -118,6 +123,14 @@ def test_a_settled_config_is_as_if_given() -> None:
         ({"bits": "range", "choices": []}, "at least one width"),
         ({"bits": "range", "choices": [5]}, "2, 3, 4 or 8"),
         ({"bits": 5}, "2, 3, 4, 8"),
+        ({"bits": 4, "group_sizes": [32]}, "group_sizes has no meaning beside bits: 4"),
+        ({"bits": "range", "group_sizes": [32]}, "group_sizes has no meaning beside bits: range"),
+        ({"bits": "auto", "target_bpw": 3, "group_sizes": []}, "at least one size"),
+        ({"bits": "auto", "target_bpw": 3, "group_sizes": [0]}, "at least one column"),
+        (
+            {"bits": "auto", "target_bpw": 3, "group_sizes": [32], "granularity": "channel"},
+            "group_sizes has no meaning beside granularity: channel",
+        ),
     ],
 )
 def test_knobs_that_do_not_go_together(fields: dict[str, Any], message: str) -> None:
@@ -129,6 +142,30 @@ def test_a_target_may_have_a_unit_and_choices_are_sorted() -> None:
     config = GptqConfig(name="gptq", bits="auto", target_bytes="20MB", choices=(8, 3, 3))  # type: ignore[arg-type]
     assert config.target_bytes == 20_000_000
     assert config.widths == (3, 8)
+
+
+def auto(**fields: Any) -> GptqConfig:
+    return GptqConfig(name="gptq", bits="auto", target_bpw=3, **fields)  # type: ignore[arg-type]
+
+
+def test_groups_to_choose_among() -> None:
+    assert group_sizes(auto(group_size=64), 1024) == (32, 64, 128, 256)
+    assert group_sizes(auto(group_size=64), 704) == (32, 64)  # neither 128 nor 256 divides it
+    assert group_sizes(auto(group_size=1), 3) == (1,)
+    assert group_sizes(auto(group_sizes=[128, 32, 32]), 704) == (32,)
+    assert group_sizes(auto(granularity="channel"), 704) == (None,)
+    assert group_sizes(auto(group_size=64, pad=True), 100) == (64,)
+    assert group_sizes(auto(group_sizes=[32, 64], pad=True), 100) == (32, 64)
+    assert open_widths(auto(choices=[2, 4], group_sizes=[32]), 64) == (Width(2, 32), Width(4, 32))
+    assert unfit(auto(group_size=64), 100) == "group_size 64 does not divide"
+    assert unfit(auto(group_size=48, group_sizes=[20]), 100) is None
+    assert unfit(auto(group_sizes=[64, 128]), 100) == "none of group_sizes 64, 128 divides"
+
+
+def test_what_a_search_chose_is_as_if_given() -> None:
+    chosen = GptqConfig(name="gptq", bits=2, group_size=128, refine=4)
+    assert with_width(auto(group_sizes=[64, 128], refine=4), Width(2, 128)) == chosen
+    assert with_width(auto(granularity="channel"), Width(2)) == GptqConfig(name="gptq", bits=2, granularity="channel")
 
 
 def test_rules_pin_layers_and_levels_narrow_their_choices() -> None:

@@ -21,7 +21,7 @@ from aicompress.report.markdown import to_markdown
 from aicompress.report.model import Report
 from tests.pipeline.calibration.steps import OFF, planned, run, text, write_recipe
 
-RTN = {"name": "rtn", "bits": "auto", "group_size": 16, "samples": 4, "evaluations": 0}
+RTN = {"name": "rtn", "bits": "auto", "group_size": 16, "group_sizes": [16], "samples": 4, "evaluations": 0}
 
 
 def recipe(folder: Path, data: Path, method: Mapping[str, Any], **sections: Any) -> Path:
@@ -83,6 +83,64 @@ FUSED = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     ("mlp.gate_proj", "mlp.up_proj"),
 )
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_groups_make_the_least_width_better_at_no_more_bytes(
+    method: str, tmp_path: Path, uneven_llama: Path, text_file: Path
+) -> None:
+    """Below 2 bits only scales can be saved: larger groups where little is lost pay for smaller ones, or for 3 bits."""
+    given = {"name": method, "bits": 2, "group_size": 16}
+    size = run(uneven_llama, tmp_path / "uniform", write_recipe(tmp_path, text(text_file), method=given))
+    wanted = {"name": method, "target_bytes": size.after.weight_bytes, "group_sizes": None}
+    auto = run(uneven_llama, tmp_path / "auto", recipe(tmp_path, text_file, wanted))
+    assert auto.after.weight_bytes <= size.after.weight_bytes
+    assert sum(file.stat().st_size for file in (tmp_path / "auto").glob("*.safetensors")) == auto.after.weight_bytes
+    assert kl(uneven_llama, tmp_path / "auto") < 0.8 * kl(uneven_llama, tmp_path / "uniform")
+    found = {row.name: row.detail["group"] for row in auto.layers if row.method != "-"}
+    assert len(set(found.values())) > 1
+    assert all(len({found[f"model.layers.{n}.{name}"] for name in group}) == 1 for n in range(3) for group in FUSED)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_mixed_groups_are_read_by_everyone(
+    symmetric: bool, tmp_path: Path, uneven_llama: Path, text_file: Path
+) -> None:
+    """Each layer with its own groups: compressed-tensors without `dequantize`, or the native form with zero points."""
+    from transformers import AutoModelForCausalLM
+
+    import aicompress.hf  # noqa: F401  registers the native form
+
+    given = {"target_bpw": 3.6, "group_sizes": None, "choices": [2, 3], "symmetric": symmetric}
+    run(uneven_llama, tmp_path / "out", recipe(tmp_path, text_file, given))
+    written = Checkpoint.open(tmp_path / "out")
+    schemes = {(entry.meta["bits"], entry.meta["group_size"]) for entry in written.manifest.entries.values()}
+    assert len({size for _, size in schemes}) > 1
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert config["quant_method"] == ("compressed-tensors" if symmetric else "aicompress")
+    assert not config.get("dequantize")
+    model = AutoModelForCausalLM.from_pretrained(uneven_llama).eval()
+    for name in written.manifest.entries:
+        model.get_parameter(name).data = written.dense(name).float()
+    ids = torch.arange(16)[None]
+    with torch.no_grad():
+        theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out")(input_ids=ids).logits
+        torch.testing.assert_close(theirs.float(), model(input_ids=ids).logits, rtol=2e-3, atol=2e-2)
+        ours = load(tmp_path / "out")(input_ids=ids).logits
+        torch.testing.assert_close(ours.float(), theirs.float(), rtol=2e-2, atol=5e-2)
+
+
+def test_a_plan_shows_open_groups_as_far_as_they_divide(tmp_path: Path, tiny_llama: Path, text_file: Path) -> None:
+    given = {"target_bpw": 4, "group_sizes": [24, 32, 128]}
+    rows = {
+        row.name: row for row in planned(tiny_llama, tmp_path / "o", recipe(tmp_path, text_file, given)).summary().rows
+    }
+    assert rows["model.layers.0.mlp.up_proj"].detail["group"] == "32"  # of 64 columns
+    assert rows["model.layers.0.mlp.down_proj"].detail["group"] == "32 or 128"
+    unfit = {"target_bpw": 4, "group_sizes": [24, 48]}
+    one = recipe(tmp_path, text_file, unfit, select={"include": ["*.0.mlp.up_proj"]})
+    with pytest.raises(Refused, match="none of group_sizes 24, 48 divides its 64 input columns"):
+        planned(tiny_llama, tmp_path / "out", one)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -201,7 +259,7 @@ def test_mixed_widths_load_in_transformers(tmp_path: Path, tiny_llama: Path, tex
 
 def test_encoders_and_blocks(tmp_path: Path, tiny_bert: Path, text_file: Path) -> None:
     """Without logits the states are compared, and max_kl is refused; by blocks the choice is much the same."""
-    given: dict[str, Any] = {"target_bpw": 4.5, "group_size": 8}
+    given: dict[str, Any] = {"target_bpw": 4.5, "group_size": 8, "group_sizes": [8]}
     outputs = run(tiny_bert, tmp_path / "outputs", recipe(tmp_path, text_file, given))
     blocks = run(tiny_bert, tmp_path / "blocks", recipe(tmp_path, text_file, {**given, "sensitivity": "block"}))
     assert outputs.bits["loss"].startswith("relative squared error")
@@ -214,13 +272,19 @@ def test_encoders_and_blocks(tmp_path: Path, tiny_bert: Path, text_file: Path) -
     logs = torch.tensor(pairs).log().t()
     assert torch.corrcoef(logs)[0, 1] > 0.95
     with pytest.raises(Refused, match="max_kl needs a model that gives logits"):
-        run(tiny_bert, tmp_path / "no", recipe(tmp_path, text_file, {"max_kl": 0.1, "group_size": 8}))
+        run(
+            tiny_bert,
+            tmp_path / "no",
+            recipe(tmp_path, text_file, {"max_kl": 0.1, "group_size": 8, "group_sizes": [8]}),
+        )
     assert not working_path(tmp_path / "no").exists()
 
 
 def test_what_cannot_be_measured_is_not_free(tmp_path: Path, tiny_bert: Path, text_file: Path) -> None:
     """The states do not depend on the pooler: it is taken for a layer like the others, not for a free one."""
-    report = run(tiny_bert, tmp_path / "out", recipe(tmp_path, text_file, {"target_bpw": 6, "group_size": 8}))
+    report = run(
+        tiny_bert, tmp_path / "out", recipe(tmp_path, text_file, {"target_bpw": 6, "group_size": 8, "group_sizes": [8]})
+    )
     (pooler,) = (unit for unit in report.bits["units"] if unit["layers"] == ["pooler.dense"])
     assert pooler["options"][0]["loss"] > pooler["options"][-1]["loss"] > 0
     assert pooler["bits"] > 2

@@ -12,7 +12,7 @@ import torch
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.data import Data, token_windows
-from aicompress.errors import Refused
+from aicompress.errors import RecipeError, Refused
 from aicompress.layer import Layer
 from aicompress.methods.quantize import gptq
 from aicompress.model.load import load
@@ -69,6 +69,32 @@ def test_the_report_says_how_products_were_computed(
     fast = precision == "auto" and has_fast_bfloat16()
     assert report.calibration["products"] == ("bfloat16" if fast else "float32")
     assert torch.backends.mkldnn.matmul.fp32_precision == "none"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        ({"method": {**GPTQ, "shift": 0.5}}, "shift"),
+        ({"tune": {"steps": 2}}, "tune"),
+    ],
+)
+def test_one_pass_gives_nothing_to_compare_with(
+    tmp_path: Path, tiny_llama: Path, text_file: Path, more: dict[str, Any], what: str
+) -> None:
+    recipe = write_recipe(tmp_path, {**text(text_file), "activations": "original"}, **more)
+    with pytest.raises(RecipeError, match=f"{what}: it compares") as found:
+        planned(tiny_llama, tmp_path / "out", recipe)
+    assert what in str(found.value.hint)
+
+
+def test_one_pass_takes_the_statistics_of_the_original_model(tmp_path: Path, tiny_llama: Path, text_file: Path) -> None:
+    """What a file of statistics holds, collected from the model as it is."""
+    once = write_recipe(tmp_path, {**text(text_file), "activations": "original"})
+    report = run(tiny_llama, tmp_path / "once", once)
+    assert report.calibration["activations"] == "original"
+    run(tiny_llama, tmp_path / "read", once, request=Request(stats=(tmp_path / "s.safetensors",)))
+    run(tiny_llama, tmp_path / "twice", write_recipe(tmp_path, text(text_file)))
+    assert weights(tmp_path / "once") == weights(tmp_path / "read") != weights(tmp_path / "twice")
 
 
 @pytest.mark.parametrize("where", ["block 1 of 3", "model.layers.1.mlp.down_proj.weight"])

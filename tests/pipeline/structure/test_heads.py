@@ -94,16 +94,7 @@ def test_obs_takes_over_what_heads_did(tmp_path: Path, trained_llama: Path, text
     assert found["obs"] < 0.7 * found["product"]
 
 
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("bert", "cannot say fewer heads: their size follows from their number"),
-        ("gpt2", "cannot say fewer heads"),
-        ("gpt-neox", "cannot say fewer heads"),
-        ("whisper", "cannot say fewer heads"),
-        ("t5", "holds something for every head"),
-    ],
-)
+@pytest.mark.parametrize(("name", "reason"), [("whisper", "cannot say fewer heads"), ("t5", "for every head")])
 def test_what_config_cannot_say_is_refused(name: str, reason: str, tmp_path: Path) -> None:
     FAMILIES[name].saved(tmp_path / "in")
     assert reason in refused(tmp_path / "in", tmp_path / "out", name="heads", sparsity=0.5)
