@@ -109,7 +109,7 @@ def class_names(checkpoint: Checkpoint) -> list[str]:
 def _arrays(model: Any, inputs: Tensor) -> dict[str, Any]:
     """Arrays as a model takes them; a decoder is given the same token ids, or its first token where they are none."""
     name = _first_argument(model)
-    found = {name: _shaped(name, inputs)}
+    found: dict[str, Any] = {name: _shaped(name, inputs)}
     config = getattr(model, "config", None)
     if getattr(config, "is_encoder_decoder", False):
         start = getattr(config, "decoder_start_token_id", None) or getattr(config, "bos_token_id", None) or 0
