@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aicompress.checkpoint.ct_entries import ct_restore
 from aicompress.checkpoint.described import manifest_of
 from aicompress.checkpoint.files import digests, read_headers, read_tensor, require_finite
 from aicompress.checkpoint.header import DTYPE_NAMES, DTYPES, TensorRef
-from aicompress.checkpoint.layouts import ct_restore, native_names
+from aicompress.checkpoint.layouts import native_names
 from aicompress.checkpoint.manifest import Entry, Manifest
 from aicompress.checkpoint.naming import is_transposed, kind_of, layer_name, routers_of
 from aicompress.checkpoint.source import Source, locate

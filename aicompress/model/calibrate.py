@@ -42,6 +42,9 @@ class Loader(Protocol):
     def drop(self, owns: Callable[[str], bool]) -> None:
         """Send parameters and buffers back to the meta device."""
 
+    def lend(self, owns: Callable[[str], bool]) -> None:
+        """Drop large parameters, each until the model reads it again."""
+
 
 @dataclass(frozen=True)
 class Walk:
@@ -112,13 +115,19 @@ def walk(job: Walk, visitor: Visitor, progress: Callable[[int, int], None] = lam
     prepare(job.model)
     inside = {name: next((b for b in blocks if b.owns(_path(place))), None) for name, place in job.wanted.items()}
     outside = [name for name, block in inside.items() if block is None]
-    job.loader.load(lambda name: not any(block.owns(name) for block in blocks))
+    merged = {f"{p.module}.{p.leaf}" for p in map(job.wanted.__getitem__, outside) if isinstance(p, Slot)}  # watched
+
+    def between(name: str) -> bool:
+        return not any(block.owns(name) for block in blocks)
+
+    job.loader.load(between)
     ungate = gate([block.module for block in blocks])
     state = _State([], [], set(job.wanted))
     recorder = _recorder(job, outside)
     try:
         with recorder:
             _start(job, state)
+            job.loader.lend(lambda name: between(name) and name not in merged)  # embeddings, output heads
             while state.waiting and (arrival := state.compressed[0].arrival) is not None:
                 block = blocks[arrival.block]
                 _at_block(job, block, [n for n, b in inside.items() if b is block], state, visitor)
