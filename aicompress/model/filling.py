@@ -61,8 +61,11 @@ class Filling:
         self.check(model, targets, expected)
         merges: dict[str, list[str]] = {}
         stored = self.checkpoint.manifest.entries
+        ties = dict(model.all_tied_weights_keys) if hugging else {}
         for name in sorted(names, key=lambda name: name in stored):  # a fast layer is built with its bias at hand
             target, merge = targets[name]
+            while name in stored and ties:  # biases, too, may be another's
+                self.tie(model, *ties.popitem())
             if target not in expected:
                 continue
             if merge is not None:

@@ -37,17 +37,20 @@ def left_out(checkpoint: Checkpoint) -> list[str]:
 
 
 def confined(output: Output) -> list[str]:
-    """A warning where transformers cannot run what an output stores."""
-    if output.layout != "native" or output.config is None:
+    """A warning where transformers cannot run what an output stores: parts of tensors that it merges, as of experts."""
+    entries = output.manifest.entries
+    if output.layout == "compressed-tensors":  # those it decodes, but not where inputs are rounded too
+        entries = {name: entry for name, entry in entries.items() if entry.meta.get("activation_bits")}
+    if not entries or output.config is None:
         return []
     from aicompress.model.modeling_aicompress import parameter_names
 
     model = skeleton(output.config)
-    placed = parameter_names(model, output.manifest.entries) if model is not None else {}
+    placed = parameter_names(model, entries) if model is not None else {}
     merged = [name for name, (_, merge) in placed.items() if merge is not None]
     if not merged:
         return []
-    return [f"transformers merges {merged[0]} with others: this output loads with aicompress.load, not in transformers"]
+    return [f"transformers merges {merged[0]} with others: this output loads by aicompress.load, not in transformers"]
 
 
 def collect(check: Callable[[], object]) -> list[CompressError]:

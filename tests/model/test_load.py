@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
+    AlbertConfig,
+    AlbertForMaskedLM,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
@@ -196,6 +198,19 @@ def test_code_that_initializes_weights_leaves_running_layers_alone(tmp_path: Pat
     with torch.inference_mode():
         original, found = model(sound).logits, load(out, kernels=kernels)(sound).logits
     assert (found - original).norm() < 0.5 * original.norm()
+
+
+def test_a_tied_head_finds_the_bias_that_is_tied_too(tmp_path: Path) -> None:
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = AlbertForMaskedLM(AlbertConfig(**shape, vocab_size=64, embedding_size=8)).eval()
+    model.predictions.bias.data.normal_()
+    model.save_pretrained(tmp_path / "model")
+    out = compress(tmp_path / "model", tmp_path / "out", lambda info, w: integers(w, 8))
+    with torch.inference_mode():
+        original = model(**TOKENS).logits
+        for kernels in ("fast", "reference"):
+            found = load(out, kernels=kernels)(**TOKENS).logits  # type: ignore[arg-type]
+            assert (found - original).norm() < 0.1 * original.norm()
 
 
 def test_unknown_architectures_are_refused_unless_their_code_is_trusted(tiny_bert: Path, tmp_path: Path) -> None:

@@ -170,8 +170,8 @@ def test_weights_that_stay_behind_are_named(tmp_path: Path, tiny_llama: Path) ->
 
 
 def test_what_transformers_cannot_run_is_said(tiny_mixtral: Path, tmp_path: Path) -> None:
-    said = "this output loads with aicompress.load, not in transformers"
-    for recipe, expected in (("factorize/svd-keep", True), ("quantize/rtn-w8", False)):
+    said = "this output loads by aicompress.load, not in transformers"
+    for recipe, expected in (("factorize/svd-keep", True), ("quantize/rtn-w8", False), ("quantize/w8a8", True)):
         made = planned(tiny_mixtral, tmp_path / "out", recipe)
         assert any(said in warning for warning in made.summary().warnings) == expected
 

@@ -159,10 +159,9 @@ def generates(checkpoint: Checkpoint) -> bool:
     named = str(((checkpoint.config or {}).get("architectures") or [""])[0])
     if named.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
         return True
-    import transformers
+    from aicompress.model.kinds import has_generate
 
-    architecture = getattr(transformers, named, None)  # such as MarianMTModel
-    return isinstance(architecture, type) and hasattr(architecture, "generate")
+    return has_generate(checkpoint.config or {})  # such as MarianMTModel
 
 
 def _of_model(checkpoint: Checkpoint, recipe: Recipe, request: Request) -> list[CompressError]:
