@@ -179,7 +179,7 @@ def _searched(given: Mapping[str, Any]) -> dict[str, Any]:
 EFFORTS: dict[Level, Effort] = {
     "fast": Effort(
         "one forward pass over the calibration data, of the original model",
-        lambda given: {"refine": 1, "shift": 0.0},
+        lambda given: {"refine": 2 if given.get("bits") in (2, 3) else 1, "shift": 0.0},
         calibration=one_pass,
     ),
     "balanced": Effort("two forward passes; a third where targets are shifted, below 4 bits", _searched),
