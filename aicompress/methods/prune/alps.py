@@ -18,10 +18,19 @@ from torch import Tensor
 from aicompress.layer import Layer
 from aicompress.methods.curvature import damped, moments, over, shifted
 from aicompress.methods.layerwise import LayerMethod
-from aicompress.methods.prune.calibrated import CalibratedConfig, check, describe, finished, outline, saliency, surveys
+from aicompress.methods.prune.calibrated import (
+    CalibratedConfig,
+    check,
+    describe,
+    finished,
+    outline,
+    saliency,
+    settle,
+    surveys,
+)
 from aicompress.methods.prune.masks import Keep, tile_sums
 from aicompress.methods.prune.permutation import permuting
-from aicompress.methods.prune.sparsity import choose, keep_of, present, settle_stored
+from aicompress.methods.prune.sparsity import choose, keep_of, present
 from aicompress.weights import Weight
 
 SAMPLE = 1 << 14  # scores from which a threshold is estimated between iterations
@@ -121,7 +130,7 @@ METHOD = LayerMethod(
     apply=permuting(apply, saliency),
     outline=outline,
     check=check,
-    settle=settle_stored,
+    settle=settle,
     describe=describe,
     compares=lambda config: config.shift > 0,
     surveys=surveys,

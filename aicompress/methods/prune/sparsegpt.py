@@ -17,7 +17,16 @@ from torch import Tensor
 from aicompress.layer import Layer
 from aicompress.methods.curvature import inverse_factor, moments, shifted
 from aicompress.methods.layerwise import Candidate, LayerMethod
-from aicompress.methods.prune.calibrated import CalibratedConfig, check, describe, finished, outline, saliency, surveys
+from aicompress.methods.prune.calibrated import (
+    CalibratedConfig,
+    check,
+    describe,
+    finished,
+    outline,
+    require_reachable,
+    saliency,
+    surveys,
+)
 from aicompress.methods.prune.obs import Choose, Sweep
 from aicompress.methods.prune.permutation import permuting
 from aicompress.methods.prune.sparsity import counted, keep_of, present, ranked
@@ -81,7 +90,8 @@ def survivors(layer: Layer, config: SparsegptConfig) -> int:
 
 
 def settle(candidates: Sequence[Candidate], other_bytes: int) -> list[Any]:
-    """How many weights of already sparse layers stay, which only their masks tell."""
+    """How many weights of already sparse layers stay, which only their masks tell; bytes that a search can keep to."""
+    require_reachable(candidates, other_bytes)
     return counted(candidates, survivors)
 
 
