@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from aicompress.model.modules import has_fast_bfloat16
 
 LEAST = 1 << 14  # numbers in a weight whose products are rounded
-_WEIGHT = {functional.linear: 1, torch.addmm: 2}  # position of the weight; addmm is GPT-2's transposed linear layer
+WEIGHT = {functional.linear: 1, torch.addmm: 2}  # position of the weight; addmm is GPT-2's transposed linear layer
 
 
 @contextmanager
@@ -36,6 +36,11 @@ def bfloat16_products(active: bool = True) -> Iterator[None]:
         setting.fp32_precision = before
 
 
+def is_large(tensor: Tensor) -> bool:
+    """Whether rounding is worth while for a layer with this weight, or for attention with these queries."""
+    return tensor.numel() >= LEAST
+
+
 class RoundedLayers(TorchFunctionMode):
     """Rounds the inputs of linear layers in this thread, and of nothing else.
 
@@ -46,9 +51,8 @@ class RoundedLayers(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        weight = _WEIGHT.get(function)
-        large = weight is not None and len(args) > weight and args[weight].numel() >= LEAST
-        if not large:
+        weight = WEIGHT.get(function)
+        if weight is None or len(args) <= weight or not is_large(args[weight]):
             return function(*args, **(kwargs or {}))
         if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
             return _differentiable(function, args, kwargs or {})

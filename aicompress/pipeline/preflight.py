@@ -75,7 +75,7 @@ def stored_outline(checkpoint: Checkpoint, name: str) -> Weight | None:
     specs = {suffix: checkpoint.tensors[disk].spec for suffix, disk in checkpoint.stored_names(name).items()}
     empty = {suffix: torch.empty(spec.shape, dtype=spec.dtype, device="meta") for suffix, spec in specs.items()}
     if checkpoint.layout == "compressed-tensors":
-        from aicompress.checkpoint.layouts import ct_outline
+        from aicompress.checkpoint.ct_entries import ct_outline
 
         return ct_outline(entry, empty)
     return form_of(entry.meta["form"]).restore(empty, entry.meta)

@@ -64,8 +64,8 @@ class Calibration(Data):
 
     precision: Literal["auto", "float32"] = Field(
         "auto",
-        description="products of linear layers and Gram matrices; auto: inputs rounded to bfloat16, summed in "
-        "float32, where the processor has instructions for it",
+        description="auto: inputs of linear layers and Gram matrices rounded to bfloat16 and summed in float32, and "
+        "what passes between the layers of a block kept in bfloat16, where the processor has instructions for it",
     )
     activations: Literal["compressed", "original"] = Field(
         "compressed",

@@ -94,7 +94,8 @@ def problems(
         return []
     if recipe.tune is not None and (request.stats or os.environ.get("WORLD_SIZE", "1") != "1"):
         what = "files of statistics hold none of its blocks' outputs" if request.stats else "it runs in one process"
-        return [Refused(f"tune: {what}", "leave --stats out, and torchrun" if request.stats else "leave torchrun out")]
+        hint = "leave --stats out, and torchrun" if request.stats else "leave torchrun out"
+        return [Refused(f"tune: {what}", f"{hint}; or take effort: balanced, or tune: null, which tune no blocks")]
     if not follows(recipe) and (recipe.tune is not None or any(method.compares(layer.config) for layer in chosen)):
         what = "tune" if recipe.tune is not None else "shift"
         message = f"{what}: it compares the compressed model with the original, and calibration.activations is original"
