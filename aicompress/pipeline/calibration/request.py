@@ -157,7 +157,11 @@ def _of_loss(checkpoint: Checkpoint, recipe: Recipe, chosen: Sequence[Chosen]) -
 def generates(checkpoint: Checkpoint) -> bool:
     """Whether the architecture predicts tokens."""
     named = str(((checkpoint.config or {}).get("architectures") or [""])[0])
-    return named.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
+    if named.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
+        return True
+    from aicompress.model.kinds import has_generate
+
+    return has_generate(checkpoint.config or {})  # such as MarianMTModel
 
 
 def _of_model(checkpoint: Checkpoint, recipe: Recipe, request: Request) -> list[CompressError]:
