@@ -44,9 +44,14 @@ def relative(error: float, norm: float) -> float:
 def squared_sums(original: Tensor, approximate: Tensor | Weight) -> tuple[float, float]:
     """‖W − Ŵ‖² and ‖W‖²; those of blocks of rows add up to the whole's."""
     error, norm = _sums(original, approximate, torch.float32)
-    if not (1e-20 < norm < 1e30 and error < 1e30):  # squares near the ends of float32
+    if not representable(error, norm):
         error, norm = _sums(original, approximate, torch.float64)
     return error, norm
+
+
+def representable(error: float, norm: float) -> bool:
+    """Whether sums of squares that were made in float32 are far enough from its ends."""
+    return 1e-20 < norm < 1e30 and error < 1e30
 
 
 def _sums(original: Tensor, approximate: Tensor | Weight, dtype: torch.dtype) -> tuple[float, float]:

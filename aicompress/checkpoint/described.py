@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aicompress.checkpoint.layouts import ct_entries
+from aicompress.checkpoint.ct_entries import ct_entries
 from aicompress.checkpoint.manifest import KEY, Manifest
 from aicompress.checkpoint.source import Source, read_json
 from aicompress.errors import CheckpointError

@@ -16,7 +16,7 @@ from aicompress.checkpoint.header import TensorRef, read_header
 from aicompress.checkpoint.source import Source
 from aicompress.errors import CheckpointError
 
-_CHUNK = 1 << 19  # bytes; they are hashed while in cache
+_CHUNK = 1 << 22  # bytes; with smaller ones the thread that hashes waits for the interpreter more than it works
 
 
 def read_headers(source: Source) -> tuple[dict[str, TensorRef], dict[str, str]]:

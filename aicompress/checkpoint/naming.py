@@ -6,6 +6,7 @@ A model definition knows better; where there is one, `model.load.layer_kinds` co
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from aicompress.layer import Kind
@@ -17,6 +18,8 @@ _EMBEDDING = re.compile(
     r"|embed_in|relative_attention_bias|(?:word|token|position|token_type|segment)_embeddings?)$"
 )
 _HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output_projection)$")
+_EXPERTS = re.compile(r"(?:^|\.)experts\.")
+_ROUTER = re.compile(r"(?:^|\.)(?:gate|router|router\.layer)\.weight$")
 _NORM = re.compile(r"norm|(?:^|\.)ln_|layernorm|(?:^|\.)bn\d*$", re.IGNORECASE)
 # Conv1D of GPT-2 and its kin stores (in, out).
 _CONV1D_MODELS = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"}
@@ -40,6 +43,13 @@ def kind_of(tensor: str, spec: TensorSpec) -> Kind | None:
     if _EMBEDDING.search(layer):
         return "embedding"
     return None if _NORM.search(layer.rsplit(".", 1)[-1]) else "linear"
+
+
+def routers_of(tensors: Iterable[str]) -> set[str]:
+    """Weights that choose among experts: a `gate` or `router` beside `experts`. A rounded one chooses others."""
+    known = list(tensors)
+    mixtures = {name[: found.start()] for name in known if (found := _EXPERTS.search(name))}
+    return {name for name in known if (found := _ROUTER.search(name)) and name[: found.start()] in mixtures}
 
 
 def is_embedding(layer: str) -> bool:

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aicompress.checkpoint.ct_entries import ct_restore
 from aicompress.checkpoint.described import manifest_of
 from aicompress.checkpoint.files import digests, read_headers, read_tensor, require_finite
 from aicompress.checkpoint.header import DTYPE_NAMES, DTYPES, TensorRef
-from aicompress.checkpoint.layouts import ct_restore, native_names
+from aicompress.checkpoint.layouts import native_names
 from aicompress.checkpoint.manifest import Entry, Manifest
-from aicompress.checkpoint.naming import is_transposed, kind_of, layer_name
+from aicompress.checkpoint.naming import is_transposed, kind_of, layer_name, routers_of
 from aicompress.checkpoint.source import Source, locate
 from aicompress.errors import CheckpointError
 from aicompress.layer import Kind, Layer, LayerInfo, as_matrix
@@ -139,9 +140,12 @@ class Checkpoint:
             kinds: what a model definition says of parameters; names it lacks are judged by name and shape.
         """
         found: list[LayerInfo] = []
-        for name, spec in self.parameters().items():
-            kind = kinds[name] if kinds is not None and name in kinds else kind_of(name, spec)
-            if kind is None or len(spec.shape) < 2:
+        parameters = self.parameters()
+        routers = routers_of(parameters)
+        for name, spec in parameters.items():
+            told = kinds is not None and name in kinds
+            kind = kinds[name] if kinds is not None and told else kind_of(name, spec)
+            if kind is None or (not told and name in routers) or len(spec.shape) < 2:
                 continue
             found.extend(self._infos(name, spec, kind))
         return found

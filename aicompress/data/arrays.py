@@ -20,11 +20,14 @@ from aicompress.data.section import Data
 from aicompress.errors import RecipeError, suggestion
 
 
-def arrays(data: Data, seed: int | None = None) -> tuple[Tensor, Tensor | None, Source]:
+def arrays(data: Data, seed: int | None = None, most: int | None = None) -> tuple[Tensor, Tensor | None, Source]:
     """Inputs, labels (samples,) int64 where they are named, and the record.
 
     Inputs are float32 divided by `scale`, in the shape they are stored in, (samples, ...); 32 and 64-bit integers are
     token ids and become int64.
+
+    Args:
+        most: how many are taken of a source that holds more, where the data section does not say.
 
     Raises:
         RecipeError: not an .npz of plain arrays, a name it does not hold, or shapes that do not fit.
@@ -38,7 +41,7 @@ def arrays(data: Data, seed: int | None = None) -> tuple[Tensor, Tensor | None, 
     inputs = stored[data.inputs]
     if inputs.ndim < 1 or inputs.dtype.kind not in "buif":
         raise RecipeError(f"{path.name}: {data.inputs!r} is {inputs.dtype} {inputs.shape}, not samples of numbers", "")
-    taken = choose(len(inputs), data, seed)
+    taken = choose(len(inputs), data, seed, most)
     labels = None if data.labels is None else _labels(path, data.labels, stored[data.labels], len(inputs))[taken]
     return _inputs(path, data, inputs[taken.numpy()]), labels, record(data, len(taken), len(inputs), seed)
 

@@ -55,13 +55,23 @@ def digest(data: Data) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def choose(available: int, data: Data, seed: int | None) -> Tensor:
+def wanted_of(available: int, data: Data, most: int | None = None) -> int:
+    """How many samples to take: as many as are asked for, else all there are, at most `most`."""
+    if data.samples is not None:
+        return data.samples
+    return available if most is None else min(available, most)
+
+
+def choose(available: int, data: Data, seed: int | None, most: int | None = None) -> Tensor:
     """Indices of the samples to take, ascending: the first ones, or a random choice when a seed is given.
+
+    Args:
+        most: how many are taken of a source that holds more, where the data section does not say.
 
     Raises:
         RecipeError: fewer samples than asked for, or none at all.
     """
-    wanted = available if data.samples is None else data.samples
+    wanted = wanted_of(available, data, most)
     if available == 0:
         raise RecipeError(f"{data.path} holds no sample", "")
     if wanted > available:

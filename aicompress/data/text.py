@@ -15,14 +15,17 @@ from aicompress.data.tokens import Tokenizer, needed
 from aicompress.errors import CheckpointError, RecipeError, suggestion
 
 
-def sentences(data: Data, seed: int | None = None) -> tuple[list[str], Source]:
+def sentences(data: Data, seed: int | None = None, most: int | None = None) -> tuple[list[str], Source]:
     """Lines of a text, or the text field of every row, without empty ones: the first `samples`, or a seeded choice.
+
+    Args:
+        most: how many are taken of a source that holds more, where the data section does not say.
 
     Raises:
         RecipeError: the source cannot be read, lacks the field or holds too few.
     """
     found = [text for text in (line.strip() for line in _lines(data)) if text]
-    taken = choose(len(found), data, seed)
+    taken = choose(len(found), data, seed, most)
     return [found[index] for index in taken.tolist()], record(data, len(taken), len(found), seed)
 
 
@@ -35,11 +38,14 @@ def _lines(data: Data) -> Iterator[str]:
         yield from fields(data)
 
 
-def labelled(data: Data, seed: int | None = None, classes: Sequence[str] = ()) -> tuple[list[str], Tensor, Source]:
+def labelled(
+    data: Data, seed: int | None = None, classes: Sequence[str] = (), most: int | None = None
+) -> tuple[list[str], Tensor, Source]:
     """Texts and their labels (samples,) int64 for a classifier.
 
     Args:
         classes: names of the model's classes in order; a label that is a name is looked up here.
+        most: how many are taken of a source that holds more, where the data section does not say.
 
     Raises:
         RecipeError: the source cannot be read, or a label is neither a whole number nor a known name.
@@ -53,7 +59,7 @@ def labelled(data: Data, seed: int | None = None, classes: Sequence[str] = ()) -
     for where, (text, label) in rows(data, [data.field, data.labels]):
         texts.append(as_text(data, where, data.field, text))
         labels.append(_label(f"{data.path}, {where}", label, classes))
-    taken = choose(len(texts), data, seed)
+    taken = choose(len(texts), data, seed, most)
     chosen = [texts[index] for index in taken.tolist()]
     return chosen, torch.tensor(labels)[taken], record(data, len(taken), len(texts), seed)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from aicompress.data.rows import fields, readable
-from aicompress.data.sampling import Source, choose, record
+from aicompress.data.sampling import Source, choose, record, wanted_of
 from aicompress.data.section import Data
 from aicompress.errors import CheckpointError, RecipeError
 
@@ -36,12 +36,17 @@ def needed(tokenizer: Tokenizer | None) -> Tokenizer:
     return tokenizer
 
 
-def token_windows(data: Data, tokenizer: Tokenizer | None, seed: int | None = None) -> tuple[Tensor, Source]:
+def token_windows(
+    data: Data, tokenizer: Tokenizer | None, seed: int | None = None, most: int | None = None
+) -> tuple[Tensor, Source]:
     """Non-overlapping windows of a text, (samples, length) int64, without special tokens at their ends.
 
     A text file is one sequence; rows are joined by the end-of-text token, or an empty line where there is none.
     Without a seed the first `samples` windows are taken (and no more is read than they need), which is how results
     are compared; with a seed a random choice of all windows, which is how calibration samples.
+
+    Args:
+        most: windows that are taken of a longer text, where the data section does not say.
 
     Raises:
         CheckpointError: there is no tokenizer.
@@ -57,14 +62,14 @@ def token_windows(data: Data, tokenizer: Tokenizer | None, seed: int | None = No
         if enough is not None and count >= enough:
             break
     available = count // data.length
-    wanted = data.samples or 1
+    wanted = max(1, wanted_of(available, data, most))
     if available < wanted:
         raise RecipeError(
             f"{data.path} holds {count} tokens, {wanted} samples of {data.length} need {wanted * data.length}",
             f"samples: {available}, or a longer text" if available else "a shorter `length`, or a longer text",
         )
     windows = torch.cat(parts)[: available * data.length].view(available, data.length)
-    taken = choose(available, data, seed)
+    taken = choose(available, data, seed, most)
     return windows[taken], record(data, len(taken), available, seed)
 
 

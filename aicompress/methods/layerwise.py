@@ -13,6 +13,21 @@ from aicompress.methods.effort import Effort, Level
 from aicompress.methods.method import Method
 from aicompress.weights import Weight
 
+STACKED = 1 << 23  # weights of layers with the same inputs that are worked on at once
+
+
+def stacks(layers: Sequence[Layer], most: int = STACKED) -> list[list[Layer]]:
+    """Layers in order, those beside each other together while they are small and stored in one dtype."""
+    found: list[list[Layer]] = []
+    for layer in layers:
+        last = found[-1] if found else []
+        alike = all(other.info.dtype == layer.info.dtype for other in last)
+        if last and alike and sum(other.weight.numel() for other in (*last, layer)) <= most:
+            last.append(layer)
+        else:
+            found.append([layer])
+    return found
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -52,6 +67,21 @@ class Balance:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """A compressed weight and what its relative error is made of.
+
+    Attributes:
+        weight: Ŵ.
+        error: ‖W − Ŵ‖².
+        norm: ‖W‖².
+    """
+
+    weight: Weight
+    error: float
+    norm: float
+
+
+@dataclass(frozen=True)
 class LayerMethod(Method):
     """A pure function from one layer to one stored weight.
 
@@ -68,6 +98,8 @@ class LayerMethod(Method):
             nothing is to be gained by it.
         by_rows: config -> whether each row is compressed on its own, with no random numbers: then a block of rows gives
             the same as it would in the whole, and large layers are read, compressed and written in blocks.
+        measured: (rows of a weight as they are stored, layer info, config) -> what `apply` gives for them and
+            its error, sooner, for methods that work by rows; None where that takes `apply`.
         compares: config -> whether it also reads `cross`, the original model's inputs against the compressed one's.
         balance: for methods that rescale a model before they compress it: (the layers that read one input, a function
             that makes those factors equal which must be) -> factors, or None to leave this input as it is. `apply` then
@@ -88,6 +120,7 @@ class LayerMethod(Method):
     describe: Callable[[Any, Weight], dict[str, Any]] = field(kw_only=True, default=lambda config, weight: {})
     together: Callable[[Sequence[Layer], Any], list[Weight]] | None = field(kw_only=True, default=None)
     by_rows: Callable[[Any], bool] = field(kw_only=True, default=lambda config: False)
+    measured: Callable[[Tensor, LayerInfo, Any], Measured | None] | None = field(kw_only=True, default=None)
     compares: Callable[[Any], bool] = field(kw_only=True, default=lambda config: False)
     balance: Callable[[Sequence[Candidate], Callable[[Tensor], Tensor]], Balance | None] | None = field(
         kw_only=True, default=None

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from aicompress.errors import CompressError
 from aicompress.layer import InputStats
+from aicompress.model.accepting import accepting
 from aicompress.model.blocks import Block, find_blocks
 from aicompress.model.interior import given, interior
 from aicompress.model.merging import Slot
@@ -40,6 +41,9 @@ class Loader(Protocol):
 
     def drop(self, owns: Callable[[str], bool]) -> None:
         """Send parameters and buffers back to the meta device."""
+
+    def lend(self, owns: Callable[[str], bool]) -> None:
+        """Drop large parameters, each until the model reads it again."""
 
 
 @dataclass(frozen=True)
@@ -111,13 +115,19 @@ def walk(job: Walk, visitor: Visitor, progress: Callable[[int, int], None] = lam
     prepare(job.model)
     inside = {name: next((b for b in blocks if b.owns(_path(place))), None) for name, place in job.wanted.items()}
     outside = [name for name, block in inside.items() if block is None]
-    job.loader.load(lambda name: not any(block.owns(name) for block in blocks))
+    merged = {f"{p.module}.{p.leaf}" for p in map(job.wanted.__getitem__, outside) if isinstance(p, Slot)}  # watched
+
+    def between(name: str) -> bool:
+        return not any(block.owns(name) for block in blocks)
+
+    job.loader.load(between)
     ungate = gate([block.module for block in blocks])
     state = _State([], [], set(job.wanted))
     recorder = _recorder(job, outside)
     try:
         with recorder:
             _start(job, state)
+            job.loader.lend(lambda name: between(name) and name not in merged)  # embeddings, output heads
             while state.waiting and (arrival := state.compressed[0].arrival) is not None:
                 block = blocks[arrival.block]
                 _at_block(job, block, [n for n, b in inside.items() if b is block], state, visitor)
@@ -155,12 +165,13 @@ def _recorder(job: Walk, layers: Sequence[str]) -> Recorder:
 
 
 def _start(job: Walk, state: _State) -> None:
-    for batch in job.batches:
-        state.compressed.append(Stream(lambda batch=batch: job.model(**batch)))  # type: ignore[misc]
-        state.compressed[-1].start()
-        if job.carries:
-            state.original.append(Stream(lambda batch=batch: job.model(**batch)))  # type: ignore[misc]
-            state.original[-1].start()
+    with accepting():
+        for batch in job.batches:
+            state.compressed.append(Stream(lambda batch=batch: job.model(**batch)))  # type: ignore[misc]
+            state.compressed[-1].start()
+            if job.carries:
+                state.original.append(Stream(lambda batch=batch: job.model(**batch)))  # type: ignore[misc]
+                state.original[-1].start()
     if state.compressed[0].arrival is None:
         raise CompressError("the model's forward pass never reaches one of its blocks", "check the calibration inputs")
 
@@ -195,7 +206,7 @@ def _advance(job: Walk, block: Block, layers: list[str], state: _State, outputs:
     for stream, output in zip(state.original, outputs, strict=True):
         stream.advance(output)
     state.differs = state.differs or bool(layers)
-    with interior(block.module, job.rounded):
+    with interior(block.module, job.rounded), accepting():
         for number, stream in enumerate(state.compressed):
             stream.advance(outputs[number] if same else _run(job, block, [stream])[0])
 
@@ -221,7 +232,7 @@ def _stage(job: Walk, block: Block, state: _State, outputs: list[Any]) -> Stage 
 def _run(job: Walk, block: Block, streams: Sequence[Stream]) -> list[Any]:
     """The block's outputs for where each stream is; to be called in its `interior`."""
     arrivals = [stream.arrival for stream in streams if stream.arrival is not None]
-    with torch.no_grad():
+    with accepting(), torch.no_grad():
         return [given(block.module, job.rounded, arrival.args, arrival.kwargs) for arrival in arrivals]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from aicompress.model.fusion import fuse
 from aicompress.model.merging import converted
 from aicompress.model.modeling_aicompress import attach, forget_tie, mark_ready, parameter_names, tie
 from aicompress.model.modules import RESIDENT_BYTES, fast_module
+from aicompress.model.reading import weights_used
 from aicompress.weights import Weight
 
 # Buffers that older releases saved and newer ones compute.
@@ -41,6 +42,7 @@ class Filling:
     fast: bool
     placed: dict[str, str] = field(default_factory=dict)  # parameter of the checkpoint -> of the model
     held: set[str] = field(default_factory=set)  # parameters of the model that the checkpoint holds
+    used: set[str] = field(default_factory=set)  # layers whose weight the model's own code computes with
     kernels: dict[str, str] = field(default_factory=dict)
 
     def fill(self, model: Any) -> None:
@@ -51,6 +53,7 @@ class Filling:
         """
         hugging = hasattr(model, "all_tied_weights_keys")
         resize(model, self.checkpoint)
+        self.used = weights_used(model) if self.fast else set()
         names = list(self.checkpoint.parameters())
         targets = parameter_names(model, names) if hugging else {name: (name, None) for name in names}
         expected = set(model.state_dict())
@@ -58,8 +61,11 @@ class Filling:
         self.check(model, targets, expected)
         merges: dict[str, list[str]] = {}
         stored = self.checkpoint.manifest.entries
+        ties = dict(model.all_tied_weights_keys) if hugging else {}
         for name in sorted(names, key=lambda name: name in stored):  # a fast layer is built with its bias at hand
             target, merge = targets[name]
+            while name in stored and ties:  # biases, too, may be another's
+                self.tie(model, *ties.popitem())
             if target not in expected:
                 continue
             if merge is not None:
@@ -85,13 +91,14 @@ class Filling:
         tied = getattr(model, "all_tied_weights_keys", {})
         groups = [{target, source} for target, source in tied.items()]
         missing = [n for n in expected - found if not any(n in group and group & found for group in groups)]
+        missing = sorted(set(missing) - computed(model, missing))
         ignored = [re.compile(p) for p in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
         unexpected = [
             name
             for name, (target, _) in targets.items()
             if target not in expected and not _COMPUTED.search(name) and not any(p.search(target) for p in ignored)
         ]
-        for what, names in (("lacks", sorted(missing)), ("has unexpected", sorted(unexpected))):
+        for what, names in (("lacks", missing), ("has unexpected", sorted(unexpected))):
             if names:
                 shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
                 raise CheckpointError(
@@ -112,7 +119,7 @@ class Filling:
             self.set(module, leaf, self.checkpoint.dense(name))
             return
         weight = self.checkpoint.weight(name)
-        if self.fast and self._run_fast(model, target, name, weight):
+        if self.fast and parent not in self.used and self._run_fast(model, target, name, weight):
             return
         tensors = {suffix: self._cast(tensor, spec.dtype) for suffix, tensor in weight.tensors().items()}
         attach(module, entry.to_json(), tensors)
@@ -173,9 +180,13 @@ class Filling:
         """Ties, buffers that the architecture computes, and the generation settings of a transformers model."""
         for parameter in (*model.parameters(), *model.buffers()):
             parameter._is_hf_initialized = parameter.device.type != "meta"
+        make_computed(model, self.held, self.device)
         tie(model, self.held)
         for target, source in model.all_tied_weights_keys.items():
             self.tie(model, target, source)
+        for module in model.modules():  # code that initializes may ask more of a layer than its running form has
+            tensors = (*module.parameters(), *module.buffers())
+            module._is_hf_initialized = all(getattr(tensor, "_is_hf_initialized", False) for tensor in tensors)
         for name, buffer in list(model.named_buffers()):
             if buffer.device.type == "meta":
                 parent, _, leaf = name.rpartition(".")
@@ -200,6 +211,40 @@ class Filling:
             ends[1][0]._parameters[ends[1][1]] = tensors[0]
         elif held == [False, True]:
             ends[0][0]._parameters[ends[0][1]] = tensors[1]
+
+
+def computed(model: Any, missing: Collection[str]) -> set[str]:
+    """Of the names that a checkpoint lacks, those that the architecture makes itself and never saves.
+
+    Parameters such as Marian's sinusoidal positions, and buffers that may be left out.
+    """
+    unsaved, optional = (
+        [re.compile(pattern) for pattern in getattr(model, field, None) or ()]
+        for field in ("_keys_to_ignore_on_save", "_keys_to_ignore_on_load_missing")
+    )
+    buffers = {name for name, _ in model.named_buffers()} if optional else set()
+    return {
+        name
+        for name in missing
+        if any(p.search(name) for p in unsaved) or (name in buffers and any(p.search(name) for p in optional))
+    }
+
+
+def make_computed(model: Any, held: Collection[str], device: torch.device) -> set[str]:
+    """Give the parameters that the architecture computes memory, for it to fill as it initializes weights.
+
+    Returns:
+        Their names.
+    """
+    ties = {name for pair in model.all_tied_weights_keys.items() for name in pair}
+    left = [name for name, parameter in model.named_parameters() if parameter.device.type == "meta"]
+    made = computed(model, [name for name in left if name not in held and name not in ties])
+    for name in made:
+        parent, _, leaf = name.rpartition(".")
+        module = model.get_submodule(parent)
+        empty = torch.empty_like(module._parameters[leaf], device=device)
+        module._parameters[leaf] = nn.Parameter(empty, requires_grad=False)
+    return made
 
 
 def is_resident(checkpoint: Checkpoint) -> bool:

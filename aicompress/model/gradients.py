@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from aicompress.errors import CompressError
 from aicompress.layer import GradientStats
+from aicompress.model.accepting import accepting
 from aicompress.model.blocks import Block, find_blocks
 from aicompress.model.calibrate import Loader, prepare
 from aicompress.model.moments import SpreadError, Sums, Watched, harvest, watch
@@ -106,7 +107,9 @@ def _whole(job: Descent, count: int, keep: Keep, progress: Progress) -> None:
     job.model.requires_grad_(False)
     sums = watch(job.model, job.wanted)
     for done, sample in enumerate(job.samples):
-        _finite(job.objective(job.model(**sample.inputs), sample), sample).backward()  # type: ignore[no-untyped-call]
+        with accepting():
+            output = job.model(**sample.inputs)
+        _finite(job.objective(output, sample), sample).backward()  # type: ignore[no-untyped-call]
         harvest(sums, sample.number)
         progress(done + 1, len(job.samples))
     keep({name: each.moments(count, job.team) for name, each in sums.items()})
@@ -158,7 +161,7 @@ class _Reverse:
             arrival = stream.arrival
             if arrival is None or arrival.block != index:
                 raise CompressError("calibration samples take different ways through the model", "use samples alike")
-            with torch.no_grad():
+            with torch.no_grad(), accepting():
                 output = block.module(*_detached(arrival.args), **_detached(arrival.kwargs))
             output = tree_map_only(Tensor, _leaf, output)
             leaves = [each if _differentiable(each) else None for each in tree_flatten(output)[0]]
@@ -203,7 +206,7 @@ class _Reverse:
 
 def _forward(model: Any, sample: Sample) -> Callable[[], Any]:
     def call() -> Any:
-        with torch.enable_grad():  # for what lies between the blocks; the blocks run elsewhere, without
+        with torch.enable_grad(), accepting():  # for what lies between the blocks; they run elsewhere, without
             return model(**sample.inputs)
 
     return call

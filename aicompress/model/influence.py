@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from aicompress.errors import CompressError
+from aicompress.model.accepting import accepting
 from aicompress.model.blocks import Block, find_blocks
 from aicompress.model.calibrate import Batch, Loader, prepare
 from aicompress.model.streams import Arrival, Stream, gate
@@ -52,8 +53,9 @@ class Passage:
         ungate = gate([block.module for block in blocks])
         streams = [Stream(lambda batch=batch: self.model(**batch)) for batch in self.batches]  # type: ignore[misc]
         try:
-            for stream in streams:
-                stream.start()
+            with accepting():
+                for stream in streams:
+                    stream.start()
             while (arrival := streams[0].arrival) is not None:
                 block = blocks[arrival.block]
                 self.loader.load(block.owns)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -31,11 +31,22 @@ def layer_kinds(config: dict[str, Any], names: Iterable[str]) -> dict[str, Kind 
     known = _parameter_kinds(model)
     prefix = f"{model.base_model_prefix}."
     found: dict[str, Kind | None] = {}
+    others: list[str] = []
     for name in names:
         variant = next((v for v in (name, prefix + name, name.removeprefix(prefix)) if v in known), None)
         if variant is not None:
             found[name] = known[variant]
-    return found
+        else:
+            others.append(name)
+    return found | _renamed_kinds(model, known, others)
+
+
+def _renamed_kinds(model: Any, known: Mapping[str, Kind | None], names: list[str]) -> dict[str, Kind | None]:
+    """Kinds of parameters that transformers renames as it loads them, such as a Mixtral's routers."""
+    from aicompress.model.modeling_aicompress import parameter_names
+
+    placed = parameter_names(model, names) if names else {}
+    return {name: known[target] for name, (target, merge) in placed.items() if merge is None and target in known}
 
 
 def tied_parameters(config: dict[str, Any], names: Iterable[str]) -> dict[str, str]:
@@ -90,6 +101,13 @@ def _architecture(config: dict[str, Any]) -> str:
     return str(named[0] if isinstance(named, list) and named else None).removeprefix(CLASS_PREFIX)
 
 
+def has_generate(config: dict[str, Any]) -> bool:
+    """Whether the architecture that config.json names generates tokens."""
+    import transformers
+
+    return hasattr(getattr(transformers, _architecture(config), None), "generate")
+
+
 def auto_class_names(config: dict[str, Any]) -> dict[str, str]:
     """Classes of modeling_aicompress.py by Auto class, for every Auto class that knows the model type.
 
@@ -117,24 +135,22 @@ def auto_class_names(config: dict[str, Any]) -> dict[str, str]:
 
 def _parameter_kinds(model: Any) -> dict[str, Kind | None]:
     """Kind of every parameter of two or more dimensions; others are left to be copied."""
-    from transformers.pytorch_utils import Conv1D
-
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     backbone = set(model.base_model.modules())
     found: dict[str, Kind | None] = {}
     for module_name, module in model.named_modules():
         for name, _ in module.named_parameters(recurse=False):
             full = f"{module_name}.{name}" if module_name else name
-            found[full] = (
-                _module_kind(module, Conv1D, module is head or module not in backbone) if name == "weight" else None
-            )
+            found[full] = _module_kind(module, module is head or module not in backbone) if name == "weight" else None
     return found
 
 
-def _module_kind(module: nn.Module, conv1d: type[nn.Module], is_head: bool) -> Kind | None:
+def _module_kind(module: nn.Module, is_head: bool) -> Kind | None:
+    from aicompress.model.linear import is_linear  # with transformers, which --help must not wait for
+
     if isinstance(module, nn.Embedding):
         return "embedding"
-    if type(module) is nn.Linear or isinstance(module, conv1d):
+    if is_linear(module):
         return "head" if is_head else "linear"
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return "conv"

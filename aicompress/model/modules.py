@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aicompress.errors import Refused
+from aicompress.model.linear import is_linear
 from aicompress.weights import Dense, IntGrouped, LowRank, Sparse, SparseCodes, Weight
 from aicompress.weights.int_grouped import spread
 
@@ -281,9 +282,7 @@ def fast_linear(weight: Weight, bias: Tensor | None, dtype: torch.dtype, residen
 
 def fast_module(module: nn.Module, weight: Weight, dtype: torch.dtype, resident: bool) -> Any | None:
     """An inference module for a layer with a stored weight; None where no kernel fits the layer's class."""
-    from transformers.pytorch_utils import Conv1D
-
-    if type(module) in (nn.Linear, Conv1D):
+    if is_linear(module):
         bias: Any = module.bias
         return fast_linear(weight, bias, dtype, resident)
     if type(module) is nn.Embedding and module.max_norm is None and isinstance(weight, IntGrouped):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.model.channels.cut import resize
-from aicompress.model.filling import Filling
+from aicompress.model.filling import Filling, make_computed
+from aicompress.model.lending import LEAST, Loan, lend
 from aicompress.model.merging import Slot, slots
 from aicompress.model.modeling_aicompress import parameter_names
 
@@ -47,6 +48,7 @@ class PartialModel:
                 parent, _, leaf = target.rpartition(".")
                 self._filling.check_shape(model.get_submodule(parent), leaf, name, spec.shape)
         self._started = False
+        self._computed: set[str] = set()  # parameters that the architecture makes itself
 
     def place_of(self, name: str) -> str | Slot | None:
         """The module that a weight of the checkpoint belongs to, or its part of a merged tensor; None if neither."""
@@ -105,8 +107,11 @@ class PartialModel:
                 self.model.get_submodule(parent)._buffers[leaf] = torch.empty_like(buffer, device=self._filling.device)
         if not self.hugging:
             return
+        self._computed = make_computed(self.model, self._filling.held, self._filling.device)
         for tensor in (*self.model.parameters(), *self.model.buffers()):
             tensor._is_hf_initialized = isinstance(tensor, nn.Parameter) or id(tensor) in loaded
+        for name in self._computed:
+            self.model.get_parameter(name)._is_hf_initialized = False
         self._tie()
         self.model.initialize_weights()
 
@@ -130,10 +135,28 @@ class PartialModel:
     def drop(self, owns: Callable[[str], bool]) -> None:
         """Send parameters back to the meta device; computed buffers stay."""
         for name, parameter in list(self.model.named_parameters(remove_duplicate=False)):
-            if owns(name):
+            if owns(name) and name not in self._computed:
                 parent, _, leaf = name.rpartition(".")
                 empty = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
                 self.model.get_submodule(parent)._parameters[leaf] = empty
+
+    def lend(self, owns: Callable[[str], bool]) -> None:
+        """Send large parameters back to the meta device; each is loaded again when the model next reads it."""
+        named = self.model.named_parameters(remove_duplicate=False)
+        large = {name for name, parameter in named if owns(name) and parameter.nbytes >= LEAST}
+        for shared in {self._sharing(name) for name in large}:
+            if shared.isdisjoint(self._filling.held):
+                continue  # the architecture made it
+            self.drop(shared.__contains__)
+            loan = Loan(partial(self.load, shared.__contains__))
+            for parent, _, leaf in (name.rpartition(".") for name in shared):
+                lend(self.model.get_submodule(parent), leaf, loan)
+
+    def _sharing(self, target: str) -> frozenset[str]:
+        """A parameter of the model and those that share its tensor."""
+        ties = self.model.all_tied_weights_keys if self.hugging else {}
+        source = ties.get(target, target)
+        return frozenset({source, *(end for end, other in ties.items() if other == source)})
 
     def _put(self, target: str, dense: Tensor) -> None:
         parent, _, leaf = target.rpartition(".")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from aicompress.errors import CompressError
+from aicompress.model.accepting import accepting
 from aicompress.model.blocks import find_blocks
 from aicompress.model.calibrate import Batch, Loader
 
@@ -114,7 +115,9 @@ class Probe:
         with torch.no_grad():
             for number, batch in enumerate(self._batches):
                 self._running, self._batch = self._calls[number], number
-                found, self._logits = output_of(self._model(**batch))
+                with accepting():
+                    output = self._model(**batch)
+                found, self._logits = output_of(output)
                 rows = self._rows(found, batch)
                 if not torch.isfinite(rows).all():
                     hint = "check the calibration inputs, or use a checkpoint in a wider dtype"

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ def arrange(
         if planned.weight is not None and planned.weight.form != "dense" and planned.info is not None
     }
     config = copy.deepcopy(config if config is not None else checkpoint.config)
-    layout, dequantize = choose(compressed, config is not None and not destination.single)
+    layout, dequantize = choose(compressed, config is not None and not destination.single, partial(_read, config))
     narrowed = {**checkpoint.manifest.widths, **{path: dict(fields) for path, fields in (widths or {}).items()}}
     if narrowed and config is not None and not destination.single:
         layout, dequantize = "native", False  # what config.json says of the widths is not enough
@@ -205,6 +206,15 @@ def arrange(
     draft = Output(destination, layout, parameters, manifest, config, (), checkpoint.source)
     shards = plan_shards(specs, limit, draft.metadata())
     return replace(draft, shards=shards)
+
+
+def _read(config: Mapping[str, Any] | None, tensors: list[str]) -> bool:
+    """Whether the code of the architecture reads these weights itself; an unknown one is taken for a usual one."""
+    from aicompress.model.kinds import skeleton
+    from aicompress.model.reading import reads_weights
+
+    model = skeleton(dict(config or {}))
+    return model is not None and reads_weights(model, tensors)
 
 
 def _add(specs: dict[str, TensorSpec], more: dict[str, TensorSpec]) -> None:

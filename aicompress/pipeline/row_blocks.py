@@ -10,26 +10,30 @@ import dataclasses
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from aicompress.checkpoint import CheckpointWriter
 from aicompress.checkpoint.reader import require_finite
-from aicompress.layer import Layer, as_matrix
+from aicompress.layer import Layer, LayerInfo, as_matrix
 from aicompress.measure import relative, squared_sums
+from aicompress.methods.layerwise import Measured
 from aicompress.pipeline.layer_rows import changed_row, idle_row
 from aicompress.pipeline.plan import LayerPlan, Plan
 from aicompress.pipeline.settling import layer_seed
 from aicompress.report.model import LayerRow
-from aicompress.weights import Dense
+from aicompress.weights import Dense, Weight
 
 BLOCK = 1 << 21  # weights in a block: a few pieces of the arithmetic (`rounding.PIECE`), little memory beside a layer
 WORD = 32  # a block's rows are a multiple: zero points of so many rows share words
 KEPT = 1 << 24  # bytes
+LARGE = 1 << 28  # weights from which on compiled code is worth loading, or compiling
 AHEAD = 4  # parameters begun before the first of them is finished
 
 
@@ -50,11 +54,13 @@ class RowBlocks:
         plan: the step.
         writer: where bytes go.
         pool: the threads.
+        compiled: the method's `measured`, where it is worth the time it takes to be ready.
     """
 
     plan: Plan
     writer: CheckpointWriter
     pool: ThreadPoolExecutor
+    compiled: Callable[[Tensor, LayerInfo, Any], Measured | None] | None = None
 
     def written(self, names: Sequence[str]) -> Iterator[tuple[str, list[LayerRow] | None]]:
         """Write parameters in order, and give their layers' rows; None for one that has to be done as a whole.
@@ -91,24 +97,35 @@ class RowBlocks:
 
     def _block(self, name: str, rows: slice) -> Sums:
         """Read, compress and write some rows of a parameter."""
-        checkpoint, total = self.plan.checkpoint, self.plan.checkpoint.tensors[name].spec.shape[0]
+        checkpoint = self.plan.checkpoint
         tensor = checkpoint.rows(name, rows.start, rows.stop)
         job = next((layer for layer in self.plan.by_tensor.get(name, []) if layer.config is not None), None)
         if job is None:
             require_finite(tensor, name, checkpoint.path)
-            self.writer.put_rows(name, tensor, rows.start, total)
+            self._put(name, tensor, rows.start)
             return Sums()
+        start = time.perf_counter()
+        found = self.compiled(as_matrix(tensor), job.info, job.config) if self.compiled else None
+        if found is not None:
+            seconds = time.perf_counter() - start
+            self._put(name, found.weight, rows.start)
+            return Sums(found.error, found.norm, seconds)
         layer = _layer(job, tensor, layer_seed(self.plan.recipe.seed, job.info.name))
         require_finite(layer.weight, job.info.name, checkpoint.path)
         start = time.perf_counter()
         weight = self.plan.method.apply(layer, job.config)
         seconds = time.perf_counter() - start
-        for disk, part in self.plan.output.encode(name, weight).items():
-            self.writer.put_rows(disk, part, rows.start, total)
+        self._put(name, weight, rows.start)
         return Sums(*squared_sums(layer.weight, weight), seconds)
 
+    def _put(self, name: str, weight: Tensor | Weight, start: int) -> None:
+        """Write what the rows from `start` on became."""
+        total = self.plan.checkpoint.tensors[name].spec.shape[0]
+        for disk, part in self.plan.output.encode(name, weight).items():
+            self.writer.put_rows(disk, part, start, total)
 
-def _layer(job: LayerPlan, tensor: torch.Tensor, seed: int) -> Layer:
+
+def _layer(job: LayerPlan, tensor: Tensor, seed: int) -> Layer:
     """Some rows of a layer, as a layer."""
     matrix = as_matrix(tensor)
     info = dataclasses.replace(job.info, shape=(len(matrix), matrix.shape[1]), tensor_shape=tuple(tensor.shape))
@@ -130,6 +147,20 @@ def blocks(shape: Sequence[int]) -> list[slice]:
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
+def _large(plan: Plan) -> bool:
+    return sum(math.prod(layer.info.shape) for layer in plan.layers if layer.config is not None) >= LARGE
+
+
+def load_compiled(plan: Plan) -> None:
+    """Have code loaded that blocks will run, or compiled for the first time: by a row of ones."""
+    job = next((layer for layer in plan.layers if layer.config is not None), None)
+    if job is None or plan.needs or plan.method.measured is None or not _large(plan):
+        return
+    columns = job.info.shape[1]
+    info = dataclasses.replace(job.info, shape=(1, columns), tensor_shape=(1, columns))
+    plan.method.measured(torch.ones(1, columns, dtype=info.dtype), info, job.config)
+
+
 @contextmanager
 def row_blocks(plan: Plan, writer: CheckpointWriter) -> Iterator[RowBlocks]:
     """A thread for each of torch's, each of which computes alone; what is not begun at an error never is."""
@@ -139,7 +170,7 @@ def row_blocks(plan: Plan, writer: CheckpointWriter) -> Iterator[RowBlocks]:
     torch.empty(KEPT, dtype=torch.uint8)
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     try:
-        yield RowBlocks(plan, writer, pool)
+        yield RowBlocks(plan, writer, pool, plan.method.measured if _large(plan) else None)
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)  # it is the default of threads to come

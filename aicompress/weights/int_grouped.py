@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ class IntGrouped(Weight):
         group_size: columns that share a scale, or 0 for one scale per row or per tensor. Where it does not divide the
             columns, the last group is narrower.
         activation_bits: the running layer also quantizes its input to this many bits, per token; None leaves it alone.
+        stream: the packed codes, where they are made already; a weight with other codes has none.
     """
 
     form: ClassVar[str] = "int_grouped"
@@ -52,6 +53,7 @@ class IntGrouped(Weight):
     bits: int
     group_size: int = 0
     activation_bits: int | None = None
+    stream: Tensor | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -88,7 +90,13 @@ class IntGrouped(Weight):
 
     def packed(self) -> Tensor:
         """(out, words) int32 bit stream of the codes, shifted to unsigned."""
-        return pack_rows(self.codes, self.bits, 1 << (self.bits - 1))
+        return pack_rows(self.codes, self.bits, 1 << (self.bits - 1)) if self.stream is None else self.stream
+
+    def with_stream(self, stream: Tensor | None) -> Self:
+        """The same weight, whose packed codes are made already."""
+        known = replace(self)
+        object.__setattr__(known, "stream", stream)
+        return known
 
     def tensors(self) -> dict[str, Tensor]:
         # One-dimensional, so that it can never have the shape of a dense matrix, not even (out, 1).

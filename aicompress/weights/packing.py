@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 WORD = 32
-PIECE = 1 << 20  # codes folded at a time: the temporaries stay in cache
+PIECE = 1 << 18  # codes folded at a time: the temporaries stay in a core's own cache
 _LANES = {16: torch.int16, 32: torch.int32, 64: torch.int64}
 
 
@@ -87,12 +87,18 @@ def _widths(bits: int) -> list[tuple[int, int]]:
 
 def _fold(codes: Tensor, bits: int, offset: int, out: Tensor) -> None:
     """Codes of one byte each, a multiple of 8 -> the bit stream."""
-    lanes = codes.view(torch.int64) ^ _repeated(offset, 8)  # x + 2^(b-1) = x ^ 2^(b-1) in the low b bits
-    for lane, used in _widths(bits):
-        low = (1 << used) - 1
-        upper = (lanes >> (lane - used)).bitwise_and_(_repeated(low << used, 2 * lane))
-        lanes.bitwise_and_(_repeated(low, 2 * lane)).bitwise_or_(upper)
-    lane = 8 << len(_widths(bits))
+    lanes = (codes + offset).view(torch.int64)
+    widths = _widths(bits)
+    for step, (lane, used) in enumerate(widths, 1):
+        low, both = _repeated((1 << used) - 1, 2 * lane), _repeated((1 << 2 * used) - 1, 2 * lane)
+        upper = lanes >> (lane - used)
+        if lane < 2 * used:  # the lower half's own bits come down into it too
+            upper.bitwise_and_(both - low)
+            lanes.bitwise_and_(low)
+        lanes.bitwise_or_(upper)
+        if lane >= 2 * used and not (2 * used == 8 and step == len(widths)):  # there the lowest byte is taken alone
+            lanes.bitwise_and_(both)
+    lane = 8 << len(widths)
     used = lane * bits // 8
     if used == 8 and lane > 8:
         out.copy_(lanes.view(_LANES[lane]))

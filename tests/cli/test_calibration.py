@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from aicompress.checkpoint.statistics import StatisticsFile
@@ -134,3 +135,34 @@ def test_a_method_without_needs_takes_no_statistics(tmp_path: Path, mlp_file: Pa
     code, _, error = call("quantize", mlp_file, tmp_path / "o.safetensors", "-r", "quantize/rtn-w8", "--stats", stats)
     assert code == 2
     assert "rtn reads no statistics of inputs" in error
+
+
+def test_without_a_number_of_samples_a_small_source_is_taken_whole(tmp_path: Path, mlp_file: Path, call: Call) -> None:
+    np.savez(tmp_path / "few.npz", x=np.random.default_rng(0).random((20, 28, 28), dtype=np.float32))
+    path = recipe(tmp_path, tmp_path, model=CHAIN, calibration={"arrays": "few.npz", "inputs": "x"})
+    code, out, err = call("quantize", mlp_file, tmp_path / "out.safetensors", "-r", path, "--json")
+    assert code == 0, err
+    (used,) = json.loads(out)["calibration"]["data"]
+    assert (used["samples"], used["available"]) == (20, 20)
+    code, _, err = call(
+        "quantize", mlp_file, tmp_path / "no.safetensors", "-r", path, "--set", "calibration.samples=21"
+    )
+    assert code == 2
+    assert "holds 20 samples, 21 are asked for" in err
+
+
+@pytest.mark.parametrize("method", ["gptq", "taylor"])
+def test_arrays_that_the_model_does_not_take_are_refused(
+    tmp_path: Path, mlp_file: Path, call: Call, method: str
+) -> None:
+    np.savez(tmp_path / "wide.npz", x=np.ones((4, 28, 30), dtype=np.float32))
+    data = {"arrays": "wide.npz", "inputs": "x"}
+    settings = (
+        {"name": "gptq", "bits": 4, "granularity": "channel"} if method == "gptq" else {"name": method, "sparsity": 0.5}
+    )
+    path = recipe(tmp_path, tmp_path, model=CHAIN, calibration=data, method=settings)
+    command = "quantize" if method == "gptq" else "prune"
+    code, _, err = call(command, mlp_file, tmp_path / "out.safetensors", "-r", path)
+    assert code == 2, err
+    assert "error: the model does not run on the calibration inputs: mat1 and mat2" in err
+    assert not (tmp_path / "out.safetensors").exists()

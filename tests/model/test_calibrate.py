@@ -9,18 +9,25 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from torch import Tensor
+from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
+from aicompress.errors import Refused
 from aicompress.layer import InputStats, as_matrix
 from aicompress.model import products
 from aicompress.model.calibrate import Walk, walk
 from aicompress.model.load import build, load
 from aicompress.model.partial import PartialModel
-from aicompress.model.statistics import rows_of
+from aicompress.model.statistics import Recorder, rows_of
 from tests.pipeline.families import FAMILIES
 
 NEEDS = frozenset({"gram", "norms", "mean_abs"})
+
+
+@pytest.fixture(autouse=True)
+def every_parameter_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that lies between blocks is given back at the first one: what the model reads later must come back."""
+    monkeypatch.setattr("aicompress.model.partial.LEAST", 0)
 
 
 class Halving:
@@ -156,6 +163,25 @@ def test_layers_that_share_an_input_share_its_statistics(tiny_llama: Path) -> No
     assert q is not gate
 
 
+def test_convolutions_of_one_input_share_only_the_same_patches() -> None:
+    torch.manual_seed(0)
+    wide, strided, same = (
+        nn.Conv2d(2, 3, 3, padding=1),
+        nn.Conv2d(2, 3, 3, padding=1, stride=2),
+        nn.Conv2d(2, 3, 3, padding=1),
+    )
+    modules = {"wide": wide, "point": nn.Conv2d(2, 3, 1), "strided": strided, "same": same}
+    image = torch.randn(1, 2, 6, 6)
+    with Recorder(modules, frozenset({"gram"})) as recorder, torch.no_grad():
+        for module in modules.values():
+            module(image)
+    stats = recorder.stats()
+    assert stats["same"] is stats["wide"]
+    assert {name: (len(found.gram), found.count) for name, found in stats.items() if found.gram is not None} == {
+        "wide": (18, 36), "point": (2, 36), "strided": (18, 9), "same": (18, 36),
+    }  # fmt: skip
+
+
 def test_blocks_are_dropped(tiny_llama: Path) -> None:
     checkpoint = Checkpoint.open(tiny_llama)
     model = build(checkpoint)
@@ -252,8 +278,8 @@ def test_padding_is_left_out(tiny_bert: Path) -> None:
             torch.testing.assert_close(masked.stats[name].gram, stats.gram, rtol=1e-3, atol=1e-5)
 
 
-def test_error_inside_the_model_reaches_the_caller(tiny_llama: Path) -> None:
-    with pytest.raises(IndexError):
+def test_inputs_that_the_model_does_not_take_are_refused(tiny_llama: Path) -> None:
+    with pytest.raises(Refused, match="does not run on the calibration inputs: index out of range"):
         run_walk(tiny_llama, [{"input_ids": torch.full((1, 4), 10**6)}])
 
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from aicompress.errors import CheckpointError
+from aicompress.methods.quantize import compiled, rtn
 from aicompress.pipeline import layerwise, plan, row_blocks
 from aicompress.pipeline.output import Destination
 from aicompress.recipe import load
@@ -58,6 +59,21 @@ def test_blocks_give_the_bytes_of_the_whole(
     assert torch.get_num_threads() == 2
 
 
+@pytest.mark.parametrize("recipe", METHODS[:6], ids=lambda recipe: recipe[0])
+def test_compiled_passes_give_the_bytes_of_the_whole(
+    tmp_path: Path, tiny_llama_bf16: Path, monkeypatch: pytest.MonkeyPatch, recipe: tuple[str, ...]
+) -> None:
+    """As Python runs them where numba is not installed."""
+    monkeypatch.setattr(rtn, "kernels", lambda: compiled.kernels() or compiled.Kernels())
+    whole = run(tiny_llama_bf16, tmp_path / "whole", *recipe)  # a small model: by torch
+    monkeypatch.setattr(row_blocks, "LARGE", 0)
+    monkeypatch.setattr(row_blocks, "BLOCK", 1)
+    blocks = run(tiny_llama_bf16, tmp_path / "blocks", *recipe)
+    assert weights(tmp_path / "blocks") == weights(tmp_path / "whole")
+    assert [row.rel_error for row in blocks.layers] == pytest.approx([row.rel_error for row in whole.layers], rel=1e-5)
+    assert [row.detail for row in blocks.layers] == [row.detail for row in whole.layers]
+
+
 @pytest.mark.usefixtures("two_threads")
 def test_odd_rows_convolutions_and_plain_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that no block divides, more axes than two, and parameters that are only copied, empty ones among them."""
@@ -78,8 +94,13 @@ def test_odd_rows_convolutions_and_plain_tensors(tmp_path: Path, monkeypatch: py
     assert (tmp_path / "blocks.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("large", [0, row_blocks.LARGE])
 @pytest.mark.parametrize("name", ["a.weight", "plain"])
-def test_what_is_not_finite_in_one_block_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_what_is_not_finite_in_one_block_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, large: int
+) -> None:
+    monkeypatch.setattr(rtn, "kernels", compiled.Kernels)
+    monkeypatch.setattr(row_blocks, "LARGE", large)
     tensors = {"a.weight": torch.randn(96, 128), "plain": torch.randn(96)}
     tensors[name][70] = torch.inf
     save_file(tensors, tmp_path / "in.safetensors")

@@ -55,6 +55,11 @@ def grid(bits: int) -> tuple[int, int]:
 def minmax_range(groups: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
     """Lowest and highest value of each group, zero included; (rows, groups) each. Symmetric ranges are ±max|w|."""
     low, high = groups.amin(dim=-1), groups.amax(dim=-1)  # together twice as fast as aminmax along an axis
+    return widened(low, high, symmetric)
+
+
+def widened(low: Tensor, high: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """Ranges with zero inside, or as wide to both sides of it."""
     if symmetric:
         high = torch.maximum(-low, high)
         return -high, high

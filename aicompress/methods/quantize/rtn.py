@@ -14,7 +14,9 @@ from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.layerwise import LayerMethod
+from aicompress.measure import representable
+from aicompress.methods.layerwise import LayerMethod, Measured
+from aicompress.methods.quantize.compiled import kernels
 from aicompress.methods.quantize.rounding import (
     grouped,
     minmax_range,
@@ -22,6 +24,7 @@ from aicompress.methods.quantize.rounding import (
     require_scales,
     scale_and_zero,
     squared_error,
+    widened,
 )
 from aicompress.methods.quantize.widths import Bits, WidthConfig, settle, unfit
 from aicompress.weights import IntGrouped, Weight
@@ -159,6 +162,29 @@ def apply(layer: Layer, config: RtnConfig) -> Weight:
     return IntGrouped(codes, scale, zero, config.bits, group, config.activation_bits)
 
 
+def measured(matrix: Tensor, info: LayerInfo, config: RtnConfig) -> Measured | None:
+    """What `apply` gives for rows of a weight as it is stored, by compiled passes, where there are such.
+
+    What cannot be done is left to `apply`, which says why.
+    """
+    compiled = kernels()
+    if compiled is None or config.range != "minmax":
+        return None
+    group = config.group_size if config.granularity == "group" else 0
+    matrix = (matrix if matrix.dtype is torch.bfloat16 else matrix.float()).contiguous()
+    low, high = widened(*compiled.ranges(matrix, group), config.symmetric)
+    scale, zero = scale_and_zero(low, high, config.bits, config.symmetric, stored_scale_dtype(config, info.dtype))
+    if not torch.isfinite(scale).all():
+        return None
+    found = compiled.rounded(matrix, group, config.bits, scale, zero)
+    if not representable(found.error, found.norm):
+        return None
+    weight = IntGrouped(found.codes, scale, zero, config.bits, group, config.activation_bits)
+    if config.activation_bits is None:  # else the codes are stored as they are
+        weight = weight.with_stream(compiled.packed(found.codes, config.bits))
+    return Measured(weight, found.error, found.norm)
+
+
 def scales_of(groups: Tensor, config: RtnConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """Scales and zero points (rows, groups) for groups (rows, groups, columns)."""
     low, high = minmax_range(groups, config.symmetric)
@@ -201,4 +227,5 @@ METHOD = LayerMethod(
     settle=settle,
     describe=describe,
     by_rows=lambda config: config.granularity != "tensor",
+    measured=measured,
 )

@@ -121,6 +121,8 @@ def dense(plan: Plan, tensor: str, weight: Weight) -> Tensor:
 
 def _slice(data: Data, samples: int | None) -> Data:
     """The part of the calibration data that the search reads."""
+    if data.kind == "arrays" and samples is None and data.samples is None:
+        return data
     wanted = samples or (ARRAYS if data.kind == "arrays" else -(-TOKENS // data.length))
     return data.model_copy(update={"samples": min(wanted, data.samples or wanted)})
 

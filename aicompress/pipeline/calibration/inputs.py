@@ -6,6 +6,7 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
@@ -16,7 +17,7 @@ from aicompress.model.tokenizer import load_tokenizer
 from aicompress.pipeline.calibration.request import generates
 from aicompress.pipeline.processes import Processes
 
-DEFAULT_SAMPLES = 128
+DEFAULT_SAMPLES = 128  # taken where a recipe does not say, of sources that hold as many
 ROWS = 4096  # tokens that run through the model at a time
 
 
@@ -47,20 +48,18 @@ def calibration_inputs(
         RecipeError: the data cannot be read.
         Refused: there are fewer samples than processes.
     """
-    data = data if data.samples else data.model_copy(update={"samples": DEFAULT_SAMPLES})
     step = min(most, max(1, ROWS // (64 if data.kind == "arrays" else data.length)))
     found: list[dict[str, Any]]
     if data.kind == "arrays":
-        inputs, _, source = arrays(data, seed)
-        name = _first_argument(model)
+        inputs, _, source = arrays(data, seed, DEFAULT_SAMPLES)
         step = _fair(step, len(inputs), team)
-        found = [{name: _shaped(name, inputs[at : at + step])} for at in range(0, len(inputs), step)]
+        found = [_arrays(model, inputs[at : at + step]) for at in range(0, len(inputs), step)]
     elif generates(checkpoint):
-        windows, source = token_windows(data, load_tokenizer(checkpoint.source.folder), seed)
+        windows, source = token_windows(data, load_tokenizer(checkpoint.source.folder), seed, DEFAULT_SAMPLES)
         step = _fair(step, len(windows), team)
         found = [_language(model, windows[at : at + step]) for at in range(0, len(windows), step)]
     else:
-        texts, source = sentences(data, seed)
+        texts, source = sentences(data, seed, DEFAULT_SAMPLES)
         step = _fair(step, len(texts), team)
         found = list(batches(texts, load_tokenizer(checkpoint.source.folder), step, data.length))
     return Inputs(tuple(found[team.rank :: team.size]), source)
@@ -75,22 +74,21 @@ def samples(checkpoint: Checkpoint, model: Any, data: Data, seed: int, team: Pro
         RecipeError: the data cannot be read.
         Refused: there are fewer samples than processes.
     """
-    data = data if data.samples else data.model_copy(update={"samples": DEFAULT_SAMPLES})
     labels: Tensor | None = None
     given: list[dict[str, Any]]
     predicts = generates(checkpoint)
     if data.kind == "arrays":
-        inputs, labels, _ = arrays(data, seed)
-        name = _first_argument(model)
-        given = [{name: _shaped(name, inputs[at : at + 1])} for at in range(len(inputs))]
+        inputs, labels, _ = arrays(data, seed, DEFAULT_SAMPLES)
+        given = [_arrays(model, inputs[at : at + 1]) for at in range(len(inputs))]
+        predicts = predicts and not inputs.is_floating_point()
     elif predicts:
-        windows, _ = token_windows(data, load_tokenizer(checkpoint.source.folder), seed)
+        windows, _ = token_windows(data, load_tokenizer(checkpoint.source.folder), seed, DEFAULT_SAMPLES)
         given = [_language(model, windows[at : at + 1]) for at in range(len(windows))]
     else:
         if data.labels is not None:
-            texts, labels, _ = labelled(data, seed, class_names(checkpoint))
+            texts, labels, _ = labelled(data, seed, class_names(checkpoint), DEFAULT_SAMPLES)
         else:
-            texts, _ = sentences(data, seed)
+            texts, _ = sentences(data, seed, DEFAULT_SAMPLES)
         tokenizer = load_tokenizer(checkpoint.source.folder)
         given = [batch for text in texts for batch in batches([text], tokenizer, 1, data.length)]
     _fair(1, len(given), team)
@@ -106,6 +104,18 @@ def class_names(checkpoint: Checkpoint) -> list[str]:
     """A classifier's classes in order."""
     named = (checkpoint.config or {}).get("id2label") or {}
     return [str(named[key]) for key in sorted(named, key=int)]
+
+
+def _arrays(model: Any, inputs: Tensor) -> dict[str, Any]:
+    """Arrays as a model takes them; a decoder is given the same token ids, or its first token where they are none."""
+    name = _first_argument(model)
+    found: dict[str, Any] = {name: _shaped(name, inputs)}
+    config = getattr(model, "config", None)
+    if getattr(config, "is_encoder_decoder", False):
+        start = getattr(config, "decoder_start_token_id", None) or getattr(config, "bos_token_id", None) or 0
+        first = torch.full((len(inputs), 1), start, dtype=torch.int64)
+        found |= {"decoder_input_ids": first if inputs.is_floating_point() else inputs, "use_cache": False}
+    return found
 
 
 def _shaped(name: str, inputs: Tensor) -> Tensor:

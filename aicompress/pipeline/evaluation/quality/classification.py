@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.errors import CheckpointError, RecipeError
+from aicompress.model.accepting import accepting
 from aicompress.pipeline.evaluation.quality.statistics import Estimate, proportion
 
 Inputs = Tensor | dict[str, Tensor]
@@ -79,14 +80,15 @@ def classifier(model: nn.Module) -> Classify:
     named = getattr(model, "main_input_name", None)
 
     def run(inputs: Inputs) -> Tensor:
-        if isinstance(inputs, dict):
-            output = model(**{name: value.to(device) for name, value in inputs.items()})
-        elif named is not None:
-            if named == "pixel_values" and inputs.ndim == 3:
-                inputs = inputs.unsqueeze(1)  # (samples, height, width): one channel
-            output = model(**{named: inputs.to(device)})
-        else:
-            output = model(inputs.to(device))
+        with accepting("evaluation inputs"):
+            if isinstance(inputs, dict):
+                output = model(**{name: value.to(device) for name, value in inputs.items()})
+            elif named is not None:
+                if named == "pixel_values" and inputs.ndim == 3:
+                    inputs = inputs.unsqueeze(1)  # (samples, height, width): one channel
+                output = model(**{named: inputs.to(device)})
+            else:
+                output = model(inputs.to(device))
         logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
         if logits is None:
             raise CheckpointError(f"{type(model).__name__} gives no logits", "accuracy is measured on classifiers")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.errors import CheckpointError
+from aicompress.model.accepting import accepting
 from aicompress.pipeline.evaluation.quality.statistics import Estimate, exponential, window_mean
 
 LOGITS = 1 << 24  # logits of one model that are held at a time: 64 MiB in float32
@@ -77,7 +78,8 @@ def forward(model: nn.Module) -> Forward:
     device = next(model.parameters()).device
 
     def run(ids: Tensor) -> Tensor:
-        output = model(input_ids=ids.to(device), use_cache=False)
+        with accepting("evaluation text"):
+            output = model(input_ids=ids.to(device), use_cache=False)
         logits = getattr(output, "logits", None)
         if logits is None or logits.ndim != 3 or logits.shape[:2] != ids.shape:
             kind = type(model).__name__

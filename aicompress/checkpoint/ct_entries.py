@@ -1,0 +1,133 @@
+"""Integer weights as they are found in the compressed-tensors layout, written by this package or by another tool."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aicompress.checkpoint.manifest import Entry
+from aicompress.checkpoint.naming import is_embedding
+from aicompress.errors import CheckpointError
+from aicompress.weights import IntGrouped, TensorSpec
+
+
+def ct_entries(
+    config: dict[str, Any], specs: Mapping[str, TensorSpec], read: Callable[[str], Tensor], dtype: torch.dtype
+) -> dict[str, Entry]:
+    """Entries of a checkpoint in the compressed-tensors layout, ours or another tool's.
+
+    Raises:
+        CheckpointError: a scheme this version does not decode.
+    """
+    _require_known(config, specs)
+    entries: dict[str, Entry] = {}
+    for name in specs:
+        module = name.removesuffix(".weight_scale")
+        if module == name:
+            continue
+        try:
+            meta = _ct_meta(module, _group_of(module, config), specs, read)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, re.error) as error:
+            raise CheckpointError(
+                f"{module} is quantized, but its config group is malformed", "its config.json is inconsistent"
+            ) from error
+        entries[f"{module}.weight"] = Entry(TensorSpec(dtype, (meta["shape"][0], meta["shape"][1])), False, meta)
+    return entries
+
+
+def _require_known(config: dict[str, Any], specs: Mapping[str, TensorSpec]) -> None:
+    """Refuse parts of the format that would be dropped silently."""
+    reordered = next((name for name in specs if name.endswith(".weight_g_idx")), None)
+    if reordered is not None:
+        raise CheckpointError(f"{reordered}: columns in another order are not supported", _INTEGERS)
+    if config.get("kv_cache_scheme"):
+        raise CheckpointError("a quantized key-value cache is not supported", _INTEGERS)
+
+
+def _ct_meta(
+    module: str, group: dict[str, Any], specs: Mapping[str, TensorSpec], read: Callable[[str], Tensor]
+) -> dict[str, Any]:
+    """Facts of one integer weight, from its config group and its tensors."""
+    weights, activations = group["weights"], group.get("input_activations")
+    packed = f"{module}.weight_packed" in specs
+    known = weights.get("strategy") in ("tensor", "channel", "group") and weights.get("type") == "int"
+    dynamic = not activations or (
+        activations.get("dynamic") is True and activations.get("type") == "int" and activations.get("symmetric", True)
+    )
+    if not known or not dynamic or not (packed or specs[f"{module}.weight"].dtype is torch.int8):
+        raise CheckpointError(f"{module} is quantized in a way that is not supported", _INTEGERS)
+    out, columns = (
+        (int(size) for size in read(f"{module}.weight_shape").tolist()) if packed else specs[f"{module}.weight"].shape
+    )
+    bits, size = int(weights["num_bits"]), int(weights.get("group_size") or 0)
+    grouped = weights["strategy"] == "group"
+    if not 1 <= bits <= 8 or out < 1 or columns < 1 or (grouped and (size < 1 or columns % size)):
+        raise ValueError
+    if packed and specs[f"{module}.weight_packed"].shape != (out, -(-columns * bits // 32)):
+        raise ValueError
+    symmetric = bool(weights.get("symmetric", True))
+    meta = {
+        "form": "int_grouped",
+        "bits": bits,
+        "group_size": size if grouped else 0,
+        "shape": [out, columns],
+        "symmetric": symmetric,
+    }
+    return {**meta, "activation_bits": int(activations["num_bits"])} if activations else meta
+
+
+_INTEGERS = "integer pack-quantized and int-quantized weights can be read, with dynamic activations or none"
+
+
+def _group_of(module: str, config: dict[str, Any]) -> dict[str, Any]:
+    """The config group whose targets name a module; a class name such as Linear takes what is left."""
+    groups: list[dict[str, Any]] = list(config["config_groups"].values())
+    for group in groups:
+        for target in group["targets"]:
+            if target == module or (target.startswith("re:") and re.match(target[3:], module)):
+                return group
+    # What has no name of an embedding is a linear layer of some class, Linear or a fused one.
+    embedding = is_embedding(module)
+    by_class = [group for group in groups if any(_is_class(t, embedding) for t in group["targets"])]
+    if by_class:
+        return by_class[0]
+    raise CheckpointError(f"{module} is quantized, but no config group names it", "its config.json is inconsistent")
+
+
+def _is_class(target: str, embedding: bool) -> bool:
+    return target.isidentifier() and ("Embedding" in target) == embedding
+
+
+def ct_restore(entry: Entry, module: str, read: Callable[[str], Tensor], names: Mapping[str, Any]) -> IntGrouped:
+    """Decode one weight from the compressed-tensors layout."""
+    from aicompress.weights.packing import unpack_rows
+
+    meta, scale = entry.meta, read(f"{module}.weight_scale")
+    out = int(meta["shape"][0])
+    scale = scale.reshape(scale.shape[0] if scale.ndim else 1, -1)
+    if f"{module}.weight_packed" not in names:
+        zero_name = f"{module}.weight_zero_point"
+        zero = read(zero_name) if zero_name in names else None
+        bits, group = int(meta["bits"]), int(meta["group_size"])
+        return IntGrouped(read(f"{module}.weight"), scale, zero, bits, group, meta.get("activation_bits"))
+    zero = None
+    if not meta["symmetric"]:
+        bits = int(meta["bits"])
+        unsigned = unpack_rows(read(f"{module}.weight_zero_point").t().contiguous(), bits, out).t()
+        zero = (unsigned.to(torch.int16) - (1 << (bits - 1))).to(torch.int8).contiguous()
+    return IntGrouped.from_packed(read(f"{module}.weight_packed"), scale, zero, meta)
+
+
+def ct_outline(entry: Entry, empty: Mapping[str, Tensor]) -> IntGrouped:
+    """Outline of a stored weight from its tensors on the meta device."""
+    meta, scale = entry.meta, empty["weight_scale"]
+    out, columns = (int(size) for size in meta["shape"])
+    groups = columns // int(meta["group_size"]) if meta["group_size"] else 1
+    bits, activation = int(meta["bits"]), meta.get("activation_bits")
+    return IntGrouped.outline(
+        (out, columns), (scale.dtype, (out, groups)), bool(meta["symmetric"]), bits, int(meta["group_size"]), activation
+    )
