@@ -22,7 +22,8 @@ from aicompress.methods.prune import surgeon
 from aicompress.methods.prune.width import WidthConfig
 from aicompress.methods.structural import StructuralMethod, Structure
 from aicompress.pipeline.calibration import request as needs
-from aicompress.pipeline.calibration.blocks import MIN_ROWS, Engine
+from aicompress.pipeline.calibration.engine import Engine
+from aicompress.pipeline.calibration.ready import MIN_ROWS
 from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.plan import LayerPlan
 from aicompress.pipeline.preflight import known_kinds

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from aicompress.checkpoint.statistics import StatisticsFile, merged
 from aicompress.layer import InputStats
-from aicompress.pipeline.calibration.blocks import MIN_ROWS, Engine, Together
+from aicompress.pipeline.calibration.engine import Engine, Together
+from aicompress.pipeline.calibration.ready import MIN_ROWS
 from aicompress.pipeline.calibration.request import foreign
 from aicompress.pipeline.processes import Processes
 from aicompress.pipeline.structure.cutting import Cutting

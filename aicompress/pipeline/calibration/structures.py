@@ -19,8 +19,9 @@ from torch import Tensor
 from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_gradients
 from aicompress.layer import GradientStats, InputStats, from_matrix
 from aicompress.pipeline.calibration import residual
-from aicompress.pipeline.calibration.blocks import MIN_ROWS, Engine, Together
+from aicompress.pipeline.calibration.engine import Engine, Together
 from aicompress.pipeline.calibration.gradients import differentiate, gradients
+from aicompress.pipeline.calibration.ready import MIN_ROWS
 from aicompress.pipeline.calibration.request import foreign
 from aicompress.pipeline.processes import Processes
 from aicompress.pipeline.structure.cutting import Cutting
