@@ -13,6 +13,21 @@ from aicompress.methods.effort import Effort, Level
 from aicompress.methods.method import Method
 from aicompress.weights import Weight
 
+STACKED = 1 << 23  # weights of layers with the same inputs that are worked on at once
+
+
+def stacks(layers: Sequence[Layer], most: int = STACKED) -> list[list[Layer]]:
+    """Layers in order, those beside each other together while they are small and stored in one dtype."""
+    found: list[list[Layer]] = []
+    for layer in layers:
+        last = found[-1] if found else []
+        alike = all(other.info.dtype == layer.info.dtype for other in last)
+        if last and alike and sum(other.weight.numel() for other in (*last, layer)) <= most:
+            last.append(layer)
+        else:
+            found.append([layer])
+    return found
+
 
 @dataclass(frozen=True)
 class Candidate:

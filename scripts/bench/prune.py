@@ -32,6 +32,7 @@ def mask(method: str, sparsity: float, pattern: str = "") -> dict[str, object]:
 
 COLUMNS = (*LANGUAGE, WHOLE, LAYERS, FORWARD)
 NO_SHARE = "method.sparsity=null"
+BALANCED = "effort=balanced"
 TWO_FOUR = 'method.pattern="2:4"'
 
 
@@ -85,6 +86,7 @@ OURS = (
     calibrated("wanda-50", HALF, "prune/wanda-50", against=("llmc-wanda-50", *S50)),
     calibrated("sparsegpt-50", HALF, "prune/sparsegpt-50", against=S50),
     calibrated("alps-50", HALF, "prune/alps-50", against=S50),
+    calibrated("alps-balanced-50", HALF, "prune/alps-50", BALANCED, against=S50),
     ours("magnitude-70", SEVENTH, "prune/magnitude-50", "method.sparsity=0.7", against=("torch-magnitude-70",)),
     calibrated("wanda-70", SEVENTH, "prune/wanda-50", "method.sparsity=0.7", against=("llmc-wanda-70", *S70)),
     calibrated("sparsegpt-70", SEVENTH, "prune/sparsegpt-50", "method.sparsity=0.7", against=S70),
@@ -93,6 +95,7 @@ OURS = (
     calibrated("wanda-2-4", PATTERN, "prune/wanda-2-4", against=("llmc-wanda-2-4", *S24)),
     calibrated("sparsegpt-2-4", PATTERN, "prune/sparsegpt-50", NO_SHARE, TWO_FOUR, against=S24),
     calibrated("alps-2-4", PATTERN, "prune/alps-2-4", against=S24),
+    calibrated("alps-balanced-2-4", PATTERN, "prune/alps-2-4", BALANCED, against=S24),
     calibrated("taylor-50", HALF, "prune/taylor-50", against=S50),
     calibrated("snip-50", HALF, "prune/snip-50", against=S50),
     calibrated("fisher-50", HALF, "prune/fisher-50", against=S50),

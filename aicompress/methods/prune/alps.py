@@ -9,6 +9,8 @@ B = ρ (H + ρ I)⁻¹.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -17,14 +19,25 @@ from torch import Tensor
 
 from aicompress.layer import Layer
 from aicompress.methods.curvature import damped, moments, over, shifted
-from aicompress.methods.layerwise import LayerMethod
-from aicompress.methods.prune.calibrated import CalibratedConfig, check, describe, finished, outline, saliency, surveys
+from aicompress.methods.effort import Effort, Level, one_pass
+from aicompress.methods.layerwise import LayerMethod, stacks
+from aicompress.methods.prune.calibrated import (
+    Aim,
+    CalibratedConfig,
+    check,
+    describe,
+    finished,
+    outline,
+    saliency,
+    surveys,
+)
 from aicompress.methods.prune.masks import Keep, tile_sums
 from aicompress.methods.prune.permutation import permuting
 from aicompress.methods.prune.sparsity import choose, keep_of, present, settle_stored
 from aicompress.weights import Weight
 
 SAMPLE = 1 << 14  # scores from which a threshold is estimated between iterations
+ACCURACY = 1e-2  # of an inverse
 
 
 class AlpsConfig(CalibratedConfig):
@@ -62,55 +75,139 @@ def apply(layer: Layer, config: AlpsConfig) -> Weight:
     Raises:
         CompressError: no calibration token reached the layer, or its Gram matrix is not one.
     """
-    hessian = damped(moments(layer), config.damping)  # (in, in) float64
+    return jointly([layer], config)[0]
+
+
+permuted = permuting(apply, saliency)
+
+
+def together(layers: Sequence[Layer], config: AlpsConfig) -> list[Weight]:
+    """Prune layers that are given the same inputs; each in an order of its own where that is searched for."""
+    return [permuted(layer, config) for layer in layers] if config.permutation else jointly(layers, config)
+
+
+def jointly(layers: Sequence[Layer], config: AlpsConfig) -> list[Weight]:
+    """Prune layers in the order of their common inputs: one factorization for each penalty, and one product a step."""
+    hessian = damped(moments(layers[0]), config.damping)  # (in, in) float64
+    targets = [shifted(layer, config.shift, over(hessian)) for layer in layers]
     deviation = hessian.diagonal().sqrt()
-    wanted = shifted(layer, config.shift, over(hessian)) * deviation.float()
-    found = split(wanted, hessian / deviation / deviation[:, None], present(layer), layer, config)
-    mask = choose(layer, found.square(), config)
-    return finished(layer, mask, config, found * mask / deviation.float())
+    plain = hessian.float()
+    scaled = hessian.div_(deviation).div_(deviation[:, None])
+    deviation = deviation.float()
+    found: list[Weight] = []
+    for stack in stacks(layers):
+        aims = [Aim(target, plain) for target in targets[len(found) : len(found) + len(stack)]]
+        roughs = [Rough.of(layer, config) for layer in stack]
+        values = split(torch.cat([aim.target for aim in aims]) * deviation, scaled, roughs, config)
+        parts = torch.split(values, [len(aim.target) for aim in aims])
+        for layer, aim, part in zip(stack, aims, parts, strict=True):
+            mask = choose(layer, part.square(), config)
+            found.append(finished(layer, mask, config, part * mask / deviation, aim))
+    return found
 
 
-def split(wanted: Tensor, hessian: Tensor, there: Tensor, layer: Layer, config: AlpsConfig) -> Tensor:
+def split(wanted: Tensor, hessian: Tensor, roughs: Sequence[Rough], config: AlpsConfig) -> Tensor:
     """Scaled weights (out, in) whose largest entries are the mask, after all stages.
 
     Args:
-        wanted: scaled weights, (out, in) float32.
+        wanted: scaled weights of layers below each other, (out, in) float32.
         hessian: (in, in) float64 with a diagonal of ones.
-        there: (out, in) bool, the weights that may stay.
-        layer, config: what stays.
+        roughs: of each layer, what stays.
+        config: the stages.
     """
-    keep = keep_of(layer.info.shape, config)
-    eye = torch.eye(len(hessian), dtype=hessian.dtype)
-    sparse = wanted * roughly(wanted, keep, there)
+    rows = [len(rough.there) for rough in roughs]
+
+    def largest(values: Tensor) -> Tensor:
+        parts = zip(roughs, torch.split(values, rows), strict=True)
+        return values * torch.cat([rough.mask(part) for rough, part in parts])
+
+    sparse = largest(wanted)
     dual = torch.zeros_like(wanted)
     before = config.penalty[0]
     both = wanted
     for penalty in penalties(config):
-        product = torch.cholesky_inverse(torch.linalg.cholesky(hessian + penalty * eye)).mul_(penalty).float()
+        product = pull(hessian, penalty)
         dual.mul_(before / penalty)
         for _ in range(config.iterations):
-            both = wanted + (sparse - dual - wanted) @ product + dual
-            sparse = both * roughly(both, keep, there)
+            both = torch.addmm(wanted + dual, sparse.sub_(dual).sub_(wanted), product)
+            sparse = largest(both)
             dual = both - sparse
         before = penalty
     return both
 
 
-def roughly(values: Tensor, keep: Keep, there: Tensor) -> Tensor:
-    """The mask of the largest values; where a whole layer competes, by a threshold estimated from a part of them."""
-    scores = torch.where(there, values.square(), 0.0)
-    if keep.group is not None or keep.per_row:
-        return keep.mask(scores).logical_and_(there)
-    tiles = tile_sums(scores, keep.tile)
-    flat = tiles.reshape(-1)
-    sample = flat[:: max(1, flat.numel() // SAMPLE) | 1]
-    area = keep.tile[0] * keep.tile[1]
-    dropped = round(len(sample) * (1 - keep.kept / (flat.numel() * area)))
-    if dropped == 0:
-        return there
-    mask = tiles > sample.kthvalue(dropped).values
-    return mask if area == 1 else mask.repeat_interleave(keep.tile[0], 0).repeat_interleave(keep.tile[1], 1) & there
+def pull(hessian: Tensor, penalty: float) -> Tensor:
+    """B = ρ (H + ρ I)⁻¹, (in, in) float32; factorized in float32 where that leaves two digits or more.
 
+    With a diagonal of ones no eigenvalue of H is above the number of inputs, so the condition number is at most that
+    over ρ.
+    """
+    accurate = len(hessian) / penalty * torch.finfo(torch.float32).eps < ACCURACY
+    shifted = hessian.to(torch.float32 if accurate else torch.float64, copy=True)
+    shifted.diagonal().add_(penalty)
+    return torch.cholesky_inverse(torch.linalg.cholesky(shifted)).mul_(penalty).float()
+
+
+@dataclass(frozen=True)
+class Rough:
+    """Masks between iterations: where a whole layer competes, by a threshold estimated from a part of it.
+
+    Attributes:
+        keep: what stays.
+        there: (out, in) bool, the weights that may stay.
+        whole: all of them may.
+    """
+
+    keep: Keep
+    there: Tensor
+    whole: bool
+
+    @classmethod
+    def of(cls, layer: Layer, config: AlpsConfig) -> Rough:
+        """Of a layer."""
+        there = present(layer)
+        return cls(keep_of(layer.info.shape, config), there, bool(there.all()))
+
+    def mask(self, values: Tensor) -> Tensor:
+        """True for the largest of the values (out, in), as many as stay or nearly so."""
+        scores = values.square() if self.whole else torch.where(self.there, values.square(), 0.0)
+        mask = self._mask(scores)
+        return mask if self.whole else mask & self.there
+
+    def _mask(self, scores: Tensor) -> Tensor:
+        keep = self.keep
+        if keep.group == (2, 4):
+            return two_of_four(scores)
+        if keep.group is not None or keep.per_row:
+            return keep.mask(scores)
+        tiles = tile_sums(scores, keep.tile)
+        flat = tiles.reshape(-1)
+        sample = flat[:: max(1, flat.numel() // SAMPLE) | 1]
+        area = keep.tile[0] * keep.tile[1]
+        dropped = round(len(sample) * (1 - keep.kept / (flat.numel() * area)))
+        if dropped == 0:
+            return torch.ones_like(self.there)
+        mask = tiles > sample.kthvalue(dropped).values
+        return mask if area == 1 else mask.repeat_interleave(keep.tile[0], 0).repeat_interleave(keep.tile[1], 1)
+
+
+def two_of_four(scores: Tensor) -> Tensor:
+    """True for the two largest of every four inputs, and for what equals the second of them."""
+    fours = scores.reshape(-1, 4)
+    left, right = torch.minimum(fours[:, ::2], fours[:, 1::2]).unbind(1)  # the lesser one of each pair
+    first, second = torch.maximum(fours[:, ::2], fours[:, 1::2]).unbind(1)
+    threshold = torch.maximum(torch.minimum(first, second), torch.maximum(left, right))
+    return (fours >= threshold[:, None]).reshape(scores.shape)
+
+
+EFFORTS: dict[Level, Effort] = {
+    "fast": Effort(
+        "one forward pass over the calibration data, of the original model, and half as many iterations",
+        lambda given: {"stages": 3, "penalty": (0.04, 0.64)},
+        calibration=one_pass,
+    ),
+    "balanced": Effort("two forward passes", lambda given: {}),
+}
 
 METHOD = LayerMethod(
     name="alps",
@@ -118,7 +215,8 @@ METHOD = LayerMethod(
     summary="mask and survivors together by ADMM on the layer's output error; best of the calibrated ones",
     config=AlpsConfig,
     needs=frozenset({"gram"}),
-    apply=permuting(apply, saliency),
+    apply=permuted,
+    together=together,
     outline=outline,
     check=check,
     settle=settle_stored,
@@ -126,4 +224,5 @@ METHOD = LayerMethod(
     compares=lambda config: config.shift > 0,
     surveys=surveys,
     scores=saliency,
+    efforts=EFFORTS,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -117,7 +118,28 @@ def saliency(layer: Layer, config: Any) -> Tensor:
     return (layer.weight.double().square() / inverse.diagonal()).float()
 
 
-def finished(layer: Layer, mask: Tensor, config: CalibratedConfig, start: Tensor | None = None) -> Weight:
+@dataclass(frozen=True)
+class Aim:
+    """What survivors are fitted to.
+
+    Attributes:
+        target: W, (out, in) float32.
+        hessian: H with its damping, (in, in) float32.
+    """
+
+    target: Tensor
+    hessian: Tensor
+
+    @classmethod
+    def of(cls, layer: Layer, config: CalibratedConfig) -> Aim:
+        """From a layer's weight and statistics."""
+        hessian = damped(moments(layer), config.damping)
+        return cls(shifted(layer, config.shift, over(hessian)), hessian.float())
+
+
+def finished(
+    layer: Layer, mask: Tensor, config: CalibratedConfig, start: Tensor | None = None, aim: Aim | None = None
+) -> Weight:
     """The stored weight for a mask.
 
     Args:
@@ -125,15 +147,15 @@ def finished(layer: Layer, mask: Tensor, config: CalibratedConfig, start: Tensor
         mask: (out, in) bool.
         config: whether to refit.
         start: the survivors' values, (out, in), where the method has moved them; None: the weight's own.
+        aim: what survivors are fitted to, where the method knows it already.
     """
     if not config.refit and start is None:
         return masked(layer, mask, config)
-    hessian = damped(moments(layer), config.damping)
-    target = shifted(layer, config.shift, over(hessian))
+    aim = Aim.of(layer, config) if aim is None else aim
     codes = codes_of(layer.stored)
     if codes is not None:
-        return store_codes(layer, descended(target, codes, mask & present(layer), hessian.float()), mask, config)
+        return store_codes(layer, descended(aim.target, codes, mask & present(layer), aim.hessian), mask, config)
     values = layer.weight if start is None else start
     if config.refit:
-        values = refit(target, hessian.float(), mask & present(layer), values)
+        values = refit(aim.target, aim.hessian, mask & present(layer), values)
     return store(layer, values.to(layer.info.dtype), mask, config)

@@ -16,8 +16,18 @@ from torch import Tensor
 
 from aicompress.layer import Layer
 from aicompress.methods.curvature import inverse_factor, moments, shifted
-from aicompress.methods.layerwise import Candidate, LayerMethod
-from aicompress.methods.prune.calibrated import CalibratedConfig, check, describe, finished, outline, saliency, surveys
+from aicompress.methods.effort import Effort, Level, one_pass
+from aicompress.methods.layerwise import Candidate, LayerMethod, stacks
+from aicompress.methods.prune.calibrated import (
+    Aim,
+    CalibratedConfig,
+    check,
+    describe,
+    finished,
+    outline,
+    saliency,
+    surveys,
+)
 from aicompress.methods.prune.obs import Choose, Sweep
 from aicompress.methods.prune.permutation import permuting
 from aicompress.methods.prune.sparsity import counted, keep_of, present, ranked
@@ -91,12 +101,53 @@ def apply(layer: Layer, config: SparsegptConfig) -> Weight:
     Raises:
         CompressError: no calibration token reached the layer, or its Gram matrix is not one.
     """
-    factor = inverse_factor(moments(layer), config.damping)[0].float()
-    target = shifted(layer, config.shift, lambda x: x @ factor.t() @ factor)
-    choose, span = chooser(layer, config), span_of(config)
-    values, mask = Sweep(factor, choose, present(layer), span).run(target)
-    return finished(layer, mask, config, values)
+    return jointly([layer], config)[0]
 
+
+permuted = permuting(apply, saliency)
+
+
+def together(layers: Sequence[Layer], config: SparsegptConfig) -> list[Weight]:
+    """Prune layers that are given the same inputs; each in an order of its own where that is searched for."""
+    return [permuted(layer, config) for layer in layers] if config.permutation else jointly(layers, config)
+
+
+def jointly(layers: Sequence[Layer], config: SparsegptConfig) -> list[Weight]:
+    """Prune layers in the order of their common inputs: one factorization, and the columns of all in turn."""
+    gram = moments(layers[0])
+    exact, diagonal = inverse_factor(gram, config.damping)
+    factor = exact.float()
+    del exact
+    hessian = gram.to(torch.float32, copy=True)
+    hessian.diagonal().copy_(diagonal)
+    found: list[Weight] = []
+    for stack in stacks(layers):
+        aims = [Aim(shifted(layer, config.shift, lambda x: x @ factor.t() @ factor), hessian) for layer in stack]
+        rows = [len(aim.target) for aim in aims]
+        there = torch.cat([present(layer) for layer in stack])
+        sweep = Sweep(factor, beside([chooser(layer, config) for layer in stack], rows), there, span_of(config))
+        values, masks = (torch.split(part, rows) for part in sweep.run(torch.cat([aim.target for aim in aims])))
+        parts = zip(stack, masks, values, aims, strict=True)
+        found += [finished(layer, mask, config, value, aim) for layer, mask, value, aim in parts]
+    return found
+
+
+def beside(choosers: Sequence[Choose], rows: list[int]) -> Choose:
+    """Masks of layers that lie below each other."""
+
+    def choose(scores: Tensor, first: int) -> Tensor:
+        parts = zip(choosers, torch.split(scores, rows), strict=True)
+        return torch.cat([one(part, first) for one, part in parts])
+
+    return choosers[0] if len(choosers) == 1 else choose
+
+
+EFFORTS: dict[Level, Effort] = {
+    "fast": Effort(
+        "one forward pass over the calibration data, of the original model", lambda given: {}, calibration=one_pass
+    ),
+    "balanced": Effort("two forward passes", lambda given: {}),
+}
 
 METHOD = LayerMethod(
     name="sparsegpt",
@@ -104,7 +155,8 @@ METHOD = LayerMethod(
     summary="zero weights column by column and move each error into the columns to come; survivors refitted",
     config=SparsegptConfig,
     needs=frozenset({"gram"}),
-    apply=permuting(apply, saliency),
+    apply=permuted,
+    together=together,
     outline=outline,
     check=check,
     settle=settle,
@@ -112,4 +164,5 @@ METHOD = LayerMethod(
     compares=lambda config: config.shift > 0,
     surveys=surveys,
     scores=saliency,
+    efforts=EFFORTS,
 )

@@ -19,7 +19,7 @@ from torch import Tensor
 from aicompress.layer import Layer
 from aicompress.methods.curvature import energies, inverse_factor, moments, permuted, shifted
 from aicompress.methods.effort import Effort, Level, one_pass
-from aicompress.methods.layerwise import LayerMethod
+from aicompress.methods.layerwise import STACKED, LayerMethod, stacks
 from aicompress.methods.quantize.columns import Grid, round_columns
 from aicompress.methods.quantize.descent import refine
 from aicompress.methods.quantize.integer import (
@@ -34,8 +34,6 @@ from aicompress.methods.quantize.integer import (
 from aicompress.methods.quantize.rounding import require_scales
 from aicompress.methods.quantize.scales import full_range, least_error
 from aicompress.weights import IntGrouped, Weight
-
-STACKED = 1 << 23  # weights of layers with the same inputs that are rounded at once
 
 
 class GptqConfig(IntegerConfig):
@@ -130,24 +128,11 @@ def together(layers: Sequence[Layer], config: GptqConfig) -> list[Weight]:
     """
     basis = Basis.of(layers[0], config)
     found: list[Weight] = []
-    for stack in _stacks(layers, config):
+    alone = config.granularity == "tensor"  # one layer's scale
+    for stack in stacks(layers, 0 if alone else STACKED):
         targets = [shifted(layer, config.shift, basis.over) for layer in stack]
         found += _quantized(targets, basis, config, stack)
     return found
-
-
-def _stacks(layers: Sequence[Layer], config: GptqConfig) -> list[list[Layer]]:
-    """Layers in order, those beside each other together while they are small; a tensor-wide scale is one layer's."""
-    stacks: list[list[Layer]] = []
-    for layer in layers:
-        last = stacks[-1] if stacks else []
-        numbers = sum(other.weight.numel() for other in (*last, layer))
-        alike = all(other.info.dtype == layer.info.dtype for other in last)
-        if last and alike and numbers <= STACKED and config.granularity != "tensor":
-            last.append(layer)
-        else:
-            stacks.append([layer])
-    return stacks
 
 
 def _quantized(targets: list[Tensor], basis: Basis, config: GptqConfig, layers: list[Layer]) -> list[Weight]:

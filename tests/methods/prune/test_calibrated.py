@@ -11,6 +11,8 @@ from aicompress.errors import CompressError
 from aicompress.layer import InputStats, Layer
 from aicompress.methods import get
 from aicompress.methods.layerwise import LayerMethod
+from aicompress.methods.prune import alps
+from aicompress.methods.prune.masks import pattern_mask
 from aicompress.methods.zeros import zeroed
 from aicompress.weights import IntGrouped, Sparse, Weight
 from tests.methods.layers import candidate_of, layer_of, randn
@@ -201,3 +203,47 @@ def test_what_does_not_fit_is_refused(name: str, fields: dict[str, Any], said: s
     assert refusal is not None
     assert said in refusal[0]
     assert refusal[1]
+
+
+@pytest.mark.parametrize("name", ["sparsegpt", "alps"])
+@pytest.mark.parametrize(
+    "fields",
+    [{"sparsity": 0.5}, {"pattern": "2:4"}, {"sparsity": 0.5, "block": "4x1"}, {"pattern": "2:4", "permutation": 2}],
+    ids=str,
+)
+def test_layers_with_the_same_inputs_give_the_same_together(name: str, fields: dict[str, Any]) -> None:
+    """The second one lacks weights; sums may differ in their last bit, which moves no mask here."""
+    first = calibrated()
+    rows, columns = first.info.shape
+    weight = randn(rows // 2, columns, seed=5)
+    weight[:, 3] = 0
+    layers = [first, layer_of(weight, inputs=first.inputs)]
+    method = get("prune", name)
+    assert isinstance(method, LayerMethod)
+    assert method.together is not None
+    config = method.config.model_validate({"name": name, **fields})
+    for layer, found in zip(layers, method.together(layers, config), strict=True):
+        torch.testing.assert_close(found.dense(), method.apply(layer, config).dense(), rtol=1e-3, atol=1e-4)
+
+
+def test_fast_alps_is_between_sparsegpt_and_alps() -> None:
+    layer = calibrated()
+    fast = alps.EFFORTS["fast"].fields({})
+    losses = [loss(layer, pruned(*of, sparsity=0.6)) for of in (("alps", layer), ("sparsegpt", layer))]
+    assert losses[0] <= loss(layer, pruned("alps", layer, sparsity=0.6, **fast)) < losses[1]
+
+
+def test_the_two_largest_of_four() -> None:
+    scores = randn(8, 24).square()
+    assert torch.equal(alps.two_of_four(scores), pattern_mask(scores, 2, 4))
+
+
+@pytest.mark.parametrize("penalty", [1e-9, 1e-3, 0.02, 1.0])
+def test_the_pull_of_a_penalty_keeps_two_digits(penalty: float) -> None:
+    """Inputs that are all but equal: a penalty of 1e-9 leaves a float32 factorization nothing to divide by."""
+    rows = (randn(64, 1, seed=1) + 1e-3 * randn(64, 48, seed=2)).double()
+    gram = rows.t() @ rows
+    deviation = gram.diagonal().sqrt()
+    hessian = gram / deviation / deviation[:, None]
+    expected = penalty * torch.linalg.inv(hessian + penalty * torch.eye(48, dtype=torch.float64))
+    assert (alps.pull(hessian, penalty) - expected).norm() <= 0.02 * expected.norm()
