@@ -73,15 +73,15 @@ def require_writable(out: Path) -> None:
     """Refuse, before any work, a place that cannot be written.
 
     Raises:
-        CompressError: no permission, or a part of the path is a file.
+        Refused: no permission, or a part of the path is a file.
     """
     folder = out.resolve().parent
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir():
-        raise CompressError(f"{out} cannot be written: {folder} is not a directory", "choose another path")
+        raise Refused(f"{out} cannot be written: {folder} is not a directory", "choose another path")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise CompressError(f"{out} cannot be written: {folder} is read-only", "check the path and permissions")
+        raise Refused(f"{out} cannot be written: {folder} is read-only", "check the path and permissions")
 
 
 def lock(work: Path) -> int:

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 from aicompress.errors import CompressError, Refused
 
+_OF_DATA = (RuntimeError, ValueError, IndexError, TypeError, KeyError, AttributeError, AssertionError)
+
 
 @contextmanager
 def accepting(what: str = "calibration inputs") -> Iterator[None]:
@@ -19,7 +21,7 @@ def accepting(what: str = "calibration inputs") -> Iterator[None]:
         yield
     except CompressError:
         raise
-    except (RuntimeError, ValueError, IndexError, TypeError, KeyError, AssertionError) as error:
+    except _OF_DATA as error:
         if "allocate memory" in str(error):
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

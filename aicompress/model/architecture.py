@@ -268,11 +268,20 @@ def with_value(config: Mapping[str, Any], path: Path, value: Any) -> dict[str, A
     return edited
 
 
+def _forget_stages(section: dict[str, Any], size: int) -> None:
+    """Names of a backbone's stages, one a block, where they are the default: transformers makes them anew."""
+    names = section.get("stage_names")
+    default = isinstance(names, list) and len(names) == size + 1 and section.get("out_features") == names[-1:]
+    for key in ("stage_names", "out_features", "out_indices") if default else ():
+        section.pop(key, None)
+
+
 def keep_blocks(config: Mapping[str, Any], field: Path, keep: Iterable[int]) -> dict[str, Any]:
     """config.json of a model that keeps the blocks `keep` of the stack counted by `field`."""
     kept, size = list(keep), value_at(config, field)
     edited = with_value(config, field, len(kept))
     section = value_at(edited, field[:-1])
+    _forget_stages(section, size)
     for key, value in section.items():
         if key in INDEX_LISTS and isinstance(value, list):
             section[key] = [kept.index(block) for block in value if block in kept]

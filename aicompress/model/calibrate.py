@@ -206,7 +206,7 @@ def _advance(job: Walk, block: Block, layers: list[str], state: _State, outputs:
     for stream, output in zip(state.original, outputs, strict=True):
         stream.advance(output)
     state.differs = state.differs or bool(layers)
-    with interior(block.module, job.rounded):
+    with interior(block.module, job.rounded), accepting():
         for number, stream in enumerate(state.compressed):
             stream.advance(outputs[number] if same else _run(job, block, [stream])[0])
 

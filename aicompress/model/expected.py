@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from aicompress.model.filling import computed
 from aicompress.model.kinds import skeleton
 
 
@@ -12,7 +13,7 @@ def mismatches(config: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) ->
     """Parameters that transformers would fill with random values or refuse, each with the reason.
 
     A tied parameter is there when any of those it is tied to is. Parameters that the architecture keeps merged, such as
-    experts, are not judged.
+    experts, are not judged, and one that it computes may be missing.
 
     Args:
         config: config.json.
@@ -33,10 +34,11 @@ def mismatches(config: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) ->
     tied: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         tied.setdefault(id(parameter), []).append(name)
+    made = computed(model, [name for name, _ in model.named_parameters()])
     found: list[str] = []
     for wanted, parameter in model.named_parameters():
         source = next((present[name] for name in tied[id(parameter)] if name in present), None)
-        if source is None and not any(pattern in wanted for pattern in merged):
+        if source is None and wanted not in made and not any(pattern in wanted for pattern in merged):
             found.append(f"{wanted} is missing")
         elif source is not None and tuple(parameter.shape) != shapes[source]:
             found.append(f"{source} is {list(shapes[source])}, config.json says {list(parameter.shape)}")

@@ -61,8 +61,11 @@ class Filling:
         self.check(model, targets, expected)
         merges: dict[str, list[str]] = {}
         stored = self.checkpoint.manifest.entries
+        ties = dict(model.all_tied_weights_keys) if hugging else {}
         for name in sorted(names, key=lambda name: name in stored):  # a fast layer is built with its bias at hand
             target, merge = targets[name]
+            while name in stored and ties:  # biases, too, may be another's
+                self.tie(model, *ties.popitem())
             if target not in expected:
                 continue
             if merge is not None:
@@ -181,6 +184,9 @@ class Filling:
         tie(model, self.held)
         for target, source in model.all_tied_weights_keys.items():
             self.tie(model, target, source)
+        for module in model.modules():  # code that initializes may ask more of a layer than its running form has
+            tensors = (*module.parameters(), *module.buffers())
+            module._is_hf_initialized = all(getattr(tensor, "_is_hf_initialized", False) for tensor in tensors)
         for name, buffer in list(model.named_buffers()):
             if buffer.device.type == "meta":
                 parent, _, leaf = name.rpartition(".")

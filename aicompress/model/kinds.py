@@ -101,6 +101,13 @@ def _architecture(config: dict[str, Any]) -> str:
     return str(named[0] if isinstance(named, list) and named else None).removeprefix(CLASS_PREFIX)
 
 
+def has_generate(config: dict[str, Any]) -> bool:
+    """Whether the architecture that config.json names generates tokens."""
+    import transformers
+
+    return hasattr(getattr(transformers, _architecture(config), None), "generate")
+
+
 def auto_class_names(config: dict[str, Any]) -> dict[str, str]:
     """Classes of modeling_aicompress.py by Auto class, for every Auto class that knows the model type.
 

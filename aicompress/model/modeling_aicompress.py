@@ -147,13 +147,14 @@ def attach(module: nn.Module, entry: Mapping[str, Any], tensors: Mapping[str, Te
     module.__class__ = stored_class(type(module))
     module.__dict__["entry"] = {**entry, "tensors": list(tensors)}
     module.__dict__["ready"] = False
+    module.__dict__["_is_hf_initialized"] = True  # code that initializes a layer takes its weight for a matrix
 
 
 def attach_tied(module: nn.Module, source: nn.Module) -> None:
     """Let a layer decode the stored weight of another, in place."""
     del module._parameters["weight"]
     module.__class__ = stored_class(type(module))
-    module.__dict__.update(entry=source.entry, source=source, ready=False)
+    module.__dict__.update(entry=source.entry, source=source, ready=False, _is_hf_initialized=True)
 
 
 def stored_modules(model: nn.Module) -> Iterable[tuple[str, Stored]]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -146,7 +147,7 @@ class Recorder:
     originals: dict[str, Tensor] | None = None
     sums: dict[str, Sums] = field(default_factory=dict)
     leaders: dict[str, str] = field(default_factory=dict)
-    _held: list[tuple[Tensor, str]] = field(default_factory=list)
+    _held: list[tuple[Tensor, Any, str]] = field(default_factory=list)
     _watching: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> Recorder:
@@ -166,7 +167,7 @@ class Recorder:
 
     def _see(self, name: str, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         given = args[0] if args else next(iter(kwargs.values()))
-        leader = self._leader(name, given)
+        leader = self._leader(name, given, _geometry(module))
         if leader != name:
             return
         rows = rows_of(module, given, self.mask)
@@ -191,12 +192,13 @@ class Recorder:
             rows, rows if self.originals is not None else None
         )
 
-    def _leader(self, name: str, given: Tensor) -> str:
-        """The first layer that was given this tensor; decided at a layer's first call and kept."""
+    def _leader(self, name: str, given: Tensor, geometry: Any) -> str:
+        """The first layer that made the same rows of this tensor; decided at a layer's first call and kept."""
         if name not in self.leaders:
-            self.leaders[name] = next((other for tensor, other in self._held if tensor is given), name)
+            shared = (other for tensor, way, other in self._held if tensor is given and way == geometry)
+            self.leaders[name] = next(shared, name)
             # Holding the tensor keeps its memory, and so its identity, from being used again in this batch.
-            self._held.append((given, self.leaders[name]))
+            self._held.append((given, geometry, self.leaders[name]))
         return self.leaders[name]
 
     def stats(self) -> dict[str, InputStats]:
@@ -207,6 +209,13 @@ class Recorder:
         means = {leader: sums.mean() for leader, sums in self.sums.items()}
         self.sums.clear()
         return {name: means.get(self.leaders.get(name, name), InputStats(0)) for name in (*self.modules, *self.parts)}
+
+
+def _geometry(module: nn.Module) -> Any:
+    """How a layer makes rows of its input: layers of one input share its statistics only where this is the same."""
+    if not isinstance(module, nn.Conv1d | nn.Conv2d):
+        return None
+    return module.kernel_size, module.stride, module.padding, module.dilation, module.groups
 
 
 def rows_of(module: nn.Module, given: Tensor, mask: Tensor | None) -> Tensor | None:

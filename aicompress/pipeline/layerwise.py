@@ -30,7 +30,7 @@ from aicompress.pipeline.output import with_digests
 from aicompress.pipeline.plan import LayerPlan, Plan
 from aicompress.pipeline.processes import Processes, processes
 from aicompress.pipeline.progress import Progress
-from aicompress.pipeline.row_blocks import row_blocks
+from aicompress.pipeline.row_blocks import load_compiled, row_blocks
 from aicompress.pipeline.settling import layer_seed
 from aicompress.pipeline.together import led, with_statistics
 from aicompress.report.model import LayerRow, Report
@@ -191,6 +191,7 @@ def _wanted(plan: Plan) -> Wanted:
 
 def _lead(found: Found, options: Options, team: Processes) -> Report:
     """What the process does that writes."""
+    load_compiled(found.plan)  # before the clock starts, as torch was loaded
     start = time.perf_counter() - found.seconds
     plan = found.plan.rewritable()
     output = plan.output

@@ -22,7 +22,7 @@ from aicompress.pipeline.calibration import request as needs
 from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.calibration.rescaling import rescalable
 from aicompress.pipeline.output import Destination, Output, Planned, arrange, lineage_step, summarize
-from aicompress.pipeline.preflight import known_kinds, left_out, place_problems, require_space, stored_outline
+from aicompress.pipeline.preflight import confined, known_kinds, left_out, place_problems, require_space, stored_outline
 from aicompress.pipeline.rotation import rotated
 from aicompress.pipeline.settling import search_of, settled
 from aicompress.pipeline.tied import open_input
@@ -182,7 +182,7 @@ def make_plan(
     require_space(output)
     if any(method.surveys(layer.config) for layer in layers.values()):
         warnings.append(UNDECIDED)
-    warnings += [*left_out(checkpoint), *unscaled]
+    warnings += [*left_out(checkpoint), *unscaled, *confined(output)]
     plan = Plan(
         checkpoint, recipe, method, plans, output, kinds, request, tuple(warnings), opened, search_of(searched), places
     )

@@ -11,7 +11,7 @@ from aicompress.checkpoint.place import require_apart, require_free, working_pat
 from aicompress.errors import CompressError, OutOfSpace
 from aicompress.layer import Kind
 from aicompress.measure import directory_nbytes
-from aicompress.model.kinds import layer_kinds
+from aicompress.model.kinds import layer_kinds, skeleton
 from aicompress.pipeline.output import Destination, Output
 from aicompress.report import gates
 from aicompress.weights import Weight, form_of
@@ -34,6 +34,23 @@ def left_out(checkpoint: Checkpoint) -> list[str]:
     if not left:
         return []
     return [f"not taken along: {', '.join(map(str, left[:5]))}" + (", ..." if len(left) > 5 else "")]
+
+
+def confined(output: Output) -> list[str]:
+    """A warning where transformers cannot run what an output stores: parts of tensors that it merges, as of experts."""
+    entries = output.manifest.entries
+    if output.layout == "compressed-tensors":  # those it decodes, but not where inputs are rounded too
+        entries = {name: entry for name, entry in entries.items() if entry.meta.get("activation_bits")}
+    if not entries or output.config is None:
+        return []
+    from aicompress.model.modeling_aicompress import parameter_names
+
+    model = skeleton(output.config)
+    placed = parameter_names(model, entries) if model is not None else {}
+    merged = [name for name, (_, merge) in placed.items() if merge is not None]
+    if not merged:
+        return []
+    return [f"transformers merges {merged[0]} with others: this output loads by aicompress.load, not in transformers"]
 
 
 def collect(check: Callable[[], object]) -> list[CompressError]:

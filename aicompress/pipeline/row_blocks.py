@@ -147,9 +147,18 @@ def blocks(shape: Sequence[int]) -> list[slice]:
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
-def _selected(plan: Plan) -> int:
-    """Weights that are compressed."""
-    return sum(math.prod(layer.info.shape) for layer in plan.layers if layer.config is not None)
+def _large(plan: Plan) -> bool:
+    return sum(math.prod(layer.info.shape) for layer in plan.layers if layer.config is not None) >= LARGE
+
+
+def load_compiled(plan: Plan) -> None:
+    """Have code loaded that blocks will run, or compiled for the first time: by a row of ones."""
+    job = next((layer for layer in plan.layers if layer.config is not None), None)
+    if job is None or plan.needs or plan.method.measured is None or not _large(plan):
+        return
+    columns = job.info.shape[1]
+    info = dataclasses.replace(job.info, shape=(1, columns), tensor_shape=(1, columns))
+    plan.method.measured(torch.ones(1, columns, dtype=info.dtype), info, job.config)
 
 
 @contextmanager
@@ -161,7 +170,7 @@ def row_blocks(plan: Plan, writer: CheckpointWriter) -> Iterator[RowBlocks]:
     torch.empty(KEPT, dtype=torch.uint8)
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     try:
-        yield RowBlocks(plan, writer, pool, plan.method.measured if _selected(plan) >= LARGE else None)
+        yield RowBlocks(plan, writer, pool, plan.method.measured if _large(plan) else None)
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)  # it is the default of threads to come

@@ -115,6 +115,14 @@ def test_keep_blocks_edits_everything_that_counts_blocks() -> None:
     assert len(config["layer_types"]) == 4  # type: ignore[arg-type]
 
 
+def test_a_backbone_names_a_stage_for_every_block(tmp_path: Path) -> None:
+    shape = {"hidden_size": 32, "num_attention_heads": 4, "image_size": 16, "patch_size": 8}
+    found = architecture(hf.Dinov2Model(hf.Dinov2Config(**shape, num_hidden_layers=3)), tmp_path)
+    (stack,) = found.stacks()
+    edited = keep_blocks(found.config, stack.field, [0, 2])
+    assert build(edited).config.stage_names == ["stem", "stage1", "stage2"]
+
+
 def test_misfits_name_what_is_wrong() -> None:
     config = hf.BertConfig(**SHAPE, num_hidden_layers=2, architectures=["BertModel"]).to_dict()
     specs = {name: TensorSpec(torch.float32, shape) for name, shape in stored_shapes(build(config)).items()}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from torch import Tensor
+from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import Refused
@@ -18,7 +18,7 @@ from aicompress.model import products
 from aicompress.model.calibrate import Walk, walk
 from aicompress.model.load import build, load
 from aicompress.model.partial import PartialModel
-from aicompress.model.statistics import rows_of
+from aicompress.model.statistics import Recorder, rows_of
 from tests.pipeline.families import FAMILIES
 
 NEEDS = frozenset({"gram", "norms", "mean_abs"})
@@ -161,6 +161,25 @@ def test_layers_that_share_an_input_share_its_statistics(tiny_llama: Path) -> No
     assert q is k
     assert gate is up
     assert q is not gate
+
+
+def test_convolutions_of_one_input_share_only_the_same_patches() -> None:
+    torch.manual_seed(0)
+    wide, strided, same = (
+        nn.Conv2d(2, 3, 3, padding=1),
+        nn.Conv2d(2, 3, 3, padding=1, stride=2),
+        nn.Conv2d(2, 3, 3, padding=1),
+    )
+    modules = {"wide": wide, "point": nn.Conv2d(2, 3, 1), "strided": strided, "same": same}
+    image = torch.randn(1, 2, 6, 6)
+    with Recorder(modules, frozenset({"gram"})) as recorder, torch.no_grad():
+        for module in modules.values():
+            module(image)
+    stats = recorder.stats()
+    assert stats["same"] is stats["wide"]
+    assert {name: (len(found.gram), found.count) for name, found in stats.items() if found.gram is not None} == {
+        "wide": (18, 36), "point": (2, 36), "strided": (18, 9), "same": (18, 36),
+    }  # fmt: skip
 
 
 def test_blocks_are_dropped(tiny_llama: Path) -> None:

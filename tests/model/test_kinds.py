@@ -14,6 +14,7 @@ import aicompress
 from aicompress import recipe as recipes
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.naming import routers_of
+from aicompress.model.expected import mismatches
 from aicompress.model.kinds import layer_kinds
 from aicompress.model.linear import is_linear
 from aicompress.pipeline import layerwise, plan
@@ -98,6 +99,8 @@ def test_positions_that_an_architecture_computes_need_not_be_saved(tmp_path: Pat
     model = hf.MarianMTModel(config).eval()
     model.save_pretrained(tmp_path / "marian")
     assert not any("embed_positions" in name for name in Checkpoint.open(tmp_path / "marian").parameters())
+    opened = Checkpoint.open(tmp_path / "marian")
+    assert mismatches(opened.config or {}, {n: s.shape for n, s in opened.parameters().items()}) == []
     given = {"input_ids": torch.arange(2, 10)[None], "decoder_input_ids": torch.arange(3, 9)[None]}
     with torch.no_grad():
         assert torch.equal(aicompress.load(tmp_path / "marian")(**given).logits, model(**given).logits)

@@ -11,7 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForSeq2SeqLM
+from transformers import (
+    AlbertConfig,
+    AlbertForMaskedLM,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSeq2SeqLM,
+    Wav2Vec2Config,
+    Wav2Vec2ForCTC,
+)
 
 from aicompress.errors import CheckpointError, Refused
 from aicompress.layer import LayerInfo
@@ -173,6 +182,35 @@ def test_buffers_that_older_releases_saved_are_no_obstacle(tiny_bert: Path, tmp_
         tiny_bert, tmp_path / "out", lambda t: t.update({"embeddings.position_ids": torch.arange(128)[None]})
     )
     assert torch.equal(load(older)(IDS)[0], load(tiny_bert)(IDS)[0])
+
+
+@pytest.mark.parametrize("kernels", ["fast", "reference"])
+def test_code_that_initializes_weights_leaves_running_layers_alone(tmp_path: Path, kernels: Any) -> None:
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    convolutions = {"conv_dim": (8, 8), "conv_stride": (5, 4), "conv_kernel": (10, 8), "num_conv_pos_embeddings": 4}
+    config = Wav2Vec2Config(**shape, **convolutions, num_conv_pos_embedding_groups=4, vocab_size=32)
+    model = Wav2Vec2ForCTC(config).eval()
+    model.save_pretrained(tmp_path / "model")
+    out = compress(
+        tmp_path / "model", tmp_path / "out", lambda info, w: low_rank(w, 5) if "projection" in info.name else None
+    )
+    sound = torch.randn(1, 400, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        original, found = model(sound).logits, load(out, kernels=kernels)(sound).logits
+    assert (found - original).norm() < 0.5 * original.norm()
+
+
+def test_a_tied_head_finds_the_bias_that_is_tied_too(tmp_path: Path) -> None:
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = AlbertForMaskedLM(AlbertConfig(**shape, vocab_size=64, embedding_size=8)).eval()
+    model.predictions.bias.data.normal_()
+    model.save_pretrained(tmp_path / "model")
+    out = compress(tmp_path / "model", tmp_path / "out", lambda info, w: integers(w, 8))
+    with torch.inference_mode():
+        original = model(**TOKENS).logits
+        for kernels in ("fast", "reference"):
+            found = load(out, kernels=kernels)(**TOKENS).logits  # type: ignore[arg-type]
+            assert (found - original).norm() < 0.1 * original.norm()
 
 
 def test_unknown_architectures_are_refused_unless_their_code_is_trusted(tiny_bert: Path, tmp_path: Path) -> None:

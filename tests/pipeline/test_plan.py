@@ -167,3 +167,16 @@ def test_weights_that_stay_behind_are_named(tmp_path: Path, tiny_llama: Path) ->
     assert any("not taken along: pytorch_model.bin" in warning for warning in step.warnings)
     layerwise.run(step, Options(latency="off"))
     assert not (tmp_path / "out" / "pytorch_model.bin").exists()
+
+
+def test_what_transformers_cannot_run_is_said(tiny_mixtral: Path, tmp_path: Path) -> None:
+    said = "this output loads by aicompress.load, not in transformers"
+    for recipe, expected in (("factorize/svd-keep", True), ("quantize/rtn-w8", False), ("quantize/w8a8", True)):
+        made = planned(tiny_mixtral, tmp_path / "out", recipe)
+        assert any(said in warning for warning in made.summary().warnings) == expected
+
+
+def test_a_place_below_a_file_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (message,) = messages(tiny_llama, tmp_path / "file" / "out", "quantize/rtn-w8")
+    assert "is not a directory" in message

@@ -6,6 +6,7 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
@@ -51,9 +52,8 @@ def calibration_inputs(
     found: list[dict[str, Any]]
     if data.kind == "arrays":
         inputs, _, source = arrays(data, seed, DEFAULT_SAMPLES)
-        name = _first_argument(model)
         step = _fair(step, len(inputs), team)
-        found = [{name: _shaped(name, inputs[at : at + step])} for at in range(0, len(inputs), step)]
+        found = [_arrays(model, inputs[at : at + step]) for at in range(0, len(inputs), step)]
     elif generates(checkpoint):
         windows, source = token_windows(data, load_tokenizer(checkpoint.source.folder), seed, DEFAULT_SAMPLES)
         step = _fair(step, len(windows), team)
@@ -79,8 +79,8 @@ def samples(checkpoint: Checkpoint, model: Any, data: Data, seed: int, team: Pro
     predicts = generates(checkpoint)
     if data.kind == "arrays":
         inputs, labels, _ = arrays(data, seed, DEFAULT_SAMPLES)
-        name = _first_argument(model)
-        given = [{name: _shaped(name, inputs[at : at + 1])} for at in range(len(inputs))]
+        given = [_arrays(model, inputs[at : at + 1]) for at in range(len(inputs))]
+        predicts = predicts and not inputs.is_floating_point()
     elif predicts:
         windows, _ = token_windows(data, load_tokenizer(checkpoint.source.folder), seed, DEFAULT_SAMPLES)
         given = [_language(model, windows[at : at + 1]) for at in range(len(windows))]
@@ -104,6 +104,18 @@ def class_names(checkpoint: Checkpoint) -> list[str]:
     """A classifier's classes in order."""
     named = (checkpoint.config or {}).get("id2label") or {}
     return [str(named[key]) for key in sorted(named, key=int)]
+
+
+def _arrays(model: Any, inputs: Tensor) -> dict[str, Any]:
+    """Arrays as a model takes them; a decoder is given the same token ids, or its first token where they are none."""
+    name = _first_argument(model)
+    found: dict[str, Any] = {name: _shaped(name, inputs)}
+    config = getattr(model, "config", None)
+    if getattr(config, "is_encoder_decoder", False):
+        start = getattr(config, "decoder_start_token_id", None) or getattr(config, "bos_token_id", None) or 0
+        first = torch.full((len(inputs), 1), start, dtype=torch.int64)
+        found |= {"decoder_input_ids": first if inputs.is_floating_point() else inputs, "use_cache": False}
+    return found
 
 
 def _shaped(name: str, inputs: Tensor) -> Tensor:

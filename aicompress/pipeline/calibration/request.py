@@ -94,7 +94,8 @@ def problems(
         return []
     if recipe.tune is not None and (request.stats or os.environ.get("WORLD_SIZE", "1") != "1"):
         what = "files of statistics hold none of its blocks' outputs" if request.stats else "it runs in one process"
-        return [Refused(f"tune: {what}", "leave --stats out, and torchrun" if request.stats else "leave torchrun out")]
+        hint = "leave --stats out, and torchrun" if request.stats else "leave torchrun out"
+        return [Refused(f"tune: {what}", f"{hint}; or take effort: balanced, or tune: null, which tune no blocks")]
     if not follows(recipe) and (recipe.tune is not None or any(method.compares(layer.config) for layer in chosen)):
         what = "tune" if recipe.tune is not None else "shift"
         message = f"{what}: it compares the compressed model with the original, and calibration.activations is original"
@@ -156,7 +157,11 @@ def _of_loss(checkpoint: Checkpoint, recipe: Recipe, chosen: Sequence[Chosen]) -
 def generates(checkpoint: Checkpoint) -> bool:
     """Whether the architecture predicts tokens."""
     named = str(((checkpoint.config or {}).get("architectures") or [""])[0])
-    return named.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
+    if named.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
+        return True
+    from aicompress.model.kinds import has_generate
+
+    return has_generate(checkpoint.config or {})  # such as MarianMTModel
 
 
 def _of_model(checkpoint: Checkpoint, recipe: Recipe, request: Request) -> list[CompressError]:

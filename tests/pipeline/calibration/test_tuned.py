@@ -61,7 +61,9 @@ def test_a_stopped_run_goes_on_with_the_same_result(tmp_path: Path, tiny_llama: 
 def refusal(source: Path, folder: Path, recipe: Path, request: Request | None = None) -> str:
     with pytest.raises(CompressError) as found:
         planned(source, folder / "out", recipe, request)
-    return str(found.value)
+    assert found.value.exit_code == 2
+    assert not (folder / "out").exists()
+    return f"{found.value}; {found.value.hint}"
 
 
 def test_what_cannot_be_tuned_is_refused_before_work(
@@ -75,4 +77,7 @@ def test_what_cannot_be_tuned_is_refused_before_work(
     stats = Request(stats=(tmp_path / "stats.safetensors",))
     assert "tune: files of statistics" in refusal(tiny_llama, tmp_path, recipe, stats)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "tune: it runs in one process" in refusal(tiny_llama, tmp_path, recipe)
+    assert "tune: it runs in one process" in (told := refusal(tiny_llama, tmp_path, recipe))
+    assert "leave torchrun out; or take effort: balanced" in told
+    best = write_recipe(tmp_path, text(text_file, samples=4), method=LOW, effort="best")
+    assert "or take effort: balanced" in refusal(tiny_llama, tmp_path, best)
