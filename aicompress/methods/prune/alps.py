@@ -29,11 +29,12 @@ from aicompress.methods.prune.calibrated import (
     finished,
     outline,
     saliency,
+    settle,
     surveys,
 )
 from aicompress.methods.prune.masks import Keep, tile_sums
 from aicompress.methods.prune.permutation import permuting
-from aicompress.methods.prune.sparsity import choose, keep_of, present, settle_stored
+from aicompress.methods.prune.sparsity import choose, keep_of, present
 from aicompress.weights import Weight
 
 SAMPLE = 1 << 14  # scores from which a threshold is estimated between iterations
@@ -219,7 +220,7 @@ METHOD = LayerMethod(
     together=together,
     outline=outline,
     check=check,
-    settle=settle_stored,
+    settle=settle,
     describe=describe,
     compares=lambda config: config.shift > 0,
     surveys=surveys,
