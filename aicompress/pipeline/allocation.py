@@ -20,13 +20,14 @@ from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_grad
 from aicompress.errors import RecipeError
 from aicompress.layer import GradientStats, InputStats, Layer
 from aicompress.measure import interleaved
+from aicompress.methods.budget import least_loss
 from aicompress.methods.layerwise import Candidate
 from aicompress.methods.prune import allocation
 from aicompress.methods.prune.allocation import Share
-from aicompress.methods.prune.calibrated import CalibratedConfig
+from aicompress.methods.prune.calibrated import CalibratedConfig, nbytes
 from aicompress.methods.prune.candidates import fitting
 from aicompress.methods.prune.masks import kept_count
-from aicompress.methods.prune.search import least, saved_bytes
+from aicompress.methods.prune.search import least, losses, saved_bytes
 from aicompress.methods.prune.sharing import share_globally
 from aicompress.methods.prune.sparsity import check
 from aicompress.model.modules import fast_linear
@@ -37,9 +38,10 @@ from aicompress.pipeline.plan import UNDECIDED, LayerPlan, Plan
 from aicompress.pipeline.processes import Processes
 from aicompress.pipeline.progress import Progress
 from aicompress.pipeline.settling import layer_seed
-from aicompress.weights import Dense, Weight
+from aicompress.weights import Dense, Weight, outline_nbytes
 
 ROUNDS = 9  # of timing
+HEADER = 256  # bytes of a layer's entry that its pattern may add
 
 
 def allocated(plan: Plan, team: Processes, progress: Progress) -> Plan:
@@ -138,6 +140,10 @@ def _decide(
 def _searched(
     plan: Plan, layers: Sequence[LayerPlan], files: Sequence[StatisticsFile], tell: Callable[[int], None]
 ) -> list[int]:
+    config = layers[0].config
+    assert isinstance(config, CalibratedConfig)
+    if config.target_bytes is not None:
+        return _within_bytes(plan, layers, files, tell)
     found = []
     for number, layer in enumerate(layers):
         assert isinstance(layer.config, CalibratedConfig)
@@ -146,6 +152,26 @@ def _searched(
         found.append(least(_read(plan, layer, files), options, plan.method.apply, saved))
         tell(number + 1)
     return found
+
+
+def _within_bytes(
+    plan: Plan, layers: Sequence[LayerPlan], files: Sequence[StatisticsFile], tell: Callable[[int], None]
+) -> list[int]:
+    """Candidates of least total loss within `target_bytes`, everything else in the output included."""
+    costs, found, planned = [], [], 0
+    for number, layer in enumerate(layers):
+        config = layer.config
+        assert isinstance(config, CalibratedConfig)
+        assert config.target_bytes is not None
+        assert layer.outline is not None
+        budget, options = config.target_bytes, fitting(layer.info, config, check)
+        planned += outline_nbytes(layer.outline)
+        costs.append([float(each) for each in nbytes(layer.info, config)])
+        found.append(losses(_read(plan, layer, files), options, plan.method.apply))
+        tell(number + 1)
+    # What the manifest says of a pattern may be longer than of the one that was planned.
+    others = plan.output.weight_bytes - planned + HEADER * len(layers)
+    return list(least_loss(costs, found, float(budget - others)).picks)
 
 
 @torch.inference_mode()

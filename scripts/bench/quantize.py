@@ -129,7 +129,11 @@ TARGETS = (
     Target("hqq-w4", "kl", 1.0, "hqq-peer-w4"),
     Target("hqq-w4", "kl", 1.0, "quanto-w4"),
     Target("hqq-w4", "seconds", 1.0, "hqq-peer-w4"),
-    *(Target(f"gptq-auto-as-w{bits}", figure, 1.0, f"gptq-w{bits}") for bits in (4, 3) for figure in ("kl", "bytes")),
+    *(
+        Target(f"gptq-auto-as-w{bits}", figure, 1.0, f"gptq-w{bits}")
+        for bits in (4, 3, 2)
+        for figure in ("kl", "bytes")
+    ),
 )
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModel
 
+from aicompress.errors import Refused
 from aicompress.model import modules
-from aicompress.model.fusion import LIKE_BERT, ResidualNorm
+from aicompress.model.fusion import LIKE_BERT, JoinedLayer, ResidualNorm
 from aicompress.model.load import load
 from tests.model.compressed import compress, integers
 
@@ -116,3 +117,73 @@ def test_a_bfloat16_encoder_stays_bfloat16(tmp_path: Path, monkeypatch: pytest.M
     model = load(path, dtype=torch.bfloat16)
     assert states(model).dtype == torch.bfloat16
     assert relative(states(model).float(), states(load(path, kernels="reference"))) < 5e-2
+
+
+def joined(tmp_path: Path, kind: str = "bert", **config: Any) -> Any:
+    """An encoder whose layers are joined, from integers."""
+    path = compress(
+        encoder(kind, tmp_path / "in", **config),
+        tmp_path / "out",
+        lambda info, w: integers(w, 8) if info.kind == "linear" else None,
+    )
+    return load(path)
+
+
+def apart(model: Any) -> Any:
+    """The same model with its layers' own forward passes."""
+    for layer in model.encoder.layer:
+        assert isinstance(layer.forward, JoinedLayer)
+        del layer.forward
+    return model
+
+
+@pytest.mark.parametrize("kind", sorted(LIKE_BERT))
+def test_a_joined_layer_gives_what_its_modules_give(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modules, "has_fast_bfloat16", lambda: True)
+    model = joined(tmp_path, kind)
+    plain = apart(load(tmp_path / "out"))
+    for mask in (MASK, torch.ones_like(MASK), None):
+        with torch.no_grad():
+            found = model(IDS, mask, output_hidden_states=True)
+            expected = plain(IDS, mask, output_hidden_states=True)
+        real = torch.ones_like(MASK).bool() if mask is None else mask.bool()
+        for state, wanted in zip(found.hidden_states, expected.hidden_states, strict=True):
+            assert state.dtype == torch.float32
+            assert relative(state[real], wanted[real]) < 2e-3
+
+
+def test_what_is_asked_for_inside_a_joined_layer_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hooks, attention weights, gradients refused, and modules put in later."""
+    monkeypatch.setattr(modules, "has_fast_bfloat16", lambda: True)
+    model = joined(tmp_path)
+    before = states(model)
+    seen: list[Tensor] = []
+    handle = model.encoder.layer[1].attention.self.key.register_forward_hook(lambda m, a, output: seen.append(output))
+    assert relative(states(model), before) < 2e-3
+    assert len(seen) == 1
+    handle.remove()
+    states(model)
+    assert len(seen) == 1
+    norm = model.encoder.layer[0].output.LayerNorm
+    norm.weight.data.mul_(2)
+    changed = states(model)
+    assert relative(changed, before) > 1e-2
+    norm.weight.data.div_(2)
+    model.encoder.layer[0].intermediate.intermediate_act_fn = nn.ReLU()
+    assert relative(states(model), before) > 1e-3
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        weights = model(IDS, MASK, output_attentions=True).attentions
+    assert len(weights) == 2
+    torch.testing.assert_close(weights[0].float().sum(-1), torch.ones(2, 4, 20), rtol=1e-2, atol=1e-2)
+    with pytest.raises(Refused):
+        model(inputs_embeds=torch.ones(1, 4, 32, requires_grad=True))
+
+
+def test_a_causal_layer_is_not_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modules, "has_fast_bfloat16", lambda: True)
+    model = joined(tmp_path, is_decoder=True)
+    assert not any(isinstance(layer.forward, JoinedLayer) for layer in model.encoder.layer)
+    with torch.no_grad():
+        whole, part = (model(IDS[:, :columns])[0][:, :8] for columns in (20, 8))
+    assert relative(part, whole) < 1e-2

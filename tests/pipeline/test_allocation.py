@@ -14,6 +14,8 @@ from aicompress.pipeline.plan import UNDECIDED
 from tests.pipeline.calibration.steps import text
 from tests.pipeline.calibration.test_gradients import planned, run, write_recipe
 
+SLACK = 34_000  # bytes that a plan sets aside for names and the manifest; little beside a model of real size
+
 
 def survivors(folder: Path) -> dict[str, int]:
     checkpoint = Checkpoint.open(folder)
@@ -85,6 +87,30 @@ def test_every_layer_gets_a_pattern_of_the_list(tmp_path: Path, trained_llama: P
         assert found == {"2:4"}  # its mask takes less than a bit mask, and blocks of 16 lose far more
     counts = survivors(tmp_path / "out")
     assert all(count <= (Checkpoint.open(trained_llama).dense(name).numel() + 1) // 2 for name, count in counts.items())
+
+
+def test_a_search_keeps_to_its_bytes_at_the_least_loss(tmp_path: Path, trained_llama: Path, text_file: Path) -> None:
+    """Between the smallest pattern for all and the largest; to the very end of the budget, and no byte beyond it."""
+    sizes, spread = {}, {}
+    base = {"name": "wanda", "store": "sparse"}
+    data = text(text_file, samples=4)
+    for pattern in ("1:4", "2:4"):
+        report = run(
+            trained_llama, tmp_path / pattern[0], write_recipe(tmp_path, data, method={**base, "pattern": pattern})
+        )
+        sizes[pattern] = report.after.weight_bytes
+    search = {**base, "scope": "layer", "pattern": "search", "candidates": ["1:4", "2:4"]}
+    for share in (0.5, 1.5):
+        budget = int(sizes["1:4"] + share * (sizes["2:4"] - sizes["1:4"])) + SLACK
+        out = tmp_path / f"share-{share}"
+        report = run(trained_llama, out, write_recipe(tmp_path, data, method={**search, "target_bytes": budget}))
+        assert report.after.weight_bytes <= budget
+        spread[share] = [row.detail["pattern"] for row in report.layers if row.method != "-"]
+    assert set(spread[0.5]) == {"1:4", "2:4"}
+    assert set(spread[1.5]) == {"2:4"}
+    few = write_recipe(tmp_path, data, method={**search, "target_bytes": sizes["1:4"] // 2})
+    with pytest.raises((RecipeError, Problems), match="out of reach"):
+        planned(trained_llama, tmp_path / "x", few)
 
 
 def test_several_sparsities_that_are_shared_are_refused(tmp_path: Path, trained_llama: Path, text_file: Path) -> None:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import ByteSize, Field, field_validator, model_validator
 from torch import Tensor
 
+from aicompress.errors import RecipeError
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.curvature import damped, moments, over, shifted
+from aicompress.methods.curvature import damped, inverse_factor, moments, over, shifted
+from aicompress.methods.layerwise import Candidate
 from aicompress.methods.prune import sparsity
 from aicompress.methods.prune.candidates import UNSTRUCTURED, explicit, fitting, understood
 from aicompress.methods.prune.refit import refit
 from aicompress.methods.prune.sparsity import SparsityConfig, masked, present, store, store_codes
 from aicompress.methods.zeros import codes_of, descended, mask_of
-from aicompress.weights import Weight
+from aicompress.weights import Weight, outline_nbytes
 
 
 class CalibratedConfig(SparsityConfig):
@@ -42,6 +45,10 @@ class CalibratedConfig(SparsityConfig):
     per: Literal["bytes", "latency"] = Field(
         "bytes", description="search: the least loss per saved byte, or per millisecond saved as this machine runs it"
     )
+    target_bytes: ByteSize | None = Field(
+        None,
+        description="search: bytes of the weight files afterwards, at most, such as 20MB, at the least total loss",
+    )
     outlier: float = Field(5.0, gt=1, description="owl: a score beyond this many times its layer's mean is an outlier")
     spread: float = Field(0.08, gt=0, le=0.5, description="owl: how far a layer's sparsity may be from the average")
 
@@ -57,6 +64,8 @@ class CalibratedConfig(SparsityConfig):
             raise ValueError(f"candidate {wrong[0]!r} is not N:M, ROWSxCOLUMNS or {UNSTRUCTURED}")
         if (self.pattern == "search") != bool(self.candidates):
             raise ValueError("pattern: search and candidates belong together")
+        if self.target_bytes is not None and (self.pattern != "search" or self.per != "bytes"):
+            raise ValueError("target_bytes needs pattern: search, by bytes")
         return self
 
     @model_validator(mode="after")
@@ -88,6 +97,40 @@ def check(info: LayerInfo, config: CalibratedConfig) -> tuple[str, str] | None:
     return sparsity.check(info, config)
 
 
+def settle(candidates: Sequence[Candidate], other_bytes: int) -> list[Any]:
+    """As for every sparsity; a search has to be able to keep to its bytes.
+
+    Raises:
+        RecipeError: it cannot, or nothing would be left of a layer.
+    """
+    require_reachable(candidates, other_bytes)
+    return sparsity.settle_stored(candidates, other_bytes)
+
+
+def require_reachable(candidates: Sequence[Candidate], other_bytes: int) -> None:
+    """A search with target_bytes must be able to keep to them.
+
+    Raises:
+        RecipeError: the smallest candidates are too large, or layers share no one target.
+    """
+    open_ones = [each for each in candidates if each.config.open == "search" and each.config.target_bytes is not None]
+    if not open_ones:
+        return
+    budgets = {each.config.target_bytes for each in open_ones}
+    if len(budgets) > 1 or len(open_ones) < len(candidates):
+        raise RecipeError("target_bytes is one number for all layers that are pruned", "leave it out of the rules")
+    (budget,) = budgets
+    least = other_bytes + sum(min(nbytes(each.info, each.config)) for each in open_ones)
+    if least > budget:
+        hint = f"the smallest of the candidates give {least:,}; add sparser ones, or store: sparse"
+        raise RecipeError(f"method.target_bytes: {budget:,} is out of reach", hint)
+
+
+def nbytes(info: LayerInfo, config: CalibratedConfig) -> list[int]:
+    """Bytes of a layer by the candidates of a search that it can have."""
+    return [outline_nbytes(sparsity.outline(info, each)) for each in fitting(info, config, sparsity.check)]
+
+
 def outline(info: LayerInfo, config: CalibratedConfig) -> Weight:
     """The stored weight without data; of a search that of the first candidate that fits."""
     return sparsity.outline(info, _first(info, config))
@@ -114,8 +157,9 @@ def saliency(layer: Layer, config: Any) -> Tensor:
 
     Hassibi and Stork 1992, equation 5.
     """
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(moments(layer), config.damping)))
-    return (layer.weight.double().square() / inverse.diagonal()).float()
+    factor, _ = inverse_factor(moments(layer), config.damping)
+    norms: Tensor = torch.linalg.vector_norm(factor, dim=0)  # sqrt([H⁻¹]_jj)
+    return (layer.weight / norms).square().float()
 
 
 @dataclass(frozen=True)

@@ -30,18 +30,21 @@ Choice = list[list[int]]
 
 
 class ChannelsConfig(MethodConfig):
-    """Parameters of channels. Exactly one of sparsity, keep, target_parameters and target_bytes."""
+    """Parameters of channels. Exactly one of sparsity, keep and the targets."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"sparsity": 0.5}, {"keep": 0.5, "score": "taylor", "scope": "global"}]}
     )
-    one_of: ClassVar[tuple[str, ...]] = ("sparsity", "keep", "target_parameters", "target_bytes")
+    one_of: ClassVar[tuple[str, ...]] = ("sparsity", "keep", "target_parameters", "target_bytes", "target_latency")
 
     name: Literal["channels"] = "channels"
     sparsity: float | None = Field(None, ge=0, lt=1, description="share of the channels to drop")
     keep: float | None = Field(None, gt=0, le=1, description="share of the channels to keep")
     target_parameters: int | None = Field(None, ge=1, description="numbers that the output may hold, buffers included")
     target_bytes: ByteSize | None = Field(None, gt=0, description="bytes of the output's weight files, e.g. 200KB")
+    target_latency: float | None = Field(
+        None, gt=0, le=1, description="forward time afterwards, at most, as a part of the input's; measured here"
+    )
     scope: Literal["layer", "global"] = Field(
         "layer", description="layer: the same share of every group; global: the lowest scores of the whole network"
     )
@@ -74,14 +77,14 @@ def choose(groups: Sequence[Channels], config: ChannelsConfig, fits: Callable[[C
         RecipeError: the target cannot be met by removing channels.
     """
     orders = [_Order(group, scores(group, config), config) for group in groups]
-    if config.target_parameters is None and config.target_bytes is None:
+    if config.sparsity is not None or config.keep is not None:
         return _kept(orders, config, _share(config))
     # The least that is dropped so that the rest fits; the share of a choice only falls with the share asked for.
     low, high = 0, sum(len(order.steps) for order in orders) if config.scope == "global" else _GRID
     total = max(1, high)
     if not fits(_kept(orders, config, 1 - high / total)):
         raise RecipeError(
-            "the target is below what the network weighs with one channel left of every group",
+            "the target is below what the network weighs, or takes, with one channel left of every group",
             "choose a larger target" if config.scope == "layer" else "choose a larger target, or a smaller floor",
         )
     while low < high:

@@ -13,12 +13,8 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer
-from aicompress.methods.layerwise import LayerMethod
-from aicompress.methods.prune.calibrated import check, describe, finished, outline
-from aicompress.methods.prune.gradients import NEEDS, GradientConfig, comparable, gradients, spares, surveyed
-from aicompress.methods.prune.permutation import permuting
-from aicompress.methods.prune.sparsity import choose, settle_stored
-from aicompress.weights import Weight
+from aicompress.methods.prune.differentiated import differentiated
+from aicompress.methods.prune.gradients import GradientConfig, comparable, gradients
 
 
 class FisherConfig(GradientConfig):
@@ -49,28 +45,8 @@ def scores(layer: Layer, config: Any) -> Tensor:
     return comparable(0.5 * layer.weight.double().square() * gradients(layer).square)
 
 
-def apply(layer: Layer, config: FisherConfig) -> Weight:
-    """Prune one layer.
-
-    Raises:
-        CompressError: there are no gradients of the layer, or with refit no Gram matrix.
-    """
-    return finished(layer, choose(layer, scores(layer, config), config), config)
-
-
-METHOD = LayerMethod(
-    name="fisher",
-    command="prune",
-    summary="zero the weights of least w² times Fisher information (optimal brain damage)",
-    config=FisherConfig,
-    needs=NEEDS,
-    apply=permuting(apply, scores),
-    outline=outline,
-    check=check,
-    settle=settle_stored,
-    describe=describe,
-    compares=lambda config: config.shift > 0,
-    spares=spares,
-    surveys=surveyed,
-    scores=scores,
+METHOD = differentiated(
+    FisherConfig,
+    scores,
+    "zero the weights of least w² times Fisher information (optimal brain damage)",
 )

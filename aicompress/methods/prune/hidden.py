@@ -4,6 +4,8 @@
                 mean of 1; data-free
     activation  sum over all readers of the mean |x| of what they are given, the norms' outputs (Minitron, Muralidharan
                 et al. 2024, arXiv:2407.14679, section 2.2)
+    taylor      w² E[g²] added up over a coordinate's rows and columns of all matrices, g the gradient of a sample's
+                loss (Molchanov et al. 2019, arXiv:1906.10771, eq. 8)
 Where the size of heads follows from the hidden width, as in BERT and GPT-2, as large a share of every head goes, by the
 product of the norms of what makes an entry and what reads it.
 
@@ -44,18 +46,23 @@ class HiddenConfig(TargetedConfig):
     multiple: int = Field(
         8, ge=1, description="round the width up to a multiple of this, which kernels like; not for hidden_size"
     )
-    score: Literal["norm", "activation"] = Field(
-        "norm", description="how a coordinate is judged: by all its weights (data-free), or by what the readers see"
+    score: Literal["norm", "activation", "taylor"] = Field(
+        "norm",
+        description="how a coordinate is judged: by all its weights (data-free), by what the readers see, or by what "
+        "the loss changes without its weights",
     )
     refit: bool | None = Field(
-        None, description="fit what reads the stream to what it gave; by default with score activation"
+        None, description="fit what reads the stream to what it gave; by default with every score but norm"
+    )
+    loss: Literal["auto", "task", "own"] = Field(
+        "auto", description="for taylor: of the labels (task), of the model's own predictions (own), or what there is"
     )
     damping: float = Field(0.001, gt=0, le=1, description="added to the Gram matrix, as a part of its mean diagonal")
 
     @property
     def refits(self) -> bool:
         """Whether readers are refitted."""
-        return self.score == "activation" if self.refit is None else self.refit
+        return self.score != "norm" if self.refit is None else self.refit
 
     def candidates(self, size: int) -> list[int]:
         """Widths that are multiples, from the present one down."""
@@ -83,7 +90,8 @@ def sizes(structures: Sequence[Structure], config: HiddenConfig) -> list[int]:
 def reads(config: HiddenConfig) -> frozenset[str]:
     """Statistics that a config needs."""
     gram = {"gram", "mean"} if config.refits else set()
-    return frozenset(gram | ({"mean_abs"} if config.score == "activation" else set()))
+    scores = {"activation": {"mean_abs"}, "taylor": {"gradients"}}
+    return frozenset(gram | scores.get(config.score, set()))
 
 
 def keep(stream: Structure, size: int, config: HiddenConfig) -> list[int]:
@@ -92,7 +100,11 @@ def keep(stream: Structure, size: int, config: HiddenConfig) -> list[int]:
         return list(range(size))
     if stream.name != STREAM:
         return units.keep(stream, size, units.UnitsConfig(name="hidden", score="product"))
-    found = activations(stream) if config.score == "activation" else norms(stream)
+    if config.score == "taylor":
+        assert stream.importance is not None  # the driver adds it up where `reads` names gradients
+        found = stream.importance
+    else:
+        found = activations(stream) if config.score == "activation" else norms(stream)
     return sorted(torch.argsort(found, descending=True, stable=True)[:size].tolist())
 
 
@@ -132,7 +144,7 @@ def refit(stream: Structure, kept: Sequence[int], config: HiddenConfig) -> Mappi
 METHOD = StructuralMethod(
     name="hidden",
     command="prune",
-    summary="narrow the hidden width of a transformer by weight norm or activation; loads everywhere",
+    summary="narrow the hidden width of a transformer by weight norm, activation or gradient; loads everywhere",
     config=HiddenConfig,
     units="hidden",
     sizes=sizes,

@@ -2,6 +2,7 @@
 
 A pattern that a processor or a mask stores well costs a layer more or less of its output, depending on how its weights
 are spread; Ma et al. 2020, "PCONV", arXiv:1909.05073, choose kernel patterns layer by layer in this way.
+Within a number of bytes for all layers together, it is the total loss that is least.
 """
 
 from __future__ import annotations
@@ -41,6 +42,11 @@ def least(
         gain = saved(layer, weight)
         ranks.append((gain <= 0, lost / gain if gain > 0 else lost, number))
     return min(ranks)[2]
+
+
+def losses(layer: Layer, options: Sequence[Any], apply: Apply) -> list[float]:
+    """What each config loses of a layer, as in `least`."""
+    return [_loss(layer, apply(layer, config)) for config in options]
 
 
 def _loss(layer: Layer, weight: Weight) -> float:

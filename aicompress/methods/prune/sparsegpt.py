@@ -25,6 +25,7 @@ from aicompress.methods.prune.calibrated import (
     describe,
     finished,
     outline,
+    require_reachable,
     saliency,
     surveys,
 )
@@ -91,7 +92,8 @@ def survivors(layer: Layer, config: SparsegptConfig) -> int:
 
 
 def settle(candidates: Sequence[Candidate], other_bytes: int) -> list[Any]:
-    """How many weights of already sparse layers stay, which only their masks tell."""
+    """How many weights of already sparse layers stay, which only their masks tell; bytes that a search can keep to."""
+    require_reachable(candidates, other_bytes)
     return counted(candidates, survivors)
 
 

@@ -13,12 +13,8 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer
-from aicompress.methods.layerwise import LayerMethod
-from aicompress.methods.prune.calibrated import check, describe, finished, outline
-from aicompress.methods.prune.gradients import NEEDS, GradientConfig, comparable, gradients, spares, surveyed
-from aicompress.methods.prune.permutation import permuting
-from aicompress.methods.prune.sparsity import choose, settle_stored
-from aicompress.weights import Weight
+from aicompress.methods.prune.differentiated import differentiated
+from aicompress.methods.prune.gradients import GradientConfig, comparable, gradients
 
 
 class TaylorConfig(GradientConfig):
@@ -48,28 +44,8 @@ def scores(layer: Layer, config: TaylorConfig) -> Tensor:
     return comparable(layer.weight.double().square() * second)
 
 
-def apply(layer: Layer, config: TaylorConfig) -> Weight:
-    """Prune one layer.
-
-    Raises:
-        CompressError: there are no gradients of the layer, or with refit no Gram matrix.
-    """
-    return finished(layer, choose(layer, scores(layer, config), config), config)
-
-
-METHOD = LayerMethod(
-    name="taylor",
-    command="prune",
-    summary="zero the weights of least change in the loss, |weight times gradient|; survivors refitted",
-    config=TaylorConfig,
-    needs=NEEDS,
-    apply=permuting(apply, scores),
-    outline=outline,
-    check=check,
-    settle=settle_stored,
-    describe=describe,
-    compares=lambda config: config.shift > 0,
-    spares=spares,
-    surveys=surveyed,
-    scores=scores,
+METHOD = differentiated(
+    TaylorConfig,
+    scores,
+    "zero the weights of least change in the loss, |weight times gradient|; survivors refitted",
 )

@@ -105,6 +105,19 @@ def scores(structure: Structure, how: Score) -> Tensor:
     return stacked.sum(dim=0) if how == "sum" else stacked.sqrt().prod(dim=0)
 
 
+def curve(structure: Structure, sizes: Sequence[int], how: Score) -> list[float]:
+    """What goes of the total score when so many units stay, for any sizes; for obs see `surgeon.curve`.
+
+    taylor is a change of the loss, which compares between structures as it is. Of other scores each structure's are
+    divided by their mean, as DepGraph's are for one threshold over all layers (arXiv:2301.12900, section 3.3).
+    """
+    found = scores(structure, how)
+    if how != "taylor" and float(found.mean()) > 0:
+        found = found / found.mean()
+    lost = torch.cat([found.new_zeros(1), found.sort().values.cumsum(0)])  # by how many go
+    return [float(lost[structure.size - size]) for size in sizes]
+
+
 def activations(structure: Structure) -> Tensor:
     """Mean of |x| over a unit's entries of the consumers' inputs, (units,) float64.
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from aicompress.layer import Layer
 from aicompress.methods.curvature import importance
 from aicompress.methods.layerwise import LayerMethod
-from aicompress.methods.prune.calibrated import CalibratedConfig, check, describe, finished, outline, surveys
+from aicompress.methods.prune.calibrated import CalibratedConfig, check, describe, finished, outline, settle, surveys
 from aicompress.methods.prune.permutation import permuting
-from aicompress.methods.prune.sparsity import choose, settle_stored
+from aicompress.methods.prune.sparsity import choose
 from aicompress.weights import Weight
 
 
@@ -65,7 +65,7 @@ METHOD = LayerMethod(
     apply=permuting(apply, scores),
     outline=outline,
     check=check,
-    settle=settle_stored,
+    settle=settle,
     describe=describe,
     compares=lambda config: config.refit and config.shift > 0,
     surveys=surveys,

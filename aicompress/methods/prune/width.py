@@ -8,7 +8,8 @@ their squares, the group norm of DepGraph (Fang et al. 2023, arXiv:2301.12900, e
 up w² E[g²] over a neuron's weights, g the gradient of a sample's loss (Molchanov et al. 2019, arXiv:1906.10771, eq. 8),
 `activation` is the mean |x| of what the neuron gives (Minitron, Muralidharan et al. 2024, arXiv:2407.14679, section
 2.2) and `obs` structured optimal brain surgeon: what the consumer's output loses when the neurons that stay have taken
-over as well as they can, which the refit then lets them do (see `surgeon`).
+over as well as they can, which the refit then lets them do (see `surgeon`). Layers of unlike widths share out what any
+of these scores loses.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field
 
 from aicompress.errors import RecipeError
 from aicompress.methods.prune import units
@@ -39,15 +40,9 @@ class WidthConfig(units.UnitsConfig):
     )
     widths: Literal["uniform", "per_layer"] = Field(
         "uniform",
-        description="per_layer: layers keep unlike numbers of neurons, as many in total, where obs finds the least "
-        "loss; loads with aicompress, and in transformers with trust_remote_code",
+        description="per_layer: layers keep unlike numbers of neurons, as many parameters in total, where the score "
+        "loses least; loads with aicompress, and in transformers with trust_remote_code",
     )
-
-    @model_validator(mode="after")
-    def _per_layer_measures(self) -> WidthConfig:
-        if self.widths == "per_layer" and self.score != "obs":
-            raise ValueError("widths: per_layer goes by the losses that score: obs measures")
-        return self
 
     def probing(self) -> WidthConfig:
         """The same with equal widths, which take as many parameters."""

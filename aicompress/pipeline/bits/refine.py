@@ -1,7 +1,7 @@
 """The choice refined on the model itself: losses do not quite add up, and a few trials find what sums do not see.
 
-Evolutionary search as in EvoPress (Sieberling et al. 2024, arXiv:2410.14649): a child has one unit, or two, a width up
-and others down until the budget holds again. Of many children those that the sensitivities like best are tried; the
+Evolutionary search as in EvoPress (Sieberling et al. 2024, arXiv:2410.14649): a child has one unit, or two, some widths
+up and others down until the budget holds again. Of many children those that the sensitivities like best are tried; the
 best of a generation replaces its parent if its measured loss is clearly smaller.
 """
 
@@ -17,6 +17,7 @@ from aicompress.pipeline.processes import Processes
 CHILDREN = 8  # that are tried in a generation
 DRAWN = 64  # that are drawn for them
 MARGIN = 0.02  # by which a child must be better: less is the noise of the samples
+WIDE = 4  # widths of a unit for each that it may rise at once: with several groups to a number of bits one is little
 PATIENCE = 3  # generations without a better child before the search ends
 
 Picks = tuple[int, ...]
@@ -96,13 +97,15 @@ def _children(tables: Tables, parent: Picks, seen: set[Picks], wanted: int, gene
 
 
 def _child(tables: Tables, parent: Picks, generator: torch.Generator) -> Picks | None:
-    """One or two units a width up, others down until the budget holds; None where it does not work out."""
+    """One or two units up, others a width down until the budget holds; None where it does not work out."""
     picks = list(parent)
     order = torch.randperm(len(picks), generator=generator).tolist()
     rises = 1 + int(torch.randint(2, (), generator=generator))
     raised = [unit for unit in order if picks[unit] + 1 < len(tables.costs[unit])][:rises]
     for unit in raised:
-        picks[unit] += 1
+        most = len(tables.costs[unit]) - 1
+        reach = max(1, len(tables.costs[unit]) // WIDE)
+        picks[unit] = min(most, picks[unit] + 1 + int(torch.randint(reach, (), generator=generator)))
     over = tables.cost(picks) - tables.budget
     for unit in reversed(order):
         if over <= 0:

@@ -1,7 +1,8 @@
 """Unlike widths for layers: as many units in total, where the consumers' outputs lose least.
 
-Every layer's loss is measured over sizes by structured optimal brain surgeon on the original model; all layers write
-into one stream, so that their squared errors add up. The choice is a knapsack (see `budget`).
+Every layer's loss is measured over sizes on the original model: for score obs by structured optimal brain surgeon, as
+all layers write into one stream, so that their squared errors add up; for other scores by what goes of their sum. The
+choice is a knapsack (see `budget`).
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.errors import raise_all
 from aicompress.layer import InputStats
 from aicompress.methods.budget import least_loss
-from aicompress.methods.prune import surgeon
+from aicompress.methods.prune import surgeon, units
 from aicompress.methods.prune.width import WidthConfig
 from aicompress.methods.structural import StructuralMethod, Structure
 from aicompress.pipeline.calibration import request as needs
-from aicompress.pipeline.calibration.blocks import MIN_ROWS, Engine
+from aicompress.pipeline.calibration.engine import Engine
+from aicompress.pipeline.calibration.gradients import differentiate
+from aicompress.pipeline.calibration.ready import MIN_ROWS
 from aicompress.pipeline.calibration.request import Request
+from aicompress.pipeline.calibration.units import Importances, factors
 from aicompress.pipeline.plan import LayerPlan
 from aicompress.pipeline.preflight import known_kinds
 from aicompress.pipeline.processes import processes
@@ -73,23 +77,82 @@ def allotted(
     structures, sizes = uniform
     config = recipe.method
     assert isinstance(config, WidthConfig)
-    tensors = [part.tensor for structure in structures for part in structure.of("consumer")]
-    infos = [info for info in checkpoint.layers(known_kinds(checkpoint)[0]) if info.tensor in set(tensors)]
-    step = _Step(checkpoint, recipe, request, [LayerPlan(info, config) for info in infos])
-    raise_all(needs.problems(checkpoint, recipe, method, step.layers, dataclasses.replace(request, stats=())))
+    measuring = _Measuring(checkpoint, recipe, request, method)
+    known, record = measuring.known(structures)
     tried = [_sizes(structure, config.multiple) for structure in structures]
-    curves = _Curves(structures, tried, config.damping)
-    engine = Engine.of(step, tensors, processes(torch.device("cpu")))
-    engine.walk(curves, frozenset({"gram", "mean"}), False, lambda done, total: None)
-    for number in set(range(len(structures))) - set(curves.found):  # too few rows reached it
-        tried[number], curves.found[number] = [sizes[number]], [0.0]
+    curves: dict[int, list[float]] = {}
+    if config.score == "obs":
+        walked = _Curves(structures, tried, config.damping)
+        record, curves = measuring.walk(structures, walked, frozenset({"gram", "mean"})), walked.found
+    else:
+        curves = {number: units.curve(each, tried[number], config.score) for number, each in known.items()}
+    for number in set(range(len(structures))) - set(curves):  # too few rows reached it
+        tried[number], curves[number] = [sizes[number]], [0.0]
     weights = [_numbers(structure) for structure in structures]
     costs = [[float(weight * size) for size in row] for weight, row in zip(weights, tried, strict=True)]
-    losses = [curves.found[number] for number in range(len(structures))]
     budget = sum(weight * size for weight, size in zip(weights, sizes, strict=True))
-    picks = least_loss(costs, losses, float(budget)).picks
+    picks = least_loss(costs, [curves[number] for number in range(len(structures))], float(budget)).picks
     chosen = tuple(row[pick] for row, pick in zip(tried, picks, strict=True))
-    return Allotment(tuple(structures), chosen, engine.record())
+    judged = tuple(known.get(number, structure) for number, structure in enumerate(structures))
+    if config.score != "taylor":  # statistics of the original's inputs are measured anew behind what was pruned
+        judged = tuple(structures)
+    return Allotment(judged, chosen, record)
+
+
+@dataclass(frozen=True)
+class _Measuring:
+    """How scores of the original model come about."""
+
+    checkpoint: Checkpoint
+    recipe: Recipe
+    request: Request
+    method: StructuralMethod
+
+    def known(self, structures: Sequence[Structure]) -> tuple[dict[int, Structure], dict[str, Any]]:
+        """Structures with what their score reads, those that the data reached; and where the data came from."""
+        score = getattr(self.recipe.method, "score", "")
+        if score == "taylor":
+            return self._graded(structures)
+        if score != "activation":
+            return dict(enumerate(structures)), {}
+        gatherer = _Gatherer(structures)
+        record = self.walk(structures, gatherer, frozenset({"mean_abs"}))
+        return gatherer.found, record
+
+    def walk(self, structures: Sequence[Structure], visitor: Any, wanted: frozenset[str]) -> dict[str, Any]:
+        """Bring statistics of the consumers' inputs to the visitor; returns the record of the data.
+
+        Raises:
+            Refused: or Problems, what is missing.
+        """
+        tensors = [part.tensor for structure in structures for part in structure.of("consumer")]
+        engine = Engine.of(self._step(tensors), tensors, processes(torch.device("cpu")))
+        engine.walk(visitor, wanted, False, lambda done, total: None)
+        return engine.record()
+
+    def _graded(self, structures: Sequence[Structure]) -> tuple[dict[int, Structure], dict[str, Any]]:
+        tensors = [part.tensor for structure in structures for part in structure.parts]
+        step, team = self._step(tensors), processes(torch.device("cpu"))
+        adding = Importances(structures, {layer.info.tensor: layer.info for layer in step.layers})
+        differentiate(step, team, adding.add, lambda done, total: None)
+        found = {
+            number: dataclasses.replace(structures[number], importance=total)
+            for number, total in adding.totals.items()
+            if float(total.sum()) > 0
+        }
+        consumers = [part.tensor for structure in structures for part in structure.of("consumer")]
+        return found, Engine.of(step, consumers, team).record()
+
+    def _step(self, tensors: Sequence[str]) -> _Step:
+        """What is asked of these parameters, once nothing is missing."""
+        wanted = set(tensors)
+        infos = [info for info in self.checkpoint.layers(known_kinds(self.checkpoint)[0]) if info.tensor in wanted]
+        step = _Step(self.checkpoint, self.recipe, self.request, [LayerPlan(i, self.recipe.method) for i in infos])
+        graded = "gradients" in self.method.reads(self.recipe.method)
+        direct = dataclasses.replace(self.request, stats=())
+        missing = needs.problems(self.checkpoint, self.recipe, self.method, step.layers, direct)
+        raise_all([*(factors(infos) if graded else []), *missing])
+        return step
 
 
 def _sizes(structure: Structure, multiple: int) -> list[int]:
@@ -128,4 +191,23 @@ class _Curves:
                 known = dataclasses.replace(structure, inputs={name: stats[name] for name in names})
                 read = surgeon.consumers(known, self.damping)
                 self.found[number] = surgeon.curve(known, read, self.tried[number])
+        return {}
+
+
+@dataclass
+class _Gatherer:
+    """Keeps the statistics of structures that enough rows reached, and changes nothing."""
+
+    structures: Sequence[Structure]
+    found: dict[int, Structure] = field(default_factory=dict)
+
+    def finished(self, layers: Sequence[str]) -> Mapping[str, Tensor] | None:
+        return None
+
+    def visit(self, stats: Mapping[str, InputStats]) -> Mapping[str, Tensor]:
+        for number, structure in enumerate(self.structures):
+            names = [part.tensor for part in structure.of("consumer")]
+            if all(name in stats and stats[name].count >= MIN_ROWS for name in names):
+                inputs = {name: stats[name] for name in names}
+                self.found[number] = dataclasses.replace(structure, inputs=inputs)
         return {}

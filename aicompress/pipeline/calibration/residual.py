@@ -9,19 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from aicompress.checkpoint.statistics import StatisticsFile, merged
+from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_gradients
 from aicompress.layer import InputStats
-from aicompress.pipeline.calibration.blocks import MIN_ROWS, Engine, Together
+from aicompress.pipeline.calibration.engine import Engine, Together
+from aicompress.pipeline.calibration.gradients import differentiate, gradients
+from aicompress.pipeline.calibration.ready import MIN_ROWS
 from aicompress.pipeline.calibration.request import foreign
+from aicompress.pipeline.calibration.units import Read, importance
 from aicompress.pipeline.processes import Processes
 from aicompress.pipeline.structure.cutting import Cutting
 from aicompress.pipeline.structure.plan import StructurePlan
 
-CHOICE = frozenset({"mean_abs"})
+CHOICE, GRADED = frozenset({"mean_abs"}), frozenset({"gradients"})
 
 
 def choose(work: Cutting, team: Processes, inputs: Future[dict[str, str]]) -> dict[str, Any]:
@@ -36,18 +40,34 @@ def choose(work: Cutting, team: Processes, inputs: Future[dict[str, str]]) -> di
     readers, fitter = _readers(plan), _Fitter(work)
     if plan.request.stats:
         files = [StatisticsFile.open(path) for path in plan.request.stats]
-        work.choose(0, {name: replace(merged(files, name), gram=None) for name in readers})
-        for name in readers if plan.reads - CHOICE else ():
+        weighed = _weighed(work, partial(merged_gradients, files))
+        seen = {name: replace(merged(files, name), gram=None) for name in readers} if CHOICE & plan.reads else {}
+        work.choose(0, seen, weighed)
+        for name in readers if plan.reads - CHOICE - GRADED else ():
             fitter.visit({name: merged(files, name)})
         work.warnings += [*foreign(files, inputs.result()), *fitter.scarce()]
         sources = [source for file in files for source in file.calibration.get("data", [])]
         return {"data": sources, "statistics": [str(file.path) for file in files], "processes": 1}
-    gatherer = _Gatherer()
+    gatherer, weighed = _Gatherer(), None
+    if GRADED & plan.reads:
+        with gradients(plan, team, work.say) as store:
+            weighed = _weighed(work, store.read)
     engine = _walk(plan, team, CHOICE & plan.reads, gatherer, work.say)
-    work.choose(0, gatherer.seen)
-    _walk(plan, team, plan.reads - CHOICE, fitter, work.say)
+    work.choose(0, gatherer.seen, weighed)
+    _walk(plan, team, plan.reads - CHOICE - GRADED, fitter, work.say)
     work.warnings += fitter.scarce()
     return (engine or Engine.of(plan, readers, team)).record()
+
+
+def _weighed(work: Cutting, read: Read) -> Tensor | None:
+    """Importance of the coordinates by gradients, where the method asks for it."""
+    plan = work.plan
+    if not GRADED & plan.reads:
+        return None
+    found, reached = importance(plan.edit.structures[0], {layer.info.tensor: layer.info for layer in plan.layers}, read)
+    if not reached:
+        work.warnings.append("no gradient reached the stream: its coordinates are chosen by their weights")
+    return found
 
 
 def _readers(plan: StructurePlan) -> list[str]:
@@ -57,7 +77,9 @@ def _readers(plan: StructurePlan) -> list[str]:
 
 def follow(plan: StructurePlan, team: Processes) -> None:
     """What the other processes do: run their share of the batches."""
-    for needs in (CHOICE & plan.reads, plan.reads - CHOICE) if plan.edit.changed else ():
+    if GRADED & plan.reads:
+        differentiate(plan, team, lambda moments: None, lambda done, total: None)
+    for needs in (CHOICE & plan.reads, plan.reads - CHOICE - GRADED) if plan.edit.changed else ():
         _walk(plan, team, needs, None, lambda what: None)
 
 

@@ -7,21 +7,22 @@ what it will see in the cut model.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_gradients
-from aicompress.layer import GradientStats, InputStats, from_matrix
+from aicompress.layer import InputStats
 from aicompress.pipeline.calibration import residual
-from aicompress.pipeline.calibration.blocks import MIN_ROWS, Engine, Together
+from aicompress.pipeline.calibration.engine import Engine, Together
 from aicompress.pipeline.calibration.gradients import differentiate, gradients
+from aicompress.pipeline.calibration.ready import MIN_ROWS
 from aicompress.pipeline.calibration.request import foreign
+from aicompress.pipeline.calibration.units import Read, importance
 from aicompress.pipeline.processes import Processes
 from aicompress.pipeline.structure.cutting import Cutting
 from aicompress.pipeline.structure.plan import StructurePlan
@@ -95,7 +96,7 @@ class _Chooser:
     data_free: dict[str, int] = field(default_factory=dict)
     importance: dict[int, Tensor] = field(default_factory=dict)
 
-    def weigh(self, read: Callable[[str], GradientStats | None]) -> None:
+    def weigh(self, read: Read) -> None:
         """Add up w² E[g²] over the weights of each unit, if the method asks for it; w² where no gradient reaches."""
         plan = self.work.plan
         if "gradients" not in plan.reads:
@@ -103,21 +104,9 @@ class _Chooser:
         infos = {layer.info.tensor: layer.info for layer in plan.layers}
         for number in plan.edit.changed:
             structure = plan.edit.structures[number]
-            moments = {p.tensor: read(infos[p.tensor].name) for p in structure.parts if p.tensor in infos}
-            if all(found is None for found in moments.values()):
+            self.importance[number], reached = importance(structure, infos, read)
+            if not reached:
                 self.data_free[structure.name] = 0
-            total = torch.zeros(structure.size, dtype=torch.float64)
-            for part in structure.parts:
-                if part.tensor not in moments or part.take is None:
-                    continue
-                found, info = moments[part.tensor], infos[part.tensor]
-                square = part.read().double().square()  # (units, numbers)
-                if found is not None:
-                    square *= part.take(from_matrix(found.square, info.tensor_shape, info.transposed)).double()
-                elif structure.name not in self.data_free:
-                    square.zero_()
-                total += square.sum(dim=1)
-            self.importance[number] = total
 
     def finished(self, layers: Sequence[str]) -> Mapping[str, Tensor] | None:
         return None

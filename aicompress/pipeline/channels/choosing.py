@@ -21,6 +21,7 @@ from aicompress.model.channels.trial import removable
 from aicompress.pipeline.channels.draft import Draft
 from aicompress.pipeline.channels.expressed import expressed
 from aicompress.pipeline.channels.inputs import example
+from aicompress.pipeline.channels.speed import Speed
 from aicompress.recipe import Recipe
 
 
@@ -46,8 +47,7 @@ def groups(
         Refused: nothing can.
     """
     assert isinstance(recipe.method, ChannelsConfig)
-    first = None if evidence is None else evidence.batches[0][0]
-    inputs = example(module, first, recipe.method.input_shape)
+    inputs = example(module, _first(evidence), recipe.method.input_shape)
     groups, fixed = channel_groups(module, inputs)
     groups, more = removable(module, inputs, groups)
     fixed += more
@@ -55,6 +55,11 @@ def groups(
         shown = "; ".join(f"{one.name}: {one.reason}" for one in fixed[:3])
         raise Refused(f"{checkpoint.path} has no channels that can be removed: {shown}", "nothing to prune here")
     return groups, fixed
+
+
+def _first(evidence: Evidence | None) -> Any | None:
+    """Inputs of the first batch of calibration data."""
+    return None if evidence is None else evidence.batches[0][0]
 
 
 def selected(module: nn.Module, groups: list[ChannelGroup], chosen: set[str]) -> tuple[list[ChannelGroup], list[Fixed]]:
@@ -108,8 +113,13 @@ def choice(
         chosen = [method.choose([one], each, lambda c: True)[0] for one, each in zip(channels, sized, strict=True)]
         return chosen, edited
 
+    speed = Speed(draft.module, example(draft.module, _first(evidence), config.input_shape))
+
     def fits(choice: list[list[int]]) -> bool:
-        output = draft.output(kept_places(draft.module, zip(groups, choice, strict=True)))
+        kept = kept_places(draft.module, zip(groups, choice, strict=True))
+        if config.target_latency is not None:
+            return speed.ratio(kept) <= config.target_latency
+        output = draft.output(kept)
         if config.target_bytes is not None:
             return output.weight_bytes <= config.target_bytes
         numbers = sum(planned.dense.nbytes // planned.dense.dtype.itemsize for planned in output.parameters.values())

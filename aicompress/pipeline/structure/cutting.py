@@ -75,7 +75,9 @@ class Cutting:
             What makes the uncut model compute as the cut one does: its consumers, with zeros for what goes.
         """
         edit, method, config = self.plan.edit, self.plan.method, self.plan.recipe.method
-        structure = replace(edit.structures[number], inputs=inputs, importance=importance)
+        structure = edit.structures[number]
+        known = structure.importance if importance is None else importance
+        structure = replace(structure, inputs=inputs, importance=known)
         read = {part.tensor: self._finite(part.tensor) for part in structure.parts if part.role != "producer"}
         kept = method.keep(structure, edit.sizes[number], config)
         self.kept[number] = torch.tensor(kept)
@@ -101,10 +103,10 @@ class Cutting:
         require_finite(tensor, name, self.plan.checkpoint.path)
         return tensor
 
-    def choose(self, number: int, inputs: Mapping[str, InputStats]) -> None:
-        """Choose what stays of a structure by statistics of its consumers' inputs by tensor."""
+    def choose(self, number: int, inputs: Mapping[str, InputStats], importance: Tensor | None = None) -> None:
+        """Choose what stays of a structure by statistics of its consumers' inputs by tensor, or by importance."""
         edit, method = self.plan.edit, self.plan.method
-        structure = replace(edit.structures[number], inputs=inputs)
+        structure = replace(edit.structures[number], inputs=inputs, importance=importance)
         self.kept[number] = torch.tensor(method.keep(structure, edit.sizes[number], self.plan.recipe.method))
 
     def fit(self, number: int, inputs: Mapping[str, InputStats]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -100,8 +100,9 @@ def _stream_parts(checkpoint: Checkpoint, found: Residual) -> Iterable[Part]:
     for coupling in found.couplings:
         reads = coupling.role == "consumer" and kinds.get(coupling.tensor, "linear") in ("linear", "head")
         module = f"{layer_name(coupling.tensor)}[0]"
-        read = partial(_slices, checkpoint, coupling, 0, found.width)
-        yield Part(coupling.tensor, module, "consumer" if reads else "producer", 0, read)
+        take = partial(_slices, coupling, 0, found.width)
+        read = partial(_read, checkpoint, coupling.tensor, take)
+        yield Part(coupling.tensor, module, "consumer" if reads else "producer", 0, read, take=take)
         if reads:
             yield from offset_part(checkpoint, coupling.tensor)
 
@@ -110,13 +111,16 @@ def _inner_parts(checkpoint: Checkpoint, width: int, couplings: Sequence[Couplin
     """Rows of the projections that make an attention's heads and columns of the one that reads them."""
     for coupling in couplings:
         for part in range(coupling.parts):
-            read = partial(_slices, checkpoint, coupling, part * width, width)
+            read = partial(_read, checkpoint, coupling.tensor, partial(_slices, coupling, part * width, width))
             yield Part(coupling.tensor, f"{layer_name(coupling.tensor)}[{part}]", "producer", 0, read)
 
 
-def _slices(checkpoint: Checkpoint, coupling: Coupling, first: int, width: int) -> Tensor:
-    value = checkpoint.dense(coupling.tensor).movedim(coupling.axis, 0)[first : first + width]
-    return value.float().reshape(width, -1)
+def _read(checkpoint: Checkpoint, tensor: str, take: Callable[[Tensor], Tensor]) -> Tensor:
+    return take(checkpoint.dense(tensor))
+
+
+def _slices(coupling: Coupling, first: int, width: int, value: Tensor) -> Tensor:
+    return value.movedim(coupling.axis, 0)[first : first + width].float().reshape(width, -1)
 
 
 def _side_files(checkpoint: Checkpoint, width: int, size: int) -> dict[Path, bytes]:

@@ -32,7 +32,8 @@ def narrow(checkpoint: Checkpoint, method: StructuralMethod, recipe: Recipe, req
     structures = tuple(Structure(layer.name, layer.width, tuple(_neuron_parts(checkpoint, layer))) for layer in layers)
     sizes = method.sizes(structures, config)
     if getattr(config, "widths", "uniform") == "per_layer":
-        return _uneven(architecture, layers, allotted(checkpoint, method, recipe, request, (structures, sizes)))
+        allotment = allotted(checkpoint, method, recipe, request, (structures, sizes))
+        return _uneven(architecture, layers, allotment, method.refits(config))
     edited, widths = dict(architecture.config), defaultdict(set)
     for layer, size in zip(layers, sizes, strict=True):
         widths[layer.field].add(size)
@@ -57,7 +58,7 @@ def _changes(architecture: Architecture, layers: list[FeedForward], sizes: list[
     return changes
 
 
-def _uneven(architecture: Architecture, layers: list[FeedForward], allotment: Allotment) -> Edit:
+def _uneven(architecture: Architecture, layers: list[FeedForward], allotment: Allotment, refits: bool) -> Edit:
     """Layers of unlike widths: config.json keeps the old one, and the manifest says what each has.
 
     Raises:
@@ -72,7 +73,7 @@ def _uneven(architecture: Architecture, layers: list[FeedForward], allotment: Al
     }
     if any(".experts." in path for path in widths):
         raise CheckpointError("experts are merged in the model and have one width", "leave widths: per_layer out")
-    changes = with_refits(_changes(architecture, layers, sizes), structures, sizes, True)
+    changes = with_refits(_changes(architecture, layers, sizes), structures, sizes, refits)
     told = ", ".join(f"{layer.name} {size}" for layer, size in zip(layers, sizes, strict=True))
     config = dict(architecture.config)
     return Edit(config, structures, tuple(sizes), changes, (f"widths: {told}",), allotment.record, widths=widths)

@@ -15,6 +15,7 @@ from aicompress.methods.prune.targets import TargetedConfig
 from aicompress.methods.structural import StructuralConfig, StructuralMethod
 from aicompress.pipeline.calibration import request as needs
 from aicompress.pipeline.calibration.request import Request
+from aicompress.pipeline.calibration.units import factors
 from aicompress.pipeline.output import Destination, Output, arrange, lineage_step, summarize_rows
 from aicompress.pipeline.plan import LayerPlan
 from aicompress.pipeline.preflight import decoding, known_kinds, left_out, place_problems, require_space
@@ -69,8 +70,11 @@ class StructurePlan:
     @property
     def reads(self) -> frozenset[str]:
         """Statistics of the consumers' inputs that the method needs."""
-        decided = self.method.units in ("blocks", "experts") or not self.edit.changed
-        return frozenset() if decided else self.method.reads(self.recipe.method)
+        changed = [self.edit.structures[number] for number in self.edit.changed]
+        if self.method.units in ("blocks", "experts") or not changed:
+            return frozenset()
+        known = all(structure.importance is not None for structure in changed)  # measured while it was planned
+        return self.method.reads(self.recipe.method) - ({"gradients"} if known else set())
 
     @property
     def looked_at(self) -> list[str]:
@@ -190,10 +194,9 @@ def _calibration_problems(
     made = list(dict.fromkeys(part.tensor for n in edit.changed for part in edit.structures[n].parts))
     graded = "gradients" in method.reads(recipe.method) and method.units != "blocks"
     infos = [info for each in (made if graded else read) for info in by_tensor.get(each, ())]
-    factors = [info.name for info in infos if info.part] if graded else []
-    if factors:
-        hint = "prune before it is factorized, or choose by score: obs"
-        return [RecipeError(f"score: taylor weighs whole weights, and {factors[0]} is a factor of one", hint)]
+    split = factors(infos) if graded else []
+    if split:
+        return list(split)
     chosen = [LayerPlan(info, recipe.method) for info in infos]
     return needs.problems(checkpoint, recipe, method, chosen, request)
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -8,7 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from aicompress.errors import RecipeError
-from aicompress.methods.prune.units import keep, scores
+from aicompress.methods.prune.units import curve, keep, scores
 from aicompress.methods.prune.width import WidthConfig, sizes
 from aicompress.methods.structural import Part, Structure
 
@@ -35,6 +37,14 @@ def test_scores_by_hand() -> None:
     assert scores(layer(up, bias, down), "sum").tolist() == pytest.approx([26, 145, 13])
     assert keep(layer(up, bias, down), 2, WidthConfig(sparsity=0.3)) == [1, 2]
     assert keep(layer(up, bias, down), 2, WidthConfig(sparsity=0.3, score="sum")) == [0, 1]
+
+
+def test_curves_by_hand() -> None:
+    up, bias, down = torch.tensor([[3.0], [1.0], [2.0]]), torch.zeros(3), torch.tensor([[1.0], [1.0], [1.0]])
+    found = layer(up, bias, down)  # products 3, 1, 2 of mean 2
+    assert curve(found, [3, 2, 1, 0], "product") == pytest.approx([0, 0.5, 1.5, 3])
+    graded = replace(found, importance=torch.tensor([0.1, 0.4, 0.2], dtype=torch.float64))
+    assert curve(graded, [2, 3, 1], "taylor") == pytest.approx([0.1, 0, 0.3])
 
 
 def test_product_ignores_a_scale_that_the_consumer_undoes() -> None:

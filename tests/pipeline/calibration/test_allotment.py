@@ -10,13 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as hf
-from pydantic import ValidationError
 
 import aicompress.hf  # noqa: F401
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CompressError
 from aicompress.methods.prune import surgeon
-from aicompress.methods.prune.width import WidthConfig
 from aicompress.model.load import load
 from aicompress.pipeline import layerwise, plan
 from aicompress.pipeline.output import Destination
@@ -24,6 +22,8 @@ from aicompress.recipe import load as load_recipe
 from tests.methods.prune.test_surgeon import TINY, correlated, seen, structure
 from tests.pipeline.calibration.steps import OFF, text
 from tests.pipeline.calibration.test_structures import divergence, logits, prune, recipe, windows
+from tests.pipeline.calibration.test_unit_gradients import sensitivities
+from tests.pipeline.families import FAMILIES
 
 UNEVEN = {"name": "width", "sparsity": 0.5, "score": "obs", "widths": "per_layer", "multiple": 4}
 
@@ -82,6 +82,60 @@ def test_other_families(tmp_path: Path, text_file: Path, fixture: str, request: 
     assert torch.isfinite(found).all()
 
 
+def test_the_budget_goes_where_the_score_says(tmp_path: Path) -> None:
+    """The gate, the up and the down projection of the first layer are ten times as large: it keeps all that it can."""
+    family = FAMILIES["llama"]
+    model = family.build()
+    with torch.no_grad():
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            getattr(model.model.layers[0].mlp, name).weight[8:] *= 0.001  # 40 of its 48 neurons do next to nothing
+    model.save_pretrained(tmp_path / "in")
+    (tmp_path / "recipe.yaml").write_text(
+        json.dumps({"version": 1, "method": {"name": "width", "sparsity": 0.25, "widths": "per_layer", "multiple": 4}})
+    )
+    prune(tmp_path / "in", tmp_path / "out", tmp_path / "recipe.yaml")
+    stored = Checkpoint.open(tmp_path / "out").parameters()
+    widths = [stored[f"model.layers.{n}.mlp.down_proj.weight"].shape[1] for n in range(4)]
+    assert widths[0] == 8
+    assert sum(widths) <= 4 * 36
+    assert min(widths[1:]) >= 40
+    before, after = (family.output(each) for each in (model.eval(), load(tmp_path / "out")))
+    assert float((after - before).norm() / before.norm()) < 0.5
+
+
+@pytest.mark.parametrize("score", ["activation", "taylor"])
+def test_scores_of_data_share_out_widths(tmp_path: Path, trained_llama: Path, text_file: Path, score: str) -> None:
+    """No more parameters than equal widths; taylor is measured once, while the step is planned."""
+    method = {"name": "width", "sparsity": 0.5, "score": score, "multiple": 4}
+    even = prune(trained_llama, tmp_path / "even", recipe(tmp_path, text(text_file, 8), method))
+    path = recipe(tmp_path, text(text_file, 8), {**method, "widths": "per_layer"})
+    report = prune(trained_llama, tmp_path / "out", path)
+    stored = Checkpoint.open(tmp_path / "out").parameters()
+    widths = [stored[f"model.layers.{n}.mlp.down_proj.weight"].shape[1] for n in range(3)]
+    assert len(set(widths)) > 1
+    assert report.after.parameters <= even.after.parameters
+    assert report.calibration["data"][0]["samples"] == 8
+    ids = windows(trained_llama, text_file, 8)
+    assert divergence(trained_llama, tmp_path / "out", ids) < 1.3 * divergence(trained_llama, tmp_path / "even", ids)
+
+
+def test_taylor_shares_out_what_the_loss_feels(tmp_path: Path, trained_llama: Path, text_file: Path) -> None:
+    """By hand: of all neurons of all layers those of least w² E[g²] go."""
+    model = hf.AutoModelForCausalLM.from_pretrained(trained_llama)
+    found = sensitivities(model, windows(trained_llama, text_file, 4))
+    method = {"name": "width", "sparsity": 0.5, "multiple": 1, "score": "taylor", "loss": "task", "widths": "per_layer"}
+    prune(trained_llama, tmp_path / "out", recipe(tmp_path, text(text_file, 4), method))
+    stored = Checkpoint.open(tmp_path / "out").parameters()
+    widths = [stored[f"model.layers.{n}.mlp.down_proj.weight"].shape[1] for n in range(3)]
+    totals = []
+    for number in range(3):
+        of = {name: found[f"model.layers.{number}.mlp.{name}_proj.weight"] for name in ("gate", "up", "down")}
+        totals.append(of["gate"].sum(1) + of["up"].sum(1) + of["down"].sum(0))
+    limit = torch.cat(totals).sort(descending=True).values[3 * 64]
+    expected = [int((total > limit).sum()) for total in totals]
+    assert max(abs(one - other) for one, other in zip(widths, expected, strict=True)) <= 4  # sizes are tried in steps
+
+
 def test_later_steps(tmp_path: Path, trained_llama: Path, text_file: Path) -> None:
     """Quantizing goes on; what would change the structure again is refused."""
     prune(trained_llama, tmp_path / "uneven", recipe(tmp_path, text(text_file), UNEVEN))
@@ -104,7 +158,5 @@ def test_later_steps(tmp_path: Path, trained_llama: Path, text_file: Path) -> No
 
 
 def test_what_cannot_be(tmp_path: Path, tiny_mixtral: Path, text_file: Path) -> None:
-    with pytest.raises(ValidationError, match="score: obs"):
-        WidthConfig(sparsity=0.5, widths="per_layer")
     with pytest.raises(CompressError, match="merged in the model"):
         prune(tiny_mixtral, tmp_path / "out", recipe(tmp_path, text(text_file), UNEVEN))

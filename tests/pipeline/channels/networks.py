@@ -90,6 +90,19 @@ class Stubborn(nn.Module):
         return self.fc(torch.relu(self.free(torch.softmax(self.soft(x), dim=-1))))
 
 
+class Wide(nn.Module):
+    """Wide enough for its time to follow from its channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(1, 64, 3, padding=1), nn.Conv2d(64, 256, 3, padding=1)
+        self.last, self.fc = nn.Conv2d(256, 64, 1), nn.Linear(64, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = torch.relu(self.last(torch.relu(self.conv(torch.relu(self.stem(images))))))
+        return self.fc(x.mean((2, 3)))
+
+
 NETWORKS = {kind.__name__: kind for kind in (Residual, Depthwise, Grouped, Flattened)}
 
 

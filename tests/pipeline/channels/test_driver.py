@@ -20,6 +20,7 @@ from aicompress.pipeline import layerwise, plan
 from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.channels import driver
 from aicompress.pipeline.channels.plan import ChannelPlan, make_plan
+from aicompress.pipeline.channels.speed import Speed
 from aicompress.pipeline.layerwise import Options
 from aicompress.pipeline.output import Destination
 from aicompress.pipeline.running import Setting
@@ -27,7 +28,7 @@ from aicompress.recipe import Model, Recipe, Select
 from aicompress.recipe.step import Calibration
 from aicompress.report.model import Report
 from tests.checkpoints import Mlp, learn, make_digits, make_file
-from tests.pipeline.channels.networks import NETWORKS, Stubborn, lively
+from tests.pipeline.channels.networks import NETWORKS, Stubborn, Wide, lively
 
 IMAGES = torch.randn(96, 1, 12, 12, generator=torch.Generator().manual_seed(0))
 MLP = Model(sequential=("flatten", "fc1", "relu", "fc2", "relu", "fc3"))
@@ -171,6 +172,20 @@ def test_target_bytes_is_met(tmp_path: Path) -> None:
     source = make_file(tmp_path / "in.safetensors", lively(NETWORKS["Grouped"]()))
     _, report = prune(source, tmp_path / "out.safetensors", recipe(factory("Grouped"), target_bytes="16KB"))
     assert 14_000 < report.after.weight_bytes <= 16_000
+
+
+def test_target_latency_is_met_by_more_channels_the_more_time_there_is(tmp_path: Path) -> None:
+    source = make_file(tmp_path / "in.safetensors", lively(Wide()))
+    sizes = []
+    for share in (0.4, 0.8):
+        out = tmp_path / f"{share}.safetensors"
+        given = recipe(factory("Wide"), target_latency=share, multiple=16, input_shape=(1, 12, 12))
+        found, report = prune(source, out, given)
+        sizes.append(report.after.parameters)
+        speed = Speed(found.module, torch.randn(2, 1, 12, 12))
+        assert speed.ratio(found.kept) < 1.5 * share  # measured again: this machine may be busier now
+        assert speed.ratio(found.kept) == speed.ratio(found.kept)  # out of its table
+    assert sizes[0] < sizes[1] < report.before.parameters
 
 
 def test_what_is_not_cut_keeps_its_bits(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from aicompress.pipeline.structure import plan as structure_plan
 from aicompress.recipe import load
 from tests.pipeline.calibration.steps import text
 from tests.pipeline.calibration.test_structures import divergence, recipe, windows
+from tests.pipeline.calibration.test_structures import prune as prune_with
+from tests.pipeline.calibration.test_unit_gradients import sensitivities
 from tests.pipeline.steps import OFF, loaded, prune, refused
 
 WIDE, NARROW, HEADS = 48, 32, 4
@@ -232,3 +234,31 @@ def test_statistics_are_read_from_a_file(trained_llama: Path, text_file: Path, t
     assert weights[1] == weights[2]
     tensors = [load_file(out / "model.safetensors") for out in outs[:2]]
     assert all(torch.allclose(tensors[0][key], tensors[1][key], rtol=1e-3, atol=1e-4) for key in tensors[0])
+
+
+def test_coordinates_by_gradients(tmp_path: Path, trained_llama: Path, text_file: Path) -> None:
+    """By hand with autograd; a file of statistics gives the same bytes; and the loss is what it goes by."""
+    model = hf.AutoModelForCausalLM.from_pretrained(trained_llama)
+    found = sensitivities(model, windows(trained_llama, text_file, 4))
+    total = torch.zeros(64, dtype=torch.float64)
+    for name, squares in found.items():
+        adds = name.endswith(("o_proj.weight", "down_proj.weight"))
+        total += squares.sum(1) if adds else squares.sum(0)  # an embedding has coordinates as columns, as readers have
+    best = total.topk(48).indices.sort().values
+    method = {"name": "hidden", "hidden_size": 48, "score": "taylor", "loss": "task", "refit": False}
+    report = prune_with(trained_llama, tmp_path / "out", recipe(tmp_path, text(text_file, 4), method))
+    narrow = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(narrow.model.embed_tokens.weight, model.model.embed_tokens.weight[:, best])
+    assert report.calibration["data"][0]["samples"] == 4
+    stats = Request(stats=(tmp_path / "stats.safetensors",))
+    fitted = {**method, "refit": True}
+    prune_with(trained_llama, tmp_path / "one", recipe(tmp_path, text(text_file, 4), fitted), stats)
+    prune_with(trained_llama, tmp_path / "two", recipe(tmp_path, None, fitted), stats)
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two")]
+    assert (
+        load_file(tmp_path / "one" / "model.safetensors").keys()
+        == load_file(tmp_path / "two" / "model.safetensors").keys()
+    )
+    assert len(files[0]) == len(files[1])
+    ids = windows(trained_llama, text_file, 8)
+    assert divergence(trained_llama, tmp_path / "one", ids) < divergence(trained_llama, tmp_path / "out", ids)
