@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Collection, Mapping
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
+from aicompress.checkpoint.naming import kind_of, routers_of
 from aicompress.errors import CheckpointError
 from aicompress.model.channels.cut import resize
 from aicompress.model.fusion import fuse
@@ -44,6 +46,9 @@ class Filling:
     held: set[str] = field(default_factory=set)  # parameters of the model that the checkpoint holds
     used: set[str] = field(default_factory=set)  # layers whose weight the model's own code computes with
     kernels: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.dtype = running_dtype(self.checkpoint, self.dtype)
 
     def fill(self, model: Any) -> None:
         """Fill every parameter and buffer of a model, in place.
@@ -211,6 +216,18 @@ class Filling:
             ends[1][0]._parameters[ends[1][1]] = tensors[0]
         elif held == [False, True]:
             ends[0][0]._parameters[ends[0][1]] = tensors[1]
+
+
+def running_dtype(checkpoint: Checkpoint, asked: torch.dtype | None) -> torch.dtype | None:
+    """The dtype of all floating parameters: what is asked for, the widest where matrices differ, else their own.
+
+    A model multiplies one matrix by the other's outputs, and PyTorch no two dtypes; routers are cast by their models.
+    """
+    specs = checkpoint.parameters()
+    routers = routers_of(specs)
+    matrices = {name: spec for name, spec in specs.items() if kind_of(name, spec) not in (None, "conv")}
+    kinds = {spec.dtype for name, spec in matrices.items() if name not in routers} if asked is None else set()
+    return functools.reduce(torch.promote_types, kinds) if len(kinds) > 1 else asked
 
 
 def computed(model: Any, missing: Collection[str]) -> set[str]:

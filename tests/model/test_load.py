@@ -200,6 +200,18 @@ def test_code_that_initializes_weights_leaves_running_layers_alone(tmp_path: Pat
     assert (found - original).norm() < 0.5 * original.norm()
 
 
+def test_matrices_of_several_dtypes_run_in_the_widest(tiny_llama: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_llama, tmp_path / "mixed")
+    stored = load_file(tiny_llama / "model.safetensors")
+    mixed = {
+        name: t.bfloat16() if "mlp" in name else t.half() if "self_attn" in name else t for name, t in stored.items()
+    }
+    save_file(mixed, tmp_path / "mixed" / "model.safetensors", metadata={"format": "pt"})
+    with torch.inference_mode():
+        found = load(tmp_path / "mixed")(**TOKENS).logits
+        assert relative(found, load(tiny_llama)(**TOKENS).logits) < 0.02
+
+
 def test_a_tied_head_finds_the_bias_that_is_tied_too(tmp_path: Path) -> None:
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = AlbertForMaskedLM(AlbertConfig(**shape, vocab_size=64, embedding_size=8)).eval()
