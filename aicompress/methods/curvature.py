@@ -124,6 +124,18 @@ def inverse_factor(gram: Tensor, damping: float, order: Tensor | None = None) ->
     return found, diagonal.flip(0)
 
 
+def invert(positive: Tensor) -> Tensor:
+    """Put H⁻¹ in the place of a positive definite H, and return it.
+
+    Raises:
+        CompressError: it is not positive definite.
+    """
+    if not _factorize(positive):
+        raise CompressError("a Gram matrix of layer inputs is not positive definite", "raise the damping")
+    torch.cholesky_inverse(positive.mT, upper=True, out=positive.mT)
+    return positive
+
+
 def permuted(matrix: Tensor, order: Tensor, out: Tensor) -> Tensor:
     """Rows and columns of a square matrix in the given order, written to `out`."""
     for rows in _panels(len(matrix)):

@@ -230,7 +230,12 @@ def test_fast_calibrates_in_one_pass_where_nothing_needs_two(tmp_path: Path) -> 
     assert load(tmp_path, text).calibration.activations == "original"
     assert load(tmp_path, text, "calibration.activations=compressed").calibration.activations == "compressed"
     assert load(tmp_path, text, "method.shift=0.5").calibration.activations == "compressed"
-    assert load(tmp_path, text, "effort=balanced").calibration.activations == "compressed"
+    assert load(tmp_path, text, "effort=balanced").calibration.activations == "original"
+    assert load(tmp_path, text, "effort=balanced", "method.bits=3").calibration.activations == "compressed"
+    assert (
+        load(tmp_path, text, "effort=balanced", "method.bits=3", "method.shift=0").calibration.activations == "original"
+    )
+    assert load(tmp_path, text, "effort=best").calibration.activations == "compressed"
     assert load(tmp_path, "version: 1\nmethod: {name: gptq}\neffort: fast\n").calibration is None
 
 

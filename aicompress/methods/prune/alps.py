@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer
-from aicompress.methods.curvature import damped, moments, over, shifted
+from aicompress.methods.curvature import damped, invert, moments, over, shifted
 from aicompress.methods.effort import Effort, Level, one_pass
 from aicompress.methods.layerwise import LayerMethod, stacks
 from aicompress.methods.prune.calibrated import (
@@ -146,7 +146,7 @@ def pull(hessian: Tensor, penalty: float) -> Tensor:
     accurate = len(hessian) / penalty * torch.finfo(torch.float32).eps < ACCURACY
     shifted = hessian.to(torch.float32 if accurate else torch.float64, copy=True)
     shifted.diagonal().add_(penalty)
-    return torch.cholesky_inverse(torch.linalg.cholesky(shifted)).mul_(penalty).float()
+    return invert(shifted).mul_(penalty).float()
 
 
 @dataclass(frozen=True)

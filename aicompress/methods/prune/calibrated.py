@@ -12,7 +12,7 @@ from torch import Tensor
 
 from aicompress.errors import RecipeError
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.curvature import damped, moments, over, shifted
+from aicompress.methods.curvature import damped, inverse_factor, moments, over, shifted
 from aicompress.methods.layerwise import Candidate
 from aicompress.methods.prune import sparsity
 from aicompress.methods.prune.candidates import UNSTRUCTURED, explicit, fitting, understood
@@ -157,8 +157,9 @@ def saliency(layer: Layer, config: Any) -> Tensor:
 
     Hassibi and Stork 1992, equation 5.
     """
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(moments(layer), config.damping)))
-    return (layer.weight.double().square() / inverse.diagonal()).float()
+    factor, _ = inverse_factor(moments(layer), config.damping)
+    norms: Tensor = torch.linalg.vector_norm(factor, dim=0)  # sqrt([H⁻¹]_jj)
+    return (layer.weight / norms).square().float()
 
 
 @dataclass(frozen=True)

@@ -179,10 +179,14 @@ def _searched(given: Mapping[str, Any]) -> dict[str, Any]:
 EFFORTS: dict[Level, Effort] = {
     "fast": Effort(
         "one forward pass over the calibration data, of the original model",
-        lambda given: {"refine": 1, "shift": 0.0},
+        lambda given: {"refine": 1 if given.get("bits", 4) in (4, 8) else 2, "shift": 0.0},
         calibration=one_pass,
     ),
-    "balanced": Effort("two forward passes; a third where targets are shifted, below 4 bits", _searched),
+    "balanced": Effort(
+        "the same at 4 and 8 bits; below, where targets are shifted, three passes",
+        _searched,
+        calibration=lambda given: one_pass({**_searched(given), **given}),
+    ),
     "best": Effort(
         "block tuning on top: 150 steps of 4 samples forward and back per block, five to seven times balanced",
         _searched,

@@ -16,7 +16,7 @@ from aicompress.checkpoint.journal import Journal
 from aicompress.methods.quantize.widths import Width
 from aicompress.pipeline.bits.trial import Trial
 from aicompress.pipeline.bits.units import Unit
-from aicompress.pipeline.calibration.blocks import MIN_ROWS
+from aicompress.pipeline.calibration.ready import MIN_ROWS
 from aicompress.pipeline.processes import Processes
 from aicompress.pipeline.progress import Progress
 

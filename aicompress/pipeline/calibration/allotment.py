@@ -23,8 +23,9 @@ from aicompress.methods.prune import surgeon, units
 from aicompress.methods.prune.width import WidthConfig
 from aicompress.methods.structural import StructuralMethod, Structure
 from aicompress.pipeline.calibration import request as needs
-from aicompress.pipeline.calibration.blocks import MIN_ROWS, Engine
+from aicompress.pipeline.calibration.engine import Engine
 from aicompress.pipeline.calibration.gradients import differentiate
+from aicompress.pipeline.calibration.ready import MIN_ROWS
 from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.calibration.units import Importances, factors
 from aicompress.pipeline.plan import LayerPlan

@@ -11,7 +11,7 @@ from torch import Tensor
 from aicompress.checkpoint.reader import digests
 from aicompress.checkpoint.statistics import StatisticsWriter
 from aicompress.layer import InputStats
-from aicompress.pipeline.calibration.blocks import Engine
+from aicompress.pipeline.calibration.engine import Engine
 from aicompress.pipeline.calibration.gradients import differentiate
 from aicompress.pipeline.calibration.request import Step
 from aicompress.pipeline.processes import Processes

@@ -19,7 +19,7 @@ from aicompress.model.load import load
 from aicompress.model.modules import has_fast_bfloat16
 from aicompress.model.tokenizer import load_tokenizer
 from aicompress.pipeline import layerwise
-from aicompress.pipeline.calibration import blocks
+from aicompress.pipeline.calibration import blocks, engine
 from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.layerwise import Options
 from aicompress.report.model import Report
@@ -130,7 +130,7 @@ def test_a_run_that_was_stopped_after_its_last_block_runs_no_model(
     recipe = write_recipe(tmp_path, text(text_file))
     with pytest.raises(KeyboardInterrupt):
         run(tiny_llama, tmp_path / "out", recipe, options=Options(latency="off", progress=stop_at("block 3 of 3")))
-    monkeypatch.setattr(blocks, "walk", None)
+    monkeypatch.setattr(engine, "walk", None)
     run(tiny_llama, tmp_path / "out", recipe, options=Options(True, "off"))
     assert Checkpoint.open(tmp_path / "out")
 

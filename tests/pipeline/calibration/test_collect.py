@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from aicompress.checkpoint.header import read_header
 from aicompress.checkpoint.statistics import StatisticsFile, merged
 from aicompress.errors import CompressError, Problems, Refused
-from aicompress.pipeline.calibration import blocks
+from aicompress.pipeline.calibration import engine
 from aicompress.pipeline.calibration.request import Request
 from tests.pipeline.calibration.steps import planned, run, text, write_recipe
 
@@ -30,7 +30,7 @@ def collected(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, text_f
 def test_a_file_is_read_instead_of_running_the_model(
     tmp_path: Path, tiny_llama: Path, collected: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocks, "walk", None)
+    monkeypatch.setattr(engine, "walk", None)
     report = run(tiny_llama, tmp_path / "out", write_recipe(tmp_path, None), Request(stats=(collected,)))
     again = load_file(tmp_path / "out" / "model.safetensors")
     for name, tensor in load_file(collected.parent / "out" / "model.safetensors").items():
@@ -119,7 +119,7 @@ def test_a_run_that_fails_leaves_no_statistics(
     def fail(*args: object) -> None:
         raise RuntimeError("the model does not run")
 
-    monkeypatch.setattr(blocks, "walk", fail)
+    monkeypatch.setattr(engine, "walk", fail)
     with pytest.raises(RuntimeError):
         run(
             tiny_llama,

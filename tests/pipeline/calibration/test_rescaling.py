@@ -12,7 +12,7 @@ from torch import Tensor
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import Refused
 from aicompress.model.load import load
-from aicompress.pipeline.calibration import blocks
+from aicompress.pipeline.calibration import engine
 from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.layerwise import Options
 from tests import checkpoints
@@ -123,7 +123,7 @@ def test_statistics_from_a_file(
 ) -> None:
     stats = Request(stats=(tmp_path / "stats.safetensors",))
     run(outlying, tmp_path / "one", write_recipe(tmp_path, text(text_file), method=method), stats)
-    monkeypatch.setattr(blocks, "walk", None)
+    monkeypatch.setattr(engine, "walk", None)
     report = run(outlying, tmp_path / "two", write_recipe(tmp_path, None, method=method), stats)
     assert weights(tmp_path / "one") == weights(tmp_path / "two")
     assert any(row.note for row in report.layers if row.method != "-")

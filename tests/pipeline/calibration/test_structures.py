@@ -16,7 +16,7 @@ from aicompress.data import Data, token_windows
 from aicompress.errors import CompressError
 from aicompress.model.tokenizer import load_tokenizer
 from aicompress.pipeline import layerwise, plan
-from aicompress.pipeline.calibration import blocks
+from aicompress.pipeline.calibration import engine
 from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.output import Destination
 from aicompress.pipeline.structure import driver as structure
@@ -128,7 +128,7 @@ def test_a_file_of_statistics_is_collected_and_read(
 ) -> None:
     stats = Request(stats=(tmp_path / "stats.safetensors",))
     one = prune(tiny_gpt2, tmp_path / "one", recipe(tmp_path, text(text_file), OBS), stats)
-    monkeypatch.setattr(blocks, "walk", None)
+    monkeypatch.setattr(engine, "walk", None)
     two = prune(tiny_gpt2, tmp_path / "two", recipe(tmp_path, None, OBS), stats)
     assert one.after.sha256 == two.after.sha256
     assert two.calibration["statistics"] == [str(stats.stats[0])]
