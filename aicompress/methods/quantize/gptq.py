@@ -190,7 +190,7 @@ EFFORTS: dict[Level, Effort] = {
     "best": Effort(
         "block tuning on top: 150 steps of 4 samples forward and back per block, five to seven times balanced",
         _searched,
-        {"steps": 150, "batch": 4, "rate": 0.02},
+        {"steps": 150, "batch": 4},
     ),
 }
 
