@@ -47,6 +47,7 @@ def structured(key: str, recipe: str, *overrides: str, **more: Any) -> Row:
 
 
 NAMED = {"group": "heads and their keys", "query": "query heads"}
+PER_LAYER = "method.widths=per_layer"
 NARROW = ("method.sparsity=null", f"method.keep={KEPT}", "method.multiple=1")
 
 
@@ -111,6 +112,16 @@ OURS = (
     structured("width-activation", "prune/width-activation", *NARROW, calibrated=True, against=FFN),
     structured("width-taylor", "prune/width-taylor", *NARROW, calibrated=True, against=FFN),
     structured("width-obs", "prune/width-obs", *NARROW, calibrated=True, against=FFN),
+    *(
+        structured(
+            f"width-{score}-per-layer", f"prune/width-{score}", *NARROW[:2], PER_LAYER, calibrated=True, against=FFN
+        )
+        for score in ("activation", "taylor", "obs")
+    ),
+    *(
+        structured(f"hidden-{score}", f"prune/hidden-{score}", NO_SHARE, "method.hidden_size=208", calibrated=True)
+        for score in ("activation", "taylor")
+    ),
     both(20, "group", 0.5),
     both(20, "query", 0.5),
     both(40, "group", 0.5),

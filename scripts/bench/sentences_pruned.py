@@ -30,6 +30,7 @@ ROWS = (
     calibrated("alps-2-4", "prune/alps-2-4"),
     ours("minilm-width-norm-20", GROUP, "prune/width-20", against=(BASE,), seconds=120),
     calibrated("width-obs-20", "prune/width-obs"),
+    calibrated("heads-obs", "prune/heads-obs", "method.sparsity=null", "method.heads=8", note=HEADS),
 )
 TARGETS = (
     Target("minilm-alps-50", "lost", 1.0),  # points of Spearman's correlation

@@ -27,6 +27,12 @@ METHODS = (
     ("quantize/hqq-w4", "method.group_size=32"),
 )
 
+COMPILED = (
+    ("quantize/rtn-w4-asymmetric", "method.group_size=32", "method.range=minmax"),
+    ("quantize/rtn-w8-embeddings",),
+    ("quantize/w8a8",),
+)
+
 
 @pytest.fixture
 def two_threads() -> Iterator[None]:
@@ -59,16 +65,20 @@ def test_blocks_give_the_bytes_of_the_whole(
     assert torch.get_num_threads() == 2
 
 
-@pytest.mark.parametrize("recipe", METHODS[:6], ids=lambda recipe: recipe[0])
+@pytest.mark.parametrize("recipe", COMPILED, ids=lambda recipe: recipe[0])
 def test_compiled_passes_give_the_bytes_of_the_whole(
     tmp_path: Path, tiny_llama_bf16: Path, monkeypatch: pytest.MonkeyPatch, recipe: tuple[str, ...]
 ) -> None:
     """As Python runs them where numba is not installed."""
     monkeypatch.setattr(rtn, "kernels", lambda: compiled.kernels() or compiled.Kernels())
-    whole = run(tiny_llama_bf16, tmp_path / "whole", *recipe)  # a small model: by torch
+    rounded, seen = compiled.Kernels.rounded, []
+    monkeypatch.setattr(compiled.Kernels, "rounded", lambda *args: seen.append(1) or rounded(*args))
+    whole = run(tiny_llama_bf16, tmp_path / "whole", *recipe)
+    assert not seen  # a small model: by torch
     monkeypatch.setattr(row_blocks, "LARGE", 0)
     monkeypatch.setattr(row_blocks, "BLOCK", 1)
     blocks = run(tiny_llama_bf16, tmp_path / "blocks", *recipe)
+    assert len(seen) > len(blocks.layers) // 2
     assert weights(tmp_path / "blocks") == weights(tmp_path / "whole")
     assert [row.rel_error for row in blocks.layers] == pytest.approx([row.rel_error for row in whole.layers], rel=1e-5)
     assert [row.detail for row in blocks.layers] == [row.detail for row in whole.layers]
@@ -88,10 +98,19 @@ def test_odd_rows_convolutions_and_plain_tensors(tmp_path: Path, monkeypatch: py
     }
     save_file(tensors, tmp_path / "in.safetensors")
     monkeypatch.setattr(row_blocks, "BLOCK", 1)
-    for name, divisible in (("blocks", row_blocks.divisible), ("whole", lambda plan, name: False)):
+    monkeypatch.setattr(rtn, "kernels", compiled.Kernels)
+    written = []
+    for large, divisible in (
+        (0, row_blocks.divisible),  # the compiled passes, as Python runs them
+        (row_blocks.LARGE, row_blocks.divisible),
+        (row_blocks.LARGE, lambda plan, name: False),
+    ):
+        monkeypatch.setattr(row_blocks, "LARGE", large)
         monkeypatch.setattr(row_blocks, "divisible", divisible)
-        run(tmp_path / "in.safetensors", tmp_path / f"{name}.safetensors", "quantize/rtn-w4", "method.group_size=4")
-    assert (tmp_path / "blocks.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+        out = tmp_path / f"{len(written)}.safetensors"
+        run(tmp_path / "in.safetensors", out, "quantize/rtn-w4", "method.group_size=4")
+        written.append(out.read_bytes())
+    assert written[0] == written[1] == written[2]
 
 
 @pytest.mark.parametrize("large", [0, row_blocks.LARGE])

@@ -106,16 +106,31 @@ def scores(structure: Structure, how: Score) -> Tensor:
 
 
 def curve(structure: Structure, sizes: Sequence[int], how: Score) -> list[float]:
-    """What goes of the total score when so many units stay, for any sizes; for obs see `surgeon.curve`.
+    """What is lost when so many units stay, those of highest score, for any sizes; for obs see `surgeon.curve`.
 
-    taylor is a change of the loss, which compares between structures as it is. Of other scores each structure's are
-    divided by their mean, as DepGraph's are for one threshold over all layers (arXiv:2301.12900, section 3.3).
+    taylor is a change of the loss, which compares between structures as it is. For activation it is what the units give
+    the consumers' outputs, which all add up in one stream (see `outputs`). Norms are divided by their structure's mean,
+    as DepGraph's are for one threshold over all layers (arXiv:2301.12900, section 3.3).
     """
     found = scores(structure, how)
-    if how != "taylor" and float(found.mean()) > 0:
-        found = found / found.mean()
-    lost = torch.cat([found.new_zeros(1), found.sort().values.cumsum(0)])  # by how many go
+    going = torch.argsort(found, descending=True, stable=True).flip(0)
+    if how == "activation":
+        worth = outputs(structure)
+    else:
+        worth = found / found.mean() if how != "taylor" and float(found.mean()) > 0 else found
+    lost = torch.cat([worth.new_zeros(1), worth[going].cumsum(0)])  # by how many go
     return [float(lost[structure.size - size]) for size in sizes]
+
+
+def outputs(structure: Structure) -> Tensor:
+    """Square of what each unit gives the consumers' outputs, mean |x| times its weights' norm, (units,) float64."""
+    total = torch.zeros(structure.size, dtype=torch.float64)
+    for part in structure.of("consumer"):
+        mean = structure.inputs[part.tensor].mean_abs
+        assert mean is not None  # as for `activations`
+        rows = part.read().double().reshape(structure.size, part.span, -1)  # (units, span, out)
+        total += (rows.square().sum(dim=2) * mean.double().reshape(structure.size, part.span).square()).sum(dim=1)
+    return total
 
 
 def activations(structure: Structure) -> Tensor:

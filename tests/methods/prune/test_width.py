@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from aicompress.errors import RecipeError
+from aicompress.layer import InputStats
 from aicompress.methods.prune.units import curve, keep, scores
 from aicompress.methods.prune.width import WidthConfig, sizes
 from aicompress.methods.structural import Part, Structure
@@ -45,6 +46,10 @@ def test_curves_by_hand() -> None:
     assert curve(found, [3, 2, 1, 0], "product") == pytest.approx([0, 0.5, 1.5, 3])
     graded = replace(found, importance=torch.tensor([0.1, 0.4, 0.2], dtype=torch.float64))
     assert curve(graded, [2, 3, 1], "taylor") == pytest.approx([0.1, 0, 0.3])
+    # The neurons of mean |x| 1, 2, 5 go in this order, and give (1 · 2)², (2 · 1)² and (5 · 1)² to the output.
+    wide = layer(up, bias, torch.tensor([[2.0], [1.0], [1.0]]))
+    seen = replace(wide, inputs={"down.weight": InputStats(9, mean_abs=torch.tensor([1.0, 2.0, 5.0]))})
+    assert curve(seen, [3, 2, 1, 0], "activation") == pytest.approx([0, 4, 8, 33])
 
 
 def test_product_ignores_a_scale_that_the_consumer_undoes() -> None:
