@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from aicompress.pipeline.calibration.collect import Wanted
 
 
+ANEW = "nothing of a stopped run was used: this kind of step starts anew"
+
+
 @dataclass(frozen=True)
 class Options:
     """How a step runs; nothing here changes the numbers.

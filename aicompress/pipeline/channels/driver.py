@@ -17,7 +17,7 @@ from aicompress.pipeline.channels.draft import narrowed
 from aicompress.pipeline.channels.plan import ChannelPlan
 from aicompress.pipeline.finish import Facts, finish
 from aicompress.pipeline.hashing import hashing
-from aicompress.pipeline.layerwise import Options
+from aicompress.pipeline.layerwise import ANEW, Options
 from aicompress.pipeline.output import with_digests
 from aicompress.pipeline.processes import processes
 from aicompress.pipeline.together import led
@@ -62,9 +62,8 @@ def _lead(plan: ChannelPlan, options: Options) -> Report:
         data: dict[str, Any] = {}
         if plan.evidence is not None:
             data = {"data": [vars(plan.evidence.source)], "statistics": [], "processes": 1}
-        facts = Facts(
-            plan.recipe, plan.checkpoint, plan.kinds, plan.rows(seconds), plan.warnings, start, calibration=data
-        )
+        warnings = (*plan.warnings, *([ANEW] if options.resume else []))
+        facts = Facts(plan.recipe, plan.checkpoint, plan.kinds, plan.rows(seconds), warnings, start, calibration=data)
         return finish(facts, final, writer, options.latency)
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from aicompress import __version__
+from aicompress import data as sources
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.reader import digests
-from aicompress.errors import OutputExists, RecipeError
+from aicompress.errors import OutputExists, RecipeError, raise_all
 from aicompress.measure import peak_rss
 from aicompress.pipeline import latency as timing
 from aicompress.pipeline.environment import environment
@@ -136,6 +137,9 @@ def _check(recipe: EvalRecipe, options: Options, compared: bool) -> None:
     gates.parse_all((*recipe.gates, *options.fail_if), figures)
     if recipe.quality.embedding is not None and not compared:
         raise RecipeError("quality.embedding compares embeddings, and there is no baseline", "give --against BASE")
+    measured = recipe.quality
+    asked = (measured.perplexity, measured.accuracy, measured.similarity, measured.embedding)
+    raise_all([problem for data in asked if data is not None for problem in sources.problems(data)])
     out = options.out
     if out is not None and (out.is_file() or (out / "config.json").exists() or any(out.glob("*.safetensors"))):
         raise OutputExists(f"{out} is a checkpoint or a file", "write the report into a folder of its own")

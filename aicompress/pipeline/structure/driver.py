@@ -10,7 +10,7 @@ import torch
 from aicompress.checkpoint import CheckpointWriter
 from aicompress.pipeline.finish import Facts, finish
 from aicompress.pipeline.hashing import hashing
-from aicompress.pipeline.layerwise import Options
+from aicompress.pipeline.layerwise import ANEW, Options
 from aicompress.pipeline.output import with_digests
 from aicompress.pipeline.processes import Processes, processes
 from aicompress.pipeline.structure.cutting import Cutting
@@ -70,7 +70,7 @@ def _lead(plan: StructurePlan, options: Options, team: Processes) -> Report:
             if name not in work.seconds:
                 work.write(name)
         final = with_digests(output, inputs.result())
-        warnings = (*plan.warnings, *work.warnings)
+        warnings = (*plan.warnings, *work.warnings, *([ANEW] if options.resume else []))
         rows = plan.rows({plan.edit.changes[name].source: seconds for name, seconds in work.seconds.items()})
         facts = Facts(plan.recipe, plan.checkpoint, plan.kinds, rows, warnings, start, calibration=calibration)
         return finish(facts, final, writer, options.latency)

@@ -238,3 +238,15 @@ def test_progress_rises_to_the_end(trained_llama: Path, heldout_file: Path) -> N
     shares = [done / total for _, done, total in calls]
     assert shares == sorted(shares)
     assert shares[-1] == 1
+
+
+def test_missing_data_is_refused_before_anything_is_measured(tiny_llama: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    with pytest.raises(RecipeError, match=r"nothing\.txt does not exist"):
+        evaluate(
+            str(tiny_llama),
+            (),
+            of_text(tmp_path / "nothing.txt", latency=QUICK),
+            Options(progress=lambda what, done, total: said.append(what)),
+        )
+    assert not said

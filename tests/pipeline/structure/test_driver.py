@@ -19,7 +19,7 @@ from aicompress.pipeline.structure import driver as structure
 from aicompress.pipeline.structure import plan as structure_plan
 from aicompress.recipe import Recipe
 from tests.pipeline.families import FAMILIES, Family, silence
-from tests.pipeline.steps import OFF, loaded, prune
+from tests.pipeline.steps import OFF, loaded, plan, prune
 
 STACKS = [(name, stack) for name, family in FAMILIES.items() for stack in family.stacks]
 
@@ -215,3 +215,10 @@ def test_fused_projections_and_experts(name: str, tmp_path: Path) -> None:
     with torch.inference_mode():
         expected, found = model(ids)[0], loaded(model, tmp_path / "out")(ids)[0]
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_resuming_says_that_a_structural_step_starts_anew(tiny_llama: Path, tmp_path: Path) -> None:
+    report = structure.run(
+        plan(tiny_llama, tmp_path / "out", name="depth", drop_layers=1), layerwise.Options(resume=True, latency="off")
+    )
+    assert layerwise.ANEW in report.warnings
