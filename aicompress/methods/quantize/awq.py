@@ -9,7 +9,8 @@ does: scales of least error weighted by E[x²].
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -37,6 +38,7 @@ from aicompress.weights import Weight
 
 ROWS = 128  # of a layer that the search looks at: errors of rows are alike, and a large layer has thousands
 BESIDE = ("bits", "granularity", "group_size", "symmetric", "scale_dtype")  # what a base is given
+COARSE = 4  # every so many exponents are tried first, then those around the best of them
 FLOOR = 1e-3  # of the mean: the least activation that counts
 
 
@@ -104,16 +106,34 @@ def balance(candidates: Sequence[Candidate], pooled: Callable[[Tensor], Tensor])
     for layer, _ in seen:
         if id(layer.inputs) not in grams:
             grams[id(layer.inputs)] = gram(layer).float()
-    best, found = float("inf"), None
     steps = max(config.steps for _, config in seen)
-    for step in range(steps + 1):
-        factors = pooled(scaled_to(size, step / steps))
-        error = sum(rounding_error(layer, factors, config, grams[id(layer.inputs)]) for layer, config in seen)
-        if error < best:
-            best, found = error, (factors, step / steps)
-    if found is None or found[1] == 0:
-        return None
-    return Balance(found[0], f"inputs rescaled with exponent {found[1]:.2f}")
+
+    def factors(step: int) -> Tensor:
+        return pooled(scaled_to(size, step / steps))
+
+    def error(step: int) -> float:
+        found = factors(step)
+        return sum(rounding_error(layer, found, config, grams[id(layer.inputs)]) for layer, config in seen)
+
+    best = least(steps, error)
+    return Balance(factors(best), f"inputs rescaled with exponent {best / steps:.2f}") if best else None
+
+
+def least(steps: int, error: Callable[[int], float]) -> int:
+    """The step from 0 to `steps` of least error, the first of equal ones: coarsely first, then around the best.
+
+    Errors fall and rise again as the exponent grows, up to the noise of rounding; one that is no number is not least.
+    """
+    errors: dict[int, float] = {}
+
+    def best_of(tried: Iterable[int]) -> int:
+        for step in tried:
+            found = errors[step] if step in errors else error(step)
+            errors[step] = float("inf") if math.isnan(found) else found
+        return min(sorted(errors), key=errors.__getitem__)
+
+    coarse = best_of((*range(0, steps, COARSE), steps))
+    return best_of(range(max(0, coarse - COARSE + 1), min(steps, coarse + COARSE)))
 
 
 def _some_rows(layer: Layer) -> Layer:

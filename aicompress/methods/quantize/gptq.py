@@ -179,7 +179,7 @@ def _searched(given: Mapping[str, Any]) -> dict[str, Any]:
 EFFORTS: dict[Level, Effort] = {
     "fast": Effort(
         "one forward pass over the calibration data, of the original model",
-        lambda given: {"refine": 1 if given.get("bits", 4) in (4, 8) else 2, "shift": 0.0},
+        lambda given: {"refine": 1 if given.get("bits", 4) in (4, 8) else 3, "shift": 0.0},
         calibration=one_pass,
     ),
     "balanced": Effort(
@@ -190,7 +190,7 @@ EFFORTS: dict[Level, Effort] = {
     "best": Effort(
         "block tuning on top: 150 steps of 4 samples forward and back per block, five to seven times balanced",
         _searched,
-        {"steps": 150, "batch": 4, "rate": 0.02},
+        {"steps": 150, "batch": 4},
     ),
 }
 

@@ -24,6 +24,7 @@ from aicompress.methods.quantize.rounding import decode, encode, grouped, pieces
 from aicompress.methods.quantize.scales import full_range
 
 WIDTHS = (2, 3, 4, 8)
+GROUPS = (32, 64, 128)  # of `bits: auto` where none are given: sizes that fast kernels know, vLLM's Marlin among them
 MAX_ERROR = 0.12  # of `bits: range`: what 4 bits keep of Gaussian weights in groups of up to 128
 TARGETS = ("target_bytes", "target_bpw", "max_kl")
 NARROWED = ("choices", "group_sizes")  # what layers may differ in under one search
@@ -62,8 +63,8 @@ class WidthConfig(MethodConfig):
     )
     group_sizes: tuple[int, ...] | None = Field(
         None,
-        description="auto: columns that share a scale, to choose among as far as they divide a layer's; half of "
-        "group_size, group_size, its double and its fourfold where not given",
+        description="auto: columns that share a scale, to choose among where they divide a layer's; 32, 64, 128 and "
+        "group_size where not given; each is measured at each width, so that time goes with their number",
     )
     target_bytes: ByteSize | None = Field(
         None, gt=0, description="auto: weight bytes of the whole output, e.g. 20MB, never exceeded"
@@ -141,7 +142,7 @@ def group_sizes(config: Any, columns: int) -> tuple[int | None, ...]:
     if config.granularity != "group":
         return (None,)
     own = config.group_size
-    wanted = config.group_sizes or tuple(size for size in (own // 2, own, 2 * own, 4 * own) if size)
+    wanted = config.group_sizes or tuple(sorted({*GROUPS, own}))
     fitting = tuple(size for size in wanted if columns % size == 0)
     if fitting or not config.pad:
         return fitting

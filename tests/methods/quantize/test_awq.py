@@ -69,6 +69,21 @@ def test_the_search_is_over_all_layers_of_an_input() -> None:
     assert found.note.endswith(f"{best / 5:.2f}")
 
 
+@pytest.mark.parametrize("steps", [1, 2, 4, 5, 20, 37])
+def test_the_least_error_is_found_without_trying_all(steps: int) -> None:
+    tried: list[int] = []
+
+    def seen(step: int, best: int) -> float:
+        tried.append(step)
+        return float("nan") if step == steps and best < steps else abs(step - best) + 1.0
+
+    for best in range(steps + 1):
+        tried.clear()
+        assert awq.least(steps, lambda step, best=best: seen(step, best)) == best  # type: ignore[misc]
+        assert len(tried) == len(set(tried)) <= steps // awq.COARSE + 2 * awq.COARSE
+    assert awq.least(steps, lambda step: 1.0) == 0
+
+
 def test_factors_by_hand() -> None:
     """Means 1, 4, 16: powers 1, 2, 4 at one half, divided by √(4 · 1)."""
     assert awq.scaled_to(torch.tensor([1.0, 4.0, 16.0]), 0.5).tolist() == [0.5, 1.0, 2.0]

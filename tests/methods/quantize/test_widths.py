@@ -149,8 +149,9 @@ def auto(**fields: Any) -> GptqConfig:
 
 
 def test_groups_to_choose_among() -> None:
-    assert group_sizes(auto(group_size=64), 1024) == (32, 64, 128, 256)
-    assert group_sizes(auto(group_size=64), 704) == (32, 64)  # neither 128 nor 256 divides it
+    assert group_sizes(auto(group_size=64), 1024) == (32, 64, 128)
+    assert group_sizes(auto(group_size=16), 1024) == (16, 32, 64, 128)
+    assert group_sizes(auto(group_size=64), 704) == (32, 64)  # 128 does not divide it
     assert group_sizes(auto(group_size=1), 3) == (1,)
     assert group_sizes(auto(group_sizes=[128, 32, 32]), 704) == (32,)
     assert group_sizes(auto(granularity="channel"), 704) == (None,)
