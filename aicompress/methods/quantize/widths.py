@@ -161,7 +161,8 @@ def unfit(config: Any, columns: int) -> str | None:
             return None
         if config.group_sizes:
             return f"none of group_sizes {', '.join(map(str, config.group_sizes))} divides"
-    divides = config.granularity != "group" or columns % config.group_size == 0 or config.pad
+    pads = getattr(config, "pad", False)  # codebooks have no narrower last group
+    divides = config.granularity != "group" or columns % config.group_size == 0 or pads
     return None if divides else f"group_size {config.group_size} does not divide"
 
 

@@ -184,7 +184,7 @@ def test_a_weight_that_is_not_finite_stops_the_run(tmp_path: Path, tiny_llama: P
 
 
 def test_two_processes_give_what_one_gives(tmp_path: Path, tiny_llama: Path, text_file: Path) -> None:
-    path = recipe(tmp_path, text(text_file, 9), {**OBS, "damping": 0.1})
+    path = recipe(tmp_path, {**text(text_file, 9), "precision": "float32"}, {**OBS, "damping": 0.1})
     one = prune(tiny_llama, tmp_path / "one", path)
     together(tiny_llama, tmp_path / "two", path, verb="prune")
     two = Report.from_json((tmp_path / "two" / "report.json").read_text())
