@@ -13,10 +13,15 @@ import transformers as hf
 
 import aicompress
 from aicompress import recipe as recipes
+from aicompress.checkpoint import Checkpoint
+from aicompress.errors import CompressError
+from aicompress.methods.quantize.rtn import RtnConfig, apply
 from aicompress.pipeline import steps
+from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.layerwise import Options
 from aicompress.pipeline.output import Destination
 from tests.checkpoints import _save_byte_level_tokenizer
+from tests.methods.layers import layer_of
 from tests.pipeline.families import FAMILIES, speech
 
 
@@ -63,3 +68,34 @@ def test_a_translator_is_calibrated_on_windows_of_text(tmp_path: Path) -> None:
     planned = steps.make_plan(tmp_path / "marian", Destination(tmp_path / "out"), loaded, "quantize")
     report = steps.run(planned, Options(latency="off"))
     assert not [row.name for row in report.layers if "data-free" in row.note]
+
+
+def test_a_network_of_ones_own_is_calibrated_like_any_other(
+    tmp_path: Path, mlp_file: Path, digits_npz: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module that a factory makes, with permission: its first layer sees what that of a chain of layers sees."""
+    (tmp_path / "own_nets.py").write_text("from tests.checkpoints import Mlp\n\n\ndef mlp():\n    return Mlp()\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    chain = {"sequential": ["flatten", "fc1", "relu", "fc2", "relu", "fc3"]}
+
+    def quantized(name: str, model: dict[str, Any], request: Request) -> Checkpoint:
+        path, out = tmp_path / f"{name}.yaml", tmp_path / f"{name}.safetensors"
+        data = {"arrays": str(digits_npz), "inputs": "train_images", "samples": 64}
+        method = {"name": "gptq", "bits": 3, "granularity": "channel"}
+        path.write_text(json.dumps({"version": 1, "method": method, "calibration": data, "model": model}))
+        recipe = recipes.load(str(path), "quantize")
+        planned = steps.make_plan(mlp_file, Destination(out), recipe, "quantize", request)
+        report = steps.run(planned, Options(latency="off"))
+        assert not [row.name for row in report.layers if "data-free" in row.note]
+        return Checkpoint.open(out)
+
+    made = {"factory": "own_nets:mlp"}
+    with pytest.raises(CompressError, match="wants to run own_nets:mlp"):
+        quantized("refused", made, Request())
+    own, chained = quantized("made", made, Request(allow_code=True)), quantized("chained", chain, Request())
+    assert torch.equal(own.dense("fc1.weight"), chained.dense("fc1.weight"))
+    exact = Checkpoint.open(mlp_file).dense("fc1.weight")
+    rounded = apply(layer_of(exact), RtnConfig(bits=3, granularity="channel")).dense()
+    images = torch.from_numpy(np.load(digits_npz)["test_images"]).flatten(1).float()
+    lost = [(images @ (weight - exact).t()).norm() for weight in (own.dense("fc1.weight"), rounded)]
+    assert lost[0] < 0.8 * lost[1]
