@@ -179,7 +179,7 @@ def _searched(given: Mapping[str, Any]) -> dict[str, Any]:
 EFFORTS: dict[Level, Effort] = {
     "fast": Effort(
         "one forward pass over the calibration data, of the original model",
-        lambda given: {"refine": 1 if given.get("bits", 4) in (4, 8) else 3, "shift": 0.0},
+        lambda given: {"refine": 1 if given.get("bits", 4) in (4, 8) else 2, "shift": 0.0},
         calibration=one_pass,
     ),
     "balanced": Effort(
