@@ -72,7 +72,7 @@ EffortName = Annotated[
     typer.Option(
         "--effort",
         help="Preset of the method, sets `effort` in the recipe. gptq: fast and balanced take a few passes over the "
-        "calibration data, best tunes blocks and takes five to seven times as long.",
+        "calibration data, best tunes blocks and takes six to twelve times as long.",
         rich_help_panel=STEP,
         show_default=False,
     ),

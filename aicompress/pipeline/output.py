@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,8 +23,6 @@ from aicompress.checkpoint.shards import index_text
 from aicompress.checkpoint.source import INDEX, MODELING_FILES, Source
 from aicompress.errors import CheckpointError
 from aicompress.layer import LayerInfo
-from aicompress.report.model import LayerRow
-from aicompress.report.plan import PlanRow, PlanSummary
 from aicompress.weights import IntGrouped, TensorSpec, Weight
 
 DIGEST = "0" * 64  # stands for an input's sha256 until the input has been read
@@ -269,43 +267,3 @@ def with_digests(output: Output, digests: Mapping[str, str]) -> Output:
     *earlier, step = output.manifest.lineage
     lineage = (*earlier, {**step, "inputs": dict(digests)})
     return replace(output, manifest=replace(output.manifest, lineage=lineage))
-
-
-def summarize(
-    output: Output, checkpoint: Checkpoint, rows: list[PlanRow], unchanged: int, warnings: tuple[str, ...]
-) -> PlanSummary:
-    """A planned step as a dry run shows it."""
-    step = output.manifest.lineage[-1]
-    files = {shard.name: shard.nbytes for shard in output.shards}
-    if output.destination.single:
-        files = {output.destination.path.name: output.weight_bytes}
-    before = sum(file.stat().st_size for file in checkpoint.source.files)
-    source, out = str(checkpoint.path), str(output.destination.path)
-    return PlanSummary(
-        command=step["command"],
-        source=source,
-        out=out,
-        method=step["recipe"]["method"],
-        rows=tuple(rows),
-        unchanged=unchanged,
-        weight_files=files,
-        other_bytes=output.other_bytes,
-        bytes_before=before,
-        warnings=warnings,
-    )
-
-
-def summarize_rows(
-    output: Output,
-    checkpoint: Checkpoint,
-    rows: Sequence[LayerRow],
-    stored: Mapping[str, str],
-    warnings: tuple[str, ...],
-) -> PlanSummary:
-    """The same from the rows that a report will have; `stored` says by layer what form the input has."""
-    shown = [
-        PlanRow(r.name, r.kind, r.rule, stored[r.name], r.form, r.detail, r.bytes_before, r.bytes_after)
-        for r in rows
-        if r.method != "-"
-    ]
-    return summarize(output, checkpoint, shown, len(rows) - len(shown), warnings)

@@ -21,8 +21,9 @@ from aicompress.model.places import Place
 from aicompress.pipeline.calibration import request as needs
 from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.calibration.rescaling import rescalable
-from aicompress.pipeline.output import Destination, Output, Planned, arrange, lineage_step, summarize
+from aicompress.pipeline.output import Destination, Output, Planned, arrange, lineage_step
 from aicompress.pipeline.preflight import confined, known_kinds, left_out, place_problems, require_space, stored_outline
+from aicompress.pipeline.preview import summarize
 from aicompress.pipeline.rotation import rotated
 from aicompress.pipeline.settling import search_of, settled
 from aicompress.pipeline.tied import open_input

@@ -235,7 +235,7 @@ def test_an_interrupted_step_says_how_to_go_on_and_does(tmp_path: Path) -> None:
     weights = {f"l.{i}.weight": torch.randn(512, 512, generator=generator) for i in range(40)}
     save_file(weights, tmp_path / "in.safetensors")
     out = tmp_path / "o.safetensors"
-    recipe = ["-r", "quantize/rtn-w4-mse", "--latency", "off", "--quiet"]
+    recipe = ["-r", "quantize/hqq-w4", "--set", "method.iterations=40", "--latency", "off", "--quiet"]
     step = [*ENTRY, "quantize", str(tmp_path / "in.safetensors")]
     journal = working_path(out) / "journal.jsonl"
     with subprocess.Popen([*step, str(out), *recipe], stderr=subprocess.PIPE, text=True) as process:

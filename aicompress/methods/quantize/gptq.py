@@ -188,7 +188,7 @@ EFFORTS: dict[Level, Effort] = {
         calibration=lambda given: one_pass({**_searched(given), **given}),
     ),
     "best": Effort(
-        "block tuning on top: 150 steps of 4 samples forward and back per block, five to seven times balanced",
+        "block tuning on top: 150 steps of 4 samples forward and back per block, six to twelve times balanced",
         _searched,
         {"steps": 150, "batch": 4},
     ),

@@ -8,7 +8,7 @@ choice is a knapsack (see `budget`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -166,6 +166,14 @@ def _numbers(structure: Structure) -> int:
     return sum(part.read().shape[1] for part in structure.parts if part.role != "offset")
 
 
+def _reached(structures: Sequence[Structure], stats: Mapping[str, InputStats]) -> Iterator[tuple[int, Structure]]:
+    """Structures all of whose consumers enough rows reached, with those statistics, and their places."""
+    for number, structure in enumerate(structures):
+        names = [part.tensor for part in structure.of("consumer")]
+        if all(name in stats and stats[name].count >= MIN_ROWS for name in names):
+            yield number, dataclasses.replace(structure, inputs={name: stats[name] for name in names})
+
+
 @dataclass
 class _Curves:
     """Measures every structure's losses as its statistics come in, and changes nothing.
@@ -185,12 +193,9 @@ class _Curves:
         return None
 
     def visit(self, stats: Mapping[str, InputStats]) -> Mapping[str, Tensor]:
-        for number, structure in enumerate(self.structures):
-            names = [part.tensor for part in structure.of("consumer")]
-            if all(name in stats and stats[name].count >= MIN_ROWS for name in names):
-                known = dataclasses.replace(structure, inputs={name: stats[name] for name in names})
-                read = surgeon.consumers(known, self.damping)
-                self.found[number] = surgeon.curve(known, read, self.tried[number])
+        for number, known in _reached(self.structures, stats):
+            read = surgeon.consumers(known, self.damping)
+            self.found[number] = surgeon.curve(known, read, self.tried[number])
         return {}
 
 
@@ -205,9 +210,5 @@ class _Gatherer:
         return None
 
     def visit(self, stats: Mapping[str, InputStats]) -> Mapping[str, Tensor]:
-        for number, structure in enumerate(self.structures):
-            names = [part.tensor for part in structure.of("consumer")]
-            if all(name in stats and stats[name].count >= MIN_ROWS for name in names):
-                inputs = {name: stats[name] for name in names}
-                self.found[number] = dataclasses.replace(structure, inputs=inputs)
+        self.found.update(_reached(self.structures, stats))
         return {}

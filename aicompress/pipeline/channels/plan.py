@@ -30,8 +30,9 @@ from aicompress.pipeline.channels.choosing import Evidence
 from aicompress.pipeline.channels.draft import Draft
 from aicompress.pipeline.channels.expressed import FIELDS, HINT
 from aicompress.pipeline.channels.inputs import as_taken
-from aicompress.pipeline.output import Destination, Output, Planned, lineage_step, summarize_rows
+from aicompress.pipeline.output import Destination, Output, Planned, lineage_step
 from aicompress.pipeline.preflight import decoding, known_kinds, left_out, place_problems, require_space
+from aicompress.pipeline.preview import summarize_rows
 from aicompress.pipeline.tied import open_input
 from aicompress.recipe import Recipe, Select
 from aicompress.report.model import LayerRow

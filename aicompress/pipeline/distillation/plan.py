@@ -28,10 +28,10 @@ from aicompress.pipeline.output import (
     Planned,
     arrange,
     lineage_step,
-    summarize,
     with_digests,
 )
 from aicompress.pipeline.preflight import known_kinds, left_out, place_problems, require_space, stored_outline
+from aicompress.pipeline.preview import summarize
 from aicompress.recipe.distillation import DistillRecipe, Training
 from aicompress.report.plan import PlanRow, PlanSummary
 

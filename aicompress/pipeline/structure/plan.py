@@ -16,9 +16,10 @@ from aicompress.methods.structural import StructuralConfig, StructuralMethod
 from aicompress.pipeline.calibration import request as needs
 from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.calibration.units import factors
-from aicompress.pipeline.output import Destination, Output, arrange, lineage_step, summarize_rows
+from aicompress.pipeline.output import Destination, Output, arrange, lineage_step
 from aicompress.pipeline.plan import LayerPlan
 from aicompress.pipeline.preflight import decoding, known_kinds, left_out, place_problems, require_space
+from aicompress.pipeline.preview import summarize_rows
 from aicompress.pipeline.structure.cutting import planned
 from aicompress.pipeline.structure.edits import Change, Edit, drop_blocks, require_loads
 from aicompress.pipeline.structure.experts import drop_experts
