@@ -238,7 +238,9 @@ def test_an_interrupted_step_says_how_to_go_on_and_does(tmp_path: Path) -> None:
     recipe = ["-r", "quantize/hqq-w4", "--set", "method.iterations=40", "--latency", "off", "--quiet"]
     step = [*ENTRY, "quantize", str(tmp_path / "in.safetensors")]
     journal = working_path(out) / "journal.jsonl"
-    with subprocess.Popen([*step, str(out), *recipe], stderr=subprocess.PIPE, text=True) as process:
+    # A run of the tests in the background ignores Ctrl-C, and its children would inherit that.
+    heeding = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), "stderr": subprocess.PIPE}
+    with subprocess.Popen([*step, str(out), *recipe], text=True, **heeding) as process:
         while process.poll() is None and (not journal.exists() or journal.read_text().count("\n") < 4):
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
