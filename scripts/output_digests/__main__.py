@@ -126,7 +126,10 @@ def environment() -> dict[str, Any]:
 def working_folder(temporary: str) -> Path:
     """A folder whose path has `PATH_LENGTH` characters wherever temporary folders are."""
     parent = Path(temporary).resolve()
-    folder = parent / ("_" * (PATH_LENGTH - len(str(parent)) - 1))
+    padding = PATH_LENGTH - len(str(parent)) - 1
+    if padding < 1:
+        sys.exit(f"error: the path {parent} is too long\nhint: set TMPDIR to a folder with a shorter one")
+    folder = parent / ("_" * padding)
     folder.mkdir()
     return folder
 

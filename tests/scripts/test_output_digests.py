@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.output_digests.__main__ import CONFIGS, PATH_LENGTH, call, main, working_folder
+from scripts.output_digests.__main__ import CONFIGS, PATH_LENGTH, call, compare, main, working_folder
 from scripts.output_digests.digests import comparable, differences, digests
 from scripts.output_digests.runs import LEFT_OUT, STEPS, all_runs, needs, selected
 
@@ -16,23 +16,25 @@ RUNS = all_runs(CONFIGS)
 
 def test_two_records_are_equal_and_a_difference_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two recipes for a bare file: it records the path of its calibration data in its header."""
-    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    first, second, other = (tmp_path / f"{name}.json" for name in ("first", "second", "other"))
     main(["--out", str(first), "--only", "prune/channels-mlp*"])
     record = json.loads(first.read_text())
     assert record["runs"].keys() == {"prune/channels-mlp", "prune/channels-mlp-taylor"}
     for run in record["runs"].values():
         assert run["files"].keys() == {"out.safetensors"}
         assert "error" not in run
-    main(["--out", str(second), "--only", "prune/channels-mlp*", "--against", str(first)])
-    assert json.loads(second.read_text()) == record
-    assert f"2 runs as in {first}" in capsys.readouterr().out
 
-    record["runs"]["prune/channels-mlp"]["files"]["out.safetensors"] = "0" * 64
-    first.write_text(json.dumps(record))
+    changed = json.loads(first.read_text())
+    changed["runs"]["prune/channels-mlp"]["files"]["out.safetensors"] = "0" * 64
+    other.write_text(json.dumps(changed))
+    capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
-        main(["--out", str(second), "--only", "prune/channels-mlp", "--against", str(first)])
+        main(["--out", str(second), "--only", "prune/channels-mlp*", "--against", str(other)])
     assert stop.value.code == 1
-    assert "changed  runs: prune/channels-mlp: files: out.safetensors" in capsys.readouterr().out
+    assert capsys.readouterr().out.endswith(" s\nchanged  runs: prune/channels-mlp: files: out.safetensors\n")
+    assert json.loads(second.read_text()) == record
+    assert compare(first, record) == []
+    assert capsys.readouterr().out == f"2 runs as in {first}\n"
 
 
 def test_every_recipe_is_run_or_left_out_with_a_reason() -> None:
