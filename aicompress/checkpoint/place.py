@@ -1,4 +1,4 @@
-"""Where an output may go, and how a finished one takes its place there in one step."""
+"""Check where an output may go, and rename a finished one into place."""
 
 from __future__ import annotations
 
