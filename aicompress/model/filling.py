@@ -17,8 +17,9 @@ from aicompress.checkpoint.naming import kind_of, routers_of
 from aicompress.errors import CheckpointError
 from aicompress.model.channels.cut import resize
 from aicompress.model.fusion import fuse
+from aicompress.model.layers_aicompress import attach, mark_ready
 from aicompress.model.merging import converted
-from aicompress.model.modeling_aicompress import attach, forget_tie, mark_ready, parameter_names, tie
+from aicompress.model.modeling_aicompress import forget_tie, parameter_names, tie
 from aicompress.model.modules import RESIDENT_BYTES, fast_module
 from aicompress.model.reading import weights_used
 from aicompress.weights import Weight

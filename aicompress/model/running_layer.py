@@ -8,7 +8,7 @@ from torch import nn
 from aicompress.checkpoint import Checkpoint
 from aicompress.layer import LayerInfo
 from aicompress.model.filling import is_resident
-from aicompress.model.modeling_aicompress import attach, mark_ready
+from aicompress.model.layers_aicompress import attach, mark_ready
 from aicompress.model.modules import fast_module
 
 _CONVOLUTIONS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}

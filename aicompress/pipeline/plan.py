@@ -30,7 +30,7 @@ from aicompress.pipeline.tied import open_input
 from aicompress.recipe import Recipe
 from aicompress.report.plan import PlanRow, PlanSummary
 from aicompress.selection import select
-from aicompress.weights import Dense, LowRank, Weight, outline_nbytes
+from aicompress.weights import Dense, Weight, outline_nbytes
 
 UNDECIDED = "calibration decides how much stays of each layer: the plan shows the average"
 
@@ -255,6 +255,5 @@ def _combined(checkpoint: Checkpoint, name: str, layers: list[LayerPlan]) -> Wei
         outline = layers[0].outline
         return None if isinstance(outline, Dense) else outline
     old = stored_outline(checkpoint, name)
-    assert isinstance(old, LowRank)
-    parts = {layer.info.part: layer.outline for layer in layers}
-    return LowRank(parts.get("out") or old.out, parts.get("in") or old.inner)
+    assert old is not None  # a part is of a compressed parameter
+    return old.with_parts({layer.info.part: layer.outline for layer in layers if layer.outline is not None})

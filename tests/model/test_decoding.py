@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from aicompress.model.decoding_aicompress import decode, rounded_input
-from aicompress.model.modeling_aicompress import attach, mark_ready
+from aicompress.model.decoding_aicompress import decode
+from aicompress.model.layers_aicompress import attach, mark_ready, rounded_input
 from aicompress.weights import Codebook, ColumnScaled, Corrected, IntGrouped, LowRank, Sparse, SparseCodes, Weight
 from tests.model.compressed import halved, integers, low_rank
 

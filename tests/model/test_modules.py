@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from aicompress.errors import Refused
 from aicompress.model import modules
-from aicompress.model.decoding_aicompress import rounded_input
+from aicompress.model.layers_aicompress import rounded_input
 from aicompress.model.modules import fast_linear, fast_module
 from aicompress.weights import IntGrouped, Weight
 from tests.model.compressed import halved, integers, low_rank

@@ -20,7 +20,6 @@ from aicompress.pipeline.output import Planned
 from aicompress.pipeline.preflight import stored_outline
 from aicompress.pipeline.structure.edits import Cut, Edit
 from aicompress.weights import TensorSpec, Weight
-from aicompress.weights.cutting import cut
 
 if TYPE_CHECKING:
     from aicompress.pipeline.structure.plan import StructurePlan
@@ -208,7 +207,7 @@ def cut_matrix(weight: Weight, transposed: bool, shape: tuple[int, ...], axis: i
         return None
     if across == 1 and tail > 1:
         index = (index[:, None] * tail + torch.arange(tail, device=index.device)).reshape(-1)
-    return cut(weight, across, index)
+    return weight.cut(across, index)
 
 
 def _laid(made: Tensor, like: Tensor, axis: int) -> Tensor:
