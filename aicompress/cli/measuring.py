@@ -16,7 +16,7 @@ def run(
     """Measure, print the report, and fail where a gate does not hold."""
     from aicompress.cli import render
     from aicompress.cli.progress import reporter
-    from aicompress.pipeline.evaluation.driver import Options, evaluate
+    from aicompress.pipeline.evaluation.run import Options, evaluate
     from aicompress.recipe.evaluation import load
     from aicompress.report.gates import require
 

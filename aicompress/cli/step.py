@@ -62,9 +62,9 @@ def run(command: str, source: str, out: Path, recipe: tuple[str, list[str]], fla
     """Plan a step and print the plan, or run it and print its report."""
     from aicompress import recipe as recipes
     from aicompress.pipeline import steps
-    from aicompress.pipeline.calibration.request import Request
-    from aicompress.pipeline.layerwise import Options
-    from aicompress.pipeline.processes import is_first
+    from aicompress.pipeline.calibration.requirements import Request
+    from aicompress.pipeline.step.options import Options
+    from aicompress.pipeline.step.workers import is_first
 
     loaded = recipes.load(recipe[0], command, recipe[1])
     request = Request(flags.allow_code, flags.stats)
@@ -76,7 +76,7 @@ def run(command: str, source: str, out: Path, recipe: tuple[str, list[str]], fla
 def destination(out: Path, flags: Flags) -> Any:
     """Where the output goes."""
     from aicompress.measure import parse_bytes
-    from aicompress.pipeline.output import Destination
+    from aicompress.pipeline.step.output import Destination
 
     return Destination(out, parse_bytes(flags.max_shard_size) if flags.max_shard_size else None, flags.overwrite)
 
@@ -84,7 +84,7 @@ def destination(out: Path, flags: Flags) -> Any:
 def conclude(planned: Any, flags: Flags, execute: Any) -> None:
     """Print the plan of a dry run; otherwise run it, print its report and judge its gates."""
     from aicompress.cli import render
-    from aicompress.pipeline.processes import is_first
+    from aicompress.pipeline.step.workers import is_first
     from aicompress.report.gates import require
 
     if flags.dry_run:

@@ -10,7 +10,7 @@ from aicompress.cli.step import Flags, conclude, destination
 
 def run(source: str, teacher: str, out: Path, recipe: tuple[str, list[str]], flags: Flags, device: str) -> None:
     """Plan a distillation and print the plan, or run it and print its report."""
-    from aicompress.pipeline.distillation import driver as distill
+    from aicompress.pipeline.distillation import run as distill
     from aicompress.recipe.distillation import load
 
     loaded = load(recipe[0], recipe[1])

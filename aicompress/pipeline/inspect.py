@@ -14,11 +14,11 @@ from torch import Tensor
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.naming import byte_kind, kind_of, layer_name
 from aicompress.layer import LayerInfo, as_matrix
+from aicompress.methods.quantize.grid.widths import MAX_ERROR, WIDTHS, effective_levels, proposed, rounding_errors
 from aicompress.methods.quantize.rtn import RtnConfig
-from aicompress.methods.quantize.widths import MAX_ERROR, WIDTHS, effective_levels, proposed, rounding_errors
-from aicompress.pipeline.preflight import known_kinds, stored_outline
-from aicompress.pipeline.sharing import Sharing
-from aicompress.pipeline.sides import side_of, stored_numbers
+from aicompress.pipeline.step.checks import known_kinds, stored_outline
+from aicompress.pipeline.step.shared_inputs import Sharing
+from aicompress.pipeline.step.sides import side_of, stored_numbers
 from aicompress.report.model import Side
 from aicompress.weights import Dense
 

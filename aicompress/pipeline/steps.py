@@ -7,18 +7,20 @@ from typing import Any
 
 from aicompress.methods import get
 from aicompress.methods.structural import ChannelMethod, StructuralMethod
-from aicompress.pipeline import layerwise, plan
-from aicompress.pipeline.calibration.request import Request
-from aicompress.pipeline.channels import driver as channels
+from aicompress.pipeline.calibration.requirements import Request
 from aicompress.pipeline.channels import plan as channel_plan
-from aicompress.pipeline.layerwise import Options
-from aicompress.pipeline.output import Destination
-from aicompress.pipeline.structure import driver as structure
-from aicompress.pipeline.structure import plan as structure_plan
+from aicompress.pipeline.channels import run as channels
+from aicompress.pipeline.layerwise import planner
+from aicompress.pipeline.layerwise import run as layerwise
+from aicompress.pipeline.layerwise.plan import Plan
+from aicompress.pipeline.step.options import Options
+from aicompress.pipeline.step.output import Destination
+from aicompress.pipeline.structured import plan as structure_plan
+from aicompress.pipeline.structured import run as structure
 from aicompress.recipe import Recipe
 from aicompress.report.model import Report
 
-Planned = plan.Plan | structure_plan.StructurePlan | channel_plan.ChannelPlan
+Planned = Plan | structure_plan.StructurePlan | channel_plan.ChannelPlan
 
 
 def make_plan(
@@ -35,7 +37,7 @@ def make_plan(
         return channel_plan.make_plan(source, destination, recipe, command, request)
     if isinstance(method, StructuralMethod):
         return structure_plan.make_plan(source, destination, recipe, command, request)
-    return plan.make_plan(source, destination, recipe, command, request)
+    return planner.make_plan(source, destination, recipe, command, request)
 
 
 def run(planned: Planned, options: Options | None = None) -> Report:

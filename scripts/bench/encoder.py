@@ -180,7 +180,7 @@ def spearman_of(embeddings: Path, pairs: Path) -> dict[str, float]:
 
     from aicompress.data import Data
     from aicompress.data import pairs as read
-    from aicompress.pipeline.evaluation.quality.sentences import similarity_figures
+    from aicompress.pipeline.evaluation.metrics.sentences import similarity_figures
 
     first, second, scores, _ = read(Data(pairs=str(pairs), **PAIRS))
     rows = dict(zip(sentences(pairs), torch.from_numpy(np.load(embeddings)), strict=True))

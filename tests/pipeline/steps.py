@@ -9,14 +9,14 @@ import pytest
 
 from aicompress.errors import Refused
 from aicompress.methods import get
-from aicompress.pipeline import layerwise
-from aicompress.pipeline.output import Destination
-from aicompress.pipeline.structure import driver as structure
-from aicompress.pipeline.structure import plan as structure_plan
+from aicompress.pipeline.step.options import Options
+from aicompress.pipeline.step.output import Destination
+from aicompress.pipeline.structured import plan as structure_plan
+from aicompress.pipeline.structured import run as structure
 from aicompress.recipe import Recipe
 from aicompress.report.model import Report
 
-OFF = layerwise.Options(latency="off")
+OFF = Options(latency="off")
 
 
 def plan(source: Path, out: Path, **method: Any) -> structure_plan.StructurePlan:

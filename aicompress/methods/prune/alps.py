@@ -21,7 +21,7 @@ from aicompress.layer import Layer
 from aicompress.methods.curvature import damped, invert, moments, over, shifted
 from aicompress.methods.effort import Effort, Level, one_pass
 from aicompress.methods.layerwise import LayerMethod, stacks
-from aicompress.methods.prune.calibrated import (
+from aicompress.methods.prune.masks.calibrated import (
     Aim,
     CalibratedConfig,
     check,
@@ -32,9 +32,9 @@ from aicompress.methods.prune.calibrated import (
     settle,
     surveys,
 )
-from aicompress.methods.prune.masks import Keep, tile_sums
-from aicompress.methods.prune.permutation import permuting
-from aicompress.methods.prune.sparsity import choose, keep_of, present
+from aicompress.methods.prune.masks.masks import Keep, tile_sums
+from aicompress.methods.prune.masks.permutation import permuting
+from aicompress.methods.prune.masks.sparsity import choose, keep_of, present
 from aicompress.weights import Weight
 
 SAMPLE = 1 << 14  # scores from which a threshold is estimated between iterations

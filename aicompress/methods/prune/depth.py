@@ -17,7 +17,7 @@ import torch
 from pydantic import ConfigDict, Field, model_validator
 
 from aicompress.errors import RecipeError
-from aicompress.methods.prune.targets import TARGETS, TargetedConfig
+from aicompress.methods.prune.units.size_targets import TARGETS, TargetedConfig
 from aicompress.methods.structural import StructuralMethod, Structure
 
 

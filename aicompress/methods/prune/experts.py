@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.errors import RecipeError
-from aicompress.methods.prune.targets import TARGETS, TargetedConfig
+from aicompress.methods.prune.units.size_targets import TARGETS, TargetedConfig
 from aicompress.methods.structural import StructuralMethod, Structure
 
 

@@ -15,8 +15,8 @@ from typing import ClassVar, Literal
 from pydantic import ConfigDict, Field
 
 from aicompress.errors import RecipeError
-from aicompress.methods.prune import units
-from aicompress.methods.prune.targets import TARGETS
+from aicompress.methods.prune.units import units
+from aicompress.methods.prune.units.size_targets import TARGETS
 from aicompress.methods.structural import StructuralMethod, Structure
 
 

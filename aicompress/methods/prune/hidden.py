@@ -10,7 +10,7 @@ Where the size of heads follows from the hidden width, as in BERT and GPT-2, as 
 product of the norms of what makes an entry and what reads it.
 
 What reads the stream is then fitted to what it gave: with x the norm's output and K the coordinates that stay,
-W' = W E[x x_Kᵀ] E[x_K x_Kᵀ]⁻¹, and its bias takes the mean (see `surgeon`). A norm over fewer coordinates gives other
+W' = W E[x x_Kᵀ] E[x_K x_Kᵀ]⁻¹, and its bias takes the mean (see `units.obs`). A norm over fewer coordinates gives other
 values for the rest as well, which no weight can undo.
 """
 
@@ -24,8 +24,8 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.errors import CompressError, RecipeError
-from aicompress.methods.prune import surgeon, units
-from aicompress.methods.prune.targets import TARGETS, TargetedConfig
+from aicompress.methods.prune.units import obs, units
+from aicompress.methods.prune.units.size_targets import TARGETS, TargetedConfig
 from aicompress.methods.structural import StructuralMethod, Structure
 
 STREAM = "hidden"  # the structure of the stream's coordinates; others are heads whose size is a share of it
@@ -137,7 +137,7 @@ def refit(stream: Structure, kept: Sequence[int], config: HiddenConfig) -> Mappi
     """New values of the readers whose statistics are there, and of their biases, by tensor."""
     if not config.refits or len(kept) == stream.size:
         return {}
-    read = surgeon.consumers(stream, config.damping)
+    read = obs.consumers(stream, config.damping)
     return {name: value for consumer in read for name, value in consumer.refitted(kept).items()}
 
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from aicompress.layer import Layer
 from aicompress.methods.layerwise import Candidate, LayerMethod
 from aicompress.methods.prune import magnitude
-from aicompress.methods.prune.sharing import share_globally
-from aicompress.methods.prune.sparsity import SparsityConfig, check, describe, outline, settle_stored
+from aicompress.methods.prune.masks.global_threshold import share_globally
+from aicompress.methods.prune.masks.sparsity import SparsityConfig, check, describe, outline, settle_stored
 from aicompress.weights import Weight
 
 

@@ -14,9 +14,17 @@ from torch import Tensor
 
 from aicompress.layer import Layer
 from aicompress.methods.layerwise import Candidate, LayerMethod
-from aicompress.methods.prune.permutation import permuting
-from aicompress.methods.prune.sharing import share_globally
-from aicompress.methods.prune.sparsity import SparsityConfig, check, choose, describe, masked, outline, settle_stored
+from aicompress.methods.prune.masks.global_threshold import share_globally
+from aicompress.methods.prune.masks.permutation import permuting
+from aicompress.methods.prune.masks.sparsity import (
+    SparsityConfig,
+    check,
+    choose,
+    describe,
+    masked,
+    outline,
+    settle_stored,
+)
 from aicompress.weights import Weight
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from aicompress.errors import CompressError
 from aicompress.layer import Layer
 from aicompress.methods.layerwise import LayerMethod
-from aicompress.methods.prune.permutation import permuting
-from aicompress.methods.prune.sparsity import (
+from aicompress.methods.prune.masks.permutation import permuting
+from aicompress.methods.prune.masks.sparsity import (
     SparsityConfig,
     check,
     choose,

@@ -18,7 +18,7 @@ from aicompress.layer import Layer
 from aicompress.methods.curvature import inverse_factor, moments, shifted
 from aicompress.methods.effort import Effort, Level, one_pass
 from aicompress.methods.layerwise import Candidate, LayerMethod, stacks
-from aicompress.methods.prune.calibrated import (
+from aicompress.methods.prune.masks.calibrated import (
     Aim,
     CalibratedConfig,
     check,
@@ -29,9 +29,9 @@ from aicompress.methods.prune.calibrated import (
     saliency,
     surveys,
 )
-from aicompress.methods.prune.obs import Choose, Sweep
-from aicompress.methods.prune.permutation import permuting
-from aicompress.methods.prune.sparsity import counted, keep_of, present, ranked
+from aicompress.methods.prune.masks.obs import Choose, Sweep
+from aicompress.methods.prune.masks.permutation import permuting
+from aicompress.methods.prune.masks.sparsity import counted, keep_of, present, ranked
 from aicompress.methods.zeros import mask_of
 from aicompress.weights import Weight
 

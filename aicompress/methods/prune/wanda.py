@@ -14,9 +14,17 @@ from torch import Tensor
 from aicompress.layer import Layer
 from aicompress.methods.curvature import importance
 from aicompress.methods.layerwise import LayerMethod
-from aicompress.methods.prune.calibrated import CalibratedConfig, check, describe, finished, outline, settle, surveys
-from aicompress.methods.prune.permutation import permuting
-from aicompress.methods.prune.sparsity import choose
+from aicompress.methods.prune.masks.calibrated import (
+    CalibratedConfig,
+    check,
+    describe,
+    finished,
+    outline,
+    settle,
+    surveys,
+)
+from aicompress.methods.prune.masks.permutation import permuting
+from aicompress.methods.prune.masks.sparsity import choose
 from aicompress.weights import Weight
 
 

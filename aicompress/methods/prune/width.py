@@ -8,8 +8,8 @@ their squares, the group norm of DepGraph (Fang et al. 2023, arXiv:2301.12900, e
 up w² E[g²] over a neuron's weights, g the gradient of a sample's loss (Molchanov et al. 2019, arXiv:1906.10771, eq. 8),
 `activation` is the mean |x| of what the neuron gives (Minitron, Muralidharan et al. 2024, arXiv:2407.14679, section
 2.2) and `obs` structured optimal brain surgeon: what the consumer's output loses when the neurons that stay have taken
-over as well as they can, which the refit then lets them do (see `surgeon`). Layers of unlike widths share out what any
-of these scores loses.
+over as well as they can, which the refit then lets them do (see `units.obs`). Layers of unlike widths share out what
+any of these scores loses.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import ClassVar, Literal
 from pydantic import ConfigDict, Field
 
 from aicompress.errors import RecipeError
-from aicompress.methods.prune import units
-from aicompress.methods.prune.targets import TARGETS
+from aicompress.methods.prune.units import units
+from aicompress.methods.prune.units.size_targets import TARGETS
 from aicompress.methods.structural import StructuralMethod, Structure
 
 

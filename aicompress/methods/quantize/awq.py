@@ -22,7 +22,7 @@ from aicompress.layer import Layer
 from aicompress.methods.curvature import gram, loss, statistics
 from aicompress.methods.layerwise import Balance, Candidate, LayerMethod
 from aicompress.methods.method import MethodConfig
-from aicompress.methods.quantize.integer import (
+from aicompress.methods.quantize.grid.integer import (
     IntegerConfig,
     check,
     describe,
@@ -31,8 +31,8 @@ from aicompress.methods.quantize.integer import (
     shared_columns,
     stored_scale_dtype,
 )
-from aicompress.methods.quantize.rounding import decode, encode, grouped
-from aicompress.methods.quantize.scales import full_range, least_error
+from aicompress.methods.quantize.grid.rounding import decode, encode, grouped
+from aicompress.methods.quantize.grid.scales import full_range, least_error
 from aicompress.methods.registry import get
 from aicompress.weights import Weight
 

@@ -20,9 +20,9 @@ from aicompress.layer import Layer
 from aicompress.methods.curvature import energies, inverse_factor, moments, permuted, shifted
 from aicompress.methods.effort import Effort, Level, one_pass
 from aicompress.methods.layerwise import STACKED, LayerMethod, stacks
-from aicompress.methods.quantize.columns import Grid, round_columns
-from aicompress.methods.quantize.descent import refine
-from aicompress.methods.quantize.integer import (
+from aicompress.methods.quantize.grid.columns import Grid, round_columns
+from aicompress.methods.quantize.grid.coordinate_descent import refine
+from aicompress.methods.quantize.grid.integer import (
     IntegerConfig,
     check,
     describe,
@@ -31,8 +31,8 @@ from aicompress.methods.quantize.integer import (
     shared_columns,
     stored_scale_dtype,
 )
-from aicompress.methods.quantize.rounding import require_scales
-from aicompress.methods.quantize.scales import full_range, least_error
+from aicompress.methods.quantize.grid.rounding import require_scales
+from aicompress.methods.quantize.grid.scales import full_range, least_error
 from aicompress.weights import IntGrouped, Weight
 
 

@@ -16,8 +16,8 @@ from pydantic import ConfigDict, Field
 
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.layerwise import LayerMethod
-from aicompress.methods.quantize.based import BasedConfig, base_compares, base_of
-from aicompress.methods.quantize.orthogonal import Rotation, rotation
+from aicompress.methods.quantize.grid.orthogonal import Rotation, rotation
+from aicompress.methods.quantize.grid.wrapped import BasedConfig, base_compares, base_of
 from aicompress.weights import Weight
 
 NEEDS = frozenset({"gram", "norms", "mean_abs", "max_abs", "mean"})  # what some base reads

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.layerwise import LayerMethod
-from aicompress.methods.quantize.integer import (
+from aicompress.methods.quantize.grid.integer import (
     IntegerConfig,
     check,
     describe,
@@ -24,8 +24,8 @@ from aicompress.methods.quantize.integer import (
     shared_columns,
     stored_scale_dtype,
 )
-from aicompress.methods.quantize.integer import outline as integer_outline
-from aicompress.methods.quantize.rounding import (
+from aicompress.methods.quantize.grid.integer import outline as integer_outline
+from aicompress.methods.quantize.grid.rounding import (
     EPSILON,
     encode,
     grid,

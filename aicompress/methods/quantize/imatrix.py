@@ -13,7 +13,7 @@ from pydantic import ConfigDict
 from aicompress.layer import Layer
 from aicompress.methods.curvature import importance
 from aicompress.methods.layerwise import LayerMethod
-from aicompress.methods.quantize.integer import (
+from aicompress.methods.quantize.grid.integer import (
     IntegerConfig,
     check,
     describe,
@@ -22,7 +22,7 @@ from aicompress.methods.quantize.integer import (
     settle,
     stored_scale_dtype,
 )
-from aicompress.methods.quantize.scales import least_error
+from aicompress.methods.quantize.grid.scales import least_error
 from aicompress.weights import Weight
 
 

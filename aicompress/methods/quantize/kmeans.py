@@ -14,9 +14,9 @@ from torch import Tensor
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import MethodConfig
-from aicompress.methods.quantize.centroids import cluster, nearest
-from aicompress.methods.quantize.integer import check, shared_columns, stored_scale_dtype
-from aicompress.methods.quantize.rounding import pieces, require_scales
+from aicompress.methods.quantize.grid.centroids import cluster, nearest
+from aicompress.methods.quantize.grid.integer import check, shared_columns, stored_scale_dtype
+from aicompress.methods.quantize.grid.rounding import pieces, require_scales
 from aicompress.weights import Codebook, Weight
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.curvature import damped, loss, moments
 from aicompress.methods.layerwise import LayerMethod
-from aicompress.methods.quantize.based import BasedConfig, base_compares, base_of
+from aicompress.methods.quantize.grid.wrapped import BasedConfig, base_compares, base_of
 from aicompress.weights import Corrected, Dense, LowRank, Weight
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from aicompress.layer import Layer, LayerInfo
 from aicompress.measure import representable
 from aicompress.methods.layerwise import LayerMethod, Measured
-from aicompress.methods.quantize.compiled import kernels
-from aicompress.methods.quantize.rounding import (
+from aicompress.methods.quantize.grid.compiled import kernels
+from aicompress.methods.quantize.grid.rounding import (
     grouped,
     minmax_range,
     quantize_rows,
@@ -26,7 +26,8 @@ from aicompress.methods.quantize.rounding import (
     squared_error,
     widened,
 )
-from aicompress.methods.quantize.widths import Bits, WidthConfig, settle, unfit
+from aicompress.methods.quantize.grid.scales import stored_scale_dtype
+from aicompress.methods.quantize.grid.widths import Bits, WidthConfig, settle, unfit
 from aicompress.weights import IntGrouped, Weight
 from aicompress.weights.int_grouped import groups_of
 
@@ -102,13 +103,6 @@ def expand_preset(preset: str) -> dict[str, Any]:
     if found[1] == "8" and not found[3]:
         return {**fields, "granularity": "channel"}
     return {**fields, "granularity": "group", "group_size": int(found[3] or 128)}
-
-
-def stored_scale_dtype(config: Any, dtype: torch.dtype) -> torch.dtype:
-    """Dtype of the scales on disk."""
-    if config.scale_dtype != "auto":
-        return getattr(torch, config.scale_dtype)  # type: ignore[no-any-return]
-    return dtype if dtype in (torch.float16, torch.bfloat16) else torch.float16
 
 
 def scale_shape(info: LayerInfo, config: RtnConfig) -> tuple[int, int]:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.layerwise import LayerMethod
-from aicompress.methods.quantize.integer import IntegerConfig, check, describe, encoded, settle, stored_scale_dtype
-from aicompress.methods.quantize.integer import outline as integer_outline
-from aicompress.methods.quantize.scales import full_range, least_error
+from aicompress.methods.quantize.grid.integer import IntegerConfig, check, describe, encoded, settle, stored_scale_dtype
+from aicompress.methods.quantize.grid.integer import outline as integer_outline
+from aicompress.methods.quantize.grid.scales import full_range, least_error
 from aicompress.weights import ColumnScaled, Weight
 
 LOWEST_STEP, HIGHEST_STEP = 0.7, 2.0  # one step multiplies a factor by no less and no more

@@ -11,9 +11,9 @@ from typing import Literal
 from aicompress.layer import Layer
 from aicompress.methods.curvature import importance
 from aicompress.methods.layerwise import LayerMethod
-from aicompress.methods.quantize.integer import check
+from aicompress.methods.quantize.grid.integer import check
+from aicompress.methods.quantize.grid.rounding import EPSILON
 from aicompress.methods.quantize.kmeans import CodebookConfig, describe, outline, shared_values
-from aicompress.methods.quantize.rounding import EPSILON
 from aicompress.weights import Weight
 
 

@@ -13,10 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aicompress.checkpoint import Checkpoint
-from aicompress.errors import CheckpointError
 from aicompress.model.channels.graph import ChannelGroup, Member
-from aicompress.model.modeling_aicompress import fit_shapes
+from aicompress.model.loading.resize import WIDTH_ATTRIBUTES, put, set_widths
 
 
 @dataclass(frozen=True)
@@ -77,12 +75,6 @@ def _width(module: nn.Module, path: str, inner: bool, axis: int | None) -> int:
     raise TypeError(f"{type(layer).__name__} has no channels")
 
 
-_ATTRIBUTES = (
-    "out_features", "in_features", "out_channels", "in_channels", "groups",
-    "num_features", "num_channels", "num_parameters", "normalized_shape", "embedding_dim",
-)  # fmt: skip
-
-
 def attributes(layer: nn.Module, kept: Kept) -> dict[str, int]:
     """The attributes of a layer after the cut."""
     found: dict[str, int] = {}
@@ -96,7 +88,7 @@ def attributes(layer: nn.Module, kept: Kept) -> dict[str, int]:
         else:
             found = {"out_channels": out or layer.out_channels, "in_channels": inner or layer.in_channels}
     elif out is not None:
-        found = {name: out for name in _ATTRIBUTES[5:] if hasattr(layer, name)}
+        found = {name: out for name in WIDTH_ATTRIBUTES[5:] if hasattr(layer, name)}
     return found
 
 
@@ -198,46 +190,7 @@ def cut_module(module: nn.Module, kept: Mapping[str, Kept]) -> dict[str, dict[st
             continue
         layer = module.get_submodule(path)
         for leaf, tensor in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
-            _put(layer, leaf, cut_layer(layer, leaf, tensor.detach(), places))
+            put(layer, leaf, cut_layer(layer, leaf, tensor.detach(), places))
         widths[path] = attributes(layer, places)
-        _set(layer, widths[path])
+        set_widths(layer, widths[path])
     return widths
-
-
-def _put(layer: nn.Module, leaf: str, value: Tensor) -> None:
-    if leaf in layer._parameters:
-        layer._parameters[leaf] = nn.Parameter(value, requires_grad=False)
-    else:
-        layer._buffers[leaf] = value
-
-
-def _set(layer: nn.Module, widths: Mapping[str, int]) -> None:
-    for name, value in widths.items():
-        setattr(layer, name, (value,) if name == "normalized_shape" else value)
-
-
-def resize(module: nn.Module, checkpoint: Checkpoint) -> None:
-    """Make a module fit a checkpoint of pruned channels; its tensors there become empty ones of the right shape.
-
-    Raises:
-        CheckpointError: the module has no such layer.
-    """
-    shapes = {name: spec.shape for name, spec in checkpoint.parameters().items()} if checkpoint.manifest.widths else {}
-    if hasattr(module, "all_tied_weights_keys"):  # of transformers: names on disk may differ from names of modules
-        fit_shapes(module, checkpoint.manifest.widths, shapes)
-        return
-    for path, widths in checkpoint.manifest.widths.items():
-        try:
-            layer = module.get_submodule(path) if widths else module.get_submodule(path.rpartition(".")[0])
-        except AttributeError as error:
-            raise CheckpointError(
-                f"{checkpoint.path} was pruned at {path!r}, which {type(module).__name__} does not have",
-                "give the module that it was pruned from",
-            ) from error
-        leaves = [*layer._parameters, *layer._buffers] if widths else [path.rpartition(".")[2]]
-        prefix = path if widths else path.rpartition(".")[0]
-        for leaf in leaves:
-            old, shape = getattr(layer, leaf, None), shapes.get(f"{prefix}.{leaf}" if prefix else leaf)
-            if isinstance(old, Tensor) and shape is not None and tuple(old.shape) != shape:
-                _put(layer, leaf, torch.empty(shape, dtype=old.dtype, device=old.device))
-        _set(layer, {name: value for name, value in widths.items() if name in _ATTRIBUTES and hasattr(layer, name)})

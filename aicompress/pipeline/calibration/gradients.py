@@ -16,14 +16,14 @@ from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.layer import GradientStats, LayerInfo
-from aicompress.model.gradients import Descent, Keep, collect
-from aicompress.model.moments import Part, Watched
-from aicompress.model.objective import LossKind, Objective
-from aicompress.model.partial import PartialModel
-from aicompress.pipeline.calibration.inputs import samples
-from aicompress.pipeline.calibration.request import Step, loss_of, module_of
-from aicompress.pipeline.output import Output
-from aicompress.pipeline.processes import Processes
+from aicompress.model.loading.partial_model import PartialModel
+from aicompress.model.sensitivity.gradients import Descent, Keep, collect
+from aicompress.model.sensitivity.loss import LossKind, Objective
+from aicompress.model.sensitivity.moments import Part, Watched
+from aicompress.pipeline.calibration.data import samples
+from aicompress.pipeline.calibration.requirements import Step, loss_of, module_of
+from aicompress.pipeline.step.output import Output
+from aicompress.pipeline.step.workers import Processes
 from aicompress.weights import LowRank
 
 

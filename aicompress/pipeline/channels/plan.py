@@ -21,19 +21,19 @@ from aicompress.layer import Kind, LayerInfo
 from aicompress.methods import get
 from aicompress.methods.prune.channels import ChannelsConfig
 from aicompress.methods.structural import ChannelMethod
+from aicompress.model.architecture.shapes import misfits
 from aicompress.model.channels.cut import Kept, kept_places
 from aicompress.model.channels.graph import OUTPUT, ChannelGroup, Fixed
-from aicompress.model.shapes import misfits
-from aicompress.pipeline.calibration.request import Request, module_of
-from aicompress.pipeline.channels import choosing
-from aicompress.pipeline.channels.choosing import Evidence
-from aicompress.pipeline.channels.draft import Draft
-from aicompress.pipeline.channels.expressed import FIELDS, HINT
-from aicompress.pipeline.channels.inputs import as_taken
-from aicompress.pipeline.output import Destination, Output, Planned, lineage_step
-from aicompress.pipeline.preflight import decoding, known_kinds, left_out, place_problems, require_space
-from aicompress.pipeline.preview import summarize_rows
-from aicompress.pipeline.tied import open_input
+from aicompress.pipeline.calibration.requirements import Request, module_of
+from aicompress.pipeline.channels import selection as choosing
+from aicompress.pipeline.channels.config_widths import FIELDS, HINT
+from aicompress.pipeline.channels.example_inputs import as_taken
+from aicompress.pipeline.channels.outline import Draft
+from aicompress.pipeline.channels.selection import Evidence
+from aicompress.pipeline.step.checks import decoding, known_kinds, left_out, place_problems, require_space
+from aicompress.pipeline.step.dry_run import summarize_rows
+from aicompress.pipeline.step.input import open_input
+from aicompress.pipeline.step.output import Destination, Output, Planned, lineage_step
 from aicompress.recipe import Recipe, Select
 from aicompress.report.model import LayerRow
 from aicompress.report.plan import PlanSummary
@@ -240,7 +240,7 @@ def _loaded(checkpoint: Checkpoint, recipe: Recipe, request: Request) -> tuple[n
     Raises:
         Refused: it keeps several of the checkpoint's parameters in one.
     """
-    from aicompress.model.partial import PartialModel
+    from aicompress.model.loading.partial_model import PartialModel
 
     module: nn.Module = module_of(checkpoint, recipe, request.allow_code)
     partial = PartialModel(checkpoint, module, dtype=torch.float32)

@@ -16,22 +16,14 @@ from aicompress.layer import Kind, LayerInfo
 from aicompress.methods import get
 from aicompress.methods.outputs import Anatomy
 from aicompress.methods.training import DistillMethod, LossConfig
-from aicompress.model.outputs import Runner, anatomy, runner
-from aicompress.model.tokenizer import FILES, load_tokenizer
+from aicompress.model.distillation.outputs import Runner, anatomy, runner
+from aicompress.model.loading.tokenizer import FILES, load_tokenizer
 from aicompress.pipeline.distillation.batches import Division, Samples, divide
 from aicompress.pipeline.distillation.samples import read_samples
-from aicompress.pipeline.distillation.teaching import CACHE_BYTES, Loss, row_bytes
-from aicompress.pipeline.output import (
-    DIGEST,
-    Destination,
-    Output,
-    Planned,
-    arrange,
-    lineage_step,
-    with_digests,
-)
-from aicompress.pipeline.preflight import known_kinds, left_out, place_problems, require_space, stored_outline
-from aicompress.pipeline.preview import summarize
+from aicompress.pipeline.distillation.teacher import CACHE_BYTES, Loss, row_bytes
+from aicompress.pipeline.step.checks import known_kinds, left_out, place_problems, require_space, stored_outline
+from aicompress.pipeline.step.dry_run import summarize
+from aicompress.pipeline.step.output import DIGEST, Destination, Output, Planned, arrange, lineage_step, with_digests
 from aicompress.recipe.distillation import DistillRecipe, Training
 from aicompress.report.plan import PlanRow, PlanSummary
 
@@ -259,7 +251,7 @@ def _tokenizer_warnings(student: Checkpoint, teacher: Checkpoint) -> list[str]:
 def _module(checkpoint: Checkpoint, recipe: DistillRecipe, allow_code: bool) -> nn.Module | None:
     if checkpoint.config is not None or recipe.model is None:
         return None
-    from aicompress.model.sequential import module_for
+    from aicompress.model.loading.chain import module_for
 
     return module_for(checkpoint.path, recipe.model, allow_code)
 

@@ -12,7 +12,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.layouts import native_names
 from aicompress.layer import LayerInfo, as_matrix
 from aicompress.measure import rel_error
-from aicompress.model.layers_aicompress import Stored
+from aicompress.model.hf.layers_aicompress import Stored
 from aicompress.pipeline.distillation.training import Trained
 from aicompress.report.model import LayerRow
 from aicompress.weights import Weight, restore

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from aicompress.errors import CompressError
 from aicompress.pipeline.distillation.batches import Batch, Division, Samples
-from aicompress.pipeline.distillation.state import Course, Point, StateFile
-from aicompress.pipeline.distillation.teaching import Loss, Side, Teacher
-from aicompress.pipeline.processes import Processes
+from aicompress.pipeline.distillation.teacher import Loss, Side, Teacher
+from aicompress.pipeline.distillation.training_state import Course, Point, StateFile
+from aicompress.pipeline.step.workers import Processes
 from aicompress.recipe.distillation import Training
 
 

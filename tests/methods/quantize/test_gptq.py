@@ -12,8 +12,8 @@ from aicompress.layer import InputStats, Layer
 from aicompress.methods import get
 from aicompress.methods.curvature import loss
 from aicompress.methods.quantize import gptq
-from aicompress.methods.quantize.descent import _normal_matrices
 from aicompress.methods.quantize.gptq import GptqConfig, apply, together
+from aicompress.methods.quantize.grid.coordinate_descent import _normal_matrices
 from aicompress.methods.quantize.rtn import RtnConfig
 from aicompress.methods.quantize.rtn import apply as rtn
 from aicompress.weights import IntGrouped

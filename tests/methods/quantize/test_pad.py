@@ -11,7 +11,7 @@ from aicompress.layer import Layer
 from aicompress.methods import get
 from aicompress.methods.curvature import loss
 from aicompress.methods.layerwise import LayerMethod
-from aicompress.methods.quantize.integer import IntegerConfig
+from aicompress.methods.quantize.grid.integer import IntegerConfig
 from aicompress.methods.quantize.rtn import RtnConfig
 from aicompress.methods.zeros import zeroed
 from aicompress.weights import IntGrouped, SparseCodes, Weight, restore

@@ -12,10 +12,10 @@ import torch
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.statistics import StatisticsFile
 from aicompress.errors import CompressError, Problems, Refused
-from aicompress.pipeline.calibration.request import Request
-from aicompress.pipeline.distillation.driver import Options, make_plan, run
-from aicompress.pipeline.distillation.state import StateFile
-from aicompress.pipeline.output import Destination
+from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.distillation.run import Options, make_plan, run
+from aicompress.pipeline.distillation.training_state import StateFile
+from aicompress.pipeline.step.output import Destination
 from aicompress.recipe.distillation import load
 from tests.pipeline.calibration import test_gradients as prune
 

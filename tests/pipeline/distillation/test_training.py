@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from aicompress.pipeline.distillation.state import Course, Point, StateFile
 from aicompress.pipeline.distillation.training import Trained, optimizer, rate
+from aicompress.pipeline.distillation.training_state import Course, Point, StateFile
 from aicompress.recipe.distillation import Training
 
 

@@ -1,0 +1,1 @@
+"""What a distillation needs of its models: outputs to compare, attention in float32."""

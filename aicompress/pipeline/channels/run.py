@@ -1,0 +1,115 @@
+"""Run a removal of channels: cut, repair what can be repaired in closed form, write."""
+
+from __future__ import annotations
+
+import copy
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aicompress.checkpoint import CheckpointWriter
+from aicompress.checkpoint.reader import require_finite
+from aicompress.model.channels.cut import cut_layer, cut_module
+from aicompress.model.channels.repair import Repair, repair
+from aicompress.pipeline.channels.outline import narrowed
+from aicompress.pipeline.channels.plan import ChannelPlan
+from aicompress.pipeline.step.digests import hashing
+from aicompress.pipeline.step.options import ANEW, Options
+from aicompress.pipeline.step.output import with_digests
+from aicompress.pipeline.step.report import Facts, finish
+from aicompress.pipeline.step.run import led
+from aicompress.pipeline.step.workers import processes
+from aicompress.report.model import Report
+from aicompress.weights import Weight
+
+
+def run(plan: ChannelPlan, options: Options | None = None) -> Report:
+    """Write the output of a plan, its report inside. A stopped run starts anew.
+
+    Under torchrun the first process does it all; the others return its report.
+
+    Raises:
+        CheckpointError: a weight holds NaN or infinity; nothing is left behind.
+        OutOfSpace: the disk is full; nothing is left behind.
+    """
+    options = options or Options()
+    team = processes(torch.device("cpu"))
+    team.wait()  # until all have made their plans: those refuse an output that is there
+    return led(plan.output, team, lambda: _lead(plan, options), lambda: None)
+
+
+def _lead(plan: ChannelPlan, options: Options) -> Report:
+    """What the process does that writes."""
+    start = time.perf_counter()
+    seconds: dict[str, float] = {}
+    output = plan.output
+    with (
+        CheckpointWriter(output.destination.path, output.shards) as writer,
+        hashing(plan.checkpoint.source) as inputs,
+    ):
+        mended = _mended(plan, options)
+        total, done = sum(p.dense.nbytes for p in output.parameters.values()), 0
+        for name, planned in output.parameters.items():
+            began = time.perf_counter()
+            for disk, tensor in output.encode(name, _value(plan, name, mended)).items():
+                writer.put(disk, tensor)
+            seconds[name] = time.perf_counter() - began
+            done += planned.dense.nbytes
+            options.progress(name, done, total)
+        final = with_digests(output, inputs.result())
+        data: dict[str, Any] = {}
+        if plan.evidence is not None:
+            data = {"data": [vars(plan.evidence.source)], "statistics": [], "processes": 1}
+        warnings = (*plan.warnings, *([ANEW] if options.resume else []))
+        facts = Facts(plan.recipe, plan.checkpoint, plan.kinds, plan.rows(seconds), warnings, start, calibration=data)
+        return finish(facts, final, writer, options.latency)
+
+
+def _mended(plan: ChannelPlan, options: Options) -> dict[str, Tensor]:
+    """New values of the parameters and buffers that are fitted to the calibration data."""
+    if plan.evidence is None or not plan.kept or not (plan.refits or plan.recalibrates):
+        return {}
+    small: nn.Module = copy.deepcopy(plan.module)
+    cut_module(small, plan.kept)
+    coded = {plan.names[name] for name, planned in plan.output.parameters.items() if planned.weight is not None}
+    fitted = {path: kept for path, kept in plan.kept.items() if f"{path}.weight" not in coded}
+    batches = [inputs for inputs, _ in plan.evidence.batches]
+    job = Repair(plan.module, small, fitted, batches, plan.refits, plan.recalibrates, plan.config.damp)
+    changed = repair(job, lambda done, total: options.progress(f"layer {done} of {total}", done, total))
+    found: dict[str, Tensor] = {}
+    for path in changed:
+        layer = small.get_submodule(path)
+        for leaf, tensor in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
+            if tensor.is_floating_point():
+                found[f"{path}.{leaf}"] = tensor.detach()
+    return found
+
+
+def _value(plan: ChannelPlan, name: str, mended: dict[str, Tensor]) -> Tensor | Weight:
+    """One parameter of the output: fitted, cut in the form it has, or as it was."""
+    checkpoint, planned = plan.checkpoint, plan.output.parameters[name]
+    target = plan.names[name]
+    path, _, leaf = target.rpartition(".")
+    kept = plan.kept.get(path)
+    if planned.weight is not None:
+        weight = checkpoint.weight(name)
+        if kept is None:
+            return weight
+        small = narrowed(weight, plan.module.get_submodule(path), kept)
+        assert small is not None  # the plan made the same cut in its outline
+        return small
+    if target in mended:
+        tensor = mended[target].to(planned.dense.dtype)
+    elif target in plan.kept:  # a parameter of no layer
+        lone = plan.kept[target]
+        assert lone.out is not None
+        assert lone.axis is not None
+        tensor = checkpoint.dense(name).index_select(lone.axis, lone.out)
+    else:
+        tensor = checkpoint.dense(name)
+        if kept is not None:
+            tensor = cut_layer(plan.module.get_submodule(path), leaf, tensor, kept)
+    require_finite(tensor, name, checkpoint.path)
+    return tensor.contiguous()

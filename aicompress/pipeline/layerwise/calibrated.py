@@ -1,0 +1,194 @@
+"""Layer-wise methods that need statistics: the engine brings them block by block, and the layers are written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_gradients, merged_movement
+from aicompress.layer import GradientStats, InputStats, from_matrix
+from aicompress.model.blocks.reconstruction import Stage
+from aicompress.model.loading.merged_experts import Slot
+from aicompress.pipeline.calibration.data import ROWS
+from aicompress.pipeline.calibration.gradients import differentiate, gradients
+from aicompress.pipeline.calibration.requirements import MIN_ROWS
+from aicompress.pipeline.calibration.runner import Engine, Together
+from aicompress.pipeline.layerwise.block_tuning import can_move, tuned
+from aicompress.pipeline.layerwise.compress import Known, Ready, completed, compress_alone, compress_together
+from aicompress.pipeline.layerwise.plan import Plan, compares, graded, selected, walked
+from aicompress.pipeline.layerwise.work import Work
+from aicompress.pipeline.step.output import Planned
+from aicompress.pipeline.step.workers import Processes
+from aicompress.weights import TensorSpec, Weight
+
+DATA_FREE = "calibration rows: data-free"
+UNREACHED = "no gradient reaches it: data-free"
+
+Read = Callable[[str], GradientStats | None]  # moments of a layer's gradients by its name
+
+
+def compress(work: Work, team: Processes) -> dict[str, Any]:
+    """Compress every selected layer with statistics of its inputs behind compressed layers, or behind original ones.
+
+    Returns:
+        The record of the calibration data.
+    """
+    tune = work.plan.recipe.tune
+    engine = Engine.of(work.plan, selected(work.plan), team, ROWS if tune is None else tune.batch)
+    left = [name for name in selected(work.plan) if name not in work.journal.done]
+    if not team.gather(bool(left))[0]:
+        return engine.record()
+    with gradients(work.plan, team, work.say) if graded(work.plan) else nullcontext() as store:
+        read: Read | None = None if store is None else store.read
+        if walked(work.plan):
+            writer = _Writer(work, read, engine.wanted)
+            engine.walk(
+                Together(_specs(work.plan), team, writer),
+                walked(work.plan),
+                compares(work.plan),
+                lambda done, total: work.say(f"block {done} of {total}"),
+                tune=None if tune is None else writer.tune,
+            )
+        for name in left:
+            if name not in work.journal.done:  # such as a parameter that the running model uses in its own way
+                write(work, name, InputStats(0), read)
+    work.rescaling.restore()
+    return engine.record()
+
+
+def follow(plan: Plan, team: Processes) -> None:
+    """What the other processes do while the first one compresses: run their share of the batches."""
+    engine = Engine.of(plan, selected(plan), team)
+    if not team.gather(None)[0]:
+        return
+    if graded(plan):
+        differentiate(plan, team, lambda moments: None, lambda done, total: None)
+    if walked(plan):
+        visitor = Together(_specs(plan), team, None)
+        engine.walk(visitor, walked(plan), compares(plan), lambda done, total: None)
+
+
+def _specs(plan: Plan) -> dict[str, TensorSpec]:
+    """The dense parameters that a layer-wise step puts into the running model."""
+    return {name: planned.dense for name, planned in plan.output.parameters.items()}
+
+
+def compress_from_files(work: Work, files: Sequence[StatisticsFile]) -> dict[str, Any]:
+    """Compress every selected layer with statistics of the original model's inputs, kept in files.
+
+    Returns:
+        The record of the calibration data.
+    """
+    work.rescaling.restore()
+    work.rescaling.decide(lambda name: merged(files, name))
+    read = partial(merged_gradients, files) if graded(work.plan) else None
+    for name in selected(work.plan):
+        if name in work.journal.done:
+            continue
+        if "movement" in work.plan.needs:
+            infos = [layer.info for layer in work.plan.by_tensor[name]]
+            work.write(name, {info.name: Known(movement=merged_movement(files, info.name)) for info in infos})
+        else:
+            write(work, name, merged(files, name), read)
+    sources = [source for file in files for source in file.calibration.get("data", [])]
+    return {"data": sources, "statistics": [str(file.path) for file in files], "processes": 1}
+
+
+def write(
+    work: Work, name: str, inputs: InputStats, read: Read | None = None, ready: Ready | None = None
+) -> Weight | Tensor:
+    """Compress a parameter with what is known of it, and as if it were like any other where nothing is.
+
+    Without enough rows its inputs are taken for white noise, and where no gradient reaches it all of its weights for
+    equally important; its row says so.
+
+    Args:
+        read: reads gradients, for methods that use them.
+        ready: what it has been compressed to already.
+    """
+    infos = [layer.info for layer in work.plan.by_tensor[name]]
+    notes: list[str] = []
+    if walked(work.plan) and inputs.count < MIN_ROWS:
+        notes.append(f"{inputs.count} {DATA_FREE}")
+    if walked(work.plan):
+        inputs = completed(inputs, infos)
+    inputs, note = work.rescaling.rescaled(name, inputs)
+    notes += [note] if note else []
+    found = {info.name: None if read is None else read(info.name) for info in infos}
+    for info in infos if read is not None else ():
+        moments = found[info.name]
+        if moments is None or not moments.square.any():
+            notes.append(UNREACHED)
+            found[info.name] = GradientStats.flat(info.shape)
+    known = {name: Known(inputs if inputs.count else None, moments, ready=ready) for name, moments in found.items()}
+    return work.write(name, known, "; ".join(dict.fromkeys(notes)))
+
+
+def scarce(work: Work) -> list[str]:
+    """Warnings that name the layers which too few calibration rows reached, or no gradient."""
+    rows = work.rows()
+    few, unreached = ([row for row in rows if said in row.note] for said in (DATA_FREE, UNREACHED))
+    chosen = sum(row.method != "-" for row in rows)
+    found: list[str] = []
+    if few:
+        shown = ", ".join(f"{row.name} ({row.note.split()[0]})" for row in few[:3]) + (", ..." if len(few) > 3 else "")
+        found.append(
+            f"{len(few)} of {chosen} layers saw fewer than {MIN_ROWS} calibration rows and are data-free: {shown}"
+        )
+    if unreached:
+        shown = ", ".join(row.name for row in unreached[:3]) + (", ..." if len(unreached) > 3 else "")
+        found.append(
+            f"no gradient of the loss reaches {len(unreached)} of {chosen} layers, which are data-free: {shown}"
+        )
+    return found
+
+
+@dataclass
+class _Writer:
+    """Writes the layers of each block as their statistics come in. Here layers go by their parameters' names."""
+
+    work: Work
+    read: Read | None
+    places: Mapping[str, str | Slot]
+
+    def finished(self, layers: Sequence[str]) -> Mapping[str, Tensor] | None:
+        """A block that an earlier run wrote: its parameters as the working files hold them."""
+        if not all(name in self.work.journal.done for name in layers):
+            return None
+        written = self.work.plan.output.so_far(self.work.writer.work)
+        self.work.rescaling.restore(layers)
+        return {**{name: written.dense(name) for name in layers}, **self.work.rescaling.beside(layers)}
+
+    def visit(self, stats: Mapping[str, InputStats]) -> Mapping[str, Tensor]:
+        self.work.rescaling.decide(stats.get)
+        return self._written(stats, compress_together(self.work.plan, stats))
+
+    def tune(self, stats: Mapping[str, InputStats], stage: Stage) -> Mapping[str, Tensor]:
+        """Compress the layers of a block, and tune those whose codes can move."""
+        plan = self.work.plan
+        ready = compress_together(plan, stats)
+        for name, inputs in stats.items():
+            if name not in ready and can_move(plan, name):
+                (job,) = plan.by_tensor[name]
+                ready[name] = compress_alone(plan, job, Known(completed(inputs, [job.info])))
+        return self._written(stats, {**ready, **tuned(plan, stage, ready, self.places)})
+
+    def _written(self, stats: Mapping[str, InputStats], ready: Mapping[str, Ready]) -> dict[str, Tensor]:
+        parameters = self.work.plan.output.parameters
+        found: dict[str, Tensor] = {}
+        for name, inputs in stats.items():
+            value = write(self.work, name, inputs, self.read, ready.get(name))
+            found[name] = _dense(value, parameters[name])
+        return {**found, **self.work.rescaling.beside(found)}
+
+
+def _dense(value: Weight | Tensor, planned: Planned) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    assert planned.info is not None
+    return from_matrix(value.dense(), planned.dense.shape, planned.info.transposed).to(planned.dense.dtype)

@@ -1,0 +1,1 @@
+"""What every step does: its input, options, checks, output, report."""

@@ -1,0 +1,114 @@
+"""What every plan asks of its input, its output and the disk before any work."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.checkpoint.place import require_apart, require_free, working_path
+from aicompress.errors import CompressError, OutOfSpace
+from aicompress.layer import Kind
+from aicompress.measure import directory_nbytes
+from aicompress.model.loading.definition import layer_kinds, skeleton
+from aicompress.pipeline.step.output import Destination, Output
+from aicompress.report import gates
+from aicompress.weights import Weight, form_of
+
+
+def known_kinds(checkpoint: Checkpoint) -> tuple[Mapping[str, Kind | None] | None, list[str]]:
+    """Kinds from the model definition, and a warning when there is none for a checkpoint that names one."""
+    if checkpoint.config is None:
+        return None, []
+    kinds = layer_kinds(checkpoint.config, checkpoint.parameters())
+    if kinds is None:
+        named = (checkpoint.config.get("architectures") or [checkpoint.config.get("model_type")])[0]
+        return None, [f"transformers does not know the architecture {named!r}: layers are told by name and shape"]
+    return kinds, []
+
+
+def left_out(checkpoint: Checkpoint) -> list[str]:
+    """A warning when files of the input are not taken along."""
+    left = checkpoint.source.left_out
+    if not left:
+        return []
+    return [f"not taken along: {', '.join(map(str, left[:5]))}" + (", ..." if len(left) > 5 else "")]
+
+
+def confined(output: Output) -> list[str]:
+    """A warning where transformers cannot run what an output stores: parts of tensors that it merges, as of experts."""
+    entries = output.manifest.entries
+    if output.layout == "compressed-tensors":  # those it decodes, but not where inputs are rounded too
+        entries = {name: entry for name, entry in entries.items() if entry.meta.get("activation_bits")}
+    if not entries or output.config is None:
+        return []
+    from aicompress.model.hf.modeling_aicompress import parameter_names
+
+    model = skeleton(output.config)
+    placed = parameter_names(model, entries) if model is not None else {}
+    merged = [name for name, (_, merge) in placed.items() if merge is not None]
+    if not merged:
+        return []
+    return [f"transformers merges {merged[0]} with others: this output loads by aicompress.load, not in transformers"]
+
+
+def collect(check: Callable[[], object]) -> list[CompressError]:
+    """The problem that a check raises, or none."""
+    try:
+        check()
+    except CompressError as error:
+        return [error]
+    return []
+
+
+def place_problems(
+    inputs: Sequence[Checkpoint], destination: Destination, conditions: Sequence[str]
+) -> list[CompressError]:
+    """What is wrong with where the output goes, and with the gates that will judge it."""
+    found = collect(lambda: require_free(destination.path, destination.overwrite))
+    for checkpoint in inputs:
+        found += collect(partial(require_apart, checkpoint.source, destination.path))
+    return found + collect(lambda: gates.parse_all(conditions))
+
+
+def decoding(names: Sequence[str]) -> list[str]:
+    """A warning when compressed parameters of the input become plain tensors of the output."""
+    if not names:
+        return []
+    return [
+        f"{len(names)} compressed parameters cannot be cut in the form they have and are decoded, "
+        f"{names[0]} for one: prune first, then quantize or sparsify"
+    ]
+
+
+def stored_outline(checkpoint: Checkpoint, name: str) -> Weight | None:
+    """Outline of a parameter as the input stores it; None for a plain tensor."""
+    entry = checkpoint.manifest.entries.get(name)
+    if entry is None:
+        return None
+    import torch
+
+    specs = {suffix: checkpoint.tensors[disk].spec for suffix, disk in checkpoint.stored_names(name).items()}
+    empty = {suffix: torch.empty(spec.shape, dtype=spec.dtype, device="meta") for suffix, spec in specs.items()}
+    if checkpoint.layout == "compressed-tensors":
+        from aicompress.checkpoint.ct_entries import ct_outline
+
+        return ct_outline(entry, empty)
+    return form_of(entry.meta["form"]).restore(empty, entry.meta)
+
+
+def require_space(output: Output) -> None:
+    """The output must fit the disk, with a little to spare for the report.
+
+    Raises:
+        OutOfSpace: it does not.
+    """
+    work = working_path(output.destination.path)
+    folder = next(parent for parent in work.parents if parent.exists())
+    left = directory_nbytes(work) if work.exists() else 0  # of a stopped run: continued or removed
+    needed, free = output.weight_bytes + output.other_bytes + 1_000_000, shutil.disk_usage(folder).free + left
+    if needed > free:
+        raise OutOfSpace(
+            f"the output takes {needed:,} bytes and {folder} has {free:,} free", "free space, or write elsewhere"
+        )

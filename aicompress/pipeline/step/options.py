@@ -1,0 +1,28 @@
+"""What a step that takes long tells of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from aicompress.pipeline.step.latency import Mode
+
+Progress = Callable[[str, int, int], None]  # what is going on, done, total
+
+
+ANEW = "nothing of a stopped run was used: this kind of step starts anew"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a step runs; nothing here changes the numbers.
+
+    Attributes:
+        resume: go on where a stopped run of the same step was.
+        latency: "auto" times the forward passes of input and output, "off" does not.
+        progress: called with (what, done bytes, total bytes).
+    """
+
+    resume: bool = False
+    latency: Mode = "auto"
+    progress: Progress = lambda what, done, total: None

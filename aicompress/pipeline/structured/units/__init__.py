@@ -1,0 +1,1 @@
+"""The structural units that can be removed, one file each."""
