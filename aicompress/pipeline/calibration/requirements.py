@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from aicompress.methods.method import MethodConfig
 from aicompress.methods.quantize.grid.widths import open_bits
 from aicompress.methods.structural import StructuralMethod
 from aicompress.model.sensitivity.loss import LossKind
+from aicompress.pipeline.step.survey import Survey
 from aicompress.recipe import Recipe
 
 
@@ -28,10 +29,12 @@ class Request:
     Attributes:
         allow_code: the recipe's model.factory may run.
         stats: files of statistics: read (and merged) where they exist, one is collected where it does not.
+        survey: what is measured on the running model while the step is planned.
     """
 
     allow_code: bool = False
     stats: tuple[Path, ...] = ()
+    survey: Survey = field(default_factory=Survey)
 
     @property
     def reads_files(self) -> bool:

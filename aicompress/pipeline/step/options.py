@@ -1,4 +1,4 @@
-"""What a step that takes long tells of itself."""
+"""How a step runs: resuming, timing, progress."""
 
 from __future__ import annotations
 
