@@ -23,15 +23,15 @@ class LayerInfo:
     (in, out) transposed, an embedding as (tokens, width).
 
     Attributes:
-        name: what patterns match, e.g. `model.layers.0.mlp.up_proj`; a part of a stored weight also names the form and
-            itself, such as the factors `.low_rank.out` and `.low_rank.in`.
+        name: what patterns match, e.g. `model.layers.0.mlp.up_proj`; a factor of a stored product ends in the form and
+            its part, `.low_rank.out` or `.low_rank.in`.
         tensor: the parameter's name in the checkpoint, e.g. `model.layers.0.mlp.up_proj.weight`.
         kind: linear, conv, embedding, or head (the output projection of a model).
         shape: matrix shape (out, in).
         tensor_shape: the parameter's own shape.
         dtype: the parameter's dtype (for a compressed layer: the dtype it decodes to).
         transposed: the parameter stores (in, out).
-        part: which part of its stored form this is, such as a factor; empty for a whole parameter.
+        part: which factor of a stored product this is, `out` or `in`; empty for a whole parameter.
         stored: the form it has in the input: dense, low_rank, int_grouped, ...
         nbytes: bytes it takes in the input file.
         outline: the weight in that form without data; None for a dense one.

@@ -98,12 +98,12 @@ class Weight(ABC):
         return None
 
     def parts(self) -> dict[str, Weight]:
-        """Stored weights inside of this one that later steps compress as layers of their own, by name."""
+        """Both factors of a product, `out` on the left and `in` on the right; later steps compress each as a layer."""
         return {}
 
     def with_parts(self, parts: Mapping[str, Weight]) -> Self:
-        """The same weight with some of its parts replaced."""
-        raise TypeError(f"{self.form} has no parts")
+        """The same product with some of its factors replaced."""
+        raise TypeError(f"{self.form} is no product")
 
 
 @cache
