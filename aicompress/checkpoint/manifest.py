@@ -110,7 +110,7 @@ def _widths(plain: Any) -> dict[str, dict[str, int]]:
     Raises:
         ValueError: something else than whole numbers above 0.
     """
-    found = {str(path): {str(name): value for name, value in fields.items()} for path, fields in plain.items()}
-    if any(type(value) is not int or value < 1 for fields in found.values() for value in fields.values()):
+    widths = {str(path): {str(name): value for name, value in fields.items()} for path, fields in plain.items()}
+    if any(type(value) is not int or value < 1 for fields in widths.values() for value in fields.values()):
         raise ValueError
-    return found
+    return widths

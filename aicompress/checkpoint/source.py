@@ -91,8 +91,8 @@ def _directory(folder: Path, index: Path | None = None) -> Source:
     else:
         files = tuple(sorted(folder.glob("*.safetensors")))
         if len(files) != 1:
-            found = f"{len(files)} safetensors files and no index" if files else "no safetensors file"
-            raise CheckpointError(f"{folder} holds {found}", _expected(folder))
+            holding = f"{len(files)} safetensors files and no index" if files else "no safetensors file"
+            raise CheckpointError(f"{folder} holds {holding}", _expected(folder))
     side, left = _side_files(folder, set(files))
     return Source(folder, files, weight_map, folder, config, side, left)
 

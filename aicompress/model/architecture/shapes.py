@@ -70,9 +70,9 @@ def misfits(config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> set[s
             )
     except RuntimeError as error:  # experts of different widths cannot be fused
         return {f"the tensors cannot be loaded together: {error}"}
-    found = {f"missing {name}" for name in info["missing_keys"]}
-    found |= {f"unexpected {name}" for name in info["unexpected_keys"]}
-    return found | {
+    problems = {f"missing {name}" for name in info["missing_keys"]}
+    problems |= {f"unexpected {name}" for name in info["unexpected_keys"]}
+    return problems | {
         f"{name} has shape {tuple(stored)} where {tuple(expected)} is expected"
         for name, stored, expected in info["mismatched_keys"]
     }

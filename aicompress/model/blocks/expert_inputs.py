@@ -42,10 +42,10 @@ class ExpertCalls(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
     def _look(self, given: Tensor, weight: Tensor) -> None:
-        found = self._merged.get(weight.untyped_storage().data_ptr())
-        if found is None or not given.numel():
+        entry = self._merged.get(weight.untyped_storage().data_ptr())
+        if entry is None or not given.numel():
             return
-        merged, experts = found
+        merged, experts = entry
         names = experts.get((weight.storage_offset() - merged.storage_offset()) // merged.stride(0))
         if names:
             self._see(names, given)

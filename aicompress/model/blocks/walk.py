@@ -215,8 +215,8 @@ def _visit(job: Walk, visitor: Visitor, recorder: Recorder, stage: Stage | None 
     if job.team is not None:
         add_up(recorder, job.team)
     stats = recorder.stats()
-    found = job.tune(stats, stage) if job.tune and stage else visitor.visit(stats)
-    for name, tensor in found.items() if job.changes else ():
+    written = job.tune(stats, stage) if job.tune and stage else visitor.visit(stats)
+    for name, tensor in written.items() if job.changes else ():
         job.loader.replace(name, tensor)
 
 

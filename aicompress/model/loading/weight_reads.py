@@ -73,13 +73,15 @@ def _reads(kind: Any) -> _Reads:
         if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id in ("isinstance", "hasattr")
         for argument in n.args
     }
-    found = {
+    attributes = {
         node: node.value.attr
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and node.attr == "weight" and isinstance(node.ctx, ast.Load)
         if isinstance(node.value, ast.Attribute)
     }
-    return _Reads(frozenset(found.values()), frozenset(name for n, name in found.items() if id(n) not in about))
+    return _Reads(
+        frozenset(attributes.values()), frozenset(name for n, name in attributes.items() if id(n) not in about)
+    )
 
 
 def _fails_to_initialize(model: Any, layers: list[nn.Module]) -> bool:

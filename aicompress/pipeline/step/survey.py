@@ -57,7 +57,7 @@ class Survey:
         self.measured.append(what)
         path = cache_folder() / f"{_key(what, checkpoint, recipe)}.safetensors"
         if path.exists():
-            kept = load_file(path)
+            kept: dict[str, Tensor] = load_file(path)
             if not self.keep:
                 path.unlink(missing_ok=True)
             return kept

@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from aicompress.errors import Refused
 from aicompress.model.hf.layers_aicompress import rounded_input
-from aicompress.model.kernels import linear as modules
+from aicompress.model.kernels import select
 from aicompress.model.kernels.select import fast_linear, fast_module
 from aicompress.weights import IntGrouped, Weight
 from tests.model.compressed import halved, integers, low_rank
@@ -50,7 +50,7 @@ CASES: dict[str, tuple[Weight, str]] = {
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("bias", [True, False])
 def test_kernels_agree_with_the_decoded_weight(case: str, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modules, "has_fast_bfloat16", lambda: True)
+    monkeypatch.setattr(select, "has_fast_bfloat16", lambda: True)
     weight, kernel = CASES[case]
     offset = torch.randn(weight.shape[0]) if bias else None
     layer = fast_linear(weight, offset, torch.float32, resident=False)
@@ -79,7 +79,7 @@ def test_the_int4_kernel_takes_a_narrow_last_group(symmetric: bool) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_weights_that_fit_into_the_cache_run_in_bfloat16(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modules, "has_fast_bfloat16", lambda: True)
+    monkeypatch.setattr(select, "has_fast_bfloat16", lambda: True)
     weight, _ = CASES[case]
     layer = fast_linear(weight, None, torch.float32, resident=True)
     assert layer.kernel == "bfloat16"
@@ -89,7 +89,7 @@ def test_weights_that_fit_into_the_cache_run_in_bfloat16(case: str, monkeypatch:
 
 
 def test_without_native_bfloat16_nothing_is_decoded_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modules, "has_fast_bfloat16", lambda: False)
+    monkeypatch.setattr(select, "has_fast_bfloat16", lambda: False)
     kernels = {
         case: fast_linear(weight, None, torch.float32, resident=True).kernel for case, (weight, _) in CASES.items()
     }
