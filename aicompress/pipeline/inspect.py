@@ -179,8 +179,8 @@ def inspect(
     config = checkpoint.config or {}
     architecture = str((config.get("architectures") or [config.get("model_type", "")])[0])
     side = side_of(checkpoint, kinds, str(source))
-    found, lineage = tuple(rows.values()), checkpoint.manifest.lineage
-    return Inspection(side, checkpoint.layout, architecture, found, _totals(found), lineage, tuple(warnings))
+    every, lineage = tuple(rows.values()), checkpoint.manifest.lineage
+    return Inspection(side, checkpoint.layout, architecture, every, _totals(every), lineage, tuple(warnings))
 
 
 def analyzed(row: ParameterRow, tensor: Tensor, layer: LayerInfo | None, analysis: Analysis) -> ParameterRow:
@@ -208,21 +208,23 @@ def agreed(rows: dict[str, ParameterRow], sharing: Sharing) -> dict[str, Paramet
     for name, row in rows.items():
         if row.rounding is not None:
             units.setdefault(sharing.leaders.get(name, name), []).append(name)
-    found = dict(rows)
+    same = dict(rows)
     for names in units.values():
         theirs = {name: rounding for name in names if (rounding := rows[name].rounding) is not None}
         wanted = [each.proposed for each in theirs.values()]
         widest = None if None in wanted else max(bits for bits in wanted if bits is not None)
-        found |= {name: replace(rows[name], rounding=replace(each, proposed=widest)) for name, each in theirs.items()}
-    return found
+        same |= {name: replace(rows[name], rounding=replace(each, proposed=widest)) for name, each in theirs.items()}
+    return same
 
 
 def _totals(rows: Sequence[ParameterRow]) -> tuple[Total, ...]:
-    found = []
+    totals = []
     for kind in dict.fromkeys(row.kind for row in rows):
         of_kind = [row for row in rows if row.kind == kind]
-        found.append(Total(kind, len(of_kind), sum(row.numbers for row in of_kind), sum(row.nbytes for row in of_kind)))
-    return tuple(sorted(found, key=lambda total: -total.nbytes))
+        totals.append(
+            Total(kind, len(of_kind), sum(row.numbers for row in of_kind), sum(row.nbytes for row in of_kind))
+        )
+    return tuple(sorted(totals, key=lambda total: -total.nbytes))
 
 
 def distribution(tensor: Tensor) -> Distribution:

@@ -53,11 +53,11 @@ def test_every_form_has_a_row() -> None:
 @pytest.mark.parametrize("weight", FORMS.values(), ids=FORMS)
 class TestEveryForm:
     def test_restores_bit_exact_through_json(self, weight: Weight) -> None:
-        found = restore(weight.tensors(), json.loads(json.dumps(weight.meta())))
-        assert type(found) is type(weight)
-        assert found.shape == weight.shape == (6, 12)
-        assert torch.equal(found.dense(), weight.dense())
-        assert found.meta() == weight.meta()
+        restored = restore(weight.tensors(), json.loads(json.dumps(weight.meta())))
+        assert type(restored) is type(weight)
+        assert restored.shape == weight.shape == (6, 12)
+        assert torch.equal(restored.dense(), weight.dense())
+        assert restored.meta() == weight.meta()
 
     def test_outline_has_no_data_and_the_same_specs(self, weight: Weight) -> None:
         outline = without_data(weight)
@@ -152,8 +152,8 @@ def test_corrected_and_column_factors_decode_by_hand() -> None:
 def test_sparse_keeps_every_bit() -> None:
     """Zeros, negative zeros and subnormals that the mask keeps come back as they were."""
     matrix = torch.tensor([[0.0, -0.0, 1e-40, 5.0]])
-    found = Sparse.of(matrix, torch.tensor([[True, True, True, False]])).matrix()
-    assert torch.equal(found.view(torch.int32), torch.tensor([[0.0, -0.0, 1e-40, 0.0]]).view(torch.int32))
+    restored = Sparse.of(matrix, torch.tensor([[True, True, True, False]])).matrix()
+    assert torch.equal(restored.view(torch.int32), torch.tensor([[0.0, -0.0, 1e-40, 0.0]]).view(torch.int32))
 
 
 def test_nesting_undoes() -> None:

@@ -43,13 +43,13 @@ def parameter_names(model: Any, names: Iterable[str]) -> dict[str, tuple[str, An
     converters = [c for c in conversions if isinstance(c, WeightConverter)]
     merging = {pattern: converter for converter in converters for pattern in converter.source_patterns}
     known, prefix = model.state_dict(), model.base_model_prefix
-    found: dict[str, tuple[str, Any]] = {}
+    places: dict[str, tuple[str, Any]] = {}
     for name in names:
         renamed, pattern = rename_source_key(name, renamings, converters, prefix, known)
         if renamed not in known:
             renamed, pattern = rename_source_key(name, [], [], prefix, known)
-        found[name] = (renamed, (pattern, merging[pattern]) if pattern else None)
-    return found
+        places[name] = (renamed, (pattern, merging[pattern]) if pattern else None)
+    return places
 
 
 def tie(model: Any, held: Collection[str]) -> None:
@@ -99,11 +99,11 @@ def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def outlines(files: Iterable[str]) -> dict[str, Tensor]:
     """Every tensor of safetensors files, on the meta device."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for path in files:
         with safe_open(path, framework="pt") as file:  # tensors are mapped lazily: no data is read
-            found.update({name: file.get_tensor(name).to("meta") for name in file.keys()})  # noqa: SIM118
-    return found
+            tensors.update({name: file.get_tensor(name).to("meta") for name in file.keys()})  # noqa: SIM118
+    return tensors
 
 
 class AicompressConfig(QuantizationConfigMixin):  # type: ignore[misc]
