@@ -179,8 +179,10 @@ def inspect(
     config = checkpoint.config or {}
     architecture = str((config.get("architectures") or [config.get("model_type", "")])[0])
     side = side_of(checkpoint, kinds, str(source))
-    every, lineage = tuple(rows.values()), checkpoint.manifest.lineage
-    return Inspection(side, checkpoint.layout, architecture, every, _totals(every), lineage, tuple(warnings))
+    parameter_rows, lineage = tuple(rows.values()), checkpoint.manifest.lineage
+    return Inspection(
+        side, checkpoint.layout, architecture, parameter_rows, _totals(parameter_rows), lineage, tuple(warnings)
+    )
 
 
 def analyzed(row: ParameterRow, tensor: Tensor, layer: LayerInfo | None, analysis: Analysis) -> ParameterRow:
@@ -208,13 +210,15 @@ def agreed(rows: dict[str, ParameterRow], sharing: Sharing) -> dict[str, Paramet
     for name, row in rows.items():
         if row.rounding is not None:
             units.setdefault(sharing.leaders.get(name, name), []).append(name)
-    same = dict(rows)
+    agreed_rows = dict(rows)
     for names in units.values():
         theirs = {name: rounding for name in names if (rounding := rows[name].rounding) is not None}
         wanted = [each.proposed for each in theirs.values()]
         widest = None if None in wanted else max(bits for bits in wanted if bits is not None)
-        same |= {name: replace(rows[name], rounding=replace(each, proposed=widest)) for name, each in theirs.items()}
-    return same
+        agreed_rows |= {
+            name: replace(rows[name], rounding=replace(each, proposed=widest)) for name, each in theirs.items()
+        }
+    return agreed_rows
 
 
 def _totals(rows: Sequence[ParameterRow]) -> tuple[Total, ...]:
