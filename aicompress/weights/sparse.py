@@ -77,6 +77,9 @@ class Sparse(Masked):
 def decode_sparse(meta: Meta, tensors: Tensors) -> Tensor:
     """Values where the mask is set, zeros elsewhere."""
     out, columns = meta["shape"]
-    kept = masked(meta, tensors)
-    flat = torch.zeros(out * columns, dtype=tensors["values"].dtype, device=kept.device)
-    return flat.masked_scatter(kept, tensors["values"]).reshape(out, columns)
+    kept, values = masked(meta, tensors), tensors["values"]
+    if values.dtype.itemsize == 1:  # scatter has no float8 kernel; all-zero bits are 0.0
+        raw = torch.zeros(out * columns, dtype=torch.uint8, device=kept.device)
+        return raw.masked_scatter(kept, values.view(torch.uint8)).view(values.dtype).reshape(out, columns)
+    flat = torch.zeros(out * columns, dtype=values.dtype, device=kept.device)
+    return flat.masked_scatter(kept, values).reshape(out, columns)
