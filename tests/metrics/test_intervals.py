@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from aicompress.pipeline.evaluation.metrics.intervals import (
+from aicompress.metrics.intervals import (
     Estimate,
     clopper_pearson,
     exponential,
