@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: which parameters are compressed and how, and every step that made it.
+"""The manifest of a checkpoint: its compressed parameters, and the lineage of steps that made it.
 
 In a Hugging Face directory the entries live in config.json's `quantization_config` and the lineage in aicompress.json;
 a bare file carries both in its metadata under the key `aicompress`.

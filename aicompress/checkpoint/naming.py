@@ -1,4 +1,4 @@
-"""Which parameters are layers, and of what kind, told from names and shapes alone.
+"""Tell which parameters are layers, and of what kind, from names and shapes alone.
 
 A model definition knows better; where there is one, `model.load.layer_kinds` corrects this table.
 """

@@ -205,11 +205,18 @@ class Checkpoint:
         return read_tensor(self.tensors[name].rows(start, stop), name)
 
     def weight(self, parameter: str) -> Weight:
-        """A parameter in the form it is stored in, as a matrix (out, in)."""
+        """A parameter in the form it is stored in, as a matrix (out, in).
+
+        Raises:
+            CheckpointError: a scale, factor or value of a compressed parameter is NaN or infinite.
+        """
         entry = self.manifest.entries.get(parameter)
         if entry is None:
             return Dense(as_matrix(self.read(parameter)))
-        return self._stored(parameter, entry, self.read)
+        weight = self._stored(parameter, entry, self.read)
+        for suffix, tensor in weight.tensors().items():
+            require_finite(tensor, f"{parameter}{suffix and '.'}{suffix}", self.path)
+        return weight
 
     def _no_data(self, name: str) -> Tensor:
         """A tensor of the file as its header shows it."""

@@ -1,4 +1,4 @@
-"""What inspect, verify and compare print."""
+"""Print what inspect, verify and compare read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a checkpoint is built: its stacks of blocks and the neurons of its feed-forward layers.
+"""Locate the stacks of blocks and the feed-forward layers of a checkpoint by editing its config.json.
 
 Nothing here knows an architecture. A number of config.json is changed, the model is built again on the meta device,
 and the tensors that came, went or changed shape show what the number governs: `num_hidden_layers` less one takes the

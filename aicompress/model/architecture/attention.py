@@ -1,4 +1,4 @@
-"""The attention heads of an architecture: which axes of which tensors hold them, found by probing config.json.
+"""Locate the attention heads of an architecture: the axes of the tensors that hold them, by probing config.json.
 
 As for feed-forward layers, the numbers of heads are changed, the model is built again on the meta device, and the axes
 that changed length hold heads. With the query heads alone changed, the axes that only hold keys and values stay.

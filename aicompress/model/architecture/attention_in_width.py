@@ -1,4 +1,4 @@
-"""Heads whose size config.json gives as the hidden width over their number: BERT, GPT-2, GPT-NeoX and their kind.
+"""Locate heads where the head size is the hidden width over their number: BERT, GPT-2, GPT-NeoX and their kind.
 
 Such a config cannot say fewer heads of the same size. The tensors that heads lie on are those that follow the hidden
 width inside attention (see `residual`), whole heads changing places to find out how fused projections hold them. The

@@ -1,4 +1,4 @@
-"""The experts of an architecture: found by asking what goes when config.json counts one less.
+"""Locate the experts and routers of an architecture: the tensors that shrink when config.json counts one expert less.
 
 Experts that are stored one by one lose the tensors of the last one; those that are stored in one tensor, and the router
 that chooses among them, lose an entry of an axis.

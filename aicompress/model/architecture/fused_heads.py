@@ -1,4 +1,4 @@
-"""A trial on one block: whether heads lie in a fused query, key and value tensor in the order that is assumed."""
+"""Check on a tiny block in which order heads lie in a fused query, key and value tensor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The hidden width of a transformer: every axis that its residual stream lies on, found by asking for another width.
+"""Locate the hidden width of a transformer: the axes that its residual stream lies on, by probing config.json.
 
 config.json's `hidden_size` is changed and the model built again on the meta device. Where heads have a size of their
 own, exactly the axes of the residual stream change: of embeddings, norms, heads, and the one side of each matrix that

@@ -1,4 +1,4 @@
-"""What an architecture expects of a checkpoint: asked of transformers itself, on the meta device, without memory.
+"""Shapes that transformers expects of a checkpoint, from a model built on the meta device, without memory.
 
 Names on disk differ from names of modules (renamed attributes, experts stored one by one and fused when loaded), so
 both directions go through transformers: its own saving gives the names on disk, its own loading judges a checkpoint.

@@ -1,4 +1,4 @@
-"""Which axes of a transformer's tensors are coordinates of its residual stream, tried on a miniature.
+"""A tiny random model of an architecture, to test which axes of its tensors belong to the residual stream.
 
 A miniature of two blocks has random weights. Residual coordinates in another order must compute the same; and where the
 size of heads follows from the hidden width, so must the entries of every head in an order of its own, which rotary

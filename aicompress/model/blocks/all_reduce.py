@@ -1,4 +1,4 @@
-"""Statistics of several processes, each of which ran batches of its own, added up."""
+"""Add up the input statistics of several processes, each of which ran its own batches."""
 
 from __future__ import annotations
 

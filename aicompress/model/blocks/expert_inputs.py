@@ -1,4 +1,4 @@
-"""Inputs of experts whose matrices are parts of one merged tensor: seen where the model multiplies with them.
+"""Record the inputs of experts whose matrices are parts of one merged tensor, at the products that use them.
 
 The plain implementation of experts in transformers runs `linear(x, merged[expert])` for each expert that has tokens.
 The call is watched, so what runs is the model's own code, whatever the architecture. Those that multiply all experts at

@@ -1,4 +1,4 @@
-"""The blocks of a model: found by structure, not listed by architecture."""
+"""Find the repeated blocks of a model by structure, without a list of architectures."""
 
 from __future__ import annotations
 

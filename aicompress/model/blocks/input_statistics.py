@@ -1,4 +1,4 @@
-"""Input statistics of layers while a model runs: hooks that add up Gram matrices and norms.
+"""Hooks that accumulate Gram matrices, norms and means of layers' inputs while a model runs.
 
 Layers that are given the same tensor (q, k and v; gate and up) share one sum.
 """

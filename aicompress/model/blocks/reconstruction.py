@@ -1,4 +1,4 @@
-"""Block tuning: the codes and scales of a block's layers, moved together until the block gives what it gave before.
+"""Block reconstruction: tune the codes and scales of a block's layers towards the block's original output.
 
 AutoRound (Cheng et al. 2023, arXiv:2309.05516): minimise Σ ‖block(x̂; Ŵ) − block(x; W)‖² over the rounding of every
 weight by signed gradient descent, x̂ being the inputs behind compressed blocks and x the original's; the rounding is

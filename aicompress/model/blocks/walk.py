@@ -1,4 +1,4 @@
-"""The calibration engine: a model is walked block by block with real inputs, one block in memory at a time.
+"""Run a model block by block with calibration data, one block in memory at a time.
 
 At each block, in the order in which the model runs them: load its weights from the file, run every batch through it
 while hooks add up the statistics of the wanted layers, let the caller compress the layers, put the compressed weights

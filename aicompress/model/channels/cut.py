@@ -1,4 +1,4 @@
-"""Layers with fewer channels: their tensors cut, and their attributes (`out_channels`, `groups`) made to fit.
+"""Cut channels from layers: their tensors and their attributes (`out_channels`, `groups`).
 
 The attributes of every layer that changed are kept in the manifest, so that a module whose own definition has the old
 widths can be made to fit a pruned checkpoint (`resize`). Nothing else may have another shape than its definition.

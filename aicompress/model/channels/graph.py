@@ -1,4 +1,4 @@
-"""Which channels of a network come and go together: a unit is rows of some layers and columns of those that read it.
+"""Dependency groups of channels: a unit is rows of some layers and columns of the layers that read them.
 
 torch-pruning traces the graph (Fang et al. 2023, arXiv:2301.12900): through norms, residual sums, concatenations and
 the flattening before a linear layer. What it takes for granted (any operation it does not know acts on each channel

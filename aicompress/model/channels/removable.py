@@ -1,4 +1,4 @@
-"""Does a cut remove channels and nothing else? Tried before it is planned, on generic weights.
+"""Check on random weights that a cut removes channels and changes nothing else, before it is planned.
 
 A cut network must give what the whole one gives when every layer that reads the removed channels is shown zeros in
 their place. Random weights in float64 make a channel that leaks elsewhere visible, whatever the real weights are.

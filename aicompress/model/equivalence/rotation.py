@@ -1,4 +1,4 @@
-"""The residual stream of a model: who reads it, who writes it, and whether it can be turned without anyone noticing.
+"""Rotation of the residual stream: find its readers and writers, and test that the model computes the same.
 
 A turn R (an orthogonal matrix) of the stream is taken up by all that writes it (W → Rᵀ W, embeddings E → E R) and
 undone by all that reads it (W → W R). That is possible where everything reads it through a normalization whose weight

@@ -1,4 +1,4 @@
-"""Places of a block where the channels of a hidden tensor can be rescaled without changing what the block computes.
+"""Scaling groups: hidden tensors of a block whose channels can be rescaled without changing its output.
 
 The input of some matrices is divided by factors s, their columns are multiplied by s, and whatever makes this input has
 1/s folded into its own parameters: a normalization into its weight, a linear layer into its rows where nothing but

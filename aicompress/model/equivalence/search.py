@@ -1,4 +1,4 @@
-"""Structure of a model found by running its blocks on random weights: one block of each kind, one in memory at a time.
+"""Search a model for scaling groups by running its blocks on random weights: one block of each kind, one in memory.
 
 What holds for random weights on random inputs holds for all: the functions are polynomials and smooth ones, and two of
 them that agree on generic numbers are the same.

@@ -1,4 +1,4 @@
-"""Neighbouring bfloat16 layers of an encoder joined: what flows between them is not widened and narrowed again."""
+"""Fuse neighbouring bfloat16 layers of an encoder, so that values between them stay in bfloat16."""
 
 from __future__ import annotations
 

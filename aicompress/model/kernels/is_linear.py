@@ -1,4 +1,4 @@
-"""Which modules are linear layers: by what they compute, not by their class alone."""
+"""Recognise linear layers by what they compute, not by their class alone."""
 
 from __future__ import annotations
 

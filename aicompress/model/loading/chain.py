@@ -1,4 +1,4 @@
-"""Modules for checkpoints that name no architecture: a chain of layers and operations, or the user's own function.
+"""Build modules for checkpoints that name no architecture: a chain of layers, or the user's own factory.
 
     model: {sequential: [flatten, fc1, relu, fc2, relu, fc3]}
 

@@ -1,4 +1,4 @@
-"""What a model definition says of its parameters: which are layers, and of what kind."""
+"""Kinds of layers, tied parameters and Auto classes of a checkpoint, from its transformers definition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parameters of a checkpoint put into a model one by one, each checked, compressed ones in their stored form."""
+"""Fill a model with a checkpoint's parameters one by one, each checked, compressed ones in their stored form."""
 
 from __future__ import annotations
 

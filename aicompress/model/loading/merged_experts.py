@@ -1,4 +1,4 @@
-"""Parameters that an architecture keeps merged, such as the experts of a mixture: which part of which tensor is whose.
+"""Locate checkpoint tensors inside parameters that transformers keeps merged, such as the experts of a mixture.
 
 Checkpoints hold a matrix per expert, `experts.3.w1.weight`; the model one tensor, `experts.gate_up_proj` (experts, out,
 in). How they are merged is known to transformers alone, so it is found out with a probe: small numbered matrices are

@@ -1,4 +1,4 @@
-"""What a model definition expects of a checkpoint: parameters that are missing, or of another shape."""
+"""Parameters that a model definition expects and a checkpoint lacks, or holds in another shape."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sentence embeddings out of token states, as a sentence-transformers checkpoint describes them."""
+"""Pool token states into sentence embeddings, as a sentence-transformers checkpoint describes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers whose `weight` an architecture's own code reads, beside calling them.
+"""Find layers whose `weight` an architecture's own code reads, beside calling them.
 
 A reader of packed weights takes the parameter `weight` away. Most architectures never notice; some read it in a forward
 of their own (Mamba multiplies by its time projection's weight, T5 asks for a dtype) or as they initialize a model.

@@ -1,4 +1,4 @@
-"""What runs through a model block by block, and how much a block changes it: its influence, 1 − E cos(x_in, x_out).
+"""Block influence: how much a block changes its input, 1 − E cos(x_in, x_out).
 
 Men et al. 2024 (ShortGPT, arXiv:2403.03853, eq. 1). A block of little influence can be skipped. Blocks that are skipped
 hand on what they are given, so that the others are measured as they would be without them.

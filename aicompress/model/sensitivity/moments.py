@@ -1,4 +1,4 @@
-"""Moments of weights' per-sample gradients, added up as the samples are differentiated."""
+"""Accumulate first and second moments of per-sample gradients."""
 
 from __future__ import annotations
 

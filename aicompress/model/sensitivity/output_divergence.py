@@ -1,4 +1,4 @@
-"""How much a model's outputs change when some of its weights do, asked many times.
+"""Divergence of a model's outputs from the original's when some of its weights are changed, for many such changes.
 
 The uncompressed model runs once, block by block, and every block's output is kept. A change is then tried on the same
 batches: what comes before the first changed block is not run again. Weights of a model that is large are read from the
