@@ -32,4 +32,6 @@ def schema(command: str) -> dict[str, Any]:
         whole.setdefault("$defs", {}).update(plain.pop("$defs", {}))
         options.append({**plain, "required": sorted({*plain.get("required", []), "name"})})
     whole["properties"]["method"] = {"oneOf": options}
+    if command == "distill":
+        whole["properties"]["also"]["items"] = {"oneOf": options}
     return whole

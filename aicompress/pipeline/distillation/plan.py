@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,14 +21,14 @@ from aicompress.model.distillation.outputs import Runner, anatomy, runner
 from aicompress.model.loading.tokenizer import FILES, load_tokenizer
 from aicompress.pipeline.distillation.batches import Division, Samples, divide
 from aicompress.pipeline.distillation.samples import read_samples
-from aicompress.pipeline.distillation.teacher import CACHE_BYTES, Loss, row_bytes
+from aicompress.pipeline.distillation.teacher import CACHE_BYTES, Loss
 from aicompress.pipeline.step.checks import known_kinds, left_out, place_problems, require_space, stored_outline
 from aicompress.pipeline.step.dry_run import summarize
 from aicompress.pipeline.step.output import DIGEST, Destination, Output, Planned, arrange, lineage_step, with_digests
 from aicompress.recipe.distillation import DistillRecipe, Training
 from aicompress.report.plan import PlanRow, PlanSummary
 
-Losses = tuple[tuple[DistillMethod, LossConfig], ...]
+Losses = tuple[tuple[DistillMethod[Any], LossConfig], ...]
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,7 @@ def _cached(
     run, mind = teacher
     reads = Loss(losses).reads
     length = next(iter(samples.columns.values())).shape[-1]
-    size = row_bytes(reads, run, mind.classes or 0, mind.width or 0, length)
+    size = run.output_bytes(reads, mind, length)
     if training.cache is True and size is None:
         raise RecipeError("hidden states and masked logits are too large to cache", "training.cache: auto")
     if isinstance(training.cache, bool) or size is None:
