@@ -10,7 +10,7 @@ from typing import Any
 
 
 def members(package: str, attribute: str) -> Mapping[str, Any]:
-    """The objects called `attribute` of a package's modules, by their own `name`, in the order of the modules' names.
+    """List the objects called `attribute` of a package's modules by their `name`, in the order of the modules.
 
     The package's folders are looked at anew when its `__path__` changes. A module without the attribute is skipped: it
     holds what several members share. A module that does not import raises: nothing is skipped silently.

@@ -21,7 +21,7 @@ COMMANDS = ("factorize", "quantize", "prune", "distill")
 
 
 def methods(command: str) -> Mapping[str, Method]:
-    """All methods of a command by name."""
+    """List all methods of a command by name."""
     return members(f"aicompress.methods.{command}", "METHOD")
 
 

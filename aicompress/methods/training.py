@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import Field
 from torch import Tensor
 
 from aicompress.methods.method import Method, MethodConfig
 from aicompress.methods.outputs import Anatomy, Output, Outputs
+from aicompress.methods.registry import get
 
 
 class LossConfig(MethodConfig):
@@ -39,3 +40,15 @@ class DistillMethod(Method, Generic[ConfigT]):
     check: Callable[[Anatomy, Anatomy, ConfigT], tuple[str, str] | None] = field(kw_only=True)
 
     kind: ClassVar[str] = "training"
+
+
+def get_loss(name: str) -> DistillMethod[Any]:
+    """Look up a loss.
+
+    Raises:
+        RecipeError: there is none of this name.
+    """
+    method = get("distill", name)
+    if not isinstance(method, DistillMethod):
+        raise TypeError(f"{method.name} is not a loss")
+    return method

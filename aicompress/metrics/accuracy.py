@@ -14,7 +14,7 @@ from aicompress.metrics.outputs import ClassLogits
 
 
 def measure(batches: Iterable[ClassLogits], config: Data, seed: int) -> Measured:
-    """Accuracy of each model, and per baseline the share of samples that both models give the same class."""
+    """Measure the accuracy of each model, and per baseline the share of samples that both give the same class."""
     labels: list[Tensor] = []
     classes: list[tuple[Tensor, ...]] = []  # of each batch: the class that each model gives, (samples,)
     unit = ""

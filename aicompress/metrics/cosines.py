@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def unit_rows(embeddings: Tensor) -> Tensor:
-    """Rows scaled to length 1, float64; a zero row stays zero."""
+    """Scale rows to length 1, in float64; a zero row stays zero."""
     return torch.nn.functional.normalize(embeddings.double().cpu(), dim=1)

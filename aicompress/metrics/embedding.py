@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from aicompress.data.section import Data
 from aicompress.metrics.cosines import unit_rows
-from aicompress.metrics.intervals import Estimate, pairwise_correlation, window_mean
+from aicompress.metrics.intervals import Estimate, pairwise_correlation, sample_mean
 from aicompress.metrics.metric import FigureSpec, Measured, Metric, Problem
 from aicompress.metrics.outputs import SentenceEmbeddings
 
@@ -14,7 +14,7 @@ PAIRED = 2000  # sentences of which all pairs are compared
 
 
 def measure(batches: Iterable[SentenceEmbeddings], config: Data, seed: int) -> Measured:
-    """Agreement with each baseline.
+    """Measure the agreement with each baseline.
 
     `embedding_agreement` is Spearman's correlation between the cosine similarities of all pairs of sentences under both
     models; `embedding_cosine` the mean cosine between the two embeddings of a sentence, where they are equally wide.
@@ -26,14 +26,13 @@ def measure(batches: Iterable[SentenceEmbeddings], config: Data, seed: int) -> M
     for baseline in baselines:
         figures = {"embedding_agreement": pairwise_correlation(similarities, (baseline @ baseline.t()).numpy())}
         if baseline.shape == tested.shape:
-            cosines = (tested * baseline).sum(1)
-            figures["embedding_cosine"] = window_mean(cosines, len(tested), seed, "sentences")
+            figures["embedding_cosine"] = sample_mean((tested * baseline).sum(1), seed, "sentences")
         against.append(figures)
     return Measured(tuple({} for _ in outputs.embeddings), tuple(against))
 
 
 def check(samples: int, config: Data) -> Problem | None:
-    """The number of pairs grows with the square of the samples."""
+    """Refuse more sentences than all pairs can be compared of: pairs grow with the square of the samples."""
     if samples <= PAIRED:
         return None
     return f"quality.embedding compares all pairs of sentences, {samples} are too many", f"samples: {PAIRED}"

@@ -45,7 +45,7 @@ class Measured:
 
 
 def any_number(samples: int, config: Data) -> Problem | None:
-    """The check of a metric that takes any number of samples."""
+    """Accept any number of samples: the check of most metrics."""
     return None
 
 
@@ -73,11 +73,11 @@ class Metric(Generic[ConfigT, OutputsT]):
 
     @property
     def needs_baseline(self) -> bool:
-        """Whether there is nothing to measure of a model by itself."""
+        """Tell whether a model by itself has no figure."""
         return all(figure.compared for figure in self.figures)
 
     def entries(self, measured: Measured) -> list[dict[str, Any]]:
-        """Figures as a report stores them, by name: for each baseline, or once where there is none.
+        """List the figures by name as a report stores them: for each baseline, or once where there is none.
 
         Raises:
             TypeError: the metric measured a figure that it does not declare.

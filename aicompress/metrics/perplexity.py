@@ -35,7 +35,7 @@ class _Means:
 
 
 def measure(batches: Iterable[TokenLogits], config: Perplexity, seed: int) -> Measured:
-    """Perplexity, and per baseline KL(baseline ‖ model) in nats per token and how often both predict the same token.
+    """Measure perplexity and, per baseline, KL(baseline ‖ model) in nats per token and the share of equal predictions.
 
     Every window stands alone: its first token is context only, all others are predicted, so 400 windows of 256 tokens
     give exp of the mean negative log-likelihood over 102,000 tokens.
@@ -69,7 +69,7 @@ def _add(batch: TokenLogits, models: list[_Means], compared: int) -> None:
 
 
 def _nll(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean negative log-likelihood of each window, (batch,) float64."""
+    """Compute the mean negative log-likelihood of each window, (batch,) float64."""
     batch, length = targets.shape
     parts = [
         nn.functional.cross_entropy(rows.float(), tokens, reduction="none")
@@ -79,7 +79,7 @@ def _nll(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _distance(base: Tensor, tested: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(base ‖ tested) and top-1 agreement of each window, (batch,) float64 each."""
+    """Compute KL(base ‖ tested) and top-1 agreement of each window, (batch,) float64 each."""
     batch, length, _ = base.shape
     kl: list[Tensor] = []
     same: list[Tensor] = []
@@ -94,7 +94,7 @@ def _distance(base: Tensor, tested: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _pieces(rows: Tensor) -> tuple[Tensor, ...]:
-    """At most ROWS at a time, so that float32 copies stay small."""
+    """Split into at most ROWS rows, so that float32 copies stay small."""
     return torch.split(rows, ROWS)
 
 

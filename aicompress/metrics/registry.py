@@ -1,4 +1,4 @@
-"""How a metric is found: every module of this room that has a METRIC."""
+"""The registry of metrics: every module of this package that has a METRIC."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aicompress.metrics.outputs import KINDS
 
 
 def metrics() -> Mapping[str, Metric[Any, Any]]:
-    """All metrics by name, as recipes and reports order them: by the outputs they read, then by name.
+    """List all metrics by name, as recipes and reports order them: by the outputs they read, then by name.
 
     Raises:
         TypeError: two metrics have one name, or give figures of one name.

@@ -15,7 +15,7 @@ from aicompress.metrics.outputs import PairEmbeddings
 
 
 def measure(batches: Iterable[PairEmbeddings], config: Data, seed: int) -> Measured:
-    """Spearman's correlation of cosine similarities with people's scores, and with the baseline's similarities."""
+    """Correlate cosine similarities with people's scores, and with a baseline's similarities (Spearman)."""
     (outputs,) = batches
     tested, *baselines = (_pair_cosines(each, outputs.first, outputs.second) for each in outputs.embeddings)
     scores = outputs.scores.double().numpy()
@@ -26,7 +26,7 @@ def measure(batches: Iterable[PairEmbeddings], config: Data, seed: int) -> Measu
 
 
 def _pair_cosines(embeddings: Tensor, first: Tensor, second: Tensor) -> Floats:
-    """Cosine similarity of each pair, (pairs,)."""
+    """Compute the cosine similarity of each pair, (pairs,)."""
     rows = unit_rows(embeddings)
     cosines: Floats = np.asarray((rows[first] * rows[second]).sum(1))
     return cosines

@@ -89,7 +89,7 @@ class EvalRecipe(Section):
 
 
 def recipe_class() -> type[EvalRecipe]:
-    """EvalRecipe with a section for each metric under `quality`."""
+    """Build the class of eval's recipes: EvalRecipe with a section for each metric under `quality`."""
     sections: dict[str, Any] = {
         metric.name: (metric.config | None, Field(None, description=metric.summary)) for metric in metrics().values()
     }

@@ -33,6 +33,8 @@ def test_embeddings_of_a_noisy_encoder_agree_less() -> None:
     assert 1 > near["embedding_cosine"].value > far["embedding_cosine"].value
     assert near["embedding_agreement"].n == 60 * 59 // 2
     assert near["embedding_cosine"].n == 60
+    assert near["embedding_cosine"].unit == "sentences"
+    assert near["embedding_cosine"].interval == "bootstrap of 60 sentences"
 
 
 def test_rankings_compare_where_widths_differ() -> None:

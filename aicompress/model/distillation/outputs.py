@@ -68,7 +68,7 @@ class Runner:
         return Outputs(logits, embedding, hidden if "hidden" in reads else (), mask, labels)
 
     def output_bytes(self, reads: frozenset[Output], anatomy: Anatomy, length: int) -> int | None:
-        """Bytes that one sample's outputs take in float32; None where they are not of one size, or too many to keep.
+        """Count the bytes of one sample's outputs in float32; None where sizes differ or are too large to keep.
 
         Args:
             reads: logits, embedding, hidden.

@@ -14,9 +14,8 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.place import require_writable
 from aicompress.errors import CompressError, RecipeError, Refused, raise_all
 from aicompress.layer import Kind, LayerInfo
-from aicompress.methods import get
 from aicompress.methods.outputs import Anatomy
-from aicompress.methods.training import DistillMethod, LossConfig
+from aicompress.methods.training import DistillMethod, LossConfig, get_loss
 from aicompress.model.distillation.outputs import Runner, anatomy, runner
 from aicompress.model.loading.tokenizer import FILES, load_tokenizer
 from aicompress.pipeline.distillation.batches import Division, Samples, divide
@@ -107,7 +106,7 @@ def make_plan(
     raise_all(place_problems([student, tutor], destination, recipe.gates))
     require_writable(destination.path)
     run, run_teacher = runner(student), runner(tutor)
-    losses = _losses(recipe)
+    losses = tuple((get_loss(config.name), config) for config in recipe.losses)
     minds = _anatomies((student, run), (tutor, run_teacher), recipe)
     raise_all(_mismatches(losses, run, run_teacher, minds))
     kinds, warnings = known_kinds(student)
@@ -125,16 +124,6 @@ def make_plan(
         _keeps_zeros(training, student), _cached(training, losses, (run_teacher, minds[1]), samples, division),
         (*warnings, *_tokenizer_warnings(student, tutor), *left_out(student)), allow_code,
     )  # fmt: skip
-
-
-def _losses(recipe: DistillRecipe) -> Losses:
-    found = []
-    for config in recipe.losses:
-        method = get("distill", config.name)
-        if not isinstance(method, DistillMethod):
-            raise TypeError(f"{method.name} is not a loss")
-        found.append((method, config))
-    return tuple(found)
 
 
 def _anatomies(

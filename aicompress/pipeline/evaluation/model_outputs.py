@@ -24,7 +24,7 @@ Progress = Callable[[int, int], None]  # done, total
 
 
 def model_outputs(models: Models, metric: AnyMetric, data: Data, progress: Progress) -> Iterator[Any]:
-    """The outputs that a metric reads, of all models, in batches.
+    """Give the outputs that a metric reads, of all models, in batches.
 
     Args:
         models: the tested one, then its baselines.
@@ -38,7 +38,7 @@ def model_outputs(models: Models, metric: AnyMetric, data: Data, progress: Progr
 
 
 def token_logits(models: Models, metric: AnyMetric, data: Data, progress: Progress) -> Iterator[TokenLogits]:
-    """Logits for every window. No token is added at a window's beginning; one batch of logits per model is held."""
+    """Give logits for every window, to which no token is added; one batch of logits per model is held."""
     windows, _ = token_windows(data, models[0].tokenizer)
     _require_positions(models, data.length)
     _require_same_tokens(models, data, windows)
@@ -57,7 +57,7 @@ def token_logits(models: Models, metric: AnyMetric, data: Data, progress: Progre
 
 
 def class_logits(models: Models, metric: AnyMetric, data: Data, progress: Progress) -> Iterator[ClassLogits]:
-    """Logits for every sample of known class."""
+    """Give logits for every sample of known class."""
     inputs, labels, unit = _labelled(models[0], data)
     _require_takes(metric, len(labels), data)
     progress(0, len(labels))
@@ -73,7 +73,7 @@ def class_logits(models: Models, metric: AnyMetric, data: Data, progress: Progre
 
 
 def pair_embeddings(models: Models, metric: AnyMetric, data: Data, progress: Progress) -> Iterator[PairEmbeddings]:
-    """Embeddings of all pairs; a sentence that stands in several pairs is encoded once."""
+    """Give embeddings of all pairs; a sentence that stands in several pairs is encoded once."""
     first, second, scores, _ = pairs(data)
     _require_takes(metric, len(scores), data)
     texts = sorted({*first, *second})
@@ -85,7 +85,7 @@ def pair_embeddings(models: Models, metric: AnyMetric, data: Data, progress: Pro
 def sentence_embeddings(
     models: Models, metric: AnyMetric, data: Data, progress: Progress
 ) -> Iterator[SentenceEmbeddings]:
-    """Embeddings of all sentences."""
+    """Give embeddings of all sentences."""
     texts, _ = sentences(data)
     _require_takes(metric, len(texts), data)
     yield SentenceEmbeddings(_encoded(models, texts, data.length, progress))
@@ -125,7 +125,7 @@ def _require_same_tokens(models: Models, data: Data, windows: Tensor) -> None:
 
 
 def _language_model(model: nn.Module, metric: str) -> Callable[[Tensor], Tensor]:
-    """ids (batch, tokens) -> logits (batch, tokens, vocabulary) of a causal language model."""
+    """Make a function of a causal language model: ids (batch, tokens) -> logits (batch, tokens, vocabulary)."""
     device = next(model.parameters()).device
 
     def run(ids: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ def _language_model(model: nn.Module, metric: str) -> Callable[[Tensor], Tensor]
 
 
 def _of_vocabulary(logits: Tensor, tested: Tensor) -> Tensor:
-    """A baseline's logits beside those of the tested model."""
+    """Check a baseline's logits against the tested model's, and move them to its device."""
     if logits.shape != tested.shape:
         raise CheckpointError(
             f"the vocabularies differ: {tested.shape[-1]} and {logits.shape[-1]} tokens",
@@ -153,7 +153,7 @@ def _of_vocabulary(logits: Tensor, tested: Tensor) -> Tensor:
 
 
 def _labelled(tested: Running, data: Data) -> tuple[Iterable[Inputs], Tensor, str]:
-    """Batches of inputs, labels (samples,) int64, and what a sample is."""
+    """Read batches of inputs, labels (samples,) int64, and what a sample is."""
     if data.kind == "arrays":
         inputs, named, _ = arrays(data)
         assert named is not None, "a recipe of labelled data names its labels"
@@ -163,7 +163,7 @@ def _labelled(tested: Running, data: Data) -> tuple[Iterable[Inputs], Tensor, st
 
 
 def _classifier(model: nn.Module, metric: str) -> Callable[[Inputs], Tensor]:
-    """Inputs -> logits (batch, classes) of a transformers classifier, or of a module that is called on arrays."""
+    """Make a function of a classifier, of transformers or called on arrays: inputs -> logits (batch, classes)."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     named = getattr(model, "main_input_name", None)
 
@@ -199,7 +199,7 @@ def _require_classes(logits: Tensor, labels: Tensor, metric: str) -> None:
 
 
 def _encoded(models: Models, texts: Sequence[str], length: int, progress: Progress) -> tuple[Tensor, ...]:
-    """The embeddings that each model gives, (texts, width)."""
+    """Encode texts with each model: embeddings (texts, width)."""
     embeddings: list[Tensor] = []
     for model in models:
         progress(len(embeddings), len(models))

@@ -18,7 +18,7 @@ Progress = Callable[[str, int, int], None]  # what, done, total
 def measure_quality(
     models: Sequence[Running], recipe: EvalRecipe, progress: Progress = lambda what, done, total: None
 ) -> dict[str, Any]:
-    """Every figure that the recipe asks for.
+    """Measure every figure that the recipe asks for.
 
     Args:
         models: the tested one, then its baselines.
@@ -45,5 +45,5 @@ def measure_quality(
 
 
 def _share(progress: Progress, what: str, number: int, of: int) -> Callable[[int, int], None]:
-    """The progress of one metric as a share of the whole."""
+    """Report the progress of one metric as a share of the whole."""
     return lambda done, total: progress(what, number * total + done, of * total)
