@@ -85,7 +85,7 @@ def _wide(column: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Division:
+class Split:
     """Which samples are trained on, in which order, and which are held out.
 
     The order is a function of seed and step, so that a resumed run needs no generator's state.
@@ -125,21 +125,21 @@ class Division:
 
 
 @lru_cache(maxsize=2)
-def _epoch(division: Division, epoch: int) -> Tensor:
+def _epoch(split: Split, epoch: int) -> Tensor:
     """(batches, batch) one pass over the training samples; what does not fill a batch waits for another epoch."""
-    generator = torch.Generator().manual_seed(division.seed * 1_000_003 + epoch)
-    order = division.train[torch.randperm(len(division.train), generator=generator)]
-    count = len(order) // division.batch
-    order = order[: count * division.batch]
-    if division.lengths is not None:
-        lengths = division.lengths
-        buckets = torch.split(order, BUCKET * division.batch)
+    generator = torch.Generator().manual_seed(split.seed * 1_000_003 + epoch)
+    order = split.train[torch.randperm(len(split.train), generator=generator)]
+    count = len(order) // split.batch
+    order = order[: count * split.batch]
+    if split.lengths is not None:
+        lengths = split.lengths
+        buckets = torch.split(order, BUCKET * split.batch)
         order = torch.cat([bucket[lengths[bucket].argsort(stable=True)] for bucket in buckets])
-    batches = order.view(count, division.batch)
+    batches = order.view(count, split.batch)
     return batches[torch.randperm(count, generator=generator)]
 
 
-def divide(samples: Samples, held_out: float, batch: int, seed: int) -> Division:
+def split_samples(samples: Samples, held_out: float, batch: int, seed: int) -> Split:
     """Hold out a share of the samples.
 
     Raises:
@@ -151,4 +151,4 @@ def divide(samples: Samples, held_out: float, batch: int, seed: int) -> Division
             f"{samples.source.path} leaves {len(train)} training samples, a batch takes {batch}",
             f"training.batch: {len(train)}, or more data",
         )
-    return Division(train, held, batch, seed, samples.lengths)
+    return Split(train, held, batch, seed, samples.lengths)

@@ -33,7 +33,7 @@ class Loss:
 
 
 @dataclass(frozen=True)
-class Side:
+class Runnable:
     """A model and how it is run."""
 
     model: nn.Module
@@ -62,7 +62,7 @@ class Teacher:
         row: (samples,) where a sample's outputs are in `kept`; -1 where they are not.
     """
 
-    side: Side
+    side: Runnable
     reads: frozenset[Output]
     kept: dict[str, Tensor]
     row: Tensor
@@ -96,7 +96,7 @@ def row_bytes(reads: frozenset[Output], run: Runner, classes: int, width: int, l
 
 
 @torch.no_grad()
-def remember(
+def with_cached_outputs(
     teacher: Teacher, samples: Samples, order: Iterable[Tensor], device: torch.device, report: Callable[[int], None]
 ) -> Teacher:
     """Compute the teacher's outputs for some samples once, in float32.

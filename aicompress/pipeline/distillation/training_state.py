@@ -32,7 +32,7 @@ class Point:
 
 
 @dataclass
-class Course:
+class TrainingHistory:
     """How far a run is.
 
     Attributes:
@@ -76,14 +76,14 @@ class StateFile:
     def __init__(self, work: Path) -> None:
         self.folder = work / FOLDER
 
-    def save(self, course: Course, tensors: dict[str, Tensor]) -> None:
+    def save(self, history: TrainingHistory, tensors: dict[str, Tensor]) -> None:
         """Replace the saved state."""
         self.folder.mkdir(exist_ok=True)
-        name = f"state-{course.step}.safetensors"
+        name = f"state-{history.step}.safetensors"
         partial = self.folder / f"{name}.partial"
         save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, partial)
         _replace(partial, self.folder / name)
-        plain = {"tensors": name, "course": asdict(course)}
+        plain = {"tensors": name, "history": asdict(history)}
         written = self.folder / f"{STATE}.partial"
         written.write_text(json.dumps(plain), encoding="utf-8")
         _replace(written, self.folder / STATE)
@@ -91,14 +91,15 @@ class StateFile:
             if other.name != name:
                 other.unlink()
 
-    def load(self) -> tuple[Course, dict[str, Tensor]] | None:
+    def load(self) -> tuple[TrainingHistory, dict[str, Tensor]] | None:
         """The saved state, or None where there is none."""
         path = self.folder / STATE
         if not path.is_file():
             return None
         plain: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        course = Course(**{**plain["course"], "curve": [Point(**point) for point in plain["course"]["curve"]]})
-        return course, load_file(self.folder / plain["tensors"])
+        fields = plain["history"]
+        history = TrainingHistory(**{**fields, "curve": [Point(**point) for point in fields["curve"]]})
+        return history, load_file(self.folder / plain["tensors"])
 
     def remove(self) -> None:
         """Delete the state: the run is complete."""

@@ -75,8 +75,8 @@ def footprint(
         "kernels": kernels,
     }
     package = str(Path(aicompress.__file__).parent.parent)
-    found = os.environ.get("PYTHONPATH")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([package, found] if found else [package])}
+    given = os.environ.get("PYTHONPATH")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([package, given] if given else [package])}
     done = subprocess.run(
         [sys.executable, "-m", "aicompress.pipeline.evaluation.load_cost"],
         input=json.dumps(request),

@@ -89,14 +89,14 @@ def _side(checkpoint: Checkpoint) -> _Side:
 
 def _timed(sides: list[_Side], shape: tuple[int, ...]) -> dict[Alike, Timing]:
     """Time every sort of layer of one shape, in turn; a sort that both sides have is timed once."""
-    found = {
+    samples = {
         alike: (side.checkpoint, info)
         for side in reversed(sides)
         for alike, info in side.sample.items()
         if alike.shape == shape
     }
-    calls = [_call(running_layer(checkpoint, info), info) for checkpoint, info in found.values()]
-    return dict(zip(found, interleaved(calls, ROUNDS, WARMUP), strict=True))
+    calls = [_call(running_layer(checkpoint, info), info) for checkpoint, info in samples.values()]
+    return dict(zip(samples, interleaved(calls, ROUNDS, WARMUP), strict=True))
 
 
 def _call(layer: nn.Module, info: LayerInfo) -> Callable[[], object]:

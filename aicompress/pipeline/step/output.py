@@ -23,6 +23,8 @@ from aicompress.checkpoint.shards import index_text
 from aicompress.checkpoint.source import INDEX, MODELING_FILES, Source
 from aicompress.errors import CheckpointError
 from aicompress.layer import LayerInfo
+from aicompress.recipe import Recipe
+from aicompress.recipe.distillation import DistillRecipe
 from aicompress.weights import IntGrouped, TensorSpec, Weight
 
 DIGEST = "0" * 64  # stands for an input's sha256 until the input has been read
@@ -250,20 +252,41 @@ def auto_classes(config: dict[str, Any]) -> dict[str, str]:
     return {auto: f"modeling_aicompress.{name}" for auto, name in auto_class_names(config).items()}
 
 
-def lineage_step(command: str, recipe: Any, source: Source) -> dict[str, Any]:
-    """This step as the lineage records it; no time stamp, so that equal runs give equal bytes."""
+def lineage_step(
+    command: str, recipe: Recipe | DistillRecipe, source: Source, further: Mapping[str, Source] | None = None
+) -> dict[str, Any]:
+    """This step as the lineage records it; no time stamp, so that equal runs give equal bytes.
+
+    Args:
+        command: factorize, quantize, prune or distill.
+        recipe: what was asked for.
+        source: the input.
+        further: inputs beside the first, by name.
+    """
     return {
         "command": command,
         "tool": f"aicompress {__version__}",
         "recipe": recipe.resolved(),
         "recipe_sha256": recipe.sha256(),
         "seed": recipe.seed,
-        "inputs": {source.name_of(file): DIGEST for file in source.files},
+        "inputs": _undigested(source),
+        **{name: {"inputs": _undigested(each)} for name, each in (further or {}).items()},
     }
 
 
-def with_digests(output: Output, digests: Mapping[str, str]) -> Output:
-    """The output with the inputs' real digests in its lineage; no length changes."""
+def _undigested(source: Source) -> dict[str, str]:
+    return {source.name_of(file): DIGEST for file in source.files}
+
+
+def with_digests(output: Output, inputs: Mapping[str, str], further: Mapping[str, Mapping[str, str]]) -> Output:
+    """The output with the inputs' real digests in its lineage; no length changes.
+
+    Args:
+        output: as planned.
+        inputs: sha256 of the input's files by name.
+        further: the same of inputs beside the first.
+    """
     *earlier, step = output.manifest.lineage
-    lineage = (*earlier, {**step, "inputs": dict(digests)})
+    beside = {name: {"inputs": dict(files)} for name, files in further.items()}
+    lineage = (*earlier, {**step, "inputs": dict(inputs), **beside})
     return replace(output, manifest=replace(output.manifest, lineage=lineage))

@@ -86,9 +86,9 @@ class Ranks:
 
     def gather(self, value: Any) -> list[Any]:
         """Every process's value, by rank."""
-        found: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(found, value)
-        return found
+        values: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(values, value)
+        return values
 
     def send(self, tensor: Tensor) -> Tensor:
         """The first process's tensor."""
