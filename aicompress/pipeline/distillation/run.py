@@ -119,7 +119,7 @@ def _setup(plan: DistillPlan, device: torch.device, progress: Progress) -> tuple
 
 def _load(checkpoint: Checkpoint, module: nn.Module | None, device: torch.device) -> nn.Module:
     """A model with its compressed layers decoded in the graph, without dropout and with fixed batch statistics."""
-    loaded: nn.Module = trainable(checkpoint.path, model=module, device=device)
+    loaded: nn.Module = trainable(checkpoint, model=module, device=device)
     return loaded.eval()
 
 

@@ -36,8 +36,7 @@ class Student:
     @classmethod
     def of(cls, model: nn.Module, checkpoint: Checkpoint) -> Student:
         """Find the stored tensors in a model that was loaded for training; everything else is frozen."""
-        names: Mapping[str, str] = model.aicompress_names  # type: ignore[assignment]
-        targets = {name: target for name, target in names.items() if name not in checkpoint.copies}
+        targets: Mapping[str, str] = model.aicompress_names  # type: ignore[assignment]
         merged = Counter(targets.values())
         stored: dict[str, dict[str, nn.Parameter]] = {}
         for name, target in targets.items():
