@@ -1,4 +1,4 @@
-"""What a student learns from: samples tokenized once, divided once, and in an order that seed and step decide."""
+"""Samples of a training run, their split, and batches in an order that seed and step decide."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Samples:
-    """All samples.
+    """All samples of a training run, tokenized.
 
     Attributes:
         columns: (samples, ...) by argument name, token ids as int32; padded texts have `attention_mask` among them.
@@ -70,7 +70,7 @@ class Samples:
         return 0 if ids is None else ids.numel()
 
     def batch(self, index: Tensor) -> Batch:
-        """Some of them; padding that none of these needs is cut off."""
+        """A batch of these samples; padding that none of them needs is cut off."""
         picked = {name: _wide(column[index]) for name, column in self.columns.items()}
         mask = picked.get("attention_mask")
         if mask is not None:
@@ -80,7 +80,7 @@ class Samples:
 
 
 def _wide(column: Tensor) -> Tensor:
-    """Token ids are kept as int32 and given to a model as int64."""
+    """The column as a model takes it: token ids are kept as int32 and given as int64."""
     return column.long() if column.dtype is torch.int32 else column
 
 
@@ -116,7 +116,7 @@ class Split:
         return torch.cat([self.at(step) for step in range(steps)]).sort().values
 
     def in_order(self, index: Tensor, batch: int) -> Iterator[Tensor]:
-        """Given samples in batches of like length, for passes in which the order does not matter."""
+        """The given samples in batches of like length, for passes in which the order does not matter."""
         ordered = index if self.lengths is None else index[self.lengths[index].argsort(stable=True)]
         return iter(torch.split(ordered, batch))
 
@@ -140,7 +140,7 @@ def _epoch(split: Split, epoch: int) -> Tensor:
 
 
 def split_samples(samples: Samples, held_out: float, batch: int, seed: int) -> Split:
-    """Hold out a share of the samples.
+    """Split the samples into those to train on and a share held out.
 
     Raises:
         RecipeError: what is left does not fill one batch.

@@ -17,7 +17,7 @@ from aicompress.pipeline.distillation.training import Trainer
 
 
 def require_free(path: Path | None) -> None:
-    """A file of statistics can be written there.
+    """Refuse a path where no file of statistics can be written.
 
     Raises:
         Refused: it exists, or its name does not say what it is.
@@ -31,7 +31,7 @@ def require_free(path: Path | None) -> None:
 
 
 def watched(student: Student) -> tuple[str, ...]:
-    """Trained parameters that are plain matrices."""
+    """Names of the trained parameters that are plain matrices."""
     entries = student.checkpoint.manifest.entries
     return tuple(
         name

@@ -1,4 +1,4 @@
-"""Plan a distillation: checkpoints, recipe and data checked against each other, every output byte known."""
+"""Plan a distillation: check checkpoints, recipe and data against each other, and lay out the output."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Losses = tuple[tuple[DistillMethod, LossConfig], ...]
 
 @dataclass(frozen=True)
 class DistillPlan:
-    """A distillation that can be run, or printed.
+    """A planned distillation, to be run or printed.
 
     Attributes:
         checkpoint: the student.
@@ -71,11 +71,11 @@ class DistillPlan:
     allow_code: bool = False
 
     def student_module(self) -> nn.Module | None:
-        """The module of a bare file, to be filled; None for a checkpoint that names its architecture."""
+        """The module of a bare student, to be filled; None for a checkpoint that names its architecture."""
         return _module(self.checkpoint, self.recipe, self.allow_code)
 
     def teacher_module(self) -> nn.Module | None:
-        """The same for the teacher."""
+        """The module of a bare teacher."""
         return _module(self.teacher, self.recipe, self.allow_code)
 
     def summary(self) -> PlanSummary:
@@ -169,7 +169,7 @@ def _last_layer(checkpoint: Checkpoint, recipe: DistillRecipe) -> str | None:
 def _mismatches(
     losses: Losses, student: Runner, teacher: Runner, anatomies: tuple[Anatomy, Anatomy]
 ) -> list[CompressError]:
-    """Losses that the two models cannot have."""
+    """Errors that name the losses which the two models cannot have."""
     reads_logits = any("logits" in method.reads for method, _ in losses)
     if reads_logits and student.task != teacher.task:
         what = {"causal": "a causal language model", "masked": "a masked language model", "classes": "a classifier"}
@@ -226,7 +226,7 @@ def _cached(
 
 
 def _parameters(student: Checkpoint, layers: Sequence[LayerInfo]) -> dict[str, Planned]:
-    """Every parameter in the form it has."""
+    """Every parameter of the student in its stored form."""
     infos: dict[str, LayerInfo] = {}
     for info in layers:
         infos.setdefault(info.tensor, info)

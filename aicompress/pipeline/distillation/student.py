@@ -1,4 +1,4 @@
-"""The student's parameters as its checkpoint stores them: what is trained, what is fixed, what is written back."""
+"""The student's parameters in their stored forms: trained, fixed, and written back."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Student:
         return cls(checkpoint, stored, fixed)
 
     def trained(self, keep_zeros: bool) -> TrainedParameters:
-        """The parameters under their names in the native layout, and how each is treated."""
+        """The trained parameters by their names in the native layout, with dtypes, zeros and scales."""
         parameters: dict[str, nn.Parameter] = {}
         dtypes: dict[str, torch.dtype] = {}
         zeros: dict[str, Tensor] = {}
@@ -70,7 +70,7 @@ class Student:
         return TrainedParameters(parameters, dtypes, zeros, frozenset(scales))
 
     def value(self, name: str) -> Tensor | Weight:
-        """A parameter as it is now: a plain tensor in its own dtype, or its stored form."""
+        """The trained value of a parameter: a plain tensor in its own dtype, or its stored form."""
         tensors = self.stored.get(name, {})
         if name not in self.checkpoint.manifest.entries:
             if not tensors:
@@ -81,11 +81,11 @@ class Student:
         return restore(now, old.meta())
 
     def original(self, name: str) -> Tensor | Weight:
-        """A parameter as the checkpoint has it."""
+        """The value of a parameter in the checkpoint."""
         return self.checkpoint.weight(name) if name in self.checkpoint.manifest.entries else self.checkpoint.read(name)
 
     def row(self, info: LayerInfo, value: Tensor | Weight, loss: str) -> LayerRow:
-        """How far a layer, or a part of a low-rank one, has moved."""
+        """The report's row of a layer, or of a part of a low-rank one: how far it has moved."""
         before = self.checkpoint.layer(info).weight
         now = value
         if info.part and isinstance(now, LowRank):
@@ -101,7 +101,7 @@ class Student:
 
 
 def _parameters(model: nn.Module, target: str, compressed: bool) -> dict[str, nn.Parameter]:
-    """Floating parameters that one checkpoint parameter became, by suffix."""
+    """The floating-point tensors of a stored parameter in the model, by suffix."""
     parent, _, leaf = target.rpartition(".")
     module = model.get_submodule(parent)
     if isinstance(module, Stored) and leaf == "weight":

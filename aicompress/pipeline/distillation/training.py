@@ -25,7 +25,7 @@ from aicompress.recipe.distillation import Training
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """What is learnt, from whom, and on what.
+    """Models, loss and data of a training run.
 
     Attributes:
         student: the model that is trained.
@@ -44,7 +44,7 @@ class TrainingSetup:
 
 @dataclass(frozen=True)
 class TrainedParameters:
-    """Parameters that are trained.
+    """The trained parameters of a student.
 
     Attributes:
         parameters: by name.
@@ -74,10 +74,10 @@ class Trainer:
     """One training run.
 
     Args:
-        setup: what to learn.
-        trained: what may change.
+        setup: models, loss and data.
+        trained: the parameters.
         settings: the recipe's training section, its precision resolved.
-        state: where the first process saves the run, and all take it up.
+        state: where the first process saves the run, and all resume it.
         team: the processes that train together.
         watched: names of parameters whose movement, -Σ w g over the steps, is added up.
     """
@@ -100,7 +100,7 @@ class Trainer:
         self.average = {n: p.detach().clone() for n, p in trained.parameters.items()} if settings.ema else {}
 
     def run(self, progress: Callable[[str, int, int], None], save_seconds: float) -> None:
-        """Train to the last step, from the saved state if there is one; then hold the best weights.
+        """Train to the last step, then restore the best weights.
 
         Raises:
             CompressError: a loss or gradient is not a number.
@@ -123,7 +123,7 @@ class Trainer:
             self._put(self.best)
 
     def resume(self) -> None:
-        """Take up the saved state; nothing where there is none.
+        """Restore the saved state; do nothing where there is none.
 
         Raises:
             CompressError: not every process sees the same state.
@@ -151,7 +151,7 @@ class Trainer:
                 self.optimizer.state[parameter] = own
 
     def _state_tensors(self) -> dict[str, Tensor]:
-        """Everything that changes, by name."""
+        """All tensors of the training state by name."""
         tensors = {f"weight.{name}": parameter.detach() for name, parameter in self.trained.parameters.items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         tensors |= {f"average.{name}": tensor for name, tensor in self.average.items()}
@@ -162,7 +162,7 @@ class Trainer:
         return tensors
 
     def _step(self) -> None:
-        """One optimizer step."""
+        """Take one optimizer step."""
         settings, history = self.settings, self.history
         mine = self.setup.split.at(history.step)[self.team.rank :: self.team.size]
         loss = torch.zeros((), device=self.device)
@@ -199,7 +199,7 @@ class Trainer:
         return self.setup.loss(student, self.setup.teacher(batch, precision))
 
     def _mask_gradients(self) -> None:
-        """A weight with no gradient ever has no moments, so AdamW leaves a zero exactly zero."""
+        """Zero the gradients of zeros that stay: without moments AdamW leaves them exactly zero."""
         for name, zero in self.trained.zeros.items():
             gradient = self.trained.parameters[name].grad
             if gradient is not None:
@@ -216,7 +216,7 @@ class Trainer:
 
     @torch.no_grad()
     def _measure(self) -> None:
-        """Held-out loss of the weights as they would be stored; keep them if none were better."""
+        """Measure the held-out loss of the weights as they would be stored, and keep the best."""
         history = self.history
         since = history.step - (history.curve[-1].step if history.curve else 0)
         with self._as_stored() as candidate:
@@ -233,7 +233,7 @@ class Trainer:
 
     @contextmanager
     def _as_stored(self) -> Iterator[dict[str, Tensor]]:
-        """For a while, the averaged weights where there are some, rounded to the dtypes they are stored in."""
+        """Put in the averaged weights where there are some, rounded to their stored dtypes, while the context lasts."""
         own = {name: parameter.detach().clone() for name, parameter in self.trained.parameters.items()}
         source = self.average or own
         candidate = {name: tensor.to(self.trained.dtypes[name]).float() for name, tensor in source.items()}
@@ -260,7 +260,7 @@ class Trainer:
 
 
 def optimizer(trained: TrainedParameters, settings: Training) -> torch.optim.AdamW:
-    """AdamW; matrices decay, and a scale's rate is relative to its size (a scale of 0.01 would not survive 3e-4)."""
+    """AdamW in which matrices decay and a scale's rate is relative to its size: 3e-4 would ruin a scale of 0.01."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     scales: list[dict[str, object]] = []

@@ -1,4 +1,4 @@
-"""The state of a training run on disk, so that a killed run can go on: tensors as safetensors, the rest as JSON."""
+"""The state of a training run on disk, to resume a stopped one: tensors as safetensors, the rest as JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STATE = "state.json"
 
 @dataclass(frozen=True)
 class Point:
-    """One measurement of the losses.
+    """Training and held-out loss at one step.
 
     Attributes:
         step: optimizer steps done.
@@ -33,7 +33,7 @@ class Point:
 
 @dataclass
 class TrainingHistory:
-    """How far a run is.
+    """Progress and loss curve of a training run.
 
     Attributes:
         step: optimizer steps done.
@@ -64,7 +64,7 @@ class TrainingHistory:
 
 
 class StateFile:
-    """Saves and restores a run in its working directory.
+    """The file of a run's state in its working directory.
 
     A state is complete when `state.json` names it, so a kill at any moment leaves the state before or the new one. That
     it belongs to this run is what the journal beside it says.

@@ -1,4 +1,4 @@
-"""What it costs to load a checkpoint: seconds and peak memory, measured in a fresh process for each."""
+"""Measure the cost of loading a checkpoint, seconds and peak memory, in a fresh process."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def footprint(
 
 
 def measure(request: dict[str, Any]) -> Footprint:
-    """What the fresh process does."""
+    """Measure the cost of loading a checkpoint in this process."""
     from aicompress.pipeline.step.running_model import Setting, example, forward_call
 
     model = None if request["model"] is None else Model.model_validate(request["model"])
@@ -122,7 +122,7 @@ def _seconds(setting: Setting, path: str) -> float:
 
 
 def evict(path: str) -> bool:
-    """Ask the system to drop a checkpoint's files from the page cache; whether it could be asked."""
+    """Drop a checkpoint's files from the page cache; False where the system does not offer it."""
     if not hasattr(os, "posix_fadvise"):
         return False
     for file in locate(path).files:

@@ -23,7 +23,7 @@ from aicompress.weights import TensorSpec, Weight, form_of
 
 
 def known_kinds(checkpoint: Checkpoint) -> tuple[Mapping[str, Kind | None] | None, list[str]]:
-    """Kinds from the model definition, and a warning when there is none for a checkpoint that names one."""
+    """Kinds of layers from the model definition, and a warning where transformers does not know the one named."""
     if checkpoint.config is None:
         return None, []
     kinds = layer_kinds(checkpoint.config, checkpoint.parameters())
@@ -64,7 +64,7 @@ def confined(output: Output) -> list[str]:
 
 
 def problem_of(check: Callable[[], object]) -> list[CompressError]:
-    """The problem that a check raises, or none."""
+    """The error that a check raises, in a list; an empty one where it raises none."""
     try:
         check()
     except CompressError as error:
@@ -75,7 +75,7 @@ def problem_of(check: Callable[[], object]) -> list[CompressError]:
 def place_problems(
     inputs: Sequence[Checkpoint], destination: Destination, conditions: Sequence[str]
 ) -> list[CompressError]:
-    """What is wrong with where the output goes, and with the gates that will judge it."""
+    """Errors in the place of the output and in its gates."""
     problems = problem_of(lambda: require_free(destination.path, destination.overwrite))
     for checkpoint in inputs:
         problems += problem_of(partial(require_apart, checkpoint.source, destination.path))
@@ -135,7 +135,7 @@ def require_loads(
 
 
 def require_space(output: Output) -> None:
-    """The output must fit the disk, with a little to spare for the report.
+    """Refuse an output that does not fit the disk, with a little to spare for the report.
 
     Raises:
         OutOfSpace: it does not.

@@ -47,7 +47,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Destination:
-    """Where an output goes.
+    """The place of an output.
 
     Attributes:
         path: a directory, or one file when it ends in .safetensors.
@@ -66,7 +66,7 @@ class Destination:
 
 @dataclass(frozen=True)
 class Output:
-    """Everything about an output but its data.
+    """An output without its data: names, layout, files and exact bytes.
 
     Attributes:
         destination: where it goes.
@@ -115,7 +115,7 @@ class Output:
         return Checkpoint(self.source, tensors, self.manifest, self.layout, {})
 
     def write_files(self, writer: CheckpointWriter) -> None:
-        """Everything beside the weights and the report; a single-file output has nothing beside."""
+        """Write every file beside weights and report; a single-file output has none."""
         if self.destination.single:
             return
         for relative, content in self._texts().items():

@@ -110,7 +110,7 @@ def _write(step: StepRun, options: Options) -> Report:
     if resumes and step.fingerprint is not None:
         require_resumable(output, step.fingerprint)
     with (
-        CheckpointWriter(output.destination.path, output.shards, resumes) as writer,
+        CheckpointWriter(output.destination.path, output.shards, resumes, output.destination.overwrite) as writer,
         hashing([step.checkpoint, *step.further.values()]) as inputs,
     ):
         results = step.write(OpenOutput(writer, _journal(writer.work, step.fingerprint, resumes), inputs[0]))

@@ -1,4 +1,4 @@
-"""Checkpoints as running models, and inputs to run them on."""
+"""Load checkpoints as models, and make inputs to run them on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ENCODED = 32  # sentences in a batch
 
 @dataclass(frozen=True)
 class Running:
-    """A loaded checkpoint.
+    """A loaded checkpoint, ready to run.
 
     Attributes:
         path: as given.
