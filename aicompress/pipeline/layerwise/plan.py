@@ -8,6 +8,7 @@ from functools import cached_property
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.rewritten import RewrittenCheckpoint
+from aicompress.data import digest
 from aicompress.errors import CompressError
 from aicompress.layer import Kind
 from aicompress.methods.layerwise import LayerMethod
@@ -20,12 +21,13 @@ from aicompress.pipeline.layerwise.report_rows import plan_row
 from aicompress.pipeline.step.checks import (
     stored_outline,
 )
+from aicompress.pipeline.step.digests import fingerprint
 from aicompress.pipeline.step.dry_run import summarize
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.output import Output, Planned, arrange
 from aicompress.recipe import Recipe
 from aicompress.report.plan import PlanSummary
-from aicompress.weights import Dense, LowRank, Weight
+from aicompress.weights import Dense, Weight
 
 UNDECIDED = "calibration decides how much stays of each layer: the plan shows the average"
 
@@ -148,16 +150,15 @@ def planned_parameters(checkpoint: Checkpoint, plans: tuple[LayerPlan, ...]) -> 
 
 
 def _combined(checkpoint: Checkpoint, name: str, layers: list[LayerPlan]) -> Weight | None:
-    """Outline of a parameter: new, old where nothing selects it, or a mix for a low-rank layer's parts."""
+    """Outline of a parameter: new, old where nothing selects it, or a mix for the parts of a stored weight."""
     if all(layer.outline is None for layer in layers):
         return stored_outline(checkpoint, name)
     if not layers[0].info.part:
         outline = layers[0].outline
         return None if isinstance(outline, Dense) else outline
     old = stored_outline(checkpoint, name)
-    assert isinstance(old, LowRank)
-    parts = {layer.info.part: layer.outline for layer in layers}
-    return LowRank(parts.get("out") or old.out, parts.get("in") or old.inner)
+    assert old is not None  # a part is of a compressed parameter
+    return old.with_parts({layer.info.part: layer.outline for layer in layers if layer.outline is not None})
 
 
 def compares(plan: Plan) -> bool:
@@ -178,3 +179,12 @@ def graded(plan: Plan) -> bool:
 def walked(plan: Plan) -> frozenset[str]:
     """Statistics of inputs that are read."""
     return plan.needs - {"gradients"}
+
+
+def fingerprint_of(plan: Plan) -> str:
+    """Digest of everything that decides the output's bytes, calibration data included."""
+    files = [[str(path.absolute()), path.stat().st_mtime_ns, path.stat().st_size] for path in plan.request.stats]
+    calibration = plan.recipe.calibration
+    reads = plan.search is not None or (bool(plan.needs) and not files)
+    data = digest(calibration) if reads and calibration is not None else None
+    return fingerprint([plan.checkpoint], plan.output, plan.method.name, plan.recipe.sha256(), files, data)
