@@ -23,7 +23,7 @@ from aicompress.recipe import load
 from aicompress.report.model import Report
 from tests.checkpoints import digits
 from tests.pipeline.calibration.steps import OFF, text
-from tests.pipeline.calibration.test_processes import together
+from tests.pipeline.ranks import Ranks
 
 TAYLOR = {"name": "taylor", "sparsity": 0.5}
 
@@ -91,10 +91,10 @@ def test_a_file_without_gradients_is_refused(tmp_path: Path, tiny_llama: Path, t
         planned(tiny_llama, tmp_path / "next", one, Request(stats=(path,)))
 
 
-def test_two_processes_give_what_one_gives(tmp_path: Path, tiny_qwen_moe: Path, text_file: Path) -> None:
+def test_two_processes_give_what_one_gives(tmp_path: Path, tiny_qwen_moe: Path, text_file: Path, ranks: Ranks) -> None:
     recipe = write_recipe(tmp_path, text(text_file, samples=3), method={**TAYLOR, "refit": False})
     run(tiny_qwen_moe, tmp_path / "one", recipe, Request(stats=(tmp_path / "one.safetensors",)))
-    together(tiny_qwen_moe, tmp_path / "two", recipe, "--stats", str(tmp_path / "two.safetensors"), verb="prune")
+    ranks.together(tiny_qwen_moe, tmp_path / "two", recipe, "--stats", str(tmp_path / "two.safetensors"), verb="prune")
     one, two = (StatisticsFile.open(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
     assert two.samples == one.samples
     assert set(one.samples.values()) == {3}

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,29 +12,12 @@ from aicompress.checkpoint.statistics import StatisticsFile
 from aicompress.pipeline.calibration.requirements import Request
 from aicompress.report.model import Report
 from tests.pipeline.calibration.steps import run, text, write_recipe
-
-ROOT = Path(__file__).parents[3]
-
-
-def together(source: Path, out: Path, recipe: Path, *options: str, verb: str = "quantize") -> str:
-    """The command under torchrun with two processes; its standard output."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    command = ["aicompress", verb, str(source), str(out), "-r", str(recipe), "--latency", "off", *options]
-    done = subprocess.run(
-        [*launcher, *command],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+from tests.pipeline.ranks import Ranks
 
 
 @pytest.mark.parametrize("fixture", ["tiny_llama", "tiny_qwen_moe"])
 def test_two_processes_give_what_one_gives(
-    tmp_path: Path, text_file: Path, fixture: str, request: pytest.FixtureRequest
+    tmp_path: Path, text_file: Path, ranks: Ranks, fixture: str, request: pytest.FixtureRequest
 ) -> None:
     """Three windows: the processes have unlike shares, and some experts are seen by one alone or by none."""
     source: Path = request.getfixturevalue(fixture)
@@ -45,7 +25,7 @@ def test_two_processes_give_what_one_gives(
     exact = {**text(text_file, samples=3), "precision": "float32"}
     recipe = write_recipe(tmp_path, exact, method=method)
     one = run(source, tmp_path / "one", recipe)
-    printed = together(source, tmp_path / "two", recipe)
+    printed = ranks.together(source, tmp_path / "two", recipe)
     two = Report.from_json((tmp_path / "two" / "report.json").read_text())
     assert printed.count("report: ") == 1
     assert two.calibration["processes"] == 2
@@ -60,10 +40,12 @@ def test_two_processes_give_what_one_gives(
         assert (apart > step / 2).float().mean() < 0.02
 
 
-def test_two_processes_collect_the_statistics_of_one(tmp_path: Path, tiny_qwen_moe: Path, text_file: Path) -> None:
+def test_two_processes_collect_the_statistics_of_one(
+    tmp_path: Path, tiny_qwen_moe: Path, text_file: Path, ranks: Ranks
+) -> None:
     recipe = write_recipe(tmp_path, text(text_file, samples=3), method={"name": "gptq", "bits": 8, "group_size": 8})
     run(tiny_qwen_moe, tmp_path / "one", recipe, Request(stats=(tmp_path / "one.safetensors",)))
-    together(tiny_qwen_moe, tmp_path / "two", recipe, "--stats", str(tmp_path / "two.safetensors"))
+    ranks.together(tiny_qwen_moe, tmp_path / "two", recipe, "--stats", str(tmp_path / "two.safetensors"))
     one, two = (StatisticsFile.open(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
     assert two.rows == one.rows
     assert two.inputs == one.inputs
@@ -74,12 +56,14 @@ def test_two_processes_collect_the_statistics_of_one(tmp_path: Path, tiny_qwen_m
             torch.testing.assert_close(gram, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_two_processes_choose_the_widths_of_one(tmp_path: Path, tiny_llama: Path, text_file: Path) -> None:
+def test_two_processes_choose_the_widths_of_one(
+    tmp_path: Path, tiny_llama: Path, text_file: Path, ranks: Ranks
+) -> None:
     """Each measures half of the units on the same samples."""
     method = {"name": "rtn", "bits": "auto", "group_size": 16, "target_bpw": 4.5, "evaluations": 5}
     recipe = write_recipe(tmp_path, text(text_file), method=method)
     one = run(tiny_llama, tmp_path / "one", recipe)
-    together(tiny_llama, tmp_path / "two", recipe)
+    ranks.together(tiny_llama, tmp_path / "two", recipe)
     two = Report.from_json((tmp_path / "two" / "report.json").read_text())
     assert two.bits == one.bits
     assert two.after.sha256 == one.after.sha256

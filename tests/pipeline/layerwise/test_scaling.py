@@ -17,8 +17,8 @@ from aicompress.pipeline.calibration.requirements import Request
 from aicompress.pipeline.step.options import Options
 from tests import checkpoints
 from tests.pipeline.calibration.steps import planned, run, text, write_recipe
-from tests.pipeline.calibration.test_processes import together
 from tests.pipeline.layerwise.test_calibrated import stop_at, weights
+from tests.pipeline.ranks import Ranks
 
 AWQ = {"name": "awq", "bits": 8, "group_size": 16, "symmetric": False, "base": {"name": "rtn"}, "steps": 4}
 SMOOTH = {"name": "smoothquant"}
@@ -169,10 +169,10 @@ def test_a_router_takes_the_factors_up(tmp_path: Path, tiny_mixtral: Path, text_
     assert changed
 
 
-def test_two_processes_give_what_one_gives(tmp_path: Path, outlying: Path, text_file: Path) -> None:
+def test_two_processes_give_what_one_gives(tmp_path: Path, outlying: Path, text_file: Path, ranks: Ranks) -> None:
     recipe = write_recipe(tmp_path, text(text_file, samples=3), method=AWQ)
     run(outlying, tmp_path / "one", recipe)
-    together(outlying, tmp_path / "two", recipe)
+    ranks.together(outlying, tmp_path / "two", recipe)
     one, two = Checkpoint.open(tmp_path / "one"), Checkpoint.open(tmp_path / "two")
     for name in one.parameters():
         apart = (one.dense(name) - two.dense(name)).abs()

@@ -25,7 +25,7 @@ from aicompress.pipeline.structured import run as structure
 from aicompress.recipe import load
 from aicompress.report.model import Report
 from tests.pipeline.calibration.steps import OFF, text
-from tests.pipeline.calibration.test_processes import together
+from tests.pipeline.ranks import Ranks
 
 OBS = {"name": "width", "sparsity": 0.5, "score": "obs", "damping": 1e-6}
 
@@ -184,10 +184,10 @@ def test_a_weight_that_is_not_finite_stops_the_run(tmp_path: Path, tiny_llama: P
     assert not (tmp_path / "out").exists()
 
 
-def test_two_processes_give_what_one_gives(tmp_path: Path, tiny_llama: Path, text_file: Path) -> None:
+def test_two_processes_give_what_one_gives(tmp_path: Path, tiny_llama: Path, text_file: Path, ranks: Ranks) -> None:
     path = recipe(tmp_path, {**text(text_file, 9), "precision": "float32"}, {**OBS, "damping": 0.1})
     one = prune(tiny_llama, tmp_path / "one", path)
-    together(tiny_llama, tmp_path / "two", path, verb="prune")
+    ranks.together(tiny_llama, tmp_path / "two", path, verb="prune")
     two = Report.from_json((tmp_path / "two" / "report.json").read_text())
     assert (two.calibration["processes"], two.calibration["data"]) == (2, one.calibration["data"])
     alone, shared = Checkpoint.open(tmp_path / "one"), Checkpoint.open(tmp_path / "two")

@@ -1,0 +1,97 @@
+"""Two processes of one torchrun that run commands as they are given: to start them takes longer than most commands.
+
+As a program it is one of the two: `ranks.py FOLDER PID`. It takes command-0.json, command-1.json, ... out of the folder
+and leaves what each printed and its exit code beside it, until the process that gives the commands has ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAUSE = 0.02  # seconds between two looks into the folder
+
+
+class Ranks:
+    """Both processes, from outside.
+
+    Attributes:
+        folder: where commands and their results are exchanged.
+        process: the torchrun.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._given = folder, 0
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        with (folder / "log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [*launcher, __file__, str(folder), str(os.getpid())],
+                env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+                stdout=log,
+                stderr=log,
+                cwd=ROOT,
+            )
+
+    def together(self, source: Path, out: Path, recipe: Path, *options: str, verb: str = "quantize") -> str:
+        """Run a command in both processes as one; what it prints."""
+        number, self._given = self._given, self._given + 1
+        command = [verb, str(source), str(out), "-r", str(recipe), "--latency", "off", *options]
+        _write(self.folder / f"command-{number}.json", command)
+        results = [self.folder / f"result-{number}-{rank}.json" for rank in (0, 1)]
+        while not all(path.exists() for path in results):
+            assert self.process.poll() is None, (self.folder / "log").read_text(errors="replace")[-3000:]
+            time.sleep(PAUSE)
+        codes, printed, errors = zip(*(json.loads(path.read_text()) for path in results), strict=True)
+        assert codes == (0, 0), errors
+        return "".join(printed)
+
+    def close(self) -> None:
+        """End both processes."""
+        self.process.terminate()
+        self.process.wait()
+
+
+def _write(path: Path, content: object) -> None:
+    """All of a file at once: who waits for it never reads a part."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content))
+    partial.rename(path)
+
+
+def _ran(arguments: list[str], folder: Path) -> tuple[object, str, str]:
+    """Exit code, standard output and standard error of one command."""
+    from aicompress.cli import main
+
+    sys.argv = ["aicompress", *arguments]
+    rank, code = os.environ["RANK"], None
+    printed, errors = (folder / f"{kind}-{rank}" for kind in ("printed", "errors"))
+    with printed.open("w") as out, errors.open("w") as err:
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                main()
+        except SystemExit as stop:
+            code = stop.code
+    return code, printed.read_text(), errors.read_text()
+
+
+def _serve(folder: Path, giver: int) -> None:
+    """Run the commands of a folder in their order while the process that gives them lives."""
+    number = 0
+    while Path(f"/proc/{giver}").exists():
+        command = folder / f"command-{number}.json"
+        if command.exists():
+            result = _ran(json.loads(command.read_text()), folder)
+            _write(folder / f"result-{number}-{os.environ['RANK']}.json", result)
+            number += 1
+        else:
+            time.sleep(PAUSE)
+
+
+if __name__ == "__main__":
+    _serve(Path(sys.argv[1]), int(sys.argv[2]))
