@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
+
+GradientLoss = Literal["auto", "task", "own"]
 
 
 class MethodConfig(BaseModel):
@@ -30,6 +32,11 @@ class MethodConfig(BaseModel):
         if self.one_of and len(given) != 1:
             raise ValueError(f"give exactly one of {', '.join(self.one_of)}")
         return self
+
+    @property
+    def gradient_loss(self) -> GradientLoss:
+        """The loss whose gradients are read: of true labels, of the model's own predictions, or as the data allows."""
+        return "auto"
 
     @classmethod
     def beneath(cls, given: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:

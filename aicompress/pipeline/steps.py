@@ -6,21 +6,24 @@ from pathlib import Path
 from typing import Any
 
 from aicompress.methods import get
-from aicompress.methods.structural import ChannelMethod, StructuralMethod
+from aicompress.methods.channels import ChannelMethod
+from aicompress.methods.structural import StructuralMethod
 from aicompress.pipeline.calibration.requirements import Request
-from aicompress.pipeline.channels import plan as channel_plan
+from aicompress.pipeline.channels import planner as channel_planner
 from aicompress.pipeline.channels import run as channels
+from aicompress.pipeline.channels.plan import ChannelPlan
 from aicompress.pipeline.layerwise import planner
 from aicompress.pipeline.layerwise import run as layerwise
 from aicompress.pipeline.layerwise.plan import Plan
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
-from aicompress.pipeline.structured import plan as structure_plan
+from aicompress.pipeline.structured import planner as structure_planner
 from aicompress.pipeline.structured import run as structure
+from aicompress.pipeline.structured.plan import StructurePlan
 from aicompress.recipe import Recipe
 from aicompress.report.model import Report
 
-Planned = Plan | structure_plan.StructurePlan | channel_plan.ChannelPlan
+Planned = Plan | StructurePlan | ChannelPlan
 
 
 def make_plan(
@@ -34,16 +37,16 @@ def make_plan(
     method: Any = get(command, recipe.method.name)
     request = request or Request()
     if isinstance(method, ChannelMethod):
-        return channel_plan.make_plan(source, destination, recipe, command, request)
+        return channel_planner.make_plan(source, destination, recipe, command, request)
     if isinstance(method, StructuralMethod):
-        return structure_plan.make_plan(source, destination, recipe, command, request)
+        return structure_planner.make_plan(source, destination, recipe, command, request)
     return planner.make_plan(source, destination, recipe, command, request)
 
 
 def run(planned: Planned, options: Options | None = None) -> Report:
     """Write the output of a plan, its report inside."""
-    if isinstance(planned, channel_plan.ChannelPlan):
+    if isinstance(planned, ChannelPlan):
         return channels.run(planned, options)
-    if isinstance(planned, structure_plan.StructurePlan):
+    if isinstance(planned, StructurePlan):
         return structure.run(planned, options)
     return layerwise.run(planned, options)

@@ -16,7 +16,7 @@ from aicompress.layer import LayerInfo
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import MethodConfig
 from aicompress.methods.quantize.grid.widths import open_bits
-from aicompress.methods.structural import StructuralMethod
+from aicompress.methods.structural import AnyStructuralMethod
 from aicompress.model.sensitivity.loss import LossKind
 from aicompress.pipeline.step.survey import Survey
 from aicompress.recipe import Recipe
@@ -73,7 +73,7 @@ def input_width(layers: Sequence[LayerInfo]) -> int:
     return next(info.shape[1] for info in layers if info.part != "out")
 
 
-def wanted(method: LayerMethod | StructuralMethod, config: MethodConfig) -> frozenset[str]:
+def wanted(method: LayerMethod | AnyStructuralMethod, config: MethodConfig) -> frozenset[str]:
     """All statistics that a config reads, before layers are compressed and while they are."""
     return method.reads(config) | (method.surveys(config) if isinstance(method, LayerMethod) else frozenset())
 
@@ -81,7 +81,7 @@ def wanted(method: LayerMethod | StructuralMethod, config: MethodConfig) -> froz
 def problems(
     checkpoint: Checkpoint,
     recipe: Recipe,
-    method: LayerMethod | StructuralMethod,
+    method: LayerMethod | AnyStructuralMethod,
     chosen: Sequence[Chosen],
     request: Request,
 ) -> list[CompressError]:

@@ -37,7 +37,7 @@ def run(plan: ChannelPlan, options: Options | None = None) -> Report:
     options = options or Options()
     team = processes(torch.device("cpu"))
     team.wait()  # until all have made their plans: those refuse an output that is there
-    return led(plan.output, team, lambda: _lead(plan, options), lambda: None)
+    return led(plan.output, team, lambda: _lead(plan.decided(options.progress), options), lambda: None)
 
 
 def _lead(plan: ChannelPlan, options: Options) -> Report:
@@ -60,8 +60,8 @@ def _lead(plan: ChannelPlan, options: Options) -> Report:
             options.progress(name, done, total)
         final = with_digests(output, inputs.result())
         data: dict[str, Any] = {}
-        if plan.evidence is not None:
-            data = {"data": [vars(plan.evidence.source)], "statistics": [], "processes": 1}
+        if plan.samples is not None:
+            data = {"data": [vars(plan.samples.source)], "statistics": [], "processes": 1}
         warnings = (*plan.warnings, *([ANEW] if options.resume else []))
         facts = Facts(plan.recipe, plan.checkpoint, plan.kinds, plan.rows(seconds), warnings, start, calibration=data)
         return finish(facts, final, writer, options.latency)
@@ -69,14 +69,14 @@ def _lead(plan: ChannelPlan, options: Options) -> Report:
 
 def _mended(plan: ChannelPlan, options: Options) -> dict[str, Tensor]:
     """New values of the parameters and buffers that are fitted to the calibration data."""
-    if plan.evidence is None or not plan.kept or not (plan.refits or plan.recalibrates):
+    if plan.samples is None or not plan.kept or not (plan.refits or plan.recalibrates):
         return {}
     small: nn.Module = copy.deepcopy(plan.module)
     cut_module(small, plan.kept)
     coded = {plan.names[name] for name, planned in plan.output.parameters.items() if planned.weight is not None}
     fitted = {path: kept for path, kept in plan.kept.items() if f"{path}.weight" not in coded}
-    batches = [inputs for inputs, _ in plan.evidence.batches]
-    job = Repair(plan.module, small, fitted, batches, plan.refits, plan.recalibrates, plan.config.damp)
+    batches = [inputs for inputs, _ in plan.samples.batches]
+    job = Repair(plan.module, small, fitted, batches, plan.refits, plan.recalibrates, plan.settings.damping)
     changed = repair(job, lambda done, total: options.progress(f"layer {done} of {total}", done, total))
     found: dict[str, Tensor] = {}
     for path in changed:

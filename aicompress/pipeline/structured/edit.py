@@ -1,6 +1,6 @@
-"""What a structural step changes: which tensors go, which are cut or renamed, and how config.json follows.
+"""What a structural step changes: tensors that go, are cut or renamed, and the config.json that describes the rest.
 
-An edit is worked out from headers alone; it is not carried out here.
+An edit follows from headers alone; `cutting` carries it out.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Edit:
         sizes: how many units of each stay.
         changes: every parameter of the output in the input's order.
         warnings: what the user should know.
-        calibration: where samples came from that decided on the edit.
+        calibration: the record of the calibration data that decided on the edit.
         kept: the units that stay, for structures where that is decided already.
         widths: layers whose shapes config.json does not give any more, by module; their tensors tell.
         files: side files of the output that are not as in the input.
@@ -95,6 +95,7 @@ class Edit:
 
 
 def read_whole(checkpoint: Checkpoint, name: str) -> Tensor:
+    """A parameter as one row."""
     return checkpoint.dense(name).float().reshape(1, -1)
 
 
@@ -130,11 +131,11 @@ def require_loads(checkpoint: Checkpoint, edit: Edit, specs: Mapping[str, Tensor
         return
     earlier = misfits(checkpoint.config, checkpoint.parameters())
     known = {f"{path}.{leaf} has shape" for path in edit.widths for leaf in ("weight", "bias")}
-    found = sorted(misfits(edit.config, specs) - earlier)
-    found = [each for each in found if not any(each.startswith(name) for name in known)]
-    if found:
+    new = sorted(misfits(edit.config, specs) - earlier)
+    new = [misfit for misfit in new if not any(misfit.startswith(name) for name in known)]
+    if new:
         raise CheckpointError(
-            f"the pruned checkpoint would not load: {found[0]}"
-            + (f", and {len(found) - 1} more like it" if len(found) > 1 else ""),
+            f"the pruned checkpoint would not load: {new[0]}"
+            + (f", and {len(new) - 1} more like it" if len(new) > 1 else ""),
             "this architecture cannot be pruned this way",
         )

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 import torch
 
 from aicompress.checkpoint import CheckpointWriter
-from aicompress.pipeline.calibration.statistics_file import with_statistics
+from aicompress.pipeline.calibration.statistics_file import Wanted, with_statistics
 from aicompress.pipeline.step.digests import hashing
 from aicompress.pipeline.step.options import ANEW, Options
 from aicompress.pipeline.step.output import with_digests
@@ -18,9 +17,6 @@ from aicompress.pipeline.step.workers import Processes, processes
 from aicompress.pipeline.structured.cutting import Cutting
 from aicompress.pipeline.structured.plan import StructurePlan
 from aicompress.report.model import Report
-
-if TYPE_CHECKING:
-    from aicompress.pipeline.calibration.statistics_file import Wanted
 
 
 def run(plan: StructurePlan, options: Options | None = None) -> Report:
@@ -35,22 +31,15 @@ def run(plan: StructurePlan, options: Options | None = None) -> Report:
     options = options or Options()
     team = processes(torch.device("cpu"))
     team.wait()  # until all have made their plans: those refuse an output that is there
-    collected = with_statistics(plan, lambda: _wanted(plan), team, options.progress)
+    plan = plan.decided(options.progress)
+    reading = plan.reading
+    collected = with_statistics(reading, lambda: Wanted(reading.tensors, reading.needs), team, options.progress)
 
     def follow() -> None:
-        if plan.reads and not collected:
-            from aicompress.pipeline.structured import calibrated as structures
-
-            structures.follow(plan, team)
+        if reading.needs and not collected:
+            plan.choice.unit.follow(reading, team)
 
     return led(plan.output, team, lambda: _lead(plan, options, team), follow)
-
-
-def _wanted(plan: StructurePlan) -> Wanted:
-    """What a file of statistics must hold for a plan."""
-    from aicompress.pipeline.calibration.statistics_file import Wanted
-
-    return Wanted(plan.looked_at, plan.reads)
 
 
 def _lead(plan: StructurePlan, options: Options, team: Processes) -> Report:
@@ -61,12 +50,10 @@ def _lead(plan: StructurePlan, options: Options, team: Processes) -> Report:
         CheckpointWriter(output.destination.path, output.shards) as writer,
         hashing(plan.checkpoint.source) as inputs,
     ):
-        work = Cutting(plan, writer, options.progress)
+        work = Cutting(plan.checkpoint, plan.edit, output, plan.pruner, writer, options.progress)
         calibration = dict(plan.edit.calibration)
-        if plan.reads:
-            from aicompress.pipeline.structured import calibrated as structures
-
-            calibration = structures.choose(work, team, inputs)
+        if plan.needs:
+            calibration = plan.choice.unit.choose(plan.reading, work, team, inputs)
         for name in output.parameters:
             if name not in work.seconds:
                 work.write(name)
