@@ -64,10 +64,12 @@ def run(command: str, source: str, out: Path, recipe: tuple[str, list[str]], fla
     from aicompress.pipeline import steps
     from aicompress.pipeline.calibration.requirements import Request
     from aicompress.pipeline.step.options import Options
+    from aicompress.pipeline.step.survey import Survey
     from aicompress.pipeline.step.workers import is_first
 
     loaded = recipes.load(recipe[0], command, recipe[1])
-    request = Request(flags.allow_code, flags.stats)
+    survey = Survey(keep=flags.dry_run, progress=reporter(flags.quiet or not is_first()))
+    request = Request(flags.allow_code, flags.stats, survey)
     planned = steps.make_plan(source, destination(out, flags), loaded, command, request)
     options = Options(flags.resume, flags.latency, reporter(flags.quiet or not is_first()))
     conclude(planned, flags, lambda: steps.run(planned, options))

@@ -168,9 +168,7 @@ class ChannelChoice:
         assert kind is not None
         assert self.samples is not None  # refused before: the score reads calibration data
         progress("channels", 0, 1)
-        scores = saliencies(self.draft.module, self.groups, self.samples.batches, kind)
-        progress("channels", 1, 1)
-        return scores
+        return saliencies(self.draft.module, self.groups, self.samples.batches, kind)
 
     def _timed(self, channels: Sequence[Channels]) -> Choice:
         """A choice within a limit of forward time, which is measured."""

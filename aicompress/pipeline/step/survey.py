@@ -88,6 +88,7 @@ class Survey:
             self._use_up(path, team)
             return Measured(*kept)
         measured = measure(lambda part, done, total: self.progress(f"survey: {what}: {part}", done, total))
+        self.progress(f"survey: {what}", 1, 1)
         written = self.keep and team.rank == 0 and _write(path, measured)
         self.measured.append(f"{what} (kept for the run)" if written else what)
         return measured

@@ -44,7 +44,6 @@ def routed_scores(
     progress("experts", 0, 1)
     routing = Routing({paths[mixture.name]: mixture.size for mixture in mixtures})
     totals = routing.measure(Passage(model, loader, inputs.batches, team))
-    progress("experts", 1, 1)
     scores = [_scores(totals[paths[mixture.name]], reap) for mixture in mixtures]
     return scores, {"data": [dataclasses.asdict(inputs.source)], "statistics": [], "processes": team.size}
 
