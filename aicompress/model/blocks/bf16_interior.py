@@ -1,4 +1,4 @@
-"""The inside of a block in bfloat16, its residual stream in float32: what large layers and attention give stays narrow.
+"""Run the inside of a block in bfloat16 and its residual stream in float32.
 
 With products at the speed of bfloat16 units, a float32 forward pass is mostly attention and the traffic of elementwise
 work. Both take half as long when the tensors between a block's layers are bfloat16, as they are where such a model runs

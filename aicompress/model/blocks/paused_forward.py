@@ -1,4 +1,4 @@
-"""A forward pass as a coroutine: it stops at every block, hands over the block's inputs, and goes on with its outputs.
+"""A forward pass that pauses at every block: it hands over the block's inputs and goes on with its outputs.
 
 Calibration must see every sample at block i before any sample reaches block i+1, and what happens between two blocks
 (masks, rotary tables, position biases, an encoder's output that a decoder attends to) is the model's own business. So

@@ -1,4 +1,4 @@
-"""The calibration engine: a model is walked block by block with real inputs, one block in memory at a time.
+"""Run a model block by block with calibration data, one block in memory at a time.
 
 At each block, in the order in which the model runs them: load its weights from the file, run every batch through it
 while hooks add up the statistics of the wanted layers, let the caller compress the layers, put the compressed weights
@@ -215,8 +215,8 @@ def _visit(job: Walk, visitor: Visitor, recorder: Recorder, stage: Stage | None 
     if job.team is not None:
         add_up(recorder, job.team)
     stats = recorder.stats()
-    found = job.tune(stats, stage) if job.tune and stage else visitor.visit(stats)
-    for name, tensor in found.items() if job.changes else ():
+    written = job.tune(stats, stage) if job.tune and stage else visitor.visit(stats)
+    for name, tensor in written.items() if job.changes else ():
         job.loader.replace(name, tensor)
 
 

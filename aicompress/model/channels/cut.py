@@ -1,4 +1,4 @@
-"""Layers with fewer channels: their tensors cut, and their attributes (`out_channels`, `groups`) made to fit.
+"""Cut channels from layers: their tensors and their attributes (`out_channels`, `groups`).
 
 The attributes of every layer that changed are kept in the manifest, so that a module whose own definition has the old
 widths can be made to fit a pruned checkpoint (`resize`). Nothing else may have another shape than its definition.
@@ -48,13 +48,13 @@ def kept_places(module: nn.Module, groups: Iterable[tuple[ChannelGroup, list[int
         for member in group.members:
             gone.setdefault((member.path, member.side == "in"), []).append(member.places[~stays].reshape(-1))
             axes[member.path] = member.axis
-    places: dict[str, Kept] = {}
+    by_path: dict[str, Kept] = {}
     for (path, inner), places in gone.items():
         stays = torch.ones(_width(module, path, inner, axes[path]), dtype=torch.bool)
         stays[torch.cat(places)] = False
-        kept, old = stays.nonzero()[:, 0], places.get(path, Kept())
-        places[path] = Kept(old.out, kept, axes[path]) if inner else Kept(kept, old.inner, axes[path])
-    return places
+        kept, old = stays.nonzero()[:, 0], by_path.get(path, Kept())
+        by_path[path] = Kept(old.out, kept, axes[path]) if inner else Kept(kept, old.inner, axes[path])
+    return by_path
 
 
 def _width(module: nn.Module, path: str, inner: bool, axis: int | None) -> int:
@@ -77,19 +77,19 @@ def _width(module: nn.Module, path: str, inner: bool, axis: int | None) -> int:
 
 def attributes(layer: nn.Module, kept: Kept) -> dict[str, int]:
     """The attributes of a layer after the cut."""
-    widths: dict[str, int] = {}
+    lengths: dict[str, int] = {}
     out = None if kept.out is None else len(kept.out)
     inner = None if kept.inner is None else len(kept.inner)
     if isinstance(layer, nn.Linear):
-        widths = {"out_features": out or layer.out_features, "in_features": inner or layer.in_features}
+        lengths = {"out_features": out or layer.out_features, "in_features": inner or layer.in_features}
     elif isinstance(layer, nn.modules.conv._ConvNd):
         if is_depthwise(layer):
-            widths = dict.fromkeys(("out_channels", "in_channels", "groups"), out or layer.groups)
+            lengths = dict.fromkeys(("out_channels", "in_channels", "groups"), out or layer.groups)
         else:
-            widths = {"out_channels": out or layer.out_channels, "in_channels": inner or layer.in_channels}
+            lengths = {"out_channels": out or layer.out_channels, "in_channels": inner or layer.in_channels}
     elif out is not None:
-        widths = {name: out for name in WIDTH_ATTRIBUTES[5:] if hasattr(layer, name)}
-    return widths
+        lengths = {name: out for name in WIDTH_ATTRIBUTES[5:] if hasattr(layer, name)}
+    return lengths
 
 
 def is_depthwise(layer: nn.Module) -> bool:

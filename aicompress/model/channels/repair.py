@@ -1,4 +1,4 @@
-"""Repairs a network that lost channels in closed form, layer by layer in running order.
+"""Repair a network that lost channels in closed form, layer by layer in running order.
 
 A layer that lost inputs is fitted to the outputs that the whole network's layer gives: with x̂ what it is shown now and
 r = y − Ŵx̂ − b̂ what it misses, ΔW = E[r x̂ᵀ](E[x̂ x̂ᵀ] + λI)⁻¹ (the end state of structured optimal brain surgery, from

@@ -1,4 +1,4 @@
-"""Structure of a model found by running its blocks on random weights: one block of each kind, one in memory at a time.
+"""Search a model for scaling groups by running its blocks on random weights: one block of each kind, one in memory.
 
 What holds for random weights on random inputs holds for all: the functions are polynomials and smooth ones, and two of
 them that agree on generic numbers are the same.
@@ -50,20 +50,20 @@ def probe(model: Any, loader: PartialModel, batch: Mapping[str, Tensor]) -> Plac
     loader.load(lambda name: not any(block.owns(name) for block in blocks))
     ungate = gate([block.module for block in blocks])
     stream = Stream(lambda: model(**batch))
-    found: dict[Any, tuple[Block, Found]] = {}
+    by_kind: dict[Any, tuple[Block, Found]] = {}
     outputs: dict[Any, Any] = {}
     try:
         stream.start()
-        while (arrival := stream.arrival) is not None and len(found) < len(set(kinds)):
+        while (arrival := stream.arrival) is not None and len(by_kind) < len(set(kinds)):
             block, kind = blocks[arrival.block], kinds[arrival.block]
-            if kind not in found:
-                found[kind], outputs[kind] = _searched(block, loader, arrival)
+            if kind not in by_kind:
+                by_kind[kind], outputs[kind] = _searched(block, loader, arrival)
             stream.advance(outputs[kind])  # of a block like it: only the shape counts
     finally:
         stream.abandon()
         ungate()
         loader.drop(lambda name: True)
-    return _named(blocks, kinds, found, loader)
+    return _named(blocks, kinds, by_kind, loader)
 
 
 def prepare(model: Any) -> None:
@@ -89,23 +89,23 @@ def _searched(block: Block, loader: PartialModel, arrival: Any) -> tuple[tuple[B
         return block.module(*arrival.args, **arrival.kwargs)
 
     with torch.no_grad():
-        found, output = find_places(block.module, run), run()
+        outcome, output = find_places(block.module, run), run()
     loader.drop(block.owns)
-    return (block, found), output
+    return (block, outcome), output
 
 
 def _named(
-    blocks: Sequence[Block], kinds: Sequence[Any], found: Mapping[Any, tuple[Block, Found]], loader: PartialModel
+    blocks: Sequence[Block], kinds: Sequence[Any], by_kind: Mapping[Any, tuple[Block, Found]], loader: PartialModel
 ) -> Places:
     """The finds of one block of each kind as those of all blocks, by names in the checkpoint."""
     sources = sources_of(loader)
     places: list[Place] = []
     left: list[tuple[str, ...]] = []
     for block, kind in zip(blocks, kinds, strict=True):
-        if kind not in found:
+        if kind not in by_kind:
             continue
         prefix = f"{block.name}." if block.name else ""
-        for place in found[kind][1].places:
+        for place in by_kind[kind][1].places:
             consumers = in_checkpoint(place.consumers, prefix, sources, loader)
             producers = in_checkpoint(place.producers, prefix, sources, loader)
             if consumers is None or producers is None:
@@ -114,7 +114,7 @@ def _named(
                 )
             else:
                 places.append(replace(place, consumers=consumers, producers=producers))
-        left += [tuple(n for p in group for n in sources.get(prefix + p, ())) for group in found[kind][1].left]
+        left += [tuple(n for p in group for n in sources.get(prefix + p, ())) for group in by_kind[kind][1].left]
     return Places(tuple(places), tuple(filter(None, left)))
 
 

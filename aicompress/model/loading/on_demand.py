@@ -1,4 +1,4 @@
-"""Large parameters that a running model may never read again: given back, and read from the file when it asks."""
+"""Offload large parameters of a running model: freed, and read from the file again when the model asks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model of which only some parts are in memory: loaded from the checkpoint when needed, dropped after."""
+"""A model with only some of its parts in memory: loaded from the checkpoint when needed, dropped after."""
 
 from __future__ import annotations
 

@@ -247,8 +247,8 @@ def _detached(tree: Any) -> Any:
 
 
 def _leaf(output: Tensor) -> Tensor:
-    found = output.detach()
-    return found.requires_grad_() if found.is_floating_point() else found
+    leaf = output.detach()
+    return leaf.requires_grad_() if leaf.is_floating_point() else leaf
 
 
 def _differentiable(each: Any) -> bool:
