@@ -78,13 +78,13 @@ def _mended(plan: ChannelPlan, options: Options) -> dict[str, Tensor]:
     batches = [inputs for inputs, _ in plan.samples.batches]
     job = Repair(plan.module, small, fitted, batches, plan.refits, plan.recalibrates, plan.settings.damping)
     changed = repair(job, lambda done, total: options.progress(f"layer {done} of {total}", done, total))
-    fitted: dict[str, Tensor] = {}
+    values: dict[str, Tensor] = {}
     for path in changed:
         layer = small.get_submodule(path)
         for leaf, tensor in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
             if tensor.is_floating_point():
-                fitted[f"{path}.{leaf}"] = tensor.detach()
-    return fitted
+                values[f"{path}.{leaf}"] = tensor.detach()
+    return values
 
 
 def _value(plan: ChannelPlan, name: str, mended: dict[str, Tensor]) -> Tensor | Weight:

@@ -176,7 +176,7 @@ def curve(structure: Structure, read: Sequence[Consumer], sizes: Sequence[int]) 
     One path: what is gone at a size is gone at the smaller ones.
     """
     left = [_Left.of(consumer) for consumer in read]
-    present, lost, losses = torch.ones(structure.size, dtype=torch.bool), 0.0, []
+    present, lost, by_size = torch.ones(structure.size, dtype=torch.bool), 0.0, []
     step = max(1, -(-structure.size // ROUNDS))
     for size in sizes:
         while (more := int(present.sum()) - size) > 0:
@@ -185,8 +185,8 @@ def curve(structure: Structure, read: Sequence[Consumer], sizes: Sequence[int]) 
             away = units[losses.argsort(stable=True)[: min(step, more)]]
             present[away] = False
             lost += sum(each.without(away) for each in left)
-        losses.append(lost)
-    return losses
+        by_size.append(lost)
+    return by_size
 
 
 def error(consumer: Consumer, kept: Sequence[int]) -> float:
