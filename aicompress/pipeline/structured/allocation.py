@@ -98,6 +98,8 @@ class Allocator:
         Raises:
             Refused: or Problems, what is.
         """
+        if not self.losses.statistics:
+            return
         infos = layers_of(self.checkpoint, tensors)
         layers = [LayerPlan(info, self.pruner.config) for info in infos]
         direct = dataclasses.replace(self.request, stats=())

@@ -8,7 +8,6 @@ from typing import Any, Generic
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import Refused, raise_all
-from aicompress.layer import LayerInfo
 from aicompress.methods.structural import AnyPruner, Structure
 from aicompress.pipeline.calibration import requirements as needs
 from aicompress.pipeline.calibration.requirements import Request
@@ -16,7 +15,7 @@ from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.survey import Measured
 from aicompress.pipeline.structured.edit import Edit, with_refits
-from aicompress.pipeline.structured.reading import Measurement, layers_of
+from aicompress.pipeline.structured.reading import Measurement
 from aicompress.pipeline.structured.unit import Kept, L, Scores, StructuralUnit, U
 from aicompress.recipe import Recipe
 
@@ -133,9 +132,6 @@ class UnitChoice(Generic[U, L]):
         return replace(edit, changes=changes, calibration=record)
 
     def _measurement(self) -> Measurement:
-        infos: list[LayerInfo] = layers_of(
-            self.checkpoint, [part.tensor for structure in self.structures for part in structure.parts]
-        )
-        infos = infos or self.checkpoint.layers(None)[:1]  # all in tensors of three axes
+        infos = self.unit.scored_layers(self.checkpoint, self.layout)
         layers = [LayerPlan(info, self.pruner.config) for info in infos]
         return Measurement(self.checkpoint, self.recipe, self.request, layers)

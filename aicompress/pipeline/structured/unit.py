@@ -14,13 +14,14 @@ from typing import Any, Generic, TypeAlias, TypeVar
 from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
+from aicompress.layer import LayerInfo
 from aicompress.methods.structural import Structure, Unit
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.workers import Processes
 from aicompress.pipeline.structured import calibrated
 from aicompress.pipeline.structured.cutting import Cutting
 from aicompress.pipeline.structured.edit import Edit
-from aicompress.pipeline.structured.reading import Measurement, Reading
+from aicompress.pipeline.structured.reading import Measurement, Reading, layers_of
 
 Kept = Mapping[int, tuple[int, ...]]  # the units that stay, by the structure's place
 
@@ -109,6 +110,11 @@ class StructuralUnit(ABC, Generic[U, L]):
     def needs(self, reads: frozenset[str]) -> frozenset[str]:
         """The statistics that a run collects while it chooses, of those that a method reads; none for scored units."""
         return frozenset() if self.scored else reads
+
+    def scored_layers(self, checkpoint: Checkpoint, layout: L) -> list[LayerInfo]:
+        """The layers that units which are scored consist of; another layer where none of theirs is a matrix."""
+        tensors = [part.tensor for structure in layout.structures for part in structure.parts]
+        return layers_of(checkpoint, tensors) or checkpoint.layers(None)[:1]
 
     def require_scores(self, layout: L, measurement: Measurement) -> None:
         """Check, without data, that units which are scored can be watched in the running model.

@@ -10,10 +10,12 @@ from typing import Any
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.naming import kind_of, layer_name
 from aicompress.errors import CheckpointError, RecipeError
+from aicompress.layer import LayerInfo
 from aicompress.methods.prune.depth import Blocks
 from aicompress.methods.structural import Part, Structure
 from aicompress.model.architecture.architecture import Architecture, Stack, keep_blocks
 from aicompress.model.architecture.shapes import block_traits, build
+from aicompress.pipeline.step.checks import known_kinds
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.structured.edit import Change, Edit, read_whole
 from aicompress.pipeline.structured.reading import Measurement
@@ -56,6 +58,11 @@ class BlockUnit(StructuralUnit[Blocks, StackLayout]):
     def interchangeable(self, checkpoint: Checkpoint, layout: StackLayout) -> bool:
         """Blocks are not: config.json lists kinds of blocks, and some compute by their number."""
         return False
+
+    def scored_layers(self, checkpoint: Checkpoint, layout: StackLayout) -> list[LayerInfo]:
+        """Every layer of the blocks."""
+        infos = checkpoint.layers(known_kinds(checkpoint)[0])
+        return [info for info in infos if layout.stack.block_of(info.tensor) is not None]
 
     def scores(
         self,
