@@ -33,7 +33,7 @@ class Arrival:
     kwargs: dict[str, Any]
 
 
-class Stream:
+class PausedForward:
     """One batch on its way through the model.
 
     Args:
@@ -124,7 +124,7 @@ def gate(blocks: list[nn.Module]) -> Callable[[], None]:
 
 def _gated(index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
     def gated(*args: Any, **kwargs: Any) -> Any:
-        stream: Stream | None = getattr(_current, "stream", None)
+        stream: PausedForward | None = getattr(_current, "stream", None)
         return forward(*args, **kwargs) if stream is None else stream.park(Arrival(index, args, kwargs))
 
     return gated

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from aicompress.errors import Refused
 from aicompress.model.blocks.find import Block, find_blocks
-from aicompress.model.blocks.paused_forward import Arrival, Stream, gate
+from aicompress.model.blocks.paused_forward import Arrival, PausedForward, gate
 from aicompress.model.equivalence.rotated_parameters import Reader, Turn, Turnable, changed
 from aicompress.model.equivalence.scaling_groups import Axis, Search, call_axis, reads
 from aicompress.model.equivalence.search import in_checkpoint, kind_of, prepare, sources_of
@@ -45,14 +45,14 @@ def find_turnable(model: Any, loader: PartialModel, batch: Mapping[str, Tensor],
     loader.load(lambda name: not any(block.owns(name) for block in blocks))
     ungate = gate([block.module for block in blocks])
     try:
-        return _Stream(model, loader, blocks, batch, turns).residual()
+        return _PausedForward(model, loader, blocks, batch, turns).residual()
     finally:
         ungate()
         loader.drop(lambda name: True)
 
 
 @dataclass
-class _Stream:
+class _PausedForward:
     """One search."""
 
     model: Any
@@ -81,8 +81,8 @@ class _Stream:
             raise Refused("what lies before or after the model's blocks does not turn with the residual stream", "")
         return self._named(kinds, by_kind, outer)
 
-    def _started(self) -> Stream:
-        stream = Stream(lambda: watched(self.model, lambda: self.model(**self.batch)))
+    def _started(self) -> PausedForward:
+        stream = PausedForward(lambda: watched(self.model, lambda: self.model(**self.batch)))
         stream.start()
         return stream
 

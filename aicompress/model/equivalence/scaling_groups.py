@@ -74,7 +74,7 @@ class Place:
 
 
 @dataclass
-class Found:
+class BlockGroups:
     """What the search saw in a block.
 
     Attributes:
@@ -86,7 +86,7 @@ class Found:
     left: list[tuple[str, ...]] = field(default_factory=list)
 
 
-def find_places(block: nn.Module, run: Callable[[], Any]) -> Found:
+def find_scaling_groups(block: nn.Module, run: Callable[[], Any]) -> BlockGroups:
     """Search a block.
 
     Args:
@@ -94,7 +94,7 @@ def find_places(block: nn.Module, run: Callable[[], Any]) -> Found:
         run: calls it on fixed inputs.
     """
     search = Search(block, run)
-    outcome = Found()
+    outcome = BlockGroups()
     rest = list(range(len(search.first.calls)))
     for name, output in search.first.norms.items():
         mine = [n for n in rest if reads(search.first.calls[n].given, output)]
@@ -108,7 +108,7 @@ def find_places(block: nn.Module, run: Callable[[], Any]) -> Found:
     return outcome
 
 
-def _note(outcome: Found, place: Place | None, search: Search, calls: Sequence[int]) -> None:
+def _note(outcome: BlockGroups, place: Place | None, search: Search, calls: Sequence[int]) -> None:
     if place is not None:
         outcome.places.append(place)
         return

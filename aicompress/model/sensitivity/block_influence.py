@@ -19,7 +19,7 @@ from aicompress.errors import CompressError
 from aicompress.model.blocks.all_reduce import Team
 from aicompress.model.blocks.find import Block, find_blocks
 from aicompress.model.blocks.input_errors import accepting
-from aicompress.model.blocks.paused_forward import Arrival, Stream, gate
+from aicompress.model.blocks.paused_forward import Arrival, PausedForward, gate
 from aicompress.model.blocks.walk import Batch, Loader, prepare
 
 RunBlock = Callable[[Block, Arrival, Batch], Any]
@@ -51,7 +51,7 @@ class Passage:
         prepare(self.model)
         self.loader.load(lambda name: not any(block.owns(name) for block in blocks))
         ungate = gate([block.module for block in blocks])
-        streams = [Stream(lambda batch=batch: self.model(**batch)) for batch in self.batches]  # type: ignore[misc]
+        streams = [PausedForward(lambda batch=batch: self.model(**batch)) for batch in self.batches]  # type: ignore[misc]
         try:
             with accepting():
                 for stream in streams:

@@ -21,7 +21,7 @@ from aicompress.pipeline.structured.reading import Reading
 from aicompress.recipe import Recipe
 from aicompress.report.model import LayerRow
 from aicompress.report.plan import PlanSummary
-from aicompress.weights import LowRank, outline_nbytes
+from aicompress.weights import Dense, outline_nbytes
 
 
 @dataclass(frozen=True)
@@ -112,11 +112,11 @@ class StructurePlan:
         parameter = self.output.parameters[name]
         weight = parameter.weight
         if weight is None:
-            return (0 if info.part == "in" else parameter.dense.nbytes), "dense"
+            return (0 if info.part == "in" else parameter.dense.nbytes), Dense.form
         if not self.edit.changes[name].cuts:
             return info.nbytes, info.stored
-        if info.part and isinstance(weight, LowRank):
-            weight = weight.out if info.part == "out" else weight.inner
+        if info.part:
+            weight = weight.parts()[info.part]
             return outline_nbytes(weight), weight.form
         return sum(tensor.nbytes for tensor in self.output.encode(name, weight).values()), weight.form
 
