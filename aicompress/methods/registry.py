@@ -9,32 +9,20 @@ Four kinds of method, by what they are given:
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Mapping
-from functools import cache
 
 import torch
 
+from aicompress.discovery import members
 from aicompress.errors import RecipeError, suggestion
 from aicompress.methods.method import Method
 
 COMMANDS = ("factorize", "quantize", "prune", "distill")
 
 
-@cache
 def methods(command: str) -> Mapping[str, Method]:
-    """All methods of a command by name. A method file that does not import raises: nothing is skipped silently."""
-    package = importlib.import_module(f"aicompress.methods.{command}")
-    found: dict[str, Method] = {}
-    for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
-        method = getattr(importlib.import_module(f"{package.__name__}.{module.name}"), "METHOD", None)
-        if method is None:
-            continue  # shared math of several methods
-        if method.name in found:
-            raise TypeError(f"two {command} methods are named {method.name!r}")
-        found[method.name] = method
-    return found
+    """List all methods of a command by name."""
+    return members(f"aicompress.methods.{command}", "METHOD")
 
 
 def get(command: str, name: str) -> Method:

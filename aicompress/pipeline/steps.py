@@ -1,4 +1,4 @@
-"""The one place that knows which driver carries out a method of factorize, quantize or prune."""
+"""Choose the driver of a method of factorize, quantize or prune."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from aicompress.pipeline.layerwise.plan import Plan
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.pipeline.structured import planner as structure_planner
-from aicompress.pipeline.structured import run as structure
+from aicompress.pipeline.structured import run as structured
 from aicompress.pipeline.structured.plan import StructurePlan
 from aicompress.recipe import Recipe
 from aicompress.report.model import Report
@@ -29,7 +29,7 @@ Planned = Plan | StructurePlan | ChannelPlan
 def make_plan(
     source: str | Path, destination: Destination, recipe: Recipe, command: str, request: Request | None = None
 ) -> Planned:
-    """Check everything that can be checked before the first byte is written.
+    """Plan a step: check everything that can be checked before the first byte is written.
 
     Raises:
         Refused: or Problems, when there are several.
@@ -48,5 +48,5 @@ def run(planned: Planned, options: Options | None = None) -> Report:
     if isinstance(planned, ChannelPlan):
         return channels.run(planned, options)
     if isinstance(planned, StructurePlan):
-        return structure.run(planned, options)
+        return structured.run(planned, options)
     return layerwise.run(planned, options)

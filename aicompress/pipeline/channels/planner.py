@@ -16,10 +16,9 @@ from aicompress import data
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.place import require_writable
 from aicompress.data import arrays
-from aicompress.errors import CheckpointError, CompressError, RecipeError, Refused, raise_all
+from aicompress.errors import CompressError, RecipeError, Refused, raise_all
 from aicompress.methods import get
 from aicompress.methods.channels import AnyChannelPruner, ChannelMethod, ChannelSettings
-from aicompress.model.architecture.shapes import misfits
 from aicompress.model.channels.cut import kept_places
 from aicompress.model.channels.graph import OUTPUT
 from aicompress.model.loading.partial_model import PartialModel
@@ -29,9 +28,9 @@ from aicompress.pipeline.channels.example_inputs import as_taken
 from aicompress.pipeline.channels.outline import Draft
 from aicompress.pipeline.channels.plan import ChannelPlan
 from aicompress.pipeline.channels.selection import ChannelChoice, Samples, example_of, selected, traced
-from aicompress.pipeline.step.checks import decoding, left_out, require_space
+from aicompress.pipeline.step.checks import decoding, left_out, require_loads, require_space
 from aicompress.pipeline.step.opening import opened_input
-from aicompress.pipeline.step.output import Destination, Output, Planned, lineage_step
+from aicompress.pipeline.step.output import Destination, Planned, lineage_step
 from aicompress.recipe import Recipe, Select
 from aicompress.selection import select
 
@@ -70,27 +69,13 @@ def make_plan(
     pairs = tuple(zip(groups, units, strict=True))
     kept = kept_places(module, pairs)
     output = draft.output(kept, edited)
-    _require_loads(checkpoint, output)
+    require_loads(checkpoint, output.config, {name: each.dense for name, each in output.parameters.items()}, {})
     require_space(output)
     step_of = (checkpoint, recipe, pruner, choice, module, names)
     plan = ChannelPlan(
         *step_of, pairs, kept, infos, output, samples, tuple(fixed + unselected), opened.warnings, opened.kinds
     )
     return replace(plan, warnings=(*opened.warnings, *_warnings(plan), *left_out(checkpoint)))
-
-
-def _require_loads(checkpoint: Checkpoint, output: Output) -> None:
-    """Let transformers load the planned output without data.
-
-    Raises:
-        CheckpointError: something is missing or of another shape that was not in the input.
-    """
-    if output.config is None or checkpoint.config is None:
-        return
-    specs = {name: planned.dense for name, planned in output.parameters.items()}
-    new = sorted(misfits(output.config, specs) - misfits(checkpoint.config, checkpoint.parameters()))
-    if new:
-        raise CheckpointError(f"the pruned checkpoint would not load: {new[0]}", "prune it otherwise")
 
 
 def _problems(

@@ -19,6 +19,7 @@ from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_grad
 from aicompress.layer import InputStats
 from aicompress.methods.structural import Structure
 from aicompress.pipeline.calibration.gradients import differentiate, gradients
+from aicompress.pipeline.calibration.record import record_of_files
 from aicompress.pipeline.calibration.requirements import MIN_ROWS, foreign
 from aicompress.pipeline.calibration.runner import Engine, Together
 from aicompress.pipeline.step.workers import Processes
@@ -42,7 +43,7 @@ def choose(reading: Reading, work: Cutting, team: Processes, inputs: Future[dict
         for number in reading.edit.changed:
             chooser.visit({name: merged(files, name) for name in _consumers(reading.edit.structures[number])})
         work.warnings += [*foreign(files, inputs.result()), *chooser.scarce()]
-        return files_record(files)
+        return record_of_files(files)
     engine = Engine.of(reading, reading.edit.consumers, team)
     if GRADIENTS & reading.needs:
         with gradients(reading, team, work.say) as store:
@@ -61,12 +62,6 @@ def follow(reading: Reading, team: Processes) -> None:
     if GRADIENTS & reading.needs:
         differentiate(reading, team, lambda moments: None, lambda done, total: None)
     _walk(reading, engine, Together(reading.checkpoint.parameters(), team, None), lambda what: None)
-
-
-def files_record(files: Sequence[StatisticsFile]) -> dict[str, Any]:
-    """The record of statistics that were read from files."""
-    sources = [source for file in files for source in file.calibration.get("data", [])]
-    return {"data": sources, "statistics": [str(file.path) for file in files], "processes": 1}
 
 
 def _walk(reading: Reading, engine: Engine, visitor: Together, say: Callable[[str], None]) -> None:

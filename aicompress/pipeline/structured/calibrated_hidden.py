@@ -17,10 +17,11 @@ from torch import Tensor
 from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_gradients
 from aicompress.layer import InputStats
 from aicompress.pipeline.calibration.gradients import differentiate, gradients
+from aicompress.pipeline.calibration.record import record_of_files
 from aicompress.pipeline.calibration.requirements import MIN_ROWS, foreign
 from aicompress.pipeline.calibration.runner import Engine, Together
 from aicompress.pipeline.step.workers import Processes
-from aicompress.pipeline.structured.calibrated import GRADIENTS, files_record
+from aicompress.pipeline.structured.calibrated import GRADIENTS
 from aicompress.pipeline.structured.cutting import Cutting
 from aicompress.pipeline.structured.gradient_scores import Read, importance
 from aicompress.pipeline.structured.reading import Reading
@@ -45,7 +46,7 @@ def choose(reading: Reading, work: Cutting, team: Processes, inputs: Future[dict
         for name in readers if _fitted(reading) else ():
             fitter.visit({name: merged(files, name)})
         work.warnings += [*foreign(files, inputs.result()), *fitter.scarce()]
-        return files_record(files)
+        return record_of_files(files)
     gatherer, scores = _Gatherer(), None
     if GRADIENTS & reading.needs:
         with gradients(reading, team, work.say) as store:

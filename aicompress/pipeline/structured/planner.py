@@ -14,13 +14,13 @@ from aicompress.methods.prune.units.size_targets import TargetedConfig
 from aicompress.methods.structural import AnyPruner, StructuralMethod
 from aicompress.pipeline.calibration import requirements as needs
 from aicompress.pipeline.calibration.requirements import Request
-from aicompress.pipeline.step.checks import decoding, left_out, require_space
+from aicompress.pipeline.step.checks import decoding, left_out, require_loads, require_space
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.opening import OpenedInput, opened_input
 from aicompress.pipeline.step.output import Destination, lineage_step
 from aicompress.pipeline.structured.allocation import Allocator
 from aicompress.pipeline.structured.choice import UnitChoice
-from aicompress.pipeline.structured.edit import Edit, require_loads
+from aicompress.pipeline.structured.edit import Edit
 from aicompress.pipeline.structured.gradient_scores import factor_problems
 from aicompress.pipeline.structured.plan import StructurePlan, laid_out
 from aicompress.pipeline.structured.reading import layers_of
@@ -66,7 +66,8 @@ def make_plan(
     edit = choice.edit()
     output = laid_out(checkpoint, edit, opened.infos, destination, step)
     raise_all(_calibration_problems(choice, edit))
-    require_loads(checkpoint, edit, {name: parameter.dense for name, parameter in output.parameters.items()})
+    dense = {name: parameter.dense for name, parameter in output.parameters.items()}
+    require_loads(checkpoint, edit.config, dense, edit.widths)
     require_space(output)
     plan = StructurePlan(checkpoint, recipe, pruner, choice, opened.infos, edit, output, opened.kinds, request)
     decoded = [name for name in output.parameters if plan.decoded(name)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from aicompress.model.sensitivity.block_influence import Passage
 from aicompress.pipeline.calibration import requirements as needs
 from aicompress.pipeline.calibration.data import Inputs, calibration_inputs
 from aicompress.pipeline.calibration.gradients import differentiate
+from aicompress.pipeline.calibration.record import record_of_data
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.workers import Processes, processes
 from aicompress.pipeline.structured.reading import Measurement
@@ -78,7 +78,7 @@ class BlockScores:
         """Where the samples came from, for the report."""
         team = processes(torch.device("cpu"))
         source = self._inputs(self._model(), team).source
-        return {"data": [dataclasses.asdict(source)], "statistics": [], "processes": team.size}
+        return record_of_data(source, team.size)
 
     def _model(self) -> Any:
         asked = self.measurement

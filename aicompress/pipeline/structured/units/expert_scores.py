@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from aicompress.model.sensitivity.block_influence import Passage
 from aicompress.model.sensitivity.expert_routing import Routing
 from aicompress.pipeline.calibration import requirements as needs
 from aicompress.pipeline.calibration.data import calibration_inputs
+from aicompress.pipeline.calibration.record import record_of_data
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.workers import processes
 from aicompress.pipeline.structured.reading import Measurement
@@ -45,7 +45,7 @@ def routed_scores(
     routing = Routing({paths[mixture.name]: mixture.size for mixture in mixtures})
     totals = routing.measure(Passage(model, loader, inputs.batches, team))
     scores = [_scores(totals[paths[mixture.name]], reap) for mixture in mixtures]
-    return scores, {"data": [dataclasses.asdict(inputs.source)], "statistics": [], "processes": team.size}
+    return scores, record_of_data(inputs.source, team.size)
 
 
 def require_watchable(measurement: Measurement, mixtures: Sequence[Mixture]) -> None:
