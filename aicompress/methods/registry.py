@@ -10,6 +10,7 @@ Four kinds of method, by what they are given:
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Mapping
 from functools import cache
@@ -43,12 +44,25 @@ def get(command: str, name: str) -> Method:
     Raises:
         RecipeError: no such method for this command.
     """
+    alone = _in_its_file(command, name)
+    if alone is not None:
+        return alone
     known = methods(command)
     if name not in known:
         elsewhere = [other for other in COMMANDS if other != command and name in methods(other)]
         hint = f"it belongs to `aicompress {elsewhere[0]}`" if elsewhere else suggestion(name, list(known))
         raise RecipeError(f"{command} has no method {name!r}", hint)
     return known[name]
+
+
+@cache
+def _in_its_file(command: str, name: str) -> Method | None:
+    """The method of a module with its name, found without importing the others; None where there is none."""
+    module = f"aicompress.methods.{command}.{name}"
+    if not name.isidentifier() or importlib.util.find_spec(module) is None:
+        return None
+    method: Method | None = getattr(importlib.import_module(module), "METHOD", None)
+    return method if method is not None and method.name == name else None
 
 
 def floating(dtype: torch.dtype) -> bool:

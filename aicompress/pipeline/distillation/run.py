@@ -28,7 +28,7 @@ from aicompress.pipeline.distillation.teacher import Loss, Side, Teacher, rememb
 from aicompress.pipeline.distillation.training import Lesson, Trainer
 from aicompress.pipeline.distillation.training_state import StateFile
 from aicompress.pipeline.step.digests import hashing
-from aicompress.pipeline.step.latency import Mode
+from aicompress.pipeline.step.options import Mode
 from aicompress.pipeline.step.report import Facts, finish, written_report
 from aicompress.pipeline.step.running_model import resolved_device
 from aicompress.pipeline.step.workers import Processes, processes

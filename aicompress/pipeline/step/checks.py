@@ -11,6 +11,7 @@ from aicompress.checkpoint.place import require_apart, require_free, working_pat
 from aicompress.errors import CompressError, OutOfSpace
 from aicompress.layer import Kind
 from aicompress.measure import directory_nbytes
+from aicompress.model import hf
 from aicompress.model.loading.definition import layer_kinds, skeleton
 from aicompress.pipeline.step.output import Destination, Output
 from aicompress.report import gates
@@ -43,10 +44,8 @@ def confined(output: Output) -> list[str]:
         entries = {name: entry for name, entry in entries.items() if entry.meta.get("activation_bits")}
     if not entries or output.config is None:
         return []
-    from aicompress.model.hf.modeling_aicompress import parameter_names
-
     model = skeleton(output.config)
-    placed = parameter_names(model, entries) if model is not None else {}
+    placed = hf.parameter_names(model, entries) if model is not None else {}
     merged = [name for name, (_, merge) in placed.items() if merge is not None]
     if not merged:
         return []

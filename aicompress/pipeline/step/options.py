@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
-from aicompress.pipeline.step.latency import Mode
-
+Mode = Literal["auto", "layers", "off"]  # what is timed when an output is written
 Progress = Callable[[str, int, int], None]  # what is going on, done, total
 
 
@@ -19,7 +19,8 @@ class Options:
 
     Attributes:
         resume: go on where a stopped run of the same step was.
-        latency: "auto" times the forward passes of input and output, "off" does not.
+        latency: "auto" times forward passes of input and output, whole models where they are small; "layers" times
+            their layers; "off" nothing.
         progress: called with (what, done bytes, total bytes).
     """
 

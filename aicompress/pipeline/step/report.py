@@ -13,7 +13,8 @@ from aicompress.checkpoint.reader import digests
 from aicompress.layer import Kind
 from aicompress.measure import peak_rss
 from aicompress.pipeline.step.environment import environment
-from aicompress.pipeline.step.latency import Mode, compare
+from aicompress.pipeline.step.latency import compare
+from aicompress.pipeline.step.options import Mode
 from aicompress.pipeline.step.output import Output
 from aicompress.pipeline.step.sides import side_of
 from aicompress.report import gates
