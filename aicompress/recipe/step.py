@@ -154,12 +154,12 @@ def with_effort(plain: dict[str, Any], given: dict[str, Any], method: Method) ->
     if level not in presets:
         raise RecipeError(f"effort: unknown {level!r}", suggestion(level, list(presets)))
     preset = presets[level]
-    found = {**plain, "method": {**preset.fields(given), **given}}
+    merged = {**plain, "method": {**preset.fields(given), **given}}
     if isinstance(plain.get("calibration"), dict):
-        found["calibration"] = {**preset.calibration(given), **plain["calibration"]}
+        merged["calibration"] = {**preset.calibration(given), **plain["calibration"]}
     if preset.tune is None or plain.get("tune", {}) is None:  # `tune: null` asks for none
-        return found
-    return {**found, "tune": {**preset.tune, **plain.get("tune", {})}}
+        return merged
+    return {**merged, "tune": {**preset.tune, **plain.get("tune", {})}}
 
 
 def _tunable(method: Method) -> bool:
