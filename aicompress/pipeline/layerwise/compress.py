@@ -17,7 +17,7 @@ from aicompress.pipeline.layerwise.plan import Plan
 from aicompress.pipeline.layerwise.report_rows import changed_row
 from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed
 from aicompress.report.model import LayerRow
-from aicompress.weights import LowRank, Weight
+from aicompress.weights import Weight
 
 
 @dataclass(frozen=True)
@@ -46,23 +46,22 @@ class Known:
 def compress_parameter(
     plan: Plan, name: str, jobs: list[LayerPlan], known: Mapping[str, Known]
 ) -> tuple[Weight, list[LayerRow]]:
-    """Apply the method to a parameter, or to the parts of a low-rank one."""
+    """Apply the method to a parameter, or to the factors of one."""
     by_part = {job.info.part: job for job in jobs}
     if "" in by_part:
         weight, row = _apply(plan, by_part[""], known.get(by_part[""].info.name, Known()))
         return weight, [row]
     old = plan.checkpoint.weight(name)
-    assert isinstance(old, LowRank)
-    out, inner, rows = old.out, old.inner, []
+    factors, rows = old.parts(), []
     of = {part: known.get(job.info.name, Known()) for part, job in by_part.items()}
     if "in" in by_part:
-        inner, row = _apply(plan, by_part["in"], of["in"])
+        factors["in"], row = _apply(plan, by_part["in"], of["in"])
         rows.append(row)
     if "out" in by_part:
-        inputs = of["out"].inputs.through(inner.dense()) if of["out"].inputs else None
-        out, row = _apply(plan, by_part["out"], Known(inputs, of["out"].gradients))
+        inputs = of["out"].inputs.through(factors["in"].dense()) if of["out"].inputs else None
+        factors["out"], row = _apply(plan, by_part["out"], Known(inputs, of["out"].gradients))
         rows.append(row)
-    return LowRank(out, inner), rows
+    return old.with_parts(factors), rows
 
 
 def layer_of(plan: Plan, info: LayerInfo, known: Known) -> Layer:
