@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from aicompress.data.section import Data
-from aicompress.recipe import Model, Section, absolute, find, read_yaml, validated, with_overrides
+from aicompress.recipe import Model, ReportFiles, Section, absolute, find, read_yaml, validated, with_overrides
 
 TEXTS = ("text", "jsonl", "csv", "parquet", "hub")
 ROWS = ("jsonl", "csv", "parquet", "hub")
@@ -70,6 +70,7 @@ class EvalRecipe(Section):
     )
     seed: int = Field(0, ge=0)
     gates: tuple[str, ...] = ()
+    report: ReportFiles = Field(ReportFiles(), exclude=True, description="how the report is written; not hashed")
 
     def sha256(self) -> str:
         """Digest of the resolved recipe."""

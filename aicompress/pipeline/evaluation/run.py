@@ -22,15 +22,13 @@ from aicompress.pipeline.step import latency as timing
 from aicompress.pipeline.step.checks import known_kinds
 from aicompress.pipeline.step.environment import environment
 from aicompress.pipeline.step.options import Progress
+from aicompress.pipeline.step.report import rendered
 from aicompress.pipeline.step.running_model import Running, Setting, example, resolved_device
 from aicompress.pipeline.step.sides import side_of
 from aicompress.recipe.evaluation import EvalRecipe
 from aicompress.report import gates
-from aicompress.report.html import to_html
-from aicompress.report.markdown import to_markdown
 from aicompress.report.model import Baseline, Gate, Latency, Report, Side
 
-FILES = ("report.json", "report.md", "report.html")
 NEGATED = {"<=": ">", ">": "<=", "<": ">=", ">=": "<", "==": "!=", "!=": "=="}
 
 
@@ -105,7 +103,7 @@ def evaluate(source: str, against: Sequence[str], recipe: EvalRecipe, options: O
     )
     report = dataclasses.replace(report, gates=judged(report, recipe.gates, options.fail_if))
     if options.out is not None:
-        write(report, options.out)
+        write(report, options.out, recipe.report.html)
     options.progress("done", 100, 100)
     return report
 
@@ -122,13 +120,15 @@ def judged(report: Report, required: Sequence[str], fail_if: Sequence[str]) -> t
     return tuple(condition.gate(plain) for condition in (*gates.parse_all(required), *negated))
 
 
-def write(report: Report, folder: Path) -> None:
-    """Write the report in its three forms; earlier ones of the same name are replaced."""
+def write(report: Report, folder: Path, html: bool = True) -> None:
+    """Write the report's files; earlier ones are replaced, and a page that is not written anew goes."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in zip(FILES, (report.to_json(), to_markdown(report), to_html(report)), strict=True):
+    for name, text in rendered(report, html).items():
         partial = folder / f".{name}.partial"
         partial.write_text(text, encoding="utf-8")
         partial.replace(folder / name)
+    if not html:
+        (folder / "report.html").unlink(missing_ok=True)
 
 
 def _check(recipe: EvalRecipe, options: Options, compared: bool) -> None:

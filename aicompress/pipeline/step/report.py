@@ -18,7 +18,6 @@ from aicompress.pipeline.step.options import Mode
 from aicompress.pipeline.step.output import Output
 from aicompress.pipeline.step.sides import side_of
 from aicompress.report import gates
-from aicompress.report.html import to_html
 from aicompress.report.markdown import to_markdown
 from aicompress.report.model import LayerRow, Report
 
@@ -58,7 +57,7 @@ def finish(facts: Facts, output: Output, writer: CheckpointWriter, latency: Mode
         writer.stamp(output.metadata())
     written = Checkpoint.open(writer.work / output.shards[0].name if output.destination.single else writer.work)
     report = _report(facts, output, written, latency)
-    for name, text in rendered(report).items():
+    for name, text in rendered(report, facts.recipe.report.html).items():
         writer.add(name, text.encode())
     writer.seal()
     return report
@@ -72,9 +71,14 @@ def _digests(output: Output, written: Checkpoint) -> dict[str, str]:
     )
 
 
-def rendered(report: Report) -> dict[str, str]:
-    """The report's files."""
-    return {"report.json": report.to_json(), "report.md": to_markdown(report), "report.html": to_html(report)}
+def rendered(report: Report, html: bool = True) -> dict[str, str]:
+    """The report's files by name; without `html` no page is made."""
+    files = {"report.json": report.to_json(), "report.md": to_markdown(report)}
+    if not html:
+        return files
+    from aicompress.report.html import to_html  # with what draws plots
+
+    return {**files, "report.html": to_html(report)}
 
 
 def written_report(output: Output) -> Report:
