@@ -17,15 +17,17 @@ def run(
     from aicompress.cli import render
     from aicompress.cli.progress import reporter
     from aicompress.cli.step import report_path
-    from aicompress.pipeline.evaluation.run import Options, evaluate
+    from aicompress.pipeline.evaluation.run import EvalOptions, evaluate
+    from aicompress.pipeline.step.options import Options
     from aicompress.recipe.evaluation import load
     from aicompress.report.gates import require
 
     out, fail_if = judged
     device, allow_code, quiet, as_json = flags
-    options = Options(out, tuple(fail_if), device, allow_code, reporter(quiet))
+    judging = EvalOptions(out, tuple(fail_if), allow_code)
+    options = Options(device=device, progress=reporter(quiet))
     loaded = load(recipe[0], recipe[1])
-    report = evaluate(source, against, loaded, options)
+    report = evaluate(source, against, loaded, judging, options)
     if as_json:
         print(report.to_json(), end="")
     elif not quiet:

@@ -1,4 +1,4 @@
-"""The one place that knows which driver carries out a method of factorize, quantize or prune.
+"""Choose the driver of a method of factorize, quantize or prune.
 
 A driver is imported when a method of its kind is asked for: a step does not wait for what the other kinds import.
 """

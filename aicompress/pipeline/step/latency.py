@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 WHOLE = 1_000_000_000  # bytes of weights up to which a step builds both models to time them
 BUDGET = 1.5  # seconds that a step spends on counted rounds at most
 PER_BYTE = 15e-9  # seconds for a byte of the input: timing a small model must not take longer than compressing it
-NO_LAYER = "latency was not measured: there is no matrix layer"
 SIZES = {"generates": (1, 128), "encodes": (8, 64)}  # batch, tokens
 
 
@@ -55,7 +54,9 @@ def compare(before: Checkpoint, after: Checkpoint, mode: Mode = "auto") -> tuple
     from aicompress.pipeline.step.layer_latency import layers
 
     latency = layers(before, after)
-    return latency, warnings if latency is not None else [*warnings, NO_LAYER]
+    if latency is None:
+        warnings.append("latency was not measured: there is no matrix layer")
+    return latency, warnings
 
 
 def _whole_models(before: Checkpoint, after: Checkpoint, seconds: float) -> Latency | None:

@@ -1,16 +1,20 @@
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from aicompress.checkpoint.reader import digests
 from aicompress.checkpoint.source import locate
 from aicompress.data import Data
 from aicompress.errors import CheckpointError, GateFailed, OutputExists, Problems, RecipeError
-from aicompress.pipeline.evaluation.run import Options, evaluate
+from aicompress.metrics.perplexity import Perplexity
+from aicompress.pipeline.evaluation.run import EvalOptions, evaluate
+from aicompress.pipeline.step.options import Options
 from aicompress.recipe import Model
-from aicompress.recipe.evaluation import EvalRecipe, Perplexity, Quality, Timing
+from aicompress.recipe.evaluation import EvalRecipe, Timing, recipe_class
 from aicompress.report.gates import require
 from aicompress.report.markdown import to_markdown
 from aicompress.report.model import Report
@@ -30,15 +34,18 @@ def compressed(trained_llama: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def of_text(path: Path, **fields: object) -> EvalRecipe:
-    perplexity = Perplexity(text=str(path), samples=6, length=32)
-    return EvalRecipe.model_validate({"version": 1, "quality": Quality(perplexity=perplexity), **fields})
+    return measuring({"perplexity": Perplexity(text=str(path), samples=6, length=32)}, **fields)
+
+
+def measuring(quality: dict[str, Data], **fields: object) -> EvalRecipe:
+    return recipe_class().model_validate({"version": 1, "quality": quality, **fields})
 
 
 def test_a_language_model_against_its_original(
     trained_llama: Path, compressed: Path, heldout_file: Path, tmp_path: Path
 ) -> None:
     recipe = of_text(heldout_file, latency=QUICK)
-    found = evaluate(str(compressed), [str(trained_llama)], recipe, Options(out=tmp_path / "eval"))
+    found = evaluate(str(compressed), [str(trained_llama)], recipe, EvalOptions(out=tmp_path / "eval"))
     assert found.before is not None
     assert found.before.path == str(trained_llama)
     assert found.after.weight_bytes == (compressed / "model.safetensors").stat().st_size
@@ -68,6 +75,19 @@ def test_alone_there_is_nothing_to_compare(trained_llama: Path, heldout_file: Pa
     assert list(found.quality) == ["perplexity"]
     assert found.latency is None
     assert found.warnings == ("latency was not measured: the recipe has no latency section",)
+
+
+def test_a_copy_of_a_tied_parameter_counts_once(trained_llama: Path, heldout_file: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(trained_llama, tmp_path / "copied"))
+    tensors = load_file(copied / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, copied / "model.safetensors", metadata={"format": "pt"})
+    found = evaluate(str(copied), [str(trained_llama)], of_text(heldout_file))
+    assert found.before is not None
+    assert found.after.parameters == found.before.parameters
+    assert found.after.weight_bytes > found.before.weight_bytes  # the file is as large as it is
+    assert sum(found.after.by_kind.values()) == found.after.weight_bytes
+    assert found.quality["kl"]["value"] == 0.0
 
 
 def test_reference_kernels_judge_exactly_what_is_stored(
@@ -112,7 +132,7 @@ def test_gates_are_judged_after_the_report_is_written(
     trained_llama: Path, compressed: Path, heldout_file: Path, tmp_path: Path
 ) -> None:
     recipe = of_text(heldout_file, gates=("quality.kl <= 0.000001", "bytes <= 1MB"))
-    options = Options(out=tmp_path / "eval", fail_if=("quality.perplexity > 1", "size.ratio > 0.9"))
+    options = EvalOptions(out=tmp_path / "eval", fail_if=("quality.perplexity > 1", "size.ratio > 0.9"))
     found = evaluate(str(compressed), [str(trained_llama)], recipe, options)
     assert [gate.passed for gate in found.gates] == [False, True, False, True]
     written = json.loads((tmp_path / "eval" / "report.json").read_text())
@@ -133,7 +153,7 @@ def test_wrong_gates_are_refused_before_any_work(
     fields: dict[str, object], fail_if: tuple[str, ...], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(RecipeError, match=message):
-        evaluate("nowhere", [], of_text(tmp_path / "none.txt", **fields), Options(fail_if=fail_if))
+        evaluate("nowhere", [], of_text(tmp_path / "none.txt", **fields), EvalOptions(fail_if=fail_if))
 
 
 def test_every_wrong_gate_is_named(tmp_path: Path) -> None:
@@ -144,7 +164,7 @@ def test_every_wrong_gate_is_named(tmp_path: Path) -> None:
 
 def test_a_report_never_goes_into_a_checkpoint(trained_llama: Path, heldout_file: Path) -> None:
     with pytest.raises(OutputExists):
-        evaluate(str(trained_llama), [], of_text(heldout_file), Options(out=trained_llama))
+        evaluate(str(trained_llama), [], of_text(heldout_file), EvalOptions(out=trained_llama))
 
 
 def test_another_tokenizer_is_refused(trained_llama: Path, heldout_file: Path, tiny_gpt2: Path, tmp_path: Path) -> None:
@@ -156,13 +176,13 @@ def test_another_tokenizer_is_refused(trained_llama: Path, heldout_file: Path, t
 def test_windows_longer_than_the_model_are_refused(trained_llama: Path, heldout_file: Path) -> None:
     perplexity = Perplexity(text=str(heldout_file), samples=2, length=400)
     with pytest.raises(RecipeError, match="256 positions"):
-        evaluate(str(trained_llama), [], EvalRecipe(version=1, quality=Quality(perplexity=perplexity)))
+        evaluate(str(trained_llama), [], measuring({"perplexity": perplexity}))
 
 
 def test_accuracy_of_a_bare_file(mlp_file: Path, digits_npz: Path, tmp_path: Path) -> None:
     out = compress(mlp_file, tmp_path / "sparse.safetensors", lambda info, w: halved(w))
     data = Data(arrays=str(digits_npz), **DIGITS)
-    recipe = EvalRecipe(version=1, model=MLP, quality=Quality(accuracy=data), latency=QUICK)
+    recipe = measuring({"accuracy": data}, model=MLP, latency=QUICK)
     found = evaluate(str(out), [str(mlp_file)], recipe)
     accuracy = found.quality["accuracy"]
     assert accuracy["n"] == 400
@@ -176,7 +196,7 @@ def test_accuracy_of_a_bare_file(mlp_file: Path, digits_npz: Path, tmp_path: Pat
 def test_a_bare_file_needs_a_model_section(mlp_file: Path, digits_npz: Path) -> None:
     data = Data(arrays=str(digits_npz), **DIGITS)
     with pytest.raises(CheckpointError, match="names no architecture"):
-        evaluate(str(mlp_file), [], EvalRecipe(version=1, quality=Quality(accuracy=data)))
+        evaluate(str(mlp_file), [], measuring({"accuracy": data}))
 
 
 def test_accuracy_of_a_text_classifier(tmp_path: Path) -> None:
@@ -193,7 +213,7 @@ def test_accuracy_of_a_text_classifier(tmp_path: Path) -> None:
     rows = [json.dumps({"text": text, "label": label}) for text, label in zip(texts, answers, strict=True)]
     (tmp_path / "test.jsonl").write_text("\n".join(rows))
     data = Data(jsonl=str(tmp_path / "test.jsonl"), labels="label", length=64)
-    found = evaluate(str(classifier), [], EvalRecipe(version=1, quality=Quality(accuracy=data)))
+    found = evaluate(str(classifier), [], measuring({"accuracy": data}))
     assert found.quality["accuracy"]["value"] == pytest.approx(11 / 12)
 
 
@@ -209,11 +229,11 @@ def pairs_file(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_sentence_encoder(tiny_bert: Path, heldout_file: Path, pairs_file: Path, tmp_path: Path) -> None:
     out = compress(tiny_bert, tmp_path / "w4", lambda info, w: integers(w, 4, 16) if info.kind == "linear" else None)
-    quality = Quality(
-        similarity=Data(pairs=str(pairs_file), columns=(1, 2), score=0, length=64),
-        embedding=Data(text=str(heldout_file), samples=50, length=64),
-    )
-    found = evaluate(str(out), [str(tiny_bert)], EvalRecipe(version=1, quality=quality)).quality
+    quality = {
+        "similarity": Data(pairs=str(pairs_file), columns=(1, 2), score=0, length=64),
+        "embedding": Data(text=str(heldout_file), samples=50, length=64),
+    }
+    found = evaluate(str(out), [str(tiny_bert)], measuring(quality)).quality
     assert set(found) == {"similarity", "similarity_agreement", "embedding_agreement", "embedding_cosine"}
     assert found["similarity"]["n"] == 20
     assert found["embedding_agreement"]["n"] == 50 * 49 // 2
@@ -222,7 +242,7 @@ def test_a_sentence_encoder(tiny_bert: Path, heldout_file: Path, pairs_file: Pat
 
 
 def test_embeddings_need_a_baseline(tiny_bert: Path, heldout_file: Path) -> None:
-    recipe = EvalRecipe(version=1, quality=Quality(embedding=Data(text=str(heldout_file))))
+    recipe = measuring({"embedding": Data(text=str(heldout_file))})
     with pytest.raises(RecipeError, match="no baseline"):
         evaluate(str(tiny_bert), [], recipe)
 
@@ -234,7 +254,7 @@ def test_same_seed_same_figures(trained_llama: Path, compressed: Path, heldout_f
 
 def test_progress_rises_to_the_end(trained_llama: Path, heldout_file: Path) -> None:
     calls: list[tuple[str, int, int]] = []
-    evaluate(str(trained_llama), [], of_text(heldout_file), Options(progress=lambda *call: calls.append(call)))
+    evaluate(str(trained_llama), [], of_text(heldout_file), options=Options(progress=lambda *call: calls.append(call)))
     shares = [done / total for _, done, total in calls]
     assert shares == sorted(shares)
     assert shares[-1] == 1
@@ -247,6 +267,6 @@ def test_missing_data_is_refused_before_anything_is_measured(tiny_llama: Path, t
             str(tiny_llama),
             (),
             of_text(tmp_path / "nothing.txt", latency=QUICK),
-            Options(progress=lambda what, done, total: said.append(what)),
+            options=Options(progress=lambda what, done, total: said.append(what)),
         )
     assert not said

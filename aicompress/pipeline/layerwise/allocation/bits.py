@@ -13,8 +13,7 @@ from typing import Any
 from aicompress.checkpoint.journal import Journal
 from aicompress.checkpoint.place import disk_errors, working_path
 from aicompress.pipeline.layerwise.allocation.search import search
-from aicompress.pipeline.layerwise.plan import Plan
-from aicompress.pipeline.step.digests import fingerprint
+from aicompress.pipeline.layerwise.plan import Plan, fingerprint_of
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.workers import Processes
 
@@ -62,7 +61,7 @@ def decided(plan: Plan, resume: bool, team: Processes, progress: Progress) -> Fo
     start = time.perf_counter()
     if team.rank != 0:
         return Found(search(plan, None, team, progress)[0])
-    mark = fingerprint(plan)
+    mark = fingerprint_of(plan)
     with _notes(plan, mark, resume) as journal:
         final, record = search(plan, journal, team, progress)
         return Found(final, record, time.perf_counter() - start, mark, dict(journal.done))
