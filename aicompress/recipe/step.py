@@ -17,7 +17,7 @@ from aicompress.methods.effort import Level as Effort
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import Method
 from aicompress.recipe.files import find, read_text, read_yaml, with_overrides
-from aicompress.recipe.section import Model, Section, absolute, validated
+from aicompress.recipe.section import Model, ReportFiles, Section, absolute, validated
 from aicompress.selection import in_levels, matches, unmatched, unreached
 
 DEFAULT_KINDS: tuple[Kind, ...] = ("linear", "conv")
@@ -101,6 +101,7 @@ class Recipe(Section):
     tune: Tune | None = None
     seed: int = Field(0, ge=0)
     gates: tuple[str, ...] = ()
+    report: ReportFiles = Field(ReportFiles(), exclude=True, description="how the report is written; not hashed")
 
     def sha256(self) -> str:
         """Digest of the resolved recipe."""
