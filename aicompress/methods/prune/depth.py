@@ -17,6 +17,7 @@ import torch
 from pydantic import ConfigDict, Field, model_validator
 
 from aicompress.errors import RecipeError
+from aicompress.methods.method import GradientLoss
 from aicompress.methods.prune.units.size_targets import TARGETS, TargetedConfig
 from aicompress.methods.structural import StructuralMethod, Structure
 
@@ -46,6 +47,10 @@ class DepthConfig(TargetedConfig):
         if self.one_by_one and self.strategy != "influence":
             raise ValueError("one_by_one measures influence: it needs strategy: influence")
         return self
+
+    @property
+    def gradient_loss(self) -> GradientLoss:
+        return self.loss
 
     def whole(self) -> DepthConfig:
         """The same where nothing goes."""

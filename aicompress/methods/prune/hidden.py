@@ -24,6 +24,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.errors import CompressError, RecipeError
+from aicompress.methods.method import GradientLoss
 from aicompress.methods.prune.units import obs, units
 from aicompress.methods.prune.units.size_targets import TARGETS, TargetedConfig
 from aicompress.methods.structural import StructuralMethod, Structure
@@ -58,6 +59,10 @@ class HiddenConfig(TargetedConfig):
         "auto", description="for taylor: of the labels (task), of the model's own predictions (own), or what there is"
     )
     damping: float = Field(0.001, gt=0, le=1, description="added to the Gram matrix, as a part of its mean diagonal")
+
+    @property
+    def gradient_loss(self) -> GradientLoss:
+        return self.loss
 
     @property
     def refits(self) -> bool:

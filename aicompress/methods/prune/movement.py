@@ -15,6 +15,7 @@ from torch import Tensor
 
 from aicompress.errors import CompressError
 from aicompress.layer import Layer
+from aicompress.methods.capabilities import Allocates
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.prune.masks.permutation import permuting
 from aicompress.methods.prune.masks.sparsity import (
@@ -24,7 +25,7 @@ from aicompress.methods.prune.masks.sparsity import (
     describe,
     masked,
     outline,
-    settle_stored,
+    resolve_stored,
 )
 from aicompress.weights import Weight
 
@@ -79,6 +80,6 @@ METHOD = LayerMethod(
     apply=permuting(apply, scores),
     outline=outline,
     check=check,
-    settle=settle_stored,
+    allocates=Allocates(resolve_stored),
     describe=describe,
 )

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer
+from aicompress.methods.capabilities import Allocates, Reads
 from aicompress.methods.curvature import importance
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.prune.masks.calibrated import (
@@ -20,11 +21,11 @@ from aicompress.methods.prune.masks.calibrated import (
     describe,
     finished,
     outline,
-    settle,
-    surveys,
+    resolve,
 )
 from aicompress.methods.prune.masks.permutation import permuting
 from aicompress.methods.prune.masks.sparsity import choose
+from aicompress.methods.prune.masks.survey import surveying
 from aicompress.weights import Weight
 
 
@@ -64,18 +65,19 @@ def apply(layer: Layer, config: WandaConfig) -> Weight:
     return finished(layer, choose(layer, scores(layer), config), config)
 
 
+permuted = permuting(apply, scores)
+
 METHOD = LayerMethod(
     name="wanda",
     command="prune",
     summary="zero the weights of least |w| times input norm, per row or N:M; survivors refitted",
     config=WandaConfig,
     needs=frozenset({"gram"}),
-    apply=permuting(apply, scores),
+    apply=permuted,
     outline=outline,
     check=check,
-    settle=settle,
+    allocates=Allocates(resolve),
     describe=describe,
-    compares=lambda config: config.refit and config.shift > 0,
-    surveys=surveys,
-    scores=scores,
+    reading=Reads(compares=lambda config: config.refit and config.shift > 0),
+    surveys=surveying(permuted, scores),
 )

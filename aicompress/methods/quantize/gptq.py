@@ -17,6 +17,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer
+from aicompress.methods.capabilities import Allocates, Joint, Reads
 from aicompress.methods.curvature import energies, inverse_factor, moments, permuted, shifted
 from aicompress.methods.effort import Effort, Level, one_pass
 from aicompress.methods.layerwise import STACKED, LayerMethod, stacks
@@ -27,8 +28,10 @@ from aicompress.methods.quantize.grid.integer import (
     check,
     describe,
     outline,
-    settle,
+    resolve,
+    searched,
     shared_columns,
+    sketched,
     stored_scale_dtype,
 )
 from aicompress.methods.quantize.grid.rounding import require_scales
@@ -117,10 +120,10 @@ def apply(layer: Layer, config: GptqConfig) -> Weight:
         CompressError: no calibration token reached the layer, or its Gram matrix is not one.
         Refused: its values are too large for the scales' dtype.
     """
-    return together([layer], config)[0]
+    return joint([layer], config)[0]
 
 
-def together(layers: Sequence[Layer], config: GptqConfig) -> list[Weight]:
+def joint(layers: Sequence[Layer], config: GptqConfig) -> list[Weight]:
     """Quantize layers that are given the same inputs: one factorization, and their rows rounded at once.
 
     Raises:
@@ -201,11 +204,12 @@ METHOD = LayerMethod(
     config=GptqConfig,
     needs=frozenset({"gram"}),
     apply=apply,
-    together=together,
+    reading=Reads(compares=lambda config: config.shift > 0),
+    joint=Joint(joint),
     outline=outline,
     check=check,
-    settle=settle,
+    allocates=Allocates(resolve),
+    widths=searched(GptqConfig, sketched),
     describe=describe,
-    compares=lambda config: config.shift > 0,
     efforts=EFFORTS,
 )

@@ -15,12 +15,14 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
+from aicompress.methods.capabilities import Allocates, RowWise
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.quantize.grid.integer import (
     IntegerConfig,
     check,
     describe,
-    settle,
+    resolve,
+    searched,
     shared_columns,
     stored_scale_dtype,
 )
@@ -145,7 +147,8 @@ METHOD = LayerMethod(
     apply=apply,
     outline=outline,
     check=check,
-    settle=settle,
+    allocates=Allocates(resolve),
     describe=describe,
-    by_rows=lambda config: True,
+    row_wise=RowWise(lambda config: True),
+    widths=searched(HqqConfig, apply),
 )

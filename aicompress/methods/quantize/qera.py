@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
+from aicompress.methods.capabilities import Reads
 from aicompress.methods.curvature import damped, loss, moments
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.quantize.grid.wrapped import BasedConfig, base_compares, base_of
@@ -123,5 +124,5 @@ METHOD = LayerMethod(
     outline=outline,
     check=check,
     describe=describe,
-    compares=base_compares,
+    reading=Reads[QeraConfig](compares=base_compares),
 )

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
 from aicompress.measure import representable
-from aicompress.methods.layerwise import LayerMethod, Measured
+from aicompress.methods.capabilities import Allocates, Measured, RowWise
+from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.quantize.grid.compiled import kernels
 from aicompress.methods.quantize.grid.rounding import (
     grouped,
@@ -27,7 +28,7 @@ from aicompress.methods.quantize.grid.rounding import (
     widened,
 )
 from aicompress.methods.quantize.grid.scales import stored_scale_dtype
-from aicompress.methods.quantize.grid.widths import Bits, WidthConfig, settle, unfit
+from aicompress.methods.quantize.grid.widths import Bits, WidthConfig, resolve, searched, unfit
 from aicompress.weights import IntGrouped, Weight
 from aicompress.weights.int_grouped import groups_of
 
@@ -218,8 +219,8 @@ METHOD = LayerMethod(
     apply=apply,
     outline=outline,
     check=check,
-    settle=settle,
+    allocates=Allocates(resolve),
     describe=describe,
-    by_rows=lambda config: config.granularity != "tensor",
-    measured=measured,
+    row_wise=RowWise(lambda config: config.granularity != "tensor", measured),
+    widths=searched(RtnConfig, apply),
 )

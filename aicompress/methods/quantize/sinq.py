@@ -14,8 +14,17 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
+from aicompress.methods.capabilities import Allocates
 from aicompress.methods.layerwise import LayerMethod
-from aicompress.methods.quantize.grid.integer import IntegerConfig, check, describe, encoded, settle, stored_scale_dtype
+from aicompress.methods.quantize.grid.integer import (
+    IntegerConfig,
+    check,
+    describe,
+    encoded,
+    resolve,
+    searched,
+    stored_scale_dtype,
+)
 from aicompress.methods.quantize.grid.integer import outline as integer_outline
 from aicompress.methods.quantize.grid.scales import full_range, least_error
 from aicompress.weights import ColumnScaled, Weight
@@ -99,6 +108,7 @@ METHOD = LayerMethod(
     apply=apply,
     outline=outline,
     check=check,
-    settle=settle,
+    allocates=Allocates(resolve),
+    widths=searched(SinqConfig, apply),
     describe=describe,
 )

@@ -17,8 +17,9 @@ from torch import Tensor
 from aicompress.errors import CompressError
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods import MethodConfig
+from aicompress.methods.capabilities import Candidate, Rescales, ScalingFactors
 from aicompress.methods.curvature import statistics
-from aicompress.methods.layerwise import Balance, Candidate, LayerMethod
+from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.quantize import rtn
 from aicompress.methods.quantize.rtn import RtnConfig
 from aicompress.weights import Weight
@@ -60,7 +61,9 @@ def apply(layer: Layer, config: SmoothquantConfig) -> Weight:
     return rtn.apply(layer, rounding(config))
 
 
-def balance(candidates: Sequence[Candidate], pooled: Callable[[Tensor], Tensor]) -> Balance | None:
+def scaling_factors(
+    candidates: Sequence[Candidate[SmoothquantConfig]], pooled: Callable[[Tensor], Tensor]
+) -> ScalingFactors | None:
     """The factors of one input.
 
     Args:
@@ -84,7 +87,7 @@ def balance(candidates: Sequence[Candidate], pooled: Callable[[Tensor], Tensor])
     if not inputs:
         return None
     factors = pooled(smoothing(torch.stack(inputs).amax(dim=0), torch.stack(weights).amax(dim=0), alpha))
-    return Balance(factors, f"inputs smoothed, alpha {alpha:g}")
+    return ScalingFactors(factors, f"inputs smoothed, alpha {alpha:g}")
 
 
 def smoothing(inputs: Tensor, weights: Tensor, alpha: float) -> Tensor:
@@ -108,5 +111,5 @@ METHOD = LayerMethod(
     apply=apply,
     outline=outline,
     describe=describe,
-    balance=balance,
+    rescales=Rescales(scaling_factors),
 )

@@ -18,10 +18,10 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.layer import GradientStats, LayerInfo
 from aicompress.model.loading.partial_model import PartialModel
 from aicompress.model.sensitivity.gradients import Descent, Keep, collect
-from aicompress.model.sensitivity.loss import LossKind, Objective
+from aicompress.model.sensitivity.loss import Objective
 from aicompress.model.sensitivity.moments import Part, Watched
 from aicompress.pipeline.calibration.data import samples
-from aicompress.pipeline.calibration.requirements import Step, loss_of, module_of
+from aicompress.pipeline.calibration.requirements import Step, module_of
 from aicompress.pipeline.step.output import Output
 from aicompress.pipeline.step.workers import Processes
 from aicompress.weights import LowRank
@@ -91,7 +91,7 @@ def differentiate(plan: Step, team: Processes, keep: Keep, progress: Callable[[i
     given = samples(plan.checkpoint, model, recipe.calibration, recipe.seed, team)
     infos = [layer.info for layer in plan.layers if layer.config is not None]
     wanted = watched(plan.checkpoint, loader, infos)
-    kind: LossKind = loss_of([layer.config for layer in plan.layers if layer.config is not None])
+    kind = next(layer.config.gradient_loss for layer in plan.layers if layer.config is not None)  # one for all
     collect(Descent(model, loader, given, wanted, Objective(kind, recipe.seed), team), keep, progress)
 
 

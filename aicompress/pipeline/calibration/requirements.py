@@ -13,11 +13,9 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.statistics import StatisticsFile
 from aicompress.errors import CompressError, RecipeError, Refused
 from aicompress.layer import LayerInfo
-from aicompress.methods.layerwise import LayerMethod
+from aicompress.methods.layerwise import AnyLayerMethod, LayerMethod
 from aicompress.methods.method import MethodConfig
-from aicompress.methods.quantize.grid.widths import open_bits
 from aicompress.methods.structural import StructuralMethod
-from aicompress.model.sensitivity.loss import LossKind
 from aicompress.pipeline.step.survey import Survey
 from aicompress.recipe import Recipe
 
@@ -73,24 +71,29 @@ def input_width(layers: Sequence[LayerInfo]) -> int:
     return next(info.shape[1] for info in layers if info.part != "out")
 
 
-def wanted(method: LayerMethod | StructuralMethod, config: MethodConfig) -> frozenset[str]:
+def wanted(method: AnyLayerMethod | StructuralMethod, config: MethodConfig) -> frozenset[str]:
     """All statistics that a config reads, before layers are compressed and while they are."""
-    return method.reads(config) | (method.surveys(config) if isinstance(method, LayerMethod) else frozenset())
+    return method.reads(config) | (method.surveyed(config) if isinstance(method, LayerMethod) else frozenset())
+
+
+def _searches(method: AnyLayerMethod | StructuralMethod, config: MethodConfig) -> bool:
+    """Whether a search over the running model chooses a layer's width."""
+    return isinstance(method, LayerMethod) and method.widths is not None and method.widths.search(config) is not None
 
 
 def problems(
     checkpoint: Checkpoint,
     recipe: Recipe,
-    method: LayerMethod | StructuralMethod,
+    method: AnyLayerMethod | StructuralMethod,
     chosen: Sequence[Chosen],
     request: Request,
 ) -> list[CompressError]:
     """Everything that would keep a method from its statistics."""
     needs = frozenset[str]().union(*(wanted(method, x.config) for x in chosen if x.config is not None))
-    searches = any(open_bits(layer.config) == "auto" for layer in chosen)
+    searches = any(_searches(method, x.config) for x in chosen if x.config is not None)
     if not needs and request.stats:
         return [Refused(f"{method.name} reads no statistics of inputs", "leave --stats out")]
-    if request.stats and isinstance(method, LayerMethod) and method.rotation is not None:
+    if request.stats and isinstance(method, LayerMethod) and method.rotates is not None:
         message = f"{method.name} rotates the model, and files of statistics hold those of models as they are"
         return [Refused(message, "leave --stats out")]
     if not needs and not searches:
@@ -138,16 +141,10 @@ def _name_problem(path: Path) -> CompressError:
     return Refused(f"{path}: statistics are kept in a .safetensors file", "choose a name that ends so")
 
 
-def loss_of(configs: Sequence[MethodConfig]) -> LossKind:
-    """The loss whose gradients the layers' configs ask for; they agree on it."""
-    found: LossKind = getattr(configs[0], "loss", "auto")
-    return found
-
-
 def _of_loss(checkpoint: Checkpoint, recipe: Recipe, chosen: Sequence[Chosen]) -> list[CompressError]:
     """What is wrong with the loss that is to be differentiated."""
     configs = [layer.config for layer in chosen if layer.config is not None]
-    kinds = {loss_of([config]) for config in configs}
+    kinds = {config.gradient_loss for config in configs}
     if len(kinds) > 1:
         return [RecipeError(f"layers ask for gradients of losses {sorted(kinds)}", "one step has one loss: give one")]
     assert recipe.calibration is not None

@@ -71,7 +71,7 @@ def _wanted(plan: Plan) -> Wanted:
 
 def _lead(found: Found, options: Options, team: Processes) -> Report:
     """What the process does that writes."""
-    load_compiled(found.plan)  # before the clock starts, as torch was loaded
+    load_compiled(found.plan.method, found.plan.layers)  # before the clock starts, as torch was loaded
     start = time.perf_counter() - found.seconds
     plan = found.plan.rewritable()
     output = plan.output

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from aicompress.errors import CompressError
+from aicompress.methods.method import GradientLoss
 from aicompress.methods.prune.units import obs
 from aicompress.methods.prune.units.size_targets import TargetedConfig
 from aicompress.methods.structural import Structure
@@ -37,6 +38,10 @@ class UnitsConfig(TargetedConfig):
     shift: float = Field(
         0.0, ge=0, le=1, description="how far the target moves to make up for what was pruned in layers before"
     )
+
+    @property
+    def gradient_loss(self) -> GradientLoss:
+        return self.loss
 
     @property
     def refits(self) -> bool:

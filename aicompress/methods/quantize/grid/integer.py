@@ -12,7 +12,7 @@ from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.curvature import importance
 from aicompress.methods.quantize.grid.rounding import encode, grouped, pieces, require_scales, ungrouped
 from aicompress.methods.quantize.grid.scales import least_error, stored_scale_dtype
-from aicompress.methods.quantize.grid.widths import WidthConfig, settle, unfit
+from aicompress.methods.quantize.grid.widths import WidthConfig, resolve, searched, unfit
 from aicompress.weights import IntGrouped, Weight
 from aicompress.weights.int_grouped import groups_of
 
@@ -22,7 +22,8 @@ __all__ = [
     "describe",
     "encoded",
     "outline",
-    "settle",
+    "resolve",
+    "searched",
     "shared_columns",
     "sketched",
     "stored_scale_dtype",

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from aicompress.layer import InputStats
 from aicompress.measure import nbytes
-from aicompress.methods.quantize.grid.widths import Width
+from aicompress.methods.capabilities import Width
 from aicompress.pipeline.layerwise.plan import Plan
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.output import on_disk

@@ -26,8 +26,8 @@ def pruned(name: str, layer: Layer, **fields: Any) -> Weight:
     assert isinstance(method, LayerMethod)
     config = method.config.model_validate({"name": name, **fields})
     assert method.check(layer.info, config) is None
-    if method.settle is not None:
-        (config,) = method.settle([candidate_of(layer, config)], 0)
+    if method.allocates is not None:
+        (config,) = method.allocates.resolve([candidate_of(layer, config)], 0)
     weight = method.apply(layer, config)
     assert weight.specs() == method.outline(layer.info, config).specs()
     return weight
@@ -211,7 +211,7 @@ def test_what_does_not_fit_is_refused(name: str, fields: dict[str, Any], said: s
     [{"sparsity": 0.5}, {"pattern": "2:4"}, {"sparsity": 0.5, "block": "4x1"}, {"pattern": "2:4", "permutation": 2}],
     ids=str,
 )
-def test_layers_with_the_same_inputs_give_the_same_together(name: str, fields: dict[str, Any]) -> None:
+def test_layers_with_the_same_inputs_give_the_same_jointly(name: str, fields: dict[str, Any]) -> None:
     """The second one lacks weights; sums may differ in their last bit, which moves no mask here."""
     first = calibrated()
     rows, columns = first.info.shape
@@ -220,9 +220,9 @@ def test_layers_with_the_same_inputs_give_the_same_together(name: str, fields: d
     layers = [first, layer_of(weight, inputs=first.inputs)]
     method = get("prune", name)
     assert isinstance(method, LayerMethod)
-    assert method.together is not None
+    assert method.joint is not None
     config = method.config.model_validate({"name": name, **fields})
-    for layer, found in zip(layers, method.together(layers, config), strict=True):
+    for layer, found in zip(layers, method.joint.compress(layers, config), strict=True):
         torch.testing.assert_close(found.dense(), method.apply(layer, config).dense(), rtol=1e-3, atol=1e-4)
 
 
