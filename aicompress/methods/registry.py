@@ -1,4 +1,4 @@
-"""How a method is found: every module under methods/<command>/ that has a METHOD.
+"""Methods by command and name: every module of the package methods/<command>/ with a METHOD is one.
 
 Four kinds of method, by what they are given:
     layer-wise   one layer in, one stored weight out (`layerwise.LayerMethod`)
@@ -13,6 +13,7 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 from functools import cache
+from types import ModuleType
 
 import torch
 
@@ -22,19 +23,27 @@ from aicompress.methods.method import Method
 COMMANDS = ("factorize", "quantize", "prune", "distill")
 
 
-@cache
-def methods(command: str) -> Mapping[str, Method]:
-    """All methods of a command by name. A method file that does not import raises: nothing is skipped silently."""
-    package = importlib.import_module(f"aicompress.methods.{command}")
-    found: dict[str, Method] = {}
+def discover(package: ModuleType) -> dict[str, Method]:
+    """The METHOD of every module of a package, by name. A file that does not import raises: nothing is skipped.
+
+    Raises:
+        TypeError: two of them have one name.
+    """
+    by_name: dict[str, Method] = {}
     for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
         method = getattr(importlib.import_module(f"{package.__name__}.{module.name}"), "METHOD", None)
         if method is None:
             continue  # shared math of several methods
-        if method.name in found:
-            raise TypeError(f"two {command} methods are named {method.name!r}")
-        found[method.name] = method
-    return found
+        if method.name in by_name:
+            raise TypeError(f"two methods of {package.__name__} are named {method.name!r}")
+        by_name[method.name] = method
+    return by_name
+
+
+@cache
+def methods(command: str) -> Mapping[str, Method]:
+    """All methods of a command by name."""
+    return discover(importlib.import_module(f"aicompress.methods.{command}"))
 
 
 def get(command: str, name: str) -> Method:

@@ -54,12 +54,12 @@ def kept_zero(layer: Layer, weight: Weight) -> Weight:
     if mask is None or not isinstance(weight, IntGrouped) or not exact(weight):
         return weight
     if layer.inputs is not None and layer.inputs.gram is not None and layer.inputs.count:
-        found = descended(layer.weight, weight, mask, damped(moments(layer), DAMPING).float())
+        kept = descended(layer.weight, weight, mask, damped(moments(layer), DAMPING).float())
     else:
-        found = zeroed(weight, mask)
+        kept = zeroed(weight, mask)
     form = outline_of(layer.info, weight)
     grouping = layer.stored.grouping if isinstance(layer.stored, Sparse | SparseCodes) else None
-    return SparseCodes.of(found, mask, grouping) if isinstance(form, SparseCodes) else found
+    return SparseCodes.of(kept, mask, grouping) if isinstance(form, SparseCodes) else kept
 
 
 def zeroed(weight: IntGrouped, mask: Tensor) -> IntGrouped:

@@ -117,8 +117,8 @@ def scaling_factors(
         return pooled(scaled_to(size, step / steps))
 
     def error(step: int) -> float:
-        found = factors(step)
-        return sum(rounding_error(layer, found, config, grams[id(layer.inputs)]) for layer, config in seen)
+        scales = factors(step)
+        return sum(rounding_error(layer, scales, config, grams[id(layer.inputs)]) for layer, config in seen)
 
     best = least(steps, error)
     return ScalingFactors(factors(best), f"inputs rescaled with exponent {best / steps:.2f}") if best else None
@@ -133,8 +133,8 @@ def least(steps: int, error: Callable[[int], float]) -> int:
 
     def best_of(tried: Iterable[int]) -> int:
         for step in tried:
-            found = errors[step] if step in errors else error(step)
-            errors[step] = float("inf") if math.isnan(found) else found
+            measured = errors[step] if step in errors else error(step)
+            errors[step] = float("inf") if math.isnan(measured) else measured
         return min(sorted(errors), key=errors.__getitem__)
 
     coarse = best_of((*range(0, steps, COARSE), steps))
@@ -151,9 +151,9 @@ def mean_abs(layers: Sequence[Layer]) -> Tensor:
     """Mean |x| of an input over all layers that read it, (in,); of experts each sees tokens of its own."""
     total, count = torch.zeros(layers[0].weight.shape[1]), 0
     for layer in layers:
-        found = statistics(layer)
-        assert found.mean_abs is not None
-        total, count = total + found.mean_abs * found.count, count + found.count
+        inputs = statistics(layer)
+        assert inputs.mean_abs is not None
+        total, count = total + inputs.mean_abs * inputs.count, count + inputs.count
     return total / count
 
 

@@ -107,10 +107,10 @@ class Basis:
 
     def over(self, x: Tensor) -> Tensor:
         """X H⁻¹ for X (rows, in), inputs in their own order."""
-        found = torch.empty(x.shape)
+        product = torch.empty(x.shape)
         pulled = (x[:, self.order].float() @ self.coupling.t()).mul_(self.pivots.square())
-        found[:, self.order] = pulled @ self.coupling
-        return found
+        product[:, self.order] = pulled @ self.coupling
+        return product
 
 
 def apply(layer: Layer, config: GptqConfig) -> Weight:
@@ -130,12 +130,12 @@ def joint(layers: Sequence[Layer], config: GptqConfig) -> list[Weight]:
         CompressError, Refused: as `apply`.
     """
     basis = Basis.of(layers[0], config)
-    found: list[Weight] = []
+    weights: list[Weight] = []
     alone = config.granularity == "tensor"  # one layer's scale
     for stack in stacks(layers, 0 if alone else STACKED):
         targets = [shifted(layer, config.shift, basis.over) for layer in stack]
-        found += _quantized(targets, basis, config, stack)
-    return found
+        weights += _quantized(targets, basis, config, stack)
+    return weights
 
 
 def _quantized(targets: list[Tensor], basis: Basis, config: GptqConfig, layers: list[Layer]) -> list[Weight]:
@@ -156,12 +156,12 @@ def _quantized(targets: list[Tensor], basis: Basis, config: GptqConfig, layers: 
     if config.refine:
         codes, levels = refine(wanted, basis.sorted, levels, codes, config.refine, scale.dtype)
         scale = levels.scale.t().to(scale.dtype).contiguous()
-    found = torch.empty(codes.shape[::-1], dtype=torch.int8)
-    found[:, basis.order] = codes.t().to(torch.int8)
+    unsorted = torch.empty(codes.shape[::-1], dtype=torch.int8)
+    unsorted[:, basis.order] = codes.t().to(torch.int8)
     if shared:
-        return [IntGrouped(found, scale, zero, config.bits, 0)]
+        return [IntGrouped(unsorted, scale, zero, config.bits, 0)]
     zeros = [None] * len(rows) if zero is None else torch.split(zero, rows)
-    parts = zip(torch.split(found, rows), torch.split(scale, rows), zeros, strict=True)
+    parts = zip(torch.split(unsorted, rows), torch.split(scale, rows), zeros, strict=True)
     return [IntGrouped(q, s, z, config.bits, shared_columns(config)) for q, s, z in parts]
 
 

@@ -61,9 +61,9 @@ class HqqConfig(IntegerConfig):
 
 def outline(info: LayerInfo, config: HqqConfig) -> Weight:
     """The stored weight without data: zero points have the dtype of the scales."""
-    found = integer_outline(info, config)
-    assert isinstance(found, IntGrouped)
-    return IntGrouped(found.codes, found.scale, torch.empty_like(found.scale), config.bits, found.group_size)
+    integer = integer_outline(info, config)
+    assert isinstance(integer, IntGrouped)
+    return IntGrouped(integer.codes, integer.scale, torch.empty_like(integer.scale), config.bits, integer.group_size)
 
 
 def apply(layer: Layer, config: HqqConfig) -> Weight:
@@ -76,8 +76,8 @@ def apply(layer: Layer, config: HqqConfig) -> Weight:
     codes = torch.empty(layer.info.shape, dtype=torch.int8)
     scales, zeros = [], []
     for rows in pieces(layer.info.shape):
-        found, scale, zero = solve(grouped(layer.weight[rows].contiguous(), size), config, dtype)
-        codes[rows] = ungrouped(found, layer.info.shape[1])
+        grouped_codes, scale, zero = solve(grouped(layer.weight[rows].contiguous(), size), config, dtype)
+        codes[rows] = ungrouped(grouped_codes, layer.info.shape[1])
         scales.append(scale)
         zeros.append(zero)
     scale = torch.cat(scales)

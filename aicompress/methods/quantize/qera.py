@@ -77,17 +77,17 @@ def apply(layer: Layer, config: QeraConfig) -> Weight:
     hessian = damped(moments(layer), config.damping)
     method, base = base_of(config)
     weight = layer.weight.contiguous()
-    target, best, found = weight, float("inf"), None
+    target, best, corrected = weight, float("inf"), None
     for _ in range(config.rounds):
         quantized = method.apply(replace(layer, weight=target), base)
         correction = correct(weight - quantized.dense(), hessian, config.rank, factor_dtype(layer.info))
         candidate = Corrected(quantized, correction)
         error = loss(weight - candidate.dense(), hessian)
         if error < best:
-            best, found = error, candidate
+            best, corrected = error, candidate
         target = weight - correction.dense()
-    assert found is not None
-    return found
+    assert corrected is not None
+    return corrected
 
 
 def correct(error: Tensor, hessian: Tensor, rank: int, dtype: torch.dtype) -> LowRank:

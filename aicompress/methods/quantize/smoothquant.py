@@ -78,10 +78,10 @@ def scaling_factors(
         layer = candidate.read()
         if layer.inputs is None or not layer.inputs.count:
             continue
-        found = statistics(layer).max_abs
-        if found is None or not torch.isfinite(found).all():
+        largest = statistics(layer).max_abs
+        if largest is None or not torch.isfinite(largest).all():
             raise CompressError(f"{layer.info.name}: the largest inputs are not known", "calibrate in float32")
-        inputs.append(found)
+        inputs.append(largest)
         weights.append(layer.weight.abs().amax(dim=0))
     alpha = candidates[0].config.alpha
     if not inputs:
@@ -93,8 +93,8 @@ def scaling_factors(
 def smoothing(inputs: Tensor, weights: Tensor, alpha: float) -> Tensor:
     """s = max|x|^α / max|w|^(1−α), (in,); 1 for a channel that carries nothing."""
     largest, widest = inputs.clamp_min(FLOOR * inputs.max()), weights.clamp_min(FLOOR * weights.max())
-    found = largest.pow(alpha) / widest.pow(1 - alpha)
-    return torch.where((inputs > 0) & (weights > 0) & torch.isfinite(found) & (found > 0), found, 1.0)
+    factors = largest.pow(alpha) / widest.pow(1 - alpha)
+    return torch.where((inputs > 0) & (weights > 0) & torch.isfinite(factors) & (factors > 0), factors, 1.0)
 
 
 def describe(config: SmoothquantConfig, weight: Weight) -> dict[str, Any]:

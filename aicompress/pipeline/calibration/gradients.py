@@ -34,8 +34,8 @@ class GradientStore:
     folder: Path
 
     def add(self, moments: Mapping[str, GradientStats]) -> None:
-        for name, found in moments.items():
-            tensors = {"mean": found.mean, "square": found.square, "count": torch.tensor(found.count)}
+        for name, stats in moments.items():
+            tensors = {"mean": stats.mean, "square": stats.square, "count": torch.tensor(stats.count)}
             save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, self._file(name))
 
     def read(self, name: str) -> GradientStats | None:
@@ -97,13 +97,13 @@ def differentiate(plan: Step, team: Processes, keep: Keep, progress: Callable[[i
 
 def watched(checkpoint: Checkpoint, loader: PartialModel, infos: list[LayerInfo]) -> dict[str, Watched]:
     """Where the model has each layer's weight; a layer that it does not have is not in it."""
-    found: dict[str, Watched] = {}
+    places: dict[str, Watched] = {}
     for info in infos:
         place = loader.place_of(info.tensor)
         if place is not None:
             part = partial(_factor, checkpoint, info) if info.part else None
-            found[info.name] = Watched(place, info.tensor_shape, info.transposed, part)
-    return found
+            places[info.name] = Watched(place, info.tensor_shape, info.transposed, part)
+    return places
 
 
 def _factor(checkpoint: Checkpoint, info: LayerInfo) -> Part:

@@ -109,27 +109,27 @@ def problems(
     if request.stats and any(method.compares(layer.config) for layer in chosen):
         hint = "leave --stats out, or set its shift to 0"
         return [Refused(f"{method.name} compares two models here, and files of statistics hold one model's", hint)]
-    found: list[CompressError] = []
+    refusals: list[CompressError] = []
     if request.reads_files:
         infos = [layer.info for layer in chosen]
-        found = [problem for path in request.stats for problem in _in_file(path, infos, needs)]
+        refusals = [problem for path in request.stats for problem in _in_file(path, infos, needs)]
         if not searches:
-            return found
+            return refusals
     elif "movement" in needs:
         hint = "record it with `aicompress distill ... --stats FILE`, then give FILE here with --stats"
         return [Refused(f"{method.name} reads what a training run has recorded, and no such file is given", hint)]
     elif len(request.stats) > 1:
         absent = [str(path) for path in request.stats if not path.exists()]
-        found.append(Refused(f"{', '.join(absent)} does not exist", "files that are merged must exist"))
-    found += [_name_problem(path) for path in request.stats if path.suffix != ".safetensors"]
+        refusals.append(Refused(f"{', '.join(absent)} does not exist", "files that are merged must exist"))
+    refusals += [_name_problem(path) for path in request.stats if path.suffix != ".safetensors"]
     if recipe.calibration is None:
         hint = "add a calibration: section to the recipe"
         hint += "" if searches else ", or give --stats with a file of statistics"
-        found.append(RecipeError(f"{'bits: auto' if searches else method.name} needs calibration data", hint))
+        refusals.append(RecipeError(f"{'bits: auto' if searches else method.name} needs calibration data", hint))
     else:
-        found += data.problems(recipe.calibration)
-        found += _of_loss(checkpoint, recipe, chosen) if "gradients" in needs else []
-    return found + _of_model(checkpoint, recipe, request)
+        refusals += data.problems(recipe.calibration)
+        refusals += _of_loss(checkpoint, recipe, chosen) if "gradients" in needs else []
+    return refusals + _of_model(checkpoint, recipe, request)
 
 
 def follows(recipe: Recipe) -> bool:
@@ -201,27 +201,27 @@ def _in_file(path: Path, chosen: Sequence[LayerInfo], needs: frozenset[str]) -> 
     by_tensor: dict[str, list[LayerInfo]] = {}
     for info in chosen:
         by_tensor.setdefault(info.tensor, []).append(info)
-    found: list[CompressError] = []
+    problems: list[CompressError] = []
     if "movement" in needs:
         return _unmoved(file, chosen)
     absent = [tensor for tensor in by_tensor if tensor not in file.layers]
     if absent:
         shown = f"{absent[0]} and {len(absent) - 1} more" if len(absent) > 1 else absent[0]
-        found.append(Refused(f"{path} holds no statistics of {shown}", "collect them from this checkpoint"))
+        problems.append(Refused(f"{path} holds no statistics of {shown}", "collect them from this checkpoint"))
     for tensor, infos in by_tensor.items():
         inner = [info for info in infos if info.part != "out"]
         specs = file.specs(tensor) if tensor in file.layers else {}
         widths = {spec.shape[-1] for spec in specs.values()}
         if inner and widths and widths != {inner[0].shape[1]}:
             message = f"{path}: {tensor} has {inner[0].shape[1]} inputs, its statistics have {min(widths)}"
-            found.append(Refused(message, "collect them from this checkpoint"))
+            problems.append(Refused(message, "collect them from this checkpoint"))
         known = {*specs, *(["norms"] if "gram" in specs else []), "gradients"}
         lacking = needs - known if specs else frozenset()
         if "gradients" in needs:
             lacking |= _ungraded(file, infos)
         if lacking:
-            found.append(Refused(f"{path}: no {min(lacking)} of {tensor}", "collect the file for this method"))
-    return found[:5]
+            problems.append(Refused(f"{path}: no {min(lacking)} of {tensor}", "collect the file for this method"))
+    return problems[:5]
 
 
 def _unmoved(file: StatisticsFile, infos: Sequence[LayerInfo]) -> list[CompressError]:

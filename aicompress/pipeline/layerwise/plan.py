@@ -39,7 +39,7 @@ class Plan:
         output: every file and byte of the output.
         kinds: what the model definition says of the parameters.
         request: how it gets statistics of inputs, where the method reads them.
-        places: inputs that the method rescales before it compresses the layers that read them.
+        places: scaling groups: inputs that the method rescales before it compresses the layers that read them.
         warnings: what the user should know.
         open: widths to choose among, least bytes first, of layers whose width is to be searched; `layers` and `output`
             have the first.

@@ -24,7 +24,10 @@ HINT = "quantize it as it is: gptq, or awq"
 def rotated(
     checkpoint: Checkpoint, recipe: Recipe, method: AnyLayerMethod, allow_code: bool
 ) -> tuple[Checkpoint, list[str]]:
-    """The checkpoint that a method compresses, and what the user should know of it.
+    """The checkpoint that a method compresses, rotated where it asks for that, and warnings for the user.
+
+    The structure that the rotation is folded into is searched for on random weights (`on_noise`); the checkpoint's own
+    are rotated as they are read.
 
     Raises:
         Refused: the model cannot be rotated, with the reason.
@@ -34,17 +37,17 @@ def rotated(
         return checkpoint, []
     view, warnings = _untied(RewrittenCheckpoint.over(checkpoint), rotates.unties(recipe.method))
 
-    def turns(width: int, centred: bool) -> Any:
+    def rotating(width: int, centred: bool) -> Any:
         return rotates.rotation(width, centred, recipe.seed).along
 
     try:
         turnable = on_noise(
-            view, recipe, allow_code, lambda model, loader, batch: find_turnable(model, loader, batch, turns)
+            view, recipe, allow_code, lambda model, loader, batch: find_turnable(model, loader, batch, rotating)
         )
     except Refused as error:
         raise Refused(f"{checkpoint.path} cannot be rotated: {error.message}", error.hint or HINT) from error
     _require_plain(view, turnable)
-    for parameter, change in turnable.changes(view.dense, turns(turnable.width, turnable.centred)):
+    for parameter, change in turnable.changes(view.dense, rotating(turnable.width, turnable.centred)):
         view.change(parameter, change)
     return view, warnings
 

@@ -1,4 +1,4 @@
-"""Rescaling a model before it is compressed: where it can be done, and the factors block by block."""
+"""Scaling groups of a model: where its inputs can be rescaled, and the factors block by block."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ from aicompress.recipe import Recipe
 def rescalable(
     checkpoint: Checkpoint, recipe: Recipe, method: AnyLayerMethod, chosen: Sequence[Chosen], allow_code: bool
 ) -> tuple[tuple[Place, ...], list[str]]:
-    """The inputs of chosen layers that a method can rescale, and a warning that names the others.
+    """The scaling groups of chosen layers, and a warning that names the layers outside of all.
+
+    The model's structure decides, which `on_noise` searches for on random weights; the factors come later, with the
+    statistics of the calibration data, and change no shape.
 
     Raises:
         Refused: there are none, or the model does not run.
@@ -76,7 +79,7 @@ class Rescaling:
     applied: dict[str, ScalingFactors] = field(default_factory=dict)
 
     def decide(self, stats: Callable[[str], InputStats | None]) -> None:
-        """Choose the factors of every place whose layers have statistics, and that is not rescaled yet.
+        """Choose the factors of every scaling group whose layers have statistics, and that is not rescaled yet.
 
         Args:
             stats: statistics by parameter, None for layers that are not at hand.
@@ -139,7 +142,7 @@ class Rescaling:
             self._checkpoint.change(axis.parameter, _scaling(axis, place.inverse(scaling.factors, size)))
 
     def restore(self, layers: Collection[str] | None = None) -> None:
-        """Take up the factors of an earlier run: of the places of some layers, or of all that are not rescaled yet."""
+        """Take up the factors of an earlier run: of the groups of some layers, or of all that are not rescaled yet."""
         for place in self.places:
             plain = self.journal.done.get(_key(place))
             mine = layers is None or any(axis.parameter in layers for axis in place.consumers)
@@ -152,7 +155,7 @@ class Rescaling:
         return (inputs, "") if scaling is None else (inputs.divided(scaling.factors), scaling.note)
 
     def beside(self, layers: Collection[str]) -> dict[str, Tensor]:
-        """Rewritten parameters that are not compressed, of the places of some layers: norms, biases, routers."""
+        """Rewritten parameters that are not compressed, of the groups of some layers: norms, biases, routers."""
         rewritten: dict[str, Tensor] = {}
         for place in self.places:
             if any(axis.parameter in layers for axis in place.consumers):
@@ -162,7 +165,7 @@ class Rescaling:
 
 
 def _key(place: Place) -> str:
-    """What the journal calls a place."""
+    """What the journal calls a scaling group."""
     return f"{place.consumers[0].parameter} rescaled"
 
 

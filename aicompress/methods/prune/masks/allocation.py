@@ -153,8 +153,8 @@ def _finer(counts: Sequence[int], losses: Sequence[float], unit: int) -> tuple[l
         return [float(counts[0])], [float(losses[0])]
     points = np.unique(np.linspace(counts[0], counts[-1], POINTS) // unit * unit)
     least = max(max(losses), 1e-300) * 1e-9
-    found = np.exp(np.interp(points, counts, np.log(np.maximum(losses, least))))
-    return points.tolist(), found.tolist()
+    interpolated = np.exp(np.interp(points, counts, np.log(np.maximum(losses, least))))
+    return points.tolist(), interpolated.tolist()
 
 
 Measure = Callable[[int], Tensor]  # weights that stay -> the pruned matrix (out, in)

@@ -48,12 +48,12 @@ def gradients(layer: Layer) -> GradientStats:
     Raises:
         CompressError: there are none, or they hold NaN or infinity.
     """
-    found = layer.gradients
-    if found is None:
+    moments = layer.gradients
+    if moments is None:
         raise CompressError(f"{layer.info.name}: there are no gradients of it", "collect them from this checkpoint")
-    if not (torch.isfinite(found.mean).all() and torch.isfinite(found.square).all()):
+    if not (torch.isfinite(moments.mean).all() and torch.isfinite(moments.square).all()):
         raise CompressError(f"{layer.info.name}: its gradients hold NaN or infinity", "calibrate on other data")
-    return found
+    return moments
 
 
 def comparable(scores: Tensor) -> Tensor:

@@ -118,6 +118,6 @@ def _in_order(layer: Layer, order: Tensor) -> Layer:
 
 
 def _inputs(inputs: InputStats, order: Tensor) -> InputStats:
-    square = [None if found is None else found[order][:, order] for found in (inputs.gram, inputs.cross)]
-    flat = [None if found is None else found[order] for found in (inputs.norms, inputs.mean_abs)]
+    square = [None if matrix is None else matrix[order][:, order] for matrix in (inputs.gram, inputs.cross)]
+    flat = [None if vector is None else vector[order] for vector in (inputs.norms, inputs.mean_abs)]
     return InputStats(inputs.count, square[0], flat[0], flat[1], square[1])

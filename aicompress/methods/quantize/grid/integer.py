@@ -93,8 +93,8 @@ def sketched(layer: Layer, config: Any) -> Weight:
     """
     known = layer.inputs is not None and layer.inputs.count > 0
     dtype = stored_scale_dtype(config, layer.info.dtype)
-    found = least_error(layer.weight, importance(layer) if known else None, config, dtype)
-    return encoded(layer.info, layer.weight, config, *found)
+    grid = least_error(layer.weight, importance(layer) if known else None, config, dtype)
+    return encoded(layer.info, layer.weight, config, *grid)
 
 
 def describe(config: IntegerConfig, weight: Weight) -> dict[str, Any]:

@@ -61,12 +61,12 @@ def least_error(
     h = h.clamp_min(1e-3)  # inputs that were never seen still count a little
     if config.granularity == "tensor":
         return _search(_groups(weight.contiguous(), config), h.expand_as(weight).reshape(1, 1, -1), config, dtype)
-    found = []
+    grids = []
     for rows in pieces((weight.shape[0], weight.shape[1])):
         groups = _groups(weight[rows].contiguous(), config)
-        found.append(_search(groups, _groups(h[None], config)[0], config, dtype))
-    zeros = [zero for _, zero in found if zero is not None]
-    return torch.cat([scale for scale, _ in found]), torch.cat(zeros) if zeros else None
+        grids.append(_search(groups, _groups(h[None], config)[0], config, dtype))
+    zeros = [zero for _, zero in grids if zero is not None]
+    return torch.cat([scale for scale, _ in grids]), torch.cat(zeros) if zeros else None
 
 
 def _groups(weight: Tensor, config: Any) -> Tensor:
@@ -120,11 +120,11 @@ def _symmetric(groups: Tensor, weights: Tensor, bits: int, dtype: torch.dtype) -
         torch.clamp(near, least, most, out=codes)
         a = torch.mul(codes, pulls).sum(-1)
         b = codes.square_().mul_(weights).sum(-1)
-        found = (sign * a / b.clamp_min(EPSILON)).to(dtype)
-        s = sign * found.float()
+        fitted = (sign * a / b.clamp_min(EPSILON)).to(dtype)
+        s = sign * fitted.float()
         falls = s * (2 * a - s * b)
         better = falls > gain
-        scale, gain = torch.where(better, found, scale), torch.where(better, falls, gain)
+        scale, gain = torch.where(better, fitted, scale), torch.where(better, falls, gain)
 
     step = widest
     for _ in range(STEPS):

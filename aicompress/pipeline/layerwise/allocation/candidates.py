@@ -93,10 +93,10 @@ class Trial(AbstractContextManager["Trial"]):
 
     def loss(self, picks: Sequence[int]) -> float:
         """What the outputs lose with a width for every unit."""
-        found: dict[str, Tensor] = {}
+        changed: dict[str, Tensor] = {}
         for unit, pick in zip(self.units, picks, strict=True):
-            found |= self.changes(unit, pick)
-        return self.probe.loss(found)
+            changed |= self.changes(unit, pick)
+        return self.probe.loss(changed)
 
     def _weight(self, tensor: str, width: Width) -> Tensor:
         """A parameter at a width; those used last are kept."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from aicompress.errors import CompressError
 from aicompress.layer import InputStats, Layer
@@ -247,3 +248,15 @@ def test_the_pull_of_a_penalty_keeps_two_digits(penalty: float) -> None:
     hessian = gram / deviation / deviation[:, None]
     expected = penalty * torch.linalg.inv(hessian + penalty * torch.eye(48, dtype=torch.float64))
     assert (alps.pull(hessian, penalty) - expected).norm() <= 0.02 * expected.norm()
+
+
+@pytest.mark.parametrize("name", [*CALIBRATED, "snip", "fisher", "taylor"])
+@pytest.mark.parametrize(("field", "value"), [("outlier", 3.0), ("spread", 0.2)])
+def test_what_only_outliers_use_is_refused_without_them(name: str, field: str, value: float) -> None:
+    config = get("prune", name).config
+    for allocation in ("uniform", "global", "auto"):
+        with pytest.raises(ValidationError, match=f"{field}: {value:g} needs allocation: owl"):
+            config.model_validate({"name": name, "sparsity": 0.5, "allocation": allocation, field: value})
+    config.model_validate({"name": name, "sparsity": 0.5, "allocation": "owl", field: value})
+    plain = config.model_validate({"name": name, "sparsity": 0.5})
+    assert config.model_validate(plain.model_dump()) == plain  # as a report holds it, with every default
