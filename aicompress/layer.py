@@ -99,11 +99,11 @@ class InputStats:
         """
         by = factors.reciprocal()
 
-        def once(found: Tensor | None) -> Tensor | None:
-            return None if found is None else found * by
+        def once(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values * by
 
-        def twice(found: Tensor | None) -> Tensor | None:
-            return None if found is None else found * by * by[:, None]
+        def twice(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values * by * by[:, None]
 
         norms = None if self.norms is None else self.norms * by.square()
         means = (once(self.mean_abs), twice(self.cross), once(self.mean), once(self.original_mean))
@@ -136,16 +136,16 @@ class InputStats:
         total = self.count + other.count
         if not self.count or not other.count:
             return self if self.count else other
-        found: dict[str, Tensor | None] = {}
+        fields: dict[str, Tensor | None] = {}
         for name in ("gram", "norms", "mean_abs", "cross", "mean", "original_mean", "max_abs"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if (mine is None) != (theirs is None):
                 raise ValueError(f"only one of the statistics has {name}")
             if mine is None or name == "max_abs":
-                found[name] = None if mine is None else torch.maximum(mine, theirs)
+                fields[name] = None if mine is None else torch.maximum(mine, theirs)
             else:
-                found[name] = (mine * self.count + theirs * other.count) / total
-        return InputStats(total, **found)
+                fields[name] = (mine * self.count + theirs * other.count) / total
+        return InputStats(total, **fields)
 
 
 @dataclass(frozen=True)

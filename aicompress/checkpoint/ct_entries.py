@@ -1,4 +1,4 @@
-"""Integer weights as they are found in the compressed-tensors layout, written by this package or by another tool."""
+"""Read integer weights in the compressed-tensors layout, written by this package or by another tool."""
 
 from __future__ import annotations
 

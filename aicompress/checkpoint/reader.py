@@ -122,12 +122,12 @@ class Checkpoint:
     def parameters(self) -> dict[str, TensorSpec]:
         """Logical parameters in file order, each as the dense tensor it stands for."""
         owner = {disk: name for name in self.manifest.entries for disk in self.stored_names(name).values()}
-        found: dict[str, TensorSpec] = {}
+        specs: dict[str, TensorSpec] = {}
         for disk, ref in self.tensors.items():
             name = owner.get(disk, disk)
-            if name not in found and name not in self.copies:
-                found[name] = self.manifest.entries[name].dense if name in self.manifest.entries else ref.spec
-        return found
+            if name not in specs and name not in self.copies:
+                specs[name] = self.manifest.entries[name].dense if name in self.manifest.entries else ref.spec
+        return specs
 
     def nbytes(self, parameter: str) -> int:
         """Bytes of a parameter's tensors on disk."""
@@ -139,7 +139,7 @@ class Checkpoint:
         Args:
             kinds: what a model definition says of parameters; names it lacks are judged by name and shape.
         """
-        found: list[LayerInfo] = []
+        infos: list[LayerInfo] = []
         parameters = self.parameters()
         routers = routers_of(parameters)
         for name, spec in parameters.items():
@@ -147,8 +147,8 @@ class Checkpoint:
             kind = kinds[name] if kinds is not None and told else kind_of(name, spec)
             if kind is None or (not told and name in routers) or len(spec.shape) < 2:
                 continue
-            found.extend(self._infos(name, spec, kind))
-        return found
+            infos.extend(self._infos(name, spec, kind))
+        return infos
 
     def _infos(self, name: str, spec: TensorSpec, kind: Kind) -> list[LayerInfo]:
         entry = self.manifest.entries.get(name)
@@ -205,11 +205,18 @@ class Checkpoint:
         return read_tensor(self.tensors[name].rows(start, stop), name)
 
     def weight(self, parameter: str) -> Weight:
-        """A parameter in the form it is stored in, as a matrix (out, in)."""
+        """A parameter in the form it is stored in, as a matrix (out, in).
+
+        Raises:
+            CheckpointError: a scale, factor or value of a compressed parameter is NaN or infinite.
+        """
         entry = self.manifest.entries.get(parameter)
         if entry is None:
             return Dense(as_matrix(self.read(parameter)))
-        return self._stored(parameter, entry, self.read)
+        weight = self._stored(parameter, entry, self.read)
+        for suffix, tensor in weight.tensors().items():
+            require_finite(tensor, f"{parameter}{suffix and '.'}{suffix}", self.path)
+        return weight
 
     def _no_data(self, name: str) -> Tensor:
         """A tensor of the file as its header shows it."""

@@ -1,4 +1,4 @@
-"""What eval runs and prints."""
+"""Run `eval` and print its report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What distill runs and prints."""
+"""Run `distill` and print its report."""
 
 from __future__ import annotations
 

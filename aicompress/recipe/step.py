@@ -150,16 +150,16 @@ def with_effort(plain: dict[str, Any], given: dict[str, Any], method: Method) ->
     level, presets = str(plain["effort"]), method.efforts
     if not presets:
         hint = "leave it out; `aicompress methods` lists what has presets"
-        raise RecipeError(f"effort: {method.name} has one way to go and no presets", hint)
+        raise RecipeError(f"effort: {method.name} has no presets", hint)
     preset = next((preset for name, preset in presets.items() if name == level), None)
     if preset is None:
         raise RecipeError(f"effort: unknown {level!r}", suggestion(level, list(presets)))
-    found = {**plain, "method": {**preset.fields(given), **given}}
+    merged = {**plain, "method": {**preset.fields(given), **given}}
     if isinstance(plain.get("calibration"), dict):
-        found["calibration"] = {**preset.calibration(given), **plain["calibration"]}
+        merged["calibration"] = {**preset.calibration(given), **plain["calibration"]}
     if preset.tune is None or plain.get("tune", {}) is None:  # `tune: null` asks for none
-        return found
-    return {**found, "tune": {**preset.tune, **plain.get("tune", {})}}
+        return merged
+    return {**merged, "tune": {**preset.tune, **plain.get("tune", {})}}
 
 
 def _tunable(method: Method) -> bool:

@@ -19,7 +19,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.files import digests, require_finite
 from aicompress.errors import CheckpointError
 from aicompress.pipeline.layerwise import planner
-from aicompress.pipeline.layerwise import run as layerwise
+from aicompress.pipeline.layerwise.run import run as layerwise
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import load
@@ -181,7 +181,8 @@ SMALL_MEMORY = """
     torch.set_num_threads(1)
     from aicompress.pipeline.layerwise import run as layerwise
     from aicompress.pipeline.layerwise import planner
-    from aicompress.pipeline.output import Destination
+    from aicompress.pipeline.step.options import Options
+    from aicompress.pipeline.step.output import Destination
     from aicompress.recipe import load
     recipe, off = load("quantize/rtn-w8", "quantize"), Options(latency="off")
     peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

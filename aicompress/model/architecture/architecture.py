@@ -1,4 +1,4 @@
-"""How a checkpoint is built: its stacks of blocks and the neurons of its feed-forward layers.
+"""Locate the stacks of blocks and the feed-forward layers of a checkpoint by editing its config.json.
 
 Nothing here knows an architecture. A number of config.json is changed, the model is built again on the meta device,
 and the tensors that came, went or changed shape show what the number governs: `num_hidden_layers` less one takes the
@@ -58,7 +58,7 @@ class Stack:
 
     def block_of(self, tensor: str) -> int | None:
         """The block that a tensor belongs to."""
-        return next((int(found[1]) for p in self.prefixes if (found := self._pattern(p).match(tensor))), None)
+        return next((int(match[1]) for p in self.prefixes if (match := self._pattern(p).match(tensor))), None)
 
     def renumbered(self, tensor: str, block: int) -> str:
         """A tensor's name in another block."""
@@ -152,7 +152,7 @@ class Architecture:
 
     def stacks(self) -> list[Stack]:
         """Every stack of two or more blocks whose number config.json sets."""
-        found = []
+        stacks = []
         for field in fields(self.config, DEPTH_FIELDS):
             size = value_at(self.config, field)
             if not isinstance(size, int) or size < 2:
@@ -164,17 +164,17 @@ class Architecture:
             unchanged = all(self.shapes.get(name) == shape for name, shape in shapes.items())
             if prefixes and "" not in prefixes and unchanged:
                 mine = tuple(self.on_disk(f"{prefix}.").removesuffix(".") for prefix in prefixes)
-                found.append(Stack(mine[0], mine, size, field))
-        return found
+                stacks.append(Stack(mine[0], mine, size, field))
+        return stacks
 
     def feed_forwards(self) -> list[FeedForward]:
         """Every feed-forward layer whose width config.json sets."""
-        found = []
+        layers = []
         for field in fields(self.config, WIDTH_FIELDS):
             width = value_at(self.config, field)
             if width is None or (isinstance(width, int) and not isinstance(width, bool) and width > 0):
-                found += self._feed_forwards(field, width)
-        return found
+                layers += self._feed_forwards(field, width)
+        return layers
 
     def _feed_forwards(self, field: Path, width: int | None) -> list[FeedForward]:
         probe = 2 * width if width else 16
@@ -231,11 +231,11 @@ def fields(config: Mapping[str, Any], names: Iterable[str]) -> list[Path]:
 
 def _explicit(config: dict[str, Any], full: Mapping[str, Any]) -> dict[str, Any]:
     """config.json with the counts and per-block lists that transformers would derive."""
-    found = copy.deepcopy(config)
+    explicit = copy.deepcopy(config)
     for level in _levels(full):
         section = value_at(full, level)
         counts = {section.get(name) for name in DEPTH_FIELDS if isinstance(section.get(name), int)}
-        target = found
+        target = explicit
         for key in level:
             if not isinstance(target.get(key), dict):
                 break
@@ -245,7 +245,7 @@ def _explicit(config: dict[str, Any], full: Mapping[str, Any]) -> dict[str, Any]
                 per_block = isinstance(value, list) and len(value) in counts and is_per_block(key)
                 if target.get(key) is None and (key in DEPTH_FIELDS or key in WIDTH_FIELDS or per_block):
                     target[key] = copy.deepcopy(value)
-    return found
+    return explicit
 
 
 def is_per_block(key: str) -> bool:

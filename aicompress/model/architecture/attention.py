@@ -1,4 +1,4 @@
-"""The attention heads of an architecture: which axes of which tensors hold them, found by probing config.json.
+"""Locate the attention heads of an architecture: the axes of the tensors that hold them, by probing config.json.
 
 As for feed-forward layers, the numbers of heads are changed, the model is built again on the meta device, and the axes
 that changed length hold heads. With the query heads alone changed, the axes that only hold keys and values stay.
@@ -73,8 +73,8 @@ class HeadCount:
 
     def edited(self, config: Mapping[str, Any], heads: int, groups: int) -> dict[str, Any]:
         """config.json with other numbers of heads of the same size."""
-        found = with_value(with_value(config, self.query, heads), self.size, self.width)
-        return found if self.key is None else with_value(found, self.key, groups)
+        plain = with_value(with_value(config, self.query, heads), self.size, self.width)
+        return plain if self.key is None else with_value(plain, self.key, groups)
 
 
 @dataclass(frozen=True)
@@ -102,12 +102,12 @@ def attentions(architecture: Architecture) -> list[Attention]:
         CheckpointError: heads are there but lie in a way that cannot be told, or are tied together across layers.
     """
     full = defaults(build(architecture.config))
-    found: list[Attention] = []
+    layers: list[Attention] = []
     for query in fields(full, QUERY_FIELDS):
         count = _count(full, query)
         if count is not None:
-            found += _of(architecture, count)
-    return found
+            layers += _of(architecture, count)
+    return layers
 
 
 def _count(full: Mapping[str, Any], query: Path) -> HeadCount | None:

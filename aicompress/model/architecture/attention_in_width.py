@@ -1,4 +1,4 @@
-"""Heads whose size config.json gives as the hidden width over their number: BERT, GPT-2, GPT-NeoX and their kind.
+"""Locate heads where the head size is the hidden width over their number: BERT, GPT-2, GPT-NeoX and their kind.
 
 Such a config cannot say fewer heads of the same size. The tensors that heads lie on are those that follow the hidden
 width inside attention (see `residual`), whole heads changing places to find out how fused projections hold them. The
@@ -42,16 +42,16 @@ def attentions_in_width(architecture: Architecture) -> list[Attention]:
     counts = [path for path in fields(architecture.config, HEAD_COUNTS) if value_at(architecture.config, path)]
     if len(counts) != 1:
         raise CheckpointError(UNSAID, HINT)
-    found, layout = _located(architecture)
-    if not found.inner or found.heads != value_at(architecture.config, counts[0]):
+    hidden, layout = _located(architecture)
+    if not hidden.inner or hidden.heads != value_at(architecture.config, counts[0]):
         raise CheckpointError(f"{UNSAID}, and where they lie cannot be told", HINT)
-    attentions = _attentions(architecture, found, layout, counts[0])
-    reduced = small(found.config, found.field, miniature.NARROW * found.heads)
+    attentions = _attentions(architecture, hidden, layout, counts[0])
+    reduced = small(hidden.config, hidden.field, miniature.NARROW * hidden.heads)
     model = build(reduced)
     shapes = {architecture.on_disk(name): shape for name, shape in stored_shapes(model).items()}
     tried = Architecture(reduced, {name: TensorSpec(torch.float32, shape) for name, shape in shapes.items()})
-    inner = tuple(coupling for coupling in found.inner if coupling.tensor in shapes)
-    few = replace(found, width=miniature.NARROW * found.heads, config=reduced, inner=inner)
+    inner = tuple(coupling for coupling in hidden.inner if coupling.tensor in shapes)
+    few = replace(hidden, width=miniature.NARROW * hidden.heads, config=reduced, inner=inner)
     if not _computes(model, tried, _attentions(tried, few, layout, counts[0])):
         raise CheckpointError(f"{UNSAID}, and its attention does not compute without some of them", HINT)
     return attentions
@@ -78,11 +78,11 @@ def _located(architecture: Architecture) -> tuple[Residual, miniature.Layout]:
     raise CheckpointError(f"{UNSAID} ({reason})", HINT)
 
 
-def _attentions(architecture: Architecture, found: Residual, layout: miniature.Layout, query: Path) -> list[Attention]:
-    count = HeadCount(query, None, (), found.heads, found.heads, found.width // found.heads)
-    numbers = _numbers(architecture, found, query)
+def _attentions(architecture: Architecture, hidden: Residual, layout: miniature.Layout, query: Path) -> list[Attention]:
+    count = HeadCount(query, None, (), hidden.heads, hidden.heads, hidden.width // hidden.heads)
+    numbers = _numbers(architecture, hidden, query)
     attentions = []
-    for name, group in grouped(found.inner).items():
+    for name, group in grouped(hidden.inner).items():
         owners = {coupling.tensor.rpartition(".")[0].rpartition(".")[0] for coupling in group}
         counts = {path: each for path, each in numbers.items() if path in owners}
         attentions.append(Attention(name, count, tuple(_tensor(c, count, layout) for c in group), counts))
@@ -96,18 +96,18 @@ def _tensor(coupling: Coupling, count: HeadCount, layout: miniature.Layout) -> H
     return HeadTensor(coupling.tensor, coupling.axis, sections, coupling.role)
 
 
-def _numbers(architecture: Architecture, found: Residual, query: Path) -> dict[str, dict[str, int]]:
+def _numbers(architecture: Architecture, hidden: Residual, query: Path) -> dict[str, dict[str, int]]:
     """Attributes of modules without weights that double with heads and width together, over the number of heads."""
-    config = with_value(with_value(found.config, query, 2 * found.heads), found.field, 2 * found.width)
+    config = with_value(with_value(hidden.config, query, 2 * hidden.heads), hidden.field, 2 * hidden.width)
     double = dict(build(config).named_modules())
     numbers: dict[str, dict[str, int]] = {}
-    for name, module in build(found.config).named_modules():
+    for name, module in build(hidden.config).named_modules():
         more = vars(double[name])
         plain = {key: value for key, value in vars(module).items() if type(value) is int and not key.startswith("_")}
         grown = {key: value for key, value in plain.items() if value and more.get(key) == 2 * value}
-        if grown and not module._parameters and all(value % found.heads == 0 for value in grown.values()):
+        if grown and not module._parameters and all(value % hidden.heads == 0 for value in grown.values()):
             path = architecture.on_disk(f"{name}.weight").removesuffix(".weight")
-            numbers[path] = {key: value // found.heads for key, value in grown.items()}
+            numbers[path] = {key: value // hidden.heads for key, value in grown.items()}
     return numbers
 
 

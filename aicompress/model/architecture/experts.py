@@ -1,4 +1,4 @@
-"""The experts of an architecture: found by asking what goes when config.json counts one less.
+"""Locate the experts and routers of an architecture: the tensors that shrink when config.json counts one expert less.
 
 Experts that are stored one by one lose the tensors of the last one; those that are stored in one tensor, and the router
 that chooses among them, lose an entry of an axis.
@@ -68,10 +68,10 @@ def _of(architecture: Architecture, full: dict[str, Any], field: Path) -> list[M
     for name, shape in architecture.shapes.items():
         disk, after = architecture.on_disk(name), fewer.get(name)
         if after is None:
-            found = re.fullmatch(rf"(.+)\.{size - 1}\.(.+?)", disk)
-            if found is None:
+            match = re.fullmatch(rf"(.+)\.{size - 1}\.(.+?)", disk)
+            if match is None:
                 return []
-            singles[_layer(disk)].append((found[1], found[2]))
+            singles[_layer(disk)].append((match[1], match[2]))
         elif after != shape:
             changed = [axis for axis, (a, b) in enumerate(zip(shape, after, strict=True)) if a != b]
             if len(changed) != 1 or shape[changed[0]] != size:
@@ -85,5 +85,5 @@ def _of(architecture: Architecture, full: dict[str, Any], field: Path) -> list[M
 
 def _layer(name: str) -> str:
     """The block that a tensor belongs to."""
-    found = re.match(r".*?\.\d+(?=\.)", name)
-    return found[0] if found else ""
+    match = re.match(r".*?\.\d+(?=\.)", name)
+    return match[0] if match else ""

@@ -1,4 +1,4 @@
-"""A trial on one block: whether heads lie in a fused query, key and value tensor in the order that is assumed."""
+"""Check on a tiny block in which order heads lie in a fused query, key and value tensor."""
 
 from __future__ import annotations
 
@@ -68,16 +68,16 @@ def _same(
     with torch.no_grad():
         for name, parameter in wide.named_parameters():
             parameter.normal_(std=0.2, generator=generator)
-            found = tensors.get(on_disk(name))
-            if found is None:
+            stored = tensors.get(on_disk(name))
+            if stored is None:
                 few[name].copy_(parameter)
                 continue
-            index = positions(found, kept, attention.count)
-            few[name].copy_(parameter.index_select(found.axis, index))
-            if found.role == "consumer":
-                gone = torch.ones(parameter.shape[found.axis], dtype=torch.bool)
+            index = positions(stored, kept, attention.count)
+            few[name].copy_(parameter.index_select(stored.axis, index))
+            if stored.role == "consumer":
+                gone = torch.ones(parameter.shape[stored.axis], dtype=torch.bool)
                 gone[index] = False
-                parameter.index_fill_(found.axis, gone.nonzero()[:, 0], 0.0)
+                parameter.index_fill_(stored.axis, gone.nonzero()[:, 0], 0.0)
         ids = torch.arange(1, 8)[None]
         try:
             first, second = (model(input_ids=ids, use_cache=False)[0] for model in (wide, narrow))
@@ -95,9 +95,9 @@ def _started(model: Any) -> Any:
 
 def positions(tensor: HeadTensor, kept: Tensor, count: HeadCount) -> Tensor:
     """What stays of an axis when only the groups `kept` do."""
-    found, begin = [], 0
+    runs, begin = [], 0
     for section in tensor.sections:
         span = section.span * (count.heads // count.groups if section.kind == "query" else 1)
-        found.append((begin + kept[:, None] * span + torch.arange(span)).reshape(-1))
+        runs.append((begin + kept[:, None] * span + torch.arange(span)).reshape(-1))
         begin += span * count.groups
-    return torch.cat(found)
+    return torch.cat(runs)

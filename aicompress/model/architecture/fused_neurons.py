@@ -1,4 +1,4 @@
-"""A trial on a miniature: whether neurons lie in a fused tensor in the order that is assumed.
+"""Check on a tiny model in which order neurons lie in a fused gate and up tensor.
 
 The shape of a fused gate and up projection tells that it holds two rows per neuron, not whether they lie as two halves
 or interleaved. So a layer of four neurons is built and run twice: with two of them silenced, and without these two.

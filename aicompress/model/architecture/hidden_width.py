@@ -1,4 +1,4 @@
-"""The hidden width of a transformer: every axis that its residual stream lies on, found by asking for another width.
+"""Locate the hidden width of a transformer: the axes that its residual stream lies on, by probing config.json.
 
 config.json's `hidden_size` is changed and the model built again on the meta device. Where heads have a size of their
 own, exactly the axes of the residual stream change: of embeddings, norms, heads, and the one side of each matrix that
@@ -86,10 +86,10 @@ def residual(architecture: Architecture, layout: miniature.Layout = "entries") -
         if not isinstance(width, int) or width < 2:
             continue
         for config in _with_sizes(architecture, field, width):
-            found = _probed(architecture, config, (field, width), layout)
-            if isinstance(found, Residual):
-                return found
-            reasons.append(found)
+            outcome = _probed(architecture, config, (field, width), layout)
+            if isinstance(outcome, Residual):
+                return outcome
+            reasons.append(outcome)
     raise CheckpointError(
         f"the hidden width cannot be narrowed: {reasons[-1]}" if reasons else "config.json sets no hidden width", HINT
     )
@@ -131,7 +131,7 @@ def _probed(
     if set(after) != set(before):
         return f"{'.'.join(field)} of config.json adds or removes tensors"
     axes = {name: changed_axes(shape, after[name], width) for name, shape in before.items()}
-    strange = next((name for name, found in axes.items() if found is None), None)
+    strange = next((name for name, lengths in axes.items() if lengths is None), None)
     if strange is not None:
         return f"{architecture.on_disk(strange)} of shape {before[strange]} does not change as the stream does"
     heads = next(iter(integers(config, HEAD_COUNTS)), 1)
@@ -143,9 +143,9 @@ def _probed(
 
 def changed_axes(shape: tuple[int, ...], after: tuple[int, ...], width: int) -> dict[int, int] | None:
     """Axes that follow the width, with how many times it lies on each; None where one follows it otherwise."""
-    found = {axis: size // width for axis, size in enumerate(shape) if after[axis] != size}
-    fits = all(shape[axis] == times * width and after[axis] == 2 * shape[axis] for axis, times in found.items())
-    return found if fits and all(found.values()) else None
+    changed = {axis: size // width for axis, size in enumerate(shape) if after[axis] != size}
+    fits = all(shape[axis] == times * width and after[axis] == 2 * shape[axis] for axis, times in changed.items())
+    return changed if fits and all(changed.values()) else None
 
 
 def miniatures(config: Mapping[str, Any], field: Path, heads: int) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""Which tensors belong to one layer: those whose names share their numbers."""
+"""Group tensor names by layer: those of one layer have the same numbers in them."""
 
 from __future__ import annotations
 

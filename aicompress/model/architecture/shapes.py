@@ -1,4 +1,4 @@
-"""What an architecture expects of a checkpoint: asked of transformers itself, on the meta device, without memory.
+"""Shapes that transformers expects of a checkpoint, from a model built on the meta device, without memory.
 
 Names on disk differ from names of modules (renamed attributes, experts stored one by one and fused when loaded), so
 both directions go through transformers: its own saving gives the names on disk, its own loading judges a checkpoint.
@@ -70,9 +70,9 @@ def misfits(config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> set[s
             )
     except RuntimeError as error:  # experts of different widths cannot be fused
         return {f"the tensors cannot be loaded together: {error}"}
-    found = {f"missing {name}" for name in info["missing_keys"]}
-    found |= {f"unexpected {name}" for name in info["unexpected_keys"]}
-    return found | {
+    problems = {f"missing {name}" for name in info["missing_keys"]}
+    problems |= {f"unexpected {name}" for name in info["unexpected_keys"]}
+    return problems | {
         f"{name} has shape {tuple(stored)} where {tuple(expected)} is expected"
         for name, stored, expected in info["mismatched_keys"]
     }

@@ -1,4 +1,4 @@
-"""Which axes of a transformer's tensors are coordinates of its residual stream, tried on a miniature.
+"""A tiny random model of an architecture, to test which axes of its tensors belong to the residual stream.
 
 A miniature of two blocks has random weights. Residual coordinates in another order must compute the same; and where the
 size of heads follows from the hidden width, so must the entries of every head in an order of its own, which rotary
@@ -52,10 +52,10 @@ def parts_of(models: tuple[Any, Any], heads: int, layout: Layout = "entries") ->
         for name, parameter in narrow.named_parameters()
     }
     try:
-        trial = _Trial(narrow, {name: found for name, found in axes.items() if found}, (width, heads, layout))
+        trial = _Trial(narrow, {name: lengths for name, lengths in axes.items() if lengths}, (width, heads, layout))
     except CheckpointError as error:
         return error.message
-    double = {family(name) for name, found in axes.items() if len(found) > 1}
+    double = {family(name) for name, lengths in axes.items() if len(lengths) > 1}
     if len(double) > UNDECIDED:
         return f"{len(double)} kinds of matrices follow it on both sides: heads are a share of it"
     for parts in _assignments(narrow, axes, sorted(double)):
@@ -130,10 +130,10 @@ class _Trial:
         copies = self.width * times // len(order)
         return torch.cat([order + len(order) * copy for copy in range(copies)])
 
-    def _same(self, found: Tensor, before: Tensor) -> bool:
+    def _same(self, after: Tensor, before: Tensor) -> bool:
         orders = [before, before[..., self.order]] if before.shape[-1] == self.width else [before]
         slack = 1e-6 * float(before.abs().max())
-        return any(torch.allclose(found, wanted, rtol=1e-6, atol=slack) for wanted in orders)
+        return any(torch.allclose(after, wanted, rtol=1e-6, atol=slack) for wanted in orders)
 
 
 def randomize(model: nn.Module) -> None:
@@ -157,8 +157,8 @@ def inputs_of(model: Any) -> dict[str, Tensor]:
     if taken != "input_ids":
         raise CheckpointError(f"the hidden width of a model that reads {taken} cannot be tried out", HINT)
     ids = torch.randint(0, config.get_text_config().vocab_size, (2, 6), generator=generator)
-    found = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return {**found, "decoder_input_ids": ids} if config.is_encoder_decoder else found
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return {**inputs, "decoder_input_ids": ids} if config.is_encoder_decoder else inputs
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Statistics of several processes, each of which ran batches of its own, added up."""
+"""Add up the input statistics of several processes, each of which ran its own batches."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def add_up(recorder: Recorder, team: Team) -> None:
             if recorder.leaders.setdefault(name, leader) != leader:
                 raise CompressError(f"{name}: processes disagree on the layers that share its input", "run one process")
     for leader in sorted({leader for _, sums in everyone for leader in sums}):
-        found = [sums[leader] for _, sums in everyone if leader in sums]
-        shapes = {name: shape for _, tensors in found for name, shape in tensors.items()}
+        parts = [sums[leader] for _, sums in everyone if leader in sums]
+        shapes = {name: shape for _, tensors in parts for name, shape in tensors.items()}
         held = recorder.sums.setdefault(leader, Sums(recorder.needs))
-        held.count = sum(count for count, _ in found)
+        held.count = sum(count for count, _ in parts)
         for name in sorted(shapes):
             tensor = getattr(held, name)
             setattr(held, name, team.total(torch.zeros(shapes[name]) if tensor is None else tensor))

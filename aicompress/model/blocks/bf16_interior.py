@@ -1,4 +1,4 @@
-"""The inside of a block in bfloat16, its residual stream in float32: what large layers and attention give stays narrow.
+"""Run the inside of a block in bfloat16 and its residual stream in float32.
 
 With products at the speed of bfloat16 units, a float32 forward pass is mostly attention and the traffic of elementwise
 work. Both take half as long when the tensors between a block's layers are bfloat16, as they are where such a model runs
@@ -38,7 +38,7 @@ _FEW = 8  # a layer with this many times fewer outputs than inputs gives float32
 _SMALL = 4  # a factor with this many times fewer numbers than the other is rounded rather than the other widened
 
 
-class NarrowInterior(TorchFunctionMode):
+class Bf16Interior(TorchFunctionMode):
     """Makes large float32 layers and attention of this thread give bfloat16; for inference.
 
     Blocks run in it must have no parameters in bfloat16: every bfloat16 tensor counts as one that was narrowed here.
@@ -83,7 +83,7 @@ class NarrowInterior(TorchFunctionMode):
 
 
 def narrows(block: nn.Module) -> bool:
-    """Whether a block can run in `NarrowInterior`: it is float32 throughout."""
+    """Whether a block can run in `Bf16Interior`: it is float32 throughout."""
     return all(tensor.dtype == torch.float32 for tensor in block.parameters() if tensor.is_floating_point())
 
 
@@ -91,7 +91,7 @@ def interior(block: nn.Module, rounded: bool) -> AbstractContextManager[Any]:
     """What a block runs in, without gradients: exactly as it is unless `rounded`."""
     if not rounded:
         return nullcontext()
-    return NarrowInterior() if narrows(block) else RoundedLayers()
+    return Bf16Interior() if narrows(block) else RoundedLayers()
 
 
 def given(block: nn.Module, rounded: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Inputs of experts whose matrices are parts of one merged tensor: seen where the model multiplies with them.
+"""Record the inputs of experts whose matrices are parts of one merged tensor, at the products that use them.
 
 The plain implementation of experts in transformers runs `linear(x, merged[expert])` for each expert that has tokens.
 The call is watched, so what runs is the model's own code, whatever the architecture. Those that multiply all experts at
@@ -42,10 +42,10 @@ class ExpertCalls(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
     def _look(self, given: Tensor, weight: Tensor) -> None:
-        found = self._merged.get(weight.untyped_storage().data_ptr())
-        if found is None or not given.numel():
+        entry = self._merged.get(weight.untyped_storage().data_ptr())
+        if entry is None or not given.numel():
             return
-        merged, experts = found
+        merged, experts = entry
         names = experts.get((weight.storage_offset() - merged.storage_offset()) // merged.stride(0))
         if names:
             self._see(names, given)

@@ -1,4 +1,4 @@
-"""The blocks of a model: found by structure, not listed by architecture."""
+"""Find the repeated blocks of a model by structure, without a list of architectures."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def find_blocks(model: nn.Module) -> list[Block]:
     if isinstance(model, Chain):
         steps = [Block(name, model.get_submodule(name)) for name in dict.fromkeys(model.names)]
         return [step for step in steps if next(step.module.parameters(), None) is not None]
-    found: list[Block] = []
+    blocks: list[Block] = []
     for name, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList) or any(block.owns(name) for block in found):
+        if not isinstance(module, nn.ModuleList) or any(block.owns(name) for block in blocks):
             continue
         children = [(f"{name}.{index}", child) for index, child in enumerate(module)]
         if all(next(child.parameters(), None) is not None and _computes(child) for _, child in children):
-            found.extend(Block(path, child) for path, child in children)
-    return found or [Block("", model)]
+            blocks.extend(Block(path, child) for path, child in children)
+    return blocks or [Block("", model)]
 
 
 def _computes(module: nn.Module) -> bool:

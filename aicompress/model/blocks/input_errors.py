@@ -1,4 +1,4 @@
-"""Inputs that a model does not take, said in one line: data is the user's, and a wrong shape no defect of the tool."""
+"""Turn exceptions that a model raises on the user's data into one line with a hint."""
 
 from __future__ import annotations
 

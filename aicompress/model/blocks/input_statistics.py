@@ -1,4 +1,4 @@
-"""Input statistics of layers while a model runs: hooks that add up Gram matrices and norms.
+"""Hooks that accumulate Gram matrices, norms and means of layers' inputs while a model runs.
 
 Layers that are given the same tensor (q, k and v; gate and up) share one sum.
 """
@@ -117,9 +117,11 @@ def _add_gram(total: Tensor | None, rows: Tensor, rounded: bool) -> Tensor:
 
 
 def _mirror(gram: Tensor) -> None:
-    """Fill in what lies below the panels of the diagonal."""
+    """Copy what lies above the diagonal below it: products are symmetric only up to rounding on some processors."""
     for at in range(0, len(gram), PANEL):
         gram[at + PANEL :, at : at + PANEL] = gram[at : at + PANEL, at + PANEL :].t()
+        block = gram[at : at + PANEL, at : at + PANEL]
+        block.copy_(block.triu() + block.triu(1).t())
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""A forward pass as a coroutine: it stops at every block, hands over the block's inputs, and goes on with its outputs.
+"""A forward pass that pauses at every block: it hands over the block's inputs and goes on with its outputs.
 
 Calibration must see every sample at block i before any sample reaches block i+1, and what happens between two blocks
 (masks, rotary tables, position biases, an encoder's output that a decoder attends to) is the model's own business. So
@@ -33,7 +33,7 @@ class Arrival:
     kwargs: dict[str, Any]
 
 
-class Stream:
+class PausedForward:
     """One batch on its way through the model.
 
     Args:
@@ -124,7 +124,7 @@ def gate(blocks: list[nn.Module]) -> Callable[[], None]:
 
 def _gated(index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
     def gated(*args: Any, **kwargs: Any) -> Any:
-        stream: Stream | None = getattr(_current, "stream", None)
+        stream: PausedForward | None = getattr(_current, "stream", None)
         return forward(*args, **kwargs) if stream is None else stream.park(Arrival(index, args, kwargs))
 
     return gated

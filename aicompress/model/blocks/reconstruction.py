@@ -1,4 +1,4 @@
-"""Block tuning: the codes and scales of a block's layers, moved together until the block gives what it gave before.
+"""Block reconstruction: tune the codes and scales of a block's layers towards the block's original output.
 
 AutoRound (Cheng et al. 2023, arXiv:2309.05516): minimise Σ ‖block(x̂; Ŵ) − block(x; W)‖² over the rounding of every
 weight by signed gradient descent, x̂ being the inputs behind compressed blocks and x the original's; the rounding is
@@ -156,8 +156,8 @@ def tune(stage: Stage, layers: Sequence[Movable], pace: Pace, seed: int) -> list
             _loss(stage, next(batches), lambda: {part.layer.parameter: part.dense() for part in latent}).backward()  # type: ignore[no-untyped-call]
             for part in latent:
                 part.move(pace.rate * left, pace.scale_rate * left)
-        found = [part.stored() for part in latent]
-        return found if error(stage, layers, found) < error(stage, layers, start) else start
+        tuned = [part.stored() for part in latent]
+        return tuned if error(stage, layers, tuned) < error(stage, layers, start) else start
     finally:
         for parameter, wanted in zip(stage.module.parameters(), wanted_gradients, strict=True):
             parameter.requires_grad_(wanted)
@@ -199,4 +199,4 @@ def hidden(output: Any) -> Tensor | None:
     if isinstance(output, Tensor):
         return output if output.is_floating_point() else None
     parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
-    return next((found for part in parts if (found := hidden(part)) is not None), None)
+    return next((state for part in parts if (state := hidden(part)) is not None), None)

@@ -1,4 +1,4 @@
-"""The calibration engine: a model is walked block by block with real inputs, one block in memory at a time.
+"""Run a model block by block with calibration data, one block in memory at a time.
 
 At each block, in the order in which the model runs them: load its weights from the file, run every batch through it
 while hooks add up the statistics of the wanted layers, let the caller compress the layers, put the compressed weights
@@ -23,7 +23,7 @@ from aicompress.model.blocks.bf16_interior import given, interior
 from aicompress.model.blocks.find import Block, find_blocks
 from aicompress.model.blocks.input_errors import accepting
 from aicompress.model.blocks.input_statistics import Recorder
-from aicompress.model.blocks.paused_forward import Stream, gate
+from aicompress.model.blocks.paused_forward import PausedForward, gate
 from aicompress.model.blocks.reconstruction import Stage, hidden
 from aicompress.model.loading.merged_experts import Slot
 
@@ -42,7 +42,7 @@ class Loader(Protocol):
     def drop(self, owns: Callable[[str], bool]) -> None:
         """Send parameters and buffers back to the meta device."""
 
-    def lend(self, owns: Callable[[str], bool]) -> None:
+    def offload(self, owns: Callable[[str], bool]) -> None:
         """Drop large parameters, each until the model reads it again."""
 
 
@@ -95,8 +95,8 @@ class Visitor(Protocol):
 class _State:
     """The streams of a walk, and how far they are."""
 
-    compressed: list[Stream]
-    original: list[Stream]
+    compressed: list[PausedForward]
+    original: list[PausedForward]
     waiting: set[str] = field(default_factory=set)  # wanted layers that have not been visited
     visited: set[str] = field(default_factory=set)
     differs: bool = False  # some layer before has been compressed
@@ -127,7 +127,7 @@ def walk(job: Walk, visitor: Visitor, progress: Callable[[int, int], None] = lam
     try:
         with recorder:
             _start(job, state)
-            job.loader.lend(lambda name: between(name) and name not in merged)  # embeddings, output heads
+            job.loader.offload(lambda name: between(name) and name not in merged)  # embeddings, output heads
             while state.waiting and (arrival := state.compressed[0].arrival) is not None:
                 block = blocks[arrival.block]
                 _at_block(job, block, [n for n, b in inside.items() if b is block], state, visitor)
@@ -167,10 +167,10 @@ def _recorder(job: Walk, layers: Sequence[str]) -> Recorder:
 def _start(job: Walk, state: _State) -> None:
     with accepting():
         for batch in job.batches:
-            state.compressed.append(Stream(lambda batch=batch: job.model(**batch)))  # type: ignore[misc]
+            state.compressed.append(PausedForward(lambda batch=batch: job.model(**batch)))  # type: ignore[misc]
             state.compressed[-1].start()
             if job.carries:
-                state.original.append(Stream(lambda batch=batch: job.model(**batch)))  # type: ignore[misc]
+                state.original.append(PausedForward(lambda batch=batch: job.model(**batch)))  # type: ignore[misc]
                 state.original[-1].start()
     if state.compressed[0].arrival is None:
         raise CompressError("the model's forward pass never reaches one of its blocks", "check the calibration inputs")
@@ -215,8 +215,8 @@ def _visit(job: Walk, visitor: Visitor, recorder: Recorder, stage: Stage | None 
     if job.team is not None:
         add_up(recorder, job.team)
     stats = recorder.stats()
-    found = job.tune(stats, stage) if job.tune and stage else visitor.visit(stats)
-    for name, tensor in found.items() if job.changes else ():
+    written = job.tune(stats, stage) if job.tune and stage else visitor.visit(stats)
+    for name, tensor in written.items() if job.changes else ():
         job.loader.replace(name, tensor)
 
 
@@ -229,7 +229,7 @@ def _stage(job: Walk, block: Block, state: _State, outputs: list[Any]) -> Stage 
     return Stage(block.name, block.module, inputs, targets, [_mask(b) for b in job.batches], job.rounded)
 
 
-def _run(job: Walk, block: Block, streams: Sequence[Stream]) -> list[Any]:
+def _run(job: Walk, block: Block, streams: Sequence[PausedForward]) -> list[Any]:
     """The block's outputs for where each stream is; to be called in its `interior`."""
     arrivals = [stream.arrival for stream in streams if stream.arrival is not None]
     with accepting(), torch.no_grad():

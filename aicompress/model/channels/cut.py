@@ -1,4 +1,4 @@
-"""Layers with fewer channels: their tensors cut, and their attributes (`out_channels`, `groups`) made to fit.
+"""Cut channels from layers: their tensors and their attributes (`out_channels`, `groups`).
 
 The attributes of every layer that changed are kept in the manifest, so that a module whose own definition has the old
 widths can be made to fit a pruned checkpoint (`resize`). Nothing else may have another shape than its definition.
@@ -48,13 +48,13 @@ def kept_places(module: nn.Module, groups: Iterable[tuple[ChannelGroup, list[int
         for member in group.members:
             gone.setdefault((member.path, member.side == "in"), []).append(member.places[~stays].reshape(-1))
             axes[member.path] = member.axis
-    found: dict[str, Kept] = {}
+    by_path: dict[str, Kept] = {}
     for (path, inner), places in gone.items():
         stays = torch.ones(_width(module, path, inner, axes[path]), dtype=torch.bool)
         stays[torch.cat(places)] = False
-        kept, old = stays.nonzero()[:, 0], found.get(path, Kept())
-        found[path] = Kept(old.out, kept, axes[path]) if inner else Kept(kept, old.inner, axes[path])
-    return found
+        kept, old = stays.nonzero()[:, 0], by_path.get(path, Kept())
+        by_path[path] = Kept(old.out, kept, axes[path]) if inner else Kept(kept, old.inner, axes[path])
+    return by_path
 
 
 def _width(module: nn.Module, path: str, inner: bool, axis: int | None) -> int:
@@ -77,19 +77,19 @@ def _width(module: nn.Module, path: str, inner: bool, axis: int | None) -> int:
 
 def attributes(layer: nn.Module, kept: Kept) -> dict[str, int]:
     """The attributes of a layer after the cut."""
-    found: dict[str, int] = {}
+    lengths: dict[str, int] = {}
     out = None if kept.out is None else len(kept.out)
     inner = None if kept.inner is None else len(kept.inner)
     if isinstance(layer, nn.Linear):
-        found = {"out_features": out or layer.out_features, "in_features": inner or layer.in_features}
+        lengths = {"out_features": out or layer.out_features, "in_features": inner or layer.in_features}
     elif isinstance(layer, nn.modules.conv._ConvNd):
         if is_depthwise(layer):
-            found = dict.fromkeys(("out_channels", "in_channels", "groups"), out or layer.groups)
+            lengths = dict.fromkeys(("out_channels", "in_channels", "groups"), out or layer.groups)
         else:
-            found = {"out_channels": out or layer.out_channels, "in_channels": inner or layer.in_channels}
+            lengths = {"out_channels": out or layer.out_channels, "in_channels": inner or layer.in_channels}
     elif out is not None:
-        found = {name: out for name in WIDTH_ATTRIBUTES[5:] if hasattr(layer, name)}
-    return found
+        lengths = {name: out for name in WIDTH_ATTRIBUTES[5:] if hasattr(layer, name)}
+    return lengths
 
 
 def is_depthwise(layer: nn.Module) -> bool:
@@ -101,13 +101,13 @@ def is_depthwise(layer: nn.Module) -> bool:
 
 def shapes_after(module: nn.Module, kept: Mapping[str, Kept]) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors of all layers that lose something, by their names in the module."""
-    found: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for path, places in kept.items():
         if places.axis is not None:
             assert places.out is not None
             shape = list(module.get_parameter(path).shape)
             shape[places.axis] = len(places.out)
-            found[path] = tuple(shape)
+            shapes[path] = tuple(shape)
             continue
         layer = module.get_submodule(path)
         for leaf, tensor in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
@@ -120,8 +120,8 @@ def shapes_after(module: nn.Module, kept: Mapping[str, Kept]) -> dict[str, tuple
                     shape[out_axis] = len(places.out)
             elif tensor.ndim and places.out is not None:
                 shape[0] = len(places.out)
-            found[f"{path}.{leaf}" if path else leaf] = tuple(shape)
-    return found
+            shapes[f"{path}.{leaf}" if path else leaf] = tuple(shape)
+    return shapes
 
 
 def matrix_axes(layer: nn.Module) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Does a cut remove channels and nothing else? Tried before it is planned, on generic weights.
+"""Check on random weights that a cut removes channels and changes nothing else, before it is planned.
 
 A cut network must give what the whole one gives when every layer that reads the removed channels is shown zeros in
 their place. Random weights in float64 make a channel that leaks elsewhere visible, whatever the real weights are.
@@ -32,9 +32,9 @@ def removable(module: nn.Module, inputs: Any, groups: Sequence[ChannelGroup]) ->
     wide = _double(inputs)
     if groups and refusal(trial, wide, groups) is None:
         return list(groups), []
-    found = [(group, refusal(trial, wide, [group])) for group in groups]
-    fit = [group for group, reason in found if reason is None]
-    fixed = [Fixed(group.name, reason) for group, reason in found if reason is not None]
+    reasons = [(group, refusal(trial, wide, [group])) for group in groups]
+    fit = [group for group, reason in reasons if reason is None]
+    fixed = [Fixed(group.name, reason) for group, reason in reasons if reason is not None]
     if fit and (reason := refusal(trial, wide, fit)) is not None:
         return [], fixed + [Fixed(group.name, f"not together with others: {reason}") for group in fit]
     return fit, fixed

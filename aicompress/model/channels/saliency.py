@@ -1,4 +1,4 @@
-"""What real inputs say of channels: how large they are, and how much the loss would change without them.
+"""Saliency of channels on calibration data: activation size and first-order change of the loss.
 
 Removing a unit takes it away from every layer that reads it, so it is judged there. With one gate of value 1 on all of
 its readings x, the loss of sample n changes by Σ x ∂L_n/∂x to first order when the gate closes; the score is the mean

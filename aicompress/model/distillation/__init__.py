@@ -1,1 +1,1 @@
-"""What a distillation needs of its models: outputs to compare, attention in float32."""
+"""Teacher and student models of a distillation: outputs to compare, attention in float32."""

@@ -1,4 +1,4 @@
-"""Running a student or a teacher on a batch: what kind of model it is, and the outputs that losses read."""
+"""Run a student or a teacher on a batch and collect the outputs that losses read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a turn of the residual stream changes: parameters that write it, and norms with the matrices behind them."""
+"""Parameters that a rotation of the residual stream changes: its writers, its readers, and the norms between."""
 
 from __future__ import annotations
 

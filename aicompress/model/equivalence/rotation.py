@@ -1,4 +1,4 @@
-"""The residual stream of a model: who reads it, who writes it, and whether it can be turned without anyone noticing.
+"""Rotation of the residual stream: find its readers and writers, and test that the model computes the same.
 
 A turn R (an orthogonal matrix) of the stream is taken up by all that writes it (W → Rᵀ W, embeddings E → E R) and
 undone by all that reads it (W → W R). That is possible where everything reads it through a normalization whose weight
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from aicompress.errors import Refused
 from aicompress.model.blocks.find import Block, find_blocks
-from aicompress.model.blocks.paused_forward import Arrival, Stream, gate
+from aicompress.model.blocks.paused_forward import Arrival, PausedForward, gate
 from aicompress.model.equivalence.rotated_parameters import Reader, Turn, Turnable, changed
 from aicompress.model.equivalence.scaling_groups import Axis, Search, call_axis, reads
 from aicompress.model.equivalence.search import in_checkpoint, kind_of, prepare, sources_of
@@ -45,14 +45,14 @@ def find_turnable(model: Any, loader: PartialModel, batch: Mapping[str, Tensor],
     loader.load(lambda name: not any(block.owns(name) for block in blocks))
     ungate = gate([block.module for block in blocks])
     try:
-        return _Stream(model, loader, blocks, batch, turns).residual()
+        return _PausedForward(model, loader, blocks, batch, turns).residual()
     finally:
         ungate()
         loader.drop(lambda name: True)
 
 
 @dataclass
-class _Stream:
+class _PausedForward:
     """One search."""
 
     model: Any
@@ -63,9 +63,9 @@ class _Stream:
 
     def residual(self) -> Turnable:
         kinds = [kind_of(block.module) for block in self.blocks]
-        first, inputs, outputs, found = self._walk(kinds)
-        width, centred = inputs.shape[-1], any(part.centred for part in found.values())
-        outer = self._outer(first, width, found, centred)
+        first, inputs, outputs, by_kind = self._walk(kinds)
+        width, centred = inputs.shape[-1], any(part.centred for part in by_kind.values())
+        outer = self._outer(first, width, by_kind, centred)
         turn = self.turns(width, centred)
         parameters = dict(self.model.named_parameters())
         with changed(parameters, outer.changes(parameters.__getitem__, turn)):
@@ -79,23 +79,23 @@ class _Stream:
                 stream.abandon()
         if not same or not _alike(seen.output, first.output):
             raise Refused("what lies before or after the model's blocks does not turn with the residual stream", "")
-        return self._named(kinds, found, outer)
+        return self._named(kinds, by_kind, outer)
 
-    def _started(self) -> Stream:
-        stream = Stream(lambda: watched(self.model, lambda: self.model(**self.batch)))
+    def _started(self) -> PausedForward:
+        stream = PausedForward(lambda: watched(self.model, lambda: self.model(**self.batch)))
         stream.start()
         return stream
 
     def _walk(self, kinds: Sequence[Any]) -> tuple[Seen, Tensor, dict[Any, Any], dict[Any, Turnable]]:
         """Once through the model: what its outer part does, the first block's input, each kind's output and parts."""
-        stream, outputs, found, inputs = self._started(), {}, {}, None
+        stream, outputs, by_kind, inputs = self._started(), {}, {}, None
         try:
             while (arrival := stream.arrival) is not None:
                 block, kind = self.blocks[arrival.block], kinds[arrival.block]
                 inputs = _hidden(arrival).clone() if inputs is None else inputs
-                if kind not in found:
+                if kind not in by_kind:
                     self.loader.load(block.owns)
-                    found[kind], outputs[kind] = self._block(block.module, arrival)
+                    by_kind[kind], outputs[kind] = self._block(block.module, arrival)
                     self.loader.drop(block.owns)
                 stream.advance(outputs[kind])
             seen: Seen = stream.result
@@ -103,7 +103,7 @@ class _Stream:
             stream.abandon()
         if inputs is None:
             raise Refused("the model's forward pass reaches none of its blocks", "")
-        return seen, inputs, outputs, found
+        return seen, inputs, outputs, by_kind
 
     def _block(self, block: nn.Module, arrival: Arrival) -> tuple[Turnable, Any]:
         """The parts of one block, and its output."""
@@ -116,19 +116,19 @@ class _Stream:
             behind = {axis.parameter for reader in readers for axis in reader.matrices}
             writers = _writers(search.first, parameters, width, behind)
             for centred in (False, True):
-                turn, found = self.turns(width, centred), Turnable(width, tuple(readers), writers, centred)
+                turn, rotatable = self.turns(width, centred), Turnable(width, tuple(readers), writers, centred)
                 moved = _replaced(arrival, hidden, turn(hidden, -1))
-                with changed(parameters, found.changes(parameters.__getitem__, turn)):
+                with changed(parameters, rotatable.changes(parameters.__getitem__, turn)):
                     again = block(*moved.args, **moved.kwargs)
                 if readers and writers and _close(_first(again), turn(_first(output), -1)):
-                    return found, output
+                    return rotatable, output
         raise Refused(f"a block of type {type(block).__name__} does not turn with its residual stream", "")
 
-    def _outer(self, seen: Seen, width: int, found: Mapping[Any, Turnable], centred: bool) -> Turnable:
+    def _outer(self, seen: Seen, width: int, by_kind: Mapping[Any, Turnable], centred: bool) -> Turnable:
         """Embeddings, the last norm and the head."""
         parameters = dict(self.model.named_parameters())
         inside = [name for name in parameters if any(block.owns(name) for block in self.blocks)]
-        offsets = {reader.weight.offset for part in found.values() for reader in part.readers}
+        offsets = {reader.weight.offset for part in by_kind.values() for reader in part.readers}
         readers: list[Reader] = []
         for name, output in seen.norms.items():
             matrices = _given(seen, parameters, output)
@@ -143,14 +143,14 @@ class _Stream:
         ]
         return Turnable(width, tuple(readers), (*writers, *_writers(seen, parameters, width, behind)), centred)
 
-    def _named(self, kinds: Sequence[Any], found: Mapping[Any, Turnable], outer: Turnable) -> Turnable:
+    def _named(self, kinds: Sequence[Any], by_kind: Mapping[Any, Turnable], outer: Turnable) -> Turnable:
         """All parts of the model by names in the checkpoint."""
         sources = sources_of(self.loader)
         readers: list[Reader] = []
         writers: list[Axis] = []
         for prefix, part in [
             ("", outer),
-            *((f"{b.name}.", found[k]) for b, k in zip(self.blocks, kinds, strict=True) if k in found),
+            *((f"{b.name}.", by_kind[k]) for b, k in zip(self.blocks, kinds, strict=True) if k in by_kind),
         ]:
             for reader in part.readers:
                 own = self._axes((reader.weight, *((reader.bias,) if reader.bias else ())), prefix, sources)
@@ -160,11 +160,11 @@ class _Stream:
         return replace(outer, readers=tuple(readers), writers=tuple(writers))
 
     def _axes(self, axes: Sequence[Axis], prefix: str, sources: Mapping[str, Sequence[str]]) -> tuple[Axis, ...]:
-        found = in_checkpoint(axes, prefix, sources, self.loader)
-        if found is None:
+        stored = in_checkpoint(axes, prefix, sources, self.loader)
+        if stored is None:
             names = ", ".join(prefix + axis.parameter for axis in axes[:3])
             raise Refused(f"{names}: the checkpoint keeps it in a form that cannot be turned", "")
-        return found
+        return stored
 
 
 def _reader(search: Search, name: str, width: int) -> Reader | None:
@@ -186,14 +186,14 @@ def _given(seen: Seen, parameters: Mapping[str, Tensor], output: Tensor) -> tupl
 
 def _writers(seen: Seen, parameters: Mapping[str, Tensor], width: int, readers: Iterable[str]) -> tuple[Axis, ...]:
     """Matrices that give as many channels as the stream has and do not read it, and their biases."""
-    found: dict[Axis, None] = {}
+    axes: dict[Axis, None] = {}
     for call in seen.calls:
         axis = parameters[call.parameter].ndim - (1 if call.transposed else 2)
         if parameters[call.parameter].shape[axis] == width and call.parameter not in readers:
-            found[Axis(call.parameter, axis)] = None
+            axes[Axis(call.parameter, axis)] = None
             if call.bias:
-                found[Axis(call.bias, 0)] = None
-    return tuple(found)
+                axes[Axis(call.bias, 0)] = None
+    return tuple(axes)
 
 
 def _hidden(arrival: Arrival | None) -> Tensor:
@@ -203,10 +203,10 @@ def _hidden(arrival: Arrival | None) -> Tensor:
         Refused: the block is given nothing of the kind.
     """
     given = () if arrival is None else (*arrival.args, *arrival.kwargs.values())
-    found = next((t for t in given if isinstance(t, Tensor) and t.is_floating_point() and t.ndim == 3), None)
-    if found is None:
+    state = next((t for t in given if isinstance(t, Tensor) and t.is_floating_point() and t.ndim == 3), None)
+    if state is None:
         raise Refused("the model's blocks are not given hidden states", "")
-    return found
+    return state
 
 
 def _replaced(arrival: Arrival, old: Tensor, new: Tensor) -> Arrival:
@@ -215,8 +215,8 @@ def _replaced(arrival: Arrival, old: Tensor, new: Tensor) -> Arrival:
 
 
 def _first(output: Any) -> Tensor:
-    found: Tensor = output if isinstance(output, Tensor) else output[0]
-    return found
+    first: Tensor = output if isinstance(output, Tensor) else output[0]
+    return first
 
 
 def _turned(output: Any, turn: Turn) -> Any:

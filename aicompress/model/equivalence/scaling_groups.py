@@ -1,4 +1,4 @@
-"""Places of a block where the channels of a hidden tensor can be rescaled without changing what the block computes.
+"""Scaling groups: hidden tensors of a block whose channels can be rescaled without changing its output.
 
 The input of some matrices is divided by factors s, their columns are multiplied by s, and whatever makes this input has
 1/s folded into its own parameters: a normalization into its weight, a linear layer into its rows where nothing but
@@ -68,13 +68,13 @@ class Place:
 
     def inverse(self, factors: Tensor, size: int) -> Tensor:
         """What the producers' channels (size,) are multiplied by: 1/s, and 1 for channels that end elsewhere."""
-        found = torch.ones(size, dtype=factors.dtype)
-        found[self.channels] = factors.reciprocal()
-        return found
+        divisors = torch.ones(size, dtype=factors.dtype)
+        divisors[self.channels] = factors.reciprocal()
+        return divisors
 
 
 @dataclass
-class Found:
+class BlockGroups:
     """What the search saw in a block.
 
     Attributes:
@@ -86,7 +86,7 @@ class Found:
     left: list[tuple[str, ...]] = field(default_factory=list)
 
 
-def find_places(block: nn.Module, run: Callable[[], Any]) -> Found:
+def find_scaling_groups(block: nn.Module, run: Callable[[], Any]) -> BlockGroups:
     """Search a block.
 
     Args:
@@ -94,27 +94,27 @@ def find_places(block: nn.Module, run: Callable[[], Any]) -> Found:
         run: calls it on fixed inputs.
     """
     search = Search(block, run)
-    found = Found()
+    outcome = BlockGroups()
     rest = list(range(len(search.first.calls)))
     for name, output in search.first.norms.items():
         mine = [n for n in rest if reads(search.first.calls[n].given, output)]
         if mine:
             rest = [n for n in rest if n not in mine]
-            _note(found, search.norm(name, [search.first.calls[n] for n in mine]), search, mine)
+            _note(outcome, search.norm(name, [search.first.calls[n] for n in mine]), search, mine)
     while rest:
         mine = [n for n in rest if _same(search.first.calls[n].given, search.first.calls[rest[0]].given)]
         rest = [n for n in rest if n not in mine]
-        _note(found, search.linear(mine), search, mine)
-    return found
+        _note(outcome, search.linear(mine), search, mine)
+    return outcome
 
 
-def _note(found: Found, place: Place | None, search: Search, calls: Sequence[int]) -> None:
+def _note(outcome: BlockGroups, place: Place | None, search: Search, calls: Sequence[int]) -> None:
     if place is not None:
-        found.places.append(place)
+        outcome.places.append(place)
         return
     left = tuple(dict.fromkeys(search.first.calls[n].parameter for n in calls))
-    if left not in found.left:  # the experts of one merged parameter are one
-        found.left.append(left)
+    if left not in outcome.left:  # the experts of one merged parameter are one
+        outcome.left.append(left)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

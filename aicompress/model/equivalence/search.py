@@ -1,4 +1,4 @@
-"""Structure of a model found by running its blocks on random weights: one block of each kind, one in memory at a time.
+"""Search a model for scaling groups by running its blocks on random weights: one block of each kind, one in memory.
 
 What holds for random weights on random inputs holds for all: the functions are polynomials and smooth ones, and two of
 them that agree on generic numbers are the same.
@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.model.blocks.find import Block, find_blocks
-from aicompress.model.blocks.paused_forward import Stream, gate
-from aicompress.model.equivalence.scaling_groups import Axis, Found, Place, find_places
+from aicompress.model.blocks.paused_forward import PausedForward, gate
+from aicompress.model.equivalence.scaling_groups import Axis, BlockGroups, Place, find_scaling_groups
 from aicompress.model.loading.merged_experts import Slot
 from aicompress.model.loading.partial_model import PartialModel
 
 
 @dataclass(frozen=True)
-class Places:
+class ScalingGroups:
     """Rescalable inputs of a model, by names in its checkpoint.
 
     Attributes:
@@ -33,7 +33,7 @@ class Places:
     left: tuple[tuple[str, ...], ...] = ()
 
 
-def probe(model: Any, loader: PartialModel, batch: Mapping[str, Tensor]) -> Places:
+def probe(model: Any, loader: PartialModel, batch: Mapping[str, Tensor]) -> ScalingGroups:
     """Search every block of a model.
 
     Args:
@@ -49,21 +49,21 @@ def probe(model: Any, loader: PartialModel, batch: Mapping[str, Tensor]) -> Plac
     kinds = [kind_of(block.module) for block in blocks]
     loader.load(lambda name: not any(block.owns(name) for block in blocks))
     ungate = gate([block.module for block in blocks])
-    stream = Stream(lambda: model(**batch))
-    found: dict[Any, tuple[Block, Found]] = {}
+    stream = PausedForward(lambda: model(**batch))
+    by_kind: dict[Any, tuple[Block, BlockGroups]] = {}
     outputs: dict[Any, Any] = {}
     try:
         stream.start()
-        while (arrival := stream.arrival) is not None and len(found) < len(set(kinds)):
+        while (arrival := stream.arrival) is not None and len(by_kind) < len(set(kinds)):
             block, kind = blocks[arrival.block], kinds[arrival.block]
-            if kind not in found:
-                found[kind], outputs[kind] = _searched(block, loader, arrival)
+            if kind not in by_kind:
+                by_kind[kind], outputs[kind] = _searched(block, loader, arrival)
             stream.advance(outputs[kind])  # of a block like it: only the shape counts
     finally:
         stream.abandon()
         ungate()
         loader.drop(lambda name: True)
-    return _named(blocks, kinds, found, loader)
+    return _named(blocks, kinds, by_kind, loader)
 
 
 def prepare(model: Any) -> None:
@@ -82,30 +82,33 @@ def kind_of(block: nn.Module) -> Any:
     return modules, tuple((name, tuple(parameter.shape)) for name, parameter in block.named_parameters())
 
 
-def _searched(block: Block, loader: PartialModel, arrival: Any) -> tuple[tuple[Block, Found], Any]:
+def _searched(block: Block, loader: PartialModel, arrival: Any) -> tuple[tuple[Block, BlockGroups], Any]:
     loader.load(block.owns)
 
     def run() -> Any:
         return block.module(*arrival.args, **arrival.kwargs)
 
     with torch.no_grad():
-        found, output = find_places(block.module, run), run()
+        outcome, output = find_scaling_groups(block.module, run), run()
     loader.drop(block.owns)
-    return (block, found), output
+    return (block, outcome), output
 
 
 def _named(
-    blocks: Sequence[Block], kinds: Sequence[Any], found: Mapping[Any, tuple[Block, Found]], loader: PartialModel
-) -> Places:
+    blocks: Sequence[Block],
+    kinds: Sequence[Any],
+    by_kind: Mapping[Any, tuple[Block, BlockGroups]],
+    loader: PartialModel,
+) -> ScalingGroups:
     """The finds of one block of each kind as those of all blocks, by names in the checkpoint."""
     sources = sources_of(loader)
     places: list[Place] = []
     left: list[tuple[str, ...]] = []
     for block, kind in zip(blocks, kinds, strict=True):
-        if kind not in found:
+        if kind not in by_kind:
             continue
         prefix = f"{block.name}." if block.name else ""
-        for place in found[kind][1].places:
+        for place in by_kind[kind][1].places:
             consumers = in_checkpoint(place.consumers, prefix, sources, loader)
             producers = in_checkpoint(place.producers, prefix, sources, loader)
             if consumers is None or producers is None:
@@ -114,8 +117,8 @@ def _named(
                 )
             else:
                 places.append(replace(place, consumers=consumers, producers=producers))
-        left += [tuple(n for p in group for n in sources.get(prefix + p, ())) for group in found[kind][1].left]
-    return Places(tuple(places), tuple(filter(None, left)))
+        left += [tuple(n for p in group for n in sources.get(prefix + p, ())) for group in by_kind[kind][1].left]
+    return ScalingGroups(tuple(places), tuple(filter(None, left)))
 
 
 def sources_of(loader: PartialModel) -> dict[str, list[str]]:

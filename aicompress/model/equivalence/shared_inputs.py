@@ -1,4 +1,4 @@
-"""Which layers share an input, such as query, key and value, found without weights or data."""
+"""Find layers that share an input, such as query, key and value, without weights or data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a block does while it runs: which of its matrices are given what, and what its normalizations put out."""
+"""Trace a running block: the inputs of its matrix products and the outputs of its normalizations."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Fast modules of compressed layers on a CPU, and which one a stored form gets."""
+"""Fast CPU modules for stored forms, and the choice among them."""

@@ -1,4 +1,4 @@
-"""Neighbouring bfloat16 layers of an encoder joined: what flows between them is not widened and narrowed again."""
+"""Fuse neighbouring bfloat16 layers of an encoder, so that values between them stay in bfloat16."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ class JoinedLayer:
         query, key, value = heads.transpose(1, 3).unbind(2)  # (batch, heads, tokens, width of a head) each
         mixed = F.scaled_dot_product_attention(query, key, value, attention_mask, scale=attention.scaling)
         rows = mixer.rows(mixed.transpose(1, 2).reshape(len(rows), -1), rows)
-        found: Tensor = last.rows(activation(first.multiply(rows)), rows)
-        return found.view(hidden_states.shape)
+        hidden: Tensor = last.rows(activation(first.multiply(rows)), rows)
+        return hidden.view(hidden_states.shape)
 
     def _is_plain(self, options: dict[str, Any]) -> bool:
         """Whether nothing is asked for but the outputs, and the layer is as it was joined."""

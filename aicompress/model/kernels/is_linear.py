@@ -1,4 +1,4 @@
-"""Which modules are linear layers: by what they compute, not by their class alone."""
+"""Recognise linear layers by what they compute, not by their class alone."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def _acts_linear(kind: Any, biased: bool) -> bool:
     expected = nn.functional.linear(x, weight, bias if biased else None)
     try:
         with torch.no_grad():
-            found = small(x)
+            product = small(x)
     except Exception:  # whatever it lacks that its own constructor sets, or asks for beside its input
         return False
-    return isinstance(found, Tensor) and found.shape == expected.shape and torch.allclose(found, expected, atol=1e-5)
+    return (
+        isinstance(product, Tensor) and product.shape == expected.shape and torch.allclose(product, expected, atol=1e-5)
+    )

@@ -9,6 +9,7 @@ to bfloat16 (relative error below 1e-2 of a layer's output), or of inputs to 8 b
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar
 
 import torch
@@ -28,6 +29,22 @@ INT8_ROWS = 2
 def has_fast_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 matrices natively."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+@cache
+def has_exact_int8() -> bool:
+    """Whether oneDNN's int8 product is exact on this CPU: without VNNI, sums of two products saturate at 16 bits."""
+    columns = 64
+    packed = torch.ops.onednn.qlinear_prepack(torch.full((16, columns), 127, dtype=torch.int8), None)
+    scale, zero = torch.ones(16), torch.zeros(16, dtype=torch.int64)
+    for rows in (1, 16):
+        codes = torch.full((rows, columns), 255, dtype=torch.uint8)
+        product = torch.ops.onednn.qlinear_pointwise(
+            codes, 1.0, 128, packed, scale, zero, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        if not bool((product == columns * 127 * 127).all()):
+            return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -131,6 +148,22 @@ class Int8Linear(FastLinear):
             codes, 1.0, 128, self.packed, self.scale, self.zero, None, 1.0, 0, torch.float32, "none", [], ""
         )
         y.mul_(scale)
+        return (y if self.bias is None else y.add_(self.bias)).to(x.dtype)
+
+
+class RoundedInputLinear(FastLinear):
+    """8-bit weights and inputs as float32 numbers, for a CPU whose int8 product is not exact: 4 bytes per weight."""
+
+    kernel = "int8 as float32"
+
+    def __init__(self, weight: IntGrouped, bias: Tensor | None) -> None:
+        super().__init__(weight.shape, bias)
+        self.matrix = weight.dense().float().contiguous()
+
+    def multiply(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        scale = wide.abs().amax(1, keepdim=True).div_(127).clamp_(min=torch.finfo(torch.float32).tiny)
+        y = F.linear((wide / scale).round_().mul_(scale), self.matrix)
         return (y if self.bias is None else y.add_(self.bias)).to(x.dtype)
 
 

@@ -1,4 +1,4 @@
-"""Layers with few weights left: a compressed-row product where it is the faster one on this machine, which is measured.
+"""Sparse layers: a compressed-row product where a measurement on this machine finds it faster than a dense one.
 
 MKL's product with a CSR matrix takes time in proportion to the survivors and is far from a dense product's rate, so
 that it wins only where nearly all weights are gone; where exactly depends on the shape, the dtype and the processor.

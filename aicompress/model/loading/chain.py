@@ -1,4 +1,4 @@
-"""Modules for checkpoints that name no architecture: a chain of layers and operations, or the user's own function.
+"""Build modules for checkpoints that name no architecture: a chain of layers, or the user's own factory.
 
     model: {sequential: [flatten, fc1, relu, fc2, relu, fc3]}
 
@@ -114,13 +114,13 @@ class _BatchNorm(nn.BatchNorm2d):
 
 
 def _options(step: str, options: str) -> dict[str, int]:
-    found: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     for option in filter(None, options.split(",")):
         key, _, value = option.partition("=")
         if key not in ("stride", "padding", "groups"):
             raise RecipeError(f"model.sequential: {step!r} has an unknown option {key!r}", "stride, padding, groups")
-        found[key] = _number(step, value)
-    return found
+        numbers[key] = _number(step, value)
+    return numbers
 
 
 def _number(step: str, text: str) -> int:

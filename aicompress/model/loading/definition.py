@@ -1,4 +1,4 @@
-"""What a model definition says of its parameters: which are layers, and of what kind."""
+"""Kinds of layers, tied parameters and Auto classes of a checkpoint, from its transformers definition."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def layer_kinds(config: dict[str, Any], names: Iterable[str]) -> dict[str, Kind 
         return None
     known = _parameter_kinds(model)
     prefix = f"{model.base_model_prefix}."
-    found: dict[str, Kind | None] = {}
+    kinds: dict[str, Kind | None] = {}
     others: list[str] = []
     for name in names:
         variant = next((v for v in (name, prefix + name, name.removeprefix(prefix)) if v in known), None)
         if variant is not None:
-            found[name] = known[variant]
+            kinds[name] = known[variant]
         else:
             others.append(name)
-    return found | _renamed_kinds(model, known, others)
+    return kinds | _renamed_kinds(model, known, others)
 
 
 def _renamed_kinds(model: Any, known: Mapping[str, Kind | None], names: list[str]) -> dict[str, Kind | None]:
@@ -120,7 +120,7 @@ def auto_class_names(config: dict[str, Any]) -> dict[str, str]:
     """
     from transformers.models.auto import modeling_auto
 
-    found: dict[str, str] = {}
+    classes: dict[str, str] = {}
     for auto, kind in vars(modeling_auto).items():
         mapping = getattr(kind, "_model_mapping", None)
         if not auto.startswith("AutoModel") or mapping is None:
@@ -129,20 +129,20 @@ def auto_class_names(config: dict[str, Any]) -> dict[str, str]:
         names = known if isinstance(known, list | tuple) else [known] if known else []
         if names:
             named = _architecture(config)
-            found[auto] = CLASS_PREFIX + (named if named in names else names[0])
-    return found
+            classes[auto] = CLASS_PREFIX + (named if named in names else names[0])
+    return classes
 
 
 def _parameter_kinds(model: Any) -> dict[str, Kind | None]:
     """Kind of every parameter of two or more dimensions; others are left to be copied."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     backbone = set(model.base_model.modules())
-    found: dict[str, Kind | None] = {}
+    kinds: dict[str, Kind | None] = {}
     for module_name, module in model.named_modules():
         for name, _ in module.named_parameters(recurse=False):
             full = f"{module_name}.{name}" if module_name else name
-            found[full] = _module_kind(module, module is head or module not in backbone) if name == "weight" else None
-    return found
+            kinds[full] = _module_kind(module, module is head or module not in backbone) if name == "weight" else None
+    return kinds
 
 
 def _module_kind(module: nn.Module, is_head: bool) -> Kind | None:

@@ -1,4 +1,4 @@
-"""Parameters of a checkpoint put into a model one by one, each checked, compressed ones in their stored form."""
+"""Fill a model with a checkpoint's parameters one by one, each checked, compressed ones in their stored form."""
 
 from __future__ import annotations
 
@@ -90,13 +90,13 @@ class Filling:
 
     def check(self, model: Any, targets: dict[str, tuple[str, Any]], expected: set[str]) -> None:
         """Names must agree exactly, but for tied parameters and buffers that the architecture computes."""
-        found = {target for target, _ in targets.values()}
+        given = {target for target, _ in targets.values()}
         for _, merge in targets.values():
             if merge is not None:  # one conversion may fill several parameters
-                found |= {name for name in expected if any(p in name for p in merge[1].target_patterns)}
+                given |= {name for name in expected if any(p in name for p in merge[1].target_patterns)}
         tied = getattr(model, "all_tied_weights_keys", {})
         groups = [{target, source} for target, source in tied.items()]
-        missing = [n for n in expected - found if not any(n in group and group & found for group in groups)]
+        missing = [n for n in expected - given if not any(n in group and group & given for group in groups)]
         missing = sorted(set(missing) - computed(model, missing))
         ignored = [re.compile(p) for p in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
         unexpected = [

@@ -1,4 +1,4 @@
-"""A checkpoint as a running model: built without memory, filled tensor by tensor, nothing left random."""
+"""Load a checkpoint as a running model: built on the meta device, filled tensor by tensor, nothing left random."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parameters that an architecture keeps merged, such as the experts of a mixture: which part of which tensor is whose.
+"""Locate checkpoint tensors inside parameters that transformers keeps merged, such as the experts of a mixture.
 
 Checkpoints hold a matrix per expert, `experts.3.w1.weight`; the model one tensor, `experts.gate_up_proj` (experts, out,
 in). How they are merged is known to transformers alone, so it is found out with a probe: small numbered matrices are
@@ -66,8 +66,8 @@ def converted(model: Any, target: str, sources: Mapping[str, tuple[Any, Tensor]]
     for name in names:
         (pattern, _), tensor = sources[name]
         converter.add_tensor(target, name, pattern, tensor)
-    found = converter.convert(target, model=model, config=model.config)
-    return {name: value[0] if isinstance(value, list) else value for name, value in found.items()}
+    tensors = converter.convert(target, model=model, config=model.config)
+    return {name: value[0] if isinstance(value, list) else value for name, value in tensors.items()}
 
 
 def slots(model: Any, target: str, sources: Mapping[str, tuple[Any, tuple[int, ...]]]) -> dict[str, Slot]:
@@ -84,7 +84,7 @@ def slots(model: Any, target: str, sources: Mapping[str, tuple[Any, tuple[int, .
     shapes = {shape for _, shape in sources.values()}
     if merged is None or merged.ndim != 3 or merged.numel() != 2 * len(sources) or len(shapes) != 1:
         return {}
-    found: dict[str, Slot] = {}
+    slots: dict[str, Slot] = {}
     module, _, leaf = target.rpartition(".")
     (shape,) = shapes
     for number, name in enumerate(sources):
@@ -93,5 +93,5 @@ def slots(model: Any, target: str, sources: Mapping[str, tuple[Any, tuple[int, .
         height, width = shape[::-1] if transposed else shape
         # Where the probe is one row of two numbers, the matrix is `height` rows of `width`.
         begin = (first[1] // 2 * height, first[2] * width) if transposed else (first[1] * height, first[2] // 2 * width)
-        found[name] = Slot(module, leaf, first[0], begin, transposed)
-    return found
+        slots[name] = Slot(module, leaf, first[0], begin, transposed)
+    return slots

@@ -1,4 +1,4 @@
-"""What a model definition expects of a checkpoint: parameters that are missing, or of another shape."""
+"""Parameters that a model definition expects and a checkpoint lacks, or holds in another shape."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def mismatches(config: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) ->
     for name, parameter in model.named_parameters(remove_duplicate=False):
         tied.setdefault(id(parameter), []).append(name)
     made = computed(model, [name for name, _ in model.named_parameters()])
-    found: list[str] = []
+    problems: list[str] = []
     for wanted, parameter in model.named_parameters():
         source = next((present[name] for name in tied[id(parameter)] if name in present), None)
         if source is None and wanted not in made and not any(pattern in wanted for pattern in merged):
-            found.append(f"{wanted} is missing")
+            problems.append(f"{wanted} is missing")
         elif source is not None and tuple(parameter.shape) != shapes[source]:
-            found.append(f"{source} is {list(shapes[source])}, config.json says {list(parameter.shape)}")
-    return found
+            problems.append(f"{source} is {list(shapes[source])}, config.json says {list(parameter.shape)}")
+    return problems

@@ -1,4 +1,4 @@
-"""Large parameters that a running model may never read again: given back, and read from the file when it asks."""
+"""Offload large parameters of a running model: freed, and read from the file again when the model asks."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ LEAST = 1 << 24  # bytes of a parameter that is worth a second read
 
 
 @dataclass
-class Loan:
-    """What brings back parameters that share a tensor, once.
+class Offload:
+    """Parameters that share one tensor and are offloaded together.
 
     Attributes:
         fetch: puts the tensor into all of them.
@@ -29,24 +29,24 @@ class Loan:
             self.fetch()
 
 
-class Lent(dict[str, nn.Parameter | None]):
+class OffloadedParameters(dict[str, nn.Parameter | None]):
     """The parameters of one module, of which some are away until they are read.
 
     A module looks its parameters up here whoever asks for them, so that none can be read while it is away. Going
     through all of them fetches none.
 
     Attributes:
-        away: the loan of each parameter that is away, by name.
+        away: what brings back each parameter that is away, by name.
     """
 
     def __init__(self, parameters: dict[str, nn.Parameter | None]) -> None:
         super().__init__(parameters)
-        self.away: dict[str, Loan] = {}
+        self.away: dict[str, Offload] = {}
 
     def __getitem__(self, leaf: str) -> nn.Parameter | None:
-        loan = self.away.pop(leaf, None)
-        if loan is not None:
-            loan.end()
+        offloaded = self.away.pop(leaf, None)
+        if offloaded is not None:
+            offloaded.end()
         return super().__getitem__(leaf)
 
     def __setitem__(self, leaf: str, parameter: nn.Parameter | None) -> None:
@@ -54,8 +54,8 @@ class Lent(dict[str, nn.Parameter | None]):
         super().__setitem__(leaf, parameter)
 
 
-def lend(module: nn.Module, leaf: str, loan: Loan) -> None:
-    """Let a parameter that is on the meta device come back when it is read."""
-    if not isinstance(module._parameters, Lent):
-        module._parameters = Lent(module._parameters)
-    module._parameters.away[leaf] = loan
+def offload(module: nn.Module, leaf: str, offloaded: Offload) -> None:
+    """Mark a parameter on the meta device as offloaded: it is read again when the model asks for it."""
+    if not isinstance(module._parameters, OffloadedParameters):
+        module._parameters = OffloadedParameters(module._parameters)
+    module._parameters.away[leaf] = offloaded

@@ -1,4 +1,4 @@
-"""A model of which only some parts are in memory: loaded from the checkpoint when needed, dropped after."""
+"""A model with only some of its parts in memory: loaded from the checkpoint when needed, dropped after."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.model.hf.modeling_aicompress import parameter_names
 from aicompress.model.loading.fill import Filling, make_computed
 from aicompress.model.loading.merged_experts import Slot, slots
-from aicompress.model.loading.on_demand import LEAST, Loan, lend
+from aicompress.model.loading.on_demand import LEAST, Offload, offload
 from aicompress.model.loading.resize import resize
 
 
@@ -140,7 +140,7 @@ class PartialModel:
                 empty = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
                 self.model.get_submodule(parent)._parameters[leaf] = empty
 
-    def lend(self, owns: Callable[[str], bool]) -> None:
+    def offload(self, owns: Callable[[str], bool]) -> None:
         """Send large parameters back to the meta device; each is loaded again when the model next reads it."""
         named = self.model.named_parameters(remove_duplicate=False)
         large = {name for name, parameter in named if owns(name) and parameter.nbytes >= LEAST}
@@ -148,9 +148,9 @@ class PartialModel:
             if shared.isdisjoint(self._filling.held):
                 continue  # the architecture made it
             self.drop(shared.__contains__)
-            loan = Loan(partial(self.load, shared.__contains__))
+            offloaded = Offload(partial(self.load, shared.__contains__))
             for parent, _, leaf in (name.rpartition(".") for name in shared):
-                lend(self.model.get_submodule(parent), leaf, loan)
+                offload(self.model.get_submodule(parent), leaf, offloaded)
 
     def _sharing(self, target: str) -> frozenset[str]:
         """A parameter of the model and those that share its tensor."""

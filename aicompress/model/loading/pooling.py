@@ -1,4 +1,4 @@
-"""Sentence embeddings out of token states, as a sentence-transformers checkpoint describes them."""
+"""Pool token states into sentence embeddings, as a sentence-transformers checkpoint describes it."""
 
 from __future__ import annotations
 
@@ -86,6 +86,6 @@ def _mode(plain: dict[str, Any], folder: Path) -> str:
     modes += [mode for key, mode in MODES.items() if plain.get(key)]
     other = [key for key, value in plain.items() if key.startswith("pooling_mode_") and value and key not in MODES]
     if len(modes) != 1 or modes[0] not in _POOLED or other:
-        found = ", ".join(modes + other) or "none"
-        raise CheckpointError(f"{folder}: pooling by {found} is not supported", f"one of {', '.join(_POOLED)}")
+        named = ", ".join(modes + other) or "none"
+        raise CheckpointError(f"{folder}: pooling by {named} is not supported", f"one of {', '.join(_POOLED)}")
     return modes[0]

@@ -1,4 +1,4 @@
-"""Layers whose `weight` an architecture's own code reads, beside calling them.
+"""Find layers whose `weight` an architecture's own code reads, beside calling them.
 
 A reader of packed weights takes the parameter `weight` away. Most architectures never notice; some read it in a forward
 of their own (Mamba multiplies by its time projection's weight, T5 asks for a dtype) or as they initialize a model.
@@ -73,13 +73,15 @@ def _reads(kind: Any) -> _Reads:
         if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id in ("isinstance", "hasattr")
         for argument in n.args
     }
-    found = {
+    attributes = {
         node: node.value.attr
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and node.attr == "weight" and isinstance(node.ctx, ast.Load)
         if isinstance(node.value, ast.Attribute)
     }
-    return _Reads(frozenset(found.values()), frozenset(name for n, name in found.items() if id(n) not in about))
+    return _Reads(
+        frozenset(attributes.values()), frozenset(name for n, name in attributes.items() if id(n) not in about)
+    )
 
 
 def _fails_to_initialize(model: Any, layers: list[nn.Module]) -> bool:

@@ -1,4 +1,4 @@
-"""What runs through a model block by block, and how much a block changes it: its influence, 1 − E cos(x_in, x_out).
+"""Block influence: how much a block changes its input, 1 − E cos(x_in, x_out).
 
 Men et al. 2024 (ShortGPT, arXiv:2403.03853, eq. 1). A block of little influence can be skipped. Blocks that are skipped
 hand on what they are given, so that the others are measured as they would be without them.
@@ -19,7 +19,7 @@ from aicompress.errors import CompressError
 from aicompress.model.blocks.all_reduce import Team
 from aicompress.model.blocks.find import Block, find_blocks
 from aicompress.model.blocks.input_errors import accepting
-from aicompress.model.blocks.paused_forward import Arrival, Stream, gate
+from aicompress.model.blocks.paused_forward import Arrival, PausedForward, gate
 from aicompress.model.blocks.walk import Batch, Loader, prepare
 
 RunBlock = Callable[[Block, Arrival, Batch], Any]
@@ -51,7 +51,7 @@ class Passage:
         prepare(self.model)
         self.loader.load(lambda name: not any(block.owns(name) for block in blocks))
         ungate = gate([block.module for block in blocks])
-        streams = [Stream(lambda batch=batch: self.model(**batch)) for batch in self.batches]  # type: ignore[misc]
+        streams = [PausedForward(lambda batch=batch: self.model(**batch)) for batch in self.batches]  # type: ignore[misc]
         try:
             with accepting():
                 for stream in streams:
@@ -76,20 +76,20 @@ class Passage:
         Raises:
             CompressError: no block is reached.
         """
-        found: dict[str, Tensor] = {}
+        changes: dict[str, Tensor] = {}
 
         def run_block(block: Block, arrival: Arrival, batch: Batch) -> Any:
             given, output = _hidden_states(arrival), block.module(*arrival.args, **arrival.kwargs)
             if block.name in skipped:
                 return given if isinstance(output, Tensor) else (given, *output[1:])
             first = output if isinstance(output, Tensor) else output[0]
-            found[block.name] = found.get(block.name, 0) + _change(given, first, batch.get("attention_mask"))
+            changes[block.name] = changes.get(block.name, 0) + _change(given, first, batch.get("attention_mask"))
             return output
 
         self.run(run_block)
-        if not found:
+        if not changes:
             raise CompressError("the model's forward pass never reaches its blocks", "check the calibration inputs")
-        sums = {name: self.team.total(total) for name, total in found.items()}
+        sums = {name: self.team.total(total) for name, total in changes.items()}
         return {name: float(total[0] / total[1]) for name, total in sums.items()}
 
 

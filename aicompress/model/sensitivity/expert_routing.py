@@ -1,4 +1,4 @@
-"""How much each expert of a mixture gives: what it is asked for, and what its answers weigh.
+"""Importance of experts from their routing: frequency of use, and router-weighted output norm.
 
 REAP (Lasby et al. 2025, arXiv:2510.13999, eq. 8): the mean over the tokens routed to an expert of g ‖f(x)‖, the gate
 value g of the chosen experts made to sum to one. Experts are modules that are called with hidden states, the chosen

@@ -25,7 +25,7 @@ from aicompress.layer import GradientStats
 from aicompress.model.blocks.all_reduce import Team
 from aicompress.model.blocks.find import Block, find_blocks
 from aicompress.model.blocks.input_errors import accepting
-from aicompress.model.blocks.paused_forward import Stream, gate
+from aicompress.model.blocks.paused_forward import PausedForward, gate
 from aicompress.model.blocks.walk import Loader, prepare
 from aicompress.model.sensitivity.loss import Objective, Sample
 from aicompress.model.sensitivity.moments import SpreadError, Sums, Watched, harvest, watch
@@ -135,9 +135,9 @@ class _Reverse:
         job.model.requires_grad_(False)
         glue = watch(job.model, self._of(self.outside))
         ungate = gate([block.module for block in self.blocks])
-        streams: list[Stream] = []
+        streams: list[PausedForward] = []
         try:
-            streams += [Stream(_forward(job.model, sample)) for sample in job.samples]
+            streams += [PausedForward(_forward(job.model, sample)) for sample in job.samples]
             for number, stream in enumerate(streams):
                 stream.start()
                 self._ended(number, stream, glue)
@@ -151,7 +151,7 @@ class _Reverse:
         if glue:
             self.keep({name: each.moments(self.count, job.team) for name, each in glue.items()})
 
-    def _forward(self, streams: Sequence[Stream], index: int, glue: Mapping[str, Sums]) -> None:
+    def _forward(self, streams: Sequence[PausedForward], index: int, glue: Mapping[str, Sums]) -> None:
         """All samples through one block."""
         block = self.blocks[index]
         if self.inside[block.name] and any(call.block == index for call in self.calls[0]):
@@ -171,7 +171,7 @@ class _Reverse:
         self.job.loader.drop(block.owns)
         self.progress(len(self.calls[0]), 3 * len(self.calls[0]) + 1)
 
-    def _ended(self, number: int, stream: Stream, glue: Mapping[str, Sums]) -> None:
+    def _ended(self, number: int, stream: PausedForward, glue: Mapping[str, Sums]) -> None:
         """At the end of a forward pass its loss is differentiated at once, so that one sample's logits are held."""
         if stream.arrival is not None:
             return
@@ -247,8 +247,8 @@ def _detached(tree: Any) -> Any:
 
 
 def _leaf(output: Tensor) -> Tensor:
-    found = output.detach()
-    return found.requires_grad_() if found.is_floating_point() else found
+    leaf = output.detach()
+    return leaf.requires_grad_() if leaf.is_floating_point() else leaf
 
 
 def _differentiable(each: Any) -> bool:

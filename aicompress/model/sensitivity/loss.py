@@ -72,8 +72,8 @@ def logits_of(output: Any) -> Tensor | None:
     """Scores of classes or tokens; what a bare module returns is taken for them."""
     if isinstance(output, Tensor):
         return output
-    found = getattr(output, "logits", None)
-    return found if isinstance(found, Tensor) else None
+    logits = getattr(output, "logits", None)
+    return logits if isinstance(logits, Tensor) else None
 
 
 def states_of(output: Any) -> Tensor:
@@ -82,7 +82,7 @@ def states_of(output: Any) -> Tensor:
     Raises:
         TypeError: the output holds none.
     """
-    found = getattr(output, "last_hidden_state", None)
-    if not isinstance(found, Tensor):
+    states = getattr(output, "last_hidden_state", None)
+    if not isinstance(states, Tensor):
         raise TypeError(f"{type(output).__name__} holds neither logits nor states")
-    return found
+    return states

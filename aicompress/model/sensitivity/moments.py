@@ -1,4 +1,4 @@
-"""Moments of weights' per-sample gradients, added up as the samples are differentiated."""
+"""Accumulate first and second moments of per-sample gradients."""
 
 from __future__ import annotations
 
@@ -87,13 +87,13 @@ class Sums:
 
 def watch(model: Any, wanted: Mapping[str, Watched]) -> dict[str, Sums]:
     """Sums for weights that are in memory, which from now on get gradients."""
-    found: dict[str, Sums] = {}
+    sums: dict[str, Sums] = {}
     for name, watched in wanted.items():
         leaf = watched.place.leaf if isinstance(watched.place, Slot) else "weight"
         parameter = model.get_submodule(watched.module)._parameters[leaf]
         parameter.requires_grad_(True)
-        found[name] = Sums(watched, parameter, watched.part() if watched.part is not None else None)
-    return found
+        sums[name] = Sums(watched, parameter, watched.part() if watched.part is not None else None)
+    return sums
 
 
 def harvest(sums: Mapping[str, Sums], sample: int) -> None:

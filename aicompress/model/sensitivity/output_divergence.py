@@ -1,4 +1,4 @@
-"""How much a model's outputs change when some of its weights do, asked many times.
+"""Divergence of a model's outputs from the original's when some of its weights are changed, for many such changes.
 
 The uncompressed model runs once, block by block, and every block's output is kept. A change is then tried on the same
 batches: what comes before the first changed block is not run again. Weights of a model that is large are read from the
@@ -66,8 +66,8 @@ class _Reference:
 
 def _expected(likely: Tensor, logits: Tensor) -> Tensor:
     """Σ p log softmax(z) = Σ p z − log Σ exp z of each row, without the softmax of every number, (rows,)."""
-    found: Tensor = torch.linalg.vecdot(likely, logits) - logits.logsumexp(dim=-1)
-    return found
+    expected: Tensor = torch.linalg.vecdot(likely, logits) - logits.logsumexp(dim=-1)
+    return expected
 
 
 class Probe:
@@ -117,8 +117,8 @@ class Probe:
                 self._running, self._batch = self._calls[number], number
                 with accepting():
                     output = self._model(**batch)
-                found, self._logits = output_of(output)
-                rows = self._rows(found, batch)
+                reference, self._logits = output_of(output)
+                rows = self._rows(reference, batch)
                 if not torch.isfinite(rows).all():
                     hint = "check the calibration inputs, or use a checkpoint in a wider dtype"
                     raise CompressError("the uncompressed model's outputs hold NaN or infinity", hint)
@@ -168,8 +168,8 @@ class Probe:
                 self._batch = number
                 for call in self._calls[number]:
                     if call.block == index:
-                        found = self._blocks[call.block].module(*call.args, **call.kwargs)
-                        difference = _leading(found) - _leading(call.output)
+                        output = self._blocks[call.block].module(*call.args, **call.kwargs)
+                        difference = _leading(output) - _leading(call.output)
                         lost += float(_real(difference, batch).double().square().sum())
         return lost if math.isfinite(lost) else BROKEN
 
@@ -263,10 +263,10 @@ def _leading(output: Any) -> Tensor:
     """The first tensor of a module's output."""
     if isinstance(output, Tensor):
         return output
-    found: Tensor = next(
+    state: Tensor = next(
         part for part in (output.values() if isinstance(output, Mapping) else output) if part is not None
     )
-    return _leading(found)
+    return _leading(state)
 
 
 def _real(output: Tensor, batch: Batch) -> Tensor:

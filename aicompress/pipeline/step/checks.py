@@ -29,11 +29,16 @@ def known_kinds(checkpoint: Checkpoint) -> tuple[Mapping[str, Kind | None] | Non
 
 
 def left_out(checkpoint: Checkpoint) -> list[str]:
-    """A warning when files of the input are not taken along."""
-    left = checkpoint.source.left_out
-    if not left:
-        return []
-    return [f"not taken along: {', '.join(map(str, left[:5]))}" + (", ..." if len(left) > 5 else "")]
+    """Warnings that name files of the input which are not taken along."""
+    kinds = {
+        "not taken along": checkpoint.source.left_out,
+        "links out of the folder, left out": checkpoint.source.outside,
+    }
+    return [
+        f"{why}: {', '.join(map(str, files[:5]))}" + (", ..." if len(files) > 5 else "")
+        for why, files in kinds.items()
+        if files
+    ]
 
 
 def confined(output: Output) -> list[str]:

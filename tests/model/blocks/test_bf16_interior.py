@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.model.blocks.bf16_interior import NarrowInterior, given, interior, widened
+from aicompress.model.blocks.bf16_interior import Bf16Interior, given, interior, widened
 from aicompress.model.blocks.walk import Walk, walk
 from aicompress.model.kernels import bf16_products as products
 from aicompress.model.kernels.bf16_products import RoundedLayers
@@ -42,7 +42,7 @@ def passes(model: Any, **inputs: Any) -> tuple[Tensor, Tensor]:
     """First outputs, exact and narrow."""
     model.eval()
     exact = model(**inputs)[0]
-    with NarrowInterior():
+    with Bf16Interior():
         narrow = model(**inputs)
     return exact, widened(narrow[0])
 
@@ -83,7 +83,7 @@ def test_padding_on_either_side_stays_masked(kind: str, attention: str) -> None:
 
 def test_large_layers_and_attention_give_bfloat16_and_sums_with_the_stream_float32() -> None:
     x, w, b = draw(2, 16, 32), draw(32, 32, seed=1), draw(32, seed=2)
-    with NarrowInterior():
+    with Bf16Interior():
         layer, transposed = functional.linear(x, w, b), torch.addmm(b, x[0], w)
         heads = layer.view(2, 16, 4, 8).transpose(1, 2)
         attended = functional.scaled_dot_product_attention(heads, heads.float(), heads, is_causal=True)
@@ -99,7 +99,7 @@ def test_large_layers_and_attention_give_bfloat16_and_sums_with_the_stream_float
 def test_routers_normalizations_and_softmax_give_float32() -> None:
     x = draw(4, 64).bfloat16()
     router, weight = draw(4, 64, seed=1), torch.ones(64)
-    with NarrowInterior():
+    with Bf16Interior():
         logits = functional.linear(x, router)
         rest = [functional.layer_norm(x, (64,), weight), x.softmax(-1), x.pow(2).mean(-1), x @ x.t(), torch.tanh(x)]
     assert [t.dtype for t in (logits, *rest)] == [WIDE] * 6
@@ -110,16 +110,16 @@ def test_routers_normalizations_and_softmax_give_float32() -> None:
 def test_small_layers_stay_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "LEAST", 1 << 14)
     x, w = draw(8, 32), draw(16, 32, seed=1)
-    with NarrowInterior():
+    with Bf16Interior():
         assert torch.equal(functional.linear(x, w), functional.linear(x, w))
-    with NarrowInterior():
+    with Bf16Interior():
         found = functional.linear(x, w)
     assert torch.equal(found, functional.linear(x, w))
 
 
 def test_a_few_factors_are_rounded_and_many_are_not() -> None:
     many, table = draw(4, 8, 16, 32).bfloat16(), draw(16, 32, seed=1)
-    with NarrowInterior():
+    with Bf16Interior():
         assert (many * table).dtype == NARROW
         assert (table * many).dtype == NARROW
         assert (many * draw(4, 8, 16, 32)).dtype == WIDE
@@ -130,7 +130,7 @@ def test_what_is_written_in_place_arrives() -> None:
     narrow, wide = draw(4, 8).bfloat16(), draw(4, 8, seed=1)
     order = torch.tensor([3, 1, 0, 2])
     sums, parts, turned = wide.clone(), narrow.clone(), narrow.clone()
-    with NarrowInterior():
+    with Bf16Interior():
         sums.index_add_(0, order, narrow)
         parts[1:3] = wide[1:3]
         turned.t().mul_(wide.t())
@@ -144,7 +144,7 @@ def test_what_is_written_in_place_arrives() -> None:
 
 def test_an_input_is_rounded_once_and_again_when_it_has_changed() -> None:
     x, w = draw(8, 32), draw(32, 32, seed=1)
-    with NarrowInterior():
+    with Bf16Interior():
         first = functional.linear(x, w)
         x.mul_(3)
         second = functional.linear(x, w)

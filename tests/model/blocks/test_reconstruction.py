@@ -10,9 +10,6 @@ from torch import Tensor, nn
 
 from aicompress.layer import as_matrix
 from aicompress.model.blocks.reconstruction import Movable, Pace, Stage, _Decoded, error, hidden, tune
-from aicompress.model.kernels import bf16_products as products
-from aicompress.model.kernels.bf16_products import RoundedLayers
-from aicompress.model.kernels.linear import has_fast_bfloat16
 from aicompress.weights import IntGrouped
 
 PACE = Pace(steps=30, rate=0.03, scale_rate=0.002)
@@ -148,23 +145,3 @@ def test_hidden_states_among_outputs() -> None:
     for output in (states, (states, None), [torch.ones(1, dtype=torch.int64), states], {"states": states}):
         assert hidden(output) is states
     assert hidden((None, "x")) is None
-
-
-@pytest.mark.skipif(not has_fast_bfloat16(), reason="this processor has no bfloat16 products")
-def test_gradients_of_rounded_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "LEAST", 1)
-    x, weight, bias = draw(2, 64, 96), draw(80, 96, seed=1), draw(80, seed=2)
-    found = []
-    for mode in (RoundedLayers(), None):
-        leaves = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
-        if mode is None:
-            nn.functional.linear(*leaves).square().sum().backward()
-        else:
-            with mode:
-                output = nn.functional.linear(*leaves)
-            output.square().sum().backward()
-        found.append([leaf.grad for leaf in leaves])
-    for rounded, exact in zip(*found, strict=True):
-        assert rounded is not None
-        assert exact is not None
-        assert 0 < (rounded - exact).norm() < 1e-2 * exact.norm()

@@ -14,7 +14,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.noise import NoiseCheckpoint
 from aicompress.checkpoint.rewritten import RewrittenCheckpoint
 from aicompress.model.equivalence.scaling_groups import Place
-from aicompress.model.equivalence.search import Places, probe
+from aicompress.model.equivalence.search import ScalingGroups, probe
 from aicompress.model.loading.load import build, load
 from aicompress.model.loading.partial_model import PartialModel
 from tests.pipeline.families import FAMILIES, ids
@@ -40,7 +40,7 @@ def noise(folder: Path) -> NoiseCheckpoint:
     return NoiseCheckpoint(**{own.name: getattr(checkpoint, own.name) for own in fields(Checkpoint)})
 
 
-def places_in(folder: Path, batch: dict[str, Any]) -> Places:
+def places_in(folder: Path, batch: dict[str, Any]) -> ScalingGroups:
     checkpoint = noise(folder)
     model = build(checkpoint)
     return probe(model, PartialModel(checkpoint, model, dtype=torch.float32), batch)

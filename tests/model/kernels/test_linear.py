@@ -11,7 +11,8 @@ from transformers.pytorch_utils import Conv1D
 
 from aicompress.errors import Refused
 from aicompress.model.hf.decoding_aicompress import rounded_input
-from aicompress.model.kernels import linear as modules
+from aicompress.model.kernels import select
+from aicompress.model.kernels.linear import has_exact_int8
 from aicompress.model.kernels.select import fast_linear, fast_module
 from aicompress.weights import IntGrouped, Weight
 from tests.model.compressed import halved, integers, low_rank
@@ -28,9 +29,13 @@ def relative(found: Tensor, expected: Tensor) -> float:
     return float((found.float() - expected).norm() / expected.norm())
 
 
+INT8 = "int8" if has_exact_int8() else "int8 as float32"
+# A processor without native bfloat16 products is tried everywhere, one with them only where oneDNN can run them.
+NATIVE = [False, True] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else [False]
+WITHOUT_BFLOAT16 = {"int8 weights": "dense", "bfloat16": "dense"}
 CASES: dict[str, tuple[Weight, str]] = {
-    "w8a8": (integers(matrix(), 8, activations=8), "int8"),
-    "w4a8": (integers(matrix(), 4, activations=8), "int8"),
+    "w8a8": (integers(matrix(), 8, activations=8), INT8),
+    "w4a8": (integers(matrix(), 4, activations=8), INT8),
     "w8": (integers(matrix(), 8), "int8 weights"),
     "w8 groups": (integers(matrix(), 8, 32), "bfloat16"),
     "w8 zeros": (integers(matrix(), 8, symmetric=False), "bfloat16"),
@@ -47,11 +52,15 @@ CASES: dict[str, tuple[Weight, str]] = {
 }
 
 
+@pytest.mark.parametrize("native", NATIVE)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("bias", [True, False])
-def test_kernels_agree_with_the_decoded_weight(case: str, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modules, "has_fast_bfloat16", lambda: True)
+def test_kernels_agree_with_the_decoded_weight(
+    case: str, bias: bool, native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(select, "has_fast_bfloat16", lambda: native)
     weight, kernel = CASES[case]
+    kernel = kernel if native else WITHOUT_BFLOAT16.get(kernel, kernel)
     offset = torch.randn(weight.shape[0]) if bias else None
     layer = fast_linear(weight, offset, torch.float32, resident=False)
     assert layer.kernel == kernel
@@ -66,6 +75,22 @@ def test_kernels_agree_with_the_decoded_weight(case: str, bias: bool, monkeypatc
         assert relative(found, expected) < (2e-2 if bits else 6e-3), rows
 
 
+def test_a_processor_whose_int8_product_saturates_is_not_asked_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(select, "has_exact_int8", lambda: False)
+    weight = integers(torch.full((OUT, COLUMNS), 1.0), 8, activations=8)
+    layer = fast_linear(weight, None, torch.float32, resident=False)
+    x = torch.full((3, COLUMNS), 1.0)
+    assert layer.kernel == "int8 as float32"
+    torch.testing.assert_close(layer(x), x @ weight.dense().t())
+
+
+@pytest.mark.parametrize("rows", [1, 16])
+def test_the_int8_kernel_that_is_chosen_is_exact_at_the_largest_codes(rows: int) -> None:
+    weight = integers(torch.full((OUT, COLUMNS), 1.0), 8, activations=8)
+    x = torch.full((rows, COLUMNS), 1.0)
+    torch.testing.assert_close(fast_linear(weight, None, torch.float32, resident=False)(x), x @ weight.dense().t())
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_the_int4_kernel_takes_a_narrow_last_group(symmetric: bool) -> None:
     """Groups of 64 in 96 columns are three of 32, of which two share a scale."""
@@ -77,23 +102,27 @@ def test_the_int4_kernel_takes_a_narrow_last_group(symmetric: bool) -> None:
         assert relative(layer(x), x @ weight.dense().t()) < 6e-3
 
 
+@pytest.mark.parametrize("native", NATIVE)
 @pytest.mark.parametrize("case", CASES)
-def test_weights_that_fit_into_the_cache_run_in_bfloat16(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modules, "has_fast_bfloat16", lambda: True)
-    weight, _ = CASES[case]
+def test_weights_that_fit_into_the_cache_run_in_bfloat16_where_it_is_native(
+    case: str, native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(select, "has_fast_bfloat16", lambda: native)
+    weight, kernel = CASES[case]
     layer = fast_linear(weight, None, torch.float32, resident=True)
-    assert layer.kernel == "bfloat16"
+    assert (layer.kernel == "bfloat16") == native
     x = torch.randn(9, COLUMNS)
+    rounding = 2e-2 if kernel == INT8 and not native else 6e-3  # of inputs to 8 bits, or to bfloat16
     with torch.no_grad():
-        assert relative(layer(x), x @ weight.dense().t()) < 6e-3
+        assert relative(layer(x), x @ weight.dense().t()) < rounding
 
 
 def test_without_native_bfloat16_nothing_is_decoded_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modules, "has_fast_bfloat16", lambda: False)
+    monkeypatch.setattr(select, "has_fast_bfloat16", lambda: False)
     kernels = {
         case: fast_linear(weight, None, torch.float32, resident=True).kernel for case, (weight, _) in CASES.items()
     }
-    assert set(kernels.values()) == {"int8", "int4", "dense"}
+    assert set(kernels.values()) == {INT8, "int4", "dense"}
     assert kernels["w8"] == kernels["w8 groups"] == "dense"
 
 

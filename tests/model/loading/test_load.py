@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
@@ -22,6 +23,7 @@ from transformers import (
     Wav2Vec2ForCTC,
 )
 
+from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CheckpointError, Refused
 from aicompress.layer import LayerInfo
 from aicompress.model.loading import fill as filling
@@ -40,6 +42,27 @@ def linears(bits: int, group: int = 0, **how: Any) -> Pick:
 
 def relative(found: Tensor, expected: Tensor) -> float:
     return float((found.float() - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("form", ["integers", "factors"])
+def test_a_compressed_weight_with_a_number_that_is_none_is_refused(
+    tiny_llama: Path, tmp_path: Path, form: str, value: float
+) -> None:
+    pick = linears(8) if form == "integers" else lambda info, w: low_rank(w, 4) if info.kind == "linear" else None
+    out = compress(tiny_llama, tmp_path / "out", pick)
+    file = out / "model.safetensors"
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    tensors, module = load_file(file), "model.layers.0.mlp.up_proj"
+    name = max(name for name in tensors if name.startswith(module) and tensors[name].is_floating_point())
+    tensors[name].view(-1)[0] = value
+    save_file(tensors, file, metadata)
+    with pytest.raises(CheckpointError, match=f"{module}.*NaN or infinite"):
+        Checkpoint.open(out).weight(f"{module}.weight")
+    for reading in (load, trainable):
+        with pytest.raises(CheckpointError, match="NaN or infinite"):
+            reading(out)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def lent(folder: Path, monkeypatch: pytest.MonkeyPatch, least: int = 0) -> tuple
     model = build(checkpoint)
     loader = PartialModel(checkpoint, model)
     loader.load(is_between)
-    loader.lend(is_between)
+    loader.offload(is_between)
     return model, loader
 
 
@@ -43,7 +43,7 @@ def test_a_parameter_comes_back_when_it_is_read(untied: Path, monkeypatch: pytes
     rows = model.model.embed_tokens(torch.arange(4))
     assert torch.equal(rows, Checkpoint.open(untied).dense("model.embed_tokens.weight")[:4])
     assert held(model) == {"model.embed_tokens.weight"}
-    loader.lend(is_between)
+    loader.offload(is_between)
     assert not held(model)
     assert not model.model.embed_tokens.weight.is_meta
 

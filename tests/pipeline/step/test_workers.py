@@ -20,8 +20,8 @@ PROGRAM = """
 import os, sys
 from pathlib import Path
 from aicompress.recipe.distillation import load
-from aicompress.pipeline.distillation.driver import Options, make_plan, run
-from aicompress.pipeline.output import Destination
+from aicompress.pipeline.distillation.run import Options, make_plan, run
+from aicompress.pipeline.step.output import Destination
 
 student, teacher, out, recipe = sys.argv[1:]
 report = run(make_plan(student, teacher, Destination(Path(out)), load(recipe)), Options(resume=True, latency="off"))
@@ -43,7 +43,7 @@ def test_two_processes_go_on_where_one_was_stopped_and_learn_what_one_learns(
     with pytest.raises(KeyboardInterrupt):
         run(plan, Options(save_seconds=0, progress=_stop))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
-    root = str(Path(__file__).parents[2])
+    root = str(Path(__file__).parents[3])
     done = subprocess.run(
         [*launcher, str(tiny_llama), str(trained_llama), str(tmp_path / "together"), str(recipe)],
         env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModel
 
 from aicompress.errors import Refused
-from aicompress.model.kernels import linear as modules
+from aicompress.model.kernels import select
 from aicompress.model.kernels.fusion import LIKE_BERT, JoinedLayer, ResidualNorm
 from aicompress.model.loading.load import load
 from tests.model.compressed import compress, integers
@@ -40,7 +40,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parametrize("kind", sorted(LIKE_BERT))
 def test_joined_encoders_stay_near_the_reference(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modules, "has_fast_bfloat16", lambda: True)
+    monkeypatch.setattr(select, "has_fast_bfloat16", lambda: True)
     path = compress(
         encoder(kind, tmp_path / "in"),
         tmp_path / "out",
@@ -59,7 +59,7 @@ def test_joined_encoders_stay_near_the_reference(kind: str, tmp_path: Path, monk
 def test_a_layer_with_a_plain_neighbour_is_left_alone(
     dense: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(modules, "has_fast_bfloat16", lambda: True)
+    monkeypatch.setattr(select, "has_fast_bfloat16", lambda: True)
     path = compress(
         encoder("bert", tmp_path / "in"),
         tmp_path / "out",
@@ -69,7 +69,7 @@ def test_a_layer_with_a_plain_neighbour_is_left_alone(
 
 
 def test_every_hidden_state_keeps_its_dtype(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modules, "has_fast_bfloat16", lambda: True)
+    monkeypatch.setattr(select, "has_fast_bfloat16", lambda: True)
     path = compress(
         encoder("bert", tmp_path / "in"),
         tmp_path / "out",
@@ -83,7 +83,7 @@ def test_every_hidden_state_keeps_its_dtype(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_decoder_with_cross_attention_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modules, "has_fast_bfloat16", lambda: True)
+    monkeypatch.setattr(select, "has_fast_bfloat16", lambda: True)
     path = compress(
         encoder("bert", tmp_path / "in", is_decoder=True, add_cross_attention=True),
         tmp_path / "out",
@@ -96,7 +96,7 @@ def test_a_decoder_with_cross_attention_runs(tmp_path: Path, monkeypatch: pytest
 
 
 def test_other_activations_are_not_taken_for_gelu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modules, "has_fast_bfloat16", lambda: True)
+    monkeypatch.setattr(select, "has_fast_bfloat16", lambda: True)
     path = compress(
         encoder("bert", tmp_path / "in", hidden_act="relu"),
         tmp_path / "out",
@@ -108,7 +108,7 @@ def test_other_activations_are_not_taken_for_gelu(tmp_path: Path, monkeypatch: p
 
 
 def test_a_bfloat16_encoder_stays_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modules, "has_fast_bfloat16", lambda: True)
+    monkeypatch.setattr(select, "has_fast_bfloat16", lambda: True)
     path = compress(
         encoder("bert", tmp_path / "in"),
         tmp_path / "out",
@@ -139,7 +139,7 @@ def apart(model: Any) -> Any:
 
 @pytest.mark.parametrize("kind", sorted(LIKE_BERT))
 def test_a_joined_layer_gives_what_its_modules_give(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modules, "has_fast_bfloat16", lambda: True)
+    monkeypatch.setattr(select, "has_fast_bfloat16", lambda: True)
     model = joined(tmp_path, kind)
     plain = apart(load(tmp_path / "out"))
     for mask in (MASK, torch.ones_like(MASK), None):
@@ -154,7 +154,7 @@ def test_a_joined_layer_gives_what_its_modules_give(kind: str, tmp_path: Path, m
 
 def test_what_is_asked_for_inside_a_joined_layer_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hooks, attention weights, gradients refused, and modules put in later."""
-    monkeypatch.setattr(modules, "has_fast_bfloat16", lambda: True)
+    monkeypatch.setattr(select, "has_fast_bfloat16", lambda: True)
     model = joined(tmp_path)
     before = states(model)
     seen: list[Tensor] = []
@@ -181,7 +181,7 @@ def test_what_is_asked_for_inside_a_joined_layer_is_given(tmp_path: Path, monkey
 
 
 def test_a_causal_layer_is_not_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modules, "has_fast_bfloat16", lambda: True)
+    monkeypatch.setattr(select, "has_fast_bfloat16", lambda: True)
     model = joined(tmp_path, is_decoder=True)
     assert not any(isinstance(layer.forward, JoinedLayer) for layer in model.encoder.layer)
     with torch.no_grad():
