@@ -11,7 +11,7 @@ from aicompress.pipeline.calibration.requirements import Request
 from aicompress.pipeline.channels import plan as channel_plan
 from aicompress.pipeline.channels import run as channels
 from aicompress.pipeline.layerwise import planner
-from aicompress.pipeline.layerwise.run import run as layerwise
+from aicompress.pipeline.layerwise import run as layerwise
 from aicompress.pipeline.layerwise.plan import Plan
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination

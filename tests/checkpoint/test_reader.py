@@ -19,7 +19,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.files import digests, require_finite
 from aicompress.errors import CheckpointError
 from aicompress.pipeline.layerwise import planner
-from aicompress.pipeline.layerwise.run import run as layerwise
+from aicompress.pipeline.layerwise import run as layerwise
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import load

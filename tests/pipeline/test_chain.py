@@ -16,7 +16,7 @@ from aicompress.errors import Problems
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.registry import methods
 from aicompress.pipeline.layerwise import planner
-from aicompress.pipeline.layerwise.run import run as layerwise
+from aicompress.pipeline.layerwise import run as layerwise
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import load

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 import aicompress.hf  # noqa: F401  registers the native layout with transformers
 from aicompress.checkpoint import Checkpoint
 from aicompress.pipeline.layerwise import planner
-from aicompress.pipeline.layerwise.run import run as layerwise
+from aicompress.pipeline.layerwise import run as layerwise
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import load

@@ -18,7 +18,7 @@ from aicompress.model.kernels.is_linear import is_linear
 from aicompress.model.loading.definition import layer_kinds
 from aicompress.model.loading.mismatches import mismatches
 from aicompress.pipeline.layerwise import planner
-from aicompress.pipeline.layerwise.run import run as layerwise
+from aicompress.pipeline.layerwise import run as layerwise
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from tests import checkpoints

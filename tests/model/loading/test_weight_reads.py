@@ -17,7 +17,7 @@ from aicompress import recipe as recipes
 from aicompress.model.loading.definition import skeleton
 from aicompress.model.loading.weight_reads import reads_weights, weights_used
 from aicompress.pipeline.layerwise import planner
-from aicompress.pipeline.layerwise.run import run as layerwise
+from aicompress.pipeline.layerwise import run as layerwise
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from aicompress.pipeline.calibration.requirements import Request
 from aicompress.pipeline.layerwise import planner
-from aicompress.pipeline.layerwise.run import run as layerwise
+from aicompress.pipeline.layerwise import run as layerwise
 from aicompress.pipeline.layerwise.plan import Plan
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination

@@ -16,7 +16,7 @@ from aicompress.checkpoint.statistics import StatisticsFile, merged_gradients
 from aicompress.errors import Problems, RecipeError, Refused
 from aicompress.pipeline.calibration.requirements import Request
 from aicompress.pipeline.layerwise import planner
-from aicompress.pipeline.layerwise.run import run as layerwise
+from aicompress.pipeline.layerwise import run as layerwise
 from aicompress.pipeline.layerwise.plan import Plan
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import load

@@ -21,7 +21,7 @@ from aicompress.pipeline.channels import run as driver
 from aicompress.pipeline.channels.plan import ChannelPlan, make_plan
 from aicompress.pipeline.channels.speed import Speed
 from aicompress.pipeline.layerwise import planner
-from aicompress.pipeline.layerwise.run import run as layerwise
+from aicompress.pipeline.layerwise import run as layerwise
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.pipeline.step.running_model import Setting

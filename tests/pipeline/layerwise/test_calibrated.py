@@ -22,7 +22,7 @@ from aicompress.model.loading.tokenizer import load_tokenizer
 from aicompress.pipeline.calibration import runner as engine
 from aicompress.pipeline.calibration.requirements import Request
 from aicompress.pipeline.layerwise import calibrated
-from aicompress.pipeline.layerwise.run import run as layerwise
+from aicompress.pipeline.layerwise import run as layerwise
 from aicompress.pipeline.step.options import Options
 from aicompress.report.model import Report
 from tests.pipeline.calibration.steps import GPTQ, OFF, planned, run, text, write_recipe

@@ -18,7 +18,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.place import working_path
 from aicompress.errors import CheckpointError, CompressError, Refused
 from aicompress.pipeline.layerwise import planner
-from aicompress.pipeline.layerwise.run import run as layerwise
+from aicompress.pipeline.layerwise import run as layerwise
 from aicompress.pipeline.layerwise.plan import Plan
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination

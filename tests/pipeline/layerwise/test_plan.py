@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from aicompress.errors import OutOfSpace, OutputExists, Problems, Refused
 from aicompress.pipeline import steps
-from aicompress.pipeline.layerwise.run import run as layerwise
+from aicompress.pipeline.layerwise import run as layerwise
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import load, shipped

@@ -11,7 +11,7 @@ import pytest
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.layer import Layer, LayerInfo
-from aicompress.pipeline.layerwise.run import run as layerwise
+from aicompress.pipeline.layerwise import run as layerwise
 from tests.pipeline.calibration.steps import GPTQ, OFF, planned, text, write_recipe
 
 IMATRIX = {"name": "imatrix", "bits": 4, "group_size": 16}

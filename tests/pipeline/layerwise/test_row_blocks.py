@@ -14,7 +14,7 @@ from aicompress.errors import CheckpointError
 from aicompress.methods.quantize import rtn
 from aicompress.methods.quantize.grid import compiled
 from aicompress.pipeline.layerwise import planner, row_blocks
-from aicompress.pipeline.layerwise.run import run as layerwise
+from aicompress.pipeline.layerwise import run as layerwise
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import load

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.source import INDEX, MODELING_FILES
 from aicompress.pipeline.layerwise import planner
-from aicompress.pipeline.layerwise.run import run as layerwise
+from aicompress.pipeline.layerwise import run as layerwise
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import load

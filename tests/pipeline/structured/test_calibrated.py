@@ -18,7 +18,7 @@ from aicompress.model.loading.tokenizer import load_tokenizer
 from aicompress.pipeline.calibration import runner as engine
 from aicompress.pipeline.calibration.requirements import Request
 from aicompress.pipeline.layerwise import planner
-from aicompress.pipeline.layerwise.run import run as layerwise
+from aicompress.pipeline.layerwise import run as layerwise
 from aicompress.pipeline.step.output import Destination
 from aicompress.pipeline.structured import plan as structure_plan
 from aicompress.pipeline.structured import run as structure

@@ -12,7 +12,7 @@ from torch import nn
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.methods import get
-from aicompress.pipeline.layerwise.run import run as layerwise
+from aicompress.pipeline.layerwise import run as layerwise
 from aicompress.pipeline.layerwise.planner import make_plan
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination

@@ -299,7 +299,7 @@ def test_calibrated_methods_are_stood_in_for(tmp_path: Path, tiny_llama: Path, t
 
 def test_quantizing_factors(tmp_path: Path, tiny_llama: Path, text_file: Path) -> None:
     from aicompress.pipeline.layerwise import planner
-    from aicompress.pipeline.layerwise.run import run as layerwise
+    from aicompress.pipeline.layerwise import run as layerwise
     from aicompress.pipeline.step.output import Destination
     from aicompress.recipe import load as load_recipe
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from aicompress.errors import CompressError
 from aicompress.pipeline.calibration.requirements import Request
 from aicompress.pipeline.layerwise import planner
-from aicompress.pipeline.layerwise.run import run as layerwise
+from aicompress.pipeline.layerwise import run as layerwise
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import load
 from tests.pipeline.calibration.steps import OFF, text

@@ -17,7 +17,7 @@ import aicompress.hf  # noqa: F401
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CompressError
 from aicompress.model.loading.load import load
-from aicompress.pipeline.layerwise.run import run as layerwise
+from aicompress.pipeline.layerwise import run as layerwise
 from aicompress.pipeline.layerwise.planner import make_plan
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import load as load_recipe

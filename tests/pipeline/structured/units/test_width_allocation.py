@@ -17,7 +17,7 @@ from aicompress.errors import CompressError
 from aicompress.methods.prune.units import obs
 from aicompress.model.loading.load import load
 from aicompress.pipeline.layerwise import planner
-from aicompress.pipeline.layerwise.run import run as layerwise
+from aicompress.pipeline.layerwise import run as layerwise
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import load as load_recipe
 from tests.methods.prune.units.test_obs import TINY, correlated, seen, structure
