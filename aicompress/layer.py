@@ -23,15 +23,15 @@ class LayerInfo:
     (in, out) transposed, an embedding as (tokens, width).
 
     Attributes:
-        name: what patterns match, e.g. `model.layers.0.mlp.up_proj`; a factor ends in `.low_rank.out` or
-            `.low_rank.in`.
+        name: what patterns match, e.g. `model.layers.0.mlp.up_proj`; a factor of a stored product ends in the form and
+            its part, `.low_rank.out` or `.low_rank.in`.
         tensor: the parameter's name in the checkpoint, e.g. `model.layers.0.mlp.up_proj.weight`.
         kind: linear, conv, embedding, or head (the output projection of a model).
         shape: matrix shape (out, in).
         tensor_shape: the parameter's own shape.
         dtype: the parameter's dtype (for a compressed layer: the dtype it decodes to).
         transposed: the parameter stores (in, out).
-        part: which factor of a low-rank layer this is; empty for a whole parameter.
+        part: which factor of a stored product this is, `out` or `in`; empty for a whole parameter.
         stored: the form it has in the input: dense, low_rank, int_grouped, ...
         nbytes: bytes it takes in the input file.
         outline: the weight in that form without data; None for a dense one.
@@ -44,7 +44,7 @@ class LayerInfo:
     tensor_shape: tuple[int, ...]
     dtype: torch.dtype
     transposed: bool = False
-    part: Literal["", "out", "in"] = ""
+    part: str = ""
     stored: str = "dense"
     nbytes: int = 0
     outline: Weight | None = None
@@ -52,7 +52,7 @@ class LayerInfo:
     @property
     def names(self) -> tuple[str, ...]:
         """All names that a pattern may match: a factor also answers to its layer's name."""
-        return (self.name, self.name.rsplit(".low_rank.", 1)[0]) if self.part else (self.name,)
+        return (self.name, self.name.rsplit(".", 2)[0]) if self.part else (self.name,)
 
     @property
     def index(self) -> int | None:

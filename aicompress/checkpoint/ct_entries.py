@@ -71,7 +71,7 @@ def _ct_meta(
         raise ValueError
     symmetric = bool(weights.get("symmetric", True))
     meta = {
-        "form": "int_grouped",
+        "form": IntGrouped.form,
         "bits": bits,
         "group_size": size if grouped else 0,
         "shape": [out, columns],

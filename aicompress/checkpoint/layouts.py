@@ -16,7 +16,7 @@ from torch import Tensor
 
 from aicompress.errors import Refused
 from aicompress.layer import LayerInfo
-from aicompress.weights import IntGrouped, Weight
+from aicompress.weights import Dense, IntGrouped, Weight
 
 Layout = Literal["plain", "native", "compressed-tensors"]
 CT_VERSION = "0.20.0"
@@ -34,7 +34,7 @@ def native_tensors(tensor: str, weight: Weight) -> dict[str, Tensor]:
         Refused: the primary tensor has the dense shape, so a reader without the form would take it for the weight.
     """
     tensors = weight.tensors()
-    if weight.form != "dense" and tuple(tensors[""].shape) == weight.shape:
+    if not isinstance(weight, Dense) and tuple(tensors[""].shape) == weight.shape:
         raise Refused(f"{tensor}: a factor of rank {weight.shape[1]} saves nothing", "give it a smaller rank")
     return {name: tensors[suffix] for suffix, name in native_names(tensor, tensors).items()}
 
@@ -169,7 +169,7 @@ def choose(
         has_config: there will be a config.json.
         read: whether the architecture's own code reads some of these parameters.
     """
-    compressed = {name: pair for name, pair in weights.items() if pair[1].form != "dense"}
+    compressed = {name: pair for name, pair in weights.items() if not isinstance(pair[1], Dense)}
     if not compressed:
         return "plain", False
     integer = all(

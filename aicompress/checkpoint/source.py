@@ -12,7 +12,7 @@ from aicompress.errors import CheckpointError, suggestion
 INDEX = "model.safetensors.index.json"
 # Weights in other formats would be stale beside the new ones; reports and manifests are written anew.
 _OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".tflite", ".pkl"}
-MODELING_FILES = ("modeling_aicompress.py", "decoding_aicompress.py")
+MODELING_FILES = ("modeling_aicompress.py", "layers_aicompress.py", "decoding_aicompress.py")
 _WRITTEN_ANEW = {"config.json", "aicompress.json", "report.json", "report.md", "report.html", *MODELING_FILES}
 _MODULES = "modules.json"  # the parts of a sentence-transformers model
 

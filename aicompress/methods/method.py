@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from aicompress.methods.effort import Effort, Level
 
 GradientLoss = Literal["auto", "task", "own"]
+OF_TRAINING = frozenset({"movement"})  # statistics that a training run records, and calibration does not
 
 
 class MethodConfig(BaseModel):

@@ -22,7 +22,8 @@ from aicompress.model.kernels.linear import (
     has_exact_int8,
     has_fast_bfloat16,
 )
-from aicompress.weights import Dense, IntGrouped, LowRank, Sparse, SparseCodes, Weight
+from aicompress.model.kernels.sparse import sparse_linear
+from aicompress.weights import Coded, Dense, IntGrouped, LowRank, Sparse, Weight
 from aicompress.weights.int_grouped import spread
 
 
@@ -67,17 +68,20 @@ def fast_linear(weight: Weight, bias: Tensor | None, dtype: torch.dtype, residen
         dtype: of the layer where no kernel serves it.
         resident: all weights of the model fit into the cache as bfloat16, so that their size does not decide.
     """
-    if isinstance(weight, LowRank):
-        right = fast_linear(weight.inner, None, dtype, resident)
-        return LowRankLinear(right, fast_linear(weight.out, bias, dtype, resident))
-    if isinstance(weight, Sparse):
-        from aicompress.model.kernels.sparse import sparse_linear  # a layer of this module's kind
+    match weight:
+        case LowRank():
+            right = fast_linear(weight.inner, None, dtype, resident)
+            return LowRankLinear(right, fast_linear(weight.out, bias, dtype, resident))
+        case Sparse():
+            return sparse_linear(weight, bias, dtype)
+        case Coded():
+            return _integer_linear(weight.grouped(), bias, dtype, resident)
+        case Dense():
+            return PlainLinear(weight.matrix.to(dtype), bias)
+    return PlainLinear(weight.dense().to(dtype), bias)  # decoded once: a kernel for a form is an option
 
-        return sparse_linear(weight, bias, dtype)
-    if isinstance(weight, SparseCodes):
-        weight = weight.grouped()
-    if not isinstance(weight, IntGrouped):
-        return PlainLinear(weight.matrix.to(dtype) if isinstance(weight, Dense) else weight.dense().to(dtype), bias)
+
+def _integer_linear(weight: IntGrouped, bias: Tensor | None, dtype: torch.dtype, resident: bool) -> FastLinear:
     bfloat16 = has_fast_bfloat16()
     out, columns = weight.shape
     per_row = weight.scale.shape[1] == 1 and weight.symmetric

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.naming import kind_of, routers_of
 from aicompress.errors import CheckpointError
-from aicompress.model.hf.modeling_aicompress import attach, forget_tie, mark_ready, parameter_names, tie
+from aicompress.model.hf.layers_aicompress import attach, mark_ready
+from aicompress.model.hf.modeling_aicompress import forget_tie, parameter_names, tie
 from aicompress.model.kernels.fusion import fuse
 from aicompress.model.kernels.linear import RESIDENT_BYTES
 from aicompress.model.kernels.select import fast_module

@@ -7,7 +7,7 @@ from torch import nn
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.layer import LayerInfo
-from aicompress.model.hf.modeling_aicompress import attach, mark_ready
+from aicompress.model.hf.layers_aicompress import attach, mark_ready
 from aicompress.model.kernels.select import fast_module
 from aicompress.model.loading.fill import is_resident
 

@@ -110,9 +110,9 @@ def _arrays(model: Any, inputs: Tensor) -> dict[str, Any]:
     """Arrays as a model takes them; a decoder is given the same token ids, or its first token where they are none."""
     name = _first_argument(model)
     arguments: dict[str, Any] = {name: _shaped(name, inputs)}
-    config = getattr(model, "config", None)
-    if getattr(config, "is_encoder_decoder", False):
-        start = getattr(config, "decoder_start_token_id", None) or getattr(config, "bos_token_id", None) or 0
+    described = getattr(model, "config", None)
+    if getattr(described, "is_encoder_decoder", False):
+        start = getattr(described, "decoder_start_token_id", None) or getattr(described, "bos_token_id", None) or 0
         first = torch.full((len(inputs), 1), start, dtype=torch.int64)
         arguments |= {"decoder_input_ids": first if inputs.is_floating_point() else inputs, "use_cache": False}
     return arguments

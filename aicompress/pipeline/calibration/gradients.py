@@ -24,7 +24,6 @@ from aicompress.pipeline.calibration.data import samples
 from aicompress.pipeline.calibration.requirements import Step, module_of
 from aicompress.pipeline.step.output import Output
 from aicompress.pipeline.step.workers import Processes
-from aicompress.weights import LowRank
 
 
 @dataclass(frozen=True)
@@ -108,16 +107,15 @@ def watched(checkpoint: Checkpoint, loader: PartialModel, infos: list[LayerInfo]
 
 def _factor(checkpoint: Checkpoint, info: LayerInfo) -> Part:
     """Of W = A B: dL/dA = dL/dW Bᵀ and dL/dB = Aᵀ dL/dW."""
-    weight = checkpoint.weight(info.tensor)
-    assert isinstance(weight, LowRank)
+    factors = checkpoint.weight(info.tensor).parts()
     if info.part == "out":
-        inner = weight.inner.dense()
+        inner = factors["in"].dense()
 
         def of_out(gradient: Tensor) -> Tensor:
             return gradient @ inner.t()
 
         return of_out
-    out = weight.out.dense()
+    out = factors["out"].dense()
 
     def of_inner(gradient: Tensor) -> Tensor:
         return out.t() @ gradient

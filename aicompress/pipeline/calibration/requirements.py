@@ -14,7 +14,7 @@ from aicompress.checkpoint.statistics import StatisticsFile
 from aicompress.errors import CompressError, RecipeError, Refused
 from aicompress.layer import LayerInfo
 from aicompress.methods.layerwise import AnyLayerMethod, LayerMethod
-from aicompress.methods.method import MethodConfig
+from aicompress.methods.method import OF_TRAINING, MethodConfig
 from aicompress.methods.structural import StructuralMethod
 from aicompress.pipeline.step.survey import Survey
 from aicompress.recipe import Recipe
@@ -115,7 +115,7 @@ def problems(
         refusals = [problem for path in request.stats for problem in _in_file(path, infos, needs)]
         if not searches:
             return refusals
-    elif "movement" in needs:
+    elif needs & OF_TRAINING:
         hint = "record it with `aicompress distill ... --stats FILE`, then give FILE here with --stats"
         return [Refused(f"{method.name} reads what a training run has recorded, and no such file is given", hint)]
     elif len(request.stats) > 1:
@@ -202,7 +202,7 @@ def _in_file(path: Path, chosen: Sequence[LayerInfo], needs: frozenset[str]) -> 
     for info in chosen:
         by_tensor.setdefault(info.tensor, []).append(info)
     problems: list[CompressError] = []
-    if "movement" in needs:
+    if needs & OF_TRAINING:
         return _unmoved(file, chosen)
     absent = [tensor for tensor in by_tensor if tensor not in file.layers]
     if absent:

@@ -18,7 +18,6 @@ from aicompress.pipeline.step.checks import stored_outline
 from aicompress.pipeline.step.output import Destination, Output, Planned, arrange
 from aicompress.recipe import Recipe
 from aicompress.weights import TensorSpec, Weight
-from aicompress.weights.cutting import cut
 
 
 @dataclass(frozen=True)
@@ -77,9 +76,9 @@ def narrowed(weight: Weight, layer: nn.Module, kept: Kept, meta: bool = False) -
         return None  # in groups, or stored the other way round
     found: Weight | None = weight
     if kept.out is not None and found is not None:
-        found = cut(found, 0, kept.out.to("meta") if meta else kept.out)
+        found = found.cut(0, kept.out.to("meta") if meta else kept.out)
     if kept.inner is not None and found is not None:
         tail = math.prod(getattr(layer, "kernel_size", ()))  # a kernel's elements lie beside one another in a row
         index = (kept.inner[:, None] * tail + torch.arange(tail)).reshape(-1)
-        found = cut(found, 1, index.to("meta") if meta else index)
+        found = found.cut(1, index.to("meta") if meta else index)
     return found

@@ -38,7 +38,7 @@ from aicompress.recipe import Recipe, Select
 from aicompress.report.model import LayerRow
 from aicompress.report.plan import PlanSummary
 from aicompress.selection import select
-from aicompress.weights import Weight
+from aicompress.weights import Dense, Weight
 
 SAMPLES = 1024  # calibration samples at most where the recipe does not say
 BATCH = 64
@@ -100,14 +100,14 @@ class ChannelPlan:
         planned = self.output.parameters[info.tensor]
         path = self.names[info.tensor].rpartition(".")[0]
         size = planned.dense.nbytes if planned.weight is None else _nbytes(self.output, info.tensor, planned.weight)
-        form = "dense" if planned.weight is None else planned.weight.form
+        form = Dense.form if planned.weight is None else planned.weight.form
         reason = next((one.reason for one in self.fixed if one.name == path), "left as it is")
         if path not in self.kept or info.part:
             return LayerRow(info.name, info.kind, "-", "-", form, {}, info.nbytes, size, 0.0, seconds, reason)
         old = {"out": info.tensor_shape[0], "in": info.tensor_shape[1]}
         new = {"out": planned.dense.shape[0], "in": planned.dense.shape[1]}
         detail = {side: f"{new[side]} of {old[side]}" for side in old if new[side] != old[side]}
-        decoded = info.stored != "dense" and planned.weight is None
+        decoded = info.outline is not None and planned.weight is None
         note = "its form cannot hold the cut: decoded" if decoded else ""
         name = self.method.name
         return LayerRow(info.name, info.kind, "method", name, form, detail, info.nbytes, size, None, seconds, note)

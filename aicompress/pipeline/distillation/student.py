@@ -12,10 +12,10 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.layouts import native_names
 from aicompress.layer import LayerInfo, as_matrix
 from aicompress.measure import rel_error
-from aicompress.model.hf.modeling_aicompress import Stored
+from aicompress.model.hf.layers_aicompress import Stored
 from aicompress.pipeline.distillation.training import Trained
 from aicompress.report.model import LayerRow
-from aicompress.weights import LowRank, Weight, restore
+from aicompress.weights import Weight, restore
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,7 @@ class Student:
     def row(self, info: LayerInfo, value: Tensor | Weight, loss: str) -> LayerRow:
         """How far a layer, or a part of a low-rank one, has moved."""
         before = self.checkpoint.layer(info).weight
-        now = value
-        if info.part and isinstance(now, LowRank):
-            now = now.out if info.part == "out" else now.inner
+        now = value.parts()[info.part] if info.part and not isinstance(value, Tensor) else value
         after = as_matrix(now, info.transposed).float() if isinstance(now, Tensor) else now.dense()
         moved = rel_error(before, after)
         note = "" if info.tensor in self.stored else "fixed: its stored form cannot be trained"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_gradients, merged_movement
 from aicompress.layer import GradientStats, InputStats, from_matrix
+from aicompress.methods.method import OF_TRAINING
 from aicompress.model.blocks.reconstruction import Stage
 from aicompress.model.loading.merged_experts import Slot
 from aicompress.pipeline.calibration.data import ROWS
@@ -92,7 +93,7 @@ def compress_from_files(work: Work, files: Sequence[StatisticsFile]) -> dict[str
     for name in selected(work.plan):
         if name in work.journal.done:
             continue
-        if "movement" in work.plan.needs:
+        if work.plan.needs & OF_TRAINING:
             infos = [layer.info for layer in work.plan.by_tensor[name]]
             work.write(name, {info.name: Known(movement=merged_movement(files, info.name)) for info in infos})
         else:

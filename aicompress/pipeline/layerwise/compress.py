@@ -17,7 +17,7 @@ from aicompress.pipeline.calibration.requirements import MIN_ROWS, input_width
 from aicompress.pipeline.layerwise.report_rows import changed_row
 from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed
 from aicompress.report.model import LayerRow
-from aicompress.weights import LowRank, Weight
+from aicompress.weights import Weight
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Compression:
     def parameter(
         self, name: str, jobs: Sequence[LayerPlan], known: Mapping[str, Known]
     ) -> tuple[Weight, list[LayerRow]]:
-        """Compress a parameter, or the parts of a low-rank one.
+        """Compress a parameter, or the factors of one.
 
         Args:
             name: the parameter.
@@ -73,17 +73,18 @@ class Compression:
             weight, row = self._finished(by_part[""], known)
             return weight, [row]
         old = self.checkpoint.weight(name)
-        assert isinstance(old, LowRank)
-        out, inner, rows = old.out, old.inner, []
+        factors, rows = old.parts(), []
         if "in" in by_part:
-            inner, row = self._finished(by_part["in"], known)
+            factors["in"], row = self._finished(by_part["in"], known)
             rows.append(row)
         if "out" in by_part:
             own = known.get(by_part["out"].info.name, Known())
-            inputs = own.inputs.through(inner.dense()) if own.inputs else None
-            out, row = self._finished(by_part["out"], {by_part["out"].info.name: Known(inputs, own.gradients)})
+            inputs = own.inputs.through(factors["in"].dense()) if own.inputs else None
+            factors["out"], row = self._finished(
+                by_part["out"], {by_part["out"].info.name: Known(inputs, own.gradients)}
+            )
             rows.append(row)
-        return LowRank(out, inner), rows
+        return old.with_parts(factors), rows
 
     def _finished(self, job: LayerPlan, known: Mapping[str, Known]) -> tuple[Weight, LayerRow]:
         return self.finished(job, self.alone(job, known.get(job.info.name, Known())))

@@ -22,7 +22,7 @@ from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.output import Output, Planned, arrange
 from aicompress.recipe import Recipe
 from aicompress.report.plan import PlanSummary, Undecided
-from aicompress.weights import Dense, LowRank, Weight
+from aicompress.weights import Dense, Weight
 
 UNDECIDED = "calibration decides how much stays of each layer: the plan shows the average"
 
@@ -142,16 +142,15 @@ def planned_parameters(checkpoint: Checkpoint, plans: tuple[LayerPlan, ...]) -> 
 
 
 def _combined(checkpoint: Checkpoint, name: str, layers: list[LayerPlan]) -> Weight | None:
-    """Outline of a parameter: new, old where nothing selects it, or a mix for a low-rank layer's parts."""
+    """Outline of a parameter: new, old where nothing selects it, or a mix for the parts of a stored weight."""
     if all(layer.outline is None for layer in layers):
         return stored_outline(checkpoint, name)
     if not layers[0].info.part:
         outline = layers[0].outline
         return None if isinstance(outline, Dense) else outline
     old = stored_outline(checkpoint, name)
-    assert isinstance(old, LowRank)
-    parts = {layer.info.part: layer.outline for layer in layers}
-    return LowRank(parts.get("out") or old.out, parts.get("in") or old.inner)
+    assert old is not None  # a part is of a compressed parameter
+    return old.with_parts({layer.info.part: layer.outline for layer in layers if layer.outline is not None})
 
 
 def compares(plan: Plan) -> bool:

@@ -23,7 +23,8 @@ from aicompress.checkpoint.shards import index_text
 from aicompress.checkpoint.source import INDEX, MODELING_FILES, Source
 from aicompress.errors import CheckpointError
 from aicompress.layer import LayerInfo
-from aicompress.weights import IntGrouped, TensorSpec, Weight
+from aicompress.model.hf import decoding_aicompress
+from aicompress.weights import Dense, IntGrouped, TensorSpec, Weight
 
 DIGEST = "0" * 64  # stands for an input's sha256 until the input has been read
 
@@ -142,8 +143,9 @@ class Output:
 
 def modeling_sources() -> dict[str, str]:
     """The modules that let transformers load the native layout without this package."""
-    folder = Path(__file__).parent.parent.parent / "model" / "hf"
-    return {name: (folder / name).read_text(encoding="utf-8") for name in MODELING_FILES}
+    folder = Path(decoding_aicompress.__file__).parent
+    copied = {name: (folder / name).read_text(encoding="utf-8") for name in MODELING_FILES}
+    return {**copied, Path(decoding_aicompress.__file__).name: decoding_aicompress.source()}
 
 
 def on_disk(name: str, weight: Weight, layout: Layout, rows: int | None = None) -> dict[str, Tensor]:
@@ -179,7 +181,7 @@ def arrange(
     compressed = {
         name: (planned.info, planned.weight)
         for name, planned in parameters.items()
-        if planned.weight is not None and planned.weight.form != "dense" and planned.info is not None
+        if planned.weight is not None and not isinstance(planned.weight, Dense) and planned.info is not None
     }
     config = copy.deepcopy(config if config is not None else checkpoint.config)
     layout, dequantize = choose(compressed, config is not None and not destination.single, partial(_read, config))

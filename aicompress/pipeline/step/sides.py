@@ -9,6 +9,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.naming import byte_kind, kind_of
 from aicompress.layer import Kind
 from aicompress.measure import directory_nbytes
+from aicompress.pipeline.step.checks import stored_outline
 from aicompress.report.model import Side
 
 
@@ -40,15 +41,6 @@ def side_of(
 
 
 def stored_numbers(checkpoint: Checkpoint, name: str) -> int:
-    """How many numbers a parameter stores: factors if low-rank, survivors if sparse, else all elements."""
-    entry = checkpoint.manifest.entries.get(name)
-    if entry is None:
-        return math.prod(checkpoint.tensors[name].spec.shape)
-    names = checkpoint.stored_names(name)
-    if entry.meta["form"] == "low_rank":
-        shape = entry.dense.shape
-        rows, columns = shape[0], math.prod(shape[1:])
-        return int(entry.meta["rank"]) * (rows + columns)
-    if entry.meta["form"] == "sparse":
-        return math.prod(checkpoint.tensors[names["values"]].spec.shape)
-    return math.prod(entry.dense.shape)
+    """How many numbers a parameter stores: all of a plain tensor, of a compressed one what its form says."""
+    outline = stored_outline(checkpoint, name)
+    return math.prod(checkpoint.tensors[name].spec.shape) if outline is None else outline.numbers()

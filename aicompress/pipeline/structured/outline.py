@@ -15,7 +15,6 @@ from aicompress.pipeline.step.checks import stored_outline
 from aicompress.pipeline.step.output import Planned
 from aicompress.pipeline.structured.edit import Edit
 from aicompress.weights import TensorSpec, Weight
-from aicompress.weights.cutting import cut
 
 
 def planned(checkpoint: Checkpoint, edit: Edit, name: str, infos: Mapping[str, LayerInfo]) -> Planned:
@@ -46,4 +45,4 @@ def cut_matrix(weight: Weight, transposed: bool, shape: tuple[int, ...], axis: i
         return None
     if across == 1 and tail > 1:
         index = (index[:, None] * tail + torch.arange(tail, device=index.device)).reshape(-1)
-    return cut(weight, across, index)
+    return weight.cut(across, index)

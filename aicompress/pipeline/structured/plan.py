@@ -32,7 +32,7 @@ from aicompress.pipeline.structured.units.neurons import narrow
 from aicompress.recipe import Recipe, Select
 from aicompress.report.model import LayerRow
 from aicompress.report.plan import PlanSummary
-from aicompress.weights import LowRank, outline_nbytes
+from aicompress.weights import Dense, outline_nbytes
 
 EDITS = {
     "blocks": drop_blocks,
@@ -121,11 +121,11 @@ class StructurePlan:
         planned = self.output.parameters[name]
         weight = planned.weight
         if weight is None:
-            return (0 if info.part == "in" else planned.dense.nbytes), "dense"
+            return (0 if info.part == "in" else planned.dense.nbytes), Dense.form
         if not self.edit.changes[name].cuts:
             return info.nbytes, info.stored
-        if info.part and isinstance(weight, LowRank):
-            weight = weight.out if info.part == "out" else weight.inner
+        if info.part:
+            weight = weight.parts()[info.part]
             return outline_nbytes(weight), weight.form
         return sum(tensor.nbytes for tensor in self.output.encode(name, weight).values()), weight.form
 

@@ -77,7 +77,7 @@ def test_keep_is_a_share_of_the_parameters(keep: float, rank: int) -> None:
     weight = apply(layer, SvdConfig(keep=keep))
     assert isinstance(weight, LowRank)
     assert weight.rank == rank
-    assert keep < 0.2 or weight.parameters() <= keep * 24 * 40
+    assert keep < 0.2 or weight.numbers() <= keep * 24 * 40
 
 
 @pytest.mark.parametrize("rank", [15, 16, 24, 1000])

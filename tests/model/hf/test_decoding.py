@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from aicompress.model.hf.decoding_aicompress import decode, rounded_input
-from aicompress.model.hf.modeling_aicompress import attach, mark_ready
+from aicompress.model.hf.decoding_aicompress import decode, source
+from aicompress.model.hf.layers_aicompress import attach, mark_ready, rounded_input
 from aicompress.weights import Codebook, ColumnScaled, Corrected, IntGrouped, LowRank, Sparse, SparseCodes, Weight
 from tests.model.compressed import halved, integers, low_rank
+from tests.weights.forms import FORMS
 
 
 def matrix(out: int, columns: int) -> Tensor:
@@ -179,3 +183,21 @@ def test_a_subclass_keeps_its_forward() -> None:
     weight = low_rank(embedding.weight.detach(), 4)
     found = running(embedding, weight)(torch.tensor([0, 5]))
     torch.testing.assert_close(found, weight.dense()[[1, 6]] * 3)
+
+
+def test_the_file_in_a_checkpoint_decodes_every_form_alone() -> None:
+    """It imports torch and the standard library, and the names that decoders use are in it."""
+    text = source()
+    imported = {line.split()[1].split(".")[0] for line in text.splitlines() if line.startswith(("import ", "from "))}
+    assert imported - set(sys.stdlib_module_names) == {"torch"}
+    alone: dict[str, Any] = {}
+    exec(compile(text, "decoding_aicompress.py", "exec"), alone)
+    for name, weight in FORMS.items():
+        tensors = {s: t.float() if t.is_floating_point() else t for s, t in weight.tensors().items()}  # as a model's
+        mine, theirs = (one(weight.meta(), tensors) for one in (decode, alone["decode"]))
+        assert torch.equal(mine, theirs), name
+
+
+def test_float8_values_are_decoded() -> None:
+    weight = FORMS["sparse float8"]
+    assert torch.equal(decode(weight.meta(), weight.tensors()).float(), weight.dense())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from aicompress.errors import Refused
-from aicompress.model.hf.decoding_aicompress import rounded_input
+from aicompress.model.hf.layers_aicompress import rounded_input
 from aicompress.model.kernels import select
 from aicompress.model.kernels.linear import has_exact_int8
 from aicompress.model.kernels.select import fast_linear, fast_module

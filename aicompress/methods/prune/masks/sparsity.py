@@ -16,7 +16,7 @@ from aicompress.methods.method import MethodConfig
 from aicompress.methods.prune.masks.grouped import grouping_of, ordered
 from aicompress.methods.prune.masks.masks import Keep, kept_count, parse_block, parse_pattern, tile_sums
 from aicompress.methods.zeros import codes_of, exact, mask_of, zeroed
-from aicompress.weights import Dense, IntGrouped, Sparse, SparseCodes, Weight, outline_nbytes
+from aicompress.weights import Dense, IntGrouped, Masked, Sparse, SparseCodes, Weight, outline_nbytes
 
 SCORED = torch.finfo(torch.float32).tiny  # the least score of a weight that is there; one that is not has 0
 
@@ -152,8 +152,8 @@ def _nothing_left(info: LayerInfo, config: SparsityConfig) -> tuple[str, str] | 
 def outline(info: LayerInfo, config: SparsityConfig) -> Weight:
     """The stored weight without data."""
     kept, codes = keep_of(info.shape, config).kept, codes_of(info.outline)
-    if info.outline is not None and mask_of(info.outline) is not None:
-        kept = min(kept if config.kept is None else config.kept, info.outline.parameters())
+    if isinstance(info.outline, Masked):
+        kept = min(kept if config.kept is None else config.kept, info.outline.numbers())
     dense: Weight
     sparse: Weight
     if codes is not None:
@@ -254,7 +254,7 @@ def _counted(candidate: Candidate[S], count: Callable[[Layer, S], int]) -> S:
 def describe(config: SparsityConfig, weight: Weight) -> dict[str, Any]:
     """Knobs for the report row."""
     count = weight.shape[0] * weight.shape[1]
-    kept = weight.parameters() if isinstance(weight, Sparse | SparseCodes) else keep_of(weight.shape, config).kept
+    kept = weight.numbers() if isinstance(weight, Masked) else keep_of(weight.shape, config).kept
     shown: dict[str, Any] = {"sparsity": round(1 - kept / count, 6)}
     shown.update({knob: getattr(config, knob) for knob in ("pattern", "block") if getattr(config, knob) is not None})
     note = _note(kept, count, config, weight)
@@ -262,7 +262,7 @@ def describe(config: SparsityConfig, weight: Weight) -> dict[str, Any]:
 
 
 def _note(kept: int, count: int, config: SparsityConfig, weight: Weight) -> str:
-    if isinstance(weight, Sparse | SparseCodes):
+    if isinstance(weight, Masked):
         return ""
     if kept == count:
         return f"sparsity {config.sparsity} of {count} weights rounds to none" if config.sparsity else ""

@@ -27,7 +27,7 @@ from aicompress.pipeline.layerwise.plan import UNDECIDED, Plan, selected
 from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.workers import Processes
-from aicompress.weights import Dense, LowRank, Weight, outline_nbytes
+from aicompress.weights import Dense, Weight, outline_nbytes
 
 ROUNDS = 9  # of timing
 HEADER = 256  # bytes of a layer's entry that its pattern may add
@@ -125,8 +125,6 @@ class _Reader:
         inputs = replace(inputs, cross=inputs.gram)
         gradients = merged_gradients(self.files, info.name) or GradientStats.flat(info.shape)
         if info.part == "out":
-            stored = self.checkpoint.weight(info.tensor)
-            assert isinstance(stored, LowRank)
-            inputs = inputs.through(stored.inner.dense())
+            inputs = inputs.through(self.checkpoint.weight(info.tensor).parts()["in"].dense())
         layer = self.checkpoint.layer(info, layer_seed(self.seed, info.name))
         return replace(layer, inputs=inputs, gradients=gradients)
