@@ -70,28 +70,30 @@ class Compression:
         """
         by_part = {job.info.part: job for job in jobs}
         if "" in by_part:
-            weight, row = self._finished(by_part[""], known)
+            job = by_part[""]
+            weight, row = self.finished(job, self.alone(job, known.get(job.info.name, Known())))
             return weight, [row]
         old = self.checkpoint.weight(name)
         factors, rows = old.parts(), []
-        if "in" in by_part:
-            factors["in"], row = self._finished(by_part["in"], known)
-            rows.append(row)
-        if "out" in by_part:
-            own = known.get(by_part["out"].info.name, Known())
-            inputs = own.inputs.through(factors["in"].dense()) if own.inputs else None
-            factors["out"], row = self._finished(
-                by_part["out"], {by_part["out"].info.name: Known(inputs, own.gradients)}
-            )
-            rows.append(row)
+        for part in ("in", "out"):  # the outer factor is given what the new inner one gives
+            if part in by_part:
+                job = by_part[part]
+                own = known.get(job.info.name, Known())
+                if part == "out" and own.inputs:
+                    own = dataclasses.replace(own, inputs=own.inputs.through(factors["in"].dense()))
+                factors[part], row = self.finished(job, self.alone(job, own, old))
+                rows.append(row)
         return old.with_parts(factors), rows
 
-    def _finished(self, job: LayerPlan, known: Mapping[str, Known]) -> tuple[Weight, LayerRow]:
-        return self.finished(job, self.alone(job, known.get(job.info.name, Known())))
+    def alone(self, job: LayerPlan, known: Known, stored: Weight | None = None) -> Compressed:
+        """Read a layer and compress it by itself.
 
-    def alone(self, job: LayerPlan, known: Known) -> Compressed:
-        """Read a layer and compress it by itself."""
-        layer = self._read(job.info, known)
+        Args:
+            job: the layer.
+            known: what is known of it.
+            stored: its parameter, where that has been read already.
+        """
+        layer = self._read(job.info, known, stored)
         start = time.perf_counter()
         weight = self.method.apply(layer, job.config)
         return Compressed(layer, weight, time.perf_counter() - start)
@@ -112,8 +114,8 @@ class Compression:
         seconds = compressed.seconds + time.perf_counter() - start
         return weight, changed_row(self.method, job, weight, rel_error(layer.weight, weight), seconds)
 
-    def _read(self, info: LayerInfo, known: Known) -> Layer:
-        layer = self.checkpoint.layer(info, layer_seed(self.seed, info.name))
+    def _read(self, info: LayerInfo, known: Known, stored: Weight | None = None) -> Layer:
+        layer = self.checkpoint.layer(info, layer_seed(self.seed, info.name), stored)
         return dataclasses.replace(layer, inputs=known.inputs, gradients=known.gradients, movement=known.movement)
 
 
