@@ -7,7 +7,7 @@ checkpoint that this run wrote. Survivors are bit-exact.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import ConfigDict, Field
@@ -48,7 +48,7 @@ class MovementConfig(SparsityConfig):
     scope: Literal["layer", "row"] = Field("layer", description="what shares a sparsity: a layer, or each row of it")
 
 
-def scores(layer: Layer, config: Any = None) -> Tensor:
+def scores(layer: Layer, config: MovementConfig | None = None) -> Tensor:
     """-Σ w g, (out, in), raised so that the least is 0: that changes no order, not even of sums over blocks.
 
     Raises:

@@ -6,7 +6,7 @@ taken as independent. With `refit` the survivors then take their least-squares v
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import ConfigDict, Field
 from torch import Tensor
@@ -51,7 +51,7 @@ class WandaConfig(CalibratedConfig):
     )
 
 
-def scores(layer: Layer, config: Any = None) -> Tensor:
+def scores(layer: Layer, config: WandaConfig | None = None) -> Tensor:
     """w² E[x²], (out, in): the square of Wanda's score adds up over a block."""
     return layer.weight.square() * importance(layer)
 

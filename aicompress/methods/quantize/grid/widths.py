@@ -21,7 +21,7 @@ from aicompress.layer import Layer
 from aicompress.methods.capabilities import Candidate, Width, Widths, WidthSearch
 from aicompress.methods.method import MethodConfig
 from aicompress.methods.quantize.grid.rounding import decode, encode, grouped, pieces
-from aicompress.methods.quantize.grid.scales import full_range
+from aicompress.methods.quantize.grid.scales import Grid, full_range
 from aicompress.weights import Weight
 
 WIDTHS = (2, 3, 4, 8)
@@ -189,7 +189,7 @@ def searched(config: type[W], sketch: Callable[[Layer, Any], Weight]) -> Widths[
     return Widths[W](search_of, open_widths, with_width, sketch)
 
 
-def rounding_error(weight: Tensor, config: Any) -> float:
+def rounding_error(weight: Tensor, config: Grid) -> float:
     """‖W − Ŵ‖ / ‖W‖ of rounding to nearest with the full range of every group; 0 for a weight of zeros.
 
     Args:
@@ -203,7 +203,7 @@ def rounding_error(weight: Tensor, config: Any) -> float:
     return (error / norm) ** 0.5 if norm else 0.0
 
 
-def effective_levels(weight: Tensor, config: Any) -> float:
+def effective_levels(weight: Tensor, config: Grid) -> float:
     """2 to the power of the codes' entropy: of the 2^bits codes, how many are in use; 1 for a weight of zeros."""
     counts = torch.zeros(1 << config.bits, dtype=torch.float64)
     for _, codes, _, _ in _rounded(weight, config):
@@ -212,7 +212,7 @@ def effective_levels(weight: Tensor, config: Any) -> float:
     return float(2 ** -(shares * shares.log2()).sum())
 
 
-def _rounded(weight: Tensor, config: Any) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+def _rounded(weight: Tensor, config: Grid) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
     """Groups of a few rows at a time, with their codes, scales and zero points."""
     scale, zero = full_range(weight, config, torch.float32)
     size = config.group_size if config.granularity == "group" else 0
