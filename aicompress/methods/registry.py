@@ -9,41 +9,20 @@ Four kinds of method, by what they are given:
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Mapping
-from functools import cache
-from types import ModuleType
 
 import torch
 
+from aicompress.discovery import members
 from aicompress.errors import RecipeError, suggestion
 from aicompress.methods.method import Method
 
 COMMANDS = ("factorize", "quantize", "prune", "distill")
 
 
-def discover(package: ModuleType) -> dict[str, Method]:
-    """The METHOD of every module of a package, by name. A file that does not import raises: nothing is skipped.
-
-    Raises:
-        TypeError: two of them have one name.
-    """
-    by_name: dict[str, Method] = {}
-    for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
-        method = getattr(importlib.import_module(f"{package.__name__}.{module.name}"), "METHOD", None)
-        if method is None:
-            continue  # shared math of several methods
-        if method.name in by_name:
-            raise TypeError(f"two methods of {package.__name__} are named {method.name!r}")
-        by_name[method.name] = method
-    return by_name
-
-
-@cache
 def methods(command: str) -> Mapping[str, Method]:
-    """All methods of a command by name."""
-    return discover(importlib.import_module(f"aicompress.methods.{command}"))
+    """List all methods of a command by name."""
+    return members(f"aicompress.methods.{command}", "METHOD")
 
 
 def get(command: str, name: str) -> Method:

@@ -11,8 +11,7 @@ from pydantic import Field, SerializeAsAny, model_validator
 
 from aicompress.data.section import Data
 from aicompress.errors import RecipeError
-from aicompress.methods import get
-from aicompress.methods.training import LossConfig
+from aicompress.methods.training import LossConfig, get_loss
 from aicompress.recipe import Model, Section, absolute, find, read_yaml, validated, with_overrides
 
 
@@ -92,5 +91,5 @@ def load(name: str, overrides: Sequence[str] = ()) -> DistillRecipe:
 def _loss(plain: Any, where: str, file: str) -> LossConfig:
     if not isinstance(plain, dict) or "name" not in plain:
         raise RecipeError(f"{file}: {where}.name is missing", "see `aicompress methods distill`")
-    config: LossConfig = validated(get("distill", str(plain["name"])).config, plain, where)  # type: ignore[assignment]
+    config: LossConfig = validated(get_loss(str(plain["name"])).config, plain, where)
     return config

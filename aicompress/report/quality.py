@@ -55,7 +55,7 @@ def finite(value: Any) -> float | None:
 
 
 def direction(name: str) -> Better | None:
-    """Which way is better, from the words of a figure's name: "sts_spearman" is better higher."""
+    """Tell which way is better by a name, where the report does not state it: "sts_spearman" is better higher."""
     words = set(re.split(r"[^a-z0-9]+", name.rpartition(".")[2].lower()))
     lower, higher = bool(words & _LOWER), bool(words & _HIGHER)
     if lower == higher:

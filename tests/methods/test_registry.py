@@ -12,7 +12,7 @@ import torch
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import RecipeError
-from aicompress.methods import get, methods, quantize, registry
+from aicompress.methods import get, methods, quantize
 from tests.methods.test_contract import layer_of, resolved, variants
 from tests.pipeline.calibration.steps import run, text, write_recipe
 
@@ -72,9 +72,7 @@ def new_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
     folder.mkdir()
     (folder / "grid_search.py").write_text(GRAM_METHOD)
     monkeypatch.setattr(quantize, "__path__", [*quantize.__path__, str(folder)])
-    registry.methods.cache_clear()
     yield "grid"
-    registry.methods.cache_clear()
     sys.modules.pop(f"{quantize.__name__}.grid_search", None)
 
 
@@ -105,14 +103,13 @@ def test_a_new_method_meets_the_contract(new_method: str) -> None:
 
 
 def test_a_file_that_is_gone_is_no_method() -> None:
-    registry.methods.cache_clear()
     with pytest.raises(RecipeError, match="quantize has no method 'grid'"):
         get("quantize", "grid")
 
 
 def test_two_methods_of_one_name(new_method: str, tmp_path: Path) -> None:
     (tmp_path / "more" / "grid_again.py").write_text(GRAM_METHOD)
-    with pytest.raises(TypeError, match=r"two methods of .* are named 'grid'"):
+    with pytest.raises(TypeError, match=r"two files of .* are named 'grid'"):
         methods("quantize")
     sys.modules.pop(f"{quantize.__name__}.grid_again", None)
 

@@ -67,6 +67,19 @@ class Runner:
             logits, labels = self._positions(given.logits, inputs, mask, labels)
         return Outputs(logits, embedding, hidden if "hidden" in reads else (), mask, labels)
 
+    def output_bytes(self, reads: frozenset[Output], anatomy: Anatomy, length: int) -> int | None:
+        """Count the bytes of one sample's outputs in float32; None where sizes differ or are too large to keep.
+
+        Args:
+            reads: logits, embedding, hidden.
+            length: tokens in a window.
+        """
+        if "hidden" in reads or ("logits" in reads and self.task == "masked"):
+            return None
+        positions = length - 1 if self.task == "causal" else 1
+        logits = (anatomy.classes or 0) * positions if "logits" in reads else 0
+        return 4 * (logits + ((anatomy.width or 0) if "embedding" in reads else 0))
+
     def _positions(
         self, logits: Tensor, inputs: Mapping[str, Tensor], mask: Tensor | None, labels: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:

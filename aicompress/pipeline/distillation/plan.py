@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,21 +14,20 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.place import require_writable
 from aicompress.errors import CompressError, RecipeError, Refused, raise_all
 from aicompress.layer import Kind, LayerInfo
-from aicompress.methods import get
 from aicompress.methods.outputs import Anatomy
-from aicompress.methods.training import DistillMethod, LossConfig
+from aicompress.methods.training import DistillMethod, LossConfig, get_loss
 from aicompress.model.distillation.outputs import Runner, anatomy, runner
 from aicompress.model.loading.tokenizer import FILES, load_tokenizer
 from aicompress.pipeline.distillation.batches import Division, Samples, divide
 from aicompress.pipeline.distillation.samples import read_samples
-from aicompress.pipeline.distillation.teacher import CACHE_BYTES, Loss, row_bytes
+from aicompress.pipeline.distillation.teacher import CACHE_BYTES, Loss
 from aicompress.pipeline.step.checks import known_kinds, left_out, place_problems, require_space, stored_outline
 from aicompress.pipeline.step.dry_run import summarize
 from aicompress.pipeline.step.output import DIGEST, Destination, Output, Planned, arrange, lineage_step, with_digests
 from aicompress.recipe.distillation import DistillRecipe, Training
 from aicompress.report.plan import PlanRow, PlanSummary
 
-Losses = tuple[tuple[DistillMethod, LossConfig], ...]
+Losses = tuple[tuple[DistillMethod[Any], LossConfig], ...]
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def make_plan(
     raise_all(place_problems([student, tutor], destination, recipe.gates))
     require_writable(destination.path)
     run, run_teacher = runner(student), runner(tutor)
-    losses = _losses(recipe)
+    losses = tuple((get_loss(config.name), config) for config in recipe.losses)
     minds = _anatomies((student, run), (tutor, run_teacher), recipe)
     raise_all(_mismatches(losses, run, run_teacher, minds))
     kinds, warnings = known_kinds(student)
@@ -124,16 +124,6 @@ def make_plan(
         _keeps_zeros(training, student), _cached(training, losses, (run_teacher, minds[1]), samples, division),
         (*warnings, *_tokenizer_warnings(student, tutor), *left_out(student)), allow_code,
     )  # fmt: skip
-
-
-def _losses(recipe: DistillRecipe) -> Losses:
-    found = []
-    for config in recipe.losses:
-        method = get("distill", config.name)
-        if not isinstance(method, DistillMethod):
-            raise TypeError(f"{method.name} is not a loss")
-        found.append((method, config))
-    return tuple(found)
 
 
 def _anatomies(
@@ -211,7 +201,7 @@ def _cached(
     run, mind = teacher
     reads = Loss(losses).reads
     length = next(iter(samples.columns.values())).shape[-1]
-    size = row_bytes(reads, run, mind.classes or 0, mind.width or 0, length)
+    size = run.output_bytes(reads, mind, length)
     if training.cache is True and size is None:
         raise RecipeError("hidden states and masked logits are too large to cache", "training.cache: auto")
     if isinstance(training.cache, bool) or size is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ CACHE_BYTES = 512 << 20  # of teacher outputs that `cache: auto` keeps
 class Loss:
     """The weighted sum of a recipe's losses."""
 
-    terms: tuple[tuple[DistillMethod, LossConfig], ...]
+    terms: tuple[tuple[DistillMethod[Any], LossConfig], ...]
 
     @property
     def reads(self) -> frozenset[Output]:
@@ -79,20 +80,6 @@ class Teacher:
                 picked["logits"] = logits.flatten(0, 1)  # (windows, tokens, classes) -> (positions, classes)
             return Outputs(logits=picked.get("logits"), embedding=picked.get("embedding"))
         return self.side(batch, self.reads, precision)
-
-
-def row_bytes(reads: frozenset[Output], run: Runner, classes: int, width: int, length: int) -> int | None:
-    """Bytes that a sample's teacher outputs take; None where they are not of one size, or too many to keep.
-
-    Args:
-        classes: width of the logits.
-        width: width of the embeddings.
-        length: tokens in a window.
-    """
-    if "hidden" in reads or ("logits" in reads and run.task == "masked"):
-        return None
-    logits = classes * (length - 1 if run.task == "causal" else 1) if "logits" in reads else 0
-    return 4 * (logits + (width if "embedding" in reads else 0))
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from aicompress.checkpoint.reader import digests
 from aicompress.errors import OutputExists, RecipeError, raise_all
 from aicompress.measure import peak_rss
 from aicompress.pipeline.evaluation.load_cost import Footprint, footprint
-from aicompress.pipeline.evaluation.metrics import measure_quality
+from aicompress.pipeline.evaluation.quality import measure_quality
 from aicompress.pipeline.step import latency as timing
 from aicompress.pipeline.step.checks import known_kinds
 from aicompress.pipeline.step.environment import environment
@@ -135,11 +135,12 @@ def _check(recipe: EvalRecipe, options: Options, compared: bool) -> None:
     """Everything that can be refused before a checkpoint is opened."""
     figures = recipe.figures(compared)
     gates.parse_all((*recipe.gates, *options.fail_if), figures)
-    if recipe.quality.embedding is not None and not compared:
-        raise RecipeError("quality.embedding compares embeddings, and there is no baseline", "give --against BASE")
-    measured = recipe.quality
-    asked = (measured.perplexity, measured.accuracy, measured.similarity, measured.embedding)
-    raise_all([problem for data in asked if data is not None for problem in sources.problems(data)])
+    for metric, _ in recipe.quality.asked:
+        if metric.needs_baseline and not compared:
+            raise RecipeError(
+                f"quality.{metric.name} compares {metric.reads.what}, and there is no baseline", "give --against BASE"
+            )
+    raise_all([problem for _, data in recipe.quality.asked for problem in sources.problems(data)])
     out = options.out
     if out is not None and (out.is_file() or (out / "config.json").exists() or any(out.glob("*.safetensors"))):
         raise OutputExists(f"{out} is a checkpoint or a file", "write the report into a folder of its own")
@@ -169,7 +170,7 @@ def _measure(paths: Sequence[str], recipe: EvalRecipe, options: Options, found: 
         for number, path in enumerate(paths):
             options.progress("loading in a process of its own", 20 * number // len(paths), 100)
             found.footprints.append(
-                footprint(path, recipe.model, options.allow_code, size, recipe.quality.accuracy, recipe.kernels)
+                footprint(path, recipe.model, options.allow_code, size, recipe.quality.arrays, recipe.kernels)
             )
     if recipe.latency is None and not recipe.figures(compared=len(paths) > 1):
         return
@@ -186,7 +187,7 @@ def _time(models: Sequence[Running], recipe: EvalRecipe, found: _Findings) -> No
         found.warnings.append("latency was not measured: the recipe has no latency section")
         return
     asked = recipe.latency
-    inputs = example(models[0].module, asked.batch, asked.length, recipe.quality.accuracy)
+    inputs = example(models[0].module, asked.batch, asked.length, recipe.quality.arrays)
     if inputs is None:
         found.warnings.append("latency was not measured: nothing says what the model takes")
         return

@@ -8,9 +8,10 @@ from aicompress.checkpoint.reader import digests
 from aicompress.checkpoint.source import locate
 from aicompress.data import Data
 from aicompress.errors import CheckpointError, GateFailed, OutputExists, Problems, RecipeError
+from aicompress.metrics.perplexity import Perplexity
 from aicompress.pipeline.evaluation.run import Options, evaluate
 from aicompress.recipe import Model
-from aicompress.recipe.evaluation import EvalRecipe, Perplexity, Quality, Timing
+from aicompress.recipe.evaluation import EvalRecipe, Timing, recipe_class
 from aicompress.report.gates import require
 from aicompress.report.markdown import to_markdown
 from aicompress.report.model import Report
@@ -30,8 +31,11 @@ def compressed(trained_llama: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def of_text(path: Path, **fields: object) -> EvalRecipe:
-    perplexity = Perplexity(text=str(path), samples=6, length=32)
-    return EvalRecipe.model_validate({"version": 1, "quality": Quality(perplexity=perplexity), **fields})
+    return measuring({"perplexity": Perplexity(text=str(path), samples=6, length=32)}, **fields)
+
+
+def measuring(quality: dict[str, Data], **fields: object) -> EvalRecipe:
+    return recipe_class().model_validate({"version": 1, "quality": quality, **fields})
 
 
 def test_a_language_model_against_its_original(
@@ -156,13 +160,13 @@ def test_another_tokenizer_is_refused(trained_llama: Path, heldout_file: Path, t
 def test_windows_longer_than_the_model_are_refused(trained_llama: Path, heldout_file: Path) -> None:
     perplexity = Perplexity(text=str(heldout_file), samples=2, length=400)
     with pytest.raises(RecipeError, match="256 positions"):
-        evaluate(str(trained_llama), [], EvalRecipe(version=1, quality=Quality(perplexity=perplexity)))
+        evaluate(str(trained_llama), [], measuring({"perplexity": perplexity}))
 
 
 def test_accuracy_of_a_bare_file(mlp_file: Path, digits_npz: Path, tmp_path: Path) -> None:
     out = compress(mlp_file, tmp_path / "sparse.safetensors", lambda info, w: halved(w))
     data = Data(arrays=str(digits_npz), **DIGITS)
-    recipe = EvalRecipe(version=1, model=MLP, quality=Quality(accuracy=data), latency=QUICK)
+    recipe = measuring({"accuracy": data}, model=MLP, latency=QUICK)
     found = evaluate(str(out), [str(mlp_file)], recipe)
     accuracy = found.quality["accuracy"]
     assert accuracy["n"] == 400
@@ -176,7 +180,7 @@ def test_accuracy_of_a_bare_file(mlp_file: Path, digits_npz: Path, tmp_path: Pat
 def test_a_bare_file_needs_a_model_section(mlp_file: Path, digits_npz: Path) -> None:
     data = Data(arrays=str(digits_npz), **DIGITS)
     with pytest.raises(CheckpointError, match="names no architecture"):
-        evaluate(str(mlp_file), [], EvalRecipe(version=1, quality=Quality(accuracy=data)))
+        evaluate(str(mlp_file), [], measuring({"accuracy": data}))
 
 
 def test_accuracy_of_a_text_classifier(tmp_path: Path) -> None:
@@ -193,7 +197,7 @@ def test_accuracy_of_a_text_classifier(tmp_path: Path) -> None:
     rows = [json.dumps({"text": text, "label": label}) for text, label in zip(texts, answers, strict=True)]
     (tmp_path / "test.jsonl").write_text("\n".join(rows))
     data = Data(jsonl=str(tmp_path / "test.jsonl"), labels="label", length=64)
-    found = evaluate(str(classifier), [], EvalRecipe(version=1, quality=Quality(accuracy=data)))
+    found = evaluate(str(classifier), [], measuring({"accuracy": data}))
     assert found.quality["accuracy"]["value"] == pytest.approx(11 / 12)
 
 
@@ -209,11 +213,11 @@ def pairs_file(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_sentence_encoder(tiny_bert: Path, heldout_file: Path, pairs_file: Path, tmp_path: Path) -> None:
     out = compress(tiny_bert, tmp_path / "w4", lambda info, w: integers(w, 4, 16) if info.kind == "linear" else None)
-    quality = Quality(
-        similarity=Data(pairs=str(pairs_file), columns=(1, 2), score=0, length=64),
-        embedding=Data(text=str(heldout_file), samples=50, length=64),
-    )
-    found = evaluate(str(out), [str(tiny_bert)], EvalRecipe(version=1, quality=quality)).quality
+    quality = {
+        "similarity": Data(pairs=str(pairs_file), columns=(1, 2), score=0, length=64),
+        "embedding": Data(text=str(heldout_file), samples=50, length=64),
+    }
+    found = evaluate(str(out), [str(tiny_bert)], measuring(quality)).quality
     assert set(found) == {"similarity", "similarity_agreement", "embedding_agreement", "embedding_cosine"}
     assert found["similarity"]["n"] == 20
     assert found["embedding_agreement"]["n"] == 50 * 49 // 2
@@ -222,7 +226,7 @@ def test_a_sentence_encoder(tiny_bert: Path, heldout_file: Path, pairs_file: Pat
 
 
 def test_embeddings_need_a_baseline(tiny_bert: Path, heldout_file: Path) -> None:
-    recipe = EvalRecipe(version=1, quality=Quality(embedding=Data(text=str(heldout_file))))
+    recipe = measuring({"embedding": Data(text=str(heldout_file))})
     with pytest.raises(RecipeError, match="no baseline"):
         evaluate(str(tiny_bert), [], recipe)
 

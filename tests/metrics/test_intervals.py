@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from aicompress.pipeline.evaluation.metrics.intervals import (
+from aicompress.metrics.intervals import (
     Estimate,
     clopper_pearson,
     exponential,
@@ -12,6 +12,7 @@ from aicompress.pipeline.evaluation.metrics.intervals import (
     proportion,
     rank_correlation,
     ranks,
+    sample_mean,
     spearman,
     window_mean,
 )
@@ -92,9 +93,17 @@ def test_bootstrap_is_seeded() -> None:
     assert window_mean(values, 30, seed=3) != window_mean(values, 30, seed=4)
 
 
+def test_samples_are_resampled_as_windows_are() -> None:
+    values = torch.rand(30)
+    samples, windows = sample_mean(values, 3, "texts"), window_mean(values, 30 * 255, seed=3)
+    assert (samples.value, samples.low, samples.high) == (windows.value, windows.low, windows.high)
+    assert (samples.n, samples.unit, samples.interval) == (30, "texts", "bootstrap of 30 texts")
+    assert (windows.n, windows.unit, windows.interval) == (30 * 255, "tokens", "bootstrap of 30 windows")
+
+
 def test_one_window_has_no_interval() -> None:
     found = window_mean(torch.tensor([2.0]), 255, seed=0)
-    assert (found.low, found.high) == (None, None)
+    assert (found.low, found.high, found.interval) == (None, None, "none: a single window")
     assert exponential(found).value == pytest.approx(math.exp(2))
 
 

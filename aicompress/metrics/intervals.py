@@ -1,4 +1,4 @@
-"""Figures with their uncertainty: every one is a value, a 95% interval and how many samples it stands on."""
+"""Estimate figures with their uncertainty: a value, its 95% interval, and the number of samples behind it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Estimate:
         low, high: its 95% interval; None where there are too few samples for one.
         n: samples behind it.
         unit: what a sample is: "tokens", "pairs", "images".
-        interval: how the interval was found.
+        interval: how the interval was computed.
         baseline: the same figure of the checkpoint compared against, or None.
     """
 
@@ -39,21 +39,21 @@ class Estimate:
     baseline: float | None = None
 
     def beside(self, other: Estimate) -> Estimate:
-        """This figure with a baseline's."""
+        """Add a baseline's value of the same figure."""
         return replace(self, baseline=other.value)
 
     def plain(self) -> dict[str, Any]:
-        """As the report stores it."""
+        """Give the figure as the report stores it."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 def proportion(hits: int, n: int, unit: str) -> Estimate:
-    """A share with its exact binomial interval (Clopper and Pearson, Biometrika 26, 1934)."""
+    """Estimate a share with its exact binomial interval (Clopper and Pearson, Biometrika 26, 1934)."""
     return Estimate(hits / n, *clopper_pearson(hits, n), n, unit, "exact binomial")
 
 
 def clopper_pearson(hits: int, n: int) -> tuple[float, float]:
-    """95% limits of a binomial share: each tail holds at most 2.5%."""
+    """Compute the 95% limits of a binomial share: each tail holds at most 2.5%."""
     low = 0.0 if hits == 0 else _bisect(lambda p: 0.025 - _tail(hits, n, n, p))
     high = 1.0 if hits == n else _bisect(lambda p: _tail(0, hits, n, p) - 0.025)
     return low, high
@@ -76,23 +76,46 @@ def _bisect(falling: Callable[[float], float]) -> float:
     return (low + high) / 2
 
 
-def window_mean(values: Tensor, n: int, seed: int, unit: str = "tokens") -> Estimate:
-    """Mean of equally long windows with its bootstrap percentile interval (Efron, Annals of Statistics 7, 1979).
+def window_mean(values: Tensor, n: int, seed: int) -> Estimate:
+    """Estimate the mean over the tokens of equally long windows.
 
     Windows are resampled, not tokens: the tokens of a window depend on each other.
 
     Args:
         values: (windows,) mean of each window.
-        n: samples in all windows together.
+        n: tokens in all windows together.
+        seed: of the resampling.
+    """
+    return _bootstrap_mean(values, seed, (n, "tokens"), "window")
+
+
+def sample_mean(values: Tensor, seed: int, unit: str) -> Estimate:
+    """Estimate the mean over independent samples.
+
+    Args:
+        values: (samples,) value of each.
+        seed: of the resampling.
+        unit: what a sample is, in the plural.
+    """
+    return _bootstrap_mean(values, seed, (len(values), unit), unit.removesuffix("s"))
+
+
+def _bootstrap_mean(values: Tensor, seed: int, samples: tuple[int, str], resampled: str) -> Estimate:
+    """Estimate a mean with its bootstrap percentile interval (Efron, Annals of Statistics 7, 1979).
+
+    Args:
+        values: (count,) what is resampled.
+        samples: how many samples the values stand for, and what a sample is.
+        resampled: what one of the values belongs to.
     """
     count = len(values)
     values = values.double()
     if count < 2:
-        return Estimate(float(values.mean()), None, None, n, unit, "none: a single window")
+        return Estimate(float(values.mean()), None, None, *samples, f"none: a single {resampled}")
     generator = torch.Generator().manual_seed(seed)
     means = torch.stack([values[_draw(count, generator)].mean() for _ in range(RESAMPLES)])
     low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Estimate(float(values.mean()), low, high, n, unit, f"bootstrap of {count} windows")
+    return Estimate(float(values.mean()), low, high, *samples, f"bootstrap of {count} {resampled}s")
 
 
 def _draw(count: int, generator: torch.Generator) -> Tensor:
@@ -100,13 +123,13 @@ def _draw(count: int, generator: torch.Generator) -> Tensor:
 
 
 def exponential(estimate: Estimate) -> Estimate:
-    """exp of a figure and its limits: perplexity from the mean negative log-likelihood."""
+    """Take exp of a figure and its limits: perplexity from the mean negative log-likelihood."""
     low, high = (None if bound is None else math.exp(bound) for bound in (estimate.low, estimate.high))
     return replace(estimate, value=math.exp(estimate.value), low=low, high=high)
 
 
 def ranks(values: Floats) -> Floats:
-    """Ranks from 1; equal values share the mean of theirs."""
+    """Rank values from 1; equal values share the mean of their ranks."""
     _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     means: Floats = (2 * last - counts + 1) / 2
@@ -114,14 +137,14 @@ def ranks(values: Floats) -> Floats:
 
 
 def spearman(one: Floats, other: Floats) -> float:
-    """Spearman's rank correlation: Pearson's, of average ranks. NaN where one side is constant."""
+    """Compute Spearman's rank correlation: Pearson's, of average ranks. NaN where one side is constant."""
     first, second = (ranks(side) - (len(side) + 1) / 2 for side in (one, other))
     norm = math.sqrt(float(first @ first) * float(second @ second))
     return float(first @ second) / norm if norm else math.nan
 
 
 def rank_correlation(one: Floats, other: Floats, unit: str = "pairs") -> Estimate:
-    """Spearman's correlation of independent pairs; Fisher's z with the variance of Bonett and Wright (2000)."""
+    """Estimate Spearman's correlation of independent pairs: Fisher's z, variance of Bonett and Wright (2000)."""
     n = len(one)
     value = spearman(one, other)
     if n < 4 or not math.isfinite(value):
@@ -130,7 +153,7 @@ def rank_correlation(one: Floats, other: Floats, unit: str = "pairs") -> Estimat
 
 
 def _fisher(value: float, error: float, n: int, unit: str, interval: str) -> Estimate:
-    """Interval of a correlation from the standard error of its z."""
+    """Estimate a correlation from the standard error of its z."""
     if abs(value) >= 1:
         return Estimate(value, value, value, n, unit, interval)
     z = math.atanh(value)
@@ -138,7 +161,7 @@ def _fisher(value: float, error: float, n: int, unit: str, interval: str) -> Est
 
 
 def pairwise_correlation(one: Floats, other: Floats, blocks: int = 20) -> Estimate:
-    """Spearman's correlation between two matrices of similarities, over all pairs of their items.
+    """Estimate Spearman's correlation between two matrices of similarities, over all pairs of their items.
 
     Pairs that share an item depend on each other, so the interval comes from leaving out blocks of items, not pairs
     (delete-a-group jackknife, on Fisher's z).
