@@ -16,14 +16,16 @@ def run(
     """Measure, print the report, and fail where a gate does not hold."""
     from aicompress.cli import render
     from aicompress.cli.progress import reporter
-    from aicompress.pipeline.evaluation.run import Options, evaluate
+    from aicompress.pipeline.evaluation.run import EvalOptions, evaluate
+    from aicompress.pipeline.step.options import Options
     from aicompress.recipe.evaluation import load
     from aicompress.report.gates import require
 
     out, fail_if = judged
     device, allow_code, quiet, as_json = flags
-    options = Options(out, tuple(fail_if), device, allow_code, reporter(quiet))
-    report = evaluate(source, against, load(recipe[0], recipe[1]), options)
+    judging = EvalOptions(out, tuple(fail_if), allow_code)
+    options = Options(device=device, progress=reporter(quiet))
+    report = evaluate(source, against, load(recipe[0], recipe[1]), judging, options)
     if as_json:
         print(report.to_json(), end="")
     elif not quiet:

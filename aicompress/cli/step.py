@@ -75,8 +75,8 @@ def run(command: str, source: str, out: Path, recipe: tuple[str, list[str]], fla
 
 def destination(out: Path, flags: Flags) -> Any:
     """Where the output goes."""
-    from aicompress.measure import parse_bytes
     from aicompress.pipeline.step.output import Destination
+    from aicompress.report.numbers import parse_bytes
 
     return Destination(out, parse_bytes(flags.max_shard_size) if flags.max_shard_size else None, flags.overwrite)
 

@@ -1,4 +1,4 @@
-"""The one place that knows which driver carries out a method of factorize, quantize or prune."""
+"""Choose the driver of a method of factorize, quantize or prune."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from aicompress.pipeline.layerwise.plan import Plan
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.pipeline.structured import plan as structure_plan
-from aicompress.pipeline.structured import run as structure
+from aicompress.pipeline.structured import run as structured
 from aicompress.recipe import Recipe
 from aicompress.report.model import Report
 
@@ -26,7 +26,7 @@ Planned = Plan | structure_plan.StructurePlan | channel_plan.ChannelPlan
 def make_plan(
     source: str | Path, destination: Destination, recipe: Recipe, command: str, request: Request | None = None
 ) -> Planned:
-    """Check everything that can be checked before the first byte is written.
+    """Plan a step: check everything that can be checked before the first byte is written.
 
     Raises:
         Refused: or Problems, when there are several.
@@ -45,5 +45,5 @@ def run(planned: Planned, options: Options | None = None) -> Report:
     if isinstance(planned, channel_plan.ChannelPlan):
         return channels.run(planned, options)
     if isinstance(planned, structure_plan.StructurePlan):
-        return structure.run(planned, options)
+        return structured.run(planned, options)
     return layerwise.run(planned, options)

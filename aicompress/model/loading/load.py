@@ -53,7 +53,7 @@ def load(
 
 
 def trainable(
-    path: str | Path,
+    source: str | Path | Checkpoint,
     *,
     model: nn.Module | None = None,
     device: str | torch.device = "cpu",
@@ -66,9 +66,9 @@ def trainable(
     Raises:
         CheckpointError: as `load`.
     """
-    checkpoint = Checkpoint.open(path)
+    checkpoint = source if isinstance(source, Checkpoint) else Checkpoint.open(source)
     if model is None and checkpoint.config is None:
-        raise Refused(f"{path} names no architecture", _SEQUENTIAL)
+        raise Refused(f"{checkpoint.path} names no architecture", _SEQUENTIAL)
     running = model if model is not None else build(checkpoint, trust_remote_code)
     Filling(checkpoint, torch.device(device), torch.float32, fast=False).fill(running)
     return running.train()

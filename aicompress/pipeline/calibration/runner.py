@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from aicompress.model.kernels.bf16_products import rounds
 from aicompress.model.loading.merged_experts import Slot
 from aicompress.model.loading.partial_model import PartialModel
 from aicompress.pipeline.calibration.data import ROWS, Inputs, calibration_inputs
+from aicompress.pipeline.calibration.record import record_of_data
 from aicompress.pipeline.calibration.requirements import Step, follows, module_of
 from aicompress.pipeline.step.workers import Processes
 from aicompress.weights import TensorSpec
@@ -87,13 +87,12 @@ class Engine:
 
     def record(self) -> dict[str, Any]:
         """Where the rows came from, for the report."""
-        return {
-            "data": [dataclasses.asdict(self.inputs.source)],
-            "statistics": [],
-            "processes": self.team.size,
-            "products": "bfloat16" if self.rounded else "float32",
-            "activations": "compressed" if self.follows else "original",
-        }
+        return record_of_data(
+            self.inputs.source,
+            self.team.size,
+            products="bfloat16" if self.rounded else "float32",
+            activations="compressed" if self.follows else "original",
+        )
 
 
 @dataclass

@@ -16,12 +16,11 @@ from aicompress import data
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.place import require_writable
 from aicompress.data import arrays
-from aicompress.errors import CheckpointError, CompressError, RecipeError, Refused, raise_all
+from aicompress.errors import CompressError, RecipeError, Refused, raise_all
 from aicompress.layer import Kind, LayerInfo
 from aicompress.methods import get
 from aicompress.methods.prune.channels import ChannelsConfig
 from aicompress.methods.structural import ChannelMethod
-from aicompress.model.architecture.shapes import misfits
 from aicompress.model.channels.cut import Kept, kept_places
 from aicompress.model.channels.graph import OUTPUT, ChannelGroup, Fixed
 from aicompress.pipeline.calibration.requirements import Request, module_of
@@ -30,7 +29,14 @@ from aicompress.pipeline.channels.config_widths import FIELDS, HINT
 from aicompress.pipeline.channels.example_inputs import as_taken
 from aicompress.pipeline.channels.outline import Draft
 from aicompress.pipeline.channels.selection import Evidence
-from aicompress.pipeline.step.checks import decoding, known_kinds, left_out, place_problems, require_space
+from aicompress.pipeline.step.checks import (
+    decoding,
+    known_kinds,
+    left_out,
+    place_problems,
+    require_loads,
+    require_space,
+)
 from aicompress.pipeline.step.dry_run import summarize_rows
 from aicompress.pipeline.step.input import open_input
 from aicompress.pipeline.step.output import Destination, Output, Planned, lineage_step
@@ -152,7 +158,7 @@ def make_plan(
     choice, edited = choosing.choice(draft, method, groups, evidence)
     kept = kept_places(module, zip(groups, choice, strict=True))
     output = draft.output(kept, edited)
-    _require_loads(checkpoint, output)
+    require_loads(checkpoint, output.config, {name: each.dense for name, each in output.parameters.items()}, {})
     require_space(output)
     pairs = tuple(zip(groups, choice, strict=True))
     plan = ChannelPlan(
@@ -171,20 +177,6 @@ def make_plan(
         kinds,
     )
     return replace(plan, warnings=(*warnings, *_warnings(plan), *left_out(checkpoint)))
-
-
-def _require_loads(checkpoint: Checkpoint, output: Output) -> None:
-    """Let transformers load the planned output without data.
-
-    Raises:
-        CheckpointError: something is missing or of another shape that was not in the input.
-    """
-    if output.config is None or checkpoint.config is None:
-        return
-    specs = {name: planned.dense for name, planned in output.parameters.items()}
-    found = sorted(misfits(output.config, specs) - misfits(checkpoint.config, checkpoint.parameters()))
-    if found:
-        raise CheckpointError(f"the pruned checkpoint would not load: {found[0]}", "prune it otherwise")
 
 
 def _problems(

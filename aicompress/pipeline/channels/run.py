@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import copy
 import time
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from aicompress.checkpoint import CheckpointWriter
 from aicompress.checkpoint.reader import require_finite
 from aicompress.model.channels.cut import cut_layer, cut_module
 from aicompress.model.channels.repair import Repair, repair
+from aicompress.pipeline.calibration.record import record_of_data
 from aicompress.pipeline.channels.outline import narrowed
 from aicompress.pipeline.channels.plan import ChannelPlan
-from aicompress.pipeline.step.digests import hashing
-from aicompress.pipeline.step.options import ANEW, Options
-from aicompress.pipeline.step.output import with_digests
-from aicompress.pipeline.step.report import Facts, finish
-from aicompress.pipeline.step.run import led
-from aicompress.pipeline.step.workers import processes
+from aicompress.pipeline.step.options import Options, Progress
+from aicompress.pipeline.step.report import Results
+from aicompress.pipeline.step.run import OpenOutput, StepRun, assembled, run_step
 from aicompress.report.model import Report
 from aicompress.weights import Weight
 
@@ -35,59 +32,54 @@ def run(plan: ChannelPlan, options: Options | None = None) -> Report:
         OutOfSpace: the disk is full; nothing is left behind.
     """
     options = options or Options()
-    team = processes(torch.device("cpu"))
-    team.wait()  # until all have made their plans: those refuse an output that is there
-    return led(plan.output, team, lambda: _lead(plan, options), lambda: None)
+    step = StepRun(
+        checkpoint=plan.checkpoint,
+        kinds=plan.kinds,
+        recipe=plan.recipe,
+        output=plan.output,
+        write=partial(_write, plan, options.progress),
+    )
+    return run_step(step, assembled(torch.device("cpu")), options)
 
 
-def _lead(plan: ChannelPlan, options: Options) -> Report:
-    """What the process does that writes."""
-    start = time.perf_counter()
-    seconds: dict[str, float] = {}
+def _write(plan: ChannelPlan, progress: Progress, opened: OpenOutput) -> Results:
+    """Fit what can be fitted to the calibration data, and write every parameter."""
     output = plan.output
-    with (
-        CheckpointWriter(output.destination.path, output.shards) as writer,
-        hashing(plan.checkpoint.source) as inputs,
-    ):
-        mended = _mended(plan, options)
-        total, done = sum(p.dense.nbytes for p in output.parameters.values()), 0
-        for name, planned in output.parameters.items():
-            began = time.perf_counter()
-            for disk, tensor in output.encode(name, _value(plan, name, mended)).items():
-                writer.put(disk, tensor)
-            seconds[name] = time.perf_counter() - began
-            done += planned.dense.nbytes
-            options.progress(name, done, total)
-        final = with_digests(output, inputs.result())
-        data: dict[str, Any] = {}
-        if plan.evidence is not None:
-            data = {"data": [vars(plan.evidence.source)], "statistics": [], "processes": 1}
-        warnings = (*plan.warnings, *([ANEW] if options.resume else []))
-        facts = Facts(plan.recipe, plan.checkpoint, plan.kinds, plan.rows(seconds), warnings, start, calibration=data)
-        return finish(facts, final, writer, options.latency)
+    seconds: dict[str, float] = {}
+    fitted = _fitted(plan, progress)
+    total, done = sum(planned.dense.nbytes for planned in output.parameters.values()), 0
+    for name, planned in output.parameters.items():
+        began = time.perf_counter()
+        for disk, tensor in output.encode(name, _value(plan, name, fitted)).items():
+            opened.writer.put(disk, tensor)
+        seconds[name] = time.perf_counter() - began
+        done += planned.dense.nbytes
+        progress(name, done, total)
+    calibration = {} if plan.evidence is None else record_of_data(plan.evidence.source, 1)
+    return Results(plan.rows(seconds), plan.warnings, calibration=calibration)
 
 
-def _mended(plan: ChannelPlan, options: Options) -> dict[str, Tensor]:
+def _fitted(plan: ChannelPlan, progress: Progress) -> dict[str, Tensor]:
     """New values of the parameters and buffers that are fitted to the calibration data."""
     if plan.evidence is None or not plan.kept or not (plan.refits or plan.recalibrates):
         return {}
     small: nn.Module = copy.deepcopy(plan.module)
     cut_module(small, plan.kept)
     coded = {plan.names[name] for name, planned in plan.output.parameters.items() if planned.weight is not None}
-    fitted = {path: kept for path, kept in plan.kept.items() if f"{path}.weight" not in coded}
+    plain = {path: kept for path, kept in plan.kept.items() if f"{path}.weight" not in coded}
     batches = [inputs for inputs, _ in plan.evidence.batches]
-    job = Repair(plan.module, small, fitted, batches, plan.refits, plan.recalibrates, plan.config.damp)
-    changed = repair(job, lambda done, total: options.progress(f"layer {done} of {total}", done, total))
-    found: dict[str, Tensor] = {}
+    job = Repair(plan.module, small, plain, batches, plan.refits, plan.recalibrates, plan.config.damp)
+    changed = repair(job, lambda done, total: progress(f"layer {done} of {total}", done, total))
+    values: dict[str, Tensor] = {}
     for path in changed:
         layer = small.get_submodule(path)
         for leaf, tensor in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
             if tensor.is_floating_point():
-                found[f"{path}.{leaf}"] = tensor.detach()
-    return found
+                values[f"{path}.{leaf}"] = tensor.detach()
+    return values
 
 
-def _value(plan: ChannelPlan, name: str, mended: dict[str, Tensor]) -> Tensor | Weight:
+def _value(plan: ChannelPlan, name: str, fitted: dict[str, Tensor]) -> Tensor | Weight:
     """One parameter of the output: fitted, cut in the form it has, or as it was."""
     checkpoint, planned = plan.checkpoint, plan.output.parameters[name]
     target = plan.names[name]
@@ -100,8 +92,8 @@ def _value(plan: ChannelPlan, name: str, mended: dict[str, Tensor]) -> Tensor | 
         small = narrowed(weight, plan.module.get_submodule(path), kept)
         assert small is not None  # the plan made the same cut in its outline
         return small
-    if target in mended:
-        tensor = mended[target].to(planned.dense.dtype)
+    if target in fitted:
+        tensor = fitted[target].to(planned.dense.dtype)
     elif target in plan.kept:  # a parameter of no layer
         lone = plan.kept[target]
         assert lone.out is not None

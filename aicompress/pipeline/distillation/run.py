@@ -2,63 +2,51 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from aicompress import __version__
-from aicompress.checkpoint import Checkpoint, CheckpointWriter
-from aicompress.checkpoint.journal import Journal, require_same
+from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.place import working_path
 from aicompress.errors import Refused
+from aicompress.layer import LayerInfo
 from aicompress.model.distillation.fp32_attention import attend_in_float32
 from aicompress.model.loading.load import trainable
 from aicompress.pipeline.distillation import movement
-from aicompress.pipeline.distillation.plan import DistillPlan, make_plan, with_all_digests
+from aicompress.pipeline.distillation.plan import DistillPlan
+from aicompress.pipeline.distillation.report_section import training_section
 from aicompress.pipeline.distillation.student import Student
-from aicompress.pipeline.distillation.teacher import Loss, Side, Teacher, remember
-from aicompress.pipeline.distillation.training import Lesson, Trainer
+from aicompress.pipeline.distillation.teacher import Loss, Runnable, Teacher, with_cached_outputs
+from aicompress.pipeline.distillation.training import Trainer, TrainingSetup
 from aicompress.pipeline.distillation.training_state import StateFile
-from aicompress.pipeline.step.digests import hashing
-from aicompress.pipeline.step.latency import Mode
-from aicompress.pipeline.step.report import Facts, finish, written_report
+from aicompress.pipeline.step.digests import fingerprint
+from aicompress.pipeline.step.options import Options, Progress
+from aicompress.pipeline.step.report import Results
+from aicompress.pipeline.step.run import OpenOutput, StepRun, assembled, require_resumable, run_step
 from aicompress.pipeline.step.running_model import resolved_device
-from aicompress.pipeline.step.workers import Processes, processes
 from aicompress.recipe.distillation import Training
 from aicompress.report.model import LayerRow, Report
-from aicompress.weights import Weight
 
 
 @dataclass(frozen=True)
-class Options:
-    """How a distillation runs; nothing here changes the numbers.
+class TrainingOptions:
+    """Options of a distillation alone; nothing here changes the numbers.
 
     Attributes:
-        resume: go on where a stopped run of the same step was.
-        latency: "auto" times the forward passes of input and output, "off" does not.
-        progress: called with (what, done, total).
         save_seconds: least time between two saved states.
-        device: cpu, cuda, or auto for a GPU where there is one.
-        stats: a file that is to hold the movement of every trained matrix, for movement pruning; None keeps none.
+        movement_file: where to keep the movement of every trained matrix, for movement pruning; None keeps none.
     """
 
-    resume: bool = False
-    latency: Mode = "auto"
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None
     save_seconds: float = 60.0
-    device: str = "cpu"
-    stats: Path | None = None
+    movement_file: Path | None = None
 
 
-def run(plan: DistillPlan, options: Options | None = None) -> Report:
+def run(plan: DistillPlan, options: Options = Options(), own: TrainingOptions = TrainingOptions()) -> Report:
     """Train the student and write it, its report inside.
 
     Under torchrun every rank trains and the first one writes; the others return its report.
@@ -67,139 +55,91 @@ def run(plan: DistillPlan, options: Options | None = None) -> Report:
         CompressError: a loss is not a number; nothing is left behind.
         OutOfSpace: the disk is full; nothing is left behind.
     """
-    options = options or Options()
     start = time.perf_counter()
-    movement.require_free(options.stats)
-    mark = fingerprint(plan)
-    if options.resume:
-        require_same(working_path(plan.output.destination.path), mark)
+    movement.require_free(own.movement_file)
+    decided = (plan.recipe.sha256(), plan.training.precision, plan.samples.source.sha256)
+    mark = fingerprint([plan.checkpoint, plan.teacher], plan.output, *decided)
+    if options.resume:  # before both models are loaded
+        require_resumable(plan.output, mark)
     device = torch.device(resolved_device(options.device))
-    team = processes(device)
-    if plan.training.batch % (plan.training.accumulate * team.size):
-        parts = f"{team.size} processes in {plan.training.accumulate} parts"
-        raise Refused(f"training.batch {plan.training.batch} cannot be divided over {parts}", "change one of them")
-    lesson, student = _lesson(plan, device, options)
-    watched = movement.watched(student) if options.stats else {}
-    if team.rank != 0:
-        state = StateFile(working_path(plan.output.destination.path))
-        trainer = Trainer(lesson, student.trained(plan.keep_zeros), plan.training, state, team, tuple(watched))
+    team = assembled(device)
+    _require_divisible(plan.training, team.size)
+    setup, student = _setup(plan, device, options.progress)
+    watched = movement.watched(student) if own.movement_file else ()
+    state = StateFile(working_path(plan.output.destination.path))
+    trainer = Trainer(setup, student.trained(plan.keep_zeros), plan.training, state, team, watched)
+
+    def train() -> None:
         if options.resume:
             trainer.resume()
-        trainer.run(options.progress, options.save_seconds)
-        team.wait()
-        return written_report(plan.output)
-    output = plan.output
-    with (
-        CheckpointWriter(output.destination.path, output.shards, options.resume) as writer,
-        hashing(plan.checkpoint.source) as of_student,
-        hashing(plan.teacher.source) as of_teacher,
-    ):
-        (Journal.resume if options.resume else Journal.start)(writer.work, mark)
-        state = StateFile(writer.work)
-        trainer = Trainer(lesson, student.trained(plan.keep_zeros), plan.training, state, team, tuple(watched))
-        if options.resume:
-            trainer.resume()
-        trainer.run(options.progress, options.save_seconds)
-        rows = _write(plan, student.value if trainer.course.best_step else student.original, student, writer)
-        state.remove()
-        facts = _facts(plan, student, trainer, rows, start)
-        final = with_all_digests(output, of_student.result(), of_teacher.result())
-        report = finish(facts, final, writer, options.latency)
-    if options.stats is not None:
-        movement.write(options.stats, plan, watched, trainer)
-    team.wait()
+        trainer.run(options.progress, own.save_seconds)
+
+    step = StepRun(
+        checkpoint=plan.checkpoint,
+        kinds=plan.kinds,
+        recipe=plan.recipe,
+        output=plan.output,
+        write=partial(_write, plan, student, trainer, train),
+        follow=train,
+        fingerprint=mark,
+        further={"teacher": plan.teacher},
+        seconds=time.perf_counter() - start,
+    )
+    report = run_step(step, team, options)
+    if own.movement_file is not None and team.rank == 0:
+        written = Checkpoint.open(plan.output.destination.path)
+        movement.write(own.movement_file, written, plan.layers, trainer, plan.samples.source)
     return report
 
 
-def _lesson(plan: DistillPlan, device: torch.device, options: Options) -> tuple[Lesson, Student]:
+def _require_divisible(training: Training, processes: int) -> None:
+    if training.batch % (training.accumulate * processes):
+        parts = f"{processes} processes in {training.accumulate} parts"
+        raise Refused(f"training.batch {training.batch} cannot be divided over {parts}", "change one of them")
+
+
+def _setup(plan: DistillPlan, device: torch.device, progress: Progress) -> tuple[TrainingSetup, Student]:
     """Both models, loaded, and the teacher's outputs where they are worth keeping."""
     model = _load(plan.checkpoint, plan.student_module(), device)
     if plan.training.precision == "bf16" and device.type == "cpu":
         attend_in_float32(model)
     student = Student.of(model, plan.checkpoint)
-    tutor = _load(plan.teacher, plan.teacher_module(), device).requires_grad_(False)
+    frozen = _load(plan.teacher, plan.teacher_module(), device).requires_grad_(False)
     loss = Loss(plan.losses)
-    unknown = torch.full((len(plan.samples),), -1)
-    teacher = Teacher(Side(tutor, plan.teacher_runner), loss.reads, {}, unknown)
+    uncached = torch.full((len(plan.samples),), -1)
+    teacher = Teacher(Runnable(frozen, plan.teacher_runner), loss.reads, {}, uncached)
     if plan.cached:
-        index = torch.cat([plan.division.used(plan.training.steps), plan.division.held_out])
-        batches = plan.division.in_order(index, plan.training.batch)
-        teacher = remember(
-            teacher, plan.samples, batches, device, lambda done: options.progress("teacher", done, len(index))
+        index = torch.cat([plan.split.used(plan.training.steps), plan.split.held_out])
+        batches = plan.split.in_order(index, plan.training.batch)
+        teacher = with_cached_outputs(
+            teacher, plan.samples, batches, device, lambda done: progress("teacher", done, len(index))
         )
-    return Lesson(Side(model, plan.runner), teacher, loss, plan.samples, plan.division), student
+    return TrainingSetup(Runnable(model, plan.runner), teacher, loss, plan.samples, plan.split), student
 
 
 def _load(checkpoint: Checkpoint, module: nn.Module | None, device: torch.device) -> nn.Module:
     """A model with its compressed layers decoded in the graph, without dropout and with fixed batch statistics."""
-    loaded: nn.Module = trainable(checkpoint.path, model=module, device=device)
+    loaded: nn.Module = trainable(checkpoint, model=module, device=device)
     return loaded.eval()
 
 
-def fingerprint(plan: DistillPlan) -> str:
-    """Digest of everything that decides the output's bytes: inputs, data, recipe, version, precision, file layout."""
-    inputs = [
-        [name, str(ref.file), ref.begin, str(ref.spec), ref.file.stat().st_mtime_ns, ref.file.stat().st_size]
-        for checkpoint in (plan.checkpoint, plan.teacher)
-        for name, ref in checkpoint.tensors.items()
-    ]
-    shards = [[shard.name, shard.nbytes, list(shard.specs)] for shard in plan.output.shards]
-    whole = [__version__, plan.recipe.sha256(), plan.training.precision, plan.samples.source.sha256, inputs, shards]
-    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
-
-
 def _write(
-    plan: DistillPlan, value_of: Callable[[str], Tensor | Weight], student: Student, writer: CheckpointWriter
-) -> tuple[LayerRow, ...]:
-    """Write every parameter as `value_of` gives it; a row for each layer."""
-    infos: dict[str, list[Any]] = {}
+    plan: DistillPlan, student: Student, trainer: Trainer, train: Callable[[], None], opened: OpenOutput
+) -> Results:
+    """Train, and write every parameter of the best student, with a row for each layer."""
+    train()
+    better = trainer.history.best_step > 0
+    value_of = student.value if better else student.original
+    infos: dict[str, list[LayerInfo]] = {}
     for info in plan.layers:
         infos.setdefault(info.tensor, []).append(info)
     rows: list[LayerRow] = []
     for name in plan.output.parameters:
         value = value_of(name)
         for disk, tensor in plan.output.encode(name, value).items():
-            writer.put(disk, tensor)
+            opened.writer.put(disk, tensor)
         rows += [student.row(info, value, plan.recipe.method.name) for info in infos.get(name, [])]
-    return tuple(rows)
-
-
-def _facts(plan: DistillPlan, student: Student, trainer: Trainer, rows: tuple[LayerRow, ...], start: float) -> Facts:
-    course = trainer.course
-    warnings = list(plan.warnings)
-    if course.best_step == 0:
-        warnings.append("no step was better than the input on the held-out samples: the weights are the input's")
-    return Facts(
-        plan.recipe, plan.checkpoint, plan.kinds, rows, tuple(warnings), start, training=_training(plan, trainer)
-    )
-
-
-def _training(plan: DistillPlan, trainer: Trainer) -> dict[str, Any]:
-    """The report's training section."""
-    course, settings = trainer.course, plan.training
-    seconds = course.seconds or float("inf")
-    return {
-        "teacher": {
-            "path": str(plan.teacher.path),
-            "bytes": sum(ref.spec.nbytes for ref in plan.teacher.tensors.values()),
-        },
-        "loss": " + ".join(f"{config.weight:g} {method.name}" for method, config in plan.losses),
-        "curve": [dataclasses.asdict(point) for point in course.curve],
-        "best_step": course.best_step,
-        "held_out_before": course.before,
-        "held_out_after": course.best,
-        "held_out_samples": len(plan.division.held_out),
-        "train_samples": len(plan.division.train),
-        "epochs": course.samples / len(plan.division.train),
-        "trained_parameters": sum(p.numel() for p in trainer.trained.parameters.values()),
-        "zeros_kept": sum(int(zero.sum()) for zero in trainer.trained.zeros.values()),
-        "precision": settings.precision,
-        "processes": trainer.team.size,
-        "cached_teacher": plan.cached,
-        "samples_per_second": course.samples / seconds,
-        "tokens_per_second": course.tokens / seconds if course.tokens else None,
-        "seconds": course.seconds,
-    }
-
-
-__all__ = ["DistillPlan", "Options", "Processes", "Training", "fingerprint", "make_plan", "run"]
+    trainer.state.remove()
+    unchanged = "no step was better than the input on the held-out samples: the weights are the input's"
+    warnings = plan.warnings if better else (*plan.warnings, unchanged)
+    return Results(tuple(rows), warnings, training=training_section(trainer, plan.teacher, plan.cached))

@@ -1,4 +1,4 @@
-"""The teacher's side of a batch, computed as it is asked for or once for all, and the loss against it."""
+"""The teacher's outputs, cached or computed batch by batch, and the loss against them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Loss:
 
     @property
     def reads(self) -> frozenset[Output]:
-        """Outputs that some term needs."""
+        """The outputs that any term needs."""
         return frozenset[Output]().union(*(method.reads for method, _ in self.terms))
 
     def __call__(self, student: Outputs, teacher: Outputs) -> Tensor:
@@ -34,36 +34,36 @@ class Loss:
 
 
 @dataclass(frozen=True)
-class Side:
-    """A model and how it is run."""
+class Runnable:
+    """A model with what runs it."""
 
     model: nn.Module
     run: Runner
 
     def __call__(self, batch: Batch, reads: frozenset[Output], precision: str) -> Outputs:
-        """Its outputs for a batch; bf16 runs matrix products in bfloat16, fp32 everything in float32."""
+        """The outputs for a batch; bf16 runs matrix products in bfloat16, fp32 everything in float32."""
         device = next(iter(batch.inputs.values())).device.type
         with autocast(device, precision):
             return self.run(self.model, batch.inputs, reads, batch.labels)
 
 
 def autocast(device: str, precision: str) -> AbstractContextManager[object]:
-    """The context of a forward pass."""
+    """The precision context of a forward pass."""
     return torch.autocast(device, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """The teacher, with what it gave for samples that it has seen.
+    """The teacher with its cached outputs.
 
     Attributes:
         side: the teacher's model.
         reads: outputs that the losses need.
-        kept: by output, (samples, ...) of what was computed beforehand.
+        kept: by output, (samples, ...) of cached outputs.
         row: (samples,) where a sample's outputs are in `kept`; -1 where they are not.
     """
 
-    side: Side
+    side: Runnable
     reads: frozenset[Output]
     kept: dict[str, Tensor]
     row: Tensor
@@ -83,10 +83,10 @@ class Teacher:
 
 
 @torch.no_grad()
-def remember(
+def with_cached_outputs(
     teacher: Teacher, samples: Samples, order: Iterable[Tensor], device: torch.device, report: Callable[[int], None]
 ) -> Teacher:
-    """Compute the teacher's outputs for some samples once, in float32.
+    """Compute and cache the teacher's outputs for some samples, in float32.
 
     Args:
         order: indices in batches of like length.

@@ -1,4 +1,4 @@
-"""The state of a training run on disk, so that a killed run can go on: tensors as safetensors, the rest as JSON."""
+"""The state of a training run on disk, to resume a stopped one: tensors as safetensors, the rest as JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STATE = "state.json"
 
 @dataclass(frozen=True)
 class Point:
-    """One measurement of the losses.
+    """Training and held-out loss at one step.
 
     Attributes:
         step: optimizer steps done.
@@ -32,8 +32,8 @@ class Point:
 
 
 @dataclass
-class Course:
-    """How far a run is.
+class TrainingHistory:
+    """Progress and loss curve of a training run.
 
     Attributes:
         step: optimizer steps done.
@@ -64,7 +64,7 @@ class Course:
 
 
 class StateFile:
-    """Saves and restores a run in its working directory.
+    """The file of a run's state in its working directory.
 
     A state is complete when `state.json` names it, so a kill at any moment leaves the state before or the new one. That
     it belongs to this run is what the journal beside it says.
@@ -76,14 +76,14 @@ class StateFile:
     def __init__(self, work: Path) -> None:
         self.folder = work / FOLDER
 
-    def save(self, course: Course, tensors: dict[str, Tensor]) -> None:
+    def save(self, history: TrainingHistory, tensors: dict[str, Tensor]) -> None:
         """Replace the saved state."""
         self.folder.mkdir(exist_ok=True)
-        name = f"state-{course.step}.safetensors"
+        name = f"state-{history.step}.safetensors"
         partial = self.folder / f"{name}.partial"
         save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, partial)
         _replace(partial, self.folder / name)
-        plain = {"tensors": name, "course": asdict(course)}
+        plain = {"tensors": name, "history": asdict(history)}
         written = self.folder / f"{STATE}.partial"
         written.write_text(json.dumps(plain), encoding="utf-8")
         _replace(written, self.folder / STATE)
@@ -91,14 +91,15 @@ class StateFile:
             if other.name != name:
                 other.unlink()
 
-    def load(self) -> tuple[Course, dict[str, Tensor]] | None:
+    def load(self) -> tuple[TrainingHistory, dict[str, Tensor]] | None:
         """The saved state, or None where there is none."""
         path = self.folder / STATE
         if not path.is_file():
             return None
         plain: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        course = Course(**{**plain["course"], "curve": [Point(**point) for point in plain["course"]["curve"]]})
-        return course, load_file(self.folder / plain["tensors"])
+        fields = plain["history"]
+        history = TrainingHistory(**{**fields, "curve": [Point(**point) for point in fields["curve"]]})
+        return history, load_file(self.folder / plain["tensors"])
 
     def remove(self) -> None:
         """Delete the state: the run is complete."""

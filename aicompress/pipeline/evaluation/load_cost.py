@@ -1,4 +1,4 @@
-"""What it costs to load a checkpoint: seconds and peak memory, measured in a fresh process for each."""
+"""Measure the cost of loading a checkpoint, seconds and peak memory, in a fresh process."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def footprint(
         "kernels": kernels,
     }
     package = str(Path(aicompress.__file__).parent.parent)
-    found = os.environ.get("PYTHONPATH")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([package, found] if found else [package])}
+    given = os.environ.get("PYTHONPATH")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([package, given] if given else [package])}
     done = subprocess.run(
         [sys.executable, "-m", "aicompress.pipeline.evaluation.load_cost"],
         input=json.dumps(request),
@@ -92,7 +92,7 @@ def footprint(
 
 
 def measure(request: dict[str, Any]) -> Footprint:
-    """What the fresh process does."""
+    """Measure the cost of loading a checkpoint in this process."""
     from aicompress.pipeline.step.running_model import Setting, example, forward_call
 
     model = None if request["model"] is None else Model.model_validate(request["model"])
@@ -122,7 +122,7 @@ def _seconds(setting: Setting, path: str) -> float:
 
 
 def evict(path: str) -> bool:
-    """Ask the system to drop a checkpoint's files from the page cache; whether it could be asked."""
+    """Drop a checkpoint's files from the page cache; False where the system does not offer it."""
     if not hasattr(os, "posix_fadvise"):
         return False
     for file in locate(path).files:

@@ -17,6 +17,7 @@ from aicompress.model.blocks.reconstruction import Stage
 from aicompress.model.loading.merged_experts import Slot
 from aicompress.pipeline.calibration.data import ROWS
 from aicompress.pipeline.calibration.gradients import differentiate, gradients
+from aicompress.pipeline.calibration.record import record_of_files
 from aicompress.pipeline.calibration.requirements import MIN_ROWS
 from aicompress.pipeline.calibration.runner import Engine, Together
 from aicompress.pipeline.layerwise.block_tuning import can_move, tuned
@@ -98,8 +99,7 @@ def compress_from_files(work: Work, files: Sequence[StatisticsFile]) -> dict[str
             work.write(name, {info.name: Known(movement=merged_movement(files, info.name)) for info in infos})
         else:
             write(work, name, merged(files, name), read)
-    sources = [source for file in files for source in file.calibration.get("data", [])]
-    return {"data": sources, "statistics": [str(file.path) for file in files], "processes": 1}
+    return record_of_files(files)
 
 
 def write(work: Work, name: str, inputs: InputStats, read: Read | None = None) -> Weight | Tensor:

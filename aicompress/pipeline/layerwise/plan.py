@@ -8,6 +8,7 @@ from functools import cached_property
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.rewritten import RewrittenCheckpoint
+from aicompress.data import digest
 from aicompress.errors import CompressError
 from aicompress.layer import Kind
 from aicompress.methods.capabilities import Width, WidthSearch
@@ -17,6 +18,7 @@ from aicompress.model.equivalence.scaling_groups import Place
 from aicompress.pipeline.calibration.requirements import Request
 from aicompress.pipeline.layerwise.report_rows import open_row, plan_row
 from aicompress.pipeline.step.checks import stored_outline
+from aicompress.pipeline.step.digests import fingerprint
 from aicompress.pipeline.step.dry_run import summarize
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.output import Output, Planned, arrange
@@ -171,3 +173,12 @@ def graded(plan: Plan) -> bool:
 def walked(plan: Plan) -> frozenset[str]:
     """Statistics of inputs that are read."""
     return plan.needs - {"gradients"}
+
+
+def fingerprint_of(plan: Plan) -> str:
+    """Digest of everything that decides the output's bytes, calibration data included."""
+    files = [[str(path.absolute()), path.stat().st_mtime_ns, path.stat().st_size] for path in plan.request.stats]
+    calibration = plan.recipe.calibration
+    reads = plan.search is not None or (bool(plan.needs) and not files)
+    data = digest(calibration) if reads and calibration is not None else None
+    return fingerprint([plan.checkpoint], plan.output, plan.method.name, plan.recipe.sha256(), files, data)

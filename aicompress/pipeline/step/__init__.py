@@ -1,1 +1,1 @@
-"""What every step does: its input, options, checks, output, report."""
+"""Input, options, checks, output and report of every step."""

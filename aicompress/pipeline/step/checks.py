@@ -1,24 +1,29 @@
-"""What every plan asks of its input, its output and the disk before any work."""
+"""Checks of a step's input, output and disk space before any work."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
+
+import torch
 
 from aicompress.checkpoint import Checkpoint
+from aicompress.checkpoint.ct_entries import ct_outline
 from aicompress.checkpoint.place import require_apart, require_free, working_path
-from aicompress.errors import CompressError, OutOfSpace
+from aicompress.errors import CheckpointError, CompressError, OutOfSpace
 from aicompress.layer import Kind
 from aicompress.measure import directory_nbytes
+from aicompress.model.architecture.shapes import misfits
 from aicompress.model.loading.definition import layer_kinds, skeleton
 from aicompress.pipeline.step.output import Destination, Output
 from aicompress.report import gates
-from aicompress.weights import Weight, form_of
+from aicompress.weights import TensorSpec, Weight, form_of
 
 
 def known_kinds(checkpoint: Checkpoint) -> tuple[Mapping[str, Kind | None] | None, list[str]]:
-    """Kinds from the model definition, and a warning when there is none for a checkpoint that names one."""
+    """Kinds of layers from the model definition, and a warning where transformers does not know the one named."""
     if checkpoint.config is None:
         return None, []
     kinds = layer_kinds(checkpoint.config, checkpoint.parameters())
@@ -58,8 +63,8 @@ def confined(output: Output) -> list[str]:
     return [f"transformers merges {merged[0]} with others: this output loads by aicompress.load, not in transformers"]
 
 
-def collect(check: Callable[[], object]) -> list[CompressError]:
-    """The problem that a check raises, or none."""
+def problem_of(check: Callable[[], object]) -> list[CompressError]:
+    """The error that a check raises, in a list; an empty one where it raises none."""
     try:
         check()
     except CompressError as error:
@@ -70,11 +75,11 @@ def collect(check: Callable[[], object]) -> list[CompressError]:
 def place_problems(
     inputs: Sequence[Checkpoint], destination: Destination, conditions: Sequence[str]
 ) -> list[CompressError]:
-    """What is wrong with where the output goes, and with the gates that will judge it."""
-    found = collect(lambda: require_free(destination.path, destination.overwrite))
+    """Errors in the place of the output and in its gates."""
+    problems = problem_of(lambda: require_free(destination.path, destination.overwrite))
     for checkpoint in inputs:
-        found += collect(partial(require_apart, checkpoint.source, destination.path))
-    return found + collect(lambda: gates.parse_all(conditions))
+        problems += problem_of(partial(require_apart, checkpoint.source, destination.path))
+    return problems + problem_of(lambda: gates.parse_all(conditions))
 
 
 def decoding(names: Sequence[str]) -> list[str]:
@@ -92,19 +97,45 @@ def stored_outline(checkpoint: Checkpoint, name: str) -> Weight | None:
     entry = checkpoint.manifest.entries.get(name)
     if entry is None:
         return None
-    import torch
-
     specs = {suffix: checkpoint.tensors[disk].spec for suffix, disk in checkpoint.stored_names(name).items()}
     empty = {suffix: torch.empty(spec.shape, dtype=spec.dtype, device="meta") for suffix, spec in specs.items()}
     if checkpoint.layout == "compressed-tensors":
-        from aicompress.checkpoint.ct_entries import ct_outline
-
         return ct_outline(entry, empty)
     return form_of(entry.meta["form"]).restore(empty, entry.meta)
 
 
+def require_loads(
+    checkpoint: Checkpoint,
+    config: Mapping[str, Any] | None,
+    specs: Mapping[str, TensorSpec],
+    widths: Mapping[str, object],
+) -> None:
+    """Let transformers load the planned output without data: no parameter is missing or of another shape.
+
+    Args:
+        checkpoint: the input; what does not fit there is not held against the output.
+        config: the output's config.json; nothing is checked without one.
+        specs: the output's parameters, dense.
+        widths: modules whose shapes config.json does not give.
+
+    Raises:
+        CheckpointError: a parameter does not fit.
+    """
+    if config is None or checkpoint.config is None:
+        return
+    known = tuple(f"{path}.{leaf} has shape" for path in widths for leaf in ("weight", "bias"))
+    new = sorted(misfits(config, specs) - misfits(checkpoint.config, checkpoint.parameters()))
+    new = [misfit for misfit in new if not misfit.startswith(known)]
+    if new:
+        raise CheckpointError(
+            f"the pruned checkpoint would not load: {new[0]}"
+            + (f", and {len(new) - 1} more like it" if new[1:] else ""),
+            "this architecture cannot be pruned this way",
+        )
+
+
 def require_space(output: Output) -> None:
-    """The output must fit the disk, with a little to spare for the report.
+    """Refuse an output that does not fit the disk, with a little to spare for the report.
 
     Raises:
         OutOfSpace: it does not.

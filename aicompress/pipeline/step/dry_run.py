@@ -1,4 +1,4 @@
-"""A planned step as a dry run shows it."""
+"""Summarize a planned step for a dry run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from aicompress.report.plan import PlanRow, PlanSummary
 def summarize(
     output: Output, checkpoint: Checkpoint, rows: list[PlanRow], unchanged: int, warnings: tuple[str, ...]
 ) -> PlanSummary:
-    """Rows of the layers that change, the exact bytes of every file, and what the user should know."""
+    """The summary of a plan: layers that change, the exact bytes of every file, warnings."""
     step = output.manifest.lineage[-1]
     files = {shard.name: shard.nbytes for shard in output.shards}
     if output.destination.single:
@@ -41,7 +41,7 @@ def summarize_rows(
     stored: Mapping[str, str],
     warnings: tuple[str, ...],
 ) -> PlanSummary:
-    """The same from the rows that a report will have; `stored` says by layer what form the input has."""
+    """The summary of a plan from the rows its report will have; `stored` names each layer's form in the input."""
     shown = [
         PlanRow(r.name, r.kind, r.rule, stored[r.name], r.form, r.detail, r.bytes_before, r.bytes_after)
         for r in rows

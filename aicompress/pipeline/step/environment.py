@@ -1,4 +1,4 @@
-"""Where a run happened: versions, machine, threads."""
+"""The environment of a run: versions, machine, threads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 def environment() -> dict[str, Any]:
-    """Versions of what decides results and speed, and the machine."""
+    """Versions of the packages that decide results and speed, and the machine."""
     packages = ("aicompress", "torch", "transformers", "safetensors", "compressed-tensors", "numpy")
     return {
         "python": platform.python_version(),
@@ -24,7 +24,7 @@ def environment() -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    """The processor's name where the system tells it."""
+    """The processor's name, where the system gives it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))

@@ -34,7 +34,7 @@ def open_input(source: str | Path) -> tuple[Checkpoint, list[str]]:
 
 
 def _same(checkpoint: Checkpoint, one: str, other: str) -> bool:
-    """Whether two parameters are stored with the same bytes."""
+    """Whether two parameters are stored in the same bytes."""
     first, second = checkpoint.stored_names(one), checkpoint.stored_names(other)
     return first.keys() == second.keys() and all(
         checkpoint.tensors[first[key]].spec == checkpoint.tensors[second[key]].spec

@@ -39,15 +39,17 @@ def compare(before: Checkpoint, after: Checkpoint, mode: Mode = "auto") -> tuple
     warnings: list[str] = []
     if mode == "auto" and named and max(sizes) < WHOLE:
         try:
-            found = _both(before, after)
+            latency = _both(before, after)
         except CompressError as error:
             warnings.append(f"the whole model could not be timed, its layers were: {error.message}")
         else:
-            if found is not None:
-                return found, warnings
+            if latency is not None:
+                return latency, warnings
             warnings.append("nothing says what the model takes: its layers were timed, not the whole")
-    found = layers(before, after)
-    return found, warnings if found is not None else [*warnings, "latency was not measured: there is no matrix layer"]
+    latency = layers(before, after)
+    if latency is None:
+        warnings.append("latency was not measured: there is no matrix layer")
+    return latency, warnings
 
 
 def _both(before: Checkpoint, after: Checkpoint) -> Latency | None:

@@ -25,8 +25,8 @@ TIMED = ("linear", "conv", "head")  # an embedding is a look-up
 
 
 @dataclass(frozen=True)
-class Alike:
-    """What layers share that take the same time.
+class Signature:
+    """The signature of a layer: layers that share it take the same time.
 
     Attributes:
         kind: linear, conv or head.
@@ -43,11 +43,11 @@ class Alike:
 
 @dataclass
 class _Side:
-    """Layers of one checkpoint: one of each sort, and how many there are."""
+    """The layers of one checkpoint: one of each signature, and how many there are."""
 
     checkpoint: Checkpoint
-    sample: dict[Alike, LayerInfo] = field(default_factory=dict)
-    count: Counter[Alike] = field(default_factory=Counter)
+    sample: dict[Signature, LayerInfo] = field(default_factory=dict)
+    count: Counter[Signature] = field(default_factory=Counter)
 
 
 def layers(before: Checkpoint, after: Checkpoint) -> Latency | None:
@@ -63,11 +63,11 @@ def layers(before: Checkpoint, after: Checkpoint) -> Latency | None:
     sides = [_side(before), _side(after)]
     if not all(side.sample for side in sides):
         return None
-    timings: dict[Alike, Timing] = {}
-    for shape in dict.fromkeys(alike.shape for side in sides for alike in side.sample):
+    timings: dict[Signature, Timing] = {}
+    for shape in dict.fromkeys(signature.shape for side in sides for signature in side.sample):
         timings |= _timed(sides, shape)
-    medians = [sum(side.count[alike] * timings[alike].median for alike in side.sample) for side in sides]
-    highs = [sum(side.count[alike] * timings[alike].p95 for alike in side.sample) for side in sides]
+    medians = [sum(side.count[signature] * timings[signature].median for signature in side.sample) for side in sides]
+    highs = [sum(side.count[signature] * timings[signature].p95 for signature in side.sample) for side in sides]
     counts = [sum(side.count.values()) for side in sides]
     number = str(counts[0]) if counts[0] == counts[1] else f"{counts[0]} and {counts[1]}"
     what = f"sum over {number} matrix layers, {ROWS} rows, {torch.get_num_threads()} threads"
@@ -81,22 +81,22 @@ def _side(checkpoint: Checkpoint) -> _Side:
             continue
         entry = checkpoint.manifest.entries.get(info.tensor)
         stored = json.dumps(entry.meta, sort_keys=True) if entry is not None else ""
-        alike = Alike(info.kind, info.tensor_shape, info.dtype, stored)
-        side.sample.setdefault(alike, info)
-        side.count[alike] += 1
+        signature = Signature(info.kind, info.tensor_shape, info.dtype, stored)
+        side.sample.setdefault(signature, info)
+        side.count[signature] += 1
     return side
 
 
-def _timed(sides: list[_Side], shape: tuple[int, ...]) -> dict[Alike, Timing]:
-    """Time every sort of layer of one shape, in turn; a sort that both sides have is timed once."""
-    found = {
-        alike: (side.checkpoint, info)
+def _timed(sides: list[_Side], shape: tuple[int, ...]) -> dict[Signature, Timing]:
+    """Time the layers of one shape in turn, each signature once."""
+    samples = {
+        signature: (side.checkpoint, info)
         for side in reversed(sides)
-        for alike, info in side.sample.items()
-        if alike.shape == shape
+        for signature, info in side.sample.items()
+        if signature.shape == shape
     }
-    calls = [_call(running_layer(checkpoint, info), info) for checkpoint, info in found.values()]
-    return dict(zip(found, interleaved(calls, ROUNDS, WARMUP), strict=True))
+    calls = [_call(running_layer(checkpoint, info), info) for checkpoint, info in samples.values()]
+    return dict(zip(samples, interleaved(calls, ROUNDS, WARMUP), strict=True))
 
 
 def _call(layer: nn.Module, info: LayerInfo) -> Callable[[], object]:

@@ -1,4 +1,4 @@
-"""What a plan says of one layer."""
+"""The plan of one layer, and its seed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from aicompress.weights import Weight
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What will happen to one layer.
+    """The plan of one layer.
 
     Attributes:
         info: the layer.

@@ -1,4 +1,4 @@
-"""How a step runs: resuming, timing, progress."""
+"""Options of a run that every command shares."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ from aicompress.pipeline.step.latency import Mode
 Progress = Callable[[str, int, int], None]  # what is going on, done, total
 
 
-ANEW = "nothing of a stopped run was used: this kind of step starts anew"
-
-
 @dataclass(frozen=True)
 class Options:
-    """How a step runs; nothing here changes the numbers.
+    """How a command runs; nothing here changes what it computes.
 
     Attributes:
-        resume: go on where a stopped run of the same step was.
-        latency: "auto" times the forward passes of input and output, "off" does not.
-        progress: called with (what, done bytes, total bytes).
+        resume: continue a stopped run of the same step.
+        latency: "auto" times the forward passes of input and output, "layers" those of their layers, "off" nothing.
+        progress: called with (what, done, total).
+        device: cpu, cuda, or auto for a GPU where there is one; where training and evaluation run.
     """
 
     resume: bool = False
     latency: Mode = "auto"
     progress: Progress = lambda what, done, total: None
+    device: str = "cpu"

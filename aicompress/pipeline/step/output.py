@@ -24,6 +24,8 @@ from aicompress.checkpoint.source import INDEX, MODELING_FILES, Source
 from aicompress.errors import CheckpointError
 from aicompress.layer import LayerInfo
 from aicompress.model.hf import decoding_aicompress
+from aicompress.recipe import Recipe
+from aicompress.recipe.distillation import DistillRecipe
 from aicompress.weights import Dense, IntGrouped, TensorSpec, Weight
 
 DIGEST = "0" * 64  # stands for an input's sha256 until the input has been read
@@ -46,7 +48,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Destination:
-    """Where an output goes.
+    """The place of an output.
 
     Attributes:
         path: a directory, or one file when it ends in .safetensors.
@@ -65,7 +67,7 @@ class Destination:
 
 @dataclass(frozen=True)
 class Output:
-    """Everything about an output but its data.
+    """An output without its data: names, layout, files and exact bytes.
 
     Attributes:
         destination: where it goes.
@@ -114,7 +116,7 @@ class Output:
         return Checkpoint(self.source, tensors, self.manifest, self.layout, {})
 
     def write_files(self, writer: CheckpointWriter) -> None:
-        """Everything beside the weights and the report; a single-file output has nothing beside."""
+        """Write every file beside weights and report; a single-file output has none."""
         if self.destination.single:
             return
         for relative, content in self._texts().items():
@@ -252,20 +254,41 @@ def auto_classes(config: dict[str, Any]) -> dict[str, str]:
     return {auto: f"modeling_aicompress.{name}" for auto, name in auto_class_names(config).items()}
 
 
-def lineage_step(command: str, recipe: Any, source: Source) -> dict[str, Any]:
-    """This step as the lineage records it; no time stamp, so that equal runs give equal bytes."""
+def lineage_step(
+    command: str, recipe: Recipe | DistillRecipe, source: Source, further: Mapping[str, Source] | None = None
+) -> dict[str, Any]:
+    """This step as the lineage records it; no time stamp, so that equal runs give equal bytes.
+
+    Args:
+        command: factorize, quantize, prune or distill.
+        recipe: what was asked for.
+        source: the input.
+        further: inputs beside the first, by name.
+    """
     return {
         "command": command,
         "tool": f"aicompress {__version__}",
         "recipe": recipe.resolved(),
         "recipe_sha256": recipe.sha256(),
         "seed": recipe.seed,
-        "inputs": {source.name_of(file): DIGEST for file in source.files},
+        "inputs": _undigested(source),
+        **{name: {"inputs": _undigested(each)} for name, each in (further or {}).items()},
     }
 
 
-def with_digests(output: Output, digests: Mapping[str, str]) -> Output:
-    """The output with the inputs' real digests in its lineage; no length changes."""
+def _undigested(source: Source) -> dict[str, str]:
+    return {source.name_of(file): DIGEST for file in source.files}
+
+
+def with_digests(output: Output, inputs: Mapping[str, str], further: Mapping[str, Mapping[str, str]]) -> Output:
+    """The output with the inputs' real digests in its lineage; no length changes.
+
+    Args:
+        output: as planned.
+        inputs: sha256 of the input's files by name.
+        further: the same of inputs beside the first.
+    """
     *earlier, step = output.manifest.lineage
-    lineage = (*earlier, {**step, "inputs": dict(digests)})
+    beside = {name: {"inputs": dict(files)} for name, files in further.items()}
+    lineage = (*earlier, {**step, "inputs": dict(inputs), **beside})
     return replace(output, manifest=replace(output.manifest, lineage=lineage))

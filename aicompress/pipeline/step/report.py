@@ -1,115 +1,79 @@
-"""The end of every step: measure what was written, write the report inside it, seal it, judge the gates."""
+"""Build, render and read the report of a command."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aicompress import __version__
-from aicompress.checkpoint import Checkpoint, CheckpointWriter
-from aicompress.checkpoint.reader import digests
-from aicompress.layer import Kind
 from aicompress.measure import peak_rss
 from aicompress.pipeline.step.environment import environment
-from aicompress.pipeline.step.latency import Mode, compare
 from aicompress.pipeline.step.output import Output
-from aicompress.pipeline.step.sides import side_of
+from aicompress.recipe import Recipe
+from aicompress.recipe.distillation import DistillRecipe
+from aicompress.recipe.evaluation import EvalRecipe
 from aicompress.report import gates
 from aicompress.report.html import to_html
 from aicompress.report.markdown import to_markdown
-from aicompress.report.model import LayerRow, Report
+from aicompress.report.model import Baseline, Latency, LayerRow, Report, Side
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What a driver knows when its last tensor is written.
+class Results:
+    """What a command has done and measured: sections of its report, which `Report` describes."""
 
-    Attributes:
-        recipe: the resolved recipe.
-        checkpoint: the input.
-        kinds: what the model definition says of the input's parameters.
-        layers: a row for each layer.
-        warnings: from the plan and the run.
-        start: perf_counter at the start.
-        quality, training: figures of steps that measure or train.
-        calibration: where the statistics of a calibrated step came from.
-        bits: what a search for widths found.
-    """
-
-    recipe: Any
-    checkpoint: Checkpoint
-    kinds: Mapping[str, Kind | None] | None
-    layers: tuple[LayerRow, ...]
-    warnings: tuple[str, ...]
-    start: float
+    layers: tuple[LayerRow, ...] = ()
+    warnings: tuple[str, ...] = ()
+    latency: Latency | None = None
     quality: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
     bits: dict[str, Any] = field(default_factory=dict)
+    baselines: tuple[Baseline, ...] = ()
 
 
-def finish(facts: Facts, output: Output, writer: CheckpointWriter, latency: Mode) -> Report:
-    """Write the remaining files and the report, and rename the output into place."""
-    output.write_files(writer)
-    if output.metadata():
-        writer.stamp(output.metadata())
-    written = Checkpoint.open(writer.work / output.shards[0].name if output.destination.single else writer.work)
-    report = _report(facts, output, written, latency)
-    for name, text in rendered(report).items():
-        writer.add(name, text.encode())
-    writer.seal()
-    return report
+def build_report(
+    command: str,
+    recipe: Recipe | DistillRecipe | EvalRecipe,
+    sides: tuple[Side | None, Side],
+    lineage: Sequence[dict[str, Any]],
+    results: Results,
+    seconds: float,
+) -> Report:
+    """The report of a command, with the recipe's gates evaluated.
 
-
-def _digests(output: Output, written: Checkpoint) -> dict[str, str]:
-    """sha256 of the weight files under the names they will have."""
-    found = digests(written.source)
-    return (
-        dict(zip([output.destination.path.name], found.values(), strict=True)) if output.destination.single else found
+    Args:
+        command: factorize, quantize, prune, distill or eval.
+        recipe: what was asked for.
+        sides: the checkpoint before, and the one after.
+        lineage: steps that made the one after.
+        results: what was done and measured.
+        seconds: wall time of the command.
+    """
+    report = Report(
+        command=command,
+        tool_version=__version__,
+        before=sides[0],
+        after=sides[1],
+        gates=(),
+        environment=environment(),
+        recipe=recipe.resolved(),
+        lineage=tuple(lineage),
+        seconds=seconds,
+        peak_rss=peak_rss(),
+        **vars(results),
     )
+    return replace(report, gates=gates.evaluate(recipe.gates, report))
 
 
 def rendered(report: Report) -> dict[str, str]:
-    """The report's files."""
+    """The report's files by name."""
     return {"report.json": report.to_json(), "report.md": to_markdown(report), "report.html": to_html(report)}
 
 
 def written_report(output: Output) -> Report:
-    """The report beside an output that another process has written."""
+    """The report of an output that another process has written."""
     out = output.destination.path
     path = out.parent / f"{out.stem}.report.json" if output.destination.single else out / "report.json"
     return Report.from_json(path.read_text(encoding="utf-8"))
-
-
-def _report(facts: Facts, output: Output, written: Checkpoint, mode: Mode) -> Report:
-    step = output.manifest.lineage[-1]
-    seconds = time.perf_counter() - facts.start  # timing forward passes is not part of the step
-    try:
-        latency, notes = compare(facts.checkpoint, written, mode)
-    except Exception as error:  # the output is complete: a model that does not run must not cost it
-        reason = (str(error).strip().splitlines() or ["no message"])[0]
-        latency, notes = None, [f"latency was not measured: {type(error).__name__}: {reason}"]
-    after = side_of(written, facts.kinds, str(output.destination.path), _digests(output, written))
-    after = replace(after, bytes=output.weight_bytes + output.other_bytes)  # a report cannot count itself
-    report = Report(
-        command=step["command"],
-        tool_version=__version__,
-        before=side_of(facts.checkpoint, facts.kinds, str(facts.checkpoint.path), dict(step["inputs"])),
-        after=after,
-        layers=facts.layers,
-        latency=latency,
-        quality=facts.quality,
-        training=facts.training,
-        warnings=(*facts.warnings, *notes),
-        gates=(),
-        environment=environment(),
-        recipe=facts.recipe.resolved(),
-        lineage=output.manifest.lineage,
-        seconds=seconds,
-        peak_rss=peak_rss(),
-        calibration=facts.calibration,
-        bits=facts.bits,
-    )
-    return replace(report, gates=gates.evaluate(facts.recipe.gates, report))

@@ -1,4 +1,4 @@
-"""Checkpoints as running models, and inputs to run them on."""
+"""Load checkpoints as models, and make inputs to run them on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ENCODED = 32  # sentences in a batch
 
 @dataclass(frozen=True)
 class Running:
-    """A loaded checkpoint.
+    """A loaded checkpoint, ready to run.
 
     Attributes:
         path: as given.
@@ -40,8 +40,8 @@ class Running:
         """Read when it is first asked for; None where the checkpoint has none."""
         from aicompress.model.loading.tokenizer import load_tokenizer
 
-        found: Tokenizer | None = load_tokenizer(self.folder)
-        return found
+        tokenizer: Tokenizer | None = load_tokenizer(self.folder)
+        return tokenizer
 
     @cached_property
     def pooling(self) -> Pooling:
@@ -88,8 +88,8 @@ class Setting:
 def _built(path: str, section: Model, allow_code: bool) -> nn.Module:
     from aicompress.model.loading.chain import module_for
 
-    found: nn.Module = module_for(path, section, allow_code)
-    return found
+    module: nn.Module = module_for(path, section, allow_code)
+    return module
 
 
 def resolved_device(name: str) -> str:
@@ -109,9 +109,9 @@ def encoder(running: Running, length: int) -> Callable[[Sequence[str]], Tensor]:
             moved = {name: tensor.to(device) for name, tensor in batch.items()}
             states = running.module(**moved).last_hidden_state
             rows.append(running.pooling(states, moved["attention_mask"].bool()).cpu())
-        found = torch.empty(len(sentences), rows[0].shape[1])
-        found[order] = torch.cat(rows)
-        return found
+        embeddings = torch.empty(len(sentences), rows[0].shape[1])
+        embeddings[order] = torch.cat(rows)
+        return embeddings
 
     return encode
 
@@ -146,8 +146,8 @@ def _tokens(config: Any, batch: int, length: int) -> dict[str, Tensor]:
     longest = getattr(config, "max_position_embeddings", None) or length
     shape = (batch, min(length, longest))
     ids = torch.randint(0, config.get_text_config().vocab_size, shape, generator=torch.Generator().manual_seed(0))
-    found = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return {**found, "decoder_input_ids": ids} if getattr(config, "is_encoder_decoder", False) else found
+    tokens = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return {**tokens, "decoder_input_ids": ids} if getattr(config, "is_encoder_decoder", False) else tokens
 
 
 def forward_call(module: nn.Module, inputs: Inputs) -> Callable[[], object]:

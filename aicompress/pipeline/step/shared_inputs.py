@@ -1,4 +1,4 @@
-"""Which layers of a checkpoint share an input, known before any weight is read."""
+"""Find the layers that share an input, without reading a weight."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from aicompress.errors import CompressError
 
 @dataclass(frozen=True)
 class Sharing:
-    """Layers by what they are given.
+    """Layers grouped by their input.
 
     Attributes:
         checkpoint: the model's.

@@ -1,4 +1,4 @@
-"""The two sides of a report: what a checkpoint weighs, counted from its files."""
+"""Bytes and parameters of a checkpoint on disk: one side of a report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One process, or the ranks of a torchrun: gradients are averaged, statistics added up, and the first one writes."""
+"""The processes of a run: one alone, or the ranks of a torchrun, which average, add up and gather."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Processes(Protocol):
-    """The processes that train or calibrate together.
+    """The processes that train or calibrate as one.
 
     Attributes:
         rank: number of this process; 0 writes.
@@ -86,9 +86,9 @@ class Ranks:
 
     def gather(self, value: Any) -> list[Any]:
         """Every process's value, by rank."""
-        found: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(found, value)
-        return found
+        values: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(values, value)
+        return values
 
     def send(self, tensor: Tensor) -> Tensor:
         """The first process's tensor."""

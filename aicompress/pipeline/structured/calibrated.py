@@ -18,6 +18,7 @@ from torch import Tensor
 from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_gradients
 from aicompress.layer import InputStats
 from aicompress.pipeline.calibration.gradients import differentiate, gradients
+from aicompress.pipeline.calibration.record import record_of_files
 from aicompress.pipeline.calibration.requirements import MIN_ROWS, foreign
 from aicompress.pipeline.calibration.runner import Engine, Together
 from aicompress.pipeline.step.workers import Processes
@@ -42,8 +43,7 @@ def choose(work: Cutting, team: Processes, inputs: Future[dict[str, str]]) -> di
         for structure in plan.edit.changed:
             chooser.visit({name: merged(files, name) for name in _consumers(plan, structure)})
         work.warnings += [*foreign(files, inputs.result()), *chooser.scarce()]
-        sources = [source for file in files for source in file.calibration.get("data", [])]
-        return {"data": sources, "statistics": [str(file.path) for file in files], "processes": 1}
+        return record_of_files(files)
     engine = Engine.of(plan, plan.edit.consumers, team)
     if "gradients" in plan.reads:
         with gradients(plan, team, work.say) as store:

@@ -17,6 +17,7 @@ from torch import Tensor
 from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_gradients
 from aicompress.layer import InputStats
 from aicompress.pipeline.calibration.gradients import differentiate, gradients
+from aicompress.pipeline.calibration.record import record_of_files
 from aicompress.pipeline.calibration.requirements import MIN_ROWS, foreign
 from aicompress.pipeline.calibration.runner import Engine, Together
 from aicompress.pipeline.step.workers import Processes
@@ -45,8 +46,7 @@ def choose(work: Cutting, team: Processes, inputs: Future[dict[str, str]]) -> di
         for name in readers if plan.reads - CHOICE - GRADED else ():
             fitter.visit({name: merged(files, name)})
         work.warnings += [*foreign(files, inputs.result()), *fitter.scarce()]
-        sources = [source for file in files for source in file.calibration.get("data", [])]
-        return {"data": sources, "statistics": [str(file.path) for file in files], "processes": 1}
+        return record_of_files(files)
     gatherer, weighed = _Gatherer(), None
     if GRADED & plan.reads:
         with gradients(plan, team, work.say) as store:

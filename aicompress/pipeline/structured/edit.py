@@ -14,10 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.errors import CheckpointError
 from aicompress.methods.structural import Part, Structure
-from aicompress.model.architecture.shapes import misfits
-from aicompress.weights import TensorSpec
 
 
 @dataclass(frozen=True)
@@ -118,23 +115,3 @@ def offset_part(checkpoint: Checkpoint, consumer: str) -> Iterable[Part]:
     bias = f"{module}.bias"
     if leaf == "weight" and bias in checkpoint.parameters():
         yield Part(bias, f"{module}[0]", "offset", 0, partial(read_whole, checkpoint, bias))
-
-
-def require_loads(checkpoint: Checkpoint, edit: Edit, specs: Mapping[str, TensorSpec]) -> None:
-    """Let transformers load the planned output without data: nothing may be missing or of another shape than planned.
-
-    Raises:
-        CheckpointError: something is, that was not in the input.
-    """
-    if edit.config is None or checkpoint.config is None:
-        return
-    earlier = misfits(checkpoint.config, checkpoint.parameters())
-    known = {f"{path}.{leaf} has shape" for path in edit.widths for leaf in ("weight", "bias")}
-    found = sorted(misfits(edit.config, specs) - earlier)
-    found = [each for each in found if not any(each.startswith(name) for name in known)]
-    if found:
-        raise CheckpointError(
-            f"the pruned checkpoint would not load: {found[0]}"
-            + (f", and {len(found) - 1} more like it" if len(found) > 1 else ""),
-            "this architecture cannot be pruned this way",
-        )

@@ -15,12 +15,19 @@ from aicompress.methods.prune.units.size_targets import TargetedConfig
 from aicompress.methods.structural import StructuralConfig, StructuralMethod
 from aicompress.pipeline.calibration import requirements as needs
 from aicompress.pipeline.calibration.requirements import Request
-from aicompress.pipeline.step.checks import decoding, known_kinds, left_out, place_problems, require_space
+from aicompress.pipeline.step.checks import (
+    decoding,
+    known_kinds,
+    left_out,
+    place_problems,
+    require_loads,
+    require_space,
+)
 from aicompress.pipeline.step.dry_run import summarize_rows
 from aicompress.pipeline.step.input import open_input
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.output import Destination, Output, arrange, lineage_step
-from aicompress.pipeline.structured.edit import Change, Edit, require_loads
+from aicompress.pipeline.structured.edit import Change, Edit
 from aicompress.pipeline.structured.outline import planned
 from aicompress.pipeline.structured.size_targets import Sizing
 from aicompress.pipeline.structured.units.blocks import drop_blocks
@@ -177,7 +184,7 @@ def make_plan(
     edit, output = lay(explicit)
     parameters = output.parameters
     raise_all(_calibration_problems(checkpoint, recipe, method, edit, request))
-    require_loads(checkpoint, edit, {name: parameter.dense for name, parameter in parameters.items()})
+    require_loads(checkpoint, edit.config, {name: each.dense for name, each in parameters.items()}, edit.widths)
     require_space(output)
     plan = StructurePlan(checkpoint, recipe, method, infos, edit, output, kinds, request)
     decoded = [name for name in parameters if plan.decoded(name)]

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from typing import TYPE_CHECKING
+from functools import partial
 
 import torch
 
-from aicompress.checkpoint import CheckpointWriter
-from aicompress.pipeline.calibration.statistics_file import with_statistics
-from aicompress.pipeline.step.digests import hashing
-from aicompress.pipeline.step.options import ANEW, Options
-from aicompress.pipeline.step.output import with_digests
-from aicompress.pipeline.step.report import Facts, finish
-from aicompress.pipeline.step.run import led
-from aicompress.pipeline.step.workers import Processes, processes
+from aicompress.pipeline.calibration.statistics_file import Wanted, with_statistics
+from aicompress.pipeline.step.options import Options, Progress
+from aicompress.pipeline.step.report import Results
+from aicompress.pipeline.step.run import OpenOutput, StepRun, assembled, run_step
+from aicompress.pipeline.step.workers import Processes
+from aicompress.pipeline.structured import calibrated
 from aicompress.pipeline.structured.cutting import Cutting
 from aicompress.pipeline.structured.plan import StructurePlan
 from aicompress.report.model import Report
-
-if TYPE_CHECKING:
-    from aicompress.pipeline.calibration.statistics_file import Wanted
 
 
 def run(plan: StructurePlan, options: Options | None = None) -> Report:
@@ -33,45 +27,28 @@ def run(plan: StructurePlan, options: Options | None = None) -> Report:
         OutOfSpace: the disk is full; nothing is left behind.
     """
     options = options or Options()
-    team = processes(torch.device("cpu"))
-    team.wait()  # until all have made their plans: those refuse an output that is there
-    collected = with_statistics(plan, lambda: _wanted(plan), team, options.progress)
-
-    def follow() -> None:
-        if plan.reads and not collected:
-            from aicompress.pipeline.structured import calibrated as structures
-
-            structures.follow(plan, team)
-
-    return led(plan.output, team, lambda: _lead(plan, options, team), follow)
-
-
-def _wanted(plan: StructurePlan) -> Wanted:
-    """What a file of statistics must hold for a plan."""
-    from aicompress.pipeline.calibration.statistics_file import Wanted
-
-    return Wanted(plan.looked_at, plan.reads)
+    team = assembled(torch.device("cpu"))
+    wanted = Wanted(plan.looked_at, plan.reads)
+    from_files = with_statistics(plan, lambda: wanted, team, options.progress)
+    step = StepRun(
+        checkpoint=plan.checkpoint,
+        kinds=plan.kinds,
+        recipe=plan.recipe,
+        output=plan.output,
+        write=partial(_write, plan, team, options.progress),
+        follow=partial(calibrated.follow, plan, team) if plan.reads and not from_files else lambda: None,
+    )
+    return run_step(step, team, options)
 
 
-def _lead(plan: StructurePlan, options: Options, team: Processes) -> Report:
-    """What the process does that writes."""
-    start = time.perf_counter()
-    output = plan.output
-    with (
-        CheckpointWriter(output.destination.path, output.shards) as writer,
-        hashing(plan.checkpoint.source) as inputs,
-    ):
-        work = Cutting(plan, writer, options.progress)
-        calibration = dict(plan.edit.calibration)
-        if plan.reads:
-            from aicompress.pipeline.structured import calibrated as structures
-
-            calibration = structures.choose(work, team, inputs)
-        for name in output.parameters:
-            if name not in work.seconds:
-                work.write(name)
-        final = with_digests(output, inputs.result())
-        warnings = (*plan.warnings, *work.warnings, *([ANEW] if options.resume else []))
-        rows = plan.rows({plan.edit.changes[name].source: seconds for name, seconds in work.seconds.items()})
-        facts = Facts(plan.recipe, plan.checkpoint, plan.kinds, rows, warnings, start, calibration=calibration)
-        return finish(facts, final, writer, options.latency)
+def _write(plan: StructurePlan, team: Processes, progress: Progress, opened: OpenOutput) -> Results:
+    """Choose the units that stay where the plan has not, and write every parameter."""
+    work = Cutting(plan, opened.writer, progress)
+    calibration = dict(plan.edit.calibration)
+    if plan.reads:
+        calibration = calibrated.choose(work, team, opened.input_digests)
+    for name in plan.output.parameters:
+        if name not in work.seconds:
+            work.write(name)
+    rows = plan.rows({plan.edit.changes[name].source: seconds for name, seconds in work.seconds.items()})
+    return Results(rows, (*plan.warnings, *work.warnings), calibration=calibration)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CompressError, OutputExists, RecipeError, Refused
-from aicompress.pipeline.distillation.run import Options, make_plan, run
+from aicompress.pipeline.distillation.plan import make_plan
+from aicompress.pipeline.distillation.run import TrainingOptions, run
+from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe.distillation import DistillRecipe, load
 from aicompress.report.model import Report
@@ -54,9 +58,11 @@ def recipe(tmp_path: Path, text_file: Path) -> Make:
     return make
 
 
-def distil(student: Path, teacher: Path, out: Path, made: DistillRecipe, **options: Any) -> Report:
+def distil(
+    student: Path, teacher: Path, out: Path, made: DistillRecipe, save_seconds: float = 60.0, **options: Any
+) -> Report:
     plan = make_plan(student, teacher, Destination(out), made)
-    report = run(plan, Options(**options))
+    report = run(plan, Options(**options), TrainingOptions(save_seconds))
     assert sum(file.stat().st_size for file in Checkpoint.open(out).source.files) == plan.output.weight_bytes
     return report
 
@@ -170,6 +176,25 @@ def test_equal_runs_give_equal_bytes_and_another_seed_others(
     assert found[0] != found[2]
 
 
+def test_a_copy_of_a_tied_parameter_is_neither_trained_nor_written(
+    tiny_llama: Path, trained_llama: Path, recipe: Make, tmp_path: Path
+) -> None:
+    student = Path(shutil.copytree(tiny_llama, tmp_path / "student"))
+    tensors = load_file(student / "model.safetensors")
+    copied = {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+    save_file(copied, student / "model.safetensors", metadata={"format": "pt"})
+    made = recipe({"name": "kl"})
+    report = distil(student, trained_llama, tmp_path / "copied", made)
+    plain = distil(tiny_llama, trained_llama, tmp_path / "plain", made)
+    written = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("copied", "plain")]
+    assert written[0] == written[1]
+    assert report.training["trained_parameters"] == plain.training["trained_parameters"]
+    assert report.before is not None
+    assert plain.before is not None
+    assert report.before.parameters == plain.before.parameters
+    assert report.before.weight_bytes > plain.before.weight_bytes
+
+
 def test_zeros_of_a_pruned_student_stay_zero(
     tiny_llama: Path, trained_llama: Path, recipe: Make, tmp_path: Path
 ) -> None:
@@ -196,8 +221,6 @@ def test_without_keep_zeros_they_move(tiny_llama: Path, trained_llama: Path, rec
 
 
 def _zero_half(path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     tensors = load_file(path)
     for tensor in tensors.values():
         if tensor.ndim == 2:
@@ -271,10 +294,10 @@ def test_the_output_is_never_worse_than_the_input(
 
 def test_held_out_samples_are_never_trained_on(tiny_bert: Path, other_bert: Path, recipe: Make, tmp_path: Path) -> None:
     plan = make_plan(tiny_bert, other_bert, Destination(tmp_path / "out"), recipe({"name": "embedding"}))
-    used = {int(index) for step in range(300) for index in plan.division.at(step)}
-    assert used.isdisjoint(plan.division.held_out.tolist())
+    used = {int(index) for step in range(300) for index in plan.split.at(step)}
+    assert used.isdisjoint(plan.split.held_out.tolist())
     rows = [tuple(row.tolist()) for row in plan.samples.columns["input_ids"]]
-    held = {rows[index] for index in plan.division.held_out.tolist()}
+    held = {rows[index] for index in plan.split.held_out.tolist()}
     assert held.isdisjoint(rows[index] for index in used)
 
 
@@ -292,8 +315,6 @@ def test_a_loss_that_is_not_a_number_fails_and_leaves_nothing(
 def test_different_tokenizers_are_warned_of(
     tiny_llama: Path, trained_llama: Path, recipe: Make, tmp_path: Path
 ) -> None:
-    import shutil
-
     student = tmp_path / "student"
     shutil.copytree(tiny_llama, student)
     plain = json.loads((student / "tokenizer.json").read_text())

@@ -1,15 +1,18 @@
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from aicompress.checkpoint.reader import digests
 from aicompress.checkpoint.source import locate
 from aicompress.data import Data
 from aicompress.errors import CheckpointError, GateFailed, OutputExists, Problems, RecipeError
 from aicompress.metrics.perplexity import Perplexity
-from aicompress.pipeline.evaluation.run import Options, evaluate
+from aicompress.pipeline.evaluation.run import EvalOptions, evaluate
+from aicompress.pipeline.step.options import Options
 from aicompress.recipe import Model
 from aicompress.recipe.evaluation import EvalRecipe, Timing, recipe_class
 from aicompress.report.gates import require
@@ -42,7 +45,7 @@ def test_a_language_model_against_its_original(
     trained_llama: Path, compressed: Path, heldout_file: Path, tmp_path: Path
 ) -> None:
     recipe = of_text(heldout_file, latency=QUICK)
-    found = evaluate(str(compressed), [str(trained_llama)], recipe, Options(out=tmp_path / "eval"))
+    found = evaluate(str(compressed), [str(trained_llama)], recipe, EvalOptions(out=tmp_path / "eval"))
     assert found.before is not None
     assert found.before.path == str(trained_llama)
     assert found.after.weight_bytes == (compressed / "model.safetensors").stat().st_size
@@ -72,6 +75,19 @@ def test_alone_there_is_nothing_to_compare(trained_llama: Path, heldout_file: Pa
     assert list(found.quality) == ["perplexity"]
     assert found.latency is None
     assert found.warnings == ("latency was not measured: the recipe has no latency section",)
+
+
+def test_a_copy_of_a_tied_parameter_counts_once(trained_llama: Path, heldout_file: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(trained_llama, tmp_path / "copied"))
+    tensors = load_file(copied / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, copied / "model.safetensors", metadata={"format": "pt"})
+    found = evaluate(str(copied), [str(trained_llama)], of_text(heldout_file))
+    assert found.before is not None
+    assert found.after.parameters == found.before.parameters
+    assert found.after.weight_bytes > found.before.weight_bytes  # the file is as large as it is
+    assert sum(found.after.by_kind.values()) == found.after.weight_bytes
+    assert found.quality["kl"]["value"] == 0.0
 
 
 def test_reference_kernels_judge_exactly_what_is_stored(
@@ -116,7 +132,7 @@ def test_gates_are_judged_after_the_report_is_written(
     trained_llama: Path, compressed: Path, heldout_file: Path, tmp_path: Path
 ) -> None:
     recipe = of_text(heldout_file, gates=("quality.kl <= 0.000001", "bytes <= 1MB"))
-    options = Options(out=tmp_path / "eval", fail_if=("quality.perplexity > 1", "size.ratio > 0.9"))
+    options = EvalOptions(out=tmp_path / "eval", fail_if=("quality.perplexity > 1", "size.ratio > 0.9"))
     found = evaluate(str(compressed), [str(trained_llama)], recipe, options)
     assert [gate.passed for gate in found.gates] == [False, True, False, True]
     written = json.loads((tmp_path / "eval" / "report.json").read_text())
@@ -137,7 +153,7 @@ def test_wrong_gates_are_refused_before_any_work(
     fields: dict[str, object], fail_if: tuple[str, ...], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(RecipeError, match=message):
-        evaluate("nowhere", [], of_text(tmp_path / "none.txt", **fields), Options(fail_if=fail_if))
+        evaluate("nowhere", [], of_text(tmp_path / "none.txt", **fields), EvalOptions(fail_if=fail_if))
 
 
 def test_every_wrong_gate_is_named(tmp_path: Path) -> None:
@@ -148,7 +164,7 @@ def test_every_wrong_gate_is_named(tmp_path: Path) -> None:
 
 def test_a_report_never_goes_into_a_checkpoint(trained_llama: Path, heldout_file: Path) -> None:
     with pytest.raises(OutputExists):
-        evaluate(str(trained_llama), [], of_text(heldout_file), Options(out=trained_llama))
+        evaluate(str(trained_llama), [], of_text(heldout_file), EvalOptions(out=trained_llama))
 
 
 def test_another_tokenizer_is_refused(trained_llama: Path, heldout_file: Path, tiny_gpt2: Path, tmp_path: Path) -> None:
@@ -238,7 +254,7 @@ def test_same_seed_same_figures(trained_llama: Path, compressed: Path, heldout_f
 
 def test_progress_rises_to_the_end(trained_llama: Path, heldout_file: Path) -> None:
     calls: list[tuple[str, int, int]] = []
-    evaluate(str(trained_llama), [], of_text(heldout_file), Options(progress=lambda *call: calls.append(call)))
+    evaluate(str(trained_llama), [], of_text(heldout_file), options=Options(progress=lambda *call: calls.append(call)))
     shares = [done / total for _, done, total in calls]
     assert shares == sorted(shares)
     assert shares[-1] == 1
@@ -251,6 +267,6 @@ def test_missing_data_is_refused_before_anything_is_measured(tiny_llama: Path, t
             str(tiny_llama),
             (),
             of_text(tmp_path / "nothing.txt", latency=QUICK),
-            Options(progress=lambda what, done, total: said.append(what)),
+            options=Options(progress=lambda what, done, total: said.append(what)),
         )
     assert not said

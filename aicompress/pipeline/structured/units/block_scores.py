@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from aicompress.model.loading.partial_model import PartialModel
 from aicompress.model.sensitivity.block_influence import Passage
 from aicompress.pipeline.calibration import requirements as needs
 from aicompress.pipeline.calibration.data import Inputs, calibration_inputs
+from aicompress.pipeline.calibration.record import record_of_data
 from aicompress.pipeline.calibration.requirements import Request
 from aicompress.pipeline.step.workers import Processes, processes
 from aicompress.recipe import Recipe
@@ -91,7 +91,7 @@ class Scoring:
         """Where the samples came from, for the report."""
         team = processes(torch.device("cpu"))
         source = self._inputs(self._model(), team).source
-        return {"data": [dataclasses.asdict(source)], "statistics": [], "processes": team.size}
+        return record_of_data(source, team.size)
 
     def _model(self) -> Any:
         return needs.module_of(self.checkpoint, self.recipe, self.request.allow_code)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from aicompress.model.sensitivity.block_influence import Passage
 from aicompress.model.sensitivity.expert_routing import Routing
 from aicompress.pipeline.calibration import requirements as needs
 from aicompress.pipeline.calibration.data import calibration_inputs
+from aicompress.pipeline.calibration.record import record_of_data
 from aicompress.pipeline.calibration.requirements import Request
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.workers import processes
@@ -44,8 +44,7 @@ def importances(
     totals = routing.measure(Passage(model, loader, inputs.batches, team))
     reap = "reap" in method.reads(recipe.method)
     found = [_scores(totals[paths[layer.name]], reap) for layer in layers]
-    record = {"data": [dataclasses.asdict(inputs.source)], "statistics": [], "processes": team.size}
-    return found, record
+    return found, record_of_data(inputs.source, team.size)
 
 
 def _scores(totals: Tensor, reap: bool) -> Tensor:

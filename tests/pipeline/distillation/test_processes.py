@@ -12,7 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from aicompress.pipeline.distillation.run import Options, make_plan, run
+from aicompress.pipeline.distillation.plan import make_plan
+from aicompress.pipeline.distillation.run import TrainingOptions, run
+from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe.distillation import load
 
@@ -20,7 +22,9 @@ PROGRAM = """
 import os, sys
 from pathlib import Path
 from aicompress.recipe.distillation import load
-from aicompress.pipeline.distillation.run import Options, make_plan, run
+from aicompress.pipeline.distillation.plan import make_plan
+from aicompress.pipeline.distillation.run import run
+from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 
 student, teacher, out, recipe = sys.argv[1:]
@@ -41,7 +45,7 @@ def test_two_processes_go_on_where_one_was_stopped_and_learn_what_one_learns(
     run(make_plan(tiny_llama, trained_llama, Destination(tmp_path / "alone"), load(str(recipe))))
     plan = make_plan(tiny_llama, trained_llama, Destination(tmp_path / "together"), load(str(recipe)))
     with pytest.raises(KeyboardInterrupt):
-        run(plan, Options(save_seconds=0, progress=_stop))
+        run(plan, Options(progress=_stop), TrainingOptions(save_seconds=0))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
     root = str(Path(__file__).parents[3])
     done = subprocess.run(
