@@ -1,4 +1,4 @@
-"""How a method is found: every module under methods/<command>/ that has a METHOD.
+"""Methods by command and name: every module of the package methods/<command>/ with a METHOD is one.
 
 Four kinds of method, by what they are given:
     layer-wise   one layer in, one stored weight out (`layerwise.LayerMethod`)

@@ -41,7 +41,8 @@ def make_plan(
 
 def run(planned: Planned, options: Options | None = None) -> Report:
     """Write the output of a plan, its report inside."""
-    _, carry_out = _driver(planned.method)
+    step = planned.output.manifest.lineage[-1]
+    _, carry_out = _driver(get(step["command"], planned.recipe.method.name))
     report: Report = carry_out(planned, options)
     return report
 

@@ -148,13 +148,13 @@ def with_effort(plain: dict[str, Any], given: dict[str, Any], method: Method) ->
     Raises:
         RecipeError: the method has no presets, or none of that name.
     """
-    level, presets = str(plain["effort"]), getattr(method, "efforts", {})
+    level, presets = str(plain["effort"]), method.efforts
     if not presets:
         hint = "leave it out; `aicompress methods` lists what has presets"
-        raise RecipeError(f"effort: {method.name} has one way to go and no presets", hint)
-    if level not in presets:
+        raise RecipeError(f"effort: {method.name} has no presets", hint)
+    preset = next((preset for name, preset in presets.items() if name == level), None)
+    if preset is None:
         raise RecipeError(f"effort: unknown {level!r}", suggestion(level, list(presets)))
-    preset = presets[level]
     merged = {**plain, "method": {**preset.fields(given), **given}}
     if isinstance(plain.get("calibration"), dict):
         merged["calibration"] = {**preset.calibration(given), **plain["calibration"]}
@@ -165,9 +165,9 @@ def with_effort(plain: dict[str, Any], given: dict[str, Any], method: Method) ->
 
 def _tunable(method: Method) -> bool:
     """Whether a method quantizes blocks that run, and neither rescales nor rotates what it is given."""
-    if not isinstance(method, LayerMethod) or method.command != "quantize" or not method.needs:
+    if not isinstance(method, LayerMethod) or not method.recodes or not method.needs:
         return False
-    return method.balance is None and method.rotation is None and "gradients" not in method.needs
+    return not method.rewrites and "gradients" not in method.needs
 
 
 def load(name: str, command: str, overrides: Sequence[str] = ()) -> Recipe:
