@@ -56,6 +56,7 @@ class PlanSummary:
         bytes_before: of the input's weight files.
         warnings: what the user should know.
         undecided: what the run chooses, or None.
+        survey: what was measured on the running model while the step was planned.
     """
 
     command: str
@@ -69,6 +70,7 @@ class PlanSummary:
     bytes_before: int
     warnings: tuple[str, ...] = ()
     undecided: Undecided | None = None
+    survey: tuple[str, ...] = ()
 
     @property
     def weight_bytes(self) -> int:

@@ -46,13 +46,13 @@ def expressed(
         if share < 1 and edited == config:
             break  # rounded up to what it is
         try:
-            found = _sizes(module, build(edited), groups)
+            sizes = _sizes(module, build(edited), groups)
         except CheckpointError as error:
             reason = reason or error.message
             continue
-        if isinstance(found, list):
-            return edited, found
-        reason = reason or found
+        if isinstance(sizes, list):
+            return edited, sizes
+        reason = reason or sizes
     reason = reason or "it holds no widths of stages, or none that is a multiple"
     raise Refused(f"config.json cannot express fewer channels: {reason}", HINT)
 

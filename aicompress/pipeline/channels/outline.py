@@ -74,11 +74,11 @@ def narrowed(weight: Weight, layer: nn.Module, kept: Kept, meta: bool = False) -
     """A compressed weight with the places that stay, in its own form; None where the form cannot hold them."""
     if kept.inner is not None and not can_refit(layer):
         return None  # in groups, or stored the other way round
-    found: Weight | None = weight
-    if kept.out is not None and found is not None:
-        found = found.cut(0, kept.out.to("meta") if meta else kept.out)
-    if kept.inner is not None and found is not None:
+    narrow: Weight | None = weight
+    if kept.out is not None and narrow is not None:
+        narrow = narrow.cut(0, kept.out.to("meta") if meta else kept.out)
+    if kept.inner is not None and narrow is not None:
         tail = math.prod(getattr(layer, "kernel_size", ()))  # a kernel's elements lie beside one another in a row
         index = (kept.inner[:, None] * tail + torch.arange(tail)).reshape(-1)
-        found = found.cut(1, index.to("meta") if meta else index)
-    return found
+        narrow = narrow.cut(1, index.to("meta") if meta else index)
+    return narrow

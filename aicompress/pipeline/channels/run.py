@@ -44,6 +44,7 @@ def run(plan: ChannelPlan, options: Options | None = None) -> Report:
 
 def _write(plan: ChannelPlan, progress: Progress, opened: OpenOutput) -> Results:
     """Fit what can be fitted to the calibration data, and write every parameter."""
+    plan = plan.decided(progress)
     output = plan.output
     seconds: dict[str, float] = {}
     fitted = _fitted(plan, progress)
@@ -55,20 +56,20 @@ def _write(plan: ChannelPlan, progress: Progress, opened: OpenOutput) -> Results
         seconds[name] = time.perf_counter() - began
         done += planned.dense.nbytes
         progress(name, done, total)
-    calibration = {} if plan.evidence is None else record_of_data(plan.evidence.source, 1)
+    calibration = {} if plan.samples is None else record_of_data(plan.samples.source, 1)
     return Results(plan.rows(seconds), plan.warnings, calibration=calibration)
 
 
 def _fitted(plan: ChannelPlan, progress: Progress) -> dict[str, Tensor]:
     """New values of the parameters and buffers that are fitted to the calibration data."""
-    if plan.evidence is None or not plan.kept or not (plan.refits or plan.recalibrates):
+    if plan.samples is None or not plan.kept or not (plan.refits or plan.recalibrates):
         return {}
     small: nn.Module = copy.deepcopy(plan.module)
     cut_module(small, plan.kept)
     coded = {plan.names[name] for name, planned in plan.output.parameters.items() if planned.weight is not None}
     plain = {path: kept for path, kept in plan.kept.items() if f"{path}.weight" not in coded}
-    batches = [inputs for inputs, _ in plan.evidence.batches]
-    job = Repair(plan.module, small, plain, batches, plan.refits, plan.recalibrates, plan.config.damp)
+    batches = [inputs for inputs, _ in plan.samples.batches]
+    job = Repair(plan.module, small, plain, batches, plan.refits, plan.recalibrates, plan.settings.damping)
     changed = repair(job, lambda done, total: progress(f"layer {done} of {total}", done, total))
     values: dict[str, Tensor] = {}
     for path in changed:

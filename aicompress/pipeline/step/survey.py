@@ -6,6 +6,7 @@ and nothing else of a plan runs the model. A dry run keeps what was measured, an
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,16 +15,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from aicompress import __version__
 from aicompress import data as sources
 from aicompress.checkpoint import Checkpoint
 from aicompress.pipeline.step.options import Progress
+from aicompress.pipeline.step.workers import Processes, processes
 from aicompress.recipe import Recipe
 
 Measure = Callable[[Progress], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A result of the survey.
+
+    Attributes:
+        tensors: by name.
+        record: where the calibration samples came from, for the report.
+    """
+
+    tensors: Mapping[str, Tensor]
+    record: Mapping[str, Any] = field(default_factory=dict)
 
 
 def cache_folder() -> Path:
@@ -54,23 +71,60 @@ class Survey:
             checkpoint, recipe: of the step.
             measure: (progress) -> tensors by name.
         """
-        self.measured.append(what)
-        path = cache_folder() / f"{_key(what, checkpoint, recipe)}.safetensors"
-        if path.exists():
-            kept: dict[str, Tensor] = load_file(path)
-            if not self.keep:
-                path.unlink(missing_ok=True)
-            return kept
-        tensors = {name: tensor.contiguous() for name, tensor in measure(self._told(what)).items()}
-        if self.keep:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(f".{os.getpid()}.partial")
-            save_file(tensors, partial)
-            partial.replace(path)
-        return tensors
+        return dict(self.recorded(what, checkpoint, recipe, lambda progress: Measured(measure(progress))).tensors)
 
-    def _told(self, what: str) -> Progress:
-        return lambda part, done, total: self.progress(f"survey: {what}: {part}", done, total)
+    def recorded(
+        self, what: str, checkpoint: Checkpoint, recipe: Recipe, measure: Callable[[Progress], Measured]
+    ) -> Measured:
+        """The same with the record of the calibration data.
+
+        Several processes measure together; the first one's file decides for all of them whether they have to.
+        """
+        team = processes(torch.device("cpu"))
+        path = cache_folder() / f"{_key(what, checkpoint, recipe)}.safetensors"
+        kept = team.gather(_read(path) if team.rank == 0 else None)[0]
+        if kept is not None:
+            self.measured.append(f"{what} (measured by an earlier dry run)")
+            self._use_up(path, team)
+            return Measured(*kept)
+        measured = measure(lambda part, done, total: self.progress(f"survey: {what}: {part}", done, total))
+        self.progress(f"survey: {what}", 1, 1)
+        written = self.keep and team.rank == 0 and _write(path, measured)
+        self.measured.append(f"{what} (kept for the run)" if written else what)
+        return measured
+
+    def ran(self, what: str) -> None:
+        """Note that the model ran for something that is too little to be kept."""
+        self.measured.append(what)
+
+    def _use_up(self, path: Path, team: Processes) -> None:
+        """Remove a file that has been read, unless this is another dry run."""
+        if not self.keep and team.rank == 0:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """A kept measurement; None where there is none, or none that can be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            record = json.loads((file.metadata() or {}).get("record", "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, record  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError):
+        return None
+
+
+def _write(path: Path, measured: Measured) -> bool:
+    """Keep a measurement; False where the folder cannot be written: then the run measures again."""
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    tensors = {name: tensor.contiguous() for name, tensor in measured.tensors.items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial, {"record": json.dumps(measured.record)})
+        partial.replace(path)
+    except (OSError, SafetensorError):
+        return False
+    return True
 
 
 def _key(what: str, checkpoint: Checkpoint, recipe: Recipe) -> str:

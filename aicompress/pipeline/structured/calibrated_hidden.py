@@ -1,4 +1,4 @@
-"""Statistics for narrowing the residual stream, which all blocks share: what stays is chosen, then readers are fitted.
+"""Statistics for narrowing the residual stream, which all blocks share: coordinates are chosen, then readers fitted.
 
 Both walks run the original model, block by block: the norm of a cut stream has another scale, which zeros in the place
 of coordinates could not imitate.
@@ -21,75 +21,80 @@ from aicompress.pipeline.calibration.record import record_of_files
 from aicompress.pipeline.calibration.requirements import MIN_ROWS, foreign
 from aicompress.pipeline.calibration.runner import Engine, Together
 from aicompress.pipeline.step.workers import Processes
+from aicompress.pipeline.structured.calibrated import GRADIENTS
 from aicompress.pipeline.structured.cutting import Cutting
-from aicompress.pipeline.structured.plan import StructurePlan
-from aicompress.pipeline.structured.units.gradient_scores import Read, importance
+from aicompress.pipeline.structured.gradient_scores import Read, importance
+from aicompress.pipeline.structured.reading import Reading
 
-CHOICE, GRADED = frozenset({"mean_abs"}), frozenset({"gradients"})
+CHOICE = frozenset({"mean_abs"})
 
 
-def choose(work: Cutting, team: Processes, inputs: Future[dict[str, str]]) -> dict[str, Any]:
+def choose(reading: Reading, work: Cutting, team: Processes, inputs: Future[dict[str, str]]) -> dict[str, Any]:
     """Choose the coordinates that stay by what their readers are given, and fit the readers.
 
     Returns:
         The record of the calibration data.
     """
-    plan = work.plan
-    if not plan.edit.changed:
+    if not reading.edit.changed:
         return {}
-    readers, fitter = _readers(plan), _Fitter(work)
-    if plan.request.stats:
-        files = [StatisticsFile.open(path) for path in plan.request.stats]
-        weighed = _weighed(work, partial(merged_gradients, files))
-        seen = {name: replace(merged(files, name), gram=None) for name in readers} if CHOICE & plan.reads else {}
-        work.choose(0, seen, weighed)
-        for name in readers if plan.reads - CHOICE - GRADED else ():
+    readers, fitter = _readers(reading), _Fitter(work)
+    if reading.request.stats:
+        files = [StatisticsFile.open(path) for path in reading.request.stats]
+        scores = _importance(reading, work, partial(merged_gradients, files))
+        seen = {name: replace(merged(files, name), gram=None) for name in readers} if CHOICE & reading.needs else {}
+        work.choose(0, seen, scores)
+        for name in readers if _fitted(reading) else ():
             fitter.visit({name: merged(files, name)})
         work.warnings += [*foreign(files, inputs.result()), *fitter.scarce()]
         return record_of_files(files)
-    gatherer, weighed = _Gatherer(), None
-    if GRADED & plan.reads:
-        with gradients(plan, team, work.say) as store:
-            weighed = _weighed(work, store.read)
-    engine = _walk(plan, team, CHOICE & plan.reads, gatherer, work.say)
-    work.choose(0, gatherer.seen, weighed)
-    _walk(plan, team, plan.reads - CHOICE - GRADED, fitter, work.say)
+    gatherer, scores = _Gatherer(), None
+    if GRADIENTS & reading.needs:
+        with gradients(reading, team, work.say) as store:
+            scores = _importance(reading, work, store.read)
+    engine = _walk(reading, team, CHOICE & reading.needs, gatherer, work.say)
+    work.choose(0, gatherer.seen, scores)
+    _walk(reading, team, _fitted(reading), fitter, work.say)
     work.warnings += fitter.scarce()
-    return (engine or Engine.of(plan, readers, team)).record()
+    return (engine or Engine.of(reading, readers, team)).record()
 
 
-def _weighed(work: Cutting, read: Read) -> Tensor | None:
+def follow(reading: Reading, team: Processes) -> None:
+    """What the other processes do: run their share of the batches."""
+    if GRADIENTS & reading.needs:
+        differentiate(reading, team, lambda moments: None, lambda done, total: None)
+    for needs in (CHOICE & reading.needs, _fitted(reading)) if reading.edit.changed else ():
+        _walk(reading, team, needs, None, lambda what: None)
+
+
+def _importance(reading: Reading, work: Cutting, read: Read) -> Tensor | None:
     """Importance of the coordinates by gradients, where the method asks for it."""
-    plan = work.plan
-    if not GRADED & plan.reads:
+    if not GRADIENTS & reading.needs:
         return None
-    found, reached = importance(plan.edit.structures[0], {layer.info.tensor: layer.info for layer in plan.layers}, read)
+    infos = {layer.info.tensor: layer.info for layer in reading.layers}
+    scores, reached = importance(reading.edit.structures[0], infos, read)
     if not reached:
         work.warnings.append("no gradient reached the stream: its coordinates are chosen by their weights")
-    return found
+    return scores
 
 
-def _readers(plan: StructurePlan) -> list[str]:
+def _fitted(reading: Reading) -> frozenset[str]:
+    """Statistics that the fit of the readers needs; none where they are not fitted."""
+    return reading.needs - CHOICE - GRADIENTS
+
+
+def _readers(reading: Reading) -> list[str]:
     """Layers that read the stream."""
-    return [part.tensor for part in plan.edit.structures[0].of("consumer")]
-
-
-def follow(plan: StructurePlan, team: Processes) -> None:
-    """What the other processes do: run their share of the batches."""
-    if GRADED & plan.reads:
-        differentiate(plan, team, lambda moments: None, lambda done, total: None)
-    for needs in (CHOICE & plan.reads, plan.reads - CHOICE - GRADED) if plan.edit.changed else ():
-        _walk(plan, team, needs, None, lambda what: None)
+    return [part.tensor for part in reading.edit.structures[0].of("consumer")]
 
 
 def _walk(
-    plan: StructurePlan, team: Processes, needs: frozenset[str], visitor: Any, say: Callable[[str], None]
+    reading: Reading, team: Processes, needs: frozenset[str], visitor: Any, say: Callable[[str], None]
 ) -> Engine | None:
     """One walk through the original model; none where nothing is needed."""
     if not needs:
         return None
-    engine = Engine.of(plan, _readers(plan), team)
-    together = Together(plan.checkpoint.parameters(), team, visitor)
+    engine = Engine.of(reading, _readers(reading), team)
+    together = Together(reading.checkpoint.parameters(), team, visitor)
     engine.walk(together, needs, False, lambda done, total: say(f"block {done} of {total}"))
     return engine
 

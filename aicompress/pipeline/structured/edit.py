@@ -1,6 +1,6 @@
-"""What a structural step changes: which tensors go, which are cut or renamed, and how config.json follows.
+"""What a structural step changes: tensors that go, are cut or renamed, and the config.json that describes the rest.
 
-An edit is worked out from headers alone; it is not carried out here.
+An edit follows from headers alone; `cutting` carries it out.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Edit:
         sizes: how many units of each stay.
         changes: every parameter of the output in the input's order.
         warnings: what the user should know.
-        calibration: where samples came from that decided on the edit.
+        calibration: the record of the calibration data that decided on the edit.
         kept: the units that stay, for structures where that is decided already.
         widths: layers whose shapes config.json does not give any more, by module; their tensors tell.
         files: side files of the output that are not as in the input.
@@ -92,6 +92,7 @@ class Edit:
 
 
 def read_whole(checkpoint: Checkpoint, name: str) -> Tensor:
+    """A parameter as one row."""
     return checkpoint.dense(name).float().reshape(1, -1)
 
 

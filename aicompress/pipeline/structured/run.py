@@ -11,7 +11,6 @@ from aicompress.pipeline.step.options import Options, Progress
 from aicompress.pipeline.step.report import Results
 from aicompress.pipeline.step.run import OpenOutput, StepRun, assembled, run_step
 from aicompress.pipeline.step.workers import Processes
-from aicompress.pipeline.structured import calibrated
 from aicompress.pipeline.structured.cutting import Cutting
 from aicompress.pipeline.structured.plan import StructurePlan
 from aicompress.report.model import Report
@@ -28,25 +27,28 @@ def run(plan: StructurePlan, options: Options | None = None) -> Report:
     """
     options = options or Options()
     team = assembled(torch.device("cpu"))
-    wanted = Wanted(plan.looked_at, plan.reads)
-    from_files = with_statistics(plan, lambda: wanted, team, options.progress)
+    plan = plan.decided(options.progress)
+    reading = plan.reading
+    wanted = Wanted(reading.tensors, reading.needs)
+    from_files = with_statistics(reading, lambda: wanted, team, options.progress)
+    shares = reading.needs and not from_files
     step = StepRun(
         checkpoint=plan.checkpoint,
         kinds=plan.kinds,
         recipe=plan.recipe,
         output=plan.output,
         write=partial(_write, plan, team, options.progress),
-        follow=partial(calibrated.follow, plan, team) if plan.reads and not from_files else lambda: None,
+        follow=partial(plan.choice.unit.follow, reading, team) if shares else lambda: None,
     )
     return run_step(step, team, options)
 
 
 def _write(plan: StructurePlan, team: Processes, progress: Progress, opened: OpenOutput) -> Results:
     """Choose the units that stay where the plan has not, and write every parameter."""
-    work = Cutting(plan, opened.writer, progress)
+    work = Cutting(plan.checkpoint, plan.edit, plan.output, plan.pruner, opened.writer, progress)
     calibration = dict(plan.edit.calibration)
-    if plan.reads:
-        calibration = calibrated.choose(work, team, opened.input_digests)
+    if plan.needs:
+        calibration = plan.choice.unit.choose(plan.reading, work, team, opened.input_digests)
     for name in plan.output.parameters:
         if name not in work.seconds:
             work.write(name)

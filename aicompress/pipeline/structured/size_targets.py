@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
+from aicompress.checkpoint import Checkpoint
 from aicompress.errors import RecipeError
 from aicompress.measure import interleaved
 from aicompress.methods.prune.units.size_targets import Target, TargetedConfig
+from aicompress.methods.structural import AnyPruner
+from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.output import Output, Planned
+from aicompress.pipeline.step.survey import Survey
 from aicompress.pipeline.structured.edit import Edit
 from aicompress.recipe import Recipe
 
@@ -25,6 +29,7 @@ ROWS = 128  # inputs of a layer when it is timed
 ROUNDS, WARMUP = 9, 2
 
 Laid = tuple[Edit, Output]
+LayOut = Callable[[AnyPruner], Laid]
 
 
 @dataclass
@@ -35,12 +40,12 @@ class LatencyTable:
 
     def total(self, parameters: Mapping[str, Planned]) -> float:
         """Sum over the matrix layers of a model, in seconds."""
-        found = 0.0
+        seconds = 0.0
         for planned in parameters.values():
             if planned.info is not None and planned.info.kind in ("linear", "head"):
                 rows, columns = planned.dense.shape[0], math.prod(planned.dense.shape[1:])
-                found += self._of(rows, columns, planned.dense.dtype)
-        return found
+                seconds += self._of(rows, columns, planned.dense.dtype)
+        return seconds
 
     def _of(self, rows: int, columns: int, dtype: torch.dtype) -> float:
         key = (rows, columns, dtype)
@@ -53,32 +58,54 @@ class LatencyTable:
 
 
 @dataclass(frozen=True)
-class Sizing:
-    """Finds the size that a target allows.
+class Size:
+    """The size that a target allows.
 
     Attributes:
-        recipe: with a target.
-        lay: from a recipe with an explicit size to its edit and output.
+        kept, of: units that stay of each structure, and how many there are.
+        cost: parameters, bytes or seconds of the output.
+        whole: the same of the input, where nothing goes.
     """
 
-    recipe: Recipe
-    lay: Callable[[Recipe], Laid]
+    kept: int
+    of: int
+    cost: float
+    whole: float
+
+
+@dataclass(frozen=True)
+class SizeSearch:
+    """A search for the largest size within a target.
+
+    Attributes:
+        pruner: with a target.
+        lay_out: from a pruner with an explicit size to its edit and output.
+    """
+
+    pruner: AnyPruner
+    lay_out: LayOut
 
     @property
     def config(self) -> TargetedConfig:
         """The method's parameters."""
-        assert isinstance(self.recipe.method, TargetedConfig)
-        return self.recipe.method
+        config: TargetedConfig = self.pruner.config
+        return config
 
-    def found(self) -> tuple[Recipe, tuple[str, ...]]:
-        """The recipe with the largest size within the target, and what to tell of it.
+    @property
+    def target(self) -> Target:
+        """The name of the target."""
+        target = self.config.target
+        assert target is not None  # there is no search without one
+        return target
+
+    def largest(self) -> Size:
+        """The largest size within the target.
 
         Raises:
             RecipeError: even the smallest size is beyond it.
         """
-        name, table = self.config.target, LatencyTable()
-        assert name is not None
-        edit, output = self.lay(self._with(self.config.whole()))
+        name, table = self.target, LatencyTable()
+        edit, output = self.lay_out(self._with(self.config.probing().whole()))
         size, whole = max(structure.size for structure in edit.structures), _cost(name, output, table)
         wanted = float(getattr(self.config, name))
         limit = wanted * whole if name == "target_latency" else wanted
@@ -88,7 +115,7 @@ class Sizing:
         low, high = 0, len(sizes)  # the first that fits lies between
         while low < high:
             middle = (low + high) // 2
-            place, cost = self._valid(range(middle, high), sizes, (name, table))
+            place, cost = self._valid(range(middle, high), sizes, table)
             if cost > limit:
                 smallest = min(smallest, cost)
                 low, high = (place + 1, high) if cost < math.inf else (low, middle)
@@ -98,22 +125,52 @@ class Sizing:
             least = "none" if smallest == math.inf else _said(name, smallest, whole)
             hint = f"the smallest size that was tried: {least}; prune something else too, in a step of its own"
             raise RecipeError(f"method.{name}: {wanted:,g} is out of reach", hint)
-        kept, cost = best
-        told = f"{name}: {kept} of {size} units stay of each, for {_said(name, cost, whole)}"
-        return self._with(self.config.sized(kept, size)), (told,)
+        return Size(best[0], size, best[1], whole)
 
-    def _valid(self, places: range, sizes: list[int], by: tuple[Target, LatencyTable]) -> tuple[int, float]:
+    def sized(self, size: Size) -> AnyPruner:
+        """The pruner with a size in place of the target."""
+        return self._with(self.config.sized(size.kept, size.of))
+
+    def described(self, size: Size) -> str:
+        """A size in a sentence."""
+        cost = _said(self.target, size.cost, size.whole)
+        return f"{self.target}: {size.kept} of {size.of} units stay of each, for {cost}"
+
+    def _valid(self, places: range, sizes: list[int], table: LatencyTable) -> tuple[int, float]:
         """The first size among places that can be, and its cost; infinity where none can."""
         for place in places:
             try:
-                _, output = self.lay(self._with(self.config.probing().sized(sizes[place], sizes[0])))
+                _, output = self.lay_out(self._with(self.config.probing().sized(sizes[place], sizes[0])))
             except RecipeError:  # such as a number of heads that config.json cannot say
                 continue
-            return place, _cost(by[0], output, by[1])
+            return place, _cost(self.target, output, table)
         return places.stop, math.inf
 
-    def _with(self, config: TargetedConfig) -> Recipe:
-        return self.recipe.model_copy(update={"method": config})
+    def _with(self, config: TargetedConfig) -> AnyPruner:
+        return replace(self.pruner, config=config)
+
+
+def largest_size(search: SizeSearch, survey: Survey, checkpoint: Checkpoint, recipe: Recipe) -> Size:
+    """The largest size within a target; where layers are timed for it, the survey keeps the result.
+
+    Raises:
+        RecipeError: even the smallest size is beyond it.
+    """
+    if search.target != "target_latency":
+        return search.largest()
+
+    def measure(progress: Progress) -> dict[str, Tensor]:
+        progress("layers", 0, 1)
+        size = search.largest()
+        return {
+            "units": torch.tensor([size.kept, size.of]),
+            "seconds": torch.tensor([size.cost, size.whole], dtype=torch.float64),
+        }
+
+    measured = survey.result("forward times of the layers, by their sizes", checkpoint, recipe, measure)
+    kept, of = measured["units"].tolist()
+    cost, whole = measured["seconds"].tolist()
+    return Size(kept, of, cost, whole)
 
 
 def _cost(name: Target, output: Output, table: LatencyTable) -> float:

@@ -16,7 +16,7 @@ import transformers as hf
 from aicompress.errors import CompressError
 from aicompress.model.channels.cut import cut_module
 from aicompress.pipeline.channels import run as driver
-from aicompress.pipeline.channels.plan import make_plan
+from aicompress.pipeline.channels.planner import make_plan
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe.step import Calibration

@@ -18,7 +18,8 @@ from aicompress.model.channels.cut import cut_module
 from aicompress.model.loading.load import load
 from aicompress.pipeline.calibration.requirements import Request
 from aicompress.pipeline.channels import run as driver
-from aicompress.pipeline.channels.plan import ChannelPlan, make_plan
+from aicompress.pipeline.channels.plan import ChannelPlan
+from aicompress.pipeline.channels.planner import make_plan
 from aicompress.pipeline.channels.speed import Speed
 from aicompress.pipeline.layerwise import planner
 from aicompress.pipeline.layerwise import run as layerwise

@@ -20,7 +20,7 @@ from aicompress.pipeline.calibration.requirements import Request
 from aicompress.pipeline.layerwise import planner
 from aicompress.pipeline.layerwise import run as layerwise
 from aicompress.pipeline.step.output import Destination
-from aicompress.pipeline.structured import plan as structure_plan
+from aicompress.pipeline.structured import planner as structure_planner
 from aicompress.pipeline.structured import run as structure
 from aicompress.recipe import load
 from aicompress.report.model import Report
@@ -38,7 +38,7 @@ def recipe(folder: Path, data: dict[str, Any] | None, method: dict[str, Any], **
 
 
 def prune(source: Path, out: Path, path: Path, request: Request | None = None) -> Report:
-    planned = structure_plan.make_plan(source, Destination(out), load(str(path), "prune"), "prune", request)
+    planned = structure_planner.make_plan(source, Destination(out), load(str(path), "prune"), "prune", request)
     report = structure.run(planned, OFF)
     assert planned.output.weight_bytes == report.after.weight_bytes
     return report

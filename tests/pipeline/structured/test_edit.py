@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from aicompress.errors import Problems
 from aicompress.methods import get
 from aicompress.pipeline.step.output import Destination
-from aicompress.pipeline.structured import plan as structure_plan
+from aicompress.pipeline.structured import planner as structure_planner
 from aicompress.recipe import Recipe
 from tests.pipeline.families import FAMILIES
 from tests.pipeline.steps import refused
@@ -64,7 +64,7 @@ def test_refuses_rules_and_select(tmp_path: Path) -> None:
     config = get("prune", "width").config(name="width", sparsity=0.5)
     recipe = Recipe(version=1, method=config, select={"include": ["*.mlp.*"]}, rules=[{"match": "*", "skip": True}])
     with pytest.raises(Problems) as found:
-        structure_plan.make_plan(tmp_path / "in", Destination(tmp_path / "out"), recipe, "prune")
+        structure_planner.make_plan(tmp_path / "in", Destination(tmp_path / "out"), recipe, "prune")
     assert [error.message.split(":")[0] for error in found.value.problems] == ["rules", "select"]
 
 

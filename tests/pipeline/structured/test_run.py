@@ -16,7 +16,7 @@ from aicompress.pipeline.layerwise import run as layerwise
 from aicompress.pipeline.layerwise.planner import make_plan
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
-from aicompress.pipeline.structured import plan as structure_plan
+from aicompress.pipeline.structured import planner as structure_planner
 from aicompress.pipeline.structured import run as structure
 from aicompress.recipe import Recipe
 from tests.pipeline.families import FAMILIES, Family, silence
@@ -159,7 +159,7 @@ def test_depth_keeps_every_form_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_side_files_and_shards_come_along(tiny_bert: Path, tmp_path: Path) -> None:
-    planned = structure_plan.make_plan(
+    planned = structure_planner.make_plan(
         tiny_bert,
         Destination(tmp_path / "out", max_shard_size=40_000),
         Recipe(version=1, method=get("prune", "depth").config(name="depth", keep_layers=2, strategy="even")),

@@ -55,11 +55,11 @@ class Consumer:
         rows = self.rows(kept)
         factor = torch.linalg.cholesky(self.second[rows][:, rows])
         values = torch.cholesky_solve(self.right[rows], factor)  # (kept in, out)
-        found = {self.part.tensor: values.reshape(len(kept), -1).float()}
+        fitted = {self.part.tensor: values.reshape(len(kept), -1).float()}
         if self.offset is not None:
             change = self.constant - self.mean[rows] @ values  # (out,)
-            found[self.offset.tensor] = (self.offset.read().double() + change).float()
-        return found
+            fitted[self.offset.tensor] = (self.offset.read().double() + change).float()
+        return fitted
 
 
 def consumers(structure: Structure, damping: float, shift: float = 0.0) -> list[Consumer]:
@@ -176,7 +176,7 @@ def curve(structure: Structure, read: Sequence[Consumer], sizes: Sequence[int]) 
     One path: what is gone at a size is gone at the smaller ones.
     """
     left = [_Left.of(consumer) for consumer in read]
-    present, lost, found = torch.ones(structure.size, dtype=torch.bool), 0.0, []
+    present, lost, by_size = torch.ones(structure.size, dtype=torch.bool), 0.0, []
     step = max(1, -(-structure.size // ROUNDS))
     for size in sizes:
         while (more := int(present.sum()) - size) > 0:
@@ -185,8 +185,8 @@ def curve(structure: Structure, read: Sequence[Consumer], sizes: Sequence[int]) 
             away = units[losses.argsort(stable=True)[: min(step, more)]]
             present[away] = False
             lost += sum(each.without(away) for each in left)
-        found.append(lost)
-    return found
+        by_size.append(lost)
+    return by_size
 
 
 def error(consumer: Consumer, kept: Sequence[int]) -> float:

@@ -1,4 +1,4 @@
-"""Units inside layers, neurons or heads: which stay by what score, and what the consumers of the rest become."""
+"""Units inside layers, neurons or heads: scores that decide which stay, and new values for what reads them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from aicompress.errors import CompressError
+from aicompress.methods.method import GradientLoss
 from aicompress.methods.prune.units import obs
 from aicompress.methods.prune.units.size_targets import TargetedConfig
 from aicompress.methods.structural import Structure
@@ -30,7 +31,7 @@ class UnitsConfig(TargetedConfig):
     refit: bool | None = Field(
         None, description="give the consumers of what stays their least-squares values; by default with score obs"
     )
-    loss: Literal["auto", "task", "own"] = Field(
+    loss: GradientLoss = Field(
         "auto", description="for taylor: of the labels (task), of the model's own predictions (own), or what there is"
     )
     damping: float = Field(0.001, gt=0, le=1, description="added to the Gram matrix, as a part of its mean diagonal")
@@ -43,6 +44,11 @@ class UnitsConfig(TargetedConfig):
         """Whether consumers are refitted."""
         return self.score == "obs" if self.refit is None else self.refit
 
+    @property
+    def gradient_loss(self) -> GradientLoss:
+        """The loss whose gradients taylor reads."""
+        return self.loss
+
     @model_validator(mode="after")
     def _shift_refits(self) -> UnitsConfig:
         if self.shift and not self.refits:
@@ -50,15 +56,15 @@ class UnitsConfig(TargetedConfig):
         return self
 
 
-def reads(config: UnitsConfig) -> frozenset[str]:
-    """Statistics that a config needs."""
+def statistics(config: UnitsConfig) -> frozenset[str]:
+    """Statistics that a config reads."""
     gram = {"gram", "mean"} if config.refits or config.score == "obs" else set()
     scores = {"activation": {"mean_abs"}, "taylor": {"gradients"}}
     return frozenset(gram | scores.get(config.score, set()))
 
 
 def compares(config: UnitsConfig) -> bool:
-    """Whether the original model's inputs are needed beside the compressed one's."""
+    """Whether the original model's inputs are read beside the compressed one's."""
     return config.shift > 0
 
 
@@ -74,10 +80,20 @@ def keep(structure: Structure, size: int, config: UnitsConfig) -> list[int]:
     if config.score == "obs":
         read = obs.consumers(structure, config.damping, config.shift)
         return obs.chosen(structure, read, size)
-    found = scores(structure, config.score)
-    run, count = structure.size // structure.groups, size // structure.groups
-    order = torch.argsort(found.view(structure.groups, run), dim=1, descending=True, stable=True)[:, :count]
-    return sorted((torch.arange(structure.groups)[:, None] * run + order).reshape(-1).tolist())
+    return highest(scores(structure, config.score), structure.groups, size)
+
+
+def highest(values: Tensor, groups: int, size: int) -> list[int]:
+    """Units of highest score, ascending: as many of each group, the earlier of equals.
+
+    Args:
+        values: score of each unit, (units,).
+        groups: runs of equal length in which the units lie.
+        size: how many units stay.
+    """
+    run, count = len(values) // groups, size // groups
+    order = torch.argsort(values.view(groups, run), dim=1, descending=True, stable=True)[:, :count]
+    return sorted((torch.arange(groups)[:, None] * run + order).reshape(-1).tolist())
 
 
 def refit(structure: Structure, kept: Sequence[int], config: UnitsConfig) -> Mapping[str, Tensor]:
@@ -93,7 +109,7 @@ def scores(structure: Structure, how: Score) -> Tensor:
     if how == "activation":
         return activations(structure)
     if how == "taylor":
-        assert structure.importance is not None  # the driver adds it up where `reads` names gradients
+        assert structure.importance is not None  # the driver adds it up where gradients are read
         return structure.importance
     squares: dict[str, Tensor] = {}  # by module: a weight and its bias make one vector per unit
     for part in structure.parts:
@@ -105,6 +121,13 @@ def scores(structure: Structure, how: Score) -> Tensor:
     return stacked.sum(dim=0) if how == "sum" else stacked.sqrt().prod(dim=0)
 
 
+def losses(structure: Structure, sizes: Sequence[int], config: UnitsConfig) -> list[float]:
+    """What is lost when so many units stay, for descending sizes: of the score that the config names."""
+    if config.score == "obs":
+        return obs.curve(structure, obs.consumers(structure, config.damping), sizes)
+    return curve(structure, sizes, config.score)
+
+
 def curve(structure: Structure, sizes: Sequence[int], how: Score) -> list[float]:
     """What is lost when so many units stay, those of highest score, for any sizes; for obs see `obs.curve`.
 
@@ -112,12 +135,13 @@ def curve(structure: Structure, sizes: Sequence[int], how: Score) -> list[float]
     the consumers' outputs, which all add up in one stream (see `outputs`). Norms are divided by their structure's mean,
     as DepGraph's are for one threshold over all layers (arXiv:2301.12900, section 3.3).
     """
-    found = scores(structure, how)
-    going = torch.argsort(found, descending=True, stable=True).flip(0)
+    importance = scores(structure, how)
+    going = torch.argsort(importance, descending=True, stable=True).flip(0)
     if how == "activation":
         worth = outputs(structure)
     else:
-        worth = found / found.mean() if how != "taylor" and float(found.mean()) > 0 else found
+        relative = how != "taylor" and float(importance.mean()) > 0
+        worth = importance / importance.mean() if relative else importance
     lost = torch.cat([worth.new_zeros(1), worth[going].cumsum(0)])  # by how many go
     return [float(lost[structure.size - size]) for size in sizes]
 

@@ -1,1 +1,1 @@
-"""The structural units that can be removed, one file each."""
+"""The structural units: every file here with a UNIT is found (see `registry`)."""

@@ -1,71 +1,102 @@
-"""Whole blocks of a stack: which stay, and how the rest is numbered anew."""
+"""Whole blocks of a stack: those that stay are numbered anew."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
-
-from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.naming import kind_of, layer_name
 from aicompress.errors import CheckpointError, RecipeError
-from aicompress.methods.structural import Part, StructuralConfig, StructuralMethod, Structure
+from aicompress.layer import LayerInfo
+from aicompress.methods.prune.depth import Blocks
+from aicompress.methods.structural import Part, Structure
 from aicompress.model.architecture.architecture import Architecture, Stack, keep_blocks
 from aicompress.model.architecture.shapes import block_traits, build
-from aicompress.pipeline.calibration.requirements import Request
 from aicompress.pipeline.step.checks import known_kinds
-from aicompress.pipeline.step.layer_plan import LayerPlan
+from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.structured.edit import Change, Edit, read_whole
-from aicompress.pipeline.structured.units.block_scores import Scoring
-from aicompress.recipe import Recipe
+from aicompress.pipeline.structured.reading import Measurement
+from aicompress.pipeline.structured.unit import Kept, Layout, Scores, StructuralUnit
+from aicompress.pipeline.structured.units.block_scores import BlockScores
 
 
-def drop_blocks(checkpoint: Checkpoint, method: StructuralMethod, recipe: Recipe, request: Request) -> Edit:
-    """Keep some blocks of one stack and number them anew.
+@dataclass(frozen=True)
+class StackLayout(Layout):
+    """One stack of blocks, which is the only structure.
 
-    Which ones is decided here: names, config.json and bytes depend on it. Scores that need data run the model.
-
-    Raises:
-        Refused: no such stack, or the blocks that stay would compute otherwise in their new places.
+    Attributes:
+        architecture: of the checkpoint.
+        stack: the stack.
+        one_by_one: influence is measured anew after every block that goes.
     """
-    config = recipe.method
-    assert isinstance(config, StructuralConfig)
-    architecture = Architecture.of(checkpoint.config, checkpoint.parameters())
-    stack = _chosen_stack(architecture.stacks(), config.stack)
-    structure = Structure(stack.name, stack.size, tuple(_block_parts(checkpoint, stack)))
-    (size,) = method.sizes([structure], config)
-    scoring = _scoring(checkpoint, recipe, request, stack)
-    record: Mapping[str, Any] = {}
-    if method.reads(config) and size < stack.size:
-        scoring.require(method)
-        structure, record = replace(structure, importance=_importance(scoring, config, size)), scoring.record()
-    kept = method.keep(structure, size, config)
-    edited = keep_blocks(architecture.config, stack.field, kept)
-    _require_same_blocks(architecture.config, edited, stack, kept)
-    changes, carried = _renumbered(architecture, edited, stack, kept)
-    warnings = [
-        f"{name} exists in the first block only: it moved to block {kept[0]}, now the first" for name in carried
-    ]
-    dropped = ", ".join(str(block) for block in range(stack.size) if block not in kept)
-    if dropped:
-        warnings.append(f"{stack.name}: dropped block{'s' if ',' in dropped else ''} {dropped} of {stack.size}")
-    return Edit(edited, (structure,), (size,), changes, tuple(warnings), record)
+
+    architecture: Architecture
+    stack: Stack
+    one_by_one: bool
 
 
-def _scoring(checkpoint: Checkpoint, recipe: Recipe, request: Request, stack: Stack) -> Scoring:
-    infos = checkpoint.layers(known_kinds(checkpoint)[0])
-    layers = [LayerPlan(info, recipe.method) for info in infos if stack.block_of(info.tensor) is not None]
-    return Scoring(checkpoint, recipe, request, stack, layers)
+class BlockUnit(StructuralUnit[Blocks, StackLayout]):
+    """Whole blocks of a stack."""
 
+    kind = Blocks
+    scored = True
 
-def _importance(scoring: Scoring, config: StructuralConfig, size: int) -> Tensor:
-    """Scores of the blocks by the method's strategy."""
-    if getattr(config, "strategy", "") == "taylor":
-        return scoring.taylor()
-    return scoring.influences(scoring.stack.size - size if getattr(config, "one_by_one", False) else 0)
+    def find(self, checkpoint: Checkpoint, unit: Blocks, stack: str | None) -> StackLayout:
+        """The stack of the model, or the one that is asked for.
+
+        Raises:
+            Refused: there is no such stack.
+        """
+        architecture = Architecture.of(checkpoint.config, checkpoint.parameters())
+        chosen = _chosen_stack(architecture.stacks(), stack)
+        structure = Structure(chosen.name, chosen.size, tuple(_block_parts(checkpoint, chosen)))
+        return StackLayout((structure,), architecture, chosen, unit.one_by_one)
+
+    def interchangeable(self, checkpoint: Checkpoint, layout: StackLayout) -> bool:
+        """Blocks are not: config.json lists kinds of blocks, and some compute by their number."""
+        return False
+
+    def scored_layers(self, checkpoint: Checkpoint, layout: StackLayout) -> list[LayerInfo]:
+        """Every layer of the blocks."""
+        infos = checkpoint.layers(known_kinds(checkpoint)[0])
+        return [info for info in infos if layout.stack.block_of(info.tensor) is not None]
+
+    def scores(
+        self,
+        layout: StackLayout,
+        sizes: Sequence[int],
+        measurement: Measurement,
+        reads: frozenset[str],
+        progress: Progress,
+    ) -> Scores:
+        """Influence of the blocks, or w² E[g²] over their matrices."""
+        scores = BlockScores(measurement, layout.stack, progress)
+        if "gradients" in reads:
+            importance = scores.gradients()
+        else:
+            importance = scores.influences(layout.stack.size - sizes[0] if layout.one_by_one else 0)
+        return Scores((importance,), scores.record())
+
+    def edit(self, layout: StackLayout, sizes: Sequence[int], kept: Kept) -> Edit:
+        """Drop the tensors of the other blocks, and rename those of the blocks that stay.
+
+        Raises:
+            CheckpointError: the blocks that stay would compute otherwise in their new places.
+        """
+        architecture, stack, blocks = layout.architecture, layout.stack, list(kept[0])
+        edited = keep_blocks(architecture.config, stack.field, blocks)
+        _require_same_blocks(architecture.config, edited, stack, blocks)
+        changes, carried = _renumbered(architecture, edited, stack, blocks)
+        warnings = [
+            f"{name} exists in the first block only: it moved to block {blocks[0]}, now the first" for name in carried
+        ]
+        dropped = ", ".join(str(block) for block in range(stack.size) if block not in blocks)
+        if dropped:
+            warnings.append(f"{stack.name}: dropped block{'s' if ',' in dropped else ''} {dropped} of {stack.size}")
+        return Edit(edited, layout.structures, tuple(sizes), changes, tuple(warnings))
 
 
 def _chosen_stack(stacks: list[Stack], wanted: str | None) -> Stack:
@@ -77,10 +108,10 @@ def _chosen_stack(stacks: list[Stack], wanted: str | None) -> Stack:
         )
     if wanted is None and len(stacks) > 1:
         raise RecipeError(f"the model has {len(stacks)} stacks of blocks: {names}", "choose one with method.stack")
-    found = [stack for stack in stacks if wanted in (None, stack.name)]
-    if not found:
+    chosen = next((stack for stack in stacks if wanted in (None, stack.name)), None)
+    if chosen is None:
         raise RecipeError(f"method.stack: there is no stack {wanted!r}", f"the model has {names}")
-    return found[0]
+    return chosen
 
 
 def _block_parts(checkpoint: Checkpoint, stack: Stack) -> Iterable[Part]:
@@ -137,3 +168,6 @@ def _require_same_blocks(old: Mapping[str, Any], new: Mapping[str, Any], stack: 
                         f"{traits[key]!r}, it is {earlier[key]!r}",
                         "the architecture makes its blocks by number: drop others",
                     )
+
+
+UNIT = BlockUnit()

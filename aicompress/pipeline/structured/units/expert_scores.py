@@ -1,15 +1,14 @@
-"""Experts scored with calibration data, while the step is planned: which tensors stay depends on it."""
+"""Experts scored with calibration data, by the tokens that are routed to them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from aicompress.checkpoint import Checkpoint
-from aicompress.errors import RecipeError, Refused, raise_all
-from aicompress.methods.structural import StructuralMethod
+from aicompress.errors import RecipeError
 from aicompress.model.architecture.experts import Mixture
 from aicompress.model.loading.partial_model import PartialModel
 from aicompress.model.sensitivity.block_influence import Passage
@@ -17,34 +16,48 @@ from aicompress.model.sensitivity.expert_routing import Routing
 from aicompress.pipeline.calibration import requirements as needs
 from aicompress.pipeline.calibration.data import calibration_inputs
 from aicompress.pipeline.calibration.record import record_of_data
-from aicompress.pipeline.calibration.requirements import Request
-from aicompress.pipeline.step.layer_plan import LayerPlan
+from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.workers import processes
-from aicompress.recipe import Recipe
+from aicompress.pipeline.structured.reading import Measurement
 
 
-def importances(
-    checkpoint: Checkpoint, method: StructuralMethod, recipe: Recipe, request: Request, layers: list[Mixture]
+def routed_scores(
+    measurement: Measurement, mixtures: Sequence[Mixture], reap: bool, progress: Progress
 ) -> tuple[list[Tensor], dict[str, Any]]:
     """Scores of the experts of every mixture, (experts,) float64 each, and the record of the calibration data.
 
+    Args:
+        measurement: the model and the data.
+        mixtures: whose experts are scored.
+        reap: what an expert's answers weigh on its tokens; otherwise how many tokens it gets.
+        progress: told when the model begins to run.
+
     Raises:
-        Refused: or Problems, what is missing, or experts that cannot be watched.
+        RecipeError: experts that cannot be watched.
     """
-    if request.stats:
-        raise Refused(f"{method.name} scores experts, which files of statistics do not hold", "leave --stats out")
-    infos = checkpoint.layers(None)[:1]
-    raise_all(needs.problems(checkpoint, recipe, method, [LayerPlan(i, recipe.method) for i in infos], request))
+    checkpoint, recipe = measurement.checkpoint, measurement.recipe
     assert recipe.calibration is not None
-    model, team = needs.module_of(checkpoint, recipe, request.allow_code), processes(torch.device("cpu"))
-    loader = PartialModel(checkpoint, model)
-    paths = {layer.name: _module(loader, layer) for layer in layers}
+    model = needs.module_of(checkpoint, recipe, measurement.request.allow_code)
+    loader, team = PartialModel(checkpoint, model), processes(torch.device("cpu"))
+    paths = {mixture.name: _module(loader, mixture) for mixture in mixtures}
     inputs = calibration_inputs(checkpoint, model, recipe.calibration, recipe.seed, team)
-    routing = Routing({paths[layer.name]: layer.size for layer in layers})
+    progress("experts", 0, 1)
+    routing = Routing({paths[mixture.name]: mixture.size for mixture in mixtures})
     totals = routing.measure(Passage(model, loader, inputs.batches, team))
-    reap = "reap" in method.reads(recipe.method)
-    found = [_scores(totals[paths[layer.name]], reap) for layer in layers]
-    return found, record_of_data(inputs.source, team.size)
+    scores = [_scores(totals[paths[mixture.name]], reap) for mixture in mixtures]
+    return scores, record_of_data(inputs.source, team.size)
+
+
+def require_watchable(measurement: Measurement, mixtures: Sequence[Mixture]) -> None:
+    """One module runs the experts of each mixture.
+
+    Raises:
+        RecipeError: each expert is a module of its own.
+    """
+    checkpoint, recipe = measurement.checkpoint, measurement.recipe
+    loader = PartialModel(checkpoint, needs.module_of(checkpoint, recipe, measurement.request.allow_code))
+    for mixture in mixtures:
+        _module(loader, mixture)
 
 
 def _scores(totals: Tensor, reap: bool) -> Tensor:

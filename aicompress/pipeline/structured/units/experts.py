@@ -1,9 +1,9 @@
-"""What goes with experts: their tensors, or their part of merged ones, and their rows of the router."""
+"""Experts of mixtures: their tensors, or their part of merged ones, and their rows of the router."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,58 +12,106 @@ from torch import Tensor
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.naming import layer_name
 from aicompress.errors import CheckpointError, RecipeError
-from aicompress.methods.structural import Part, StructuralConfig, StructuralMethod, Structure
+from aicompress.methods.prune.experts import Experts
+from aicompress.methods.structural import Part, Structure
 from aicompress.model.architecture.architecture import Architecture, with_value
 from aicompress.model.architecture.experts import Mixture, mixtures
-from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.structured.edit import Change, Cut, Edit
-from aicompress.pipeline.structured.units.expert_scores import importances
-from aicompress.recipe import Recipe
+from aicompress.pipeline.structured.reading import Measurement
+from aicompress.pipeline.structured.unit import Kept, Layout, Scores, StructuralUnit
+from aicompress.pipeline.structured.units.expert_scores import require_watchable, routed_scores
 
 
-def drop_experts(checkpoint: Checkpoint, method: StructuralMethod, recipe: Recipe, request: Request) -> Edit:
-    """Keep some experts of every mixture, as many in each, and number them anew.
+@dataclass(frozen=True)
+class MixtureLayout(Layout):
+    """Mixtures of experts, a structure for each.
 
-    Which ones is decided here, as names depend on it; scores that need data run the model.
-
-    Raises:
-        Refused: there are none, or the checkpoint does not hold what its architecture has.
+    Attributes:
+        architecture: of the checkpoint.
+        mixtures: in the order of the structures.
     """
-    config = recipe.method
-    assert isinstance(config, StructuralConfig)
-    architecture = Architecture.of(checkpoint.config, checkpoint.parameters())
-    layers = _chosen(architecture, config.stack)
-    structures = tuple(_structure(checkpoint, layer) for layer in layers)
-    sizes = method.sizes(structures, config)
-    record: Mapping[str, Any] = {}
-    if method.reads(config) and any(size < s.size for s, size in zip(structures, sizes, strict=True)):
-        found, record = importances(checkpoint, method, recipe, request, layers)
-        structures = tuple(replace(s, importance=each) for s, each in zip(structures, found, strict=True))
-    kept = {n: tuple(method.keep(s, size, config)) for n, (s, size) in enumerate(zip(structures, sizes, strict=True))}
-    edited = architecture.config
-    for layer, size in zip(layers, sizes, strict=True):
-        edited = with_value(edited, layer.field, size)
-    changes = _changes(architecture, layers, sizes, kept)
-    told = tuple(
-        f"{s.name}: kept experts {', '.join(map(str, kept[n]))} of {s.size}"
-        for n, s in enumerate(structures)
-        if sizes[n] < s.size
-    )
-    whole = tuple(replace(s, parts=()) for s in structures)  # nothing reads them any more
-    return Edit(edited, whole, tuple(sizes), changes, told, record, kept)
+
+    architecture: Architecture
+    mixtures: Sequence[Mixture]
+
+
+class ExpertUnit(StructuralUnit[Experts, MixtureLayout]):
+    """Experts of mixtures."""
+
+    kind = Experts
+    scored = True
+
+    def find(self, checkpoint: Checkpoint, unit: Experts, stack: str | None) -> MixtureLayout:
+        """Every mixture of the stack.
+
+        Raises:
+            Refused: there are none, or the checkpoint does not hold what its architecture has.
+        """
+        architecture = Architecture.of(checkpoint.config, checkpoint.parameters())
+        chosen = _chosen(architecture, stack)
+        return MixtureLayout(tuple(_structure(checkpoint, mixture) for mixture in chosen), architecture, chosen)
+
+    def interchangeable(self, checkpoint: Checkpoint, layout: MixtureLayout) -> bool:
+        """Experts are where those of a mixture are stored in the same form, to the byte."""
+        return all(
+            _stored(checkpoint, mixture.single(place, expert)) == _stored(checkpoint, mixture.single(place, 0))
+            for mixture in layout.mixtures
+            for place in mixture.singles
+            for expert in range(1, mixture.size)
+        )
+
+    def require_scores(self, layout: MixtureLayout, measurement: Measurement) -> None:
+        """The experts of a mixture are watched as one module.
+
+        Raises:
+            RecipeError: they are modules of their own.
+        """
+        require_watchable(measurement, layout.mixtures)
+
+    def scores(
+        self,
+        layout: MixtureLayout,
+        sizes: Sequence[int],
+        measurement: Measurement,
+        reads: frozenset[str],
+        progress: Progress,
+    ) -> Scores:
+        """What experts answer to the tokens that are routed to them, or how many tokens these are."""
+        return Scores(*routed_scores(measurement, layout.mixtures, "reap" in reads, progress))
+
+    def edit(self, layout: MixtureLayout, sizes: Sequence[int], kept: Kept) -> Edit:
+        """Drop the tensors of the other experts or their part of merged ones, and number those that stay anew."""
+        edited = layout.architecture.config
+        for mixture, size in zip(layout.mixtures, sizes, strict=True):
+            edited = with_value(edited, mixture.field, size)
+        warnings = tuple(
+            f"{structure.name}: kept experts {', '.join(map(str, kept[number]))} of {structure.size}"
+            for number, structure in enumerate(layout.structures)
+            if sizes[number] < structure.size
+        )
+        changes = _changes(layout, sizes, kept)
+        return Edit(edited, layout.structures, tuple(sizes), changes, warnings, kept=kept)
+
+
+def _stored(checkpoint: Checkpoint, name: str) -> tuple[Any, ...]:
+    """Everything but the values of a parameter as the input stores it."""
+    entry = checkpoint.manifest.entries.get(name)
+    tensors = {suffix: checkpoint.tensors[disk].spec for suffix, disk in checkpoint.stored_names(name).items()}
+    return checkpoint.parameters()[name], None if entry is None else entry.meta, tensors
 
 
 def _chosen(architecture: Architecture, stack: str | None) -> list[Mixture]:
-    found = mixtures(architecture)
-    if not found:
+    every = mixtures(architecture)
+    if not every:
         raise CheckpointError("config.json counts no experts", "this is no mixture of experts: see `width` and `heads`")
-    chosen = [layer for layer in found if stack is None or layer.name.startswith(f"{stack}.")]
+    chosen = [layer for layer in every if stack is None or layer.name.startswith(f"{stack}.")]
     if not chosen:
         raise RecipeError(
-            f"method.stack: no experts lie in {stack!r}", f"there are {found[0].name} to {found[-1].name}"
+            f"method.stack: no experts lie in {stack!r}", f"there are {every[0].name} to {every[-1].name}"
         )
     fields = {layer.field for layer in chosen}
-    shared = [layer for layer in found if layer.field in fields and layer not in chosen]
+    shared = [layer for layer in every if layer.field in fields and layer not in chosen]
     if shared:
         field = ".".join(shared[0].field)
         raise RecipeError(f"{field} of config.json also counts the experts of {shared[0].name}", "leave stack out")
@@ -110,26 +158,21 @@ def _rows(checkpoint: Checkpoint, name: str, axis: int) -> Tensor:
     return moved.float().reshape(len(moved), -1)
 
 
-def _changes(
-    architecture: Architecture, layers: list[Mixture], sizes: list[int], kept: Mapping[int, tuple[int, ...]]
-) -> dict[str, Change]:
+def _changes(layout: MixtureLayout, sizes: Sequence[int], kept: Kept) -> dict[str, Change]:
     """Every parameter of the output: experts that stay under their new numbers."""
-    renamed: dict[str, tuple[str, dict[str, str]]] = {}
-    gone: set[str] = set()
-    cuts: dict[str, Change] = {}
-    for number, (layer, size) in enumerate(zip(layers, sizes, strict=True)):
-        for place in layer.singles:
-            gone |= {layer.single(place, expert) for expert in range(layer.size)}
+    specs = layout.architecture.specs
+    changes = {name: Change(name) for name in specs}
+    for number, (mixture, size) in enumerate(zip(layout.mixtures, sizes, strict=True)):
+        for place in mixture.singles:
+            for expert in range(size, mixture.size):
+                del changes[mixture.single(place, expert)]
             for new, expert in enumerate(kept[number]):
-                old, name = layer.single(place, expert), layer.single(place, new)
-                renamed[old] = name, {} if new == expert else {"expert": f"{expert}, now {new}"}
-        for tensor, axis in layer.axes if size < layer.size else ():
-            cuts[tensor] = Change(tensor, (Cut(number, axis),), {"experts": f"{size} of {layer.size}"})
-    found: dict[str, Change] = {}
-    for name in architecture.specs:
-        if name in renamed:
-            new_name, detail = renamed[name]
-            found[new_name] = Change(name, detail=detail)
-        elif name not in gone:
-            found[name] = cuts.get(name, Change(name))
-    return found
+                detail = {} if new == expert else {"expert": f"{expert}, now {new}"}
+                changes[mixture.single(place, new)] = Change(mixture.single(place, expert), detail=detail)
+        for tensor, axis in mixture.axes if size < mixture.size else ():
+            detail = {Experts.plural: f"{size} of {mixture.size}"}
+            changes[tensor] = Change(tensor, (Cut(number, axis),), detail)
+    return changes
+
+
+UNIT = ExpertUnit()

@@ -1,8 +1,9 @@
-"""What goes with attention heads: rows of the projections that make them, columns of the one that reads them."""
+"""Attention heads: rows of the projections that make them, and columns of the one that reads them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -10,58 +11,88 @@ from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CheckpointError, RecipeError
-from aicompress.methods.structural import Part, StructuralConfig, StructuralMethod, Structure
+from aicompress.methods.prune.heads import Heads
+from aicompress.methods.structural import Part, Structure
 from aicompress.model.architecture.architecture import Architecture
 from aicompress.model.architecture.attention import Attention, HeadTensor, attentions
 from aicompress.model.architecture.attention_in_width import attentions_in_width, counted
 from aicompress.model.architecture.fused_heads import lies_in_sections
 from aicompress.model.architecture.shapes import build
-from aicompress.pipeline.calibration.requirements import Request
-from aicompress.pipeline.structured.edit import Change, Cut, Edit, offset_part, with_refits
-from aicompress.recipe import Recipe
+from aicompress.pipeline.structured.edit import Change, Cut, Edit, offset_part
+from aicompress.pipeline.structured.unit import Kept, Layout, StructuralUnit
 
 
-def drop_heads(checkpoint: Checkpoint, method: StructuralMethod, recipe: Recipe, request: Request) -> Edit:
-    """Keep some heads of every attention, as many in each that config.json counts together.
+@dataclass(frozen=True)
+class AttentionLayout(Layout):
+    """Attentions of an architecture, a structure for each.
 
-    Where config.json cannot say fewer heads of this size, it keeps their number and the manifest says what stays.
-
-    Raises:
-        Refused: it does not hold together with the checkpoint, or how heads lie cannot be told.
+    Attributes:
+        architecture: of the checkpoint.
+        attentions: in the order of the structures.
+        grouped: a unit is a key-value group with its query heads, not a query head.
     """
-    config = recipe.method
-    assert isinstance(config, StructuralConfig)
-    architecture = Architecture.of(checkpoint.config, checkpoint.parameters())
-    found = _chosen(architecture, config.stack)
-    whole = getattr(config, "unit", "group") == "group"
-    structures = tuple(_structure(checkpoint, attention, whole) for attention in found)
-    sizes = method.sizes(structures, config)
-    edited, widths = architecture.config, dict[str, dict[str, int]]()
-    for attention, structure, size in zip(found, structures, sizes, strict=True):
-        if not attention.count.size:
-            widths |= counted(attention, size) if size < structure.size else {}
-            continue
-        groups = size if whole else attention.count.groups
-        edited = attention.count.edited(edited, size * structure.worth, groups)
-    if not widths:
-        _require_valid(architecture, edited, found[0], structures[0])
-    changes = {name: Change(name) for name in architecture.specs}
-    for number, (attention, structure, size) in enumerate(zip(found, structures, sizes, strict=True)):
+
+    architecture: Architecture
+    attentions: Sequence[Attention]
+    grouped: bool
+
+
+class HeadUnit(StructuralUnit[Heads, AttentionLayout]):
+    """Heads of attentions."""
+
+    kind = Heads
+
+    def find(self, checkpoint: Checkpoint, unit: Heads, stack: str | None) -> AttentionLayout:
+        """Every attention of the stack.
+
+        Raises:
+            Refused: the checkpoint does not hold what config.json says, or how heads lie cannot be told.
+        """
+        architecture = Architecture.of(checkpoint.config, checkpoint.parameters())
+        chosen = _chosen(architecture, stack)
+        structures = tuple(_structure(checkpoint, attention, unit.grouped) for attention in chosen)
+        return AttentionLayout(structures, architecture, chosen, unit.grouped)
+
+    def edit(self, layout: AttentionLayout, sizes: Sequence[int], kept: Kept) -> Edit:
+        """Cut the projections of every attention; config.json has the number of heads.
+
+        Where config.json cannot say fewer heads of this size, it keeps their number and the manifest says what stays.
+
+        Raises:
+            RecipeError: transformers does not take the number.
+        """
+        structures, architecture = layout.structures, layout.architecture
+        edited, widths = architecture.config, dict[str, dict[str, int]]()
+        for attention, structure, size in zip(layout.attentions, structures, sizes, strict=True):
+            if not attention.count.size:
+                widths |= counted(attention, size) if size < structure.size else {}
+                continue
+            groups = size if layout.grouped else attention.count.groups
+            edited = attention.count.edited(edited, size * structure.worth, groups)
+        if not widths:
+            _require_valid(architecture, edited, layout.attentions[0], structures[0])
+        unchanged = not any(size < s.size for s, size in zip(structures, sizes, strict=True))
+        config_json = architecture.config if unchanged else edited
+        warnings = () if not unchanged else _nothing(structures[0])
+        if widths:
+            warnings = (
+                f"config.json cannot say {sizes[0]} heads of this size: loads with aicompress, and in transformers "
+                "with trust_remote_code",
+            )
+        return Edit(dict(config_json), structures, tuple(sizes), _changes(layout, sizes), warnings, widths=widths)
+
+
+def _changes(layout: AttentionLayout, sizes: Sequence[int]) -> dict[str, Change]:
+    changes = {name: Change(name) for name in layout.architecture.specs}
+    for number, (attention, structure, size) in enumerate(
+        zip(layout.attentions, layout.structures, sizes, strict=True)
+    ):
         heads = f"{size * structure.worth} of {attention.count.heads}"
         for tensor in attention.tensors if size < structure.size else ():
-            cuts = tuple(_cuts(attention, tensor, number, whole))
+            cuts = tuple(_cuts(attention, tensor, number, layout.grouped))
             if cuts:
-                changes[tensor.tensor] = Change(tensor.tensor, cuts, {"heads": heads})
-    unchanged = not any(size < s.size for s, size in zip(structures, sizes, strict=True))
-    config_json = architecture.config if unchanged else edited
-    warnings = () if not unchanged else _nothing(structures[0])
-    refitted = with_refits(changes, structures, sizes, method.refits(config))
-    if widths:
-        warnings = (
-            f"config.json cannot say {sizes[0]} heads of this size: loads with aicompress, and in transformers with "
-            "trust_remote_code",
-        )
-    return Edit(dict(config_json), structures, tuple(sizes), refitted, warnings, widths=widths)
+                changes[tensor.tensor] = Change(tensor.tensor, cuts, {Heads.plural: heads})
+    return changes
 
 
 def _nothing(structure: Structure) -> tuple[str, ...]:
@@ -69,14 +100,14 @@ def _nothing(structure: Structure) -> tuple[str, ...]:
 
 
 def _chosen(architecture: Architecture, stack: str | None) -> list[Attention]:
-    found = attentions(architecture) or attentions_in_width(architecture)
-    chosen = [attention for attention in found if stack is None or attention.name.startswith(f"{stack}.")]
+    every = attentions(architecture) or attentions_in_width(architecture)
+    chosen = [attention for attention in every if stack is None or attention.name.startswith(f"{stack}.")]
     if not chosen:
         raise RecipeError(
-            f"method.stack: no attention lies in {stack!r}", f"there are {found[0].name} to {found[-1].name}"
+            f"method.stack: no attention lies in {stack!r}", f"there are {every[0].name} to {every[-1].name}"
         )
     fields = {attention.count.query for attention in chosen}
-    shared = [a for a in found if a.count.query in fields and a not in chosen]
+    shared = [a for a in every if a.count.query in fields and a not in chosen]
     if shared:
         field = ".".join(shared[0].count.query)
         raise RecipeError(f"{field} of config.json also counts the heads of {shared[0].name}", "leave method.stack out")
@@ -122,19 +153,19 @@ def _number(attention: Attention, kind: str) -> int:
     return attention.count.heads if kind == "query" else attention.count.groups
 
 
-def _structure(checkpoint: Checkpoint, attention: Attention, whole: bool) -> Structure:
+def _structure(checkpoint: Checkpoint, attention: Attention, grouped: bool) -> Structure:
     """Units are groups, or query heads which lie in groups."""
     count = attention.count
-    parts = tuple(part for tensor in attention.tensors for part in _parts(checkpoint, attention, tensor, whole))
+    parts = tuple(part for tensor in attention.tensors for part in _parts(checkpoint, attention, tensor, grouped))
     name = next(t.tensor for t in attention.tensors if t.role == "consumer").rpartition(".")[0].rpartition(".")[0]
-    if whole:
+    if grouped:
         return Structure(name, count.groups, parts, worth=count.heads // count.groups)
     return Structure(name, count.heads, parts, groups=count.groups)
 
 
-def _cuts(attention: Attention, tensor: HeadTensor, number: int, whole: bool) -> Iterable[Cut]:
-    if whole:
-        yield Cut(number, tensor.axis, tuple(_span(attention, s.kind, s.span, whole) for s in tensor.sections))
+def _cuts(attention: Attention, tensor: HeadTensor, number: int, grouped: bool) -> Iterable[Cut]:
+    if grouped:
+        yield Cut(number, tensor.axis, tuple(_span(attention, s.kind, s.span, grouped) for s in tensor.sections))
         return
     begin = 0
     for section in tensor.sections:
@@ -143,21 +174,21 @@ def _cuts(attention: Attention, tensor: HeadTensor, number: int, whole: bool) ->
         begin += section.span * _number(attention, section.kind)
 
 
-def _span(attention: Attention, kind: str, span: int, whole: bool) -> int:
+def _span(attention: Attention, kind: str, span: int, grouped: bool) -> int:
     """Entries of a unit: a group holds several query heads."""
-    return span * (attention.count.heads // attention.count.groups) if whole and kind == "query" else span
+    return span * (attention.count.heads // attention.count.groups) if grouped and kind == "query" else span
 
 
-def _parts(checkpoint: Checkpoint, attention: Attention, tensor: HeadTensor, whole: bool) -> Iterable[Part]:
+def _parts(checkpoint: Checkpoint, attention: Attention, tensor: HeadTensor, grouped: bool) -> Iterable[Part]:
     """The units' slices of a tensor, (units, numbers); a fused tensor gives several."""
     module, begin = tensor.tensor.rpartition(".")[0], 0
-    units = attention.count.groups if whole else attention.count.heads
+    units = attention.count.groups if grouped else attention.count.heads
     for number, section in enumerate(tensor.sections):
         length = section.span * _number(attention, section.kind)
-        if whole or section.kind == "query":
+        if grouped or section.kind == "query":
             take = partial(_taken, tensor.axis, (begin, length), units)
             read = partial(_read, checkpoint, tensor.tensor, take)
-            span = _span(attention, section.kind, section.span, whole)
+            span = _span(attention, section.kind, section.span, grouped)
             yield Part(tensor.tensor, f"{module}[{number}]", tensor.role, 0, read, span, take)
         begin += length
     if tensor.role == "consumer":
@@ -191,12 +222,15 @@ def _require_valid(
 
 def _fitting(architecture: Architecture, attention: Attention, structure: Structure) -> Sequence[int]:
     """Numbers of query heads below the present one that transformers takes."""
-    count, found = attention.count, []
+    count, fitting = attention.count, []
     for units in range(structure.groups, structure.size, structure.groups):
         heads, groups = units * structure.worth, units if structure.groups == 1 else count.groups
         try:
             build(count.edited(architecture.config, heads, groups))
         except CheckpointError:
             continue
-        found.append(heads)
-    return found
+        fitting.append(heads)
+    return fitting
+
+
+UNIT = HeadUnit()

@@ -1,82 +1,106 @@
-"""What goes with neurons of feed-forward layers: rows of the projections that make them, columns of what reads them."""
+"""Neurons of feed-forward layers: rows of the projections that make them, and columns of what reads them."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CheckpointError, RecipeError
-from aicompress.methods.structural import Part, StructuralConfig, StructuralMethod, Structure
+from aicompress.methods.prune.width import Neurons
+from aicompress.methods.structural import Part, Structure
 from aicompress.model.architecture.architecture import Architecture, FeedForward, with_value
-from aicompress.pipeline.calibration.requirements import Request
-from aicompress.pipeline.structured.edit import Change, Cut, Edit, offset_part, with_refits
-from aicompress.pipeline.structured.units.width_allocation import Allotment, allotted
-from aicompress.recipe import Recipe
+from aicompress.pipeline.structured.edit import Change, Cut, Edit, offset_part
+from aicompress.pipeline.structured.unit import Kept, Layout, StructuralUnit
 
 
-def narrow(checkpoint: Checkpoint, method: StructuralMethod, recipe: Recipe, request: Request) -> Edit:
-    """Keep some neurons of every feed-forward layer, as many in each that config.json counts together.
+@dataclass(frozen=True)
+class FeedForwardLayout(Layout):
+    """Feed-forward layers of an architecture, a structure for each.
 
-    Raises:
-        Refused: config.json sets no width, or the checkpoint does not hold what its architecture has.
+    Attributes:
+        architecture: of the checkpoint.
+        layers: in the order of the structures.
+        uniform: layers that config.json counts together keep equal numbers of neurons.
     """
-    config = recipe.method
-    assert isinstance(config, StructuralConfig)
-    architecture = Architecture.of(checkpoint.config, checkpoint.parameters())
-    layers = _chosen_layers(architecture.feed_forwards(), config.stack)
-    _require_tensors(architecture, layers)
-    structures = tuple(Structure(layer.name, layer.width, tuple(_neuron_parts(checkpoint, layer))) for layer in layers)
-    sizes = method.sizes(structures, config)
-    if getattr(config, "widths", "uniform") == "per_layer":
-        allotment = allotted(checkpoint, method, recipe, request, (structures, sizes))
-        return _uneven(architecture, layers, allotment, method.refits(config))
-    edited, widths = dict(architecture.config), defaultdict(set)
-    for layer, size in zip(layers, sizes, strict=True):
-        widths[layer.field].add(size)
-        edited = with_value(edited, layer.field, size)
-    uneven = [".".join(path) for path, found in widths.items() if len(found) > 1]
-    if uneven:
-        raise RecipeError(f"{uneven[0]} of config.json holds one width for several layers", "give them the same width")
-    changes = _changes(architecture, layers, sizes)
-    refitted = with_refits(changes, structures, sizes, method.refits(config))
-    kept = all(size == structure.size for size, structure in zip(sizes, structures, strict=True))
-    told = (f"no neuron goes: the width of {structures[0].name} stays {structures[0].size}",) if kept else ()
-    return Edit(edited, structures, tuple(sizes), refitted, told)
+
+    architecture: Architecture
+    layers: Sequence[FeedForward]
+    uniform: bool
 
 
-def _changes(architecture: Architecture, layers: list[FeedForward], sizes: list[int]) -> dict[str, Change]:
-    changes = {name: Change(name) for name in architecture.specs}
-    for number, (layer, size) in enumerate(zip(layers, sizes, strict=True)):
+class NeuronUnit(StructuralUnit[Neurons, FeedForwardLayout]):
+    """Neurons of feed-forward layers."""
+
+    kind = Neurons
+
+    def find(self, checkpoint: Checkpoint, unit: Neurons, stack: str | None) -> FeedForwardLayout:
+        """Every feed-forward layer of the stack.
+
+        Raises:
+            Refused: config.json sets no width, or the checkpoint does not hold what its architecture has.
+        """
+        architecture = Architecture.of(checkpoint.config, checkpoint.parameters())
+        layers = _chosen_layers(architecture.feed_forwards(), stack)
+        _require_tensors(architecture, layers)
+        structures = tuple(
+            Structure(layer.name, layer.width, tuple(_neuron_parts(checkpoint, layer))) for layer in layers
+        )
+        return FeedForwardLayout(structures, architecture, layers, unit.uniform)
+
+    def edit(self, layout: FeedForwardLayout, sizes: Sequence[int], kept: Kept) -> Edit:
+        """Cut the projections of every layer; config.json has the width, or the manifest has the widths of each.
+
+        Raises:
+            RecipeError: config.json holds one width for layers of unlike ones.
+            CheckpointError: layers that are merged in the model, such as experts, have one width.
+        """
+        structures, changes = layout.structures, _changes(layout, sizes)
+        if not layout.uniform:
+            widths = _unlike_widths(layout, sizes)
+            told = ", ".join(f"{layer.name} {size}" for layer, size in zip(layout.layers, sizes, strict=True))
+            config = dict(layout.architecture.config)
+            return Edit(config, structures, tuple(sizes), changes, (f"widths: {told}",), widths=widths)
+        edited, by_field = dict(layout.architecture.config), defaultdict(set)
+        for layer, size in zip(layout.layers, sizes, strict=True):
+            by_field[layer.field].add(size)
+            edited = with_value(edited, layer.field, size)
+        uneven = [".".join(path) for path, several in by_field.items() if len(several) > 1]
+        if uneven:
+            raise RecipeError(
+                f"{uneven[0]} of config.json holds one width for several layers", "give them the same width"
+            )
+        whole = all(size == structure.size for size, structure in zip(sizes, structures, strict=True))
+        warnings = (f"no neuron goes: the width of {structures[0].name} stays {structures[0].size}",) if whole else ()
+        return Edit(edited, structures, tuple(sizes), changes, warnings)
+
+
+def _changes(layout: FeedForwardLayout, sizes: Sequence[int]) -> dict[str, Change]:
+    changes = {name: Change(name) for name in layout.architecture.specs}
+    for number, (layer, size) in enumerate(zip(layout.layers, sizes, strict=True)):
         for coupling in layer.couplings if size < layer.width else ():
             earlier = changes[coupling.tensor].cuts
             cut = Cut(number, coupling.axis, (1,) * coupling.parts)
-            changes[coupling.tensor] = Change(coupling.tensor, (*earlier, cut), {"neurons": f"{size} of {layer.width}"})
+            detail = {Neurons.plural: f"{size} of {layer.width}"}
+            changes[coupling.tensor] = Change(coupling.tensor, (*earlier, cut), detail)
     return changes
 
 
-def _uneven(architecture: Architecture, layers: list[FeedForward], allotment: Allotment, refits: bool) -> Edit:
-    """Layers of unlike widths: config.json keeps the old one, and the manifest says what each has.
-
-    Raises:
-        CheckpointError: layers that are merged in the model, such as experts, have one width.
-    """
-    structures, sizes = allotment.structures, list(allotment.sizes)
+def _unlike_widths(layout: FeedForwardLayout, sizes: Sequence[int]) -> dict[str, dict[str, int]]:
+    """Modules whose width config.json does not give any more; their tensors tell."""
     widths: dict[str, dict[str, int]] = {
         coupling.tensor.rpartition(".")[0]: {}
-        for layer, size in zip(layers, sizes, strict=True)
+        for layer, size in zip(layout.layers, sizes, strict=True)
         for coupling in layer.couplings
         if size < layer.width
     }
     if any(".experts." in path for path in widths):
         raise CheckpointError("experts are merged in the model and have one width", "leave widths: per_layer out")
-    changes = with_refits(_changes(architecture, layers, sizes), structures, sizes, refits)
-    told = ", ".join(f"{layer.name} {size}" for layer, size in zip(layers, sizes, strict=True))
-    config = dict(architecture.config)
-    return Edit(config, structures, tuple(sizes), changes, (f"widths: {told}",), allotment.record, widths=widths)
+    return widths
 
 
 def _require_tensors(architecture: Architecture, layers: list[FeedForward]) -> None:
@@ -138,3 +162,6 @@ def _read(checkpoint: Checkpoint, tensor: str, take: Callable[[Tensor], Tensor])
 
 def _taken(axis: int, first: int, width: int, tensor: Tensor) -> Tensor:
     return tensor.movedim(axis, 0)[first : first + width].float().reshape(width, -1)
+
+
+UNIT = NeuronUnit()

@@ -12,7 +12,7 @@ from torch import Tensor
 from aicompress.errors import CompressError
 from aicompress.layer import InputStats
 from aicompress.methods.prune.units import obs
-from aicompress.methods.prune.units.units import UnitsConfig, keep, reads, refit
+from aicompress.methods.prune.units.units import UnitsConfig, keep, refit, statistics
 from aicompress.methods.structural import Part, Structure
 
 TINY = 1e-9
@@ -160,10 +160,10 @@ def test_activation_is_the_mean_of_a_units_entries() -> None:
 
 
 def test_what_is_read() -> None:
-    assert reads(config()) == {"gram", "mean"}
-    assert reads(config(score="activation")) == {"mean_abs"}
-    assert reads(config(score="activation", refit=True)) == {"gram", "mean", "mean_abs"}
-    assert reads(config(score="product")) == frozenset()
+    assert statistics(config()) == {"gram", "mean"}
+    assert statistics(config(score="activation")) == {"mean_abs"}
+    assert statistics(config(score="activation", refit=True)) == {"gram", "mean", "mean_abs"}
+    assert statistics(config(score="product")) == frozenset()
     bare = Structure("mlp", 4, structure(torch.ones(2, 4), InputStats(1)).parts)
     with pytest.raises(CompressError, match="no Gram matrix"):
         keep(bare, 2, config())

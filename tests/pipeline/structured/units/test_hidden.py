@@ -14,14 +14,14 @@ from safetensors.torch import load_file, save_file
 
 from aicompress.pipeline.calibration.requirements import Request
 from aicompress.pipeline.step.output import Destination
-from aicompress.pipeline.structured import plan as structure_plan
+from aicompress.pipeline.structured import planner as structure_planner
 from aicompress.pipeline.structured import run as structure
 from aicompress.recipe import load
 from tests.pipeline.calibration.steps import text
 from tests.pipeline.steps import OFF, loaded, prune, refused
 from tests.pipeline.structured.test_calibrated import divergence, recipe, windows
 from tests.pipeline.structured.test_calibrated import prune as prune_with
-from tests.pipeline.structured.units.test_gradient_scores import sensitivities
+from tests.pipeline.structured.test_gradient_scores import sensitivities
 
 WIDE, NARROW, HEADS = 48, 32, 4
 SHAPE = {"intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
@@ -189,7 +189,7 @@ def test_activation_and_fitted_readers_keep_more_than_norms(
         data = None if name == "norm" else text(text_file, 24)
         method = {"name": "hidden", "sparsity": 0.25, "score": "activation", **fields}
         path = recipe(tmp_path, data, method)
-        planned = structure_plan.make_plan(
+        planned = structure_planner.make_plan(
             str(trained_llama), Destination(tmp_path / name), load(str(path), "prune"), "prune", Request()
         )
         report = structure.run(planned, OFF)
@@ -209,7 +209,9 @@ def test_readers_of_every_kind_are_fitted(
         method = {"name": "hidden", "keep": 0.5, "score": "activation", "refit": fit}
         path = recipe(tmp_path, text(text_file, 8), method)
         out = tmp_path / f"{fit}"
-        planned = structure_plan.make_plan(str(source), Destination(out), load(str(path), "prune"), "prune", Request())
+        planned = structure_planner.make_plan(
+            str(source), Destination(out), load(str(path), "prune"), "prune", Request()
+        )
         structure.run(planned, OFF)
         found[fit] = load_file(out / "model.safetensors")
     readers = planned.edit.consumers
@@ -226,7 +228,7 @@ def test_statistics_are_read_from_a_file(trained_llama: Path, text_file: Path, t
     outs = []
     for stats in ((), (tmp_path / "stats.safetensors",), (tmp_path / "stats.safetensors",)):
         outs.append(tmp_path / f"out{len(outs)}")
-        made = structure_plan.make_plan(
+        made = structure_planner.make_plan(
             str(trained_llama), Destination(outs[-1]), load(str(path), "prune"), "prune", Request(stats=stats)
         )
         structure.run(made, OFF)

@@ -24,7 +24,7 @@ from tests.methods.prune.units.test_obs import TINY, correlated, seen, structure
 from tests.pipeline.calibration.steps import OFF, text
 from tests.pipeline.families import FAMILIES
 from tests.pipeline.structured.test_calibrated import divergence, logits, prune, recipe, windows
-from tests.pipeline.structured.units.test_gradient_scores import sensitivities
+from tests.pipeline.structured.test_gradient_scores import sensitivities
 
 UNEVEN = {"name": "width", "sparsity": 0.5, "score": "obs", "widths": "per_layer", "multiple": 4}
 

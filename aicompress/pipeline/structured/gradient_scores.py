@@ -1,7 +1,7 @@
 """Importance of a structure's units by gradients: w² E[g²] added up over the weights of each unit.
 
-What zeroing the weights one by one would change of the loss, to second order (Molchanov et al. 2019, arXiv:1906.10771,
-equation 8). Vectors such as norms have no gradient here and add nothing.
+It is what zeroing the weights one by one would change of the loss, to second order (Molchanov et al. 2019,
+arXiv:1906.10771, equation 8). Vectors such as norms have no gradient here and add nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def importance(structure: Structure, infos: Mapping[str, LayerInfo], read: Read)
         read: gives the moments of a layer's gradient.
     """
     moments = {p.tensor: read(infos[p.tensor].name) for p in structure.parts if p.tensor in infos}
-    reached = any(found is not None for found in moments.values())
+    reached = any(moment is not None for moment in moments.values())
     total = torch.zeros(structure.size, dtype=torch.float64)
     for part in structure.parts:
         if part.tensor in moments and part.take is not None and (not reached or moments[part.tensor] is not None):
@@ -60,19 +60,19 @@ class Importances:
                     self.totals[number] = self.totals.get(number, zero) + _rows(part, info, moments[info.name])
 
 
-def _rows(part: Part, info: LayerInfo, found: GradientStats | None) -> Tensor:
-    """What one tensor adds, (units,)."""
+def _rows(part: Part, info: LayerInfo, moments: GradientStats | None) -> Tensor:
+    """What one tensor adds to the importance of each unit, (units,)."""
     square = part.read().double().square()  # (units, numbers)
-    if found is not None:
+    if moments is not None:
         assert part.take is not None
-        square *= part.take(from_matrix(found.square, info.tensor_shape, info.transposed)).double()
+        square *= part.take(from_matrix(moments.square, info.tensor_shape, info.transposed)).double()
     return square.sum(dim=1)
 
 
-def factors(infos: Sequence[LayerInfo]) -> list[RecipeError]:
+def factor_problems(infos: Sequence[LayerInfo]) -> list[RecipeError]:
     """A problem where a weight is stored as two factors, whose entries are no unit's own."""
-    found = [info.name for info in infos if info.part]
-    if not found:
+    factors = [info.name for info in infos if info.part]
+    if not factors:
         return []
     hint = "prune before it is factorized, or choose by score: obs"
-    return [RecipeError(f"score: taylor weighs whole weights, and {found[0]} is a factor of one", hint)]
+    return [RecipeError(f"score: taylor weighs whole weights, and {factors[0]} is a factor of one", hint)]
