@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the network fails at once
@@ -16,13 +18,99 @@ from tests import checkpoints
 # Kernels that this processor cannot run have their tests in files of their own.
 collect_ignore_glob = [] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else ["*_bfloat16.py"]
 
+HERE = Path(__file__).parent
+# Files and functions that start processes, or whose cases take about a second each: `make test-fast` leaves them out.
+SLOW = (
+    "checkpoint/test_header.py::test_any_json_is_refused_or_read_consistently",
+    "checkpoint/test_reader.py::test_memory_holds_a_layer_and_not_the_file",
+    "checkpoint/test_writer.py::test_a_killed_writer_leaves_nothing_at_the_output",
+    "cli/test_app.py::test_help_imports_nothing_heavy",
+    "cli/test_app.py::test_help_is_fast",
+    "cli/test_boundary.py::test_a_reader_that_goes_away_is_no_error",
+    "cli/test_boundary.py::test_an_interrupted_step_says_how_to_go_on_and_does",
+    "cli/test_calibration.py",
+    "cli/test_startup.py",
+    "cli/test_survey.py",
+    "methods/test_contract.py::test_a_transposed_view_gives_the_same_bytes",
+    "methods/test_contract.py::test_compressed_input",
+    "methods/test_contract.py::test_stored_weight",
+    "methods/test_peak.py",
+    "model/equivalence/test_scaling_groups.py::test_rescaling_every_place_keeps_the_model",
+    "model/loading/test_definition.py::test_layers_of_a_class_of_their_own_are_quantized",
+    "model/loading/test_load.py::test_integer_checkpoints_are_what_transformers_loads",
+    "model/loading/test_load.py::test_plain_checkpoints_are_what_transformers_loads",
+    "model/loading/test_weight_reads.py",
+    "model/sensitivity/test_gradients.py::test_they_are_those_of_the_whole_model",
+    "pipeline/calibration/test_gradients.py",
+    "pipeline/calibration/test_memory.py",
+    "pipeline/calibration/test_processes.py",
+    "pipeline/calibration/test_statistics_file.py",
+    "pipeline/channels/test_run.py",
+    "pipeline/distillation/test_movement.py",
+    "pipeline/distillation/test_new_loss.py",
+    "pipeline/distillation/test_processes.py",
+    "pipeline/distillation/test_run.py",
+    "pipeline/evaluation/test_load_cost.py",
+    "pipeline/evaluation/test_new_metric.py",
+    "pipeline/evaluation/test_run.py",
+    "pipeline/layerwise/allocation/test_search.py",
+    "pipeline/layerwise/allocation/test_sparsity.py",
+    "pipeline/layerwise/test_block_tuning.py",
+    "pipeline/layerwise/test_calibrated.py",
+    "pipeline/layerwise/test_compress.py",
+    "pipeline/layerwise/test_pruning.py",
+    "pipeline/layerwise/test_reads.py",
+    "pipeline/layerwise/test_rotation.py",
+    "pipeline/layerwise/test_row_blocks.py",
+    "pipeline/layerwise/test_scaling.py",
+    "pipeline/step/test_latency.py",
+    "pipeline/step/test_layer_latency.py",
+    "pipeline/step/test_run.py",
+    "pipeline/step/test_survey.py",
+    "pipeline/structured/test_allocation.py",
+    "pipeline/structured/test_calibrated.py",
+    "pipeline/structured/test_gradient_scores.py",
+    "pipeline/structured/test_run.py",
+    "pipeline/structured/test_size_targets.py",
+    "pipeline/structured/units/",
+    "pipeline/test_chain.py",
+    "pipeline/test_mixed_widths.py",
+    "pipeline/test_steps_compose.py",
+    "scripts/bench/test_mnist.py",
+    "scripts/bench/test_random_llama.py",
+    "scripts/test_make_tiny_lm.py",
+    "scripts/test_output_digests.py::test_two_records_are_equal_and_a_difference_is_named",
+    "test_docs.py::test_shell_blocks_run",
+    "test_hf.py",
+    "test_wheel.py",
+    "weights/test_new_form.py",
+)
+
 torch.set_num_threads(1)  # the models are tiny, and the suite itself runs on every core
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is slow; a name that leads nowhere is a mistake."""
+    lost = [name for name in SLOW if not (HERE / name.partition("::")[0]).exists()]
+    if lost:
+        raise pytest.UsageError(f"tests/conftest.py: SLOW names what is not there: {', '.join(lost)}")
+    for item in items:
+        path = item.path.relative_to(HERE).as_posix()
+        if f"{path}::{item.name}".startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session")
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of its own for every test, none of which exists yet."""
+    root = tmp_path_factory.mktemp("caches")
+    return (root / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Folder of what this test's dry runs keep."""
-    folder = tmp_path_factory.mktemp("cache")
+def cache(caches: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder of what this test's dry runs keep: it exists once one has."""
+    folder = next(caches)
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     return folder
 

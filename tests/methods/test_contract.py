@@ -2,12 +2,13 @@
 
 A method is tried with its default parameters where they are valid, with the examples of its config, and with every
 choice and both ends of every numeric parameter. What it refuses for a layer is not applied, and it says so in words.
+Which layers a variant is applied to is known when the tests are collected: each test here applies a method.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import annotated_types
 import pytest
@@ -76,12 +77,36 @@ def _ends(config: type[MethodConfig], field: str) -> list[Any]:
     return [number(low), number(high)]
 
 
-CASES = [
-    pytest.param(method, fields, id=f"{method.command}-{method.name}-{fields}")
-    for method in LAYERWISE
-    for fields in variants(method)
-]
+VARIANTS = [(method, fields) for method in LAYERWISE for fields in variants(method)]
 BRIEF = [pytest.param(method, variants(method)[0], id=f"{method.command}-{method.name}") for method in LAYERWISE]
+
+
+class Given(NamedTuple):
+    """A layer that methods are tried on: `stored` is what an earlier step made of it, None where it is dense."""
+
+    shape: tuple[int, int]
+    dtype: torch.dtype = torch.float32
+    stored: Weight | None = None
+
+
+def compressed() -> dict[str, Weight]:
+    """Layers of (32, 128) that an earlier step left quantized, sparse or both."""
+    generator = torch.Generator().manual_seed(1)
+    matrix, mask, codes, scale = (
+        torch.randn(32, 128, generator=generator),
+        torch.rand(32, 128, generator=generator) < 0.4,
+        torch.randint(-8, 8, (32, 128), generator=generator, dtype=torch.int8),
+        torch.rand(32, 4, generator=generator).half(),
+    )
+    ints = IntGrouped(codes, scale, None, 4, 32)
+    sparse = Sparse.of(matrix.bfloat16(), mask)
+    return {"int_grouped": ints, "sparse": sparse, "sparse_codes": SparseCodes.of(ints, mask)}
+
+
+DENSE = {str(shape): Given(shape) for shape in SHAPES}
+COMPRESSED = {form: Given((32, 128), torch.bfloat16, weight) for form, weight in compressed().items()}
+ROWS = {"rows": Given((48, 96), torch.bfloat16)}
+STRIDED = {"strided": Given((32, 128))}
 
 
 def statistics(columns: int, generator: torch.Generator) -> InputStats:
@@ -99,22 +124,28 @@ def gradients(shape: tuple[int, int], generator: torch.Generator) -> GradientSta
     return GradientStats(20, found.mean(0), found.square().mean(0))
 
 
+def info_of(given: Given) -> LayerInfo:
+    """What a method knows of a layer before it is read."""
+    shape, dtype, stored = given
+    form = stored or Dense(torch.empty(shape, dtype=dtype, device="meta"))
+    outline = None if stored is None else restore({k: t.to("meta") for k, t in stored.tensors().items()}, stored.meta())
+    nbytes = sum(spec.nbytes for spec in form.specs().values())
+    return LayerInfo(
+        "layers.0.fc", "layers.0.fc.weight", "linear", shape, shape, dtype,
+        stored=form.form, nbytes=nbytes, outline=outline,
+    )  # fmt: skip
+
+
 def layer_of(
     method: LayerMethod, shape: tuple[int, int], dtype: torch.dtype = torch.float32, stored: Weight | None = None
 ) -> Layer:
     """A layer of Gaussian weights; with inputs where the method reads them."""
     generator = torch.Generator().manual_seed(shape[0] * 1000 + shape[1])
     form = stored or Dense((0.1 * torch.randn(shape, generator=generator)).to(dtype))
-    outline = None if stored is None else restore({k: t.to("meta") for k, t in stored.tensors().items()}, stored.meta())
-    nbytes = sum(spec.nbytes for spec in form.specs().values())
-    info = LayerInfo(
-        "layers.0.fc", "layers.0.fc.weight", "linear", shape, shape, dtype,
-        stored=form.form, nbytes=nbytes, outline=outline,
-    )  # fmt: skip
     inputs = statistics(shape[1], generator) if method.needs else None
     graded = "gradients" in method.needs
     return Layer(
-        info,
+        info_of(Given(shape, dtype, stored)),
         form.dense(),
         form,
         inputs,
@@ -124,23 +155,49 @@ def layer_of(
     )
 
 
-def resolved(method: LayerMethod, layer: Layer, fields: dict[str, Any]) -> Any | None:
-    """The config for a layer, or None where `check` or an allocation refuses it in words."""
+def resolved(method: LayerMethod, layer: Layer, fields: dict[str, Any]) -> Any:
+    """The config for a layer that the method accepts."""
     config = method.config(**{"name": method.name, **fields})
-    refusal = method.check(layer.info, config)
-    if refusal is None and method.allocates is not None:
+    assert method.check(layer.info, config) is None
+    if method.allocates is not None:
+        (config,) = method.allocates.resolve([Candidate(layer.info, config, lambda: layer)], 0)
+        assert method.check(layer.info, config) is None, "a resolved config is refused"
+    return config
+
+
+def refusal(method: LayerMethod, fields: dict[str, Any], given: Given) -> tuple[str, str | None] | None:
+    """What `check` or an allocation says against a layer, as (message, hint); None where the method accepts it."""
+    config = method.config(**{"name": method.name, **fields})
+    refused = method.check(info_of(given), config)
+    if refused is None and method.allocates is not None:
         try:
-            (config,) = method.allocates.resolve([Candidate(layer.info, config, lambda: layer)], 0)
+            method.allocates.resolve([Candidate(info_of(given), config, lambda: layer_of(method, *given))], 0)
         except Refused as error:
-            refusal = (error.message, error.hint)
-        else:
-            assert method.check(layer.info, config) is None, "a resolved config is refused"
-    if refusal is None:
-        return config
-    message, hint = refusal
-    assert layer.info.name in message
-    assert hint
-    return None
+            return error.message, error.hint
+    return refused
+
+
+REFUSALS = [
+    (method, fields, name, given, refusal(method, fields, given))
+    for name, given in {**DENSE, **ROWS, **STRIDED, **COMPRESSED}.items()
+    for method, fields in VARIANTS
+]
+REFUSING = [method for method in LAYERWISE if any(refused for by, *_, refused in REFUSALS if by is method)]
+
+
+def accepted(layers: dict[str, Given]) -> list[Any]:
+    """Every variant with each of these layers that its method accepts."""
+    return [
+        pytest.param(method, fields, given, id=f"{method.command}-{method.name}-{fields}-{name}")
+        for method, fields, name, given, refused in REFUSALS
+        if name in layers and refused is None
+    ]
+
+
+def by_rows(case: Any) -> bool:
+    """Whether a case's method compresses each row on its own."""
+    method, fields, _ = case.values
+    return method.row_wise is not None and method.row_wise.independent(method.config(name=method.name, **fields))
 
 
 def tensors_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -148,18 +205,15 @@ def tensors_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return same and all(torch.equal(one[k], other[k]) for k in one)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize(("method", "fields"), CASES)
-def test_stored_weight(method: LayerMethod, fields: dict[str, Any], shape: tuple[int, int]) -> None:
-    layer = layer_of(method, shape)
+@pytest.mark.parametrize(("method", "fields", "given"), accepted(DENSE))
+def test_stored_weight(method: LayerMethod, fields: dict[str, Any], given: Given) -> None:
+    layer = layer_of(method, *given)
     before = layer.weight.clone()
     config = resolved(method, layer, fields)
-    if config is None:
-        return
     weight = method.apply(layer, config)
-    assert weight.shape == shape
+    assert weight.shape == given.shape
     dense = weight.dense()
-    assert dense.shape == shape
+    assert dense.shape == given.shape
     assert dense.dtype is torch.float32
     assert torch.isfinite(dense).all()
     assert torch.equal(layer.weight, before), "the input was modified"
@@ -176,12 +230,12 @@ def test_stored_weight(method: LayerMethod, fields: dict[str, Any], shape: tuple
     assert tensors_equal(again.tensors(), tensors), "the same seed gave other bytes"
 
 
-@pytest.mark.parametrize(("method", "fields"), CASES)
-def test_a_block_of_rows_gives_what_it_gives_in_the_whole(method: LayerMethod, fields: dict[str, Any]) -> None:
-    layer = layer_of(method, (48, 96), torch.bfloat16)
+@pytest.mark.parametrize(("method", "fields", "given"), filter(by_rows, accepted(ROWS)))
+def test_a_block_of_rows_gives_what_it_gives_in_the_whole(
+    method: LayerMethod, fields: dict[str, Any], given: Given
+) -> None:
+    layer = layer_of(method, *given)
     config = resolved(method, layer, fields)
-    if config is None or method.row_wise is None or not method.row_wise.independent(config):
-        return
     whole = method.apply(layer, config).dense()
     info = dataclasses.replace(layer.info, shape=(16, 96), tensor_shape=(16, 96))
     for start in (0, 16, 32):
@@ -195,7 +249,6 @@ def test_a_block_of_rows_gives_what_it_gives_in_the_whole(method: LayerMethod, f
 def test_dtype_of_the_layer(method: LayerMethod, fields: dict[str, Any], dtype: torch.dtype) -> None:
     layer = layer_of(method, (16, 128), dtype)
     config = resolved(method, layer, fields)
-    assert config is not None
     weight = method.apply(layer, config)
     assert weight.specs() == method.outline(layer.info, config).specs()
     assert torch.isfinite(weight.dense()).all()
@@ -208,7 +261,6 @@ def test_zero_row_stays_zero(method: LayerMethod, fields: dict[str, Any]) -> Non
     weight[3] = 0
     layer = Layer(layer.info, weight, Dense(weight), layer.inputs, layer.seed, layer.gradients, layer.movement)
     config = resolved(method, layer, fields)
-    assert config is not None
     assert method.apply(layer, config).dense()[3].abs().max() < 1e-6
 
 
@@ -216,16 +268,13 @@ def test_zero_row_stays_zero(method: LayerMethod, fields: dict[str, Any]) -> Non
 def test_all_zero_weight(method: LayerMethod, fields: dict[str, Any]) -> None:
     layer = layer_of(method, (16, 128), stored=Dense(torch.zeros(16, 128)))
     config = resolved(method, layer, fields)
-    assert config is not None
     assert torch.equal(method.apply(layer, config).dense(), torch.zeros(16, 128))
 
 
-@pytest.mark.parametrize(("method", "fields"), CASES)
-def test_a_transposed_view_gives_the_same_bytes(method: LayerMethod, fields: dict[str, Any]) -> None:
-    layer = layer_of(method, (32, 128))
+@pytest.mark.parametrize(("method", "fields", "given"), accepted(STRIDED))
+def test_a_transposed_view_gives_the_same_bytes(method: LayerMethod, fields: dict[str, Any], given: Given) -> None:
+    layer = layer_of(method, *given)
     config = resolved(method, layer, fields)
-    if config is None:
-        return
     view = layer.weight.t().contiguous().t()
     assert not view.is_contiguous()
     strided = Layer(layer.info, view, Dense(view), layer.inputs, layer.seed, layer.gradients, layer.movement)
@@ -234,23 +283,18 @@ def test_a_transposed_view_gives_the_same_bytes(method: LayerMethod, fields: dic
     assert found.specs() == expected.specs()
 
 
-@pytest.mark.parametrize("form", ["int_grouped", "sparse", "sparse_codes"])
-@pytest.mark.parametrize(("method", "fields"), CASES)
-def test_compressed_input(method: LayerMethod, fields: dict[str, Any], form: str) -> None:
-    generator = torch.Generator().manual_seed(1)
-    matrix = torch.randn(32, 128, generator=generator)
-    stored: Weight
-    if form == "sparse":
-        stored = Sparse.of(matrix.bfloat16(), torch.rand(32, 128, generator=generator) < 0.4)
-    else:
-        codes = torch.randint(-8, 8, (32, 128), generator=generator, dtype=torch.int8)
-        stored = IntGrouped(codes, torch.rand(32, 4, generator=generator).half(), None, 4, 32)
-        if form == "sparse_codes":
-            stored = SparseCodes.of(stored, torch.rand(32, 128, generator=generator) < 0.4)
-    layer = layer_of(method, (32, 128), torch.bfloat16, stored)
+@pytest.mark.parametrize(("method", "fields", "given"), accepted(COMPRESSED))
+def test_compressed_input(method: LayerMethod, fields: dict[str, Any], given: Given) -> None:
+    layer = layer_of(method, *given)
     config = resolved(method, layer, fields)
-    if config is None:
-        return
     weight = method.apply(layer, config)
     assert weight.specs() == method.outline(layer.info, config).specs()
     assert torch.isfinite(weight.dense()).all()
+
+
+@pytest.mark.parametrize("method", REFUSING, ids=lambda method: f"{method.command}-{method.name}")
+def test_a_refusal_names_the_layer_and_gives_a_hint(method: LayerMethod) -> None:
+    """Of every variant and every layer of this file that do not go together."""
+    for message, hint in (refused for by, *_, refused in REFUSALS if by is method and refused is not None):
+        assert "layers.0.fc" in message
+        assert hint
