@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Mapping
 from functools import cache
@@ -23,6 +24,15 @@ def members(package: str, attribute: str) -> Mapping[str, Any]:
         TypeError: two members have one name.
     """
     return _members(package, tuple(importlib.import_module(package).__path__), attribute)
+
+
+def member_in_its_file(package: str, attribute: str, name: str) -> Any | None:
+    """The member whose module has its name, found without importing the others; None where there is none."""
+    module = f"{package}.{name}"
+    if not name.isidentifier() or importlib.util.find_spec(module) is None:
+        return None
+    member = getattr(importlib.import_module(module), attribute, None)
+    return member if member is not None and member.name == name else None
 
 
 @cache

@@ -232,13 +232,18 @@ class Checkpoint:
         entry = self.manifest.entries.get(parameter)
         return self.read(parameter) if entry is None else entry.decode(self.weight(parameter))
 
-    def layer(self, info: LayerInfo, seed: int = 0) -> Layer:
+    def layer(self, info: LayerInfo, seed: int = 0, weight: Weight | None = None) -> Layer:
         """Read a layer for a method: a float32 matrix and its stored form.
+
+        Args:
+            info: the layer.
+            seed: of the method's random numbers.
+            weight: its parameter as `weight` gives it, where that has been read already.
 
         Raises:
             CheckpointError: the weight holds NaN or infinity.
         """
-        stored = self.weight(info.tensor)
+        stored = self.weight(info.tensor) if weight is None else weight
         if info.part:
             stored = stored.parts()[info.part]
         matrix = stored.dense()

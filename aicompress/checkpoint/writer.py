@@ -207,6 +207,8 @@ class CheckpointWriter:
             stem = self.out.name.removesuffix(".safetensors")
             for extra in self._extra:
                 os.replace(extra, self.out.parent / f"{stem}.{extra.name}")
+            if "report.html" not in {extra.name for extra in self._extra}:  # of the output that this one replaces
+                (self.out.parent / f"{stem}.report.html").unlink(missing_ok=True)
         try:
             if self._replaces is None:
                 take_free_place(finished, self.out)

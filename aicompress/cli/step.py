@@ -102,11 +102,12 @@ def conclude(planned: Any, flags: Flags, execute: Any) -> None:
         print(report.to_json(), end="")
     elif not flags.quiet:
         render.report(report)
-        print(f"\nreport: {report_path(planned.output.destination.path)}")
+        print(f"\nreport: {report_path(planned.output.destination.path, planned.recipe.report.html)}")
     sys.stdout.flush()
     require(report.gates)
 
 
-def report_path(out: Path) -> Path:
-    """The readable report of an output."""
-    return out.with_name(f"{out.stem}.report.html") if out.suffix == ".safetensors" else out / "report.html"
+def report_path(out: Path, html: bool = True) -> Path:
+    """The readable report of an output: the page, or the Markdown file where a recipe asks for no page."""
+    name = "report.html" if html else "report.md"
+    return out.with_name(f"{out.stem}.{name}") if out.suffix == ".safetensors" else out / name

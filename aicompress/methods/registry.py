@@ -1,4 +1,4 @@
-"""How a method is found: every module under methods/<command>/ that has a METHOD.
+"""Methods by command and name: every module of the package methods/<command>/ with a METHOD is one.
 
 Four kinds of method, by what they are given:
     layer-wise   one layer in, one stored weight out (`layerwise.LayerMethod`)
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import torch
 
-from aicompress.discovery import members
+from aicompress.discovery import member_in_its_file, members
 from aicompress.errors import RecipeError, suggestion
 from aicompress.methods.method import Method
 
@@ -31,6 +31,9 @@ def get(command: str, name: str) -> Method:
     Raises:
         RecipeError: no such method for this command.
     """
+    alone: Method | None = member_in_its_file(f"aicompress.methods.{command}", "METHOD", name)
+    if alone is not None:
+        return alone
     known = methods(command)
     if name not in known:
         elsewhere = [other for other in COMMANDS if other != command and name in methods(other)]

@@ -12,7 +12,7 @@ from pydantic import Field, SerializeAsAny, model_validator
 from aicompress.data.section import Data
 from aicompress.errors import RecipeError
 from aicompress.methods.training import LossConfig, get_loss
-from aicompress.recipe import Model, Section, absolute, find, read_yaml, validated, with_overrides
+from aicompress.recipe import Model, ReportFiles, Section, absolute, find, read_yaml, validated, with_overrides
 
 
 class Training(Section):
@@ -56,6 +56,7 @@ class DistillRecipe(Section):
     training: Training = Training()
     seed: int = Field(0, ge=0)
     gates: tuple[str, ...] = ()
+    report: ReportFiles = Field(ReportFiles(), exclude=True, description="how the report is written; not hashed")
 
     @property
     def losses(self) -> tuple[LossConfig, ...]:

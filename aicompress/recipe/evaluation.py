@@ -11,7 +11,7 @@ from pydantic import Field, create_model, model_validator
 
 from aicompress.data.section import Data
 from aicompress.metrics import Metric, metrics
-from aicompress.recipe import Model, Section, absolute, find, read_yaml, validated, with_overrides
+from aicompress.recipe import Model, ReportFiles, Section, absolute, find, read_yaml, validated, with_overrides
 
 
 class Quality(Section):
@@ -65,6 +65,7 @@ class EvalRecipe(Section):
     )
     seed: int = Field(0, ge=0)
     gates: tuple[str, ...] = ()
+    report: ReportFiles = Field(ReportFiles(), exclude=True, description="how the report is written; not hashed")
 
     def sha256(self) -> str:
         """Digest of the resolved recipe."""

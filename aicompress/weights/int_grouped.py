@@ -172,15 +172,21 @@ class IntGrouped(Coded):
     def _decode(self, start: int, stop: int, out: Tensor) -> Tensor:
         rows = slice(0, 1) if self.scale.shape[0] == 1 else slice(start, stop)  # a tensor-wide scale has one row
         out.copy_(self.codes[start:stop])
-        if not self.even:
-            columns, size = self.shape[1], self.group_size
-            if self.zero is not None:
-                out.sub_(spread(self.zero[rows], columns, size))
-            return out.mul_(spread(self.scale[rows].float(), columns, size))
-        grouped = out.view(out.shape[0], self.scale.shape[1], -1)
-        if self.zero is not None:
-            grouped.sub_(self.zero[rows, :, None])
-        grouped.mul_(self.scale[rows, :, None].float())
+        scale, zero = self.scale[rows].float(), None if self.zero is None else self.zero[rows]
+        if self.even:
+            codes = out.view(out.shape[0], self.scale.shape[1], -1)
+            scale, zero = scale[:, :, None], None if zero is None else zero[:, :, None]
+        else:
+            codes, columns, size = out, self.shape[1], self.group_size
+            scale, zero = spread(scale, columns, size), None if zero is None else spread(zero, columns, size)
+        if out.is_meta:  # an outline: shapes are checked; for arithmetic without data torch imports sympy
+            scale.expand(codes.shape)
+            if zero is not None:
+                zero.expand(codes.shape)
+            return out
+        if zero is not None:
+            codes.sub_(zero)
+        codes.mul_(scale)
         return out
 
     @classmethod

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from aicompress.weights.decoding import Factors, Meta, Tensors, product
@@ -42,7 +43,12 @@ class LowRank(Weight):
         return {"form": self.form, "rank": self.rank, "out": self.out.meta(), "in": self.inner.meta()}
 
     def dense(self) -> Tensor:
-        return self.out.dense() @ self.inner.dense()
+        left, right = self.out.dense(), self.inner.dense()
+        if not left.is_meta:
+            return left @ right
+        if left.shape[1] != right.shape[0]:  # an outline: for arithmetic without data torch imports sympy
+            raise ValueError(f"factors of {left.shape[1]} columns and {right.shape[0]} rows")
+        return torch.empty(self.shape, device="meta")
 
     def rows(self, start: int, stop: int) -> Tensor:
         return self.out.rows(start, stop) @ self.inner.dense()

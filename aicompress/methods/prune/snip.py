@@ -7,7 +7,7 @@ their least-squares values given the Gram matrix.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import ConfigDict, Field
 from torch import Tensor
@@ -38,7 +38,7 @@ class SnipConfig(GradientConfig):
     )
 
 
-def scores(layer: Layer, config: Any) -> Tensor:
+def scores(layer: Layer, config: SnipConfig) -> Tensor:
     """|g w|, (out, in)."""
     return comparable((layer.weight.double() * gradients(layer).mean).abs())
 

@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import ConfigDict
 
 from aicompress.layer import Layer
+from aicompress.methods.capabilities import Allocates
 from aicompress.methods.curvature import importance
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.quantize.grid.integer import (
@@ -19,7 +20,9 @@ from aicompress.methods.quantize.grid.integer import (
     describe,
     encoded,
     outline,
-    settle,
+    resolve,
+    searched,
+    sketched,
     stored_scale_dtype,
 )
 from aicompress.methods.quantize.grid.scales import least_error
@@ -54,6 +57,7 @@ METHOD = LayerMethod(
     apply=apply,
     outline=outline,
     check=check,
-    settle=settle,
+    allocates=Allocates(resolve),
+    widths=searched(ImatrixConfig, sketched),
     describe=describe,
 )

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from aicompress.errors import CheckpointError
+from aicompress.model import hf
 from aicompress.model.architecture import tiny_model as miniature
 from aicompress.model.architecture.architecture import Architecture, Coupling, Path, fields, value_at, with_value
 from aicompress.model.architecture.attention import Attention, HeadCount, HeadTensor, Section
@@ -25,7 +26,6 @@ from aicompress.model.architecture.fused_heads import positions
 from aicompress.model.architecture.hidden_width import HEAD_COUNTS, Residual, residual, small
 from aicompress.model.architecture.layer_groups import grouped
 from aicompress.model.architecture.shapes import build, stored_shapes
-from aicompress.model.hf.modeling_aicompress import fit_shapes
 from aicompress.weights import TensorSpec
 
 LAYOUTS: tuple[miniature.Layout, ...] = ("sections", "together")
@@ -145,7 +145,7 @@ def _fitted(
 ) -> Any:
     """A copy that was fitted to the cut tensors as a pruned checkpoint's model is, and holds them."""
     few = copy.deepcopy(wide)
-    fit_shapes(few, widths, {name: tuple(value.shape) for name, value in cut.items()})
+    hf.fit_shapes(few, widths, {name: tuple(value.shape) for name, value in cut.items()})
     few.requires_grad_(False)
     for name, disk in names.items():
         few.get_parameter(name).copy_(cut[disk])

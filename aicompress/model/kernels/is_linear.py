@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -16,12 +16,18 @@ def is_linear(module: nn.Module) -> bool:
     GPT-2's Conv1D does, and so does a subclass of Linear whose own forward comes to the same (Falcon's), which is
     found by running it on a few random numbers; a router that is a Linear does not.
     """
-    if isinstance(module, Conv1D) or type(module) is nn.Linear:
+    if type(module) is nn.Linear or _is_conv1d(module):
         return True
     kind: Any = type(module)
     if not isinstance(module, nn.Linear) or kind.forward is nn.Linear.forward:
         return False  # an output projection of MultiheadAttention is a Linear that is never called
     return _acts_linear(kind, module.bias is not None)
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    """Whether a module is GPT-2's Conv1D, of which there is none before transformers is imported."""
+    imported: Any = sys.modules.get("transformers.pytorch_utils")
+    return imported is not None and isinstance(module, imported.Conv1D)
 
 
 @cache

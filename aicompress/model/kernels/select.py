@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from aicompress.checkpoint import Checkpoint
 from aicompress.model.kernels.is_linear import is_linear
 from aicompress.model.kernels.linear import (
     INT4_GROUPS,
+    RESIDENT_BYTES,
     Bfloat16Linear,
     FastLinear,
     Int4Linear,
@@ -57,6 +60,12 @@ class IntEmbedding(nn.Module):
             values = values - spread(self.zero[flat].float(), self.embedding_dim, self.group_size)
         values = values * spread(self.scale[flat].float(), self.embedding_dim, self.group_size)
         return values.to(self.dtype).view(*ids.shape, self.embedding_dim)
+
+
+def is_resident(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint's compressed weights fit into the processor's cache as bfloat16."""
+    entries = checkpoint.manifest.entries.values()
+    return sum(math.prod(entry.dense.shape) * 2 for entry in entries) <= RESIDENT_BYTES
 
 
 def fast_linear(weight: Weight, bias: Tensor | None, dtype: torch.dtype, resident: bool) -> FastLinear:

@@ -10,6 +10,8 @@ from torch import nn
 
 from aicompress.errors import CheckpointError
 from aicompress.layer import Kind
+from aicompress.model import hf
+from aicompress.model.kernels.is_linear import is_linear
 
 CLASS_PREFIX = "AIC"  # of the classes in modeling_aicompress.py
 
@@ -43,9 +45,7 @@ def layer_kinds(config: dict[str, Any], names: Iterable[str]) -> dict[str, Kind 
 
 def _renamed_kinds(model: Any, known: Mapping[str, Kind | None], names: list[str]) -> dict[str, Kind | None]:
     """Kinds of parameters that transformers renames as it loads them, such as a Mixtral's routers."""
-    from aicompress.model.hf.modeling_aicompress import parameter_names
-
-    placed = parameter_names(model, names) if names else {}
+    placed = hf.parameter_names(model, names) if names else {}
     return {name: known[target] for name, (target, merge) in placed.items() if merge is None and target in known}
 
 
@@ -146,8 +146,6 @@ def _parameter_kinds(model: Any) -> dict[str, Kind | None]:
 
 
 def _module_kind(module: nn.Module, is_head: bool) -> Kind | None:
-    from aicompress.model.kernels.is_linear import is_linear  # with transformers, which --help must not wait for
-
     if isinstance(module, nn.Embedding):
         return "embedding"
     if is_linear(module):

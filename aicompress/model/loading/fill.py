@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -15,11 +14,9 @@ from torch import Tensor, nn
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.naming import kind_of, routers_of
 from aicompress.errors import CheckpointError
-from aicompress.model.hf.layers_aicompress import attach, mark_ready
-from aicompress.model.hf.modeling_aicompress import forget_tie, parameter_names, tie
+from aicompress.model import hf
 from aicompress.model.kernels.fusion import fuse
-from aicompress.model.kernels.linear import RESIDENT_BYTES
-from aicompress.model.kernels.select import fast_module
+from aicompress.model.kernels.select import fast_module, is_resident
 from aicompress.model.loading.merged_experts import converted
 from aicompress.model.loading.resize import resize
 from aicompress.model.loading.weight_reads import weights_used
@@ -62,7 +59,7 @@ class Filling:
         resize(model, self.checkpoint)
         self.used = weights_used(model) if self.fast else set()
         names = list(self.checkpoint.parameters())
-        targets = parameter_names(model, names) if hugging else {name: (name, None) for name in names}
+        targets = hf.parameter_names(model, names) if hugging else {name: (name, None) for name in names}
         expected = set(model.state_dict())
         self.held = {target for target, _ in targets.values()}
         self.check(model, targets, expected)
@@ -85,7 +82,7 @@ class Filling:
             self._finish(model)
         if hugging and self.fast:
             fuse(model)
-        mark_ready(model)
+        hf.mark_ready(model)
         model.aicompress_kernels = self.kernels
         model.aicompress_names = self.placed
 
@@ -129,7 +126,7 @@ class Filling:
         if self.fast and parent not in self.used and self._run_fast(model, target, name, weight):
             return
         tensors = {suffix: self._cast(tensor, spec.dtype) for suffix, tensor in weight.tensors().items()}
-        attach(module, entry.to_json(), tensors)
+        hf.attach(module, entry.to_json(), tensors)
         self.kernels[name] = f"reference: {weight.form} decoded"
 
     def check_shape(self, module: nn.Module, leaf: str, name: str, shape: tuple[int, ...]) -> None:
@@ -158,7 +155,7 @@ class Filling:
         for end, module in running.items():
             model.set_submodule(end.rpartition(".")[0], module)
             if ties.pop(end, None):
-                forget_tie(model, end)
+                hf.forget_tie(model, end)
         self.kernels[name] = ", ".join(module.kernel for module in running.values())
         return True
 
@@ -188,7 +185,7 @@ class Filling:
         for parameter in (*model.parameters(), *model.buffers()):
             parameter._is_hf_initialized = parameter.device.type != "meta"
         make_computed(model, self.held, self.device)
-        tie(model, self.held)
+        hf.tie(model, self.held)
         for target, source in model.all_tied_weights_keys.items():
             self.tie(model, target, source)
         for module in model.modules():  # code that initializes may ask more of a layer than its running form has
@@ -264,9 +261,3 @@ def make_computed(model: Any, held: Collection[str], device: torch.device) -> se
         empty = torch.empty_like(module._parameters[leaf], device=device)
         module._parameters[leaf] = nn.Parameter(empty, requires_grad=False)
     return made
-
-
-def is_resident(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint's compressed weights fit into the processor's cache as bfloat16."""
-    entries = checkpoint.manifest.entries.values()
-    return sum(math.prod(entry.dense.shape) * 2 for entry in entries) <= RESIDENT_BYTES

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from aicompress.model import hf
 from aicompress.model.loading.definition import skeleton
 from aicompress.model.loading.fill import computed
 
@@ -22,13 +23,11 @@ def mismatches(config: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) ->
     Returns:
         None when transformers does not know the architecture.
     """
-    from aicompress.model.hf.modeling_aicompress import parameter_names
-
     model = skeleton(config)
     if model is None:
         return None
     model.tie_weights()
-    targets = parameter_names(model, shapes)
+    targets = hf.parameter_names(model, shapes)
     merged = [pattern for _, merge in targets.values() if merge is not None for pattern in merge[1].target_patterns]
     present = {target: name for name, (target, merge) in targets.items() if merge is None}
     tied: dict[int, list[str]] = {}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.model.hf.modeling_aicompress import parameter_names
+from aicompress.model import hf
 from aicompress.model.loading.fill import Filling, make_computed
 from aicompress.model.loading.merged_experts import Slot, slots
 from aicompress.model.loading.on_demand import LEAST, Offload, offload
@@ -38,7 +38,7 @@ class PartialModel:
         self.hugging = hasattr(model, "all_tied_weights_keys")
         self._filling = Filling(checkpoint, torch.device(device), dtype, fast=False)
         names = list(checkpoint.parameters())
-        self.targets = parameter_names(model, names) if self.hugging else {name: (name, None) for name in names}
+        self.targets = hf.parameter_names(model, names) if self.hugging else {name: (name, None) for name in names}
         self._filling.held = {target for target, _ in self.targets.values()}
         known = set(model.state_dict())
         self._filling.check(model, self.targets, known)

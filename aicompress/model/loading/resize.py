@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CheckpointError
-from aicompress.model.hf.modeling_aicompress import fit_shapes
+from aicompress.model import hf
 
 WIDTH_ATTRIBUTES = (
     "out_features", "in_features", "out_channels", "in_channels", "groups",
@@ -37,7 +37,7 @@ def resize(module: nn.Module, checkpoint: Checkpoint) -> None:
     """
     shapes = {name: spec.shape for name, spec in checkpoint.parameters().items()} if checkpoint.manifest.widths else {}
     if hasattr(module, "all_tied_weights_keys"):  # of transformers: names on disk may differ from names of modules
-        fit_shapes(module, checkpoint.manifest.widths, shapes)
+        hf.fit_shapes(module, checkpoint.manifest.widths, shapes)
         return
     for path, widths in checkpoint.manifest.widths.items():
         try:

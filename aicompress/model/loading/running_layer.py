@@ -7,9 +7,8 @@ from torch import nn
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.layer import LayerInfo
-from aicompress.model.hf.layers_aicompress import attach, mark_ready
-from aicompress.model.kernels.select import fast_module
-from aicompress.model.loading.fill import is_resident
+from aicompress.model import hf
+from aicompress.model.kernels.select import fast_module, is_resident
 
 _CONVOLUTIONS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 
@@ -34,8 +33,8 @@ def running_layer(checkpoint: Checkpoint, info: LayerInfo) -> nn.Module:
     plain = {**entry.to_json(), "transposed": False}
     if info.transposed:
         plain["shape"] = plain["shape"][::-1]  # the stored matrix is (out, in) in any case
-    attach(module, plain, weight.tensors())
-    mark_ready(module)
+    hf.attach(module, plain, weight.tensors())
+    hf.mark_ready(module)
     return module.eval()
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from aicompress.model.hf.modeling_aicompress import parameter_names
+from aicompress.model import hf
 
 _ABOUT = {"dtype", "device", "shape"}  # facts of a weight that are known without its values
 
@@ -29,7 +29,7 @@ def reads_weights(model: Any, tensors: Iterable[str]) -> bool:
         tensors: names in the checkpoint of the weights that would not be there.
     """
     known = model.state_dict()
-    targets = [target for target, merge in parameter_names(model, tensors).values() if merge is None]
+    targets = [target for target, merge in hf.parameter_names(model, tensors).values() if merge is None]
     paths = [target.removesuffix(".weight") for target in targets if target in known and target.endswith(".weight")]
     layers = [model.get_submodule(path) for path in paths]
     own = any(type(layer) not in (nn.Linear, nn.Embedding) for layer in layers)

@@ -49,20 +49,20 @@ def calibration_inputs(
         Refused: there are fewer samples than processes.
     """
     step = min(most, max(1, ROWS // (64 if data.kind == "arrays" else data.length)))
-    found: list[dict[str, Any]]
+    batched: list[dict[str, Any]]
     if data.kind == "arrays":
         inputs, _, source = arrays(data, seed, DEFAULT_SAMPLES)
         step = _fair(step, len(inputs), team)
-        found = [_arrays(model, inputs[at : at + step]) for at in range(0, len(inputs), step)]
+        batched = [_arrays(model, inputs[at : at + step]) for at in range(0, len(inputs), step)]
     elif generates(checkpoint):
         windows, source = token_windows(data, load_tokenizer(checkpoint.source.folder), seed, DEFAULT_SAMPLES)
         step = _fair(step, len(windows), team)
-        found = [_language(model, windows[at : at + step]) for at in range(0, len(windows), step)]
+        batched = [_language(model, windows[at : at + step]) for at in range(0, len(windows), step)]
     else:
         texts, source = sentences(data, seed, DEFAULT_SAMPLES)
         step = _fair(step, len(texts), team)
-        found = list(batches(texts, load_tokenizer(checkpoint.source.folder), step, data.length))
-    return Inputs(tuple(found[team.rank :: team.size]), source)
+        batched = list(batches(texts, load_tokenizer(checkpoint.source.folder), step, data.length))
+    return Inputs(tuple(batched[team.rank :: team.size]), source)
 
 
 def samples(checkpoint: Checkpoint, model: Any, data: Data, seed: int, team: Processes) -> tuple[Sample, ...]:
@@ -92,12 +92,12 @@ def samples(checkpoint: Checkpoint, model: Any, data: Data, seed: int, team: Pro
         tokenizer = load_tokenizer(checkpoint.source.folder)
         given = [batch for text in texts for batch in batches([text], tokenizer, 1, data.length)]
     _fair(1, len(given), team)
-    found = []
+    own = []
     for number in range(team.rank, len(given), team.size):
         tokens = given[number].get("decoder_input_ids", given[number].get("input_ids")) if predicts else None
         label = None if labels is None or tokens is not None else labels[number : number + 1]
-        found.append(Sample(number, given[number], label, tokens))
-    return tuple(found)
+        own.append(Sample(number, given[number], label, tokens))
+    return tuple(own)
 
 
 def class_names(checkpoint: Checkpoint) -> list[str]:
@@ -109,13 +109,13 @@ def class_names(checkpoint: Checkpoint) -> list[str]:
 def _arrays(model: Any, inputs: Tensor) -> dict[str, Any]:
     """Arrays as a model takes them; a decoder is given the same token ids, or its first token where they are none."""
     name = _first_argument(model)
-    found: dict[str, Any] = {name: _shaped(name, inputs)}
-    config = getattr(model, "config", None)
-    if getattr(config, "is_encoder_decoder", False):
-        start = getattr(config, "decoder_start_token_id", None) or getattr(config, "bos_token_id", None) or 0
+    arguments: dict[str, Any] = {name: _shaped(name, inputs)}
+    described = getattr(model, "config", None)
+    if getattr(described, "is_encoder_decoder", False):
+        start = getattr(described, "decoder_start_token_id", None) or getattr(described, "bos_token_id", None) or 0
         first = torch.full((len(inputs), 1), start, dtype=torch.int64)
-        found |= {"decoder_input_ids": first if inputs.is_floating_point() else inputs, "use_cache": False}
-    return found
+        arguments |= {"decoder_input_ids": first if inputs.is_floating_point() else inputs, "use_cache": False}
+    return arguments
 
 
 def _shaped(name: str, inputs: Tensor) -> Tensor:

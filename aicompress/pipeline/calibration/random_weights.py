@@ -1,4 +1,9 @@
-"""A model tried on random weights before anything is read: how its parts belong together."""
+"""The structure of a model, searched for on random weights: how its parts belong together.
+
+A plan needs it to refuse a model that cannot be rescaled or rotated before the first byte is written. No weight of the
+checkpoint is read, two short samples run through one block after another, and no byte of an output depends on the
+numbers: it is part of planning, and no measurement that a dry run would have to announce.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +31,13 @@ T = TypeVar("T")
 def on_noise(
     checkpoint: Checkpoint, recipe: Recipe, allow_code: bool, search: Callable[[Any, Any, Mapping[str, Tensor]], T]
 ) -> T:
-    """What a search finds in the model with random weights: no weight is read.
+    """Search the model with random weights for its structure; no weight is read.
 
     Args:
         checkpoint: gives names and shapes.
         recipe: says what the model is where the checkpoint does not, and what its inputs are.
         allow_code: the recipe's factory may run.
-        search: (model on the meta device, loader of its parts, a small batch) -> what it finds.
+        search: (model on the meta device, loader of its parts, a small batch) -> the structure.
 
     Raises:
         Refused: nothing says what the model is, or it does not run.
@@ -55,7 +60,7 @@ def on_noise(
 
 
 def _batch(checkpoint: Checkpoint, recipe: Recipe, model: Any) -> Mapping[str, Tensor]:
-    """A few short samples."""
+    """Two short samples: made up where the model says what it takes, else the first of the calibration data."""
     made = example(model, SAMPLES, LENGTH)
     if made is not None and isinstance(made[0], dict):
         return {name: tensor if tensor.is_floating_point() else tensor % TOKENS for name, tensor in made[0].items()}

@@ -13,11 +13,9 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.statistics import StatisticsFile
 from aicompress.errors import CompressError, RecipeError, Refused
 from aicompress.layer import LayerInfo
-from aicompress.methods.layerwise import LayerMethod
-from aicompress.methods.method import MethodConfig
-from aicompress.methods.quantize.grid.widths import open_bits
+from aicompress.methods.layerwise import AnyLayerMethod, LayerMethod
+from aicompress.methods.method import OF_TRAINING, MethodConfig
 from aicompress.methods.structural import AnyStructuralMethod
-from aicompress.model.sensitivity.loss import LossKind
 from aicompress.pipeline.step.survey import Survey
 from aicompress.recipe import Recipe
 
@@ -73,24 +71,29 @@ def input_width(layers: Sequence[LayerInfo]) -> int:
     return next(info.shape[1] for info in layers if info.part != "out")
 
 
-def wanted(method: LayerMethod | AnyStructuralMethod, config: MethodConfig) -> frozenset[str]:
+def wanted(method: AnyLayerMethod | AnyStructuralMethod, config: MethodConfig) -> frozenset[str]:
     """All statistics that a config reads, before layers are compressed and while they are."""
-    return method.reads(config) | (method.surveys(config) if isinstance(method, LayerMethod) else frozenset())
+    return method.reads(config) | (method.surveyed(config) if isinstance(method, LayerMethod) else frozenset())
+
+
+def _searches(method: AnyLayerMethod | AnyStructuralMethod, config: MethodConfig) -> bool:
+    """Whether a search over the running model chooses a layer's width."""
+    return isinstance(method, LayerMethod) and method.widths is not None and method.widths.search(config) is not None
 
 
 def problems(
     checkpoint: Checkpoint,
     recipe: Recipe,
-    method: LayerMethod | AnyStructuralMethod,
+    method: AnyLayerMethod | AnyStructuralMethod,
     chosen: Sequence[Chosen],
     request: Request,
 ) -> list[CompressError]:
     """Everything that would keep a method from its statistics."""
     needs = frozenset[str]().union(*(wanted(method, x.config) for x in chosen if x.config is not None))
-    searches = any(open_bits(layer.config) == "auto" for layer in chosen)
+    searches = any(_searches(method, x.config) for x in chosen if x.config is not None)
     if not needs and request.stats:
         return [Refused(f"{method.name} reads no statistics of inputs", "leave --stats out")]
-    if request.stats and isinstance(method, LayerMethod) and method.rotation is not None:
+    if request.stats and isinstance(method, LayerMethod) and method.rotates is not None:
         message = f"{method.name} rotates the model, and files of statistics hold those of models as they are"
         return [Refused(message, "leave --stats out")]
     if not needs and not searches:
@@ -106,27 +109,27 @@ def problems(
     if request.stats and any(method.compares(layer.config) for layer in chosen):
         hint = "leave --stats out, or set its shift to 0"
         return [Refused(f"{method.name} compares two models here, and files of statistics hold one model's", hint)]
-    found: list[CompressError] = []
+    refusals: list[CompressError] = []
     if request.reads_files:
         infos = [layer.info for layer in chosen]
-        found = [problem for path in request.stats for problem in _in_file(path, infos, needs)]
+        refusals = [problem for path in request.stats for problem in _in_file(path, infos, needs)]
         if not searches:
-            return found
-    elif "movement" in needs:
+            return refusals
+    elif needs & OF_TRAINING:
         hint = "record it with `aicompress distill ... --stats FILE`, then give FILE here with --stats"
         return [Refused(f"{method.name} reads what a training run has recorded, and no such file is given", hint)]
     elif len(request.stats) > 1:
         absent = [str(path) for path in request.stats if not path.exists()]
-        found.append(Refused(f"{', '.join(absent)} does not exist", "files that are merged must exist"))
-    found += [_name_problem(path) for path in request.stats if path.suffix != ".safetensors"]
+        refusals.append(Refused(f"{', '.join(absent)} does not exist", "files that are merged must exist"))
+    refusals += [_name_problem(path) for path in request.stats if path.suffix != ".safetensors"]
     if recipe.calibration is None:
         hint = "add a calibration: section to the recipe"
         hint += "" if searches else ", or give --stats with a file of statistics"
-        found.append(RecipeError(f"{'bits: auto' if searches else method.name} needs calibration data", hint))
+        refusals.append(RecipeError(f"{'bits: auto' if searches else method.name} needs calibration data", hint))
     else:
-        found += data.problems(recipe.calibration)
-        found += _of_loss(checkpoint, recipe, chosen) if "gradients" in needs else []
-    return found + _of_model(checkpoint, recipe, request)
+        refusals += data.problems(recipe.calibration)
+        refusals += _of_loss(checkpoint, recipe, chosen) if "gradients" in needs else []
+    return refusals + _of_model(checkpoint, recipe, request)
 
 
 def follows(recipe: Recipe) -> bool:
@@ -138,16 +141,10 @@ def _name_problem(path: Path) -> CompressError:
     return Refused(f"{path}: statistics are kept in a .safetensors file", "choose a name that ends so")
 
 
-def loss_of(configs: Sequence[MethodConfig]) -> LossKind:
-    """The loss whose gradients the layers' configs ask for; they agree on it."""
-    found: LossKind = getattr(configs[0], "loss", "auto")
-    return found
-
-
 def _of_loss(checkpoint: Checkpoint, recipe: Recipe, chosen: Sequence[Chosen]) -> list[CompressError]:
     """What is wrong with the loss that is to be differentiated."""
     configs = [layer.config for layer in chosen if layer.config is not None]
-    kinds = {loss_of([config]) for config in configs}
+    kinds = {config.gradient_loss for config in configs}
     if len(kinds) > 1:
         return [RecipeError(f"layers ask for gradients of losses {sorted(kinds)}", "one step has one loss: give one")]
     assert recipe.calibration is not None
@@ -204,27 +201,27 @@ def _in_file(path: Path, chosen: Sequence[LayerInfo], needs: frozenset[str]) -> 
     by_tensor: dict[str, list[LayerInfo]] = {}
     for info in chosen:
         by_tensor.setdefault(info.tensor, []).append(info)
-    found: list[CompressError] = []
-    if "movement" in needs:
+    problems: list[CompressError] = []
+    if needs & OF_TRAINING:
         return _unmoved(file, chosen)
     absent = [tensor for tensor in by_tensor if tensor not in file.layers]
     if absent:
         shown = f"{absent[0]} and {len(absent) - 1} more" if len(absent) > 1 else absent[0]
-        found.append(Refused(f"{path} holds no statistics of {shown}", "collect them from this checkpoint"))
+        problems.append(Refused(f"{path} holds no statistics of {shown}", "collect them from this checkpoint"))
     for tensor, infos in by_tensor.items():
         inner = [info for info in infos if info.part != "out"]
         specs = file.specs(tensor) if tensor in file.layers else {}
         widths = {spec.shape[-1] for spec in specs.values()}
         if inner and widths and widths != {inner[0].shape[1]}:
             message = f"{path}: {tensor} has {inner[0].shape[1]} inputs, its statistics have {min(widths)}"
-            found.append(Refused(message, "collect them from this checkpoint"))
+            problems.append(Refused(message, "collect them from this checkpoint"))
         known = {*specs, *(["norms"] if "gram" in specs else []), "gradients"}
         lacking = needs - known if specs else frozenset()
         if "gradients" in needs:
             lacking |= _ungraded(file, infos)
         if lacking:
-            found.append(Refused(f"{path}: no {min(lacking)} of {tensor}", "collect the file for this method"))
-    return found[:5]
+            problems.append(Refused(f"{path}: no {min(lacking)} of {tensor}", "collect the file for this method"))
+    return problems[:5]
 
 
 def _unmoved(file: StatisticsFile, infos: Sequence[LayerInfo]) -> list[CompressError]:

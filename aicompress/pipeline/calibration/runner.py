@@ -111,15 +111,15 @@ class Together:
 
     def finished(self, layers: Sequence[str]) -> Mapping[str, Tensor] | None:
         """As the first process finds it."""
-        found = None if self.first is None else self.first.finished(layers)
-        return self._sent(found) if self.team.gather(found is not None)[0] else None
+        kept = None if self.first is None else self.first.finished(layers)
+        return self._sent(kept) if self.team.gather(kept is not None)[0] else None
 
     def visit(self, stats: Mapping[str, InputStats]) -> Mapping[str, Tensor]:
         return self._sent(None if self.first is None else self.first.visit(stats))
 
-    def _sent(self, found: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
+    def _sent(self, tensors: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
         sent: dict[str, Tensor] = {}
-        for name in self.team.gather(list(found or ()))[0]:
+        for name in self.team.gather(list(tensors or ()))[0]:
             spec = self.specs[name]
-            sent[name] = self.team.send(torch.empty(spec.shape, dtype=spec.dtype) if found is None else found[name])
+            sent[name] = self.team.send(torch.empty(spec.shape, dtype=spec.dtype) if tensors is None else tensors[name])
         return sent

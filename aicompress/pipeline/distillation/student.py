@@ -13,7 +13,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.layouts import native_names
 from aicompress.layer import LayerInfo, as_matrix
 from aicompress.measure import rel_error
-from aicompress.model.hf.layers_aicompress import Stored
+from aicompress.model import hf
 from aicompress.pipeline.distillation.training import TrainedParameters
 from aicompress.report.model import LayerRow
 from aicompress.weights import Weight, restore
@@ -102,7 +102,7 @@ def _parameters(model: nn.Module, target: str, compressed: bool) -> dict[str, nn
     """The floating-point tensors of a stored parameter in the model, by suffix."""
     parent, _, leaf = target.rpartition(".")
     module = model.get_submodule(parent)
-    if isinstance(module, Stored) and leaf == "weight":
+    if isinstance(module, hf.Stored) and leaf == "weight":
         tensors = module.stored
         return {s: t for s, t in tensors.items() if isinstance(t, nn.Parameter) and t.is_floating_point()}
     parameter = module._parameters.get(leaf)

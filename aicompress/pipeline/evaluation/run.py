@@ -81,18 +81,20 @@ def evaluate(
     report = build_report("eval", recipe, pair, lineage, results, time.perf_counter() - start)
     report = replace(report, gates=(*report.gates, *gates.evaluate_forbidden(judging.fail_if, report)))
     if judging.out is not None:
-        write(report, judging.out)
+        write(report, judging.out, recipe.report.html)
     options.progress("done", 100, 100)
     return report
 
 
-def write(report: Report, folder: Path) -> None:
-    """Write the report in its three forms; earlier ones of the same name are replaced."""
+def write(report: Report, folder: Path, html: bool = True) -> None:
+    """Write the report's files; earlier ones are replaced, and a page that is not written anew goes."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in rendered(report).items():
+    for name, text in rendered(report, html).items():
         partial = folder / f".{name}.partial"
         partial.write_text(text, encoding="utf-8")
         partial.replace(folder / name)
+    if not html:
+        (folder / "report.html").unlink(missing_ok=True)
 
 
 def _check(recipe: EvalRecipe, judging: EvalOptions, compared: bool) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_gradients, merged_movement
 from aicompress.layer import GradientStats, InputStats, from_matrix
+from aicompress.methods.method import OF_TRAINING
 from aicompress.model.blocks.reconstruction import Stage
 from aicompress.model.loading.merged_experts import Slot
 from aicompress.pipeline.calibration.data import ROWS
@@ -20,11 +21,13 @@ from aicompress.pipeline.calibration.record import record_of_files
 from aicompress.pipeline.calibration.requirements import MIN_ROWS
 from aicompress.pipeline.calibration.runner import Engine, Together
 from aicompress.pipeline.layerwise.block_tuning import can_move, tuned
-from aicompress.pipeline.layerwise.compress import Known, Ready, completed, compress_alone, compress_together
+from aicompress.pipeline.layerwise.compress import Compressed, Known, completed, sharing_inputs
 from aicompress.pipeline.layerwise.plan import Plan, compares, graded, selected, walked
 from aicompress.pipeline.layerwise.work import Work
+from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.output import Planned
 from aicompress.pipeline.step.workers import Processes
+from aicompress.report.model import LayerRow
 from aicompress.weights import TensorSpec, Weight
 
 DATA_FREE = "calibration rows: data-free"
@@ -91,7 +94,7 @@ def compress_from_files(work: Work, files: Sequence[StatisticsFile]) -> dict[str
     for name in selected(work.plan):
         if name in work.journal.done:
             continue
-        if "movement" in work.plan.needs:
+        if work.plan.needs & OF_TRAINING:
             infos = [layer.info for layer in work.plan.by_tensor[name]]
             work.write(name, {info.name: Known(movement=merged_movement(files, info.name)) for info in infos})
         else:
@@ -99,17 +102,24 @@ def compress_from_files(work: Work, files: Sequence[StatisticsFile]) -> dict[str
     return record_of_files(files)
 
 
-def write(
-    work: Work, name: str, inputs: InputStats, read: Read | None = None, ready: Ready | None = None
-) -> Weight | Tensor:
-    """Compress a parameter with what is known of it, and as if it were like any other where nothing is.
-
-    Without enough rows its inputs are taken for white noise, and where no gradient reaches it all of its weights for
-    equally important; its row says so.
+def write(work: Work, name: str, inputs: InputStats, read: Read | None = None) -> Weight | Tensor:
+    """Compress a parameter with what is known of it.
 
     Args:
+        work: the run.
+        name: the parameter.
+        inputs: statistics of its input.
         read: reads gradients, for methods that use them.
-        ready: what it has been compressed to already.
+    """
+    known, note = knowledge(work, name, inputs, read)
+    return work.write(name, known, note)
+
+
+def knowledge(work: Work, name: str, inputs: InputStats, read: Read | None = None) -> tuple[dict[str, Known], str]:
+    """What is known of a parameter's layers, by layer name, and a note of what is not.
+
+    Without enough rows its inputs are taken for white noise, and where no gradient reaches it all of its weights for
+    equally important.
     """
     infos = [layer.info for layer in work.plan.by_tensor[name]]
     notes: list[str] = []
@@ -119,14 +129,14 @@ def write(
         inputs = completed(inputs, infos)
     inputs, note = work.rescaling.rescaled(name, inputs)
     notes += [note] if note else []
-    found = {info.name: None if read is None else read(info.name) for info in infos}
+    gradients = {info.name: None if read is None else read(info.name) for info in infos}
     for info in infos if read is not None else ():
-        moments = found[info.name]
+        moments = gradients[info.name]
         if moments is None or not moments.square.any():
             notes.append(UNREACHED)
-            found[info.name] = GradientStats.flat(info.shape)
-    known = {name: Known(inputs if inputs.count else None, moments, ready=ready) for name, moments in found.items()}
-    return work.write(name, known, "; ".join(dict.fromkeys(notes)))
+            gradients[info.name] = GradientStats.flat(info.shape)
+    known = {layer: Known(inputs if inputs.count else None, moments) for layer, moments in gradients.items()}
+    return known, "; ".join(dict.fromkeys(notes))
 
 
 def scarce(work: Work) -> list[str]:
@@ -134,18 +144,18 @@ def scarce(work: Work) -> list[str]:
     rows = work.rows()
     few, unreached = ([row for row in rows if said in row.note] for said in (DATA_FREE, UNREACHED))
     chosen = sum(row.method != "-" for row in rows)
-    found: list[str] = []
+    warnings: list[str] = []
     if few:
         shown = ", ".join(f"{row.name} ({row.note.split()[0]})" for row in few[:3]) + (", ..." if len(few) > 3 else "")
-        found.append(
+        warnings.append(
             f"{len(few)} of {chosen} layers saw fewer than {MIN_ROWS} calibration rows and are data-free: {shown}"
         )
     if unreached:
         shown = ", ".join(row.name for row in unreached[:3]) + (", ..." if len(unreached) > 3 else "")
-        found.append(
+        warnings.append(
             f"no gradient of the loss reaches {len(unreached)} of {chosen} layers, which are data-free: {shown}"
         )
-    return found
+    return warnings
 
 
 @dataclass
@@ -165,26 +175,59 @@ class _Writer:
         return {**{name: written.dense(name) for name in layers}, **self.work.rescaling.beside(layers)}
 
     def visit(self, stats: Mapping[str, InputStats]) -> Mapping[str, Tensor]:
+        """Compress the layers of a block: those that share their inputs jointly, where the method can."""
         self.work.rescaling.decide(stats.get)
-        return self._written(stats, compress_together(self.work.plan, stats))
+        results: dict[str, tuple[Weight, LayerRow]] = {}
+        for jobs in self._joint(stats):
+            for job, compressed in zip(jobs, self._jointly(jobs, stats), strict=True):
+                results[job.info.tensor] = self.work.compression.finished(job, compressed)
+        return self._written(stats, results)
 
     def tune(self, stats: Mapping[str, InputStats], stage: Stage) -> Mapping[str, Tensor]:
-        """Compress the layers of a block, and tune those whose codes can move."""
-        plan = self.work.plan
-        ready = compress_together(plan, stats)
-        for name, inputs in stats.items():
-            if name not in ready and can_move(plan, name):
+        """Compress the layers of a block, and tune those whose codes can move; these are held until then."""
+        plan, compression = self.work.plan, self.work.compression
+        assert plan.recipe.tune is not None
+        held: dict[str, Compressed] = {}
+        results: dict[str, tuple[Weight, LayerRow]] = {}
+        for jobs in self._joint(stats):
+            for job, compressed in zip(jobs, self._jointly(jobs, stats), strict=True):
+                if can_move([job]):
+                    held[job.info.tensor] = compressed
+                else:
+                    results[job.info.tensor] = compression.finished(job, compressed)
+        for name in stats:
+            if name not in held and name not in results and can_move(plan.by_tensor[name]):
                 (job,) = plan.by_tensor[name]
-                ready[name] = compress_alone(plan, job, Known(completed(inputs, [job.info])))
-        return self._written(stats, {**ready, **tuned(plan, stage, ready, self.places)})
+                held[name] = compression.alone(job, self._known(name, stats)[job.info.name])
+        held |= tuned(plan.recipe.tune, plan.recipe.seed, stage, held, self.places)
+        for name, compressed in held.items():
+            results[name] = compression.finished(plan.by_tensor[name][0], compressed)
+        return self._written(stats, results)
 
-    def _written(self, stats: Mapping[str, InputStats], ready: Mapping[str, Ready]) -> dict[str, Tensor]:
+    def _joint(self, stats: Mapping[str, InputStats]) -> list[tuple[LayerPlan, ...]]:
+        return [] if self.work.plan.method.joint is None else sharing_inputs(stats, self.work.plan.by_tensor)
+
+    def _jointly(self, jobs: Sequence[LayerPlan], stats: Mapping[str, InputStats]) -> list[Compressed]:
+        known = [self._known(job.info.tensor, stats)[job.info.name] for job in jobs]
+        return self.work.compression.joint(jobs, known)
+
+    def _known(self, name: str, stats: Mapping[str, InputStats]) -> dict[str, Known]:
+        return knowledge(self.work, name, stats[name], self.read)[0]
+
+    def _written(
+        self, stats: Mapping[str, InputStats], results: Mapping[str, tuple[Weight, LayerRow]]
+    ) -> dict[str, Tensor]:
+        """Write all layers of a block, those that are not compressed yet one by one; dense, as the model runs them."""
         parameters = self.work.plan.output.parameters
-        found: dict[str, Tensor] = {}
+        dense: dict[str, Tensor] = {}
         for name, inputs in stats.items():
-            value = write(self.work, name, inputs, self.read, ready.get(name))
-            found[name] = _dense(value, parameters[name])
-        return {**found, **self.work.rescaling.beside(found)}
+            if name in results:
+                weight, row = results[name]
+                value = self.work.put(name, weight, [row], knowledge(self.work, name, inputs, self.read)[1])
+            else:
+                value = write(self.work, name, inputs, self.read)
+            dense[name] = _dense(value, parameters[name])
+        return {**dense, **self.work.rescaling.beside(dense)}
 
 
 def _dense(value: Weight | Tensor, planned: Planned) -> Tensor:

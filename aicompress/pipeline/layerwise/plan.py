@@ -11,22 +11,19 @@ from aicompress.checkpoint.rewritten import RewrittenCheckpoint
 from aicompress.data import digest
 from aicompress.errors import CompressError
 from aicompress.layer import Kind
-from aicompress.methods.layerwise import LayerMethod
+from aicompress.methods.capabilities import Width, WidthSearch
+from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.methods.method import MethodConfig
-from aicompress.methods.quantize.grid.widths import Width, WidthConfig, with_width
-from aicompress.methods.zeros import outline_of
 from aicompress.model.equivalence.scaling_groups import Place
 from aicompress.pipeline.calibration.requirements import Request
-from aicompress.pipeline.layerwise.report_rows import plan_row
-from aicompress.pipeline.step.checks import (
-    stored_outline,
-)
+from aicompress.pipeline.layerwise.report_rows import open_row, plan_row
+from aicompress.pipeline.step.checks import stored_outline
 from aicompress.pipeline.step.digests import fingerprint
 from aicompress.pipeline.step.dry_run import summarize
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.output import Output, Planned, arrange
 from aicompress.recipe import Recipe
-from aicompress.report.plan import PlanSummary
+from aicompress.report.plan import PlanSummary, Undecided
 from aicompress.weights import Dense, Weight
 
 UNDECIDED = "calibration decides how much stays of each layer: the plan shows the average"
@@ -44,32 +41,34 @@ class Plan:
         output: every file and byte of the output.
         kinds: what the model definition says of the parameters.
         request: how it gets statistics of inputs, where the method reads them.
-        places: inputs that the method rescales before it compresses the layers that read them.
+        places: scaling groups: inputs that the method rescales before it compresses the layers that read them.
         warnings: what the user should know.
-        open: widths to choose among, least bytes first, of layers whose bits are to be searched; `layers` and `output`
+        open: widths to choose among, least bytes first, of layers whose width is to be searched; `layers` and `output`
             have the first.
-        search: what the recipe says of that search; None where nothing is open.
+        search: the target of that search; None where nothing is open.
+        undecided: what is printed of it before it is made.
     """
 
     checkpoint: Checkpoint
     recipe: Recipe
-    method: LayerMethod
+    method: AnyLayerMethod
     layers: tuple[LayerPlan, ...]
     output: Output
     kinds: Mapping[str, Kind | None] | None
     request: Request = field(default_factory=Request)
     warnings: tuple[str, ...] = field(default=())
     open: Mapping[str, tuple[Width, ...]] = field(default_factory=dict)
-    search: WidthConfig | None = None
+    search: WidthSearch | None = None
+    undecided: Undecided | None = None
     places: tuple[Place, ...] = ()
 
     @cached_property
     def by_tensor(self) -> dict[str, list[LayerPlan]]:
         """Plans by parameter: one, or two for the parts of a low-rank layer."""
-        found: dict[str, list[LayerPlan]] = {}
+        by_tensor: dict[str, list[LayerPlan]] = {}
         for layer in self.layers:
-            found.setdefault(layer.info.tensor, []).append(layer)
-        return found
+            by_tensor.setdefault(layer.info.tensor, []).append(layer)
+        return by_tensor
 
     @cached_property
     def needs(self) -> frozenset[str]:
@@ -79,7 +78,7 @@ class Plan:
     @cached_property
     def surveys(self) -> frozenset[str]:
         """Statistics that are read before any layer is compressed."""
-        return frozenset[str]().union(*(self.method.surveys(x.config) for x in self.layers if x.config is not None))
+        return frozenset[str]().union(*(self.method.surveyed(x.config) for x in self.layers if x.config is not None))
 
     def with_configs(self, configs: Mapping[str, MethodConfig]) -> Plan:
         """The plan with other parameters for some layers, by name, laid out anew."""
@@ -96,11 +95,10 @@ class Plan:
         rows = [plan_row(self.method, layer) for layer in changed]
         summary = summarize(self.output, self.checkpoint, rows, len(self.layers) - len(rows), self.warnings)
         summary = replace(summary, survey=tuple(self.request.survey.measured))
-        if self.search is None:
+        if self.undecided is None:
             return summary
-        from aicompress.pipeline.layerwise.allocation.target import undecided
-
-        return undecided(self, summary)
+        shown = (open_row(row, self.open[row.name]) if row.name in self.open else row for row in summary.rows)
+        return replace(summary, rows=tuple(shown), undecided=self.undecided)
 
     def with_widths(self, widths: Mapping[str, Width]) -> Plan:
         """The plan with these widths for some layers, laid out anew."""
@@ -123,17 +121,13 @@ class Plan:
         return _combined(self.checkpoint, tensor, self.at_width(tensor, width))
 
 
-def planned_at(method: LayerMethod, layer: LayerPlan, width: Width | None) -> LayerPlan:
+def planned_at(method: AnyLayerMethod, layer: LayerPlan, width: Width | None) -> LayerPlan:
     """A layer's plan with its outline, and with another width where one is given."""
     if layer.config is None:
         return layer
-    layer = layer if width is None else replace(layer, config=with_width(layer.config, width))
-    return replace(layer, outline=outline_for(method, layer))
-
-
-def outline_for(method: LayerMethod, layer: LayerPlan) -> Weight:
-    outline = method.outline(layer.info, layer.config)
-    return outline_of(layer.info, outline) if method.command == "quantize" else outline
+    if width is not None and method.widths is not None:
+        layer = replace(layer, config=method.widths.at(layer.config, width))
+    return replace(layer, outline=method.planned(layer.info, layer.config))
 
 
 def planned_parameters(checkpoint: Checkpoint, plans: tuple[LayerPlan, ...]) -> dict[str, Planned]:
@@ -141,13 +135,13 @@ def planned_parameters(checkpoint: Checkpoint, plans: tuple[LayerPlan, ...]) -> 
     by_tensor: dict[str, list[LayerPlan]] = {}
     for layer in plans:
         by_tensor.setdefault(layer.info.tensor, []).append(layer)
-    found: dict[str, Planned] = {}
+    planned: dict[str, Planned] = {}
     for name, spec in checkpoint.parameters().items():
         layers = by_tensor.get(name, [])
-        found[name] = Planned(spec, _combined(checkpoint, name, layers), layers[0].info if layers else None)
+        planned[name] = Planned(spec, _combined(checkpoint, name, layers), layers[0].info if layers else None)
         if name in checkpoint.manifest.entries and not layers:
             raise CompressError(f"{name} is compressed but is not seen as a layer", "report this checkpoint")
-    return found
+    return planned
 
 
 def _combined(checkpoint: Checkpoint, name: str, layers: list[LayerPlan]) -> Weight | None:

@@ -9,21 +9,16 @@ from aicompress.checkpoint.place import require_writable
 from aicompress.errors import CompressError, RecipeError, raise_all
 from aicompress.layer import LayerInfo
 from aicompress.methods import get
-from aicompress.methods.layerwise import LayerMethod
-from aicompress.methods.quantize.grid.widths import Width, open_bits, open_widths, with_width
+from aicompress.methods.capabilities import Width
+from aicompress.methods.layerwise import AnyLayerMethod, LayerMethod
 from aicompress.pipeline.calibration import requirements as needs
 from aicompress.pipeline.calibration.requirements import Request
-from aicompress.pipeline.layerwise.plan import UNDECIDED, Plan, outline_for, planned_at, planned_parameters
-from aicompress.pipeline.layerwise.resolve import search_of, settled
+from aicompress.pipeline.layerwise.allocation.target import require_reach, undecided
+from aicompress.pipeline.layerwise.plan import UNDECIDED, Plan, planned_at, planned_parameters
+from aicompress.pipeline.layerwise.resolve import only_search, resolved, searches
 from aicompress.pipeline.layerwise.rotation import rotated
 from aicompress.pipeline.layerwise.scaling import rescalable
-from aicompress.pipeline.step.checks import (
-    confined,
-    known_kinds,
-    left_out,
-    place_problems,
-    require_space,
-)
+from aicompress.pipeline.step.checks import confined, known_kinds, left_out, place_problems, require_space
 from aicompress.pipeline.step.input import open_input
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.output import Destination, arrange, lineage_step
@@ -45,49 +40,59 @@ def make_plan(
         raise TypeError(f"{method.name} is not layer-wise")
     request = request or Request()
     checkpoint, tied = open_input(source)
-    checkpoint, turned = rotated(checkpoint, recipe, method, request.allow_code)
+    checkpoint, untied = rotated(checkpoint, recipe, method, request.allow_code)
     kinds, warnings = known_kinds(checkpoint)
-    warnings = [*tied, *turned, *warnings]
+    warnings = [*tied, *untied, *warnings]
     infos = checkpoint.layers(kinds)
     problems = place_problems([checkpoint], destination, recipe.gates)
-    chosen, found = select(infos, recipe.select.include, recipe.select.exclude, recipe.select.kinds)
-    problems += found + recipe.problems(infos)
-    layers, found = _configure(chosen, recipe, method)
-    raise_all(problems + found + needs.problems(checkpoint, recipe, method, list(layers.values()), request))
+    chosen, unmatched = select(infos, recipe.select.include, recipe.select.exclude, recipe.select.kinds)
+    problems += unmatched + recipe.problems(infos)
+    layers, misfits = _configure(chosen, recipe, method)
+    raise_all(problems + misfits + needs.problems(checkpoint, recipe, method, list(layers.values()), request))
     places, unscaled = rescalable(checkpoint, recipe, method, list(layers.values()), request.allow_code)
     require_writable(destination.path)
-    layers = settled(checkpoint, layers, method, recipe.seed)
-    searched = {name: layer.config for name, layer in layers.items() if open_bits(layer.config) == "auto"}
-    opened = {name: _widths(method, layers[name]) for name in searched}
+    layers = resolved(checkpoint, layers, method, recipe.seed)
+    wanted = searches(method, layers)
+    opened = {name: _widths(method, layers[name]) for name in wanted}
     layers = {name: planned_at(method, layer, opened.get(name, (None,))[0]) for name, layer in layers.items()}
     plans = tuple(layers.get(info.name, LayerPlan(info)) for info in infos)
     parameters = planned_parameters(checkpoint, plans)
     output = arrange(checkpoint, destination, parameters, lineage_step(command, recipe, checkpoint.source))
     require_space(output)
-    if any(method.surveys(layer.config) for layer in layers.values()):
+    if any(method.surveyed(layer.config) for layer in layers.values()):
         warnings.append(UNDECIDED)
     warnings += [*left_out(checkpoint), *unscaled, *confined(output)]
     plan = Plan(
-        checkpoint, recipe, method, plans, output, kinds, request, tuple(warnings), opened, search_of(searched), places
+        checkpoint=checkpoint,
+        recipe=recipe,
+        method=method,
+        layers=plans,
+        output=output,
+        kinds=kinds,
+        request=request,
+        warnings=tuple(warnings),
+        open=opened,
+        search=only_search(wanted.values()),
+        places=places,
     )
-    if plan.search is not None:
-        from aicompress.pipeline.layerwise.allocation.target import require_reach
+    if plan.search is None:
+        return plan
+    require_reach(plan)
+    return replace(plan, undecided=undecided(plan))
 
-        require_reach(plan)
-    return plan
 
-
-def _widths(method: LayerMethod, layer: LayerPlan) -> tuple[Width, ...]:
+def _widths(method: AnyLayerMethod, layer: LayerPlan) -> tuple[Width, ...]:
     """What a search chooses among for a layer, least bytes first."""
+    assert method.widths is not None
     sizes = {
-        w: outline_nbytes(outline_for(method, replace(layer, config=with_width(layer.config, w))))
-        for w in open_widths(layer.config, layer.info.shape[1])
+        width: outline_nbytes(method.planned(layer.info, method.widths.at(layer.config, width)))
+        for width in method.widths.options(layer.config, layer.info.shape[1])
     }
     return tuple(sorted(sizes, key=lambda width: (sizes[width], width.bits)))
 
 
 def _configure(
-    chosen: list[LayerInfo], recipe: Recipe, method: LayerMethod
+    chosen: list[LayerInfo], recipe: Recipe, method: AnyLayerMethod
 ) -> tuple[dict[str, LayerPlan], list[CompressError]]:
     """Each layer's parameters, and every layer for which they are impossible."""
     layers: dict[str, LayerPlan] = {}

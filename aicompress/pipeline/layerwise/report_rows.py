@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 from aicompress.errors import CompressError
-from aicompress.methods.layerwise import LayerMethod
+from aicompress.methods.capabilities import Width
+from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.report.model import LayerRow
 from aicompress.report.plan import PlanRow
 from aicompress.weights import Weight, outline_nbytes
 
 
-def changed_row(method: LayerMethod, job: LayerPlan, weight: Weight, error: float, seconds: float) -> LayerRow:
+def changed_row(method: AnyLayerMethod, job: LayerPlan, weight: Weight, error: float, seconds: float) -> LayerRow:
     """A compressed layer.
 
     Args:
@@ -51,8 +53,22 @@ def noted(row: LayerRow, note: str) -> LayerRow:
     return dataclasses.replace(row, note="; ".join(filter(None, (note, row.note)))) if row.method != "-" else row
 
 
-def plan_row(method: LayerMethod, layer: LayerPlan) -> PlanRow:
+def plan_row(method: AnyLayerMethod, layer: LayerPlan) -> PlanRow:
+    """The row of a layer that a dry run prints."""
     assert layer.outline is not None
     detail = {k: v for k, v in method.describe(layer.config, layer.outline).items() if k != "note"}
     info, size = layer.info, outline_nbytes(layer.outline)
     return PlanRow(info.name, info.kind, layer.rule, info.stored, layer.outline.form, detail, info.nbytes, size)
+
+
+def open_row(row: PlanRow, widths: Sequence[Width]) -> PlanRow:
+    """The row of a layer whose width is to be searched: what it may get instead of what it was planned with."""
+    groups = {width.group for width in widths if width.group is not None}
+    detail = {**row.detail, "bits": _either({width.bits for width in widths})}
+    detail |= {"group": _either(groups)} if groups else {}
+    return dataclasses.replace(row, bytes_after=None, detail=detail)
+
+
+def _either(numbers: set[int]) -> str:
+    *others, last = map(str, sorted(numbers))
+    return f"{', '.join(others)} or {last}" if others else last

@@ -11,7 +11,7 @@ import torch
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.rewritten import RewrittenCheckpoint
 from aicompress.errors import Refused
-from aicompress.methods.layerwise import LayerMethod
+from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.model.equivalence.rotated_parameters import Turnable
 from aicompress.model.equivalence.rotation import find_turnable
 from aicompress.model.loading.definition import skeleton
@@ -22,29 +22,32 @@ HINT = "quantize it as it is: gptq, or awq"
 
 
 def rotated(
-    checkpoint: Checkpoint, recipe: Recipe, method: LayerMethod, allow_code: bool
+    checkpoint: Checkpoint, recipe: Recipe, method: AnyLayerMethod, allow_code: bool
 ) -> tuple[Checkpoint, list[str]]:
-    """The checkpoint that a method compresses, and what the user should know of it.
+    """The checkpoint that a method compresses, rotated where it asks for that, and warnings for the user.
+
+    The structure that the rotation is folded into is searched for on random weights (`on_noise`); the checkpoint's own
+    are rotated as they are read.
 
     Raises:
         Refused: the model cannot be rotated, with the reason.
     """
-    if method.rotation is None:
+    rotates = method.rotates
+    if rotates is None:
         return checkpoint, []
-    rotation = method.rotation
-    view, warnings = _untied(RewrittenCheckpoint.over(checkpoint), bool(getattr(recipe.method, "untie", False)))
+    view, warnings = _untied(RewrittenCheckpoint.over(checkpoint), rotates.unties(recipe.method))
 
-    def turns(width: int, centred: bool) -> Any:
-        return rotation(width, centred, recipe.seed).along
+    def rotating(width: int, centred: bool) -> Any:
+        return rotates.rotation(width, centred, recipe.seed).along
 
     try:
         turnable = on_noise(
-            view, recipe, allow_code, lambda model, loader, batch: find_turnable(model, loader, batch, turns)
+            view, recipe, allow_code, lambda model, loader, batch: find_turnable(model, loader, batch, rotating)
         )
     except Refused as error:
         raise Refused(f"{checkpoint.path} cannot be rotated: {error.message}", error.hint or HINT) from error
     _require_plain(view, turnable)
-    for parameter, change in turnable.changes(view.dense, turns(turnable.width, turnable.centred)):
+    for parameter, change in turnable.changes(view.dense, rotating(turnable.width, turnable.centred)):
         view.change(parameter, change)
     return view, warnings
 
@@ -78,11 +81,11 @@ def _named(view: Checkpoint, name: str) -> str | None:
 
 def _with_ties_off(config: Mapping[str, Any]) -> dict[str, Any]:
     """config.json that ties nothing, in all its sections that say so."""
-    found = copy.deepcopy(dict(config))
-    for section in (found, *(value for value in found.values() if isinstance(value, dict))):
-        if section is found or "tie_word_embeddings" in section:
+    untied = copy.deepcopy(dict(config))
+    for section in (untied, *(value for value in untied.values() if isinstance(value, dict))):
+        if section is untied or "tie_word_embeddings" in section:
             section["tie_word_embeddings"] = False
-    return found
+    return untied
 
 
 def _require_plain(view: RewrittenCheckpoint, turnable: Turnable) -> None:

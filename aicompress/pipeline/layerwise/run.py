@@ -11,7 +11,7 @@ from aicompress.checkpoint.statistics import StatisticsFile
 from aicompress.pipeline.calibration.requirements import foreign
 from aicompress.pipeline.calibration.statistics_file import Wanted, with_statistics
 from aicompress.pipeline.layerwise import calibrated
-from aicompress.pipeline.layerwise.allocation.bits import Found, decided
+from aicompress.pipeline.layerwise.allocation.bits import Decision, decided
 from aicompress.pipeline.layerwise.allocation.sparsity import allocated
 from aicompress.pipeline.layerwise.plan import Plan, fingerprint_of, selected
 from aicompress.pipeline.layerwise.row_blocks import load_compiled
@@ -40,7 +40,7 @@ def run(plan: Plan, options: Options | None = None) -> Report:
     plan = decision.plan
     wanted = Wanted(selected(plan), plan.needs | plan.surveys)
     from_files = with_statistics(plan, lambda: wanted, team, options.progress)
-    load_compiled(plan)  # before the clock starts, as torch was loaded
+    load_compiled(plan.method, plan.layers)  # before the clock starts, as torch was loaded
     step = StepRun(
         checkpoint=plan.checkpoint.original,
         kinds=plan.kinds,
@@ -54,7 +54,7 @@ def run(plan: Plan, options: Options | None = None) -> Report:
     return run_step(step, team, options)
 
 
-def _write(decision: Found, team: Processes, progress: Progress, opened: OpenOutput) -> Results:
+def _write(decision: Decision, team: Processes, progress: Progress, opened: OpenOutput) -> Results:
     """Write every parameter that a stopped run has not written."""
     plan = decision.plan.rewritable()
     decision.keep(opened.writer.work)

@@ -1,10 +1,9 @@
-"""Rescaling a model before it is compressed: where it can be done, and the factors block by block."""
+"""Scaling groups of a model: where its inputs can be rescaled, and the factors block by block."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,30 +13,33 @@ from aicompress.checkpoint.journal import Journal
 from aicompress.checkpoint.rewritten import RewrittenCheckpoint
 from aicompress.errors import Refused
 from aicompress.layer import InputStats, Layer, LayerInfo
-from aicompress.methods.layerwise import Balance, Candidate, LayerMethod
+from aicompress.methods.capabilities import Candidate, ScalingFactors
+from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.model.equivalence.scaling_groups import Axis, Place
 from aicompress.model.equivalence.search import probe
 from aicompress.pipeline.calibration.random_weights import on_noise
 from aicompress.pipeline.calibration.requirements import Chosen
+from aicompress.pipeline.layerwise.compress import Compression
+from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.recipe import Recipe
-
-if TYPE_CHECKING:
-    from aicompress.pipeline.layerwise.plan import Plan
 
 
 def rescalable(
-    checkpoint: Checkpoint, recipe: Recipe, method: LayerMethod, chosen: Sequence[Chosen], allow_code: bool
+    checkpoint: Checkpoint, recipe: Recipe, method: AnyLayerMethod, chosen: Sequence[Chosen], allow_code: bool
 ) -> tuple[tuple[Place, ...], list[str]]:
-    """The inputs of chosen layers that a method can rescale, and a warning that names the others.
+    """The scaling groups of chosen layers, and a warning that names the layers outside of all.
+
+    The model's structure decides, which `on_noise` searches for on random weights; the factors come later, with the
+    statistics of the calibration data, and change no shape.
 
     Raises:
         Refused: there are none, or the model does not run.
     """
-    if method.balance is None:
+    if method.rescales is None:
         return (), []
     names = {layer.info.tensor for layer in chosen}
-    found = on_noise(checkpoint, recipe, allow_code, probe).places
-    places = [place for place in found if names & {axis.parameter for axis in place.consumers}]
+    groups = on_noise(checkpoint, recipe, allow_code, probe).places
+    places = [place for place in groups if names & {axis.parameter for axis in place.consumers}]
     usable = tuple(place for place in places if not _parameters(place) & checkpoint.manifest.entries.keys())
     if not usable:
         why = "they are compressed already" if places else "nothing before them takes the factors"
@@ -63,44 +65,53 @@ class Rescaling:
     """The factors of a step as they are decided, put into the view of its input, and noted in its journal.
 
     Attributes:
-        plan: its checkpoint is rewritten where it has places.
+        compression: the method, and its checkpoint, which is rewritten.
+        places: the scaling groups.
+        layers: by parameter.
         journal: what it has noted of an earlier run is taken up.
         applied: what was chosen, by parameter of the layers that read a rescaled input.
     """
 
-    plan: Plan
+    compression: Compression
+    places: Sequence[Place]
+    layers: Mapping[str, Sequence[LayerPlan]]
     journal: Journal
-    applied: dict[str, Balance] = field(default_factory=dict)
+    applied: dict[str, ScalingFactors] = field(default_factory=dict)
 
     def decide(self, stats: Callable[[str], InputStats | None]) -> None:
-        """Choose the factors of every place whose layers have statistics, and that is not rescaled yet.
+        """Choose the factors of every scaling group whose layers have statistics, and that is not rescaled yet.
 
         Args:
             stats: statistics by parameter, None for layers that are not at hand.
         """
-        for place in self.plan.places:
+        for place in self.places:
             if place.consumers[0].parameter not in self.applied:
-                layers = [layer for axis in place.consumers for layer in self.plan.by_tensor.get(axis.parameter, ())]
+                layers = [layer for axis in place.consumers for layer in self.layers.get(axis.parameter, ())]
                 known = [
-                    (layer, found)
+                    (layer, inputs)
                     for layer in layers
-                    if layer.config is not None and (found := stats(layer.info.tensor)) is not None
+                    if layer.config is not None and (inputs := stats(layer.info.tensor)) is not None
                 ]
                 if known:
                     self._decide(place, known)
 
     def _decide(self, place: Place, layers: Sequence[tuple[Chosen, InputStats]]) -> None:
         def reading(info: LayerInfo, inputs: InputStats) -> Callable[[], Layer]:
-            return lambda: replace(self.plan.checkpoint.layer(info), inputs=inputs)
+            return lambda: replace(self.compression.checkpoint.layer(info), inputs=inputs)
 
-        assert self.plan.method.balance is not None
-        candidates = [Candidate(layer.info, layer.config, reading(layer.info, inputs)) for layer, inputs in layers]
-        found = self.plan.method.balance(candidates, place.pooled)
-        if found is None:
+        rescales = self.compression.method.rescales
+        assert rescales is not None
+        candidates = [
+            Candidate(layer.info, layer.config, reading(layer.info, inputs))
+            for layer, inputs in layers
+            if layer.config is not None
+        ]
+        scaling = rescales.factors(candidates, place.pooled)
+        if scaling is None:
             return
-        found = replace(found, factors=self._storable(place, found.factors))
-        self.journal.record(_key(place), {"factors": found.factors.tolist(), "note": found.note})
-        self._apply(place, found)
+        scaling = replace(scaling, factors=self._storable(place, scaling.factors))
+        self.journal.record(_key(place), {"factors": scaling.factors.tolist(), "note": scaling.note})
+        self._apply(place, scaling)
 
     def _storable(self, place: Place, factors: Tensor) -> Tensor:
         """Factors that a normalization's stored weight has exactly, after rounding to its dtype.
@@ -118,43 +129,43 @@ class Rescaling:
 
     @property
     def _checkpoint(self) -> RewrittenCheckpoint:
-        assert isinstance(self.plan.checkpoint, RewrittenCheckpoint)
-        return self.plan.checkpoint
+        assert isinstance(self.compression.checkpoint, RewrittenCheckpoint)
+        return self.compression.checkpoint
 
-    def _apply(self, place: Place, found: Balance) -> None:
+    def _apply(self, place: Place, scaling: ScalingFactors) -> None:
         """Put the factors into the view of the input."""
         for axis in place.consumers:
-            self._checkpoint.change(axis.parameter, _scaling(axis, found.factors))
-            self.applied[axis.parameter] = found
+            self._checkpoint.change(axis.parameter, _scaling(axis, scaling.factors))
+            self.applied[axis.parameter] = scaling
         for axis in place.producers:
             size = self._checkpoint.specs[axis.parameter].shape[axis.axis]
-            self._checkpoint.change(axis.parameter, _scaling(axis, place.inverse(found.factors, size)))
+            self._checkpoint.change(axis.parameter, _scaling(axis, place.inverse(scaling.factors, size)))
 
     def restore(self, layers: Collection[str] | None = None) -> None:
-        """Take up the factors of an earlier run: of the places of some layers, or of all that are not rescaled yet."""
-        for place in self.plan.places:
+        """Take up the factors of an earlier run: of the groups of some layers, or of all that are not rescaled yet."""
+        for place in self.places:
             plain = self.journal.done.get(_key(place))
             mine = layers is None or any(axis.parameter in layers for axis in place.consumers)
             if plain and mine and place.consumers[0].parameter not in self.applied:
-                self._apply(place, Balance(torch.tensor(plain["factors"]), plain["note"]))
+                self._apply(place, ScalingFactors(torch.tensor(plain["factors"]), plain["note"]))
 
     def rescaled(self, name: str, inputs: InputStats) -> tuple[InputStats, str]:
         """Statistics of a layer's input as it is now, and a note for the layer's row."""
-        found = self.applied.get(name)
-        return (inputs, "") if found is None else (inputs.divided(found.factors), found.note)
+        scaling = self.applied.get(name)
+        return (inputs, "") if scaling is None else (inputs.divided(scaling.factors), scaling.note)
 
     def beside(self, layers: Collection[str]) -> dict[str, Tensor]:
-        """Rewritten parameters that are not compressed, of the places of some layers: norms, biases, routers."""
-        found: dict[str, Tensor] = {}
-        for place in self.plan.places:
+        """Rewritten parameters that are not compressed, of the groups of some layers: norms, biases, routers."""
+        rewritten: dict[str, Tensor] = {}
+        for place in self.places:
             if any(axis.parameter in layers for axis in place.consumers):
                 names = [name for name in sorted(_parameters(place)) if name not in layers]
-                found.update({name: self.plan.checkpoint.read(name) for name in names})
-        return found
+                rewritten.update({name: self.compression.checkpoint.read(name) for name in names})
+        return rewritten
 
 
 def _key(place: Place) -> str:
-    """What the journal calls a place."""
+    """What the journal calls a scaling group."""
     return f"{place.consumers[0].parameter} rescaled"
 
 

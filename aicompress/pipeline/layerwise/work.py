@@ -12,7 +12,7 @@ from aicompress.checkpoint import CheckpointWriter
 from aicompress.checkpoint.journal import Journal
 from aicompress.checkpoint.reader import require_finite
 from aicompress.layer import from_matrix
-from aicompress.pipeline.layerwise.compress import Known, compress_parameter
+from aicompress.pipeline.layerwise.compress import Compression, Known
 from aicompress.pipeline.layerwise.plan import Plan
 from aicompress.pipeline.layerwise.report_rows import idle_row, noted
 from aicompress.pipeline.layerwise.row_blocks import row_blocks
@@ -43,7 +43,9 @@ class Work:
     done: int = 0
 
     def __post_init__(self) -> None:
-        self.rescaling = Rescaling(self.plan, self.journal)
+        plan = self.plan
+        self.compression = Compression(plan.method, plan.checkpoint, plan.recipe.seed)
+        self.rescaling = Rescaling(self.compression, plan.places, plan.by_tensor, self.journal)
 
     def write(self, name: str, known: Mapping[str, Known] | None = None, note: str = "") -> Weight | Tensor:
         """Compress or copy one parameter to the output and note it in the journal.
@@ -56,15 +58,51 @@ class Work:
         Returns:
             What was written.
         """
-        value, rows = _produce(self.plan, name, known or {})
+        jobs = [layer for layer in self.plan.by_tensor.get(name, []) if layer.config is not None]
+        value: Weight | Tensor
+        if jobs:
+            value, rows = self.compression.parameter(name, jobs, known or {})
+        else:
+            value, rows = self._copied(name), []
+        return self.put(name, value, rows, note)
+
+    def put(self, name: str, value: Weight | Tensor, rows: Sequence[LayerRow], note: str = "") -> Weight | Tensor:
+        """Write what a parameter has become, and note it in the journal.
+
+        Args:
+            name: the parameter.
+            value: its new weight, or itself.
+            rows: of its layers that are compressed.
+            note: put first into their notes.
+
+        Returns:
+            What was written.
+        """
+        if isinstance(value, Dense):
+            planned = self.plan.output.parameters[name]
+            assert planned.info is not None
+            value = from_matrix(value.matrix, planned.dense.shape, planned.info.transposed).to(planned.dense.dtype)
         for disk, tensor in self.plan.output.encode(name, value).items():
             self.writer.put(disk, tensor)
-        self.record(name, [noted(row, note) for row in rows])
+        idle = [idle_row(layer) for layer in self.plan.by_tensor.get(name, []) if layer.config is None]
+        self.record(name, [*(noted(row, note) for row in rows), *idle])
+        return value
+
+    def _copied(self, name: str) -> Weight | Tensor:
+        """A parameter as the input has it.
+
+        Raises:
+            CheckpointError: it holds NaN or infinity.
+        """
+        checkpoint = self.plan.checkpoint
+        value = checkpoint.weight(name) if name in checkpoint.manifest.entries else checkpoint.read(name)
+        for tensor in [value] if isinstance(value, Tensor) else value.tensors().values():
+            require_finite(tensor, name, checkpoint.path)
         return value
 
     def write_all(self, names: Sequence[str]) -> None:
         """Compress or copy parameters without statistics, those that can be in blocks of rows."""
-        with row_blocks(self.plan, self.writer) as threads:
+        with row_blocks(self.compression, self.plan.by_tensor, self.plan.output, self.writer) as threads:
             for name, rows in threads.written(names):
                 if rows is None:
                     self.write(name)
@@ -91,22 +129,3 @@ class Work:
     def rows(self) -> tuple[LayerRow, ...]:
         """Rows of all parameters that are done, in the output's order."""
         return tuple(LayerRow(**row) for name in self.plan.output.parameters for row in self.journal.done.get(name, ()))
-
-
-def _produce(plan: Plan, name: str, known: Mapping[str, Known]) -> tuple[Weight | Tensor, list[LayerRow]]:
-    """One parameter of the output, and a row for each of its layers."""
-    checkpoint, planned = plan.checkpoint, plan.output.parameters[name]
-    layers = plan.by_tensor.get(name, [])
-    jobs = [layer for layer in layers if layer.config is not None]
-    value: Weight | Tensor
-    if jobs:
-        value, rows = compress_parameter(plan, name, jobs, known)
-    else:
-        rows = []
-        value = checkpoint.weight(name) if name in checkpoint.manifest.entries else checkpoint.read(name)
-        for tensor in [value] if isinstance(value, Tensor) else value.tensors().values():
-            require_finite(tensor, name, checkpoint.path)
-    if isinstance(value, Dense):
-        assert planned.info is not None
-        value = from_matrix(value.matrix, planned.dense.shape, planned.info.transposed).to(planned.dense.dtype)
-    return value, rows + [idle_row(layer) for layer in layers if layer.config is None]

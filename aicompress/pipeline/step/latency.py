@@ -1,22 +1,27 @@
-"""Forward times of two checkpoints, measured in turn in one process: the whole model, or the sum over its layers."""
+"""Forward times of two checkpoints, measured in turn in one process: the whole model, or the sum over its layers.
+
+What runs a model, or a layer, is imported when one is timed: a step that times nothing does not wait for it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import torch
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CompressError
 from aicompress.measure import Timing, interleaved
-from aicompress.pipeline.step.layer_latency import layers
-from aicompress.pipeline.step.running_model import Running, Setting, example, forward_call
+from aicompress.pipeline.step.options import Mode
 from aicompress.report.model import Latency
 
-Mode = Literal["auto", "layers", "off"]
+if TYPE_CHECKING:
+    from aicompress.pipeline.step.running_model import Running
+
 WHOLE = 1_000_000_000  # bytes of weights up to which a step builds both models to time them
-BUDGET = 1.5  # seconds that a step spends on counted rounds
+BUDGET = 1.5  # seconds that a step spends on counted rounds at most
+PER_BYTE = 15e-9  # seconds for a byte of the input: timing a small model must not take longer than compressing it
 SIZES = {"generates": (1, 128), "encodes": (8, 64)}  # batch, tokens
 
 
@@ -39,21 +44,25 @@ def compare(before: Checkpoint, after: Checkpoint, mode: Mode = "auto") -> tuple
     warnings: list[str] = []
     if mode == "auto" and named and max(sizes) < WHOLE:
         try:
-            latency = _both(before, after)
+            latency = _whole_models(before, after, min(BUDGET, PER_BYTE * sizes[0]))
         except CompressError as error:
             warnings.append(f"the whole model could not be timed, its layers were: {error.message}")
         else:
             if latency is not None:
                 return latency, warnings
             warnings.append("nothing says what the model takes: its layers were timed, not the whole")
+    from aicompress.pipeline.step.layer_latency import layers
+
     latency = layers(before, after)
     if latency is None:
         warnings.append("latency was not measured: there is no matrix layer")
     return latency, warnings
 
 
-def _both(before: Checkpoint, after: Checkpoint) -> Latency | None:
-    """Whole models of two directories; None where nothing says what they take."""
+def _whole_models(before: Checkpoint, after: Checkpoint, seconds: float) -> Latency | None:
+    """Time whole models of two directories; None where nothing says what they take."""
+    from aicompress.pipeline.step.running_model import Setting, example, forward_call
+
     running = [Setting().start(str(side.path)) for side in (before, after)]
     can_generate = getattr(running[0].module, "can_generate", lambda: False)
     batch, length = SIZES["generates" if can_generate() else "encodes"]
@@ -61,7 +70,7 @@ def _both(before: Checkpoint, after: Checkpoint) -> Latency | None:
     if inputs is None:
         return None
     calls = [forward_call(each.module, inputs[0]) for each in running]
-    timings = interleaved(calls, rounds_within(calls, BUDGET))
+    timings = interleaved(calls, rounds_within(calls, seconds))
     return latency_of(f"whole model, {inputs[1]}", timings[0], timings[1])
 
 
@@ -78,6 +87,8 @@ def whole(
     Returns:
         Against the first baseline (or alone), and against each further one.
     """
+    from aicompress.pipeline.step.running_model import forward_call
+
     calls = [forward_call(each.module, inputs[0]) for each in models]  # type: ignore[arg-type]
     tested, *bases = interleaved(calls, rounds, warmup)
     what = f"whole model, {inputs[1]}"

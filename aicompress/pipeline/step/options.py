@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
-from aicompress.pipeline.step.latency import Mode
-
+Mode = Literal["auto", "layers", "off"]  # what is timed when an output is written
 Progress = Callable[[str, int, int], None]  # what is going on, done, total
 
 

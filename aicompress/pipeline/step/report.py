@@ -14,7 +14,6 @@ from aicompress.recipe import Recipe
 from aicompress.recipe.distillation import DistillRecipe
 from aicompress.recipe.evaluation import EvalRecipe
 from aicompress.report import gates
-from aicompress.report.html import to_html
 from aicompress.report.markdown import to_markdown
 from aicompress.report.model import Baseline, Latency, LayerRow, Report, Side
 
@@ -67,9 +66,14 @@ def build_report(
     return replace(report, gates=gates.evaluate(recipe.gates, report))
 
 
-def rendered(report: Report) -> dict[str, str]:
-    """The report's files by name."""
-    return {"report.json": report.to_json(), "report.md": to_markdown(report), "report.html": to_html(report)}
+def rendered(report: Report, html: bool = True) -> dict[str, str]:
+    """The report's files by name; without `html` no page is made."""
+    files = {"report.json": report.to_json(), "report.md": to_markdown(report)}
+    if not html:
+        return files
+    from aicompress.report.html import to_html  # with what draws plots
+
+    return {**files, "report.html": to_html(report)}
 
 
 def written_report(output: Output) -> Report:

@@ -16,8 +16,8 @@ from aicompress.checkpoint.place import working_path
 from aicompress.checkpoint.reader import digests
 from aicompress.layer import Kind
 from aicompress.pipeline.step.digests import hashing
-from aicompress.pipeline.step.latency import Mode, compare
-from aicompress.pipeline.step.options import Options
+from aicompress.pipeline.step.latency import compare
+from aicompress.pipeline.step.options import Mode, Options
 from aicompress.pipeline.step.output import Output, with_digests
 from aicompress.pipeline.step.report import Results, build_report, rendered, written_report
 from aicompress.pipeline.step.sides import side_of
@@ -124,7 +124,7 @@ def _write(step: StepRun, options: Options) -> Report:
         written = Checkpoint.open(writer.work / output.shards[0].name if output.destination.single else writer.work)
         seconds = time.perf_counter() - start  # timing forward passes is not part of the step
         report = _report(replace(step, output=output), written, results, options.latency, seconds)
-        for name, text in rendered(report).items():
+        for name, text in rendered(report, step.recipe.report.html).items():
             writer.add(name, text.encode())
         writer.seal()
     return report

@@ -125,29 +125,29 @@ def example(module: nn.Module, batch: int, length: int, labelled: Data | None = 
     if labelled is not None and labelled.kind == "arrays":
         samples, _, _ = arrays(labelled.model_copy(update={"samples": min(batch, labelled.samples or batch)}))
         return samples, f"{len(samples)} sample{'s' if len(samples) != 1 else ''}"
-    config: Any = getattr(module, "config", None)
+    model_config: Any = getattr(module, "config", None)
     taken = getattr(module, "main_input_name", None)
-    if config is None or taken is None:
+    if model_config is None or taken is None:
         return None
     if taken == "input_ids":
-        tokens = _tokens(config, batch, length)
+        tokens = _tokens(model_config, batch, length)
         return tokens, f"{batch} × {tokens['input_ids'].shape[1]} tokens"
-    config = getattr(config, "vision_config", config)
-    size = getattr(config, "image_size", None)
+    model_config = getattr(model_config, "vision_config", model_config)
+    size = getattr(model_config, "image_size", None)
     if taken == "pixel_values" and size is not None:
         height, width = (size, size) if isinstance(size, int) else size
-        shape = (batch, getattr(config, "num_channels", 3), height, width)
+        shape = (batch, getattr(model_config, "num_channels", 3), height, width)
         return {taken: torch.randn(shape, generator=torch.Generator().manual_seed(0))}, f"{batch} images"
     return None
 
 
-def _tokens(config: Any, batch: int, length: int) -> dict[str, Tensor]:
+def _tokens(model_config: Any, batch: int, length: int) -> dict[str, Tensor]:
     """Random tokens without padding; an encoder-decoder reads as many as it writes."""
-    longest = getattr(config, "max_position_embeddings", None) or length
+    longest = getattr(model_config, "max_position_embeddings", None) or length
     shape = (batch, min(length, longest))
-    ids = torch.randint(0, config.get_text_config().vocab_size, shape, generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(0, model_config.get_text_config().vocab_size, shape, generator=torch.Generator().manual_seed(0))
     tokens = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return {**tokens, "decoder_input_ids": ids} if getattr(config, "is_encoder_decoder", False) else tokens
+    return {**tokens, "decoder_input_ids": ids} if getattr(model_config, "is_encoder_decoder", False) else tokens
 
 
 def forward_call(module: nn.Module, inputs: Inputs) -> Callable[[], object]:

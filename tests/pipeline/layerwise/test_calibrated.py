@@ -14,6 +14,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.data import Data, token_windows
 from aicompress.errors import RecipeError, Refused
 from aicompress.layer import Layer
+from aicompress.methods.capabilities import Joint
 from aicompress.methods.quantize import gptq
 from aicompress.model.kernels.linear import has_fast_bfloat16
 from aicompress.model.loading.load import load
@@ -41,21 +42,21 @@ def stop_at(what: str) -> Any:
     return progress
 
 
-def test_layers_that_share_inputs_are_compressed_together(
+def test_layers_that_share_inputs_are_compressed_jointly(
     tmp_path: Path, tiny_llama: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = write_recipe(tmp_path, text(text_file), rules=[{"match": "*.k_proj", "bits": 8}])
     groups: list[list[str]] = []
     plan = planned(tiny_llama, tmp_path / "out", recipe)
 
-    def together(layers: list[Layer], config: Any) -> Any:
+    def joint(layers: list[Layer], config: Any) -> Any:
         groups.append([layer.info.name.rpartition(".")[2] for layer in layers])
-        return gptq.together(layers, config)
+        return gptq.joint(layers, config)
 
-    layerwise.run(dataclasses.replace(plan, method=dataclasses.replace(plan.method, together=together)), OFF)
+    layerwise.run(dataclasses.replace(plan, method=dataclasses.replace(plan.method, joint=Joint(joint))), OFF)
     assert groups[:2] == [["gate_proj", "up_proj"], ["q_proj", "v_proj"]]  # k_proj has other parameters
     apart = planned(tiny_llama, tmp_path / "apart", recipe)
-    layerwise.run(dataclasses.replace(apart, method=dataclasses.replace(apart.method, together=None)), OFF)
+    layerwise.run(dataclasses.replace(apart, method=dataclasses.replace(apart.method, joint=None)), OFF)
     one, other = Checkpoint.open(tmp_path / "out"), Checkpoint.open(tmp_path / "apart")
     for name in one.parameters():
         torch.testing.assert_close(one.dense(name), other.dense(name))

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from aicompress.errors import CheckpointError
 from aicompress.methods.quantize import rtn
 from aicompress.methods.quantize.grid import compiled
-from aicompress.pipeline.layerwise import plan, row_blocks
+from aicompress.pipeline.layerwise import planner, row_blocks
 from aicompress.pipeline.layerwise import run as layerwise
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
@@ -45,7 +45,7 @@ def two_threads() -> Iterator[None]:
 
 
 def run(source: Path, out: Path, recipe: str, *overrides: str) -> Report:
-    made = plan.make_plan(source, Destination(out), load(recipe, "quantize", overrides), "quantize")
+    made = planner.make_plan(source, Destination(out), load(recipe, "quantize", overrides), "quantize")
     return layerwise.run(made, Options(latency="off"))
 
 
@@ -60,7 +60,7 @@ def test_blocks_give_the_bytes_of_the_whole(
 ) -> None:
     monkeypatch.setattr(row_blocks, "BLOCK", 1)  # blocks of 32 rows
     blocks = run(tiny_llama_bf16, tmp_path / "blocks", *recipe)
-    monkeypatch.setattr(row_blocks, "divisible", lambda plan, name: False)
+    monkeypatch.setattr(row_blocks, "divisible", lambda *_: False)
     whole = run(tiny_llama_bf16, tmp_path / "whole", *recipe)
     assert weights(tmp_path / "blocks") == weights(tmp_path / "whole")
     assert [row.rel_error for row in blocks.layers] == pytest.approx([row.rel_error for row in whole.layers], rel=1e-6)
@@ -106,7 +106,7 @@ def test_odd_rows_convolutions_and_plain_tensors(tmp_path: Path, monkeypatch: py
     for large, divisible in (
         (0, row_blocks.divisible),  # the compiled passes, as Python runs them
         (row_blocks.LARGE, row_blocks.divisible),
-        (row_blocks.LARGE, lambda plan, name: False),
+        (row_blocks.LARGE, lambda *_: False),
     ):
         monkeypatch.setattr(row_blocks, "LARGE", large)
         monkeypatch.setattr(row_blocks, "divisible", divisible)

@@ -4,7 +4,7 @@ owl     more where more of a block's scores are outliers: Yin et al. 2024, arXiv
 auto    least measured loss: every layer is pruned to several sparsities, each error E costs about
         1/2 Σ_i c_i (E H Eᵀ)_ii with H the Gram matrix and c_i the energy of the loss's gradient in output i, and what
         all may keep together is spent where it saves most (the knapsack of `methods.budget`)
-global  one threshold for all scores: `sharing.share_globally`
+global  one threshold for all scores: `global_threshold.share_globally`
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def outliers(layer: Layer, factor: float) -> float:
     return float((scores > factor * scores.mean()).float().mean())
 
 
-def by_outliers(shares: Sequence[Share], found: Sequence[float], kept: int, spread: float) -> list[int]:
+def by_outliers(shares: Sequence[Share], outlying: Sequence[float], kept: int, spread: float) -> list[int]:
     """OWL: densities within ± `spread` of the average, linear in each group's share of outliers.
 
     Args:
         shares: the layers.
-        found: share of outliers by layer.
+        outlying: share of outliers by layer.
         kept: weights that stay of all together.
         spread: λ.
 
@@ -61,7 +61,7 @@ def by_outliers(shares: Sequence[Share], found: Sequence[float], kept: int, spre
     sizes = np.array([share.size for share in shares], dtype=float)
     keys = [share.group if share.group is not None else -1 - n for n, share in enumerate(shares)]
     means = {
-        key: float(np.average([f for f, k in zip(found, keys, strict=True) if k == key],
+        key: float(np.average([f for f, k in zip(outlying, keys, strict=True) if k == key],
                               weights=[s for s, k in zip(sizes, keys, strict=True) if k == key]))
         for key in keys
     }  # fmt: skip
@@ -153,8 +153,8 @@ def _finer(counts: Sequence[int], losses: Sequence[float], unit: int) -> tuple[l
         return [float(counts[0])], [float(losses[0])]
     points = np.unique(np.linspace(counts[0], counts[-1], POINTS) // unit * unit)
     least = max(max(losses), 1e-300) * 1e-9
-    found = np.exp(np.interp(points, counts, np.log(np.maximum(losses, least))))
-    return points.tolist(), found.tolist()
+    interpolated = np.exp(np.interp(points, counts, np.log(np.maximum(losses, least))))
+    return points.tolist(), interpolated.tolist()
 
 
 Measure = Callable[[int], Tensor]  # weights that stay -> the pruned matrix (out, in)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import ByteSize, Field, field_validator, model_validator
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from aicompress.errors import RecipeError
 from aicompress.layer import Layer, LayerInfo
+from aicompress.methods.capabilities import Candidate
 from aicompress.methods.curvature import damped, inverse_factor, moments, over, shifted
-from aicompress.methods.layerwise import Candidate
 from aicompress.methods.prune.masks import sparsity
 from aicompress.methods.prune.masks.candidates import UNSTRUCTURED, explicit, fitting, understood
 from aicompress.methods.prune.masks.refit import refit
@@ -74,12 +74,23 @@ class CalibratedConfig(SparsityConfig):
             raise ValueError(f"allocation: {self.allocation} needs sparsity")
         return self
 
+    @model_validator(mode="after")
+    def _outliers_need_owl(self) -> CalibratedConfig:
+        fields = type(self).model_fields
+        for name, value in (("outlier", self.outlier), ("spread", self.spread)):
+            if value != fields[name].default and self.open != "owl":
+                raise ValueError(f"{name}: {value:g} needs allocation: owl")
+        return self
+
     @property
     def open(self) -> str:
         """What is still to be decided: a search or an allocation; uniform where every layer's survivors are given."""
         if self.pattern == "search":
             return "search"
         return self.allocation if self.sparsity is not None else "uniform"
+
+
+K = TypeVar("K", bound=CalibratedConfig)
 
 
 def check(info: LayerInfo, config: CalibratedConfig) -> tuple[str, str] | None:
@@ -97,17 +108,17 @@ def check(info: LayerInfo, config: CalibratedConfig) -> tuple[str, str] | None:
     return sparsity.check(info, config)
 
 
-def settle(candidates: Sequence[Candidate], other_bytes: int) -> list[Any]:
+def resolve(candidates: Sequence[Candidate[K]], other_bytes: int) -> list[K]:
     """As for every sparsity; a search has to be able to keep to its bytes.
 
     Raises:
         RecipeError: it cannot, or nothing would be left of a layer.
     """
     require_reachable(candidates, other_bytes)
-    return sparsity.settle_stored(candidates, other_bytes)
+    return sparsity.resolve_stored(candidates, other_bytes)
 
 
-def require_reachable(candidates: Sequence[Candidate], other_bytes: int) -> None:
+def require_reachable(candidates: Sequence[Candidate[K]], other_bytes: int) -> None:
     """A search with target_bytes must be able to keep to them.
 
     Raises:
@@ -116,7 +127,7 @@ def require_reachable(candidates: Sequence[Candidate], other_bytes: int) -> None
     open_ones = [each for each in candidates if each.config.open == "search" and each.config.target_bytes is not None]
     if not open_ones:
         return
-    budgets = {each.config.target_bytes for each in open_ones}
+    budgets = {size for each in open_ones if (size := each.config.target_bytes) is not None}
     if len(budgets) > 1 or len(open_ones) < len(candidates):
         raise RecipeError("target_bytes is one number for all layers that are pruned", "leave it out of the rules")
     (budget,) = budgets
@@ -142,17 +153,16 @@ def describe(config: CalibratedConfig, weight: Weight) -> dict[str, Any]:
 
 
 def _first(info: LayerInfo, config: CalibratedConfig) -> CalibratedConfig:
-    found: CalibratedConfig = fitting(info, config, sparsity.check)[0] if config.open == "search" else config
-    return found
+    return fitting(info, config, sparsity.check)[0] if config.open == "search" else config
 
 
-def surveys(config: CalibratedConfig) -> frozenset[str]:
-    """Statistics of the original model that the allocation reads."""
+def statistics(config: CalibratedConfig) -> frozenset[str]:
+    """Statistics of the original model that an allocation or a search reads."""
     wanted = {"auto": {"gram", "gradients"}, "owl": {"gram"}, "global": {"gram"}, "search": {"gram", "gradients"}}
     return frozenset(wanted.get(config.open, ()))
 
 
-def saliency(layer: Layer, config: Any) -> Tensor:
+def saliency(layer: Layer, config: CalibratedConfig) -> Tensor:
     """w² / [H⁻¹]_jj, (out, in): twice what the layer's output loses when the others make up for a weight.
 
     Hassibi and Stork 1992, equation 5.

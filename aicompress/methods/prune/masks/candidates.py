@@ -30,5 +30,5 @@ def explicit(config: Any, candidate: str) -> Any:
 
 def fitting(info: LayerInfo, config: Any, check: Check) -> list[Any]:
     """Configs of the candidates that a layer can have, in their order."""
-    found = [explicit(config, candidate) for candidate in config.candidates]
-    return [each for each in found if check(info, each) is None]
+    configs = [explicit(config, candidate) for candidate in config.candidates]
+    return [each for each in configs if check(info, each) is None]

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeVar
 
 from torch import Tensor
 
 from aicompress.errors import RecipeError
 from aicompress.layer import Layer
-from aicompress.methods.layerwise import Candidate
+from aicompress.methods.capabilities import Candidate
 from aicompress.methods.prune.masks.masks import global_counts, kept_count
-from aicompress.methods.prune.masks.sparsity import present, ranked, tile_sums
+from aicompress.methods.prune.masks.sparsity import SparsityConfig, present, ranked, tile_sums
 from aicompress.methods.zeros import mask_of
+
+S = TypeVar("S", bound=SparsityConfig)
 
 
 def share_globally(
-    candidates: Sequence[Candidate], configs: Sequence[Any], scores: Callable[[Layer, Any], Tensor]
-) -> list[Any]:
+    candidates: Sequence[Candidate[S]], configs: Sequence[S], scores: Callable[[Layer, S], Tensor]
+) -> list[S]:
     """The weights of least score among all layers with `scope: global` go, whatever layer they are in.
 
     Args:
@@ -28,19 +30,20 @@ def share_globally(
     Raises:
         RecipeError: several global sparsities or blocks, or a layer would be pruned away.
     """
-    settled = list(configs)
-    numbers = [n for n, config in enumerate(settled) if config.scope == "global" and config.kept is None]
+    resolved = list(configs)
+    numbers = [n for n, config in enumerate(resolved) if config.scope == "global" and config.kept is None]
     if not numbers:
-        return settled
-    shares = {(settled[n].sparsity, settled[n].block) for n in numbers}
+        return resolved
+    shares = {(resolved[n].sparsity, resolved[n].block) for n in numbers}
     if len(shares) > 1:
         shown = sorted({str(sparsity) for sparsity, _ in shares})
         raise RecipeError(f"scope: global is given with sparsities {shown}", "all layers share one: give one")
     ((sparsity, _),) = shares
-    high, wide = settled[numbers[0]].tile
+    assert sparsity is not None
+    high, wide = resolved[numbers[0]].tile
     total = sum(candidates[n].info.shape[0] * candidates[n].info.shape[1] for n in numbers) // (high * wide)
     kept = kept_count(total, sparsity)
-    read = [_reader(candidates[n], settled[n], scores) for n in numbers]
+    read = [_reader(candidates[n], resolved[n], scores) for n in numbers]
     counts = global_counts(read, kept) if kept else [0] * len(numbers)
     gone = [candidates[n].info.name for n, count in zip(numbers, counts, strict=True) if count == 0]
     if gone:
@@ -50,17 +53,17 @@ def share_globally(
         )
     for number, count in zip(numbers, counts, strict=True):
         update = {"sparsity": None, "kept": count * high * wide, "scope": "layer"}
-        settled[number] = settled[number].model_copy(update=update)
-    return settled
+        resolved[number] = resolved[number].model_copy(update=update)
+    return resolved
 
 
-def _reader(candidate: Candidate, config: Any, scores: Callable[[Layer, Any], Tensor]) -> Callable[[], Tensor]:
+def _reader(candidate: Candidate[S], config: S, scores: Callable[[Layer, S], Tensor]) -> Callable[[], Tensor]:
     def read() -> Tensor:
         layer = candidate.read()
         there = present(layer)
-        found = ranked(scores(layer, config), there)
+        ordered = ranked(scores(layer, config), there)
         if mask_of(layer.stored) is not None and config.block is None:
-            return found[there]  # the others are gone already
-        return tile_sums(found, config.tile)
+            return ordered[there]  # the others are gone already
+        return tile_sums(ordered, config.tile)
 
     return read

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 from torch import Tensor
 
 from aicompress.layer import Layer
+from aicompress.methods.capabilities import Allocates, Reads
 from aicompress.methods.layerwise import LayerMethod
-from aicompress.methods.prune.masks.calibrated import check, describe, finished, outline, settle
-from aicompress.methods.prune.masks.gradient_scores import NEEDS, GradientConfig, spares, surveyed
+from aicompress.methods.prune.masks.calibrated import check, describe, finished, outline, resolve
+from aicompress.methods.prune.masks.gradient_scores import NEEDS, GradientConfig, reads, surveyed
 from aicompress.methods.prune.masks.permutation import permuting
 from aicompress.methods.prune.masks.sparsity import choose
+from aicompress.methods.prune.masks.survey import surveying
 from aicompress.weights import Weight
 
+G = TypeVar("G", bound=GradientConfig)
 
-def differentiated(config: type[GradientConfig], scores: Callable[[Layer, Any], Tensor], summary: str) -> LayerMethod:
+
+def differentiated(config: type[G], scores: Callable[[Layer, G], Tensor], summary: str) -> LayerMethod[G]:
     """A method that keeps the weights of highest score.
 
     Args:
@@ -25,22 +29,21 @@ def differentiated(config: type[GradientConfig], scores: Callable[[Layer, Any], 
         summary: a line for the list of methods.
     """
 
-    def apply(layer: Layer, given: GradientConfig) -> Weight:
+    def apply(layer: Layer, given: G) -> Weight:
         return finished(layer, choose(layer, scores(layer, given), given), given)
 
+    permuted = permuting(apply, scores)
     return LayerMethod(
         name=config.model_fields["name"].default,
         command="prune",
         summary=summary,
         config=config,
         needs=NEEDS,
-        apply=permuting(apply, scores),
+        apply=permuted,
         outline=outline,
         check=check,
-        settle=settle,
+        allocates=Allocates(resolve),
         describe=describe,
-        compares=lambda given: given.shift > 0,
-        spares=spares,
-        surveys=surveyed,
-        scores=scores,
+        reading=Reads(reads, lambda given: given.shift > 0),
+        surveys=surveying(permuted, scores, surveyed),
     )

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from aicompress.errors import CompressError
 from aicompress.layer import GradientStats, Layer
-from aicompress.methods.prune.masks.calibrated import CalibratedConfig, surveys
+from aicompress.methods.method import GradientLoss
+from aicompress.methods.prune.masks.calibrated import CalibratedConfig, statistics
 
 SCALE = 2.0**60
 NEEDS = frozenset({"gradients", "gram"})
@@ -26,15 +27,19 @@ class GradientConfig(CalibratedConfig):
     )
     scope: Literal["layer", "row"] = Field("layer", description="what shares a sparsity: a layer, or each row of it")
 
+    @property
+    def gradient_loss(self) -> GradientLoss:
+        return self.loss
 
-def spares(config: GradientConfig) -> frozenset[str]:
-    """Without a refit nothing is known of the inputs."""
-    return frozenset() if config.refit or config.shift else frozenset({"gram"})
+
+def reads(config: GradientConfig) -> frozenset[str]:
+    """Statistics that a config reads: without a refit none of the inputs."""
+    return NEEDS if config.refit or config.shift else frozenset({"gradients"})
 
 
 def surveyed(config: GradientConfig) -> frozenset[str]:
     """What the allocation reads: one threshold for all scores needs the gradients alone."""
-    return frozenset({"gradients"}) if config.open == "global" else surveys(config)
+    return frozenset({"gradients"}) if config.open == "global" else statistics(config)
 
 
 def gradients(layer: Layer) -> GradientStats:
@@ -43,12 +48,12 @@ def gradients(layer: Layer) -> GradientStats:
     Raises:
         CompressError: there are none, or they hold NaN or infinity.
     """
-    found = layer.gradients
-    if found is None:
+    moments = layer.gradients
+    if moments is None:
         raise CompressError(f"{layer.info.name}: there are no gradients of it", "collect them from this checkpoint")
-    if not (torch.isfinite(found.mean).all() and torch.isfinite(found.square).all()):
+    if not (torch.isfinite(moments.mean).all() and torch.isfinite(moments.square).all()):
         raise CompressError(f"{layer.info.name}: its gradients hold NaN or infinity", "calibrate on other data")
-    return found
+    return moments
 
 
 def comparable(scores: Tensor) -> Tensor:

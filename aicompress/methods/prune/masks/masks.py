@@ -33,8 +33,8 @@ def parse_pattern(pattern: str) -> tuple[int, int]:
     Raises:
         ValueError: not N:M with 1 <= N <= M.
     """
-    found = PATTERN.fullmatch(pattern)
-    kept, group = (int(found[1]), int(found[2])) if found else (0, 0)
+    match = PATTERN.fullmatch(pattern)
+    kept, group = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 1 <= kept <= group:
         raise ValueError(f"pattern {pattern!r} is not N:M, N kept of every M inputs, such as 2:4")
     return kept, group
@@ -46,10 +46,10 @@ def parse_block(block: str) -> tuple[int, int]:
     Raises:
         ValueError: not ROWSxCOLUMNS.
     """
-    found = BLOCK.fullmatch(block)
-    if found is None:
+    match = BLOCK.fullmatch(block)
+    if match is None:
         raise ValueError(f"block {block!r} is not ROWSxCOLUMNS, such as 4x1")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 def _bits(scores: Tensor) -> Tensor:
@@ -88,8 +88,8 @@ def threshold_of(read: Sequence[Callable[[], Tensor]], kept: int) -> tuple[int, 
     bucket, above = _crossing(high, kept)
     low = torch.zeros(LOW, dtype=torch.int64)
     for bits in read:
-        found = bits()
-        low += torch.bincount(found[(found >> 16) == bucket] & 0xFFFF, minlength=LOW).cpu()
+        values = bits()
+        low += torch.bincount(values[(values >> 16) == bucket] & 0xFFFF, minlength=LOW).cpu()
     offset, within = _crossing(low, kept - above)
     return (bucket << 16) | offset, above + within
 
@@ -106,10 +106,10 @@ def global_counts(read: Sequence[Callable[[], Tensor]], kept: int) -> list[int]:
     ties_left = kept - above
     counts = []
     for bits in as_bits:
-        found = bits()
-        ties = min(int((found == threshold).sum()), ties_left)
+        values = bits()
+        ties = min(int((values == threshold).sum()), ties_left)
         ties_left -= ties
-        counts.append(int((found > threshold).sum()) + ties)
+        counts.append(int((values > threshold).sum()) + ties)
     return counts
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -22,8 +22,7 @@ from aicompress.weights import Dense, Sparse, Weight
 
 ROWS = 512  # of a larger matrix every so many-th is looked at
 
-Apply = Callable[[Layer, Any], Weight]
-Scores = Callable[[Layer, Any], Tensor]
+S = TypeVar("S", bound=SparsityConfig)
 
 
 def kept_score(scores: Tensor, kept: int, size: int) -> float:
@@ -79,7 +78,9 @@ def _kept(scores: Tensor, groups: Tensor, kept: int) -> Tensor:
     return scores[:, groups].topk(kept, dim=2, sorted=False).values.sum(dim=(0, 2))
 
 
-def permuting(apply: Apply, scores: Scores) -> Apply:
+def permuting(
+    apply: Callable[[Layer, S], Weight], scores: Callable[[Layer, S], Tensor]
+) -> Callable[[Layer, S], Weight]:
     """A method that prunes in the best order of a layer's inputs where its config asks for one.
 
     Args:
@@ -87,17 +88,17 @@ def permuting(apply: Apply, scores: Scores) -> Apply:
         scores: what the mask goes by.
     """
 
-    def permuted(layer: Layer, config: SparsityConfig) -> Weight:
+    def permuted(layer: Layer, config: S) -> Weight:
         if config.pattern is None or not config.permutation:
             return apply(layer, config)
         kept, size = parse_pattern(config.pattern)
         order = regrouped(scores(layer, config), kept, size, config.permutation, layer.seed)
         plain = config.model_copy(update={"permutation": 0, "store": "sparse"})
-        found = apply(_in_order(layer, order), plain)
-        assert isinstance(found, Sparse)
+        pruned = apply(_in_order(layer, order), plain)
+        assert isinstance(pruned, Sparse)
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order))
-        return store(layer, found.matrix()[:, back], found.mask[:, back], config, order)
+        return store(layer, pruned.matrix()[:, back], pruned.mask[:, back], config, order)
 
     return permuted
 
@@ -117,6 +118,6 @@ def _in_order(layer: Layer, order: Tensor) -> Layer:
 
 
 def _inputs(inputs: InputStats, order: Tensor) -> InputStats:
-    square = [None if found is None else found[order][:, order] for found in (inputs.gram, inputs.cross)]
-    flat = [None if found is None else found[order] for found in (inputs.norms, inputs.mean_abs)]
+    square = [None if matrix is None else matrix[order][:, order] for matrix in (inputs.gram, inputs.cross)]
+    flat = [None if vector is None else vector[order] for vector in (inputs.norms, inputs.mean_abs)]
     return InputStats(inputs.count, square[0], flat[0], flat[1], square[1])

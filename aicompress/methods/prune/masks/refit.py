@@ -24,9 +24,9 @@ def refit(wanted: Tensor, hessian: Tensor, mask: Tensor, start: Tensor, iteratio
         start: where to begin, (out, in).
         iterations: at most; fewer where the residual is small before.
     """
-    found = start * mask
+    fitted = start * mask
     inverse = hessian.diagonal().reciprocal()
-    residual = ((wanted - found) @ hessian).mul_(mask)
+    residual = ((wanted - fitted) @ hessian).mul_(mask)
     direction = residual * inverse
     size = (residual * direction).sum(dim=1)
     enough = TOLERANCE**2 * (((wanted @ hessian).mul_(mask)).square_() * inverse).sum()
@@ -36,10 +36,10 @@ def refit(wanted: Tensor, hessian: Tensor, mask: Tensor, start: Tensor, iteratio
         image = (direction @ hessian).mul_(mask)
         step = size / (direction * image).sum(dim=1)
         step = torch.nan_to_num(step, 0.0, 0.0, 0.0)[:, None]  # a row that is solved has direction 0
-        found.addcmul_(step, direction)
+        fitted.addcmul_(step, direction)
         residual.addcmul_(step, image, value=-1)
         scaled = residual * inverse
         new = (residual * scaled).sum(dim=1)
         direction.mul_(torch.nan_to_num(new / size, 0.0, 0.0, 0.0)[:, None]).add_(scaled)
         size = new
-    return found
+    return fitted

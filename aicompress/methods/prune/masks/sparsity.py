@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from aicompress.errors import RecipeError
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.layerwise import Candidate
+from aicompress.methods.capabilities import Candidate
 from aicompress.methods.method import MethodConfig
 from aicompress.methods.prune.masks.grouped import grouping_of, ordered
 from aicompress.methods.prune.masks.masks import Keep, kept_count, parse_block, parse_pattern, tile_sums
@@ -74,8 +74,11 @@ class SparsityConfig(MethodConfig):
         return (1, 1) if self.block is None else parse_block(self.block)
 
 
+S = TypeVar("S", bound=SparsityConfig)
+
+
 def keep_of(shape: tuple[int, int], config: SparsityConfig) -> Keep:
-    """What stays of a layer. A global sparsity counts per layer until it is settled."""
+    """What stays of a layer. A global sparsity counts per layer until it is resolved."""
     out, columns = shape
     if config.pattern is not None:
         kept, group = parse_pattern(config.pattern)
@@ -222,12 +225,12 @@ def survivors(layer: Layer, config: SparsityConfig) -> int:
     return int(choose(layer, torch.ones(layer.weight.shape), config).sum())
 
 
-def settle_stored(candidates: Sequence[Candidate], other_bytes: int) -> list[Any]:
+def resolve_stored(candidates: Sequence[Candidate[S]], other_bytes: int) -> list[S]:
     """How many weights of already sparse layers stay, which only their masks tell."""
     return counted(candidates, survivors)
 
 
-def counted(candidates: Sequence[Candidate], count: Callable[[Layer, Any], int]) -> list[Any]:
+def counted(candidates: Sequence[Candidate[S]], count: Callable[[Layer, S], int]) -> list[S]:
     """Note in the config of every already sparse layer how many of its weights stay.
 
     Raises:
@@ -236,8 +239,8 @@ def counted(candidates: Sequence[Candidate], count: Callable[[Layer, Any], int])
     return [_counted(candidate, count) for candidate in candidates]
 
 
-def _counted(candidate: Candidate, count: Callable[[Layer, Any], int]) -> Any:
-    config: SparsityConfig = candidate.config
+def _counted(candidate: Candidate[S], count: Callable[[Layer, S], int]) -> S:
+    config = candidate.config
     if mask_of(candidate.info.outline) is None or config.scope == "global" or config.block is not None:
         return config
     kept = count(candidate.read(), config)
@@ -286,7 +289,7 @@ __all__ = [
     "outline",
     "present",
     "ranked",
-    "settle_stored",
+    "resolve_stored",
     "store",
     "store_codes",
     "tile_sums",

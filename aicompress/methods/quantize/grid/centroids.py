@@ -48,8 +48,8 @@ def distinct(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     slot = new.cumsum(1) - 1
     count = int(slot[:, -1].max()) + 1
     mass = torch.zeros(len(points), count, dtype=points.dtype).scatter_add_(1, slot, weights)
-    found = points[:, -1:].repeat(1, count).scatter_(1, slot, points)
-    return found, mass
+    distinct = points[:, -1:].repeat(1, count).scatter_(1, slot, points)
+    return distinct, mass
 
 
 def _cost(prefix: Tensor, begin: Tensor, end: Tensor) -> Tensor:

@@ -93,13 +93,13 @@ def _by_group(group: tuple[int, ...], groups: int) -> tuple[Tensor, Tensor]:
 def _normal_matrices(hessian: Tensor, order: Tensor, steps: Tensor) -> Tensor:
     """S_gᵀ H S_h of every output, (out, groups, groups), from H and steps (groups, columns, out) in the given order."""
     groups, columns, out = steps.shape
-    found = torch.empty(out, groups, groups)
+    normal = torch.empty(out, groups, groups)
     for g in range(groups):
         begin = g * columns
         rows = hessian[order[begin : begin + columns]][:, order[begin:]]  # H is symmetric: what this group pulls at
         pulls = (rows.t() @ steps[g]).view(groups - g, columns, out)
-        found[:, g, g:] = found[:, g:, g] = pulls.mul_(steps[g:]).sum(1).t()
-    return found
+        normal[:, g, g:] = normal[:, g:, g] = pulls.mul_(steps[g:]).sum(1).t()
+    return normal
 
 
 def refine(

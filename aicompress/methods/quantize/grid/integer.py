@@ -11,8 +11,8 @@ from torch import Tensor
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.curvature import importance
 from aicompress.methods.quantize.grid.rounding import encode, grouped, pieces, require_scales, ungrouped
-from aicompress.methods.quantize.grid.scales import least_error, stored_scale_dtype
-from aicompress.methods.quantize.grid.widths import WidthConfig, settle, unfit
+from aicompress.methods.quantize.grid.scales import Sharing, least_error, stored_scale_dtype
+from aicompress.methods.quantize.grid.widths import WidthConfig, resolve, searched, unfit
 from aicompress.weights import IntGrouped, Weight
 from aicompress.weights.int_grouped import groups_of
 
@@ -22,7 +22,8 @@ __all__ = [
     "describe",
     "encoded",
     "outline",
-    "settle",
+    "resolve",
+    "searched",
     "shared_columns",
     "sketched",
     "stored_scale_dtype",
@@ -43,7 +44,7 @@ class IntegerConfig(WidthConfig):
     )
 
 
-def shared_columns(config: Any) -> int:
+def shared_columns(config: Sharing) -> int:
     """IntGrouped's group_size: 0 where a whole row or the tensor shares a scale."""
     return config.group_size if config.granularity == "group" else 0
 
@@ -85,15 +86,15 @@ def encoded(info: LayerInfo, weight: Tensor, config: IntegerConfig, scale: Tenso
     return IntGrouped(codes, scale, zero, config.bits, size)
 
 
-def sketched(layer: Layer, config: Any) -> Weight:
+def sketched(layer: Layer, config: IntegerConfig) -> Weight:
     """What a calibrated method would give, about, at a fraction of its time: scales of least error, codes by rounding.
 
     Errors are weighted by the inputs' mean squares where they are known.
     """
     known = layer.inputs is not None and layer.inputs.count > 0
     dtype = stored_scale_dtype(config, layer.info.dtype)
-    found = least_error(layer.weight, importance(layer) if known else None, config, dtype)
-    return encoded(layer.info, layer.weight, config, *found)
+    grid = least_error(layer.weight, importance(layer) if known else None, config, dtype)
+    return encoded(layer.info, layer.weight, config, *grid)
 
 
 def describe(config: IntegerConfig, weight: Weight) -> dict[str, Any]:

@@ -35,13 +35,13 @@ class Rotation:
     def right(self, rows: Tensor) -> Tensor:
         """x R for every row x of (..., n): some rows at a time, so that a large table needs no room for more of it."""
         flat = rows.reshape(-1, rows.shape[-1])
-        found = torch.empty_like(flat, memory_format=torch.contiguous_format)
+        rotated = torch.empty_like(flat, memory_format=torch.contiguous_format)
         step = max(1, PIECE // flat.shape[1])
         for start in range(0, len(flat), step):
-            found[start : start + step] = self._turned(flat[start : start + step])
-        return found.reshape(rows.shape)
+            rotated[start : start + step] = self._rotated(flat[start : start + step])
+        return rotated.reshape(rows.shape)
 
-    def _turned(self, rows: Tensor) -> Tensor:
+    def _rotated(self, rows: Tensor) -> Tensor:
         if not self.centred:
             return self._product(rows * self.signs, transposed=False)
         return self._product(self._product(rows, transposed=False) * self.signs, transposed=True)
@@ -53,11 +53,11 @@ class Rotation:
     def _product(self, rows: Tensor, transposed: bool) -> Tensor:
         """x Q, or x Qᵀ: factor by factor along axes of their orders."""
         shape = rows.shape
-        found = rows.reshape(-1, *(len(factor) for factor in self.factors))
+        product = rows.reshape(-1, *(len(factor) for factor in self.factors))
         for number, factor in enumerate(self.factors):
-            matrix = (factor.t() if transposed else factor).to(found.dtype)
-            found = (found.movedim(number + 1, -1) @ matrix).movedim(-1, number + 1)
-        return found.reshape(shape)
+            matrix = (factor.t() if transposed else factor).to(product.dtype)
+            product = (product.movedim(number + 1, -1) @ matrix).movedim(-1, number + 1)
+        return product.reshape(shape)
 
 
 def rotation(width: int, centred: bool, generator: torch.Generator) -> Rotation:
@@ -82,13 +82,13 @@ def factors_of(width: int, generator: torch.Generator) -> tuple[Tensor, ...]:
     order = next((m for m in _multiples(odd, width) if paley(m) is not None), None) if odd > 1 else 1
     if order is None:
         return (_dense(width, generator),)
-    found = [] if order == 1 else [normalized(paley(order))]  # type: ignore[arg-type]
+    factors = [] if order == 1 else [normalized(paley(order))]  # type: ignore[arg-type]
     rest = width // order
     while rest > 1:
         part = min(rest, PART)
-        found.append(normalized(_sylvester(part)))
+        factors.append(normalized(_sylvester(part)))
         rest //= part
-    return tuple(found) or (torch.ones(1, 1),)
+    return tuple(factors) or (torch.ones(1, 1),)
 
 
 def _multiples(odd: int, width: int) -> list[int]:
@@ -97,10 +97,10 @@ def _multiples(odd: int, width: int) -> list[int]:
 
 
 def _sylvester(order: int) -> Tensor:
-    found = torch.ones(1, 1)
-    while len(found) < order:
-        found = torch.cat([torch.cat([found, found], 1), torch.cat([found, -found], 1)])
-    return found
+    hadamard = torch.ones(1, 1)
+    while len(hadamard) < order:
+        hadamard = torch.cat([torch.cat([hadamard, hadamard], 1), torch.cat([hadamard, -hadamard], 1)])
+    return hadamard
 
 
 def paley(order: int) -> Tensor | None:
@@ -143,6 +143,6 @@ def _dense(width: int, generator: torch.Generator) -> Tensor:
     """A random orthogonal matrix whose first column is constant."""
     start = torch.randn(width, width, generator=generator, dtype=torch.float64)
     start[:, 0] = 1
-    found, upper = torch.linalg.qr(start)
-    turned: Tensor = found * upper.diagonal().sign()
-    return turned.float()
+    basis, upper = torch.linalg.qr(start)
+    signed: Tensor = basis * upper.diagonal().sign()
+    return signed.float()

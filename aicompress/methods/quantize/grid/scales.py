@@ -7,7 +7,7 @@ the sign decides which end of the range gets that step. Readers multiply by the 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -31,7 +31,34 @@ BLOCK = 1 << 17  # weights that are searched at once: four times as many float32
 FITS = 3  # rounds of fitting scales and codes in turn
 
 
-def full_range(weight: Tensor, config: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+class Sharing(Protocol):
+    """Parameters that say what shares a scale: the tensor, a channel, or a group of input columns."""
+
+    @property
+    def granularity(self) -> str: ...
+
+    @property
+    def group_size(self) -> int: ...
+
+
+class Grid(Sharing, Protocol):
+    """Parameters of integer codes on a grid of equal steps."""
+
+    @property
+    def bits(self) -> int: ...
+
+    @property
+    def symmetric(self) -> bool: ...
+
+
+class StoredScales(Protocol):
+    """Parameters that say in which dtype scales are stored."""
+
+    @property
+    def scale_dtype(self) -> str: ...
+
+
+def full_range(weight: Tensor, config: Grid, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """Scales and zero points of the full range of every group.
 
     Args:
@@ -44,7 +71,7 @@ def full_range(weight: Tensor, config: Any, dtype: torch.dtype) -> tuple[Tensor,
 
 
 def least_error(
-    weight: Tensor, importance: Tensor | None, config: Any, dtype: torch.dtype
+    weight: Tensor, importance: Tensor | None, config: Grid, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
     """Scales and zero points of least Σ h (w − ŵ)².
 
@@ -61,20 +88,20 @@ def least_error(
     h = h.clamp_min(1e-3)  # inputs that were never seen still count a little
     if config.granularity == "tensor":
         return _search(_groups(weight.contiguous(), config), h.expand_as(weight).reshape(1, 1, -1), config, dtype)
-    found = []
+    grids = []
     for rows in pieces((weight.shape[0], weight.shape[1])):
         groups = _groups(weight[rows].contiguous(), config)
-        found.append(_search(groups, _groups(h[None], config)[0], config, dtype))
-    zeros = [zero for _, zero in found if zero is not None]
-    return torch.cat([scale for scale, _ in found]), torch.cat(zeros) if zeros else None
+        grids.append(_search(groups, _groups(h[None], config)[0], config, dtype))
+    zeros = [zero for _, zero in grids if zero is not None]
+    return torch.cat([scale for scale, _ in grids]), torch.cat(zeros) if zeros else None
 
 
-def _groups(weight: Tensor, config: Any) -> Tensor:
+def _groups(weight: Tensor, config: Sharing) -> Tensor:
     size = config.group_size if config.granularity == "group" else 0
     return grouped(weight, size, config.granularity == "tensor")
 
 
-def _search(groups: Tensor, weights: Tensor, config: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+def _search(groups: Tensor, weights: Tensor, config: Grid, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     if config.symmetric:
         rows = max(1, BLOCK // max(1, groups[0].numel()))
         return torch.cat([_symmetric(part, weights, config.bits, dtype) for part in torch.split(groups, rows)]), None
@@ -120,11 +147,11 @@ def _symmetric(groups: Tensor, weights: Tensor, bits: int, dtype: torch.dtype) -
         torch.clamp(near, least, most, out=codes)
         a = torch.mul(codes, pulls).sum(-1)
         b = codes.square_().mul_(weights).sum(-1)
-        found = (sign * a / b.clamp_min(EPSILON)).to(dtype)
-        s = sign * found.float()
+        fitted = (sign * a / b.clamp_min(EPSILON)).to(dtype)
+        s = sign * fitted.float()
         falls = s * (2 * a - s * b)
         better = falls > gain
-        scale, gain = torch.where(better, found, scale), torch.where(better, falls, gain)
+        scale, gain = torch.where(better, fitted, scale), torch.where(better, falls, gain)
 
     step = widest
     for _ in range(STEPS):
@@ -149,7 +176,7 @@ def _error(groups: Tensor, weights: Tensor, scale: Tensor, zero: Tensor | None, 
     return (decode(encode(groups, scale, zero, bits), scale, zero).sub_(groups).square_().mul_(weights)).sum(-1)
 
 
-def stored_scale_dtype(config: Any, dtype: torch.dtype) -> torch.dtype:
+def stored_scale_dtype(config: StoredScales, dtype: torch.dtype) -> torch.dtype:
     """Dtype of the scales on disk."""
     if config.scale_dtype != "auto":
         return getattr(torch, config.scale_dtype)  # type: ignore[no-any-return]

@@ -9,19 +9,20 @@ more than 2 bits is not given 3, and what a robust layer spends on scales goes w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import torch
 from pydantic import ByteSize, Field, field_validator, model_validator
 from torch import Tensor
 
 from aicompress.errors import CompressError, RecipeError, raise_all
-from aicompress.methods.layerwise import Candidate
+from aicompress.layer import Layer
+from aicompress.methods.capabilities import Candidate, Width, Widths, WidthSearch
 from aicompress.methods.method import MethodConfig
 from aicompress.methods.quantize.grid.rounding import decode, encode, grouped, pieces
-from aicompress.methods.quantize.grid.scales import full_range
+from aicompress.methods.quantize.grid.scales import Grid, full_range
+from aicompress.weights import Weight
 
 WIDTHS = (2, 3, 4, 8)
 GROUPS = (32, 64, 128)  # of `bits: auto` where none are given: sizes that fast kernels know, vLLM's Marlin among them
@@ -31,25 +32,9 @@ NARROWED = ("choices", "group_sizes")  # what layers may differ in under one sea
 OPEN = (*TARGETS, *NARROWED, "max_error", "sensitivity", "samples", "evaluations")  # mean nothing for explicit bits
 
 if TYPE_CHECKING:
-    Bits = int  # what a method is given; `auto` and `range` are settled before
+    Bits = int  # what a method is given; `auto` and `range` are resolved before
 else:
     Bits = Literal[2, 3, 4, 8, "auto", "range"]
-
-
-@dataclass(frozen=True)
-class Width:
-    """What a search chooses for a layer.
-
-    Attributes:
-        bits: of a code.
-        group: columns that share a scale; None: as the method's granularity says.
-    """
-
-    bits: int
-    group: int | None = None
-
-    def __str__(self) -> str:
-        return f"{self.bits}" if self.group is None else f"{self.bits}/{self.group}"
 
 
 class WidthConfig(MethodConfig):
@@ -134,6 +119,9 @@ class WidthConfig(MethodConfig):
         return {name: value for name, value in kept.items() if name not in OPEN}
 
 
+W = TypeVar("W", bound=WidthConfig)
+
+
 def group_sizes(config: Any, columns: int) -> tuple[int | None, ...]:
     """Numbers of columns that may share a scale in a layer under `bits: auto`; None: as the granularity says.
 
@@ -166,24 +154,42 @@ def unfit(config: Any, columns: int) -> str | None:
     return None if divides else f"group_size {config.group_size} does not divide"
 
 
-def open_bits(config: Any) -> str | None:
+def open_bits(config: MethodConfig) -> str | None:
     """`auto` or `range` where a config's width is still to be found."""
-    bits = getattr(config, "bits", None)
+    bits: object = config.bits if isinstance(config, WidthConfig) else None
     return bits if isinstance(bits, str) else None
 
 
-def with_bits(config: Any, bits: int) -> Any:
+def with_bits(config: W, bits: int) -> W:
     """The config with a width, as if it had been given."""
     return config.model_copy(update={"bits": bits, **dict.fromkeys(OPEN)})
 
 
-def with_width(config: Any, width: Width) -> Any:
+def with_width(config: W, width: Width) -> W:
     """The config with what a search has chosen, as if it had been given."""
-    found = with_bits(config, width.bits)
-    return found if width.group is None else found.model_copy(update={"group_size": width.group})
+    explicit = with_bits(config, width.bits)
+    return explicit if width.group is None else explicit.model_copy(update={"group_size": width.group})
 
 
-def rounding_error(weight: Tensor, config: Any) -> float:
+def search_of(config: WidthConfig) -> WidthSearch | None:
+    """What `bits: auto` searches for; None where the width is explicit, or found from the weights."""
+    if open_bits(config) != "auto":
+        return None
+    targets = (config.target_bytes, config.target_bpw, config.max_kl)
+    return WidthSearch(*targets, config.sensitivity, config.samples, config.evaluations)
+
+
+def searched(config: type[W], sketch: Callable[[Layer, Any], Weight]) -> Widths[W]:
+    """The capability of a method whose parameters hold a width.
+
+    Args:
+        config: the class of its parameters.
+        sketch: about what the method gives, at a fraction of its time.
+    """
+    return Widths[W](search_of, open_widths, with_width, sketch)
+
+
+def rounding_error(weight: Tensor, config: Grid) -> float:
     """‖W − Ŵ‖ / ‖W‖ of rounding to nearest with the full range of every group; 0 for a weight of zeros.
 
     Args:
@@ -197,7 +203,7 @@ def rounding_error(weight: Tensor, config: Any) -> float:
     return (error / norm) ** 0.5 if norm else 0.0
 
 
-def effective_levels(weight: Tensor, config: Any) -> float:
+def effective_levels(weight: Tensor, config: Grid) -> float:
     """2 to the power of the codes' entropy: of the 2^bits codes, how many are in use; 1 for a weight of zeros."""
     counts = torch.zeros(1 << config.bits, dtype=torch.float64)
     for _, codes, _, _ in _rounded(weight, config):
@@ -206,7 +212,7 @@ def effective_levels(weight: Tensor, config: Any) -> float:
     return float(2 ** -(shares * shares.log2()).sum())
 
 
-def _rounded(weight: Tensor, config: Any) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+def _rounded(weight: Tensor, config: Grid) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
     """Groups of a few rows at a time, with their codes, scales and zero points."""
     scale, zero = full_range(weight, config, torch.float32)
     size = config.group_size if config.granularity == "group" else 0
@@ -226,7 +232,7 @@ def proposed(errors: dict[int, float], max_error: float) -> int | None:
     return next((bits for bits in sorted(errors) if errors[bits] <= max_error), None)
 
 
-def settle(candidates: Sequence[Candidate], other_bytes: int) -> list[Any]:
+def resolve(candidates: Sequence[Candidate[W]], other_bytes: int) -> list[W]:
     """Give every layer with `bits: range` a width; layers that share their input get the widest of theirs.
 
     Each layer is read once. Layers with `bits: auto` stay as they are.
@@ -234,28 +240,28 @@ def settle(candidates: Sequence[Candidate], other_bytes: int) -> list[Any]:
     Raises:
         RecipeError: a layer whose error is too large at every width; or Problems, several.
     """
-    found: dict[int, int] = {}
+    widths: dict[int, int] = {}
     problems: list[CompressError] = []
     for number, candidate in enumerate(candidates):
         config = candidate.config
         if open_bits(config) == "range":
             errors = rounding_errors(candidate.read().weight, config, config.widths)
             bound = config.max_error or MAX_ERROR
-            found[number] = proposed(errors, bound) or max(errors)
+            widths[number] = proposed(errors, bound) or max(errors)
             if min(errors.values()) > bound:
                 message = f"{candidate.info.name}: its error at {max(errors)} bits is {errors[max(errors)]:.3g}"
                 hint = "raise max_error, or give the layer bits of its own in rules"
                 problems.append(RecipeError(f"{message}, above max_error {bound:g}", hint))
     raise_all(problems)
     widest: dict[str, int] = {}
-    for number, bits in found.items():
-        unit = _unit(candidates[number])
-        widest[unit] = max(bits, widest.get(unit, bits))
+    for number, bits in widths.items():
+        name = _input_name(candidates[number])
+        widest[name] = max(bits, widest.get(name, bits))
     return [
-        with_bits(candidate.config, widest[_unit(candidate)]) if number in found else candidate.config
+        with_bits(candidate.config, widest[_input_name(candidate)]) if number in widths else candidate.config
         for number, candidate in enumerate(candidates)
     ]
 
 
-def _unit(candidate: Candidate) -> str:
-    return candidate.info.name if candidate.unit is None else candidate.unit()
+def _input_name(candidate: Candidate[W]) -> str:
+    return candidate.info.name if candidate.input_name is None else candidate.input_name()

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from pydantic import Field, field_validator
 
 from aicompress.errors import RecipeError
-from aicompress.methods.layerwise import LayerMethod
+from aicompress.methods.layerwise import AnyLayerMethod, LayerMethod
 from aicompress.methods.method import MethodConfig
 from aicompress.methods.quantize.grid.widths import open_bits
 from aicompress.methods.registry import get
@@ -47,7 +47,7 @@ class BasedConfig(MethodConfig):
         return config.model_dump()
 
 
-def base_of(config: BasedConfig) -> tuple[LayerMethod, MethodConfig]:
+def base_of(config: BasedConfig) -> tuple[AnyLayerMethod, MethodConfig]:
     """The method that quantizes, and its parameters."""
     method = get("quantize", config.base["name"])
     assert isinstance(method, LayerMethod)

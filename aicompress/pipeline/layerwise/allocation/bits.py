@@ -21,7 +21,7 @@ NAME = "bits.jsonl"
 
 
 @dataclass(frozen=True)
-class Found:
+class Decision:
     """A plan with explicit widths, and why it has them.
 
     Attributes:
@@ -50,21 +50,21 @@ class Found:
         (work / NAME).unlink(missing_ok=True)
 
 
-def decided(plan: Plan, resume: bool, team: Processes, progress: Progress) -> Found:
+def decided(plan: Plan, resume: bool, team: Processes, progress: Progress) -> Decision:
     """Search for the widths that are open; the first process keeps notes beside the output.
 
     Raises:
         Refused: to go on with what another run left; the target cannot be met.
     """
     if plan.search is None:
-        return Found(plan)
+        return Decision(plan)
     start = time.perf_counter()
     if team.rank != 0:
-        return Found(search(plan, None, team, progress)[0])
+        return Decision(search(plan, None, team, progress)[0])
     mark = fingerprint_of(plan)
     with _notes(plan, mark, resume) as journal:
         final, record = search(plan, journal, team, progress)
-        return Found(final, record, time.perf_counter() - start, mark, dict(journal.done))
+        return Decision(final, record, time.perf_counter() - start, mark, dict(journal.done))
 
 
 @contextmanager

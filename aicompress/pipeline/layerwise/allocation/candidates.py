@@ -15,8 +15,7 @@ from torch import Tensor
 from aicompress.data import Data
 from aicompress.layer import InputStats, from_matrix
 from aicompress.measure import nbytes
-from aicompress.methods.quantize.grid.integer import sketched
-from aicompress.methods.quantize.grid.widths import Width
+from aicompress.methods.capabilities import Width
 from aicompress.model.blocks.walk import Walk, walk
 from aicompress.model.loading.merged_experts import Slot
 from aicompress.model.loading.partial_model import PartialModel
@@ -24,7 +23,7 @@ from aicompress.model.sensitivity.output_divergence import Probe
 from aicompress.pipeline.calibration.data import Inputs, calibration_inputs
 from aicompress.pipeline.calibration.requirements import module_of
 from aicompress.pipeline.layerwise.allocation.units import Unit, group
-from aicompress.pipeline.layerwise.compress import Known, compress_parameter
+from aicompress.pipeline.layerwise.compress import Compression, Known
 from aicompress.pipeline.layerwise.plan import Plan
 from aicompress.pipeline.step.workers import Alone
 from aicompress.weights import Weight
@@ -40,7 +39,8 @@ class Trial(AbstractContextManager["Trial"]):
     """The model of a plan, its open layers in units, and weights at their widths.
 
     Attributes:
-        plan: with open layers; compresses with a stand-in where the method reads more than norms of its inputs.
+        plan: with open layers.
+        compression: the method's sketch, which reads no more than norms of its inputs.
         probe: the running model.
         inputs: what it runs on.
         stats: norms of the inputs of the open layers' parameters.
@@ -48,6 +48,7 @@ class Trial(AbstractContextManager["Trial"]):
     """
 
     plan: Plan
+    compression: Compression
     probe: Probe
     inputs: Inputs
     stats: Mapping[str, InputStats]
@@ -71,9 +72,11 @@ class Trial(AbstractContextManager["Trial"]):
         loader = PartialModel(plan.checkpoint, fresh)
         weights = (plan.checkpoint.dense, lambda name: _path(loader.place_of(name)))
         resident = sum(spec.nbytes for spec in plan.checkpoint.parameters().values()) <= RESIDENT
-        method = replace(plan.method, apply=sketched) if plan.needs else plan.method
+        assert plan.method.widths is not None
+        method = replace(plan.method, apply=plan.method.widths.sketch)
         probe = Probe(fresh, loader, weights, inputs.batches, resident)
-        return cls(replace(plan, method=method), probe, inputs, stats, group(plan, stats))
+        compression = Compression(method, plan.checkpoint, plan.recipe.seed)
+        return cls(plan, compression, probe, inputs, stats, group(plan, stats))
 
     def __enter__(self) -> Self:
         self.probe.__enter__()
@@ -90,10 +93,10 @@ class Trial(AbstractContextManager["Trial"]):
 
     def loss(self, picks: Sequence[int]) -> float:
         """What the outputs lose with a width for every unit."""
-        found: dict[str, Tensor] = {}
+        changed: dict[str, Tensor] = {}
         for unit, pick in zip(self.units, picks, strict=True):
-            found |= self.changes(unit, pick)
-        return self.probe.loss(found)
+            changed |= self.changes(unit, pick)
+        return self.probe.loss(changed)
 
     def _weight(self, tensor: str, width: Width) -> Tensor:
         """A parameter at a width; those used last are kept."""
@@ -108,7 +111,7 @@ class Trial(AbstractContextManager["Trial"]):
     def _compressed(self, tensor: str, width: Width) -> Tensor:
         jobs = [layer for layer in self.plan.at_width(tensor, width) if layer.config is not None]
         given = self.stats.get(tensor, InputStats(0))
-        weight, _ = compress_parameter(self.plan, tensor, jobs, {layer.info.name: Known(given) for layer in jobs})
+        weight, _ = self.compression.parameter(tensor, jobs, {layer.info.name: Known(given) for layer in jobs})
         return dense(self.plan, tensor, weight)
 
 

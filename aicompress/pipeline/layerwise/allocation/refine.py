@@ -81,12 +81,12 @@ def refined(
         seen.update(children)
         mine = [measure(child) for child in children[team.rank :: team.size]]
         gathered = team.gather(mine)
-        found = [gathered[at % team.size][at // team.size] for at in range(len(children))]
+        losses = [gathered[at % team.size][at // team.size] for at in range(len(children))]
         spent += len(children)
-        at = min(range(len(found)), key=found.__getitem__)
+        at = min(range(len(losses)), key=losses.__getitem__)
         idle += 1
-        if found[at] < (1 - MARGIN) * least:
-            best, least, idle = children[at], found[at], 0
+        if losses[at] < (1 - MARGIN) * least:
+            best, least, idle = children[at], losses[at], 0
     return Refined(best, first, least, spent)
 
 

@@ -12,7 +12,7 @@ from aicompress.methods.budget import Choice, least_cost
 from aicompress.pipeline.layerwise.allocation.candidates import Trial
 from aicompress.pipeline.layerwise.allocation.refine import Picks, Refined, Tables, refined
 from aicompress.pipeline.layerwise.allocation.sensitivity import by_block, measured
-from aicompress.pipeline.layerwise.allocation.target import meets, target, within
+from aicompress.pipeline.layerwise.allocation.target import meets, within
 from aicompress.pipeline.layerwise.allocation.units import costs, widths_of
 from aicompress.pipeline.layerwise.plan import Plan
 from aicompress.pipeline.step.checks import require_space
@@ -74,11 +74,11 @@ def _filled(trial: Trial, losses: Sequence[Sequence[float]], team: Processes, pr
     tables = Tables(paid, losses, budget)
     limit = EVALUATIONS if plan.search.evaluations is None else plan.search.evaluations
     progress("refinement", 0, limit)
-    found = refined(tables, choice.picks, trial.loss, limit, team, plan.recipe.seed)
-    widths = widths_of(trial.units, found.picks)
+    refinement = refined(tables, choice.picks, trial.loss, limit, team, plan.recipe.seed)
+    widths = widths_of(trial.units, refinement.picks)
     if not meets(plan.with_widths(widths)):  # by its headers or its layout
-        return replace(found, picks=choice.picks, after=found.before)
-    return found
+        return replace(refinement, picks=choice.picks, after=refinement.before)
+    return refinement
 
 
 def _bounded(trial: Trial, losses: Sequence[Sequence[float]], progress: Progress) -> Refined:
@@ -104,10 +104,10 @@ def _bounded(trial: Trial, losses: Sequence[Sequence[float]], progress: Progress
         if choice.picks in tried:
             break
         tried.add(choice.picks)
-        found, spent = trial.loss(choice.picks), spent + 1
-        if found <= limit and choice.cost <= _cost(paid, best):
-            best, least = choice.picks, found
-        bound = choice.loss * limit / found * (1 if found <= limit else 0.99) if found else bound * 2
+        loss, spent = trial.loss(choice.picks), spent + 1
+        if loss <= limit and choice.cost <= _cost(paid, best):
+            best, least = choice.picks, loss
+        bound = choice.loss * limit / loss * (1 if loss <= limit else 0.99) if loss else bound * 2
     return Refined(best, first, least, spent)
 
 
@@ -122,7 +122,8 @@ def _cost(paid: Sequence[Sequence[float]], picks: Sequence[int]) -> float:
 
 def _record(trial: Trial, losses: Sequence[Sequence[float]], outcome: Refined) -> dict[str, Any]:
     """For the report: what every unit got, and what each of its widths would have cost."""
-    name, value = target(trial.plan)
+    assert trial.plan.search is not None
+    name, value = trial.plan.search.target
     paid = costs(trial.plan, trial.units)
     units = []
     for unit, row, spent, pick in zip(trial.units, losses, paid, outcome.picks, strict=True):

@@ -13,7 +13,7 @@ from statistics import median
 from torch import Tensor
 
 from aicompress.checkpoint.journal import Journal
-from aicompress.methods.quantize.grid.widths import Width
+from aicompress.methods.capabilities import Width
 from aicompress.pipeline.calibration.requirements import MIN_ROWS
 from aicompress.pipeline.layerwise.allocation.candidates import Trial
 from aicompress.pipeline.layerwise.allocation.units import Unit
@@ -59,8 +59,8 @@ def measured(trial: Trial, journal: Journal | None, team: Processes, progress: P
     for start in range(0, len(left), team.size):
         progress("sensitivities", start + len(tasks) - len(left), len(tasks))
         mine = left[start + team.rank : start + team.rank + 1]
-        for found in team.gather([(name, measure()) for name, measure in mine]):
-            for name, values in found:
+        for results in team.gather([(name, measure()) for name, measure in mine]):
+            for name, values in results:
                 done[name] = values
                 if journal is not None:
                     journal.record(name, values)
@@ -78,7 +78,7 @@ def supplied(trial: Trial, losses: Sequence[Sequence[float]]) -> list[list[float
     for unit, row, skip in zip(trial.units, losses, unknown, strict=True):
         for width, loss in zip(unit.widths, row, strict=True) if not skip else ():
             known.setdefault(width, []).append(loss / unit.weights)
-    middle = {width: median(found) for width, found in known.items()}
+    middle = {width: median(values) for width, values in known.items()}
     return [
         [_like(width, middle, loss / unit.weights) * unit.weights for width, loss in zip(unit.widths, row, strict=True)]
         if skip
@@ -114,11 +114,11 @@ def _block(trial: Trial, unit: Unit) -> int | None:
 
 
 def _by_block(trial: Trial) -> dict[int, list[Unit]]:
-    found: dict[int, list[Unit]] = {}
+    units_of: dict[int, list[Unit]] = {}
     for unit in trial.units:
         if (block := _block(trial, unit)) is not None:
-            found.setdefault(block, []).append(unit)
-    return found
+            units_of.setdefault(block, []).append(unit)
+    return units_of
 
 
 def _factor(trial: Trial, units: Sequence[Unit]) -> list[float]:

@@ -1,4 +1,4 @@
-"""Sparsities that calibration decides, layer by layer: a plan whose allocation is open becomes one of explicit counts.
+"""Sparsities that a survey decides: a plan whose layers' shares are open becomes one of explicit counts.
 
 The original model's statistics are collected first (or read from --stats); the step itself then runs as always, with
 the statistics of the compressed prefix.
@@ -7,29 +7,19 @@ the statistics of the compressed prefix.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_gradients
-from aicompress.errors import RecipeError
 from aicompress.layer import GradientStats, InputStats, Layer
 from aicompress.measure import interleaved
-from aicompress.methods.budget import least_loss
-from aicompress.methods.layerwise import Candidate
-from aicompress.methods.prune.masks import allocation
-from aicompress.methods.prune.masks.allocation import Share
-from aicompress.methods.prune.masks.calibrated import CalibratedConfig, nbytes
-from aicompress.methods.prune.masks.candidates import fitting
-from aicompress.methods.prune.masks.global_threshold import share_globally
-from aicompress.methods.prune.masks.masks import kept_count
-from aicompress.methods.prune.masks.search import least, losses, saved_bytes
-from aicompress.methods.prune.masks.sparsity import check
+from aicompress.methods.capabilities import Candidate, Setting
 from aicompress.model.kernels.select import fast_linear
 from aicompress.pipeline.calibration.requirements import input_width
 from aicompress.pipeline.calibration.statistics_file import Wanted, collect
@@ -46,37 +36,31 @@ HEADER = 256  # bytes of a layer's entry that its pattern may add
 def allocated(plan: Plan, team: Processes, progress: Progress) -> Plan:
     """The plan with an explicit number of survivors for every layer; itself where nothing is open.
 
-    Every process finds the same.
+    Every process has the same.
 
     Raises:
         RecipeError: a layer would be pruned away.
     """
-    layers = [layer for layer in plan.layers if is_open(layer)]
-    if not layers:
+    surveys = plan.method.surveys
+    layers = [x for x in plan.layers if x.config is not None and plan.method.surveyed(x.config)]
+    if surveys is None or not layers:
         return plan
     with _files(plan, team, progress) as files:
-        found: list[int] | None = None
+        configs = None
         if team.rank == 0:
-            found = _decide(plan, layers, files, lambda done: progress("allocation", done, len(layers)))
-        found = team.gather(found)[0]
-    assert found is not None
-    decided = {layer.info.name: _explicit(layer, number) for layer, number in zip(layers, found, strict=True)}
+            reader = _Reader(plan.checkpoint, plan.recipe.seed, plan.by_tensor, files)
+            candidates = [Candidate(x.info, x.config, partial(reader.layer, x)) for x in layers if x.config is not None]
+            setting = Setting(
+                _other_bytes(plan, layers),
+                saved_milliseconds,
+                lambda done: progress("allocation", done, len(layers)),
+            )
+            configs = surveys.decide(candidates, setting)
+        configs = team.gather(configs)[0]
+    assert configs is not None
+    explicit = {layer.info.name: config for layer, config in zip(layers, configs, strict=True)}
     warnings = tuple(line for line in plan.warnings if line != UNDECIDED)
-    return replace(plan.with_configs(decided), warnings=warnings)
-
-
-def is_open(layer: LayerPlan) -> bool:
-    """Whether calibration decides a layer's sparsity."""
-    return isinstance(layer.config, CalibratedConfig) and layer.config.open != "uniform"
-
-
-def _explicit(layer: LayerPlan, count: int) -> CalibratedConfig:
-    """A layer's config with its number of survivors, or with the candidate of that number."""
-    assert isinstance(layer.config, CalibratedConfig)
-    if layer.config.open == "search":
-        found: CalibratedConfig = fitting(layer.info, layer.config, check)[count]
-        return found
-    return layer.config.model_copy(update={"sparsity": None, "kept": count, "allocation": "uniform"})
+    return replace(plan.with_configs(explicit), warnings=warnings)
 
 
 @contextmanager
@@ -95,82 +79,13 @@ def _files(plan: Plan, team: Processes, progress: Progress) -> Iterator[list[Sta
         yield [StatisticsFile.open(path)] if team.rank == 0 else []
 
 
-def _decide(
-    plan: Plan, layers: Sequence[LayerPlan], files: Sequence[StatisticsFile], tell: Callable[[int], None]
-) -> list[int]:
-    """Survivors of every layer, or the number of its candidate. Layers of one recipe share one way to decide.
+def _other_bytes(plan: Plan, layers: Sequence[LayerPlan]) -> int:
+    """Bytes of the output's weight files beside some layers, at most.
 
-    Raises:
-        RecipeError: they do not.
+    What the manifest says of a pattern may be longer than of the one that was planned.
     """
-    ways = {(c.open, c.sparsity) for layer in layers if isinstance(c := layer.config, CalibratedConfig)}
-    if len(ways) > 1:
-        shown = ", ".join(f"{way} {sparsity or ''}".strip() for way, sparsity in sorted(ways, key=str))
-        raise RecipeError(f"layers share a sparsity in several ways: {shown}", "give one for all of them")
-    if ways == {("search", None)}:
-        return _searched(plan, layers, files, tell)
-    shares = [_share(layer) for layer in layers]
-    config = layers[0].config
-    assert isinstance(config, CalibratedConfig)
-    assert config.sparsity is not None
-    kept = kept_count(sum(share.size for share in shares), config.sparsity)
-    read = [partial(_read, plan, layer, files) for layer in layers]
-    if config.allocation == "owl":
-        found = []
-        for number, give in enumerate(read):
-            found.append(allocation.outliers(give(), config.outlier))
-            tell(number + 1)
-        return allocation.by_outliers(shares, found, kept, config.spread)
-    if config.allocation == "global":
-        assert plan.method.scores is not None
-        candidates = [Candidate(layer.info, layer.config, give) for layer, give in zip(layers, read, strict=True)]
-        configs = [layer.config.model_copy(update={"scope": "global"}) for layer in layers if layer.config]
-        return [each.kept for each in share_globally(candidates, configs, plan.method.scores)]
-    average = kept / sum(share.size for share in shares)
-    counts = [allocation.options(share, average) for share in shares]
-    losses = []
-    for number, (layer, options) in enumerate(zip(layers, counts, strict=True)):
-        given = read[number]()
-        losses.append(allocation.measured(given, options, partial(_pruned, plan, layer, given)))
-        tell(number + 1)
-    return allocation.by_losses(shares, counts, losses, kept)
-
-
-def _searched(
-    plan: Plan, layers: Sequence[LayerPlan], files: Sequence[StatisticsFile], tell: Callable[[int], None]
-) -> list[int]:
-    config = layers[0].config
-    assert isinstance(config, CalibratedConfig)
-    if config.target_bytes is not None:
-        return _within_bytes(plan, layers, files, tell)
-    found = []
-    for number, layer in enumerate(layers):
-        assert isinstance(layer.config, CalibratedConfig)
-        options = fitting(layer.info, layer.config, check)
-        saved = saved_bytes if layer.config.per == "bytes" else saved_milliseconds
-        found.append(least(_read(plan, layer, files), options, plan.method.apply, saved))
-        tell(number + 1)
-    return found
-
-
-def _within_bytes(
-    plan: Plan, layers: Sequence[LayerPlan], files: Sequence[StatisticsFile], tell: Callable[[int], None]
-) -> list[int]:
-    """Candidates of least total loss within `target_bytes`, everything else in the output included."""
-    costs, found, planned = [], [], 0
-    for number, layer in enumerate(layers):
-        config = layer.config
-        assert isinstance(config, CalibratedConfig)
-        assert config.target_bytes is not None
-        assert layer.outline is not None
-        budget, options = config.target_bytes, fitting(layer.info, config, check)
-        planned += outline_nbytes(layer.outline)
-        costs.append([float(each) for each in nbytes(layer.info, config)])
-        found.append(losses(_read(plan, layer, files), options, plan.method.apply))
-        tell(number + 1)
-    # What the manifest says of a pattern may be longer than of the one that was planned.
-    others = plan.output.weight_bytes - planned + HEADER * len(layers)
-    return list(least_loss(costs, found, float(budget - others)).picks)
+    planned = sum(outline_nbytes(layer.outline) for layer in layers if layer.outline is not None)
+    return plan.output.weight_bytes - planned + HEADER * len(layers)
 
 
 @torch.inference_mode()
@@ -185,33 +100,31 @@ def saved_milliseconds(layer: Layer, weight: Weight) -> float:
     return 0.0 if running.kernel == dense.kernel else 1e3 * (before.median - after.median)
 
 
-def _share(layer: LayerPlan) -> Share:
-    config = layer.config
-    assert isinstance(config, CalibratedConfig)
-    (out, columns), (high, wide) = layer.info.shape, config.tile
-    unit = high * wide * (out // high if config.scope == "row" else 1)
-    return Share(out * columns, unit, layer.info.index)
+@dataclass(frozen=True)
+class _Reader:
+    """Reads layers with what files of statistics hold of them.
 
+    Attributes:
+        checkpoint: where the layers are.
+        seed: of the step.
+        layers: by parameter.
+        files: the files.
+    """
 
-def _pruned(plan: Plan, layer: LayerPlan, given: Layer, count: int) -> Any:
-    return plan.method.apply(given, _explicit(layer, count)).dense()
+    checkpoint: Checkpoint
+    seed: int
+    layers: Mapping[str, Sequence[LayerPlan]]
+    files: Sequence[StatisticsFile]
 
-
-def _read(plan: Plan, layer: LayerPlan, files: Sequence[StatisticsFile]) -> Layer:
-    """A layer with its statistics; where there are none as if it were like any other."""
-    info = layer.info
-    inputs = merged(files, info.tensor)
-    if not inputs.count:
-        inputs = InputStats.white(input_width([each.info for each in plan.by_tensor[info.tensor]]))
-    inputs = replace(inputs, cross=inputs.gram)
-    moments = merged_gradients(files, info.name) or GradientStats.flat(info.shape)
-    if info.part == "out":
-        inputs = inputs.through(_inner(plan, info.tensor))
-    return replace(
-        plan.checkpoint.layer(info, layer_seed(plan.recipe.seed, info.name)), inputs=inputs, gradients=moments
-    )
-
-
-def _inner(plan: Plan, tensor: str) -> Any:
-    weight: Any = plan.checkpoint.weight(tensor)
-    return weight.inner.dense()
+    def layer(self, plan: LayerPlan) -> Layer:
+        """A layer with its statistics; where there are none as if it were like any other."""
+        info = plan.info
+        inputs = merged(self.files, info.tensor)
+        if not inputs.count:
+            inputs = InputStats.white(input_width([each.info for each in self.layers[info.tensor]]))
+        inputs = replace(inputs, cross=inputs.gram)
+        gradients = merged_gradients(self.files, info.name) or GradientStats.flat(info.shape)
+        if info.part == "out":
+            inputs = inputs.through(self.checkpoint.weight(info.tensor).parts()["in"].dense())
+        layer = self.checkpoint.layer(info, layer_seed(self.seed, info.name))
+        return replace(layer, inputs=inputs, gradients=gradients)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from aicompress.errors import RecipeError
 from aicompress.methods.budget import Choice, Infeasible, least_loss
-from aicompress.methods.quantize.grid.widths import Width
 from aicompress.pipeline.layerwise.allocation.units import Unit, bits_per_weight, costs, widths_of
 from aicompress.pipeline.layerwise.plan import Plan
-from aicompress.report.plan import PlanSummary, Undecided
+from aicompress.report.plan import Undecided
 
 TRIES = 12  # layouts in search of one that fills the target
 
@@ -35,10 +33,10 @@ def require_reach(plan: Plan) -> None:
             f"target_bytes {size:,} is out of reach: the least widths take {least:,}",
             f"give at least {least}, select more layers, or larger groups",
         )
-    if bpw is not None and (found := bits_per_weight(smallest)) > bpw:
+    if bpw is not None and (least_bpw := bits_per_weight(smallest)) > bpw:
         raise RecipeError(
-            f"target_bpw {bpw:g} is out of reach: the least widths take {_upwards(found)} with their scales",
-            f"give at least {_upwards(found)}, or larger groups",
+            f"target_bpw {bpw:g} is out of reach: the least widths take {_upwards(least_bpw)} with their scales",
+            f"give at least {_upwards(least_bpw)}, or larger groups",
         )
 
 
@@ -54,43 +52,14 @@ def _upwards(value: float) -> str:
     return f"{-(-value * 1000 // 1) / 1000:g}"
 
 
-def undecided(plan: Plan, summary: PlanSummary) -> PlanSummary:
-    """A summary that says what is open, instead of the least widths that it was made with."""
+def undecided(plan: Plan) -> Undecided:
+    """What a dry run says of a search: its target, and the bytes between which its choice lies."""
     assert plan.search is not None
-    name, value = target(plan)
-    rows = tuple(
-        replace(row, bytes_after=None, detail={**row.detail, **_open(plan.open[row.name])})
-        if row.name in plan.open
-        else row
-        for row in summary.rows
-    )
+    name, value = plan.search.target
     limit = extreme(plan, -1).output.weight_bytes
     if plan.search.target_bytes is not None:
         limit = min(limit, plan.search.target_bytes)
-    smallest = extreme(plan, 0).output.weight_bytes
-    return replace(summary, rows=rows, undecided=Undecided(name, value, len(plan.open), smallest, limit))
-
-
-def _open(widths: Sequence[Width]) -> dict[str, str]:
-    """Knobs that are open, for a plan's row."""
-    groups = {width.group for width in widths if width.group is not None}
-    found = {"bits": _either({width.bits for width in widths})}
-    return {**found, "group": _either(groups)} if groups else found
-
-
-def _either(numbers: set[int]) -> str:
-    *others, last = map(str, sorted(numbers))
-    return f"{', '.join(others)} or {last}" if others else last
-
-
-def target(plan: Plan) -> tuple[str, float]:
-    """The name and the value of what is aimed at."""
-    assert plan.search is not None
-    for name in ("target_bytes", "target_bpw", "max_kl"):
-        value = getattr(plan.search, name)
-        if value is not None:
-            return name, value
-    raise AssertionError("a search has a target")
+    return Undecided(name, value, len(plan.open), extreme(plan, 0).output.weight_bytes, limit)
 
 
 def within(plan: Plan, units: Sequence[Unit], losses: Sequence[Sequence[float]]) -> tuple[Choice, Plan]:

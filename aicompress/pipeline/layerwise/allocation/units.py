@@ -8,7 +8,7 @@ from functools import cached_property
 
 from aicompress.layer import InputStats
 from aicompress.measure import nbytes
-from aicompress.methods.quantize.grid.widths import Width
+from aicompress.methods.capabilities import Width
 from aicompress.pipeline.layerwise.plan import Plan
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.output import on_disk
@@ -49,15 +49,15 @@ def group(plan: Plan, stats: Mapping[str, InputStats]) -> list[Unit]:
         plan: with open layers.
         stats: statistics by parameter; those that share their input have the same object.
     """
-    found: dict[tuple[object, tuple[Width, ...]], list[LayerPlan]] = {}
+    members: dict[tuple[object, tuple[Width, ...]], list[LayerPlan]] = {}
     for layer in plan.layers:
         if layer.info.name in plan.open:
             given = stats.get(layer.info.tensor)
             key: object = id(given) if given is not None and given.count else layer.info.tensor
-            found.setdefault((key, plan.open[layer.info.name]), []).append(layer)
+            members.setdefault((key, plan.open[layer.info.name]), []).append(layer)
     return [
         Unit(tuple(layers), tuple(dict.fromkeys(layer.info.tensor for layer in layers)), widths)
-        for (_, widths), layers in found.items()
+        for (_, widths), layers in members.items()
     ]
 
 

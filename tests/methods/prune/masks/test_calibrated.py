@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from aicompress.errors import CompressError
 from aicompress.layer import InputStats, Layer
@@ -26,8 +27,8 @@ def pruned(name: str, layer: Layer, **fields: Any) -> Weight:
     assert isinstance(method, LayerMethod)
     config = method.config.model_validate({"name": name, **fields})
     assert method.check(layer.info, config) is None
-    if method.settle is not None:
-        (config,) = method.settle([candidate_of(layer, config)], 0)
+    if method.allocates is not None:
+        (config,) = method.allocates.resolve([candidate_of(layer, config)], 0)
     weight = method.apply(layer, config)
     assert weight.specs() == method.outline(layer.info, config).specs()
     return weight
@@ -211,7 +212,7 @@ def test_what_does_not_fit_is_refused(name: str, fields: dict[str, Any], said: s
     [{"sparsity": 0.5}, {"pattern": "2:4"}, {"sparsity": 0.5, "block": "4x1"}, {"pattern": "2:4", "permutation": 2}],
     ids=str,
 )
-def test_layers_with_the_same_inputs_give_the_same_together(name: str, fields: dict[str, Any]) -> None:
+def test_layers_with_the_same_inputs_give_the_same_jointly(name: str, fields: dict[str, Any]) -> None:
     """The second one lacks weights; sums may differ in their last bit, which moves no mask here."""
     first = calibrated()
     rows, columns = first.info.shape
@@ -220,9 +221,9 @@ def test_layers_with_the_same_inputs_give_the_same_together(name: str, fields: d
     layers = [first, layer_of(weight, inputs=first.inputs)]
     method = get("prune", name)
     assert isinstance(method, LayerMethod)
-    assert method.together is not None
+    assert method.joint is not None
     config = method.config.model_validate({"name": name, **fields})
-    for layer, found in zip(layers, method.together(layers, config), strict=True):
+    for layer, found in zip(layers, method.joint.compress(layers, config), strict=True):
         torch.testing.assert_close(found.dense(), method.apply(layer, config).dense(), rtol=1e-3, atol=1e-4)
 
 
@@ -247,3 +248,15 @@ def test_the_pull_of_a_penalty_keeps_two_digits(penalty: float) -> None:
     hessian = gram / deviation / deviation[:, None]
     expected = penalty * torch.linalg.inv(hessian + penalty * torch.eye(48, dtype=torch.float64))
     assert (alps.pull(hessian, penalty) - expected).norm() <= 0.02 * expected.norm()
+
+
+@pytest.mark.parametrize("name", [*CALIBRATED, "snip", "fisher", "taylor"])
+@pytest.mark.parametrize(("field", "value"), [("outlier", 3.0), ("spread", 0.2)])
+def test_what_only_outliers_use_is_refused_without_them(name: str, field: str, value: float) -> None:
+    config = get("prune", name).config
+    for allocation in ("uniform", "global", "auto"):
+        with pytest.raises(ValidationError, match=f"{field}: {value:g} needs allocation: owl"):
+            config.model_validate({"name": name, "sparsity": 0.5, "allocation": allocation, field: value})
+    config.model_validate({"name": name, "sparsity": 0.5, "allocation": "owl", field: value})
+    plain = config.model_validate({"name": name, "sparsity": 0.5})
+    assert config.model_validate(plain.model_dump()) == plain  # as a report holds it, with every default

@@ -12,18 +12,18 @@ from torch import Tensor
 from aicompress.errors import Refused
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods import methods
-from aicompress.methods.layerwise import Candidate, LayerMethod
+from aicompress.methods.capabilities import Candidate, Width
+from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.quantize.gptq import GptqConfig
 from aicompress.methods.quantize.grid.widths import (
-    Width,
     WidthConfig,
     group_sizes,
     open_bits,
     open_widths,
     proposed,
+    resolve,
     rounding_error,
     rounding_errors,
-    settle,
     unfit,
     with_bits,
     with_width,
@@ -41,7 +41,7 @@ def candidate(weight: Tensor, unit: str = "", name: str = "fc", **config: Any) -
 
 
 def widths(*candidates: Candidate) -> list[int]:
-    return [config.bits for config in settle(candidates, 0)]
+    return [config.bits for config in resolve(candidates, 0)]
 
 
 def test_hand_computed_error() -> None:
@@ -95,13 +95,13 @@ def test_layers_that_share_an_input_get_the_widest_of_theirs() -> None:
 def test_range_keeps_what_is_explicit_and_what_is_searched() -> None:
     zeros = torch.zeros(4, 32)
     pinned, searched = candidate(zeros, bits=8), candidate(zeros, bits="auto", max_kl=0.1)
-    assert settle([pinned, searched], 0) == [pinned.config, searched.config]
+    assert resolve([pinned, searched], 0) == [pinned.config, searched.config]
 
 
 def test_an_error_that_no_width_keeps_is_refused_with_the_figure() -> None:
     even = torch.linspace(-1, 1, 128).reshape(4, 32)
     with pytest.raises(Refused, match=r"fc: its error at 4 bits is 0\.0\d+, above max_error 0\.01") as error:
-        settle([candidate(even, max_error=0.01, choices=(4, 2))], 0)
+        resolve([candidate(even, max_error=0.01, choices=(4, 2))], 0)
     assert "max_error" in error.value.hint
 
 
@@ -185,7 +185,7 @@ def test_every_method_with_such_a_width_settles_ranges() -> None:
         m for m in methods("quantize").values() if isinstance(m, LayerMethod) and issubclass(m.config, WidthConfig)
     ]
     assert {"rtn", "gptq", "imatrix", "hqq", "sinq"} <= {method.name for method in found}
-    assert all(method.settle is not None for method in found)
+    assert all(method.allocates is not None and method.widths is not None for method in found)
 
 
 def test_a_corrected_base_has_explicit_bits() -> None:
