@@ -98,13 +98,11 @@ def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (folder / "tokens.py").write_text(content)
         monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
     importlib.invalidate_caches()
-    methods.methods.cache_clear()
     registry.structural_units.cache_clear()
     yield
     for package_name in PACKAGES.values():
         sys.modules.pop(f"{package_name}.tokens", None)
         vars(importlib.import_module(package_name)).pop("tokens", None)
-    methods.methods.cache_clear()
     registry.structural_units.cache_clear()
 
 
