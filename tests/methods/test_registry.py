@@ -13,7 +13,7 @@ import torch
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import RecipeError
 from aicompress.methods import get, methods, quantize
-from tests.methods.test_contract import layer_of, resolved, variants
+from tests.methods.contract import layer_of, resolved, variants
 from tests.pipeline.calibration.steps import run, text, write_recipe
 
 GRAM_METHOD = '''

@@ -15,8 +15,8 @@ from aicompress.methods.quantize.grid.integer import IntegerConfig
 from aicompress.methods.quantize.rtn import RtnConfig
 from aicompress.methods.zeros import zeroed
 from aicompress.weights import IntGrouped, SparseCodes, Weight, restore
+from tests.methods.contract import LAYERWISE, resolved, statistics
 from tests.methods.layers import layer_of, randn
-from tests.methods.test_contract import LAYERWISE, resolved, statistics
 
 INTEGER = [method for method in LAYERWISE if issubclass(method.config, IntegerConfig | RtnConfig)]
 

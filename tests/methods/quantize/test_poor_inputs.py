@@ -9,8 +9,8 @@ import torch
 
 from aicompress.layer import GradientStats, InputStats, Layer
 from aicompress.methods.layerwise import LayerMethod
+from tests.methods.contract import LAYERWISE, resolved, variants
 from tests.methods.layers import layer_of, randn
-from tests.methods.test_contract import LAYERWISE, resolved, variants
 
 CALIBRATED = [m for m in LAYERWISE if m.command == "quantize" and m.needs]
 BY_NAME = pytest.mark.parametrize("method", CALIBRATED, ids=lambda method: method.name)
