@@ -60,29 +60,29 @@ def verify(source: str | Path, progress: Progress = lambda what, done, total: No
         CheckpointError: there is no checkpoint at all.
     """
     located = locate(source)
-    found = _Findings([], [], [])
+    findings = _Findings([], [], [])
     names = tuple(file.name for file in located.files)
-    found.problems += list(_header_problems(located))
-    if found.problems:
-        return Verification(str(source), names, 0, 0, tuple(found.problems), (), ())
-    found.checks.append(f"{len(names)} header{'s' if len(names) != 1 else ''}")
-    found.problems += _index_problems(located)
+    findings.problems += list(_header_problems(located))
+    if findings.problems:
+        return Verification(str(source), names, 0, 0, tuple(findings.problems), (), ())
+    findings.checks.append(f"{len(names)} header{'s' if len(names) != 1 else ''}")
+    findings.problems += _index_problems(located)
     try:
         checkpoint = Checkpoint.open(source)
     except CheckpointError as error:
-        found.problems.append(error.message)
-        return Verification(str(source), names, 0, 0, tuple(found.problems), tuple(found.checks), ())
+        findings.problems.append(error.message)
+        return Verification(str(source), names, 0, 0, tuple(findings.problems), tuple(findings.checks), ())
     parameters = checkpoint.parameters()
     for number, (name, spec) in enumerate(parameters.items()):
-        found.problems += _parameter_problems(checkpoint, name, spec)
+        findings.problems += _parameter_problems(checkpoint, name, spec)
         progress(name, number + 1, len(parameters))
     compressed = len(checkpoint.manifest.entries)
-    found.checks.append(f"{len(parameters)} parameters finite, {compressed} of them decoded")
-    _check_model(checkpoint, parameters, found)
-    _check_digests(checkpoint.source, found)
+    findings.checks.append(f"{len(parameters)} parameters finite, {compressed} of them decoded")
+    _check_model(checkpoint, parameters, findings)
+    _check_digests(checkpoint.source, findings)
     return Verification(
         str(source), names, len(parameters), compressed,
-        tuple(found.problems), tuple(found.checks), tuple(found.notes),
+        tuple(findings.problems), tuple(findings.checks), tuple(findings.notes),
     )  # fmt: skip
 
 
@@ -125,41 +125,43 @@ def _parameter_problems(checkpoint: Checkpoint, name: str, spec: TensorSpec) -> 
     return []
 
 
-def _check_model(checkpoint: Checkpoint, parameters: dict[str, TensorSpec], found: _Findings) -> None:
+def _check_model(checkpoint: Checkpoint, parameters: dict[str, TensorSpec], findings: _Findings) -> None:
     """Compare with the architecture that config.json names."""
     if checkpoint.config is None:
-        found.notes.append("a bare file names no architecture: a missing parameter cannot be noticed")
+        findings.notes.append("a bare file names no architecture: a missing parameter cannot be noticed")
         return
     wrong = mismatches(checkpoint.config, {name: spec.shape for name, spec in parameters.items()})
     if wrong is None:
-        found.notes.append("transformers does not know the architecture: a missing parameter cannot be noticed")
+        findings.notes.append("transformers does not know the architecture: a missing parameter cannot be noticed")
         return
-    found.problems += wrong
-    found.checks.append("parameters and shapes against config.json")
+    findings.problems += wrong
+    findings.checks.append("parameters and shapes against config.json")
 
 
-def _check_digests(source: Source, found: _Findings) -> None:
+def _check_digests(source: Source, findings: _Findings) -> None:
     """Compare every weight file with the digest that the step which wrote it has noted."""
     path = report_file(source)
     if not path.is_file():
-        found.notes.append(f"no {path.name}: a changed byte can only be noticed where it breaks a number")
+        findings.notes.append(f"no {path.name}: a changed byte can only be noticed where it breaks a number")
         return
     try:
         noted = Report.from_json(path.read_text(encoding="utf-8")).after.sha256
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        found.problems.append(f"{path.name} cannot be read: {error}")
+        findings.problems.append(f"{path.name} cannot be read: {error}")
         return
     if not noted:
-        found.notes.append(f"{path.name} notes no digests of the weight files")
+        findings.notes.append(f"{path.name} notes no digests of the weight files")
         return
     actual = digests(source)
     if len(noted) == len(actual) == 1 and source.folder is None:
         noted = dict.fromkeys(actual, next(iter(noted.values())))  # a single file may have been renamed
     for name in sorted({*noted, *actual}):
         if name not in actual:
-            found.problems.append(f"{path.name} notes {name}, which is not there")
+            findings.problems.append(f"{path.name} notes {name}, which is not there")
         elif name not in noted:
-            found.problems.append(f"{name} is not the report's: {path.name} does not note it")
+            findings.problems.append(f"{name} is not the report's: {path.name} does not note it")
         elif noted[name] != actual[name]:
-            found.problems.append(f"{name} has changed since it was written: its sha256 is not the one in {path.name}")
-    found.checks.append(f"sha256 of {len(actual)} file{'s' if len(actual) != 1 else ''} against {path.name}")
+            findings.problems.append(
+                f"{name} has changed since it was written: its sha256 is not the one in {path.name}"
+            )
+    findings.checks.append(f"sha256 of {len(actual)} file{'s' if len(actual) != 1 else ''} against {path.name}")

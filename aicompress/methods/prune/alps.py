@@ -96,16 +96,16 @@ def in_common_order(layers: Sequence[Layer], config: AlpsConfig) -> list[Weight]
     plain = hessian.float()
     scaled = hessian.div_(deviation).div_(deviation[:, None])
     deviation = deviation.float()
-    found: list[Weight] = []
+    weights: list[Weight] = []
     for stack in stacks(layers):
-        aims = [Aim(target, plain) for target in targets[len(found) : len(found) + len(stack)]]
+        aims = [Aim(target, plain) for target in targets[len(weights) : len(weights) + len(stack)]]
         roughs = [Rough.of(layer, config) for layer in stack]
         values = split(torch.cat([aim.target for aim in aims]) * deviation, scaled, roughs, config)
         parts = torch.split(values, [len(aim.target) for aim in aims])
         for layer, aim, part in zip(stack, aims, parts, strict=True):
             mask = choose(layer, part.square(), config)
-            found.append(finished(layer, mask, config, part * mask / deviation, aim))
-    return found
+            weights.append(finished(layer, mask, config, part * mask / deviation, aim))
+    return weights
 
 
 def split(wanted: Tensor, hessian: Tensor, roughs: Sequence[Rough], config: AlpsConfig) -> Tensor:

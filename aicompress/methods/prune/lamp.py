@@ -41,9 +41,9 @@ def scores(layer: Layer, config: LampConfig) -> Tensor:
     squares = layer.weight.reshape(-1).double().square()
     ordered = squares.sort(stable=True)
     rest = ordered.values.flip(0).cumsum(0).flip(0)
-    found = torch.zeros_like(squares)
-    found[ordered.indices] = torch.where(rest > 0, ordered.values / rest, 0.0)
-    return found.float().reshape(layer.weight.shape)
+    scores = torch.zeros_like(squares)
+    scores[ordered.indices] = torch.where(rest > 0, ordered.values / rest, 0.0)
+    return scores.float().reshape(layer.weight.shape)
 
 
 def apply(layer: Layer, config: LampConfig) -> Weight:

@@ -123,7 +123,7 @@ def in_common_order(layers: Sequence[Layer], config: SparsegptConfig) -> list[We
     del exact
     hessian = gram.to(torch.float32, copy=True)
     hessian.diagonal().copy_(diagonal)
-    found: list[Weight] = []
+    weights: list[Weight] = []
     for stack in stacks(layers):
         aims = [Aim(shifted(layer, config.shift, lambda x: x @ factor.t() @ factor), hessian) for layer in stack]
         rows = [len(aim.target) for aim in aims]
@@ -131,8 +131,8 @@ def in_common_order(layers: Sequence[Layer], config: SparsegptConfig) -> list[We
         sweep = Sweep(factor, beside([chooser(layer, config) for layer in stack], rows), there, span_of(config))
         values, masks = (torch.split(part, rows) for part in sweep.run(torch.cat([aim.target for aim in aims])))
         parts = zip(stack, masks, values, aims, strict=True)
-        found += [finished(layer, mask, config, value, aim) for layer, mask, value, aim in parts]
-    return found
+        weights += [finished(layer, mask, config, value, aim) for layer, mask, value, aim in parts]
+    return weights
 
 
 def beside(choosers: Sequence[Choose], rows: list[int]) -> Choose:

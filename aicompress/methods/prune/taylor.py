@@ -39,8 +39,8 @@ class TaylorConfig(GradientConfig):
 
 def scores(layer: Layer, config: TaylorConfig) -> Tensor:
     """w² E[g²] or (w E[g])², (out, in): squares add up over a block."""
-    found = gradients(layer)
-    second = found.square if config.moment == "square" else found.mean.double().square()
+    moments = gradients(layer)
+    second = moments.square if config.moment == "square" else moments.mean.double().square()
     return comparable(layer.weight.double().square() * second)
 
 

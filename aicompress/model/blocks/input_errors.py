@@ -11,7 +11,7 @@ _OF_DATA = (RuntimeError, ValueError, IndexError, TypeError, KeyError, Attribute
 
 
 @contextmanager
-def accepting(what: str = "calibration inputs") -> Iterator[None]:
+def input_errors_refused(what: str = "calibration inputs") -> Iterator[None]:
     """Around a model's first look at data: what it raises there is about the data.
 
     Raises:

@@ -46,7 +46,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Movable:
+class TunableLayer:
     """A layer of the block whose codes may move.
 
     Attributes:
@@ -64,7 +64,7 @@ class Movable:
 
 
 @dataclass(frozen=True)
-class Pace:
+class TuningSchedule:
     """How tuning moves.
 
     Attributes:
@@ -100,7 +100,7 @@ class _Decoded(torch.autograd.Function):
 class _Latent:
     """A layer's codes as real numbers, and its scales."""
 
-    def __init__(self, layer: Movable) -> None:
+    def __init__(self, layer: TunableLayer) -> None:
         weight = layer.weight
         self.layer = layer
         self.ends = (-(1 << (weight.bits - 1)), (1 << (weight.bits - 1)) - 1)
@@ -136,7 +136,7 @@ class _Latent:
         return replace(weight, codes=codes, scale=torch.where(scale == 0, weight.scale, scale))
 
 
-def tune(stage: Stage, layers: Sequence[Movable], pace: Pace, seed: int) -> list[IntGrouped]:
+def tune(stage: Stage, layers: Sequence[TunableLayer], pace: TuningSchedule, seed: int) -> list[IntGrouped]:
     """Codes and scales that bring the block nearer to its targets than the given ones; those where none are found.
 
     Args:
@@ -164,7 +164,7 @@ def tune(stage: Stage, layers: Sequence[Movable], pace: Pace, seed: int) -> list
 
 
 @torch.no_grad()
-def error(stage: Stage, layers: Sequence[Movable], weights: Sequence[IntGrouped]) -> float:
+def error(stage: Stage, layers: Sequence[TunableLayer], weights: Sequence[IntGrouped]) -> float:
     """Mean over all batches of the squared distance to the targets."""
     dense = {
         layer.parameter: from_matrix(weight.dense(), layer.shape, layer.transposed)

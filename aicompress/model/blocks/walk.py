@@ -21,7 +21,7 @@ from aicompress.layer import InputStats
 from aicompress.model.blocks.all_reduce import Team, add_up
 from aicompress.model.blocks.bf16_interior import given, interior
 from aicompress.model.blocks.find import Block, find_blocks
-from aicompress.model.blocks.input_errors import accepting
+from aicompress.model.blocks.input_errors import input_errors_refused
 from aicompress.model.blocks.input_statistics import Recorder
 from aicompress.model.blocks.paused_forward import PausedForward, gate
 from aicompress.model.blocks.reconstruction import Stage, hidden
@@ -165,7 +165,7 @@ def _recorder(job: Walk, layers: Sequence[str]) -> Recorder:
 
 
 def _start(job: Walk, state: _State) -> None:
-    with accepting():
+    with input_errors_refused():
         for batch in job.batches:
             state.compressed.append(PausedForward(lambda batch=batch: job.model(**batch)))  # type: ignore[misc]
             state.compressed[-1].start()
@@ -206,7 +206,7 @@ def _advance(job: Walk, block: Block, layers: list[str], state: _State, outputs:
     for stream, output in zip(state.original, outputs, strict=True):
         stream.advance(output)
     state.differs = state.differs or bool(layers)
-    with interior(block.module, job.rounded), accepting():
+    with interior(block.module, job.rounded), input_errors_refused():
         for number, stream in enumerate(state.compressed):
             stream.advance(outputs[number] if same else _run(job, block, [stream])[0])
 
@@ -232,7 +232,7 @@ def _stage(job: Walk, block: Block, state: _State, outputs: list[Any]) -> Stage 
 def _run(job: Walk, block: Block, streams: Sequence[PausedForward]) -> list[Any]:
     """The block's outputs for where each stream is; to be called in its `interior`."""
     arrivals = [stream.arrival for stream in streams if stream.arrival is not None]
-    with accepting(), torch.no_grad():
+    with input_errors_refused(), torch.no_grad():
         return [given(block.module, job.rounded, arrival.args, arrival.kwargs) for arrival in arrivals]
 
 

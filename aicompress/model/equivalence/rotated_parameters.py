@@ -30,7 +30,7 @@ class Reader:
 
 
 @dataclass(frozen=True)
-class Turnable:
+class Rotatable:
     """What touches the residual stream, in a block or a model.
 
     Attributes:

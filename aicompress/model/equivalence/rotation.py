@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from aicompress.errors import Refused
 from aicompress.model.blocks.find import Block, find_blocks
 from aicompress.model.blocks.paused_forward import Arrival, PausedForward, gate
-from aicompress.model.equivalence.rotated_parameters import Reader, Turn, Turnable, changed
+from aicompress.model.equivalence.rotated_parameters import Reader, Rotatable, Turn, changed
 from aicompress.model.equivalence.scaling_groups import Axis, Search, call_axis, reads
 from aicompress.model.equivalence.search import in_checkpoint, kind_of, prepare, sources_of
 from aicompress.model.equivalence.trace import Seen, watched
@@ -28,7 +28,7 @@ TOLERANCE = 1e-3  # of the largest number
 Turns = Callable[[int, bool], Turn]  # (width, whether the vector of ones must stay) -> a random turn
 
 
-def find_turnable(model: Any, loader: PartialModel, batch: Mapping[str, Tensor], turns: Turns) -> Turnable:
+def find_rotatable(model: Any, loader: PartialModel, batch: Mapping[str, Tensor], turns: Turns) -> Rotatable:
     """Find what touches a model's residual stream, by names in its checkpoint.
 
     Args:
@@ -61,7 +61,7 @@ class _PausedForward:
     batch: Mapping[str, Tensor]
     turns: Turns
 
-    def residual(self) -> Turnable:
+    def residual(self) -> Rotatable:
         kinds = [kind_of(block.module) for block in self.blocks]
         first, inputs, outputs, by_kind = self._walk(kinds)
         width, centred = inputs.shape[-1], any(part.centred for part in by_kind.values())
@@ -86,7 +86,7 @@ class _PausedForward:
         stream.start()
         return stream
 
-    def _walk(self, kinds: Sequence[Any]) -> tuple[Seen, Tensor, dict[Any, Any], dict[Any, Turnable]]:
+    def _walk(self, kinds: Sequence[Any]) -> tuple[Seen, Tensor, dict[Any, Any], dict[Any, Rotatable]]:
         """Once through the model: what its outer part does, the first block's input, each kind's output and parts."""
         stream, outputs, by_kind, inputs = self._started(), {}, {}, None
         try:
@@ -105,7 +105,7 @@ class _PausedForward:
             raise Refused("the model's forward pass reaches none of its blocks", "")
         return seen, inputs, outputs, by_kind
 
-    def _block(self, block: nn.Module, arrival: Arrival) -> tuple[Turnable, Any]:
+    def _block(self, block: nn.Module, arrival: Arrival) -> tuple[Rotatable, Any]:
         """The parts of one block, and its output."""
         hidden = _hidden(arrival)
         search = Search(block, lambda: block(*arrival.args, **arrival.kwargs))
@@ -116,7 +116,7 @@ class _PausedForward:
             behind = {axis.parameter for reader in readers for axis in reader.matrices}
             writers = _writers(search.first, parameters, width, behind)
             for centred in (False, True):
-                turn, rotatable = self.turns(width, centred), Turnable(width, tuple(readers), writers, centred)
+                turn, rotatable = self.turns(width, centred), Rotatable(width, tuple(readers), writers, centred)
                 moved = _replaced(arrival, hidden, turn(hidden, -1))
                 with changed(parameters, rotatable.changes(parameters.__getitem__, turn)):
                     again = block(*moved.args, **moved.kwargs)
@@ -124,7 +124,7 @@ class _PausedForward:
                     return rotatable, output
         raise Refused(f"a block of type {type(block).__name__} does not turn with its residual stream", "")
 
-    def _outer(self, seen: Seen, width: int, by_kind: Mapping[Any, Turnable], centred: bool) -> Turnable:
+    def _outer(self, seen: Seen, width: int, by_kind: Mapping[Any, Rotatable], centred: bool) -> Rotatable:
         """Embeddings, the last norm and the head."""
         parameters = dict(self.model.named_parameters())
         inside = [name for name in parameters if any(block.owns(name) for block in self.blocks)]
@@ -141,9 +141,9 @@ class _PausedForward:
             for name, module in self.model.named_modules()
             if isinstance(module, nn.Embedding) and module.embedding_dim == width and f"{name}.weight" not in inside
         ]
-        return Turnable(width, tuple(readers), (*writers, *_writers(seen, parameters, width, behind)), centred)
+        return Rotatable(width, tuple(readers), (*writers, *_writers(seen, parameters, width, behind)), centred)
 
-    def _named(self, kinds: Sequence[Any], by_kind: Mapping[Any, Turnable], outer: Turnable) -> Turnable:
+    def _named(self, kinds: Sequence[Any], by_kind: Mapping[Any, Rotatable], outer: Rotatable) -> Rotatable:
         """All parts of the model by names in the checkpoint."""
         sources = sources_of(self.loader)
         readers: list[Reader] = []

@@ -44,7 +44,7 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Place:
+class ScalingGroup:
     """One rescalable input.
 
     Attributes:
@@ -82,7 +82,7 @@ class BlockGroups:
         left: for each other input the matrices that are given it.
     """
 
-    places: list[Place] = field(default_factory=list)
+    places: list[ScalingGroup] = field(default_factory=list)
     left: list[tuple[str, ...]] = field(default_factory=list)
 
 
@@ -108,7 +108,7 @@ def find_scaling_groups(block: nn.Module, run: Callable[[], Any]) -> BlockGroups
     return outcome
 
 
-def _note(outcome: BlockGroups, place: Place | None, search: Search, calls: Sequence[int]) -> None:
+def _note(outcome: BlockGroups, place: ScalingGroup | None, search: Search, calls: Sequence[int]) -> None:
     if place is not None:
         outcome.places.append(place)
         return
@@ -141,7 +141,7 @@ class Search:
         self.generator = torch.Generator().manual_seed(0)
         self.first = watched(self.block, self.run)
 
-    def norm(self, name: str, readers: Sequence[Call]) -> Place | None:
+    def norm(self, name: str, readers: Sequence[Call]) -> ScalingGroup | None:
         """A place behind a normalization."""
         prefix = f"{name}." if name else ""
         size = len(self.parameters[f"{prefix}weight"])
@@ -149,12 +149,12 @@ class Search:
         bias = (Axis(f"{prefix}bias", 0),) if f"{prefix}bias" in self.parameters else ()
         for offset in (0.0, 1.0):
             producers = (Axis(f"{prefix}weight", 0, offset), *bias)
-            place = Place(consumers, producers, torch.arange(size), norm=True)
+            place = ScalingGroup(consumers, producers, torch.arange(size), norm=True)
             if self._holds(place):
                 return place
         return None
 
-    def linear(self, readers: Sequence[int]) -> Place | None:
+    def linear(self, readers: Sequence[int]) -> ScalingGroup | None:
         """A place behind a linear layer that ran before."""
         calls = self.first.calls
         consumers = tuple({call_axis(self.parameters, calls[n]): None for n in readers})
@@ -170,7 +170,7 @@ class Search:
             for rows in self._parts(axes, size, width, readers[0]):
                 channels = self._traced(axes, size, rows, readers[0])
                 if channels is not None:
-                    place = Place(consumers, axes, channels, norm=False)
+                    place = ScalingGroup(consumers, axes, channels, norm=False)
                     if self._holds(place):
                         return place
         return None
@@ -216,7 +216,7 @@ class Search:
         same = [(c.parameter, c.given.shape) for c in mine] == [(c.parameter, c.given.shape) for c in first]
         return mine[reader].given if same else None
 
-    def _holds(self, place: Place) -> bool:
+    def _holds(self, place: ScalingGroup) -> bool:
         """Whether the block's output stays when a place is rescaled."""
         width = len(place.channels)
         factors = place.pooled(torch.exp(torch.rand(width, generator=self.generator) * 2 * math.log(2) - math.log(2)))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from aicompress.model.blocks.find import Block, find_blocks
 from aicompress.model.blocks.paused_forward import PausedForward, gate
-from aicompress.model.equivalence.scaling_groups import Axis, BlockGroups, Place, find_scaling_groups
+from aicompress.model.equivalence.scaling_groups import Axis, BlockGroups, ScalingGroup, find_scaling_groups
 from aicompress.model.loading.merged_experts import Slot
 from aicompress.model.loading.partial_model import PartialModel
 
@@ -29,7 +29,7 @@ class ScalingGroups:
         left: for every other input of a block the matrices that are given it.
     """
 
-    places: tuple[Place, ...] = ()
+    places: tuple[ScalingGroup, ...] = ()
     left: tuple[tuple[str, ...], ...] = ()
 
 
@@ -102,7 +102,7 @@ def _named(
 ) -> ScalingGroups:
     """The finds of one block of each kind as those of all blocks, by names in the checkpoint."""
     sources = sources_of(loader)
-    places: list[Place] = []
+    places: list[ScalingGroup] = []
     left: list[tuple[str, ...]] = []
     for block, kind in zip(blocks, kinds, strict=True):
         if kind not in by_kind:

@@ -18,7 +18,7 @@ from torch.nn import functional
 from aicompress.errors import CompressError
 from aicompress.model.blocks.all_reduce import Team
 from aicompress.model.blocks.find import Block, find_blocks
-from aicompress.model.blocks.input_errors import accepting
+from aicompress.model.blocks.input_errors import input_errors_refused
 from aicompress.model.blocks.paused_forward import Arrival, PausedForward, gate
 from aicompress.model.blocks.walk import Batch, Loader, prepare
 
@@ -26,7 +26,7 @@ RunBlock = Callable[[Block, Arrival, Batch], Any]
 
 
 @dataclass(frozen=True)
-class Passage:
+class BlockRun:
     """What runs through which model.
 
     Attributes:
@@ -53,7 +53,7 @@ class Passage:
         ungate = gate([block.module for block in blocks])
         streams = [PausedForward(lambda batch=batch: self.model(**batch)) for batch in self.batches]  # type: ignore[misc]
         try:
-            with accepting():
+            with input_errors_refused():
                 for stream in streams:
                     stream.start()
             while (arrival := streams[0].arrival) is not None:

@@ -20,7 +20,7 @@ from aicompress.errors import CompressError
 from aicompress.model.blocks.find import Block
 from aicompress.model.blocks.paused_forward import Arrival
 from aicompress.model.blocks.walk import Batch
-from aicompress.model.sensitivity.block_influence import Passage
+from aicompress.model.sensitivity.block_influence import BlockRun
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Routing:
     mask: Tensor | None = None
     _inside: bool = False
 
-    def measure(self, passage: Passage) -> dict[str, Tensor]:
+    def measure(self, passage: BlockRun) -> dict[str, Tensor]:
         """Totals over all processes, by module path.
 
         Raises:

@@ -24,7 +24,7 @@ from aicompress.errors import CompressError
 from aicompress.layer import GradientStats
 from aicompress.model.blocks.all_reduce import Team
 from aicompress.model.blocks.find import Block, find_blocks
-from aicompress.model.blocks.input_errors import accepting
+from aicompress.model.blocks.input_errors import input_errors_refused
 from aicompress.model.blocks.paused_forward import PausedForward, gate
 from aicompress.model.blocks.walk import Loader, prepare
 from aicompress.model.sensitivity.loss import Objective, Sample
@@ -107,7 +107,7 @@ def _whole(job: Descent, count: int, keep: Keep, progress: Progress) -> None:
     job.model.requires_grad_(False)
     sums = watch(job.model, job.wanted)
     for done, sample in enumerate(job.samples):
-        with accepting():
+        with input_errors_refused():
             output = job.model(**sample.inputs)
         _finite(job.objective(output, sample), sample).backward()  # type: ignore[no-untyped-call]
         harvest(sums, sample.number)
@@ -161,7 +161,7 @@ class _Reverse:
             arrival = stream.arrival
             if arrival is None or arrival.block != index:
                 raise CompressError("calibration samples take different ways through the model", "use samples alike")
-            with torch.no_grad(), accepting():
+            with torch.no_grad(), input_errors_refused():
                 output = block.module(*_detached(arrival.args), **_detached(arrival.kwargs))
             output = tree_map_only(Tensor, _leaf, output)
             leaves = [each if _differentiable(each) else None for each in tree_flatten(output)[0]]
@@ -206,7 +206,8 @@ class _Reverse:
 
 def _forward(model: Any, sample: Sample) -> Callable[[], Any]:
     def call() -> Any:
-        with torch.enable_grad(), accepting():  # for what lies between the blocks; they run elsewhere, without
+        # Gradients for what lies between the blocks; they run elsewhere, without.
+        with torch.enable_grad(), input_errors_refused():
             return model(**sample.inputs)
 
     return call

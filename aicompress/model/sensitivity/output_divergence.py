@@ -18,7 +18,7 @@ from torch import Tensor
 
 from aicompress.errors import CompressError
 from aicompress.model.blocks.find import find_blocks
-from aicompress.model.blocks.input_errors import accepting
+from aicompress.model.blocks.input_errors import input_errors_refused
 from aicompress.model.blocks.walk import Batch, Loader
 
 BROKEN = 1e6  # the loss of outputs that are no numbers: more than any that are
@@ -70,7 +70,7 @@ def _expected(likely: Tensor, logits: Tensor) -> Tensor:
     return expected
 
 
-class Probe:
+class OutputSensitivity:
     """A model and the batches it is tried on. Use it as a context manager.
 
     Args:
@@ -115,7 +115,7 @@ class Probe:
         with torch.no_grad():
             for number, batch in enumerate(self._batches):
                 self._running, self._batch = self._calls[number], number
-                with accepting():
+                with input_errors_refused():
                     output = self._model(**batch)
                 reference, self._logits = output_of(output)
                 rows = self._rows(reference, batch)

@@ -22,7 +22,7 @@ from aicompress.weights import TensorSpec
 
 
 @dataclass(frozen=True)
-class Engine:
+class CalibrationRun:
     """A model that is ready to be walked.
 
     Attributes:
@@ -43,7 +43,7 @@ class Engine:
     follows: bool = True
 
     @classmethod
-    def of(cls, plan: Step, tensors: Sequence[str], team: Processes, most: int = ROWS) -> Engine:
+    def of(cls, plan: Step, tensors: Sequence[str], team: Processes, most: int = ROWS) -> CalibrationRun:
         """Build the model without its weights, and read the calibration data.
 
         Args:
@@ -96,7 +96,7 @@ class Engine:
 
 
 @dataclass
-class Together:
+class Broadcast:
     """A visitor of several processes: what the first one has compressed, all get.
 
     Attributes:

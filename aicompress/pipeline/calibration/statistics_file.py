@@ -13,7 +13,7 @@ from aicompress.checkpoint.statistics import StatisticsWriter
 from aicompress.layer import InputStats
 from aicompress.pipeline.calibration.gradients import differentiate
 from aicompress.pipeline.calibration.requirements import Step
-from aicompress.pipeline.calibration.runner import Engine
+from aicompress.pipeline.calibration.runner import CalibrationRun
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.workers import Processes
 
@@ -39,7 +39,7 @@ def collect(plan: Step, wanted: Wanted, path: Path, team: Processes, progress: C
     Raises:
         RecipeError: the calibration data does not fit the model.
     """
-    engine = Engine.of(plan, wanted.tensors, team)
+    engine = CalibrationRun.of(plan, wanted.tensors, team)
     needs, graded = (wanted.needs - {"gradients"}) | ALWAYS, "gradients" in wanted.needs
 
     def tell(done: int, total: int) -> None:

@@ -12,7 +12,7 @@ from aicompress.data import Data, arrays, batches, labelled, pairs, sentences, t
 from aicompress.errors import CheckpointError, RecipeError
 from aicompress.metrics import Metric
 from aicompress.metrics.outputs import ClassLogits, Outputs, PairEmbeddings, SentenceEmbeddings, TokenLogits
-from aicompress.model.blocks.input_errors import accepting
+from aicompress.model.blocks.input_errors import input_errors_refused
 from aicompress.model.loading.config import class_names, most_positions
 from aicompress.pipeline.step.running_model import Inputs, Running, encoder
 
@@ -129,7 +129,7 @@ def _language_model(model: nn.Module, metric: str) -> Callable[[Tensor], Tensor]
     device = next(model.parameters()).device
 
     def run(ids: Tensor) -> Tensor:
-        with accepting("evaluation text"):
+        with input_errors_refused("evaluation text"):
             output = model(input_ids=ids.to(device), use_cache=False)
         logits = getattr(output, "logits", None)
         if logits is None or logits.ndim != 3 or logits.shape[:2] != ids.shape:
@@ -168,7 +168,7 @@ def _classifier(model: nn.Module, metric: str) -> Callable[[Inputs], Tensor]:
     named = getattr(model, "main_input_name", None)
 
     def run(inputs: Inputs) -> Tensor:
-        with accepting("evaluation inputs"):
+        with input_errors_refused("evaluation inputs"):
             if isinstance(inputs, dict):
                 output = model(**{name: value.to(device) for name, value in inputs.items()})
             elif named is not None:

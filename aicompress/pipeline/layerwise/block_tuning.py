@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from aicompress.methods.zeros import mask_of
-from aicompress.model.blocks.reconstruction import Movable, Pace, Stage, tune
+from aicompress.model.blocks.reconstruction import Stage, TunableLayer, TuningSchedule, tune
 from aicompress.model.loading.merged_experts import Slot
 from aicompress.pipeline.layerwise.compress import Compressed
 from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed
@@ -34,16 +34,16 @@ def tuned(
         places: where the model has each parameter; one that is merged with others keeps its codes.
     """
     start = time.perf_counter()
-    movable: dict[str, Movable] = {}
+    movable: dict[str, TunableLayer] = {}
     for name, compressed in layers.items():
         place, info = places.get(name), compressed.layer.info
         if isinstance(place, str) and isinstance(compressed.weight, IntGrouped):
             parameter = f"{place.removeprefix(stage.name).removeprefix('.')}.weight"
             original = compressed.layer.weight
-            movable[name] = Movable(parameter, compressed.weight, original, info.tensor_shape, info.transposed)
+            movable[name] = TunableLayer(parameter, compressed.weight, original, info.tensor_shape, info.transposed)
     if not movable:
         return {}
-    pace = Pace(settings.steps, settings.rate, settings.scale_rate)
+    pace = TuningSchedule(settings.steps, settings.rate, settings.scale_rate)
     weights = tune(stage, list(movable.values()), pace, layer_seed(seed, stage.name))
     share = (time.perf_counter() - start) / len(movable)
     return {

@@ -19,7 +19,7 @@ from aicompress.pipeline.calibration.data import ROWS
 from aicompress.pipeline.calibration.gradients import differentiate, gradients
 from aicompress.pipeline.calibration.record import record_of_files
 from aicompress.pipeline.calibration.requirements import MIN_ROWS
-from aicompress.pipeline.calibration.runner import Engine, Together
+from aicompress.pipeline.calibration.runner import Broadcast, CalibrationRun
 from aicompress.pipeline.layerwise.block_tuning import can_move, tuned
 from aicompress.pipeline.layerwise.compress import Compressed, Known, completed, sharing_inputs
 from aicompress.pipeline.layerwise.plan import Plan, compares, graded, selected, walked
@@ -43,7 +43,7 @@ def compress(work: Work, team: Processes) -> dict[str, Any]:
         The record of the calibration data.
     """
     tune = work.plan.recipe.tune
-    engine = Engine.of(work.plan, selected(work.plan), team, ROWS if tune is None else tune.batch)
+    engine = CalibrationRun.of(work.plan, selected(work.plan), team, ROWS if tune is None else tune.batch)
     left = [name for name in selected(work.plan) if name not in work.journal.done]
     if not team.gather(bool(left))[0]:
         return engine.record()
@@ -52,7 +52,7 @@ def compress(work: Work, team: Processes) -> dict[str, Any]:
         if walked(work.plan):
             writer = _Writer(work, read, engine.wanted)
             engine.walk(
-                Together(_specs(work.plan), team, writer),
+                Broadcast(_specs(work.plan), team, writer),
                 walked(work.plan),
                 compares(work.plan),
                 lambda done, total: work.say(f"block {done} of {total}"),
@@ -67,13 +67,13 @@ def compress(work: Work, team: Processes) -> dict[str, Any]:
 
 def follow(plan: Plan, team: Processes) -> None:
     """What the other processes do while the first one compresses: run their share of the batches."""
-    engine = Engine.of(plan, selected(plan), team)
+    engine = CalibrationRun.of(plan, selected(plan), team)
     if not team.gather(None)[0]:
         return
     if graded(plan):
         differentiate(plan, team, lambda moments: None, lambda done, total: None)
     if walked(plan):
-        visitor = Together(_specs(plan), team, None)
+        visitor = Broadcast(_specs(plan), team, None)
         engine.walk(visitor, walked(plan), compares(plan), lambda done, total: None)
 
 

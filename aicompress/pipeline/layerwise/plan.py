@@ -14,7 +14,7 @@ from aicompress.layer import Kind
 from aicompress.methods.capabilities import Width, WidthSearch
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.methods.method import MethodConfig
-from aicompress.model.equivalence.scaling_groups import Place
+from aicompress.model.equivalence.scaling_groups import ScalingGroup
 from aicompress.pipeline.calibration.requirements import Request
 from aicompress.pipeline.layerwise.report_rows import open_row, plan_row
 from aicompress.pipeline.step.checks import stored_outline
@@ -60,7 +60,7 @@ class Plan:
     open: Mapping[str, tuple[Width, ...]] = field(default_factory=dict)
     search: WidthSearch | None = None
     undecided: Undecided | None = None
-    places: tuple[Place, ...] = ()
+    places: tuple[ScalingGroup, ...] = ()
 
     @cached_property
     def by_tensor(self) -> dict[str, list[LayerPlan]]:

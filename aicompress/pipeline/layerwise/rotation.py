@@ -12,8 +12,8 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.rewritten import RewrittenCheckpoint
 from aicompress.errors import Refused
 from aicompress.methods.layerwise import AnyLayerMethod
-from aicompress.model.equivalence.rotated_parameters import Turnable
-from aicompress.model.equivalence.rotation import find_turnable
+from aicompress.model.equivalence.rotated_parameters import Rotatable
+from aicompress.model.equivalence.rotation import find_rotatable
 from aicompress.model.loading.definition import skeleton
 from aicompress.pipeline.calibration.random_weights import on_noise
 from aicompress.recipe import Recipe
@@ -42,7 +42,7 @@ def rotated(
 
     try:
         turnable = on_noise(
-            view, recipe, allow_code, lambda model, loader, batch: find_turnable(model, loader, batch, rotating)
+            view, recipe, allow_code, lambda model, loader, batch: find_rotatable(model, loader, batch, rotating)
         )
     except Refused as error:
         raise Refused(f"{checkpoint.path} cannot be rotated: {error.message}", error.hint or HINT) from error
@@ -88,7 +88,7 @@ def _with_ties_off(config: Mapping[str, Any]) -> dict[str, Any]:
     return untied
 
 
-def _require_plain(view: RewrittenCheckpoint, turnable: Turnable) -> None:
+def _require_plain(view: RewrittenCheckpoint, turnable: Rotatable) -> None:
     """Everything that changes must be stored plainly, and a norm's bias must survive its weight.
 
     Raises:

@@ -15,7 +15,7 @@ from aicompress.errors import Refused
 from aicompress.layer import InputStats, Layer, LayerInfo
 from aicompress.methods.capabilities import Candidate, ScalingFactors
 from aicompress.methods.layerwise import AnyLayerMethod
-from aicompress.model.equivalence.scaling_groups import Axis, Place
+from aicompress.model.equivalence.scaling_groups import Axis, ScalingGroup
 from aicompress.model.equivalence.search import probe
 from aicompress.pipeline.calibration.random_weights import on_noise
 from aicompress.pipeline.calibration.requirements import Chosen
@@ -26,7 +26,7 @@ from aicompress.recipe import Recipe
 
 def rescalable(
     checkpoint: Checkpoint, recipe: Recipe, method: AnyLayerMethod, chosen: Sequence[Chosen], allow_code: bool
-) -> tuple[tuple[Place, ...], list[str]]:
+) -> tuple[tuple[ScalingGroup, ...], list[str]]:
     """The scaling groups of chosen layers, and a warning that names the layers outside of all.
 
     The model's structure decides, which `on_noise` searches for on random weights; the factors come later, with the
@@ -56,7 +56,7 @@ def rescalable(
     ]
 
 
-def _parameters(place: Place) -> set[str]:
+def _parameters(place: ScalingGroup) -> set[str]:
     return {axis.parameter for axis in (*place.consumers, *place.producers)}
 
 
@@ -73,7 +73,7 @@ class Rescaling:
     """
 
     compression: Compression
-    places: Sequence[Place]
+    places: Sequence[ScalingGroup]
     layers: Mapping[str, Sequence[LayerPlan]]
     journal: Journal
     applied: dict[str, ScalingFactors] = field(default_factory=dict)
@@ -95,7 +95,7 @@ class Rescaling:
                 if known:
                     self._decide(place, known)
 
-    def _decide(self, place: Place, layers: Sequence[tuple[Chosen, InputStats]]) -> None:
+    def _decide(self, place: ScalingGroup, layers: Sequence[tuple[Chosen, InputStats]]) -> None:
         def reading(info: LayerInfo, inputs: InputStats) -> Callable[[], Layer]:
             return lambda: replace(self.compression.checkpoint.layer(info), inputs=inputs)
 
@@ -113,7 +113,7 @@ class Rescaling:
         self.journal.record(_key(place), {"factors": scaling.factors.tolist(), "note": scaling.note})
         self._apply(place, scaling)
 
-    def _storable(self, place: Place, factors: Tensor) -> Tensor:
+    def _storable(self, place: ScalingGroup, factors: Tensor) -> Tensor:
         """Factors that a normalization's stored weight has exactly, after rounding to its dtype.
 
         Where the rounded weight would be zero or too large, the channel is not rescaled.
@@ -132,7 +132,7 @@ class Rescaling:
         assert isinstance(self.compression.checkpoint, RewrittenCheckpoint)
         return self.compression.checkpoint
 
-    def _apply(self, place: Place, scaling: ScalingFactors) -> None:
+    def _apply(self, place: ScalingGroup, scaling: ScalingFactors) -> None:
         """Put the factors into the view of the input."""
         for axis in place.consumers:
             self._checkpoint.change(axis.parameter, _scaling(axis, scaling.factors))
@@ -164,7 +164,7 @@ class Rescaling:
         return rewritten
 
 
-def _key(place: Place) -> str:
+def _key(place: ScalingGroup) -> str:
     """What the journal calls a scaling group."""
     return f"{place.consumers[0].parameter} rescaled"
 

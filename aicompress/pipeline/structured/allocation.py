@@ -23,7 +23,7 @@ from aicompress.methods.structural import AnyPruner, Losses, Structure
 from aicompress.pipeline.calibration import requirements as needs
 from aicompress.pipeline.calibration.gradients import differentiate
 from aicompress.pipeline.calibration.requirements import MIN_ROWS, Request
-from aicompress.pipeline.calibration.runner import Engine
+from aicompress.pipeline.calibration.runner import CalibrationRun
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.survey import Measured
@@ -128,9 +128,9 @@ class Allocator:
         tensors["parameters"] = torch.tensor([_parameters(structure) for structure in structures])
         return Measured(tensors, record)
 
-    def _engine(self, structures: Sequence[Structure]) -> Engine:
+    def _engine(self, structures: Sequence[Structure]) -> CalibrationRun:
         consumers = [part.tensor for structure in structures for part in structure.of("consumer")]
-        return Engine.of(self._measurement(consumers), consumers, processes(torch.device("cpu")))
+        return CalibrationRun.of(self._measurement(consumers), consumers, processes(torch.device("cpu")))
 
     def _measurement(self, tensors: Sequence[str]) -> Measurement:
         layers = [LayerPlan(info, self.pruner.config) for info in layers_of(self.checkpoint, tensors)]

@@ -21,7 +21,7 @@ from aicompress.methods.structural import Structure
 from aicompress.pipeline.calibration.gradients import differentiate, gradients
 from aicompress.pipeline.calibration.record import record_of_files
 from aicompress.pipeline.calibration.requirements import MIN_ROWS, foreign
-from aicompress.pipeline.calibration.runner import Engine, Together
+from aicompress.pipeline.calibration.runner import Broadcast, CalibrationRun
 from aicompress.pipeline.step.workers import Processes
 from aicompress.pipeline.structured.cutting import Cutting
 from aicompress.pipeline.structured.gradient_scores import Read, importance
@@ -44,11 +44,11 @@ def choose(reading: Reading, work: Cutting, team: Processes, inputs: Future[dict
             chooser.visit({name: merged(files, name) for name in _consumers(reading.edit.structures[number])})
         work.warnings += [*foreign(files, inputs.result()), *chooser.scarce()]
         return record_of_files(files)
-    engine = Engine.of(reading, reading.edit.consumers, team)
+    engine = CalibrationRun.of(reading, reading.edit.consumers, team)
     if GRADIENTS & reading.needs:
         with gradients(reading, team, work.say) as store:
             chooser.weigh(store.read)
-    _walk(reading, engine, Together(reading.checkpoint.parameters(), team, chooser), work.say)
+    _walk(reading, engine, Broadcast(reading.checkpoint.parameters(), team, chooser), work.say)
     for number in reading.edit.changed:  # no layer of the running model, such as one that it uses in its own way
         if number not in work.kept:
             chooser.visit({name: InputStats(0) for name in _consumers(reading.edit.structures[number])})
@@ -58,13 +58,13 @@ def choose(reading: Reading, work: Cutting, team: Processes, inputs: Future[dict
 
 def follow(reading: Reading, team: Processes) -> None:
     """What the other processes do while the first one chooses: run their share of the batches."""
-    engine = Engine.of(reading, reading.edit.consumers, team)
+    engine = CalibrationRun.of(reading, reading.edit.consumers, team)
     if GRADIENTS & reading.needs:
         differentiate(reading, team, lambda moments: None, lambda done, total: None)
-    _walk(reading, engine, Together(reading.checkpoint.parameters(), team, None), lambda what: None)
+    _walk(reading, engine, Broadcast(reading.checkpoint.parameters(), team, None), lambda what: None)
 
 
-def _walk(reading: Reading, engine: Engine, visitor: Together, say: Callable[[str], None]) -> None:
+def _walk(reading: Reading, engine: CalibrationRun, visitor: Broadcast, say: Callable[[str], None]) -> None:
     """One walk through the model with the statistics of inputs that are read, if there are any."""
     needs = reading.needs - GRADIENTS
     if needs:

@@ -19,7 +19,7 @@ from aicompress.layer import InputStats
 from aicompress.pipeline.calibration.gradients import differentiate, gradients
 from aicompress.pipeline.calibration.record import record_of_files
 from aicompress.pipeline.calibration.requirements import MIN_ROWS, foreign
-from aicompress.pipeline.calibration.runner import Engine, Together
+from aicompress.pipeline.calibration.runner import Broadcast, CalibrationRun
 from aicompress.pipeline.step.workers import Processes
 from aicompress.pipeline.structured.calibrated import GRADIENTS
 from aicompress.pipeline.structured.cutting import Cutting
@@ -55,7 +55,7 @@ def choose(reading: Reading, work: Cutting, team: Processes, inputs: Future[dict
     work.choose(0, gatherer.seen, scores)
     _walk(reading, team, _fitted(reading), fitter, work.say)
     work.warnings += fitter.scarce()
-    return (engine or Engine.of(reading, readers, team)).record()
+    return (engine or CalibrationRun.of(reading, readers, team)).record()
 
 
 def follow(reading: Reading, team: Processes) -> None:
@@ -89,12 +89,12 @@ def _readers(reading: Reading) -> list[str]:
 
 def _walk(
     reading: Reading, team: Processes, needs: frozenset[str], visitor: Any, say: Callable[[str], None]
-) -> Engine | None:
+) -> CalibrationRun | None:
     """One walk through the original model; none where nothing is needed."""
     if not needs:
         return None
-    engine = Engine.of(reading, _readers(reading), team)
-    together = Together(reading.checkpoint.parameters(), team, visitor)
+    engine = CalibrationRun.of(reading, _readers(reading), team)
+    together = Broadcast(reading.checkpoint.parameters(), team, visitor)
     engine.walk(together, needs, False, lambda done, total: say(f"block {done} of {total}"))
     return engine
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.layer import as_matrix
-from aicompress.model.blocks.reconstruction import Movable, Pace, Stage, _Decoded, error, hidden, tune
+from aicompress.model.blocks.reconstruction import Stage, TunableLayer, TuningSchedule, _Decoded, error, hidden, tune
 from aicompress.weights import IntGrouped
 
-PACE = Pace(steps=30, rate=0.03, scale_rate=0.002)
+PACE = TuningSchedule(steps=30, rate=0.03, scale_rate=0.002)
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -54,9 +54,9 @@ def stage_of(block: Block, masks: list[Tensor | None] | None = None) -> Stage:
     return Stage("block", block, inputs, targets, masks or [None] * 5)
 
 
-def movables(block: Block, bits: int = 3, symmetric: bool = True) -> list[Movable]:
+def movables(block: Block, bits: int = 3, symmetric: bool = True) -> list[TunableLayer]:
     named = {"up.weight": block.up.weight.detach(), "down.weight": block.down.weight.detach()}
-    return [Movable(name, nearest(w, bits, symmetric), w.float(), tuple(w.shape)) for name, w in named.items()]
+    return [TunableLayer(name, nearest(w, bits, symmetric), w.float(), tuple(w.shape)) for name, w in named.items()]
 
 
 def test_decoding_by_hand() -> None:
@@ -91,7 +91,7 @@ def test_the_error_falls(bits: int, symmetric: bool, dtype: torch.dtype) -> None
 def test_what_does_not_help_is_not_taken() -> None:
     block = Block()
     stage, layers = stage_of(block), movables(block, bits=8)
-    weights = tune(stage, layers, Pace(steps=2, rate=1.0, scale_rate=0.1), 0)
+    weights = tune(stage, layers, TuningSchedule(steps=2, rate=1.0, scale_rate=0.1), 0)
     assert all(found is layer.weight for layer, found in zip(layers, weights, strict=True))
 
 
@@ -134,7 +134,7 @@ def test_one_scale_for_a_tensor_and_a_transposed_parameter() -> None:
     start = IntGrouped((wanted / scale).round().clamp(-4, 3).to(torch.int8), scale, None, 3)
     x = draw(40, 4, seed=4) @ draw(4, 16, seed=5)  # correlated, so that roundings can make up for each other
     stage = Stage("", block, [((x,), {})], [x @ block.weight.detach()], [None])
-    layers = [Movable("weight", start, wanted, (16, 24), transposed=True)]
+    layers = [TunableLayer("weight", start, wanted, (16, 24), transposed=True)]
     (found,) = tune(stage, layers, PACE, 0)
     assert found.scale.shape == (1, 1)
     assert error(stage, layers, [found]) < error(stage, layers, [start])

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.noise import NoiseCheckpoint
 from aicompress.checkpoint.rewritten import RewrittenCheckpoint
-from aicompress.model.equivalence.scaling_groups import Place
+from aicompress.model.equivalence.scaling_groups import ScalingGroup
 from aicompress.model.equivalence.search import ScalingGroups, probe
 from aicompress.model.loading.load import build, load
 from aicompress.model.loading.partial_model import PartialModel
@@ -46,7 +46,7 @@ def places_in(folder: Path, batch: dict[str, Any]) -> ScalingGroups:
     return probe(model, PartialModel(checkpoint, model, dtype=torch.float32), batch)
 
 
-def save_rescaled(folder: Path, places: tuple[Place, ...], out: Path) -> set[str]:
+def save_rescaled(folder: Path, places: tuple[ScalingGroup, ...], out: Path) -> set[str]:
     """Write the checkpoint with random factors at every place; returns the parameters that changed."""
     view = RewrittenCheckpoint.over(Checkpoint.open(folder))
     generator = torch.Generator().manual_seed(0)
@@ -108,6 +108,6 @@ def test_the_rows_that_make_the_values(tmp_path: Path, name: str, reader: str, e
 
 
 def test_factors_of_one_origin_are_made_equal() -> None:
-    place = Place((), (), torch.tensor([0, 1, 0, 1]), norm=False)
+    place = ScalingGroup((), (), torch.tensor([0, 1, 0, 1]), norm=False)
     assert torch.allclose(place.pooled(torch.tensor([1.0, 3.0, 4.0, 3.0])), torch.tensor([2.0, 3.0, 2.0, 3.0]))
     assert place.inverse(torch.tensor([2.0, 4.0, 2.0, 4.0]), 3).tolist() == [0.5, 0.25, 1.0]

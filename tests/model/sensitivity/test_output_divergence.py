@@ -14,12 +14,12 @@ from aicompress.errors import CompressError
 from aicompress.model.loading.load import build, load
 from aicompress.model.loading.merged_experts import Slot
 from aicompress.model.loading.partial_model import PartialModel
-from aicompress.model.sensitivity.output_divergence import BROKEN, Probe
+from aicompress.model.sensitivity.output_divergence import BROKEN, OutputSensitivity
 
 IDS = torch.arange(3, 51).reshape(2, 24)
 
 
-def probe(source: Path, batches: list[dict[str, Any]], resident: bool = True) -> Probe:
+def probe(source: Path, batches: list[dict[str, Any]], resident: bool = True) -> OutputSensitivity:
     checkpoint = Checkpoint.open(source)
     model = build(checkpoint)
     loader = PartialModel(checkpoint, model)
@@ -28,7 +28,7 @@ def probe(source: Path, batches: list[dict[str, Any]], resident: bool = True) ->
         found = loader.place_of(name)
         return found.module if isinstance(found, Slot) else found
 
-    return Probe(model, loader, (checkpoint.dense, place), batches, resident)
+    return OutputSensitivity(model, loader, (checkpoint.dense, place), batches, resident)
 
 
 def changed(source: Path, *names: str) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from aicompress.errors import CompressError
-from aicompress.model.blocks.reconstruction import Movable, Pace, Stage, error, tune
+from aicompress.model.blocks.reconstruction import Stage, TunableLayer, TuningSchedule, error, tune
 from aicompress.pipeline.calibration.requirements import Request
 from aicompress.pipeline.layerwise import block_tuning as tuned
 from aicompress.pipeline.step.options import Options
@@ -27,7 +27,7 @@ def test_every_block_comes_nearer_to_its_outputs(
     """With layers stored (in, out), and experts merged into tensors, which keep their codes."""
     errors: list[tuple[float, float]] = []
 
-    def watched(stage: Stage, layers: list[Movable], pace: Pace, seed: int) -> list[IntGrouped]:
+    def watched(stage: Stage, layers: list[TunableLayer], pace: TuningSchedule, seed: int) -> list[IntGrouped]:
         weights = tune(stage, layers, pace, seed)
         errors.append((error(stage, layers, weights), error(stage, layers, [layer.weight for layer in layers])))
         return weights

@@ -19,10 +19,10 @@ from aicompress.methods.capabilities import Width
 from aicompress.model.blocks.walk import Walk, walk
 from aicompress.model.loading.merged_experts import Slot
 from aicompress.model.loading.partial_model import PartialModel
-from aicompress.model.sensitivity.output_divergence import Probe
+from aicompress.model.sensitivity.output_divergence import OutputSensitivity
 from aicompress.pipeline.calibration.data import Inputs, calibration_inputs
 from aicompress.pipeline.calibration.requirements import module_of
-from aicompress.pipeline.layerwise.allocation.units import Unit, group
+from aicompress.pipeline.layerwise.allocation.width_groups import WidthGroup, group
 from aicompress.pipeline.layerwise.compress import Compression, Known
 from aicompress.pipeline.layerwise.plan import Plan
 from aicompress.pipeline.step.workers import Alone
@@ -35,7 +35,7 @@ HELD = 1 << 30  # bytes of compressed weights that are kept for the next trial
 
 
 @dataclass
-class Trial(AbstractContextManager["Trial"]):
+class CandidateTrial(AbstractContextManager["CandidateTrial"]):
     """The model of a plan, its open layers in units, and weights at their widths.
 
     Attributes:
@@ -49,14 +49,14 @@ class Trial(AbstractContextManager["Trial"]):
 
     plan: Plan
     compression: Compression
-    probe: Probe
+    probe: OutputSensitivity
     inputs: Inputs
     stats: Mapping[str, InputStats]
-    units: list[Unit]
+    units: list[WidthGroup]
     _held: OrderedDict[tuple[str, Width], Tensor] = field(default_factory=OrderedDict)
 
     @classmethod
-    def of(cls, plan: Plan) -> Trial:
+    def of(cls, plan: Plan) -> CandidateTrial:
         """Read the data and find the units: one pass of the uncompressed model.
 
         Raises:
@@ -74,7 +74,7 @@ class Trial(AbstractContextManager["Trial"]):
         resident = sum(spec.nbytes for spec in plan.checkpoint.parameters().values()) <= RESIDENT
         assert plan.method.widths is not None
         method = replace(plan.method, apply=plan.method.widths.sketch)
-        probe = Probe(fresh, loader, weights, inputs.batches, resident)
+        probe = OutputSensitivity(fresh, loader, weights, inputs.batches, resident)
         compression = Compression(method, plan.checkpoint, plan.recipe.seed)
         return cls(plan, compression, probe, inputs, stats, group(plan, stats))
 
@@ -87,7 +87,7 @@ class Trial(AbstractContextManager["Trial"]):
     ) -> None:
         self.probe.__exit__(kind, error, trace)
 
-    def changes(self, unit: Unit, pick: int) -> dict[str, Tensor]:
+    def changes(self, unit: WidthGroup, pick: int) -> dict[str, Tensor]:
         """A unit's dense parameters at one of its widths, for the probe."""
         return {tensor: self._weight(tensor, unit.widths[pick]) for tensor in unit.tensors if self.probe.holds(tensor)}
 

@@ -15,15 +15,15 @@ from torch import Tensor
 from aicompress.checkpoint.journal import Journal
 from aicompress.methods.capabilities import Width
 from aicompress.pipeline.calibration.requirements import MIN_ROWS
-from aicompress.pipeline.layerwise.allocation.candidates import Trial
-from aicompress.pipeline.layerwise.allocation.units import Unit
+from aicompress.pipeline.layerwise.allocation.candidates import CandidateTrial
+from aicompress.pipeline.layerwise.allocation.width_groups import WidthGroup
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.workers import Processes
 
 WORK = 2e14  # operations that are spent on measuring outputs before blocks must do: about an hour of a fast core
 
 
-def by_block(trial: Trial) -> bool:
+def by_block(trial: CandidateTrial) -> bool:
     """Whether the blocks' outputs are measured: as the recipe says, or by the work."""
     assert trial.plan.search is not None
     if trial.plan.search.sensitivity is not None:
@@ -35,7 +35,7 @@ def by_block(trial: Trial) -> bool:
     return operations > WORK
 
 
-def measured(trial: Trial, journal: Journal | None, team: Processes, progress: Progress) -> list[list[float]]:
+def measured(trial: CandidateTrial, journal: Journal | None, team: Processes, progress: Progress) -> list[list[float]]:
     """Losses of every unit at each of its widths.
 
     The processes share the units; what a stopped run has measured is not measured again.
@@ -67,7 +67,7 @@ def measured(trial: Trial, journal: Journal | None, team: Processes, progress: P
     return supplied(trial, [_scaled(trial, unit, done, blockwise) for unit in trial.units])
 
 
-def supplied(trial: Trial, losses: Sequence[Sequence[float]]) -> list[list[float]]:
+def supplied(trial: CandidateTrial, losses: Sequence[Sequence[float]]) -> list[list[float]]:
     """Losses with those that could not be measured taken from the others, by the median per weight at each width.
 
     An expert that few tokens reached, or a layer that the compared outputs do not depend on, would look free. A width
@@ -95,33 +95,33 @@ def _like(width: Width, known: Mapping[Width, float], otherwise: float) -> float
     return otherwise if nearest is None else known[nearest]
 
 
-def _unseen(trial: Trial, unit: Unit) -> bool:
+def _unseen(trial: CandidateTrial, unit: WidthGroup) -> bool:
     """Whether too few rows reached a unit's layers; an embedding is not given rows but tokens."""
     if any(layer.info.kind == "embedding" for layer in unit.layers):
         return False
     return max(trial.stats[name].count if name in trial.stats else 0 for name in unit.tensors) < MIN_ROWS
 
 
-def _losses(trial: Trial, unit: Unit, local: bool) -> list[float]:
+def _losses(trial: CandidateTrial, unit: WidthGroup, local: bool) -> list[float]:
     changes = [trial.changes(unit, pick) for pick in range(len(unit.widths))]
     return [trial.probe.block_loss(change) if local else trial.probe.loss(change) for change in changes]
 
 
-def _block(trial: Trial, unit: Unit) -> int | None:
+def _block(trial: CandidateTrial, unit: WidthGroup) -> int | None:
     """The one block that holds a unit; None where it is outside of all, or in several."""
     blocks = {trial.probe.block_of(tensor) for tensor in unit.tensors if trial.probe.holds(tensor)}
     return blocks.pop() if len(blocks) == 1 else None
 
 
-def _by_block(trial: Trial) -> dict[int, list[Unit]]:
-    units_of: dict[int, list[Unit]] = {}
+def _by_block(trial: CandidateTrial) -> dict[int, list[WidthGroup]]:
+    units_of: dict[int, list[WidthGroup]] = {}
     for unit in trial.units:
         if (block := _block(trial, unit)) is not None:
             units_of.setdefault(block, []).append(unit)
     return units_of
 
 
-def _factor(trial: Trial, units: Sequence[Unit]) -> list[float]:
+def _factor(trial: CandidateTrial, units: Sequence[WidthGroup]) -> list[float]:
     """Loss of the outputs per squared error of a block's output, at the second least of the bits."""
     changes: dict[str, Tensor] = {}
     for unit in units:
@@ -131,7 +131,7 @@ def _factor(trial: Trial, units: Sequence[Unit]) -> list[float]:
     return [trial.probe.loss(changes) / error if error else 0.0]
 
 
-def _scaled(trial: Trial, unit: Unit, done: dict[str, list[float]], blockwise: bool) -> list[float]:
+def _scaled(trial: CandidateTrial, unit: WidthGroup, done: dict[str, list[float]], blockwise: bool) -> list[float]:
     block = _block(trial, unit) if blockwise else None
     factor = 1.0 if block is None else done[f"factor {block}"][0]
     return [factor * value for value in done[f"loss {unit.name}"]]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from aicompress.errors import RecipeError
 from aicompress.methods.budget import Choice, Infeasible, least_loss
-from aicompress.pipeline.layerwise.allocation.units import Unit, bits_per_weight, costs, widths_of
+from aicompress.pipeline.layerwise.allocation.width_groups import WidthGroup, bits_per_weight, costs, widths_of
 from aicompress.pipeline.layerwise.plan import Plan
 from aicompress.report.plan import Undecided
 
@@ -62,7 +62,7 @@ def undecided(plan: Plan) -> Undecided:
     return Undecided(name, value, len(plan.open), extreme(plan, 0).output.weight_bytes, limit)
 
 
-def within(plan: Plan, units: Sequence[Unit], losses: Sequence[Sequence[float]]) -> tuple[Choice, Plan]:
+def within(plan: Plan, units: Sequence[WidthGroup], losses: Sequence[Sequence[float]]) -> tuple[Choice, Plan]:
     """The choice of least total loss within target_bytes or target_bpw, laid out.
 
     Bytes of headers and the layout of the tensors depend on the choice: the budget, or the costs, are taken from what
@@ -76,7 +76,9 @@ def within(plan: Plan, units: Sequence[Unit], losses: Sequence[Sequence[float]])
     return _filled(plan, units, losses, size)
 
 
-def _narrow(plan: Plan, units: Sequence[Unit], losses: Sequence[Sequence[float]], bpw: float) -> tuple[Choice, Plan]:
+def _narrow(
+    plan: Plan, units: Sequence[WidthGroup], losses: Sequence[Sequence[float]], bpw: float
+) -> tuple[Choice, Plan]:
     draft, budget = plan, bpw / 8 * sum(unit.weights for unit in units)
     for _ in range(TRIES):
         try:
@@ -89,7 +91,9 @@ def _narrow(plan: Plan, units: Sequence[Unit], losses: Sequence[Sequence[float]]
     return _least(plan, units, losses)
 
 
-def _filled(plan: Plan, units: Sequence[Unit], losses: Sequence[Sequence[float]], size: int) -> tuple[Choice, Plan]:
+def _filled(
+    plan: Plan, units: Sequence[WidthGroup], losses: Sequence[Sequence[float]], size: int
+) -> tuple[Choice, Plan]:
     draft = plan
     paid = costs(draft, units)
     outside = draft.output.weight_bytes - sum(row[0] for row in paid)  # everything that no unit pays for
@@ -114,7 +118,7 @@ def _filled(plan: Plan, units: Sequence[Unit], losses: Sequence[Sequence[float]]
     return best or _least(plan, units, losses)
 
 
-def _least(plan: Plan, units: Sequence[Unit], losses: Sequence[Sequence[float]]) -> tuple[Choice, Plan]:
+def _least(plan: Plan, units: Sequence[WidthGroup], losses: Sequence[Sequence[float]]) -> tuple[Choice, Plan]:
     """The least widths, which `require_reach` has seen to fit."""
     paid = costs(plan, units)
     only = least_loss([row[:1] for row in paid], [row[:1] for row in losses], sum(row[0] for row in paid))

@@ -14,7 +14,7 @@ from aicompress.layer import GradientStats
 from aicompress.model.architecture.architecture import Stack
 from aicompress.model.blocks.find import find_blocks
 from aicompress.model.loading.partial_model import PartialModel
-from aicompress.model.sensitivity.block_influence import Passage
+from aicompress.model.sensitivity.block_influence import BlockRun
 from aicompress.pipeline.calibration import requirements as needs
 from aicompress.pipeline.calibration.data import Inputs, calibration_inputs
 from aicompress.pipeline.calibration.gradients import differentiate
@@ -47,7 +47,7 @@ class BlockScores:
         """
         model, team = self._model(), processes(torch.device("cpu"))
         loader = PartialModel(self.measurement.checkpoint, model)
-        passage = Passage(model, loader, self._inputs(model, team).batches, team)
+        passage = BlockRun(model, loader, self._inputs(model, team).batches, team)
         names = self._names(loader)
         gone: list[str] = []
         influence = passage.influences()

@@ -11,7 +11,7 @@ from torch import Tensor
 from aicompress.errors import RecipeError
 from aicompress.model.architecture.experts import Mixture
 from aicompress.model.loading.partial_model import PartialModel
-from aicompress.model.sensitivity.block_influence import Passage
+from aicompress.model.sensitivity.block_influence import BlockRun
 from aicompress.model.sensitivity.expert_routing import Routing
 from aicompress.pipeline.calibration import requirements as needs
 from aicompress.pipeline.calibration.data import calibration_inputs
@@ -43,7 +43,7 @@ def routed_scores(
     inputs = calibration_inputs(checkpoint, model, recipe.calibration, recipe.seed, team)
     progress("experts", 0, 1)
     routing = Routing({paths[mixture.name]: mixture.size for mixture in mixtures})
-    totals = routing.measure(Passage(model, loader, inputs.batches, team))
+    totals = routing.measure(BlockRun(model, loader, inputs.batches, team))
     scores = [_scores(totals[paths[mixture.name]], reap) for mixture in mixtures]
     return scores, record_of_data(inputs.source, team.size)
 

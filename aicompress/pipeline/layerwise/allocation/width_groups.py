@@ -16,7 +16,7 @@ from aicompress.weights import Weight
 
 
 @dataclass(frozen=True)
-class Unit:
+class WidthGroup:
     """Layers that get the same width: query, key and value of a block, or one layer alone.
 
     Attributes:
@@ -40,7 +40,7 @@ class Unit:
         return sum(layer.info.shape[0] * layer.info.shape[1] for layer in self.layers)
 
 
-def group(plan: Plan, stats: Mapping[str, InputStats]) -> list[Unit]:
+def group(plan: Plan, stats: Mapping[str, InputStats]) -> list[WidthGroup]:
     """Units of the layers whose width is open, in the order of the file.
 
     Layers of one parameter are together; others are where the model gives them the same tensor.
@@ -56,12 +56,12 @@ def group(plan: Plan, stats: Mapping[str, InputStats]) -> list[Unit]:
             key: object = id(given) if given is not None and given.count else layer.info.tensor
             members.setdefault((key, plan.open[layer.info.name]), []).append(layer)
     return [
-        Unit(tuple(layers), tuple(dict.fromkeys(layer.info.tensor for layer in layers)), widths)
+        WidthGroup(tuple(layers), tuple(dict.fromkeys(layer.info.tensor for layer in layers)), widths)
         for (_, widths), layers in members.items()
     ]
 
 
-def costs(plan: Plan, units: Sequence[Unit]) -> list[list[float]]:
+def costs(plan: Plan, units: Sequence[WidthGroup]) -> list[list[float]]:
     """Bytes on disk of every unit at each of its widths, in the layout of a plan."""
     return [
         [float(sum(_on_disk(plan, name, plan.stored(name, width)) for name in unit.tensors)) for width in unit.widths]
@@ -83,6 +83,6 @@ def _on_disk(plan: Plan, tensor: str, weight: Weight | None) -> int:
     return sum(nbytes(part) for part in on_disk(tensor, weight, plan.output.layout).values())
 
 
-def widths_of(units: Sequence[Unit], picks: Sequence[int]) -> dict[str, Width]:
+def widths_of(units: Sequence[WidthGroup], picks: Sequence[int]) -> dict[str, Width]:
     """The width of every layer."""
     return {layer.info.name: unit.widths[n] for unit, n in zip(units, picks, strict=True) for layer in unit.layers}
