@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -21,7 +21,9 @@ from aicompress.pipeline.step.survey import Measured, Survey
 from aicompress.recipe import Recipe, load
 from tests.pipeline.calibration.steps import text
 
-Steps = Callable[..., steps.Planned]
+if TYPE_CHECKING:
+    Steps = Callable[..., steps.Planned]
+
 INFLUENCE = {"name": "depth", "drop_layers": 1, "strategy": "influence"}
 
 
