@@ -26,7 +26,7 @@ from transformers import (
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CheckpointError, Refused
 from aicompress.layer import LayerInfo
-from aicompress.model.loading import fill as filling
+from aicompress.model.kernels import select
 from aicompress.model.loading.load import load, trainable
 from aicompress.weights import Weight
 from tests import checkpoints
@@ -113,7 +113,7 @@ def test_integer_checkpoints_are_what_transformers_loads(
 @torch.no_grad()
 def test_kernels_of_a_tied_model(tiny_llama: Path, tmp_path: Path, resident: bool, monkeypatch: Any) -> None:
     """An embedding of codes is looked up by rows, and the head that is tied to it multiplies."""
-    monkeypatch.setattr(filling, "RESIDENT_BYTES", 1 << 40 if resident else 0)
+    monkeypatch.setattr(select, "RESIDENT_BYTES", 1 << 40 if resident else 0)
 
     def pick(info: LayerInfo, matrix: Tensor) -> Weight | None:
         if info.kind == "embedding":
