@@ -53,3 +53,4 @@ def test_every_recipe_and_data_file_is_packaged(installed: Path) -> None:
     assert {path.relative_to(packaged) for path in packaged.rglob("*.yaml")} == recipes
     assert (installed / "aicompress" / "model" / "modeling_aicompress.py").is_file()
     assert (installed / "aicompress" / "report" / "template.html").is_file()
+    assert (installed / "aicompress" / "py.typed").is_file()  # type checkers read the package's own types
