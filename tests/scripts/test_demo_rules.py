@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from aicompress.methods.registry import COMMANDS
 ROOT = Path(__file__).parents[2]
 READY = ".venv/.ready"
 STEP = re.compile(r"^\S*/aicompress (?:factorize|quantize|prune|distill|eval) .*$", re.MULTILINE)
-CONDITION = "--fail-if"
 
 
 def make(folder: Path, *arguments: str) -> str:
@@ -74,12 +74,9 @@ def paths_in(value: Any, folder: Path) -> Iterator[str]:
 
 
 def reads(tree: Path, words: list[str]) -> set[str]:
-    """Paths that a command reads: what it is given, but for its output and its conditions, and what its recipe names."""
-    command, source, *rest = words[1:]
-    named = {source}
-    pairs = list(zip(rest, rest[1:], strict=False))
-    recipe = next(word for flag, word in pairs if flag == "-r")
-    named |= {recipe, *(word for flag, word in pairs if flag in ("--against", "--teacher", "--stats"))}
+    """Paths that a command reads: its input, its recipe, other models, and the data that the recipe names."""
+    recipe = words[words.index("-r") + 1]
+    named = {words[2], recipe, *(word for flag, word in pairwise(words) if flag in ("--against", "--teacher"))}
     named |= set(paths_in(yaml.safe_load((tree / recipe).read_text(encoding="utf-8")), Path(recipe).parent))
     return {name.rstrip("/") for name in named}
 
@@ -140,7 +137,7 @@ def test_one_run_writes_all_the_texts(tree: Path) -> None:
 
 def test_the_demo_has_gates_at_its_end(tree: Path) -> None:
     (end,) = (words for words in steps(make(tree, "-n", "demo")) if words[1:3] == ["eval", "build/demo/quantized"])
-    gates = [word for flag, word in zip(end, end[1:], strict=False) if flag == CONDITION]
+    gates = [word for flag, word in pairwise(end) if flag == "--fail-if"]
     assert gates == ["size.ratio > 0.125", "latency.ratio > 0.5", "quality.embedding_agreement < 0.97"]
     assert end[end.index("--against") + 1].rstrip("/") == "build/minilm"
 
