@@ -4,6 +4,6 @@ Without this import, and without trust_remote_code, such a checkpoint is refused
 not have the shapes of the dense parameters.
 """
 
-from aicompress.model.modeling_aicompress import AicompressConfig, AicompressQuantizer
+from aicompress.model.hf.modeling_aicompress import AicompressConfig, AicompressQuantizer
 
 __all__ = ["AicompressConfig", "AicompressQuantizer"]

@@ -23,15 +23,15 @@ class LayerInfo:
     (in, out) transposed, an embedding as (tokens, width).
 
     Attributes:
-        name: what patterns match, e.g. `model.layers.0.mlp.up_proj`; a factor ends in `.low_rank.out` or
-            `.low_rank.in`.
+        name: what patterns match, e.g. `model.layers.0.mlp.up_proj`; a factor of a stored product ends in the form and
+            its part, `.low_rank.out` or `.low_rank.in`.
         tensor: the parameter's name in the checkpoint, e.g. `model.layers.0.mlp.up_proj.weight`.
         kind: linear, conv, embedding, or head (the output projection of a model).
         shape: matrix shape (out, in).
         tensor_shape: the parameter's own shape.
         dtype: the parameter's dtype (for a compressed layer: the dtype it decodes to).
         transposed: the parameter stores (in, out).
-        part: which factor of a low-rank layer this is; empty for a whole parameter.
+        part: which factor of a stored product this is, `out` or `in`; empty for a whole parameter.
         stored: the form it has in the input: dense, low_rank, int_grouped, ...
         nbytes: bytes it takes in the input file.
         outline: the weight in that form without data; None for a dense one.
@@ -44,7 +44,7 @@ class LayerInfo:
     tensor_shape: tuple[int, ...]
     dtype: torch.dtype
     transposed: bool = False
-    part: Literal["", "out", "in"] = ""
+    part: str = ""
     stored: str = "dense"
     nbytes: int = 0
     outline: Weight | None = None
@@ -52,7 +52,7 @@ class LayerInfo:
     @property
     def names(self) -> tuple[str, ...]:
         """All names that a pattern may match: a factor also answers to its layer's name."""
-        return (self.name, self.name.rsplit(".low_rank.", 1)[0]) if self.part else (self.name,)
+        return (self.name, self.name.rsplit(".", 2)[0]) if self.part else (self.name,)
 
     @property
     def index(self) -> int | None:
@@ -99,11 +99,11 @@ class InputStats:
         """
         by = factors.reciprocal()
 
-        def once(found: Tensor | None) -> Tensor | None:
-            return None if found is None else found * by
+        def once(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values * by
 
-        def twice(found: Tensor | None) -> Tensor | None:
-            return None if found is None else found * by * by[:, None]
+        def twice(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values * by * by[:, None]
 
         norms = None if self.norms is None else self.norms * by.square()
         means = (once(self.mean_abs), twice(self.cross), once(self.mean), once(self.original_mean))
@@ -136,16 +136,16 @@ class InputStats:
         total = self.count + other.count
         if not self.count or not other.count:
             return self if self.count else other
-        found: dict[str, Tensor | None] = {}
+        fields: dict[str, Tensor | None] = {}
         for name in ("gram", "norms", "mean_abs", "cross", "mean", "original_mean", "max_abs"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if (mine is None) != (theirs is None):
                 raise ValueError(f"only one of the statistics has {name}")
             if mine is None or name == "max_abs":
-                found[name] = None if mine is None else torch.maximum(mine, theirs)
+                fields[name] = None if mine is None else torch.maximum(mine, theirs)
             else:
-                found[name] = (mine * self.count + theirs * other.count) / total
-        return InputStats(total, **found)
+                fields[name] = (mine * self.count + theirs * other.count) / total
+        return InputStats(total, **fields)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-
-from aicompress.errors import RecipeError
 
 if TYPE_CHECKING:
     from aicompress.weights import Weight
@@ -126,18 +123,3 @@ def directory_nbytes(path: str | os.PathLike[str]) -> int:
     if os.path.isfile(path):
         return os.path.getsize(path)
     return sum(os.path.getsize(os.path.join(root, name)) for root, _, names in os.walk(path) for name in names)
-
-
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
-
-def parse_bytes(text: str) -> int:
-    """A size such as 5GB, 512MiB or 1e6, in bytes; KB, MB and GB are powers of 1000.
-
-    Raises:
-        RecipeError: not a size.
-    """
-    match = re.fullmatch(r"\s*([0-9.]+(?:e\d+)?)\s*([KMGT]?i?B?)\s*", text, re.IGNORECASE)
-    if match is None or match[2].upper() not in _UNITS or match[1].count(".") > 1:
-        raise RecipeError(f"{text!r} is not a size", "for example 500MB, 5GB or 2GiB")
-    return int(float(match[1]) * _UNITS[match[2].upper()])

@@ -78,10 +78,12 @@ def select(
     if picked or problems:
         return picked, problems
     if wanted and not of_kind:
-        found = sorted({layer.kind for layer in wanted})
-        hint = f"set select.kinds: [{', '.join(found)}] to act on them"
+        selected_kinds = sorted({layer.kind for layer in wanted})
+        hint = f"set select.kinds: [{', '.join(selected_kinds)}] to act on them"
         return [], [
-            RecipeError(f"the recipe selects only {' and '.join(found)} layers, which it does not act on", hint)
+            RecipeError(
+                f"the recipe selects only {' and '.join(selected_kinds)} layers, which it does not act on", hint
+            )
         ]
     hint = "widen select.include, or check what `aicompress inspect IN` lists"
     return [], [RecipeError("the recipe selects no layer", hint)]

@@ -1,78 +1,177 @@
-"""Imports go one way, names say something, and printing and exiting stay in the command line."""
+"""Imports go one way and in no circle, rooms stay small, names say something, and only the command line prints."""
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from aicompress.layer import Kind
+from aicompress.methods import COMMANDS, methods
+
 PACKAGE = Path(__file__).parent.parent / "aicompress"
-# A module imports only from its own cell and from cells before it.
+# Rooms of the package, from the ground up: a module imports only from its own cell and from cells before it.
 CELLS = (
-    ("errors",),
-    ("layer", "weights", "selection", "measure"),
-    ("methods", "checkpoint", "report"),
-    ("recipe", "model", "data", "hf"),
+    ("errors", "discovery"),
+    ("layer", "weights", "selection", "measure", "data"),
+    ("methods", "metrics", "checkpoint", "report"),
+    ("recipe", "model", "hf"),
     ("pipeline",),
     ("cli",),
 )
-RANK = {name: rank for rank, cell in enumerate(CELLS) for name in cell}
+# Rooms inside a folder, in the same way.
+FLOORS = {
+    "model": (
+        ("hf",),
+        ("kernels",),
+        ("loading",),
+        ("blocks",),
+        ("sensitivity", "equivalence", "channels"),
+        ("architecture",),
+        ("distillation",),
+    ),
+    "pipeline": (
+        ("step",),
+        ("calibration", "evaluation"),
+        ("layerwise", "structured", "channels", "distillation"),
+        ("steps", "inspect", "verify"),
+    ),
+}
 MODULES = sorted(PACKAGE.rglob("*.py"))
+FOLDERS = sorted({path.parent for path in MODULES})
 VAGUE = {"utils", "helpers", "common", "base", "manager", "session", "misc"}
+MOST_FILES = 20
 
 
-def cell_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def name_of(path: Path) -> str:
+    """Dotted name of a module of the package."""
+    inside = path.relative_to(PACKAGE.parent).with_suffix("")
+    return ".".join(inside.parent.parts if inside.name == "__init__" else inside.parts)
 
 
-def runtime_imports(tree: ast.AST) -> list[str]:
-    """Modules imported anywhere but under `if TYPE_CHECKING:`."""
-    typing_only = {
-        id(node)
-        for branch in ast.walk(tree)
-        if isinstance(branch, ast.If) and "TYPE_CHECKING" in ast.dump(branch.test)
-        for statement in branch.body
-        for node in ast.walk(statement)
-    }
-    found: list[str] = []
-    for node in ast.walk(tree):
-        if id(node) in typing_only:
-            continue
+NAMES = {name_of(path): path for path in MODULES}
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def imports_of(path: Path) -> frozenset[str]:
+    """All that a file imports, by dotted name: at the top, inside functions and for type checkers alike."""
+    imported: set[str] = set()
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            imported |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            found += [node.module] + [f"{node.module}.{alias.name}" for alias in node.names]
-    return found
+            imported |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return frozenset(imported)
 
 
-def named_cells(imports: list[str]) -> set[str]:
-    parts = [name.split(".") for name in imports]
-    return {p[1] for p in parts if p[0] == "aicompress" and len(p) > 1 and p[1] in RANK}
+def module_of(imported: str) -> str | None:
+    """The module of the package that an imported name leads to."""
+    while imported and imported not in NAMES:
+        imported = imported.rpartition(".")[0]
+    return imported or None
+
+
+GRAPH = {
+    name: {module for each in imports_of(path) if (module := module_of(each)) is not None and module != name}
+    for name, path in NAMES.items()
+}
+
+
+def circle(graph: Mapping[str, Iterable[str]]) -> list[str]:
+    """A circle of a directed graph as the names along it, or nothing."""
+    done: set[str] = set()
+
+    def descend(node: str, above: list[str]) -> list[str]:
+        if node in above:
+            return [*above[above.index(node) :], node]
+        if node in done:
+            return []
+        for other in sorted(graph.get(node, ())):
+            if around := descend(other, [*above, node]):
+                return around
+        done.add(node)
+        return []
+
+    return next((around for node in sorted(graph) if (around := descend(node, []))), [])
+
+
+def among_children(folder: str) -> dict[str, set[str]]:
+    """Imports between the files and folders that lie directly in a folder."""
+    depth = folder.count(".") + 2
+
+    def child(name: str) -> str | None:
+        return ".".join(name.split(".")[:depth]) if name.startswith(f"{folder}.") else None
+
+    arrows: dict[str, set[str]] = {}
+    for name, others in GRAPH.items():
+        own = child(name)
+        if own is not None:
+            arrows.setdefault(own, set()).update({c for other in others if (c := child(other)) not in (None, own)})
+    return arrows
+
+
+def rank(place: str, floors: tuple[tuple[str, ...], ...]) -> int | None:
+    """How far right a room stands, None for one that the order does not name."""
+    return next((number for number, floor in enumerate(floors) if place in floor), None)
+
+
+def test_a_circle_is_seen() -> None:
+    assert circle({"a": ["b"], "b": ["c"], "c": ["b"]}) == ["b", "c", "b"]
+    assert circle({"a": ["b", "c"], "b": ["c"], "c": []}) == []
+
+
+def test_no_circle_among_files() -> None:
+    assert circle(GRAPH) == []
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=name_of)
+def test_no_circle_among_the_rooms_of_a_folder(folder: Path) -> None:
+    assert circle(among_children(name_of(folder / "__init__.py"))) == []
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_go_one_way(path: Path) -> None:
-    cell = cell_of(path)
-    if cell in ("__init__", "__main__"):
+    parts = name_of(path).split(".")[1:]
+    if not parts or parts == ["__main__"]:
         return
-    backward = {
-        other for other in named_cells(runtime_imports(ast.parse(path.read_text()))) if RANK[other] > RANK[cell]
-    }
-    assert not backward, f"{cell} imports from {backward}, which lie to its right"
+    for above, floors in (((), CELLS), *(((room,), floors) for room, floors in FLOORS.items())):
+        depth = len(above)
+        own = rank(parts[depth], floors) if tuple(parts[:depth]) == above and len(parts) > depth else None
+        if own is None:
+            continue
+        for other in (module.split(".")[1:] for module in GRAPH[name_of(path)]):
+            beside = tuple(other[:depth]) == above and len(other) > depth
+            theirs = rank(other[depth], floors) if beside else None
+            assert theirs is None or theirs <= own, (
+                f"{'.'.join(parts)} imports {'.'.join(other)}, which stands above it"
+            )
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=name_of)
+def test_a_folder_holds_few_files(folder: Path) -> None:
+    files = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+    assert len(files) <= MOST_FILES, f"{len(files)} files: put some into a folder that says what they are"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_only_model_imports_transformers(path: Path) -> None:
-    importers = {name.split(".")[0] for name in runtime_imports(ast.parse(path.read_text()))}
-    assert "transformers" not in importers or cell_of(path) in ("model", "hf")
+    importers = {name.split(".")[0] for name in imports_of(path)}
+    assert "transformers" not in importers or name_of(path).split(".")[1] in ("model", "hf")
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_only_cli_prints_and_only_boundary_exits(path: Path) -> None:
-    calls = [n.func for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
-    names = {ast.unparse(call) for call in calls}
-    assert "print" not in names or cell_of(path) == "cli"
+    names = {ast.unparse(node.func) for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)}
+    assert "print" not in names or path.relative_to(PACKAGE).parts[0] == "cli"
     assert not names & {"sys.exit", "exit", "quit", "os._exit"} or path.name == "boundary.py"
 
 
@@ -80,6 +179,49 @@ def test_names_say_something() -> None:
     assert not VAGUE & {path.stem for path in MODULES}
 
 
-def test_every_cell_is_known() -> None:
-    found = {cell_of(path) for path in MODULES} - {"__init__", "__main__"}
-    assert found <= set(RANK), f"put {found - set(RANK)} into a cell"
+def test_every_room_has_its_place() -> None:
+    placed = {room for cell in CELLS for room in cell}
+    rooms = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in MODULES} - {"__init__", "__main__"}
+    assert rooms <= placed, f"put {rooms - placed} into a cell"
+    for folder, floors in FLOORS.items():
+        inside = {
+            p.relative_to(PACKAGE / folder).parts[0].removesuffix(".py") for p in (PACKAGE / folder).rglob("*.py")
+        }
+        assert inside - {"__init__"} <= {room for floor in floors for room in floor}
+
+
+def compared_strings(path: Path) -> set[str]:
+    """Strings that a file compares something with, or looks something up by in a match or a dict."""
+    strings: set[str] = set()
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Compare):
+            places = [node.left, *node.comparators]
+        elif isinstance(node, ast.MatchValue):
+            places = [node.value]
+        elif isinstance(node, ast.Dict):
+            places = [key for key in node.keys if key is not None]
+        else:
+            continue
+        strings |= {
+            leaf.value
+            for place in places
+            for leaf in ast.walk(place)
+            if isinstance(leaf, ast.Constant) and isinstance(leaf.value, str)
+        }
+    return strings
+
+
+@cache
+def registered_names() -> frozenset[str]:
+    """Names of methods that say something nowhere else: `embedding` is a loss and a kind of layer."""
+    names = {name for command in COMMANDS for name in methods(command)}
+    return frozenset(names - set(get_args(Kind.__value__ if hasattr(Kind, "__value__") else Kind)))
+
+
+@pytest.mark.parametrize(
+    "path", sorted((PACKAGE / "pipeline").rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE))
+)
+def test_the_pipeline_asks_a_method_and_does_not_look_at_its_name(path: Path) -> None:
+    calls = [ast.unparse(node) for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
+    assert not [call for call in calls if call.startswith("getattr(config")]
+    assert not compared_strings(path) & registered_names()

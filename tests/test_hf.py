@@ -23,7 +23,7 @@ from transformers import (
 import aicompress.hf
 from aicompress.errors import Refused
 from aicompress.layer import LayerInfo
-from aicompress.model.load import load
+from aicompress.model.loading.load import load
 from aicompress.weights import Weight
 from tests.model.compressed import compress, halved, integers, low_rank
 
@@ -213,5 +213,5 @@ def test_registration_is_idempotent() -> None:
     from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
     registered = AUTO_QUANTIZER_MAPPING["aicompress"]
-    importlib.reload(sys.modules["aicompress.model.modeling_aicompress"])
+    importlib.reload(sys.modules["aicompress.model.hf.modeling_aicompress"])
     assert AUTO_QUANTIZER_MAPPING["aicompress"] is registered is aicompress.hf.AicompressQuantizer

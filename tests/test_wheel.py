@@ -51,6 +51,6 @@ def test_every_recipe_and_data_file_is_packaged(installed: Path) -> None:
     recipes = {path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*.yaml")}
     packaged = installed / "aicompress" / "configs"
     assert {path.relative_to(packaged) for path in packaged.rglob("*.yaml")} == recipes
-    assert (installed / "aicompress" / "model" / "modeling_aicompress.py").is_file()
-    assert (installed / "aicompress" / "report" / "template.html").is_file()
+    assert (installed / "aicompress" / "model" / "hf" / "modeling_aicompress.py").is_file()
+    assert {path.name for path in (installed / "aicompress" / "report").iterdir()} >= {"template.html", "drawing.svg"}
     assert (installed / "aicompress" / "py.typed").is_file()  # type checkers read the package's own types

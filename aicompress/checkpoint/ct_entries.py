@@ -1,4 +1,4 @@
-"""Integer weights as they are found in the compressed-tensors layout, written by this package or by another tool."""
+"""Read integer weights in the compressed-tensors layout, written by this package or by another tool."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _ct_meta(
         raise ValueError
     symmetric = bool(weights.get("symmetric", True))
     meta = {
-        "form": "int_grouped",
+        "form": IntGrouped.form,
         "bits": bits,
         "group_size": size if grouped else 0,
         "shape": [out, columns],

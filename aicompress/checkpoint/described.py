@@ -1,4 +1,4 @@
-"""What a checkpoint says of its compressed parameters, in its metadata or in config.json."""
+"""Read the description of compressed parameters from a checkpoint's metadata or config.json."""
 
 from __future__ import annotations
 

@@ -98,12 +98,12 @@ def digests(source: Source, stopped: Callable[[], bool] = lambda: False) -> dict
         source: the checkpoint.
         stopped: asked now and then; what is returned after it said True is incomplete.
     """
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     chunk = memoryview(bytearray(_CHUNK))  # one for all: fresh memory costs as much as the read
     for file in source.files:
         digest = hashlib.sha256()
         with file.open("rb", buffering=0) as stream:
             while not stopped() and (count := stream.readinto(chunk)):
                 digest.update(chunk[:count])
-        found[source.name_of(file)] = digest.hexdigest()
-    return found
+        digests[source.name_of(file)] = digest.hexdigest()
+    return digests

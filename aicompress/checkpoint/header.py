@@ -121,12 +121,12 @@ class _Twice(ValueError):
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    pairs_by_key: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
+        if key in pairs_by_key:
             raise _Twice(key)
-        found[key] = value
-    return found
+        pairs_by_key[key] = value
+    return pairs_by_key
 
 
 def _damaged(path: Path, why: str) -> CheckpointError:

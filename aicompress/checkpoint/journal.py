@@ -1,4 +1,4 @@
-"""What a run has finished so far, so that a later run can go on where it was stopped.
+"""The journal of a run: the parameters it has written, so that a later run resumes after them.
 
 One JSON line a parameter, after its bytes are in the working file. It survives the process; after a power failure start
 again. The first line is a fingerprint of everything that decides the output's bytes.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from aicompress.errors import Refused
 from aicompress.layer import LayerInfo
-from aicompress.weights import IntGrouped, Weight
+from aicompress.weights import Dense, IntGrouped, Weight
 
 Layout = Literal["plain", "native", "compressed-tensors"]
 CT_VERSION = "0.20.0"
@@ -33,10 +33,10 @@ def native_tensors(tensor: str, weight: Weight) -> dict[str, Tensor]:
     Raises:
         Refused: the primary tensor has the dense shape, so a reader without the form would take it for the weight.
     """
-    found = weight.tensors()
-    if weight.form != "dense" and tuple(found[""].shape) == weight.shape:
+    tensors = weight.tensors()
+    if not isinstance(weight, Dense) and tuple(tensors[""].shape) == weight.shape:
         raise Refused(f"{tensor}: a factor of rank {weight.shape[1]} saves nothing", "give it a smaller rank")
-    return {name: found[suffix] for suffix, name in native_names(tensor, found).items()}
+    return {name: tensors[suffix] for suffix, name in native_names(tensor, tensors).items()}
 
 
 def ct_tensors(tensor: str, weight: Weight, rows: int | None = None) -> dict[str, Tensor]:
@@ -54,14 +54,14 @@ def ct_tensors(tensor: str, weight: Weight, rows: int | None = None) -> dict[str
     scale = weight.scale.expand(out, -1).contiguous()  # a tensor-wide scale is repeated: readers know rows and groups
     if weight.activation_bits is not None:
         return {f"{module}.weight": weight.codes, f"{module}.weight_scale": scale}
-    found = {
+    tensors = {
         f"{module}.weight_packed": weight.packed(),
         f"{module}.weight_scale": scale,
         f"{module}.weight_shape": torch.tensor([rows or out, columns], device=weight.codes.device),
     }
     if weight.zero is not None:
-        found[f"{module}.weight_zero_point"] = _packed_zeros(weight.zero.expand(out, -1), weight.bits)
-    return found
+        tensors[f"{module}.weight_zero_point"] = _packed_zeros(weight.zero.expand(out, -1), weight.bits)
+    return tensors
 
 
 def _packed_zeros(zero: Tensor, bits: int) -> Tensor:
@@ -134,15 +134,15 @@ def targets(modules: Iterable[str], others: Iterable[str]) -> list[str]:
         families.setdefault(tuple(_NUMBER.split(module)), []).append(module)
     modules = list(modules)
     strangers = [name.removesuffix(".weight") for name in others]
-    found: list[str] = []
+    targets: list[str] = []
     for pieces, members in families.items():
         pattern = "\\d+".join(re.escape(piece) for piece in pieces)
         family = re.compile(f"(.*\\.)?{pattern}$")
         if len(members) > 1 and not any(family.match(name) for name in [*strangers, *(set(modules) - set(members))]):
-            found.append(f"re:{family.pattern}")
+            targets.append(f"re:{family.pattern}")
         else:
-            found += [_target(module, strangers) for module in members]
-    return found
+            targets += [_target(module, strangers) for module in members]
+    return targets
 
 
 def _target(module: str, strangers: Iterable[str]) -> str:
@@ -169,7 +169,7 @@ def choose(
         has_config: there will be a config.json.
         read: whether the architecture's own code reads some of these parameters.
     """
-    compressed = {name: pair for name, pair in weights.items() if pair[1].form != "dense"}
+    compressed = {name: pair for name, pair in weights.items() if not isinstance(pair[1], Dense)}
     if not compressed:
         return "plain", False
     integer = all(

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: which parameters are compressed and how, and every step that made it.
+"""The manifest of a checkpoint: its compressed parameters, and the lineage of steps that made it.
 
 In a Hugging Face directory the entries live in config.json's `quantization_config` and the lineage in aicompress.json;
 a bare file carries both in its metadata under the key `aicompress`.
@@ -110,7 +110,7 @@ def _widths(plain: Any) -> dict[str, dict[str, int]]:
     Raises:
         ValueError: something else than whole numbers above 0.
     """
-    found = {str(path): {str(name): value for name, value in fields.items()} for path, fields in plain.items()}
-    if any(type(value) is not int or value < 1 for fields in found.values() for value in fields.values()):
+    widths = {str(path): {str(name): value for name, value in fields.items()} for path, fields in plain.items()}
+    if any(type(value) is not int or value < 1 for fields in widths.values() for value in fields.values()):
         raise ValueError
-    return found
+    return widths

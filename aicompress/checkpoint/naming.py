@@ -1,4 +1,4 @@
-"""Which parameters are layers, and of what kind, told from names and shapes alone.
+"""Tell which parameters are layers, and of what kind, from names and shapes alone.
 
 A model definition knows better; where there is one, `model.load.layer_kinds` corrects this table.
 """
@@ -48,8 +48,8 @@ def kind_of(tensor: str, spec: TensorSpec) -> Kind | None:
 def routers_of(tensors: Iterable[str]) -> set[str]:
     """Weights that choose among experts: a `gate` or `router` beside `experts`. A rounded one chooses others."""
     known = list(tensors)
-    mixtures = {name[: found.start()] for name in known if (found := _EXPERTS.search(name))}
-    return {name for name in known if (found := _ROUTER.search(name)) and name[: found.start()] in mixtures}
+    mixtures = {name[: match.start()] for name in known if (match := _EXPERTS.search(name))}
+    return {name for name in known if (match := _ROUTER.search(name)) and name[: match.start()] in mixtures}
 
 
 def is_embedding(layer: str) -> bool:

@@ -1,4 +1,4 @@
-"""A checkpoint's parameters as random numbers: its names and shapes without reading a byte of its weights."""
+"""A checkpoint with random numbers for weights: the same names and shapes, no byte of the weights read."""
 
 from __future__ import annotations
 

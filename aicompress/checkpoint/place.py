@@ -1,4 +1,4 @@
-"""Where an output may go, and how a finished one takes its place there in one step."""
+"""Check where an output may go, and rename a finished one into place."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from aicompress.checkpoint.source import INDEX, Source
 from aicompress.errors import CompressError, OutOfSpace, OutputExists, Refused
 
 _AT_FDCWD = -100
+_RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
 
 
@@ -121,12 +122,48 @@ def take_place(new: Path, out: Path) -> None:
         shutil.rmtree(old)
 
 
+def take_free_place(new: Path, out: Path) -> None:
+    """Rename a finished file or directory to `out`, where nothing may be.
+
+    Raises:
+        FileExistsError: something is there; nothing has changed.
+    """
+    done = _renameat2(new, out, _RENAME_NOREPLACE)
+    if done is not None:
+        if done in (errno.EEXIST, errno.ENOTEMPTY):
+            raise FileExistsError(done, os.strerror(done), str(out))
+        if done == 0:
+            return
+    if new.is_dir():  # the file system cannot: an empty directory holds the name, and a rename may replace that
+        out.mkdir()
+        os.rename(new, out)
+    else:
+        os.link(new, out)
+        new.unlink()
+
+
 def _exchange(one: Path, other: Path) -> bool:
     """Swap two names at once, where the system can (Linux's renameat2)."""
-    swap = getattr(ctypes.CDLL(None), "renameat2", None)
-    if swap is None:
-        return False
-    return bool(swap(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0)
+    return _renameat2(one, other, _RENAME_EXCHANGE) == 0
+
+
+def _renameat2(old: Path, new: Path, flags: int) -> int | None:
+    """The error number of Linux's renameat2, 0 for none; None on systems without it."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return None
+    ctypes.set_errno(0)
+    failed = rename(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), flags) != 0
+    return ctypes.get_errno() if failed else 0
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file or directory from another one of the same name; None where nothing is."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 class disk_errors:

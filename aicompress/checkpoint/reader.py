@@ -21,7 +21,7 @@ from aicompress.checkpoint.naming import is_transposed, kind_of, layer_name, rou
 from aicompress.checkpoint.source import Source, locate
 from aicompress.errors import CheckpointError
 from aicompress.layer import Kind, Layer, LayerInfo, as_matrix
-from aicompress.weights import Dense, IntGrouped, LowRank, TensorSpec, Weight, restore
+from aicompress.weights import Dense, TensorSpec, Weight, form_of, outline_nbytes
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Checkpoint:
                 outline = self._stored(name, entry, self._no_data)
                 whole = as_matrix(torch.empty(entry.dense.shape, device="meta"), entry.transposed)
                 fits = tuple(outline.shape) == tuple(whole.shape)
-                _check_codes(outline)
+                outline.dense()  # without data: it fails where tensors do not fit one another
                 if self.layout == "native":
                     fits &= outline.specs() == {suffix: self.tensors[disk].spec for suffix, disk in names.items()}
             except (
@@ -122,12 +122,12 @@ class Checkpoint:
     def parameters(self) -> dict[str, TensorSpec]:
         """Logical parameters in file order, each as the dense tensor it stands for."""
         owner = {disk: name for name in self.manifest.entries for disk in self.stored_names(name).values()}
-        found: dict[str, TensorSpec] = {}
+        specs: dict[str, TensorSpec] = {}
         for disk, ref in self.tensors.items():
             name = owner.get(disk, disk)
-            if name not in found and name not in self.copies:
-                found[name] = self.manifest.entries[name].dense if name in self.manifest.entries else ref.spec
-        return found
+            if name not in specs and name not in self.copies:
+                specs[name] = self.manifest.entries[name].dense if name in self.manifest.entries else ref.spec
+        return specs
 
     def nbytes(self, parameter: str) -> int:
         """Bytes of a parameter's tensors on disk."""
@@ -139,7 +139,7 @@ class Checkpoint:
         Args:
             kinds: what a model definition says of parameters; names it lacks are judged by name and shape.
         """
-        found: list[LayerInfo] = []
+        infos: list[LayerInfo] = []
         parameters = self.parameters()
         routers = routers_of(parameters)
         for name, spec in parameters.items():
@@ -147,16 +147,16 @@ class Checkpoint:
             kind = kinds[name] if kinds is not None and told else kind_of(name, spec)
             if kind is None or (not told and name in routers) or len(spec.shape) < 2:
                 continue
-            found.extend(self._infos(name, spec, kind))
-        return found
+            infos.extend(self._infos(name, spec, kind))
+        return infos
 
     def _infos(self, name: str, spec: TensorSpec, kind: Kind) -> list[LayerInfo]:
         entry = self.manifest.entries.get(name)
         transposed = entry.transposed if entry else kind == "linear" and is_transposed(name, self.config)
         out, columns = spec.shape[0], int(np.prod(spec.shape[1:]))
         shape = (columns, out) if transposed else (out, columns)
-        form = entry.meta["form"] if entry else "dense"
         outline = self._stored(name, entry, self._no_data) if entry else None
+        form = Dense.form if outline is None else outline.form
         whole = LayerInfo(
             layer_name(name),
             name,
@@ -170,23 +170,14 @@ class Checkpoint:
             self.nbytes(name),
             outline,
         )
-        if entry is None or form != "low_rank":
-            return [whole]
-        names = self.stored_names(name)
-        parts = {"out": [s for s in names if not (s == "in" or s.startswith("in_"))]}
-        parts["in"] = [s for s in names if s not in parts["out"]]
-        rank = int(entry.meta["rank"])
-        infos = []
-        for part, part_shape in (("out", (shape[0], rank)), ("in", (rank, shape[1]))):
-            size = sum(self.tensors[names[suffix]].spec.nbytes for suffix in parts[part])
-            factor = (outline.out if part == "out" else outline.inner) if isinstance(outline, LowRank) else None
-            infos.append(
-                LayerInfo(
-                    f"{whole.name}.low_rank.{part}", name, kind, part_shape, spec.shape, spec.dtype, transposed,
-                    "out" if part == "out" else "in", entry.meta[part]["form"], size, factor,
-                )
-            )  # fmt: skip
-        return infos
+        parts = {} if outline is None else outline.parts()
+        return [
+            LayerInfo(
+                f"{whole.name}.{form}.{part}", name, kind, weight.shape, spec.shape, spec.dtype, transposed,
+                part, weight.form, outline_nbytes(weight), weight,
+            )
+            for part, weight in parts.items()
+        ] or [whole]  # fmt: skip
 
     def read(self, name: str) -> Tensor:
         """Read one tensor from disk into fresh memory.
@@ -205,11 +196,18 @@ class Checkpoint:
         return read_tensor(self.tensors[name].rows(start, stop), name)
 
     def weight(self, parameter: str) -> Weight:
-        """A parameter in the form it is stored in, as a matrix (out, in)."""
+        """A parameter in the form it is stored in, as a matrix (out, in).
+
+        Raises:
+            CheckpointError: a scale, factor or value of a compressed parameter is NaN or infinite.
+        """
         entry = self.manifest.entries.get(parameter)
         if entry is None:
             return Dense(as_matrix(self.read(parameter)))
-        return self._stored(parameter, entry, self.read)
+        weight = self._stored(parameter, entry, self.read)
+        for suffix, tensor in weight.tensors().items():
+            require_finite(tensor, f"{parameter}{suffix and '.'}{suffix}", self.path)
+        return weight
 
     def _no_data(self, name: str) -> Tensor:
         """A tensor of the file as its header shows it."""
@@ -220,45 +218,40 @@ class Checkpoint:
         """A compressed parameter in its form, made of what `read` gives."""
         if self.layout == "compressed-tensors":
             return ct_restore(entry, parameter.removesuffix(".weight"), read, self.tensors)
-        names = self.stored_names(parameter)
         try:
-            return restore({suffix: read(name) for suffix, name in names.items()}, entry.meta)
+            form = form_of(entry.meta["form"])
         except KeyError as error:
             raise CheckpointError(
                 f"{self.path}: {parameter!r} is stored in a form this version does not know ({entry.meta.get('form')})",
                 "upgrade aicompress",
             ) from error
+        return form.restore({s: read(name) for s, name in self.stored_names(parameter).items()}, entry.meta)
 
     def dense(self, parameter: str) -> Tensor:
         """A parameter as the dense tensor it stands for, in its own dtype and shape."""
         entry = self.manifest.entries.get(parameter)
         return self.read(parameter) if entry is None else entry.decode(self.weight(parameter))
 
-    def layer(self, info: LayerInfo, seed: int = 0) -> Layer:
+    def layer(self, info: LayerInfo, seed: int = 0, weight: Weight | None = None) -> Layer:
         """Read a layer for a method: a float32 matrix and its stored form.
+
+        Args:
+            info: the layer.
+            seed: of the method's random numbers.
+            weight: its parameter as `weight` gives it, where that has been read already.
 
         Raises:
             CheckpointError: the weight holds NaN or infinity.
         """
-        stored = self.weight(info.tensor)
-        if info.part and isinstance(stored, LowRank):
-            stored = stored.out if info.part == "out" else stored.inner
+        stored = self.weight(info.tensor) if weight is None else weight
+        if info.part:
+            stored = stored.parts()[info.part]
         matrix = stored.dense()
         if isinstance(stored, Dense) and info.transposed and not info.part:  # factors are (out, rank), (rank, in)
             matrix = matrix.t().contiguous()
             stored = Dense(stored.matrix.t())
         require_finite(matrix, info.name, self.path)
         return Layer(info, matrix, stored, seed=seed)
-
-
-def _check_codes(outline: Weight) -> None:
-    """Decode without data: RuntimeError where scales do not fit their codes, or factors each other."""
-    if isinstance(outline, LowRank):
-        _check_codes(outline.out)
-        _check_codes(outline.inner)
-        torch.empty(outline.out.shape, device="meta") @ torch.empty(outline.inner.shape, device="meta")
-    elif isinstance(outline, IntGrouped):
-        outline.dense()
 
 
 __all__ = ["DTYPES", "DTYPE_NAMES", "Checkpoint", "digests", "require_finite"]

@@ -71,10 +71,10 @@ class RewrittenCheckpoint(Checkpoint):
 
     def exact(self, parameter: str) -> Tensor:
         """A parameter in float32, as no file holds it."""
-        found = super().read(parameter).float()
+        tensor = super().read(parameter).float()
         for change in self.changes.get(parameter, ()):
-            found = change(found)
-        return found
+            tensor = change(tensor)
+        return tensor
 
     def read(self, name: str) -> Tensor:
         """A tensor in its own dtype, changed."""

@@ -12,7 +12,7 @@ from aicompress.errors import CheckpointError, suggestion
 INDEX = "model.safetensors.index.json"
 # Weights in other formats would be stale beside the new ones; reports and manifests are written anew.
 _OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".tflite", ".pkl"}
-MODELING_FILES = ("modeling_aicompress.py", "decoding_aicompress.py")
+MODELING_FILES = ("modeling_aicompress.py", "layers_aicompress.py", "decoding_aicompress.py")
 _WRITTEN_ANEW = {"config.json", "aicompress.json", "report.json", "report.md", "report.html", *MODELING_FILES}
 _MODULES = "modules.json"  # the parts of a sentence-transformers model
 
@@ -29,6 +29,7 @@ class Source:
         config: config.json, or None.
         side_files: other files to take along, relative to folder.
         left_out: files that are not taken along, relative to folder.
+        outside: links that lead out of the folder, relative to it; nothing behind them is read.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class Source:
     config: dict[str, Any] | None
     side_files: tuple[Path, ...] = ()
     left_out: tuple[Path, ...] = ()
+    outside: tuple[Path, ...] = ()
 
     def name_of(self, file: Path) -> str:
         """A weight file's name, below the checkpoint's folder where it has one."""
@@ -91,10 +93,25 @@ def _directory(folder: Path, index: Path | None = None) -> Source:
     else:
         files = tuple(sorted(folder.glob("*.safetensors")))
         if len(files) != 1:
-            found = f"{len(files)} safetensors files and no index" if files else "no safetensors file"
-            raise CheckpointError(f"{folder} holds {found}", _expected(folder))
+            holding = f"{len(files)} safetensors files and no index" if files else "no safetensors file"
+            raise CheckpointError(f"{folder} holds {holding}", _expected(folder))
+    for file in files:
+        if _leads_outside(folder, file):
+            raise CheckpointError(
+                f"{file} is a link to {file.resolve()}, outside its folder",
+                "copy the weights into the folder, or give the file itself as IN",
+            )
     side, left = _side_files(folder, set(files))
-    return Source(folder, files, weight_map, folder, config, side, left)
+    outside = tuple(relative for relative in side if _leads_outside(folder, folder / relative))
+    side = tuple(relative for relative in side if relative not in outside)
+    return Source(folder, files, weight_map, folder, config, side, left, outside)
+
+
+def _leads_outside(folder: Path, file: Path) -> bool:
+    """Whether a link leads out of a checkpoint's folder; the blobs beside a snapshot of the hub's cache are its own."""
+    place, home = file.resolve(), folder.resolve()
+    blobs = home.parent.parent / "blobs"
+    return not (place.is_relative_to(home) or (home.parent.name == "snapshots" and place.is_relative_to(blobs)))
 
 
 def _expected(folder: Path) -> str:

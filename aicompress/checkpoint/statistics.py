@@ -85,12 +85,12 @@ class StatisticsFile:
             fields = {name: json.loads(header.metadata[name]) for name in ("layers", "rows", "inputs", "calibration")}
             samples = json.loads(header.metadata.get("gradients", "{}"))
             steps = json.loads(header.metadata.get("movement", "{}"))
-            found = cls(path, header.tensors, samples=samples, steps=steps, **fields)
-            complete = all(int(found.rows[leader]) >= 0 for leader in found.layers.values())
+            opened = cls(path, header.tensors, samples=samples, steps=steps, **fields)
+            complete = all(int(opened.rows[leader]) >= 0 for leader in opened.layers.values())
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path} is damaged: its metadata is incomplete", "collect it again") from error
-        assert complete or not found.layers
-        return found
+        assert complete or not opened.layers
+        return opened
 
     def specs(self, parameter: str) -> dict[str, TensorSpec]:
         """Which statistics there are of a layer; none for one that no row reached."""
@@ -103,10 +103,10 @@ class StatisticsFile:
         if not self.rows[leader]:
             return InputStats(0)
         with safe_open(self.path, "pt") as file:
-            found: dict[str, Tensor] = {s: file.get_tensor(f"{leader}/{s}") for s in self.specs(parameter)}
-        norms = found["gram"].diagonal().clone() if "gram" in found else found.get("norms")
-        rest = {name: found.get(name) for name in ("mean_abs", "mean", "max_abs")}
-        return InputStats(int(self.rows[leader]), found.get("gram"), norms, **rest)
+            tensors: dict[str, Tensor] = {s: file.get_tensor(f"{leader}/{s}") for s in self.specs(parameter)}
+        norms = tensors["gram"].diagonal().clone() if "gram" in tensors else tensors.get("norms")
+        rest = {name: tensors.get(name) for name in ("mean_abs", "mean", "max_abs")}
+        return InputStats(int(self.rows[leader]), tensors.get("gram"), norms, **rest)
 
     def gradient_spec(self, layer: str) -> TensorSpec | None:
         """Dtype and shape of a layer's gradients; None where the file holds none of it."""
@@ -117,8 +117,8 @@ class StatisticsFile:
         if layer not in self.steps:
             return None
         with safe_open(self.path, "pt") as file:
-            found: Tensor = file.get_tensor(f"{layer}/movement")
-        return found
+            movement: Tensor = file.get_tensor(f"{layer}/movement")
+        return movement
 
     def movement_spec(self, layer: str) -> TensorSpec | None:
         """Dtype and shape of a layer's movement; None where the file holds none of it."""
@@ -169,14 +169,14 @@ def merged(files: Sequence[StatisticsFile], parameter: str) -> InputStats:
 
 def merged_gradients(files: Sequence[StatisticsFile], layer: str) -> GradientStats | None:
     """Moments of a layer's gradients over the samples of several files; None where one of them holds none."""
-    found = [moments for file in files if (moments := file.gradients(layer)) is not None]
-    return reduce(GradientStats.merged, found) if found and len(found) == len(files) else None
+    parts = [moments for file in files if (moments := file.gradients(layer)) is not None]
+    return reduce(GradientStats.merged, parts) if parts and len(parts) == len(files) else None
 
 
 def merged_movement(files: Sequence[StatisticsFile], layer: str) -> Tensor | None:
     """A layer's movement over the steps of several files; None where one of them holds none."""
-    found = [movement for file in files if (movement := file.movement(layer)) is not None]
-    return torch.stack(found).sum(dim=0) if found and len(found) == len(files) else None
+    parts = [movement for file in files if (movement := file.movement(layer)) is not None]
+    return torch.stack(parts).sum(dim=0) if parts and len(parts) == len(files) else None
 
 
 class StatisticsWriter:
@@ -211,20 +211,20 @@ class StatisticsWriter:
     def add(self, stats: Mapping[str, InputStats]) -> None:
         """Keep statistics by parameter; layers that are given the same object share tensors."""
         leaders: dict[int, str] = {}
-        for name, found in stats.items():
-            leader = leaders.setdefault(id(found), name)
+        for name, inputs in stats.items():
+            leader = leaders.setdefault(id(inputs), name)
             self._layers[name] = leader
             if leader != name:
                 continue
-            self._rows[name] = found.count
-            kept = {"gram": found.gram, "norms": found.norms if found.gram is None else None}
+            self._rows[name] = inputs.count
+            kept = {"gram": inputs.gram, "norms": inputs.norms if inputs.gram is None else None}
             tensors = {
                 f"{name}/{s}": tensor.float().contiguous()
                 for s, tensor in {
                     **kept,
-                    "mean_abs": found.mean_abs,
-                    "mean": found.mean,
-                    "max_abs": found.max_abs,
+                    "mean_abs": inputs.mean_abs,
+                    "mean": inputs.mean,
+                    "max_abs": inputs.max_abs,
                 }.items()
                 if tensor is not None
             }
@@ -232,10 +232,11 @@ class StatisticsWriter:
 
     def add_gradients(self, moments: Mapping[str, GradientStats]) -> None:
         """Keep moments of gradients by layer."""
-        for name, found in moments.items():
-            self._samples[name] = found.count
+        for name, layer_moments in moments.items():
+            self._samples[name] = layer_moments.count
             self._put(
-                f"{name}/", {f"{name}/{s}": t for s, t in zip(GRADIENTS, (found.mean, found.square), strict=True)}
+                f"{name}/",
+                {f"{name}/{s}": t for s, t in zip(GRADIENTS, (layer_moments.mean, layer_moments.square), strict=True)},
             )
 
     def add_movement(self, layer: str, movement: Tensor, steps: int) -> None:

@@ -6,6 +6,8 @@ removes it, so an output is a finished checkpoint or does not exist.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import shutil
 import threading
@@ -19,9 +21,17 @@ from torch import Tensor
 
 from aicompress.checkpoint.header import build_header
 from aicompress.checkpoint.journal import NAME as JOURNAL
-from aicompress.checkpoint.place import disk_errors, lock, require_free, take_place, working_path
+from aicompress.checkpoint.place import (
+    disk_errors,
+    identity,
+    lock,
+    require_free,
+    take_free_place,
+    take_place,
+    working_path,
+)
 from aicompress.checkpoint.shards import ShardPlan, index_text, plan_shards
-from aicompress.errors import Refused
+from aicompress.errors import CompressError, OutputExists, Refused
 from aicompress.measure import nbytes
 from aicompress.weights import TensorSpec
 
@@ -36,9 +46,10 @@ class CheckpointWriter:
         out: a directory, or one file when the name ends in .safetensors. A link is followed.
         shards: from `plan_shards`; a single-file output takes exactly one.
         resume: keep what a stopped run left in the working directory, if it kept a journal.
+        overwrite: what is at `out` when the run begins may be replaced; what comes there later never is.
     """
 
-    def __init__(self, out: Path, shards: tuple[ShardPlan, ...], resume: bool = False) -> None:
+    def __init__(self, out: Path, shards: tuple[ShardPlan, ...], resume: bool = False, overwrite: bool = True) -> None:
         self.out = out.resolve()
         self.single = out.suffix == ".safetensors"
         self.shards = shards
@@ -52,8 +63,12 @@ class CheckpointWriter:
         self._extra: list[Path] = []
         self._parents: list[Path] = []
         self._sealed = False
+        self._replaces = identity(self.out)
+        self._overwrite = overwrite
 
     def __enter__(self) -> Self:
+        if self._replaces is not None and not self._overwrite:
+            raise OutputExists(f"{self.out} exists", "choose another path, or give --overwrite")
         try:
             with disk_errors(self.out):
                 self._make_parents()
@@ -179,15 +194,48 @@ class CheckpointWriter:
         self._sealed = True
 
     def _rename(self) -> None:
-        """Files beside a single-file output first, the checkpoint last; a directory in one rename."""
-        if not self.single:
-            take_place(self.work, self.out)
-            return
-        stem = self.out.name.removesuffix(".safetensors")
-        for extra in self._extra:
-            os.replace(extra, self.out.parent / f"{stem}.{extra.name}")
-        os.replace(self.work / self.shards[0].name, self.out)
-        shutil.rmtree(self.work)
+        """Files beside a single-file output first, the checkpoint last; a directory in one rename.
+
+        Raises:
+            CompressError: something has come to the output's place since the run began. It stays, and so does the
+                finished output, beside it.
+        """
+        if identity(self.out) != self._replaces:
+            raise self._kept_beside()
+        finished = self.work / self.shards[0].name if self.single else self.work
+        if self.single:
+            stem = self.out.name.removesuffix(".safetensors")
+            for extra in self._extra:
+                os.replace(extra, self.out.parent / f"{stem}.{extra.name}")
+            if "report.html" not in {extra.name for extra in self._extra}:  # of the output that this one replaces
+                (self.out.parent / f"{stem}.report.html").unlink(missing_ok=True)
+        try:
+            if self._replaces is None:
+                take_free_place(finished, self.out)
+            elif self.single:
+                os.replace(finished, self.out)
+            else:
+                take_place(finished, self.out)
+        except FileExistsError as error:
+            raise self._kept_beside() from error
+        if self.single:
+            shutil.rmtree(self.work)
+
+    def _kept_beside(self) -> CompressError:
+        """Give the finished output a name of its own, and the error that tells it."""
+        suffix = ".safetensors" if self.single else ""
+        stem = self.out.name.removesuffix(suffix)
+        finished = self.work / self.shards[0].name if self.single else self.work
+        for number in itertools.count(1):
+            beside = self.out.with_name(f"{stem}-{number}{suffix}")
+            with contextlib.suppress(FileExistsError):
+                take_free_place(finished, beside)
+                break
+        self._sealed = True
+        if self.work.exists():
+            shutil.rmtree(self.work)
+        message = f"{self.out} was made by somebody else while this ran, and is not replaced"
+        return CompressError(message, f"the finished output is {beside}: move it where you want it")
 
     def _close(self) -> None:
         for descriptor in self._open.values():

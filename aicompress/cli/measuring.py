@@ -1,4 +1,4 @@
-"""What eval runs and prints."""
+"""Run `eval` and print its report."""
 
 from __future__ import annotations
 
@@ -16,18 +16,22 @@ def run(
     """Measure, print the report, and fail where a gate does not hold."""
     from aicompress.cli import render
     from aicompress.cli.progress import reporter
-    from aicompress.pipeline.evaluation.driver import Options, evaluate
+    from aicompress.cli.step import report_path
+    from aicompress.pipeline.evaluation.run import EvalOptions, evaluate
+    from aicompress.pipeline.step.options import Options
     from aicompress.recipe.evaluation import load
     from aicompress.report.gates import require
 
     out, fail_if = judged
     device, allow_code, quiet, as_json = flags
-    options = Options(out, tuple(fail_if), device, allow_code, reporter(quiet))
-    report = evaluate(source, against, load(recipe[0], recipe[1]), options)
+    judging = EvalOptions(out, tuple(fail_if), allow_code)
+    options = Options(device=device, progress=reporter(quiet))
+    loaded = load(recipe[0], recipe[1])
+    report = evaluate(source, against, loaded, judging, options)
     if as_json:
         print(report.to_json(), end="")
     elif not quiet:
         render.report(report)
         if out is not None:
-            print(f"\nreport: {out / 'report.html'}")
+            print(f"\nreport: {report_path(out, loaded.report.html)}")
     require(report.gates)

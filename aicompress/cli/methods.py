@@ -44,7 +44,7 @@ def command(
         render.table(
             Table.of(f"{method.name}: {method.summary}", ("parameter", "type", "default", "meaning"), parameters)
         )
-        presets = [(level, effort.cost) for level, effort in getattr(method, "efforts", {}).items()]
+        presets = [(level, effort.cost) for level, effort in method.efforts.items()]
         if presets:
             render.table(Table.of(f"{method.name}: presets", ("effort", "cost"), presets))
 

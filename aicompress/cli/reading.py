@@ -1,4 +1,4 @@
-"""What inspect, verify and compare print."""
+"""Print what inspect, verify and compare read."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ def show_inspection(source: str, as_json: bool, analysis: tuple[int, float] | No
     if is_statistics(Path(source)):
         show_statistics(Path(source), as_json)
         return
-    found = inspect(source, Analysis(*analysis) if analysis else None)
+    inspection = inspect(source, Analysis(*analysis) if analysis else None)
     if as_json:
-        print(json.dumps(dataclasses.asdict(found), indent=2, ensure_ascii=False))
+        print(json.dumps(dataclasses.asdict(inspection), indent=2, ensure_ascii=False))
         return
-    side = found.side
-    architecture = found.architecture or "no architecture named"
-    print(f"{side.path}: {architecture}, {found.layout} layout")
+    side = inspection.side
+    architecture = inspection.architecture or "no architecture named"
+    print(f"{side.path}: {architecture}, {inspection.layout} layout")
     print(f"{numbers.exact_size(side.weight_bytes)}, {side.parameters:,} parameters")
-    for warning in found.warnings:
+    for warning in inspection.warnings:
         print(f"warning: {warning}")
-    render.table(_parameters(found, analysis is not None))
+    render.table(_parameters(inspection, analysis is not None))
     if analysis:
-        render.table(_rounding(found, analysis[1]))
-    totals = [(t.kind, t.count, t.numbers, t.nbytes) for t in found.totals]
+        render.table(_rounding(inspection, analysis[1]))
+    totals = [(t.kind, t.count, t.numbers, t.nbytes) for t in inspection.totals]
     render.table(Table.of("By kind", ("kind", "parameters", "numbers", "bytes"), totals))
     steps = [
-        (i, s.get("command"), s["recipe"]["method"]["name"], s.get("tool")) for i, s in enumerate(found.lineage, 1)
+        (i, s.get("command"), s["recipe"]["method"]["name"], s.get("tool")) for i, s in enumerate(inspection.lineage, 1)
     ]
     if steps:
         render.table(Table.of("Steps that made it", ("", "command", "method", "tool"), steps))
 
 
-def _parameters(found: Inspection, analyze: bool) -> Table:
+def _parameters(inspection: Inspection, analyze: bool) -> Table:
     """A row per parameter; with --analyze its distribution."""
     headings = ["name", "kind", "form", "how", "shape", "dtype", "bits", "bytes"]
     spread = ["low", "high", "std", "kurtosis", "outliers", "zeros", "row spread"] if analyze else []
     rows = []
-    for row in found.rows:
+    for row in inspection.rows:
         shape = "×".join(map(str, row.shape))
         cells: list[object] = [
             row.name,
@@ -74,15 +74,15 @@ def _parameters(found: Inspection, analyze: bool) -> Table:
     return Table.of("Parameters", [*headings, *spread], rows)
 
 
-def _rounding(found: Inspection, max_error: float) -> Table:
+def _rounding(inspection: Inspection, max_error: float) -> Table:
     """A row per layer: what rounding to nearest does to it."""
     headings = ["layer", "group", "peak / std", "kurtosis", "outliers", "levels of 16"]
     rows: list[list[object]] = []
-    for row in found.rows:
+    for row in inspection.rows:
         if (r := row.rounding) is not None and (d := row.distribution) is not None:
             plain: list[object] = [row.name, r.group, r.peak, d.kurtosis, d.outliers, r.levels]
             rows.append([*plain, *r.errors.values(), r.proposed])
-    errors = next(([f"error at {bits}" for bits in r.errors] for row in found.rows if (r := row.rounding)), [])
+    errors = next(([f"error at {bits}" for bits in r.errors] for row in inspection.rows if (r := row.rounding)), [])
     title = f"Rounding to nearest; proposed are the least bits whose error is within {max_error:g}"
     return Table.of(title, [*headings, *errors, "proposed"], rows)
 
@@ -91,14 +91,14 @@ def show_statistics(path: Path, as_json: bool) -> None:
     """Print what a file of statistics holds: a row per layer."""
     from aicompress.checkpoint.statistics import StatisticsFile
 
-    found = StatisticsFile.open(path).summary()
+    summary = StatisticsFile.open(path).summary()
     if as_json:
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        print(json.dumps(summary, indent=2, ensure_ascii=False))
         return
-    data = ", ".join(f"{source['path']} ({source['samples']} samples)" for source in found["calibration"]["data"])
+    data = ", ".join(f"{source['path']} ({source['samples']} samples)" for source in summary["calibration"]["data"])
     print(f"{path}: statistics of inputs, from {data}")
     headings = ("layer", "rows", "inputs", "statistics", "largest / mean of x²", "dead inputs", "shared with")
-    render.table(Table.of("", headings, [tuple(row.values()) for row in found["layers"]]))
+    render.table(Table.of("", headings, [tuple(row.values()) for row in summary["layers"]]))
 
 
 def show_verification(source: str, as_json: bool) -> None:
@@ -109,16 +109,18 @@ def show_verification(source: str, as_json: bool) -> None:
     """
     from aicompress.pipeline.verify import verify
 
-    found = verify(source)
+    verification = verify(source)
     if as_json:
-        print(json.dumps({**dataclasses.asdict(found), "sound": found.sound}, indent=2, ensure_ascii=False))
+        print(
+            json.dumps({**dataclasses.asdict(verification), "sound": verification.sound}, indent=2, ensure_ascii=False)
+        )
     else:
-        for line in (*found.checks, *(f"note: {note}" for note in found.notes)):
+        for line in (*verification.checks, *(f"note: {note}" for note in verification.notes)):
             print(line)
-        for problem in found.problems:
+        for problem in verification.problems:
             print(f"problem: {problem}")
-    if not found.sound:
-        raise CheckpointError(f"{source} is not sound: {len(found.problems)} problems", "")
+    if not verification.sound:
+        raise CheckpointError(f"{source} is not sound: {len(verification.problems)} problems", "")
     if not as_json:
         print(f"{source} is sound")
 

@@ -108,6 +108,8 @@ def plan(content: PlanSummary, file: TextIO | None = None) -> None:
     console = _console(file)
     console.print(_text(console, f"{content.command} (dry run): {content.source} → {content.out}", "bold"))
     console.print(_text(console, plans.method(content)))
+    for measurement in content.survey:
+        console.print(_text(console, f"survey: {measurement}"))
     for warning in content.warnings:
         console.print(_text(console, f"warning: {warning}", "yellow"))
     _print(console, plans.layers(content))

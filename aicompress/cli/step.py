@@ -62,12 +62,14 @@ def run(command: str, source: str, out: Path, recipe: tuple[str, list[str]], fla
     """Plan a step and print the plan, or run it and print its report."""
     from aicompress import recipe as recipes
     from aicompress.pipeline import steps
-    from aicompress.pipeline.calibration.request import Request
-    from aicompress.pipeline.layerwise import Options
-    from aicompress.pipeline.processes import is_first
+    from aicompress.pipeline.calibration.requirements import Request
+    from aicompress.pipeline.step.options import Options
+    from aicompress.pipeline.step.survey import Survey
+    from aicompress.pipeline.step.workers import is_first
 
     loaded = recipes.load(recipe[0], command, recipe[1])
-    request = Request(flags.allow_code, flags.stats)
+    survey = Survey(keep=flags.dry_run, progress=reporter(flags.quiet or not is_first()))
+    request = Request(flags.allow_code, flags.stats, survey)
     planned = steps.make_plan(source, destination(out, flags), loaded, command, request)
     options = Options(flags.resume, flags.latency, reporter(flags.quiet or not is_first()))
     conclude(planned, flags, lambda: steps.run(planned, options))
@@ -75,8 +77,8 @@ def run(command: str, source: str, out: Path, recipe: tuple[str, list[str]], fla
 
 def destination(out: Path, flags: Flags) -> Any:
     """Where the output goes."""
-    from aicompress.measure import parse_bytes
-    from aicompress.pipeline.output import Destination
+    from aicompress.pipeline.step.output import Destination
+    from aicompress.report.numbers import parse_bytes
 
     return Destination(out, parse_bytes(flags.max_shard_size) if flags.max_shard_size else None, flags.overwrite)
 
@@ -84,7 +86,7 @@ def destination(out: Path, flags: Flags) -> Any:
 def conclude(planned: Any, flags: Flags, execute: Any) -> None:
     """Print the plan of a dry run; otherwise run it, print its report and judge its gates."""
     from aicompress.cli import render
-    from aicompress.pipeline.processes import is_first
+    from aicompress.pipeline.step.workers import is_first
     from aicompress.report.gates import require
 
     if flags.dry_run:
@@ -100,11 +102,12 @@ def conclude(planned: Any, flags: Flags, execute: Any) -> None:
         print(report.to_json(), end="")
     elif not flags.quiet:
         render.report(report)
-        print(f"\nreport: {report_path(planned.output.destination.path)}")
+        print(f"\nreport: {report_path(planned.output.destination.path, planned.recipe.report.html)}")
     sys.stdout.flush()
     require(report.gates)
 
 
-def report_path(out: Path) -> Path:
-    """The readable report of an output."""
-    return out.with_name(f"{out.stem}.report.html") if out.suffix == ".safetensors" else out / "report.html"
+def report_path(out: Path, html: bool = True) -> Path:
+    """The readable report of an output: the page, or the Markdown file where a recipe asks for no page."""
+    name = "report.html" if html else "report.md"
+    return out.with_name(f"{out.stem}.{name}") if out.suffix == ".safetensors" else out / name

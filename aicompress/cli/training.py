@@ -1,4 +1,4 @@
-"""What distill runs and prints."""
+"""Run `distill` and print its report."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from aicompress.cli.step import Flags, conclude, destination
 
 def run(source: str, teacher: str, out: Path, recipe: tuple[str, list[str]], flags: Flags, device: str) -> None:
     """Plan a distillation and print the plan, or run it and print its report."""
-    from aicompress.pipeline.distillation import driver as distill
+    from aicompress.pipeline.distillation import run as distillation
+    from aicompress.pipeline.distillation.plan import make_plan
+    from aicompress.pipeline.step.options import Options
+    from aicompress.pipeline.step.workers import is_first
     from aicompress.recipe.distillation import load
 
     loaded = load(recipe[0], recipe[1])
-    planned = distill.make_plan(source, teacher, destination(out, flags), loaded, flags.allow_code)
-    stats = flags.stats[0] if flags.stats else None
-    options = distill.Options(flags.resume, flags.latency, reporter(flags.quiet), device=device, stats=stats)
-    conclude(planned, flags, lambda: distill.run(planned, options))
+    planned = make_plan(source, teacher, destination(out, flags), loaded, flags.allow_code)
+    options = Options(flags.resume, flags.latency, reporter(flags.quiet or not is_first()), device)
+    own = distillation.TrainingOptions(movement_file=flags.stats[0] if flags.stats else None)
+    conclude(planned, flags, lambda: distillation.run(planned, options, own))

@@ -1,4 +1,4 @@
-"""What a plan can know of a source before anything runs."""
+"""Check a data source before anything runs."""
 
 from __future__ import annotations
 

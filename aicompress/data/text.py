@@ -24,9 +24,9 @@ def sentences(data: Data, seed: int | None = None, most: int | None = None) -> t
     Raises:
         RecipeError: the source cannot be read, lacks the field or holds too few.
     """
-    found = [text for text in (line.strip() for line in _lines(data)) if text]
-    taken = choose(len(found), data, seed, most)
-    return [found[index] for index in taken.tolist()], record(data, len(taken), len(found), seed)
+    lines = [text for text in (line.strip() for line in _lines(data)) if text]
+    taken = choose(len(lines), data, seed, most)
+    return [lines[index] for index in taken.tolist()], record(data, len(taken), len(lines), seed)
 
 
 def _lines(data: Data) -> Iterator[str]:

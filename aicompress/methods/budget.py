@@ -105,12 +105,12 @@ def _table(rows: Table, like: Table) -> Floats:
         raise ValueError("every option needs a cost and a loss")
     if not all(len(row) for row in rows):
         raise ValueError("a unit has no option")
-    found = np.full((len(rows), max((len(row) for row in rows), default=1)), np.inf)
+    table = np.full((len(rows), max((len(row) for row in rows), default=1)), np.inf)
     for unit, row in enumerate(rows):
-        found[unit, : len(row)] = row
-        if not np.isfinite(found[unit, : len(row)]).all():
+        table[unit, : len(row)] = row
+        if not np.isfinite(table[unit, : len(row)]).all():
             raise ValueError(f"unit {unit} has a cost or loss that is not finite")
-    return found
+    return table
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _steps(costs: Floats, losses: Floats) -> _Steps:
     """Walk up the hulls of all units at once (gift wrapping): always to the option that saves most per cost."""
     everyone = np.arange(len(costs))
     here = _cheapest(costs, losses)
-    found: list[tuple[Integers, Integers, Floats, Floats]] = []
+    rises: list[tuple[Integers, Integers, Floats, Floats]] = []
     while True:
         dearer = costs - costs[everyone, here][:, None]
         with np.errstate(invalid="ignore"):
@@ -153,11 +153,11 @@ def _steps(costs: Floats, losses: Floats) -> _Steps:
         goes = np.flatnonzero(best > 0)
         if not len(goes):
             break
-        found.append((goes, there[goes], dearer[goes, there[goes]], best[goes]))
+        rises.append((goes, there[goes], dearer[goes, there[goes]], best[goes]))
         here = np.where(best > 0, there, here)
-    if not found:
+    if not rises:
         return _Steps(np.empty(0, np.intp), np.empty(0, np.intp), np.empty(0), np.empty(0))
-    return _Steps(*(np.concatenate(column) for column in zip(*found, strict=True)))
+    return _Steps(*(np.concatenate(column) for column in zip(*rises, strict=True)))
 
 
 def _choose(costs: Floats, losses: Floats, budget: float) -> tuple[tuple[int, ...], float]:
@@ -237,11 +237,11 @@ def _exact(costs: Floats, losses: Floats, picks: Integers, price: float, budget:
     best = int(loss.argmin())
     if loss[best] >= held:
         return None
-    found = np.empty(len(costs), dtype=np.intp)
+    exact = np.empty(len(costs), dtype=np.intp)
     for unit in everyone[::-1]:
         parents, options = trail[unit]
-        found[unit], best = options[best], int(parents[best])
-    return found
+        exact[unit], best = options[best], int(parents[best])
+    return exact
 
 
 def _undominated(cost: Floats, loss: Floats) -> Integers:

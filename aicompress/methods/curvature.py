@@ -35,12 +35,12 @@ def moments(layer: Layer) -> Tensor:
     Raises:
         CompressError: no token reached the layer, or H holds NaN or infinity.
     """
-    found = statistics(layer).gram
-    if found is None:
+    gram = statistics(layer).gram
+    if gram is None:
         raise CompressError(f"{layer.info.name}: its input statistics hold no Gram matrix", "collect them with gram")
-    if not all(torch.isfinite(found[rows]).all() for rows in _panels(len(found))):
+    if not all(torch.isfinite(gram[rows]).all() for rows in _panels(len(gram))):
         raise CompressError(f"{layer.info.name}: its inputs hold NaN or infinity", "calibrate in float32")
-    return found
+    return gram
 
 
 def gram(layer: Layer) -> Tensor:
@@ -55,10 +55,10 @@ def importance(layer: Layer) -> Tensor:
         CompressError: no token reached the layer, or it holds NaN or infinity.
     """
     inputs = statistics(layer)
-    found = inputs.norms if inputs.norms is not None else gram(layer).diagonal()
-    if not torch.isfinite(found).all():
+    squares = inputs.norms if inputs.norms is not None else gram(layer).diagonal()
+    if not torch.isfinite(squares).all():
         raise CompressError(f"{layer.info.name}: its inputs hold NaN or infinity", "calibrate in float32")
-    return found.float()
+    return squares.float()
 
 
 def loss(error: Tensor, gram: Tensor) -> float:
@@ -83,15 +83,15 @@ def damped(gram: Tensor, damping: float) -> Tensor:
     Raises:
         CompressError: no λ up to 1 makes H positive definite; it is not a Gram matrix.
     """
-    found = gram.to(torch.float64, copy=True)
-    scratch = torch.empty_like(found)
+    positive = gram.to(torch.float64, copy=True)
+    scratch = torch.empty_like(positive)
 
     def factorizes(diagonal: Tensor) -> bool:
-        found.diagonal().copy_(diagonal)
-        return _factorize(scratch.copy_(found))
+        positive.diagonal().copy_(diagonal)
+        return _factorize(scratch.copy_(positive))
 
     _raised(energies(gram), damping, factorizes)
-    return found
+    return positive
 
 
 def inverse_factor(gram: Tensor, damping: float, order: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -112,16 +112,16 @@ def inverse_factor(gram: Tensor, damping: float, order: Tensor | None = None) ->
         CompressError: as `damped`.
     """
     reverse = (torch.arange(len(gram)) if order is None else order).flip(0)
-    found = torch.empty(gram.shape, dtype=torch.float64)
+    factor = torch.empty(gram.shape, dtype=torch.float64)
 
     def factorizes(diagonal: Tensor) -> bool:
-        permuted(gram, reverse, found).diagonal().copy_(diagonal)
-        return _factorize(found)
+        permuted(gram, reverse, factor).diagonal().copy_(diagonal)
+        return _factorize(factor)
 
     diagonal = _raised(energies(gram)[reverse], damping, factorizes)
-    _invert(found)
-    _reverse(found)
-    return found, diagonal.flip(0)
+    _invert(factor)
+    _reverse(factor)
+    return factor, diagonal.flip(0)
 
 
 def invert(positive: Tensor) -> Tensor:
@@ -151,11 +151,11 @@ def _panels(rows: int) -> Iterator[slice]:
 def _raised(diagonal: Tensor, damping: float, factorizes: Callable[[Tensor], bool]) -> Tensor:
     """The least damped diagonal with which a matrix can be factorized."""
     mean = diagonal.mean()
-    while not factorizes(found := diagonal + damping * mean):
+    while not factorizes(raised := diagonal + damping * mean):
         if damping >= MAX_DAMPING:
             raise CompressError("a Gram matrix of layer inputs is not positive semi-definite", "collect it in float64")
         damping = max(10 * damping, 1e-6)
-    return found
+    return raised
 
 
 def _factorize(positive: Tensor) -> bool:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
+
+from aicompress.methods.effort import Effort, Level
+
+GradientLoss = Literal["auto", "task", "own"]
+OF_TRAINING = frozenset({"movement"})  # statistics that a training run records, and calibration does not
 
 
 class MethodConfig(BaseModel):
@@ -30,6 +36,11 @@ class MethodConfig(BaseModel):
         if self.one_of and len(given) != 1:
             raise ValueError(f"give exactly one of {', '.join(self.one_of)}")
         return self
+
+    @property
+    def gradient_loss(self) -> GradientLoss:
+        """The loss whose gradients are read: of true labels, of the model's own predictions, or as the data allows."""
+        return "auto"
 
     @classmethod
     def beneath(cls, given: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
@@ -56,6 +67,7 @@ class Method:
         config: the class of its parameters.
         needs: statistics it reads: of calibration any of "norms", "gram", "mean_abs", "max_abs", "gradients", of
             training "movement"; empty for data-free methods.
+        efforts: presets by name; empty for a method without presets.
     """
 
     name: str
@@ -63,3 +75,4 @@ class Method:
     summary: str
     config: type[MethodConfig]
     needs: frozenset[str] = field(default_factory=frozenset)
+    efforts: Mapping[Level, Effort] = field(kw_only=True, default_factory=dict)

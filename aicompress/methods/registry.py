@@ -1,40 +1,28 @@
-"""How a method is found: every module under methods/<command>/ that has a METHOD.
+"""Methods by command and name: every module of the package methods/<command>/ with a METHOD is one.
 
 Four kinds of method, by what they are given:
     layer-wise   one layer in, one stored weight out (`layerwise.LayerMethod`)
     structural   several tensors and config.json change together (`structural.StructuralMethod`)
-    channels     layers of any network lose channels together (`structural.ChannelMethod`)
+    channels     layers of any network lose channels together (`channels.ChannelMethod`)
     training     a loss between a teacher's and a student's outputs (`training.DistillMethod`)
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Mapping
-from functools import cache
 
 import torch
 
+from aicompress.discovery import member_in_its_file, members
 from aicompress.errors import RecipeError, suggestion
 from aicompress.methods.method import Method
 
 COMMANDS = ("factorize", "quantize", "prune", "distill")
 
 
-@cache
 def methods(command: str) -> Mapping[str, Method]:
-    """All methods of a command by name. A method file that does not import raises: nothing is skipped silently."""
-    package = importlib.import_module(f"aicompress.methods.{command}")
-    found: dict[str, Method] = {}
-    for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
-        method = getattr(importlib.import_module(f"{package.__name__}.{module.name}"), "METHOD", None)
-        if method is None:
-            continue  # shared math of several methods
-        if method.name in found:
-            raise TypeError(f"two {command} methods are named {method.name!r}")
-        found[method.name] = method
-    return found
+    """List all methods of a command by name."""
+    return members(f"aicompress.methods.{command}", "METHOD")
 
 
 def get(command: str, name: str) -> Method:
@@ -43,6 +31,9 @@ def get(command: str, name: str) -> Method:
     Raises:
         RecipeError: no such method for this command.
     """
+    alone: Method | None = member_in_its_file(f"aicompress.methods.{command}", "METHOD", name)
+    if alone is not None:
+        return alone
     known = methods(command)
     if name not in known:
         elsewhere = [other for other in COMMANDS if other != command and name in methods(other)]

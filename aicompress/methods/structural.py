@@ -1,16 +1,30 @@
-"""Structural methods: several tensors and config.json, or the layers of any network, change together."""
+"""Structural methods: several tensors and config.json change together."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Generic, Literal, TypeAlias, TypeVar
 
 from pydantic import Field
 from torch import Tensor
 
 from aicompress.layer import InputStats
+from aicompress.methods.capabilities import Reads
 from aicompress.methods.method import Method, MethodConfig
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A kind of structural unit. A subclass for each kind; its fields say how a method takes the units.
+
+    A method names the kind that it chooses among; the pipeline finds and cuts the units of each kind by its class.
+
+    Attributes:
+        plural: what the units are called in reports and messages.
+    """
+
+    plural: ClassVar[str] = "units"
 
 
 @dataclass(frozen=True)
@@ -74,65 +88,159 @@ class StructuralConfig(MethodConfig):
     )
 
 
+C = TypeVar("C", bound=StructuralConfig)
+
+
 @dataclass(frozen=True)
-class StructuralMethod(Method):
-    """A pure choice of the units that stay; the driver cuts tensors, renumbers and edits config.json.
+class Refits(Generic[C]):
+    """The tensors that read the units which stay get new values.
 
     Attributes:
-        units: what it chooses among: whole blocks, neurons of feed-forward layers, heads of attentions, coordinates of
-            the hidden width, or experts of mixtures.
-        sizes: (structures, config) -> how many units of each structure stay; decided before any weight is read.
-            Raises RecipeError when the config is impossible for them.
-        keep: (structure, how many, config) -> the units that stay, ascending. Deterministic.
-        reads: config -> what it needs to know: statistics of the consumers' inputs, any of "gram", "norms", "mean_abs",
-            "mean"; of whole blocks their "influence" or "gradients", of experts "reap" or "frequency".
-        compares: config -> whether it also reads `cross`, the original model's inputs against the compressed one's.
-        refits: config -> whether `refit` gives values.
-        refit: (structure, units that stay, config) -> new float32 values by tensor, for consumers as `Part.read` gives
+        applies: config -> whether it refits.
+        values: (structure, units that stay, config) -> new float32 values by tensor, for consumers as `Part.read` gives
             them, the rows of the units that stay, and for offsets; nothing where the rest stays as it is.
     """
 
-    units: Literal["blocks", "neurons", "heads", "hidden", "experts"] = field(kw_only=True)
-    sizes: Callable[[Sequence[Structure], Any], list[int]] = field(kw_only=True)
-    keep: Callable[[Structure, int, Any], list[int]] = field(kw_only=True)
-    reads: Callable[[Any], frozenset[str]] = field(kw_only=True, default=lambda config: frozenset())
-    compares: Callable[[Any], bool] = field(kw_only=True, default=lambda config: False)
-    refits: Callable[[Any], bool] = field(kw_only=True, default=lambda config: False)
-    refit: Callable[[Structure, Sequence[int], Any], Mapping[str, Tensor]] = field(
-        kw_only=True, default=lambda structure, kept, config: {}
-    )
+    applies: Callable[[C], bool]
+    values: Callable[[Structure, Sequence[int], C], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class AllocatesSizes(Generic[C]):
+    """Structures keep unlike numbers of units, as many parameters in total as with equal ones, where least is lost.
+
+    Attributes:
+        applies: config -> whether sizes are allocated.
+        statistics: config -> what the losses read of the original model: statistics of the consumers' inputs, or
+            "gradients", which give importance; nothing for losses by weights.
+        candidates: (units, config) -> numbers of units that are tried, from all of them down.
+        losses: (structure, numbers of units, config) -> what is lost when so many stay; comparable between structures.
+    """
+
+    applies: Callable[[C], bool]
+    statistics: Callable[[C], frozenset[str]]
+    candidates: Callable[[int, C], list[int]]
+    losses: Callable[[Structure, Sequence[int], C], list[float]]
+
+
+@dataclass(frozen=True)
+class StructuralMethod(Method, Generic[C]):
+    """A pure choice of the units that stay, and what the method can do beside it.
+
+    The driver cuts tensors, renumbers and edits config.json.
+
+    Attributes:
+        config: the class of its parameters.
+        unit: config -> the units that it chooses among.
+        sizes: (structures, config) -> how many units of each structure stay; decided before any weight is read.
+            Raises RecipeError when the config is impossible for them.
+        keep: (structure, how many, config) -> the units that stay, ascending. Deterministic.
+        reading: the parameters decide what is read: statistics of the consumers' inputs, any of "gram", "norms",
+            "mean_abs", "mean", or a measurement that the unit knows: "gradients", "influence" of blocks, "reap" or
+            "frequency" of experts.
+        refits, allocates: capabilities; None where it lacks one.
+    """
+
+    config: type[C]
+    unit: Callable[[C], Unit] = field(kw_only=True)
+    sizes: Callable[[Sequence[Structure], C], list[int]] = field(kw_only=True)
+    keep: Callable[[Structure, int, C], list[int]] = field(kw_only=True)
+    reading: Reads[C] | None = field(kw_only=True, default=None)
+    refits: Refits[C] | None = field(kw_only=True, default=None)
+    allocates: AllocatesSizes[C] | None = field(kw_only=True, default=None)
 
     kind: ClassVar[str] = "structural"
 
+    def reads(self, config: C) -> frozenset[str]:
+        """What a config reads of calibration data."""
+        decides = None if self.reading is None else self.reading.statistics
+        return self.needs if decides is None else decides(config)
+
+    def compares(self, config: C) -> bool:
+        """Whether a config reads the original model's inputs against the compressed one's."""
+        return self.reading is not None and self.reading.compares(config)
+
+    def with_config(self, config: MethodConfig) -> Pruner[C]:
+        """The method with its parameters.
+
+        Raises:
+            TypeError: they are another method's.
+        """
+        if not isinstance(config, self.config):
+            raise TypeError(f"{self.name} does not take {type(config).__name__}")
+        return Pruner(self, config)
+
 
 @dataclass(frozen=True)
-class Channels:
-    """Units that are removed together from every layer that computes or reads them.
+class Pruner(Generic[C]):
+    """A structural method with its parameters."""
 
-    Attributes:
-        structure: name, number of units, and what the tensors of the layers give to each.
-        cohorts: a label for each unit, from 0; as many must stay of every cohort.
-        saliency: what real inputs say of each unit, (units,), where the method asks for it.
-    """
+    method: StructuralMethod[C]
+    config: C
 
-    structure: Structure
-    cohorts: tuple[int, ...]
-    saliency: Tensor | None = None
+    @property
+    def unit(self) -> Unit:
+        """The units that it chooses among."""
+        return self.method.unit(self.config)
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """What it reads of calibration data."""
+        return self.method.reads(self.config)
+
+    @property
+    def compares(self) -> bool:
+        """Whether it reads the original model's inputs against the compressed one's."""
+        return self.method.compares(self.config)
+
+    @property
+    def refits(self) -> bool:
+        """Whether consumers get new values."""
+        return self.method.refits is not None and self.method.refits.applies(self.config)
+
+    def sizes(self, structures: Sequence[Structure]) -> list[int]:
+        """How many units of each structure stay.
+
+        Raises:
+            RecipeError: the parameters are impossible for them.
+        """
+        return self.method.sizes(structures, self.config)
+
+    def keep(self, structure: Structure, size: int) -> list[int]:
+        """The units that stay, ascending."""
+        return self.method.keep(structure, size, self.config)
+
+    def refit(self, structure: Structure, kept: Sequence[int]) -> Mapping[str, Tensor]:
+        """New values by tensor; nothing where it does not refit."""
+        return {} if self.method.refits is None else self.method.refits.values(structure, kept, self.config)
+
+    @property
+    def losses(self) -> Losses | None:
+        """What decides on unlike numbers of units; None where structures keep equal numbers, or equal shares."""
+        allocates = self.method.allocates
+        if allocates is None or not allocates.applies(self.config):
+            return None
+        return Losses(
+            allocates.statistics(self.config),
+            lambda units: allocates.candidates(units, self.config),
+            lambda structure, sizes: allocates.losses(structure, sizes, self.config),
+        )
 
 
 @dataclass(frozen=True)
-class ChannelMethod(Method):
-    """A pure choice of the channels that stay.
+class Losses:
+    """What structures lose with fewer units, for one method with its parameters; see `AllocatesSizes`.
 
     Attributes:
-        evidence: config -> what it reads of real inputs: "activation", "taylor", or None.
-        choose: (groups, config, fits) -> the units of each group that stay, ascending. `fits` tells whether the
-            network with such a choice is within the config's target. Deterministic.
+        statistics: what the losses read of the original model.
+        candidates: (units) -> numbers of units that are tried, from all of them down.
+        of: (structure, numbers of units) -> what is lost when so many stay.
     """
 
-    evidence: Callable[[Any], Literal["activation", "taylor"] | None] = field(kw_only=True)
-    choose: Callable[[Sequence[Channels], Any, Callable[[list[list[int]]], bool]], list[list[int]]] = field(
-        kw_only=True
-    )
+    statistics: frozenset[str]
+    candidates: Callable[[int], list[int]]
+    of: Callable[[Structure, Sequence[int]], list[float]]
 
-    kind: ClassVar[str] = "channels"
+
+AnyPruner: TypeAlias = Pruner[Any]  # found by name: the class of its parameters is known to it alone
+AnyStructuralMethod: TypeAlias = StructuralMethod[Any]

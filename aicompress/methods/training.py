@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import Field
 from torch import Tensor
 
 from aicompress.methods.method import Method, MethodConfig
 from aicompress.methods.outputs import Anatomy, Output, Outputs
+from aicompress.methods.registry import get
 
 
 class LossConfig(MethodConfig):
@@ -19,18 +20,35 @@ class LossConfig(MethodConfig):
     weight: float = Field(1.0, gt=0, description="factor of this loss in the sum of all losses")
 
 
+ConfigT = TypeVar("ConfigT", bound=LossConfig)
+
+
 @dataclass(frozen=True)
-class DistillMethod(Method):
+class DistillMethod(Method, Generic[ConfigT]):
     """A loss between what a student and its teacher give for the same batch.
 
     Attributes:
+        config: the class of its parameters.
         loss: (student, teacher, config) -> scalar, differentiable in the student's outputs.
         reads: the outputs that it needs of both.
         check: (student, teacher, config) -> what makes the loss impossible for these two, as (message, hint), or None.
     """
 
-    loss: Callable[[Outputs, Outputs, Any], Tensor] = field(kw_only=True)
+    config: type[ConfigT]
+    loss: Callable[[Outputs, Outputs, ConfigT], Tensor] = field(kw_only=True)
     reads: frozenset[Output] = field(kw_only=True)
-    check: Callable[[Anatomy, Anatomy, Any], tuple[str, str] | None] = field(kw_only=True)
+    check: Callable[[Anatomy, Anatomy, ConfigT], tuple[str, str] | None] = field(kw_only=True)
 
     kind: ClassVar[str] = "training"
+
+
+def get_loss(name: str) -> DistillMethod[Any]:
+    """Look up a loss.
+
+    Raises:
+        RecipeError: there is none of this name.
+    """
+    method = get("distill", name)
+    if not isinstance(method, DistillMethod):
+        raise TypeError(f"{method.name} is not a loss")
+    return method

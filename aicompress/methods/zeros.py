@@ -10,7 +10,7 @@ from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.curvature import damped, moments
-from aicompress.weights import IntGrouped, Sparse, SparseCodes, Weight, outline_nbytes
+from aicompress.weights import Coded, IntGrouped, Masked, SparseCodes, Weight, outline_nbytes
 from aicompress.weights.int_grouped import spread
 
 LEAF = 16  # columns that are updated one by one; matrix products do the rest
@@ -20,12 +20,12 @@ DAMPING = 0.01  # of the mean diagonal of the Gram matrix
 
 def codes_of(weight: Weight | None) -> IntGrouped | None:
     """A weight, or its outline, with a code for every element; None where it has no integer codes."""
-    return weight.grouped() if isinstance(weight, SparseCodes) else weight if isinstance(weight, IntGrouped) else None
+    return weight.grouped() if isinstance(weight, Coded) else None
 
 
 def mask_of(weight: Weight | None) -> Tensor | None:
     """The mask of a sparse weight; None for other forms."""
-    return weight.mask if isinstance(weight, Sparse | SparseCodes) else None
+    return weight.mask if isinstance(weight, Masked) else None
 
 
 def exact(weight: IntGrouped) -> bool:
@@ -35,12 +35,11 @@ def exact(weight: IntGrouped) -> bool:
 
 def outline_of(info: LayerInfo, outline: Weight) -> Weight:
     """Outline of integer codes for a layer that is sparse: survivors alone where that is smaller."""
-    if info.outline is None or not isinstance(outline, IntGrouped) or not exact(outline):
+    if not isinstance(info.outline, Masked) or not isinstance(outline, IntGrouped) or not exact(outline):
         return outline
-    kept = info.outline.parameters()
-    if not isinstance(info.outline, Sparse | SparseCodes) or outline.activation_bits is not None:
+    if outline.activation_bits is not None:
         return outline
-    sparse = SparseCodes.outline(outline, kept, info.outline.grouping)
+    sparse = SparseCodes.outline(outline, info.outline.numbers(), info.outline.grouping)
     return sparse if outline_nbytes(sparse) < outline_nbytes(outline) else outline
 
 
@@ -54,12 +53,12 @@ def kept_zero(layer: Layer, weight: Weight) -> Weight:
     if mask is None or not isinstance(weight, IntGrouped) or not exact(weight):
         return weight
     if layer.inputs is not None and layer.inputs.gram is not None and layer.inputs.count:
-        found = descended(layer.weight, weight, mask, damped(moments(layer), DAMPING).float())
+        codes = descended(layer.weight, weight, mask, damped(moments(layer), DAMPING).float())
     else:
-        found = zeroed(weight, mask)
+        codes = zeroed(weight, mask)
     form = outline_of(layer.info, weight)
-    grouping = layer.stored.grouping if isinstance(layer.stored, Sparse | SparseCodes) else None
-    return SparseCodes.of(found, mask, grouping) if isinstance(form, SparseCodes) else found
+    grouping = layer.stored.grouping if isinstance(layer.stored, Masked) else None
+    return SparseCodes.of(codes, mask, grouping) if isinstance(form, SparseCodes) else codes
 
 
 def zeroed(weight: IntGrouped, mask: Tensor) -> IntGrouped:

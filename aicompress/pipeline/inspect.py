@@ -14,12 +14,13 @@ from torch import Tensor
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.naming import byte_kind, kind_of, layer_name
 from aicompress.layer import LayerInfo, as_matrix
+from aicompress.methods.quantize.grid.widths import MAX_ERROR, WIDTHS, effective_levels, proposed, rounding_errors
 from aicompress.methods.quantize.rtn import RtnConfig
-from aicompress.methods.quantize.widths import MAX_ERROR, WIDTHS, effective_levels, proposed, rounding_errors
-from aicompress.pipeline.preflight import known_kinds
-from aicompress.pipeline.sharing import Sharing
-from aicompress.pipeline.sides import side_of, stored_numbers
+from aicompress.pipeline.step.checks import known_kinds, stored_outline
+from aicompress.pipeline.step.shared_inputs import Sharing
+from aicompress.pipeline.step.sides import side_of, stored_numbers
 from aicompress.report.model import Side
+from aicompress.weights import Dense
 
 Progress = Callable[[str, int, int], None]  # what, done, total
 OUTLIER = 4.0  # standard deviations; a normal distribution has 0.006% of its mass beyond
@@ -90,10 +91,10 @@ class ParameterRow:
         name: its name; without the final `.weight` for a layer.
         kind: linear, conv, embedding, head, or other.
         form: how it is stored.
-        detail: bits, group, rank or sparsity, for people.
+        detail: bits, group, rank or sparsity, as the form describes itself.
         shape: of the dense parameter.
         dtype: of the dense parameter.
-        numbers: how many it stores.
+        numbers: how many it stores: elements, codes, kept values, or those of its factors.
         nbytes: on disk, scales included.
         distribution: when it was asked for.
     """
@@ -164,10 +165,10 @@ def inspect(
     layers = {info.tensor: info for info in whole}
     for number, (name, spec) in enumerate(parameters.items()):
         kind = kinds[name] if kinds is not None and name in kinds else kind_of(name, spec)
-        entry = checkpoint.manifest.entries.get(name)
+        outline = stored_outline(checkpoint, name)
         rows[name] = ParameterRow(
-            layer_name(name) if kind else name, byte_kind(name, kind), entry.meta["form"] if entry else "dense",
-            described(entry.meta) if entry else "", spec.shape, str(spec.dtype).removeprefix("torch."),
+            layer_name(name) if kind else name, byte_kind(name, kind), outline.form if outline else Dense.form,
+            outline.describe() if outline else "", spec.shape, str(spec.dtype).removeprefix("torch."),
             stored_numbers(checkpoint, name), checkpoint.nbytes(name),
         )  # fmt: skip
         if analysis and spec.dtype.is_floating_point:
@@ -178,8 +179,10 @@ def inspect(
     config = checkpoint.config or {}
     architecture = str((config.get("architectures") or [config.get("model_type", "")])[0])
     side = side_of(checkpoint, kinds, str(source))
-    found, lineage = tuple(rows.values()), checkpoint.manifest.lineage
-    return Inspection(side, checkpoint.layout, architecture, found, _totals(found), lineage, tuple(warnings))
+    parameter_rows, lineage = tuple(rows.values()), checkpoint.manifest.lineage
+    return Inspection(
+        side, checkpoint.layout, architecture, parameter_rows, _totals(parameter_rows), lineage, tuple(warnings)
+    )
 
 
 def analyzed(row: ParameterRow, tensor: Tensor, layer: LayerInfo | None, analysis: Analysis) -> ParameterRow:
@@ -207,35 +210,25 @@ def agreed(rows: dict[str, ParameterRow], sharing: Sharing) -> dict[str, Paramet
     for name, row in rows.items():
         if row.rounding is not None:
             units.setdefault(sharing.leaders.get(name, name), []).append(name)
-    found = dict(rows)
+    agreed_rows = dict(rows)
     for names in units.values():
         theirs = {name: rounding for name in names if (rounding := rows[name].rounding) is not None}
         wanted = [each.proposed for each in theirs.values()]
         widest = None if None in wanted else max(bits for bits in wanted if bits is not None)
-        found |= {name: replace(rows[name], rounding=replace(each, proposed=widest)) for name, each in theirs.items()}
-    return found
+        agreed_rows |= {
+            name: replace(rows[name], rounding=replace(each, proposed=widest)) for name, each in theirs.items()
+        }
+    return agreed_rows
 
 
 def _totals(rows: Sequence[ParameterRow]) -> tuple[Total, ...]:
-    found = []
+    totals = []
     for kind in dict.fromkeys(row.kind for row in rows):
         of_kind = [row for row in rows if row.kind == kind]
-        found.append(Total(kind, len(of_kind), sum(row.numbers for row in of_kind), sum(row.nbytes for row in of_kind)))
-    return tuple(sorted(found, key=lambda total: -total.nbytes))
-
-
-def described(meta: dict[str, Any]) -> str:
-    """A stored form in a few words: "4-bit, groups of 64", "rank 32 (8-bit × 8-bit)"."""
-    if meta["form"] == "low_rank":
-        parts = [described(meta[part]) for part in ("out", "in")]
-        return f"rank {meta['rank']}" + (f" ({' × '.join(part or 'dense' for part in parts)})" if any(parts) else "")
-    if "bits" not in meta:
-        return ""
-    group = meta.get("group_size")
-    pieces = [f"{meta['bits']}-bit", f"groups of {group}" if group else ""]
-    pieces.append("" if meta.get("symmetric", True) else "asymmetric")
-    pieces.append(f"{meta['activation_bits']}-bit activations" if meta.get("activation_bits") else "")
-    return ", ".join(piece for piece in pieces if piece)
+        totals.append(
+            Total(kind, len(of_kind), sum(row.numbers for row in of_kind), sum(row.nbytes for row in of_kind))
+        )
+    return tuple(sorted(totals, key=lambda total: -total.nbytes))
 
 
 def distribution(tensor: Tensor) -> Distribution:

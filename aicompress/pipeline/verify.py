@@ -11,7 +11,7 @@ from aicompress.checkpoint.header import read_header
 from aicompress.checkpoint.reader import digests, require_finite
 from aicompress.checkpoint.source import INDEX, Source, locate
 from aicompress.errors import CheckpointError
-from aicompress.model.expected import mismatches
+from aicompress.model.loading.mismatches import mismatches
 from aicompress.report.model import Report
 from aicompress.weights import TensorSpec
 

@@ -2,7 +2,7 @@
 
 from aicompress.data.section import Data
 from aicompress.recipe.files import find, read_yaml, shipped, with_overrides
-from aicompress.recipe.section import Model, Section, absolute, validated
+from aicompress.recipe.section import Model, ReportFiles, Section, absolute, validated
 from aicompress.recipe.step import DEFAULT_KINDS, Level, Recipe, Rule, Select, Tune, load
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Level",
     "Model",
     "Recipe",
+    "ReportFiles",
     "Rule",
     "Section",
     "Select",

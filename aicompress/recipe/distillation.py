@@ -11,9 +11,8 @@ from pydantic import Field, SerializeAsAny, model_validator
 
 from aicompress.data.section import Data
 from aicompress.errors import RecipeError
-from aicompress.methods import get
-from aicompress.methods.training import LossConfig
-from aicompress.recipe import Model, Section, absolute, find, read_yaml, validated, with_overrides
+from aicompress.methods.training import LossConfig, get_loss
+from aicompress.recipe import Model, ReportFiles, Section, absolute, find, read_yaml, validated, with_overrides
 
 
 class Training(Section):
@@ -57,6 +56,7 @@ class DistillRecipe(Section):
     training: Training = Training()
     seed: int = Field(0, ge=0)
     gates: tuple[str, ...] = ()
+    report: ReportFiles = Field(ReportFiles(), exclude=True, description="how the report is written; not hashed")
 
     @property
     def losses(self) -> tuple[LossConfig, ...]:
@@ -92,5 +92,5 @@ def load(name: str, overrides: Sequence[str] = ()) -> DistillRecipe:
 def _loss(plain: Any, where: str, file: str) -> LossConfig:
     if not isinstance(plain, dict) or "name" not in plain:
         raise RecipeError(f"{file}: {where}.name is missing", "see `aicompress methods distill`")
-    config: LossConfig = validated(get("distill", str(plain["name"])).config, plain, where)  # type: ignore[assignment]
+    config: LossConfig = validated(get_loss(str(plain["name"])).config, plain, where)
     return config

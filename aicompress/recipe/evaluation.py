@@ -5,45 +5,40 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
 from aicompress.data.section import Data
-from aicompress.recipe import Model, Section, absolute, find, read_yaml, validated, with_overrides
-
-TEXTS = ("text", "jsonl", "csv", "parquet", "hub")
-ROWS = ("jsonl", "csv", "parquet", "hub")
-
-
-class Perplexity(Data):
-    """Text of which a language model predicts every token of a window but the first."""
-
-    kl_samples: int | None = Field(
-        None, ge=1, description="windows on which to compare with a baseline, from the first; none means all"
-    )
+from aicompress.metrics import Metric, metrics
+from aicompress.recipe import Model, ReportFiles, Section, absolute, find, read_yaml, validated, with_overrides
 
 
 class Quality(Section):
     """What to measure of the outputs."""
 
-    perplexity: Perplexity | None = Field(
-        None, description="language models; with a baseline also KL and top-1 agreement"
-    )
-    accuracy: Data | None = Field(None, description="classifiers: labelled arrays, or rows of texts with `labels`")
-    similarity: Data | None = Field(None, description="sentence encoders: pairs that people scored")
-    embedding: Data | None = Field(None, description="sentence encoders: plain sentences, compared with a baseline")
+    @property
+    def asked(self) -> tuple[tuple[Metric[Any, Any], Data], ...]:
+        """The metrics that are asked for, each with its section."""
+        known = metrics()
+        return tuple((known[name], data) for name, data in self if data is not None)
+
+    @property
+    def arrays(self) -> Data | None:
+        """The first arrays that something is measured on: they show what a model without a configuration takes."""
+        for _, data in self.asked:
+            if data.kind == "arrays":
+                return Data(**{name: getattr(data, name) for name in Data.model_fields})
+        return None
 
     @model_validator(mode="after")
-    def _sources(self) -> Quality:
-        for name, kinds in (("perplexity", TEXTS), ("accuracy", ("arrays", *ROWS)), ("embedding", TEXTS)):
-            data: Data | None = getattr(self, name)
-            if data is not None and data.kind not in kinds:
-                raise ValueError(f"{name} is measured on {', '.join(kinds)}, not on {data.kind}")
-        if self.similarity is not None and self.similarity.kind != "pairs":
-            raise ValueError(f"similarity is measured on pairs, not on {self.similarity.kind}")
-        if self.accuracy is not None and self.accuracy.labels is None:
-            raise ValueError("accuracy needs `labels`, the name of the array or column that holds them")
+    def _sources(self) -> Self:
+        for metric, data in self.asked:
+            kinds = metric.reads.sources
+            if data.kind not in kinds:
+                raise ValueError(f"{metric.name} is measured on {', '.join(kinds)}, not on {data.kind}")
+            if metric.reads.labelled and data.labels is None:
+                raise ValueError(f"{metric.name} needs `labels`, the name of the array or column that holds them")
         return self
 
 
@@ -70,6 +65,7 @@ class EvalRecipe(Section):
     )
     seed: int = Field(0, ge=0)
     gates: tuple[str, ...] = ()
+    report: ReportFiles = Field(ReportFiles(), exclude=True, description="how the report is written; not hashed")
 
     def sha256(self) -> str:
         """Digest of the resolved recipe."""
@@ -85,15 +81,22 @@ class EvalRecipe(Section):
         Args:
             compared: there is a baseline.
         """
-        alone = {"perplexity": ("perplexity",), "accuracy": ("accuracy",), "similarity": ("similarity",)}
-        beside = {
-            "perplexity": ("kl", "top1_agreement"),
-            "accuracy": ("prediction_agreement",),
-            "similarity": ("similarity_agreement",),
-            "embedding": ("embedding_agreement", "embedding_cosine"),
-        }
-        asked = [name for name, data in self.quality if data is not None]
-        return tuple(figure for name in asked for figure in (*alone.get(name, ()), *(beside[name] if compared else ())))
+        return tuple(
+            figure.name
+            for metric, _ in self.quality.asked
+            for figure in metric.figures
+            if compared or not figure.compared
+        )
+
+
+def recipe_class() -> type[EvalRecipe]:
+    """Build the class of eval's recipes: EvalRecipe with a section for each metric under `quality`."""
+    sections: dict[str, Any] = {
+        metric.name: (metric.config | None, Field(None, description=metric.summary)) for metric in metrics().values()
+    }
+    quality = create_model("Quality", __base__=Quality, __doc__=Quality.__doc__, **sections)
+    fields: dict[str, Any] = {"quality": (quality, quality())}
+    return create_model("EvalRecipe", __base__=EvalRecipe, __doc__=EvalRecipe.__doc__, **fields)
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> EvalRecipe:
@@ -104,5 +107,5 @@ def load(name: str, overrides: Sequence[str] = ()) -> EvalRecipe:
     """
     path = find(name)
     plain = with_overrides(read_yaml(path.read_text(encoding="utf-8"), path.name), overrides)
-    recipe: EvalRecipe = absolute(validated(EvalRecipe, plain, ""), path.parent)
+    recipe: EvalRecipe = absolute(validated(recipe_class(), plain, ""), path.parent)
     return recipe

@@ -18,15 +18,15 @@ class _UniqueKeys(yaml.SafeLoader):
 
 def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Hashable, Any]:
     loader.flatten_mapping(node)
-    found: dict[Hashable, Any] = {}
+    mapping: dict[Hashable, Any] = {}
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, Hashable):
             raise RecipeError(f"line {key_node.start_mark.line + 1}: a key is a list or a mapping", "quote it")
-        if key in found:
+        if key in mapping:
             raise RecipeError(f"line {key_node.start_mark.line + 1}: key {key!r} is given twice", "keep one of them")
-        found[key] = loader.construct_object(value_node, deep=True)
-    return found
+        mapping[key] = loader.construct_object(value_node, deep=True)
+    return mapping
 
 
 _UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 from aicompress.errors import Refused, suggestion
 from aicompress.methods.registry import COMMANDS, methods
 from aicompress.recipe.distillation import DistillRecipe
-from aicompress.recipe.evaluation import EvalRecipe
+from aicompress.recipe.evaluation import recipe_class
 from aicompress.recipe.section import Section
 from aicompress.recipe.step import Recipe
 
@@ -20,7 +20,7 @@ def schema(command: str) -> dict[str, Any]:
     Raises:
         Refused: there is no such command.
     """
-    kinds: dict[str, type[Section]] = {"distill": DistillRecipe, "eval": EvalRecipe}
+    kinds: dict[str, type[Section]] = {"distill": DistillRecipe, "eval": recipe_class()}
     if command not in (*COMMANDS, "eval"):
         raise Refused(f"there is no command {command!r}", suggestion(command, (*COMMANDS, "eval")))
     whole = TypeAdapter(kinds.get(command, Recipe)).json_schema()
@@ -32,4 +32,6 @@ def schema(command: str) -> dict[str, Any]:
         whole.setdefault("$defs", {}).update(plain.pop("$defs", {}))
         options.append({**plain, "required": sorted({*plain.get("required", []), "name"})})
     whole["properties"]["method"] = {"oneOf": options}
+    if command == "distill":
+        whole["properties"]["also"]["items"] = {"oneOf": options}
     return whole

@@ -31,6 +31,12 @@ class Model(Section):
     factory: str | None = Field(None, description="pkg.mod:function that builds the module; needs --allow-code")
 
 
+class ReportFiles(Section):
+    """Which files a report is written to, beside report.json and report.md; nothing here changes a number."""
+
+    html: bool = Field(True, description="write report.html, a page with plots")
+
+
 def validated(kind: type[RecipePart], fields: dict[str, Any], where: str) -> RecipePart:
     """Build a pydantic model; every problem becomes one line with a hint.
 

@@ -17,7 +17,7 @@ from aicompress.methods.effort import Level as Effort
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import Method
 from aicompress.recipe.files import find, read_text, read_yaml, with_overrides
-from aicompress.recipe.section import Model, Section, absolute, validated
+from aicompress.recipe.section import Model, ReportFiles, Section, absolute, validated
 from aicompress.selection import in_levels, matches, unmatched, unreached
 
 DEFAULT_KINDS: tuple[Kind, ...] = ("linear", "conv")
@@ -101,6 +101,7 @@ class Recipe(Section):
     tune: Tune | None = None
     seed: int = Field(0, ge=0)
     gates: tuple[str, ...] = ()
+    report: ReportFiles = Field(ReportFiles(), exclude=True, description="how the report is written; not hashed")
 
     def sha256(self) -> str:
         """Digest of the resolved recipe."""
@@ -147,26 +148,26 @@ def with_effort(plain: dict[str, Any], given: dict[str, Any], method: Method) ->
     Raises:
         RecipeError: the method has no presets, or none of that name.
     """
-    level, presets = str(plain["effort"]), getattr(method, "efforts", {})
+    level, presets = str(plain["effort"]), method.efforts
     if not presets:
         hint = "leave it out; `aicompress methods` lists what has presets"
-        raise RecipeError(f"effort: {method.name} has one way to go and no presets", hint)
-    if level not in presets:
+        raise RecipeError(f"effort: {method.name} has no presets", hint)
+    preset = next((preset for name, preset in presets.items() if name == level), None)
+    if preset is None:
         raise RecipeError(f"effort: unknown {level!r}", suggestion(level, list(presets)))
-    preset = presets[level]
-    found = {**plain, "method": {**preset.fields(given), **given}}
+    merged = {**plain, "method": {**preset.fields(given), **given}}
     if isinstance(plain.get("calibration"), dict):
-        found["calibration"] = {**preset.calibration(given), **plain["calibration"]}
+        merged["calibration"] = {**preset.calibration(given), **plain["calibration"]}
     if preset.tune is None or plain.get("tune", {}) is None:  # `tune: null` asks for none
-        return found
-    return {**found, "tune": {**preset.tune, **plain.get("tune", {})}}
+        return merged
+    return {**merged, "tune": {**preset.tune, **plain.get("tune", {})}}
 
 
 def _tunable(method: Method) -> bool:
     """Whether a method quantizes blocks that run, and neither rescales nor rotates what it is given."""
-    if not isinstance(method, LayerMethod) or method.command != "quantize" or not method.needs:
+    if not isinstance(method, LayerMethod) or not method.recodes or not method.needs:
         return False
-    return method.balance is None and method.rotation is None and "gradients" not in method.needs
+    return not method.rewrites and "gradients" not in method.needs
 
 
 def load(name: str, command: str, overrides: Sequence[str] = ()) -> Recipe:

@@ -30,18 +30,18 @@ def table(report: Report) -> Table:
 
 def legend(report: Report) -> str:
     """What was measured and aimed at, in a sentence or two."""
-    found = report.bits
-    if not found:
+    search = report.bits
+    if not search:
         return ""
-    what = f"Loss: {found['loss']} on {found['samples']} calibration samples with only these layers changed"
-    what += ", from the outputs of their blocks" if found["measured"] == "blocks" else ""
-    what += "; rounding with scales of least error stands in for the method." if found["stand_in"] else "."
-    value = found["value"]
+    what = f"Loss: {search['loss']} on {search['samples']} calibration samples with only these layers changed"
+    what += ", from the outputs of their blocks" if search["measured"] == "blocks" else ""
+    what += "; rounding with scales of least error stands in for the method." if search["stand_in"] else "."
+    value = search["value"]
     aim = f"{value:,}" if isinstance(value, int) else f"{value:g}"
-    parts = [what, f"Chosen for {found['target']} {aim}: the losses add up to {numbers.number(found['sum'])}"]
-    if found["evaluations"]:
-        parts[-1] += f", together they are {numbers.number(found['after'])}"
-        parts[-1] += f" ({numbers.number(found['before'])} before {found['evaluations']} trials)"
+    parts = [what, f"Chosen for {search['target']} {aim}: the losses add up to {numbers.number(search['sum'])}"]
+    if search["evaluations"]:
+        parts[-1] += f", together they are {numbers.number(search['after'])}"
+        parts[-1] += f" ({numbers.number(search['before'])} before {search['evaluations']} trials)"
     return " ".join(parts) + "."
 
 
@@ -71,13 +71,13 @@ def _width(option: Mapping[str, Any]) -> str:
 
 def _worth(options: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Options that lose less than every cheaper one, and the chosen one, in order of their bytes."""
-    found: list[Mapping[str, Any]] = []
+    kept: list[Mapping[str, Any]] = []
     least = float("inf")
     for option in sorted(options, key=lambda option: (option["bytes"], option["loss"])):
         if option["loss"] < least or option is chosen:
-            found.append(option)
+            kept.append(option)
         least = min(least, option["loss"])
-    return found
+    return kept
 
 
 def _price(narrow: Mapping[str, Any], wide: Mapping[str, Any]) -> float | None:

@@ -117,8 +117,8 @@ def _row(name: str, report: Report) -> Row:
 
 def _objective(name: str, rows: Sequence[Row]) -> Better | None:
     """The better direction of a figure that every row has a value for, if all agree on it."""
-    found = [row.quality.get(name) for row in rows]
-    directions = {figure.better if figure is not None and figure.value is not None else None for figure in found}
+    figures = [row.quality.get(name) for row in rows]
+    directions = {figure.better if figure is not None and figure.value is not None else None for figure in figures}
     return directions.pop() if len(directions) == 1 else None
 
 

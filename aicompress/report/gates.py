@@ -14,12 +14,12 @@ import math
 import operator
 import re
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from aicompress.errors import CompressError, GateFailed, RecipeError, raise_all, suggestion
 from aicompress.report.model import BYTE_KINDS, Gate, Report
-from aicompress.report.numbers import exact
+from aicompress.report.numbers import BYTE_UNITS, exact
 from aicompress.report.quality import finite
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
@@ -30,11 +30,7 @@ _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     ">": operator.gt,
 }
-_UNITS = {"B": 1, "kB": 1000} | {
-    f"{letter}{suffix}": step**power
-    for suffix, step in (("B", 1000), ("iB", 1024))
-    for power, letter in enumerate("KMGT", start=1)
-}
+_OPPOSITES = {"<=": ">", ">": "<=", "<": ">=", ">=": "<", "==": "!=", "!=": "=="}
 _SIDE_BYTES = ("bytes", "weight_bytes", "load_peak_rss", *(f"by_kind.{kind}" for kind in BYTE_KINDS))
 _SIDE_NUMBERS = ("parameters", "bits_per_parameter", "load_seconds", "cold_load_seconds")
 _BYTES = frozenset({"bytes", "peak_rss", *(f"{side}.{name}" for side in ("before", "after") for name in _SIDE_BYTES)})
@@ -129,6 +125,20 @@ def evaluate(expressions: Sequence[str], report: Report) -> tuple[Gate, ...]:
     return tuple(condition.gate(plain) for condition in conditions)
 
 
+def evaluate_forbidden(expressions: Sequence[str], report: Report) -> tuple[Gate, ...]:
+    """Every condition that must not hold, as the gate that must; a figure that was not measured fails as well.
+
+    Raises:
+        RecipeError, Problems: see parse_all.
+    """
+    plain = json.loads(report.to_json()) if expressions else {}
+    opposite = [
+        replace(each, expression=f"fail if {each.expression}", operator=_OPPOSITES[each.operator])
+        for each in parse_all(expressions)
+    ]
+    return tuple(condition.gate(plain) for condition in opposite)
+
+
 def require(gates: Sequence[Gate]) -> None:
     """Return when all gates hold.
 
@@ -177,9 +187,9 @@ def _bound(expression: str, figure: str, text: str) -> float:
         raise _wrong(
             expression, f"{figure!r} takes no unit", f"write {match['number']} alone, in the figure's own unit"
         )
-    if unit and unit not in _UNITS:
-        raise _wrong(expression, f"unknown unit {unit!r}", f"use one of {' '.join(_UNITS)}")
-    bound: float = float(match["number"]) * _UNITS.get(unit, 1)
+    if unit and unit not in BYTE_UNITS:
+        raise _wrong(expression, f"unknown unit {unit!r}", f"use one of {' '.join(BYTE_UNITS)}")
+    bound: float = float(match["number"]) * BYTE_UNITS.get(unit, 1)
     if not math.isfinite(bound):
         raise _wrong(expression, f"{text!r} is too large", "write a number that a float can hold")
     return bound

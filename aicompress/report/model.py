@@ -55,7 +55,8 @@ class Side:
         path: as given.
         bytes: total of all files.
         weight_bytes: bytes of the safetensors files.
-        parameters: numbers the weights stand for; tied ones once.
+        parameters: numbers that are stored: elements of plain tensors, codes, kept values and the numbers of factors,
+            without scales, zero points, tables and masks; tied ones once.
         by_kind: bytes of the safetensors files by kind, one of BYTE_KINDS: layers by their kind, scales and zero
             points, norms and biases ("other"), file headers. They add up to weight_bytes.
         sha256: digest of each weight file by name.

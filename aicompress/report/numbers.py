@@ -1,11 +1,34 @@
-"""How numbers are written in every rendering of a report. What was not measured is an en dash."""
+"""How numbers are written in every rendering of a report, and how sizes in bytes are read. A dash: not measured."""
 
 from __future__ import annotations
 
 import math
+import re
+
+from aicompress.errors import RecipeError
 
 DASH = "–"
-_UNITS = ("B", "KB", "MB", "GB", "TB", "PB")
+_SHOWN = ("B", "KB", "MB", "GB", "TB", "PB")
+BYTE_UNITS = {"B": 1, "kB": 1000} | {
+    f"{letter}{suffix}": step**power
+    for suffix, step in (("B", 1000), ("iB", 1024))
+    for power, letter in enumerate("KMGT", start=1)
+}
+_BYTES_IN = {unit.upper(): count for unit, count in BYTE_UNITS.items()}
+_SIZE = re.compile(r"\s*((?:\d+\.?\d*|\.\d+)(?:e\d+)?)\s*([a-z]*)\s*", re.ASCII | re.IGNORECASE)
+
+
+def parse_bytes(text: str) -> int:
+    """A size such as 5GB, 512MiB or 1e6, in bytes; KB, MB and GB are powers of 1000.
+
+    Raises:
+        RecipeError: not a size.
+    """
+    match = _SIZE.fullmatch(text)
+    unit = (match[2].upper() or "B") if match is not None else ""
+    if match is None or unit not in _BYTES_IN:
+        raise RecipeError(f"{text!r} is not a size", "for example 500MB, 5GB or 2GiB")
+    return int(float(match[1]) * _BYTES_IN[unit])
 
 
 def size(count: int | None) -> str:
@@ -13,9 +36,9 @@ def size(count: int | None) -> str:
     if count is None:
         return DASH
     power = 0
-    while power < len(_UNITS) - 1 and abs(count) >= 999.5 * 1000**power:
+    while power < len(_SHOWN) - 1 and abs(count) >= 999.5 * 1000**power:
         power += 1
-    return f"{count} B" if power == 0 else f"{_significant(count / 1000**power, 3)} {_UNITS[power]}"
+    return f"{count} B" if power == 0 else f"{_significant(count / 1000**power, 3)} {_SHOWN[power]}"
 
 
 def exact_size(count: int | None) -> str:

@@ -56,6 +56,7 @@ class PlanSummary:
         bytes_before: of the input's weight files.
         warnings: what the user should know.
         undecided: what the run chooses, or None.
+        survey: what was measured on the running model while the step was planned.
     """
 
     command: str
@@ -69,6 +70,7 @@ class PlanSummary:
     bytes_before: int
     warnings: tuple[str, ...] = ()
     undecided: Undecided | None = None
+    survey: tuple[str, ...] = ()
 
     @property
     def weight_bytes(self) -> int:
@@ -102,10 +104,14 @@ def files(plan: PlanSummary) -> Table:
 def headline(plan: PlanSummary) -> str:
     """The plan in one line."""
     if plan.undecided is not None:
-        found, before = plan.undecided, numbers.exact_size(plan.bytes_before)
-        span = f"{numbers.exact_size(found.least)} to {numbers.exact_size(found.most)}"
-        aim = f"{found.target} {found.value:,}" if isinstance(found.value, int) else f"{found.target} {found.value:g}"
-        return f"weights {before} → {span}: the bits of {found.layers} layers are measured and chosen for {aim}"
+        search, before = plan.undecided, numbers.exact_size(plan.bytes_before)
+        span = f"{numbers.exact_size(search.least)} to {numbers.exact_size(search.most)}"
+        aim = (
+            f"{search.target} {search.value:,}"
+            if isinstance(search.value, int)
+            else f"{search.target} {search.value:g}"
+        )
+        return f"weights {before} → {span}: the bits of {search.layers} layers are measured and chosen for {aim}"
     ratio = numbers.ratio(plan.weight_bytes / plan.bytes_before if plan.bytes_before else None)
     return f"weights {numbers.exact_size(plan.bytes_before)} → {numbers.exact_size(plan.weight_bytes)}, {ratio}"
 

@@ -38,13 +38,13 @@ class Figure:
 
 def figures(quality: Mapping[str, Any]) -> dict[str, Figure]:
     """Every figure by its dotted name: a plain number, {"value": ...}, or a section that holds more of them."""
-    found: dict[str, Figure] = {}
+    by_name: dict[str, Figure] = {}
     for name, entry in quality.items():
         if isinstance(entry, Mapping) and "value" not in entry:
-            found |= {f"{name}.{inner}": figure for inner, figure in figures(entry).items()}
+            by_name |= {f"{name}.{inner}": figure for inner, figure in figures(entry).items()}
         else:
-            found[name] = _figure(name, entry if isinstance(entry, Mapping) else {"value": entry})
-    return found
+            by_name[name] = _figure(name, entry if isinstance(entry, Mapping) else {"value": entry})
+    return by_name
 
 
 def finite(value: Any) -> float | None:
@@ -55,7 +55,7 @@ def finite(value: Any) -> float | None:
 
 
 def direction(name: str) -> Better | None:
-    """Which way is better, from the words of a figure's name: "sts_spearman" is better higher."""
+    """Tell which way is better by a name, where the report does not state it: "sts_spearman" is better higher."""
     words = set(re.split(r"[^a-z0-9]+", name.rpartition(".")[2].lower()))
     lower, higher = bool(words & _LOWER), bool(words & _HIGHER)
     if lower == higher:

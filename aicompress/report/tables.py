@@ -125,11 +125,11 @@ def layers(report: Report) -> Table:
 
 def quality(report: Report) -> Table:
     """Every quality figure with its interval, sample count and, where measured, the baseline's."""
-    found = figures(report.quality)
-    against = any(figure.baseline is not None for figure in found.values())
+    by_name = figures(report.quality)
+    against = any(figure.baseline is not None for figure in by_name.values())
     columns = _columns("figure", *(["baseline:"] if against else []), "value:", "interval:", "n:", "better")
     rows = []
-    for name, figure in found.items():
+    for name, figure in by_name.items():
         baseline = [Cell(numbers.number(figure.baseline), figure.baseline)] if against else []
         rows.append(
             (
@@ -156,11 +156,15 @@ def gates(report: Report) -> Table:
 
 def training(report: Report) -> Table:
     """The single figures of a training run; a curve is summed up as its first, last and least value."""
-    found = curves(report.training)
-    drawn = {name for name in report.training if any(curve == name or curve.startswith(f"{name}.") for curve in found)}
+    curves_by_name = curves(report.training)
+    drawn = {
+        name
+        for name in report.training
+        if any(curve == name or curve.startswith(f"{name}.") for curve in curves_by_name)
+    }
     single = {name: value for name, value in report.training.items() if name not in drawn}
     rows = [(Cell(name), Cell(scalar(value))) for name, value in _leaves(single)]
-    for name, points in found.items():
+    for name, points in curves_by_name.items():
         values = [value for _, value in points]
         first, last, least = (numbers.number(v) for v in (values[0], values[-1], min(values)))
         rows.append((Cell(name), Cell(f"{first} → {last}, least {least} ({len(values)} points)")))
@@ -204,7 +208,7 @@ def interval(figure: Figure) -> str:
 
 def curves(training: Mapping[str, Any]) -> dict[str, list[tuple[float, float]]]:
     """The (step, value) curves of a training section: every number beside "step" in its lists of points."""
-    found: dict[str, list[tuple[float, float]]] = {}
+    points_by_name: dict[str, list[tuple[float, float]]] = {}
     for name, points in training.items():
         if not isinstance(points, list | tuple):
             continue
@@ -213,8 +217,8 @@ def curves(training: Mapping[str, Any]) -> dict[str, list[tuple[float, float]]]:
             step = named.get("step", at)
             for key, value in named.items():
                 if key != "step" and isinstance(value, int | float) and not isinstance(value, bool):
-                    found.setdefault(f"{name}.{key}" if key else name, []).append((step, value))
-    return found
+                    points_by_name.setdefault(f"{name}.{key}" if key else name, []).append((step, value))
+    return points_by_name
 
 
 def _layer(row: LayerRow) -> tuple[Cell, ...]:

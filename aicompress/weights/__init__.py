@@ -1,32 +1,36 @@
-"""Stored forms of a weight: what a method returns and what a checkpoint holds. Encode and decode live together.
+"""Stored forms of a weight: what a method returns and what a checkpoint holds.
 
-Each form is a frozen dataclass with `tensors()`, `meta()`, `dense()` and `restore()`. Tensors may live on torch's meta
-device: an *outline* has the exact dtypes and shapes that the real weight will be stored with, and no data. Plans and
-dry runs are made of outlines.
+A form is one file: a frozen dataclass that says all about the weight (`form.Weight`), and the decoder that checkpoints
+carry (`decoding`). Forms are found by discovery. Tensors may live on torch's meta device: an *outline* has the exact
+dtypes and shapes that the real weight will be stored with, and no data. Plans and dry runs are made of outlines.
 """
 
 from aicompress.weights.codebook import Codebook
 from aicompress.weights.column_scaled import ColumnScaled
 from aicompress.weights.corrected import Corrected
 from aicompress.weights.dense import Dense
-from aicompress.weights.form import TensorSpec, Weight, form_of, outline_nbytes, restore
-from aicompress.weights.int_grouped import IntGrouped
+from aicompress.weights.form import TensorSpec, Weight, form_of, forms, outline_nbytes, restore
+from aicompress.weights.int_grouped import Coded, IntGrouped
 from aicompress.weights.low_rank import LowRank
+from aicompress.weights.masked import Masked
 from aicompress.weights.sparse import Sparse
 from aicompress.weights.sparse_codes import SparseCodes
 
 __all__ = [
     "Codebook",
+    "Coded",
     "ColumnScaled",
     "Corrected",
     "Dense",
     "IntGrouped",
     "LowRank",
+    "Masked",
     "Sparse",
     "SparseCodes",
     "TensorSpec",
     "Weight",
     "form_of",
+    "forms",
     "outline_nbytes",
     "restore",
 ]

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from aicompress.weights.decoding import Meta, Tensors, decoder, unpack
 from aicompress.weights.form import Weight
 from aicompress.weights.packing import pack_rows, unpack_rows
 
@@ -51,13 +52,14 @@ class Codebook(Weight):
 
     def tensors(self) -> dict[str, Tensor]:
         # One-dimensional, so that it can never have the shape of a dense matrix, not even (out, 1).
-        found = {"": pack_rows(self.codes, self.bits).reshape(-1), "tables": self.tables}
-        if self.scale is not None:
-            found["scale"] = self.scale
-        return found
+        stored = {"": pack_rows(self.codes, self.bits).reshape(-1), "tables": self.tables}
+        return stored if self.scale is None else {**stored, "scale": self.scale}
 
     def meta(self) -> dict[str, Any]:
         return {"form": self.form, "bits": self.bits, "shape": list(self.shape)}
+
+    def describe(self) -> str:
+        return f"{self.bits}-bit"
 
     def dense(self) -> Tensor:
         return self.rows(0, self.shape[0])
@@ -90,5 +92,24 @@ class Codebook(Weight):
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Codebook:
         out, columns = meta["shape"]
         bits = int(meta["bits"])
-        codes = unpack_rows(tensors[""].reshape(out, -1), bits, columns)
-        return cls(codes, tensors["tables"], tensors.get("scale"), bits)
+        tables, scale = tensors["tables"], tensors.get("scale")
+        if tables.shape[1] != 1 << bits or (len(tables) != 1 and (not len(tables) or len(tables) % out)):
+            raise ValueError(f"tables {list(tables.shape)} of {bits} bits for {out} rows")
+        if scale is not None and (len(scale) != out or not scale.shape[1] or columns % scale.shape[1]):
+            raise ValueError(f"scales {list(scale.shape)} for {out} rows of {columns}")
+        return cls(unpack_rows(tensors[""].reshape(out, -1), bits, columns), tables, scale, bits)
+
+
+@decoder("codebook")
+def decode_codebook(meta: Meta, tensors: Tensors) -> Tensor:
+    """w = table[code] * scale; one table for all, per row, or per group of a row."""
+    out, columns = meta["shape"]
+    tables, scale = tensors["tables"], tensors.get("scale")
+    codes = unpack(tensors[""].reshape(out, -1), int(meta["bits"]), columns).long()
+    if tables.shape[0] == 1:
+        values = tables[0][codes]
+    else:
+        values = tables.gather(1, codes.reshape(tables.shape[0], -1)).reshape(out, columns)
+    if scale is None:
+        return values
+    return (values.reshape(out, scale.shape[1], -1) * scale[..., None]).reshape(out, columns)

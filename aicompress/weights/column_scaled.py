@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from aicompress.weights.form import Weight, form_of
+from aicompress.weights.decoding import Meta, Tensors, decode, decoder
+from aicompress.weights.form import Weight, restore
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,22 @@ class ColumnScaled(Weight):
     def rows(self, start: int, stop: int) -> Tensor:
         return self.inner.rows(start, stop) * self.columns.float()
 
-    def parameters(self) -> int:
-        return self.inner.parameters()
+    def numbers(self) -> int:
+        return self.inner.numbers()
+
+    def describe(self) -> str:
+        return ", ".join(piece for piece in (self.inner.describe(), "column factors") if piece)
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> ColumnScaled:
         inner = {suffix: tensor for suffix, tensor in tensors.items() if suffix != "columns"}
-        return cls(form_of(meta["inner"]["form"]).restore(inner, meta["inner"]), tensors["columns"])
+        weight, columns = restore(inner, meta["inner"]), tensors["columns"]
+        if columns.shape != weight.shape[1:]:
+            raise ValueError(f"factors {list(columns.shape)} of {weight.shape[1]} columns")
+        return cls(weight, columns)
+
+
+@decoder("column_scaled")
+def decode_column_scaled(meta: Meta, tensors: Tensors) -> Tensor:
+    """w_ij = v_ij c_j."""
+    return decode(meta["inner"], tensors) * tensors["columns"]

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from aicompress.weights.form import Weight, form_of, nest, unnest
+from aicompress.weights.decoding import Meta, Tensors, decode, decoder
+from aicompress.weights.form import Weight, nest, restore, unnest
 from aicompress.weights.low_rank import LowRank
 
 _PREFIX = "correction"
@@ -43,11 +44,25 @@ class Corrected(Weight):
     def rows(self, start: int, stop: int) -> Tensor:
         return self.base.rows(start, stop) + self.correction.rows(start, stop)
 
-    def parameters(self) -> int:
-        return self.base.parameters() + self.correction.parameters()
+    def numbers(self) -> int:
+        return self.base.numbers() + self.correction.numbers()
+
+    def describe(self) -> str:
+        pieces = (self.base.describe(), f"corrected at {self.correction.describe()}")
+        return ", ".join(piece for piece in pieces if piece)
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Corrected:
-        own = {suffix: tensor for suffix, tensor in tensors.items() if not suffix.startswith(_PREFIX)}
-        base = form_of(meta["base"]["form"]).restore(own, meta["base"])
-        return cls(base, LowRank.restore(unnest(_PREFIX, tensors), meta[_PREFIX]))
+        correction = unnest(_PREFIX, tensors)
+        base = {suffix: tensor for suffix, tensor in tensors.items() if not suffix.startswith(_PREFIX)}
+        weight = cls(restore(base, meta["base"]), LowRank.restore(correction, meta[_PREFIX]))
+        if weight.base.shape != weight.correction.shape:
+            raise ValueError(f"a correction {weight.correction.shape} of a weight {weight.base.shape}")
+        return weight
+
+
+@decoder("corrected")
+def decode_corrected(meta: Meta, tensors: Tensors) -> Tensor:
+    """W = B + U V."""
+    correction = {suffix[11:]: tensor for suffix, tensor in tensors.items() if suffix.startswith("correction")}
+    return decode(meta["base"], tensors) + decode(meta["correction"], correction)

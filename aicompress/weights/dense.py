@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from aicompress.weights.decoding import Meta, Tensors, decoder
 from aicompress.weights.form import Weight
 
 
@@ -29,6 +30,7 @@ class Dense(Weight):
 
     @classmethod
     def outline(cls, shape: tuple[int, int], dtype: torch.dtype) -> Dense:
+        """A matrix without data."""
         return cls(torch.empty(shape, dtype=dtype, device="meta"))
 
     def tensors(self) -> dict[str, Tensor]:
@@ -43,6 +45,15 @@ class Dense(Weight):
     def rows(self, start: int, stop: int) -> Tensor:
         return self.matrix[start:stop].to(torch.float32, copy=True)
 
+    def cut(self, axis: int, index: Tensor) -> Dense:
+        return Dense(self.matrix.index_select(axis, index))
+
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Dense:
         return cls(tensors[""])
+
+
+@decoder("dense")
+def decode_dense(meta: Meta, tensors: Tensors) -> Tensor:
+    """The matrix itself."""
+    return tensors[""]

@@ -1,16 +1,17 @@
-"""The contract of every stored form, and the lookup from its name to its class."""
+"""The contract of every stored form, and how the forms are found: every class of this package that names its form."""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
-
-_FORMS: dict[str, type[Weight]] = {}
 
 
 @dataclass(frozen=True)
@@ -35,18 +36,13 @@ class TensorSpec:
 class Weight(ABC):
     """A matrix (out, in) in one stored form.
 
-    Subclasses set `form` and are found by that name when a checkpoint is read. The tensor under the empty suffix is the
-    primary one: it is stored under the parameter's own name, with a shape that the dense parameter can never have, so
-    that a reader which does not know the form raises a size mismatch instead of loading noise.
+    A form sets `form`, the name that a manifest has it by, and its file registers a decoder for readers without this
+    package (`decoding.decoder`). The tensor under the empty suffix is the primary one: it is stored under the
+    parameter's own name, with a shape that the dense parameter can never have, so that a reader which does not know the
+    form raises a size mismatch instead of loading noise.
     """
 
     form: ClassVar[str]
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if cls.form in _FORMS:
-            raise TypeError(f"two stored forms are named {cls.form!r}")
-        _FORMS[cls.form] = cls
 
     @property
     @abstractmethod
@@ -63,7 +59,11 @@ class Weight(ABC):
 
     @abstractmethod
     def dense(self) -> Tensor:
-        """The float32 matrix (out, in) that this form stands for."""
+        """The float32 matrix (out, in) that this form stands for.
+
+        Raises:
+            RuntimeError, ValueError: the tensors do not fit one another; an outline raises as well.
+        """
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Rows of `dense()`, (stop - start, in) float32, the caller's to change; a form that can decodes only those."""
@@ -71,16 +71,53 @@ class Weight(ABC):
 
     @classmethod
     @abstractmethod
-    def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Weight:
-        """Rebuild from what `tensors()` and `meta()` gave."""
+    def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Self:
+        """Rebuild from what `tensors()` and `meta()` gave; from tensors without data, an outline."""
 
     def specs(self) -> dict[str, TensorSpec]:
         """Dtypes and shapes of `tensors()`."""
         return {suffix: TensorSpec.of(tensor) for suffix, tensor in self.tensors().items()}
 
-    def parameters(self) -> int:
-        """How many numbers the form stores: codes, values and factors; scales are not counted."""
+    def numbers(self) -> int:
+        """How many numbers are stored in place of the matrix: its codes, kept values and the numbers of its factors.
+
+        Not counted is what says how to read them: scales, zero points, tables, column factors and masks.
+        """
         return self.shape[0] * self.shape[1]
+
+    def describe(self) -> str:
+        """The form's settings in a few words: "4-bit, groups of 64"; empty where there are none."""
+        return ""
+
+    def cut(self, axis: int, index: Tensor) -> Weight | None:
+        """Some rows (axis 0) or columns (axis 1), bit for bit; of an outline, an outline.
+
+        Returns:
+            The same form, or None where it cannot hold them.
+        """
+        return None
+
+    def parts(self) -> dict[str, Weight]:
+        """Both factors of a product, `out` on the left and `in` on the right; later steps compress each as a layer."""
+        return {}
+
+    def with_parts(self, parts: Mapping[str, Weight]) -> Self:
+        """The same product with some of its factors replaced."""
+        raise TypeError(f"{self.form} is no product")
+
+
+@cache
+def forms() -> Mapping[str, type[Weight]]:
+    """All stored forms by name. A form's file that does not import raises: nothing is skipped silently."""
+    package = importlib.import_module("aicompress.weights")
+    known: dict[str, type[Weight]] = {}
+    for name in sorted(module.name for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")):
+        for value in vars(importlib.import_module(name)).values():
+            if not isinstance(value, type) or not issubclass(value, Weight) or "form" not in vars(value):
+                continue
+            if known.setdefault(value.form, value) is not value:
+                raise TypeError(f"two stored forms are named {value.form!r}")
+    return known
 
 
 def form_of(name: str) -> type[Weight]:
@@ -89,7 +126,7 @@ def form_of(name: str) -> type[Weight]:
     Raises:
         KeyError: no such form; the checkpoint was written by a newer version.
     """
-    return _FORMS[name]
+    return forms()[name]
 
 
 def restore(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Weight:

@@ -7,17 +7,13 @@ or consecutive after the columns are put in another order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
 from math import comb
-from typing import Any
 
 import torch
 from torch import Tensor
-
-from aicompress.weights.packing import pack_mask, unpack_mask
 
 LARGEST = 16  # columns in a group; the table of C(16, 8) ways still is small
 
@@ -69,8 +65,8 @@ class Grouping:
         lookup = torch.zeros(1 << self.size, dtype=torch.int64)
         ways = table(self.kept, self.size)
         lookup[ways] = torch.arange(len(ways))
-        found = torch.nn.functional.pad(lookup[bits], (0, -len(bits) % digits)).reshape(-1, digits)
-        value = (found * len(ways) ** torch.arange(digits)).sum(dim=1)
+        digit = torch.nn.functional.pad(lookup[bits], (0, -len(bits) % digits)).reshape(-1, digits)
+        value = (digit * len(ways) ** torch.arange(digits)).sum(dim=1)
         return ((value[:, None] >> (8 * torch.arange(width))) & 255).to(torch.uint8).reshape(-1)
 
     def unpack(self, packed: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -80,8 +76,8 @@ class Grouping:
         width, digits = word(self.kept, self.size)
         ways = table(self.kept, self.size)
         value = (packed.reshape(-1, width).long() << (8 * torch.arange(width))).sum(dim=1)
-        found = (value[:, None] // len(ways) ** torch.arange(digits)) % len(ways)
-        bits = ways[found.reshape(-1)[: shape[0] * shape[1] // self.size]]
+        digit = (value[:, None] // len(ways) ** torch.arange(digits)) % len(ways)
+        bits = ways[digit.reshape(-1)[: shape[0] * shape[1] // self.size]]
         mask = ((bits[:, None] >> torch.arange(self.size)) & 1).bool().reshape(shape)
         if self.order is None:
             return mask
@@ -119,26 +115,3 @@ def packed(grouping: Grouping | None, rows: int, columns: int) -> Grouping | Non
     """A grouping where it makes a mask smaller than one bit per element; else None."""
     smaller = grouping is not None and grouping.nbytes(rows, columns) < -(-rows * columns // 8)
     return grouping if smaller else None
-
-
-def mask_tensors(mask: Tensor, grouping: Grouping | None) -> dict[str, Tensor]:
-    """A mask as it is stored, by suffix."""
-    if grouping is None:
-        return {"": pack_mask(mask.reshape(-1))}
-    found = {"": grouping.pack(mask)}
-    return found if grouping.order is None else {**found, "order": grouping.order}
-
-
-def mask_meta(grouping: Grouping | None) -> dict[str, Any]:
-    """What a reader needs beside the tensors."""
-    return {} if grouping is None else {"pattern": [grouping.kept, grouping.size]}
-
-
-def restored_mask(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> tuple[Tensor, Grouping | None]:
-    """Undo `mask_tensors` and `mask_meta`: (out, in) bool, and the grouping."""
-    out, columns = meta["shape"]
-    if "pattern" not in meta:
-        return unpack_mask(tensors[""], out * columns).reshape(out, columns), None
-    kept, size = meta["pattern"]
-    grouping = Grouping(int(kept), int(size), tensors.get("order"))
-    return grouping.unpack(tensors[""], (out, columns)), grouping

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
@@ -9,6 +10,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from aicompress.weights.decoding import Meta, Tensors, by_column, decoder, unpack
 from aicompress.weights.form import Weight
 from aicompress.weights.packing import pack_rows, unpack_rows
 
@@ -31,8 +33,32 @@ def spread(values: Tensor, columns: int, group_size: int) -> Tensor:
     return values.repeat_interleave(group_size or columns, dim=1)[:, :columns]
 
 
+def require_groups(scale: Tensor, zero: Tensor | None, rows: int, groups: int) -> None:
+    """Refuse scales and zero points that are not one for each group of each row, or one for all.
+
+    Raises:
+        ValueError: they are others.
+    """
+    if tuple(scale.shape) not in ((rows, groups), (1, 1)) or (zero is not None and zero.shape != scale.shape):
+        raise ValueError(f"scales {list(scale.shape)} for {rows} rows of {groups} groups")
+
+
+def code_words(bits: int, group_size: int, symmetric: bool) -> list[str]:
+    """The settings of uniform codes in words."""
+    groups = [f"groups of {group_size}"] if group_size else []
+    return [f"{bits}-bit", *groups, *([] if symmetric else ["asymmetric"])]
+
+
+class Coded(Weight):
+    """A form of uniform affine codes, of all elements or of some."""
+
+    @abstractmethod
+    def grouped(self) -> IntGrouped:
+        """The same weight with a code for every element; of an outline, an outline."""
+
+
 @dataclass(frozen=True)
-class IntGrouped(Weight):
+class IntGrouped(Coded):
     """Uniform affine codes.
 
     Attributes:
@@ -88,6 +114,9 @@ class IntGrouped(Weight):
             activation_bits,
         )
 
+    def grouped(self) -> IntGrouped:
+        return self
+
     def packed(self) -> Tensor:
         """(out, words) int32 bit stream of the codes, shifted to unsigned."""
         return pack_rows(self.codes, self.bits, 1 << (self.bits - 1)) if self.stream is None else self.stream
@@ -100,10 +129,8 @@ class IntGrouped(Weight):
 
     def tensors(self) -> dict[str, Tensor]:
         # One-dimensional, so that it can never have the shape of a dense matrix, not even (out, 1).
-        found = {"": self.packed().reshape(-1), "scale": self.scale}
-        if self.zero is not None:
-            found["zero"] = self.zero
-        return found
+        stored = {"": self.packed().reshape(-1), "scale": self.scale}
+        return stored if self.zero is None else {**stored, "zero": self.zero}
 
     def meta(self) -> dict[str, Any]:
         meta: dict[str, Any] = {
@@ -116,6 +143,20 @@ class IntGrouped(Weight):
         if self.activation_bits is not None:
             meta["activation_bits"] = self.activation_bits
         return meta
+
+    def describe(self) -> str:
+        rounded = [f"{self.activation_bits}-bit activations"] if self.activation_bits else []
+        return ", ".join(code_words(self.bits, self.group_size, self.symmetric) + rounded)
+
+    def cut(self, axis: int, index: Tensor) -> IntGrouped | None:
+        """None for columns of groups that share a scale."""
+        codes = self.codes.index_select(axis, index)
+        if axis == 1:
+            return replace(self, codes=codes) if self.group_size == 0 else None
+        if self.scale.shape[0] == 1:  # one scale for the whole tensor
+            return replace(self, codes=codes)
+        zero = self.zero.index_select(0, index) if self.zero is not None else None
+        return replace(self, codes=codes, scale=self.scale.index_select(0, index), zero=zero)
 
     def dense(self) -> Tensor:
         dense = torch.empty(self.shape, dtype=torch.float32, device=self.codes.device)
@@ -131,21 +172,29 @@ class IntGrouped(Weight):
     def _decode(self, start: int, stop: int, out: Tensor) -> Tensor:
         rows = slice(0, 1) if self.scale.shape[0] == 1 else slice(start, stop)  # a tensor-wide scale has one row
         out.copy_(self.codes[start:stop])
-        if not self.even:
-            columns, size = self.shape[1], self.group_size
-            if self.zero is not None:
-                out.sub_(spread(self.zero[rows], columns, size))
-            return out.mul_(spread(self.scale[rows].float(), columns, size))
-        grouped = out.view(out.shape[0], self.scale.shape[1], -1)
-        if self.zero is not None:
-            grouped.sub_(self.zero[rows, :, None])
-        grouped.mul_(self.scale[rows, :, None].float())
+        scale, zero = self.scale[rows].float(), None if self.zero is None else self.zero[rows]
+        if self.even:
+            codes = out.view(out.shape[0], self.scale.shape[1], -1)
+            scale, zero = scale[:, :, None], None if zero is None else zero[:, :, None]
+        else:
+            codes, columns, size = out, self.shape[1], self.group_size
+            scale, zero = spread(scale, columns, size), None if zero is None else spread(zero, columns, size)
+        if out.is_meta:  # an outline: shapes are checked; for arithmetic without data torch imports sympy
+            scale.expand(codes.shape)
+            if zero is not None:
+                zero.expand(codes.shape)
+            return out
+        if zero is not None:
+            codes.sub_(zero)
+        codes.mul_(scale)
         return out
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> IntGrouped:
-        out, _ = meta["shape"]
-        return cls.from_packed(tensors[""].reshape(out, -1), tensors["scale"], tensors.get("zero"), meta)
+        out, columns = meta["shape"]
+        scale, zero = tensors["scale"], tensors.get("zero")
+        require_groups(scale, zero, out, groups_of(columns, int(meta["group_size"])))
+        return cls.from_packed(tensors[""].reshape(out, -1), scale, zero, meta)
 
     @classmethod
     def from_packed(cls, packed: Tensor, scale: Tensor, zero: Tensor | None, meta: Mapping[str, Any]) -> IntGrouped:
@@ -153,3 +202,15 @@ class IntGrouped(Weight):
         bits = int(meta["bits"])
         codes = unpack_rows(packed, bits, int(meta["shape"][1]), 1 << (bits - 1))
         return cls(codes, scale, zero, bits, int(meta["group_size"]), meta.get("activation_bits"))
+
+
+@decoder("int_grouped")
+def decode_int_grouped(meta: Meta, tensors: Tensors) -> Tensor:
+    """w = (q - zero) * scale, computed in float32."""
+    out, columns = meta["shape"]
+    bits, scale, zero = int(meta["bits"]), tensors["scale"], tensors.get("zero")
+    codes = unpack(tensors[""].reshape(out, -1), bits, columns).float() - (1 << (bits - 1))
+    size = int(meta["group_size"])
+    if zero is not None:
+        codes = codes - by_column(zero.float(), columns, size)
+    return (codes * by_column(scale.float(), columns, size)).to(scale.dtype)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
-from aicompress.weights.form import Weight, form_of, nest, unnest
+from aicompress.weights.decoding import Factors, Meta, Tensors, product
+from aicompress.weights.form import Weight, nest, restore, unnest
 
 
 @dataclass(frozen=True)
@@ -41,19 +43,49 @@ class LowRank(Weight):
         return {"form": self.form, "rank": self.rank, "out": self.out.meta(), "in": self.inner.meta()}
 
     def dense(self) -> Tensor:
-        return self.out.dense() @ self.inner.dense()
+        left, right = self.out.dense(), self.inner.dense()
+        if not left.is_meta:
+            return left @ right
+        if left.shape[1] != right.shape[0]:  # an outline: for arithmetic without data torch imports sympy
+            raise ValueError(f"factors of {left.shape[1]} columns and {right.shape[0]} rows")
+        return torch.empty(self.shape, device="meta")
 
     def rows(self, start: int, stop: int) -> Tensor:
         return self.out.rows(start, stop) @ self.inner.dense()
 
-    def parameters(self) -> int:
-        return self.out.parameters() + self.inner.parameters()
+    def numbers(self) -> int:
+        return self.out.numbers() + self.inner.numbers()
+
+    def describe(self) -> str:
+        factors = [self.out.describe(), self.inner.describe()]
+        forms = f" ({' × '.join(words or 'dense' for words in factors)})" if any(factors) else ""
+        return f"rank {self.rank}{forms}"
+
+    def cut(self, axis: int, index: Tensor) -> LowRank | None:
+        """U's rows or V's columns; None also where the factors would take more room than the dense matrix."""
+        factor = (self.out if axis == 0 else self.inner).cut(axis, index)
+        if factor is None:
+            return None
+        smaller = replace(self, out=factor) if axis == 0 else replace(self, inner=factor)
+        out, columns = smaller.shape
+        return smaller if self.rank * (out + columns) < out * columns else None
+
+    def parts(self) -> dict[str, Weight]:
+        return {"out": self.out, "in": self.inner}
+
+    def with_parts(self, parts: Mapping[str, Weight]) -> LowRank:
+        return LowRank(parts.get("out", self.out), parts.get("in", self.inner))
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> LowRank:
         inner = unnest("in", tensors)
         out = {key: t for key, t in tensors.items() if key != "in" and not key.startswith("in_")}
-        return cls(
-            form_of(meta["out"]["form"]).restore(out, meta["out"]),
-            form_of(meta["in"]["form"]).restore(inner, meta["in"]),
-        )
+        return cls(restore(out, meta["out"]), restore(inner, meta["in"]))
+
+
+@product("low_rank")
+def low_rank_factors(meta: Meta, tensors: Tensors) -> Factors:
+    """U (out, rank) and V (rank, in)."""
+    inner = {suffix: tensor for suffix, tensor in tensors.items() if suffix == "in" or suffix.startswith("in_")}
+    outer = {suffix: tensor for suffix, tensor in tensors.items() if suffix not in inner}
+    return [(meta["out"], outer), (meta["in"], {suffix[3:]: tensor for suffix, tensor in inner.items()})]

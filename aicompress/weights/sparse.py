@@ -9,14 +9,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from aicompress.weights.form import Weight
-from aicompress.weights.grouping import Grouping, mask_meta, mask_tensors, restored_mask
+from aicompress.weights.decoding import Meta, Tensors, decoder, masked
+from aicompress.weights.grouping import Grouping
+from aicompress.weights.masked import Masked, mask_meta, mask_tensors, restored_mask
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
-class Sparse(Weight):
+class Sparse(Masked):
     """Survivors of a mask, bit-exact.
 
     Attributes:
@@ -30,10 +31,6 @@ class Sparse(Weight):
     values: Tensor
     grouping: Grouping | None = None
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        return (self.mask.shape[0], self.mask.shape[1])
-
     @classmethod
     def of(cls, matrix: Tensor, mask: Tensor, grouping: Grouping | None = None) -> Sparse:
         """Keep `matrix` where `mask` is True."""
@@ -41,6 +38,7 @@ class Sparse(Weight):
 
     @classmethod
     def outline(cls, shape: tuple[int, int], kept: int, dtype: torch.dtype, grouping: Grouping | None = None) -> Sparse:
+        """A weight of this form without data."""
         return cls(
             torch.empty(shape, dtype=torch.bool, device="meta"),
             torch.empty(kept, dtype=dtype, device="meta"),
@@ -62,10 +60,26 @@ class Sparse(Weight):
     def dense(self) -> Tensor:
         return self.matrix().float()
 
-    def parameters(self) -> int:
+    def numbers(self) -> int:
         return self.values.numel()
+
+    def describe(self) -> str:
+        return self.zeros()
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Sparse:
-        mask, grouping = restored_mask(tensors, meta)
-        return cls(mask, tensors["values"], grouping)
+        values = tensors["values"]
+        mask, grouping = restored_mask(tensors, meta, values.numel())
+        return cls(mask, values, grouping)
+
+
+@decoder("sparse")
+def decode_sparse(meta: Meta, tensors: Tensors) -> Tensor:
+    """Values where the mask is set, zeros elsewhere."""
+    out, columns = meta["shape"]
+    kept, values = masked(meta, tensors), tensors["values"]
+    if values.dtype.itemsize == 1:  # scatter has no float8 kernel; all-zero bits are 0.0
+        raw = torch.zeros(out * columns, dtype=torch.uint8, device=kept.device)
+        return raw.masked_scatter(kept, values.view(torch.uint8)).view(values.dtype).reshape(out, columns)
+    flat = torch.zeros(out * columns, dtype=values.dtype, device=kept.device)
+    return flat.masked_scatter(kept, values).reshape(out, columns)

@@ -12,14 +12,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from aicompress.weights.form import Weight
-from aicompress.weights.grouping import Grouping, mask_meta, mask_tensors, restored_mask
-from aicompress.weights.int_grouped import IntGrouped, spread
+from aicompress.weights.decoding import Meta, Tensors, by_column, decoder, masked, unpack
+from aicompress.weights.grouping import Grouping
+from aicompress.weights.int_grouped import Coded, IntGrouped, code_words, groups_of, require_groups, spread
+from aicompress.weights.masked import Masked, mask_meta, mask_tensors, restored_mask
 from aicompress.weights.packing import pack_rows, unpack_rows
 
 
 @dataclass(frozen=True)
-class SparseCodes(Weight):
+class SparseCodes(Masked, Coded):
     """Survivors of a mask as uniform affine codes. At b bits and a share s of zeros: 1 + (1 - s) b bits per weight.
 
     Attributes:
@@ -41,10 +42,6 @@ class SparseCodes(Weight):
     group_size: int = 0
     grouping: Grouping | None = None
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        return (self.mask.shape[0], self.mask.shape[1])
-
     @classmethod
     def of(cls, weight: IntGrouped, mask: Tensor, grouping: Grouping | None = None) -> SparseCodes:
         """Keep codes where `mask` is True; the others stand for zero, whatever they were."""
@@ -58,7 +55,6 @@ class SparseCodes(Weight):
         return cls(mask, codes, weight.scale, weight.zero, weight.bits, weight.group_size, grouping)
 
     def grouped(self) -> IntGrouped:
-        """The same weight with a code for every element; on the meta device an outline."""
         if self.mask.device.type == "meta":
             codes = torch.empty(self.shape, dtype=torch.int8, device="meta")
         else:
@@ -73,8 +69,8 @@ class SparseCodes(Weight):
 
     def tensors(self) -> dict[str, Tensor]:
         packed = pack_rows(self.codes.reshape(1, -1), self.bits, 1 << (self.bits - 1)).reshape(-1)
-        found = {**mask_tensors(self.mask, self.grouping), "codes": packed, "scale": self.scale}
-        return found if self.zero is None else {**found, "zero": self.zero}
+        stored = {**mask_tensors(self.mask, self.grouping), "codes": packed, "scale": self.scale}
+        return stored if self.zero is None else {**stored, "zero": self.zero}
 
     def meta(self) -> dict[str, Any]:
         return {
@@ -90,12 +86,32 @@ class SparseCodes(Weight):
     def dense(self) -> Tensor:
         return self.grouped().dense()
 
-    def parameters(self) -> int:
+    def numbers(self) -> int:
         return self.codes.numel()
+
+    def describe(self) -> str:
+        return ", ".join([*code_words(self.bits, self.group_size, self.zero is None), self.zeros()])
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> SparseCodes:
         bits = int(meta["bits"])
-        mask, grouping = restored_mask(tensors, meta)
+        out, columns = meta["shape"]
+        size, scale, zero = int(meta["group_size"]), tensors["scale"], tensors.get("zero")
+        require_groups(scale, zero, out, groups_of(columns, size))
+        mask, grouping = restored_mask(tensors, meta, int(meta["kept"]))
         codes = unpack_rows(tensors["codes"].reshape(1, -1), bits, int(meta["kept"]), 1 << (bits - 1)).reshape(-1)
-        return cls(mask, codes, tensors["scale"], tensors.get("zero"), bits, int(meta["group_size"]), grouping)
+        return cls(mask, codes, scale, zero, bits, size, grouping)
+
+
+@decoder("sparse_codes")
+def decode_sparse_codes(meta: Meta, tensors: Tensors) -> Tensor:
+    """w = (q - zero) * scale where the mask is set, computed in float32."""
+    out, columns = meta["shape"]
+    bits, scale, zero = int(meta["bits"]), tensors["scale"], tensors.get("zero")
+    kept = masked(meta, tensors)
+    codes = unpack(tensors["codes"].reshape(1, -1), bits, int(meta["kept"])).float() - (1 << (bits - 1))
+    whole = torch.zeros(out * columns, device=kept.device).masked_scatter(kept, codes).reshape(out, columns)
+    size = int(meta["group_size"])
+    if zero is not None:
+        whole = (whole - by_column(zero.float(), columns, size)) * kept.reshape(out, columns)
+    return (whole * by_column(scale.float(), columns, size)).to(scale.dtype)

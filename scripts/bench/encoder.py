@@ -180,14 +180,15 @@ def spearman_of(embeddings: Path, pairs: Path) -> dict[str, float]:
 
     from aicompress.data import Data
     from aicompress.data import pairs as read
-    from aicompress.pipeline.evaluation.quality.sentences import similarity_figures
+    from aicompress.metrics.outputs import PairEmbeddings
+    from aicompress.metrics.similarity import METRIC
 
-    first, second, scores, _ = read(Data(pairs=str(pairs), **PAIRS))
-    rows = dict(zip(sentences(pairs), torch.from_numpy(np.load(embeddings)), strict=True))
-    (figures,) = similarity_figures(
-        lambda texts: torch.stack([rows[text] for text in texts]), [], first, second, scores
-    )
-    return points(figures["similarity"].plain())
+    data = Data(pairs=str(pairs), **PAIRS)
+    first, second, scores, _ = read(data)
+    row = {text: number for number, text in enumerate(sentences(pairs))}
+    one, other = (torch.tensor([row[text] for text in side]) for side in (first, second))
+    outputs = PairEmbeddings(scores, one, other, (torch.from_numpy(np.load(embeddings)),))
+    return points(METRIC.measure([outputs], data, 0).alone[0]["similarity"].plain())
 
 
 def sentences(pairs: Path) -> list[str]:

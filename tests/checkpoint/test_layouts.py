@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.layouts import ct_config, targets
 from aicompress.errors import CheckpointError
-from aicompress.pipeline import layerwise, plan
-from aicompress.pipeline.layerwise import Options
-from aicompress.pipeline.output import Destination
+from aicompress.pipeline.layerwise import planner
+from aicompress.pipeline.layerwise import run as layerwise
+from aicompress.pipeline.step.options import Options
+from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import load
 from aicompress.weights import IntGrouped
 
@@ -86,7 +87,7 @@ def w4(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
     """The Llama in 4 bits as compressed-tensors."""
     out = tmp_path_factory.mktemp("w4") / "llama"
     layerwise.run(
-        plan.make_plan(tiny_llama, Destination(out), load("quantize/rtn-w4-channel", "quantize"), "quantize"), OFF
+        planner.make_plan(tiny_llama, Destination(out), load("quantize/rtn-w4-channel", "quantize"), "quantize"), OFF
     )
     return out
 

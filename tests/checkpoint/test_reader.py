@@ -18,9 +18,10 @@ from torch import Tensor
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.files import digests, require_finite
 from aicompress.errors import CheckpointError
-from aicompress.pipeline import layerwise, plan
-from aicompress.pipeline.layerwise import Options
-from aicompress.pipeline.output import Destination
+from aicompress.pipeline.layerwise import planner
+from aicompress.pipeline.layerwise import run as layerwise
+from aicompress.pipeline.step.options import Options
+from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import load
 
 OFF = Options(latency="off")
@@ -131,7 +132,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory, mlp_file: Path) -> Path:
     """The MLP in 4 bits, a manifest in its metadata."""
     out = tmp_path_factory.mktemp("quantized") / "mlp.safetensors"
     recipe = load("quantize/rtn-w4-channel", "quantize")
-    layerwise.run(plan.make_plan(mlp_file, Destination(out), recipe, "quantize"), OFF)
+    layerwise.run(planner.make_plan(mlp_file, Destination(out), recipe, "quantize"), OFF)
     return out
 
 
@@ -165,7 +166,7 @@ def test_names_where_one_begins_with_another_stay_apart(tmp_path: Path) -> None:
     save_file({name: t.contiguous() for name, t in lstm.state_dict().items()}, tmp_path / "lstm.safetensors")
     out = tmp_path / "out.safetensors"
     recipe = load("quantize/rtn-w8", "quantize", ["select.include=[weight_ih_l0]"])
-    layerwise.run(plan.make_plan(tmp_path / "lstm.safetensors", Destination(out), recipe, "quantize"), OFF)
+    layerwise.run(planner.make_plan(tmp_path / "lstm.safetensors", Destination(out), recipe, "quantize"), OFF)
     written = Checkpoint.open(out)
     assert set(written.manifest.entries) == {"weight_ih_l0"}
     assert torch.allclose(written.dense("weight_ih_l0"), lstm.weight_ih_l0, atol=0.01)
@@ -178,14 +179,16 @@ SMALL_MEMORY = """
     from pathlib import Path
     import torch
     torch.set_num_threads(1)
-    from aicompress.pipeline import layerwise, plan
-    from aicompress.pipeline.output import Destination
+    from aicompress.pipeline.layerwise import run as layerwise
+    from aicompress.pipeline.layerwise import planner
+    from aicompress.pipeline.step.options import Options
+    from aicompress.pipeline.step.output import Destination
     from aicompress.recipe import load
-    recipe, off = load("quantize/rtn-w8", "quantize"), layerwise.Options(latency="off")
+    recipe, off = load("quantize/rtn-w8", "quantize"), Options(latency="off")
     peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     small, big, out = (Path(a) for a in sys.argv[1:])
     for source in (small, big):
-        layerwise.run(plan.make_plan(source, Destination(out / source.name), recipe, "quantize"), off)
+        layerwise.run(planner.make_plan(source, Destination(out / source.name), recipe, "quantize"), off)
         print(peak())
 """
 

@@ -117,12 +117,53 @@ def test_an_index_that_is_none_is_refused(sharded: Path, text: str) -> None:
     assert INDEX in refused(sharded)
 
 
-def test_a_shard_behind_a_link_is_the_users_own_choice(sharded: Path) -> None:
-    """The hub's cache is made of links, so links are followed; only names inside JSON are not trusted."""
+def test_a_shard_behind_a_link_out_of_the_folder_is_refused(sharded: Path) -> None:
     shard = sharded / "model-2.safetensors"
     shard.rename(sharded.parent / "blob")
     shard.symlink_to(sharded.parent / "blob")
+    assert "outside its folder" in refused(sharded)
+
+
+def test_a_link_within_the_folder_is_followed(sharded: Path) -> None:
+    shard = sharded / "model-2.safetensors"
+    (sharded / "blobs").mkdir()
+    shard.rename(sharded / "blobs" / "b")
+    shard.symlink_to(sharded / "blobs" / "b")
     assert torch.equal(Checkpoint.open(sharded).read("fc2.weight"), torch.ones(2, 3))
+
+
+def test_the_layout_of_the_hubs_cache_is_read(bert: Path, tmp_path: Path) -> None:
+    home = tmp_path / "models--a--b"
+    (home / "blobs").mkdir(parents=True)
+    (home / "snapshots").mkdir()
+    snapshot = home / "snapshots" / "0123"
+    shutil.move(bert, snapshot)
+    (snapshot / "README.md").write_text("read me")
+    names = {path.name for path in snapshot.iterdir()}
+    for number, path in enumerate(sorted(snapshot.iterdir())):
+        path.rename(home / "blobs" / str(number))
+        path.symlink_to(Path("..") / ".." / "blobs" / str(number))
+    source = Checkpoint.open(snapshot).source
+    assert not source.outside
+    assert {"README.md"} <= relative(source.side_files) <= names
+
+
+@pytest.mark.parametrize("place", ["notes.txt", "sub/notes.txt"])
+@pytest.mark.parametrize("target", ["absolute", "above", "chain"])
+def test_a_side_file_behind_a_link_out_of_the_folder_is_left_out(bert: Path, place: str, target: str) -> None:
+    secret = bert.parent / "secret"
+    secret.write_text("secret")
+    link = bert / place
+    link.parent.mkdir(exist_ok=True)
+    if target == "chain":
+        (bert.parent / "hop").symlink_to(secret)
+        link.symlink_to(bert.parent / "hop")
+    else:
+        link.symlink_to(secret if target == "absolute" else Path(*[".."] * len(Path(place).parts)) / "secret")
+    assert link.read_text() == "secret"
+    source = Checkpoint.open(bert).source
+    assert relative(source.outside) == {place}
+    assert place not in relative(source.side_files)
 
 
 def test_a_tensor_in_two_shards_is_refused(sharded: Path) -> None:

@@ -215,6 +215,55 @@ def test_a_directory_is_replaced_even_where_names_cannot_be_swapped(
     assert (tmp_path / "out" / "x").read_text() == "2"
 
 
+@pytest.mark.parametrize("renames", ["by the system", "step by step"])
+@pytest.mark.parametrize("earlier", [False, True], ids=["nothing before", "an output before"])
+@pytest.mark.parametrize("out", ["out", "out.safetensors"])
+def test_what_comes_to_the_outputs_place_while_a_run_is_on_stays(
+    tmp_path: Path, out: str, earlier: bool, renames: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if renames == "step by step":
+        monkeypatch.setattr("aicompress.checkpoint.place._renameat2", lambda old, new, flags: None)
+    single, place = out.endswith(".safetensors"), tmp_path / out
+    if earlier:
+        write(place, {"old": torch.zeros(4)})
+    with CheckpointWriter(place, shards()) as writer:
+        for name, tensor in TENSORS.items():
+            writer.put(name, tensor)
+        if earlier:
+            place.rename(tmp_path / "moved")
+        if single:
+            place.write_text("mine")
+        else:
+            place.mkdir()
+            (place / "thesis.txt").write_text("mine")
+        with pytest.raises(CompressError, match="made by somebody else") as caught:
+            writer.seal()
+    assert (place if single else place / "thesis.txt").read_text() == "mine"
+    beside = tmp_path / out.replace("out", "out-1")
+    assert str(beside) in caught.value.hint
+    assert same(load_file(beside if single else beside / "model.safetensors"), TENSORS)
+    assert not any(name.startswith(".") for name in names(tmp_path))
+
+
+def test_an_empty_folder_that_comes_to_the_outputs_place_is_no_invitation(tmp_path: Path) -> None:
+    with CheckpointWriter(tmp_path / "out", shards({"n": torch.ones(1)})) as writer:
+        writer.put("n", torch.ones(1))
+        (tmp_path / "out").mkdir()
+        with pytest.raises(CompressError, match="made by somebody else"):
+            writer.seal()
+    assert names(tmp_path / "out") == []
+
+
+def test_an_output_that_appeared_after_the_plan_is_not_replaced_without_overwrite(tmp_path: Path) -> None:
+    write(tmp_path / "out")
+    with (
+        pytest.raises(OutputExists, match="exists"),
+        CheckpointWriter(tmp_path / "out", shards({"n": torch.ones(1)}), overwrite=False),
+    ):
+        pass
+    assert same(load_file(tmp_path / "out" / "model.safetensors"), TENSORS)
+
+
 def test_an_output_behind_a_link_is_written_where_the_link_points(tmp_path: Path) -> None:
     write(tmp_path / "real", {"old": torch.zeros(4)})
     (tmp_path / "link").symlink_to(tmp_path / "real")

@@ -87,10 +87,9 @@ side = Side("out", 2000, 1000, 500, {"linear": 1000})
 report = Report("quantize", "0", side, side, (), None, {"kl": 0.1}, {}, ("look here",), (), {}, {}, (), 1.0, 1)
 render.report(report)
 markdown.to_markdown(report), gates.evaluate(["bytes < 1KB"], report)
-assert "matplotlib" not in sys.modules and "jinja2" not in sys.modules
+assert "jinja2" not in sys.modules
 html.to_html(report), html.comparison_to_html(compare.comparison([report, report]))
-assert "torch" not in sys.modules
-assert "matplotlib.pyplot" not in sys.modules
+assert not {"torch", "numpy", "matplotlib"} & set(sys.modules)
 """
 
 

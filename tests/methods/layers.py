@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from aicompress.layer import GradientStats, InputStats, Layer, LayerInfo
-from aicompress.methods.layerwise import Candidate
+from aicompress.methods.capabilities import Candidate
 from aicompress.weights import Dense, Weight, restore
 
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from aicompress.errors import Refused
 from aicompress.layer import GradientStats, InputStats, Layer, LayerInfo
 from aicompress.methods import COMMANDS, MethodConfig, methods
-from aicompress.methods.layerwise import Candidate, LayerMethod
+from aicompress.methods.capabilities import Candidate
+from aicompress.methods.layerwise import LayerMethod
 from aicompress.weights import Dense, IntGrouped, Sparse, SparseCodes, Weight, restore
 
 SHAPES = ((16, 24), (1, 12), (12, 1), (7, 13), (33, 100), (64, 8))
@@ -123,17 +124,17 @@ def layer_of(
     )
 
 
-def settled(method: LayerMethod, layer: Layer, fields: dict[str, Any]) -> Any | None:
-    """The config for a layer, or None where `check` or `settle` refuses it in words."""
+def resolved(method: LayerMethod, layer: Layer, fields: dict[str, Any]) -> Any | None:
+    """The config for a layer, or None where `check` or an allocation refuses it in words."""
     config = method.config(**{"name": method.name, **fields})
     refusal = method.check(layer.info, config)
-    if refusal is None and method.settle is not None:
+    if refusal is None and method.allocates is not None:
         try:
-            (config,) = method.settle([Candidate(layer.info, config, lambda: layer)], 0)
+            (config,) = method.allocates.resolve([Candidate(layer.info, config, lambda: layer)], 0)
         except Refused as error:
             refusal = (error.message, error.hint)
         else:
-            assert method.check(layer.info, config) is None, "a settled config is refused"
+            assert method.check(layer.info, config) is None, "a resolved config is refused"
     if refusal is None:
         return config
     message, hint = refusal
@@ -152,7 +153,7 @@ def tensors_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def test_stored_weight(method: LayerMethod, fields: dict[str, Any], shape: tuple[int, int]) -> None:
     layer = layer_of(method, shape)
     before = layer.weight.clone()
-    config = settled(method, layer, fields)
+    config = resolved(method, layer, fields)
     if config is None:
         return
     weight = method.apply(layer, config)
@@ -178,8 +179,8 @@ def test_stored_weight(method: LayerMethod, fields: dict[str, Any], shape: tuple
 @pytest.mark.parametrize(("method", "fields"), CASES)
 def test_a_block_of_rows_gives_what_it_gives_in_the_whole(method: LayerMethod, fields: dict[str, Any]) -> None:
     layer = layer_of(method, (48, 96), torch.bfloat16)
-    config = settled(method, layer, fields)
-    if config is None or not method.by_rows(config):
+    config = resolved(method, layer, fields)
+    if config is None or method.row_wise is None or not method.row_wise.independent(config):
         return
     whole = method.apply(layer, config).dense()
     info = dataclasses.replace(layer.info, shape=(16, 96), tensor_shape=(16, 96))
@@ -193,7 +194,7 @@ def test_a_block_of_rows_gives_what_it_gives_in_the_whole(method: LayerMethod, f
 @pytest.mark.parametrize(("method", "fields"), BRIEF)
 def test_dtype_of_the_layer(method: LayerMethod, fields: dict[str, Any], dtype: torch.dtype) -> None:
     layer = layer_of(method, (16, 128), dtype)
-    config = settled(method, layer, fields)
+    config = resolved(method, layer, fields)
     assert config is not None
     weight = method.apply(layer, config)
     assert weight.specs() == method.outline(layer.info, config).specs()
@@ -206,7 +207,7 @@ def test_zero_row_stays_zero(method: LayerMethod, fields: dict[str, Any]) -> Non
     weight = layer.weight.clone()
     weight[3] = 0
     layer = Layer(layer.info, weight, Dense(weight), layer.inputs, layer.seed, layer.gradients, layer.movement)
-    config = settled(method, layer, fields)
+    config = resolved(method, layer, fields)
     assert config is not None
     assert method.apply(layer, config).dense()[3].abs().max() < 1e-6
 
@@ -214,7 +215,7 @@ def test_zero_row_stays_zero(method: LayerMethod, fields: dict[str, Any]) -> Non
 @pytest.mark.parametrize(("method", "fields"), BRIEF)
 def test_all_zero_weight(method: LayerMethod, fields: dict[str, Any]) -> None:
     layer = layer_of(method, (16, 128), stored=Dense(torch.zeros(16, 128)))
-    config = settled(method, layer, fields)
+    config = resolved(method, layer, fields)
     assert config is not None
     assert torch.equal(method.apply(layer, config).dense(), torch.zeros(16, 128))
 
@@ -222,7 +223,7 @@ def test_all_zero_weight(method: LayerMethod, fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("method", "fields"), CASES)
 def test_a_transposed_view_gives_the_same_bytes(method: LayerMethod, fields: dict[str, Any]) -> None:
     layer = layer_of(method, (32, 128))
-    config = settled(method, layer, fields)
+    config = resolved(method, layer, fields)
     if config is None:
         return
     view = layer.weight.t().contiguous().t()
@@ -247,7 +248,7 @@ def test_compressed_input(method: LayerMethod, fields: dict[str, Any], form: str
         if form == "sparse_codes":
             stored = SparseCodes.of(stored, torch.rand(32, 128, generator=generator) < 0.4)
     layer = layer_of(method, (32, 128), torch.bfloat16, stored)
-    config = settled(method, layer, fields)
+    config = resolved(method, layer, fields)
     if config is None:
         return
     weight = method.apply(layer, config)

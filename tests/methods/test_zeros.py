@@ -48,7 +48,7 @@ def test_a_sparse_layer_keeps_its_zeros_and_stores_survivors_alone(symmetric: bo
 def test_bytes_are_a_bit_per_weight_and_the_survivors_codes() -> None:
     layer = sparse_layer(0.7, inputs=False)
     weight = coded(layer, bits=4, group_size=16)
-    kept = weight.parameters()
+    kept = weight.numbers()
     words = -(-kept * 4 // 32)
     assert outline_nbytes(weight) == 24 * 64 // 8 + 4 * words + 2 * 24 * 4
 

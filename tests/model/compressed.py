@@ -10,8 +10,8 @@ from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint, CheckpointWriter
 from aicompress.layer import LayerInfo
-from aicompress.model.kinds import layer_kinds
-from aicompress.pipeline.output import Destination, Planned, arrange
+from aicompress.model.loading.definition import layer_kinds
+from aicompress.pipeline.step.output import Destination, Planned, arrange
 from aicompress.weights import Dense, IntGrouped, LowRank, Sparse, Weight
 
 Pick = Callable[[LayerInfo, Tensor], Weight | None]

@@ -9,19 +9,20 @@ import pytest
 
 from aicompress.errors import Refused
 from aicompress.methods import get
-from aicompress.pipeline import layerwise
-from aicompress.pipeline.output import Destination
-from aicompress.pipeline.structure import driver as structure
-from aicompress.pipeline.structure import plan as structure_plan
+from aicompress.pipeline.step.options import Options
+from aicompress.pipeline.step.output import Destination
+from aicompress.pipeline.structured import planner as structure_planner
+from aicompress.pipeline.structured import run as structure
+from aicompress.pipeline.structured.plan import StructurePlan
 from aicompress.recipe import Recipe
 from aicompress.report.model import Report
 
-OFF = layerwise.Options(latency="off")
+OFF = Options(latency="off")
 
 
-def plan(source: Path, out: Path, **method: Any) -> structure_plan.StructurePlan:
+def plan(source: Path, out: Path, **method: Any) -> StructurePlan:
     config = get("prune", method["name"]).config(**method)
-    return structure_plan.make_plan(source, Destination(out), Recipe(version=1, method=config), "prune")
+    return structure_planner.make_plan(source, Destination(out), Recipe(version=1, method=config), "prune")
 
 
 def prune(source: Path, out: Path, **method: Any) -> Report:

@@ -15,9 +15,10 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.errors import Problems
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.registry import methods
-from aicompress.pipeline import layerwise, plan
-from aicompress.pipeline.layerwise import Options
-from aicompress.pipeline.output import Destination
+from aicompress.pipeline.layerwise import planner
+from aicompress.pipeline.layerwise import run as layerwise
+from aicompress.pipeline.step.options import Options
+from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import load
 
 COMMAND = {
@@ -56,7 +57,7 @@ def step(source: Path, out: Path, name: str) -> layerwise.Report:
     """One step, whose dry run must tell the truth."""
     recipe = out.parent / f"{name}.yaml"
     recipe.write_text(yaml.safe_dump({"version": 1, "method": {"name": name, **parameters(name)}}))
-    planned = plan.make_plan(source, Destination(out), load(str(recipe), COMMAND[name]), COMMAND[name])
+    planned = planner.make_plan(source, Destination(out), load(str(recipe), COMMAND[name]), COMMAND[name])
     report = layerwise.run(planned, Options(latency="off"))
     check(planned.summary(), out, source)
     return report

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from aicompress.measure import directory_nbytes
-from aicompress.pipeline.inspect import Analysis, described, distribution, inspect, rounding
+from aicompress.pipeline.inspect import Analysis, distribution, inspect, rounding
 from tests.model.compressed import compress, integers, low_rank
 
 
@@ -47,13 +47,6 @@ def test_compressed_layers_say_how(tiny_llama: Path, tmp_path: Path) -> None:
     assert rows["model.layers.2.mlp.down_proj"].detail == "rank 6 (8-bit × 8-bit)"
     assert rows["model.layers.2.mlp.down_proj"].numbers == 6 * (128 + 64)
     assert found.lineage == ({"command": "test"},)
-
-
-def test_descriptions() -> None:
-    assert described({"form": "sparse", "shape": [2, 2]}) == ""
-    plain = {"form": "int_grouped", "bits": 8, "group_size": 0}
-    assert described({**plain, "symmetric": False}) == "8-bit, asymmetric"
-    assert described({**plain, "activation_bits": 8}) == "8-bit, 8-bit activations"
 
 
 def test_distribution_by_hand() -> None:

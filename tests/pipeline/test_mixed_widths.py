@@ -12,8 +12,10 @@ from transformers import AutoModelForCausalLM
 
 import aicompress.hf  # noqa: F401  registers the native layout with transformers
 from aicompress.checkpoint import Checkpoint
-from aicompress.pipeline import layerwise, plan
-from aicompress.pipeline.output import Destination
+from aicompress.pipeline.layerwise import planner
+from aicompress.pipeline.layerwise import run as layerwise
+from aicompress.pipeline.step.options import Options
+from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import load
 
 IDS = torch.arange(2, 26).reshape(2, 12)
@@ -32,8 +34,8 @@ WIDTHS: dict[str, dict[str, Any]] = {
 def step(source: Path, out: Path, recipe: dict[str, Any]) -> dict[str, Any]:
     path = out.with_suffix(".yaml")
     path.write_text(json.dumps({"version": 1, **recipe}))
-    planned = plan.make_plan(source, Destination(out), load(str(path), "quantize"), "quantize")
-    layerwise.run(planned, layerwise.Options(latency="off"))
+    planned = planner.make_plan(source, Destination(out), load(str(path), "quantize"), "quantize")
+    layerwise.run(planned, Options(latency="off"))
     found: dict[str, Any] = json.loads((out / "config.json").read_text())["quantization_config"]
     return found
 

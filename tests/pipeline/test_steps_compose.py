@@ -10,9 +10,10 @@ import torch
 from aicompress import recipe
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import Refused
-from aicompress.pipeline.layerwise import Options, run
-from aicompress.pipeline.output import Destination
-from aicompress.pipeline.plan import make_plan
+from aicompress.pipeline.layerwise.planner import make_plan
+from aicompress.pipeline.layerwise.run import run
+from aicompress.pipeline.step.options import Options
+from aicompress.pipeline.step.output import Destination
 
 STEPS = {
     "svd": ("factorize", "{name: svd, keep: 0.4, multiple: 4}"),

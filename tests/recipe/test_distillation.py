@@ -12,6 +12,7 @@ from aicompress import recipe
 from aicompress.errors import RecipeError
 from aicompress.methods import methods
 from aicompress.recipe.distillation import load
+from aicompress.recipe.schema import schema
 
 FILES = sorted((recipe.shipped() / "distill").glob("*.yaml"))
 PLAIN = {"version": 1, "method": {"name": "kl"}, "data": {"text": "text.txt"}}
@@ -30,9 +31,22 @@ def test_a_shipped_recipe_loads_by_name(path: Path) -> None:
     assert path.read_text(encoding="utf-8").startswith("# ")
 
 
-def test_every_loss_has_a_recipe() -> None:
+def test_recipes_are_shipped_for_losses_of_every_kind_of_output() -> None:
     shown = {loss.name for path in FILES for loss in load(str(path)).losses}
-    assert shown == set(methods("distill"))
+    assert {"kl", "mse", "embedding", "hidden", "relation"} <= shown <= set(methods("distill"))
+
+
+@pytest.mark.parametrize("name", methods("distill"))
+def test_every_loss_has_a_recipe_of_two_lines(tmp_path: Path, name: str) -> None:
+    loaded = load(write(tmp_path, method={"name": name}, also=[{"name": name, "weight": 0.5}]))
+    assert [(loss.name, loss.weight) for loss in loaded.losses] == [(name, 1.0), (name, 0.5)]
+    assert loaded.resolved()["method"] == loaded.method.model_dump(mode="json")
+
+
+def test_the_schema_offers_every_loss_as_the_method_and_beside_it() -> None:
+    properties = schema("distill")["properties"]
+    for options in (properties["method"]["oneOf"], properties["also"]["items"]["oneOf"]):
+        assert [option["properties"]["name"]["const"] for option in options] == list(methods("distill"))
 
 
 def test_the_resolved_recipe_holds_every_parameter_and_loads_again(tmp_path: Path) -> None:

@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 
 from aicompress.errors import RecipeError
+from aicompress.metrics.perplexity import Perplexity
 from aicompress.recipe import shipped
-from aicompress.recipe.evaluation import EvalRecipe, load
+from aicompress.recipe.evaluation import load, recipe_class
 
 
 def written(folder: Path, text: str) -> str:
@@ -21,9 +22,11 @@ def test_shipped_recipes_load(path: Path) -> None:
 
 def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
     found = load(written(tmp_path, "quality: {perplexity: {text: novel.txt, samples: 4, kl_samples: 2}}"))
-    assert found.quality.perplexity is not None
-    assert found.quality.perplexity.text == str(tmp_path / "novel.txt")
-    assert found.quality.perplexity.kl_samples == 2
+    ((metric, data),) = found.quality.asked
+    assert metric.name == "perplexity"
+    assert isinstance(data, Perplexity)
+    assert data.text == str(tmp_path / "novel.txt")
+    assert data.kl_samples == 2
 
 
 def test_overrides_come_before_validation(tmp_path: Path) -> None:
@@ -57,5 +60,21 @@ def test_mistakes_are_named(text: str, message: str, tmp_path: Path) -> None:
 
 
 def test_the_digest_follows_the_content() -> None:
-    assert EvalRecipe(version=1).sha256() == EvalRecipe(version=1, seed=0).sha256()
-    assert EvalRecipe(version=1).sha256() != EvalRecipe(version=1, seed=1).sha256()
+    recipe = recipe_class()
+    assert recipe(version=1).sha256() == recipe(version=1, seed=0).sha256()
+    assert recipe(version=1).sha256() != recipe(version=1, seed=1).sha256()
+    plain = {"perplexity": {"text": "a"}}
+    assert recipe(version=1).sha256() != recipe.model_validate({"version": 1, "quality": plain}).sha256()
+
+
+def test_an_unknown_metric_is_told_with_the_nearest_name(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load(written(tmp_path, "quality: {acuracy: {text: a}}"))
+    assert "'accuracy'" in caught.value.hint
+
+
+def test_arrays_are_those_that_something_is_measured_on(tmp_path: Path) -> None:
+    arrays = load(written(tmp_path, "quality: {accuracy: {arrays: a.npz, inputs: x, labels: y}}")).quality.arrays
+    assert arrays is not None
+    assert (arrays.kind, arrays.inputs) == ("arrays", "x")
+    assert load(written(tmp_path, "quality: {perplexity: {text: a}}")).quality.arrays is None

@@ -242,7 +242,7 @@ def test_fast_calibrates_in_one_pass_where_nothing_needs_two(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (GOOD + "effort: best", "effort: rtn has one way to go"),
+        (GOOD + "effort: best", "effort: rtn has no presets"),
         (CALIBRATED + "method: {name: gptq}\neffort: bset", "effort: unknown 'bset'"),
         (GOOD + "tune: {steps: 3}", "tune: rtn runs no block"),
     ],

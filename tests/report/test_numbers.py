@@ -1,5 +1,6 @@
 import pytest
 
+from aicompress.errors import RecipeError
 from aicompress.report import numbers
 
 
@@ -55,3 +56,17 @@ def test_number(value: float | None, text: str) -> None:
 )
 def test_duration(seconds: float, text: str) -> None:
     assert numbers.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("5GB", 5 * 10**9), ("512 mib", 512 << 20), ("1e6", 10**6), (".5kB", 500), ("2.5TiB", 5 << 39), (" 7 ", 7)],
+)
+def test_sizes_are_read(text: str, count: int) -> None:
+    assert numbers.parse_bytes(text) == count
+
+
+@pytest.mark.parametrize("text", ["", ".", "1.2.3", "5 apples", "-1GB", "5G", "GB"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(RecipeError, match="is not a size"):
+        numbers.parse_bytes(text)

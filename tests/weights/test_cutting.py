@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from aicompress.weights import Dense, IntGrouped, LowRank, Sparse, Weight
-from aicompress.weights.cutting import cut
 
 GENERATOR = torch.Generator().manual_seed(0)
 INDEX = torch.tensor([1, 2, 5])
@@ -33,22 +32,21 @@ WEIGHTS: dict[str, Weight] = {
 @pytest.mark.parametrize("axis", [0, 1])
 def test_keeps_form_and_values(name: str, axis: int) -> None:
     weight = WEIGHTS[name]
-    found = cut(weight, axis, INDEX)
-    assert found is not None
-    assert found.form == weight.form
-    assert torch.equal(found.dense(), weight.dense().index_select(axis, INDEX))
-    outline = cut(
-        type(weight).restore({k: t.to("meta") for k, t in weight.tensors().items()}, weight.meta()), axis, INDEX
-    )
+    part = weight.cut(axis, INDEX)
+    assert part is not None
+    assert part.form == weight.form
+    assert torch.equal(part.dense(), weight.dense().index_select(axis, INDEX))
+    whole = type(weight).restore({k: t.to("meta") for k, t in weight.tensors().items()}, weight.meta())
+    outline = whole.cut(axis, INDEX)
     assert outline is not None
-    assert outline.specs() == found.specs()
+    assert outline.specs() == part.specs()
 
 
 def test_rows_of_groups_keep_their_scales() -> None:
     weight = ints((6, 2), group_size=4, zeros=True)
-    found = cut(weight, 0, INDEX)
-    assert found is not None
-    assert torch.equal(found.dense(), weight.dense()[INDEX])
+    part = weight.cut(0, INDEX)
+    assert part is not None
+    assert torch.equal(part.dense(), weight.dense()[INDEX])
 
 
 @pytest.mark.parametrize(
@@ -60,4 +58,4 @@ def test_rows_of_groups_keep_their_scales() -> None:
     ],
 )
 def test_says_when_the_form_cannot_hold_the_cut(weight: Weight, axis: int) -> None:
-    assert cut(weight, axis, INDEX) is None
+    assert weight.cut(axis, INDEX) is None

@@ -1,13 +1,17 @@
-"""Every stored form: exact round trips, outlines without data, rows, and parts inside other forms."""
+"""What every stored form owes, found by discovery: a form without a row among `forms.FORMS` fails here."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from aicompress.checkpoint.manifest import Entry, Manifest
+from aicompress.pipeline.verify import verify
 from aicompress.weights import (
     Codebook,
     ColumnScaled,
@@ -16,80 +20,51 @@ from aicompress.weights import (
     IntGrouped,
     LowRank,
     Sparse,
-    SparseCodes,
+    TensorSpec,
     Weight,
+    forms,
     outline_nbytes,
     restore,
 )
+from aicompress.weights.decoding import decode
 from aicompress.weights.form import nest, unnest
+from tests.weights.forms import FORMS, ints, randn
+
+ROWS = torch.tensor([0, 2, 5])
+COLUMNS = torch.tensor([1, 2, 3, 7, 8, 11])
 
 
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+def without_data(weight: Weight) -> Weight:
+    return restore({suffix: tensor.to("meta") for suffix, tensor in weight.tensors().items()}, weight.meta())
 
 
-def ints(bits: int, groups: tuple[int, int], symmetric: bool, shape: tuple[int, int] = (6, 12)) -> IntGrouped:
-    low, generator = -(1 << (bits - 1)), torch.Generator().manual_seed(bits)
-    codes = torch.randint(low, -low, shape, generator=generator).to(torch.int8)
-    zero = None if symmetric else torch.randint(low, -low, groups, generator=generator).to(torch.int8)
-    group_size = shape[1] // groups[1] if groups[1] > 1 else 0
-    return IntGrouped(codes, torch.rand(groups, generator=generator).bfloat16(), zero, bits, group_size)
+def write(path: Path, weight: Weight, tensors: dict[str, torch.Tensor]) -> None:
+    """A checkpoint of one parameter, with the description of a weight and these tensors of it by suffix."""
+    entry = Entry(TensorSpec(torch.float32, weight.shape), False, weight.meta(), tuple(weight.tensors()))
+    manifest = Manifest({"fc.weight": entry}).to_text()
+    names = {suffix: f"fc.weight_{suffix}" if suffix else "fc.weight" for suffix in tensors}
+    save_file({names[s]: t.contiguous() for s, t in tensors.items()}, path, metadata={"aicompress": manifest})
 
 
-def codes(bits: int, shape: tuple[int, int] = (6, 12)) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(bits)
-    return torch.randint(0, 1 << bits, shape, generator=generator).to(torch.uint8)
-
-
-FORMS: dict[str, Weight] = {
-    "dense": Dense(randn(6, 12).bfloat16()),
-    "low rank": LowRank(Dense(randn(6, 2).half()), Dense(randn(2, 12).half())),
-    "sparse": Sparse.of(randn(6, 12).bfloat16(), randn(6, 12, seed=1) > 0),
-    "sparse float8": Sparse.of(randn(6, 12).to(torch.float8_e4m3fn), randn(6, 12, seed=1) > 0),
-    "sparse, nothing left": Sparse.of(randn(6, 12), torch.zeros(6, 12, dtype=torch.bool)),
-    "quantized factors": LowRank(ints(4, (6, 1), True, (6, 2)), ints(8, (2, 3), False, (2, 12))),
-    "one table": Codebook(codes(4), randn(1, 16).half(), None, 4),
-    "table per row": Codebook(codes(3), randn(6, 8).half(), None, 3),
-    "table per group": Codebook(codes(1), randn(18, 2).half(), None, 1),
-    "table and scales": Codebook(codes(8), randn(1, 256).half(), randn(6, 3).half(), 8),
-    "column factors": ColumnScaled(ints(3, (6, 3), False), randn(12).half()),
-    "real zero points": replace(ints(4, (6, 3), True), zero=randn(6, 3).half()),
-    "corrected": Corrected(ints(2, (6, 3), True), LowRank(Dense(randn(6, 2).half()), Dense(randn(2, 12).half()))),
-    "corrected, all quantized": Corrected(
-        ColumnScaled(ints(2, (6, 3), True), randn(12)), LowRank(ints(8, (6, 1), True, (6, 2)), Dense(randn(2, 12)))
-    ),
-    **{
-        f"sparse codes {bits} {groups} {'sym' if symmetric else 'asym'}": SparseCodes.of(
-            ints(bits, groups, symmetric), randn(6, 12, seed=bits) > 0.5
-        )
-        for bits in (2, 3, 8)
-        for groups in ((1, 1), (6, 3))
-        for symmetric in (True, False)
-    },
-    "sparse codes, nothing left": SparseCodes.of(ints(4, (6, 1), True), torch.zeros(6, 12, dtype=torch.bool)),
-    "sparse factor": LowRank(Sparse.of(randn(6, 2), randn(6, 2) > 0), Dense(randn(2, 12))),
-    **{
-        f"int {bits} {groups} {'sym' if symmetric else 'asym'}": ints(bits, groups, symmetric)
-        for bits in range(1, 9)
-        for groups in ((1, 1), (6, 1), (6, 3))
-        for symmetric in (True, False)
-    },
-}
+def test_every_form_has_a_row() -> None:
+    assert {weight.form for weight in FORMS.values()} == set(forms())
 
 
 @pytest.mark.parametrize("weight", FORMS.values(), ids=FORMS)
 class TestEveryForm:
     def test_restores_bit_exact_through_json(self, weight: Weight) -> None:
-        found = restore(weight.tensors(), json.loads(json.dumps(weight.meta())))
-        assert type(found) is type(weight)
-        assert found.shape == weight.shape == (6, 12)
-        assert torch.equal(found.dense(), weight.dense())
-        assert found.meta() == weight.meta()
+        restored = restore(weight.tensors(), json.loads(json.dumps(weight.meta())))
+        assert type(restored) is type(weight)
+        assert restored.shape == weight.shape == (6, 12)
+        assert torch.equal(restored.dense(), weight.dense())
+        assert restored.meta() == weight.meta()
 
     def test_outline_has_no_data_and_the_same_specs(self, weight: Weight) -> None:
-        outline = restore({k: t.to("meta") for k, t in weight.tensors().items()}, weight.meta())
+        outline = without_data(weight)
         assert outline.specs() == weight.specs()
-        assert outline.parameters() == weight.parameters()
+        assert outline.numbers() == weight.numbers()
+        assert outline.describe() == weight.describe()
+        assert outline.dense().shape == weight.shape
         assert outline_nbytes(outline) == sum(t.numel() * t.element_size() for t in weight.tensors().values())
         assert all(tensor.device.type == "meta" for tensor in outline.tensors().values())
 
@@ -97,6 +72,53 @@ class TestEveryForm:
         dense = weight.dense()
         for start, stop in ((0, 6), (2, 5), (5, 6), (4, 9)):
             assert torch.allclose(weight.rows(start, stop), dense[start:stop], atol=1e-6)
+
+    @pytest.mark.parametrize(("axis", "index"), [(0, ROWS), (1, COLUMNS)])
+    def test_a_cut_is_the_cut_of_dense(self, weight: Weight, axis: int, index: torch.Tensor) -> None:
+        part = weight.cut(axis, index)
+        outline = without_data(weight).cut(axis, index.to("meta"))
+        assert (part is None) == (outline is None)
+        if part is not None and outline is not None:
+            assert type(part) is type(weight)
+            assert outline.specs() == part.specs()
+            # A product is summed in another order where it has another shape.
+            tolerance = 1e-5 if weight.parts() else 0
+            torch.testing.assert_close(
+                part.dense(), weight.dense().index_select(axis, index), rtol=tolerance, atol=tolerance
+            )
+
+    def test_is_made_of_its_parts(self, weight: Weight) -> None:
+        parts = weight.parts()
+        assert not parts or weight.numbers() == sum(part.numbers() for part in parts.values())
+        if parts:
+            assert torch.equal(weight.with_parts(parts).dense(), weight.dense())
+            assert outline_nbytes(weight) == sum(outline_nbytes(part) for part in parts.values())
+
+    def test_counts_no_more_numbers_than_it_stores(self, weight: Weight) -> None:
+        """A number takes a bit or more: of a code its width, of a value its dtype's."""
+        assert 0 <= weight.numbers() <= 8 * outline_nbytes(weight)
+
+    def test_describes_itself_in_a_line(self, weight: Weight) -> None:
+        assert weight.describe() == weight.describe().strip()
+        assert "\n" not in weight.describe()
+
+    def test_its_decoder_gives_the_same_matrix(self, weight: Weight) -> None:
+        tensors = {s: t.float() if t.is_floating_point() else t for s, t in weight.tensors().items()}
+        decoded = decode(json.loads(json.dumps(weight.meta())), tensors)
+        torch.testing.assert_close(decoded, weight.dense(), rtol=1e-5, atol=1e-5)
+
+    def test_tensors_that_are_lost_or_short_are_refused(self, weight: Weight, tmp_path: Path) -> None:
+        whole = weight.tensors()
+        write(tmp_path / "whole.safetensors", weight, whole)
+        assert verify(tmp_path / "whole.safetensors").sound
+        for suffix, tensor in whole.items():
+            lacking = {other: value for other, value in whole.items() if other != suffix}
+            # One row is not short: a scale or a table may be for all rows.
+            lengths = {0, len(tensor) // 2, len(tensor) - 1} - {1} if len(tensor) else set()
+            for length in (None, *lengths):
+                path = tmp_path / f"{suffix}-{length}.safetensors"
+                write(path, weight, lacking if length is None else {**lacking, suffix: tensor[:length]})
+                assert verify(path).problems, (suffix, length)
 
     def test_cannot_pass_for_the_dense_parameter(self, weight: Weight) -> None:
         assert weight.form == "dense" or weight.tensors()[""].shape != (6, 12)
@@ -130,8 +152,8 @@ def test_corrected_and_column_factors_decode_by_hand() -> None:
 def test_sparse_keeps_every_bit() -> None:
     """Zeros, negative zeros and subnormals that the mask keeps come back as they were."""
     matrix = torch.tensor([[0.0, -0.0, 1e-40, 5.0]])
-    found = Sparse.of(matrix, torch.tensor([[True, True, True, False]])).matrix()
-    assert torch.equal(found.view(torch.int32), torch.tensor([[0.0, -0.0, 1e-40, 0.0]]).view(torch.int32))
+    restored = Sparse.of(matrix, torch.tensor([[True, True, True, False]])).matrix()
+    assert torch.equal(restored.view(torch.int32), torch.tensor([[0.0, -0.0, 1e-40, 0.0]]).view(torch.int32))
 
 
 def test_nesting_undoes() -> None:
@@ -140,7 +162,35 @@ def test_nesting_undoes() -> None:
     assert nest("", tensors) == tensors
 
 
-def test_parameters_count_numbers_not_scales() -> None:
-    assert FORMS["low rank"].parameters() == 6 * 2 + 2 * 12
-    assert FORMS["sparse, nothing left"].parameters() == 0
-    assert ints(4, (6, 3), False).parameters() == 72
+@pytest.mark.parametrize(
+    ("name", "numbers", "words"),
+    [
+        ("dense", 72, ""),
+        ("low rank", 6 * 2 + 2 * 12, "rank 2"),
+        ("quantized factors", 6 * 2 + 2 * 12, "rank 2 (4-bit × 8-bit, groups of 4, asymmetric)"),
+        ("sparse", 36, "50% zeros"),
+        ("sparse 2:4", 36, "50% zeros, 2:4"),
+        ("sparse, nothing left", 0, "100% zeros"),
+        ("one table", 72, "4-bit"),
+        ("table and scales", 72, "8-bit"),
+        ("column factors", 72, "3-bit, groups of 4, asymmetric, column factors"),
+        ("corrected", 72 + 36, "2-bit, groups of 4, corrected at rank 2"),
+        ("sparse codes 2:4", 36, "4-bit, groups of 4, asymmetric, 50% zeros, 2:4"),
+        ("sparse codes, nothing left", 0, "4-bit, 100% zeros"),
+        ("int 8 (6, 1) asym", 72, "8-bit, asymmetric"),
+    ],
+)
+def test_numbers_and_words(name: str, numbers: int, words: str) -> None:
+    """Codes, kept values and what factors store are numbers; scales, tables, column factors and masks are not."""
+    assert FORMS[name].numbers() == numbers
+    assert FORMS[name].describe() == words
+
+
+def test_rounded_inputs_are_part_of_the_description() -> None:
+    assert replace(ints(8, (6, 1), True), activation_bits=8).describe() == "8-bit, 8-bit activations"
+
+
+def test_numbers_of_factors_are_those_of_their_forms() -> None:
+    factor = FORMS["sparse factor"]
+    assert isinstance(factor, LowRank)
+    assert factor.numbers() == factor.out.numbers() + 2 * 12

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from aicompress.methods.prune.masks import pattern_mask
-from aicompress.model.decoding_aicompress import decode
+from aicompress.methods.prune.masks.masks import pattern_mask
+from aicompress.model.hf.decoding_aicompress import decode
 from aicompress.weights import IntGrouped, Sparse, SparseCodes, outline_nbytes, restore
 from aicompress.weights.grouping import Grouping, packed, table, word
 

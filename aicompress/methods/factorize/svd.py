@@ -16,8 +16,9 @@ from torch import Tensor
 
 from aicompress.errors import CompressError, RecipeError, raise_all
 from aicompress.layer import Layer, LayerInfo
+from aicompress.methods.capabilities import Allocates, Candidate
 from aicompress.methods.factorize.ranks import Spectrum, allocate, factor_parameters, largest_rank
-from aicompress.methods.layerwise import Candidate, LayerMethod
+from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import MethodConfig
 from aicompress.weights import Dense, LowRank, Weight
 
@@ -48,7 +49,7 @@ class SvdConfig(MethodConfig):
 
 
 def rank_of(info: LayerInfo, config: SvdConfig) -> int | None:
-    """The rank that the config asks for; None when it depends on the data and is not settled yet."""
+    """The rank that the config asks for; None when it depends on the data and is not resolved yet."""
     out, columns = info.shape
     if config.keep is not None:
         rank = int(config.keep * out * columns / (out + columns))
@@ -89,7 +90,7 @@ def check(info: LayerInfo, config: SvdConfig) -> tuple[str, str] | None:
 
 def outline(info: LayerInfo, config: SvdConfig) -> Weight:
     """The stored weight without data."""
-    rank = _settled(info, config)
+    rank = _resolved_rank(info, config)
     if not shrinks(info, rank):
         return Dense.outline(info.shape, info.dtype)
     dtype = factor_dtype(info)
@@ -98,7 +99,7 @@ def outline(info: LayerInfo, config: SvdConfig) -> Weight:
 
 def apply(layer: Layer, config: SvdConfig) -> Weight:
     """Factorize one layer, or keep it dense where the factors would not be smaller."""
-    rank = _settled(layer.info, config)
+    rank = _resolved_rank(layer.info, config)
     if not shrinks(layer.info, rank):
         same = isinstance(layer.stored, Dense)
         return layer.stored if same and layer.stored else Dense(layer.weight.to(layer.info.dtype))
@@ -107,10 +108,10 @@ def apply(layer: Layer, config: SvdConfig) -> Weight:
     return LowRank(Dense(out.to(dtype).contiguous()), Dense(inner.to(dtype).contiguous()))
 
 
-def _settled(info: LayerInfo, config: SvdConfig) -> int:
+def _resolved_rank(info: LayerInfo, config: SvdConfig) -> int:
     rank = rank_of(info, config)
     if rank is None:
-        raise RecipeError(f"{info.name}: the rank is not settled", "energy and target_bytes are settled from the data")
+        raise RecipeError(f"{info.name}: its rank is not decided", "energy and target_bytes need the layer's values")
     return rank
 
 
@@ -142,7 +143,7 @@ def factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return (basis * root).float(), (basis * inverse).t().float() @ weight
 
 
-def settle(candidates: Sequence[Candidate], other_bytes: int) -> list[SvdConfig]:
+def resolve(candidates: Sequence[Candidate[SvdConfig]], other_bytes: int) -> list[SvdConfig]:
     """Turn `energy` and `target_bytes` into a rank for every layer; each layer is read once.
 
     Raises:
@@ -161,36 +162,36 @@ def settle(candidates: Sequence[Candidate], other_bytes: int) -> list[SvdConfig]
             wanted = energy_rank(spectra.pop(number), config.energy)
             ranks[number] = -(-wanted // config.multiple) * config.multiple
             other_bytes += _nbytes(candidate, ranks[number])
-        else:
+        elif config.target_bytes is not None:
             budgets.setdefault(config.target_bytes, []).append(number)
     if len(budgets) > 1:
         raise RecipeError("target_bytes is given with several values", "it is the size of the whole output: give one")
     for budget, numbers in budgets.items():
         layers = [_spectrum(candidates[number], spectra[number]) for number in numbers]
         ranks.update(zip(numbers, allocate(layers, budget - other_bytes, budget), strict=True))
-    settled = [
+    resolved = [
         candidate.config.model_copy(update={"rank": ranks[number], "energy": None, "target_bytes": None})
         if number in ranks
         else candidate.config
         for number, candidate in enumerate(candidates)
     ]
-    problems = (check(candidate.info, config) for candidate, config in zip(candidates, settled, strict=True))
+    problems = (check(candidate.info, config) for candidate, config in zip(candidates, resolved, strict=True))
     raise_all([_refusal(problem) for problem in problems if problem is not None])
-    return settled
+    return resolved
 
 
 def _refusal(problem: tuple[str, str]) -> CompressError:
     return RecipeError(*problem)
 
 
-def _nbytes(candidate: Candidate, rank: int | None = None) -> int:
-    info: LayerInfo = candidate.info
-    rank = rank or _settled(info, candidate.config)
+def _nbytes(candidate: Candidate[SvdConfig], rank: int | None = None) -> int:
+    info = candidate.info
+    rank = rank or _resolved_rank(info, candidate.config)
     return min(factor_nbytes(info, rank), info.shape[0] * info.shape[1] * info.dtype.itemsize)
 
 
-def _spectrum(candidate: Candidate, gains: Tensor) -> Spectrum:
-    info: LayerInfo = candidate.info
+def _spectrum(candidate: Candidate[SvdConfig], gains: Tensor) -> Spectrum:
+    info = candidate.info
     return Spectrum(
         gains,
         factor_nbytes(info, 1),
@@ -226,6 +227,6 @@ METHOD = LayerMethod(
     apply=apply,
     outline=outline,
     check=check,
-    settle=settle,
+    allocates=Allocates(resolve),
     describe=describe,
 )

@@ -18,23 +18,24 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer
+from aicompress.methods.capabilities import Allocates, Joint, Reads
 from aicompress.methods.curvature import damped, invert, moments, over, shifted
 from aicompress.methods.effort import Effort, Level, one_pass
 from aicompress.methods.layerwise import LayerMethod, stacks
-from aicompress.methods.prune.calibrated import (
+from aicompress.methods.prune.masks.calibrated import (
     Aim,
     CalibratedConfig,
     check,
     describe,
     finished,
     outline,
+    resolve,
     saliency,
-    settle,
-    surveys,
 )
-from aicompress.methods.prune.masks import Keep, tile_sums
-from aicompress.methods.prune.permutation import permuting
-from aicompress.methods.prune.sparsity import choose, keep_of, present
+from aicompress.methods.prune.masks.masks import Keep, tile_sums
+from aicompress.methods.prune.masks.permutation import permuting
+from aicompress.methods.prune.masks.sparsity import choose, keep_of, present
+from aicompress.methods.prune.masks.survey import surveying
 from aicompress.weights import Weight
 
 SAMPLE = 1 << 14  # scores from which a threshold is estimated between iterations
@@ -76,18 +77,18 @@ def apply(layer: Layer, config: AlpsConfig) -> Weight:
     Raises:
         CompressError: no calibration token reached the layer, or its Gram matrix is not one.
     """
-    return jointly([layer], config)[0]
+    return in_common_order([layer], config)[0]
 
 
 permuted = permuting(apply, saliency)
 
 
-def together(layers: Sequence[Layer], config: AlpsConfig) -> list[Weight]:
+def joint(layers: Sequence[Layer], config: AlpsConfig) -> list[Weight]:
     """Prune layers that are given the same inputs; each in an order of its own where that is searched for."""
-    return [permuted(layer, config) for layer in layers] if config.permutation else jointly(layers, config)
+    return [permuted(layer, config) for layer in layers] if config.permutation else in_common_order(layers, config)
 
 
-def jointly(layers: Sequence[Layer], config: AlpsConfig) -> list[Weight]:
+def in_common_order(layers: Sequence[Layer], config: AlpsConfig) -> list[Weight]:
     """Prune layers in the order of their common inputs: one factorization for each penalty, and one product a step."""
     hessian = damped(moments(layers[0]), config.damping)  # (in, in) float64
     targets = [shifted(layer, config.shift, over(hessian)) for layer in layers]
@@ -217,13 +218,12 @@ METHOD = LayerMethod(
     config=AlpsConfig,
     needs=frozenset({"gram"}),
     apply=permuted,
-    together=together,
+    reading=Reads(compares=lambda config: config.shift > 0),
+    joint=Joint(joint),
     outline=outline,
     check=check,
-    settle=settle,
+    allocates=Allocates(resolve),
     describe=describe,
-    compares=lambda config: config.shift > 0,
-    surveys=surveys,
-    scores=saliency,
+    surveys=surveying(permuted, saliency),
     efforts=EFFORTS,
 )

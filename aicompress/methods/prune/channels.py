@@ -23,10 +23,9 @@ from pydantic import ByteSize, ConfigDict, Field
 from torch import Tensor
 
 from aicompress.errors import RecipeError
+from aicompress.methods.channels import ChannelMethod, Channels, ChannelSettings, Choice, Limits, SaliencyKind
 from aicompress.methods.method import MethodConfig
-from aicompress.methods.structural import ChannelMethod, Channels, Part
-
-Choice = list[list[int]]
+from aicompress.methods.structural import Part
 
 
 class ChannelsConfig(MethodConfig):
@@ -65,9 +64,24 @@ class ChannelsConfig(MethodConfig):
     )
 
 
-def evidence(config: ChannelsConfig) -> Literal["activation", "taylor"] | None:
-    """What the score reads of real inputs."""
-    return config.score if config.score in ("activation", "taylor") else None
+def settings(config: ChannelsConfig) -> ChannelSettings:
+    """What a config asks of the driver."""
+    saliency: SaliencyKind | None = config.score if config.score in ("activation", "taylor") else None
+    data_fields = ["score"] if saliency else []
+    data_fields += [name for name in ("refit", "recalibrate_norms") if getattr(config, name)]
+    equal = config.scope == "layer" and (config.keep is not None or config.sparsity is not None)
+    return ChannelSettings(
+        saliency,
+        _share(config) if equal else None,
+        config.scope == "global",
+        config.multiple,
+        Limits(config.target_parameters, config.target_bytes, config.target_latency),
+        config.refit,
+        config.recalibrate_norms,
+        config.damp,
+        config.input_shape,
+        tuple(f"{name}: {getattr(config, name)}" for name in data_fields),
+    )
 
 
 def choose(groups: Sequence[Channels], config: ChannelsConfig, fits: Callable[[Choice], bool]) -> Choice:
@@ -94,6 +108,12 @@ def choose(groups: Sequence[Channels], config: ChannelsConfig, fits: Callable[[C
         else:
             low = middle + 1
     return _kept(orders, config, 1 - low / total)
+
+
+def choose_sized(group: Channels, size: int, config: ChannelsConfig) -> list[int]:
+    """Units of one group that stay where their number is given."""
+    share = {"keep": size / group.structure.size, "sparsity": None, "multiple": 1}
+    return choose([group], config.model_copy(update=share), lambda choice: True)[0]
 
 
 _GRID = 4096  # shares that a target of scope "layer" is searched among
@@ -172,11 +192,12 @@ def _scaled(values: Tensor) -> Tensor:
     return values / mean if float(mean) > 0 else values
 
 
-METHOD = ChannelMethod(
+METHOD = ChannelMethod[ChannelsConfig](
     name="channels",
     command="prune",
     summary="drop channels and neurons of any network through its dependency graph, by weight or by gradient",
     config=ChannelsConfig,
-    evidence=evidence,
+    settings=settings,
     choose=choose,
+    choose_sized=choose_sized,
 )

@@ -11,14 +11,29 @@ at a time with the others measured anew; `taylor` those whose weights matter lea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import ConfigDict, Field, model_validator
 
 from aicompress.errors import RecipeError
-from aicompress.methods.prune.targets import TARGETS, TargetedConfig
-from aicompress.methods.structural import StructuralMethod, Structure
+from aicompress.methods.capabilities import Reads
+from aicompress.methods.method import GradientLoss
+from aicompress.methods.prune.units.size_targets import TARGETS, TargetedConfig
+from aicompress.methods.structural import StructuralMethod, Structure, Unit
+
+
+@dataclass(frozen=True)
+class Blocks(Unit):
+    """Whole blocks of a stack.
+
+    Attributes:
+        one_by_one: their influence is measured anew after every block that goes, without it.
+    """
+
+    plural: ClassVar[str] = "blocks"
+    one_by_one: bool = False
 
 
 class DepthConfig(TargetedConfig):
@@ -35,9 +50,7 @@ class DepthConfig(TargetedConfig):
         "even", description="which blocks go, when only their number is given; influence and taylor need data"
     )
     one_by_one: bool = Field(False, description="measure influence anew after every block that goes, without it")
-    loss: Literal["auto", "task", "own"] = Field(
-        "auto", description="for taylor: task, own (the model's predictions) or auto"
-    )
+    loss: GradientLoss = Field("auto", description="for taylor: task, own (the model's predictions) or auto")
 
     @model_validator(mode="after")
     def _one_choice(self) -> DepthConfig:
@@ -46,6 +59,11 @@ class DepthConfig(TargetedConfig):
         if self.one_by_one and self.strategy != "influence":
             raise ValueError("one_by_one measures influence: it needs strategy: influence")
         return self
+
+    @property
+    def gradient_loss(self) -> GradientLoss:
+        """The loss whose gradients taylor reads."""
+        return self.loss
 
     def whole(self) -> DepthConfig:
         """The same where nothing goes."""
@@ -103,7 +121,7 @@ def keep(stack: Structure, size: int, config: DepthConfig) -> list[int]:
         return evenly_spaced(count, size)
     # The sort is stable: among equals the lower block stays.
     scores = magnitudes(stack) if config.strategy == "magnitude" else stack.importance
-    assert scores is not None  # the driver measures what `reads` names
+    assert scores is not None  # the driver measures what is read
     order = torch.argsort(scores, descending=True, stable=True)
     return sorted(order[:size].tolist())
 
@@ -128,18 +146,18 @@ def magnitudes(stack: Structure) -> torch.Tensor:
     return total
 
 
-def reads(config: DepthConfig) -> frozenset[str]:
-    """What a config needs to know of the blocks."""
+def statistics(config: DepthConfig) -> frozenset[str]:
+    """What a config reads of calibration data."""
     return {"influence": frozenset({"influence"}), "taylor": frozenset({"gradients"})}.get(config.strategy, frozenset())
 
 
-METHOD = StructuralMethod(
+METHOD = StructuralMethod[DepthConfig](
     name="depth",
     command="prune",
     summary="drop whole blocks by number, place, weight magnitude, influence or gradient; loads everywhere",
     config=DepthConfig,
-    units="blocks",
+    unit=lambda config: Blocks(config.one_by_one),
     sizes=sizes,
     keep=keep,
-    reads=reads,
+    reading=Reads(statistics),
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -16,8 +17,17 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.errors import RecipeError
-from aicompress.methods.prune.targets import TARGETS, TargetedConfig
-from aicompress.methods.structural import StructuralMethod, Structure
+from aicompress.methods.capabilities import Reads
+from aicompress.methods.prune.units import units
+from aicompress.methods.prune.units.size_targets import TARGETS, TargetedConfig
+from aicompress.methods.structural import StructuralMethod, Structure, Unit
+
+
+@dataclass(frozen=True)
+class Experts(Unit):
+    """Experts of mixtures."""
+
+    plural: ClassVar[str] = "experts"
 
 
 class ExpertsConfig(TargetedConfig):
@@ -71,10 +81,8 @@ def keep(layer: Structure, size: int, config: ExpertsConfig) -> list[int]:
     if size == layer.size:
         return list(range(size))
     scores = norms(layer) if config.score == "norm" else layer.importance
-    assert scores is not None  # the driver measures what `reads` names
-    run, count = layer.size // layer.groups, size // layer.groups
-    order = torch.argsort(scores.view(layer.groups, run), dim=1, descending=True, stable=True)[:, :count]
-    return sorted((torch.arange(layer.groups)[:, None] * run + order).reshape(-1).tolist())
+    assert scores is not None  # the driver measures what is read
+    return units.highest(scores, layer.groups, size)
 
 
 def norms(layer: Structure) -> Tensor:
@@ -86,19 +94,19 @@ def norms(layer: Structure) -> Tensor:
     return total
 
 
-def reads(config: ExpertsConfig) -> frozenset[str]:
-    """What a config needs to know of the experts."""
+def statistics(config: ExpertsConfig) -> frozenset[str]:
+    """What a config reads of calibration data."""
     return frozenset() if config.score == "norm" else frozenset({config.score})
 
 
-METHOD = StructuralMethod(
+METHOD = StructuralMethod[ExpertsConfig](
     name="experts",
     command="prune",
     summary="drop experts of mixtures by what their answers weigh (REAP), how often they are asked, or weight norm; "
     "loads everywhere",
     config=ExpertsConfig,
-    units="experts",
+    unit=lambda config: Experts(),
     sizes=sizes,
     keep=keep,
-    reads=reads,
+    reading=Reads(statistics),
 )

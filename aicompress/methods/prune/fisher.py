@@ -7,14 +7,14 @@ Hessian; here its diagonal is that of the Fisher information, E[g²] for labels 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer
-from aicompress.methods.prune.differentiated import differentiated
-from aicompress.methods.prune.gradients import GradientConfig, comparable, gradients
+from aicompress.methods.prune.masks.gradient_method import differentiated
+from aicompress.methods.prune.masks.gradient_scores import GradientConfig, comparable, gradients
 
 
 class FisherConfig(GradientConfig):
@@ -40,7 +40,7 @@ class FisherConfig(GradientConfig):
     refit: bool = Field(False, description="give the survivors their least-squares values; needs inputs, too")
 
 
-def scores(layer: Layer, config: Any) -> Tensor:
+def scores(layer: Layer, config: FisherConfig) -> Tensor:
     """w² E[g²] / 2, (out, in)."""
     return comparable(0.5 * layer.weight.double().square() * gradients(layer).square)
 

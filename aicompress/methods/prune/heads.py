@@ -10,14 +10,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
 from aicompress.errors import RecipeError
-from aicompress.methods.prune import units
-from aicompress.methods.prune.targets import TARGETS
-from aicompress.methods.structural import StructuralMethod, Structure
+from aicompress.methods.capabilities import Reads
+from aicompress.methods.prune.units import units
+from aicompress.methods.prune.units.size_targets import TARGETS
+from aicompress.methods.structural import Refits, StructuralMethod, Structure, Unit
+
+
+@dataclass(frozen=True)
+class Heads(Unit):
+    """Heads of attentions.
+
+    Attributes:
+        grouped: a unit is a key-value group with all its query heads; otherwise one query head.
+    """
+
+    plural: ClassVar[str] = "heads"
+    grouped: bool = True
 
 
 class HeadsConfig(units.UnitsConfig):
@@ -60,17 +74,15 @@ def _size(attention: Structure, config: HeadsConfig) -> int:
     return each * max(1, math.ceil(round(attention.size * share / each, 6)))
 
 
-METHOD = StructuralMethod(
+METHOD = StructuralMethod[HeadsConfig](
     name="heads",
     command="prune",
     summary="drop attention heads by weight norm, activation or structured OBS, as many in every layer; loads "
     "everywhere",
     config=HeadsConfig,
-    units="heads",
+    unit=lambda config: Heads(config.unit == "group"),
     sizes=sizes,
     keep=units.keep,
-    reads=units.reads,
-    compares=units.compares,
-    refits=units.refits,
-    refit=units.refit,
+    reading=Reads(units.statistics, units.compares),
+    refits=Refits(units.refits, units.refit),
 )

@@ -10,13 +10,14 @@ Where the size of heads follows from the hidden width, as in BERT and GPT-2, as 
 product of the norms of what makes an entry and what reads it.
 
 What reads the stream is then fitted to what it gave: with x the norm's output and K the coordinates that stay,
-W' = W E[x x_Kᵀ] E[x_K x_Kᵀ]⁻¹, and its bias takes the mean (see `surgeon`). A norm over fewer coordinates gives other
+W' = W E[x x_Kᵀ] E[x_K x_Kᵀ]⁻¹, and its bias takes the mean (see `units.obs`). A norm over fewer coordinates gives other
 values for the rest as well, which no weight can undo.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -24,11 +25,25 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.errors import CompressError, RecipeError
-from aicompress.methods.prune import surgeon, units
-from aicompress.methods.prune.targets import TARGETS, TargetedConfig
-from aicompress.methods.structural import StructuralMethod, Structure
+from aicompress.methods.capabilities import Reads
+from aicompress.methods.method import GradientLoss
+from aicompress.methods.prune.units import obs, units
+from aicompress.methods.prune.units.size_targets import TARGETS, TargetedConfig
+from aicompress.methods.structural import Refits, StructuralMethod, Structure, Unit
 
 STREAM = "hidden"  # the structure of the stream's coordinates; others are heads whose size is a share of it
+
+
+@dataclass(frozen=True)
+class Coordinates(Unit):
+    """Coordinates of the residual stream.
+
+    Attributes:
+        exact: the width is given; otherwise it is rounded up to one that the architecture takes.
+    """
+
+    plural: ClassVar[str] = "hidden"
+    exact: bool = False
 
 
 class HiddenConfig(TargetedConfig):
@@ -54,7 +69,7 @@ class HiddenConfig(TargetedConfig):
     refit: bool | None = Field(
         None, description="fit what reads the stream to what it gave; by default with every score but norm"
     )
-    loss: Literal["auto", "task", "own"] = Field(
+    loss: GradientLoss = Field(
         "auto", description="for taylor: of the labels (task), of the model's own predictions (own), or what there is"
     )
     damping: float = Field(0.001, gt=0, le=1, description="added to the Gram matrix, as a part of its mean diagonal")
@@ -63,6 +78,11 @@ class HiddenConfig(TargetedConfig):
     def refits(self) -> bool:
         """Whether readers are refitted."""
         return self.score != "norm" if self.refit is None else self.refit
+
+    @property
+    def gradient_loss(self) -> GradientLoss:
+        """The loss whose gradients taylor reads."""
+        return self.loss
 
     def candidates(self, size: int) -> list[int]:
         """Widths that are multiples, from the present one down."""
@@ -87,8 +107,8 @@ def sizes(structures: Sequence[Structure], config: HiddenConfig) -> list[int]:
     return [config.hidden_size] * len(structures)
 
 
-def reads(config: HiddenConfig) -> frozenset[str]:
-    """Statistics that a config needs."""
+def statistics(config: HiddenConfig) -> frozenset[str]:
+    """Statistics that a config reads."""
     gram = {"gram", "mean"} if config.refits else set()
     scores = {"activation": {"mean_abs"}, "taylor": {"gradients"}}
     return frozenset(gram | scores.get(config.score, set()))
@@ -101,11 +121,11 @@ def keep(stream: Structure, size: int, config: HiddenConfig) -> list[int]:
     if stream.name != STREAM:
         return units.keep(stream, size, units.UnitsConfig(name="hidden", score="product"))
     if config.score == "taylor":
-        assert stream.importance is not None  # the driver adds it up where `reads` names gradients
-        found = stream.importance
+        assert stream.importance is not None  # the driver adds it up where gradients are read
+        scores = stream.importance
     else:
-        found = activations(stream) if config.score == "activation" else norms(stream)
-    return sorted(torch.argsort(found, descending=True, stable=True)[:size].tolist())
+        scores = activations(stream) if config.score == "activation" else norms(stream)
+    return units.highest(scores, 1, size)
 
 
 def norms(stream: Structure) -> Tensor:
@@ -137,19 +157,18 @@ def refit(stream: Structure, kept: Sequence[int], config: HiddenConfig) -> Mappi
     """New values of the readers whose statistics are there, and of their biases, by tensor."""
     if not config.refits or len(kept) == stream.size:
         return {}
-    read = surgeon.consumers(stream, config.damping)
+    read = obs.consumers(stream, config.damping)
     return {name: value for consumer in read for name, value in consumer.refitted(kept).items()}
 
 
-METHOD = StructuralMethod(
+METHOD = StructuralMethod[HiddenConfig](
     name="hidden",
     command="prune",
     summary="narrow the hidden width of a transformer by weight norm, activation or gradient; loads everywhere",
     config=HiddenConfig,
-    units="hidden",
+    unit=lambda config: Coordinates(config.hidden_size is not None),
     sizes=sizes,
     keep=keep,
-    reads=reads,
-    refits=lambda config: config.refits,
-    refit=refit,
+    reading=Reads(statistics),
+    refits=Refits(lambda config: config.refits, refit),
 )

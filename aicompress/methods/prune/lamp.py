@@ -8,17 +8,18 @@ of a layer has score 1, so that no layer can be pruned away.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer
-from aicompress.methods.layerwise import Candidate, LayerMethod
+from aicompress.methods.capabilities import Allocates, Candidate
+from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.prune import magnitude
-from aicompress.methods.prune.sharing import share_globally
-from aicompress.methods.prune.sparsity import SparsityConfig, check, describe, outline, settle_stored
+from aicompress.methods.prune.masks.global_threshold import share_globally
+from aicompress.methods.prune.masks.sparsity import SparsityConfig, check, describe, outline, resolve_stored
 from aicompress.weights import Weight
 
 
@@ -35,7 +36,7 @@ class LampConfig(SparsityConfig):
     block: None = Field(None, description="not for lamp, whose scores do not add up")
 
 
-def scores(layer: Layer, config: Any) -> Tensor:
+def scores(layer: Layer, config: LampConfig) -> Tensor:
     """w² / Σ_{v² ≥ w²} v², (out, in) in (0, 1]; equal weights count in row-major order."""
     squares = layer.weight.reshape(-1).double().square()
     ordered = squares.sort(stable=True)
@@ -50,13 +51,13 @@ def apply(layer: Layer, config: LampConfig) -> Weight:
     return magnitude.apply(layer, magnitude.MagnitudeConfig(kept=config.kept, store=config.store))
 
 
-def settle(candidates: Sequence[Candidate], other_bytes: int) -> list[LampConfig]:
+def resolve(candidates: Sequence[Candidate[LampConfig]], other_bytes: int) -> list[LampConfig]:
     """Every layer's number of survivors; reads layers up to 3 times.
 
     Raises:
         RecipeError: several sparsities.
     """
-    return share_globally(candidates, settle_stored(candidates, other_bytes), scores)
+    return share_globally(candidates, resolve_stored(candidates, other_bytes), scores)
 
 
 METHOD = LayerMethod(
@@ -67,6 +68,6 @@ METHOD = LayerMethod(
     apply=apply,
     outline=outline,
     check=check,
-    settle=settle,
+    allocates=Allocates(resolve),
     describe=describe,
 )

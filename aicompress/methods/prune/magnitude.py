@@ -13,10 +13,19 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from aicompress.layer import Layer
-from aicompress.methods.layerwise import Candidate, LayerMethod
-from aicompress.methods.prune.permutation import permuting
-from aicompress.methods.prune.sharing import share_globally
-from aicompress.methods.prune.sparsity import SparsityConfig, check, choose, describe, masked, outline, settle_stored
+from aicompress.methods.capabilities import Allocates, Candidate
+from aicompress.methods.layerwise import LayerMethod
+from aicompress.methods.prune.masks.global_threshold import share_globally
+from aicompress.methods.prune.masks.permutation import permuting
+from aicompress.methods.prune.masks.sparsity import (
+    SparsityConfig,
+    check,
+    choose,
+    describe,
+    masked,
+    outline,
+    resolve_stored,
+)
 from aicompress.weights import Weight
 
 
@@ -51,13 +60,13 @@ def apply(layer: Layer, config: MagnitudeConfig) -> Weight:
     return masked(layer, choose(layer, scores(layer, config), config), config)
 
 
-def settle(candidates: Sequence[Candidate], other_bytes: int) -> list[MagnitudeConfig]:
+def resolve(candidates: Sequence[Candidate[MagnitudeConfig]], other_bytes: int) -> list[MagnitudeConfig]:
     """Turn a global sparsity into the exact number of weights that stay in every layer; reads layers up to 3 times.
 
     Raises:
         RecipeError: several global sparsities, or a layer would be pruned away.
     """
-    return share_globally(candidates, settle_stored(candidates, other_bytes), scores)
+    return share_globally(candidates, resolve_stored(candidates, other_bytes), scores)
 
 
 METHOD = LayerMethod(
@@ -68,6 +77,6 @@ METHOD = LayerMethod(
     apply=permuting(apply, scores),
     outline=outline,
     check=check,
-    settle=settle,
+    allocates=Allocates(resolve),
     describe=describe,
 )

@@ -7,7 +7,7 @@ checkpoint that this run wrote. Survivors are bit-exact.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import ConfigDict, Field
@@ -15,16 +15,17 @@ from torch import Tensor
 
 from aicompress.errors import CompressError
 from aicompress.layer import Layer
+from aicompress.methods.capabilities import Allocates
 from aicompress.methods.layerwise import LayerMethod
-from aicompress.methods.prune.permutation import permuting
-from aicompress.methods.prune.sparsity import (
+from aicompress.methods.prune.masks.permutation import permuting
+from aicompress.methods.prune.masks.sparsity import (
     SparsityConfig,
     check,
     choose,
     describe,
     masked,
     outline,
-    settle_stored,
+    resolve_stored,
 )
 from aicompress.weights import Weight
 
@@ -47,7 +48,7 @@ class MovementConfig(SparsityConfig):
     scope: Literal["layer", "row"] = Field("layer", description="what shares a sparsity: a layer, or each row of it")
 
 
-def scores(layer: Layer, config: Any = None) -> Tensor:
+def scores(layer: Layer, config: MovementConfig | None = None) -> Tensor:
     """-Σ w g, (out, in), raised so that the least is 0: that changes no order, not even of sums over blocks.
 
     Raises:
@@ -79,6 +80,6 @@ METHOD = LayerMethod(
     apply=permuting(apply, scores),
     outline=outline,
     check=check,
-    settle=settle_stored,
+    allocates=Allocates(resolve_stored),
     describe=describe,
 )

@@ -7,14 +7,14 @@ their least-squares values given the Gram matrix.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer
-from aicompress.methods.prune.differentiated import differentiated
-from aicompress.methods.prune.gradients import GradientConfig, comparable, gradients
+from aicompress.methods.prune.masks.gradient_method import differentiated
+from aicompress.methods.prune.masks.gradient_scores import GradientConfig, comparable, gradients
 
 
 class SnipConfig(GradientConfig):
@@ -38,7 +38,7 @@ class SnipConfig(GradientConfig):
     )
 
 
-def scores(layer: Layer, config: Any) -> Tensor:
+def scores(layer: Layer, config: SnipConfig) -> Tensor:
     """|g w|, (out, in)."""
     return comparable((layer.weight.double() * gradients(layer).mean).abs())
 

@@ -8,17 +8,18 @@ values given the mask, which the column order has kept the early ones from.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer
+from aicompress.methods.capabilities import Allocates, Candidate, Joint, Reads
 from aicompress.methods.curvature import inverse_factor, moments, shifted
 from aicompress.methods.effort import Effort, Level, one_pass
-from aicompress.methods.layerwise import Candidate, LayerMethod, stacks
-from aicompress.methods.prune.calibrated import (
+from aicompress.methods.layerwise import LayerMethod, stacks
+from aicompress.methods.prune.masks.calibrated import (
     Aim,
     CalibratedConfig,
     check,
@@ -27,15 +28,15 @@ from aicompress.methods.prune.calibrated import (
     outline,
     require_reachable,
     saliency,
-    surveys,
 )
-from aicompress.methods.prune.obs import Choose, Sweep
-from aicompress.methods.prune.permutation import permuting
-from aicompress.methods.prune.sparsity import counted, keep_of, present, ranked
+from aicompress.methods.prune.masks.obs import Choose, Sweep
+from aicompress.methods.prune.masks.permutation import permuting
+from aicompress.methods.prune.masks.sparsity import counted, keep_of, present, ranked
+from aicompress.methods.prune.masks.survey import surveying
 from aicompress.methods.zeros import mask_of
 from aicompress.weights import Weight
 
-SPAN = 128  # columns whose mask is chosen together
+SPAN = 128  # columns that share a mask
 
 
 class SparsegptConfig(CalibratedConfig):
@@ -58,7 +59,7 @@ class SparsegptConfig(CalibratedConfig):
 
 
 def span_of(config: SparsegptConfig) -> int:
-    """Columns whose mask is chosen together: those of one N:M group, or 128, widened to whole blocks."""
+    """Columns that share a mask: those of one N:M group, or 128, widened to whole blocks."""
     if config.pattern is not None:
         return int(config.pattern.split(":")[1])
     wide = config.tile[1]
@@ -66,7 +67,7 @@ def span_of(config: SparsegptConfig) -> int:
 
 
 def chooser(layer: Layer, config: SparsegptConfig) -> Choose:
-    """Masks of spans that together keep what the layer keeps; spans share it by the weights that they have."""
+    """Masks of spans that in all keep what the layer keeps; spans share it by the weights that they have."""
     keep, there = keep_of(layer.info.shape, config), present(layer)
     rows, columns = there.shape
     stored = mask_of(layer.stored)
@@ -91,7 +92,7 @@ def survivors(layer: Layer, config: SparsegptConfig) -> int:
     return sum(int(choose(ones[:, first : first + span], first).sum()) for first in range(0, columns, span))
 
 
-def settle(candidates: Sequence[Candidate], other_bytes: int) -> list[Any]:
+def resolve(candidates: Sequence[Candidate[SparsegptConfig]], other_bytes: int) -> list[SparsegptConfig]:
     """How many weights of already sparse layers stay, which only their masks tell; bytes that a search can keep to."""
     require_reachable(candidates, other_bytes)
     return counted(candidates, survivors)
@@ -103,18 +104,18 @@ def apply(layer: Layer, config: SparsegptConfig) -> Weight:
     Raises:
         CompressError: no calibration token reached the layer, or its Gram matrix is not one.
     """
-    return jointly([layer], config)[0]
+    return in_common_order([layer], config)[0]
 
 
 permuted = permuting(apply, saliency)
 
 
-def together(layers: Sequence[Layer], config: SparsegptConfig) -> list[Weight]:
+def joint(layers: Sequence[Layer], config: SparsegptConfig) -> list[Weight]:
     """Prune layers that are given the same inputs; each in an order of its own where that is searched for."""
-    return [permuted(layer, config) for layer in layers] if config.permutation else jointly(layers, config)
+    return [permuted(layer, config) for layer in layers] if config.permutation else in_common_order(layers, config)
 
 
-def jointly(layers: Sequence[Layer], config: SparsegptConfig) -> list[Weight]:
+def in_common_order(layers: Sequence[Layer], config: SparsegptConfig) -> list[Weight]:
     """Prune layers in the order of their common inputs: one factorization, and the columns of all in turn."""
     gram = moments(layers[0])
     exact, diagonal = inverse_factor(gram, config.damping)
@@ -158,13 +159,12 @@ METHOD = LayerMethod(
     config=SparsegptConfig,
     needs=frozenset({"gram"}),
     apply=permuted,
-    together=together,
+    reading=Reads(compares=lambda config: config.shift > 0),
+    joint=Joint(joint),
     outline=outline,
     check=check,
-    settle=settle,
+    allocates=Allocates(resolve),
     describe=describe,
-    compares=lambda config: config.shift > 0,
-    surveys=surveys,
-    scores=saliency,
+    surveys=surveying(permuted, saliency),
     efforts=EFFORTS,
 )

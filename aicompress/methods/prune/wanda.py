@@ -6,17 +6,26 @@ taken as independent. With `refit` the survivors then take their least-squares v
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer
+from aicompress.methods.capabilities import Allocates, Reads
 from aicompress.methods.curvature import importance
 from aicompress.methods.layerwise import LayerMethod
-from aicompress.methods.prune.calibrated import CalibratedConfig, check, describe, finished, outline, settle, surveys
-from aicompress.methods.prune.permutation import permuting
-from aicompress.methods.prune.sparsity import choose
+from aicompress.methods.prune.masks.calibrated import (
+    CalibratedConfig,
+    check,
+    describe,
+    finished,
+    outline,
+    resolve,
+)
+from aicompress.methods.prune.masks.permutation import permuting
+from aicompress.methods.prune.masks.sparsity import choose
+from aicompress.methods.prune.masks.survey import surveying
 from aicompress.weights import Weight
 
 
@@ -42,7 +51,7 @@ class WandaConfig(CalibratedConfig):
     )
 
 
-def scores(layer: Layer, config: Any = None) -> Tensor:
+def scores(layer: Layer, config: WandaConfig | None = None) -> Tensor:
     """w² E[x²], (out, in): the square of Wanda's score adds up over a block."""
     return layer.weight.square() * importance(layer)
 
@@ -56,18 +65,19 @@ def apply(layer: Layer, config: WandaConfig) -> Weight:
     return finished(layer, choose(layer, scores(layer), config), config)
 
 
+permuted = permuting(apply, scores)
+
 METHOD = LayerMethod(
     name="wanda",
     command="prune",
     summary="zero the weights of least |w| times input norm, per row or N:M; survivors refitted",
     config=WandaConfig,
     needs=frozenset({"gram"}),
-    apply=permuting(apply, scores),
+    apply=permuted,
     outline=outline,
     check=check,
-    settle=settle,
+    allocates=Allocates(resolve),
     describe=describe,
-    compares=lambda config: config.refit and config.shift > 0,
-    surveys=surveys,
-    scores=scores,
+    reading=Reads(compares=lambda config: config.refit and config.shift > 0),
+    surveys=surveying(permuted, scores),
 )

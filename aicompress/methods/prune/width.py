@@ -4,25 +4,40 @@ A neuron is one row of each producer (gate, up or fc1, with its bias) and one co
 score is made of the L2 norms of these slices (Li et al. 2017, arXiv:1608.08710, for filters). `product` multiplies
 them: scaling a producer and unscaling its consumer leaves both the function and the score as they are. `sum` adds
 their squares, the group norm of DepGraph (Fang et al. 2023, arXiv:2301.12900, eq. 4). With calibration data,
-`taylor` adds
-up w² E[g²] over a neuron's weights, g the gradient of a sample's loss (Molchanov et al. 2019, arXiv:1906.10771, eq. 8),
-`activation` is the mean |x| of what the neuron gives (Minitron, Muralidharan et al. 2024, arXiv:2407.14679, section
-2.2) and `obs` structured optimal brain surgeon: what the consumer's output loses when the neurons that stay have taken
-over as well as they can, which the refit then lets them do (see `surgeon`). Layers of unlike widths share out what any
-of these scores loses.
+`taylor` adds up w² E[g²] over a neuron's weights, g the gradient of a sample's loss (Molchanov et al. 2019,
+arXiv:1906.10771, eq. 8), `activation` is the mean |x| of what the neuron gives (Minitron, Muralidharan et al. 2024,
+arXiv:2407.14679, section 2.2) and `obs` structured optimal brain surgeon: what the consumer's output loses when the
+neurons that stay have taken over as well as they can, which the refit then lets them do (see `units.obs`). Layers of
+unlike widths share out what any of these scores loses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
 from aicompress.errors import RecipeError
-from aicompress.methods.prune import units
-from aicompress.methods.prune.targets import TARGETS
-from aicompress.methods.structural import StructuralMethod, Structure
+from aicompress.methods.capabilities import Reads
+from aicompress.methods.prune.units import units
+from aicompress.methods.prune.units.size_targets import TARGETS
+from aicompress.methods.structural import AllocatesSizes, Refits, StructuralMethod, Structure, Unit
+
+POINTS = 48  # widths of a layer that are tried
+
+
+@dataclass(frozen=True)
+class Neurons(Unit):
+    """Neurons of feed-forward layers.
+
+    Attributes:
+        uniform: layers that config.json counts together keep equal numbers of them, so that it can say the width.
+    """
+
+    plural: ClassVar[str] = "neurons"
+    uniform: bool = True
 
 
 class WidthConfig(units.UnitsConfig):
@@ -74,17 +89,28 @@ def _size(layer: Structure, config: WidthConfig) -> int:
     return units.rounded(layer.size, share, config.multiple)
 
 
-METHOD = StructuralMethod(
+def tried(neurons: int, config: WidthConfig) -> list[int]:
+    """Widths of a layer that are tried, multiples from all neurons down."""
+    step = max(config.multiple, -(-neurons // (POINTS * config.multiple)) * config.multiple)
+    return [neurons, *range((neurons - 1) // step * step, 0, -step)]
+
+
+def loss_statistics(config: WidthConfig) -> frozenset[str]:
+    """What the losses of unlike widths read of the original model."""
+    by_score = {"obs": {"gram", "mean"}, "activation": {"mean_abs"}, "taylor": {"gradients"}}
+    return frozenset(by_score.get(config.score, set()))
+
+
+METHOD = StructuralMethod[WidthConfig](
     name="width",
     command="prune",
     summary="drop feed-forward neurons by weight norm, activation or structured OBS, as many in every layer; loads "
     "everywhere",
     config=WidthConfig,
-    units="neurons",
+    unit=lambda config: Neurons(config.widths == "uniform"),
     sizes=sizes,
     keep=units.keep,
-    reads=units.reads,
-    compares=units.compares,
-    refits=units.refits,
-    refit=units.refit,
+    reading=Reads(units.statistics, units.compares),
+    refits=Refits(units.refits, units.refit),
+    allocates=AllocatesSizes(lambda config: config.widths == "per_layer", loss_statistics, tried, units.losses),
 )

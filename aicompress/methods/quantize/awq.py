@@ -19,20 +19,23 @@ from torch import Tensor
 
 from aicompress.errors import RecipeError
 from aicompress.layer import Layer
+from aicompress.methods.capabilities import Allocates, Candidate, Reads, Rescales, ScalingFactors
 from aicompress.methods.curvature import gram, loss, statistics
-from aicompress.methods.layerwise import Balance, Candidate, LayerMethod
+from aicompress.methods.layerwise import AnyLayerMethod, LayerMethod
 from aicompress.methods.method import MethodConfig
-from aicompress.methods.quantize.integer import (
+from aicompress.methods.quantize.grid.integer import (
     IntegerConfig,
     check,
     describe,
     outline,
-    settle,
+    resolve,
+    searched,
     shared_columns,
+    sketched,
     stored_scale_dtype,
 )
-from aicompress.methods.quantize.rounding import decode, encode, grouped
-from aicompress.methods.quantize.scales import full_range, least_error
+from aicompress.methods.quantize.grid.rounding import decode, encode, grouped
+from aicompress.methods.quantize.grid.scales import full_range, least_error
 from aicompress.methods.registry import get
 from aicompress.weights import Weight
 
@@ -80,14 +83,16 @@ class AwqConfig(IntegerConfig):
         return given
 
 
-def base_of(config: AwqConfig) -> tuple[LayerMethod, MethodConfig]:
+def base_of(config: AwqConfig) -> tuple[AnyLayerMethod, MethodConfig]:
     """The method that rounds, and its parameters."""
     method = get("quantize", config.base["name"])
     assert isinstance(method, LayerMethod)
     return method, method.config(**{**{field: getattr(config, field) for field in BESIDE}, **config.base})
 
 
-def balance(candidates: Sequence[Candidate], pooled: Callable[[Tensor], Tensor]) -> Balance | None:
+def scaling_factors(
+    candidates: Sequence[Candidate[AwqConfig]], pooled: Callable[[Tensor], Tensor]
+) -> ScalingFactors | None:
     """The factors of the best exponent for one input.
 
     Args:
@@ -112,11 +117,11 @@ def balance(candidates: Sequence[Candidate], pooled: Callable[[Tensor], Tensor])
         return pooled(scaled_to(size, step / steps))
 
     def error(step: int) -> float:
-        found = factors(step)
-        return sum(rounding_error(layer, found, config, grams[id(layer.inputs)]) for layer, config in seen)
+        scales = factors(step)
+        return sum(rounding_error(layer, scales, config, grams[id(layer.inputs)]) for layer, config in seen)
 
     best = least(steps, error)
-    return Balance(factors(best), f"inputs rescaled with exponent {best / steps:.2f}") if best else None
+    return ScalingFactors(factors(best), f"inputs rescaled with exponent {best / steps:.2f}") if best else None
 
 
 def least(steps: int, error: Callable[[int], float]) -> int:
@@ -128,8 +133,8 @@ def least(steps: int, error: Callable[[int], float]) -> int:
 
     def best_of(tried: Iterable[int]) -> int:
         for step in tried:
-            found = errors[step] if step in errors else error(step)
-            errors[step] = float("inf") if math.isnan(found) else found
+            measured = errors[step] if step in errors else error(step)
+            errors[step] = float("inf") if math.isnan(measured) else measured
         return min(sorted(errors), key=errors.__getitem__)
 
     coarse = best_of((*range(0, steps, COARSE), steps))
@@ -146,9 +151,9 @@ def mean_abs(layers: Sequence[Layer]) -> Tensor:
     """Mean |x| of an input over all layers that read it, (in,); of experts each sees tokens of its own."""
     total, count = torch.zeros(layers[0].weight.shape[1]), 0
     for layer in layers:
-        found = statistics(layer)
-        assert found.mean_abs is not None
-        total, count = total + found.mean_abs * found.count, count + found.count
+        inputs = statistics(layer)
+        assert inputs.mean_abs is not None
+        total, count = total + inputs.mean_abs * inputs.count, count + inputs.count
     return total / count
 
 
@@ -199,8 +204,9 @@ METHOD = LayerMethod(
     apply=apply,
     outline=outline,
     check=check,
-    settle=settle,
+    allocates=Allocates(resolve),
+    widths=searched(AwqConfig, sketched),
     describe=describe,
-    compares=compares,
-    balance=balance,
+    reading=Reads(compares=compares),
+    rescales=Rescales(scaling_factors),
 )

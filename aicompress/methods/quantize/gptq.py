@@ -17,22 +17,25 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer
+from aicompress.methods.capabilities import Allocates, Joint, Reads
 from aicompress.methods.curvature import energies, inverse_factor, moments, permuted, shifted
 from aicompress.methods.effort import Effort, Level, one_pass
 from aicompress.methods.layerwise import STACKED, LayerMethod, stacks
-from aicompress.methods.quantize.columns import Grid, round_columns
-from aicompress.methods.quantize.descent import refine
-from aicompress.methods.quantize.integer import (
+from aicompress.methods.quantize.grid.columns import Grid, round_columns
+from aicompress.methods.quantize.grid.coordinate_descent import refine
+from aicompress.methods.quantize.grid.integer import (
     IntegerConfig,
     check,
     describe,
     outline,
-    settle,
+    resolve,
+    searched,
     shared_columns,
+    sketched,
     stored_scale_dtype,
 )
-from aicompress.methods.quantize.rounding import require_scales
-from aicompress.methods.quantize.scales import full_range, least_error
+from aicompress.methods.quantize.grid.rounding import require_scales
+from aicompress.methods.quantize.grid.scales import full_range, least_error
 from aicompress.weights import IntGrouped, Weight
 
 
@@ -104,10 +107,10 @@ class Basis:
 
     def over(self, x: Tensor) -> Tensor:
         """X H⁻¹ for X (rows, in), inputs in their own order."""
-        found = torch.empty(x.shape)
+        product = torch.empty(x.shape)
         pulled = (x[:, self.order].float() @ self.coupling.t()).mul_(self.pivots.square())
-        found[:, self.order] = pulled @ self.coupling
-        return found
+        product[:, self.order] = pulled @ self.coupling
+        return product
 
 
 def apply(layer: Layer, config: GptqConfig) -> Weight:
@@ -117,22 +120,22 @@ def apply(layer: Layer, config: GptqConfig) -> Weight:
         CompressError: no calibration token reached the layer, or its Gram matrix is not one.
         Refused: its values are too large for the scales' dtype.
     """
-    return together([layer], config)[0]
+    return joint([layer], config)[0]
 
 
-def together(layers: Sequence[Layer], config: GptqConfig) -> list[Weight]:
+def joint(layers: Sequence[Layer], config: GptqConfig) -> list[Weight]:
     """Quantize layers that are given the same inputs: one factorization, and their rows rounded at once.
 
     Raises:
         CompressError, Refused: as `apply`.
     """
     basis = Basis.of(layers[0], config)
-    found: list[Weight] = []
+    weights: list[Weight] = []
     alone = config.granularity == "tensor"  # one layer's scale
     for stack in stacks(layers, 0 if alone else STACKED):
         targets = [shifted(layer, config.shift, basis.over) for layer in stack]
-        found += _quantized(targets, basis, config, stack)
-    return found
+        weights += _quantized(targets, basis, config, stack)
+    return weights
 
 
 def _quantized(targets: list[Tensor], basis: Basis, config: GptqConfig, layers: list[Layer]) -> list[Weight]:
@@ -153,12 +156,12 @@ def _quantized(targets: list[Tensor], basis: Basis, config: GptqConfig, layers: 
     if config.refine:
         codes, levels = refine(wanted, basis.sorted, levels, codes, config.refine, scale.dtype)
         scale = levels.scale.t().to(scale.dtype).contiguous()
-    found = torch.empty(codes.shape[::-1], dtype=torch.int8)
-    found[:, basis.order] = codes.t().to(torch.int8)
+    unsorted = torch.empty(codes.shape[::-1], dtype=torch.int8)
+    unsorted[:, basis.order] = codes.t().to(torch.int8)
     if shared:
-        return [IntGrouped(found, scale, zero, config.bits, 0)]
+        return [IntGrouped(unsorted, scale, zero, config.bits, 0)]
     zeros = [None] * len(rows) if zero is None else torch.split(zero, rows)
-    parts = zip(torch.split(found, rows), torch.split(scale, rows), zeros, strict=True)
+    parts = zip(torch.split(unsorted, rows), torch.split(scale, rows), zeros, strict=True)
     return [IntGrouped(q, s, z, config.bits, shared_columns(config)) for q, s, z in parts]
 
 
@@ -201,11 +204,12 @@ METHOD = LayerMethod(
     config=GptqConfig,
     needs=frozenset({"gram"}),
     apply=apply,
-    together=together,
+    reading=Reads(compares=lambda config: config.shift > 0),
+    joint=Joint(joint),
     outline=outline,
     check=check,
-    settle=settle,
+    allocates=Allocates(resolve),
+    widths=searched(GptqConfig, sketched),
     describe=describe,
-    compares=lambda config: config.shift > 0,
     efforts=EFFORTS,
 )

@@ -15,9 +15,10 @@ import torch
 from pydantic import ConfigDict, Field
 
 from aicompress.layer import Layer, LayerInfo
+from aicompress.methods.capabilities import Reads, Rotates
 from aicompress.methods.layerwise import LayerMethod
-from aicompress.methods.quantize.based import BasedConfig, base_compares, base_of
-from aicompress.methods.quantize.orthogonal import Rotation, rotation
+from aicompress.methods.quantize.grid.orthogonal import Rotation, rotation
+from aicompress.methods.quantize.grid.wrapped import BasedConfig, base_compares, base_of
 from aicompress.weights import Weight
 
 NEEDS = frozenset({"gram", "norms", "mean_abs", "max_abs", "mean"})  # what some base reads
@@ -45,10 +46,10 @@ class HadamardConfig(BasedConfig):
     )
 
 
-def spares(config: HadamardConfig) -> frozenset[str]:
-    """Statistics that the base method does without."""
+def reads(config: HadamardConfig) -> frozenset[str]:
+    """Statistics that the base method reads."""
     method, base = base_of(config)
-    return NEEDS - method.reads(base)
+    return method.reads(base)
 
 
 def check(info: LayerInfo, config: HadamardConfig) -> tuple[str, str] | None:
@@ -73,8 +74,8 @@ def apply(layer: Layer, config: HadamardConfig) -> Weight:
     return method.apply(layer, base)
 
 
-def turned(width: int, centred: bool, seed: int) -> Rotation:
-    """The rotation of a residual stream."""
+def residual_rotation(width: int, centred: bool, seed: int) -> Rotation:
+    """A random rotation of a residual stream."""
     return rotation(width, centred, torch.Generator().manual_seed(seed))
 
 
@@ -94,7 +95,6 @@ METHOD = LayerMethod(
     outline=outline,
     check=check,
     describe=describe,
-    compares=base_compares,
-    rotation=turned,
-    spares=spares,
+    reading=Reads(reads, base_compares),
+    rotates=Rotates(residual_rotation, lambda config: config.untie),
 )

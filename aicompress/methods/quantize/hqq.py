@@ -15,17 +15,19 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
+from aicompress.methods.capabilities import Allocates, RowWise
 from aicompress.methods.layerwise import LayerMethod
-from aicompress.methods.quantize.integer import (
+from aicompress.methods.quantize.grid.integer import (
     IntegerConfig,
     check,
     describe,
-    settle,
+    resolve,
+    searched,
     shared_columns,
     stored_scale_dtype,
 )
-from aicompress.methods.quantize.integer import outline as integer_outline
-from aicompress.methods.quantize.rounding import (
+from aicompress.methods.quantize.grid.integer import outline as integer_outline
+from aicompress.methods.quantize.grid.rounding import (
     EPSILON,
     encode,
     grid,
@@ -59,9 +61,9 @@ class HqqConfig(IntegerConfig):
 
 def outline(info: LayerInfo, config: HqqConfig) -> Weight:
     """The stored weight without data: zero points have the dtype of the scales."""
-    found = integer_outline(info, config)
-    assert isinstance(found, IntGrouped)
-    return IntGrouped(found.codes, found.scale, torch.empty_like(found.scale), config.bits, found.group_size)
+    integer = integer_outline(info, config)
+    assert isinstance(integer, IntGrouped)
+    return IntGrouped(integer.codes, integer.scale, torch.empty_like(integer.scale), config.bits, integer.group_size)
 
 
 def apply(layer: Layer, config: HqqConfig) -> Weight:
@@ -74,8 +76,8 @@ def apply(layer: Layer, config: HqqConfig) -> Weight:
     codes = torch.empty(layer.info.shape, dtype=torch.int8)
     scales, zeros = [], []
     for rows in pieces(layer.info.shape):
-        found, scale, zero = solve(grouped(layer.weight[rows].contiguous(), size), config, dtype)
-        codes[rows] = ungrouped(found, layer.info.shape[1])
+        grouped_codes, scale, zero = solve(grouped(layer.weight[rows].contiguous(), size), config, dtype)
+        codes[rows] = ungrouped(grouped_codes, layer.info.shape[1])
         scales.append(scale)
         zeros.append(zero)
     scale = torch.cat(scales)
@@ -145,7 +147,8 @@ METHOD = LayerMethod(
     apply=apply,
     outline=outline,
     check=check,
-    settle=settle,
+    allocates=Allocates(resolve),
     describe=describe,
-    by_rows=lambda config: True,
+    row_wise=RowWise(lambda config: True),
+    widths=searched(HqqConfig, apply),
 )

@@ -11,18 +11,21 @@ from typing import Literal
 from pydantic import ConfigDict
 
 from aicompress.layer import Layer
+from aicompress.methods.capabilities import Allocates
 from aicompress.methods.curvature import importance
 from aicompress.methods.layerwise import LayerMethod
-from aicompress.methods.quantize.integer import (
+from aicompress.methods.quantize.grid.integer import (
     IntegerConfig,
     check,
     describe,
     encoded,
     outline,
-    settle,
+    resolve,
+    searched,
+    sketched,
     stored_scale_dtype,
 )
-from aicompress.methods.quantize.scales import least_error
+from aicompress.methods.quantize.grid.scales import least_error
 from aicompress.weights import Weight
 
 
@@ -54,6 +57,7 @@ METHOD = LayerMethod(
     apply=apply,
     outline=outline,
     check=check,
-    settle=settle,
+    allocates=Allocates(resolve),
+    widths=searched(ImatrixConfig, sketched),
     describe=describe,
 )

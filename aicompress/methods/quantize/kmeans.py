@@ -14,9 +14,9 @@ from torch import Tensor
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import MethodConfig
-from aicompress.methods.quantize.centroids import cluster, nearest
-from aicompress.methods.quantize.integer import check, shared_columns, stored_scale_dtype
-from aicompress.methods.quantize.rounding import pieces, require_scales
+from aicompress.methods.quantize.grid.centroids import cluster, nearest
+from aicompress.methods.quantize.grid.integer import check, shared_columns, stored_scale_dtype
+from aicompress.methods.quantize.grid.rounding import pieces, require_scales
 from aicompress.weights import Codebook, Weight
 
 
@@ -78,16 +78,16 @@ def shared_values(layer: Layer, importance: Tensor, config: CodebookConfig) -> C
         require_scales(tables, layer.info.name)
         return Codebook(codes.reshape(weight.shape), tables, None, config.bits)
     size = shared_columns(config) or weight.shape[1]
-    codes, found = torch.empty(weight.shape, dtype=torch.uint8), []
+    codes, parts = torch.empty(weight.shape, dtype=torch.uint8), []
     for rows in pieces(layer.info.shape):
         values = weight[rows].reshape(-1, size)
         h = importance.expand(len(weight[rows]), -1).reshape(-1, size)
         tables, own = _solve(values, h, config, dtype)
         codes[rows] = own.reshape(-1, weight.shape[1])
-        found.append(tables)
-    require_scales(torch.cat(found), layer.info.name)
-    assert found[0].shape[1] == k
-    return Codebook(codes, torch.cat(found), None, config.bits)
+        parts.append(tables)
+    require_scales(torch.cat(parts), layer.info.name)
+    assert parts[0].shape[1] == k
+    return Codebook(codes, torch.cat(parts), None, config.bits)
 
 
 def _solve(values: Tensor, weights: Tensor, config: CodebookConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

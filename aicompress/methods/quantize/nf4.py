@@ -13,8 +13,8 @@ from pydantic import ConfigDict, Field
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import MethodConfig
-from aicompress.methods.quantize.integer import check, shared_columns, stored_scale_dtype
-from aicompress.methods.quantize.rounding import grouped, pieces, require_scales
+from aicompress.methods.quantize.grid.integer import check, shared_columns, stored_scale_dtype
+from aicompress.methods.quantize.grid.rounding import grouped, pieces, require_scales
 from aicompress.weights import Codebook, Weight
 
 BITS = 4

@@ -15,9 +15,10 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
+from aicompress.methods.capabilities import Reads
 from aicompress.methods.curvature import damped, loss, moments
 from aicompress.methods.layerwise import LayerMethod
-from aicompress.methods.quantize.based import BasedConfig, base_compares, base_of
+from aicompress.methods.quantize.grid.wrapped import BasedConfig, base_compares, base_of
 from aicompress.weights import Corrected, Dense, LowRank, Weight
 
 
@@ -76,17 +77,17 @@ def apply(layer: Layer, config: QeraConfig) -> Weight:
     hessian = damped(moments(layer), config.damping)
     method, base = base_of(config)
     weight = layer.weight.contiguous()
-    target, best, found = weight, float("inf"), None
+    target, best, corrected = weight, float("inf"), None
     for _ in range(config.rounds):
         quantized = method.apply(replace(layer, weight=target), base)
         correction = correct(weight - quantized.dense(), hessian, config.rank, factor_dtype(layer.info))
         candidate = Corrected(quantized, correction)
         error = loss(weight - candidate.dense(), hessian)
         if error < best:
-            best, found = error, candidate
+            best, corrected = error, candidate
         target = weight - correction.dense()
-    assert found is not None
-    return found
+    assert corrected is not None
+    return corrected
 
 
 def correct(error: Tensor, hessian: Tensor, rank: int, dtype: torch.dtype) -> LowRank:
@@ -123,5 +124,5 @@ METHOD = LayerMethod(
     outline=outline,
     check=check,
     describe=describe,
-    compares=base_compares,
+    reading=Reads[QeraConfig](compares=base_compares),
 )

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
 from aicompress.measure import representable
-from aicompress.methods.layerwise import LayerMethod, Measured
-from aicompress.methods.quantize.compiled import kernels
-from aicompress.methods.quantize.rounding import (
+from aicompress.methods.capabilities import Allocates, Measured, RowWise
+from aicompress.methods.layerwise import LayerMethod
+from aicompress.methods.quantize.grid.compiled import kernels
+from aicompress.methods.quantize.grid.rounding import (
     grouped,
     minmax_range,
     quantize_rows,
@@ -26,7 +27,8 @@ from aicompress.methods.quantize.rounding import (
     squared_error,
     widened,
 )
-from aicompress.methods.quantize.widths import Bits, WidthConfig, settle, unfit
+from aicompress.methods.quantize.grid.scales import stored_scale_dtype
+from aicompress.methods.quantize.grid.widths import Bits, WidthConfig, resolve, searched, unfit
 from aicompress.weights import IntGrouped, Weight
 from aicompress.weights.int_grouped import groups_of
 
@@ -91,24 +93,17 @@ def expand_preset(preset: str) -> dict[str, Any]:
     Raises:
         ValueError: not a preset.
     """
-    found = PRESET.fullmatch(preset)
-    if found is None or found[1] not in "2348" or (found[2] == "8" and (found[1] != "8" or found[3])):
+    match = PRESET.fullmatch(preset)
+    if match is None or match[1] not in "2348" or (match[2] == "8" and (match[1] != "8" or match[3])):
         raise ValueError(
             f"unknown preset {preset!r}: known are W8A16 W8A8 W4A16 W3A16 W2A16, with a suffix such as G64"
         )
-    fields: dict[str, Any] = {"bits": int(found[1]), "symmetric": True}
-    if found[2] == "8":
+    fields: dict[str, Any] = {"bits": int(match[1]), "symmetric": True}
+    if match[2] == "8":
         return {**fields, "granularity": "channel", "activation_bits": 8}
-    if found[1] == "8" and not found[3]:
+    if match[1] == "8" and not match[3]:
         return {**fields, "granularity": "channel"}
-    return {**fields, "granularity": "group", "group_size": int(found[3] or 128)}
-
-
-def stored_scale_dtype(config: Any, dtype: torch.dtype) -> torch.dtype:
-    """Dtype of the scales on disk."""
-    if config.scale_dtype != "auto":
-        return getattr(torch, config.scale_dtype)  # type: ignore[no-any-return]
-    return dtype if dtype in (torch.float16, torch.bfloat16) else torch.float16
+    return {**fields, "granularity": "group", "group_size": int(match[3] or 128)}
 
 
 def scale_shape(info: LayerInfo, config: RtnConfig) -> tuple[int, int]:
@@ -176,13 +171,13 @@ def measured(matrix: Tensor, info: LayerInfo, config: RtnConfig) -> Measured | N
     scale, zero = scale_and_zero(low, high, config.bits, config.symmetric, stored_scale_dtype(config, info.dtype))
     if not torch.isfinite(scale).all():
         return None
-    found = compiled.rounded(matrix, group, config.bits, scale, zero)
-    if not representable(found.error, found.norm):
+    rounded = compiled.rounded(matrix, group, config.bits, scale, zero)
+    if not representable(rounded.error, rounded.norm):
         return None
-    weight = IntGrouped(found.codes, scale, zero, config.bits, group, config.activation_bits)
+    weight = IntGrouped(rounded.codes, scale, zero, config.bits, group, config.activation_bits)
     if config.activation_bits is None:  # else the codes are stored as they are
-        weight = weight.with_stream(compiled.packed(found.codes, config.bits))
-    return Measured(weight, found.error, found.norm)
+        weight = weight.with_stream(compiled.packed(rounded.codes, config.bits))
+    return Measured(weight, rounded.error, rounded.norm)
 
 
 def scales_of(groups: Tensor, config: RtnConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -224,8 +219,8 @@ METHOD = LayerMethod(
     apply=apply,
     outline=outline,
     check=check,
-    settle=settle,
+    allocates=Allocates(resolve),
     describe=describe,
-    by_rows=lambda config: config.granularity != "tensor",
-    measured=measured,
+    row_wise=RowWise(lambda config: config.granularity != "tensor", measured),
+    widths=searched(RtnConfig, apply),
 )

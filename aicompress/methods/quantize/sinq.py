@@ -14,10 +14,19 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
+from aicompress.methods.capabilities import Allocates
 from aicompress.methods.layerwise import LayerMethod
-from aicompress.methods.quantize.integer import IntegerConfig, check, describe, encoded, settle, stored_scale_dtype
-from aicompress.methods.quantize.integer import outline as integer_outline
-from aicompress.methods.quantize.scales import full_range, least_error
+from aicompress.methods.quantize.grid.integer import (
+    IntegerConfig,
+    check,
+    describe,
+    encoded,
+    resolve,
+    searched,
+    stored_scale_dtype,
+)
+from aicompress.methods.quantize.grid.integer import outline as integer_outline
+from aicompress.methods.quantize.grid.scales import full_range, least_error
 from aicompress.weights import ColumnScaled, Weight
 
 LOWEST_STEP, HIGHEST_STEP = 0.7, 2.0  # one step multiplies a factor by no less and no more
@@ -63,7 +72,7 @@ def column_factors(weight: Tensor, iterations: int) -> Tensor:
     w = weight.double() if weight.numel() < 1 << 20 else weight.float()
     squares = w.square()
     rows, columns = torch.zeros(len(w), dtype=w.dtype), torch.zeros(w.shape[1], dtype=w.dtype)  # logarithms
-    best, found = torch.inf, columns
+    best, evenest = torch.inf, columns
     smallest = None
     for _ in range(iterations + 1):
         r, c = (-rows).exp(), (-columns).exp()
@@ -74,10 +83,10 @@ def column_factors(weight: Tensor, iterations: int) -> Tensor:
             break
         imbalance = float(spread.max() / spread.min())
         if imbalance < best:
-            best, found = imbalance, columns
+            best, evenest = imbalance, columns
         smallest = spread.min() if smallest is None else smallest
         rows, columns = rows + _step(by_row, smallest), columns + _step(by_column, smallest)
-    return (found - found.mean()).exp().float()
+    return (evenest - evenest.mean()).exp().float()
 
 
 def _deviation(total: Tensor, squares: Tensor, count: int) -> Tensor:
@@ -99,6 +108,7 @@ METHOD = LayerMethod(
     apply=apply,
     outline=outline,
     check=check,
-    settle=settle,
+    allocates=Allocates(resolve),
+    widths=searched(SinqConfig, apply),
     describe=describe,
 )

@@ -17,8 +17,9 @@ from torch import Tensor
 from aicompress.errors import CompressError
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods import MethodConfig
+from aicompress.methods.capabilities import Candidate, Rescales, ScalingFactors
 from aicompress.methods.curvature import statistics
-from aicompress.methods.layerwise import Balance, Candidate, LayerMethod
+from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.quantize import rtn
 from aicompress.methods.quantize.rtn import RtnConfig
 from aicompress.weights import Weight
@@ -60,7 +61,9 @@ def apply(layer: Layer, config: SmoothquantConfig) -> Weight:
     return rtn.apply(layer, rounding(config))
 
 
-def balance(candidates: Sequence[Candidate], pooled: Callable[[Tensor], Tensor]) -> Balance | None:
+def scaling_factors(
+    candidates: Sequence[Candidate[SmoothquantConfig]], pooled: Callable[[Tensor], Tensor]
+) -> ScalingFactors | None:
     """The factors of one input.
 
     Args:
@@ -75,23 +78,23 @@ def balance(candidates: Sequence[Candidate], pooled: Callable[[Tensor], Tensor])
         layer = candidate.read()
         if layer.inputs is None or not layer.inputs.count:
             continue
-        found = statistics(layer).max_abs
-        if found is None or not torch.isfinite(found).all():
+        largest = statistics(layer).max_abs
+        if largest is None or not torch.isfinite(largest).all():
             raise CompressError(f"{layer.info.name}: the largest inputs are not known", "calibrate in float32")
-        inputs.append(found)
+        inputs.append(largest)
         weights.append(layer.weight.abs().amax(dim=0))
     alpha = candidates[0].config.alpha
     if not inputs:
         return None
     factors = pooled(smoothing(torch.stack(inputs).amax(dim=0), torch.stack(weights).amax(dim=0), alpha))
-    return Balance(factors, f"inputs smoothed, alpha {alpha:g}")
+    return ScalingFactors(factors, f"inputs smoothed, alpha {alpha:g}")
 
 
 def smoothing(inputs: Tensor, weights: Tensor, alpha: float) -> Tensor:
     """s = max|x|^α / max|w|^(1−α), (in,); 1 for a channel that carries nothing."""
     largest, widest = inputs.clamp_min(FLOOR * inputs.max()), weights.clamp_min(FLOOR * weights.max())
-    found = largest.pow(alpha) / widest.pow(1 - alpha)
-    return torch.where((inputs > 0) & (weights > 0) & torch.isfinite(found) & (found > 0), found, 1.0)
+    factors = largest.pow(alpha) / widest.pow(1 - alpha)
+    return torch.where((inputs > 0) & (weights > 0) & torch.isfinite(factors) & (factors > 0), factors, 1.0)
 
 
 def describe(config: SmoothquantConfig, weight: Weight) -> dict[str, Any]:
@@ -108,5 +111,5 @@ METHOD = LayerMethod(
     apply=apply,
     outline=outline,
     describe=describe,
-    balance=balance,
+    rescales=Rescales(scaling_factors),
 )

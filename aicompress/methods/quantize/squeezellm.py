@@ -11,9 +11,9 @@ from typing import Literal
 from aicompress.layer import Layer
 from aicompress.methods.curvature import importance
 from aicompress.methods.layerwise import LayerMethod
-from aicompress.methods.quantize.integer import check
+from aicompress.methods.quantize.grid.integer import check
+from aicompress.methods.quantize.grid.rounding import EPSILON
 from aicompress.methods.quantize.kmeans import CodebookConfig, describe, outline, shared_values
-from aicompress.methods.quantize.rounding import EPSILON
 from aicompress.weights import Weight
 
 
@@ -30,8 +30,8 @@ def apply(layer: Layer, config: SqueezellmConfig) -> Weight:
         CompressError: no calibration token reached the layer, or its inputs are not finite.
         Refused: its values are too large for the tables' dtype.
     """
-    found = importance(layer)
-    return shared_values(layer, found.clamp_min(1e-3 * found.mean() + EPSILON), config)
+    squares = importance(layer)
+    return shared_values(layer, squares.clamp_min(1e-3 * squares.mean() + EPSILON), config)
 
 
 METHOD = LayerMethod(

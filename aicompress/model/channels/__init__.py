@@ -1,1 +1,1 @@
-"""Channels of any network: which go together, how they are cut, what they are worth, what can be repaired."""
+"""Channels of any network: dependency groups, cutting, saliency, repair in closed form."""

@@ -1,4 +1,4 @@
-"""Layers with fewer channels: their tensors cut, and their attributes (`out_channels`, `groups`) made to fit.
+"""Cut channels from layers: their tensors and their attributes (`out_channels`, `groups`).
 
 The attributes of every layer that changed are kept in the manifest, so that a module whose own definition has the old
 widths can be made to fit a pruned checkpoint (`resize`). Nothing else may have another shape than its definition.
@@ -13,10 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aicompress.checkpoint import Checkpoint
-from aicompress.errors import CheckpointError
 from aicompress.model.channels.graph import ChannelGroup, Member
-from aicompress.model.modeling_aicompress import fit_shapes
+from aicompress.model.loading.resize import WIDTH_ATTRIBUTES, put, set_widths
 
 
 @dataclass(frozen=True)
@@ -50,13 +48,13 @@ def kept_places(module: nn.Module, groups: Iterable[tuple[ChannelGroup, list[int
         for member in group.members:
             gone.setdefault((member.path, member.side == "in"), []).append(member.places[~stays].reshape(-1))
             axes[member.path] = member.axis
-    found: dict[str, Kept] = {}
+    by_path: dict[str, Kept] = {}
     for (path, inner), places in gone.items():
         stays = torch.ones(_width(module, path, inner, axes[path]), dtype=torch.bool)
         stays[torch.cat(places)] = False
-        kept, old = stays.nonzero()[:, 0], found.get(path, Kept())
-        found[path] = Kept(old.out, kept, axes[path]) if inner else Kept(kept, old.inner, axes[path])
-    return found
+        kept, old = stays.nonzero()[:, 0], by_path.get(path, Kept())
+        by_path[path] = Kept(old.out, kept, axes[path]) if inner else Kept(kept, old.inner, axes[path])
+    return by_path
 
 
 def _width(module: nn.Module, path: str, inner: bool, axis: int | None) -> int:
@@ -77,27 +75,21 @@ def _width(module: nn.Module, path: str, inner: bool, axis: int | None) -> int:
     raise TypeError(f"{type(layer).__name__} has no channels")
 
 
-_ATTRIBUTES = (
-    "out_features", "in_features", "out_channels", "in_channels", "groups",
-    "num_features", "num_channels", "num_parameters", "normalized_shape", "embedding_dim",
-)  # fmt: skip
-
-
 def attributes(layer: nn.Module, kept: Kept) -> dict[str, int]:
     """The attributes of a layer after the cut."""
-    found: dict[str, int] = {}
+    lengths: dict[str, int] = {}
     out = None if kept.out is None else len(kept.out)
     inner = None if kept.inner is None else len(kept.inner)
     if isinstance(layer, nn.Linear):
-        found = {"out_features": out or layer.out_features, "in_features": inner or layer.in_features}
+        lengths = {"out_features": out or layer.out_features, "in_features": inner or layer.in_features}
     elif isinstance(layer, nn.modules.conv._ConvNd):
         if is_depthwise(layer):
-            found = dict.fromkeys(("out_channels", "in_channels", "groups"), out or layer.groups)
+            lengths = dict.fromkeys(("out_channels", "in_channels", "groups"), out or layer.groups)
         else:
-            found = {"out_channels": out or layer.out_channels, "in_channels": inner or layer.in_channels}
+            lengths = {"out_channels": out or layer.out_channels, "in_channels": inner or layer.in_channels}
     elif out is not None:
-        found = {name: out for name in _ATTRIBUTES[5:] if hasattr(layer, name)}
-    return found
+        lengths = {name: out for name in WIDTH_ATTRIBUTES[5:] if hasattr(layer, name)}
+    return lengths
 
 
 def is_depthwise(layer: nn.Module) -> bool:
@@ -109,13 +101,13 @@ def is_depthwise(layer: nn.Module) -> bool:
 
 def shapes_after(module: nn.Module, kept: Mapping[str, Kept]) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors of all layers that lose something, by their names in the module."""
-    found: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for path, places in kept.items():
         if places.axis is not None:
             assert places.out is not None
             shape = list(module.get_parameter(path).shape)
             shape[places.axis] = len(places.out)
-            found[path] = tuple(shape)
+            shapes[path] = tuple(shape)
             continue
         layer = module.get_submodule(path)
         for leaf, tensor in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
@@ -128,8 +120,8 @@ def shapes_after(module: nn.Module, kept: Mapping[str, Kept]) -> dict[str, tuple
                     shape[out_axis] = len(places.out)
             elif tensor.ndim and places.out is not None:
                 shape[0] = len(places.out)
-            found[f"{path}.{leaf}" if path else leaf] = tuple(shape)
-    return found
+            shapes[f"{path}.{leaf}" if path else leaf] = tuple(shape)
+    return shapes
 
 
 def matrix_axes(layer: nn.Module) -> tuple[int, int]:
@@ -198,46 +190,7 @@ def cut_module(module: nn.Module, kept: Mapping[str, Kept]) -> dict[str, dict[st
             continue
         layer = module.get_submodule(path)
         for leaf, tensor in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
-            _put(layer, leaf, cut_layer(layer, leaf, tensor.detach(), places))
+            put(layer, leaf, cut_layer(layer, leaf, tensor.detach(), places))
         widths[path] = attributes(layer, places)
-        _set(layer, widths[path])
+        set_widths(layer, widths[path])
     return widths
-
-
-def _put(layer: nn.Module, leaf: str, value: Tensor) -> None:
-    if leaf in layer._parameters:
-        layer._parameters[leaf] = nn.Parameter(value, requires_grad=False)
-    else:
-        layer._buffers[leaf] = value
-
-
-def _set(layer: nn.Module, widths: Mapping[str, int]) -> None:
-    for name, value in widths.items():
-        setattr(layer, name, (value,) if name == "normalized_shape" else value)
-
-
-def resize(module: nn.Module, checkpoint: Checkpoint) -> None:
-    """Make a module fit a checkpoint of pruned channels; its tensors there become empty ones of the right shape.
-
-    Raises:
-        CheckpointError: the module has no such layer.
-    """
-    shapes = {name: spec.shape for name, spec in checkpoint.parameters().items()} if checkpoint.manifest.widths else {}
-    if hasattr(module, "all_tied_weights_keys"):  # of transformers: names on disk may differ from names of modules
-        fit_shapes(module, checkpoint.manifest.widths, shapes)
-        return
-    for path, widths in checkpoint.manifest.widths.items():
-        try:
-            layer = module.get_submodule(path) if widths else module.get_submodule(path.rpartition(".")[0])
-        except AttributeError as error:
-            raise CheckpointError(
-                f"{checkpoint.path} was pruned at {path!r}, which {type(module).__name__} does not have",
-                "give the module that it was pruned from",
-            ) from error
-        leaves = [*layer._parameters, *layer._buffers] if widths else [path.rpartition(".")[2]]
-        prefix = path if widths else path.rpartition(".")[0]
-        for leaf in leaves:
-            old, shape = getattr(layer, leaf, None), shapes.get(f"{prefix}.{leaf}" if prefix else leaf)
-            if isinstance(old, Tensor) and shape is not None and tuple(old.shape) != shape:
-                _put(layer, leaf, torch.empty(shape, dtype=old.dtype, device=old.device))
-        _set(layer, {name: value for name, value in widths.items() if name in _ATTRIBUTES and hasattr(layer, name)})

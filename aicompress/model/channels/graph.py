@@ -1,4 +1,4 @@
-"""Which channels of a network come and go together: a unit is rows of some layers and columns of those that read it.
+"""Dependency groups of channels: a unit is rows of some layers and columns of the layers that read them.
 
 torch-pruning traces the graph (Fang et al. 2023, arXiv:2301.12900): through norms, residual sums, concatenations and
 the flattening before a linear layer. What it takes for granted (any operation it does not know acts on each channel
@@ -93,10 +93,10 @@ def channel_groups(module: nn.Module, inputs: Any) -> tuple[list[ChannelGroup], 
     order = {name: number for number, name in enumerate(names.values())}
     groups: list[ChannelGroup] = []
     fixed: list[Fixed] = []
-    for found in graph.get_all_groups(root_module_types=_LAYERS):
-        root = names[found[0].dep.target.module]
+    for items in graph.get_all_groups(root_module_types=_LAYERS):
+        root = names[items[0].dep.target.module]
         try:
-            groups.append(_group(_first(found, graph, names, root), found, graph, names))
+            groups.append(_group(_first(items, graph, names, root), items, graph, names))
         except _Unfit as error:
             fixed.append(Fixed(root, str(error)))
     return sorted(groups, key=lambda group: order[group.name]), sorted(fixed, key=lambda one: order[one.name])
@@ -144,17 +144,17 @@ def tensors_of(output: Any) -> list[Tensor]:
     return []
 
 
-def _first(found: Any, graph: Any, names: dict[Any, str], root: str) -> str:
+def _first(items: Any, graph: Any, names: dict[Any, str], root: str) -> str:
     """The first layer that computes a group's units, in order of definition."""
-    makers = {item.dep.target.module for item in found if graph.is_out_channel_pruning_fn(item.dep.handler)}
+    makers = {item.dep.target.module for item in items if graph.is_out_channel_pruning_fn(item.dep.handler)}
     return next((name for module, name in names.items() if isinstance(module, _LAYERS) and module in makers), root)
 
 
-def _group(root: str, found: Any, graph: Any, names: dict[Any, str]) -> ChannelGroup:
-    size = len(found[0].idxs)
+def _group(root: str, items: Any, graph: Any, names: dict[Any, str]) -> ChannelGroup:
+    size = len(items[0].idxs)
     members: list[Member] = []
     labels: list[list[int]] = [[0] * size]
-    for item in found:
+    for item in items:
         target, handler = item.dep.target, item.dep.handler
         module = target.module
         if isinstance(module, nn.Parameter):
@@ -218,7 +218,7 @@ def _places(item: Any, size: int, name: str) -> Tensor:
 def _cohorts(labels: Sequence[Sequence[int]]) -> tuple[int, ...]:
     """One label for each unit out of those that its layers give; the cohorts must be of one size."""
     numbers: dict[tuple[int, ...], int] = {}
-    found = [numbers.setdefault(label, len(numbers)) for label in zip(*labels, strict=True)]
-    if len(set(torch.bincount(torch.tensor(found)).tolist())) > 1:
+    cohorts = [numbers.setdefault(label, len(numbers)) for label in zip(*labels, strict=True)]
+    if len(set(torch.bincount(torch.tensor(cohorts)).tolist())) > 1:
         raise _Unfit("its layers are grouped in ways that do not fit each other")
-    return tuple(found)
+    return tuple(cohorts)

@@ -1,4 +1,4 @@
-"""What a network without some channels can be given back in closed form, layer by layer in running order.
+"""Repair a network that lost channels in closed form, layer by layer in running order.
 
 A layer that lost inputs is fitted to the outputs that the whole network's layer gives: with x̂ what it is shown now and
 r = y − Ŵx̂ − b̂ what it misses, ΔW = E[r x̂ᵀ](E[x̂ x̂ᵀ] + λI)⁻¹ (the end state of structured optimal brain surgery, from
@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from aicompress.model.blocks.input_statistics import rows_of
 from aicompress.model.channels.cut import Kept
 from aicompress.model.channels.graph import forward
-from aicompress.model.statistics import rows_of
 
 
 @dataclass(frozen=True)
@@ -104,10 +104,10 @@ def running_order(module: nn.Module, inputs: Any) -> list[str]:
 
 def _watched(module: nn.Module, path: str, inputs: Any) -> tuple[Tensor, Tensor]:
     """What a layer is given, and what it gives."""
-    found: list[Tensor] = []
+    seen: list[Tensor] = []
 
     def hook(layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
-        found.extend((args[0] if args else next(iter(kwargs.values())), output))
+        seen.extend((args[0] if args else next(iter(kwargs.values())), output))
         raise _Reached
 
     handle = module.get_submodule(path).register_forward_hook(hook, with_kwargs=True)
@@ -118,7 +118,7 @@ def _watched(module: nn.Module, path: str, inputs: Any) -> tuple[Tensor, Tensor]
         pass
     finally:
         handle.remove()
-    return found[0], found[1]
+    return seen[0], seen[1]
 
 
 def _refit(job: Repair, path: str, layer: Any, kept: Kept) -> None:

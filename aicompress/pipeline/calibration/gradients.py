@@ -16,15 +16,14 @@ from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.layer import GradientStats, LayerInfo
-from aicompress.model.gradients import Descent, Keep, collect
-from aicompress.model.moments import Part, Watched
-from aicompress.model.objective import LossKind, Objective
-from aicompress.model.partial import PartialModel
-from aicompress.pipeline.calibration.inputs import samples
-from aicompress.pipeline.calibration.request import Step, loss_of, module_of
-from aicompress.pipeline.output import Output
-from aicompress.pipeline.processes import Processes
-from aicompress.weights import LowRank
+from aicompress.model.loading.partial_model import PartialModel
+from aicompress.model.sensitivity.gradients import Descent, Keep, collect
+from aicompress.model.sensitivity.loss import Objective
+from aicompress.model.sensitivity.moments import Part, Watched
+from aicompress.pipeline.calibration.data import samples
+from aicompress.pipeline.calibration.requirements import Step, module_of
+from aicompress.pipeline.step.output import Output
+from aicompress.pipeline.step.workers import Processes
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,8 @@ class GradientStore:
     folder: Path
 
     def add(self, moments: Mapping[str, GradientStats]) -> None:
-        for name, found in moments.items():
-            tensors = {"mean": found.mean, "square": found.square, "count": torch.tensor(found.count)}
+        for name, stats in moments.items():
+            tensors = {"mean": stats.mean, "square": stats.square, "count": torch.tensor(stats.count)}
             save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, self._file(name))
 
     def read(self, name: str) -> GradientStats | None:
@@ -91,33 +90,32 @@ def differentiate(plan: Step, team: Processes, keep: Keep, progress: Callable[[i
     given = samples(plan.checkpoint, model, recipe.calibration, recipe.seed, team)
     infos = [layer.info for layer in plan.layers if layer.config is not None]
     wanted = watched(plan.checkpoint, loader, infos)
-    kind: LossKind = loss_of([layer.config for layer in plan.layers if layer.config is not None])
+    kind = next(layer.config.gradient_loss for layer in plan.layers if layer.config is not None)  # one for all
     collect(Descent(model, loader, given, wanted, Objective(kind, recipe.seed), team), keep, progress)
 
 
 def watched(checkpoint: Checkpoint, loader: PartialModel, infos: list[LayerInfo]) -> dict[str, Watched]:
     """Where the model has each layer's weight; a layer that it does not have is not in it."""
-    found: dict[str, Watched] = {}
+    places: dict[str, Watched] = {}
     for info in infos:
         place = loader.place_of(info.tensor)
         if place is not None:
             part = partial(_factor, checkpoint, info) if info.part else None
-            found[info.name] = Watched(place, info.tensor_shape, info.transposed, part)
-    return found
+            places[info.name] = Watched(place, info.tensor_shape, info.transposed, part)
+    return places
 
 
 def _factor(checkpoint: Checkpoint, info: LayerInfo) -> Part:
     """Of W = A B: dL/dA = dL/dW Bᵀ and dL/dB = Aᵀ dL/dW."""
-    weight = checkpoint.weight(info.tensor)
-    assert isinstance(weight, LowRank)
+    factors = checkpoint.weight(info.tensor).parts()
     if info.part == "out":
-        inner = weight.inner.dense()
+        inner = factors["in"].dense()
 
         def of_out(gradient: Tensor) -> Tensor:
             return gradient @ inner.t()
 
         return of_out
-    out = weight.out.dense()
+    out = factors["out"].dense()
 
     def of_inner(gradient: Tensor) -> Tensor:
         return out.t() @ gradient

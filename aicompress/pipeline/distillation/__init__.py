@@ -1,1 +1,1 @@
-"""The driver of distill: plan, teach, keep the best, write."""
+"""Distillation: plan it, train the student, write the best weights."""

@@ -1,4 +1,4 @@
-"""What a student learns from: samples tokenized once, divided once, and in an order that seed and step decide."""
+"""Samples of a training run, their split, and batches in an order that seed and step decide."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Samples:
-    """All samples.
+    """All samples of a training run, tokenized.
 
     Attributes:
         columns: (samples, ...) by argument name, token ids as int32; padded texts have `attention_mask` among them.
@@ -70,7 +70,7 @@ class Samples:
         return 0 if ids is None else ids.numel()
 
     def batch(self, index: Tensor) -> Batch:
-        """Some of them; padding that none of these needs is cut off."""
+        """A batch of these samples; padding that none of them needs is cut off."""
         picked = {name: _wide(column[index]) for name, column in self.columns.items()}
         mask = picked.get("attention_mask")
         if mask is not None:
@@ -80,12 +80,12 @@ class Samples:
 
 
 def _wide(column: Tensor) -> Tensor:
-    """Token ids are kept as int32 and given to a model as int64."""
+    """The column as a model takes it: token ids are kept as int32 and given as int64."""
     return column.long() if column.dtype is torch.int32 else column
 
 
 @dataclass(frozen=True)
-class Division:
+class Split:
     """Which samples are trained on, in which order, and which are held out.
 
     The order is a function of seed and step, so that a resumed run needs no generator's state.
@@ -116,7 +116,7 @@ class Division:
         return torch.cat([self.at(step) for step in range(steps)]).sort().values
 
     def in_order(self, index: Tensor, batch: int) -> Iterator[Tensor]:
-        """Given samples in batches of like length, for passes in which the order does not matter."""
+        """The given samples in batches of like length, for passes in which the order does not matter."""
         ordered = index if self.lengths is None else index[self.lengths[index].argsort(stable=True)]
         return iter(torch.split(ordered, batch))
 
@@ -125,22 +125,22 @@ class Division:
 
 
 @lru_cache(maxsize=2)
-def _epoch(division: Division, epoch: int) -> Tensor:
+def _epoch(split: Split, epoch: int) -> Tensor:
     """(batches, batch) one pass over the training samples; what does not fill a batch waits for another epoch."""
-    generator = torch.Generator().manual_seed(division.seed * 1_000_003 + epoch)
-    order = division.train[torch.randperm(len(division.train), generator=generator)]
-    count = len(order) // division.batch
-    order = order[: count * division.batch]
-    if division.lengths is not None:
-        lengths = division.lengths
-        buckets = torch.split(order, BUCKET * division.batch)
+    generator = torch.Generator().manual_seed(split.seed * 1_000_003 + epoch)
+    order = split.train[torch.randperm(len(split.train), generator=generator)]
+    count = len(order) // split.batch
+    order = order[: count * split.batch]
+    if split.lengths is not None:
+        lengths = split.lengths
+        buckets = torch.split(order, BUCKET * split.batch)
         order = torch.cat([bucket[lengths[bucket].argsort(stable=True)] for bucket in buckets])
-    batches = order.view(count, division.batch)
+    batches = order.view(count, split.batch)
     return batches[torch.randperm(count, generator=generator)]
 
 
-def divide(samples: Samples, held_out: float, batch: int, seed: int) -> Division:
-    """Hold out a share of the samples.
+def split_samples(samples: Samples, held_out: float, batch: int, seed: int) -> Split:
+    """Split the samples into those to train on and a share held out.
 
     Raises:
         RecipeError: what is left does not fill one batch.
@@ -151,4 +151,4 @@ def divide(samples: Samples, held_out: float, batch: int, seed: int) -> Division
             f"{samples.source.path} leaves {len(train)} training samples, a batch takes {batch}",
             f"training.batch: {len(train)}, or more data",
         )
-    return Division(train, held, batch, seed, samples.lengths)
+    return Split(train, held, batch, seed, samples.lengths)

@@ -1,23 +1,23 @@
-"""What a training run leaves for movement pruning: -Σ w g of every trained matrix, in a file of statistics."""
+"""Movement of trained weights for movement pruning: -Σ w g of every trained matrix, in a file of statistics."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.reader import digests
 from aicompress.checkpoint.statistics import StatisticsWriter
+from aicompress.data import Source
 from aicompress.errors import Refused
-from aicompress.layer import as_matrix
-from aicompress.pipeline.distillation.plan import DistillPlan
+from aicompress.layer import LayerInfo, as_matrix
 from aicompress.pipeline.distillation.student import Student
 from aicompress.pipeline.distillation.training import Trainer
 
 
 def require_free(path: Path | None) -> None:
-    """A file of statistics can be written there.
+    """Refuse a path where no file of statistics can be written.
 
     Raises:
         Refused: it exists, or its name does not say what it is.
@@ -30,21 +30,31 @@ def require_free(path: Path | None) -> None:
         raise Refused(f"{path} exists", "choose another name: a training run records statistics of its own")
 
 
-def watched(student: Student) -> Mapping[str, str]:
-    """Trained parameters that are plain matrices, and the checkpoint's names for them."""
+def watched(student: Student) -> tuple[str, ...]:
+    """Names of the trained parameters that are plain matrices."""
     entries = student.checkpoint.manifest.entries
-    plain = [name for name, found in student.stored.items() if name not in entries and set(found) == {""}]
-    return {name: name for name in plain if student.stored[name][""].ndim >= 2}
+    return tuple(
+        name
+        for name, stored in student.stored.items()
+        if name not in entries and set(stored) == {""} and stored[""].ndim >= 2
+    )
 
 
-def write(path: Path, plan: DistillPlan, names: Mapping[str, str], trainer: Trainer) -> None:
-    """Keep the movement of every layer beside the digests of the checkpoint that the run wrote."""
-    infos = {info.tensor: info for info in plan.layers}
-    written = Checkpoint.open(plan.output.destination.path)
+def write(path: Path, written: Checkpoint, layers: Sequence[LayerInfo], trainer: Trainer, source: Source) -> None:
+    """Write the movement of every watched layer to a file of statistics.
+
+    Args:
+        path: the file.
+        written: the checkpoint that the run wrote; its digests tell the file's user that they belong together.
+        layers: of the student.
+        trainer: the finished run.
+        source: the samples that were learned from.
+    """
+    infos = {info.tensor: info for info in layers}
     with StatisticsWriter(path) as writer:
-        for parameter, name in names.items():
+        for name, movement in trainer.movement.items():
             if name in infos:
-                moved = as_matrix(trainer.movement[parameter].detach().cpu(), infos[name].transposed)
-                writer.add_movement(infos[name].name, moved.float(), trainer.course.step)
-        record = {"data": [dataclasses.asdict(plan.samples.source)], "processes": trainer.team.size}
+                moved = as_matrix(movement.detach().cpu(), infos[name].transposed)
+                writer.add_movement(infos[name].name, moved.float(), trainer.history.step)
+        record = {"data": [dataclasses.asdict(source)], "processes": trainer.team.size}
         writer.seal(digests(written.source), record)

@@ -1,10 +1,11 @@
-"""Plan a distillation: checkpoints, recipe and data checked against each other, every output byte known."""
+"""Plan a distillation: check checkpoints, recipe and data against each other, and lay out the output."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,34 +14,26 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.place import require_writable
 from aicompress.errors import CompressError, RecipeError, Refused, raise_all
 from aicompress.layer import Kind, LayerInfo
-from aicompress.methods import get
 from aicompress.methods.outputs import Anatomy
-from aicompress.methods.training import DistillMethod, LossConfig
-from aicompress.model.outputs import Runner, anatomy, runner
-from aicompress.model.tokenizer import FILES, load_tokenizer
-from aicompress.pipeline.distillation.batches import Division, Samples, divide
+from aicompress.methods.training import DistillMethod, LossConfig, get_loss
+from aicompress.model.distillation.outputs import Runner, anatomy, runner
+from aicompress.model.loading.tokenizer import FILES, load_tokenizer
+from aicompress.pipeline.distillation.batches import Samples, Split, split_samples
 from aicompress.pipeline.distillation.samples import read_samples
-from aicompress.pipeline.distillation.teaching import CACHE_BYTES, Loss, row_bytes
-from aicompress.pipeline.output import (
-    DIGEST,
-    Destination,
-    Output,
-    Planned,
-    arrange,
-    lineage_step,
-    with_digests,
-)
-from aicompress.pipeline.preflight import known_kinds, left_out, place_problems, require_space, stored_outline
-from aicompress.pipeline.preview import summarize
+from aicompress.pipeline.distillation.teacher import CACHE_BYTES, Loss
+from aicompress.pipeline.step.checks import known_kinds, left_out, place_problems, require_space, stored_outline
+from aicompress.pipeline.step.dry_run import summarize
+from aicompress.pipeline.step.input import open_input
+from aicompress.pipeline.step.output import Destination, Output, Planned, arrange, lineage_step
 from aicompress.recipe.distillation import DistillRecipe, Training
 from aicompress.report.plan import PlanRow, PlanSummary
 
-Losses = tuple[tuple[DistillMethod, LossConfig], ...]
+Losses = tuple[tuple[DistillMethod[Any], LossConfig], ...]
 
 
 @dataclass(frozen=True)
 class DistillPlan:
-    """A distillation that can be run, or printed.
+    """A planned distillation, to be run or printed.
 
     Attributes:
         checkpoint: the student.
@@ -51,7 +44,7 @@ class DistillPlan:
         runner, teacher_runner: how the two models are run.
         layers: every layer of the student.
         samples: what is learnt from, tokenized.
-        division: which samples are trained on, and when.
+        split: which samples are trained on, and when.
         output: every file and byte of the output.
         kinds: what the model definition says of the parameters.
         keep_zeros: weights that are zero stay zero.
@@ -69,7 +62,7 @@ class DistillPlan:
     teacher_runner: Runner
     layers: tuple[LayerInfo, ...]
     samples: Samples
-    division: Division
+    split: Split
     output: Output
     kinds: Mapping[str, Kind | None] | None
     keep_zeros: bool
@@ -78,11 +71,11 @@ class DistillPlan:
     allow_code: bool = False
 
     def student_module(self) -> nn.Module | None:
-        """The module of a bare file, to be filled; None for a checkpoint that names its architecture."""
+        """The module of a bare student, to be filled; None for a checkpoint that names its architecture."""
         return _module(self.checkpoint, self.recipe, self.allow_code)
 
     def teacher_module(self) -> nn.Module | None:
-        """The same for the teacher."""
+        """The module of a bare teacher."""
         return _module(self.teacher, self.recipe, self.allow_code)
 
     def summary(self) -> PlanSummary:
@@ -96,13 +89,17 @@ class DistillPlan:
 
 
 def make_plan(
-    source: str | Path, teacher: str | Path, destination: Destination, recipe: DistillRecipe, allow_code: bool = False
+    source: str | Path,
+    teacher_source: str | Path,
+    destination: Destination,
+    recipe: DistillRecipe,
+    allow_code: bool = False,
 ) -> DistillPlan:
     """Check everything and lay out the output; reads headers, configs and the data.
 
     Args:
         source: the student's checkpoint.
-        teacher: the teacher's.
+        teacher_source: the teacher's.
         destination: where the trained student goes.
         recipe: what to do.
         allow_code: a factory that the recipe names may run.
@@ -110,38 +107,27 @@ def make_plan(
     Raises:
         Refused: or Problems, everything that is wrong.
     """
-    student, tutor = Checkpoint.open(source), Checkpoint.open(teacher)
-    raise_all(place_problems([student, tutor], destination, recipe.gates))
+    (student, tied), teacher = open_input(source), Checkpoint.open(teacher_source)
+    raise_all(place_problems([student, teacher], destination, recipe.gates))
     require_writable(destination.path)
-    run, run_teacher = runner(student), runner(tutor)
-    losses = _losses(recipe)
-    minds = _anatomies((student, run), (tutor, run_teacher), recipe)
-    raise_all(_mismatches(losses, run, run_teacher, minds))
+    run, run_teacher = runner(student), runner(teacher)
+    losses = tuple((get_loss(config.name), config) for config in recipe.losses)
+    anatomies = _anatomies((student, run), (teacher, run_teacher), recipe)
+    raise_all(_mismatches(losses, run, run_teacher, anatomies))
     kinds, warnings = known_kinds(student)
     samples = read_samples(recipe.data, run.task, student, load_tokenizer(student.source.folder))
-    _check_labels(samples, minds[0])
+    _check_labels(samples, anatomies[0])
     training = recipe.training.model_copy(update={"precision": resolved_precision(recipe.training.precision)})
-    division = divide(samples, training.held_out, training.batch, recipe.seed)
+    split = split_samples(samples, training.held_out, training.batch, recipe.seed)
     layers = tuple(student.layers(kinds))
-    step = lineage_step("distill", recipe, student.source)
-    step["teacher"] = {"inputs": {file.name: DIGEST for file in tutor.source.files}}
+    step = lineage_step("distill", recipe, student.source, {"teacher": teacher.source})
     output = arrange(student, destination, _parameters(student, layers), step)
     require_space(output)
     return DistillPlan(
-        student, tutor, recipe, losses, training, run, run_teacher, layers, samples, division, output, kinds,
-        _keeps_zeros(training, student), _cached(training, losses, (run_teacher, minds[1]), samples, division),
-        (*warnings, *_tokenizer_warnings(student, tutor), *left_out(student)), allow_code,
+        student, teacher, recipe, losses, training, run, run_teacher, layers, samples, split, output, kinds,
+        _keeps_zeros(training, student), _cached(training, losses, (run_teacher, anatomies[1]), samples, split),
+        (*tied, *warnings, *_tokenizer_warnings(student, teacher), *left_out(student)), allow_code,
     )  # fmt: skip
-
-
-def _losses(recipe: DistillRecipe) -> Losses:
-    found = []
-    for config in recipe.losses:
-        method = get("distill", config.name)
-        if not isinstance(method, DistillMethod):
-            raise TypeError(f"{method.name} is not a loss")
-        found.append((method, config))
-    return tuple(found)
 
 
 def _anatomies(
@@ -171,26 +157,26 @@ def _last_layer(checkpoint: Checkpoint, recipe: DistillRecipe) -> str | None:
 
 
 def _mismatches(
-    losses: Losses, student: Runner, teacher: Runner, minds: tuple[Anatomy, Anatomy]
+    losses: Losses, student: Runner, teacher: Runner, anatomies: tuple[Anatomy, Anatomy]
 ) -> list[CompressError]:
-    """Losses that the two models cannot have."""
+    """Errors that name the losses which the two models cannot have."""
     reads_logits = any("logits" in method.reads for method, _ in losses)
     if reads_logits and student.task != teacher.task:
         what = {"causal": "a causal language model", "masked": "a masked language model", "classes": "a classifier"}
         names = [what.get(run.task, f"a {run.task}") for run in (student, teacher)]
         return [Refused(f"the student is {names[0]} and the teacher {names[1]}", "logits of one kind can be compared")]
-    found = [method.check(*minds, config) for method, config in losses]
-    return [RecipeError(f"{m.name}: {p[0]}", p[1]) for (m, _), p in zip(losses, found, strict=True) if p is not None]
+    problems = [(method.name, method.check(*anatomies, config)) for method, config in losses]
+    return [RecipeError(f"{name}: {problem[0]}", problem[1]) for name, problem in problems if problem is not None]
 
 
-def _check_labels(samples: Samples, mind: Anatomy) -> None:
+def _check_labels(samples: Samples, student: Anatomy) -> None:
     labels = samples.labels
-    if labels is None or mind.classes is None:
+    if labels is None or student.classes is None:
         return
     low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= mind.classes:
+    if low < 0 or high >= student.classes:
         raise RecipeError(
-            f"labels go from {low} to {high}, the student has {mind.classes} classes", "check data.labels"
+            f"labels go from {low} to {high}, the student has {student.classes} classes", "check data.labels"
         )
 
 
@@ -213,24 +199,24 @@ def _keeps_zeros(training: Training, student: Checkpoint) -> bool:
 
 
 def _cached(
-    training: Training, losses: Losses, teacher: tuple[Runner, Anatomy], samples: Samples, division: Division
+    training: Training, losses: Losses, teacher: tuple[Runner, Anatomy], samples: Samples, split: Split
 ) -> bool:
     """Whether the teacher's outputs are computed once: where asked for, or small and used more than once."""
-    run, mind = teacher
+    run, anatomy = teacher
     reads = Loss(losses).reads
     length = next(iter(samples.columns.values())).shape[-1]
-    size = row_bytes(reads, run, mind.classes or 0, mind.width or 0, length)
+    size = run.output_bytes(reads, anatomy, length)
     if training.cache is True and size is None:
         raise RecipeError("hidden states and masked logits are too large to cache", "training.cache: auto")
     if isinstance(training.cache, bool) or size is None:
         return training.cache is True
-    used = len(division.used(training.steps))
+    used = len(split.used(training.steps))
     repeated = training.steps * training.batch > used
-    return repeated and size * (used + len(division.held_out)) <= CACHE_BYTES
+    return repeated and size * (used + len(split.held_out)) <= CACHE_BYTES
 
 
 def _parameters(student: Checkpoint, layers: Sequence[LayerInfo]) -> dict[str, Planned]:
-    """Every parameter in the form it has."""
+    """Every parameter of the student in its stored form."""
     infos: dict[str, LayerInfo] = {}
     for info in layers:
         infos.setdefault(info.tensor, info)
@@ -259,14 +245,6 @@ def _tokenizer_warnings(student: Checkpoint, teacher: Checkpoint) -> list[str]:
 def _module(checkpoint: Checkpoint, recipe: DistillRecipe, allow_code: bool) -> nn.Module | None:
     if checkpoint.config is not None or recipe.model is None:
         return None
-    from aicompress.model.sequential import module_for
+    from aicompress.model.loading.chain import module_for
 
     return module_for(checkpoint.path, recipe.model, allow_code)
-
-
-def with_all_digests(output: Output, student: Mapping[str, str], teacher: Mapping[str, str]) -> Output:
-    """The output with the real digests of both inputs in its lineage; no length changes."""
-    final = with_digests(output, student)
-    *earlier, step = final.manifest.lineage
-    lineage = (*earlier, {**step, "teacher": {"inputs": dict(teacher)}})
-    return replace(final, manifest=replace(final.manifest, lineage=lineage))

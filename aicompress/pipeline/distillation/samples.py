@@ -8,8 +8,8 @@ from torch import Tensor
 from aicompress.checkpoint import Checkpoint
 from aicompress.data import Data, Source, Tokenizer, arrays, batches, labelled, sentences, token_windows
 from aicompress.errors import RecipeError
-from aicompress.model.outputs import Task
-from aicompress.pipeline.calibration.inputs import class_names
+from aicompress.model.distillation.outputs import Task
+from aicompress.pipeline.calibration.data import class_names
 from aicompress.pipeline.distillation.batches import Samples
 
 

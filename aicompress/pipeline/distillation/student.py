@@ -1,7 +1,8 @@
-"""The student's parameters as its checkpoint stores them: what is trained, what is fixed, what is written back."""
+"""The student's parameters in their stored forms: trained, fixed, and written back."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,10 +13,10 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.layouts import native_names
 from aicompress.layer import LayerInfo, as_matrix
 from aicompress.measure import rel_error
-from aicompress.model.modeling_aicompress import Stored
-from aicompress.pipeline.distillation.training import Trained
+from aicompress.model import hf
+from aicompress.pipeline.distillation.training import TrainedParameters
 from aicompress.report.model import LayerRow
-from aicompress.weights import LowRank, Weight, restore
+from aicompress.weights import Weight, restore
 
 
 @dataclass(frozen=True)
@@ -36,28 +37,28 @@ class Student:
     def of(cls, model: nn.Module, checkpoint: Checkpoint) -> Student:
         """Find the stored tensors in a model that was loaded for training; everything else is frozen."""
         targets: Mapping[str, str] = model.aicompress_names  # type: ignore[assignment]
-        shared = list(targets.values())
+        merged = Counter(targets.values())
         stored: dict[str, dict[str, nn.Parameter]] = {}
         for name, target in targets.items():
-            found = _parameters(model, target, name in checkpoint.manifest.entries)
-            if found and shared.count(target) == 1:  # parameters that the architecture merges cannot be told apart
-                stored[name] = found
-        trained = {id(parameter) for found in stored.values() for parameter in found.values()}
+            parameters = _parameters(model, target, name in checkpoint.manifest.entries)
+            if parameters and merged[target] == 1:  # parameters that the architecture merges cannot be told apart
+                stored[name] = parameters
+        trained = {id(parameter) for parameters in stored.values() for parameter in parameters.values()}
         for parameter in model.parameters():
             parameter.requires_grad_(id(parameter) in trained)
         fixed = tuple(name for name in checkpoint.parameters() if name not in stored)
         return cls(checkpoint, stored, fixed)
 
-    def trained(self, keep_zeros: bool) -> Trained:
-        """The parameters under their names in the native layout, and how each is treated."""
+    def trained(self, keep_zeros: bool) -> TrainedParameters:
+        """The trained parameters by their names in the native layout, with dtypes, zeros and scales."""
         parameters: dict[str, nn.Parameter] = {}
         dtypes: dict[str, torch.dtype] = {}
         zeros: dict[str, Tensor] = {}
         scales: set[str] = set()
-        for name, found in self.stored.items():
-            disk = native_names(name, found)
+        for name, tensors in self.stored.items():
+            disk = native_names(name, tensors)
             kept = self.checkpoint.weight(name).tensors() if name in self.checkpoint.manifest.entries else None
-            for suffix, parameter in found.items():
+            for suffix, parameter in tensors.items():
                 full = disk[suffix]
                 parameters[full] = parameter
                 dtypes[full] = kept[suffix].dtype if kept is not None else self.checkpoint.specs[name].dtype
@@ -66,29 +67,27 @@ class Student:
                 elif keep_zeros and parameter.ndim >= 2:
                     zero = parameter.detach() == 0
                     zeros |= {full: zero} if bool(zero.any()) else {}
-        return Trained(parameters, dtypes, zeros, frozenset(scales))
+        return TrainedParameters(parameters, dtypes, zeros, frozenset(scales))
 
     def value(self, name: str) -> Tensor | Weight:
-        """A parameter as it is now: a plain tensor in its own dtype, or its stored form."""
-        found = self.stored.get(name, {})
+        """The trained value of a parameter: a plain tensor in its own dtype, or its stored form."""
+        tensors = self.stored.get(name, {})
         if name not in self.checkpoint.manifest.entries:
-            if not found:
+            if not tensors:
                 return self.checkpoint.read(name)
-            return found[""].detach().cpu().to(self.checkpoint.specs[name].dtype)
+            return tensors[""].detach().cpu().to(self.checkpoint.specs[name].dtype)
         old = self.checkpoint.weight(name)
-        now = {s: found[s].detach().cpu().to(t.dtype) if s in found else t for s, t in old.tensors().items()}
+        now = {s: tensors[s].detach().cpu().to(t.dtype) if s in tensors else t for s, t in old.tensors().items()}
         return restore(now, old.meta())
 
     def original(self, name: str) -> Tensor | Weight:
-        """A parameter as the checkpoint has it."""
+        """The value of a parameter in the checkpoint."""
         return self.checkpoint.weight(name) if name in self.checkpoint.manifest.entries else self.checkpoint.read(name)
 
     def row(self, info: LayerInfo, value: Tensor | Weight, loss: str) -> LayerRow:
-        """How far a layer, or a part of a low-rank one, has moved."""
+        """The report's row of a layer, or of a part of a low-rank one: how far it has moved."""
         before = self.checkpoint.layer(info).weight
-        now = value
-        if info.part and isinstance(now, LowRank):
-            now = now.out if info.part == "out" else now.inner
+        now = value.parts()[info.part] if info.part and not isinstance(value, Tensor) else value
         after = as_matrix(now, info.transposed).float() if isinstance(now, Tensor) else now.dense()
         moved = rel_error(before, after)
         note = "" if info.tensor in self.stored else "fixed: its stored form cannot be trained"
@@ -100,10 +99,10 @@ class Student:
 
 
 def _parameters(model: nn.Module, target: str, compressed: bool) -> dict[str, nn.Parameter]:
-    """Floating parameters that one checkpoint parameter became, by suffix."""
+    """The floating-point tensors of a stored parameter in the model, by suffix."""
     parent, _, leaf = target.rpartition(".")
     module = model.get_submodule(parent)
-    if isinstance(module, Stored) and leaf == "weight":
+    if isinstance(module, hf.Stored) and leaf == "weight":
         tensors = module.stored
         return {s: t for s, t in tensors.items() if isinstance(t, nn.Parameter) and t.is_floating_point()}
     parameter = module._parameters.get(leaf)

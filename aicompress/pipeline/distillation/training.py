@@ -16,35 +16,35 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.errors import CompressError
-from aicompress.pipeline.distillation.batches import Batch, Division, Samples
-from aicompress.pipeline.distillation.state import Course, Point, StateFile
-from aicompress.pipeline.distillation.teaching import Loss, Side, Teacher
-from aicompress.pipeline.processes import Processes
+from aicompress.pipeline.distillation.batches import Batch, Samples, Split
+from aicompress.pipeline.distillation.teacher import Loss, Runnable, Teacher
+from aicompress.pipeline.distillation.training_state import Point, StateFile, TrainingHistory
+from aicompress.pipeline.step.workers import Processes
 from aicompress.recipe.distillation import Training
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What is learnt, from whom, and on what.
+class TrainingSetup:
+    """Models, loss and data of a training run.
 
     Attributes:
         student: the model that is trained.
         teacher: the model that it learns from.
         loss: distance between the two.
         samples: all of them.
-        division: which are trained on, and when.
+        split: which are trained on, and when.
     """
 
-    student: Side
+    student: Runnable
     teacher: Teacher
     loss: Loss
     samples: Samples
-    division: Division
+    split: Split
 
 
 @dataclass(frozen=True)
-class Trained:
-    """Parameters that are trained.
+class TrainedParameters:
+    """The trained parameters of a student.
 
     Attributes:
         parameters: by name.
@@ -74,104 +74,104 @@ class Trainer:
     """One training run.
 
     Args:
-        lesson: what to learn.
-        trained: what may change.
+        setup: models, loss and data.
+        trained: the parameters.
         settings: the recipe's training section, its precision resolved.
-        state: where the first process saves the run, and all take it up.
+        state: where the first process saves the run, and all resume it.
         team: the processes that train together.
         watched: names of parameters whose movement, -Σ w g over the steps, is added up.
     """
 
     def __init__(
         self,
-        lesson: Lesson,
-        trained: Trained,
+        setup: TrainingSetup,
+        trained: TrainedParameters,
         settings: Training,
         state: StateFile,
         team: Processes,
         watched: Sequence[str] = (),
     ) -> None:
-        self.lesson, self.trained, self.settings, self.state, self.team = lesson, trained, settings, state, team
+        self.setup, self.trained, self.settings, self.state, self.team = setup, trained, settings, state, team
         self.device = next(iter(trained.parameters.values())).device
         self.optimizer = optimizer(trained, settings)
-        self.course = Course()
+        self.history = TrainingHistory()
         self.best: dict[str, Tensor] = {}
         self.movement = {name: torch.zeros_like(trained.parameters[name], requires_grad=False) for name in watched}
         self.average = {n: p.detach().clone() for n, p in trained.parameters.items()} if settings.ema else {}
 
     def run(self, progress: Callable[[str, int, int], None], save_seconds: float) -> None:
-        """Train to the last step, from the saved state if there is one; then hold the best weights.
+        """Train to the last step, then restore the best weights.
 
         Raises:
             CompressError: a loss or gradient is not a number.
         """
-        settings, course = self.settings, self.course
-        if not course.curve:
+        settings, history = self.settings, self.history
+        if not history.curve:
             self._measure()
         saved = time.perf_counter()
-        while course.step < settings.steps:
+        while history.step < settings.steps:
             start = time.perf_counter()
             self._step()
-            course.seconds += time.perf_counter() - start
-            if course.step % settings.evaluate_every == 0 or course.step == settings.steps:
+            history.seconds += time.perf_counter() - start
+            if history.step % settings.evaluate_every == 0 or history.step == settings.steps:
                 self._measure()
             if self.team.rank == 0 and time.perf_counter() - saved >= save_seconds:
-                self.state.save(course, self._tensors())
+                self.state.save(history, self._state_tensors())
                 saved = time.perf_counter()
-            progress(f"loss {course.curve[-1].held_out:.4g}", course.step, settings.steps)
-        if course.best_step:
+            progress(f"loss {history.curve[-1].held_out:.4g}", history.step, settings.steps)
+        if history.best_step:
             self._put(self.best)
 
     def resume(self) -> None:
-        """Take up the saved state; nothing where there is none.
+        """Restore the saved state; do nothing where there is none.
 
         Raises:
             CompressError: not every process sees the same state.
         """
-        found = self.state.load()
-        step = torch.tensor(0 if found is None else found[0].step, device=self.device)
+        saved = self.state.load()
+        step = torch.tensor(0 if saved is None else saved[0].step, device=self.device)
         if int(self.team.total(step.clone())) != int(step) * self.team.size:
             raise CompressError(
                 "the processes do not see the same saved state", "OUT must lie where all of them see it"
             )
-        if found is None:
+        if saved is None:
             return
-        self.course, tensors = found
+        self.history, tensors = saved
         tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
         self._put(_under("weight.", tensors))
         self.best, self.average = _under("best.", tensors), _under("average.", tensors)
         moved = _under("movement.", tensors)
         if moved.keys() != self.movement.keys():
             raise CompressError("the stopped run did not record the same movement", "start again without --resume")
-        self.movement = moved
+        self.movement = {name: moved[name] for name in self.movement}
         moments = _under("moment.", tensors)
         for name, parameter in self.trained.parameters.items():
             own = _under(f"{name}/", moments)
             if own:
                 self.optimizer.state[parameter] = own
 
-    def _tensors(self) -> dict[str, Tensor]:
-        """Everything that changes, by name."""
-        found = {f"weight.{name}": parameter.detach() for name, parameter in self.trained.parameters.items()}
-        found |= {f"best.{name}": tensor for name, tensor in self.best.items()}
-        found |= {f"average.{name}": tensor for name, tensor in self.average.items()}
-        found |= {f"movement.{name}": tensor for name, tensor in self.movement.items()}
+    def _state_tensors(self) -> dict[str, Tensor]:
+        """All tensors of the training state by name."""
+        tensors = {f"weight.{name}": parameter.detach() for name, parameter in self.trained.parameters.items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        tensors |= {f"average.{name}": tensor for name, tensor in self.average.items()}
+        tensors |= {f"movement.{name}": tensor for name, tensor in self.movement.items()}
         for name, parameter in self.trained.parameters.items():
             own = self.optimizer.state.get(parameter, {})
-            found |= {f"moment.{name}/{key}": value for key, value in own.items()}
-        return found
+            tensors |= {f"moment.{name}/{key}": value for key, value in own.items()}
+        return tensors
 
     def _step(self) -> None:
-        """One optimizer step."""
-        settings, course = self.settings, self.course
-        mine = self.lesson.division.at(course.step)[self.team.rank :: self.team.size]
+        """Take one optimizer step."""
+        settings, history = self.settings, self.history
+        mine = self.setup.split.at(history.step)[self.team.rank :: self.team.size]
         loss = torch.zeros((), device=self.device)
         for part in mine.chunk(settings.accumulate):
-            batch = self.lesson.samples.batch(part).to(self.device)
+            batch = self.setup.samples.batch(part).to(self.device)
             share = self._loss(batch, settings.precision) * (len(part) / len(mine))
             share.backward()  # type: ignore[no-untyped-call]
             loss += share.detach()
-            course.tokens += _tokens(batch) * self.team.size
+            history.tokens += _tokens(batch) * self.team.size
         gradients = [p.grad for p in self.trained.parameters.values() if p.grad is not None]
         self.team.average([*gradients, loss])
         self._mask_gradients()
@@ -183,23 +183,23 @@ class Trainer:
         self._require_finite(float(loss), float(norm))
         if settings.clip is not None:
             nn.utils.clip_grads_with_norm_(self.trained.parameters.values(), settings.clip, norm)
-        factor = rate(course.step, settings)
+        factor = rate(history.step, settings)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         self.optimizer.step()
         self.optimizer.zero_grad()
         for name, tensor in self.average.items():
             tensor.lerp_(self.trained.parameters[name].detach(), 1 - (settings.ema or 0))
-        course.step += 1
-        course.running += float(loss)
-        course.samples += settings.batch
+        history.step += 1
+        history.running += float(loss)
+        history.samples += settings.batch
 
     def _loss(self, batch: Batch, precision: str) -> Tensor:
-        student = self.lesson.student(batch, self.lesson.loss.reads, precision)
-        return self.lesson.loss(student, self.lesson.teacher(batch, precision))
+        student = self.setup.student(batch, self.setup.loss.reads, precision)
+        return self.setup.loss(student, self.setup.teacher(batch, precision))
 
     def _mask_gradients(self) -> None:
-        """A weight with no gradient ever has no moments, so AdamW leaves a zero exactly zero."""
+        """Zero the gradients of zeros that stay: without moments AdamW leaves them exactly zero."""
         for name, zero in self.trained.zeros.items():
             gradient = self.trained.parameters[name].grad
             if gradient is not None:
@@ -210,30 +210,30 @@ class Trainer:
             return
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
         raise CompressError(
-            f"{what} at step {self.course.step + 1}: nothing is written",
+            f"{what} at step {self.history.step + 1}: nothing is written",
             "lower training.learning_rate, lengthen training.warmup, or set training.precision: fp32",
         )
 
     @torch.no_grad()
     def _measure(self) -> None:
-        """Held-out loss of the weights as they would be stored; keep them if none were better."""
-        course = self.course
-        since = course.step - (course.curve[-1].step if course.curve else 0)
+        """Measure the held-out loss of the weights as they would be stored, and keep the best."""
+        history = self.history
+        since = history.step - (history.curve[-1].step if history.curve else 0)
         with self._as_stored() as candidate:
             loss = self._held_out()
             if not math.isfinite(loss):
-                raise CompressError(f"the held-out loss is {loss} at step {course.step}", "check teacher and data")
-            better = bool(course.curve) and loss < course.best
+                raise CompressError(f"the held-out loss is {loss} at step {history.step}", "check teacher and data")
+            better = bool(history.curve) and loss < history.best
             if better:
                 self.best = {name: tensor.clone() for name, tensor in candidate.items()}
-        course.curve.append(Point(course.step, course.running / since if since else None, loss))
-        course.running = 0.0
+        history.curve.append(Point(history.step, history.running / since if since else None, loss))
+        history.running = 0.0
         if better:
-            course.best_step = course.step
+            history.best_step = history.step
 
     @contextmanager
     def _as_stored(self) -> Iterator[dict[str, Tensor]]:
-        """For a while, the averaged weights where there are some, rounded to the dtypes they are stored in."""
+        """Put in the averaged weights where there are some, rounded to their stored dtypes, while the context lasts."""
         own = {name: parameter.detach().clone() for name, parameter in self.trained.parameters.items()}
         source = self.average or own
         candidate = {name: tensor.to(self.trained.dtypes[name]).float() for name, tensor in source.items()}
@@ -245,10 +245,10 @@ class Trainer:
 
     def _held_out(self) -> float:
         """Mean loss of the held-out samples, in float32."""
-        division, total = self.lesson.division, torch.zeros(2, dtype=torch.float64)
-        for number, index in enumerate(division.in_order(division.held_out, division.batch)):
+        split, total = self.setup.split, torch.zeros(2, dtype=torch.float64)
+        for number, index in enumerate(split.in_order(split.held_out, split.batch)):
             if number % self.team.size == self.team.rank:
-                batch = self.lesson.samples.batch(index).to(self.device)
+                batch = self.setup.samples.batch(index).to(self.device)
                 total += torch.tensor([float(self._loss(batch, "fp32")) * len(index), len(index)], dtype=torch.float64)
         total = self.team.total(total)
         return float(total[0] / total[1])
@@ -259,8 +259,8 @@ class Trainer:
             self.trained.parameters[name].copy_(tensor)
 
 
-def optimizer(trained: Trained, settings: Training) -> torch.optim.AdamW:
-    """AdamW; matrices decay, and a scale's rate is relative to its size (a scale of 0.01 would not survive 3e-4)."""
+def optimizer(trained: TrainedParameters, settings: Training) -> torch.optim.AdamW:
+    """AdamW in which matrices decay and a scale's rate is relative to its size: 3e-4 would ruin a scale of 0.01."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     scales: list[dict[str, object]] = []

@@ -1,1 +1,1 @@
-"""The driver of eval: load, time, measure quality, judge."""
+"""Evaluation: load cost, latency and quality of a checkpoint, and its gates."""

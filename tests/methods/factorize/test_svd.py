@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from aicompress.errors import RecipeError
 from aicompress.layer import Layer
-from aicompress.methods.factorize.svd import METHOD, SvdConfig, apply, check, factors, outline, settle
+from aicompress.methods.factorize.svd import METHOD, SvdConfig, apply, check, factors, outline, resolve
 from aicompress.weights import Dense, IntGrouped, LowRank, Weight, outline_nbytes
 from tests.methods.layers import candidate_of, layer_of, randn
 
@@ -77,7 +77,7 @@ def test_keep_is_a_share_of_the_parameters(keep: float, rank: int) -> None:
     weight = apply(layer, SvdConfig(keep=keep))
     assert isinstance(weight, LowRank)
     assert weight.rank == rank
-    assert keep < 0.2 or weight.parameters() <= keep * 24 * 40
+    assert keep < 0.2 or weight.numbers() <= keep * 24 * 40
 
 
 @pytest.mark.parametrize("rank", [15, 16, 24, 1000])
@@ -94,7 +94,7 @@ def test_a_layer_that_would_grow_stays_dense_and_says_so(rank: int) -> None:
 @pytest.mark.parametrize("energy", [0.5, 0.9, 0.999])
 def test_energy_takes_the_smallest_rank_that_holds_it(energy: float) -> None:
     layer = layer_of(decaying(64, 64))
-    (config,) = settle([candidate_of(layer, SvdConfig(energy=energy))], 0)
+    (config,) = resolve([candidate_of(layer, SvdConfig(energy=energy))], 0)
     share = torch.linalg.svdvals(layer.weight.double()).square().cumsum(0)
     share /= share[-1].clone()
     assert share[config.rank - 1] >= energy
@@ -105,7 +105,7 @@ def test_multiple_rounds_ranks() -> None:
     layer = layer_of(decaying(64, 64))
     assert apply(layer, SvdConfig(rank=9, multiple=8)).rank == 16  # type: ignore[attr-defined]
     assert apply(layer, SvdConfig(keep=0.9, multiple=8)).rank == 24  # type: ignore[attr-defined]  # 28 rounded down
-    (config,) = settle([candidate_of(layer, SvdConfig(energy=0.99, multiple=8))], 0)
+    (config,) = resolve([candidate_of(layer, SvdConfig(energy=0.99, multiple=8))], 0)
     assert config.rank % 8 == 0
 
 
@@ -118,7 +118,7 @@ class TestTargetBytes:
 
     def settled(self, budget: int, other: int = 0, **fields: int) -> list[SvdConfig]:
         config = SvdConfig(target_bytes=budget, **fields)
-        return settle([candidate_of(layer, config) for layer in self.layers], other)
+        return resolve([candidate_of(layer, config) for layer in self.layers], other)
 
     def nbytes(self, configs: list[SvdConfig]) -> int:
         pairs = zip(self.layers, configs, strict=True)
@@ -167,12 +167,12 @@ class TestTargetBytes:
     def test_two_budgets_are_refused(self) -> None:
         pair = [candidate_of(self.layers[0], SvdConfig(target_bytes=budget)) for budget in (10000, 20000)]
         with pytest.raises(RecipeError, match="several values"):
-            settle(pair, 0)
+            resolve(pair, 0)
 
     def test_other_rules_count_against_the_budget(self) -> None:
         first = candidate_of(self.layers[0], SvdConfig(rank=8))
         rest = [candidate_of(layer, SvdConfig(target_bytes="8KiB")) for layer in self.layers[1:]]
-        configs = settle([first, *rest], 0)
+        configs = resolve([first, *rest], 0)
         assert configs[0].rank == 8
         assert self.nbytes(configs) <= 8192
 
@@ -191,5 +191,5 @@ def test_a_quantized_layer_must_not_grow() -> None:
     assert "stored as int_grouped in 640 bytes; at rank 8 it would take 2048" in refusal[0]
     assert check(layer.info, SvdConfig(rank=2)) is None
     with pytest.raises(RecipeError, match="int_grouped"):
-        settle([candidate_of(layer_of(IntGrouped(torch.eye(32).to(torch.int8), torch.ones(32, 1), None, 4)),
+        resolve([candidate_of(layer_of(IntGrouped(torch.eye(32).to(torch.int8), torch.ones(32, 1), None, 4)),
                              SvdConfig(energy=0.9))], 0)  # fmt: skip

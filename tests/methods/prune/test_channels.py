@@ -10,8 +10,9 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from aicompress.errors import RecipeError
+from aicompress.methods.channels import Channels
 from aicompress.methods.prune.channels import ChannelsConfig, choose, scores
-from aicompress.methods.structural import Channels, Part, Structure
+from aicompress.methods.structural import Part, Structure
 
 
 def group(values: list[float], cohorts: list[int] | None = None, name: str = "conv") -> Channels:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from aicompress.methods.prune.lamp import LampConfig, apply, scores, settle
+from aicompress.methods.prune.lamp import LampConfig, apply, resolve, scores
 from tests.methods.layers import candidate_of, layer_of, randn
 
 
@@ -16,7 +16,7 @@ def test_hand_computed() -> None:
 def test_no_layer_is_pruned_away_however_small_its_weights() -> None:
     layers = [layer_of(scale * randn(20, 30, seed=n), f"layers.{n}.fc") for n, scale in enumerate([1.0, 1e-3, 1e3])]
     config = LampConfig(sparsity=0.95)
-    configs = settle([candidate_of(layer, config) for layer in layers], 0)
+    configs = resolve([candidate_of(layer, config) for layer in layers], 0)
     kept = [int((apply(layer, config).dense() != 0).sum()) for layer, config in zip(layers, configs, strict=True)]
     assert sum(kept) == 1800 - round(0.95 * 1800)
     assert kept == [config.kept for config in configs]
@@ -27,7 +27,7 @@ def test_a_layer_of_few_large_weights_keeps_fewer() -> None:
     heavy = layer_of(torch.cat([torch.full((1, 20), 5.0), torch.full((9, 20), 0.01)]), "layers.0.fc")
     even = layer_of(torch.ones(10, 20), "layers.1.fc")
     config = LampConfig(sparsity=0.5)
-    few, many = settle([candidate_of(layer, config) for layer in (heavy, even)], 0)
+    few, many = resolve([candidate_of(layer, config) for layer in (heavy, even)], 0)
     assert few.kept is not None
     assert many.kept is not None
     assert few.kept < many.kept

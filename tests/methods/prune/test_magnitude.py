@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from aicompress.errors import RecipeError
-from aicompress.methods.prune.magnitude import METHOD, MagnitudeConfig, apply, check, outline, settle
+from aicompress.methods.prune.magnitude import METHOD, MagnitudeConfig, apply, check, outline, resolve
 from aicompress.weights import Dense, IntGrouped, Sparse, SparseCodes, outline_nbytes
 from tests.methods.layers import candidate_of, layer_of, randn
 
@@ -61,7 +61,7 @@ def test_pattern_counts_are_exact_in_every_group(pattern: str, kept: int, group:
 def test_global_is_one_sort_over_all_layers() -> None:
     layers = [layer_of(scale * randn(9, 11, seed=n), f"layers.{n}.fc") for n, scale in enumerate([1.0, 0.3, 3.0])]
     config = MagnitudeConfig(sparsity=0.6, scope="global")
-    configs = settle([candidate_of(layer, config) for layer in layers], 0)
+    configs = resolve([candidate_of(layer, config) for layer in layers], 0)
     everything = torch.cat([layer.weight.reshape(-1) for layer in layers])
     order = everything.abs().sort(stable=True, descending=True).indices
     expected = torch.zeros(everything.numel())
@@ -75,7 +75,7 @@ def test_global_is_one_sort_over_all_layers() -> None:
 def test_global_ties_go_to_the_first_layers() -> None:
     layers = [layer_of(torch.ones(4, 4), f"layers.{n}.fc") for n in range(2)]
     config = MagnitudeConfig(sparsity=0.25, scope="global")
-    configs = settle([candidate_of(layer, config) for layer in layers], 0)
+    configs = resolve([candidate_of(layer, config) for layer in layers], 0)
     assert [c.kept for c in configs] == [16, 8]
     assert torch.equal(apply(layers[1], configs[1]).dense(), torch.tensor([[1.0] * 4] * 2 + [[0.0] * 4] * 2))
 
@@ -84,7 +84,7 @@ def test_global_refuses_to_prune_a_layer_away() -> None:
     layers = [layer_of(torch.ones(4, 4), "layers.0.fc"), layer_of(0.1 * torch.ones(4, 4), "layers.1.fc")]
     config = MagnitudeConfig(sparsity=0.5, scope="global")
     with pytest.raises(RecipeError, match=r"all of layers\.1\.fc"):
-        settle([candidate_of(layer, config) for layer in layers], 0)
+        resolve([candidate_of(layer, config) for layer in layers], 0)
 
 
 @pytest.mark.parametrize("store", ["dense", "sparse"])
@@ -173,7 +173,7 @@ def test_zeros_of_a_sparse_layer_count(fields: dict[str, object]) -> None:
     stored = Sparse.of(matrix, matrix.abs() > matrix.abs().median())
     layer = layer_of(stored)
     config = MagnitudeConfig.model_validate({**fields, "store": "sparse"})
-    (config,) = settle([candidate_of(layer, config)], 0)
+    (config,) = resolve([candidate_of(layer, config)], 0)
     weight = apply(layer, config)
     assert isinstance(weight, Sparse)
     assert weight.specs() == outline(layer.info, config).specs()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from aicompress.errors import RecipeError
 from aicompress.layer import InputStats
-from aicompress.methods.prune.units import curve, keep, scores
+from aicompress.methods.prune.units.units import curve, keep, scores
 from aicompress.methods.prune.width import WidthConfig, sizes
 from aicompress.methods.structural import Part, Structure
 

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from aicompress.layer import InputStats, Layer
+from aicompress.methods.capabilities import ScalingFactors
 from aicompress.methods.curvature import loss
-from aicompress.methods.layerwise import Balance
 from aicompress.methods.quantize import awq
 from aicompress.methods.quantize.awq import AwqConfig
 from tests.methods.layers import candidate_of
@@ -29,9 +29,9 @@ def outlying(columns: int = 64, tokens: int = 400) -> Tensor:
     return gaussian(tokens, columns, seed=3) * size
 
 
-def balanced(layers: list[Layer], **fields: Any) -> Balance | None:
+def balanced(layers: list[Layer], **fields: Any) -> ScalingFactors | None:
     config = AwqConfig(**{"group_size": 32, **fields})
-    return awq.balance([candidate_of(layer, config) for layer in layers], same)
+    return awq.scaling_factors([candidate_of(layer, config) for layer in layers], same)
 
 
 def error(layer: Layer, factors: Tensor, **fields: Any) -> float:

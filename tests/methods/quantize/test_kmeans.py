@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aicompress.methods.quantize.centroids import EXACT, cluster, distinct, nearest
+from aicompress.methods.quantize.grid.centroids import EXACT, cluster, distinct, nearest
 from aicompress.methods.quantize.kmeans import KmeansConfig, apply
 from aicompress.methods.quantize.rtn import RtnConfig
 from aicompress.methods.quantize.rtn import apply as rtn

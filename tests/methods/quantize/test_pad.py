@@ -11,18 +11,18 @@ from aicompress.layer import Layer
 from aicompress.methods import get
 from aicompress.methods.curvature import loss
 from aicompress.methods.layerwise import LayerMethod
-from aicompress.methods.quantize.integer import IntegerConfig
+from aicompress.methods.quantize.grid.integer import IntegerConfig
 from aicompress.methods.quantize.rtn import RtnConfig
 from aicompress.methods.zeros import zeroed
 from aicompress.weights import IntGrouped, SparseCodes, Weight, restore
 from tests.methods.layers import layer_of, randn
-from tests.methods.test_contract import LAYERWISE, settled, statistics
+from tests.methods.test_contract import LAYERWISE, resolved, statistics
 
 INTEGER = [method for method in LAYERWISE if issubclass(method.config, IntegerConfig | RtnConfig)]
 
 
 def applied(method: LayerMethod, layer: Layer, **fields: Any) -> Weight:
-    config = settled(method, layer, fields)
+    config = resolved(method, layer, fields)
     assert config is not None
     found = method.apply(layer, config)
     assert found.specs() == method.outline(layer.info, config).specs()

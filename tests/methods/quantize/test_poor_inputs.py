@@ -10,7 +10,7 @@ import torch
 from aicompress.layer import GradientStats, InputStats, Layer
 from aicompress.methods.layerwise import LayerMethod
 from tests.methods.layers import layer_of, randn
-from tests.methods.test_contract import LAYERWISE, settled, variants
+from tests.methods.test_contract import LAYERWISE, resolved, variants
 
 CALIBRATED = [m for m in LAYERWISE if m.command == "quantize" and m.needs]
 BY_NAME = pytest.mark.parametrize("method", CALIBRATED, ids=lambda method: method.name)
@@ -26,7 +26,7 @@ def quantized(method: LayerMethod, layer: Layer) -> torch.Tensor:
     gradients = GradientStats.flat(layer.info.shape)
     layer = replace(layer, gradients=gradients) if "gradients" in method.needs else layer
     for fields in variants(method):
-        config = settled(method, layer, fields)
+        config = resolved(method, layer, fields)
         if config is not None:
             return method.apply(layer, config).dense()
     raise AssertionError(f"{method.name}: none of its examples fits")

@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from aicompress.errors import Refused
-from aicompress.methods.quantize.rounding import PIECE
+from aicompress.methods.quantize.grid.rounding import PIECE
 from aicompress.methods.quantize.rtn import RtnConfig, apply, check, expand_preset
 from aicompress.weights import IntGrouped
 from tests.methods.layers import layer_of, randn

@@ -12,6 +12,10 @@ from tests.methods.layers import candidate_of
 from tests.methods.quantize.layers import gaussian, layer_of
 
 
+def same(factors: torch.Tensor) -> torch.Tensor:
+    return factors
+
+
 def per_token(rows: Tensor) -> Tensor:
     """Inputs rounded to 8 bits with a scale per row, as W8A8 layers do."""
     scale = rows.abs().amax(1, keepdim=True) / 127
@@ -35,7 +39,7 @@ def test_outliers_of_inputs_cost_less() -> None:
     rows = gaussian(200, 64)
     rows[:, 5] *= 80
     layer = watched(gaussian(32, 64, seed=1), rows)
-    found = smoothquant.balance([candidate_of(layer, SmoothquantConfig())], lambda factors: factors)
+    found = smoothquant.scaling_factors([candidate_of(layer, SmoothquantConfig())], same)
     assert found is not None
     exact, errors = rows @ layer.weight.t(), []
     for factors in (found.factors, torch.ones(64)):
@@ -49,8 +53,8 @@ def test_all_layers_of_an_input_count() -> None:
     rows = gaussian(50, 8)
     narrow, wide = watched(gaussian(4, 8), rows), watched(10 * gaussian(4, 8, seed=2), rows)
     config = SmoothquantConfig()
-    both = smoothquant.balance([candidate_of(layer, config) for layer in (narrow, wide)], lambda factors: factors)
-    alone = smoothquant.balance([candidate_of(wide, config)], lambda factors: factors)
+    both = smoothquant.scaling_factors([candidate_of(layer, config) for layer in (narrow, wide)], same)
+    alone = smoothquant.scaling_factors([candidate_of(wide, config)], same)
     assert both is not None
     assert alone is not None
     assert torch.equal(both.factors, alone.factors)

@@ -9,7 +9,7 @@ from torch import nn
 from aicompress.errors import CheckpointError
 from aicompress.model.channels.cut import attributes, cut_module, kept_places, shapes_after, unit_rows
 from aicompress.model.channels.graph import channel_groups
-from aicompress.model.channels.trial import refusal, removable
+from aicompress.model.channels.removable import refusal, removable
 from tests.pipeline.channels.networks import NETWORKS, Stubborn, halves, lively
 
 IMAGES = torch.randn(3, 1, 12, 12, generator=torch.Generator().manual_seed(0))

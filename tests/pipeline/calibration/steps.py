@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from aicompress.pipeline import layerwise, plan
-from aicompress.pipeline.calibration.request import Request
-from aicompress.pipeline.layerwise import Options
-from aicompress.pipeline.output import Destination
+from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.layerwise import planner
+from aicompress.pipeline.layerwise import run as layerwise
+from aicompress.pipeline.layerwise.plan import Plan
+from aicompress.pipeline.step.options import Options
+from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import load
 from aicompress.report.model import Report
 
@@ -29,8 +31,8 @@ def text(path: Path, samples: int = 8) -> dict[str, Any]:
     return {"text": str(path), "samples": samples, "length": 32}
 
 
-def planned(source: Path, out: Path, recipe: Path, request: Request | None = None) -> plan.Plan:
-    return plan.make_plan(source, Destination(out), load(str(recipe), "quantize"), "quantize", request)
+def planned(source: Path, out: Path, recipe: Path, request: Request | None = None) -> Plan:
+    return planner.make_plan(source, Destination(out), load(str(recipe), "quantize"), "quantize", request)
 
 
 def run(source: Path, out: Path, recipe: Path, request: Request | None = None, options: Options = OFF) -> Report:

@@ -14,9 +14,11 @@ from safetensors.torch import load_file
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.statistics import StatisticsFile, merged_gradients
 from aicompress.errors import Problems, RecipeError, Refused
-from aicompress.pipeline import layerwise, plan
-from aicompress.pipeline.calibration.request import Request
-from aicompress.pipeline.output import Destination
+from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.layerwise import planner
+from aicompress.pipeline.layerwise import run as layerwise
+from aicompress.pipeline.layerwise.plan import Plan
+from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import load
 from aicompress.report.model import Report
 from tests.checkpoints import digits
@@ -33,8 +35,8 @@ def write_recipe(folder: Path, data: dict[str, Any] | None, **sections: Any) -> 
     return path
 
 
-def planned(source: Path, out: Path, recipe: Path, request: Request | None = None) -> plan.Plan:
-    return plan.make_plan(source, Destination(out), load(str(recipe), "prune"), "prune", request)
+def planned(source: Path, out: Path, recipe: Path, request: Request | None = None) -> Plan:
+    return planner.make_plan(source, Destination(out), load(str(recipe), "prune"), "prune", request)
 
 
 def run(source: Path, out: Path, recipe: Path, request: Request | None = None) -> Report:
@@ -126,7 +128,7 @@ def test_factors_have_gradients_of_their_own(tmp_path: Path, tiny_llama: Path, t
     factorized = tmp_path / "low-rank"
     svd = tmp_path / "svd.yaml"
     svd.write_text(json.dumps({"version": 1, "method": {"name": "svd", "rank": 8}}))
-    layerwise.run(plan.make_plan(tiny_llama, Destination(factorized), load(str(svd), "factorize"), "factorize"), OFF)
+    layerwise.run(planner.make_plan(tiny_llama, Destination(factorized), load(str(svd), "factorize"), "factorize"), OFF)
     path = tmp_path / "stats.safetensors"
     run(factorized, tmp_path / "out", write_recipe(tmp_path, text(text_file)), Request(stats=(path,)))
     file = StatisticsFile.open(path)

@@ -1,4 +1,4 @@
-"""Order and division of samples."""
+"""Order and split of samples."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 from aicompress.data import Source
 from aicompress.errors import RecipeError
-from aicompress.pipeline.distillation.batches import Division, Samples, divide
+from aicompress.pipeline.distillation.batches import Samples, Split, split_samples
 
 SOURCE = Source("text", "text.txt", "", 0, 6, 6, None)
 
@@ -30,38 +30,38 @@ def test_a_batch_is_cut_to_its_longest_text() -> None:
 
 
 def test_an_epoch_uses_no_sample_twice_and_the_next_one_another_order() -> None:
-    division = Division(torch.arange(10, 50), torch.arange(10), batch=8, seed=3)
-    first, second = ([division.at(5 * epoch + step) for step in range(5)] for epoch in (0, 1))
+    split = Split(torch.arange(10, 50), torch.arange(10), batch=8, seed=3)
+    first, second = ([split.at(5 * epoch + step) for step in range(5)] for epoch in (0, 1))
     assert sorted(torch.cat(first).tolist()) == list(range(10, 50))
     assert sorted(torch.cat(second).tolist()) == list(range(10, 50))
     assert torch.cat(first).tolist() != torch.cat(second).tolist()
 
 
 def test_the_order_is_a_function_of_seed_and_step() -> None:
-    steps = [Division(torch.arange(40), torch.arange(40, 44), 8, seed).at(7).tolist() for seed in (3, 3, 4)]
+    steps = [Split(torch.arange(40), torch.arange(40, 44), 8, seed).at(7).tolist() for seed in (3, 3, 4)]
     assert steps[0] == steps[1]
     assert steps[0] != steps[2]
 
 
 def test_batches_hold_texts_of_like_length() -> None:
     lengths = torch.arange(1, 65).flip(0)
-    division = Division(torch.arange(64), torch.tensor([0]), 8, 0, lengths)
-    spans = [int(lengths[division.at(step)].max() - lengths[division.at(step)].min()) for step in range(8)]
+    split = Split(torch.arange(64), torch.tensor([0]), 8, 0, lengths)
+    spans = [int(lengths[split.at(step)].max() - lengths[split.at(step)].min()) for step in range(8)]
     assert max(spans) == 7
 
 
 def test_used_are_the_samples_of_the_steps() -> None:
-    division = Division(torch.arange(40), torch.arange(40, 44), 8, 0)
-    assert division.used(2).tolist() == sorted(torch.cat([division.at(0), division.at(1)]).tolist())
-    assert division.used(50).tolist() == list(range(40))
+    split = Split(torch.arange(40), torch.arange(40, 44), 8, 0)
+    assert split.used(2).tolist() == sorted(torch.cat([split.at(0), split.at(1)]).tolist())
+    assert split.used(50).tolist() == list(range(40))
 
 
 def test_a_held_out_share_is_apart() -> None:
-    division = divide(padded(), held_out=0.3, batch=4, seed=0)
-    assert sorted([*division.train.tolist(), *division.held_out.tolist()]) == list(range(6))
-    assert len(division.held_out) == 2
+    split = split_samples(padded(), held_out=0.3, batch=4, seed=0)
+    assert sorted([*split.train.tolist(), *split.held_out.tolist()]) == list(range(6))
+    assert len(split.held_out) == 2
 
 
 def test_too_few_samples_for_a_batch_are_refused() -> None:
     with pytest.raises(RecipeError, match="leaves 5 training samples, a batch takes 6"):
-        divide(padded(), held_out=0.1, batch=6, seed=0)
+        split_samples(padded(), held_out=0.1, batch=6, seed=0)

@@ -12,10 +12,12 @@ import torch
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.statistics import StatisticsFile
 from aicompress.errors import CompressError, Problems, Refused
-from aicompress.pipeline.calibration.request import Request
-from aicompress.pipeline.distillation.driver import Options, make_plan, run
-from aicompress.pipeline.distillation.state import StateFile
-from aicompress.pipeline.output import Destination
+from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.distillation.plan import make_plan
+from aicompress.pipeline.distillation.run import TrainingOptions, run
+from aicompress.pipeline.distillation.training_state import StateFile
+from aicompress.pipeline.step.options import Options
+from aicompress.pipeline.step.output import Destination
 from aicompress.recipe.distillation import load
 from tests.pipeline.calibration import test_gradients as prune
 
@@ -28,8 +30,9 @@ def recipe_of(folder: Path, text_file: Path, **training: Any) -> Path:
     return path
 
 
-def distil(student: Path, teacher: Path, out: Path, recipe: Path, **options: Any) -> None:
-    run(make_plan(student, teacher, Destination(out), load(str(recipe))), Options(latency="off", **options))
+def distil(student: Path, teacher: Path, out: Path, recipe: Path, resume: bool = False, **own: Any) -> None:
+    plan = make_plan(student, teacher, Destination(out), load(str(recipe)))
+    run(plan, Options(resume, "off"), TrainingOptions(**own))
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +40,7 @@ def moved(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, trained_ll
     """A folder with a distilled checkpoint `out` and its movement."""
     folder = tmp_path_factory.mktemp("moved")
     recipe = recipe_of(folder, text_file)
-    distil(tiny_llama, trained_llama, folder / "out", recipe, stats=folder / "movement.safetensors")
+    distil(tiny_llama, trained_llama, folder / "out", recipe, movement_file=folder / "movement.safetensors")
     return folder
 
 
@@ -45,7 +48,7 @@ def test_one_step_by_hand(tmp_path: Path, tiny_llama: Path, trained_llama: Path,
     """After one step of plain AdamW without decay, w moved against g: -w g is positive where |w| grew."""
     recipe = recipe_of(tmp_path, text_file, steps=1, warmup=0.0, weight_decay=0.0, clip=None, learning_rate=1e-4,
                        evaluate_every=1)  # fmt: skip
-    distil(tiny_llama, trained_llama, tmp_path / "out", recipe, stats=tmp_path / "movement.safetensors")
+    distil(tiny_llama, trained_llama, tmp_path / "out", recipe, movement_file=tmp_path / "movement.safetensors")
     file = StatisticsFile.open(tmp_path / "movement.safetensors")
     name = "model.layers.1.mlp.up_proj"
     before, after = (Checkpoint.open(p).dense(f"{name}.weight") for p in (tiny_llama, tmp_path / "out"))
@@ -63,23 +66,23 @@ def test_a_stopped_run_records_what_an_unbroken_one_does(
     recipe = recipe_of(tmp_path, text_file)
     save = StateFile.save
 
-    def stop(self: StateFile, course: Any, tensors: Any) -> None:
-        save(self, course, tensors)
-        if course.step == 4:
+    def stop(self: StateFile, history: Any, tensors: Any) -> None:
+        save(self, history, tensors)
+        if history.step == 4:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(StateFile, "save", stop)
     stats = tmp_path / "movement.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        distil(tiny_llama, trained_llama, tmp_path / "out", recipe, stats=stats, save_seconds=0.0)
+        distil(tiny_llama, trained_llama, tmp_path / "out", recipe, movement_file=stats, save_seconds=0.0)
     monkeypatch.setattr(StateFile, "save", save)
     with pytest.raises(CompressError, match="did not record the same movement"):
         distil(tiny_llama, trained_llama, tmp_path / "out", recipe, resume=True)
     monkeypatch.setattr(StateFile, "save", stop)
     with pytest.raises(KeyboardInterrupt):
-        distil(tiny_llama, trained_llama, tmp_path / "again", recipe, stats=stats, save_seconds=0.0)
+        distil(tiny_llama, trained_llama, tmp_path / "again", recipe, movement_file=stats, save_seconds=0.0)
     monkeypatch.setattr(StateFile, "save", save)
-    distil(tiny_llama, trained_llama, tmp_path / "again", recipe, stats=stats, resume=True)
+    distil(tiny_llama, trained_llama, tmp_path / "again", recipe, movement_file=stats, resume=True)
     one, other = StatisticsFile.open(stats), StatisticsFile.open(moved / "movement.safetensors")
     for name in other.steps:
         mine, whole = one.movement(name), other.movement(name)
@@ -121,5 +124,5 @@ def test_a_record_is_not_overwritten(
 ) -> None:
     with pytest.raises(Refused, match="exists"):
         distil(tiny_llama, trained_llama, tmp_path / "out", recipe_of(tmp_path, text_file),
-               stats=moved / "movement.safetensors")  # fmt: skip
+               movement_file=moved / "movement.safetensors")  # fmt: skip
     assert not (tmp_path / "out").exists()

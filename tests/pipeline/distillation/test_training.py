@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from aicompress.pipeline.distillation.state import Course, Point, StateFile
-from aicompress.pipeline.distillation.training import Trained, optimizer, rate
+from aicompress.pipeline.distillation.training import TrainedParameters, optimizer, rate
+from aicompress.pipeline.distillation.training_state import Point, StateFile, TrainingHistory
 from aicompress.recipe.distillation import Training
 
 
@@ -34,7 +34,7 @@ def test_scales_move_in_proportion_and_only_matrices_decay() -> None:
         "fc.bias": nn.Parameter(torch.ones(2)),
     }
     dtypes = dict.fromkeys(parameters, torch.float32)
-    trained = Trained(parameters, dtypes, {}, frozenset({"fc.weight_scale"}))
+    trained = TrainedParameters(parameters, dtypes, {}, frozenset({"fc.weight_scale"}))
     made = optimizer(trained, Training(learning_rate=1e-2, weight_decay=0.1))
     found = {id(p): group for group in made.param_groups for p in group["params"]}
     peaks = {name: found[id(p)]["peak"] for name, p in parameters.items()}
@@ -47,29 +47,31 @@ def test_scales_move_in_proportion_and_only_matrices_decay() -> None:
 def test_a_saved_state_comes_back(tmp_path: Path) -> None:
     state = StateFile(tmp_path)
     assert state.load() is None
-    course = Course(step=7, best_step=4, curve=[Point(0, None, 1.0), Point(4, 0.75, 0.5)], running=0.25, samples=56)
+    history = TrainingHistory(
+        step=7, best_step=4, curve=[Point(0, None, 1.0), Point(4, 0.75, 0.5)], running=0.25, samples=56
+    )
     tensors = {"weight.fc": torch.randn(3, 3), "moment.fc/step": torch.tensor(7.0)}
-    state.save(Course(curve=[Point(0, None, 1.0)]), tensors)
-    state.save(course, tensors)
+    state.save(TrainingHistory(curve=[Point(0, None, 1.0)]), tensors)
+    state.save(history, tensors)
     found = state.load()
     assert found is not None
-    assert found[0] == course
+    assert found[0] == history
     assert all(torch.equal(found[1][name], tensor) for name, tensor in tensors.items())
-    assert course.before == 1.0
-    assert course.best == 0.5
+    assert history.before == 1.0
+    assert history.best == 0.5
     assert sorted(path.name for path in state.folder.iterdir()) == ["state-7.safetensors", "state.json"]
 
 
 def test_a_kill_while_saving_leaves_the_state_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = StateFile(tmp_path)
-    state.save(Course(step=1, curve=[Point(0, None, 1.0)]), {"weight.fc": torch.zeros(2)})
+    state.save(TrainingHistory(step=1, curve=[Point(0, None, 1.0)]), {"weight.fc": torch.zeros(2)})
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("json.dumps", killed)  # after the tensors, before what names them
     with pytest.raises(KeyboardInterrupt):
-        state.save(Course(step=2), {"weight.fc": torch.ones(2)})
+        state.save(TrainingHistory(step=2), {"weight.fc": torch.ones(2)})
     found = state.load()
     assert found is not None
     assert found[0].step == 1

@@ -1,0 +1,245 @@
+"""What a layer-wise method can do beside compressing one layer: a capability is a value that it has or lacks.
+
+A driver asks for a capability (`method.joint is not None`) and never for a name. Each is generic over the class of the
+method's parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, Literal, Protocol, TypeVar
+
+from torch import Tensor
+
+from aicompress.layer import Layer, LayerInfo
+from aicompress.methods.method import MethodConfig
+from aicompress.weights import Weight
+
+C = TypeVar("C", bound=MethodConfig)
+
+
+@dataclass(frozen=True)
+class Candidate(Generic[C]):
+    """A selected layer with the parameters that its rules gave it, for decisions that look at many layers.
+
+    Attributes:
+        info: the layer.
+        config: its parameters.
+        read: reads the layer; call it late and drop the result.
+        input_name: names the input that the layer shares with others; None: it has one of its own.
+    """
+
+    info: LayerInfo
+    config: C
+    read: Callable[[], Layer]
+    input_name: Callable[[], str] | None = None
+
+
+@dataclass(frozen=True)
+class Reads(Generic[C]):
+    """The parameters decide which of the method's statistics are read.
+
+    Attributes:
+        statistics: config -> those of the method's `needs` that it reads; None: all of them.
+        compares: config -> whether it also reads `cross`, the original model's inputs against the compressed one's.
+    """
+
+    statistics: Callable[[C], frozenset[str]] | None = None
+    compares: Callable[[C], bool] = lambda config: False
+
+
+@dataclass(frozen=True)
+class Joint(Generic[C]):
+    """Layers that have the same inputs are compressed together, for less work than one by one.
+
+    Attributes:
+        compress: (layers, config) -> what `apply` gives for each of them.
+    """
+
+    compress: Callable[[Sequence[Layer], C], list[Weight]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A compressed weight with the terms of its relative error.
+
+    Attributes:
+        weight: Ŵ.
+        error: ‖W − Ŵ‖².
+        norm: ‖W‖².
+    """
+
+    weight: Weight
+    error: float
+    norm: float
+
+
+@dataclass(frozen=True)
+class RowWise(Generic[C]):
+    """Every row is compressed on its own, without random numbers: a large layer is done in blocks of rows.
+
+    Attributes:
+        independent: config -> whether its rows are.
+        measured: (rows of a weight as they are stored, layer info, config) -> what `apply` gives for them and its
+            error, in one fast pass; None where that takes `apply`.
+    """
+
+    independent: Callable[[C], bool]
+    measured: Callable[[Tensor, LayerInfo, C], Measured | None] | None = None
+
+
+@dataclass(frozen=True)
+class ScalingFactors:
+    """Factors of one scaling group: of one input and the layers that read it.
+
+    Attributes:
+        factors: s, (in,) above zero: the input is divided by them, the layers' columns are multiplied.
+        note: how they were chosen, for the report.
+    """
+
+    factors: Tensor
+    note: str
+
+
+@dataclass(frozen=True)
+class Rescales(Generic[C]):
+    """The model is rescaled, one scaling group after another, before its layers are compressed.
+
+    `apply` sees the rescaled weight, and statistics of the rescaled input.
+
+    Attributes:
+        factors: (the layers that read one input, a function that makes those factors equal which must be) -> the
+            factors, or None to leave this input as it is.
+    """
+
+    factors: Callable[[Sequence[Candidate[C]], Callable[[Tensor], Tensor]], ScalingFactors | None]
+
+
+class Rotation(Protocol):
+    """An orthogonal matrix R."""
+
+    def along(self, tensor: Tensor, axis: int) -> Tensor:
+        """The tensor with R applied along an axis."""
+
+
+@dataclass(frozen=True)
+class Rotates(Generic[C]):
+    """The model's residual stream is rotated before its layers are compressed; `apply` sees the rotated model.
+
+    Attributes:
+        rotation: (width of the residual stream, whether the vector of ones must stay, seed) -> the rotation.
+        unties: config -> whether an output head that shares the embedding's matrix may get one of its own.
+    """
+
+    rotation: Callable[[int, bool, int], Rotation]
+    unties: Callable[[C], bool]
+
+
+@dataclass(frozen=True)
+class Allocates(Generic[C]):
+    """A budget over several layers, or over the values of a layer, becomes explicit parameters of each layer.
+
+    The weights decide: energy, global sparsity, bytes of the whole output.
+
+    Attributes:
+        resolve: (candidates, bytes of everything else in the output) -> one config per candidate.
+    """
+
+    resolve: Callable[[Sequence[Candidate[C]], int], list[C]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What decides on a survey beside the layers themselves.
+
+    Attributes:
+        other_bytes: of everything else in the output's weight files, at most.
+        saved_milliseconds: (layer, compressed weight) -> time that the layer's forward pass takes less on this machine.
+        done: told of the number of layers that are measured.
+    """
+
+    other_bytes: int
+    saved_milliseconds: Callable[[Layer, Weight], float]
+    done: Callable[[int], None] = lambda number: None
+
+
+@dataclass(frozen=True)
+class Surveys(Generic[C]):
+    """Statistics of the original model, read before any layer is compressed, decide how much each layer keeps.
+
+    Attributes:
+        statistics: config -> those that the decision reads; none where the config decides alone.
+        decide: (candidates whose layers come with these statistics, setting) -> one explicit config per candidate.
+    """
+
+    statistics: Callable[[C], frozenset[str]]
+    decide: Callable[[Sequence[Candidate[C]], Setting], list[C]]
+
+
+@dataclass(frozen=True)
+class Width:
+    """How finely a layer's codes tell values apart, as a search chooses it.
+
+    Attributes:
+        bits: of a code.
+        group: columns that share a scale; None: as the method's granularity says.
+    """
+
+    bits: int
+    group: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.bits}" if self.group is None else f"{self.bits}/{self.group}"
+
+
+@dataclass(frozen=True)
+class WidthSearch:
+    """The target of a search for widths, which is one for all layers, and how it is measured; one target is given.
+
+    Attributes:
+        target_bytes: weight bytes of the whole output.
+        target_bpw: bits per weight of the layers it chooses for.
+        max_kl: divergence of the outputs in nats.
+        sensitivity: measure each width by the model's output or by its block's; None: by the work it takes.
+        samples: calibration samples that it measures on; None: as many as hold about 1024 tokens.
+        evaluations: runs of the model that refine the choice; None: 16.
+    """
+
+    target_bytes: int | None = None
+    target_bpw: float | None = None
+    max_kl: float | None = None
+    sensitivity: Literal["output", "block"] | None = None
+    samples: int | None = None
+    evaluations: int | None = None
+
+    @property
+    def target(self) -> tuple[str, float]:
+        """The name and the value of what is aimed at.
+
+        Raises:
+            ValueError: no target is given.
+        """
+        targets = {"target_bytes": self.target_bytes, "target_bpw": self.target_bpw, "max_kl": self.max_kl}
+        for name, value in targets.items():
+            if value is not None:
+                return name, value
+        raise ValueError("a search has a target")
+
+
+@dataclass(frozen=True)
+class Widths(Generic[C]):
+    """A search over the running model can choose the width of each layer's codes.
+
+    Attributes:
+        search: config -> what is searched for; None where the config's width is explicit, or found from the weights.
+        options: (config, a layer's input columns) -> the widths to choose among.
+        at: (config, width) -> the config with this width, as if it had been given.
+        sketch: (layer with at most the norms of its inputs, config) -> about what `apply` gives, at a fraction of its
+            time.
+    """
+
+    search: Callable[[C], WidthSearch | None]
+    options: Callable[[C, int], Sequence[Width]]
+    at: Callable[[C, Width], C]
+    sketch: Callable[[Layer, C], Weight]

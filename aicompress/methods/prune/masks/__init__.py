@@ -1,0 +1,1 @@
+"""Masks over single weights: sparsity patterns, search, refit."""

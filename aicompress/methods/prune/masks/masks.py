@@ -1,0 +1,187 @@
+"""Masks from scores: exact counts, deterministic ties, any number of layers; shared by every unstructured method.
+
+Scores are non-negative float32: the larger, the more a weight matters. Their bit patterns sort as they do, so that an
+exact order statistic takes two counting passes of 16 bits each instead of a sort, and can be found over many layers
+without holding them together.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+PATTERN = re.compile(r"(\d+):(\d+)")
+BLOCK = re.compile(r"([1-9]\d*)x([1-9]\d*)")
+HIGH = 1 << 15  # values of the upper 16 bits of a non-negative float32
+LOW = 1 << 16
+SMALL = 16  # groups up to this size are ranked by comparing all pairs
+
+
+def kept_count(count: int, sparsity: float) -> int:
+    """How many of `count` weights stay: count - round(sparsity * count)."""
+    return count - round(sparsity * count)
+
+
+def parse_pattern(pattern: str) -> tuple[int, int]:
+    """`2:4` -> (2, 4): 2 of every 4 consecutive inputs are kept.
+
+    Raises:
+        ValueError: not N:M with 1 <= N <= M.
+    """
+    match = PATTERN.fullmatch(pattern)
+    kept, group = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= kept <= group:
+        raise ValueError(f"pattern {pattern!r} is not N:M, N kept of every M inputs, such as 2:4")
+    return kept, group
+
+
+def parse_block(block: str) -> tuple[int, int]:
+    """`4x1` -> (4, 1): 4 outputs of 1 input stay or go together.
+
+    Raises:
+        ValueError: not ROWSxCOLUMNS.
+    """
+    match = BLOCK.fullmatch(block)
+    if match is None:
+        raise ValueError(f"block {block!r} is not ROWSxCOLUMNS, such as 4x1")
+    return int(match[1]), int(match[2])
+
+
+def _bits(scores: Tensor) -> Tensor:
+    """(n,) int32 that sort as the scores do; -0.0 counts as 0.0."""
+    return (scores.reshape(-1).float() + 0.0).view(torch.int32)
+
+
+def _bits_of(read: Callable[[], Tensor]) -> Tensor:
+    return _bits(read())
+
+
+def _crossing(counts: Tensor, kept: int) -> tuple[int, int]:
+    """The bin that holds the kept-th largest element, and how many elements lie in bins above it."""
+    above = counts.sum() - counts.cumsum(0)  # elements above each bin
+    number = int((above >= kept).sum())
+    return number, int(above[number])
+
+
+def top_mask(scores: Tensor, kept: int) -> Tensor:
+    """True for the `kept` largest scores; of equal ones the first in row-major order. Same shape as scores."""
+    if kept <= 0 or kept >= scores.numel():
+        return torch.full(scores.shape, kept > 0, dtype=torch.bool, device=scores.device)
+    bits = _bits(scores)
+    threshold, above = threshold_of([lambda: bits], kept)
+    mask = bits > threshold
+    ties = (bits == threshold).nonzero().squeeze(1)[: kept - above]
+    mask[ties] = True
+    return mask.reshape(scores.shape)
+
+
+def threshold_of(read: Sequence[Callable[[], Tensor]], kept: int) -> tuple[int, int]:
+    """The kept-th largest of several layers' int32 score bits, and how many lie above it. Each is read twice."""
+    high = torch.zeros(HIGH, dtype=torch.int64)
+    for bits in read:
+        high += torch.bincount(bits() >> 16, minlength=HIGH).cpu()
+    bucket, above = _crossing(high, kept)
+    low = torch.zeros(LOW, dtype=torch.int64)
+    for bits in read:
+        values = bits()
+        low += torch.bincount(values[(values >> 16) == bucket] & 0xFFFF, minlength=LOW).cpu()
+    offset, within = _crossing(low, kept - above)
+    return (bucket << 16) | offset, above + within
+
+
+def global_counts(read: Sequence[Callable[[], Tensor]], kept: int) -> list[int]:
+    """How many scores of each layer are among the `kept` largest of all; of equal ones the first layers' come first.
+
+    Args:
+        read: gives one layer's scores; called up to three times, and no two results are held at once.
+        kept: how many stay of all layers together, at least 1.
+    """
+    as_bits = [partial(_bits_of, scores) for scores in read]
+    threshold, above = threshold_of(as_bits, kept)
+    ties_left = kept - above
+    counts = []
+    for bits in as_bits:
+        values = bits()
+        ties = min(int((values == threshold).sum()), ties_left)
+        ties_left -= ties
+        counts.append(int((values > threshold).sum()) + ties)
+    return counts
+
+
+def row_mask(scores: Tensor, kept: int) -> Tensor:
+    """True for the `kept` largest scores of every row; of equal ones the first; scores (rows, columns)."""
+    columns = scores.shape[-1]
+    if kept <= 0 or kept >= columns:
+        return torch.full(scores.shape, kept > 0, dtype=torch.bool, device=scores.device)
+    threshold = scores.kthvalue(columns - kept + 1, dim=-1, keepdim=True).values
+    above, ties = scores > threshold, scores == threshold
+    left = kept - above.sum(dim=-1, keepdim=True)
+    return above | (ties & (ties.cumsum(dim=-1) <= left))
+
+
+def pattern_mask(scores: Tensor, kept: int, group: int) -> Tensor:
+    """True for the `kept` largest of every `group` consecutive inputs; scores (out, in), group divides in."""
+    if group > SMALL:
+        return row_mask(scores.reshape(-1, group), kept).reshape(scores.shape)
+    places = scores.reshape(-1, group).t().contiguous()  # (group, groups)
+    better = torch.zeros(places.shape, dtype=torch.int8, device=scores.device)  # how many of its group beat each
+    for one in range(group):
+        for other in range(one + 1, group):
+            wins = places[one] >= places[other]
+            better[other] += wins
+            better[one] += ~wins
+    return (better < kept).t().reshape(scores.shape)
+
+
+def tile_sums(scores: Tensor, tile: tuple[int, int]) -> Tensor:
+    """Sums over the tiles of a matrix: (rows, columns) -> (rows / high, columns / wide)."""
+    if tile == (1, 1):
+        return scores
+    (high, wide), (rows, columns) = tile, scores.shape
+    return scores.reshape(rows // high, high, columns // wide, wide).sum(dim=(1, 3))
+
+
+@dataclass(frozen=True)
+class Keep:
+    """How many weights stay, and which of them compete.
+
+    Attributes:
+        kept: how many.
+        group: (N, M): N of every M consecutive inputs stay; else None.
+        tile: (rows, columns) that stay or go together.
+        per_row: every row, or row of tiles, keeps the same number.
+    """
+
+    kept: int
+    group: tuple[int, int] | None = None
+    tile: tuple[int, int] = (1, 1)
+    per_row: bool = False
+
+    def part(self, rows: int, before: int, through: int, total: int) -> Keep:
+        """What stays of the columns that hold the elements `before` to `through` of `total`; all parts add up.
+
+        Args:
+            rows: of the matrix.
+        """
+        unit = self.tile[0] * self.tile[1] * (rows // self.tile[0] if self.per_row else 1)
+        kept = self.kept // unit
+        return replace(self, kept=(kept * through // total - kept * before // total) * unit)
+
+    def mask(self, scores: Tensor) -> Tensor:
+        """True for the weights that stay; of equal scores the first.
+
+        Args:
+            scores: (rows, columns), non-negative and additive over a tile.
+        """
+        if self.group is not None:
+            return pattern_mask(scores, *self.group)
+        high, wide = self.tile
+        kept = self.kept // (high * wide)
+        tiles = tile_sums(scores, self.tile)
+        mask = row_mask(tiles, kept // tiles.shape[0]) if self.per_row else top_mask(tiles, kept)
+        return mask if self.tile == (1, 1) else mask.repeat_interleave(high, 0).repeat_interleave(wide, 1)

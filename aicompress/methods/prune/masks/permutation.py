@@ -1,0 +1,123 @@
+"""N:M groups of inputs that need not be neighbours: an order of the columns in which N of every M keep more.
+
+Pool and Yu 2021, "Channel permutations for N:M sparsity", section 4: columns of two groups are swapped where more score
+is kept. Here the first order deals columns out by their total score, so that no group holds many of the best, and a
+round of swaps looks at all pairs of a random matching of the groups at once. The weight is stored in its own order;
+only its packed mask goes by the new one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from aicompress.layer import GradientStats, InputStats, Layer
+from aicompress.methods.prune.masks.masks import parse_pattern
+from aicompress.methods.prune.masks.sparsity import SparsityConfig, store
+from aicompress.weights import Dense, Sparse, Weight
+
+ROWS = 512  # of a larger matrix every so many-th is looked at
+
+S = TypeVar("S", bound=SparsityConfig)
+
+
+def kept_score(scores: Tensor, kept: int, size: int) -> float:
+    """What an N:M mask keeps of scores (rows, columns)."""
+    return float(scores.reshape(-1, size).topk(kept, dim=1).values.double().sum())
+
+
+def regrouped(scores: Tensor, kept: int, size: int, rounds: int, seed: int) -> Tensor:
+    """An order of the columns, (columns,) int64, in which an N:M mask keeps at least as much as in their own.
+
+    Args:
+        scores: (rows, columns), non-negative.
+        kept, size: N and M.
+        rounds: of swaps.
+        seed: of the matchings.
+    """
+    columns = scores.shape[1]
+    sample = scores[:: -(-len(scores) // ROWS)].float()
+    sample = sample / sample.mean().clamp_min(torch.finfo(torch.float32).tiny)
+    draw = torch.Generator().manual_seed(seed)
+    own = torch.arange(columns)
+    dealt = sample.sum(dim=0).argsort(descending=True, stable=True).reshape(size, -1).t().reshape(-1)
+    best = own
+    for order in (own, dealt):
+        groups = order.reshape(-1, size).clone()
+        for _ in range(rounds if len(groups) > 1 else 0):
+            _swap(groups, sample, kept, torch.randperm(len(groups), generator=draw))
+        if kept_score(scores[:, groups.reshape(-1)], kept, size) > kept_score(scores[:, best], kept, size):
+            best = groups.reshape(-1)
+    return best
+
+
+def _swap(groups: Tensor, scores: Tensor, kept: int, matching: Tensor) -> None:
+    """The best swap of one column for another in every pair of groups, where it gains; in place, (groups, M)."""
+    size, half = groups.shape[1], len(groups) // 2
+    left, right = groups[matching[:half]], groups[matching[half : 2 * half]]  # (pairs, M)
+    gains = torch.full((half, size * size), -torch.inf)
+    before = _kept(scores, left, kept) + _kept(scores, right, kept)
+    for one in range(size):
+        for other in range(size):
+            a, b = left.clone(), right.clone()
+            a[:, one], b[:, other] = right[:, other], left[:, one]
+            gains[:, one * size + other] = _kept(scores, a, kept) + _kept(scores, b, kept) - before
+    best = gains.max(dim=1)
+    for pair in (best.values > 1e-6 * before).nonzero().flatten().tolist():
+        one, other = divmod(int(best.indices[pair]), size)
+        a, b = matching[pair], matching[half + pair]
+        groups[a, one], groups[b, other] = groups[b, other].clone(), groups[a, one].clone()
+
+
+def _kept(scores: Tensor, groups: Tensor, kept: int) -> Tensor:
+    """(pairs,) what N:M keeps of each group, over all rows."""
+    return scores[:, groups].topk(kept, dim=2, sorted=False).values.sum(dim=(0, 2))
+
+
+def permuting(
+    apply: Callable[[Layer, S], Weight], scores: Callable[[Layer, S], Tensor]
+) -> Callable[[Layer, S], Weight]:
+    """A method that prunes in the best order of a layer's inputs where its config asks for one.
+
+    Args:
+        apply: the method in the columns' own order.
+        scores: what the mask goes by.
+    """
+
+    def permuted(layer: Layer, config: S) -> Weight:
+        if config.pattern is None or not config.permutation:
+            return apply(layer, config)
+        kept, size = parse_pattern(config.pattern)
+        order = regrouped(scores(layer, config), kept, size, config.permutation, layer.seed)
+        plain = config.model_copy(update={"permutation": 0, "store": "sparse"})
+        pruned = apply(_in_order(layer, order), plain)
+        assert isinstance(pruned, Sparse)
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order))
+        return store(layer, pruned.matrix()[:, back], pruned.mask[:, back], config, order)
+
+    return permuted
+
+
+def _in_order(layer: Layer, order: Tensor) -> Layer:
+    """A layer with its inputs in another order."""
+    shape = layer.info.shape
+    info = replace(layer.info, tensor_shape=shape, transposed=False)
+    stored = Dense(layer.stored.matrix[:, order].contiguous()) if isinstance(layer.stored, Dense) else None
+    inputs = layer.inputs and _inputs(layer.inputs, order)
+    moments = layer.gradients and GradientStats(
+        layer.gradients.count, layer.gradients.mean[:, order], layer.gradients.square[:, order]
+    )
+    return replace(
+        layer, info=info, weight=layer.weight[:, order].contiguous(), stored=stored, inputs=inputs, gradients=moments
+    )
+
+
+def _inputs(inputs: InputStats, order: Tensor) -> InputStats:
+    square = [None if matrix is None else matrix[order][:, order] for matrix in (inputs.gram, inputs.cross)]
+    flat = [None if vector is None else vector[order] for vector in (inputs.norms, inputs.mean_abs)]
+    return InputStats(inputs.count, square[0], flat[0], flat[1], square[1])

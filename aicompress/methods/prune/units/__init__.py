@@ -1,0 +1,1 @@
+"""How structural units are scored and how many stay."""

@@ -1,0 +1,1 @@
+"""Grids of codes: scales, rounding, integers of few bits, codebooks."""

@@ -1,0 +1,93 @@
+"""Round the columns of a matrix one after another, each telling the later ones its error.
+
+GPTQ and coordinate descent are this loop with different couplings. It works on the transpose, (in, out), so that a
+column of the weight is contiguous, and splits the columns in halves: the left half is rounded first and reaches the
+right half as one matrix product. That is GPTQ's lazy batch update at every size at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from aicompress.methods.quantize.grid.rounding import grid
+
+LEAF = 16  # columns that are updated one by one; matrix products do the rest
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The values that each column may take.
+
+    Attributes:
+        scale: (groups, out) float32, never 0; (1, 1) where the whole matrix shares it.
+        zero: float32 of the same shape, or None for symmetric codes.
+        group: group of each column, in the order in which the columns are rounded.
+        bits: of a code.
+    """
+
+    scale: Tensor
+    zero: Tensor | None
+    group: tuple[int, ...]
+    bits: int
+
+    def steps(self, codes: Tensor) -> Tensor:
+        """Codes (in, out) less their zero points: how many scales each value is."""
+        return codes if self.zero is None else codes - self.zero[list(self.group)]
+
+    def values(self, codes: Tensor) -> Tensor:
+        """What codes (in, out) stand for."""
+        return self.steps(codes) * self.scale[list(self.group)]
+
+
+def round_columns(targets: Tensor, coupling: Tensor, levels: Grid, reference: Tensor | None = None) -> Tensor:
+    """Round row i of `targets` to its grid, then add coupling[i, k] (ŵ_i − reference_i) to every later row k.
+
+    Args:
+        targets: (in, out) float32; overwritten.
+        coupling: (in, in) float32; only its strict upper triangle is read.
+        levels: what to round to.
+        reference: (in, out), what the rounded values are compared with; None: the targets at their turn.
+
+    Returns:
+        Codes, (in, out) float32 integers.
+    """
+    sweep = _Sweep(targets, coupling, levels, reference, torch.empty_like(targets), torch.empty_like(targets))
+    sweep.run(0, len(targets))
+    return sweep.codes
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    targets: Tensor
+    coupling: Tensor
+    levels: Grid
+    reference: Tensor | None
+    codes: Tensor
+    errors: Tensor
+
+    def run(self, begin: int, end: int) -> None:
+        if end - begin <= LEAF:
+            self.leaf(begin, end)
+            return
+        middle = begin + (end - begin) // 2
+        self.run(begin, middle)
+        self.targets[middle:end].addmm_(self.coupling[begin:middle, middle:end].t(), self.errors[begin:middle])
+        self.run(middle, end)
+
+    def leaf(self, begin: int, end: int) -> None:
+        lowest, highest = grid(self.levels.bits)
+        for i in range(begin, end):
+            group, target = self.levels.group[i], self.targets[i]
+            scale = self.levels.scale[group]
+            code = torch.div(target, scale, out=self.codes[i])
+            if self.levels.zero is None:
+                value = code.round_().clamp_(lowest, highest) * scale
+            else:
+                zero = self.levels.zero[group]
+                value = (code.add_(zero).round_().clamp_(lowest, highest) - zero).mul_(scale)
+            error = torch.sub(value, target if self.reference is None else self.reference[i], out=self.errors[i])
+            if i + 1 < end:
+                self.targets[i + 1 : end].addr_(self.coupling[i, i + 1 : end], error)

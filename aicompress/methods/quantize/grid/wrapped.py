@@ -1,0 +1,60 @@
+"""Parameters of methods that prepare a layer, or correct it, and leave the rounding to another method."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import Field, field_validator
+
+from aicompress.errors import RecipeError
+from aicompress.methods.layerwise import AnyLayerMethod, LayerMethod
+from aicompress.methods.method import MethodConfig
+from aicompress.methods.quantize.grid.widths import open_bits
+from aicompress.methods.registry import get
+
+
+class BasedConfig(MethodConfig):
+    """Parameters with a base method among them.
+
+    Attributes:
+        lends: statistics that a base method may read.
+        unfit: what is said of a method that cannot be a base.
+        refuses: methods that cannot be, whatever they read.
+    """
+
+    lends: ClassVar[frozenset[str]]
+    unfit: ClassVar[str]
+    refuses: ClassVar[frozenset[str]] = frozenset()
+
+    base: dict[str, Any] = Field(
+        {"name": "gptq"}, description="the method that quantizes, with its parameters, as a method: section gives them"
+    )
+
+    @field_validator("base")
+    @classmethod
+    def _known(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """The method exists, rewrites no other layer, reads what there is, and takes these parameters."""
+        try:
+            method = get("quantize", str(given.get("name")))
+        except RecipeError as error:
+            raise ValueError(f"{error.message}; {error.hint}") from None
+        fits = isinstance(method, LayerMethod) and not method.rewrites and method.needs <= cls.lends
+        if not fits or method.name in cls.refuses:
+            raise ValueError(f"{method.name} {cls.unfit}")
+        config = method.config(**given)
+        if open_bits(config):
+            raise ValueError("base needs explicit bits")
+        return config.model_dump()
+
+
+def base_of(config: BasedConfig) -> tuple[AnyLayerMethod, MethodConfig]:
+    """The method that quantizes, and its parameters."""
+    method = get("quantize", config.base["name"])
+    assert isinstance(method, LayerMethod)
+    return method, method.config(**config.base)
+
+
+def base_compares(config: BasedConfig) -> bool:
+    """Whether the base method reads the original model's inputs."""
+    method, base = base_of(config)
+    return method.compares(base)

@@ -1,0 +1,38 @@
+"""Accuracy: how often a classifier gives the right class, and how often the baseline's class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from aicompress.data.section import Data
+from aicompress.metrics.intervals import proportion
+from aicompress.metrics.metric import FigureSpec, Measured, Metric
+from aicompress.metrics.outputs import ClassLogits
+
+
+def measure(batches: Iterable[ClassLogits], config: Data, seed: int) -> Measured:
+    """Measure the accuracy of each model, and per baseline the share of samples that both give the same class."""
+    labels: list[Tensor] = []
+    classes: list[tuple[Tensor, ...]] = []  # of each batch: the class that each model gives, (samples,)
+    unit = ""
+    for batch in batches:
+        labels.append(batch.labels)
+        classes.append(tuple(logits.argmax(-1).cpu() for logits in batch.logits))
+        unit = batch.unit
+    right = torch.cat(labels)
+    tested, *baselines = (torch.cat(answers) for answers in zip(*classes, strict=True))
+    count = len(right)
+    return Measured(
+        tuple({"accuracy": proportion(int((each == right).sum()), count, unit)} for each in (tested, *baselines)),
+        tuple({"prediction_agreement": proportion(int((b == tested).sum()), count, unit)} for b in baselines),
+    )
+
+
+METRIC = Metric(
+    "accuracy", "classifiers: labelled arrays, or rows of texts with `labels`", Data, reads=ClassLogits,
+    figures=(FigureSpec("accuracy", "higher"), FigureSpec("prediction_agreement", "higher", compared=True)),
+    measure=measure,
+)  # fmt: skip

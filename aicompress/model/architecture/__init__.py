@@ -1,0 +1,1 @@
+"""What an architecture decides: which axis of which tensor holds neurons, heads, experts, the hidden width."""

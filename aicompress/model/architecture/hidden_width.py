@@ -1,0 +1,196 @@
+"""Locate the hidden width of a transformer: the axes that its residual stream lies on, by probing config.json.
+
+config.json's `hidden_size` is changed and the model built again on the meta device. Where heads have a size of their
+own, exactly the axes of the residual stream change: of embeddings, norms, heads, and the one side of each matrix that
+reads it or adds to it. Where heads are a share of the hidden width, other axes change as well, and the shapes do not
+tell which is which: a miniature does (see `model.miniature`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aicompress.checkpoint.naming import is_transposed
+from aicompress.errors import CheckpointError
+from aicompress.model.architecture import tiny_model as miniature
+from aicompress.model.architecture.architecture import (
+    DEPTH_FIELDS,
+    WIDTH_FIELDS,
+    Architecture,
+    Coupling,
+    Path,
+    fields,
+    keep_blocks,
+    value_at,
+    with_value,
+)
+from aicompress.model.architecture.shapes import build, stored_shapes
+from aicompress.model.loading.definition import layer_kinds
+
+FIELDS = ("hidden_size", "d_model", "n_embd", "dim")
+HEAD_COUNTS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+HINT = "prune its heads, feed-forward neurons or layers instead"
+
+
+@dataclass(frozen=True)
+class Residual:
+    """The coordinates of the residual stream.
+
+    Attributes:
+        width: how many there are.
+        field: their number in config.json.
+        config: config.json with the size of a head given, where it would follow from the hidden width otherwise.
+        couplings: every tensor that has an axis of coordinates: one that adds to the stream is a producer, one that
+            reads it a consumer; norms count as producers.
+        inner: every tensor that has an axis along which heads lie whose size is a share of the width; none where heads
+            have a size of their own.
+        heads: how many heads share it.
+    """
+
+    width: int
+    field: Path
+    config: Mapping[str, Any]
+    couplings: tuple[Coupling, ...]
+    inner: tuple[Coupling, ...] = ()
+    heads: int = 1
+
+    def narrowed(self, width: int) -> dict[str, Any]:
+        """config.json of a model of another hidden width."""
+        return with_value(self.config, self.field, width)
+
+    def refusal(self, width: int) -> str | None:
+        """Why transformers does not take a width; None where it does."""
+        try:
+            build(self.narrowed(width))
+        except CheckpointError as error:
+            return error.message
+        return None
+
+
+def residual(architecture: Architecture, layout: miniature.Layout = "entries") -> Residual:
+    """The residual stream of a checkpoint.
+
+    Args:
+        architecture: its architecture.
+        layout: how heads lie on the axes inside attention, as a trial has to confirm.
+
+    Raises:
+        CheckpointError: no field of config.json sets its width, or its axes cannot be told.
+    """
+    reasons: list[str] = []
+    for field in fields(architecture.config, FIELDS):
+        width = value_at(architecture.config, field)
+        if not isinstance(width, int) or width < 2:
+            continue
+        for config in _with_sizes(architecture, field, width):
+            outcome = _probed(architecture, config, (field, width), layout)
+            if isinstance(outcome, Residual):
+                return outcome
+            reasons.append(outcome)
+    raise CheckpointError(
+        f"the hidden width cannot be narrowed: {reasons[-1]}" if reasons else "config.json sets no hidden width", HINT
+    )
+
+
+def _with_sizes(architecture: Architecture, field: Path, width: int) -> Iterator[dict[str, Any]]:
+    """config.json with the size of a head and of feed-forward layers written down, where the width would set them."""
+    edited = copy.deepcopy(dict(architecture.config))
+    section = value_at(edited, field[:-1])
+    for name in WIDTH_FIELDS:
+        if section.get(name, 0) is None:
+            sizes = {each.width for each in architecture.feed_forwards() if each.field == (*field[:-1], name)}
+            section[name] = sizes.pop() if len(sizes) == 1 else None
+    heads = next((section[name] for name in HEAD_COUNTS if isinstance(section.get(name), int)), 0)
+    if not section.get("head_dim") and not section.get("d_kv") and heads and width % heads == 0:
+        written = copy.deepcopy(edited)
+        value_at(written, field[:-1])["head_dim"] = width // heads
+        if stored_shapes(build(written)) == architecture.shapes and _listens(written, field):
+            yield written
+            return
+    yield edited
+
+
+def _listens(config: Mapping[str, Any], field: Path) -> bool:
+    """Whether the architecture reads the size of a head that config.json gives."""
+    path = (*field[:-1], "head_dim")
+    return stored_shapes(build(with_value(config, path, 2 * value_at(config, path)))) != stored_shapes(build(config))
+
+
+def _probed(
+    architecture: Architecture, config: Mapping[str, Any], where: tuple[Path, int], layout: miniature.Layout
+) -> Residual | str:
+    """The residual stream as another width shows it, or why it cannot be told."""
+    field, width = where
+    model = build(config)
+    before, after = stored_shapes(model), stored_shapes(build(with_value(config, field, 2 * width)))
+    if before != architecture.shapes:
+        return "the sizes that follow from it cannot be written down in config.json"
+    if set(after) != set(before):
+        return f"{'.'.join(field)} of config.json adds or removes tensors"
+    axes = {name: changed_axes(shape, after[name], width) for name, shape in before.items()}
+    strange = next((name for name, lengths in axes.items() if lengths is None), None)
+    if strange is not None:
+        return f"{architecture.on_disk(strange)} of shape {before[strange]} does not change as the stream does"
+    heads = next(iter(integers(config, HEAD_COUNTS)), 1)
+    parts = miniature.parts_of(miniatures(config, field, heads), heads, layout)
+    if isinstance(parts, str):
+        return parts
+    return _coupled(architecture, model, (config, field, width, heads), parts)
+
+
+def changed_axes(shape: tuple[int, ...], after: tuple[int, ...], width: int) -> dict[int, int] | None:
+    """Axes that follow the width, with how many times it lies on each; None where one follows it otherwise."""
+    changed = {axis: size // width for axis, size in enumerate(shape) if after[axis] != size}
+    fits = all(shape[axis] == times * width and after[axis] == 2 * shape[axis] for axis, times in changed.items())
+    return changed if fits and all(changed.values()) else None
+
+
+def miniatures(config: Mapping[str, Any], field: Path, heads: int) -> tuple[Any, Any]:
+    """The same architecture of two blocks with few coordinates for each head, on the meta device."""
+    narrow, wide = (small(config, field, size * heads) for size in (miniature.NARROW, miniature.WIDE))
+    return build(narrow), build(wide)
+
+
+def small(config: Mapping[str, Any], field: Path, width: int) -> dict[str, Any]:
+    """config.json with two blocks at most, and another hidden width."""
+    edited = dict(config)
+    for depth in fields(config, DEPTH_FIELDS):
+        size = value_at(config, depth)
+        if isinstance(size, int) and size > 2:
+            edited = keep_blocks(edited, depth, range(2))
+    return with_value(edited, field, width)
+
+
+def _coupled(
+    architecture: Architecture, model: Any, where: tuple[Mapping[str, Any], Path, int, int], parts: miniature.Parts
+) -> Residual | str:
+    """The stream's tensors under their names on disk, from what the miniature shows of each kind of tensor."""
+    config, field, width, heads = where
+    names = [architecture.on_disk(name) for name in architecture.shapes]
+    kinds = layer_kinds(dict(architecture.config), names) or {}
+    tied = {architecture.on_disk(name) for pair in getattr(model, "all_tied_weights_keys", {}).items() for name in pair}
+    after = stored_shapes(build(with_value(config, field, 2 * width)))
+    stream: list[Coupling] = []
+    inner: list[Coupling] = []
+    for name, shape in architecture.shapes.items():
+        disk = architecture.on_disk(name)
+        if disk in tied and disk not in architecture.specs:
+            continue  # stored once, under its other name
+        transposed = is_transposed(disk, dict(architecture.config)) and len(shape) == 2
+        for axis, times in (changed_axes(shape, after[name], width) or {}).items():
+            reading = len(shape) == 2 and kinds.get(disk) != "embedding" and axis == (0 if transposed else 1)
+            role: Any = "consumer" if reading and disk not in tied else "producer"
+            inside = parts.get((miniature.family(name), axis)) == "inner"
+            (inner if inside else stream).append(Coupling(disk, axis, times, role))
+    if {coupling.role for coupling in stream} != {"producer", "consumer"}:
+        return f"{'.'.join(field)} of config.json governs no stream that is written and read"
+    return Residual(width, field, config, tuple(stream), tuple(inner), heads)
+
+
+def integers(config: Mapping[str, Any], names: Iterable[str]) -> list[int]:
+    """Whole numbers under these names, at the top of config.json or one level below."""
+    sections = [config, *(value for value in config.values() if isinstance(value, dict))]
+    return [section[name] for section in sections for name in names if isinstance(section.get(name), int)]

@@ -1,0 +1,117 @@
+"""Shapes that transformers expects of a checkpoint, from a model built on the meta device, without memory.
+
+Names on disk differ from names of modules (renamed attributes, experts stored one by one and fused when loaded), so
+both directions go through transformers: its own saving gives the names on disk, its own loading judges a checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from aicompress.errors import CheckpointError
+from aicompress.model.loading.definition import skeleton
+from aicompress.weights import TensorSpec
+
+# A block's place, and what its own parameters already tell: not part of how it computes.
+_PLACE = {"layer_idx", "layer_id", "layer_index", "layer_number", "block_idx", "has_relative_attention_bias"}
+
+
+def build(config: Mapping[str, Any]) -> Any:
+    """The architecture that config.json describes, on the meta device.
+
+    Raises:
+        CheckpointError: transformers does not know it, or refuses the configuration.
+    """
+    named = (config.get("architectures") or [config.get("model_type")])[0]
+    try:
+        with _quiet():
+            model = skeleton(dict(config))
+    except Exception as error:  # configurations are validated by arbitrary model code
+        reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"transformers refuses the configuration of {named}: {reason}", "") from error
+    if model is None:
+        raise CheckpointError(
+            f"transformers does not know the architecture {named!r}: its structure cannot be changed safely",
+            "structural pruning needs a stock architecture in config.json",
+        )
+    return model
+
+
+def stored_shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a model's tensors as `save_pretrained` stores them; tied ones under every name."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    return {name: tuple(t.shape) for name, t in revert_weight_conversion(model, model.state_dict()).items()}
+
+
+def misfits(config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> set[str]:
+    """What goes wrong when transformers loads a checkpoint: missing and unexpected names, shapes that differ.
+
+    Args:
+        config: its config.json.
+        specs: its parameters, dense.
+    """
+    model = build(config)
+    empty = {name: torch.empty(spec.shape, dtype=spec.dtype, device="meta") for name, spec in specs.items()}
+    try:
+        with _quiet():
+            _, info = type(model).from_pretrained(
+                None,
+                config=model.config,
+                state_dict=empty,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                device_map={"": "meta"},
+            )
+    except RuntimeError as error:  # experts of different widths cannot be fused
+        return {f"the tensors cannot be loaded together: {error}"}
+    problems = {f"missing {name}" for name in info["missing_keys"]}
+    problems |= {f"unexpected {name}" for name in info["unexpected_keys"]}
+    return problems | {
+        f"{name} has shape {tuple(stored)} where {tuple(expected)} is expected"
+        for name, stored, expected in info["mismatched_keys"]
+    }
+
+
+def defaults(model: Any) -> dict[str, Any]:
+    """The configuration with every field that transformers fills in or derives."""
+    return dict(model.config.to_dict())
+
+
+def block_traits(model: Any) -> dict[str, list[dict[str, Any]]]:
+    """How the blocks of every module list compute, beside their parameters: plain attributes of all their modules.
+
+    Returns:
+        Name of the list -> for each block {attribute path: value}. A block's index is left out.
+    """
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    return {name: [dict(_traits(block)) for block in blocks] for name, blocks in lists.items()}
+
+
+def _traits(block: nn.Module) -> Iterator[tuple[str, Any]]:
+    for name, module in block.named_modules():
+        yield f"{name}.class", type(module).__name__
+        for key, value in vars(module).items():
+            if isinstance(value, bool | int | float | str | None) and key not in _PLACE and not key.startswith("_"):
+                yield f"{name}.{key}", value
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' load report and progress bar off the terminal: the caller reads the findings."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()

@@ -1,0 +1,175 @@
+"""A tiny random model of an architecture, to test which axes of its tensors belong to the residual stream.
+
+A miniature of two blocks has random weights. Residual coordinates in another order must compute the same; and where the
+size of heads follows from the hidden width, so must the entries of every head in an order of its own, which rotary
+positions forbid. An axis as long as the width may be either: every matrix with two such axes is taken for a reader of
+the stream, for one that adds to it, or for both (a pooling head), until the outputs stay. Whole heads may change places
+as well, rotary or not: then the trial tells where heads lie that are to go.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from itertools import product
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from aicompress.errors import CheckpointError
+from aicompress.model.channels.graph import tensors_of
+
+HINT = "prune its heads, feed-forward neurons or layers instead"
+UNDECIDED = 7  # kinds of matrices that are tried in all combinations at most
+NARROW, WIDE = 8, 12
+Side = Literal["stream", "inner"]
+Parts = dict[tuple[str, int], Side]  # by family of tensors and axis
+# What changes places inside: entries of every head; whole heads that lie in sections, all queries before all keys; or
+# whole heads that lie together, each with its query, key and value.
+Layout = Literal["entries", "sections", "together"]
+ROLES: tuple[tuple[Side, Side], ...] = (("stream", "inner"), ("inner", "stream"), ("stream", "stream"))  # in, out
+
+
+def family(name: str) -> str:
+    """What tensors of all blocks share: the name without numbers."""
+    return re.sub(r"\.\d+(?=\.)", ".#", name)
+
+
+def parts_of(models: tuple[Any, Any], heads: int, layout: Layout = "entries") -> Parts | str:
+    """The part that every axis plays which follows the hidden width, or why it cannot be told.
+
+    Args:
+        models: of `NARROW` and of `WIDE` coordinates for each head, on the meta device.
+        heads: how many heads share the width.
+        layout: what has to be free to change places on the axes that heads lie on.
+    """
+    narrow, wide = models
+    width = NARROW * heads
+    shapes = {name: parameter.shape for name, parameter in wide.named_parameters()}
+    axes = {
+        name: [axis for axis, size in enumerate(parameter.shape) if shapes[name][axis] != size]
+        for name, parameter in narrow.named_parameters()
+    }
+    try:
+        trial = _Trial(narrow, {name: lengths for name, lengths in axes.items() if lengths}, (width, heads, layout))
+    except CheckpointError as error:
+        return error.message
+    double = {family(name) for name, lengths in axes.items() if len(lengths) > 1}
+    if len(double) > UNDECIDED:
+        return f"{len(double)} kinds of matrices follow it on both sides: heads are a share of it"
+    for parts in _assignments(narrow, axes, sorted(double)):
+        if trial.stays(parts):
+            return parts
+    return "its coordinates do not all play one part" if not double else "heads are a share of it in an unknown way"
+
+
+def _assignments(model: Any, axes: Mapping[str, list[int]], double: list[str]) -> Iterator[Parts]:
+    """Every way in which matrices with two axes can read the stream and add to it."""
+    out_axes = {family(name): 1 if _is_transposed(model, name) else 0 for name in axes}
+    whole = {family(name): parameter.shape for name, parameter in model.named_parameters()}
+    options = []
+    for name in double:
+        fused = whole[name][0] != whole[name][1]  # several projections in one: only a reader has them
+        options.append(ROLES[:1] if fused else ROLES)
+    for roles in product(*options):
+        parts: Parts = {}
+        for name, (read, written) in zip(double, roles, strict=True):
+            out = out_axes[name]
+            parts[name, 1 - out], parts[name, out] = read, written
+            parts[f"{name.rpartition('.')[0]}.bias", 0] = written
+        yield parts
+
+
+def _is_transposed(model: Any, name: str) -> bool:
+    return type(model.get_submodule(name.rpartition(".")[0])).__name__ == "Conv1D"
+
+
+class _Trial:
+    """A miniature that runs with its coordinates in another order.
+
+    Raises:
+        CheckpointError: it cannot be run.
+    """
+
+    def __init__(self, model: Any, axes: Mapping[str, list[int]], where: tuple[int, int, Layout]) -> None:
+        width, self.heads, self.layout = where
+        self.model = type(model)(model.config).double().eval().requires_grad_(False)
+        self.model.config._experts_implementation = "eager"  # grouped kernels have no float64
+        self.axes, self.width = axes, width
+        generator = torch.Generator().manual_seed(1)
+        self.order = torch.randperm(width, generator=generator)
+        size = width // self.heads
+        entries = [head * size + torch.randperm(size, generator=generator) for head in range(self.heads)]
+        self.inner, self.turn = torch.cat(entries), torch.randperm(self.heads, generator=generator)
+        self.inputs = inputs_of(self.model)
+        randomize(self.model)
+        self.values = {name: parameter.clone() for name, parameter in self.model.named_parameters()}
+        self.outputs = outputs_of(self.model, self.inputs)
+
+    def stays(self, parts: Parts) -> bool:
+        """Whether all outputs stay, or are in the stream's new order."""
+        for name, parameter in self.model.named_parameters():
+            value = self.values[name]
+            for axis in self.axes.get(name, ()):
+                index = self._order(parts.get((family(name), axis)), value.shape[axis] // self.width)
+                value = value.index_select(axis, index)
+            parameter.copy_(value)
+        return all(
+            self._same(one, other) for one, other in zip(outputs_of(self.model, self.inputs), self.outputs, strict=True)
+        )
+
+    def _order(self, part: Side | None, times: int) -> Tensor:
+        """The new order of an axis that holds the width so many times."""
+        order = self.order
+        if part == "inner" and self.layout == "entries":
+            order = self.inner
+        elif part == "inner":
+            span = self.width // self.heads * (times if self.layout == "together" else 1)
+            order = (self.turn[:, None] * span + torch.arange(span)).reshape(-1)
+        copies = self.width * times // len(order)
+        return torch.cat([order + len(order) * copy for copy in range(copies)])
+
+    def _same(self, after: Tensor, before: Tensor) -> bool:
+        orders = [before, before[..., self.order]] if before.shape[-1] == self.width else [before]
+        slack = 1e-6 * float(before.abs().max())
+        return any(torch.allclose(after, wanted, rtol=1e-6, atol=slack) for wanted in orders)
+
+
+def randomize(model: nn.Module) -> None:
+    """Random weights of a size that keeps activations alive; nothing at its initial value."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        fan = parameter.shape[-1] if parameter.ndim > 1 else 4
+        parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / fan**0.5)
+
+
+def inputs_of(model: Any) -> dict[str, Tensor]:
+    """A few random tokens, or an image.
+
+    Raises:
+        CheckpointError: the model reads neither.
+    """
+    taken, config, generator = getattr(model, "main_input_name", None), model.config, torch.Generator().manual_seed(0)
+    if taken == "pixel_values" and isinstance(getattr(config, "image_size", None), int):
+        shape = (1, getattr(config, "num_channels", 3), config.image_size, config.image_size)
+        return {taken: torch.randn(shape, generator=generator, dtype=torch.float64)}
+    if taken != "input_ids":
+        raise CheckpointError(f"the hidden width of a model that reads {taken} cannot be tried out", HINT)
+    ids = torch.randint(0, config.get_text_config().vocab_size, (2, 6), generator=generator)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return {**inputs, "decoder_input_ids": ids} if config.is_encoder_decoder else inputs
+
+
+@torch.no_grad()
+def outputs_of(model: Any, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+    """Everything that it gives.
+
+    Raises:
+        CheckpointError: it does not run on these alone.
+    """
+    try:
+        return tensors_of(dict(model(**inputs)))
+    except (TypeError, AttributeError, ValueError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"the hidden width cannot be tried out: {reason}", HINT) from error

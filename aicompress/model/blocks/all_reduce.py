@@ -1,0 +1,51 @@
+"""Add up the input statistics of several processes, each of which ran its own batches."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from aicompress.errors import CompressError
+from aicompress.model.blocks.input_statistics import Recorder, Sums
+
+
+class Team(Protocol):
+    """Processes that do the same at the same time."""
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over all processes."""
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's value, by rank."""
+
+
+def add_up(recorder: Recorder, team: Team) -> None:
+    """Replace a recorder's sums by those over all processes.
+
+    A process may have seen no row for a layer, such as an expert: what the others saw decides what is added.
+
+    Raises:
+        CompressError: processes disagree on which layers share an input.
+    """
+    mine = {
+        leader: (sums.count, {name: tuple(tensor.shape) for name, tensor in sums.tensors().items()})
+        for leader, sums in recorder.sums.items()
+    }
+    everyone = team.gather((dict(recorder.leaders), mine))
+    for leaders, _ in everyone:
+        for name, leader in leaders.items():
+            if recorder.leaders.setdefault(name, leader) != leader:
+                raise CompressError(f"{name}: processes disagree on the layers that share its input", "run one process")
+    for leader in sorted({leader for _, sums in everyone for leader in sums}):
+        parts = [sums[leader] for _, sums in everyone if leader in sums]
+        shapes = {name: shape for _, tensors in parts for name, shape in tensors.items()}
+        held = recorder.sums.setdefault(leader, Sums(recorder.needs))
+        held.count = sum(count for count, _ in parts)
+        for name in sorted(shapes):
+            tensor = getattr(held, name)
+            setattr(held, name, team.total(torch.zeros(shapes[name]) if tensor is None else tensor))
+        if "max_abs" in recorder.needs:
+            largest = [tensor for tensor in team.gather(held.largest) if tensor is not None]
+            held.largest = torch.stack(largest).amax(dim=0) if largest else None

@@ -1,0 +1,258 @@
+"""Hooks that accumulate Gram matrices, norms and means of layers' inputs while a model runs.
+
+Layers that are given the same tensor (q, k and v; gate and up) share one sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from aicompress.layer import InputStats
+from aicompress.model.blocks.expert_inputs import ExpertCalls, Part
+from aicompress.model.kernels.bf16_products import bfloat16_products
+
+PANEL = 256  # columns of a Gram matrix that are computed at a time
+
+
+@dataclass
+class Sums:
+    """Running sums over the rows of a layer's inputs, in float32.
+
+    Attributes:
+        needs: which of gram, norms, mean_abs, mean and max_abs to keep.
+        rounded: inputs of products are rounded to bfloat16.
+        count: rows so far.
+        gram: Σ x xᵀ; what lies below the diagonal is filled in by `mean`.
+        squares: Σ x².
+        absolute: Σ |x|.
+        cross: Σ x x̂ᵀ.
+        total: Σ x.
+        original: Σ x of the original model, beside `cross`.
+        largest: max |x|.
+    """
+
+    needs: frozenset[str]
+    rounded: bool = False
+    count: int = 0
+    gram: Tensor | None = None
+    squares: Tensor | None = None
+    absolute: Tensor | None = None
+    cross: Tensor | None = None
+    total: Tensor | None = None
+    original: Tensor | None = None
+    largest: Tensor | None = None
+
+    def add(self, rows: Tensor, original: Tensor | None = None) -> None:
+        """Add rows (tokens, in), and the original model's rows for the same tokens if cross statistics are wanted."""
+        if not rows.shape[0]:
+            return
+        rows = rows.float()
+        self.count += rows.shape[0]
+        if "gram" in self.needs:
+            self.gram = _add_gram(self.gram, self._factor(rows), self.rounded)
+        if "norms" in self.needs and "gram" not in self.needs:
+            squares = rows.square().sum(dim=0)
+            self.squares = squares if self.squares is None else self.squares.add_(squares)
+        if "mean_abs" in self.needs:
+            absolute = rows.abs().sum(dim=0)
+            self.absolute = absolute if self.absolute is None else self.absolute.add_(absolute)
+        if "mean" in self.needs:
+            self.total = _add_rows(self.total, rows)
+        if "max_abs" in self.needs:
+            largest = torch.maximum(rows.amax(dim=0), -rows.amin(dim=0))
+            self.largest = largest if self.largest is None else torch.maximum(self.largest, largest)
+        if original is not None:
+            left, right = self._factor(original), self._factor(rows)
+            with bfloat16_products(self.rounded):
+                self.cross = _zeros(self.cross, left, right).addmm_(left.t(), right)
+            if "mean" in self.needs:
+                self.original = _add_rows(self.original, original.float())
+
+    def _factor(self, rows: Tensor) -> Tensor:
+        """Rows as products see them. Rounded here, for oneDNN leaves small products to a library that does not."""
+        return rows.bfloat16().float() if self.rounded else rows.float()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The sums there are, by name: what ranks add up."""
+        names = ("gram", "squares", "absolute", "cross", "total", "original")
+        return {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
+
+    def mean(self) -> InputStats:
+        """Means over the rows, in the memory of the sums, which are over; no statistics where no token came."""
+        if not self.count:
+            return InputStats(0)
+        over = {name: tensor.div_(self.count) for name, tensor in self.tensors().items()}
+        if "gram" in over:
+            _mirror(over["gram"])
+        norms = over["gram"].diagonal().clone() if "gram" in over else over.get("squares")
+        means = (over.get("absolute"), over.get("cross"), over.get("total"), over.get("original"))
+        return InputStats(self.count, over.get("gram"), norms, *means, self.largest)
+
+
+def _add_rows(total: Tensor | None, rows: Tensor) -> Tensor:
+    summed = rows.sum(dim=0)
+    return summed if total is None else total.add_(summed)
+
+
+def _zeros(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    return torch.zeros(left.shape[1], right.shape[1], device=left.device) if total is None else total
+
+
+def _add_gram(total: Tensor | None, rows: Tensor, rounded: bool) -> Tensor:
+    """Add xᵀ x from the diagonal on: panels of columns with all columns to their right."""
+    total = _zeros(total, rows, rows)
+    with bfloat16_products(rounded):
+        for at in range(0, rows.shape[1], PANEL):
+            panel = slice(at, at + PANEL)
+            total[panel, at:].addmm_(rows[:, panel].t(), rows[:, at:])
+    return total
+
+
+def _mirror(gram: Tensor) -> None:
+    """Copy what lies above the diagonal below it: products are symmetric only up to rounding on some processors."""
+    for at in range(0, len(gram), PANEL):
+        gram[at + PANEL :, at : at + PANEL] = gram[at : at + PANEL, at + PANEL :].t()
+        block = gram[at : at + PANEL, at : at + PANEL]
+        block.copy_(block.triu() + block.triu(1).t())
+
+
+@dataclass
+class Recorder:
+    """Watches modules and adds up what they are given.
+
+    Attributes:
+        modules: watched modules by layer name.
+        needs: which statistics to keep.
+        parts: experts that are parts of a merged parameter, by layer name.
+        rounded: inputs of products are rounded to bfloat16.
+        mask: real tokens of the batch that is running, (batch, tokens) bool; None when all are.
+        keep: when set, rows are put here by leader instead of being added up.
+        originals: when set, the original model's rows by leader, for cross statistics.
+        sums: sums by leader, the first of the layers that share an input.
+        leaders: each layer's leader.
+    """
+
+    modules: Mapping[str, nn.Module]
+    needs: frozenset[str]
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    rounded: bool = False
+    mask: Tensor | None = None
+    keep: dict[str, Tensor] | None = None
+    originals: dict[str, Tensor] | None = None
+    sums: dict[str, Sums] = field(default_factory=dict)
+    leaders: dict[str, str] = field(default_factory=dict)
+    _held: list[tuple[Tensor, Any, str]] = field(default_factory=list)
+    _watching: ExitStack = field(default_factory=ExitStack)
+
+    def __enter__(self) -> Recorder:
+        for name, module in self.modules.items():
+            hook = partial(self._see, name)
+            self._watching.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
+        if self.parts:
+            self._watching.enter_context(ExpertCalls(self.parts, self._see_expert))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._watching.close()
+
+    def batch_done(self) -> None:
+        """Let go of a batch's inputs."""
+        self._held.clear()
+
+    def _see(self, name: str, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        given = args[0] if args else next(iter(kwargs.values()))
+        leader = self._leader(name, given, _geometry(module))
+        if leader != name:
+            return
+        rows = rows_of(module, given, self.mask)
+        if rows is None:
+            return
+        if self.keep is not None:
+            self.keep[leader] = rows
+            return
+        original = self.originals.get(leader) if self.originals is not None else None
+        self.sums.setdefault(leader, Sums(self.needs, self.rounded)).add(rows, original)
+
+    def _see_expert(self, names: Sequence[str], rows: Tensor) -> None:
+        """Tokens that one expert is given, (tokens, in); padding goes to experts as other tokens do, and counts.
+
+        The compressed model may send a token to another expert than the original does, so that the inputs of the two
+        cannot be compared: each counts as its own original.
+        """
+        if self.keep is not None:
+            return
+        self.leaders.update(dict.fromkeys(names, names[0]))
+        self.sums.setdefault(names[0], Sums(self.needs, self.rounded)).add(
+            rows, rows if self.originals is not None else None
+        )
+
+    def _leader(self, name: str, given: Tensor, geometry: Any) -> str:
+        """The first layer that made the same rows of this tensor; decided at a layer's first call and kept."""
+        if name not in self.leaders:
+            shared = (other for tensor, way, other in self._held if tensor is given and way == geometry)
+            self.leaders[name] = next(shared, name)
+            # Holding the tensor keeps its memory, and so its identity, from being used again in this batch.
+            self._held.append((given, geometry, self.leaders[name]))
+        return self.leaders[name]
+
+    def stats(self) -> dict[str, InputStats]:
+        """Means by layer, at the end: the recorder lets go of its sums. Sharing layers get the same object.
+
+        A layer that no row reached has count 0.
+        """
+        means = {leader: sums.mean() for leader, sums in self.sums.items()}
+        self.sums.clear()
+        return {name: means.get(self.leaders.get(name, name), InputStats(0)) for name in (*self.modules, *self.parts)}
+
+
+def _geometry(module: nn.Module) -> Any:
+    """How a layer makes rows of its input: layers of one input share its statistics only where this is the same."""
+    if not isinstance(module, nn.Conv1d | nn.Conv2d):
+        return None
+    return module.kernel_size, module.stride, module.padding, module.dilation, module.groups
+
+
+def rows_of(module: nn.Module, given: Tensor, mask: Tensor | None) -> Tensor | None:
+    """A layer's input as rows (tokens, in).
+
+    A convolution's rows are its patches (positions, channels*kernel) in the order of its weight matrix; a grouped one
+    has no single matrix of inputs, and an embedding none at all: None.
+    """
+    if isinstance(module, nn.Conv1d | nn.Conv2d):
+        return _patches(module, given) if module.groups == 1 else None
+    if not given.is_floating_point():
+        return None
+    if mask is not None and given.shape[: mask.ndim] == mask.shape:
+        return given[mask]
+    return given.reshape(-1, given.shape[-1])
+
+
+def _patches(module: nn.Conv1d | nn.Conv2d, given: Tensor) -> Tensor:
+    """im2col; a one-dimensional convolution is a two-dimensional one of height 1."""
+    if isinstance(module, nn.Conv1d):
+        given = given[:, :, None]
+        kernel: tuple[int, ...] = (1, module.kernel_size[0])
+        dilation: tuple[int, ...] = (1, module.dilation[0])
+        stride: tuple[int, ...] = (1, module.stride[0])
+        padding: tuple[int, ...] = (0, _padding(module)[0])
+    else:
+        kernel, dilation, stride = module.kernel_size, module.dilation, module.stride
+        padding = _padding(module)
+    patches = functional.unfold(given, kernel, dilation, padding, stride)  # (N, I*kh*kw, positions)
+    return patches.transpose(1, 2).reshape(-1, patches.shape[1])
+
+
+def _padding(module: nn.Conv1d | nn.Conv2d) -> tuple[int, ...]:
+    """Padding in numbers; "same" pads half of what the kernel spans."""
+    if not isinstance(module.padding, str):
+        return tuple(module.padding)
+    spans = [d * (k - 1) // 2 for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+    return tuple(spans) if module.padding == "same" else (0,) * len(spans)

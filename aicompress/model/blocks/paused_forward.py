@@ -1,0 +1,130 @@
+"""A forward pass that pauses at every block: it hands over the block's inputs and goes on with its outputs.
+
+Calibration must see every sample at block i before any sample reaches block i+1, and what happens between two blocks
+(masks, rotary tables, position biases, an encoder's output that a decoder attends to) is the model's own business. So
+each batch runs the model's real forward in a thread of its own that is parked at every block; one thread runs at a
+time.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+_current = threading.local()
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A stream has come to a block.
+
+    Attributes:
+        block: index into the blocks given to `gate`.
+        args, kwargs: what the model passes to the block.
+    """
+
+    block: int
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class PausedForward:
+    """One batch on its way through the model.
+
+    Args:
+        call: runs the model's forward; its blocks must be gated.
+    """
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self._call = call
+        self._resume = threading.Semaphore(0)
+        self._parked = threading.Semaphore(0)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self._abandoned = False
+        self.arrival: Arrival | None = None
+        self.result: Any = None
+
+    def start(self) -> None:
+        """Run to the first block, or to the end."""
+        self._thread.start()
+        self._wait()
+
+    def advance(self, value: Any) -> None:
+        """Give the current block's outputs and run to the next block, or to the end.
+
+        Raises:
+            Exception: whatever the model raised on the way.
+        """
+        self._value = value
+        self.arrival = None
+        self._resume.release()
+        self._wait()
+
+    def abandon(self) -> None:
+        """Let go of a stream that will not be advanced any more."""
+        if self._thread.is_alive():
+            self._abandoned = True
+            self._resume.release()
+            self._thread.join()
+
+    def _wait(self) -> None:
+        self._parked.acquire()
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        _current.stream = self
+        try:
+            with torch.no_grad():
+                self.result = self._call()
+        except _Abandoned:
+            pass
+        except BaseException as error:  # handed to the thread that waits, which raises it
+            self._error = error
+        finally:
+            self._parked.release()
+
+    def park(self, arrival: Arrival) -> Any:
+        """Called in the stream's thread: hand over the block's inputs and wait for its outputs."""
+        self.arrival = arrival
+        self._parked.release()
+        self._resume.acquire()
+        if self._abandoned:
+            raise _Abandoned
+        value, self._value = self._value, None
+        return value
+
+
+class _Abandoned(BaseException):
+    """Unwinds a parked stream."""
+
+
+def gate(blocks: list[nn.Module]) -> Callable[[], None]:
+    """Make streams stop at the blocks; calls from other threads run them as usual.
+
+    Returns:
+        A function that takes the gates away.
+    """
+    for index, block in enumerate(blocks):
+        block.forward = _gated(index, block.forward)
+
+    def remove() -> None:
+        for block in blocks:
+            del block.forward
+
+    return remove
+
+
+def _gated(index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def gated(*args: Any, **kwargs: Any) -> Any:
+        stream: PausedForward | None = getattr(_current, "stream", None)
+        return forward(*args, **kwargs) if stream is None else stream.park(Arrival(index, args, kwargs))
+
+    return gated

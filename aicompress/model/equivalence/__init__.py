@@ -1,0 +1,1 @@
+"""Rewrites that leave a model's function as it is: scaling groups and rotations."""

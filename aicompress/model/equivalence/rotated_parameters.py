@@ -1,0 +1,96 @@
+"""Parameters that a rotation of the residual stream changes: its writers, its readers, and the norms between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from aicompress.model.equivalence.scaling_groups import Axis
+
+Turn = Callable[[Tensor, int], Tensor]  # (tensor, axis) -> the tensor with R applied along the axis
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A normalization of the residual stream and what is given its output.
+
+    Attributes:
+        weight: its weight, with the offset that is added to it.
+        bias: its bias, or None.
+        matrices: the matrices that read it, along their input channels.
+    """
+
+    weight: Axis
+    bias: Axis | None
+    matrices: tuple[Axis, ...]
+
+
+@dataclass(frozen=True)
+class Turnable:
+    """What touches the residual stream, in a block or a model.
+
+    Attributes:
+        width: of the stream.
+        readers: norms and their readers.
+        writers: matrices and biases along their output channels, and embeddings.
+        centred: some norm subtracts the mean, so that a turn must keep the vector of ones.
+    """
+
+    width: int
+    readers: tuple[Reader, ...] = ()
+    writers: tuple[Axis, ...] = ()
+    centred: bool = False
+
+    def changes(self, read: Callable[[str], Tensor], turn: Turn) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
+        """Every parameter that a turn changes, and how.
+
+        Args:
+            read: gives a norm's weight.
+            turn: applies R along an axis.
+        """
+        for reader in self.readers:
+            scale = read(reader.weight.parameter).float() + reader.weight.offset
+            yield reader.weight.parameter, _constant(1 - reader.weight.offset)
+            if reader.bias is not None:
+                yield reader.bias.parameter, _divided(scale, turn)
+            for axis in reader.matrices:
+                yield axis.parameter, _read(axis, scale, turn)
+        for axis in self.writers:
+            yield axis.parameter, _written(axis, turn)
+
+
+def _constant(value: float) -> Callable[[Tensor], Tensor]:
+    return lambda tensor: torch.full_like(tensor, value)
+
+
+def _divided(scale: Tensor, turn: Turn) -> Callable[[Tensor], Tensor]:
+    """A norm's bias when its weight has moved on: b / w, turned; where w is zero nothing is left to divide."""
+    return lambda bias: turn(torch.where(scale == 0, 0.0, bias / scale), 0)
+
+
+def _read(axis: Axis, scale: Tensor, turn: Turn) -> Callable[[Tensor], Tensor]:
+    return lambda tensor: turn(axis.scaled(tensor, scale), axis.axis)
+
+
+def _written(axis: Axis, turn: Turn) -> Callable[[Tensor], Tensor]:
+    return lambda tensor: turn(tensor, axis.axis)
+
+
+@contextmanager
+def changed(
+    parameters: Mapping[str, Tensor], changes: Iterable[tuple[str, Callable[[Tensor], Tensor]]]
+) -> Iterator[None]:
+    """Parameters with other numbers for a while. The tensors are exchanged, for rows of a table may share memory."""
+    before: dict[str, Tensor] = {}
+    try:
+        for name, change in list(changes):
+            before.setdefault(name, parameters[name].data)
+            parameters[name].data = change(parameters[name].data)
+        yield
+    finally:
+        for name, tensor in before.items():
+            parameters[name].data = tensor

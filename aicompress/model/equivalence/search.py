@@ -1,0 +1,150 @@
+"""Search a model for scaling groups by running its blocks on random weights: one block of each kind, one in memory.
+
+What holds for random weights on random inputs holds for all: the functions are polynomials and smooth ones, and two of
+them that agree on generic numbers are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aicompress.model.blocks.find import Block, find_blocks
+from aicompress.model.blocks.paused_forward import PausedForward, gate
+from aicompress.model.equivalence.scaling_groups import Axis, BlockGroups, Place, find_scaling_groups
+from aicompress.model.loading.merged_experts import Slot
+from aicompress.model.loading.partial_model import PartialModel
+
+
+@dataclass(frozen=True)
+class ScalingGroups:
+    """Rescalable inputs of a model, by names in its checkpoint.
+
+    Attributes:
+        places: in running order of the blocks.
+        left: for every other input of a block the matrices that are given it.
+    """
+
+    places: tuple[Place, ...] = ()
+    left: tuple[tuple[str, ...], ...] = ()
+
+
+def probe(model: Any, loader: PartialModel, batch: Mapping[str, Tensor]) -> ScalingGroups:
+    """Search every block of a model.
+
+    Args:
+        model: on the meta device.
+        loader: fills parts of it with float32 noise.
+        batch: a few samples, as keyword arguments of its forward.
+
+    Raises:
+        Exception: whatever the model raises for such a batch.
+    """
+    blocks = find_blocks(model)
+    prepare(model)
+    kinds = [kind_of(block.module) for block in blocks]
+    loader.load(lambda name: not any(block.owns(name) for block in blocks))
+    ungate = gate([block.module for block in blocks])
+    stream = PausedForward(lambda: model(**batch))
+    by_kind: dict[Any, tuple[Block, BlockGroups]] = {}
+    outputs: dict[Any, Any] = {}
+    try:
+        stream.start()
+        while (arrival := stream.arrival) is not None and len(by_kind) < len(set(kinds)):
+            block, kind = blocks[arrival.block], kinds[arrival.block]
+            if kind not in by_kind:
+                by_kind[kind], outputs[kind] = _searched(block, loader, arrival)
+            stream.advance(outputs[kind])  # of a block like it: only the shape counts
+    finally:
+        stream.abandon()
+        ungate()
+        loader.drop(lambda name: True)
+    return _named(blocks, kinds, by_kind, loader)
+
+
+def prepare(model: Any) -> None:
+    """Let a model run without a cache, its experts one after another so that they can be watched, on short tables."""
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.padding_idx = None  # it may lie beyond the rows that there are
+        if hasattr(module, "config"):
+            module.config.use_cache = False
+            module.config._experts_implementation = "eager"
+
+
+def kind_of(block: nn.Module) -> Any:
+    """What blocks of the same structure have in common."""
+    modules = tuple((name, type(module).__name__) for name, module in block.named_modules())
+    return modules, tuple((name, tuple(parameter.shape)) for name, parameter in block.named_parameters())
+
+
+def _searched(block: Block, loader: PartialModel, arrival: Any) -> tuple[tuple[Block, BlockGroups], Any]:
+    loader.load(block.owns)
+
+    def run() -> Any:
+        return block.module(*arrival.args, **arrival.kwargs)
+
+    with torch.no_grad():
+        outcome, output = find_scaling_groups(block.module, run), run()
+    loader.drop(block.owns)
+    return (block, outcome), output
+
+
+def _named(
+    blocks: Sequence[Block],
+    kinds: Sequence[Any],
+    by_kind: Mapping[Any, tuple[Block, BlockGroups]],
+    loader: PartialModel,
+) -> ScalingGroups:
+    """The finds of one block of each kind as those of all blocks, by names in the checkpoint."""
+    sources = sources_of(loader)
+    places: list[Place] = []
+    left: list[tuple[str, ...]] = []
+    for block, kind in zip(blocks, kinds, strict=True):
+        if kind not in by_kind:
+            continue
+        prefix = f"{block.name}." if block.name else ""
+        for place in by_kind[kind][1].places:
+            consumers = in_checkpoint(place.consumers, prefix, sources, loader)
+            producers = in_checkpoint(place.producers, prefix, sources, loader)
+            if consumers is None or producers is None:
+                left.append(
+                    tuple(name for axis in place.consumers for name in sources.get(prefix + axis.parameter, ()))
+                )
+            else:
+                places.append(replace(place, consumers=consumers, producers=producers))
+        left += [tuple(n for p in group for n in sources.get(prefix + p, ())) for group in by_kind[kind][1].left]
+    return ScalingGroups(tuple(places), tuple(filter(None, left)))
+
+
+def sources_of(loader: PartialModel) -> dict[str, list[str]]:
+    """Parameters of the checkpoint by the model's."""
+    sources: dict[str, list[str]] = {}
+    for name, (target, _) in loader.targets.items():
+        sources.setdefault(target, []).append(name)
+    return sources
+
+
+def in_checkpoint(
+    axes: Sequence[Axis], prefix: str, sources: Mapping[str, Sequence[str]], loader: PartialModel
+) -> tuple[Axis, ...] | None:
+    """Axes of the checkpoint's parameters; None where one has no counterpart, such as experts kept merged."""
+    named: list[Axis] = []
+    for axis in axes:
+        names = sources.get(prefix + axis.parameter, ())
+        for name in names:
+            if loader.targets[name][1] is None:
+                named.append(replace(axis, parameter=name))
+                continue
+            place = loader.place_of(name)
+            if not isinstance(place, Slot):
+                return None
+            # Experts (experts, out, in) are matrices (out, in) in the checkpoint, or lie transposed there.
+            named.append(replace(axis, parameter=name, axis=(axis.axis - 1) ^ place.transposed))
+        if not names:
+            return None
+    return tuple(named)

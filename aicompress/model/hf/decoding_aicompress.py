@@ -1,0 +1,23 @@
+"""Decoding of every stored form, whose decoders lie in the forms' own files.
+
+In a checkpoint the file of this name holds their sources instead, so that it needs torch only.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+from aicompress.weights import decoding, forms
+from aicompress.weights.decoding import decode, factors
+
+forms()  # a form's file registers its decoder
+
+
+def source() -> str:
+    """The text of this file in a checkpoint."""
+    registered = {**decoding.PRODUCTS, **decoding.DECODERS}
+    texts = [inspect.getsource(decoding), *(inspect.getsource(registered[form]) for form in sorted(registered))]
+    return "\n\n".join(texts)
+
+
+__all__ = ["decode", "factors", "source"]

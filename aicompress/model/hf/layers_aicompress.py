@@ -1,0 +1,179 @@
+"""Layers with a stored weight.
+
+A compressed layer keeps its class's behaviour: its class becomes a subclass that holds the stored tensors under their
+names on disk (`weight`, `weight_scale`, ...) and decodes them where the layer reads `weight`. Of a weight that is a
+product, each factor is applied on its own.
+
+This file and `decoding_aicompress.py` need torch and transformers only; copies lie in every checkpoint of the native
+layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import reduce
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from .decoding_aicompress import decode, factors
+
+
+class Stored(nn.Module):
+    """Mixed into a layer's class: the layer's weight is kept in a stored form.
+
+    The stored tensors are parameters named `weight`, `weight_<suffix>`; codes and masks need no gradient. Once they are
+    loaded, reading `weight` gives the dense parameter.
+    """
+
+    entry: dict[str, Any]
+    ready: bool
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight" and self.__dict__.get("ready"):
+            matrix = reduce(torch.matmul, self.matrices())
+            return matrix.t() if self.entry.get("transposed") else matrix.reshape(self.entry["shape"])
+        return super().__getattr__(name)
+
+    @property
+    def stored(self) -> dict[str, Tensor]:
+        """Stored tensors by suffix; a tied layer has those of its source."""
+        holder = self.__dict__.get("source", self)
+        return {s: holder._parameters[f"weight_{s}" if s else "weight"] for s in self.entry["tensors"]}
+
+    def matrices(self) -> tuple[Tensor, ...]:
+        """The decoded factors, or the matrix alone; kept for the next call unless gradients are wanted."""
+        tensors, meta = self.stored, self.entry["meta"]
+        keep = not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors.values())
+        if keep:
+            key = (
+                torch.is_inference_mode_enabled(),
+                *((t.data_ptr(), 0 if t.is_inference() else t._version, t.dtype) for t in tensors.values()),
+            )
+            known: tuple[Any, tuple[Tensor, ...]] = self.__dict__.get("decoded", (None, ()))
+            if known[0] == key:
+                return known[1]
+        decoded = tuple(decode(*factor) for factor in factors(meta, tensors))
+        if keep:
+            self.__dict__["decoded"] = (key, decoded)
+        return decoded
+
+
+class StoredLinear(Stored):
+    """Linear, and GPT-2's Conv1D: a product for each factor, the right one first."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bits = [meta.get("activation_bits") for meta, _ in factors(self.entry["meta"], self.stored)]
+        left, *right = self.matrices()
+        for factor, width in zip(reversed(right), reversed(bits[1:]), strict=True):
+            x = F.linear(rounded_input(x, width), factor)
+        return F.linear(rounded_input(x, bits[0]), left, self.bias)
+
+
+class StoredEmbedding(Stored):
+    """Embedding: rows of the left factor, times the others."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        left, *right = self.matrices()
+        if not right or self.max_norm is not None:
+            looked_up: Tensor = super().forward(ids)
+            return looked_up
+        rows = F.embedding(ids, left, self.padding_idx, None, self.norm_type, self.scale_grad_by_freq, False)
+        return reduce(torch.matmul, right, rows)
+
+
+class StoredConv(Stored):
+    """Convolution: of two factors, a k×k convolution to as many channels as the rank, then a 1×1 convolution."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, *others = self.matrices()
+        if len(others) != 1 or self.groups != 1:
+            convolved: Tensor = super().forward(x)
+            return convolved
+        (right,) = others
+        kernel = self.entry["shape"][1:]
+        ones = (1,) * (len(kernel) - 1)
+        narrow = self._conv_forward(x, right.reshape(-1, *kernel), None)
+        return (F.conv1d, F.conv2d, F.conv3d)[len(ones) - 1](narrow, left.reshape(*left.shape, *ones), self.bias)
+
+
+_RUNNING: dict[Any, type[Stored]] = {
+    nn.Linear.forward: StoredLinear,
+    Conv1D.forward: StoredLinear,
+    nn.Embedding.forward: StoredEmbedding,
+    nn.Conv1d.forward: StoredConv,
+    nn.Conv2d.forward: StoredConv,
+    nn.Conv3d.forward: StoredConv,
+}
+
+
+_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def stored_class(kind: type[nn.Module]) -> type[nn.Module]:
+    """A subclass of a layer's class with a stored weight; a forward of its own reads the decoded `weight`."""
+    if kind not in _CLASSES:
+        _CLASSES[kind] = type(f"Stored{kind.__name__}", (_RUNNING.get(kind.forward, Stored), kind), {})
+    return _CLASSES[kind]
+
+
+def attach(module: nn.Module, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Turn a layer into one with a stored weight, in place.
+
+    Args:
+        module: has a parameter `weight`.
+        entry: the parameter's entry in the manifest.
+        tensors: stored tensors by suffix, on any device, the meta device too.
+    """
+    del module._parameters["weight"]
+    for suffix, tensor in tensors.items():
+        trains = tensor.is_floating_point()
+        module._parameters[f"weight_{suffix}" if suffix else "weight"] = nn.Parameter(tensor, requires_grad=trains)
+    module.__class__ = stored_class(type(module))
+    module.__dict__["entry"] = {**entry, "tensors": list(tensors)}
+    module.__dict__["ready"] = False
+    module.__dict__["_is_hf_initialized"] = True  # code that initializes a layer takes its weight for a matrix
+
+
+def attach_tied(module: nn.Module, source: nn.Module) -> None:
+    """Let a layer decode the stored weight of another, in place."""
+    del module._parameters["weight"]
+    module.__class__ = stored_class(type(module))
+    module.__dict__.update(entry=source.entry, source=source, ready=False, _is_hf_initialized=True)
+
+
+def stored_modules(model: nn.Module) -> Iterable[tuple[str, Stored]]:
+    """Layers with a stored weight, by name."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, Stored))
+
+
+def mark_ready(model: nn.Module) -> None:
+    """Say that the stored tensors are loaded."""
+    for _, module in stored_modules(model):
+        module.__dict__["ready"] = True
+
+
+def rounded_input(x: Tensor, bits: int | None) -> Tensor:
+    """Inputs rounded to `bits` per token, as compressed-tensors does it; gradients pass straight through."""
+    if bits is None:
+        return x
+    wide = x.detach().float()
+    half = ((1 << bits) - 1) / 2
+    scale = (wide.abs().amax(dim=-1, keepdim=True) / half).clamp(min=torch.finfo(torch.float32).eps)
+    rounded = (wide / scale).round().clamp(-(1 << (bits - 1)), (1 << (bits - 1)) - 1) * scale
+    return x + (rounded.to(x.dtype) - x.detach())
+
+
+def reshape(layer: Any, leaf: str, shape: tuple[int, ...]) -> None:
+    """Give a layer an empty parameter of another shape, and the attributes that follow from it."""
+    old = layer._parameters[leaf]
+    layer._parameters[leaf] = torch.nn.Parameter(
+        torch.empty(shape, dtype=old.dtype, device=old.device), requires_grad=old.requires_grad
+    )
+    if leaf == "weight" and hasattr(layer, "nf"):  # Conv1D, stored (in, out)
+        layer.nx, layer.nf = shape
+    elif leaf == "weight":
+        layer.out_features, layer.in_features = shape

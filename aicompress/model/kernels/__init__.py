@@ -1,0 +1,1 @@
+"""Fast CPU modules for stored forms, and the choice among them."""

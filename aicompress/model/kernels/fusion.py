@@ -1,0 +1,165 @@
+"""Fuse neighbouring bfloat16 layers of an encoder, so that values between them stay in bfloat16."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from aicompress.model.kernels.linear import Bfloat16Linear
+
+# Encoders whose layers are built as BERT's: attention.self, attention.output, intermediate, output.
+LIKE_BERT = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "electra"})
+
+
+def fuse(model: Any) -> None:
+    """Join layers that run on the bfloat16 kernel, in place; other models and layers are left alone.
+
+    GELU and the addition of the residual are computed inside the products before them, on float32 sums; attention runs
+    in bfloat16. What a block gives, normalisation weights and all outputs of the model keep their dtype.
+    """
+    if model.config.model_type not in LIKE_BERT:
+        return
+    for layer in [module for module in model.modules() if hasattr(module, "intermediate")]:
+        forward, attention = _join_feed_forward(layer), _join_attention(layer.attention)
+        if forward and attention and not hasattr(layer, "crossattention"):
+            wide = layer.output.LayerNorm.weight.dtype
+            layer.attention.output = ResidualNorm(layer.attention.output, torch.bfloat16)
+            layer.output = ResidualNorm(layer.output, wide)
+            layer.attention.register_forward_pre_hook(_narrow)
+            if not layer.is_decoder and _have_biases_alike(layer.attention.self):
+                layer.forward = JoinedLayer(layer)
+
+
+class JoinedLayer:
+    """The forward pass of a whole encoder layer in one function: calls of modules take as long as small products.
+
+    It does what the layer's own forward does with these modules. That one runs where more is asked for: hooks inside of
+    the layer, another attention, a cache, cross attention, other modules than were joined.
+
+    Args:
+        layer: BERT's, joined.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+        self.parts = _parts(layer)
+        self.inside = [module for module in layer.modules() if module is not layer]
+        self.hooks = self._hooks()
+        _, *heads = self.parts[:4]
+        # Query, key and value as one product: oneDNN shares a wide one out among threads, and not a narrow one.
+        matrix = torch.cat([part.packed.to_dense() for part in heads])
+        biases = [part.small_bias for part in heads]
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(matrix, None)
+        self.bias = None if any(bias is None for bias in biases) else torch.cat(biases)
+
+    def __call__(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *more: Any, **options: Any) -> Any:
+        """(batch, tokens, width) -> the same, in the dtype of the residual stream."""
+        layer = self.layer
+        if hidden_states.requires_grad or any(value is not None for value in more) or not self._is_plain(options):
+            return type(layer).forward(layer, hidden_states, attention_mask, *more, **options)
+        attention, _, _, _, mixer, activation, first, last = self.parts
+        rows = hidden_states.flatten(0, -2).bfloat16()
+        heads: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.bias, "none", [], "none")
+        heads = heads.view(*hidden_states.shape[:-1], 3, -1, attention.attention_head_size)
+        query, key, value = heads.transpose(1, 3).unbind(2)  # (batch, heads, tokens, width of a head) each
+        mixed = F.scaled_dot_product_attention(query, key, value, attention_mask, scale=attention.scaling)
+        rows = mixer.rows(mixed.transpose(1, 2).reshape(len(rows), -1), rows)
+        hidden: Tensor = last.rows(activation(first.multiply(rows)), rows)
+        return hidden.view(hidden_states.shape)
+
+    def _is_plain(self, options: dict[str, Any]) -> bool:
+        """Whether nothing is asked for but the outputs, and the layer is as it was joined."""
+        return (
+            all(options.get(name) is None for name in _MORE)
+            and self.parts[0].config._attn_implementation == "sdpa"
+            and not (self.layer.training or self.layer.chunk_size_feed_forward)
+            and self.parts == _parts(self.layer)
+            and self.hooks == self._hooks()
+            and not _has_any_global_hook()  # type: ignore[no-untyped-call]
+        )
+
+    def _hooks(self) -> int:
+        return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in self.inside)
+
+
+# What may be asked of a layer beyond its outputs for its inputs.
+_MORE = ("encoder_hidden_states", "past_key_values", "output_attentions", "position_bias", "cache", "is_causal")
+
+
+def _have_biases_alike(attention: Any) -> bool:
+    """Whether query, key and value all have a bias, or none of them."""
+    return len({part.small_bias is None for part in (attention.query, attention.key, attention.value)}) == 1
+
+
+def _parts(layer: Any) -> tuple[Any, ...]:
+    """The modules of a layer that compute, its attention first."""
+    inner, feed = layer.attention.self, layer.intermediate
+    return (
+        *(inner, inner.query, inner.key, inner.value, layer.attention.output),
+        *(feed.intermediate_act_fn, feed.dense, layer.output),
+    )
+
+
+class ResidualNorm(nn.Module):
+    """LayerNorm(W x + b + residual): a product with the addition inside it, and the normalisation.
+
+    Args:
+        part: BERT's own module for this, with `dense` on the bfloat16 kernel.
+        output: dtype of what it gives.
+    """
+
+    def __init__(self, part: Any, output: torch.dtype) -> None:
+        super().__init__()
+        self.dense, self.LayerNorm, self.dtype = part.dense, part.LayerNorm, output
+
+    def forward(self, hidden: Tensor, residual: Tensor) -> Tensor:
+        """(..., in) and (..., out), both bfloat16 -> (..., out)."""
+        return self.rows(hidden.flatten(0, -2), residual.flatten(0, -2)).view(residual.shape)
+
+    def rows(self, hidden: Tensor, residual: Tensor) -> Tensor:
+        """(rows, in) and (rows, out), both bfloat16 -> (rows, out)."""
+        norm, dense = self.LayerNorm, self.dense
+        y: Tensor = torch.ops.mkldnn._linear_pointwise.binary(hidden, residual, dense.packed, dense.small_bias, "add")
+        y = F.layer_norm(y, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+        return y.to(self.dtype)
+
+
+def _narrow(attention: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What attention is given, in bfloat16: hidden states, which it reads four times, and a mask that is added."""
+    hidden, *rest = args
+    if rest and isinstance(rest[0], Tensor) and rest[0].is_floating_point():
+        rest[0] = rest[0].clamp(min=torch.finfo(torch.bfloat16).min).bfloat16()
+    return (hidden.bfloat16(), *rest)
+
+
+def _join_feed_forward(layer: Any) -> bool:
+    """Whether the layers of a feed-forward part are on the kernel; their activation then moves into the product."""
+    first, last, activation = layer.intermediate.dense, layer.output.dense, layer.intermediate.intermediate_act_fn
+    if not (isinstance(first, Bfloat16Linear) and isinstance(last, Bfloat16Linear)):
+        return False
+    if getattr(activation, "act", None) is F.gelu:  # the exact one, not its approximations
+        first.activation, first.output, last.output = "gelu", torch.bfloat16, _wide(layer)
+        layer.intermediate.intermediate_act_fn = nn.Identity()
+    return True
+
+
+def _join_attention(attention: Any) -> bool:
+    """Whether all layers of an attention part are on the kernel; it then computes in bfloat16."""
+    inner, last = attention.self, attention.output.dense
+    parts = [inner.query, inner.key, inner.value]
+    if not all(isinstance(part, Bfloat16Linear) for part in (*parts, last)):
+        return False
+    for part in parts:
+        part.output = torch.bfloat16
+    last.output = _wide(attention)
+    return True
+
+
+def _wide(layer: Any) -> torch.dtype:
+    """The dtype of the residual stream."""
+    dtype: torch.dtype = layer.output.LayerNorm.weight.dtype
+    return dtype

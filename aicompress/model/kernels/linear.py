@@ -1,0 +1,245 @@
+"""Inference modules for stored forms, each on the fastest CPU kernel that PyTorch has for it.
+
+Kernels: oneDNN's int8 matrix product, `_weight_int8pack_mm`, `_weight_int4pack_mm_for_cpu`, and bfloat16 weights packed
+by oneDNN. Speeds in the docstrings are against float32 `F.linear`, 2048×2048, on a CPU with AMX.
+Outputs have the dtype of the inputs. Numerics differ from the decoded reference by the rounding of inputs and outputs
+to bfloat16 (relative error below 1e-2 of a layer's output), or of inputs to 8 bits per token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aicompress.errors import Refused
+from aicompress.weights import IntGrouped
+from aicompress.weights.int_grouped import spread
+
+RESIDENT_BYTES = 64 << 20  # bfloat16 weights up to this size stay in the last-level cache between layers
+INT4_GROUPS = (256, 128, 64, 32)  # group sizes of the int4 kernel, largest first
+INT4_ROWS = 16  # above this many rows, decoding to bfloat16 and a plain product is faster
+INT8_ROWS = 2
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices natively."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+@cache
+def has_exact_int8() -> bool:
+    """Whether oneDNN's int8 product is exact on this CPU: without VNNI, sums of two products saturate at 16 bits."""
+    columns = 64
+    packed = torch.ops.onednn.qlinear_prepack(torch.full((16, columns), 127, dtype=torch.int8), None)
+    scale, zero = torch.ones(16), torch.zeros(16, dtype=torch.int64)
+    for rows in (1, 16):
+        codes = torch.full((rows, columns), 255, dtype=torch.uint8)
+        product = torch.ops.onednn.qlinear_pointwise(
+            codes, 1.0, 128, packed, scale, zero, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        if not bool((product == columns * 127 * 127).all()):
+            return False
+    return True
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What model code may ask of a layer's `weight` whose values exist packed only; no operation takes it."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    _is_hf_initialized: ClassVar[bool] = True  # transformers' initialization leaves such a weight alone
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+class FastLinear(nn.Module):
+    """A linear layer for inference; subclasses multiply a matrix (rows, in)."""
+
+    kernel = "dense"
+
+    def __init__(self, shape: tuple[int, int], bias: Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = shape
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+
+    @property
+    def weight(self) -> Packed:
+        dtype = torch.float32 if self.bias is None else self.bias.dtype
+        return Packed(torch.Size((self.out_features, self.in_features)), dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad and torch.is_grad_enabled():
+            raise Refused("this layer runs on an inference kernel", "load the checkpoint with trainable()")
+        rows = self.multiply(x.reshape(-1, self.in_features))
+        return rows.view(*x.shape[:-1], self.out_features)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """(rows, in) -> (rows, out) in the dtype of x, bias added."""
+        raise TypeError(f"{type(self).__name__} does not multiply")
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, kernel={self.kernel!r}"
+
+
+class PlainLinear(FastLinear):
+    """A dense matrix: a factor, or what no kernel serves."""
+
+    def __init__(self, matrix: Tensor, bias: Tensor | None) -> None:
+        super().__init__((matrix.shape[0], matrix.shape[1]), bias)
+        self.matrix = nn.Parameter(matrix, requires_grad=False)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.matrix.to(x.dtype), self.bias)
+
+
+class Bfloat16Linear(FastLinear):
+    """Weights decoded to bfloat16 and packed once by oneDNN: 2 bytes per weight; 5x from 8 rows on, 1x at one.
+
+    Attributes:
+        output: dtype of the outputs where the next layer takes it; None is the inputs' own.
+        activation: computed on the product before it is rounded: none or gelu.
+    """
+
+    kernel = "bfloat16"
+
+    def __init__(self, matrix: Tensor, bias: Tensor | None) -> None:
+        super().__init__((matrix.shape[0], matrix.shape[1]), bias)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(matrix.bfloat16().contiguous(), None)
+        self.small_bias = None if bias is None else bias.detach().bfloat16()
+        self.output: torch.dtype | None = None
+        self.activation = "none"
+
+    def multiply(self, x: Tensor) -> Tensor:
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(
+            x.bfloat16(), self.packed, self.small_bias, self.activation, [], "none"
+        )
+        return y.to(self.output or x.dtype)
+
+
+class Int8Linear(FastLinear):
+    """8-bit weights and 8-bit inputs, rounded per token: 1 byte per weight; 7x from 4 rows on, 2x at one.
+
+    oneDNN takes unsigned inputs: codes are shifted by 128. The scale of a row is absmax/127.
+    """
+
+    kernel = "int8"
+
+    def __init__(self, weight: IntGrouped, bias: Tensor | None) -> None:
+        super().__init__(weight.shape, bias)
+        self.packed = torch.ops.onednn.qlinear_prepack(weight.codes.contiguous(), None)
+        self.scale = weight.scale.float().expand(self.out_features, -1).reshape(-1).contiguous()
+        self.zero = torch.zeros(self.out_features, dtype=torch.int64)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        # Two reductions are several times faster than abs() and one, or than a norm.
+        scale = torch.maximum(wide.amax(1, keepdim=True), wide.amin(1, keepdim=True).neg_())
+        scale = scale.div_(127).clamp_(min=torch.finfo(torch.float32).tiny)
+        codes = torch.mul(wide, scale.reciprocal()).round_().to(torch.int8).view(torch.uint8).bitwise_xor_(128)
+        y: Tensor = torch.ops.onednn.qlinear_pointwise(
+            codes, 1.0, 128, self.packed, self.scale, self.zero, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        y.mul_(scale)
+        return (y if self.bias is None else y.add_(self.bias)).to(x.dtype)
+
+
+class RoundedInputLinear(FastLinear):
+    """8-bit weights and inputs as float32 numbers, for a CPU whose int8 product is not exact: 4 bytes per weight."""
+
+    kernel = "int8 as float32"
+
+    def __init__(self, weight: IntGrouped, bias: Tensor | None) -> None:
+        super().__init__(weight.shape, bias)
+        self.matrix = weight.dense().float().contiguous()
+
+    def multiply(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        scale = wide.abs().amax(1, keepdim=True).div_(127).clamp_(min=torch.finfo(torch.float32).tiny)
+        y = F.linear((wide / scale).round_().mul_(scale), self.matrix)
+        return (y if self.bias is None else y.add_(self.bias)).to(x.dtype)
+
+
+class Int8WeightLinear(FastLinear):
+    """8-bit weights with a scale per row, inputs in bfloat16: 1 byte per weight; 2x at one row, 2x to 3x above."""
+
+    kernel = "int8 weights"
+
+    def __init__(self, weight: IntGrouped, bias: Tensor | None) -> None:
+        super().__init__(weight.shape, bias)
+        self.codes = weight.codes.contiguous()
+        self.scale = weight.scale.expand(self.out_features, -1).reshape(-1).contiguous()
+
+    def multiply(self, x: Tensor) -> Tensor:
+        small = x.bfloat16()
+        if len(x) <= INT8_ROWS:
+            y = torch._weight_int8pack_mm(small, self.codes, self.scale.bfloat16()).to(x.dtype)
+        else:
+            # Codes are exact in bfloat16, and a row's scale can follow the product.
+            y = F.linear(small, self.codes.bfloat16()).to(x.dtype).mul_(self.scale.to(x.dtype))
+        return y if self.bias is None else y.add_(self.bias)
+
+
+class Int4Linear(FastLinear):
+    """Codes of at most 4 bits in groups of 32 to 256: 1 byte per weight; 6x up to 8 rows, 2x from 64 rows on.
+
+    The kernel's w = (u - 8) * scale + zero, u = q + 8; so a zero point z enters as -z * scale. Two and three bits are
+    widened to four.
+    """
+
+    kernel = "int4"
+
+    def __init__(self, weight: IntGrouped, bias: Tensor | None, group: int) -> None:
+        super().__init__(weight.shape, bias)
+        out, columns = weight.shape
+        self.group = group
+        groups, size = columns // group, weight.group_size // group
+        scale = spread(weight.scale.float(), groups, size).expand(out, -1)
+        zero = torch.zeros_like(scale)
+        if weight.zero is not None:
+            zero = -spread(weight.zero.float(), groups, size) * scale
+        self.scales_and_zeros = torch.stack([scale, zero], -1).transpose(0, 1).bfloat16().contiguous()
+        self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(weight.codes.int() + 8, 1)
+        # The same codes by halves of a row: low nibble column j, high nibble column j + in/2.
+        low, high = weight.codes.chunk(2, dim=1)
+        self.halves = (low & 15) | (high << 4)
+        self.affine = weight.zero is not None
+
+    def multiply(self, x: Tensor) -> Tensor:
+        small = x.bfloat16()
+        y: Tensor
+        if len(x) <= INT4_ROWS:
+            y = torch.ops.aten._weight_int4pack_mm_for_cpu(small, self.packed, self.group, self.scales_and_zeros)
+        else:
+            y = F.linear(small, self.decoded())
+        y = y.to(x.dtype)
+        return y if self.bias is None else y.add_(self.bias)
+
+    def decoded(self) -> Tensor:
+        """The matrix in bfloat16."""
+        matrix = torch.empty(self.out_features, self.in_features, dtype=torch.bfloat16)
+        half = self.in_features // 2
+        matrix[:, :half].copy_((self.halves << 4) >> 4)  # an arithmetic shift restores the sign
+        matrix[:, half:].copy_(self.halves >> 4)
+        scale, zero = self.scales_and_zeros.transpose(0, 1).unbind(-1)  # (out, groups) each
+        grouped = matrix.view(self.out_features, -1, self.group).mul_(scale[..., None])
+        return (grouped.add_(zero[..., None]) if self.affine else grouped).view_as(matrix)
+
+
+class LowRankLinear(FastLinear):
+    """Two products, the right factor first."""
+
+    def __init__(self, right: FastLinear, left: FastLinear) -> None:
+        super().__init__((left.out_features, right.in_features), None)
+        self.right, self.left = right, left
+        self.kernel = f"low rank: {right.kernel}, {left.kernel}"
+
+    def multiply(self, x: Tensor) -> Tensor:
+        return self.left.multiply(self.right.multiply(x))

@@ -1,0 +1,116 @@
+"""Choose the fastest module of this CPU for a stored weight."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.model.kernels.is_linear import is_linear
+from aicompress.model.kernels.linear import (
+    INT4_GROUPS,
+    RESIDENT_BYTES,
+    Bfloat16Linear,
+    FastLinear,
+    Int4Linear,
+    Int8Linear,
+    Int8WeightLinear,
+    LowRankLinear,
+    Packed,
+    PlainLinear,
+    RoundedInputLinear,
+    has_exact_int8,
+    has_fast_bfloat16,
+)
+from aicompress.model.kernels.sparse import sparse_linear
+from aicompress.weights import Coded, Dense, IntGrouped, LowRank, Sparse, Weight
+from aicompress.weights.int_grouped import spread
+
+
+class IntEmbedding(nn.Module):
+    """Rows of codes, decoded as they are looked up; codes of at most 4 bits lie two in a byte."""
+
+    kernel = "row gather"
+
+    def __init__(self, weight: IntGrouped, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = weight.shape
+        self.group_size = weight.group_size
+        self.nibbles = weight.bits <= 4 and self.embedding_dim % 2 == 0
+        low, high = weight.codes.chunk(2, dim=1)
+        self.codes = (low & 15) | (high << 4) if self.nibbles else weight.codes
+        self.scale = weight.scale.expand(self.num_embeddings, -1)
+        self.zero = None if weight.zero is None else weight.zero.expand(self.num_embeddings, -1)
+        self.dtype = dtype
+
+    @property
+    def weight(self) -> Packed:
+        return Packed(torch.Size((self.num_embeddings, self.embedding_dim)), self.dtype)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        flat = ids.reshape(-1)
+        rows = self.codes[flat]
+        if self.nibbles:
+            rows = torch.cat([(rows << 4) >> 4, rows >> 4], dim=1)
+        values = rows.float()
+        if self.zero is not None:
+            values = values - spread(self.zero[flat].float(), self.embedding_dim, self.group_size)
+        values = values * spread(self.scale[flat].float(), self.embedding_dim, self.group_size)
+        return values.to(self.dtype).view(*ids.shape, self.embedding_dim)
+
+
+def is_resident(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint's compressed weights fit into the processor's cache as bfloat16."""
+    entries = checkpoint.manifest.entries.values()
+    return sum(math.prod(entry.dense.shape) * 2 for entry in entries) <= RESIDENT_BYTES
+
+
+def fast_linear(weight: Weight, bias: Tensor | None, dtype: torch.dtype, resident: bool) -> FastLinear:
+    """The module that multiplies by a stored weight fastest on this CPU.
+
+    Args:
+        weight: in any form.
+        bias: (out,) or None.
+        dtype: of the layer where no kernel serves it.
+        resident: all weights of the model fit into the cache as bfloat16, so that their size does not decide.
+    """
+    match weight:
+        case LowRank():
+            right = fast_linear(weight.inner, None, dtype, resident)
+            return LowRankLinear(right, fast_linear(weight.out, bias, dtype, resident))
+        case Sparse():
+            return sparse_linear(weight, bias, dtype)
+        case Coded():
+            return _integer_linear(weight.grouped(), bias, dtype, resident)
+        case Dense():
+            return PlainLinear(weight.matrix.to(dtype), bias)
+    return PlainLinear(weight.dense().to(dtype), bias)  # decoded once: a kernel for a form is an option
+
+
+def _integer_linear(weight: IntGrouped, bias: Tensor | None, dtype: torch.dtype, resident: bool) -> FastLinear:
+    bfloat16 = has_fast_bfloat16()
+    out, columns = weight.shape
+    per_row = weight.scale.shape[1] == 1 and weight.symmetric
+    if resident and bfloat16:
+        return Bfloat16Linear(weight.dense(), bias)
+    if weight.activation_bits == 8 and per_row:
+        return (Int8Linear if has_exact_int8() else RoundedInputLinear)(weight, bias)
+    group = next((g for g in INT4_GROUPS if (weight.group_size or columns) % g == 0 == columns % g), 0)
+    if weight.bits <= 4 and group and out % 16 == 0:
+        return Int4Linear(weight, bias, group)
+    if weight.bits > 4 and per_row and bfloat16:
+        return Int8WeightLinear(weight, bias)
+    return Bfloat16Linear(weight.dense(), bias) if bfloat16 else PlainLinear(weight.dense().to(dtype), bias)
+
+
+def fast_module(module: nn.Module, weight: Weight, dtype: torch.dtype, resident: bool) -> Any | None:
+    """An inference module for a layer with a stored weight; None where no kernel fits the layer's class."""
+    if is_linear(module):
+        bias: Any = module.bias
+        return fast_linear(weight, bias, dtype, resident)
+    if type(module) is nn.Embedding and module.max_norm is None and isinstance(weight, IntGrouped):
+        return IntEmbedding(weight, dtype)
+    return None

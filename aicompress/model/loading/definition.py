@@ -1,0 +1,155 @@
+"""Kinds of layers, tied parameters and Auto classes of a checkpoint, from its transformers definition."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from aicompress.errors import CheckpointError
+from aicompress.layer import Kind
+from aicompress.model import hf
+from aicompress.model.kernels.is_linear import is_linear
+
+CLASS_PREFIX = "AIC"  # of the classes in modeling_aicompress.py
+
+
+def layer_kinds(config: dict[str, Any], names: Iterable[str]) -> dict[str, Kind | None] | None:
+    """Kinds of a checkpoint's parameters, from its architecture built without memory.
+
+    Args:
+        config: config.json.
+        names: parameter names in the checkpoint; a base model's prefix may be missing or added.
+
+    Returns:
+        Kind by checkpoint name, None for what is no layer; names the architecture lacks are absent. None when
+        transformers does not know the architecture: names and shapes must do.
+    """
+    model = skeleton(config)
+    if model is None:
+        return None
+    known = _parameter_kinds(model)
+    prefix = f"{model.base_model_prefix}."
+    kinds: dict[str, Kind | None] = {}
+    others: list[str] = []
+    for name in names:
+        variant = next((v for v in (name, prefix + name, name.removeprefix(prefix)) if v in known), None)
+        if variant is not None:
+            kinds[name] = known[variant]
+        else:
+            others.append(name)
+    return kinds | _renamed_kinds(model, known, others)
+
+
+def _renamed_kinds(model: Any, known: Mapping[str, Kind | None], names: list[str]) -> dict[str, Kind | None]:
+    """Kinds of parameters that transformers renames as it loads them, such as a Mixtral's routers."""
+    placed = hf.parameter_names(model, names) if names else {}
+    return {name: known[target] for name, (target, merge) in placed.items() if merge is None and target in known}
+
+
+def tied_parameters(config: dict[str, Any], names: Iterable[str]) -> dict[str, str]:
+    """Copy -> original of the checkpoint's parameters that the architecture ties; both must be there.
+
+    Args:
+        config: config.json.
+        names: parameter names in the checkpoint; a base model's prefix may be missing or added.
+    """
+    model = skeleton(config)
+    if model is None:
+        return {}
+    prefix = f"{model.base_model_prefix}."
+    known = list(names)
+    present = {variant: name for name in known for variant in (name.removeprefix(prefix), prefix + name, name)}
+    groups: dict[str, list[str]] = {}
+    for target, source in model.all_tied_weights_keys.items():
+        members = groups.setdefault(source, [present[source]] if source in present else [])
+        if target in present and present[target] not in members:
+            members.append(present[target])
+    return {copy: original for original, *copies in filter(None, groups.values()) for copy in copies}
+
+
+def skeleton(config: dict[str, Any]) -> Any | None:
+    """The architecture on the meta device, or None when transformers does not know it.
+
+    Raises:
+        CheckpointError: the config is not one that the architecture takes.
+    """
+    import transformers
+
+    kind = str(config.get("model_type"))
+    architecture = getattr(transformers, _architecture(config), None)
+    if kind not in transformers.CONFIG_MAPPING or architecture is None:
+        return None
+    plain = {key: value for key, value in config.items() if key not in ("quantization_config", "auto_map")}
+    try:
+        parsed = transformers.CONFIG_MAPPING[kind].from_dict(plain)
+        with torch.device("meta"):
+            return architecture(parsed)
+    except Exception as error:  # whatever a wrong value breaks in the architecture's own code
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+        raise CheckpointError(
+            f"config.json does not describe a {architecture.__name__}: {reason}",
+            "download or copy the checkpoint again",
+        ) from error
+
+
+def _architecture(config: dict[str, Any]) -> str:
+    """The architecture that config.json names; saving a model loaded through the checkpoint's own code prefixes it."""
+    named = config.get("architectures")
+    return str(named[0] if isinstance(named, list) and named else None).removeprefix(CLASS_PREFIX)
+
+
+def has_generate(config: dict[str, Any]) -> bool:
+    """Whether the architecture that config.json names generates tokens."""
+    import transformers
+
+    return hasattr(getattr(transformers, _architecture(config), None), "generate")
+
+
+def auto_class_names(config: dict[str, Any]) -> dict[str, str]:
+    """Classes of modeling_aicompress.py by Auto class, for every Auto class that knows the model type.
+
+    Args:
+        config: config.json.
+
+    Returns:
+        E.g. {"AutoModel": "AICLlamaModel", "AutoModelForCausalLM": "AICLlamaForCausalLM"}; the architecture that the
+        config names is taken for its Auto class.
+    """
+    from transformers.models.auto import modeling_auto
+
+    classes: dict[str, str] = {}
+    for auto, kind in vars(modeling_auto).items():
+        mapping = getattr(kind, "_model_mapping", None)
+        if not auto.startswith("AutoModel") or mapping is None:
+            continue
+        known = mapping._model_mapping.get(config.get("model_type"))
+        names = known if isinstance(known, list | tuple) else [known] if known else []
+        if names:
+            named = _architecture(config)
+            classes[auto] = CLASS_PREFIX + (named if named in names else names[0])
+    return classes
+
+
+def _parameter_kinds(model: Any) -> dict[str, Kind | None]:
+    """Kind of every parameter of two or more dimensions; others are left to be copied."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    backbone = set(model.base_model.modules())
+    kinds: dict[str, Kind | None] = {}
+    for module_name, module in model.named_modules():
+        for name, _ in module.named_parameters(recurse=False):
+            full = f"{module_name}.{name}" if module_name else name
+            kinds[full] = _module_kind(module, module is head or module not in backbone) if name == "weight" else None
+    return kinds
+
+
+def _module_kind(module: nn.Module, is_head: bool) -> Kind | None:
+    if isinstance(module, nn.Embedding):
+        return "embedding"
+    if is_linear(module):
+        return "head" if is_head else "linear"
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return "conv"
+    return None

@@ -1,0 +1,113 @@
+"""Load a checkpoint as a running model: built on the meta device, filled tensor by tensor, nothing left random."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.errors import CheckpointError, Refused
+from aicompress.model.loading.definition import skeleton
+from aicompress.model.loading.fill import Filling
+
+Kernels = Literal["fast", "reference"]
+
+
+def load(
+    path: str | Path,
+    *,
+    model: nn.Module | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    kernels: Kernels = "fast",
+    trust_remote_code: bool = False,
+) -> Any:
+    """Load a checkpoint for inference.
+
+    Args:
+        path: a Hugging Face directory in any layout, a bare `.safetensors`, an index, or `hf://org/name`.
+        model: for a checkpoint that names no architecture: the module to fill, by parameter names.
+        device: where the model runs. The fast kernels are for the CPU; elsewhere compressed layers decode once.
+        dtype: of every floating parameter; None keeps what the checkpoint has.
+        kernels: "fast" runs compressed layers on the fastest kernel of this machine (`model.aicompress_kernels` says
+            which); "reference" decodes them to the dense parameters that other readers see.
+        trust_remote_code: build an architecture that transformers does not know from the checkpoint's own code.
+
+    Returns:
+        The model in evaluation mode, for inference (see `trainable`); for a bare file without `model`, its dense
+        tensors by name.
+
+    Raises:
+        CheckpointError: damaged, or its tensors are not exactly those of the architecture.
+    """
+    checkpoint = Checkpoint.open(path)
+    if model is None and checkpoint.config is None:
+        return {name: _cast(checkpoint.dense(name), dtype).to(device) for name in checkpoint.parameters()}
+    running = model if model is not None else build(checkpoint, trust_remote_code)
+    fast = kernels == "fast" and torch.device(device).type == "cpu"
+    Filling(checkpoint, torch.device(device), dtype, fast).fill(running)
+    return running.requires_grad_(False).eval()
+
+
+def trainable(
+    source: str | Path | Checkpoint,
+    *,
+    model: nn.Module | None = None,
+    device: str | torch.device = "cpu",
+    trust_remote_code: bool = False,
+) -> Any:
+    """Load a checkpoint for training, in float32.
+
+    Compressed layers keep their form: factors, scales and surviving values are parameters, codes and masks are fixed.
+
+    Raises:
+        CheckpointError: as `load`.
+    """
+    checkpoint = source if isinstance(source, Checkpoint) else Checkpoint.open(source)
+    if model is None and checkpoint.config is None:
+        raise Refused(f"{checkpoint.path} names no architecture", _SEQUENTIAL)
+    running = model if model is not None else build(checkpoint, trust_remote_code)
+    Filling(checkpoint, torch.device(device), torch.float32, fast=False).fill(running)
+    return running.train()
+
+
+_SEQUENTIAL = "give the recipe `model: {sequential: [fc1, relu, fc2]}`, or a factory"
+
+
+def build(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Any:
+    """The architecture that config.json names, on the meta device.
+
+    Raises:
+        CheckpointError: transformers does not know it.
+    """
+    config = checkpoint.config or {}
+    try:
+        model = skeleton(config)
+    except (ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+        raise CheckpointError(f"{checkpoint.path}: config.json is refused by transformers: {error}", "") from error
+    if model is None and trust_remote_code and "auto_map" in config:
+        model = _remote_skeleton(checkpoint)
+    if model is None:
+        named = (config.get("architectures") or ["no architecture"])[0]
+        hint = "upgrade transformers" + (", or trust the checkpoint's own code" if "auto_map" in config else "")
+        raise CheckpointError(f"{checkpoint.path}: transformers does not know {named}", hint)
+    return model
+
+
+def _remote_skeleton(checkpoint: Checkpoint) -> Any:
+    """The architecture from the checkpoint's own code, which the caller has chosen to trust."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=True, local_files_only=True)
+    auto = next((name for name in config.auto_map if name.startswith("AutoModel")), None)
+    if auto is None:
+        return None
+    with torch.device("meta"):
+        return getattr(transformers, auto).from_config(config, trust_remote_code=True)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor

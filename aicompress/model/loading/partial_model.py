@@ -1,0 +1,163 @@
+"""A model with only some of its parts in memory: loaded from the checkpoint when needed, dropped after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.model import hf
+from aicompress.model.loading.fill import Filling, make_computed
+from aicompress.model.loading.merged_experts import Slot, slots
+from aicompress.model.loading.on_demand import LEAST, Offload, offload
+from aicompress.model.loading.resize import resize
+
+
+class PartialModel:
+    """Loads parts of a checkpoint, decoded, into a model on the meta device.
+
+    Args:
+        checkpoint: where parameters come from.
+        model: on the meta device; a transformers model, or a module whose parameter names are the checkpoint's.
+        device: where loaded parts go.
+        dtype: of floating parameters; None keeps the checkpoint's.
+
+    Raises:
+        CheckpointError: the checkpoint's parameters are not exactly the model's.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, model: Any, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    ) -> None:
+        resize(model, checkpoint)
+        self.model = model
+        self.hugging = hasattr(model, "all_tied_weights_keys")
+        self._filling = Filling(checkpoint, torch.device(device), dtype, fast=False)
+        names = list(checkpoint.parameters())
+        self.targets = hf.parameter_names(model, names) if self.hugging else {name: (name, None) for name in names}
+        self._filling.held = {target for target, _ in self.targets.values()}
+        known = set(model.state_dict())
+        self._filling.check(model, self.targets, known)
+        for name, spec in checkpoint.parameters().items():
+            target, merge = self.targets[name]
+            if merge is None and target in known:
+                parent, _, leaf = target.rpartition(".")
+                self._filling.check_shape(model.get_submodule(parent), leaf, name, spec.shape)
+        self._started = False
+        self._computed: set[str] = set()  # parameters that the architecture makes itself
+
+    def place_of(self, name: str) -> str | Slot | None:
+        """The module that a weight of the checkpoint belongs to, or its part of a merged tensor; None if neither."""
+        target, merge = self.targets[name]
+        if merge is not None:
+            return self._slots.get(name)
+        return target.removesuffix(".weight") if target in self._known and target.endswith(".weight") else None
+
+    @cached_property
+    def _known(self) -> set[str]:
+        return {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+
+    @cached_property
+    def _slots(self) -> dict[str, Slot]:
+        """Parts of merged tensors, by name in the checkpoint."""
+        merges: dict[str, dict[str, tuple[Any, tuple[int, ...]]]] = {}
+        shapes = self._filling.checkpoint.parameters()
+        for name, (target, merge) in self.targets.items():
+            if merge is not None and target in self._known:
+                merges.setdefault(target, {})[name] = merge, shapes[name].shape
+        return {n: slot for target, sources in merges.items() for n, slot in slots(self.model, target, sources).items()}
+
+    def load(self, owns: Callable[[str], bool]) -> None:
+        """Load parameters whose name in the model satisfies `owns`; the first call also makes the computed buffers."""
+        known = set(self.model.state_dict())
+        merges: dict[str, list[str]] = {}
+        for name, (target, merge) in self.targets.items():
+            if target not in known or not owns(target):
+                continue
+            if merge is not None:
+                merges.setdefault(target, []).append(name)
+            else:
+                self._put(target, self._filling.checkpoint.dense(name))
+        for target, sources in merges.items():
+            self._filling.merge(self.model, target, {name: self.targets[name][1] for name in sources})
+        if not self._started:
+            self._start()
+        elif self.hugging:
+            self._tie()
+
+    def _tie(self) -> None:
+        """Give a parameter that is not there the tensor that it shares."""
+        for target, source in self.model.all_tied_weights_keys.items():
+            self._filling.tie(self.model, target, source)
+
+    def _start(self) -> None:
+        """Make the buffers that the architecture computes, and ties; parameters still to come stay on meta."""
+        self._started = True
+        self.model.eval()
+        loaded = {
+            id(buffer) for buffer in self.model.buffers() if buffer.device.type != "meta"
+        }  # such as of batch norms
+        for name, buffer in list(self.model.named_buffers()):
+            if buffer.device.type == "meta":
+                parent, _, leaf = name.rpartition(".")
+                self.model.get_submodule(parent)._buffers[leaf] = torch.empty_like(buffer, device=self._filling.device)
+        if not self.hugging:
+            return
+        self._computed = make_computed(self.model, self._filling.held, self._filling.device)
+        for tensor in (*self.model.parameters(), *self.model.buffers()):
+            tensor._is_hf_initialized = isinstance(tensor, nn.Parameter) or id(tensor) in loaded
+        for name in self._computed:
+            self.model.get_parameter(name)._is_hf_initialized = False
+        self._tie()
+        self.model.initialize_weights()
+
+    def replace(self, name: str, dense: Tensor) -> None:
+        """Put a dense tensor in the place of a loaded parameter."""
+        place = self.place_of(name)
+        if isinstance(place, Slot):
+            merged = self.model.get_submodule(place.module)._parameters[place.leaf]
+            place.write(merged.data, dense)
+        else:
+            for target in self._tied_with(self.targets[name][0]):
+                self._put(target, dense)
+
+    def _tied_with(self, target: str) -> list[str]:
+        """A parameter of the model and those tied to it that the checkpoint does not hold."""
+        ties = self.model.all_tied_weights_keys if self.hugging else {}
+        ends = [end for end, source in ties.items() if source == target]
+        ends += [ties[target]] if target in ties else []
+        return [target, *(end for end in ends if end not in self._filling.held)]
+
+    def drop(self, owns: Callable[[str], bool]) -> None:
+        """Send parameters back to the meta device; computed buffers stay."""
+        for name, parameter in list(self.model.named_parameters(remove_duplicate=False)):
+            if owns(name) and name not in self._computed:
+                parent, _, leaf = name.rpartition(".")
+                empty = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+                self.model.get_submodule(parent)._parameters[leaf] = empty
+
+    def offload(self, owns: Callable[[str], bool]) -> None:
+        """Send large parameters back to the meta device; each is loaded again when the model next reads it."""
+        named = self.model.named_parameters(remove_duplicate=False)
+        large = {name for name, parameter in named if owns(name) and parameter.nbytes >= LEAST}
+        for shared in {self._sharing(name) for name in large}:
+            if shared.isdisjoint(self._filling.held):
+                continue  # the architecture made it
+            self.drop(shared.__contains__)
+            offloaded = Offload(partial(self.load, shared.__contains__))
+            for parent, _, leaf in (name.rpartition(".") for name in shared):
+                offload(self.model.get_submodule(parent), leaf, offloaded)
+
+    def _sharing(self, target: str) -> frozenset[str]:
+        """A parameter of the model and those that share its tensor."""
+        ties = self.model.all_tied_weights_keys if self.hugging else {}
+        source = ties.get(target, target)
+        return frozenset({source, *(end for end, other in ties.items() if other == source)})
+
+    def _put(self, target: str, dense: Tensor) -> None:
+        parent, _, leaf = target.rpartition(".")
+        self._filling.set(self.model.get_submodule(parent), leaf, dense)

@@ -1,0 +1,91 @@
+"""Pool token states into sentence embeddings, as a sentence-transformers checkpoint describes it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from aicompress.errors import CheckpointError
+
+MODES = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_lasttoken": "last",
+}
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How token states become one embedding.
+
+    Attributes:
+        mode: cls, mean, max or last.
+        normalize: scale embeddings to length 1.
+    """
+
+    mode: str = "mean"
+    normalize: bool = False
+
+    def __call__(self, states: Tensor, mask: Tensor) -> Tensor:
+        """(batch, tokens, width) and (batch, tokens) bool -> (batch, width) float32."""
+        pooled = _POOLED[self.mode](states.float(), mask)
+        return F.normalize(pooled, dim=-1) if self.normalize else pooled
+
+
+def _mean(states: Tensor, mask: Tensor) -> Tensor:
+    weight = mask[..., None].to(states.dtype)
+    return (states * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+
+
+def _first(states: Tensor, mask: Tensor) -> Tensor:
+    return _row(states, mask.int().argmax(dim=1))  # the first real token, wherever the padding is
+
+
+def _last(states: Tensor, mask: Tensor) -> Tensor:
+    return _row(states, mask.shape[1] - 1 - mask.flip(1).int().argmax(dim=1))
+
+
+def _row(states: Tensor, position: Tensor) -> Tensor:
+    return states[torch.arange(len(states), device=states.device), position]
+
+
+def _max(states: Tensor, mask: Tensor) -> Tensor:
+    return states.masked_fill(~mask[..., None], float("-inf")).amax(dim=1)
+
+
+_POOLED = {"mean": _mean, "cls": _first, "last": _last, "max": _max}
+
+
+def pooling(folder: Path | None) -> Pooling:
+    """What the checkpoint's modules.json and pooling config say; the mean of the tokens where it says nothing.
+
+    Raises:
+        CheckpointError: a pooling that this version does not compute.
+    """
+    listed = folder / "modules.json" if folder is not None else None
+    if folder is None or listed is None or not listed.is_file():
+        return Pooling()
+    modules = json.loads(listed.read_text(encoding="utf-8"))
+    kinds = {str(module["type"]).rsplit(".", 1)[-1]: str(module["path"]) for module in modules}
+    unknown = sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"})
+    if unknown:
+        raise CheckpointError(f"{folder}: sentence embeddings go through {unknown[0]}", "it has no teacher's states")
+    plain = json.loads((folder / kinds["Pooling"] / "config.json").read_text(encoding="utf-8"))
+    return Pooling(_mode(plain, folder), "Normalize" in kinds)
+
+
+def _mode(plain: dict[str, Any], folder: Path) -> str:
+    modes = [str(plain["pooling_mode"])] if "pooling_mode" in plain else []
+    modes += [mode for key, mode in MODES.items() if plain.get(key)]
+    other = [key for key, value in plain.items() if key.startswith("pooling_mode_") and value and key not in MODES]
+    if len(modes) != 1 or modes[0] not in _POOLED or other:
+        named = ", ".join(modes + other) or "none"
+        raise CheckpointError(f"{folder}: pooling by {named} is not supported", f"one of {', '.join(_POOLED)}")
+    return modes[0]

@@ -1,0 +1,1 @@
+"""How much the loss or the outputs depend on weights, blocks and experts."""

@@ -1,0 +1,255 @@
+"""Per-sample gradients of a loss in a model's weights, with the graph and the weights of one block in memory.
+
+A forward pass walks the blocks as calibration does and keeps what each block was given. A backward pass walks them in
+reverse: a block is loaded again, run again with a graph (Chen et al. 2016, arXiv:1604.06174), differentiated and
+dropped. What lies between the blocks (embeddings, final norms, heads, an encoder's output that every block of a decoder
+attends to) keeps its graph throughout; its weights stay in memory. Samples run one at a time, so that their gradients
+can be squared before they are added up.
+
+A weight that one sample uses in several places, such as a head tied to an embedding or a block that runs again, has
+its gradient complete only when all of them are done: then the whole model is differentiated, one sample after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+from aicompress.errors import CompressError
+from aicompress.layer import GradientStats
+from aicompress.model.blocks.all_reduce import Team
+from aicompress.model.blocks.find import Block, find_blocks
+from aicompress.model.blocks.input_errors import accepting
+from aicompress.model.blocks.paused_forward import PausedForward, gate
+from aicompress.model.blocks.walk import Loader, prepare
+from aicompress.model.sensitivity.loss import Objective, Sample
+from aicompress.model.sensitivity.moments import SpreadError, Sums, Watched, harvest, watch
+
+
+@dataclass(frozen=True)
+class Descent:
+    """What to differentiate.
+
+    Attributes:
+        model: on the meta device.
+        loader: loads its parts, in float32.
+        samples: those of this process.
+        wanted: weights by layer name.
+        objective: the loss of a sample.
+        team: processes that do this together, each with samples of its own; None for this one alone.
+    """
+
+    model: Any
+    loader: Loader
+    samples: Sequence[Sample]
+    wanted: Mapping[str, Watched]
+    objective: Objective
+    team: Team | None = None
+
+
+Keep = Callable[[Mapping[str, GradientStats]], None]
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class _Call:
+    """A block's turn in one sample's forward pass."""
+
+    block: int
+    given: tuple[Any, Any]  # args and kwargs, as the model made them
+    leaves: list[Tensor | None]  # outputs in flat order; each collects its gradient; None for what has none
+
+
+def collect(job: Descent, keep: Keep, progress: Progress = lambda done, total: None) -> None:
+    """Bring the moments of every wanted weight's gradient to `keep`, block by block from the last to the first.
+
+    Raises:
+        CompressError: a loss is not finite, or the processes differ in what they run.
+    """
+    blocks = find_blocks(job.model)
+    prepare(job.model)
+    count = len(job.samples) if job.team is None else sum(job.team.gather(len(job.samples)))
+    if not _shared(job):
+        try:
+            _Reverse(job, blocks, count, keep, progress).run()
+            return
+        except SpreadError:
+            job.loader.drop(lambda name: True)
+    _whole(job, count, keep, progress)
+
+
+def _shared(job: Descent) -> bool:
+    """Whether a wanted weight has several names, such as a tied head."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in job.model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    tied = [list(pair) for pair in getattr(job.model, "all_tied_weights_keys", {}).items()]
+    shared = {n.rpartition(".")[0] for group in (*names.values(), *tied) if len(group) > 1 for n in group}
+    return any(watched.module in shared for watched in job.wanted.values())
+
+
+def _finite(loss: Tensor, sample: Sample) -> Tensor:
+    if not torch.isfinite(loss.detach()):
+        raise CompressError(
+            f"the loss of calibration sample {sample.number} is {float(loss.detach())}", "check the data"
+        )
+    return loss
+
+
+def _whole(job: Descent, count: int, keep: Keep, progress: Progress) -> None:
+    """The plain way: everything in memory, one sample after another."""
+    job.loader.load(lambda name: True)
+    job.model.requires_grad_(False)
+    sums = watch(job.model, job.wanted)
+    for done, sample in enumerate(job.samples):
+        with accepting():
+            output = job.model(**sample.inputs)
+        _finite(job.objective(output, sample), sample).backward()  # type: ignore[no-untyped-call]
+        harvest(sums, sample.number)
+        progress(done + 1, len(job.samples))
+    keep({name: each.moments(count, job.team) for name, each in sums.items()})
+    job.loader.drop(lambda name: True)
+
+
+class _Reverse:
+    """Forward and backward, block by block."""
+
+    def __init__(self, job: Descent, blocks: Sequence[Block], count: int, keep: Keep, progress: Progress) -> None:
+        self.job, self.blocks, self.count, self.keep, self.progress = job, blocks, count, keep, progress
+        owners = {n: next((b for b in blocks if b.owns(w.module)), None) for n, w in job.wanted.items()}
+        self.inside = {b.name: [n for n, owner in owners.items() if owner is b] for b in blocks}
+        self.outside = [n for n, owner in owners.items() if owner is None]
+        self.calls: list[list[_Call]] = [[] for _ in job.samples]
+
+    def _of(self, names: Sequence[str]) -> dict[str, Watched]:
+        return {name: self.job.wanted[name] for name in names}
+
+    def run(self) -> None:
+        job = self.job
+        job.loader.load(lambda name: not any(block.owns(name) for block in self.blocks))
+        job.model.requires_grad_(False)
+        glue = watch(job.model, self._of(self.outside))
+        ungate = gate([block.module for block in self.blocks])
+        streams: list[PausedForward] = []
+        try:
+            streams += [PausedForward(_forward(job.model, sample)) for sample in job.samples]
+            for number, stream in enumerate(streams):
+                stream.start()
+                self._ended(number, stream, glue)
+            while (arrival := streams[0].arrival) is not None:
+                self._forward(streams, arrival.block, glue)
+        finally:
+            ungate()
+            for stream in streams:
+                stream.abandon()
+        self._backward(glue)
+        if glue:
+            self.keep({name: each.moments(self.count, job.team) for name, each in glue.items()})
+
+    def _forward(self, streams: Sequence[PausedForward], index: int, glue: Mapping[str, Sums]) -> None:
+        """All samples through one block."""
+        block = self.blocks[index]
+        if self.inside[block.name] and any(call.block == index for call in self.calls[0]):
+            raise SpreadError
+        self.job.loader.load(block.owns)
+        for number, stream in enumerate(streams):
+            arrival = stream.arrival
+            if arrival is None or arrival.block != index:
+                raise CompressError("calibration samples take different ways through the model", "use samples alike")
+            with torch.no_grad(), accepting():
+                output = block.module(*_detached(arrival.args), **_detached(arrival.kwargs))
+            output = tree_map_only(Tensor, _leaf, output)
+            leaves = [each if _differentiable(each) else None for each in tree_flatten(output)[0]]
+            self.calls[number].append(_Call(index, (arrival.args, arrival.kwargs), leaves))
+            stream.advance(output)
+            self._ended(number, stream, glue)
+        self.job.loader.drop(block.owns)
+        self.progress(len(self.calls[0]), 3 * len(self.calls[0]) + 1)
+
+    def _ended(self, number: int, stream: PausedForward, glue: Mapping[str, Sums]) -> None:
+        """At the end of a forward pass its loss is differentiated at once, so that one sample's logits are held."""
+        if stream.arrival is not None:
+            return
+        sample, output, stream.result = self.job.samples[number], stream.result, None
+        if not self.calls[number]:
+            raise CompressError(
+                "the model's forward pass never reaches one of its blocks", "check the calibration inputs"
+            )
+        loss = _finite(self.job.objective(output, sample), sample)
+        loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]  # blocks may come from the same parts
+        harvest(glue, sample.number)
+
+    def _backward(self, glue: Mapping[str, Sums]) -> None:
+        """All samples back through the blocks, the last one first."""
+        total = len(self.calls[0])
+        if any(len(calls) != total for calls in self.calls):
+            raise CompressError("calibration samples take different ways through the model", "use samples alike")
+        for position in range(total - 1, -1, -1):
+            block = self.blocks[self.calls[0][position].block]
+            self.job.loader.load(block.owns)
+            block.module.requires_grad_(False)
+            sums = watch(self.job.model, self._of(self.inside[block.name]))
+            for number, calls in enumerate(self.calls):
+                _back(block, calls.pop())
+                harvest(sums, self.job.samples[number].number)
+                harvest(glue, self.job.samples[number].number)
+            if sums:
+                self.keep({name: each.moments(self.count, self.job.team) for name, each in sums.items()})
+            self.job.loader.drop(block.owns)
+            self.progress(total + 2 * (total - position), 3 * total + 1)
+
+
+def _forward(model: Any, sample: Sample) -> Callable[[], Any]:
+    def call() -> Any:
+        with torch.enable_grad(), accepting():  # for what lies between the blocks; they run elsewhere, without
+            return model(**sample.inputs)
+
+    return call
+
+
+def _back(block: Block, call: _Call) -> None:
+    """Differentiate one call of a block, and go on through what the model did before it."""
+    if all(leaf is None or leaf.grad is None for leaf in call.leaves):
+        return
+    pairs: list[tuple[Tensor, Tensor]] = []
+
+    def own(given: Tensor) -> Tensor:
+        if not given.requires_grad:
+            return given
+        leaf = given.detach().requires_grad_()
+        pairs.append((given, leaf))
+        return leaf
+
+    args, kwargs = tree_map_only(Tensor, own, call.given)
+    with torch.enable_grad():
+        outputs = tree_flatten(block.module(*args, **kwargs))[0]
+    ends = [
+        (output, leaf.grad)
+        for output, leaf in zip(outputs, call.leaves, strict=True)
+        if leaf is not None and leaf.grad is not None and output.requires_grad
+    ]
+    if not ends:
+        return
+    torch.autograd.backward([output for output, _ in ends], [grad for _, grad in ends])
+    # Several blocks may go back through the same part, such as the end of an encoder: its graph is kept for them.
+    starts = [(given, leaf.grad) for given, leaf in pairs if leaf.grad is not None]
+    if starts:
+        torch.autograd.backward([given for given, _ in starts], [grad for _, grad in starts], retain_graph=True)
+
+
+def _detached(tree: Any) -> Any:
+    return tree_map_only(Tensor, torch.Tensor.detach, tree)
+
+
+def _leaf(output: Tensor) -> Tensor:
+    leaf = output.detach()
+    return leaf.requires_grad_() if leaf.is_floating_point() else leaf
+
+
+def _differentiable(each: Any) -> bool:
+    return isinstance(each, Tensor) and each.requires_grad

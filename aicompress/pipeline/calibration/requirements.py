@@ -1,0 +1,253 @@
+"""What a step asks of calibration, checked before any work: data, a model that runs, or files of statistics."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from aicompress import data
+from aicompress.checkpoint import Checkpoint
+from aicompress.checkpoint.statistics import StatisticsFile
+from aicompress.errors import CompressError, RecipeError, Refused
+from aicompress.layer import LayerInfo
+from aicompress.methods.layerwise import AnyLayerMethod, LayerMethod
+from aicompress.methods.method import OF_TRAINING, MethodConfig
+from aicompress.methods.structural import AnyStructuralMethod
+from aicompress.pipeline.step.survey import Survey
+from aicompress.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Request:
+    """How a step gets its statistics, beside the recipe.
+
+    Attributes:
+        allow_code: the recipe's model.factory may run.
+        stats: files of statistics: read (and merged) where they exist, one is collected where it does not.
+        survey: what is measured on the running model while the step is planned.
+    """
+
+    allow_code: bool = False
+    stats: tuple[Path, ...] = ()
+    survey: Survey = field(default_factory=Survey)
+
+    @property
+    def reads_files(self) -> bool:
+        """Whether all statistics are there already."""
+        return bool(self.stats) and all(path.exists() for path in self.stats)
+
+
+class Chosen(Protocol):
+    """A layer and the method's parameters for it."""
+
+    @property
+    def info(self) -> LayerInfo: ...
+
+    @property
+    def config(self) -> MethodConfig | None: ...
+
+
+class Step(Protocol):
+    """A plan, as far as calibration asks."""
+
+    @property
+    def checkpoint(self) -> Checkpoint: ...
+
+    @property
+    def recipe(self) -> Recipe: ...
+
+    @property
+    def request(self) -> Request: ...
+
+    @property
+    def layers(self) -> Sequence[Chosen]: ...
+
+
+def input_width(layers: Sequence[LayerInfo]) -> int:
+    """Width of a parameter's input: of the whole layer, or of a low-rank one's inner factor."""
+    return next(info.shape[1] for info in layers if info.part != "out")
+
+
+def wanted(method: AnyLayerMethod | AnyStructuralMethod, config: MethodConfig) -> frozenset[str]:
+    """All statistics that a config reads, before layers are compressed and while they are."""
+    return method.reads(config) | (method.surveyed(config) if isinstance(method, LayerMethod) else frozenset())
+
+
+def _searches(method: AnyLayerMethod | AnyStructuralMethod, config: MethodConfig) -> bool:
+    """Whether a search over the running model chooses a layer's width."""
+    return isinstance(method, LayerMethod) and method.widths is not None and method.widths.search(config) is not None
+
+
+def problems(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    method: AnyLayerMethod | AnyStructuralMethod,
+    chosen: Sequence[Chosen],
+    request: Request,
+) -> list[CompressError]:
+    """Everything that would keep a method from its statistics."""
+    needs = frozenset[str]().union(*(wanted(method, x.config) for x in chosen if x.config is not None))
+    searches = any(_searches(method, x.config) for x in chosen if x.config is not None)
+    if not needs and request.stats:
+        return [Refused(f"{method.name} reads no statistics of inputs", "leave --stats out")]
+    if request.stats and isinstance(method, LayerMethod) and method.rotates is not None:
+        message = f"{method.name} rotates the model, and files of statistics hold those of models as they are"
+        return [Refused(message, "leave --stats out")]
+    if not needs and not searches:
+        return []
+    if recipe.tune is not None and (request.stats or os.environ.get("WORLD_SIZE", "1") != "1"):
+        what = "files of statistics hold none of its blocks' outputs" if request.stats else "it runs in one process"
+        hint = "leave --stats out, and torchrun" if request.stats else "leave torchrun out"
+        return [Refused(f"tune: {what}", f"{hint}; or take effort: balanced, or tune: null, which tune no blocks")]
+    if not follows(recipe) and (recipe.tune is not None or any(method.compares(layer.config) for layer in chosen)):
+        what = "tune" if recipe.tune is not None else "shift"
+        message = f"{what}: it compares the compressed model with the original, and calibration.activations is original"
+        return [RecipeError(message, f"activations: compressed, or leave {what} out")]
+    if request.stats and any(method.compares(layer.config) for layer in chosen):
+        hint = "leave --stats out, or set its shift to 0"
+        return [Refused(f"{method.name} compares two models here, and files of statistics hold one model's", hint)]
+    refusals: list[CompressError] = []
+    if request.reads_files:
+        infos = [layer.info for layer in chosen]
+        refusals = [problem for path in request.stats for problem in _in_file(path, infos, needs)]
+        if not searches:
+            return refusals
+    elif needs & OF_TRAINING:
+        hint = "record it with `aicompress distill ... --stats FILE`, then give FILE here with --stats"
+        return [Refused(f"{method.name} reads what a training run has recorded, and no such file is given", hint)]
+    elif len(request.stats) > 1:
+        absent = [str(path) for path in request.stats if not path.exists()]
+        refusals.append(Refused(f"{', '.join(absent)} does not exist", "files that are merged must exist"))
+    refusals += [_name_problem(path) for path in request.stats if path.suffix != ".safetensors"]
+    if recipe.calibration is None:
+        hint = "add a calibration: section to the recipe"
+        hint += "" if searches else ", or give --stats with a file of statistics"
+        refusals.append(RecipeError(f"{'bits: auto' if searches else method.name} needs calibration data", hint))
+    else:
+        refusals += data.problems(recipe.calibration)
+        refusals += _of_loss(checkpoint, recipe, chosen) if "gradients" in needs else []
+    return refusals + _of_model(checkpoint, recipe, request)
+
+
+def follows(recipe: Recipe) -> bool:
+    """Whether a layer's statistics are those behind compressed layers, not behind the original ones."""
+    return recipe.calibration is None or recipe.calibration.activations == "compressed"
+
+
+def _name_problem(path: Path) -> CompressError:
+    return Refused(f"{path}: statistics are kept in a .safetensors file", "choose a name that ends so")
+
+
+def _of_loss(checkpoint: Checkpoint, recipe: Recipe, chosen: Sequence[Chosen]) -> list[CompressError]:
+    """What is wrong with the loss that is to be differentiated."""
+    configs = [layer.config for layer in chosen if layer.config is not None]
+    kinds = {config.gradient_loss for config in configs}
+    if len(kinds) > 1:
+        return [RecipeError(f"layers ask for gradients of losses {sorted(kinds)}", "one step has one loss: give one")]
+    assert recipe.calibration is not None
+    if kinds == {"task"} and recipe.calibration.labels is None and not generates(checkpoint):
+        hint = "name the labels of the calibration data, or take loss: own"
+        return [RecipeError("loss: task needs labels, and the calibration data names none", hint)]
+    return []
+
+
+def generates(checkpoint: Checkpoint) -> bool:
+    """Whether the architecture predicts tokens."""
+    named = str(((checkpoint.config or {}).get("architectures") or [""])[0])
+    if named.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
+        return True
+    from aicompress.model.loading.definition import has_generate
+
+    return has_generate(checkpoint.config or {})  # such as MarianMTModel
+
+
+def _of_model(checkpoint: Checkpoint, recipe: Recipe, request: Request) -> list[CompressError]:
+    """Why the checkpoint cannot be run."""
+    if checkpoint.config is None and recipe.model is None:
+        hint = "give the recipe `model: {sequential: [fc1, relu, fc2]}`, or a factory"
+        return [RecipeError(f"{checkpoint.path} names no architecture, and calibration runs the model", hint)]
+    from aicompress.model.loading.partial_model import PartialModel
+
+    try:
+        PartialModel(checkpoint, module_of(checkpoint, recipe, request.allow_code))
+    except CompressError as error:
+        return [error]
+    return []
+
+
+def module_of(checkpoint: Checkpoint, recipe: Recipe, allow_code: bool) -> Any:
+    """The model to run, without its weights.
+
+    Raises:
+        Refused: nothing says what it is, or a factory without --allow-code.
+    """
+    from aicompress.model.loading.chain import module_for
+    from aicompress.model.loading.load import build
+
+    if recipe.model is not None:
+        return module_for(checkpoint.path, recipe.model, allow_code)
+    return build(checkpoint)
+
+
+def _in_file(path: Path, chosen: Sequence[LayerInfo], needs: frozenset[str]) -> list[CompressError]:
+    """Layers that a file does not know, or knows otherwise."""
+    try:
+        file = StatisticsFile.open(path)
+    except CompressError as error:
+        return [error]
+    by_tensor: dict[str, list[LayerInfo]] = {}
+    for info in chosen:
+        by_tensor.setdefault(info.tensor, []).append(info)
+    problems: list[CompressError] = []
+    if needs & OF_TRAINING:
+        return _unmoved(file, chosen)
+    absent = [tensor for tensor in by_tensor if tensor not in file.layers]
+    if absent:
+        shown = f"{absent[0]} and {len(absent) - 1} more" if len(absent) > 1 else absent[0]
+        problems.append(Refused(f"{path} holds no statistics of {shown}", "collect them from this checkpoint"))
+    for tensor, infos in by_tensor.items():
+        inner = [info for info in infos if info.part != "out"]
+        specs = file.specs(tensor) if tensor in file.layers else {}
+        widths = {spec.shape[-1] for spec in specs.values()}
+        if inner and widths and widths != {inner[0].shape[1]}:
+            message = f"{path}: {tensor} has {inner[0].shape[1]} inputs, its statistics have {min(widths)}"
+            problems.append(Refused(message, "collect them from this checkpoint"))
+        known = {*specs, *(["norms"] if "gram" in specs else []), "gradients"}
+        lacking = needs - known if specs else frozenset()
+        if "gradients" in needs:
+            lacking |= _ungraded(file, infos)
+        if lacking:
+            problems.append(Refused(f"{path}: no {min(lacking)} of {tensor}", "collect the file for this method"))
+    return problems[:5]
+
+
+def _unmoved(file: StatisticsFile, infos: Sequence[LayerInfo]) -> list[CompressError]:
+    """Layers whose movement a file lacks, or has of another shape."""
+    specs = {info.name: file.movement_spec(info.name) for info in infos}
+    absent = [info.name for info in infos if (spec := specs[info.name]) is None or spec.shape != info.shape]
+    if not absent:
+        return []
+    shown = f"{absent[0]} and {len(absent) - 1} more" if len(absent) > 1 else absent[0]
+    return [Refused(f"{file.path} holds no movement of {shown}", "exclude what was not trained as a plain matrix")]
+
+
+def _ungraded(file: StatisticsFile, infos: Sequence[LayerInfo]) -> frozenset[str]:
+    """That a file lacks a layer's gradients, or has them of another shape."""
+    shapes = [spec.shape for info in infos if (spec := file.gradient_spec(info.name)) is not None]
+    return frozenset() if shapes == [info.shape for info in infos] else frozenset({"gradients"})
+
+
+def foreign(files: Sequence[StatisticsFile], inputs: Mapping[str, str]) -> list[str]:
+    """A warning for each file of statistics of another checkpoint."""
+    mine = set(inputs.values())
+    return [
+        f"{file.path} was collected from another checkpoint: its statistics fit the layers, maybe not their inputs"
+        for file in files
+        if set(file.inputs.values()) != mine
+    ]
+
+
+MIN_ROWS = 16  # with fewer calibration rows a layer is compressed as if nothing were known of its inputs

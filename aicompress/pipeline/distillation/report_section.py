@@ -1,0 +1,43 @@
+"""The training section of a distillation's report."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.pipeline.distillation.training import Trainer
+
+
+def training_section(trainer: Trainer, teacher: Checkpoint, cached: bool) -> dict[str, Any]:
+    """Loss curve, best step, data and speed of a finished training run.
+
+    Args:
+        trainer: the run.
+        teacher: the checkpoint that was learned from.
+        cached: its outputs were computed once.
+    """
+    history, split, trained = trainer.history, trainer.setup.split, trainer.trained
+    seconds = history.seconds or float("inf")
+    return {
+        "teacher": {
+            "path": str(teacher.path),
+            "bytes": sum(ref.spec.nbytes for ref in teacher.tensors.values()),
+        },
+        "loss": " + ".join(f"{config.weight:g} {method.name}" for method, config in trainer.setup.loss.terms),
+        "curve": [dataclasses.asdict(point) for point in history.curve],
+        "best_step": history.best_step,
+        "held_out_before": history.before,
+        "held_out_after": history.best,
+        "held_out_samples": len(split.held_out),
+        "train_samples": len(split.train),
+        "epochs": history.samples / len(split.train),
+        "trained_parameters": sum(parameter.numel() for parameter in trained.parameters.values()),
+        "zeros_kept": sum(int(zero.sum()) for zero in trained.zeros.values()),
+        "precision": trainer.settings.precision,
+        "processes": trainer.team.size,
+        "cached_teacher": cached,
+        "samples_per_second": history.samples / seconds,
+        "tokens_per_second": history.tokens / seconds if history.tokens else None,
+        "seconds": history.seconds,
+    }

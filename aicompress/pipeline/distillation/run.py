@@ -1,0 +1,145 @@
+"""Distillation: a student checkpoint in, the same checkpoint with trained weights out, closer to its teacher."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.checkpoint.place import working_path
+from aicompress.errors import Refused
+from aicompress.layer import LayerInfo
+from aicompress.model.distillation.fp32_attention import attend_in_float32
+from aicompress.model.loading.load import trainable
+from aicompress.pipeline.distillation import movement
+from aicompress.pipeline.distillation.plan import DistillPlan
+from aicompress.pipeline.distillation.report_section import training_section
+from aicompress.pipeline.distillation.student import Student
+from aicompress.pipeline.distillation.teacher import Loss, Runnable, Teacher, with_cached_outputs
+from aicompress.pipeline.distillation.training import Trainer, TrainingSetup
+from aicompress.pipeline.distillation.training_state import StateFile
+from aicompress.pipeline.step.digests import fingerprint
+from aicompress.pipeline.step.options import Options, Progress
+from aicompress.pipeline.step.report import Results
+from aicompress.pipeline.step.run import OpenOutput, StepRun, assembled, require_resumable, run_step
+from aicompress.pipeline.step.running_model import resolved_device
+from aicompress.recipe.distillation import Training
+from aicompress.report.model import LayerRow, Report
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Options of a distillation alone; nothing here changes the numbers.
+
+    Attributes:
+        save_seconds: least time between two saved states.
+        movement_file: where to keep the movement of every trained matrix, for movement pruning; None keeps none.
+    """
+
+    save_seconds: float = 60.0
+    movement_file: Path | None = None
+
+
+def run(plan: DistillPlan, options: Options = Options(), own: TrainingOptions = TrainingOptions()) -> Report:
+    """Train the student and write it, its report inside.
+
+    Under torchrun every rank trains and the first one writes; the others return its report.
+
+    Raises:
+        CompressError: a loss is not a number; nothing is left behind.
+        OutOfSpace: the disk is full; nothing is left behind.
+    """
+    start = time.perf_counter()
+    movement.require_free(own.movement_file)
+    decided = (plan.recipe.sha256(), plan.training.precision, plan.samples.source.sha256)
+    mark = fingerprint([plan.checkpoint, plan.teacher], plan.output, *decided)
+    if options.resume:  # before both models are loaded
+        require_resumable(plan.output, mark)
+    device = torch.device(resolved_device(options.device))
+    team = assembled(device)
+    _require_divisible(plan.training, team.size)
+    setup, student = _setup(plan, device, options.progress)
+    watched = movement.watched(student) if own.movement_file else ()
+    state = StateFile(working_path(plan.output.destination.path))
+    trainer = Trainer(setup, student.trained(plan.keep_zeros), plan.training, state, team, watched)
+
+    def train() -> None:
+        if options.resume:
+            trainer.resume()
+        trainer.run(options.progress, own.save_seconds)
+
+    step = StepRun(
+        checkpoint=plan.checkpoint,
+        kinds=plan.kinds,
+        recipe=plan.recipe,
+        output=plan.output,
+        write=partial(_write, plan, student, trainer, train),
+        follow=train,
+        fingerprint=mark,
+        further={"teacher": plan.teacher},
+        seconds=time.perf_counter() - start,
+    )
+    report = run_step(step, team, options)
+    if own.movement_file is not None and team.rank == 0:
+        written = Checkpoint.open(plan.output.destination.path)
+        movement.write(own.movement_file, written, plan.layers, trainer, plan.samples.source)
+    return report
+
+
+def _require_divisible(training: Training, processes: int) -> None:
+    if training.batch % (training.accumulate * processes):
+        parts = f"{processes} processes in {training.accumulate} parts"
+        raise Refused(f"training.batch {training.batch} cannot be divided over {parts}", "change one of them")
+
+
+def _setup(plan: DistillPlan, device: torch.device, progress: Progress) -> tuple[TrainingSetup, Student]:
+    """Both models, loaded, and the teacher's outputs where they are worth keeping."""
+    model = _load(plan.checkpoint, plan.student_module(), device)
+    if plan.training.precision == "bf16" and device.type == "cpu":
+        attend_in_float32(model)
+    student = Student.of(model, plan.checkpoint)
+    frozen = _load(plan.teacher, plan.teacher_module(), device).requires_grad_(False)
+    loss = Loss(plan.losses)
+    uncached = torch.full((len(plan.samples),), -1)
+    teacher = Teacher(Runnable(frozen, plan.teacher_runner), loss.reads, {}, uncached)
+    if plan.cached:
+        index = torch.cat([plan.split.used(plan.training.steps), plan.split.held_out])
+        batches = plan.split.in_order(index, plan.training.batch)
+        teacher = with_cached_outputs(
+            teacher, plan.samples, batches, device, lambda done: progress("teacher", done, len(index))
+        )
+    return TrainingSetup(Runnable(model, plan.runner), teacher, loss, plan.samples, plan.split), student
+
+
+def _load(checkpoint: Checkpoint, module: nn.Module | None, device: torch.device) -> nn.Module:
+    """A model with its compressed layers decoded in the graph, without dropout and with fixed batch statistics."""
+    loaded: nn.Module = trainable(checkpoint, model=module, device=device)
+    return loaded.eval()
+
+
+def _write(
+    plan: DistillPlan, student: Student, trainer: Trainer, train: Callable[[], None], opened: OpenOutput
+) -> Results:
+    """Train, and write every parameter of the best student, with a row for each layer."""
+    train()
+    better = trainer.history.best_step > 0
+    value_of = student.value if better else student.original
+    infos: dict[str, list[LayerInfo]] = {}
+    for info in plan.layers:
+        infos.setdefault(info.tensor, []).append(info)
+    rows: list[LayerRow] = []
+    for name in plan.output.parameters:
+        value = value_of(name)
+        for disk, tensor in plan.output.encode(name, value).items():
+            opened.writer.put(disk, tensor)
+        rows += [student.row(info, value, plan.recipe.method.name) for info in infos.get(name, [])]
+    trainer.state.remove()
+    unchanged = "no step was better than the input on the held-out samples: the weights are the input's"
+    warnings = plan.warnings if better else (*plan.warnings, unchanged)
+    return Results(tuple(rows), warnings, training=training_section(trainer, plan.teacher, plan.cached))

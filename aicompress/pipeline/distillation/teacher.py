@@ -1,0 +1,109 @@
+"""The teacher's outputs, cached or computed batch by batch, and the loss against them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aicompress.methods.outputs import Output, Outputs
+from aicompress.methods.training import DistillMethod, LossConfig
+from aicompress.model.distillation.outputs import Runner
+from aicompress.pipeline.distillation.batches import Batch, Samples
+
+CACHE_BYTES = 512 << 20  # of teacher outputs that `cache: auto` keeps
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The weighted sum of a recipe's losses."""
+
+    terms: tuple[tuple[DistillMethod[Any], LossConfig], ...]
+
+    @property
+    def reads(self) -> frozenset[Output]:
+        """The outputs that any term needs."""
+        return frozenset[Output]().union(*(method.reads for method, _ in self.terms))
+
+    def __call__(self, student: Outputs, teacher: Outputs) -> Tensor:
+        return torch.stack([c.weight * method.loss(student, teacher, c) for method, c in self.terms]).sum()
+
+
+@dataclass(frozen=True)
+class Runnable:
+    """A model with what runs it."""
+
+    model: nn.Module
+    run: Runner
+
+    def __call__(self, batch: Batch, reads: frozenset[Output], precision: str) -> Outputs:
+        """The outputs for a batch; bf16 runs matrix products in bfloat16, fp32 everything in float32."""
+        device = next(iter(batch.inputs.values())).device.type
+        with autocast(device, precision):
+            return self.run(self.model, batch.inputs, reads, batch.labels)
+
+
+def autocast(device: str, precision: str) -> AbstractContextManager[object]:
+    """The precision context of a forward pass."""
+    return torch.autocast(device, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The teacher with its cached outputs.
+
+    Attributes:
+        side: the teacher's model.
+        reads: outputs that the losses need.
+        kept: by output, (samples, ...) of cached outputs.
+        row: (samples,) where a sample's outputs are in `kept`; -1 where they are not.
+    """
+
+    side: Runnable
+    reads: frozenset[Output]
+    kept: dict[str, Tensor]
+    row: Tensor
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, precision: str) -> Outputs:
+        """The teacher's outputs for a batch."""
+        rows = self.row[batch.index]
+        if self.kept and bool((rows >= 0).all()):
+            device = next(iter(batch.inputs.values())).device
+            picked = {name: kept[rows].to(device) for name, kept in self.kept.items()}
+            logits = picked.get("logits")
+            if logits is not None and logits.ndim == 3:
+                picked["logits"] = logits.flatten(0, 1)  # (windows, tokens, classes) -> (positions, classes)
+            return Outputs(logits=picked.get("logits"), embedding=picked.get("embedding"))
+        return self.side(batch, self.reads, precision)
+
+
+@torch.no_grad()
+def with_cached_outputs(
+    teacher: Teacher, samples: Samples, order: Iterable[Tensor], device: torch.device, report: Callable[[int], None]
+) -> Teacher:
+    """Compute and cache the teacher's outputs for some samples, in float32.
+
+    Args:
+        order: indices in batches of like length.
+        report: called with the number of samples done.
+    """
+    parts: dict[str, list[Tensor]] = {}
+    indices: list[Tensor] = []
+    done = 0
+    for index in order:
+        given = teacher.side(samples.batch(index).to(device), teacher.reads, "fp32")
+        for name in teacher.reads:
+            value: Tensor = getattr(given, name)
+            rows = value.reshape(len(index), -1, value.shape[-1])  # one row a sample, or one a position of it
+            parts.setdefault(name, []).append(rows.squeeze(1).float().cpu())
+        indices.append(index)
+        done += len(index)
+        report(done)
+    row = torch.full((len(samples),), -1)
+    row[torch.cat(indices)] = torch.arange(done)
+    return replace(teacher, kept={name: torch.cat(part) for name, part in parts.items()}, row=row)

@@ -1,0 +1,164 @@
+"""Measure a checkpoint, alone or against baselines: bytes, load, latency and quality, and evaluate its gates."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from aicompress import data as sources
+from aicompress.checkpoint import Checkpoint
+from aicompress.checkpoint.reader import digests
+from aicompress.errors import OutputExists, RecipeError, raise_all
+from aicompress.pipeline.evaluation.load_cost import footprint
+from aicompress.pipeline.evaluation.quality import measure_quality
+from aicompress.pipeline.step import latency as timing
+from aicompress.pipeline.step.checks import known_kinds
+from aicompress.pipeline.step.input import open_input
+from aicompress.pipeline.step.options import Options, Progress
+from aicompress.pipeline.step.report import Results, build_report, rendered
+from aicompress.pipeline.step.running_model import Running, Setting, example, resolved_device
+from aicompress.pipeline.step.sides import side_of
+from aicompress.recipe.evaluation import EvalRecipe
+from aicompress.report import gates
+from aicompress.report.model import Baseline, Latency, Report, Side
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """Options of an evaluation alone.
+
+    Attributes:
+        out: folder for the report's files, or None.
+        fail_if: conditions that must not hold, beside the recipe's gates.
+        allow_code: the recipe's factory may run.
+    """
+
+    out: Path | None = None
+    fail_if: tuple[str, ...] = ()
+    allow_code: bool = False
+
+
+def evaluate(
+    source: str,
+    against: Sequence[str],
+    recipe: EvalRecipe,
+    judging: EvalOptions = EvalOptions(),
+    options: Options = Options(),
+) -> Report:
+    """Measure a checkpoint and write its report where `judging.out` says.
+
+    The gates are evaluated, not enforced: `gates.require(report.gates)` raises where one does not hold.
+
+    Args:
+        source: the checkpoint that is judged.
+        against: baselines; the first one is the report's `before`.
+        recipe: what to measure.
+        judging: further conditions, and where the report goes.
+        options: the device, and whom to tell of progress.
+
+    Raises:
+        Refused: a checkpoint, the recipe or its data; before anything is measured where headers and recipe tell.
+    """
+    start = time.perf_counter()
+    _check(recipe, judging, bool(against))
+    paths = [source, *against]
+    inputs = [open_input(path) for path in paths]
+    sides, warnings = _sides([checkpoint for checkpoint, _ in inputs], paths)
+    if recipe.latency is not None:
+        sides = _with_load_cost(sides, recipe, judging.allow_code, options.progress)
+    setting = Setting(recipe.model, judging.allow_code, resolved_device(options.device), recipe.kernels)
+    results, latencies = _measured(paths, setting, recipe, options.progress)
+    further = [*latencies, *[None] * len(sides)]
+    results = replace(
+        results,
+        warnings=(*(warning for _, tied in inputs for warning in tied), *warnings, *results.warnings),
+        baselines=tuple(Baseline(side, latency) for side, latency in zip(sides[2:], further, strict=False)),
+    )
+    pair = (sides[1] if against else None, sides[0])
+    lineage = inputs[0][0].manifest.lineage
+    report = build_report("eval", recipe, pair, lineage, results, time.perf_counter() - start)
+    report = replace(report, gates=(*report.gates, *gates.evaluate_forbidden(judging.fail_if, report)))
+    if judging.out is not None:
+        write(report, judging.out, recipe.report.html)
+    options.progress("done", 100, 100)
+    return report
+
+
+def write(report: Report, folder: Path, html: bool = True) -> None:
+    """Write the report's files; earlier ones are replaced, and a page that is not written anew goes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in rendered(report, html).items():
+        partial = folder / f".{name}.partial"
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(folder / name)
+    if not html:
+        (folder / "report.html").unlink(missing_ok=True)
+
+
+def _check(recipe: EvalRecipe, judging: EvalOptions, compared: bool) -> None:
+    """Refuse everything that can be refused before a checkpoint is opened."""
+    figures = recipe.figures(compared)
+    gates.parse_all((*recipe.gates, *judging.fail_if), figures)
+    for metric, _ in recipe.quality.asked:
+        if metric.needs_baseline and not compared:
+            raise RecipeError(
+                f"quality.{metric.name} compares {metric.reads.what}, and there is no baseline", "give --against BASE"
+            )
+    raise_all([problem for _, data in recipe.quality.asked for problem in sources.problems(data)])
+    out = judging.out
+    if out is not None and (out.is_file() or (out / "config.json").exists() or any(out.glob("*.safetensors"))):
+        raise OutputExists(f"{out} is a checkpoint or a file", "write the report into a folder of its own")
+
+
+def _sides(checkpoints: Sequence[Checkpoint], paths: Sequence[str]) -> tuple[list[Side], list[str]]:
+    """Bytes and parameters of every checkpoint, and warnings."""
+    sides: list[Side] = []
+    warnings: list[str] = []
+    for checkpoint, path in zip(checkpoints, paths, strict=True):
+        kinds, unknown = known_kinds(checkpoint)
+        warnings += unknown
+        sides.append(side_of(checkpoint, kinds, path, digests(checkpoint.source)))
+    return sides, warnings
+
+
+def _with_load_cost(sides: Sequence[Side], recipe: EvalRecipe, allow_code: bool, progress: Progress) -> list[Side]:
+    """The sides with what it costs to load them, each in a process of its own, while this one holds no model."""
+    assert recipe.latency is not None
+    size = (recipe.latency.batch, recipe.latency.length)
+    loaded: list[Side] = []
+    for number, side in enumerate(sides):
+        progress("loading in a process of its own", 20 * number // len(sides), 100)
+        cost = footprint(side.path, recipe.model, allow_code, size, recipe.quality.arrays, recipe.kernels)
+        cold = cost.cold_seconds if cost.evicted else None
+        loaded.append(
+            replace(side, load_seconds=cost.warm_seconds, cold_load_seconds=cold, load_peak_rss=cost.peak_rss)
+        )
+    return loaded
+
+
+def _measured(
+    paths: Sequence[str], setting: Setting, recipe: EvalRecipe, progress: Progress
+) -> tuple[Results, tuple[Latency, ...]]:
+    """Latency and quality of the first checkpoint, and its latency against each baseline but the first."""
+    if recipe.latency is None and not recipe.figures(compared=len(paths) > 1):
+        return Results(), ()
+    models = [setting.start(path) for path in paths]
+    progress("latency", 20, 100)
+    latency, further, warnings = _timed(models, recipe)
+    quality = measure_quality(models, recipe, lambda what, done, total: progress(what, 30 + 69 * done // total, 100))
+    return Results(latency=latency, quality=quality, warnings=warnings), further
+
+
+def _timed(
+    models: Sequence[Running], recipe: EvalRecipe
+) -> tuple[Latency | None, tuple[Latency, ...], tuple[str, ...]]:
+    """Latency of the first model, the same against each baseline but the first, and why there is none."""
+    if recipe.latency is None:
+        return None, (), ("latency was not measured: the recipe has no latency section",)
+    asked = recipe.latency
+    inputs = example(models[0].module, asked.batch, asked.length, recipe.quality.arrays)
+    if inputs is None:
+        return None, (), ("latency was not measured: nothing says what the model takes",)
+    return *timing.whole(models, inputs, asked.rounds, asked.warmup), ()

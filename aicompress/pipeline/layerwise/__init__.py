@@ -1,0 +1,1 @@
+"""Layer-wise steps: one weight in, one stored weight out."""

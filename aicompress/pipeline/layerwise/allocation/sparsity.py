@@ -1,0 +1,130 @@
+"""Sparsities that a survey decides: a plan whose layers' shares are open becomes one of explicit counts.
+
+The original model's statistics are collected first (or read from --stats); the step itself then runs as always, with
+the statistics of the compressed prefix.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_gradients
+from aicompress.layer import GradientStats, InputStats, Layer
+from aicompress.measure import interleaved
+from aicompress.methods.capabilities import Candidate, Setting
+from aicompress.model.kernels.select import fast_linear
+from aicompress.pipeline.calibration.requirements import input_width
+from aicompress.pipeline.calibration.statistics_file import Wanted, collect
+from aicompress.pipeline.layerwise.plan import UNDECIDED, Plan, selected
+from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed
+from aicompress.pipeline.step.options import Progress
+from aicompress.pipeline.step.workers import Processes
+from aicompress.weights import Dense, Weight, outline_nbytes
+
+ROUNDS = 9  # of timing
+HEADER = 256  # bytes of a layer's entry that its pattern may add
+
+
+def allocated(plan: Plan, team: Processes, progress: Progress) -> Plan:
+    """The plan with an explicit number of survivors for every layer; itself where nothing is open.
+
+    Every process has the same.
+
+    Raises:
+        RecipeError: a layer would be pruned away.
+    """
+    surveys = plan.method.surveys
+    layers = [x for x in plan.layers if x.config is not None and plan.method.surveyed(x.config)]
+    if surveys is None or not layers:
+        return plan
+    with _files(plan, team, progress) as files:
+        configs = None
+        if team.rank == 0:
+            reader = _Reader(plan.checkpoint, plan.recipe.seed, plan.by_tensor, files)
+            candidates = [Candidate(x.info, x.config, partial(reader.layer, x)) for x in layers if x.config is not None]
+            setting = Setting(
+                _other_bytes(plan, layers),
+                saved_milliseconds,
+                lambda done: progress("allocation", done, len(layers)),
+            )
+            configs = surveys.decide(candidates, setting)
+        configs = team.gather(configs)[0]
+    assert configs is not None
+    explicit = {layer.info.name: config for layer, config in zip(layers, configs, strict=True)}
+    warnings = tuple(line for line in plan.warnings if line != UNDECIDED)
+    return replace(plan.with_configs(explicit), warnings=warnings)
+
+
+@contextmanager
+def _files(plan: Plan, team: Processes, progress: Progress) -> Iterator[list[StatisticsFile]]:
+    """Files of statistics: those of --stats, or one that is gone afterwards. The first process writes it."""
+    if team.gather(plan.request.reads_files)[0]:
+        yield [StatisticsFile.open(path) for path in plan.request.stats]
+        return
+    out = plan.output.destination.path.resolve()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.statistics.", dir=out.parent) as folder:
+        path = plan.request.stats[0] if plan.request.stats else Path(folder) / "statistics.safetensors"
+        needs = plan.surveys | (plan.needs if plan.request.stats else frozenset())  # the file is for the step, too
+        collect(plan, Wanted(selected(plan), needs), path, team, progress)
+        team.wait()
+        yield [StatisticsFile.open(path)] if team.rank == 0 else []
+
+
+def _other_bytes(plan: Plan, layers: Sequence[LayerPlan]) -> int:
+    """Bytes of the output's weight files beside some layers, at most.
+
+    What the manifest says of a pattern may be longer than of the one that was planned.
+    """
+    planned = sum(outline_nbytes(layer.outline) for layer in layers if layer.outline is not None)
+    return plan.output.weight_bytes - planned + HEADER * len(layers)
+
+
+@torch.inference_mode()
+def saved_milliseconds(layer: Layer, weight: Weight) -> float:
+    """What a layer's forward pass takes less on 128 inputs than the dense one, as `load` would run both."""
+    dtype = layer.info.dtype if layer.info.dtype.itemsize > 1 else torch.float32
+    inputs = torch.randn(128, layer.info.shape[1], generator=torch.Generator().manual_seed(0)).to(dtype)
+    dense = fast_linear(Dense(layer.weight), None, dtype, resident=False)
+    running = fast_linear(weight, None, dtype, resident=False)
+    before, after = interleaved([lambda: dense(inputs), lambda: running(inputs)], ROUNDS)
+    # Two dense layers differ by noise alone.
+    return 0.0 if running.kernel == dense.kernel else 1e3 * (before.median - after.median)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads layers with what files of statistics hold of them.
+
+    Attributes:
+        checkpoint: where the layers are.
+        seed: of the step.
+        layers: by parameter.
+        files: the files.
+    """
+
+    checkpoint: Checkpoint
+    seed: int
+    layers: Mapping[str, Sequence[LayerPlan]]
+    files: Sequence[StatisticsFile]
+
+    def layer(self, plan: LayerPlan) -> Layer:
+        """A layer with its statistics; where there are none as if it were like any other."""
+        info = plan.info
+        inputs = merged(self.files, info.tensor)
+        if not inputs.count:
+            inputs = InputStats.white(input_width([each.info for each in self.layers[info.tensor]]))
+        inputs = replace(inputs, cross=inputs.gram)
+        gradients = merged_gradients(self.files, info.name) or GradientStats.flat(info.shape)
+        if info.part == "out":
+            inputs = inputs.through(self.checkpoint.weight(info.tensor).parts()["in"].dense())
+        layer = self.checkpoint.layer(info, layer_seed(self.seed, info.name))
+        return replace(layer, inputs=inputs, gradients=gradients)

@@ -1,0 +1,237 @@
+"""Layer-wise methods that need statistics: the engine brings them block by block, and the layers are written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_gradients, merged_movement
+from aicompress.layer import GradientStats, InputStats, from_matrix
+from aicompress.methods.method import OF_TRAINING
+from aicompress.model.blocks.reconstruction import Stage
+from aicompress.model.loading.merged_experts import Slot
+from aicompress.pipeline.calibration.data import ROWS
+from aicompress.pipeline.calibration.gradients import differentiate, gradients
+from aicompress.pipeline.calibration.record import record_of_files
+from aicompress.pipeline.calibration.requirements import MIN_ROWS
+from aicompress.pipeline.calibration.runner import Engine, Together
+from aicompress.pipeline.layerwise.block_tuning import can_move, tuned
+from aicompress.pipeline.layerwise.compress import Compressed, Known, completed, sharing_inputs
+from aicompress.pipeline.layerwise.plan import Plan, compares, graded, selected, walked
+from aicompress.pipeline.layerwise.work import Work
+from aicompress.pipeline.step.layer_plan import LayerPlan
+from aicompress.pipeline.step.output import Planned
+from aicompress.pipeline.step.workers import Processes
+from aicompress.report.model import LayerRow
+from aicompress.weights import TensorSpec, Weight
+
+DATA_FREE = "calibration rows: data-free"
+UNREACHED = "no gradient reaches it: data-free"
+
+Read = Callable[[str], GradientStats | None]  # moments of a layer's gradients by its name
+
+
+def compress(work: Work, team: Processes) -> dict[str, Any]:
+    """Compress every selected layer with statistics of its inputs behind compressed layers, or behind original ones.
+
+    Returns:
+        The record of the calibration data.
+    """
+    tune = work.plan.recipe.tune
+    engine = Engine.of(work.plan, selected(work.plan), team, ROWS if tune is None else tune.batch)
+    left = [name for name in selected(work.plan) if name not in work.journal.done]
+    if not team.gather(bool(left))[0]:
+        return engine.record()
+    with gradients(work.plan, team, work.say) if graded(work.plan) else nullcontext() as store:
+        read: Read | None = None if store is None else store.read
+        if walked(work.plan):
+            writer = _Writer(work, read, engine.wanted)
+            engine.walk(
+                Together(_specs(work.plan), team, writer),
+                walked(work.plan),
+                compares(work.plan),
+                lambda done, total: work.say(f"block {done} of {total}"),
+                tune=None if tune is None else writer.tune,
+            )
+        for name in left:
+            if name not in work.journal.done:  # such as a parameter that the running model uses in its own way
+                write(work, name, InputStats(0), read)
+    work.rescaling.restore()
+    return engine.record()
+
+
+def follow(plan: Plan, team: Processes) -> None:
+    """What the other processes do while the first one compresses: run their share of the batches."""
+    engine = Engine.of(plan, selected(plan), team)
+    if not team.gather(None)[0]:
+        return
+    if graded(plan):
+        differentiate(plan, team, lambda moments: None, lambda done, total: None)
+    if walked(plan):
+        visitor = Together(_specs(plan), team, None)
+        engine.walk(visitor, walked(plan), compares(plan), lambda done, total: None)
+
+
+def _specs(plan: Plan) -> dict[str, TensorSpec]:
+    """The dense parameters that a layer-wise step puts into the running model."""
+    return {name: planned.dense for name, planned in plan.output.parameters.items()}
+
+
+def compress_from_files(work: Work, files: Sequence[StatisticsFile]) -> dict[str, Any]:
+    """Compress every selected layer with statistics of the original model's inputs, kept in files.
+
+    Returns:
+        The record of the calibration data.
+    """
+    work.rescaling.restore()
+    work.rescaling.decide(lambda name: merged(files, name))
+    read = partial(merged_gradients, files) if graded(work.plan) else None
+    for name in selected(work.plan):
+        if name in work.journal.done:
+            continue
+        if work.plan.needs & OF_TRAINING:
+            infos = [layer.info for layer in work.plan.by_tensor[name]]
+            work.write(name, {info.name: Known(movement=merged_movement(files, info.name)) for info in infos})
+        else:
+            write(work, name, merged(files, name), read)
+    return record_of_files(files)
+
+
+def write(work: Work, name: str, inputs: InputStats, read: Read | None = None) -> Weight | Tensor:
+    """Compress a parameter with what is known of it.
+
+    Args:
+        work: the run.
+        name: the parameter.
+        inputs: statistics of its input.
+        read: reads gradients, for methods that use them.
+    """
+    known, note = knowledge(work, name, inputs, read)
+    return work.write(name, known, note)
+
+
+def knowledge(work: Work, name: str, inputs: InputStats, read: Read | None = None) -> tuple[dict[str, Known], str]:
+    """What is known of a parameter's layers, by layer name, and a note of what is not.
+
+    Without enough rows its inputs are taken for white noise, and where no gradient reaches it all of its weights for
+    equally important.
+    """
+    infos = [layer.info for layer in work.plan.by_tensor[name]]
+    notes: list[str] = []
+    if walked(work.plan) and inputs.count < MIN_ROWS:
+        notes.append(f"{inputs.count} {DATA_FREE}")
+    if walked(work.plan):
+        inputs = completed(inputs, infos)
+    inputs, note = work.rescaling.rescaled(name, inputs)
+    notes += [note] if note else []
+    gradients = {info.name: None if read is None else read(info.name) for info in infos}
+    for info in infos if read is not None else ():
+        moments = gradients[info.name]
+        if moments is None or not moments.square.any():
+            notes.append(UNREACHED)
+            gradients[info.name] = GradientStats.flat(info.shape)
+    known = {layer: Known(inputs if inputs.count else None, moments) for layer, moments in gradients.items()}
+    return known, "; ".join(dict.fromkeys(notes))
+
+
+def scarce(work: Work) -> list[str]:
+    """Warnings that name the layers which too few calibration rows reached, or no gradient."""
+    rows = work.rows()
+    few, unreached = ([row for row in rows if said in row.note] for said in (DATA_FREE, UNREACHED))
+    chosen = sum(row.method != "-" for row in rows)
+    warnings: list[str] = []
+    if few:
+        shown = ", ".join(f"{row.name} ({row.note.split()[0]})" for row in few[:3]) + (", ..." if len(few) > 3 else "")
+        warnings.append(
+            f"{len(few)} of {chosen} layers saw fewer than {MIN_ROWS} calibration rows and are data-free: {shown}"
+        )
+    if unreached:
+        shown = ", ".join(row.name for row in unreached[:3]) + (", ..." if len(unreached) > 3 else "")
+        warnings.append(
+            f"no gradient of the loss reaches {len(unreached)} of {chosen} layers, which are data-free: {shown}"
+        )
+    return warnings
+
+
+@dataclass
+class _Writer:
+    """Writes the layers of each block as their statistics come in. Here layers go by their parameters' names."""
+
+    work: Work
+    read: Read | None
+    places: Mapping[str, str | Slot]
+
+    def finished(self, layers: Sequence[str]) -> Mapping[str, Tensor] | None:
+        """A block that an earlier run wrote: its parameters as the working files hold them."""
+        if not all(name in self.work.journal.done for name in layers):
+            return None
+        written = self.work.plan.output.so_far(self.work.writer.work)
+        self.work.rescaling.restore(layers)
+        return {**{name: written.dense(name) for name in layers}, **self.work.rescaling.beside(layers)}
+
+    def visit(self, stats: Mapping[str, InputStats]) -> Mapping[str, Tensor]:
+        """Compress the layers of a block: those that share their inputs jointly, where the method can."""
+        self.work.rescaling.decide(stats.get)
+        results: dict[str, tuple[Weight, LayerRow]] = {}
+        for jobs in self._joint(stats):
+            for job, compressed in zip(jobs, self._jointly(jobs, stats), strict=True):
+                results[job.info.tensor] = self.work.compression.finished(job, compressed)
+        return self._written(stats, results)
+
+    def tune(self, stats: Mapping[str, InputStats], stage: Stage) -> Mapping[str, Tensor]:
+        """Compress the layers of a block, and tune those whose codes can move; these are held until then."""
+        plan, compression = self.work.plan, self.work.compression
+        assert plan.recipe.tune is not None
+        held: dict[str, Compressed] = {}
+        results: dict[str, tuple[Weight, LayerRow]] = {}
+        for jobs in self._joint(stats):
+            for job, compressed in zip(jobs, self._jointly(jobs, stats), strict=True):
+                if can_move([job]):
+                    held[job.info.tensor] = compressed
+                else:
+                    results[job.info.tensor] = compression.finished(job, compressed)
+        for name in stats:
+            if name not in held and name not in results and can_move(plan.by_tensor[name]):
+                (job,) = plan.by_tensor[name]
+                held[name] = compression.alone(job, self._known(name, stats)[job.info.name])
+        held |= tuned(plan.recipe.tune, plan.recipe.seed, stage, held, self.places)
+        for name, compressed in held.items():
+            results[name] = compression.finished(plan.by_tensor[name][0], compressed)
+        return self._written(stats, results)
+
+    def _joint(self, stats: Mapping[str, InputStats]) -> list[tuple[LayerPlan, ...]]:
+        return [] if self.work.plan.method.joint is None else sharing_inputs(stats, self.work.plan.by_tensor)
+
+    def _jointly(self, jobs: Sequence[LayerPlan], stats: Mapping[str, InputStats]) -> list[Compressed]:
+        known = [self._known(job.info.tensor, stats)[job.info.name] for job in jobs]
+        return self.work.compression.joint(jobs, known)
+
+    def _known(self, name: str, stats: Mapping[str, InputStats]) -> dict[str, Known]:
+        return knowledge(self.work, name, stats[name], self.read)[0]
+
+    def _written(
+        self, stats: Mapping[str, InputStats], results: Mapping[str, tuple[Weight, LayerRow]]
+    ) -> dict[str, Tensor]:
+        """Write all layers of a block, those that are not compressed yet one by one; dense, as the model runs them."""
+        parameters = self.work.plan.output.parameters
+        dense: dict[str, Tensor] = {}
+        for name, inputs in stats.items():
+            if name in results:
+                weight, row = results[name]
+                value = self.work.put(name, weight, [row], knowledge(self.work, name, inputs, self.read)[1])
+            else:
+                value = write(self.work, name, inputs, self.read)
+            dense[name] = _dense(value, parameters[name])
+        return {**dense, **self.work.rescaling.beside(dense)}
+
+
+def _dense(value: Weight | Tensor, planned: Planned) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    assert planned.info is not None
+    return from_matrix(value.dense(), planned.dense.shape, planned.info.transposed).to(planned.dense.dtype)

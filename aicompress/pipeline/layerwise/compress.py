@@ -1,0 +1,148 @@
+"""Compress the layers of one parameter, or several layers that share their inputs."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.layer import GradientStats, InputStats, Layer, LayerInfo
+from aicompress.measure import rel_error
+from aicompress.methods.layerwise import AnyLayerMethod
+from aicompress.pipeline.calibration.requirements import MIN_ROWS, input_width
+from aicompress.pipeline.layerwise.report_rows import changed_row
+from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed
+from aicompress.report.model import LayerRow
+from aicompress.weights import Weight
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a layer beside its weight, for methods that read it."""
+
+    inputs: InputStats | None = None
+    gradients: GradientStats | None = None
+    movement: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A layer as it was read, and the method's weight for it.
+
+    Attributes:
+        layer: the layer; held no longer than its block, for its error and for the tuning of its codes.
+        weight: the new weight.
+        seconds: in the method.
+    """
+
+    layer: Layer
+    weight: Weight
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Compression:
+    """A method on the layers of a checkpoint.
+
+    Attributes:
+        method: what compresses them.
+        checkpoint: where they are read.
+        seed: of the step; every layer has one of its own from it.
+    """
+
+    method: AnyLayerMethod
+    checkpoint: Checkpoint
+    seed: int
+
+    def parameter(
+        self, name: str, jobs: Sequence[LayerPlan], known: Mapping[str, Known]
+    ) -> tuple[Weight, list[LayerRow]]:
+        """Compress a parameter, or the factors of one.
+
+        Args:
+            name: the parameter.
+            jobs: its layers that are compressed.
+            known: by layer name.
+        """
+        by_part = {job.info.part: job for job in jobs}
+        if "" in by_part:
+            job = by_part[""]
+            weight, row = self.finished(job, self.alone(job, known.get(job.info.name, Known())))
+            return weight, [row]
+        old = self.checkpoint.weight(name)
+        factors, rows = old.parts(), []
+        for part in ("in", "out"):  # the outer factor is given what the new inner one gives
+            if part in by_part:
+                job = by_part[part]
+                own = known.get(job.info.name, Known())
+                if part == "out" and own.inputs:
+                    own = dataclasses.replace(own, inputs=own.inputs.through(factors["in"].dense()))
+                factors[part], row = self.finished(job, self.alone(job, own, old))
+                rows.append(row)
+        return old.with_parts(factors), rows
+
+    def alone(self, job: LayerPlan, known: Known, stored: Weight | None = None) -> Compressed:
+        """Read a layer and compress it by itself.
+
+        Args:
+            job: the layer.
+            known: what is known of it.
+            stored: its parameter, where that has been read already.
+        """
+        layer = self._read(job.info, known, stored)
+        start = time.perf_counter()
+        weight = self.method.apply(layer, job.config)
+        return Compressed(layer, weight, time.perf_counter() - start)
+
+    def joint(self, jobs: Sequence[LayerPlan], known: Sequence[Known]) -> list[Compressed]:
+        """Read layers that share their inputs and their config, and compress them jointly."""
+        assert self.method.joint is not None
+        layers = [self._read(job.info, own) for job, own in zip(jobs, known, strict=True)]
+        start = time.perf_counter()
+        weights = self.method.joint.compress(layers, jobs[0].config)
+        share = (time.perf_counter() - start) / len(layers)
+        return [Compressed(layer, weight, share) for layer, weight in zip(layers, weights, strict=True)]
+
+    def finished(self, job: LayerPlan, compressed: Compressed) -> tuple[Weight, LayerRow]:
+        """A layer's weight as it is stored, and its row of the report."""
+        layer, start = compressed.layer, time.perf_counter()
+        weight = self.method.stored(layer, compressed.weight)
+        seconds = compressed.seconds + time.perf_counter() - start
+        return weight, changed_row(self.method, job, weight, rel_error(layer.weight, weight), seconds)
+
+    def _read(self, info: LayerInfo, known: Known, stored: Weight | None = None) -> Layer:
+        layer = self.checkpoint.layer(info, layer_seed(self.seed, info.name), stored)
+        return dataclasses.replace(layer, inputs=known.inputs, gradients=known.gradients, movement=known.movement)
+
+
+def completed(inputs: InputStats, layers: Sequence[LayerInfo]) -> InputStats:
+    """What a method is given: of white noise where too few rows came; with `cross` where nothing is compressed yet."""
+    if inputs.count < MIN_ROWS:
+        return InputStats.white(input_width(layers))
+    return inputs if inputs.cross is not None else dataclasses.replace(inputs, cross=inputs.gram)
+
+
+def sharing_inputs(
+    stats: Mapping[str, InputStats], layers: Mapping[str, Sequence[LayerPlan]]
+) -> list[tuple[LayerPlan, ...]]:
+    """Whole layers that have the same statistics and the same parameters of the method, where there are several.
+
+    Args:
+        stats: by parameter; those that share their inputs have the same object.
+        layers: by parameter.
+    """
+    groups: list[tuple[InputStats, list[LayerPlan]]] = []
+    for name, inputs in stats.items():
+        (job, *more) = layers[name]
+        if more or job.info.part or job.config is None:
+            continue
+        group = next((jobs for other, jobs in groups if other is inputs and jobs[0].config == job.config), None)
+        if group is None:
+            groups.append((inputs, [job]))
+        else:
+            group.append(job)
+    return [tuple(jobs) for _, jobs in groups if len(jobs) > 1]

@@ -1,0 +1,108 @@
+"""Plan a layer-wise step from headers: every problem found at once, every output byte known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from aicompress.checkpoint.place import require_writable
+from aicompress.errors import CompressError, RecipeError, raise_all
+from aicompress.layer import LayerInfo
+from aicompress.methods import get
+from aicompress.methods.capabilities import Width
+from aicompress.methods.layerwise import AnyLayerMethod, LayerMethod
+from aicompress.pipeline.calibration import requirements as needs
+from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.layerwise.allocation.target import require_reach, undecided
+from aicompress.pipeline.layerwise.plan import UNDECIDED, Plan, planned_at, planned_parameters
+from aicompress.pipeline.layerwise.resolve import only_search, resolved, searches
+from aicompress.pipeline.layerwise.rotation import rotated
+from aicompress.pipeline.layerwise.scaling import rescalable
+from aicompress.pipeline.step.checks import confined, known_kinds, left_out, place_problems, require_space
+from aicompress.pipeline.step.input import open_input
+from aicompress.pipeline.step.layer_plan import LayerPlan
+from aicompress.pipeline.step.output import Destination, arrange, lineage_step
+from aicompress.recipe import Recipe
+from aicompress.selection import select
+from aicompress.weights import outline_nbytes
+
+
+def make_plan(
+    source: str | Path, destination: Destination, recipe: Recipe, command: str, request: Request | None = None
+) -> Plan:
+    """Check everything and lay out the output; reads headers only, unless a knob depends on the weights.
+
+    Raises:
+        Refused: or Problems, everything that is wrong.
+    """
+    method = get(command, recipe.method.name)
+    if not isinstance(method, LayerMethod):
+        raise TypeError(f"{method.name} is not layer-wise")
+    request = request or Request()
+    checkpoint, tied = open_input(source)
+    checkpoint, untied = rotated(checkpoint, recipe, method, request.allow_code)
+    kinds, warnings = known_kinds(checkpoint)
+    warnings = [*tied, *untied, *warnings]
+    infos = checkpoint.layers(kinds)
+    problems = place_problems([checkpoint], destination, recipe.gates)
+    chosen, unmatched = select(infos, recipe.select.include, recipe.select.exclude, recipe.select.kinds)
+    problems += unmatched + recipe.problems(infos)
+    layers, misfits = _configure(chosen, recipe, method)
+    raise_all(problems + misfits + needs.problems(checkpoint, recipe, method, list(layers.values()), request))
+    places, unscaled = rescalable(checkpoint, recipe, method, list(layers.values()), request.allow_code)
+    require_writable(destination.path)
+    layers = resolved(checkpoint, layers, method, recipe.seed)
+    wanted = searches(method, layers)
+    opened = {name: _widths(method, layers[name]) for name in wanted}
+    layers = {name: planned_at(method, layer, opened.get(name, (None,))[0]) for name, layer in layers.items()}
+    plans = tuple(layers.get(info.name, LayerPlan(info)) for info in infos)
+    parameters = planned_parameters(checkpoint, plans)
+    output = arrange(checkpoint, destination, parameters, lineage_step(command, recipe, checkpoint.source))
+    require_space(output)
+    if any(method.surveyed(layer.config) for layer in layers.values()):
+        warnings.append(UNDECIDED)
+    warnings += [*left_out(checkpoint), *unscaled, *confined(output)]
+    plan = Plan(
+        checkpoint=checkpoint,
+        recipe=recipe,
+        method=method,
+        layers=plans,
+        output=output,
+        kinds=kinds,
+        request=request,
+        warnings=tuple(warnings),
+        open=opened,
+        search=only_search(wanted.values()),
+        places=places,
+    )
+    if plan.search is None:
+        return plan
+    require_reach(plan)
+    return replace(plan, undecided=undecided(plan))
+
+
+def _widths(method: AnyLayerMethod, layer: LayerPlan) -> tuple[Width, ...]:
+    """What a search chooses among for a layer, least bytes first."""
+    assert method.widths is not None
+    sizes = {
+        width: outline_nbytes(method.planned(layer.info, method.widths.at(layer.config, width)))
+        for width in method.widths.options(layer.config, layer.info.shape[1])
+    }
+    return tuple(sorted(sizes, key=lambda width: (sizes[width], width.bits)))
+
+
+def _configure(
+    chosen: list[LayerInfo], recipe: Recipe, method: AnyLayerMethod
+) -> tuple[dict[str, LayerPlan], list[CompressError]]:
+    """Each layer's parameters, and every layer for which they are impossible."""
+    layers: dict[str, LayerPlan] = {}
+    problems: list[CompressError] = []
+    for info in chosen:
+        config, rule = recipe.config_for(info)
+        if config is None:
+            continue
+        layers[info.name] = LayerPlan(info, config, rule)
+        problem = method.check(info, config)
+        if problem is not None:
+            problems.append(RecipeError(*problem))
+    return layers, problems

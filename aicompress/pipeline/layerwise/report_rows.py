@@ -1,0 +1,74 @@
+"""Rows of the report, one a layer."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from aicompress.errors import CompressError
+from aicompress.methods.capabilities import Width
+from aicompress.methods.layerwise import AnyLayerMethod
+from aicompress.pipeline.step.layer_plan import LayerPlan
+from aicompress.report.model import LayerRow
+from aicompress.report.plan import PlanRow
+from aicompress.weights import Weight, outline_nbytes
+
+
+def changed_row(method: AnyLayerMethod, job: LayerPlan, weight: Weight, error: float, seconds: float) -> LayerRow:
+    """A compressed layer.
+
+    Args:
+        method: what compressed it.
+        job: the layer's plan.
+        weight: what it became, or the outline of that.
+        error: ‖W − Ŵ‖_F / ‖W‖_F.
+        seconds: in the method.
+
+    Raises:
+        CompressError: the error is not finite.
+    """
+    info = job.info
+    if not math.isfinite(error):
+        raise CompressError(
+            f"{info.name}: {method.name} gave values that are not finite",
+            "its range does not fit the stored dtype: exclude the layer, or choose a wider dtype",
+        )
+    detail = method.describe(job.config, weight)
+    note = str(detail.pop("note", ""))
+    size, form = outline_nbytes(weight), weight.form
+    return LayerRow(info.name, info.kind, job.rule, method.name, form, detail, info.nbytes, size, error, seconds, note)
+
+
+def idle_row(layer: LayerPlan) -> LayerRow:
+    """A layer that is left alone."""
+    info = layer.info
+    return LayerRow(
+        info.name, info.kind, "-", "-", info.stored, {}, info.nbytes, info.nbytes, 0.0, 0.0, "left as it is"
+    )
+
+
+def noted(row: LayerRow, note: str) -> LayerRow:
+    """A row of a compressed layer with a note before its own."""
+    return dataclasses.replace(row, note="; ".join(filter(None, (note, row.note)))) if row.method != "-" else row
+
+
+def plan_row(method: AnyLayerMethod, layer: LayerPlan) -> PlanRow:
+    """The row of a layer that a dry run prints."""
+    assert layer.outline is not None
+    detail = {k: v for k, v in method.describe(layer.config, layer.outline).items() if k != "note"}
+    info, size = layer.info, outline_nbytes(layer.outline)
+    return PlanRow(info.name, info.kind, layer.rule, info.stored, layer.outline.form, detail, info.nbytes, size)
+
+
+def open_row(row: PlanRow, widths: Sequence[Width]) -> PlanRow:
+    """The row of a layer whose width is to be searched: what it may get instead of what it was planned with."""
+    groups = {width.group for width in widths if width.group is not None}
+    detail = {**row.detail, "bits": _either({width.bits for width in widths})}
+    detail |= {"group": _either(groups)} if groups else {}
+    return dataclasses.replace(row, bytes_after=None, detail=detail)
+
+
+def _either(numbers: set[int]) -> str:
+    *others, last = map(str, sorted(numbers))
+    return f"{', '.join(others)} or {last}" if others else last

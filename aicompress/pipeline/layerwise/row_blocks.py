@@ -1,0 +1,199 @@
+"""Parameters worked on in blocks of rows: each is read, compressed, measured and written while it is near.
+
+What a row becomes must not depend on other rows (`RowWise`); parameters that are copied go this way too.
+Blocks of the next parameters are begun before the last one is finished, so that no core waits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aicompress.checkpoint import CheckpointWriter
+from aicompress.checkpoint.reader import require_finite
+from aicompress.layer import Layer, LayerInfo, as_matrix
+from aicompress.measure import relative, squared_sums
+from aicompress.methods.capabilities import Measured
+from aicompress.methods.layerwise import AnyLayerMethod
+from aicompress.pipeline.layerwise.compress import Compression
+from aicompress.pipeline.layerwise.report_rows import changed_row, idle_row
+from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed
+from aicompress.pipeline.step.output import Output
+from aicompress.report.model import LayerRow
+from aicompress.weights import Dense, Weight
+
+BLOCK = 1 << 21  # weights in a block: a few pieces of the arithmetic (`rounding.PIECE`), little memory beside a layer
+WORD = 32  # a block's rows are a multiple: zero points of so many rows share words
+KEPT = 1 << 24  # bytes
+LARGE = 1 << 28  # weights from which on compiled code is worth loading, or compiling
+AHEAD = 4  # parameters begun before the first of them is finished
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What a block adds to its layer's row: ‖W − Ŵ‖², ‖W‖² and seconds in the method."""
+
+    error: float = 0.0
+    norm: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class RowBlocks:
+    """Threads that work through blocks of rows.
+
+    Attributes:
+        compression: the method and the checkpoint it reads.
+        layers: by parameter.
+        output: what is written.
+        writer: where bytes go.
+        pool: the threads.
+        compiled: the method's `measured`, where it is worth the time it takes to be ready.
+    """
+
+    compression: Compression
+    layers: Mapping[str, Sequence[LayerPlan]]
+    output: Output
+    writer: CheckpointWriter
+    pool: ThreadPoolExecutor
+    compiled: Callable[[Tensor, LayerInfo, Any], Measured | None] | None = None
+
+    def written(self, names: Sequence[str]) -> Iterator[tuple[str, list[LayerRow] | None]]:
+        """Write parameters in order, and give their layers' rows; None for one that has to be done as a whole.
+
+        Raises:
+            CheckpointError: a weight holds NaN or infinity.
+            CompressError: the method gave such values.
+        """
+        begun: deque[tuple[str, list[Future[Sums]]]] = deque()
+        for name in names:
+            begun.append((name, self._begin(name)))
+            if len(begun) > AHEAD:
+                yield self._finish(*begun.popleft())
+        while begun:
+            yield self._finish(*begun.popleft())
+
+    def _begin(self, name: str) -> list[Future[Sums]]:
+        if not divisible(self.compression, name, self.layers.get(name, [])):
+            return []
+        shape = self.compression.checkpoint.tensors[name].spec.shape
+        return [self.pool.submit(self._block, name, rows) for rows in blocks(shape)]
+
+    def _finish(self, name: str, parts: list[Future[Sums]]) -> tuple[str, list[LayerRow] | None]:
+        if not parts:
+            return name, None
+        sums = [part.result() for part in parts]
+        layer = next(iter(self.layers.get(name, [])), None)
+        if layer is None or layer.config is None:
+            return name, [] if layer is None else [idle_row(layer)]
+        assert layer.outline is not None
+        error = relative(math.fsum(each.error for each in sums), math.fsum(each.norm for each in sums))
+        seconds = sum(each.seconds for each in sums)
+        return name, [changed_row(self.compression.method, layer, layer.outline, error, seconds)]
+
+    def _block(self, name: str, rows: slice) -> Sums:
+        """Read, compress and write some rows of a parameter."""
+        checkpoint, method = self.compression.checkpoint, self.compression.method
+        tensor = checkpoint.rows(name, rows.start, rows.stop)
+        job = next((layer for layer in self.layers.get(name, []) if layer.config is not None), None)
+        if job is None:
+            require_finite(tensor, name, checkpoint.path)
+            self._put(name, tensor, rows.start)
+            return Sums()
+        start = time.perf_counter()
+        measured = self.compiled(as_matrix(tensor), job.info, job.config) if self.compiled else None
+        if measured is not None:
+            seconds = time.perf_counter() - start
+            self._put(name, measured.weight, rows.start)
+            return Sums(measured.error, measured.norm, seconds)
+        layer = _layer(job, tensor, layer_seed(self.compression.seed, job.info.name))
+        require_finite(layer.weight, job.info.name, checkpoint.path)
+        start = time.perf_counter()
+        weight = method.apply(layer, job.config)
+        seconds = time.perf_counter() - start
+        self._put(name, weight, rows.start)
+        return Sums(*squared_sums(layer.weight, weight), seconds)
+
+    def _put(self, name: str, weight: Tensor | Weight, start: int) -> None:
+        """Write what the rows from `start` on became."""
+        total = self.compression.checkpoint.tensors[name].spec.shape[0]
+        for disk, part in self.output.encode(name, weight).items():
+            self.writer.put_rows(disk, part, start, total)
+
+
+def _layer(job: LayerPlan, tensor: Tensor, seed: int) -> Layer:
+    """Some rows of a layer, as a layer."""
+    matrix = as_matrix(tensor)
+    info = dataclasses.replace(job.info, shape=(len(matrix), matrix.shape[1]), tensor_shape=tuple(tensor.shape))
+    return Layer(info, matrix.float(), Dense(matrix), seed=seed)
+
+
+def divisible(compression: Compression, name: str, layers: Sequence[LayerPlan]) -> bool:
+    """Whether a parameter may be done in blocks of rows: copied as it is, or compressed row by row."""
+    checkpoint, method = compression.checkpoint, compression.method
+    if not checkpoint.is_plain(name) or not checkpoint.tensors[name].spec.shape:
+        return False
+    return all(_by_rows(method, layer) for layer in layers if layer.config is not None)
+
+
+def _by_rows(method: AnyLayerMethod, layer: LayerPlan) -> bool:
+    if method.row_wise is None or method.reads(layer.config) or layer.info.transposed:
+        return False
+    return method.row_wise.independent(layer.config)
+
+
+def blocks(shape: Sequence[int]) -> list[slice]:
+    """Slices along the first axis of about `BLOCK` elements."""
+    rows, row = shape[0], math.prod(shape[1:])
+    step = max(1, BLOCK // max(1, row) // WORD) * WORD
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def fast_pass(
+    method: AnyLayerMethod, layers: Iterable[LayerPlan]
+) -> Callable[[Tensor, LayerInfo, Any], Measured | None] | None:
+    """The method's fast pass over rows; None where it has none, or the layers are too small to be worth its loading."""
+    if method.row_wise is None or method.row_wise.measured is None:
+        return None
+    weights = sum(math.prod(layer.info.shape) for layer in layers if layer.config is not None)
+    return method.row_wise.measured if weights >= LARGE else None
+
+
+def load_compiled(method: AnyLayerMethod, layers: Sequence[LayerPlan]) -> None:
+    """Have code loaded that blocks will run, or compiled for the first time: by a row of ones."""
+    compiled = fast_pass(method, layers)
+    job = next((layer for layer in layers if layer.config is not None), None)
+    if job is None or compiled is None or method.reads(job.config):
+        return
+    columns = job.info.shape[1]
+    info = dataclasses.replace(job.info, shape=(1, columns), tensor_shape=(1, columns))
+    compiled(torch.ones(1, columns, dtype=info.dtype), info, job.config)
+
+
+@contextmanager
+def row_blocks(
+    compression: Compression, layers: Mapping[str, Sequence[LayerPlan]], output: Output, writer: CheckpointWriter
+) -> Iterator[RowBlocks]:
+    """A thread for each of torch's, each of which computes alone; what is not begun at an error never is."""
+    threads = torch.get_num_threads()
+    # The C library keeps freed memory up to the size of the largest block freed so far. The rest goes back to the
+    # system, and to get it anew for every block of rows would cost as much as the arithmetic.
+    torch.empty(KEPT, dtype=torch.uint8)
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        compiled = fast_pass(compression.method, chain.from_iterable(layers.values()))
+        yield RowBlocks(compression, layers, output, writer, pool, compiled)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # it is the default of threads to come

@@ -1,0 +1,80 @@
+"""Run a layer-wise plan: one layer in memory at a time, bytes streamed to the output, every layer measured."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from aicompress.checkpoint.statistics import StatisticsFile
+from aicompress.pipeline.calibration.requirements import foreign
+from aicompress.pipeline.calibration.statistics_file import Wanted, with_statistics
+from aicompress.pipeline.layerwise import calibrated
+from aicompress.pipeline.layerwise.allocation.bits import Decision, decided
+from aicompress.pipeline.layerwise.allocation.sparsity import allocated
+from aicompress.pipeline.layerwise.plan import Plan, fingerprint_of, selected
+from aicompress.pipeline.layerwise.row_blocks import load_compiled
+from aicompress.pipeline.layerwise.work import Work
+from aicompress.pipeline.step.options import Options, Progress
+from aicompress.pipeline.step.report import Results
+from aicompress.pipeline.step.run import OpenOutput, StepRun, assembled, run_step
+from aicompress.pipeline.step.workers import Processes
+from aicompress.report.model import Report
+
+
+def run(plan: Plan, options: Options | None = None) -> Report:
+    """Write the output of a plan, its report inside.
+
+    Under torchrun the processes share the calibration samples and the first one writes; the others return its report.
+
+    Raises:
+        CheckpointError: a weight holds NaN or infinity; nothing is left behind.
+        OutOfSpace: the disk is full; nothing is left behind.
+    """
+    options = options or Options()
+    team = assembled(torch.device("cpu"))
+    if plan.surveys:
+        plan = allocated(plan, team, options.progress)
+    decision = decided(plan, options.resume, team, options.progress)
+    plan = decision.plan
+    wanted = Wanted(selected(plan), plan.needs | plan.surveys)
+    from_files = with_statistics(plan, lambda: wanted, team, options.progress)
+    load_compiled(plan.method, plan.layers)  # before the clock starts, as torch was loaded
+    step = StepRun(
+        checkpoint=plan.checkpoint.original,
+        kinds=plan.kinds,
+        recipe=plan.recipe,
+        output=plan.output,
+        write=partial(_write, decision, team, options.progress),
+        follow=partial(calibrated.follow, plan, team) if plan.needs and not from_files else lambda: None,
+        fingerprint=fingerprint_of(plan),
+        seconds=decision.seconds,
+    )
+    return run_step(step, team, options)
+
+
+def _write(decision: Decision, team: Processes, progress: Progress, opened: OpenOutput) -> Results:
+    """Write every parameter that a stopped run has not written."""
+    plan = decision.plan.rewritable()
+    decision.keep(opened.writer.work)
+    work = Work(plan, opened.writer, opened.journal, progress)
+    for name in plan.output.parameters.keys() & work.journal.done.keys():
+        work.tell(name)
+    calibration = _calibrated(work, team, opened) if plan.needs else {}
+    work.write_all([name for name in plan.output.parameters if name not in work.journal.done])
+    decision.forget(opened.writer.work)
+    warnings = (*plan.warnings, *work.warnings)
+    return Results(work.rows(), warnings, calibration=calibration, bits=decision.record)
+
+
+def _calibrated(work: Work, team: Processes, opened: OpenOutput) -> dict[str, Any]:
+    """Write the selected layers of a method that reads statistics; returns the record of the calibration data."""
+    if work.plan.request.stats:
+        files = [StatisticsFile.open(path) for path in work.plan.request.stats]
+        record = calibrated.compress_from_files(work, files)
+        work.warnings += foreign(files, opened.input_digests.result())
+    else:
+        record = calibrated.compress(work, team)
+    work.warnings += calibrated.scarce(work)
+    return record

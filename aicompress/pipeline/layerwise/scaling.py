@@ -1,0 +1,173 @@
+"""Scaling groups of a model: where its inputs can be rescaled, and the factors block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.checkpoint.journal import Journal
+from aicompress.checkpoint.rewritten import RewrittenCheckpoint
+from aicompress.errors import Refused
+from aicompress.layer import InputStats, Layer, LayerInfo
+from aicompress.methods.capabilities import Candidate, ScalingFactors
+from aicompress.methods.layerwise import AnyLayerMethod
+from aicompress.model.equivalence.scaling_groups import Axis, Place
+from aicompress.model.equivalence.search import probe
+from aicompress.pipeline.calibration.random_weights import on_noise
+from aicompress.pipeline.calibration.requirements import Chosen
+from aicompress.pipeline.layerwise.compress import Compression
+from aicompress.pipeline.step.layer_plan import LayerPlan
+from aicompress.recipe import Recipe
+
+
+def rescalable(
+    checkpoint: Checkpoint, recipe: Recipe, method: AnyLayerMethod, chosen: Sequence[Chosen], allow_code: bool
+) -> tuple[tuple[Place, ...], list[str]]:
+    """The scaling groups of chosen layers, and a warning that names the layers outside of all.
+
+    The model's structure decides, which `on_noise` searches for on random weights; the factors come later, with the
+    statistics of the calibration data, and change no shape.
+
+    Raises:
+        Refused: there are none, or the model does not run.
+    """
+    if method.rescales is None:
+        return (), []
+    names = {layer.info.tensor for layer in chosen}
+    groups = on_noise(checkpoint, recipe, allow_code, probe).places
+    places = [place for place in groups if names & {axis.parameter for axis in place.consumers}]
+    usable = tuple(place for place in places if not _parameters(place) & checkpoint.manifest.entries.keys())
+    if not usable:
+        why = "they are compressed already" if places else "nothing before them takes the factors"
+        hint = "use a method that rounds the weights as they are: imatrix, gptq, or rtn"
+        raise Refused(f"{method.name} can rescale none of the selected layers' inputs: {why}", hint)
+    served = {axis.parameter for place in usable for axis in place.consumers}
+    left = [layer.info.name for layer in chosen if layer.info.tensor not in served]
+    if not left:
+        return usable, []
+    shown = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
+    return usable, [
+        f"the inputs of {len(left)} of {len(names)} layers are not rescaled, "
+        f"for the model would compute something else: {shown}"
+    ]
+
+
+def _parameters(place: Place) -> set[str]:
+    return {axis.parameter for axis in (*place.consumers, *place.producers)}
+
+
+@dataclass(frozen=True)
+class Rescaling:
+    """The factors of a step as they are decided, put into the view of its input, and noted in its journal.
+
+    Attributes:
+        compression: the method, and its checkpoint, which is rewritten.
+        places: the scaling groups.
+        layers: by parameter.
+        journal: what it has noted of an earlier run is taken up.
+        applied: what was chosen, by parameter of the layers that read a rescaled input.
+    """
+
+    compression: Compression
+    places: Sequence[Place]
+    layers: Mapping[str, Sequence[LayerPlan]]
+    journal: Journal
+    applied: dict[str, ScalingFactors] = field(default_factory=dict)
+
+    def decide(self, stats: Callable[[str], InputStats | None]) -> None:
+        """Choose the factors of every scaling group whose layers have statistics, and that is not rescaled yet.
+
+        Args:
+            stats: statistics by parameter, None for layers that are not at hand.
+        """
+        for place in self.places:
+            if place.consumers[0].parameter not in self.applied:
+                layers = [layer for axis in place.consumers for layer in self.layers.get(axis.parameter, ())]
+                known = [
+                    (layer, inputs)
+                    for layer in layers
+                    if layer.config is not None and (inputs := stats(layer.info.tensor)) is not None
+                ]
+                if known:
+                    self._decide(place, known)
+
+    def _decide(self, place: Place, layers: Sequence[tuple[Chosen, InputStats]]) -> None:
+        def reading(info: LayerInfo, inputs: InputStats) -> Callable[[], Layer]:
+            return lambda: replace(self.compression.checkpoint.layer(info), inputs=inputs)
+
+        rescales = self.compression.method.rescales
+        assert rescales is not None
+        candidates = [
+            Candidate(layer.info, layer.config, reading(layer.info, inputs))
+            for layer, inputs in layers
+            if layer.config is not None
+        ]
+        scaling = rescales.factors(candidates, place.pooled)
+        if scaling is None:
+            return
+        scaling = replace(scaling, factors=self._storable(place, scaling.factors))
+        self.journal.record(_key(place), {"factors": scaling.factors.tolist(), "note": scaling.note})
+        self._apply(place, scaling)
+
+    def _storable(self, place: Place, factors: Tensor) -> Tensor:
+        """Factors that a normalization's stored weight has exactly, after rounding to its dtype.
+
+        Where the rounded weight would be zero or too large, the channel is not rescaled.
+        """
+        axis = place.producers[0]
+        if not place.norm:
+            return factors
+        before = self._checkpoint.exact(axis.parameter)
+        dtype = self._checkpoint.tensors[axis.parameter].spec.dtype
+        after = axis.scaled(before, factors.reciprocal()).to(dtype).float()
+        exact = (before + axis.offset) / (after + axis.offset)
+        return torch.where(torch.isfinite(exact) & (exact > 0), exact, 1.0)
+
+    @property
+    def _checkpoint(self) -> RewrittenCheckpoint:
+        assert isinstance(self.compression.checkpoint, RewrittenCheckpoint)
+        return self.compression.checkpoint
+
+    def _apply(self, place: Place, scaling: ScalingFactors) -> None:
+        """Put the factors into the view of the input."""
+        for axis in place.consumers:
+            self._checkpoint.change(axis.parameter, _scaling(axis, scaling.factors))
+            self.applied[axis.parameter] = scaling
+        for axis in place.producers:
+            size = self._checkpoint.specs[axis.parameter].shape[axis.axis]
+            self._checkpoint.change(axis.parameter, _scaling(axis, place.inverse(scaling.factors, size)))
+
+    def restore(self, layers: Collection[str] | None = None) -> None:
+        """Take up the factors of an earlier run: of the groups of some layers, or of all that are not rescaled yet."""
+        for place in self.places:
+            plain = self.journal.done.get(_key(place))
+            mine = layers is None or any(axis.parameter in layers for axis in place.consumers)
+            if plain and mine and place.consumers[0].parameter not in self.applied:
+                self._apply(place, ScalingFactors(torch.tensor(plain["factors"]), plain["note"]))
+
+    def rescaled(self, name: str, inputs: InputStats) -> tuple[InputStats, str]:
+        """Statistics of a layer's input as it is now, and a note for the layer's row."""
+        scaling = self.applied.get(name)
+        return (inputs, "") if scaling is None else (inputs.divided(scaling.factors), scaling.note)
+
+    def beside(self, layers: Collection[str]) -> dict[str, Tensor]:
+        """Rewritten parameters that are not compressed, of the groups of some layers: norms, biases, routers."""
+        rewritten: dict[str, Tensor] = {}
+        for place in self.places:
+            if any(axis.parameter in layers for axis in place.consumers):
+                names = [name for name in sorted(_parameters(place)) if name not in layers]
+                rewritten.update({name: self.compression.checkpoint.read(name) for name in names})
+        return rewritten
+
+
+def _key(place: Place) -> str:
+    """What the journal calls a scaling group."""
+    return f"{place.consumers[0].parameter} rescaled"
+
+
+def _scaling(axis: Axis, factors: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda tensor: axis.scaled(tensor, factors)

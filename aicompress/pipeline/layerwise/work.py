@@ -1,0 +1,131 @@
+"""Write the parameters of a layer-wise step, one at a time, and journal them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from aicompress.checkpoint import CheckpointWriter
+from aicompress.checkpoint.journal import Journal
+from aicompress.checkpoint.reader import require_finite
+from aicompress.layer import from_matrix
+from aicompress.pipeline.layerwise.compress import Compression, Known
+from aicompress.pipeline.layerwise.plan import Plan
+from aicompress.pipeline.layerwise.report_rows import idle_row, noted
+from aicompress.pipeline.layerwise.row_blocks import row_blocks
+from aicompress.pipeline.layerwise.scaling import Rescaling
+from aicompress.pipeline.step.options import Progress
+from aicompress.report.model import LayerRow
+from aicompress.weights import Dense, Weight
+
+
+@dataclass
+class Work:
+    """A run on its way.
+
+    Attributes:
+        plan: what to do.
+        writer: where bytes go.
+        journal: what is done.
+        progress: told of every parameter.
+        warnings: what was noticed on the way.
+        done: bytes of parameters that are written.
+    """
+
+    plan: Plan
+    writer: CheckpointWriter
+    journal: Journal
+    progress: Progress
+    warnings: list[str] = field(default_factory=list)
+    done: int = 0
+
+    def __post_init__(self) -> None:
+        plan = self.plan
+        self.compression = Compression(plan.method, plan.checkpoint, plan.recipe.seed)
+        self.rescaling = Rescaling(self.compression, plan.places, plan.by_tensor, self.journal)
+
+    def write(self, name: str, known: Mapping[str, Known] | None = None, note: str = "") -> Weight | Tensor:
+        """Compress or copy one parameter to the output and note it in the journal.
+
+        Args:
+            name: the parameter.
+            known: statistics by layer name.
+            note: put first into the notes of its layers' rows.
+
+        Returns:
+            What was written.
+        """
+        jobs = [layer for layer in self.plan.by_tensor.get(name, []) if layer.config is not None]
+        value: Weight | Tensor
+        if jobs:
+            value, rows = self.compression.parameter(name, jobs, known or {})
+        else:
+            value, rows = self._copied(name), []
+        return self.put(name, value, rows, note)
+
+    def put(self, name: str, value: Weight | Tensor, rows: Sequence[LayerRow], note: str = "") -> Weight | Tensor:
+        """Write what a parameter has become, and note it in the journal.
+
+        Args:
+            name: the parameter.
+            value: its new weight, or itself.
+            rows: of its layers that are compressed.
+            note: put first into their notes.
+
+        Returns:
+            What was written.
+        """
+        if isinstance(value, Dense):
+            planned = self.plan.output.parameters[name]
+            assert planned.info is not None
+            value = from_matrix(value.matrix, planned.dense.shape, planned.info.transposed).to(planned.dense.dtype)
+        for disk, tensor in self.plan.output.encode(name, value).items():
+            self.writer.put(disk, tensor)
+        idle = [idle_row(layer) for layer in self.plan.by_tensor.get(name, []) if layer.config is None]
+        self.record(name, [*(noted(row, note) for row in rows), *idle])
+        return value
+
+    def _copied(self, name: str) -> Weight | Tensor:
+        """A parameter as the input has it.
+
+        Raises:
+            CheckpointError: it holds NaN or infinity.
+        """
+        checkpoint = self.plan.checkpoint
+        value = checkpoint.weight(name) if name in checkpoint.manifest.entries else checkpoint.read(name)
+        for tensor in [value] if isinstance(value, Tensor) else value.tensors().values():
+            require_finite(tensor, name, checkpoint.path)
+        return value
+
+    def write_all(self, names: Sequence[str]) -> None:
+        """Compress or copy parameters without statistics, those that can be in blocks of rows."""
+        with row_blocks(self.compression, self.plan.by_tensor, self.plan.output, self.writer) as threads:
+            for name, rows in threads.written(names):
+                if rows is None:
+                    self.write(name)
+                else:
+                    self.record(name, rows)
+
+    def record(self, name: str, rows: list[LayerRow]) -> None:
+        """Note in the journal that a parameter is written."""
+        fresh = name not in self.journal.done  # a block that was stopped half way is done again
+        self.journal.record(name, [dataclasses.asdict(row) for row in rows])
+        if fresh:
+            self.tell(name)
+
+    def tell(self, name: str) -> None:
+        """Report progress past a parameter."""
+        self.done += self.plan.output.parameters[name].dense.nbytes
+        self.say(name)
+
+    def say(self, what: str) -> None:
+        """Report what is going on."""
+        total = sum(planned.dense.nbytes for planned in self.plan.output.parameters.values())
+        self.progress(what, self.done, total)
+
+    def rows(self) -> tuple[LayerRow, ...]:
+        """Rows of all parameters that are done, in the output's order."""
+        return tuple(LayerRow(**row) for name in self.plan.output.parameters for row in self.journal.done.get(name, ()))

@@ -1,0 +1,1 @@
+"""Input, options, checks, output and report of every step."""

@@ -1,0 +1,150 @@
+"""Checks of a step's input, output and disk space before any work."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.checkpoint.ct_entries import ct_outline
+from aicompress.checkpoint.place import require_apart, require_free, working_path
+from aicompress.errors import CheckpointError, CompressError, OutOfSpace
+from aicompress.layer import Kind
+from aicompress.measure import directory_nbytes
+from aicompress.model.architecture.shapes import misfits
+from aicompress.model.loading.definition import layer_kinds, skeleton
+from aicompress.pipeline.step.output import Destination, Output
+from aicompress.report import gates
+from aicompress.weights import TensorSpec, Weight, form_of
+
+
+def known_kinds(checkpoint: Checkpoint) -> tuple[Mapping[str, Kind | None] | None, list[str]]:
+    """Kinds of layers from the model definition, and a warning where transformers does not know the one named."""
+    if checkpoint.config is None:
+        return None, []
+    kinds = layer_kinds(checkpoint.config, checkpoint.parameters())
+    if kinds is None:
+        named = (checkpoint.config.get("architectures") or [checkpoint.config.get("model_type")])[0]
+        return None, [f"transformers does not know the architecture {named!r}: layers are told by name and shape"]
+    return kinds, []
+
+
+def left_out(checkpoint: Checkpoint) -> list[str]:
+    """Warnings that name files of the input which are not taken along."""
+    kinds = {
+        "not taken along": checkpoint.source.left_out,
+        "links out of the folder, left out": checkpoint.source.outside,
+    }
+    return [
+        f"{why}: {', '.join(map(str, files[:5]))}" + (", ..." if len(files) > 5 else "")
+        for why, files in kinds.items()
+        if files
+    ]
+
+
+def confined(output: Output) -> list[str]:
+    """A warning where transformers cannot run what an output stores: parts of tensors that it merges, as of experts."""
+    entries = output.manifest.entries
+    if output.layout == "compressed-tensors":  # those it decodes, but not where inputs are rounded too
+        entries = {name: entry for name, entry in entries.items() if entry.meta.get("activation_bits")}
+    if not entries or output.config is None:
+        return []
+    from aicompress.model.hf.modeling_aicompress import parameter_names
+
+    model = skeleton(output.config)
+    placed = parameter_names(model, entries) if model is not None else {}
+    merged = [name for name, (_, merge) in placed.items() if merge is not None]
+    if not merged:
+        return []
+    return [f"transformers merges {merged[0]} with others: this output loads by aicompress.load, not in transformers"]
+
+
+def problem_of(check: Callable[[], object]) -> list[CompressError]:
+    """The error that a check raises, in a list; an empty one where it raises none."""
+    try:
+        check()
+    except CompressError as error:
+        return [error]
+    return []
+
+
+def place_problems(
+    inputs: Sequence[Checkpoint], destination: Destination, conditions: Sequence[str]
+) -> list[CompressError]:
+    """Errors in the place of the output and in its gates."""
+    problems = problem_of(lambda: require_free(destination.path, destination.overwrite))
+    for checkpoint in inputs:
+        problems += problem_of(partial(require_apart, checkpoint.source, destination.path))
+    return problems + problem_of(lambda: gates.parse_all(conditions))
+
+
+def decoding(names: Sequence[str]) -> list[str]:
+    """A warning when compressed parameters of the input become plain tensors of the output."""
+    if not names:
+        return []
+    return [
+        f"{len(names)} compressed parameters cannot be cut in the form they have and are decoded, "
+        f"{names[0]} for one: prune first, then quantize or sparsify"
+    ]
+
+
+def stored_outline(checkpoint: Checkpoint, name: str) -> Weight | None:
+    """Outline of a parameter as the input stores it; None for a plain tensor."""
+    entry = checkpoint.manifest.entries.get(name)
+    if entry is None:
+        return None
+    specs = {suffix: checkpoint.tensors[disk].spec for suffix, disk in checkpoint.stored_names(name).items()}
+    empty = {suffix: torch.empty(spec.shape, dtype=spec.dtype, device="meta") for suffix, spec in specs.items()}
+    if checkpoint.layout == "compressed-tensors":
+        return ct_outline(entry, empty)
+    return form_of(entry.meta["form"]).restore(empty, entry.meta)
+
+
+def require_loads(
+    checkpoint: Checkpoint,
+    config: Mapping[str, Any] | None,
+    specs: Mapping[str, TensorSpec],
+    widths: Mapping[str, object],
+) -> None:
+    """Let transformers load the planned output without data: no parameter is missing or of another shape.
+
+    Args:
+        checkpoint: the input; what does not fit there is not held against the output.
+        config: the output's config.json; nothing is checked without one.
+        specs: the output's parameters, dense.
+        widths: modules whose shapes config.json does not give.
+
+    Raises:
+        CheckpointError: a parameter does not fit.
+    """
+    if config is None or checkpoint.config is None:
+        return
+    known = tuple(f"{path}.{leaf} has shape" for path in widths for leaf in ("weight", "bias"))
+    new = sorted(misfits(config, specs) - misfits(checkpoint.config, checkpoint.parameters()))
+    new = [misfit for misfit in new if not misfit.startswith(known)]
+    if new:
+        raise CheckpointError(
+            f"the pruned checkpoint would not load: {new[0]}"
+            + (f", and {len(new) - 1} more like it" if new[1:] else ""),
+            "this architecture cannot be pruned this way",
+        )
+
+
+def require_space(output: Output) -> None:
+    """Refuse an output that does not fit the disk, with a little to spare for the report.
+
+    Raises:
+        OutOfSpace: it does not.
+    """
+    work = working_path(output.destination.path)
+    folder = next(parent for parent in work.parents if parent.exists())
+    left = directory_nbytes(work) if work.exists() else 0  # of a stopped run: continued or removed
+    needed, free = output.weight_bytes + output.other_bytes + 1_000_000, shutil.disk_usage(folder).free + left
+    if needed > free:
+        raise OutOfSpace(
+            f"the output takes {needed:,} bytes and {folder} has {free:,} free", "free space, or write elsewhere"
+        )

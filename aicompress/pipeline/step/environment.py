@@ -1,0 +1,32 @@
+"""The environment of a run: versions, machine, threads."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from typing import Any
+
+import torch
+
+
+def environment() -> dict[str, Any]:
+    """Versions of the packages that decide results and speed, and the machine."""
+    packages = ("aicompress", "torch", "transformers", "safetensors", "compressed-tensors", "numpy")
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _cpu() -> str:
+    """The processor's name, where the system gives it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,114 @@
+"""Forward times of two checkpoints, measured in turn in one process: the whole model, or the sum over its layers.
+
+What runs a model, or a layer, is imported when one is timed: a step that times nothing does not wait for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.errors import CompressError
+from aicompress.measure import Timing, interleaved
+from aicompress.pipeline.step.options import Mode
+from aicompress.report.model import Latency
+
+if TYPE_CHECKING:
+    from aicompress.pipeline.step.running_model import Running
+
+WHOLE = 1_000_000_000  # bytes of weights up to which a step builds both models to time them
+BUDGET = 1.5  # seconds that a step spends on counted rounds at most
+PER_BYTE = 15e-9  # seconds for a byte of the input: timing a small model must not take longer than compressing it
+SIZES = {"generates": (1, 128), "encodes": (8, 64)}  # batch, tokens
+
+
+def compare(before: Checkpoint, after: Checkpoint, mode: Mode = "auto") -> tuple[Latency | None, list[str]]:
+    """Time the input and the output of a step, in a few seconds.
+
+    Args:
+        before: the input.
+        after: the output, where it is written now.
+        mode: "auto" times whole models of a Hugging Face directory below WHOLE bytes and layers otherwise; "layers"
+            times layers; "off" nothing.
+
+    Returns:
+        The latency, and warnings; no latency comes with the reason.
+    """
+    if mode == "off":
+        return None, ["latency was not measured: it is switched off"]
+    sizes = [sum(ref.spec.nbytes for ref in side.tensors.values()) for side in (before, after)]
+    named = before.config is not None and after.config is not None
+    warnings: list[str] = []
+    if mode == "auto" and named and max(sizes) < WHOLE:
+        try:
+            latency = _whole_models(before, after, min(BUDGET, PER_BYTE * sizes[0]))
+        except CompressError as error:
+            warnings.append(f"the whole model could not be timed, its layers were: {error.message}")
+        else:
+            if latency is not None:
+                return latency, warnings
+            warnings.append("nothing says what the model takes: its layers were timed, not the whole")
+    from aicompress.pipeline.step.layer_latency import layers
+
+    latency = layers(before, after)
+    if latency is None:
+        warnings.append("latency was not measured: there is no matrix layer")
+    return latency, warnings
+
+
+def _whole_models(before: Checkpoint, after: Checkpoint, seconds: float) -> Latency | None:
+    """Time whole models of two directories; None where nothing says what they take."""
+    from aicompress.pipeline.step.running_model import Setting, example, forward_call
+
+    running = [Setting().start(str(side.path)) for side in (before, after)]
+    can_generate = getattr(running[0].module, "can_generate", lambda: False)
+    batch, length = SIZES["generates" if can_generate() else "encodes"]
+    inputs = example(running[0].module, batch, length)
+    if inputs is None:
+        return None
+    calls = [forward_call(each.module, inputs[0]) for each in running]
+    timings = interleaved(calls, rounds_within(calls, seconds))
+    return latency_of(f"whole model, {inputs[1]}", timings[0], timings[1])
+
+
+def whole(
+    models: Sequence[Running], inputs: tuple[object, str], rounds: int, warmup: int
+) -> tuple[Latency, tuple[Latency, ...]]:
+    """Time a model and its baselines in turn: A B C A B C ...
+
+    Args:
+        models: the tested one, then the baselines.
+        inputs: from `example`.
+        rounds, warmup: counted and uncounted forward passes of each.
+
+    Returns:
+        Against the first baseline (or alone), and against each further one.
+    """
+    from aicompress.pipeline.step.running_model import forward_call
+
+    calls = [forward_call(each.module, inputs[0]) for each in models]  # type: ignore[arg-type]
+    tested, *bases = interleaved(calls, rounds, warmup)
+    what = f"whole model, {inputs[1]}"
+    first = latency_of(what, bases[0] if bases else None, tested)
+    return first, tuple(latency_of(what, base, tested) for base in bases[1:])
+
+
+def rounds_within(calls: Sequence[Callable[[], object]], seconds: float) -> int:
+    """Rounds that fit a time, from one timed call of each; between 5 and 30."""
+    once = sum(timing.median for timing in interleaved(calls, rounds=1, warmup=1))
+    return max(5, min(30, int(seconds / max(once, 1e-9))))
+
+
+def latency_of(what: str, before: Timing | None, after: Timing) -> Latency:
+    """Medians and 95th percentiles in milliseconds."""
+    return Latency(
+        what=f"{what}, {torch.get_num_threads()} threads",
+        before_ms=None if before is None else 1e3 * before.median,
+        after_ms=1e3 * after.median,
+        before_p95_ms=None if before is None else 1e3 * before.p95,
+        after_p95_ms=1e3 * after.p95,
+        rounds=len(after.samples),
+    )

@@ -1,0 +1,122 @@
+"""Forward times summed over a checkpoint's matrix layers: for steps whose whole model is large, or cannot be built."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.layer import LayerInfo
+from aicompress.measure import Timing, interleaved
+from aicompress.model.loading.running_layer import running_layer
+from aicompress.pipeline.step.checks import known_kinds
+from aicompress.report.model import Latency
+
+ROWS = 128  # inputs of a linear layer
+SIDE = 16  # length of a convolution's input in each dimension
+ROUNDS, WARMUP = 7, 2
+TIMED = ("linear", "conv", "head")  # an embedding is a look-up
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The signature of a layer: layers that share it take the same time.
+
+    Attributes:
+        kind: linear, conv or head.
+        shape: of the dense parameter.
+        dtype: of the dense parameter.
+        stored: form, bits, groups, rank; empty for a plain tensor.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    stored: str
+
+
+@dataclass
+class _Side:
+    """The layers of one checkpoint: one of each signature, and how many there are."""
+
+    checkpoint: Checkpoint
+    sample: dict[Signature, LayerInfo] = field(default_factory=dict)
+    count: Counter[Signature] = field(default_factory=Counter)
+
+
+def layers(before: Checkpoint, after: Checkpoint) -> Latency | None:
+    """Sum of the forward times of all matrix layers, as they run from either checkpoint.
+
+    Layers of equal shape and stored form are timed once and counted as often as they occur; those of equal shape are
+    timed in turn. What lies between layers (attention, activations, look-ups) is left out. The 95th percentile is the
+    sum of the layers' own: an upper bound.
+
+    Returns:
+        None where one side has no matrix layer.
+    """
+    sides = [_side(before), _side(after)]
+    if not all(side.sample for side in sides):
+        return None
+    timings: dict[Signature, Timing] = {}
+    for shape in dict.fromkeys(signature.shape for side in sides for signature in side.sample):
+        timings |= _timed(sides, shape)
+    medians = [sum(side.count[signature] * timings[signature].median for signature in side.sample) for side in sides]
+    highs = [sum(side.count[signature] * timings[signature].p95 for signature in side.sample) for side in sides]
+    counts = [sum(side.count.values()) for side in sides]
+    number = str(counts[0]) if counts[0] == counts[1] else f"{counts[0]} and {counts[1]}"
+    what = f"sum over {number} matrix layers, {ROWS} rows, {torch.get_num_threads()} threads"
+    return Latency(what, 1e3 * medians[0], 1e3 * medians[1], 1e3 * highs[0], 1e3 * highs[1], ROUNDS)
+
+
+def _side(checkpoint: Checkpoint) -> _Side:
+    side = _Side(checkpoint)
+    for info in checkpoint.layers(known_kinds(checkpoint)[0]):
+        if info.kind not in TIMED or info.part == "in":  # both factors of a low-rank layer run as one
+            continue
+        entry = checkpoint.manifest.entries.get(info.tensor)
+        stored = json.dumps(entry.meta, sort_keys=True) if entry is not None else ""
+        signature = Signature(info.kind, info.tensor_shape, info.dtype, stored)
+        side.sample.setdefault(signature, info)
+        side.count[signature] += 1
+    return side
+
+
+def _timed(sides: list[_Side], shape: tuple[int, ...]) -> dict[Signature, Timing]:
+    """Time the layers of one shape in turn, each signature once."""
+    samples = {
+        signature: (side.checkpoint, info)
+        for side in reversed(sides)
+        for signature, info in side.sample.items()
+        if signature.shape == shape
+    }
+    calls = [_call(running_layer(checkpoint, info), info) for checkpoint, info in samples.values()]
+    return dict(zip(samples, interleaved(calls, ROUNDS, WARMUP), strict=True))
+
+
+def _call(layer: nn.Module, info: LayerInfo) -> Callable[[], object]:
+    """A forward pass on normally distributed inputs."""
+    generator = torch.Generator().manual_seed(0)
+    if info.kind == "conv":
+        kernel = info.tensor_shape[2:]
+        size: tuple[int, ...] = (1, info.tensor_shape[1], *(max(SIDE, k) for k in kernel))
+    else:
+        size = (ROWS, info.shape[1] if not info.part else math.prod(info.tensor_shape) // _outputs(info))
+    dtype = info.dtype if info.dtype.itemsize > 1 else torch.float32
+    inputs = torch.randn(size, generator=generator).to(dtype)
+
+    @torch.inference_mode()
+    def run() -> object:
+        return layer(inputs)
+
+    return run
+
+
+def _outputs(info: LayerInfo) -> int:
+    """Rows of the whole matrix that a factor is a part of."""
+    return info.tensor_shape[1] if info.transposed else info.tensor_shape[0]

@@ -1,0 +1,46 @@
+"""The input of a step that is planned: opened, its layers known, and the place of the output checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.errors import CompressError
+from aicompress.layer import Kind, LayerInfo
+from aicompress.pipeline.step.checks import known_kinds, place_problems
+from aicompress.pipeline.step.input import open_input
+from aicompress.pipeline.step.output import Destination
+from aicompress.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class OpenedInput:
+    """The input of a step, as a planner finds it.
+
+    Attributes:
+        checkpoint: the input.
+        infos: every layer of it.
+        kinds: what the model definition says of the parameters.
+        warnings: what the user should know of it.
+        problems: what is wrong with the place of the output, and with the gates.
+    """
+
+    checkpoint: Checkpoint
+    infos: tuple[LayerInfo, ...]
+    kinds: Mapping[str, Kind | None] | None
+    warnings: tuple[str, ...]
+    problems: tuple[CompressError, ...]
+
+
+def opened_input(source: str | Path, destination: Destination, recipe: Recipe) -> OpenedInput:
+    """Open an input and look at its headers.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or in a format this version does not read.
+    """
+    checkpoint, tied = open_input(source)
+    problems = place_problems([checkpoint], destination, recipe.gates)
+    kinds, unknown = known_kinds(checkpoint)
+    return OpenedInput(checkpoint, tuple(checkpoint.layers(kinds)), kinds, (*tied, *unknown), tuple(problems))

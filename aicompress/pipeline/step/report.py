@@ -1,0 +1,83 @@
+"""Build, render and read the report of a command."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from aicompress import __version__
+from aicompress.measure import peak_rss
+from aicompress.pipeline.step.environment import environment
+from aicompress.pipeline.step.output import Output
+from aicompress.recipe import Recipe
+from aicompress.recipe.distillation import DistillRecipe
+from aicompress.recipe.evaluation import EvalRecipe
+from aicompress.report import gates
+from aicompress.report.markdown import to_markdown
+from aicompress.report.model import Baseline, Latency, LayerRow, Report, Side
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a command has done and measured: sections of its report, which `Report` describes."""
+
+    layers: tuple[LayerRow, ...] = ()
+    warnings: tuple[str, ...] = ()
+    latency: Latency | None = None
+    quality: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
+    bits: dict[str, Any] = field(default_factory=dict)
+    baselines: tuple[Baseline, ...] = ()
+
+
+def build_report(
+    command: str,
+    recipe: Recipe | DistillRecipe | EvalRecipe,
+    sides: tuple[Side | None, Side],
+    lineage: Sequence[dict[str, Any]],
+    results: Results,
+    seconds: float,
+) -> Report:
+    """The report of a command, with the recipe's gates evaluated.
+
+    Args:
+        command: factorize, quantize, prune, distill or eval.
+        recipe: what was asked for.
+        sides: the checkpoint before, and the one after.
+        lineage: steps that made the one after.
+        results: what was done and measured.
+        seconds: wall time of the command.
+    """
+    report = Report(
+        command=command,
+        tool_version=__version__,
+        before=sides[0],
+        after=sides[1],
+        gates=(),
+        environment=environment(),
+        recipe=recipe.resolved(),
+        lineage=tuple(lineage),
+        seconds=seconds,
+        peak_rss=peak_rss(),
+        **vars(results),
+    )
+    return replace(report, gates=gates.evaluate(recipe.gates, report))
+
+
+def rendered(report: Report, html: bool = True) -> dict[str, str]:
+    """The report's files by name; without `html` no page is made."""
+    files = {"report.json": report.to_json(), "report.md": to_markdown(report)}
+    if not html:
+        return files
+    from aicompress.report.html import to_html  # with what draws plots
+
+    return {**files, "report.html": to_html(report)}
+
+
+def written_report(output: Output) -> Report:
+    """The report of an output that another process has written."""
+    out = output.destination.path
+    path = out.parent / f"{out.stem}.report.json" if output.destination.single else out / "report.json"
+    return Report.from_json(path.read_text(encoding="utf-8"))

@@ -1,0 +1,160 @@
+"""Run a planned step: the first process writes the output and its report, the others help it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from aicompress.checkpoint import Checkpoint, CheckpointWriter
+from aicompress.checkpoint.journal import NAME, Journal, require_same
+from aicompress.checkpoint.place import working_path
+from aicompress.checkpoint.reader import digests
+from aicompress.layer import Kind
+from aicompress.pipeline.step.digests import hashing
+from aicompress.pipeline.step.latency import compare
+from aicompress.pipeline.step.options import Mode, Options
+from aicompress.pipeline.step.output import Output, with_digests
+from aicompress.pipeline.step.report import Results, build_report, rendered, written_report
+from aicompress.pipeline.step.sides import side_of
+from aicompress.pipeline.step.workers import Processes, processes
+from aicompress.recipe import Recipe
+from aicompress.recipe.distillation import DistillRecipe
+from aicompress.report.model import Latency, Report
+
+STARTS_ANEW = "nothing of a stopped run was used: this kind of step starts anew"
+
+
+@dataclass(frozen=True)
+class OpenOutput:
+    """An output that is being written.
+
+    Attributes:
+        writer: takes the tensors.
+        journal: parameters that are written already; empty and without a file for a step that cannot be resumed.
+        input_digests: sha256 of the input's files by name, as soon as they are computed.
+    """
+
+    writer: CheckpointWriter
+    journal: Journal
+    input_digests: Future[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class StepRun:
+    """What a driver asks to be run.
+
+    Attributes:
+        checkpoint: the input.
+        kinds: what the model definition says of the input's parameters.
+        recipe: what was asked for.
+        output: every file and byte of the output.
+        write: writes every parameter of the output; the first process does it.
+        follow: what the other processes do meanwhile, such as their share of the calibration samples.
+        fingerprint: digest of everything that decides the output's bytes; None for a step that cannot be resumed.
+        further: inputs beside the first, by their names in the lineage.
+        seconds: time of the step before this, such as that of a search.
+    """
+
+    checkpoint: Checkpoint
+    kinds: Mapping[str, Kind | None] | None
+    recipe: Recipe | DistillRecipe
+    output: Output
+    write: Callable[[OpenOutput], Results]
+    follow: Callable[[], object] = lambda: None
+    fingerprint: str | None = None
+    further: Mapping[str, Checkpoint] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def assembled(device: torch.device) -> Processes:
+    """The processes of a step, once all of them have made their plans: those refuse an output that is there."""
+    team = processes(device)
+    team.wait()
+    return team
+
+
+def require_resumable(output: Output, fingerprint: str) -> None:
+    """Refuse to continue a stopped run that another step left; nothing of it is touched.
+
+    Raises:
+        Refused: the stopped run had another input, recipe or version.
+    """
+    require_same(working_path(output.destination.path), fingerprint)
+
+
+def run_step(step: StepRun, team: Processes, options: Options) -> Report:
+    """Write the output of a step, its report inside; every process returns the report.
+
+    Raises:
+        Refused: the stopped run that is to be resumed was another step's.
+        OutOfSpace: the disk is full; nothing is left behind.
+    """
+    if team.rank == 0:
+        report = _write(step, options)
+        team.wait()
+        return report
+    step.follow()
+    team.wait()
+    return written_report(step.output)
+
+
+def _write(step: StepRun, options: Options) -> Report:
+    """Write and seal the output; the first process does it."""
+    start, output = time.perf_counter() - step.seconds, step.output
+    resumes = options.resume and step.fingerprint is not None
+    if resumes and step.fingerprint is not None:
+        require_resumable(output, step.fingerprint)
+    with (
+        CheckpointWriter(output.destination.path, output.shards, resumes, output.destination.overwrite) as writer,
+        hashing([step.checkpoint, *step.further.values()]) as inputs,
+    ):
+        results = step.write(OpenOutput(writer, _journal(writer.work, step.fingerprint, resumes), inputs[0]))
+        if options.resume and not resumes:
+            results = replace(results, warnings=(*results.warnings, STARTS_ANEW))
+        first, *others = (future.result() for future in inputs)
+        output = with_digests(output, first, dict(zip(step.further, others, strict=True)))
+        output.write_files(writer)
+        if output.metadata():
+            writer.stamp(output.metadata())
+        written = Checkpoint.open(writer.work / output.shards[0].name if output.destination.single else writer.work)
+        seconds = time.perf_counter() - start  # timing forward passes is not part of the step
+        report = _report(replace(step, output=output), written, results, options.latency, seconds)
+        for name, text in rendered(report, step.recipe.report.html).items():
+            writer.add(name, text.encode())
+        writer.seal()
+    return report
+
+
+def _journal(work: Path, fingerprint: str | None, resumes: bool) -> Journal:
+    if fingerprint is None:
+        return Journal(work / NAME, {})
+    return Journal.resume(work, fingerprint) if resumes else Journal.start(work, fingerprint)
+
+
+def _report(step: StepRun, written: Checkpoint, results: Results, mode: Mode, seconds: float) -> Report:
+    """The report of an output that is complete but for it."""
+    output, checkpoint = step.output, step.checkpoint
+    lineage = output.manifest.lineage
+    latency, notes = _latency(checkpoint, written, mode)
+    sha256 = digests(written.source)
+    if output.destination.single:  # the working file has another name
+        sha256 = dict(zip([output.destination.path.name], sha256.values(), strict=True))
+    after = side_of(written, step.kinds, str(output.destination.path), sha256)
+    after = replace(after, bytes=output.weight_bytes + output.other_bytes)  # a report cannot count itself
+    before = side_of(checkpoint, step.kinds, str(checkpoint.path), dict(lineage[-1]["inputs"]))
+    results = replace(results, latency=latency, warnings=(*results.warnings, *notes))
+    return build_report(lineage[-1]["command"], step.recipe, (before, after), lineage, results, seconds)
+
+
+def _latency(before: Checkpoint, after: Checkpoint, mode: Mode) -> tuple[Latency | None, list[str]]:
+    """Forward times of input and output, and warnings: a model that does not run must not cost a complete output."""
+    try:
+        return compare(before, after, mode)
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or ["no message"])[0]
+        return None, [f"latency was not measured: {type(error).__name__}: {reason}"]

@@ -1,0 +1,167 @@
+"""Load checkpoints as models, and make inputs to run them on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from aicompress.checkpoint.source import locate
+from aicompress.data import Data, Tokenizer, arrays, batches
+from aicompress.errors import CheckpointError
+from aicompress.model.loading.pooling import Pooling
+from aicompress.recipe import Model
+
+Inputs = Tensor | dict[str, Tensor]
+ENCODED = 32  # sentences in a batch
+
+
+@dataclass(frozen=True)
+class Running:
+    """A loaded checkpoint, ready to run.
+
+    Attributes:
+        path: as given.
+        module: in evaluation mode.
+        folder: its directory; None for a bare file.
+    """
+
+    path: str
+    module: nn.Module
+    folder: Path | None = None
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """Read when it is first asked for; None where the checkpoint has none."""
+        from aicompress.model.loading.tokenizer import load_tokenizer
+
+        tokenizer: Tokenizer | None = load_tokenizer(self.folder)
+        return tokenizer
+
+    @cached_property
+    def pooling(self) -> Pooling:
+        """How token states become a sentence embedding."""
+        from aicompress.model.loading.pooling import pooling
+
+        return pooling(self.folder)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How models are run; the same for all that are compared.
+
+    Attributes:
+        model: how to build a bare file's module.
+        allow_code: the recipe's factory may run.
+        device: cpu or cuda.
+        kernels: fast ones where there are any, or the reference that decodes.
+    """
+
+    model: Model | None = None
+    allow_code: bool = False
+    device: str = "cpu"
+    kernels: Literal["fast", "reference"] = "fast"
+
+    def start(self, path: str) -> Running:
+        """Load a checkpoint.
+
+        Raises:
+            CheckpointError: damaged, or nothing says how to run it.
+        """
+        from aicompress.model.loading.load import load
+
+        built = None if self.model is None else _built(path, self.model, self.allow_code)
+        module = load(path, model=built, device=self.device, kernels=self.kernels)
+        if not isinstance(module, nn.Module):
+            raise CheckpointError(
+                f"{path} names no architecture, so it cannot be run",
+                "give the recipe a `model:` section, for example model: {sequential: [flatten, fc1, relu, fc2]}",
+            )
+        return Running(path, module, locate(path).folder)
+
+
+def _built(path: str, section: Model, allow_code: bool) -> nn.Module:
+    from aicompress.model.loading.chain import module_for
+
+    module: nn.Module = module_for(path, section, allow_code)
+    return module
+
+
+def resolved_device(name: str) -> str:
+    """`auto` is the GPU where there is one."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def encoder(running: Running, length: int) -> Callable[[Sequence[str]], Tensor]:
+    """Sentences -> embeddings (sentences, width) of a sentence encoder, pooled as the checkpoint says."""
+    device = next(running.module.parameters()).device
+
+    @torch.inference_mode()
+    def encode(sentences: Sequence[str]) -> Tensor:
+        order = sorted(range(len(sentences)), key=lambda i: -len(sentences[i]))  # like lengths pad each other least
+        rows: list[Tensor] = []
+        for batch in batches([sentences[i] for i in order], running.tokenizer, ENCODED, length):
+            moved = {name: tensor.to(device) for name, tensor in batch.items()}
+            states = running.module(**moved).last_hidden_state
+            rows.append(running.pooling(states, moved["attention_mask"].bool()).cpu())
+        embeddings = torch.empty(len(sentences), rows[0].shape[1])
+        embeddings[order] = torch.cat(rows)
+        return embeddings
+
+    return encode
+
+
+def example(module: nn.Module, batch: int, length: int, labelled: Data | None = None) -> tuple[Inputs, str] | None:
+    """Inputs to time a model on, and what they are in words; None where nothing says what the model takes.
+
+    Args:
+        labelled: the recipe's arrays, for a module without a configuration.
+    """
+    if labelled is not None and labelled.kind == "arrays":
+        samples, _, _ = arrays(labelled.model_copy(update={"samples": min(batch, labelled.samples or batch)}))
+        return samples, f"{len(samples)} sample{'s' if len(samples) != 1 else ''}"
+    model_config: Any = getattr(module, "config", None)
+    taken = getattr(module, "main_input_name", None)
+    if model_config is None or taken is None:
+        return None
+    if taken == "input_ids":
+        tokens = _tokens(model_config, batch, length)
+        return tokens, f"{batch} × {tokens['input_ids'].shape[1]} tokens"
+    model_config = getattr(model_config, "vision_config", model_config)
+    size = getattr(model_config, "image_size", None)
+    if taken == "pixel_values" and size is not None:
+        height, width = (size, size) if isinstance(size, int) else size
+        shape = (batch, getattr(model_config, "num_channels", 3), height, width)
+        return {taken: torch.randn(shape, generator=torch.Generator().manual_seed(0))}, f"{batch} images"
+    return None
+
+
+def _tokens(model_config: Any, batch: int, length: int) -> dict[str, Tensor]:
+    """Random tokens without padding; an encoder-decoder reads as many as it writes."""
+    longest = getattr(model_config, "max_position_embeddings", None) or length
+    shape = (batch, min(length, longest))
+    ids = torch.randint(0, model_config.get_text_config().vocab_size, shape, generator=torch.Generator().manual_seed(0))
+    tokens = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return {**tokens, "decoder_input_ids": ids} if getattr(model_config, "is_encoder_decoder", False) else tokens
+
+
+def forward_call(module: nn.Module, inputs: Inputs) -> Callable[[], object]:
+    """A forward pass on fixed inputs, to be timed."""
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    moved: Inputs = (
+        inputs.to(device) if isinstance(inputs, Tensor) else {name: part.to(device) for name, part in inputs.items()}
+    )
+
+    @torch.inference_mode()
+    def run() -> object:
+        output = module(**moved) if isinstance(moved, dict) else module(moved)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return output
+
+    return run

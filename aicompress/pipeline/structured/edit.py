@@ -1,0 +1,118 @@
+"""What a structural step changes: tensors that go, are cut or renamed, and the config.json that describes the rest.
+
+An edit follows from headers alone; `cutting` carries it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.methods.structural import Part, Structure
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Some units of one axis stay.
+
+    Attributes:
+        structure: the structure whose units lie there, by its place in the edit.
+        axis: of the parameter's tensor.
+        spans: the axis holds one section after another, each with so many entries for every unit: (1, 1) for a fused
+            gate and up projection, (head size,) for the heads of a query projection.
+        begin: where the first section begins; what lies before and after the sections stays.
+    """
+
+    structure: int
+    axis: int
+    spans: tuple[int, ...] = (1,)
+    begin: int = 0
+
+
+@dataclass(frozen=True)
+class Change:
+    """One parameter of the output.
+
+    Attributes:
+        source: the parameter of the input that it is made of.
+        cuts: what is cut away from it.
+        detail, note: for the report; both are empty where nothing changes.
+        refit: the method gives new values to what stays.
+    """
+
+    source: str
+    cuts: tuple[Cut, ...] = ()
+    detail: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
+    refit: bool = False
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A structural step before any tensor is read.
+
+    Attributes:
+        config: the output's config.json, or None for a bare file.
+        structures: what the method chooses in.
+        sizes: how many units of each stay.
+        changes: every parameter of the output in the input's order.
+        warnings: what the user should know.
+        calibration: the record of the calibration data that decided on the edit.
+        kept: the units that stay, for structures where that is decided already.
+        widths: layers whose shapes config.json does not give any more, by module; their tensors tell.
+        files: side files of the output that are not as in the input.
+    """
+
+    config: dict[str, Any] | None
+    structures: tuple[Structure, ...]
+    sizes: tuple[int, ...]
+    changes: Mapping[str, Change]
+    warnings: tuple[str, ...] = field(default=())
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    kept: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    widths: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    files: Mapping[Path, bytes] = field(default_factory=dict)
+
+    @property
+    def changed(self) -> list[int]:
+        """Structures of which some units go."""
+        return [n for n, (s, size) in enumerate(zip(self.structures, self.sizes, strict=True)) if size < s.size]
+
+    @property
+    def consumers(self) -> list[str]:
+        """Parameters that read the units of which some go."""
+        changed = (self.structures[number] for number in self.changed)
+        return list(dict.fromkeys(part.tensor for structure in changed for part in structure.of("consumer")))
+
+
+def read_whole(checkpoint: Checkpoint, name: str) -> Tensor:
+    """A parameter as one row."""
+    return checkpoint.dense(name).float().reshape(1, -1)
+
+
+def with_refits(
+    changes: Mapping[str, Change], structures: Sequence[Structure], sizes: Sequence[int], refits: bool
+) -> dict[str, Change]:
+    """The changes, with those marked whose values the method gives: consumers of what is cut, and their biases."""
+    marked = dict(changes)
+    for structure, size in zip(structures, sizes, strict=True):
+        for part in structure.parts if refits and size < structure.size else ():
+            if part.role in ("consumer", "offset"):
+                change = marked[part.tensor]
+                detail = change.detail or {"refit": "takes up the mean of what goes"}
+                marked[part.tensor] = replace(change, refit=True, detail=detail)
+    return marked
+
+
+def offset_part(checkpoint: Checkpoint, consumer: str) -> Iterable[Part]:
+    """The bias of a consumer, which can take up the mean of what goes."""
+    module, _, leaf = consumer.rpartition(".")
+    bias = f"{module}.bias"
+    if leaf == "weight" and bias in checkpoint.parameters():
+        yield Part(bias, f"{module}[0]", "offset", 0, partial(read_whole, checkpoint, bias))

@@ -1,0 +1,78 @@
+"""Importance of a structure's units by gradients: w² E[g²] added up over the weights of each unit.
+
+It is what zeroing the weights one by one would change of the loss, to second order (Molchanov et al. 2019,
+arXiv:1906.10771, equation 8). Vectors such as norms have no gradient here and add nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from aicompress.errors import RecipeError
+from aicompress.layer import GradientStats, LayerInfo, from_matrix
+from aicompress.methods.structural import Part, Structure
+
+Read = Callable[[str], GradientStats | None]  # moments of a layer's gradients by its name
+
+
+def importance(structure: Structure, infos: Mapping[str, LayerInfo], read: Read) -> tuple[Tensor, bool]:
+    """Importance of each unit, (units,) float64, and whether any gradient reached them; by w² where none did.
+
+    Args:
+        structure: its parts can take rows of any tensor of their shape.
+        infos: layers by tensor; other tensors add nothing.
+        read: gives the moments of a layer's gradient.
+    """
+    moments = {p.tensor: read(infos[p.tensor].name) for p in structure.parts if p.tensor in infos}
+    reached = any(moment is not None for moment in moments.values())
+    total = torch.zeros(structure.size, dtype=torch.float64)
+    for part in structure.parts:
+        if part.tensor in moments and part.take is not None and (not reached or moments[part.tensor] is not None):
+            total += _rows(part, infos[part.tensor], moments[part.tensor])
+    return total, reached
+
+
+@dataclass
+class Importances:
+    """Adds up the importance of the units of several structures as moments come in, none of which is kept.
+
+    Attributes:
+        structures: whose units are judged.
+        infos: layers by tensor.
+        totals: importance of the units by the structure's place; those that no gradient reached are not in it.
+    """
+
+    structures: Sequence[Structure]
+    infos: Mapping[str, LayerInfo]
+    totals: dict[int, Tensor] = field(default_factory=dict)
+
+    def add(self, moments: Mapping[str, GradientStats]) -> None:
+        """Take the moments of some layers."""
+        for number, structure in enumerate(self.structures):
+            for part in structure.parts:
+                info = self.infos.get(part.tensor)
+                if info is not None and info.name in moments and part.take is not None:
+                    zero = torch.zeros(structure.size, dtype=torch.float64)
+                    self.totals[number] = self.totals.get(number, zero) + _rows(part, info, moments[info.name])
+
+
+def _rows(part: Part, info: LayerInfo, moments: GradientStats | None) -> Tensor:
+    """What one tensor adds to the importance of each unit, (units,)."""
+    square = part.read().double().square()  # (units, numbers)
+    if moments is not None:
+        assert part.take is not None
+        square *= part.take(from_matrix(moments.square, info.tensor_shape, info.transposed)).double()
+    return square.sum(dim=1)
+
+
+def factor_problems(infos: Sequence[LayerInfo]) -> list[RecipeError]:
+    """A problem where a weight is stored as two factors, whose entries are no unit's own."""
+    factors = [info.name for info in infos if info.part]
+    if not factors:
+        return []
+    hint = "prune before it is factorized, or choose by score: obs"
+    return [RecipeError(f"score: taylor weighs whole weights, and {factors[0]} is a factor of one", hint)]

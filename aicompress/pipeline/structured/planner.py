@@ -1,0 +1,131 @@
+"""Plan a structural step from headers: every problem found at once, every output byte known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.checkpoint.place import require_writable
+from aicompress.errors import CompressError, RecipeError, Refused, raise_all
+from aicompress.methods import get
+from aicompress.methods.prune.units.size_targets import TargetedConfig
+from aicompress.methods.structural import AnyPruner, StructuralMethod
+from aicompress.pipeline.calibration import requirements as needs
+from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.step.checks import decoding, left_out, require_loads, require_space
+from aicompress.pipeline.step.layer_plan import LayerPlan
+from aicompress.pipeline.step.opening import OpenedInput, opened_input
+from aicompress.pipeline.step.output import Destination, lineage_step
+from aicompress.pipeline.structured.allocation import Allocator
+from aicompress.pipeline.structured.choice import UnitChoice
+from aicompress.pipeline.structured.edit import Edit
+from aicompress.pipeline.structured.gradient_scores import factor_problems
+from aicompress.pipeline.structured.plan import StructurePlan, laid_out
+from aicompress.pipeline.structured.reading import layers_of
+from aicompress.pipeline.structured.registry import unit_for
+from aicompress.pipeline.structured.size_targets import Laid, SizeSearch, largest_size
+from aicompress.recipe import Recipe, Select
+
+
+def make_plan(
+    source: str | Path, destination: Destination, recipe: Recipe, command: str, request: Request | None = None
+) -> StructurePlan:
+    """Check everything and lay out the output.
+
+    Reads headers; what names and shapes depend on beside them is left to the survey, or read from the weights.
+    transformers loads the planned output, without data, before any byte is written.
+
+    Raises:
+        Refused: or Problems, everything that is wrong.
+    """
+    method = get(command, recipe.method.name)
+    if not isinstance(method, StructuralMethod):
+        raise TypeError(f"{method.name} is not structural")
+    request = request or Request()
+    opened = opened_input(source, destination, recipe)
+    checkpoint = opened.checkpoint
+    raise_all([*opened.problems, *_unused_sections(recipe)])
+    require_writable(destination.path)
+    _require_uniform(checkpoint)
+    step = lineage_step(command, recipe, checkpoint.source)
+
+    def lay_out(explicit: AnyPruner) -> Laid:
+        edit = _choice(opened, recipe, explicit, request).edit()
+        return edit, laid_out(checkpoint, edit, opened.infos, destination, step)
+
+    pruner: AnyPruner = method.with_config(recipe.method)
+    told: tuple[str, ...] = ()
+    if isinstance(pruner.config, TargetedConfig) and pruner.config.target is not None:
+        search = SizeSearch(pruner, lay_out)
+        size = largest_size(search, request.survey, checkpoint, recipe)
+        pruner, told = search.sized(size), (search.described(size),)
+    choice = _choice(opened, recipe, pruner, request)
+    choice.require()
+    edit = choice.edit()
+    output = laid_out(checkpoint, edit, opened.infos, destination, step)
+    raise_all(_calibration_problems(choice, edit))
+    dense = {name: parameter.dense for name, parameter in output.parameters.items()}
+    require_loads(checkpoint, edit.config, dense, edit.widths)
+    require_space(output)
+    plan = StructurePlan(checkpoint, recipe, pruner, choice, opened.infos, edit, output, opened.kinds, request)
+    decoded = [name for name in output.parameters if plan.decoded(name)]
+    warnings = [*opened.warnings, *told, *edit.warnings, *left_out(checkpoint), *decoding(decoded)]
+    return replace(plan, warnings=tuple(warnings))
+
+
+def _choice(opened: OpenedInput, recipe: Recipe, pruner: AnyPruner, request: Request) -> UnitChoice[Any, Any]:
+    """The units of an input, and how many of each structure stay; unlike sizes are measured.
+
+    Raises:
+        Refused: there are no such units, or not as many can stay.
+    """
+    unit, checkpoint = unit_for(pruner.unit), opened.checkpoint
+    layout = unit.find(checkpoint, pruner.unit, pruner.config.stack)
+    sizes = unit.accepted(layout, pruner.sizes(layout.structures))
+    if pruner.losses is None:
+        return UnitChoice(checkpoint, recipe, request, pruner, unit, layout, tuple(sizes))
+    allocator = Allocator(checkpoint, recipe, request, pruner, pruner.losses)
+    allocation = allocator.allocate(layout.structures, sizes)
+    layout = replace(layout, structures=allocation.structures)
+    return UnitChoice(checkpoint, recipe, request, pruner, unit, layout, allocation.sizes, allocation.record)
+
+
+def _require_uniform(checkpoint: Checkpoint) -> None:
+    """config.json must describe the layers of the input.
+
+    Raises:
+        Refused: it does not.
+    """
+    if checkpoint.manifest.widths:
+        hint = "prune so that config.json can say it first, this last, or start from the checkpoint before it"
+        message = "its layers have unlike widths, or fewer heads, which config.json cannot say"
+        raise Refused(f"{checkpoint.path}: {message}", hint)
+
+
+def _calibration_problems(choice: UnitChoice[Any, Any], edit: Edit) -> list[CompressError]:
+    """Everything that would keep the run from the statistics that it reads with these parameters."""
+    pruner = choice.pruner
+    reads = choice.unit.needs(pruner.reads)
+    if choice.unit.scored and pruner.reads and edit.changed:
+        return []  # has been checked before anything was scored
+    graded = "gradients" in reads
+    changed = [part.tensor for number in edit.changed for part in edit.structures[number].parts]
+    infos = layers_of(choice.checkpoint, changed if graded else edit.consumers)
+    factors = factor_problems(infos) if graded else []
+    if factors:
+        return list(factors)
+    chosen = [LayerPlan(info, pruner.config) for info in infos]
+    return needs.problems(choice.checkpoint, choice.recipe, pruner.method, chosen, choice.request)
+
+
+def _unused_sections(recipe: Recipe) -> list[CompressError]:
+    """Sections that choose single layers mean nothing where layers change together."""
+    given = [name for name in ("rules", "levels") if getattr(recipe, name)]
+    if recipe.select != Select():
+        given.append("select")
+    return [
+        RecipeError(f"{name}: has no meaning for {recipe.method.name}, which changes layers together", "remove it")
+        for name in given
+    ]

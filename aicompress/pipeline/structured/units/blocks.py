@@ -1,0 +1,173 @@
+"""Whole blocks of a stack: those that stay are numbered anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.checkpoint.naming import kind_of, layer_name
+from aicompress.errors import CheckpointError, RecipeError
+from aicompress.layer import LayerInfo
+from aicompress.methods.prune.depth import Blocks
+from aicompress.methods.structural import Part, Structure
+from aicompress.model.architecture.architecture import Architecture, Stack, keep_blocks
+from aicompress.model.architecture.shapes import block_traits, build
+from aicompress.pipeline.step.checks import known_kinds
+from aicompress.pipeline.step.options import Progress
+from aicompress.pipeline.structured.edit import Change, Edit, read_whole
+from aicompress.pipeline.structured.reading import Measurement
+from aicompress.pipeline.structured.unit import Kept, Layout, Scores, StructuralUnit
+from aicompress.pipeline.structured.units.block_scores import BlockScores
+
+
+@dataclass(frozen=True)
+class StackLayout(Layout):
+    """One stack of blocks, which is the only structure.
+
+    Attributes:
+        architecture: of the checkpoint.
+        stack: the stack.
+        one_by_one: influence is measured anew after every block that goes.
+    """
+
+    architecture: Architecture
+    stack: Stack
+    one_by_one: bool
+
+
+class BlockUnit(StructuralUnit[Blocks, StackLayout]):
+    """Whole blocks of a stack."""
+
+    kind = Blocks
+    scored = True
+
+    def find(self, checkpoint: Checkpoint, unit: Blocks, stack: str | None) -> StackLayout:
+        """The stack of the model, or the one that is asked for.
+
+        Raises:
+            Refused: there is no such stack.
+        """
+        architecture = Architecture.of(checkpoint.config, checkpoint.parameters())
+        chosen = _chosen_stack(architecture.stacks(), stack)
+        structure = Structure(chosen.name, chosen.size, tuple(_block_parts(checkpoint, chosen)))
+        return StackLayout((structure,), architecture, chosen, unit.one_by_one)
+
+    def interchangeable(self, checkpoint: Checkpoint, layout: StackLayout) -> bool:
+        """Blocks are not: config.json lists kinds of blocks, and some compute by their number."""
+        return False
+
+    def scored_layers(self, checkpoint: Checkpoint, layout: StackLayout) -> list[LayerInfo]:
+        """Every layer of the blocks."""
+        infos = checkpoint.layers(known_kinds(checkpoint)[0])
+        return [info for info in infos if layout.stack.block_of(info.tensor) is not None]
+
+    def scores(
+        self,
+        layout: StackLayout,
+        sizes: Sequence[int],
+        measurement: Measurement,
+        reads: frozenset[str],
+        progress: Progress,
+    ) -> Scores:
+        """Influence of the blocks, or w² E[g²] over their matrices."""
+        scores = BlockScores(measurement, layout.stack, progress)
+        if "gradients" in reads:
+            importance = scores.gradients()
+        else:
+            importance = scores.influences(layout.stack.size - sizes[0] if layout.one_by_one else 0)
+        return Scores((importance,), scores.record())
+
+    def edit(self, layout: StackLayout, sizes: Sequence[int], kept: Kept) -> Edit:
+        """Drop the tensors of the other blocks, and rename those of the blocks that stay.
+
+        Raises:
+            CheckpointError: the blocks that stay would compute otherwise in their new places.
+        """
+        architecture, stack, blocks = layout.architecture, layout.stack, list(kept[0])
+        edited = keep_blocks(architecture.config, stack.field, blocks)
+        _require_same_blocks(architecture.config, edited, stack, blocks)
+        changes, carried = _renumbered(architecture, edited, stack, blocks)
+        warnings = [
+            f"{name} exists in the first block only: it moved to block {blocks[0]}, now the first" for name in carried
+        ]
+        dropped = ", ".join(str(block) for block in range(stack.size) if block not in blocks)
+        if dropped:
+            warnings.append(f"{stack.name}: dropped block{'s' if ',' in dropped else ''} {dropped} of {stack.size}")
+        return Edit(edited, layout.structures, tuple(sizes), changes, tuple(warnings))
+
+
+def _chosen_stack(stacks: list[Stack], wanted: str | None) -> Stack:
+    names = ", ".join(stack.name for stack in stacks)
+    if not stacks:
+        raise CheckpointError(
+            "no stack of two or more blocks whose number is set in config.json",
+            "blocks that share their parameters, or stages of several sizes, cannot be dropped one by one",
+        )
+    if wanted is None and len(stacks) > 1:
+        raise RecipeError(f"the model has {len(stacks)} stacks of blocks: {names}", "choose one with method.stack")
+    chosen = next((stack for stack in stacks if wanted in (None, stack.name)), None)
+    if chosen is None:
+        raise RecipeError(f"method.stack: there is no stack {wanted!r}", f"the model has {names}")
+    return chosen
+
+
+def _block_parts(checkpoint: Checkpoint, stack: Stack) -> Iterable[Part]:
+    """The matrices of each block, each as one row."""
+    for name, spec in checkpoint.parameters().items():
+        block = stack.block_of(name)
+        if block is not None and kind_of(name, spec) is not None:
+            read = partial(read_whole, checkpoint, name)
+            yield Part(name, layer_name(name), "whole", block, read)
+
+
+def _renumbered(
+    architecture: Architecture, edited: Mapping[str, Any], stack: Stack, kept: list[int]
+) -> tuple[dict[str, Change], list[str]]:
+    """Every tensor that stays under its new name, and those of block 0 that the new first block takes over.
+
+    Such a tensor, T5's relative_attention_bias for one, serves the whole stack and only lives in the first block.
+    """
+    place = {block: number for number, block in enumerate(kept)}
+    expected = Architecture(dict(edited), architecture.specs).names
+    present = set(architecture.specs)
+    changes: dict[str, Change] = {}
+    carried: list[str] = []
+    for name in architecture.specs:
+        block = stack.block_of(name)
+        if block is None:
+            changes[name] = Change(name)
+        elif block in place:
+            new = stack.renumbered(name, place[block])
+            moved = {} if new == name else {"block": f"{block}, now {place[block]}"}
+            changes[new] = Change(name, detail=moved)
+        elif block == 0 and name in expected and stack.renumbered(name, kept[0]) not in present:
+            changes[name] = Change(name, note="serves the whole stack: moved to the new first block")
+            carried.append(name)
+    return changes, carried
+
+
+def _require_same_blocks(old: Mapping[str, Any], new: Mapping[str, Any], stack: Stack, kept: list[int]) -> None:
+    """Every block must compute in its new place as it did in its old one.
+
+    Raises:
+        CheckpointError: the architecture makes blocks by their number, in a way that config.json does not list.
+    """
+    before, after = block_traits(build(old)), block_traits(build(new))
+    for name, blocks in after.items():
+        if len(before.get(name, [])) != stack.size or len(blocks) != len(kept):
+            continue
+        for place, (block, traits) in enumerate(zip(kept, blocks, strict=True)):
+            earlier = before[name][block]
+            for key in earlier.keys() & traits.keys():
+                if earlier[key] != traits[key]:
+                    raise CheckpointError(
+                        f"block {block} would compute otherwise as block {place}: its {key.strip('.')} would be "
+                        f"{traits[key]!r}, it is {earlier[key]!r}",
+                        "the architecture makes its blocks by number: drop others",
+                    )
+
+
+UNIT = BlockUnit()

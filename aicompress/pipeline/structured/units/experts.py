@@ -1,0 +1,178 @@
+"""Experts of mixtures: their tensors, or their part of merged ones, and their rows of the router."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.checkpoint.naming import layer_name
+from aicompress.errors import CheckpointError, RecipeError
+from aicompress.methods.prune.experts import Experts
+from aicompress.methods.structural import Part, Structure
+from aicompress.model.architecture.architecture import Architecture, with_value
+from aicompress.model.architecture.experts import Mixture, mixtures
+from aicompress.pipeline.step.options import Progress
+from aicompress.pipeline.structured.edit import Change, Cut, Edit
+from aicompress.pipeline.structured.reading import Measurement
+from aicompress.pipeline.structured.unit import Kept, Layout, Scores, StructuralUnit
+from aicompress.pipeline.structured.units.expert_scores import require_watchable, routed_scores
+
+
+@dataclass(frozen=True)
+class MixtureLayout(Layout):
+    """Mixtures of experts, a structure for each.
+
+    Attributes:
+        architecture: of the checkpoint.
+        mixtures: in the order of the structures.
+    """
+
+    architecture: Architecture
+    mixtures: Sequence[Mixture]
+
+
+class ExpertUnit(StructuralUnit[Experts, MixtureLayout]):
+    """Experts of mixtures."""
+
+    kind = Experts
+    scored = True
+
+    def find(self, checkpoint: Checkpoint, unit: Experts, stack: str | None) -> MixtureLayout:
+        """Every mixture of the stack.
+
+        Raises:
+            Refused: there are none, or the checkpoint does not hold what its architecture has.
+        """
+        architecture = Architecture.of(checkpoint.config, checkpoint.parameters())
+        chosen = _chosen(architecture, stack)
+        return MixtureLayout(tuple(_structure(checkpoint, mixture) for mixture in chosen), architecture, chosen)
+
+    def interchangeable(self, checkpoint: Checkpoint, layout: MixtureLayout) -> bool:
+        """Experts are where those of a mixture are stored in the same form, to the byte."""
+        return all(
+            _stored(checkpoint, mixture.single(place, expert)) == _stored(checkpoint, mixture.single(place, 0))
+            for mixture in layout.mixtures
+            for place in mixture.singles
+            for expert in range(1, mixture.size)
+        )
+
+    def require_scores(self, layout: MixtureLayout, measurement: Measurement) -> None:
+        """The experts of a mixture are watched as one module.
+
+        Raises:
+            RecipeError: they are modules of their own.
+        """
+        require_watchable(measurement, layout.mixtures)
+
+    def scores(
+        self,
+        layout: MixtureLayout,
+        sizes: Sequence[int],
+        measurement: Measurement,
+        reads: frozenset[str],
+        progress: Progress,
+    ) -> Scores:
+        """What experts answer to the tokens that are routed to them, or how many tokens these are."""
+        return Scores(*routed_scores(measurement, layout.mixtures, "reap" in reads, progress))
+
+    def edit(self, layout: MixtureLayout, sizes: Sequence[int], kept: Kept) -> Edit:
+        """Drop the tensors of the other experts or their part of merged ones, and number those that stay anew."""
+        edited = layout.architecture.config
+        for mixture, size in zip(layout.mixtures, sizes, strict=True):
+            edited = with_value(edited, mixture.field, size)
+        warnings = tuple(
+            f"{structure.name}: kept experts {', '.join(map(str, kept[number]))} of {structure.size}"
+            for number, structure in enumerate(layout.structures)
+            if sizes[number] < structure.size
+        )
+        changes = _changes(layout, sizes, kept)
+        return Edit(edited, layout.structures, tuple(sizes), changes, warnings, kept=kept)
+
+
+def _stored(checkpoint: Checkpoint, name: str) -> tuple[Any, ...]:
+    """Everything but the values of a parameter as the input stores it."""
+    entry = checkpoint.manifest.entries.get(name)
+    tensors = {suffix: checkpoint.tensors[disk].spec for suffix, disk in checkpoint.stored_names(name).items()}
+    return checkpoint.parameters()[name], None if entry is None else entry.meta, tensors
+
+
+def _chosen(architecture: Architecture, stack: str | None) -> list[Mixture]:
+    every = mixtures(architecture)
+    if not every:
+        raise CheckpointError("config.json counts no experts", "this is no mixture of experts: see `width` and `heads`")
+    chosen = [layer for layer in every if stack is None or layer.name.startswith(f"{stack}.")]
+    if not chosen:
+        raise RecipeError(
+            f"method.stack: no experts lie in {stack!r}", f"there are {every[0].name} to {every[-1].name}"
+        )
+    fields = {layer.field for layer in chosen}
+    shared = [layer for layer in every if layer.field in fields and layer not in chosen]
+    if shared:
+        field = ".".join(shared[0].field)
+        raise RecipeError(f"{field} of config.json also counts the experts of {shared[0].name}", "leave stack out")
+    for layer in chosen:
+        named = [layer.single(place, expert) for place in layer.singles for expert in range(layer.size)]
+        for name in (*named, *(tensor for tensor, _ in layer.axes)):
+            if name not in architecture.specs:
+                raise CheckpointError(
+                    f"the checkpoint lacks {name}, which its architecture has",
+                    "save it again with a current transformers, so that its tensors have their present names",
+                )
+        for tensor, axis in layer.axes:
+            shape = architecture.specs[tensor].shape
+            if len(shape) <= axis or shape[axis] != layer.size:
+                raise CheckpointError(
+                    f"{tensor} has shape {shape}, but config.json counts {layer.size} experts",
+                    "the checkpoint and its config.json do not belong together",
+                )
+    return chosen
+
+
+def _structure(checkpoint: Checkpoint, layer: Mixture) -> Structure:
+    parts = tuple(_parts(checkpoint, layer))
+    return Structure(layer.name, layer.size, parts, groups=layer.groups, worth=layer.chosen)
+
+
+def _parts(checkpoint: Checkpoint, layer: Mixture) -> Iterable[Part]:
+    """Matrices of experts, a row for each; the router is no expert's own."""
+    for place in layer.singles:
+        for expert in range(layer.size):
+            name = layer.single(place, expert)
+            yield Part(name, layer_name(name), "whole", expert, partial(_row, checkpoint, name))
+    for name, axis in layer.axes:
+        if len(checkpoint.parameters()[name].shape) > 2:
+            yield Part(name, layer_name(name), "whole", 0, partial(_rows, checkpoint, name, axis))
+
+
+def _row(checkpoint: Checkpoint, name: str) -> Tensor:
+    return checkpoint.dense(name).float().reshape(1, -1)
+
+
+def _rows(checkpoint: Checkpoint, name: str, axis: int) -> Tensor:
+    moved = checkpoint.dense(name).movedim(axis, 0)
+    return moved.float().reshape(len(moved), -1)
+
+
+def _changes(layout: MixtureLayout, sizes: Sequence[int], kept: Kept) -> dict[str, Change]:
+    """Every parameter of the output: experts that stay under their new numbers."""
+    specs = layout.architecture.specs
+    changes = {name: Change(name) for name in specs}
+    for number, (mixture, size) in enumerate(zip(layout.mixtures, sizes, strict=True)):
+        for place in mixture.singles:
+            for expert in range(size, mixture.size):
+                del changes[mixture.single(place, expert)]
+            for new, expert in enumerate(kept[number]):
+                detail = {} if new == expert else {"expert": f"{expert}, now {new}"}
+                changes[mixture.single(place, new)] = Change(mixture.single(place, expert), detail=detail)
+        for tensor, axis in mixture.axes if size < mixture.size else ():
+            detail = {Experts.plural: f"{size} of {mixture.size}"}
+            changes[tensor] = Change(tensor, (Cut(number, axis),), detail)
+    return changes
+
+
+UNIT = ExpertUnit()

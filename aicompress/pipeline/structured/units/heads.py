@@ -1,0 +1,236 @@
+"""Attention heads: rows of the projections that make them, and columns of the one that reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.errors import CheckpointError, RecipeError
+from aicompress.methods.prune.heads import Heads
+from aicompress.methods.structural import Part, Structure
+from aicompress.model.architecture.architecture import Architecture
+from aicompress.model.architecture.attention import Attention, HeadTensor, attentions
+from aicompress.model.architecture.attention_in_width import attentions_in_width, counted
+from aicompress.model.architecture.fused_heads import lies_in_sections
+from aicompress.model.architecture.shapes import build
+from aicompress.pipeline.structured.edit import Change, Cut, Edit, offset_part
+from aicompress.pipeline.structured.unit import Kept, Layout, StructuralUnit
+
+
+@dataclass(frozen=True)
+class AttentionLayout(Layout):
+    """Attentions of an architecture, a structure for each.
+
+    Attributes:
+        architecture: of the checkpoint.
+        attentions: in the order of the structures.
+        grouped: a unit is a key-value group with its query heads, not a query head.
+    """
+
+    architecture: Architecture
+    attentions: Sequence[Attention]
+    grouped: bool
+
+
+class HeadUnit(StructuralUnit[Heads, AttentionLayout]):
+    """Heads of attentions."""
+
+    kind = Heads
+
+    def find(self, checkpoint: Checkpoint, unit: Heads, stack: str | None) -> AttentionLayout:
+        """Every attention of the stack.
+
+        Raises:
+            Refused: the checkpoint does not hold what config.json says, or how heads lie cannot be told.
+        """
+        architecture = Architecture.of(checkpoint.config, checkpoint.parameters())
+        chosen = _chosen(architecture, stack)
+        structures = tuple(_structure(checkpoint, attention, unit.grouped) for attention in chosen)
+        return AttentionLayout(structures, architecture, chosen, unit.grouped)
+
+    def edit(self, layout: AttentionLayout, sizes: Sequence[int], kept: Kept) -> Edit:
+        """Cut the projections of every attention; config.json has the number of heads.
+
+        Where config.json cannot say fewer heads of this size, it keeps their number and the manifest says what stays.
+
+        Raises:
+            RecipeError: transformers does not take the number.
+        """
+        structures, architecture = layout.structures, layout.architecture
+        edited, widths = architecture.config, dict[str, dict[str, int]]()
+        for attention, structure, size in zip(layout.attentions, structures, sizes, strict=True):
+            if not attention.count.size:
+                widths |= counted(attention, size) if size < structure.size else {}
+                continue
+            groups = size if layout.grouped else attention.count.groups
+            edited = attention.count.edited(edited, size * structure.worth, groups)
+        if not widths:
+            _require_valid(architecture, edited, layout.attentions[0], structures[0])
+        unchanged = not any(size < s.size for s, size in zip(structures, sizes, strict=True))
+        config_json = architecture.config if unchanged else edited
+        warnings = () if not unchanged else _nothing(structures[0])
+        if widths:
+            warnings = (
+                f"config.json cannot say {sizes[0]} heads of this size: loads with aicompress, and in transformers "
+                "with trust_remote_code",
+            )
+        return Edit(dict(config_json), structures, tuple(sizes), _changes(layout, sizes), warnings, widths=widths)
+
+
+def _changes(layout: AttentionLayout, sizes: Sequence[int]) -> dict[str, Change]:
+    changes = {name: Change(name) for name in layout.architecture.specs}
+    for number, (attention, structure, size) in enumerate(
+        zip(layout.attentions, layout.structures, sizes, strict=True)
+    ):
+        heads = f"{size * structure.worth} of {attention.count.heads}"
+        for tensor in attention.tensors if size < structure.size else ():
+            cuts = tuple(_cuts(attention, tensor, number, layout.grouped))
+            if cuts:
+                changes[tensor.tensor] = Change(tensor.tensor, cuts, {Heads.plural: heads})
+    return changes
+
+
+def _nothing(structure: Structure) -> tuple[str, ...]:
+    return (f"no head goes: {structure.name} has {structure.size} units, and the share rounds to all of them",)
+
+
+def _chosen(architecture: Architecture, stack: str | None) -> list[Attention]:
+    every = attentions(architecture) or attentions_in_width(architecture)
+    chosen = [attention for attention in every if stack is None or attention.name.startswith(f"{stack}.")]
+    if not chosen:
+        raise RecipeError(
+            f"method.stack: no attention lies in {stack!r}", f"there are {every[0].name} to {every[-1].name}"
+        )
+    fields = {attention.count.query for attention in chosen}
+    shared = [a for a in every if a.count.query in fields and a not in chosen]
+    if shared:
+        field = ".".join(shared[0].count.query)
+        raise RecipeError(f"{field} of config.json also counts the heads of {shared[0].name}", "leave method.stack out")
+    for attention in chosen:
+        _require_whole(architecture, attention)
+    fused = [a for a in chosen if a.count.size and any(len(tensor.sections) > 1 for tensor in a.tensors)]
+    if fused and not lies_in_sections(architecture, fused[0]):
+        raise CheckpointError(
+            f"{fused[0].name}: how heads lie in its fused projection cannot be told", "its heads cannot be pruned"
+        )
+    return chosen
+
+
+def _require_whole(architecture: Architecture, attention: Attention) -> None:
+    """Heads must be made and read in one place, by tensors that the checkpoint has.
+
+    Raises:
+        CheckpointError: they are not.
+    """
+    readers = [t for t in attention.tensors if t.role == "consumer"]
+    if len(readers) != 1 or len(attention.tensors) == 1:
+        odd = (readers or list(attention.tensors))[-1].tensor
+        raise CheckpointError(
+            f"{odd} holds something for every head beside the projections of one attention",
+            "heads of layers that share it cannot go one by one",
+        )
+    for tensor in attention.tensors:
+        spec = architecture.specs.get(tensor.tensor)
+        if spec is None:
+            raise CheckpointError(
+                f"the checkpoint lacks {tensor.tensor}, which its architecture has",
+                "save it again with a current transformers, so that its tensors have their present names",
+            )
+        length = sum(s.span * _number(attention, s.kind) for s in tensor.sections)
+        if len(spec.shape) <= tensor.axis or spec.shape[tensor.axis] != length:
+            raise CheckpointError(
+                f"{tensor.tensor} has shape {spec.shape}, but config.json says {attention.count.heads} heads",
+                "the checkpoint and its config.json do not belong together",
+            )
+
+
+def _number(attention: Attention, kind: str) -> int:
+    return attention.count.heads if kind == "query" else attention.count.groups
+
+
+def _structure(checkpoint: Checkpoint, attention: Attention, grouped: bool) -> Structure:
+    """Units are groups, or query heads which lie in groups."""
+    count = attention.count
+    parts = tuple(part for tensor in attention.tensors for part in _parts(checkpoint, attention, tensor, grouped))
+    name = next(t.tensor for t in attention.tensors if t.role == "consumer").rpartition(".")[0].rpartition(".")[0]
+    if grouped:
+        return Structure(name, count.groups, parts, worth=count.heads // count.groups)
+    return Structure(name, count.heads, parts, groups=count.groups)
+
+
+def _cuts(attention: Attention, tensor: HeadTensor, number: int, grouped: bool) -> Iterable[Cut]:
+    if grouped:
+        yield Cut(number, tensor.axis, tuple(_span(attention, s.kind, s.span, grouped) for s in tensor.sections))
+        return
+    begin = 0
+    for section in tensor.sections:
+        if section.kind == "query":
+            yield Cut(number, tensor.axis, (section.span,), begin)
+        begin += section.span * _number(attention, section.kind)
+
+
+def _span(attention: Attention, kind: str, span: int, grouped: bool) -> int:
+    """Entries of a unit: a group holds several query heads."""
+    return span * (attention.count.heads // attention.count.groups) if grouped and kind == "query" else span
+
+
+def _parts(checkpoint: Checkpoint, attention: Attention, tensor: HeadTensor, grouped: bool) -> Iterable[Part]:
+    """The units' slices of a tensor, (units, numbers); a fused tensor gives several."""
+    module, begin = tensor.tensor.rpartition(".")[0], 0
+    units = attention.count.groups if grouped else attention.count.heads
+    for number, section in enumerate(tensor.sections):
+        length = section.span * _number(attention, section.kind)
+        if grouped or section.kind == "query":
+            take = partial(_taken, tensor.axis, (begin, length), units)
+            read = partial(_read, checkpoint, tensor.tensor, take)
+            span = _span(attention, section.kind, section.span, grouped)
+            yield Part(tensor.tensor, f"{module}[{number}]", tensor.role, 0, read, span, take)
+        begin += length
+    if tensor.role == "consumer":
+        yield from offset_part(checkpoint, tensor.tensor)
+
+
+def _read(checkpoint: Checkpoint, tensor: str, take: Callable[[Tensor], Tensor]) -> Tensor:
+    return take(checkpoint.dense(tensor))
+
+
+def _taken(axis: int, where: tuple[int, int], units: int, tensor: Tensor) -> Tensor:
+    begin, length = where
+    return tensor.movedim(axis, 0)[begin : begin + length].float().reshape(units, -1)
+
+
+def _require_valid(
+    architecture: Architecture, edited: dict[str, Any], attention: Attention, structure: Structure
+) -> None:
+    """transformers must take the new numbers.
+
+    Raises:
+        RecipeError: it does not; the hint names the numbers that it takes.
+    """
+    try:
+        build(edited)
+    except CheckpointError as error:
+        fits = list(_fitting(architecture, attention, structure))
+        hint = f"these numbers of heads fit: {', '.join(map(str, fits))}" if fits else "no smaller number of heads fits"
+        raise RecipeError(error.message, hint) from error
+
+
+def _fitting(architecture: Architecture, attention: Attention, structure: Structure) -> Sequence[int]:
+    """Numbers of query heads below the present one that transformers takes."""
+    count, fitting = attention.count, []
+    for units in range(structure.groups, structure.size, structure.groups):
+        heads, groups = units * structure.worth, units if structure.groups == 1 else count.groups
+        try:
+            build(count.edited(architecture.config, heads, groups))
+        except CheckpointError:
+            continue
+        fitting.append(heads)
+    return fitting
+
+
+UNIT = HeadUnit()

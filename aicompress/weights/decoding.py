@@ -1,0 +1,118 @@
+"""Decoding of stored forms in differentiable tensor operations, for readers without this package.
+
+This file needs torch only. A checkpoint of the native layout carries a `decoding_aicompress.py`, which is this file
+followed by the decoder of every form: the functions under `@decoder` and `@product` in the forms' own files. A decoder
+may therefore use torch and the names of this file, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import reduce
+from itertools import combinations
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+WORD = 32
+
+Meta = Mapping[str, Any]  # a form's facts from the manifest
+Tensors = Mapping[str, Tensor]  # its tensors by suffix; the primary one has the suffix ''
+Decoder = Callable[[Meta, Tensors], Tensor]
+Factors = list[tuple[Meta, Tensors]]
+
+DECODERS: dict[str, Decoder] = {}
+PRODUCTS: dict[str, Callable[[Meta, Tensors], Factors]] = {}
+
+
+def decoder(form: str) -> Callable[[Decoder], Decoder]:
+    """Register the function that gives the matrix (out, in) of a form."""
+
+    def register(function: Decoder) -> Decoder:
+        DECODERS[form] = function
+        return function
+
+    return register
+
+
+def product(form: str) -> Callable[[Callable[[Meta, Tensors], Factors]], Callable[[Meta, Tensors], Factors]]:
+    """Register the function that gives the factors of a form that is a product, the left one first."""
+
+    def register(function: Callable[[Meta, Tensors], Factors]) -> Callable[[Meta, Tensors], Factors]:
+        PRODUCTS[form] = function
+        return function
+
+    return register
+
+
+def factors(meta: Meta, tensors: Tensors) -> Factors:
+    """The stored weights whose product a stored weight is: itself alone, unless its form is a product."""
+    split = PRODUCTS.get(meta["form"])
+    return [(meta, tensors)] if split is None else split(meta, tensors)
+
+
+def decode(meta: Meta, tensors: Tensors) -> Tensor:
+    """The matrix (out, in) that a stored form stands for.
+
+    Raises:
+        ValueError: a form that this version does not know.
+    """
+    form = meta["form"]
+    if form in PRODUCTS:
+        return reduce(torch.matmul, [decode(*factor) for factor in factors(meta, tensors)])
+    if form not in DECODERS:
+        raise ValueError(f"stored form {form!r} is not known to this version of aicompress: upgrade it")
+    return DECODERS[form](meta, tensors)
+
+
+def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
+    """Codes (rows, columns) uint8 of little-endian bit streams (rows, words) int32."""
+    if WORD % bits == 0:
+        as_bytes = packed.contiguous().view(torch.uint8)
+        mask = (1 << bits) - 1
+        pieces = [(as_bytes >> (k * bits)) & mask for k in range(8 // bits)]
+        codes = pieces[0] if len(pieces) == 1 else torch.stack(pieces, dim=-1)
+        return codes.reshape(packed.shape[0], -1)[:, :columns]
+    rows, words = packed.shape
+    padded = F.pad(packed, (0, -words % bits)).to(torch.int64) & 0xFFFFFFFF
+    blocks = padded.reshape(rows, -1, bits)  # 32 codes fill exactly `bits` words
+    codes = torch.empty(rows, blocks.shape[1], WORD, dtype=torch.uint8, device=packed.device)
+    for j in range(WORD):
+        word, shift = divmod(j * bits, WORD)
+        value = blocks[..., word] >> shift
+        if shift + bits > WORD:
+            value = value | (blocks[..., word + 1] << (WORD - shift))
+        codes[..., j] = (value & ((1 << bits) - 1)).to(torch.uint8)
+    return codes.reshape(rows, -1)[:, :columns]
+
+
+def unpack_mask(packed: Tensor, count: int) -> Tensor:
+    """Booleans (count,) of a bit mask, element i at bit i%8 of byte i//8."""
+    bits = (packed[:, None] >> torch.arange(8, dtype=torch.uint8, device=packed.device)) & 1
+    return bits.reshape(-1)[:count].bool()
+
+
+def masked(meta: Meta, tensors: Tensors) -> Tensor:
+    """The mask of a sparse form, (out * in,) bool: a bit mask, or one number for every few groups of an N:M mask."""
+    out, columns = meta["shape"]
+    if "pattern" not in meta:
+        return unpack_mask(tensors[""], out * columns)
+    kept, size = meta["pattern"]
+    packed, count, device = tensors[""], out * columns // size, tensors[""].device
+    ways = torch.tensor([sum(1 << p for p in places) for places in combinations(range(size), kept)], device=device)
+    fits = {w: max([d for d in range(1, 8 * w + 1) if len(ways) ** d <= 1 << 8 * w], default=0) for w in (1, 2, 4)}
+    width, digits = min(((w, d) for w, d in fits.items() if d), key=lambda item: item[0] / item[1])
+    value = (packed.reshape(-1, width).long() << (8 * torch.arange(width, device=device))).sum(dim=1)
+    digit = (value[:, None] // len(ways) ** torch.arange(digits, device=device)) % len(ways)
+    bits = ways[digit.reshape(-1)[:count]]
+    mask = ((bits[:, None] >> torch.arange(size, device=device)) & 1).bool().reshape(out, columns)
+    if "order" in tensors:
+        mask = torch.empty_like(mask).index_copy_(1, tensors["order"].long(), mask)
+    return mask.reshape(-1)
+
+
+def by_column(values: Tensor, columns: int, size: int) -> Tensor:
+    """(rows, groups) -> (rows, columns), or (1, 1) for all; the last group may be narrower than the others."""
+    return values.repeat_interleave(size or columns, dim=1)[:, :columns]

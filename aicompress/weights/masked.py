@@ -1,0 +1,67 @@
+"""What the sparse forms share: a mask of one bit per element, or less where it is N:M."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from aicompress.weights.form import Weight
+from aicompress.weights.grouping import Grouping
+from aicompress.weights.packing import pack_mask, unpack_mask
+
+
+class Masked(Weight):
+    """A form that stores the elements under a mask; the others are exactly zero.
+
+    Attributes:
+        mask: (out, in) bool, True where an element is kept.
+        grouping: N and M where the mask is N:M and packed as such.
+    """
+
+    mask: Tensor
+    grouping: Grouping | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (self.mask.shape[0], self.mask.shape[1])
+
+    def zeros(self) -> str:
+        """The share of zeros in words."""
+        pattern = "" if self.grouping is None else f", {self.grouping.kept}:{self.grouping.size}"
+        return f"{100 * (1 - self.numbers() / max(1, self.mask.numel())):.3g}% zeros{pattern}"
+
+
+def mask_tensors(mask: Tensor, grouping: Grouping | None) -> dict[str, Tensor]:
+    """A mask as it is stored, by suffix."""
+    if grouping is None:
+        return {"": pack_mask(mask.reshape(-1))}
+    stored = {"": grouping.pack(mask)}
+    return stored if grouping.order is None else {**stored, "order": grouping.order}
+
+
+def mask_meta(grouping: Grouping | None) -> dict[str, Any]:
+    """What a reader needs beside the tensors."""
+    return {} if grouping is None else {"pattern": [grouping.kept, grouping.size]}
+
+
+def restored_mask(tensors: Mapping[str, Tensor], meta: Mapping[str, Any], kept: int) -> tuple[Tensor, Grouping | None]:
+    """Undo `mask_tensors` and `mask_meta`.
+
+    Returns:
+        (out, in) bool, and the grouping.
+
+    Raises:
+        ValueError: the mask keeps another number of elements than are stored.
+    """
+    out, columns = meta["shape"]
+    if "pattern" not in meta:
+        mask, grouping = unpack_mask(tensors[""], out * columns).reshape(out, columns), None
+    else:
+        survivors, size = meta["pattern"]
+        grouping = Grouping(int(survivors), int(size), tensors.get("order"))
+        mask = grouping.unpack(tensors[""], (out, columns))
+    if mask.device.type != "meta" and int(mask.sum()) != kept:
+        raise ValueError(f"{kept} elements are stored under a mask that keeps {int(mask.sum())}")
+    return mask, grouping

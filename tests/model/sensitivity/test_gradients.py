@@ -1,0 +1,228 @@
+"""Gradients taken block by block are those of the whole model, on every kind of architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AlbertConfig, AlbertModel
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.errors import CompressError
+from aicompress.layer import GradientStats, as_matrix
+from aicompress.model.loading.chain import module_for
+from aicompress.model.loading.load import build, load
+from aicompress.model.loading.merged_experts import Slot
+from aicompress.model.loading.partial_model import PartialModel
+from aicompress.model.sensitivity import gradients
+from aicompress.model.sensitivity.gradients import Descent, collect
+from aicompress.model.sensitivity.loss import Objective, Sample
+from aicompress.model.sensitivity.moments import Watched
+from aicompress.recipe.section import Model
+from tests import checkpoints
+from tests.checkpoints import Cnn, Mlp
+
+EVERY = ("linear", "conv")
+
+
+def samples_of(fixture: str, count: int = 3) -> list[Sample]:
+    draw = torch.Generator().manual_seed(0)
+    found = []
+    for number in range(count):
+        if fixture == "tiny_vit":
+            inputs: dict[str, Any] = {"pixel_values": torch.rand(1, 1, 28, 28, generator=draw)}
+            found.append(Sample(number, inputs, labels=torch.tensor([number])))
+            continue
+        ids = torch.randint(5, 200, (1, 9 + number), generator=draw)
+        inputs = {"input_ids": ids, **({"decoder_input_ids": ids} if fixture == "tiny_t5" else {})}
+        found.append(Sample(number, inputs, tokens=None if fixture == "tiny_bert" else ids))
+    return found
+
+
+def descent_of(folder: Path, samples: list[Sample], objective: Objective, kinds: tuple[str, ...] = EVERY) -> Descent:
+    checkpoint = Checkpoint.open(folder)
+    model = build(checkpoint)
+    loader = PartialModel(checkpoint, model, dtype=torch.float32)
+    wanted = {
+        info.name: Watched(place, info.tensor_shape, info.transposed)
+        for info in checkpoint.layers()
+        if info.kind in kinds and (place := loader.place_of(info.tensor)) is not None
+    }
+    return Descent(model, loader, samples, wanted, objective)
+
+
+def collected(job: Descent) -> dict[str, GradientStats]:
+    found: dict[str, GradientStats] = {}
+    collect(job, found.update)
+    return found
+
+
+def expected(
+    model: Any, samples: list[Sample], wanted: Mapping[str, Watched], objective: Objective
+) -> dict[str, GradientStats]:
+    """Moments by autograd on a whole model in float64."""
+    model = model.double().eval().requires_grad_(True)
+    if hasattr(model, "config"):
+        model.config._experts_implementation = "eager"  # the others have no float64
+    sums: dict[str, tuple[Tensor, Tensor]] = {}
+    for sample in samples:
+        model.zero_grad(set_to_none=True)
+        inputs = {k: v.double() if v.is_floating_point() else v for k, v in sample.inputs.items()}
+        objective(model(**inputs), sample).backward()
+        for name, watched in wanted.items():
+            grad = _grad(model, watched)
+            mean, square = sums.get(name, (torch.zeros(()), torch.zeros(())))
+            sums[name] = mean + grad, square + grad.square()
+    count = len(samples)
+    return {name: GradientStats(count, mean / count, square / count) for name, (mean, square) in sums.items()}
+
+
+def _grad(model: Any, watched: Watched) -> Tensor:
+    if isinstance(watched.place, Slot):
+        grad = model.get_submodule(watched.place.module)._parameters[watched.place.leaf].grad
+        return watched.place.read(grad, watched.shape).clone()
+    grad = model.get_submodule(watched.place).weight.grad
+    return as_matrix(torch.zeros(watched.shape) if grad is None else grad, watched.transposed).clone()
+
+
+def assert_same(found: Mapping[str, GradientStats], wanted: Mapping[str, GradientStats]) -> None:
+    assert set(found) == set(wanted)
+    for name, moments in wanted.items():
+        assert found[name].count == moments.count
+        for mine, whole in ((found[name].mean, moments.mean), (found[name].square, moments.square)):
+            largest = float(whole.abs().max())
+            torch.testing.assert_close(mine.double(), whole.double(), rtol=1e-3, atol=1e-4 * largest + 1e-12, msg=name)
+
+
+FAMILIES = ["tiny_llama", "tiny_gpt2", "tiny_bert", "tiny_vit", "tiny_t5", "tiny_qwen_moe", "tiny_mixtral"]
+
+
+OWN = ["tiny_llama", "tiny_vit", "tiny_t5"]
+
+
+@pytest.mark.parametrize(
+    ("fixture", "kind"), [*((family, "task") for family in FAMILIES), *((family, "own") for family in OWN)]
+)
+def test_they_are_those_of_the_whole_model(
+    fixture: str, kind: Any, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gradients, "_whole", None)  # none of these needs the whole model
+    folder: Path = request.getfixturevalue(fixture)
+    job = descent_of(folder, samples_of(fixture), Objective(kind, seed=1))
+    moments = collected(job)
+    wanted = expected(load(folder, kernels="reference"), samples_of(fixture), job.wanted, Objective(kind, seed=1))
+    assert_same(moments, wanted)
+    assert any(float(each.mean.abs().max()) > 0 for each in moments.values())
+
+
+def test_tied_weights_need_the_whole_model(tiny_llama: Path) -> None:
+    """A head and an embedding in one: the square of the sum is not the sum of the squares."""
+    job = descent_of(tiny_llama, samples_of("tiny_llama"), Objective(), ("linear", "embedding"))
+    whole = load(tiny_llama, kernels="reference")
+    assert_same(collected(job), expected(whole, samples_of("tiny_llama"), job.wanted, Objective()))
+
+
+def test_an_untied_head_and_embedding_do_not(tiny_llama_untied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradients, "_whole", None)
+    job = descent_of(tiny_llama_untied, samples_of("tiny_llama"), Objective(), ("linear", "embedding", "head"))
+    whole = load(tiny_llama_untied, kernels="reference")
+    assert {"lm_head", "model.embed_tokens"} <= set(job.wanted)
+    assert_same(collected(job), expected(whole, samples_of("tiny_llama"), job.wanted, Objective()))
+
+
+def test_a_block_that_runs_again(tmp_path: Path) -> None:
+    """ALBERT runs one block several times: a sample's gradient is the sum over them."""
+    torch.manual_seed(0)
+    config = AlbertConfig(
+        vocab_size=256, hidden_size=32, embedding_size=16, num_hidden_layers=3, num_attention_heads=4,
+        intermediate_size=48, max_position_embeddings=64, initializer_range=0.2,
+    )  # fmt: skip
+    folder = checkpoints.save(AlbertModel(config), tmp_path / "albert", torch.float32, 1)
+    job = descent_of(folder, samples_of("tiny_bert"), Objective())
+    whole = load(folder, kernels="reference")
+    assert_same(collected(job), expected(whole, samples_of("tiny_bert"), job.wanted, Objective()))
+
+
+@pytest.mark.parametrize(
+    ("fixture", "steps", "module"),
+    [
+        ("mlp_file", ("flatten", "fc1", "relu", "fc2", "relu", "fc3"), Mlp),
+        ("cnn_file", ("conv1", "bn1", "relu", "maxpool:2", "conv2", "bn2", "relu", "maxpool:2", "flatten", "fc"), Cnn),
+    ],
+)
+def test_chains_of_layers(
+    fixture: str, steps: tuple[str, ...], module: type[torch.nn.Module], request: pytest.FixtureRequest
+) -> None:
+    path: Path = request.getfixturevalue(fixture)
+    checkpoint = Checkpoint.open(path)
+    chain = module_for(path, Model(sequential=steps))
+    loader = PartialModel(checkpoint, chain, dtype=torch.float32)
+    images, labels = checkpoints.digits(4, seed=3)
+    samples = [
+        Sample(number, {"x": torch.from_numpy(images[number : number + 1]).float() / 255}, torch.tensor([int(label)]))
+        for number, label in enumerate(labels)
+    ]
+    wanted = {info.name: Watched(info.name, info.tensor_shape) for info in checkpoint.layers()}
+    moments = collected(Descent(chain, loader, samples, wanted, Objective()))
+    whole = load(path, model=module(), kernels="reference")
+    forward = [replace(sample, inputs={"images": sample.inputs["x"].unsqueeze(1)}) for sample in samples]
+    assert_same(moments, expected(whole, forward, wanted, Objective()))
+
+
+def test_bf16_is_differentiated_in_float32(tiny_llama_bf16: Path) -> None:
+    job = descent_of(tiny_llama_bf16, samples_of("tiny_llama"), Objective())
+    whole = load(tiny_llama_bf16, kernels="reference", dtype=torch.float32)
+    assert_same(collected(job), expected(whole, samples_of("tiny_llama"), job.wanted, Objective()))
+
+
+def test_only_one_block_is_in_memory(tiny_llama: Path) -> None:
+    job = descent_of(tiny_llama, samples_of("tiny_llama"), Objective())
+    loaded: list[int] = []
+    found: list[list[str]] = []
+
+    def keep(stats: Mapping[str, GradientStats]) -> None:
+        loaded.append(sum(layer.mlp.up_proj.weight.device.type != "meta" for layer in job.model.model.layers))
+        found.append(list(stats))
+
+    collect(job, keep)
+    assert loaded == [1, 1, 1]
+    assert [names[0].split(".")[2] for names in found] == ["2", "1", "0"]
+
+
+def test_own_labels_are_drawn_by_seed_and_sample(tiny_llama: Path) -> None:
+    sample = samples_of("tiny_llama", 1)[0]
+    model = load(tiny_llama, kernels="reference")
+    losses = [
+        float(Objective("own", seed)(model(**sample.inputs), replace(sample, number=number)))
+        for seed, number in ((0, 0), (0, 0), (1, 0), (0, 1))
+    ]
+    assert losses[0] == losses[1]
+    assert len(set(losses)) == 3
+
+
+def test_a_factor_s_gradient_follows_from_the_weight_s(tiny_llama: Path) -> None:
+    """W = A B: dL/dA = g Bᵀ of every sample, squared before it is averaged."""
+    name = "model.layers.1.mlp.up_proj"
+    inner = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    job = descent_of(tiny_llama, samples_of("tiny_llama"), Objective())
+    whole = job.wanted[name]
+    parts = {name: whole, "out": replace(whole, part=lambda: lambda g: g @ inner.t())}
+    found = collected(replace(job, wanted=parts))
+    torch.testing.assert_close(found["out"].mean, found[name].mean @ inner.t(), rtol=1e-4, atol=1e-7)
+    one = collected(replace(job, wanted=parts, samples=job.samples[:1]))
+    torch.testing.assert_close(one["out"].square, one["out"].mean.square())
+
+
+def test_a_loss_that_is_not_finite_is_refused(tiny_llama: Path) -> None:
+    job = descent_of(tiny_llama, samples_of("tiny_llama"), Objective())
+
+    def broken(output: Any, sample: Sample) -> Tensor:
+        return output.logits.sum() * float("nan")
+
+    with pytest.raises(CompressError, match="loss of calibration sample 0"):
+        collected(replace(job, objective=broken))  # type: ignore[arg-type]

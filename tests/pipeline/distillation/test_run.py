@@ -1,0 +1,438 @@
+"""Distillation end to end on small real models: every kind of student, every promise about the output."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.errors import CompressError, OutputExists, RecipeError, Refused
+from aicompress.pipeline.distillation.plan import make_plan
+from aicompress.pipeline.distillation.run import TrainingOptions, run
+from aicompress.pipeline.step.options import Options
+from aicompress.pipeline.step.output import Destination
+from aicompress.recipe.distillation import DistillRecipe, load
+from aicompress.report.model import Report
+from tests import checkpoints
+from tests.model.compressed import compress, halved, integers, low_rank
+
+Make = Callable[..., DistillRecipe]
+
+
+@pytest.fixture(scope="session")
+def shallow_llama(built: Path) -> Path:
+    """A random Llama of two layers with the tokenizer of `trained_llama`."""
+    return checkpoints.make_llama(built / "llama-shallow", num_hidden_layers=2)
+
+
+@pytest.fixture(scope="session")
+def wide_bert(built: Path) -> Path:
+    """A BERT wider and deeper than `tiny_bert`."""
+    return checkpoints.make_bert(built / "bert-wide", hidden_size=64, num_hidden_layers=4)
+
+
+@pytest.fixture(scope="session")
+def other_bert(built: Path) -> Path:
+    """A BERT with the shape of `tiny_bert` and other weights."""
+    return checkpoints.make_bert(built / "bert-other", initializer_range=0.2)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, text_file: Path) -> Make:
+    """Recipes on the session's text: a method's fields, training fields, and whole sections."""
+
+    def make(method: dict[str, Any], sections: dict[str, Any] | None = None, **training: Any) -> DistillRecipe:
+        settings = {"steps": 8, "batch": 8, "evaluate_every": 4, "learning_rate": 2e-3, "precision": "fp32", **training}
+        plain = {"version": 1, "method": method, "data": {"text": str(text_file), "length": 32}, "training": settings}
+        path = tmp_path / "recipe.yaml"
+        path.write_text(json.dumps({**plain, **(sections or {})}))
+        return load(str(path))
+
+    return make
+
+
+def distil(
+    student: Path, teacher: Path, out: Path, made: DistillRecipe, save_seconds: float = 60.0, **options: Any
+) -> Report:
+    plan = make_plan(student, teacher, Destination(out), made)
+    report = run(plan, Options(**options), TrainingOptions(save_seconds))
+    assert sum(file.stat().st_size for file in Checkpoint.open(out).source.files) == plan.output.weight_bytes
+    return report
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    checkpoint = Checkpoint.open(path)
+    return {name: checkpoint.read(name) for name in checkpoint.tensors}
+
+
+def test_a_language_model_comes_closer_to_its_teacher(
+    tiny_llama: Path, trained_llama: Path, recipe: Make, tmp_path: Path
+) -> None:
+    report = distil(tiny_llama, trained_llama, tmp_path / "out", recipe({"name": "kl", "alpha": 0.9}, steps=20))
+    training = report.training
+    assert training["held_out_after"] < 0.8 * training["held_out_before"]
+    assert [point["step"] for point in training["curve"]] == [0, 4, 8, 12, 16, 20]
+    assert training["best_step"] > 0
+    assert training["tokens_per_second"] > 0
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+    assert (tmp_path / "out" / "config.json").read_text() == json.dumps(
+        json.loads((tiny_llama / "config.json").read_text()), indent=2
+    ) + "\n"
+    moved = {row.name: row.rel_error for row in report.layers}
+    assert moved
+    assert all(error and error > 0 for error in moved.values())
+
+
+def test_the_lineage_names_both_inputs(tiny_llama: Path, trained_llama: Path, recipe: Make, tmp_path: Path) -> None:
+    distil(tiny_llama, trained_llama, tmp_path / "out", recipe({"name": "mse"}))
+    *_, step = Checkpoint.open(tmp_path / "out").manifest.lineage
+    assert step["command"] == "distill"
+    assert set(step["inputs"]) == set(step["teacher"]["inputs"]) == {"model.safetensors"}
+    assert step["inputs"] != step["teacher"]["inputs"]
+    assert "0" * 64 not in (*step["inputs"].values(), *step["teacher"]["inputs"].values())
+
+
+def test_a_shallow_student_learns_hidden_states(
+    shallow_llama: Path, tiny_llama: Path, recipe: Make, tmp_path: Path
+) -> None:
+    also = {"also": [{"name": "hidden", "weight": 0.5}]}
+    report = distil(shallow_llama, tiny_llama, tmp_path / "out", recipe({"name": "kl"}, also))
+    assert report.training["loss"] == "1 kl + 0.5 hidden"
+    assert report.training["held_out_after"] < report.training["held_out_before"]
+
+
+def test_an_encoder_learns_from_a_wider_one(tiny_bert: Path, wide_bert: Path, recipe: Make, tmp_path: Path) -> None:
+    method = {"name": "embedding", "cosine": 0, "similarity": 1}
+    also = {"also": [{"name": "relation", "weight": 0.1}]}
+    report = distil(tiny_bert, wide_bert, tmp_path / "out", recipe(method, also))
+    assert report.training["held_out_after"] < report.training["held_out_before"]
+    assert (tmp_path / "out" / "1_Pooling" / "config.json").is_file()
+
+
+def test_cached_and_fresh_teachers_give_the_same_student(
+    tiny_bert: Path, other_bert: Path, recipe: Make, tmp_path: Path
+) -> None:
+    found = {}
+    for cache in (True, False):
+        out = tmp_path / str(cache)
+        report = distil(tiny_bert, other_bert, out, recipe({"name": "embedding"}, cache=cache))
+        assert report.training["cached_teacher"] is cache
+        found[cache] = weights(out)
+    for name, tensor in found[True].items():
+        torch.testing.assert_close(tensor, found[False][name], rtol=1e-3, atol=1e-4)
+
+
+def test_an_interrupted_run_resumes_to_the_same_bytes(
+    tiny_llama: Path, trained_llama: Path, recipe: Make, tmp_path: Path
+) -> None:
+    made = recipe({"name": "kl"}, ema=0.5, accumulate=2)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    distil(tiny_llama, trained_llama, whole, made)
+
+    def stop(what: str, done: int, total: int) -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        distil(tiny_llama, trained_llama, stopped, made, save_seconds=0, progress=stop)
+    assert not stopped.exists()
+    steps: list[int] = []
+    distil(tiny_llama, trained_llama, stopped, made, resume=True, progress=lambda what, done, total: steps.append(done))
+    assert steps == [6, 7, 8]
+    assert (stopped / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert {path.name for path in stopped.iterdir()} == {path.name for path in whole.iterdir()}
+    curves = [json.loads((out / "report.json").read_text())["training"]["curve"] for out in (whole, stopped)]
+    assert curves[0] == curves[1]
+
+
+def test_a_saved_state_of_another_recipe_is_refused(
+    tiny_llama: Path, trained_llama: Path, recipe: Make, tmp_path: Path
+) -> None:
+    def stop(what: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        distil(tiny_llama, trained_llama, tmp_path / "out", recipe({"name": "kl"}), save_seconds=0, progress=stop)
+    with pytest.raises(Refused, match="another input, recipe or version"):
+        distil(tiny_llama, trained_llama, tmp_path / "out", recipe({"name": "mse"}), resume=True)
+
+
+def test_equal_runs_give_equal_bytes_and_another_seed_others(
+    tiny_llama: Path, trained_llama: Path, recipe: Make, tmp_path: Path
+) -> None:
+    found = []
+    for number, seed in enumerate((0, 0, 1)):
+        out = tmp_path / str(number)
+        distil(tiny_llama, trained_llama, out, recipe({"name": "kl"}, {"seed": seed}))
+        found.append((out / "model.safetensors").read_bytes())
+    assert found[0] == found[1]
+    assert found[0] != found[2]
+
+
+def test_a_copy_of_a_tied_parameter_is_neither_trained_nor_written(
+    tiny_llama: Path, trained_llama: Path, recipe: Make, tmp_path: Path
+) -> None:
+    student = Path(shutil.copytree(tiny_llama, tmp_path / "student"))
+    tensors = load_file(student / "model.safetensors")
+    copied = {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+    save_file(copied, student / "model.safetensors", metadata={"format": "pt"})
+    made = recipe({"name": "kl"})
+    report = distil(student, trained_llama, tmp_path / "copied", made)
+    plain = distil(tiny_llama, trained_llama, tmp_path / "plain", made)
+    written = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("copied", "plain")]
+    assert written[0] == written[1]
+    assert report.training["trained_parameters"] == plain.training["trained_parameters"]
+    assert report.before is not None
+    assert plain.before is not None
+    assert report.before.parameters == plain.before.parameters
+    assert report.before.weight_bytes > plain.before.weight_bytes
+
+
+def test_zeros_of_a_pruned_student_stay_zero(
+    tiny_llama: Path, trained_llama: Path, recipe: Make, tmp_path: Path
+) -> None:
+    pruned = compress(tiny_llama, tmp_path / "pruned", lambda info, matrix: None)
+    _zero_half(pruned / "model.safetensors")
+    before = weights(pruned)
+    report = distil(pruned, trained_llama, tmp_path / "out", recipe({"name": "kl"}, keep_zeros=True))
+    after = weights(tmp_path / "out")
+    assert report.training["best_step"] > 0
+    assert report.training["zeros_kept"] == sum(int((t == 0).sum()) for t in before.values() if t.ndim == 2) > 0
+    for name, tensor in before.items():
+        if tensor.ndim == 2:
+            assert bool((after[name][tensor == 0] == 0).all())
+            assert not torch.equal(after[name], tensor)
+
+
+def test_without_keep_zeros_they_move(tiny_llama: Path, trained_llama: Path, recipe: Make, tmp_path: Path) -> None:
+    pruned = compress(tiny_llama, tmp_path / "pruned", lambda info, matrix: None)
+    _zero_half(pruned / "model.safetensors")
+    distil(pruned, trained_llama, tmp_path / "out", recipe({"name": "kl"}))  # its lineage shows no pruning
+    name = "model.layers.0.mlp.up_proj.weight"
+    zeros = weights(pruned)[name] == 0
+    assert bool((weights(tmp_path / "out")[name][zeros] != 0).any())
+
+
+def _zero_half(path: Path) -> None:
+    tensors = load_file(path)
+    for tensor in tensors.values():
+        if tensor.ndim == 2:
+            tensor[tensor.abs() < tensor.abs().median()] = 0
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_factors_train(tiny_llama: Path, trained_llama: Path, recipe: Make, tmp_path: Path) -> None:
+    def pick(info: Any, matrix: torch.Tensor) -> Any:
+        return low_rank(matrix, 16) if info.kind == "linear" else None
+
+    student = compress(tiny_llama, tmp_path / "student", pick)
+    report = distil(student, trained_llama, tmp_path / "out", recipe({"name": "kl"}))
+    before, after = weights(student), weights(tmp_path / "out")
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert before[f"{name}_in"].shape == (16, 64)
+    assert not torch.equal(before[name], after[name])
+    assert not torch.equal(before[f"{name}_in"], after[f"{name}_in"])
+    assert {row.name: row for row in report.layers}["model.layers.0.mlp.up_proj.low_rank.in"].rel_error > 0
+    assert Checkpoint.open(student).layout == Checkpoint.open(tmp_path / "out").layout == "native"
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_scales_train_and_codes_do_not(trained_llama: Path, recipe: Make, tmp_path: Path, symmetric: bool) -> None:
+    def pick(info: Any, matrix: torch.Tensor) -> Any:
+        return integers(matrix, 3, 16, symmetric) if info.kind == "linear" else None
+
+    student = compress(trained_llama, tmp_path / "student", pick)
+    report = distil(student, trained_llama, tmp_path / "out", recipe({"name": "kl"}, learning_rate=5e-3))
+    assert report.training["held_out_after"] < report.training["held_out_before"]
+    before, after = weights(student), weights(tmp_path / "out")
+    codes = [name for name, tensor in before.items() if not tensor.is_floating_point()]
+    assert codes
+    assert all(torch.equal(before[name], after[name]) for name in codes)
+    scales = [name for name in before if name.endswith("_scale")]
+    assert scales
+    assert not any(torch.equal(before[name], after[name]) for name in scales)
+    assert not torch.equal(before["model.norm.weight"], after["model.norm.weight"])
+
+
+def test_survivors_train_inside_their_mask(tiny_llama: Path, trained_llama: Path, recipe: Make, tmp_path: Path) -> None:
+    student = compress(
+        tiny_llama, tmp_path / "student", lambda info, matrix: halved(matrix) if info.kind == "linear" else None
+    )
+    distil(student, trained_llama, tmp_path / "out", recipe({"name": "kl"}))
+    before, after = weights(student), weights(tmp_path / "out")
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(before[name], after[name])  # the mask
+    assert not torch.equal(before[f"{name}_values"], after[f"{name}_values"])
+
+
+def test_bfloat16_weights_stay_bfloat16(
+    tiny_llama_bf16: Path, trained_llama: Path, recipe: Make, tmp_path: Path
+) -> None:
+    report = distil(tiny_llama_bf16, trained_llama, tmp_path / "out", recipe({"name": "kl"}, precision="bf16"))
+    assert {tensor.dtype for tensor in weights(tmp_path / "out").values()} == {torch.bfloat16}
+    assert report.training["held_out_after"] < report.training["held_out_before"]
+
+
+def test_the_output_is_never_worse_than_the_input(
+    trained_llama: Path, tiny_llama: Path, recipe: Make, tmp_path: Path
+) -> None:
+    # A student that is its own teacher can only get worse.
+    report = distil(trained_llama, trained_llama, tmp_path / "out", recipe({"name": "kl"}, learning_rate=1e-2))
+    assert report.training["best_step"] == 0
+    assert report.training["held_out_after"] == report.training["held_out_before"]
+    assert any("the weights are the input's" in warning for warning in report.warnings)
+    for name, tensor in weights(trained_llama).items():
+        assert torch.equal(weights(tmp_path / "out")[name], tensor)
+
+
+def test_held_out_samples_are_never_trained_on(tiny_bert: Path, other_bert: Path, recipe: Make, tmp_path: Path) -> None:
+    plan = make_plan(tiny_bert, other_bert, Destination(tmp_path / "out"), recipe({"name": "embedding"}))
+    used = {int(index) for step in range(300) for index in plan.split.at(step)}
+    assert used.isdisjoint(plan.split.held_out.tolist())
+    rows = [tuple(row.tolist()) for row in plan.samples.columns["input_ids"]]
+    held = {rows[index] for index in plan.split.held_out.tolist()}
+    assert held.isdisjoint(rows[index] for index in used)
+
+
+def test_a_loss_that_is_not_a_number_fails_and_leaves_nothing(
+    tiny_llama: Path, trained_llama: Path, recipe: Make, tmp_path: Path
+) -> None:
+    with pytest.raises(CompressError, match="step") as caught:
+        distil(
+            tiny_llama, trained_llama, tmp_path / "out", recipe({"name": "kl"}, learning_rate=1e30, warmup=0, clip=None)
+        )
+    assert caught.value.exit_code == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_different_tokenizers_are_warned_of(
+    tiny_llama: Path, trained_llama: Path, recipe: Make, tmp_path: Path
+) -> None:
+    student = tmp_path / "student"
+    shutil.copytree(tiny_llama, student)
+    plain = json.loads((student / "tokenizer.json").read_text())
+    (student / "tokenizer.json").write_text(json.dumps(plain, indent=3))
+    plan = make_plan(student, trained_llama, Destination(tmp_path / "out"), recipe({"name": "kl"}))
+    assert any("tokenizers" in warning for warning in plan.warnings)
+
+
+class TestRefused:
+    """What is wrong is said before any work."""
+
+    def test_another_vocabulary(self, built: Path, tiny_llama: Path, recipe: Make, tmp_path: Path) -> None:
+        large = checkpoints.make_llama(built / "llama-vocabulary", vocab_size=300)
+        with pytest.raises(RecipeError, match="256 classes and the teacher 300"):
+            make_plan(tiny_llama, large, Destination(tmp_path / "out"), recipe({"name": "kl"}))
+
+    def test_hidden_states_of_another_width(
+        self, tiny_bert: Path, wide_bert: Path, recipe: Make, tmp_path: Path
+    ) -> None:
+        with pytest.raises(RecipeError, match="48 and 64 wide"):
+            make_plan(tiny_bert, wide_bert, Destination(tmp_path / "out"), recipe({"name": "hidden"}))
+
+    def test_logits_of_an_encoder(self, tiny_bert: Path, wide_bert: Path, recipe: Make, tmp_path: Path) -> None:
+        with pytest.raises(RecipeError, match="gives no logits"):
+            make_plan(tiny_bert, wide_bert, Destination(tmp_path / "out"), recipe({"name": "kl"}))
+
+    def test_a_missing_teacher(self, tiny_llama: Path, recipe: Make, tmp_path: Path) -> None:
+        with pytest.raises(Refused, match="does not exist"):
+            make_plan(tiny_llama, tmp_path / "nobody", Destination(tmp_path / "out"), recipe({"name": "kl"}))
+
+    def test_too_little_data(self, tiny_llama: Path, trained_llama: Path, recipe: Make, tmp_path: Path) -> None:
+        with pytest.raises(RecipeError, match="a batch takes 4096"):
+            make_plan(tiny_llama, trained_llama, Destination(tmp_path / "out"), recipe({"name": "kl"}, batch=4096))
+
+    def test_an_output_that_exists(self, tiny_llama: Path, trained_llama: Path, recipe: Make, tmp_path: Path) -> None:
+        (tmp_path / "out").mkdir()
+        with pytest.raises(OutputExists):
+            make_plan(tiny_llama, trained_llama, Destination(tmp_path / "out"), recipe({"name": "kl"}))
+
+    def test_an_encoder_decoder(self, tiny_t5: Path, tiny_llama: Path, recipe: Make, tmp_path: Path) -> None:
+        with pytest.raises(Refused, match="T5ForConditionalGeneration"):
+            make_plan(tiny_t5, tiny_llama, Destination(tmp_path / "out"), recipe({"name": "kl"}))
+
+    def test_windows_beyond_the_positions(
+        self, tiny_llama: Path, trained_llama: Path, recipe: Make, tmp_path: Path, text_file: Path
+    ) -> None:
+        data = {"data": {"text": str(text_file), "length": 300}}
+        with pytest.raises(RecipeError, match="256 positions"):
+            make_plan(tiny_llama, trained_llama, Destination(tmp_path / "out"), recipe({"name": "kl"}, data))
+
+
+def test_an_image_classifier_learns_from_arrays_with_labels(
+    tiny_vit: Path, built: Path, digits_npz: Path, recipe: Make, tmp_path: Path
+) -> None:
+    teacher = checkpoints.make_vit(built / "vit-deep", num_hidden_layers=3)
+    data = {"arrays": str(digits_npz), "inputs": "train_images", "labels": "train_labels", "scale": 255}
+    made = recipe({"name": "kl", "alpha": 0.5}, {"data": data}, steps=16)
+    report = distil(tiny_vit, teacher, tmp_path / "out", made)
+    assert report.training["cached_teacher"] is False  # 16 steps of 8 use no sample twice
+    assert report.training["held_out_after"] < report.training["held_out_before"]
+
+
+DIGITS = {"inputs": "train_images", "scale": 255}
+MODEL = {"sequential": ["flatten", "fc1", "relu", "fc2", "relu", "fc3"]}
+
+
+def test_a_bare_file_learns_with_labels(mlp_file: Path, digits_npz: Path, recipe: Make, tmp_path: Path) -> None:
+    def pick(info: Any, matrix: torch.Tensor) -> Any:
+        return low_rank(matrix, 4) if info.name != "fc3" else None
+
+    student = compress(mlp_file, tmp_path / "student.safetensors", pick)
+    data = {"arrays": str(digits_npz), "inputs": "train_images", "labels": "train_labels", "scale": 255}
+    made = recipe({"name": "kl", "alpha": 0.7}, {"data": data, "model": MODEL}, steps=60, evaluate_every=30, batch=32)
+    out = tmp_path / "out.safetensors"
+    report = distil(student, mlp_file, out, made)
+    assert report.training["cached_teacher"] is True
+    assert report.training["held_out_after"] < 0.8 * report.training["held_out_before"]
+    assert Checkpoint.open(out).manifest.lineage[-1]["command"] == "distill"
+    assert (tmp_path / "out.report.json").is_file()
+
+
+def test_a_convolutional_file_keeps_its_batch_statistics(
+    cnn_file: Path, digits_npz: Path, recipe: Make, tmp_path: Path
+) -> None:
+    model = {"sequential": ["conv1", "bn1", "relu", "maxpool:2", "conv2", "bn2", "relu", "maxpool:2", "flatten", "fc"]}
+    student = compress(cnn_file, tmp_path / "student.safetensors", lambda info, matrix: integers(matrix, 2))
+    made = recipe({"name": "mse"}, {"data": {**DIGITS, "arrays": str(digits_npz)}, "model": model}, steps=20)
+    out = tmp_path / "out.safetensors"
+    report = distil(student, cnn_file, out, made)
+    assert report.training["held_out_after"] < report.training["held_out_before"]
+    before, after = weights(student), weights(out)
+    assert torch.equal(before["bn1.running_mean"], after["bn1.running_mean"])
+    assert not torch.equal(before["bn1.weight"], after["bn1.weight"])
+
+
+def test_labels_outside_the_classes_are_refused(mlp_file: Path, recipe: Make, tmp_path: Path) -> None:
+    import numpy as np
+
+    arrays = tmp_path / "wrong.npz"
+    np.savez(arrays, images=np.zeros((40, 784), np.uint8), labels=np.full(40, 12))
+    data = {"arrays": str(arrays), "inputs": "images", "labels": "labels"}
+    with pytest.raises(RecipeError, match="from 12 to 12, the student has 10 classes"):
+        make_plan(
+            mlp_file, mlp_file, Destination(tmp_path / "out.safetensors"),
+            recipe({"name": "kl", "alpha": 0.5}, {"data": data, "model": MODEL}),
+        )  # fmt: skip
+
+
+def test_a_bare_file_without_a_model_is_refused(mlp_file: Path, digits_npz: Path, recipe: Make, tmp_path: Path) -> None:
+    data = {"arrays": str(digits_npz), "inputs": "train_images"}
+    with pytest.raises(RecipeError, match="the recipe no model"):
+        make_plan(mlp_file, mlp_file, Destination(tmp_path / "out.safetensors"), recipe({"name": "kl"}, {"data": data}))
+
+
+def test_a_dry_run_knows_the_bytes(tiny_llama: Path, trained_llama: Path, recipe: Make, tmp_path: Path) -> None:
+    plan = make_plan(tiny_llama, trained_llama, Destination(tmp_path / "out"), recipe({"name": "kl"}))
+    summary = plan.summary()
+    assert summary.command == "distill"
+    assert summary.weight_bytes == plan.output.weight_bytes
+    assert len(summary.rows) == len(plan.layers)
+    assert not (tmp_path / "out").exists()

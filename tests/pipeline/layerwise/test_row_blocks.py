@@ -1,0 +1,140 @@
+"""A parameter done in blocks of rows is, to the byte, what it is when done as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from aicompress.errors import CheckpointError
+from aicompress.methods.quantize import rtn
+from aicompress.methods.quantize.grid import compiled
+from aicompress.pipeline.layerwise import planner, row_blocks
+from aicompress.pipeline.layerwise import run as layerwise
+from aicompress.pipeline.step.options import Options
+from aicompress.pipeline.step.output import Destination
+from aicompress.recipe import load
+from aicompress.report.model import Report
+
+METHODS = (
+    ("quantize/rtn-w4", "method.group_size=32"),
+    ("quantize/rtn-w4-asymmetric", "method.group_size=32"),  # zero points of 32 rows share words
+    ("quantize/rtn-w3", "method.group_size=32"),
+    ("quantize/rtn-w8",),
+    ("quantize/w8a8",),
+    ("quantize/rtn-w8-embeddings",),
+    ("quantize/hqq-w4", "method.group_size=32"),
+)
+
+COMPILED = (
+    ("quantize/rtn-w4-asymmetric", "method.group_size=32", "method.range=minmax"),
+    ("quantize/rtn-w8-embeddings",),
+    ("quantize/w8a8",),
+)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+def run(source: Path, out: Path, recipe: str, *overrides: str) -> Report:
+    made = planner.make_plan(source, Destination(out), load(recipe, "quantize", overrides), "quantize")
+    return layerwise.run(made, Options(latency="off"))
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("recipe", METHODS, ids=lambda recipe: recipe[0])
+def test_blocks_give_the_bytes_of_the_whole(
+    tmp_path: Path, tiny_llama_bf16: Path, monkeypatch: pytest.MonkeyPatch, recipe: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(row_blocks, "BLOCK", 1)  # blocks of 32 rows
+    blocks = run(tiny_llama_bf16, tmp_path / "blocks", *recipe)
+    monkeypatch.setattr(row_blocks, "divisible", lambda *_: False)
+    whole = run(tiny_llama_bf16, tmp_path / "whole", *recipe)
+    assert weights(tmp_path / "blocks") == weights(tmp_path / "whole")
+    assert [row.rel_error for row in blocks.layers] == pytest.approx([row.rel_error for row in whole.layers], rel=1e-6)
+    assert [row.detail for row in blocks.layers] == [row.detail for row in whole.layers]
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("recipe", COMPILED, ids=lambda recipe: recipe[0])
+def test_compiled_passes_give_the_bytes_of_the_whole(
+    tmp_path: Path, tiny_llama_bf16: Path, monkeypatch: pytest.MonkeyPatch, recipe: tuple[str, ...]
+) -> None:
+    """As Python runs them where numba is not installed."""
+    monkeypatch.setattr(rtn, "kernels", lambda: compiled.kernels() or compiled.Kernels())
+    rounded, seen = compiled.Kernels.rounded, []
+    monkeypatch.setattr(compiled.Kernels, "rounded", lambda *args: seen.append(1) or rounded(*args))
+    whole = run(tiny_llama_bf16, tmp_path / "whole", *recipe)
+    assert not seen  # a small model: by torch
+    monkeypatch.setattr(row_blocks, "LARGE", 0)
+    monkeypatch.setattr(row_blocks, "BLOCK", 1)
+    blocks = run(tiny_llama_bf16, tmp_path / "blocks", *recipe)
+    assert len(seen) > len(blocks.layers) // 2
+    assert weights(tmp_path / "blocks") == weights(tmp_path / "whole")
+    assert [row.rel_error for row in blocks.layers] == pytest.approx([row.rel_error for row in whole.layers], rel=1e-5)
+    assert [row.detail for row in blocks.layers] == [row.detail for row in whole.layers]
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_odd_rows_convolutions_and_plain_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that no block divides, more axes than two, and parameters that are only copied, empty ones among them."""
+    tensors = {
+        "a.weight": torch.randn(77, 12),
+        "conv.weight": torch.randn(45, 3, 2, 2),
+        "one.weight": torch.randn(1, 12),
+        "norm.weight": torch.randn(100),
+        "step": torch.tensor(3),
+        "none": torch.zeros(0, 4),
+        "ids": torch.arange(90).reshape(45, 2),
+    }
+    save_file(tensors, tmp_path / "in.safetensors")
+    monkeypatch.setattr(row_blocks, "BLOCK", 1)
+    monkeypatch.setattr(rtn, "kernels", compiled.Kernels)
+    written = []
+    for large, divisible in (
+        (0, row_blocks.divisible),  # the compiled passes, as Python runs them
+        (row_blocks.LARGE, row_blocks.divisible),
+        (row_blocks.LARGE, lambda *_: False),
+    ):
+        monkeypatch.setattr(row_blocks, "LARGE", large)
+        monkeypatch.setattr(row_blocks, "divisible", divisible)
+        out = tmp_path / f"{len(written)}.safetensors"
+        run(tmp_path / "in.safetensors", out, "quantize/rtn-w4", "method.group_size=4")
+        written.append(out.read_bytes())
+    assert written[0] == written[1] == written[2]
+
+
+@pytest.mark.parametrize("large", [0, row_blocks.LARGE])
+@pytest.mark.parametrize("name", ["a.weight", "plain"])
+def test_what_is_not_finite_in_one_block_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, large: int
+) -> None:
+    monkeypatch.setattr(rtn, "kernels", compiled.Kernels)
+    monkeypatch.setattr(row_blocks, "LARGE", large)
+    tensors = {"a.weight": torch.randn(96, 128), "plain": torch.randn(96)}
+    tensors[name][70] = torch.inf
+    save_file(tensors, tmp_path / "in.safetensors")
+    monkeypatch.setattr(row_blocks, "BLOCK", 1)
+    with pytest.raises(CheckpointError, match=f"{name.removesuffix('.weight')}.* NaN or infinite"):
+        run(tmp_path / "in.safetensors", tmp_path / "out.safetensors", "quantize/rtn-w4")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.safetensors"]
+
+
+def test_large_values_are_not_taken_for_infinite(tmp_path: Path) -> None:
+    """Their squares overflow float32."""
+    save_file({"a.weight": torch.full((32, 128), 3e25)}, tmp_path / "in.safetensors")
+    overrides: Any = ("method.scale_dtype=float32",)
+    report = run(tmp_path / "in.safetensors", tmp_path / "out.safetensors", "quantize/rtn-w4", *overrides)
+    assert report.layers[0].rel_error == pytest.approx(1 / 15, rel=1e-3)

@@ -1,0 +1,144 @@
+"""A structural unit is added by a file of its own and the file of its method, and by nothing else."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as hf
+
+from aicompress import methods
+from aicompress.methods.structural import StructuralMethod, Unit
+from aicompress.pipeline import steps
+from aicompress.pipeline.step.options import Options
+from aicompress.pipeline.step.output import Destination
+from aicompress.pipeline.structured import registry
+from aicompress.recipe import load
+
+PACKAGES = {"method": "aicompress.methods.prune", "unit": "aicompress.pipeline.structured.units"}
+METHOD = '''
+"""Keep the tokens of the lowest numbers."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from aicompress.methods.structural import StructuralConfig, StructuralMethod, Unit
+
+
+@dataclass(frozen=True)
+class Tokens(Unit):
+    """Tokens of the vocabulary."""
+
+    plural: ClassVar[str] = "tokens"
+
+
+class TokensConfig(StructuralConfig):
+    """Parameters of tokens."""
+
+    name: Literal["tokens"] = "tokens"
+    tokens: int = Field(1, ge=1, description="how many stay")
+
+
+METHOD = StructuralMethod[TokensConfig](
+    name="tokens",
+    command="prune",
+    summary="keep the tokens of the lowest numbers",
+    config=TokensConfig,
+    unit=lambda config: Tokens(),
+    sizes=lambda structures, config: [config.tokens for _ in structures],
+    keep=lambda structure, size, config: list(range(size)),
+)
+'''
+UNIT = '''
+"""Tokens of a vocabulary: rows of the embedding."""
+
+from functools import partial
+
+from aicompress.methods.prune.tokens import Tokens
+from aicompress.methods.structural import Part, Structure
+from aicompress.pipeline.structured.edit import Change, Cut, Edit
+from aicompress.pipeline.structured.unit import Layout, StructuralUnit
+
+NAME = "model.embed_tokens.weight"
+
+
+class TokenUnit(StructuralUnit):
+    """Tokens of the vocabulary."""
+
+    kind = Tokens
+
+    def find(self, checkpoint, unit, stack):
+        rows = Part(NAME, "embed", "producer", 0, partial(checkpoint.dense, NAME))
+        self.names, self.config = list(checkpoint.parameters()), dict(checkpoint.config)
+        return Layout((Structure("vocabulary", checkpoint.config["vocab_size"], (rows,)),))
+
+    def edit(self, layout, sizes, kept):
+        changes = {name: Change(name) for name in self.names}
+        changes[NAME] = Change(NAME, (Cut(0, 0),), {"tokens": f"{sizes[0]} of {layout.structures[0].size}"})
+        return Edit({**self.config, "vocab_size": sizes[0]}, layout.structures, tuple(sizes), changes)
+
+
+UNIT = TokenUnit()
+'''
+
+
+@pytest.fixture
+def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One file for the method and one for its unit, in folders that discovery looks into."""
+    for what, content in (("method", METHOD), ("unit", UNIT)):
+        package = importlib.import_module(PACKAGES[what])
+        folder = tmp_path / what
+        folder.mkdir()
+        (folder / "tokens.py").write_text(content)
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
+    importlib.invalidate_caches()
+    methods.methods.cache_clear()
+    registry.structural_units.cache_clear()
+    yield
+    for package_name in PACKAGES.values():
+        sys.modules.pop(f"{package_name}.tokens", None)
+        vars(importlib.import_module(package_name)).pop("tokens", None)
+    methods.methods.cache_clear()
+    registry.structural_units.cache_clear()
+
+
+def test_every_structural_method_has_a_unit() -> None:
+    chosen = [method for method in methods.methods("prune").values() if isinstance(method, StructuralMethod)]
+    examples = {method.name: method.config.model_config["json_schema_extra"]["examples"][0] for method in chosen}  # type: ignore[index,call-overload]
+    units = {method.name: method.unit(method.config(**examples[method.name])) for method in chosen}
+    assert len(units) >= 5
+    for name, unit in units.items():
+        assert registry.unit_for(unit).kind is type(unit), name
+    assert {type(unit) for unit in units.values()} == set(registry.structural_units())
+
+
+def test_a_unit_without_a_file_is_told() -> None:
+    class Nothing(Unit):
+        """A kind that no file handles."""
+
+    with pytest.raises(TypeError, match="handles Nothing"):
+        registry.unit_for(Nothing())
+
+
+@pytest.mark.usefixtures("added")
+def test_two_files_add_a_unit(tmp_path: Path, tiny_llama: Path) -> None:
+    path = tmp_path / "tokens.yaml"
+    path.write_text("{version: 1, method: {name: tokens, tokens: 200}}")
+    plan = steps.make_plan(tiny_llama, Destination(tmp_path / "out"), load(str(path), "prune"), "prune")
+    report = steps.run(plan, Options(latency="off"))
+    assert {row.name: row.detail for row in report.layers}["model.embed_tokens"] == {"tokens": "200 of 256"}
+    before, after = (hf.AutoModelForCausalLM.from_pretrained(folder) for folder in (tiny_llama, tmp_path / "out"))
+    ids = torch.arange(3, 60)[None]
+    with torch.inference_mode():
+        torch.testing.assert_close(after(ids).logits, before(ids).logits[..., :200])
+
+
+def test_what_is_added_goes_with_its_files() -> None:
+    assert "tokens" not in methods.methods("prune")
+    assert "Tokens" not in {kind.__name__ for kind in registry.structural_units()}

@@ -1,0 +1,81 @@
+"""Weights of every stored form, (6, 12): the rows of the tests that hold for all forms."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from aicompress.weights import (
+    Codebook,
+    ColumnScaled,
+    Corrected,
+    Dense,
+    IntGrouped,
+    LowRank,
+    Sparse,
+    SparseCodes,
+    Weight,
+)
+from aicompress.weights.grouping import Grouping
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def ints(bits: int, groups: tuple[int, int], symmetric: bool, shape: tuple[int, int] = (6, 12)) -> IntGrouped:
+    low, generator = -(1 << (bits - 1)), torch.Generator().manual_seed(bits)
+    codes = torch.randint(low, -low, shape, generator=generator).to(torch.int8)
+    zero = None if symmetric else torch.randint(low, -low, groups, generator=generator).to(torch.int8)
+    group_size = shape[1] // groups[1] if groups[1] > 1 else 0
+    return IntGrouped(codes, torch.rand(groups, generator=generator).bfloat16(), zero, bits, group_size)
+
+
+def codes(bits: int, shape: tuple[int, int] = (6, 12)) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(bits)
+    return torch.randint(0, 1 << bits, shape, generator=generator).to(torch.uint8)
+
+
+TWO_OF_FOUR = torch.tensor([[True, False, True, False] * 3]).repeat(6, 1)
+ORDER = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+
+FORMS: dict[str, Weight] = {
+    "dense": Dense(randn(6, 12).bfloat16()),
+    "low rank": LowRank(Dense(randn(6, 2).half()), Dense(randn(2, 12).half())),
+    "sparse": Sparse.of(randn(6, 12).bfloat16(), randn(6, 12, seed=1) > 0),
+    "sparse float8": Sparse.of(randn(6, 12).to(torch.float8_e4m3fn), randn(6, 12, seed=1) > 0),
+    "sparse, nothing left": Sparse.of(randn(6, 12), torch.zeros(6, 12, dtype=torch.bool)),
+    "quantized factors": LowRank(ints(4, (6, 1), True, (6, 2)), ints(8, (2, 3), False, (2, 12))),
+    "one table": Codebook(codes(4), randn(1, 16).half(), None, 4),
+    "table per row": Codebook(codes(3), randn(6, 8).half(), None, 3),
+    "table per group": Codebook(codes(1), randn(18, 2).half(), None, 1),
+    "table and scales": Codebook(codes(8), randn(1, 256).half(), randn(6, 3).half(), 8),
+    "column factors": ColumnScaled(ints(3, (6, 3), False), randn(12).half()),
+    "real zero points": replace(ints(4, (6, 3), True), zero=randn(6, 3).half()),
+    "corrected": Corrected(ints(2, (6, 3), True), LowRank(Dense(randn(6, 2).half()), Dense(randn(2, 12).half()))),
+    "corrected, all quantized": Corrected(
+        ColumnScaled(ints(2, (6, 3), True), randn(12)), LowRank(ints(8, (6, 1), True, (6, 2)), Dense(randn(2, 12)))
+    ),
+    **{
+        f"sparse codes {bits} {groups} {'sym' if symmetric else 'asym'}": SparseCodes.of(
+            ints(bits, groups, symmetric), randn(6, 12, seed=bits) > 0.5
+        )
+        for bits in (2, 3, 8)
+        for groups in ((1, 1), (6, 3))
+        for symmetric in (True, False)
+    },
+    "sparse codes, nothing left": SparseCodes.of(ints(4, (6, 1), True), torch.zeros(6, 12, dtype=torch.bool)),
+    "sparse 2:4": Sparse.of(randn(6, 12), TWO_OF_FOUR, Grouping(2, 4)),
+    "sparse 2:4 of ordered columns": Sparse.of(
+        randn(6, 12), TWO_OF_FOUR[:, ORDER.argsort()], Grouping(2, 4, ORDER.short())
+    ),
+    "sparse codes 2:4": SparseCodes.of(ints(4, (6, 3), False), TWO_OF_FOUR, Grouping(2, 4)),
+    "sparse factor": LowRank(Sparse.of(randn(6, 2), randn(6, 2) > 0), Dense(randn(2, 12))),
+    **{
+        f"int {bits} {groups} {'sym' if symmetric else 'asym'}": ints(bits, groups, symmetric)
+        for bits in range(1, 9)
+        for groups in ((1, 1), (6, 1), (6, 3))
+        for symmetric in (True, False)
+    },
+}
