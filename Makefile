@@ -11,7 +11,7 @@ BENCH ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check format lint types dist clean
+.PHONY: help setup demo test test-fast coverage check format lint types dist clean
 .PHONY: bench-peers bench-quantize bench-prune bench-streaming bench-memory bench-mnist bench-startup
 
 help: ## list the targets
@@ -26,6 +26,12 @@ $(READY): constraints.txt pyproject.toml
 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest -n 2
+
+test-fast: $(READY) ## run the tests that take less than a minute together
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+coverage: $(READY) ## run the tests and print which lines none of them runs
+	$(BIN)/python -m pytest -n 2 --cov=aicompress --cov-report=term-missing:skip-covered
 
 check: format lint types test ## what CI runs: format, lint, types, tests
 

@@ -1,8 +1,9 @@
 """Write the demo text: the English that ships inside CPython, as clean sentences, one per line.
 
 It is the language reference (`pydoc_data.topics`) and the documentation strings of the standard library, without
-tables, code, grammar and markup. Topics and modules are divided between train.txt and heldout.txt by a hash of their
-names, and a sentence is kept only where it comes first, so that the held-out sentences are really unseen.
+tables, code, grammar and markup. Topics and modules are divided by a hash of their names: recipes are trained on
+train.txt and chosen by what they do on tuning.txt, and heldout.txt is for the final figures alone. A sentence is kept
+only where it comes first, so that the sentences of one part are unseen in the others.
 """
 
 from __future__ import annotations
@@ -79,9 +80,12 @@ def library() -> dict[str, str]:
     return found
 
 
-def is_held_out(topic: str, share: float) -> bool:
-    """Whether a topic falls into the held-out part: by its name alone, so it never moves."""
-    return int.from_bytes(hashlib.sha256(topic.encode()).digest()[:4]) < share * 2**32
+def part_of(topic: str, held_out: float, tuning: float) -> str:
+    """The part that a topic falls into: by its name alone, so it never moves."""
+    place = int.from_bytes(hashlib.sha256(topic.encode()).digest()[:4]) / 2**32
+    if place < held_out:
+        return "heldout"
+    return "tuning" if place < held_out + tuning else "train"
 
 
 def write(path: Path, lines: list[str]) -> None:
@@ -93,16 +97,18 @@ def write(path: Path, lines: list[str]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("build/text"), help="folder of train.txt and heldout.txt")
-    parser.add_argument("--held-out", type=float, default=0.1, help="share of the topics that is held out")
+    parser.add_argument("--out", type=Path, default=Path("build/text"), help="folder of the three files")
+    parser.add_argument("--held-out", type=float, default=0.1, help="share of the topics in heldout.txt")
+    parser.add_argument("--tuning", type=float, default=0.05, help="share of the topics in tuning.txt")
     given = parser.parse_args(arguments)
-    parts: dict[bool, list[str]] = {False: [], True: []}
-    for topic, found in sentences({**reference(), **library()}).items():
-        parts[is_held_out(topic, given.held_out)] += found
+    parts: dict[str, list[str]] = {"train": [], "tuning": [], "heldout": []}
+    for topic, lines in sentences({**reference(), **library()}).items():
+        parts[part_of(topic, given.held_out, given.tuning)] += lines
     given.out.mkdir(parents=True, exist_ok=True)
-    for name, lines in (("train.txt", parts[False]), ("heldout.txt", parts[True])):
-        write(given.out / name, lines)
-        print(f"{given.out / name}: {len(lines)} sentences")
+    for name, lines in parts.items():
+        path = given.out / f"{name}.txt"
+        write(path, lines)
+        print(f"{path}: {len(lines)} sentences")
 
 
 if __name__ == "__main__":

@@ -60,6 +60,22 @@ def test_every_method_is_named(command: str) -> None:
         assert f"`{name}`" in README, f"README does not name {command} {name}"
 
 
-def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8")):
         assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_files_and_folders_that_are_named_are_there(page: str) -> None:
+    """A name in backticks that ends in / or in .py, and the function named behind a file."""
+    rooms = [ROOT, ROOT / "aicompress", *(ROOT / "aicompress" / room for room in ("pipeline", "model"))]
+    named = re.findall(r"`([\w/]+(?:/|\.py))(?:: (\w+))?`", (ROOT / page).read_text(encoding="utf-8"))
+    assert len(named) > 5
+    for name, function in named:
+        places = [room / name for room in rooms if (room / name).exists()]
+        assert places, name
+        assert not function or any(re.search(rf"(def|class) {function}\b", place.read_text()) for place in places), name

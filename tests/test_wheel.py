@@ -53,3 +53,4 @@ def test_every_recipe_and_data_file_is_packaged(installed: Path) -> None:
     assert {path.relative_to(packaged) for path in packaged.rglob("*.yaml")} == recipes
     assert (installed / "aicompress" / "model" / "hf" / "modeling_aicompress.py").is_file()
     assert {path.name for path in (installed / "aicompress" / "report").iterdir()} >= {"template.html", "drawing.svg"}
+    assert (installed / "aicompress" / "py.typed").is_file()  # type checkers read the package's own types

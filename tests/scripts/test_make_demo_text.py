@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.make_demo_text import is_held_out, main, paragraphs, sentences, split_sentences
+from scripts.make_demo_text import main, paragraphs, part_of, sentences, split_sentences
 
 TOPIC = """The "assert" statement
 **********************
@@ -42,17 +42,23 @@ def test_a_sentence_is_kept_only_where_it_comes_first() -> None:
     assert sentences({"b": f"{one} {two}", "a": f"{one} {one}"}) == {"a": (one,), "b": (two,)}
 
 
-def test_topics_are_held_out_by_name_in_about_the_share() -> None:
-    held_out = [name for name in map(str, range(2000)) if is_held_out(name, 0.1)]
+def test_topics_are_divided_by_name_in_about_the_shares() -> None:
+    names = [str(number) for number in range(2000)]
+    held_out, tuning = ([name for name in names if part_of(name, 0.1, 0.05) == part] for part in ("heldout", "tuning"))
     assert 150 < len(held_out) < 250
-    assert all(is_held_out(name, 0.2) for name in held_out)
+    assert 70 < len(tuning) < 130
+    assert all(part_of(name, 0.2, 0.05) == "heldout" for name in [*held_out, *tuning])
+    assert {part_of(name, 0.1, 0.0) for name in tuning} == {"train"}
 
 
 def test_the_files_share_no_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["--out", str(tmp_path)])
-    train, held_out = ((tmp_path / name).read_text().splitlines() for name in ("train.txt", "heldout.txt"))
+    train, tuning, held_out = (
+        (tmp_path / f"{name}.txt").read_text().splitlines() for name in ("train", "tuning", "heldout")
+    )
     assert len(train) > 5000
+    assert len(tuning) > 150
     assert len(held_out) > 300
-    assert len(set(train) | set(held_out)) == len(train) + len(held_out)
+    assert len({*train, *tuning, *held_out}) == len(train) + len(tuning) + len(held_out)
     assert f"heldout.txt: {len(held_out)} sentences" in capsys.readouterr().out
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["heldout.txt", "train.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["heldout.txt", "train.txt", "tuning.txt"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -125,45 +125,37 @@ class Bfloat16Linear(FastLinear):
 
 
 class Int8Linear(FastLinear):
-    """8-bit weights and 8-bit inputs, rounded per token: 1 byte per weight; 7x from 4 rows on, 2x at one.
+    """8-bit weights and integer inputs, rounded per token: 1 byte per weight; 7x from 4 rows on, 2x at one.
 
-    oneDNN takes unsigned inputs: codes are shifted by 128. The scale of a row is absmax/127.
+    oneDNN takes unsigned inputs: codes are shifted by 2^(bits - 1). The scale of a row is absmax / (2^(bits - 1) - 1).
+
+    Args:
+        input_bits: 8; 7 where the product of 8 bits saturates, as PyTorch's own quantization has it there
+            (`reduce_range`): 2 x 127 x 127 is less than 2^15.
     """
 
     kernel = "int8"
 
-    def __init__(self, weight: IntGrouped, bias: Tensor | None) -> None:
+    def __init__(self, weight: IntGrouped, bias: Tensor | None, input_bits: Literal[7, 8] = 8) -> None:
         super().__init__(weight.shape, bias)
         self.packed = torch.ops.onednn.qlinear_prepack(weight.codes.contiguous(), None)
         self.scale = weight.scale.float().expand(self.out_features, -1).reshape(-1).contiguous()
         self.zero = torch.zeros(self.out_features, dtype=torch.int64)
+        self.input_zero = 1 << (input_bits - 1)
+        if input_bits == 7:
+            self.kernel = "int8, inputs of 7 bits"
 
     def multiply(self, x: Tensor) -> Tensor:
         wide = x.float()
         # Two reductions are several times faster than abs() and one, or than a norm.
         scale = torch.maximum(wide.amax(1, keepdim=True), wide.amin(1, keepdim=True).neg_())
-        scale = scale.div_(127).clamp_(min=torch.finfo(torch.float32).tiny)
-        codes = torch.mul(wide, scale.reciprocal()).round_().to(torch.int8).view(torch.uint8).bitwise_xor_(128)
+        scale = scale.div_(self.input_zero - 1).clamp_(min=torch.finfo(torch.float32).tiny)
+        codes = torch.mul(wide, scale.reciprocal()).round_().to(torch.int8).view(torch.uint8).add_(self.input_zero)
         y: Tensor = torch.ops.onednn.qlinear_pointwise(
-            codes, 1.0, 128, self.packed, self.scale, self.zero, None, 1.0, 0, torch.float32, "none", [], ""
-        )
+            codes, 1.0, self.input_zero, self.packed, self.scale, self.zero,
+            None, 1.0, 0, torch.float32, "none", [], "",
+        )  # fmt: skip
         y.mul_(scale)
-        return (y if self.bias is None else y.add_(self.bias)).to(x.dtype)
-
-
-class RoundedInputLinear(FastLinear):
-    """8-bit weights and inputs as float32 numbers, for a CPU whose int8 product is not exact: 4 bytes per weight."""
-
-    kernel = "int8 as float32"
-
-    def __init__(self, weight: IntGrouped, bias: Tensor | None) -> None:
-        super().__init__(weight.shape, bias)
-        self.matrix = weight.dense().float().contiguous()
-
-    def multiply(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        scale = wide.abs().amax(1, keepdim=True).div_(127).clamp_(min=torch.finfo(torch.float32).tiny)
-        y = F.linear((wide / scale).round_().mul_(scale), self.matrix)
         return (y if self.bias is None else y.add_(self.bias)).to(x.dtype)
 
 

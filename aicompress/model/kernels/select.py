@@ -21,7 +21,6 @@ from aicompress.model.kernels.linear import (
     LowRankLinear,
     Packed,
     PlainLinear,
-    RoundedInputLinear,
     has_exact_int8,
     has_fast_bfloat16,
 )
@@ -97,7 +96,7 @@ def _integer_linear(weight: IntGrouped, bias: Tensor | None, dtype: torch.dtype,
     if resident and bfloat16:
         return Bfloat16Linear(weight.dense(), bias)
     if weight.activation_bits == 8 and per_row:
-        return (Int8Linear if has_exact_int8() else RoundedInputLinear)(weight, bias)
+        return Int8Linear(weight, bias, 8 if has_exact_int8() else 7)
     group = next((g for g in INT4_GROUPS if (weight.group_size or columns) % g == 0 == columns % g), 0)
     if weight.bits <= 4 and group and out % 16 == 0:
         return Int4Linear(weight, bias, group)

@@ -29,7 +29,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
     return float((found.float() - expected).norm() / expected.norm())
 
 
-INT8 = "int8" if has_exact_int8() else "int8 as float32"
+INT8 = "int8" if has_exact_int8() else "int8, inputs of 7 bits"
 # A processor without native bfloat16 products is tried everywhere, one with them only where oneDNN can run them.
 NATIVE = [False, True] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else [False]
 WITHOUT_BFLOAT16 = {"int8 weights": "dense", "bfloat16": "dense"}
@@ -80,7 +80,7 @@ def test_a_processor_whose_int8_product_saturates_is_not_asked_for_it(monkeypatc
     weight = integers(torch.full((OUT, COLUMNS), 1.0), 8, activations=8)
     layer = fast_linear(weight, None, torch.float32, resident=False)
     x = torch.full((3, COLUMNS), 1.0)
-    assert layer.kernel == "int8 as float32"
+    assert layer.kernel == "int8, inputs of 7 bits"
     torch.testing.assert_close(layer(x), x @ weight.dense().t())
 
 
