@@ -25,13 +25,13 @@ $(READY): constraints.txt pyproject.toml
 	@touch $@
 
 test: $(READY) ## run the tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-fast: $(READY) ## run the tests that take less than a minute together
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 coverage: $(READY) ## run the tests and print which lines none of them runs
-	$(BIN)/python -m pytest -n 2 --cov=aicompress --cov-report=term-missing:skip-covered
+	$(BIN)/python -m pytest -n 2 --dist worksteal --cov=aicompress --cov-report=term-missing:skip-covered
 
 check: format lint types test ## what CI runs: format, lint, types, tests
 
