@@ -86,6 +86,7 @@ SLOW = (
     "pipeline/test_steps_compose.py",
     "scripts/bench/test_mnist.py",
     "scripts/bench/test_random_llama.py",
+    "scripts/test_demo_rules.py::test_recipes_are_not_chosen_on_what_the_figures_are_from",
     "scripts/test_make_demo_text.py::test_the_files_share_no_sentence",
     "scripts/test_make_tiny_lm.py",
     "scripts/test_output_digests.py::test_two_records_are_equal_and_a_difference_is_named",
