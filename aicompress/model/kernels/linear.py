@@ -203,20 +203,21 @@ class Int4Linear(FastLinear):
         low, high = weight.codes.chunk(2, dim=1)
         self.halves = (low & 15) | (high << 4)
         self.affine = weight.zero is not None
+        self.native_bfloat16 = has_fast_bfloat16()  # elsewhere a product in bfloat16 takes several times one in float32
 
     def multiply(self, x: Tensor) -> Tensor:
-        small = x.bfloat16()
         y: Tensor
         if len(x) <= INT4_ROWS:
-            y = torch.ops.aten._weight_int4pack_mm_for_cpu(small, self.packed, self.group, self.scales_and_zeros)
+            y = torch.ops.aten._weight_int4pack_mm_for_cpu(x.bfloat16(), self.packed, self.group, self.scales_and_zeros)
         else:
-            y = F.linear(small, self.decoded())
+            matrix = self.decoded(torch.bfloat16 if self.native_bfloat16 else torch.float32)
+            y = F.linear(x.to(matrix.dtype), matrix)
         y = y.to(x.dtype)
         return y if self.bias is None else y.add_(self.bias)
 
-    def decoded(self) -> Tensor:
-        """The matrix in bfloat16."""
-        matrix = torch.empty(self.out_features, self.in_features, dtype=torch.bfloat16)
+    def decoded(self, dtype: torch.dtype) -> Tensor:
+        """The matrix, decoded anew for every product."""
+        matrix = torch.empty(self.out_features, self.in_features, dtype=dtype)
         half = self.in_features // 2
         matrix[:, :half].copy_((self.halves << 4) >> 4)  # an arithmetic shift restores the sign
         matrix[:, half:].copy_(self.halves >> 4)

@@ -97,6 +97,8 @@ def _integer_linear(weight: IntGrouped, bias: Tensor | None, dtype: torch.dtype,
         return Bfloat16Linear(weight.dense(), bias)
     if weight.activation_bits == 8 and per_row:
         return Int8Linear(weight, bias, 8 if has_exact_int8() else 7)
+    if resident:  # float32 is as fast as it gets here from a few rows on, and small
+        return PlainLinear(weight.dense().to(dtype), bias)
     group = next((g for g in INT4_GROUPS if (weight.group_size or columns) % g == 0 == columns % g), 0)
     if weight.bits <= 4 and group and out % 16 == 0:
         return Int4Linear(weight, bias, group)

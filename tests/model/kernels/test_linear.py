@@ -122,8 +122,9 @@ def test_without_native_bfloat16_nothing_is_decoded_to_it(monkeypatch: pytest.Mo
     kernels = {
         case: fast_linear(weight, None, torch.float32, resident=True).kernel for case, (weight, _) in CASES.items()
     }
-    assert set(kernels.values()) == {INT8, "int4", "dense"}
-    assert kernels["w8"] == kernels["w8 groups"] == "dense"
+    assert set(kernels.values()) == {INT8, "dense"}
+    assert kernels["w8"] == kernels["w8 groups"] == kernels["w4 groups"] == "dense"
+    assert fast_linear(CASES["w4 groups"][0], None, torch.float32, resident=False).kernel == "int4"
 
 
 @pytest.mark.parametrize("case", ["w8a8", "w8", "w4 groups", "w8 groups"])
