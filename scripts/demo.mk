@@ -20,19 +20,19 @@ $(TEXTS) &: scripts/make_demo_text.py | $(READY)
 	$(BIN)/python scripts/make_demo_text.py --out $(TEXT)
 
 $(DEMO)/direct/report.json: $(WEIGHTS) configs/demo/quantize.yaml $(TEXT)/train.txt
-	$(AIC) quantize $(<D) $(@D) -r configs/demo/quantize.yaml --overwrite
+	$(AIC) quantize $(<D) $(@D) -r configs/demo/quantize.yaml --overwrite --latency off
 
 $(DEMO)/pruned/report.json: $(WEIGHTS) configs/demo/prune.yaml $(TEXT)/train.txt
-	$(AIC) prune $(<D) $(@D) -r configs/demo/prune.yaml --overwrite
+	$(AIC) prune $(<D) $(@D) -r configs/demo/prune.yaml --overwrite --latency off
 
 $(DEMO)/factorized/report.json: $(DEMO)/pruned/report.json configs/demo/factorize.yaml
-	$(AIC) factorize $(<D) $(@D) -r configs/demo/factorize.yaml --overwrite
+	$(AIC) factorize $(<D) $(@D) -r configs/demo/factorize.yaml --overwrite --latency off
 
 $(DEMO)/quantized/report.json: $(DEMO)/factorized/report.json configs/demo/quantize.yaml $(TEXT)/train.txt
-	$(AIC) quantize $(<D) $(@D) -r configs/demo/quantize.yaml --overwrite
+	$(AIC) quantize $(<D) $(@D) -r configs/demo/quantize.yaml --overwrite --latency off
 
 # What the demo promises: the chain is smaller still, and keeps the original's ranking of sentence pairs.
 $(DEMO)/eval/direct/report.json: GATES := --fail-if 'size.ratio > 0.13' --fail-if 'quality.embedding_agreement < 0.975'
-$(DEMO)/eval/quantized/report.json: GATES := --fail-if 'size.ratio > 0.125' --fail-if 'quality.embedding_agreement < 0.965'
+$(DEMO)/eval/quantized/report.json: GATES := --fail-if 'size.ratio > 0.125' --fail-if 'quality.embedding_agreement < 0.97'
 $(DEMO)/eval/%/report.json: $(DEMO)/%/report.json configs/demo/eval.yaml $(WEIGHTS) $(TEXT)/heldout.txt
 	$(AIC) eval $(<D) --against $(MODEL) -r configs/demo/eval.yaml -o $(@D) $(GATES)
