@@ -91,9 +91,11 @@ def is_prerequisite(path: str, needed: set[str]) -> bool:
     return path in needed or any(f"{path}/{complete}" in needed for complete in ("report.json", "model.safetensors"))
 
 
-def test_every_verb_is_shown(tree: Path) -> None:
-    shown = {words[1] for words in steps(make(tree, "-n", "demo"))}
-    assert shown == {*COMMANDS, "eval"}
+def test_both_ways_are_shown(tree: Path) -> None:
+    """The direct one, and the chain: distilling for the minute that a demo has does not pay."""
+    shown = [(words[1], words[3]) for words in steps(make(tree, "-n", "demo")) if words[1] != "eval"]
+    assert {verb for verb, _ in shown} == {*COMMANDS} - {"distill"}
+    assert ("quantize", "build/demo/direct") in shown
 
 
 def test_every_file_that_a_step_reads_is_a_prerequisite(tree: Path, prerequisites: dict[str, set[str]]) -> None:
@@ -138,7 +140,7 @@ def test_one_run_writes_all_the_texts(tree: Path) -> None:
 def test_the_demo_has_gates_at_its_end(tree: Path) -> None:
     (end,) = (words for words in steps(make(tree, "-n", "demo")) if words[1:3] == ["eval", "build/demo/quantized"])
     gates = [word for flag, word in pairwise(end) if flag == "--fail-if"]
-    assert gates == ["size.ratio > 0.125", "latency.ratio > 0.5", "quality.embedding_agreement < 0.97"]
+    assert gates == ["size.ratio > 0.125", "quality.embedding_agreement < 0.97"]
     assert end[end.index("--against") + 1].rstrip("/") == "build/minilm"
 
 

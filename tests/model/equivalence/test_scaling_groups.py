@@ -72,7 +72,7 @@ def test_rescaling_every_place_keeps_the_model(tmp_path: Path, name: str) -> Non
     assert save_rescaled(tmp_path / "in", found.places, tmp_path / "out")
     before = family.output(model)
     after = family.output(type(model).from_pretrained(tmp_path / "out").eval())
-    assert torch.allclose(after, before, atol=2e-4 * float(before.abs().max()))
+    assert torch.allclose(after, before, atol=5e-4 * float(before.abs().max()))
 
 
 @pytest.mark.parametrize("fixture", ["tiny_mixtral", "tiny_qwen_moe"])

@@ -15,7 +15,7 @@ from aicompress import metrics
 from aicompress.data import Data, token_windows
 from aicompress.errors import RecipeError
 from aicompress.model.loading.tokenizer import load_tokenizer
-from aicompress.pipeline.evaluation.run import Options, evaluate
+from aicompress.pipeline.evaluation.run import EvalOptions, evaluate
 from aicompress.recipe.evaluation import load
 from aicompress.recipe.schema import schema
 from aicompress.report.compare import comparison
@@ -83,7 +83,7 @@ def written(folder: Path, text: Path, gates: list[str], **fields: object) -> str
 
 
 def measured(source: Path, against: list[Path], recipe: str) -> Report:
-    return evaluate(str(source), [str(path) for path in against], load(recipe), Options())
+    return evaluate(str(source), [str(path) for path in against], load(recipe), EvalOptions())
 
 
 def share_of_hits(path: Path, text: Path, k: int) -> float:
@@ -124,7 +124,7 @@ def test_a_recipe_is_checked(tmp_path: Path, heldout_file: Path) -> None:
         load(written(tmp_path, heldout_file, [], kk=1))
     assert "'k'" in caught.value.hint
     with pytest.raises(RecipeError, match="will not be measured") as caught:
-        evaluate("nowhere", [], load(written(tmp_path, heldout_file, ["quality.hitss > 0"])), Options())
+        evaluate("nowhere", [], load(written(tmp_path, heldout_file, ["quality.hitss > 0"])), EvalOptions())
     assert "'hits'" in caught.value.hint
     assert schema("eval")["$defs"]["Hits"]["properties"]["k"]["description"] == "guesses"
 

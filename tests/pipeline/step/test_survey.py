@@ -95,6 +95,7 @@ def test_a_damaged_file_is_measured_anew(measurement: Callable[..., int], cache:
 def test_a_cache_that_cannot_be_written_costs_the_run_a_measurement(
     measurement: Callable[..., int], cache: Path
 ) -> None:
+    cache.mkdir(parents=True)
     (cache / "aicompress").write_text("a file where the folder should be")
     survey = Survey(keep=True)
     assert measurement(survey) == 1

@@ -16,6 +16,7 @@ from aicompress.pipeline.layerwise import run as layerwise
 from aicompress.pipeline.layerwise.planner import make_plan
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
+from aicompress.pipeline.step.run import STARTS_ANEW
 from aicompress.pipeline.structured import planner as structure_planner
 from aicompress.pipeline.structured import run as structure
 from aicompress.recipe import Recipe
@@ -222,4 +223,4 @@ def test_resuming_says_that_a_structural_step_starts_anew(tiny_llama: Path, tmp_
     report = structure.run(
         plan(tiny_llama, tmp_path / "out", name="depth", drop_layers=1), Options(resume=True, latency="off")
     )
-    assert layerwise.ANEW in report.warnings
+    assert STARTS_ANEW in report.warnings
