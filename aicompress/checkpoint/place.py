@@ -10,7 +10,8 @@ import shutil
 from pathlib import Path
 from types import TracebackType
 
-from aicompress.checkpoint.source import INDEX, Source
+from aicompress.checkpoint.source import Source
+from aicompress.checkpoint.written import require_own, require_own_reports, strangers
 from aicompress.errors import CompressError, OutOfSpace, OutputExists, Refused
 
 _AT_FDCWD = -100
@@ -28,26 +29,21 @@ def require_free(out: Path, overwrite: bool) -> None:
     """Refuse an output path that is taken.
 
     Raises:
-        OutputExists: it exists and `overwrite` is off, or it is nothing that a step may replace.
+        OutputExists: it exists and `overwrite` is off, or something is there that no run of this tool wrote.
     """
+    single = out.suffix == ".safetensors"
+    if single:
+        require_own_reports(out.parent, f"{out.name.removesuffix('.safetensors')}.")
     if not out.exists():
         return
     if not overwrite:
         raise OutputExists(f"{out} exists", "choose another path, or give --overwrite")
-    single = out.suffix == ".safetensors"
-    if single and not out.is_file():
-        raise OutputExists(f"{out} is not a file", "an OUT that ends in .safetensors is one file: choose another path")
-    if not single and not _is_replaceable(out):
-        raise OutputExists(f"{out} exists and is not a checkpoint", "it will not be overwritten: choose another path")
-
-
-def _is_replaceable(folder: Path) -> bool:
-    """An empty folder, or a checkpoint and nothing that a user would miss."""
-    if not folder.is_dir() or (folder / ".git").exists() or Path.cwd().is_relative_to(folder.resolve()):
-        return False
-    weights = (folder / "model.safetensors").is_file() or (folder / INDEX).is_file()
-    described = any((folder / name).is_file() for name in ("config.json", "report.json"))
-    return (weights and described) or not any(folder.iterdir())
+    if single == out.is_dir():
+        kind = "one file" if single else "a directory"
+        raise OutputExists(f"{out} is {'a directory' if single else 'a file'}", f"OUT is {kind}: choose another path")
+    if not single and Path.cwd().is_relative_to(out.resolve()):
+        raise OutputExists(f"{out} holds the working directory", "it is not replaced: choose another path")
+    require_own(out)
 
 
 def require_apart(source: Source, out: Path) -> None:
@@ -105,21 +101,31 @@ def lock(work: Path) -> int:
     return descriptor
 
 
-def take_place(new: Path, out: Path) -> None:
-    """Rename a finished directory to `out`; what is there now is swapped out in the same step, then deleted."""
+def take_place(new: Path, out: Path) -> list[str]:
+    """Rename a finished directory to `out`; what is there now is swapped out in the same step, then deleted.
+
+    Returns:
+        What no run of this tool wrote of what is there; where there is any, nothing has changed.
+    """
     if not out.exists():
         os.rename(new, out)
-    elif _exchange(new, out):
-        shutil.rmtree(new)
-    else:
-        old = new.with_name(f"{new.name}-replaced")
+        return []
+    swapped = _exchange(new, out)
+    old = new if swapped else new.with_name(f"{new.name}-replaced")
+    if not swapped:
         os.rename(out, old)
         try:
             os.rename(new, out)
         except BaseException:
             os.rename(old, out)
             raise
+    others = strangers(old)  # only now nothing more can come to it
+    if not others:
         shutil.rmtree(old)
+    elif not (swapped and _exchange(new, out)):
+        os.rename(out, new)
+        os.rename(old, out)
+    return others
 
 
 def take_free_place(new: Path, out: Path) -> None:

@@ -31,6 +31,7 @@ from aicompress.checkpoint.place import (
     working_path,
 )
 from aicompress.checkpoint.shards import ShardPlan, index_text, plan_shards
+from aicompress.checkpoint.written import named, require_own_reports, strangers
 from aicompress.errors import CompressError, OutputExists, Refused
 from aicompress.measure import nbytes
 from aicompress.weights import TensorSpec
@@ -193,6 +194,11 @@ class CheckpointWriter:
             _fsync(self.out.parent)
         self._sealed = True
 
+    def names(self) -> tuple[str, ...]:
+        """The files so far, below the output's directory."""
+        shards = [shard.name for shard in self.shards]
+        return (*shards, *(extra.relative_to(self.work).as_posix() for extra in self._extra))
+
     def _rename(self) -> None:
         """Files beside a single-file output first, the checkpoint last; a directory in one rename.
 
@@ -201,27 +207,46 @@ class CheckpointWriter:
                 finished output, beside it.
         """
         if identity(self.out) != self._replaces:
-            raise self._kept_beside()
+            raise self._kept_beside(f"{self.out} was made by somebody else while this ran, and is not replaced")
         finished = self.work / self.shards[0].name if self.single else self.work
         if self.single:
-            stem = self.out.name.removesuffix(".safetensors")
+            self._require_own_file()
             for extra in self._extra:
-                os.replace(extra, self.out.parent / f"{stem}.{extra.name}")
+                os.replace(extra, self._beside(extra.name))
             if "report.html" not in {extra.name for extra in self._extra}:  # of the output that this one replaces
-                (self.out.parent / f"{stem}.report.html").unlink(missing_ok=True)
+                self._beside("report.html").unlink(missing_ok=True)
         try:
             if self._replaces is None:
                 take_free_place(finished, self.out)
             elif self.single:
                 os.replace(finished, self.out)
             else:
-                take_place(finished, self.out)
+                self._require_none(take_place(finished, self.out))
         except FileExistsError as error:
-            raise self._kept_beside() from error
+            raise self._kept_beside(
+                f"{self.out} was made by somebody else while this ran, and is not replaced"
+            ) from error
         if self.single:
             shutil.rmtree(self.work)
 
-    def _kept_beside(self) -> CompressError:
+    def _require_own_file(self) -> None:
+        """Replace no file, and no report beside it, that has become somebody else's."""
+        self._require_none(strangers(self.out) if self._replaces is not None else [])
+        try:
+            if self._extra:
+                require_own_reports(self.out.parent, self._beside("").name)
+        except OutputExists as error:
+            raise self._kept_beside(error.message) from error
+
+    def _require_none(self, others: list[str]) -> None:
+        if others:
+            raise self._kept_beside(f"aicompress did not write {named(others)} in {self.out}, which is not replaced")
+
+    def _beside(self, name: str) -> Path:
+        """A file that belongs to a single-file output."""
+        return self.out.with_name(f"{self.out.name.removesuffix('.safetensors')}.{name}")
+
+    def _kept_beside(self, message: str) -> CompressError:
         """Give the finished output a name of its own, and the error that tells it."""
         suffix = ".safetensors" if self.single else ""
         stem = self.out.name.removesuffix(suffix)
@@ -231,10 +256,12 @@ class CheckpointWriter:
             with contextlib.suppress(FileExistsError):
                 take_free_place(finished, beside)
                 break
+        for extra in self._extra if self.single else ():
+            with contextlib.suppress(FileExistsError):
+                take_free_place(extra, beside.with_name(f"{stem}-{number}.{extra.name}"))
         self._sealed = True
         if self.work.exists():
             shutil.rmtree(self.work)
-        message = f"{self.out} was made by somebody else while this ran, and is not replaced"
         return CompressError(message, f"the finished output is {beside}: move it where you want it")
 
     def _close(self) -> None:

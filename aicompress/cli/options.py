@@ -82,7 +82,8 @@ DryRun = Annotated[
     typer.Option("--dry-run", help="Print the plan and the exact output bytes; write nothing.", rich_help_panel=RUN),
 ]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace a checkpoint that is at OUT.", rich_help_panel=RUN)
+    bool,
+    typer.Option("--overwrite", help="Replace an earlier output at OUT, and nothing else in it.", rich_help_panel=RUN),
 ]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on where a stopped run of the same step was.", rich_help_panel=RUN)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aicompress.cli import render
-from aicompress.errors import CheckpointError, CompressError, Refused
+from aicompress.errors import CheckpointError, CompressError, OutputExists, Refused
 from aicompress.report import numbers
 from aicompress.report.table import Table
 
@@ -132,6 +132,7 @@ def compare_reports(paths: Sequence[Path], as_markdown: bool, html: Path | None)
 
     compared = compare.comparison([_report(path) for path in paths])
     if html is not None:
+        _require_own_page(html)
         html.write_text(comparison_to_html(compared), encoding="utf-8")
     if as_markdown:
         print(compare.to_markdown(compared))
@@ -140,6 +141,16 @@ def compare_reports(paths: Sequence[Path], as_markdown: bool, html: Path | None)
     for line in (compare.legend(compared), *compared.notes):
         if line:
             print(line)
+
+
+def _require_own_page(path: Path) -> None:
+    """Refuse to replace a file that is no page of a comparison.
+
+    Raises:
+        OutputExists: it is another one.
+    """
+    if path.is_file() and b"<title>Comparison of " not in path.read_bytes()[:1000]:
+        raise OutputExists(f"aicompress did not write {path}", "nothing else is ever replaced: choose another FILE")
 
 
 def _report(path: Path) -> Report:

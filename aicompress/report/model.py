@@ -150,6 +150,7 @@ class Report:
         bits: of a step that searched for widths: `target` and `value`, what was measured on how many `samples`, the
             losses of the choice, and `units`: layers that got one width, with bytes and loss of each they could have.
         baselines: further checkpoints that eval compared with; their figures are under quality.against by path.
+        files: what a step wrote into its output's directory; nothing else in it is ever replaced.
     """
 
     command: str
@@ -170,6 +171,7 @@ class Report:
     calibration: dict[str, Any] = field(default_factory=dict)
     bits: dict[str, Any] = field(default_factory=dict)
     baselines: tuple[Baseline, ...] = ()
+    files: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -215,6 +217,7 @@ class Report:
                 "gates": tuple(_build(Gate, gate) for gate in plain["gates"]),
                 "warnings": tuple(plain["warnings"]),
                 "lineage": tuple(plain["lineage"]),
+                "files": tuple(plain.get("files", ())),
                 "baselines": tuple(
                     Baseline(_build(Side, each["side"]), _build(Latency, each["latency"]))
                     for each in plain.get("baselines", ())

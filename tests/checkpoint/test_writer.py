@@ -35,9 +35,11 @@ TENSORS = {
     "é.weight": torch.ones(2, 2).to(torch.float8_e4m3fn),
 }
 
+MARK = {"aicompress": '{"format_version": 1}'}  # of a file that a step wrote
+
 
 def shards(tensors: dict[str, Tensor] = TENSORS, limit: int | None = None, note: str = "000"):
-    return plan_shards({name: TensorSpec.of(t) for name, t in tensors.items()}, limit, {"note": note})
+    return plan_shards({name: TensorSpec.of(t) for name, t in tensors.items()}, limit, {"note": note, **MARK})
 
 
 def write(out: Path, tensors: dict[str, Tensor] = TENSORS, limit: int | None = None) -> None:
@@ -47,8 +49,9 @@ def write(out: Path, tensors: dict[str, Tensor] = TENSORS, limit: int | None = N
             writer.put(name, tensor)
         if len(plan) > 1:
             writer.add(INDEX, index_text(plan, 30).encode())
-        writer.add("report.json", b"{}")
-        writer.stamp({"note": "xyz"})
+        files = [] if writer.single else [*writer.names(), "report.json"]
+        writer.add("report.json", json.dumps({"schema_version": 1, "tool_version": "0", "files": files}).encode())
+        writer.stamp({"note": "xyz", **MARK})
         writer.seal()
 
 
@@ -77,7 +80,7 @@ def names(folder: Path) -> list[str]:
 def test_a_streamed_file_is_what_the_library_reads(tmp_path: Path) -> None:
     write(tmp_path / "out.safetensors")
     assert same(load_file(tmp_path / "out.safetensors"), TENSORS)
-    assert Checkpoint.open(tmp_path / "out.safetensors").metadata == {"format": "pt", "note": "xyz"}
+    assert Checkpoint.open(tmp_path / "out.safetensors").metadata == {"format": "pt", "note": "xyz", **MARK}
     assert names(tmp_path) == ["out.report.json", "out.safetensors"]
 
 
@@ -207,12 +210,11 @@ def test_a_directory_is_replaced_even_where_names_cannot_be_swapped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aicompress.checkpoint.place._exchange", lambda one, other: False)
-    for name, content in (("new", "2"), ("out", "1")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "x").write_text(content)
-    take_place(tmp_path / "new", tmp_path / "out")
+    for name in ("new", "out"):
+        write(tmp_path / name, {name: torch.ones(1)})
+    assert take_place(tmp_path / "new", tmp_path / "out") == []
     assert names(tmp_path) == ["out"]
-    assert (tmp_path / "out" / "x").read_text() == "2"
+    assert list(load_file(tmp_path / "out" / "model.safetensors")) == ["new"]
 
 
 @pytest.mark.parametrize("renames", ["by the system", "step by step"])
@@ -243,6 +245,45 @@ def test_what_comes_to_the_outputs_place_while_a_run_is_on_stays(
     assert str(beside) in caught.value.hint
     assert same(load_file(beside if single else beside / "model.safetensors"), TENSORS)
     assert not any(name.startswith(".") for name in names(tmp_path))
+
+
+@pytest.mark.parametrize("swaps", [True, False], ids=["by the system", "step by step"])
+@pytest.mark.parametrize("out", ["out", "out.safetensors"])
+def test_what_comes_into_an_output_while_a_run_replaces_it_stays(
+    tmp_path: Path, out: str, swaps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not swaps:
+        monkeypatch.setattr("aicompress.checkpoint.place._exchange", lambda one, other: False)
+    single, place = out.endswith(".safetensors"), tmp_path / out
+    write(place)
+    mine = tmp_path / "out.report.md" if single else place / "sub" / "thesis.txt"
+    with CheckpointWriter(place, shards()) as writer:
+        for name, tensor in TENSORS.items():
+            writer.put(name, tensor)
+        writer.add("report.json", b"{}")
+        mine.parent.mkdir(exist_ok=True)
+        mine.write_text("mine")
+        (tmp_path / "out.report.json").write_text("{}")
+        with pytest.raises(CompressError, match="did not write") as caught:
+            writer.seal()
+    assert mine.read_text() == "mine"
+    assert single or load_file(place / "model.safetensors")
+    beside = tmp_path / out.replace("out", "out-1")
+    assert str(beside) in caught.value.hint
+    assert same(load_file(beside if single else beside / "model.safetensors"), TENSORS)
+    assert (tmp_path / "out-1.report.json" if single else beside / "report.json").read_text() == "{}"
+    assert not any(name.startswith(".") for name in names(tmp_path))
+
+
+def test_a_file_written_over_the_output_while_a_run_is_on_stays(tmp_path: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    write(out)
+    with CheckpointWriter(out, shards({"n": torch.ones(1)})) as writer:
+        writer.put("n", torch.ones(1))
+        out.write_text("mine")  # the same file with other content
+        with pytest.raises(CompressError, match=r"did not write out\.safetensors"):
+            writer.seal()
+    assert out.read_text() == "mine"
 
 
 def test_an_empty_folder_that_comes_to_the_outputs_place_is_no_invitation(tmp_path: Path) -> None:
@@ -365,14 +406,61 @@ class TestPlaces:
 
     @pytest.mark.parametrize(
         "content",
-        [["notes.txt"], ["config.json"], ["a.safetensors"], ["model.safetensors", "config.json", ".git/HEAD"]],
+        [["notes.txt"], ["config.json"], ["a.safetensors"], ["model.safetensors", "config.json", "report.json"]],
     )
-    def test_what_is_no_checkpoint_is_never_replaced(self, tmp_path: Path, content: list[str]) -> None:
+    def test_what_no_run_wrote_is_never_replaced(self, tmp_path: Path, content: list[str]) -> None:
+        (tmp_path / "x").mkdir()
         for name in content:
-            (tmp_path / "x" / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / "x" / name).write_text("")
-        with pytest.raises(OutputExists, match="not a checkpoint"):
+            (tmp_path / "x" / name).write_text("{}")
+        with pytest.raises(OutputExists, match=f"did not write {', '.join(sorted(content))} in"):
             require_free(tmp_path / "x", overwrite=True)
+        (tmp_path / "y.safetensors").write_text("mine")
+        with pytest.raises(OutputExists, match="did not write"):
+            require_free(tmp_path / "y.safetensors", overwrite=True)
+        (tmp_path / "z.safetensors").touch()  # nothing in it can be lost
+        require_free(tmp_path / "z.safetensors", overwrite=True)
+
+    @pytest.mark.parametrize(
+        "own",
+        ["notes.txt", "eval/report.json", ".git/HEAD", "checkpoint-500/", "link", "linked/", "1_Pooling/mine.txt"],
+    )
+    def test_a_checkpoint_that_holds_more_than_a_run_wrote_is_not_replaced(self, tmp_path: Path, own: str) -> None:
+        for earlier in (False, True):
+            out = tmp_path / str(earlier)
+            write(out)
+            if earlier:
+                (out / "report.json").write_text('{"schema_version": 1, "tool_version": "0.2.0"}')
+            require_free(out, overwrite=True)
+            path = out / own
+            path.parent.mkdir(exist_ok=True)
+            if own in ("link", "linked/"):
+                path.symlink_to(tmp_path / "elsewhere" if own == "link" else tmp_path)
+            elif own.endswith("/"):
+                path.mkdir()
+            else:
+                path.write_text("mine")
+            with pytest.raises(OutputExists, match=f"did not write {own.removesuffix('/')}"):
+                require_free(out, overwrite=True)
+
+    @pytest.mark.parametrize("manifest", ["report.json", "aicompress.json"])
+    def test_an_output_of_an_earlier_version_is_told_by_its_names(self, tmp_path: Path, manifest: str) -> None:
+        kept = ["config.json", "tokenizer.json", "tokenizer.model", "vocab.txt", "merges.txt", "1_Pooling/config.json"]
+        kept += ["model-00001-of-00002.safetensors", INDEX, "modeling_aicompress.py", "special_tokens_map.json"]
+        for name in kept:
+            (tmp_path / "x" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "x" / name).touch()
+        with pytest.raises(OutputExists):
+            require_free(tmp_path / "x", overwrite=True)
+        (tmp_path / "x" / manifest).write_text('{"schema_version": 1, "tool_version": "0.2.0", "lineage": []}')
+        require_free(tmp_path / "x", overwrite=True)
+
+    def test_reports_beside_one_file_are_replaced_only_where_a_run_wrote_them(self, tmp_path: Path) -> None:
+        (tmp_path / "x.report.md").write_text("mine")
+        for overwrite in (False, True):
+            with pytest.raises(OutputExists, match=r"x\.report\.md, which aicompress did not write"):
+                require_free(tmp_path / "x.safetensors", overwrite)
+        (tmp_path / "x.report.json").write_text('{"schema_version": 1, "tool_version": "0.2.0"}')
+        require_free(tmp_path / "x.safetensors", overwrite=False)
 
     def test_files_and_directories_do_not_replace_each_other(self, tmp_path: Path) -> None:
         (tmp_path / "x.safetensors").mkdir()
@@ -390,7 +478,7 @@ class TestPlaces:
     def test_the_working_directory_is_never_replaced(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write(tmp_path / "x")
         monkeypatch.chdir(tmp_path / "x")
-        with pytest.raises(OutputExists):
+        with pytest.raises(OutputExists, match="working directory"):
             require_free(Path("."), overwrite=True)
 
     def test_the_input_is_never_touched(self, tmp_path: Path) -> None:

@@ -148,10 +148,56 @@ def test_overrides_edit_the_recipe(call: Call, tmp_path: Path, mlp_file: Path) -
 def test_a_taken_output_is_refused_and_kept(call: Call, tmp_path: Path, mlp_file: Path) -> None:
     out = tmp_path / "o.safetensors"
     out.write_bytes(b"mine")
-    assert "exists" in refused(call("quantize", mlp_file, out, "-r", "quantize/rtn-w8"))
+    step = ("quantize", mlp_file, out, "-r", "quantize/rtn-w8", "--latency", "off")
+    assert "exists" in refused(call(*step))
+    assert f"did not write {out}" in refused(call(*step, "--overwrite"))
     assert out.read_bytes() == b"mine"
-    assert call("quantize", mlp_file, out, "-r", "quantize/rtn-w8", "--overwrite", "--latency", "off")[0] == 0
+    out.unlink()
+    assert call(*step)[0] == 0
+    assert "exists" in refused(call(*step))
+    assert call(*step, "--overwrite")[0] == 0
     assert load_file(out)
+
+
+def test_overwriting_replaces_what_a_run_wrote_and_nothing_else(
+    call: Call, tmp_path: Path, mlp_file: Path, heldout_file: Path
+) -> None:
+    out, quiet = tmp_path / "out", ("--overwrite", "-q", "--latency", "off")
+    assert call("quantize", mlp_file, out, "-r", "quantize/rtn-w8", *quiet)[0] == 0
+    assert sorted(json.loads((out / "report.json").read_text())["files"]) == sorted(path.name for path in out.iterdir())
+    assert call("prune", mlp_file, out, "-r", "prune/magnitude-50", *quiet)[0] == 0
+    (out / "eval").mkdir()
+    (out / "eval" / "notes.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    data = ("--set", f"data.text={heldout_file}")
+    for verb, *more in (
+        ("quantize", "-r", "quantize/rtn-w8"),
+        ("prune", "-r", "prune/channels-mlp", "--allow-code"),
+        ("prune", "-r", "prune/depth-2"),
+        ("factorize", "-r", "factorize/svd-energy"),
+        ("distill", "-r", "distill/kl", "--teacher", mlp_file, *data),
+    ):
+        assert "did not write eval/notes.txt in" in call(verb, mlp_file, out, *more, *quiet)[2]
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_reports_replace_reports_and_nothing_else(call: Call, tmp_path: Path, mlp_file: Path) -> None:
+    out, recipe = tmp_path / "eval", tmp_path / "eval.yaml"
+    recipe.write_text("version: 1\n")
+    out.mkdir()
+    (out / "report.md").write_text("mine")
+    assert "did not write" in refused(call("eval", mlp_file, "-r", recipe, "-o", out))
+    assert [(path.name, path.read_text()) for path in out.iterdir()] == [("report.md", "mine")]
+    (out / "report.md").rename(out / "mine.md")
+    for _ in range(2):
+        assert call("eval", mlp_file, "-r", recipe, "-o", out, "-q")[0] == 0
+    page = tmp_path / "page.html"
+    page.write_text("mine")
+    assert "did not write" in refused(call("compare", out / "report.json", "--html", page))
+    assert page.read_text() == "mine"
+    page.unlink()
+    for _ in range(2):
+        assert call("compare", out / "report.json", "--html", page)[0] == 0
 
 
 def test_pickles_and_the_hub_offline(call: Call, tmp_path: Path) -> None:

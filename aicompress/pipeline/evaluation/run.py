@@ -10,6 +10,7 @@ from pathlib import Path
 from aicompress import data as sources
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.reader import digests
+from aicompress.checkpoint.written import require_own_reports
 from aicompress.errors import OutputExists, RecipeError, raise_all
 from aicompress.pipeline.evaluation.load_cost import footprint
 from aicompress.pipeline.evaluation.quality import measure_quality
@@ -87,7 +88,12 @@ def evaluate(
 
 
 def write(report: Report, folder: Path, html: bool = True) -> None:
-    """Write the report's files; earlier ones are replaced, and a page that is not written anew goes."""
+    """Write the report's files; earlier ones are replaced, and a page that is not written anew goes.
+
+    Raises:
+        OutputExists: files of these names are there that this tool did not write.
+    """
+    require_own_reports(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in rendered(report, html).items():
         partial = folder / f".{name}.partial"
@@ -110,6 +116,8 @@ def _check(recipe: EvalRecipe, judging: EvalOptions, compared: bool) -> None:
     out = judging.out
     if out is not None and (out.is_file() or (out / "config.json").exists() or any(out.glob("*.safetensors"))):
         raise OutputExists(f"{out} is a checkpoint or a file", "write the report into a folder of its own")
+    if out is not None:
+        require_own_reports(out)
 
 
 def _sides(checkpoints: Sequence[Checkpoint], paths: Sequence[str]) -> tuple[list[Side], list[str]]:

@@ -76,9 +76,11 @@ def place_problems(
     inputs: Sequence[Checkpoint], destination: Destination, conditions: Sequence[str]
 ) -> list[CompressError]:
     """Errors in the place of the output and in its gates."""
-    problems = problem_of(lambda: require_free(destination.path, destination.overwrite))
+    problems: list[CompressError] = []
     for checkpoint in inputs:
         problems += problem_of(partial(require_apart, checkpoint.source, destination.path))
+    if not problems:  # the input itself is nothing to overwrite: no more is said of it
+        problems = problem_of(lambda: require_free(destination.path, destination.overwrite))
     return problems + problem_of(lambda: gates.parse_all(conditions))
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aicompress import __version__
+from aicompress.checkpoint.written import REPORTS
 from aicompress.measure import peak_rss
 from aicompress.pipeline.step.environment import environment
 from aicompress.pipeline.step.output import Output
@@ -66,8 +67,13 @@ def build_report(
     return replace(report, gates=gates.evaluate(recipe.gates, report))
 
 
+def report_names(html: bool = True) -> tuple[str, ...]:
+    """Names of the report's files; without `html` no page is made."""
+    return REPORTS if html else tuple(name for name in REPORTS if not name.endswith(".html"))
+
+
 def rendered(report: Report, html: bool = True) -> dict[str, str]:
-    """The report's files by name; without `html` no page is made."""
+    """The report's files by name, as `report_names` gives them."""
     files = {"report.json": report.to_json(), "report.md": to_markdown(report)}
     if not html:
         return files

@@ -19,7 +19,7 @@ from aicompress.pipeline.step.digests import hashing
 from aicompress.pipeline.step.latency import compare
 from aicompress.pipeline.step.options import Mode, Options
 from aicompress.pipeline.step.output import Output, with_digests
-from aicompress.pipeline.step.report import Results, build_report, rendered, written_report
+from aicompress.pipeline.step.report import Results, build_report, rendered, report_names, written_report
 from aicompress.pipeline.step.sides import side_of
 from aicompress.pipeline.step.workers import Processes, processes
 from aicompress.recipe import Recipe
@@ -124,6 +124,8 @@ def _write(step: StepRun, options: Options) -> Report:
         written = Checkpoint.open(writer.work / output.shards[0].name if output.destination.single else writer.work)
         seconds = time.perf_counter() - start  # timing forward passes is not part of the step
         report = _report(replace(step, output=output), written, results, options.latency, seconds)
+        if not output.destination.single:
+            report = replace(report, files=(*writer.names(), *report_names(step.recipe.report.html)))
         for name, text in rendered(report, step.recipe.report.html).items():
             writer.add(name, text.encode())
         writer.seal()
