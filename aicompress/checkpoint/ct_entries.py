@@ -13,6 +13,7 @@ from aicompress.checkpoint.manifest import Entry
 from aicompress.checkpoint.naming import is_embedding
 from aicompress.errors import CheckpointError
 from aicompress.weights import IntGrouped, TensorSpec
+from aicompress.weights.int_grouped import groups_of, require_groups
 
 
 def ct_entries(
@@ -103,20 +104,25 @@ def _is_class(target: str, embedding: bool) -> bool:
 
 
 def ct_restore(entry: Entry, module: str, read: Callable[[str], Tensor], names: Mapping[str, Any]) -> IntGrouped:
-    """Decode one weight from the compressed-tensors layout."""
+    """Decode one weight from the compressed-tensors layout.
+
+    Raises:
+        ValueError: its tensors are not what its config group says.
+    """
     from aicompress.weights.packing import unpack_rows
 
     meta, scale = entry.meta, read(f"{module}.weight_scale")
-    out = int(meta["shape"][0])
+    out, columns = (int(size) for size in meta["shape"])
+    bits, group = int(meta["bits"]), int(meta["group_size"])
     scale = scale.reshape(scale.shape[0] if scale.ndim else 1, -1)
     if f"{module}.weight_packed" not in names:
         zero_name = f"{module}.weight_zero_point"
-        zero = read(zero_name) if zero_name in names else None
-        bits, group = int(meta["bits"]), int(meta["group_size"])
+        zero = read(zero_name).reshape(scale.shape) if zero_name in names else None
+        require_groups(scale, zero, out, groups_of(columns, group))
         return IntGrouped(read(f"{module}.weight"), scale, zero, bits, group, meta.get("activation_bits"))
+    require_groups(scale, None, out, groups_of(columns, group))
     zero = None
     if not meta["symmetric"]:
-        bits = int(meta["bits"])
         unsigned = unpack_rows(read(f"{module}.weight_zero_point").t().contiguous(), bits, out).t()
         zero = (unsigned.to(torch.int16) - (1 << (bits - 1))).to(torch.int8).contiguous()
     return IntGrouped.from_packed(read(f"{module}.weight_packed"), scale, zero, meta)

@@ -23,6 +23,16 @@ from aicompress.errors import CheckpointError
 from aicompress.layer import Kind, Layer, LayerInfo, as_matrix
 from aicompress.weights import Dense, TensorSpec, Weight, form_of, outline_nbytes
 
+NONSENSE = (RuntimeError, ValueError, TypeError, KeyError, IndexError)  # what restoring it raises
+EXPANSION = 10_000  # bytes that one stored byte may stand for; a factor of rank 1 in 16,000 columns is half of that
+SMALL = 1 << 20  # bytes that may always be decoded
+PIECE = 1 << 22  # elements decoded at a time
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, or its name."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -88,24 +98,23 @@ class Checkpoint:
             try:
                 outline = self._stored(name, entry, self._no_data)
                 whole = as_matrix(torch.empty(entry.dense.shape, device="meta"), entry.transposed)
-                fits = tuple(outline.shape) == tuple(whole.shape)
+                fits = tuple(outline.shape) == tuple(whole.shape) and entry.dense.dtype.is_floating_point
                 outline.dense()  # without data: it fails where tensors do not fit one another
                 if self.layout == "native":
                     fits &= outline.specs() == {suffix: self.tensors[disk].spec for suffix, disk in names.items()}
-            except (
-                RuntimeError,
-                ValueError,
-                TypeError,
-                KeyError,
-                IndexError,
-            ) as error:  # what restoring nonsense raises
-                raise self._inconsistent(name) from error
+            except NONSENSE as error:
+                raise self._inconsistent(name, f": {first_line(error)}") from error
             if not fits:
                 raise self._inconsistent(name)
+            if entry.dense.nbytes > max(SMALL, EXPANSION * self.nbytes(name)):
+                raise CheckpointError(
+                    f"{self.path}: {name!r} would decode to {entry.dense.nbytes:,} bytes from {self.nbytes(name):,}",
+                    f"more than {EXPANSION:,} for one is no weight of a model",
+                )
 
-    def _inconsistent(self, name: str) -> CheckpointError:
+    def _inconsistent(self, name: str, why: str = "") -> CheckpointError:
         return CheckpointError(
-            f"{self.path}: the tensors of compressed parameter {name!r} are not what its description says",
+            f"{self.path}: the tensors of compressed parameter {name!r} are not what its description says{why}",
             "download or write the checkpoint again",
         )
 
@@ -199,12 +208,19 @@ class Checkpoint:
         """A parameter in the form it is stored in, as a matrix (out, in).
 
         Raises:
-            CheckpointError: a scale, factor or value of a compressed parameter is NaN or infinite.
+            CheckpointError: a compressed parameter is not what its description says, or a scale, factor or value of it
+                is NaN or infinite.
         """
         entry = self.manifest.entries.get(parameter)
         if entry is None:
             return Dense(as_matrix(self.read(parameter)))
-        weight = self._stored(parameter, entry, self.read)
+        try:
+            weight = self._stored(parameter, entry, self.read)
+        except NONSENSE as error:
+            raise CheckpointError(
+                f"{self.path}: {parameter!r} cannot be decoded: {first_line(error)}",
+                "download or write the checkpoint again",
+            ) from error
         for suffix, tensor in weight.tensors().items():
             require_finite(tensor, f"{parameter}{suffix and '.'}{suffix}", self.path)
         return weight
@@ -231,6 +247,22 @@ class Checkpoint:
         """A parameter as the dense tensor it stands for, in its own dtype and shape."""
         entry = self.manifest.entries.get(parameter)
         return self.read(parameter) if entry is None else entry.decode(self.weight(parameter))
+
+    def require_decodes(self, parameter: str) -> None:
+        """Decode a parameter in blocks of rows, of which one is in memory at a time.
+
+        Raises:
+            CheckpointError: it cannot be decoded, or not to finite numbers.
+        """
+        entry = self.manifest.entries.get(parameter)
+        if entry is None:
+            require_finite(self.read(parameter), parameter, self.path)
+            return
+        weight = self.weight(parameter)
+        step = max(1, PIECE // max(1, weight.shape[1]))
+        for start in range(0, weight.shape[0], step):
+            rows = weight.rows(start, min(start + step, weight.shape[0]))
+            require_finite(rows.to(entry.dense.dtype), parameter, self.path)
 
     def layer(self, info: LayerInfo, seed: int = 0, weight: Weight | None = None) -> Layer:
         """Read a layer for a method: a float32 matrix and its stored form.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from aicompress.weights.decoding import Meta, Tensors, decoder, unpack
-from aicompress.weights.form import Weight
+from aicompress.weights.form import Weight, require_bits, require_dtype, require_real
 from aicompress.weights.packing import pack_rows, unpack_rows
 
 PIECE = 1 << 18  # codes decoded at a time
@@ -91,8 +91,10 @@ class Codebook(Weight):
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Codebook:
         out, columns = meta["shape"]
-        bits = int(meta["bits"])
+        bits = require_bits(int(meta["bits"]))
         tables, scale = tensors["tables"], tensors.get("scale")
+        require_dtype("codes", tensors[""], torch.int32)
+        require_real(tables=tables, scale=scale)
         if tables.shape[1] != 1 << bits or (len(tables) != 1 and (not len(tables) or len(tables) % out)):
             raise ValueError(f"tables {list(tables.shape)} of {bits} bits for {out} rows")
         if scale is not None and (len(scale) != out or not scale.shape[1] or columns % scale.shape[1]):

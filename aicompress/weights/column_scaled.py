@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from aicompress.weights.decoding import Meta, Tensors, decode, decoder
-from aicompress.weights.form import Weight, restore
+from aicompress.weights.form import Weight, require_real, restore
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class ColumnScaled(Weight):
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> ColumnScaled:
         inner = {suffix: tensor for suffix, tensor in tensors.items() if suffix != "columns"}
         weight, columns = restore(inner, meta["inner"]), tensors["columns"]
+        require_real(columns=columns)
         if columns.shape != weight.shape[1:]:
             raise ValueError(f"factors {list(columns.shape)} of {weight.shape[1]} columns")
         return cls(weight, columns)

@@ -113,6 +113,19 @@ def masked(meta: Meta, tensors: Tensors) -> Tensor:
     return mask.reshape(-1)
 
 
+def require_kept(mask: Tensor, count: int) -> None:
+    """Refuse a mask that keeps another number of elements than are stored: they would all stand in wrong places.
+
+    Raises:
+        ValueError: it does.
+    """
+    if mask.is_meta or torch.compiler.is_compiling():
+        return
+    kept = int(mask.sum())
+    if kept != count:
+        raise ValueError(f"{count} elements are stored under a mask that keeps {kept}")
+
+
 def by_column(values: Tensor, columns: int, size: int) -> Tensor:
     """(rows, groups) -> (rows, columns), or (1, 1) for all; the last group may be narrower than the others."""
     return values.repeat_interleave(size or columns, dim=1)[:, :columns]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from aicompress.weights.decoding import Meta, Tensors, decoder
-from aicompress.weights.form import Weight
+from aicompress.weights.form import Weight, require_real
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Dense(Weight):
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Dense:
+        require_real(matrix=tensors[""])
         return cls(tensors[""])
 
 

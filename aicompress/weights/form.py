@@ -134,6 +134,38 @@ def restore(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Weight:
     return form_of(meta["form"]).restore(tensors, meta)
 
 
+def require_real(**tensors: Tensor | None) -> None:
+    """Refuse stored tensors that hold no real numbers.
+
+    Raises:
+        ValueError: naming one of another dtype.
+    """
+    for name, tensor in tensors.items():
+        if tensor is not None and not tensor.is_floating_point():
+            raise ValueError(f"{name}: {tensor.dtype} holds no real numbers")
+
+
+def require_dtype(name: str, tensor: Tensor, *dtypes: torch.dtype) -> None:
+    """Refuse a stored tensor of another dtype than these.
+
+    Raises:
+        ValueError: it has another one.
+    """
+    if tensor.dtype not in dtypes:
+        raise ValueError(f"{name} is {tensor.dtype}, where {' or '.join(map(str, dtypes))} is stored")
+
+
+def require_bits(bits: int) -> int:
+    """Refuse a width of codes that is not stored.
+
+    Raises:
+        ValueError: it is not 1 to 8.
+    """
+    if not 1 <= bits <= 8:
+        raise ValueError(f"codes of {bits:.6g} bits")
+    return bits
+
+
 def outline_nbytes(weight: Weight) -> int:
     """Exact bytes of the tensors that a weight, or its outline, takes on disk."""
     return sum(spec.nbytes for spec in weight.specs().values())

@@ -70,19 +70,33 @@ class Grouping:
         return ((value[:, None] >> (8 * torch.arange(width))) & 255).to(torch.uint8).reshape(-1)
 
     def unpack(self, packed: Tensor, shape: tuple[int, int]) -> Tensor:
-        """Undo `pack`."""
+        """Undo `pack`.
+
+        Raises:
+            ValueError: the bytes are no mask of this shape, or the order is not one of its columns.
+        """
+        if packed.numel() != self._bytes(shape[0] * shape[1]):
+            raise ValueError(f"{packed.numel()} bytes of a {self.kept}:{self.size} mask {list(shape)}")
+        if self.order is not None and (self.order.is_floating_point() or self.order.shape != shape[1:]):
+            raise ValueError(f"an order {list(self.order.shape)} of {shape[1]} columns")
         if packed.device.type == "meta":
             return torch.empty(shape, dtype=torch.bool, device="meta")
         width, digits = word(self.kept, self.size)
         ways = table(self.kept, self.size)
         value = (packed.reshape(-1, width).long() << (8 * torch.arange(width))).sum(dim=1)
-        digit = (value[:, None] // len(ways) ** torch.arange(digits)) % len(ways)
-        bits = ways[digit.reshape(-1)[: shape[0] * shape[1] // self.size]]
+        digit = ((value[:, None] // len(ways) ** torch.arange(digits)) % len(ways)).reshape(-1)
+        count = shape[0] * shape[1] // self.size
+        if bool((value >= len(ways) ** digits).any()) or bool(digit[count:].any()):
+            raise ValueError(f"bytes that no {self.kept}:{self.size} mask has")
+        bits = ways[digit[:count]]
         mask = ((bits[:, None] >> torch.arange(self.size)) & 1).bool().reshape(shape)
         if self.order is None:
             return mask
+        order = self.order.long()
+        if not torch.equal(order.sort().values, torch.arange(shape[1])):
+            raise ValueError(f"an order that is not one of {shape[1]} columns")
         own = torch.empty_like(mask)
-        own[:, self.order.long()] = mask
+        own[:, order] = mask
         return own
 
 

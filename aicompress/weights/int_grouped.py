@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from aicompress.weights.decoding import Meta, Tensors, by_column, decoder, unpack
-from aicompress.weights.form import Weight
+from aicompress.weights.form import Weight, require_bits, require_dtype, require_real
 from aicompress.weights.packing import pack_rows, unpack_rows
 
 PIECE = 1 << 20  # codes decoded at a time
+LARGEST_INPUT = 16  # bits that inputs are rounded to
 
 
 def groups_of(columns: int, group_size: int) -> int:
@@ -37,8 +38,11 @@ def require_groups(scale: Tensor, zero: Tensor | None, rows: int, groups: int) -
     """Refuse scales and zero points that are not one for each group of each row, or one for all.
 
     Raises:
-        ValueError: they are others.
+        ValueError: they are others, or of a dtype that holds no such numbers.
     """
+    require_real(scale=scale)
+    if zero is not None and not zero.is_floating_point():
+        require_dtype("zero", zero, torch.int8)
     if tuple(scale.shape) not in ((rows, groups), (1, 1)) or (zero is not None and zero.shape != scale.shape):
         raise ValueError(f"scales {list(scale.shape)} for {rows} rows of {groups} groups")
 
@@ -80,6 +84,12 @@ class IntGrouped(Coded):
     group_size: int = 0
     activation_bits: int | None = None
     stream: Tensor | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        require_bits(self.bits)
+        require_dtype("codes", self.codes, torch.int8)
+        if self.group_size < 0 or not 1 <= (self.activation_bits or 1) <= LARGEST_INPUT:
+            raise ValueError(f"groups of {self.group_size:.6g}, inputs of {self.activation_bits or 0:.6g} bits")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -199,7 +209,8 @@ class IntGrouped(Coded):
     @classmethod
     def from_packed(cls, packed: Tensor, scale: Tensor, zero: Tensor | None, meta: Mapping[str, Any]) -> IntGrouped:
         """Build from the int32 bit stream (out, words)."""
-        bits = int(meta["bits"])
+        bits = require_bits(int(meta["bits"]))
+        require_dtype("codes", packed, torch.int32)
         codes = unpack_rows(packed, bits, int(meta["shape"][1]), 1 << (bits - 1))
         return cls(codes, scale, zero, bits, int(meta["group_size"]), meta.get("activation_bits"))
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from aicompress.weights.form import Weight
+from aicompress.weights.decoding import require_kept
+from aicompress.weights.form import Weight, require_dtype
 from aicompress.weights.grouping import Grouping
 from aicompress.weights.packing import pack_mask, unpack_mask
 
@@ -53,15 +55,15 @@ def restored_mask(tensors: Mapping[str, Tensor], meta: Mapping[str, Any], kept: 
         (out, in) bool, and the grouping.
 
     Raises:
-        ValueError: the mask keeps another number of elements than are stored.
+        ValueError: the mask keeps another number of elements than are stored, or is no mask of this shape.
     """
     out, columns = meta["shape"]
+    require_dtype("mask", tensors[""], torch.uint8)
     if "pattern" not in meta:
         mask, grouping = unpack_mask(tensors[""], out * columns).reshape(out, columns), None
     else:
         survivors, size = meta["pattern"]
         grouping = Grouping(int(survivors), int(size), tensors.get("order"))
         mask = grouping.unpack(tensors[""], (out, columns))
-    if mask.device.type != "meta" and int(mask.sum()) != kept:
-        raise ValueError(f"{kept} elements are stored under a mask that keeps {int(mask.sum())}")
+    require_kept(mask, kept)
     return mask, grouping

@@ -133,8 +133,16 @@ def pack_mask(mask: Tensor) -> Tensor:
 
 
 def unpack_mask(packed: Tensor, count: int) -> Tensor:
-    """Undo `pack_mask`: boolean (count,)."""
+    """Undo `pack_mask`: boolean (count,).
+
+    Raises:
+        ValueError: the bytes are not those of so many elements, or set bits beyond the last one.
+    """
+    if packed.numel() != -(-count // 8):
+        raise ValueError(f"{packed.numel()} bytes of a mask of {count} elements")
     if packed.device.type == "meta":
         return torch.empty(count, dtype=torch.bool, device="meta")
+    if count % 8 and int(packed[-1]) >> count % 8:
+        raise ValueError(f"a mask of {count} elements sets bits beyond them")
     padded = torch.nn.functional.pad(packed, (0, -packed.numel() % 4))
     return unpack_rows(padded.view(torch.int32).reshape(1, -1), 1, count).view(torch.bool).reshape(-1)

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from aicompress.weights.decoding import Meta, Tensors, decoder, masked
+from aicompress.weights.decoding import Meta, Tensors, decoder, masked, require_kept
+from aicompress.weights.form import require_real
 from aicompress.weights.grouping import Grouping
 from aicompress.weights.masked import Masked, mask_meta, mask_tensors, restored_mask
 
@@ -69,6 +70,9 @@ class Sparse(Masked):
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Sparse:
         values = tensors["values"]
+        require_real(values=values)
+        if values.ndim != 1:
+            raise ValueError(f"values {list(values.shape)} of a sparse weight")
         mask, grouping = restored_mask(tensors, meta, values.numel())
         return cls(mask, values, grouping)
 
@@ -78,6 +82,7 @@ def decode_sparse(meta: Meta, tensors: Tensors) -> Tensor:
     """Values where the mask is set, zeros elsewhere."""
     out, columns = meta["shape"]
     kept, values = masked(meta, tensors), tensors["values"]
+    require_kept(kept, values.numel())
     if values.dtype.itemsize == 1:  # scatter has no float8 kernel; all-zero bits are 0.0
         raw = torch.zeros(out * columns, dtype=torch.uint8, device=kept.device)
         return raw.masked_scatter(kept, values.view(torch.uint8)).view(values.dtype).reshape(out, columns)

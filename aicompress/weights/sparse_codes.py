@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from aicompress.weights.decoding import Meta, Tensors, by_column, decoder, masked, unpack
+from aicompress.weights.decoding import Meta, Tensors, by_column, decoder, masked, require_kept, unpack
+from aicompress.weights.form import require_bits, require_dtype
 from aicompress.weights.grouping import Grouping
 from aicompress.weights.int_grouped import Coded, IntGrouped, code_words, groups_of, require_groups, spread
 from aicompress.weights.masked import Masked, mask_meta, mask_tensors, restored_mask
@@ -94,9 +95,12 @@ class SparseCodes(Masked, Coded):
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> SparseCodes:
-        bits = int(meta["bits"])
+        bits = require_bits(int(meta["bits"]))
+        require_dtype("codes", tensors["codes"], torch.int32)
         out, columns = meta["shape"]
         size, scale, zero = int(meta["group_size"]), tensors["scale"], tensors.get("zero")
+        if zero is not None:
+            require_dtype("zero", zero, torch.int8)
         require_groups(scale, zero, out, groups_of(columns, size))
         mask, grouping = restored_mask(tensors, meta, int(meta["kept"]))
         codes = unpack_rows(tensors["codes"].reshape(1, -1), bits, int(meta["kept"]), 1 << (bits - 1)).reshape(-1)
@@ -109,6 +113,7 @@ def decode_sparse_codes(meta: Meta, tensors: Tensors) -> Tensor:
     out, columns = meta["shape"]
     bits, scale, zero = int(meta["bits"]), tensors["scale"], tensors.get("zero")
     kept = masked(meta, tensors)
+    require_kept(kept, int(meta["kept"]))
     codes = unpack(tensors["codes"].reshape(1, -1), bits, int(meta["kept"])).float() - (1 << (bits - 1))
     whole = torch.zeros(out * columns, device=kept.device).masked_scatter(kept, codes).reshape(out, columns)
     size = int(meta["group_size"])

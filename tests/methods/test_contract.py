@@ -8,6 +8,7 @@ Which layers a variant is applied to is known when the tests are collected: each
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +17,10 @@ from torch import Tensor
 
 from aicompress.layer import Layer
 from aicompress.methods.layerwise import LayerMethod
+from aicompress.pipeline.verify import verify
 from aicompress.weights import Dense, IntGrouped, Sparse, SparseCodes, Weight, restore
 from tests.methods.contract import LAYERWISE, Given, layer_of, refusal, resolved, variants
+from tests.weights.forms import write_form
 
 SHAPES = ((16, 24), (1, 12), (12, 1), (7, 13), (33, 100), (64, 8))
 VARIANTS = [(method, fields) for method in LAYERWISE for fields in variants(method)]
@@ -95,6 +98,18 @@ def test_stored_weight(method: LayerMethod, fields: dict[str, Any], given: Given
 
     again = method.apply(layer, config)
     assert tensors_equal(again.tensors(), tensors), "the same seed gave other bytes"
+
+
+@pytest.mark.parametrize(("method", "fields"), BRIEF)
+def test_verify_accepts_what_it_writes(method: LayerMethod, fields: dict[str, Any], tmp_path: Path) -> None:
+    for number, given in enumerate((*ROWS.values(), *COMPRESSED.values())):
+        if refusal(method, fields, given) is not None:
+            continue
+        layer = layer_of(method, *given)
+        weight = method.stored(layer, method.apply(layer, resolved(method, layer, fields)))
+        if not isinstance(weight, Dense):  # a plain tensor needs no description
+            write_form(tmp_path / f"{number}.safetensors", weight, weight.tensors())
+            assert verify(tmp_path / f"{number}.safetensors").problems == ()
 
 
 @pytest.mark.parametrize(("method", "fields", "given"), list(filter(by_rows, accepted(ROWS))))

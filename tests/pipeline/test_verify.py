@@ -126,7 +126,7 @@ def test_a_mask_that_lies_is_found(mlp_file: Path, tmp_path: Path) -> None:
     tensors["fc2.weight"][:] = 255  # every element is kept, but only half of the values are there
     save_file(tensors, out, metadata=header["__metadata__"])
     (problem,) = verify(out).problems
-    assert "fc2.weight: cannot be decoded" in problem
+    assert "'fc2.weight' cannot be decoded" in problem
 
 
 def test_progress_reaches_the_end(mlp_file: Path) -> None:

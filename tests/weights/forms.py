@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
+from aicompress.checkpoint.manifest import Entry, Manifest
 from aicompress.weights import (
     Codebook,
     ColumnScaled,
@@ -15,6 +18,7 @@ from aicompress.weights import (
     LowRank,
     Sparse,
     SparseCodes,
+    TensorSpec,
     Weight,
 )
 from aicompress.weights.grouping import Grouping
@@ -35,6 +39,14 @@ def ints(bits: int, groups: tuple[int, int], symmetric: bool, shape: tuple[int, 
 def codes(bits: int, shape: tuple[int, int] = (6, 12)) -> torch.Tensor:
     generator = torch.Generator().manual_seed(bits)
     return torch.randint(0, 1 << bits, shape, generator=generator).to(torch.uint8)
+
+
+def write_form(path: Path, weight: Weight, tensors: dict[str, torch.Tensor]) -> None:
+    """A checkpoint of one parameter, with the description of a weight and these tensors of it by suffix."""
+    entry = Entry(TensorSpec(torch.float32, weight.shape), False, weight.meta(), tuple(weight.tensors()))
+    manifest = Manifest({"fc.weight": entry}).to_text()
+    names = {suffix: f"fc.weight_{suffix}" if suffix else "fc.weight" for suffix in tensors}
+    save_file({names[s]: t.contiguous() for s, t in tensors.items()}, path, metadata={"aicompress": manifest})
 
 
 TWO_OF_FOUR = torch.tensor([[True, False, True, False] * 3]).repeat(6, 1)

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from aicompress.checkpoint.manifest import Entry, Manifest
 from aicompress.pipeline.verify import verify
 from aicompress.weights import (
     Codebook,
@@ -20,7 +18,6 @@ from aicompress.weights import (
     IntGrouped,
     LowRank,
     Sparse,
-    TensorSpec,
     Weight,
     forms,
     outline_nbytes,
@@ -28,7 +25,7 @@ from aicompress.weights import (
 )
 from aicompress.weights.decoding import decode
 from aicompress.weights.form import nest, unnest
-from tests.weights.forms import FORMS, ints, randn
+from tests.weights.forms import FORMS, ints, randn, write_form
 
 ROWS = torch.tensor([0, 2, 5])
 COLUMNS = torch.tensor([1, 2, 3, 7, 8, 11])
@@ -36,14 +33,6 @@ COLUMNS = torch.tensor([1, 2, 3, 7, 8, 11])
 
 def without_data(weight: Weight) -> Weight:
     return restore({suffix: tensor.to("meta") for suffix, tensor in weight.tensors().items()}, weight.meta())
-
-
-def write(path: Path, weight: Weight, tensors: dict[str, torch.Tensor]) -> None:
-    """A checkpoint of one parameter, with the description of a weight and these tensors of it by suffix."""
-    entry = Entry(TensorSpec(torch.float32, weight.shape), False, weight.meta(), tuple(weight.tensors()))
-    manifest = Manifest({"fc.weight": entry}).to_text()
-    names = {suffix: f"fc.weight_{suffix}" if suffix else "fc.weight" for suffix in tensors}
-    save_file({names[s]: t.contiguous() for s, t in tensors.items()}, path, metadata={"aicompress": manifest})
 
 
 def test_every_form_has_a_row() -> None:
@@ -109,7 +98,7 @@ class TestEveryForm:
 
     def test_tensors_that_are_lost_or_short_are_refused(self, weight: Weight, tmp_path: Path) -> None:
         whole = weight.tensors()
-        write(tmp_path / "whole.safetensors", weight, whole)
+        write_form(tmp_path / "whole.safetensors", weight, whole)
         assert verify(tmp_path / "whole.safetensors").sound
         for suffix, tensor in whole.items():
             lacking = {other: value for other, value in whole.items() if other != suffix}
@@ -117,7 +106,7 @@ class TestEveryForm:
             lengths = {0, len(tensor) // 2, len(tensor) - 1} - {1} if len(tensor) else set()
             for length in (None, *lengths):
                 path = tmp_path / f"{suffix}-{length}.safetensors"
-                write(path, weight, lacking if length is None else {**lacking, suffix: tensor[:length]})
+                write_form(path, weight, lacking if length is None else {**lacking, suffix: tensor[:length]})
                 assert verify(path).problems, (suffix, length)
 
     def test_cannot_pass_for_the_dense_parameter(self, weight: Weight) -> None:
