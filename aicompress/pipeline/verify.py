@@ -11,9 +11,8 @@ from aicompress.checkpoint.header import read_header
 from aicompress.checkpoint.reader import digests
 from aicompress.checkpoint.source import INDEX, Source, locate
 from aicompress.errors import CheckpointError
-from aicompress.model.loading.mismatches import mismatches
+from aicompress.model.loading.mismatches import misfits_of
 from aicompress.report.model import Report
-from aicompress.weights import TensorSpec
 
 Progress = Callable[[str, int, int], None]  # what, done, total
 
@@ -78,7 +77,7 @@ def verify(source: str | Path, progress: Progress = lambda what, done, total: No
         progress(name, number + 1, len(parameters))
     compressed = len(checkpoint.manifest.entries)
     findings.checks.append(f"{len(parameters)} parameters finite, {compressed} of them decoded")
-    _check_model(checkpoint, parameters, findings)
+    _check_model(checkpoint, findings)
     _check_digests(checkpoint.source, findings)
     return Verification(
         str(source), names, len(parameters), compressed,
@@ -120,12 +119,12 @@ def _parameter_problems(checkpoint: Checkpoint, name: str) -> list[str]:
     return []
 
 
-def _check_model(checkpoint: Checkpoint, parameters: dict[str, TensorSpec], findings: _Findings) -> None:
+def _check_model(checkpoint: Checkpoint, findings: _Findings) -> None:
     """Compare with the architecture that config.json names."""
     if checkpoint.config is None:
         findings.notes.append("a bare file names no architecture: a missing parameter cannot be noticed")
         return
-    wrong = mismatches(checkpoint.config, {name: spec.shape for name, spec in parameters.items()})
+    wrong = misfits_of(checkpoint)
     if wrong is None:
         findings.notes.append("transformers does not know the architecture: a missing parameter cannot be noticed")
         return

@@ -14,6 +14,7 @@ from aicompress.pipeline.step.output import Destination
 from aicompress.pipeline.structured import planner as structure_planner
 from aicompress.pipeline.structured import run as structure
 from aicompress.pipeline.structured.plan import StructurePlan
+from aicompress.pipeline.verify import verify
 from aicompress.recipe import Recipe
 from aicompress.report.model import Report
 
@@ -26,9 +27,10 @@ def plan(source: Path, out: Path, **method: Any) -> StructurePlan:
 
 
 def prune(source: Path, out: Path, **method: Any) -> Report:
-    """Prune; the plan's bytes must be those of the run."""
+    """Prune; the plan's bytes must be those of the run, and what is written must be sound."""
     planned = plan(source, out, **method)
     report = structure.run(planned, OFF)
+    assert verify(out).problems == ()
     assert planned.output.weight_bytes == report.after.weight_bytes
     assert planned.output.weight_bytes == sum(f.stat().st_size for f in out.glob("*.safetensors"))
     assert planned.output.other_bytes == sum(

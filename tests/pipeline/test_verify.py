@@ -11,6 +11,7 @@ from aicompress.checkpoint.source import locate
 from aicompress.pipeline.verify import report_file, verify
 from aicompress.report.model import Report, Side
 from tests.model.compressed import compress, halved, integers, low_rank
+from tests.pipeline.steps import prune
 
 
 @pytest.fixture
@@ -55,6 +56,16 @@ def test_every_stored_form_decodes(tiny_llama: Path, tmp_path: Path) -> None:
     found = verify(out)
     assert found.problems == ()
     assert found.compressed == 21
+
+
+def test_widths_that_config_cannot_say_are_known(tiny_bert: Path, tmp_path: Path) -> None:
+    prune(tiny_bert, tmp_path / "heads", name="heads", sparsity=0.5, unit="group")
+    assert verify(tmp_path / "heads").problems == ()
+    out = compress(
+        tmp_path / "heads", tmp_path / "w4", lambda info, w: integers(w, 4) if info.kind == "linear" else None
+    )
+    assert verify(out).problems == ()
+    assert verify(out).compressed
 
 
 def test_nan_is_found(llama: Path) -> None:

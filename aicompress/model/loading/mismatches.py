@@ -2,23 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from aicompress.checkpoint import Checkpoint
+from aicompress.errors import CheckpointError
 from aicompress.model import hf
 from aicompress.model.loading.definition import skeleton
 from aicompress.model.loading.fill import computed
 
 
-def mismatches(config: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> list[str] | None:
+def require_fits(checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint whose parameters are not those of the architecture that its config.json names.
+
+    Raises:
+        CheckpointError: one is missing, or of another shape or kind of numbers.
+    """
+    wrong = misfits_of(checkpoint)
+    if wrong:
+        more = f", and {len(wrong) - 1} more like it" if wrong[1:] else ""
+        hint = "download or write the checkpoint again; `aicompress verify` lists all that is wrong"
+        raise CheckpointError(f"{checkpoint.path}: {wrong[0]}{more}", hint)
+
+
+def misfits_of(checkpoint: Checkpoint) -> list[str] | None:
+    """What `mismatches` says of a checkpoint's parameters; None where nothing can be said."""
+    if checkpoint.config is None:
+        return None
+    specs = checkpoint.parameters()
+    shapes = {name: spec.shape for name, spec in specs.items()}
+    whole = [name for name, spec in specs.items() if not spec.dtype.is_floating_point]
+    return mismatches(checkpoint.config, shapes, checkpoint.manifest.widths, whole)
+
+
+def mismatches(
+    config: dict[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    widths: Mapping[str, Mapping[str, int]] | None = None,
+    integers: Collection[str] = (),
+) -> list[str] | None:
     """Parameters that transformers would fill with random values or refuse, each with the reason.
 
     A tied parameter is there when any of those it is tied to is. Parameters that the architecture keeps merged, such as
-    experts, are not judged, and one that it computes may be missing.
+    experts, are not judged. One that it computes may be missing, and a pooler, which no hidden state depends on.
 
     Args:
         config: config.json.
         shapes: shapes of the checkpoint's parameters by name.
+        widths: of modules that are narrower than config.json says.
+        integers: those of the parameters that hold no real numbers.
 
     Returns:
         None when transformers does not know the architecture.
@@ -27,6 +59,8 @@ def mismatches(config: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) ->
     if model is None:
         return None
     model.tie_weights()
+    if widths:
+        hf.fit_shapes(model, widths, shapes)
     targets = hf.parameter_names(model, shapes)
     merged = [pattern for _, merge in targets.values() if merge is not None for pattern in merge[1].target_patterns]
     present = {target: name for name, (target, merge) in targets.items() if merge is None}
@@ -37,8 +71,11 @@ def mismatches(config: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) ->
     problems: list[str] = []
     for wanted, parameter in model.named_parameters():
         source = next((present[name] for name in tied[id(parameter)] if name in present), None)
-        if source is None and wanted not in made and not any(pattern in wanted for pattern in merged):
-            problems.append(f"{wanted} is missing")
-        elif source is not None and tuple(parameter.shape) != shapes[source]:
+        if source is None:
+            known = wanted in made or "pooler" in wanted.split(".") or any(pattern in wanted for pattern in merged)
+            problems += [] if known else [f"{wanted} is missing"]
+        elif tuple(parameter.shape) != shapes[source]:
             problems.append(f"{source} is {list(shapes[source])}, config.json says {list(parameter.shape)}")
+        elif source in integers and parameter.is_floating_point():
+            problems.append(f"{source} holds integers, the architecture has real numbers there")
     return problems

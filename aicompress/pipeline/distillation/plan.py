@@ -107,7 +107,7 @@ def make_plan(
     Raises:
         Refused: or Problems, everything that is wrong.
     """
-    (student, tied), teacher = open_input(source), Checkpoint.open(teacher_source)
+    (student, tied), (teacher, _) = open_input(source), open_input(teacher_source)
     raise_all(place_problems([student, teacher], destination, recipe.gates))
     require_writable(destination.path)
     run, run_teacher = runner(student), runner(teacher)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.model.loading.definition import tied_parameters
+from aicompress.model.loading.mismatches import require_fits
 
 
 def open_input(source: str | Path) -> tuple[Checkpoint, list[str]]:
@@ -19,9 +20,10 @@ def open_input(source: str | Path) -> tuple[Checkpoint, list[str]]:
         The checkpoint, and a warning for every pair whose two differ: both are kept then.
 
     Raises:
-        CheckpointError: missing, damaged, or in a format this version does not read.
+        CheckpointError: missing, damaged, in a format this version does not read, or not of its architecture.
     """
     checkpoint = Checkpoint.open(source)
+    require_fits(checkpoint)
     names = checkpoint.parameters()
     tied = tied_parameters(checkpoint.config, names) if checkpoint.config is not None else {}
     copies = {copy: kept for copy, kept in tied.items() if _same(checkpoint, copy, kept)}
