@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from aicompress.layer import Layer
+from aicompress.measure import rel_error
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.pipeline.verify import verify
 from aicompress.weights import Dense, IntGrouped, Sparse, SparseCodes, Weight, restore
@@ -134,6 +135,18 @@ def test_dtype_of_the_layer(method: LayerMethod, fields: dict[str, Any], dtype: 
     weight = method.apply(layer, config)
     assert weight.specs() == method.outline(layer.info, config).specs()
     assert torch.isfinite(weight.dense()).all()
+
+
+@pytest.mark.parametrize(("method", "fields"), [case for case in BRIEF if case.values[0].recodes])
+def test_small_weights_are_rounded_as_finely_as_others(method: LayerMethod, fields: dict[str, Any]) -> None:
+    given = layer_of(method, (16, 128), torch.float32)
+
+    def error(size: float) -> float:
+        weight = size * given.weight / given.weight.std()
+        layer = dataclasses.replace(given, weight=weight, stored=Dense(weight))
+        return rel_error(weight, method.apply(layer, resolved(method, layer, fields)))
+
+    assert max(error(1e-3), error(1e-5)) < 1.35 * error(1.0)
 
 
 @pytest.mark.parametrize(("method", "fields"), BRIEF)

@@ -36,6 +36,7 @@ from aicompress.methods.quantize.grid.rounding import (
     pieces,
     require_scales,
     scale_and_zero,
+    stored_scale,
     ungrouped,
 )
 from aicompress.weights import IntGrouped, Weight
@@ -103,7 +104,7 @@ def solve(groups: Tensor, config: HqqConfig, dtype: torch.dtype) -> tuple[Tensor
     best_zero = whole.to(dtype)
     best = _evaluate(groups, best_scale, best_zero, config)[0]
     low, high = groups.amin(-1), groups.amax(-1)
-    scale = (high / (highest - lowest) - low / (highest - lowest)).clamp_min(torch.finfo(dtype).tiny).to(dtype)
+    scale = stored_scale(high / (highest - lowest) - low / (highest - lowest), dtype)
     zero = (lowest - low / scale.float()).to(dtype)
     beta = config.beta
     for turn in range(config.iterations + 1):

@@ -14,7 +14,7 @@ from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import MethodConfig
 from aicompress.methods.quantize.grid.integer import check, shared_columns, stored_scale_dtype
-from aicompress.methods.quantize.grid.rounding import grouped, pieces, require_scales
+from aicompress.methods.quantize.grid.rounding import grouped, pieces, require_scales, stored_scale
 from aicompress.weights import Codebook, Weight
 
 BITS = 4
@@ -58,7 +58,7 @@ def apply(layer: Layer, config: Nf4Config) -> Weight:
     codes, scales = torch.empty(layer.info.shape, dtype=torch.uint8), []
     for rows in pieces(layer.info.shape):
         groups = grouped(layer.weight[rows].contiguous(), shared_columns(config))
-        scale = torch.maximum(groups.amax(-1), -groups.amin(-1)).clamp_min(torch.finfo(dtype).tiny).to(dtype)
+        scale = stored_scale(torch.maximum(groups.amax(-1), -groups.amin(-1)), dtype)
         codes[rows] = torch.bucketize(groups / scale.float()[..., None], borders).flatten(1).to(torch.uint8)
         scales.append(scale)
     require_scales(torch.cat(scales), layer.info.name)

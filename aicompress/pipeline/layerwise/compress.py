@@ -14,7 +14,7 @@ from aicompress.layer import GradientStats, InputStats, Layer, LayerInfo
 from aicompress.measure import rel_error
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.pipeline.calibration.requirements import MIN_ROWS, input_width
-from aicompress.pipeline.layerwise.report_rows import changed_row
+from aicompress.pipeline.layerwise.report_rows import COARSE_NOTE, changed_row, is_coarse, noted
 from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed
 from aicompress.report.model import LayerRow
 from aicompress.weights import Weight
@@ -112,7 +112,8 @@ class Compression:
         layer, start = compressed.layer, time.perf_counter()
         weight = self.method.stored(layer, compressed.weight)
         seconds = compressed.seconds + time.perf_counter() - start
-        return weight, changed_row(self.method, job, weight, rel_error(layer.weight, weight), seconds)
+        row = changed_row(self.method, job, weight, rel_error(layer.weight, weight), seconds)
+        return weight, noted(row, COARSE_NOTE) if is_coarse(weight) else row
 
     def _read(self, info: LayerInfo, known: Known, stored: Weight | None = None) -> Layer:
         layer = self.checkpoint.layer(info, layer_seed(self.seed, info.name), stored)

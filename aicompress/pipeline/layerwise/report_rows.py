@@ -6,6 +6,8 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+import torch
+
 from aicompress.errors import CompressError
 from aicompress.methods.capabilities import Width
 from aicompress.methods.layerwise import AnyLayerMethod
@@ -13,6 +15,26 @@ from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.report.model import LayerRow
 from aicompress.report.plan import PlanRow
 from aicompress.weights import Weight, outline_nbytes
+
+COARSE_NOTE = "too small for float16 scales"
+COARSE = 8 * 2.0**-24  # a float16 scale of no more may lose an eighth or more to its rounding
+SHARE = 0.01  # of a weight's scales
+
+
+def is_coarse(weight: Weight) -> bool:
+    """Whether many of a weight's scales are so small that float16 makes its codes coarser than their bits say."""
+    scales = [tensor for suffix, tensor in weight.tensors().items() if suffix.endswith("scale")]
+    halves = [scale for scale in scales if scale.dtype is torch.float16 and scale.numel()]
+    return any(float((scale.abs() <= COARSE).float().mean()) > SHARE for scale in halves)
+
+
+def coarse(rows: Sequence[LayerRow]) -> list[str]:
+    """A warning that names layers whose values are too small for their scales."""
+    names = [row.name for row in rows if COARSE_NOTE in row.note]
+    if not names:
+        return []
+    more = f" and {len(names) - 1} more" if names[1:] else ""
+    return [f"values of {names[0]}{more} are too small for float16 scales: set method.scale_dtype=float32"]
 
 
 def changed_row(method: AnyLayerMethod, job: LayerPlan, weight: Weight, error: float, seconds: float) -> LayerRow:

@@ -27,7 +27,7 @@ from aicompress.measure import relative, squared_sums
 from aicompress.methods.capabilities import Measured
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.pipeline.layerwise.compress import Compression
-from aicompress.pipeline.layerwise.report_rows import changed_row, idle_row
+from aicompress.pipeline.layerwise.report_rows import COARSE_NOTE, changed_row, idle_row, is_coarse, noted
 from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed
 from aicompress.pipeline.step.output import Output
 from aicompress.report.model import LayerRow
@@ -42,11 +42,12 @@ AHEAD = 4  # parameters begun before the first of them is finished
 
 @dataclass(frozen=True)
 class Sums:
-    """What a block adds to its layer's row: ‖W − Ŵ‖², ‖W‖² and seconds in the method."""
+    """What a block adds to its layer's row: ‖W − Ŵ‖², ‖W‖², seconds in the method, and whether scales are coarse."""
 
     error: float = 0.0
     norm: float = 0.0
     seconds: float = 0.0
+    coarse: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ class RowBlocks:
         assert layer.outline is not None
         error = relative(math.fsum(each.error for each in sums), math.fsum(each.norm for each in sums))
         seconds = sum(each.seconds for each in sums)
-        return name, [changed_row(self.compression.method, layer, layer.outline, error, seconds)]
+        row = changed_row(self.compression.method, layer, layer.outline, error, seconds)
+        return name, [noted(row, COARSE_NOTE) if any(each.coarse for each in sums) else row]
 
     def _block(self, name: str, rows: slice) -> Sums:
         """Read, compress and write some rows of a parameter."""
@@ -116,14 +118,14 @@ class RowBlocks:
         if measured is not None:
             seconds = time.perf_counter() - start
             self._put(name, measured.weight, rows.start)
-            return Sums(measured.error, measured.norm, seconds)
+            return Sums(measured.error, measured.norm, seconds, is_coarse(measured.weight))
         layer = _layer(job, tensor, layer_seed(self.compression.seed, job.info.name))
         require_finite(layer.weight, job.info.name, checkpoint.path)
         start = time.perf_counter()
         weight = method.apply(layer, job.config)
         seconds = time.perf_counter() - start
         self._put(name, weight, rows.start)
-        return Sums(*squared_sums(layer.weight, weight), seconds)
+        return Sums(*squared_sums(layer.weight, weight), seconds, is_coarse(weight))
 
     def _put(self, name: str, weight: Tensor | Weight, start: int) -> None:
         """Write what the rows from `start` on became."""

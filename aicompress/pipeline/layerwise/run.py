@@ -14,6 +14,7 @@ from aicompress.pipeline.layerwise import calibrated
 from aicompress.pipeline.layerwise.allocation.bits import Decision, decided
 from aicompress.pipeline.layerwise.allocation.sparsity import allocated
 from aicompress.pipeline.layerwise.plan import Plan, fingerprint_of, selected
+from aicompress.pipeline.layerwise.report_rows import coarse
 from aicompress.pipeline.layerwise.row_blocks import load_compiled
 from aicompress.pipeline.layerwise.work import Work
 from aicompress.pipeline.step.options import Options, Progress
@@ -64,8 +65,9 @@ def _write(decision: Decision, team: Processes, progress: Progress, opened: Open
     calibration = _calibrated(work, team, opened) if plan.needs else {}
     work.write_all([name for name in plan.output.parameters if name not in work.journal.done])
     decision.forget(opened.writer.work)
-    warnings = (*plan.warnings, *work.warnings)
-    return Results(work.rows(), warnings, calibration=calibration, bits=decision.record)
+    rows = work.rows()
+    warnings = (*plan.warnings, *work.warnings, *coarse(rows))
+    return Results(rows, warnings, calibration=calibration, bits=decision.record)
 
 
 def _calibrated(work: Work, team: Processes, opened: OpenOutput) -> dict[str, Any]:

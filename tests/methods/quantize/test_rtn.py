@@ -107,10 +107,19 @@ def test_the_whole_range_of_float32(symmetric: bool) -> None:
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_tiny_values_keep_a_normal_scale(symmetric: bool) -> None:
-    found = quantized(1e-7 * randn(4, 16), bits=4, granularity="channel", symmetric=symmetric)
-    assert (found.scale == torch.finfo(torch.float16).tiny).all()
-    assert torch.isfinite(found.dense()).all()
+def test_tiny_values_keep_a_scale_and_zeros_a_normal_one(symmetric: bool) -> None:
+    weight = torch.tensor([0.0, 1e-12, 1e-7])[:, None] * randn(3, 16)
+    weight = quantized(weight, bits=4, granularity="channel", symmetric=symmetric)
+    assert weight.scale[:, 0].tolist() == [torch.finfo(torch.float16).tiny, 2.0**-24, 2.0**-24]
+    assert torch.isfinite(weight.dense()).all()
+
+
+def test_small_scales_are_rounded_up_to_what_float16_holds() -> None:
+    """3.2 steps of 2^-24 become 4: codes up to 7 · 3.2 / 4, none of them clipped."""
+    step = 2.0**-24
+    weight = quantized(3.2 * step * torch.tensor([[7.5, -7.5, 1.0, 0.0]]), bits=4, granularity="channel")
+    assert weight.scale.item() == 4 * step
+    assert weight.codes.tolist() == [[6, -6, 1, 0]]
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

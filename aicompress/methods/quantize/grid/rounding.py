@@ -16,6 +16,7 @@ from aicompress.errors import Refused
 
 PIECE = 1 << 20  # weights in a piece: 4 MiB of float32; two threads with smaller ones wait for the interpreter
 EPSILON = 1e-12  # keeps a quotient of sums of squares finite
+STEP = 2.0**-24  # between the least numbers of float16
 
 Scaling = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
@@ -71,18 +72,30 @@ def scale_and_zero(
 ) -> tuple[Tensor, Tensor | None]:
     """Scales in their stored dtype, and int8 zero points for asymmetric ranges.
 
-    Symmetric: scale = absmax / ((2^b - 1)/2), so that the codes use -2^(b-1) too. Asymmetric: (high-low)/(2^b-1). A
-    scale is never below the smallest normal number of its dtype: a group of zeros, or of less, gets that one. It is
-    rounded to its dtype before any code is made; what float16 cannot hold becomes infinite, see `require_scales`.
+    Symmetric: scale = absmax / ((2^b - 1)/2), so that the codes use -2^(b-1) too. Asymmetric: (high-low)/(2^b-1). It is
+    rounded to its dtype before any code is made, see `stored_scale`.
     """
     lowest, highest = grid(bits)
-    smallest = torch.finfo(dtype).tiny
     levels = highest - lowest
     if symmetric:
-        return (high / (levels / 2)).clamp_min(smallest).to(dtype), None
-    scale = (high / levels - low / levels).clamp_min(smallest).to(dtype)
+        return stored_scale(high / (levels / 2), dtype), None
+    scale = stored_scale(high / levels - low / levels, dtype)
     zero = torch.round(lowest - low / scale.float()).clamp(lowest, highest)
     return scale, zero.to(torch.int8)
+
+
+def stored_scale(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Scales ≥ 0 in the dtype they are stored in, never zero.
+
+    A group of zeros gets the smallest normal number. Below it float16 has steps of 2^-24: a scale goes up to the next
+    one, which makes the codes coarser by as much and clips none. What float16 cannot hold becomes infinite, see
+    `require_scales`.
+    """
+    smallest = torch.finfo(dtype).tiny
+    if dtype is not torch.float16:
+        return scale.clamp_min(smallest).to(dtype)
+    small = torch.where(scale > 0, (scale / STEP).ceil() * STEP, smallest)
+    return torch.where(scale < smallest, small, scale).to(dtype)
 
 
 def require_scales(scale: Tensor, name: str) -> None:
