@@ -7,36 +7,79 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from typing import Any
 
 from aicompress.errors import CompressError, RecipeError, suggestion
 from aicompress.layer import Kind, LayerInfo
 
 
-@lru_cache(maxsize=4096)
-def compiled(pattern: str) -> re.Pattern[str]:
-    """Compile a pattern; it must match the whole name.
+class Expression:
+    """A regular expression that somebody else wrote: all its matches together take a bounded time.
 
     Args:
-        pattern: an exact name, a glob (`*`, `?`, `[...]`; `*` crosses dots), or `re:` and a regular expression.
+        text: in the syntax of Python's re.
 
     Raises:
-        RecipeError: the regular expression does not compile.
+        ValueError: it does not compile.
     """
+
+    def __init__(self, text: str) -> None:
+        import regex  # like re, with a time limit; a step without expressions does not wait for it
+
+        self.text = text
+        self._left = SECONDS
+        try:
+            self._begins, self._whole = regex.compile(text), regex.compile(f"(?:{text})\\Z")
+        except (regex.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"{text[:SHOWN]!r} is not a regular expression: {error}") from error
+
+    def begins(self, name: str) -> bool:
+        """Whether the name begins with what the expression matches; ValueError when its time is up."""
+        return self._try(self._begins, name)
+
+    def matches(self, name: str) -> bool:
+        """Whether the expression matches the whole name; ValueError when its time is up."""
+        return self._try(self._whole, name)
+
+    def _try(self, pattern: Any, name: str) -> bool:
+        start = time.thread_time()
+        try:
+            return pattern.match(name, timeout=max(self._left, 0.01)) is not None
+        except TimeoutError as error:
+            raise ValueError(f"{self.text[:SHOWN]!r} takes more than {SECONDS} seconds to match names") from error
+        finally:
+            self._left -= time.thread_time() - start
+
+
+SECONDS = 2.0  # for all matches of an expression; those of 20,000 names take a tenth of one
+SHOWN = 100  # letters of an expression in a message
+
+
+@lru_cache(maxsize=4096)
+def _compiled(pattern: str) -> Callable[[str], object]:
+    """What tells whether a pattern matches a whole name."""
     if not pattern.startswith("re:"):
-        return re.compile(fnmatch.translate(pattern))
-    try:
-        return re.compile(f"(?:{pattern[3:]})\\Z")
-    except re.error as error:
-        raise RecipeError(
-            f"pattern {pattern!r} is not a regular expression: {error}", "see Python's re syntax"
-        ) from error
+        return re.compile(fnmatch.translate(pattern)).match
+    return Expression(pattern[3:]).matches
 
 
 def matches(pattern: str, layer: LayerInfo) -> bool:
-    """Whether the pattern is, or matches, one of the layer's names."""
-    return pattern in layer.names or any(compiled(pattern).match(name) for name in layer.names)
+    """Whether a pattern is, or matches, one of a layer's names.
+
+    Args:
+        pattern: an exact name, a glob (`*`, `?`, `[...]`; `*` crosses dots), or `re:` and a regular expression.
+        layer: the layer.
+
+    Raises:
+        RecipeError: the regular expression does not compile, or takes too long.
+    """
+    try:
+        return pattern in layer.names or any(_compiled(pattern)(name) for name in layer.names)
+    except ValueError as error:
+        raise RecipeError(f"pattern {error}", "write it in Python's re syntax, without nested repetitions") from error
 
 
 def unmatched(patterns: Iterable[str], layers: Sequence[LayerInfo], where: str) -> list[CompressError]:

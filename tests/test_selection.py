@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
@@ -81,6 +83,18 @@ def test_everything_excluded_is_an_error() -> None:
     found, problems = select(LAYERS, [], ["*"], ("linear",))
     assert not found
     assert problems[0].message == "the recipe selects no layer"
+
+
+def test_a_regular_expression_that_takes_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aicompress.selection.SECONDS", 0.05)
+    layers = [info(f"{'a' * 40}.{number}") for number in range(200)]
+    start = time.process_time()
+    for pattern in ("re:(a|a)*$", "re:(a|aa)+$", r"re:(?:a|aa)+\.[a-z]"):
+        with pytest.raises(RecipeError, match="takes more than"):
+            select(layers, [pattern], [], ("linear",))
+    assert select(layers, ["re:(a+)+$"], [], ("linear",))[1][0].message.endswith("matches no layer")
+    assert time.process_time() - start < 3
+    assert len(select(layers, [r"re:a+\.\d+"], ["re:.*[02468]"], ("linear",))[0]) == 100
 
 
 def test_a_broken_regular_expression_is_an_error() -> None:

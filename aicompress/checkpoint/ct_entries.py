@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from aicompress.checkpoint.ct_targets import Targets
 from aicompress.checkpoint.manifest import Entry
-from aicompress.checkpoint.naming import is_embedding
 from aicompress.errors import CheckpointError
 from aicompress.weights import IntGrouped, TensorSpec
 from aicompress.weights.int_grouped import groups_of, require_groups
@@ -25,19 +24,31 @@ def ct_entries(
         CheckpointError: a scheme this version does not decode.
     """
     _require_known(config, specs)
+    try:
+        targets = Targets.of(config)
+    except MALFORMED as error:
+        raise _malformed("the checkpoint", error) from error
     entries: dict[str, Entry] = {}
     for name in specs:
         module = name.removesuffix(".weight_scale")
         if module == name:
             continue
         try:
-            meta = _ct_meta(module, _group_of(module, config), specs, read)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, re.error) as error:
-            raise CheckpointError(
-                f"{module} is quantized, but its config group is malformed", "its config.json is inconsistent"
-            ) from error
+            meta = _ct_meta(module, targets.group_of(module), specs, read)
+        except MALFORMED as error:
+            raise _malformed(module, error) from error
         entries[f"{module}.weight"] = Entry(TensorSpec(dtype, (meta["shape"][0], meta["shape"][1])), False, meta)
     return entries
+
+
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError)
+
+
+def _malformed(what: str, error: Exception) -> CheckpointError:
+    reason = f": {error}" if type(error) is ValueError and str(error) else ""
+    return CheckpointError(
+        f"{what} is quantized, but its config group is malformed{reason}", "its config.json is inconsistent"
+    )
 
 
 def _require_known(config: dict[str, Any], specs: Mapping[str, TensorSpec]) -> None:
@@ -82,25 +93,6 @@ def _ct_meta(
 
 
 _INTEGERS = "integer pack-quantized and int-quantized weights can be read, with dynamic activations or none"
-
-
-def _group_of(module: str, config: dict[str, Any]) -> dict[str, Any]:
-    """The config group whose targets name a module; a class name such as Linear takes what is left."""
-    groups: list[dict[str, Any]] = list(config["config_groups"].values())
-    for group in groups:
-        for target in group["targets"]:
-            if target == module or (target.startswith("re:") and re.match(target[3:], module)):
-                return group
-    # What has no name of an embedding is a linear layer of some class, Linear or a fused one.
-    embedding = is_embedding(module)
-    by_class = [group for group in groups if any(_is_class(t, embedding) for t in group["targets"])]
-    if by_class:
-        return by_class[0]
-    raise CheckpointError(f"{module} is quantized, but no config group names it", "its config.json is inconsistent")
-
-
-def _is_class(target: str, embedding: bool) -> bool:
-    return target.isidentifier() and ("Embedding" in target) == embedding
 
 
 def ct_restore(entry: Entry, module: str, read: Callable[[str], Tensor], names: Mapping[str, Any]) -> IntGrouped:

@@ -16,11 +16,14 @@ from typing import Any
 
 import torch
 
+from aicompress.checkpoint.json_text import parsed
 from aicompress.errors import CheckpointError
 from aicompress.weights import TensorSpec
 
 HEADER_LIMIT = 100_000_000
 LARGEST = 2**62  # elements; torch counts in int64
+MOST_AXES = 64  # of a tensor, as torch has them
+SHOWN = 100  # letters of a name in a message
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -105,14 +108,16 @@ def read_header(path: Path) -> Header:
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     """The header's JSON mapping: UTF-8, every key once."""
     try:
-        plain = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
+        plain = parsed(raw, _unique)
         if not isinstance(plain, dict):
             raise _damaged(path, "its header is not a mapping")
         json.dumps(plain, ensure_ascii=False).encode("utf-8")  # lone surrogates could never be written again
     except _Twice as error:
-        raise _damaged(path, f"{error.args[0]!r} is in its header twice") from error
-    except (ValueError, RecursionError) as error:
+        raise _damaged(path, f"{shown(error.args[0])} is in its header twice") from error
+    except UnicodeError as error:
         raise _damaged(path, "its header is not JSON in UTF-8") from error
+    except ValueError as error:
+        raise _damaged(path, f"its header is not JSON in UTF-8: {str(error)[:SHOWN]}") from error
     return plain
 
 
@@ -133,24 +138,45 @@ def _damaged(path: Path, why: str) -> CheckpointError:
     return CheckpointError(f"{path} is not a complete safetensors file: {why}", "download or copy it again")
 
 
+def shown(name: str) -> str:
+    """A name for a message, quoted and cut to what a line can hold."""
+    return repr(name) if len(name) <= SHOWN else f"{name[:SHOWN]!r}..."
+
+
+def checked_shape(sizes: Any) -> tuple[int, ...]:
+    """A shape from JSON.
+
+    Raises:
+        TypeError, ValueError: it is none, or of more elements than torch can count.
+    """
+    if not isinstance(sizes, list) or len(sizes) > MOST_AXES:
+        raise TypeError
+    count = 1
+    for size in sizes:
+        if type(size) is not int or not 0 <= size <= LARGEST:
+            raise ValueError
+        count *= size or 1  # strides must fit, even of an empty tensor
+        if count > LARGEST:  # at once: a product of many large numbers takes minutes
+            raise ValueError
+    return tuple(sizes)
+
+
 def _tensor(path: Path, name: str, fields: Any, base: int) -> TensorRef:
     """One entry of the header, every field checked."""
     try:
-        dtype, shape, (begin, end) = fields["dtype"], fields["shape"], fields["data_offsets"]
-        whole = [*shape, begin, end]
-        if not isinstance(shape, list) or not isinstance(dtype, str):
+        dtype, shape, (begin, end) = fields["dtype"], checked_shape(fields["shape"]), fields["data_offsets"]
+        if not isinstance(dtype, str):
             raise TypeError
-        if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in whole):
-            raise ValueError
-        if math.prod(size for size in whole[:-2] if size) > LARGEST:  # strides must fit, even of an empty tensor
+        if not all(type(offset) is int and 0 <= offset < 1 << 63 for offset in (begin, end)):
             raise ValueError
     except (TypeError, KeyError, ValueError) as error:
-        raise _damaged(path, f"the entry of tensor {name!r} is malformed") from error
+        raise _damaged(path, f"the entry of tensor {shown(name)} is malformed") from error
     if dtype not in DTYPES:
-        raise CheckpointError(f"{path}: tensor {name!r} has dtype {dtype!r}", f"supported: {', '.join(DTYPES)}")
-    spec = TensorSpec(DTYPES[dtype], tuple(shape))
+        message = f"{path}: tensor {shown(name)} has dtype {shown(dtype)}"
+        raise CheckpointError(message, f"supported: {', '.join(DTYPES)}")
+    spec = TensorSpec(DTYPES[dtype], shape)
     if end - begin != spec.nbytes:
-        raise _damaged(path, f"tensor {name!r} claims {end - begin} bytes, its shape needs {spec.nbytes}")
+        raise _damaged(path, f"tensor {shown(name)} claims {end - begin} bytes, its shape needs {spec.nbytes}")
     return TensorRef(path, spec, base + begin)
 
 
@@ -159,7 +185,7 @@ def _check_tiling(path: Path, tensors: Mapping[str, TensorRef], base: int, size:
     position = base
     for name, ref in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].spec.nbytes)):
         if ref.begin != position:
-            raise _damaged(path, f"a hole or an overlap in the data before tensor {name!r}")
+            raise _damaged(path, f"a hole or an overlap in the data before tensor {shown(name)}")
         position += ref.spec.nbytes
     if position != size:
         raise _damaged(path, f"its tensors end at byte {position} and the file has {size}")

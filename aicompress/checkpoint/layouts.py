@@ -8,7 +8,7 @@ int-quantized.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -134,6 +134,7 @@ def targets(modules: Iterable[str], others: Iterable[str]) -> list[str]:
         families.setdefault(tuple(_NUMBER.split(module)), []).append(module)
     modules = list(modules)
     strangers = [name.removesuffix(".weight") for name in others]
+    endings = {name[dot + 1 :] for name in strangers for dot, letter in enumerate(name) if letter == "."}
     targets: list[str] = []
     for pieces, members in families.items():
         pattern = "\\d+".join(re.escape(piece) for piece in pieces)
@@ -141,15 +142,14 @@ def targets(modules: Iterable[str], others: Iterable[str]) -> list[str]:
         if len(members) > 1 and not any(family.match(name) for name in [*strangers, *(set(modules) - set(members))]):
             targets.append(f"re:{family.pattern}")
         else:
-            targets += [_target(module, strangers) for module in members]
+            targets += [_target(module, endings) for module in members]
     return targets
 
 
-def _target(module: str, strangers: Iterable[str]) -> str:
-    """One module's expression: with an optional prefix, unless another module is named by this one's with a prefix."""
+def _target(module: str, endings: Collection[str]) -> str:
+    """One module's expression: with an optional prefix, unless another module's name ends in this one's."""
     own = re.escape(module)
-    alone = not any(name.endswith(f".{module}") for name in strangers)
-    return f"re:(.*\\.)?{own}$" if alone else f"re:{own}$"
+    return f"re:{own}$" if module in endings else f"re:(.*\\.)?{own}$"
 
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")

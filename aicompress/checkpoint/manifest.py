@@ -10,7 +10,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from aicompress.checkpoint.header import DTYPE_NAMES, DTYPES
+from aicompress.checkpoint.header import DTYPE_NAMES, DTYPES, checked_shape
+from aicompress.checkpoint.json_text import parsed
 from aicompress.errors import CheckpointError
 from aicompress.layer import from_matrix
 from aicompress.weights import TensorSpec, Weight
@@ -50,7 +51,7 @@ class Entry:
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> Entry:
-        spec = TensorSpec(DTYPES[plain["dtype"]], tuple(plain["shape"]))
+        spec = TensorSpec(DTYPES[plain["dtype"]], checked_shape(plain["shape"]))
         return cls(spec, bool(plain.get("transposed")), plain["meta"], tuple(plain["tensors"]))
 
 
@@ -96,11 +97,10 @@ class Manifest:
     @classmethod
     def from_text(cls, text: str, where: str) -> Manifest:
         try:
-            plain = json.loads(text)
+            plain = parsed(text.encode("utf-8"))
         except ValueError as error:
-            raise CheckpointError(
-                f"{where}: its aicompress manifest is not JSON", "write the checkpoint again"
-            ) from error
+            message = f"{where}: its aicompress manifest is not JSON: {error}"
+            raise CheckpointError(message, "write the checkpoint again") from error
         return cls.from_json(plain, where)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from aicompress.checkpoint.json_text import parsed
 from aicompress.errors import CheckpointError, suggestion
 
 INDEX = "model.safetensors.index.json"
@@ -146,9 +146,9 @@ def _module_folders(folder: Path) -> set[str]:
     if not (folder / _MODULES).is_file():
         return set()
     try:
-        modules = json.loads((folder / _MODULES).read_text(encoding="utf-8"))
+        modules = parsed((folder / _MODULES).read_bytes())
         return {PurePosixPath(module["path"]).parts[0] for module in modules if module["path"]}
-    except (ValueError, RecursionError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(
             f"{folder / _MODULES} is not a list of modules", "download or copy the checkpoint again"
         ) from error
@@ -181,8 +181,8 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: it cannot be read, or is something else.
     """
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        plain = parsed(path.read_bytes())
+    except ValueError as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{path} is not JSON: {reason}", "download or copy it again") from error
     except OSError as error:

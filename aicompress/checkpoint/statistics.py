@@ -33,6 +33,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from aicompress.checkpoint.header import TensorRef, read_header
+from aicompress.checkpoint.json_text import parsed
 from aicompress.checkpoint.shards import ShardPlan
 from aicompress.checkpoint.writer import CheckpointWriter
 from aicompress.errors import CheckpointError, Refused
@@ -82,9 +83,10 @@ class StatisticsFile:
         if version != VERSION:
             raise CheckpointError(f"{path}: statistics of version {version} are not known", "update aicompress")
         try:
-            fields = {name: json.loads(header.metadata[name]) for name in ("layers", "rows", "inputs", "calibration")}
-            samples = json.loads(header.metadata.get("gradients", "{}"))
-            steps = json.loads(header.metadata.get("movement", "{}"))
+            texts = {name: text.encode() for name, text in header.metadata.items()}
+            fields = {name: parsed(texts[name]) for name in ("layers", "rows", "inputs", "calibration")}
+            samples = parsed(texts.get("gradients", b"{}"))
+            steps = parsed(texts.get("movement", b"{}"))
             opened = cls(path, header.tensors, samples=samples, steps=steps, **fields)
             complete = all(int(opened.rows[leader]) >= 0 for leader in opened.layers.values())
         except (KeyError, ValueError, TypeError, AttributeError) as error:

@@ -5,7 +5,6 @@ A step records the files of its output in report.json. The outputs of versions t
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aicompress.checkpoint.header import read_header
+from aicompress.checkpoint.json_text import parsed
 from aicompress.checkpoint.manifest import KEY
 from aicompress.checkpoint.source import INDEX, MODELING_FILES
 from aicompress.errors import CheckpointError, OutputExists
@@ -128,6 +128,6 @@ def _is_own_file(file: Path) -> bool:
 
 def _json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return parsed(file.read_bytes())
+    except (OSError, ValueError):
         return None

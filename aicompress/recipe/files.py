@@ -11,9 +11,18 @@ import yaml
 from aicompress.data.section import SOURCES
 from aicompress.errors import RecipeError, suggestion
 
+SHOWN = 100  # letters of a value in a message
+MOST = 100_000  # values of a recipe, those behind aliases counted as often as they are named
+
 
 class _UniqueKeys(yaml.SafeLoader):
     """YAML in which a key given twice is an error."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Put in what is merged with `<<`, unless aliases of aliases make it grow without end."""
+        super().flatten_mapping(node)
+        if len(node.value) > MOST:
+            raise RecipeError(f"line {node.start_mark.line + 1}: merges {len(node.value):,} keys", _NO_ALIASES)
 
 
 def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Hashable, Any]:
@@ -30,6 +39,34 @@ def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Hashable, Any]
 
 
 _UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+_NO_ALIASES = "write it without aliases"
+
+
+def _require_bounded(plain: Any, what: str) -> None:
+    """Refuse what a few aliases make of a small text.
+
+    Raises:
+        RecipeError: it would hold too many values.
+    """
+    counts: dict[int, int] = {}
+    inside: set[int] = set()
+
+    def count(value: Any) -> int:
+        children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        if id(value) in inside:
+            return MOST + 1  # it holds itself
+        if id(value) not in counts or not children:
+            inside.add(id(value))
+            total = 1 + sum(map(count, children))
+            inside.discard(id(value))
+            counts[id(value)] = total
+            return total
+        return counts[id(value)]
+
+    if count(plain) > MOST:
+        raise RecipeError(f"{what} holds more than {MOST:,} values", _NO_ALIASES)
 
 
 def read_text(path: Path) -> str:
@@ -52,6 +89,7 @@ def read_yaml(text: str, name: str) -> dict[str, Any]:
     """
     try:
         plain = yaml.load(text, Loader=_UniqueKeys)
+        _require_bounded(plain, name)
     except RecursionError as error:
         raise RecipeError(f"{name} is nested too deeply", "start from a recipe in configs/") from error
     except yaml.YAMLError as error:
@@ -78,7 +116,7 @@ def with_overrides(plain: dict[str, Any], overrides: Sequence[str]) -> dict[str,
     for override in overrides:
         path, equals, value = override.partition("=")
         if not equals or not path:
-            raise RecipeError(f"--set {override!r} is not KEY=VALUE", "for example --set method.bits=3")
+            raise RecipeError(f"--set {override[:SHOWN]!r} is not KEY=VALUE", "for example --set method.bits=3")
         *parents, last = path.split(".")
         target: Any = plain
         for parent in parents:
@@ -86,9 +124,12 @@ def with_overrides(plain: dict[str, Any], overrides: Sequence[str]) -> dict[str,
             if not isinstance(target, dict | list):
                 raise RecipeError(f"--set {path}: {parent!r} holds a value, not a section", "")
         try:
-            parsed = yaml.safe_load(value)
+            parsed = yaml.load(value, Loader=_UniqueKeys)
+            _require_bounded(parsed, f"--set {path}")
+        except RecursionError as error:
+            raise RecipeError(f"--set {path}: its value is nested too deeply", "start from a recipe") from error
         except yaml.YAMLError as error:
-            raise RecipeError(f"--set {path}: {value!r} is not YAML", "quote it") from error
+            raise RecipeError(f"--set {path}: {value[:SHOWN]!r} is not YAML", "quote it") from error
         if last in SOURCES and last != "hub" and isinstance(parsed, str):
             parsed = str(Path(parsed).absolute())  # a recipe's paths start at its folder, the command line's here
         target[_item(target, last, path) if isinstance(target, list) else last] = parsed

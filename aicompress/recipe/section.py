@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,7 +64,15 @@ def _explain(problem: Any, kind: type[BaseModel], where: str) -> RecipeError:
     if problem["type"] == "missing":
         return RecipeError(f"{place}: missing", "add it to the recipe")
     message = str(problem["msg"]).removeprefix("Value error, ")
-    return RecipeError(f"{place}: {message[0].lower()}{message[1:]}, got {problem['input']!r}"[:300], "")
+    return RecipeError(f"{place}: {message[0].lower()}{message[1:]}, got {_shown(problem['input'])}"[:300], "")
+
+
+def _shown(value: Any) -> str:
+    """What was given, without building more of it than a line holds."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 200
+    short.maxlist = short.maxtuple = short.maxdict = short.maxset = 8
+    return short.repr(value)
 
 
 def _fields_at(kind: Any, path: Sequence[Any]) -> Sequence[str]:

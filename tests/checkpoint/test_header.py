@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 import tracemalloc
 from itertools import pairwise
 from pathlib import Path
@@ -98,6 +99,32 @@ def consistent(path: Path, header: Header | CheckpointError) -> None:
 )  # fmt: skip
 def test_a_lying_header_is_refused(tmp_path: Path, header: Any, data: bytes, why: str) -> None:
     assert why in refused(write(tmp_path / "a.safetensors", header, data))
+
+
+@pytest.mark.parametrize("filling", [b"[],", b"{},", b'"a":{},'])
+def test_a_header_of_brackets_is_refused_before_it_takes_memory(tmp_path: Path, filling: bytes) -> None:
+    brackets = b'{"a":[' + filling * (3_000_000 // len(filling)) + b"[]]}"
+    path = write(tmp_path / "a.safetensors", brackets)
+    tracemalloc.start()
+    assert "brackets" in refused(path)
+    assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    tracemalloc.stop()
+
+
+def test_a_shape_of_endless_numbers_is_refused_at_once(tmp_path: Path) -> None:
+    shape = b",".join([b"9" * 4290] * 2000)
+    start = time.process_time()
+    path = write(tmp_path / "a.safetensors", b'{"a":{"dtype":"F32","shape":[' + shape + b'],"data_offsets":[0,0]}}')
+    assert "malformed" in refused(path)
+    assert time.process_time() - start < 5
+    path = write(tmp_path / "b.safetensors", {"a" * 1_000_000: entry(offsets=(0, 4))}, b"\0" * 4)
+    assert len(refused(path)) < 400
+
+
+def test_brackets_in_names_are_no_brackets(tmp_path: Path) -> None:
+    tensors = {f'[[{{\\"{number}': torch.ones(1) for number in range(3)} | {"[" * 200: torch.ones(1)}
+    save_file(tensors, tmp_path / "a.safetensors", metadata={"text": '[[["\\"' * 300_000})
+    assert read_header(tmp_path / "a.safetensors").tensors.keys() == tensors.keys()
 
 
 @pytest.mark.parametrize("content", [b"", b"\1", b"\xff" * 8, b"\xff" * 64, struct.pack("<Q", 99) + b"{}"])

@@ -127,6 +127,44 @@ def test_quantization_configs_of_others_are_refused(tmp_path: Path, quantization
         Checkpoint.open(tmp_path)
 
 
+def test_expressions_that_take_for_ever_are_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aicompress.selection.SECONDS", 0.05)
+    module = f"{'a' * 40}.fc"
+    tensors = {"weight_packed": torch.zeros(4, 1, dtype=torch.int32), "weight_scale": torch.ones(4, 1)}
+    save_file(
+        {f"{module}.{name}": t for name, t in {**tensors, "weight_shape": torch.tensor([4, 8])}.items()},
+        tmp_path / "model.safetensors",
+    )
+    weights = {"num_bits": 4, "type": "int", "strategy": "channel", "symmetric": True}
+    for target, why in (
+        (r"re:(a|aa)+\.[a-e]", "takes more than"),
+        ("re:(", "not a regular expression"),
+        ("re:.*fc", None),
+        (rf"re:(.*\.)?{module[1:]}$", "no config group names it"),
+        ("Linear", None),
+    ):
+        groups = {"group_0": {"targets": [target], "weights": weights}}
+        quantization = {"quant_method": "compressed-tensors", "config_groups": groups}
+        (tmp_path / "config.json").write_text(json.dumps({"quantization_config": quantization}))
+        if why is None:
+            assert Checkpoint.open(tmp_path).manifest.entries
+            continue
+        with pytest.raises(CheckpointError, match=why):
+            Checkpoint.open(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["config.json", "aicompress.json", "modules.json", "metadata"])
+def test_json_that_nests_too_deeply_is_refused(where: str, tmp_path: Path) -> None:
+    deep = '{"format_version": 1, "lineage": ' + "[" * 500 + "]" * 500 + "}"
+    metadata = {"aicompress": deep} if where == "metadata" else None
+    save_file({"fc.weight": torch.ones(4, 4)}, tmp_path / "model.safetensors", metadata=metadata)
+    if where != "metadata":
+        (tmp_path / where).write_text(deep)
+    with pytest.raises(CheckpointError, match=r"nested too deeply|list of modules") as caught:
+        Checkpoint.open(tmp_path)
+    assert len(caught.value.message) < 300
+
+
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory: pytest.TempPathFactory, mlp_file: Path) -> Path:
     """The MLP in 4 bits, a manifest in its metadata."""
@@ -140,9 +178,13 @@ def quantized(tmp_path_factory: pytest.TempPathFactory, mlp_file: Path) -> Path:
     ("change", "why"),
     [
         ({"shape": [300, 785]}, "not what its description says"),
-        ({"shape": [2**40, 2**40]}, "not what its description says"),
-        ({"shape": ["a"]}, "not what its description says"),
+        ({"shape": [2**40, 2**40]}, "malformed"),
+        ({"shape": ["a"]}, "malformed"),
+        ({"shape": [int("9" * 4000)] * 2000}, "malformed"),
         ({"meta": {"bits": 3}}, "not what its description says"),
+        ({"meta": {"bits": 10**12}}, "not what its description says"),
+        ({"meta": {"group_size": -1}}, "not what its description says"),
+        ({"meta": {"activation_bits": 10**12}}, "not what its description says"),
         ({"meta": {"shape": [10**9, 784]}}, "not what its description says"),
         ({"meta": {"form": "imagined"}}, "does not know"),
         ({"meta": None}, "not what its description says"),

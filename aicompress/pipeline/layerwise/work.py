@@ -44,6 +44,7 @@ class Work:
 
     def __post_init__(self) -> None:
         plan = self.plan
+        self.total = sum(planned.dense.nbytes for planned in plan.output.parameters.values())
         self.compression = Compression(plan.method, plan.checkpoint, plan.recipe.seed)
         self.rescaling = Rescaling(self.compression, plan.places, plan.by_tensor, self.journal)
 
@@ -123,8 +124,7 @@ class Work:
 
     def say(self, what: str) -> None:
         """Report what is going on."""
-        total = sum(planned.dense.nbytes for planned in self.plan.output.parameters.values())
-        self.progress(what, self.done, total)
+        self.progress(what, self.done, self.total)
 
     def rows(self) -> tuple[LayerRow, ...]:
         """Rows of all parameters that are done, in the output's order."""
