@@ -13,7 +13,7 @@ os.environ.pop("COLUMNS", None)  # a parallel run sets it: tables would be cut t
 import pytest
 import torch
 
-from tests import checkpoints
+from tests import checkpoints, processes
 
 # Kernels that this processor cannot run have their tests in files of their own.
 collect_ignore_glob = [] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else ["*_bfloat16.py"]
@@ -133,6 +133,20 @@ def cache(caches: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = next(caches)
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What stands for the interpreter in a command, with torch and transformers imported; aicompress is not."""
+    models = ("modeling_utils", "models.auto.modeling_auto", "models.llama.modeling_llama", "models.bert.modeling_bert")
+    modules = ("torch", "pydantic", "rich.console", "typer", *(f"transformers.{name}" for name in models))
+    return processes.server(processes.shared(tmp_path_factory, "python"), *modules)
+
+
+@pytest.fixture(scope="session")
+def bare_python(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What stands for the interpreter in a command, with torch imported and nothing that it does not import."""
+    return processes.server(processes.shared(tmp_path_factory, "bare"), "torch")
 
 
 @pytest.fixture(scope="session")
