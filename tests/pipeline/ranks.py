@@ -32,7 +32,7 @@ class Ranks:
         self.folder = folder
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         started = folder / "started"
-        with one_at_a_time(folder), (folder / "log").open("ab") as log:
+        with one_at_a_time(folder / "lock"), (folder / "log").open("ab") as log:
             if not started.exists():
                 subprocess.Popen(
                     [*launcher, __file__, str(folder), str(run_of_tests())],
@@ -46,7 +46,7 @@ class Ranks:
     def together(self, source: Path, out: Path, recipe: Path, *options: str, verb: str = "quantize") -> str:
         """Run a command in both processes as one; what it prints."""
         command = [verb, str(source), str(out), "-r", str(recipe), "--latency", "off", *options]
-        with one_at_a_time(self.folder):
+        with one_at_a_time(self.folder / "lock"):
             number = len(list(self.folder.glob("command-*.json")))
             _write(self.folder / f"command-{number}.json", command)
             results = [self.folder / f"result-{number}-{rank}.json" for rank in (0, 1)]

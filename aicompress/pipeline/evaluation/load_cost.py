@@ -141,4 +141,3 @@ def evict(path: str) -> bool:
         finally:
             os.close(descriptor)
     return True
-
