@@ -8,7 +8,7 @@ from typing import Any
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CheckpointError
 from aicompress.model import hf
-from aicompress.model.loading.definition import skeleton
+from aicompress.model.loading.definition import new_skeleton
 from aicompress.model.loading.fill import computed
 
 
@@ -55,7 +55,7 @@ def mismatches(
     Returns:
         None when transformers does not know the architecture.
     """
-    model = skeleton(config)
+    model = new_skeleton(config)
     if model is None:
         return None
     model.tie_weights()
