@@ -3,7 +3,8 @@
 CompressError                 1  failed while running; nothing is left at OUT
 ├── Refused                   2  refused before work: usage, recipe or input
 │   ├── RecipeError              the recipe does not parse, validate or apply
-│   ├── CheckpointError          the input checkpoint is damaged, incomplete or unsupported
+│   ├── CheckpointError          the input checkpoint is damaged or incomplete
+│   │   └── Unsupported             it may be sound, and this version does not read it
 │   ├── OutputExists             OUT is taken and --overwrite was not given
 │   └── Problems                 several of the above, reported at once
 ├── OutOfSpace                1  the disk is full
@@ -44,6 +45,10 @@ class RecipeError(Refused):
 
 class CheckpointError(Refused):
     """An input checkpoint that is damaged, incomplete or not supported."""
+
+
+class Unsupported(CheckpointError):
+    """A checkpoint in a format that this version does not read: nothing is known to be wrong with it."""
 
 
 class OutputExists(Refused):

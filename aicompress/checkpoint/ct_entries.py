@@ -10,7 +10,7 @@ from torch import Tensor
 
 from aicompress.checkpoint.ct_targets import Targets
 from aicompress.checkpoint.manifest import Entry
-from aicompress.errors import CheckpointError
+from aicompress.errors import CheckpointError, Unsupported
 from aicompress.weights import IntGrouped, TensorSpec
 from aicompress.weights.int_grouped import groups_of, require_groups
 
@@ -55,9 +55,9 @@ def _require_known(config: dict[str, Any], specs: Mapping[str, TensorSpec]) -> N
     """Refuse parts of the format that would be dropped silently."""
     reordered = next((name for name in specs if name.endswith(".weight_g_idx")), None)
     if reordered is not None:
-        raise CheckpointError(f"{reordered}: columns in another order are not supported", _INTEGERS)
+        raise Unsupported(f"{reordered}: columns in another order are not supported", _INTEGERS)
     if config.get("kv_cache_scheme"):
-        raise CheckpointError("a quantized key-value cache is not supported", _INTEGERS)
+        raise Unsupported("a quantized key-value cache is not supported", _INTEGERS)
 
 
 def _ct_meta(
@@ -71,7 +71,7 @@ def _ct_meta(
         activations.get("dynamic") is True and activations.get("type") == "int" and activations.get("symmetric", True)
     )
     if not known or not dynamic or not (packed or specs[f"{module}.weight"].dtype is torch.int8):
-        raise CheckpointError(f"{module} is quantized in a way that is not supported", _INTEGERS)
+        raise Unsupported(f"{module} is quantized in a way that is not supported", _INTEGERS)
     out, columns = (
         (int(size) for size in read(f"{module}.weight_shape").tolist()) if packed else specs[f"{module}.weight"].shape
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 from aicompress.checkpoint.ct_entries import ct_entries
 from aicompress.checkpoint.manifest import KEY, Manifest
 from aicompress.checkpoint.source import Source, read_json
-from aicompress.errors import CheckpointError
+from aicompress.errors import CheckpointError, Unsupported
 from aicompress.weights import TensorSpec
 
 _FLOATS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
@@ -45,7 +45,7 @@ def manifest_of(
     if method == "compressed-tensors":
         entries = ct_entries(quantization, specs, read, _dtype_of(source.config or {}, specs))
         return Manifest(entries, manifest.lineage), "compressed-tensors"
-    raise CheckpointError(f"{source.path} is already quantized by {method!r}", "start from the original checkpoint")
+    raise Unsupported(f"{source.path} is already quantized by {method!r}", "start from the original checkpoint")
 
 
 def _refuse_scaled_float8(source: Source, specs: Mapping[str, TensorSpec]) -> None:
@@ -53,7 +53,7 @@ def _refuse_scaled_float8(source: Source, specs: Mapping[str, TensorSpec]) -> No
     for name, spec in specs.items():
         scales = [f"{name}{suffix}" for suffix in ("_scale_inv", "_scale") if f"{name}{suffix}" in specs]
         if spec.dtype.itemsize == 1 and spec.dtype.is_floating_point and scales:
-            raise CheckpointError(
+            raise Unsupported(
                 f"{source.path} is already quantized: {name!r} is float8 and {scales[0]!r} scales it",
                 "start from the original checkpoint",
             )

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from aicompress.checkpoint.json_text import parsed
-from aicompress.errors import CheckpointError
+from aicompress.errors import CheckpointError, Unsupported
 from aicompress.weights import TensorSpec
 
 HEADER_LIMIT = 100_000_000
@@ -173,7 +173,7 @@ def _tensor(path: Path, name: str, fields: Any, base: int) -> TensorRef:
         raise _damaged(path, f"the entry of tensor {shown(name)} is malformed") from error
     if dtype not in DTYPES:
         message = f"{path}: tensor {shown(name)} has dtype {shown(dtype)}"
-        raise CheckpointError(message, f"supported: {', '.join(DTYPES)}")
+        raise Unsupported(message, f"supported: {', '.join(DTYPES)}")
     spec = TensorSpec(DTYPES[dtype], shape)
     if end - begin != spec.nbytes:
         raise _damaged(path, f"tensor {shown(name)} claims {end - begin} bytes, its shape needs {spec.nbytes}")

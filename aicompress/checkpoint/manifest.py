@@ -12,7 +12,7 @@ from typing import Any
 
 from aicompress.checkpoint.header import DTYPE_NAMES, DTYPES, checked_shape
 from aicompress.checkpoint.json_text import parsed
-from aicompress.errors import CheckpointError
+from aicompress.errors import CheckpointError, Unsupported
 from aicompress.layer import from_matrix
 from aicompress.weights import TensorSpec, Weight
 
@@ -86,7 +86,7 @@ class Manifest:
         """
         try:
             if plain["format_version"] > FORMAT_VERSION:
-                raise CheckpointError(f"{where} was written by a newer aicompress", "upgrade aicompress")
+                raise Unsupported(f"{where} was written by a newer aicompress", "upgrade aicompress")
             entries = {name: Entry.from_json(fields) for name, fields in plain.get("entries", {}).items()}
             return cls(entries, tuple(plain.get("lineage", ())), _widths(plain.get("widths", {})))
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -19,7 +19,7 @@ from aicompress.checkpoint.layouts import native_names
 from aicompress.checkpoint.manifest import Entry, Manifest
 from aicompress.checkpoint.naming import is_transposed, kind_of, layer_name, routers_of
 from aicompress.checkpoint.source import Source, locate
-from aicompress.errors import CheckpointError
+from aicompress.errors import CheckpointError, Unsupported
 from aicompress.layer import Kind, Layer, LayerInfo, as_matrix
 from aicompress.weights import Dense, TensorSpec, Weight, form_of, outline_nbytes
 
@@ -68,6 +68,17 @@ class Checkpoint:
         opened = cls(source, tensors, manifest, layout, metadata)
         opened._check_entries()
         return opened
+
+    @classmethod
+    def as_stored(cls, name: str | Path) -> Checkpoint:
+        """Open a checkpoint whose weights this version does not decode: every tensor stands for itself.
+
+        Raises:
+            CheckpointError: missing or damaged.
+        """
+        source = locate(name)
+        tensors, metadata = read_headers(source)
+        return cls(source, tensors, Manifest(), "plain", metadata)
 
     @property
     def path(self) -> Path:
@@ -237,7 +248,7 @@ class Checkpoint:
         try:
             form = form_of(entry.meta["form"])
         except KeyError as error:
-            raise CheckpointError(
+            raise Unsupported(
                 f"{self.path}: {parameter!r} is stored in a form this version does not know ({entry.meta.get('form')})",
                 "upgrade aicompress",
             ) from error

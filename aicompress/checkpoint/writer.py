@@ -23,6 +23,8 @@ from aicompress.checkpoint.header import build_header
 from aicompress.checkpoint.journal import NAME as JOURNAL
 from aicompress.checkpoint.place import (
     disk_errors,
+    empty,
+    fsync,
     identity,
     lock,
     require_free,
@@ -78,7 +80,7 @@ class CheckpointWriter:
                 if self.resume:
                     self._require_whole()
                 else:
-                    _empty(self.work)
+                    empty(self.work)
                 for shard in self.shards:
                     self._start(shard)
         except BaseException as error:
@@ -189,9 +191,9 @@ class CheckpointWriter:
             self._close()
             (self.work / JOURNAL).unlink(missing_ok=True)
             for path in [*self._extra, *{extra.parent for extra in self._extra}, self.work]:
-                _fsync(path)
+                fsync(path)
             self._rename()
-            _fsync(self.out.parent)
+            fsync(self.out.parent)
         self._sealed = True
 
     def names(self) -> tuple[str, ...]:
@@ -291,20 +293,6 @@ def _write(descriptor: int, view: memoryview, begin: int) -> None:
     while view:
         written = os.pwrite(descriptor, view, begin)
         view, begin = view[written:], begin + written
-
-
-def _empty(folder: Path) -> None:
-    """Remove what a stopped run left."""
-    for path in folder.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 __all__ = ["CheckpointWriter", "ShardPlan", "index_text", "plan_shards", "require_free", "working_path"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aicompress.cli import render
-from aicompress.errors import CheckpointError, CompressError, OutputExists, Refused
+from aicompress.errors import CheckpointError, CompressError, OutputExists, Refused, Unsupported
 from aicompress.report import numbers
 from aicompress.report.table import Table
 
@@ -119,10 +119,15 @@ def show_verification(source: str, as_json: bool) -> None:
             print(line)
         for problem in verification.problems:
             print(f"problem: {problem}")
+    if verification.unread and not verification.problems:
+        raise Unsupported(f"{source} cannot be decoded, so it is not judged: {verification.unread}", _NOT_READ)
     if not verification.sound:
         raise CheckpointError(f"{source} is not sound: {len(verification.problems)} problems", "")
     if not as_json:
         print(f"{source} is sound")
+
+
+_NOT_READ = "`aicompress inspect` lists what it holds; verify the checkpoint that it was made from"
 
 
 def compare_reports(paths: Sequence[Path], as_markdown: bool, html: Path | None) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.naming import byte_kind, kind_of, layer_name
+from aicompress.errors import Unsupported
 from aicompress.layer import LayerInfo, as_matrix
 from aicompress.methods.quantize.grid.widths import MAX_ERROR, WIDTHS, effective_levels, proposed, rounding_errors
 from aicompress.methods.quantize.rtn import RtnConfig
@@ -155,10 +156,14 @@ def inspect(
     """Read what a checkpoint holds: headers only, unless its weights are to be analyzed, one at a time.
 
     Raises:
-        CheckpointError: missing, damaged or not supported.
+        CheckpointError: missing or damaged.
     """
-    checkpoint = Checkpoint.open(source)
+    try:
+        checkpoint, unread = Checkpoint.open(source), []
+    except Unsupported as error:
+        checkpoint, unread = Checkpoint.as_stored(source), [f"{error.message}: tensors are listed as they are stored"]
     kinds, warnings = known_kinds(checkpoint)
+    warnings = [*unread, *warnings]
     rows: dict[str, ParameterRow] = {}
     parameters = checkpoint.parameters()
     whole = [info for info in checkpoint.layers(kinds) if not info.part] if analysis else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.header import read_header
 from aicompress.checkpoint.reader import digests
 from aicompress.checkpoint.source import INDEX, Source, locate
-from aicompress.errors import CheckpointError
+from aicompress.errors import CheckpointError, Unsupported
 from aicompress.model.loading.mismatches import misfits_of
 from aicompress.report.model import Report
 
@@ -29,6 +29,7 @@ class Verification:
         problems: one line each; empty when all is well.
         checks: what was checked, for people: "2 headers", "sha256 of 1 file against report.json".
         notes: what could not be checked, and why.
+        unread: why the checkpoint cannot be decoded by this version; empty where it can. It is not judged then.
     """
 
     path: str
@@ -38,11 +39,12 @@ class Verification:
     problems: tuple[str, ...]
     checks: tuple[str, ...]
     notes: tuple[str, ...]
+    unread: str = ""
 
     @property
     def sound(self) -> bool:
-        """Nothing is wrong."""
-        return not self.problems
+        """Everything was decoded, and nothing is wrong."""
+        return not self.problems and not self.unread
 
 
 @dataclass
@@ -61,13 +63,18 @@ def verify(source: str | Path, progress: Progress = lambda what, done, total: No
     located = locate(source)
     findings = _Findings([], [], [])
     names = tuple(file.name for file in located.files)
-    findings.problems += list(_header_problems(located))
+    unread = _read_headers(located, findings)
+    if unread:
+        return Verification(str(source), names, 0, 0, tuple(findings.problems), (), (), unread)
     if findings.problems:
         return Verification(str(source), names, 0, 0, tuple(findings.problems), (), ())
     findings.checks.append(f"{len(names)} header{'s' if len(names) != 1 else ''}")
     findings.problems += _index_problems(located)
     try:
         checkpoint = Checkpoint.open(source)
+    except Unsupported as error:
+        checks, problems = tuple(findings.checks), tuple(findings.problems)
+        return Verification(str(source), names, 0, 0, problems, checks, (), error.message)
     except CheckpointError as error:
         findings.problems.append(error.message)
         return Verification(str(source), names, 0, 0, tuple(findings.problems), tuple(findings.checks), ())
@@ -92,12 +99,17 @@ def report_file(source: Source) -> Path:
     return source.path.with_name(f"{source.path.name.removesuffix('.safetensors')}.report.json")
 
 
-def _header_problems(source: Source) -> Iterator[str]:
+def _read_headers(source: Source, findings: _Findings) -> str:
+    """Note what is wrong with headers; why one cannot be read, or nothing."""
+    unread = ""
     for file in source.files:
         try:
             read_header(file)
+        except Unsupported as error:
+            unread = unread or error.message
         except CheckpointError as error:
-            yield error.message
+            findings.problems.append(error.message)
+    return unread
 
 
 def _index_problems(source: Source) -> list[str]:

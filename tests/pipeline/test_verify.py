@@ -1,13 +1,18 @@
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from aicompress import load
 from aicompress.checkpoint.reader import digests
 from aicompress.checkpoint.source import locate
+from aicompress.cli.reading import show_verification
+from aicompress.errors import CheckpointError, Unsupported
+from aicompress.pipeline.inspect import inspect
 from aicompress.pipeline.verify import report_file, verify
 from aicompress.report.model import Report, Side
 from tests.model.compressed import compress, halved, integers, low_rank
@@ -66,6 +71,54 @@ def test_widths_that_config_cannot_say_are_known(tiny_bert: Path, tmp_path: Path
     )
     assert verify(out).problems == ()
     assert verify(out).compressed
+
+
+def newer(folder: Path) -> None:
+    """A manifest of a version to come."""
+    config = json.loads((folder / "config.json").read_text())
+    quantization = {"quant_method": "aicompress", "format_version": 99, "entries": {}}
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": quantization}))
+
+
+def packed_by_others(folder: Path) -> None:
+    """A method that this version does not know."""
+    config = json.loads((folder / "config.json").read_text())
+    quantization = {"quant_method": "to_come", "bits": 2}
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": quantization}))
+
+
+@pytest.mark.parametrize("change", [newer, packed_by_others])
+def test_what_cannot_be_decoded_is_not_called_damaged(change: Callable[[Path], None], llama: Path) -> None:
+    change(llama)
+    verification = verify(llama)
+    assert not verification.problems
+    assert not verification.sound
+    assert "newer" in verification.unread or "to_come" in verification.unread
+    with pytest.raises(Unsupported, match="not judged") as caught:
+        show_verification(str(llama), as_json=False)
+    assert caught.value.exit_code == 2
+    listed = inspect(llama)
+    assert len(listed.rows) == len(load_file(llama / "model.safetensors"))
+    assert any("listed as they are stored" in warning for warning in listed.warnings)
+    tensors = load_file(llama / "model.safetensors")
+    (llama / "model.safetensors").write_bytes(b"damaged")
+    assert verify(llama).problems
+    assert tensors
+
+
+def test_a_directory_whose_config_is_none_of_transformers_is_loaded_as_tensors(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    tensors = {"fc1.weight": torch.randn(64, 64), "fc1.bias": torch.zeros(64)}
+    save_file(tensors, tmp_path / "in" / "model.safetensors")
+    (tmp_path / "in" / "config.json").write_text('{"hidden": 64}')
+    out = compress(tmp_path / "in", tmp_path / "w8", lambda info, w: integers(w, 8))
+    assert verify(out).sound
+    loaded = load(out)
+    assert loaded.keys() == tensors.keys()
+    assert torch.allclose(loaded["fc1.weight"], tensors["fc1.weight"], atol=0.05)
+    (tmp_path / "in" / "config.json").write_text('{"model_type": "mine"}')
+    with pytest.raises(CheckpointError, match="does not know model type 'mine'"):
+        load(tmp_path / "in")
 
 
 def test_nan_is_found(llama: Path) -> None:

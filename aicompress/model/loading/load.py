@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,14 +38,14 @@ def load(
         trust_remote_code: build an architecture that transformers does not know from the checkpoint's own code.
 
     Returns:
-        The model in evaluation mode, for inference (see `trainable`); for a bare file without `model`, its dense
-        tensors by name.
+        The model in evaluation mode, for inference (see `trainable`); without `model`, the dense tensors by name of a
+        bare file, or of a directory whose config.json names no architecture.
 
     Raises:
         CheckpointError: damaged, or its tensors are not exactly those of the architecture.
     """
     checkpoint = Checkpoint.open(path)
-    if model is None and checkpoint.config is None:
+    if model is None and (checkpoint.config is None or _is_nameless(checkpoint.config)):
         return {name: _cast(checkpoint.dense(name), dtype).to(device) for name in checkpoint.parameters()}
     running = model if model is not None else build(checkpoint, trust_remote_code)
     fast = kernels == "fast" and torch.device(device).type == "cpu"
@@ -91,10 +92,17 @@ def build(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Any:
     if model is None and trust_remote_code and "auto_map" in config:
         model = _remote_skeleton(checkpoint)
     if model is None:
-        named = (config.get("architectures") or ["no architecture"])[0]
+        if _is_nameless(config):
+            raise CheckpointError(f"{checkpoint.path}: its config.json names no architecture", "give model=, a module")
+        named = (config.get("architectures") or [f"model type {config.get('model_type')!r}"])[0]
         hint = "upgrade transformers" + (", or trust the checkpoint's own code" if "auto_map" in config else "")
-        raise CheckpointError(f"{checkpoint.path}: transformers does not know {named}", hint)
+        raise CheckpointError(f"{checkpoint.path}: transformers does not know {named}", f"{hint}, or give model=")
     return model
+
+
+def _is_nameless(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is none of transformers': it names neither a class nor where to find one."""
+    return not any(config.get(key) for key in ("architectures", "model_type", "auto_map"))
 
 
 def _remote_skeleton(checkpoint: Checkpoint) -> Any:

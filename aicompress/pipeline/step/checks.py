@@ -21,6 +21,8 @@ from aicompress.pipeline.step.output import Destination, Output
 from aicompress.report import gates
 from aicompress.weights import TensorSpec, Weight, form_of
 
+_NO_ARCHITECTURE = "config.json names no architecture"
+
 
 def known_kinds(checkpoint: Checkpoint) -> tuple[Mapping[str, Kind | None] | None, list[str]]:
     """Kinds of layers from the model definition, and a warning where transformers does not know the one named."""
@@ -29,7 +31,8 @@ def known_kinds(checkpoint: Checkpoint) -> tuple[Mapping[str, Kind | None] | Non
     kinds = layer_kinds(checkpoint.config, checkpoint.parameters())
     if kinds is None:
         named = (checkpoint.config.get("architectures") or [checkpoint.config.get("model_type")])[0]
-        return None, [f"transformers does not know the architecture {named!r}: layers are told by name and shape"]
+        what = f"transformers does not know the architecture {named!r}" if named else _NO_ARCHITECTURE
+        return None, [f"{what}: layers are told by name and shape"]
     return kinds, []
 
 
