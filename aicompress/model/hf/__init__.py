@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from aicompress.model.hf.layers_aicompress import Stored, attach, mark_ready
     from aicompress.model.hf.modeling_aicompress import (
+        INSTEAD,
         AicompressConfig,
         arrivals,
         fit_shapes,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "INSTEAD",
     "AicompressConfig",
     "Stored",
     "arrivals",

@@ -29,6 +29,7 @@ from .layers_aicompress import Stored, attach, attach_tied, mark_ready, reshape
 
 METHOD = "aicompress"
 FORMAT_VERSION = 1
+INSTEAD = ": load it with aicompress.load"  # how errors about a checkpoint that is sound end
 PREFIX = "AIC"  # AICLlamaForCausalLM is transformers' LlamaForCausalLM, loaded through this file
 
 
@@ -152,7 +153,7 @@ def store(model: Any, described: AicompressConfig, held: Mapping[str, Tensor]) -
     for name, (target, merge) in parameter_names(model, entries).items():
         parent, _, leaf = target.rpartition(".")
         if merge or (leaf != "weight" and target in known):
-            raise ValueError(f"{name} cannot run compressed in {type(model).__name__}: load it with aicompress.load")
+            raise ValueError(f"{name} cannot run compressed in {type(model).__name__}{INSTEAD}")
         if target not in known:
             continue  # of a head that this model class does not have
         module, entry = model.get_submodule(parent), entries[name]
@@ -166,10 +167,7 @@ def store(model: Any, described: AicompressConfig, held: Mapping[str, Tensor]) -
     tie(model, [target for target, _ in parameter_names(model, held).values()])
     for disk, place in arrivals(model, expected).items():
         if place != (expected[disk], None):
-            raise ValueError(
-                f"{type(model).__name__} would be left without {disk}, which this transformers takes for {place[0]}: "
-                "load it with aicompress.load"
-            )
+            raise ValueError(f"{type(model).__name__} has no place for {disk}, which becomes {place[0]}{INSTEAD}")
 
 
 class AicompressQuantizer(HfQuantizer):  # type: ignore[misc]

@@ -105,7 +105,7 @@ class StockReader:
         try:
             hf.store(self.model, hf.AicompressConfig(**described), held)
         except ValueError as error:
-            return Trial(refused=str(error))
+            return Trial(refused=str(error).removesuffix(hf.INSTEAD))
         return Trial()
 
     def _reads_weights(self, tensors: list[str]) -> bool:

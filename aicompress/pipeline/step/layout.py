@@ -121,13 +121,12 @@ def _passed_over(choice: Described, tried: list[tuple[Described, dict[str, Trial
 
 
 def _refusals(trials: Mapping[str, Trial]) -> list[str]:
-    """A note where transformers refuses the output."""
+    """A note where classes of transformers refuse the output."""
     refused = {name: trial.refused for name, trial in trials.items() if trial.refused}
     if not refused:
         return []
-    return [
-        f"{' and '.join(refused)} of transformers refuse this output, aicompress.load loads it: {min(refused.values())}"
-    ]
+    where = "transformers" if len(refused) == len(trials) else f"{' and '.join(refused)} of transformers"
+    return [f"{next(iter(refused.values()))}: this output loads by aicompress.load, not in {where}"]
 
 
 def _config(contents: Contents, layout: Layout, dequantize: bool, readers: Sequence[Names]) -> dict[str, Any] | None:
