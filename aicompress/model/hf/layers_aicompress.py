@@ -36,10 +36,8 @@ class Stored(nn.Module):
         if name == "weight" and self.__dict__.get("ready"):
             matrix = reduce(torch.matmul, self.matrices())
             return matrix.t() if self.entry.get("transposed") else matrix.reshape(self.entry["shape"])
-        if (
-            name == "weight" and "source" in self.__dict__
-        ):  # while transformers still initializes what it has not loaded
-            return self.__dict__["source"]._parameters["weight"]
+        if name == "weight" and "source" in self.__dict__ and not _has_no_buffers(self):
+            return self.__dict__["source"]._parameters["weight"]  # for the code that makes the buffers
         return super().__getattr__(name)
 
     @property

@@ -65,14 +65,15 @@ class StockReader:
     def __init__(self, model: Any, parameters: Iterable[str]) -> None:
         self.model = model
         self.name = type(model).__name__
-        self._parameters = list(parameters)
-        self._random = _left(model, self._parameters, None)  # with or without compression
+        self._places = hf.arrivals(model, parameters)
+        self._random = _left(model, self._places)  # with or without compression
 
     def names(self) -> Names:
         """Its names of the checkpoint's modules, and of all that it could take for quantized ones."""
         layers = {name for name, module in self.model.named_modules() if isinstance(module, nn.Linear | nn.Embedding)}
-        places = hf.arrivals(self.model, self._parameters)
-        modules = {name: target.removesuffix(".weight") for name, (target, merge) in places.items() if merge is None}
+        modules = {
+            name: target.removesuffix(".weight") for name, (target, merge) in self._places.items() if merge is None
+        }
         return Names({name: module for name, module in modules.items() if module in layers}, layers)
 
     def try_packed(
@@ -91,9 +92,9 @@ class StockReader:
                 return Trial(refused=f"{self.name} reads weights by code of its own")
             _pack(self.model, described)
         quantizer._convert_model_for_quantization(self.model)
-        refused = _unmerged(hf.arrivals(self.model, stored, quantizer), described, weights, stored)
-        random = sorted(_left(self.model, stored, quantizer) - self._random)
-        return Trial(tuple(random), refused)
+        places = hf.arrivals(self.model, stored, quantizer)
+        random = sorted(_left(self.model, places) - self._random)
+        return Trial(tuple(random), _unmerged(places, described, weights, stored))
 
     def try_native(self, described: Mapping[str, Any], held: Mapping[str, torch.Tensor]) -> Trial:
         """Try the native layout.
@@ -131,11 +132,11 @@ def _pack(model: nn.Module, described: Mapping[str, Any]) -> None:
             module._parameters[leaf] = nn.Parameter(torch.empty(0, device="meta"), requires_grad=False)
 
 
-def _left(model: Any, stored: Iterable[str], quantizer: Any) -> set[str]:
-    """Parameters of a model that get none of the tensors that are stored, nor share one with a parameter that does."""
+def _left(model: Any, places: Mapping[str, tuple[str, Any]]) -> set[str]:
+    """Parameters of a model that get none of the tensors in these places, nor share one with a parameter that does."""
     known = model.state_dict()
     given: set[str] = set()
-    for target, merge in hf.arrivals(model, stored, quantizer).values():
+    for target, merge in places.values():
         given.add(target)
         if merge is not None:
             first, *others = merge[1].target_patterns

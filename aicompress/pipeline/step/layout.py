@@ -28,10 +28,12 @@ class Described:
         config: config.json, or None.
         readers: classes of transformers that were tried and load it; with the code in the checkpoint if it is native.
         notes: what the user should know of it.
+        stored: by parameter, its tensors by their names in the file.
     """
 
     layout: Layout
     config: dict[str, Any] | None
+    stored: Mapping[str, Mapping[str, TensorSpec]]
     readers: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -57,8 +59,11 @@ class Contents:
         """The compressed parameters of integer codes."""
         return {name: weight for name, (_, weight) in self.compressed.items() if isinstance(weight, IntGrouped)}
 
-    def tensors(self, name: str, layout: Layout) -> dict[str, TensorSpec]:
-        """The tensors of a parameter by their names in the file."""
+    def stored(self, layout: Layout) -> dict[str, dict[str, TensorSpec]]:
+        """By parameter, its tensors by their names in the file."""
+        return {name: self._stored(name, layout) for name in self.dense}
+
+    def _stored(self, name: str, layout: Layout) -> dict[str, TensorSpec]:
         if name not in self.compressed:
             return {name: self.dense[name]}
         tensors = on_disk(name, self.compressed[name][1], layout)
@@ -78,7 +83,8 @@ def described(contents: Contents) -> Described:
     if contents.manifest.widths and contents.config is not None:
         layouts = [("native", False)]  # what config.json says of the widths is not enough
     if contents.config is None or layouts[0][0] == "plain":
-        return Described(layouts[0][0], _config(contents, *layouts[0], ()))
+        (layout, dequantize), *_ = layouts
+        return Described(layout, _config(contents, layout, dequantize, ()), contents.stored(layout))
     tried: list[tuple[Described, dict[str, Trial]]] = []
     for layout, dequantize in layouts:
         outcome = _tried(contents, layout, dequantize)
@@ -100,15 +106,16 @@ def _tried(contents: Contents, layout: Layout, dequantize: bool) -> tuple[Descri
     if config is None:
         return None
     quantization = config["quantization_config"]
-    stored = {disk: (name, spec) for name in contents.dense for disk, spec in contents.tensors(name, layout).items()}
+    stored = contents.stored(layout)
     if layout == "native":
-        held = {disk: torch.empty(spec.shape, dtype=spec.dtype, device="meta") for disk, (_, spec) in stored.items()}
+        specs = {disk: spec for tensors in stored.values() for disk, spec in tensors.items()}
+        held = {disk: torch.empty(spec.shape, dtype=spec.dtype, device="meta") for disk, spec in specs.items()}
         trials = {reader.name: reader.try_native(quantization, held) for reader in readers}
     else:
-        parameter = {disk: name for disk, (name, _) in stored.items()}
+        parameter = {disk: name for name, tensors in stored.items() for disk in tensors}
         trials = {reader.name: reader.try_packed(quantization, contents.integers, parameter) for reader in readers}
     loading = tuple(name for name, trial in trials.items() if trial.loads)
-    return Described(layout, config, loading), trials
+    return Described(layout, config, stored, loading), trials
 
 
 def _passed_over(choice: Described, tried: list[tuple[Described, dict[str, Trial]]]) -> list[str]:

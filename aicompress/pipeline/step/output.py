@@ -193,11 +193,10 @@ def arrange(
     }
     manifest = Manifest(entries, (*checkpoint.manifest.lineage, step), narrowed)
     dense = {name: planned.dense for name, planned in parameters.items()}
-    contents = Contents(None if destination.single else config, dense, compressed, manifest)
-    choice = described(contents)
+    choice = described(Contents(None if destination.single else config, dense, compressed, manifest))
     specs: dict[str, TensorSpec] = {}
-    for name in parameters:
-        _add(specs, contents.tensors(name, choice.layout))
+    for tensors in choice.stored.values():
+        _add(specs, tensors)
     limit = None if destination.single else destination.max_shard_size
     config = config if destination.single else choice.config
     draft = Output(
@@ -216,7 +215,7 @@ def arrange(
     return replace(draft, shards=shards)
 
 
-def _add(specs: dict[str, TensorSpec], more: dict[str, TensorSpec]) -> None:
+def _add(specs: dict[str, TensorSpec], more: Mapping[str, TensorSpec]) -> None:
     twice = sorted(specs.keys() & more.keys())
     if twice:
         raise CheckpointError(
