@@ -92,7 +92,12 @@ class StockReader:
                 return Trial(refused=f"{self.name} reads weights by code of its own")
             _pack(self.model, described)
         quantizer._convert_model_for_quantization(self.model)
-        places = hf.arrivals(self.model, stored, quantizer)
+        try:
+            places = hf.arrivals(self.model, stored, quantizer)
+        except (
+            ValueError
+        ):  # of its own making: it cannot add what is stored beside a weight to what it splits or merges
+            return Trial(refused=f"{self.name} splits or merges weights in a way that knows nothing of compression")
         random = sorted(_left(self.model, places) - self._random)
         return Trial(tuple(random), _unmerged(places, described, weights, stored))
 
