@@ -94,10 +94,8 @@ class StockReader:
         quantizer._convert_model_for_quantization(self.model)
         try:
             places = hf.arrivals(self.model, stored, quantizer)
-        except (
-            ValueError
-        ):  # of its own making: it cannot add what is stored beside a weight to what it splits or merges
-            return Trial(refused=f"{self.name} splits or merges weights in a way that knows nothing of compression")
+        except ValueError:  # transformers cannot add scales to the weights that it splits or merges, and says so
+            return Trial(refused=f"{self.name} splits or merges weights and cannot do so with compressed ones")
         random = sorted(_left(self.model, places) - self._random)
         return Trial(tuple(random), _unmerged(places, described, weights, stored))
 
