@@ -90,6 +90,8 @@ CASES: dict[str, Case] = {
     "qwen3-moe": (lambda: decoder("Qwen3Moe", **MIXTURE), "rtn-w8", {}, "compressed-tensors"),
     "nomic-bert": (lambda: hf.NomicBertModel(hf.NomicBertConfig(**SHAPE, vocab_size=64)), "rtn-w8", {}, "native"),
 }
+# Where transformers' reader of compressed-tensors would fill experts at random, or lose what is not quantized.
+PASSED_OVER = ("llama4", "mixtral-attention", "nomic-bert")
 
 
 def quantized(source: Path, out: Path, recipe: str, changes: dict[str, Any]) -> Plan:
@@ -142,6 +144,7 @@ def test_every_class_gives_what_load_gives_or_refuses(
     model.save_pretrained(tmp_path / "in")
     plan = quantized(tmp_path / "in", tmp_path / "out", recipe, changes)
     assert plan.output.layout == layout
+    assert any("not in compressed-tensors" in line for line in plan.summary().warnings) == (name in PASSED_OVER)
     ours = load(tmp_path / "out", kernels="reference")
     loading = []
     for kind in {type(model), hf.MODEL_MAPPING[type(model.config)]}:

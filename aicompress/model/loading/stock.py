@@ -87,11 +87,11 @@ class StockReader:
             stored: tensor in the file -> its parameter.
         """
         quantizer = _Quantizer(bool(described.get("dequantize")))
+        quantizer._convert_model_for_quantization(self.model)
         if not described.get("dequantize"):
             if self._reads_weights(list(weights)):
                 return Trial(refused=f"{self.name} reads weights by code of its own")
             _pack(self.model, described)
-        quantizer._convert_model_for_quantization(self.model)
         try:
             places = hf.arrivals(self.model, stored, quantizer)
         except ValueError:  # transformers cannot add scales to the weights that it splits or merges, and says so
