@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from aicompress.cli import started  # noqa: F401  # notes the time
+
 
 def main() -> None:
     """Entry point of the `aicompress` command."""

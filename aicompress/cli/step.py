@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from aicompress.cli import options as o
 from aicompress.cli.progress import reporter
+from aicompress.cli.started import STARTED
 
 if TYPE_CHECKING:
     from aicompress.report.model import Report
@@ -71,7 +72,7 @@ def run(command: str, source: str, out: Path, recipe: tuple[str, list[str]], fla
     survey = Survey(keep=flags.dry_run, progress=reporter(flags.quiet or not is_first()))
     request = Request(flags.allow_code, flags.stats, survey)
     planned = steps.make_plan(source, destination(out, flags), loaded, command, request)
-    options = Options(flags.resume, flags.latency, reporter(flags.quiet or not is_first()))
+    options = Options(flags.resume, flags.latency, reporter(flags.quiet or not is_first()), started=STARTED)
     conclude(planned, flags, lambda: steps.run(planned, options))
 
 

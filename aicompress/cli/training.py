@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from aicompress.cli.progress import reporter
+from aicompress.cli.started import STARTED
 from aicompress.cli.step import Flags, conclude, destination
 
 
@@ -18,6 +19,6 @@ def run(source: str, teacher: str, out: Path, recipe: tuple[str, list[str]], fla
 
     loaded = load(recipe[0], recipe[1])
     planned = make_plan(source, teacher, destination(out, flags), loaded, flags.allow_code)
-    options = Options(flags.resume, flags.latency, reporter(flags.quiet or not is_first()), device)
+    options = Options(flags.resume, flags.latency, reporter(flags.quiet or not is_first()), device, STARTED)
     own = distillation.TrainingOptions(movement_file=flags.stats[0] if flags.stats else None)
     conclude(planned, flags, lambda: distillation.run(planned, options, own))

@@ -37,7 +37,9 @@ _BYTES = frozenset({"bytes", "peak_rss", *(f"{side}.{name}" for side in ("before
 _PLAIN = frozenset(
     {
         "size.ratio",
+        "size.bits_per_original_weight",
         "seconds",
+        "waited",
         *(f"{side}.{name}" for side in ("before", "after") for name in _SIDE_NUMBERS),
         *(f"latency.{name}" for name in ("ratio", "before_ms", "after_ms", "before_p95_ms", "after_p95_ms", "rounds")),
     }

@@ -78,6 +78,7 @@ def evaluate(
     )
     pair = (sides[1] if against else None, sides[0])
     lineage = inputs[0][0].manifest.lineage
+    results = replace(results, waited=options.waited())
     report = build_report("eval", recipe, pair, lineage, results, time.perf_counter() - start)
     report = replace(report, gates=(*report.gates, *gates.evaluate_forbidden(judging.fail_if, report)))
     if judging.out is not None:

@@ -30,6 +30,7 @@ class Results:
     calibration: dict[str, Any] = field(default_factory=dict)
     bits: dict[str, Any] = field(default_factory=dict)
     baselines: tuple[Baseline, ...] = ()
+    waited: float | None = None
 
 
 def build_report(

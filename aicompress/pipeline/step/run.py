@@ -123,7 +123,7 @@ def _write(step: StepRun, options: Options) -> Report:
             writer.stamp(output.metadata())
         written = Checkpoint.open(writer.work / output.shards[0].name if output.destination.single else writer.work)
         seconds = time.perf_counter() - start  # timing forward passes is not part of the step
-        report = _report(replace(step, output=output), written, results, options.latency, seconds)
+        report = _report(replace(step, output=output), written, results, options, seconds)
         for name, text in rendered(report, step.recipe.report.html).items():
             writer.add(name, text.encode())
         writer.seal()
@@ -136,18 +136,18 @@ def _journal(work: Path, fingerprint: str | None, resumes: bool) -> Journal:
     return Journal.resume(work, fingerprint) if resumes else Journal.start(work, fingerprint)
 
 
-def _report(step: StepRun, written: Checkpoint, results: Results, mode: Mode, seconds: float) -> Report:
+def _report(step: StepRun, written: Checkpoint, results: Results, options: Options, seconds: float) -> Report:
     """The report of an output that is complete but for it."""
     output, checkpoint = step.output, step.checkpoint
     lineage = output.manifest.lineage
-    latency, notes = _latency(checkpoint, written, mode)
+    latency, notes = _latency(checkpoint, written, options.latency)
     sha256 = digests(written.source)
     if output.destination.single:  # the working file has another name
         sha256 = dict(zip([output.destination.path.name], sha256.values(), strict=True))
     after = side_of(written, step.kinds, str(output.destination.path), sha256)
     after = replace(after, bytes=output.weight_bytes + output.other_bytes)  # a report cannot count itself
     before = side_of(checkpoint, step.kinds, str(checkpoint.path), dict(lineage[-1]["inputs"]))
-    results = replace(results, latency=latency, warnings=(*results.warnings, *notes))
+    results = replace(results, latency=latency, warnings=(*results.warnings, *notes), waited=options.waited())
     return build_report(lineage[-1]["command"], step.recipe, (before, after), lineage, results, seconds)
 
 
