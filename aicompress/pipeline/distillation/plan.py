@@ -21,7 +21,14 @@ from aicompress.model.loading.tokenizer import FILES, load_tokenizer
 from aicompress.pipeline.distillation.batches import Samples, Split, split_samples
 from aicompress.pipeline.distillation.samples import read_samples
 from aicompress.pipeline.distillation.teacher import CACHE_BYTES, Loss
-from aicompress.pipeline.step.checks import known_kinds, left_out, place_problems, require_space, stored_outline
+from aicompress.pipeline.step.checks import (
+    NOT_OF_TRAINING,
+    known_kinds,
+    left_out,
+    place_problems,
+    require_space,
+    stored_outline,
+)
 from aicompress.pipeline.step.dry_run import summarize
 from aicompress.pipeline.step.input import open_input
 from aicompress.pipeline.step.output import Destination, Output, Planned, arrange, lineage_step
@@ -108,7 +115,7 @@ def make_plan(
         Refused: or Problems, everything that is wrong.
     """
     (student, tied), teacher = open_input(source), Checkpoint.open(teacher_source)
-    raise_all(place_problems([student, teacher], destination, recipe.gates))
+    raise_all(place_problems([student, teacher], destination, recipe.gates, NOT_OF_TRAINING))
     require_writable(destination.path)
     run, run_teacher = runner(student), runner(teacher)
     losses = tuple((get_loss(config.name), config) for config in recipe.losses)

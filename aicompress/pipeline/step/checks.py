@@ -72,14 +72,25 @@ def problem_of(check: Callable[[], object]) -> list[CompressError]:
     return []
 
 
+_LOADING = dict.fromkeys(
+    (f"{side}.{name}" for side in ("before", "after") for name in gates.LOADING),
+    "`aicompress eval` measures it",
+)
+NOT_OF_TRAINING = {"quality": "`aicompress eval OUT --against IN` measures it, with gates of its own", **_LOADING}
+NOT_OF_A_STEP = {**NOT_OF_TRAINING, "training": "only `aicompress distill` trains"}
+
+
 def place_problems(
-    inputs: Sequence[Checkpoint], destination: Destination, conditions: Sequence[str]
+    inputs: Sequence[Checkpoint],
+    destination: Destination,
+    conditions: Sequence[str],
+    absent: Mapping[str, str] = NOT_OF_A_STEP,
 ) -> list[CompressError]:
-    """Errors in the place of the output and in its gates."""
+    """Errors in the place of the output and in its gates: `absent` is what they cannot ask for."""
     problems = problem_of(lambda: require_free(destination.path, destination.overwrite))
     for checkpoint in inputs:
         problems += problem_of(partial(require_apart, checkpoint.source, destination.path))
-    return problems + problem_of(lambda: gates.parse_all(conditions))
+    return problems + problem_of(lambda: gates.require_measured(conditions, absent))
 
 
 def decoding(names: Sequence[str]) -> list[str]:
