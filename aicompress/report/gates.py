@@ -42,7 +42,8 @@ _PLAIN = frozenset(
         "seconds",
         "waited",
         *(f"{side}.{name}" for side in ("before", "after") for name in _SIDE_NUMBERS),
-        *(f"latency.{name}" for name in ("ratio", "before_ms", "after_ms", "before_p95_ms", "after_p95_ms", "rounds")),
+        *(f"latency.{name}" for name in ("ratio", "low", "high", "rounds")),
+        *(f"latency.{side}_{name}" for side in ("before", "after") for name in ("ms", "p95_ms")),
     }
 )
 _OPEN = ("quality", "training")  # sections whose names depend on what is measured

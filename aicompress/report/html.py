@@ -124,7 +124,7 @@ def _cards(report: Report) -> list[Card]:
         bits, unit = after.bits_per_parameter, "parameter"
     cards.append(Card(f"bits per {unit}", numbers.number(bits, 3), "of the output, header and scales included"))
     if latency is not None:
-        value = numbers.milliseconds(latency.after_ms) if latency.ratio is None else numbers.ratio(latency.ratio)
+        value = numbers.milliseconds(latency.after_ms) if latency.ratio is None else tables.latency_ratio(latency)
         cards.append(Card("latency" if latency.ratio is None else "latency ratio", value, latency.what))
     for name, figure in list(figures(report.quality).items())[:3]:
         spread = tables.interval(figure)

@@ -83,6 +83,9 @@ class Side:
         return 8 * self.weight_bytes / self.parameters if self.parameters else None
 
 
+UNCERTAIN = 1.5  # greatest part of least in an interval from which on a ratio of times is not stated
+
+
 @dataclass(frozen=True)
 class Latency:
     """Forward times of input and output, measured in turn in one process.
@@ -92,6 +95,8 @@ class Latency:
         before_ms, after_ms: medians; before is None where there is no baseline.
         before_p95_ms, after_p95_ms: 95th percentiles.
         rounds: counted rounds.
+        paired: median over the rounds of after / before in the same round; `low` and `high` are its 95 % interval. None
+            without a baseline, and in reports of earlier versions.
     """
 
     what: str
@@ -100,11 +105,21 @@ class Latency:
     before_p95_ms: float | None
     after_p95_ms: float
     rounds: int
+    paired: float | None = None
+    low: float | None = None
+    high: float | None = None
 
     @property
     def ratio(self) -> float | None:
-        """Median after / median before; None without a baseline."""
+        """Time after / before in the same rounds; None without a baseline."""
+        if self.paired is not None:
+            return self.paired
         return self.after_ms / self.before_ms if self.before_ms else None
+
+    @property
+    def is_measurable(self) -> bool:
+        """Whether the interval of the ratio is narrow enough for the ratio to say something."""
+        return self.low is None or self.high is None or self.high <= UNCERTAIN * self.low
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,8 @@ def test_every_listed_figure_is_in_the_report(report: Report) -> None:
     full = replace(
         report, waited=1.0, before=replace(report.before, **measured), after=replace(report.after, **measured)
     )
+    assert full.latency is not None
+    full = replace(full, latency=replace(full.latency, low=0.5, high=0.6))
     gates = evaluate([f"{figure} >= 0" for figure in FIGURES], Report.from_json(full.to_json()))
     assert [gate.expression for gate in gates if not gate.passed] == []
 

@@ -119,8 +119,8 @@ def _absent(recipe: EvalRecipe, compared: bool) -> dict[str, str]:
     """What the report will not hold, with what to do about it."""
     absent = {"training": "only `aicompress distill` trains"}
     if not compared:
-        alone = ("size", "before", "latency.ratio", "latency.before_ms", "latency.before_p95_ms")
-        absent |= dict.fromkeys(alone, "give --against BASE")
+        paired = (f"latency.{name}" for name in ("ratio", "low", "high", "before_ms", "before_p95_ms"))
+        absent |= dict.fromkeys(("size", "before", *paired), "give --against BASE")
     if recipe.latency is None:
         loading = (f"{side}.{name}" for side in ("before", "after") for name in gates.LOADING)
         absent |= dict.fromkeys(("latency", *loading), "the recipe has no `latency` section")
