@@ -9,7 +9,6 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.naming import byte_kind, kind_of
 from aicompress.layer import Kind
 from aicompress.measure import directory_nbytes
-from aicompress.pipeline.step.checks import stored_outline
 from aicompress.report.model import Side
 
 
@@ -31,9 +30,12 @@ def side_of(
         spec = shown[checkpoint.copies.get(name, name)]
         kind = kinds[name] if kinds is not None and name in kinds else kind_of(name, spec)
         parameters += stored_numbers(checkpoint, name) if name in shown else 0
-        for disk in checkpoint.stored_names(name).values():
+        for disk, stored in checkpoint.stored_specs(name).items():
             row = byte_kind(disk, kind) if disk == name or "scale" not in disk else "scale"
-            by_kind[row] = by_kind.get(row, 0) + checkpoint.tensors[disk].spec.nbytes
+            by_kind[row] = by_kind.get(row, 0) + stored.nbytes
+    riders = sum(checkpoint.foreign.refs[rider].spec.nbytes for rider in checkpoint.foreign.riders)
+    if riders:
+        by_kind["scale"] = by_kind.get("scale", 0) + riders
     weight_bytes = sum(file.stat().st_size for file in checkpoint.source.files)
     by_kind["header"] = weight_bytes - sum(by_kind.values())
     everything = directory_nbytes(checkpoint.source.folder) if checkpoint.source.folder else weight_bytes
@@ -42,5 +44,5 @@ def side_of(
 
 def stored_numbers(checkpoint: Checkpoint, name: str) -> int:
     """How many numbers a parameter stores: all of a plain tensor, of a compressed one what its form says."""
-    outline = stored_outline(checkpoint, name)
+    outline = checkpoint.outline(name)
     return math.prod(checkpoint.tensors[name].spec.shape) if outline is None else outline.numbers()

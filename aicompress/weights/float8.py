@@ -1,0 +1,108 @@
+"""Numbers of eight bits with a sign and an exponent, and one scale per tensor, row, group or block: w = v * scale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from aicompress.weights.decoding import Meta, Tensors, by_column, decoder
+from aicompress.weights.form import Weight
+
+DTYPES = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
+FIRST_INFINITE = {"float8_e4m3fn": 0x7F, "float8_e5m2": 0x7C}  # the first byte, but for its sign, that is no number
+
+
+@dataclass(frozen=True)
+class Float8(Weight):
+    """Float8 values in blocks that share a scale.
+
+    Attributes:
+        values: (out, in) of a float8 dtype.
+        scale: (rows of blocks, columns of blocks) floating.
+        block: rows and columns that share a scale, 0 for all of them; the last blocks may be smaller.
+    """
+
+    form: ClassVar[str] = "float8"
+    values: Tensor
+    scale: Tensor
+    block: tuple[int, int]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (self.values.shape[0], self.values.shape[1])
+
+    @classmethod
+    def outline(
+        cls,
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+        scale: tuple[torch.dtype, tuple[int, int]],
+        block: tuple[int, int],
+    ) -> Float8:
+        """A weight of this form without data; `scale` gives the scales' dtype and shape."""
+        empty = torch.empty(scale[1], dtype=scale[0], device="meta")
+        return cls(torch.empty(shape, dtype=dtype, device="meta"), empty, block)
+
+    def tensors(self) -> dict[str, Tensor]:
+        # One-dimensional, so that it can never have the shape of a dense matrix; bytes, so that no reader casts them.
+        return {"": self.values.contiguous().view(torch.uint8).reshape(-1), "scale": self.scale}
+
+    def meta(self) -> dict[str, Any]:
+        dtype = str(self.values.dtype).removeprefix("torch.")
+        return {"form": self.form, "dtype": dtype, "block": list(self.block), "shape": list(self.shape)}
+
+    def describe(self) -> str:
+        rows, columns = self.block
+        if not rows:
+            return "one scale" if not columns else f"groups of {columns} columns"
+        if rows == 1:
+            return f"groups of {columns}" if columns else "a scale per row"
+        return f"blocks of {rows} × {columns or self.shape[1]}"
+
+    def cut(self, axis: int, index: Tensor) -> Float8 | None:
+        """None where what stays would share its scales in blocks of other sizes."""
+        if self.block[axis] > 1:
+            return None
+        scale = self.scale.index_select(axis, index) if self.block[axis] == 1 else self.scale
+        return replace(self, values=_bytes(self.values).index_select(axis, index).view(self.values.dtype), scale=scale)
+
+    def dense(self) -> Tensor:
+        return self.rows(0, self.shape[0])
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        dense = self.values[start:stop].to(torch.float32, copy=True)
+        height = self.block[0] or max(1, self.shape[0])
+        own = torch.arange(start, start + len(dense), device=self.scale.device) // height
+        if dense.is_meta:  # an outline: for arithmetic without data torch imports sympy
+            return dense
+        return dense.mul_(by_column(self.scale.float()[own], self.shape[1], self.block[1]))
+
+    @classmethod
+    def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Float8:
+        (out, columns), (height, width) = meta["shape"], meta["block"]
+        values, scale = tensors[""].reshape(out, columns), tensors["scale"]
+        grid = (-(-out // (height or out or 1)), -(-columns // (width or columns or 1)))
+        if tuple(scale.shape) != grid or values.dtype is not torch.uint8 or min(height, width) < 0:
+            raise ValueError(f"scales {list(scale.shape)} for {grid[0]} × {grid[1]} blocks")
+        if not values.is_meta and values.numel() and int((values & 0x7F).max()) >= FIRST_INFINITE[meta["dtype"]]:
+            raise ValueError("some values are NaN or infinite")
+        return cls(values.view(DTYPES[meta["dtype"]]), scale, (height, width))
+
+
+def _bytes(values: Tensor) -> Tensor:
+    """Float8 numbers as bytes: torch selects no float8."""
+    return values.view(torch.uint8)
+
+
+@decoder("float8")
+def decode_float8(meta: Meta, tensors: Tensors) -> Tensor:
+    """w = v * scale; one scale for a block of rows and columns."""
+    (out, columns), (height, width) = meta["shape"], meta["block"]
+    dtype = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}[meta["dtype"]]
+    values, scale = tensors[""].view(dtype).reshape(out, columns).float(), tensors["scale"]
+    rows = scale.float().repeat_interleave(height or out, dim=0)[:out]
+    return (values * by_column(rows, columns, width)).to(scale.dtype)
