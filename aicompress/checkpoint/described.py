@@ -19,6 +19,8 @@ from aicompress.checkpoint.foreign.recognize import (
     RIDER,
     foreign_weights,
     methods,
+    require_nothing_beside,
+    require_settings_read,
     require_understood,
     settings_of,
 )
@@ -94,6 +96,7 @@ def _foreign(
     if method is not None and method not in methods():
         hint = f"start from the original checkpoint; read are {', '.join(methods())}"
         raise CheckpointError(f"{source.path} is already quantized by {method!r}, which is not read", hint)
+    require_settings_read(settings, str(source.path))
     dtype = _dtype_of(source.config or {}, specs)
     stored = Stored(specs, read, settings, source.config, dtype)
     weights = foreign_weights(stored, method, str(source.path))
@@ -103,6 +106,7 @@ def _foreign(
         manifest = Manifest(ct_entries(settings, rest, read, dtype), manifest.lineage)
         modules = [parameter.removesuffix(".weight") for parameter in manifest.entries]
         known |= {f"{module}.{suffix}" for module in modules for suffix in CT_SUFFIXES}
+    require_nothing_beside(specs, {*weights, *manifest.entries}, known, str(source.path))
     require_understood(specs, known, method is not None, str(source.path))
     riders = tuple(name for name in specs if name not in known and RIDER.search(name)) if weights or method else ()
     return Description(manifest, CT if method == CT else "plain", weights, riders, _rounds_inputs(settings))

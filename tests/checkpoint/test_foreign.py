@@ -213,6 +213,10 @@ def damaged(case: str, **change: Any) -> Any:
         ("nvfp4", {".weight_scale_2": None}, {}, "not understood"),
         ("nvfp4", {".weight_scale_2": torch.ones(2)}, {}, "not understood"),
         ("mxfp4", {".weight_scale": torch.ones(40, 3, dtype=torch.uint8)}, {}, "m"),
+        ("nvfp4", {".pre_quant_scale": torch.ones(64)}, {}, "'m.pre_quant_scale' does to the weight beside it"),
+        ("fp8, bare scale", {".input_smooth": torch.ones(64)}, None, "'m.input_smooth' does to the weight"),
+        ("mxfp4", {}, {"transform_config": {"config_groups": {"u": {}}}}, "transform_config"),
+        ("mxfp4", {}, {"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparse-24-bitmask"),
         ("awq", {}, {"quant_method": "aqlm"}, "quantized by 'aqlm', which is not read"),
     ],
 )  # fmt: skip

@@ -24,7 +24,7 @@ def test_export_and_quantize_read_the_merged_model(
     wanted = merged(tiny_llama, adapter, 0.5)
     given = ["--adapter", f"{adapter}:0.5", "--latency", "off"]
     app(["export", str(tiny_llama), str(tmp_path / "dense"), "--to", "dense", *given], standalone_mode=False)
-    assert "is merged: 1 layers" in capsys.readouterr().out
+    assert "is merged, weight 0.5: 1 layers" in capsys.readouterr().out
     dense = Checkpoint.open(tmp_path / "dense")
     assert all(torch.equal(dense.dense(name), wanted.dense(name)) for name in wanted.parameters())
     stock = AutoModelForCausalLM.from_pretrained(tmp_path / "dense")

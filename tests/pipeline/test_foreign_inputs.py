@@ -138,3 +138,17 @@ def test_what_a_method_rewrites_is_decoded(quantized: Any, tmp_path: Path, text_
     steps.run(planned, OFF)
     ids = torch.arange(1, 17)[None]
     torch.testing.assert_close(load(tmp_path / "out")(ids).logits, load(source)(ids).logits, rtol=0.1, atol=0.2)
+
+
+def test_biases_that_the_tool_added_are_left_out(tiny_llama: Path, tmp_path: Path) -> None:
+    """AutoGPTQ writes one of zeros for every layer; one that is not zero is the model's, and stays."""
+
+    def biased(matrix: Tensor) -> foreign.Encoded:
+        encoded = foreign.gptq()(matrix)
+        return foreign.Encoded({**encoded.tensors, ".bias": torch.zeros(len(matrix))}, encoded.dense)
+
+    foreign.convert(tiny_llama, tmp_path / "in", biased, GPTQ)
+    planned, _ = step("quantize", tmp_path / "in", tmp_path / "out", name="rtn", bits=8, granularity="channel")
+    assert any("biases of zeros" in warning for warning in planned.warnings)
+    assert Checkpoint.open(tmp_path / "out").parameters() == Checkpoint.open(tiny_llama).parameters()
+    load(tmp_path / "in")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -14,7 +14,7 @@ from aicompress.checkpoint.naming import is_transposed
 from aicompress.checkpoint.reader import Checkpoint
 from aicompress.errors import CheckpointError, suggestion
 from aicompress.layer import as_matrix
-from aicompress.weights import Dense, Weight
+from aicompress.weights import Dense, TensorSpec, Weight
 
 
 def with_adapter(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
@@ -25,42 +25,46 @@ def with_adapter(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
     """
     known = checkpoint.parameters()
     number = len(checkpoint.foreign.beside) + 1
-    targets = {_target(checkpoint, adapter, f"{module}.weight"): factors for module, factors in adapter.factors.items()}
-    replaced = {_target(checkpoint, adapter, own, new=True): name for own, name in adapter.replaced.items()}
+    targets = {_target(known, adapter, f"{module}.weight"): factors for module, factors in adapter.factors.items()}
+    replaced = {_target(known, adapter, own, new=True): name for own, name in adapter.replaced.items()}
+    if len(targets) + len(replaced) < len(adapter.factors) + len(adapter.replaced):
+        raise CheckpointError(f"{adapter.source.path} adapts one layer under two names", "merge it with PEFT")
     checkpoint = with_decoded(checkpoint, [*targets, *replaced])
     weights = dict(checkpoint.foreign.weights)
     flipped = adapter.fan_in_fan_out and not any(is_transposed(name, checkpoint.config) for name in known)
-    refs = {f"adapter {number}: {name}": ref for name, ref in adapter.tensors.items()}
     for parameter, factors in targets.items():
-        base = weights.get(parameter) or _plain(checkpoint, parameter, flipped and not factors.embedding)
-        weights[parameter] = _merged(base, adapter, factors, number)
+        transposed = is_transposed(parameter, checkpoint.config) or (flipped and not factors.embedding)
+        base = weights.get(parameter) or _plain(parameter, known[parameter], transposed)
         _require_fits(adapter, parameter, base, factors)
+        weights[parameter] = _merged(base, adapter, factors, number)
     for parameter, name in replaced.items():
-        spec = known.get(parameter, adapter.tensors[name].spec)
-        if adapter.tensors[name].spec.shape != spec.shape:
-            raise _misfit(adapter, parameter, adapter.tensors[name].spec.shape, spec.shape)
+        spec, its = known.get(parameter, adapter.tensors[name].spec), adapter.tensors[name].spec
+        if its.shape != spec.shape:
+            raise _misfit(adapter, parameter, its.shape, spec.shape)
         own = weights[parameter].names if parameter in weights else {"weight": parameter} if parameter in known else {}
         extra = {"replaced": f"adapter {number}: {name}"}
         weights[parameter] = ForeignWeight(spec, own, "", _replaced, extra=extra)
+    told = f"{adapter.source.path} is merged, weight {adapter.weight:g}: {len(targets)} layers"
+    told += f", {len(replaced)} parameters replaced" if replaced else ""
     plain = {name: checkpoint.tensors[name] for name in (*targets, *replaced) if name in checkpoint.tensors}
-    refs = {**plain, **refs, **checkpoint.foreign.refs}
-    key = f"adapter {number}, weight {adapter.weight:g}"
-    beside = {**checkpoint.foreign.beside, key: adapter.source}
-    told = f"{adapter.source.path} is merged: {len(targets)} layers, {len(replaced)} replaced parameters"
+    own_refs = {f"adapter {number}: {name}": ref for name, ref in adapter.tensors.items()}
     foreign = replace(
-        checkpoint.foreign, weights=weights, refs=refs, beside=beside, path=checkpoint.path,
-        told=(*checkpoint.foreign.told, f"{told}, weight {adapter.weight:g}"),
-    )  # fmt: skip
+        checkpoint.foreign,
+        weights=weights,
+        refs={**plain, **own_refs, **checkpoint.foreign.refs},
+        beside={**checkpoint.foreign.beside, f"adapter {number}, weight {adapter.weight:g}": adapter.source},
+        told=(*checkpoint.foreign.told, told),
+        path=checkpoint.path,
+    )
     return replace(checkpoint, tensors=foreign.shown(checkpoint.tensors), foreign=foreign)
 
 
-def _target(checkpoint: Checkpoint, adapter: Adapter, name: str, new: bool = False) -> str:
+def _target(known: Mapping[str, TensorSpec], adapter: Adapter, name: str, new: bool = False) -> str:
     """The checkpoint's name of a parameter; a model's prefix may be missing in one of the two, or added.
 
     Raises:
         CheckpointError: there is none, or there are several.
     """
-    known = checkpoint.parameters()
     if name in known:
         return name
     ends = [own for own in known if own.endswith(f".{name}") or name.endswith(f".{own}")]
@@ -68,16 +72,15 @@ def _target(checkpoint: Checkpoint, adapter: Adapter, name: str, new: bool = Fal
         return ends[0]
     if new and not ends:
         return name
-    problem = f"and {checkpoint.path} has none of that name" if not ends else f"which may be {ends[0]} or {ends[1]}"
+    problem = "and the checkpoint has none of that name" if not ends else f"which may be {ends[0]} or {ends[1]}"
     raise CheckpointError(
         f"{adapter.source.path} adapts {name}, {problem}",
         f"is it the adapter's base model? {suggestion(name, list(known))}",
     )
 
 
-def _plain(checkpoint: Checkpoint, parameter: str, flipped: bool) -> ForeignWeight:
-    """A plain parameter as a weight that is decoded; `flipped`: it stores (in, out), whatever its architecture."""
-    spec, transposed = checkpoint.parameters()[parameter], flipped or is_transposed(parameter, checkpoint.config)
+def _plain(parameter: str, spec: TensorSpec, transposed: bool) -> ForeignWeight:
+    """A plain parameter as a weight that is decoded."""
 
     def decode(read: Read) -> Dense:
         return Dense(as_matrix(read("weight"), transposed))

@@ -91,9 +91,11 @@ def _packing(stored: Stored, names: dict[str, str]) -> Packing:
     groups, out = scale.shape
     bits = zeros.shape[1] * 32 // out if out else 0
     require(1 <= bits <= 8 and zeros.shape == (groups, -(-out * bits // 32)), f"zero points {zeros} for {scale}")
-    require(settings.get("bits", bits) == bits and codes.dtype is zeros.dtype is torch.int32, f"codes {codes}")
+    varied = bool(settings.get("dynamic"))  # some modules are not as the settings say
+    fits = (varied or settings.get("bits", bits) == bits) and codes.dtype is zeros.dtype is torch.int32
+    require(fits, f"codes {codes}")
     columns = codes.shape[0] * 32 // bits
-    size = int(settings.get("group_size") or -1)
+    size = -1 if varied else int(settings.get("group_size") or -1)
     size = columns if groups == 1 else size if size > 0 else columns // groups
     require(-(-columns // max(1, size)) == groups and scale.dtype.is_floating_point, f"{groups} groups of {columns}")
     layout = settings.get("checkpoint_format", "gptq")
@@ -102,7 +104,7 @@ def _packing(stored: Stored, names: dict[str, str]) -> Packing:
     if "groups" in names:
         require(stored.specs[names["groups"]].shape == (columns,), f"g_idx is not of {columns} inputs")
         ordered = torch.equal(stored.read(names["groups"]).long(), torch.arange(columns) // size)
-    symmetric = bool(settings.get("sym", False))
+    symmetric = bool(settings.get("sym", False)) and not varied
     group_size = 0 if size == columns else size
     return Packing(bits, (out, columns), group_size, symmetric, FORMATS[layout], ordered, stored.dtype)
 

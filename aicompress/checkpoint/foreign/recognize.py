@@ -21,6 +21,7 @@ RIDER = re.compile(
     r"(?:scale|zero_point)(?:_ub|_inv|_\d)?$"
 )
 _SCALE = re.compile(r"scale|absmax|scb|quant_map|zeros|zero_point", re.IGNORECASE)
+_CHANGES = re.compile(r"scale|smooth|perm|g_idx|zero_point|zeros|offset", re.IGNORECASE)  # what a weight means
 _PACKED = re.compile(r"(?:^|\.)(?:qweight|weight_packed|packed_weight|weight|[^.]*_blocks|[^.]*_packed)$")
 
 
@@ -95,6 +96,45 @@ def require_understood(specs: Mapping[str, TensorSpec], known: Collection[str], 
                 f"and {beside_it} is not understood",
                 f"start from the original checkpoint; read are {', '.join(methods())}",
             )
+
+
+def require_nothing_beside(
+    specs: Mapping[str, TensorSpec], weights: Collection[str], known: Collection[str], where: str
+) -> None:
+    """Refuse a quantized layer with a tensor that changes what its weight means, such as a scale of its inputs.
+
+    Args:
+        specs: every tensor on disk.
+        weights: parameters that are quantized.
+        known: tensors that belong to them.
+        where: the checkpoint, for messages.
+
+    Raises:
+        CheckpointError: naming the first one.
+    """
+    modules = {name.rpartition(".")[0] for name in weights}
+    for name in specs:
+        module, _, leaf = name.rpartition(".")
+        if module in modules and name not in known and _CHANGES.search(leaf) and not RIDER.search(name):
+            raise CheckpointError(
+                f"{where}: what {name!r} does to the weight beside it is not understood", "start from the original"
+            )
+
+
+def require_settings_read(settings: Mapping[str, Any], where: str) -> None:
+    """Refuse settings by which weights are not what their tensors say.
+
+    Raises:
+        CheckpointError: they rotate inputs as the model runs, or store sparse tensors.
+    """
+    sparse = settings.get("sparsity_config")
+    form = sparse.get("format") if isinstance(sparse, dict) else None
+    for holds, what in (
+        (bool(settings.get("transform_config")), "transform_config, which changes inputs as the model runs,"),
+        (form not in (None, "dense"), f"sparsity_config of format {form!r}"),
+    ):
+        if holds:
+            raise CheckpointError(f"{where}: {what} is not read", "start from the original checkpoint")
 
 
 def _may_be_packed(spec: TensorSpec) -> bool:

@@ -13,6 +13,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.adapters.lora import Adapter
 from aicompress.checkpoint.adapters.merging import with_adapter
 from aicompress.checkpoint.decoded import with_decoded
+from aicompress.model.loading.biases import without_added_biases
 from aicompress.model.loading.definition import tied_parameters
 from aicompress.pipeline.step.checks import known_kinds
 
@@ -50,7 +51,8 @@ def open_input(source: str | Path | Adapted) -> tuple[Checkpoint, list[str]]:
     Raises:
         CheckpointError: missing, damaged, or in a format this version does not read.
     """
-    checkpoint = _with_forms_of_layers((source if isinstance(source, Adapted) else Adapted(source)).open())
+    opened = (source if isinstance(source, Adapted) else Adapted(source)).open()
+    checkpoint = _with_forms_of_layers(without_added_biases(opened))
     names = checkpoint.parameters()
     tied = tied_parameters(checkpoint.config, names) if checkpoint.config is not None else {}
     copies = {copy: kept for copy, kept in tied.items() if _same(checkpoint, copy, kept)}
