@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.methods import get
 from aicompress.model.loading.load import load
-from aicompress.pipeline import steps
+from aicompress.pipeline import export, steps
 from aicompress.pipeline.inspect import inspect
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.pipeline.verify import verify
 from aicompress.recipe import Recipe
+from aicompress.recipe.export import ExportRecipe
 from aicompress.recipe.step import Calibration, Select
 from aicompress.report.model import Report
 from tests import foreign
@@ -152,3 +156,35 @@ def test_biases_that_the_tool_added_are_left_out(tiny_llama: Path, tmp_path: Pat
     assert any("biases of zeros" in warning for warning in planned.warnings)
     assert Checkpoint.open(tmp_path / "out").parameters() == Checkpoint.open(tiny_llama).parameters()
     load(tmp_path / "in")
+
+
+def test_stacked_experts_run_and_are_exported(tmp_path: Path) -> None:
+    """GPT-OSS as it is published, its experts stacked in mxfp4."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "head_dim": 8, "vocab_size": 64}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 2, "num_experts_per_tok": 1}
+    stock = GptOssForCausalLM(GptOssConfig(**shape, **heads, pad_token_id=0)).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        tensors = {}
+        for name in ("gate_up_proj", "down_proj"):
+            parameter = stock.get_parameter(f"model.layers.0.mlp.experts.{name}")
+            blocks = torch.randint(0, 256, (2, parameter.shape[2], 1, 16), dtype=torch.uint8, generator=generator)
+            scales = torch.full((2, parameter.shape[2], 1), 122, dtype=torch.uint8)
+            parameter.copy_(convert_moe_packed_tensors(blocks, scales, dtype=torch.float32))
+            tensors |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        stock.save_pretrained(tmp_path / "in")
+        ids = torch.arange(1, 9)[None]
+        expected = stock(ids).logits
+    held = load_file(tmp_path / "in" / "model.safetensors")
+    experts = "model.layers.0.mlp.experts."
+    held = {name: t for name, t in held.items() if name not in (f"{experts}gate_up_proj", f"{experts}down_proj")}
+    save_file({**held, **{f"{experts}{name}": t for name, t in tensors.items()}}, tmp_path / "in" / "model.safetensors")
+    config = json.loads((tmp_path / "in" / "config.json").read_text())
+    (tmp_path / "in" / "config.json").write_text(
+        json.dumps({**config, "quantization_config": {"quant_method": "mxfp4"}})
+    )
+    torch.testing.assert_close(load(tmp_path / "in")(ids).logits, expected, rtol=1e-4, atol=1e-5)
+    export.run(export.make_plan(tmp_path / "in", Destination(tmp_path / "dense"), ExportRecipe()), OFF)
+    again = GptOssForCausalLM.from_pretrained(tmp_path / "dense").eval()
+    torch.testing.assert_close(again(ids).logits, expected, rtol=1e-4, atol=1e-5)
