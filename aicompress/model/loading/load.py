@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CheckpointError, Refused
 from aicompress.model.loading.biases import without_added_biases
-from aicompress.model.loading.definition import skeleton
+from aicompress.model.loading.definition import new_skeleton
 from aicompress.model.loading.fill import Filling
 
 Kernels = Literal["fast", "reference"]
@@ -86,7 +86,7 @@ def build(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Any:
     """
     config = checkpoint.config or {}
     try:
-        model = skeleton(config)
+        model = new_skeleton(config)
     except (ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         raise CheckpointError(f"{checkpoint.path}: config.json is refused by transformers: {error}", "") from error
     if model is None and trust_remote_code and "auto_map" in config:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aicompress.model import hf
-from aicompress.model.loading.definition import skeleton
+from aicompress.model.loading.definition import new_skeleton
 from aicompress.model.loading.fill import computed
 
 
@@ -23,7 +23,7 @@ def mismatches(config: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) ->
     Returns:
         None when transformers does not know the architecture.
     """
-    model = skeleton(config)
+    model = new_skeleton(config)
     if model is None:
         return None
     model.tie_weights()
