@@ -146,7 +146,7 @@ def _side_files(folder: Path, weights: set[Path]) -> tuple[tuple[Path, ...], tup
         top = len(relative.parts) == 1
         if path in weights or (top and (relative.name == INDEX or relative.name in _WRITTEN_ANEW)):
             continue
-        if top and relative.name in OTHER_SETTINGS:
+        if top and (relative.name in OTHER_SETTINGS or relative.name == ADAPTER_CONFIG):
             left.append(relative)
             continue
         weighs = path.suffix in _OTHER_WEIGHTS or path.suffix == ".safetensors" or path.name.endswith(".index.json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -178,3 +179,12 @@ def test_an_adapter_is_no_checkpoint(tmp_path: Path, name: str) -> None:
     with pytest.raises(CheckpointError, match="an adapter, no checkpoint") as refusal:
         Checkpoint.open(adapter / name)
     assert f"--adapter {adapter}" in refusal.value.hint
+
+
+def test_an_adapter_beside_a_checkpoint_is_named_and_not_taken_along(tiny_llama: Path, tmp_path: Path) -> None:
+    """With its settings and without its weights, transformers would look for it in the output."""
+    shutil.copytree(tiny_llama, tmp_path / "in")
+    for path in save_adapter(tmp_path / "a", pair(GATE, 128, 64)).iterdir():
+        shutil.copy(path, tmp_path / "in")
+    source = Checkpoint.open(tmp_path / "in").source
+    assert {str(path) for path in source.left_out} == {"adapter_config.json", "adapter_model.safetensors"}

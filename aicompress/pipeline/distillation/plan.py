@@ -17,6 +17,7 @@ from aicompress.layer import Kind, LayerInfo
 from aicompress.methods.outputs import Anatomy
 from aicompress.methods.training import DistillMethod, LossConfig, get_loss
 from aicompress.model.distillation.outputs import Runner, anatomy, runner
+from aicompress.model.loading.biases import without_added_biases
 from aicompress.model.loading.tokenizer import FILES, load_tokenizer
 from aicompress.pipeline.distillation.batches import Samples, Split, split_samples
 from aicompress.pipeline.distillation.samples import read_samples
@@ -107,7 +108,7 @@ def make_plan(
     Raises:
         Refused: or Problems, everything that is wrong.
     """
-    (student, tied), teacher = open_input(source), Checkpoint.open(teacher_source)
+    (student, tied), teacher = open_input(source), without_added_biases(Checkpoint.open(teacher_source))
     raise_all(place_problems([student, teacher], destination, recipe.gates))
     require_writable(destination.path)
     run, run_teacher = runner(student), runner(teacher)
