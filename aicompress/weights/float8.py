@@ -12,6 +12,7 @@ from torch import Tensor
 from aicompress.weights.decoding import Meta, Tensors, by_column, decoder
 from aicompress.weights.form import Weight
 
+PIECE = 1 << 18  # values decoded at a time: they stay in a core's own cache
 DTYPES = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
 FIRST_INFINITE = {"float8_e4m3fn": 0x7F, "float8_e5m2": 0x7C}  # the first byte, but for its sign, that is no number
 
@@ -74,12 +75,20 @@ class Float8(Weight):
         return self.rows(0, self.shape[0])
 
     def rows(self, start: int, stop: int) -> Tensor:
-        dense = self.values[start:stop].to(torch.float32, copy=True)
-        height = self.block[0] or max(1, self.shape[0])
-        own = torch.arange(start, start + len(dense), device=self.scale.device) // height
+        columns, width = self.shape[1], self.block[1]
+        dense = torch.empty(self.values[start:stop].shape, dtype=torch.float32, device=self.values.device)
         if dense.is_meta:  # an outline: for arithmetic without data torch imports sympy
             return dense
-        return dense.mul_(by_column(self.scale.float()[own], self.shape[1], self.block[1]))
+        own = torch.arange(start, start + len(dense), device=self.scale.device) // (self.block[0] or self.shape[0] or 1)
+        step = max(1, PIECE // max(1, columns))
+        for first in range(0, len(dense), step):
+            part, scale = dense[first : first + step], self.scale.float()[own[first : first + step]]
+            part.copy_(numbers(self.values[start + first : start + first + len(part)]))
+            if width and columns % width == 0:
+                part.view(len(part), -1, width).mul_(scale[:, :, None])
+            else:
+                part.mul_(by_column(scale, columns, width))
+        return dense
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Float8:
@@ -88,9 +97,26 @@ class Float8(Weight):
         grid = (-(-out // (height or out or 1)), -(-columns // (width or columns or 1)))
         if tuple(scale.shape) != grid or values.dtype is not torch.uint8 or min(height, width) < 0:
             raise ValueError(f"scales {list(scale.shape)} for {grid[0]} × {grid[1]} blocks")
-        if not values.is_meta and values.numel() and int((values & 0x7F).max()) >= FIRST_INFINITE[meta["dtype"]]:
-            raise ValueError("some values are NaN or infinite")
-        return cls(values.view(DTYPES[meta["dtype"]]), scale, (height, width))
+        values = values.view(DTYPES[meta["dtype"]])
+        require_numbers(values)
+        return cls(values, scale, (height, width))
+
+
+def numbers(values: Tensor) -> Tensor:
+    """Float8 values in float32; looked up, in half the time that torch takes to convert them."""
+    table = torch.arange(256, dtype=torch.uint8, device=values.device).view(values.dtype).float()
+    return table.index_select(0, _bytes(values).reshape(-1).int()).reshape(values.shape)
+
+
+def require_numbers(values: Tensor) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        ValueError: there are some.
+    """
+    first = FIRST_INFINITE[str(values.dtype).removeprefix("torch.")]
+    if not values.is_meta and values.numel() and int((_bytes(values) & 0x7F).max()) >= first:
+        raise ValueError("some values are NaN or infinite")
 
 
 def _bytes(values: Tensor) -> Tensor:

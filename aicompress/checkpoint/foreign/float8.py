@@ -14,7 +14,7 @@ from torch import Tensor
 from aicompress.checkpoint.foreign.layout import ForeignLayout, ForeignWeight, Read, Stored, decoded, require
 from aicompress.checkpoint.foreign.scaling import blocks_of, real, scaled_rows, spread_words
 from aicompress.weights import Dense, Float8, TensorSpec
-from aicompress.weights.float8 import DTYPES
+from aicompress.weights.float8 import DTYPES, numbers, require_numbers
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 # The scale of `m.weight`, or of `m.experts.down_proj`, by what its name adds or has in the place of `weight`.
@@ -92,7 +92,7 @@ def _tensors(zeros: bool, read: Read) -> tuple[Tensor, Tensor]:
 
 def _kept(held: tuple[torch.dtype, tuple[int, int]], block: tuple[int, int], zeros: bool, read: Read) -> Float8:
     values, scale = _tensors(zeros, read)
-    require(not bool(values.float().isnan().any()), "some values are NaN")
+    require_numbers(values)
     return Float8(values, scale.reshape(held[1]).to(held[0]), block)
 
 
@@ -114,7 +114,7 @@ def _decode_stack(shape: tuple[int, ...], block: tuple[int, int], dtype: torch.d
 
 def _matrix(codes: Tensor, scale: Tensor, block: tuple[int, int], dtype: torch.dtype) -> Dense:
     def rows(start: int, stop: int) -> Tensor:
-        return scaled_rows(codes[start:stop].float(), scale, block, start)
+        return scaled_rows(numbers(codes[start:stop]), scale, block, start)
 
     return decoded(codes.shape[0], codes.shape[1], dtype, block[0], rows)
 
