@@ -95,7 +95,7 @@ class Float8(Weight):
         (out, columns), (height, width) = meta["shape"], meta["block"]
         values, scale = tensors[""].reshape(out, columns), tensors["scale"]
         grid = (-(-out // (height or out or 1)), -(-columns // (width or columns or 1)))
-        if tuple(scale.shape) != grid or min(height, width) < 0:
+        if tuple(scale.shape) != grid or not 0 <= height <= out or not 0 <= width <= columns:
             raise ValueError(f"scales {list(scale.shape)} for {grid[0]} × {grid[1]} blocks")
         if values.dtype is not torch.uint8 or not scale.is_floating_point():
             raise ValueError(f"values {values.dtype} and scales {scale.dtype}")

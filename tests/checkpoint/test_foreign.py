@@ -247,6 +247,44 @@ def test_what_shows_in_the_numbers_is_refused_when_they_are_read(
         checkpoint.dense("m.weight")
 
 
+def state(**change: Any) -> Tensor:
+    """The quant_state of bitsandbytes with other values."""
+    plain = {"blocksize": 64, "shape": [40, 64], "nested_blocksize": 256, "nested_offset": 0.1, **change}
+    return torch.tensor(list(json.dumps(plain).encode()), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("case", "change", "settings"),
+    [
+        ("nf4, nested", {".weight.quant_state.bitsandbytes__nf4": state(blocksize=0)}, {}),
+        ("nf4, nested", {".weight.quant_state.bitsandbytes__nf4": state(blocksize=-64)}, {}),
+        ("nf4, nested", {".weight.quant_state.bitsandbytes__nf4": state(blocksize=10**15)}, {}),
+        ("nf4, nested", {".weight.quant_state.bitsandbytes__nf4": state(shape=[10**9, 10**9])}, {}),
+        ("nf4, nested", {".weight.quant_state.bitsandbytes__nf4": state(shape="40")}, {}),
+        ("nf4, nested", {".weight.quant_state.bitsandbytes__nf4": torch.tensor([255], dtype=torch.uint8)}, {}),
+        ("fp8, small blocks", {}, {"weight_block_size": [0, 0]}),
+        ("fp8, small blocks", {}, {"weight_block_size": 5}),
+        ("gptq, one less", {}, {"group_size": "all"}),
+        ("awq", {}, {"bits": "four"}),
+    ],
+)
+def test_nonsense_is_refused_at_once(
+    tmp_path: Path, case: str, change: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    encoded, told = damaged(case, **change)
+    with pytest.raises(CheckpointError, match="not understood"):
+        opened(tmp_path, encoded, {**told, **settings})
+
+
+def test_a_block_as_large_as_anything_takes_no_more_memory(tmp_path: Path) -> None:
+    change = {".weight.quant_state.bitsandbytes__nf4": state(nested_blocksize=10**15)}
+    encoded, told = damaged("nf4, nested", **change)
+    assert opened(tmp_path, encoded, told).dense("m.weight").shape == (40, 64)
+    encoded, told = damaged("fp8, blocks")
+    huge = Checkpoint.open(write(tmp_path / "huge", encoded, {**told, "weight_block_size": [10**15, 10**15]}))
+    assert torch.equal(huge.dense("m.weight"), encoded.dense)
+
+
 def test_a_group_of_columns_that_are_apart_is_seen_whatever_the_settings_say(tmp_path: Path) -> None:
     encoded = foreign.gptq(symmetric=False, order=True)(matrix())
     dense = opened(tmp_path, encoded, GPTQ).dense("m.weight")  # desc_act: False

@@ -141,10 +141,13 @@ def _factors(
     if set(pair) != {f"{prefix}A", f"{prefix}B"}:
         raise _unread(folder, next(iter(pair.values())))
     a, b = pair[f"{prefix}A"], pair[f"{prefix}B"]
-    rank = tensors[a].spec.shape[0]
+    shapes = tensors[a].spec.shape, tensors[b].spec.shape
+    if min(map(len, shapes)) < 2 or 0 in (*shapes[0], *shapes[1]):
+        raise _unread(folder, a)
+    rank = shapes[0][0]
     said = _of_pattern(folder, config, "rank_pattern", module, config.get("r"))
     alpha = _of_pattern(folder, config, "alpha_pattern", module, config.get("lora_alpha"))
-    if rank != said or tensors[b].spec.shape[1] != rank or not isinstance(alpha, int | float):
+    if rank != said or shapes[1][1] != rank or not isinstance(alpha, int | float):
         raise CheckpointError(
             f"{folder}: {module} has rank {rank} and alpha {alpha!r}, {ADAPTER_CONFIG} says rank {said!r}", _AGAIN
         )
@@ -157,7 +160,10 @@ def _of_pattern(folder: Path, config: Mapping[str, Any], name: str, module: str,
     Raises:
         CheckpointError: a pattern is a regular expression of more than dots.
     """
-    for pattern, value in (config.get(name) or {}).items():
+    patterns = config.get(name) or {}
+    if not isinstance(patterns, dict):
+        raise CheckpointError(f"{folder}: {name} of its {ADAPTER_CONFIG} is not a mapping", "save the adapter again")
+    for pattern, value in patterns.items():
         plain = str(pattern).removeprefix("^").removesuffix("$").replace("\\.", ".")
         if re.search(r"[\\*+?()\[\]{}|]", plain):
             raise CheckpointError(f"{folder}: {name} {pattern!r} is not understood", "name each module in full")

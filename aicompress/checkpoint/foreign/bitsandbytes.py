@@ -52,6 +52,7 @@ def _four_bits(stored: Stored, parameter: str, state_name: str, kind: str) -> Fo
     require(all(name in stored.specs for name in names.values()), f"{parameter} lacks tensors")
     count = math.prod(shape)
     blocks = -(-count // size)
+    require(size > 0 and min(shape) > 0, f"blocks of {size} in {list(shape)}")
     fits = math.prod(stored.specs[names["packed"]].shape) == -(-count // 2) and len(shape) == 2
     fits = fits and stored.specs[names["scale"]].shape == (blocks,) and stored.specs[names["table"]].shape == (16,)
     require(fits, f"{parameter}: {stored.specs[names['packed']]} for {list(shape)}")
@@ -69,7 +70,7 @@ def _parts(state: dict[str, Any], read: Read) -> tuple[Tensor, Tensor, Tensor]:
     scale = read("scale")
     if "nested_blocksize" in state:
         levels = read("levels").float()[scale.view(torch.uint8).long()]
-        sizes = read("offsets").float().repeat_interleave(int(state["nested_blocksize"]))[: len(levels)]
+        sizes = read("offsets").float()[torch.arange(len(levels)) // int(state["nested_blocksize"])]
         scale = levels * sizes + float(state["nested_offset"])
     return codes, read("table").float(), scale.float()
 
@@ -82,9 +83,9 @@ def _codebook(state: dict[str, Any], shape: tuple[int, ...], read: Read) -> Code
 def _flat(state: dict[str, Any], shape: tuple[int, ...], dtype: torch.dtype, read: Read) -> Weight:
     """Blocks that go on over the end of a row."""
     codes, table, scale = _parts(state, read)
-    spread = scale.repeat_interleave(int(state["blocksize"]))
     count = math.prod(shape)
-    return Dense((table[codes[:count].long()] * spread[:count]).reshape(shape).to(dtype))
+    spread = scale[torch.arange(count) // int(state["blocksize"])]
+    return Dense((table[codes[:count].long()] * spread).reshape(shape).to(dtype))
 
 
 def _eight_bits(stored: Stored, module: str) -> ForeignWeight:

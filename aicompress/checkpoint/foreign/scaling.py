@@ -30,7 +30,7 @@ def blocks_of(shape: tuple[int, ...], scales: tuple[int, ...], block: tuple[int,
         return 1, columns
     for height, width in filter(None, (block, BLOCK)):
         if scales == (-(-rows // height), -(-columns // width)):
-            return height, width
+            return min(height, rows), min(width, columns)
     fits = len(scales) == 2 and all(count and not size % count for size, count in zip(shape, scales, strict=True))
     require(fits, f"scales {list(scales)} for a matrix {list(shape)}")
     return rows // scales[0], columns // scales[1]
