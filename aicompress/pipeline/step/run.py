@@ -24,6 +24,7 @@ from aicompress.pipeline.step.sides import side_of
 from aicompress.pipeline.step.workers import Processes, processes
 from aicompress.recipe import Recipe
 from aicompress.recipe.distillation import DistillRecipe
+from aicompress.recipe.export import ExportRecipe
 from aicompress.report.model import Latency, Report
 
 STARTS_ANEW = "nothing of a stopped run was used: this kind of step starts anew"
@@ -62,7 +63,7 @@ class StepRun:
 
     checkpoint: Checkpoint
     kinds: Mapping[str, Kind | None] | None
-    recipe: Recipe | DistillRecipe
+    recipe: Recipe | DistillRecipe | ExportRecipe
     output: Output
     write: Callable[[OpenOutput], Results]
     follow: Callable[[], object] = lambda: None
@@ -106,18 +107,19 @@ def run_step(step: StepRun, team: Processes, options: Options) -> Report:
 def _write(step: StepRun, options: Options) -> Report:
     """Write and seal the output; the first process does it."""
     start, output = time.perf_counter() - step.seconds, step.output
+    further = {**{name: each.source for name, each in step.further.items()}, **step.checkpoint.foreign.beside}
     resumes = options.resume and step.fingerprint is not None
     if resumes and step.fingerprint is not None:
         require_resumable(output, step.fingerprint)
     with (
         CheckpointWriter(output.destination.path, output.shards, resumes, output.destination.overwrite) as writer,
-        hashing([step.checkpoint, *step.further.values()]) as inputs,
+        hashing([step.checkpoint.source, *further.values()]) as inputs,
     ):
         results = step.write(OpenOutput(writer, _journal(writer.work, step.fingerprint, resumes), inputs[0]))
         if options.resume and not resumes:
             results = replace(results, warnings=(*results.warnings, STARTS_ANEW))
         first, *others = (future.result() for future in inputs)
-        output = with_digests(output, first, dict(zip(step.further, others, strict=True)))
+        output = with_digests(output, first, dict(zip(further, others, strict=True)))
         output.write_files(writer)
         if output.metadata():
             writer.stamp(output.metadata())
