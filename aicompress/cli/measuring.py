@@ -15,8 +15,8 @@ def run(
 ) -> None:
     """Measure, print the report, and fail where a gate does not hold."""
     from aicompress.cli import render
+    from aicompress.cli.boundary import STARTED
     from aicompress.cli.progress import reporter
-    from aicompress.cli.started import STARTED
     from aicompress.cli.step import report_path
     from aicompress.pipeline.evaluation.run import EvalOptions, evaluate
     from aicompress.pipeline.step.options import Options

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from aicompress.cli import options as o
+from aicompress.cli.boundary import STARTED
 from aicompress.cli.progress import reporter
-from aicompress.cli.started import STARTED
 from aicompress.errors import Refused
 
 if TYPE_CHECKING:

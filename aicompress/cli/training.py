@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from aicompress.cli.boundary import STARTED
 from aicompress.cli.progress import reporter
-from aicompress.cli.started import STARTED
 from aicompress.cli.step import Flags, adapted, conclude, destination
 
 
