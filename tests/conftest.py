@@ -93,7 +93,10 @@ SLOW = (
     "pipeline/structured/test_run.py",
     "pipeline/structured/test_size_targets.py",
     "pipeline/structured/units/",
+    "pipeline/test_adapted_inputs.py",
     "pipeline/test_chain.py",
+    "pipeline/test_export.py",
+    "pipeline/test_foreign_inputs.py",
     "pipeline/test_mixed_widths.py",
     "pipeline/test_steps_compose.py",
     "scripts/bench/test_mnist.py",
@@ -105,6 +108,7 @@ SLOW = (
     "test_checkpoints.py::test_training_lowers_the_loss_on_unseen_text",
     "test_docs.py::test_shell_blocks_run",
     "test_hf.py",
+    "test_stock.py",
     "test_wheel.py",
     "weights/test_new_form.py",
 )

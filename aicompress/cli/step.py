@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from aicompress.cli import options as o
+from aicompress.cli.boundary import STARTED
 from aicompress.cli.progress import reporter
+from aicompress.errors import Refused
 
 if TYPE_CHECKING:
     from aicompress.report.model import Report
@@ -30,14 +33,20 @@ class Flags:
     allow_code: bool = False
 
 
-def command_for(name: str, summary: str) -> Callable[..., None]:
-    """The command line function of factorize, quantize or prune: they differ in their methods only."""
+def command_for(name: str, summary: str, default: str | None = None) -> Callable[..., None]:
+    """The command line function of factorize, quantize or prune: they differ in their methods only.
+
+    Args:
+        default: the shipped recipe that is taken where none is given.
+    """
 
     def command(
         source: o.Source,
         out: o.Out,
-        recipe: o.RecipeName,
+        recipe: o.RecipeName = None,
         overrides: o.Overrides = [],  # noqa: B006
+        text: o.Text = None,
+        adapter: o.Adapters = [],  # noqa: B006
         effort: o.EffortName = None,
         dry_run: o.DryRun = False,
         overwrite: o.Overwrite = False,
@@ -52,14 +61,14 @@ def command_for(name: str, summary: str) -> Callable[..., None]:
         shown = (quiet, as_json, tuple(stats), allow_code)
         flags = Flags(dry_run, overwrite, resume, max_shard_size, latency.value, *shown)
         preset = [] if effort is None else [f"effort={effort.value}"]
-        run(name, source, out, (recipe, [*overrides, *preset]), flags)
+        run(name, (source, adapter), out, (chosen(recipe, default), [*with_text(overrides, text), *preset]), flags)
 
     command.__doc__ = summary
     return command
 
 
-def run(command: str, source: str, out: Path, recipe: tuple[str, list[str]], flags: Flags) -> None:
-    """Plan a step and print the plan, or run it and print its report."""
+def run(command: str, source: tuple[str, list[str]], out: Path, recipe: tuple[str, list[str]], flags: Flags) -> None:
+    """Plan a step and print the plan, or run it and print its report; `source` is IN with the adapters to merge."""
     from aicompress import recipe as recipes
     from aicompress.pipeline import steps
     from aicompress.pipeline.calibration.requirements import Request
@@ -70,9 +79,52 @@ def run(command: str, source: str, out: Path, recipe: tuple[str, list[str]], fla
     loaded = recipes.load(recipe[0], command, recipe[1])
     survey = Survey(keep=flags.dry_run, progress=reporter(flags.quiet or not is_first()))
     request = Request(flags.allow_code, flags.stats, survey)
-    planned = steps.make_plan(source, destination(out, flags), loaded, command, request)
-    options = Options(flags.resume, flags.latency, reporter(flags.quiet or not is_first()))
+    planned = steps.make_plan(adapted(*source), destination(out, flags), loaded, command, request)
+    options = Options(flags.resume, flags.latency, reporter(flags.quiet or not is_first()), started=STARTED)
     conclude(planned, flags, lambda: steps.run(planned, options))
+
+
+def chosen(recipe: str | None, default: str | None) -> str:
+    """The recipe that was given, or the default, which is named on standard error.
+
+    Raises:
+        Refused: there is none.
+    """
+    if recipe is not None:
+        return recipe
+    if default is None:
+        raise Refused("no recipe is given", "give -r RECIPE")
+    print(f"recipe: {default}, as none was given", file=sys.stderr)
+    return default
+
+
+def with_text(overrides: Sequence[str], text: Path | None) -> list[str]:
+    """The edits of a recipe with that of --text, before those of --set."""
+    return [*([] if text is None else [f"text={text}"]), *overrides]
+
+
+def adapted(source: str, adapters: Sequence[str]) -> Any:
+    """The input with adapters as the command line names them, DIR or DIR:WEIGHT.
+
+    Raises:
+        Refused: a weight that is no finite number.
+    """
+    from aicompress.pipeline.step.input import Adapted
+
+    return Adapted(source, tuple(_adapter(each) for each in adapters))
+
+
+def _adapter(given: str) -> tuple[str, float]:
+    folder, colon, weight = given.rpartition(":")
+    if not colon or weight.startswith("//") or Path(given).exists():
+        return given, 1.0
+    try:
+        number = float(weight)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise Refused(f"--adapter {given}: {weight!r} is no weight", "write DIR, or DIR:0.5")
+    return folder, number
 
 
 def destination(out: Path, flags: Flags) -> Any:

@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
+from aicompress.checkpoint.files import read_headers
+from aicompress.checkpoint.manifest import Manifest
 from aicompress.checkpoint.naming import byte_kind, kind_of, layer_name
+from aicompress.checkpoint.source import locate
 from aicompress.errors import Unsupported
 from aicompress.layer import LayerInfo, as_matrix
 from aicompress.methods.quantize.grid.widths import MAX_ERROR, WIDTHS, effective_levels, proposed, rounding_errors
 from aicompress.methods.quantize.rtn import RtnConfig
-from aicompress.pipeline.step.checks import known_kinds, stored_outline
+from aicompress.pipeline.step.checks import known_kinds
 from aicompress.pipeline.step.shared_inputs import Sharing
 from aicompress.pipeline.step.sides import side_of, stored_numbers
 from aicompress.report.model import Side
@@ -161,7 +164,7 @@ def inspect(
     try:
         checkpoint, unread = Checkpoint.open(source), []
     except Unsupported as error:
-        checkpoint, unread = Checkpoint.as_stored(source), [f"{error.message}: tensors are listed as they are stored"]
+        checkpoint, unread = _as_stored(source), [f"{error.message}: tensors are listed as they are stored"]
     kinds, warnings = known_kinds(checkpoint)
     warnings = [*unread, *warnings]
     rows: dict[str, ParameterRow] = {}
@@ -170,11 +173,9 @@ def inspect(
     layers = {info.tensor: info for info in whole}
     for number, (name, spec) in enumerate(parameters.items()):
         kind = kinds[name] if kinds is not None and name in kinds else kind_of(name, spec)
-        outline = stored_outline(checkpoint, name)
         rows[name] = ParameterRow(
-            layer_name(name) if kind else name, byte_kind(name, kind), outline.form if outline else Dense.form,
-            outline.describe() if outline else "", spec.shape, str(spec.dtype).removeprefix("torch."),
-            stored_numbers(checkpoint, name), checkpoint.nbytes(name),
+            layer_name(name) if kind else name, byte_kind(name, kind), *_form(checkpoint, name), spec.shape,
+            str(spec.dtype).removeprefix("torch."), stored_numbers(checkpoint, name), checkpoint.nbytes(name),
         )  # fmt: skip
         if analysis and spec.dtype.is_floating_point:
             rows[name] = analyzed(rows[name], checkpoint.dense(name), layers.get(name), analysis)
@@ -188,6 +189,23 @@ def inspect(
     return Inspection(
         side, checkpoint.layout, architecture, parameter_rows, _totals(parameter_rows), lineage, tuple(warnings)
     )
+
+
+def _form(checkpoint: Checkpoint, name: str) -> tuple[str, str]:
+    """How a parameter is stored, and the settings of that; of another tool's layout its own name."""
+    foreign = checkpoint.foreign.weights.get(name)
+    if foreign is not None and foreign.words:
+        form, _, settings = foreign.words.partition(", ")
+        return form, settings
+    outline = checkpoint.outline(name)
+    return (Dense.form, "") if outline is None else (outline.form, outline.describe())
+
+
+def _as_stored(source: str | Path) -> Checkpoint:
+    """A checkpoint whose weights this version does not decode: every tensor stands for itself."""
+    located = locate(source)
+    tensors, metadata = read_headers(located)
+    return Checkpoint(located, tensors, Manifest(), "plain", metadata)
 
 
 def analyzed(row: ParameterRow, tensor: Tensor, layer: LayerInfo | None, analysis: Analysis) -> ParameterRow:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.header import read_header
-from aicompress.checkpoint.reader import digests
+from aicompress.checkpoint.reader import digests, require_finite
 from aicompress.checkpoint.source import INDEX, Source, locate
 from aicompress.errors import CheckpointError, Unsupported
 from aicompress.model.loading.mismatches import misfits_of
 from aicompress.report.model import Report
 
+PIECE = 1 << 22  # elements decoded at a time
 Progress = Callable[[str, int, int], None]  # what, done, total
 
 
@@ -125,10 +126,27 @@ def _index_problems(source: Source) -> list[str]:
 def _parameter_problems(checkpoint: Checkpoint, name: str) -> list[str]:
     """Read, decode, and look for NaN and infinity."""
     try:
-        checkpoint.require_decodes(name)
+        _decode(checkpoint, name)
     except CheckpointError as error:
         return [error.message]
     return []
+
+
+def _decode(checkpoint: Checkpoint, parameter: str) -> None:
+    """Decode a parameter in blocks of rows, of which one is in memory at a time.
+
+    Raises:
+        CheckpointError: it cannot be decoded, or not to finite numbers.
+    """
+    entry = checkpoint.manifest.entries.get(parameter)
+    if entry is None:
+        require_finite(checkpoint.read(parameter), parameter, checkpoint.path)
+        return
+    weight = checkpoint.weight(parameter)
+    step = max(1, PIECE // max(1, weight.shape[1]))
+    for start in range(0, weight.shape[0], step):
+        rows = weight.rows(start, min(start + step, weight.shape[0]))
+        require_finite(rows.to(entry.dense.dtype), parameter, checkpoint.path)
 
 
 def _check_model(checkpoint: Checkpoint, findings: _Findings) -> None:

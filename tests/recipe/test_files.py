@@ -1,59 +1,40 @@
-"""Recipes that a few lines make endless are refused in one line, soon."""
+"""Recipe files and edits of them."""
 
 from __future__ import annotations
 
-import time
+import copy
 from pathlib import Path
 
 import pytest
 
 from aicompress.errors import RecipeError
-from aicompress.recipe import load
-from aicompress.recipe.files import read_yaml, with_overrides
+from aicompress.recipe.files import read_yaml, shipped, with_overrides
 
-HEAD = "version: 1\nmethod: {name: rtn, bits: 8}\n"
-ALIASES = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9)
-)
-MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}\n" for n in range(1, 9))
+SHIPPED = sorted(path for path in shipped().rglob("*.yaml") if path.parent.name != "demo")
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        HEAD + ALIASES + "seed: *a8\n",
-        HEAD + MERGES,
-        HEAD + "select: &a {include: [*a]}\n",
-        HEAD + "gates: &a [*a]\n",
-        "[" * 1_500,
-    ],
-    ids=["aliases", "merged keys", "a section in itself", "a list in itself", "depth"],
-)
-def test_an_endless_recipe_is_refused(text: str) -> None:
-    start = time.process_time()
-    with pytest.raises(RecipeError) as caught:
-        read_yaml(text, "bomb.yaml")
-    assert len(caught.value.message) < 300
-    assert caught.value.hint
-    assert time.process_time() - start < 5
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_one_text_serves_every_section_that_reads_text(path: Path, tmp_path: Path) -> None:
+    plain = read_yaml(path.read_text(encoding="utf-8"), path.name)
+    sections = [plain.get("calibration"), plain.get("data"), *(plain.get("quality") or {}).values()]
+    texts = [section for section in sections if section and "text" in section]
+    others = [section for section in sections if section and "text" not in section]
+    if (others and not texts) or (path.parent.name == "eval" and not texts):
+        with pytest.raises(RecipeError, match=r"--text: .* reads no text") as refusal:
+            with_overrides(plain, [f"text={tmp_path / 'a.txt'}"])
+        assert refusal.value.hint
+        return
+    edited = with_overrides(copy.deepcopy(plain), [f"text={tmp_path / 'a.txt'}"])
+    for name in ("calibration", "data"):
+        assert name not in plain or edited[name] == {**plain[name], "text": str(tmp_path / "a.txt")}
+    for name, figure in (plain.get("quality") or {}).items():
+        assert edited["quality"][name] == ({**figure, "text": str(tmp_path / "a.txt")} if "text" in figure else figure)
+    assert {key: value for key, value in edited.items() if key not in ("calibration", "data", "quality")} == {
+        key: value for key, value in plain.items() if key not in ("calibration", "data", "quality")
+    }
 
 
-@pytest.mark.parametrize("value", ["[" * 1_500, "&a [*a]", "x" * 100_000 + ": : :"])
-def test_an_endless_edit_is_refused(value: str) -> None:
-    with pytest.raises(RecipeError) as caught:
-        with_overrides({}, [f"seed={value}"])
-    assert len(caught.value.message) < 300
-
-
-def test_aliases_may_be_used() -> None:
-    plain = read_yaml(
-        HEAD + "rules: [&r {match: a, bits: 4}, {<<: [*r], group_size: 32}]\nselect: {include: [x]}\n", "r.yaml"
-    )
-    assert plain["rules"] == [{"match": "a", "bits": 4}, {"match": "a", "bits": 4, "group_size": 32}]
-
-
-def test_a_large_value_is_shown_in_part(tmp_path: Path) -> None:
-    (tmp_path / "r.yaml").write_text(HEAD)
-    with pytest.raises(RecipeError, match="seed") as caught:
-        load(str(tmp_path / "r.yaml"), "quantize", [f"seed=[{', '.join(['x' * 1000] * 1000)}]"])
-    assert len(caught.value.message) < 400
+def test_text_is_looked_for_from_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    edited = with_overrides({"version": 1, "calibration": {"samples": 3}}, ["text=a b.txt", "calibration.samples=4"])
+    assert edited["calibration"] == {"samples": 4, "text": str(tmp_path / "a b.txt")}

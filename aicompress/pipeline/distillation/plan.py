@@ -21,9 +21,9 @@ from aicompress.model.loading.tokenizer import FILES, load_tokenizer
 from aicompress.pipeline.distillation.batches import Samples, Split, split_samples
 from aicompress.pipeline.distillation.samples import read_samples
 from aicompress.pipeline.distillation.teacher import CACHE_BYTES, Loss
-from aicompress.pipeline.step.checks import known_kinds, left_out, place_problems, require_space, stored_outline
+from aicompress.pipeline.step.checks import NOT_OF_TRAINING, known_kinds, left_out, place_problems, require_space
 from aicompress.pipeline.step.dry_run import summarize
-from aicompress.pipeline.step.input import open_input
+from aicompress.pipeline.step.input import Adapted, open_input
 from aicompress.pipeline.step.output import Destination, Output, Planned, arrange, lineage_step
 from aicompress.recipe.distillation import DistillRecipe, Training
 from aicompress.report.plan import PlanRow, PlanSummary
@@ -89,7 +89,7 @@ class DistillPlan:
 
 
 def make_plan(
-    source: str | Path,
+    source: str | Path | Adapted,
     teacher_source: str | Path,
     destination: Destination,
     recipe: DistillRecipe,
@@ -108,7 +108,7 @@ def make_plan(
         Refused: or Problems, everything that is wrong.
     """
     (student, tied), (teacher, _) = open_input(source), open_input(teacher_source)
-    raise_all(place_problems([student, teacher], destination, recipe.gates))
+    raise_all(place_problems([student, teacher], destination, recipe.gates, NOT_OF_TRAINING))
     require_writable(destination.path)
     run, run_teacher = runner(student), runner(teacher)
     losses = tuple((get_loss(config.name), config) for config in recipe.losses)
@@ -120,13 +120,13 @@ def make_plan(
     training = recipe.training.model_copy(update={"precision": resolved_precision(recipe.training.precision)})
     split = split_samples(samples, training.held_out, training.batch, recipe.seed)
     layers = tuple(student.layers(kinds))
-    step = lineage_step("distill", recipe, student.source, {"teacher": teacher.source})
+    step = lineage_step("distill", recipe, student.source, {"teacher": teacher.source, **student.foreign.beside})
     output = arrange(student, destination, _parameters(student, layers), step)
     require_space(output)
     return DistillPlan(
         student, teacher, recipe, losses, training, run, run_teacher, layers, samples, split, output, kinds,
         _keeps_zeros(training, student), _cached(training, losses, (run_teacher, anatomies[1]), samples, split),
-        (*tied, *warnings, *_tokenizer_warnings(student, teacher), *left_out(student)), allow_code,
+        (*tied, *warnings, *_tokenizer_warnings(student, teacher), *left_out(student), *output.notes), allow_code,
     )  # fmt: skip
 
 
@@ -220,10 +220,7 @@ def _parameters(student: Checkpoint, layers: Sequence[LayerInfo]) -> dict[str, P
     infos: dict[str, LayerInfo] = {}
     for info in layers:
         infos.setdefault(info.tensor, info)
-    return {
-        name: Planned(spec, stored_outline(student, name), infos.get(name))
-        for name, spec in student.parameters().items()
-    }
+    return {name: Planned(spec, student.outline(name), infos.get(name)) for name, spec in student.parameters().items()}
 
 
 def _tokenizer_warnings(student: Checkpoint, teacher: Checkpoint) -> list[str]:
