@@ -111,6 +111,13 @@ class StructuralUnit(ABC, Generic[U, L]):
         """The statistics that a run collects while it chooses, of those that a method reads; none for scored units."""
         return frozenset() if self.scored else reads
 
+    def require_statistics(self, layout: L) -> None:
+        """Check that statistics of inputs can choose among the units.
+
+        Raises:
+            Refused: they cannot.
+        """
+
     def scored_layers(self, checkpoint: Checkpoint, layout: L) -> list[LayerInfo]:
         """The layers that units which are scored consist of; another layer where none of theirs is a matrix."""
         tensors = [part.tensor for structure in layout.structures for part in structure.parts]
