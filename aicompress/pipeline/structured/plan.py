@@ -81,7 +81,7 @@ class StructurePlan:
         edit = self.choice.run_edit(progress)
         where = (self.output.destination, self.output.manifest.lineage[-1])
         output = laid_out(self.checkpoint, edit, self.infos, *where)
-        return replace(self, edit=edit, output=output, warnings=(*self.warnings, *edit.warnings))
+        return replace(self, edit=edit, output=output, warnings=tuple(dict.fromkeys((*self.warnings, *edit.warnings))))
 
     def rows(self, seconds: Mapping[str, float] | None = None) -> tuple[LayerRow, ...]:
         """A row for each layer of the input, the dropped ones included."""

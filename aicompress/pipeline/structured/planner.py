@@ -17,7 +17,7 @@ from aicompress.pipeline.calibration.requirements import Request
 from aicompress.pipeline.step.checks import decoding, left_out, require_loads, require_space
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.opening import OpenedInput, opened_input
-from aicompress.pipeline.step.output import Destination, lineage_step
+from aicompress.pipeline.step.output import Destination, Output, lineage_step
 from aicompress.pipeline.structured.allocation import Allocator
 from aicompress.pipeline.structured.choice import UnitChoice
 from aicompress.pipeline.structured.edit import Edit
@@ -27,6 +27,7 @@ from aicompress.pipeline.structured.reading import layers_of
 from aicompress.pipeline.structured.registry import unit_for
 from aicompress.pipeline.structured.size_targets import Laid, SizeSearch, largest_size
 from aicompress.recipe import Recipe, Select
+from aicompress.weights import TensorSpec
 
 
 def make_plan(
@@ -66,8 +67,7 @@ def make_plan(
     edit = choice.edit()
     output = laid_out(checkpoint, edit, opened.infos, destination, step)
     raise_all(_calibration_problems(choice, edit))
-    dense = {name: parameter.dense for name, parameter in output.parameters.items()}
-    require_loads(checkpoint, edit.config, dense, edit.widths)
+    require_loads(checkpoint, edit.config, _known(choice, edit, output), edit.widths)
     require_space(output)
     plan = StructurePlan(checkpoint, recipe, pruner, choice, opened.infos, edit, output, opened.kinds, request)
     decoded = [name for name in output.parameters if plan.decoded(name)]
@@ -102,6 +102,13 @@ def _require_uniform(checkpoint: Checkpoint) -> None:
         hint = "prune so that config.json can say it first, this last, or start from the checkpoint before it"
         message = "its layers have unlike widths, or fewer heads, which config.json cannot say"
         raise Refused(f"{checkpoint.path}: {message}", hint)
+
+
+def _known(choice: UnitChoice[Any, Any], edit: Edit, output: Output) -> dict[str, TensorSpec]:
+    """The output's parameters, but for blocks behind the stack, which transformers does not load under any number."""
+    known = choice.layout.architecture.names
+    moved = {name for name, change in edit.changes.items() if name != change.source and change.source not in known}
+    return {name: parameter.dense for name, parameter in output.parameters.items() if name not in moved}
 
 
 def _calibration_problems(choice: UnitChoice[Any, Any], edit: Edit) -> list[CompressError]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from aicompress.checkpoint import Checkpoint
 from aicompress.layer import LayerInfo
 from aicompress.methods.structural import Structure, Unit
+from aicompress.model.architecture.architecture import Architecture
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.workers import Processes
 from aicompress.pipeline.structured import calibrated
@@ -32,9 +33,11 @@ class Layout:
 
     Attributes:
         structures: what a method chooses in.
+        architecture: of the checkpoint.
     """
 
     structures: tuple[Structure, ...]
+    architecture: Architecture
 
 
 @dataclass(frozen=True)

@@ -28,12 +28,10 @@ class AttentionLayout(Layout):
     """Attentions of an architecture, a structure for each.
 
     Attributes:
-        architecture: of the checkpoint.
         attentions: in the order of the structures; attentions that share keys and values are one.
         grouped: a unit is a key-value group with its query heads, not a query head.
     """
 
-    architecture: Architecture
     attentions: Sequence[Attention]
     grouped: bool
 
