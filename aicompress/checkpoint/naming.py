@@ -6,7 +6,8 @@ A model definition knows better; where there is one, `model.load.layer_kinds` co
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 from aicompress.layer import Kind
@@ -18,7 +19,7 @@ _EMBEDDING = re.compile(
     r"|embed_in|relative_attention_bias|(?:word|token|position|token_type|segment)_embeddings?)$"
 )
 _HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output_projection)$")
-_EXPERTS = re.compile(r"(?:^|\.)experts\.")
+_EXPERTS = re.compile(r"(?:^|\.)experts\.(?:\w*?(\d+)\.)?")
 _ROUTER = re.compile(r"(?:^|\.)(?:gate|router|router\.layer)\.weight$")
 _NORM = re.compile(r"norm|(?:^|\.)ln_|layernorm|(?:^|\.)bn\d*$", re.IGNORECASE)
 # Conv1D of GPT-2 and its kin stores (in, out).
@@ -45,11 +46,34 @@ def kind_of(tensor: str, spec: TensorSpec) -> Kind | None:
     return None if _NORM.search(layer.rsplit(".", 1)[-1]) else "linear"
 
 
-def routers_of(tensors: Iterable[str]) -> set[str]:
-    """Weights that choose among experts: a `gate` or `router` beside `experts`. A rounded one chooses others."""
-    known = list(tensors)
-    mixtures = {name[: match.start()] for name in known if (match := _EXPERTS.search(name))}
-    return {name for name in known if (match := _ROUTER.search(name)) and name[: match.start()] in mixtures}
+def routers_of(specs: Mapping[str, TensorSpec]) -> set[str]:
+    """Weights that choose among experts: beside `experts`, with an output for each of them or a router's name.
+
+    A rounded one chooses others.
+    """
+    counts: dict[str, set[int]] = defaultdict(set)  # numbers of experts by what stands before `experts`
+    for name, spec in specs.items():
+        if match := _EXPERTS.search(name):
+            stacked = len(spec.shape) == 3
+            counts[name[: match.start()]] |= {int(match[1]) + 1} if match[1] else {spec.shape[0]} if stacked else set()
+    return {name for name, spec in specs.items() for place in _beside(name) if _routes(name, spec, place, counts)}
+
+
+def _beside(name: str) -> list[str]:
+    """Prefixes of a weight that lies directly in them, or in a module of theirs."""
+    pieces = name.removesuffix(".weight").split(".")
+    return [".".join(pieces[:-length]) for length in (1, 2) if len(pieces) > length] or [""]
+
+
+def _routes(name: str, spec: TensorSpec, place: str, counts: Mapping[str, set[int]]) -> bool:
+    """Whether a weight beside the experts of a place chooses among them."""
+    if place not in counts or _EXPERTS.search(name):
+        return False
+    match = _ROUTER.search(name)
+    if match is not None and name[: match.start()] == place:
+        return True
+    outputs = max(counts[place], default=0)
+    return len(spec.shape) == 2 and outputs > 1 and spec.shape[0] == outputs and "shared" not in name
 
 
 def is_embedding(layer: str) -> bool:

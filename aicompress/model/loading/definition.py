@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from aicompress.layer import Kind
 from aicompress.model import hf
 from aicompress.model.kernels.is_linear import is_linear
 
+_EXPERTS = re.compile(r"experts$")
 CLASS_PREFIX = "AIC"  # of the classes in modeling_aicompress.py
 
 
@@ -31,6 +33,7 @@ def layer_kinds(config: dict[str, Any], names: Iterable[str]) -> dict[str, Kind 
     if model is None:
         return None
     known = _parameter_kinds(model)
+    known |= dict.fromkeys(_routers(config, model, known))
     prefix = f"{model.base_model_prefix}."
     kinds: dict[str, Kind | None] = {}
     others: list[str] = []
@@ -41,6 +44,40 @@ def layer_kinds(config: dict[str, Any], names: Iterable[str]) -> dict[str, Kind 
         else:
             others.append(name)
     return kinds | _renamed_kinds(model, known, others)
+
+
+def _routers(config: dict[str, Any], model: Any, known: Mapping[str, Kind | None]) -> set[str]:
+    """Linear layers with an output for each expert, which grow with their number in config.json.
+
+    A router that is rounded chooses other experts.
+    """
+    shapes = {name: p.shape for name, p in model.named_parameters() if known.get(name) in ("linear", "head")}
+    routers: set[str] = set()
+    for path, count in _expert_counts(model.config.to_dict()):
+        candidates = {name for name, shape in shapes.items() if shape[0] == count} - routers
+        try:
+            more = skeleton(_with(config, path, 2 * count)) if candidates else None
+        except CheckpointError:  # bound to other numbers
+            continue
+        grown = {} if more is None else {name: p.shape for name, p in more.named_parameters()}
+        routers |= {name for name in candidates if grown.get(name) == (2 * count, *shapes[name][1:])}
+    return routers
+
+
+def _expert_counts(section: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Fields of a configuration that can be a number of experts, with their values."""
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from _expert_counts(value, (*path, key))
+        elif _EXPERTS.search(str(key)) and type(value) is int and value > 1:
+            yield (*path, key), value
+
+
+def _with(config: Mapping[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    """config.json with one field changed; sections that it lacks are added."""
+    key, *inner = path
+    section = config.get(key)
+    return {**config, key: _with(section if isinstance(section, dict) else {}, tuple(inner), value) if inner else value}
 
 
 def _renamed_kinds(model: Any, known: Mapping[str, Kind | None], names: list[str]) -> dict[str, Kind | None]:

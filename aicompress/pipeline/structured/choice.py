@@ -15,8 +15,8 @@ from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.survey import Measured
 from aicompress.pipeline.structured.edit import Edit, with_refits
-from aicompress.pipeline.structured.reading import Measurement
 from aicompress.pipeline.structured.further_layers import without_unknown
+from aicompress.pipeline.structured.reading import Measurement
 from aicompress.pipeline.structured.unit import Kept, L, Scores, StructuralUnit, U
 from aicompress.recipe import Recipe
 

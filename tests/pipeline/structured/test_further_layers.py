@@ -1,4 +1,4 @@
-"""Layers that predict further tokens, which transformers does not know: they follow their stack, or go with a warning."""
+"""Layers that predict further tokens, which transformers does not know, follow their stack or go with a warning."""
 
 from __future__ import annotations
 
