@@ -21,6 +21,12 @@ _EMBEDDING = re.compile(
 _HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output_projection)$")
 _EXPERTS = re.compile(r"(?:^|\.)experts\.(?:\w*?(\d+)\.)?")
 _ROUTER = re.compile(r"(?:^|\.)(?:gate|router|router\.layer)\.weight$")
+# Last parts of names of what is no matrix of weights though it has two axes: norms, biases, tables and statistics.
+_NO_MATRIX = re.compile(
+    r"bias|norm|gamma|beta|scale|zero|mean|var|mask|pos|token|table|index|codebook|freq|cache|_log$|^(?:cos|sin|b)(?:_|$)",
+    re.IGNORECASE,
+)
+_KERNEL = re.compile(r"(?:^|[._])(?:kernel|weights?|weight_v|w)$", re.IGNORECASE)
 _NORM = re.compile(r"norm|(?:^|\.)ln_|layernorm|(?:^|\.)bn\d*$", re.IGNORECASE)
 # Conv1D of GPT-2 and its kin stores (in, out).
 _CONV1D_MODELS = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"}
@@ -34,6 +40,8 @@ def layer_name(tensor: str) -> str:
 
 def kind_of(tensor: str, spec: TensorSpec) -> Kind | None:
     """The kind of layer a parameter is the weight of; None for anything that is not a matrix of weights."""
+    if spec.dtype.is_floating_point and len(spec.shape) == 3 and 0 not in spec.shape and _EXPERTS.search(tensor):
+        return "experts"
     if not spec.dtype.is_floating_point or len(spec.shape) < 2 or 0 in spec.shape or not _WEIGHT.search(tensor):
         return None
     layer = layer_name(tensor)
@@ -44,6 +52,37 @@ def kind_of(tensor: str, spec: TensorSpec) -> Kind | None:
     if _EMBEDDING.search(layer):
         return "embedding"
     return None if _NORM.search(layer.rsplit(".", 1)[-1]) else "linear"
+
+
+def kind_in_bare_file(tensor: str, spec: TensorSpec) -> Kind | None:
+    """The kind of layer of a parameter that no model definition speaks of: every matrix counts, whatever its name.
+
+    Such as an LSTM cell's `weight_ih`, a `kernel` and a `W`; not norms, biases and tables.
+    """
+    kind = kind_of(tensor, spec)
+    place, _, leaf = tensor.rpartition(".")
+    long = [size for size in spec.shape if size > 1]
+    if kind is not None or not spec.dtype.is_floating_point or len(long) < 2 or 0 in spec.shape:
+        return kind
+    if _WEIGHT.search(tensor) or _NO_MATRIX.search(leaf) or _NORM.search(place.rpartition(".")[2]):
+        return None
+    if len(spec.shape) > 2:
+        return "conv" if _KERNEL.search(leaf) else None
+    if _HEAD.search(tensor):
+        return "head"
+    return "embedding" if _EMBEDDING.search(tensor) or _EMBEDDING.search(place) else "linear"
+
+
+def kind_among(kinds: Mapping[str, Kind | None] | None, tensor: str, spec: TensorSpec) -> Kind | None:
+    """The kind of layer of a parameter: what a model definition says; names that it lacks are judged by themselves.
+
+    Args:
+        kinds: by parameter, from a model definition; None where there is none.
+        tensor, spec: the parameter.
+    """
+    if kinds is None:
+        return kind_in_bare_file(tensor, spec)
+    return kinds[tensor] if tensor in kinds else kind_of(tensor, spec)
 
 
 def routers_of(specs: Mapping[str, TensorSpec]) -> set[str]:

@@ -44,6 +44,9 @@ def summary(report: Report) -> Table:
         _change("parameters", before and before.parameters, after.parameters, numbers.number),
         _change("bits per parameter", before and before.bits_per_parameter, after.bits_per_parameter, numbers.number),
     ]
+    if report.untouched is not None:
+        left = report.untouched
+        rows.append(_change(left.summary, left.bytes, left.bytes, numbers.exact_size))
     if latency is None:
         rows.append((Cell("latency, median"), *(Cell(DASH) for _ in range(3))))
     else:

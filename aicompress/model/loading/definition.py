@@ -33,7 +33,7 @@ def layer_kinds(config: dict[str, Any], names: Iterable[str]) -> dict[str, Kind 
     if model is None:
         return None
     known = _parameter_kinds(model)
-    known |= dict.fromkeys(_routers(config, model, known))
+    known |= _of_experts(config, model, known)
     prefix = f"{model.base_model_prefix}."
     kinds: dict[str, Kind | None] = {}
     others: list[str] = []
@@ -46,22 +46,26 @@ def layer_kinds(config: dict[str, Any], names: Iterable[str]) -> dict[str, Kind 
     return kinds | _renamed_kinds(model, known, others)
 
 
-def _routers(config: dict[str, Any], model: Any, known: Mapping[str, Kind | None]) -> set[str]:
-    """Linear layers with an output for each expert, which grow with their number in config.json.
+def _of_experts(config: dict[str, Any], model: Any, known: Mapping[str, Kind | None]) -> dict[str, Kind | None]:
+    """Kinds of parameters whose first axis grows with the number of experts in config.json.
 
-    A router that is rounded chooses other experts.
+    A linear layer with an output for each expert is a router: no layer, for a rounded one chooses other experts. A
+    tensor of three axes holds a matrix for each.
     """
-    shapes = {name: p.shape for name, p in model.named_parameters() if known.get(name) in ("linear", "head")}
-    routers: set[str] = set()
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.ndim in (2, 3)}
+    shapes = {name: shape for name, shape in shapes.items() if len(shape) == 3 or known.get(name) in ("linear", "head")}
+    kinds: dict[str, Kind | None] = {}
     for path, count in _expert_counts(model.config.to_dict()):
-        candidates = {name for name, shape in shapes.items() if shape[0] == count} - routers
+        candidates = {name for name, shape in shapes.items() if shape[0] == count} - kinds.keys()
         try:
             more = skeleton(_with(config, path, 2 * count)) if candidates else None
         except CheckpointError:  # bound to other numbers
             continue
-        grown = {} if more is None else {name: p.shape for name, p in more.named_parameters()}
-        routers |= {name for name in candidates if grown.get(name) == (2 * count, *shapes[name][1:])}
-    return routers
+        grown = {} if more is None else {name: tuple(p.shape) for name, p in more.named_parameters()}
+        for name in candidates:
+            if grown.get(name) == (2 * count, *shapes[name][1:]):
+                kinds[name] = "experts" if len(shapes[name]) == 3 else None
+    return kinds
 
 
 def _expert_counts(section: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:

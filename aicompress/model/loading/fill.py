@@ -224,7 +224,7 @@ def running_dtype(checkpoint: Checkpoint, asked: torch.dtype | None) -> torch.dt
     """
     specs = checkpoint.parameters()
     routers = routers_of(specs)
-    matrices = {name: spec for name, spec in specs.items() if kind_of(name, spec) not in (None, "conv")}
+    matrices = {name: spec for name, spec in specs.items() if kind_of(name, spec) not in (None, "conv", "experts")}
     kinds = {spec.dtype for name, spec in matrices.items() if name not in routers} if asked is None else set()
     return functools.reduce(torch.promote_types, kinds) if len(kinds) > 1 else asked
 

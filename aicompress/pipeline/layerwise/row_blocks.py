@@ -22,7 +22,7 @@ from torch import Tensor
 
 from aicompress.checkpoint import CheckpointWriter
 from aicompress.checkpoint.reader import require_finite
-from aicompress.layer import Layer, LayerInfo, as_matrix
+from aicompress.layer import Layer, LayerInfo
 from aicompress.measure import relative, squared_sums
 from aicompress.methods.capabilities import Measured
 from aicompress.methods.layerwise import AnyLayerMethod
@@ -112,7 +112,7 @@ class RowBlocks:
             self._put(name, tensor, rows.start)
             return Sums()
         start = time.perf_counter()
-        measured = self.compiled(as_matrix(tensor), job.info, job.config) if self.compiled else None
+        measured = self.compiled(job.info.matrix(tensor), job.info, job.config) if self.compiled else None
         if measured is not None:
             seconds = time.perf_counter() - start
             self._put(name, measured.weight, rows.start)
@@ -134,7 +134,7 @@ class RowBlocks:
 
 def _layer(job: LayerPlan, tensor: Tensor, seed: int) -> Layer:
     """Some rows of a layer, as a layer."""
-    matrix = as_matrix(tensor)
+    matrix = job.info.matrix(tensor)
     info = dataclasses.replace(job.info, shape=(len(matrix), matrix.shape[1]), tensor_shape=tuple(tensor.shape))
     return Layer(info, matrix.float(), Dense(matrix), seed=seed)
 
@@ -156,7 +156,10 @@ def _by_rows(method: AnyLayerMethod, layer: LayerPlan) -> bool:
 def blocks(shape: Sequence[int]) -> list[slice]:
     """Slices along the first axis of about `BLOCK` elements."""
     rows, row = shape[0], math.prod(shape[1:])
-    step = max(1, BLOCK // max(1, row) // WORD) * WORD
+    if len(shape) == 3 and row % WORD == 0 and shape[1] % WORD == 0:  # experts, each of whole words
+        step = max(1, BLOCK // row)
+    else:
+        step = max(1, BLOCK // max(1, row) // WORD) * WORD
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 

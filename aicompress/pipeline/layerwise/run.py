@@ -15,6 +15,7 @@ from aicompress.pipeline.layerwise.allocation.bits import Decision, decided
 from aicompress.pipeline.layerwise.allocation.sparsity import allocated
 from aicompress.pipeline.layerwise.plan import Plan, fingerprint_of, selected
 from aicompress.pipeline.layerwise.row_blocks import load_compiled
+from aicompress.pipeline.layerwise.untouched import untouched
 from aicompress.pipeline.layerwise.work import Work
 from aicompress.pipeline.step.options import Options, Progress
 from aicompress.pipeline.step.report import Results
@@ -65,7 +66,8 @@ def _write(decision: Decision, team: Processes, progress: Progress, opened: Open
     work.write_all([name for name in plan.output.parameters if name not in work.journal.done])
     decision.forget(opened.writer.work)
     warnings = (*plan.warnings, *work.warnings)
-    return Results(work.rows(), warnings, calibration=calibration, bits=decision.record)
+    left = untouched(plan.checkpoint, plan.layers)
+    return Results(work.rows(), warnings, calibration=calibration, bits=decision.record, untouched=left)
 
 
 def _calibrated(work: Work, team: Processes, opened: OpenOutput) -> dict[str, Any]:

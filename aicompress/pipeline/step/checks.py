@@ -58,9 +58,11 @@ def confined(output: Output) -> list[str]:
     model = skeleton(output.config)
     placed = parameter_names(model, entries) if model is not None else {}
     merged = [name for name, (_, merge) in placed.items() if merge is not None]
-    if not merged:
+    beside = [name for name, (target, merge) in placed.items() if merge is None and not target.endswith(".weight")]
+    if not merged and not beside:
         return []
-    return [f"transformers merges {merged[0]} with others: this output loads by aicompress.load, not in transformers"]
+    why = f"merges {merged[0]} with others" if merged else f"keeps {beside[0]} in no layer of its own"
+    return [f"transformers {why}: this output loads by aicompress.load, not in transformers"]
 
 
 def problem_of(check: Callable[[], object]) -> list[CompressError]:

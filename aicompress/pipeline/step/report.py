@@ -15,7 +15,7 @@ from aicompress.recipe.distillation import DistillRecipe
 from aicompress.recipe.evaluation import EvalRecipe
 from aicompress.report import gates
 from aicompress.report.markdown import to_markdown
-from aicompress.report.model import Baseline, Latency, LayerRow, Report, Side
+from aicompress.report.model import Baseline, Latency, LayerRow, Report, Side, Untouched
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Results:
     training: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
     bits: dict[str, Any] = field(default_factory=dict)
+    untouched: Untouched | None = None
     baselines: tuple[Baseline, ...] = ()
 
 

@@ -60,7 +60,8 @@ class BlockUnit(StructuralUnit[Blocks, StackLayout]):
     def scored_layers(self, checkpoint: Checkpoint, layout: StackLayout) -> list[LayerInfo]:
         """Every layer of the blocks."""
         infos = checkpoint.layers(known_kinds(checkpoint)[0])
-        return [info for info in infos if layout.stack.block_of(info.tensor) is not None]
+        inside = [info for info in infos if layout.stack.block_of(info.tensor) is not None]
+        return [info for info in inside if info.kind != "experts"]  # no gradient of theirs is taken
 
     def scores(
         self,
