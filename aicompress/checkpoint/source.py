@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,6 +15,8 @@ INDEX = "model.safetensors.index.json"
 _OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".tflite", ".pkl"}
 MODELING_FILES = ("modeling_aicompress.py", "layers_aicompress.py", "decoding_aicompress.py")
 _WRITTEN_ANEW = {"config.json", "aicompress.json", "report.json", "report.md", "report.html", *MODELING_FILES}
+_INDEXES = re.compile(r"\.safetensors\.index(?:\.\w+)?\.json$")  # of any base name; of a variant too
+_NAMES = ("adapter_model", "diffusion_pytorch_model")  # of weights that other readers than transformers look for
 _MODULES = "modules.json"  # the parts of a sentence-transformers model
 
 
@@ -41,6 +44,12 @@ class Source:
     left_out: tuple[Path, ...] = ()
     outside: tuple[Path, ...] = ()
 
+    @property
+    def base_name(self) -> str:
+        """What readers of this folder call its weights: model, or the name of adapters and of diffusers' models."""
+        first = self.files[0].name if self.folder is not None else ""
+        return next((name for name in _NAMES if first.startswith(name)), "model")
+
     def name_of(self, file: Path) -> str:
         """A weight file's name, below the checkpoint's folder where it has one."""
         folder = self.folder or self.path.parent
@@ -65,7 +74,7 @@ def locate(name: str | Path) -> Source:
     if not path.exists():
         near = [str(p) for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise CheckpointError(f"{path} does not exist", suggestion(str(path), near) if near else "check the path")
-    if path.name.endswith(".index.json"):
+    if path.name.endswith(".index.json") or _INDEXES.search(path.name):
         if (path.parent / "config.json").is_file():
             return _directory(path.parent, path)
         files, weight_map = _indexed(path)
@@ -90,6 +99,8 @@ def _directory(folder: Path, index: Path | None = None) -> Source:
         files = (folder / "model.safetensors",)
     elif (folder / INDEX).is_file():
         files, weight_map = _indexed(folder / INDEX)
+    elif len(indexes := [path for path in sorted(folder.iterdir()) if _INDEXES.search(path.name)]) == 1:
+        files, weight_map = _indexed(indexes[0])
     else:
         files = tuple(sorted(folder.glob("*.safetensors")))
         if len(files) != 1:
@@ -137,6 +148,7 @@ def _side_files(folder: Path, weights: set[Path]) -> tuple[tuple[Path, ...], tup
         if path in weights or (top and (relative.name == INDEX or relative.name in _WRITTEN_ANEW)):
             continue
         weighs = path.suffix in _OTHER_WEIGHTS or path.suffix == ".safetensors" or path.name.endswith(".index.json")
+        weighs |= bool(_INDEXES.search(path.name))
         (left if weighs and (top or relative.parts[0] not in parts) else side).append(relative)
     return tuple(side), tuple(left)
 

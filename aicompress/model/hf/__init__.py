@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from aicompress.model.hf.layers_aicompress import Stored, attach, mark_ready
     from aicompress.model.hf.modeling_aicompress import fit_shapes, forget_tie, parameter_names, tie
 
-__all__ = ["Stored", "attach", "fit_shapes", "forget_tie", "mark_ready", "parameter_names", "tie"]
+__all__ = ["Stored", "attach", "cast", "fit_shapes", "forget_tie", "mark_ready", "parameter_names", "tie"]
 
 
 def __getattr__(name: str) -> Any:

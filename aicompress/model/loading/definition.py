@@ -111,8 +111,12 @@ def tied_parameters(config: dict[str, Any], names: Iterable[str]) -> dict[str, s
     return {copy: original for original, *copies in filter(None, groups.values()) for copy in copies}
 
 
-def skeleton(config: dict[str, Any]) -> Any | None:
+def skeleton(config: dict[str, Any], **options: Any) -> Any | None:
     """The architecture on the meta device, or None when transformers does not know it.
+
+    Args:
+        config: config.json.
+        options: of the architecture's class, beside its configuration.
 
     Raises:
         CheckpointError: the config is not one that the architecture takes.
@@ -123,11 +127,11 @@ def skeleton(config: dict[str, Any]) -> Any | None:
     architecture = getattr(transformers, _architecture(config), None)
     if kind not in transformers.CONFIG_MAPPING or architecture is None:
         return None
-    plain = {key: value for key, value in config.items() if key not in ("quantization_config", "auto_map")}
+    plain = {key: _decoded(value) for key, value in config.items() if key not in ("quantization_config", "auto_map")}
     try:
         parsed = transformers.CONFIG_MAPPING[kind].from_dict(plain)
         with torch.device("meta"):
-            return architecture(parsed)
+            return architecture(parsed, **options)
     except Exception as error:  # whatever a wrong value breaks in the architecture's own code
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
         raise CheckpointError(
@@ -136,10 +140,27 @@ def skeleton(config: dict[str, Any]) -> Any | None:
         ) from error
 
 
+def _decoded(value: Any) -> Any:
+    """A field of config.json with the numbers that JSON cannot hold, as transformers writes them."""
+    if isinstance(value, dict):
+        if value.keys() == {"__float__"}:
+            return float(value["__float__"])
+        return {key: _decoded(inner) for key, inner in value.items()}
+    return [_decoded(inner) for inner in value] if isinstance(value, list) else value
+
+
 def _architecture(config: dict[str, Any]) -> str:
-    """The architecture that config.json names; saving a model loaded through the checkpoint's own code prefixes it."""
+    """The architecture that config.json names, or the base class of its model type, as AutoModel takes it.
+
+    Saving a model loaded through the checkpoint's own code prefixes the name.
+    """
     named = config.get("architectures")
-    return str(named[0] if isinstance(named, list) and named else None).removeprefix(CLASS_PREFIX)
+    if isinstance(named, list) and named:
+        return str(named[0]).removeprefix(CLASS_PREFIX)
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    base = MODEL_MAPPING_NAMES.get(str(config.get("model_type")))
+    return str(base[0] if isinstance(base, list | tuple) else base)
 
 
 def has_generate(config: dict[str, Any]) -> bool:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from aicompress.model import hf
-from aicompress.model.loading.definition import skeleton
 from aicompress.model.loading.fill import computed
+from aicompress.model.loading.fitting import fitted
 
 
 def mismatches(config: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> list[str] | None:
@@ -23,9 +23,10 @@ def mismatches(config: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) ->
     Returns:
         None when transformers does not know the architecture.
     """
-    model = skeleton(config)
-    if model is None:
+    fit = fitted(config, shapes)
+    if fit is None:
         return None
+    model = fit.model
     model.tie_weights()
     targets = hf.parameter_names(model, shapes)
     merged = [pattern for _, merge in targets.values() if merge is not None for pattern in merge[1].target_patterns]

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from aicompress.checkpoint import CheckpointWriter
+from aicompress.checkpoint.files import count_not_finite, may_be_infinite
 from aicompress.checkpoint.reader import require_finite
 from aicompress.layer import Layer, LayerInfo
 from aicompress.measure import relative, squared_sums
@@ -68,6 +69,7 @@ class RowBlocks:
     writer: CheckpointWriter
     pool: ThreadPoolExecutor
     compiled: Callable[[Tensor, LayerInfo, Any], Measured | None] | None = None
+    infinite: set[str] = field(default_factory=set)  # copied as they are
 
     def written(self, names: Sequence[str]) -> Iterator[tuple[str, list[LayerRow] | None]]:
         """Write parameters in order, and give their layers' rows; None for one that has to be done as a whole.
@@ -108,7 +110,10 @@ class RowBlocks:
         tensor = checkpoint.rows(name, rows.start, rows.stop)
         job = next((layer for layer in self.layers.get(name, []) if layer.config is not None), None)
         if job is None:
-            require_finite(tensor, name, checkpoint.path)
+            if not self.layers.get(name) and not may_be_infinite(name):
+                require_finite(tensor, name, checkpoint.path)
+            elif count_not_finite(tensor):
+                self.infinite.add(name)
             self._put(name, tensor, rows.start)
             return Sums()
         start = time.perf_counter()

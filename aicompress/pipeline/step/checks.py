@@ -17,20 +17,22 @@ from aicompress.layer import Kind
 from aicompress.measure import directory_nbytes
 from aicompress.model.architecture.shapes import misfits
 from aicompress.model.loading.definition import layer_kinds, skeleton
+from aicompress.model.loading.fitting import fitted
 from aicompress.pipeline.step.output import Destination, Output
 from aicompress.report import gates
 from aicompress.weights import TensorSpec, Weight, form_of
 
 
 def known_kinds(checkpoint: Checkpoint) -> tuple[Mapping[str, Kind | None] | None, list[str]]:
-    """Kinds of layers from the model definition, and a warning where transformers does not know the one named."""
+    """Kinds of layers from the model definition, and warnings of what it and the checkpoint do not share."""
     if checkpoint.config is None:
         return None, []
     kinds = layer_kinds(checkpoint.config, checkpoint.parameters())
     if kinds is None:
         named = (checkpoint.config.get("architectures") or [checkpoint.config.get("model_type")])[0]
         return None, [f"transformers does not know the architecture {named!r}: layers are told by name and shape"]
-    return kinds, []
+    fit = fitted(checkpoint.config, checkpoint.parameters())
+    return kinds, [] if fit is None else fit.warnings
 
 
 def left_out(checkpoint: Checkpoint) -> list[str]:

@@ -20,7 +20,7 @@ from aicompress.checkpoint.layouts import Layout, choose, ct_config, ct_tensors,
 from aicompress.checkpoint.manifest import KEY
 from aicompress.checkpoint.place import require_apart
 from aicompress.checkpoint.shards import index_text
-from aicompress.checkpoint.source import INDEX, MODELING_FILES, Source
+from aicompress.checkpoint.source import MODELING_FILES, Source
 from aicompress.errors import CheckpointError
 from aicompress.layer import LayerInfo
 from aicompress.model.hf import decoding_aicompress
@@ -78,6 +78,7 @@ class Output:
         shards: its weight files.
         source: the input's files, for the side files to take along.
         files: side files that are written anew in their place.
+        own_metadata: strings of the header of the input's first file.
     """
 
     destination: Destination
@@ -88,6 +89,7 @@ class Output:
     shards: tuple[ShardPlan, ...]
     source: Source
     files: Mapping[Path, bytes] = field(default_factory=dict)
+    own_metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def weight_bytes(self) -> int:
@@ -133,14 +135,16 @@ class Output:
             texts["aicompress.json"] = json.dumps(lineage.to_json(), indent=2, ensure_ascii=False) + "\n"
         if len(self.shards) > 1:
             count = sum(_count(planned.dense) for planned in self.parameters.values())
-            texts[INDEX] = index_text(self.shards, count)
+            texts[f"{self.source.base_name}.safetensors.index.json"] = index_text(self.shards, count)
         if self.layout == "native" and self.config is not None:
             texts.update(modeling_sources())
         return {name: text.encode() for name, text in texts.items()}
 
     def metadata(self) -> dict[str, str]:
-        """Strings of the first file's header."""
-        return {} if self.config is not None and not self.destination.single else {KEY: self.manifest.to_text()}
+        """Strings of the first file's header: the input's own, and the manifest where no other file can hold it."""
+        kept = {key: value for key, value in self.own_metadata.items() if key not in ("format", KEY)}
+        described = self.config is not None and not self.destination.single
+        return kept if described else {**kept, KEY: self.manifest.to_text()}
 
 
 def modeling_sources() -> dict[str, str]:
@@ -205,8 +209,10 @@ def arrange(
     if config is not None:
         config = _with_quantization(config, (layout, dequantize), manifest, parameters)
     limit = None if destination.single else destination.max_shard_size
-    draft = Output(destination, layout, parameters, manifest, config, (), checkpoint.source)
-    shards = plan_shards(specs, limit, draft.metadata())
+    draft = Output(
+        destination, layout, parameters, manifest, config, (), checkpoint.source, own_metadata=checkpoint.metadata
+    )
+    shards = plan_shards(specs, limit, draft.metadata(), checkpoint.source.base_name)
     return replace(draft, shards=shards)
 
 
