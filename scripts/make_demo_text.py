@@ -25,6 +25,7 @@ CODE = re.compile(rf">>>|::|^\s*\.\.\s|[-=*~^+|]{{4,}}|https?:|@|{STATEMENT}", r
 MARKUP = re.compile(r"\*\*?([^\s*][^*]*)\*\*?|\"([^\"\s][^\"]*)\"|`{1,2}([^`]*)`{1,2}|:[a-z]+:`([^`]*)`")
 BOUNDARY = re.compile(r"(?<=[a-z0-9)\"'][.!?])\s+(?=[A-Z])")
 ABBREVIATION = re.compile(r"(?:e\.g|i\.e|etc|cf|vs|Dr|St|No)\.$")
+BODIES = (ast.stmt, ast.excepthandler, ast.match_case)
 NOT_LIBRARY = {"test", "tests", "site-packages", "dist-packages", "idlelib", "lib2to3", "pydoc_data", "__pycache__"}
 
 
@@ -44,7 +45,7 @@ def split_sentences(paragraph: str) -> Iterator[str]:
         start = f"{start} {piece}".strip()
         if ABBREVIATION.search(start):
             continue
-        letters = sum(character.isalpha() or character == " " for character in start)
+        letters = sum(map(str.isalpha, start)) + start.count(" ")
         if 5 <= len(start.split()) <= 60 and letters >= 0.85 * len(start) and start.endswith((".", "?", "!")):
             yield " ".join(start.split())
         start = ""
@@ -66,6 +67,16 @@ def reference() -> dict[str, str]:
     return dict(topics)
 
 
+def statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """A module and its statements, level by level: as `ast.walk` has them, without a walk through every expression."""
+    level: list[ast.AST] = [tree]
+    while level:
+        yield from level
+        inside = (getattr(node, field) for node in level for field in node._fields)
+        lists = (value for value in inside if isinstance(value, list))
+        level = [node for value in lists for node in value if isinstance(node, BODIES)]
+
+
 def library() -> dict[str, str]:
     """Documentation strings of the standard library by module file, read from the source, nothing imported."""
     root = Path(sysconfig.get_path("stdlib"))
@@ -75,7 +86,7 @@ def library() -> dict[str, str]:
         if not NOT_LIBRARY & set(place.parts):
             tree = ast.parse(file.read_bytes())
             kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-            texts = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds)]
+            texts = [ast.get_docstring(node) for node in statements(tree) if isinstance(node, kinds)]
             found[place.as_posix()] = "\n\n".join(text for text in texts if text)
     return found
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+os.environ["OMP_NUM_THREADS"] = "1"  # the models are tiny, and the suite itself runs on every core
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the network fails at once
 os.environ.pop("COLUMNS", None)  # a parallel run sets it: tables would be cut to a terminal that is not there
 
 import pytest
 import torch
 
-from tests import checkpoints
+from tests import checkpoints, processes
 
 # Kernels that this processor cannot run have their tests in files of their own.
 collect_ignore_glob = [] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else ["*_bfloat16.py"]
@@ -106,8 +109,6 @@ SLOW = (
     "weights/test_new_form.py",
 )
 
-torch.set_num_threads(1)  # the models are tiny, and the suite itself runs on every core
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what is slow; a name that leads nowhere is a mistake."""
@@ -118,6 +119,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         path = item.path.relative_to(HERE).as_posix()
         if f"{path}::{item.name}".startswith(SLOW):
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected stays: the garbage collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -136,106 +143,129 @@ def cache(caches: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
+def python(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What stands for the interpreter in a command, with torch and transformers imported; aicompress is not."""
+    models = ("modeling_utils", "models.auto.modeling_auto", "models.llama.modeling_llama", "models.bert.modeling_bert")
+    modules = ("torch", "pydantic", "rich.console", "typer", *(f"transformers.{name}" for name in models))
+    return processes.server(processes.shared(tmp_path_factory, "python"), *modules)
+
+
+@pytest.fixture(scope="session")
+def bare_python(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What stands for the interpreter in a command, with torch imported and nothing that it does not import."""
+    return processes.server(processes.shared(tmp_path_factory, "bare"), "torch")
+
+
+@pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the session's checkpoints."""
-    return tmp_path_factory.mktemp("built")
+    """Folder of the session's checkpoints, which all workers have."""
+    return processes.shared(tmp_path_factory, "built")
+
+
+def written(path: Path, lines: list[str]) -> Path:
+    """A text file of these lines."""
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def once(path: Path, make: Callable[[Path], Path]) -> Path:
+    """A file or folder that the first worker to ask for it makes."""
+    with processes.one_at_a_time(path.with_name(f"{path.name}.lock")):
+        return path if path.exists() else make(path)
 
 
 @pytest.fixture(scope="session")
 def tiny_llama(built: Path) -> Path:
     """Random Llama, tied, fp32, with tokenizer: hidden 64, 3 layers, 4 heads on 2, intermediate 128, vocabulary 256."""
-    return checkpoints.make_llama(built / "llama")
+    return once(built / "llama", checkpoints.make_llama)
 
 
 @pytest.fixture(scope="session")
 def tiny_llama_untied(built: Path) -> Path:
     """The same with its own lm_head."""
-    return checkpoints.make_llama(built / "llama-untied", tied=False)
+    return once(built / "llama-untied", lambda path: checkpoints.make_llama(path, tied=False))
 
 
 @pytest.fixture(scope="session")
 def tiny_llama_bf16(built: Path) -> Path:
     """The tied one in bfloat16, in several shards."""
-    return checkpoints.make_llama(built / "llama-bf16", dtype=torch.bfloat16, shards=3)
+    return once(built / "llama-bf16", lambda path: checkpoints.make_llama(path, dtype=torch.bfloat16, shards=3))
 
 
 @pytest.fixture(scope="session")
 def trained_llama(built: Path) -> Path:
     """The tied one after 120 training steps: its loss means something, so quality can be compared."""
-    return checkpoints.make_llama(built / "llama-trained", steps=120)
+    return once(built / "llama-trained", lambda path: checkpoints.make_llama(path, steps=120))
 
 
 @pytest.fixture(scope="session")
 def tiny_gpt2(built: Path) -> Path:
-    return checkpoints.make_gpt2(built / "gpt2")
+    return once(built / "gpt2", checkpoints.make_gpt2)
 
 
 @pytest.fixture(scope="session")
 def tiny_bert(built: Path) -> Path:
     """BertModel without prefix, with the side files of sentence-transformers."""
-    return checkpoints.make_bert(built / "bert")
+    return once(built / "bert", checkpoints.make_bert)
 
 
 @pytest.fixture(scope="session")
 def tiny_t5(built: Path) -> Path:
-    return checkpoints.make_t5(built / "t5")
+    return once(built / "t5", checkpoints.make_t5)
 
 
 @pytest.fixture(scope="session")
 def tiny_vit(built: Path) -> Path:
-    return checkpoints.make_vit(built / "vit")
+    return once(built / "vit", checkpoints.make_vit)
 
 
 @pytest.fixture(scope="session")
 def tiny_mixtral(built: Path) -> Path:
     """Random Mixtral: 2 blocks, 12 experts, 2 a token."""
-    return checkpoints.make_mixtral(built / "mixtral", experts=12)
+    return once(built / "mixtral", lambda path: checkpoints.make_mixtral(path, experts=12))
 
 
 @pytest.fixture(scope="session")
 def tiny_qwen_moe(built: Path) -> Path:
     """Random Qwen3-MoE: 2 blocks, 4 experts, 2 a token."""
-    return checkpoints.make_qwen_moe(built / "qwen-moe")
+    return once(built / "qwen-moe", checkpoints.make_qwen_moe)
 
 
 @pytest.fixture(scope="session")
 def mlp_file(built: Path) -> Path:
     """fc1, fc2, fc3 (784-300-100-10), trained on the digits."""
     torch.manual_seed(0)
-    return checkpoints.make_file(built / "mlp.safetensors", checkpoints.learn(checkpoints.Mlp()))
+    return once(built / "mlp.safetensors", lambda at: checkpoints.make_file(at, checkpoints.learn(checkpoints.Mlp())))
 
 
 @pytest.fixture(scope="session")
 def cnn_file(built: Path) -> Path:
     """conv1, bn1, conv2, bn2, fc, trained on the digits."""
     torch.manual_seed(0)
-    return checkpoints.make_file(built / "cnn.safetensors", checkpoints.learn(checkpoints.Cnn(), epochs=2))
+    learnt = functools.partial(checkpoints.learn, epochs=2)
+    return once(built / "cnn.safetensors", lambda at: checkpoints.make_file(at, learnt(checkpoints.Cnn())))
 
 
 @pytest.fixture(scope="session")
 def lstm_file(built: Path) -> Path:
     """embed, lstm (two layers), fc; random."""
     torch.manual_seed(0)
-    return checkpoints.make_file(built / "lstm.safetensors", checkpoints.Lstm())
+    return once(built / "lstm.safetensors", lambda path: checkpoints.make_file(path, checkpoints.Lstm()))
 
 
 @pytest.fixture(scope="session")
 def text_file(built: Path) -> Path:
     """Six hundred English sentences, one per line."""
-    path = built / "text.txt"
-    path.write_text("\n".join(checkpoints.sentences(600)) + "\n", encoding="utf-8")
-    return path
+    return once(built / "text.txt", lambda path: written(path, checkpoints.sentences(600)))
 
 
 @pytest.fixture(scope="session")
 def heldout_file(built: Path) -> Path:
     """Three hundred sentences that no fixture model was trained on."""
-    path = built / "heldout.txt"
-    path.write_text("\n".join(checkpoints.sentences(300, skip=1400)) + "\n", encoding="utf-8")
-    return path
+    return once(built / "heldout.txt", lambda path: written(path, checkpoints.sentences(300, skip=1400)))
 
 
 @pytest.fixture(scope="session")
 def digits_npz(built: Path) -> Path:
     """train_images (1000, 28, 28) uint8, train_labels, test_images (400, 28, 28), test_labels."""
-    return checkpoints.make_digits(built / "digits.npz")
+    return once(built / "digits.npz", checkpoints.make_digits)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -33,11 +34,21 @@ def runnable(line: str) -> str:
     return line.replace("make ", f"make --dry-run --directory {ROOT} ", 1) if line.startswith("make ") else line
 
 
-def test_shell_blocks_run(folder: Path) -> None:
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory, python: list[str]) -> Path:
+    """A folder with the command, which starts at once."""
+    folder = tmp_path_factory.mktemp("bin")
+    command = folder / "aicompress"
+    command.write_text(f'#!/bin/sh\nexec {shlex.join(python)} -m aicompress "$@"\n')
+    command.chmod(0o755)
+    return folder
+
+
+def test_shell_blocks_run(folder: Path, programs: Path) -> None:
     assert len(BLOCKS) >= 4
     environment = {
         **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{programs}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "HF_HUB_OFFLINE": "1",
     }

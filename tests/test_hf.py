@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -56,10 +57,19 @@ def native_bert(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return compress(tiny_bert, tmp_path_factory.mktemp("native") / "bert", every_form)
 
 
-def run(code: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def run(python: list[str]) -> Run:
+    """Run code with arguments in a process of its own."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+
+    def process(code: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        command = [*python, "-c", code, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+
+    return process
 
 
 @torch.no_grad()
@@ -153,7 +163,7 @@ def test_head_with_a_decoder_bias_stays_tied(tmp_path: Path) -> None:
     torch.testing.assert_close(load(native, kernels="reference")(IDS).logits, model(IDS).logits)
 
 
-def test_fresh_process_without_the_package(native_llama: Path, tmp_path: Path) -> None:
+def test_fresh_process_without_the_package(run: Run, native_llama: Path, tmp_path: Path) -> None:
     """trust_remote_code is enough, saving copies the code, and what was saved loads here."""
     code = HIDDEN + (
         "m = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True).eval()\n"
@@ -185,7 +195,7 @@ STOCK = HIDDEN + (
 
 
 @pytest.fixture(scope="module")
-def stock_loads(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def stock_loads(run: Run, tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What one process without the import and without trust_remote_code prints of a checkpoint of each form."""
     makers = {
         "low_rank": lambda info, w: low_rank(w, 4),

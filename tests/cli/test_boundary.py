@@ -23,7 +23,6 @@ from aicompress.cli.boundary import run
 from aicompress.errors import CompressError, Problems, Refused
 
 Call = Callable[..., tuple[int, str, str]]
-ENTRY = [sys.executable, "-m", "aicompress"]
 
 
 @pytest.fixture
@@ -229,14 +228,14 @@ def test_traceback_is_shown_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> N
         run(broken)
 
 
-def test_an_interrupted_step_says_how_to_go_on_and_does(tmp_path: Path) -> None:
+def test_an_interrupted_step_says_how_to_go_on_and_does(tmp_path: Path, python: list[str]) -> None:
     """A real Ctrl-C in a real process, then --resume: the same bytes as a run in one go."""
     generator = torch.Generator().manual_seed(0)
-    weights = {f"l.{i}.weight": torch.randn(512, 512, generator=generator) for i in range(40)}
+    weights = {f"l.{i}.weight": torch.randn(256, 256, generator=generator) for i in range(40)}
     save_file(weights, tmp_path / "in.safetensors")
     out = tmp_path / "o.safetensors"
     recipe = ["-r", "quantize/hqq-w4", "--set", "method.iterations=40", "--latency", "off", "--quiet"]
-    step = [*ENTRY, "quantize", str(tmp_path / "in.safetensors")]
+    step = [*python, "-m", "aicompress", "quantize", str(tmp_path / "in.safetensors")]
     journal = working_path(out) / "journal.jsonl"
     # A run of the tests in the background ignores Ctrl-C, and its children would inherit that.
     heeding = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), "stderr": subprocess.PIPE}
@@ -257,10 +256,12 @@ def test_an_interrupted_step_says_how_to_go_on_and_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["methods", "quantize"], ["--help"]])
-def test_a_reader_that_goes_away_is_no_error(arguments: list[str]) -> None:
+def test_a_reader_that_goes_away_is_no_error(arguments: list[str], python: list[str]) -> None:
     read, write = os.pipe()
     os.close(read)
-    done = subprocess.run([*ENTRY, *arguments], stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        [*python, "-m", "aicompress", *arguments], stdout=write, stderr=subprocess.PIPE, text=True, check=False
+    )
     os.close(write)
     assert done.stderr == ""
     assert done.returncode in (0, 1)

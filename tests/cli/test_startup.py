@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,15 +22,21 @@ SLOW = {
     "transformers", "accelerate", "datasets", "pyarrow", "pandas", "matplotlib", "sympy", "numba", "huggingface_hub",
     "torch_pruning", "torch._dynamo", "torch._inductor",
 }  # fmt: skip
+Imported = Callable[..., set[str]]
 TIMING = {"aicompress.pipeline.step.layer_latency"}
 PAGE = {"jinja2", "aicompress.report.html", "aicompress.report.plots", "aicompress.report.drawing"}
 
 
-def imported(*arguments: str) -> set[str]:
-    """The modules that a command has imported when it ends."""
-    done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return set(done.stderr.strip().splitlines()[-1].split("|"))
+@pytest.fixture
+def imported(bare_python: list[str]) -> Imported:
+    """Run a command; the modules that it has imported when it ends."""
+
+    def modules(*arguments: str) -> set[str]:
+        done = subprocess.run([*bare_python, "-c", PROGRAM, *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return set(done.stderr.strip().splitlines()[-1].split("|"))
+
+    return modules
 
 
 @pytest.mark.parametrize(
@@ -38,7 +44,7 @@ def imported(*arguments: str) -> set[str]:
     [("quantize", "quantize/rtn-w4-channel"), ("factorize", "factorize/svd-keep"), ("prune", "prune/magnitude-50")],
 )
 def test_a_step_on_a_file_of_tensors_imports_nothing_slow(
-    command: str, recipe: str, mlp_file: Path, tmp_path: Path
+    imported: Imported, command: str, recipe: str, mlp_file: Path, tmp_path: Path
 ) -> None:
     modules = imported(command, str(mlp_file), str(tmp_path / "out.safetensors"), "-r", recipe)
     assert not SLOW & modules
@@ -48,13 +54,13 @@ def test_a_step_on_a_file_of_tensors_imports_nothing_slow(
     assert not {"aicompress.pipeline.channels", "aicompress.pipeline.structured"} & modules
 
 
-def test_a_compressed_file_opens_without_anything_slow(mlp_file: Path, tmp_path: Path) -> None:
+def test_a_compressed_file_opens_without_anything_slow(imported: Imported, mlp_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"
     imported("quantize", str(mlp_file), str(out), "-r", "quantize/rtn-w4-channel", "--latency", "off")
     assert not SLOW & imported("inspect", str(out))
 
 
-def test_what_is_switched_off_is_not_imported(mlp_file: Path, tmp_path: Path) -> None:
+def test_what_is_switched_off_is_not_imported(imported: Imported, mlp_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"
     arguments = ("quantize", str(mlp_file), str(out), "-r", "quantize/rtn-w4-channel")
     assert imported(*arguments) >= TIMING | PAGE
@@ -66,12 +72,13 @@ def test_what_is_switched_off_is_not_imported(mlp_file: Path, tmp_path: Path) ->
     assert (tmp_path / "out.report.md").is_file()
 
 
-def test_the_page_is_no_part_of_what_is_stored(mlp_file: Path, tmp_path: Path) -> None:
-    step = [sys.executable, "-m", "aicompress", "quantize", str(mlp_file), "-r", "quantize/rtn-w4-channel"]
+def test_the_page_is_no_part_of_what_is_stored(bare_python: list[str], mlp_file: Path, tmp_path: Path) -> None:
+    source, recipe = str(mlp_file), ["-r", "quantize/rtn-w4-channel", "--latency", "off"]
     outs = [tmp_path / "with.safetensors", tmp_path / "without.safetensors"]
     shown = []
     for out, html in zip(outs, ("true", "false"), strict=True):
-        command = [*step[:5], str(out), *step[5:], "--latency", "off", "--set", f"report.html={html}"]
+        command = [*bare_python, "-m", "aicompress", "quantize", source, str(out), *recipe]
+        command += ["--set", f"report.html={html}"]
         shown.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert outs[0].read_bytes() == outs[1].read_bytes()
     assert shown[0].rstrip().endswith(f"report: {tmp_path / 'with.report.html'}")

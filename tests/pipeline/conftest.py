@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
+from tests.processes import shared
 
 from tests.pipeline.ranks import Ranks
 
 
 @pytest.fixture(scope="session")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
     """Two processes that run commands as one."""
-    started = Ranks(tmp_path_factory.mktemp("ranks"))
-    yield started
-    started.close()
+    return Ranks(shared(tmp_path_factory, "ranks"))

@@ -14,47 +14,49 @@ import sys
 import time
 from pathlib import Path
 
+from tests.processes import lives, one_at_a_time, run_of_tests
+
 ROOT = Path(__file__).parents[2]
-PAUSE = 0.02  # seconds between two looks into the folder
+PAUSE = 0.05  # seconds between two looks into the folder
+LONGEST = 300  # seconds that a command may take
 
 
 class Ranks:
-    """Both processes, from outside.
+    """Both processes, from outside: all workers of a run of the tests have the same two.
 
     Attributes:
         folder: where commands and their results are exchanged.
-        process: the torchrun.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self._given = folder, 0
+        self.folder = folder
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        with (folder / "log").open("wb") as log:
-            self.process = subprocess.Popen(
-                [*launcher, __file__, str(folder), str(os.getpid())],
-                env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-                stdout=log,
-                stderr=log,
-                cwd=ROOT,
-            )
+        started = folder / "started"
+        with one_at_a_time(folder / "lock"), (folder / "log").open("ab") as log:
+            if not started.exists():
+                subprocess.Popen(
+                    [*launcher, __file__, str(folder), str(run_of_tests())],
+                    env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+                    stdout=log,
+                    stderr=log,
+                    cwd=ROOT,
+                )
+                started.touch()
 
     def together(self, source: Path, out: Path, recipe: Path, *options: str, verb: str = "quantize") -> str:
         """Run a command in both processes as one; what it prints."""
-        number, self._given = self._given, self._given + 1
         command = [verb, str(source), str(out), "-r", str(recipe), "--latency", "off", *options]
-        _write(self.folder / f"command-{number}.json", command)
-        results = [self.folder / f"result-{number}-{rank}.json" for rank in (0, 1)]
-        while not all(path.exists() for path in results):
-            assert self.process.poll() is None, (self.folder / "log").read_text(errors="replace")[-3000:]
-            time.sleep(PAUSE)
+        with one_at_a_time(self.folder / "lock"):
+            number = len(list(self.folder.glob("command-*.json")))
+            _write(self.folder / f"command-{number}.json", command)
+            results = [self.folder / f"result-{number}-{rank}.json" for rank in (0, 1)]
+            end = time.monotonic() + LONGEST
+            while not all(path.exists() for path in results):
+                assert time.monotonic() < end, (self.folder / "log").read_text(errors="replace")[-3000:]
+                time.sleep(PAUSE)
         codes, printed, errors = zip(*(json.loads(path.read_text()) for path in results), strict=True)
         assert codes == (0, 0), errors
         return "".join(printed)
-
-    def close(self) -> None:
-        """End both processes."""
-        self.process.terminate()
-        self.process.wait()
 
 
 def _write(path: Path, content: object) -> None:
@@ -83,7 +85,7 @@ def _ran(arguments: list[str], folder: Path) -> tuple[object, str, str]:
 def _serve(folder: Path, giver: int) -> None:
     """Run the commands of a folder in their order while the process that gives them lives."""
     number = 0
-    while Path(f"/proc/{giver}").exists():
+    while lives(giver):
         command = folder / f"command-{number}.json"
         if command.exists():
             result = _ran(json.loads(command.read_text()), folder)

@@ -101,7 +101,7 @@ def ternary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 @torch.no_grad()
-def test_one_file_is_enough(ternary: Any, tiny_llama: Path, tmp_path: Path) -> None:
+def test_one_file_is_enough(ternary: Any, tiny_llama: Path, tmp_path: Path, python: list[str]) -> None:
     def pick(info: LayerInfo, matrix: torch.Tensor) -> Weight | None:
         return ternary.of(matrix) if info.name.endswith("up_proj") else None
 
@@ -126,10 +126,9 @@ def test_one_file_is_enough(ternary: Any, tiny_llama: Path, tmp_path: Path) -> N
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
         "HF_MODULES_CACHE": str(tmp_path / "hf"),
     }
-    command = [sys.executable, "-c", code, str(path), str(tmp_path / "logits.pt")]
+    command = [*python, "-c", code, str(path), str(tmp_path / "logits.pt")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), reference)

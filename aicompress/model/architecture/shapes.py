@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from aicompress.errors import CheckpointError
-from aicompress.model.loading.definition import skeleton
+from aicompress.model.loading.definition import new_skeleton
 from aicompress.weights import TensorSpec
 
 # A block's place, and what its own parameters already tell: not part of how it computes.
@@ -30,7 +30,7 @@ def build(config: Mapping[str, Any]) -> Any:
     named = (config.get("architectures") or [config.get("model_type")])[0]
     try:
         with _quiet():
-            model = skeleton(dict(config))
+            model = new_skeleton(dict(config))
     except Exception as error:  # configurations are validated by arbitrary model code
         reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
         raise CheckpointError(f"transformers refuses the configuration of {named}: {reason}", "") from error

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import Refused
 from aicompress.methods.outputs import Anatomy, Output, Outputs
+from aicompress.model.loading.definition import skeleton
 from aicompress.model.loading.load import build
 from aicompress.model.loading.pooling import Pooling, pooling
 from aicompress.model.loading.tokenizer import vocabulary_digest
@@ -133,7 +134,7 @@ def anatomy(checkpoint: Checkpoint, run: Runner, last_layer: str | None, labels:
     if run.task == "module":
         spec = checkpoint.parameters().get(f"{last_layer}.weight")
         return Anatomy(classes=spec.shape[0] if spec is not None else None, labels=labels)
-    config = build(checkpoint).config
+    config = (skeleton(checkpoint.config or {}) or build(checkpoint)).config  # the latter says what is unknown
     text = config.get_text_config()
     classes = {"causal": "vocab_size", "masked": "vocab_size", "classes": "num_labels"}.get(run.task)
     return Anatomy(

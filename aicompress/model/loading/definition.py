@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from aicompress.errors import CheckpointError
 from aicompress.layer import Kind
@@ -58,7 +61,7 @@ def _of_experts(config: dict[str, Any], model: Any, known: Mapping[str, Kind | N
     for path, count in _expert_counts(model.config.to_dict()):
         candidates = {name for name, shape in shapes.items() if shape[0] == count} - kinds.keys()
         try:
-            more = skeleton(_with(config, path, 2 * count)) if candidates else None
+            more = new_skeleton(_with(config, path, 2 * count)) if candidates else None
         except CheckpointError:  # bound to other numbers
             continue
         grown = {} if more is None else {name: tuple(p.shape) for name, p in more.named_parameters()}
@@ -111,8 +114,22 @@ def tied_parameters(config: dict[str, Any], names: Iterable[str]) -> dict[str, s
     return {copy: original for original, *copies in filter(None, groups.values()) for copy in copies}
 
 
-def skeleton(config: dict[str, Any], **options: Any) -> Any | None:
-    """The architecture on the meta device, or None when transformers does not know it.
+def skeleton(config: dict[str, Any]) -> Any | None:
+    """The architecture on the meta device, to be looked at and not changed: a step asks for one several times.
+
+    Raises:
+        CheckpointError: the config is not one that the architecture takes.
+    """
+    return _shared_skeleton(json.dumps(config, sort_keys=True))
+
+
+@lru_cache(maxsize=4)
+def _shared_skeleton(config: str) -> Any | None:
+    return new_skeleton(json.loads(config))
+
+
+def new_skeleton(config: dict[str, Any], **options: Any) -> Any | None:
+    """A new model of the architecture, on the meta device; None when transformers does not know it.
 
     Args:
         config: config.json.
@@ -130,7 +147,7 @@ def skeleton(config: dict[str, Any], **options: Any) -> Any | None:
     plain = {key: _decoded(value) for key, value in config.items() if key not in ("quantization_config", "auto_map")}
     try:
         parsed = transformers.CONFIG_MAPPING[kind].from_dict(plain)
-        with torch.device("meta"):
+        with torch.device("meta"), _without_initialization():
             return architecture(parsed, **options)
     except Exception as error:  # whatever a wrong value breaks in the architecture's own code
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
@@ -147,6 +164,25 @@ def _decoded(value: Any) -> Any:
             return float(value["__float__"])
         return {key: _decoded(inner) for key, inner in value.items()}
     return [_decoded(inner) for inner in value] if isinstance(value, list) else value
+
+
+@contextmanager
+def _without_initialization() -> Iterator[None]:
+    """Let torch initialize no tensor on the meta device: it has no values, and drawing them takes half of the time."""
+    functions = {
+        name: function for name, function in vars(nn.init).items() if name.endswith("_") and callable(function)
+    }
+
+    def unless_meta(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda tensor, *given, **named: tensor if tensor.is_meta else function(tensor, *given, **named)
+
+    try:
+        for name, function in functions.items():
+            setattr(nn.init, name, unless_meta(function))
+        yield
+    finally:
+        for name, function in functions.items():
+            setattr(nn.init, name, function)
 
 
 def _architecture(config: dict[str, Any]) -> str:

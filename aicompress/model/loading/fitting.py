@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aicompress.model import hf
-from aicompress.model.loading.definition import skeleton
+from aicompress.model.loading.definition import new_skeleton
 from aicompress.model.loading.fill import lacking, unused
 
 
@@ -41,7 +41,7 @@ class Fit:
 
 
 def fitted(config: dict[str, Any], names: Iterable[str]) -> Fit | None:
-    """The architecture of config.json as far as a checkpoint holds it; None where transformers does not know it.
+    """A new model of the architecture as far as a checkpoint holds it; None where transformers does not know it.
 
     Args:
         config: config.json.
@@ -50,7 +50,7 @@ def fitted(config: dict[str, Any], names: Iterable[str]) -> Fit | None:
     Raises:
         CheckpointError: the config is not one that the architecture takes.
     """
-    model = skeleton(config)
+    model = new_skeleton(config)
     if model is None:
         return None
     names, without = list(names), []
@@ -61,13 +61,13 @@ def fitted(config: dict[str, Any], names: Iterable[str]) -> Fit | None:
         heads = [name for name in model.state_dict() if not name.startswith(prefix)]
         if not held & set(heads):
             without.append(f"the head of {type(model).__name__}")
-            model = skeleton({**config, "architectures": [type(base).__name__]}) or model
+            model = new_skeleton({**config, "architectures": [type(base).__name__]}) or model
             missing = _missing(model, names)
     if missing and set(missing) == {name for name in model.state_dict() if "pooler" in name.split(".")}:
         parameters = inspect.signature(type(model).__init__).parameters
         if "add_pooling_layer" in parameters:
             without.append("the pooler")
-            model = skeleton(config | {"architectures": [type(model).__name__]}, add_pooling_layer=False) or model
+            model = new_skeleton(config | {"architectures": [type(model).__name__]}, add_pooling_layer=False) or model
     return Fit(
         model, " and ".join(without), tuple(unused(model, hf.parameter_names(model, names), set(model.state_dict())))
     )

@@ -1,18 +1,21 @@
-"""Measure the cost of loading a checkpoint, seconds and peak memory, in a fresh process."""
+"""Measure the cost of loading a checkpoint, seconds and peak memory, in a process of its own.
+
+The processes are forked from a server that has imported what they all need, and nothing else: libraries are imported
+once, however many checkpoints are measured, and each process holds what a new one would.
+"""
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from importlib import import_module
+from multiprocessing import get_all_start_methods, get_context
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
-import aicompress
 from aicompress.checkpoint.source import locate
 from aicompress.data import Data
 from aicompress.errors import CompressError
@@ -46,65 +49,70 @@ class Footprint:
     ran: bool
 
 
-def footprint(
-    path: str,
-    model: Model | None,
-    allow_code: bool,
-    size: tuple[int, int],
-    labelled: Data | None,
-    kernels: str = "fast",
-) -> Footprint:
-    """Load a checkpoint in a fresh process.
+@dataclass(frozen=True)
+class LoadRequest:
+    """What to load, and how.
 
-    Args:
+    Attributes:
+        path: of a directory or a file.
         model: how to build a bare file's module.
         allow_code: the recipe's factory may run.
         size: batch and length of the forward pass.
         labelled: arrays to take the inputs of a bare file from.
         kernels: fast or reference.
+    """
+
+    path: str
+    model: Model | None = None
+    allow_code: bool = False
+    size: tuple[int, int] = (1, 16)
+    labelled: Data | None = None
+    kernels: Literal["fast", "reference"] = "fast"
+
+
+def footprint(request: LoadRequest) -> Footprint:
+    """Load a checkpoint in a process of its own.
 
     Raises:
-        CompressError: the process failed; its last words are in the message.
+        CompressError: it could not be loaded there; the message says why.
     """
-    request = {
-        "path": path,
-        "model": None if model is None else model.model_dump(mode="json"),
-        "allow_code": allow_code,
-        "size": size,
-        "labelled": None if labelled is None else labelled.model_dump(mode="json"),
-        "kernels": kernels,
-    }
-    package = str(Path(aicompress.__file__).parent.parent)
-    given = os.environ.get("PYTHONPATH")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([package, given] if given else [package])}
-    done = subprocess.run(
-        [sys.executable, "-m", "aicompress.pipeline.evaluation.load_cost"],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    if done.returncode:
-        words = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise CompressError(f"{path} could not be loaded in a process of its own: {words}", "")
-    return Footprint(**json.loads(done.stdout.strip().splitlines()[-1]))
+    context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
+    context.set_forkserver_preload([__name__, *_libraries(request.path)])
+    with ProcessPoolExecutor(1, context, _silence) as process:
+        try:
+            return process.submit(measure, request).result()
+        except BrokenProcessPool:
+            words = "the process was killed"
+        except Exception as error:
+            words = str(error) or type(error).__name__
+    raise CompressError(f"{request.path} could not be loaded in a process of its own: {words}", "")
 
 
-def measure(request: dict[str, Any]) -> Footprint:
+def _libraries(path: str) -> list[str]:
+    """What loading a checkpoint imports: that is no part of a load."""
+    return ["aicompress.model.hf.modeling_aicompress"] if os.path.isdir(path) else []
+
+
+def _silence() -> None:
+    """Send what libraries print to nowhere: the command's own output is its user's."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
+def measure(request: LoadRequest) -> Footprint:
     """Measure the cost of loading a checkpoint in this process."""
     from aicompress.pipeline.step.running_model import Setting, example, forward_call
 
-    model = None if request["model"] is None else Model.model_validate(request["model"])
-    labelled = None if request["labelled"] is None else Data.model_validate(request["labelled"])
-    setting = Setting(model, request["allow_code"], kernels=request["kernels"])
-    path = request["path"]
-    import aicompress.model.hf.modeling_aicompress  # noqa: F401  # importing transformers is no part of a load
-
-    batch, length = request["size"]
+    setting = Setting(request.model, request.allow_code, kernels=request.kernels)
+    path = request.path
+    for name in _libraries(path):
+        import_module(name)
+    batch, length = request.size
     idle = peak_rss()
     running = setting.start(path)
-    inputs = example(running.module, batch, length, labelled)
+    inputs = example(running.module, batch, length, request.labelled)
     if inputs is not None:
         forward_call(running.module, inputs[0])()
     peak = peak_rss()
@@ -133,7 +141,3 @@ def evict(path: str) -> bool:
         finally:
             os.close(descriptor)
     return True
-
-
-if __name__ == "__main__":
-    sys.stdout.write(json.dumps(asdict(measure(json.load(sys.stdin)))) + "\n")

@@ -11,7 +11,7 @@ from aicompress import data as sources
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.reader import digests
 from aicompress.errors import OutputExists, RecipeError, raise_all
-from aicompress.pipeline.evaluation.load_cost import footprint
+from aicompress.pipeline.evaluation.load_cost import LoadRequest, footprint
 from aicompress.pipeline.evaluation.quality import measure_quality
 from aicompress.pipeline.step import latency as timing
 from aicompress.pipeline.step.checks import known_kinds
@@ -130,7 +130,8 @@ def _with_load_cost(sides: Sequence[Side], recipe: EvalRecipe, allow_code: bool,
     loaded: list[Side] = []
     for number, side in enumerate(sides):
         progress("loading in a process of its own", 20 * number // len(sides), 100)
-        cost = footprint(side.path, recipe.model, allow_code, size, recipe.quality.arrays, recipe.kernels)
+        given = (recipe.model, allow_code, size, recipe.quality.arrays, recipe.kernels)
+        cost = footprint(LoadRequest(side.path, *given))
         cold = cost.cold_seconds if cost.evicted else None
         loaded.append(
             replace(side, load_seconds=cost.warm_seconds, cold_load_seconds=cold, load_peak_rss=cost.peak_rss)

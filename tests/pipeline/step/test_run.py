@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import resource
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +24,7 @@ from aicompress.pipeline.step.run import STARTS_ANEW
 from aicompress.recipe import Model, Recipe
 from aicompress.report.model import Report
 from tests import checkpoints
+from tests.pipeline.ranks import Ranks
 
 ROOT = Path(__file__).parents[3]
 OFF = Options(latency="off")
@@ -143,22 +141,12 @@ def test_a_disk_that_cannot_take_the_output_leaves_nothing(step: Step) -> None:
     assert not (step.out.parent / "new").exists()
 
 
-def test_of_two_processes_the_first_one_writes_and_prints(tmp_path: Path, tiny_llama: Path) -> None:
+def test_of_two_processes_the_first_one_writes_and_prints(tmp_path: Path, tiny_llama: Path, ranks: Ranks) -> None:
     step = Step("structured", tiny_llama, tmp_path / "out")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps({"version": 1, "method": METHODS[step.kind][1]}))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    command = ["aicompress", "prune", str(step.source), str(step.out), "-r", str(recipe), "--latency", "off", "--json"]
-    done = subprocess.run(
-        [*launcher, *command],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert Report.from_json(done.stdout) == Report.from_json((step.out / "report.json").read_text())
+    printed = ranks.together(step.source, step.out, recipe, "--json", verb="prune")
+    assert Report.from_json(printed) == Report.from_json((step.out / "report.json").read_text())
     alone = step.elsewhere(tmp_path / "alone")
     alone.run()
     assert step.files() == alone.files()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -39,7 +38,7 @@ def test_curves_are_the_errors_of_what_stays() -> None:
 
 
 def test_unlike_widths_lose_less_and_load_everywhere_it_says(
-    tmp_path: Path, trained_llama: Path, text_file: Path
+    tmp_path: Path, trained_llama: Path, text_file: Path, python: list[str]
 ) -> None:
     ids = windows(trained_llama, text_file, 16)
     uniform = recipe(tmp_path, text(text_file, 32), {**UNEVEN, "widths": "uniform"})
@@ -67,7 +66,7 @@ def test_unlike_widths_lose_less_and_load_everywhere_it_says(
         "assert 'aicompress' not in sys.modules\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "out")], capture_output=True, text=True, cwd=tmp_path, check=False
+        [*python, "-c", script, str(tmp_path / "out")], capture_output=True, text=True, cwd=tmp_path, check=False
     )
     assert done.stdout.splitlines() == ["closed", str(widths)], done.stderr[-2000:]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +110,7 @@ def test_generation_keeps_its_cache(tmp_path: Path) -> None:
     assert torch.equal(*found)
 
 
-def test_transformers_alone_refuses_and_takes_it_with_remote_code(tmp_path: Path) -> None:
+def test_transformers_alone_refuses_and_takes_it_with_remote_code(tmp_path: Path, python: list[str]) -> None:
     FAMILIES["gpt-neox"].saved(tmp_path / "in")
     prune(tmp_path / "in", tmp_path / "out", name="heads", sparsity=0.5)
     script = (
@@ -124,7 +123,7 @@ def test_transformers_alone_refuses_and_takes_it_with_remote_code(tmp_path: Path
         "print(model(input_ids=torch.arange(3, 19)[None]).logits.double().sum().item())\n"
         "assert 'aicompress' not in sys.modules\n"
     )
-    command = [sys.executable, "-c", script, str(tmp_path / "out")]
+    command = [*python, "-c", script, str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     closed, total = done.stdout.splitlines() or ("", "0")
     with torch.inference_mode():
