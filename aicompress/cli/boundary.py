@@ -8,12 +8,14 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from aicompress.errors import CompressError, Interrupted, Problems
 
 DEBUG = "--traceback"
+STARTED = time.perf_counter()  # of the command
 
 
 def run(app: Callable[[], object]) -> NoReturn:

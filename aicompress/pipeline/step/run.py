@@ -24,6 +24,7 @@ from aicompress.pipeline.step.sides import side_of
 from aicompress.pipeline.step.workers import Processes, processes
 from aicompress.recipe import Recipe
 from aicompress.recipe.distillation import DistillRecipe
+from aicompress.recipe.export import ExportRecipe
 from aicompress.report.model import Latency, Report
 
 STARTS_ANEW = "nothing of a stopped run was used: this kind of step starts anew"
@@ -62,7 +63,7 @@ class StepRun:
 
     checkpoint: Checkpoint
     kinds: Mapping[str, Kind | None] | None
-    recipe: Recipe | DistillRecipe
+    recipe: Recipe | DistillRecipe | ExportRecipe
     output: Output
     write: Callable[[OpenOutput], Results]
     follow: Callable[[], object] = lambda: None
@@ -106,24 +107,25 @@ def run_step(step: StepRun, team: Processes, options: Options) -> Report:
 def _write(step: StepRun, options: Options) -> Report:
     """Write and seal the output; the first process does it."""
     start, output = time.perf_counter() - step.seconds, step.output
+    further = {**{name: each.source for name, each in step.further.items()}, **step.checkpoint.foreign.beside}
     resumes = options.resume and step.fingerprint is not None
     if resumes and step.fingerprint is not None:
         require_resumable(output, step.fingerprint)
     with (
         CheckpointWriter(output.destination.path, output.shards, resumes, output.destination.overwrite) as writer,
-        hashing([step.checkpoint, *step.further.values()]) as inputs,
+        hashing([step.checkpoint.source, *further.values()]) as inputs,
     ):
         results = step.write(OpenOutput(writer, _journal(writer.work, step.fingerprint, resumes), inputs[0]))
         if options.resume and not resumes:
             results = replace(results, warnings=(*results.warnings, STARTS_ANEW))
         first, *others = (future.result() for future in inputs)
-        output = with_digests(output, first, dict(zip(step.further, others, strict=True)))
+        output = with_digests(output, first, dict(zip(further, others, strict=True)))
         output.write_files(writer)
         if output.metadata():
             writer.stamp(output.metadata())
         written = Checkpoint.open(writer.work / output.shards[0].name if output.destination.single else writer.work)
         seconds = time.perf_counter() - start  # timing forward passes is not part of the step
-        report = _report(replace(step, output=output), written, results, options.latency, seconds)
+        report = _report(replace(step, output=output), written, results, options, seconds)
         for name, text in rendered(report, step.recipe.report.html).items():
             writer.add(name, text.encode())
         writer.seal()
@@ -136,18 +138,18 @@ def _journal(work: Path, fingerprint: str | None, resumes: bool) -> Journal:
     return Journal.resume(work, fingerprint) if resumes else Journal.start(work, fingerprint)
 
 
-def _report(step: StepRun, written: Checkpoint, results: Results, mode: Mode, seconds: float) -> Report:
+def _report(step: StepRun, written: Checkpoint, results: Results, options: Options, seconds: float) -> Report:
     """The report of an output that is complete but for it."""
     output, checkpoint = step.output, step.checkpoint
     lineage = output.manifest.lineage
-    latency, notes = _latency(checkpoint, written, mode)
+    latency, notes = _latency(checkpoint, written, options.latency)
     sha256 = digests(written.source)
     if output.destination.single:  # the working file has another name
         sha256 = dict(zip([output.destination.path.name], sha256.values(), strict=True))
     after = side_of(written, step.kinds, str(output.destination.path), sha256)
     after = replace(after, bytes=output.weight_bytes + output.other_bytes)  # a report cannot count itself
     before = side_of(checkpoint, step.kinds, str(checkpoint.path), dict(lineage[-1]["inputs"]))
-    results = replace(results, latency=latency, warnings=(*results.warnings, *notes))
+    results = replace(results, latency=latency, warnings=(*results.warnings, *notes), waited=options.waited())
     return build_report(lineage[-1]["command"], step.recipe, (before, after), lineage, results, seconds)
 
 
