@@ -56,7 +56,8 @@ def fitted(config: dict[str, Any], names: Iterable[str]) -> Fit | None:
     names, without = list(names), []
     missing = _missing(model, names)
     base, prefix = model.base_model, f"{model.base_model_prefix}."
-    if missing and base is not model and not any(name.startswith(prefix) for name in missing):
+    headless = base is not model and not model.can_generate()  # what generates is nothing without its head
+    if missing and headless and not any(name.startswith(prefix) for name in missing):
         held = {target for target, _ in hf.parameter_names(model, names).values()}
         heads = [name for name in model.state_dict() if not name.startswith(prefix)]
         if not held & set(heads):
