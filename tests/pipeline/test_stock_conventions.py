@@ -153,13 +153,15 @@ def test_an_index_of_any_name_is_read(shards: str, index: str, tmp_path: Path) -
     assert [path.name for path in Checkpoint.open(tmp_path).source.side_files] == ["notes.txt"]
 
 
-def test_adapters_keep_the_name_and_the_strings_that_their_readers_look_for(tmp_path: Path) -> None:
+def test_outputs_keep_the_name_and_the_strings_that_their_readers_look_for(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    tensors = {"q_proj.lora_A.weight": torch.randn(8, 64), "q_proj.lora_B.weight": torch.randn(64, 8)}
-    save_file(tensors, tmp_path / "in" / "adapter_model.safetensors", metadata={"format": "pt", "author": "me"})
+    tensors = {"q.weight": torch.randn(8, 64), "k.weight": torch.randn(64, 8)}
+    save_file(
+        tensors, tmp_path / "in" / "diffusion_pytorch_model.safetensors", metadata={"format": "pt", "author": "me"}
+    )
     recipe = load("prune/magnitude-50", "prune")
     steps.run(steps.make_plan(tmp_path / "in", Destination(tmp_path / "out"), recipe, "prune"), OFF)
-    with safe_open(tmp_path / "out" / "adapter_model.safetensors", framework="pt") as file:
+    with safe_open(tmp_path / "out" / "diffusion_pytorch_model.safetensors", framework="pt") as file:
         assert file.metadata()["author"] == "me"
 
 
