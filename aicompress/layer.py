@@ -11,8 +11,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from aicompress.weights import Weight
 
-Kind = Literal["linear", "conv", "embedding", "head"]
-KINDS: tuple[Kind, ...] = ("linear", "conv", "embedding", "head")
+Kind = Literal["linear", "experts", "conv", "embedding", "head"]
+KINDS: tuple[Kind, ...] = ("linear", "experts", "conv", "embedding", "head")
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,13 @@ class LayerInfo:
     def names(self) -> tuple[str, ...]:
         """All names that a pattern may match: a factor also answers to its layer's name."""
         return (self.name, self.name.rsplit(".", 2)[0]) if self.part else (self.name,)
+
+    def matrix(self, tensor: Tensor) -> Tensor:
+        """The parameter, or some of its first axis, as the matrix (out, in) that methods work on.
+
+        Experts in one tensor (experts, out, in) are one matrix: their rows one after the other.
+        """
+        return tensor.t() if self.transposed else tensor.reshape(-1, self.shape[1])
 
     @property
     def index(self) -> int | None:

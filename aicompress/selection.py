@@ -15,6 +15,8 @@ from typing import Any
 from aicompress.errors import CompressError, RecipeError, suggestion
 from aicompress.layer import Kind, LayerInfo
 
+_SPAN = re.compile(r"\s*(-?\d+)\s*(?:-\s*(-?\d+)\s*)?")
+
 
 class Expression:
     """A regular expression that somebody else wrote: all its matches together take a bounded time.
@@ -132,8 +134,20 @@ def select(
     return [], [RecipeError("the recipe selects no layer", hint)]
 
 
+def from_the_start(span: str, layers: Sequence[LayerInfo]) -> str:
+    """A span of depths with those counted from the end, such as -1 for the last, counted from the start."""
+    depths = [layer.index for layer in layers if layer.index is not None]
+    last = max(depths, default=0)
+
+    def counted(match: re.Match[str]) -> str:
+        numbers = [int(number) for number in match.groups() if number is not None]
+        return "-".join(str(number if number >= 0 else last + 1 + number) for number in numbers)
+
+    return ",".join(_SPAN.sub(counted, piece) if "-" in piece else piece for piece in span.split(","))
+
+
 def in_levels(layer: LayerInfo, span: str) -> bool:
-    """Whether the layer's depth lies in a span such as `0-1`, `5`, `0-1,10-11`.
+    """Whether the layer's depth lies in a span such as `0-1`, `5`, `0-1,10-11`; `from_the_start` has counted it.
 
     Raises:
         RecipeError: the span does not parse.
@@ -141,9 +155,10 @@ def in_levels(layer: LayerInfo, span: str) -> bool:
     depth = -1 if layer.index is None else layer.index
     inside = False
     for piece in span.split(","):
-        bounds = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", piece)
+        bounds = _SPAN.fullmatch(piece)
         if bounds is None:
-            raise RecipeError(f"levels: {span!r} is not a list of depths", 'write layers: "0-1" or "0-1,10-11"')
+            hint = 'write layers: "0-1", "0-1,10-11", or "-2--1" for the last two'
+            raise RecipeError(f"levels: {span!r} is not a list of depths", hint)
         low = int(bounds[1])
         inside |= low <= depth <= int(bounds[2] or low)
     return inside

@@ -9,7 +9,7 @@ import torch
 
 from aicompress.errors import RecipeError
 from aicompress.layer import Kind, LayerInfo
-from aicompress.selection import in_levels, matches, select, unmatched
+from aicompress.selection import from_the_start, in_levels, matches, select, unmatched
 
 
 def info(name: str, kind: Kind = "linear") -> LayerInfo:
@@ -109,6 +109,14 @@ def test_a_broken_regular_expression_is_an_error() -> None:
 def test_levels(span: str, depths: list[int]) -> None:
     found = [layer.index for layer in LAYERS if layer.name.endswith("q_proj") and in_levels(layer, span)]
     assert found == depths
+
+
+@pytest.mark.parametrize(
+    ("span", "counted"),
+    [("-1", "11"), ("-2--1", "10-11"), ("0-1,-1", "0-1,11"), ("2--3", "2-9"), ("0-1", "0-1"), ("a-b", "a-b")],
+)
+def test_depths_are_counted_from_the_end_too(span: str, counted: str) -> None:
+    assert from_the_start(span, LAYERS) == counted
 
 
 def test_a_layer_without_depth_is_in_no_level() -> None:

@@ -77,18 +77,29 @@ def require_finite(tensor: Tensor, name: str, path: Path) -> None:
     Raises:
         CheckpointError: naming the tensor and how many elements are bad.
     """
-    if not tensor.dtype.is_floating_point or tensor.numel() == 0:
-        return
-    if tensor.dtype is torch.float32 and tensor.is_contiguous():
-        flat = tensor.view(-1)
-        if math.isfinite(float(torch.dot(flat, flat))):  # a third of the time; infinite where squares overflow
-            return
-    values = tensor.float() if tensor.dtype.itemsize == 1 else tensor
-    if not torch.isfinite(torch.stack(torch.aminmax(values))).all():
-        bad = int((~torch.isfinite(values)).sum())
+    if bad := count_not_finite(tensor):
         raise CheckpointError(
             f"{path}: {name!r} holds {bad} NaN or infinite values", "repair or re-export the checkpoint"
         )
+
+
+def count_not_finite(tensor: Tensor) -> int:
+    """How many elements are NaN or infinite."""
+    if not tensor.dtype.is_floating_point or tensor.numel() == 0:
+        return 0
+    if tensor.dtype is torch.float32 and tensor.is_contiguous():
+        flat = tensor.view(-1)
+        if math.isfinite(float(torch.dot(flat, flat))):  # a third of the time; infinite where squares overflow
+            return 0
+    values = tensor.float() if tensor.dtype.itemsize == 1 else tensor
+    if torch.isfinite(torch.stack(torch.aminmax(values))).all():
+        return 0
+    return int((~torch.isfinite(values)).sum())
+
+
+def may_be_infinite(name: str) -> bool:
+    """Whether a tensor is no weight or bias by its name: masks and bounds may be infinite."""
+    return not name.rpartition(".")[2].startswith(("weight", "bias"))
 
 
 def digests(source: Source, stopped: Callable[[], bool] = lambda: False) -> dict[str, str]:

@@ -231,7 +231,7 @@ def candidates(weights: Mapping[str, tuple[LayerInfo, Weight]], has_config: bool
         isinstance(weight, IntGrouped)
         and (weight.zero is None or not weight.zero.is_floating_point())
         and weight.even
-        and info.kind != "conv"
+        and info.kind not in ("conv", "experts")
         and not info.transposed
         and len(info.tensor.removesuffix(".weight")) in range(1, len(info.tensor))
         for info, weight in compressed.values()

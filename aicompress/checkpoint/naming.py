@@ -6,7 +6,8 @@ A model definition knows better; where there is one, `model.load.layer_kinds` co
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 from aicompress.layer import Kind
@@ -18,8 +19,14 @@ _EMBEDDING = re.compile(
     r"|embed_in|relative_attention_bias|(?:word|token|position|token_type|segment)_embeddings?)$"
 )
 _HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output_projection)$")
-_EXPERTS = re.compile(r"(?:^|\.)experts\.")
+_EXPERTS = re.compile(r"(?:^|\.)experts\.(?:\w*?(\d+)\.)?")
 _ROUTER = re.compile(r"(?:^|\.)(?:gate|router|router\.layer)\.weight$")
+# Last parts of names of what is no matrix of weights though it has two axes: norms, biases, tables and statistics.
+_NO_MATRIX = re.compile(
+    r"bias|norm|gamma|beta|scale|zero|mean|var|mask|pos|token|table|index|codebook|freq|cache|_log$|^(?:cos|sin|b)(?:_|$)",
+    re.IGNORECASE,
+)
+_KERNEL = re.compile(r"(?:^|[._])(?:kernel|weights?|weight_v|w)$", re.IGNORECASE)
 _NORM = re.compile(r"norm|(?:^|\.)ln_|layernorm|(?:^|\.)bn\d*$", re.IGNORECASE)
 # Conv1D of GPT-2 and its kin stores (in, out).
 _CONV1D_MODELS = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"}
@@ -33,6 +40,8 @@ def layer_name(tensor: str) -> str:
 
 def kind_of(tensor: str, spec: TensorSpec) -> Kind | None:
     """The kind of layer a parameter is the weight of; None for anything that is not a matrix of weights."""
+    if spec.dtype.is_floating_point and len(spec.shape) == 3 and 0 not in spec.shape and _EXPERTS.search(tensor):
+        return "experts"
     if not spec.dtype.is_floating_point or len(spec.shape) < 2 or 0 in spec.shape or not _WEIGHT.search(tensor):
         return None
     layer = layer_name(tensor)
@@ -45,11 +54,65 @@ def kind_of(tensor: str, spec: TensorSpec) -> Kind | None:
     return None if _NORM.search(layer.rsplit(".", 1)[-1]) else "linear"
 
 
-def routers_of(tensors: Iterable[str]) -> set[str]:
-    """Weights that choose among experts: a `gate` or `router` beside `experts`. A rounded one chooses others."""
-    known = list(tensors)
-    mixtures = {name[: match.start()] for name in known if (match := _EXPERTS.search(name))}
-    return {name for name in known if (match := _ROUTER.search(name)) and name[: match.start()] in mixtures}
+def kind_in_bare_file(tensor: str, spec: TensorSpec) -> Kind | None:
+    """The kind of layer of a parameter that no model definition speaks of: every matrix counts, whatever its name.
+
+    Such as an LSTM cell's `weight_ih`, a `kernel` and a `W`; not norms, biases and tables.
+    """
+    kind = kind_of(tensor, spec)
+    place, _, leaf = tensor.rpartition(".")
+    long = [size for size in spec.shape if size > 1]
+    if kind is not None or not spec.dtype.is_floating_point or len(long) < 2 or 0 in spec.shape:
+        return kind
+    if _WEIGHT.search(tensor) or _NO_MATRIX.search(leaf) or _NORM.search(place.rpartition(".")[2]):
+        return None
+    if len(spec.shape) > 2:
+        return "conv" if _KERNEL.search(leaf) else None
+    if _HEAD.search(tensor):
+        return "head"
+    return "embedding" if _EMBEDDING.search(tensor) or _EMBEDDING.search(place) else "linear"
+
+
+def kind_among(kinds: Mapping[str, Kind | None] | None, tensor: str, spec: TensorSpec) -> Kind | None:
+    """The kind of layer of a parameter: what a model definition says; names that it lacks are judged by themselves.
+
+    Args:
+        kinds: by parameter, from a model definition; None where there is none.
+        tensor, spec: the parameter.
+    """
+    if kinds is None:
+        return kind_in_bare_file(tensor, spec)
+    return kinds[tensor] if tensor in kinds else kind_of(tensor, spec)
+
+
+def routers_of(specs: Mapping[str, TensorSpec]) -> set[str]:
+    """Weights that choose among experts: beside `experts`, with an output for each of them or a router's name.
+
+    A rounded one chooses others.
+    """
+    counts: dict[str, set[int]] = defaultdict(set)  # numbers of experts by what stands before `experts`
+    for name, spec in specs.items():
+        if match := _EXPERTS.search(name):
+            stacked = len(spec.shape) == 3
+            counts[name[: match.start()]] |= {int(match[1]) + 1} if match[1] else {spec.shape[0]} if stacked else set()
+    return {name for name, spec in specs.items() for place in _beside(name) if _routes(name, spec, place, counts)}
+
+
+def _beside(name: str) -> list[str]:
+    """Prefixes of a weight that lies directly in them, or in a module of theirs."""
+    pieces = name.removesuffix(".weight").split(".")
+    return [".".join(pieces[:-length]) for length in (1, 2) if len(pieces) > length] or [""]
+
+
+def _routes(name: str, spec: TensorSpec, place: str, counts: Mapping[str, set[int]]) -> bool:
+    """Whether a weight beside the experts of a place chooses among them."""
+    if place not in counts or _EXPERTS.search(name):
+        return False
+    match = _ROUTER.search(name)
+    if match is not None and name[: match.start()] == place:
+        return True
+    outputs = max(counts[place], default=0)
+    return len(spec.shape) == 2 and outputs > 1 and spec.shape[0] == outputs and "shared" not in name
 
 
 def is_embedding(layer: str) -> bool:

@@ -18,7 +18,7 @@ from aicompress.checkpoint.foreign.reading import ForeignWeights
 from aicompress.checkpoint.header import DTYPE_NAMES, DTYPES, TensorRef
 from aicompress.checkpoint.layouts import native_names
 from aicompress.checkpoint.manifest import Entry, Manifest
-from aicompress.checkpoint.naming import is_transposed, kind_of, layer_name, routers_of
+from aicompress.checkpoint.naming import is_transposed, kind_among, layer_name, routers_of
 from aicompress.checkpoint.source import Source, locate
 from aicompress.errors import CheckpointError, Unsupported
 from aicompress.layer import Kind, Layer, LayerInfo, as_matrix
@@ -104,7 +104,9 @@ class Checkpoint:
             try:
                 outline = self.restored(name, entry, self._no_data)
                 whole = as_matrix(torch.empty(entry.dense.shape, device="meta"), entry.transposed)
-                fits = tuple(outline.shape) == tuple(whole.shape) and entry.dense.dtype.is_floating_point
+                stacked = whole if entry.transposed else whole.reshape(-1, entry.dense.shape[-1])  # of experts
+                fits = tuple(outline.shape) in (tuple(whole.shape), tuple(stacked.shape))
+                fits &= entry.dense.dtype.is_floating_point
                 outline.dense()  # without data: it fails where tensors do not fit one another
                 if self.layout == "native":
                     fits &= outline.specs() == {suffix: self.tensors[disk].spec for suffix, disk in names.items()}
@@ -173,7 +175,7 @@ class Checkpoint:
         routers = routers_of(parameters)
         for name, spec in parameters.items():
             told = kinds is not None and name in kinds
-            kind = kinds[name] if kinds is not None and told else kind_of(name, spec)
+            kind = kind_among(kinds, name, spec)
             if kind is None or (not told and name in routers) or len(spec.shape) < 2:
                 continue
             infos.extend(self._infos(name, spec, kind))
@@ -182,7 +184,8 @@ class Checkpoint:
     def _infos(self, name: str, spec: TensorSpec, kind: Kind) -> list[LayerInfo]:
         entry = self.manifest.entries.get(name)
         transposed = entry.transposed if entry else kind == "linear" and is_transposed(name, self.config)
-        out, columns = spec.shape[0], int(np.prod(spec.shape[1:]))
+        columns = spec.shape[-1] if kind == "experts" else int(np.prod(spec.shape[1:]))
+        out = int(np.prod(spec.shape)) // columns
         shape = (columns, out) if transposed else (out, columns)
         outline = self.outline(name)
         form = Dense.form if outline is None else outline.form
@@ -291,6 +294,8 @@ class Checkpoint:
         if isinstance(stored, Dense) and info.transposed and not info.part:  # factors are (out, rank), (rank, in)
             matrix = matrix.t().contiguous()
             stored = Dense(stored.matrix.t())
+        elif isinstance(stored, Dense) and not info.part:
+            matrix, stored = info.matrix(matrix), Dense(info.matrix(stored.matrix))
         require_finite(matrix, info.name, self.path)
         return Layer(info, matrix, stored, seed=seed)
 

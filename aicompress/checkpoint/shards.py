@@ -37,7 +37,7 @@ class ShardPlan:
 
 
 def plan_shards(
-    specs: Mapping[str, TensorSpec], limit: int | None, metadata: Mapping[str, str]
+    specs: Mapping[str, TensorSpec], limit: int | None, metadata: Mapping[str, str], base: str = "model"
 ) -> tuple[ShardPlan, ...]:
     """Split tensors into files of at most `limit` bytes of data; a module, with all its tensors, is never split.
 
@@ -45,6 +45,7 @@ def plan_shards(
         specs: tensors in the order they should lie.
         limit: bytes, or None for one file.
         metadata: strings for the header of the first file.
+        base: what the files are called.
     """
     modules: dict[str, dict[str, TensorSpec]] = {}
     for name, spec in specs.items():
@@ -60,9 +61,9 @@ def plan_shards(
         used += size
     count = len(shards)
     names = (
-        ["model.safetensors"]
+        [f"{base}.safetensors"]
         if count == 1
-        else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+        else [f"{base}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
     )
     return tuple(
         ShardPlan(n, s, dict(metadata) if i == 0 else {}) for i, (n, s) in enumerate(zip(names, shards, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,6 +15,8 @@ INDEX = "model.safetensors.index.json"
 _OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".tflite", ".pkl"}
 MODELING_FILES = ("modeling_aicompress.py", "layers_aicompress.py", "decoding_aicompress.py")
 _WRITTEN_ANEW = {"config.json", "aicompress.json", "report.json", "report.md", "report.html", *MODELING_FILES}
+_INDEXES = re.compile(r"\.safetensors\.index(?:\.\w+)?\.json$")  # of any base name; of a variant too
+_NAMES = ("diffusion_pytorch_model",)  # of weights that other readers than transformers look for
 # Where other tools write how they quantized, and the method that such a file means; an output is no more what it says.
 OTHER_SETTINGS = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
 ADAPTER_CONFIG = "adapter_config.json"
@@ -44,6 +47,12 @@ class Source:
     left_out: tuple[Path, ...] = ()
     outside: tuple[Path, ...] = ()
 
+    @property
+    def base_name(self) -> str:
+        """What readers of this folder call its weights: model, or the name of diffusers' models."""
+        first = self.files[0].name if self.folder is not None else ""
+        return next((name for name in _NAMES if first.startswith(name)), "model")
+
     def name_of(self, file: Path) -> str:
         """A weight file's name, below the checkpoint's folder where it has one."""
         folder = self.folder or self.path.parent
@@ -66,7 +75,7 @@ def locate(name: str | Path) -> Source:
     if not path.exists():
         near = [str(p) for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise CheckpointError(f"{path} does not exist", suggestion(str(path), near) if near else "check the path")
-    if path.name.endswith(".index.json"):
+    if path.name.endswith(".index.json") or _INDEXES.search(path.name):
         if (path.parent / "config.json").is_file():
             return _directory(path.parent, path)
         files, weight_map = _indexed(path)
@@ -100,6 +109,8 @@ def _directory(folder: Path, index: Path | None = None) -> Source:
         files = (folder / "model.safetensors",)
     elif (folder / INDEX).is_file():
         files, weight_map = _indexed(folder / INDEX)
+    elif len(indexes := [path for path in sorted(folder.iterdir()) if _INDEXES.search(path.name)]) == 1:
+        files, weight_map = _indexed(indexes[0])
     else:
         files = tuple(sorted(folder.glob("*.safetensors")))
         if len(files) != 1:
@@ -150,6 +161,7 @@ def _side_files(folder: Path, weights: set[Path]) -> tuple[tuple[Path, ...], tup
             left.append(relative)
             continue
         weighs = path.suffix in _OTHER_WEIGHTS or path.suffix == ".safetensors" or path.name.endswith(".index.json")
+        weighs |= bool(_INDEXES.search(path.name))
         (left if weighs and (top or relative.parts[0] not in parts) else side).append(relative)
     return tuple(side), tuple(left)
 

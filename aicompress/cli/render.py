@@ -115,4 +115,6 @@ def plan(content: PlanSummary, file: TextIO | None = None) -> None:
         console.print(_text(console, f"warning: {warning}", "yellow"))
     _print(console, plans.layers(content))
     _print(console, plans.files(content))
+    if left := plans.untouched(content):
+        console.print(_text(console, left))
     console.print(_text(console, plans.headline(content), "bold"))

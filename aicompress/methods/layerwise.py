@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
-from aicompress.layer import Layer, LayerInfo
+from aicompress.layer import Kind, Layer, LayerInfo
 from aicompress.methods.capabilities import Allocates, Joint, Reads, Rescales, Rotates, RowWise, Surveys, Widths
 from aicompress.methods.method import Method, MethodConfig
 from aicompress.methods.zeros import kept_zero, outline_of
@@ -27,6 +27,7 @@ class LayerMethod(Method, Generic[C]):
         describe: the few knobs a report row shows, from the config and the stored weight or its outline; under the key
             "note" a sentence that says why the layer came out as it did, where that is not obvious.
         reading: the parameters decide which statistics are read; None: all of `needs`, whatever they are.
+        stacks: matrices one below the other, as experts lie in one tensor, come out as each by itself.
         joint, row_wise, rescales, rotates, allocates, surveys, widths: capabilities; None where it lacks one.
     """
 
@@ -43,6 +44,7 @@ class LayerMethod(Method, Generic[C]):
     allocates: Allocates[C] | None = field(kw_only=True, default=None)
     surveys: Surveys[C] | None = field(kw_only=True, default=None)
     widths: Widths[C] | None = field(kw_only=True, default=None)
+    stacks: bool = field(kw_only=True, default=False)
 
     kind: ClassVar[str] = "layerwise"
 
@@ -50,6 +52,13 @@ class LayerMethod(Method, Generic[C]):
         """Statistics that a layer's compression reads under a config."""
         decides = None if self.reading is None else self.reading.statistics
         return self.needs if decides is None else decides(config)
+
+    def takes(self, kind: Kind, config: C) -> bool:
+        """Whether a config can compress a layer of some kind; of experts in one tensor no inputs are seen."""
+        if kind != "experts":
+            return True
+        searches = self.widths is not None and self.widths.search(config) is not None
+        return self.stacks and not self.reads(config) and not self.surveyed(config) and not searches
 
     def surveyed(self, config: C) -> frozenset[str]:
         """Statistics of the original model that are read before any layer is compressed; none without a survey."""

@@ -42,6 +42,15 @@ class MethodConfig(BaseModel):
         """The loss whose gradients are read: of true labels, of the model's own predictions, or as the data allows."""
         return "auto"
 
+    @property
+    def no_smaller(self) -> str:
+        """Why the layers are stored in as many bytes as before, and what to set instead; empty where they are not."""
+        return ""
+
+    def fitted(self, columns: int) -> Self:
+        """The parameters for a layer of so many input columns: what the recipe leaves open fits it."""
+        return self
+
     @classmethod
     def beneath(cls, given: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
         """What a rule's fields leave of the method's: a preset replaces all, one of `one_of` the others.

@@ -38,12 +38,14 @@ class Anatomy:
         width: width of the hidden states and embeddings; None where it has none.
         depth: number of layers; None where it has none.
         labels: the data gives true classes.
+        tokenizer: digest of the files that say which token each class is; None where classes are no tokens.
     """
 
     classes: int | None = None
     width: int | None = None
     depth: int | None = None
     labels: bool = False
+    tokenizer: str | None = None
 
 
 def wanted(tensor: Tensor | None, what: str) -> Tensor:

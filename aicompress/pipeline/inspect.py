@@ -14,10 +14,10 @@ from torch import Tensor
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.files import read_headers
 from aicompress.checkpoint.manifest import Manifest
-from aicompress.checkpoint.naming import byte_kind, kind_of, layer_name
+from aicompress.checkpoint.naming import byte_kind, kind_among, layer_name
 from aicompress.checkpoint.source import locate
 from aicompress.errors import Unsupported
-from aicompress.layer import LayerInfo, as_matrix
+from aicompress.layer import LayerInfo
 from aicompress.methods.quantize.grid.widths import MAX_ERROR, WIDTHS, effective_levels, proposed, rounding_errors
 from aicompress.methods.quantize.rtn import RtnConfig
 from aicompress.pipeline.step.checks import known_kinds
@@ -172,7 +172,7 @@ def inspect(
     whole = [info for info in checkpoint.layers(kinds) if not info.part] if analysis else []
     layers = {info.tensor: info for info in whole}
     for number, (name, spec) in enumerate(parameters.items()):
-        kind = kinds[name] if kinds is not None and name in kinds else kind_of(name, spec)
+        kind = kind_among(kinds, name, spec)
         rows[name] = ParameterRow(
             layer_name(name) if kind else name, byte_kind(name, kind), *_form(checkpoint, name), spec.shape,
             str(spec.dtype).removeprefix("torch."), stored_numbers(checkpoint, name), checkpoint.nbytes(name),
@@ -211,7 +211,7 @@ def _as_stored(source: str | Path) -> Checkpoint:
 def analyzed(row: ParameterRow, tensor: Tensor, layer: LayerInfo | None, analysis: Analysis) -> ParameterRow:
     """A row with the distribution of its numbers and, for a layer, what rounding does to it."""
     row = replace(row, distribution=distribution(tensor))
-    return row if layer is None else replace(row, rounding=rounding(as_matrix(tensor, layer.transposed), analysis))
+    return row if layer is None else replace(row, rounding=rounding(layer.matrix(tensor), analysis))
 
 
 def rounding(matrix: Tensor, analysis: Analysis) -> Rounding:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aicompress.checkpoint import Checkpoint
+from aicompress.checkpoint.files import may_be_infinite
 from aicompress.checkpoint.header import read_header
 from aicompress.checkpoint.reader import digests, require_finite
 from aicompress.checkpoint.source import INDEX, Source, locate
@@ -81,7 +82,8 @@ def verify(source: str | Path, progress: Progress = lambda what, done, total: No
         return Verification(str(source), names, 0, 0, tuple(findings.problems), tuple(findings.checks), ())
     parameters = checkpoint.parameters()
     for number, name in enumerate(parameters):
-        findings.problems += _parameter_problems(checkpoint, name)
+        wrong = _parameter_problems(checkpoint, name)
+        (findings.notes if may_be_infinite(name) and checkpoint.is_plain(name) else findings.problems).extend(wrong)
         progress(name, number + 1, len(parameters))
     compressed = len(checkpoint.manifest.entries)
     findings.checks.append(f"{len(parameters)} parameters finite, {compressed} of them decoded")

@@ -18,7 +18,7 @@ from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import Method
 from aicompress.recipe.files import find, read_text, read_yaml, with_overrides
 from aicompress.recipe.section import Model, ReportFiles, Section, absolute, validated
-from aicompress.selection import in_levels, matches, unmatched, unreached
+from aicompress.selection import from_the_start, in_levels, matches, unmatched, unreached
 
 DEFAULT_KINDS: tuple[Kind, ...] = ("linear", "conv")
 
@@ -30,7 +30,9 @@ class Select(Section):
         (), description="exact names, globs or re: patterns; none means every layer of `kinds`"
     )
     exclude: tuple[str, ...] = Field((), description="the same; exclude wins")
-    kinds: tuple[Kind, ...] = Field(DEFAULT_KINDS, description="linear, conv, embedding, head")
+    kinds: tuple[Kind, ...] = Field(
+        DEFAULT_KINDS, description="linear (experts in one tensor included), experts, conv, embedding, head"
+    )
 
 
 class Rule(Section):
@@ -47,7 +49,7 @@ class Rule(Section):
 
 
 class Level(Section):
-    """Method fields for a span of depths: hierarchical compression."""
+    """Method fields for a span of depths, counted from 0, or from -1 at the end: hierarchical compression."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -110,6 +112,13 @@ class Recipe(Section):
     def resolved(self) -> dict[str, Any]:
         """Every field with its value, JSON-ready."""
         return {**self.model_dump(mode="json"), "method": self.method.model_dump(mode="json")}
+
+    def counted(self, layers: Sequence[LayerInfo]) -> Recipe:
+        """The recipe with depths that are counted from the end counted from the start."""
+        levels = tuple(
+            level.model_copy(update={"layers": from_the_start(level.layers, layers)}) for level in self.levels
+        )
+        return self.model_copy(update={"levels": levels})
 
     def problems(self, layers: Sequence[LayerInfo]) -> list[CompressError]:
         """Rules and levels that match nothing."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aicompress.errors import Refused
 
 SCHEMA_VERSION = 1
-BYTE_KINDS = ("linear", "conv", "embedding", "head", "scale", "other", "header")
+BYTE_KINDS = ("linear", "experts", "conv", "embedding", "head", "scale", "other", "header")
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class LayerRow:
 
     Attributes:
         name: the layer.
-        kind: linear, conv, embedding or head.
+        kind: linear, experts, conv, embedding or head.
         rule: which rule gave it its parameters: "method", "rules[0]: *.down_proj", "levels[1]: 0-1".
         method: the method's name, or "-" where the layer was left alone.
         form: how it is stored now: dense, low_rank, int_grouped, sparse, ...
@@ -145,6 +145,31 @@ class Gate:
 
 
 @dataclass(frozen=True)
+class Untouched:
+    """What a step left as it was.
+
+    Attributes:
+        parameters: how many tensors.
+        numbers: how many numbers are in them.
+        share: of the input's numbers.
+        bytes: on disk.
+        largest: names of the largest of them.
+    """
+
+    parameters: int
+    numbers: int
+    share: float
+    bytes: int
+    largest: tuple[str, ...] = ()
+
+    @property
+    def summary(self) -> str:
+        """In a few words."""
+        tensors = f"{self.parameters} tensor{'s' * (self.parameters != 1)}"
+        return f"left as it was: {tensors}, {self.share:.1%} of the numbers"
+
+
+@dataclass(frozen=True)
 class Report:
     """What one step did.
 
@@ -168,6 +193,7 @@ class Report:
             `statistics`, files that were read; `processes` that ran them. Empty otherwise.
         bits: of a step that searched for widths: `target` and `value`, what was measured on how many `samples`, the
             losses of the choice, and `units`: layers that got one width, with bytes and loss of each they could have.
+        untouched: what a layer-wise step left as it was; None for others.
         baselines: further checkpoints that eval compared with; their figures are under quality.against by path.
         files: what a step wrote into its output's directory; nothing else in it is ever replaced.
     """
@@ -189,6 +215,7 @@ class Report:
     peak_rss: int
     calibration: dict[str, Any] = field(default_factory=dict)
     bits: dict[str, Any] = field(default_factory=dict)
+    untouched: Untouched | None = None
     baselines: tuple[Baseline, ...] = ()
     files: tuple[str, ...] = ()
     waited: float | None = None
@@ -239,6 +266,7 @@ class Report:
                 "before": _build(Side, plain["before"]),
                 "after": _build(Side, plain["after"]),
                 "latency": _build(Latency, plain["latency"]),
+                "untouched": _untouched(plain.get("untouched")),
                 "layers": tuple(_build(LayerRow, row) for row in plain["layers"]),
                 "gates": tuple(_build(Gate, gate) for gate in plain["gates"]),
                 "warnings": tuple(plain["warnings"]),
@@ -253,6 +281,10 @@ class Report:
         except (KeyError, TypeError, AttributeError) as error:
             raise Refused(f"damaged report: {error}", "run the step again, or take the report from a backup") from error
         return report
+
+
+def _untouched(fields: dict[str, Any] | None) -> Untouched | None:
+    return None if fields is None else replace(_build(Untouched, fields), largest=tuple(fields["largest"]))
 
 
 def _build(kind: type, fields: dict[str, Any] | None) -> Any:

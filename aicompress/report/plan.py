@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aicompress.report import numbers
+from aicompress.report.model import Untouched
 from aicompress.report.table import Table
 
 
@@ -59,6 +60,7 @@ class PlanSummary:
         survey: what was measured on the running model while the step was planned.
         layout: how the output names its tensors.
         readers: classes of transformers that load it, as far as they were tried.
+        untouched: what a layer-wise step leaves as it is; None for others.
     """
 
     command: str
@@ -75,6 +77,7 @@ class PlanSummary:
     survey: tuple[str, ...] = ()
     layout: str = ""
     readers: tuple[str, ...] = ()
+    untouched: Untouched | None = None
 
     @property
     def weight_bytes(self) -> int:
@@ -103,6 +106,15 @@ def files(plan: PlanSummary) -> Table:
     rows.append(("configuration and side files", plan.other_bytes))
     what = "the report comes on top" if plan.undecided is None else "with the least of all choices, and no report"
     return Table.of(f"Files ({what})", ("file", "bytes"), rows)
+
+
+def untouched(plan: PlanSummary) -> str:
+    """What stays as it is in one line; nothing of a step that is not layer-wise, or that leaves nothing."""
+    left = plan.untouched
+    if left is None or not left.parameters:
+        return ""
+    shown = ", ".join(left.largest) + (", ..." if left.parameters > len(left.largest) else "")
+    return f"{left.summary}, {numbers.exact_size(left.bytes)}: {shown}"
 
 
 def headline(plan: PlanSummary) -> str:

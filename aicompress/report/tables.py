@@ -58,6 +58,9 @@ def summary(report: Report) -> Table:
         _change("bits per parameter", before and before.bits_per_parameter, after.bits_per_parameter, numbers.number),
         *_per_weight(report),
     ]
+    if report.untouched is not None:
+        left = report.untouched
+        rows.append(_change(left.summary, left.bytes, left.bytes, numbers.exact_size))
     if latency is None:
         rows.append((Cell("latency, median"), *(Cell(DASH) for _ in range(3))))
     else:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from tests.processes import shared
 
 from tests.pipeline.ranks import Ranks
+from tests.processes import shared
 
 
 @pytest.fixture(scope="session")

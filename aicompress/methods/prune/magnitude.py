@@ -76,6 +76,7 @@ METHOD = LayerMethod(
     config=MagnitudeConfig,
     apply=permuting(apply, scores),
     outline=outline,
+    stacks=True,
     check=check,
     allocates=Allocates(resolve),
     describe=describe,

@@ -40,7 +40,7 @@ from aicompress.methods.registry import get
 from aicompress.weights import Weight
 
 ROWS = 128  # of a layer that the search looks at: errors of rows are alike, and a large layer has thousands
-BESIDE = ("bits", "granularity", "group_size", "symmetric", "scale_dtype")  # what a base is given
+BESIDE = ("bits", "granularity", "group_size", "pad", "symmetric", "scale_dtype")  # what a base is given
 COARSE = 4  # every so many exponents are tried first, then those around the best of them
 FLOOR = 1e-3  # of the mean: the least activation that counts
 

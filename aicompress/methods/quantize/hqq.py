@@ -147,6 +147,7 @@ METHOD = LayerMethod(
     config=HqqConfig,
     apply=apply,
     outline=outline,
+    stacks=True,
     check=check,
     allocates=Allocates(resolve),
     describe=describe,

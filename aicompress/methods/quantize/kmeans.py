@@ -5,7 +5,7 @@ Han et al. 2016, "Deep Compression", arXiv:1510.00149, section 3.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import ConfigDict, Field
@@ -15,6 +15,7 @@ from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import MethodConfig
 from aicompress.methods.quantize.grid.centroids import cluster, nearest
+from aicompress.methods.quantize.grid.fitting import GroupSize, with_fitting_groups
 from aicompress.methods.quantize.grid.integer import check, shared_columns, stored_scale_dtype
 from aicompress.methods.quantize.grid.rounding import pieces, require_scales
 from aicompress.weights import Codebook, Weight
@@ -31,11 +32,15 @@ class CodebookConfig(MethodConfig):
 
     bits: Literal[1, 2, 3, 4, 5, 6, 7, 8] = Field(4, description="bits of a code: 2^bits values in a table")
     granularity: Literal["tensor", "channel", "group"] = Field("channel", description="what shares a table")
-    group_size: int = Field(128, ge=1, description="input columns that share a table, when granularity is group")
+    group_size: GroupSize = Field(128, ge=1, description="input columns that share a table, when granularity is group")
     iterations: int = Field(50, ge=0, le=10000, description="of Lloyd's algorithm, at most")
     scale_dtype: Literal["auto", "float16", "bfloat16", "float32"] = Field(
         "auto", description="stored tables; auto: the model's dtype, float16 for a float32 model"
     )
+
+    def fitted(self, columns: int) -> Self:
+        """Groups that divide a layer's columns, where the recipe gives no size."""
+        return with_fitting_groups(self, columns, "group_size" in self.model_fields_set)
 
 
 class KmeansConfig(CodebookConfig):
@@ -111,6 +116,7 @@ METHOD = LayerMethod(
     config=KmeansConfig,
     apply=apply,
     outline=outline,
+    stacks=True,
     check=check,
     describe=describe,
 )

@@ -5,7 +5,7 @@ Dettmers et al. 2023, "QLoRA", arXiv:2305.14314, section 3 and appendix E; the t
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import ConfigDict, Field
@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import MethodConfig
+from aicompress.methods.quantize.grid.fitting import GroupSize, with_fitting_groups
 from aicompress.methods.quantize.grid.integer import check, shared_columns, stored_scale_dtype
 from aicompress.methods.quantize.grid.rounding import grouped, pieces, require_scales, stored_scale
 from aicompress.weights import Codebook, Weight
@@ -33,10 +34,14 @@ class Nf4Config(MethodConfig):
 
     name: Literal["nf4"] = "nf4"
     granularity: Literal["channel", "group"] = Field("group", description="what shares a scale")
-    group_size: int = Field(64, ge=1, description="input columns that share a scale, when granularity is group")
+    group_size: GroupSize = Field(64, ge=1, description="input columns that share a scale, when granularity is group")
     scale_dtype: Literal["auto", "float16", "bfloat16", "float32"] = Field(
         "auto", description="stored scales and table; auto: the model's dtype, float16 for a float32 model"
     )
+
+    def fitted(self, columns: int) -> Self:
+        """Groups that divide a layer's columns, where the recipe gives no size."""
+        return with_fitting_groups(self, columns, "group_size" in self.model_fields_set)
 
 
 def outline(info: LayerInfo, config: Nf4Config) -> Weight:
@@ -77,6 +82,7 @@ METHOD = LayerMethod(
     config=Nf4Config,
     apply=apply,
     outline=outline,
+    stacks=True,
     check=check,
     describe=describe,
 )

@@ -18,6 +18,7 @@ from aicompress.measure import representable
 from aicompress.methods.capabilities import Allocates, Measured, RowWise
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.quantize.grid.compiled import kernels
+from aicompress.methods.quantize.grid.fitting import GroupSize
 from aicompress.methods.quantize.grid.rounding import (
     grouped,
     minmax_range,
@@ -59,7 +60,7 @@ class RtnConfig(WidthConfig):
     )
     bits: Bits = Field(8, description="bits of a code; auto: searched on the running model; range: from its values")
     granularity: Literal["tensor", "channel", "group"] = Field("group", description="what shares a scale")
-    group_size: int = Field(128, ge=1, description="input columns that share a scale, when granularity is group")
+    group_size: GroupSize = Field(128, ge=1, description="input columns that share a scale, when granularity is group")
     pad: bool = Field(
         False, description="where group_size does not divide the input columns, let the last group of a row be narrower"
     )
@@ -103,7 +104,8 @@ def expand_preset(preset: str) -> dict[str, Any]:
         return {**fields, "granularity": "channel", "activation_bits": 8}
     if match[1] == "8" and not match[3]:
         return {**fields, "granularity": "channel"}
-    return {**fields, "granularity": "group", "group_size": int(match[3] or 128)}
+    sizes = {"group_size": int(match[3])} if match[3] else {}
+    return {**fields, "granularity": "group", **sizes}
 
 
 def scale_shape(info: LayerInfo, config: RtnConfig) -> tuple[int, int]:
@@ -218,6 +220,7 @@ METHOD = LayerMethod(
     config=RtnConfig,
     apply=apply,
     outline=outline,
+    stacks=True,
     check=check,
     allocates=Allocates(resolve),
     describe=describe,

@@ -126,7 +126,7 @@ class Architecture:
         if config is None:
             raise CheckpointError(
                 "a bare .safetensors file does not say how its layers are connected",
-                "give a directory with config.json",
+                "give a directory with config.json; of a bare network the method `channels` removes neurons",
             )
         plain = {key: value for key, value in config.items() if key != "quantization_config"}
         return cls(_explicit(plain, defaults(build(plain))), specs)
@@ -289,4 +289,17 @@ def keep_blocks(config: Mapping[str, Any], field: Path, keep: Iterable[int]) -> 
             section[key] = sum(block < value for block in kept)
         elif isinstance(value, list) and len(value) == size and is_per_block(key):
             section[key] = [value[block] for block in kept]
+    others = [key for key, value in section.items() if isinstance(value, list) and len(value) == size != len(kept)]
+    others = [key for key in others if key not in INDEX_LISTS | _NEVER_PER_BLOCK]
+    if others and _refused(edited):  # a list of one value a block whose name does not say so
+        section.update({key: [section[key][block] for block in kept] for key in others})
     return edited
+
+
+def _refused(config: Mapping[str, Any]) -> bool:
+    """Whether transformers does not take a configuration."""
+    try:
+        build(config)
+    except CheckpointError:
+        return True
+    return False

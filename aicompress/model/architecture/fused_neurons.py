@@ -64,5 +64,5 @@ def _same(wide: nn.Module, narrow: nn.Module, axes: dict[str, int], hidden: int)
         states = torch.randn(1, 3, hidden, generator=generator)
         try:
             return torch.allclose(wide(states), narrow(states), rtol=1e-3, atol=1e-3)
-        except (TypeError, AttributeError):  # it needs more than hidden states, or gives more than one tensor
+        except Exception:  # whatever else it needs beside hidden states, or gives beside one tensor
             return False

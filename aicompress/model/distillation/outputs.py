@@ -15,6 +15,7 @@ from aicompress.methods.outputs import Anatomy, Output, Outputs
 from aicompress.model.loading.definition import skeleton
 from aicompress.model.loading.load import build
 from aicompress.model.loading.pooling import Pooling, pooling
+from aicompress.model.loading.tokenizer import vocabulary_digest
 
 Task = Literal["causal", "masked", "classes", "encoder", "module"]
 _TASKS: dict[str, Task] = {
@@ -112,7 +113,13 @@ def runner(checkpoint: Checkpoint) -> Runner:
     if task is None or config.get("is_encoder_decoder"):
         known = "causal and masked language models, sequence and image classifiers, encoders"
         raise Refused(f"{checkpoint.path} is a {architecture}, which distill does not train", f"it trains {known}")
-    return Runner(task, pooling(checkpoint.source.folder))
+    pooled = pooling(checkpoint.source.folder)
+    if pooled.layers:
+        hint = "distil the transformer alone: leave the Dense module out of modules.json"
+        raise Refused(
+            f"{checkpoint.path}: its embeddings go through a Dense module, which distill does not train", hint
+        )
+    return Runner(task, pooled)
 
 
 def anatomy(checkpoint: Checkpoint, run: Runner, last_layer: str | None, labels: bool) -> Anatomy:
@@ -135,4 +142,5 @@ def anatomy(checkpoint: Checkpoint, run: Runner, last_layer: str | None, labels:
         width=getattr(text, "hidden_size", None),
         depth=getattr(text, "num_hidden_layers", None),
         labels=labels or run.task == "causal",
+        tokenizer=vocabulary_digest(checkpoint.source.folder) if classes == "vocab_size" else None,
     )

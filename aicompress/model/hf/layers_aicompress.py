@@ -36,8 +36,8 @@ class Stored(nn.Module):
         if name == "weight" and self.__dict__.get("ready"):
             matrix = reduce(torch.matmul, self.matrices())
             return matrix.t() if self.entry.get("transposed") else matrix.reshape(self.entry["shape"])
-        if name == "weight" and "source" in self.__dict__ and not _has_no_buffers(self):
-            return self.__dict__["source"]._parameters["weight"]  # for the code that makes the buffers
+        if name == "weight" and "source" in self.__dict__:  # code that initializes a model finds it initialized
+            return self.__dict__["source"]._parameters["weight"]
         return super().__getattr__(name)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -16,6 +17,7 @@ from aicompress.layer import Kind
 from aicompress.model import hf
 from aicompress.model.kernels.is_linear import is_linear
 
+_EXPERTS = re.compile(r"experts$")
 CLASS_PREFIX = "AIC"  # of the classes in modeling_aicompress.py
 
 
@@ -34,6 +36,7 @@ def layer_kinds(config: dict[str, Any], names: Iterable[str]) -> dict[str, Kind 
     if model is None:
         return None
     known = _parameter_kinds(model)
+    known |= _of_experts(config, model, known)
     prefix = f"{model.base_model_prefix}."
     kinds: dict[str, Kind | None] = {}
     others: list[str] = []
@@ -44,6 +47,44 @@ def layer_kinds(config: dict[str, Any], names: Iterable[str]) -> dict[str, Kind 
         else:
             others.append(name)
     return kinds | _renamed_kinds(model, known, others)
+
+
+def _of_experts(config: dict[str, Any], model: Any, known: Mapping[str, Kind | None]) -> dict[str, Kind | None]:
+    """Kinds of parameters whose first axis grows with the number of experts in config.json.
+
+    A linear layer with an output for each expert is a router: no layer, for a rounded one chooses other experts. A
+    tensor of three axes holds a matrix for each.
+    """
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.ndim in (2, 3)}
+    shapes = {name: shape for name, shape in shapes.items() if len(shape) == 3 or known.get(name) in ("linear", "head")}
+    kinds: dict[str, Kind | None] = {}
+    for path, count in _expert_counts(model.config.to_dict()):
+        candidates = {name for name, shape in shapes.items() if shape[0] == count} - kinds.keys()
+        try:
+            more = new_skeleton(_with(config, path, 2 * count)) if candidates else None
+        except CheckpointError:  # bound to other numbers
+            continue
+        grown = {} if more is None else {name: tuple(p.shape) for name, p in more.named_parameters()}
+        for name in candidates:
+            if grown.get(name) == (2 * count, *shapes[name][1:]):
+                kinds[name] = "experts" if len(shapes[name]) == 3 else None
+    return kinds
+
+
+def _expert_counts(section: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Fields of a configuration that can be a number of experts, with their values."""
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from _expert_counts(value, (*path, key))
+        elif _EXPERTS.search(str(key)) and type(value) is int and value > 1:
+            yield (*path, key), value
+
+
+def _with(config: Mapping[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    """config.json with one field changed; sections that it lacks are added."""
+    key, *inner = path
+    section = config.get(key)
+    return {**config, key: _with(section if isinstance(section, dict) else {}, tuple(inner), value) if inner else value}
 
 
 def _renamed_kinds(model: Any, known: Mapping[str, Kind | None], names: list[str]) -> dict[str, Kind | None]:
@@ -87,8 +128,12 @@ def _shared_skeleton(config: str) -> Any | None:
     return new_skeleton(json.loads(config))
 
 
-def new_skeleton(config: dict[str, Any]) -> Any | None:
+def new_skeleton(config: dict[str, Any], **options: Any) -> Any | None:
     """A new model of the architecture, on the meta device; None when transformers does not know it.
+
+    Args:
+        config: config.json.
+        options: of the architecture's class, beside its configuration.
 
     Raises:
         CheckpointError: the config is not one that the architecture takes.
@@ -97,7 +142,7 @@ def new_skeleton(config: dict[str, Any]) -> Any | None:
 
     architecture = getattr(transformers, _architecture(config), None)
     known = str(config.get("model_type")) in transformers.CONFIG_MAPPING and architecture is not None
-    return _built(config, architecture) if known else None
+    return _built(config, architecture, **options) if known else None
 
 
 def stock_models(config: dict[str, Any]) -> list[Any]:
@@ -115,7 +160,7 @@ def stock_models(config: dict[str, Any]) -> list[Any]:
     if model is None:
         return []
     kind = MODEL_MAPPING_NAMES.get(str(config.get("model_type")), ())
-    names = [*config["architectures"][1:], *((kind,) if isinstance(kind, str) else kind[:1])]
+    names = [*(config.get("architectures") or [])[1:], *((kind,) if isinstance(kind, str) else kind[:1])]
     classes = dict.fromkeys(getattr(transformers, str(name), None) for name in names)
     others = [_alternative(config, each) for each in classes if each not in (None, type(model))]
     return [model, *(other for other in others if other is not None)]
@@ -129,20 +174,29 @@ def _alternative(config: dict[str, Any], architecture: Any) -> Any | None:
         return None
 
 
-def _built(config: dict[str, Any], architecture: Any) -> Any:
+def _built(config: dict[str, Any], architecture: Any, **options: Any) -> Any:
     import transformers
 
-    plain = {key: value for key, value in config.items() if key not in ("quantization_config", "auto_map")}
+    plain = {key: _decoded(value) for key, value in config.items() if key not in ("quantization_config", "auto_map")}
     try:
         parsed = transformers.CONFIG_MAPPING[str(config.get("model_type"))].from_dict(plain)
         with torch.device("meta"), _without_initialization():
-            return architecture(parsed)
+            return architecture(parsed, **options)
     except Exception as error:  # whatever a wrong value breaks in the architecture's own code
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
         raise CheckpointError(
             f"config.json does not describe a {architecture.__name__}: {reason}",
             "download or copy the checkpoint again",
         ) from error
+
+
+def _decoded(value: Any) -> Any:
+    """A field of config.json with the numbers that JSON cannot hold, as transformers writes them."""
+    if isinstance(value, dict):
+        if value.keys() == {"__float__"}:
+            return float(value["__float__"])
+        return {key: _decoded(inner) for key, inner in value.items()}
+    return [_decoded(inner) for inner in value] if isinstance(value, list) else value
 
 
 @contextmanager
@@ -165,9 +219,17 @@ def _without_initialization() -> Iterator[None]:
 
 
 def _architecture(config: dict[str, Any]) -> str:
-    """The architecture that config.json names; saving a model loaded through the checkpoint's own code prefixes it."""
+    """The architecture that config.json names, or the base class of its model type, as AutoModel takes it.
+
+    Saving a model loaded through the checkpoint's own code prefixes the name.
+    """
     named = config.get("architectures")
-    return str(named[0] if isinstance(named, list) and named else None).removeprefix(CLASS_PREFIX)
+    if isinstance(named, list) and named:
+        return str(named[0]).removeprefix(CLASS_PREFIX)
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    base = MODEL_MAPPING_NAMES.get(str(config.get("model_type")))
+    return str(base[0] if isinstance(base, list | tuple) else base)
 
 
 def has_generate(config: dict[str, Any]) -> bool:

@@ -23,6 +23,7 @@ from aicompress.model.loading.weight_reads import weights_used
 from aicompress.weights import Weight
 
 # Buffers that older releases saved and newer ones compute.
+_OF_TRAINING = re.compile(r"(^|\.)masked_spec_embed$")  # what replaces masked frames, in training alone
 _COMPUTED = re.compile(r"(^|\.)(position_ids|rotary_emb\.inv_freq|masked_bias|attn\.bias)$")
 
 
@@ -87,22 +88,13 @@ class Filling:
         model.aicompress_names = self.placed
 
     def check(self, model: Any, targets: dict[str, tuple[str, Any]], expected: set[str]) -> None:
-        """Names must agree exactly, but for tied parameters and buffers that the architecture computes."""
-        given = {target for target, _ in targets.values()}
-        for _, merge in targets.values():
-            if merge is not None:  # one conversion may fill several parameters
-                given |= {name for name in expected if any(p in name for p in merge[1].target_patterns)}
-        tied = getattr(model, "all_tied_weights_keys", {})
-        groups = [{target, source} for target, source in tied.items()]
-        missing = [n for n in expected - given if not any(n in group and group & given for group in groups)]
-        missing = sorted(set(missing) - computed(model, missing))
-        ignored = [re.compile(p) for p in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
-        unexpected = [
-            name
-            for name, (target, _) in targets.items()
-            if target not in expected and not _COMPUTED.search(name) and not any(p.search(target) for p in ignored)
-        ]
-        for what, names in (("lacks", missing), ("has unexpected", sorted(unexpected))):
+        """Nothing may be missing, but for tied parameters and buffers that the architecture computes.
+
+        A module that is no model of transformers takes all that is there; of those, parameters may be left, as
+        transformers itself leaves them (see `unused`).
+        """
+        unexpected = [] if hasattr(model, "all_tied_weights_keys") else unused(model, targets, expected)
+        for what, names in (("lacks", lacking(model, targets, expected)), ("has unexpected", unexpected)):
             if names:
                 shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
                 raise CheckpointError(
@@ -224,9 +216,37 @@ def running_dtype(checkpoint: Checkpoint, asked: torch.dtype | None) -> torch.dt
     """
     specs = checkpoint.parameters()
     routers = routers_of(specs)
-    matrices = {name: spec for name, spec in specs.items() if kind_of(name, spec) not in (None, "conv")}
+    matrices = {name: spec for name, spec in specs.items() if kind_of(name, spec) not in (None, "conv", "experts")}
     kinds = {spec.dtype for name, spec in matrices.items() if name not in routers} if asked is None else set()
     return functools.reduce(torch.promote_types, kinds) if len(kinds) > 1 else asked
+
+
+def lacking(model: Any, targets: Mapping[str, tuple[str, Any]], expected: Collection[str]) -> list[str]:
+    """Names that a model expects and a checkpoint does not hold, tied ones and computed ones aside.
+
+    Args:
+        model: what is to be filled.
+        targets: where transformers puts the checkpoint's parameters, with the conversion that merges them.
+        expected: names of everything that the model saves.
+    """
+    given = {target for target, _ in targets.values()}
+    for _, merge in targets.values():
+        if merge is not None:  # one conversion may fill several parameters
+            given |= {name for name in expected if any(p in name for p in merge[1].target_patterns)}
+    tied = getattr(model, "all_tied_weights_keys", {})
+    groups = [{target, source} for target, source in tied.items()]
+    missing = [n for n in set(expected) - given if not any(n in group and group & given for group in groups)]
+    return sorted(set(missing) - computed(model, missing))
+
+
+def unused(model: Any, targets: Mapping[str, tuple[str, Any]], expected: Collection[str]) -> list[str]:
+    """Names in a checkpoint that a model has no place for, but for those that it is known to ignore."""
+    ignored = [re.compile(p) for p in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
+    return sorted(
+        name
+        for name, (target, _) in targets.items()
+        if target not in expected and not _COMPUTED.search(name) and not any(p.search(target) for p in ignored)
+    )
 
 
 def computed(model: Any, missing: Collection[str]) -> set[str]:
@@ -242,7 +262,8 @@ def computed(model: Any, missing: Collection[str]) -> set[str]:
     return {
         name
         for name in missing
-        if any(p.search(name) for p in unsaved) or (name in buffers and any(p.search(name) for p in optional))
+        if any(p.search(name) for p in (*unsaved, _OF_TRAINING))
+        or (name in buffers and any(p.search(name) for p in optional))
     }
 
 

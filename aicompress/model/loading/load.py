@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CheckpointError, Refused
 from aicompress.model.loading.biases import without_added_biases
-from aicompress.model.loading.definition import new_skeleton
 from aicompress.model.loading.fill import Filling
+from aicompress.model.loading.fitting import fitted
 
 Kernels = Literal["fast", "reference"]
 
@@ -102,9 +102,10 @@ def build(checkpoint: Checkpoint, trust_remote_code: bool = False) -> Any:
     """
     config = checkpoint.config or {}
     try:
-        model = new_skeleton(config)
+        fit = fitted(config, checkpoint.parameters())
     except (ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         raise CheckpointError(f"{checkpoint.path}: config.json is refused by transformers: {error}", "") from error
+    model = None if fit is None else fit.model
     if model is None and trust_remote_code and "auto_map" in config:
         model = _remote_skeleton(checkpoint)
     if model is None:

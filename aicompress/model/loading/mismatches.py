@@ -8,8 +8,8 @@ from typing import Any
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CheckpointError
 from aicompress.model import hf
-from aicompress.model.loading.definition import new_skeleton
 from aicompress.model.loading.fill import computed
+from aicompress.model.loading.fitting import fitted
 
 
 def require_fits(checkpoint: Checkpoint) -> None:
@@ -55,9 +55,10 @@ def mismatches(
     Returns:
         None when transformers does not know the architecture.
     """
-    model = new_skeleton(config)
-    if model is None:
+    fit = fitted(config, shapes)
+    if fit is None:
         return None
+    model = fit.model
     model.tie_weights()
     if widths:
         hf.fit_shapes(model, widths, shapes)

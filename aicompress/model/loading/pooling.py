@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from aicompress.errors import CheckpointError
 
@@ -18,6 +21,9 @@ MODES = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_max_tokens": "max",
     "pooling_mode_lasttoken": "last",
+}
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    kind.__name__: kind for kind in (nn.Tanh, nn.Identity, nn.ReLU, nn.GELU, nn.Sigmoid, nn.SiLU)
 }
 
 
@@ -28,14 +34,18 @@ class Pooling:
     Attributes:
         mode: cls, mean, max or last.
         normalize: scale embeddings to length 1.
+        layers: what embeddings go through after they are pooled, before they are scaled.
     """
 
     mode: str = "mean"
     normalize: bool = False
+    layers: tuple[nn.Module, ...] = ()
 
     def __call__(self, states: Tensor, mask: Tensor) -> Tensor:
         """(batch, tokens, width) and (batch, tokens) bool -> (batch, width) float32."""
         pooled = _POOLED[self.mode](states.float(), mask)
+        for layer in self.layers:
+            pooled = layer.to(pooled.device)(pooled)
         return F.normalize(pooled, dim=-1) if self.normalize else pooled
 
 
@@ -73,12 +83,35 @@ def pooling(folder: Path | None) -> Pooling:
     if folder is None or listed is None or not listed.is_file():
         return Pooling()
     modules = json.loads(listed.read_text(encoding="utf-8"))
-    kinds = {str(module["type"]).rsplit(".", 1)[-1]: str(module["path"]) for module in modules}
-    unknown = sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"})
+    steps = [(str(module["type"]).rsplit(".", 1)[-1], str(module["path"])) for module in modules]
+    kinds = dict(steps)
+    unknown = sorted(set(kinds) - {"Transformer", "Pooling", "Dense", "Normalize"})
     if unknown:
-        raise CheckpointError(f"{folder}: sentence embeddings go through {unknown[0]}", "it has no teacher's states")
+        hint = "sentence embeddings are made of Transformer, Pooling, Dense and Normalize here"
+        raise CheckpointError(f"{folder}: sentence embeddings go through {unknown[0]}", hint)
     plain = json.loads((folder / kinds["Pooling"] / "config.json").read_text(encoding="utf-8"))
-    return Pooling(_mode(plain, folder), "Normalize" in kinds)
+    layers = tuple(_dense(folder / path) for kind, path in steps if kind == "Dense")
+    return Pooling(_mode(plain, folder), "Normalize" in kinds, layers)
+
+
+def _dense(folder: Path) -> nn.Module:
+    """A Dense module: a linear layer and an activation, tanh where its config names none.
+
+    Raises:
+        CheckpointError: it cannot be read, or has another activation.
+    """
+    plain = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    named = str(plain.get("activation_function", "Tanh")).rpartition(".")[2]
+    if named not in _ACTIVATIONS:
+        raise CheckpointError(f"{folder}: activation {named} is not known", f"one of {', '.join(_ACTIVATIONS)}")
+    try:
+        tensors = load_file(folder / "model.safetensors")
+        linear = nn.Linear(plain["in_features"], plain["out_features"], bias=plain.get("bias", True))
+        linear.load_state_dict({name.removeprefix("linear."): tensor.float() for name, tensor in tensors.items()})
+    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{folder}: it cannot be read: {reason}", "it has to hold model.safetensors") from error
+    return nn.Sequential(linear, _ACTIVATIONS[named]()).requires_grad_(False).eval()
 
 
 def _mode(plain: dict[str, Any], folder: Path) -> str:

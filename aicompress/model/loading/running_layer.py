@@ -33,7 +33,8 @@ def running_layer(checkpoint: Checkpoint, info: LayerInfo) -> nn.Module:
     plain = {**entry.to_json(), "transposed": False}
     if info.transposed:
         plain["shape"] = plain["shape"][::-1]  # the stored matrix is (out, in) in any case
-    hf.attach(module, plain, weight.tensors())
+    dtype = entry.dense.dtype if entry.dense.dtype.itemsize > 1 else torch.float32  # as the inputs
+    hf.attach(module, plain, {suffix: hf.cast(tensor, dtype) for suffix, tensor in weight.tensors().items()})
     hf.mark_ready(module)
     return module.eval()
 

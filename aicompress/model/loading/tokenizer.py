@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 from aicompress.errors import CheckpointError
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
+
+
+def vocabulary_digest(folder: Path | None) -> str | None:
+    """A digest of the files that say which number each token has; None where there are none."""
+    files = [folder / name for name in FILES if name != "tokenizer_config.json"] if folder is not None else []
+    present = [file.read_bytes() for file in files if file.is_file()]
+    return hashlib.sha256(b"".join(present)).hexdigest() if present else None
 
 
 def load_tokenizer(folder: Path | None) -> Any | None:

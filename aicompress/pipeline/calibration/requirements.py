@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -172,9 +173,15 @@ def _of_model(checkpoint: Checkpoint, recipe: Recipe, request: Request) -> list[
     from aicompress.model.loading.partial_model import PartialModel
 
     try:
-        PartialModel(checkpoint, module_of(checkpoint, recipe, request.allow_code))
+        module = module_of(checkpoint, recipe, request.allow_code)
+        PartialModel(checkpoint, module)
     except CompressError as error:
         return [error]
+    taken = getattr(module, "main_input_name", None)
+    texts = recipe.calibration is not None and recipe.calibration.kind != "arrays"
+    if taken is not None and texts and "input_ids" not in inspect.signature(module.forward).parameters:
+        hint = "give calibration.arrays: a .npy file of them"
+        return [RecipeError(f"{type(module).__name__} is calibrated on arrays of {taken}, not on text", hint)]
     return []
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.layouts import native_names
-from aicompress.layer import LayerInfo, as_matrix
+from aicompress.layer import LayerInfo
 from aicompress.measure import rel_error
 from aicompress.model import hf
 from aicompress.pipeline.distillation.training import TrainedParameters
@@ -88,7 +88,7 @@ class Student:
         """The report's row of a layer, or of a part of a low-rank one: how far it has moved."""
         before = self.checkpoint.layer(info).weight
         now = value.parts()[info.part] if info.part and not isinstance(value, Tensor) else value
-        after = as_matrix(now, info.transposed).float() if isinstance(now, Tensor) else now.dense()
+        after = info.matrix(now).float() if isinstance(now, Tensor) else now.dense()
         moved = rel_error(before, after)
         note = "" if info.tensor in self.stored else "fixed: its stored form cannot be trained"
         method = loss if info.tensor in self.stored else "-"

@@ -30,7 +30,17 @@ class Loss:
         return frozenset[Output]().union(*(method.reads for method, _ in self.terms))
 
     def __call__(self, student: Outputs, teacher: Outputs) -> Tensor:
+        student, teacher = _shared_classes(student, teacher)
         return torch.stack([c.weight * method.loss(student, teacher, c) for method, c in self.terms]).sum()
+
+
+def _shared_classes(student: Outputs, teacher: Outputs) -> tuple[Outputs, Outputs]:
+    """The outputs with logits of the classes that both have: tables of one tokenizer may be padded to other sizes."""
+    if student.logits is None or teacher.logits is None or student.logits.shape == teacher.logits.shape:
+        return student, teacher
+    shared = min(student.logits.shape[-1], teacher.logits.shape[-1])
+    one, other = (replace(each, logits=each.logits[..., :shared]) for each in (student, teacher))  # type: ignore[index]
+    return one, other
 
 
 @dataclass(frozen=True)

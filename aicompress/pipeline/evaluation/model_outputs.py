@@ -49,8 +49,10 @@ def token_logits(models: Models, metric: AnyMetric, data: Data, progress: Progre
     while start < len(windows):
         ids = windows[start : start + width]
         tested = runs[0](ids)
-        logits = (tested, *(_of_vocabulary(run(ids), tested) for run in runs[1:]))
-        yield TokenLogits(ids.to(tested.device), logits)
+        logits = [tested, *(run(ids).to(tested.device) for run in runs[1:])]
+        shared = min(each.shape[-1] for each in logits)  # tables of one tokenizer may be padded to other sizes
+        _require_tokens(models, logits, int(windows.max()))
+        yield TokenLogits(ids.to(tested.device), tuple(each[..., :shared] for each in logits))
         start += len(ids)
         progress(start, len(windows))
         width = max(1, LOGITS // (windows.shape[1] * tested.shape[-1]))
@@ -142,14 +144,18 @@ def _language_model(model: nn.Module, metric: str) -> Callable[[Tensor], Tensor]
     return run
 
 
-def _of_vocabulary(logits: Tensor, tested: Tensor) -> Tensor:
-    """Check a baseline's logits against the tested model's, and move them to its device."""
-    if logits.shape != tested.shape:
-        raise CheckpointError(
-            f"the vocabularies differ: {tested.shape[-1]} and {logits.shape[-1]} tokens",
-            "compare with the checkpoint it was made from",
-        )
-    return logits.to(tested.device)
+def _require_tokens(models: Models, logits: Sequence[Tensor], largest: int) -> None:
+    """Every token must have a row in the table of every model.
+
+    Raises:
+        CheckpointError: one has fewer rows.
+    """
+    for model, each in zip(models, logits, strict=True):
+        if each.shape[-1] <= largest:
+            raise CheckpointError(
+                f"the vocabularies differ: {model.path} has {each.shape[-1]} tokens, and the text has token {largest}",
+                "compare with the checkpoint it was made from",
+            )
 
 
 def _labelled(tested: Running, data: Data) -> tuple[Iterable[Inputs], Tensor, str]:

@@ -17,6 +17,7 @@ from aicompress.methods.method import MethodConfig
 from aicompress.model.equivalence.scaling_groups import ScalingGroup
 from aicompress.pipeline.calibration.requirements import Request
 from aicompress.pipeline.layerwise.report_rows import open_row, plan_row
+from aicompress.pipeline.layerwise.untouched import untouched
 from aicompress.pipeline.step.digests import fingerprint
 from aicompress.pipeline.step.dry_run import summarize
 from aicompress.pipeline.step.layer_plan import LayerPlan
@@ -93,7 +94,8 @@ class Plan:
         changed = [layer for layer in self.layers if layer.config is not None and layer.outline is not None]
         rows = [plan_row(self.method, layer) for layer in changed]
         summary = summarize(self.output, self.checkpoint, rows, len(self.layers) - len(rows), self.warnings)
-        summary = replace(summary, survey=tuple(self.request.survey.measured))
+        left = untouched(self.checkpoint, self.layers)
+        summary = replace(summary, survey=tuple(self.request.survey.measured), untouched=left)
         if self.undecided is None:
             return summary
         shown = (open_row(row, self.open[row.name]) if row.name in self.open else row for row in summary.rows)

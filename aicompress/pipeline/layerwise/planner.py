@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.decoded import with_decoded
 from aicompress.checkpoint.place import require_writable
 from aicompress.errors import CompressError, RecipeError, raise_all
-from aicompress.layer import LayerInfo
+from aicompress.layer import Kind, LayerInfo
 from aicompress.methods import get
 from aicompress.methods.capabilities import Width
 from aicompress.methods.layerwise import AnyLayerMethod, LayerMethod
@@ -21,11 +21,12 @@ from aicompress.pipeline.layerwise.plan import UNDECIDED, Plan, planned_at, plan
 from aicompress.pipeline.layerwise.resolve import only_search, resolved, searches
 from aicompress.pipeline.layerwise.rotation import rotated
 from aicompress.pipeline.layerwise.scaling import rescalable
+from aicompress.pipeline.layerwise.untouched import passed_over, refused_experts
 from aicompress.pipeline.step.checks import known_kinds, left_out, place_problems, require_space
 from aicompress.pipeline.step.input import Adapted, open_input
 from aicompress.pipeline.step.layer_plan import LayerPlan
-from aicompress.pipeline.step.output import Destination, arrange, lineage_step
-from aicompress.recipe import Recipe
+from aicompress.pipeline.step.output import Destination, Output, arrange, lineage_step
+from aicompress.recipe import DEFAULT_KINDS, Recipe
 from aicompress.selection import select
 from aicompress.weights import Dense, outline_nbytes
 
@@ -48,10 +49,12 @@ def make_plan(
     checkpoint, untied = rotated(checkpoint, recipe, method, request.allow_code)
     kinds, warnings = known_kinds(checkpoint)
     warnings = [*tied, *untied, *warnings]
+    recipe = recipe.counted(checkpoint.layers(kinds))
     checkpoint = _with_forms_that_fit(checkpoint, checkpoint.layers(kinds), recipe, method)
     infos = checkpoint.layers(kinds)
     problems = place_problems([checkpoint], destination, recipe.gates)
-    chosen, unmatched = select(infos, recipe.select.include, recipe.select.exclude, recipe.select.kinds)
+    kinds_chosen = _with_experts(recipe.select.kinds)
+    chosen, unmatched = select(infos, recipe.select.include, recipe.select.exclude, kinds_chosen)
     problems += unmatched + recipe.problems(infos)
     layers, misfits = _configure(chosen, recipe, method)
     raise_all(problems + misfits + needs.problems(checkpoint, recipe, method, list(layers.values()), request))
@@ -69,7 +72,9 @@ def make_plan(
     require_space(output)
     if any(method.surveyed(layer.config) for layer in layers.values()):
         warnings.append(UNDECIDED)
-    warnings += [*left_out(checkpoint), *unscaled, *output.notes]
+    warnings += [*left_out(checkpoint), *unscaled, *output.notes, *_absent(recipe, infos, checkpoint)]
+    warnings += _no_smaller(checkpoint, output, layers)
+    warnings += [*passed_over(checkpoint, infos), *refused_experts(checkpoint, method, chosen, list(layers))]
     plan = Plan(
         checkpoint=checkpoint,
         recipe=recipe,
@@ -87,6 +92,31 @@ def make_plan(
         return plan
     require_reach(plan)
     return replace(plan, undecided=undecided(plan))
+
+
+def _with_experts(kinds: Sequence[Kind]) -> tuple[Kind, ...]:
+    """The kinds that a recipe selects; experts in one tensor are linear layers, one below the other."""
+    return (*kinds, "experts") if "linear" in kinds else tuple(kinds)
+
+
+def _absent(recipe: Recipe, infos: Sequence[LayerInfo], checkpoint: Checkpoint) -> list[str]:
+    """Warnings that name selected kinds of which the model has no layer, but for those that are selected anyway."""
+    wanted = [kind for kind in recipe.select.kinds if kind not in DEFAULT_KINDS]
+    absent = [kind for kind in wanted if not any(info.kind == kind for info in infos)]
+    tied = bool((checkpoint.config or {}).get("tie_word_embeddings", True))
+    if "head" in absent and tied and any(info.kind == "embedding" for info in infos):
+        absent.remove("head")
+        if "embedding" not in wanted:
+            told = "select.kinds: the model has no head of its own, which is the embedding's matrix: add embedding"
+            return [told, *(f"select.kinds: the model has no {kind}" for kind in absent)]
+    return [f"select.kinds: the model has no {kind}" for kind in absent]
+
+
+def _no_smaller(checkpoint: Checkpoint, output: Output, layers: Mapping[str, LayerPlan]) -> list[str]:
+    """A warning that says why an output takes as many bytes as its input, where the method knows."""
+    before = sum(ref.spec.nbytes for ref in checkpoint.tensors.values())
+    reasons = {layer.config.no_smaller for layer in layers.values() if layer.config is not None} - {""}
+    return sorted(reasons) if output.weight_bytes >= before else []
 
 
 def _with_forms_that_fit(
@@ -123,6 +153,9 @@ def _configure(
     for info in chosen:
         config, rule = recipe.config_for(info)
         if config is None:
+            continue
+        config = config.fitted(info.shape[1])
+        if not method.takes(info.kind, config):
             continue
         layers[info.name] = LayerPlan(info, config, rule)
         problem = method.check(info, config)

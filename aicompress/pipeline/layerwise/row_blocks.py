@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from aicompress.checkpoint import CheckpointWriter
+from aicompress.checkpoint.files import count_not_finite, may_be_infinite
 from aicompress.checkpoint.reader import require_finite
-from aicompress.layer import Layer, LayerInfo, as_matrix
+from aicompress.layer import Layer, LayerInfo
 from aicompress.measure import relative, squared_sums
 from aicompress.methods.capabilities import Measured
 from aicompress.methods.layerwise import AnyLayerMethod
@@ -69,6 +70,7 @@ class RowBlocks:
     writer: CheckpointWriter
     pool: ThreadPoolExecutor
     compiled: Callable[[Tensor, LayerInfo, Any], Measured | None] | None = None
+    infinite: set[str] = field(default_factory=set)  # copied as they are
 
     def written(self, names: Sequence[str]) -> Iterator[tuple[str, list[LayerRow] | None]]:
         """Write parameters in order, and give their layers' rows; None for one that has to be done as a whole.
@@ -110,11 +112,14 @@ class RowBlocks:
         tensor = checkpoint.rows(name, rows.start, rows.stop)
         job = next((layer for layer in self.layers.get(name, []) if layer.config is not None), None)
         if job is None:
-            require_finite(tensor, name, checkpoint.path)
+            if not self.layers.get(name) and not may_be_infinite(name):
+                require_finite(tensor, name, checkpoint.path)
+            elif count_not_finite(tensor):
+                self.infinite.add(name)
             self._put(name, tensor, rows.start)
             return Sums()
         start = time.perf_counter()
-        measured = self.compiled(as_matrix(tensor), job.info, job.config) if self.compiled else None
+        measured = self.compiled(job.info.matrix(tensor), job.info, job.config) if self.compiled else None
         if measured is not None:
             seconds = time.perf_counter() - start
             self._put(name, measured.weight, rows.start)
@@ -136,7 +141,7 @@ class RowBlocks:
 
 def _layer(job: LayerPlan, tensor: Tensor, seed: int) -> Layer:
     """Some rows of a layer, as a layer."""
-    matrix = as_matrix(tensor)
+    matrix = job.info.matrix(tensor)
     info = dataclasses.replace(job.info, shape=(len(matrix), matrix.shape[1]), tensor_shape=tuple(tensor.shape))
     return Layer(info, matrix.float(), Dense(matrix), seed=seed)
 
@@ -158,7 +163,10 @@ def _by_rows(method: AnyLayerMethod, layer: LayerPlan) -> bool:
 def blocks(shape: Sequence[int]) -> list[slice]:
     """Slices along the first axis of about `BLOCK` elements."""
     rows, row = shape[0], math.prod(shape[1:])
-    step = max(1, BLOCK // max(1, row) // WORD) * WORD
+    if len(shape) == 3 and row % WORD == 0 and shape[1] % WORD == 0:  # experts, each of whole words
+        step = max(1, BLOCK // row)
+    else:
+        step = max(1, BLOCK // max(1, row) // WORD) * WORD
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 

@@ -16,6 +16,7 @@ from aicompress.pipeline.layerwise.allocation.sparsity import allocated
 from aicompress.pipeline.layerwise.plan import Plan, fingerprint_of, selected
 from aicompress.pipeline.layerwise.report_rows import coarse
 from aicompress.pipeline.layerwise.row_blocks import load_compiled
+from aicompress.pipeline.layerwise.untouched import untouched
 from aicompress.pipeline.layerwise.work import Work
 from aicompress.pipeline.step.options import Options, Progress
 from aicompress.pipeline.step.report import Results
@@ -67,7 +68,8 @@ def _write(decision: Decision, team: Processes, progress: Progress, opened: Open
     decision.forget(opened.writer.work)
     rows = work.rows()
     warnings = (*plan.warnings, *work.warnings, *coarse(rows))
-    return Results(rows, warnings, calibration=calibration, bits=decision.record)
+    left = untouched(plan.checkpoint, plan.layers)
+    return Results(rows, warnings, calibration=calibration, bits=decision.record, untouched=left)
 
 
 def _calibrated(work: Work, team: Processes, opened: OpenOutput) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from aicompress.checkpoint import CheckpointWriter
+from aicompress.checkpoint.files import count_not_finite, may_be_infinite
 from aicompress.checkpoint.journal import Journal
 from aicompress.checkpoint.reader import require_finite
 from aicompress.layer import from_matrix
@@ -40,6 +41,7 @@ class Work:
     journal: Journal
     progress: Progress
     warnings: list[str] = field(default_factory=list)
+    infinite: set[str] = field(default_factory=set)  # copied though they are not finite
     done: int = 0
 
     def __post_init__(self) -> None:
@@ -93,12 +95,15 @@ class Work:
         """A parameter as the input has it.
 
         Raises:
-            CheckpointError: it holds NaN or infinity.
+            CheckpointError: it is no layer, and a weight or bias by its name, and holds NaN or infinity.
         """
         checkpoint = self.plan.checkpoint
         value = checkpoint.weight(name) if name in checkpoint.manifest.entries else checkpoint.read(name)
         for tensor in [value] if isinstance(value, Tensor) else value.tensors().values():
-            require_finite(tensor, name, checkpoint.path)
+            if not self.plan.by_tensor.get(name) and not may_be_infinite(name):
+                require_finite(tensor, name, checkpoint.path)
+            elif count_not_finite(tensor):
+                self.infinite.add(name)
         return value
 
     def write_all(self, names: Sequence[str]) -> None:
@@ -109,6 +114,12 @@ class Work:
                     self.write(name)
                 else:
                     self.record(name, rows)
+            self.infinite |= threads.infinite
+        if self.infinite:
+            shown = ", ".join(sorted(self.infinite)[:3]) + (", ..." if len(self.infinite) > 3 else "")
+            self.warnings.append(
+                f"{len(self.infinite)} tensors hold NaN or infinity and are copied as they are: {shown}"
+            )
 
     def record(self, name: str, rows: list[LayerRow]) -> None:
         """Note in the journal that a parameter is written."""

@@ -14,6 +14,7 @@ from aicompress.layer import Kind
 from aicompress.measure import directory_nbytes
 from aicompress.model.architecture.shapes import misfits
 from aicompress.model.loading.definition import layer_kinds
+from aicompress.model.loading.fitting import fitted
 from aicompress.pipeline.step.output import Destination, Output
 from aicompress.report import gates
 from aicompress.weights import TensorSpec
@@ -22,7 +23,7 @@ _NO_ARCHITECTURE = "config.json names no architecture"
 
 
 def known_kinds(checkpoint: Checkpoint) -> tuple[Mapping[str, Kind | None] | None, list[str]]:
-    """Kinds of layers from the model definition, and a warning where transformers does not know the one named."""
+    """Kinds of layers from the model definition, and warnings of what it and the checkpoint do not share."""
     if checkpoint.config is None:
         return None, []
     kinds = layer_kinds(checkpoint.config, checkpoint.parameters())
@@ -30,7 +31,8 @@ def known_kinds(checkpoint: Checkpoint) -> tuple[Mapping[str, Kind | None] | Non
         named = (checkpoint.config.get("architectures") or [checkpoint.config.get("model_type")])[0]
         what = f"transformers does not know the architecture {named!r}" if named else _NO_ARCHITECTURE
         return None, [f"{what}: layers are told by name and shape"]
-    return kinds, []
+    fit = fitted(checkpoint.config, checkpoint.parameters())
+    return kinds, [] if fit is None else fit.warnings
 
 
 def left_out(checkpoint: Checkpoint) -> list[str]:

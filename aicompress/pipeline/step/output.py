@@ -19,7 +19,7 @@ from aicompress.checkpoint.layouts import Layout, on_disk
 from aicompress.checkpoint.manifest import KEY
 from aicompress.checkpoint.place import require_apart
 from aicompress.checkpoint.shards import index_text
-from aicompress.checkpoint.source import INDEX, MODELING_FILES, Source
+from aicompress.checkpoint.source import MODELING_FILES, Source
 from aicompress.errors import CheckpointError
 from aicompress.layer import LayerInfo
 from aicompress.model.hf import decoding_aicompress
@@ -81,6 +81,7 @@ class Output:
         files: side files that are written anew in their place.
         readers: classes of transformers that were tried and load it.
         notes: what the user should know of the layout.
+        own_metadata: strings of the header of the input's first file.
     """
 
     destination: Destination
@@ -93,6 +94,7 @@ class Output:
     files: Mapping[Path, bytes] = field(default_factory=dict)
     readers: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    own_metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def weight_bytes(self) -> int:
@@ -138,14 +140,16 @@ class Output:
             texts["aicompress.json"] = json.dumps(lineage.to_json(), indent=2, ensure_ascii=False) + "\n"
         if len(self.shards) > 1:
             count = sum(_count(planned.dense) for planned in self.parameters.values())
-            texts[INDEX] = index_text(self.shards, count)
+            texts[f"{self.source.base_name}.safetensors.index.json"] = index_text(self.shards, count)
         if self.layout == "native" and self.config is not None:
             texts.update(modeling_sources())
         return {name: text.encode() for name, text in texts.items()}
 
     def metadata(self) -> dict[str, str]:
-        """Strings of the first file's header."""
-        return {} if self.config is not None and not self.destination.single else {KEY: self.manifest.to_text()}
+        """Strings of the first file's header: the input's own, and the manifest where no other file can hold it."""
+        kept = {key: value for key, value in self.own_metadata.items() if key not in ("format", KEY)}
+        described = self.config is not None and not self.destination.single
+        return kept if described else {**kept, KEY: self.manifest.to_text()}
 
 
 def modeling_sources() -> dict[str, str]:
@@ -208,11 +212,11 @@ def arrange(
         config,
         (),
         checkpoint.source,
-        {},
-        choice.readers,
-        choice.notes,
+        readers=choice.readers,
+        notes=choice.notes,
+        own_metadata=checkpoint.metadata,
     )
-    shards = plan_shards(specs, limit, draft.metadata())
+    shards = plan_shards(specs, limit, draft.metadata(), checkpoint.source.base_name)
     return replace(draft, shards=shards)
 
 

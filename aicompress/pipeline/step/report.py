@@ -17,7 +17,7 @@ from aicompress.recipe.evaluation import EvalRecipe
 from aicompress.recipe.export import ExportRecipe
 from aicompress.report import gates
 from aicompress.report.markdown import to_markdown
-from aicompress.report.model import Baseline, Latency, LayerRow, Report, Side
+from aicompress.report.model import Baseline, Latency, LayerRow, Report, Side, Untouched
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Results:
     training: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
     bits: dict[str, Any] = field(default_factory=dict)
+    untouched: Untouched | None = None
     baselines: tuple[Baseline, ...] = ()
     waited: float | None = None
 

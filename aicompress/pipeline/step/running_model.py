@@ -100,6 +100,8 @@ def resolved_device(name: str) -> str:
 def encoder(running: Running, length: int) -> Callable[[Sequence[str]], Tensor]:
     """Sentences -> embeddings (sentences, width) of a sentence encoder, pooled as the checkpoint says."""
     device = next(running.module.parameters()).device
+    module: Any = running.module
+    module = getattr(module, "base_model", module)  # under a head, whose outputs are no states of tokens
 
     @torch.inference_mode()
     def encode(sentences: Sequence[str]) -> Tensor:
@@ -107,7 +109,12 @@ def encoder(running: Running, length: int) -> Callable[[Sequence[str]], Tensor]:
         rows: list[Tensor] = []
         for batch in batches([sentences[i] for i in order], running.tokenizer, ENCODED, length):
             moved = {name: tensor.to(device) for name, tensor in batch.items()}
-            states = running.module(**moved).last_hidden_state
+            states = getattr(module(**moved), "last_hidden_state", None)
+            if states is None:
+                raise CheckpointError(
+                    f"{running.path}: a {type(module).__name__} gives no states of tokens to be pooled",
+                    "sentence embeddings are taken from encoders",
+                )
             rows.append(running.pooling(states, moved["attention_mask"].bool()).cpu())
         embeddings = torch.empty(len(sentences), rows[0].shape[1])
         embeddings[order] = torch.cat(rows)

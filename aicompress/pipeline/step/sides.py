@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.checkpoint.naming import byte_kind, kind_of
+from aicompress.checkpoint.naming import byte_kind, kind_among
 from aicompress.layer import Kind
 from aicompress.measure import directory_nbytes
 from aicompress.report.model import Side
@@ -32,7 +32,7 @@ def side_of(
     shown = checkpoint.parameters()
     for name in (*shown, *checkpoint.copies):
         spec = shown[checkpoint.copies.get(name, name)]
-        kind = kinds[name] if kinds is not None and name in kinds else kind_of(name, spec)
+        kind = kind_among(kinds, name, spec)
         parameters += stored_numbers(checkpoint, name) if name in shown else 0
         weights += math.prod(spec.shape) if name in shown else 0
         grids = _grids(checkpoint, name)

@@ -15,6 +15,7 @@ from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.survey import Measured
 from aicompress.pipeline.structured.edit import Edit, with_refits
+from aicompress.pipeline.structured.further_layers import without_unknown
 from aicompress.pipeline.structured.reading import Measurement
 from aicompress.pipeline.structured.unit import Kept, L, Scores, StructuralUnit, U
 from aicompress.recipe import Recipe
@@ -82,7 +83,7 @@ class UnitChoice(Generic[U, L]):
         if not self.unit.scored:
             return self._edit({}, self.record)
         if not self.decided_by_plan:
-            return replace(self._edit(self._first(), {}), warnings=())
+            return self._edit(self._first(), {}, told=False)
         if not self._measured:
             return self._edit(self._kept(self.structures), {})
         units, left = sum(structure.size for structure in self.structures), sum(self.sizes)
@@ -126,8 +127,10 @@ class UnitChoice(Generic[U, L]):
             for number, (structure, size) in enumerate(zip(self.structures, self.sizes, strict=True))
         }
 
-    def _edit(self, kept: Kept, record: Mapping[str, Any]) -> Edit:
+    def _edit(self, kept: Kept, record: Mapping[str, Any], told: bool = True) -> Edit:
+        """The edit of the units that stay; without a word on which they are where that is still open."""
         edit = self.unit.edit(self.layout, self.sizes, kept)
+        edit = without_unknown(edit if told else replace(edit, warnings=()), self.layout.architecture.names)
         changes = with_refits(edit.changes, edit.structures, edit.sizes, self.pruner.refits)
         return replace(edit, changes=changes, calibration=record)
 

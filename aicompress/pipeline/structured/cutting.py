@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint, CheckpointWriter
+from aicompress.checkpoint.files import may_be_infinite
 from aicompress.checkpoint.reader import require_finite
 from aicompress.errors import CompressError
 from aicompress.layer import InputStats
@@ -151,7 +152,8 @@ class Cutting:
             assert weight is not None
             return weight
         tensor = checkpoint.dense(change.source)
-        require_finite(tensor, change.source, checkpoint.path)
+        if axes or not may_be_infinite(change.source):
+            require_finite(tensor, change.source, checkpoint.path)
         for axis in axes:
             tensor = tensor.index_select(axis, self._axis(name, axis, shape[axis]))
         return tensor

@@ -31,13 +31,19 @@ def planned(checkpoint: Checkpoint, edit: Edit, name: str, infos: Mapping[str, L
     for axis in sorted({one.axis for one in change.cuts}):
         index = torch.arange(shape[axis], device="meta")
         weight = None if weight is None else cut_matrix(weight, info.transposed, old.shape, axis, index)
-    columns = math.prod(spec.shape[1:])
+    columns = spec.shape[-1] if info.kind == "experts" else math.prod(spec.shape[1:])
+    if info.kind == "experts":
+        rows = math.prod(spec.shape) // columns
+        return Planned(spec, weight, replace(info, tensor=name, shape=(rows, columns), tensor_shape=spec.shape))
     matrix = (columns, spec.shape[0]) if info.transposed else (spec.shape[0], columns)
     return Planned(spec, weight, replace(info, tensor=name, shape=matrix, tensor_shape=spec.shape))
 
 
 def cut_matrix(weight: Weight, transposed: bool, shape: tuple[int, ...], axis: int, index: Tensor) -> Weight | None:
     """Cut the matrix (out, in) of a compressed parameter along one axis of its tensor, whose shape was `shape`."""
+    if len(shape) == 3 and weight.shape == (shape[0] * shape[1], shape[2]) and shape[1] > 1:  # experts
+        rows = (index[:, None] * shape[1] + torch.arange(shape[1], device=index.device)).reshape(-1)
+        return weight.cut(0, rows) if axis == 0 else None
     across = 1 - axis if transposed else axis
     tail = math.prod(shape[2:])  # a kernel's elements lie beside one another in a row
     if across > 1:

@@ -72,7 +72,11 @@ class StructurePlan:
         """Layers that make or read units of which some go."""
         changed = (self.edit.structures[number] for number in self.edit.changed)
         tensors = {part.tensor for structure in changed for part in structure.parts}
-        return tuple(LayerPlan(info, self.pruner.config) for info in self.infos if info.tensor in tensors)
+        return tuple(
+            LayerPlan(info, self.pruner.config)
+            for info in self.infos
+            if info.tensor in tensors and info.kind != "experts"
+        )
 
     def decided(self, progress: Progress) -> StructurePlan:
         """The plan with the units that stay, where the run is left to choose them; all processes choose together."""
@@ -81,7 +85,7 @@ class StructurePlan:
         edit = self.choice.run_edit(progress)
         where = (self.output.destination, self.output.manifest.lineage[-1])
         output = laid_out(self.checkpoint, edit, self.infos, *where)
-        return replace(self, edit=edit, output=output, warnings=(*self.warnings, *edit.warnings))
+        return replace(self, edit=edit, output=output, warnings=tuple(dict.fromkeys((*self.warnings, *edit.warnings))))
 
     def rows(self, seconds: Mapping[str, float] | None = None) -> tuple[LayerRow, ...]:
         """A row for each layer of the input, the dropped ones included."""

@@ -18,7 +18,7 @@ from aicompress.pipeline.step.checks import decoding, left_out, require_loads, r
 from aicompress.pipeline.step.input import Adapted
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.opening import OpenedInput, opened_input
-from aicompress.pipeline.step.output import Destination, lineage_step
+from aicompress.pipeline.step.output import Destination, Output, lineage_step
 from aicompress.pipeline.structured.allocation import Allocator
 from aicompress.pipeline.structured.choice import UnitChoice
 from aicompress.pipeline.structured.edit import Edit
@@ -28,6 +28,7 @@ from aicompress.pipeline.structured.reading import layers_of
 from aicompress.pipeline.structured.registry import unit_for
 from aicompress.pipeline.structured.size_targets import Laid, SizeSearch, largest_size
 from aicompress.recipe import Recipe, Select
+from aicompress.weights import TensorSpec
 
 
 def make_plan(
@@ -67,8 +68,7 @@ def make_plan(
     edit = choice.edit()
     output = laid_out(checkpoint, edit, opened.infos, destination, step)
     raise_all(_calibration_problems(choice, edit))
-    dense = {name: parameter.dense for name, parameter in output.parameters.items()}
-    require_loads(checkpoint, edit.config, dense, edit.widths)
+    require_loads(checkpoint, edit.config, _known(choice, edit, output), edit.widths)
     require_space(output)
     plan = StructurePlan(checkpoint, recipe, pruner, choice, opened.infos, edit, output, opened.kinds, request)
     decoded = [name for name in output.parameters if plan.decoded(name)]
@@ -106,12 +106,21 @@ def _require_uniform(checkpoint: Checkpoint) -> None:
         raise Refused(f"{checkpoint.path}: {message}", hint)
 
 
+def _known(choice: UnitChoice[Any, Any], edit: Edit, output: Output) -> dict[str, TensorSpec]:
+    """The output's parameters, but for blocks behind the stack, which transformers does not load under any number."""
+    known = choice.layout.architecture.names
+    moved = {name for name, change in edit.changes.items() if name != change.source and change.source not in known}
+    return {name: parameter.dense for name, parameter in output.parameters.items() if name not in moved}
+
+
 def _calibration_problems(choice: UnitChoice[Any, Any], edit: Edit) -> list[CompressError]:
     """Everything that would keep the run from the statistics that it reads with these parameters."""
     pruner = choice.pruner
     reads = choice.unit.needs(pruner.reads)
     if choice.unit.scored and pruner.reads and edit.changed:
         return []  # has been checked before anything was scored
+    if choice.pruner.reads - {"gradients"}:
+        choice.unit.require_statistics(choice.layout)
     graded = "gradients" in reads
     changed = [part.tensor for number in edit.changed for part in edit.structures[number].parts]
     infos = layers_of(choice.checkpoint, changed if graded else edit.consumers)

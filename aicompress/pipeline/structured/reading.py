@@ -57,4 +57,5 @@ class Reading(Measurement):
 def layers_of(checkpoint: Checkpoint, tensors: Sequence[str]) -> list[LayerInfo]:
     """The layers that some parameters belong to, in the input's order."""
     wanted = set(tensors)
-    return [info for info in checkpoint.layers(known_kinds(checkpoint)[0]) if info.tensor in wanted]
+    infos = checkpoint.layers(known_kinds(checkpoint)[0])
+    return [info for info in infos if info.tensor in wanted and info.kind != "experts"]

@@ -16,6 +16,7 @@ from torch import Tensor
 from aicompress.checkpoint import Checkpoint
 from aicompress.layer import LayerInfo
 from aicompress.methods.structural import Structure, Unit
+from aicompress.model.architecture.architecture import Architecture
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.workers import Processes
 from aicompress.pipeline.structured import calibrated
@@ -32,9 +33,11 @@ class Layout:
 
     Attributes:
         structures: what a method chooses in.
+        architecture: of the checkpoint.
     """
 
     structures: tuple[Structure, ...]
+    architecture: Architecture
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,13 @@ class StructuralUnit(ABC, Generic[U, L]):
     def needs(self, reads: frozenset[str]) -> frozenset[str]:
         """The statistics that a run collects while it chooses, of those that a method reads; none for scored units."""
         return frozenset() if self.scored else reads
+
+    def require_statistics(self, layout: L) -> None:
+        """Check that statistics of inputs can choose among the units.
+
+        Raises:
+            Refused: they cannot.
+        """
 
     def scored_layers(self, checkpoint: Checkpoint, layout: L) -> list[LayerInfo]:
         """The layers that units which are scored consist of; another layer where none of theirs is a matrix."""

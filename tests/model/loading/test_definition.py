@@ -21,6 +21,7 @@ from aicompress.pipeline.layerwise import planner
 from aicompress.pipeline.layerwise import run as layerwise
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
+from aicompress.weights import TensorSpec
 from tests import checkpoints
 
 OFF = Options(latency="off")
@@ -88,7 +89,38 @@ def test_a_router_of_an_unknown_architecture_is_told_by_the_experts_beside_it(tm
     names = [layer.name for layer in Checkpoint.open(folder).layers()]
     assert any("experts.1.w2" in name for name in names)
     assert not any(name.endswith(".gate") for name in names)
-    assert routers_of(["a.gate.weight", "b.gate.weight", "b.experts.0.w1.weight"]) == {"b.gate.weight"}
+
+
+def test_routers_of_a_bare_file_lie_beside_experts() -> None:
+    """By their names, or by an output for each expert."""
+    shapes = {"a.gate": (2, 8), "b.gate": (3, 8), "b.experts.0.w1": (6, 8), "b.experts.1.w1": (6, 8)}
+    shapes |= {"b.choice.classifier": (2, 8), "b.up": (6, 8), "b.shared.up": (2, 8), "c.router.layer": (4, 8)}
+    specs = {f"{name}.weight": TensorSpec(torch.float32, shape) for name, shape in shapes.items()}
+    specs["c.experts.up"] = TensorSpec(torch.float32, (4, 6, 8))
+    assert routers_of(specs) == {"b.gate.weight", "b.choice.classifier.weight", "c.router.layer.weight"}
+
+
+SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "pad_token_id": 0}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 4}
+SWITCH = {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "num_experts": 4}
+ROUTED = {
+    "switch": hf.SwitchTransformersConfig(**SWITCH, num_sparse_encoder_layers=1, num_sparse_decoder_layers=1),
+    "afmoe": hf.AfmoeConfig(**SMALL, **HEADS, num_experts=4, num_dense_layers=1, moe_intermediate_size=16, head_dim=8),
+    "jetmoe": hf.JetMoeConfig(**SMALL, num_key_value_heads=2, kv_channels=8, num_local_experts=4),
+}
+
+
+@pytest.mark.parametrize(("name", "count"), [("switch", 2), ("afmoe", 1), ("jetmoe", 4)])
+def test_routers_are_told_by_what_they_give(name: str, count: int, tmp_path: Path) -> None:
+    """A linear layer with an output for each expert is none to be compressed, whatever its name."""
+    model = hf.AutoModel.from_config(ROUTED[name])
+    model.save_pretrained(tmp_path / name)
+    opened = Checkpoint.open(tmp_path / name)
+    layers = {layer.tensor for layer in opened.layers(layer_kinds(opened.config or {}, opened.parameters()))}
+    routers = {each for each in opened.parameters() if "router" in each and each.endswith(".weight")}
+    assert len(routers) == count
+    assert not routers & layers
+    assert len(layers) > 2
 
 
 def test_positions_that_an_architecture_computes_need_not_be_saved(tmp_path: Path) -> None:

@@ -323,11 +323,20 @@ def test_different_tokenizers_are_warned_of(
     assert any("tokenizers" in warning for warning in plan.warnings)
 
 
+def test_tables_of_one_tokenizer_may_be_padded_to_other_sizes(tiny_llama: Path, recipe: Make, tmp_path: Path) -> None:
+    padded = checkpoints.make_llama(tmp_path / "padded", vocab_size=300)
+    report = distil(tiny_llama, padded, tmp_path / "out", recipe({"name": "kl"}, steps=2))
+    assert all(point["loss"] > 0 for point in report.training["curve"])
+    assert weights(tmp_path / "out").keys() == weights(tiny_llama).keys()
+
+
 class TestRefused:
     """What is wrong is said before any work."""
 
     def test_another_vocabulary(self, built: Path, tiny_llama: Path, recipe: Make, tmp_path: Path) -> None:
-        large = checkpoints.make_llama(built / "llama-vocabulary", vocab_size=300)
+        large = checkpoints.make_llama(tmp_path / "llama-vocabulary", vocab_size=300)
+        plain = json.loads((large / "tokenizer.json").read_text())
+        (large / "tokenizer.json").write_text(json.dumps({**plain, "version": "other"}))
         with pytest.raises(RecipeError, match="256 classes and the teacher 300"):
             make_plan(tiny_llama, large, Destination(tmp_path / "out"), recipe({"name": "kl"}))
 

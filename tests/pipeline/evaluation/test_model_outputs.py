@@ -71,11 +71,19 @@ def test_an_encoder_has_no_perplexity(tiny_bert: Path, heldout_file: Path) -> No
     assert "perplexity is measured on causal language models" in caught.value.hint
 
 
-def test_vocabularies_must_agree(llama: Running, heldout_file: Path, tmp_path: Path) -> None:
-    larger = Setting().start(str(checkpoints.make_llama(tmp_path / "larger")))
-    larger.module.resize_token_embeddings(300)  # type: ignore[operator]
-    with pytest.raises(CheckpointError, match="256 and 300"):
-        token_logits([llama, larger], heldout_file)
+@pytest.mark.parametrize("rows", [300, 5])
+def test_tables_that_are_padded_otherwise_are_compared_on_the_tokens_they_share(
+    llama: Running, heldout_file: Path, tmp_path: Path, rows: int
+) -> None:
+    other = Setting().start(str(checkpoints.make_llama(tmp_path / "other")))
+    other.module.resize_token_embeddings(rows)  # type: ignore[operator]
+    if rows < 256:
+        with pytest.raises(CheckpointError, match="has 5 tokens"):
+            token_logits([llama, other], heldout_file)
+        return
+    (whole, *_), (both, *_) = token_logits([llama], heldout_file), token_logits([llama, other], heldout_file)
+    assert {logits.shape[-1] for logits in both.logits} == {256}
+    assert torch.equal(both.logits[0], whole.logits[0])
 
 
 def test_samples_keep_their_labels_in_every_batch(tmp_path: Path) -> None:

@@ -117,13 +117,13 @@ def test_odd_rows_convolutions_and_plain_tensors(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("large", [0, row_blocks.LARGE])
-@pytest.mark.parametrize("name", ["a.weight", "plain"])
+@pytest.mark.parametrize("name", ["a.weight", "a.bias"])
 def test_what_is_not_finite_in_one_block_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, large: int
 ) -> None:
     monkeypatch.setattr(rtn, "kernels", compiled.Kernels)
     monkeypatch.setattr(row_blocks, "LARGE", large)
-    tensors = {"a.weight": torch.randn(96, 128), "plain": torch.randn(96)}
+    tensors = {"a.weight": torch.randn(96, 128), "a.bias": torch.randn(96)}
     tensors[name][70] = torch.inf
     save_file(tensors, tmp_path / "in.safetensors")
     monkeypatch.setattr(row_blocks, "BLOCK", 1)

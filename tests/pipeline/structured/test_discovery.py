@@ -62,6 +62,7 @@ from functools import partial
 
 from aicompress.methods.prune.tokens import Tokens
 from aicompress.methods.structural import Part, Structure
+from aicompress.model.architecture.architecture import Architecture
 from aicompress.pipeline.structured.edit import Change, Cut, Edit
 from aicompress.pipeline.structured.unit import Layout, StructuralUnit
 
@@ -76,7 +77,8 @@ class TokenUnit(StructuralUnit):
     def find(self, checkpoint, unit, stack):
         rows = Part(NAME, "embed", "producer", 0, partial(checkpoint.dense, NAME))
         self.names, self.config = list(checkpoint.parameters()), dict(checkpoint.config)
-        return Layout((Structure("vocabulary", checkpoint.config["vocab_size"], (rows,)),))
+        vocabulary = Structure("vocabulary", checkpoint.config["vocab_size"], (rows,))
+        return Layout((vocabulary,), Architecture.of(checkpoint.config, checkpoint.parameters()))
 
     def edit(self, layout, sizes, kept):
         changes = {name: Change(name) for name in self.names}

@@ -70,6 +70,12 @@ class SparsityConfig(MethodConfig):
         return self
 
     @property
+    def no_smaller(self) -> str:
+        """A dense weight stores its zeros."""
+        why = "zeros are stored like other numbers: --set method.store=sparse stores what is left of them alone"
+        return why if self.store == "dense" else ""
+
+    @property
     def tile(self) -> tuple[int, int]:
         return (1, 1) if self.block is None else parse_block(self.block)
 

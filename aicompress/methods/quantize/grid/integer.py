@@ -10,6 +10,7 @@ from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.curvature import importance
+from aicompress.methods.quantize.grid.fitting import GroupSize
 from aicompress.methods.quantize.grid.rounding import encode, grouped, pieces, require_scales, ungrouped
 from aicompress.methods.quantize.grid.scales import Sharing, least_error, stored_scale_dtype
 from aicompress.methods.quantize.grid.widths import WidthConfig, resolve, searched, unfit
@@ -34,7 +35,7 @@ class IntegerConfig(WidthConfig):
     """Knobs of integer codes."""
 
     granularity: Literal["tensor", "channel", "group"] = Field("group", description="what shares a scale")
-    group_size: int = Field(64, ge=1, description="input columns that share a scale, when granularity is group")
+    group_size: GroupSize = Field(64, ge=1, description="input columns that share a scale, when granularity is group")
     pad: bool = Field(
         False, description="where group_size does not divide the input columns, let the last group of a row be narrower"
     )

@@ -20,6 +20,7 @@ from aicompress.errors import CompressError, RecipeError, raise_all
 from aicompress.layer import Layer
 from aicompress.methods.capabilities import Candidate, Width, Widths, WidthSearch
 from aicompress.methods.method import MethodConfig
+from aicompress.methods.quantize.grid.fitting import with_fitting_groups
 from aicompress.methods.quantize.grid.rounding import decode, encode, grouped, pieces
 from aicompress.methods.quantize.grid.scales import Grid, full_range
 from aicompress.weights import Weight
@@ -109,6 +110,10 @@ class WidthConfig(MethodConfig):
     def widths(self) -> tuple[int, ...]:
         """Widths to choose among, ascending."""
         return self.choices or WIDTHS
+
+    def fitted(self, columns: int) -> Self:
+        """Groups that divide a layer's columns, where the recipe gives no size."""
+        return with_fitting_groups(self, columns, "group_size" in self.model_fields_set or self.group_sizes is not None)
 
     @classmethod
     def beneath(cls, given: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:

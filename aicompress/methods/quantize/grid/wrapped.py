@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, field_validator
 
@@ -45,6 +45,19 @@ class BasedConfig(MethodConfig):
         if open_bits(config):
             raise ValueError("base needs explicit bits")
         return config.model_dump()
+
+    def fitted(self, columns: int) -> Self:
+        """Groups of the base that divide a layer's columns, where they have the size of its defaults."""
+        method, base = base_of(self)
+        unset = {"group_size"} if _by_default(base, "group_size") else set()
+        fitted = method.config(**base.model_dump(exclude=unset)).fitted(columns)
+        return self.model_copy(update={"base": fitted.model_dump()})
+
+
+def _by_default(config: MethodConfig, name: str) -> bool:
+    """Whether a field has its default."""
+    field = type(config).model_fields.get(name)
+    return field is not None and getattr(config, name) == field.default
 
 
 def base_of(config: BasedConfig) -> tuple[AnyLayerMethod, MethodConfig]:

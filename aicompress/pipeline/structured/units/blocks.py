@@ -28,12 +28,10 @@ class StackLayout(Layout):
     """One stack of blocks, which is the only structure.
 
     Attributes:
-        architecture: of the checkpoint.
         stack: the stack.
         one_by_one: influence is measured anew after every block that goes.
     """
 
-    architecture: Architecture
     stack: Stack
     one_by_one: bool
 
@@ -62,7 +60,8 @@ class BlockUnit(StructuralUnit[Blocks, StackLayout]):
     def scored_layers(self, checkpoint: Checkpoint, layout: StackLayout) -> list[LayerInfo]:
         """Every layer of the blocks."""
         infos = checkpoint.layers(known_kinds(checkpoint)[0])
-        return [info for info in infos if layout.stack.block_of(info.tensor) is not None]
+        inside = [info for info in infos if layout.stack.block_of(info.tensor) is not None]
+        return [info for info in inside if info.kind != "experts"]  # no gradient of theirs is taken
 
     def scores(
         self,
@@ -129,6 +128,7 @@ def _renumbered(
     """Every tensor that stays under its new name, and those of block 0 that the new first block takes over.
 
     Such a tensor, T5's relative_attention_bias for one, serves the whole stack and only lives in the first block.
+    Blocks behind the stack, which predict further tokens and which transformers does not load, stay behind it.
     """
     place = {block: number for number, block in enumerate(kept)}
     expected = Architecture(dict(edited), architecture.specs).names
@@ -139,9 +139,10 @@ def _renumbered(
         block = stack.block_of(name)
         if block is None:
             changes[name] = Change(name)
-        elif block in place:
-            new = stack.renumbered(name, place[block])
-            moved = {} if new == name else {"block": f"{block}, now {place[block]}"}
+        elif block in place or block >= stack.size:
+            number = place.get(block, block - stack.size + len(kept))
+            new = stack.renumbered(name, number)
+            moved = {} if new == name else {"block": f"{block}, now {number}"}
             changes[new] = Change(name, detail=moved)
         elif block == 0 and name in expected and stack.renumbered(name, kept[0]) not in present:
             changes[name] = Change(name, note="serves the whole stack: moved to the new first block")

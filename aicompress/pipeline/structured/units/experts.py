@@ -28,11 +28,9 @@ class MixtureLayout(Layout):
     """Mixtures of experts, a structure for each.
 
     Attributes:
-        architecture: of the checkpoint.
         mixtures: in the order of the structures.
     """
 
-    architecture: Architecture
     mixtures: Sequence[Mixture]
 
 

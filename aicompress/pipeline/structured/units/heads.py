@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from aicompress.methods.structural import Part, Structure
 from aicompress.model.architecture.architecture import Architecture
 from aicompress.model.architecture.attention import Attention, HeadTensor, attentions
 from aicompress.model.architecture.attention_in_width import attentions_in_width, counted
+from aicompress.model.architecture.borrowed_keys import coupled
 from aicompress.model.architecture.fused_heads import lies_in_sections
 from aicompress.model.architecture.shapes import build
 from aicompress.pipeline.structured.edit import Change, Cut, Edit, offset_part
@@ -27,12 +28,10 @@ class AttentionLayout(Layout):
     """Attentions of an architecture, a structure for each.
 
     Attributes:
-        architecture: of the checkpoint.
-        attentions: in the order of the structures.
+        attentions: in the order of the structures; attentions that share keys and values are one.
         grouped: a unit is a key-value group with its query heads, not a query head.
     """
 
-    architecture: Architecture
     attentions: Sequence[Attention]
     grouped: bool
 
@@ -50,8 +49,25 @@ class HeadUnit(StructuralUnit[Heads, AttentionLayout]):
         """
         architecture = Architecture.of(checkpoint.config, checkpoint.parameters())
         chosen = _chosen(architecture, stack)
+        if unit.grouped:  # keys and values go with the heads that read them
+            chosen = [_united([chosen[number] for number in group]) for group in coupled(architecture, chosen)]
         structures = tuple(_structure(checkpoint, attention, unit.grouped) for attention in chosen)
         return AttentionLayout(structures, architecture, chosen, unit.grouped)
+
+    def require_statistics(self, layout: AttentionLayout) -> None:
+        """Attentions that share keys lie in several blocks, and statistics are read block by block.
+
+        Raises:
+            RecipeError: some do.
+        """
+        for structure in layout.structures:
+            readers = structure.of("consumer")
+            if len(readers) > 1:
+                raise RecipeError(
+                    f"{readers[0].module[:-3]} and {readers[1].module[:-3]} share keys and values: their heads cannot "
+                    "be chosen by statistics",
+                    "choose them by weights, as prune/heads-norm does",
+                )
 
     def edit(self, layout: AttentionLayout, sizes: Sequence[int], kept: Kept) -> Edit:
         """Cut the projections of every attention; config.json has the number of heads.
@@ -80,6 +96,13 @@ class HeadUnit(StructuralUnit[Heads, AttentionLayout]):
                 "with trust_remote_code",
             )
         return Edit(dict(config_json), structures, tuple(sizes), _changes(layout, sizes), warnings, widths=widths)
+
+
+def _united(attentions: Sequence[Attention]) -> Attention:
+    """Attentions that share keys and values as one: the same groups stay in all of them."""
+    tensors = tuple(tensor for attention in attentions for tensor in attention.tensors)
+    counts = {path: numbers for attention in attentions for path, numbers in attention.counts.items()}
+    return replace(attentions[0], tensors=tensors, counts=counts)
 
 
 def _changes(layout: AttentionLayout, sizes: Sequence[int]) -> dict[str, Change]:

@@ -36,14 +36,12 @@ class StreamLayout(Layout):
 
     Attributes:
         checkpoint: the input, whose side files say the width too.
-        architecture: of the checkpoint.
         stream: tensors that write the stream, read it or normalise it.
         attentions: projections of each such attention, by its name.
         exact: the width is given, not rounded.
     """
 
     checkpoint: Checkpoint
-    architecture: Architecture
     stream: Residual
     attentions: Mapping[str, Sequence[Coupling]]
     exact: bool
@@ -72,7 +70,7 @@ class CoordinateUnit(StructuralUnit[Coordinates, StreamLayout]):
             Structure(name, stream.width, tuple(_inner_parts(checkpoint, stream.width, group)), stream.heads)
             for name, group in inner.items()
         ]
-        return StreamLayout(tuple(structures), checkpoint, architecture, stream, inner, unit.exact)
+        return StreamLayout(tuple(structures), architecture, checkpoint, stream, inner, unit.exact)
 
     def accepted(self, layout: StreamLayout, sizes: Sequence[int]) -> list[int]:
         """The width itself or, where it is rounded anyway, the next wider one that transformers takes.

@@ -23,12 +23,10 @@ class FeedForwardLayout(Layout):
     """Feed-forward layers of an architecture, a structure for each.
 
     Attributes:
-        architecture: of the checkpoint.
         layers: in the order of the structures.
         uniform: layers that config.json counts together keep equal numbers of neurons.
     """
 
-    architecture: Architecture
     layers: Sequence[FeedForward]
     uniform: bool
 

@@ -70,6 +70,43 @@ def test_heads_are_the_model_with_those_heads_silent(name: str, unit: str, tmp_p
     assert report.after.bytes < report.before.bytes
 
 
+def gemma3n(blocks: int, shared: int) -> hf.Gemma3nForCausalLM:
+    """Blocks of two kinds in turn, the last ones without keys: they read those of the last block of their kind."""
+    shape = {
+        **SHAPE,
+        "num_hidden_layers": blocks,
+        "intermediate_size": [48] * blocks,
+        "activation_sparsity_pattern": [0.0] * blocks,
+    }
+    own = {"vocab_size_per_layer_input": 64, "hidden_size_per_layer_input": 8, "laurel_rank": 4, "altup_num_inputs": 2}
+    kinds = ["sliding_attention", "full_attention"] * (blocks // 2)
+    fields = {**shape, **TEXT, **GQA, **own, "layer_types": kinds, "num_kv_shared_layers": shared, "sliding_window": 4}
+    return hf.Gemma3nForCausalLM(hf.Gemma3nTextConfig(**fields))
+
+
+@pytest.mark.parametrize(("blocks", "shared"), [(4, 0), (6, 3)])
+def test_a_block_that_borrows_keys_keeps_the_groups_of_its_lender(blocks: int, shared: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = gemma3n(blocks, shared).eval()
+    model.save_pretrained(tmp_path / "in")
+    prune(tmp_path / "in", tmp_path / "out", name="heads", sparsity=0.5)
+    narrow = loaded(model, tmp_path / "out")
+    for before, after in zip(model.model.layers, narrow.model.layers, strict=True):
+        wide, few = before.self_attn, after.self_attn
+        rows, left = wide.q_proj.weight.view(2, -1), few.q_proj.weight.view(1, -1)
+        (kept,) = (rows == left).all(dim=1).nonzero()[:, 0].tolist()
+        with torch.no_grad():
+            wide.o_proj.weight.view(32, 2, 16)[:, 1 - kept] = 0
+    family = FAMILIES["gemma3"]
+    torch.testing.assert_close(family.output(narrow), family.output(model), atol=1e-5, rtol=1e-4)
+
+
+def test_statistics_of_blocks_that_share_keys_are_refused(tmp_path: Path, text_file: Path) -> None:
+    gemma3n(4, 1).save_pretrained(tmp_path / "in")
+    message = refused(tmp_path / "in", tmp_path / "out", name="heads", sparsity=0.5, score="obs")
+    assert "layers.1.self_attn.o_proj and model.layers.3.self_attn.o_proj share keys" in message
+
+
 def test_scores_by_hand(tmp_path: Path) -> None:
     """The product of the norms of q, k, v rows and o columns of a group."""
     family = FAMILIES["llama"]

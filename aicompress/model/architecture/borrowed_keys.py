@@ -1,0 +1,159 @@
+"""Find attentions that read keys and values which another attention makes, by running a tiny model.
+
+No shape tells: a block of Gemma 3n may take the keys of a block before it. In a miniature with all blocks, whose
+attentions give nothing to the residual stream, one attention's projections are changed; every other attention whose
+heads then give something else has read them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aicompress.errors import CheckpointError
+from aicompress.model.architecture import tiny_model as miniature
+from aicompress.model.architecture.architecture import WIDTH_FIELDS, Architecture, Path, fields, value_at, with_value
+from aicompress.model.architecture.attention import HIDDEN_FIELDS, Attention
+from aicompress.model.architecture.shapes import build
+
+LARGEST = 50_000_000  # numbers in a miniature
+HEAD, NEURONS, VOCABULARY = 8, 8, 32
+
+
+def coupled(architecture: Architecture, attentions: Sequence[Attention]) -> list[list[int]]:
+    """Places of the attentions whose heads belong together, those of one group beside one another.
+
+    Raises:
+        CheckpointError: an attention has no keys of its own, and where it gets them cannot be tried out.
+    """
+    try:
+        trial = _Trial(architecture, attentions)
+        lent = trial.lent() if trial.any_lent() else {}
+    except CheckpointError as error:
+        bare = [attention for attention in attentions if not _has_keys(attention)]
+        if not bare:
+            return [[number] for number in range(len(attentions))]
+        message = f"{bare[0].name} makes no keys and values of its own, and whose it reads cannot be tried out"
+        raise CheckpointError(f"{message}: {error.message}", "prune feed-forward neurons (width) instead") from error
+    groups = {number: [number] for number in range(len(attentions))}
+    for lender, borrowers in lent.items():
+        for borrower in borrowers:
+            one, other = groups[lender], groups[borrower]
+            if one is not other:
+                one += other
+                groups |= dict.fromkeys(other, one)
+    return list({id(group): sorted(group) for group in groups.values()}.values())
+
+
+def _has_keys(attention: Attention) -> bool:
+    """Whether the attention makes keys: in sections of their own, or, where heads are not counted apart, in thirds."""
+    producers = [tensor for tensor in attention.tensors if tensor.role == "producer"]
+    sections = [section.kind for tensor in producers for section in tensor.sections]
+    return "key" in sections if attention.count.key is not None else len(sections) > 1
+
+
+class _Trial:
+    """A miniature whose attentions are changed one by one.
+
+    Raises:
+        CheckpointError: it cannot be made or run.
+    """
+
+    def __init__(self, architecture: Architecture, attentions: Sequence[Attention]) -> None:
+        self.attentions = attentions
+        self.model = _started(_reduced(architecture, attentions[0]))
+        names = {architecture.on_disk(name): name for name, _ in self.model.named_parameters()}
+        try:
+            self.producers = [[names[t.tensor] for t in a.tensors if t.role == "producer"] for a in attentions]
+            consumers = [names[t.tensor] for a in attentions for t in a.tensors if t.role == "consumer"]
+        except KeyError as error:
+            raise CheckpointError(f"the model has another name for {error.args[0]}", "") from error
+        self.read: dict[int, Tensor] = {}
+        for number, name in enumerate(consumers):
+            self.model.get_parameter(name).zero_()
+            module = self.model.get_submodule(name.rpartition(".")[0])
+            module.register_forward_pre_hook(self._keep(number))
+        self.inputs = miniature.inputs_of(self.model)
+        self.before = self._run()
+
+    def _keep(self, number: int) -> Any:
+        def keep(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+            self.read[number] = arguments[0].clone()
+
+        return keep
+
+    def _run(self) -> dict[int, Tensor]:
+        self.read = {}
+        miniature.outputs_of(self.model, self.inputs)
+        if len(self.read) != len(self.attentions):
+            raise CheckpointError("not every attention runs on tokens alone", "")
+        return self.read
+
+    def _readers(self, changed: Collection[int]) -> set[int]:
+        """Other attentions whose heads give something else once those are changed."""
+        parameters = [self.model.get_parameter(name) for number in changed for name in self.producers[number]]
+        kept = [parameter.clone() for parameter in parameters]
+        for parameter in parameters:
+            parameter.add_(torch.linspace(-1, 1, parameter.numel(), dtype=parameter.dtype).reshape(parameter.shape))
+        after = self._run()
+        for parameter, value in zip(parameters, kept, strict=True):
+            parameter.copy_(value)
+        return {n for n, value in after.items() if n not in changed and not torch.allclose(value, self.before[n])}
+
+    def any_lent(self) -> bool:
+        """Whether any attention reads another's keys: any two are apart in some digit of their binary numbers."""
+        places = range(len(self.attentions))
+        halves = [
+            {n for n in places if n >> bit & 1 == side} for bit in range(len(places).bit_length()) for side in (0, 1)
+        ]
+        return any(self._readers(half) for half in halves if half)
+
+    def lent(self) -> dict[int, set[int]]:
+        """By attention those that read its keys and values."""
+        return {number: self._readers({number}) for number in range(len(self.attentions))}
+
+
+@torch.no_grad()
+def _started(config: dict[str, Any]) -> Any:
+    """The model of a configuration with random weights.
+
+    Raises:
+        CheckpointError: it is too large for a trial, or its code does not run.
+    """
+    shapes = build(config)
+    if sum(parameter.numel() for parameter in shapes.parameters()) > LARGEST:
+        raise CheckpointError("its smallest model is too large for a trial", "")
+    try:
+        model = type(shapes)(shapes.config).double().eval().requires_grad_(False)
+    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:  # of the architecture's own code
+        raise CheckpointError(f"its smallest model cannot be made: {error}", "") from error
+    model.config._experts_implementation = "eager"  # grouped kernels have no float64
+    miniature.randomize(model)
+    return model
+
+
+def _reduced(architecture: Architecture, attention: Attention) -> dict[str, Any]:
+    """config.json with few of everything but heads and blocks, wherever the architecture takes it."""
+    config: dict[str, Any] = dict(architecture.config)
+    wanted: list[tuple[Path, int]] = []
+    wanted += [(field, VOCABULARY) for field in fields(config, ("vocab_size", "vocab_size_per_layer_input"))]
+    wanted += [(field, NEURONS) for field in fields(config, WIDTH_FIELDS)]
+    count = attention.count
+    wanted += [(field, HEAD * count.heads) for field in fields(config, HIDDEN_FIELDS)]
+    wanted += [(count.size, HEAD)] if count.size else []
+    for field, size in wanted:
+        section = value_at(config, field[:-1])
+        present = section.get(field[-1])
+        if isinstance(present, int) and present <= size:
+            continue
+        edited = with_value(config, field, [size] * len(present) if isinstance(present, list) else size)
+        try:
+            build(edited)
+        except CheckpointError:  # bound to other numbers
+            continue
+        config = edited
+    special = ("pad_token_id", "bos_token_id", "eos_token_id")
+    return {**config, **dict.fromkeys((name for name in special if name in config), 0)}

@@ -1,0 +1,63 @@
+"""Say what a layer-wise step leaves as it is, and how much of the model that is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.layer import LayerInfo
+from aicompress.methods.layerwise import AnyLayerMethod
+from aicompress.pipeline.step.layer_plan import LayerPlan
+from aicompress.report.model import Untouched
+from aicompress.weights import TensorSpec
+
+TOLD = 0.01  # share of the numbers from which on matrices that are no layer are warned of
+
+
+def untouched(checkpoint: Checkpoint, layers: Sequence[LayerPlan]) -> Untouched:
+    """The parameters that no method works on."""
+    touched = {layer.info.tensor for layer in layers if layer.config is not None}
+    numbers = {name: math.prod(spec.shape) for name, spec in checkpoint.parameters().items()}
+    left = {name: count for name, count in numbers.items() if name not in touched}
+    return Untouched(
+        parameters=len(left),
+        numbers=sum(left.values()),
+        share=sum(left.values()) / max(1, sum(numbers.values())),
+        bytes=sum(checkpoint.nbytes(name) for name in left),
+        largest=tuple(sorted(left, key=lambda name: -left[name])[:3]),
+    )
+
+
+def passed_over(checkpoint: Checkpoint, infos: Sequence[LayerInfo]) -> list[str]:
+    """A warning that names matrices which are no layer of any kind, where they are more than a trifle."""
+    known = {info.tensor for info in infos}
+    parameters = checkpoint.parameters()
+    matrices = {name: spec for name, spec in parameters.items() if name not in known and _is_matrix(name, spec)}
+    told = "are no layer of a kind that is compressed and stay as they are"
+    return _shared(checkpoint, matrices, "matrices", told)
+
+
+def refused_experts(
+    checkpoint: Checkpoint, method: AnyLayerMethod, chosen: Sequence[LayerInfo], taken: Sequence[str]
+) -> list[str]:
+    """A warning that names experts in one tensor which a method cannot take."""
+    left = {info.tensor for info in chosen if info.kind == "experts" and info.name not in taken}
+    told = f"stay as they are, for {method.name} cannot take them: rtn, hqq and magnitude can"
+    return _shared(checkpoint, left, "tensors that hold all experts of a block", told, least=0.0)
+
+
+def _is_matrix(name: str, spec: TensorSpec) -> bool:
+    long = [size for size in spec.shape if size > 1]
+    return spec.dtype.is_floating_point and len(long) > 1 and "bias" not in name.rpartition(".")[2]
+
+
+def _shared(checkpoint: Checkpoint, names: Collection[str], what: str, told: str, least: float = TOLD) -> list[str]:
+    """Names with their share of the model's numbers; nothing below a share."""
+    numbers = {name: math.prod(spec.shape) for name, spec in checkpoint.parameters().items()}
+    share = sum(numbers[name] for name in names) / max(1, sum(numbers.values()))
+    if not names or share < least:
+        return []
+    largest = sorted(names, key=lambda name: -numbers[name])[:3]
+    shown = ", ".join(largest) + (", ..." if len(names) > 3 else "")
+    return [f"{len(names)} {what} {told} ({share:.1%} of the numbers): {shown}"]
