@@ -10,6 +10,7 @@ from pathlib import Path
 from aicompress import data as sources
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.reader import digests
+from aicompress.disk import require_file, write_whole
 from aicompress.errors import OutputExists, RecipeError, raise_all
 from aicompress.pipeline.evaluation.load_cost import LoadRequest, footprint
 from aicompress.pipeline.evaluation.quality import measure_quality
@@ -88,11 +89,7 @@ def evaluate(
 
 def write(report: Report, folder: Path, html: bool = True) -> None:
     """Write the report's files; earlier ones are replaced, and a page that is not written anew goes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in rendered(report, html).items():
-        partial = folder / f".{name}.partial"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(folder / name)
+    write_whole({folder / name: text for name, text in rendered(report, html).items()})
     if not html:
         (folder / "report.html").unlink(missing_ok=True)
 
@@ -110,6 +107,9 @@ def _check(recipe: EvalRecipe, judging: EvalOptions, compared: bool) -> None:
     out = judging.out
     if out is not None and (out.is_file() or (out / "config.json").exists() or any(out.glob("*.safetensors"))):
         raise OutputExists(f"{out} is a checkpoint or a file", "write the report into a folder of its own")
+    if out is not None:
+        for name in ("report.json", "report.md", "report.html"):
+            require_file(out / name)
 
 
 def _sides(checkpoints: Sequence[Checkpoint], paths: Sequence[str]) -> tuple[list[Side], list[str]]:

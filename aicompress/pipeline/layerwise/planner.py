@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from aicompress.checkpoint.place import require_writable
+from aicompress.disk import require_writable
 from aicompress.errors import CompressError, RecipeError, raise_all
 from aicompress.layer import LayerInfo
 from aicompress.methods import get

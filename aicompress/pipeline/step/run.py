@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -110,7 +112,9 @@ def _write(step: StepRun, options: Options) -> Report:
     if resumes and step.fingerprint is not None:
         require_resumable(output, step.fingerprint)
     with (
-        CheckpointWriter(output.destination.path, output.shards, resumes, output.destination.overwrite) as writer,
+        CheckpointWriter(
+            output.destination.path, output.shards, resumes, output.destination.overwrite, _mode(step)
+        ) as writer,
         hashing([step.checkpoint, *step.further.values()]) as inputs,
     ):
         results = step.write(OpenOutput(writer, _journal(writer.work, step.fingerprint, resumes), inputs[0]))
@@ -125,9 +129,15 @@ def _write(step: StepRun, options: Options) -> Report:
         seconds = time.perf_counter() - start  # timing forward passes is not part of the step
         report = _report(replace(step, output=output), written, results, options.latency, seconds)
         for name, text in rendered(report, step.recipe.report.html).items():
-            writer.add(name, text.encode())
+            writer.add(name, text.encode(errors="backslashreplace"))
         writer.seal()
     return report
+
+
+def _mode(step: StepRun) -> int:
+    """Permissions of an output's files: nobody may read it who may not read an input."""
+    modes = [file.stat().st_mode for each in (step.checkpoint, *step.further.values()) for file in each.source.files]
+    return functools.reduce(operator.and_, modes, 0o666) | 0o600
 
 
 def _journal(work: Path, fingerprint: str | None, resumes: bool) -> Journal:
