@@ -9,6 +9,7 @@ CompressError                 1  failed while running; nothing is left at OUT
 ├── OutOfSpace                1  the disk is full
 ├── GateFailed                3  a gate of the recipe does not hold; the output and report are kept
 └── Interrupted             130  stopped by the user; a journal is kept where the step can resume
+    └── Terminated          143  stopped by the system (SIGTERM), in the same way
 """
 
 from __future__ import annotations
@@ -72,6 +73,12 @@ class Interrupted(CompressError):
     """Stopped by the user."""
 
     exit_code = 130
+
+
+class Terminated(Interrupted):
+    """Stopped by the system."""
+
+    exit_code = 143
 
 
 def raise_all(problems: Sequence[CompressError]) -> None:
