@@ -9,11 +9,21 @@ from typing import Any
 import yaml
 
 from aicompress.data.section import SOURCES
+from aicompress.disk import expanded
 from aicompress.errors import RecipeError, suggestion
 
 
 class _UniqueKeys(yaml.SafeLoader):
     """YAML in which a key given twice is an error."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Make a value; one that its tag or its form does not allow is an error of the text, at its line."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            kind = node.tag.rpartition(":")[2]
+            problem = f"{str(node.value)[:60]!r} is no {kind}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
 
 
 def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Hashable, Any]:
@@ -86,18 +96,18 @@ def with_overrides(plain: dict[str, Any], overrides: Sequence[str]) -> dict[str,
             if not isinstance(target, dict | list):
                 raise RecipeError(f"--set {path}: {parent!r} holds a value, not a section", "")
         try:
-            parsed = yaml.safe_load(value)
+            parsed = yaml.load(value, Loader=_UniqueKeys)
         except yaml.YAMLError as error:
-            raise RecipeError(f"--set {path}: {value!r} is not YAML", "quote it") from error
+            raise RecipeError(f"--set {path}: {value[:100]!r} is not YAML", "quote it") from error
         if last in SOURCES and last != "hub" and isinstance(parsed, str):
-            parsed = str(Path(parsed).absolute())  # a recipe's paths start at its folder, the command line's here
+            parsed = str(expanded(parsed).absolute())  # a recipe's paths start at its folder, the command line's here
         target[_item(target, last, path) if isinstance(target, list) else last] = parsed
     return plain
 
 
 def _item(items: list[Any], number: str, path: str) -> int:
     """A list item's number, counted from 0."""
-    if not number.isdigit() or int(number) >= len(items):
+    if not number.isdecimal() or int(number) >= len(items):
         raise RecipeError(f"--set {path}: {number!r} is not one of its {len(items)} items", "items count from 0")
     return int(number)
 
