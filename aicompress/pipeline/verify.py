@@ -10,7 +10,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.header import read_header
 from aicompress.checkpoint.reader import digests, require_finite
 from aicompress.checkpoint.source import INDEX, Source, locate
-from aicompress.errors import CheckpointError
+from aicompress.errors import CheckpointError, CompressError
 from aicompress.model.loading.mismatches import mismatches
 from aicompress.report.model import Report
 from aicompress.weights import TensorSpec
@@ -146,7 +146,7 @@ def _check_digests(source: Source, findings: _Findings) -> None:
         return
     try:
         noted = Report.from_json(path.read_text(encoding="utf-8")).after.sha256
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (CompressError, OSError, ValueError) as error:
         findings.problems.append(f"{path.name} cannot be read: {error}")
         return
     if not noted:

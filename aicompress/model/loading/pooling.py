@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aicompress.checkpoint.source import read_json
 from aicompress.errors import CheckpointError
 
 MODES = {
@@ -72,12 +73,17 @@ def pooling(folder: Path | None) -> Pooling:
     listed = folder / "modules.json" if folder is not None else None
     if folder is None or listed is None or not listed.is_file():
         return Pooling()
-    modules = json.loads(listed.read_text(encoding="utf-8"))
-    kinds = {str(module["type"]).rsplit(".", 1)[-1]: str(module["path"]) for module in modules}
+    try:
+        modules = json.loads(listed.read_text(encoding="utf-8"))
+        kinds = {str(module["type"]).rsplit(".", 1)[-1]: str(module["path"]) for module in modules}
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{listed} is not a list of modules", "download or copy the checkpoint again") from error
     unknown = sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"})
     if unknown:
         raise CheckpointError(f"{folder}: sentence embeddings go through {unknown[0]}", "it has no teacher's states")
-    plain = json.loads((folder / kinds["Pooling"] / "config.json").read_text(encoding="utf-8"))
+    if "Pooling" not in kinds:
+        raise CheckpointError(f"{listed} names no pooling", "download or copy the checkpoint again")
+    plain = read_json(folder / kinds["Pooling"] / "config.json")
     return Pooling(_mode(plain, folder), "Normalize" in kinds)
 
 

@@ -74,6 +74,7 @@ def footprint(request: LoadRequest) -> Footprint:
     """Load a checkpoint in a process of its own.
 
     Raises:
+        Refused: the checkpoint or the recipe, as in this process.
         CompressError: it could not be loaded there; the message says why.
     """
     context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
@@ -83,9 +84,12 @@ def footprint(request: LoadRequest) -> Footprint:
             return process.submit(measure, request).result()
         except BrokenProcessPool:
             words = "the process was killed"
+        except CompressError:
+            raise
         except Exception as error:
             words = str(error) or type(error).__name__
-    raise CompressError(f"{request.path} could not be loaded in a process of its own: {words}", "")
+    hint = "close other programs, or measure without `latency`"
+    raise CompressError(f"{request.path} could not be loaded in a process of its own: {words}", hint)
 
 
 def _libraries(path: str) -> list[str]:
