@@ -38,7 +38,7 @@ FLOORS = {
         ("step",),
         ("calibration", "evaluation"),
         ("layerwise", "structured", "channels", "distillation"),
-        ("steps", "inspect", "verify"),
+        ("steps", "inspect", "verify", "export"),
     ),
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -8,12 +8,29 @@ import pytest
 import torch
 
 from aicompress import measure
-from aicompress.measure import Timing, directory_nbytes, interleaved, nbytes, rel_error, relative, squared_sums
+from aicompress.measure import (
+    Timing,
+    directory_nbytes,
+    interleaved,
+    nbytes,
+    paired_ratio,
+    rel_error,
+    relative,
+    squared_sums,
+)
 from aicompress.weights import Dense, IntGrouped
 
 
 def test_nbytes() -> None:
     assert nbytes(torch.zeros(3, 5, dtype=torch.bfloat16)) == 30
+
+
+@pytest.mark.parametrize(("rounds", "left"), [(1, 0), (5, 0), (6, 0), (9, 1), (15, 3), (30, 9)])  # binomial tables
+def test_the_interval_of_a_paired_ratio_is_that_of_the_sign_test(rounds: int, left: int) -> None:
+    before = Timing(tuple(2.0**turn for turn in range(rounds)))  # the machine slows down, for both
+    after = Timing(tuple((1 + turn) * 2.0**turn for turn in range(rounds)))
+    middle, low, high = paired_ratio(before, after)
+    assert (low, middle, high) == (1 + left, (1 + rounds) / 2, rounds - left)
 
 
 def test_rel_error_by_hand() -> None:

@@ -14,6 +14,8 @@ from aicompress.checkpoint.naming import is_embedding
 from aicompress.errors import CheckpointError
 from aicompress.weights import IntGrouped, TensorSpec
 
+CT_SUFFIXES = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight")
+
 
 def ct_entries(
     config: dict[str, Any], specs: Mapping[str, TensorSpec], read: Callable[[str], Tensor], dtype: torch.dtype
@@ -23,7 +25,6 @@ def ct_entries(
     Raises:
         CheckpointError: a scheme this version does not decode.
     """
-    _require_known(config, specs)
     entries: dict[str, Entry] = {}
     for name in specs:
         module = name.removesuffix(".weight_scale")
@@ -39,15 +40,6 @@ def ct_entries(
     return entries
 
 
-def _require_known(config: dict[str, Any], specs: Mapping[str, TensorSpec]) -> None:
-    """Refuse parts of the format that would be dropped silently."""
-    reordered = next((name for name in specs if name.endswith(".weight_g_idx")), None)
-    if reordered is not None:
-        raise CheckpointError(f"{reordered}: columns in another order are not supported", _INTEGERS)
-    if config.get("kv_cache_scheme"):
-        raise CheckpointError("a quantized key-value cache is not supported", _INTEGERS)
-
-
 def _ct_meta(
     module: str, group: dict[str, Any], specs: Mapping[str, TensorSpec], read: Callable[[str], Tensor]
 ) -> dict[str, Any]:
@@ -55,11 +47,8 @@ def _ct_meta(
     weights, activations = group["weights"], group.get("input_activations")
     packed = f"{module}.weight_packed" in specs
     known = weights.get("strategy") in ("tensor", "channel", "group") and weights.get("type") == "int"
-    dynamic = not activations or (
-        activations.get("dynamic") is True and activations.get("type") == "int" and activations.get("symmetric", True)
-    )
-    if not known or not dynamic or not (packed or specs[f"{module}.weight"].dtype is torch.int8):
-        raise CheckpointError(f"{module} is quantized in a way that is not supported", _INTEGERS)
+    if not known or not (packed or specs[f"{module}.weight"].dtype is torch.int8):
+        raise CheckpointError(f"{module} is quantized in a way that is not supported", _READ)
     out, columns = (
         (int(size) for size in read(f"{module}.weight_shape").tolist()) if packed else specs[f"{module}.weight"].shape
     )
@@ -77,10 +66,17 @@ def _ct_meta(
         "shape": [out, columns],
         "symmetric": symmetric,
     }
-    return {**meta, "activation_bits": int(activations["num_bits"])} if activations else meta
+    return {**meta, "activation_bits": int(activations["num_bits"])} if activations and rounded(activations) else meta
 
 
-_INTEGERS = "integer pack-quantized and int-quantized weights can be read, with dynamic activations or none"
+_READ = "integers of 1 to 8 bits per tensor, channel or group, float8, mxfp4, mxfp6 and nvfp4 are read"
+
+
+def rounded(activations: Mapping[str, Any]) -> bool:
+    """Whether a layer that rounds its inputs so can be stored: as integers, per token, without zero points."""
+    return (
+        activations.get("dynamic") is True and activations.get("type") == "int" and activations.get("symmetric", True)
+    )
 
 
 def _group_of(module: str, config: dict[str, Any]) -> dict[str, Any]:
@@ -120,14 +116,3 @@ def ct_restore(entry: Entry, module: str, read: Callable[[str], Tensor], names: 
         unsigned = unpack_rows(read(f"{module}.weight_zero_point").t().contiguous(), bits, out).t()
         zero = (unsigned.to(torch.int16) - (1 << (bits - 1))).to(torch.int8).contiguous()
     return IntGrouped.from_packed(read(f"{module}.weight_packed"), scale, zero, meta)
-
-
-def ct_outline(entry: Entry, empty: Mapping[str, Tensor]) -> IntGrouped:
-    """Outline of a stored weight from its tensors on the meta device."""
-    meta, scale = entry.meta, empty["weight_scale"]
-    out, columns = (int(size) for size in meta["shape"])
-    groups = columns // int(meta["group_size"]) if meta["group_size"] else 1
-    bits, activation = int(meta["bits"]), meta.get("activation_bits")
-    return IntGrouped.outline(
-        (out, columns), (scale.dtype, (out, groups)), bool(meta["symmetric"]), bits, int(meta["group_size"]), activation
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aicompress.checkpoint.ct_entries import ct_restore
-from aicompress.checkpoint.described import manifest_of
+from aicompress.checkpoint.ct_entries import CT_SUFFIXES, ct_restore
+from aicompress.checkpoint.described import description
 from aicompress.checkpoint.files import digests, read_headers, read_tensor, require_finite
+from aicompress.checkpoint.foreign.reading import ForeignWeights
 from aicompress.checkpoint.header import DTYPE_NAMES, DTYPES, TensorRef
 from aicompress.checkpoint.layouts import native_names
 from aicompress.checkpoint.manifest import Entry, Manifest
@@ -35,6 +36,7 @@ class Checkpoint:
         layout: how the compressed parameters are named: plain, native or compressed-tensors.
         metadata: strings of the first file's header.
         copies: parameters that are copies of others they are tied to, copy -> original; they are not shown.
+        foreign: parameters in layouts of other tools.
     """
 
     source: Source
@@ -43,6 +45,7 @@ class Checkpoint:
     layout: str
     metadata: dict[str, str]
     copies: dict[str, str] = field(default_factory=dict)
+    foreign: ForeignWeights = field(default_factory=ForeignWeights)
 
     @classmethod
     def open(cls, name: str | Path) -> Checkpoint:
@@ -54,8 +57,10 @@ class Checkpoint:
         source = locate(name)
         tensors, metadata = read_headers(source)
         specs = {name: ref.spec for name, ref in tensors.items()}
-        manifest, layout = manifest_of(source, specs, lambda name: read_tensor(tensors[name], name), metadata)
-        opened = cls(source, tensors, manifest, layout, metadata)
+        told = description(source, specs, lambda name: read_tensor(tensors[name], name), metadata)
+        foreign = told.weights(tensors, source.path)
+        manifest = replace(told.manifest, entries={**told.manifest.entries, **foreign.entries()})
+        opened = cls(source, foreign.shown(tensors), manifest, told.layout, metadata, {}, foreign)
         opened._check_entries()
         return opened
 
@@ -85,8 +90,10 @@ class Checkpoint:
                 raise CheckpointError(
                     f"{self.path}: compressed parameter {name!r} lacks tensors", "the file is incomplete"
                 )
+            if self.foreign.is_kept(name):
+                continue  # its layout has looked at them
             try:
-                outline = self._stored(name, entry, self._no_data)
+                outline = self.restored(name, entry, self._no_data)
                 whole = as_matrix(torch.empty(entry.dense.shape, device="meta"), entry.transposed)
                 fits = tuple(outline.shape) == tuple(whole.shape)
                 outline.dense()  # without data: it fails where tensors do not fit one another
@@ -111,10 +118,11 @@ class Checkpoint:
 
     def stored_names(self, parameter: str) -> dict[str, str]:
         """Suffix -> name on disk of a parameter's tensors; a dense parameter has one, under ''."""
+        if self.foreign.is_kept(parameter):
+            return dict(self.foreign.weights[parameter].names)
         if parameter in self.manifest.entries and self.layout == "compressed-tensors":
             module = parameter.removesuffix(".weight")
-            suffixes = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight")
-            return {suffix: f"{module}.{suffix}" for suffix in suffixes if f"{module}.{suffix}" in self.tensors}
+            return {suffix: f"{module}.{suffix}" for suffix in CT_SUFFIXES if f"{module}.{suffix}" in self.tensors}
         if parameter in self.manifest.entries:
             return native_names(parameter, self.manifest.entries[parameter].suffixes)
         return {"": parameter} if parameter in self.tensors else {}
@@ -131,7 +139,20 @@ class Checkpoint:
 
     def nbytes(self, parameter: str) -> int:
         """Bytes of a parameter's tensors on disk."""
-        return sum(self.tensors[name].spec.nbytes for name in self.stored_names(parameter).values())
+        return sum(spec.nbytes for spec in self.stored_specs(parameter).values())
+
+    def stored_specs(self, parameter: str) -> dict[str, TensorSpec]:
+        """Dtypes and shapes of a parameter's tensors on disk by name, as the files have them."""
+        if parameter in self.foreign.weights:
+            return self.foreign.specs(parameter)
+        return {name: self.tensors[name].spec for name in self.stored_names(parameter).values()}
+
+    def outline(self, parameter: str) -> Weight | None:
+        """A compressed parameter in the form it is stored in, without data; None for a plain one."""
+        if parameter in self.foreign.weights:
+            return self.foreign.weights[parameter].outline
+        entry = self.manifest.entries.get(parameter)
+        return None if entry is None else self.restored(parameter, entry, self._no_data)
 
     def layers(self, kinds: Mapping[str, Kind | None] | None = None) -> list[LayerInfo]:
         """Every layer, in file order; a low-rank layer gives its two factors.
@@ -155,7 +176,7 @@ class Checkpoint:
         transposed = entry.transposed if entry else kind == "linear" and is_transposed(name, self.config)
         out, columns = spec.shape[0], int(np.prod(spec.shape[1:]))
         shape = (columns, out) if transposed else (out, columns)
-        outline = self._stored(name, entry, self._no_data) if entry else None
+        outline = self.outline(name)
         form = Dense.form if outline is None else outline.form
         whole = LayerInfo(
             layer_name(name),
@@ -180,19 +201,23 @@ class Checkpoint:
         ] or [whole]  # fmt: skip
 
     def read(self, name: str) -> Tensor:
-        """Read one tensor from disk into fresh memory.
+        """Read one tensor from disk into fresh memory; a weight of a foreign layout that has no form is decoded.
 
         Raises:
             CheckpointError: the file cannot be read, or shrank since it was opened.
         """
+        if self.foreign.is_decoded(name):
+            return self.foreign.tensor(name)
         return read_tensor(self.tensors[name], name)
 
     def is_plain(self, parameter: str) -> bool:
         """Whether a file holds a parameter as it is read, so that a part of it can be read alone."""
-        return parameter not in self.manifest.entries
+        return parameter not in self.manifest.entries and parameter not in self.foreign.weights
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Read some rows of one tensor from disk; errors as of `read`."""
+        if not self.is_plain(name):
+            return self.read(name)[start:stop]
         return read_tensor(self.tensors[name].rows(start, stop), name)
 
     def weight(self, parameter: str) -> Weight:
@@ -204,7 +229,8 @@ class Checkpoint:
         entry = self.manifest.entries.get(parameter)
         if entry is None:
             return Dense(as_matrix(self.read(parameter)))
-        weight = self._stored(parameter, entry, self.read)
+        kept = self.foreign.is_kept(parameter)
+        weight = self.foreign.weight(parameter) if kept else self.restored(parameter, entry, self.read)
         for suffix, tensor in weight.tensors().items():
             require_finite(tensor, f"{parameter}{suffix and '.'}{suffix}", self.path)
         return weight
@@ -214,7 +240,7 @@ class Checkpoint:
         spec = self.tensors[name].spec
         return torch.empty(spec.shape, dtype=spec.dtype, device="meta")
 
-    def _stored(self, parameter: str, entry: Entry, read: Callable[[str], Tensor]) -> Weight:
+    def restored(self, parameter: str, entry: Entry, read: Callable[[str], Tensor]) -> Weight:
         """A compressed parameter in its form, made of what `read` gives."""
         if self.layout == "compressed-tensors":
             return ct_restore(entry, parameter.removesuffix(".weight"), read, self.tensors)

@@ -57,7 +57,9 @@ class RewrittenCheckpoint(Checkpoint):
         """
         tensors = {**self.tensors, **{copy: self.tensors[kept] for copy, kept in copies.items()}}
         left = {copy: kept for copy, kept in self.copies.items() if copy not in copies}
-        return replace(self, tensors=tensors, copies=left, edited=config)
+        decoded = {copy: self.foreign.weights[kept] for copy, kept in copies.items() if self.foreign.is_decoded(kept)}
+        foreign = replace(self.foreign, weights={**self.foreign.weights, **decoded})
+        return replace(self, tensors=tensors, copies=left, edited=config, foreign=foreign)
 
     def change(self, parameter: str, change: Change) -> None:
         """Add a change.

@@ -14,6 +14,9 @@ INDEX = "model.safetensors.index.json"
 _OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".tflite", ".pkl"}
 MODELING_FILES = ("modeling_aicompress.py", "layers_aicompress.py", "decoding_aicompress.py")
 _WRITTEN_ANEW = {"config.json", "aicompress.json", "report.json", "report.md", "report.html", *MODELING_FILES}
+# Where other tools write how they quantized, and the method that such a file means; an output is no more what it says.
+OTHER_SETTINGS = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
+ADAPTER_CONFIG = "adapter_config.json"
 _MODULES = "modules.json"  # the parts of a sentence-transformers model
 
 
@@ -57,9 +60,7 @@ def locate(name: str | Path) -> Source:
     Raises:
         CheckpointError: it is not there, or not a safetensors checkpoint.
     """
-    if str(name).startswith("hf://"):
-        return _directory(_download(str(name)))
-    path = Path(name)
+    path = local_folder(name)
     if path.is_dir():
         return _directory(path)
     if not path.exists():
@@ -79,8 +80,17 @@ def locate(name: str | Path) -> Source:
     )
 
 
+def local_folder(name: str | Path) -> Path:
+    """A path, or the local snapshot of `hf://org/name[@revision]`."""
+    return _download(str(name)) if str(name).startswith("hf://") else Path(name)
+
+
 def _directory(folder: Path, index: Path | None = None) -> Source:
     """A Hugging Face directory; `index` says which of its weights are meant."""
+    if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{folder} is an adapter, no checkpoint", f"give its base model as IN, and --adapter {folder}"
+        )
     config = _config(folder / "config.json") if (folder / "config.json").is_file() else None
     weight_map: dict[str, str] = {}
     files: tuple[Path, ...]
@@ -135,6 +145,9 @@ def _side_files(folder: Path, weights: set[Path]) -> tuple[tuple[Path, ...], tup
             continue
         top = len(relative.parts) == 1
         if path in weights or (top and (relative.name == INDEX or relative.name in _WRITTEN_ANEW)):
+            continue
+        if top and (relative.name in OTHER_SETTINGS or relative.name == ADAPTER_CONFIG):
+            left.append(relative)
             continue
         weighs = path.suffix in _OTHER_WEIGHTS or path.suffix == ".safetensors" or path.name.endswith(".index.json")
         (left if weighs and (top or relative.parts[0] not in parts) else side).append(relative)

@@ -7,7 +7,19 @@ from typing import Annotated
 import typer
 
 from aicompress import __version__
-from aicompress.cli import compare, distill, evaluate, factorize, inspect, methods, prune, quantize, schema, verify
+from aicompress.cli import (
+    compare,
+    distill,
+    evaluate,
+    export,
+    factorize,
+    inspect,
+    methods,
+    prune,
+    quantize,
+    schema,
+    verify,
+)
 from aicompress.cli.boundary import guarded
 
 app = typer.Typer(
@@ -44,6 +56,7 @@ for name, module, panel in (
     ("quantize", quantize, _STEPS),
     ("prune", prune, _STEPS),
     ("distill", distill, _STEPS),
+    ("export", export, _STEPS),
     ("eval", evaluate, _STEPS),
     ("inspect", inspect, _READ),
     ("verify", verify, _READ),

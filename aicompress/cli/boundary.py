@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from aicompress.disk import expanded
 from aicompress.errors import CompressError, Interrupted, OutOfSpace, Problems, Refused, Terminated
 
 DEBUG = "--traceback"
+STARTED = time.perf_counter()  # of the command
 LONGEST = 1000  # characters of a message
 
 

@@ -32,6 +32,7 @@ def command(
         ),
     ],
     overrides: o.Overrides = [],  # noqa: B006
+    adapter: o.Adapters = [],  # noqa: B006
     dry_run: o.DryRun = False,
     overwrite: o.Overwrite = False,
     resume: o.Resume = False,
@@ -48,4 +49,4 @@ def command(
 
     kept = () if stats is None else (stats,)
     flags = Flags(dry_run, overwrite, resume, max_shard_size, latency.value, quiet, as_json, kept, allow_code)
-    run(source, teacher, out, (recipe, overrides), flags, device.value)
+    run((source, adapter), teacher, out, (recipe, overrides), flags, device.value)

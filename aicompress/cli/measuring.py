@@ -16,6 +16,7 @@ def run(
 ) -> None:
     """Measure, print the report, and fail where a gate does not hold."""
     from aicompress.cli import render
+    from aicompress.cli.boundary import STARTED
     from aicompress.cli.progress import reporter
     from aicompress.cli.step import report_path
     from aicompress.pipeline.evaluation.run import EvalOptions, evaluate
@@ -26,7 +27,7 @@ def run(
     out, fail_if = judged
     device, allow_code, quiet, as_json = flags
     judging = EvalOptions(out, tuple(fail_if), allow_code)
-    options = Options(device=device, progress=reporter(quiet))
+    options = Options(device=device, progress=reporter(quiet), started=STARTED)
     loaded = load(recipe[0], recipe[1])
     report = evaluate(source, against, loaded, judging, options)
     try:

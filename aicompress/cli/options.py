@@ -57,6 +57,16 @@ RecipeName = Annotated[
         show_default=False,
     ),
 ]
+Adapters = Annotated[
+    list[str],
+    typer.Option(
+        "--adapter",
+        metavar="DIR[:WEIGHT]",
+        help="A LoRA adapter (PEFT) that is merged into IN as it is read, times WEIGHT. Repeatable.",
+        rich_help_panel=STEP,
+        show_default=False,
+    ),
+]
 Overrides = Annotated[
     list[str],
     typer.Option(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from aicompress.cli import options as o
+from aicompress.cli.boundary import STARTED
 from aicompress.cli.progress import reporter
+from aicompress.errors import Refused
 
 if TYPE_CHECKING:
     from aicompress.report.model import Report
@@ -38,6 +41,7 @@ def command_for(name: str, summary: str) -> Callable[..., None]:
         out: o.Out,
         recipe: o.RecipeName,
         overrides: o.Overrides = [],  # noqa: B006
+        adapter: o.Adapters = [],  # noqa: B006
         effort: o.EffortName = None,
         dry_run: o.DryRun = False,
         overwrite: o.Overwrite = False,
@@ -52,14 +56,14 @@ def command_for(name: str, summary: str) -> Callable[..., None]:
         shown = (quiet, as_json, tuple(stats), allow_code)
         flags = Flags(dry_run, overwrite, resume, max_shard_size, latency.value, *shown)
         preset = [] if effort is None else [f"effort={effort.value}"]
-        run(name, source, out, (recipe, [*overrides, *preset]), flags)
+        run(name, (source, adapter), out, (recipe, [*overrides, *preset]), flags)
 
     command.__doc__ = summary
     return command
 
 
-def run(command: str, source: str, out: Path, recipe: tuple[str, list[str]], flags: Flags) -> None:
-    """Plan a step and print the plan, or run it and print its report."""
+def run(command: str, source: tuple[str, list[str]], out: Path, recipe: tuple[str, list[str]], flags: Flags) -> None:
+    """Plan a step and print the plan, or run it and print its report; `source` is IN with the adapters to merge."""
     from aicompress import recipe as recipes
     from aicompress.pipeline import steps
     from aicompress.pipeline.calibration.requirements import Request
@@ -70,9 +74,33 @@ def run(command: str, source: str, out: Path, recipe: tuple[str, list[str]], fla
     loaded = recipes.load(recipe[0], command, recipe[1])
     survey = Survey(keep=flags.dry_run, progress=reporter(flags.quiet or not is_first()))
     request = Request(flags.allow_code, flags.stats, survey)
-    planned = steps.make_plan(source, destination(out, flags), loaded, command, request)
-    options = Options(flags.resume, flags.latency, reporter(flags.quiet or not is_first()))
+    planned = steps.make_plan(adapted(*source), destination(out, flags), loaded, command, request)
+    options = Options(flags.resume, flags.latency, reporter(flags.quiet or not is_first()), started=STARTED)
     conclude(planned, flags, lambda: steps.run(planned, options))
+
+
+def adapted(source: str, adapters: Sequence[str]) -> Any:
+    """The input with adapters as the command line names them, DIR or DIR:WEIGHT.
+
+    Raises:
+        Refused: a weight that is no finite number.
+    """
+    from aicompress.pipeline.step.input import Adapted
+
+    return Adapted(source, tuple(_adapter(each) for each in adapters))
+
+
+def _adapter(given: str) -> tuple[str, float]:
+    folder, colon, weight = given.rpartition(":")
+    if not colon or weight.startswith("//") or Path(given).exists():
+        return given, 1.0
+    try:
+        number = float(weight)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise Refused(f"--adapter {given}: {weight!r} is no weight", "write DIR, or DIR:0.5")
+    return folder, number
 
 
 def destination(out: Path, flags: Flags) -> Any:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from aicompress.cli.boundary import STARTED
 from aicompress.cli.progress import reporter
-from aicompress.cli.step import Flags, conclude, destination
+from aicompress.cli.step import Flags, adapted, conclude, destination
 
 
-def run(source: str, teacher: str, out: Path, recipe: tuple[str, list[str]], flags: Flags, device: str) -> None:
-    """Plan a distillation and print the plan, or run it and print its report."""
+def run(
+    source: tuple[str, list[str]], teacher: str, out: Path, recipe: tuple[str, list[str]], flags: Flags, device: str
+) -> None:
+    """Plan a distillation and print the plan, or run it and print its report; `source` is IN with its adapters."""
     from aicompress.pipeline.distillation import run as distillation
     from aicompress.pipeline.distillation.plan import make_plan
     from aicompress.pipeline.step.options import Options
@@ -17,7 +20,7 @@ def run(source: str, teacher: str, out: Path, recipe: tuple[str, list[str]], fla
     from aicompress.recipe.distillation import load
 
     loaded = load(recipe[0], recipe[1])
-    planned = make_plan(source, teacher, destination(out, flags), loaded, flags.allow_code)
-    options = Options(flags.resume, flags.latency, reporter(flags.quiet or not is_first()), device)
+    planned = make_plan(adapted(*source), teacher, destination(out, flags), loaded, flags.allow_code)
+    options = Options(flags.resume, flags.latency, reporter(flags.quiet or not is_first()), device, STARTED)
     own = distillation.TrainingOptions(movement_file=flags.stats[0] if flags.stats else None)
     conclude(planned, flags, lambda: distillation.run(planned, options, own))

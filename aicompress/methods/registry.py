@@ -9,7 +9,6 @@ Four kinds of method, by what they are given:
 
 from __future__ import annotations
 
-import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from aicompress.discovery import member_in_its_file, members
 from aicompress.errors import RecipeError, suggestion
 from aicompress.methods.method import Method
 
-COMMANDS = tuple(folder.name for folder in pkgutil.iter_modules([str(Path(__file__).parent)]) if folder.ispkg)
+COMMANDS = tuple(sorted({file.parent.name for file in Path(__file__).parent.glob("*/*.py")}))
 
 
 def methods(command: str) -> Mapping[str, Method]:

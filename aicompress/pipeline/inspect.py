@@ -16,7 +16,7 @@ from aicompress.checkpoint.naming import byte_kind, kind_of, layer_name
 from aicompress.layer import LayerInfo, as_matrix
 from aicompress.methods.quantize.grid.widths import MAX_ERROR, WIDTHS, effective_levels, proposed, rounding_errors
 from aicompress.methods.quantize.rtn import RtnConfig
-from aicompress.pipeline.step.checks import known_kinds, stored_outline
+from aicompress.pipeline.step.checks import known_kinds
 from aicompress.pipeline.step.shared_inputs import Sharing
 from aicompress.pipeline.step.sides import side_of, stored_numbers
 from aicompress.report.model import Side
@@ -165,11 +165,9 @@ def inspect(
     layers = {info.tensor: info for info in whole}
     for number, (name, spec) in enumerate(parameters.items()):
         kind = kinds[name] if kinds is not None and name in kinds else kind_of(name, spec)
-        outline = stored_outline(checkpoint, name)
         rows[name] = ParameterRow(
-            layer_name(name) if kind else name, byte_kind(name, kind), outline.form if outline else Dense.form,
-            outline.describe() if outline else "", spec.shape, str(spec.dtype).removeprefix("torch."),
-            stored_numbers(checkpoint, name), checkpoint.nbytes(name),
+            layer_name(name) if kind else name, byte_kind(name, kind), *_form(checkpoint, name), spec.shape,
+            str(spec.dtype).removeprefix("torch."), stored_numbers(checkpoint, name), checkpoint.nbytes(name),
         )  # fmt: skip
         if analysis and spec.dtype.is_floating_point:
             rows[name] = analyzed(rows[name], checkpoint.dense(name), layers.get(name), analysis)
@@ -183,6 +181,16 @@ def inspect(
     return Inspection(
         side, checkpoint.layout, architecture, parameter_rows, _totals(parameter_rows), lineage, tuple(warnings)
     )
+
+
+def _form(checkpoint: Checkpoint, name: str) -> tuple[str, str]:
+    """How a parameter is stored, and the settings of that; of another tool's layout its own name."""
+    foreign = checkpoint.foreign.weights.get(name)
+    if foreign is not None and foreign.words:
+        form, _, settings = foreign.words.partition(", ")
+        return form, settings
+    outline = checkpoint.outline(name)
+    return (Dense.form, "") if outline is None else (outline.form, outline.describe())
 
 
 def analyzed(row: ParameterRow, tensor: Tensor, layer: LayerInfo | None, analysis: Analysis) -> ParameterRow:

@@ -13,6 +13,7 @@ from aicompress.methods import get
 from aicompress.methods.channels import ChannelMethod
 from aicompress.methods.structural import StructuralMethod
 from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.step.input import Adapted
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import Recipe
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def make_plan(
-    source: str | Path, destination: Destination, recipe: Recipe, command: str, request: Request | None = None
+    source: str | Path | Adapted, destination: Destination, recipe: Recipe, command: str, request: Request | None = None
 ) -> Planned:
     """Check everything that can be checked before the first byte is written.
 

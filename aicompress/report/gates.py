@@ -13,7 +13,7 @@ import json
 import math
 import operator
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,15 +31,19 @@ _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
 }
 _OPPOSITES = {"<=": ">", ">": "<=", "<": ">=", ">=": "<", "==": "!=", "!=": "=="}
+LOADING = ("load_seconds", "cold_load_seconds", "load_peak_rss")  # what `eval` alone measures of a side
 _SIDE_BYTES = ("bytes", "weight_bytes", "load_peak_rss", *(f"by_kind.{kind}" for kind in BYTE_KINDS))
 _SIDE_NUMBERS = ("parameters", "bits_per_parameter", "load_seconds", "cold_load_seconds")
 _BYTES = frozenset({"bytes", "peak_rss", *(f"{side}.{name}" for side in ("before", "after") for name in _SIDE_BYTES)})
 _PLAIN = frozenset(
     {
         "size.ratio",
+        "size.bits_per_original_weight",
         "seconds",
+        "waited",
         *(f"{side}.{name}" for side in ("before", "after") for name in _SIDE_NUMBERS),
-        *(f"latency.{name}" for name in ("ratio", "before_ms", "after_ms", "before_p95_ms", "after_p95_ms", "rounds")),
+        *(f"latency.{name}" for name in ("ratio", "low", "high", "rounds")),
+        *(f"latency.{side}_{name}" for side in ("before", "after") for name in ("ms", "p95_ms")),
     }
 )
 _OPEN = ("quality", "training")  # sections whose names depend on what is measured
@@ -112,6 +116,24 @@ def parse_all(expressions: Sequence[str], quality: Collection[str] | None = None
             problems.append(problem)
     raise_all(problems)
     return tuple(conditions)
+
+
+def require_measured(expressions: Sequence[str], absent: Mapping[str, str]) -> None:
+    """Return when no gate asks for what a command does not measure, so that it is refused before the work.
+
+    Args:
+        absent: figures and sections that will not be in the report, each with what to do instead.
+
+    Raises:
+        RecipeError, Problems: every gate that cannot hold; see also parse_all.
+    """
+    problems: list[CompressError] = []
+    for condition in parse_all(expressions):
+        figure = condition.figure
+        hint = next((hint for name, hint in absent.items() if figure == name or figure.startswith(f"{name}.")), None)
+        if hint is not None:
+            problems.append(RecipeError(f"gate {condition.expression!r}: {figure} will not be measured", hint))
+    raise_all(problems)
 
 
 def evaluate(expressions: Sequence[str], report: Report) -> tuple[Gate, ...]:

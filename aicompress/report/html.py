@@ -119,12 +119,12 @@ def _cards(report: Report) -> list[Card]:
     if report.size_ratio is not None:
         tone: Tone = "good" if report.size_ratio < 1 else "bad" if report.size_ratio > 1 else ""
         cards.append(Card("size ratio", numbers.ratio(report.size_ratio), "after / before", tone))
-    bits_before = numbers.number(before.bits_per_parameter, 3) if before else ""
-    cards.append(
-        Card("bits per parameter", numbers.number(after.bits_per_parameter, 3), f"from {bits_before}" if before else "")
-    )
+    bits, unit = report.bits_per_original_weight, "original weight"
+    if bits is None:  # a report of an earlier version
+        bits, unit = after.bits_per_parameter, "parameter"
+    cards.append(Card(f"bits per {unit}", numbers.number(bits, 3), "of the output, header and scales included"))
     if latency is not None:
-        value = numbers.milliseconds(latency.after_ms) if latency.ratio is None else numbers.ratio(latency.ratio)
+        value = numbers.milliseconds(latency.after_ms) if latency.ratio is None else tables.latency_ratio(latency)
         cards.append(Card("latency" if latency.ratio is None else "latency ratio", value, latency.what))
     for name, figure in list(figures(report.quality).items())[:3]:
         spread = tables.interval(figure)

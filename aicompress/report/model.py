@@ -64,6 +64,7 @@ class Side:
         load_seconds: median time to load it, its files in the page cache; None where it was not measured.
         cold_load_seconds: the same with its files dropped from the page cache first, where the system allows that.
         load_peak_rss: highest resident memory of a fresh process that loads it and makes one forward pass, in bytes.
+        weights: numbers of the dense tensors that it stands for, zeros included; None in reports of earlier versions.
     """
 
     path: str
@@ -75,11 +76,15 @@ class Side:
     load_seconds: float | None = None
     cold_load_seconds: float | None = None
     load_peak_rss: int | None = None
+    weights: int | None = None
 
     @property
     def bits_per_parameter(self) -> float | None:
-        """Stored bits per number; None for a checkpoint without parameters."""
+        """Stored bits per stored number; None for a checkpoint without parameters."""
         return 8 * self.weight_bytes / self.parameters if self.parameters else None
+
+
+UNCERTAIN = 1.5  # greatest part of least in an interval from which on a ratio of times is not stated
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,8 @@ class Latency:
         before_ms, after_ms: medians; before is None where there is no baseline.
         before_p95_ms, after_p95_ms: 95th percentiles.
         rounds: counted rounds.
+        paired: median over the rounds of after / before in the same round; `low` and `high` are its 95 % interval. None
+            without a baseline, and in reports of earlier versions.
     """
 
     what: str
@@ -99,11 +106,21 @@ class Latency:
     before_p95_ms: float | None
     after_p95_ms: float
     rounds: int
+    paired: float | None = None
+    low: float | None = None
+    high: float | None = None
 
     @property
     def ratio(self) -> float | None:
-        """Median after / median before; None without a baseline."""
+        """Time after / before in the same rounds; None without a baseline."""
+        if self.paired is not None:
+            return self.paired
         return self.after_ms / self.before_ms if self.before_ms else None
+
+    @property
+    def is_measurable(self) -> bool:
+        """Whether the interval of the ratio is narrow enough for the ratio to say something."""
+        return self.low is None or self.high is None or self.high <= UNCERTAIN * self.low
 
 
 @dataclass(frozen=True)
@@ -144,7 +161,9 @@ class Report:
         environment: versions, machine, threads.
         recipe: the resolved recipe.
         lineage: every step, this one included, oldest first.
-        seconds: wall time of the step.
+        seconds: wall time of the step's work.
+        waited: wall time of the command until its report: imports, plan, work and timing; None outside of the command
+            line.
         peak_rss: bytes.
         calibration: of a calibrated step: `data`, where the samples came from, with sha256, number and seed;
             `statistics`, files that were read; `processes` that ran them. Empty otherwise.
@@ -171,6 +190,7 @@ class Report:
     calibration: dict[str, Any] = field(default_factory=dict)
     bits: dict[str, Any] = field(default_factory=dict)
     baselines: tuple[Baseline, ...] = ()
+    waited: float | None = None
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -178,10 +198,16 @@ class Report:
         """Weight bytes after / before; None without a `before`."""
         return self.after.weight_bytes / self.before.weight_bytes if self.before and self.before.weight_bytes else None
 
+    @property
+    def bits_per_original_weight(self) -> float | None:
+        """Bits of the output for every weight that the input stands for: what is comparable between methods."""
+        weights = (self.before or self.after).weights
+        return 8 * self.after.weight_bytes / weights if weights else None
+
     def to_json(self) -> str:
         """The report as strict JSON, with the derived figures that readers ask for. What is not finite becomes null."""
         plain = dataclasses.asdict(self)
-        plain["size"] = {"ratio": self.size_ratio}
+        plain["size"] = {"ratio": self.size_ratio, "bits_per_original_weight": self.bits_per_original_weight}
         for name, side in (("before", self.before), ("after", self.after)):
             if side is not None:
                 plain[name]["bits_per_parameter"] = side.bits_per_parameter

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from aicompress.report import numbers
-from aicompress.report.model import BYTE_KINDS, LayerRow, Report, Side
+from aicompress.report.model import BYTE_KINDS, Latency, LayerRow, Report, Side
 from aicompress.report.numbers import DASH
 from aicompress.report.quality import Figure, figures
 from aicompress.report.table import Cell, Column, Table, scalar
+
+FEW_ROUNDS = 20  # below this many, the 95th percentile is the slowest round
 
 
 def headline(report: Report) -> str:
@@ -21,11 +23,22 @@ def headline(report: Report) -> str:
         if report.size_ratio >= 1:
             change = "not smaller" if report.size_ratio == 1 else f"{numbers.number(report.size_ratio, 3)}× larger"
         parts = [f"{numbers.size(before.weight_bytes)} → {numbers.size(after.weight_bytes)}, {change}"]
-    if after.bits_per_parameter is not None:
-        parts.append(f"{numbers.number(after.bits_per_parameter, 3)} bits per parameter")
+    bits, unit = report.bits_per_original_weight, "original weight"
+    if bits is None:  # a report of an earlier version
+        bits, unit = after.bits_per_parameter, "parameter"
+    if bits is not None:
+        parts.append(f"{numbers.number(bits, 3)} bits per {unit}")
     if report.latency is not None and report.latency.ratio is not None:
-        parts.append(f"latency {numbers.ratio(report.latency.ratio)}")
+        parts.append(f"latency {latency_ratio(report.latency)}")
     return "; ".join(parts)
+
+
+def latency_ratio(latency: Latency) -> str:
+    """The ratio of times with its interval, or that nobody can tell."""
+    if latency.low is None or latency.high is None:
+        return numbers.ratio(latency.ratio)
+    spread = f"{numbers.number(latency.low, 3)} to {numbers.number(latency.high, 3)}"
+    return f"{numbers.ratio(latency.ratio)} ({spread})" if latency.is_measurable else f"not measurable here ({spread})"
 
 
 def route(report: Report) -> str:
@@ -43,20 +56,38 @@ def summary(report: Report) -> Table:
         _change("bytes of all files", before and before.bytes, after.bytes, numbers.exact_size),
         _change("parameters", before and before.parameters, after.parameters, numbers.number),
         _change("bits per parameter", before and before.bits_per_parameter, after.bits_per_parameter, numbers.number),
+        *_per_weight(report),
     ]
     if latency is None:
         rows.append((Cell("latency, median"), *(Cell(DASH) for _ in range(3))))
     else:
-        median, p95 = f"latency, median ({latency.what})", f"latency, 95th percentile ({latency.rounds} rounds)"
-        rows.append(_change(median, latency.before_ms, latency.after_ms, numbers.milliseconds))
-        rows.append(_change(p95, latency.before_p95_ms, latency.after_p95_ms, numbers.milliseconds))
+        slowest = f"latency, 95th percentile ({latency.rounds} rounds)"
+        if latency.rounds < FEW_ROUNDS:
+            slowest = f"latency, slowest of {latency.rounds} rounds"
+        *cells, _ = _change(
+            f"latency, median ({latency.what})", latency.before_ms, latency.after_ms, numbers.milliseconds
+        )
+        ratio = latency_ratio(latency) if latency.ratio is not None else DASH
+        rows.append((*cells, Cell(ratio, latency.ratio)))
+        rows.append(_change(slowest, latency.before_p95_ms, latency.after_p95_ms, numbers.milliseconds))
     rows += _loading(before, after)
+    waited = [] if report.waited is None else [("wall time of the command", numbers.duration(report.waited))]
     for name, text in (
-        ("wall time of the step", numbers.duration(report.seconds)),
+        *waited,
+        ("of it, the step's work" if waited else "wall time of the step", numbers.duration(report.seconds)),
         ("peak memory of the step (RSS)", numbers.size(report.peak_rss)),
     ):
         rows.append((Cell(name), Cell(DASH), Cell(text), Cell(DASH)))
     return Table("Summary", _columns("", "before:", "after:", "after / before:"), tuple(rows))
+
+
+def _per_weight(report: Report) -> list[tuple[Cell, ...]]:
+    """Bits per original weight: both sides over the weights that the input stands for."""
+    before, bits = report.before, report.bits_per_original_weight
+    if bits is None:
+        return []
+    dense = 8 * before.weight_bytes / before.weights if before and before.weights else None
+    return [_change("bits per original weight", dense, bits, numbers.number)]
 
 
 def _loading(before: Side | None, after: Side) -> list[tuple[Cell, ...]]:

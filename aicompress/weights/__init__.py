@@ -9,6 +9,7 @@ from aicompress.weights.codebook import Codebook
 from aicompress.weights.column_scaled import ColumnScaled
 from aicompress.weights.corrected import Corrected
 from aicompress.weights.dense import Dense
+from aicompress.weights.float8 import Float8
 from aicompress.weights.form import TensorSpec, Weight, form_of, forms, outline_nbytes, restore
 from aicompress.weights.int_grouped import Coded, IntGrouped
 from aicompress.weights.low_rank import LowRank
@@ -22,6 +23,7 @@ __all__ = [
     "ColumnScaled",
     "Corrected",
     "Dense",
+    "Float8",
     "IntGrouped",
     "LowRank",
     "Masked",

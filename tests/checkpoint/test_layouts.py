@@ -148,10 +148,7 @@ def weights(**change: Any) -> Any:
         (group0(targets=["model.other"]), "no config group names it"),
         (group0(targets=None), "malformed"),
         (group0(weights=None), "malformed"),
-        (group0(input_activations={"num_bits": 8, "type": "int", "dynamic": False}), "not supported"),
-        (group0(input_activations={"num_bits": 8, "type": "float", "dynamic": True}), "not supported"),
         (lambda config: config.update(config_groups=[]), "malformed"),
-        (lambda config: config.update(kv_cache_scheme={"num_bits": 8}), "key-value cache"),
     ],
 )
 def test_what_is_not_understood_is_refused(w4: Path, tmp_path: Path, edit: Any, why: str) -> None:
@@ -159,10 +156,25 @@ def test_what_is_not_understood_is_refused(w4: Path, tmp_path: Path, edit: Any, 
         Checkpoint.open(edited(w4, tmp_path / "bad", edit))
 
 
-def test_columns_in_another_order_are_refused(w4: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "activations",
+    [
+        {"num_bits": 8, "type": "int", "dynamic": False},
+        {"num_bits": 8, "type": "int", "dynamic": True, "symmetric": False},
+        {"num_bits": 8, "type": "float", "dynamic": True},
+    ],
+)
+def test_inputs_that_are_rounded_as_no_form_holds_it_are_told(w4: Path, tmp_path: Path, activations: Any) -> None:
+    checkpoint = Checkpoint.open(edited(w4, tmp_path / "rounded", group0(input_activations=activations)))
+    assert checkpoint.manifest.entries == Checkpoint.open(w4).manifest.entries
+    assert checkpoint.foreign.rounds_inputs
+    assert not Checkpoint.open(w4).foreign.rounds_inputs
+
+
+def test_an_order_of_columns_that_does_not_fit_is_refused(w4: Path, tmp_path: Path) -> None:
     folder = edited(w4, tmp_path / "order", lambda config: None)
     tensors = load_file(folder / "model.safetensors")
     name = next(name for name in tensors if name.endswith("weight_scale")).removesuffix("_scale")
     save_file({**tensors, f"{name}_g_idx": torch.arange(4)}, folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match="another order"):
+    with pytest.raises(CheckpointError, match="not understood"):
         Checkpoint.open(folder)

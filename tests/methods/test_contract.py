@@ -2,7 +2,7 @@
 
 A method is tried with its default parameters where they are valid, with the examples of its config, and with every
 choice and both ends of every numeric parameter. What it refuses for a layer is not applied, and it says so in words.
-Which layers a variant is applied to is known when the tests are collected: each test here applies a method.
+Which layers a variant is applied to is known when the tests are collected: each test applies all variants of a method.
 """
 
 from __future__ import annotations
@@ -53,17 +53,22 @@ REFUSING = [method for method in LAYERWISE if any(refused for by, *_, refused in
 
 
 def accepted(layers: dict[str, Given]) -> list[Any]:
-    """Every variant with each of these layers that its method accepts."""
-    return [
-        pytest.param(method, fields, given, id=f"{method.command}-{method.name}-{fields}-{name}")
-        for method, fields, name, given, refused in REFUSALS
-        if name in layers and refused is None
-    ]
+    """Each method with each of these layers, and the variants of it that the method accepts for the layer."""
+    together: dict[str, tuple[LayerMethod, list[dict[str, Any]], Given]] = {}
+    for method, fields, name, given, refused in REFUSALS:
+        if name in layers and refused is None:
+            together.setdefault(f"{method.command}-{method.name}-{name}", (method, [], given))[1].append(fields)
+    return [pytest.param(*case, id=name) for name, case in together.items()]
 
 
 def by_rows(case: Any) -> bool:
-    """Whether a case's method compresses each row on its own."""
-    method, fields, _ = case.values
+    """Whether a case's method compresses each row on its own, in some variant."""
+    method, tried, _ = case.values
+    return method.row_wise is not None and any(independent(method, fields) for fields in tried)
+
+
+def independent(method: LayerMethod, fields: dict[str, Any]) -> bool:
+    """Whether a variant compresses each row on its own."""
     return method.row_wise is not None and method.row_wise.independent(method.config(name=method.name, **fields))
 
 
@@ -72,8 +77,13 @@ def tensors_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return same and all(torch.equal(one[k], other[k]) for k in one)
 
 
-@pytest.mark.parametrize(("method", "fields", "given"), accepted(DENSE))
-def test_stored_weight(method: LayerMethod, fields: dict[str, Any], given: Given) -> None:
+@pytest.mark.parametrize(("method", "tried", "given"), accepted(DENSE))
+def test_stored_weight(method: LayerMethod, tried: list[dict[str, Any]], given: Given) -> None:
+    for fields in tried:
+        check_stored_weight(method, fields, given)
+
+
+def check_stored_weight(method: LayerMethod, fields: dict[str, Any], given: Given) -> None:
     layer = layer_of(method, *given)
     before = layer.weight.clone()
     config = resolved(method, layer, fields)
@@ -97,10 +107,14 @@ def test_stored_weight(method: LayerMethod, fields: dict[str, Any], given: Given
     assert tensors_equal(again.tensors(), tensors), "the same seed gave other bytes"
 
 
-@pytest.mark.parametrize(("method", "fields", "given"), list(filter(by_rows, accepted(ROWS))))
-def test_a_block_of_rows_gives_what_it_gives_in_the_whole(
-    method: LayerMethod, fields: dict[str, Any], given: Given
-) -> None:
+@pytest.mark.parametrize(("method", "tried", "given"), list(filter(by_rows, accepted(ROWS))))
+def test_rows_give_what_they_give_in_the_whole(method: LayerMethod, tried: list[dict[str, Any]], given: Given) -> None:
+    for fields in tried:
+        if independent(method, fields):
+            check_rows_give_what_they_give_in_the_whole(method, fields, given)
+
+
+def check_rows_give_what_they_give_in_the_whole(method: LayerMethod, fields: dict[str, Any], given: Given) -> None:
     layer = layer_of(method, *given)
     config = resolved(method, layer, fields)
     whole = method.apply(layer, config).dense()
@@ -138,8 +152,13 @@ def test_all_zero_weight(method: LayerMethod, fields: dict[str, Any]) -> None:
     assert torch.equal(method.apply(layer, config).dense(), torch.zeros(16, 128))
 
 
-@pytest.mark.parametrize(("method", "fields", "given"), accepted(STRIDED))
-def test_a_transposed_view_gives_the_same_bytes(method: LayerMethod, fields: dict[str, Any], given: Given) -> None:
+@pytest.mark.parametrize(("method", "tried", "given"), accepted(STRIDED))
+def test_a_transposed_view_gives_the_same_bytes(method: LayerMethod, tried: list[dict[str, Any]], given: Given) -> None:
+    for fields in tried:
+        check_a_transposed_view_gives_the_same_bytes(method, fields, given)
+
+
+def check_a_transposed_view_gives_the_same_bytes(method: LayerMethod, fields: dict[str, Any], given: Given) -> None:
     layer = layer_of(method, *given)
     config = resolved(method, layer, fields)
     view = layer.weight.t().contiguous().t()
@@ -150,8 +169,13 @@ def test_a_transposed_view_gives_the_same_bytes(method: LayerMethod, fields: dic
     assert found.specs() == expected.specs()
 
 
-@pytest.mark.parametrize(("method", "fields", "given"), accepted(COMPRESSED))
-def test_compressed_input(method: LayerMethod, fields: dict[str, Any], given: Given) -> None:
+@pytest.mark.parametrize(("method", "tried", "given"), accepted(COMPRESSED))
+def test_compressed_input(method: LayerMethod, tried: list[dict[str, Any]], given: Given) -> None:
+    for fields in tried:
+        check_compressed_input(method, fields, given)
+
+
+def check_compressed_input(method: LayerMethod, fields: dict[str, Any], given: Given) -> None:
     layer = layer_of(method, *given)
     config = resolved(method, layer, fields)
     weight = method.apply(layer, config)

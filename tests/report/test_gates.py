@@ -143,8 +143,12 @@ def test_a_quality_name_may_hold_dots(report: Report) -> None:
 def test_every_listed_figure_is_in_the_report(report: Report) -> None:
     kinds = dict.fromkeys(("linear", "conv", "embedding", "head", "scale", "other", "header"), 1)
     assert report.before is not None
-    measured = {"by_kind": kinds, "load_seconds": 1.0, "cold_load_seconds": 1.0, "load_peak_rss": 1}
-    full = replace(report, before=replace(report.before, **measured), after=replace(report.after, **measured))
+    measured = {"by_kind": kinds, "load_seconds": 1.0, "cold_load_seconds": 1.0, "load_peak_rss": 1, "weights": 1}
+    full = replace(
+        report, waited=1.0, before=replace(report.before, **measured), after=replace(report.after, **measured)
+    )
+    assert full.latency is not None
+    full = replace(full, latency=replace(full.latency, low=0.5, high=0.6))
     gates = evaluate([f"{figure} >= 0" for figure in FIGURES], Report.from_json(full.to_json()))
     assert [gate.expression for gate in gates if not gate.passed] == []
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CheckpointError, Refused
+from aicompress.model.loading.biases import without_added_biases
 from aicompress.model.loading.definition import new_skeleton
 from aicompress.model.loading.fill import Filling
 
@@ -43,7 +44,7 @@ def load(
     Raises:
         CheckpointError: damaged, or its tensors are not exactly those of the architecture.
     """
-    checkpoint = Checkpoint.open(path)
+    checkpoint = without_added_biases(Checkpoint.open(path))
     if model is None and checkpoint.config is None:
         return {name: _cast(checkpoint.dense(name), dtype).to(device) for name in checkpoint.parameters()}
     running = model if model is not None else build(checkpoint, trust_remote_code)

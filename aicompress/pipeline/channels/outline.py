@@ -14,7 +14,6 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.layer import LayerInfo
 from aicompress.model.channels.cut import Kept, attributes, shapes_after
 from aicompress.model.channels.repair import can_refit
-from aicompress.pipeline.step.checks import stored_outline
 from aicompress.pipeline.step.output import Destination, Output, Planned, arrange
 from aicompress.recipe import Recipe
 from aicompress.weights import TensorSpec, Weight
@@ -48,7 +47,7 @@ class Draft:
         infos = {info.tensor: info for info in self.infos}
         parameters: dict[str, Planned] = {}
         for name, spec in self.checkpoint.parameters().items():
-            weight, info = stored_outline(self.checkpoint, name), infos.get(name)
+            weight, info = self.checkpoint.outline(name), infos.get(name)
             target = self.names[name]
             path = target.rpartition(".")[0]
             if target in shapes:

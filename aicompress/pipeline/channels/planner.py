@@ -29,6 +29,7 @@ from aicompress.pipeline.channels.outline import Draft
 from aicompress.pipeline.channels.plan import ChannelPlan
 from aicompress.pipeline.channels.selection import ChannelChoice, Samples, example_of, selected, traced
 from aicompress.pipeline.step.checks import decoding, left_out, require_loads, require_space
+from aicompress.pipeline.step.input import Adapted
 from aicompress.pipeline.step.opening import opened_input
 from aicompress.pipeline.step.output import Destination, Planned, lineage_step
 from aicompress.recipe import Recipe, Select
@@ -39,7 +40,7 @@ BATCH = 64
 
 
 def make_plan(
-    source: str | Path, destination: Destination, recipe: Recipe, command: str, request: Request | None = None
+    source: str | Path | Adapted, destination: Destination, recipe: Recipe, command: str, request: Request | None = None
 ) -> ChannelPlan:
     """Check everything, trace the network, choose the channels and lay out the output.
 
@@ -51,7 +52,7 @@ def make_plan(
         raise TypeError(f"{method.name} does not remove channels")
     pruner: AnyChannelPruner = method.with_config(recipe.method)
     request = request or Request()
-    opened = opened_input(source, destination, recipe)
+    opened = opened_input(source, destination, recipe.gates)
     checkpoint, infos = opened.checkpoint, opened.infos
     chosen, unmatched = select(list(infos), recipe.select.include, recipe.select.exclude, recipe.select.kinds)
     raise_all([*opened.problems, *unmatched, *_problems(checkpoint, recipe, pruner, request)])
@@ -62,7 +63,7 @@ def make_plan(
     groups, fixed = traced(module, inputs, str(checkpoint.path))
     request.survey.ran(f"dependencies of the channels of {len(groups)} groups")
     groups, unselected = selected(module, groups, {names[info.tensor] for info in chosen})
-    step = lineage_step(command, recipe, checkpoint.source)
+    step = lineage_step(command, recipe, checkpoint.source, checkpoint.foreign.beside)
     draft = Draft(checkpoint, destination, recipe, step, module, names, infos)
     choice = ChannelChoice(draft, pruner, groups, samples, request.survey)
     units, edited = choice.planned()

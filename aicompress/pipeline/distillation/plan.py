@@ -17,13 +17,14 @@ from aicompress.layer import Kind, LayerInfo
 from aicompress.methods.outputs import Anatomy
 from aicompress.methods.training import DistillMethod, LossConfig, get_loss
 from aicompress.model.distillation.outputs import Runner, anatomy, runner
+from aicompress.model.loading.biases import without_added_biases
 from aicompress.model.loading.tokenizer import FILES, load_tokenizer
 from aicompress.pipeline.distillation.batches import Samples, Split, split_samples
 from aicompress.pipeline.distillation.samples import read_samples
 from aicompress.pipeline.distillation.teacher import CACHE_BYTES, Loss
-from aicompress.pipeline.step.checks import known_kinds, left_out, place_problems, require_space, stored_outline
+from aicompress.pipeline.step.checks import NOT_OF_TRAINING, known_kinds, left_out, place_problems, require_space
 from aicompress.pipeline.step.dry_run import summarize
-from aicompress.pipeline.step.input import open_input
+from aicompress.pipeline.step.input import Adapted, open_input
 from aicompress.pipeline.step.output import Destination, Output, Planned, arrange, lineage_step
 from aicompress.recipe.distillation import DistillRecipe, Training
 from aicompress.report.plan import PlanRow, PlanSummary
@@ -89,7 +90,7 @@ class DistillPlan:
 
 
 def make_plan(
-    source: str | Path,
+    source: str | Path | Adapted,
     teacher_source: str | Path,
     destination: Destination,
     recipe: DistillRecipe,
@@ -107,8 +108,8 @@ def make_plan(
     Raises:
         Refused: or Problems, everything that is wrong.
     """
-    (student, tied), teacher = open_input(source), Checkpoint.open(teacher_source)
-    raise_all(place_problems([student, teacher], destination, recipe.gates))
+    (student, tied), teacher = open_input(source), without_added_biases(Checkpoint.open(teacher_source))
+    raise_all(place_problems([student, teacher], destination, recipe.gates, NOT_OF_TRAINING))
     require_writable(destination.path)
     run, run_teacher = runner(student), runner(teacher)
     losses = tuple((get_loss(config.name), config) for config in recipe.losses)
@@ -120,7 +121,7 @@ def make_plan(
     training = recipe.training.model_copy(update={"precision": resolved_precision(recipe.training.precision)})
     split = split_samples(samples, training.held_out, training.batch, recipe.seed)
     layers = tuple(student.layers(kinds))
-    step = lineage_step("distill", recipe, student.source, {"teacher": teacher.source})
+    step = lineage_step("distill", recipe, student.source, {"teacher": teacher.source, **student.foreign.beside})
     output = arrange(student, destination, _parameters(student, layers), step)
     require_space(output)
     return DistillPlan(
@@ -220,10 +221,7 @@ def _parameters(student: Checkpoint, layers: Sequence[LayerInfo]) -> dict[str, P
     infos: dict[str, LayerInfo] = {}
     for info in layers:
         infos.setdefault(info.tensor, info)
-    return {
-        name: Planned(spec, stored_outline(student, name), infos.get(name))
-        for name, spec in student.parameters().items()
-    }
+    return {name: Planned(spec, student.outline(name), infos.get(name)) for name, spec in student.parameters().items()}
 
 
 def _tokenizer_warnings(student: Checkpoint, teacher: Checkpoint) -> list[str]:

@@ -79,6 +79,7 @@ def evaluate(
     )
     pair = (sides[1] if against else None, sides[0])
     lineage = inputs[0][0].manifest.lineage
+    results = replace(results, waited=options.waited())
     report = build_report("eval", recipe, pair, lineage, results, time.perf_counter() - start)
     report = replace(report, gates=(*report.gates, *gates.evaluate_forbidden(judging.fail_if, report)))
     if judging.out is not None:
@@ -97,7 +98,9 @@ def write(report: Report, folder: Path, html: bool = True) -> None:
 def _check(recipe: EvalRecipe, judging: EvalOptions, compared: bool) -> None:
     """Refuse everything that can be refused before a checkpoint is opened."""
     figures = recipe.figures(compared)
-    gates.parse_all((*recipe.gates, *judging.fail_if), figures)
+    conditions = (*recipe.gates, *judging.fail_if)
+    gates.parse_all(conditions, figures)
+    gates.require_measured(conditions, _absent(recipe, compared))
     for metric, _ in recipe.quality.asked:
         if metric.needs_baseline and not compared:
             raise RecipeError(
@@ -110,6 +113,18 @@ def _check(recipe: EvalRecipe, judging: EvalOptions, compared: bool) -> None:
     if out is not None:
         for name in ("report.json", "report.md", "report.html"):
             require_file(out / name)
+
+
+def _absent(recipe: EvalRecipe, compared: bool) -> dict[str, str]:
+    """What the report will not hold, with what to do about it."""
+    absent = {"training": "only `aicompress distill` trains"}
+    if not compared:
+        paired = (f"latency.{name}" for name in ("ratio", "low", "high", "before_ms", "before_p95_ms"))
+        absent |= dict.fromkeys(("size", "before", *paired), "give --against BASE")
+    if recipe.latency is None:
+        loading = (f"{side}.{name}" for side in ("before", "after") for name in gates.LOADING)
+        absent |= dict.fromkeys(("latency", *loading), "the recipe has no `latency` section")
+    return absent
 
 
 def _sides(checkpoints: Sequence[Checkpoint], paths: Sequence[str]) -> tuple[list[Side], list[str]]:

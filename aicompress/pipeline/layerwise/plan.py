@@ -17,7 +17,6 @@ from aicompress.methods.method import MethodConfig
 from aicompress.model.equivalence.scaling_groups import ScalingGroup
 from aicompress.pipeline.calibration.requirements import Request
 from aicompress.pipeline.layerwise.report_rows import open_row, plan_row
-from aicompress.pipeline.step.checks import stored_outline
 from aicompress.pipeline.step.digests import fingerprint
 from aicompress.pipeline.step.dry_run import summarize
 from aicompress.pipeline.step.layer_plan import LayerPlan
@@ -147,11 +146,11 @@ def planned_parameters(checkpoint: Checkpoint, plans: tuple[LayerPlan, ...]) -> 
 def _combined(checkpoint: Checkpoint, name: str, layers: list[LayerPlan]) -> Weight | None:
     """Outline of a parameter: new, old where nothing selects it, or a mix for the parts of a stored weight."""
     if all(layer.outline is None for layer in layers):
-        return stored_outline(checkpoint, name)
+        return checkpoint.outline(name)
     if not layers[0].info.part:
         outline = layers[0].outline
         return None if isinstance(outline, Dense) else outline
-    old = stored_outline(checkpoint, name)
+    old = checkpoint.outline(name)
     assert old is not None  # a part is of a compressed parameter
     return old.with_parts({layer.info.part: layer.outline for layer in layers if layer.outline is not None})
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from aicompress.checkpoint import Checkpoint
+from aicompress.checkpoint.decoded import with_decoded
 from aicompress.disk import require_writable
 from aicompress.errors import CompressError, RecipeError, raise_all
 from aicompress.layer import LayerInfo
@@ -19,16 +22,16 @@ from aicompress.pipeline.layerwise.resolve import only_search, resolved, searche
 from aicompress.pipeline.layerwise.rotation import rotated
 from aicompress.pipeline.layerwise.scaling import rescalable
 from aicompress.pipeline.step.checks import confined, known_kinds, left_out, place_problems, require_space
-from aicompress.pipeline.step.input import open_input
+from aicompress.pipeline.step.input import Adapted, open_input
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.output import Destination, arrange, lineage_step
 from aicompress.recipe import Recipe
 from aicompress.selection import select
-from aicompress.weights import outline_nbytes
+from aicompress.weights import Dense, outline_nbytes
 
 
 def make_plan(
-    source: str | Path, destination: Destination, recipe: Recipe, command: str, request: Request | None = None
+    source: str | Path | Adapted, destination: Destination, recipe: Recipe, command: str, request: Request | None = None
 ) -> Plan:
     """Check everything and lay out the output; reads headers only, unless a knob depends on the weights.
 
@@ -40,9 +43,12 @@ def make_plan(
         raise TypeError(f"{method.name} is not layer-wise")
     request = request or Request()
     checkpoint, tied = open_input(source)
+    if method.rewrites:  # what is rewritten has to be plain
+        checkpoint = with_decoded(checkpoint, checkpoint.foreign.kept)
     checkpoint, untied = rotated(checkpoint, recipe, method, request.allow_code)
     kinds, warnings = known_kinds(checkpoint)
     warnings = [*tied, *untied, *warnings]
+    checkpoint = _with_forms_that_fit(checkpoint, checkpoint.layers(kinds), recipe, method)
     infos = checkpoint.layers(kinds)
     problems = place_problems([checkpoint], destination, recipe.gates)
     chosen, unmatched = select(infos, recipe.select.include, recipe.select.exclude, recipe.select.kinds)
@@ -57,7 +63,9 @@ def make_plan(
     layers = {name: planned_at(method, layer, opened.get(name, (None,))[0]) for name, layer in layers.items()}
     plans = tuple(layers.get(info.name, LayerPlan(info)) for info in infos)
     parameters = planned_parameters(checkpoint, plans)
-    output = arrange(checkpoint, destination, parameters, lineage_step(command, recipe, checkpoint.source))
+    output = arrange(
+        checkpoint, destination, parameters, lineage_step(command, recipe, checkpoint.source, checkpoint.foreign.beside)
+    )
     require_space(output)
     if any(method.surveyed(layer.config) for layer in layers.values()):
         warnings.append(UNDECIDED)
@@ -79,6 +87,21 @@ def make_plan(
         return plan
     require_reach(plan)
     return replace(plan, undecided=undecided(plan))
+
+
+def _with_forms_that_fit(
+    checkpoint: Checkpoint, infos: Sequence[LayerInfo], recipe: Recipe, method: AnyLayerMethod
+) -> Checkpoint:
+    """The view in which another tool's weights are decoded where the method takes them decoded, and not as they are."""
+    kept = [info for info in infos if checkpoint.foreign.is_kept(info.tensor)]
+    chosen, _ = select(kept, recipe.select.include, recipe.select.exclude, recipe.select.kinds)
+    unfit = []
+    for info in chosen:
+        config, _ = recipe.config_for(info)
+        plain = replace(info, stored=Dense.form, outline=None)
+        if config is not None and method.check(info, config) and not method.check(plain, config):
+            unfit.append(info.tensor)
+    return with_decoded(checkpoint, unfit)
 
 
 def _widths(method: AnyLayerMethod, layer: LayerPlan) -> tuple[Width, ...]:

@@ -7,10 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import torch
-
 from aicompress.checkpoint import Checkpoint
-from aicompress.checkpoint.ct_entries import ct_outline
 from aicompress.checkpoint.place import require_apart, require_free, working_path
 from aicompress.errors import CheckpointError, CompressError, OutOfSpace
 from aicompress.layer import Kind
@@ -19,7 +16,7 @@ from aicompress.model.architecture.shapes import misfits
 from aicompress.model.loading.definition import layer_kinds, skeleton
 from aicompress.pipeline.step.output import Destination, Output
 from aicompress.report import gates
-from aicompress.weights import TensorSpec, Weight, form_of
+from aicompress.weights import TensorSpec
 
 
 def known_kinds(checkpoint: Checkpoint) -> tuple[Mapping[str, Kind | None] | None, list[str]]:
@@ -34,7 +31,7 @@ def known_kinds(checkpoint: Checkpoint) -> tuple[Mapping[str, Kind | None] | Non
 
 
 def left_out(checkpoint: Checkpoint) -> list[str]:
-    """Warnings that name files of the input which are not taken along."""
+    """Warnings that name what of the input is not taken along: files, and what quantized weights lose."""
     kinds = {
         "not taken along": checkpoint.source.left_out,
         "links out of the folder, left out": checkpoint.source.outside,
@@ -43,7 +40,28 @@ def left_out(checkpoint: Checkpoint) -> list[str]:
         f"{why}: {', '.join(map(str, files[:5]))}" + (", ..." if len(files) > 5 else "")
         for why, files in kinds.items()
         if files
+    ] + _decoded(checkpoint)
+
+
+def _decoded(checkpoint: Checkpoint) -> list[str]:
+    """Warnings that name weights of another tool's layout that an output cannot hold as they are, and their riders."""
+    foreign = checkpoint.foreign
+    by_words: dict[str, list[str]] = {}
+    for name in (name for name in foreign.decoded if foreign.weights[name].words):
+        by_words.setdefault(foreign.weights[name].words, []).append(name)
+    told = [*foreign.told] + [
+        f"weights stored as {words} are decoded to {str(foreign.weights[names[0]].dense.dtype).removeprefix('torch.')} "
+        f"as they are read: {len(names)}, {names[0]} for one"
+        for words, names in by_words.items()
     ]
+    if foreign.riders:
+        told.append(
+            f"scales of activations and of the key-value cache are left out: {len(foreign.riders)}, "
+            f"{foreign.riders[0]} for one"
+        )
+    if foreign.rounds_inputs:
+        told.append("the input says that layers round their inputs too: only weights are stored rounded")
+    return told
 
 
 def confined(output: Output) -> list[str]:
@@ -72,14 +90,25 @@ def problem_of(check: Callable[[], object]) -> list[CompressError]:
     return []
 
 
+_LOADING = dict.fromkeys(
+    (f"{side}.{name}" for side in ("before", "after") for name in gates.LOADING),
+    "`aicompress eval` measures it",
+)
+NOT_OF_TRAINING = {"quality": "`aicompress eval OUT --against IN` measures it, with gates of its own", **_LOADING}
+NOT_OF_A_STEP = {**NOT_OF_TRAINING, "training": "only `aicompress distill` trains"}
+
+
 def place_problems(
-    inputs: Sequence[Checkpoint], destination: Destination, conditions: Sequence[str]
+    inputs: Sequence[Checkpoint],
+    destination: Destination,
+    conditions: Sequence[str],
+    absent: Mapping[str, str] = NOT_OF_A_STEP,
 ) -> list[CompressError]:
-    """Errors in the place of the output and in its gates."""
+    """Errors in the place of the output and in its gates: `absent` is what they cannot ask for."""
     problems = problem_of(lambda: require_free(destination.path, destination.overwrite))
     for checkpoint in inputs:
         problems += problem_of(partial(require_apart, checkpoint.source, destination.path))
-    return problems + problem_of(lambda: gates.parse_all(conditions))
+    return problems + problem_of(lambda: gates.require_measured(conditions, absent))
 
 
 def decoding(names: Sequence[str]) -> list[str]:
@@ -90,18 +119,6 @@ def decoding(names: Sequence[str]) -> list[str]:
         f"{len(names)} compressed parameters cannot be cut in the form they have and are decoded, "
         f"{names[0]} for one: prune first, then quantize or sparsify"
     ]
-
-
-def stored_outline(checkpoint: Checkpoint, name: str) -> Weight | None:
-    """Outline of a parameter as the input stores it; None for a plain tensor."""
-    entry = checkpoint.manifest.entries.get(name)
-    if entry is None:
-        return None
-    specs = {suffix: checkpoint.tensors[disk].spec for suffix, disk in checkpoint.stored_names(name).items()}
-    empty = {suffix: torch.empty(spec.shape, dtype=spec.dtype, device="meta") for suffix, spec in specs.items()}
-    if checkpoint.layout == "compressed-tensors":
-        return ct_outline(entry, empty)
-    return form_of(entry.meta["form"]).restore(empty, entry.meta)
 
 
 def require_loads(

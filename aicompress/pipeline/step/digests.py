@@ -13,16 +13,17 @@ from typing import Any
 from aicompress import __version__
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.reader import digests
+from aicompress.checkpoint.source import Source
 from aicompress.pipeline.step.output import Output
 
 
 @contextmanager
-def hashing(inputs: Sequence[Checkpoint]) -> Iterator[list[Future[dict[str, str]]]]:
+def hashing(inputs: Sequence[Source]) -> Iterator[list[Future[dict[str, str]]]]:
     """Digests of the files of each input, computed in threads: hashing releases the GIL. An error stops them."""
     over = threading.Event()
     with ThreadPoolExecutor(len(inputs)) as pool:
         try:
-            yield [pool.submit(digests, checkpoint.source, over.is_set) for checkpoint in inputs]
+            yield [pool.submit(digests, source, over.is_set) for source in inputs]
         finally:
             over.set()
 
@@ -38,9 +39,10 @@ def fingerprint(inputs: Sequence[Checkpoint], output: Output, *settings: Any) ->
     tensors = [
         [name, str(ref.file.absolute()), ref.begin, str(ref.spec), stat.st_mtime_ns, stat.st_size]
         for checkpoint in inputs
-        for name, ref in checkpoint.tensors.items()
+        for name, ref in {**checkpoint.foreign.refs, **checkpoint.tensors}.items()
         for stat in [ref.file.stat()]
     ]
     shards = [[shard.name, shard.nbytes, list(shard.specs)] for shard in output.shards]
-    whole = [__version__, tensors, shards, *settings]
+    merged = [list(checkpoint.foreign.told) for checkpoint in inputs]
+    whole = [__version__, tensors, shards, merged, *settings]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()

@@ -3,16 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
+from aicompress.checkpoint.adapters.lora import Adapter
+from aicompress.checkpoint.adapters.merging import with_adapter
+from aicompress.checkpoint.decoded import with_decoded
+from aicompress.model.loading.biases import without_added_biases
 from aicompress.model.loading.definition import tied_parameters
+from aicompress.pipeline.step.checks import known_kinds
 
 
-def open_input(source: str | Path) -> tuple[Checkpoint, list[str]]:
+@dataclass(frozen=True)
+class Adapted:
+    """An input with adapters to merge into it.
+
+    Attributes:
+        path: the checkpoint.
+        adapters: folders of adapters in the order in which they are merged, each with its weight.
+    """
+
+    path: str | Path
+    adapters: tuple[tuple[str, float], ...] = ()
+
+    def open(self) -> Checkpoint:
+        """The checkpoint with its adapters.
+
+        Raises:
+            CheckpointError: the checkpoint, or an adapter, cannot be read, or they do not fit.
+        """
+        checkpoint = Checkpoint.open(self.path)
+        for folder, weight in self.adapters:
+            checkpoint = with_adapter(checkpoint, Adapter.open(folder, weight))
+        return checkpoint
+
+
+def open_input(source: str | Path | Adapted) -> tuple[Checkpoint, list[str]]:
     """Open a checkpoint; where it holds both of two tied parameters, the copy is hidden, so that no step writes it.
 
     Returns:
@@ -21,7 +51,8 @@ def open_input(source: str | Path) -> tuple[Checkpoint, list[str]]:
     Raises:
         CheckpointError: missing, damaged, or in a format this version does not read.
     """
-    checkpoint = Checkpoint.open(source)
+    opened = (source if isinstance(source, Adapted) else Adapted(source)).open()
+    checkpoint = _with_forms_of_layers(without_added_biases(opened))
     names = checkpoint.parameters()
     tied = tied_parameters(checkpoint.config, names) if checkpoint.config is not None else {}
     copies = {copy: kept for copy, kept in tied.items() if _same(checkpoint, copy, kept)}
@@ -31,6 +62,15 @@ def open_input(source: str | Path) -> tuple[Checkpoint, list[str]]:
         if copy not in copies
     ]
     return dataclasses.replace(checkpoint, copies=copies), warnings
+
+
+def _with_forms_of_layers(checkpoint: Checkpoint) -> Checkpoint:
+    """The view in which what another tool has quantized keeps its form only where it is a layer, as all forms do."""
+    kept = checkpoint.foreign.kept
+    if not kept:
+        return checkpoint
+    layers = {info.tensor for info in checkpoint.layers(known_kinds(checkpoint)[0])}
+    return with_decoded(checkpoint, [name for name in kept if name not in layers])
 
 
 def _same(checkpoint: Checkpoint, one: str, other: str) -> bool:

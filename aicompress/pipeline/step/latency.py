@@ -12,7 +12,7 @@ import torch
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CompressError
-from aicompress.measure import Timing, interleaved
+from aicompress.measure import Timing, interleaved, paired_ratio
 from aicompress.pipeline.step.options import Mode
 from aicompress.report.model import Latency
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 WHOLE = 1_000_000_000  # bytes of weights up to which a step builds both models to time them
 BUDGET = 1.5  # seconds that a step spends on counted rounds at most
 PER_BYTE = 15e-9  # seconds for a byte of the input: timing a small model must not take longer than compressing it
+SLOWER = 1.05  # ratio of times from which on an output is called slower
 SIZES = {"generates": (1, 128), "encodes": (8, 64)}  # batch, tokens
 
 
@@ -49,14 +50,24 @@ def compare(before: Checkpoint, after: Checkpoint, mode: Mode = "auto") -> tuple
             warnings.append(f"the whole model could not be timed, its layers were: {error.message}")
         else:
             if latency is not None:
-                return latency, warnings
+                return latency, [*warnings, *judged(latency)]
             warnings.append("nothing says what the model takes: its layers were timed, not the whole")
     from aicompress.pipeline.step.layer_latency import layers
 
     latency = layers(before, after)
     if latency is None:
-        warnings.append("latency was not measured: there is no matrix layer")
-    return latency, warnings
+        return None, [*warnings, "latency was not measured: there is no matrix layer"]
+    return latency, [*warnings, *judged(latency)]
+
+
+def judged(latency: Latency | None) -> list[str]:
+    """Warn of an output that is slower than the input, or of times from which nobody can tell."""
+    if latency is None or latency.low is None or latency.high is None:
+        return []
+    spread = f"{latency.low:.2f} to {latency.high:.2f} times the input's"
+    if not latency.is_measurable:
+        return [f"latency is not measurable here: the output took {spread}; give the machine less else to do"]
+    return [f"the output is slower here: it took {spread}"] if latency.low > SLOWER else []
 
 
 def _whole_models(before: Checkpoint, after: Checkpoint, seconds: float) -> Latency | None:
@@ -97,13 +108,14 @@ def whole(
 
 
 def rounds_within(calls: Sequence[Callable[[], object]], seconds: float) -> int:
-    """Rounds that fit a time, from one timed call of each; between 5 and 30."""
+    """Rounds that fit a time, from one timed call of each; between 6 and 30."""
     once = sum(timing.median for timing in interleaved(calls, rounds=1, warmup=1))
-    return max(5, min(30, int(seconds / max(once, 1e-9))))
+    return max(6, min(30, int(seconds / max(once, 1e-9))))
 
 
 def latency_of(what: str, before: Timing | None, after: Timing) -> Latency:
-    """Medians and 95th percentiles in milliseconds."""
+    """Medians and 95th percentiles in milliseconds, and the ratio of times in the same round."""
+    paired, low, high = (None, None, None) if before is None else paired_ratio(before, after)
     return Latency(
         what=f"{what}, {torch.get_num_threads()} threads",
         before_ms=None if before is None else 1e3 * before.median,
@@ -111,4 +123,7 @@ def latency_of(what: str, before: Timing | None, after: Timing) -> Latency:
         before_p95_ms=None if before is None else 1e3 * before.p95,
         after_p95_ms=1e3 * after.p95,
         rounds=len(after.samples),
+        paired=paired,
+        low=low,
+        high=high,
     )

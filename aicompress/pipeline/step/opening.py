@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +10,8 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CompressError
 from aicompress.layer import Kind, LayerInfo
 from aicompress.pipeline.step.checks import known_kinds, place_problems
-from aicompress.pipeline.step.input import open_input
+from aicompress.pipeline.step.input import Adapted, open_input
 from aicompress.pipeline.step.output import Destination
-from aicompress.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -34,13 +33,13 @@ class OpenedInput:
     problems: tuple[CompressError, ...]
 
 
-def opened_input(source: str | Path, destination: Destination, recipe: Recipe) -> OpenedInput:
+def opened_input(source: str | Path | Adapted, destination: Destination, gates: Sequence[str]) -> OpenedInput:
     """Open an input and look at its headers.
 
     Raises:
         CheckpointError: it is missing, damaged, or in a format this version does not read.
     """
     checkpoint, tied = open_input(source)
-    problems = place_problems([checkpoint], destination, recipe.gates)
+    problems = place_problems([checkpoint], destination, gates)
     kinds, unknown = known_kinds(checkpoint)
     return OpenedInput(checkpoint, tuple(checkpoint.layers(kinds)), kinds, (*tied, *unknown), tuple(problems))

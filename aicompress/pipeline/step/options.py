@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -19,9 +20,15 @@ class Options:
         latency: "auto" times the forward passes of input and output, "layers" those of their layers, "off" nothing.
         progress: called with (what, done, total).
         device: cpu, cuda, or auto for a GPU where there is one; where training and evaluation run.
+        started: when the command started, by `time.perf_counter`; None where it is not a command that runs.
     """
 
     resume: bool = False
     latency: Mode = "auto"
     progress: Progress = lambda what, done, total: None
     device: str = "cpu"
+    started: float | None = None
+
+    def waited(self) -> float | None:
+        """Seconds since the command started; None where it is not a command that runs."""
+        return None if self.started is None else time.perf_counter() - self.started

@@ -26,6 +26,7 @@ from aicompress.layer import LayerInfo
 from aicompress.model.hf import decoding_aicompress
 from aicompress.recipe import Recipe
 from aicompress.recipe.distillation import DistillRecipe
+from aicompress.recipe.export import ExportRecipe
 from aicompress.weights import Dense, IntGrouped, TensorSpec, Weight
 
 DIGEST = "0" * 64  # stands for an input's sha256 until the input has been read
@@ -255,7 +256,10 @@ def auto_classes(config: dict[str, Any]) -> dict[str, str]:
 
 
 def lineage_step(
-    command: str, recipe: Recipe | DistillRecipe, source: Source, further: Mapping[str, Source] | None = None
+    command: str,
+    recipe: Recipe | DistillRecipe | ExportRecipe,
+    source: Source,
+    further: Mapping[str, Source] | None = None,
 ) -> dict[str, Any]:
     """This step as the lineage records it; no time stamp, so that equal runs give equal bytes.
 

@@ -13,6 +13,7 @@ from aicompress.pipeline.step.output import Output
 from aicompress.recipe import Recipe
 from aicompress.recipe.distillation import DistillRecipe
 from aicompress.recipe.evaluation import EvalRecipe
+from aicompress.recipe.export import ExportRecipe
 from aicompress.report import gates
 from aicompress.report.markdown import to_markdown
 from aicompress.report.model import Baseline, Latency, LayerRow, Report, Side
@@ -30,11 +31,12 @@ class Results:
     calibration: dict[str, Any] = field(default_factory=dict)
     bits: dict[str, Any] = field(default_factory=dict)
     baselines: tuple[Baseline, ...] = ()
+    waited: float | None = None
 
 
 def build_report(
     command: str,
-    recipe: Recipe | DistillRecipe | EvalRecipe,
+    recipe: Recipe | DistillRecipe | ExportRecipe | EvalRecipe,
     sides: tuple[Side | None, Side],
     lineage: Sequence[dict[str, Any]],
     results: Results,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from aicompress.checkpoint import Checkpoint, CheckpointWriter
 from aicompress.checkpoint.journal import NAME, Journal, require_same
 from aicompress.checkpoint.place import working_path
 from aicompress.checkpoint.reader import digests
+from aicompress.checkpoint.source import Source
 from aicompress.layer import Kind
 from aicompress.pipeline.step.digests import hashing
 from aicompress.pipeline.step.latency import compare
@@ -26,6 +27,7 @@ from aicompress.pipeline.step.sides import side_of
 from aicompress.pipeline.step.workers import Processes, processes
 from aicompress.recipe import Recipe
 from aicompress.recipe.distillation import DistillRecipe
+from aicompress.recipe.export import ExportRecipe
 from aicompress.report.model import Latency, Report
 
 STARTS_ANEW = "nothing of a stopped run was used: this kind of step starts anew"
@@ -64,7 +66,7 @@ class StepRun:
 
     checkpoint: Checkpoint
     kinds: Mapping[str, Kind | None] | None
-    recipe: Recipe | DistillRecipe
+    recipe: Recipe | DistillRecipe | ExportRecipe
     output: Output
     write: Callable[[OpenOutput], Results]
     follow: Callable[[], object] = lambda: None
@@ -108,35 +110,37 @@ def run_step(step: StepRun, team: Processes, options: Options) -> Report:
 def _write(step: StepRun, options: Options) -> Report:
     """Write and seal the output; the first process does it."""
     start, output = time.perf_counter() - step.seconds, step.output
+    further = {**{name: each.source for name, each in step.further.items()}, **step.checkpoint.foreign.beside}
+    sources = [step.checkpoint.source, *further.values()]
     resumes = options.resume and step.fingerprint is not None
     if resumes and step.fingerprint is not None:
         require_resumable(output, step.fingerprint)
     with (
         CheckpointWriter(
-            output.destination.path, output.shards, resumes, output.destination.overwrite, _mode(step)
+            output.destination.path, output.shards, resumes, output.destination.overwrite, _mode(sources)
         ) as writer,
-        hashing([step.checkpoint, *step.further.values()]) as inputs,
+        hashing(sources) as inputs,
     ):
         results = step.write(OpenOutput(writer, _journal(writer.work, step.fingerprint, resumes), inputs[0]))
         if options.resume and not resumes:
             results = replace(results, warnings=(*results.warnings, STARTS_ANEW))
         first, *others = (future.result() for future in inputs)
-        output = with_digests(output, first, dict(zip(step.further, others, strict=True)))
+        output = with_digests(output, first, dict(zip(further, others, strict=True)))
         output.write_files(writer)
         if output.metadata():
             writer.stamp(output.metadata())
         written = Checkpoint.open(writer.work / output.shards[0].name if output.destination.single else writer.work)
         seconds = time.perf_counter() - start  # timing forward passes is not part of the step
-        report = _report(replace(step, output=output), written, results, options.latency, seconds)
+        report = _report(replace(step, output=output), written, results, options, seconds)
         for name, text in rendered(report, step.recipe.report.html).items():
             writer.add(name, text.encode(errors="backslashreplace"))
         writer.seal()
     return report
 
 
-def _mode(step: StepRun) -> int:
+def _mode(sources: Sequence[Source]) -> int:
     """Permissions of an output's files: nobody may read it who may not read an input."""
-    modes = [file.stat().st_mode for each in (step.checkpoint, *step.further.values()) for file in each.source.files]
+    modes = [file.stat().st_mode for source in sources for file in source.files]
     return functools.reduce(operator.and_, modes, 0o666) | 0o600
 
 
@@ -146,18 +150,18 @@ def _journal(work: Path, fingerprint: str | None, resumes: bool) -> Journal:
     return Journal.resume(work, fingerprint) if resumes else Journal.start(work, fingerprint)
 
 
-def _report(step: StepRun, written: Checkpoint, results: Results, mode: Mode, seconds: float) -> Report:
+def _report(step: StepRun, written: Checkpoint, results: Results, options: Options, seconds: float) -> Report:
     """The report of an output that is complete but for it."""
     output, checkpoint = step.output, step.checkpoint
     lineage = output.manifest.lineage
-    latency, notes = _latency(checkpoint, written, mode)
+    latency, notes = _latency(checkpoint, written, options.latency)
     sha256 = digests(written.source)
     if output.destination.single:  # the working file has another name
         sha256 = dict(zip([output.destination.path.name], sha256.values(), strict=True))
     after = side_of(written, step.kinds, str(output.destination.path), sha256)
     after = replace(after, bytes=output.weight_bytes + output.other_bytes)  # a report cannot count itself
     before = side_of(checkpoint, step.kinds, str(checkpoint.path), dict(lineage[-1]["inputs"]))
-    results = replace(results, latency=latency, warnings=(*results.warnings, *notes))
+    results = replace(results, latency=latency, warnings=(*results.warnings, *notes), waited=options.waited())
     return build_report(lineage[-1]["command"], step.recipe, (before, after), lineage, results, seconds)
 
 

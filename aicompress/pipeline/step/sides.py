@@ -9,8 +9,11 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.naming import byte_kind, kind_of
 from aicompress.layer import Kind
 from aicompress.measure import directory_nbytes
-from aicompress.pipeline.step.checks import stored_outline
 from aicompress.report.model import Side
+
+# Last words of the tensors that place codes, scales and zero points: of stored forms, and in other tools' layouts.
+GRIDS = {"scale", "zero", "point"}
+FOREIGN_GRIDS = {*GRIDS, "inv", "scales", "qzeros", "absmax", "map", "state", "SCB"}
 
 
 def side_of(
@@ -25,22 +28,39 @@ def side_of(
         sha256: digests of its weight files, if known.
     """
     by_kind: dict[str, int] = {}
-    parameters = 0
+    parameters = weights = 0
     shown = checkpoint.parameters()
     for name in (*shown, *checkpoint.copies):
         spec = shown[checkpoint.copies.get(name, name)]
         kind = kinds[name] if kinds is not None and name in kinds else kind_of(name, spec)
         parameters += stored_numbers(checkpoint, name) if name in shown else 0
-        for disk in checkpoint.stored_names(name).values():
-            row = byte_kind(disk, kind) if disk == name or "scale" not in disk else "scale"
-            by_kind[row] = by_kind.get(row, 0) + checkpoint.tensors[disk].spec.nbytes
+        weights += math.prod(spec.shape) if name in shown else 0
+        grids = _grids(checkpoint, name)
+        for disk, stored in checkpoint.stored_specs(name).items():
+            row = "scale" if disk in grids else byte_kind(disk, kind)
+            by_kind[row] = by_kind.get(row, 0) + stored.nbytes
+    riders = sum(checkpoint.foreign.refs[rider].spec.nbytes for rider in checkpoint.foreign.riders)
+    if riders:
+        by_kind["scale"] = by_kind.get("scale", 0) + riders
     weight_bytes = sum(file.stat().st_size for file in checkpoint.source.files)
     by_kind["header"] = weight_bytes - sum(by_kind.values())
-    everything = directory_nbytes(checkpoint.source.folder) if checkpoint.source.folder else weight_bytes
-    return Side(path, everything, weight_bytes, parameters, by_kind, sha256 or {})
+    folder = checkpoint.source.folder
+    # A report cannot count itself: the one of an input is left out as well.
+    reports = [] if folder is None else [folder / f"report.{kind}" for kind in ("json", "md", "html")]
+    everything = weight_bytes if folder is None else directory_nbytes(folder)
+    everything -= sum(file.stat().st_size for file in reports if file.is_file())
+    return Side(path, everything, weight_bytes, parameters, by_kind, sha256 or {}, weights=weights)
+
+
+def _grids(checkpoint: Checkpoint, name: str) -> set[str]:
+    """Those of a parameter's tensors on disk that hold scales and zero points."""
+    if name in checkpoint.foreign.weights:
+        ends = ((disk, disk.rpartition(".")[2].rpartition("_")[2]) for disk in checkpoint.stored_specs(name))
+        return {disk for disk, word in ends if word in FOREIGN_GRIDS and disk != name}
+    return {disk for suffix, disk in checkpoint.stored_names(name).items() if suffix.rpartition("_")[2] in GRIDS}
 
 
 def stored_numbers(checkpoint: Checkpoint, name: str) -> int:
     """How many numbers a parameter stores: all of a plain tensor, of a compressed one what its form says."""
-    outline = stored_outline(checkpoint, name)
+    outline = checkpoint.outline(name)
     return math.prod(checkpoint.tensors[name].spec.shape) if outline is None else outline.numbers()

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.layer import LayerInfo
-from aicompress.pipeline.step.checks import stored_outline
 from aicompress.pipeline.step.output import Planned
 from aicompress.pipeline.structured.edit import Edit
 from aicompress.weights import TensorSpec, Weight
@@ -25,7 +24,7 @@ def planned(checkpoint: Checkpoint, edit: Edit, name: str, infos: Mapping[str, L
     for one in change.cuts:
         shape[one.axis] -= (edit.structures[one.structure].size - edit.sizes[one.structure]) * sum(one.spans)
     spec = TensorSpec(old.dtype, tuple(shape))
-    weight = None if change.refit else stored_outline(checkpoint, change.source)
+    weight = None if change.refit else checkpoint.outline(change.source)
     info = infos.get(change.source)
     if weight is None or info is None:
         return Planned(spec, None, info)

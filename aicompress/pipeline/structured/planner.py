@@ -15,6 +15,7 @@ from aicompress.methods.structural import AnyPruner, StructuralMethod
 from aicompress.pipeline.calibration import requirements as needs
 from aicompress.pipeline.calibration.requirements import Request
 from aicompress.pipeline.step.checks import decoding, left_out, require_loads, require_space
+from aicompress.pipeline.step.input import Adapted
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.opening import OpenedInput, opened_input
 from aicompress.pipeline.step.output import Destination, lineage_step
@@ -30,7 +31,7 @@ from aicompress.recipe import Recipe, Select
 
 
 def make_plan(
-    source: str | Path, destination: Destination, recipe: Recipe, command: str, request: Request | None = None
+    source: str | Path | Adapted, destination: Destination, recipe: Recipe, command: str, request: Request | None = None
 ) -> StructurePlan:
     """Check everything and lay out the output.
 
@@ -44,12 +45,12 @@ def make_plan(
     if not isinstance(method, StructuralMethod):
         raise TypeError(f"{method.name} is not structural")
     request = request or Request()
-    opened = opened_input(source, destination, recipe)
+    opened = opened_input(source, destination, recipe.gates)
     checkpoint = opened.checkpoint
     raise_all([*opened.problems, *_unused_sections(recipe)])
     require_writable(destination.path)
     _require_uniform(checkpoint)
-    step = lineage_step(command, recipe, checkpoint.source)
+    step = lineage_step(command, recipe, checkpoint.source, checkpoint.foreign.beside)
 
     def lay_out(explicit: AnyPruner) -> Laid:
         edit = _choice(opened, recipe, explicit, request).edit()

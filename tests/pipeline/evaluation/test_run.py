@@ -144,6 +144,10 @@ def test_gates_are_judged_after_the_report_is_written(
 @pytest.mark.parametrize(
     ("fields", "fail_if", "message"),
     [
+        ({"gates": ("size.ratio <= 0.3",)}, (), "size.ratio will not be measured"),
+        ({}, ("latency.ratio > 1",), "latency.ratio will not be measured"),
+        ({}, ("before.bytes > 1",), "before.bytes will not be measured"),
+        ({}, ("training.loss > 1",), "training.loss will not be measured"),
         ({"gates": ("quality.kl <= 1",)}, (), "will not be measured"),  # there is no baseline
         ({}, ("quality.accuracy < 0.9",), "will not be measured"),
         ({}, ("nonsense",), "no comparison"),

@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from aicompress.errors import CheckpointError
+from aicompress.errors import CheckpointError, CompressError
+from aicompress.methods import get
 from aicompress.pipeline.step.checks import require_loads
+from aicompress.pipeline.step.output import Destination
+from aicompress.pipeline.steps import make_plan
+from aicompress.recipe import Recipe
 from tests.pipeline.families import FAMILIES
 from tests.pipeline.steps import plan
 
@@ -21,3 +25,17 @@ def test_an_output_that_would_not_load_is_refused(tmp_path: Path) -> None:
     del specs["model.layers.2.mlp.down_proj.weight"]
     with pytest.raises(CheckpointError, match=r"would not load: missing model.layers.2.mlp.down_proj.weight"):
         require_loads(planned.checkpoint, config, specs, {})
+
+
+@pytest.mark.parametrize("figure", ["quality.kl", "training.loss", "after.load_seconds"])
+@pytest.mark.parametrize(("command", "method"), [("quantize", "rtn"), ("prune", "depth"), ("prune", "channels")])
+def test_a_gate_on_what_no_step_measures_is_refused_before_the_work(
+    tiny_llama: Path, tmp_path: Path, command: str, method: str, figure: str
+) -> None:
+    fields = {"depth": {"drop": [1]}, "channels": {"sparsity": 0.5}}.get(method, {"bits": 8, "granularity": "channel"})
+    config = get(command, method).config(name=method, **fields)
+    recipe = Recipe(version=1, method=config, gates=(f"{figure} < 1",))
+    with pytest.raises(CompressError) as refusal:
+        make_plan(tiny_llama, Destination(tmp_path / "out"), recipe, command)
+    problems = getattr(refusal.value, "problems", [refusal.value])
+    assert any(f"{figure} will not be measured" in problem.message and problem.hint for problem in problems)

@@ -41,7 +41,23 @@ def test_medians_come_from_the_samples() -> None:
     found = latency_of("x", before, after)
     assert (found.before_ms, found.after_ms) == (20, 5)
     assert (found.before_p95_ms, found.after_p95_ms) == (30, 100)
-    assert found.ratio == 0.25
+    assert (found.ratio, found.low, found.high) == (0.5, 0.001 / 0.030, 5)  # in the same rounds
+    assert not found.is_measurable
+
+
+@pytest.mark.parametrize(
+    ("times", "words"),
+    [
+        ((0.5,) * 8, None),
+        ((1.0, 1.01, 1.02, 1.03, 1.04, 1.05, 1.06, 1.07), None),
+        ((1.2,) * 8, "the output is slower here: it took 1.20 to 1.20 times the input's"),
+        ((0.3, 1.9) * 4, "latency is not measurable here: the output took 0.30 to 1.90 times the input's"),
+    ],
+)
+def test_a_slower_output_and_a_ratio_that_says_nothing_are_told(times: tuple[float, ...], words: str | None) -> None:
+    told = latency.judged(latency_of("x", Timing((1.0,) * len(times)), Timing(times)))
+    assert len(told) == (words is not None)
+    assert words is None or told[0].startswith(words)
 
 
 def test_interleaving_counts_only_what_comes_after_the_warm_up() -> None:
@@ -54,7 +70,7 @@ def test_interleaving_counts_only_what_comes_after_the_warm_up() -> None:
 def test_rounds_fit_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "interleaved", lambda calls, rounds, warmup: [Timing((0.1,)) for _ in calls])
     assert rounds_within([lambda: None] * 2, seconds=2.0) == 10
-    assert rounds_within([lambda: None] * 2, seconds=0.1) == 5
+    assert rounds_within([lambda: None] * 2, seconds=0.1) == 6
     assert rounds_within([lambda: None] * 2, seconds=100.0) == 30
 
 
@@ -74,11 +90,11 @@ def test_whole_models_are_timed(
     source = request.getfixturevalue(name)
     out = compress(source, tmp_path / "out", lambda info, w: integers(w, 8) if info.kind == "linear" else None)
     found, warnings = compare(Checkpoint.open(source), Checkpoint.open(out))
-    assert warnings == []
+    assert warnings in ([], latency.judged(found))
     assert found is not None
     assert found.what.startswith(f"whole model, {what}, ")
     assert found.ratio is not None
-    assert found.rounds == 5
+    assert found.rounds == 6
 
 
 def test_a_bare_file_is_timed_by_layers(mlp_file: Path) -> None:

@@ -1,0 +1,1 @@
+"""Adapters that are merged into a checkpoint as it is read."""

@@ -1,0 +1,132 @@
+"""Merge an adapter into a checkpoint: its weights are decoded, and the adapter's product added, as they are read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+
+from aicompress.checkpoint.adapters.lora import Adapter, Factors
+from aicompress.checkpoint.decoded import with_decoded
+from aicompress.checkpoint.foreign.layout import ForeignWeight, Read
+from aicompress.checkpoint.naming import is_transposed
+from aicompress.checkpoint.reader import Checkpoint
+from aicompress.errors import CheckpointError, suggestion
+from aicompress.layer import as_matrix
+from aicompress.weights import Dense, TensorSpec, Weight
+
+
+def with_adapter(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
+    """The view of a checkpoint with an adapter merged into it.
+
+    Raises:
+        CheckpointError: the checkpoint lacks a layer of the adapter, or has it in another shape.
+    """
+    known = checkpoint.parameters()
+    number = len(checkpoint.foreign.beside) + 1
+    targets = {_target(known, adapter, f"{module}.weight"): factors for module, factors in adapter.factors.items()}
+    replaced = {_target(known, adapter, own, new=True): name for own, name in adapter.replaced.items()}
+    if len(targets) + len(replaced) < len(adapter.factors) + len(adapter.replaced):
+        raise CheckpointError(f"{adapter.source.path} adapts one layer under two names", "merge it with PEFT")
+    checkpoint = with_decoded(checkpoint, [*targets, *replaced])
+    weights = dict(checkpoint.foreign.weights)
+    flipped = adapter.fan_in_fan_out and not any(is_transposed(name, checkpoint.config) for name in known)
+    for parameter, factors in targets.items():
+        transposed = is_transposed(parameter, checkpoint.config) or (flipped and not factors.embedding)
+        base = weights.get(parameter) or _plain(parameter, known[parameter], transposed)
+        _require_fits(adapter, parameter, base, factors)
+        weights[parameter] = _merged(base, adapter, factors, number)
+    for parameter, name in replaced.items():
+        spec, its = known.get(parameter, adapter.tensors[name].spec), adapter.tensors[name].spec
+        if its.shape != spec.shape:
+            raise _misfit(adapter, parameter, its.shape, spec.shape)
+        own = weights[parameter].names if parameter in weights else {"weight": parameter} if parameter in known else {}
+        extra = {"replaced": f"adapter {number}: {name}"}
+        weights[parameter] = ForeignWeight(spec, own, "", _replaced, extra=extra)
+    told = f"{adapter.source.path} is merged, weight {adapter.weight:g}: {len(targets)} layers"
+    told += f", {len(replaced)} parameters replaced" if replaced else ""
+    plain = {name: checkpoint.tensors[name] for name in (*targets, *replaced) if name in checkpoint.tensors}
+    own_refs = {f"adapter {number}: {name}": ref for name, ref in adapter.tensors.items()}
+    foreign = replace(
+        checkpoint.foreign,
+        weights=weights,
+        refs={**plain, **own_refs, **checkpoint.foreign.refs},
+        beside={**checkpoint.foreign.beside, f"adapter {number}, weight {adapter.weight:g}": adapter.source},
+        told=(*checkpoint.foreign.told, told),
+        path=checkpoint.path,
+    )
+    return replace(checkpoint, tensors=foreign.shown(checkpoint.tensors), foreign=foreign)
+
+
+def _target(known: Mapping[str, TensorSpec], adapter: Adapter, name: str, new: bool = False) -> str:
+    """The checkpoint's name of a parameter; a model's prefix may be missing in one of the two, or added.
+
+    Raises:
+        CheckpointError: there is none, or there are several.
+    """
+    if name in known:
+        return name
+    ends = [own for own in known if own.endswith(f".{name}") or name.endswith(f".{own}")]
+    if len(ends) == 1:
+        return ends[0]
+    if new and not ends:
+        return name
+    problem = "and the checkpoint has none of that name" if not ends else f"which may be {ends[0]} or {ends[1]}"
+    raise CheckpointError(
+        f"{adapter.source.path} adapts {name}, {problem}",
+        f"is it the adapter's base model? {suggestion(name, list(known))}",
+    )
+
+
+def _plain(parameter: str, spec: TensorSpec, transposed: bool) -> ForeignWeight:
+    """A plain parameter as a weight that is decoded."""
+
+    def decode(read: Read) -> Dense:
+        return Dense(as_matrix(read("weight"), transposed))
+
+    return ForeignWeight(spec, {"weight": parameter}, "", decode, transposed=transposed)
+
+
+def _require_fits(adapter: Adapter, parameter: str, base: ForeignWeight, factors: Factors) -> None:
+    """Refuse factors of another layer's shape.
+
+    Raises:
+        CheckpointError: they are.
+    """
+    a, b = adapter.tensors[factors.a].spec, adapter.tensors[factors.b].spec
+    out, columns = b.shape[0], math.prod(a.shape[1:])
+    shape = (columns, out) if factors.embedding else (out, columns)
+    whole = base.dense.shape[::-1] if base.transposed else (base.dense.shape[0], math.prod(base.dense.shape[1:]))
+    if shape != whole:
+        raise _misfit(adapter, parameter, shape, whole)
+
+
+def _misfit(adapter: Adapter, parameter: str, its: tuple[int, ...], base: tuple[int, ...]) -> CheckpointError:
+    return CheckpointError(
+        f"{adapter.source.path}: {parameter} is {list(its)}, and {list(base)} in the checkpoint",
+        "give the adapter's own base model as IN, with as many tokens as it was trained with",
+    )
+
+
+def _merged(base: ForeignWeight, adapter: Adapter, factors: Factors, number: int) -> ForeignWeight:
+    """A weight with the product of an adapter's factors added."""
+    roles = {f"{letter} of {number}": name for letter, name in (("a", factors.a), ("b", factors.b))}
+    extra = {**base.extra, **{role: f"adapter {number}: {name}" for role, name in roles.items()}}
+    scale = adapter.weight * factors.scale
+    decode = partial(_added, base.decode, tuple(roles), scale, factors.embedding)
+    return replace(base, decode=decode, extra=extra, outline=None)
+
+
+def _added(
+    decode: Callable[[Read], Weight], roles: tuple[str, ...], scale: float, embedding: bool, read: Read
+) -> Dense:
+    """W + scale * B A, in float32."""
+    a, b = (read(role).float() for role in roles)
+    product = b.reshape(b.shape[0], -1) @ a.reshape(a.shape[0], -1)
+    return Dense(decode(read).dense().add(product.t() if embedding else product, alpha=scale))
+
+
+def _replaced(read: Read) -> Dense:
+    tensor = read("replaced")
+    return Dense(tensor.reshape(tensor.shape[0], -1) if tensor.ndim else tensor.reshape(1, 1))

@@ -1,0 +1,37 @@
+"""A checkpoint of which some compressed parameters are read as plain ones."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from functools import partial
+
+from aicompress.checkpoint.foreign.layout import ForeignWeight
+from aicompress.checkpoint.reader import Checkpoint
+
+
+def with_decoded(checkpoint: Checkpoint, parameters: Collection[str]) -> Checkpoint:
+    """The view in which these parameters, compressed in whatever form, are decoded as they are read."""
+    entries = checkpoint.manifest.entries
+    weights = {name: _decoded(checkpoint, name) for name in parameters if name in entries}
+    if not weights:
+        return checkpoint
+    foreign = checkpoint.foreign
+    names = {name for weight in weights.values() for name in weight.names.values()}
+    refs = {**foreign.refs, **{name: checkpoint.tensors[name] for name in names}}
+    foreign = replace(foreign, weights={**foreign.weights, **weights}, refs=refs, path=checkpoint.path)
+    left = {name: entry for name, entry in entries.items() if name not in weights}
+    manifest = replace(checkpoint.manifest, entries=left)
+    return replace(checkpoint, tensors=foreign.shown(checkpoint.tensors), manifest=manifest, foreign=foreign)
+
+
+def _decoded(checkpoint: Checkpoint, parameter: str) -> ForeignWeight:
+    """A parameter without the form that a step would keep it in."""
+    if checkpoint.foreign.is_kept(parameter):
+        return replace(checkpoint.foreign.weights[parameter], outline=None)
+    entry = checkpoint.manifest.entries[parameter]
+    names = {name: name for name in checkpoint.stored_names(parameter).values()}
+    words = str(entry.meta["form"])
+    return ForeignWeight(
+        entry.dense, names, words, partial(checkpoint.restored, parameter, entry), None, entry.transposed
+    )

@@ -1,0 +1,116 @@
+"""The weights of a checkpoint that are in foreign layouts: which tensors they take, and how they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+from torch import Tensor
+
+from aicompress.checkpoint.files import read_tensor
+from aicompress.checkpoint.foreign.layout import ForeignWeight, Read
+from aicompress.checkpoint.header import TensorRef
+from aicompress.checkpoint.manifest import Entry
+from aicompress.checkpoint.source import Source
+from aicompress.errors import CheckpointError
+from aicompress.weights import TensorSpec, Weight
+
+Decoded = TypeVar("Decoded")
+
+
+@dataclass(frozen=True)
+class ForeignWeights:
+    """Parameters that another tool has quantized.
+
+    Attributes:
+        weights: by parameter. Those with an outline are kept in their form, the others are decoded as they are read.
+        refs: where every tensor of them is, and the riders, by name on disk.
+        riders: tensors that belong to rounded activations and caches; no step takes them along.
+        rounds_inputs: the checkpoint says that layers round their inputs in a way that no form of ours holds.
+        beside: files that were merged into the checkpoint, by what they are.
+        told: what was merged, in words.
+        path: the checkpoint.
+    """
+
+    weights: Mapping[str, ForeignWeight] = field(default_factory=dict)
+    refs: Mapping[str, TensorRef] = field(default_factory=dict)
+    riders: tuple[str, ...] = ()
+    rounds_inputs: bool = False
+    beside: Mapping[str, Source] = field(default_factory=dict)
+    told: tuple[str, ...] = ()
+    path: Path = Path()
+
+    @property
+    def decoded(self) -> list[str]:
+        """Parameters that are decoded as they are read."""
+        return [name for name, weight in self.weights.items() if weight.outline is None]
+
+    @property
+    def kept(self) -> list[str]:
+        """Parameters that are kept in a form of ours."""
+        return [name for name, weight in self.weights.items() if weight.outline is not None]
+
+    def is_decoded(self, parameter: str) -> bool:
+        """Whether a parameter is decoded as it is read."""
+        return parameter in self.weights and self.weights[parameter].outline is None
+
+    def is_kept(self, parameter: str) -> bool:
+        """Whether a parameter is kept in a form of ours."""
+        return parameter in self.weights and self.weights[parameter].outline is not None
+
+    def entries(self) -> dict[str, Entry]:
+        """Entries of the manifest for the weights that are kept."""
+        return {
+            name: Entry(weight.dense, weight.transposed, weight.outline.meta(), tuple(weight.outline.tensors()))
+            for name, weight in self.weights.items()
+            if weight.outline is not None
+        }
+
+    def specs(self, parameter: str) -> dict[str, TensorSpec]:
+        """Dtypes and shapes of a parameter's tensors on disk, by name."""
+        return {name: self.refs[name].spec for name in self.weights[parameter].names.values()}
+
+    def shown(self, tensors: dict[str, TensorRef]) -> dict[str, TensorRef]:
+        """Tensors as they are read: a decoded parameter in the place of what it is decoded from, and no riders.
+
+        A decoded parameter begins nowhere, so that nothing reads it past `tensor`.
+        """
+        if not self.decoded and not self.riders:
+            return tensors
+        owner = {name: one for one in self.decoded for name in self.weights[one].names.values()}
+        riders = set(self.riders)
+        shown: dict[str, TensorRef] = {}
+        for name, ref in tensors.items():
+            if name in owner:
+                shown.setdefault(owner[name], replace(ref, spec=self.weights[owner[name]].dense, begin=-1))
+            elif name not in riders:
+                shown[name] = ref
+        for one in (one for one in self.decoded if one not in shown):  # a parameter that another file adds
+            first = self.refs[next(iter(self.weights[one].extra.values()))]
+            shown[one] = replace(first, spec=self.weights[one].dense, begin=-1)
+        return shown
+
+    def weight(self, parameter: str) -> Weight:
+        """A parameter in a form of ours.
+
+        Raises:
+            CheckpointError: its tensors are not what the layout says.
+        """
+        return self._read(parameter, lambda weight, read: weight.weight(read))
+
+    def tensor(self, parameter: str) -> Tensor:
+        """The dense parameter; errors as of `weight`."""
+        return self._read(parameter, lambda weight, read: weight.tensor(read))
+
+    def _read(self, parameter: str, decode: Callable[[ForeignWeight, Read], Decoded]) -> Decoded:
+        weight = self.weights[parameter]
+        try:
+            return decode(weight, lambda name: read_tensor(self.refs[name], name))
+        except (LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+            reason = (str(error).strip().splitlines() or ["its tensors do not fit one another"])[0]
+            raise CheckpointError(
+                f"{self.path}: {parameter} ({weight.words}) cannot be decoded: {reason}",
+                "download the checkpoint again",
+            ) from error

@@ -1,0 +1,58 @@
+"""`aicompress export`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from aicompress.cli import options as o
+from aicompress.cli.step import Flags, adapted, conclude, destination
+
+EXAMPLES = """Examples:
+
+aicompress export w4/ dense/ --to dense
+
+aicompress export hf://org/model-fp8 model/ --to dense --max-shard-size 5GB
+
+aicompress export model/ merged/ --to dense --adapter lora/ --adapter style/:0.5"""
+
+
+class To(StrEnum):
+    """What an output can be."""
+
+    dense = "dense"
+
+
+def command(
+    source: o.Source,
+    out: o.Out,
+    to: Annotated[
+        To,
+        typer.Option(
+            "--to",
+            help="dense: every weight decoded, a plain checkpoint that any reader loads.",
+            rich_help_panel=o.STEP,
+        ),
+    ],
+    adapter: o.Adapters = [],  # noqa: B006
+    dry_run: o.DryRun = False,
+    overwrite: o.Overwrite = False,
+    max_shard_size: o.ShardSize = None,
+    latency: o.LatencyMode = o.Latency.auto,
+    quiet: o.Quiet = False,
+    as_json: o.AsJson = False,
+) -> None:
+    """Decode a compressed or quantized checkpoint, also one of another tool, into a plain one."""
+    from aicompress.cli.progress import reporter
+    from aicompress.pipeline import export
+    from aicompress.pipeline.step.options import Options
+    from aicompress.recipe.export import ExportRecipe, Target
+    from aicompress.recipe.section import validated
+
+    flags = Flags(dry_run, overwrite, False, max_shard_size, latency.value, quiet, as_json)
+    recipe = ExportRecipe(method=validated(Target, {"name": to.value}, "to"))
+    planned = export.make_plan(adapted(source, adapter), destination(out, flags), recipe)
+    options = Options(latency=flags.latency, progress=reporter(flags.quiet))
+    conclude(planned, flags, lambda: export.run(planned, options))

@@ -1,0 +1,140 @@
+"""Write a checkpoint with every parameter decoded: what readers of plain checkpoints load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.checkpoint.decoded import with_decoded
+from aicompress.checkpoint.reader import require_finite
+from aicompress.disk import require_writable
+from aicompress.errors import Refused, raise_all
+from aicompress.layer import Kind, LayerInfo
+from aicompress.pipeline.step.checks import left_out, require_loads, require_space
+from aicompress.pipeline.step.dry_run import summarize_rows
+from aicompress.pipeline.step.input import Adapted
+from aicompress.pipeline.step.opening import opened_input
+from aicompress.pipeline.step.options import Options, Progress
+from aicompress.pipeline.step.output import Destination, Output, Planned, arrange, lineage_step
+from aicompress.pipeline.step.report import Results
+from aicompress.pipeline.step.run import OpenOutput, StepRun, assembled, run_step
+from aicompress.recipe.export import ExportRecipe
+from aicompress.report.model import LayerRow, Report
+from aicompress.report.plan import PlanSummary
+from aicompress.weights import Dense
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """An export that can be run, or printed.
+
+    Attributes:
+        checkpoint: the input.
+        recipe: what to do.
+        output: every file and byte of the output.
+        kinds: what the model definition says of the parameters.
+        layers: whole layers of the input, in the form they are stored in.
+        warnings: what the user should know.
+    """
+
+    checkpoint: Checkpoint
+    recipe: ExportRecipe
+    output: Output
+    kinds: Mapping[str, Kind | None] | None
+    layers: tuple[LayerInfo, ...]
+    warnings: tuple[str, ...] = ()
+
+    def rows(self) -> list[LayerRow]:
+        """A row for each layer: decoded, or as it was."""
+        return [self._row(info) for info in self.layers]
+
+    def _row(self, info: LayerInfo) -> LayerRow:
+        decoded = not self.checkpoint.is_plain(info.tensor)
+        done = ("export", "dense") if decoded else ("-", "-")
+        size = self.output.parameters[info.tensor].dense.nbytes
+        note = "decoded" if decoded else "left as it is"
+        return LayerRow(info.name, info.kind, *done, Dense.form, {}, info.nbytes, size, 0.0, 0.0, note)
+
+    def summary(self) -> PlanSummary:
+        """What a dry run prints."""
+        foreign = self.checkpoint.foreign.weights
+        stored = {i.name: foreign[i.tensor].words if i.tensor in foreign else i.stored for i in self.layers}
+        return summarize_rows(self.output, self.checkpoint, self.rows(), stored, self.warnings)
+
+
+def make_plan(source: str | Path | Adapted, destination: Destination, recipe: ExportRecipe) -> ExportPlan:
+    """Check everything and lay out the output; reads headers only.
+
+    Raises:
+        Refused: or Problems, everything that is wrong.
+    """
+    opened = opened_input(source, destination, recipe.gates)
+    checkpoint = opened.checkpoint
+    raise_all(opened.problems)
+    require_writable(destination.path)
+    _require_expressible(checkpoint, destination)
+    plain = with_decoded(checkpoint, checkpoint.manifest.entries)
+    parameters = {name: Planned(spec) for name, spec in plain.parameters().items()}
+    output = arrange(
+        plain, destination, parameters, lineage_step("export", recipe, checkpoint.source, checkpoint.foreign.beside)
+    )
+    require_loads(checkpoint, output.config, plain.parameters(), {})
+    require_space(output)
+    layers = tuple(_as_stored(checkpoint, info) for info in plain.layers(opened.kinds))
+    return ExportPlan(checkpoint, recipe, output, opened.kinds, layers, (*opened.warnings, *left_out(checkpoint)))
+
+
+def _as_stored(checkpoint: Checkpoint, info: LayerInfo) -> LayerInfo:
+    """A whole layer with the form that the input has it in."""
+    entry, outline = checkpoint.manifest.entries.get(info.tensor), checkpoint.outline(info.tensor)
+    if entry is None or outline is None:
+        return info
+    return replace(info, stored=outline.form, outline=outline, transposed=entry.transposed)
+
+
+def _require_expressible(checkpoint: Checkpoint, destination: Destination) -> None:
+    """Refuse a plain checkpoint that nothing could load.
+
+    Raises:
+        Refused: its layers have widths that config.json cannot say.
+    """
+    if checkpoint.manifest.widths and checkpoint.config is not None and not destination.single:
+        raise Refused(
+            f"{checkpoint.path}: its layers have unlike widths, or fewer heads, which config.json cannot say",
+            "export to one file, OUT.safetensors, or start from the checkpoint before that step",
+        )
+
+
+def run(plan: ExportPlan, options: Options | None = None) -> Report:
+    """Write the output of a plan, its report inside.
+
+    Raises:
+        CheckpointError: a weight holds NaN or infinity, or cannot be decoded; nothing is left behind.
+        OutOfSpace: the disk is full; nothing is left behind.
+    """
+    options = options or Options()
+    step = StepRun(
+        checkpoint=plan.checkpoint,
+        kinds=plan.kinds,
+        recipe=plan.recipe,
+        output=plan.output,
+        write=partial(_write, plan, options.progress),
+    )
+    return run_step(step, assembled(torch.device("cpu")), options)
+
+
+def _write(plan: ExportPlan, progress: Progress, opened: OpenOutput) -> Results:
+    """Decode and write one parameter after the other."""
+    total, done = sum(planned.dense.nbytes for planned in plan.output.parameters.values()), 0
+    for name, planned in plan.output.parameters.items():
+        tensor = plan.checkpoint.dense(name)
+        require_finite(tensor, name, plan.checkpoint.path)
+        opened.writer.put(name, tensor)
+        done += planned.dense.nbytes
+        progress(name, done, total)
+    return Results(tuple(plan.rows()), plan.warnings)

@@ -1,0 +1,33 @@
+"""What `export` is asked for: the form of its output."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from aicompress.recipe.section import ReportFiles, Section
+
+
+class Target(Section):
+    """The form of the output."""
+
+    name: Literal["dense"] = "dense"
+
+
+class ExportRecipe(Section):
+    """A recipe of export; the command line makes it, so that a lineage says what was done as it does of any step."""
+
+    version: Literal[1] = 1
+    method: Target = Target()
+    seed: int = 0
+    gates: tuple[str, ...] = ()
+    report: ReportFiles = ReportFiles()
+
+    def sha256(self) -> str:
+        """Digest of the resolved recipe."""
+        return hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode()).hexdigest()
+
+    def resolved(self) -> dict[str, Any]:
+        """Every field with its value, JSON-ready."""
+        return self.model_dump(mode="json", exclude={"report"})

@@ -1,0 +1,52 @@
+"""`--adapter` merges an adapter into the input of any step; the output is that of the merged model, and says so."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.cli.app import app
+from aicompress.cli.step import adapted
+from aicompress.errors import Refused
+from tests.checkpoint.test_adapters import GATE, merged, pair, save_adapter
+
+
+def test_export_and_quantize_read_the_merged_model(
+    tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = save_adapter(tmp_path / "lora", pair(GATE, 128, 64))
+    wanted = merged(tiny_llama, adapter, 0.5)
+    given = ["--adapter", f"{adapter}:0.5", "--latency", "off"]
+    app(["export", str(tiny_llama), str(tmp_path / "dense"), "--to", "dense", *given], standalone_mode=False)
+    assert "is merged, weight 0.5: 1 layers" in capsys.readouterr().out
+    dense = Checkpoint.open(tmp_path / "dense")
+    assert all(torch.equal(dense.dense(name), wanted.dense(name)) for name in wanted.parameters())
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "dense")
+    assert torch.equal(stock.get_parameter(f"{GATE}.weight"), wanted.dense(f"{GATE}.weight"))
+
+    (step,) = json.loads((tmp_path / "dense" / "aicompress.json").read_text())["lineage"]
+    sha256 = hashlib.sha256((adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
+    assert step["adapter 1, weight 0.5"] == {"inputs": {"adapter_model.safetensors": sha256}}
+
+    recipe = ["-r", "quantize/rtn-w8", "--set", "method.group_size=32", "--latency", "off", "-q"]
+    app(["quantize", str(tiny_llama), str(tmp_path / "one"), *recipe, *given[:2]], standalone_mode=False)
+    app(["quantize", str(tmp_path / "dense"), str(tmp_path / "two"), *recipe], standalone_mode=False)
+    one, two = Checkpoint.open(tmp_path / "one"), Checkpoint.open(tmp_path / "two")
+    assert all(torch.equal(one.dense(name), two.dense(name)) for name in two.parameters())
+
+
+def test_how_adapters_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a:2").mkdir()
+    odd, one, two = str(tmp_path / "a:2"), "hf://org/name", "hf://org/name@main"
+    read = adapted("model", ["lora", "lora/:0.5", one, f"{two}:-1", odd]).adapters
+    assert read == (("lora", 1.0), ("lora/", 0.5), (one, 1.0), (two, -1.0), (odd, 1.0))
+    for wrong in ("lora:half", "lora:nan"):
+        with pytest.raises(Refused, match="no weight") as refusal:
+            adapted("model", [wrong])
+        assert "DIR:0.5" in refusal.value.hint
