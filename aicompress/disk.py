@@ -12,8 +12,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from safetensors import SafetensorError
-
 from aicompress.errors import CheckpointError, CompressError, OutOfSpace, Refused
 
 LONGEST = 225  # bytes of a name: file systems take 255, of which what grows beside an output needs some
@@ -127,10 +125,8 @@ class disk_errors:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, SafetensorError):
-            number = re.search(r"\(os error (\d+)\)", str(error))
-            if number is not None:
-                error = OSError(int(number[1]), os.strerror(int(number[1])))
+        if error is not None:
+            error = _of_library(error)
         if not isinstance(error, OSError):
             return
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -141,3 +137,11 @@ class disk_errors:
         what = error.filename if error.filename and not str(error.filename).startswith(str(self.out)) else self.out
         reason = error.strerror or error
         raise CompressError(f"{what} cannot be written: {reason}", "check the path and permissions") from error
+
+
+def _of_library(error: BaseException) -> BaseException:
+    """An error of the system that safetensors has put into words of its own; any other error as it is."""
+    from safetensors import SafetensorError  # the help text needs none of it
+
+    number = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, SafetensorError) else None
+    return error if number is None else OSError(int(number[1]), os.strerror(int(number[1])))

@@ -22,15 +22,16 @@ class CompressError(Exception):
 
     Args:
         message: one line that says what is wrong.
-        hint: one line that says what to do next; may be empty.
+        hint: one line that says what to do next; where it is empty, the one that fits every error of the class.
     """
 
     exit_code = 1
+    usual_hint = ""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = hint or self.usual_hint
 
 
 class Refused(CompressError):
@@ -42,9 +43,13 @@ class Refused(CompressError):
 class RecipeError(Refused):
     """A recipe that does not parse, validate or apply to this checkpoint."""
 
+    usual_hint = "change that line of the recipe, or give another value with --set KEY=VALUE"
+
 
 class CheckpointError(Refused):
     """An input checkpoint that is damaged, incomplete or not supported."""
+
+    usual_hint = "`aicompress inspect` shows what a checkpoint holds, `aicompress verify` checks all of it"
 
 
 class OutputExists(Refused):

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from aicompress.checkpoint.place import working_path
 from aicompress.cli.app import app
 from aicompress.cli.boundary import run
-from aicompress.errors import CompressError, Problems, Refused
+from aicompress.errors import CheckpointError, CompressError, Problems, RecipeError, Refused
 from tests.cli.calls import Call, refused
 
 
@@ -206,6 +206,8 @@ def test_a_failed_gate_keeps_output_and_report(call: Call, tmp_path: Path, mlp_f
     [
         (Refused("no", "try"), 2, ["error: no", "hint: try"]),
         (CompressError("no"), 1, ["error: no"]),
+        (RecipeError("no"), 2, ["error: no", "hint: change that line"]),
+        (CheckpointError("no"), 2, ["error: no", "hint: `aicompress inspect`"]),
         (Problems([Refused("a", "x"), Refused("b")]), 2, ["error: a", "hint: x", "error: b"]),
         (ValueError("first\nsecond"), 1, ["error: ValueError: first", "hint: this is a defect of aicompress; "]),
         (MemoryError(), 1, ["error: out of memory", "hint: close other programs, "]),
