@@ -8,7 +8,8 @@ int-quantized.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -64,6 +65,11 @@ def ct_tensors(tensor: str, weight: Weight, rows: int | None = None) -> dict[str
     return tensors
 
 
+def on_disk(tensor: str, weight: Weight, layout: Layout, rows: int | None = None) -> dict[str, Tensor]:
+    """The tensors of a compressed parameter, or of a block of its `rows` rows, under the names of a layout."""
+    return ct_tensors(tensor, weight, rows) if layout == "compressed-tensors" else native_tensors(tensor, weight)
+
+
 def _packed_zeros(zero: Tensor, bits: int) -> Tensor:
     """Zero points (out, groups), packed along the rows' axis: (words, groups) int32."""
     from aicompress.weights.packing import pack_rows
@@ -84,29 +90,51 @@ def ct_scheme(weight: IntGrouped) -> dict[str, Any]:
     }
 
 
-def ct_config(weights: Mapping[str, IntGrouped], dequantize: bool, others: Iterable[str] = ()) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Names:
+    """Names that a reader has for the modules of a model.
+
+    Attributes:
+        of: module by parameter of the checkpoint, where it has one of its own.
+        layers: all modules that the reader could take for quantized ones.
+    """
+
+    of: Mapping[str, str]
+    layers: Collection[str]
+
+
+def ct_config(
+    weights: Mapping[str, IntGrouped], dequantize: bool, others: Iterable[str] = (), readers: Sequence[Names] = ()
+) -> dict[str, Any] | None:
     """config.json's quantization_config for integer weights by parameter name.
+
+    None where no target can tell them: a name that one reader has for one of them is another module's to the next.
 
     Args:
         weights: the integer weights.
         dequantize: readers must decode at load.
         others: names of all other parameters, which no target may match.
+        readers: that know modules by other names than those in the checkpoint.
     """
     groups: dict[str, tuple[IntGrouped, list[str]]] = {}
     for tensor, weight in weights.items():
         key = repr((ct_scheme(weight), weight.activation_bits))
-        groups.setdefault(key, (weight, []))[1].append(tensor.removesuffix(".weight"))
+        groups.setdefault(key, (weight, []))[1].append(tensor)
     per_token = {"num_bits": 8, "type": "int", "strategy": "token", "symmetric": True, "dynamic": True}
-    everything = {tensor.removesuffix(".weight") for tensor in (*weights, *others)}
+    everything = [*weights, *others]
+    in_file = Names({name: name.removesuffix(".weight") for name in everything}, ())
+    apart = [_apart(tensors, (in_file, *readers)) for _, tensors in groups.values()]
+    if any(not set(wanted).isdisjoint(unwanted) for wanted, unwanted in apart):
+        return None
     config_groups = {
         f"group_{number}": {
-            "targets": targets(modules, sorted(everything - set(modules))),
+            "targets": targets(*apart[number]),
             "weights": ct_scheme(weight),
             "input_activations": per_token if weight.activation_bits else None,
             "output_activations": None,
             "format": "int-quantized" if weight.activation_bits else "pack-quantized",
         }
-        for number, (weight, modules) in enumerate(groups.values())
+        for number, (weight, _) in enumerate(groups.values())
     }
     formats = {group["format"] for group in config_groups.values()}
     return {
@@ -122,27 +150,57 @@ def ct_config(weights: Mapping[str, IntGrouped], dequantize: bool, others: Itera
     }
 
 
+def _apart(tensors: Iterable[str], readers: Iterable[Names]) -> tuple[list[str], list[str]]:
+    """Names of the modules of these parameters, and of all other modules, in all ways that readers have them."""
+    wanted: list[str] = []
+    others: set[str] = set()
+    for reader in readers:
+        own = [reader.of[tensor] for tensor in tensors if tensor in reader.of]
+        wanted += own
+        others |= {*reader.layers, *reader.of.values()} - set(own)
+    return wanted, sorted(others)
+
+
 def targets(modules: Iterable[str], others: Iterable[str]) -> list[str]:
     """Anchored regular expressions that match these modules and none of the others.
 
     Modules that differ in one number only share an expression with `\\d+` where that is exact; the rest have their own.
-    The prefix is optional: heads add it, base models lack it. No module outside the checkpoint, such as a new
-    classification head, is taken for a packed one.
+    A prefix is optional: heads add it, base models lack it. So a name that is another one with a prefix needs none of
+    its own. No module outside the checkpoint, such as a new classification head, is taken for a packed one.
+
+    Args:
+        modules: names to match, in every way that readers have them.
+        others: the same of all others.
     """
-    families: dict[tuple[str, ...], list[str]] = {}
-    for module in modules:
-        families.setdefault(tuple(_NUMBER.split(module)), []).append(module)
-    modules = list(modules)
+    wanted = list(dict.fromkeys(modules))
     strangers = [name.removesuffix(".weight") for name in others]
+    shortest = _without_prefixed(wanted)
+    families: dict[tuple[str, ...], list[str]] = {}
+    for module in shortest:
+        families.setdefault(tuple(_NUMBER.split(module)), []).append(module)
     targets: list[str] = []
     for pieces, members in families.items():
         pattern = "\\d+".join(re.escape(piece) for piece in pieces)
         family = re.compile(f"(.*\\.)?{pattern}$")
-        if len(members) > 1 and not any(family.match(name) for name in [*strangers, *(set(modules) - set(members))]):
+        if len(members) > 1 and not any(family.match(name) for name in [*strangers, *(set(shortest) - set(members))]):
             targets.append(f"re:{family.pattern}")
         else:
             targets += [_target(module, strangers) for module in members]
-    return targets
+    if len(shortest) == len(wanted):
+        return targets
+    known = re.compile("|".join(target.removeprefix("re:") for target in targets))
+    return targets + [_target(module, strangers) for module in wanted if not known.match(module)]
+
+
+def _without_prefixed(names: list[str]) -> list[str]:
+    """The names that are no other one of them with a prefix."""
+    known = set(names)
+
+    def is_prefixed(name: str) -> bool:
+        pieces = name.split(".")
+        return any(".".join(pieces[first:]) in known for first in range(1, len(pieces)))
+
+    return [name for name in names if not is_prefixed(name)]
 
 
 def _target(module: str, strangers: Iterable[str]) -> str:
@@ -155,23 +213,20 @@ def _target(module: str, strangers: Iterable[str]) -> str:
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
-def choose(
-    weights: Mapping[str, tuple[LayerInfo, Weight]], has_config: bool, read: Callable[[list[str]], bool]
-) -> tuple[Layout, bool]:
-    """The layout that most readers load, and whether compressed-tensors must decode at load time (`dequantize`).
+def candidates(weights: Mapping[str, tuple[LayerInfo, Weight]], has_config: bool) -> list[tuple[Layout, bool]]:
+    """Layouts that can hold an output, the one that most readers load first, and whether they must decode it at load.
 
     compressed-tensors holds integer weights of linear layers; with one single scheme also zero points, embeddings and
-    weights that the architecture's own code reads, but then only by decoding at load (a second scheme would be decoded
-    with the first one's, silently wrong).
+    weights that the architecture's own code reads, but then only by decoding at load, `dequantize` (a second scheme
+    would be decoded with the first one's, silently wrong). The native layout holds everything.
 
     Args:
         weights: by parameter name, its layer and its outline.
         has_config: there will be a config.json.
-        read: whether the architecture's own code reads some of these parameters.
     """
     compressed = {name: pair for name, pair in weights.items() if not isinstance(pair[1], Dense)}
     if not compressed:
-        return "plain", False
+        return [("plain", False)]
     integer = all(
         isinstance(weight, IntGrouped)
         and (weight.zero is None or not weight.zero.is_floating_point())
@@ -182,11 +237,12 @@ def choose(
         for info, weight in compressed.values()
     )
     if not has_config or not integer:
-        return "native", False
+        return [("native", False)]
     ints = [(info, weight) for info, weight in compressed.values() if isinstance(weight, IntGrouped)]
-    plain = all(weight.symmetric and info.kind != "embedding" for info, weight in ints)
-    if plain and not read(list(compressed)):
-        return "compressed-tensors", False
+    layouts: list[tuple[Layout, bool]] = []
+    if all(weight.symmetric and info.kind != "embedding" for info, weight in ints):
+        layouts.append(("compressed-tensors", False))
     schemes = {repr(ct_scheme(weight)) for _, weight in ints}
-    plain_activations = all(weight.activation_bits is None for _, weight in ints)
-    return ("compressed-tensors", True) if len(schemes) == 1 and plain_activations else ("native", False)
+    if len(schemes) == 1 and all(weight.activation_bits is None for _, weight in ints):
+        layouts.append(("compressed-tensors", True))
+    return [*layouts, ("native", False)]

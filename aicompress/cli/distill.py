@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from aicompress.cli import options as o
-from aicompress.cli.step import Flags
+from aicompress.cli.step import Flags, chosen, with_text
 
 EXAMPLES = """Examples:
 
@@ -19,7 +19,6 @@ aicompress distill pruned/ healed/ --teacher model/ -r distill/embedding
 def command(
     source: o.Source,
     out: o.Out,
-    recipe: o.RecipeName,
     teacher: Annotated[
         str,
         typer.Option(
@@ -31,7 +30,9 @@ def command(
             show_default=False,
         ),
     ],
+    recipe: o.RecipeName = None,
     overrides: o.Overrides = [],  # noqa: B006
+    text: o.Text = None,
     adapter: o.Adapters = [],  # noqa: B006
     dry_run: o.DryRun = False,
     overwrite: o.Overwrite = False,
@@ -49,4 +50,6 @@ def command(
 
     kept = () if stats is None else (stats,)
     flags = Flags(dry_run, overwrite, resume, max_shard_size, latency.value, quiet, as_json, kept, allow_code)
-    run((source, adapter), teacher, out, (recipe, overrides), flags, device.value)
+    run(
+        (source, adapter), teacher, out, (chosen(recipe, "distill/kl"), with_text(overrides, text)), flags, device.value
+    )

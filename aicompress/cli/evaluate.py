@@ -18,7 +18,7 @@ aicompress eval w4/ --against model/ -r eval/sentence-encoder --fail-if 'size.ra
 
 def command(
     source: o.Source,
-    recipe: o.RecipeName,
+    recipe: o.RecipeName = None,
     against: Annotated[
         list[str],
         typer.Option(
@@ -41,6 +41,7 @@ def command(
         ),
     ] = None,
     overrides: o.Overrides = [],  # noqa: B006
+    text: o.Text = None,
     fail_if: Annotated[
         list[str],
         typer.Option(
@@ -58,5 +59,13 @@ def command(
 ) -> None:
     """Measure a checkpoint: bytes, load time, memory, latency, and quality on held-out data."""
     from aicompress.cli.measuring import run
+    from aicompress.cli.step import chosen, with_text
 
-    run(source, against, (recipe, overrides), (out, fail_if), (device.value, allow_code, quiet, as_json))
+    edits = with_text(overrides, text)
+    run(
+        source,
+        against,
+        (chosen(recipe, "eval/size-and-speed"), edits),
+        (out, fail_if),
+        (device.value, allow_code, quiet, as_json),
+    )

@@ -13,4 +13,4 @@ aicompress factorize mlp.safetensors small.safetensors -r factorize/svd-energy -
 `aicompress methods factorize` lists the methods and their parameters."""
 
 
-command = command_for("factorize", "Replace weight matrices by products of two smaller ones.")
+command = command_for("factorize", "Replace weight matrices by products of two smaller ones.", "factorize/svd-keep")

@@ -47,12 +47,12 @@ Out = Annotated[
     Path, typer.Argument(metavar="OUT", help="A directory, or one file if it ends in .safetensors.", show_default=False)
 ]
 RecipeName = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--recipe",
         "-r",
         metavar="RECIPE",
-        help="A YAML file, or the name of a shipped one such as quantize/rtn-w4.",
+        help="A YAML file, or the name of a shipped one such as quantize/rtn-w4. One that needs no data if left out.",
         rich_help_panel=STEP,
         show_default=False,
     ),
@@ -73,6 +73,16 @@ Overrides = Annotated[
         "--set",
         metavar="KEY=VALUE",
         help="Edit the recipe: --set method.bits=3. Paths start here, those of a recipe at its folder. Repeatable.",
+        rich_help_panel=STEP,
+        show_default=False,
+    ),
+]
+Text = Annotated[
+    Path | None,
+    typer.Option(
+        "--text",
+        metavar="FILE",
+        help="Text, one sample a line or running: what the recipe reads for calibration, training and figures.",
         rich_help_panel=STEP,
         show_default=False,
     ),

@@ -13,4 +13,4 @@ aicompress prune model/ shallow/ -r prune/depth-even --set method.keep_layers=4
 `aicompress methods prune` lists the methods and their parameters."""
 
 
-command = command_for("prune", "Remove weights, neurons or whole layers.")
+command = command_for("prune", "Remove weights, neurons or whole layers.", "prune/magnitude-50")

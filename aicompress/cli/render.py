@@ -108,6 +108,7 @@ def plan(content: PlanSummary, file: TextIO | None = None) -> None:
     console = _console(file)
     console.print(_text(console, f"{content.command} (dry run): {content.source} → {content.out}", "bold"))
     console.print(_text(console, plans.method(content)))
+    console.print(_text(console, plans.layout(content)))
     for measurement in content.survey:
         console.print(_text(console, f"survey: {measurement}"))
     for warning in content.warnings:

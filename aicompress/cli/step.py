@@ -33,14 +33,19 @@ class Flags:
     allow_code: bool = False
 
 
-def command_for(name: str, summary: str) -> Callable[..., None]:
-    """The command line function of factorize, quantize or prune: they differ in their methods only."""
+def command_for(name: str, summary: str, default: str | None = None) -> Callable[..., None]:
+    """The command line function of factorize, quantize or prune: they differ in their methods only.
+
+    Args:
+        default: the shipped recipe that is taken where none is given.
+    """
 
     def command(
         source: o.Source,
         out: o.Out,
-        recipe: o.RecipeName,
+        recipe: o.RecipeName = None,
         overrides: o.Overrides = [],  # noqa: B006
+        text: o.Text = None,
         adapter: o.Adapters = [],  # noqa: B006
         effort: o.EffortName = None,
         dry_run: o.DryRun = False,
@@ -56,7 +61,7 @@ def command_for(name: str, summary: str) -> Callable[..., None]:
         shown = (quiet, as_json, tuple(stats), allow_code)
         flags = Flags(dry_run, overwrite, resume, max_shard_size, latency.value, *shown)
         preset = [] if effort is None else [f"effort={effort.value}"]
-        run(name, (source, adapter), out, (recipe, [*overrides, *preset]), flags)
+        run(name, (source, adapter), out, (chosen(recipe, default), [*with_text(overrides, text), *preset]), flags)
 
     command.__doc__ = summary
     return command
@@ -77,6 +82,25 @@ def run(command: str, source: tuple[str, list[str]], out: Path, recipe: tuple[st
     planned = steps.make_plan(adapted(*source), destination(out, flags), loaded, command, request)
     options = Options(flags.resume, flags.latency, reporter(flags.quiet or not is_first()), started=STARTED)
     conclude(planned, flags, lambda: steps.run(planned, options))
+
+
+def chosen(recipe: str | None, default: str | None) -> str:
+    """The recipe that was given, or the default, which is named on standard error.
+
+    Raises:
+        Refused: there is none.
+    """
+    if recipe is not None:
+        return recipe
+    if default is None:
+        raise Refused("no recipe is given", "give -r RECIPE")
+    print(f"recipe: {default}, as none was given", file=sys.stderr)
+    return default
+
+
+def with_text(overrides: Sequence[str], text: Path | None) -> list[str]:
+    """The edits of a recipe with that of --text, before those of --set."""
+    return [*([] if text is None else [f"text={text}"]), *overrides]
 
 
 def adapted(source: str, adapters: Sequence[str]) -> Any:

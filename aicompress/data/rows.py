@@ -25,7 +25,10 @@ def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise RecipeError(f"data file {path} does not exist", "paths are relative to the recipe's folder") from error
+        raise RecipeError(
+            f"data file {path} does not exist",
+            "give --text FILE, or set the path: one in a recipe is relative to the recipe's folder",
+        ) from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not UTF-8 text: {error.reason}", "convert it to UTF-8") from error
     except OSError as error:

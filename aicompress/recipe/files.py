@@ -80,7 +80,7 @@ def read_yaml(text: str, name: str) -> dict[str, Any]:
 def with_overrides(plain: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Apply `--set method.bits=3` edits before validation; values are YAML, list items go by number.
 
-    A path of data is relative to the current folder.
+    A path of data is relative to the current folder. `text=FILE` stands for every section that reads text.
 
     Raises:
         RecipeError: not KEY=VALUE, or a path through something that is not a mapping.
@@ -89,6 +89,9 @@ def with_overrides(plain: dict[str, Any], overrides: Sequence[str]) -> dict[str,
         path, equals, value = override.partition("=")
         if not equals or not path:
             raise RecipeError(f"--set {override!r} is not KEY=VALUE", "for example --set method.bits=3")
+        if path == "text":
+            _set_text(plain, value)
+            continue
         *parents, last = path.split(".")
         target: Any = plain
         for parent in parents:
@@ -103,6 +106,24 @@ def with_overrides(plain: dict[str, Any], overrides: Sequence[str]) -> dict[str,
             parsed = str(expanded(parsed).absolute())  # a recipe's paths start at its folder, the command line's here
         target[_item(target, last, path) if isinstance(target, list) else last] = parsed
     return plain
+
+
+def _set_text(plain: dict[str, Any], file: str) -> None:
+    """Let calibration, training data and every figure of text read one file; a step that reads no data needs none.
+
+    Raises:
+        RecipeError: the recipe reads something else than text.
+    """
+    figures = plain.get("quality")
+    named = {"calibration": plain.get("calibration"), "data": plain.get("data")}
+    named |= {f"quality.{name}": figure for name, figure in figures.items()} if isinstance(figures, dict) else {}
+    sections = {name: section for name, section in named.items() if isinstance(section, dict)}
+    readers = [section for section in sections.values() if not section.keys() & (set(SOURCES) - {"text"})]
+    if not readers and (sections or "method" not in plain):
+        which = " and ".join(sections) or "the recipe"
+        raise RecipeError(f"--text: {which} reads no text", "give the file with --set, or take another recipe")
+    for section in readers:
+        section["text"] = str(expanded(file).absolute())
 
 
 def _item(items: list[Any], number: str, path: str) -> int:

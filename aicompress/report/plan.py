@@ -57,6 +57,8 @@ class PlanSummary:
         warnings: what the user should know.
         undecided: what the run chooses, or None.
         survey: what was measured on the running model while the step was planned.
+        layout: how the output names its tensors.
+        readers: classes of transformers that load it, as far as they were tried.
     """
 
     command: str
@@ -71,6 +73,8 @@ class PlanSummary:
     warnings: tuple[str, ...] = ()
     undecided: Undecided | None = None
     survey: tuple[str, ...] = ()
+    layout: str = ""
+    readers: tuple[str, ...] = ()
 
     @property
     def weight_bytes(self) -> int:
@@ -114,6 +118,12 @@ def headline(plan: PlanSummary) -> str:
         return f"weights {before} → {span}: the bits of {search.layers} layers are measured and chosen for {aim}"
     ratio = numbers.ratio(plan.weight_bytes / plan.bytes_before if plan.bytes_before else None)
     return f"weights {numbers.exact_size(plan.bytes_before)} → {numbers.exact_size(plan.weight_bytes)}, {ratio}"
+
+
+def layout(plan: PlanSummary) -> str:
+    """How the output is stored, and which classes of transformers load it so."""
+    readers = f"; loads in {' and '.join(plan.readers)} of transformers" if plan.readers else ""
+    return f"layout: {plan.layout}{readers}"
 
 
 def method(plan: PlanSummary) -> str:

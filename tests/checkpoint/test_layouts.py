@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.checkpoint.layouts import ct_config, targets
+from aicompress.checkpoint.layouts import Names, ct_config, targets
 from aicompress.errors import CheckpointError
 from aicompress.pipeline.layerwise import planner
 from aicompress.pipeline.layerwise import run as layerwise
@@ -55,6 +55,35 @@ def test_another_model_inside_the_checkpoint_is_not_matched() -> None:
     assert matched(targets(modules, others), modules + others) == set(modules)
 
 
+def int8() -> IntGrouped:
+    return IntGrouped.outline((8, 8), (torch.float16, (8, 1)), True, 8, 0)
+
+
+def test_names_of_every_reader_are_matched_and_no_others() -> None:
+    """A base model lacks the head's prefix; another reader renames: all names of one module are targets."""
+    stored = [f"language_model.{name}.weight" for name in layer_names(2)]
+    head = dict(zip(stored, layer_names(2, "model.language_model.layers"), strict=True))
+    base = {name: module.removeprefix("model.") for name, module in head.items()}
+    new = "model.vision_tower.layers.0.mlp.up_proj"
+    readers = [Names(head, {*head.values(), new}), Names(base, {*base.values(), new.removeprefix("model.")})]
+    config = ct_config(dict.fromkeys(stored, int8()), False, ["vision_tower.layers.0.mlp.up_proj.weight"], readers)
+    assert config is not None
+    (group,) = config["config_groups"].values()
+    for wanted, others in (
+        (head, {new}),
+        (base, {new.removeprefix("model.")}),
+        ({name: name for name in stored}, set()),
+    ):
+        modules = [module.removesuffix(".weight") for module in wanted.values()]
+        assert matched(group["targets"], [*modules, *others]) == set(modules)
+    assert len(group["targets"]) == 4
+
+
+def test_a_name_that_means_two_modules_cannot_be_a_target() -> None:
+    reader = Names({"a.weight": "b"}, {"a", "b"})
+    assert ct_config({"a.weight": int8()}, False, ["b.weight"], [reader]) is None
+
+
 NAMES = st.lists(
     st.lists(st.sampled_from(["a", "b", "0", "1", "2", "x.y", "w+"]), min_size=1, max_size=4).map(".".join),
     unique=True, max_size=12,
@@ -75,8 +104,9 @@ def test_mixed_bits_stay_apart() -> None:
 
     names = [f"{name}.weight" for name in layer_names(4)]
     weights = {name: weight(8 if "down" in name or ".0." in name else 4) for name in names}
-    groups = ct_config(weights, False, ["model.norm.weight"])["config_groups"].values()
-    for group in groups:
+    config = ct_config(weights, False, ["model.norm.weight"])
+    assert config is not None
+    for group in config["config_groups"].values():
         bits = group["weights"]["num_bits"]
         wanted = {name.removesuffix(".weight") for name, w in weights.items() if w.bits == bits}
         assert matched(group["targets"], layer_names(4)) == wanted

@@ -6,6 +6,7 @@ import re
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -35,6 +36,7 @@ def test_help_is_fast() -> None:
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = f"""
 import sys
+from pathlib import Path
 sys.argv = ["aicompress", *{arguments!r}]
 try:
     import aicompress.cli as cli
@@ -65,3 +67,11 @@ def test_the_help_lists_every_command_and_the_exit_codes() -> None:
     text = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).output
     assert all(name in text for name in COMMANDS)
     assert "Exit codes" in text
+
+
+@pytest.mark.parametrize("verb", ["factorize", "quantize", "prune"])
+def test_a_recipe_may_be_left_out(verb: str, mlp_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    done = CliRunner().invoke(app, [verb, str(mlp_file), str(out), "--latency", "off", "--quiet"])
+    assert done.exit_code == 0, done.output
+    assert re.fullmatch(rf"recipe: {verb}/[\w-]+, as none was given\n", done.stderr)

@@ -10,9 +10,30 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aicompress.model.hf.layers_aicompress import Stored, attach, mark_ready
-    from aicompress.model.hf.modeling_aicompress import fit_shapes, forget_tie, parameter_names, tie
+    from aicompress.model.hf.modeling_aicompress import (
+        INSTEAD,
+        AicompressConfig,
+        arrivals,
+        fit_shapes,
+        forget_tie,
+        parameter_names,
+        store,
+        tie,
+    )
 
-__all__ = ["Stored", "attach", "fit_shapes", "forget_tie", "mark_ready", "parameter_names", "tie"]
+__all__ = [
+    "INSTEAD",
+    "AicompressConfig",
+    "Stored",
+    "arrivals",
+    "attach",
+    "fit_shapes",
+    "forget_tie",
+    "mark_ready",
+    "parameter_names",
+    "store",
+    "tie",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -36,6 +36,8 @@ class Stored(nn.Module):
         if name == "weight" and self.__dict__.get("ready"):
             matrix = reduce(torch.matmul, self.matrices())
             return matrix.t() if self.entry.get("transposed") else matrix.reshape(self.entry["shape"])
+        if name == "weight" and "source" in self.__dict__ and not _has_no_buffers(self):
+            return self.__dict__["source"]._parameters["weight"]  # for the code that makes the buffers
         return super().__getattr__(name)
 
     @property
@@ -135,14 +137,23 @@ def attach(module: nn.Module, entry: Mapping[str, Any], tensors: Mapping[str, Te
     module.__class__ = stored_class(type(module))
     module.__dict__["entry"] = {**entry, "tensors": list(tensors)}
     module.__dict__["ready"] = False
-    module.__dict__["_is_hf_initialized"] = True  # code that initializes a layer takes its weight for a matrix
+    module.__dict__["_is_hf_initialized"] = _has_no_buffers(module)
 
 
 def attach_tied(module: nn.Module, source: nn.Module) -> None:
     """Let a layer decode the stored weight of another, in place."""
     del module._parameters["weight"]
     module.__class__ = stored_class(type(module))
-    module.__dict__.update(entry=source.entry, source=source, ready=False, _is_hf_initialized=True)
+    module.__dict__.update(entry=source.entry, source=source, ready=False)
+    module.__dict__["_is_hf_initialized"] = _has_no_buffers(module)
+
+
+def _has_no_buffers(module: nn.Module) -> bool:
+    """Whether transformers may pass over a layer as it initializes a model: the layer computes nothing of its own.
+
+    Code that initializes a layer takes its weight for a matrix; but an embedding's scale is computed nowhere else.
+    """
+    return all(buffer is None for buffer in module._buffers.values())
 
 
 def stored_modules(model: nn.Module) -> Iterable[tuple[str, Stored]]:

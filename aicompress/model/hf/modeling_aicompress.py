@@ -29,16 +29,21 @@ from .layers_aicompress import Stored, attach, attach_tied, mark_ready, reshape
 
 METHOD = "aicompress"
 FORMAT_VERSION = 1
+INSTEAD = ": load it with aicompress.load"  # how errors about a checkpoint that is sound end
 PREFIX = "AIC"  # AICLlamaForCausalLM is transformers' LlamaForCausalLM, loaded through this file
 
 
-def parameter_names(model: Any, names: Iterable[str]) -> dict[str, tuple[str, Any]]:
-    """Where transformers puts a checkpoint's parameters: its renamings, and a base model's prefix, applied.
+def arrivals(model: Any, names: Iterable[str], quantizer: Any = None) -> dict[str, tuple[str, Any]]:
+    """Where transformers puts a checkpoint's tensors: its renamings, and a base model's prefix, applied.
+
+    Args:
+        names: of tensors in the checkpoint.
+        quantizer: adds conversions of its own.
 
     Returns:
         By name in the checkpoint: the name in the model, and the conversion that merges it with others, or None.
     """
-    conversions = get_model_conversion_mapping(model)
+    conversions = get_model_conversion_mapping(model, None, quantizer)
     renamings = [c for c in conversions if isinstance(c, WeightRenaming)]
     converters = [c for c in conversions if isinstance(c, WeightConverter)]
     merging = {pattern: converter for converter in converters for pattern in converter.source_patterns}
@@ -46,9 +51,18 @@ def parameter_names(model: Any, names: Iterable[str]) -> dict[str, tuple[str, An
     places: dict[str, tuple[str, Any]] = {}
     for name in names:
         renamed, pattern = rename_source_key(name, renamings, converters, prefix, known)
-        if renamed not in known:
+        if renamed not in known and name in known:
             renamed, pattern = rename_source_key(name, [], [], prefix, known)
         places[name] = (renamed, (pattern, merging[pattern]) if pattern else None)
+    return places
+
+
+def parameter_names(model: Any, names: Iterable[str]) -> dict[str, tuple[str, Any]]:
+    """Where a checkpoint's parameters belong: as `arrivals`, and one that is lost so keeps its own name."""
+    known, prefix = model.state_dict(), model.base_model_prefix
+    places = arrivals(model, names)
+    for name in [name for name, (target, _) in places.items() if target not in known]:
+        places[name] = (rename_source_key(name, [], [], prefix, known)[0], None)
     return places
 
 
@@ -121,32 +135,48 @@ class AicompressConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.widths = rest.get("widths", {})
 
 
+def store(model: Any, described: AicompressConfig, held: Mapping[str, Tensor]) -> None:
+    """Turn a model's layers into stored ones, in place, before transformers loads the tensors by name.
+
+    Args:
+        model: on the meta device.
+        described: the compressed parameters.
+        held: every tensor of the checkpoint, on the meta device.
+
+    Raises:
+        ValueError: a stored tensor is not there, or would not arrive at its layer.
+    """
+    entries, known = described.entries, set(model.state_dict())
+    shapes = {name: tuple(t.shape) for name, t in held.items()} | {n: e["shape"] for n, e in entries.items()}
+    fit_shapes(model, described.widths, shapes)
+    expected: dict[str, str] = {}  # tensor of the checkpoint -> of the model
+    for name, (target, merge) in parameter_names(model, entries).items():
+        parent, _, leaf = target.rpartition(".")
+        if merge or (leaf != "weight" and target in known):
+            raise ValueError(f"{name} cannot run compressed in {type(model).__name__}{INSTEAD}")
+        if target not in known:
+            continue  # of a head that this model class does not have
+        module, entry = model.get_submodule(parent), entries[name]
+        dtype = module._parameters["weight"].dtype
+        names = {suffix: f"{name}_{suffix}" if suffix else name for suffix in entry["tensors"]}
+        lacking = [disk for disk in names.values() if disk not in held]
+        if lacking:
+            raise ValueError(f"the checkpoint lacks {lacking[0]!r}: it is incomplete")
+        attach(module, entry, {suffix: cast(held[disk], dtype) for suffix, disk in names.items()})
+        expected |= {disk: f"{target}_{suffix}" if suffix else target for suffix, disk in names.items()}
+    tie(model, [target for target, _ in parameter_names(model, held).values()])
+    for disk, place in arrivals(model, expected).items():
+        if place != (expected[disk], None):
+            raise ValueError(f"{type(model).__name__} has no place for {disk}, which becomes {place[0]}{INSTEAD}")
+
+
 class AicompressQuantizer(HfQuantizer):  # type: ignore[misc]
     """Turns layers into stored ones before transformers loads the tensors by name."""
 
     requires_calibration = True
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        held = outlines(kwargs.get("checkpoint_files") or ())
-        entries, known = self.quantization_config.entries, set(model.state_dict())
-        shapes = {name: tuple(t.shape) for name, t in held.items()} | {n: e["shape"] for n, e in entries.items()}
-        fit_shapes(model, self.quantization_config.widths, shapes)
-        for name, (target, merge) in parameter_names(model, entries).items():
-            parent, _, leaf = target.rpartition(".")
-            if merge or (leaf != "weight" and target in known):
-                raise ValueError(
-                    f"{name} cannot run compressed in {type(model).__name__}: load it with aicompress.load"
-                )
-            if target not in known:
-                continue  # of a head that this model class does not have
-            module, entry = model.get_submodule(parent), entries[name]
-            dtype = module._parameters["weight"].dtype
-            names = {suffix: f"{name}_{suffix}" if suffix else name for suffix in entry["tensors"]}
-            lacking = [disk for disk in names.values() if disk not in held]
-            if lacking:
-                raise ValueError(f"the checkpoint lacks {lacking[0]!r}: it is incomplete")
-            attach(module, entry, {suffix: cast(held[disk], dtype) for suffix, disk in names.items()})
-        tie(model, [target for target, _ in parameter_names(model, held).values()])
+        store(model, self.quantization_config, outlines(kwargs.get("checkpoint_files") or ()))
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:

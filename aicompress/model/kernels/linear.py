@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +60,18 @@ class Packed:
         return torch.device("cpu")
 
 
-class FastLinear(nn.Module):
+class KernelLayer(nn.Module):
+    """A layer in the form that its kernel takes, which no checkpoint has."""
+
+    def _save_to_state_dict(self, *args: Any, **options: Any) -> None:
+        """Refuse: a state without the layer would be taken for the whole one."""
+        raise Refused(
+            f"{type(self).__name__} runs on a kernel for inference: it has no state that could be saved",
+            'load the checkpoint with kernels="reference", or copy its files',
+        )
+
+
+class FastLinear(KernelLayer):
     """A linear layer for inference; subclasses multiply a matrix (rows, in)."""
 
     kernel = "dense"

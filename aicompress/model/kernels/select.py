@@ -18,6 +18,7 @@ from aicompress.model.kernels.linear import (
     Int4Linear,
     Int8Linear,
     Int8WeightLinear,
+    KernelLayer,
     LowRankLinear,
     Packed,
     PlainLinear,
@@ -29,7 +30,7 @@ from aicompress.weights import Coded, Dense, IntGrouped, LowRank, Sparse, Weight
 from aicompress.weights.int_grouped import spread
 
 
-class IntEmbedding(nn.Module):
+class IntEmbedding(KernelLayer):
     """Rows of codes, decoded as they are looked up; codes of at most 4 bits lie two in a byte."""
 
     kernel = "row gather"

@@ -95,13 +95,46 @@ def new_skeleton(config: dict[str, Any]) -> Any | None:
     """
     import transformers
 
-    kind = str(config.get("model_type"))
     architecture = getattr(transformers, _architecture(config), None)
-    if kind not in transformers.CONFIG_MAPPING or architecture is None:
+    known = str(config.get("model_type")) in transformers.CONFIG_MAPPING and architecture is not None
+    return _built(config, architecture) if known else None
+
+
+def stock_models(config: dict[str, Any]) -> list[Any]:
+    """New models that people load a checkpoint as in transformers, on the meta device; none where it is unknown there.
+
+    They are what config.json names, and what `AutoModel` makes of it.
+
+    Raises:
+        CheckpointError: the config is not one that the architecture takes.
+    """
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    model = new_skeleton(config)
+    if model is None:
+        return []
+    kind = MODEL_MAPPING_NAMES.get(str(config.get("model_type")), ())
+    names = [*config["architectures"][1:], *((kind,) if isinstance(kind, str) else kind[:1])]
+    classes = dict.fromkeys(getattr(transformers, str(name), None) for name in names)
+    others = [_alternative(config, each) for each in classes if each not in (None, type(model))]
+    return [model, *(other for other in others if other is not None)]
+
+
+def _alternative(config: dict[str, Any], architecture: Any) -> Any | None:
+    """What else a checkpoint is loaded as; None where the class does not take its config, and says so when it loads."""
+    try:
+        return _built(config, architecture)
+    except CheckpointError:
         return None
+
+
+def _built(config: dict[str, Any], architecture: Any) -> Any:
+    import transformers
+
     plain = {key: value for key, value in config.items() if key not in ("quantization_config", "auto_map")}
     try:
-        parsed = transformers.CONFIG_MAPPING[kind].from_dict(plain)
+        parsed = transformers.CONFIG_MAPPING[str(config.get("model_type"))].from_dict(plain)
         with torch.device("meta"), _without_initialization():
             return architecture(parsed)
     except Exception as error:  # whatever a wrong value breaks in the architecture's own code

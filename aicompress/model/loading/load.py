@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,6 +51,7 @@ def load(
     running = model if model is not None else build(checkpoint, trust_remote_code)
     fast = kernels == "fast" and torch.device(device).type == "cpu"
     Filling(checkpoint, torch.device(device), dtype, fast).fill(running)
+    _keep_from_saving(running, checkpoint)
     return running.requires_grad_(False).eval()
 
 
@@ -72,7 +74,20 @@ def trainable(
         raise Refused(f"{checkpoint.path} names no architecture", _SEQUENTIAL)
     running = model if model is not None else build(checkpoint, trust_remote_code)
     Filling(checkpoint, torch.device(device), torch.float32, fast=False).fill(running)
+    _keep_from_saving(running, checkpoint)
     return running.train()
+
+
+def _keep_from_saving(model: Any, checkpoint: Checkpoint) -> None:
+    """Let transformers' own saving of a compressed model raise an error: it knows nothing of how layers are stored."""
+    if checkpoint.manifest.entries and hasattr(model, "save_pretrained"):
+        model.save_pretrained = partial(_refuse_to_save, checkpoint.path)
+
+
+def _refuse_to_save(path: Path, *args: Any, **options: Any) -> None:
+    raise Refused(
+        f"save_pretrained cannot write the compressed layers of {path}", "copy that checkpoint, or run a step on it"
+    )
 
 
 _SEQUENTIAL = "give the recipe `model: {sequential: [fc1, relu, fc2]}`, or a factory"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from aicompress.checkpoint.source import locate
 from aicompress.data import Data
-from aicompress.errors import CompressError
+from aicompress.errors import CompressError, Refused
 from aicompress.measure import peak_rss
 from aicompress.recipe import Model
 
@@ -74,18 +74,18 @@ def footprint(request: LoadRequest) -> Footprint:
     """Load a checkpoint in a process of its own.
 
     Raises:
-        Refused: the checkpoint or the recipe, as in this process.
-        CompressError: it could not be loaded there; the message says why.
+        Refused: it cannot be loaded.
+        CompressError: loading it failed there; the message says why.
     """
     context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
     context.set_forkserver_preload([__name__, *_libraries(request.path)])
     with ProcessPoolExecutor(1, context, _silence) as process:
         try:
             return process.submit(measure, request).result()
+        except Refused:
+            raise
         except BrokenProcessPool:
             words = "the process was killed"
-        except CompressError:
-            raise
         except Exception as error:
             words = str(error) or type(error).__name__
     hint = "close other programs, or measure without `latency`"

@@ -21,7 +21,7 @@ from aicompress.pipeline.layerwise.plan import UNDECIDED, Plan, planned_at, plan
 from aicompress.pipeline.layerwise.resolve import only_search, resolved, searches
 from aicompress.pipeline.layerwise.rotation import rotated
 from aicompress.pipeline.layerwise.scaling import rescalable
-from aicompress.pipeline.step.checks import confined, known_kinds, left_out, place_problems, require_space
+from aicompress.pipeline.step.checks import known_kinds, left_out, place_problems, require_space
 from aicompress.pipeline.step.input import Adapted, open_input
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.output import Destination, arrange, lineage_step
@@ -69,7 +69,7 @@ def make_plan(
     require_space(output)
     if any(method.surveyed(layer.config) for layer in layers.values()):
         warnings.append(UNDECIDED)
-    warnings += [*left_out(checkpoint), *unscaled, *confined(output)]
+    warnings += [*left_out(checkpoint), *unscaled, *output.notes]
     plan = Plan(
         checkpoint=checkpoint,
         recipe=recipe,

@@ -13,7 +13,7 @@ from aicompress.errors import CheckpointError, CompressError, OutOfSpace
 from aicompress.layer import Kind
 from aicompress.measure import directory_nbytes
 from aicompress.model.architecture.shapes import misfits
-from aicompress.model.loading.definition import layer_kinds, skeleton
+from aicompress.model.loading.definition import layer_kinds
 from aicompress.pipeline.step.output import Destination, Output
 from aicompress.report import gates
 from aicompress.weights import TensorSpec
@@ -62,23 +62,6 @@ def _decoded(checkpoint: Checkpoint) -> list[str]:
     if foreign.rounds_inputs:
         told.append("the input says that layers round their inputs too: only weights are stored rounded")
     return told
-
-
-def confined(output: Output) -> list[str]:
-    """A warning where transformers cannot run what an output stores: parts of tensors that it merges, as of experts."""
-    entries = output.manifest.entries
-    if output.layout == "compressed-tensors":  # those it decodes, but not where inputs are rounded too
-        entries = {name: entry for name, entry in entries.items() if entry.meta.get("activation_bits")}
-    if not entries or output.config is None:
-        return []
-    from aicompress.model.hf.modeling_aicompress import parameter_names
-
-    model = skeleton(output.config)
-    placed = parameter_names(model, entries) if model is not None else {}
-    merged = [name for name, (_, merge) in placed.items() if merge is not None]
-    if not merged:
-        return []
-    return [f"transformers merges {merged[0]} with others: this output loads by aicompress.load, not in transformers"]
 
 
 def problem_of(check: Callable[[], object]) -> list[CompressError]:

@@ -31,6 +31,8 @@ def summarize(
         other_bytes=output.other_bytes,
         bytes_before=before,
         warnings=warnings,
+        layout=output.layout,
+        readers=output.readers,
     )
 
 

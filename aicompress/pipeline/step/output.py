@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor
 from aicompress import __version__
 from aicompress.checkpoint import Checkpoint, CheckpointWriter, Entry, Manifest, ShardPlan, plan_shards
 from aicompress.checkpoint.header import read_header
-from aicompress.checkpoint.layouts import Layout, choose, ct_config, ct_tensors, native_tensors
+from aicompress.checkpoint.layouts import Layout, on_disk
 from aicompress.checkpoint.manifest import KEY
 from aicompress.checkpoint.place import require_apart
 from aicompress.checkpoint.shards import index_text
@@ -24,10 +23,11 @@ from aicompress.checkpoint.source import INDEX, MODELING_FILES, Source
 from aicompress.errors import CheckpointError
 from aicompress.layer import LayerInfo
 from aicompress.model.hf import decoding_aicompress
+from aicompress.pipeline.step.layout import Contents, described
 from aicompress.recipe import Recipe
 from aicompress.recipe.distillation import DistillRecipe
 from aicompress.recipe.export import ExportRecipe
-from aicompress.weights import Dense, IntGrouped, TensorSpec, Weight
+from aicompress.weights import Dense, TensorSpec, Weight
 
 DIGEST = "0" * 64  # stands for an input's sha256 until the input has been read
 
@@ -79,6 +79,8 @@ class Output:
         shards: its weight files.
         source: the input's files, for the side files to take along.
         files: side files that are written anew in their place.
+        readers: classes of transformers that were tried and load it.
+        notes: what the user should know of the layout.
     """
 
     destination: Destination
@@ -89,6 +91,8 @@ class Output:
     shards: tuple[ShardPlan, ...]
     source: Source
     files: Mapping[Path, bytes] = field(default_factory=dict)
+    readers: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def weight_bytes(self) -> int:
@@ -151,11 +155,6 @@ def modeling_sources() -> dict[str, str]:
     return {**copied, Path(decoding_aicompress.__file__).name: decoding_aicompress.source()}
 
 
-def on_disk(name: str, weight: Weight, layout: Layout, rows: int | None = None) -> dict[str, Tensor]:
-    """The tensors of a compressed parameter, or of a block of its `rows` rows, under the names of a layout."""
-    return ct_tensors(name, weight, rows) if layout == "compressed-tensors" else native_tensors(name, weight)
-
-
 def _count(spec: TensorSpec) -> int:
     return spec.nbytes // spec.dtype.itemsize
 
@@ -187,72 +186,43 @@ def arrange(
         if planned.weight is not None and not isinstance(planned.weight, Dense) and planned.info is not None
     }
     config = copy.deepcopy(config if config is not None else checkpoint.config)
-    layout, dequantize = choose(compressed, config is not None and not destination.single, partial(_read, config))
     narrowed = {**checkpoint.manifest.widths, **{path: dict(fields) for path, fields in (widths or {}).items()}}
-    if narrowed and config is not None and not destination.single:
-        layout, dequantize = "native", False  # what config.json says of the widths is not enough
     require_apart(checkpoint.source, destination.path)
-    entries: dict[str, Entry] = {}
-    specs: dict[str, TensorSpec] = {}
-    for name, planned in parameters.items():
-        if name not in compressed:
-            _add(specs, {name: planned.dense})
-            continue
-        info, weight = compressed[name]
-        tensors = on_disk(name, weight, layout)
-        _add(specs, {disk: TensorSpec.of(tensor) for disk, tensor in tensors.items()})
-        entries[name] = Entry(planned.dense, info.transposed, weight.meta(), tuple(weight.tensors()))
+    entries = {
+        name: Entry(parameters[name].dense, info.transposed, weight.meta(), tuple(weight.tensors()))
+        for name, (info, weight) in compressed.items()
+    }
     manifest = Manifest(entries, (*checkpoint.manifest.lineage, step), narrowed)
-    if config is not None:
-        config = _with_quantization(config, (layout, dequantize), manifest, parameters)
+    dense = {name: planned.dense for name, planned in parameters.items()}
+    choice = described(Contents(None if destination.single else config, dense, compressed, manifest))
+    specs: dict[str, TensorSpec] = {}
+    for tensors in choice.stored.values():
+        _add(specs, tensors)
     limit = None if destination.single else destination.max_shard_size
-    draft = Output(destination, layout, parameters, manifest, config, (), checkpoint.source)
+    config = config if destination.single else choice.config
+    draft = Output(
+        destination,
+        choice.layout,
+        parameters,
+        manifest,
+        config,
+        (),
+        checkpoint.source,
+        {},
+        choice.readers,
+        choice.notes,
+    )
     shards = plan_shards(specs, limit, draft.metadata())
     return replace(draft, shards=shards)
 
 
-def _read(config: Mapping[str, Any] | None, tensors: list[str]) -> bool:
-    """Whether the code of the architecture reads these weights itself; an unknown one is taken for a usual one."""
-    from aicompress.model.loading.definition import skeleton
-    from aicompress.model.loading.weight_reads import reads_weights
-
-    model = skeleton(dict(config or {}))
-    return model is not None and reads_weights(model, tensors)
-
-
-def _add(specs: dict[str, TensorSpec], more: dict[str, TensorSpec]) -> None:
+def _add(specs: dict[str, TensorSpec], more: Mapping[str, TensorSpec]) -> None:
     twice = sorted(specs.keys() & more.keys())
     if twice:
         raise CheckpointError(
             f"a compressed tensor would be named {twice[0]!r}, as another one is", "exclude that layer"
         )
     specs.update(more)
-
-
-def _with_quantization(
-    config: dict[str, Any], layout: tuple[Layout, bool], manifest: Manifest, parameters: Mapping[str, Planned]
-) -> dict[str, Any]:
-    """config.json with the quantization_config that the layout's readers need."""
-    plain = {key: value for key, value in config.items() if key != "quantization_config"}
-    if layout[0] == "compressed-tensors":
-        ints = {name: p.weight for name, p in parameters.items() if isinstance(p.weight, IntGrouped)}
-        others = [name for name in parameters if name not in ints]
-        return {**plain, "quantization_config": ct_config(ints, layout[1], others)}
-    auto_map = {
-        key: value for key, value in plain.pop("auto_map", {}).items() if "modeling_aicompress" not in str(value)
-    }
-    if layout[0] == "native":
-        entries = Manifest(manifest.entries, (), manifest.widths).to_json()
-        plain["quantization_config"] = {"quant_method": KEY, **entries}
-        auto_map.update(auto_classes(config))
-    return {**plain, "auto_map": auto_map} if auto_map else plain
-
-
-def auto_classes(config: dict[str, Any]) -> dict[str, str]:
-    """auto_map lines that lead transformers' Auto classes to modeling_aicompress.py."""
-    from aicompress.model.loading.definition import auto_class_names
-
-    return {auto: f"modeling_aicompress.{name}" for auto, name in auto_class_names(config).items()}
 
 
 def lineage_step(

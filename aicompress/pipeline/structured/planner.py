@@ -73,6 +73,7 @@ def make_plan(
     plan = StructurePlan(checkpoint, recipe, pruner, choice, opened.infos, edit, output, opened.kinds, request)
     decoded = [name for name in output.parameters if plan.decoded(name)]
     warnings = [*opened.warnings, *told, *edit.warnings, *left_out(checkpoint), *decoding(decoded)]
+    warnings += output.notes
     return replace(plan, warnings=tuple(warnings))
 
 

@@ -44,6 +44,27 @@ def relative(found: Tensor, expected: Tensor) -> float:
     return float((found.float() - expected).norm() / expected.norm())
 
 
+def test_a_compressed_model_is_not_saved_without_its_layers(tiny_llama: Path, tmp_path: Path) -> None:
+    """transformers would write a folder without them, and fill them at random as it loads it."""
+    out = compress(tiny_llama, tmp_path / "out", linears(8))
+    fast, reference = load(out), load(out, kernels="reference")
+    for model in (fast, reference, trainable(out)):
+        with pytest.raises(Refused, match="save_pretrained cannot write the compressed layers"):
+            model.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+    with pytest.raises(Refused, match="no state that could be saved"):
+        fast.state_dict()
+    again = load(out, kernels="reference")
+    again.load_state_dict(reference.state_dict())  # in the form that is stored
+    assert torch.equal(again(**TOKENS).logits, reference(**TOKENS).logits)
+
+
+def test_a_plain_model_is_saved_as_ever(tiny_llama: Path, tmp_path: Path) -> None:
+    load(tiny_llama).save_pretrained(tmp_path / "saved")
+    _, info = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", output_loading_info=True)
+    assert not info["missing_keys"]
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("form", ["integers", "factors"])
 def test_a_compressed_weight_with_a_number_that_is_none_is_refused(

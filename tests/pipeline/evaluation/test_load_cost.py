@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from aicompress.data import Data
-from aicompress.errors import CompressError
+from aicompress.errors import Refused
 from aicompress.measure import peak_rss
 from aicompress.pipeline.evaluation.load_cost import LoadRequest, evict, footprint
 from aicompress.recipe import Model
@@ -40,7 +40,7 @@ def test_peak_memory_is_that_of_the_checkpoint_not_of_this_process(tmp_path: Pat
 
 def test_what_fails_there_is_said_here(tmp_path: Path) -> None:
     (tmp_path / "broken.safetensors").write_bytes(b"\xff" * 100)
-    with pytest.raises(CompressError, match="not a complete safetensors file"):
+    with pytest.raises(Refused, match="not a complete safetensors file"):
         footprint(LoadRequest(str(tmp_path / "broken.safetensors")))
 
 

@@ -15,6 +15,7 @@ from aicompress.pipeline.layerwise import run as layerwise
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import load, shipped
+from aicompress.report.plan import layout
 
 RECIPES = [f"{f}/{p.stem}" for f in ("quantize", "factorize", "prune") for p in sorted((shipped() / f).glob("*.yaml"))]
 
@@ -175,6 +176,11 @@ def test_what_transformers_cannot_run_is_said(tiny_mixtral: Path, tmp_path: Path
     for recipe, expected in (("factorize/svd-keep", True), ("quantize/rtn-w8", False), ("quantize/w8a8", True)):
         made = planned(tiny_mixtral, tmp_path / "out", recipe)
         assert any(said in warning for warning in made.summary().warnings) == expected
+
+
+def test_the_layout_and_the_classes_that_load_it_are_named(tiny_llama: Path, tmp_path: Path) -> None:
+    line = layout(planned(tiny_llama, tmp_path / "out", "quantize/rtn-w8").summary())
+    assert line == "layout: compressed-tensors; loads in LlamaForCausalLM and LlamaModel of transformers"
 
 
 def test_a_place_below_a_file_is_refused(tiny_llama: Path, tmp_path: Path) -> None:

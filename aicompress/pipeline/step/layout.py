@@ -1,0 +1,160 @@
+"""Choose the layout of an output: the first that all classes of transformers load, each tried without data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from aicompress.checkpoint.layouts import Layout, Names, candidates, ct_config, on_disk
+from aicompress.checkpoint.manifest import KEY, Manifest
+from aicompress.layer import LayerInfo
+from aicompress.model.loading.definition import auto_class_names, stock_models
+from aicompress.weights import IntGrouped, TensorSpec, Weight
+
+if TYPE_CHECKING:
+    from aicompress.model.loading.stock import Trial
+
+
+@dataclass(frozen=True)
+class Described:
+    """A layout with the config.json that its readers need.
+
+    Attributes:
+        layout: names of compressed parameters.
+        config: config.json, or None.
+        readers: classes of transformers that were tried and load it; with the code in the checkpoint if it is native.
+        notes: what the user should know of it.
+        stored: by parameter, its tensors by their names in the file.
+    """
+
+    layout: Layout
+    config: dict[str, Any] | None
+    stored: Mapping[str, Mapping[str, TensorSpec]]
+    readers: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What an output holds, whatever the layout.
+
+    Attributes:
+        config: config.json without a quantization_config; None where there will be no such file.
+        dense: every parameter as it is, or decodes to.
+        compressed: the compressed ones: layer and outline.
+        manifest: entries and widths.
+    """
+
+    config: dict[str, Any] | None
+    dense: Mapping[str, TensorSpec]
+    compressed: Mapping[str, tuple[LayerInfo, Weight]]
+    manifest: Manifest = field(default_factory=Manifest)
+
+    @cached_property
+    def integers(self) -> dict[str, IntGrouped]:
+        """The compressed parameters of integer codes."""
+        return {name: weight for name, (_, weight) in self.compressed.items() if isinstance(weight, IntGrouped)}
+
+    def stored(self, layout: Layout) -> dict[str, dict[str, TensorSpec]]:
+        """By parameter, its tensors by their names in the file."""
+        return {name: self._stored(name, layout) for name in self.dense}
+
+    def _stored(self, name: str, layout: Layout) -> dict[str, TensorSpec]:
+        if name not in self.compressed:
+            return {name: self.dense[name]}
+        tensors = on_disk(name, self.compressed[name][1], layout)
+        return {disk: TensorSpec.of(tensor) for disk, tensor in tensors.items()}
+
+
+def described(contents: Contents) -> Described:
+    """The layout that most readers load.
+
+    A class of transformers that would fill parameters at random rules a layout out. One that refuses it does so where
+    all classes load another.
+
+    Raises:
+        CheckpointError: the config is not one that the architecture takes.
+    """
+    layouts = candidates(contents.compressed, contents.config is not None)
+    if contents.manifest.widths and contents.config is not None:
+        layouts = [("native", False)]  # what config.json says of the widths is not enough
+    if contents.config is None or layouts[0][0] == "plain":
+        (layout, dequantize), *_ = layouts
+        return Described(layout, _config(contents, layout, dequantize, ()), contents.stored(layout))
+    tried: list[tuple[Described, dict[str, Trial]]] = []
+    for layout, dequantize in layouts:
+        outcome = _tried(contents, layout, dequantize)
+        if outcome is not None:
+            tried.append(outcome)
+            if all(trial.loads for trial in outcome[1].values()):
+                break
+    safe = [outcome for outcome in tried if not any(trial.random for trial in outcome[1].values())]
+    choice, trials = next((each for each in safe if all(t.loads for t in each[1].values())), safe[0])
+    return replace(choice, notes=(*_passed_over(choice, tried), *_refusals(trials)))
+
+
+def _tried(contents: Contents, layout: Layout, dequantize: bool) -> tuple[Described, dict[str, Trial]] | None:
+    """A layout and what each class of transformers makes of it; None where the layout cannot name its modules."""
+    from aicompress.model.loading.stock import StockReader  # with transformers, which a bare file does not need
+
+    readers = [StockReader(model, contents.dense) for model in stock_models(contents.config or {})]
+    config = _config(contents, layout, dequantize, () if dequantize else [reader.names() for reader in readers])
+    if config is None:
+        return None
+    quantization = config["quantization_config"]
+    stored = contents.stored(layout)
+    if layout == "native":
+        specs = {disk: spec for tensors in stored.values() for disk, spec in tensors.items()}
+        held = {disk: torch.empty(spec.shape, dtype=spec.dtype, device="meta") for disk, spec in specs.items()}
+        trials = {reader.name: reader.try_native(quantization, held) for reader in readers}
+    else:
+        parameter = {disk: name for name, tensors in stored.items() for disk in tensors}
+        trials = {reader.name: reader.try_packed(quantization, contents.integers, parameter) for reader in readers}
+    loading = tuple(name for name, trial in trials.items() if trial.loads)
+    return Described(layout, config, stored, loading), trials
+
+
+def _passed_over(choice: Described, tried: list[tuple[Described, dict[str, Trial]]]) -> list[str]:
+    """Why the output is not in the layout that stock transformers reads, where it could have been."""
+    if choice.layout != "native" or tried[0][0].layout == "native":
+        return []
+    name, trial = next((name, trial) for name, trial in tried[0][1].items() if not trial.loads)
+    why = trial.refused or f"{name} of transformers would fill {trial.random[0]} at random"
+    return [f"stored in aicompress's own layout, not in compressed-tensors: {why}"]
+
+
+def _refusals(trials: Mapping[str, Trial]) -> list[str]:
+    """A note where classes of transformers refuse the output."""
+    refused = {name: trial.refused for name, trial in trials.items() if trial.refused}
+    if not refused:
+        return []
+    where = "transformers" if len(refused) == len(trials) else f"{' and '.join(refused)} of transformers"
+    return [f"{next(iter(refused.values()))}: this output loads by aicompress.load, not in {where}"]
+
+
+def _config(contents: Contents, layout: Layout, dequantize: bool, readers: Sequence[Names]) -> dict[str, Any] | None:
+    """config.json with the quantization_config that the layout's readers need; None where it cannot be written."""
+    if contents.config is None:
+        return None
+    plain = {key: value for key, value in contents.config.items() if key != "quantization_config"}
+    if layout == "compressed-tensors":
+        others = [name for name in contents.dense if name not in contents.integers]
+        quantization = ct_config(contents.integers, dequantize, others, readers)
+        return None if quantization is None else {**plain, "quantization_config": quantization}
+    auto_map = {
+        key: value for key, value in plain.pop("auto_map", {}).items() if "modeling_aicompress" not in str(value)
+    }
+    if layout == "native":
+        entries = Manifest(contents.manifest.entries, (), contents.manifest.widths).to_json()
+        plain["quantization_config"] = {"quant_method": KEY, **entries}
+        auto_map.update(auto_classes(contents.config))
+    return {**plain, "auto_map": auto_map} if auto_map else plain
+
+
+def auto_classes(config: dict[str, Any]) -> dict[str, str]:
+    """auto_map lines that lead transformers' Auto classes to modeling_aicompress.py."""
+    return {auto: f"modeling_aicompress.{name}" for auto, name in auto_class_names(config).items()}

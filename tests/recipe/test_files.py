@@ -1,0 +1,40 @@
+"""Recipe files and edits of them."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+
+from aicompress.errors import RecipeError
+from aicompress.recipe.files import read_yaml, shipped, with_overrides
+
+SHIPPED = sorted(path for path in shipped().rglob("*.yaml") if path.parent.name != "demo")
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_one_text_serves_every_section_that_reads_text(path: Path, tmp_path: Path) -> None:
+    plain = read_yaml(path.read_text(encoding="utf-8"), path.name)
+    sections = [plain.get("calibration"), plain.get("data"), *(plain.get("quality") or {}).values()]
+    texts = [section for section in sections if section and "text" in section]
+    others = [section for section in sections if section and "text" not in section]
+    if (others and not texts) or (path.parent.name == "eval" and not texts):
+        with pytest.raises(RecipeError, match=r"--text: .* reads no text") as refusal:
+            with_overrides(plain, [f"text={tmp_path / 'a.txt'}"])
+        assert refusal.value.hint
+        return
+    edited = with_overrides(copy.deepcopy(plain), [f"text={tmp_path / 'a.txt'}"])
+    for name in ("calibration", "data"):
+        assert name not in plain or edited[name] == {**plain[name], "text": str(tmp_path / "a.txt")}
+    for name, figure in (plain.get("quality") or {}).items():
+        assert edited["quality"][name] == ({**figure, "text": str(tmp_path / "a.txt")} if "text" in figure else figure)
+    assert {key: value for key, value in edited.items() if key not in ("calibration", "data", "quality")} == {
+        key: value for key, value in plain.items() if key not in ("calibration", "data", "quality")
+    }
+
+
+def test_text_is_looked_for_from_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    edited = with_overrides({"version": 1, "calibration": {"samples": 3}}, ["text=a b.txt", "calibration.samples=4"])
+    assert edited["calibration"] == {"samples": 4, "text": str(tmp_path / "a b.txt")}
