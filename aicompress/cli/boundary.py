@@ -63,16 +63,22 @@ def _code(app: Callable[[], object]) -> int:
         app()
     except SystemExit as stop:  # how the option parser ends, also after help and usage errors
         code = stop.code
-    except OSError:
-        if _flushed(0):  # it is standard output that takes no more, and that was said
+    except OSError as error:
+        if error.filename is None and _flushed(0, "\n"):  # it is standard output that takes no more, and that was said
             return 1
         raise
     return code if isinstance(code, int) else int(code is not None)
 
 
-def _flushed(code: int) -> int:
-    """The exit code once standard output has taken what was printed; a reader that has gone has what it wanted."""
+def _flushed(code: int, more: str = "") -> int:
+    """The exit code once standard output has taken what was printed; a reader that has gone has what it wanted.
+
+    Args:
+        code: the exit code so far.
+        more: what to print beforehand: what a stream has failed to take is not always there to be tried again.
+    """
     try:
+        sys.stdout.write(more)
         sys.stdout.flush()
     except BrokenPipeError:
         _forget_reader()

@@ -309,6 +309,13 @@ def test_a_full_standard_output_loses_nothing(
     assert (tmp_path / "o.report.json").exists()
 
 
+@pytest.mark.parametrize("command", [["schema", "eval"], ["schema", "quantize"], ["methods"], ["--help"]])
+def test_a_full_standard_output_is_said(call: Call, monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert "standard output" in refused(call(*command), 1)
+
+
 def test_streams_that_are_closed_get_no_file_s_number(
     tmp_path: Path, mlp_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
