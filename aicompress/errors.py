@@ -10,6 +10,7 @@ CompressError                 1  failed while running; nothing is left at OUT
 ├── OutOfSpace                1  the disk is full
 ├── GateFailed                3  a gate of the recipe does not hold; the output and report are kept
 └── Interrupted             130  stopped by the user; a journal is kept where the step can resume
+    └── Terminated          143  stopped by the system (SIGTERM), in the same way
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ class CompressError(Exception):
 
     Args:
         message: one line that says what is wrong.
-        hint: one line that says what to do next; may be empty.
+        hint: one line that says what to do next; where it is empty, the one that fits every error of the class.
     """
 
     exit_code = 1
+    usual_hint = ""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = hint or self.usual_hint
 
 
 class Refused(CompressError):
@@ -42,9 +44,13 @@ class Refused(CompressError):
 class RecipeError(Refused):
     """A recipe that does not parse, validate or apply to this checkpoint."""
 
+    usual_hint = "change that line of the recipe, or give another value with --set KEY=VALUE"
+
 
 class CheckpointError(Refused):
     """An input checkpoint that is damaged, incomplete or not supported."""
+
+    usual_hint = "`aicompress inspect` shows what a checkpoint holds, `aicompress verify` checks all of it"
 
 
 class Unsupported(CheckpointError):
@@ -77,6 +83,12 @@ class Interrupted(CompressError):
     """Stopped by the user."""
 
     exit_code = 130
+
+
+class Terminated(Interrupted):
+    """Stopped by the system."""
+
+    exit_code = 143
 
 
 def raise_all(problems: Sequence[CompressError]) -> None:

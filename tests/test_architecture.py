@@ -16,7 +16,7 @@ from aicompress.methods import COMMANDS, methods
 PACKAGE = Path(__file__).parent.parent / "aicompress"
 # Rooms of the package, from the ground up: a module imports only from its own cell and from cells before it.
 CELLS = (
-    ("errors", "discovery"),
+    ("errors", "discovery", "disk"),
     ("layer", "weights", "selection", "measure", "data"),
     ("methods", "metrics", "checkpoint", "report"),
     ("recipe", "model", "hf"),

@@ -75,7 +75,8 @@ class Manifest:
         return {**plain, "widths": self.widths} if self.widths else plain
 
     def to_text(self) -> str:
-        return json.dumps(self.to_json(), separators=(",", ":"), ensure_ascii=False)
+        text = json.dumps(self.to_json(), separators=(",", ":"), ensure_ascii=False)
+        return text.encode(errors="backslashreplace").decode()  # names of files may hold bytes that are no UTF-8
 
     @classmethod
     def from_json(cls, plain: Any, where: str) -> Manifest:
@@ -88,7 +89,7 @@ class Manifest:
             if plain["format_version"] > FORMAT_VERSION:
                 raise Unsupported(f"{where} was written by a newer aicompress", "upgrade aicompress")
             entries = {name: Entry.from_json(fields) for name, fields in plain.get("entries", {}).items()}
-            return cls(entries, tuple(plain.get("lineage", ())), _widths(plain.get("widths", {})))
+            return cls(entries, _lineage(plain.get("lineage", [])), _widths(plain.get("widths", {})))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(
                 f"{where}: its aicompress manifest is malformed", "write the checkpoint again"
@@ -102,6 +103,17 @@ class Manifest:
             message = f"{where}: its aicompress manifest is not JSON: {error}"
             raise CheckpointError(message, "write the checkpoint again") from error
         return cls.from_json(plain, where)
+
+
+def _lineage(plain: Any) -> tuple[dict[str, Any], ...]:
+    """Steps, each with its recipe.
+
+    Raises:
+        ValueError: something else.
+    """
+    if not isinstance(plain, list) or not all(isinstance(step, dict) for step in plain):
+        raise ValueError
+    return tuple(plain)
 
 
 def _widths(plain: Any) -> dict[str, dict[str, int]]:

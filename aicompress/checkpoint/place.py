@@ -8,11 +8,10 @@ import fcntl
 import os
 import shutil
 from pathlib import Path
-from types import TracebackType
 
 from aicompress.checkpoint.source import Source
 from aicompress.checkpoint.written import require_own, require_own_reports, strangers
-from aicompress.errors import CompressError, OutOfSpace, OutputExists, Refused
+from aicompress.errors import OutputExists, Refused
 
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
@@ -64,21 +63,6 @@ def require_apart(source: Source, out: Path) -> None:
         raise Refused(f"{out} lies inside the input {source.path}", hint)
     if any(file.is_relative_to(place) for file in inputs):
         raise Refused(f"{out} holds the input {source.path}", hint)
-
-
-def require_writable(out: Path) -> None:
-    """Refuse, before any work, a place that cannot be written.
-
-    Raises:
-        Refused: no permission, or a part of the path is a file.
-    """
-    folder = out.resolve().parent
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir():
-        raise Refused(f"{out} cannot be written: {folder} is not a directory", "choose another path")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise Refused(f"{out} cannot be written: {folder} is read-only", "check the path and permissions")
 
 
 def lock(work: Path) -> int:
@@ -170,42 +154,3 @@ def identity(path: Path) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return status.st_dev, status.st_ino
-
-
-def empty(folder: Path) -> None:
-    """Remove what a stopped run left in its working directory."""
-    for path in folder.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def fsync(path: Path) -> None:
-    """Have a file, or the names in a directory, on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-class disk_errors:
-    """Turns a full disk and other errors of writing `out` into one clear line."""
-
-    def __init__(self, out: Path) -> None:
-        self.out = out
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if not isinstance(error, OSError):
-            return
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OutOfSpace(f"the disk of {self.out} is full", "free space, or write elsewhere") from error
-        if error.errno == errno.EFBIG:
-            hint = "raise the limit (ulimit -f), or split the output with --max-shard-size"
-            raise OutOfSpace(f"{self.out} is larger than a file may be here", hint) from error
-        what = error.filename if error.filename and not str(error.filename).startswith(str(self.out)) else self.out
-        reason = error.strerror or error
-        raise CompressError(f"{what} cannot be written: {reason}", "check the path and permissions") from error

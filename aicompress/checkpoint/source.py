@@ -100,7 +100,7 @@ def _directory(folder: Path, index: Path | None = None) -> Source:
         raise CheckpointError(
             f"{folder} is an adapter, no checkpoint", f"give its base model as IN, and --adapter {folder}"
         )
-    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else None
+    config = _config(folder / "config.json") if (folder / "config.json").is_file() else None
     weight_map: dict[str, str] = {}
     files: tuple[Path, ...]
     if index is not None:
@@ -197,6 +197,19 @@ def _indexed(index: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
             f"{index.parent} lacks {len(missing)} of {len(names)} shards: {', '.join(missing[:3])}", "download it again"
         )
     return tuple(index.parent / name for name in names), weight_map
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """A config.json in which what names the architecture are names."""
+    config = read_json(path)
+    named = config.get("architectures")
+    if named is not None and not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
+        raise CheckpointError(f"{path}: architectures is not a list of names", "download or copy the checkpoint again")
+    for key, kind in (("model_type", str), ("auto_map", dict)):
+        if not isinstance(config.get(key), kind | None):
+            what = "a name" if kind is str else "a mapping"
+            raise CheckpointError(f"{path}: {key} is not {what}", "download or copy the checkpoint again")
+    return config
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from aicompress.checkpoint.header import TensorRef, read_header
 from aicompress.checkpoint.json_text import parsed
 from aicompress.checkpoint.shards import ShardPlan
 from aicompress.checkpoint.writer import CheckpointWriter
+from aicompress.disk import disk_errors, require_file
 from aicompress.errors import CheckpointError, Refused
 from aicompress.layer import GradientStats, InputStats
 from aicompress.weights import TensorSpec
@@ -188,12 +189,13 @@ class StatisticsWriter:
         path: ends in .safetensors.
 
     Raises:
-        Refused: it does not.
+        Refused: it does not, or cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
         if path.suffix != ".safetensors":
             raise Refused(f"{path}: statistics are kept in a .safetensors file", "choose a name that ends so")
+        require_file(path)
         self.path = path
         self._layers: dict[str, str] = {}
         self._rows: dict[str, int] = {}
@@ -202,7 +204,10 @@ class StatisticsWriter:
         self._specs: dict[str, TensorSpec] = {}
 
     def __enter__(self) -> Self:
-        self._pieces = tempfile.TemporaryDirectory(prefix=f".{self.path.name}.", dir=self.path.resolve().parent)
+        with disk_errors(self.path):
+            folder = self.path.resolve().parent
+            folder.mkdir(parents=True, exist_ok=True)
+            self._pieces = tempfile.TemporaryDirectory(prefix=f".{self.path.name}.", dir=folder)
         return self
 
     def __exit__(
@@ -249,7 +254,8 @@ class StatisticsWriter:
     def _put(self, piece: str, tensors: Mapping[str, Tensor]) -> None:
         self._specs.update({key: TensorSpec.of(tensor) for key, tensor in tensors.items()})
         if tensors:
-            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, self._piece(piece))
+            with disk_errors(self.path):
+                save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, self._piece(piece))
 
     def _piece(self, name: str) -> Path:
         return Path(self._pieces.name) / f"{hashlib.sha256(name.encode()).hexdigest()}.safetensors"

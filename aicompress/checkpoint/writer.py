@@ -22,9 +22,6 @@ from torch import Tensor
 from aicompress.checkpoint.header import build_header
 from aicompress.checkpoint.journal import NAME as JOURNAL
 from aicompress.checkpoint.place import (
-    disk_errors,
-    empty,
-    fsync,
     identity,
     lock,
     require_free,
@@ -34,6 +31,7 @@ from aicompress.checkpoint.place import (
 )
 from aicompress.checkpoint.shards import ShardPlan, index_text, plan_shards
 from aicompress.checkpoint.written import named, require_own_reports, strangers
+from aicompress.disk import disk_errors, empty, fsync, readable, write_at
 from aicompress.errors import CompressError, OutputExists, Refused
 from aicompress.measure import nbytes
 from aicompress.weights import TensorSpec
@@ -50,9 +48,17 @@ class CheckpointWriter:
         shards: from `plan_shards`; a single-file output takes exactly one.
         resume: keep what a stopped run left in the working directory, if it kept a journal.
         overwrite: what is at `out` when the run begins may be replaced; what comes there later never is.
+        mode: permissions of the files, further reduced by the umask.
     """
 
-    def __init__(self, out: Path, shards: tuple[ShardPlan, ...], resume: bool = False, overwrite: bool = True) -> None:
+    def __init__(
+        self,
+        out: Path,
+        shards: tuple[ShardPlan, ...],
+        resume: bool = False,
+        overwrite: bool = True,
+        mode: int = 0o666,
+    ) -> None:
         self.out = out.resolve()
         self.single = out.suffix == ".safetensors"
         self.shards = shards
@@ -68,6 +74,7 @@ class CheckpointWriter:
         self._sealed = False
         self._replaces = identity(self.out)
         self._overwrite = overwrite
+        self.mode = mode
 
     def __enter__(self) -> Self:
         if self._replaces is not None and not self._overwrite:
@@ -103,10 +110,10 @@ class CheckpointWriter:
 
     def _start(self, shard: ShardPlan) -> None:
         """Create a file at its full size, or open the one of a stopped run, which has its header already."""
-        descriptor = os.open(self.work / shard.name, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(self.work / shard.name, os.O_RDWR | os.O_CREAT, self.mode)
         self._open[shard.name] = descriptor
         if not self.resume:
-            _write(descriptor, memoryview(shard.layout[0]), 0)
+            write_at(descriptor, memoryview(shard.layout[0]), 0)
             os.truncate(descriptor, shard.nbytes)
 
     def put(self, name: str, tensor: Tensor) -> None:
@@ -149,7 +156,7 @@ class CheckpointWriter:
         if tensor.numel():
             flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
             with disk_errors(self.out):
-                _write(self._open[shard.name], flat.data, shard.layout[1][name] + begin)
+                write_at(self._open[shard.name], flat.data, shard.layout[1][name] + begin)
         whole = shard.specs[name].nbytes
         with self._counting:  # a whole tensor may be written twice
             self._left[name] = 0 if nbytes(tensor) == whole else self._left[name] - nbytes(tensor)
@@ -159,10 +166,13 @@ class CheckpointWriter:
         target = self.work / relative
         with disk_errors(self.out):
             target.parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(content, Path):
-                shutil.copyfile(content, target)
-            else:
-                target.write_bytes(content)
+            descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, self.mode)
+            with open(descriptor, "wb") as file:
+                if isinstance(content, Path):
+                    with readable(content) as original:
+                        shutil.copyfileobj(original, file)
+                else:
+                    file.write(content)
         self._extra.append(target)
 
     def stamp(self, metadata: Mapping[str, str]) -> None:
@@ -174,7 +184,7 @@ class CheckpointWriter:
         first = self.shards[0]
         header, _ = build_header(first.specs, metadata, length=len(first.layout[0]) - 8)
         with disk_errors(self.out):
-            _write(self._open[first.name], memoryview(header), 0)
+            write_at(self._open[first.name], memoryview(header), 0)
 
     def seal(self) -> None:
         """Finish: fsync, then rename into place.
@@ -287,12 +297,6 @@ class CheckpointWriter:
         for parent in reversed(self._parents):
             if not any(parent.iterdir()):
                 parent.rmdir()
-
-
-def _write(descriptor: int, view: memoryview, begin: int) -> None:
-    while view:
-        written = os.pwrite(descriptor, view, begin)
-        view, begin = view[written:], begin + written
 
 
 __all__ = ["CheckpointWriter", "ShardPlan", "index_text", "plan_shards", "require_free", "working_path"]

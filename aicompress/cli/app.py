@@ -29,7 +29,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done, 1 failed, 2 refused (usage, recipe, input), 3 a gate failed, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 failed, 2 refused (usage, recipe, input), 3 a gate failed, 130 interrupted, "
+    "143 terminated.",
 )
 
 

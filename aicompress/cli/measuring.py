@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,10 +30,13 @@ def run(
     options = Options(device=device, progress=reporter(quiet), started=STARTED)
     loaded = load(recipe[0], recipe[1])
     report = evaluate(source, against, loaded, judging, options)
-    if as_json:
-        print(report.to_json(), end="")
-    elif not quiet:
-        render.report(report)
-        if out is not None:
-            print(f"\nreport: {report_path(out, loaded.report.html)}")
-    require(report.gates)
+    try:
+        if as_json:
+            print(report.to_json(), end="")
+        elif not quiet:
+            render.report(report)
+            if out is not None:
+                print(f"\nreport: {report_path(out, loaded.report.html)}")
+        sys.stdout.flush()
+    finally:
+        require(report.gates)  # also where nobody could read the report

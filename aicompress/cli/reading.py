@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aicompress.cli import render
+from aicompress.disk import require_file, write_whole
 from aicompress.errors import CheckpointError, CompressError, OutputExists, Refused, Unsupported
 from aicompress.report import numbers
 from aicompress.report.table import Table
+from aicompress.report.tables import method_of
 
 if TYPE_CHECKING:
     from aicompress.pipeline.inspect import Inspection
@@ -41,9 +43,7 @@ def show_inspection(source: str, as_json: bool, analysis: tuple[int, float] | No
         render.table(_rounding(inspection, analysis[1]))
     totals = [(t.kind, t.count, t.numbers, t.nbytes) for t in inspection.totals]
     render.table(Table.of("By kind", ("kind", "parameters", "numbers", "bytes"), totals))
-    steps = [
-        (i, s.get("command"), s["recipe"]["method"]["name"], s.get("tool")) for i, s in enumerate(inspection.lineage, 1)
-    ]
+    steps = [(i, s.get("command"), method_of(s), s.get("tool")) for i, s in enumerate(inspection.lineage, 1)]
     if steps:
         render.table(Table.of("Steps that made it", ("", "command", "method", "tool"), steps))
 
@@ -122,7 +122,8 @@ def show_verification(source: str, as_json: bool) -> None:
     if verification.unread and not verification.problems:
         raise Unsupported(f"{source} cannot be decoded, so it is not judged: {verification.unread}", _NOT_READ)
     if not verification.sound:
-        raise CheckpointError(f"{source} is not sound: {len(verification.problems)} problems", "")
+        message = f"{source} is not sound: {len(verification.problems)} problems"
+        raise CheckpointError(message, "download it, or run the step that wrote it, again")
     if not as_json:
         print(f"{source} is sound")
 
@@ -135,10 +136,12 @@ def compare_reports(paths: Sequence[Path], as_markdown: bool, html: Path | None)
     from aicompress.report import compare
     from aicompress.report.html import comparison_to_html
 
+    if html is not None:
+        require_file(html)
     compared = compare.comparison([_report(path) for path in paths])
     if html is not None:
         _require_own_page(html)
-        html.write_text(comparison_to_html(compared), encoding="utf-8")
+        write_whole({html: comparison_to_html(compared)})
     if as_markdown:
         print(compare.to_markdown(compared))
         return

@@ -150,13 +150,15 @@ def conclude(planned: Any, flags: Flags, execute: Any) -> None:
     report: Report = execute()
     if not is_first():
         return
-    if flags.as_json:
-        print(report.to_json(), end="")
-    elif not flags.quiet:
-        render.report(report)
-        print(f"\nreport: {report_path(planned.output.destination.path, planned.recipe.report.html)}")
-    sys.stdout.flush()
-    require(report.gates)
+    try:
+        if flags.as_json:
+            print(report.to_json(), end="")
+        elif not flags.quiet:
+            render.report(report)
+            print(f"\nreport: {report_path(planned.output.destination.path, planned.recipe.report.html)}")
+        sys.stdout.flush()
+    finally:
+        require(report.gates)  # also where nobody could read the report
 
 
 def report_path(out: Path, html: bool = True) -> Path:

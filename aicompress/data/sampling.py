@@ -20,7 +20,7 @@ class Source:
 
     Attributes:
         kind: text, jsonl, csv, parquet, arrays, pairs or hub.
-        path: file, or name of the dataset.
+        path: name of the file, without its folders, or of the dataset.
         sha256: digest of the file; empty for a dataset of the hub.
         nbytes: bytes of the file; 0 for a dataset of the hub.
         samples: samples that were taken.
@@ -40,7 +40,7 @@ class Source:
 def record(data: Data, samples: int, available: int, seed: int | None) -> Source:
     """The record of samples taken from a source; reads a file once more for its digest."""
     nbytes = 0 if data.kind == "hub" else Path(data.path).stat().st_size
-    return Source(data.kind, data.path, digest(data), nbytes, samples, available, seed)
+    return Source(data.kind, data.name, digest(data), nbytes, samples, available, seed)
 
 
 def digest(data: Data) -> str:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
+
+from aicompress.disk import expanded
 
 SourceKind = Literal["text", "jsonl", "csv", "parquet", "arrays", "pairs", "hub"]
 SOURCES: tuple[SourceKind, ...] = get_args(SourceKind)
+
+FILES = tuple(kind for kind in SOURCES if kind != "hub")
 
 
 class Data(BaseModel):
@@ -37,6 +41,18 @@ class Data(BaseModel):
     samples: int | None = Field(None, ge=1, description="how many samples; none means all")
     length: int = Field(256, ge=2, description="tokens in a sample")
 
+    @field_validator(*FILES)
+    @classmethod
+    def _path(cls, path: str | None) -> str | None:
+        if path is not None and "\0" in path:
+            raise ValueError("a path holds no NUL character")
+        return path
+
+    @field_serializer(*FILES, when_used="json")
+    def _recorded(self, path: str | None) -> str | None:
+        """A file's name: where it lies on this machine is nobody's who reads the recipe in a checkpoint."""
+        return None if path is None else Path(path).name
+
     @model_validator(mode="after")
     def _one_source(self) -> Data:
         given = [kind for kind in SOURCES if getattr(self, kind) is not None]
@@ -64,8 +80,13 @@ class Data(BaseModel):
         """The source itself: a path, or the name of a dataset."""
         return str(getattr(self, self.kind))
 
+    @property
+    def name(self) -> str:
+        """The source as records name it: a file without its folders, or the name of a dataset."""
+        return self.path if self.kind == "hub" else Path(self.path).name
+
     def relative_to(self, folder: Path) -> Data:
         """The same with its path made absolute from a recipe's folder; a hub name stays as it is."""
         if self.kind == "hub":
             return self
-        return self.model_copy(update={self.kind: str((folder / self.path).resolve())})
+        return self.model_copy(update={self.kind: str((folder / expanded(self.path)).resolve())})

@@ -11,8 +11,8 @@ import torch
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.decoded import with_decoded
-from aicompress.checkpoint.place import require_writable
 from aicompress.checkpoint.reader import require_finite
+from aicompress.disk import require_writable
 from aicompress.errors import Refused, raise_all
 from aicompress.layer import Kind, LayerInfo
 from aicompress.pipeline.step.checks import left_out, require_loads, require_space

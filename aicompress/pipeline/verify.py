@@ -11,7 +11,7 @@ from aicompress.checkpoint.files import may_be_infinite
 from aicompress.checkpoint.header import read_header
 from aicompress.checkpoint.reader import digests, require_finite
 from aicompress.checkpoint.source import INDEX, Source, locate
-from aicompress.errors import CheckpointError, Unsupported
+from aicompress.errors import CheckpointError, CompressError, Unsupported
 from aicompress.model.loading.mismatches import misfits_of
 from aicompress.report.model import Report
 
@@ -172,7 +172,7 @@ def _check_digests(source: Source, findings: _Findings) -> None:
         return
     try:
         noted = Report.from_json(path.read_text(encoding="utf-8")).after.sha256
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (CompressError, OSError, ValueError) as error:
         findings.problems.append(f"{path.name} cannot be read: {error}")
         return
     if not noted:

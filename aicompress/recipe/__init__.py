@@ -1,7 +1,7 @@
 """Recipes: strict YAML, validated before anything runs. The resolved recipe is what is stored and hashed."""
 
 from aicompress.data.section import Data
-from aicompress.recipe.files import find, read_yaml, shipped, with_overrides
+from aicompress.recipe.files import find, read_text, read_yaml, shipped, with_overrides
 from aicompress.recipe.section import Model, ReportFiles, Section, absolute, validated
 from aicompress.recipe.step import DEFAULT_KINDS, Level, Recipe, Rule, Select, Tune, load
 
@@ -19,6 +19,7 @@ __all__ = [
     "absolute",
     "find",
     "load",
+    "read_text",
     "read_yaml",
     "shipped",
     "validated",

@@ -12,7 +12,17 @@ from pydantic import Field, SerializeAsAny, model_validator
 from aicompress.data.section import Data
 from aicompress.errors import RecipeError
 from aicompress.methods.training import LossConfig, get_loss
-from aicompress.recipe import Model, ReportFiles, Section, absolute, find, read_yaml, validated, with_overrides
+from aicompress.recipe import (
+    Model,
+    ReportFiles,
+    Section,
+    absolute,
+    find,
+    read_text,
+    read_yaml,
+    validated,
+    with_overrides,
+)
 
 
 class Training(Section):
@@ -79,7 +89,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> DistillRecipe:
         RecipeError, Problems: what is wrong, with hints.
     """
     path = find(name)
-    plain = with_overrides(read_yaml(path.read_text(encoding="utf-8"), path.name), overrides)
+    plain = with_overrides(read_yaml(read_text(path), path.name), overrides)
     losses = {"method": _loss(plain.get("method"), "method", path.name)}
     also = plain.get("also", [])
     if not isinstance(also, list):

@@ -11,7 +11,17 @@ from pydantic import Field, create_model, model_validator
 
 from aicompress.data.section import Data
 from aicompress.metrics import Metric, metrics
-from aicompress.recipe import Model, ReportFiles, Section, absolute, find, read_yaml, validated, with_overrides
+from aicompress.recipe import (
+    Model,
+    ReportFiles,
+    Section,
+    absolute,
+    find,
+    read_text,
+    read_yaml,
+    validated,
+    with_overrides,
+)
 
 
 class Quality(Section):
@@ -106,6 +116,6 @@ def load(name: str, overrides: Sequence[str] = ()) -> EvalRecipe:
         RecipeError, Problems: what is wrong, with hints.
     """
     path = find(name)
-    plain = with_overrides(read_yaml(path.read_text(encoding="utf-8"), path.name), overrides)
+    plain = with_overrides(read_yaml(read_text(path), path.name), overrides)
     recipe: EvalRecipe = absolute(validated(recipe_class(), plain, ""), path.parent)
     return recipe

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from aicompress.data.section import SOURCES
+from aicompress.disk import expanded
 from aicompress.errors import RecipeError, suggestion
 
 SHOWN = 100  # letters of a value in a message
@@ -23,6 +24,16 @@ class _UniqueKeys(yaml.SafeLoader):
         super().flatten_mapping(node)
         if len(node.value) > MOST:
             raise RecipeError(f"line {node.start_mark.line + 1}: merges {len(node.value):,} keys", _NO_ALIASES)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Make a value; one that its tag or its form does not allow is an error of the text, at its line."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            kind = node.tag.rpartition(":")[2]
+            written = f"{node.value[:60]!r}" if isinstance(node, yaml.ScalarNode) else "a collection"
+            problem = f"{written} is no {kind}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
 
 
 def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Hashable, Any]:
@@ -134,7 +145,7 @@ def with_overrides(plain: dict[str, Any], overrides: Sequence[str]) -> dict[str,
         except yaml.YAMLError as error:
             raise RecipeError(f"--set {path}: {value[:SHOWN]!r} is not YAML", "quote it") from error
         if last in SOURCES and last != "hub" and isinstance(parsed, str):
-            parsed = str(Path(parsed).absolute())  # a recipe's paths start at its folder, the command line's here
+            parsed = str(expanded(parsed).absolute())  # a recipe's paths start at its folder, the command line's here
         target[_item(target, last, path) if isinstance(target, list) else last] = parsed
     return plain
 
@@ -154,12 +165,12 @@ def _set_text(plain: dict[str, Any], file: str) -> None:
         which = " and ".join(sections) or "the recipe"
         raise RecipeError(f"--text: {which} reads no text", "give the file with --set, or take another recipe")
     for section in readers:
-        section["text"] = str(Path(file).absolute())
+        section["text"] = str(expanded(file).absolute())
 
 
 def _item(items: list[Any], number: str, path: str) -> int:
     """A list item's number, counted from 0."""
-    if not number.isdigit() or int(number) >= len(items):
+    if not number.isdecimal() or int(number) >= len(items):
         raise RecipeError(f"--set {path}: {number!r} is not one of its {len(items)} items", "items count from 0")
     return int(number)
 

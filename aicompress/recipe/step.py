@@ -155,7 +155,7 @@ def with_effort(plain: dict[str, Any], given: dict[str, Any], method: Method) ->
         method: the method that it names.
 
     Raises:
-        RecipeError: the method has no presets, or none of that name.
+        RecipeError: the method has no presets, none of that name, or other fields.
     """
     level, presets = str(plain["effort"]), method.efforts
     if not presets:
@@ -164,10 +164,11 @@ def with_effort(plain: dict[str, Any], given: dict[str, Any], method: Method) ->
     preset = next((preset for name, preset in presets.items() if name == level), None)
     if preset is None:
         raise RecipeError(f"effort: unknown {level!r}", suggestion(level, list(presets)))
+    validated(method.config, given, "method")  # a preset depends on what is given
     merged = {**plain, "method": {**preset.fields(given), **given}}
     if isinstance(plain.get("calibration"), dict):
         merged["calibration"] = {**preset.calibration(given), **plain["calibration"]}
-    if preset.tune is None or plain.get("tune", {}) is None:  # `tune: null` asks for none
+    if preset.tune is None or not isinstance(plain.get("tune", {}), dict):  # `tune: null` asks for none
         return merged
     return {**merged, "tune": {**preset.tune, **plain.get("tune", {})}}
 

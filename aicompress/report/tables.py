@@ -205,13 +205,18 @@ def training(report: Report) -> Table:
     return Table("Training", _columns("", "value"), tuple(rows))
 
 
+def method_of(step: Mapping[str, Any]) -> Any:
+    """The method's name of a step of a lineage; None where it says none."""
+    recipe = step.get("recipe")
+    method = recipe.get("method") if isinstance(recipe, Mapping) else None
+    return method.get("name") if isinstance(method, Mapping) else step.get("method")
+
+
 def lineage(report: Report) -> Table:
     """Every step that led here, oldest first."""
     rows = []
     for position, step in enumerate(report.lineage, start=1):
-        recipe = step.get("recipe")
-        method = recipe.get("method") if isinstance(recipe, Mapping) else None
-        name = method.get("name") if isinstance(method, Mapping) else step.get("method")
+        name = method_of(step)
         rest = {k: v for k, v in step.items() if k not in ("command", "method", "recipe")}
         detail = ", ".join(f"{key} {scalar(value)}" for key, value in _leaves(rest))
         command = Cell(scalar(step.get("command")))

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint, CheckpointWriter, plan_shards
 from aicompress.checkpoint.journal import Journal
-from aicompress.checkpoint.place import require_apart, require_free, require_writable, take_place, working_path
+from aicompress.checkpoint.place import require_apart, require_free, take_place, working_path
 from aicompress.checkpoint.shards import index_text
 from aicompress.checkpoint.source import INDEX, locate
+from aicompress.disk import require_writable
 from aicompress.errors import CompressError, OutOfSpace, OutputExists, Refused
 from aicompress.weights import TensorSpec
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,36 +21,8 @@ from safetensors.torch import load_file, save_file
 from aicompress.checkpoint.place import working_path
 from aicompress.cli.app import app
 from aicompress.cli.boundary import run
-from aicompress.errors import CompressError, Problems, Refused
-
-Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
-    """The command in this process: its exit code, standard output and standard error."""
-
-    def command(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["aicompress", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            run(app)
-        out, err = capfd.readouterr()
-        assert isinstance(stop.value.code, int)
-        return stop.value.code, out, err
-
-    return command
-
-
-def refused(result: tuple[int, str, str], code: int = 2) -> str:
-    """Check the shape of a refusal; its first line."""
-    assert result[0] == code, result
-    assert result[1] == ""
-    lines = result[2].splitlines()
-    assert lines[0].startswith("error: ")
-    assert all(line.startswith(("error: ", "hint: ")) for line in lines)
-    assert any(line.startswith("hint: ") for line in lines)
-    assert "Traceback" not in result[2]
-    return lines[0]
+from aicompress.errors import CheckpointError, CompressError, Problems, RecipeError, Refused
+from tests.cli.calls import Call, refused
 
 
 def damaged(name: str, mlp: Path, folder: Path) -> Path:
@@ -209,6 +182,43 @@ def test_pickles_and_the_hub_offline(call: Call, tmp_path: Path) -> None:
     )
 
 
+def test_paths_that_can_be_none_are_refused(
+    call: Call, tmp_path: Path, mlp_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("a" * 300, "a" * 230, f"{'a' * 300}/b", f"{'a' * 240}.safetensors", "loop", "loop/o.safetensors"):
+        refused(call("quantize", mlp_file, tmp_path / name, "-r", "quantize/rtn-w8"))
+        for command in (
+            ["quantize", tmp_path / name, tmp_path / "o", "-r", "quantize/rtn-w8"],
+            ["inspect"],
+            ["verify"],
+        ):
+            refused(call(*command, *([tmp_path / name] if command[1:] == [] else [])))
+    assert [path.name for path in tmp_path.iterdir()] == ["loop"]
+    refused(call("quantize", mlp_file, tmp_path / "o", "-r", "r" * 300))
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert "working directory" in refused(call("quantize", mlp_file, "o.safetensors", "-r", "quantize/rtn-w8"))
+
+
+def test_paths_that_are_not_utf8_are_read_and_written(
+    call: Call, tmp_path: Path, mlp_file: Path, tiny_llama: Path
+) -> None:
+    folder = tmp_path / "caf\udce9"
+    folder.mkdir()
+    shutil.copy(mlp_file, folder / "\udcff.safetensors")
+    out = folder / "o\udcff.safetensors"
+    step = ["-r", "quantize/rtn-w8", "--latency", "off"]
+    code, text, err = call("quantize", folder / "\udcff.safetensors", out, *step, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(text)["after"]["path"] == str(out)
+    for command in (["verify"], ["inspect"], ["inspect", "--json"], ["compare"]):
+        assert call(command[0], out, *command[1:])[0] == 0
+    assert call("quantize", tiny_llama, folder / "dir", *step)[0] == 0
+    assert call("verify", folder / "dir")[0] == 0
+
+
 def test_a_place_that_cannot_be_written_is_refused(call: Call, tmp_path: Path, mlp_file: Path) -> None:
     (tmp_path / "file").write_text("")
     place = tmp_path / "file" / "o.safetensors"
@@ -242,11 +252,19 @@ def test_a_failed_gate_keeps_output_and_report(call: Call, tmp_path: Path, mlp_f
     [
         (Refused("no", "try"), 2, ["error: no", "hint: try"]),
         (CompressError("no"), 1, ["error: no"]),
+        (RecipeError("no"), 2, ["error: no", "hint: change that line"]),
+        (CheckpointError("no"), 2, ["error: no", "hint: `aicompress inspect`"]),
         (Problems([Refused("a", "x"), Refused("b")]), 2, ["error: a", "hint: x", "error: b"]),
         (ValueError("first\nsecond"), 1, ["error: ValueError: first", "hint: this is a defect of aicompress; "]),
         (MemoryError(), 1, ["error: out of memory", "hint: close other programs, "]),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, ["error: out of memory", "hint: close"]),
         (KeyboardInterrupt(), 130, ["error: interrupted"]),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "a"), 2, ["error: a cannot be used: ", "hint: choose"]),
+        (RuntimeError("Symlink loop from '/a'"), 2, ["error: /a cannot be used: too many", "hint: choose"]),
+        (FileNotFoundError(errno.ENOENT, "No such file"), 2, ["error: the working directory", "hint: change"]),
+        (PermissionError(errno.EACCES, "Permission denied", b"/a"), 1, ["error: /a cannot be used: ", "hint: check"]),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, ["error: a file cannot be written", "hint: free space"]),
+        (Refused("a\x1b[31m\udcff" + "b" * 1_000_000), 2, ["error: a\\x1b[31m\\udcffbbb"]),
         (SystemExit(5), 5, []),
         (SystemExit(None), 0, []),
     ],
@@ -260,9 +278,10 @@ def test_exceptions_become_exit_codes(
     with pytest.raises(SystemExit) as stop:
         run(broken)
     assert stop.value.code == code
-    found = capfd.readouterr().err.splitlines()
-    assert len(found) == len(lines)
-    assert all(line.startswith(start) for line, start in zip(found, lines, strict=True))
+    printed = capfd.readouterr().err.splitlines()
+    assert len(printed) == len(lines)
+    assert all(line.startswith(start) for line, start in zip(printed, lines, strict=True))
+    assert all(len(line) < 1100 for line in printed)
 
 
 def test_traceback_is_shown_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,8 +293,13 @@ def test_traceback_is_shown_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> N
         run(broken)
 
 
-def test_an_interrupted_step_says_how_to_go_on_and_does(tmp_path: Path, python: list[str]) -> None:
-    """A real Ctrl-C in a real process, then --resume: the same bytes as a run in one go."""
+@pytest.mark.parametrize(
+    ("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_an_interrupted_step_says_how_to_go_on_and_does(
+    tmp_path: Path, python: list[str], number: int, code: int, said: str
+) -> None:
+    """A real Ctrl-C, or SIGTERM, in a real process, then --resume: the same bytes as a run in one go."""
     generator = torch.Generator().manual_seed(0)
     weights = {f"l.{i}.weight": torch.randn(256, 256, generator=generator) for i in range(40)}
     save_file(weights, tmp_path / "in.safetensors")
@@ -288,10 +312,10 @@ def test_an_interrupted_step_says_how_to_go_on_and_does(tmp_path: Path, python: 
     with subprocess.Popen([*step, str(out), *recipe], text=True, **heeding) as process:
         while process.poll() is None and (not journal.exists() or journal.read_text().count("\n") < 4):
             time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, err = process.communicate()
-    assert process.returncode == 130
-    assert err == "error: interrupted\nhint: give --resume to go on where this run was\n"
+    assert process.returncode == code
+    assert err == f"error: {said}\nhint: give --resume to go on where this run was\n"
     assert not out.exists()
     finished = journal.read_text().count("\n")
     assert 4 <= finished < 41
@@ -311,6 +335,52 @@ def test_a_reader_that_goes_away_is_no_error(arguments: list[str], python: list[
     os.close(write)
     assert done.stderr == ""
     assert done.returncode in (0, 1)
+
+
+@pytest.mark.parametrize("gate", ["size.ratio <= 0.3", "size.ratio <= 0.01"])
+def test_a_full_standard_output_loses_nothing(
+    call: Call, tmp_path: Path, mlp_file: Path, monkeypatch: pytest.MonkeyPatch, gate: str
+) -> None:
+    out = tmp_path / "o.safetensors"
+    step = ["quantize", mlp_file, out, "-r", "quantize/rtn-w8", "--latency", "off", "--set", f"gates=['{gate}']"]
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        result = call(*step)
+    if "0.01" in gate:
+        assert result[0] == 3
+        assert "size.ratio" in result[2]
+    else:
+        assert "standard output" in refused(result, 1)
+    assert load_file(out)
+    assert (tmp_path / "o.report.json").exists()
+
+
+@pytest.mark.parametrize("command", [["schema", "eval"], ["schema", "quantize"], ["methods"], ["--help"]])
+def test_a_full_standard_output_is_said(call: Call, monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert "standard output" in refused(call(*command), 1)
+
+
+def test_streams_that_are_closed_get_no_file_s_number(
+    tmp_path: Path, mlp_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "o.safetensors"
+    step = ["quantize", str(mlp_file), str(out), "-r", "quantize/rtn-w8", "--latency", "off"]
+    monkeypatch.setattr(sys, "argv", ["aicompress", *step])
+    child = os.fork()
+    if not child:
+        try:
+            for number in range(3):
+                os.close(number)
+            sys.stdout = sys.stderr = None  # as the interpreter starts then
+            run(app)
+        except SystemExit as stop:
+            os._exit(int(stop.code or 0))
+        finally:
+            os._exit(99)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert load_file(out)
 
 
 def test_usage_errors_exit_with_two(call: Call, tmp_path: Path) -> None:

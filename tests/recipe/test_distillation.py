@@ -55,7 +55,7 @@ def test_the_resolved_recipe_holds_every_parameter_and_loads_again(tmp_path: Pat
     assert resolved["method"] == {"name": "kl", "weight": 1.0, "temperature": 2.0, "alpha": 1.0}
     assert resolved["also"][0]["distance"] == "squarehead"
     assert resolved["training"]["steps"] == 7
-    assert Path(resolved["data"]["text"]) == tmp_path / "text.txt"
+    assert resolved["data"]["text"] == "text.txt"  # not where it lies on this machine
     (tmp_path / "again.yaml").write_text(json.dumps(resolved))
     assert load(str(tmp_path / "again.yaml")).sha256() == loaded.sha256()
 

@@ -6,6 +6,7 @@ import functools
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -194,9 +195,7 @@ class Filling:
         dtype = self.dtype or next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
         model.config.dtype = dtype
         if model.can_generate() and (self.checkpoint.path / "generation_config.json").is_file():
-            from transformers import GenerationConfig
-
-            model.generation_config = GenerationConfig.from_pretrained(self.checkpoint.path, local_files_only=True)
+            model.generation_config = _generation_config(self.checkpoint.path)
 
     def tie(self, model: Any, target: str, source: str) -> None:
         """Share one tensor; whichever of the two the checkpoint holds is the source."""
@@ -207,6 +206,22 @@ class Filling:
             ends[1][0]._parameters[ends[1][1]] = tensors[0]
         elif held == [False, True]:
             ends[0][0]._parameters[ends[0][1]] = tensors[1]
+
+
+def _generation_config(folder: Path) -> Any:
+    """The settings of `generate` that lie beside a model.
+
+    Raises:
+        CheckpointError: they cannot be read.
+    """
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # whatever a wrong value breaks
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        message = f"{folder / 'generation_config.json'} cannot be read: {reason}"[:300]
+        raise CheckpointError(message, "download it again, or take it away") from error
 
 
 def running_dtype(checkpoint: Checkpoint, asked: torch.dtype | None) -> torch.dtype | None:

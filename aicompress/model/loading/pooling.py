@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from aicompress.checkpoint.source import read_json
 from aicompress.errors import CheckpointError
 
 MODES = {
@@ -82,14 +83,19 @@ def pooling(folder: Path | None) -> Pooling:
     listed = folder / "modules.json" if folder is not None else None
     if folder is None or listed is None or not listed.is_file():
         return Pooling()
-    modules = json.loads(listed.read_text(encoding="utf-8"))
-    steps = [(str(module["type"]).rsplit(".", 1)[-1], str(module["path"])) for module in modules]
+    try:
+        modules = json.loads(listed.read_text(encoding="utf-8"))
+        steps = [(str(module["type"]).rsplit(".", 1)[-1], str(module["path"])) for module in modules]
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{listed} is not a list of modules", "download or copy the checkpoint again") from error
     kinds = dict(steps)
     unknown = sorted(set(kinds) - {"Transformer", "Pooling", "Dense", "Normalize"})
     if unknown:
         hint = "sentence embeddings are made of Transformer, Pooling, Dense and Normalize here"
         raise CheckpointError(f"{folder}: sentence embeddings go through {unknown[0]}", hint)
-    plain = json.loads((folder / kinds["Pooling"] / "config.json").read_text(encoding="utf-8"))
+    if "Pooling" not in kinds:
+        raise CheckpointError(f"{listed} names no pooling", "download or copy the checkpoint again")
+    plain = read_json(folder / kinds["Pooling"] / "config.json")
     layers = tuple(_dense(folder / path) for kind, path in steps if kind == "Dense")
     return Pooling(_mode(plain, folder), "Normalize" in kinds, layers)
 
@@ -100,7 +106,7 @@ def _dense(folder: Path) -> nn.Module:
     Raises:
         CheckpointError: it cannot be read, or has another activation.
     """
-    plain = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    plain = read_json(folder / "config.json")
     named = str(plain.get("activation_function", "Tanh")).rpartition(".")[2]
     if named not in _ACTIVATIONS:
         raise CheckpointError(f"{folder}: activation {named} is not known", f"one of {', '.join(_ACTIVATIONS)}")

@@ -30,6 +30,7 @@ def load_tokenizer(folder: Path | None) -> Any | None:
 
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # the tokenizers library raises nothing narrower
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{folder}: its tokenizer cannot be read: {first}"[:300], "") from error
+        message = f"{folder}: its tokenizer cannot be read: {first}"[:300]
+        raise CheckpointError(message, "download or copy its files again") from error

@@ -14,8 +14,8 @@ from torch import nn
 
 from aicompress import data
 from aicompress.checkpoint import Checkpoint
-from aicompress.checkpoint.place import require_writable
 from aicompress.data import arrays
+from aicompress.disk import require_writable
 from aicompress.errors import CompressError, RecipeError, Refused, raise_all
 from aicompress.methods import get
 from aicompress.methods.channels import AnyChannelPruner, ChannelMethod, ChannelSettings

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.checkpoint.place import require_writable
+from aicompress.disk import require_writable
 from aicompress.errors import CompressError, RecipeError, Refused, raise_all
 from aicompress.layer import Kind, LayerInfo
 from aicompress.methods.outputs import Anatomy

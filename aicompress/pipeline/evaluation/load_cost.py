@@ -88,7 +88,8 @@ def footprint(request: LoadRequest) -> Footprint:
             words = "the process was killed"
         except Exception as error:
             words = str(error) or type(error).__name__
-    raise CompressError(f"{request.path} could not be loaded in a process of its own: {words}", "")
+    hint = "close other programs, or measure without `latency`"
+    raise CompressError(f"{request.path} could not be loaded in a process of its own: {words}", hint)
 
 
 def _libraries(path: str) -> list[str]:

@@ -11,6 +11,7 @@ from aicompress import data as sources
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.reader import digests
 from aicompress.checkpoint.written import require_own_reports
+from aicompress.disk import require_file, write_whole
 from aicompress.errors import OutputExists, RecipeError, raise_all
 from aicompress.pipeline.evaluation.load_cost import LoadRequest, footprint
 from aicompress.pipeline.evaluation.quality import measure_quality
@@ -95,11 +96,7 @@ def write(report: Report, folder: Path, html: bool = True) -> None:
         OutputExists: files of these names are there that this tool did not write.
     """
     require_own_reports(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in rendered(report, html).items():
-        partial = folder / f".{name}.partial"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(folder / name)
+    write_whole({folder / name: text for name, text in rendered(report, html).items()})
     if not html:
         (folder / "report.html").unlink(missing_ok=True)
 
@@ -121,6 +118,8 @@ def _check(recipe: EvalRecipe, judging: EvalOptions, compared: bool) -> None:
         raise OutputExists(f"{out} is a checkpoint or a file", "write the report into a folder of its own")
     if out is not None:
         require_own_reports(out)
+        for name in ("report.json", "report.md", "report.html"):
+            require_file(out / name)
 
 
 def _absent(recipe: EvalRecipe, compared: bool) -> dict[str, str]:

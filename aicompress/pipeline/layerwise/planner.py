@@ -8,7 +8,7 @@ from pathlib import Path
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.decoded import with_decoded
-from aicompress.checkpoint.place import require_writable
+from aicompress.disk import require_writable
 from aicompress.errors import CompressError, RecipeError, raise_all
 from aicompress.layer import Kind, LayerInfo
 from aicompress.methods import get

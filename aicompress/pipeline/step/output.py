@@ -143,7 +143,7 @@ class Output:
             texts[f"{self.source.base_name}.safetensors.index.json"] = index_text(self.shards, count)
         if self.layout == "native" and self.config is not None:
             texts.update(modeling_sources())
-        return {name: text.encode() for name, text in texts.items()}
+        return {name: text.encode(errors="backslashreplace") for name, text in texts.items()}
 
     def metadata(self) -> dict[str, str]:
         """Strings of the first file's header: the input's own, and the manifest where no other file can hold it."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from aicompress.checkpoint import Checkpoint, CheckpointWriter
 from aicompress.checkpoint.journal import NAME, Journal, require_same
 from aicompress.checkpoint.place import working_path
 from aicompress.checkpoint.reader import digests
+from aicompress.checkpoint.source import Source
 from aicompress.layer import Kind
 from aicompress.pipeline.step.digests import hashing
 from aicompress.pipeline.step.latency import compare
@@ -108,12 +111,15 @@ def _write(step: StepRun, options: Options) -> Report:
     """Write and seal the output; the first process does it."""
     start, output = time.perf_counter() - step.seconds, step.output
     further = {**{name: each.source for name, each in step.further.items()}, **step.checkpoint.foreign.beside}
+    sources = [step.checkpoint.source, *further.values()]
     resumes = options.resume and step.fingerprint is not None
     if resumes and step.fingerprint is not None:
         require_resumable(output, step.fingerprint)
     with (
-        CheckpointWriter(output.destination.path, output.shards, resumes, output.destination.overwrite) as writer,
-        hashing([step.checkpoint.source, *further.values()]) as inputs,
+        CheckpointWriter(
+            output.destination.path, output.shards, resumes, output.destination.overwrite, _mode(sources)
+        ) as writer,
+        hashing(sources) as inputs,
     ):
         results = step.write(OpenOutput(writer, _journal(writer.work, step.fingerprint, resumes), inputs[0]))
         if options.resume and not resumes:
@@ -129,9 +135,15 @@ def _write(step: StepRun, options: Options) -> Report:
         if not output.destination.single:
             report = replace(report, files=(*writer.names(), *report_names(step.recipe.report.html)))
         for name, text in rendered(report, step.recipe.report.html).items():
-            writer.add(name, text.encode())
+            writer.add(name, text.encode(errors="backslashreplace"))
         writer.seal()
     return report
+
+
+def _mode(sources: Sequence[Source]) -> int:
+    """Permissions of an output's files: nobody may read it who may not read an input."""
+    modes = [file.stat().st_mode for source in sources for file in source.files]
+    return functools.reduce(operator.and_, modes, 0o666) | 0o600
 
 
 def _journal(work: Path, fingerprint: str | None, resumes: bool) -> Journal:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.checkpoint.place import require_writable
+from aicompress.disk import require_writable
 from aicompress.errors import CompressError, RecipeError, Refused, raise_all
 from aicompress.methods import get
 from aicompress.methods.prune.units.size_targets import TargetedConfig

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from aicompress.checkpoint.journal import Journal
-from aicompress.checkpoint.place import disk_errors, working_path
+from aicompress.checkpoint.place import working_path
+from aicompress.disk import disk_errors
 from aicompress.pipeline.layerwise.allocation.search import search
 from aicompress.pipeline.layerwise.plan import Plan, fingerprint_of
 from aicompress.pipeline.step.options import Progress
