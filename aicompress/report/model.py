@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -285,7 +285,7 @@ class Report:
 
 
 def _untouched(fields: dict[str, Any] | None) -> Untouched | None:
-    return None if fields is None else replace(_build(Untouched, fields), largest=tuple(fields["largest"]))
+    return None if fields is None else _build(Untouched, {**fields, "largest": tuple(fields["largest"])})
 
 
 def _build(kind: type, fields: dict[str, Any] | None) -> Any:

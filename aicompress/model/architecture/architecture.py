@@ -291,7 +291,7 @@ def keep_blocks(config: Mapping[str, Any], field: Path, keep: Iterable[int]) -> 
             section[key] = [value[block] for block in kept]
     others = [key for key, value in section.items() if isinstance(value, list) and len(value) == size != len(kept)]
     others = [key for key in others if key not in INDEX_LISTS | _NEVER_PER_BLOCK]
-    if others and _refused(edited):  # a list of one value a block whose name does not say so
+    if others and _refused(edited) and not _refused(config):  # a list of one value a block whose name does not say so
         section.update({key: [section[key][block] for block in kept] for key in others})
     return edited
 

@@ -36,8 +36,11 @@ class Stored(nn.Module):
         if name == "weight" and self.__dict__.get("ready"):
             matrix = reduce(torch.matmul, self.matrices())
             return matrix.t() if self.entry.get("transposed") else matrix.reshape(self.entry["shape"])
-        if name == "weight" and "source" in self.__dict__:  # code that initializes a model finds it initialized
-            return self.__dict__["source"]._parameters["weight"]
+        if name == "weight" and "source" in self.__dict__:
+            # Code that initializes a model takes it for initialized, and for as large as it is when it is decoded.
+            shown = torch.empty(self.entry["shape"], device="meta")
+            shown._is_hf_initialized = True  # type: ignore[attr-defined]
+            return shown
         return super().__getattr__(name)
 
     @property

@@ -74,7 +74,7 @@ def test_refuses_a_checkpoint_that_is_not_its_configuration(tmp_path: Path) -> N
     name = "model.layers.0.mlp.up_proj.weight"
     save_file({**tensors, name: tensors[name][:40].clone()}, tmp_path / "in" / "model.safetensors")
     message = refused(tmp_path / "in", tmp_path / "out", name="width", sparsity=0.5)
-    assert f"{name} has shape (40, 32), but intermediate_size of config.json is 48" in message
+    assert f"{name} is [40, 32], config.json says [48, 32]" in message
     del tensors[name]
     save_file(tensors, tmp_path / "in" / "model.safetensors")
-    assert f"lacks {name}" in refused(tmp_path / "in", tmp_path / "out", name="width", sparsity=0.5)
+    assert f"{name} is missing" in refused(tmp_path / "in", tmp_path / "out", name="width", sparsity=0.5)

@@ -177,7 +177,7 @@ def test_refuses_a_checkpoint_that_its_config_does_not_fit(tiny_llama: Path, tmp
     tensors["model.norm.weight"] = torch.ones(63)
     save_file(tensors, tmp_path / "in" / "model.safetensors")
     found = refused(tmp_path / "in", tmp_path / "out", name="hidden", keep=0.5)
-    assert "model.norm.weight is (63,), but hidden_size of config.json is 64" in found
+    assert "model.norm.weight is [63], config.json says [64]" in found
 
 
 def test_activation_and_fitted_readers_keep_more_than_norms(
