@@ -64,7 +64,8 @@ def _code(app: Callable[[], object]) -> int:
     except SystemExit as stop:  # how the option parser ends, also after help and usage errors
         code = stop.code
     except OSError as error:
-        if error.filename is None and _flushed(0, "\n"):  # it is standard output that takes no more, and that was said
+        elsewhere = error.filename is not None or isinstance(error, FileNotFoundError)
+        if not elsewhere and _flushed(0, "\n"):  # it is standard output that takes no more, and that was said
             return 1
         raise
     return code if isinstance(code, int) else int(code is not None)

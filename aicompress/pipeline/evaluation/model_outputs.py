@@ -44,6 +44,7 @@ def token_logits(models: Models, metric: AnyMetric, data: Data, progress: Progre
     _require_same_tokens(models, data, windows)
     _require_takes(metric, len(windows), data)
     runs = [_language_model(model.module, metric.name) for model in models]
+    _require_rows(models, int(windows.max()))
     start = 0
     width = 1  # the first window tells the size of the vocabulary
     while start < len(windows):
@@ -51,7 +52,7 @@ def token_logits(models: Models, metric: AnyMetric, data: Data, progress: Progre
         tested = runs[0](ids)
         logits = [tested, *(run(ids).to(tested.device) for run in runs[1:])]
         shared = min(each.shape[-1] for each in logits)  # tables of one tokenizer may be padded to other sizes
-        _require_tokens(models, logits, int(windows.max()))
+        _require_tokens(models, [each.shape[-1] for each in logits], int(windows.max()))
         yield TokenLogits(ids.to(tested.device), tuple(each[..., :shared] for each in logits))
         start += len(ids)
         progress(start, len(windows))
@@ -144,16 +145,22 @@ def _language_model(model: nn.Module, metric: str) -> Callable[[Tensor], Tensor]
     return run
 
 
-def _require_tokens(models: Models, logits: Sequence[Tensor], largest: int) -> None:
+def _require_rows(models: Models, largest: int) -> None:
+    """Look at the tables of embeddings, before a model runs."""
+    tables = [getattr(model.module, "get_input_embeddings", lambda: None)() for model in models]
+    _require_tokens(models, [getattr(table, "num_embeddings", largest + 1) for table in tables], largest)
+
+
+def _require_tokens(models: Models, counts: Sequence[int], largest: int) -> None:
     """Every token must have a row in the table of every model.
 
     Raises:
         CheckpointError: one has fewer rows.
     """
-    for model, each in zip(models, logits, strict=True):
-        if each.shape[-1] <= largest:
+    for model, count in zip(models, counts, strict=True):
+        if count <= largest:
             raise CheckpointError(
-                f"the vocabularies differ: {model.path} has {each.shape[-1]} tokens, and the text has token {largest}",
+                f"the vocabularies differ: {model.path} has {count} tokens, and the text has token {largest}",
                 "compare with the checkpoint it was made from",
             )
 

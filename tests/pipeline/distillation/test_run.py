@@ -325,8 +325,9 @@ def test_different_tokenizers_are_warned_of(
 
 def test_tables_of_one_tokenizer_may_be_padded_to_other_sizes(tiny_llama: Path, recipe: Make, tmp_path: Path) -> None:
     padded = checkpoints.make_llama(tmp_path / "padded", vocab_size=300)
+    shutil.copy(tiny_llama / "tokenizer.json", padded)
     report = distil(tiny_llama, padded, tmp_path / "out", recipe({"name": "kl"}, steps=2))
-    assert all(point["loss"] > 0 for point in report.training["curve"])
+    assert all(point["held_out"] > 0 for point in report.training["curve"])
     assert weights(tmp_path / "out").keys() == weights(tiny_llama).keys()
 
 
