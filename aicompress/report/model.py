@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass, field
-from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from aicompress.errors import Refused
+from aicompress.report.plain import build, strict
 
 SCHEMA_VERSION = 1
 BYTE_KINDS = ("linear", "experts", "conv", "embedding", "head", "scale", "other", "header")
@@ -242,7 +241,7 @@ class Report:
                 plain[name]["bits_per_parameter"] = side.bits_per_parameter
         if self.latency is not None:
             plain["latency"]["ratio"] = self.latency.ratio
-        return json.dumps(_strict(plain), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return json.dumps(strict(plain), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Report:
@@ -264,63 +263,25 @@ class Report:
             )
         try:
             nested = {
-                "before": _build(Side, plain["before"]),
-                "after": _build(Side, plain["after"]),
-                "latency": _build(Latency, plain["latency"]),
+                "before": build(Side, plain["before"]),
+                "after": build(Side, plain["after"]),
+                "latency": build(Latency, plain["latency"]),
                 "untouched": _untouched(plain.get("untouched")),
-                "layers": tuple(_build(LayerRow, row) for row in plain["layers"]),
-                "gates": tuple(_build(Gate, gate) for gate in plain["gates"]),
+                "layers": tuple(build(LayerRow, row) for row in plain["layers"]),
+                "gates": tuple(build(Gate, gate) for gate in plain["gates"]),
                 "warnings": tuple(plain["warnings"]),
                 "lineage": tuple(plain["lineage"]),
                 "files": tuple(plain.get("files", ())),
                 "baselines": tuple(
-                    Baseline(_build(Side, each["side"]), _build(Latency, each["latency"]))
+                    Baseline(build(Side, each["side"]), build(Latency, each["latency"]))
                     for each in plain.get("baselines", ())
                 ),
             }
-            report: Report = _build(cls, {**plain, **nested})
+            report: Report = build(cls, {**plain, **nested})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise Refused(f"damaged report: {error}", "run the step again, or take the report from a backup") from error
         return report
 
 
 def _untouched(fields: dict[str, Any] | None) -> Untouched | None:
-    return None if fields is None else _build(Untouched, {**fields, "largest": tuple(fields["largest"])})
-
-
-def _build(kind: type, fields: dict[str, Any] | None) -> Any:
-    """A dataclass from JSON, derived figures dropped."""
-    if fields is None:
-        return None
-    kinds = get_type_hints(kind)
-    known = {f.name for f in dataclasses.fields(kind)}
-    given = {key: value for key, value in fields.items() if key in known}
-    wrong = next((key for key, value in given.items() if not _fits(value, kinds[key])), None)
-    if wrong is not None:
-        raise TypeError(f"{wrong} is {type(given[wrong]).__name__}")
-    return kind(**given)
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of a field's type; a number that was not finite has become null."""
-    origin, inner = get_origin(kind), get_args(kind)
-    if kind is Any:
-        return True
-    if origin in (UnionType, Union):
-        return any(_fits(value, each) for each in inner)
-    if origin is dict:
-        return isinstance(value, dict) and all(_fits(each, inner[1]) for each in value.values())
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(each, inner[0]) for each in value)
-    if kind is float:
-        return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
-
-
-def _strict(plain: Any) -> Any:
-    """The same with None for nan and infinity, which JSON cannot hold."""
-    if isinstance(plain, dict):
-        return {key: _strict(value) for key, value in plain.items()}
-    if isinstance(plain, list | tuple):
-        return [_strict(value) for value in plain]
-    return None if isinstance(plain, float) and not math.isfinite(plain) else plain
+    return None if fields is None else build(Untouched, {**fields, "largest": tuple(fields["largest"])})

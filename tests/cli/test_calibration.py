@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,6 @@ import numpy as np
 import pytest
 
 from aicompress.checkpoint.statistics import StatisticsFile
-from aicompress.cli.app import app
-from aicompress.cli.boundary import run
 from tests.checkpoints import Mlp
 
 Call = Callable[..., tuple[int, str, str]]
@@ -29,20 +26,6 @@ def build_another() -> Mlp:
     found = Mlp()
     del found.fc3
     return found
-
-
-@pytest.fixture
-def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
-    """The command in this process: its exit code, standard output and standard error."""
-
-    def command(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["aicompress", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            run(app)
-        assert isinstance(stop.value.code, int)
-        return stop.value.code, *capfd.readouterr()
-
-    return command
 
 
 def recipe(folder: Path, digits: Path, **sections: Any) -> Path:

@@ -3,32 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from aicompress.cli.app import app
-from aicompress.cli.boundary import run
 from tests.pipeline.calibration.steps import text
 
 Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
-    """The command in this process: its exit code, standard output and standard error."""
-
-    def command(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["aicompress", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            run(app)
-        assert isinstance(stop.value.code, int)
-        return stop.value.code, *capfd.readouterr()
-
-    return command
 
 
 def recipe(folder: Path, data: dict[str, Any], **method: Any) -> Path:

@@ -7,8 +7,10 @@ loads such a checkpoint with random values where it lacks some, which nobody rea
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from aicompress.model import hf
@@ -72,6 +74,21 @@ def fitted(config: dict[str, Any], names: Iterable[str]) -> Fit | None:
     return Fit(
         model, " and ".join(without), tuple(unused(model, hf.parameter_names(model, names), set(model.state_dict())))
     )
+
+
+def misfit_warnings(config: dict[str, Any], names: Iterable[str]) -> list[str]:
+    """What the user should know of an architecture and a checkpoint's parameters; a step asks for it several times.
+
+    Raises:
+        CheckpointError: the config is not one that the architecture takes.
+    """
+    return list(_told(json.dumps(config, sort_keys=True), tuple(names)))
+
+
+@lru_cache(maxsize=4)
+def _told(config: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    fit = fitted(json.loads(config), names)
+    return () if fit is None else tuple(fit.warnings)
 
 
 def _missing(model: Any, names: list[str]) -> list[str]:

@@ -14,7 +14,7 @@ from aicompress.layer import Kind
 from aicompress.measure import directory_nbytes
 from aicompress.model.architecture.shapes import misfits
 from aicompress.model.loading.definition import layer_kinds
-from aicompress.model.loading.fitting import fitted
+from aicompress.model.loading.fitting import misfit_warnings
 from aicompress.pipeline.step.output import Destination, Output
 from aicompress.report import gates
 from aicompress.weights import TensorSpec
@@ -31,8 +31,7 @@ def known_kinds(checkpoint: Checkpoint) -> tuple[Mapping[str, Kind | None] | Non
         named = (checkpoint.config.get("architectures") or [checkpoint.config.get("model_type")])[0]
         what = f"transformers does not know the architecture {named!r}" if named else _NO_ARCHITECTURE
         return None, [f"{what}: layers are told by name and shape"]
-    fit = fitted(checkpoint.config, checkpoint.parameters())
-    return kinds, [] if fit is None else fit.warnings
+    return kinds, misfit_warnings(checkpoint.config, checkpoint.parameters())
 
 
 def left_out(checkpoint: Checkpoint) -> list[str]:
