@@ -24,7 +24,7 @@ from aicompress.model.architecture.architecture import Architecture, Coupling
 from aicompress.model.architecture.attention import Attention, HeadCount, HeadTensor, Section
 from aicompress.model.architecture.config_fields import Path, fields, value_at, with_value
 from aicompress.model.architecture.fused_heads import positions
-from aicompress.model.architecture.hidden_width import HEAD_COUNTS, Residual, residual, small, with_width
+from aicompress.model.architecture.hidden_width import FIELDS, HEAD_COUNTS, Residual, residual, small, with_width
 from aicompress.model.architecture.layer_groups import by_reader
 from aicompress.model.architecture.shapes import build, stored_shapes
 from aicompress.weights import TensorSpec
@@ -44,11 +44,22 @@ def attentions_in_width(architecture: Architecture) -> list[Attention]:
     if not counts:
         raise CheckpointError(UNSAID, HINT)
     sections = dict.fromkeys(path[:-1] for path in counts)
-    return [
+    attentions = [
         attention
         for level in sections
+        if _governs(architecture, level)
         for attention in _of(architecture, [path for path in counts if path[:-1] == level])
     ]
+    if not attentions:
+        raise CheckpointError(UNSAID, HINT)
+    return attentions
+
+
+def _governs(architecture: Architecture, level: Path) -> bool:
+    """Whether a section sets any tensor's width: an image classifier of CLIP has a section of text, and no text."""
+    widths = [field for field in fields(architecture.config, FIELDS) if field[:-1] == level]
+    wider = (with_width(architecture.config, field, 2 * value_at(architecture.config, field)) for field in widths)
+    return not widths or any(stored_shapes(build(config)) != architecture.shapes for config in wider)
 
 
 def _of(architecture: Architecture, counts: list[Path]) -> list[Attention]:
@@ -125,8 +136,8 @@ def _numbers(architecture: Architecture, hidden: Residual, counts: list[Path]) -
         plain = {key: value for key, value in vars(module).items() if type(value) is int and not key.startswith("_")}
         grown = {key: value for key, value in plain.items() if value and more.get(key) == 2 * value}
         if grown and not module._parameters and all(value % hidden.heads == 0 for value in grown.values()):
-            path = architecture.on_disk(f"{name}.weight").removesuffix(".weight")
-            numbers[path] = {key: value // hidden.heads for key, value in grown.items()}
+            module_name = architecture.on_disk(f"{name}.weight").removesuffix(".weight")
+            numbers[module_name] = {key: value // hidden.heads for key, value in grown.items()}
     return numbers
 
 

@@ -183,8 +183,9 @@ def inputs_of(model: Any) -> dict[str, Tensor]:
     """
     config, taken = model.config.to_dict(), model.main_input_name
     generator = torch.Generator().manual_seed(0)
-    if taken == "pixel_values" and isinstance(config.get("image_size"), int):
-        return {taken: _image(config, generator)}
+    vision = config.get("vision_config")
+    if taken == "pixel_values":
+        return {taken: _image(vision if isinstance(vision, dict) else config, generator)}
     if taken == "input_features" and {"num_mel_bins", "max_source_positions"} <= config.keys():
         frames = (1, config["num_mel_bins"], 2 * config["max_source_positions"])
         ids = torch.randint(0, config["vocab_size"], (1, 6), generator=generator)
@@ -197,7 +198,6 @@ def inputs_of(model: Any) -> dict[str, Tensor]:
         raise CheckpointError("the hidden width of a model without a vocabulary cannot be tried out", HINT)
     ids = torch.randint(0, vocabulary, (2, 6), generator=generator)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    vision = config.get("vision_config")
     if isinstance(vision, dict) and not model.can_generate():  # what generates runs on tokens alone
         inputs["pixel_values"] = _image(vision, generator).expand(len(ids), -1, -1, -1)
     return {**inputs, "decoder_input_ids": ids} if model.config.is_encoder_decoder else inputs
