@@ -62,20 +62,11 @@ def clip() -> Any:
     return hf.CLIPModel(hf.CLIPConfig(text_config={**side, "vocab_size": 64}, vision_config=vision))
 
 
-def deepseek() -> Any:
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    latent = {"kv_lora_rank": 8, "q_lora_rank": 12, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 6}
-    mixture = {"moe_intermediate_size": 16, "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2}
-    groups = {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "num_key_value_heads": 4, "vocab_size": 64}
-    return hf.DeepseekV3ForCausalLM(hf.DeepseekV3Config(**shape, **latent, **mixture, **groups))
-
-
 @pytest.fixture
 def source(request: pytest.FixtureRequest) -> Path | Callable[[Path], Any]:
     name = request.param
     made = {"phi3": PHI3.saved, "gemma3n": lambda folder: gemma3n(6, 3).save_pretrained(folder)}
     made |= {"clip": lambda folder: clip().save_pretrained(folder)}
-    made |= {"deepseek": lambda folder: deepseek().save_pretrained(folder)}
     if name in ("mixtral", "qwen-moe", "llama", "gpt2", "vit"):
         return Path(request.getfixturevalue(f"tiny_{name.replace('-', '_')}"))
     return made.get(name) or FAMILIES[name].saved
