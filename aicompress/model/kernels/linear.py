@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aicompress.errors import Refused
+from aicompress.model.hf.layers_aicompress import rounded_input
 from aicompress.weights import IntGrouped
 from aicompress.weights.int_grouped import spread
 
@@ -109,6 +110,18 @@ class PlainLinear(FastLinear):
 
     def multiply(self, x: Tensor) -> Tensor:
         return F.linear(x, self.matrix.to(x.dtype), self.bias)
+
+
+class RoundedLinear(PlainLinear):
+    """A dense matrix whose inputs are rounded per token, as the decoded reference does it."""
+
+    def __init__(self, matrix: Tensor, bias: Tensor | None, bits: int) -> None:
+        super().__init__(matrix, bias)
+        self.bits = bits
+        self.kernel = f"dense, inputs of {bits} bits"
+
+    def multiply(self, x: Tensor) -> Tensor:
+        return super().multiply(rounded_input(x, self.bits))
 
 
 class Bfloat16Linear(FastLinear):

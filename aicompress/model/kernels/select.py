@@ -22,10 +22,12 @@ from aicompress.model.kernels.linear import (
     LowRankLinear,
     Packed,
     PlainLinear,
+    RoundedLinear,
     has_exact_int8,
     has_fast_bfloat16,
 )
 from aicompress.model.kernels.sparse import sparse_linear
+from aicompress.model.kernels.w4a8 import W4A8Linear, compiled, fits
 from aicompress.weights import Coded, Dense, IntGrouped, LowRank, Sparse, Weight
 from aicompress.weights.int_grouped import spread
 
@@ -96,8 +98,12 @@ def _integer_linear(weight: IntGrouped, bias: Tensor | None, dtype: torch.dtype,
     per_row = weight.scale.shape[1] == 1 and weight.symmetric
     if resident and bfloat16:
         return Bfloat16Linear(weight.dense(), bias)
+    if fits(weight) and compiled() is not None:
+        return W4A8Linear(weight, bias)
     if weight.activation_bits == 8 and per_row:
         return Int8Linear(weight, bias, 8 if has_exact_int8() else 7)
+    if weight.activation_bits is not None:
+        return RoundedLinear(weight.dense().to(dtype), bias, weight.activation_bits)
     if resident:  # float32 is as fast as it gets here from a few rows on, and small
         return PlainLinear(weight.dense().to(dtype), bias)
     group = next((g for g in INT4_GROUPS if (weight.group_size or columns) % g == 0 == columns % g), 0)

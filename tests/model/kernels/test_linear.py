@@ -35,7 +35,6 @@ NATIVE = [False, True] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else [Fal
 WITHOUT_BFLOAT16 = {"int8 weights": "dense", "bfloat16": "dense"}
 CASES: dict[str, tuple[Weight, str]] = {
     "w8a8": (integers(matrix(), 8, activations=8), INT8),
-    "w4a8": (integers(matrix(), 4, activations=8), INT8),
     "w8": (integers(matrix(), 8), "int8 weights"),
     "w8 groups": (integers(matrix(), 8, 32), "bfloat16"),
     "w8 zeros": (integers(matrix(), 8, symmetric=False), "bfloat16"),
