@@ -178,7 +178,7 @@ def _input_bits(info: LayerInfo, config: GptqConfig) -> int | None:
     return config.activation_bits if info.kind in ("linear", "head") else None
 
 
-def outline(info: LayerInfo, config: GptqConfig) -> Weight:
+def outline(info: LayerInfo, config: GptqConfig) -> IntGrouped:
     """The stored weight without data."""
     return replace(integer.outline(info, config), activation_bits=_input_bits(info, config))
 

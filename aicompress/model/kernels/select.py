@@ -54,13 +54,25 @@ class IntEmbedding(KernelLayer):
 
     def forward(self, ids: Tensor) -> Tensor:
         flat = ids.reshape(-1)
-        rows = self.codes[flat]
+        rows, scale = self.codes[flat], self.scale[flat].float()
+        zero = None if self.zero is None else self.zero[flat].float()
+        values = torch.empty(len(flat), self.embedding_dim)
         if self.nibbles:
-            rows = torch.cat([(rows << 4) >> 4, rows >> 4], dim=1)
-        values = rows.float()
-        if self.zero is not None:
-            values = values - spread(self.zero[flat].float(), self.embedding_dim, self.group_size)
-        values = values * spread(self.scale[flat].float(), self.embedding_dim, self.group_size)
+            low, high = values.chunk(2, dim=1)
+            low.copy_((rows << 4) >> 4)  # an arithmetic shift restores the sign
+            high.copy_(rows >> 4)
+        else:
+            values.copy_(rows)
+        groups = values
+        if self.embedding_dim % (self.group_size or self.embedding_dim):
+            scale = spread(scale, self.embedding_dim, self.group_size)
+            zero = None if zero is None else spread(zero, self.embedding_dim, self.group_size)
+        else:
+            groups = values.view(len(flat), scale.shape[1], -1)
+            scale, zero = scale[..., None], None if zero is None else zero[..., None]
+        if zero is not None:
+            groups.sub_(zero)
+        groups.mul_(scale)
         return values.to(self.dtype).view(*ids.shape, self.embedding_dim)
 
 
