@@ -185,8 +185,8 @@ def outline(info: LayerInfo, config: GptqConfig) -> IntGrouped:
 
 def describe(config: GptqConfig, weight: Weight) -> dict[str, Any]:
     """Knobs for the report row."""
-    inputs = {"activations": config.activation_bits} if config.activation_bits else {}
-    return {**integer.describe(config, weight), **inputs}
+    bits = weight.activation_bits if isinstance(weight, IntGrouped) else None
+    return {**integer.describe(config, weight), **({"activations": bits} if bits else {})}
 
 
 def grid_of(scale: Tensor, zero: Tensor | None, config: GptqConfig, order: Tensor) -> Grid:
