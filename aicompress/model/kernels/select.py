@@ -12,6 +12,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.model.kernels.is_linear import is_linear
 from aicompress.model.kernels.linear import (
     INT4_GROUPS,
+    KEPT_BYTES,
     RESIDENT_BYTES,
     Bfloat16Linear,
     FastLinear,
@@ -82,7 +83,15 @@ def is_resident(checkpoint: Checkpoint) -> bool:
     return sum(math.prod(entry.dense.shape) * 2 for entry in entries) <= RESIDENT_BYTES
 
 
-def fast_linear(weight: Weight, bias: Tensor | None, dtype: torch.dtype, resident: bool) -> FastLinear:
+def has_room(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint's compressed weights may be held decoded beside their codes: they take at most 1 GiB so."""
+    entries = checkpoint.manifest.entries.values()
+    return sum(math.prod(entry.dense.shape) * 4 for entry in entries) <= KEPT_BYTES
+
+
+def fast_linear(
+    weight: Weight, bias: Tensor | None, dtype: torch.dtype, resident: bool, keep: bool = False
+) -> FastLinear:
     """The module that multiplies by a stored weight fastest on this CPU.
 
     Args:
@@ -90,21 +99,24 @@ def fast_linear(weight: Weight, bias: Tensor | None, dtype: torch.dtype, residen
         bias: (out,) or None.
         dtype: of the layer where no kernel serves it.
         resident: all weights of the model fit into the cache as bfloat16, so that their size does not decide.
+        keep: the weight may be held decoded beside its codes, for products of many rows.
     """
     match weight:
         case LowRank():
-            right = fast_linear(weight.inner, None, dtype, resident)
-            return LowRankLinear(right, fast_linear(weight.out, bias, dtype, resident))
+            right = fast_linear(weight.inner, None, dtype, resident, keep)
+            return LowRankLinear(right, fast_linear(weight.out, bias, dtype, resident, keep))
         case Sparse():
             return sparse_linear(weight, bias, dtype)
         case Coded():
-            return _integer_linear(weight.grouped(), bias, dtype, resident)
+            return _integer_linear(weight.grouped(), bias, dtype, resident, keep)
         case Dense():
             return PlainLinear(weight.matrix.to(dtype), bias)
     return PlainLinear(weight.dense().to(dtype), bias)  # decoded once: a kernel for a form is an option
 
 
-def _integer_linear(weight: IntGrouped, bias: Tensor | None, dtype: torch.dtype, resident: bool) -> FastLinear:
+def _integer_linear(
+    weight: IntGrouped, bias: Tensor | None, dtype: torch.dtype, resident: bool, keep: bool
+) -> FastLinear:
     bfloat16 = has_fast_bfloat16()
     out, columns = weight.shape
     per_row = weight.scale.shape[1] == 1 and weight.symmetric
@@ -120,17 +132,19 @@ def _integer_linear(weight: IntGrouped, bias: Tensor | None, dtype: torch.dtype,
         return PlainLinear(weight.dense().to(dtype), bias)
     group = next((g for g in INT4_GROUPS if (weight.group_size or columns) % g == 0 == columns % g), 0)
     if weight.bits <= 4 and group and out % 16 == 0:
-        return Int4Linear(weight, bias, group)
+        return Int4Linear(weight, bias, group, keep)
     if weight.bits > 4 and per_row and bfloat16:
         return Int8WeightLinear(weight, bias)
     return Bfloat16Linear(weight.dense(), bias) if bfloat16 else PlainLinear(weight.dense().to(dtype), bias)
 
 
-def fast_module(module: nn.Module, weight: Weight, dtype: torch.dtype, resident: bool) -> Any | None:
+def fast_module(
+    module: nn.Module, weight: Weight, dtype: torch.dtype, resident: bool, keep: bool = False
+) -> Any | None:
     """An inference module for a layer with a stored weight; None where no kernel fits the layer's class."""
     if is_linear(module):
         bias: Any = module.bias
-        return fast_linear(weight, bias, dtype, resident)
+        return fast_linear(weight, bias, dtype, resident, keep)
     if type(module) is nn.Embedding and module.max_norm is None and isinstance(weight, IntGrouped):
         return IntEmbedding(weight, dtype)
     return None
