@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import importlib
 import json
 import os
@@ -90,8 +91,10 @@ def server(folder: Path, *modules: str) -> list[str]:
 
 def serve(address: str, until: int, modules: list[str]) -> None:
     """Fork for every client, until another process has ended."""
+    gc.disable()
     for name in modules:
         importlib.import_module(name)
+    gc.freeze()  # so that the collector of a fork looks through none of it
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a keeper
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(address)
@@ -145,6 +148,7 @@ def keep(client: socket.socket) -> None:
 
 def run(arguments: list[str], folder: str, environment: dict[str, str]) -> int:
     """Do what the interpreter does with -m or -c, and flush; the exit code."""
+    gc.enable()
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)

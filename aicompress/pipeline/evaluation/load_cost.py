@@ -20,6 +20,7 @@ from aicompress.checkpoint.source import locate
 from aicompress.data import Data
 from aicompress.errors import CompressError, Refused
 from aicompress.measure import peak_rss
+from aicompress.model.loading.load import IMPORTED
 from aicompress.recipe import Model
 
 if TYPE_CHECKING:
@@ -92,9 +93,9 @@ def footprint(request: LoadRequest) -> Footprint:
     raise CompressError(f"{request.path} could not be loaded in a process of its own: {words}", hint)
 
 
-def _libraries(path: str) -> list[str]:
+def _libraries(path: str) -> tuple[str, ...]:
     """What loading a checkpoint imports: that is no part of a load."""
-    return ["aicompress.model.hf.modeling_aicompress"] if os.path.isdir(path) else []
+    return ("aicompress.model.hf.modeling_aicompress", *IMPORTED) if os.path.isdir(path) else ()
 
 
 def _silence() -> None:
