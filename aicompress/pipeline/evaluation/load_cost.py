@@ -12,7 +12,8 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from importlib import import_module
-from multiprocessing import get_all_start_methods, get_context
+from multiprocessing import forkserver, get_all_start_methods, get_context
+from multiprocessing.context import ForkServerContext, SpawnContext
 from statistics import median
 from typing import TYPE_CHECKING, Literal
 
@@ -78,9 +79,7 @@ def footprint(request: LoadRequest) -> Footprint:
         Refused: it cannot be loaded.
         CompressError: loading it failed there; the message says why.
     """
-    context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
-    context.set_forkserver_preload([__name__, *_libraries(request.path)])
-    with ProcessPoolExecutor(1, context, _silence) as process:
+    with ProcessPoolExecutor(1, _context(request.path), _silence) as process:
         try:
             return process.submit(measure, request).result()
         except Refused:
@@ -91,6 +90,20 @@ def footprint(request: LoadRequest) -> Footprint:
             words = str(error) or type(error).__name__
     hint = "close other programs, or measure without `latency`"
     raise CompressError(f"{request.path} could not be loaded in a process of its own: {words}", hint)
+
+
+def prepare(path: str) -> None:
+    """Start importing, in the server, what loading this and other checkpoints takes, and do not wait for it."""
+    if isinstance(_context(path), ForkServerContext):
+        forkserver.ensure_running()
+
+
+def _context(path: str) -> SpawnContext | ForkServerContext:
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__, *_libraries(path)])
+    return context
 
 
 def _libraries(path: str) -> tuple[str, ...]:
