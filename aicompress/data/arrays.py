@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from aicompress.data.rows import readable
 from aicompress.data.sampling import Source, choose, record
 from aicompress.data.section import Data
+from aicompress.data.text_files import readable
 from aicompress.errors import RecipeError, suggestion
 
 

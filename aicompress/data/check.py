@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from aicompress.data.arrays import archive
-from aicompress.data.rows import readable, rows
+from aicompress.data.rows import FullRows
 from aicompress.data.section import Data
+from aicompress.data.text_files import lines
 from aicompress.errors import CompressError, RecipeError
 
 
@@ -30,12 +31,11 @@ def _first_sample(data: Data) -> None:
         with archive(path, [name for name in (data.inputs, data.labels) if name is not None]):
             return
     if data.kind == "text":
-        with readable(path), path.open(encoding="utf-8-sig") as file:
-            empty = not any(line.strip() for line in file)
+        empty = not any(line.strip() for line in lines(path))
     else:
-        empty = next(rows(data, _columns(data)), None) is None
+        empty = next(iter(FullRows(data, _columns(data))), None) is None
     if empty:
-        raise RecipeError(f"{data.path} holds no sample", "")
+        raise RecipeError(f"{data.path} holds no sample", "give a file with text in it")
 
 
 def _columns(data: Data) -> list[str | int]:

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from aicompress.data.rows import readable
 from aicompress.data.section import Data
+from aicompress.data.text_files import readable
 from aicompress.errors import RecipeError
 
 
@@ -26,6 +26,7 @@ class Source:
         samples: samples that were taken.
         available: samples that there were, or had been read when enough were found.
         seed: seed of the choice; None where the first samples were taken.
+        skipped: rows that were left out, because they are null or empty.
     """
 
     kind: str
@@ -35,12 +36,13 @@ class Source:
     samples: int
     available: int
     seed: int | None
+    skipped: int = 0
 
 
-def record(data: Data, samples: int, available: int, seed: int | None) -> Source:
+def record(data: Data, samples: int, available: int, seed: int | None, skipped: int = 0) -> Source:
     """The record of samples taken from a source; reads a file once more for its digest."""
     nbytes = 0 if data.kind == "hub" else Path(data.path).stat().st_size
-    return Source(data.kind, data.name, digest(data), nbytes, samples, available, seed)
+    return Source(data.kind, data.name, digest(data), nbytes, samples, available, seed, skipped)
 
 
 def digest(data: Data) -> str:

@@ -23,13 +23,16 @@ class Data(BaseModel):
     text: str | None = Field(
         None, description="plain text file; windows of `length` tokens, or its lines for an encoder"
     )
-    jsonl: str | None = Field(None, description="JSON lines with the field `field`")
+    jsonl: str | None = Field(None, description="JSON lines, or one JSON array of objects, with `field`")
     csv: str | None = Field(None, description="csv (or tsv, by its suffix) with the column `field`")
     parquet: str | None = Field(None, description="parquet with the column `field`")
     arrays: str | None = Field(None, description=".npz file")
     pairs: str | None = Field(None, description="tsv, csv, jsonl or parquet with sentence pairs and scores")
     hub: str | None = Field(None, description="hf://datasets/org/name, one split of it")
-    field: str = Field("text", description="field or column that holds the text")
+    field: str = Field(
+        "text",
+        description="field or column that holds the text, or the messages of a chat; chat.text is the text inside chat",
+    )
     split: str = Field("train", description="hub: split of the dataset")
     inputs: str | None = Field(None, description="arrays: name of the inputs")
     labels: str | None = Field(None, description="arrays or labelled texts: name of the labels")
