@@ -6,6 +6,7 @@ anything that is called and answers as a Hugging Face tokenizer does.
 
 from aicompress.data.arrays import arrays
 from aicompress.data.check import problems
+from aicompress.data.drawn import drawn_windows
 from aicompress.data.sampling import Source, choose, digest, split
 from aicompress.data.section import Data
 from aicompress.data.text import batches, labelled, pairs, sentences
@@ -19,6 +20,7 @@ __all__ = [
     "batches",
     "choose",
     "digest",
+    "drawn_windows",
     "labelled",
     "pairs",
     "problems",

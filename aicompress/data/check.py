@@ -24,7 +24,7 @@ def problems(data: Data) -> list[CompressError]:
 
 
 def _first_sample(data: Data) -> None:
-    if data.kind == "hub":
+    if not data.is_file:
         return
     path = Path(data.path)
     if data.kind == "arrays":

@@ -79,7 +79,7 @@ def texts_of(data: Data) -> FullRows:
     Raises:
         RecipeError: the source has no texts.
     """
-    if data.kind in ("arrays", "pairs"):
+    if data.kind in ("arrays", "pairs", "drawn"):
         raise RecipeError(f"{data.path}: {data.kind} hold no texts", "give text, jsonl, csv, parquet or hub")
     return FullRows(data, [data.field])
 

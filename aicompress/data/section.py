@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_valid
 
 from aicompress.disk import expanded
 
-SourceKind = Literal["text", "jsonl", "csv", "parquet", "arrays", "pairs", "hub"]
-SOURCES: tuple[SourceKind, ...] = get_args(SourceKind)
+SourceKind = Literal["text", "jsonl", "csv", "parquet", "arrays", "pairs", "hub", "drawn"]
+SOURCES: tuple[SourceKind, ...] = tuple(kind for kind in get_args(SourceKind) if kind != "drawn")
 
 FILES = tuple(kind for kind in SOURCES if kind != "hub")
 
@@ -43,6 +43,11 @@ class Data(BaseModel):
     scale: float = Field(1.0, gt=0, description="arrays: inputs are divided by this")
     samples: int | None = Field(None, ge=1, description="how many samples; none means all")
     length: int = Field(256, ge=2, description="tokens in a sample")
+    bos: bool = Field(
+        True,
+        exclude_if=bool,  # recipes from before it was there keep their digests
+        description="windows start with the token that the tokenizer puts before a text, where it puts one",
+    )
 
     @field_validator(*FILES)
     @classmethod
@@ -56,11 +61,18 @@ class Data(BaseModel):
         """A file's name: where it lies on this machine is nobody's who reads the recipe in a checkpoint."""
         return None if path is None else Path(path).name
 
+    @property
+    def draws(self) -> bool:
+        """Whether samples are drawn, so that there may be no source of others."""
+        return False
+
     @model_validator(mode="after")
     def _one_source(self) -> Data:
         given = [kind for kind in SOURCES if getattr(self, kind) is not None]
-        if len(given) != 1:
+        if len(given) > 1 or not (given or self.draws):
             raise ValueError(f"give exactly one of {', '.join(SOURCES)}" + (f", not {len(given)}" if given else ""))
+        if not given and self.samples is not None:
+            raise ValueError("`samples` counts those of a source, and none is given: `drawn` says how many are drawn")
         if self.arrays is not None and self.inputs is None:
             raise ValueError("arrays need `inputs`, the name of the array that holds them")
         if self.pairs is None:
@@ -75,21 +87,26 @@ class Data(BaseModel):
 
     @property
     def kind(self) -> SourceKind:
-        """Which source is given."""
-        return next(kind for kind in SOURCES if getattr(self, kind) is not None)
+        """Which source is given; `drawn` where there is none."""
+        return next((kind for kind in SOURCES if getattr(self, kind) is not None), "drawn")
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the source is a file."""
+        return self.kind in FILES
 
     @property
     def path(self) -> str:
         """The source itself: a path, or the name of a dataset."""
-        return str(getattr(self, self.kind))
+        return "" if self.kind == "drawn" else str(getattr(self, self.kind))
 
     @property
     def name(self) -> str:
         """The source as records name it: a file without its folders, or the name of a dataset."""
-        return self.path if self.kind == "hub" else Path(self.path).name
+        return Path(self.path).name if self.is_file else self.path
 
     def relative_to(self, folder: Path) -> Data:
         """The same with its path made absolute from a recipe's folder; a hub name stays as it is."""
-        if self.kind == "hub":
+        if not self.is_file:
             return self
         return self.model_copy(update={self.kind: str((folder / expanded(self.path)).resolve())})

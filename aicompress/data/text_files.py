@@ -1,4 +1,4 @@
-"""Text files, read line by line or in large pieces; what is no text is refused with the line where it stops to be one."""
+"""Text files, read line by line or in large pieces; what is no text is refused with its line."""
 
 from __future__ import annotations
 

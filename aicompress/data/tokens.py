@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,11 +22,16 @@ class Tokenizer(Protocol):
     """What is called of a Hugging Face tokenizer."""
 
     eos_token_id: int | None
+    all_special_ids: list[int]
     chat_template: Any
 
     def __call__(self, text: Any, **options: Any) -> Any: ...
 
     def apply_chat_template(self, conversation: Any, **options: Any) -> Any: ...
+
+    def convert_ids_to_tokens(self, ids: Any) -> Any: ...
+
+    def get_vocab(self) -> dict[str, int]: ...
 
 
 def needed(tokenizer: Tokenizer | None) -> Tokenizer:
@@ -39,13 +45,24 @@ def needed(tokenizer: Tokenizer | None) -> Tokenizer:
     return tokenizer
 
 
+def surrounding(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Tokens that a tokenizer puts before and after a text, as the model was trained to see it."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    for at in range(len(whole) - len(plain) + 1):
+        if whole[at : at + len(plain)] == plain:
+            return list(whole[:at]), list(whole[at + len(plain) :])
+    return [], []
+
+
 def token_windows(
     data: Data, tokenizer: Tokenizer | None, seed: int | None = None, most: int | None = None
 ) -> tuple[Tensor, Source]:
-    """Non-overlapping windows of a text, (samples, length) int64, without special tokens at their ends.
+    """Non-overlapping windows of a text, (samples, length) int64.
 
     A text file is one sequence; rows are joined by the end-of-text token, or an empty line where there is none. Rows of
-    chat messages are written with the tokenizer's chat template, which says itself where they end.
+    chat messages are written with the tokenizer's chat template, which says itself where they end. Every window begins
+    with what the tokenizer puts before a text (BOS), where it does, unless the data section says `bos: false`.
     Without a seed the first `samples` windows are taken (and no more is read than they need), which is how results
     are compared; with a seed a random choice of all windows, which is how calibration samples.
 
@@ -57,26 +74,43 @@ def token_windows(
         RecipeError: the source cannot be read, or is too short for the samples asked for.
     """
     tokenizer = needed(tokenizer)
-    enough = data.samples * data.length if data.samples is not None and seed is None else None
-    parts: list[Tensor] = []
-    count = 0
+    before = torch.tensor(surrounding(tokenizer)[0] if data.bos else [], dtype=torch.int64)
+    inner = data.length - len(before)  # tokens of the text in a window
+    if inner < 1:
+        raise RecipeError(
+            f"a window of {data.length} tokens has no room behind {len(before)} of its start", "a greater `length`"
+        )
     rows = None if data.kind == "text" else texts_of(data)
     texts = _ids_of_pieces(Path(data.path), tokenizer) if rows is None else _ids_of_rows(data, rows, tokenizer)
+    enough = data.samples * inner if data.samples is not None and seed is None else None
+    parts = _read(texts, before, enough)
+    count = sum(map(len, parts))
+    available = count // inner
+    wanted = max(1, wanted_of(available, data, most))
+    if available < wanted:
+        raise RecipeError(
+            f"{data.path} holds {count} tokens, {wanted} samples of {data.length} need {wanted * inner}",
+            f"samples: {available}, or a longer text" if available else "a shorter `length`, or a longer text",
+        )
+    windows = torch.cat(parts)[: available * inner].view(available, inner)
+    taken = choose(available, data, seed, most)
+    windows = torch.cat([before.expand(len(taken), -1), windows[taken]], dim=1)
+    source = record(data, len(taken), available, seed, 0 if rows is None else rows.skipped)
+    return windows, replace(source, bos=" ".join(tokenizer.convert_ids_to_tokens(before.tolist())))
+
+
+def _read(texts: Iterator[Tensor], before: Tensor, enough: int | None) -> list[Tensor]:
+    """Tokens of texts until there are enough; what a chat template puts before the first of them is left out."""
+    parts: list[Tensor] = []
+    count = 0
     for part in texts:
+        if not parts and len(before) and torch.equal(part[: len(before)], before):
+            part = part[len(before) :]
         parts.append(part)
         count += len(part)
         if enough is not None and count >= enough:
             break
-    available = count // data.length
-    wanted = max(1, wanted_of(available, data, most))
-    if available < wanted:
-        raise RecipeError(
-            f"{data.path} holds {count} tokens, {wanted} samples of {data.length} need {wanted * data.length}",
-            f"samples: {available}, or a longer text" if available else "a shorter `length`, or a longer text",
-        )
-    windows = torch.cat(parts)[: available * data.length].view(available, data.length)
-    taken = choose(available, data, seed, most)
-    return windows[taken], record(data, len(taken), available, seed, 0 if rows is None else rows.skipped)
+    return parts
 
 
 def _ids_of_pieces(path: Path, tokenizer: Tokenizer) -> Iterator[Tensor]:

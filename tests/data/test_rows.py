@@ -113,7 +113,8 @@ def test_rows_that_hold_nothing_at_all_are_left_out(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", [{"text": value} for value in EMPTY])
     with pytest.raises(RecipeError, match="all 5 rows are null or empty in 'text'"):
         sentences(Data(jsonl=str(path)))
-    assert [problem.message for problem in problems(Data(jsonl=str(path)))][0].endswith("null or empty in 'text'")
+    (problem,) = problems(Data(jsonl=str(path)))
+    assert problem.message.endswith("null or empty in 'text'")
 
 
 def test_a_chat_is_no_text_and_its_contents_are(tmp_path: Path) -> None:

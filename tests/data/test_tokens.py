@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import processors
 from transformers import AutoTokenizer
 
 from aicompress.data import Data, text_files, token_windows
@@ -107,3 +108,26 @@ def test_chats_are_written_with_the_chat_template(tokenizer: Any, tmp_path: Path
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(RecipeError, match="item 1: the chat template does not take these messages: roles must"):
         token_windows(data, tokenizer)
+
+
+def test_windows_begin_as_the_tokenizer_begins_a_text(tokenizer: Any, text_file: Path, tmp_path: Path) -> None:
+    data = Data(text=str(text_file), length=32, samples=4)
+    without, source = token_windows(data, tokenizer)
+    assert source.bos == ""
+    bos = tokenizer.bos_token
+    start = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)])
+    tokenizer.backend_tokenizer.post_processor = start
+    for seed in (None, 5):
+        windows, source = token_windows(data, tokenizer, seed)
+        assert windows.shape == (4, 32)
+        assert set(windows[:, 0].tolist()) == {tokenizer.bos_token_id}
+        assert source.bos == bos
+    windows, _ = token_windows(data, tokenizer)
+    assert torch.equal(windows[:, 1:].flatten(), without.flatten()[: 4 * 31])  # no token of the text is lost
+    off, source = token_windows(data.model_copy(update={"bos": False}), tokenizer)
+    assert torch.equal(off, without)
+    assert source.bos == ""
+    tokenizer.chat_template = "{{ bos_token }}" + TEMPLATE
+    (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": CHAT}))
+    chats, _ = token_windows(Data(jsonl=str(tmp_path / "chats.jsonl"), field="messages", length=8), tokenizer)
+    assert chats[0].tolist().count(tokenizer.bos_token_id) == 1  # the template's own is not doubled
