@@ -4,7 +4,7 @@ Every reader returns the samples and a `Source`, the record of them that the rep
 anything that is called and answers as a Hugging Face tokenizer does.
 """
 
-from aicompress.data.arrays import arrays
+from aicompress.data.arrays import arrays, named_arrays
 from aicompress.data.check import problems
 from aicompress.data.drawn import drawn_windows
 from aicompress.data.sampling import Source, choose, digest, split
@@ -22,6 +22,7 @@ __all__ = [
     "digest",
     "drawn_windows",
     "labelled",
+    "named_arrays",
     "pairs",
     "problems",
     "sentences",

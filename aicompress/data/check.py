@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aicompress.data.arrays import archive
+from aicompress.data.arrays import require_same_samples
 from aicompress.data.rows import FullRows
 from aicompress.data.section import Data
 from aicompress.data.text_files import lines
@@ -28,8 +28,8 @@ def _first_sample(data: Data) -> None:
         return
     path = Path(data.path)
     if data.kind == "arrays":
-        with archive(path, [name for name in (data.inputs, data.labels) if name is not None]):
-            return
+        require_same_samples(data)
+        return
     if data.kind == "text":
         empty = not any(line.strip() for line in lines(path))
     else:

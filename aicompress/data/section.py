@@ -26,7 +26,7 @@ class Data(BaseModel):
     jsonl: str | None = Field(None, description="JSON lines, or one JSON array of objects, with `field`")
     csv: str | None = Field(None, description="csv (or tsv, by its suffix) with the column `field`")
     parquet: str | None = Field(None, description="parquet with the column `field`")
-    arrays: str | None = Field(None, description=".npz file")
+    arrays: str | None = Field(None, description=".npz or .safetensors file")
     pairs: str | None = Field(None, description="tsv, csv, jsonl or parquet with sentence pairs and scores")
     hub: str | None = Field(None, description="hf://datasets/org/name, one split of it")
     field: str = Field(
@@ -34,7 +34,9 @@ class Data(BaseModel):
         description="field or column that holds the text, or the messages of a chat; chat.text is the text inside chat",
     )
     split: str = Field("train", description="hub: split of the dataset")
-    inputs: str | None = Field(None, description="arrays: name of the inputs")
+    inputs: str | tuple[str, ...] | None = Field(
+        None, description="arrays: name of the inputs; for calibration also several, each an argument of the model"
+    )
     labels: str | None = Field(None, description="arrays or labelled texts: name of the labels")
     columns: tuple[int, int] | tuple[str, str] | None = Field(
         None, description="pairs: columns of the two sentences; numbers from 0 where the file has no header, else names"
@@ -62,6 +64,16 @@ class Data(BaseModel):
         return None if path is None else Path(path).name
 
     @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the arrays of inputs."""
+        return (self.inputs,) if isinstance(self.inputs, str) else self.inputs or ()
+
+    @property
+    def takes_several(self) -> bool:
+        """Whether a sample may be made of several arrays."""
+        return False
+
+    @property
     def draws(self) -> bool:
         """Whether samples are drawn, so that there may be no source of others."""
         return False
@@ -73,8 +85,10 @@ class Data(BaseModel):
             raise ValueError(f"give exactly one of {', '.join(SOURCES)}" + (f", not {len(given)}" if given else ""))
         if not given and self.samples is not None:
             raise ValueError("`samples` counts those of a source, and none is given: `drawn` says how many are drawn")
-        if self.arrays is not None and self.inputs is None:
+        if self.arrays is not None and not self.input_names:
             raise ValueError("arrays need `inputs`, the name of the array that holds them")
+        if len(self.input_names) > 1 and not self.takes_several:
+            raise ValueError("`inputs` is the name of one array here; several calibrate")
         if self.pairs is None:
             if self.columns is not None or self.score is not None:
                 raise ValueError("`columns` and `score` belong to `pairs`")

@@ -176,8 +176,10 @@ def _set_drawn(plain: dict[str, Any], number: str) -> None:
     """Let calibration draw tokens in the place of what it reads; a step that calibrates nothing needs none.
 
     Raises:
-        RecipeError: it reads arrays.
+        RecipeError: no number, or calibration reads arrays.
     """
+    if not number.isdecimal() or int(number) < 1:
+        raise RecipeError(f"--drawn: {number[:SHOWN]!r} is no number of samples", "for example --drawn 128")
     section = plain.get("calibration")
     if not isinstance(section, dict):
         return

@@ -88,6 +88,11 @@ class Calibration(Data):
         """Whether samples are drawn."""
         return self.drawn is not None
 
+    @property
+    def takes_several(self) -> bool:
+        """Whether a sample may be made of several arrays."""
+        return True
+
     @model_validator(mode="after")
     def _drawn_are_texts(self) -> Calibration:
         if self.draws and self.kind == "arrays":

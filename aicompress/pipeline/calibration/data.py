@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.data import Source, arrays, batches, drawn_windows, labelled, sentences, token_windows
+from aicompress.data import Source, batches, drawn_windows, labelled, named_arrays, sentences, token_windows
 from aicompress.errors import Refused
 from aicompress.model.loading.config import most_positions
 from aicompress.model.loading.tokenizer import load_tokenizer
 from aicompress.model.sensitivity.loss import Sample
-from aicompress.pipeline.calibration.requirements import generates
+from aicompress.pipeline.calibration.requirements import first_argument, generates
 from aicompress.pipeline.step.workers import Processes
 from aicompress.recipe import Calibration
 
@@ -80,14 +80,13 @@ def calibration_inputs(
     sets = list(_sample_sets(checkpoint, model, data, seed))
     step = _fair(step, sum(each.count for each in sets), team)
     batched = [each.batched(step) for each in sets]
+    weights: list[float] = []
+    if len(sets) > 1:
+        for part, weight in zip(batched, _weights([_tokens(part) for part in batched]), strict=True):
+            weights += [weight] * len(part)
     whole = [batch for part in batched for batch in part]
-    weights = [
-        weight
-        for part, weight in zip(batched, _weights([_tokens(part) for part in batched]), strict=True)
-        for _ in part
-    ]
     own = slice(team.rank, None, team.size)
-    return Inputs(tuple(whole[own]), tuple(each.source for each in sets), tuple(weights[own]) if len(sets) > 1 else ())
+    return Inputs(tuple(whole[own]), tuple(each.source for each in sets), tuple(weights[own]))
 
 
 def samples(checkpoint: Checkpoint, model: Any, data: Calibration, seed: int, team: Processes) -> tuple[Sample, ...]:
@@ -140,13 +139,15 @@ def _sample_sets(
 
 
 def _of_arrays(checkpoint: Checkpoint, model: Any, data: Calibration, seed: int) -> SampleSet:
-    inputs, labels, source = arrays(data, seed, DEFAULT_SAMPLES)
-    predicts = generates(checkpoint) and not inputs.is_floating_point()
+    inputs, labels, source = named_arrays(data, seed, DEFAULT_SAMPLES)
+    tokens = inputs.keys() & {"input_ids", "decoder_input_ids"}
+    predicts = generates(checkpoint) and bool(tokens or not any(each.is_floating_point() for each in inputs.values()))
 
     def batched(step: int) -> Batches:
-        return [_arrays(model, inputs[at : at + step]) for at in range(0, len(inputs), step)]
+        starts = range(0, source.samples, step)
+        return [_arrays(model, {name: each[at : at + step] for name, each in inputs.items()}) for at in starts]
 
-    return SampleSet(len(inputs), batched, source, labels, predicts)
+    return SampleSet(source.samples, batched, source, labels, predicts)
 
 
 def _windows(model: Any, windows: Tensor, step: int) -> Batches:
@@ -168,11 +169,8 @@ def _weights(sizes: list[int]) -> list[float]:
 
 def _tokens(part: Batches) -> int:
     """Real tokens in batches of texts."""
-    return sum(int(batch["attention_mask"].sum()) if "attention_mask" in batch else _first(batch) for batch in part)
-
-
-def _first(batch: dict[str, Any]) -> int:
-    return int(next(iter(batch.values())).numel())
+    masks = (batch.get("attention_mask", torch.ones_like(batch["input_ids"])) for batch in part)
+    return sum(int(mask.sum()) for mask in masks)
 
 
 def class_names(checkpoint: Checkpoint) -> list[str]:
@@ -181,15 +179,21 @@ def class_names(checkpoint: Checkpoint) -> list[str]:
     return [str(named[key]) for key in sorted(named, key=int)]
 
 
-def _arrays(model: Any, inputs: Tensor) -> dict[str, Any]:
-    """Arrays as a model takes them; a decoder is given the same token ids, or its first token where they are none."""
-    name = _first_argument(model)
-    arguments: dict[str, Any] = {name: _shaped(name, inputs)}
+def _arrays(model: Any, named: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Arrays as a model takes them: each under its own name, one alone also as what the model calls its input.
+
+    A decoder that is not given its own is given the same token ids, or its first token where they are none.
+    """
+    if len(named) == 1 and next(iter(named)) not in inspect.signature(model.forward).parameters:
+        named = {first_argument(model): next(iter(named.values()))}
+    arguments: dict[str, Any] = {name: _shaped(name, inputs) for name, inputs in named.items()}
     described = getattr(model, "config", None)
     if getattr(described, "is_encoder_decoder", False):
         start = getattr(described, "decoder_start_token_id", None) or getattr(described, "bos_token_id", None) or 0
+        inputs = arguments.get(first_argument(model), next(iter(arguments.values())))
         first = torch.full((len(inputs), 1), start, dtype=torch.int64)
-        arguments |= {"decoder_input_ids": first if inputs.is_floating_point() else inputs, "use_cache": False}
+        given = {"decoder_input_ids": first if inputs.is_floating_point() else inputs, "use_cache": False}
+        arguments = given | arguments
     return arguments
 
 
@@ -203,11 +207,6 @@ def _fair(step: int, samples: int, team: Processes) -> int:
     if samples < team.size:
         raise Refused(f"{samples} calibration samples cannot be shared by {team.size} processes", "give more samples")
     return min(step, samples // team.size)
-
-
-def _first_argument(model: Any) -> str:
-    """What the model's forward calls its input."""
-    return getattr(model, "main_input_name", None) or next(iter(inspect.signature(model.forward).parameters))
 
 
 def _language(model: Any, windows: Tensor) -> dict[str, Any]:
