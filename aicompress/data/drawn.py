@@ -9,6 +9,7 @@ WordPiece in the order of its list. Tokens are drawn independently of each other
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +51,7 @@ def frequencies(tokenizer: Tokenizer) -> Frequencies:
     special = {token["id"] for token in described.get("added_tokens", [])} | set(tokenizer.all_special_ids)
     if model.get("type") == "Unigram":
         scores = {i: float(score) for i, (_, score) in enumerate(model["vocab"]) if i not in special and score < 0}
-        by_id, origin = {i: torch.tensor(score).double().exp().item() for i, score in scores.items()}, "scores"
+        by_id, origin = {i: math.exp(score) for i, score in scores.items()}, "scores"
     else:
         ranks, origin = _merge_ranks(model), "merge ranks"
         if not ranks:

@@ -134,7 +134,8 @@ GOOD = {"text": "a line\n", "jsonl": '{"text": "a line"}\n', "csv": "text\na lin
 def test_what_is_no_text_is_refused_with_a_hint(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     good = GOOD[kind]
-    fields = {"columns": (0, 1), "score": 2} if kind == "pairs" else {}
+    fields: dict[str, Any] = {"columns": (0, 1), "score": 2} if kind == "pairs" else {}
+    read: Any = pairs if kind == "pairs" else sentences
     for content, words in (
         (good.encode() + b"\x00\x01\n", "holds NUL characters, so it is no text"),
         (good.encode() + b"caf\xe9\n", r"line \d: is not UTF-8 text"),
@@ -143,7 +144,7 @@ def test_what_is_no_text_is_refused_with_a_hint(kind: str, tmp_path: Path) -> No
     ):
         path.write_bytes(content)
         with pytest.raises(RecipeError, match=words) as caught:
-            (pairs if kind == "pairs" else sentences)(Data(**{kind: str(path)}, **fields))
+            read(Data(**{kind: str(path)}, **fields))
         assert "UTF-" in caught.value.hint
 
 

@@ -48,7 +48,7 @@ def all_calibrated(report: Report) -> bool:
 
 
 def test_several_inputs_run_together(clip: Path, tmp_path: Path) -> None:
-    data = {"arrays": str(clip / "pairs.safetensors"), "inputs": list(PAIRS), "scale": 255}
+    data: dict[str, Any] = {"arrays": str(clip / "pairs.safetensors"), "inputs": list(PAIRS), "scale": 255}
     report = run(clip, tmp_path / "out", write_recipe(tmp_path, data, method=EIGHT_BITS))
     assert all_calibrated(report)
     assert {row.name.partition(".")[0] for row in report.layers if row.method != "-"} >= {"text_model", "vision_model"}
