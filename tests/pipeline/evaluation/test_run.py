@@ -96,7 +96,7 @@ def test_the_report_says_what_was_read(trained_llama: Path, tmp_path: Path) -> N
 
 def of_rows(folder: Path, texts: list[str | None]) -> EvalRecipe:
     (folder / "rows.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
-    return measuring({"perplexity": Data(jsonl=str(folder / "rows.jsonl"), length=16)})
+    return measuring({"perplexity": Perplexity(jsonl=str(folder / "rows.jsonl"), length=16)})
 
 
 def test_a_copy_of_a_tied_parameter_counts_once(trained_llama: Path, heldout_file: Path, tmp_path: Path) -> None:
