@@ -8,11 +8,12 @@ AIC := $(BIN)/aicompress
 BUILD := build
 PEERS := $(BUILD)/bench-venv/.ready
 BENCH ?=
+SWEEP ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test test-fast coverage check format lint types dist clean
-.PHONY: bench-peers bench-quantize bench-prune bench-streaming bench-memory bench-mnist bench-startup bench-drawn
+.PHONY: bench-peers bench-quantize bench-prune bench-streaming bench-memory bench-mnist bench-startup bench-loaded bench-drawn
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,8 +75,15 @@ bench-drawn: $(READY) ## calibration on drawn tokens against real text: BENCH="-
 bench-startup: $(READY) ## time of a step on a small input against that of its imports
 	$(BIN)/python -m scripts.bench.startup --folder $(BUILD)/bench $(BENCH)
 
+bench-loaded: $(READY) ## time of 4-bit models of three sizes against dense ones, by number of tokens
+	$(BIN)/python -m scripts.bench.loaded --folder $(BUILD)/bench $(BENCH)
+
 bench-memory: $(READY) ## peak memory of a calibrated step on a model of a billion parameters
 	$(BIN)/python -m scripts.bench.memory --folder $(BUILD)/bench
+
+# An hour of one processor for all types; SWEEP="--minutes 10" goes on with those that are left, --again with faults.
+sweep: $(READY) ## every model type of transformers through quantize, prune, factorize, verify and load
+	$(BIN)/python -m scripts.sweep --folder $(BUILD)/sweep $(SWEEP)
 
 clean: ## remove what make made, but not .venv
 	rm -rf $(BUILD) dist .pytest_cache .mypy_cache .ruff_cache
