@@ -13,7 +13,7 @@ SWEEP ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test test-fast coverage check format lint types dist clean
-.PHONY: bench-peers bench-quantize bench-prune bench-streaming bench-memory bench-mnist bench-startup bench-loaded
+.PHONY: bench-peers bench-quantize bench-prune bench-streaming bench-memory bench-mnist bench-startup bench-loaded bench-drawn
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ bench-streaming: $(READY) $(PEERS) ## time 4-bit quantization of a large model a
 
 bench-mnist: $(READY) ## channels and neurons pruned by weight and by gradient: BENCH="--data mnist.npz"
 	$(BIN)/python -m scripts.bench.mnist --folder $(BUILD)/bench/mnist $(BENCH)
+
+bench-drawn: $(READY) ## calibration on drawn tokens against real text: BENCH="--model M --calibration C.txt --text T.txt"
+	$(BIN)/python -m scripts.bench.drawn --folder $(BUILD)/bench $(BENCH)
 
 bench-startup: $(READY) ## time of a step on a small input against that of its imports
 	$(BIN)/python -m scripts.bench.startup --folder $(BUILD)/bench $(BENCH)

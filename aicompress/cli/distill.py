@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from aicompress.cli import options as o
-from aicompress.cli.step import Flags, chosen, with_text
+from aicompress.cli.step import Flags, chosen, with_data
 
 EXAMPLES = """Examples:
 
@@ -51,5 +51,5 @@ def command(
     kept = () if stats is None else (stats,)
     flags = Flags(dry_run, overwrite, resume, max_shard_size, latency.value, quiet, as_json, kept, allow_code)
     run(
-        (source, adapter), teacher, out, (chosen(recipe, "distill/kl"), with_text(overrides, text)), flags, device.value
+        (source, adapter), teacher, out, (chosen(recipe, "distill/kl"), with_data(overrides, text)), flags, device.value
     )

@@ -59,9 +59,9 @@ def command(
 ) -> None:
     """Measure a checkpoint: bytes, load time, memory, latency, and quality on held-out data."""
     from aicompress.cli.measuring import run
-    from aicompress.cli.step import chosen, with_text
+    from aicompress.cli.step import chosen, with_data
 
-    edits = with_text(overrides, text)
+    edits = with_data(overrides, text)
     run(
         source,
         against,

@@ -87,6 +87,17 @@ Text = Annotated[
         show_default=False,
     ),
 ]
+Drawn = Annotated[
+    int | None,
+    typer.Option(
+        "--drawn",
+        metavar="N",
+        min=1,
+        help="Calibrate without data: on N samples of tokens drawn from the tokenizer's own. With --text, on both.",
+        rich_help_panel=STEP,
+        show_default=False,
+    ),
+]
 EffortName = Annotated[
     Effort | None,
     typer.Option(

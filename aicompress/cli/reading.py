@@ -172,9 +172,10 @@ def _report(path: Path) -> Report:
         file = file.with_name(f"{file.name.removesuffix('.safetensors')}.report.json")
     try:
         return Report.from_json(file.read_text(encoding="utf-8"))
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise Refused(
-            f"{file} cannot be read: {error.strerror}", "name a report.json, or a checkpoint that holds one"
+            f"{file} cannot be read: {reason}", "name a report.json, or a checkpoint that holds one"
         ) from error
     except CompressError as error:
         raise Refused(f"{file}: {error.message}", error.hint) from error

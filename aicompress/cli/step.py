@@ -46,6 +46,7 @@ def command_for(name: str, summary: str, default: str | None = None) -> Callable
         recipe: o.RecipeName = None,
         overrides: o.Overrides = [],  # noqa: B006
         text: o.Text = None,
+        drawn: o.Drawn = None,
         adapter: o.Adapters = [],  # noqa: B006
         effort: o.EffortName = None,
         dry_run: o.DryRun = False,
@@ -61,7 +62,13 @@ def command_for(name: str, summary: str, default: str | None = None) -> Callable
         shown = (quiet, as_json, tuple(stats), allow_code)
         flags = Flags(dry_run, overwrite, resume, max_shard_size, latency.value, *shown)
         preset = [] if effort is None else [f"effort={effort.value}"]
-        run(name, (source, adapter), out, (chosen(recipe, default), [*with_text(overrides, text), *preset]), flags)
+        run(
+            name,
+            (source, adapter),
+            out,
+            (chosen(recipe, default), [*with_data(overrides, text, drawn), *preset]),
+            flags,
+        )
 
     command.__doc__ = summary
     return command
@@ -98,9 +105,10 @@ def chosen(recipe: str | None, default: str | None) -> str:
     return default
 
 
-def with_text(overrides: Sequence[str], text: Path | None) -> list[str]:
-    """The edits of a recipe with that of --text, before those of --set."""
-    return [*([] if text is None else [f"text={text}"]), *overrides]
+def with_data(overrides: Sequence[str], text: Path | None, drawn: int | None = None) -> list[str]:
+    """The edits of a recipe with those of --drawn and --text, before those of --set."""
+    edits = [f"{name}={value}" for name, value in (("drawn", drawn), ("text", text)) if value is not None]
+    return [*edits, *overrides]
 
 
 def adapted(source: str, adapters: Sequence[str]) -> Any:

@@ -4,8 +4,9 @@ Every reader returns the samples and a `Source`, the record of them that the rep
 anything that is called and answers as a Hugging Face tokenizer does.
 """
 
-from aicompress.data.arrays import arrays
+from aicompress.data.arrays import arrays, named_arrays
 from aicompress.data.check import problems
+from aicompress.data.drawn import drawn_windows
 from aicompress.data.sampling import Source, choose, digest, split
 from aicompress.data.section import Data
 from aicompress.data.text import batches, labelled, pairs, sentences
@@ -19,7 +20,9 @@ __all__ = [
     "batches",
     "choose",
     "digest",
+    "drawn_windows",
     "labelled",
+    "named_arrays",
     "pairs",
     "problems",
     "sentences",

@@ -1,11 +1,7 @@
-"""Labelled arrays out of an .npz file."""
+"""Arrays out of a file: the inputs of any model, one or several by name, and their labels."""
 
 from __future__ import annotations
 
-import zipfile
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from aicompress.data.rows import readable
+from aicompress.data.array_files import ArrayFile, array_file
 from aicompress.data.sampling import Source, choose, record
 from aicompress.data.section import Data
-from aicompress.errors import RecipeError, suggestion
+from aicompress.errors import RecipeError
+
+WHOLE = ("_ids", "_mask")  # ends of the names of inputs that are whole numbers, however they are stored
 
 
 def arrays(data: Data, seed: int | None = None, most: int | None = None) -> tuple[Tensor, Tensor | None, Source]:
@@ -30,55 +28,81 @@ def arrays(data: Data, seed: int | None = None, most: int | None = None) -> tupl
         most: how many are taken of a source that holds more, where the data section does not say.
 
     Raises:
-        RecipeError: not an .npz of plain arrays, a name it does not hold, or shapes that do not fit.
+        RecipeError: no file of plain arrays, a name it does not hold, or shapes that do not fit.
     """
-    if data.arrays is None or data.inputs is None:
-        raise RecipeError(f"{data.path}: {data.kind} holds no arrays", "arrays: file.npz, with inputs")
-    path = Path(data.arrays)
-    names = [name for name in (data.inputs, data.labels) if name is not None]
-    with archive(path, names) as opened:
-        stored: dict[str, NDArray[np.generic]] = {name: opened[name] for name in names}
-    inputs = stored[data.inputs]
-    if inputs.ndim < 1 or inputs.dtype.kind not in "buif":
-        raise RecipeError(f"{path.name}: {data.inputs!r} is {inputs.dtype} {inputs.shape}, not samples of numbers", "")
-    taken = choose(len(inputs), data, seed, most)
-    labels = None if data.labels is None else _labels(path, data.labels, stored[data.labels], len(inputs))[taken]
-    return _inputs(path, data, inputs[taken.numpy()]), labels, record(data, len(taken), len(inputs), seed)
+    named, labels, source = named_arrays(data, seed, most)
+    if len(named) != 1:
+        raise RecipeError(f"{data.path}: {len(named)} inputs are named, and one is read here", "inputs: one name")
+    return next(iter(named.values())), labels, source
 
 
-@contextmanager
-def archive(path: Path, names: Sequence[str]) -> Iterator[Any]:
-    """An open .npz file that is known to hold the names; an array is read where it is asked for.
+def named_arrays(
+    data: Data, seed: int | None = None, most: int | None = None
+) -> tuple[dict[str, Tensor], Tensor | None, Source]:
+    """Inputs by name, labels (samples,) int64 where they are named, and the record.
+
+    Of several inputs those called `..._ids` or `..._mask` are whole numbers, however they are stored.
+
+    Args:
+        most: as for `arrays`.
 
     Raises:
-        RecipeError: not an .npz file, a name it does not hold, or damage met while reading.
+        RecipeError: as for `arrays`.
     """
-    with readable(path), path.open("rb") as file:
-        if not zipfile.is_zipfile(file):
-            raise RecipeError(f"{path.name} is not an .npz file, or is cut short", "save arrays with numpy.savez")
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                for name in names:
-                    if name not in stored.files:
-                        raise RecipeError(f"{path.name} has no array {name!r}", suggestion(name, stored.files))
-                yield stored
-        except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            # numpy's words for a pickle: "Object arrays cannot be loaded when allow_pickle=False".
-            pickled = "pickle" in str(error)
-            reason = "holds pickled objects, which are never loaded" if pickled else f"is damaged: {error}"
-            raise RecipeError(f"{path.name} {reason}", "save plain arrays with numpy.savez") from error
+    if data.arrays is None:
+        raise RecipeError(f"{data.path}: {data.kind} holds no arrays", "arrays: file.npz, with inputs")
+    path = Path(data.arrays)
+    names = data.input_names
+    labelled = [] if data.labels is None else [data.labels]
+    with array_file(path, [*names, *labelled]) as opened:
+        count = _count(path, opened, data)
+        stored = {name: opened.read(name) for name in (*names, *labelled)}
+    for name in names:
+        if stored[name].ndim < 1 or stored[name].dtype.kind not in "buif":
+            what = f"{stored[name].dtype} {stored[name].shape}"
+            raise RecipeError(f"{path.name}: {name!r} is {what}, not samples of numbers", "(samples, ...) is expected")
+    taken = choose(count, data, seed, most)
+    labels = None if data.labels is None else _labels(path, data.labels, stored[data.labels], count)[taken]
+    several = len(names) > 1
+    inputs = {name: _inputs(path, name, stored[name][taken.numpy()], data.scale, several) for name in names}
+    return inputs, labels, record(data, len(taken), count, seed)
 
 
-def _inputs(path: Path, data: Data, inputs: NDArray[np.generic]) -> Tensor:
-    if inputs.dtype.kind in "ui" and inputs.dtype.itemsize >= 4 and data.scale == 1.0:
-        return torch.from_numpy(inputs.astype(np.int64))
-    values = torch.from_numpy(inputs.astype(np.float32)).div_(data.scale)
+def require_same_samples(data: Data) -> None:
+    """Refuse inputs that hold different numbers of samples; their headers are enough.
+
+    Raises:
+        RecipeError: they do.
+    """
+    path = Path(data.path)
+    labelled = [] if data.labels is None else [data.labels]
+    with array_file(path, [*data.input_names, *labelled]) as opened:
+        _count(path, opened, data)
+
+
+def _count(path: Path, opened: ArrayFile, data: Data) -> int:
+    """How many samples each of the inputs holds."""
+    shapes = {name: opened.shape(name) for name in data.input_names}
+    counts = {name: shape[0] if shape else 0 for name, shape in shapes.items()}
+    first = data.input_names[0]
+    other = next((name for name, count in counts.items() if count != counts[first]), None)
+    if other is not None:
+        message = f"{path.name}: {first!r} is {shapes[first]} and {other!r} is {shapes[other]}"
+        raise RecipeError(message, "their first axes are the same samples: give them the same length")
+    return counts[first]
+
+
+def _inputs(path: Path, name: str, stored: NDArray[np.generic], scale: float, several: bool) -> Tensor:
+    whole = stored.dtype.kind in "ui" and stored.dtype.itemsize >= 4 and (several or scale == 1.0)
+    if whole or (several and stored.dtype.kind in "bui" and name.endswith(WHOLE)):
+        return torch.from_numpy(stored.astype(np.int64))
+    values = torch.from_numpy(stored.astype(np.float32)).div_(scale)
     if not bool(torch.isfinite(values).all()):
-        raise RecipeError(f"{path.name}: {data.inputs!r} holds NaN or infinite values", "clean the data")
+        raise RecipeError(f"{path.name}: {name!r} holds NaN or infinite values", "clean the data")
     return values
 
 
-def _labels(path: Path, name: str, labels: NDArray[np.generic], samples: int) -> Tensor:
+def _labels(path: Path, name: str, labels: NDArray[Any], samples: int) -> Tensor:
     if labels.shape != (samples,) or labels.dtype.kind not in "ui":
         raise RecipeError(
             f"{path.name}: labels {name!r} are {labels.dtype} {labels.shape}, not whole numbers ({samples},)",

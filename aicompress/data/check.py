@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aicompress.data.arrays import archive
-from aicompress.data.rows import readable, rows
+from aicompress.data.arrays import require_same_samples
+from aicompress.data.rows import FullRows
 from aicompress.data.section import Data
+from aicompress.data.text_files import lines
 from aicompress.errors import CompressError, RecipeError
 
 
@@ -23,19 +24,18 @@ def problems(data: Data) -> list[CompressError]:
 
 
 def _first_sample(data: Data) -> None:
-    if data.kind == "hub":
+    if not data.is_file:
         return
     path = Path(data.path)
     if data.kind == "arrays":
-        with archive(path, [name for name in (data.inputs, data.labels) if name is not None]):
-            return
+        require_same_samples(data)
+        return
     if data.kind == "text":
-        with readable(path), path.open(encoding="utf-8-sig") as file:
-            empty = not any(line.strip() for line in file)
+        empty = not any(line.strip() for line in lines(path))
     else:
-        empty = next(rows(data, _columns(data)), None) is None
+        empty = next(iter(FullRows(data, _columns(data))), None) is None
     if empty:
-        raise RecipeError(f"{data.path} holds no sample", "")
+        raise RecipeError(f"{data.path} holds no sample", "give a file with text in it")
 
 
 def _columns(data: Data) -> list[str | int]:

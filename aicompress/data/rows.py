@@ -1,38 +1,53 @@
-"""Rows of a table file, one at a time: csv, tsv, JSON lines, parquet, or a dataset of the Hugging Face hub."""
+"""Rows of a table file, one at a time: csv, tsv, JSON, parquet, or a dataset of the Hugging Face hub."""
 
 from __future__ import annotations
 
 import csv
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aicompress.data.json_rows import json_rows
 from aicompress.data.section import Data
-from aicompress.errors import RecipeError, suggestion
+from aicompress.data.text_files import lines, readable
+from aicompress.data.values import is_empty, no_such, root, value_at
+from aicompress.errors import RecipeError
 
 Row = tuple[str, tuple[Any, ...]]  # where it stands, for messages; its values in the order of the columns asked for
 
 
-@contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Say clearly why a data file cannot be read.
+@dataclass
+class FullRows:
+    """Rows of a source whose columns all hold something.
 
-    Raises:
-        RecipeError: it is missing, a folder, forbidden, or not UTF-8 text.
+    Attributes:
+        data: the source.
+        columns: what is read of each row.
+        skipped: rows so far of which a column is null or empty; they are left out.
     """
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise RecipeError(
-            f"data file {path} does not exist",
-            "give --text FILE, or set the path: one in a recipe is relative to the recipe's folder",
-        ) from error
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path} is not UTF-8 text: {error.reason}", "convert it to UTF-8") from error
-    except OSError as error:
-        raise RecipeError(f"{path} cannot be read: {error.strerror or error}", "") from error
+
+    data: Data
+    columns: Sequence[str | int]
+    skipped: int = 0
+
+    def __iter__(self) -> Iterator[Row]:
+        """Give the rows.
+
+        Raises:
+            RecipeError: as `rows`, or no row holds anything.
+        """
+        empty = True
+        for where, values in rows(self.data, self.columns):
+            if any(map(is_empty, values)):
+                self.skipped += 1
+                continue
+            empty = False
+            yield where, values
+        if empty and self.skipped:
+            named = " or ".join(map(repr, self.columns))
+            message = f"{self.data.path}: all {self.skipped:,} rows are null or empty in {named}"
+            raise RecipeError(message, "name what holds the text, with `field`")
 
 
 def rows(data: Data, columns: Sequence[str | int]) -> Iterator[Row]:
@@ -49,7 +64,7 @@ def rows(data: Data, columns: Sequence[str | int]) -> Iterator[Row]:
     if kind == "pairs":
         kind = path.suffix.removeprefix(".").lower()
     if kind in ("jsonl", "json"):
-        yield from _json_lines(path, columns)
+        yield from _json(path, [str(column) for column in columns])
     elif kind == "parquet":
         yield from _parquet(path, [str(column) for column in columns])
     elif kind in ("csv", "tsv", "txt"):
@@ -58,53 +73,42 @@ def rows(data: Data, columns: Sequence[str | int]) -> Iterator[Row]:
         raise RecipeError(f"{path.name} is not a table that can be read", "tsv, csv, jsonl or parquet")
 
 
-def fields(data: Data) -> Iterator[str]:
-    """The text field of every row.
+def texts_of(data: Data) -> FullRows:
+    """The rows of a source with their text field.
 
     Raises:
-        RecipeError: the source has no texts, or a row's field is not text.
+        RecipeError: the source has no texts.
     """
-    if data.kind in ("arrays", "pairs"):
+    if data.kind in ("arrays", "pairs", "drawn"):
         raise RecipeError(f"{data.path}: {data.kind} hold no texts", "give text, jsonl, csv, parquet or hub")
-    for where, (value,) in rows(data, [data.field]):
-        yield as_text(data, where, data.field, value)
-
-
-def as_text(data: Data, where: str, column: str | int, value: object) -> str:
-    """A row's value, which must be text.
-
-    Raises:
-        RecipeError: it is not.
-    """
-    if not isinstance(value, str):
-        raise RecipeError(f"{data.path}, {where}: {column!r} is {type(value).__name__}, not text", "")
-    return value
+    return FullRows(data, [data.field])
 
 
 def _separated(path: Path, columns: Sequence[str | int]) -> Iterator[Row]:
     # In a .tsv a quote is an ordinary character: sentence files hold unbalanced ones.
     plain = path.suffix.lower() != ".csv"
     delimiter, quoting = ("\t", csv.QUOTE_NONE) if plain else (",", csv.QUOTE_MINIMAL)
-    with readable(path), path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, quoting=quoting)  # type: ignore[arg-type]
-        positions: list[int] | None = None
-        if all(isinstance(column, int) for column in columns):
-            positions = [int(column) for column in columns]
-        try:
-            for row in reader:
-                if positions is None:
-                    positions = [_position(path, str(column), row) for column in columns]
-                elif row:
-                    yield f"line {reader.line_num}", _picked(path, reader.line_num, row, positions)
-        except csv.Error as error:
-            raise RecipeError(
-                f"{path.name}, line {reader.line_num}: {error}", "long texts fit JSON lines better"
-            ) from error
+    reader = csv.reader(lines(path, newline=""), delimiter=delimiter, quoting=quoting)  # type: ignore[arg-type]
+    positions: list[int] | None = None
+    if all(isinstance(column, int) for column in columns):
+        positions = [int(column) for column in columns]
+    try:
+        for row in reader:
+            if not row or (positions is None and not any(cell.strip() for cell in row)):
+                continue  # a blank line, also before the header
+            if positions is None:
+                positions = [_position(path, str(column), row) for column in columns]
+            else:
+                yield f"line {reader.line_num}", _picked(path, reader.line_num, row, positions)
+    except csv.Error as error:
+        raise RecipeError(
+            f"{path.name}, line {reader.line_num}: {error}", "long texts fit JSON lines better"
+        ) from error
 
 
 def _position(path: Path, column: str, header: Sequence[str]) -> int:
     if column not in header:
-        raise RecipeError(f"{path.name} has no column {column!r}", suggestion(column, list(header)))
+        raise RecipeError(f"{path.name} has no column {column!r}", no_such(column, list(header)))
     return list(header).index(column)
 
 
@@ -117,24 +121,16 @@ def _picked(path: Path, line: int, row: Sequence[str], positions: Sequence[int])
     return tuple(row[position] for position in positions)
 
 
-def _json_lines(path: Path, columns: Sequence[str | int]) -> Iterator[Row]:
-    with readable(path), path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                plain = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise RecipeError(
-                    f"{path.name}, line {number} is not JSON: {error.msg}", "one object a line"
-                ) from error
-            if not isinstance(plain, dict):
-                raise RecipeError(f"{path.name}, line {number} is not a JSON object", "one object a line")
-            for column in columns:
-                if column not in plain:
-                    hint = suggestion(str(column), list(plain))
-                    raise RecipeError(f"{path.name}, line {number} has no field {column!r}", hint)
-            yield f"line {number}", tuple(plain[column] for column in columns)
+def _json(path: Path, columns: Sequence[str]) -> Iterator[Row]:
+    for where, row in json_rows(path):
+        yield where, tuple(_value(f"{path.name}, {where}", row or dict.fromkeys(columns), name) for name in columns)
+
+
+def _value(place: str, row: Mapping[str, Any], name: str) -> Any:
+    try:
+        return value_at(row, name)
+    except KeyError as error:
+        raise RecipeError(f"{place} has no field {name!r}", no_such(name, list(row))) from error
 
 
 def _parquet(path: Path, columns: Sequence[str]) -> Iterator[Row]:
@@ -143,16 +139,17 @@ def _parquet(path: Path, columns: Sequence[str]) -> Iterator[Row]:
 
     try:
         with readable(path), pyarrow.parquet.ParquetFile(path) as file:
-            for column in columns:
-                _position(path, column, file.schema_arrow.names)
+            roots = _roots(path, columns, file.schema_arrow.names)
             number = 0
-            for batch in file.iter_batches(columns=list(columns)):
-                table = [batch.column(column).to_pylist() for column in columns]
+            for batch in file.iter_batches(columns=roots):
+                table = [batch.column(root).to_pylist() for root in roots]
                 for values in zip(*table, strict=True):
                     number += 1
-                    yield f"row {number}", values
+                    row, place = dict(zip(roots, values, strict=True)), f"{path.name}, row {number}"
+                    yield f"row {number}", tuple(_value(place, row, name) for name in columns)
     except pyarrow.ArrowException as error:
-        raise RecipeError(f"{path} is not a parquet file that can be read: {error}"[:300], "") from error
+        message = f"{path} is not a parquet file that can be read: {error}"[:300]
+        raise RecipeError(message, "write it again, or give the rows as JSON lines") from error
 
 
 def _hub(data: Data, columns: Sequence[str]) -> Iterator[Row]:
@@ -166,7 +163,18 @@ def _hub(data: Data, columns: Sequence[str]) -> Iterator[Row]:
         raise RecipeError(
             f"dataset {name!r} cannot be loaded: {first}"[:300], "check its name, split and the network"
         ) from error
-    for column in columns:
-        _position(Path(name), column, table.column_names)
-    for number, row in enumerate(table.select_columns(list(columns)), 1):
-        yield f"row {number}", tuple(row[column] for column in columns)
+    for number, row in enumerate(table.select_columns(_roots(Path(name), columns, table.column_names)), 1):
+        yield f"row {number}", tuple(_value(f"{name}, row {number}", row, column) for column in columns)
+
+
+def _roots(path: Path, columns: Sequence[str], known: Sequence[str]) -> list[str]:
+    """The columns of a table that hold the names asked for, each once.
+
+    Raises:
+        RecipeError: one does not exist.
+    """
+    try:
+        return list(dict.fromkeys(root(column, known) for column in columns))
+    except KeyError as error:
+        column = str(error.args[0])
+        raise RecipeError(f"{path.name} has no column {column!r}", no_such(column, known)) from error

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from aicompress.data.rows import readable
 from aicompress.data.section import Data
+from aicompress.data.text_files import readable
 from aicompress.errors import RecipeError
 
 
@@ -19,13 +19,15 @@ class Source:
     """Record of where samples came from. `seed`, `available` and `samples` give the very same choice again.
 
     Attributes:
-        kind: text, jsonl, csv, parquet, arrays, pairs or hub.
-        path: name of the file, without its folders, or of the dataset.
+        kind: text, jsonl, csv, parquet, arrays, pairs, hub or drawn.
+        path: name of the file, without its folders, or of the dataset; of drawn tokens what their frequencies follow.
         sha256: digest of the file; empty for a dataset of the hub.
         nbytes: bytes of the file; 0 for a dataset of the hub.
         samples: samples that were taken.
         available: samples that there were, or had been read when enough were found.
         seed: seed of the choice; None where the first samples were taken.
+        skipped: rows that were left out, because they are null or empty.
+        bos: tokens at the start of every window, which the tokenizer puts before a text; empty where there are none.
     """
 
     kind: str
@@ -35,21 +37,23 @@ class Source:
     samples: int
     available: int
     seed: int | None
+    skipped: int = 0
+    bos: str = ""
 
 
-def record(data: Data, samples: int, available: int, seed: int | None) -> Source:
+def record(data: Data, samples: int, available: int, seed: int | None, skipped: int = 0) -> Source:
     """The record of samples taken from a source; reads a file once more for its digest."""
-    nbytes = 0 if data.kind == "hub" else Path(data.path).stat().st_size
-    return Source(data.kind, data.name, digest(data), nbytes, samples, available, seed)
+    nbytes = Path(data.path).stat().st_size if data.is_file else 0
+    return Source(data.kind, data.name, digest(data), nbytes, samples, available, seed, skipped)
 
 
 def digest(data: Data) -> str:
-    """sha256 of a source's file; empty for a dataset of the hub.
+    """sha256 of a source's file; empty for what is no file.
 
     Raises:
         RecipeError: it cannot be read.
     """
-    if data.kind == "hub":
+    if not data.is_file:
         return ""
     with readable(Path(data.path)), Path(data.path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

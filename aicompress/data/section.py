@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_valid
 
 from aicompress.disk import expanded
 
-SourceKind = Literal["text", "jsonl", "csv", "parquet", "arrays", "pairs", "hub"]
-SOURCES: tuple[SourceKind, ...] = get_args(SourceKind)
+SourceKind = Literal["text", "jsonl", "csv", "parquet", "arrays", "pairs", "hub", "drawn"]
+SOURCES: tuple[SourceKind, ...] = tuple(kind for kind in get_args(SourceKind) if kind != "drawn")
 
 FILES = tuple(kind for kind in SOURCES if kind != "hub")
 
@@ -23,15 +23,20 @@ class Data(BaseModel):
     text: str | None = Field(
         None, description="plain text file; windows of `length` tokens, or its lines for an encoder"
     )
-    jsonl: str | None = Field(None, description="JSON lines with the field `field`")
+    jsonl: str | None = Field(None, description="JSON lines, or one JSON array of objects, with `field`")
     csv: str | None = Field(None, description="csv (or tsv, by its suffix) with the column `field`")
     parquet: str | None = Field(None, description="parquet with the column `field`")
-    arrays: str | None = Field(None, description=".npz file")
+    arrays: str | None = Field(None, description=".npz or .safetensors file")
     pairs: str | None = Field(None, description="tsv, csv, jsonl or parquet with sentence pairs and scores")
     hub: str | None = Field(None, description="hf://datasets/org/name, one split of it")
-    field: str = Field("text", description="field or column that holds the text")
+    field: str = Field(
+        "text",
+        description="field or column that holds the text, or the messages of a chat; chat.text is the text inside chat",
+    )
     split: str = Field("train", description="hub: split of the dataset")
-    inputs: str | None = Field(None, description="arrays: name of the inputs")
+    inputs: str | tuple[str, ...] | None = Field(
+        None, description="arrays: name of the inputs; for calibration also several, each an argument of the model"
+    )
     labels: str | None = Field(None, description="arrays or labelled texts: name of the labels")
     columns: tuple[int, int] | tuple[str, str] | None = Field(
         None, description="pairs: columns of the two sentences; numbers from 0 where the file has no header, else names"
@@ -40,6 +45,11 @@ class Data(BaseModel):
     scale: float = Field(1.0, gt=0, description="arrays: inputs are divided by this")
     samples: int | None = Field(None, ge=1, description="how many samples; none means all")
     length: int = Field(256, ge=2, description="tokens in a sample")
+    bos: bool = Field(
+        True,
+        exclude_if=bool,  # recipes from before it was there keep their digests
+        description="windows start with the token that the tokenizer puts before a text, where it puts one",
+    )
 
     @field_validator(*FILES)
     @classmethod
@@ -53,13 +63,32 @@ class Data(BaseModel):
         """A file's name: where it lies on this machine is nobody's who reads the recipe in a checkpoint."""
         return None if path is None else Path(path).name
 
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the arrays of inputs."""
+        return (self.inputs,) if isinstance(self.inputs, str) else self.inputs or ()
+
+    @property
+    def takes_several(self) -> bool:
+        """Whether a sample may be made of several arrays."""
+        return False
+
+    @property
+    def draws(self) -> bool:
+        """Whether samples are drawn, so that there may be no source of others."""
+        return False
+
     @model_validator(mode="after")
     def _one_source(self) -> Data:
         given = [kind for kind in SOURCES if getattr(self, kind) is not None]
-        if len(given) != 1:
+        if len(given) > 1 or not (given or self.draws):
             raise ValueError(f"give exactly one of {', '.join(SOURCES)}" + (f", not {len(given)}" if given else ""))
-        if self.arrays is not None and self.inputs is None:
+        if not given and self.samples is not None:
+            raise ValueError("`samples` counts those of a source, and none is given: `drawn` says how many are drawn")
+        if self.arrays is not None and not self.input_names:
             raise ValueError("arrays need `inputs`, the name of the array that holds them")
+        if len(self.input_names) > 1 and not self.takes_several:
+            raise ValueError("`inputs` is the name of one array here; several calibrate")
         if self.pairs is None:
             if self.columns is not None or self.score is not None:
                 raise ValueError("`columns` and `score` belong to `pairs`")
@@ -72,21 +101,26 @@ class Data(BaseModel):
 
     @property
     def kind(self) -> SourceKind:
-        """Which source is given."""
-        return next(kind for kind in SOURCES if getattr(self, kind) is not None)
+        """Which source is given; `drawn` where there is none."""
+        return next((kind for kind in SOURCES if getattr(self, kind) is not None), "drawn")
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the source is a file."""
+        return self.kind in FILES
 
     @property
     def path(self) -> str:
         """The source itself: a path, or the name of a dataset."""
-        return str(getattr(self, self.kind))
+        return "" if self.kind == "drawn" else str(getattr(self, self.kind))
 
     @property
     def name(self) -> str:
         """The source as records name it: a file without its folders, or the name of a dataset."""
-        return self.path if self.kind == "hub" else Path(self.path).name
+        return Path(self.path).name if self.is_file else self.path
 
     def relative_to(self, folder: Path) -> Data:
         """The same with its path made absolute from a recipe's folder; a hub name stays as it is."""
-        if self.kind == "hub":
+        if not self.is_file:
             return self
         return self.model_copy(update={self.kind: str((folder / expanded(self.path)).resolve())})

@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from aicompress.data.rows import as_text, fields, readable, rows
+from aicompress.data.rows import FullRows, texts_of
 from aicompress.data.sampling import Source, choose, record
 from aicompress.data.section import Data
+from aicompress.data.text_files import lines
 from aicompress.data.tokens import Tokenizer, needed
+from aicompress.data.values import plain_text
 from aicompress.errors import CheckpointError, RecipeError, suggestion
 
 
@@ -24,18 +26,17 @@ def sentences(data: Data, seed: int | None = None, most: int | None = None) -> t
     Raises:
         RecipeError: the source cannot be read, lacks the field or holds too few.
     """
-    lines = [text for text in (line.strip() for line in _lines(data)) if text]
-    taken = choose(len(lines), data, seed, most)
-    return [lines[index] for index in taken.tolist()], record(data, len(taken), len(lines), seed)
+    rows = None if data.kind == "text" else texts_of(data)
+    given = lines(Path(data.path)) if rows is None else _texts(data, rows)
+    texts = [text for text in (line.strip() for line in given) if text]
+    taken = choose(len(texts), data, seed, most)
+    skipped = 0 if rows is None else rows.skipped
+    return [texts[index] for index in taken.tolist()], record(data, len(taken), len(texts), seed, skipped)
 
 
-def _lines(data: Data) -> Iterator[str]:
-    if data.kind == "text":
-        path = Path(data.path)
-        with readable(path), path.open(encoding="utf-8-sig") as file:
-            yield from file
-    else:
-        yield from fields(data)
+def _texts(data: Data, rows: FullRows) -> Iterator[str]:
+    for where, (value,) in rows:
+        yield plain_text(value, f"{data.path}, {where}", data.field)
 
 
 def labelled(
@@ -56,12 +57,13 @@ def labelled(
         raise RecipeError(f"{data.path}: {data.kind} hold no labelled texts", "give jsonl, csv, parquet or hub")
     texts: list[str] = []
     labels: list[int] = []
-    for where, (text, label) in rows(data, [data.field, data.labels]):
-        texts.append(as_text(data, where, data.field, text))
+    rows = FullRows(data, [data.field, data.labels])
+    for where, (text, label) in rows:
+        texts.append(plain_text(text, f"{data.path}, {where}", data.field))
         labels.append(_label(f"{data.path}, {where}", label, classes))
     taken = choose(len(texts), data, seed, most)
     chosen = [texts[index] for index in taken.tolist()]
-    return chosen, torch.tensor(labels)[taken], record(data, len(taken), len(texts), seed)
+    return chosen, torch.tensor(labels)[taken], record(data, len(taken), len(texts), seed, rows.skipped)
 
 
 def _label(where: str, value: object, classes: Sequence[str]) -> int:
@@ -87,9 +89,10 @@ def pairs(data: Data, seed: int | None = None) -> tuple[list[str], list[str], Te
     first: list[str] = []
     second: list[str] = []
     scores: list[float] = []
-    for where, (one, other, score) in rows(data, [*data.columns, data.score]):
-        first.append(as_text(data, where, data.columns[0], one))
-        second.append(as_text(data, where, data.columns[1], other))
+    rows = FullRows(data, [*data.columns, data.score])
+    for where, (one, other, score) in rows:
+        first.append(plain_text(one, f"{data.path}, {where}", data.columns[0]))
+        second.append(plain_text(other, f"{data.path}, {where}", data.columns[1]))
         try:
             scores.append(float(score))
         except (TypeError, ValueError) as error:
@@ -97,7 +100,7 @@ def pairs(data: Data, seed: int | None = None) -> tuple[list[str], list[str], Te
             raise RecipeError(f"{data.path}, {where}: score {score!r} is not a number", hint) from error
     taken = choose(len(scores), data, seed)
     kept = taken.tolist()
-    used = record(data, len(kept), len(scores), seed)
+    used = record(data, len(kept), len(scores), seed, rows.skipped)
     return [first[i] for i in kept], [second[i] for i in kept], torch.tensor(scores)[taken], used
 
 

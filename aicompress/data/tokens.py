@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from aicompress.data.rows import fields, readable
+from aicompress.data.rows import FullRows, texts_of
 from aicompress.data.sampling import Source, choose, record, wanted_of
 from aicompress.data.section import Data
+from aicompress.data.text_files import pieces
+from aicompress.data.values import Messages, messages_of, plain_text
 from aicompress.errors import CheckpointError, RecipeError
-
-PIECE = 1 << 22  # characters that are tokenized in one go; a smaller file is tokenized whole
 
 
 class Tokenizer(Protocol):
     """What is called of a Hugging Face tokenizer."""
 
     eos_token_id: int | None
+    all_special_ids: list[int]
+    chat_template: Any
 
     def __call__(self, text: Any, **options: Any) -> Any: ...
+
+    def apply_chat_template(self, conversation: Any, **options: Any) -> Any: ...
+
+    def convert_ids_to_tokens(self, ids: Any) -> Any: ...
+
+    def get_vocab(self) -> dict[str, int]: ...
 
 
 def needed(tokenizer: Tokenizer | None) -> Tokenizer:
@@ -36,12 +45,24 @@ def needed(tokenizer: Tokenizer | None) -> Tokenizer:
     return tokenizer
 
 
+def surrounding(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Tokens that a tokenizer puts before and after a text, as the model was trained to see it."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    for at in range(len(whole) - len(plain) + 1):
+        if whole[at : at + len(plain)] == plain:
+            return list(whole[:at]), list(whole[at + len(plain) :])
+    return [], []
+
+
 def token_windows(
     data: Data, tokenizer: Tokenizer | None, seed: int | None = None, most: int | None = None
 ) -> tuple[Tensor, Source]:
-    """Non-overlapping windows of a text, (samples, length) int64, without special tokens at their ends.
+    """Non-overlapping windows of a text, (samples, length) int64.
 
-    A text file is one sequence; rows are joined by the end-of-text token, or an empty line where there is none.
+    A text file is one sequence; rows are joined by the end-of-text token, or an empty line where there is none. Rows of
+    chat messages are written with the tokenizer's chat template, which says itself where they end. Every window begins
+    with what the tokenizer puts before a text (BOS), where it does, unless the data section says `bos: false`.
     Without a seed the first `samples` windows are taken (and no more is read than they need), which is how results
     are compared; with a seed a random choice of all windows, which is how calibration samples.
 
@@ -53,44 +74,80 @@ def token_windows(
         RecipeError: the source cannot be read, or is too short for the samples asked for.
     """
     tokenizer = needed(tokenizer)
-    enough = data.samples * data.length if data.samples is not None and seed is None else None
+    before = torch.tensor(surrounding(tokenizer)[0] if data.bos else [], dtype=torch.int64)
+    inner = data.length - len(before)  # tokens of the text in a window
+    if inner < 1:
+        raise RecipeError(
+            f"a window of {data.length} tokens has no room behind {len(before)} of its start", "a greater `length`"
+        )
+    rows = None if data.kind == "text" else texts_of(data)
+    texts = _ids_of_pieces(Path(data.path), tokenizer) if rows is None else _ids_of_rows(data, rows, tokenizer)
+    enough = data.samples * inner if data.samples is not None and seed is None else None
+    parts = _read(texts, before, enough)
+    count = sum(map(len, parts))
+    available = count // inner
+    wanted = max(1, wanted_of(available, data, most))
+    if available < wanted:
+        raise RecipeError(
+            f"{data.path} holds {count} tokens, {wanted} samples of {data.length} need {wanted * inner}",
+            f"samples: {available}, or a longer text" if available else "a shorter `length`, or a longer text",
+        )
+    windows = torch.cat(parts)[: available * inner].view(available, inner)
+    taken = choose(available, data, seed, most)
+    windows = torch.cat([before.expand(len(taken), -1), windows[taken]], dim=1)
+    source = record(data, len(taken), available, seed, 0 if rows is None else rows.skipped)
+    return windows, replace(source, bos=" ".join(tokenizer.convert_ids_to_tokens(before.tolist())))
+
+
+def _read(texts: Iterator[Tensor], before: Tensor, enough: int | None) -> list[Tensor]:
+    """Tokens of texts until there are enough; what a chat template puts before the first of them is left out."""
     parts: list[Tensor] = []
     count = 0
-    for part in _token_parts(data, tokenizer):
+    for part in texts:
+        if not parts and len(before) and torch.equal(part[: len(before)], before):
+            part = part[len(before) :]
         parts.append(part)
         count += len(part)
         if enough is not None and count >= enough:
             break
-    available = count // data.length
-    wanted = max(1, wanted_of(available, data, most))
-    if available < wanted:
-        raise RecipeError(
-            f"{data.path} holds {count} tokens, {wanted} samples of {data.length} need {wanted * data.length}",
-            f"samples: {available}, or a longer text" if available else "a shorter `length`, or a longer text",
-        )
-    windows = torch.cat(parts)[: available * data.length].view(available, data.length)
-    taken = choose(available, data, seed, most)
-    return windows[taken], record(data, len(taken), available, seed)
+    return parts
 
 
-def _token_parts(data: Data, tokenizer: Tokenizer) -> Iterator[Tensor]:
-    if data.kind == "text":
-        for piece in _pieces(Path(data.path)):
-            yield _ids(tokenizer, piece)
-        return
+def _ids_of_pieces(path: Path, tokenizer: Tokenizer) -> Iterator[Tensor]:
+    for piece in pieces(path):
+        yield _ids(tokenizer, piece)
+
+
+def _ids_of_rows(data: Data, rows: FullRows, tokenizer: Tokenizer) -> Iterator[Tensor]:
     end = tokenizer.eos_token_id
     separator = _ids(tokenizer, "\n\n") if end is None else torch.tensor([end])
-    for text in fields(data):
-        yield torch.cat([_ids(tokenizer, text), separator])
+    for where, (value,) in rows:
+        place = f"{data.path}, {where}"
+        messages = messages_of(value)
+        if messages is not None:
+            yield _ids(tokenizer, _chat(tokenizer, messages, place, data.field))
+        else:
+            yield torch.cat([_ids(tokenizer, plain_text(value, place, data.field)), separator])
+
+
+def _chat(tokenizer: Tokenizer, messages: Messages, place: str, field: str) -> str:
+    """Messages as the model was trained to see them.
+
+    Raises:
+        CheckpointError: the tokenizer has no chat template.
+        RecipeError: the template does not take these messages.
+    """
+    if not tokenizer.chat_template:
+        hint = f"field: {field}.content reads their texts alone"
+        raise CheckpointError(f"{place} holds chat messages, and the tokenizer has no chat template", hint)
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except Exception as error:  # whatever a template raises for roles or contents that it does not know
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        message = f"{place}: the chat template does not take these messages: {reason}"[:300]
+        raise RecipeError(message, f"field: {field}.content reads their texts alone") from error
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> Tensor:
     # verbose: a text longer than the model's context is no mistake here, it is cut afterwards.
     return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.int64)
-
-
-def _pieces(path: Path) -> Iterator[str]:
-    """The text in large pieces that end at a line end, so that memory is bounded and no word is cut."""
-    with readable(path), path.open(encoding="utf-8-sig") as file:
-        while piece := file.read(PIECE):
-            yield piece + file.readline()

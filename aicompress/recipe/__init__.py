@@ -3,10 +3,11 @@
 from aicompress.data.section import Data
 from aicompress.recipe.files import find, read_text, read_yaml, shipped, with_overrides
 from aicompress.recipe.section import Model, ReportFiles, Section, absolute, validated
-from aicompress.recipe.step import DEFAULT_KINDS, Level, Recipe, Rule, Select, Tune, load
+from aicompress.recipe.step import DEFAULT_KINDS, Calibration, Level, Recipe, Rule, Select, Tune, load
 
 __all__ = [
     "DEFAULT_KINDS",
+    "Calibration",
     "Data",
     "Level",
     "Model",

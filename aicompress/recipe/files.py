@@ -119,7 +119,8 @@ def read_yaml(text: str, name: str) -> dict[str, Any]:
 def with_overrides(plain: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Apply `--set method.bits=3` edits before validation; values are YAML, list items go by number.
 
-    A path of data is relative to the current folder. `text=FILE` stands for every section that reads text.
+    A path of data is relative to the current folder. `text=FILE` stands for every section that reads text, `drawn=N`
+    for a calibration on drawn tokens in the place of its source.
 
     Raises:
         RecipeError: not KEY=VALUE, or a path through something that is not a mapping.
@@ -130,6 +131,9 @@ def with_overrides(plain: dict[str, Any], overrides: Sequence[str]) -> dict[str,
             raise RecipeError(f"--set {override[:SHOWN]!r} is not KEY=VALUE", "for example --set method.bits=3")
         if path == "text":
             _set_text(plain, value)
+            continue
+        if path == "drawn":
+            _set_drawn(plain, value)
             continue
         *parents, last = path.split(".")
         target: Any = plain
@@ -166,6 +170,24 @@ def _set_text(plain: dict[str, Any], file: str) -> None:
         raise RecipeError(f"--text: {which} reads no text", "give the file with --set, or take another recipe")
     for section in readers:
         section["text"] = str(expanded(file).absolute())
+
+
+def _set_drawn(plain: dict[str, Any], number: str) -> None:
+    """Let calibration draw tokens in the place of what it reads; a step that calibrates nothing needs none.
+
+    Raises:
+        RecipeError: no number, or calibration reads arrays.
+    """
+    if not number.isdecimal() or int(number) < 1:
+        raise RecipeError(f"--drawn: {number[:SHOWN]!r} is no number of samples", "for example --drawn 128")
+    section = plain.get("calibration")
+    if not isinstance(section, dict):
+        return
+    if "arrays" in section:
+        raise RecipeError("--drawn: calibration reads arrays, and no tokens", "give arrays with --set")
+    for name in (*SOURCES, "samples"):
+        section.pop(name, None)
+    section["drawn"] = int(number)
 
 
 def _item(items: list[Any], number: str, path: str) -> int:

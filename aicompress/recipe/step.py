@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from aicompress.data.section import Data
 from aicompress.errors import CompressError, RecipeError, suggestion
@@ -62,7 +62,15 @@ class Level(Section):
 
 
 class Calibration(Data):
-    """Samples that run through the model so that a method sees its layers' inputs."""
+    """Samples that run through the model so that a method sees its layers' inputs: of a source, drawn, or both."""
+
+    drawn: int | None = Field(
+        None,
+        ge=1,
+        exclude_if=lambda drawn: drawn is None,  # recipes from before it was there keep their digests
+        description="samples of `length` tokens that are drawn from the tokenizer's vocabulary, without data; beside a "
+        "source they count as much as its samples do",
+    )
 
     precision: Literal["auto", "float32"] = Field(
         "auto",
@@ -74,6 +82,36 @@ class Calibration(Data):
         description="what a layer's inputs have come through: the layers before it as they are compressed, or as they "
         "were, which takes one forward pass instead of two",
     )
+
+    @property
+    def draws(self) -> bool:
+        """Whether samples are drawn."""
+        return self.drawn is not None
+
+    @property
+    def takes_several(self) -> bool:
+        """Whether a sample may be made of several arrays."""
+        return True
+
+    @model_validator(mode="after")
+    def _drawn_are_texts(self) -> Calibration:
+        if self.draws and self.kind == "arrays":
+            raise ValueError("arrays are not averaged with drawn tokens: leave one of them out")
+        return self
+
+    def at_most(self, samples: int, length: int | None = None) -> Calibration:
+        """A smaller part of the same data.
+
+        Args:
+            samples: of each kind.
+            length: tokens in one; None leaves it.
+        """
+        fewer = {
+            "samples": min(samples, self.samples or samples),
+            "drawn": None if self.drawn is None else min(samples, self.drawn),
+            "length": self.length if length is None else min(length, self.length),
+        }
+        return self.model_copy(update=fewer)
 
 
 class Tune(Section):

@@ -191,6 +191,7 @@ class Report:
         peak_rss: bytes.
         calibration: of a calibrated step: `data`, where the samples came from, with sha256, number and seed;
             `statistics`, files that were read; `processes` that ran them. Empty otherwise.
+        data: of eval: where the samples of each metric came from, as in `calibration`.
         bits: of a step that searched for widths: `target` and `value`, what was measured on how many `samples`, the
             losses of the choice, and `units`: layers that got one width, with bytes and loss of each they could have.
         untouched: what a layer-wise step left as it was; None for others.
@@ -214,6 +215,7 @@ class Report:
     seconds: float
     peak_rss: int
     calibration: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
     bits: dict[str, Any] = field(default_factory=dict)
     untouched: Untouched | None = None
     baselines: tuple[Baseline, ...] = ()

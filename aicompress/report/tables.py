@@ -225,10 +225,11 @@ def lineage(report: Report) -> Table:
 
 
 def environment(report: Report) -> Table:
-    """Versions, machine, threads, calibration data, and the digest of each weight file."""
+    """Versions, machine, threads, the data of calibration and metrics, and the digest of each weight file."""
     entries = [("aicompress", report.tool_version), *_leaves(report.environment)]
-    for source in report.calibration.get("data", []):
-        entries += _leaves(source, "calibration ")
+    calibration = [("calibration", source) for source in report.calibration.get("data", [])]
+    for name, source in [*calibration, *report.data.items()]:
+        entries += _leaves(source, f"{name} ")
     rows = [(Cell(name), Cell(scalar(value))) for name, value in entries]
     for side in (report.before, report.after):
         for name, digest in side.sha256.items() if side else ():

@@ -13,6 +13,7 @@ import pytest
 from tests.cli.calls import Call, refused
 
 STEP = ["-r", "quantize/rtn-w8", "--latency", "off"]
+GPTQ = ["-r", "quantize/gptq-w4", "--latency", "off"]
 
 
 @pytest.mark.parametrize(
@@ -161,3 +162,31 @@ def test_reports_with_other_types(call: Call, tmp_path: Path, change: Change) ->
     code, out, err = call("compare", file, file, "--html", tmp_path / "b.html")
     if code or "kl" not in report["quality"]:
         assert "report.json" in refused((code, out, err))
+
+
+def test_a_report_that_is_no_text(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_bytes(b"\xff\xfe\x00{")
+    assert "report.json cannot be read: it is not UTF-8 text" in refused(call("compare", tmp_path / "report.json"))
+
+
+def test_a_data_file_that_is_no_text(call: Call, tmp_path: Path, tiny_llama: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"a line\n\x00\x00\n")
+    for command in (["eval", tiny_llama, "-r", "eval/language-model"], ["quantize", tiny_llama, tmp_path / "o", *GPTQ]):
+        message = refused(call(*command, "--text", tmp_path / "a.txt"))
+        assert message.endswith("a.txt, line 2: holds NUL characters, so it is no text")
+    assert not (tmp_path / "o").exists()
+
+
+def test_drawn_tokens_stand_in_the_place_of_a_text(call: Call, tmp_path: Path, tiny_llama: Path) -> None:
+    short = [*GPTQ, "--set", "calibration.length=16", "--set", "method.group_size=16"]
+    code, out, err = call("quantize", tiny_llama, tmp_path / "o", *short, "--drawn", "3", "--json")
+    assert code == 0, err
+    (drawn,) = json.loads(out)["calibration"]["data"]
+    assert (drawn["kind"], drawn["path"], drawn["samples"]) == ("drawn", "merge ranks of the tokenizer", 3)
+    (tmp_path / "a.txt").write_text("a little text, and no more than this; " * 9)
+    both = [*short, "--drawn", "3", "--text", tmp_path / "a.txt"]
+    code, out, err = call("quantize", tiny_llama, tmp_path / "both", *both, "--json")
+    assert code == 0, err
+    assert [source["kind"] for source in json.loads(out)["calibration"]["data"]] == ["text", "drawn"]
+    arrays = ["-r", "prune/channels-cnn", "--set", "calibration.arrays=a.npz", "--drawn", "3"]
+    assert "calibration reads arrays" in refused(call("prune", tiny_llama, tmp_path / "p", *arrays))

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import processors
 from transformers import AutoTokenizer
 
-from aicompress.data import Data, token_windows, tokens
+from aicompress.data import Data, text_files, token_windows
 from aicompress.errors import CheckpointError, RecipeError
 
 
@@ -73,14 +75,59 @@ def test_a_long_text_is_read_in_pieces_and_only_as_far_as_needed(
 ) -> None:
     data = Data(text=str(text_file), length=32, samples=4)
     whole, all_of_it = token_windows(data, tokenizer)
-    monkeypatch.setattr(tokens, "PIECE", 2000)
+    monkeypatch.setattr(text_files, "PIECE", 2000)
     pieces, read = token_windows(data, tokenizer)
     assert torch.equal(pieces, whole)
     assert read.available < all_of_it.available
-    everything = "".join(tokens._pieces(text_file))
+    everything = "".join(text_files.pieces(text_file))
     assert everything == text_file.read_text()
 
 
 def test_no_tokenizer_is_refused(text_file: Path) -> None:
     with pytest.raises(CheckpointError, match="no tokenizer"):
         token_windows(Data(text=str(text_file)), None)
+
+
+CHAT = [{"role": "user", "content": "What is a list?"}, {"role": "assistant", "content": "A sequence."}]
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+
+
+def test_chats_are_written_with_the_chat_template(tokenizer: Any, tmp_path: Path) -> None:
+    path = tmp_path / "chats.json"
+    called = [{"from": "human" if m["role"] == "user" else "gpt", "value": m["content"]} for m in CHAT]
+    path.write_text(json.dumps([{"messages": CHAT}, {"messages": None}, {"messages": called}]))
+    data = Data(jsonl=str(path), field="messages", length=2)
+    with pytest.raises(CheckpointError, match="no chat template") as caught:
+        token_windows(data, tokenizer)
+    assert "messages.content" in caught.value.hint
+    tokenizer.chat_template = TEMPLATE
+    windows, source = token_windows(data, tokenizer)
+    written = "<user>What is a list?\n<assistant>A sequence.\n" * 2
+    assert tokenizer.decode(windows.flatten()) in (written, written[:-1])
+    assert source.skipped == 1
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(RecipeError, match="item 1: the chat template does not take these messages: roles must"):
+        token_windows(data, tokenizer)
+
+
+def test_windows_begin_as_the_tokenizer_begins_a_text(tokenizer: Any, text_file: Path, tmp_path: Path) -> None:
+    data = Data(text=str(text_file), length=32, samples=4)
+    without, source = token_windows(data, tokenizer)
+    assert source.bos == ""
+    bos = tokenizer.bos_token
+    start = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)])
+    tokenizer.backend_tokenizer.post_processor = start
+    for seed in (None, 5):
+        windows, source = token_windows(data, tokenizer, seed)
+        assert windows.shape == (4, 32)
+        assert set(windows[:, 0].tolist()) == {tokenizer.bos_token_id}
+        assert source.bos == bos
+    windows, _ = token_windows(data, tokenizer)
+    assert torch.equal(windows[:, 1:].flatten(), without.flatten()[: 4 * 31])  # no token of the text is lost
+    off, source = token_windows(data.model_copy(update={"bos": False}), tokenizer)
+    assert torch.equal(off, without)
+    assert source.bos == ""
+    tokenizer.chat_template = "{{ bos_token }}" + TEMPLATE
+    (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": CHAT}))
+    chats, _ = token_windows(Data(jsonl=str(tmp_path / "chats.jsonl"), field="messages", length=8), tokenizer)
+    assert chats[0].tolist().count(tokenizer.bos_token_id) == 1  # the template's own is not doubled

@@ -30,7 +30,7 @@ def add_up(recorder: Recorder, team: Team) -> None:
         CompressError: processes disagree on which layers share an input.
     """
     mine = {
-        leader: (sums.count, {name: tuple(tensor.shape) for name, tensor in sums.tensors().items()})
+        leader: (sums.count, sums.weight, {name: tuple(tensor.shape) for name, tensor in sums.tensors().items()})
         for leader, sums in recorder.sums.items()
     }
     everyone = team.gather((dict(recorder.leaders), mine))
@@ -40,9 +40,10 @@ def add_up(recorder: Recorder, team: Team) -> None:
                 raise CompressError(f"{name}: processes disagree on the layers that share its input", "run one process")
     for leader in sorted({leader for _, sums in everyone for leader in sums}):
         parts = [sums[leader] for _, sums in everyone if leader in sums]
-        shapes = {name: shape for _, tensors in parts for name, shape in tensors.items()}
+        shapes = {name: shape for _, _, tensors in parts for name, shape in tensors.items()}
         held = recorder.sums.setdefault(leader, Sums(recorder.needs))
-        held.count = sum(count for count, _ in parts)
+        held.count = sum(count for count, _, _ in parts)
+        held.weight = sum(weight for _, weight, _ in parts)
         for name in sorted(shapes):
             tensor = getattr(held, name)
             setattr(held, name, team.total(torch.zeros(shapes[name]) if tensor is None else tensor))

@@ -30,6 +30,7 @@ class Sums:
         needs: which of gram, norms, mean_abs, mean and max_abs to keep.
         rounded: inputs of products are rounded to bfloat16.
         count: rows so far.
+        weight: of the rows so far, each of which weighs 1 unless said otherwise.
         gram: Σ x xᵀ; what lies below the diagonal is filled in by `mean`.
         squares: Σ x².
         absolute: Σ |x|.
@@ -42,6 +43,7 @@ class Sums:
     needs: frozenset[str]
     rounded: bool = False
     count: int = 0
+    weight: float = 0.0
     gram: Tensor | None = None
     squares: Tensor | None = None
     absolute: Tensor | None = None
@@ -50,31 +52,34 @@ class Sums:
     original: Tensor | None = None
     largest: Tensor | None = None
 
-    def add(self, rows: Tensor, original: Tensor | None = None) -> None:
-        """Add rows (tokens, in), and the original model's rows for the same tokens if cross statistics are wanted."""
+    def add(self, rows: Tensor, original: Tensor | None = None, weight: float = 1.0) -> None:
+        """Add rows (tokens, in), and the original model's rows for the same tokens if cross statistics are wanted.
+
+        Args:
+            weight: how often each row counts in sums and means.
+        """
         if not rows.shape[0]:
             return
         rows = rows.float()
         self.count += rows.shape[0]
+        self.weight += weight * rows.shape[0]
         if "gram" in self.needs:
-            self.gram = _add_gram(self.gram, self._factor(rows), self.rounded)
+            self.gram = _add_gram(self.gram, self._factor(rows), self.rounded, weight)
         if "norms" in self.needs and "gram" not in self.needs:
-            squares = rows.square().sum(dim=0)
-            self.squares = squares if self.squares is None else self.squares.add_(squares)
+            self.squares = _add_rows(self.squares, rows.square(), weight)
         if "mean_abs" in self.needs:
-            absolute = rows.abs().sum(dim=0)
-            self.absolute = absolute if self.absolute is None else self.absolute.add_(absolute)
+            self.absolute = _add_rows(self.absolute, rows.abs(), weight)
         if "mean" in self.needs:
-            self.total = _add_rows(self.total, rows)
+            self.total = _add_rows(self.total, rows, weight)
         if "max_abs" in self.needs:
             largest = torch.maximum(rows.amax(dim=0), -rows.amin(dim=0))
             self.largest = largest if self.largest is None else torch.maximum(self.largest, largest)
         if original is not None:
             left, right = self._factor(original), self._factor(rows)
             with bfloat16_products(self.rounded):
-                self.cross = _zeros(self.cross, left, right).addmm_(left.t(), right)
+                self.cross = _zeros(self.cross, left, right).addmm_(left.t(), right, alpha=weight)
             if "mean" in self.needs:
-                self.original = _add_rows(self.original, original.float())
+                self.original = _add_rows(self.original, original.float(), weight)
 
     def _factor(self, rows: Tensor) -> Tensor:
         """Rows as products see them. Rounded here, for oneDNN leaves small products to a library that does not."""
@@ -89,7 +94,7 @@ class Sums:
         """Means over the rows, in the memory of the sums, which are over; no statistics where no token came."""
         if not self.count:
             return InputStats(0)
-        over = {name: tensor.div_(self.count) for name, tensor in self.tensors().items()}
+        over = {name: tensor.div_(self.weight) for name, tensor in self.tensors().items()}
         if "gram" in over:
             _mirror(over["gram"])
         norms = over["gram"].diagonal().clone() if "gram" in over else over.get("squares")
@@ -97,8 +102,8 @@ class Sums:
         return InputStats(self.count, over.get("gram"), norms, *means, self.largest)
 
 
-def _add_rows(total: Tensor | None, rows: Tensor) -> Tensor:
-    summed = rows.sum(dim=0)
+def _add_rows(total: Tensor | None, rows: Tensor, weight: float) -> Tensor:
+    summed = rows.sum(dim=0).mul_(weight)
     return summed if total is None else total.add_(summed)
 
 
@@ -106,13 +111,13 @@ def _zeros(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
     return torch.zeros(left.shape[1], right.shape[1], device=left.device) if total is None else total
 
 
-def _add_gram(total: Tensor | None, rows: Tensor, rounded: bool) -> Tensor:
+def _add_gram(total: Tensor | None, rows: Tensor, rounded: bool, weight: float) -> Tensor:
     """Add xᵀ x from the diagonal on: panels of columns with all columns to their right."""
     total = _zeros(total, rows, rows)
     with bfloat16_products(rounded):
         for at in range(0, rows.shape[1], PANEL):
             panel = slice(at, at + PANEL)
-            total[panel, at:].addmm_(rows[:, panel].t(), rows[:, at:])
+            total[panel, at:].addmm_(rows[:, panel].t(), rows[:, at:], alpha=weight)
     return total
 
 
@@ -133,6 +138,7 @@ class Recorder:
         needs: which statistics to keep.
         parts: experts that are parts of a merged parameter, by layer name.
         rounded: inputs of products are rounded to bfloat16.
+        weight: how often each row of the batch that is running counts.
         mask: real tokens of the batch that is running, (batch, tokens) bool; None when all are.
         keep: when set, rows are put here by leader instead of being added up.
         originals: when set, the original model's rows by leader, for cross statistics.
@@ -144,6 +150,7 @@ class Recorder:
     needs: frozenset[str]
     parts: Mapping[str, Part] = field(default_factory=dict)
     rounded: bool = False
+    weight: float = 1.0
     mask: Tensor | None = None
     keep: dict[str, Tensor] | None = None
     originals: dict[str, Tensor] | None = None
@@ -179,7 +186,7 @@ class Recorder:
             self.keep[leader] = rows
             return
         original = self.originals.get(leader) if self.originals is not None else None
-        self.sums.setdefault(leader, Sums(self.needs, self.rounded)).add(rows, original)
+        self.sums.setdefault(leader, Sums(self.needs, self.rounded)).add(rows, original, self.weight)
 
     def _see_expert(self, names: Sequence[str], rows: Tensor) -> None:
         """Tokens that one expert is given, (tokens, in); padding goes to experts as other tokens do, and counts.
@@ -190,9 +197,8 @@ class Recorder:
         if self.keep is not None:
             return
         self.leaders.update(dict.fromkeys(names, names[0]))
-        self.sums.setdefault(names[0], Sums(self.needs, self.rounded)).add(
-            rows, rows if self.originals is not None else None
-        )
+        sums = self.sums.setdefault(names[0], Sums(self.needs, self.rounded))
+        sums.add(rows, rows if self.originals is not None else None, self.weight)
 
     def _leader(self, name: str, given: Tensor, geometry: Any) -> str:
         """The first layer that made the same rows of this tensor; decided at a layer's first call and kept."""

@@ -60,6 +60,7 @@ class Walk:
         team: processes that walk together, each with batches of its own; None for this one alone.
         rounded: linear layers and statistics multiply float32 numbers rounded to bfloat16.
         changes: later blocks see the layers as the visitor compressed them; where they do not, every block runs once.
+        weights: how much each batch's rows count in the statistics; empty: all alike.
         tune: compresses the layers of a block in the visitor's place, with the block, its inputs and the outputs of the
             original model at hand; returns their new dense parameters by checkpoint name.
     """
@@ -73,6 +74,7 @@ class Walk:
     team: Team | None = None
     rounded: bool = False
     changes: bool = True
+    weights: Sequence[float] = ()
     tune: Callable[[Mapping[str, InputStats], Stage], Mapping[str, Tensor]] | None = None
 
     @property
@@ -241,6 +243,7 @@ def _record(job: Walk, block: Block, state: _State, recorder: Recorder) -> list[
     outputs: list[Any] = []
     for number, stream in enumerate(state.compressed):
         recorder.mask = _mask(job.batches[number])
+        recorder.weight = job.weights[number] if job.weights else 1.0
         if state.original and state.differs:
             recorder.keep = {}
             outputs += _run(job, block, [state.original[number]])

@@ -8,9 +8,27 @@ from torch import nn
 
 
 def most_positions(module: nn.Module) -> int | None:
-    """Give the most tokens that the model takes; None where its configuration sets no limit, or there is none."""
+    """Give the most tokens that the model takes; None where its configuration sets no limit, or there is none.
+
+    RoBERTa and its kin count positions from the one behind their padding index, so that their table of
+    `max_position_embeddings` rows has fewer for tokens.
+    """
     config: Any = getattr(module, "config", None)
-    return getattr(config, "max_position_embeddings", None) or None
+    limit: int | None = getattr(config, "max_position_embeddings", None) or None
+    if limit is None:
+        return None
+    tables = (each for name, each in module.named_modules() if "position" in name and _rows(each) == limit)
+    return min((limit - padding - 1 for each in tables if (padding := _padding(each)) is not None), default=limit)
+
+
+def _rows(module: nn.Module) -> int | None:
+    """How many rows a table of embeddings has; some models' tables are no `nn.Embedding`."""
+    weight = getattr(module, "weight", None)
+    return getattr(module, "num_embeddings", None if weight is None else len(weight))
+
+
+def _padding(module: nn.Module) -> int | None:
+    return getattr(module, "padding_idx", None)
 
 
 def class_names(module: nn.Module) -> list[str]:

@@ -110,7 +110,7 @@ def _whole(job: Descent, count: int, keep: Keep, progress: Progress) -> None:
         with input_errors_refused():
             output = job.model(**sample.inputs)
         _finite(job.objective(output, sample), sample).backward()  # type: ignore[no-untyped-call]
-        harvest(sums, sample.number)
+        harvest(sums, sample)
         progress(done + 1, len(job.samples))
     keep({name: each.moments(count, job.team) for name, each in sums.items()})
     job.loader.drop(lambda name: True)
@@ -182,7 +182,7 @@ class _Reverse:
             )
         loss = _finite(self.job.objective(output, sample), sample)
         loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]  # blocks may come from the same parts
-        harvest(glue, sample.number)
+        harvest(glue, sample)
 
     def _backward(self, glue: Mapping[str, Sums]) -> None:
         """All samples back through the blocks, the last one first."""
@@ -196,8 +196,8 @@ class _Reverse:
             sums = watch(self.job.model, self._of(self.inside[block.name]))
             for number, calls in enumerate(self.calls):
                 _back(block, calls.pop())
-                harvest(sums, self.job.samples[number].number)
-                harvest(glue, self.job.samples[number].number)
+                harvest(sums, self.job.samples[number])
+                harvest(glue, self.job.samples[number])
             if sums:
                 self.keep({name: each.moments(self.count, self.job.team) for name, each in sums.items()})
             self.job.loader.drop(block.owns)

@@ -27,12 +27,14 @@ class Sample:
         inputs: keyword arguments of the model's forward: a batch of one.
         labels: (1,) int64 true class, or None.
         tokens: (1, tokens) int64 whose successors the model predicts, or None.
+        weight: how often its gradient counts; 1 on average.
     """
 
     number: int
     inputs: dict[str, Any]
     labels: Tensor | None = None
     tokens: Tensor | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)

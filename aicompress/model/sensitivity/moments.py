@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from aicompress.layer import GradientStats, as_matrix
 from aicompress.model.blocks.all_reduce import Team
 from aicompress.model.loading.merged_experts import Slot
+from aicompress.model.sensitivity.loss import Sample
 
 Part = Callable[[Tensor], Tensor]  # gradient (out, in) of a whole weight -> that of a part of it
 
@@ -53,14 +54,14 @@ class Sums:
     square: Tensor | None = None
     seen: set[int] = field(default_factory=set)
 
-    def take(self, sample: int) -> None:
+    def take(self, sample: Sample) -> None:
         """Add a sample's gradient, if there is one."""
         given = self.parameter.grad
         if given is None:
             return
-        if sample in self.seen:
+        if sample.number in self.seen:
             raise SpreadError
-        self.seen.add(sample)
+        self.seen.add(sample.number)
         place = self.watched.place
         matrix = (
             place.read(given, self.watched.shape)
@@ -70,8 +71,8 @@ class Sums:
         matrix = matrix if self.part is None else self.part(matrix)
         if self.mean is None or self.square is None:
             self.mean, self.square = torch.zeros(matrix.shape), torch.zeros(matrix.shape)
-        self.mean += matrix.cpu()
-        self.square.addcmul_(matrix.cpu(), matrix.cpu())
+        self.mean.add_(matrix.cpu(), alpha=sample.weight)
+        self.square.addcmul_(matrix.cpu(), matrix.cpu(), value=sample.weight)
 
     def moments(self, count: int, team: Team | None) -> GradientStats:
         """Means over the samples of all processes; a weight that no sample reached has gradient 0."""
@@ -96,7 +97,7 @@ def watch(model: Any, wanted: Mapping[str, Watched]) -> dict[str, Sums]:
     return sums
 
 
-def harvest(sums: Mapping[str, Sums], sample: int) -> None:
+def harvest(sums: Mapping[str, Sums], sample: Sample) -> None:
     """Take a sample's gradients and clear them."""
     for each in sums.values():
         each.take(sample)

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.data import Data, Source, arrays, batches, labelled, sentences, token_windows
+from aicompress.data import Source, batches, drawn_windows, labelled, named_arrays, sentences, token_windows
 from aicompress.errors import Refused
+from aicompress.model.loading.config import most_positions
 from aicompress.model.loading.tokenizer import load_tokenizer
 from aicompress.model.sensitivity.loss import Sample
-from aicompress.pipeline.calibration.requirements import generates
+from aicompress.pipeline.calibration.requirements import first_argument, generates
 from aicompress.pipeline.step.workers import Processes
+from aicompress.recipe import Calibration
 
 DEFAULT_SAMPLES = 128  # taken where a recipe does not say, of sources that hold as many
 ROWS = 4096  # tokens that run through the model at a time
+
+Batches = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -27,19 +33,41 @@ class Inputs:
 
     Attributes:
         batches: keyword arguments of the model's forward.
-        source: where they come from, for the report.
+        sources: where they come from, for the report.
+        weights: how much each batch's tokens count; empty: all alike.
     """
 
     batches: tuple[dict[str, Any], ...]
+    sources: tuple[Source, ...]
+    weights: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """Samples of one source.
+
+    Attributes:
+        count: how many there are.
+        batched: in batches of so many.
+        source: where they come from.
+        labels: (samples,) int64, or None.
+        predicts: the model predicts their tokens.
+    """
+
+    count: int
+    batched: Callable[[int], Batches]
     source: Source
+    labels: Tensor | None = None
+    predicts: bool = False
 
 
 def calibration_inputs(
-    checkpoint: Checkpoint, model: Any, data: Data, seed: int, team: Processes, most: int = ROWS
+    checkpoint: Checkpoint, model: Any, data: Calibration, seed: int, team: Processes, most: int = ROWS
 ) -> Inputs:
-    """Read and batch the calibration data; of several processes each takes its share.
+    """Read, or draw, and batch the calibration data; of several processes each takes its share.
 
-    Language models get windows of exactly `length` tokens, encoders padded sentences, others their arrays.
+    Language models get windows of exactly `length` tokens, encoders padded sentences, others their arrays. Of read and
+    drawn samples together each kind counts half, however many it has.
 
     Args:
         most: samples in a batch, where memory allows for as many.
@@ -49,23 +77,19 @@ def calibration_inputs(
         Refused: there are fewer samples than processes.
     """
     step = min(most, max(1, ROWS // (64 if data.kind == "arrays" else data.length)))
-    batched: list[dict[str, Any]]
-    if data.kind == "arrays":
-        inputs, _, source = arrays(data, seed, DEFAULT_SAMPLES)
-        step = _fair(step, len(inputs), team)
-        batched = [_arrays(model, inputs[at : at + step]) for at in range(0, len(inputs), step)]
-    elif generates(checkpoint):
-        windows, source = token_windows(data, load_tokenizer(checkpoint.source.folder), seed, DEFAULT_SAMPLES)
-        step = _fair(step, len(windows), team)
-        batched = [_language(model, windows[at : at + step]) for at in range(0, len(windows), step)]
-    else:
-        texts, source = sentences(data, seed, DEFAULT_SAMPLES)
-        step = _fair(step, len(texts), team)
-        batched = list(batches(texts, load_tokenizer(checkpoint.source.folder), step, data.length))
-    return Inputs(tuple(batched[team.rank :: team.size]), source)
+    sets = list(_sample_sets(checkpoint, model, data, seed))
+    step = _fair(step, sum(each.count for each in sets), team)
+    batched = [each.batched(step) for each in sets]
+    weights: list[float] = []
+    if len(sets) > 1:
+        for part, weight in zip(batched, _weights([_tokens(part) for part in batched]), strict=True):
+            weights += [weight] * len(part)
+    whole = [batch for part in batched for batch in part]
+    own = slice(team.rank, None, team.size)
+    return Inputs(tuple(whole[own]), tuple(each.source for each in sets), tuple(weights[own]))
 
 
-def samples(checkpoint: Checkpoint, model: Any, data: Data, seed: int, team: Processes) -> tuple[Sample, ...]:
+def samples(checkpoint: Checkpoint, model: Any, data: Calibration, seed: int, team: Processes) -> tuple[Sample, ...]:
     """The calibration data as single samples whose loss can be taken; of several processes each takes its share.
 
     Language models predict the next token of windows; texts and arrays have labels where the data names them.
@@ -74,30 +98,79 @@ def samples(checkpoint: Checkpoint, model: Any, data: Data, seed: int, team: Pro
         RecipeError: the data cannot be read.
         Refused: there are fewer samples than processes.
     """
-    labels: Tensor | None = None
-    given: list[dict[str, Any]]
-    predicts = generates(checkpoint)
+    sets = list(_sample_sets(checkpoint, model, data, seed, classes=True))
+    _fair(1, sum(each.count for each in sets), team)
+    every: list[Sample] = []
+    for each, weight in zip(sets, _weights([each.count for each in sets]), strict=True):
+        for place, given in enumerate(each.batched(1)):
+            tokens = given.get("decoder_input_ids", given.get("input_ids")) if each.predicts else None
+            label = None if each.labels is None or tokens is not None else each.labels[place : place + 1]
+            every.append(Sample(len(every), given, label, tokens, weight))
+    return tuple(every[team.rank :: team.size])
+
+
+def _sample_sets(
+    checkpoint: Checkpoint, model: Any, data: Calibration, seed: int, classes: bool = False
+) -> Iterator[SampleSet]:
+    """What a recipe's source holds, and what it draws.
+
+    Args:
+        classes: texts are read with the labels that the data names.
+    """
     if data.kind == "arrays":
-        inputs, labels, _ = arrays(data, seed, DEFAULT_SAMPLES)
-        given = [_arrays(model, inputs[at : at + 1]) for at in range(len(inputs))]
-        predicts = predicts and not inputs.is_floating_point()
-    elif predicts:
-        windows, _ = token_windows(data, load_tokenizer(checkpoint.source.folder), seed, DEFAULT_SAMPLES)
-        given = [_language(model, windows[at : at + 1]) for at in range(len(windows))]
-    else:
-        if data.labels is not None:
-            texts, labels, _ = labelled(data, seed, class_names(checkpoint), DEFAULT_SAMPLES)
+        yield _of_arrays(checkpoint, model, data, seed)
+        return
+    predicts, tokenizer = generates(checkpoint), load_tokenizer(checkpoint.source.folder)
+    shorter = min(data.length, most_positions(model) or data.length)
+    if data.kind != "drawn" and predicts:
+        windows, source = token_windows(data, tokenizer, seed, DEFAULT_SAMPLES)
+        yield SampleSet(len(windows), partial(_windows, model, windows), source, predicts=True)
+    elif data.kind != "drawn":
+        labels: Tensor | None = None
+        if classes and data.labels is not None:
+            texts, labels, source = labelled(data, seed, class_names(checkpoint), DEFAULT_SAMPLES)
         else:
-            texts, _ = sentences(data, seed, DEFAULT_SAMPLES)
-        tokenizer = load_tokenizer(checkpoint.source.folder)
-        given = [batch for text in texts for batch in batches([text], tokenizer, 1, data.length)]
-    _fair(1, len(given), team)
-    own = []
-    for number in range(team.rank, len(given), team.size):
-        tokens = given[number].get("decoder_input_ids", given[number].get("input_ids")) if predicts else None
-        label = None if labels is None or tokens is not None else labels[number : number + 1]
-        own.append(Sample(number, given[number], label, tokens))
-    return tuple(own)
+            texts, source = sentences(data, seed, DEFAULT_SAMPLES)
+        yield SampleSet(len(texts), partial(_texts, texts, tokenizer, shorter), source, labels)
+    if data.drawn is not None:
+        ids, source = drawn_windows(tokenizer, data.drawn, shorter, seed, (data.bos or not predicts, not predicts))
+        split = partial(_windows, model, ids) if predicts else partial(_drawn_texts, ids)
+        yield SampleSet(len(ids), split, source, predicts=predicts)
+
+
+def _of_arrays(checkpoint: Checkpoint, model: Any, data: Calibration, seed: int) -> SampleSet:
+    inputs, labels, source = named_arrays(data, seed, DEFAULT_SAMPLES)
+    tokens = inputs.keys() & {"input_ids", "decoder_input_ids"}
+    predicts = generates(checkpoint) and bool(tokens or not any(each.is_floating_point() for each in inputs.values()))
+
+    def batched(step: int) -> Batches:
+        starts = range(0, source.samples, step)
+        return [_arrays(model, {name: each[at : at + step] for name, each in inputs.items()}) for at in starts]
+
+    return SampleSet(source.samples, batched, source, labels, predicts)
+
+
+def _windows(model: Any, windows: Tensor, step: int) -> Batches:
+    return [_language(model, windows[at : at + step]) for at in range(0, len(windows), step)]
+
+
+def _texts(texts: list[str], tokenizer: Any, length: int, step: int) -> Batches:
+    return list(batches(texts, tokenizer, step, length))
+
+
+def _drawn_texts(ids: Tensor, step: int) -> Batches:
+    return [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in torch.split(ids, step)]
+
+
+def _weights(sizes: list[int]) -> list[float]:
+    """What an item of each part weighs, so that all parts weigh the same and an item 1 on average."""
+    return [sum(sizes) / (len(sizes) * size) for size in sizes]
+
+
+def _tokens(part: Batches) -> int:
+    """Real tokens in batches of texts."""
+    masks = (batch.get("attention_mask", torch.ones_like(batch["input_ids"])) for batch in part)
+    return sum(int(mask.sum()) for mask in masks)
 
 
 def class_names(checkpoint: Checkpoint) -> list[str]:
@@ -106,15 +179,21 @@ def class_names(checkpoint: Checkpoint) -> list[str]:
     return [str(named[key]) for key in sorted(named, key=int)]
 
 
-def _arrays(model: Any, inputs: Tensor) -> dict[str, Any]:
-    """Arrays as a model takes them; a decoder is given the same token ids, or its first token where they are none."""
-    name = _first_argument(model)
-    arguments: dict[str, Any] = {name: _shaped(name, inputs)}
+def _arrays(model: Any, named: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Arrays as a model takes them: each under its own name, one alone also as what the model calls its input.
+
+    A decoder that is not given its own is given the same token ids, or its first token where they are none.
+    """
+    if len(named) == 1 and next(iter(named)) not in inspect.signature(model.forward).parameters:
+        named = {first_argument(model): next(iter(named.values()))}
+    arguments: dict[str, Any] = {name: _shaped(name, inputs) for name, inputs in named.items()}
     described = getattr(model, "config", None)
     if getattr(described, "is_encoder_decoder", False):
         start = getattr(described, "decoder_start_token_id", None) or getattr(described, "bos_token_id", None) or 0
+        inputs = arguments.get(first_argument(model), next(iter(arguments.values())))
         first = torch.full((len(inputs), 1), start, dtype=torch.int64)
-        arguments |= {"decoder_input_ids": first if inputs.is_floating_point() else inputs, "use_cache": False}
+        given = {"decoder_input_ids": first if inputs.is_floating_point() else inputs, "use_cache": False}
+        arguments = given | arguments
     return arguments
 
 
@@ -128,11 +207,6 @@ def _fair(step: int, samples: int, team: Processes) -> int:
     if samples < team.size:
         raise Refused(f"{samples} calibration samples cannot be shared by {team.size} processes", "give more samples")
     return min(step, samples // team.size)
-
-
-def _first_argument(model: Any) -> str:
-    """What the model's forward calls its input."""
-    return getattr(model, "main_input_name", None) or next(iter(inspect.signature(model.forward).parameters))
 
 
 def _language(model: Any, windows: Tensor) -> dict[str, Any]:

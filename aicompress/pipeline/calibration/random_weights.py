@@ -67,5 +67,5 @@ def _batch(checkpoint: Checkpoint, recipe: Recipe, model: Any) -> Mapping[str, T
     if recipe.calibration is None:
         hint = "give the recipe a calibration: section"
         raise Refused(f"{checkpoint.path}: nothing says what inputs the model takes", hint)
-    few = recipe.calibration.model_copy(update={"samples": SAMPLES, "length": min(recipe.calibration.length, LENGTH)})
+    few = recipe.calibration.at_most(SAMPLES, LENGTH)
     return calibration_inputs(checkpoint, model, few, recipe.seed, Alone()).batches[0]

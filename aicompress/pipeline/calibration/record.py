@@ -10,15 +10,20 @@ from aicompress.checkpoint.statistics import StatisticsFile
 from aicompress.data import Source
 
 
-def record_of_data(source: Source, processes: int, **settings: str) -> dict[str, Any]:
+def record_of_data(given: Sequence[Source], processes: int, **settings: str) -> dict[str, Any]:
     """The record of samples that ran through the model.
 
     Args:
-        source: where the samples came from.
+        given: where the samples came from.
         processes: how many processes ran them.
         settings: how the model ran.
     """
-    return {"data": [dataclasses.asdict(source)], "statistics": [], "processes": processes, **settings}
+    return {
+        "data": [dataclasses.asdict(source) for source in given],
+        "statistics": [],
+        "processes": processes,
+        **settings,
+    }
 
 
 def record_of_files(files: Sequence[StatisticsFile]) -> dict[str, Any]:

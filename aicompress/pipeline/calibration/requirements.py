@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from aicompress import data
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.statistics import StatisticsFile
-from aicompress.errors import CompressError, RecipeError, Refused
+from aicompress.errors import CompressError, RecipeError, Refused, suggestion
 from aicompress.layer import LayerInfo
 from aicompress.methods.layerwise import AnyLayerMethod, LayerMethod
 from aicompress.methods.method import OF_TRAINING, MethodConfig
@@ -124,8 +124,8 @@ def problems(
         refusals.append(Refused(f"{', '.join(absent)} does not exist", "files that are merged must exist"))
     refusals += [_name_problem(path) for path in request.stats if path.suffix != ".safetensors"]
     if recipe.calibration is None:
-        hint = "add a calibration: section to the recipe"
-        hint += "" if searches else ", or give --stats with a file of statistics"
+        hint = "add a calibration: section to the recipe, such as `calibration: {drawn: 128}`, which needs no data"
+        hint += "" if searches else "; or give --stats with a file of statistics"
         refusals.append(RecipeError(f"{'bits: auto' if searches else method.name} needs calibration data", hint))
     else:
         refusals += data.problems(recipe.calibration)
@@ -171,18 +171,37 @@ def _of_model(checkpoint: Checkpoint, recipe: Recipe, request: Request) -> list[
         hint = "give the recipe `model: {sequential: [fc1, relu, fc2]}`, or a factory"
         return [RecipeError(f"{checkpoint.path} names no architecture, and calibration runs the model", hint)]
     from aicompress.model.loading.partial_model import PartialModel
+    from aicompress.model.loading.tokenizer import load_tokenizer
 
     try:
         module = module_of(checkpoint, recipe, request.allow_code)
         PartialModel(checkpoint, module)
     except CompressError as error:
         return [error]
-    taken = getattr(module, "main_input_name", None)
     texts = recipe.calibration is not None and recipe.calibration.kind != "arrays"
-    if taken is not None and texts and "input_ids" not in inspect.signature(module.forward).parameters:
-        hint = "give calibration.arrays: a .npy file of them"
+    if recipe.calibration is not None and recipe.calibration.draws and load_tokenizer(checkpoint.source.folder) is None:
+        return [RecipeError(f"{checkpoint.path}: tokens are drawn from a tokenizer, and it has none", "give arrays")]
+    taken = getattr(module, "main_input_name", None)
+    known = inspect.signature(module.forward).parameters
+    if recipe.calibration is not None and len(recipe.calibration.input_names) > 1:
+        return _unknown_arguments(module, recipe.calibration.input_names)
+    if taken is not None and texts and "input_ids" not in known:
+        hint = "give calibration.arrays: a .safetensors or .npz file of them"
         return [RecipeError(f"{type(module).__name__} is calibrated on arrays of {taken}, not on text", hint)]
     return []
+
+
+def _unknown_arguments(module: Any, names: Sequence[str]) -> list[CompressError]:
+    """Arrays that the model has no argument for."""
+    known = inspect.signature(module.forward).parameters
+    absent = [name for name in names if name not in known]
+    kind = type(module).__name__
+    return [RecipeError(f"inputs: {kind} takes no {name!r}", suggestion(name, list(known))) for name in absent]
+
+
+def first_argument(module: Any) -> str:
+    """What the model's forward calls its input."""
+    return getattr(module, "main_input_name", None) or next(iter(inspect.signature(module.forward).parameters))
 
 
 def module_of(checkpoint: Checkpoint, recipe: Recipe, allow_code: bool) -> Any:

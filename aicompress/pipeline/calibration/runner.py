@@ -81,14 +81,14 @@ class CalibrationRun:
             progress: told of every block.
             options: more fields of `Walk`.
         """
-        options = {"rounded": self.rounded, "changes": self.follows, **options}
+        options = {"rounded": self.rounded, "changes": self.follows, "weights": self.inputs.weights, **options}
         job = Walk(self.model, self.loader, self.inputs.batches, self.wanted, needs, cross, self.team, **options)
         walk(job, visitor, progress)
 
     def record(self) -> dict[str, Any]:
         """Where the rows came from, for the report."""
         return record_of_data(
-            self.inputs.source,
+            self.inputs.sources,
             self.team.size,
             products="bfloat16" if self.rounded else "float32",
             activations="compressed" if self.follows else "original",

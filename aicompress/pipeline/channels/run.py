@@ -56,7 +56,7 @@ def _write(plan: ChannelPlan, progress: Progress, opened: OpenOutput) -> Results
         seconds[name] = time.perf_counter() - began
         done += planned.dense.nbytes
         progress(name, done, total)
-    calibration = {} if plan.samples is None else record_of_data(plan.samples.source, 1)
+    calibration = {} if plan.samples is None else record_of_data([plan.samples.source], 1)
     return Results(plan.rows(seconds), plan.warnings, calibration=calibration)
 
 

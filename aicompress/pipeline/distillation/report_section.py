@@ -24,6 +24,7 @@ def training_section(trainer: Trainer, teacher: Checkpoint, cached: bool) -> dic
             "path": str(teacher.path),
             "bytes": sum(ref.spec.nbytes for ref in teacher.tensors.values()),
         },
+        "data": dataclasses.asdict(trainer.setup.samples.source),
         "loss": " + ".join(f"{config.weight:g} {method.name}" for method, config in trainer.setup.loss.terms),
         "curve": [dataclasses.asdict(point) for point in history.curve],
         "best_step": history.best_step,

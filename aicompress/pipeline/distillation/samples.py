@@ -9,6 +9,8 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.data import Data, Source, Tokenizer, arrays, batches, labelled, sentences, token_windows
 from aicompress.errors import RecipeError
 from aicompress.model.distillation.outputs import Task
+from aicompress.model.loading.config import most_positions
+from aicompress.model.loading.definition import skeleton
 from aicompress.pipeline.calibration.data import class_names
 from aicompress.pipeline.distillation.batches import Samples
 
@@ -41,8 +43,11 @@ def read_samples(data: Data, task: Task, checkpoint: Checkpoint, tokenizer: Toke
 
 
 def _check_length(data: Data, checkpoint: Checkpoint) -> None:
-    limit = (checkpoint.config or {}).get("max_position_embeddings")
-    if data.kind != "arrays" and limit is not None and data.length > limit:
+    if data.kind == "arrays" or checkpoint.config is None:
+        return
+    model = skeleton(checkpoint.config)
+    limit = checkpoint.config.get("max_position_embeddings") if model is None else most_positions(model)
+    if limit is not None and data.length > limit:
         raise RecipeError(f"data.length {data.length} is beyond the student's {limit} positions", f"length: {limit}")
 
 

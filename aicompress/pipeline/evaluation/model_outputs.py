@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from aicompress.data import Data, arrays, batches, labelled, pairs, sentences, token_windows
+from aicompress.data import Data, Source, arrays, batches, labelled, pairs, sentences, token_windows
 from aicompress.errors import CheckpointError, RecipeError
 from aicompress.metrics import Metric
 from aicompress.metrics.outputs import ClassLogits, Outputs, PairEmbeddings, SentenceEmbeddings, TokenLogits
@@ -23,23 +24,37 @@ AnyMetric = Metric[Any, Any]
 Progress = Callable[[int, int], None]  # done, total
 
 
-def model_outputs(models: Models, metric: AnyMetric, data: Data, progress: Progress) -> Iterator[Any]:
+@dataclass(frozen=True)
+class Watcher:
+    """Who is told of a metric's samples, and of how far it is.
+
+    Attributes:
+        read: called with the record of the samples.
+        progress: called with (done, total).
+    """
+
+    read: Callable[[Source], None] = lambda source: None
+    progress: Progress = lambda done, total: None
+
+
+def model_outputs(models: Models, metric: AnyMetric, data: Data, watcher: Watcher = Watcher()) -> Iterator[Any]:
     """Give the outputs that a metric reads, of all models, in batches.
 
     Args:
         models: the tested one, then its baselines.
         data: the samples.
-        progress: called with (done, total).
+        watcher: told of the samples and of progress.
 
     Raises:
         RecipeError, CheckpointError: data or models do not fit what is asked.
     """
-    return RUNS[metric.reads](models, metric, data, progress)
+    return RUNS[metric.reads](models, metric, data, watcher)
 
 
-def token_logits(models: Models, metric: AnyMetric, data: Data, progress: Progress) -> Iterator[TokenLogits]:
-    """Give logits for every window, to which no token is added; one batch of logits per model is held."""
-    windows, _ = token_windows(data, models[0].tokenizer)
+def token_logits(models: Models, metric: AnyMetric, data: Data, watcher: Watcher) -> Iterator[TokenLogits]:
+    """Give logits for every window; one batch of logits per model is held."""
+    windows, source = token_windows(data, models[0].tokenizer)
+    watcher.read(source)
     _require_positions(models, data.length)
     _require_same_tokens(models, data, windows)
     _require_takes(metric, len(windows), data)
@@ -55,15 +70,17 @@ def token_logits(models: Models, metric: AnyMetric, data: Data, progress: Progre
         _require_tokens(models, [each.shape[-1] for each in logits], int(windows.max()))
         yield TokenLogits(ids.to(tested.device), tuple(each[..., :shared] for each in logits))
         start += len(ids)
-        progress(start, len(windows))
+        watcher.progress(start, len(windows))
         width = max(1, LOGITS // (windows.shape[1] * tested.shape[-1]))
 
 
-def class_logits(models: Models, metric: AnyMetric, data: Data, progress: Progress) -> Iterator[ClassLogits]:
+def class_logits(models: Models, metric: AnyMetric, data: Data, watcher: Watcher) -> Iterator[ClassLogits]:
     """Give logits for every sample of known class."""
-    inputs, labels, unit = _labelled(models[0], data)
+    inputs, labels, source = _labelled(models[0], data)
+    watcher.read(source)
+    unit = "samples" if data.kind == "arrays" else "texts"
     _require_takes(metric, len(labels), data)
-    progress(0, len(labels))
+    watcher.progress(0, len(labels))
     runs = [_classifier(model.module, metric.name) for model in models]
     start = 0
     for batch in inputs:
@@ -72,29 +89,31 @@ def class_logits(models: Models, metric: AnyMetric, data: Data, progress: Progre
             _require_classes(each, labels, metric.name)
         yield ClassLogits(labels[start : start + len(logits[0])], logits, unit)
         start += len(logits[0])
-        progress(start, len(labels))
+        watcher.progress(start, len(labels))
 
 
-def pair_embeddings(models: Models, metric: AnyMetric, data: Data, progress: Progress) -> Iterator[PairEmbeddings]:
+def pair_embeddings(models: Models, metric: AnyMetric, data: Data, watcher: Watcher) -> Iterator[PairEmbeddings]:
     """Give embeddings of all pairs; a sentence that stands in several pairs is encoded once."""
-    first, second, scores, _ = pairs(data)
+    first, second, scores, source = pairs(data)
+    watcher.read(source)
     _require_takes(metric, len(scores), data)
     texts = sorted({*first, *second})
     row = {text: number for number, text in enumerate(texts)}
     one, other = (torch.tensor([row[text] for text in side]) for side in (first, second))
-    yield PairEmbeddings(scores, one, other, _encoded(models, texts, data.length, progress))
+    yield PairEmbeddings(scores, one, other, _encoded(models, texts, data.length, watcher.progress))
 
 
 def sentence_embeddings(
-    models: Models, metric: AnyMetric, data: Data, progress: Progress
+    models: Models, metric: AnyMetric, data: Data, watcher: Watcher
 ) -> Iterator[SentenceEmbeddings]:
     """Give embeddings of all sentences."""
-    texts, _ = sentences(data)
+    texts, source = sentences(data)
+    watcher.read(source)
     _require_takes(metric, len(texts), data)
-    yield SentenceEmbeddings(_encoded(models, texts, data.length, progress))
+    yield SentenceEmbeddings(_encoded(models, texts, data.length, watcher.progress))
 
 
-RUNS: Mapping[type[Outputs], Callable[[Models, AnyMetric, Data, Progress], Iterator[Outputs]]] = {
+RUNS: Mapping[type[Outputs], Callable[[Models, AnyMetric, Data, Watcher], Iterator[Outputs]]] = {
     TokenLogits: token_logits,
     ClassLogits: class_logits,
     PairEmbeddings: pair_embeddings,
@@ -165,14 +184,15 @@ def _require_tokens(models: Models, counts: Sequence[int], largest: int) -> None
             )
 
 
-def _labelled(tested: Running, data: Data) -> tuple[Iterable[Inputs], Tensor, str]:
-    """Read batches of inputs, labels (samples,) int64, and what a sample is."""
+def _labelled(tested: Running, data: Data) -> tuple[Iterable[Inputs], Tensor, Source]:
+    """Read batches of inputs, labels (samples,) int64, and the record."""
     if data.kind == "arrays":
-        inputs, named, _ = arrays(data)
+        inputs, named, source = arrays(data)
         assert named is not None, "a recipe of labelled data names its labels"
-        return torch.split(inputs, BATCH), named, "samples"
-    texts, labels, _ = labelled(data, classes=class_names(tested.module))
-    return batches(texts, tested.tokenizer, BATCH, data.length), labels, "texts"
+        return torch.split(inputs, BATCH), named, source
+    texts, labels, source = labelled(data, classes=class_names(tested.module))
+    length = min(data.length, most_positions(tested.module) or data.length)
+    return batches(texts, tested.tokenizer, BATCH, length), labels, source
 
 
 def _classifier(model: nn.Module, metric: str) -> Callable[[Inputs], Tensor]:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
-from aicompress.pipeline.evaluation.model_outputs import model_outputs
+from aicompress.data import Source
+from aicompress.pipeline.evaluation.model_outputs import Watcher, model_outputs
 from aicompress.pipeline.step.running_model import Running
 from aicompress.recipe.evaluation import EvalRecipe
 
 Progress = Callable[[str, int, int], None]  # what, done, total
+Read = Callable[[str, Source], None]  # a metric's name, where its samples came from
 
 
 @torch.inference_mode()
 def measure_quality(
-    models: Sequence[Running], recipe: EvalRecipe, progress: Progress = lambda what, done, total: None
+    models: Sequence[Running],
+    recipe: EvalRecipe,
+    progress: Progress = lambda what, done, total: None,
+    read: Read = lambda metric, source: None,
 ) -> dict[str, Any]:
     """Measure every figure that the recipe asks for.
 
@@ -24,6 +30,7 @@ def measure_quality(
         models: the tested one, then its baselines.
         recipe: what to measure.
         progress: called with (what, done, total).
+        read: called with the record of each metric's samples.
 
     Returns:
         Figures by name as the report stores them; those against further baselines under `against`, by path.
@@ -34,7 +41,8 @@ def measure_quality(
     asked = recipe.quality.asked
     against: list[dict[str, Any]] = [{} for _ in models[1:]] or [{}]
     for number, (metric, data) in enumerate(asked):
-        outputs = model_outputs(models, metric, data, _share(progress, metric.name, number, len(asked)))
+        watcher = Watcher(partial(read, metric.name), _share(progress, metric.name, number, len(asked)))
+        outputs = model_outputs(models, metric, data, watcher)
         measured = metric.measure(outputs, data, recipe.seed)
         for figures, entries in zip(against, metric.entries(measured), strict=True):
             figures.update(entries)

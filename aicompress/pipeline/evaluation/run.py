@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from aicompress import data as sources
 from aicompress.checkpoint import Checkpoint
@@ -172,8 +173,14 @@ def _measured(
     models = [setting.start(path) for path in paths]
     progress("latency", 20, 100)
     latency, further, warnings = _timed(models, recipe)
-    quality = measure_quality(models, recipe, lambda what, done, total: progress(what, 30 + 69 * done // total, 100))
-    return Results(latency=latency, quality=quality, warnings=warnings), further
+    data: dict[str, Any] = {}
+    quality = measure_quality(
+        models,
+        recipe,
+        lambda what, done, total: progress(what, 30 + 69 * done // total, 100),
+        lambda metric, source: data.update({metric: asdict(source)}),
+    )
+    return Results(latency=latency, quality=quality, warnings=warnings, data=data), further
 
 
 def _timed(

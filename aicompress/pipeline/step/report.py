@@ -33,6 +33,7 @@ class Results:
     bits: dict[str, Any] = field(default_factory=dict)
     untouched: Untouched | None = None
     baselines: tuple[Baseline, ...] = ()
+    data: dict[str, Any] = field(default_factory=dict)
     waited: float | None = None
 
 
@@ -54,6 +55,7 @@ def build_report(
         results: what was done and measured.
         seconds: wall time of the command.
     """
+    results = replace(results, warnings=(*results.warnings, *_left_out(results)))
     report = Report(
         command=command,
         tool_version=__version__,
@@ -68,6 +70,14 @@ def build_report(
         **vars(results),
     )
     return replace(report, gates=gates.evaluate(recipe.gates, report))
+
+
+def _left_out(results: Results) -> list[str]:
+    """A warning for each source that held rows of nothing."""
+    training = results.training.get("data")
+    records = [*results.calibration.get("data", []), *results.data.values(), *([training] if training else [])]
+    by_path = {record["path"]: record.get("skipped", 0) for record in records}
+    return [f"{path}: {count:,} null or empty rows were left out" for path, count in by_path.items() if count]
 
 
 def report_names(html: bool = True) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from aicompress.checkpoint.source import locate
 from aicompress.data import Data, Tokenizer, arrays, batches
 from aicompress.errors import CheckpointError
+from aicompress.model.loading.config import most_positions
 from aicompress.model.loading.pooling import Pooling
 from aicompress.recipe import Model
 
@@ -101,6 +102,7 @@ def encoder(running: Running, length: int) -> Callable[[Sequence[str]], Tensor]:
     """Sentences -> embeddings (sentences, width) of a sentence encoder, pooled as the checkpoint says."""
     device = next(running.module.parameters()).device
     module: Any = running.module
+    length = min(length, most_positions(running.module) or length)
     module = getattr(module, "base_model", module)  # under a head, whose outputs are no states of tokens
 
     @torch.inference_mode()
@@ -137,7 +139,7 @@ def example(module: nn.Module, batch: int, length: int, labelled: Data | None = 
     if model_config is None or taken is None:
         return None
     if taken == "input_ids":
-        tokens = _tokens(model_config, batch, length)
+        tokens = _tokens(module, batch, length)
         return tokens, f"{batch} × {tokens['input_ids'].shape[1]} tokens"
     model_config = getattr(model_config, "vision_config", model_config)
     size = getattr(model_config, "image_size", None)
@@ -148,10 +150,10 @@ def example(module: nn.Module, batch: int, length: int, labelled: Data | None = 
     return None
 
 
-def _tokens(model_config: Any, batch: int, length: int) -> dict[str, Tensor]:
+def _tokens(module: nn.Module, batch: int, length: int) -> dict[str, Tensor]:
     """Random tokens without padding; an encoder-decoder reads as many as it writes."""
-    longest = getattr(model_config, "max_position_embeddings", None) or length
-    shape = (batch, min(length, longest))
+    model_config: Any = module.config
+    shape = (batch, min(length, most_positions(module) or length))
     ids = torch.randint(0, model_config.get_text_config().vocab_size, shape, generator=torch.Generator().manual_seed(0))
     tokens = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     return {**tokens, "decoder_input_ids": ids} if getattr(model_config, "is_encoder_decoder", False) else tokens

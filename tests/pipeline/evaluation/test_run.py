@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
+from tokenizers import processors
+from transformers import AutoTokenizer
 
 from aicompress.checkpoint.reader import digests
 from aicompress.checkpoint.source import locate
@@ -75,6 +77,26 @@ def test_alone_there_is_nothing_to_compare(trained_llama: Path, heldout_file: Pa
     assert list(found.quality) == ["perplexity"]
     assert found.latency is None
     assert found.warnings == ("latency was not measured: the recipe has no latency section",)
+
+
+def test_the_report_says_what_was_read(trained_llama: Path, tmp_path: Path) -> None:
+    """Rows of nothing are counted, and windows begin as the tokenizer begins a text."""
+    copied = Path(shutil.copytree(trained_llama, tmp_path / "copied"))
+    tokenizer = AutoTokenizer.from_pretrained(copied)
+    plain = evaluate(str(copied), [], of_rows(tmp_path, ["a line of text " * 20, None, "", "another " * 20]))
+    start = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)])
+    tokenizer.backend_tokenizer.post_processor = start
+    tokenizer.save_pretrained(copied)
+    found = evaluate(str(copied), [], of_rows(tmp_path, ["a line of text " * 20, None, "", "another " * 20]))
+    assert (plain.data["perplexity"]["bos"], found.data["perplexity"]["bos"]) == ("", "<s>")
+    assert found.data["perplexity"]["skipped"] == 2
+    assert "rows.jsonl: 2 null or empty rows were left out" in found.warnings
+    assert found.quality["perplexity"]["value"] != plain.quality["perplexity"]["value"]
+
+
+def of_rows(folder: Path, texts: list[str | None]) -> EvalRecipe:
+    (folder / "rows.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    return measuring({"perplexity": Perplexity(jsonl=str(folder / "rows.jsonl"), length=16)})
 
 
 def test_a_copy_of_a_tied_parameter_counts_once(trained_llama: Path, heldout_file: Path, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from aicompress.data import Data
 from aicompress.layer import InputStats, from_matrix
 from aicompress.measure import nbytes
 from aicompress.methods.capabilities import Width
@@ -26,6 +25,7 @@ from aicompress.pipeline.layerwise.allocation.width_groups import WidthGroup, gr
 from aicompress.pipeline.layerwise.compress import Compression, Known
 from aicompress.pipeline.layerwise.plan import Plan
 from aicompress.pipeline.step.workers import Alone
+from aicompress.recipe import Calibration
 from aicompress.weights import Weight
 
 TOKENS = 1024  # that the search measures on, where the recipe gives no number of samples
@@ -122,12 +122,12 @@ def dense(plan: Plan, tensor: str, weight: Weight) -> Tensor:
     return from_matrix(weight.dense(), planned.dense.shape, planned.info.transposed).to(planned.dense.dtype)
 
 
-def _slice(data: Data, samples: int | None) -> Data:
+def _slice(data: Calibration, samples: int | None) -> Calibration:
     """The part of the calibration data that the search reads."""
     if data.kind == "arrays" and samples is None and data.samples is None:
         return data
     wanted = samples or (ARRAYS if data.kind == "arrays" else -(-TOKENS // data.length))
-    return data.model_copy(update={"samples": min(wanted, data.samples or wanted)})
+    return data.at_most(wanted)
 
 
 def _path(place: str | Slot | None) -> str | None:
@@ -141,7 +141,7 @@ def _norms(plan: Plan, model: Any, inputs: Inputs) -> dict[str, InputStats]:
     places = {name: place for name in names if (place := loader.place_of(name)) is not None}
     keeper = _Keeper()
     needs = frozenset({"gram"}) if any(layer.info.part for layer in plan.layers) else frozenset({"norms"})
-    walk(Walk(model, loader, inputs.batches, places, needs), keeper)
+    walk(Walk(model, loader, inputs.batches, places, needs, weights=inputs.weights), keeper)
     return keeper.stats
 
 

@@ -139,7 +139,7 @@ def _record(trial: CandidateTrial, losses: Sequence[Sequence[float]], outcome: R
         "value": value,
         "loss": "KL divergence of the outputs" if trial.probe.divergence else "relative squared error of the outputs",
         "measured": "blocks" if by_block(trial) else "outputs",
-        "samples": trial.inputs.source.samples,
+        "samples": sum(source.samples for source in trial.inputs.sources),
         "stand_in": bool(trial.plan.needs),
         "sum": _cost(losses, outcome.picks),
         "before": outcome.before,

@@ -77,8 +77,7 @@ class BlockScores:
     def record(self) -> dict[str, Any]:
         """Where the samples came from, for the report."""
         team = processes(torch.device("cpu"))
-        source = self._inputs(self._model(), team).source
-        return record_of_data(source, team.size)
+        return record_of_data(self._inputs(self._model(), team).sources, team.size)
 
     def _model(self) -> Any:
         asked = self.measurement

@@ -45,7 +45,7 @@ def routed_scores(
     routing = Routing({paths[mixture.name]: mixture.size for mixture in mixtures})
     totals = routing.measure(BlockRun(model, loader, inputs.batches, team))
     scores = [_scores(totals[paths[mixture.name]], reap) for mixture in mixtures]
-    return scores, record_of_data(inputs.source, team.size)
+    return scores, record_of_data(inputs.sources, team.size)
 
 
 def require_watchable(measurement: Measurement, mixtures: Sequence[Mixture]) -> None:

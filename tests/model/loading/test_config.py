@@ -1,0 +1,56 @@
+"""How many tokens a model takes: architectures whose table of positions has rows that no token gets."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as hf
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.errors import RecipeError
+from aicompress.model.loading.config import most_positions
+from aicompress.pipeline.calibration.data import calibration_inputs
+from aicompress.pipeline.distillation.samples import read_samples
+from aicompress.pipeline.step.running_model import Running, encoder, example
+from aicompress.pipeline.step.workers import Alone
+from aicompress.recipe import Calibration
+
+SHAPE = {"vocab_size": 256, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+SHAPE |= {"intermediate_size": 16, "max_position_embeddings": 40}
+
+
+@pytest.mark.parametrize(
+    ("name", "padding", "most"),
+    [("Roberta", 1, 38), ("MPNet", 1, 38), ("IBert", 1, 38), ("Roberta", 0, 39), ("Bert", 0, 40)],
+)
+def test_a_model_runs_on_as_many_tokens_as_it_takes_and_on_no_more(name: str, padding: int, most: int) -> None:
+    config = getattr(hf, f"{name}Config")(**SHAPE, pad_token_id=padding)
+    model = getattr(hf, f"{name}Model")(config).eval()
+    assert most_positions(model) == most
+    assert model(input_ids=torch.full((1, most), 5)).last_hidden_state.shape[1] == most
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, most + 1), 5))
+
+
+def test_texts_are_cut_to_what_the_model_takes(tmp_path: Path, tiny_bert: Path) -> None:
+    """In evaluation, latency and calibration alike; training says so before it begins."""
+    folder = shutil.copytree(tiny_bert, tmp_path / "roberta")
+    model = hf.RobertaModel(hf.RobertaConfig(**SHAPE, pad_token_id=0)).eval()
+    model.save_pretrained(folder)
+    running = Running(str(folder), model, Path(folder))
+    (tmp_path / "long.txt").write_text("a text of many words " * 40 + "\nshort\n")
+    assert encoder(running, 128)((tmp_path / "long.txt").read_text().splitlines()).isfinite().all()
+    made = example(model, 2, 128)
+    assert made is not None
+    assert made[1] == "2 × 39 tokens"
+    checkpoint = Checkpoint.open(folder)
+    data = Calibration(text=str(tmp_path / "long.txt"), drawn=2, length=128)
+    inputs = calibration_inputs(checkpoint, model, data, 0, Alone())
+    assert [batch["input_ids"].shape[1] for batch in inputs.batches] == [39, 39]
+    assert all(model(**batch).last_hidden_state.isfinite().all() for batch in inputs.batches)
+    with pytest.raises(RecipeError, match="39 positions") as caught:
+        read_samples(data, "encoder", checkpoint, running.tokenizer)
+    assert caught.value.hint == "length: 39"
