@@ -53,6 +53,16 @@ class Source:
         first = self.files[0].name if self.folder is not None else ""
         return next((name for name in _NAMES if first.startswith(name)), "model")
 
+    @property
+    def is_sentence_encoder(self) -> bool:
+        """Whether sentence-transformers loads this folder, or has it as the transformer of an encoder."""
+        return self.folder is not None and encoder_folder(self.folder) is not None
+
+    @property
+    def part_weights(self) -> tuple[Path, ...]:
+        """Weights of further parts of a sentence encoder, such as a Dense module, relative to the folder."""
+        return tuple(path for path in self.side_files if path.suffix == ".safetensors")
+
     def name_of(self, file: Path) -> str:
         """A weight file's name, below the checkpoint's folder where it has one."""
         folder = self.folder or self.path.parent
@@ -136,6 +146,10 @@ def _leads_outside(folder: Path, file: Path) -> bool:
 
 
 def _expected(folder: Path) -> str:
+    parts = sorted(part for part in _module_folders(folder) if (folder / part / "config.json").is_file())
+    transformers = [part for part in parts if "model_type" in read_json(folder / part / "config.json")]
+    if transformers:
+        return f"its transformer lies in {folder / transformers[0]}: give that as IN, and put OUT in its place"
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _OTHER_WEIGHTS)
     if pickles:
         return f"{pickles[0]} is not read, pickles never are: convert it to safetensors first"
@@ -177,6 +191,17 @@ def _module_folders(folder: Path) -> set[str]:
         raise CheckpointError(
             f"{folder / _MODULES} is not a list of modules", "download or copy the checkpoint again"
         ) from error
+
+
+def encoder_folder(folder: Path) -> Path | None:
+    """The sentence-transformers folder that has this one as its transformer: itself, the one above, or none."""
+    if (folder / _MODULES).is_file():
+        return folder
+    above = folder.absolute().parent
+    try:
+        return above if folder.name in _module_folders(above) else None
+    except CheckpointError:
+        return None  # a file of that name that says something else
 
 
 def _indexed(index: Path) -> tuple[tuple[Path, ...], dict[str, str]]:

@@ -39,6 +39,7 @@ def left_out(checkpoint: Checkpoint) -> list[str]:
     kinds = {
         "not taken along": checkpoint.source.left_out,
         "links out of the folder, left out": checkpoint.source.outside,
+        "kept as they are, since sentence-transformers reads plain tensors there": checkpoint.source.part_weights,
     }
     return [
         f"{why}: {', '.join(map(str, files[:5]))}" + (", ..." if len(files) > 5 else "")
