@@ -13,6 +13,7 @@ from aicompress.errors import CheckpointError, suggestion
 INDEX = "model.safetensors.index.json"
 # Weights in other formats would be stale beside the new ones; reports and manifests are written anew.
 _OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".tflite", ".pkl"}
+_NO_PICKLES = {".gguf": "GGUF", ".onnx": "ONNX", ".h5": "Keras", ".msgpack": "Flax", ".tflite": "TensorFlow Lite"}
 MODELING_FILES = ("modeling_aicompress.py", "layers_aicompress.py", "decoding_aicompress.py")
 _WRITTEN_ANEW = {"config.json", "aicompress.json", "report.json", "report.md", "report.html", *MODELING_FILES}
 _INDEXES = re.compile(r"\.safetensors\.index(?:\.\w+)?\.json$")  # of any base name; of a variant too
@@ -92,11 +93,13 @@ def locate(name: str | Path) -> Source:
         return Source(path, files, weight_map, None, None)
     if path.suffix == ".safetensors":
         return Source(path, (path,), {}, None, None)
-    hint = "pickles are never opened: convert it to safetensors first"
-    raise CheckpointError(
-        f"{path} is not a safetensors checkpoint",
-        hint if path.suffix in _OTHER_WEIGHTS else "give a directory, a .safetensors file or an index.json",
-    )
+    if path.suffix in _NO_PICKLES:
+        hint = f"{_NO_PICKLES[path.suffix]} is not read: give the safetensors checkpoint that it was made from"
+    elif path.suffix in _OTHER_WEIGHTS:
+        hint = "pickles are never opened: convert it to safetensors first"
+    else:
+        hint = "give a directory, a .safetensors file or an index.json"
+    raise CheckpointError(f"{path} is not a safetensors checkpoint", hint)
 
 
 def local_folder(name: str | Path) -> Path:
@@ -150,7 +153,11 @@ def _expected(folder: Path) -> str:
     transformers = [part for part in parts if "model_type" in read_json(folder / part / "config.json")]
     if transformers:
         return f"its transformer lies in {folder / transformers[0]}: give that as IN, and put OUT in its place"
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _OTHER_WEIGHTS)
+    others = sorted(path for path in folder.iterdir() if path.suffix in _NO_PICKLES)
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _OTHER_WEIGHTS.difference(_NO_PICKLES))
+    if others and not pickles:
+        kind = _NO_PICKLES[others[0].suffix]
+        return f"{others[0].name} is not read, {kind} never is: give the safetensors checkpoint that it was made from"
     if pickles:
         return f"{pickles[0]} is not read, pickles never are: convert it to safetensors first"
     return f"expected model.safetensors or {INDEX}"

@@ -226,7 +226,7 @@ def lineage(report: Report) -> Table:
 
 def environment(report: Report) -> Table:
     """Versions, machine, threads, calibration data, and the digest of each weight file."""
-    entries = [("aicompress", report.tool_version), *_leaves(report.environment)]
+    entries = [*_leaves({**report.environment, "aicompress": report.tool_version})]
     for source in report.calibration.get("data", []):
         entries += _leaves(source, "calibration ")
     rows = [(Cell(name), Cell(scalar(value))) for name, value in entries]

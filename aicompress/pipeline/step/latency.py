@@ -36,10 +36,10 @@ def compare(before: Checkpoint, after: Checkpoint, mode: Mode = "auto") -> tuple
             times layers; "off" nothing.
 
     Returns:
-        The latency, and warnings; no latency comes with the reason.
+        The latency, and warnings; no latency comes with the reason, unless it was switched off.
     """
     if mode == "off":
-        return None, ["latency was not measured: it is switched off"]
+        return None, []
     sizes = [sum(ref.spec.nbytes for ref in side.tensors.values()) for side in (before, after)]
     named = before.config is not None and after.config is not None
     warnings: list[str] = []
@@ -113,11 +113,17 @@ def rounds_within(calls: Sequence[Callable[[], object]], seconds: float) -> int:
     return max(6, min(30, int(seconds / max(once, 1e-9))))
 
 
+def threads() -> str:
+    """How many threads a model runs on, in words."""
+    number = torch.get_num_threads()
+    return f"{number} thread{'s' if number != 1 else ''}"
+
+
 def latency_of(what: str, before: Timing | None, after: Timing) -> Latency:
     """Medians and 95th percentiles in milliseconds, and the ratio of times in the same round."""
     paired, low, high = (None, None, None) if before is None else paired_ratio(before, after)
     return Latency(
-        what=f"{what}, {torch.get_num_threads()} threads",
+        what=f"{what}, {threads()}",
         before_ms=None if before is None else 1e3 * before.median,
         after_ms=1e3 * after.median,
         before_p95_ms=None if before is None else 1e3 * before.p95,
