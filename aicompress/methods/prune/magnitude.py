@@ -76,8 +76,9 @@ def resolve(candidates: Sequence[Candidate[MagnitudeConfig]], other_bytes: int) 
 
 
 def independent(config: MagnitudeConfig) -> bool:
-    """Whether blocks of rows can be pruned apart: nothing regroups the inputs, and no tile spans two of them."""
-    return not config.permutation and 32 % config.tile[0] == 0
+    """Whether blocks of rows can be pruned apart: no tile spans two of them, no byte of an N:M mask holds both."""
+    whole = config.pattern is not None and config.store != "dense"
+    return not whole and not config.permutation and 32 % config.tile[0] == 0
 
 
 def divided(info: LayerInfo, blocks: Sequence[Callable[[], Layer]], config: MagnitudeConfig) -> list[MagnitudeConfig]:

@@ -106,10 +106,10 @@ class RowBlocks:
 
     def _configs(self, job: LayerPlan, name: str, parts: Sequence[slice]) -> Sequence[Any]:
         """The config of every block of rows."""
-        divided = self.compression.method.row_wise and self.compression.method.row_wise.divided
-        if divided is None or len(parts) == 1:
+        rows_apart = self.compression.method.row_wise
+        if rows_apart is None or rows_apart.divided is None or len(parts) == 1:
             return [job.config] * len(parts)
-        return divided(job.info, [partial(self._read, job, name, rows) for rows in parts], job.config)
+        return rows_apart.divided(job.info, [partial(self._read, job, name, rows) for rows in parts], job.config)
 
     def _lengths(self, name: str, job: LayerPlan, rows: slice, config: Any) -> dict[str, int]:
         """How long the tensors are that a block of rows gives, by their names on disk."""

@@ -85,12 +85,12 @@ def threshold_of(read: Sequence[Callable[[], Tensor]], kept: int) -> tuple[int, 
     """The kept-th largest of several layers' int32 score bits, and how many lie above it. Each is read twice."""
     high = torch.zeros(HIGH, dtype=torch.int64)
     for bits in read:
-        for part in bits().split(CHUNK):
+        for part in torch.split(bits(), CHUNK):
             high += torch.bincount(part >> 16, minlength=HIGH).cpu()
     bucket, above = _crossing(high, kept)
     low = torch.zeros(LOW, dtype=torch.int64)
     for bits in read:
-        for part in bits().split(CHUNK):
+        for part in torch.split(bits(), CHUNK):
             low += torch.bincount(part[(part >> 16) == bucket] & 0xFFFF, minlength=LOW).cpu()
     offset, within = _crossing(low, kept - above)
     return (bucket << 16) | offset, above + within
