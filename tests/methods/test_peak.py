@@ -1,5 +1,5 @@
-"""The widest layer decides how much memory a step takes: methods that factorize a Gram matrix hold few copies of it, and
-those that read no data hold a block of rows of a layer."""
+"""The widest layer decides how much memory a step takes: methods that factorize a Gram matrix hold few copies of it,
+and those that read no data hold a block of rows of a layer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LIMITS = {
 STEPS = {
     "prune magnitude-50": 1.5,
     "prune magnitude-90-sparse": 1.5,
-    "prune magnitude-2-4": 1.5,
+    "prune magnitude-2-4 method.store=dense": 1.5,
     "prune lamp-50 method.sparsity=null method.kept=1000000": 1.5,
     "quantize nf4": 1.5,
     "quantize rtn-w4-channel": 1.5,

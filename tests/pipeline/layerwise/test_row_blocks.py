@@ -34,8 +34,8 @@ METHODS = (
     ("prune/magnitude-90-sparse",),  # each block of rows keeps another number
     ("prune/magnitude-50", "method.scope=row", "method.store=sparse"),
     ("prune/magnitude-50", "method.block=4x2", "method.store=auto"),
-    ("prune/magnitude-2-4",),
-    ("prune/magnitude-2-4", "method.store=sparse"),  # bytes of its masks span rows: as a whole
+    ("prune/magnitude-2-4", "method.store=dense"),
+    ("prune/magnitude-2-4",),  # bytes of its masks span rows: as a whole
     ("prune/lamp-50", "method.store=sparse"),
 )
 
