@@ -31,8 +31,10 @@ $(DEMO)/factorized/report.json: $(DEMO)/pruned/report.json configs/demo/factoriz
 $(DEMO)/quantized/report.json: $(DEMO)/factorized/report.json configs/demo/quantize.yaml $(TEXT)/train.txt
 	$(AIC) quantize $(<D) $(@D) -r configs/demo/quantize.yaml --overwrite --latency off
 
-# What the demo promises: the chain is smaller still, and keeps the original's ranking of sentence pairs.
+# What the demo promises: the chain is smaller still, keeps the original's ranking of sentence pairs, and takes half its time:
+# a figure of a busy machine, so that the gate is on the lower end of its interval.
 $(DEMO)/eval/direct/report.json: GATES := --fail-if 'size.ratio > 0.13' --fail-if 'quality.embedding_agreement < 0.975'
-$(DEMO)/eval/quantized/report.json: GATES := --fail-if 'size.ratio > 0.125' --fail-if 'quality.embedding_agreement < 0.97'
+$(DEMO)/eval/quantized/report.json: GATES := --fail-if 'size.ratio > 0.125' --fail-if 'quality.embedding_agreement < 0.97' \
+	--fail-if 'latency.low > 0.5'
 $(DEMO)/eval/%/report.json: $(DEMO)/%/report.json configs/demo/eval.yaml $(WEIGHTS) $(TEXT)/heldout.txt
 	$(AIC) eval $(<D) --against $(MODEL) -r configs/demo/eval.yaml -o $(@D) $(GATES)

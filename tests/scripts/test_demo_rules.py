@@ -140,7 +140,7 @@ def test_one_run_writes_all_the_texts(tree: Path) -> None:
 def test_the_demo_has_gates_at_its_end(tree: Path) -> None:
     (end,) = (words for words in steps(make(tree, "-n", "demo")) if words[1:3] == ["eval", "build/demo/quantized"])
     gates = [word for flag, word in pairwise(end) if flag == "--fail-if"]
-    assert gates == ["size.ratio > 0.125", "quality.embedding_agreement < 0.97"]
+    assert gates == ["size.ratio > 0.125", "quality.embedding_agreement < 0.97", "latency.low > 0.5"]
     assert end[end.index("--against") + 1].rstrip("/") == "build/minilm"
 
 
