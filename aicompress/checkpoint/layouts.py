@@ -251,7 +251,7 @@ def candidates(
     layouts: list[tuple[Layout, bool]] = []
     if not dense_forward and all(weight.symmetric and info.kind != "embedding" for info, weight in ints):
         layouts.append(("compressed-tensors", False))
-    schemes = {repr(ct_scheme(weight)) for _, weight in ints}
+    schemes = {repr((ct_scheme(weight), weight.activation_bits)) for _, weight in ints}
     if len(schemes) == 1 and (dense_forward or all(weight.activation_bits is None for _, weight in ints)):
         layouts.append(("compressed-tensors", True))
     return [*layouts, ("native", False)]
