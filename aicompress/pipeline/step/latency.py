@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import torch
-
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CompressError
 from aicompress.measure import Timing, interleaved, paired_ratio
+from aicompress.pipeline.step.environment import threads
 from aicompress.pipeline.step.options import Mode
 from aicompress.report.model import Latency
 
@@ -111,12 +110,6 @@ def rounds_within(calls: Sequence[Callable[[], object]], seconds: float) -> int:
     """Rounds that fit a time, from one timed call of each; between 6 and 30."""
     once = sum(timing.median for timing in interleaved(calls, rounds=1, warmup=1))
     return max(6, min(30, int(seconds / max(once, 1e-9))))
-
-
-def threads() -> str:
-    """How many threads a model runs on, in words."""
-    number = torch.get_num_threads()
-    return f"{number} thread{'s' if number != 1 else ''}"
 
 
 def latency_of(what: str, before: Timing | None, after: Timing) -> Latency:

@@ -16,7 +16,7 @@ from aicompress.layer import LayerInfo
 from aicompress.measure import Timing, interleaved
 from aicompress.model.loading.running_layer import running_layer
 from aicompress.pipeline.step.checks import known_kinds
-from aicompress.pipeline.step.latency import threads
+from aicompress.pipeline.step.environment import threads
 from aicompress.report.model import Latency
 
 ROWS = 128  # inputs of a linear layer
