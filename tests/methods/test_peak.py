@@ -4,9 +4,7 @@ and those that read no data hold a block of rows of a layer."""
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +56,7 @@ for given in json.loads(sys.argv[2]):
     os._exit(0)
 """
 MEASURE = """
-import json, os, resource, sys
+import ctypes, json, os, resource, sys
 import torch
 from aicompress.layer import InputStats, Layer, LayerInfo
 from aicompress.methods import get
@@ -76,6 +74,9 @@ def most():
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
+if sys.platform == "linux":  # what is freed goes back at once: M_MMAP_THRESHOLD and M_ARENA_MAX
+    ctypes.CDLL(None).mallopt(-3, 1 << 20), ctypes.CDLL(None).mallopt(-8, 1)
+torch.set_num_threads(1)
 small, large = wide(256), wide(1536)
 for given in json.loads(sys.argv[1]):
     command, name, fields = given.split(" ", 2)
@@ -92,12 +93,11 @@ for given in json.loads(sys.argv[1]):
 """
 
 
-def test_copies_of_gram_matrices_and_of_layers(tmp_path: Path) -> None:
-    exact = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_ARENA_MAX": "1"}  # what is freed goes back at once
+def test_copies_of_gram_matrices_and_of_layers(bare_python: list[str], tmp_path: Path) -> None:
+    given = [*map(json.dumps, map(list, (LIMITS, STEPS))), str(tmp_path)]
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE + MEASURE_STEPS, *map(json.dumps, map(list, (LIMITS, STEPS))), str(tmp_path)],
+        [*bare_python, "-c", MEASURE + MEASURE_STEPS, *given],
         cwd=ROOT,
-        env={**os.environ, **exact, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,

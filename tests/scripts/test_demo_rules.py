@@ -98,6 +98,11 @@ def test_both_ways_are_shown(tree: Path) -> None:
     assert ("quantize", "build/demo/direct") in shown
 
 
+def test_the_first_step_waits_for_no_text(tree: Path, prerequisites: dict[str, set[str]]) -> None:
+    first = written(steps(make(tree, "-n", "demo"))[0])
+    assert not any(name.startswith("build/text") for name in prerequisites[f"{first}/report.json"])
+
+
 def test_every_file_that_a_step_reads_is_a_prerequisite(tree: Path, prerequisites: dict[str, set[str]]) -> None:
     for words in steps(make(tree, "-n", "demo")):
         target = f"{written(words)}/report.json"
