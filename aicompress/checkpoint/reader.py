@@ -176,7 +176,7 @@ class Checkpoint:
         for name, spec in parameters.items():
             told = kinds is not None and name in kinds
             kind = kind_among(kinds, name, spec)
-            if kind is None or (not told and name in routers) or len(spec.shape) < 2:
+            if kind is None or (not told and name in routers) or len(spec.shape) < 2 or 0 in spec.shape:
                 continue
             infos.extend(self._infos(name, spec, kind))
         return infos
