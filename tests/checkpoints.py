@@ -144,6 +144,20 @@ def _sentence_transformers_files(folder: Path, width: int) -> None:
     (folder / "sentence_bert_config.json").write_text(json.dumps(limits, indent=2))
 
 
+def add_dense(folder: Path, out: int) -> Path:
+    """Let the sentence embeddings of an encoder go through a Dense module after they are pooled."""
+    modules = json.loads((folder / "modules.json").read_text())
+    width = json.loads((folder / "config.json").read_text())["hidden_size"]
+    dense = folder / "3_Dense"
+    dense.mkdir()
+    draw = torch.Generator().manual_seed(0)
+    save_file({"linear.weight": torch.randn(out, width, generator=draw)}, dense / "model.safetensors")
+    (dense / "config.json").write_text(json.dumps({"in_features": width, "out_features": out, "bias": False}))
+    modules.insert(2, {"idx": 3, "name": "3", "path": dense.name, "type": "sentence_transformers.models.Dense"})
+    (folder / "modules.json").write_text(json.dumps(modules, indent=2))
+    return folder
+
+
 def make_t5(folder: Path, dtype: torch.dtype = torch.float32, shards: int = 1, **config: Any) -> Path:
     """A T5: encoder, decoder and one shared embedding."""
     torch.manual_seed(3)

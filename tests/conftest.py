@@ -106,6 +106,7 @@ SLOW = (
     "test_checkpoints.py::test_training_lowers_the_loss_on_unseen_text",
     "test_docs.py::test_shell_blocks_run",
     "test_hf.py",
+    "test_sentence_transformers.py",
     "test_stock.py",
     "test_wheel.py",
     "weights/test_new_form.py",

@@ -82,7 +82,26 @@ def description(
         return Description(Manifest(native.entries, manifest.lineage, native.widths), "native")
     if manifest.entries:
         return Description(manifest, "native")
+    if KEY not in metadata:
+        _require_whole(source)
     return _foreign(source, specs, read, manifest)
+
+
+def _require_whole(source: Source) -> None:
+    """Refuse a weight file whose codes the config.json beside it describes.
+
+    Raises:
+        CheckpointError: it was named without its directory.
+    """
+    beside = source.path.parent / "config.json"
+    if source.folder is not None or not beside.is_file():
+        return
+    quantization = read_json(beside).get("quantization_config")
+    if isinstance(quantization, dict) and quantization.get("quant_method") in (KEY, CT):
+        raise CheckpointError(
+            f"{source.path} holds compressed weights, and {beside} says how to read them",
+            f"give the directory {source.path.parent}",
+        )
 
 
 def _foreign(

@@ -218,7 +218,9 @@ def _target(module: str, endings: Collection[str]) -> str:
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
-def candidates(weights: Mapping[str, tuple[LayerInfo, Weight]], has_config: bool) -> list[tuple[Layout, bool]]:
+def candidates(
+    weights: Mapping[str, tuple[LayerInfo, Weight]], has_config: bool, dense_forward: bool = False
+) -> list[tuple[Layout, bool]]:
     """Layouts that can hold an output, the one that most readers load first, and whether they must decode it at load.
 
     compressed-tensors holds integer weights of linear layers; with one single scheme also zero points, embeddings and
@@ -228,6 +230,8 @@ def candidates(weights: Mapping[str, tuple[LayerInfo, Weight]], has_config: bool
     Args:
         weights: by parameter name, its layer and its outline.
         has_config: there will be a config.json.
+        dense_forward: a reader calls the model's forward, which passes by what decodes compressed-tensors at the first
+            call of the model: they have to be decoded at load, so that inputs are not rounded.
     """
     compressed = {name: pair for name, pair in weights.items() if not isinstance(pair[1], Dense)}
     if not compressed:
@@ -245,9 +249,9 @@ def candidates(weights: Mapping[str, tuple[LayerInfo, Weight]], has_config: bool
         return [("native", False)]
     ints = [(info, weight) for info, weight in compressed.values() if isinstance(weight, IntGrouped)]
     layouts: list[tuple[Layout, bool]] = []
-    if all(weight.symmetric and info.kind != "embedding" for info, weight in ints):
+    if not dense_forward and all(weight.symmetric and info.kind != "embedding" for info, weight in ints):
         layouts.append(("compressed-tensors", False))
-    schemes = {repr(ct_scheme(weight)) for _, weight in ints}
-    if len(schemes) == 1 and all(weight.activation_bits is None for _, weight in ints):
+    schemes = {repr((ct_scheme(weight), weight.activation_bits)) for _, weight in ints}
+    if len(schemes) == 1 and (dense_forward or all(weight.activation_bits is None for _, weight in ints)):
         layouts.append(("compressed-tensors", True))
     return [*layouts, ("native", False)]

@@ -13,6 +13,7 @@ from aicompress.errors import CheckpointError, suggestion
 INDEX = "model.safetensors.index.json"
 # Weights in other formats would be stale beside the new ones; reports and manifests are written anew.
 _OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".tflite", ".pkl"}
+_NO_PICKLES = {".gguf": "GGUF", ".onnx": "ONNX", ".h5": "Keras", ".msgpack": "Flax", ".tflite": "TensorFlow Lite"}
 MODELING_FILES = ("modeling_aicompress.py", "layers_aicompress.py", "decoding_aicompress.py")
 _WRITTEN_ANEW = {"config.json", "aicompress.json", "report.json", "report.md", "report.html", *MODELING_FILES}
 _INDEXES = re.compile(r"\.safetensors\.index(?:\.\w+)?\.json$")  # of any base name; of a variant too
@@ -53,6 +54,16 @@ class Source:
         first = self.files[0].name if self.folder is not None else ""
         return next((name for name in WEIGHT_NAMES if first.startswith(name)), "model")
 
+    @property
+    def is_sentence_encoder(self) -> bool:
+        """Whether sentence-transformers loads this folder, or has it as the transformer of an encoder."""
+        return self.folder is not None and encoder_folder(self.folder) is not None
+
+    @property
+    def part_weights(self) -> tuple[Path, ...]:
+        """Weights of further parts of a sentence encoder, such as a Dense module, relative to the folder."""
+        return tuple(path for path in self.side_files if path.suffix == ".safetensors")
+
     def name_of(self, file: Path) -> str:
         """A weight file's name, below the checkpoint's folder where it has one."""
         folder = self.folder or self.path.parent
@@ -82,11 +93,13 @@ def locate(name: str | Path) -> Source:
         return Source(path, files, weight_map, None, None)
     if path.suffix == ".safetensors":
         return Source(path, (path,), {}, None, None)
-    hint = "pickles are never opened: convert it to safetensors first"
-    raise CheckpointError(
-        f"{path} is not a safetensors checkpoint",
-        hint if path.suffix in _OTHER_WEIGHTS else "give a directory, a .safetensors file or an index.json",
-    )
+    if path.suffix in _NO_PICKLES:
+        hint = f"{_NO_PICKLES[path.suffix]} is not read: give the safetensors checkpoint that it was made from"
+    elif path.suffix in _OTHER_WEIGHTS:
+        hint = "pickles are never opened: convert it to safetensors first"
+    else:
+        hint = "give a directory, a .safetensors file or an index.json"
+    raise CheckpointError(f"{path} is not a safetensors checkpoint", hint)
 
 
 def local_folder(name: str | Path) -> Path:
@@ -136,7 +149,15 @@ def _leads_outside(folder: Path, file: Path) -> bool:
 
 
 def _expected(folder: Path) -> str:
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _OTHER_WEIGHTS)
+    parts = sorted(part for part in _module_folders(folder) if (folder / part / "config.json").is_file())
+    transformers = [part for part in parts if "model_type" in read_json(folder / part / "config.json")]
+    if transformers:
+        return f"its transformer lies in {folder / transformers[0]}: give that as IN, and put OUT in its place"
+    others = sorted(path for path in folder.iterdir() if path.suffix in _NO_PICKLES)
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _OTHER_WEIGHTS.difference(_NO_PICKLES))
+    if others and not pickles:
+        kind = _NO_PICKLES[others[0].suffix]
+        return f"{others[0].name} is not read, {kind} never is: give the safetensors checkpoint that it was made from"
     if pickles:
         return f"{pickles[0]} is not read, pickles never are: convert it to safetensors first"
     return f"expected model.safetensors or {INDEX}"
@@ -177,6 +198,17 @@ def _module_folders(folder: Path) -> set[str]:
         raise CheckpointError(
             f"{folder / _MODULES} is not a list of modules", "download or copy the checkpoint again"
         ) from error
+
+
+def encoder_folder(folder: Path) -> Path | None:
+    """The sentence-transformers folder that has this one as its transformer: itself, the one above, or none."""
+    if (folder / _MODULES).is_file():
+        return folder
+    above = folder.absolute().parent
+    try:
+        return above if folder.name in _module_folders(above) else None
+    except CheckpointError:
+        return None  # a file of that name that says something else
 
 
 def _indexed(index: Path) -> tuple[tuple[Path, ...], dict[str, str]]:

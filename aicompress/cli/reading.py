@@ -44,7 +44,7 @@ def show_inspection(source: str, as_json: bool, analysis: tuple[int, float] | No
     if analysis:
         render.table(_rounding(inspection, analysis[1]))
     totals = [(t.kind, t.count, t.numbers, t.nbytes) for t in inspection.totals]
-    render.table(Table.of("By kind", ("kind", "parameters", "numbers", "bytes"), totals))
+    render.table(Table.of("By kind", ("kind", "tensors", "numbers", "bytes"), totals))
     steps = [(i, s.get("command"), method_of(s), s.get("tool")) for i, s in enumerate(inspection.lineage, 1)]
     if steps:
         render.table(Table.of("Steps that made it", ("", "command", "method", "tool"), steps))

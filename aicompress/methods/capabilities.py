@@ -77,16 +77,19 @@ class Measured:
 
 @dataclass(frozen=True)
 class RowWise(Generic[C]):
-    """Every row is compressed on its own, without random numbers: a large layer is done in blocks of rows.
+    """Rows are compressed apart from each other, without random numbers: a large layer is done in blocks of rows.
 
     Attributes:
-        independent: config -> whether its rows are.
+        independent: config -> whether its rows are, or become so by `divided`.
         measured: (rows of a weight as they are stored, layer info, config) -> what `apply` gives for them and its
             error, in one fast pass; None where that takes `apply`.
+        divided: (layer info, functions that read its blocks of rows, config) -> a config for each block, where what a
+            row becomes depends on the others; None: the layer's own for all of them.
     """
 
     independent: Callable[[C], bool]
     measured: Callable[[Tensor, LayerInfo, C], Measured | None] | None = None
+    divided: Callable[[LayerInfo, Sequence[Callable[[], Layer]], C], list[C]] | None = None
 
 
 @dataclass(frozen=True)

@@ -35,10 +35,11 @@ class Anatomy:
 
     Attributes:
         classes: width of the logits; None where the model has none.
-        width: width of the hidden states and embeddings; None where it has none.
+        width: width of the hidden states; None where it has none.
         depth: number of layers; None where it has none.
         labels: the data gives true classes.
         tokenizer: digest of the files that say which token each class is; None where classes are no tokens.
+        embedding: width of the sentence embeddings; None where it gives none.
     """
 
     classes: int | None = None
@@ -46,6 +47,7 @@ class Anatomy:
     depth: int | None = None
     labels: bool = False
     tokenizer: str | None = None
+    embedding: int | None = None
 
 
 def wanted(tensor: Tensor | None, what: str) -> Tensor:

@@ -86,7 +86,9 @@ def make_plan(source: str | Path | Adapted, destination: Destination, recipe: Ex
     require_loads(checkpoint, output.config, plain.parameters(), {})
     require_space(output)
     layers = tuple(_as_stored(checkpoint, info) for info in plain.layers(opened.kinds))
-    return ExportPlan(checkpoint, recipe, output, opened.kinds, layers, (*opened.warnings, *left_out(checkpoint)))
+    return ExportPlan(
+        checkpoint, recipe, output, opened.kinds, layers, (*opened.warnings, *left_out(checkpoint, destination))
+    )
 
 
 def _as_stored(checkpoint: Checkpoint, info: LayerInfo) -> LayerInfo:

@@ -88,7 +88,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> DistillRecipe:
     Raises:
         RecipeError, Problems: what is wrong, with hints.
     """
-    path = find(name)
+    path = find(name, "distill")
     plain = with_overrides(read_yaml(read_text(path), path.name), overrides)
     losses = {"method": _loss(plain.get("method"), "method", path.name)}
     also = plain.get("also", [])

@@ -115,7 +115,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> EvalRecipe:
     Raises:
         RecipeError, Problems: what is wrong, with hints.
     """
-    path = find(name)
+    path = find(name, "eval")
     plain = with_overrides(read_yaml(read_text(path), path.name), overrides)
     recipe: EvalRecipe = absolute(validated(recipe_class(), plain, ""), path.parent)
     return recipe

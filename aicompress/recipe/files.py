@@ -203,8 +203,11 @@ def shipped() -> Path:
     return here / "configs" if (here / "configs").is_dir() else here.parent / "configs"
 
 
-def find(name: str) -> Path:
+def find(name: str, command: str | None = None) -> Path:
     """A recipe file by path, or a shipped one by name such as `quantize/rtn-w4`.
+
+    Args:
+        command: what the recipe is for, of which one is suggested.
 
     Raises:
         RecipeError: neither exists.
@@ -216,4 +219,5 @@ def find(name: str) -> Path:
     known = {str(p.relative_to(folder).with_suffix("")): p for p in sorted(folder.rglob("*.yaml"))}
     if name.removesuffix(".yaml") in known:
         return known[name.removesuffix(".yaml")]
-    raise RecipeError(f"recipe {name!r} is neither a file nor a shipped recipe", suggestion(name, list(known)))
+    fitting = [recipe for recipe in known if command is None or recipe.startswith(f"{command}/")]
+    raise RecipeError(f"recipe {name!r} is neither a file nor a shipped recipe", suggestion(name, fitting))

@@ -224,7 +224,7 @@ def load(name: str, command: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError, Problems: what is wrong, with hints.
     """
-    path = find(name)
+    path = find(name, command)
     plain = with_overrides(read_yaml(read_text(path), path.name), overrides)
     given = plain.get("method")
     if not isinstance(given, dict) or "name" not in given:

@@ -177,7 +177,7 @@ class Report:
         command: factorize, quantize, prune, distill or eval.
         before, after: the input and output; eval has its baseline (or nothing) as `before`.
         layers: a row per layer of the input that is a layer of any kind.
-        latency: None when switched off, with the reason in `warnings`.
+        latency: None when switched off, or where it cannot be measured, with the reason in `warnings`.
         quality: measured quality by name, each a plain number or {"value": ...} with any of "low", "high" (interval),
             "n" (samples), "baseline" (the same figure of `before`) and "better" ("lower" or "higher").
         training: loss curve and best step of a distillation; empty otherwise. A list of {"step": ..., ...} is a curve.

@@ -226,7 +226,7 @@ def lineage(report: Report) -> Table:
 
 def environment(report: Report) -> Table:
     """Versions, machine, threads, the data of calibration and metrics, and the digest of each weight file."""
-    entries = [("aicompress", report.tool_version), *_leaves(report.environment)]
+    entries = [*_leaves({**report.environment, "aicompress": report.tool_version})]
     calibration = [("calibration", source) for source in report.calibration.get("data", [])]
     for name, source in [*calibration, *report.data.items()]:
         entries += _leaves(source, f"{name} ")

@@ -78,11 +78,11 @@ def loss(student: Outputs, teacher: Outputs, config: Config) -> Tensor:
 
 def check(student: Anatomy, teacher: Anatomy, config: Config) -> tuple[str, str] | None:
     """Both need embeddings; of one width unless only similarities are compared."""
-    if student.width is None or teacher.width is None:
-        which = "student" if student.width is None else "teacher"
+    if student.embedding is None or teacher.embedding is None:
+        which = "student" if student.embedding is None else "teacher"
         return f"the {which} gives no embeddings", "distil logits by kl or mse"
-    if student.width != teacher.width and (config.cosine or config.mse):
-        widths = f"{student.width} and {teacher.width} wide"
+    if student.embedding != teacher.embedding and (config.cosine or config.mse):
+        widths = f"{student.embedding} and {teacher.embedding} wide"
         return f"the embeddings are {widths}", "set method.cosine: 0 and method.mse: 0 to compare similarities only"
     return None
 

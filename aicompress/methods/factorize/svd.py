@@ -135,7 +135,7 @@ def factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """U √Σ (out, rank) and √Σ Vᵀ (rank, in), float32."""
     values, vectors = torch.linalg.eigh(gram(weight))
     sigma = values.flip(0)[:rank].clamp_min(0).sqrt()
-    basis = vectors.flip(1)[:, :rank]  # (min(out, in), rank), orthonormal columns
+    basis = vectors[:, len(vectors) - rank :].flip(1)  # (min(out, in), rank), orthonormal columns
     root = sigma.sqrt()
     inverse = torch.where(sigma > CUTOFF * sigma[:1], 1 / root, 0)  # null directions have zero factors
     if weight.shape[0] >= weight.shape[1]:

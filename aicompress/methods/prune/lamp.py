@@ -7,15 +7,15 @@ of a layer has score 1, so that no layer can be pruned away.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
-from aicompress.layer import Layer
-from aicompress.methods.capabilities import Allocates, Candidate
+from aicompress.layer import Layer, LayerInfo
+from aicompress.methods.capabilities import Allocates, Candidate, RowWise
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.prune import magnitude
 from aicompress.methods.prune.masks.global_threshold import share_globally
@@ -38,17 +38,29 @@ class LampConfig(SparsityConfig):
 
 def scores(layer: Layer, config: LampConfig) -> Tensor:
     """w² / Σ_{v² ≥ w²} v², (out, in) in (0, 1]; equal weights count in row-major order."""
-    squares = layer.weight.reshape(-1).double().square()
-    ordered = squares.sort(stable=True)
-    rest = ordered.values.flip(0).cumsum(0).flip(0)
-    scores = torch.zeros_like(squares)
-    scores[ordered.indices] = torch.where(rest > 0, ordered.values / rest, 0.0)
-    return scores.float().reshape(layer.weight.shape)
+    ordered, places = layer.weight.reshape(-1).abs().sort(stable=True)  # as the squares are
+    largest_first = ordered.flip(0).double().square_()
+    del ordered
+    rest = largest_first.cumsum(0)
+    share = largest_first.div_(rest).nan_to_num_(0.0).float()  # 0 / 0 where nothing but zeros is left
+    del largest_first, rest
+    return torch.empty_like(share).scatter_(0, places.flip(0), share).reshape(layer.weight.shape)
 
 
 def apply(layer: Layer, config: LampConfig) -> Weight:
     """Prune one layer to its number of survivors."""
-    return magnitude.apply(layer, magnitude.MagnitudeConfig(kept=config.kept, store=config.store))
+    return magnitude.apply(layer, _by_size(config))
+
+
+def _by_size(config: LampConfig) -> magnitude.MagnitudeConfig:
+    """The same number of survivors for magnitude; of a block of rows it may be 0."""
+    return magnitude.MagnitudeConfig(kept=1, store=config.store).model_copy(update={"kept": config.kept})
+
+
+def divided(info: LayerInfo, blocks: Sequence[Callable[[], Layer]], config: LampConfig) -> list[LampConfig]:
+    """A config for each block of rows: how many of the layer's survivors lie in it."""
+    parts = magnitude.divided(info, blocks, _by_size(config))
+    return [config.model_copy(update={"kept": part.kept, "store": part.store}) for part in parts]
 
 
 def resolve(candidates: Sequence[Candidate[LampConfig]], other_bytes: int) -> list[LampConfig]:
@@ -68,6 +80,7 @@ METHOD = LayerMethod(
     apply=apply,
     outline=outline,
     check=check,
+    row_wise=RowWise(lambda config: True, divided=divided),
     allocates=Allocates(resolve),
     describe=describe,
 )

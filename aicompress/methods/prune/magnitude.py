@@ -6,27 +6,33 @@ of least ‖W − Ŵ‖_F at its number of zeros. Survivors are bit-exact; an in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 from pydantic import ConfigDict
 from torch import Tensor
 
-from aicompress.layer import Layer
-from aicompress.methods.capabilities import Allocates, Candidate
+from aicompress.layer import Layer, LayerInfo
+from aicompress.methods.capabilities import Allocates, Candidate, RowWise
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.prune.masks.global_threshold import share_globally
+from aicompress.methods.prune.masks.masks import global_counts
 from aicompress.methods.prune.masks.permutation import permuting
 from aicompress.methods.prune.masks.sparsity import (
     SparsityConfig,
     check,
     choose,
     describe,
+    keep_of,
     masked,
     outline,
+    present,
+    ranked,
     resolve_stored,
+    tile_sums,
 )
-from aicompress.weights import Weight
+from aicompress.weights import Sparse, Weight
 
 
 class MagnitudeConfig(SparsityConfig):
@@ -69,6 +75,29 @@ def resolve(candidates: Sequence[Candidate[MagnitudeConfig]], other_bytes: int) 
     return share_globally(candidates, resolve_stored(candidates, other_bytes), scores)
 
 
+def independent(config: MagnitudeConfig) -> bool:
+    """Whether blocks of rows can be pruned apart: no tile spans two of them, no byte of an N:M mask holds both."""
+    whole = config.pattern is not None and config.store != "dense"
+    return not whole and not config.permutation and 32 % config.tile[0] == 0
+
+
+def divided(info: LayerInfo, blocks: Sequence[Callable[[], Layer]], config: MagnitudeConfig) -> list[MagnitudeConfig]:
+    """A config for each block of rows: how many of the layer's survivors lie in it; reads blocks up to 3 times."""
+    store = "sparse" if isinstance(outline(info, config), Sparse) else "dense"
+    config = config.model_copy(update={"store": store})
+    keep = keep_of(info.shape, config)
+    area = keep.tile[0] * keep.tile[1]
+    if keep.group is not None or keep.per_row or not keep.kept:
+        return [config] * len(blocks)
+
+    def tiles(read: Callable[[], Layer]) -> Tensor:
+        layer = read()
+        return tile_sums(ranked(scores(layer, config), present(layer)), keep.tile)
+
+    counts = global_counts([partial(tiles, read) for read in blocks], keep.kept // area)
+    return [config.model_copy(update={"sparsity": None, "kept": count * area}) for count in counts]
+
+
 METHOD = LayerMethod(
     name="magnitude",
     command="prune",
@@ -77,6 +106,7 @@ METHOD = LayerMethod(
     apply=permuting(apply, scores),
     outline=outline,
     stacks=True,
+    row_wise=RowWise(independent, divided=divided),
     check=check,
     allocates=Allocates(resolve),
     describe=describe,

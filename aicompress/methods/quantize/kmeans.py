@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
+from aicompress.methods.capabilities import RowWise
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import MethodConfig
 from aicompress.methods.quantize.grid.centroids import cluster, nearest
@@ -117,6 +118,7 @@ METHOD = LayerMethod(
     apply=apply,
     outline=outline,
     stacks=True,
+    row_wise=RowWise(lambda config: config.granularity != "tensor"),
     check=check,
     describe=describe,
 )

@@ -11,6 +11,7 @@ import torch
 from pydantic import ConfigDict, Field
 
 from aicompress.layer import Layer, LayerInfo
+from aicompress.methods.capabilities import RowWise
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import MethodConfig
 from aicompress.methods.quantize.grid.fitting import GroupSize, with_fitting_groups
@@ -83,6 +84,7 @@ METHOD = LayerMethod(
     apply=apply,
     outline=outline,
     stacks=True,
+    row_wise=RowWise(lambda config: True),
     check=check,
     describe=describe,
 )

@@ -80,7 +80,7 @@ class Runner:
             return None
         positions = length - 1 if self.task == "causal" else 1
         logits = (anatomy.classes or 0) * positions if "logits" in reads else 0
-        return 4 * (logits + ((anatomy.width or 0) if "embedding" in reads else 0))
+        return 4 * (logits + ((anatomy.embedding or 0) if "embedding" in reads else 0))
 
     def _positions(
         self, logits: Tensor, inputs: Mapping[str, Tensor], mask: Tensor | None, labels: Tensor | None
@@ -113,13 +113,7 @@ def runner(checkpoint: Checkpoint) -> Runner:
     if task is None or config.get("is_encoder_decoder"):
         known = "causal and masked language models, sequence and image classifiers, encoders"
         raise Refused(f"{checkpoint.path} is a {architecture}, which distill does not train", f"it trains {known}")
-    pooled = pooling(checkpoint.source.folder)
-    if pooled.layers:
-        hint = "distil the transformer alone: leave the Dense module out of modules.json"
-        raise Refused(
-            f"{checkpoint.path}: its embeddings go through a Dense module, which distill does not train", hint
-        )
-    return Runner(task, pooled)
+    return Runner(task, pooling(checkpoint.source.folder))
 
 
 def anatomy(checkpoint: Checkpoint, run: Runner, last_layer: str | None, labels: bool) -> Anatomy:
@@ -137,9 +131,11 @@ def anatomy(checkpoint: Checkpoint, run: Runner, last_layer: str | None, labels:
     config = (skeleton(checkpoint.config or {}) or build(checkpoint)).config  # the latter says what is unknown
     text = config.get_text_config()
     classes = {"causal": "vocab_size", "masked": "vocab_size", "classes": "num_labels"}.get(run.task)
+    width = getattr(text, "hidden_size", None)
     return Anatomy(
         classes=None if classes is None else int(getattr(text if classes == "vocab_size" else config, classes)),
-        width=getattr(text, "hidden_size", None),
+        width=width,
+        embedding=run.pooling.width or width,
         depth=getattr(text, "num_hidden_layers", None),
         labels=labels or run.task == "causal",
         tokenizer=vocabulary_digest(checkpoint.source.folder) if classes == "vocab_size" else None,

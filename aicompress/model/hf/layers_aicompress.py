@@ -25,8 +25,9 @@ from .decoding_aicompress import decode, factors, rounded_input
 class Stored(nn.Module):
     """Mixed into a layer's class: the layer's weight is kept in a stored form.
 
-    The stored tensors are parameters named `weight`, `weight_<suffix>`; codes and masks need no gradient. Once they are
-    loaded, reading `weight` gives the dense parameter.
+    The stored tensors are named `weight`, `weight_<suffix>`: parameters, but codes and masks are buffers, since readers
+    take a model's first parameter for one of real numbers. Once they are loaded, reading `weight` gives the dense
+    parameter.
     """
 
     entry: dict[str, Any]
@@ -47,7 +48,8 @@ class Stored(nn.Module):
     def stored(self) -> dict[str, Tensor]:
         """Stored tensors by suffix; a tied layer has those of its source."""
         holder = self.__dict__.get("source", self)
-        return {s: holder._parameters[f"weight_{s}" if s else "weight"] for s in self.entry["tensors"]}
+        held = holder._parameters | holder._buffers
+        return {s: held[f"weight_{s}" if s else "weight"] for s in self.entry["tensors"]}
 
     def matrices(self) -> tuple[Tensor, ...]:
         """The decoded factors, or the matrix alone; kept for the next call unless gradients are wanted."""
@@ -133,14 +135,18 @@ def attach(module: nn.Module, entry: Mapping[str, Any], tensors: Mapping[str, Te
         entry: the parameter's entry in the manifest.
         tensors: stored tensors by suffix, on any device, the meta device too.
     """
+    initialized = _has_no_buffers(module)
     del module._parameters["weight"]
     for suffix, tensor in tensors.items():
-        trains = tensor.is_floating_point()
-        module._parameters[f"weight_{suffix}" if suffix else "weight"] = nn.Parameter(tensor, requires_grad=trains)
+        leaf = f"weight_{suffix}" if suffix else "weight"
+        if tensor.is_floating_point():
+            module._parameters[leaf] = nn.Parameter(tensor)
+        else:
+            module._buffers[leaf] = tensor
     module.__class__ = stored_class(type(module))
     module.__dict__["entry"] = {**entry, "tensors": list(tensors)}
     module.__dict__["ready"] = False
-    module.__dict__["_is_hf_initialized"] = _has_no_buffers(module)
+    module.__dict__["_is_hf_initialized"] = initialized
 
 
 def attach_tied(module: nn.Module, source: nn.Module) -> None:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from aicompress.checkpoint.source import read_json
+from aicompress.checkpoint.source import encoder_folder, read_json
 from aicompress.errors import CheckpointError
 
 MODES = {
@@ -41,6 +41,12 @@ class Pooling:
     mode: str = "mean"
     normalize: bool = False
     layers: tuple[nn.Module, ...] = ()
+
+    @property
+    def width(self) -> int | None:
+        """How wide the layers make the embeddings; None where they stay as wide as the states."""
+        linears = [part for layer in self.layers for part in layer.modules() if isinstance(part, nn.Linear)]
+        return linears[-1].out_features if linears else None
 
     def __call__(self, states: Tensor, mask: Tensor) -> Tensor:
         """(batch, tokens, width) and (batch, tokens) bool -> (batch, width) float32."""
@@ -80,9 +86,10 @@ def pooling(folder: Path | None) -> Pooling:
     Raises:
         CheckpointError: a pooling that this version does not compute.
     """
-    listed = folder / "modules.json" if folder is not None else None
-    if folder is None or listed is None or not listed.is_file():
+    folder = encoder_folder(folder) if folder is not None else None
+    if folder is None:
         return Pooling()
+    listed = folder / "modules.json"
     try:
         modules = json.loads(listed.read_text(encoding="utf-8"))
         steps = [(str(module["type"]).rsplit(".", 1)[-1], str(module["path"])) for module in modules]

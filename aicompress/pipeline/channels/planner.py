@@ -76,7 +76,9 @@ def make_plan(
     plan = ChannelPlan(
         *step_of, pairs, kept, infos, output, samples, tuple(fixed + unselected), opened.warnings, opened.kinds
     )
-    return replace(plan, warnings=(*opened.warnings, *_warnings(plan), *left_out(checkpoint), *output.notes))
+    return replace(
+        plan, warnings=(*opened.warnings, *_warnings(plan), *left_out(checkpoint, destination), *output.notes)
+    )
 
 
 def _problems(

@@ -126,7 +126,8 @@ def make_plan(
     return DistillPlan(
         student, teacher, recipe, losses, training, run, run_teacher, layers, samples, split, output, kinds,
         _keeps_zeros(training, student), _cached(training, losses, (run_teacher, anatomies[1]), samples, split),
-        (*tied, *warnings, *_tokenizer_warnings(student, teacher), *left_out(student), *output.notes), allow_code,
+        (*tied, *warnings, *_tokenizer_warnings(student, teacher), *left_out(student, destination), *output.notes),
+        allow_code,
     )  # fmt: skip
 
 

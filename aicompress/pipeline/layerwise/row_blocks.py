@@ -1,19 +1,20 @@
 """Parameters worked on in blocks of rows: each is read, compressed, measured and written while it is near.
 
-What a row becomes must not depend on other rows (`RowWise`); parameters that are copied go this way too.
+What a row becomes must not depend on other rows, or on nothing but counts that a first reading gives (`RowWise`);
+parameters that are copied go this way too.
 Blocks of the next parameters are begun before the last one is finished, so that no core waits.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -90,8 +91,42 @@ class RowBlocks:
     def _begin(self, name: str) -> list[Future[Sums]]:
         if not divisible(self.compression, name, self.layers.get(name, [])):
             return []
-        shape = self.compression.checkpoint.tensors[name].spec.shape
-        return [self.pool.submit(self._block, name, rows) for rows in blocks(shape)]
+        parts = blocks(self.compression.checkpoint.tensors[name].spec.shape)
+        job = next((layer for layer in self.layers.get(name, []) if layer.config is not None), None)
+        if job is None:
+            return [self.pool.submit(self._copied, name, rows) for rows in parts]
+        begin: dict[str, int] = {}
+        submitted = []
+        for rows, config in zip(parts, self._configs(job, name, parts), strict=True):
+            submitted.append(self.pool.submit(self._block, name, rows, replace(job, config=config), dict(begin)))
+            if config is not job.config:
+                for disk, length in self._lengths(name, job, rows, config).items():
+                    begin[disk] = begin.get(disk, 0) + length
+        return submitted
+
+    def _configs(self, job: LayerPlan, name: str, parts: Sequence[slice]) -> Sequence[Any]:
+        """The config of every block of rows."""
+        rows_apart = self.compression.method.row_wise
+        if rows_apart is None or rows_apart.divided is None or len(parts) == 1:
+            return [job.config] * len(parts)
+        return rows_apart.divided(job.info, [partial(self._read, job, name, rows) for rows in parts], job.config)
+
+    def _lengths(self, name: str, job: LayerPlan, rows: slice, config: Any) -> dict[str, int]:
+        """How long the tensors are that a block of rows gives, by their names on disk."""
+        outline = self.compression.method.outline(_part(job.info, rows), config)
+        tensors = {} if isinstance(outline, Dense) else self.output.encode(name, outline)
+        return {disk: len(tensor) for disk, tensor in tensors.items()}
+
+    def _read(self, job: LayerPlan, name: str, rows: slice) -> Layer:
+        """Some rows of a layer, as a layer.
+
+        Raises:
+            CheckpointError: they hold NaN or infinity.
+        """
+        tensor = self.compression.checkpoint.rows(name, rows.start, rows.stop)
+        layer = _layer(job, tensor, layer_seed(self.compression.seed, job.info.name))
+        require_finite(layer.weight, job.info.name, self.compression.checkpoint.path)
+        return layer
 
     def _finish(self, name: str, parts: list[Future[Sums]]) -> tuple[str, list[LayerRow] | None]:
         if not parts:
@@ -106,44 +141,61 @@ class RowBlocks:
         row = changed_row(self.compression.method, layer, layer.outline, error, seconds)
         return name, [noted(row, COARSE_NOTE) if any(each.coarse for each in sums) else row]
 
-    def _block(self, name: str, rows: slice) -> Sums:
+    def _copied(self, name: str, rows: slice) -> Sums:
+        """Copy some rows of a parameter."""
+        tensor = self.compression.checkpoint.rows(name, rows.start, rows.stop)
+        if not self.layers.get(name) and not may_be_infinite(name):
+            require_finite(tensor, name, self.compression.checkpoint.path)
+        elif count_not_finite(tensor):
+            self.infinite.add(name)
+        self._put(name, tensor, rows.start)
+        return Sums()
+
+    def _block(self, name: str, rows: slice, job: LayerPlan, begin: Mapping[str, int]) -> Sums:
         """Read, compress and write some rows of a parameter."""
-        checkpoint, method = self.compression.checkpoint, self.compression.method
-        tensor = checkpoint.rows(name, rows.start, rows.stop)
-        job = next((layer for layer in self.layers.get(name, []) if layer.config is not None), None)
-        if job is None:
-            if not self.layers.get(name) and not may_be_infinite(name):
-                require_finite(tensor, name, checkpoint.path)
-            elif count_not_finite(tensor):
-                self.infinite.add(name)
-            self._put(name, tensor, rows.start)
-            return Sums()
-        start = time.perf_counter()
-        measured = self.compiled(job.info.matrix(tensor), job.info, job.config) if self.compiled else None
-        if measured is not None:
+        if self.compiled:
+            tensor = self.compression.checkpoint.rows(name, rows.start, rows.stop)
+            start = time.perf_counter()
+            measured = self.compiled(job.info.matrix(tensor), job.info, job.config)
             seconds = time.perf_counter() - start
-            self._put(name, measured.weight, rows.start)
-            return Sums(measured.error, measured.norm, seconds, is_coarse(measured.weight))
-        layer = _layer(job, tensor, layer_seed(self.compression.seed, job.info.name))
-        require_finite(layer.weight, job.info.name, checkpoint.path)
+            if measured is not None:
+                self._put(name, measured.weight, rows.start)
+                return Sums(measured.error, measured.norm, seconds, is_coarse(measured.weight))
+        layer = self._read(job, name, rows)
         start = time.perf_counter()
-        weight = method.apply(layer, job.config)
+        weight = self.compression.method.apply(layer, job.config)
         seconds = time.perf_counter() - start
-        self._put(name, weight, rows.start)
+        self._put(name, weight, rows.start, begin)
         return Sums(*squared_sums(layer.weight, weight), seconds, is_coarse(weight))
 
-    def _put(self, name: str, weight: Tensor | Weight, start: int) -> None:
-        """Write what the rows from `start` on became."""
-        total = self.compression.checkpoint.tensors[name].spec.shape[0]
+    def _put(self, name: str, weight: Tensor | Weight, start: int, begin: Mapping[str, int] | None = None) -> None:
+        """Write what the rows from `start` on became.
+
+        Args:
+            begin: where their part of a tensor begins, by its name on disk, if not in proportion to the rows.
+        """
+        dense = self.output.parameters[name].dense
+        if isinstance(weight, Dense):
+            weight = weight.matrix.reshape(-1, *dense.shape[1:]).to(dense.dtype)
         for disk, part in self.output.encode(name, weight).items():
-            self.writer.put_rows(disk, part, start, total)
+            if begin and disk in begin:
+                self.writer.put_part(disk, part, begin[disk])
+            else:
+                self.writer.put_rows(disk, part, start, dense.shape[0])
 
 
 def _layer(job: LayerPlan, tensor: Tensor, seed: int) -> Layer:
     """Some rows of a layer, as a layer."""
     matrix = job.info.matrix(tensor)
-    info = dataclasses.replace(job.info, shape=(len(matrix), matrix.shape[1]), tensor_shape=tuple(tensor.shape))
+    info = _part(job.info, slice(0, len(tensor)))
     return Layer(info, matrix.float(), Dense(matrix), seed=seed)
+
+
+def _part(info: LayerInfo, rows: slice) -> LayerInfo:
+    """Some rows of a layer's tensor, as those of a layer."""
+    whole, count = info.tensor_shape[0], rows.stop - rows.start
+    shape = (info.shape[0] * count // whole, info.shape[1])
+    return replace(info, shape=shape, tensor_shape=(count, *info.tensor_shape[1:]))
 
 
 def divisible(compression: Compression, name: str, layers: Sequence[LayerPlan]) -> bool:
@@ -157,6 +209,8 @@ def divisible(compression: Compression, name: str, layers: Sequence[LayerPlan]) 
 def _by_rows(method: AnyLayerMethod, layer: LayerPlan) -> bool:
     if method.row_wise is None or method.reads(layer.config) or layer.info.transposed:
         return False
+    if method.row_wise.divided is not None and layer.info.kind == "experts":
+        return False  # each of them has counts of its own
     return method.row_wise.independent(layer.config)
 
 
@@ -187,7 +241,7 @@ def load_compiled(method: AnyLayerMethod, layers: Sequence[LayerPlan]) -> None:
     if job is None or compiled is None or method.reads(job.config):
         return
     columns = job.info.shape[1]
-    info = dataclasses.replace(job.info, shape=(1, columns), tensor_shape=(1, columns))
+    info = replace(job.info, shape=(1, columns), tensor_shape=(1, columns))
     compiled(torch.ones(1, columns, dtype=info.dtype), info, job.config)
 
 

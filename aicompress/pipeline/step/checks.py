@@ -34,11 +34,19 @@ def known_kinds(checkpoint: Checkpoint) -> tuple[Mapping[str, Kind | None] | Non
     return kinds, misfit_warnings(checkpoint.config, checkpoint.parameters())
 
 
-def left_out(checkpoint: Checkpoint) -> list[str]:
-    """Warnings that name what of the input is not taken along: files, and what quantized weights lose."""
+def left_out(checkpoint: Checkpoint, destination: Destination | None = None) -> list[str]:
+    """Warnings that name what of the input is not taken along: files, and what quantized weights lose.
+
+    Args:
+        destination: where the output goes; one file has no room for config.json and what lies beside it.
+    """
+    if destination is not None and destination.single and checkpoint.config is not None:
+        lost = "OUT is one file: config.json and tokenizer are not taken along, and it loads as tensors alone"
+        return [lost, *_decoded(checkpoint)]
     kinds = {
         "not taken along": checkpoint.source.left_out,
         "links out of the folder, left out": checkpoint.source.outside,
+        "kept as they are, since sentence-transformers reads plain tensors there": checkpoint.source.part_weights,
     }
     return [
         f"{why}: {', '.join(map(str, files[:5]))}" + (", ..." if len(files) > 5 else "")

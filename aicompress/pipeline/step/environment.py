@@ -23,6 +23,12 @@ def environment() -> dict[str, Any]:
     }
 
 
+def threads() -> str:
+    """How many threads a model runs on, in words."""
+    number = torch.get_num_threads()
+    return f"{number} thread{'s' if number != 1 else ''}"
+
+
 @cache
 def _versions() -> dict[str, str]:
     packages = ("aicompress", "torch", "transformers", "safetensors", "compressed-tensors", "numpy")

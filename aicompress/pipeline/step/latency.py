@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import torch
-
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CompressError
 from aicompress.measure import Timing, interleaved, paired_ratio
+from aicompress.pipeline.step.environment import threads
 from aicompress.pipeline.step.options import Mode
 from aicompress.report.model import Latency
 
@@ -36,10 +35,10 @@ def compare(before: Checkpoint, after: Checkpoint, mode: Mode = "auto") -> tuple
             times layers; "off" nothing.
 
     Returns:
-        The latency, and warnings; no latency comes with the reason.
+        The latency, and warnings; no latency comes with the reason, unless it was switched off.
     """
     if mode == "off":
-        return None, ["latency was not measured: it is switched off"]
+        return None, []
     sizes = [sum(ref.spec.nbytes for ref in side.tensors.values()) for side in (before, after)]
     named = before.config is not None and after.config is not None
     warnings: list[str] = []
@@ -117,7 +116,7 @@ def latency_of(what: str, before: Timing | None, after: Timing) -> Latency:
     """Medians and 95th percentiles in milliseconds, and the ratio of times in the same round."""
     paired, low, high = (None, None, None) if before is None else paired_ratio(before, after)
     return Latency(
-        what=f"{what}, {torch.get_num_threads()} threads",
+        what=f"{what}, {threads()}",
         before_ms=None if before is None else 1e3 * before.median,
         after_ms=1e3 * after.median,
         before_p95_ms=None if before is None else 1e3 * before.p95,

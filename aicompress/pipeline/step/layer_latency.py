@@ -16,6 +16,7 @@ from aicompress.layer import LayerInfo
 from aicompress.measure import Timing, interleaved
 from aicompress.model.loading.running_layer import running_layer
 from aicompress.pipeline.step.checks import known_kinds
+from aicompress.pipeline.step.environment import threads
 from aicompress.report.model import Latency
 
 ROWS = 128  # inputs of a linear layer
@@ -70,7 +71,7 @@ def layers(before: Checkpoint, after: Checkpoint) -> Latency | None:
     highs = [sum(side.count[signature] * timings[signature].p95 for signature in side.sample) for side in sides]
     counts = [sum(side.count.values()) for side in sides]
     number = str(counts[0]) if counts[0] == counts[1] else f"{counts[0]} and {counts[1]}"
-    what = f"sum over {number} matrix layers, {ROWS} rows, {torch.get_num_threads()} threads"
+    what = f"sum over {number} matrix layers, {ROWS} rows, {threads()}"
     return Latency(what, 1e3 * medians[0], 1e3 * medians[1], 1e3 * highs[0], 1e3 * highs[1], ROUNDS)
 
 

@@ -47,12 +47,14 @@ class Contents:
         dense: every parameter as it is, or decodes to.
         compressed: the compressed ones: layer and outline.
         manifest: entries and widths.
+        sentence_encoder: sentence-transformers has to load it too.
     """
 
     config: dict[str, Any] | None
     dense: Mapping[str, TensorSpec]
     compressed: Mapping[str, tuple[LayerInfo, Weight]]
     manifest: Manifest = field(default_factory=Manifest)
+    sentence_encoder: bool = False
 
     @cached_property
     def integers(self) -> dict[str, IntGrouped]:
@@ -79,7 +81,7 @@ def described(contents: Contents) -> Described:
     Raises:
         CheckpointError: the config is not one that the architecture takes.
     """
-    layouts = candidates(contents.compressed, contents.config is not None)
+    layouts = candidates(contents.compressed, contents.config is not None, contents.sentence_encoder)
     if contents.manifest.widths and contents.config is not None:
         layouts = [("native", False)]  # what config.json says of the widths is not enough
     if contents.config is None or layouts[0][0] == "plain":
@@ -94,7 +96,19 @@ def described(contents: Contents) -> Described:
                 break
     safe = [outcome for outcome in tried if not any(trial.random for trial in outcome[1].values())]
     choice, trials = next((each for each in safe if all(t.loads for t in each[1].values())), safe[0])
-    return replace(choice, notes=(*_passed_over(choice, tried), *_refusals(trials)))
+    notes = [*_passed_over(choice, tried), *_refusals(trials)]
+    return replace(choice, notes=(*notes, *(_of_sentences(choice, contents) if choice.readers else [])))
+
+
+def _of_sentences(choice: Described, contents: Contents) -> list[str]:
+    """What sentence-transformers needs to load an encoder, or makes of it."""
+    if not contents.sentence_encoder:
+        return []
+    if choice.layout == "native":
+        return ["sentence-transformers loads it with trust_remote_code=True, or after `import aicompress.hf`"]
+    if any(weight.activation_bits for weight in contents.integers.values()):
+        return ["sentence-transformers and transformers decode it at load; aicompress.load alone rounds inputs too"]
+    return []
 
 
 def _tried(contents: Contents, layout: Layout, dequantize: bool) -> tuple[Described, dict[str, Trial]] | None:

@@ -198,7 +198,8 @@ def arrange(
     }
     manifest = Manifest(entries, (*checkpoint.manifest.lineage, step), narrowed)
     dense = {name: planned.dense for name, planned in parameters.items()}
-    choice = described(Contents(None if destination.single else config, dense, compressed, manifest))
+    readable = None if destination.single else config
+    choice = described(Contents(readable, dense, compressed, manifest, checkpoint.source.is_sentence_encoder))
     specs: dict[str, TensorSpec] = {}
     for tensors in choice.stored.values():
         _add(specs, tensors)

@@ -138,16 +138,24 @@ def example(module: nn.Module, batch: int, length: int, labelled: Data | None = 
     taken = getattr(module, "main_input_name", None)
     if model_config is None or taken is None:
         return None
+    images = _images(getattr(model_config, "vision_config", model_config), batch)
     if taken == "input_ids":
         tokens = _tokens(module, batch, length)
-        return tokens, f"{batch} × {tokens['input_ids'].shape[1]} tokens"
-    model_config = getattr(model_config, "vision_config", model_config)
+        words = f"{batch} × {tokens['input_ids'].shape[1]} tokens"
+        if hasattr(module, "get_text_features") and hasattr(module, "get_image_features") and images:
+            return {**tokens, **images}, f"{words} and {batch} images"  # one that compares texts with images
+        return tokens, words
+    return (images, f"{batch} images") if taken == "pixel_values" and images else None
+
+
+def _images(model_config: Any, batch: int) -> dict[str, Tensor]:
+    """Random images; nothing where the configuration does not say of what size."""
     size = getattr(model_config, "image_size", None)
-    if taken == "pixel_values" and size is not None:
-        height, width = (size, size) if isinstance(size, int) else size
-        shape = (batch, getattr(model_config, "num_channels", 3), height, width)
-        return {taken: torch.randn(shape, generator=torch.Generator().manual_seed(0))}, f"{batch} images"
-    return None
+    if size is None:
+        return {}
+    height, width = (size, size) if isinstance(size, int) else size
+    shape = (batch, getattr(model_config, "num_channels", 3), height, width)
+    return {"pixel_values": torch.randn(shape, generator=torch.Generator().manual_seed(0))}
 
 
 def _tokens(module: nn.Module, batch: int, length: int) -> dict[str, Tensor]:

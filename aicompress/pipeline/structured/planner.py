@@ -74,7 +74,7 @@ def make_plan(
     require_space(output)
     plan = StructurePlan(checkpoint, recipe, pruner, choice, opened.infos, edit, output, opened.kinds, request)
     decoded = [name for name in output.parameters if plan.decoded(name)]
-    warnings = [*opened.warnings, *told, *edit.warnings, *left_out(checkpoint), *decoding(decoded)]
+    warnings = [*opened.warnings, *told, *edit.warnings, *left_out(checkpoint, destination), *decoding(decoded)]
     warnings += output.notes
     return replace(plan, warnings=tuple(warnings))
 

@@ -11,7 +11,7 @@ from aicompress.methods.outputs import Anatomy, Outputs
 from aicompress.methods.training import DistillMethod, LossConfig
 
 SAMPLES, TOKENS, WIDTH, CLASSES, DEPTH = 4, 6, 8, 5, 3
-ANATOMY = Anatomy(CLASSES, WIDTH, DEPTH, labels=True)
+ANATOMY = Anatomy(CLASSES, WIDTH, DEPTH, labels=True, embedding=WIDTH)
 
 
 def configs(method: DistillMethod[Any]) -> list[LossConfig]:

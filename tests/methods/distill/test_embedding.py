@@ -51,10 +51,10 @@ def test_all_factors_zero_is_refused() -> None:
 
 
 def test_widths_that_differ_allow_similarities_only() -> None:
-    narrow, wide = Anatomy(width=32), Anatomy(width=48)
+    narrow, wide = Anatomy(embedding=32), Anatomy(embedding=48)
     assert METHOD.check(narrow, wide, Config()) is not None
     assert METHOD.check(narrow, wide, Config(cosine=0, similarity=1)) is None
 
 
 def test_a_model_without_embeddings_is_refused() -> None:
-    assert METHOD.check(Anatomy(classes=10), Anatomy(width=48), Config()) is not None
+    assert METHOD.check(Anatomy(classes=10), Anatomy(embedding=48), Config()) is not None

@@ -116,6 +116,17 @@ def test_an_encoder_learns_from_a_wider_one(tiny_bert: Path, wide_bert: Path, re
     assert (tmp_path / "out" / "1_Pooling" / "config.json").is_file()
 
 
+def test_embeddings_go_through_dense_modules(other_bert: Path, wide_bert: Path, recipe: Make, tmp_path: Path) -> None:
+    student, teacher = (
+        checkpoints.add_dense(Path(shutil.copytree(path, tmp_path / path.name)), 24) for path in (other_bert, wide_bert)
+    )
+    report = distil(student, teacher, tmp_path / "out", recipe({"name": "embedding"}))
+    assert report.training["held_out_after"] < report.training["held_out_before"]
+    kept = tmp_path / "out" / "3_Dense" / "model.safetensors"
+    assert kept.read_bytes() == (student / "3_Dense" / "model.safetensors").read_bytes()
+    assert any("3_Dense" in line for line in report.warnings)
+
+
 def test_cached_and_fresh_teachers_give_the_same_student(
     tiny_bert: Path, other_bert: Path, recipe: Make, tmp_path: Path
 ) -> None:

@@ -28,6 +28,15 @@ METHODS = (
     ("quantize/w8a8",),
     ("quantize/rtn-w8-embeddings",),
     ("quantize/hqq-w4", "method.group_size=32"),
+    ("quantize/nf4", "method.group_size=32"),
+    ("quantize/kmeans-w4", "method.iterations=3"),
+    ("prune/magnitude-50",),
+    ("prune/magnitude-90-sparse",),  # each block of rows keeps another number
+    ("prune/magnitude-50", "method.scope=row", "method.store=sparse"),
+    ("prune/magnitude-50", "method.block=4x2", "method.store=auto"),
+    ("prune/magnitude-2-4", "method.store=dense"),
+    ("prune/magnitude-2-4",),  # bytes of its masks span rows: as a whole
+    ("prune/lamp-50", "method.store=sparse"),
 )
 
 COMPILED = (
@@ -45,7 +54,8 @@ def two_threads() -> Iterator[None]:
 
 
 def run(source: Path, out: Path, recipe: str, *overrides: str) -> Report:
-    made = planner.make_plan(source, Destination(out), load(recipe, "quantize", overrides), "quantize")
+    command = recipe.partition("/")[0]
+    made = planner.make_plan(source, Destination(out), load(recipe, command, overrides), command)
     return layerwise.run(made, Options(latency="off"))
 
 
@@ -54,7 +64,7 @@ def weights(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.usefixtures("two_threads")
-@pytest.mark.parametrize("recipe", METHODS, ids=lambda recipe: recipe[0])
+@pytest.mark.parametrize("recipe", METHODS, ids=" ".join)
 def test_blocks_give_the_bytes_of_the_whole(
     tmp_path: Path, tiny_llama_bf16: Path, monkeypatch: pytest.MonkeyPatch, recipe: tuple[str, ...]
 ) -> None:

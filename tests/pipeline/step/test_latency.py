@@ -2,12 +2,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import CLIPConfig, CLIPModel
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.measure import Timing, interleaved
 from aicompress.pipeline.step import latency
+from aicompress.pipeline.step.environment import threads
 from aicompress.pipeline.step.latency import compare, latency_of, rounds_within, whole
-from aicompress.pipeline.step.running_model import Running, example
+from aicompress.pipeline.step.running_model import Running, example, forward_call
 from tests.model.compressed import compress, integers
 
 
@@ -127,7 +129,7 @@ def test_a_model_that_cannot_be_built_is_timed_by_layers_and_said(tiny_llama: Pa
 
 def test_off_says_so(mlp_file: Path) -> None:
     checkpoint = Checkpoint.open(mlp_file)
-    assert compare(checkpoint, checkpoint, "off") == (None, ["latency was not measured: it is switched off"])
+    assert compare(checkpoint, checkpoint, "off") == (None, [])
 
 
 def test_inputs_stay_within_the_models_positions(tiny_gpt2: Path) -> None:
@@ -136,3 +138,22 @@ def test_inputs_stay_within_the_models_positions(tiny_gpt2: Path) -> None:
     inputs, what = example(AutoModel.from_pretrained(tiny_gpt2), 2, 500)  # type: ignore[misc]
     assert inputs["input_ids"].shape == (2, 128)  # type: ignore[index]
     assert what == "2 × 128 tokens"
+
+
+def test_a_model_of_texts_and_images_is_timed_on_both() -> None:
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**shape, "vocab_size": 32, "max_position_embeddings": 8, "eos_token_id": 2}
+    vision = {**shape, "image_size": 8, "patch_size": 4}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).eval()
+    inputs = example(model, 2, 64)
+    assert inputs is not None
+    forward_call(model, inputs[0])()
+    assert inputs[1] == "2 × 8 tokens and 2 images"
+
+
+def test_one_thread_is_one_thread() -> None:
+    before = torch.get_num_threads()
+    for number, words in ((1, "1 thread"), (2, "2 threads")):
+        torch.set_num_threads(number)
+        assert threads() == words
+    torch.set_num_threads(before)

@@ -19,6 +19,7 @@ PATTERN = re.compile(r"(\d+):(\d+)")
 BLOCK = re.compile(r"([1-9]\d*)x([1-9]\d*)")
 HIGH = 1 << 15  # values of the upper 16 bits of a non-negative float32
 LOW = 1 << 16
+CHUNK = 1 << 22  # scores that are counted at once, in integers of 64 bits
 SMALL = 16  # groups up to this size are ranked by comparing all pairs
 
 
@@ -84,12 +85,13 @@ def threshold_of(read: Sequence[Callable[[], Tensor]], kept: int) -> tuple[int, 
     """The kept-th largest of several layers' int32 score bits, and how many lie above it. Each is read twice."""
     high = torch.zeros(HIGH, dtype=torch.int64)
     for bits in read:
-        high += torch.bincount(bits() >> 16, minlength=HIGH).cpu()
+        for part in torch.split(bits(), CHUNK):
+            high += torch.bincount(part >> 16, minlength=HIGH).cpu()
     bucket, above = _crossing(high, kept)
     low = torch.zeros(LOW, dtype=torch.int64)
     for bits in read:
-        values = bits()
-        low += torch.bincount(values[(values >> 16) == bucket] & 0xFFFF, minlength=LOW).cpu()
+        for part in torch.split(bits(), CHUNK):
+            low += torch.bincount(part[(part >> 16) == bucket] & 0xFFFF, minlength=LOW).cpu()
     offset, within = _crossing(low, kept - above)
     return (bucket << 16) | offset, above + within
 

@@ -183,7 +183,7 @@ def present(layer: Layer) -> Tensor:
 
 def ranked(scores: Tensor, there: Tensor) -> Tensor:
     """Scores (out, in) with which every weight that is there wins over one that is not."""
-    return torch.where(there, scores.clamp(min=SCORED), 0.0)
+    return scores.clamp(min=SCORED).masked_fill_(~there, 0.0)
 
 
 def choose(layer: Layer, scores: Tensor, config: SparsityConfig) -> Tensor:

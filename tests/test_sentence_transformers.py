@@ -1,0 +1,102 @@
+"""Quantized sentence encoders in the sentence-transformers library itself, by kind of stored form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+from transformers.quantizers import auto
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.errors import CheckpointError
+from aicompress.pipeline import steps
+from aicompress.pipeline.step.options import Options
+from aicompress.pipeline.step.output import Destination
+from aicompress.pipeline.step.running_model import Setting, encoder
+from aicompress.recipe import load
+from tests import checkpoints
+
+DEMO = Path(__file__).parents[1] / "configs" / "demo" / "quantize.yaml"
+SMALL = "method.group_size=16"
+SENTENCES = ["a function returns its last value", "the cat sees a dog", "names are bound by assignment"]
+# Recipe and changes; whether sentence-transformers needs the code in the checkpoint.
+CASES = {
+    "packed": ("quantize/rtn-w8", (), False),
+    "rounded inputs": ("quantize/w8a8", (), False),
+    "two schemes": ("quantize/rtn-w8", ("rules=[{match: '*.query', bits: 4}]",), True),
+    "codes first": (str(DEMO), (SMALL, "select.include=['*.word_embeddings', '*.query']"), True),
+    "codebooks": ("quantize/kmeans-w4", (), True),
+    "columns scaled": ("quantize/sinq-w4", (SMALL,), True),
+    "corrected": ("quantize/qera-w3", (), True),
+}
+
+
+@pytest.fixture(scope="module")
+def sentence_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One block, and a Dense module between pooling and normalization."""
+    folder = checkpoints.make_bert(tmp_path_factory.mktemp("encoder") / "in", num_hidden_layers=1)
+    return checkpoints.add_dense(folder, 24)
+
+
+@contextmanager
+def stock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """transformers without `import aicompress.hf`."""
+    with monkeypatch.context() as context:
+        for mapping in (auto.AUTO_QUANTIZER_MAPPING, auto.AUTO_QUANTIZATION_CONFIG_MAPPING):
+            context.delitem(mapping, "aicompress", raising=False)
+        yield
+
+
+def embeddings(folder: Path, **options: bool) -> np.ndarray:
+    """What sentence-transformers makes of the sentences."""
+    return SentenceTransformer(str(folder), device="cpu", **options).encode(SENTENCES)
+
+
+@pytest.mark.parametrize("form", CASES)
+def test_a_quantized_encoder_encodes_as_it_does_here(
+    form: str, sentence_encoder: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, changes, own_code = CASES[form]
+    sets = [*changes, "report.html=false"]
+    if form in ("codes first", "corrected"):
+        sets += [f"calibration.text={text_file}", "calibration.samples=4", "calibration.length=16"]
+    plan = steps.make_plan(sentence_encoder, Destination(tmp_path / "out"), load(name, "quantize", sets), "quantize")
+    told = plan.summary().warnings
+    assert any("trust_remote_code" in line for line in told) == own_code
+    assert any("rounds inputs" in line for line in told) == (form == "rounded inputs")
+    assert any("3_Dense/model.safetensors" in line for line in told)
+    steps.run(plan, Options(latency="off"))
+    if own_code:
+        with stock(monkeypatch), pytest.raises(RuntimeError, match="mismatch"):
+            embeddings(tmp_path / "out")
+    theirs = embeddings(tmp_path / "out", trust_remote_code=own_code)
+    ours = encoder(Setting().start(str(tmp_path / "out")), 64)(SENTENCES).numpy()
+    np.testing.assert_allclose(theirs, ours, atol=0.02)
+    assert (theirs * embeddings(sentence_encoder)).sum(axis=1).min() > 0.9
+
+
+def test_an_encoder_in_a_folder_of_its_own(sentence_encoder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    SentenceTransformer(str(sentence_encoder), device="cpu").save(str(folder))
+    inner = folder / "0_Transformer"
+    inner.mkdir()
+    for file in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        (folder / file).rename(inner / file)
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[0]["path"] = inner.name
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(CheckpointError) as refused:
+        Checkpoint.open(folder)
+    assert str(inner) in refused.value.hint
+    recipe = load("quantize/rtn-w8", "quantize", ["report.html=false"])
+    steps.run(steps.make_plan(inner, Destination(tmp_path / "out"), recipe, "quantize"), Options(latency="off"))
+    before = encoder(Setting().start(str(inner)), 64)(SENTENCES).numpy()
+    np.testing.assert_allclose(before, embeddings(sentence_encoder), atol=1e-5)  # with pooling and Dense of the encoder
+    inner.rename(tmp_path / "before")
+    (tmp_path / "out").rename(inner)
+    np.testing.assert_allclose(embeddings(folder), before, atol=0.02)
