@@ -56,7 +56,7 @@ class ExportPlan:
     def _row(self, info: LayerInfo) -> LayerRow:
         decoded = not self.checkpoint.is_plain(info.tensor)
         done = ("export", "dense") if decoded else ("-", "-")
-        size = self.output.parameters[info.tensor].dense.nbytes
+        size = self.output.nbytes(info.tensor)
         note = "decoded" if decoded else "left as it is"
         return LayerRow(info.name, info.kind, *done, Dense.form, {}, info.nbytes, size, 0.0, 0.0, note)
 

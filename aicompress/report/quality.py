@@ -17,6 +17,22 @@ _HIGHER = frozenset(
 
 
 @dataclass(frozen=True)
+class Change:
+    """How a figure differs from the baseline's on the same samples.
+
+    Attributes:
+        value: the figure over the baseline's, or less it.
+        low, high: the interval of that, where one was computed.
+        ratio: which of the two.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    ratio: bool
+
+
+@dataclass(frozen=True)
 class Figure:
     """One measured quality.
 
@@ -26,6 +42,7 @@ class Figure:
         n: how many samples, tokens or pairs it was measured on.
         baseline: the same figure of the checkpoint compared against.
         better: which way is better; None where the name does not say.
+        change: how it differs from the baseline's, where samples of both are known.
     """
 
     value: float | None
@@ -34,6 +51,7 @@ class Figure:
     n: int | None
     baseline: float | None
     better: Better | None
+    change: Change | None = None
 
 
 def figures(quality: Mapping[str, Any]) -> dict[str, Figure]:
@@ -73,4 +91,11 @@ def _figure(name: str, entry: Mapping[str, Any]) -> Figure:
         n=n if isinstance(n, int) else None,
         baseline=finite(entry.get("baseline")),
         better=better if better in ("lower", "higher") else direction(name),
+        change=_change(entry.get("change")),
     )
+
+
+def _change(entry: Any) -> Change | None:
+    if not isinstance(entry, Mapping) or (value := finite(entry.get("value"))) is None:
+        return None
+    return Change(value, finite(entry.get("low")), finite(entry.get("high")), entry.get("kind") == "ratio")

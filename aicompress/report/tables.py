@@ -158,19 +158,28 @@ def layers(report: Report) -> Table:
 
 
 def quality(report: Report) -> Table:
-    """Every quality figure with its interval, sample count and, where measured, the baseline's."""
+    """Every quality figure with its interval, sample count and, where measured, the baseline's.
+
+    What differs on the same samples has an interval of its own: those of two figures say little of their difference.
+    """
     by_name = figures(report.quality)
     against = any(figure.baseline is not None for figure in by_name.values())
-    columns = _columns("figure", *(["baseline:"] if against else []), "value:", "interval:", "n:", "better")
+    paired = any(figure.change is not None for figure in by_name.values())
+    columns = _columns(
+        "figure", *(["baseline:"] if against else []), "value:", "interval:",
+        *(["against the baseline:"] if paired else []), "n:", "better",
+    )  # fmt: skip
     rows = []
     for name, figure in by_name.items():
         baseline = [Cell(numbers.number(figure.baseline), figure.baseline)] if against else []
+        change = [Cell(against_baseline(figure), figure.change and figure.change.value)] if paired else []
         rows.append(
             (
                 Cell(name, name, code=True),
                 *baseline,
                 Cell(numbers.number(figure.value), figure.value),
                 Cell(interval(figure)),
+                *change,
                 Cell(numbers.number(figure.n), figure.n),
                 Cell(figure.better or DASH),
             )
@@ -243,6 +252,14 @@ def interval(figure: Figure) -> str:
     if figure.low is None or figure.high is None:
         return DASH
     return f"{numbers.number(figure.low)} to {numbers.number(figure.high)}"
+
+
+def against_baseline(figure: Figure) -> str:
+    """How a figure differs from the baseline's on the same samples: "1.0016× (1.0006 to 1.0026)", "−0.01 (...)"."""
+    change = figure.change
+    return (
+        DASH if change is None else numbers.spread(change.value, change.low, change.high, "×" if change.ratio else "")
+    )
 
 
 def curves(training: Mapping[str, Any]) -> dict[str, list[tuple[float, float]]]:

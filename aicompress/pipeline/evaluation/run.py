@@ -127,7 +127,8 @@ def _absent(recipe: EvalRecipe, compared: bool) -> dict[str, str]:
     absent = {"training": "only `aicompress distill` trains"}
     if not compared:
         paired = (f"latency.{name}" for name in ("ratio", "low", "high", "before_ms", "before_p95_ms"))
-        absent |= dict.fromkeys(("size", "before", *paired), "give --against BASE")
+        changes = (f"quality.{name}.{part}" for name in recipe.figures(False) for part in ("change", "baseline"))
+        absent |= dict.fromkeys(("before", "size.ratio", *paired, *changes), "give --against BASE")
     if recipe.latency is None:
         loading = (f"{side}.{name}" for side in ("before", "after") for name in gates.LOADING)
         absent |= dict.fromkeys(("latency", *loading), "the recipe has no `latency` section")

@@ -75,11 +75,11 @@ def noted(row: LayerRow, note: str) -> LayerRow:
     return dataclasses.replace(row, note="; ".join(filter(None, (note, row.note)))) if row.method != "-" else row
 
 
-def plan_row(method: AnyLayerMethod, layer: LayerPlan) -> PlanRow:
-    """The row of a layer that a dry run prints."""
+def plan_row(method: AnyLayerMethod, layer: LayerPlan, size: int) -> PlanRow:
+    """The row of a layer that a dry run prints, and that takes `size` bytes of the output."""
     assert layer.outline is not None
     detail = {k: v for k, v in method.describe(layer.config, layer.outline).items() if k != "note"}
-    info, size = layer.info, outline_nbytes(layer.outline)
+    info = layer.info
     return PlanRow(info.name, info.kind, layer.rule, info.stored, layer.outline.form, detail, info.nbytes, size)
 
 
