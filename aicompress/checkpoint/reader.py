@@ -214,6 +214,10 @@ class Checkpoint:
             return self.foreign.tensor(name)
         return read_tensor(self.tensors[name], name)
 
+    def factors(self, parameter: str) -> Tensor | None:
+        """What every element of a parameter is multiplied by as it is read; None where it is as the file has it."""
+        return None
+
     def is_plain(self, parameter: str) -> bool:
         """Whether a file holds a parameter as it is read, so that a part of it can be read alone."""
         return parameter not in self.manifest.entries and parameter not in self.foreign.weights

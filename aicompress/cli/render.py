@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, TextIO
 
 from aicompress.report import plan as plans
-from aicompress.report import tables
+from aicompress.report import quality, tables
 from aicompress.report.model import Report
 from aicompress.report.plan import PlanSummary
 from aicompress.report.table import Cell, Table, Tone
@@ -29,7 +29,7 @@ def report(content: Report, file: TextIO | None = None) -> None:
     console.print(_text(console, tables.headline(content)))
     for warning in content.warnings:
         console.print(_text(console, f"warning: {warning}", "yellow"))
-    sections = (tables.gates, tables.summary, tables.quality, tables.baselines, tables.kinds, tables.training)
+    sections = (tables.gates, tables.summary, quality.table, tables.baselines, tables.kinds, tables.training)
     for section in (build(content) for build in sections):
         if section.rows:
             _print(console, section)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 
-from aicompress.report import markdown, numbers, tables
+from aicompress.report import markdown, numbers, quality
 from aicompress.report.model import Report
 from aicompress.report.quality import Better, Figure, figures
 from aicompress.report.table import Cell, Column, Table
@@ -144,9 +144,9 @@ def _cells(row: Row, names: Sequence[str]) -> tuple[Cell, ...]:
         if figure is None:
             measured.append(Cell(numbers.DASH))
             continue
-        spread = tables.interval(figure)
+        spread = quality.interval(figure)
         text = numbers.number(figure.value) + (f" ({spread})" if spread != numbers.DASH else "")
-        text += f"; {tables.against_baseline(figure)}" if figure.change is not None else ""
+        text += f"; {quality.against_baseline(figure)}" if figure.change is not None else ""
         measured.append(Cell(text, figure.value))
     return (
         Cell(row.name, row.name, code=True),
@@ -171,6 +171,12 @@ def _notes(reports: Sequence[Report], known: Sequence[str], objectives: dict[str
     measures = [r.recipe["quality"] for r in reports if "quality" in r.recipe]
     if any(measure != measures[0] for measure in measures):
         notes.append("The reports measured quality with different recipes: their figures may not be comparable.")
+    ran_on = {figure.kernels for report in reports for figure in figures(report.quality).values()} - {""}
+    if len(ran_on) > 1:
+        notes.append(
+            f"The models ran on different kernels ({', '.join(sorted(ran_on))}), which round in their own ways: "
+            "`kernels: reference` measures the stored numbers."
+        )
     machines = {str(r.environment.get("cpu")) + str(r.environment.get("threads")) for r in reports if r.latency}
     if len(machines) > 1:
         notes.append("Latencies were measured on different machines or thread counts.")

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from aicompress.report import bits, tables
+from aicompress.report import bits, quality, tables
 from aicompress.report.model import Report
 from aicompress.report.table import Cell, Table
 
@@ -28,7 +28,7 @@ def to_markdown(report: Report) -> str:
     ]
     for section in (
         tables.gates(report),
-        tables.quality(report),
+        quality.table(report),
         tables.baselines(report),
         tables.kinds(report),
         tables.training(report),

@@ -180,8 +180,9 @@ class Report:
         layers: a row per layer of the input that is a layer of any kind.
         latency: None when switched off, with the reason in `warnings`.
         quality: measured quality by name, each a plain number or {"value": ...} with any of "low", "high" (interval),
-            "n" (samples), "baseline" (the same figure of `before`), "better" ("lower" or "higher") and "change" (how it
-            differs from the baseline's on the same samples, with an interval of its own).
+            "n" (samples), "baseline" (the same figure of `before`), "better" ("lower" or "higher"), "change" (how it
+            differs from the baseline's on the same samples, with an interval of its own) and "kernels" (what the
+            model's compressed layers ran on).
         training: loss curve and best step of a distillation; empty otherwise. A list of {"step": ..., ...} is a curve.
         warnings: what the user should know.
         environment: versions, machine, threads.

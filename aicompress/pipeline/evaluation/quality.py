@@ -26,7 +26,8 @@ def measure_quality(
         progress: called with (what, done, total).
 
     Returns:
-        Figures by name as the report stores them; those against further baselines under `against`, by path.
+        Figures by name as the report stores them, each with the kernels that the tested model ran on; those against
+        further baselines under `against`, by path.
 
     Raises:
         RecipeError, CheckpointError: data or models do not fit what is asked.
@@ -37,7 +38,7 @@ def measure_quality(
         outputs = model_outputs(models, metric, data, _share(progress, metric.name, number, len(asked)))
         measured = metric.measure(outputs, data, recipe.seed)
         for figures, entries in zip(against, metric.entries(measured), strict=True):
-            figures.update(entries)
+            figures.update({name: {**entry, "kernels": models[0].kernels} for name, entry in entries.items()})
     quality = dict(against[0])
     if len(against) > 1:
         quality["against"] = {model.path: figures for model, figures in zip(models[2:], against[1:], strict=True)}

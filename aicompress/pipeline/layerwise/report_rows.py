@@ -17,6 +17,7 @@ from aicompress.report.plan import PlanRow
 from aicompress.weights import Weight, outline_nbytes
 
 COARSE_NOTE = "too small for float16 scales"
+ROTATED_NOTE = "error against the rotated weight"
 COARSE = 8 * 2.0**-24  # a float16 scale of no more may lose an eighth or more to its rounding
 SHARE = 0.01  # of a weight's scales
 

@@ -59,6 +59,10 @@ def test_a_language_model_against_its_original(
     assert quality["perplexity"]["n"] == 6 * 31
     for figure in quality.values():
         assert figure["low"] <= figure["value"] <= figure["high"]
+        assert figure["kernels"] not in ("", "stored numbers")
+    change = quality["perplexity"]["change"]
+    assert change["value"] == pytest.approx(quality["perplexity"]["value"] / quality["perplexity"]["baseline"])
+    assert change["low"] < change["value"] < change["high"]
     assert found.latency is not None
     assert found.latency.rounds == 3
     for side in (found.before, found.after):
@@ -149,6 +153,7 @@ def test_gates_are_judged_after_the_report_is_written(
         ({}, ("before.bytes > 1",), "before.bytes will not be measured"),
         ({}, ("training.loss > 1",), "training.loss will not be measured"),
         ({"gates": ("quality.kl <= 1",)}, (), "will not be measured"),  # there is no baseline
+        ({"gates": ("quality.perplexity.change <= 1.01",)}, (), "quality.perplexity.change will not be measured"),
         ({}, ("quality.accuracy < 0.9",), "will not be measured"),
         ({}, ("nonsense",), "no comparison"),
     ],
