@@ -53,7 +53,8 @@ def check(student, teacher, config):
 
 
 METHOD = DistillMethod(
-    "variation", "distill", "total variation between predictions", Config, loss=loss, reads=READS, check=check
+    "variation", "distill", "total variation between predictions", Config, loss=loss, reads=READS, check=check,
+    when="never: it shows how a loss is added",
 )
 '''
 
