@@ -9,7 +9,7 @@ from pathlib import Path
 
 from aicompress import data as sources
 from aicompress.checkpoint import Checkpoint
-from aicompress.checkpoint.reader import digests
+from aicompress.checkpoint.reader import digests, require_finite
 from aicompress.checkpoint.written import require_own_reports
 from aicompress.disk import require_file, write_whole
 from aicompress.errors import OutputExists, RecipeError, raise_all
@@ -68,6 +68,9 @@ def evaluate(
     paths = [source, *against]
     inputs = [open_input(path) for path in paths]
     sides, warnings = _sides([checkpoint for checkpoint, _ in inputs], paths)
+    if not _runs(recipe, bool(against)):  # no model is loaded, which would tell
+        for checkpoint, _ in inputs:
+            _require_finite(checkpoint)
     if recipe.latency is not None:
         sides = _with_load_cost(sides, recipe, judging.allow_code, options.progress)
     setting = Setting(recipe.model, judging.allow_code, resolved_device(options.device), recipe.kernels)
@@ -146,6 +149,23 @@ def _sides(checkpoints: Sequence[Checkpoint], paths: Sequence[str]) -> tuple[lis
     return sides, warnings
 
 
+def _runs(recipe: EvalRecipe, compared: bool) -> bool:
+    """Whether models are run, or sizes alone are read."""
+    return recipe.latency is not None or bool(recipe.figures(compared))
+
+
+def _require_finite(checkpoint: Checkpoint) -> None:
+    """Refuse scales, factors and values of compressed parameters that are NaN or infinite, without decoding any.
+
+    Raises:
+        CheckpointError: naming the tensor.
+    """
+    for name in checkpoint.manifest.entries:
+        for disk, spec in checkpoint.stored_specs(name).items():
+            if spec.dtype.is_floating_point:
+                require_finite(checkpoint.read(disk), disk, checkpoint.path)
+
+
 def _with_load_cost(sides: Sequence[Side], recipe: EvalRecipe, allow_code: bool, progress: Progress) -> list[Side]:
     """The sides with what it costs to load them, each in a process of its own, while this one holds no model."""
     assert recipe.latency is not None
@@ -166,7 +186,7 @@ def _measured(
     paths: Sequence[str], setting: Setting, recipe: EvalRecipe, progress: Progress
 ) -> tuple[Results, tuple[Latency, ...]]:
     """Latency and quality of the first checkpoint, and its latency against each baseline but the first."""
-    if recipe.latency is None and not recipe.figures(compared=len(paths) > 1):
+    if not _runs(recipe, len(paths) > 1):
         return Results(), ()
     models = [setting.start(path) for path in paths]
     progress("latency", 20, 100)

@@ -18,9 +18,10 @@ from aicompress.recipe.evaluation import EvalRecipe, Timing, recipe_class
 from aicompress.report.gates import require
 from aicompress.report.markdown import to_markdown
 from aicompress.report.model import Report
-from aicompress.weights import Dense
+from aicompress.weights import Dense, forms
 from tests import checkpoints
 from tests.model.compressed import compress, halved, integers
+from tests.weights.forms import FORMS, write_form
 
 QUICK = Timing(batch=1, length=16, rounds=3, warmup=0)
 DIGITS = {"inputs": "test_images", "labels": "test_labels", "scale": 255}
@@ -279,3 +280,14 @@ def test_missing_data_is_refused_before_anything_is_measured(tiny_llama: Path, t
             options=Options(progress=lambda what, done, total: said.append(what)),
         )
     assert not said
+
+
+@pytest.mark.parametrize("form", sorted(forms()))
+def test_numbers_that_are_not_finite_are_refused_where_sizes_alone_are_read(form: str, tmp_path: Path) -> None:
+    weight = next(weight for weight in FORMS.values() if weight.form == form)
+    tensors = {suffix: tensor.clone() for suffix, tensor in weight.tensors().items()}
+    real = [suffix for suffix, tensor in tensors.items() if tensor.is_floating_point()]
+    tensors[real[-1]].view(-1)[-1] = float("nan")
+    write_form(tmp_path / "fc.safetensors", weight, tensors)
+    with pytest.raises(CheckpointError, match="NaN or infinite"):
+        evaluate(str(tmp_path / "fc.safetensors"), [], measuring({}))
