@@ -76,7 +76,8 @@ class RewrittenCheckpoint(Checkpoint):
 
     def rescale(self, parameter: str, change: Change) -> None:
         """Add a change that multiplies every element by a factor; errors as of `change`."""
-        self.rescaled |= set() if parameter in self.changes else {parameter}
+        if parameter not in self.changes:
+            self.rescaled.add(parameter)
         self.change(parameter, change)
 
     def factors(self, parameter: str) -> Tensor | None:

@@ -60,8 +60,8 @@ class Estimate:
 
     def beside(self, other: Estimate) -> Estimate:
         """Add a baseline's value of the same figure, and how the two differ."""
-        paired = self.samples is not None and other.samples is not None
-        change = self.samples.change(other.samples) if self.samples is not None and paired else None
+        own, theirs = self.samples, other.samples
+        change = None if own is None or theirs is None else own.change(theirs)
         return replace(self, baseline=other.value, change=change)
 
     def plain(self) -> dict[str, Any]:

@@ -134,10 +134,11 @@ class Means(Samples):
 
     def change(self, baseline: Means) -> Change:
         found = _bootstrap_mean(self.values - baseline.values, self.seed, (len(self.values), ""), self.of)
+        interval = found.interval if found.low is None else f"{found.interval}, paired"
         if not self.exponential:
-            return Change(found.value, found.low, found.high, "difference", f"{found.interval}, paired")
+            return Change(found.value, found.low, found.high, "difference", interval)
         found = exponential(found)
-        return Change(found.value, found.low, found.high, "ratio", f"{found.interval}, paired")
+        return Change(found.value, found.low, found.high, "ratio", interval)
 
 
 def _draw(count: int, generator: torch.Generator) -> Tensor:

@@ -129,6 +129,7 @@ def _cards(report: Report) -> list[Card]:
     for name, figure in list(figures(report.quality).items())[:3]:
         spread = quality.interval(figure)
         against = f"baseline {numbers.number(figure.baseline)}" if figure.baseline is not None else ""
+        against += f": {quality.against_baseline(figure)}" if figure.change is not None else ""
         cards.append(Card(name, numbers.number(figure.value), against or (spread if spread != numbers.DASH else "")))
     if report.gates:
         held = sum(gate.passed for gate in report.gates)

@@ -1,13 +1,15 @@
-"""What `aicompress methods` prints, for every method there is."""
+"""What `aicompress methods` prints, for every method there is, and `aicompress inspect` of a weight."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 from aicompress.methods import COMMANDS, methods
 from tests.cli.calls import Call, refused
+from tests.weights.forms import ints, write_form
 
 READABLE = 100
 
@@ -46,3 +48,10 @@ def test_one_method_alone(call: Call) -> None:
     assert "gptqq" in refused(call("methods", "quantize", "gptqq"))
     _, fixed, _ = call("methods", "prune", "lamp")
     assert "pattern" not in fixed  # of one value only
+
+
+def test_bits_of_a_weight_are_not_rounded_and_then_given_more_digits(call: Call, tmp_path: Path) -> None:
+    weight = ints(4, (6, 3), True)
+    write_form(tmp_path / "fc.safetensors", weight, weight.tensors())
+    _, printed, _ = call("inspect", tmp_path / "fc.safetensors")
+    assert "  9.333  " in printed  # of 12: two words of codes, three scales of two bytes
