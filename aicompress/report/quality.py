@@ -125,7 +125,8 @@ def table(report: Report) -> Table:
     rows = []
     for name, figure in by_name.items():
         baseline = [Cell(numbers.number(figure.baseline), figure.baseline)] if against else []
-        change = [Cell(against_baseline(figure), figure.change and figure.change.value)] if paired else []
+        differs = None if figure.change is None else figure.change.value
+        change = [Cell(against_baseline(figure), differs)] if paired else []
         rows.append(
             (
                 Cell(name, name, code=True),
