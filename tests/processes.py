@@ -4,13 +4,15 @@ into importing torch and transformers.
 `server(folder, "torch", "transformers")` imports them once, for all workers of a run of the tests, and gives what
 stands for the interpreter in a command: `[*python, "-m", "aicompress", ...]` or `[*python, "-c", code, ...]`. It is a
 small program that hands its arguments, folder, environment and standard streams to the server, passes signals on, and
-ends as the fork ends.
+ends as the fork ends. The package, too, may be among the modules: a fork that runs other code than its command, or the
+command of another copy, imports it anew.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import importlib
 import json
 import os
@@ -22,12 +24,14 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Iterator
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pytest
 
+PACKAGE = "aicompress"
 PAUSE = 0.005  # seconds between two looks at a process that runs
 CLIENT = """
 import array, json, os, signal, socket, sys
@@ -90,8 +94,10 @@ def server(folder: Path, *modules: str) -> list[str]:
 
 def serve(address: str, until: int, modules: list[str]) -> None:
     """Fork for every client, until another process has ended."""
+    gc.disable()
     for name in modules:
         importlib.import_module(name)
+    gc.freeze()  # so that the collector of a fork looks through none of it
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a keeper
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(address)
@@ -143,14 +149,24 @@ def keep(client: socket.socket) -> None:
             os.kill(process, signal.SIGKILL)
 
 
+def is_own(module: str) -> bool:
+    """Whether a module that a command names is the one that the server has imported, and no other copy of it."""
+    spec = PathFinder.find_spec(module, sys.path)
+    return module not in sys.modules or (spec is not None and spec.origin == sys.modules[module].__file__)
+
+
 def run(arguments: list[str], folder: str, environment: dict[str, str]) -> int:
     """Do what the interpreter does with -m or -c, and flush; the exit code."""
+    gc.enable()
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
     sys.path[:0] = ["", *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
     option, given, *rest = arguments
     sys.argv = [option, *rest]
+    if option != "-m" or not is_own(given):
+        for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
+            del sys.modules[name]
     code = 0
     try:
         if option == "-m":

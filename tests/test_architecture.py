@@ -8,8 +8,6 @@ from functools import cache
 from pathlib import Path
 from typing import get_args
 
-import pytest
-
 from aicompress.layer import Kind
 from aicompress.methods import COMMANDS, methods
 
@@ -136,48 +134,50 @@ def test_no_circle_among_files() -> None:
     assert circle(graph()) == []
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=name_of)
-def test_no_circle_among_the_rooms_of_a_folder(folder: Path) -> None:
-    assert circle(among_children(name_of(folder / "__init__.py"))) == []
+def test_no_circle_among_the_rooms_of_a_folder() -> None:
+    names = [name_of(folder / "__init__.py") for folder in FOLDERS]
+    assert {name: around for name in names if (around := circle(among_children(name)))} == {}
 
 
-@pytest.mark.parametrize(
-    "path",
-    [path for path in MODULES if path.parent != PACKAGE or path.stem not in ("__init__", "__main__")],
-    ids=lambda p: str(p.relative_to(PACKAGE)),
-)
-def test_imports_go_one_way(path: Path) -> None:
+def breaches(path: Path) -> list[str]:
+    """Imports of a file that lead to a room above its own."""
     parts = name_of(path).split(".")[1:]
+    others = [module.split(".")[1:] for module in graph()[name_of(path)]]
+    upward = []
     for above, floors in (((), CELLS), *(((room,), floors) for room, floors in FLOORS.items())):
         depth = len(above)
         own = rank(parts[depth], floors) if tuple(parts[:depth]) == above and len(parts) > depth else None
         if own is None:
             continue
-        for other in (module.split(".")[1:] for module in graph()[name_of(path)]):
+        for other in others:
             beside = tuple(other[:depth]) == above and len(other) > depth
             theirs = rank(other[depth], floors) if beside else None
-            assert theirs is None or theirs <= own, (
-                f"{'.'.join(parts)} imports {'.'.join(other)}, which stands above it"
-            )
+            if theirs is not None and theirs > own:
+                upward.append(f"{'.'.join(parts)} imports {'.'.join(other)}, which stands above it")
+    return upward
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=name_of)
-def test_a_folder_holds_few_files(folder: Path) -> None:
-    files = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
-    assert len(files) <= MOST_FILES, f"{len(files)} files: put some into a folder that says what they are"
+def test_imports_go_one_way() -> None:
+    inside = [path for path in MODULES if path.parent != PACKAGE or path.stem not in ("__init__", "__main__")]
+    assert [breach for path in inside for breach in breaches(path)] == []
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_only_model_imports_transformers(path: Path) -> None:
-    importers = {name.split(".")[0] for name in imports_of(path)}
-    assert "transformers" not in importers or name_of(path).split(".")[1] in ("model", "hf")
+def test_a_folder_holds_few_files() -> None:
+    """More than a few: put some into a folder that says what they are."""
+    files = {folder: [path for path in folder.glob("*.py") if path.name != "__init__.py"] for folder in FOLDERS}
+    assert {name_of(folder): len(inside) for folder, inside in files.items() if len(inside) > MOST_FILES} == {}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_only_cli_prints_and_only_boundary_exits(path: Path) -> None:
-    names = {ast.unparse(node.func) for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)}
-    assert "print" not in names or path.relative_to(PACKAGE).parts[0] == "cli"
-    assert not names & {"sys.exit", "exit", "quit", "os._exit"} or path.name == "boundary.py"
+def test_only_model_imports_transformers() -> None:
+    importers = [name for name, path in NAMES.items() if "transformers" in {i.split(".")[0] for i in imports_of(path)}]
+    assert {name.split(".")[1] for name in importers} <= {"model", "hf"}
+
+
+def test_only_cli_prints_and_only_boundary_exits() -> None:
+    for path in MODULES:
+        names = {ast.unparse(node.func) for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)}
+        assert "print" not in names or path.relative_to(PACKAGE).parts[0] == "cli", path
+        assert not names & {"sys.exit", "exit", "quit", "os._exit"} or path.name == "boundary.py", path
 
 
 def test_names_say_something() -> None:
@@ -223,10 +223,8 @@ def registered_names() -> frozenset[str]:
     return frozenset(names - set(get_args(Kind.__value__ if hasattr(Kind, "__value__") else Kind)))
 
 
-@pytest.mark.parametrize(
-    "path", sorted((PACKAGE / "pipeline").rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE))
-)
-def test_the_pipeline_asks_a_method_and_does_not_look_at_its_name(path: Path) -> None:
-    calls = [ast.unparse(node) for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
-    assert not [call for call in calls if call.startswith("getattr(config")]
-    assert not compared_strings(path) & registered_names()
+def test_the_pipeline_asks_a_method_and_does_not_look_at_its_name() -> None:
+    for path in sorted((PACKAGE / "pipeline").rglob("*.py")):
+        calls = [ast.unparse(node) for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
+        assert not [call for call in calls if call.startswith("getattr(config")], path
+        assert not compared_strings(path) & registered_names(), path

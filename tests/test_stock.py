@@ -12,9 +12,11 @@ import pytest
 import torch
 import transformers as hf
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers.quantizers import auto
 
 import aicompress.hf  # noqa: F401  the reader of the native layout
+from aicompress.model.hf.layers_aicompress import rounded_input
 from aicompress.model.loading.load import load
 from aicompress.pipeline.layerwise import planner
 from aicompress.pipeline.layerwise import run as layerwise
@@ -158,3 +160,25 @@ def test_every_class_gives_what_load_gives_or_refuses(
             with pytest.raises((ValueError, RuntimeError)):
                 kind.from_pretrained(tmp_path / "out")
     assert sorted(loading) == sorted(plan.output.readers)
+
+
+@pytest.mark.parametrize(("kinds", "layout"), [(["linear"], "compressed-tensors"), (["linear", "embedding"], "native")])
+def test_inputs_are_rounded_by_every_reader_alike(
+    tiny_llama: Path, text_file: Path, tmp_path: Path, kinds: list[str], layout: str
+) -> None:
+    calibration = {"calibration.text": text_file, "calibration.samples": 4, "calibration.length": 16}
+    method = {"method.group_size": 32, "method.activation_bits": 8, "effort": "fast"}
+    plan = quantized(tiny_llama, tmp_path / "out", "gptq-w4", {**calibration, **method, "select.kinds": kinds})
+    assert plan.output.layout == layout
+    ours, fast = load(tmp_path / "out", kernels="reference"), load(tmp_path / "out")
+    theirs = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    ids, x = torch.arange(5, 29).view(2, 12), torch.randn(3, 64)
+    with torch.no_grad():
+        expected = ours(ids).logits
+        torch.testing.assert_close(theirs(ids).logits, expected)
+        # In the fast kernels' order of sums, a number may round to the next code.
+        assert (fast(ids).logits - expected).norm() < 5e-2 * expected.norm()
+        layers = [model.model.layers[0].mlp.up_proj for model in (ours, fast)]
+        rounded = functional.linear(rounded_input(x, 8), layers[0].weight)
+        for layer in layers:
+            torch.testing.assert_close(layer(x), rounded, rtol=1e-4, atol=1e-5)

@@ -53,7 +53,7 @@ def ct_tensors(tensor: str, weight: Weight, rows: int | None = None) -> dict[str
     module = tensor.removesuffix(".weight")
     out, columns = weight.shape
     scale = weight.scale.expand(out, -1).contiguous()  # a tensor-wide scale is repeated: readers know rows and groups
-    if weight.activation_bits is not None:
+    if _is_int8(weight):
         return {f"{module}.weight": weight.codes, f"{module}.weight_scale": scale}
     tensors = {
         f"{module}.weight_packed": weight.packed(),
@@ -76,6 +76,11 @@ def _packed_zeros(zero: Tensor, bits: int) -> Tensor:
 
     unsigned = (zero.to(torch.int16) + (1 << (bits - 1))).to(torch.uint8)
     return pack_rows(unsigned.t().contiguous(), bits).t().contiguous()
+
+
+def _is_int8(weight: IntGrouped) -> bool:
+    """Whether codes are stored as they are, as readers with integer products of 8 bits take them."""
+    return weight.activation_bits is not None and weight.bits == 8
 
 
 def ct_scheme(weight: IntGrouped) -> dict[str, Any]:
@@ -120,7 +125,7 @@ def ct_config(
     for tensor, weight in weights.items():
         key = repr((ct_scheme(weight), weight.activation_bits))
         groups.setdefault(key, (weight, []))[1].append(tensor)
-    per_token = {"num_bits": 8, "type": "int", "strategy": "token", "symmetric": True, "dynamic": True}
+    per_token = {"type": "int", "strategy": "token", "symmetric": True, "dynamic": True}
     everything = [*weights, *others]
     in_file = Names({name: name.removesuffix(".weight") for name in everything}, ())
     apart = [_apart(tensors, (in_file, *readers)) for _, tensors in groups.values()]
@@ -130,9 +135,9 @@ def ct_config(
         f"group_{number}": {
             "targets": targets(*apart[number]),
             "weights": ct_scheme(weight),
-            "input_activations": per_token if weight.activation_bits else None,
+            "input_activations": {"num_bits": bits, **per_token} if (bits := weight.activation_bits) else None,
             "output_activations": None,
-            "format": "int-quantized" if weight.activation_bits else "pack-quantized",
+            "format": "int-quantized" if _is_int8(weight) else "pack-quantized",
         }
         for number, (weight, _) in enumerate(groups.values())
     }

@@ -16,7 +16,7 @@ def run(
 ) -> None:
     """Measure, print the report, and fail where a gate does not hold."""
     from aicompress.cli import render
-    from aicompress.cli.boundary import STARTED
+    from aicompress.cli.boundary import STARTED, resume_collector
     from aicompress.cli.progress import reporter
     from aicompress.cli.step import report_path
     from aicompress.pipeline.evaluation.run import EvalOptions, evaluate
@@ -29,6 +29,7 @@ def run(
     judging = EvalOptions(out, tuple(fail_if), allow_code)
     options = Options(device=device, progress=reporter(quiet), started=STARTED)
     loaded = load(recipe[0], recipe[1])
+    resume_collector()
     report = evaluate(source, against, loaded, judging, options)
     try:
         if as_json:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aicompress.cli import render
+from aicompress.cli.boundary import resume_collector
 from aicompress.disk import require_file, write_whole
 from aicompress.errors import CheckpointError, CompressError, OutputExists, Refused, Unsupported
 from aicompress.report import numbers
@@ -28,6 +29,7 @@ def show_inspection(source: str, as_json: bool, analysis: tuple[int, float] | No
     if is_statistics(Path(source)):
         show_statistics(Path(source), as_json)
         return
+    resume_collector()
     inspection = inspect(source, Analysis(*analysis) if analysis else None)
     if as_json:
         print(json.dumps(dataclasses.asdict(inspection), indent=2, ensure_ascii=False))
@@ -109,6 +111,7 @@ def show_verification(source: str, as_json: bool) -> None:
     """
     from aicompress.pipeline.verify import verify
 
+    resume_collector()
     verification = verify(source)
     if as_json:
         print(

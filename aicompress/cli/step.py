@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from aicompress.cli import options as o
-from aicompress.cli.boundary import STARTED
+from aicompress.cli.boundary import STARTED, resume_collector
 from aicompress.cli.progress import reporter
 from aicompress.errors import Refused
 
@@ -147,6 +147,7 @@ def conclude(planned: Any, flags: Flags, execute: Any) -> None:
         else:
             render.plan(planned.summary())
         return
+    resume_collector()
     report: Report = execute()
     if not is_first():
         return

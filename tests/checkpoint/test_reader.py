@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -233,14 +232,14 @@ SMALL_MEMORY = """
 """
 
 
-def test_memory_holds_a_layer_and_not_the_file(tmp_path: Path) -> None:
+def test_memory_holds_a_layer_and_not_the_file(tmp_path: Path, bare_python: list[str]) -> None:
     """The same step on one layer and on 24 of them, 4 MB and 100 MB: the file's size does not show."""
     layer = torch.randn(1024, 1024)
     save_file({"l0.weight": layer}, tmp_path / "small.safetensors")
     save_file({f"l{i}.weight": layer + i for i in range(24)}, tmp_path / "big.safetensors")
     (tmp_path / "out").mkdir()
     arguments = [tmp_path / "small.safetensors", tmp_path / "big.safetensors", tmp_path / "out"]
-    command = [sys.executable, "-c", textwrap.dedent(SMALL_MEMORY), *map(str, arguments)]
+    command = [*bare_python, "-c", textwrap.dedent(SMALL_MEMORY), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     small, big = (int(line) for line in done.stdout.split())
     assert big - small < 40  # MB

@@ -98,6 +98,11 @@ def test_both_ways_are_shown(tree: Path) -> None:
     assert ("quantize", "build/demo/direct") in shown
 
 
+def test_the_first_step_waits_for_no_text(tree: Path, prerequisites: dict[str, set[str]]) -> None:
+    first = written(steps(make(tree, "-n", "demo"))[0])
+    assert not any(name.startswith("build/text") for name in prerequisites[f"{first}/report.json"])
+
+
 def test_every_file_that_a_step_reads_is_a_prerequisite(tree: Path, prerequisites: dict[str, set[str]]) -> None:
     for words in steps(make(tree, "-n", "demo")):
         target = f"{written(words)}/report.json"
@@ -140,7 +145,7 @@ def test_one_run_writes_all_the_texts(tree: Path) -> None:
 def test_the_demo_has_gates_at_its_end(tree: Path) -> None:
     (end,) = (words for words in steps(make(tree, "-n", "demo")) if words[1:3] == ["eval", "build/demo/quantized"])
     gates = [word for flag, word in pairwise(end) if flag == "--fail-if"]
-    assert gates == ["size.ratio > 0.125", "quality.embedding_agreement < 0.97"]
+    assert gates == ["size.ratio > 0.125", "quality.embedding_agreement < 0.97", "latency.low > 0.5"]
     assert end[end.index("--against") + 1].rstrip("/") == "build/minilm"
 
 

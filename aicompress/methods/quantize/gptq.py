@@ -9,25 +9,24 @@ arXiv:2505.11695); with `refine`, sweeps that round every column again given all
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor
 
-from aicompress.layer import Layer
+from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Allocates, Joint, Reads
 from aicompress.methods.curvature import energies, inverse_factor, moments, permuted, shifted
 from aicompress.methods.effort import Effort, Level, one_pass
 from aicompress.methods.layerwise import STACKED, LayerMethod, stacks
+from aicompress.methods.quantize.grid import integer
 from aicompress.methods.quantize.grid.columns import Grid, round_columns
 from aicompress.methods.quantize.grid.coordinate_descent import refine
 from aicompress.methods.quantize.grid.integer import (
     IntegerConfig,
     check,
-    describe,
-    outline,
     resolve,
     searched,
     shared_columns,
@@ -47,7 +46,7 @@ class GptqConfig(IntegerConfig):
             "examples": [
                 {"bits": 3, "group_size": 4, "symmetric": False, "refine": 3},
                 {"bits": 2, "granularity": "channel", "shift": 0.5},
-                {"bits": 4, "granularity": "tensor", "order": "natural"},
+                {"bits": 4, "granularity": "tensor", "order": "natural", "activation_bits": 8},
             ]
         }
     )
@@ -64,6 +63,15 @@ class GptqConfig(IntegerConfig):
         0.0, ge=0, le=1, description="how far the target moves to make up for what compressed layers before it changed"
     )
     refine: int = Field(2, ge=0, le=100, description="rounds of coordinate descent and scale fitting after GPTQ")
+    activation_bits: Literal[8] | None = Field(
+        None, description="also quantize the inputs of linear layers, per token, when running"
+    )
+
+    @model_validator(mode="after")
+    def _activations_are_symmetric(self) -> GptqConfig:
+        if self.activation_bits and not self.symmetric:
+            raise ValueError("activation_bits needs symmetric: true")
+        return self
 
 
 @dataclass(frozen=True)
@@ -158,11 +166,27 @@ def _quantized(targets: list[Tensor], basis: Basis, config: GptqConfig, layers: 
         scale = levels.scale.t().to(scale.dtype).contiguous()
     unsorted = torch.empty(codes.shape[::-1], dtype=torch.int8)
     unsorted[:, basis.order] = codes.t().to(torch.int8)
-    if shared:
-        return [IntGrouped(unsorted, scale, zero, config.bits, 0)]
-    zeros = [None] * len(rows) if zero is None else torch.split(zero, rows)
-    parts = zip(torch.split(unsorted, rows), torch.split(scale, rows), zeros, strict=True)
-    return [IntGrouped(q, s, z, config.bits, shared_columns(config)) for q, s, z in parts]
+    scales = [scale] if shared else torch.split(scale, rows)
+    zeros = [None] * len(rows) if zero is None else [zero] if shared else torch.split(zero, rows)
+    parts = zip(torch.split(unsorted, rows), scales, zeros, layers, strict=True)
+    size = shared_columns(config)
+    return [IntGrouped(q, s, z, config.bits, size, _input_bits(of.info, config)) for q, s, z, of in parts]
+
+
+def _input_bits(info: LayerInfo, config: GptqConfig) -> int | None:
+    """Bits that a layer's inputs are rounded to: rows of an embedding are looked up, and have no inputs."""
+    return config.activation_bits if info.kind in ("linear", "head") else None
+
+
+def outline(info: LayerInfo, config: GptqConfig) -> IntGrouped:
+    """The stored weight without data."""
+    return replace(integer.outline(info, config), activation_bits=_input_bits(info, config))
+
+
+def describe(config: GptqConfig, weight: Weight) -> dict[str, Any]:
+    """Knobs for the report row."""
+    bits = weight.activation_bits if isinstance(weight, IntGrouped) else None
+    return {**integer.describe(config, weight), **({"activations": bits} if bits else {})}
 
 
 def grid_of(scale: Tensor, zero: Tensor | None, config: GptqConfig, order: Tensor) -> Grid:

@@ -6,6 +6,7 @@ In a checkpoint the file of this name holds their sources instead, so that it ne
 from __future__ import annotations
 
 import inspect
+from functools import cache
 
 from aicompress.weights import decoding, forms
 from aicompress.weights.decoding import decode, factors
@@ -16,8 +17,11 @@ forms()  # a form's file registers its decoder
 def source() -> str:
     """The text of this file in a checkpoint."""
     registered = {**decoding.PRODUCTS, **decoding.DECODERS}
-    texts = [inspect.getsource(decoding), *(inspect.getsource(registered[form]) for form in sorted(registered))]
+    texts = [_text(decoding), *(_text(registered[form]) for form in sorted(registered))]
     return "\n\n".join(texts)
+
+
+_text = cache(inspect.getsource)
 
 
 __all__ = ["decode", "factors", "source"]

@@ -1,4 +1,4 @@
-"""Fuse neighbouring bfloat16 layers of an encoder, so that values between them stay in bfloat16."""
+"""Fuse neighbouring layers of an encoder; on the bfloat16 kernel, values between them stay in bfloat16."""
 
 from __future__ import annotations
 
@@ -7,23 +7,28 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
+from aicompress.model.kernels.joined_layer import JoinedLayer, mixed_heads
 from aicompress.model.kernels.linear import Bfloat16Linear
+from aicompress.model.kernels.w4a8_layer import W4A8Layer, can_join
 
 # Encoders whose layers are built as BERT's: attention.self, attention.output, intermediate, output.
 LIKE_BERT = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "electra"})
 
 
 def fuse(model: Any) -> None:
-    """Join layers that run on the bfloat16 kernel, in place; other models and layers are left alone.
+    """Join layers that run on the bfloat16 kernel or on integer products, in place; others are left alone.
 
-    GELU and the addition of the residual are computed inside the products before them, on float32 sums; attention runs
-    in bfloat16. What a block gives, normalisation weights and all outputs of the model keep their dtype.
+    On the bfloat16 kernel, GELU and the addition of the residual are computed inside the products before them, on
+    float32 sums; attention runs in bfloat16. What a block gives, normalisation weights and all outputs of the model
+    keep their dtype.
     """
     if model.config.model_type not in LIKE_BERT:
         return
     for layer in [module for module in model.modules() if hasattr(module, "intermediate")]:
+        if can_join(layer):
+            layer.forward = W4A8Layer(layer)
+            continue
         forward, attention = _join_feed_forward(layer), _join_attention(layer.attention)
         if forward and attention and not hasattr(layer, "crossattention"):
             wide = layer.output.LayerNorm.weight.dtype
@@ -31,24 +36,14 @@ def fuse(model: Any) -> None:
             layer.output = ResidualNorm(layer.output, wide)
             layer.attention.register_forward_pre_hook(_narrow)
             if not layer.is_decoder and _have_biases_alike(layer.attention.self):
-                layer.forward = JoinedLayer(layer)
+                layer.forward = Bfloat16Layer(layer)
 
 
-class JoinedLayer:
-    """The forward pass of a whole encoder layer in one function: calls of modules take as long as small products.
-
-    It does what the layer's own forward does with these modules. That one runs where more is asked for: hooks inside of
-    the layer, another attention, a cache, cross attention, other modules than were joined.
-
-    Args:
-        layer: BERT's, joined.
-    """
+class Bfloat16Layer(JoinedLayer):
+    """A layer on the bfloat16 kernel, its parts joined."""
 
     def __init__(self, layer: Any) -> None:
-        self.layer = layer
-        self.parts = _parts(layer)
-        self.inside = [module for module in layer.modules() if module is not layer]
-        self.hooks = self._hooks()
+        super().__init__(layer)
         _, *heads = self.parts[:4]
         # Query, key and value as one product: oneDNN shares a wide one out among threads, and not a narrow one.
         matrix = torch.cat([part.packed.to_dense() for part in heads])
@@ -56,52 +51,18 @@ class JoinedLayer:
         self.packed = torch.ops.mkldnn._reorder_linear_weight(matrix, None)
         self.bias = None if any(bias is None for bias in biases) else torch.cat(biases)
 
-    def __call__(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *more: Any, **options: Any) -> Any:
-        """(batch, tokens, width) -> the same, in the dtype of the residual stream."""
-        layer = self.layer
-        if hidden_states.requires_grad or any(value is not None for value in more) or not self._is_plain(options):
-            return type(layer).forward(layer, hidden_states, attention_mask, *more, **options)
+    def compute(self, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
         attention, _, _, _, mixer, activation, first, last = self.parts
         rows = hidden_states.flatten(0, -2).bfloat16()
         heads: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.bias, "none", [], "none")
-        heads = heads.view(*hidden_states.shape[:-1], 3, -1, attention.attention_head_size)
-        query, key, value = heads.transpose(1, 3).unbind(2)  # (batch, heads, tokens, width of a head) each
-        mixed = F.scaled_dot_product_attention(query, key, value, attention_mask, scale=attention.scaling)
-        rows = mixer.rows(mixed.transpose(1, 2).reshape(len(rows), -1), rows)
+        rows = mixer.rows(mixed_heads(attention, heads.view(*hidden_states.shape[:-1], -1), attention_mask), rows)
         hidden: Tensor = last.rows(activation(first.multiply(rows)), rows)
         return hidden.view(hidden_states.shape)
-
-    def _is_plain(self, options: dict[str, Any]) -> bool:
-        """Whether nothing is asked for but the outputs, and the layer is as it was joined."""
-        return (
-            all(options.get(name) is None for name in _MORE)
-            and self.parts[0].config._attn_implementation == "sdpa"
-            and not (self.layer.training or self.layer.chunk_size_feed_forward)
-            and self.parts == _parts(self.layer)
-            and self.hooks == self._hooks()
-            and not _has_any_global_hook()  # type: ignore[no-untyped-call]
-        )
-
-    def _hooks(self) -> int:
-        return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in self.inside)
-
-
-# What may be asked of a layer beyond its outputs for its inputs.
-_MORE = ("encoder_hidden_states", "past_key_values", "output_attentions", "position_bias", "cache", "is_causal")
 
 
 def _have_biases_alike(attention: Any) -> bool:
     """Whether query, key and value all have a bias, or none of them."""
     return len({part.small_bias is None for part in (attention.query, attention.key, attention.value)}) == 1
-
-
-def _parts(layer: Any) -> tuple[Any, ...]:
-    """The modules of a layer that compute, its attention first."""
-    inner, feed = layer.attention.self, layer.intermediate
-    return (
-        *(inner, inner.query, inner.key, inner.value, layer.attention.output),
-        *(feed.intermediate_act_fn, feed.dense, layer.output),
-    )
 
 
 class ResidualNorm(nn.Module):

@@ -17,12 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aicompress.errors import Refused
+from aicompress.model.hf.layers_aicompress import rounded_input
 from aicompress.weights import IntGrouped
 from aicompress.weights.int_grouped import spread
 
 RESIDENT_BYTES = 64 << 20  # bfloat16 weights up to this size stay in the last-level cache between layers
+KEPT_BYTES = 1 << 30  # decoded weights up to this size are held, for products of many rows
 INT4_GROUPS = (256, 128, 64, 32)  # group sizes of the int4 kernel, largest first
-INT4_ROWS = 16  # above this many rows, decoding to bfloat16 and a plain product is faster
+INT4_ROWS = 16  # above this many rows, decoding and a plain product is faster
+KEPT_ROWS = 8  # the same where the decoded matrix is held
 INT8_ROWS = 2
 
 
@@ -111,6 +114,18 @@ class PlainLinear(FastLinear):
         return F.linear(x, self.matrix.to(x.dtype), self.bias)
 
 
+class RoundedLinear(PlainLinear):
+    """A dense matrix whose inputs are rounded per token, as the decoded reference does it."""
+
+    def __init__(self, matrix: Tensor, bias: Tensor | None, bits: int) -> None:
+        super().__init__(matrix, bias)
+        self.bits = bits
+        self.kernel = f"dense, inputs of {bits} bits"
+
+    def multiply(self, x: Tensor) -> Tensor:
+        return super().multiply(rounded_input(x, self.bits))
+
+
 class Bfloat16Linear(FastLinear):
     """Weights decoded to bfloat16 and packed once by oneDNN: 2 bytes per weight; 5x from 8 rows on, 1x at one.
 
@@ -195,11 +210,14 @@ class Int4Linear(FastLinear):
 
     The kernel's w = (u - 8) * scale + zero, u = q + 8; so a zero point z enters as -z * scale. Two and three bits are
     widened to four.
+
+    Args:
+        keep: hold the decoded matrix too, for products of many rows: as fast as a dense layer, and as large.
     """
 
     kernel = "int4"
 
-    def __init__(self, weight: IntGrouped, bias: Tensor | None, group: int) -> None:
+    def __init__(self, weight: IntGrouped, bias: Tensor | None, group: int, keep: bool = False) -> None:
         super().__init__(weight.shape, bias)
         out, columns = weight.shape
         self.group = group
@@ -210,19 +228,24 @@ class Int4Linear(FastLinear):
             zero = -spread(weight.zero.float(), groups, size) * scale
         self.scales_and_zeros = torch.stack([scale, zero], -1).transpose(0, 1).bfloat16().contiguous()
         self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(weight.codes.int() + 8, 1)
+        self.affine = weight.zero is not None
+        # Without bfloat16 instructions a product in bfloat16 takes several times one in float32.
+        self.wide = torch.bfloat16 if has_fast_bfloat16() else torch.float32
+        self.kept = weight.dense().to(self.wide) if keep else None
+        self.rows = KEPT_ROWS if keep else INT4_ROWS
+        if keep:
+            self.kernel = f"int4, dense above {KEPT_ROWS} rows"
+            return
         # The same codes by halves of a row: low nibble column j, high nibble column j + in/2.
         low, high = weight.codes.chunk(2, dim=1)
         self.halves = (low & 15) | (high << 4)
-        self.affine = weight.zero is not None
-        self.native_bfloat16 = has_fast_bfloat16()  # elsewhere a product in bfloat16 takes several times one in float32
 
     def multiply(self, x: Tensor) -> Tensor:
         y: Tensor
-        if len(x) <= INT4_ROWS:
+        if len(x) <= self.rows:
             y = torch.ops.aten._weight_int4pack_mm_for_cpu(x.bfloat16(), self.packed, self.group, self.scales_and_zeros)
         else:
-            matrix = self.decoded(torch.bfloat16 if self.native_bfloat16 else torch.float32)
-            y = F.linear(x.to(matrix.dtype), matrix)
+            y = F.linear(x.to(self.wide), self.decoded(self.wide) if self.kept is None else self.kept)
         y = y.to(x.dtype)
         return y if self.bias is None else y.add_(self.bias)
 

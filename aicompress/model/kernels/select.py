@@ -12,6 +12,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.model.kernels.is_linear import is_linear
 from aicompress.model.kernels.linear import (
     INT4_GROUPS,
+    KEPT_BYTES,
     RESIDENT_BYTES,
     Bfloat16Linear,
     FastLinear,
@@ -22,10 +23,12 @@ from aicompress.model.kernels.linear import (
     LowRankLinear,
     Packed,
     PlainLinear,
+    RoundedLinear,
     has_exact_int8,
     has_fast_bfloat16,
 )
 from aicompress.model.kernels.sparse import sparse_linear
+from aicompress.model.kernels.w4a8 import W4A8Linear, compiled, fits
 from aicompress.weights import Coded, Dense, IntGrouped, LowRank, Sparse, Weight
 from aicompress.weights.int_grouped import spread
 
@@ -52,13 +55,25 @@ class IntEmbedding(KernelLayer):
 
     def forward(self, ids: Tensor) -> Tensor:
         flat = ids.reshape(-1)
-        rows = self.codes[flat]
+        rows, scale = self.codes[flat], self.scale[flat].float()
+        zero = None if self.zero is None else self.zero[flat].float()
+        values = torch.empty(len(flat), self.embedding_dim)
         if self.nibbles:
-            rows = torch.cat([(rows << 4) >> 4, rows >> 4], dim=1)
-        values = rows.float()
-        if self.zero is not None:
-            values = values - spread(self.zero[flat].float(), self.embedding_dim, self.group_size)
-        values = values * spread(self.scale[flat].float(), self.embedding_dim, self.group_size)
+            low, high = values.chunk(2, dim=1)
+            low.copy_((rows << 4) >> 4)  # an arithmetic shift restores the sign
+            high.copy_(rows >> 4)
+        else:
+            values.copy_(rows)
+        groups = values
+        if self.embedding_dim % (self.group_size or self.embedding_dim):
+            scale = spread(scale, self.embedding_dim, self.group_size)
+            zero = None if zero is None else spread(zero, self.embedding_dim, self.group_size)
+        else:
+            groups = values.view(len(flat), scale.shape[1], -1)
+            scale, zero = scale[..., None], None if zero is None else zero[..., None]
+        if zero is not None:
+            groups.sub_(zero)
+        groups.mul_(scale)
         return values.to(self.dtype).view(*ids.shape, self.embedding_dim)
 
 
@@ -68,7 +83,15 @@ def is_resident(checkpoint: Checkpoint) -> bool:
     return sum(math.prod(entry.dense.shape) * 2 for entry in entries) <= RESIDENT_BYTES
 
 
-def fast_linear(weight: Weight, bias: Tensor | None, dtype: torch.dtype, resident: bool) -> FastLinear:
+def has_room(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint's compressed weights may be held decoded beside their codes: they take at most 1 GiB so."""
+    entries = checkpoint.manifest.entries.values()
+    return sum(math.prod(entry.dense.shape) * 4 for entry in entries) <= KEPT_BYTES
+
+
+def fast_linear(
+    weight: Weight, bias: Tensor | None, dtype: torch.dtype, resident: bool, keep: bool = False
+) -> FastLinear:
     """The module that multiplies by a stored weight fastest on this CPU.
 
     Args:
@@ -76,43 +99,52 @@ def fast_linear(weight: Weight, bias: Tensor | None, dtype: torch.dtype, residen
         bias: (out,) or None.
         dtype: of the layer where no kernel serves it.
         resident: all weights of the model fit into the cache as bfloat16, so that their size does not decide.
+        keep: the weight may be held decoded beside its codes, for products of many rows.
     """
     match weight:
         case LowRank():
-            right = fast_linear(weight.inner, None, dtype, resident)
-            return LowRankLinear(right, fast_linear(weight.out, bias, dtype, resident))
+            right = fast_linear(weight.inner, None, dtype, resident, keep)
+            return LowRankLinear(right, fast_linear(weight.out, bias, dtype, resident, keep))
         case Sparse():
             return sparse_linear(weight, bias, dtype)
         case Coded():
-            return _integer_linear(weight.grouped(), bias, dtype, resident)
+            return _integer_linear(weight.grouped(), bias, dtype, resident, keep)
         case Dense():
             return PlainLinear(weight.matrix.to(dtype), bias)
     return PlainLinear(weight.dense().to(dtype), bias)  # decoded once: a kernel for a form is an option
 
 
-def _integer_linear(weight: IntGrouped, bias: Tensor | None, dtype: torch.dtype, resident: bool) -> FastLinear:
+def _integer_linear(
+    weight: IntGrouped, bias: Tensor | None, dtype: torch.dtype, resident: bool, keep: bool
+) -> FastLinear:
     bfloat16 = has_fast_bfloat16()
     out, columns = weight.shape
     per_row = weight.scale.shape[1] == 1 and weight.symmetric
     if resident and bfloat16:
         return Bfloat16Linear(weight.dense(), bias)
+    if fits(weight) and compiled() is not None:
+        return W4A8Linear(weight, bias)
     if weight.activation_bits == 8 and per_row:
         return Int8Linear(weight, bias, 8 if has_exact_int8() else 7)
+    if weight.activation_bits is not None:
+        return RoundedLinear(weight.dense().to(dtype), bias, weight.activation_bits)
     if resident:  # float32 is as fast as it gets here from a few rows on, and small
         return PlainLinear(weight.dense().to(dtype), bias)
     group = next((g for g in INT4_GROUPS if (weight.group_size or columns) % g == 0 == columns % g), 0)
     if weight.bits <= 4 and group and out % 16 == 0:
-        return Int4Linear(weight, bias, group)
+        return Int4Linear(weight, bias, group, keep)
     if weight.bits > 4 and per_row and bfloat16:
         return Int8WeightLinear(weight, bias)
     return Bfloat16Linear(weight.dense(), bias) if bfloat16 else PlainLinear(weight.dense().to(dtype), bias)
 
 
-def fast_module(module: nn.Module, weight: Weight, dtype: torch.dtype, resident: bool) -> Any | None:
+def fast_module(
+    module: nn.Module, weight: Weight, dtype: torch.dtype, resident: bool, keep: bool = False
+) -> Any | None:
     """An inference module for a layer with a stored weight; None where no kernel fits the layer's class."""
     if is_linear(module):
         bias: Any = module.bias
-        return fast_linear(weight, bias, dtype, resident)
+        return fast_linear(weight, bias, dtype, resident, keep)
     if type(module) is nn.Embedding and module.max_norm is None and isinstance(weight, IntGrouped):
         return IntEmbedding(weight, dtype)
     return None

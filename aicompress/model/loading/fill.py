@@ -17,7 +17,7 @@ from aicompress.checkpoint.naming import kind_of, routers_of
 from aicompress.errors import CheckpointError
 from aicompress.model import hf
 from aicompress.model.kernels.fusion import fuse
-from aicompress.model.kernels.select import fast_module, is_resident
+from aicompress.model.kernels.select import fast_module, has_room, is_resident
 from aicompress.model.loading.merged_experts import converted
 from aicompress.model.loading.resize import resize
 from aicompress.model.loading.weight_reads import weights_used
@@ -50,6 +50,7 @@ class Filling:
 
     def __post_init__(self) -> None:
         self.dtype = running_dtype(self.checkpoint, self.dtype)
+        self.memory = (is_resident(self.checkpoint), has_room(self.checkpoint))
 
     def fill(self, model: Any) -> None:
         """Fill every parameter and buffer of a model, in place.
@@ -139,9 +140,7 @@ class Filling:
         dtype = self.dtype or self.checkpoint.manifest.entries[name].dense.dtype
         running: dict[str, Any] = {}
         for end in ends:
-            module = fast_module(
-                model.get_submodule(end.rpartition(".")[0]), weight, dtype, is_resident(self.checkpoint)
-            )
+            module = fast_module(model.get_submodule(end.rpartition(".")[0]), weight, dtype, *self.memory)
             if module is None:
                 return False
             running[end] = module

@@ -17,6 +17,13 @@ from aicompress.model.loading.fill import Filling
 from aicompress.model.loading.fitting import fitted
 
 Kernels = Literal["fast", "reference"]
+# What loading a directory imports, whatever its architecture: seconds, for what comes before the load itself.
+IMPORTED = (
+    "transformers.modeling_utils",
+    "transformers.generation.utils",
+    "transformers.tokenization_utils_base",
+    "transformers.models.auto.modeling_auto",
+)
 
 
 def load(

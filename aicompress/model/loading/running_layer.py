@@ -8,7 +8,7 @@ from torch import nn
 from aicompress.checkpoint import Checkpoint
 from aicompress.layer import LayerInfo
 from aicompress.model import hf
-from aicompress.model.kernels.select import fast_module, is_resident
+from aicompress.model.kernels.select import fast_module, has_room, is_resident
 
 _CONVOLUTIONS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 
@@ -27,7 +27,8 @@ def running_layer(checkpoint: Checkpoint, info: LayerInfo) -> nn.Module:
         module.weight = nn.Parameter(matrix if matrix.dtype.itemsize > 1 else matrix.float(), requires_grad=False)
         return module.eval()
     weight = checkpoint.weight(info.tensor)
-    if running := fast_module(module, weight, entry.dense.dtype, is_resident(checkpoint)):
+    memory = (is_resident(checkpoint), has_room(checkpoint))
+    if running := fast_module(module, weight, entry.dense.dtype, *memory):
         ready: nn.Module = running.eval()
         return ready
     plain = {**entry.to_json(), "transposed": False}

@@ -12,7 +12,8 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from importlib import import_module
-from multiprocessing import get_all_start_methods, get_context
+from multiprocessing import forkserver, get_all_start_methods, get_context
+from multiprocessing.context import ForkServerContext, SpawnContext
 from statistics import median
 from typing import TYPE_CHECKING, Literal
 
@@ -20,6 +21,7 @@ from aicompress.checkpoint.source import locate
 from aicompress.data import Data
 from aicompress.errors import CompressError, Refused
 from aicompress.measure import peak_rss
+from aicompress.model.loading.load import IMPORTED
 from aicompress.recipe import Model
 
 if TYPE_CHECKING:
@@ -77,9 +79,7 @@ def footprint(request: LoadRequest) -> Footprint:
         Refused: it cannot be loaded.
         CompressError: loading it failed there; the message says why.
     """
-    context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
-    context.set_forkserver_preload([__name__, *_libraries(request.path)])
-    with ProcessPoolExecutor(1, context, _silence) as process:
+    with ProcessPoolExecutor(1, _context(request.path), _silence) as process:
         try:
             return process.submit(measure, request).result()
         except Refused:
@@ -92,9 +92,23 @@ def footprint(request: LoadRequest) -> Footprint:
     raise CompressError(f"{request.path} could not be loaded in a process of its own: {words}", hint)
 
 
-def _libraries(path: str) -> list[str]:
+def prepare(path: str) -> None:
+    """Start importing, in the server, what loading this and other checkpoints takes, and do not wait for it."""
+    if isinstance(_context(path), ForkServerContext):
+        forkserver.ensure_running()
+
+
+def _context(path: str) -> SpawnContext | ForkServerContext:
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__, *_libraries(path)])
+    return context
+
+
+def _libraries(path: str) -> tuple[str, ...]:
     """What loading a checkpoint imports: that is no part of a load."""
-    return ["aicompress.model.hf.modeling_aicompress"] if os.path.isdir(path) else []
+    return ("aicompress.model.hf.modeling_aicompress", *IMPORTED) if os.path.isdir(path) else ()
 
 
 def _silence() -> None:

@@ -13,7 +13,7 @@ from aicompress.checkpoint.reader import digests, require_finite
 from aicompress.checkpoint.written import require_own_reports
 from aicompress.disk import require_file, write_whole
 from aicompress.errors import OutputExists, RecipeError, raise_all
-from aicompress.pipeline.evaluation.load_cost import LoadRequest, footprint
+from aicompress.pipeline.evaluation.load_cost import LoadRequest, footprint, prepare
 from aicompress.pipeline.evaluation.quality import measure_quality
 from aicompress.pipeline.step import latency as timing
 from aicompress.pipeline.step.checks import known_kinds
@@ -66,6 +66,8 @@ def evaluate(
     start = time.perf_counter()
     _check(recipe, judging, bool(against))
     paths = [source, *against]
+    if recipe.latency is not None:
+        prepare(source)
     inputs = [open_input(path) for path in paths]
     sides, warnings = _sides([checkpoint for checkpoint, _ in inputs], paths)
     if not _runs(recipe, bool(against)):  # no model is loaded, which would tell

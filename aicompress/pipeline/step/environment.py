@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,15 +13,20 @@ import torch
 
 def environment() -> dict[str, Any]:
     """Versions of the packages that decide results and speed, and the machine."""
-    packages = ("aicompress", "torch", "transformers", "safetensors", "compressed-tensors", "numpy")
     return {
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in packages},
+        **_versions(),
         "platform": platform.platform(),
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
+
+
+@cache
+def _versions() -> dict[str, str]:
+    packages = ("aicompress", "torch", "transformers", "safetensors", "compressed-tensors", "numpy")
+    return {name: importlib.metadata.version(name) for name in packages}
 
 
 def _cpu() -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -169,6 +170,25 @@ def test_layers_with_the_same_inputs_give_the_same_jointly(
         assert torch.equal(found.codes, alone.codes)
         torch.testing.assert_close(found.scale, alone.scale)
         assert (found.zero is None) == (alone.zero is None)
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("linear", 8), ("head", 8), ("embedding", None)])
+@pytest.mark.parametrize("granularity", ["group", "channel", "tensor"])
+def test_inputs_are_rounded_where_a_layer_has_inputs(kind: Any, bits: int | None, granularity: Any) -> None:
+    layer = layer_of(gaussian(8, 64), correlated(128, 64))
+    layer = replace(layer, info=replace(layer.info, kind=kind))
+    config = GptqConfig(group_size=32, activation_bits=8, granularity=granularity)
+    weight, outline = apply(layer, config), gptq.outline(layer.info, config)
+    assert isinstance(weight, IntGrouped)
+    assert weight.activation_bits == outline.activation_bits == bits
+    assert weight.meta() == outline.meta()
+    assert torch.equal(weight.codes, codes(layer, group_size=32, granularity=granularity).codes)
+    assert gptq.describe(config, weight).get("activations") == bits
+
+
+def test_inputs_of_codes_with_zero_points_are_not_rounded() -> None:
+    with pytest.raises(ValueError, match="activation_bits needs symmetric"):
+        GptqConfig(symmetric=False, activation_bits=8)
 
 
 def test_normal_equations_of_scales() -> None:

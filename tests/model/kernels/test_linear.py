@@ -11,8 +11,8 @@ from transformers.pytorch_utils import Conv1D
 
 from aicompress.errors import Refused
 from aicompress.model.hf.layers_aicompress import rounded_input
-from aicompress.model.kernels import select
-from aicompress.model.kernels.linear import has_exact_int8
+from aicompress.model.kernels import linear, select
+from aicompress.model.kernels.linear import KEPT_ROWS, has_exact_int8
 from aicompress.model.kernels.select import fast_linear, fast_module
 from aicompress.weights import IntGrouped, Weight
 from tests.model.compressed import halved, integers, low_rank
@@ -35,7 +35,6 @@ NATIVE = [False, True] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else [Fal
 WITHOUT_BFLOAT16 = {"int8 weights": "dense", "bfloat16": "dense"}
 CASES: dict[str, tuple[Weight, str]] = {
     "w8a8": (integers(matrix(), 8, activations=8), INT8),
-    "w4a8": (integers(matrix(), 4, activations=8), INT8),
     "w8": (integers(matrix(), 8), "int8 weights"),
     "w8 groups": (integers(matrix(), 8, 32), "bfloat16"),
     "w8 zeros": (integers(matrix(), 8, symmetric=False), "bfloat16"),
@@ -89,6 +88,30 @@ def test_the_int8_kernel_that_is_chosen_is_exact_at_the_largest_codes(rows: int)
     weight = integers(torch.full((OUT, COLUMNS), 1.0), 8, activations=8)
     x = torch.full((rows, COLUMNS), 1.0)
     torch.testing.assert_close(fast_linear(weight, None, torch.float32, resident=False)(x), x @ weight.dense().t())
+
+
+@pytest.mark.parametrize("native", NATIVE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_decoded_matrix_is_held_for_many_rows(
+    dtype: torch.dtype, native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear, "has_fast_bfloat16", lambda: native)
+    weight, bias = CASES["w4 zeros"][0], torch.randn(OUT).to(dtype)
+    layer = fast_linear(weight, bias, dtype, resident=False, keep=True)
+    assert layer.kernel == f"int4, dense above {KEPT_ROWS} rows"
+    for rows in (1, KEPT_ROWS, KEPT_ROWS + 1, 70):
+        x = torch.randn(rows, COLUMNS).to(dtype)
+        product = layer(x)
+        assert product.dtype == dtype
+        rounds = native or dtype is torch.bfloat16 or rows <= KEPT_ROWS
+        expected = nn.functional.linear(x.float(), weight.dense(), bias.float())
+        assert relative(product, expected) < (1e-2 if rounds else 1e-6), rows
+
+
+def test_a_low_rank_weight_holds_its_factors_decoded() -> None:
+    weight = low_rank(matrix(64, 128), 32, bits=4)
+    kernel = fast_linear(weight, None, torch.float32, resident=False, keep=True).kernel
+    assert kernel == "low rank: " + ", ".join([f"int4, dense above {KEPT_ROWS} rows"] * 2)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

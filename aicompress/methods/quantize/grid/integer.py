@@ -62,7 +62,7 @@ def check(info: LayerInfo, config: Any) -> tuple[str, str] | None:
     return f"{info.name}: {problem} its {columns} input columns", "; or ".join(ways)
 
 
-def outline(info: LayerInfo, config: IntegerConfig) -> Weight:
+def outline(info: LayerInfo, config: IntegerConfig) -> IntGrouped:
     """The stored weight without data."""
     rows, columns = info.shape
     size = shared_columns(config)
