@@ -12,7 +12,7 @@ BENCH ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test test-fast coverage check format lint types dist clean
-.PHONY: bench-peers bench-quantize bench-prune bench-streaming bench-memory bench-mnist bench-startup
+.PHONY: bench-peers bench-quantize bench-prune bench-streaming bench-memory bench-mnist bench-startup bench-loaded
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ bench-mnist: $(READY) ## channels and neurons pruned by weight and by gradient: 
 
 bench-startup: $(READY) ## time of a step on a small input against that of its imports
 	$(BIN)/python -m scripts.bench.startup --folder $(BUILD)/bench $(BENCH)
+
+bench-loaded: $(READY) ## time of 4-bit models of three sizes against dense ones, by number of tokens
+	$(BIN)/python -m scripts.bench.loaded --folder $(BUILD)/bench $(BENCH)
 
 bench-memory: $(READY) ## peak memory of a calibrated step on a model of a billion parameters
 	$(BIN)/python -m scripts.bench.memory --folder $(BUILD)/bench

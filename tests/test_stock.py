@@ -16,7 +16,6 @@ from torch.nn import functional
 from transformers.quantizers import auto
 
 import aicompress.hf  # noqa: F401  the reader of the native layout
-from aicompress.model.hf.layers_aicompress import rounded_input
 from aicompress.model.loading.load import load
 from aicompress.pipeline.layerwise import planner
 from aicompress.pipeline.layerwise import run as layerwise
@@ -24,6 +23,7 @@ from aicompress.pipeline.layerwise.plan import Plan
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import load as load_recipe
+from aicompress.weights.decoding import rounded_input
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 TEXT = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "max_position_embeddings": 64}

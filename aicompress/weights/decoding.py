@@ -129,3 +129,14 @@ def require_kept(mask: Tensor, count: int) -> None:
 def by_column(values: Tensor, columns: int, size: int) -> Tensor:
     """(rows, groups) -> (rows, columns), or (1, 1) for all; the last group may be narrower than the others."""
     return values.repeat_interleave(size or columns, dim=1)[:, :columns]
+
+
+def rounded_input(x: Tensor, bits: int | None) -> Tensor:
+    """Inputs rounded to `bits` per token, as compressed-tensors does it; gradients pass straight through."""
+    if bits is None:
+        return x
+    wide = x.detach().float()
+    half = ((1 << bits) - 1) / 2
+    scale = (wide.abs().amax(dim=-1, keepdim=True) / half).clamp(min=torch.finfo(torch.float32).eps)
+    rounded = (wide / scale).round().clamp(-(1 << (bits - 1)), (1 << (bits - 1)) - 1) * scale
+    return x + (rounded.to(x.dtype) - x.detach())

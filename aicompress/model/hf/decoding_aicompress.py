@@ -9,7 +9,7 @@ import inspect
 from functools import cache
 
 from aicompress.weights import decoding, forms
-from aicompress.weights.decoding import decode, factors
+from aicompress.weights.decoding import decode, factors, rounded_input
 
 forms()  # a form's file registers its decoder
 
@@ -24,4 +24,4 @@ def source() -> str:
 _text = cache(inspect.getsource)
 
 
-__all__ = ["decode", "factors", "source"]
+__all__ = ["decode", "factors", "rounded_input", "source"]

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from .decoding_aicompress import decode, factors
+from .decoding_aicompress import decode, factors, rounded_input
 
 
 class Stored(nn.Module):
@@ -168,17 +168,6 @@ def mark_ready(model: nn.Module) -> None:
     """Say that the stored tensors are loaded."""
     for _, module in stored_modules(model):
         module.__dict__["ready"] = True
-
-
-def rounded_input(x: Tensor, bits: int | None) -> Tensor:
-    """Inputs rounded to `bits` per token, as compressed-tensors does it; gradients pass straight through."""
-    if bits is None:
-        return x
-    wide = x.detach().float()
-    half = ((1 << bits) - 1) / 2
-    scale = (wide.abs().amax(dim=-1, keepdim=True) / half).clamp(min=torch.finfo(torch.float32).eps)
-    rounded = (wide / scale).round().clamp(-(1 << (bits - 1)), (1 << (bits - 1)) - 1) * scale
-    return x + (rounded.to(x.dtype) - x.detach())
 
 
 def reshape(layer: Any, leaf: str, shape: tuple[int, ...]) -> None:

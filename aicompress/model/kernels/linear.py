@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aicompress.errors import Refused
-from aicompress.model.hf.layers_aicompress import rounded_input
 from aicompress.weights import IntGrouped
+from aicompress.weights.decoding import rounded_input
 from aicompress.weights.int_grouped import spread
 
 RESIDENT_BYTES = 64 << 20  # bfloat16 weights up to this size stay in the last-level cache between layers

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.model.hf.decoding_aicompress import decode, source
-from aicompress.model.hf.layers_aicompress import attach, mark_ready, rounded_input
+from aicompress.model.hf.layers_aicompress import attach, mark_ready
 from aicompress.weights import Codebook, ColumnScaled, Corrected, IntGrouped, LowRank, Sparse, SparseCodes, Weight
+from aicompress.weights.decoding import rounded_input
 from tests.model.compressed import halved, integers, low_rank
 from tests.weights.forms import FORMS
 

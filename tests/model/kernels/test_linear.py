@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from aicompress.errors import Refused
-from aicompress.model.hf.layers_aicompress import rounded_input
 from aicompress.model.kernels import linear, select
 from aicompress.model.kernels.linear import KEPT_ROWS, has_exact_int8
 from aicompress.model.kernels.select import fast_linear, fast_module
 from aicompress.weights import IntGrouped, Weight
+from aicompress.weights.decoding import rounded_input
 from tests.model.compressed import halved, integers, low_rank
 
 OUT, COLUMNS = 48, 64

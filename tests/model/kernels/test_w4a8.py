@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 from transformers import BertConfig, BertModel
 
-from aicompress.model.hf.layers_aicompress import rounded_input
 from aicompress.model.kernels import select
 from aicompress.model.kernels.fusion import fuse
 from aicompress.model.kernels.linear import RoundedLinear
@@ -18,6 +17,7 @@ from aicompress.model.kernels.select import fast_linear
 from aicompress.model.kernels.w4a8 import Norm, W4A8Linear, compiled, normalize, rounded_rows
 from aicompress.model.kernels.w4a8_layer import W4A8Layer
 from aicompress.weights import IntGrouped
+from aicompress.weights.decoding import rounded_input
 from tests.model.compressed import integers
 
 HERE = compiled() is not None  # elsewhere the same numbers come from the decoded weight
