@@ -43,7 +43,7 @@ def command(
     for known in methods(name).values() if method is None else [get(name, method)]:
         render.definitions("", [_method(known)])
         fields = known.config.model_fields.items()
-        render.definitions("parameters", [_parameter(field, info) for field, info in fields if _is_open(field, info)])
+        render.definitions("parameters", [_parameter(field, info) for field, info in fields if is_open(field, info)])
         presets = [(level, (effort.cost,)) for level, effort in known.efforts.items()]
         if presets:
             render.definitions("--effort", presets)
@@ -53,7 +53,7 @@ def _method(method: Method) -> Entry:
     return method.name, (method.summary, f"take it for: {method.when}")
 
 
-def _is_open(field: str, info: FieldInfo) -> bool:
+def is_open(field: str, info: FieldInfo) -> bool:
     """Whether a parameter can be anything but its default."""
     return field != "name" and info.annotation is not NoneType and len(_choices(info.annotation)) != 1
 

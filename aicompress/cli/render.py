@@ -53,7 +53,11 @@ def definitions(title: str, entries: Sequence[Entry], file: TextIO | None = None
         console.print(_text(console, title, "bold"))
     indent = min(max((len(name) for name, _ in entries), default=0), _NAMES) + 2 * _GAP
     for name, paragraphs in entries:
-        lines = [line for paragraph in paragraphs for line in wrap(paragraph, max(20, width - indent), break_on_hyphens=False)]
+        lines = [
+            line
+            for paragraph in paragraphs
+            for line in wrap(paragraph, max(20, width - indent), break_on_hyphens=False)
+        ]
         head = f"{'':{_GAP}}{name}"
         first = [] if len(head) + _GAP > indent + _GAP else lines[:1]
         console.print(_text(console, f"{head:<{indent}}{first[0] if first else ''}".rstrip()), soft_wrap=True)
