@@ -8,6 +8,7 @@ AIC := $(BIN)/aicompress
 BUILD := build
 PEERS := $(BUILD)/bench-venv/.ready
 BENCH ?=
+SWEEP ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -76,6 +77,10 @@ bench-loaded: $(READY) ## time of 4-bit models of three sizes against dense ones
 
 bench-memory: $(READY) ## peak memory of a calibrated step on a model of a billion parameters
 	$(BIN)/python -m scripts.bench.memory --folder $(BUILD)/bench
+
+# An hour of one processor for all types; SWEEP="--minutes 10" goes on with those that are left, --again with faults.
+sweep: $(READY) ## every model type of transformers through quantize, prune, factorize, verify and load
+	$(BIN)/python -m scripts.sweep --folder $(BUILD)/sweep $(SWEEP)
 
 clean: ## remove what make made, but not .venv
 	rm -rf $(BUILD) dist .pytest_cache .mypy_cache .ruff_cache

@@ -91,7 +91,7 @@ def kinds_among(kinds: Mapping[str, Kind | None] | None, specs: Mapping[str, Ten
     by_name: dict[str, Kind | None] = {}
     for name, spec in specs.items():
         told = kinds is not None and name in kinds
-        no_layer = len(spec.shape) < 2 or (name in routers and not told)
+        no_layer = len(spec.shape) < 2 or 0 in spec.shape or (name in routers and not told)
         by_name[name] = None if no_layer else kind_among(kinds, name, spec)
     return by_name
 

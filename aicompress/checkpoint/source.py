@@ -16,7 +16,7 @@ _OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".
 MODELING_FILES = ("modeling_aicompress.py", "layers_aicompress.py", "decoding_aicompress.py")
 _WRITTEN_ANEW = {"config.json", "aicompress.json", "report.json", "report.md", "report.html", *MODELING_FILES}
 _INDEXES = re.compile(r"\.safetensors\.index(?:\.\w+)?\.json$")  # of any base name; of a variant too
-_NAMES = ("diffusion_pytorch_model",)  # of weights that other readers than transformers look for
+WEIGHT_NAMES = ("diffusion_pytorch_model",)  # of weights that other readers than transformers look for
 # Where other tools write how they quantized, and the method that such a file means; an output is no more what it says.
 OTHER_SETTINGS = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
 ADAPTER_CONFIG = "adapter_config.json"
@@ -51,7 +51,7 @@ class Source:
     def base_name(self) -> str:
         """What readers of this folder call its weights: model, or the name of diffusers' models."""
         first = self.files[0].name if self.folder is not None else ""
-        return next((name for name in _NAMES if first.startswith(name)), "model")
+        return next((name for name in WEIGHT_NAMES if first.startswith(name)), "model")
 
     def name_of(self, file: Path) -> str:
         """A weight file's name, below the checkpoint's folder where it has one."""

@@ -14,7 +14,7 @@ from typing import Any
 from aicompress.checkpoint.header import read_header
 from aicompress.checkpoint.json_text import parsed
 from aicompress.checkpoint.manifest import KEY
-from aicompress.checkpoint.source import INDEX, MODELING_FILES
+from aicompress.checkpoint.source import MODELING_FILES, WEIGHT_NAMES
 from aicompress.errors import CheckpointError, OutputExists
 
 REPORT = "report.json"
@@ -23,11 +23,12 @@ _SHOWN = 5  # strangers that an error names
 
 _CONVENTIONAL = re.compile(
     r"(\d_[A-Z]\w*/)?"  # of a module of Sentence Transformers
-    r"(model(-\d{5}-of-\d{5})?\.safetensors|(config|generation_config|aicompress)\.json|report\.(json|md|html)"
+    rf"(({'|'.join(('model', *WEIGHT_NAMES))})(-\d{{5}}-of-\d{{5}})?\.safetensors(\.index\.json)?"
+    r"|(config|generation_config|aicompress)\.json|report\.(json|md|html)"
     r"|(tokenizer|special_tokens|added_tokens|vocab|merges|preprocessor|processor|chat_template|sentencepiece|spiece)"
     r"[\w.]*\.(json|model|txt|bpe|jinja)|(modeling|configuration|tokenization)_\w+\.py"
     r"|(modules|sentence_bert_config|config_sentence_transformers)\.json"
-    rf"|{re.escape(INDEX)}|{'|'.join(map(re.escape, MODELING_FILES))})"
+    rf"|{'|'.join(map(re.escape, MODELING_FILES))})"
 )
 
 

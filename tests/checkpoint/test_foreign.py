@@ -15,7 +15,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.foreign.recognize import layouts
-from aicompress.errors import CheckpointError
+from aicompress.errors import CheckpointError, Unsupported
 from tests import foreign
 from tests.foreign import Encode, Encoded, write
 
@@ -156,6 +156,8 @@ def test_what_is_not_understood_is_refused(
     with pytest.raises(CheckpointError, match=why) as refusal:
         opened(tmp_path, encoded, told)
     assert refusal.value.hint
+    damage = "no config group names it" in refusal.value.message  # anything else may be sound, and not known here
+    assert isinstance(refusal.value, Unsupported) != damage
 
 
 @pytest.mark.parametrize(

@@ -244,3 +244,10 @@ def test_memory_holds_a_layer_and_not_the_file(tmp_path: Path, bare_python: list
     small, big = (int(line) for line in done.stdout.split())
     assert big - small < 40  # MB
     shutil.rmtree(tmp_path / "out")
+
+
+def test_an_empty_matrix_is_no_layer(tmp_path: Path) -> None:
+    """Also where the model's definition says that it is one."""
+    save_file({"a.weight": torch.ones(2, 4), "b.weight": torch.ones(0, 4)}, tmp_path / "m.safetensors")
+    checkpoint = Checkpoint.open(tmp_path / "m.safetensors")
+    assert [info.tensor for info in checkpoint.layers({"a.weight": "linear", "b.weight": "linear"})] == ["a.weight"]

@@ -443,6 +443,7 @@ class TestPlaces:
     @pytest.mark.parametrize("manifest", ["report.json", "aicompress.json"])
     def test_an_output_of_an_earlier_version_is_told_by_its_names(self, tmp_path: Path, manifest: str) -> None:
         kept = ["config.json", "tokenizer.json", "tokenizer.model", "vocab.txt", "merges.txt", "1_Pooling/config.json"]
+        kept += ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json"]
         kept += ["model-00001-of-00002.safetensors", INDEX, "modeling_aicompress.py", "special_tokens_map.json"]
         for name in kept:
             (tmp_path / "x" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ import torch
 
 from aicompress.checkpoint.foreign.layout import ForeignLayout, ForeignWeight, Stored
 from aicompress.discovery import members
-from aicompress.errors import CheckpointError
+from aicompress.errors import CheckpointError, Unsupported
 from aicompress.weights import TensorSpec
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
@@ -44,7 +44,8 @@ def foreign_weights(stored: Stored, method: str | None, where: str) -> dict[str,
         where: the checkpoint, for messages.
 
     Raises:
-        CheckpointError: the tensors of a weight do not fit one another.
+        Unsupported: the tensors of a weight are not as its layout has them.
+        CheckpointError: a weight is stored in two ways.
     """
     weights: dict[str, ForeignWeight] = {}
     if not any(_may_be_packed(spec) for spec in stored.specs.values()):
@@ -54,8 +55,10 @@ def foreign_weights(stored: Stored, method: str | None, where: str) -> dict[str,
             continue
         try:
             recognized = layout.weights(stored)
+        except CheckpointError as error:  # as this layout is known: a newer writer may have others
+            raise Unsupported(error.message, error.hint) from error
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
-            raise CheckpointError(
+            raise Unsupported(
                 f"{where}: its {layout.name} weights are not understood: {_line(error)}",
                 "start from the original checkpoint, or download this one again",
             ) from error
@@ -76,7 +79,7 @@ def require_understood(specs: Mapping[str, TensorSpec], known: Collection[str], 
         where: the checkpoint, for messages.
 
     Raises:
-        CheckpointError: naming the first one.
+        Unsupported: naming the first one.
     """
     beside: dict[str, list[str]] = {}
     for name in specs:
@@ -91,7 +94,7 @@ def require_understood(specs: Mapping[str, TensorSpec], known: Collection[str], 
         packed = spec.dtype in FLOAT8 or bool(_PACKED.search(name))
         if packed and (scales or quantized):
             beside_it = f"what {scales[0]!r} does to it" if scales else "its scale"
-            raise CheckpointError(
+            raise Unsupported(
                 f"{where} is quantized: {name!r} is {str(spec.dtype).removeprefix('torch.')}, "
                 f"and {beside_it} is not understood",
                 f"start from the original checkpoint; read are {', '.join(methods())}",
@@ -110,13 +113,13 @@ def require_nothing_beside(
         where: the checkpoint, for messages.
 
     Raises:
-        CheckpointError: naming the first one.
+        Unsupported: naming the first one.
     """
     modules = {name.rpartition(".")[0] for name in weights}
     for name in specs:
         module, _, leaf = name.rpartition(".")
         if module in modules and name not in known and _CHANGES.search(leaf) and not RIDER.search(name):
-            raise CheckpointError(
+            raise Unsupported(
                 f"{where}: what {name!r} does to the weight beside it is not understood", "start from the original"
             )
 
@@ -125,7 +128,7 @@ def require_settings_read(settings: Mapping[str, Any], where: str) -> None:
     """Refuse settings by which weights are not what their tensors say.
 
     Raises:
-        CheckpointError: they rotate inputs as the model runs, or store sparse tensors.
+        Unsupported: they rotate inputs as the model runs, or store sparse tensors.
     """
     sparse = settings.get("sparsity_config")
     form = sparse.get("format") if isinstance(sparse, dict) else None
@@ -134,7 +137,7 @@ def require_settings_read(settings: Mapping[str, Any], where: str) -> None:
         (form not in (None, "dense"), f"sparsity_config of format {form!r}"),
     ):
         if holds:
-            raise CheckpointError(f"{where}: {what} is not read", "start from the original checkpoint")
+            raise Unsupported(f"{where}: {what} is not read", "start from the original checkpoint")
 
 
 def _may_be_packed(spec: TensorSpec) -> bool:

@@ -17,21 +17,20 @@ from typing import Any, Literal
 
 from aicompress.checkpoint.naming import is_transposed
 from aicompress.errors import CheckpointError
+from aicompress.model.architecture.config_fields import (
+    DEPTH_FIELDS,
+    WIDTH_FIELDS,
+    Path,
+    fields,
+    levels,
+    value_at,
+    with_value,
+)
 from aicompress.model.architecture.fused_neurons import NARROW, WIDE, lies_in_halves
 from aicompress.model.architecture.layer_groups import grouped
 from aicompress.model.architecture.shapes import build, defaults, stored_shapes
 from aicompress.weights import TensorSpec
 
-Path = tuple[str, ...]  # of a field in config.json: ("text_config", "num_hidden_layers")
-
-DEPTH_FIELDS = (
-    "num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth",
-    "encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers",
-)  # fmt: skip
-WIDTH_FIELDS = (
-    "intermediate_size", "n_inner", "d_ff", "ffn_dim", "hidden_dim", "ffn_hidden_size", "feed_forward_size",
-    "encoder_ffn_dim", "decoder_ffn_dim", "moe_intermediate_size", "shared_expert_intermediate_size",
-)  # fmt: skip
 # Lists with a value for each block; other lists may have as many values by chance.
 _PER_BLOCK = re.compile(r"layer|block|sliding_window_pattern|activation_sparsity_pattern")
 _NEVER_PER_BLOCK = {"architectures", "id2label", "label2id"}
@@ -217,22 +216,10 @@ class Architecture:
         yield Coupling(disk, axes[0], probed[axes[0]] // probe, "producer" if produces else "consumer")
 
 
-def _levels(config: Mapping[str, Any], path: Path = ()) -> Iterable[Path]:
-    """Paths of config.json's sections: itself, and nested configurations of parts of the model."""
-    yield path
-    for key, value in config.items():
-        if isinstance(value, dict) and key not in ("quantization_config", "rope_parameters", "rope_scaling"):
-            yield from _levels(value, (*path, key))
-
-
-def fields(config: Mapping[str, Any], names: Iterable[str]) -> list[Path]:
-    return [(*level, name) for level in _levels(config) for name in names if name in value_at(config, level)]
-
-
 def _explicit(config: dict[str, Any], full: Mapping[str, Any]) -> dict[str, Any]:
     """config.json with the counts and per-block lists that transformers would derive."""
     explicit = copy.deepcopy(config)
-    for level in _levels(full):
+    for level in levels(full):
         section = value_at(full, level)
         counts = {section.get(name) for name in DEPTH_FIELDS if isinstance(section.get(name), int)}
         target = explicit
@@ -251,21 +238,6 @@ def _explicit(config: dict[str, Any], full: Mapping[str, Any]) -> dict[str, Any]
 def is_per_block(key: str) -> bool:
     """Whether a list of as many values as there are blocks is one value for each."""
     return bool(_PER_BLOCK.search(key)) and key not in INDEX_LISTS | _NEVER_PER_BLOCK
-
-
-def value_at(config: Mapping[str, Any], path: Path) -> Any:
-    """A field of config.json."""
-    value: Any = config
-    for key in path:
-        value = value[key]
-    return value
-
-
-def with_value(config: Mapping[str, Any], path: Path, value: Any) -> dict[str, Any]:
-    """config.json with one field changed."""
-    edited = copy.deepcopy(dict(config))
-    value_at(edited, path[:-1])[path[-1]] = value
-    return edited
 
 
 def _forget_stages(section: dict[str, Any], size: int) -> None:

@@ -12,16 +12,13 @@ from typing import Any, Literal
 
 from aicompress.checkpoint.naming import is_transposed
 from aicompress.errors import CheckpointError
-from aicompress.model.architecture.architecture import Architecture, Path, fields, value_at, with_value
-from aicompress.model.architecture.layer_groups import grouped
+from aicompress.model.architecture.architecture import Architecture
+from aicompress.model.architecture.config_fields import Path, fields, value_at, with_value
+from aicompress.model.architecture.layer_groups import by_reader
+from aicompress.model.architecture.reduced_model import HIDDEN_FIELDS, QUERY_FIELDS, SIZE_FIELDS
 from aicompress.model.architecture.shapes import build, defaults, stored_shapes
 
-QUERY_FIELDS = (
-    "num_attention_heads", "n_head", "num_heads", "n_heads", "encoder_attention_heads", "decoder_attention_heads",
-)  # fmt: skip
 KEY_FIELDS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
-HIDDEN_FIELDS = ("hidden_size", "n_embd", "d_model", "dim")
-SIZE_FIELDS = ("head_dim", "d_kv", "attention_head_dim", "kv_channels")
 
 
 @dataclass(frozen=True)
@@ -152,7 +149,7 @@ def _of(architecture: Architecture, count: HeadCount) -> list[Attention]:
         if probes[0][name] != shape
         for tensor in _tensors(architecture, count, (name, shape), (probes[0][name], probes[1][name], probes[2]))
     ]
-    return [Attention(name, count, tuple(group)) for name, group in grouped(tensors).items()]
+    return [Attention(name, count, tuple(group)) for name, group in by_reader(tensors)]
 
 
 def _tensors(
@@ -179,7 +176,8 @@ def _tensors(
     matrix = architecture.specs.get(f"{disk.rpartition('.')[0]}.weight")
     if len(shape) == 1 and sections[0].span > 1 and (matrix is None or len(matrix.shape) < 2):
         raise CheckpointError(f"{disk} works over all heads together", "without some, the others would change")
-    produces = axis == (1 if is_transposed(disk, architecture.config) and len(shape) == 2 else 0)
+    table = len(shape) == 2 and all(section.span == 1 for section in sections)  # a number of every head, such as a bias
+    produces = table or axis == (1 if is_transposed(disk, architecture.config) and len(shape) == 2 else 0)
     yield HeadTensor(disk, axis, sections, "producer" if produces else "consumer")
 
 
@@ -187,10 +185,9 @@ def _sections(count: HeadCount, queries: int, keys: int) -> tuple[Section, ...] 
     """Sections of an axis with so many entries of query heads and of key and value heads."""
     if not keys and queries % count.heads == 0:
         span = queries // count.heads
-        if span in (1, count.width):
-            return (Section("query", span),)
         if span == 3 * count.width:
             return (Section("query", count.width),) * 3
+        return (Section("query", span),)  # of another size where one tensor makes keys and values, say: it is tried
     if not queries and keys % count.groups == 0 and keys // count.groups in (1, count.width):
         return (Section("key", keys // count.groups),)
     if queries == count.heads * count.width and keys == 2 * count.groups * count.width:

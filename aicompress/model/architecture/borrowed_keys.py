@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from aicompress.errors import CheckpointError
 from aicompress.model.architecture import tiny_model as miniature
-from aicompress.model.architecture.architecture import WIDTH_FIELDS, Architecture, Path, fields, value_at, with_value
-from aicompress.model.architecture.attention import HIDDEN_FIELDS, Attention
+from aicompress.model.architecture.architecture import Architecture
+from aicompress.model.architecture.attention import Attention
+from aicompress.model.architecture.config_fields import WIDTH_FIELDS, Path, fields, value_at, with_value
+from aicompress.model.architecture.reduced_model import HEAD, HIDDEN_FIELDS, NEURONS, VOCABULARY, started
 from aicompress.model.architecture.shapes import build
-
-LARGEST = 50_000_000  # numbers in a miniature
-HEAD, NEURONS, VOCABULARY = 8, 8, 32
 
 
 def coupled(architecture: Architecture, attentions: Sequence[Attention]) -> list[list[int]]:
@@ -64,7 +63,7 @@ class _Trial:
 
     def __init__(self, architecture: Architecture, attentions: Sequence[Attention]) -> None:
         self.attentions = attentions
-        self.model = _started(_reduced(architecture, attentions[0]))
+        self.model = started(_reduced(architecture, attentions[0]))
         names = {architecture.on_disk(name): name for name, _ in self.model.named_parameters()}
         try:
             self.producers = [[names[t.tensor] for t in a.tensors if t.role == "producer"] for a in attentions]
@@ -114,25 +113,6 @@ class _Trial:
     def lent(self) -> dict[int, set[int]]:
         """By attention those that read its keys and values."""
         return {number: self._readers({number}) for number in range(len(self.attentions))}
-
-
-@torch.no_grad()
-def _started(config: dict[str, Any]) -> Any:
-    """The model of a configuration with random weights.
-
-    Raises:
-        CheckpointError: it is too large for a trial, or its code does not run.
-    """
-    shapes = build(config)
-    if sum(parameter.numel() for parameter in shapes.parameters()) > LARGEST:
-        raise CheckpointError("its smallest model is too large for a trial", "")
-    try:
-        model = type(shapes)(shapes.config).double().eval().requires_grad_(False)
-    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:  # of the architecture's own code
-        raise CheckpointError(f"its smallest model cannot be made: {error}", "") from error
-    model.config._experts_implementation = "eager"  # grouped kernels have no float64
-    miniature.randomize(model)
-    return model
 
 
 def _reduced(architecture: Architecture, attention: Attention) -> dict[str, Any]:

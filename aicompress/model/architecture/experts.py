@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from aicompress.errors import CheckpointError
-from aicompress.model.architecture.architecture import Architecture, Path, fields, value_at, with_value
+from aicompress.model.architecture.architecture import Architecture
+from aicompress.model.architecture.config_fields import Path, fields, value_at, with_value
 from aicompress.model.architecture.shapes import build, defaults, stored_shapes
 
 COUNT_FIELDS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")

@@ -9,15 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.errors import CheckpointError
-from aicompress.model.architecture.architecture import (
-    DEPTH_FIELDS,
-    WIDTH_FIELDS,
-    Architecture,
-    fields,
-    keep_blocks,
-    with_value,
-)
+from aicompress.model.architecture.architecture import Architecture, keep_blocks
 from aicompress.model.architecture.attention import Attention, HeadCount, HeadTensor
+from aicompress.model.architecture.config_fields import DEPTH_FIELDS, WIDTH_FIELDS, fields, with_value
 from aicompress.model.architecture.shapes import build
 
 VOCABULARY, NEURONS = 32, 8
@@ -69,6 +63,8 @@ def _same(
         for name, parameter in wide.named_parameters():
             parameter.normal_(std=0.2, generator=generator)
             stored = tensors.get(on_disk(name))
+            if stored is None and few[name].shape != parameter.shape:
+                return False  # another size follows from the number of heads
             if stored is None:
                 few[name].copy_(parameter)
                 continue

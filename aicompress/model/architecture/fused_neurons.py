@@ -26,7 +26,9 @@ def lies_in_halves(wide: nn.Module, narrow: nn.Module) -> bool:
     """
     few = dict(narrow.named_parameters())
     axes = {name: _axis(p, few[name]) for name, p in wide.named_parameters() if p.shape != few[name].shape}
-    fused = next(name for name, axis in axes.items() if wide.get_parameter(name).shape[axis] > WIDE)
+    fused = next((name for name, axis in axes.items() if wide.get_parameter(name).shape[axis] > WIDE), None)
+    if fused is None:  # the number of neurons is rounded
+        return False
     weight = wide.get_parameter(fused)
     hidden = weight.shape[1 - axes[fused]]
     path = fused.rpartition(".")[0]

@@ -16,22 +16,16 @@ from typing import Any
 from aicompress.checkpoint.naming import is_transposed
 from aicompress.errors import CheckpointError
 from aicompress.model.architecture import tiny_model as miniature
-from aicompress.model.architecture.architecture import (
-    DEPTH_FIELDS,
-    WIDTH_FIELDS,
-    Architecture,
-    Coupling,
-    Path,
-    fields,
-    keep_blocks,
-    value_at,
-    with_value,
-)
+from aicompress.model.architecture.architecture import Architecture, Coupling, keep_blocks
+from aicompress.model.architecture.config_fields import DEPTH_FIELDS, WIDTH_FIELDS, Path, fields, value_at, with_value
 from aicompress.model.architecture.shapes import build, stored_shapes
 from aicompress.model.loading.definition import layer_kinds
 
 FIELDS = ("hidden_size", "d_model", "n_embd", "dim")
-HEAD_COUNTS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+HEAD_COUNTS = (
+    "num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads",
+)  # fmt: skip
+COMPANIONS = ("word_embed_proj_dim", "embedding_size")  # widths of tables, which projections adapt where they differ
 HINT = "prune its heads, feed-forward neurons or layers instead"
 
 
@@ -59,7 +53,7 @@ class Residual:
 
     def narrowed(self, width: int) -> dict[str, Any]:
         """config.json of a model of another hidden width."""
-        return with_value(self.config, self.field, width)
+        return with_width(self.config, self.field, width)
 
     def refusal(self, width: int) -> str | None:
         """Why transformers does not take a width; None where it does."""
@@ -70,12 +64,21 @@ class Residual:
         return None
 
 
-def residual(architecture: Architecture, layout: miniature.Layout = "entries") -> Residual:
+def with_width(config: Mapping[str, Any], field: Path, width: int) -> dict[str, Any]:
+    """config.json with another hidden width; a table of that width follows it."""
+    edited, before = with_value(config, field, width), value_at(config, field)
+    section = value_at(edited, field[:-1])
+    section.update({name: width for name in COMPANIONS if name in section and section[name] == before})
+    return edited
+
+
+def residual(architecture: Architecture, layout: miniature.Layout = "entries", level: Path | None = None) -> Residual:
     """The residual stream of a checkpoint.
 
     Args:
         architecture: its architecture.
         layout: how heads lie on the axes inside attention, as a trial has to confirm.
+        level: section of config.json whose width is meant; None where there is one.
 
     Raises:
         CheckpointError: no field of config.json sets its width, or its axes cannot be told.
@@ -83,7 +86,7 @@ def residual(architecture: Architecture, layout: miniature.Layout = "entries") -
     reasons: list[str] = []
     for field in fields(architecture.config, FIELDS):
         width = value_at(architecture.config, field)
-        if not isinstance(width, int) or width < 2:
+        if not isinstance(width, int) or width < 2 or level not in (None, field[:-1]):
             continue
         for config in _with_sizes(architecture, field, width):
             outcome = _probed(architecture, config, (field, width), layout)
@@ -125,7 +128,7 @@ def _probed(
     """The residual stream as another width shows it, or why it cannot be told."""
     field, width = where
     model = build(config)
-    before, after = stored_shapes(model), stored_shapes(build(with_value(config, field, 2 * width)))
+    before, after = stored_shapes(model), stored_shapes(build(with_width(config, field, 2 * width)))
     if before != architecture.shapes:
         return "the sizes that follow from it cannot be written down in config.json"
     if set(after) != set(before):
@@ -134,7 +137,7 @@ def _probed(
     strange = next((name for name, lengths in axes.items() if lengths is None), None)
     if strange is not None:
         return f"{architecture.on_disk(strange)} of shape {before[strange]} does not change as the stream does"
-    heads = next(iter(integers(config, HEAD_COUNTS)), 1)
+    heads = next(iter(integers(value_at(config, field[:-1]), HEAD_COUNTS)), 1)
     parts = miniature.parts_of(miniatures(config, field, heads), heads, layout)
     if isinstance(parts, str):
         return parts
@@ -161,7 +164,7 @@ def small(config: Mapping[str, Any], field: Path, width: int) -> dict[str, Any]:
         size = value_at(config, depth)
         if isinstance(size, int) and size > 2:
             edited = keep_blocks(edited, depth, range(2))
-    return with_value(edited, field, width)
+    return with_width(edited, field, width)
 
 
 def _coupled(
@@ -172,7 +175,7 @@ def _coupled(
     names = [architecture.on_disk(name) for name in architecture.shapes]
     kinds = layer_kinds(dict(architecture.config), names) or {}
     tied = {architecture.on_disk(name) for pair in getattr(model, "all_tied_weights_keys", {}).items() for name in pair}
-    after = stored_shapes(build(with_value(config, field, 2 * width)))
+    after = stored_shapes(build(with_width(config, field, 2 * width)))
     stream: list[Coupling] = []
     inner: list[Coupling] = []
     for name, shape in architecture.shapes.items():

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from aicompress.errors import CheckpointError
 from aicompress.model.loading.definition import new_skeleton
@@ -76,6 +76,37 @@ def misfits(config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> set[s
         f"{name} has shape {tuple(stored)} where {tuple(expected)} is expected"
         for name, stored, expected in info["mismatched_keys"]
     }
+
+
+def save(model: Any, folder: str) -> None:
+    """Write a small model as a checkpoint, without a word."""
+    with _quiet():
+        model.save_pretrained(folder)
+
+
+def filled(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
+    """A model in memory with these numbers, as transformers loads them; small ones only.
+
+    Args:
+        config: its config.json.
+        tensors: as they are stored, all of one dtype.
+
+    Raises:
+        CheckpointError: it cannot be made of them.
+    """
+    shapes = build(config)
+    shapes.config._experts_implementation = "eager"  # grouped kernels have no float64
+    dtype = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
+    try:
+        with _quiet():
+            model, info = type(shapes).from_pretrained(
+                None, config=shapes.config, state_dict=dict(tensors), output_loading_info=True, dtype=dtype
+            )
+    except Exception as error:  # of the architecture's own code
+        raise CheckpointError(f"its tensors cannot be loaded together: {error}", "") from error
+    if info["missing_keys"] or info["mismatched_keys"]:
+        raise CheckpointError("its tensors do not fill it", "")
+    return model.eval().requires_grad_(False)
 
 
 def defaults(model: Any) -> dict[str, Any]:

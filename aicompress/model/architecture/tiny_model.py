@@ -56,28 +56,40 @@ def parts_of(models: tuple[Any, Any], heads: int, layout: Layout = "entries") ->
     except CheckpointError as error:
         return error.message
     double = {family(name) for name, lengths in axes.items() if len(lengths) > 1}
-    if len(double) > UNDECIDED:
-        return f"{len(double)} kinds of matrices follow it on both sides: heads are a share of it"
-    for parts in _assignments(narrow, axes, sorted(double)):
+    kinds = _alike(sorted(double))
+    if len(kinds) > UNDECIDED:
+        return f"{len(kinds)} kinds of matrices follow it on both sides: heads are a share of it"
+    for parts in _assignments(narrow, axes, kinds):
         if trial.stays(parts):
             return parts
     return "its coordinates do not all play one part" if not double else "heads are a share of it in an unknown way"
 
 
-def _assignments(model: Any, axes: Mapping[str, list[int]], double: list[str]) -> Iterator[Parts]:
+def _alike(double: list[str]) -> list[list[str]]:
+    """Families of matrices that play one part: each its own, or, of too many, those whose modules have one name."""
+    if len(double) <= UNDECIDED:
+        return [[name] for name in double]
+    named: dict[str, list[str]] = {}
+    for name in double:
+        named.setdefault(name.split(".")[-2], []).append(name)
+    return list(named.values())
+
+
+def _assignments(model: Any, axes: Mapping[str, list[int]], kinds: list[list[str]]) -> Iterator[Parts]:
     """Every way in which matrices with two axes can read the stream and add to it."""
     out_axes = {family(name): 1 if _is_transposed(model, name) else 0 for name in axes}
     whole = {family(name): parameter.shape for name, parameter in model.named_parameters()}
     options = []
-    for name in double:
-        fused = whole[name][0] != whole[name][1]  # several projections in one: only a reader has them
+    for names in kinds:
+        fused = any(whole[name][0] != whole[name][1] for name in names)  # several projections in one: only readers
         options.append(ROLES[:1] if fused else ROLES)
     for roles in product(*options):
         parts: Parts = {}
-        for name, (read, written) in zip(double, roles, strict=True):
-            out = out_axes[name]
-            parts[name, 1 - out], parts[name, out] = read, written
-            parts[f"{name.rpartition('.')[0]}.bias", 0] = written
+        for names, (read, written) in zip(kinds, roles, strict=True):
+            for name in names:
+                out = out_axes[name]
+                parts[name, 1 - out], parts[name, out] = read, written
+                parts[f"{name.rpartition('.')[0]}.bias", 0] = written
         yield parts
 
 
@@ -94,8 +106,7 @@ class _Trial:
 
     def __init__(self, model: Any, axes: Mapping[str, list[int]], where: tuple[int, int, Layout]) -> None:
         width, self.heads, self.layout = where
-        self.model = type(model)(model.config).double().eval().requires_grad_(False)
-        self.model.config._experts_implementation = "eager"  # grouped kernels have no float64
+        self.model = in_memory(model)
         self.axes, self.width = axes, width
         generator = torch.Generator().manual_seed(1)
         self.order = torch.randperm(width, generator=generator)
@@ -136,6 +147,26 @@ class _Trial:
         return any(torch.allclose(after, wanted, rtol=1e-6, atol=slack) for wanted in orders)
 
 
+def in_memory(model: Any) -> Any:
+    """Another model of a configuration, in float64, which has values.
+
+    Raises:
+        CheckpointError: the architecture's code does not make one.
+    """
+    try:
+        made = type(model)(model.config).double().eval().requires_grad_(False)
+    except Exception as error:  # of the architecture's own code
+        raise CheckpointError(f"its smallest model cannot be made: {error}") from error
+    made.config._experts_implementation = "eager"  # grouped kernels have no float64
+    return made
+
+
+def alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two outputs are one, up to rounding in float32; those of another shape count units, and say nothing."""
+    slack = 1e-4 * float(other.abs().max()) if other.numel() else 0.0
+    return one.shape != other.shape or torch.allclose(one.double(), other.double(), rtol=1e-4, atol=slack)
+
+
 def randomize(model: nn.Module) -> None:
     """Random weights of a size that keeps activations alive; nothing at its initial value."""
     generator = torch.Generator().manual_seed(0)
@@ -145,20 +176,44 @@ def randomize(model: nn.Module) -> None:
 
 
 def inputs_of(model: Any) -> dict[str, Tensor]:
-    """A few random tokens, or an image.
+    """A few random tokens, an image, both, or frames of sound.
 
     Raises:
-        CheckpointError: the model reads neither.
+        CheckpointError: the model reads something else.
     """
-    taken, config, generator = getattr(model, "main_input_name", None), model.config, torch.Generator().manual_seed(0)
-    if taken == "pixel_values" and isinstance(getattr(config, "image_size", None), int):
-        shape = (1, getattr(config, "num_channels", 3), config.image_size, config.image_size)
-        return {taken: torch.randn(shape, generator=generator, dtype=torch.float64)}
+    config, taken = model.config.to_dict(), model.main_input_name
+    generator = torch.Generator().manual_seed(0)
+    vision = config.get("vision_config")
+    if taken == "pixel_values":
+        return {taken: _image(vision if isinstance(vision, dict) else config, generator)}
+    if taken == "input_features" and {"num_mel_bins", "max_source_positions"} <= config.keys():
+        frames = (1, config["num_mel_bins"], 2 * config["max_source_positions"])
+        ids = torch.randint(0, config["vocab_size"], (1, 6), generator=generator)
+        sound = {taken: torch.randn(frames, generator=generator, dtype=torch.float64)}
+        return {**sound, "decoder_input_ids": ids} if model.config.is_encoder_decoder else sound
     if taken != "input_ids":
         raise CheckpointError(f"the hidden width of a model that reads {taken} cannot be tried out", HINT)
-    ids = torch.randint(0, config.get_text_config().vocab_size, (2, 6), generator=generator)
+    vocabulary = model.config.get_text_config().to_dict().get("vocab_size")
+    if not isinstance(vocabulary, int):
+        raise CheckpointError("the hidden width of a model without a vocabulary cannot be tried out", HINT)
+    ids = torch.randint(0, vocabulary, (2, 6), generator=generator)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return {**inputs, "decoder_input_ids": ids} if config.is_encoder_decoder else inputs
+    if isinstance(vision, dict) and not model.can_generate():  # what generates runs on tokens alone
+        inputs["pixel_values"] = _image(vision, generator).expand(len(ids), -1, -1, -1)
+    return {**inputs, "decoder_input_ids": ids} if model.config.is_encoder_decoder else inputs
+
+
+def _image(config: Mapping[str, Any], generator: torch.Generator) -> Tensor:
+    """A random image, (1, channels, height, width).
+
+    Raises:
+        CheckpointError: nothing says how large one is.
+    """
+    size = config.get("image_size")
+    if not isinstance(size, int):
+        raise CheckpointError("the size of its images cannot be told", HINT)
+    shape = (1, config.get("num_channels", 3), size, size)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 @torch.no_grad()
@@ -170,6 +225,6 @@ def outputs_of(model: Any, inputs: Mapping[str, Tensor]) -> list[Tensor]:
     """
     try:
         return tensors_of(dict(model(**inputs)))
-    except (TypeError, AttributeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # of the architecture's own code, which may ask for anything
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"the hidden width cannot be tried out: {reason}", HINT) from error

@@ -164,7 +164,7 @@ def blocks(shape: Sequence[int]) -> list[slice]:
     """Slices along the first axis of about `BLOCK` elements."""
     rows, row = shape[0], math.prod(shape[1:])
     if len(shape) == 3 and row % WORD == 0 and shape[1] % WORD == 0:  # experts, each of whole words
-        step = max(1, BLOCK // row)
+        step = max(1, BLOCK // max(1, row))  # a tensor may be empty
     else:
         step = max(1, BLOCK // max(1, row) // WORD) * WORD
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]

@@ -25,6 +25,7 @@ from aicompress.pipeline.structured.edit import Edit
 from aicompress.pipeline.structured.gradient_scores import factor_problems
 from aicompress.pipeline.structured.plan import StructurePlan, laid_out
 from aicompress.pipeline.structured.reading import layers_of
+from aicompress.pipeline.structured.reference_cut import require_reference
 from aicompress.pipeline.structured.registry import unit_for
 from aicompress.pipeline.structured.size_targets import Laid, SizeSearch, largest_size
 from aicompress.recipe import Recipe, Select
@@ -69,6 +70,7 @@ def make_plan(
     output = laid_out(checkpoint, edit, opened.infos, destination, step)
     raise_all(_calibration_problems(choice, edit))
     require_loads(checkpoint, edit.config, _known(choice, edit, output), edit.widths)
+    require_reference(choice.unit, pruner.unit, choice.layout.architecture, edit, pruner.config.stack)
     require_space(output)
     plan = StructurePlan(checkpoint, recipe, pruner, choice, opened.infos, edit, output, opened.kinds, request)
     decoded = [name for name in output.parameters if plan.decoded(name)]

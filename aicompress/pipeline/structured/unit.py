@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -67,10 +68,12 @@ class StructuralUnit(ABC, Generic[U, L]):
     Attributes:
         kind: the class by which methods name these units.
         scored: they are scored before any of them goes.
+        silenceable: a model without some of them computes as the whole model with these silent.
     """
 
     kind: type[U]
     scored: bool = False
+    silenceable: bool = True
 
     @abstractmethod
     def find(self, checkpoint: Checkpoint, unit: U, stack: str | None) -> L:
@@ -120,6 +123,22 @@ class StructuralUnit(ABC, Generic[U, L]):
         Raises:
             Refused: they cannot.
         """
+
+    def silent(
+        self, model: Any, layout: L, kept: Mapping[int, Tensor], inputs: Mapping[str, Tensor]
+    ) -> AbstractContextManager[object]:
+        """Let a running model compute as if the units that go were not there, where zeros in consumers do not.
+
+        Args:
+            model: of the whole checkpoint, small.
+            layout: where its units lie.
+            kept: the units that stay, by the structure's place.
+            inputs: what it is run on.
+
+        Raises:
+            CheckpointError: what has to be silent cannot be told in the model.
+        """
+        return nullcontext()
 
     def scored_layers(self, checkpoint: Checkpoint, layout: L) -> list[LayerInfo]:
         """The layers that units which are scored consist of; another layer where none of theirs is a matrix."""

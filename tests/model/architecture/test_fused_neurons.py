@@ -38,3 +38,10 @@ def model(layer: type[Gated], width: int, interleaved: bool) -> nn.Module:
 def test_tells_halves_from_interleaved(layer: type[Gated], interleaved: bool, expected: bool) -> None:
     wide, narrow = model(layer, WIDE, interleaved), model(layer, NARROW, interleaved)
     assert lies_in_halves(wide, narrow) == expected
+
+
+def test_a_rounded_number_of_neurons_cannot_be_told() -> None:
+    """Where an architecture makes more neurons than config.json says, few are not doubled."""
+    with torch.device("meta"):
+        wide, narrow = (nn.ModuleDict({"mlp": nn.Linear(width, 5)}) for width in (WIDE, NARROW))
+    assert not lies_in_halves(wide, narrow)

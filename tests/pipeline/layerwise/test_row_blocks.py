@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from aicompress.errors import CheckpointError
 from aicompress.methods.quantize import rtn
@@ -138,3 +138,17 @@ def test_large_values_are_not_taken_for_infinite(tmp_path: Path) -> None:
     overrides: Any = ("method.scale_dtype=float32",)
     report = run(tmp_path / "in.safetensors", tmp_path / "out.safetensors", "quantize/rtn-w4", *overrides)
     assert report.layers[0].rel_error == pytest.approx(1 / 15, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("command", "recipe"), [("quantize", "rtn-w8"), ("prune", "magnitude-50"), ("factorize", "svd-keep")]
+)
+def test_empty_tensors_are_copied(command: str, recipe: str, tmp_path: Path) -> None:
+    """Such as the register tokens of a vision model that has none."""
+    empty = {"tokens": torch.zeros(1, 0, 32), "none": torch.zeros(0, 4)}
+    save_file({"w": torch.randn(32, 32), **empty}, tmp_path / "in.safetensors")
+    out = Destination(tmp_path / "out.safetensors")
+    plan = planner.make_plan(tmp_path / "in.safetensors", out, load(f"{command}/{recipe}", command), command)
+    layerwise.run(plan, Options(latency="off"))
+    written = load_file(out.path)
+    assert {name: written[name].shape for name in empty} == {name: value.shape for name, value in empty.items()}

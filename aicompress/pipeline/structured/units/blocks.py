@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.naming import kind_of, layer_name
@@ -95,7 +98,33 @@ class BlockUnit(StructuralUnit[Blocks, StackLayout]):
         dropped = ", ".join(str(block) for block in range(stack.size) if block not in blocks)
         if dropped:
             warnings.append(f"{stack.name}: dropped block{'s' if ',' in dropped else ''} {dropped} of {stack.size}")
-        return Edit(edited, layout.structures, tuple(sizes), changes, tuple(warnings))
+        return Edit(edited, layout.structures, tuple(sizes), changes, tuple(warnings), kept=kept)
+
+    @contextmanager
+    def silent(
+        self, model: Any, layout: StackLayout, kept: Mapping[int, Tensor], inputs: Mapping[str, Tensor]
+    ) -> Iterator[None]:
+        """Let blocks that go give the states that they were given."""
+        lists = [
+            module
+            for module in model.modules()
+            if isinstance(module, nn.ModuleList) and len(module) == layout.stack.size
+        ]
+        if len(lists) != len(layout.stack.prefixes):
+            raise CheckpointError(f"which modules are the blocks of {layout.stack.name} cannot be told")
+        gone = [block for block in range(layout.stack.size) if block not in kept[0].tolist()]
+        hooks = [blocks[block].register_forward_hook(_pass_on, with_kwargs=True) for blocks in lists for block in gone]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _pass_on(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
+    """The states that a block was given, in the place of those that it gives."""
+    states = arguments[0] if arguments else named["hidden_states"]
+    return (states, *output[1:]) if isinstance(output, tuple) else states
 
 
 def _chosen_stack(stacks: list[Stack], wanted: str | None) -> Stack:

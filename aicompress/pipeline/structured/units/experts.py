@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
@@ -14,8 +16,11 @@ from aicompress.checkpoint.naming import layer_name
 from aicompress.errors import CheckpointError, RecipeError
 from aicompress.methods.prune.experts import Experts
 from aicompress.methods.structural import Part, Structure
-from aicompress.model.architecture.architecture import Architecture, with_value
+from aicompress.model import hf
+from aicompress.model.architecture.architecture import Architecture
+from aicompress.model.architecture.config_fields import with_value
 from aicompress.model.architecture.experts import Mixture, mixtures
+from aicompress.model.architecture.shunned_experts import shun_experts
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.structured.edit import Change, Cut, Edit
 from aicompress.pipeline.structured.reading import Measurement
@@ -90,6 +95,17 @@ class ExpertUnit(StructuralUnit[Experts, MixtureLayout]):
         )
         changes = _changes(layout, sizes, kept)
         return Edit(edited, layout.structures, tuple(sizes), changes, warnings, kept=kept)
+
+    def silent(
+        self, model: Any, layout: MixtureLayout, kept: Mapping[int, Tensor], inputs: Mapping[str, Tensor]
+    ) -> AbstractContextManager[object]:
+        """Let routers choose no expert that goes."""
+        places = hf.parameter_names(model, [name for mixture in layout.mixtures for name, _ in mixture.axes])
+        for number, mixture in enumerate(layout.mixtures):
+            gone = torch.tensor([expert for expert in range(mixture.size) if expert not in kept[number].tolist()])
+            routed = [places[name][0] for name, _ in mixture.axes]
+            shun_experts(model, [name for name in routed if name in model.state_dict()], gone, inputs)
+        return nullcontext()
 
 
 def _stored(checkpoint: Checkpoint, name: str) -> tuple[Any, ...]:

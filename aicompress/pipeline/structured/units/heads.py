@@ -136,12 +136,18 @@ def _chosen(architecture: Architecture, stack: str | None) -> list[Attention]:
         raise RecipeError(f"{field} of config.json also counts the heads of {shared[0].name}", "leave method.stack out")
     for attention in chosen:
         _require_whole(architecture, attention)
-    fused = [a for a in chosen if a.count.size and any(len(tensor.sections) > 1 for tensor in a.tensors)]
+    fused = [a for a in chosen if a.count.size and any(_is_fused(a, tensor) for tensor in a.tensors)]
     if fused and not lies_in_sections(architecture, fused[0]):
         raise CheckpointError(
             f"{fused[0].name}: how heads lie in its fused projection cannot be told", "its heads cannot be pruned"
         )
     return chosen
+
+
+def _is_fused(attention: Attention, tensor: HeadTensor) -> bool:
+    """Whether several things may lie on an axis of heads: the order of these is tried."""
+    spans = {section.span for section in tensor.sections}
+    return len(tensor.sections) > 1 or not spans <= {1, attention.count.width}
 
 
 def _require_whole(architecture: Architecture, attention: Attention) -> None:

@@ -51,6 +51,7 @@ class CoordinateUnit(StructuralUnit[Coordinates, StreamLayout]):
     """Coordinates of the residual stream."""
 
     kind = Coordinates
+    silenceable = False  # norms divide by their number: the residual stream's own trial exchanges coordinates
 
     def find(self, checkpoint: Checkpoint, unit: Coordinates, stack: str | None) -> StreamLayout:
         """The residual stream, which all stacks share.

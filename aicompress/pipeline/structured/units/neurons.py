@@ -13,7 +13,8 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CheckpointError, RecipeError
 from aicompress.methods.prune.width import Neurons
 from aicompress.methods.structural import Part, Structure
-from aicompress.model.architecture.architecture import Architecture, FeedForward, with_value
+from aicompress.model.architecture.architecture import Architecture, FeedForward
+from aicompress.model.architecture.config_fields import with_value
 from aicompress.pipeline.structured.edit import Change, Cut, Edit, offset_part
 from aicompress.pipeline.structured.unit import Kept, Layout, StructuralUnit
 

@@ -21,7 +21,7 @@ from aicompress.pipeline.layerwise.planner import make_plan
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import load as load_recipe
 from tests.pipeline.calibration.steps import OFF, text
-from tests.pipeline.families import FAMILIES, SHAPE, TEXT, Family, tokens, uncached
+from tests.pipeline.families import FAMILIES, SHAPE, TEXT, Family, images, text_pairs, tokens, uncached
 from tests.pipeline.steps import prune, refused
 from tests.pipeline.structured.test_calibrated import logits, recipe, windows
 from tests.pipeline.structured.test_calibrated import prune as calibrated
@@ -39,6 +39,27 @@ GPTJ = Family(
 BLOOM = Family(
     lambda: hf.BloomForCausalLM(hf.BloomConfig(hidden_size=32, n_layer=2, n_head=4, **TEXT)), {}, (), "", uncached
 )
+SIDES = {"encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+SIDES |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "d_model": 32, "max_position_embeddings": 32}
+BART = Family(
+    lambda: hf.BartForConditionalGeneration(hf.BartConfig(**SIDES, **TEXT, init_std=0.3, decoder_start_token_id=1)),
+    {}, (), "", text_pairs,
+)  # fmt: skip
+OPT = Family(
+    lambda: hf.OPTForCausalLM(
+        hf.OPTConfig(**{**SHAPE, **TEXT, "init_std": 0.3, "ffn_dim": 48, "word_embed_proj_dim": 32})
+    ),
+    {}, (), "", uncached,
+)  # fmt: skip
+
+
+def clip() -> Any:
+    vision = {**SHAPE, "num_hidden_layers": 2, "image_size": 16, "patch_size": 8, "initializer_range": 0.3}
+    text = {**SHAPE, "num_hidden_layers": 2, "vocab_size": 64, "initializer_range": 0.3}
+    return hf.CLIPModel(hf.CLIPConfig(text_config=text, vision_config=vision))
+
+
+CLIP = Family(clip, {}, (), "", lambda: {**tokens(), **images()})
 READERS = {  # what reads the heads in a block, and what makes them: name -> how many sections lie on its axis
     "bert": ("attention.output.dense", {"attention.self.query": 1, "attention.self.key": 1, "attention.self.value": 1}),
     "distilbert": ("attention.out_lin", {"attention.q_lin": 1, "attention.k_lin": 1, "attention.v_lin": 1}),
@@ -48,7 +69,8 @@ READERS = {  # what reads the heads in a block, and what makes them: name -> how
     "gpt-j": ("attn.out_proj", {"attn.q_proj": 1, "attn.k_proj": 1, "attn.v_proj": 1}),
 }
 READERS["bert-head"] = READERS["bert"]
-CASES = {**FAMILIES, "deberta": DEBERTA, "gpt-j": GPTJ, "bloom": BLOOM}
+READERS |= dict.fromkeys(("opt", "bart", "whisper", "clip"), ("_attn.out_proj", {f"_attn.{n}_proj": 1 for n in "qkv"}))
+CASES = {**FAMILIES, "opt": OPT, "bart": BART, "clip": CLIP, "deberta": DEBERTA, "gpt-j": GPTJ, "bloom": BLOOM}
 
 
 def matrix(layer: Any) -> Tensor:
@@ -61,7 +83,7 @@ def silence(model: Any, narrow: Any, name: str) -> list[list[int]]:
     reader, makers = READERS[name]
     few, found = dict(narrow.named_modules()), []
     for path, layer in model.named_modules():
-        if not path.endswith(f".{reader}"):
+        if not path.endswith(reader):
             continue
         whole, left = matrix(layer), matrix(few[path])
         heads, stay = whole.split(8, dim=1), left.split(8, dim=1)

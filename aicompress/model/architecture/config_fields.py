@@ -1,0 +1,45 @@
+"""Numbers and lists of config.json by the names that architectures give them, at its top or in nested sections."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+Path = tuple[str, ...]  # of a field in config.json: ("text_config", "num_hidden_layers")
+
+DEPTH_FIELDS = (
+    "num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth",
+    "encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers",
+)  # fmt: skip
+WIDTH_FIELDS = (
+    "intermediate_size", "n_inner", "d_ff", "ffn_dim", "hidden_dim", "ffn_hidden_size", "feed_forward_size",
+    "encoder_ffn_dim", "decoder_ffn_dim", "moe_intermediate_size", "shared_expert_intermediate_size",
+)  # fmt: skip
+
+
+def levels(config: Mapping[str, Any], path: Path = ()) -> Iterable[Path]:
+    """Paths of config.json's sections: itself, and nested configurations of parts of the model."""
+    yield path
+    for key, value in config.items():
+        if isinstance(value, dict) and key not in ("quantization_config", "rope_parameters", "rope_scaling"):
+            yield from levels(value, (*path, key))
+
+
+def fields(config: Mapping[str, Any], names: Iterable[str]) -> list[Path]:
+    return [(*level, name) for level in levels(config) for name in names if name in value_at(config, level)]
+
+
+def value_at(config: Mapping[str, Any], path: Path) -> Any:
+    """A field of config.json."""
+    value: Any = config
+    for key in path:
+        value = value[key]
+    return value
+
+
+def with_value(config: Mapping[str, Any], path: Path, value: Any) -> dict[str, Any]:
+    """config.json with one field changed."""
+    edited = copy.deepcopy(dict(config))
+    value_at(edited, path[:-1])[path[-1]] = value
+    return edited

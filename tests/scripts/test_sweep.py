@@ -1,0 +1,55 @@
+"""The sweep over model types: outcomes are told apart, and one type that does not end ends nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scripts.sweep import trial
+from scripts.sweep.__main__ import main, tried
+from scripts.sweep.configs import LARGEST, model_types, small_model
+from scripts.sweep.table import markdown, read
+from scripts.sweep.trial import ABSENT, FAULT, REFUSED, WORKS, Outcome
+
+
+@pytest.mark.parametrize("model_type", ["llama", "bert", "clip_vision_model", "mamba2"])
+def test_small_models(model_type: str) -> None:
+    assert model_type in model_types()
+    model = small_model(model_type)
+    assert sum(parameter.numel() for parameter in model.parameters()) <= LARGEST
+
+
+def test_outcomes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """BERT's blocks are too few for what is asked in the last step."""
+    monkeypatch.setitem(trial.STEPS, "depth", ("prune", "depth-half", ("method.keep_layers=9",)))
+    found = list(trial.trials("bert", ("magnitude", "depth"), tmp_path))
+    assert [(outcome.step, outcome.verdict) for outcome in found] == [
+        ("build", WORKS),
+        ("magnitude", WORKS),
+        ("depth", REFUSED),
+    ]
+    assert "9" in found[-1].reason
+    assert [outcome.verdict for outcome in trial.trials("nothing", ("depth",), tmp_path)] == [ABSENT]
+
+
+def test_a_type_that_does_not_end_is_a_fault_and_is_tried_once(tmp_path: Path) -> None:
+    log = tmp_path / "outcomes.jsonl"
+    tried("llama", ("magnitude",), log, seconds=0)
+    (outcome,) = read(log)
+    assert (outcome.verdict, outcome.reason) == (FAULT, "not over after 0 s")
+    assert main(["--folder", str(tmp_path), "--table"]) == 0
+    assert "1 of 804 model types tried" in (tmp_path / "table.md").read_text().replace(f"{len(model_types())}", "804")
+
+
+def test_the_table_counts_and_names(tmp_path: Path) -> None:
+    outcomes = [Outcome("a", "build", WORKS), Outcome("a", "width", WORKS), Outcome("b", "build", WORKS)]
+    outcomes += [Outcome("b", "width", REFUSED, "model.layers.3.mlp.up has 12"), Outcome("b", "heads", FAULT, "x|y")]
+    log = tmp_path / "log"
+    log.write_text("".join(json.dumps(outcome.as_row()) + "\n" for outcome in outcomes))
+    text = markdown(read(log), 3)
+    assert text.startswith("2 of 3 model types tried, 2 built small")
+    assert "| width | 1 | 1 | 0 |" in text
+    assert "| heads | x/y | 1: b |" in text
+    assert "| width | TENSOR has N | 1: b |" in text
