@@ -85,6 +85,17 @@ def kind_among(kinds: Mapping[str, Kind | None] | None, tensor: str, spec: Tenso
     return kinds[tensor] if tensor in kinds else kind_of(tensor, spec)
 
 
+def kinds_among(kinds: Mapping[str, Kind | None] | None, specs: Mapping[str, TensorSpec]) -> dict[str, Kind | None]:
+    """The kind of layer of every parameter; None for what is no layer: norms, biases, routers; arguments as above."""
+    routers = routers_of(specs)
+    by_name: dict[str, Kind | None] = {}
+    for name, spec in specs.items():
+        told = kinds is not None and name in kinds
+        no_layer = len(spec.shape) < 2 or 0 in spec.shape or (name in routers and not told)
+        by_name[name] = None if no_layer else kind_among(kinds, name, spec)
+    return by_name
+
+
 def routers_of(specs: Mapping[str, TensorSpec]) -> set[str]:
     """Weights that choose among experts: beside `experts`, with an output for each of them or a router's name.
 
@@ -123,12 +134,3 @@ def is_embedding(layer: str) -> bool:
 def is_transposed(tensor: str, config: dict[str, Any] | None) -> bool:
     """Whether a linear layer stores (in, out), as GPT-2's Conv1D does."""
     return (config or {}).get("model_type") in _CONV1D_MODELS and bool(_CONV1D.search(layer_name(tensor)))
-
-
-def byte_kind(tensor: str, kind: Kind | None) -> str:
-    """The row of a report's byte table that a tensor belongs to."""
-    if kind is not None:
-        return kind
-    if tensor.endswith(("_scale", "_zero", ".weight_zero_point")):
-        return "scale"
-    return "other"

@@ -18,7 +18,7 @@ from aicompress.checkpoint.foreign.reading import ForeignWeights
 from aicompress.checkpoint.header import DTYPE_NAMES, DTYPES, TensorRef
 from aicompress.checkpoint.layouts import native_names
 from aicompress.checkpoint.manifest import Entry, Manifest
-from aicompress.checkpoint.naming import is_transposed, kind_among, layer_name, routers_of
+from aicompress.checkpoint.naming import is_transposed, kinds_among, layer_name
 from aicompress.checkpoint.source import Source, locate
 from aicompress.errors import CheckpointError, Unsupported
 from aicompress.layer import Kind, Layer, LayerInfo, as_matrix
@@ -170,16 +170,9 @@ class Checkpoint:
         Args:
             kinds: what a model definition says of parameters; names it lacks are judged by name and shape.
         """
-        infos: list[LayerInfo] = []
         parameters = self.parameters()
-        routers = routers_of(parameters)
-        for name, spec in parameters.items():
-            told = kinds is not None and name in kinds
-            kind = kind_among(kinds, name, spec)
-            if kind is None or (not told and name in routers) or len(spec.shape) < 2 or 0 in spec.shape:
-                continue
-            infos.extend(self._infos(name, spec, kind))
-        return infos
+        by_name = kinds_among(kinds, parameters)
+        return [info for name, kind in by_name.items() if kind for info in self._infos(name, parameters[name], kind)]
 
     def _infos(self, name: str, spec: TensorSpec, kind: Kind) -> list[LayerInfo]:
         entry = self.manifest.entries.get(name)
@@ -220,6 +213,10 @@ class Checkpoint:
         if self.foreign.is_decoded(name):
             return self.foreign.tensor(name)
         return read_tensor(self.tensors[name], name)
+
+    def factors(self, parameter: str) -> Tensor | None:
+        """What every element of a parameter is multiplied by as it is read; None where it is as the file has it."""
+        return None
 
     def is_plain(self, parameter: str) -> bool:
         """Whether a file holds a parameter as it is read, so that a part of it can be read alone."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from aicompress.checkpoint.reader import Checkpoint
@@ -24,11 +25,13 @@ class RewrittenCheckpoint(Checkpoint):
 
     Attributes:
         changes: by parameter what is done to it in turn, float32 in and out. Only plain parameters are changed.
+        rescaled: the parameters whose changes multiply every element by a factor, and do nothing else.
         edited: config.json where it differs from the file.
         source_of: the checkpoint that is viewed.
     """
 
     changes: dict[str, list[Change]] = field(default_factory=dict)
+    rescaled: set[str] = field(default_factory=set)
     edited: dict[str, Any] | None = None
     source_of: Checkpoint | None = None
 
@@ -70,6 +73,21 @@ class RewrittenCheckpoint(Checkpoint):
         if parameter in self.manifest.entries:
             raise ValueError(f"{parameter} is compressed")
         self.changes.setdefault(parameter, []).append(change)
+
+    def rescale(self, parameter: str, change: Change) -> None:
+        """Add a change that multiplies every element by a factor; errors as of `change`."""
+        if parameter not in self.changes:
+            self.rescaled.add(parameter)
+        self.change(parameter, change)
+
+    def factors(self, parameter: str) -> Tensor | None:
+        """What every element of a rescaled parameter is multiplied by, in its shape; None for any other."""
+        if parameter not in self.rescaled:
+            return None
+        factors = torch.ones(self.tensors[parameter].spec.shape)
+        for change in self.changes[parameter]:
+            factors = change(factors)
+        return factors
 
     def exact(self, parameter: str) -> Tensor:
         """A parameter in float32, as no file holds it."""

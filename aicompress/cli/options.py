@@ -102,8 +102,7 @@ EffortName = Annotated[
     Effort | None,
     typer.Option(
         "--effort",
-        help="Preset of the method, sets `effort` in the recipe. gptq: fast and balanced take a few passes over the "
-        "calibration data, best tunes blocks and takes six to twelve times as long.",
+        help="Preset of the method, sets `effort` in the recipe; `aicompress methods COMMAND NAME` lists them.",
         rich_help_panel=STEP,
         show_default=False,
     ),

@@ -64,7 +64,7 @@ def _parameters(inspection: Inspection, analyze: bool) -> Table:
             row.detail,
             shape,
             row.dtype,
-            round(row.bits, 2),
+            row.bits,
             row.nbytes,
         ]
         d = row.distribution

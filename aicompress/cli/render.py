@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING, TextIO
 
 from aicompress.report import plan as plans
-from aicompress.report import tables
+from aicompress.report import quality, tables
 from aicompress.report.model import Report
 from aicompress.report.plan import PlanSummary
 from aicompress.report.table import Cell, Table, Tone
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 _STYLES: dict[Tone, str] = {"": "", "good": "green", "bad": "bold red"}
 _PIPE_WIDTH = 10_000  # columns: a line of a pipe or file is as long as it needs to be
 _GAP = 3  # characters between columns
+_READABLE = 100  # columns of running text
+_NAMES = 20  # columns that names are given beside their paragraphs; longer ones stand above
+Entry = tuple[str, Sequence[str]]  # a name, and paragraphs
 _ASCII = str.maketrans({"–": "-", "→": ">", "×": "x", "●": "*", "−": "-", "‖": "|", "…": "~"})
 
 
@@ -29,7 +34,7 @@ def report(content: Report, file: TextIO | None = None) -> None:
     console.print(_text(console, tables.headline(content)))
     for warning in content.warnings:
         console.print(_text(console, f"warning: {warning}", "yellow"))
-    sections = (tables.gates, tables.summary, tables.quality, tables.baselines, tables.kinds, tables.training)
+    sections = (tables.gates, tables.summary, quality.table, tables.baselines, tables.kinds, tables.training)
     for section in (build(content) for build in sections):
         if section.rows:
             _print(console, section)
@@ -38,6 +43,26 @@ def report(content: Report, file: TextIO | None = None) -> None:
 def table(content: Table, file: TextIO | None = None) -> None:
     """Print a table. `Table.of(title, headings, rows)` makes one of plain values."""
     _print(_console(file), content)
+
+
+def definitions(title: str, entries: Sequence[Entry], file: TextIO | None = None) -> None:
+    """Print names with paragraphs beside them, folded to a width that can be read, also in a pipe or a file."""
+    console = _console(file)
+    width = min(console.width, _READABLE)
+    if title:
+        console.print(_text(console, title, "bold"))
+    indent = min(max((len(name) for name, _ in entries), default=0), _NAMES) + 2 * _GAP
+    for name, paragraphs in entries:
+        lines = [
+            line
+            for paragraph in paragraphs
+            for line in wrap(paragraph, max(20, width - indent), break_on_hyphens=False)
+        ]
+        head = f"{'':{_GAP}}{name}"
+        first = [] if len(head) + _GAP > indent + _GAP else lines[:1]
+        console.print(_text(console, f"{head:<{indent}}{first[0] if first else ''}".rstrip()), soft_wrap=True)
+        for line in lines[len(first) :]:
+            console.print(_text(console, f"{'':{indent}}{line}"), soft_wrap=True)
 
 
 def _print(console: Console, content: Table) -> None:

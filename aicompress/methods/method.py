@@ -76,6 +76,7 @@ class Method:
         config: the class of its parameters.
         needs: statistics it reads: of calibration any of "norms", "gram", "mean_abs", "max_abs", "gradients", of
             training "movement"; empty for data-free methods.
+        when: when to take it, and what to take otherwise, in one line; the list of methods shows it.
         efforts: presets by name; empty for a method without presets.
     """
 
@@ -84,4 +85,5 @@ class Method:
     summary: str
     config: type[MethodConfig]
     needs: frozenset[str] = field(default_factory=frozenset)
+    when: str = field(kw_only=True)
     efforts: Mapping[Level, Effort] = field(kw_only=True, default_factory=dict)

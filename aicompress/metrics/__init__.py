@@ -4,7 +4,7 @@ A metric names the key of its section in a recipe (`quality: {perplexity: {...}}
 figures that it makes of them. It runs no model: `pipeline/evaluation` does, and hands every metric its outputs.
 """
 
-from aicompress.metrics.intervals import Estimate
+from aicompress.metrics.estimate import Estimate
 from aicompress.metrics.metric import FigureSpec, Measured, Metric
 from aicompress.metrics.registry import metrics
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from aicompress.data.section import Data
-from aicompress.metrics.intervals import proportion
+from aicompress.metrics.intervals import proportion, share
 from aicompress.metrics.metric import FigureSpec, Measured, Metric
 from aicompress.metrics.outputs import ClassLogits
 
@@ -26,7 +26,7 @@ def measure(batches: Iterable[ClassLogits], config: Data, seed: int) -> Measured
     tested, *baselines = (torch.cat(answers) for answers in zip(*classes, strict=True))
     count = len(right)
     return Measured(
-        tuple({"accuracy": proportion(int((each == right).sum()), count, unit)} for each in (tested, *baselines)),
+        tuple({"accuracy": share(each == right, unit)} for each in (tested, *baselines)),
         tuple({"prediction_agreement": proportion(int((b == tested).sum()), count, unit)} for b in baselines),
     )
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from aicompress.data.section import Data
+from aicompress.metrics.correlation import pairwise_correlation
 from aicompress.metrics.cosines import unit_rows
-from aicompress.metrics.intervals import Estimate, pairwise_correlation, sample_mean
+from aicompress.metrics.estimate import Estimate
+from aicompress.metrics.intervals import sample_mean
 from aicompress.metrics.metric import FigureSpec, Measured, Metric, Problem
 from aicompress.metrics.outputs import SentenceEmbeddings
 

@@ -1,55 +1,53 @@
-"""Estimate figures with their uncertainty: a value, its 95% interval, and the number of samples behind it."""
+"""Estimate shares and means with their uncertainty: a value, its 95% interval, and the number of samples behind it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-Floats = NDArray[np.float64]
+from aicompress.metrics.estimate import Change, Estimate, Samples
+
 Z = 1.959963984540054  # 97.5% quantile of the normal distribution
 RESAMPLES = 2000
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """One measured figure.
-
-    Attributes:
-        value: the figure.
-        low, high: its 95% interval; None where there are too few samples for one.
-        n: samples behind it.
-        unit: what a sample is: "tokens", "pairs", "images".
-        interval: how the interval was computed.
-        baseline: the same figure of the checkpoint compared against, or None.
-    """
-
-    value: float
-    low: float | None
-    high: float | None
-    n: int
-    unit: str
-    interval: str
-    baseline: float | None = None
-
-    def beside(self, other: Estimate) -> Estimate:
-        """Add a baseline's value of the same figure."""
-        return replace(self, baseline=other.value)
-
-    def plain(self) -> dict[str, Any]:
-        """Give the figure as the report stores it."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 def proportion(hits: int, n: int, unit: str) -> Estimate:
     """Estimate a share with its exact binomial interval (Clopper and Pearson, Biometrika 26, 1934)."""
     return Estimate(hits / n, *clopper_pearson(hits, n), n, unit, "exact binomial")
+
+
+def share(right: Tensor, unit: str) -> Estimate:
+    """Estimate the share of samples that are right.
+
+    Args:
+        right: (samples,) bool.
+        unit: what a sample is.
+    """
+    return replace(proportion(int(right.sum()), len(right), unit), samples=Answers(right))
+
+
+@dataclass(frozen=True, eq=False)
+class Answers(Samples):
+    """Which samples were right, (samples,) bool: two shares differ by those that only one of them has right.
+
+    The interval is the adjusted one of Agresti and Min (Statistics in Medicine 24, 2005), which does not shrink to
+    nothing where the answers are the same.
+    """
+
+    right: Tensor
+
+    def change(self, baseline: Answers) -> Change:
+        n = len(self.right)
+        gained = int((self.right & ~baseline.right).sum())
+        lost = int((baseline.right & ~self.right).sum())
+        middle = (gained - lost) / (n + 2)
+        error = math.sqrt((gained + lost + 1) - (gained - lost) ** 2 / (n + 2)) / (n + 2)
+        low, high = max(-1.0, middle - Z * error), min(1.0, middle + Z * error)
+        return Change((gained - lost) / n, low, high, "difference", "Agresti-Min, paired")
 
 
 def clopper_pearson(hits: int, n: int) -> tuple[float, float]:
@@ -110,12 +108,37 @@ def _bootstrap_mean(values: Tensor, seed: int, samples: tuple[int, str], resampl
     """
     count = len(values)
     values = values.double()
+    own = Means(values, seed, resampled)
     if count < 2:
-        return Estimate(float(values.mean()), None, None, *samples, f"none: a single {resampled}")
+        return Estimate(float(values.mean()), None, None, *samples, f"none: a single {resampled}", samples=own)
     generator = torch.Generator().manual_seed(seed)
     means = torch.stack([values[_draw(count, generator)].mean() for _ in range(RESAMPLES)])
     low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Estimate(float(values.mean()), low, high, *samples, f"bootstrap of {count} {resampled}s")
+    return Estimate(float(values.mean()), low, high, *samples, f"bootstrap of {count} {resampled}s", samples=own)
+
+
+@dataclass(frozen=True, eq=False)
+class Means(Samples):
+    """The values that a figure is the mean of, (count,): the differences are resampled, not the two means.
+
+    Attributes:
+        seed: of the resampling.
+        of: what one of the values belongs to.
+        exponential: the figure is exp of the mean, so that two of them have a ratio.
+    """
+
+    values: Tensor
+    seed: int
+    of: str
+    exponential: bool = False
+
+    def change(self, baseline: Means) -> Change:
+        found = _bootstrap_mean(self.values - baseline.values, self.seed, (len(self.values), ""), self.of)
+        interval = found.interval if found.low is None else f"{found.interval}, paired"
+        if not self.exponential:
+            return Change(found.value, found.low, found.high, "difference", interval)
+        found = exponential(found)
+        return Change(found.value, found.low, found.high, "ratio", interval)
 
 
 def _draw(count: int, generator: torch.Generator) -> Tensor:
@@ -125,64 +148,6 @@ def _draw(count: int, generator: torch.Generator) -> Tensor:
 def exponential(estimate: Estimate) -> Estimate:
     """Take exp of a figure and its limits: perplexity from the mean negative log-likelihood."""
     low, high = (None if bound is None else math.exp(bound) for bound in (estimate.low, estimate.high))
-    return replace(estimate, value=math.exp(estimate.value), low=low, high=high)
-
-
-def ranks(values: Floats) -> Floats:
-    """Rank values from 1; equal values share the mean of their ranks."""
-    _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    means: Floats = (2 * last - counts + 1) / 2
-    return means[where]
-
-
-def spearman(one: Floats, other: Floats) -> float:
-    """Compute Spearman's rank correlation: Pearson's, of average ranks. NaN where one side is constant."""
-    first, second = (ranks(side) - (len(side) + 1) / 2 for side in (one, other))
-    norm = math.sqrt(float(first @ first) * float(second @ second))
-    return float(first @ second) / norm if norm else math.nan
-
-
-def rank_correlation(one: Floats, other: Floats, unit: str = "pairs") -> Estimate:
-    """Estimate Spearman's correlation of independent pairs: Fisher's z, variance of Bonett and Wright (2000)."""
-    n = len(one)
-    value = spearman(one, other)
-    if n < 4 or not math.isfinite(value):
-        return Estimate(value, None, None, n, unit, "none: too few or constant values")
-    return _fisher(value, math.sqrt((1 + value**2 / 2) / (n - 3)), n, unit, "Fisher z")
-
-
-def _fisher(value: float, error: float, n: int, unit: str, interval: str) -> Estimate:
-    """Estimate a correlation from the standard error of its z."""
-    if abs(value) >= 1:
-        return Estimate(value, value, value, n, unit, interval)
-    z = math.atanh(value)
-    return Estimate(value, math.tanh(z - Z * error), math.tanh(z + Z * error), n, unit, interval)
-
-
-def pairwise_correlation(one: Floats, other: Floats, blocks: int = 20) -> Estimate:
-    """Estimate Spearman's correlation between two matrices of similarities, over all pairs of their items.
-
-    Pairs that share an item depend on each other, so the interval comes from leaving out blocks of items, not pairs
-    (delete-a-group jackknife, on Fisher's z).
-
-    Args:
-        one, other: (items, items), symmetric.
-    """
-    items = len(one)
-    value = _upper(one, other, np.arange(items))
-    n = items * (items - 1) // 2
-    if items < 2 * blocks or not abs(value) < 1:
-        exact = math.isfinite(value) and abs(value) >= 1
-        bound = value if exact else None
-        return Estimate(value, bound, bound, n, "pairs", "exact" if exact else "none: too few sentences")
-    group = np.arange(items) % blocks
-    left_out = np.array([math.atanh(_upper(one, other, np.flatnonzero(group != block))) for block in range(blocks)])
-    error = math.sqrt((blocks - 1) / blocks * float(((left_out - left_out.mean()) ** 2).sum()))
-    return _fisher(value, error, n, "pairs", f"jackknife of {items} sentences in {blocks} groups")
-
-
-def _upper(one: Floats, other: Floats, kept: NDArray[np.intp]) -> float:
-    rows, columns = np.triu_indices(len(kept), k=1)
-    rows, columns = kept[rows], kept[columns]
-    return spearman(one[rows, columns], other[rows, columns])
+    own = estimate.samples
+    samples = replace(own, exponential=True) if isinstance(own, Means) else None
+    return replace(estimate, value=math.exp(estimate.value), low=low, high=high, samples=samples)

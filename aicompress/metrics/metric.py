@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 from aicompress.data.section import Data
-from aicompress.metrics.intervals import Estimate
+from aicompress.metrics.estimate import Estimate
 from aicompress.metrics.outputs import Outputs
 
 Better = Literal["lower", "higher"]

@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from aicompress.data.section import Data
-from aicompress.metrics.intervals import Estimate, exponential, window_mean
+from aicompress.metrics.estimate import Estimate
+from aicompress.metrics.intervals import exponential, window_mean
 from aicompress.metrics.metric import FigureSpec, Measured, Metric
 from aicompress.metrics.outputs import TokenLogits
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import torch
+from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.decoded import with_decoded
@@ -22,7 +22,7 @@ from aicompress.pipeline.step.opening import opened_input
 from aicompress.pipeline.step.options import Options, Progress
 from aicompress.pipeline.step.output import Destination, Output, Planned, arrange, lineage_step
 from aicompress.pipeline.step.report import Results
-from aicompress.pipeline.step.run import OpenOutput, StepRun, assembled, run_step
+from aicompress.pipeline.step.run import OpenOutput, run_alone, write_all
 from aicompress.recipe.export import ExportRecipe
 from aicompress.report.model import LayerRow, Report
 from aicompress.report.plan import PlanSummary
@@ -56,7 +56,7 @@ class ExportPlan:
     def _row(self, info: LayerInfo) -> LayerRow:
         decoded = not self.checkpoint.is_plain(info.tensor)
         done = ("export", "dense") if decoded else ("-", "-")
-        size = self.output.parameters[info.tensor].dense.nbytes
+        size = self.output.nbytes(info.tensor)
         note = "decoded" if decoded else "left as it is"
         return LayerRow(info.name, info.kind, *done, Dense.form, {}, info.nbytes, size, 0.0, 0.0, note)
 
@@ -87,7 +87,7 @@ def make_plan(source: str | Path | Adapted, destination: Destination, recipe: Ex
     require_space(output)
     layers = tuple(_as_stored(checkpoint, info) for info in plain.layers(opened.kinds))
     return ExportPlan(
-        checkpoint, recipe, output, opened.kinds, layers, (*opened.warnings, *left_out(checkpoint, destination))
+        checkpoint, recipe, output, opened.kinds, layers, (*opened.warnings, *left_out(checkpoint, destination), *output.notes)
     )
 
 
@@ -119,24 +119,16 @@ def run(plan: ExportPlan, options: Options | None = None) -> Report:
         CheckpointError: a weight holds NaN or infinity, or cannot be decoded; nothing is left behind.
         OutOfSpace: the disk is full; nothing is left behind.
     """
-    options = options or Options()
-    step = StepRun(
-        checkpoint=plan.checkpoint,
-        kinds=plan.kinds,
-        recipe=plan.recipe,
-        output=plan.output,
-        write=partial(_write, plan, options.progress),
-    )
-    return run_step(step, assembled(torch.device("cpu")), options)
+    return run_alone(plan, partial(_write, plan), options or Options())
 
 
-def _write(plan: ExportPlan, progress: Progress, opened: OpenOutput) -> Results:
+def _write(plan: ExportPlan, opened: OpenOutput, progress: Progress) -> Results:
     """Decode and write one parameter after the other."""
-    total, done = sum(planned.dense.nbytes for planned in plan.output.parameters.values()), 0
-    for name, planned in plan.output.parameters.items():
+
+    def decoded(name: str) -> Tensor:
         tensor = plan.checkpoint.dense(name)
         require_finite(tensor, name, plan.checkpoint.path)
-        opened.writer.put(name, tensor)
-        done += planned.dense.nbytes
-        progress(name, done, total)
+        return tensor
+
+    write_all(plan.output, opened.writer, decoded, progress)
     return Results(tuple(plan.rows()), plan.warnings)

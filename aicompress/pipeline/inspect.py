@@ -14,7 +14,7 @@ from torch import Tensor
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.files import read_headers
 from aicompress.checkpoint.manifest import Manifest
-from aicompress.checkpoint.naming import byte_kind, kind_among, layer_name
+from aicompress.checkpoint.naming import kinds_among, layer_name
 from aicompress.checkpoint.source import locate
 from aicompress.errors import Unsupported
 from aicompress.layer import LayerInfo
@@ -171,10 +171,11 @@ def inspect(
     parameters = checkpoint.parameters()
     whole = [info for info in checkpoint.layers(kinds) if not info.part] if analysis else []
     layers = {info.tensor: info for info in whole}
+    layer_kinds = kinds_among(kinds, checkpoint.parameters())
     for number, (name, spec) in enumerate(parameters.items()):
-        kind = kind_among(kinds, name, spec)
+        kind = layer_kinds[name]
         rows[name] = ParameterRow(
-            layer_name(name) if kind else name, byte_kind(name, kind), *_form(checkpoint, name), spec.shape,
+            layer_name(name) if kind else name, kind or "other", *_form(checkpoint, name), spec.shape,
             str(spec.dtype).removeprefix("torch."), stored_numbers(checkpoint, name), checkpoint.nbytes(name),
         )  # fmt: skip
         if analysis and spec.dtype.is_floating_point:

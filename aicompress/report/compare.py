@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 
-from aicompress.report import markdown, numbers, tables
+from aicompress.report import markdown, numbers, quality
 from aicompress.report.model import Report
 from aicompress.report.quality import Better, Figure, figures
 from aicompress.report.table import Cell, Column, Table
@@ -21,7 +21,7 @@ class Row:
     Attributes:
         name: the least of the output's path that tells it apart.
         command: the step that wrote it.
-        weight_bytes, size_ratio, bits_per_parameter, latency_ratio, seconds: as in the report.
+        weight_bytes, size_ratio, bits, latency_ratio, seconds: as in the report; bits per original weight.
         quality: its quality figures by dotted name.
         pareto: no other row is at least as good in every objective and better in one.
     """
@@ -30,7 +30,7 @@ class Row:
     command: str
     weight_bytes: int
     size_ratio: float | None
-    bits_per_parameter: float | None
+    bits: float | None
     quality: dict[str, Figure]
     latency_ratio: float | None
     seconds: float
@@ -77,7 +77,7 @@ def table(compared: Comparison) -> Table:
         Column("step"),
         Column("weight bytes", True),
         Column("size ratio", True),
-        Column("bits/param", True),
+        Column("bits/weight", True),
         *(Column(name, True) for name in compared.figures),
         Column("latency ratio", True),
         Column("time", True),
@@ -108,7 +108,7 @@ def _row(name: str, report: Report) -> Row:
         command=report.command,
         weight_bytes=report.after.weight_bytes,
         size_ratio=report.size_ratio,
-        bits_per_parameter=report.after.bits_per_parameter,
+        bits=report.bits_per_original_weight,
         quality=figures(report.quality),
         latency_ratio=report.latency.ratio if report.latency else None,
         seconds=report.seconds,
@@ -144,8 +144,9 @@ def _cells(row: Row, names: Sequence[str]) -> tuple[Cell, ...]:
         if figure is None:
             measured.append(Cell(numbers.DASH))
             continue
-        spread = tables.interval(figure)
+        spread = quality.interval(figure)
         text = numbers.number(figure.value) + (f" ({spread})" if spread != numbers.DASH else "")
+        text += f"; {quality.against_baseline(figure)}" if figure.change is not None else ""
         measured.append(Cell(text, figure.value))
     return (
         Cell(row.name, row.name, code=True),
@@ -153,7 +154,7 @@ def _cells(row: Row, names: Sequence[str]) -> tuple[Cell, ...]:
         Cell(row.command, row.command),
         Cell(numbers.exact_size(row.weight_bytes), row.weight_bytes),
         Cell(numbers.ratio(row.size_ratio), row.size_ratio),
-        Cell(numbers.number(row.bits_per_parameter, 3), row.bits_per_parameter),
+        Cell(numbers.number(row.bits, 3), row.bits),
         *measured,
         Cell(numbers.ratio(row.latency_ratio), row.latency_ratio),
         Cell(numbers.duration(row.seconds), row.seconds),
@@ -165,9 +166,17 @@ def _notes(reports: Sequence[Report], known: Sequence[str], objectives: dict[str
     inputs = {tuple(r.before.sha256.items()) or r.before.path for r in reports if r.before is not None}
     if len(inputs) > 1:
         notes.append("The reports start from different inputs: their size and latency ratios have different bases.")
+    if any(figure.change is not None for report in reports for figure in figures(report.quality).values()):
+        notes.append("Behind a semicolon: the ratio to the baseline's figure, or the difference, on the same samples.")
     measures = [r.recipe["quality"] for r in reports if "quality" in r.recipe]
     if any(measure != measures[0] for measure in measures):
         notes.append("The reports measured quality with different recipes: their figures may not be comparable.")
+    ran_on = {figure.kernels for report in reports for figure in figures(report.quality).values()} - {""}
+    if len(ran_on) > 1:
+        notes.append(
+            f"The models ran on different kernels ({', '.join(sorted(ran_on))}), which round in their own ways: "
+            "`kernels: reference` measures the stored numbers."
+        )
     machines = {str(r.environment.get("cpu")) + str(r.environment.get("threads")) for r in reports if r.latency}
     if len(machines) > 1:
         notes.append("Latencies were measured on different machines or thread counts.")

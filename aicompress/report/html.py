@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from aicompress.report import bits, compare, markdown, numbers, plots, tables
+from aicompress.report import bits, compare, markdown, numbers, plots, quality, tables
 from aicompress.report.compare import Comparison
 from aicompress.report.model import Report
 from aicompress.report.quality import figures
@@ -127,8 +127,9 @@ def _cards(report: Report) -> list[Card]:
         value = numbers.milliseconds(latency.after_ms) if latency.ratio is None else tables.latency_ratio(latency)
         cards.append(Card("latency" if latency.ratio is None else "latency ratio", value, latency.what))
     for name, figure in list(figures(report.quality).items())[:3]:
-        spread = tables.interval(figure)
+        spread = quality.interval(figure)
         against = f"baseline {numbers.number(figure.baseline)}" if figure.baseline is not None else ""
+        against += f": {quality.against_baseline(figure)}" if figure.change is not None else ""
         cards.append(Card(name, numbers.number(figure.value), against or (spread if spread != numbers.DASH else "")))
     if report.gates:
         held = sum(gate.passed for gate in report.gates)
@@ -158,7 +159,7 @@ def _sections(report: Report) -> Sequence[Section]:
     return (
         Section("Summary", tables.summary(report)),
         Section("Gates", tables.gates(report)),
-        Section("Quality", tables.quality(report)),
+        Section("Quality", quality.table(report)),
         Section("Further baselines", tables.baselines(report)),
         Section("Bytes by tensor kind", by_kind, (plots.kinds(report),) if by_kind.rows else ()),
         Section("Training", tables.training(report), (plots.training(curves),) if curves else ()),

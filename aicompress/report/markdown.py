@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from aicompress.report import bits, tables
+from aicompress.report import bits, quality, tables
 from aicompress.report.model import Report
 from aicompress.report.table import Cell, Table
 
@@ -28,7 +28,7 @@ def to_markdown(report: Report) -> str:
     ]
     for section in (
         tables.gates(report),
-        tables.quality(report),
+        quality.table(report),
         tables.baselines(report),
         tables.kinds(report),
         tables.training(report),
@@ -75,8 +75,14 @@ def fenced(content: str, language: str = "") -> str:
 
 
 def recipe_yaml(recipe: dict[str, Any]) -> str:
-    """A resolved recipe as YAML."""
-    return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=100)
+    """A resolved recipe as YAML, without what was left open: nulls and empty lists say nothing to its reader."""
+    return yaml.safe_dump(_given(recipe), sort_keys=False, allow_unicode=True, width=100)
+
+
+def _given(section: dict[str, Any]) -> dict[str, Any]:
+    """A section without nulls and empty parts; rules in lists hold what their author wrote, and keep it."""
+    inner = {key: _given(value) if isinstance(value, dict) else value for key, value in section.items()}
+    return {key: value for key, value in inner.items() if value is not None and value not in ([], (), {})}
 
 
 def _alert(kind: str, lines: tuple[str, ...]) -> str:

@@ -58,7 +58,8 @@ class Side:
         parameters: numbers that are stored: elements of plain tensors, codes, kept values and the numbers of factors,
             without scales, zero points, tables and masks; tied ones once.
         by_kind: bytes of the safetensors files by kind, one of BYTE_KINDS: layers by their kind, scales and zero
-            points, norms and biases ("other"), file headers. They add up to weight_bytes.
+            points, what belongs to no layer ("other": norms, biases, routers, copies of tied parameters, riders), file
+            headers. They add up to weight_bytes, and so do the layers of a report with "other" and "header".
         sha256: digest of each weight file by name.
         load_seconds: median time to load it, its files in the page cache; None where it was not measured.
         cold_load_seconds: the same with its files dropped from the page cache first, where the system allows that.
@@ -179,7 +180,9 @@ class Report:
         layers: a row per layer of the input that is a layer of any kind.
         latency: None when switched off, or where it cannot be measured, with the reason in `warnings`.
         quality: measured quality by name, each a plain number or {"value": ...} with any of "low", "high" (interval),
-            "n" (samples), "baseline" (the same figure of `before`) and "better" ("lower" or "higher").
+            "n" (samples), "baseline" (the same figure of `before`), "better" ("lower" or "higher"), "change" (how it
+            differs from the baseline's on the same samples, with an interval of its own) and "kernels" (what the
+            model's compressed layers ran on).
         training: loss curve and best step of a distillation; empty otherwise. A list of {"step": ..., ...} is a curve.
         warnings: what the user should know.
         environment: versions, machine, threads.

@@ -67,6 +67,17 @@ def ratio(value: float | None) -> str:
     return DASH if value is None else f"{number(value, 3)}×"
 
 
+def spread(value: float, low: float | None, high: float | None, unit: str = "") -> str:
+    """A figure with its interval, to the digits that the interval leaves: "1.0016× (1.0006 to 1.0026)"."""
+    if low is None or high is None:
+        return f"{number(value)}{unit}"
+    if high == low:
+        return f"{number(value)}{unit} ({number(low)} to {number(high)})"
+    digits = min(12, max(0, 1 - math.floor(math.log10(high - low))))
+    shown, least, most = (f"{each:,.{digits}f}" for each in (value, low, high))
+    return f"{shown}{unit} ({least} to {most})"
+
+
 def duration(seconds: float | None) -> str:
     """A wall time: "3.2 ms", "12.3 s", "4 min 12 s", "2 h 5 min"."""
     if seconds is None:

@@ -1,4 +1,4 @@
-"""Reading the quality section of a report: what was measured, how sure it is, and which way is better."""
+"""The quality section of a report: what was measured, how sure it is, which way is better, and all of it as a table."""
 
 from __future__ import annotations
 
@@ -8,12 +8,33 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from aicompress.report import numbers
+from aicompress.report.model import Report
+from aicompress.report.numbers import DASH
+from aicompress.report.table import Cell, Table, columns
+
 Better = Literal["lower", "higher"]
 
 _LOWER = frozenset({"kl", "perplexity", "ppl", "loss", "nll", "mse", "mae", "rmse", "wer", "cer", "error", "bpb"})
 _HIGHER = frozenset(
     {"accuracy", "agreement", "top1", "spearman", "pearson", "similarity", "cosine", "f1", "mcc", "bleu", "rouge"}
 )
+
+
+@dataclass(frozen=True)
+class Change:
+    """How a figure differs from the baseline's on the same samples.
+
+    Attributes:
+        value: the figure over the baseline's, or less it.
+        low, high: the interval of that, where one was computed.
+        ratio: which of the two.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    ratio: bool
 
 
 @dataclass(frozen=True)
@@ -26,6 +47,8 @@ class Figure:
         n: how many samples, tokens or pairs it was measured on.
         baseline: the same figure of the checkpoint compared against.
         better: which way is better; None where the name does not say.
+        change: how it differs from the baseline's, where samples of both are known.
+        kernels: what the model's compressed layers ran on; empty where that is not said.
     """
 
     value: float | None
@@ -34,6 +57,8 @@ class Figure:
     n: int | None
     baseline: float | None
     better: Better | None
+    change: Change | None = None
+    kernels: str = ""
 
 
 def figures(quality: Mapping[str, Any]) -> dict[str, Figure]:
@@ -73,4 +98,60 @@ def _figure(name: str, entry: Mapping[str, Any]) -> Figure:
         n=n if isinstance(n, int) else None,
         baseline=finite(entry.get("baseline")),
         better=better if better in ("lower", "higher") else direction(name),
+        change=_change(entry.get("change")),
+        kernels=str(entry.get("kernels", "")),
+    )
+
+
+def _change(entry: Any) -> Change | None:
+    if not isinstance(entry, Mapping) or (value := finite(entry.get("value"))) is None:
+        return None
+    return Change(value, finite(entry.get("low")), finite(entry.get("high")), entry.get("kind") == "ratio")
+
+
+def table(report: Report) -> Table:
+    """Every quality figure with its interval, sample count and, where measured, the baseline's.
+
+    What differs on the same samples has an interval of its own: those of two figures say little of their difference.
+    """
+    by_name = figures(report.quality)
+    against = any(figure.baseline is not None for figure in by_name.values())
+    paired = any(figure.change is not None for figure in by_name.values())
+    named = any(figure.kernels for figure in by_name.values())
+    headings = columns(
+        "figure", *(["baseline:"] if against else []), "value:", "interval:",
+        *(["against the baseline:"] if paired else []), "n:", "better", *(["ran on"] if named else []),
+    )  # fmt: skip
+    rows = []
+    for name, figure in by_name.items():
+        baseline = [Cell(numbers.number(figure.baseline), figure.baseline)] if against else []
+        differs = None if figure.change is None else figure.change.value
+        change = [Cell(against_baseline(figure), differs)] if paired else []
+        rows.append(
+            (
+                Cell(name, name, code=True),
+                *baseline,
+                Cell(numbers.number(figure.value), figure.value),
+                Cell(interval(figure)),
+                *change,
+                Cell(numbers.number(figure.n), figure.n),
+                Cell(figure.better or DASH),
+                *([Cell(figure.kernels or DASH)] if named else []),
+            )
+        )
+    return Table("Quality", headings, tuple(rows))
+
+
+def interval(figure: Figure) -> str:
+    """The interval of a figure as "low to high"."""
+    if figure.low is None or figure.high is None:
+        return DASH
+    return f"{numbers.number(figure.low)} to {numbers.number(figure.high)}"
+
+
+def against_baseline(figure: Figure) -> str:
+    """How a figure differs from the baseline's on the same samples: "1.0016× (1.0006 to 1.0026)", "−0.01 (...)"."""
+    change = figure.change
+    return (
+        DASH if change is None else numbers.spread(change.value, change.low, change.high, "×" if change.ratio else "")
     )

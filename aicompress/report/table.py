@@ -63,6 +63,11 @@ class Table:
         return cls(title, tuple(columns), cells)
 
 
+def columns(*titles: str) -> tuple[Column, ...]:
+    """Columns from their headings; a colon at the end marks numbers, a question mark before it an optional column."""
+    return tuple(Column(title.rstrip("?:"), title.endswith(":"), "?" in title) for title in titles)
+
+
 def scalar(value: Any) -> str:
     """A value of a free-form section; a digest is shortened to what tells it apart."""
     if value is None:

@@ -8,8 +8,7 @@ from typing import Any
 from aicompress.report import numbers
 from aicompress.report.model import BYTE_KINDS, Latency, LayerRow, Report, Side
 from aicompress.report.numbers import DASH
-from aicompress.report.quality import Figure, figures
-from aicompress.report.table import Cell, Column, Table, scalar
+from aicompress.report.table import Cell, Table, columns, scalar
 
 FEW_ROUNDS = 20  # below this many, the 95th percentile is the slowest round
 
@@ -81,7 +80,7 @@ def summary(report: Report) -> Table:
         ("peak memory of the step (RSS)", numbers.size(report.peak_rss)),
     ):
         rows.append((Cell(name), Cell(DASH), Cell(text), Cell(DASH)))
-    return Table("Summary", _columns("", "before:", "after:", "after / before:"), tuple(rows))
+    return Table("Summary", columns("", "before:", "after:", "after / before:"), tuple(rows))
 
 
 def _per_weight(report: Report) -> list[tuple[Cell, ...]]:
@@ -125,8 +124,8 @@ def baselines(report: Report) -> Table:
                 Cell(numbers.ratio(slower), slower),
             )
         )
-    columns = _columns("baseline", "weight bytes:", "bytes, this / it:", "latency:", "latency, this / it:")
-    return Table("Further baselines", columns, tuple(rows))
+    headings = columns("baseline", "weight bytes:", "bytes, this / it:", "latency:", "latency, this / it:")
+    return Table("Further baselines", headings, tuple(rows))
 
 
 def kinds(report: Report) -> Table:
@@ -135,12 +134,12 @@ def kinds(report: Report) -> Table:
     present = {name for side in sides if side for name in side.by_kind}
     names = [*(name for name in BYTE_KINDS if name in present), *sorted(present - set(BYTE_KINDS))]
     rows = [_change(name, _kind(report.before, name), _kind(report.after, name), numbers.exact_size) for name in names]
-    return Table("Bytes by tensor kind", _columns("kind", "before:", "after:", "after / before:"), tuple(rows))
+    return Table("Bytes by tensor kind", columns("kind", "before:", "after:", "after / before:"), tuple(rows))
 
 
 def layers(report: Report) -> Table:
     """One row per layer."""
-    columns = _columns(
+    headings = columns(
         "layer",
         "kind?",
         "rule?",
@@ -154,28 +153,7 @@ def layers(report: Report) -> Table:
         "time?:",
         "note?",
     )
-    return Table("Layers", columns, tuple(_layer(row) for row in report.layers))
-
-
-def quality(report: Report) -> Table:
-    """Every quality figure with its interval, sample count and, where measured, the baseline's."""
-    by_name = figures(report.quality)
-    against = any(figure.baseline is not None for figure in by_name.values())
-    columns = _columns("figure", *(["baseline:"] if against else []), "value:", "interval:", "n:", "better")
-    rows = []
-    for name, figure in by_name.items():
-        baseline = [Cell(numbers.number(figure.baseline), figure.baseline)] if against else []
-        rows.append(
-            (
-                Cell(name, name, code=True),
-                *baseline,
-                Cell(numbers.number(figure.value), figure.value),
-                Cell(interval(figure)),
-                Cell(numbers.number(figure.n), figure.n),
-                Cell(figure.better or DASH),
-            )
-        )
-    return Table("Quality", columns, tuple(rows))
+    return Table("Layers", headings, tuple(_layer(row) for row in report.layers))
 
 
 def gates(report: Report) -> Table:
@@ -185,7 +163,7 @@ def gates(report: Report) -> Table:
         verdict = Cell("passed", tone="good") if gate.passed else Cell("FAILED", tone="bad")
         value = numbers.exact(gate.value) if gate.value is not None else "not measured"
         rows.append((verdict, Cell(gate.expression, code=True), Cell(value, gate.value)))
-    return Table("Gates", _columns("verdict", "gate", "found:"), tuple(rows))
+    return Table("Gates", columns("verdict", "gate", "found:"), tuple(rows))
 
 
 def training(report: Report) -> Table:
@@ -202,7 +180,7 @@ def training(report: Report) -> Table:
         values = [value for _, value in points]
         first, last, least = (numbers.number(v) for v in (values[0], values[-1], min(values)))
         rows.append((Cell(name), Cell(f"{first} → {last}, least {least} ({len(values)} points)")))
-    return Table("Training", _columns("", "value"), tuple(rows))
+    return Table("Training", columns("", "value"), tuple(rows))
 
 
 def method_of(step: Mapping[str, Any]) -> Any:
@@ -221,7 +199,7 @@ def lineage(report: Report) -> Table:
         detail = ", ".join(f"{key} {scalar(value)}" for key, value in _leaves(rest))
         command = Cell(scalar(step.get("command")))
         rows.append((Cell(str(position), position), command, Cell(scalar(name)), Cell(detail or DASH)))
-    return Table("Lineage", _columns("step:", "command", "method", "details"), tuple(rows))
+    return Table("Lineage", columns("step:", "command", "method", "details"), tuple(rows))
 
 
 def environment(report: Report) -> Table:
@@ -236,14 +214,7 @@ def environment(report: Report) -> Table:
             rows.append(
                 (Cell(f"sha256 of {'input' if side is report.before else 'output'} {name}"), Cell(digest, code=True))
             )
-    return Table("Environment", _columns("", "value"), tuple(rows))
-
-
-def interval(figure: Figure) -> str:
-    """The interval of a figure as "low to high"."""
-    if figure.low is None or figure.high is None:
-        return DASH
-    return f"{numbers.number(figure.low)} to {numbers.number(figure.high)}"
+    return Table("Environment", columns("", "value"), tuple(rows))
 
 
 def curves(training: Mapping[str, Any]) -> dict[str, list[tuple[float, float]]]:
@@ -288,11 +259,6 @@ def _change(name: str, before: Any, after: Any, write: Any) -> tuple[Cell, ...]:
 
 def _kind(side: Side | None, name: str) -> int | None:
     return side.by_kind.get(name, 0) if side is not None else None
-
-
-def _columns(*titles: str) -> tuple[Column, ...]:
-    """Columns from their headings; a colon at the end marks numbers, a question mark before it an optional column."""
-    return tuple(Column(title.rstrip("?:"), title.endswith(":"), "?" in title) for title in titles)
 
 
 def _leaves(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -43,7 +43,9 @@ def outline(info, config):
     return Dense(torch.empty(info.shape, dtype=torch.bfloat16, device="meta"))
 
 
-METHOD = LayerMethod("half", "narrow", "values rounded to bfloat16", HalfConfig, apply=apply, outline=outline)
+METHOD = LayerMethod(
+    "half", "narrow", "values rounded to bfloat16", HalfConfig, apply=apply, outline=outline, when="halves float32"
+)
 '''
 COMMAND = '''
 """`aicompress narrow`."""

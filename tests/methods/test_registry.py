@@ -12,7 +12,7 @@ import torch
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import RecipeError
-from aicompress.methods import get, methods, quantize
+from aicompress.methods import COMMANDS, get, methods, quantize
 from tests.methods.contract import layer_of, resolved, variants
 from tests.pipeline.calibration.steps import run, text, write_recipe
 
@@ -57,6 +57,7 @@ METHOD = LayerMethod(
     name="grid",
     command="quantize",
     summary="one scale for a layer, of least output error; calibrated",
+    when="never: it shows how a method is added",
     config=GridConfig,
     needs=frozenset({"gram"}),
     apply=apply,
@@ -120,3 +121,12 @@ def test_a_method_lacks_what_it_does_not_name() -> None:
     assert bare.reads(config) == bare.surveyed(config) == frozenset()
     assert not bare.compares(config)
     assert not bare.rewrites
+
+
+def test_every_method_says_when_to_take_it() -> None:
+    for command in COMMANDS:
+        for method in methods(command).values():
+            assert 20 <= len(method.when) <= 110, method.name
+            assert "\n" not in method.when
+            assert not method.when.endswith(".")
+            assert method.when != method.summary

@@ -4,18 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from aicompress.metrics.intervals import (
-    Estimate,
-    clopper_pearson,
-    exponential,
-    pairwise_correlation,
-    proportion,
-    rank_correlation,
-    ranks,
-    sample_mean,
-    spearman,
-    window_mean,
-)
+from aicompress.metrics.correlation import pairwise_correlation, rank_correlation, ranks, spearman
+from aicompress.metrics.estimate import Estimate
+from aicompress.metrics.intervals import clopper_pearson, exponential, proportion, sample_mean, share, window_mean
 
 
 @pytest.mark.parametrize(
@@ -130,6 +121,63 @@ def test_pairwise_correlation_with_itself_is_one() -> None:
     points = np.random.default_rng(0).normal(size=(50, 4))
     found = pairwise_correlation(points @ points.T, points @ points.T)
     assert (found.value, found.low, found.high) == pytest.approx((1.0, 1.0, 1.0))
+
+
+def test_two_perplexities_of_the_same_windows_are_far_nearer_than_their_intervals_say() -> None:
+    """The windows differ by far more than the models do: unpaired intervals overlap, the ratio is sure to 0.1 %."""
+    generator = torch.Generator().manual_seed(0)
+    nll = 4.33 + 0.3 * torch.randn(400, generator=generator)
+    tested, baseline = (
+        exponential(window_mean(values, 400 * 255, seed=0))
+        for values in (nll + 0.0016 + 0.01 * torch.randn(400, generator=generator), nll)
+    )
+    figure = tested.beside(baseline)
+    assert figure.low is not None
+    assert figure.low < baseline.value
+    change = figure.change
+    assert change is not None
+    assert change.kind == "ratio"
+    assert change.value == pytest.approx(tested.value / baseline.value)
+    assert change.low == pytest.approx(change.value - 1.96 * 0.01 / 20, abs=2e-4)
+    assert change.high == pytest.approx(change.value + 1.96 * 0.01 / 20, abs=2e-4)
+    assert change.low > 1
+
+
+def test_the_interval_of_two_shares_comes_from_the_samples_that_only_one_has_right() -> None:
+    one, other = torch.ones(100, dtype=torch.bool), torch.ones(100, dtype=torch.bool)
+    other[:8], one[8:10] = False, False
+    change = share(one, "images").beside(share(other, "images")).change
+    assert change is not None
+    assert change.value == pytest.approx(0.06)
+    assert (change.low, change.high) == pytest.approx((-0.0039, 0.1215), abs=1e-4)  # of 8.5 and 2.5 in 102
+    same = share(one, "images").beside(share(one, "images")).change
+    assert same is not None
+    assert (same.value, same.low) == (0, pytest.approx(-1.96 / 102, abs=1e-4))
+
+
+def test_correlations_of_the_same_pairs_are_compared_pair_by_pair() -> None:
+    """The truth is in the interval about as often as it says, and that is narrower than of two samples."""
+    covered, widths = 0, []
+    for seed in range(40):
+        generator = np.random.default_rng(seed)
+        scores = generator.normal(size=200)
+        baseline = 0.6 * scores + 0.8 * generator.normal(size=200)
+        tested = baseline + 0.1 * generator.normal(size=200)
+        figure = rank_correlation(tested, scores).beside(rank_correlation(baseline, scores))
+        change = figure.change
+        assert change is not None
+        assert None not in (change.low, change.high, figure.low, figure.high)
+        truth = 6 / math.pi * (math.asin(0.6 / math.sqrt(1.01) / 2) - math.asin(0.6 / 2))
+        covered += change.low <= truth <= change.high  # type: ignore[operator]
+        widths.append((change.high - change.low) / (figure.high - figure.low))  # type: ignore[operator]
+    assert covered >= 34
+    assert max(widths) < 0.5
+
+
+def test_a_figure_without_samples_has_no_change() -> None:
+    figure = proportion(8, 10, "images").beside(proportion(9, 10, "images"))
+    assert figure.change is None
+    assert "change" not in figure.plain()
 
 
 def test_proportion_in_the_report() -> None:

@@ -5,7 +5,7 @@ import torch
 
 from aicompress.data import Data
 from aicompress.metrics import Measured
-from aicompress.metrics.intervals import spearman
+from aicompress.metrics.correlation import spearman
 from aicompress.metrics.outputs import PairEmbeddings
 from aicompress.metrics.similarity import METRIC
 

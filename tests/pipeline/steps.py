@@ -32,6 +32,9 @@ def prune(source: Path, out: Path, **method: Any) -> Report:
     report = structure.run(planned, OFF)
     assert verify(out).problems == ()
     assert planned.output.weight_bytes == report.after.weight_bytes
+    kinds = report.after.by_kind
+    layers = sum(row.bytes_after for row in report.layers)
+    assert layers + kinds.get("other", 0) + kinds["header"] == report.after.weight_bytes
     assert planned.output.weight_bytes == sum(f.stat().st_size for f in out.glob("*.safetensors"))
     assert planned.output.other_bytes == sum(
         f.stat().st_size for f in out.rglob("*") if f.is_file() and f.suffix != ".safetensors" and f.stem != "report"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from aicompress.recipe import load
 from aicompress.report import markdown
 from aicompress.report.markdown import to_markdown
 from aicompress.report.model import Report
@@ -186,3 +188,16 @@ def test_a_fence_holds_any_text(text: str) -> None:
     tokens = [token for token in PARSER.parse(markdown.fenced(text, "yaml")) if token.type == "fence"]
     assert len(tokens) == 1
     assert tokens[0].info == "yaml"
+
+
+@pytest.mark.parametrize("name", ["quantize/gptq-auto-bpw", "prune/wanda-search", "factorize/svd-rank"])
+def test_a_recipe_is_printed_without_what_was_left_open_and_means_the_same(name: str, tmp_path: Path) -> None:
+    command = name.split("/")[0]
+    recipe = load(name, command)
+    shown = markdown.recipe_yaml(recipe.resolved())
+    assert "null" not in shown
+    assert "[]" not in shown
+    (tmp_path / "shown.yaml").write_text(shown)
+    assert load(str(tmp_path / "shown.yaml"), command).resolved() == recipe.resolved()
+    rule = {"match": "*.up_proj", "pattern": None}  # what its author wrote overrides the method
+    assert yaml.safe_load(markdown.recipe_yaml({"rules": [rule], "tune": None})) == {"rules": [rule]}

@@ -22,6 +22,21 @@ def test_size(count: int | None, text: str) -> None:
     assert numbers.size(count) == text
 
 
+@pytest.mark.parametrize(
+    ("value", "low", "high", "text"),
+    [
+        (1.00161, 1.00063, 1.00259, "1.0016× (1.0006 to 1.0026)"),
+        (-12.3, -20.0, -4.0, "-12× (-20 to -4)"),
+        (0.5, 0.5, 0.5, "0.5000× (0.5000 to 0.5000)"),
+        (1.0, None, None, "1.000×"),
+    ],
+)
+def test_a_spread_has_the_digits_that_its_interval_leaves(
+    value: float, low: float | None, high: float | None, text: str
+) -> None:
+    assert numbers.spread(value, low, high, "×") == text
+
+
 def test_exact_size_adds_every_digit() -> None:
     assert numbers.exact_size(90_868_376) == "90.9 MB (90,868,376)"
     assert numbers.exact_size(12) == "12 B"

@@ -1,5 +1,13 @@
+from dataclasses import replace
+from io import StringIO
+
 import pytest
 
+from aicompress.cli import render
+from aicompress.report import compare, gates
+from aicompress.report.html import to_html
+from aicompress.report.markdown import to_markdown
+from aicompress.report.model import Report
 from aicompress.report.quality import Figure, direction, figures
 
 
@@ -39,3 +47,17 @@ def test_direction_comes_from_the_name(name: str, better: str | None) -> None:
 
 def test_a_stated_direction_wins_over_the_name() -> None:
     assert figures({"surprise": {"value": 1.0, "better": "higher"}})["surprise"].better == "higher"
+
+
+def test_what_differs_on_the_same_samples_is_shown_wherever_a_figure_is(report: Report) -> None:
+    change = {"value": 1.00161, "low": 1.00063, "high": 1.00259, "kind": "ratio", "interval": "bootstrap"}
+    perplexity = {"value": 76.03, "low": 71.7, "high": 80.4, "baseline": 75.91, "n": 102_000, "change": change}
+    report = replace(report, quality={"perplexity": perplexity, "kl": 0.001})
+    terminal = StringIO()
+    render.report(report, terminal)
+    compared = compare.to_markdown(compare.comparison([report]))
+    for text in (terminal.getvalue(), to_markdown(report), to_html(report), compared):
+        assert "1.0016× (1.0006 to 1.0026)" in text
+    passed = gates.evaluate(["quality.perplexity.change.high <= 1.003", "quality.perplexity.change > 1.002"], report)
+    assert [(gate.value, gate.passed) for gate in passed] == [(1.00259, True), (1.00161, False)]
+    assert Report.from_json(report.to_json()).quality == report.quality

@@ -88,6 +88,7 @@ def check(student: Anatomy, teacher: Anatomy, config: Config) -> tuple[str, str]
 
 
 METHOD = DistillMethod(
-    "embedding", "distill", "sentence embeddings and their similarities inside a batch", Config, loss=loss,
+    "embedding", "distill", "sentence embeddings and their similarities inside a batch", Config,
+    when="sentence encoders, whose output is an embedding and no logits", loss=loss,
     reads=frozenset({"embedding"}), check=check,
 )  # fmt: skip

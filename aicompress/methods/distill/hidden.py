@@ -62,6 +62,7 @@ def check(student: Anatomy, teacher: Anatomy, config: Config) -> tuple[str, str]
 
 
 METHOD = DistillMethod(
-    "hidden", "distill", "hidden states of mapped layers (TinyBERT 2020, SquareHead 2023)", Config, loss=loss,
+    "hidden", "distill", "hidden states of mapped layers (TinyBERT 2020, SquareHead 2023)", Config,
+    when="students that kept the teacher's width and lost blocks, beside kl; needs a map of layers", loss=loss,
     reads=frozenset({"hidden"}), check=check,
 )  # fmt: skip

@@ -53,6 +53,7 @@ def check(student: Anatomy, teacher: Anatomy, config: Config) -> tuple[str, str]
 
 
 METHOD = DistillMethod(
-    "kl", "distill", "softened Kullback-Leibler divergence of logits (Hinton 2015)", Config, loss=loss,
+    "kl", "distill", "softened Kullback-Leibler divergence of logits (Hinton 2015)", Config,
+    when="models with logits: language models and classifiers, after any step that cost quality", loss=loss,
     reads=READS, check=check,
 )  # fmt: skip

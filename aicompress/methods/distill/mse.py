@@ -44,6 +44,7 @@ def check(student: Anatomy, teacher: Anatomy, config: Config) -> tuple[str, str]
 
 
 METHOD = DistillMethod(
-    "mse", "distill", "mean squared error of logits (Ba and Caruana 2014)", Config, loss=loss,
+    "mse", "distill", "mean squared error of logits (Ba and Caruana 2014)", Config,
+    when="few classes, where the logits' own size matters; kl elsewhere", loss=loss,
     reads=READS, check=check,
 )  # fmt: skip

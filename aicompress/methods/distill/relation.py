@@ -60,6 +60,7 @@ def check(student: Anatomy, teacher: Anatomy, config: Config) -> tuple[str, str]
 
 
 METHOD = DistillMethod(
-    "relation", "distill", "similarities between the tokens of a sample, for any two widths", Config, loss=loss,
+    "relation", "distill", "similarities between the tokens of a sample, for any two widths", Config,
+    when="students of another width than the teacher, beside embedding or kl", loss=loss,
     reads=frozenset({"hidden"}), check=check,
 )  # fmt: skip

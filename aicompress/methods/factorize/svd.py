@@ -223,6 +223,7 @@ METHOD = LayerMethod(
     name="svd",
     command="factorize",
     summary="truncated singular value decomposition, by rank, energy, share of parameters or bytes; data-free",
+    when="layers whose singular values fall off, before a distillation; quantization mostly saves more for less",
     config=SvdConfig,
     apply=apply,
     outline=outline,

@@ -215,6 +215,7 @@ METHOD = LayerMethod(
     name="alps",
     command="prune",
     summary="mask and survivors together by ADMM on the layer's output error; best of the calibrated ones",
+    when="calibration text: the least loss at one share of zeros for all layers, or N:M",
     config=AlpsConfig,
     needs=frozenset({"gram"}),
     apply=permuted,

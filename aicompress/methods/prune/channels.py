@@ -196,6 +196,7 @@ METHOD = ChannelMethod[ChannelsConfig](
     name="channels",
     command="prune",
     summary="drop channels and neurons of any network through its dependency graph, by weight or by gradient",
+    when="convolutional and other plain networks, faster anywhere; transformers have width, heads and depth",
     config=ChannelsConfig,
     settings=settings,
     choose=choose,

@@ -155,6 +155,7 @@ METHOD = StructuralMethod[DepthConfig](
     name="depth",
     command="prune",
     summary="drop whole blocks by number, place, weight magnitude, influence or gradient; loads everywhere",
+    when="time at any batch falls with every block; drop few, or distil afterwards",
     config=DepthConfig,
     unit=lambda config: Blocks(config.one_by_one),
     sizes=sizes,

@@ -104,6 +104,7 @@ METHOD = StructuralMethod[ExpertsConfig](
     command="prune",
     summary="drop experts of mixtures by what their answers weigh (REAP), how often they are asked, or weight norm; "
     "loads everywhere",
+    when="mixtures of experts that are too large for memory; time per token stays",
     config=ExpertsConfig,
     unit=lambda config: Experts(),
     sizes=sizes,

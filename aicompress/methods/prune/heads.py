@@ -79,6 +79,7 @@ METHOD = StructuralMethod[HeadsConfig](
     command="prune",
     summary="drop attention heads by weight norm, activation or structured OBS, as many in every layer; loads "
     "everywhere",
+    when="long sequences, where attention and its cache cost most; combine it with width",
     config=HeadsConfig,
     unit=lambda config: Heads(config.unit == "group"),
     sizes=sizes,

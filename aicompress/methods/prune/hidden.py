@@ -165,6 +165,7 @@ METHOD = StructuralMethod[HiddenConfig](
     name="hidden",
     command="prune",
     summary="narrow the hidden width of a transformer by weight norm, activation or gradient; loads everywhere",
+    when="all layers narrower at once; loses far more than width, so distil afterwards",
     config=HiddenConfig,
     unit=lambda config: Coordinates(config.hidden_size is not None),
     sizes=sizes,

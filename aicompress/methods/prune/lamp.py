@@ -76,6 +76,7 @@ METHOD = LayerMethod(
     name="lamp",
     command="prune",
     summary="zero the least weights under one threshold on layer-normalised scores; data-free",
+    when="no data, and layers that should lose unlike shares: one threshold for all of them",
     config=LampConfig,
     apply=apply,
     outline=outline,

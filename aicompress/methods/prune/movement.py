@@ -75,6 +75,7 @@ METHOD = LayerMethod(
     name="movement",
     command="prune",
     summary="zero the weights that a distillation has moved towards zero; reads what `distill --stats` recorded",
+    when="the end of a distillation or fine-tuning whose movement was recorded, at high shares of zeros",
     config=MovementConfig,
     needs=frozenset({"movement"}),
     apply=permuting(apply, scores),

@@ -47,4 +47,5 @@ METHOD = differentiated(
     SnipConfig,
     scores,
     "zero the weights to which one batch's loss is least sensitive, under one threshold; survivors refitted",
+    when="a network that will be trained on with its zeros; without training taylor loses less than half as much",
 )

@@ -156,6 +156,7 @@ METHOD = LayerMethod(
     name="sparsegpt",
     command="prune",
     summary="zero weights column by column and move each error into the columns to come; survivors refitted",
+    when="calibration text: half of the weights, or N:M, columns permuted for less loss; alps keeps a little more",
     config=SparsegptConfig,
     needs=frozenset({"gram"}),
     apply=permuted,

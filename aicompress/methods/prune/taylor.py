@@ -48,4 +48,5 @@ METHOD = differentiated(
     TaylorConfig,
     scores,
     "zero the weights of least change in the loss, |weight times gradient|; survivors refitted",
+    when="a loss that gradients can be taken of, and layers of unlike worth (`allocation: auto`); else alps",
 )

@@ -71,6 +71,7 @@ METHOD = LayerMethod(
     name="wanda",
     command="prune",
     summary="zero the weights of least |w| times input norm, per row or N:M; survivors refitted",
+    when="calibration text and little time; sparsegpt and alps lose less at the same zeros",
     config=WandaConfig,
     needs=frozenset({"gram"}),
     apply=permuted,

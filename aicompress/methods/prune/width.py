@@ -106,6 +106,7 @@ METHOD = StructuralMethod[WidthConfig](
     command="prune",
     summary="drop feed-forward neurons by weight norm, activation or structured OBS, as many in every layer; loads "
     "everywhere",
+    when="feed-forward layers that take most of bytes and time: the structural cut that loses least",
     config=WidthConfig,
     unit=lambda config: Neurons(config.widths == "uniform"),
     sizes=sizes,

@@ -199,6 +199,7 @@ METHOD = LayerMethod(
     name="awq",
     command="quantize",
     summary="inputs rescaled by their activations, folded into the layer before; calibrated",
+    when="a few input channels far larger than the others, at 4 bits; where none stand out gptq loses less",
     config=AwqConfig,
     needs=frozenset({"gram", "mean_abs"}),
     apply=apply,

@@ -225,6 +225,7 @@ METHOD = LayerMethod(
     name="gptq",
     command="quantize",
     summary="columns rounded in turn, errors moved into later ones; calibrated",
+    when="4 bits and fewer with calibration text: the least loss at its bytes, also in stock transformers",
     config=GptqConfig,
     needs=frozenset({"gram"}),
     apply=apply,

@@ -89,6 +89,7 @@ METHOD = LayerMethod(
     name="hadamard",
     command="quantize",
     summary="the residual stream rotated offline, then another method; outliers spread over all channels",
+    when="a residual stream with large outliers, at 4 bits and fewer; where it has none, its base alone does as well",
     config=HadamardConfig,
     needs=NEEDS,
     apply=apply,

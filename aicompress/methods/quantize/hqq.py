@@ -144,6 +144,7 @@ METHOD = LayerMethod(
     name="hqq",
     command="quantize",
     summary="round to nearest, scales and real zero points robust to outliers; data-free",
+    when="4 bits and fewer without calibration data; with data gptq loses about half as much",
     config=HqqConfig,
     apply=apply,
     outline=outline,

@@ -52,6 +52,7 @@ METHOD = LayerMethod(
     name="imatrix",
     command="quantize",
     summary="round to nearest, scales of least error weighted by the inputs; calibrated",
+    when="calibration text, but not the memory or time of gptq's Gram matrices: one number an input is kept",
     config=ImatrixConfig,
     needs=frozenset({"norms"}),
     apply=apply,

@@ -114,6 +114,7 @@ METHOD = LayerMethod(
     name="kmeans",
     command="quantize",
     summary="nearest of 2^bits values found by k-means; data-free",
+    when="weights far from Gaussian without data, for size alone: layers run decoded, no kernel multiplies by tables",
     config=KmeansConfig,
     apply=apply,
     outline=outline,

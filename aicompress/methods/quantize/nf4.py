@@ -80,6 +80,7 @@ METHOD = LayerMethod(
     name="nf4",
     command="quantize",
     summary="nearest of 16 values spaced for Gaussian weights; data-free",
+    when="near-Gaussian weights without data, for size alone: layers run decoded, no kernel multiplies by tables",
     config=Nf4Config,
     apply=apply,
     outline=outline,

@@ -118,6 +118,7 @@ METHOD = LayerMethod(
     name="qera",
     command="quantize",
     summary="another method plus a low-rank correction of its output error; calibrated",
+    when="2 or 3 bits that lose too much, where a few more bytes may win part of it back",
     config=QeraConfig,
     needs=frozenset({"gram"}),
     apply=apply,

@@ -217,6 +217,7 @@ METHOD = LayerMethod(
     name="rtn",
     command="quantize",
     summary="round to nearest, min-max or least-squares range; data-free",
+    when="8 bits, embeddings, and a first try of fewer bits: no data, seconds; from 4 bits down gptq loses less",
     config=RtnConfig,
     apply=apply,
     outline=outline,

@@ -104,6 +104,7 @@ METHOD = LayerMethod(
     name="sinq",
     command="quantize",
     summary="round to nearest after evening out rows and columns; data-free",
+    when="rows and columns of unlike size, without data; try it beside hqq",
     config=SinqConfig,
     apply=apply,
     outline=outline,

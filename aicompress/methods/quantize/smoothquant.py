@@ -106,6 +106,7 @@ METHOD = LayerMethod(
     name="smoothquant",
     command="quantize",
     summary="8-bit weights and inputs, outliers of the inputs moved into the weights; calibrated",
+    when="inputs rounded to 8 bits whose outliers cost quality; where none do, rtn with preset: W8A8",
     config=SmoothquantConfig,
     needs=frozenset({"max_abs"}),
     apply=apply,

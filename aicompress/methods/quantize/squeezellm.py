@@ -38,6 +38,7 @@ METHOD = LayerMethod(
     name="squeezellm",
     command="quantize",
     summary="nearest of 2^bits values found by k-means weighted by the inputs; calibrated",
+    when="as kmeans, where there is calibration text: errors count by what the inputs make of them",
     config=SqueezellmConfig,
     needs=frozenset({"norms"}),
     apply=apply,

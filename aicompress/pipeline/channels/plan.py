@@ -19,7 +19,7 @@ from aicompress.pipeline.step.output import Output
 from aicompress.recipe import Recipe
 from aicompress.report.model import LayerRow
 from aicompress.report.plan import PlanSummary
-from aicompress.weights import Dense, Weight
+from aicompress.weights import Dense
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class ChannelPlan:
     def _row(self, info: LayerInfo, seconds: float) -> LayerRow:
         planned = self.output.parameters[info.tensor]
         path = self.names[info.tensor].rpartition(".")[0]
-        size = planned.dense.nbytes if planned.weight is None else _nbytes(self.output, info.tensor, planned.weight)
+        size = self.output.nbytes(info.tensor, info.part)
         form = Dense.form if planned.weight is None else planned.weight.form
         reason = next((one.reason for one in self.fixed if one.name == path), "left as it is")
         if path not in self.kept or info.part:
@@ -107,7 +107,3 @@ class ChannelPlan:
         stored = {info.name: info.stored for info in self.infos}
         summary = summarize_rows(self.output, self.checkpoint, self.rows(), stored, self.warnings)
         return replace(summary, survey=tuple(self.choice.survey.measured))
-
-
-def _nbytes(output: Output, name: str, weight: Weight) -> int:
-    return sum(tensor.nbytes for tensor in output.encode(name, weight).values())

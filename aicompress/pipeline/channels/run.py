@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import time
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from aicompress.checkpoint.reader import require_finite
@@ -17,7 +15,7 @@ from aicompress.pipeline.channels.outline import narrowed
 from aicompress.pipeline.channels.plan import ChannelPlan
 from aicompress.pipeline.step.options import Options, Progress
 from aicompress.pipeline.step.report import Results
-from aicompress.pipeline.step.run import OpenOutput, StepRun, assembled, run_step
+from aicompress.pipeline.step.run import OpenOutput, run_alone, write_all
 from aicompress.report.model import Report
 from aicompress.weights import Weight
 
@@ -31,31 +29,14 @@ def run(plan: ChannelPlan, options: Options | None = None) -> Report:
         CheckpointError: a weight holds NaN or infinity; nothing is left behind.
         OutOfSpace: the disk is full; nothing is left behind.
     """
-    options = options or Options()
-    step = StepRun(
-        checkpoint=plan.checkpoint,
-        kinds=plan.kinds,
-        recipe=plan.recipe,
-        output=plan.output,
-        write=partial(_write, plan, options.progress),
-    )
-    return run_step(step, assembled(torch.device("cpu")), options)
+    return run_alone(plan, partial(_write, plan), options or Options())
 
 
-def _write(plan: ChannelPlan, progress: Progress, opened: OpenOutput) -> Results:
+def _write(plan: ChannelPlan, opened: OpenOutput, progress: Progress) -> Results:
     """Fit what can be fitted to the calibration data, and write every parameter."""
     plan = plan.decided(progress)
-    output = plan.output
-    seconds: dict[str, float] = {}
     fitted = _fitted(plan, progress)
-    total, done = sum(planned.dense.nbytes for planned in output.parameters.values()), 0
-    for name, planned in output.parameters.items():
-        began = time.perf_counter()
-        for disk, tensor in output.encode(name, _value(plan, name, fitted)).items():
-            opened.writer.put(disk, tensor)
-        seconds[name] = time.perf_counter() - began
-        done += planned.dense.nbytes
-        progress(name, done, total)
+    seconds = write_all(plan.output, opened.writer, lambda name: _value(plan, name, fitted), progress)
     calibration = {} if plan.samples is None else record_of_data([plan.samples.source], 1)
     return Results(plan.rows(seconds), plan.warnings, calibration=calibration)
 

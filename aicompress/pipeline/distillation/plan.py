@@ -82,8 +82,9 @@ class DistillPlan:
         """What a dry run prints."""
         name = " + ".join(method.name for method, _ in self.losses)
         rows = [
-            PlanRow(i.name, i.kind, "method", i.stored, i.stored, {"loss": name}, i.nbytes, i.nbytes)
+            PlanRow(i.name, i.kind, "method", i.stored, i.stored, {"loss": name}, i.nbytes, size)
             for i in self.layers
+            for size in [self.output.nbytes(i.tensor, i.part)]
         ]
         return summarize(self.output, self.checkpoint, rows, 0, self.warnings)
 

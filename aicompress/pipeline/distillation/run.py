@@ -138,7 +138,10 @@ def _write(
         value = value_of(name)
         for disk, tensor in plan.output.encode(name, value).items():
             opened.writer.put(disk, tensor)
-        rows += [student.row(info, value, plan.recipe.method.name) for info in infos.get(name, [])]
+        rows += [
+            student.row(info, value, plan.recipe.method.name, plan.output.nbytes(name, info.part))
+            for info in infos.get(name, [])
+        ]
     trainer.state.remove()
     unchanged = "no step was better than the input on the held-out samples: the weights are the input's"
     warnings = plan.warnings if better else (*plan.warnings, unchanged)

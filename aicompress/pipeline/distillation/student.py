@@ -84,8 +84,8 @@ class Student:
         """The value of a parameter in the checkpoint."""
         return self.checkpoint.weight(name) if name in self.checkpoint.manifest.entries else self.checkpoint.read(name)
 
-    def row(self, info: LayerInfo, value: Tensor | Weight, loss: str) -> LayerRow:
-        """The report's row of a layer, or of a part of a low-rank one: how far it has moved."""
+    def row(self, info: LayerInfo, value: Tensor | Weight, loss: str, size: int) -> LayerRow:
+        """The report's row of a layer, or of a part of a low-rank one: how far it has moved, and its bytes now."""
         before = self.checkpoint.layer(info).weight
         now = value.parts()[info.part] if info.part and not isinstance(value, Tensor) else value
         after = info.matrix(now).float() if isinstance(now, Tensor) else now.dense()
@@ -93,7 +93,7 @@ class Student:
         note = "" if info.tensor in self.stored else "fixed: its stored form cannot be trained"
         method = loss if info.tensor in self.stored else "-"
         return LayerRow(
-            info.name, info.kind, "method" if method != "-" else "-", method, info.stored, {}, info.nbytes, info.nbytes,
+            info.name, info.kind, "method" if method != "-" else "-", method, info.stored, {}, info.nbytes, size,
             moved, 0.0, note,
         )  # fmt: skip
 

@@ -33,7 +33,8 @@ def measure_quality(
         read: called with the record of each metric's samples.
 
     Returns:
-        Figures by name as the report stores them; those against further baselines under `against`, by path.
+        Figures by name as the report stores them, each with the kernels that the tested model ran on; those against
+        further baselines under `against`, by path.
 
     Raises:
         RecipeError, CheckpointError: data or models do not fit what is asked.
@@ -45,7 +46,7 @@ def measure_quality(
         outputs = model_outputs(models, metric, data, watcher)
         measured = metric.measure(outputs, data, recipe.seed)
         for figures, entries in zip(against, metric.entries(measured), strict=True):
-            figures.update(entries)
+            figures.update({name: {**entry, "kernels": models[0].kernels} for name, entry in entries.items()})
     quality = dict(against[0])
     if len(against) > 1:
         quality["against"] = {model.path: figures for model, figures in zip(models[2:], against[1:], strict=True)}

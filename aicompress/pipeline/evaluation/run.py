@@ -10,7 +10,7 @@ from typing import Any
 
 from aicompress import data as sources
 from aicompress.checkpoint import Checkpoint
-from aicompress.checkpoint.reader import digests
+from aicompress.checkpoint.reader import digests, require_finite
 from aicompress.checkpoint.written import require_own_reports
 from aicompress.disk import require_file, write_whole
 from aicompress.errors import OutputExists, RecipeError, raise_all
@@ -71,6 +71,9 @@ def evaluate(
         prepare(source)
     inputs = [open_input(path) for path in paths]
     sides, warnings = _sides([checkpoint for checkpoint, _ in inputs], paths)
+    if not _runs(recipe, bool(against)):  # no model is loaded, which would tell
+        for checkpoint, _ in inputs:
+            _require_finite(checkpoint)
     if recipe.latency is not None:
         sides = _with_load_cost(sides, recipe, judging.allow_code, options.progress)
     setting = Setting(recipe.model, judging.allow_code, resolved_device(options.device), recipe.kernels)
@@ -130,7 +133,8 @@ def _absent(recipe: EvalRecipe, compared: bool) -> dict[str, str]:
     absent = {"training": "only `aicompress distill` trains"}
     if not compared:
         paired = (f"latency.{name}" for name in ("ratio", "low", "high", "before_ms", "before_p95_ms"))
-        absent |= dict.fromkeys(("size", "before", *paired), "give --against BASE")
+        changes = (f"quality.{name}.{part}" for name in recipe.figures(False) for part in ("change", "baseline"))
+        absent |= dict.fromkeys(("before", "size.ratio", *paired, *changes), "give --against BASE")
     if recipe.latency is None:
         loading = (f"{side}.{name}" for side in ("before", "after") for name in gates.LOADING)
         absent |= dict.fromkeys(("latency", *loading), "the recipe has no `latency` section")
@@ -146,6 +150,23 @@ def _sides(checkpoints: Sequence[Checkpoint], paths: Sequence[str]) -> tuple[lis
         warnings += unknown
         sides.append(side_of(checkpoint, kinds, path, digests(checkpoint.source)))
     return sides, warnings
+
+
+def _runs(recipe: EvalRecipe, compared: bool) -> bool:
+    """Whether models are run, or sizes alone are read."""
+    return recipe.latency is not None or bool(recipe.figures(compared))
+
+
+def _require_finite(checkpoint: Checkpoint) -> None:
+    """Refuse scales, factors and values of compressed parameters that are NaN or infinite, without decoding any.
+
+    Raises:
+        CheckpointError: naming the tensor.
+    """
+    for name in checkpoint.manifest.entries:
+        for disk, spec in checkpoint.stored_specs(name).items():
+            if spec.dtype.is_floating_point:
+                require_finite(checkpoint.read(disk), disk, checkpoint.path)
 
 
 def _with_load_cost(sides: Sequence[Side], recipe: EvalRecipe, allow_code: bool, progress: Progress) -> list[Side]:
@@ -168,7 +189,7 @@ def _measured(
     paths: Sequence[str], setting: Setting, recipe: EvalRecipe, progress: Progress
 ) -> tuple[Results, tuple[Latency, ...]]:
     """Latency and quality of the first checkpoint, and its latency against each baseline but the first."""
-    if recipe.latency is None and not recipe.figures(compared=len(paths) > 1):
+    if not _runs(recipe, len(paths) > 1):
         return Results(), ()
     models = [setting.start(path) for path in paths]
     progress("latency", 20, 100)

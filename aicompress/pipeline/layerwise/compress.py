@@ -14,7 +14,7 @@ from aicompress.layer import GradientStats, InputStats, Layer, LayerInfo
 from aicompress.measure import rel_error
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.pipeline.calibration.requirements import MIN_ROWS, input_width
-from aicompress.pipeline.layerwise.report_rows import COARSE_NOTE, changed_row, is_coarse, noted
+from aicompress.pipeline.layerwise.report_rows import COARSE_NOTE, ROTATED_NOTE, changed_row, is_coarse, noted
 from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed
 from aicompress.report.model import LayerRow
 from aicompress.weights import Weight
@@ -112,8 +112,17 @@ class Compression:
         layer, start = compressed.layer, time.perf_counter()
         weight = self.method.stored(layer, compressed.weight)
         seconds = compressed.seconds + time.perf_counter() - start
-        row = changed_row(self.method, job, weight, rel_error(layer.weight, weight), seconds)
+        row = changed_row(self.method, job, weight, self._rel_error(layer, weight), seconds)
+        row = noted(row, ROTATED_NOTE) if self.method.rotates is not None else row
         return weight, noted(row, COARSE_NOTE) if is_coarse(weight) else row
+
+    def _rel_error(self, layer: Layer, weight: Weight) -> float:
+        """‖W − Ŵ‖_F / ‖W‖_F in the input's own scale, whatever the layer was rescaled by before it was compressed."""
+        factors = self.checkpoint.factors(layer.info.tensor)
+        if factors is None:
+            return rel_error(layer.weight, weight)
+        by = layer.info.matrix(factors)
+        return rel_error(layer.weight / by, weight.dense() / by)
 
     def _read(self, info: LayerInfo, known: Known, stored: Weight | None = None) -> Layer:
         layer = self.checkpoint.layer(info, layer_seed(self.seed, info.name), stored)

@@ -92,7 +92,8 @@ class Plan:
     def summary(self) -> PlanSummary:
         """What a dry run prints."""
         changed = [layer for layer in self.layers if layer.config is not None and layer.outline is not None]
-        rows = [plan_row(self.method, layer) for layer in changed]
+        sizes = [self.output.nbytes(layer.info.tensor, layer.info.part) for layer in changed]
+        rows = [plan_row(self.method, layer, size) for layer, size in zip(changed, sizes, strict=True)]
         summary = summarize(self.output, self.checkpoint, rows, len(self.layers) - len(rows), self.warnings)
         left = untouched(self.checkpoint, self.layers)
         summary = replace(summary, survey=tuple(self.request.survey.measured), untouched=left)

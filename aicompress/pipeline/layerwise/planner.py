@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,7 +72,7 @@ def make_plan(
     if any(method.surveyed(layer.config) for layer in layers.values()):
         warnings.append(UNDECIDED)
     warnings += [*left_out(checkpoint, destination), *unscaled, *output.notes, *_absent(recipe, infos, checkpoint)]
-    warnings += _no_smaller(checkpoint, output, layers)
+    warnings += [*_no_smaller(checkpoint, output, layers), *_larger(output, layers, opened)]
     warnings += [*passed_over(checkpoint, infos), *refused_experts(checkpoint, method, chosen, list(layers))]
     plan = Plan(
         checkpoint=checkpoint,
@@ -116,6 +116,21 @@ def _no_smaller(checkpoint: Checkpoint, output: Output, layers: Mapping[str, Lay
     before = sum(ref.spec.nbytes for ref in checkpoint.tensors.values())
     reasons = {layer.config.no_smaller for layer in layers.values() if layer.config is not None} - {""}
     return sorted(reasons) if output.weight_bytes >= before else []
+
+
+def _larger(output: Output, layers: Mapping[str, LayerPlan], opened: Collection[str]) -> list[str]:
+    """A warning that names layers which take more bytes than they had, such as codes of more bits than before."""
+    sizes = {
+        name: (layer.info.nbytes, output.nbytes(layer.info.tensor, layer.info.part))
+        for name, layer in layers.items()
+        if name not in opened and layer.config is not None and not layer.config.no_smaller
+    }
+    grown = {name: (before, after) for name, (before, after) in sizes.items() if after > before}
+    if not grown:
+        return []
+    before, after = (sum(pair[side] for pair in grown.values()) for side in (0, 1))
+    many = f"{len(grown)} of {len(layers)} layers take more bytes than before, {next(iter(grown))} for one"
+    return [f"{many}: {before:,} become {after:,}, {after / before:.2f}×"]
 
 
 def _with_forms_that_fit(

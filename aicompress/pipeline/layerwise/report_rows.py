@@ -17,6 +17,7 @@ from aicompress.report.plan import PlanRow
 from aicompress.weights import Weight, outline_nbytes
 
 COARSE_NOTE = "too small for float16 scales"
+ROTATED_NOTE = "error against the rotated weight"
 COARSE = 8 * 2.0**-24  # a float16 scale of no more may lose an eighth or more to its rounding
 SHARE = 0.01  # of a weight's scales
 
@@ -75,11 +76,11 @@ def noted(row: LayerRow, note: str) -> LayerRow:
     return dataclasses.replace(row, note="; ".join(filter(None, (note, row.note)))) if row.method != "-" else row
 
 
-def plan_row(method: AnyLayerMethod, layer: LayerPlan) -> PlanRow:
-    """The row of a layer that a dry run prints."""
+def plan_row(method: AnyLayerMethod, layer: LayerPlan, size: int) -> PlanRow:
+    """The row of a layer that a dry run prints, and that takes `size` bytes of the output."""
     assert layer.outline is not None
     detail = {k: v for k, v in method.describe(layer.config, layer.outline).items() if k != "note"}
-    info, size = layer.info, outline_nbytes(layer.outline)
+    info = layer.info
     return PlanRow(info.name, info.kind, layer.rule, info.stored, layer.outline.form, detail, info.nbytes, size)
 
 

@@ -135,11 +135,15 @@ class Rescaling:
     def _apply(self, place: ScalingGroup, scaling: ScalingFactors) -> None:
         """Put the factors into the view of the input."""
         for axis in place.consumers:
-            self._checkpoint.change(axis.parameter, _scaling(axis, scaling.factors))
+            self._scale(axis, scaling.factors)
             self.applied[axis.parameter] = scaling
         for axis in place.producers:
             size = self._checkpoint.specs[axis.parameter].shape[axis.axis]
-            self._checkpoint.change(axis.parameter, _scaling(axis, place.inverse(scaling.factors, size)))
+            self._scale(axis, place.inverse(scaling.factors, size))
+
+    def _scale(self, axis: Axis, factors: Tensor) -> None:
+        change = self._checkpoint.change if axis.offset else self._checkpoint.rescale
+        change(axis.parameter, _scaling(axis, factors))
 
     def restore(self, layers: Collection[str] | None = None) -> None:
         """Take up the factors of an earlier run: of the groups of some layers, or of all that are not rescaled yet."""

@@ -138,5 +138,10 @@ class Work:
         self.progress(what, self.done, self.total)
 
     def rows(self) -> tuple[LayerRow, ...]:
-        """Rows of all parameters that are done, in the output's order."""
-        return tuple(LayerRow(**row) for name in self.plan.output.parameters for row in self.journal.done.get(name, ()))
+        """Rows of all parameters that are done, in the output's order, with the bytes that its layout takes."""
+        output, parts = self.plan.output, {layer.info.name: layer.info.part for layer in self.plan.layers}
+        return tuple(
+            LayerRow(**{**row, "bytes_after": output.nbytes(name, parts[row["name"]])})
+            for name in output.parameters
+            for row in self.journal.done.get(name, ())
+        )

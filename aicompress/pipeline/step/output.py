@@ -27,7 +27,7 @@ from aicompress.pipeline.step.layout import Contents, described
 from aicompress.recipe import Recipe
 from aicompress.recipe.distillation import DistillRecipe
 from aicompress.recipe.export import ExportRecipe
-from aicompress.weights import Dense, TensorSpec, Weight
+from aicompress.weights import Dense, TensorSpec, Weight, outline_nbytes
 
 DIGEST = "0" * 64  # stands for an input's sha256 until the input has been read
 
@@ -77,6 +77,7 @@ class Output:
         manifest: its entries and lineage; digests of the inputs are zeros until they are known.
         config: config.json, or None.
         shards: its weight files.
+        stored: by parameter, its tensors by their names in the files.
         source: the input's files, for the side files to take along.
         files: side files that are written anew in their place.
         readers: classes of transformers that were tried and load it.
@@ -90,6 +91,7 @@ class Output:
     manifest: Manifest
     config: dict[str, Any] | None
     shards: tuple[ShardPlan, ...]
+    stored: Mapping[str, Mapping[str, TensorSpec]]
     source: Source
     files: Mapping[Path, bytes] = field(default_factory=dict)
     readers: tuple[str, ...] = ()
@@ -110,6 +112,13 @@ class Output:
         folder, taken = self.source.folder, [path for path in self.source.side_files if path not in self.files]
         texts += sum(len(content) for content in self.files.values())
         return texts + sum(os.path.getsize(folder / relative) for relative in taken if folder)
+
+    def nbytes(self, name: str, part: str = "") -> int:
+        """Bytes on disk of a parameter, or of one factor of it; of a plain tensor all count with the outer factor."""
+        weight = self.parameters[name].weight
+        if part and isinstance(weight, Weight):
+            return outline_nbytes(weight.parts()[part])
+        return 0 if part == "in" else sum(spec.nbytes for spec in self.stored[name].values())
 
     def encode(self, name: str, value: Tensor | Weight) -> dict[str, Tensor]:
         """Tensors on disk of one parameter, or of a block of its rows."""
@@ -212,6 +221,7 @@ def arrange(
         manifest,
         config,
         (),
+        choice.stored,
         checkpoint.source,
         readers=choice.readers,
         notes=choice.notes,

@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint, CheckpointWriter
 from aicompress.checkpoint.journal import NAME, Journal, require_same
@@ -20,7 +22,7 @@ from aicompress.checkpoint.source import Source
 from aicompress.layer import Kind
 from aicompress.pipeline.step.digests import hashing
 from aicompress.pipeline.step.latency import compare
-from aicompress.pipeline.step.options import Mode, Options
+from aicompress.pipeline.step.options import Mode, Options, Progress
 from aicompress.pipeline.step.output import Output, with_digests
 from aicompress.pipeline.step.report import Results, build_report, rendered, report_names, written_report
 from aicompress.pipeline.step.sides import side_of
@@ -29,6 +31,7 @@ from aicompress.recipe import Recipe
 from aicompress.recipe.distillation import DistillRecipe
 from aicompress.recipe.export import ExportRecipe
 from aicompress.report.model import Latency, Report
+from aicompress.weights import Weight
 
 STARTS_ANEW = "nothing of a stopped run was used: this kind of step starts anew"
 
@@ -73,6 +76,57 @@ class StepRun:
     fingerprint: str | None = None
     further: Mapping[str, Checkpoint] = field(default_factory=dict)
     seconds: float = 0.0
+
+
+class WholePlan(Protocol):
+    """A plan whose output the first process writes by itself."""
+
+    @property
+    def checkpoint(self) -> Checkpoint: ...
+
+    @property
+    def kinds(self) -> Mapping[str, Kind | None] | None: ...
+
+    @property
+    def recipe(self) -> Recipe | ExportRecipe: ...
+
+    @property
+    def output(self) -> Output: ...
+
+
+def run_alone(plan: WholePlan, write: Callable[[OpenOutput, Progress], Results], options: Options) -> Report:
+    """Write the output of a plan, its report inside; a stopped run starts anew.
+
+    Under torchrun the first process does it all; the others return its report.
+    """
+    step = StepRun(
+        checkpoint=plan.checkpoint,
+        kinds=plan.kinds,
+        recipe=plan.recipe,
+        output=plan.output,
+        write=lambda opened: write(opened, options.progress),
+    )
+    return run_step(step, assembled(torch.device("cpu")), options)
+
+
+def write_all(
+    output: Output, writer: CheckpointWriter, value: Callable[[str], Tensor | Weight], progress: Progress
+) -> dict[str, float]:
+    """Write the value of every parameter in turn.
+
+    Returns:
+        The seconds that each took.
+    """
+    seconds: dict[str, float] = {}
+    total, done = sum(planned.dense.nbytes for planned in output.parameters.values()), 0
+    for name, planned in output.parameters.items():
+        began = time.perf_counter()
+        for disk, tensor in output.encode(name, value(name)).items():
+            writer.put(disk, tensor)
+        seconds[name] = time.perf_counter() - began
+        done += planned.dense.nbytes
+        progress(name, done, total)
+    return seconds
 
 
 def assembled(device: torch.device) -> Processes:

@@ -19,6 +19,8 @@ from aicompress.model.loading.pooling import Pooling
 from aicompress.recipe import Model
 
 Inputs = Tensor | dict[str, Tensor]
+STORED = "stored numbers"
+DECODED = ("reference: ", "dense")  # what `aicompress.load` calls layers that are decoded
 ENCODED = 32  # sentences in a batch
 
 
@@ -35,6 +37,13 @@ class Running:
     path: str
     module: nn.Module
     folder: Path | None = None
+
+    @property
+    def kernels(self) -> str:
+        """What its compressed layers run on; STORED where all of them compute with the numbers in the files."""
+        named: dict[str, str] = getattr(self.module, "aicompress_kernels", {})
+        fast = {kernel for kernel in named.values() if not kernel.startswith(DECODED)}
+        return "; ".join(sorted(fast)) or STORED
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:

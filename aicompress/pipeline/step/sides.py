@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.checkpoint.naming import byte_kind, kind_among
+from aicompress.checkpoint.naming import kinds_among
 from aicompress.layer import Kind
 from aicompress.measure import directory_nbytes
 from aicompress.report.model import Side
@@ -29,19 +29,18 @@ def side_of(
     """
     by_kind: dict[str, int] = {}
     parameters = weights = 0
-    shown = checkpoint.parameters()
-    for name in (*shown, *checkpoint.copies):
-        spec = shown[checkpoint.copies.get(name, name)]
-        kind = kind_among(kinds, name, spec)
-        parameters += stored_numbers(checkpoint, name) if name in shown else 0
-        weights += math.prod(spec.shape) if name in shown else 0
+    layer_kinds = kinds_among(kinds, checkpoint.parameters())
+    for name, spec in checkpoint.parameters().items():
+        parameters += stored_numbers(checkpoint, name)
+        weights += math.prod(spec.shape)
         grids = _grids(checkpoint, name)
         for disk, stored in checkpoint.stored_specs(name).items():
-            row = "scale" if disk in grids else byte_kind(disk, kind)
+            row = "scale" if disk in grids else layer_kinds[name] or "other"
             by_kind[row] = by_kind.get(row, 0) + stored.nbytes
-    riders = sum(checkpoint.foreign.refs[rider].spec.nbytes for rider in checkpoint.foreign.riders)
-    if riders:
-        by_kind["scale"] = by_kind.get("scale", 0) + riders
+    beside = [stored.nbytes for copy in checkpoint.copies for stored in checkpoint.stored_specs(copy).values()]
+    beside += [checkpoint.foreign.refs[rider].spec.nbytes for rider in checkpoint.foreign.riders]
+    if beside:
+        by_kind["other"] = by_kind.get("other", 0) + sum(beside)
     weight_bytes = sum(file.stat().st_size for file in checkpoint.source.files)
     by_kind["header"] = weight_bytes - sum(by_kind.values())
     folder = checkpoint.source.folder

@@ -21,7 +21,7 @@ from aicompress.pipeline.structured.reading import Reading
 from aicompress.recipe import Recipe
 from aicompress.report.model import LayerRow
 from aicompress.report.plan import PlanSummary
-from aicompress.weights import Dense, outline_nbytes
+from aicompress.weights import Dense
 
 
 @dataclass(frozen=True)
@@ -114,15 +114,12 @@ class StructurePlan:
     def _stored(self, name: str, info: LayerInfo) -> tuple[int, str]:
         """Bytes and form of a layer of the input in the output; a decoded factor counts with the other one."""
         parameter = self.output.parameters[name]
-        weight = parameter.weight
-        if weight is None:
-            return (0 if info.part == "in" else parameter.dense.nbytes), Dense.form
+        size = self.output.nbytes(name, info.part)
+        if parameter.weight is None:
+            return size, Dense.form
         if not self.edit.changes[name].cuts:
-            return info.nbytes, info.stored
-        if info.part:
-            weight = weight.parts()[info.part]
-            return outline_nbytes(weight), weight.form
-        return sum(tensor.nbytes for tensor in self.output.encode(name, weight).values()), weight.form
+            return size, info.stored
+        return size, (parameter.weight.parts()[info.part] if info.part else parameter.weight).form
 
     def summary(self) -> PlanSummary:
         """What a dry run prints; which units stay is left open where the run chooses them."""

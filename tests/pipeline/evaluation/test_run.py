@@ -20,9 +20,10 @@ from aicompress.recipe.evaluation import EvalRecipe, Timing, recipe_class
 from aicompress.report.gates import require
 from aicompress.report.markdown import to_markdown
 from aicompress.report.model import Report
-from aicompress.weights import Dense
+from aicompress.weights import Dense, forms
 from tests import checkpoints
 from tests.model.compressed import compress, halved, integers
+from tests.weights.forms import FORMS, write_form
 
 QUICK = Timing(batch=1, length=16, rounds=3, warmup=0)
 DIGITS = {"inputs": "test_images", "labels": "test_labels", "scale": 255}
@@ -61,6 +62,10 @@ def test_a_language_model_against_its_original(
     assert quality["perplexity"]["n"] == 6 * 31
     for figure in quality.values():
         assert figure["low"] <= figure["value"] <= figure["high"]
+        assert figure["kernels"]
+    change = quality["perplexity"]["change"]
+    assert change["value"] == pytest.approx(quality["perplexity"]["value"] / quality["perplexity"]["baseline"])
+    assert change["low"] < change["value"] < change["high"]
     assert found.latency is not None
     assert found.latency.rounds == 3
     for side in (found.before, found.after):
@@ -171,6 +176,7 @@ def test_gates_are_judged_after_the_report_is_written(
         ({}, ("before.bytes > 1",), "before.bytes will not be measured"),
         ({}, ("training.loss > 1",), "training.loss will not be measured"),
         ({"gates": ("quality.kl <= 1",)}, (), "will not be measured"),  # there is no baseline
+        ({"gates": ("quality.perplexity.change <= 1.01",)}, (), "quality.perplexity.change will not be measured"),
         ({}, ("quality.accuracy < 0.9",), "will not be measured"),
         ({}, ("nonsense",), "no comparison"),
     ],
@@ -296,3 +302,14 @@ def test_missing_data_is_refused_before_anything_is_measured(tiny_llama: Path, t
             options=Options(progress=lambda what, done, total: said.append(what)),
         )
     assert not said
+
+
+@pytest.mark.parametrize("form", sorted(forms()))
+def test_numbers_that_are_not_finite_are_refused_where_sizes_alone_are_read(form: str, tmp_path: Path) -> None:
+    weight = next(weight for weight in FORMS.values() if weight.form == form)
+    tensors = {suffix: tensor.clone() for suffix, tensor in weight.tensors().items()}
+    real = [suffix for suffix, tensor in tensors.items() if tensor.is_floating_point()]
+    tensors[real[-1]].view(-1)[-1] = float("nan")
+    write_form(tmp_path / "fc.safetensors", weight, tensors)
+    with pytest.raises(CheckpointError, match="NaN or infinite"):
+        evaluate(str(tmp_path / "fc.safetensors"), [], measuring({}))

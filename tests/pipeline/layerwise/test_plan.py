@@ -188,3 +188,17 @@ def test_a_place_below_a_file_is_refused(tiny_llama: Path, tmp_path: Path) -> No
     (tmp_path / "file").write_text("")
     (message,) = messages(tiny_llama, tmp_path / "file" / "out", "quantize/rtn-w8")
     assert "is not a directory" in message
+
+
+def test_layers_that_grow_are_told_before_they_do(tmp_path: Path, mlp_file: Path) -> None:
+    channel = "method.granularity=channel"
+    step = planned(mlp_file, tmp_path / "w4.safetensors", "quantize/rtn-w4", channel)
+    assert not any("more bytes" in warning for warning in step.warnings)
+    layerwise.run(step, Options(latency="off"))
+    again = planned(tmp_path / "w4.safetensors", tmp_path / "w8.safetensors", "quantize/rtn-w8", channel)
+    (told,) = [warning for warning in again.summary().warnings if "more bytes" in warning]
+    rows = again.summary().rows
+    before, after = sum(row.bytes_before for row in rows), sum(row.bytes_after for row in rows)
+    assert told == (
+        f"3 of 3 layers take more bytes than before, fc1 for one: {before:,} become {after:,}, {after / before:.2f}×"
+    )

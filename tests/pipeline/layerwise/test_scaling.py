@@ -62,6 +62,12 @@ def test_norms_are_rewritten_and_the_model_stays(tmp_path: Path, outlying: Path,
     assert len(rows) == 21
     assert sum("rescaled with exponent" in note for note in rows.values()) >= 12
     assert divergence(tmp_path / "out", outlying) < 1e-4
+    for row in report.layers:  # a gate's columns alone are rescaled, by what its norm lost
+        if row.name.endswith("gate_proj"):
+            norm = f"{row.name.removesuffix('mlp.gate_proj')}post_attention_layernorm.weight"
+            original, gained = before.read(f"{row.name}.weight"), before.read(norm) / after.read(norm)
+            own = after.dense(f"{row.name}.weight") / gained
+            assert row.rel_error == pytest.approx(float((own - original).norm() / original.norm()), rel=1e-2)
     summary = planned(outlying, tmp_path / "again", write_recipe(tmp_path, text(text_file), method=AWQ)).summary()
     assert summary.weight_bytes == report.after.weight_bytes
 

@@ -49,6 +49,7 @@ METHOD = StructuralMethod[TokensConfig](
     name="tokens",
     command="prune",
     summary="keep the tokens of the lowest numbers",
+    when="never: it shows how a unit is added",
     config=TokensConfig,
     unit=lambda config: Tokens(),
     sizes=lambda structures, config: [config.tokens for _ in structures],

@@ -20,13 +20,14 @@ from aicompress.weights import Weight
 G = TypeVar("G", bound=GradientConfig)
 
 
-def differentiated(config: type[G], scores: Callable[[Layer, G], Tensor], summary: str) -> LayerMethod[G]:
+def differentiated(config: type[G], scores: Callable[[Layer, G], Tensor], summary: str, *, when: str) -> LayerMethod[G]:
     """A method that keeps the weights of highest score.
 
     Args:
         config: its parameters; their name is the method's.
         scores: from a layer with gradients to the worth of every weight, (out, in), that layers can be compared by.
         summary: a line for the list of methods.
+        when: as of every method.
     """
 
     def apply(layer: Layer, given: G) -> Weight:
@@ -37,6 +38,7 @@ def differentiated(config: type[G], scores: Callable[[Layer, G], Tensor], summar
         name=config.model_fields["name"].default,
         command="prune",
         summary=summary,
+        when=when,
         config=config,
         needs=NEEDS,
         apply=permuted,
