@@ -87,7 +87,12 @@ def make_plan(source: str | Path | Adapted, destination: Destination, recipe: Ex
     require_space(output)
     layers = tuple(_as_stored(checkpoint, info) for info in plain.layers(opened.kinds))
     return ExportPlan(
-        checkpoint, recipe, output, opened.kinds, layers, (*opened.warnings, *left_out(checkpoint, destination), *output.notes)
+        checkpoint,
+        recipe,
+        output,
+        opened.kinds,
+        layers,
+        (*opened.warnings, *left_out(checkpoint, destination), *output.notes),
     )
 
 

@@ -14,8 +14,10 @@ def most_positions(module: nn.Module) -> int | None:
     `max_position_embeddings` rows has fewer for tokens.
     """
     config: Any = getattr(module, "config", None)
-    text = config.get_text_config() if isinstance(config, PretrainedConfig) else None
-    limit: int | None = next((size for part in (config, text) if (size := getattr(part, "max_position_embeddings", 0))), None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else None
+    limit: int | None = next(
+        (size for part in (config, text) if (size := getattr(part, "max_position_embeddings", 0))), None
+    )
     if limit is None:
         return None
     tables = (each for name, each in module.named_modules() if "position" in name and _rows(each) == limit)
