@@ -171,7 +171,8 @@ def test_a_report_that_is_no_text(call: Call, tmp_path: Path) -> None:
 
 def test_a_data_file_that_is_no_text(call: Call, tmp_path: Path, tiny_llama: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"a line\n\x00\x00\n")
-    for command in (["eval", tiny_llama, "-r", "eval/language-model"], ["quantize", tiny_llama, tmp_path / "o", *GPTQ]):
+    untimed = ["-r", "eval/language-model", "--set", "latency=null", "--quiet"]
+    for command in (["eval", tiny_llama, *untimed], ["quantize", tiny_llama, tmp_path / "o", *GPTQ]):
         message = refused(call(*command, "--text", tmp_path / "a.txt"))
         assert message.endswith("a.txt, line 2: holds NUL characters, so it is no text")
     assert not (tmp_path / "o").exists()

@@ -135,10 +135,12 @@ def check_rows_give_what_they_give_in_the_whole(method: LayerMethod, fields: dic
     config = resolved(method, layer, fields)
     whole = method.apply(layer, config).dense()
     info = dataclasses.replace(layer.info, shape=(16, 128), tensor_shape=(16, 128))
-    for start in (0, 16, 32):
-        rows = layer.weight[start : start + 16]
-        block = method.apply(Layer(info, rows, Dense(rows), None, seed=start), config)
-        assert torch.equal(block.dense(), whole[start : start + 16])
+    blocks = [Layer(info, rows, Dense(rows), None, seed=n) for n, rows in enumerate(layer.weight.split(16))]
+    assert method.row_wise is not None
+    divided = method.row_wise.divided
+    shares = divided(layer.info, [lambda b=b: b for b in blocks], config) if divided else [config] * len(blocks)
+    for block, share, rows in zip(blocks, shares, whole.split(16), strict=True):
+        assert torch.equal(method.apply(block, share).dense(), rows)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)

@@ -111,12 +111,17 @@ def test_plain_checkpoints_are_what_transformers_loads(
     assert not any(parameter.requires_grad for parameter in ours.parameters())
 
 
+PICKS = {"8": linears(8), "4": linears(4, 16), "3": linears(3, 16), "2": linears(2, 16)}
+
+
 @pytest.mark.parametrize(
-    "pick",
-    [linears(8), linears(4, 16), linears(3, 16), linears(2, 16), linears(8, activations=8)],
-    ids=["8", "4", "3", "2", "8 with inputs"],
+    ("fixture", "auto", "pick"),
+    [
+        *(pytest.param("tiny_llama", AutoModelForCausalLM, pick, id=f"llama-{bits}") for bits, pick in PICKS.items()),
+        *(pytest.param("tiny_bert", AutoModel, pick, id=f"bert-{bits}") for bits, pick in PICKS.items()),
+        pytest.param("tiny_llama", AutoModelForCausalLM, linears(8, activations=8), id="llama-8-with-inputs"),
+    ],
 )
-@pytest.mark.parametrize(("fixture", "auto"), [("tiny_llama", AutoModelForCausalLM), ("tiny_bert", AutoModel)])
 @torch.no_grad()
 def test_integer_checkpoints_are_what_transformers_loads(
     fixture: str, auto: Any, pick: Pick, tmp_path: Path, request: pytest.FixtureRequest
@@ -128,6 +133,16 @@ def test_integer_checkpoints_are_what_transformers_loads(
     reference = load(path, kernels="reference")
     torch.testing.assert_close(reference(IDS)[0], stock, rtol=1e-5, atol=1e-5)
     assert relative(load(path)(IDS)[0], stock) < 0.05
+
+
+@torch.no_grad()
+def test_transformers_decodes_an_encoder_and_rounds_no_inputs_of_it(tiny_bert: Path, tmp_path: Path) -> None:
+    paths = [
+        compress(tiny_bert, tmp_path / str(n), pick) for n, pick in enumerate((linears(8), linears(8, activations=8)))
+    ]
+    plain, rounding = (AutoModel.from_pretrained(path)(IDS)[0] for path in paths)
+    torch.testing.assert_close(rounding, plain, rtol=1e-5, atol=1e-5)
+    assert relative(load(paths[1], kernels="reference")(IDS)[0], plain) < 0.05
 
 
 @pytest.mark.parametrize("resident", [True, False])
@@ -327,7 +342,7 @@ def test_training_moves_every_stored_form(tiny_llama: Path, tmp_path: Path) -> N
     model = trainable(compress(tiny_llama, tmp_path / "out", pick))
     assert model.training
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    codes = {name for name, p in model.named_parameters() if not p.is_floating_point()}
+    codes = {name: b.clone() for name, b in model.named_buffers() if name.endswith(".weight")}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     losses = []
     for _ in range(3):
@@ -338,8 +353,9 @@ def test_training_moves_every_stored_form(tiny_llama: Path, tmp_path: Path) -> N
         losses.append(loss.item())
     assert losses[-1] < losses[0]
     after = dict(model.named_parameters())
-    assert {name for name in after if torch.equal(after[name], before[name])} == codes
-    assert {name.rsplit(".", 1)[-1] for name in codes} == {"weight"}
+    assert {name for name in after if torch.equal(after[name], before[name])} == set()
+    assert codes
+    assert all(torch.equal(buffer, codes[name]) for name, buffer in model.named_buffers() if name in codes)
     assert "model.layers.0.self_attn.q_proj.weight_in" in model.state_dict()
 
 

@@ -50,10 +50,7 @@ CASES = [("llama", "width"), ("llama", "heads"), ("llama", "depth"), ("phi3", "w
 CASES += [("gpt2", "width"), ("gpt2", "depth"), ("bert-head", "width"), ("vit", "heads"), ("vit", "depth")]
 CASES += [("t5", "width"), ("whisper", "width"), ("gemma3", "depth"), ("gemma3n", "heads")]
 CASES += [("mixtral", "experts"), ("mixtral", "width"), ("qwen-moe", "experts"), ("clip", "width")]
-CASES += [
-    ("t5", "heads"),
-    ("deepseek", "heads"),
-]  # a table of biases serves all blocks; keys and values from one tensor
+CASES += [("t5", "heads")]  # a table of biases serves all blocks
 
 
 def clip() -> Any:
