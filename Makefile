@@ -10,6 +10,9 @@ PEERS := $(BUILD)/bench-venv/.ready
 BENCH ?=
 SWEEP ?=
 
+# Compiled modules are kept: without them every command of the demo would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test test-fast coverage check format lint types dist clean
@@ -28,7 +31,7 @@ $(READY): constraints.txt pyproject.toml
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-test-fast: $(READY) ## run the tests that take less than a minute together
+test-fast: $(READY) ## run the tests that run no model and start no process: less than a minute
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 coverage: $(READY) ## run the tests and print which lines none of them runs
