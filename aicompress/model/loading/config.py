@@ -26,8 +26,9 @@ def most_positions(module: nn.Module) -> int | None:
 
 def _rows(module: nn.Module) -> int | None:
     """How many rows a table of embeddings has; some models' tables are no `nn.Embedding`."""
-    weight = getattr(module, "weight", None)
-    return getattr(module, "num_embeddings", None if weight is None else len(weight))
+    shape = getattr(getattr(module, "weight", None), "shape", ())  # a weight on a kernel has a shape and no length
+    rows: int | None = getattr(module, "num_embeddings", None)
+    return rows or (shape[0] if shape else None)
 
 
 def _padding(module: nn.Module) -> int | None:

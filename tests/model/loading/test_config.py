@@ -12,11 +12,13 @@ import transformers as hf
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import RecipeError
 from aicompress.model.loading.config import most_positions
+from aicompress.model.loading.load import load
 from aicompress.pipeline.calibration.data import calibration_inputs
 from aicompress.pipeline.distillation.samples import read_samples
 from aicompress.pipeline.step.running_model import Running, encoder, example
 from aicompress.pipeline.step.workers import Alone
 from aicompress.recipe import Calibration
+from tests.model.compressed import compress, integers
 
 SHAPE = {"vocab_size": 256, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 SHAPE |= {"intermediate_size": 16, "max_position_embeddings": 40}
@@ -33,6 +35,14 @@ def test_a_model_runs_on_as_many_tokens_as_it_takes_and_on_no_more(name: str, pa
     assert model(input_ids=torch.full((1, most), 5)).last_hidden_state.shape[1] == most
     with pytest.raises((IndexError, RuntimeError)):
         model(input_ids=torch.full((1, most + 1), 5))
+
+
+def test_a_model_on_kernels_takes_as_many(tmp_path: Path, tiny_bert: Path) -> None:
+    """The tables of embeddings then have no weight of numbers."""
+    path = compress(tiny_bert, tmp_path / "out", lambda info, matrix: integers(matrix, 4, 16))
+    running = load(path)
+    assert "row gather" in set(running.aicompress_kernels.values())
+    assert most_positions(running) == most_positions(load(path, kernels="reference")) == most_positions(load(tiny_bert))
 
 
 def test_texts_are_cut_to_what_the_model_takes(tmp_path: Path, tiny_bert: Path) -> None:
