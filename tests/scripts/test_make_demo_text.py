@@ -14,7 +14,7 @@ debugging assertions into a *program*:
 
    assert_stmt ::= "assert" expression
 
-   >>> assert True
+   >>> assert 1 + 1 == 2
 
 +------+------+
 | a    | b    |

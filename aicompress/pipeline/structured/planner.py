@@ -70,12 +70,14 @@ def make_plan(
     output = laid_out(checkpoint, edit, opened.infos, destination, step)
     raise_all(_calibration_problems(choice, edit))
     require_loads(checkpoint, edit.config, _known(choice, edit, output), edit.widths)
-    require_reference(choice.unit, pruner.unit, choice.layout.architecture, edit, pruner.config.stack)
+    untried = require_reference(choice.unit, pruner.unit, choice.layout.architecture, edit, pruner.config.stack)
     require_space(output)
     plan = StructurePlan(checkpoint, recipe, pruner, choice, opened.infos, edit, output, opened.kinds, request)
     decoded = [name for name in output.parameters if plan.decoded(name)]
     warnings = [*opened.warnings, *told, *edit.warnings, *left_out(checkpoint, destination), *decoding(decoded)]
     warnings += output.notes
+    if untried:
+        warnings.append(f"the cut was not tried on a small model of the architecture: {untried}")
     return replace(plan, warnings=tuple(warnings))
 
 

@@ -61,13 +61,13 @@ def require_reference(
         stack: prefix of the stack that is acted on, or None.
 
     Returns:
-        Why it could not be tried; empty where it was.
+        Why it could not be tried; empty where it was, or where there is nothing to try.
 
     Raises:
         CheckpointError: it does.
     """
     if not handler.silenceable or not planned.changed or planned.widths:
-        return "nothing is to be tried"
+        return ""
     decided = tuple(tuple(planned.kept.get(number, ())) for number in range(len(planned.structures)))
     config = json.dumps(architecture.config, sort_keys=True)
     same, untried = _tried(handler, unit, stack, config, decided if handler.scored else ())

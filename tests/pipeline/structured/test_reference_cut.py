@@ -15,11 +15,13 @@ from aicompress.errors import CheckpointError
 from aicompress.methods import get
 from aicompress.methods.prune.heads import Heads
 from aicompress.model.architecture.architecture import Architecture
+from aicompress.pipeline.structured import reference_cut
 from aicompress.pipeline.structured.reference_cut import require_reference
 from aicompress.pipeline.structured.registry import structural_units, unit_for
 from aicompress.pipeline.structured.unit import Layout
 from aicompress.pipeline.structured.units.heads import AttentionLayout, HeadUnit, _chosen, _structure
 from tests.pipeline.families import FAMILIES
+from tests.pipeline.steps import plan
 from tests.pipeline.structured.units.test_heads import PHI3, gemma3n
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -101,3 +103,15 @@ def test_what_no_shape_shows_is_refused(tmp_path: Path) -> None:
     checkpoint = opened(lambda folder: gemma3n(6, 3).save_pretrained(folder), tmp_path)
     layout = Apart().find(checkpoint, Heads(grouped=True), None)
     assert "without some heads, a small model" in refusal(Apart(), Heads(grouped=True), layout, {})
+
+
+def test_a_cut_that_cannot_be_tried_is_told(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = plan(tiny_llama, tmp_path / "out", name="width", sparsity=0.5, multiple=1)
+    assert not any("was not tried" in warning for warning in silent.warnings)
+    monkeypatch.setattr(reference_cut, "LARGEST", 10)
+    reference_cut._tried.cache_clear()
+    told = plan(tiny_llama, tmp_path / "out", name="width", sparsity=0.5, multiple=1)
+    reference_cut._tried.cache_clear()
+    assert (
+        "the cut was not tried on a small model of the architecture: its smallest model is too large" in told.warnings
+    )
