@@ -97,7 +97,10 @@ def small_model(model_type: str) -> Any:
     """
     if model_type not in CONFIG_MAPPING_NAMES:
         raise NotBuilt("transformers does not know it")
-    kind, reasons = class_of(model_type), list[str]()
+    try:
+        kind, reasons = class_of(model_type), list[str]()
+    except ImportError as error:
+        raise NotBuilt(f"transformers cannot import it: {error}") from error
     parsed = transformers.CONFIG_MAPPING[model_type]
     for attempt in ATTEMPTS:
         try:
