@@ -109,7 +109,7 @@ def local_folder(name: str | Path) -> Path:
 
 def _directory(folder: Path, index: Path | None = None) -> Source:
     """A Hugging Face directory; `index` says which of its weights are meant."""
-    if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
+    if is_adapter(folder):
         raise CheckpointError(
             f"{folder} is an adapter, no checkpoint", f"give its base model as IN, and --adapter {folder}"
         )
@@ -139,6 +139,11 @@ def _directory(folder: Path, index: Path | None = None) -> Source:
     outside = tuple(relative for relative in side if _leads_outside(folder, folder / relative))
     side = tuple(relative for relative in side if relative not in outside)
     return Source(folder, files, weight_map, folder, config, side, left, outside)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter alone."""
+    return (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
 def _leads_outside(folder: Path, file: Path) -> bool:

@@ -181,8 +181,8 @@ class Report:
         latency: None when switched off, or where it cannot be measured, with the reason in `warnings`.
         quality: measured quality by name, each a plain number or {"value": ...} with any of "low", "high" (interval),
             "n" (samples), "baseline" (the same figure of `before`), "better" ("lower" or "higher"), "change" (how it
-            differs from the baseline's on the same samples, with an interval of its own) and "kernels" (what the
-            model's compressed layers ran on).
+            differs from the baseline's on the same samples, with an interval of its own), "kernels" (what the
+            model's compressed layers ran on) and "baseline_kernels" (the same of `before`).
         training: loss curve and best step of a distillation; empty otherwise. A list of {"step": ..., ...} is a curve.
         warnings: what the user should know.
         environment: versions, machine, threads.
