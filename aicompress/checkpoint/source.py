@@ -84,6 +84,8 @@ def locate(name: str | Path) -> Source:
     if path.is_dir():
         return _directory(path)
     if not path.exists():
+        if path.is_symlink():
+            raise CheckpointError(f"{path} is a link to {path.readlink()}, which is not there", "check where it leads")
         near = [str(p) for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise CheckpointError(f"{path} does not exist", suggestion(str(path), near) if near else "check the path")
     if path.name.endswith(".index.json") or _INDEXES.search(path.name):
