@@ -76,7 +76,7 @@ def make_plan(
     plan = StructurePlan(checkpoint, recipe, pruner, choice, opened.infos, edit, output, opened.kinds, request)
     decoded = [name for name in output.parameters if plan.decoded(name)]
     warnings = [*opened.warnings, *told, *edit.warnings, *left_out(checkpoint, destination), *decoding(decoded)]
-    warnings += output.notes
+    warnings += [*needs.shortened(checkpoint, recipe), *output.notes]
     if untried:
         warnings.append(f"the cut was not tried on a small model of the architecture: {untried}")
     return replace(plan, warnings=tuple(warnings))
