@@ -6,6 +6,7 @@ both directions go through transformers: its own saving gives the names on disk,
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.errors import CheckpointError
-from aicompress.model.loading.definition import new_skeleton
+from aicompress.model.loading.definition import skeleton
 from aicompress.weights import TensorSpec
 
 # A block's place, and what its own parameters already tell: not part of how it computes.
@@ -22,7 +23,7 @@ _PLACE = {"layer_idx", "layer_id", "layer_index", "layer_number", "block_idx", "
 
 
 def build(config: Mapping[str, Any]) -> Any:
-    """The architecture that config.json describes, on the meta device.
+    """The architecture that config.json describes, on the meta device: to be looked at and not changed.
 
     Raises:
         CheckpointError: transformers does not know it, or refuses the configuration.
@@ -30,7 +31,7 @@ def build(config: Mapping[str, Any]) -> Any:
     named = (config.get("architectures") or [config.get("model_type")])[0]
     try:
         with _quiet():
-            model = new_skeleton(dict(config))
+            model = skeleton(dict(config))
     except Exception as error:  # configurations are validated by arbitrary model code
         reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
         raise CheckpointError(f"transformers refuses the configuration of {named}: {reason}", "") from error
@@ -95,12 +96,13 @@ def filled(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
         CheckpointError: it cannot be made of them.
     """
     shapes = build(config)
-    shapes.config._experts_implementation = "eager"  # grouped kernels have no float64
+    plain = copy.deepcopy(shapes.config)
+    plain._experts_implementation = "eager"  # grouped kernels have no float64
     dtype = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
     try:
         with _quiet():
             model, info = type(shapes).from_pretrained(
-                None, config=shapes.config, state_dict=dict(tensors), output_loading_info=True, dtype=dtype
+                None, config=plain, state_dict=dict(tensors), output_loading_info=True, dtype=dtype
             )
     except Exception as error:  # of the architecture's own code
         raise CheckpointError(f"its tensors cannot be loaded together: {error}", "") from error
