@@ -110,8 +110,6 @@ def _fails_to_initialize(model: Any, layers: list[nn.Module]) -> bool:
         layer._parameters.pop("weight", None)
     for tensor in (*model.parameters(), *model.buffers()):
         tensor._is_hf_initialized = True
-    for layer in layers:
-        layer.__dict__["_is_hf_initialized"] = True
     try:
         model.initialize_weights()
     except AttributeError as error:
