@@ -40,7 +40,10 @@ SIZES: dict[str, tuple[str, ...]] = {  # numbers by what they count
     ),
     "rotary": ("qk_rope_head_dim",),
     "latent": ("kv_lora_rank", "q_lora_rank", "index_n_heads"),
-    "experts": ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts"),
+    "experts": (
+        "num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts", "zero_expert_num",
+    ),
+    "state": ("mamba_d_state", "ssm_state_size", "mamba_chunk_size"),
     "chosen": ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts"),
     "single": ("n_group", "topk_group", "num_expert_group", "n_shared_experts", "encoder_stride"),
     "depth": (
@@ -58,8 +61,8 @@ SIZES: dict[str, tuple[str, ...]] = {  # numbers by what they count
 }  # fmt: skip
 PLAIN = {
     "hidden": 64, "inner": 96, "expert": 48, "heads": 4, "groups": 2, "head": 16, "rotary": 8, "latent": 16,
-    "experts": 4, "chosen": 2, "single": 1, "depth": 2, "vocabulary": VOCABULARY, "positions": 128, "image": 32,
-    "patch": 8,
+    "experts": 4, "state": 16, "chosen": 2, "single": 1, "depth": 2, "vocabulary": VOCABULARY, "positions": 128,
+    "image": 32, "patch": 8,
 }  # fmt: skip
 # What is tried in turn, until transformers takes it; None leaves what the default is.
 ATTEMPTS: tuple[dict[str, int | None], ...] = (
@@ -152,7 +155,7 @@ def shrunk(default: Any, sizes: Mapping[str, int | None]) -> dict[str, Any]:
         sizes: numbers by what they count.
     """
     taken = inspect.signature(type(default).__init__).parameters
-    plain = {key: value for key, value in vars(default).items() if key in taken and not key.startswith("_")}
+    plain = {key: getattr(default, key) for key in taken if hasattr(default, key) and not key.startswith("_")}
     changed = dict(_numbers(plain, sizes))
     for key in getattr(type(default), "sub_configs", {}):
         section = getattr(default, key, None)
