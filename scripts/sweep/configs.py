@@ -64,12 +64,15 @@ PLAIN = {
     "experts": 4, "state": 16, "chosen": 2, "single": 1, "depth": 2, "vocabulary": VOCABULARY, "positions": 128,
     "image": 32, "patch": 8,
 }  # fmt: skip
-# What is tried in turn, until transformers takes it; None leaves what the default is.
+# What is tried in turn, until transformers takes it; None leaves what the default is. `unset` gives the size of a head
+# and the kinds of layers, one of each kind, where the type derives or lists them.
 ATTEMPTS: tuple[dict[str, int | None], ...] = (
     PLAIN,
     {**PLAIN, "groups": 4},
     {**PLAIN, "heads": 8, "groups": 8},  # of a state-space block: twice the hidden width
     {**PLAIN, "depth": 4, "groups": 4},
+    {**PLAIN, "unset": 16},
+    {**PLAIN, "unset": 16, "groups": 4},
     {**PLAIN, "image": None, "patch": None},
     {**PLAIN, "heads": 2, "groups": 2, "head": 32},
     {"hidden": 128, "inner": 128, "depth": 2, "vocabulary": VOCABULARY, "experts": 4},
@@ -144,7 +147,8 @@ def _in_module(config: Any) -> Any | None:
     kinds = [each for each in vars(module).values() if inspect.isclass(each) and each.__module__ == module.__name__]
     models = [each for each in kinds if issubclass(each, transformers.PreTrainedModel)]
     own = [each for each in models if getattr(each, "config_class", None) is config]
-    return next((each for each in own if getattr(transformers, each.__name__, None) is each), None)
+    named = [each for each in own if not each.__name__.endswith("PreTrainedModel")]
+    return next((each for each in named if getattr(transformers, each.__name__, None) is each), None)
 
 
 def shrunk(default: Any, sizes: Mapping[str, int | None]) -> dict[str, Any]:
@@ -157,6 +161,8 @@ def shrunk(default: Any, sizes: Mapping[str, int | None]) -> dict[str, Any]:
     taken = inspect.signature(type(default).__init__).parameters
     plain = {key: getattr(default, key) for key in taken if hasattr(default, key) and not key.startswith("_")}
     changed = dict(_numbers(plain, sizes))
+    if sizes.get("unset") and not hasattr(default, "pad_token_id"):
+        changed["pad_token_id"] = 0  # which the type's own code reads
     for key in getattr(type(default), "sub_configs", {}):
         section = getattr(default, key, None)
         if section is not None and not isinstance(section, dict):
@@ -180,6 +186,17 @@ def _numbers(fields: Mapping[str, Any], sizes: Mapping[str, int | None]) -> Iter
             yield key, [max(8, each // 8 * 2 if each < 512 else each // 8) for each in value]
         elif key == "depths" and _is_list(value):
             yield key, [1] * len(value)
+        elif sizes.get("unset"):
+            yield from _unset(key, value, sizes)
+
+
+def _unset(key: str, value: Any, sizes: Mapping[str, int | None]) -> Iterator[tuple[str, Any]]:
+    """The size of a head where it would be derived, and as many kinds of layers as there are layers."""
+    depth = sizes["depth"] or 0
+    if key == "head_dim" and value is None:
+        yield key, sizes["unset"]
+    elif key in ("layer_types", "layers_block_type") and isinstance(value, list) and len(value) != depth:
+        yield key, [*dict.fromkeys(value), *value][:depth]
 
 
 def _is_list(value: Any) -> bool:
