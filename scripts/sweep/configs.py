@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Iterator, Mapping
+from itertools import product
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 LARGEST = 6_000_000  # parameters
+CLASSES = 3  # of a type that are tried
 VOCABULARY = 160
 SIZES: dict[str, tuple[str, ...]] = {  # numbers by what they count
     "hidden": (
@@ -104,11 +106,11 @@ def small_model(model_type: str) -> Any:
     if model_type not in CONFIG_MAPPING_NAMES:
         raise NotBuilt("transformers does not know it")
     try:
-        kind, reasons = class_of(model_type), list[str]()
+        kinds, reasons = classes_of(model_type)[:CLASSES], list[str]()
     except ImportError as error:
         raise NotBuilt(f"transformers cannot import it: {error}") from error
     parsed = transformers.CONFIG_MAPPING[model_type]
-    for attempt in ATTEMPTS:
+    for kind, attempt in product(kinds, ATTEMPTS):
         try:
             config = parsed(**shrunk(parsed(), attempt))
             with torch.device("meta"):
@@ -123,22 +125,22 @@ def small_model(model_type: str) -> Any:
     raise NotBuilt(reasons[0])
 
 
-def class_of(model_type: str) -> Any:
-    """The class of a type's models.
+def classes_of(model_type: str) -> list[Any]:
+    """Classes of a type's models, that which is taken first.
 
     Raises:
         NotBuilt: transformers lists none.
     """
-    tables = [f"MODEL_FOR_{task}_MAPPING_NAMES" for task in FIRST] + ["MODEL_MAPPING_NAMES"]
-    for table in tables:
+    classes: list[Any] = []
+    for table in [f"MODEL_FOR_{task}_MAPPING_NAMES" for task in FIRST] + ["MODEL_MAPPING_NAMES"]:
         named = getattr(modeling_auto, table).get(model_type)
         kind = getattr(transformers, named if isinstance(named, str) else named[0], None) if named else None
-        if inspect.isclass(kind) and issubclass(kind, transformers.PreTrainedModel):
-            return kind
-    found = _in_module(transformers.CONFIG_MAPPING[model_type])
-    if found is None:
+        if inspect.isclass(kind) and issubclass(kind, transformers.PreTrainedModel) and kind not in classes:
+            classes.append(kind)
+    alone = None if classes else _in_module(transformers.CONFIG_MAPPING[model_type])
+    if not classes and alone is None:
         raise NotBuilt("transformers lists no model of it")
-    return found
+    return classes or [alone]
 
 
 def _in_module(config: Any) -> Any | None:
