@@ -75,11 +75,11 @@ def make_plan(
     require_space(output)
     plan = StructurePlan(checkpoint, recipe, pruner, choice, opened.infos, edit, output, opened.kinds, request)
     decoded = [name for name in output.parameters if plan.decoded(name)]
-    warnings = [*opened.warnings, *told, *edit.warnings, *left_out(checkpoint, destination), *decoding(decoded)]
+    warnings = [*opened.warnings, *edit.warnings, *left_out(checkpoint, destination), *decoding(decoded)]
     warnings += [*needs.shortened(checkpoint, recipe), *output.notes]
     if untried:
         warnings.append(f"the cut was not tried on a small model of the architecture: {untried}")
-    return replace(plan, warnings=tuple(warnings))
+    return replace(plan, warnings=tuple(warnings), notes=told)
 
 
 def _without_scales_of_heads(opened: OpenedInput) -> OpenedInput:
