@@ -84,6 +84,8 @@ def locate(name: str | Path) -> Source:
     if path.is_dir():
         return _directory(path)
     if not path.exists():
+        if path.is_symlink():
+            raise CheckpointError(f"{path} is a link to {path.readlink()}, which is not there", "check where it leads")
         near = [str(p) for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise CheckpointError(f"{path} does not exist", suggestion(str(path), near) if near else "check the path")
     if path.name.endswith(".index.json") or _INDEXES.search(path.name):
@@ -109,7 +111,7 @@ def local_folder(name: str | Path) -> Path:
 
 def _directory(folder: Path, index: Path | None = None) -> Source:
     """A Hugging Face directory; `index` says which of its weights are meant."""
-    if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
+    if is_adapter(folder):
         raise CheckpointError(
             f"{folder} is an adapter, no checkpoint", f"give its base model as IN, and --adapter {folder}"
         )
@@ -141,6 +143,11 @@ def _directory(folder: Path, index: Path | None = None) -> Source:
     return Source(folder, files, weight_map, folder, config, side, left, outside)
 
 
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter alone."""
+    return (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
+
+
 def _leads_outside(folder: Path, file: Path) -> bool:
     """Whether a link leads out of a checkpoint's folder; the blobs beside a snapshot of the hub's cache are its own."""
     place, home = file.resolve(), folder.resolve()
@@ -153,6 +160,10 @@ def _expected(folder: Path) -> str:
     transformers = [part for part in parts if "model_type" in read_json(folder / part / "config.json")]
     if transformers:
         return f"its transformer lies in {folder / transformers[0]}: give that as IN, and put OUT in its place"
+    inner = sorted({path.parent for path in folder.glob("*/*.safetensors") if (path.parent / "config.json").is_file()})
+    if inner:  # such as a pipeline of diffusers
+        told = f"its parts are checkpoints: give {inner[0]} as IN"
+        return f"{told}, and put OUT in its place" + (f"; there are {len(inner)} of them" if inner[1:] else "")
     others = sorted(path for path in folder.iterdir() if path.suffix in _NO_PICKLES)
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _OTHER_WEIGHTS.difference(_NO_PICKLES))
     if others and not pickles:

@@ -31,7 +31,7 @@ def test_the_largest_width_that_fits(family: str, name: str, tmp_path: Path) -> 
         report = prune(tmp_path / "in", tmp_path / f"out{target}", name="width", multiple=4, **{name: target})
         after = report.after.weight_bytes if name == "target_bytes" else report.after.parameters
         assert after == exact <= target
-        assert any(f"{name}: 20 of {widest} units stay of each" in line for line in report.warnings)
+        assert any(f"{name}: 20 of {widest} units stay of each" in line for line in report.notes)
 
 
 def test_heads_and_blocks(tmp_path: Path) -> None:
