@@ -12,13 +12,14 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"  # the models are tiny, and the suite itself runs on every core
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the network fails at once
 os.environ.pop("COLUMNS", None)  # a parallel run sets it: tables would be cut to a terminal that is not there
-MEMORY = "/dev/shm"  # every output is flushed to its disk many times: a disk in memory saves a tenth of the suite's time
-if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 * 2**30:
-    os.environ.setdefault("TMPDIR", MEMORY)
 
 import pytest
 
 from tests import processes
+
+MEMORY = "/dev/shm"  # a step flushes its output to the disk: a tenth of the suite's time, where that is no memory
+if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 * 2**30:
+    os.environ.setdefault("TMPDIR", MEMORY)
 
 gc.disable()  # until everything is imported and collected, of which most stays
 HERE = Path(__file__).parent
