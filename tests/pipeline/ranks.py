@@ -1,8 +1,7 @@
 """Two processes of one torchrun that run commands as they are given: to start them takes longer than most commands.
 
-As a program it is one of the two: `-m tests.pipeline.ranks FOLDER PID`. It takes command-0.json, command-1.json, ... out
-of the folder and leaves what each printed and its exit code beside it, until the process that gives the commands has
-ended.
+As a program it is one of the two: `-m tests.pipeline.ranks FOLDER PID`. It takes command-0.json, command-1.json, ...
+out of the folder and leaves what each printed and its exit code beside it, until the process that gives them has ended.
 """
 
 from __future__ import annotations
