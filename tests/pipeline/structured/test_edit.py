@@ -36,6 +36,8 @@ def test_refuses_what_it_does_not_understand(tmp_path: Path) -> None:
         (hf.AlbertConfig, hf.AlbertModel, {"embedding_size": 8}, {"name": "depth", "drop": (0,)}, "share their param"),
         (hf.GPT2Config, hf.GPT2Model, {"scale_attn_by_inverse_layer_idx": True, "n_head": 4, "n_layer": 3},
          {"name": "depth", "drop": (1,)}, "block 2 would compute otherwise as block 1: its attn.scaling"),
+        (hf.MambaConfig, hf.MambaModel, {"num_hidden_layers": 2, "state_size": 4}, {"name": "heads", "sparsity": 0.5},
+         "config.json counts no attention heads"),
         (hf.MiniCPM3Config, hf.MiniCPM3Model, {"num_hidden_layers": 2, "kv_lora_rank": 8, "q_lora_rank": 8,
          "head_dim": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}, {"name": "depth", "drop": (1,)},
          "block 0 would compute otherwise in a stack of 1: its residual_scale would be 1.4, it is 0.98"),
