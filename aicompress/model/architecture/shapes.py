@@ -7,10 +7,7 @@ both directions go through transformers: its own saving gives the names on disk,
 from __future__ import annotations
 
 import copy
-<<<<<<< HEAD
-=======
 import json
->>>>>>> main
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -21,11 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.errors import CheckpointError
-<<<<<<< HEAD
-from aicompress.model.loading.definition import skeleton
-=======
 from aicompress.model.loading.definition import definition_of, new_skeleton, without_initialization
->>>>>>> main
 from aicompress.weights import TensorSpec
 
 T = TypeVar("T")
@@ -34,7 +27,7 @@ _PLACE = {"layer_idx", "layer_id", "layer_index", "layer_number", "block_idx", "
 
 
 def build(config: Mapping[str, Any]) -> Any:
-    """The architecture that config.json describes, on the meta device: to be looked at and not changed.
+    """The architecture that config.json describes, on the meta device.
 
     Raises:
         CheckpointError: transformers does not know it, or refuses the configuration.
@@ -67,14 +60,8 @@ def _named(config: Mapping[str, Any]) -> Any:
 def _refusing(config: Mapping[str, Any]) -> Iterator[None]:
     """Say whose configuration is refused: configurations are validated by arbitrary model code."""
     try:
-<<<<<<< HEAD
-        with _quiet():
-            model = skeleton(dict(config))
-    except Exception as error:  # configurations are validated by arbitrary model code
-=======
         yield
     except Exception as error:
->>>>>>> main
         reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
         raise CheckpointError(f"transformers refuses the configuration of {_named(config)}: {reason}", "") from error
 
@@ -168,16 +155,6 @@ def filled(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
     Raises:
         CheckpointError: it cannot be made of them.
     """
-<<<<<<< HEAD
-    shapes = build(config)
-    plain = copy.deepcopy(shapes.config)
-    plain._experts_implementation = "eager"  # grouped kernels have no float64
-    dtype = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
-    try:
-        with _quiet():
-            model, info = type(shapes).from_pretrained(
-                None, config=plain, state_dict=dict(tensors), output_loading_info=True, dtype=dtype
-=======
     architecture, parsed = _definition(config)
     parsed._experts_implementation = "eager"  # grouped kernels have no float64
     dtype = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
@@ -185,7 +162,6 @@ def filled(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
         with _quiet(), without_initialization():
             model, info = architecture.from_pretrained(
                 None, config=parsed, state_dict=dict(tensors), output_loading_info=True, dtype=dtype
->>>>>>> main
             )
     except Exception as error:  # of the architecture's own code
         raise CheckpointError(f"its tensors cannot be loaded together: {error}", "") from error

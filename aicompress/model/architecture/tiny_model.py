@@ -9,7 +9,6 @@ as well, rotary or not: then the trial tells where heads lie that are to go.
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterator, Mapping
 from itertools import product
@@ -155,7 +154,7 @@ def in_memory(model: Any) -> Any:
         CheckpointError: the architecture's code does not make one.
     """
     try:
-        made = type(model)(copy.deepcopy(model.config)).double().eval().requires_grad_(False)
+        made = type(model)(model.config).double().eval().requires_grad_(False)
     except Exception as error:  # of the architecture's own code
         raise CheckpointError(f"its smallest model cannot be made: {error}") from error
     made.config._experts_implementation = "eager"  # grouped kernels have no float64

@@ -123,7 +123,7 @@ def skeleton(config: dict[str, Any]) -> Any | None:
     return _shared_skeleton(json.dumps(config, sort_keys=True))
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)
 def _shared_skeleton(config: str) -> Any | None:
     return new_skeleton(json.loads(config))
 
