@@ -77,7 +77,7 @@ def make_plan(
         *step_of, pairs, kept, infos, output, samples, tuple(fixed + unselected), opened.warnings, opened.kinds
     )
     return replace(
-        plan, warnings=(*opened.warnings, *_warnings(plan), *left_out(checkpoint, destination), *output.notes)
+        plan, warnings=(*opened.warnings, *_warnings(plan), *left_out(checkpoint, destination), *output.warnings)
     )
 
 
