@@ -26,7 +26,7 @@ from aicompress.model.architecture.config_fields import Path, fields, value_at, 
 from aicompress.model.architecture.fused_heads import positions
 from aicompress.model.architecture.hidden_width import FIELDS, HEAD_COUNTS, Residual, residual, small, with_width
 from aicompress.model.architecture.layer_groups import by_reader
-from aicompress.model.architecture.shapes import build, stored_shapes
+from aicompress.model.architecture.shapes import build, shapes_of
 from aicompress.weights import TensorSpec
 
 LAYOUTS: tuple[miniature.Layout, ...] = ("sections", "together")
@@ -59,7 +59,7 @@ def _governs(architecture: Architecture, level: Path) -> bool:
     """Whether a section sets any tensor's width: an image classifier of CLIP has a section of text, and no text."""
     widths = [field for field in fields(architecture.config, FIELDS) if field[:-1] == level]
     wider = (with_width(architecture.config, field, 2 * value_at(architecture.config, field)) for field in widths)
-    return not widths or any(stored_shapes(build(config)) != architecture.shapes for config in wider)
+    return not widths or any(shapes_of(config) != architecture.shapes for config in wider)
 
 
 def _of(architecture: Architecture, counts: list[Path]) -> list[Attention]:
@@ -74,7 +74,7 @@ def _of(architecture: Architecture, counts: list[Path]) -> list[Attention]:
     attentions = _attentions(architecture, hidden, layout, counts)
     reduced = small(hidden.config, hidden.field, miniature.NARROW * hidden.heads)
     model = build(reduced)
-    shapes = {architecture.on_disk(name): shape for name, shape in stored_shapes(model).items()}
+    shapes = {architecture.on_disk(name): shape for name, shape in shapes_of(reduced).items()}
     tried = Architecture(reduced, {name: TensorSpec(torch.float32, shape) for name, shape in shapes.items()})
     inner = tuple(coupling for coupling in hidden.inner if coupling.tensor in shapes)
     few = replace(hidden, width=miniature.NARROW * hidden.heads, config=reduced, inner=inner)

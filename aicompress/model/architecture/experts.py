@@ -14,7 +14,7 @@ from typing import Any
 from aicompress.errors import CheckpointError
 from aicompress.model.architecture.architecture import Architecture
 from aicompress.model.architecture.config_fields import Path, fields, value_at, with_value
-from aicompress.model.architecture.shapes import build, defaults, stored_shapes
+from aicompress.model.architecture.shapes import defaults, shapes_of
 
 COUNT_FIELDS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 CHOSEN_FIELDS = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
@@ -50,7 +50,7 @@ class Mixture:
 
 def mixtures(architecture: Architecture) -> list[Mixture]:
     """Every layer of experts whose number config.json sets."""
-    full = defaults(build(architecture.config))
+    full = defaults(architecture.config)
     return [mixture for field in fields(full, COUNT_FIELDS) for mixture in _of(architecture, full, field)]
 
 
@@ -61,7 +61,7 @@ def _of(architecture: Architecture, full: dict[str, Any], field: Path) -> list[M
     chosen = next((section[name] for name in CHOSEN_FIELDS if isinstance(section.get(name), int)), 1)
     groups = next((section[name] for name in GROUP_FIELDS if isinstance(section.get(name), int)), 1) or 1
     try:
-        fewer = stored_shapes(build(with_value(architecture.config, field, size - 1)))
+        fewer = shapes_of(with_value(architecture.config, field, size - 1))
     except CheckpointError:
         return []
     singles: dict[str, list[tuple[str, str]]] = defaultdict(list)

@@ -18,7 +18,7 @@ from aicompress.errors import CheckpointError
 from aicompress.model.architecture import tiny_model as miniature
 from aicompress.model.architecture.architecture import Architecture, Coupling, keep_blocks
 from aicompress.model.architecture.config_fields import DEPTH_FIELDS, WIDTH_FIELDS, Path, fields, value_at, with_value
-from aicompress.model.architecture.shapes import build, stored_shapes
+from aicompress.model.architecture.shapes import build, shapes_of
 from aicompress.model.loading.definition import layer_kinds
 
 FIELDS = ("hidden_size", "d_model", "n_embd", "dim")
@@ -110,7 +110,7 @@ def _with_sizes(architecture: Architecture, field: Path, width: int) -> Iterator
     if not section.get("head_dim") and not section.get("d_kv") and heads and width % heads == 0:
         written = copy.deepcopy(edited)
         value_at(written, field[:-1])["head_dim"] = width // heads
-        if stored_shapes(build(written)) == architecture.shapes and _listens(written, field):
+        if shapes_of(written) == architecture.shapes and _listens(written, field):
             yield written
             return
     yield edited
@@ -119,7 +119,7 @@ def _with_sizes(architecture: Architecture, field: Path, width: int) -> Iterator
 def _listens(config: Mapping[str, Any], field: Path) -> bool:
     """Whether the architecture reads the size of a head that config.json gives."""
     path = (*field[:-1], "head_dim")
-    return stored_shapes(build(with_value(config, path, 2 * value_at(config, path)))) != stored_shapes(build(config))
+    return shapes_of(with_value(config, path, 2 * value_at(config, path))) != shapes_of(config)
 
 
 def _probed(
@@ -128,7 +128,7 @@ def _probed(
     """The residual stream as another width shows it, or why it cannot be told."""
     field, width = where
     model = build(config)
-    before, after = stored_shapes(model), stored_shapes(build(with_width(config, field, 2 * width)))
+    before, after = shapes_of(config), shapes_of(with_width(config, field, 2 * width))
     if before != architecture.shapes:
         return "the sizes that follow from it cannot be written down in config.json"
     if set(after) != set(before):
@@ -175,7 +175,7 @@ def _coupled(
     names = [architecture.on_disk(name) for name in architecture.shapes]
     kinds = layer_kinds(dict(architecture.config), names) or {}
     tied = {architecture.on_disk(name) for pair in getattr(model, "all_tied_weights_keys", {}).items() for name in pair}
-    after = stored_shapes(build(with_width(config, field, 2 * width)))
+    after = shapes_of(with_width(config, field, 2 * width))
     stream: list[Coupling] = []
     inner: list[Coupling] = []
     for name, shape in architecture.shapes.items():

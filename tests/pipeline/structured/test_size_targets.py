@@ -77,7 +77,7 @@ def test_latency_follows_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     before = total(plan(tmp_path / "in", tmp_path / "x", name="width", keep=1.0).output.parameters)
     after = total(planned.output.parameters)
     assert 0.8 - 0.01 < after / before <= 0.8
-    assert any("of the forward time of the input's matrix layers" in line for line in planned.warnings)
+    assert any("of the forward time of the input's matrix layers" in line for line in planned.notes)
 
 
 def test_the_table_measures_every_shape_once() -> None:
