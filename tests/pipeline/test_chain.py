@@ -60,7 +60,8 @@ def parameters(name: str) -> dict[str, Any]:
 def step(source: Path, out: Path, name: str) -> layerwise.Report:
     """One step, whose dry run must tell the truth."""
     recipe = out.parent / f"{name}.yaml"
-    recipe.write_text(yaml.safe_dump({"version": 1, "method": {"name": name, **parameters(name)}}))
+    sections = {"method": {"name": name, **parameters(name)}, "report": {"html": False}}
+    recipe.write_text(yaml.safe_dump({"version": 1, **sections}))
     planned = planner.make_plan(source, Destination(out), load(str(recipe), COMMAND[name]), COMMAND[name])
     report = layerwise.run(planned, Options(latency="off"))
     check(planned.summary(), out, source)
