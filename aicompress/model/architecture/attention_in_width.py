@@ -42,7 +42,7 @@ def attentions_in_width(architecture: Architecture) -> list[Attention]:
     """
     counts = [path for path in fields(architecture.config, HEAD_COUNTS) if value_at(architecture.config, path)]
     if not counts:
-        raise CheckpointError(UNSAID, HINT)
+        raise CheckpointError("config.json counts no attention heads", HINT)
     sections = dict.fromkeys(path[:-1] for path in counts)
     attentions = [
         attention
