@@ -1,9 +1,8 @@
-"""Locate the stacks of blocks and the feed-forward layers of a checkpoint by editing its config.json.
+"""Read the architecture of a checkpoint, and locate its stacks of blocks by editing its config.json.
 
 Nothing here knows an architecture. A number of config.json is changed, the model is built again on the meta device,
 and the tensors that came, went or changed shape show what the number governs: `num_hidden_layers` less one takes the
-last block of a stack away, `intermediate_size` doubled lengthens exactly the axes along which neurons lie. The tables
-below only say which numbers to try.
+last block of a stack away. The tables below only say which numbers to try.
 """
 
 from __future__ import annotations
@@ -13,9 +12,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
-from aicompress.checkpoint.naming import is_transposed
 from aicompress.errors import CheckpointError
 from aicompress.model.architecture.config_fields import (
     DEPTH_FIELDS,
@@ -26,8 +24,6 @@ from aicompress.model.architecture.config_fields import (
     value_at,
     with_value,
 )
-from aicompress.model.architecture.fused_neurons import NARROW, WIDE, lies_in_halves
-from aicompress.model.architecture.layer_groups import grouped
 from aicompress.model.architecture.shapes import build, defaults, stored_shapes
 from aicompress.weights import TensorSpec
 
@@ -70,40 +66,6 @@ class Stack:
 
 
 @dataclass(frozen=True)
-class Coupling:
-    """One tensor's share in the neurons of a feed-forward layer.
-
-    Attributes:
-        tensor: the parameter.
-        axis: its axis along which neurons lie.
-        parts: how many times the neurons follow one another there: 2 for a fused gate and up projection.
-        role: a producer computes the neurons, a consumer reads them.
-    """
-
-    tensor: str
-    axis: int
-    parts: int
-    role: Literal["producer", "consumer"]
-
-
-@dataclass(frozen=True)
-class FeedForward:
-    """The neurons of one feed-forward layer, or of one expert.
-
-    Attributes:
-        name: common prefix of its tensors, e.g. `model.layers.0`.
-        width: number of neurons.
-        field: their number in config.json.
-        couplings: every tensor that has an axis of neurons.
-    """
-
-    name: str
-    width: int
-    field: Path
-    couplings: tuple[Coupling, ...]
-
-
-@dataclass(frozen=True)
 class Architecture:
     """A checkpoint's configuration and parameters, ready to be asked.
 
@@ -131,17 +93,17 @@ class Architecture:
         return cls(_explicit(plain, defaults(build(plain))), specs)
 
     @cached_property
-    def _model(self) -> Any:
+    def model(self) -> Any:
         return build(self.config)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        return stored_shapes(self._model)
+        return stored_shapes(self.model)
 
     @cached_property
     def on_disk(self) -> Callable[[str], str]:
         """From transformers' names to the checkpoint's, which may lack or add the base model's prefix."""
-        prefix = f"{self._model.base_model_prefix}."
+        prefix = f"{self.model.base_model_prefix}."
         variants: list[Callable[[str], str]] = [
             lambda name: name,
             lambda name: name.removeprefix(prefix),
@@ -166,54 +128,14 @@ class Architecture:
                 stacks.append(Stack(mine[0], mine, size, field))
         return stacks
 
-    def feed_forwards(self) -> list[FeedForward]:
-        """Every feed-forward layer whose width config.json sets."""
-        layers = []
-        for field in fields(self.config, WIDTH_FIELDS):
-            width = value_at(self.config, field)
-            if width is None or (isinstance(width, int) and not isinstance(width, bool) and width > 0):
-                layers += self._feed_forwards(field, width)
-        return layers
-
-    def _feed_forwards(self, field: Path, width: int | None) -> list[FeedForward]:
-        probe = 2 * width if width else 16
-        shapes = stored_shapes(build(with_value(self.config, field, probe)))
-        changed = {name: shape for name, shape in self.shapes.items() if shapes.get(name, shape) != shape}
-        couplings = [
-            coupling
-            for name, shape in changed.items()
-            for coupling in self._couplings(name, shape, shapes[name], probe)
-        ]
-        if set(shapes) != set(self.shapes) or len(couplings) != len(changed):
-            return []
-        widths = {self._shapes_on_disk[c.tensor][c.axis] // c.parts for c in couplings}
-        if len(widths) != 1 or (width is not None and widths != {width}):
-            return []
-        groups = grouped(couplings)
-        if any({coupling.role for coupling in group} != {"producer", "consumer"} for group in groups.values()):
-            return []
-        fused = any(coupling.parts > 1 for coupling in couplings)
-        sizes = (build(with_value(self.config, field, size)) for size in (WIDE, NARROW)) if fused else ()
-        if fused and not lies_in_halves(*sizes):
-            return []
-        return [FeedForward(name, next(iter(widths)), field, tuple(group)) for name, group in groups.items()]
-
     @cached_property
     def names(self) -> set[str]:
         """Names on disk of every tensor that the architecture expects."""
-        return set(self._shapes_on_disk)
+        return set(self.shapes_on_disk)
 
     @cached_property
-    def _shapes_on_disk(self) -> dict[str, tuple[int, ...]]:
+    def shapes_on_disk(self) -> dict[str, tuple[int, ...]]:
         return {self.on_disk(name): shape for name, shape in self.shapes.items()}
-
-    def _couplings(self, name: str, shape: tuple[int, ...], probed: tuple[int, ...], probe: int) -> Iterable[Coupling]:
-        axes = [axis for axis, size in enumerate(shape) if probed[axis] != size]
-        disk = self.on_disk(name)
-        if len(axes) != 1 or probed[axes[0]] % probe or (len(shape) > 2 and axes[0] != 0):
-            return  # experts in one tensor of three dimensions lie in an order that the shape does not tell
-        produces = axes[0] == (1 if is_transposed(disk, self.config) and len(shape) == 2 else 0)
-        yield Coupling(disk, axes[0], probed[axes[0]] // probe, "producer" if produces else "consumer")
 
 
 def _explicit(config: dict[str, Any], full: Mapping[str, Any]) -> dict[str, Any]:

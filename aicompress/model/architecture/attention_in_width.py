@@ -20,9 +20,10 @@ from torch import Tensor
 from aicompress.errors import CheckpointError
 from aicompress.model import hf
 from aicompress.model.architecture import tiny_model as miniature
-from aicompress.model.architecture.architecture import Architecture, Coupling
+from aicompress.model.architecture.architecture import Architecture
 from aicompress.model.architecture.attention import Attention, HeadCount, HeadTensor, Section
 from aicompress.model.architecture.config_fields import Path, fields, value_at, with_value
+from aicompress.model.architecture.feed_forward import Coupling
 from aicompress.model.architecture.fused_heads import positions
 from aicompress.model.architecture.hidden_width import FIELDS, HEAD_COUNTS, Residual, residual, small, with_width
 from aicompress.model.architecture.layer_groups import by_reader

@@ -16,8 +16,17 @@ from typing import Any
 from aicompress.checkpoint.naming import is_transposed
 from aicompress.errors import CheckpointError
 from aicompress.model.architecture import tiny_model as miniature
-from aicompress.model.architecture.architecture import Architecture, Coupling, keep_blocks
-from aicompress.model.architecture.config_fields import DEPTH_FIELDS, WIDTH_FIELDS, Path, fields, value_at, with_value
+from aicompress.model.architecture.architecture import Architecture, keep_blocks
+from aicompress.model.architecture.config_fields import (
+    DEPTH_FIELDS,
+    WIDTH_FIELDS,
+    Path,
+    dotted,
+    fields,
+    value_at,
+    with_value,
+)
+from aicompress.model.architecture.feed_forward import Coupling, feed_forwards
 from aicompress.model.architecture.shapes import build, stored_shapes
 from aicompress.model.loading.definition import layer_kinds
 
@@ -104,7 +113,7 @@ def _with_sizes(architecture: Architecture, field: Path, width: int) -> Iterator
     section = value_at(edited, field[:-1])
     for name in WIDTH_FIELDS:
         if section.get(name, 0) is None:
-            sizes = {each.width for each in architecture.feed_forwards() if each.field == (*field[:-1], name)}
+            sizes = {each.width for each in feed_forwards(architecture) if each.field == (*field[:-1], name)}
             section[name] = sizes.pop() if len(sizes) == 1 else None
     heads = next((section[name] for name in HEAD_COUNTS if isinstance(section.get(name), int)), 0)
     if not section.get("head_dim") and not section.get("d_kv") and heads and width % heads == 0:
@@ -132,7 +141,7 @@ def _probed(
     if before != architecture.shapes:
         return "the sizes that follow from it cannot be written down in config.json"
     if set(after) != set(before):
-        return f"{'.'.join(field)} of config.json adds or removes tensors"
+        return f"{dotted(field)} of config.json adds or removes tensors"
     axes = {name: changed_axes(shape, after[name], width) for name, shape in before.items()}
     strange = next((name for name, lengths in axes.items() if lengths is None), None)
     if strange is not None:
@@ -189,7 +198,7 @@ def _coupled(
             inside = parts.get((miniature.family(name), axis)) == "inner"
             (inner if inside else stream).append(Coupling(disk, axis, times, role))
     if {coupling.role for coupling in stream} != {"producer", "consumer"}:
-        return f"{'.'.join(field)} of config.json governs no stream that is written and read"
+        return f"{dotted(field)} of config.json governs no stream that is written and read"
     return Residual(width, field, config, tuple(stream), tuple(inner), heads)
 
 

@@ -44,9 +44,14 @@ def build(config: Mapping[str, Any]) -> Any:
 
 def stored_shapes(model: Any) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a model's tensors as `save_pretrained` stores them; tied ones under every name."""
+    return {name: tuple(tensor.shape) for name, tensor in stored_tensors(model).items()}
+
+
+def stored_tensors(model: Any) -> dict[str, Tensor]:
+    """A model's tensors as `save_pretrained` stores them."""
     from transformers.core_model_loading import revert_weight_conversion
 
-    return {name: tuple(t.shape) for name, t in revert_weight_conversion(model, model.state_dict()).items()}
+    return dict(revert_weight_conversion(model, model.state_dict()))
 
 
 def misfits(config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> set[str]:

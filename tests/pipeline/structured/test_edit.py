@@ -38,8 +38,6 @@ def test_refuses_what_it_does_not_understand(tmp_path: Path) -> None:
          {"name": "depth", "drop": (1,)}, "block 2 would compute otherwise as block 1: its attn.scaling"),
         (hf.ModernBertConfig, hf.ModernBertModel, {"num_hidden_layers": 3, "pad_token_id": 0},
          {"name": "depth", "drop": (0,)}, "block 1 would compute otherwise as block 0: its attn_norm"),
-        (hf.GptOssConfig, hf.GptOssModel, {"num_hidden_layers": 2, "num_local_experts": 2, "head_dim": 8,
-         "num_key_value_heads": 2}, {"name": "width", "sparsity": 0.5}, "one tensor stores all experts"),
     ],
 )  # fmt: skip
 def test_refuses_architectures_with_the_reason(

@@ -17,6 +17,7 @@ from aicompress.model.architecture.architecture import Architecture
 from aicompress.model.architecture.attention import Attention, HeadTensor, attentions
 from aicompress.model.architecture.attention_in_width import attentions_in_width, counted
 from aicompress.model.architecture.borrowed_keys import coupled
+from aicompress.model.architecture.config_fields import dotted
 from aicompress.model.architecture.fused_heads import lies_in_sections
 from aicompress.model.architecture.shapes import build
 from aicompress.pipeline.structured.edit import Change, Cut, Edit, offset_part
@@ -54,13 +55,13 @@ class HeadUnit(StructuralUnit[Heads, AttentionLayout]):
         structures = tuple(_structure(checkpoint, attention, unit.grouped) for attention in chosen)
         return AttentionLayout(structures, architecture, chosen, unit.grouped)
 
-    def require_statistics(self, layout: AttentionLayout) -> None:
+    def require_statistics(self, layout: AttentionLayout, reads: frozenset[str]) -> None:
         """Attentions that share keys lie in several blocks, and statistics are read block by block.
 
         Raises:
             RecipeError: some do.
         """
-        for structure in layout.structures:
+        for structure in layout.structures if reads - {"gradients"} else ():
             readers = structure.of("consumer")
             if len(readers) > 1:
                 raise RecipeError(
@@ -132,7 +133,7 @@ def _chosen(architecture: Architecture, stack: str | None) -> list[Attention]:
     fields = {attention.count.query for attention in chosen}
     shared = [a for a in every if a.count.query in fields and a not in chosen]
     if shared:
-        field = ".".join(shared[0].count.query)
+        field = dotted(shared[0].count.query)
         raise RecipeError(f"{field} of config.json also counts the heads of {shared[0].name}", "leave method.stack out")
     for attention in chosen:
         _require_whole(architecture, attention)
