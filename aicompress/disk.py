@@ -56,17 +56,19 @@ def require_file(path: Path) -> None:
 def write_whole(files: Mapping[Path, str]) -> None:
     """Write text files; none takes its place, or that of an earlier one, before all of them are on the disk.
 
+    A device or a pipe is written to, and not replaced.
+
     Raises:
         OutOfSpace: the disk is full.
         CompressError: one cannot be written for another reason.
     """
-    partials = {path: path.with_name(f".{path.name}.partial") for path in files}
+    partials = {path: path.with_name(f".{path.name}.partial") for path in files if not _takes_bytes(path)}
     try:
         for path, text in files.items():
             with disk_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 # A path in the text may hold bytes that are no UTF-8.
-                partials[path].write_bytes(text.encode(errors="backslashreplace"))
+                partials.get(path, path).write_bytes(text.encode(errors="backslashreplace"))
         for path, partial in partials.items():
             with disk_errors(path):
                 partial.replace(path)
@@ -74,6 +76,11 @@ def write_whole(files: Mapping[Path, str]) -> None:
         for partial in partials.values():
             with contextlib.suppress(OSError):
                 partial.unlink()
+
+
+def _takes_bytes(path: Path) -> bool:
+    """Whether a path is a device or a pipe, such as /dev/stdout, which no file may take the place of."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from aicompress.checkpoint.ct_entries import CT_SUFFIXES, ct_entries, rounded
 from aicompress.checkpoint.foreign.layout import ForeignWeight, Stored
 from aicompress.checkpoint.foreign.reading import ForeignWeights
 from aicompress.checkpoint.foreign.recognize import (
+    CACHE_SCALE,
     RIDER,
     foreign_weights,
     methods,
@@ -43,7 +44,8 @@ class Description:
         manifest: compressed parameters in forms of this package, with the lineage.
         layout: how their tensors are named: plain, native or compressed-tensors.
         foreign: weights in layouts of other tools, by parameter; they are not in the manifest.
-        riders: tensors of a quantized checkpoint that belong to activations and the key-value cache.
+        riders: tensors of a quantized checkpoint that belong to rounded inputs and outputs of its layers.
+        cache_scales: tensors of the same that belong to the key-value cache.
         rounds_inputs: layers round their inputs in a way that no form of this package holds.
     """
 
@@ -51,13 +53,14 @@ class Description:
     layout: str
     foreign: Mapping[str, ForeignWeight] = field(default_factory=dict)
     riders: tuple[str, ...] = ()
+    cache_scales: tuple[str, ...] = ()
     rounds_inputs: bool = False
 
     def weights(self, tensors: Mapping[str, TensorRef], path: Path) -> ForeignWeights:
         """The foreign weights with their places on disk."""
         names = {name for weight in self.foreign.values() for name in weight.names.values()} | set(self.riders)
         refs = {name: tensors[name] for name in names}
-        return ForeignWeights(self.foreign, refs, self.riders, self.rounds_inputs, path=path)
+        return ForeignWeights(self.foreign, refs, self.riders, self.cache_scales, self.rounds_inputs, path=path)
 
 
 def description(
@@ -127,8 +130,11 @@ def _foreign(
         known |= {f"{module}.{suffix}" for module in modules for suffix in CT_SUFFIXES}
     require_nothing_beside(specs, {*weights, *manifest.entries}, known, str(source.path))
     require_understood(specs, known, method is not None, str(source.path))
-    riders = tuple(name for name in specs if name not in known and RIDER.search(name)) if weights or method else ()
-    return Description(manifest, CT if method == CT else "plain", weights, riders, _rounds_inputs(settings))
+    beside = [name for name in specs if name not in known and RIDER.search(name)] if weights or method else []
+    cache_scales = tuple(name for name in beside if CACHE_SCALE.search(name))
+    riders = tuple(name for name in beside if name not in cache_scales)
+    layout = CT if method == CT else "plain"
+    return Description(manifest, layout, weights, riders, cache_scales, _rounds_inputs(settings))
 
 
 def _rounds_inputs(settings: Mapping[str, Any]) -> bool:

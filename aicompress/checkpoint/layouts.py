@@ -109,7 +109,11 @@ class Names:
 
 
 def ct_config(
-    weights: Mapping[str, IntGrouped], dequantize: bool, others: Iterable[str] = (), readers: Sequence[Names] = ()
+    weights: Mapping[str, IntGrouped],
+    dequantize: bool,
+    others: Iterable[str] = (),
+    readers: Sequence[Names] = (),
+    kv_cache_scheme: Any = None,
 ) -> dict[str, Any] | None:
     """config.json's quantization_config for integer weights by parameter name.
 
@@ -120,6 +124,7 @@ def ct_config(
         dequantize: readers must decode at load.
         others: names of all other parameters, which no target may match.
         readers: that know modules by other names than those in the checkpoint.
+        kv_cache_scheme: how keys and values are rounded in the cache, as the input says.
     """
     groups: dict[str, tuple[IntGrouped, list[str]]] = {}
     for tensor, weight in weights.items():
@@ -148,7 +153,7 @@ def ct_config(
         "quantization_status": "compressed",
         "version": CT_VERSION,
         "global_compression_ratio": None,
-        "kv_cache_scheme": None,
+        "kv_cache_scheme": kv_cache_scheme,
         "ignore": [],
         "config_groups": config_groups,
         **({"dequantize": True} if dequantize else {}),

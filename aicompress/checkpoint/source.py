@@ -84,6 +84,8 @@ def locate(name: str | Path) -> Source:
     if path.is_dir():
         return _directory(path)
     if not path.exists():
+        if path.is_symlink():
+            raise CheckpointError(f"{path} is a link to {path.readlink()}, which is not there", "check where it leads")
         near = [str(p) for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise CheckpointError(f"{path} does not exist", suggestion(str(path), near) if near else "check the path")
     if path.name.endswith(".index.json") or _INDEXES.search(path.name):
@@ -109,7 +111,7 @@ def local_folder(name: str | Path) -> Path:
 
 def _directory(folder: Path, index: Path | None = None) -> Source:
     """A Hugging Face directory; `index` says which of its weights are meant."""
-    if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
+    if is_adapter(folder):
         raise CheckpointError(
             f"{folder} is an adapter, no checkpoint", f"give its base model as IN, and --adapter {folder}"
         )
@@ -139,6 +141,11 @@ def _directory(folder: Path, index: Path | None = None) -> Source:
     outside = tuple(relative for relative in side if _leads_outside(folder, folder / relative))
     side = tuple(relative for relative in side if relative not in outside)
     return Source(folder, files, weight_map, folder, config, side, left, outside)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter alone."""
+    return (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
 def _leads_outside(folder: Path, file: Path) -> bool:

@@ -13,7 +13,9 @@ EXAMPLES = """Examples:
 
 aicompress eval w4/ --against model/ -r eval/language-model -o w4/eval
 
-aicompress eval w4/ --against model/ -r eval/sentence-encoder --fail-if 'size.ratio > 0.3'"""
+aicompress eval w4/ --against model/ -r eval/sentence-encoder --fail-if 'size.ratio > 0.3'
+
+aicompress eval w4/ --against model/ --against-adapter lora/ -r eval/language-model --text heldout.txt"""
 
 
 def command(
@@ -42,6 +44,17 @@ def command(
     ] = None,
     overrides: o.Overrides = [],  # noqa: B006
     text: o.Text = None,
+    adapter: o.Adapters = [],  # noqa: B006
+    against_adapter: Annotated[
+        list[str],
+        typer.Option(
+            "--against-adapter",
+            metavar="DIR[:WEIGHT]",
+            help="An adapter that is merged into every baseline. Repeatable.",
+            rich_help_panel=o.STEP,
+            show_default=False,
+        ),
+    ] = [],  # noqa: B006
     fail_if: Annotated[
         list[str],
         typer.Option(
@@ -59,12 +72,15 @@ def command(
 ) -> None:
     """Measure a checkpoint: bytes, load time, memory, latency, and quality on held-out data."""
     from aicompress.cli.measuring import run
-    from aicompress.cli.step import chosen, with_data
+    from aicompress.cli.step import adapted, chosen, with_data
+    from aicompress.errors import Refused
 
+    if against_adapter and not against:
+        raise Refused("--against-adapter is merged into baselines, and there is none", "give --against BASE")
     edits = with_data(overrides, text)
     run(
-        source,
-        against,
+        adapted(source, adapter),
+        [adapted(base, against_adapter) for base in against],
         (chosen(recipe, "eval/size-and-speed"), edits),
         (out, fail_if),
         (device.value, allow_code, quiet, as_json),

@@ -5,16 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 def run(
-    source: str,
-    against: Sequence[str],
+    source: Any,
+    against: Sequence[Any],
     recipe: tuple[str, list[str]],
     judged: tuple[Path | None, list[str]],
     flags: tuple[str, bool, bool, bool],
 ) -> None:
-    """Measure, print the report, and fail where a gate does not hold."""
+    """Measure, print the report, and fail where a gate does not hold; IN and baselines come with their adapters."""
     from aicompress.cli import render
     from aicompress.cli.boundary import STARTED, resume_collector
     from aicompress.cli.progress import reporter

@@ -125,7 +125,8 @@ def show_verification(source: str, as_json: bool) -> None:
     if verification.unread and not verification.problems:
         raise Unsupported(f"{source} cannot be decoded, so it is not judged: {verification.unread}", _NOT_READ)
     if not verification.sound:
-        message = f"{source} is not sound: {len(verification.problems)} problems"
+        count = len(verification.problems)
+        message = f"{source} is not sound: {count} problem{'s' if count > 1 else ''}"
         raise CheckpointError(message, "download it, or run the step that wrote it, again")
     if not as_json:
         print(f"{source} is sound")

@@ -34,6 +34,8 @@ def report(content: Report, file: TextIO | None = None) -> None:
     console.print(_text(console, tables.headline(content)))
     for warning in content.warnings:
         console.print(_text(console, f"warning: {warning}", "yellow"))
+    for note in content.notes:
+        console.print(_text(console, f"note: {note}"))
     sections = (tables.gates, tables.summary, quality.table, tables.baselines, tables.kinds, tables.training)
     for section in (build(content) for build in sections):
         if section.rows:
@@ -138,6 +140,8 @@ def plan(content: PlanSummary, file: TextIO | None = None) -> None:
         console.print(_text(console, f"survey: {measurement}"))
     for warning in content.warnings:
         console.print(_text(console, f"warning: {warning}", "yellow"))
+    for note in content.notes:
+        console.print(_text(console, f"note: {note}"))
     _print(console, plans.layers(content))
     _print(console, plans.files(content))
     if left := plans.untouched(content):

@@ -26,7 +26,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Alert:
-    """A box that nobody should miss; tone is warn or bad."""
+    """A box that nobody should miss; its tone is warn, bad or none."""
 
     title: str
     lines: tuple[str, ...]
@@ -149,6 +149,8 @@ def _alerts(report: Report) -> list[Alert]:
         alerts.append(Alert("Failed gates", failed, "bad"))
     if report.warnings:
         alerts.append(Alert("Warnings", report.warnings, "warn"))
+    if report.notes:
+        alerts.append(Alert("Notes", report.notes, ""))
     return alerts
 
 

@@ -23,6 +23,7 @@ def to_markdown(report: Report) -> str:
         else f"# {report.command}: {code(report.before.path)} → {code(report.after.path)}",
         f"**{tables.headline(report)}.**",
         _alert("WARNING", report.warnings),
+        _alert("NOTE", report.notes),
         _alert("CAUTION", tuple(f"Gate failed: {g.expression}" for g in report.gates if not g.passed)),
         table(tables.summary(report)),
     ]

@@ -181,10 +181,11 @@ class Report:
         latency: None when switched off, or where it cannot be measured, with the reason in `warnings`.
         quality: measured quality by name, each a plain number or {"value": ...} with any of "low", "high" (interval),
             "n" (samples), "baseline" (the same figure of `before`), "better" ("lower" or "higher"), "change" (how it
-            differs from the baseline's on the same samples, with an interval of its own) and "kernels" (what the
-            model's compressed layers ran on).
+            differs from the baseline's on the same samples, with an interval of its own), "kernels" (what the
+            model's compressed layers ran on) and "baseline_kernels" (the same of `before`).
         training: loss curve and best step of a distillation; empty otherwise. A list of {"step": ..., ...} is a curve.
         warnings: what the user should know.
+        notes: what the user asked for, and the step has settled.
         environment: versions, machine, threads.
         recipe: the resolved recipe.
         lineage: every step, this one included, oldest first.
@@ -224,6 +225,7 @@ class Report:
     baselines: tuple[Baseline, ...] = ()
     files: tuple[str, ...] = ()
     waited: float | None = None
+    notes: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -275,6 +277,7 @@ class Report:
                 "layers": tuple(build(LayerRow, row) for row in plain["layers"]),
                 "gates": tuple(build(Gate, gate) for gate in plain["gates"]),
                 "warnings": tuple(plain["warnings"]),
+                "notes": tuple(plain.get("notes", ())),
                 "lineage": tuple(plain["lineage"]),
                 "files": tuple(plain.get("files", ())),
                 "baselines": tuple(

@@ -61,6 +61,7 @@ class PlanSummary:
         layout: how the output names its tensors.
         readers: classes of transformers that load it, as far as they were tried.
         untouched: what a layer-wise step leaves as it is; None for others.
+        notes: what the user asked for, and the plan has settled.
     """
 
     command: str
@@ -78,6 +79,7 @@ class PlanSummary:
     layout: str = ""
     readers: tuple[str, ...] = ()
     untouched: Untouched | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def weight_bytes(self) -> int:

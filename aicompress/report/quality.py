@@ -49,6 +49,7 @@ class Figure:
         better: which way is better; None where the name does not say.
         change: how it differs from the baseline's, where samples of both are known.
         kernels: what the model's compressed layers ran on; empty where that is not said.
+        baseline_kernels: the same of the baseline.
     """
 
     value: float | None
@@ -59,6 +60,14 @@ class Figure:
     better: Better | None
     change: Change | None = None
     kernels: str = ""
+    baseline_kernels: str = ""
+
+    @property
+    def ran_on(self) -> str:
+        """What the model ran on, and the baseline where that is another: "4-bit kernel; baseline: stored numbers"."""
+        if self.baseline_kernels in ("", self.kernels):
+            return self.kernels
+        return f"{self.kernels}; baseline: {self.baseline_kernels}"
 
 
 def figures(quality: Mapping[str, Any]) -> dict[str, Figure]:
@@ -100,6 +109,7 @@ def _figure(name: str, entry: Mapping[str, Any]) -> Figure:
         better=better if better in ("lower", "higher") else direction(name),
         change=_change(entry.get("change")),
         kernels=str(entry.get("kernels", "")),
+        baseline_kernels=str(entry.get("baseline_kernels", "")),
     )
 
 
@@ -136,7 +146,7 @@ def table(report: Report) -> Table:
                 *change,
                 Cell(numbers.number(figure.n), figure.n),
                 Cell(figure.better or DASH),
-                *([Cell(figure.kernels or DASH)] if named else []),
+                *([Cell(figure.ran_on or DASH)] if named else []),
             )
         )
     return Table("Quality", headings, tuple(rows))

@@ -235,12 +235,14 @@ def test_float8_without_a_scale_is_what_it_says(tmp_path: Path) -> None:
     assert not checkpoint.foreign.weights
 
 
-def test_scales_of_activations_and_caches_are_no_parameters(tmp_path: Path) -> None:
+def test_scales_of_caches_are_read_and_those_of_activations_are_not(tmp_path: Path) -> None:
     encoded = foreign.fp8()(matrix())
     riders = {".input_scale": torch.ones(()), ".k_scale": torch.ones(1), ".v_proj.v_scale": torch.ones(1)}
     checkpoint = opened(tmp_path, Encoded({**encoded.tensors, **riders}, encoded.dense), FP8)
-    assert list(checkpoint.parameters()) == ["m.weight"]
-    assert sorted(checkpoint.foreign.riders) == ["m.input_scale", "m.k_scale", "m.v_proj.v_scale"]
+    assert set(checkpoint.parameters()) == {"m.weight", "m.k_scale", "m.v_proj.v_scale"}
+    assert checkpoint.foreign.riders == ("m.input_scale",)
+    assert checkpoint.foreign.cache_scales == ("m.k_scale", "m.v_proj.v_scale")
+    assert [info.name for info in checkpoint.layers()] == ["m"]
 
 
 def test_a_bare_file_tells_by_its_tensors(tmp_path: Path) -> None:

@@ -52,3 +52,8 @@ def test_a_directory_that_becomes_one_file_is_warned_of(call: Call, tiny_bert: P
         code, printed, messages = call("quantize", tiny_bert, out, "-r", "quantize/rtn-w8", "--dry-run")
         assert code == 0
         assert ("config.json and tokenizer are not taken along" in printed + messages) == told
+
+
+def test_a_link_that_leads_nowhere_is_called_one(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    assert "is a link to loop, which is not there" in refused(call("inspect", tmp_path / "loop"))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,6 +54,16 @@ def test_files_that_belong_together_take_their_places_together(tmp_path: Path) -
     assert old.read_text() == "new"
     assert (tmp_path / "sub" / "b.txt").read_text() == "\\udcff"
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.txt", "b.txt", "sub"]
+
+
+def test_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
+    """As /dev/stdout: a file in the place of a device takes it from everybody."""
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor(1) as reader:
+        read = reader.submit((tmp_path / "pipe").read_text)
+        write_whole({tmp_path / "pipe": "a page"})
+        assert read.result() == "a page"
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_statistics_on_a_full_disk(tmp_path: Path) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.cli.app import app
 from aicompress.cli.step import adapted
-from aicompress.errors import Refused
+from aicompress.errors import CheckpointError, Refused
 from tests.checkpoint.test_adapters import GATE, merged, pair, save_adapter
 
 
@@ -39,6 +41,42 @@ def test_export_and_quantize_read_the_merged_model(
     app(["quantize", str(tmp_path / "dense"), str(tmp_path / "two"), *recipe], standalone_mode=False)
     one, two = Checkpoint.open(tmp_path / "one"), Checkpoint.open(tmp_path / "two")
     assert all(torch.equal(one.dense(name), two.dense(name)) for name in two.parameters())
+
+
+def test_eval_reads_the_merged_model(tiny_llama: Path, tmp_path: Path, heldout_file: Path) -> None:
+    """IN with adapters, or baselines with theirs."""
+    adapter = save_adapter(tmp_path / "lora", pair(GATE, 128, 64))
+    rewritten = merged(tiny_llama, adapter, 0.5)
+    dense = Path(shutil.copytree(tiny_llama, tmp_path / "dense"))
+    tensors = {name: rewritten.dense(name) for name in rewritten.parameters()}
+    save_file(tensors, dense / "model.safetensors", metadata={"format": "pt"})
+    recipe = ["-r", "eval/language-model", "--text", str(heldout_file), "-q", "--set", "quality.perplexity.samples=4"]
+    quick = ["--set", "quality.perplexity.length=32", "--set", "latency=null"]
+    given = ["--against", str(dense), "--adapter", f"{adapter}:0.5"]
+    app(["eval", str(tiny_llama), *given, *recipe, *quick, "-o", str(tmp_path / "one")], standalone_mode=False)
+    report = json.loads((tmp_path / "one" / "report.json").read_text())
+    assert report["quality"]["kl"]["value"] == 0
+    assert report["after"]["path"] == f"{tiny_llama} + {adapter} × 0.5"
+    assert any("is merged, weight 0.5" in warning for warning in report["warnings"])
+
+    given = ["--against", str(tiny_llama), "--against-adapter", f"{adapter}:0.5"]
+    app(["eval", str(dense), *given, *recipe, *quick, "-o", str(tmp_path / "two")], standalone_mode=False)
+    report = json.loads((tmp_path / "two" / "report.json").read_text())
+    assert report["quality"]["kl"]["value"] == 0
+    assert report["before"]["path"] == f"{tiny_llama} + {adapter} × 0.5"
+
+
+def test_an_adapter_alone_is_nothing_to_measure(tiny_llama: Path, tmp_path: Path) -> None:
+    adapter = str(save_adapter(tmp_path / "lora", pair(GATE, 128, 64)))
+    for given, hint in (
+        ([adapter], f"--adapter {adapter}"),
+        ([str(tiny_llama), "--against", adapter], f"--against-adapter {adapter}"),
+    ):
+        with pytest.raises(CheckpointError, match="is an adapter, no checkpoint") as refusal:
+            app(["eval", *given, "-q"], standalone_mode=False)
+        assert hint in refusal.value.hint
+    with pytest.raises(Refused, match="merged into baselines, and there is none"):
+        app(["eval", str(tiny_llama), "--against-adapter", adapter, "-q"], standalone_mode=False)
 
 
 def test_how_adapters_are_named(tmp_path: Path) -> None:

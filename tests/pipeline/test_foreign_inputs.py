@@ -130,6 +130,62 @@ def test_what_does_not_come_along_is_named(tiny_llama: Path, tmp_path: Path) -> 
     assert not (tmp_path / "out" / "hf_quant_config.json").exists()
 
 
+def with_riders(source: Path, *heads: int) -> dict[str, Tensor]:
+    """Scales of cache and inputs beside every attention, as fp8 checkpoints have them; those of the cache."""
+    file = source / "model.safetensors"
+    attentions = {name.rpartition(".q_proj")[0] for name in load_file(file) if ".q_proj." in name}
+    cache = {f"{at}.{leaf}": torch.rand(heads) for at in attentions for leaf in ("k_scale", "v_proj.output_scale")}
+    save_file({**load_file(file), **cache, **{f"{at}.q_proj.input_scale": torch.rand(1) for at in attentions}}, file)
+    return cache
+
+
+RIDDEN: dict[str, dict[str, Any]] = {
+    "quantize": {"name": "rtn", "bits": 8, "granularity": "channel"},
+    "prune": {"name": "depth", "drop_layers": 1},
+    "factorize": {"name": "svd", "rank": 2},
+}
+
+
+@pytest.mark.parametrize("command", RIDDEN)
+def test_scales_of_the_cache_come_along(tiny_llama: Path, tmp_path: Path, command: str) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    foreign.convert(tiny_llama, source, foreign.fp8(32, 32), INPUTS["fp8"][1])
+    cache = with_riders(source)
+    planned, _ = step(command, source, out, **RIDDEN[command])
+    told = "\n".join(planned.warnings)
+    assert (
+        f"key-value cache come along, for readers that round it, which aicompress.load does not: {len(cache)}" in told
+    )
+    assert "has no place" not in told
+    assert "left out, since no layer of the output rounds by them" in told
+    held = load_file(out / "model.safetensors")
+    assert not [name for name in held if "input_scale" in name]
+    kept = {name: held[name] for name in held if name in cache}
+    assert len(kept) == len(cache) - 2 * (command == "prune")
+    assert all(any(torch.equal(tensor, scale) for scale in cache.values()) for tensor in kept.values())
+    assert verify(out).sound
+    assert torch.isfinite(load(out)(torch.arange(1, 9)[None]).logits).all()
+    _, info = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True, trust_remote_code=True)
+    assert not info["missing_keys"]
+
+
+def test_the_scheme_of_the_cache_comes_along(tiny_llama: Path, tmp_path: Path) -> None:
+    """And what has a scale for each head does so while no head can go."""
+    scheme = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "tensor", "dynamic": False}
+    source, again, cut = tmp_path / "in", tmp_path / "again", tmp_path / "cut"
+    step("quantize", tiny_llama, source, name="rtn", bits=8, granularity="channel")
+    config = json.loads((source / "config.json").read_text())
+    config["quantization_config"]["kv_cache_scheme"] = scheme
+    (source / "config.json").write_text(json.dumps(config))
+    cache = with_riders(source, 2)
+    step("quantize", source, again, ("*.mlp.*",), name="rtn", bits=4, granularity="channel")
+    assert json.loads((again / "config.json").read_text())["quantization_config"]["kv_cache_scheme"] == scheme
+    assert cache.keys() <= load_file(again / "model.safetensors").keys()
+    planned, _ = step("prune", source, cut, name="heads", keep=0.5, unit="group")
+    assert any("for each head are left out" in warning for warning in planned.warnings)
+    assert not cache.keys() & load_file(cut / "model.safetensors").keys()
+
+
 def test_what_a_method_rewrites_is_decoded(quantized: Any, tmp_path: Path, text_file: Path) -> None:
     """Scaling moves between layers and the norms before them, which codes could not follow."""
     source, _ = quantized("gptq")

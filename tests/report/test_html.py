@@ -3,11 +3,14 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from io import StringIO
 
 import pytest
 
+from aicompress.cli import render
 from aicompress.report.compare import comparison
 from aicompress.report.html import comparison_to_html, to_html
+from aicompress.report.markdown import to_markdown
 from aicompress.report.model import Report
 
 VOID = {"meta", "input", "br", "link", "img"}
@@ -69,6 +72,31 @@ def test_warnings_and_failed_gates_come_before_the_figures(report: Report) -> No
         for part in ("size.ratio &lt;= 0.3: found 0.6176", "1 layer was not selected", "weights on disk")
     ]
     assert places == sorted(places)
+
+
+def test_what_was_settled_is_no_warning(report: Report) -> None:
+    settled = replace(report, warnings=(), notes=("model.layers: dropped block 1 of 3",))
+    assert "<strong>Notes</strong><ul><li>model.layers: dropped block 1 of 3" in to_html(settled)
+    assert "> [!NOTE]\n> - model.layers: dropped block 1 of 3" in to_markdown(settled)
+    assert Report.from_json(settled.to_json()) == settled
+    printed = StringIO()
+    render.report(settled, printed)
+    assert "note: model.layers: dropped block 1 of 3" in printed.getvalue()
+    assert "warning" not in printed.getvalue()
+
+
+def test_nothing_wider_than_a_phone_lies_outside_of_what_scrolls(report: Report) -> None:
+    """Tables, plots and code have a container that scrolls and shows where they go on."""
+    page = to_html(report)
+    for element in ("<table", "<svg", "<pre"):
+        assert page.count(element) == len(re.findall(rf'<div class="(?:scroll[^"]*|plot)">\s*{element}', page)) > 0
+    style = page.partition("<style>")[2].partition("</style>")[0]
+    (scrolls,) = re.findall(r"\n\.scroll, \.plot \{([^}]*)\}", style)
+    assert "overflow-x: auto" in scrolls
+    assert "background-attachment: local, local, scroll, scroll" in scrolls
+    width = float(re.findall(r"\.plot svg \{ width: (\d+)px; \}", style.partition("max-width: 600px")[2])[0])
+    smallest = min(float(size) for size in re.findall(r"font-size: ([\d.]+)px; text-anchor", page))
+    assert smallest * width / 960 >= 10  # pixels
 
 
 def test_nothing_is_fetched_and_ids_are_unique(report: Report) -> None:

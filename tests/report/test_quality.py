@@ -61,3 +61,12 @@ def test_what_differs_on_the_same_samples_is_shown_wherever_a_figure_is(report: 
     passed = gates.evaluate(["quality.perplexity.change.high <= 1.003", "quality.perplexity.change > 1.002"], report)
     assert [(gate.value, gate.passed) for gate in passed] == [(1.00259, True), (1.00161, False)]
     assert Report.from_json(report.to_json()).quality == report.quality
+
+
+def test_what_figures_ran_on_is_named_for_both_where_it_differs(report: Report) -> None:
+    kernels = {"kernels": "int4 on bfloat16", "baseline_kernels": "stored numbers"}
+    figure = {"value": 0.01, "better": "lower", **kernels}
+    shown = to_markdown(replace(report, quality={"kl": figure}))
+    assert "int4 on bfloat16; baseline: stored numbers" in shown
+    alike = {**figure, "baseline_kernels": figure["kernels"]}
+    assert "baseline: " not in to_markdown(replace(report, quality={"kl": alike})).partition("## Quality")[2]

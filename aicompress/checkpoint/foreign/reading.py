@@ -27,7 +27,8 @@ class ForeignWeights:
     Attributes:
         weights: by parameter. Those with an outline are kept in their form, the others are decoded as they are read.
         refs: where every tensor of them is, and the riders, by name on disk.
-        riders: tensors that belong to rounded activations and caches; no step takes them along.
+        riders: tensors that belong to rounded inputs and outputs; no step takes them along.
+        cache_scales: tensors that belong to the key-value cache; steps take them along.
         rounds_inputs: the checkpoint says that layers round their inputs in a way that no form of ours holds.
         beside: files that were merged into the checkpoint, by what they are.
         told: what was merged, in words.
@@ -37,6 +38,7 @@ class ForeignWeights:
     weights: Mapping[str, ForeignWeight] = field(default_factory=dict)
     refs: Mapping[str, TensorRef] = field(default_factory=dict)
     riders: tuple[str, ...] = ()
+    cache_scales: tuple[str, ...] = ()
     rounds_inputs: bool = False
     beside: Mapping[str, Source] = field(default_factory=dict)
     told: tuple[str, ...] = ()

@@ -20,6 +20,8 @@ RIDER = re.compile(
     r"(?:^|\.)(?:input|output|activation|prob|softmax|kv|[qkv]|kv_cache)(?:_proj)?_(?:global_)?"
     r"(?:scale|zero_point)(?:_ub|_inv|_\d)?$"
 )
+# Those of them that keys and values are divided by on their way into the cache, whatever the weights become.
+CACHE_SCALE = re.compile(r"(?:^|\.)(?:(?:kv|[kv]|kv_cache)(?:_proj)?|[kv]_proj\.output)_(?:scale|zero_point)$")
 _SCALE = re.compile(r"scale|absmax|scb|quant_map|zeros|zero_point", re.IGNORECASE)
 _CHANGES = re.compile(r"scale|smooth|perm|g_idx|zero_point|zeros|offset", re.IGNORECASE)  # what a weight means
 _PACKED = re.compile(r"(?:^|\.)(?:qweight|weight_packed|packed_weight|weight|[^.]*_blocks|[^.]*_packed)$")

@@ -27,7 +27,7 @@ IMPORTED = (
 
 
 def load(
-    path: str | Path,
+    path: str | Path | Checkpoint,
     *,
     model: nn.Module | None = None,
     device: str | torch.device = "cpu",
@@ -38,7 +38,8 @@ def load(
     """Load a checkpoint for inference.
 
     Args:
-        path: a Hugging Face directory in any layout, a bare `.safetensors`, an index, or `hf://org/name`.
+        path: a Hugging Face directory in any layout, a bare `.safetensors`, an index, or `hf://org/name`; or one that
+            has been opened.
         model: for a checkpoint that names no architecture: the module to fill, by parameter names.
         device: where the model runs. The fast kernels are for the CPU; elsewhere compressed layers decode once.
         dtype: of every floating parameter; None keeps what the checkpoint has.
@@ -53,7 +54,7 @@ def load(
     Raises:
         CheckpointError: damaged, or its tensors are not exactly those of the architecture.
     """
-    checkpoint = without_added_biases(Checkpoint.open(path))
+    checkpoint = without_added_biases(path if isinstance(path, Checkpoint) else Checkpoint.open(path))
     if model is None and (checkpoint.config is None or _is_nameless(checkpoint.config)):
         return {name: _cast(checkpoint.dense(name), dtype).to(device) for name in checkpoint.parameters()}
     running = model if model is not None else build(checkpoint, trust_remote_code)

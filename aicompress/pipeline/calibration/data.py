@@ -121,7 +121,8 @@ def _sample_sets(
         yield _of_arrays(checkpoint, model, data, seed)
         return
     predicts, tokenizer = generates(checkpoint), load_tokenizer(checkpoint.source.folder)
-    shorter = min(data.length, most_positions(model) or data.length)
+    shorter = min(data.length, most_positions(model) or data.length)  # the plan has said so
+    data = data.model_copy(update={"length": shorter})
     if data.kind != "drawn" and predicts:
         windows, source = token_windows(data, tokenizer, seed, DEFAULT_SAMPLES)
         yield SampleSet(len(windows), partial(_windows, model, windows), source, predicts=True)

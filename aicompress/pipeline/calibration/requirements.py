@@ -17,6 +17,8 @@ from aicompress.layer import LayerInfo
 from aicompress.methods.layerwise import AnyLayerMethod, LayerMethod
 from aicompress.methods.method import OF_TRAINING, MethodConfig
 from aicompress.methods.structural import AnyStructuralMethod
+from aicompress.model.loading.config import most_positions
+from aicompress.model.loading.definition import skeleton
 from aicompress.pipeline.step.survey import Survey
 from aicompress.recipe import Recipe
 
@@ -131,6 +133,18 @@ def problems(
         refusals += data.problems(recipe.calibration)
         refusals += _of_loss(checkpoint, recipe, chosen) if "gradients" in needs else []
     return refusals + _of_model(checkpoint, recipe, request)
+
+
+def shortened(checkpoint: Checkpoint, recipe: Recipe) -> list[str]:
+    """A warning where the model takes shorter samples than the calibration data asks for."""
+    data = recipe.calibration
+    if data is None or data.kind == "arrays" or checkpoint.config is None:
+        return []
+    model = skeleton(checkpoint.config)
+    most = None if model is None else most_positions(model)
+    if most is None or most >= data.length:
+        return []
+    return [f"calibration samples are {most} tokens long, not {data.length}: the model takes no more"]
 
 
 def follows(recipe: Recipe) -> bool:

@@ -25,6 +25,7 @@ from aicompress.model.loading.load import IMPORTED
 from aicompress.recipe import Model
 
 if TYPE_CHECKING:
+    from aicompress.pipeline.step.input import Adapted
     from aicompress.pipeline.step.running_model import Setting
 
 WARM_LOADS = 3
@@ -62,6 +63,7 @@ class LoadRequest:
         size: batch and length of the forward pass.
         labelled: arrays to take the inputs of a bare file from.
         kernels: fast or reference.
+        adapters: what is merged into it, each with its weight.
     """
 
     path: str
@@ -70,6 +72,7 @@ class LoadRequest:
     size: tuple[int, int] = (1, 16)
     labelled: Data | None = None
     kernels: Literal["fast", "reference"] = "fast"
+    adapters: tuple[tuple[str, float], ...] = ()
 
 
 def footprint(request: LoadRequest) -> Footprint:
@@ -121,29 +124,30 @@ def _silence() -> None:
 
 def measure(request: LoadRequest) -> Footprint:
     """Measure the cost of loading a checkpoint in this process."""
+    from aicompress.pipeline.step.input import Adapted
     from aicompress.pipeline.step.running_model import Setting, example, forward_call
 
     setting = Setting(request.model, request.allow_code, kernels=request.kernels)
-    path = request.path
+    path, source = request.path, Adapted(request.path, request.adapters)
     for name in _libraries(path):
         import_module(name)
     batch, length = request.size
     idle = peak_rss()
-    running = setting.start(path)
+    running = setting.start(source)
     inputs = example(running.module, batch, length, request.labelled)
     if inputs is not None:
         forward_call(running.module, inputs[0])()
     peak = peak_rss()
     del running
     evicted = evict(path)
-    cold = _seconds(setting, path)
-    warm = [_seconds(setting, path) for _ in range(WARM_LOADS)]
+    cold = _seconds(setting, source)
+    warm = [_seconds(setting, source) for _ in range(WARM_LOADS)]
     return Footprint(cold, median(warm), peak, idle, evicted, inputs is not None)
 
 
-def _seconds(setting: Setting, path: str) -> float:
+def _seconds(setting: Setting, source: Adapted) -> float:
     start = time.perf_counter()
-    setting.start(path)
+    setting.start(source)
     return time.perf_counter() - start
 
 

@@ -2,64 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from aicompress.data import Data, Source, arrays, batches, labelled, pairs, sentences, token_windows
+from aicompress.data import Data
 from aicompress.errors import CheckpointError, RecipeError
-from aicompress.metrics import Metric
 from aicompress.metrics.outputs import ClassLogits, Outputs, PairEmbeddings, SentenceEmbeddings, TokenLogits
 from aicompress.model.blocks.input_errors import input_errors_refused
-from aicompress.model.loading.config import class_names, most_positions
-from aicompress.pipeline.step.running_model import Inputs, Running, encoder
+from aicompress.pipeline.evaluation.samples import (
+    AnyMetric,
+    Labelled,
+    Models,
+    Pairs,
+    Samples,
+    Sentences,
+    Windows,
+    require_tokens,
+)
+from aicompress.pipeline.step.running_model import Inputs, encoder
 
 LOGITS = 1 << 24  # logits of one model that are held at a time: 64 MiB in float32
-BATCH = 64  # samples that a classifier sees at once
-Models = Sequence[Running]  # the tested one, then its baselines
-AnyMetric = Metric[Any, Any]
 Progress = Callable[[int, int], None]  # done, total
 
 
-@dataclass(frozen=True)
-class Watcher:
-    """Who is told of a metric's samples, and of how far it is.
-
-    Attributes:
-        read: called with the record of the samples.
-        progress: called with (done, total).
-    """
-
-    read: Callable[[Source], None] = lambda source: None
-    progress: Progress = lambda done, total: None
-
-
-def model_outputs(models: Models, metric: AnyMetric, data: Data, watcher: Watcher = Watcher()) -> Iterator[Any]:
+def model_outputs(
+    models: Models, metric: AnyMetric, data: Data, samples: Samples, progress: Progress = lambda done, total: None
+) -> Iterator[Any]:
     """Give the outputs that a metric reads, of all models, in batches.
 
     Args:
         models: the tested one, then its baselines.
-        data: the samples.
-        watcher: told of the samples and of progress.
+        data: the section that the samples were read from.
+        samples: as `read_samples` gives them.
+        progress: called with (done, total).
 
     Raises:
-        RecipeError, CheckpointError: data or models do not fit what is asked.
+        RecipeError, CheckpointError: the models do not give what is asked.
     """
-    return RUNS[metric.reads](models, metric, data, watcher)
+    return RUNS[metric.reads](models, metric, data, samples, progress)
 
 
-def token_logits(models: Models, metric: AnyMetric, data: Data, watcher: Watcher) -> Iterator[TokenLogits]:
+def token_logits(
+    models: Models, metric: AnyMetric, data: Data, samples: Windows, progress: Progress
+) -> Iterator[TokenLogits]:
     """Give logits for every window; one batch of logits per model is held."""
-    windows, source = token_windows(data, models[0].tokenizer)
-    watcher.read(source)
-    _require_positions(models, data.length)
-    _require_same_tokens(models, data, windows)
-    _require_takes(metric, len(windows), data)
+    windows = samples.ids
     runs = [_language_model(model.module, metric.name) for model in models]
-    _require_rows(models, int(windows.max()))
     start = 0
     width = 1  # the first window tells the size of the vocabulary
     while start < len(windows):
@@ -67,83 +58,54 @@ def token_logits(models: Models, metric: AnyMetric, data: Data, watcher: Watcher
         tested = runs[0](ids)
         logits = [tested, *(run(ids).to(tested.device) for run in runs[1:])]
         shared = min(each.shape[-1] for each in logits)  # tables of one tokenizer may be padded to other sizes
-        _require_tokens(models, [each.shape[-1] for each in logits], int(windows.max()))
+        require_tokens(models, [each.shape[-1] for each in logits], int(windows.max()))
         yield TokenLogits(ids.to(tested.device), tuple(each[..., :shared] for each in logits))
         start += len(ids)
-        watcher.progress(start, len(windows))
+        progress(start, len(windows))
         width = max(1, LOGITS // (windows.shape[1] * tested.shape[-1]))
 
 
-def class_logits(models: Models, metric: AnyMetric, data: Data, watcher: Watcher) -> Iterator[ClassLogits]:
+def class_logits(
+    models: Models, metric: AnyMetric, data: Data, samples: Labelled, progress: Progress
+) -> Iterator[ClassLogits]:
     """Give logits for every sample of known class."""
-    inputs, labels, source = _labelled(models[0], data)
-    watcher.read(source)
+    labels = samples.labels
     unit = "samples" if data.kind == "arrays" else "texts"
-    _require_takes(metric, len(labels), data)
-    watcher.progress(0, len(labels))
+    progress(0, len(labels))
     runs = [_classifier(model.module, metric.name) for model in models]
     start = 0
-    for batch in inputs:
+    for batch in samples.inputs:
         logits = tuple(run(batch) for run in runs)
         for each in logits:
             _require_classes(each, labels, metric.name)
         yield ClassLogits(labels[start : start + len(logits[0])], logits, unit)
         start += len(logits[0])
-        watcher.progress(start, len(labels))
+        progress(start, len(labels))
 
 
-def pair_embeddings(models: Models, metric: AnyMetric, data: Data, watcher: Watcher) -> Iterator[PairEmbeddings]:
+def pair_embeddings(
+    models: Models, metric: AnyMetric, data: Data, samples: Pairs, progress: Progress
+) -> Iterator[PairEmbeddings]:
     """Give embeddings of all pairs; a sentence that stands in several pairs is encoded once."""
-    first, second, scores, source = pairs(data)
-    watcher.read(source)
-    _require_takes(metric, len(scores), data)
-    texts = sorted({*first, *second})
+    texts = sorted({*samples.first, *samples.second})
     row = {text: number for number, text in enumerate(texts)}
-    one, other = (torch.tensor([row[text] for text in side]) for side in (first, second))
-    yield PairEmbeddings(scores, one, other, _encoded(models, texts, data.length, watcher.progress))
+    one, other = (torch.tensor([row[text] for text in side]) for side in (samples.first, samples.second))
+    yield PairEmbeddings(samples.scores, one, other, _encoded(models, texts, data.length, progress))
 
 
 def sentence_embeddings(
-    models: Models, metric: AnyMetric, data: Data, watcher: Watcher
+    models: Models, metric: AnyMetric, data: Data, samples: Sentences, progress: Progress
 ) -> Iterator[SentenceEmbeddings]:
     """Give embeddings of all sentences."""
-    texts, source = sentences(data)
-    watcher.read(source)
-    _require_takes(metric, len(texts), data)
-    yield SentenceEmbeddings(_encoded(models, texts, data.length, watcher.progress))
+    yield SentenceEmbeddings(_encoded(models, samples.texts, data.length, progress))
 
 
-RUNS: Mapping[type[Outputs], Callable[[Models, AnyMetric, Data, Watcher], Iterator[Outputs]]] = {
+RUNS: Mapping[type[Outputs], Callable[[Models, AnyMetric, Data, Any, Progress], Iterator[Outputs]]] = {
     TokenLogits: token_logits,
     ClassLogits: class_logits,
     PairEmbeddings: pair_embeddings,
     SentenceEmbeddings: sentence_embeddings,
 }
-
-
-def _require_takes(metric: AnyMetric, samples: int, data: Data) -> None:
-    problem = metric.check(samples, data)
-    if problem is not None:
-        raise RecipeError(*problem)
-
-
-def _require_positions(models: Models, length: int) -> None:
-    limits = [limit for model in models if (limit := most_positions(model.module)) is not None]
-    if limits and length > min(limits):
-        raise RecipeError(
-            f"windows of {length} tokens are longer than the model's {min(limits)} positions",
-            f"length: {min(limits)}",
-        )
-
-
-def _require_same_tokens(models: Models, data: Data, windows: Tensor) -> None:
-    for baseline in models[1:]:
-        theirs, _ = token_windows(data, baseline.tokenizer)
-        if not torch.equal(windows, theirs):
-            raise CheckpointError(
-                f"{baseline.path} divides the text into other tokens than {models[0].path}",
-                "compare checkpoints that share a tokenizer",
-            )
 
 
 def _language_model(model: nn.Module, metric: str) -> Callable[[Tensor], Tensor]:
@@ -162,37 +124,6 @@ def _language_model(model: nn.Module, metric: str) -> Callable[[Tensor], Tensor]
         return logits  # type: ignore[no-any-return]
 
     return run
-
-
-def _require_rows(models: Models, largest: int) -> None:
-    """Look at the tables of embeddings, before a model runs."""
-    tables = [getattr(model.module, "get_input_embeddings", lambda: None)() for model in models]
-    _require_tokens(models, [getattr(table, "num_embeddings", largest + 1) for table in tables], largest)
-
-
-def _require_tokens(models: Models, counts: Sequence[int], largest: int) -> None:
-    """Every token must have a row in the table of every model.
-
-    Raises:
-        CheckpointError: one has fewer rows.
-    """
-    for model, count in zip(models, counts, strict=True):
-        if count <= largest:
-            raise CheckpointError(
-                f"the vocabularies differ: {model.path} has {count} tokens, and the text has token {largest}",
-                "compare with the checkpoint it was made from",
-            )
-
-
-def _labelled(tested: Running, data: Data) -> tuple[Iterable[Inputs], Tensor, Source]:
-    """Read batches of inputs, labels (samples,) int64, and the record."""
-    if data.kind == "arrays":
-        inputs, named, source = arrays(data)
-        assert named is not None, "a recipe of labelled data names its labels"
-        return torch.split(inputs, BATCH), named, source
-    texts, labels, source = labelled(data, classes=class_names(tested.module))
-    length = min(data.length, most_positions(tested.module) or data.length)
-    return batches(texts, tested.tokenizer, BATCH, length), labels, source
 
 
 def _classifier(model: nn.Module, metric: str) -> Callable[[Inputs], Tensor]:

@@ -3,50 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 
-from aicompress.data import Source
-from aicompress.pipeline.evaluation.model_outputs import Watcher, model_outputs
+from aicompress.data import Data
+from aicompress.pipeline.evaluation.model_outputs import model_outputs
+from aicompress.pipeline.evaluation.samples import AnyMetric, Samples, read_samples
 from aicompress.pipeline.step.running_model import Running
 from aicompress.recipe.evaluation import EvalRecipe
 
 Progress = Callable[[str, int, int], None]  # what, done, total
-Read = Callable[[str, Source], None]  # a metric's name, where its samples came from
+Asked = Sequence[tuple[AnyMetric, Data, Samples]]  # metrics with their sections, and what they are measured on
 
 
-@torch.inference_mode()
-def measure_quality(
-    models: Sequence[Running],
-    recipe: EvalRecipe,
-    progress: Progress = lambda what, done, total: None,
-    read: Read = lambda metric, source: None,
-) -> dict[str, Any]:
-    """Measure every figure that the recipe asks for.
-
-    Args:
-        models: the tested one, then its baselines.
-        recipe: what to measure.
-        progress: called with (what, done, total).
-        read: called with the record of each metric's samples.
-
-    Returns:
-        Figures by name as the report stores them, each with the kernels that the tested model ran on; those against
-        further baselines under `against`, by path.
+def asked_quality(recipe: EvalRecipe, models: Sequence[Running]) -> Asked:
+    """The metrics of a recipe with their samples, read for models whose weights are not needed.
 
     Raises:
         RecipeError, CheckpointError: data or models do not fit what is asked.
     """
-    asked = recipe.quality.asked
+    return [(metric, data, read_samples(models, metric, data)) for metric, data in recipe.quality.asked]
+
+
+@torch.inference_mode()
+def measure_quality(
+    models: Sequence[Running], asked: Asked, seed: int, progress: Progress = lambda what, done, total: None
+) -> dict[str, Any]:
+    """Measure every figure that is asked for.
+
+    Args:
+        models: the tested one, then its baselines.
+        asked: what to measure, and on which samples.
+        seed: for resampling.
+        progress: called with (what, done, total).
+
+    Returns:
+        Figures by name as the report stores them, each with the kernels that the tested model ran on and, where it is
+        held against a baseline, those of that; figures against further baselines under `against`, by path.
+
+    Raises:
+        RecipeError, CheckpointError: the models do not give what is asked.
+    """
     against: list[dict[str, Any]] = [{} for _ in models[1:]] or [{}]
-    for number, (metric, data) in enumerate(asked):
-        watcher = Watcher(partial(read, metric.name), _share(progress, metric.name, number, len(asked)))
-        outputs = model_outputs(models, metric, data, watcher)
-        measured = metric.measure(outputs, data, recipe.seed)
-        for figures, entries in zip(against, metric.entries(measured), strict=True):
-            figures.update({name: {**entry, "kernels": models[0].kernels} for name, entry in entries.items()})
+    ran = [{"kernels": models[0].kernels, "baseline_kernels": model.kernels} for model in models[1:]]
+    ran = ran or [{"kernels": models[0].kernels}]
+    for number, (metric, data, samples) in enumerate(asked):
+        outputs = model_outputs(models, metric, data, samples, _share(progress, metric.name, number, len(asked)))
+        measured = metric.measure(outputs, data, seed)
+        for figures, entries, named in zip(against, metric.entries(measured), ran, strict=True):
+            figures.update({name: {**entry, **named} for name, entry in entries.items()})
     quality = dict(against[0])
     if len(against) > 1:
         quality["against"] = {model.path: figures for model, figures in zip(models[2:], against[1:], strict=True)}

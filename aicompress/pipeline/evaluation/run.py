@@ -6,19 +6,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from aicompress import data as sources
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.reader import digests, require_finite
+from aicompress.checkpoint.source import is_adapter, local_folder
 from aicompress.checkpoint.written import require_own_reports
 from aicompress.disk import require_file, write_whole
-from aicompress.errors import OutputExists, RecipeError, raise_all
+from aicompress.errors import CheckpointError, OutputExists, RecipeError, raise_all
 from aicompress.pipeline.evaluation.load_cost import LoadRequest, footprint, prepare
-from aicompress.pipeline.evaluation.quality import measure_quality
+from aicompress.pipeline.evaluation.quality import Asked, asked_quality, measure_quality
+from aicompress.pipeline.evaluation.samples import outlined
 from aicompress.pipeline.step import latency as timing
 from aicompress.pipeline.step.checks import known_kinds
-from aicompress.pipeline.step.input import open_input
+from aicompress.pipeline.step.input import Adapted, open_input
 from aicompress.pipeline.step.options import Options, Progress
 from aicompress.pipeline.step.report import Results, build_report, rendered
 from aicompress.pipeline.step.running_model import Running, Setting, example, resolved_device
@@ -44,8 +45,8 @@ class EvalOptions:
 
 
 def evaluate(
-    source: str,
-    against: Sequence[str],
+    source: str | Adapted,
+    against: Sequence[str | Adapted],
     recipe: EvalRecipe,
     judging: EvalOptions = EvalOptions(),
     options: Options = Options(),
@@ -55,7 +56,7 @@ def evaluate(
     The gates are evaluated, not enforced: `gates.require(report.gates)` raises where one does not hold.
 
     Args:
-        source: the checkpoint that is judged.
+        source: the checkpoint that is judged, with adapters to merge into it.
         against: baselines; the first one is the report's `before`.
         recipe: what to measure.
         judging: further conditions, and where the report goes.
@@ -66,22 +67,29 @@ def evaluate(
     """
     start = time.perf_counter()
     _check(recipe, judging, bool(against))
-    paths = [source, *against]
+    sources = [each if isinstance(each, Adapted) else Adapted(each) for each in (source, *against)]
     if recipe.latency is not None:
-        prepare(source)
-    inputs = [open_input(path) for path in paths]
-    sides, warnings = _sides([checkpoint for checkpoint, _ in inputs], paths)
+        prepare(str(sources[0].path))
+    _require_no_adapter(sources[1:])
+    inputs = [open_input(each) for each in sources]
+    sides, warnings = _sides([checkpoint for checkpoint, _ in inputs], [each.name for each in sources])
     if not _runs(recipe, bool(against)):  # no model is loaded, which would tell
         for checkpoint, _ in inputs:
             _require_finite(checkpoint)
+    outlines = [outlined(opened, each.name) for (opened, _), each in zip(inputs, sources, strict=True)]
+    asked = asked_quality(recipe, outlines)
     if recipe.latency is not None:
-        sides = _with_load_cost(sides, recipe, judging.allow_code, options.progress)
+        sides = _with_load_cost(sides, sources, recipe, judging.allow_code, options.progress)
     setting = Setting(recipe.model, judging.allow_code, resolved_device(options.device), recipe.kernels)
-    results, latencies = _measured(paths, setting, recipe, options.progress)
+    results, latencies = _measured(sources, setting, recipe, asked, options.progress)
     further = [*latencies, *[None] * len(sides)]
     results = replace(
         results,
-        warnings=(*(warning for _, tied in inputs for warning in tied), *warnings, *results.warnings),
+        warnings=(
+            *(told for opened, tied in inputs for told in (*opened.foreign.told, *tied)),
+            *warnings,
+            *results.warnings,
+        ),
         baselines=tuple(Baseline(side, latency) for side, latency in zip(sides[2:], further, strict=False)),
     )
     pair = (sides[1] if against else None, sides[0])
@@ -128,6 +136,20 @@ def _check(recipe: EvalRecipe, judging: EvalOptions, compared: bool) -> None:
             require_file(out / name)
 
 
+def _require_no_adapter(baselines: Sequence[Adapted]) -> None:
+    """Refuse a folder that holds an adapter alone as a baseline.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    for baseline in baselines:
+        if is_adapter(local_folder(baseline.path)):
+            raise CheckpointError(
+                f"{baseline.path} is an adapter, no checkpoint",
+                f"give its base model with --against, and --against-adapter {baseline.path}",
+            )
+
+
 def _absent(recipe: EvalRecipe, compared: bool) -> dict[str, str]:
     """What the report will not hold, with what to do about it."""
     absent = {"training": "only `aicompress distill` trains"}
@@ -169,15 +191,17 @@ def _require_finite(checkpoint: Checkpoint) -> None:
                 require_finite(checkpoint.read(disk), disk, checkpoint.path)
 
 
-def _with_load_cost(sides: Sequence[Side], recipe: EvalRecipe, allow_code: bool, progress: Progress) -> list[Side]:
+def _with_load_cost(
+    sides: Sequence[Side], sources: Sequence[Adapted], recipe: EvalRecipe, allow_code: bool, progress: Progress
+) -> list[Side]:
     """The sides with what it costs to load them, each in a process of its own, while this one holds no model."""
     assert recipe.latency is not None
     size = (recipe.latency.batch, recipe.latency.length)
     loaded: list[Side] = []
-    for number, side in enumerate(sides):
+    for number, (side, source) in enumerate(zip(sides, sources, strict=True)):
         progress("loading in a process of its own", 20 * number // len(sides), 100)
         given = (recipe.model, allow_code, size, recipe.quality.arrays, recipe.kernels)
-        cost = footprint(LoadRequest(side.path, *given))
+        cost = footprint(LoadRequest(str(source.path), *given, source.adapters))
         cold = cost.cold_seconds if cost.evicted else None
         loaded.append(
             replace(side, load_seconds=cost.warm_seconds, cold_load_seconds=cold, load_peak_rss=cost.peak_rss)
@@ -186,20 +210,17 @@ def _with_load_cost(sides: Sequence[Side], recipe: EvalRecipe, allow_code: bool,
 
 
 def _measured(
-    paths: Sequence[str], setting: Setting, recipe: EvalRecipe, progress: Progress
+    sources: Sequence[Adapted], setting: Setting, recipe: EvalRecipe, asked: Asked, progress: Progress
 ) -> tuple[Results, tuple[Latency, ...]]:
     """Latency and quality of the first checkpoint, and its latency against each baseline but the first."""
-    if not _runs(recipe, len(paths) > 1):
+    if not _runs(recipe, len(sources) > 1):
         return Results(), ()
-    models = [setting.start(path) for path in paths]
+    models = [setting.start(source) for source in sources]
     progress("latency", 20, 100)
     latency, further, warnings = _timed(models, recipe)
-    data: dict[str, Any] = {}
+    data = {metric.name: asdict(samples.source) for metric, _, samples in asked}
     quality = measure_quality(
-        models,
-        recipe,
-        lambda what, done, total: progress(what, 30 + 69 * done // total, 100),
-        lambda metric, source: data.update({metric: asdict(source)}),
+        models, asked, recipe.seed, lambda what, done, total: progress(what, 30 + 69 * done // total, 100)
     )
     return Results(latency=latency, quality=quality, warnings=warnings, data=data), further
 
@@ -209,7 +230,7 @@ def _timed(
 ) -> tuple[Latency | None, tuple[Latency, ...], tuple[str, ...]]:
     """Latency of the first model, the same against each baseline but the first, and why there is none."""
     if recipe.latency is None:
-        return None, (), ("latency was not measured: the recipe has no latency section",)
+        return None, (), ()
     asked = recipe.latency
     inputs = example(models[0].module, asked.batch, asked.length, recipe.quality.arrays)
     if inputs is None:

@@ -31,7 +31,8 @@ def known_kinds(checkpoint: Checkpoint) -> tuple[Mapping[str, Kind | None] | Non
         named = (checkpoint.config.get("architectures") or [checkpoint.config.get("model_type")])[0]
         what = f"transformers does not know the architecture {named!r}" if named else _NO_ARCHITECTURE
         return None, [f"{what}: layers are told by name and shape"]
-    return kinds, misfit_warnings(checkpoint.config, checkpoint.parameters())
+    names = [name for name in checkpoint.parameters() if name not in checkpoint.foreign.cache_scales]
+    return kinds, misfit_warnings(checkpoint.config, names)
 
 
 def left_out(checkpoint: Checkpoint, destination: Destination | None = None) -> list[str]:
@@ -68,8 +69,13 @@ def _decoded(checkpoint: Checkpoint) -> list[str]:
     ]
     if foreign.riders:
         told.append(
-            f"scales of activations and of the key-value cache are left out: {len(foreign.riders)}, "
-            f"{foreign.riders[0]} for one"
+            f"scales of rounded inputs and outputs are left out, since no layer of the output rounds by them: "
+            f"{len(foreign.riders)}, {foreign.riders[0]} for one"
+        )
+    if foreign.cache_scales:
+        told.append(
+            "scales of the key-value cache come along, for readers that round it, which aicompress.load does not: "
+            f"{len(foreign.cache_scales)}, {foreign.cache_scales[0]} for one"
         )
     if foreign.rounds_inputs:
         told.append("the input says that layers round their inputs too: only weights are stored rounded")

@@ -31,6 +31,12 @@ class Adapted:
     path: str | Path
     adapters: tuple[tuple[str, float], ...] = ()
 
+    @property
+    def name(self) -> str:
+        """How reports name it: "model + lora × 0.5"."""
+        merged = (folder if weight == 1 else f"{folder} × {weight:g}" for folder, weight in self.adapters)
+        return " + ".join([str(self.path), *merged])
+
     def open(self) -> Checkpoint:
         """The checkpoint with its adapters.
 

@@ -48,6 +48,7 @@ class Contents:
         compressed: the compressed ones: layer and outline.
         manifest: entries and widths.
         sentence_encoder: sentence-transformers has to load it too.
+        cache_scheme: how the input rounds keys and values in the cache; None where it says nothing.
     """
 
     config: dict[str, Any] | None
@@ -55,6 +56,7 @@ class Contents:
     compressed: Mapping[str, tuple[LayerInfo, Weight]]
     manifest: Manifest = field(default_factory=Manifest)
     sentence_encoder: bool = False
+    cache_scheme: Any = None
 
     @cached_property
     def integers(self) -> dict[str, IntGrouped]:
@@ -86,7 +88,8 @@ def described(contents: Contents) -> Described:
         layouts = [("native", False)]  # what config.json says of the widths is not enough
     if contents.config is None or layouts[0][0] == "plain":
         (layout, dequantize), *_ = layouts
-        return Described(layout, _config(contents, layout, dequantize, ()), contents.stored(layout))
+        config = _config(contents, layout, dequantize, ())
+        return Described(layout, config, contents.stored(layout), notes=_without_cache_scheme(contents, layout))
     tried: list[tuple[Described, dict[str, Trial]]] = []
     for layout, dequantize in layouts:
         outcome = _tried(contents, layout, dequantize)
@@ -96,8 +99,15 @@ def described(contents: Contents) -> Described:
                 break
     safe = [outcome for outcome in tried if not any(trial.random for trial in outcome[1].values())]
     choice, trials = next((each for each in safe if all(t.loads for t in each[1].values())), safe[0])
-    notes = [*_passed_over(choice, tried), *_refusals(trials)]
+    notes = [*_passed_over(choice, tried), *_refusals(trials), *_without_cache_scheme(contents, choice.layout)]
     return replace(choice, notes=(*notes, *(_of_sentences(choice, contents) if choice.readers else [])))
+
+
+def _without_cache_scheme(contents: Contents, layout: Layout) -> tuple[str, ...]:
+    """That the output does not say how keys and values are rounded in the cache, though its input does."""
+    if contents.cache_scheme is None or layout == "compressed-tensors":
+        return ()
+    return ("kv_cache_scheme is left out: a quantization_config of compressed-tensors alone says it",)
 
 
 def _of_sentences(choice: Described, contents: Contents) -> list[str]:
@@ -157,7 +167,7 @@ def _config(contents: Contents, layout: Layout, dequantize: bool, readers: Seque
     plain = {key: value for key, value in contents.config.items() if key != "quantization_config"}
     if layout == "compressed-tensors":
         others = [name for name in contents.dense if name not in contents.integers]
-        quantization = ct_config(contents.integers, dequantize, others, readers)
+        quantization = ct_config(contents.integers, dequantize, others, readers, contents.cache_scheme)
         return None if quantization is None else {**plain, "quantization_config": quantization}
     auto_map = {
         key: value for key, value in plain.pop("auto_map", {}).items() if "modeling_aicompress" not in str(value)

@@ -208,7 +208,8 @@ def arrange(
     manifest = Manifest(entries, (*checkpoint.manifest.lineage, step), narrowed)
     dense = {name: planned.dense for name, planned in parameters.items()}
     readable = None if destination.single else config
-    choice = described(Contents(readable, dense, compressed, manifest, checkpoint.source.is_sentence_encoder))
+    encoder, scheme = checkpoint.source.is_sentence_encoder, _cache_scheme(checkpoint)
+    choice = described(Contents(readable, dense, compressed, manifest, encoder, scheme))
     specs: dict[str, TensorSpec] = {}
     for tensors in choice.stored.values():
         _add(specs, tensors)
@@ -229,6 +230,14 @@ def arrange(
     )
     shards = plan_shards(specs, limit, draft.metadata(), checkpoint.source.base_name)
     return replace(draft, shards=shards)
+
+
+def _cache_scheme(checkpoint: Checkpoint) -> Any:
+    """How an input rounds keys and values in the cache; None where it says nothing, or its scales do not come along."""
+    described = (checkpoint.original.config or {}).get("quantization_config")
+    scheme = described.get("kv_cache_scheme") if isinstance(described, dict) else None
+    known = bool(checkpoint.foreign.cache_scales) or (isinstance(scheme, dict) and scheme.get("dynamic") is True)
+    return scheme if known else None
 
 
 def _add(specs: dict[str, TensorSpec], more: Mapping[str, TensorSpec]) -> None:

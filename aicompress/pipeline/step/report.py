@@ -35,6 +35,7 @@ class Results:
     baselines: tuple[Baseline, ...] = ()
     data: dict[str, Any] = field(default_factory=dict)
     waited: float | None = None
+    notes: tuple[str, ...] = ()
 
 
 def build_report(
@@ -77,7 +78,7 @@ def _left_out(results: Results) -> list[str]:
     training = results.training.get("data")
     records = [*results.calibration.get("data", []), *results.data.values(), *([training] if training else [])]
     by_path = {record["path"]: record.get("skipped", 0) for record in records}
-    return [f"{path}: {count:,} null or empty rows were left out" for path, count in by_path.items() if count]
+    return [f"{path}: rows that are null or empty are left out: {count:,}" for path, count in by_path.items() if count]
 
 
 def report_names(html: bool = True) -> tuple[str, ...]:

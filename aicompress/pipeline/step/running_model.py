@@ -16,6 +16,7 @@ from aicompress.data import Data, Tokenizer, arrays, batches
 from aicompress.errors import CheckpointError
 from aicompress.model.loading.config import most_positions
 from aicompress.model.loading.pooling import Pooling
+from aicompress.pipeline.step.input import Adapted
 from aicompress.recipe import Model
 
 Inputs = Tensor | dict[str, Tensor]
@@ -29,7 +30,7 @@ class Running:
     """A loaded checkpoint, ready to run.
 
     Attributes:
-        path: as given.
+        path: as given, with what is merged into it.
         module: in evaluation mode.
         folder: its directory; None for a bare file.
     """
@@ -77,22 +78,25 @@ class Setting:
     device: str = "cpu"
     kernels: Literal["fast", "reference"] = "fast"
 
-    def start(self, path: str) -> Running:
-        """Load a checkpoint.
+    def start(self, source: str | Adapted) -> Running:
+        """Load a checkpoint, with its adapters merged.
 
         Raises:
             CheckpointError: damaged, or nothing says how to run it.
         """
         from aicompress.model.loading.load import load
 
+        given = source if isinstance(source, Adapted) else Adapted(source)
+        path = str(given.path)
         built = None if self.model is None else _built(path, self.model, self.allow_code)
-        module = load(path, model=built, device=self.device, kernels=self.kernels)
+        opened = given.open() if given.adapters else path
+        module = load(opened, model=built, device=self.device, kernels=self.kernels)
         if not isinstance(module, nn.Module):
             raise CheckpointError(
                 f"{path} names no architecture, so it cannot be run",
                 "give the recipe a `model:` section, for example model: {sequential: [flatten, fc1, relu, fc2]}",
             )
-        return Running(path, module, locate(path).folder)
+        return Running(given.name, module, locate(path).folder)
 
 
 def _built(path: str, section: Model, allow_code: bool) -> nn.Module:

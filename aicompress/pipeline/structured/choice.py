@@ -130,7 +130,7 @@ class UnitChoice(Generic[U, L]):
     def _edit(self, kept: Kept, record: Mapping[str, Any], told: bool = True) -> Edit:
         """The edit of the units that stay; without a word on which they are where that is still open."""
         edit = self.unit.edit(self.layout, self.sizes, kept)
-        edit = without_unknown(edit if told else replace(edit, warnings=()), self.layout.architecture.names)
+        edit = without_unknown(edit if told else replace(edit, warnings=(), notes=()), self.layout.architecture.names)
         changes = with_refits(edit.changes, edit.structures, edit.sizes, self.pruner.refits)
         return replace(edit, changes=changes, calibration=record)
 

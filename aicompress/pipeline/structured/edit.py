@@ -65,6 +65,7 @@ class Edit:
         sizes: how many units of each stay.
         changes: every parameter of the output in the input's order.
         warnings: what the user should know.
+        notes: what the user asked for, and the method has settled.
         calibration: the record of the calibration data that decided on the edit.
         kept: the units that stay, for structures where that is decided already.
         widths: layers whose shapes config.json does not give any more, by module; their tensors tell.
@@ -76,6 +77,7 @@ class Edit:
     sizes: tuple[int, ...]
     changes: Mapping[str, Change]
     warnings: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = field(default=())
     calibration: Mapping[str, Any] = field(default_factory=dict)
     kept: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     widths: Mapping[str, Mapping[str, int]] = field(default_factory=dict)

@@ -125,7 +125,7 @@ class StructurePlan:
         """What a dry run prints; which units stay is left open where the run chooses them."""
         stored = {info.name: info.stored for info in self.infos}
         summary = summarize_rows(self.output, self.checkpoint, self.rows(), stored, self.warnings)
-        summary = replace(summary, survey=tuple(self.request.survey.measured))
+        summary = replace(summary, survey=tuple(self.request.survey.measured), notes=self.edit.notes)
         if self.choice.decided_by_plan:
             return summary
         return self._left_open(summary)

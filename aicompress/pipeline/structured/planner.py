@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def make_plan(
     if not isinstance(method, StructuralMethod):
         raise TypeError(f"{method.name} is not structural")
     request = request or Request()
-    opened = opened_input(source, destination, recipe.gates)
+    opened = _without_scales_of_heads(opened_input(source, destination, recipe.gates))
     checkpoint = opened.checkpoint
     raise_all([*opened.problems, *_unused_sections(recipe)])
     require_writable(destination.path)
@@ -75,10 +76,28 @@ def make_plan(
     plan = StructurePlan(checkpoint, recipe, pruner, choice, opened.infos, edit, output, opened.kinds, request)
     decoded = [name for name in output.parameters if plan.decoded(name)]
     warnings = [*opened.warnings, *told, *edit.warnings, *left_out(checkpoint, destination), *decoding(decoded)]
-    warnings += output.notes
+    warnings += [*needs.shortened(checkpoint, recipe), *output.notes]
     if untried:
         warnings.append(f"the cut was not tried on a small model of the architecture: {untried}")
     return replace(plan, warnings=tuple(warnings))
+
+
+def _without_scales_of_heads(opened: OpenedInput) -> OpenedInput:
+    """The input without scales of the key-value cache that count heads, of which some may go."""
+    checkpoint = opened.checkpoint
+    foreign = checkpoint.foreign
+    counting = [name for name in foreign.cache_scales if math.prod(checkpoint.tensors[name].spec.shape) > 1]
+    if not counting:
+        return opened
+    foreign = replace(
+        foreign,
+        refs={**foreign.refs, **{name: checkpoint.tensors[name] for name in counting}},
+        riders=(*foreign.riders, *counting),
+        cache_scales=tuple(name for name in foreign.cache_scales if name not in counting),
+    )
+    told = f"scales of the key-value cache for each head are left out, since heads may go: {len(counting)}"
+    view = replace(checkpoint, tensors=foreign.shown(checkpoint.tensors), foreign=foreign)
+    return replace(opened, checkpoint=view, warnings=(*opened.warnings, told))
 
 
 def _choice(opened: OpenedInput, recipe: Recipe, pruner: AnyPruner, request: Request) -> UnitChoice[Any, Any]:

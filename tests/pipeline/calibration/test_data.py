@@ -99,3 +99,23 @@ def test_a_network_of_ones_own_is_calibrated_like_any_other(
     images = torch.from_numpy(np.load(digits_npz)["test_images"]).flatten(1).float()
     lost = [(images @ (weight - exact).t()).norm() for weight in (own.dense("fc1.weight"), rounded)]
     assert lost[0] < 0.8 * lost[1]
+
+
+@pytest.mark.parametrize(
+    ("command", "method"),
+    [
+        ("quantize", {"name": "gptq", "bits": 8, "granularity": "channel"}),
+        ("prune", {"name": "width", "keep": 0.5, "multiple": 1, "score": "activation"}),
+    ],
+)
+@pytest.mark.parametrize("source", ["text", "drawn"])
+def test_samples_longer_than_the_model_are_shortened_and_said_to_be(
+    tiny_llama: Path, text_file: Path, tmp_path: Path, command: str, method: dict[str, Any], source: str
+) -> None:
+    data = {"text": str(text_file), "samples": 2} if source == "text" else {"drawn": 2}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps({"version": 1, "method": method, "calibration": {**data, "length": 300}}))
+    planned = steps.make_plan(tiny_llama, Destination(tmp_path / "out"), recipes.load(str(path), command), command)
+    told = "calibration samples are 256 tokens long, not 300: the model takes no more"
+    assert told in planned.summary().warnings
+    assert told in steps.run(planned, Options(latency="off")).warnings

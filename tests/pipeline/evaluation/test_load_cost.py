@@ -9,10 +9,12 @@ from aicompress.measure import peak_rss
 from aicompress.pipeline.evaluation.load_cost import LoadRequest, evict, footprint
 from aicompress.recipe import Model
 from tests import checkpoints
+from tests.checkpoint.test_adapters import GATE, pair, save_adapter
 
 
-def test_a_directory_is_loaded_and_run_in_its_own_process(tiny_llama: Path) -> None:
-    found = footprint(LoadRequest(str(tiny_llama)))
+def test_a_directory_is_loaded_and_run_in_its_own_process(tiny_llama: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(tmp_path / "lora", pair(GATE, 128, 64))
+    found = footprint(LoadRequest(str(tiny_llama), adapters=((str(adapter), 0.5),)))
     assert 0 < found.warm_seconds < 60
     assert 0 < found.cold_seconds < 60
     assert 30e6 < found.idle_rss <= found.peak_rss

@@ -1,7 +1,8 @@
 """Models are run once on every sample, in batches that do not show in the figures."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,16 +14,24 @@ from aicompress.metrics import metrics
 from aicompress.metrics.outputs import ClassLogits, TokenLogits
 from aicompress.metrics.perplexity import Perplexity
 from aicompress.pipeline.evaluation import model_outputs as running
-from aicompress.pipeline.evaluation.model_outputs import Watcher, model_outputs
+from aicompress.pipeline.evaluation.model_outputs import model_outputs
+from aicompress.pipeline.evaluation.samples import read_samples
 from aicompress.pipeline.step.running_model import Running, Setting
 from tests import checkpoints
 
 METRICS = metrics()
 
 
+def outputs(
+    models: Sequence[Running], name: str, data: Data, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Iterator[Any]:
+    metric = METRICS[name]
+    return model_outputs(models, metric, data, read_samples(models, metric, data), progress)
+
+
 @torch.inference_mode()
 def token_logits(models: Sequence[Running], text: Path) -> list[TokenLogits]:
-    return list(model_outputs(models, METRICS["perplexity"], Perplexity(text=str(text), samples=6, length=32)))
+    return list(outputs(models, "perplexity", Perplexity(text=str(text), samples=6, length=32)))
 
 
 @torch.inference_mode()
@@ -32,7 +41,7 @@ def class_logits(
     np.savez(folder / "samples.npz", x=inputs.numpy(), y=labels.numpy())
     data = Data(arrays=str(folder / "samples.npz"), inputs="x", labels="y")
     models = [Running(f"model {number}", module) for number, module in enumerate(modules)]
-    return list(model_outputs(models, METRICS["accuracy"], data))
+    return list(outputs(models, "accuracy", data))
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +65,7 @@ def test_one_batch_holds_as_many_logits_as_memory_allows(
 def test_progress_counts_windows(llama: Running, heldout_file: Path) -> None:
     told: list[tuple[int, int]] = []
     data = Perplexity(text=str(heldout_file), samples=6, length=32)
-    for _ in model_outputs(
-        [llama], METRICS["perplexity"], data, Watcher(progress=lambda done, total: told.append((done, total)))
-    ):
+    for _ in outputs([llama], "perplexity", data, lambda done, total: told.append((done, total))):
         pass
     assert told == [(1, 6), (6, 6)]
 
@@ -118,15 +125,15 @@ def test_a_sentence_is_encoded_once(tiny_bert: Path, tmp_path: Path) -> None:
     texts = checkpoints.sentences(21)
     (tmp_path / "pairs.tsv").write_text("\n".join(f"{n}\t{texts[0]}\t{other}" for n, other in enumerate(texts[1:])))
     data = Data(pairs=str(tmp_path / "pairs.tsv"), columns=(1, 2), score=0, length=32)
-    (outputs,) = model_outputs([Setting().start(str(tiny_bert))], METRICS["similarity"], data)
-    assert outputs.embeddings[0].shape[0] == 21
-    assert outputs.first.unique().numel() == 1
-    assert outputs.second.unique().numel() == 20
-    assert outputs.scores.tolist() == list(range(20))
+    (encoded,) = outputs([Setting().start(str(tiny_bert))], "similarity", data)
+    assert encoded.embeddings[0].shape[0] == 21
+    assert encoded.first.unique().numel() == 1
+    assert encoded.second.unique().numel() == 20
+    assert encoded.scores.tolist() == list(range(20))
 
 
 def test_too_many_sentences_are_refused_before_any_is_encoded(tiny_bert: Path, tmp_path: Path) -> None:
     (tmp_path / "many.txt").write_text("\n".join(f"sentence {number}" for number in range(2001)))
     models = [Running(str(tiny_bert), torch.nn.Identity())]  # running it would fail
     with pytest.raises(RecipeError, match="2001 are too many"):
-        next(model_outputs(models, METRICS["embedding"], Data(text=str(tmp_path / "many.txt"))))
+        next(outputs(models, "embedding", Data(text=str(tmp_path / "many.txt"))))

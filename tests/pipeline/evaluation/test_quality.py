@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from aicompress.pipeline.evaluation.quality import measure_quality
+from aicompress.pipeline.evaluation.quality import asked_quality, measure_quality
 from aicompress.pipeline.step.running_model import Setting
 from aicompress.recipe.evaluation import recipe_class
 from tests import checkpoints
@@ -26,7 +26,8 @@ def test_progress_rises_over_all_metrics(tiny_bert: Path, heldout_file: Path, pa
     model = Setting().start(str(tiny_bert))
     calls: list[tuple[str, int, int]] = []
     recipe = recipe_class().model_validate({"version": 1, "quality": quality})
-    figures = measure_quality([model, model], recipe, lambda *call: calls.append(call))
+    asked = asked_quality(recipe, [model, model])
+    figures = measure_quality([model, model], asked, 0, lambda *call: calls.append(call))
     assert list(figures) == ["similarity", "similarity_agreement", "embedding_agreement", "embedding_cosine"]
     assert figures["similarity"]["baseline"] == figures["similarity"]["value"]
     assert figures["embedding_agreement"]["value"] == pytest.approx(1.0)

@@ -96,9 +96,9 @@ class BlockUnit(StructuralUnit[Blocks, StackLayout]):
             f"{name} exists in the first block only: it moved to block {blocks[0]}, now the first" for name in carried
         ]
         dropped = ", ".join(str(block) for block in range(stack.size) if block not in blocks)
-        if dropped:
-            warnings.append(f"{stack.name}: dropped block{'s' if ',' in dropped else ''} {dropped} of {stack.size}")
-        return Edit(edited, layout.structures, tuple(sizes), changes, tuple(warnings), kept=kept)
+        told = f"{stack.name}: dropped block{'s' if ',' in dropped else ''} {dropped} of {stack.size}"
+        notes = (told,) if dropped else ()
+        return Edit(edited, layout.structures, tuple(sizes), changes, tuple(warnings), notes, kept=kept)
 
     @contextmanager
     def silent(

@@ -42,7 +42,7 @@ def test_the_block_of_least_influence_goes(
     method = {"name": "depth", "drop_layers": 1, "strategy": "influence"}
     report = prune(source, tmp_path / "out", recipe(tmp_path, text(text_file), method))
     least = min(range(len(found)), key=lambda block: found[block])
-    assert any(f"dropped block {least} of {len(found)}" in line for line in report.warnings)
+    assert any(f"dropped block {least} of {len(found)}" in line for line in report.notes)
     assert report.calibration["data"][0]["samples"] == 8
     narrow = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert narrow.config.num_hidden_layers == len(found) - 1
@@ -62,7 +62,7 @@ def test_one_at_a_time_measures_the_others_without_it(tmp_path: Path, trained_ll
             layer.self_attn.layer_idx = place
     method = {"name": "depth", "drop_layers": 2, "strategy": "influence", "one_by_one": True}
     report = prune(trained_llama, tmp_path / "out", recipe(tmp_path, text(text_file), method))
-    assert any(f"dropped blocks {', '.join(map(str, sorted(gone)))} of 3" in line for line in report.warnings)
+    assert any(f"dropped blocks {', '.join(map(str, sorted(gone)))} of 3" in line for line in report.notes)
 
 
 def test_taylor_drops_the_block_of_least_gradient(tmp_path: Path, trained_llama: Path, text_file: Path) -> None:
@@ -76,7 +76,7 @@ def test_taylor_drops_the_block_of_least_gradient(tmp_path: Path, trained_llama:
                 total[int(name.split(".")[0])] += (weight * weight.grad).double().square().sum()
     method = {"name": "depth", "drop_layers": 1, "strategy": "taylor", "loss": "task"}
     report = prune(trained_llama, tmp_path / "out", recipe(tmp_path, text(text_file, 4), method))
-    assert any(f"dropped block {int(total.argmin())} of 3" in line for line in report.warnings)
+    assert any(f"dropped block {int(total.argmin())} of 3" in line for line in report.notes)
 
 
 @pytest.mark.parametrize("strategy", ["influence", "taylor"])

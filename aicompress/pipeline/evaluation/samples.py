@@ -1,0 +1,177 @@
+"""Read the samples that metrics are measured on, before anything is timed: what does not fit is refused at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.data import Data, Source, arrays, batches, labelled, pairs, sentences, token_windows
+from aicompress.errors import CheckpointError, RecipeError
+from aicompress.metrics import Metric
+from aicompress.metrics.outputs import ClassLogits, Outputs, PairEmbeddings, SentenceEmbeddings, TokenLogits
+from aicompress.model.loading.config import class_names, most_positions
+from aicompress.model.loading.definition import skeleton
+from aicompress.pipeline.step.running_model import Inputs, Running
+
+BATCH = 64  # samples that a classifier sees at once
+Models = Sequence[Running]  # the tested one, then its baselines
+AnyMetric = Metric[Any, Any]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples of a metric; what they are, a subclass says.
+
+    Attributes:
+        source: where they came from.
+    """
+
+    source: Source
+
+
+@dataclass(frozen=True)
+class Windows(Samples):
+    """Windows of tokens, (windows, tokens) int64."""
+
+    ids: Tensor
+
+
+@dataclass(frozen=True)
+class Labelled(Samples):
+    """Inputs of a classifier in batches, and labels (samples,) int64."""
+
+    inputs: tuple[Inputs, ...]
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Pairs(Samples):
+    """Pairs of sentences, and scores (pairs,)."""
+
+    first: tuple[str, ...]
+    second: tuple[str, ...]
+    scores: Tensor
+
+
+@dataclass(frozen=True)
+class Sentences(Samples):
+    """Sentences."""
+
+    texts: tuple[str, ...]
+
+
+def outlined(checkpoint: Checkpoint, path: str) -> Running:
+    """A checkpoint as samples are read for it: its architecture, if it names one, without weights."""
+    module = None if checkpoint.config is None else skeleton(checkpoint.config)
+    return Running(path, nn.Module() if module is None else module, checkpoint.source.folder)
+
+
+def read_samples(models: Models, metric: AnyMetric, data: Data) -> Samples:
+    """Read what a metric is measured on, and hold it against the models; their weights are not looked at.
+
+    Raises:
+        RecipeError, CheckpointError: the data cannot be read, or it does not fit the metric or the models.
+    """
+    return READS[metric.reads](models, metric, data)
+
+
+def _windows(models: Models, metric: AnyMetric, data: Data) -> Windows:
+    _require_positions(models, data.length)
+    ids, source = token_windows(data, models[0].tokenizer)
+    _require_same_tokens(models, data, ids)
+    _require_takes(metric, len(ids), data)
+    _require_rows(models, int(ids.max()))
+    return Windows(source, ids)
+
+
+def _labelled(models: Models, metric: AnyMetric, data: Data) -> Labelled:
+    tested = models[0]
+    if data.kind == "arrays":
+        inputs, labels, source = arrays(data)
+        assert labels is not None, "a recipe of labelled data names its labels"
+        batched: tuple[Inputs, ...] = tuple(torch.split(inputs, BATCH))
+    else:
+        texts, labels, source = labelled(data, classes=class_names(tested.module))
+        length = min(data.length, most_positions(tested.module) or data.length)
+        batched = tuple(batches(texts, tested.tokenizer, BATCH, length))
+    _require_takes(metric, len(labels), data)
+    return Labelled(source, batched, labels)
+
+
+def _pairs(models: Models, metric: AnyMetric, data: Data) -> Pairs:
+    first, second, scores, source = pairs(data)
+    _require_takes(metric, len(scores), data)
+    _require_encode(models, first[:1], data.length)
+    return Pairs(source, tuple(first), tuple(second), scores)
+
+
+def _sentences(models: Models, metric: AnyMetric, data: Data) -> Sentences:
+    texts, source = sentences(data)
+    _require_takes(metric, len(texts), data)
+    _require_encode(models, texts[:1], data.length)
+    return Sentences(source, tuple(texts))
+
+
+READS: Mapping[type[Outputs], Callable[[Models, AnyMetric, Data], Samples]] = {
+    TokenLogits: _windows,
+    ClassLogits: _labelled,
+    PairEmbeddings: _pairs,
+    SentenceEmbeddings: _sentences,
+}
+
+
+def _require_takes(metric: AnyMetric, samples: int, data: Data) -> None:
+    problem = metric.check(samples, data)
+    if problem is not None:
+        raise RecipeError(*problem)
+
+
+def _require_positions(models: Models, length: int) -> None:
+    limits = [limit for model in models if (limit := most_positions(model.module)) is not None]
+    if limits and length > min(limits):
+        raise RecipeError(
+            f"windows of {length} tokens are longer than the model's {min(limits)} positions",
+            f"length: {min(limits)}",
+        )
+
+
+def _require_same_tokens(models: Models, data: Data, ids: Tensor) -> None:
+    for baseline in models[1:]:
+        theirs, _ = token_windows(data, baseline.tokenizer)
+        if not torch.equal(ids, theirs):
+            raise CheckpointError(
+                f"{baseline.path} divides the text into other tokens than {models[0].path}",
+                "compare checkpoints that share a tokenizer",
+            )
+
+
+def _require_rows(models: Models, largest: int) -> None:
+    """Look at the tables of embeddings, before a model runs."""
+    tables = [getattr(model.module, "get_input_embeddings", lambda: None)() for model in models]
+    require_tokens(models, [getattr(table, "num_embeddings", largest + 1) for table in tables], largest)
+
+
+def require_tokens(models: Models, counts: Sequence[int], largest: int) -> None:
+    """Every token must have a row in the table of every model.
+
+    Raises:
+        CheckpointError: one has fewer rows.
+    """
+    for model, count in zip(models, counts, strict=True):
+        if count <= largest:
+            raise CheckpointError(
+                f"the vocabularies differ: {model.path} has {count} tokens, and the text has token {largest}",
+                "compare with the checkpoint it was made from",
+            )
+
+
+def _require_encode(models: Models, texts: Sequence[str], length: int) -> None:
+    """Look for what makes embeddings of a text, in every model: a tokenizer that pads, and a pooling."""
+    for model in models:
+        list(batches(texts, model.tokenizer, 1, length))
+        _ = model.pooling
