@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.errors import CheckpointError
+from aicompress.model.architecture.config_fields import Path, value_at, with_value
 from aicompress.model.loading.definition import new_skeleton
 from aicompress.weights import TensorSpec
 
@@ -52,6 +53,15 @@ def stored_tensors(model: Any) -> dict[str, Tensor]:
     from transformers.core_model_loading import revert_weight_conversion
 
     return dict(revert_weight_conversion(model, model.state_dict()))
+
+
+def reads_size(config: Mapping[str, Any], path: Path, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether the architecture has these shapes with the size of a head that config.json gives, others with another."""
+    try:
+        double = stored_shapes(build(with_value(config, path, 2 * value_at(config, path))))
+        return stored_shapes(build(config)) == shapes != double
+    except CheckpointError:  # no field of it
+        return False
 
 
 def misfits(config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> set[str]:

@@ -49,7 +49,7 @@ class HeadUnit(StructuralUnit[Heads, AttentionLayout]):
             Refused: the checkpoint does not hold what config.json says, or how heads lie cannot be told.
         """
         architecture = Architecture.of(checkpoint.config, checkpoint.parameters())
-        chosen = _chosen(architecture, stack)
+        chosen = _chosen(architecture, unit, stack)
         if unit.grouped:  # keys and values go with the heads that read them
             chosen = [_united([chosen[number] for number in group]) for group in coupled(architecture, chosen)]
         structures = tuple(_structure(checkpoint, attention, unit.grouped) for attention in chosen)
@@ -82,7 +82,7 @@ class HeadUnit(StructuralUnit[Heads, AttentionLayout]):
         edited, widths = architecture.config, dict[str, dict[str, int]]()
         for attention, structure, size in zip(layout.attentions, structures, sizes, strict=True):
             if not attention.count.size:
-                widths |= counted(attention, size) if size < structure.size else {}
+                widths |= counted(attention, size, structure.size) if size < structure.size else {}
                 continue
             groups = size if layout.grouped else attention.count.groups
             edited = attention.count.edited(edited, size * structure.worth, groups)
@@ -92,8 +92,9 @@ class HeadUnit(StructuralUnit[Heads, AttentionLayout]):
         config_json = architecture.config if unchanged else edited
         warnings = () if not unchanged else _nothing(structures[0])
         if widths:
+            heads = sizes[0] * structures[0].worth
             warnings = (
-                f"config.json cannot say {sizes[0]} heads of this size: loads with aicompress, and in transformers "
+                f"config.json cannot say {heads} heads of this size: loads with aicompress, and in transformers "
                 "with trust_remote_code",
             )
         return Edit(dict(config_json), structures, tuple(sizes), _changes(layout, sizes), warnings, widths=widths)
@@ -120,11 +121,13 @@ def _changes(layout: AttentionLayout, sizes: Sequence[int]) -> dict[str, Change]
 
 
 def _nothing(structure: Structure) -> tuple[str, ...]:
+    if structure.size == 1 and structure.worth > 1:
+        return (f"no head goes: all {structure.worth} of {structure.name} share one key; choose unit: query",)
     return (f"no head goes: {structure.name} has {structure.size} units, and the share rounds to all of them",)
 
 
-def _chosen(architecture: Architecture, stack: str | None) -> list[Attention]:
-    every = attentions(architecture) or attentions_in_width(architecture)
+def _chosen(architecture: Architecture, unit: Heads, stack: str | None) -> list[Attention]:
+    every = attentions(architecture) or attentions_in_width(architecture, unit.grouped)
     chosen = [attention for attention in every if stack is None or attention.name.startswith(f"{stack}.")]
     if not chosen:
         raise RecipeError(
