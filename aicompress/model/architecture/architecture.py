@@ -30,9 +30,10 @@ from aicompress.weights import TensorSpec
 # Lists with a value for each block; other lists may have as many values by chance.
 _PER_BLOCK = re.compile(r"layer|block|sliding_window_pattern|activation_sparsity_pattern")
 _NEVER_PER_BLOCK = {"architectures", "id2label", "label2id"}
-# Lists of block numbers, and counts of leading blocks of one kind.
+# Lists of block numbers, and counts of leading and of trailing blocks of one kind.
 INDEX_LISTS = {"mlp_only_layers", "cross_attention_layers", "moe_layers", "attn_layer_indices", "hybrid_layer_ids"}
 LEADING_COUNTS = {"max_window_layers", "first_k_dense_replace", "num_dense_layers"}
+TRAILING_COUNTS = {"num_kv_shared_layers"}
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,17 @@ class Architecture:
                 stacks.append(Stack(mine[0], mine, size, field))
         return stacks
 
+    def bound_to_depth(self) -> str | None:
+        """A tensor outside any block whose shape follows their number, such as a table with a part for each block."""
+        for field in fields(self.config, DEPTH_FIELDS):
+            size = value_at(self.config, field)
+            if isinstance(size, int) and size > 1:
+                shapes = stored_shapes(build(keep_blocks(self.config, field, range(size - 1))))
+                for name, shape in shapes.items():
+                    if self.shapes.get(name, shape) != shape:
+                        return self.on_disk(name)
+        return None
+
     @cached_property
     def names(self) -> set[str]:
         """Names on disk of every tensor that the architecture expects."""
@@ -181,6 +193,8 @@ def keep_blocks(config: Mapping[str, Any], field: Path, keep: Iterable[int]) -> 
             section[key] = [kept.index(block) for block in value if block in kept]
         elif key in LEADING_COUNTS and isinstance(value, int) and value <= size:
             section[key] = sum(block < value for block in kept)
+        elif key in TRAILING_COUNTS and isinstance(value, int) and value <= size:
+            section[key] = sum(block >= size - value for block in kept)
         elif isinstance(value, list) and len(value) == size and is_per_block(key):
             section[key] = [value[block] for block in kept]
     others = [key for key, value in section.items() if isinstance(value, list) and len(value) == size != len(kept)]

@@ -10,7 +10,7 @@ function that fits a module to a pruned checkpoint.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -128,6 +128,9 @@ def _located(architecture: Architecture, level: Path) -> tuple[Residual, miniatu
             return residual(architecture, layout, level), layout
         except CheckpointError as error:
             reason = error.message.removeprefix("the hidden width cannot be narrowed: ")
+    single = _module_of_a_head(architecture, level)
+    if single is not None:
+        raise CheckpointError(f"{UNSAID}, and {single} holds a module for every head", HINT)
     if any(_lie_so(architecture, layout, level) for layout in miniature.OF_ENTRIES):
         raise CheckpointError(NUMBERED, HINT)
     raise CheckpointError(f"{UNSAID} ({reason})", HINT)
@@ -162,21 +165,12 @@ def _tensor(coupling: Coupling, count: HeadCount, layout: miniature.Layout) -> H
 
 
 def _numbers(architecture: Architecture, hidden: Residual, way: _Way) -> dict[str, dict[str, int]]:
-    """Attributes of modules without weights that double with heads and width together.
-
-    Raises:
-        CheckpointError: a part of the model is stored for every head.
-    """
-    config: Mapping[str, Any] = with_width(hidden.config, hidden.field, 2 * hidden.width)
-    for path in (*way.counts, *(_key_counts(config, hidden.field[:-1]) if way.grouped else ())):
-        config = with_value(config, path, 2 * value_at(config, path))
+    """Attributes of modules without weights that double with heads and width together."""
+    keys = _key_counts(hidden.config, hidden.field[:-1]) if way.grouped else ()
+    double = dict(_doubled(hidden.config, hidden.field, (*way.counts, *keys)).named_modules())
     units = hidden.groups if way.grouped else hidden.heads // hidden.groups
-    double, modules = dict(build(config).named_modules()), dict(build(hidden.config).named_modules())
-    single = next((name for name, module in double.items() if module._parameters and name not in modules), None)
-    if single is not None:
-        raise CheckpointError(f"{UNSAID}, and {single.rpartition('.')[0]} holds a module for every head", HINT)
     numbers: dict[str, dict[str, int]] = {}
-    for name, module in modules.items():
+    for name, module in build(hidden.config).named_modules():
         more = vars(double[name])
         plain = {key: value for key, value in vars(module).items() if type(value) is int and not key.startswith("_")}
         grown = {key: value for key, value in plain.items() if value and more.get(key) == 2 * value}
@@ -184,6 +178,27 @@ def _numbers(architecture: Architecture, hidden: Residual, way: _Way) -> dict[st
             module_name = architecture.on_disk(f"{name}.weight").removesuffix(".weight")
             numbers[module_name] = grown
     return numbers
+
+
+def _doubled(config: Mapping[str, Any], width: Path, counts: Iterable[Path]) -> Any:
+    """A model of twice the hidden width and twice as many heads, of the same size."""
+    config = with_width(config, width, 2 * value_at(config, width))
+    for path in counts:
+        config = with_value(config, path, 2 * value_at(config, path))
+    return build(config)
+
+
+def _module_of_a_head(architecture: Architecture, level: Path) -> str | None:
+    """A list of modules that holds one for every head, such as a norm of its own; None where there is none."""
+    config, names = architecture.config, {name for name, _ in architecture.model.named_parameters()}
+    counted_here = [path for path in fields(config, (*FIELDS, *HEAD_COUNTS)) if path[:-1] == level]
+    width, *queries = [path for path in counted_here if value_at(config, path)]
+    try:
+        double = _doubled(config, width, [*queries, *_key_counts(config, level)])
+    except CheckpointError:  # strict configurations do not take every number
+        return None
+    more = next((name for name, _ in double.named_parameters() if name not in names), None)
+    return None if more is None else more.rsplit(".", 2)[0]
 
 
 def _key_counts(config: Mapping[str, Any], level: Path) -> list[Path]:

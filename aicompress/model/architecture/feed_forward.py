@@ -133,7 +133,7 @@ def _of(architecture: Architecture, probes: Sequence[_Probe]) -> list[FeedForwar
     changed = [name for name, shape in architecture.shapes.items() if shapes.get(name, shape) != shape]
     if set(shapes) != set(architecture.shapes) or not changed:
         return []
-    merged = merged_experts(architecture)
+    merged = merged_experts(architecture) if _may_be_merged(architecture, changed, probes) else {}
     places: list[tuple[Coupling, _Probe]] = []
     for name in changed:
         place = _place(architecture, (name, shapes[name]), probes, merged)
@@ -146,6 +146,13 @@ def _of(architecture: Architecture, probes: Sequence[_Probe]) -> list[FeedForwar
     own = {coupling.tensor: probe for coupling, (_, probe) in zip(told, places, strict=True)}
     layers = [_layer(architecture, group, own, merged) for group in _groups(architecture, told, merged)]
     return [layer for layer in layers if layer is not None] if None not in layers else []
+
+
+def _may_be_merged(architecture: Architecture, changed: Sequence[str], probes: Sequence[_Probe]) -> bool:
+    """Whether some tensors hold neurons more than once; to find experts in them takes another model."""
+    widths = {probe.width for probe in probes} - {None}
+    shapes = [architecture.shapes[name] for name in changed]
+    return any(len(shape) > 2 or (widths and not widths & set(shape)) for shape in shapes)
 
 
 def _place(

@@ -27,6 +27,7 @@ from aicompress.model.architecture.config_fields import (
     with_value,
 )
 from aicompress.model.architecture.feed_forward import Coupling, feed_forwards
+from aicompress.model.architecture.reduced_model import is_taken
 from aicompress.model.architecture.shapes import build, reads_size, stored_shapes
 from aicompress.model.loading.definition import layer_kinds
 
@@ -185,7 +186,8 @@ def small(config: Mapping[str, Any], field: Path, width: int) -> dict[str, Any]:
     for depth in fields(config, DEPTH_FIELDS):
         size = value_at(config, depth)
         if isinstance(size, int) and size > 2:
-            edited = keep_blocks(edited, depth, range(2))
+            fewer = keep_blocks(edited, depth, range(2))
+            edited = fewer if is_taken(fewer) else edited
     return with_width(edited, field, width)
 
 
