@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,10 @@ os.environ.pop("COLUMNS", None)  # a parallel run sets it: tables would be cut t
 import pytest
 
 from tests import processes
+
+MEMORY = "/dev/shm"  # a step flushes its output to the disk: a tenth of the suite's time, where that is no memory
+if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 * 2**30:
+    os.environ.setdefault("TMPDIR", MEMORY)
 
 gc.disable()  # until everything is imported and collected, of which most stays
 HERE = Path(__file__).parent

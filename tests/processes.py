@@ -158,6 +158,7 @@ def is_own(module: str) -> bool:
 def run(arguments: list[str], folder: str, environment: dict[str, str]) -> int:
     """Do what the interpreter does with -m or -c, and flush; the exit code."""
     gc.enable()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a run of the tests in the background ignores it
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)

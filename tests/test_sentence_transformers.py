@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from sentence_transformers import SentenceTransformer
 from transformers.quantizers import auto
 
 from aicompress.checkpoint import Checkpoint
@@ -43,6 +43,13 @@ def sentence_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoints.add_dense(folder, 24)
 
 
+def encoder_of(folder: Path, **options: bool) -> Any:
+    """The folder in sentence-transformers; only the worker that needs the library spends seconds on importing it."""
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(folder), device="cpu", **options)
+
+
 @contextmanager
 def stock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """transformers without `import aicompress.hf`."""
@@ -54,7 +61,7 @@ def stock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def embeddings(folder: Path, **options: bool) -> np.ndarray:
     """What sentence-transformers makes of the sentences."""
-    return SentenceTransformer(str(folder), device="cpu", **options).encode(SENTENCES)
+    return np.asarray(encoder_of(folder, **options).encode(SENTENCES))
 
 
 @pytest.mark.parametrize("form", CASES)
@@ -82,7 +89,7 @@ def test_a_quantized_encoder_encodes_as_it_does_here(
 
 def test_an_encoder_in_a_folder_of_its_own(sentence_encoder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "in"
-    SentenceTransformer(str(sentence_encoder), device="cpu").save(str(folder))
+    encoder_of(sentence_encoder).save(str(folder))
     inner = folder / "0_Transformer"
     inner.mkdir()
     for file in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):

@@ -160,6 +160,10 @@ def _expected(folder: Path) -> str:
     transformers = [part for part in parts if "model_type" in read_json(folder / part / "config.json")]
     if transformers:
         return f"its transformer lies in {folder / transformers[0]}: give that as IN, and put OUT in its place"
+    inner = sorted({path.parent for path in folder.glob("*/*.safetensors") if (path.parent / "config.json").is_file()})
+    if inner:  # such as a pipeline of diffusers
+        told = f"its parts are checkpoints: give {inner[0]} as IN"
+        return f"{told}, and put OUT in its place" + (f"; there are {len(inner)} of them" if inner[1:] else "")
     others = sorted(path for path in folder.iterdir() if path.suffix in _NO_PICKLES)
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _OTHER_WEIGHTS.difference(_NO_PICKLES))
     if others and not pickles:

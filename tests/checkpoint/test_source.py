@@ -79,6 +79,18 @@ def test_parts_of_a_sentence_encoder_keep_their_own_weights(bert: Path) -> None:
     assert source.left_out == ()
 
 
+def test_a_folder_of_checkpoints_is_answered_with_one_of_them(tmp_path: Path) -> None:
+    """Such as a pipeline of diffusers."""
+    for part in ("unet", "vae"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "config.json").write_text("{}")
+        save_file({"a.weight": torch.ones(2, 2)}, tmp_path / part / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(CheckpointError) as refusal:
+        locate(tmp_path)
+    assert f"give {tmp_path / 'unet'} as IN" in refusal.value.hint
+    assert "2 of them" in refusal.value.hint
+
+
 def test_weights_of_other_formats_and_other_checkpoints_are_left_out(bert: Path) -> None:
     stale = {"pytorch_model.bin", "adapter.safetensors", "pytorch_model.bin.index.json", "onnx/model.onnx"}
     stale |= {"checkpoint-500/model.safetensors", "checkpoint-500/optimizer.pt"}

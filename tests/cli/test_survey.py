@@ -43,10 +43,10 @@ def test_a_dry_run_that_reads_headers_alone_says_nothing_of_it(
     plan = json.loads(printed)
     assert (code, plan["survey"]) == (0, [])
     assert list(cache.rglob("*")) == []
-    assert "model.layers.0: the run chooses the 6 of 12 experts that stay" in plan["warnings"]
+    assert "model.layers.0: the run chooses the 6 of 12 experts that stay" in plan["notes"]
     assert not any("experts.3." in row["name"] for row in plan["rows"])
     code, printed, _ = call(*step)
     report = json.loads(printed)
     assert code == 0
     assert report["after"]["weight_bytes"] == plan["weight_bytes"]
-    assert any("kept experts" in line for line in report["warnings"])
+    assert any("kept experts" in line for line in report["notes"])

@@ -29,13 +29,13 @@ BRIEF = [pytest.param(method, variants(method)[0], id=f"{method.command}-{method
 
 
 def compressed() -> dict[str, Weight]:
-    """Layers of (12, 128) that an earlier step left quantized, sparse or both."""
+    """Layers of (8, 64) that an earlier step left quantized, sparse or both."""
     generator = torch.Generator().manual_seed(1)
     matrix, mask, codes, scale = (
-        torch.randn(12, 128, generator=generator),
-        torch.rand(12, 128, generator=generator) < 0.4,
-        torch.randint(-8, 8, (12, 128), generator=generator, dtype=torch.int8),
-        torch.rand(12, 4, generator=generator).half(),
+        torch.randn(8, 64, generator=generator),
+        torch.rand(8, 64, generator=generator) < 0.4,
+        torch.randint(-8, 8, (8, 64), generator=generator, dtype=torch.int8),
+        torch.rand(8, 2, generator=generator).half(),
     )
     ints = IntGrouped(codes, scale, None, 4, 32)
     sparse = Sparse.of(matrix.bfloat16(), mask)
@@ -43,9 +43,9 @@ def compressed() -> dict[str, Weight]:
 
 
 DENSE = {str(shape): Given(shape) for shape in SHAPES}
-COMPRESSED = {form: Given((12, 128), torch.bfloat16, weight) for form, weight in compressed().items()}
+COMPRESSED = {form: Given((8, 64), torch.bfloat16, weight) for form, weight in compressed().items()}
 ROWS = {"rows": Given((48, 128), torch.bfloat16)}
-STRIDED = {"strided": Given((12, 128))}
+STRIDED = {"strided": Given((8, 64))}
 
 
 REFUSALS = [

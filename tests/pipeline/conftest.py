@@ -9,6 +9,6 @@ from tests.processes import shared
 
 
 @pytest.fixture(scope="session")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
+def ranks(tmp_path_factory: pytest.TempPathFactory, python: list[str]) -> Ranks:
     """Two processes that run commands as one."""
-    return Ranks(shared(tmp_path_factory, "ranks"))
+    return Ranks(shared(tmp_path_factory, "ranks"), python)

@@ -1,7 +1,7 @@
 """Two processes of one torchrun that run commands as they are given: to start them takes longer than most commands.
 
-As a program it is one of the two: `ranks.py FOLDER PID`. It takes command-0.json, command-1.json, ... out of the folder
-and leaves what each printed and its exit code beside it, until the process that gives the commands has ended.
+As a program it is one of the two: `-m tests.pipeline.ranks FOLDER PID`. It takes command-0.json, command-1.json, ...
+out of the folder and leaves what each printed and its exit code beside it, until the process that gives them has ended.
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ LONGEST = 300  # seconds that a command may take
 class Ranks:
     """Both processes, from outside: all workers of a run of the tests have the same two.
 
-    Attributes:
+    Args:
         folder: where commands and their results are exchanged.
+        python: what stands for the interpreter, of torchrun and of both.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, python: list[str]) -> None:
         self.folder = folder
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        launcher = [*python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
         started = folder / "started"
         with one_at_a_time(folder / "lock"), (folder / "log").open("ab") as log:
             if not started.exists():
                 subprocess.Popen(
-                    [*launcher, __file__, str(folder), str(run_of_tests())],
+                    [*launcher, *python, "-m", "tests.pipeline.ranks", str(folder), str(run_of_tests())],
                     env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
                     stdout=log,
                     stderr=log,

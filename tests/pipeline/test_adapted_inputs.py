@@ -57,7 +57,7 @@ def test_eval_reads_the_merged_model(tiny_llama: Path, tmp_path: Path, heldout_f
     report = json.loads((tmp_path / "one" / "report.json").read_text())
     assert report["quality"]["kl"]["value"] == 0
     assert report["after"]["path"] == f"{tiny_llama} + {adapter} × 0.5"
-    assert any("is merged, weight 0.5" in warning for warning in report["warnings"])
+    assert any("is merged, weight 0.5" in note for note in report["notes"])
 
     given = ["--against", str(tiny_llama), "--against-adapter", f"{adapter}:0.5"]
     app(["eval", str(dense), *given, *recipe, *quick, "-o", str(tmp_path / "two")], standalone_mode=False)

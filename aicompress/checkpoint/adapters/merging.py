@@ -53,7 +53,7 @@ def with_adapter(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
         weights=weights,
         refs={**plain, **own_refs, **checkpoint.foreign.refs},
         beside={**checkpoint.foreign.beside, f"adapter {number}, weight {adapter.weight:g}": adapter.source},
-        told=(*checkpoint.foreign.told, told),
+        merged=(*checkpoint.foreign.merged, told),
         path=checkpoint.path,
     )
     return replace(checkpoint, tensors=foreign.shown(checkpoint.tensors), foreign=foreign)

@@ -31,7 +31,8 @@ class ForeignWeights:
         cache_scales: tensors that belong to the key-value cache; steps take them along.
         rounds_inputs: the checkpoint says that layers round their inputs in a way that no form of ours holds.
         beside: files that were merged into the checkpoint, by what they are.
-        told: what was merged, in words.
+        merged: what was merged, in words.
+        told: what is left out of it beside riders, in words.
         path: the checkpoint.
     """
 
@@ -41,6 +42,7 @@ class ForeignWeights:
     cache_scales: tuple[str, ...] = ()
     rounds_inputs: bool = False
     beside: Mapping[str, Source] = field(default_factory=dict)
+    merged: tuple[str, ...] = ()
     told: tuple[str, ...] = ()
     path: Path = Path()
 

@@ -24,7 +24,7 @@ from aicompress.model.architecture.config_fields import (
     value_at,
     with_value,
 )
-from aicompress.model.architecture.shapes import build, defaults, stored_shapes
+from aicompress.model.architecture.shapes import base_prefix, build, defaults, is_taken, shapes_of
 from aicompress.weights import TensorSpec
 
 # Lists with a value for each block; other lists may have as many values by chance.
@@ -91,20 +91,20 @@ class Architecture:
                 "give a directory with config.json; of a bare network the method `channels` removes neurons",
             )
         plain = {key: value for key, value in config.items() if key != "quantization_config"}
-        return cls(_explicit(plain, defaults(build(plain))), specs)
+        return cls(_explicit(plain, defaults(plain)), specs)
 
     @cached_property
     def model(self) -> Any:
         return build(self.config)
 
     @cached_property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return stored_shapes(self.model)
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return shapes_of(self.config)
 
     @cached_property
     def on_disk(self) -> Callable[[str], str]:
         """From transformers' names to the checkpoint's, which may lack or add the base model's prefix."""
-        prefix = f"{self.model.base_model_prefix}."
+        prefix = f"{base_prefix(self.config)}."
         variants: list[Callable[[str], str]] = [
             lambda name: name,
             lambda name: name.removeprefix(prefix),
@@ -119,7 +119,7 @@ class Architecture:
             size = value_at(self.config, field)
             if not isinstance(size, int) or size < 2:
                 continue
-            shapes = stored_shapes(build(keep_blocks(self.config, field, range(size - 1))))
+            shapes = shapes_of(keep_blocks(self.config, field, range(size - 1)))
             gone = [name for name in self.shapes if name not in shapes]
             last = re.compile(rf"(.+?)\.{size - 1}\.")
             prefixes = sorted({match[1] if (match := last.match(name)) else "" for name in gone})
@@ -134,8 +134,7 @@ class Architecture:
         for field in fields(self.config, DEPTH_FIELDS):
             size = value_at(self.config, field)
             if isinstance(size, int) and size > 1:
-                shapes = stored_shapes(build(keep_blocks(self.config, field, range(size - 1))))
-                for name, shape in shapes.items():
+                for name, shape in shapes_of(keep_blocks(self.config, field, range(size - 1))).items():
                     if self.shapes.get(name, shape) != shape:
                         return self.on_disk(name)
         return None
@@ -199,15 +198,6 @@ def keep_blocks(config: Mapping[str, Any], field: Path, keep: Iterable[int]) -> 
             section[key] = [value[block] for block in kept]
     others = [key for key, value in section.items() if isinstance(value, list) and len(value) == size != len(kept)]
     others = [key for key in others if key not in INDEX_LISTS | _NEVER_PER_BLOCK]
-    if others and _refused(edited) and not _refused(config):  # a list of one value a block whose name does not say so
+    if others and not is_taken(edited) and is_taken(config):  # a list of one value a block whose name does not say so
         section.update({key: [section[key][block] for block in kept] for key in others})
     return edited
-
-
-def _refused(config: Mapping[str, Any]) -> bool:
-    """Whether transformers does not take a configuration."""
-    try:
-        build(config)
-    except CheckpointError:
-        return True
-    return False

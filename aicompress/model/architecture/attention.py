@@ -16,7 +16,7 @@ from aicompress.model.architecture.architecture import Architecture
 from aicompress.model.architecture.config_fields import Path, fields, value_at, with_value
 from aicompress.model.architecture.layer_groups import by_reader
 from aicompress.model.architecture.reduced_model import HIDDEN_FIELDS, QUERY_FIELDS, SIZE_FIELDS
-from aicompress.model.architecture.shapes import build, defaults, stored_shapes
+from aicompress.model.architecture.shapes import defaults, shapes_of
 
 KEY_FIELDS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "kv_n_heads")
 
@@ -98,7 +98,7 @@ def attentions(architecture: Architecture) -> list[Attention]:
     Raises:
         CheckpointError: heads are there but lie in a way that cannot be told, or are tied together across layers.
     """
-    full = defaults(build(architecture.config))
+    full = defaults(architecture.config)
     layers: list[Attention] = []
     for query in fields(full, QUERY_FIELDS):
         count = _count(full, query)
@@ -133,10 +133,10 @@ def _of(architecture: Architecture, count: HeadCount) -> list[Attention]:
         if heads % 1 or groups % 1 or heads % groups:
             continue
         try:
-            both = stored_shapes(build(count.edited(architecture.config, int(heads), int(groups))))
+            both = shapes_of(count.edited(architecture.config, int(heads), int(groups)))
             alone = both
             if count.key is not None:
-                alone = stored_shapes(build(count.edited(architecture.config, int(heads), count.groups)))
+                alone = shapes_of(count.edited(architecture.config, int(heads), count.groups))
         except CheckpointError:
             continue
         probes = both, alone, factor

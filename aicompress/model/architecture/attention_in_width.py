@@ -27,7 +27,7 @@ from aicompress.model.architecture.feed_forward import Coupling
 from aicompress.model.architecture.fused_heads import positions, query_positions
 from aicompress.model.architecture.hidden_width import FIELDS, HEAD_COUNTS, Residual, residual, small, with_width
 from aicompress.model.architecture.layer_groups import by_reader
-from aicompress.model.architecture.shapes import build, stored_shapes
+from aicompress.model.architecture.shapes import build, shapes_of
 from aicompress.weights import TensorSpec
 
 LAYOUTS: tuple[miniature.Layout, ...] = ("sections", "together")
@@ -65,7 +65,7 @@ def _governs(architecture: Architecture, level: Path) -> bool:
     """Whether a section sets any tensor's width: an image classifier of CLIP has a section of text, and no text."""
     widths = [field for field in fields(architecture.config, FIELDS) if field[:-1] == level]
     wider = (with_width(architecture.config, field, 2 * value_at(architecture.config, field)) for field in widths)
-    return not widths or any(stored_shapes(build(config)) != architecture.shapes for config in wider)
+    return not widths or any(shapes_of(config) != architecture.shapes for config in wider)
 
 
 def _of(architecture: Architecture, counts: list[Path], grouped: bool) -> list[Attention]:
@@ -84,7 +84,7 @@ def _of(architecture: Architecture, counts: list[Path], grouped: bool) -> list[A
     attentions = _attentions(architecture, hidden, way)
     reduced = small(hidden.config, hidden.field, miniature.NARROW * hidden.heads)
     model = build(reduced)
-    shapes = {architecture.on_disk(name): shape for name, shape in stored_shapes(model).items()}
+    shapes = {architecture.on_disk(name): shape for name, shape in shapes_of(reduced).items()}
     tried = Architecture(reduced, {name: TensorSpec(torch.float32, shape) for name, shape in shapes.items()})
     inner = tuple(coupling for coupling in hidden.inner if coupling.tensor in shapes)
     few = replace(hidden, width=miniature.NARROW * hidden.heads, config=reduced, inner=inner)

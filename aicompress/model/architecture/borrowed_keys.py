@@ -19,7 +19,7 @@ from aicompress.model.architecture.architecture import Architecture
 from aicompress.model.architecture.attention import Attention
 from aicompress.model.architecture.config_fields import WIDTH_FIELDS, Path, fields, value_at, with_value
 from aicompress.model.architecture.reduced_model import HEAD, HIDDEN_FIELDS, NEURONS, VOCABULARY, started
-from aicompress.model.architecture.shapes import build
+from aicompress.model.architecture.shapes import is_taken
 
 
 def coupled(architecture: Architecture, attentions: Sequence[Attention]) -> list[list[int]]:
@@ -130,10 +130,6 @@ def _reduced(architecture: Architecture, attention: Attention) -> dict[str, Any]
         if isinstance(present, int) and present <= size:
             continue
         edited = with_value(config, field, [size] * len(present) if isinstance(present, list) else size)
-        try:
-            build(edited)
-        except CheckpointError:  # bound to other numbers
-            continue
-        config = edited
+        config = edited if is_taken(edited) else config  # or bound to other numbers
     special = ("pad_token_id", "bos_token_id", "eos_token_id")
     return {**config, **dict.fromkeys((name for name in special if name in config), 0)}

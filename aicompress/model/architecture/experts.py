@@ -14,7 +14,7 @@ from typing import Any
 from aicompress.errors import CheckpointError
 from aicompress.model.architecture.architecture import Architecture
 from aicompress.model.architecture.config_fields import Path, fields, levels, value_at, with_value
-from aicompress.model.architecture.shapes import build, defaults, stored_shapes
+from aicompress.model.architecture.shapes import defaults, shapes_of
 
 COUNT_FIELDS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 CHOSEN_FIELDS = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
@@ -50,7 +50,7 @@ class Mixture:
 
 def mixtures(architecture: Architecture) -> list[Mixture]:
     """Every layer of experts whose number config.json sets."""
-    full = defaults(build(architecture.config))
+    full = defaults(architecture.config)
     return [mixture for field in fields(full, COUNT_FIELDS) for mixture in _of(architecture, full, field)]
 
 
@@ -61,7 +61,7 @@ def _of(architecture: Architecture, full: dict[str, Any], field: Path) -> list[M
     chosen = next((section[name] for name in CHOSEN_FIELDS if isinstance(section.get(name), int)), 1)
     groups = next((section[name] for name in GROUP_FIELDS if isinstance(section.get(name), int)), 1) or 1
     try:
-        fewer = stored_shapes(build(with_value(architecture.config, field, size - 1)))
+        fewer = shapes_of(with_value(architecture.config, field, size - 1))
     except CheckpointError:
         return []
     singles: dict[str, list[tuple[str, str]]] = defaultdict(list)
@@ -86,13 +86,13 @@ def _of(architecture: Architecture, full: dict[str, Any], field: Path) -> list[M
 
 def merged_experts(architecture: Architecture) -> dict[str, int]:
     """Tensors that hold all experts of a layer, along the first axis or one after the other on it, and their number."""
-    full, merged = defaults(architecture.model), dict[str, int]()
+    full, merged = defaults(architecture.config), dict[str, int]()
     for field in fields(full, COUNT_FIELDS):
         size = value_at(full, field)
         if not isinstance(size, int) or size < 2 or field[:-1] not in set(levels(architecture.config)):
             continue
         try:
-            double = stored_shapes(build(with_value(architecture.config, field, 2 * size)))
+            double = shapes_of(with_value(architecture.config, field, 2 * size))
         except CheckpointError:
             continue
         for name, shape in architecture.shapes.items():

@@ -21,7 +21,7 @@ from aicompress.model.architecture.fused_neurons import NARROW, WIDE, lies_in_ha
 from aicompress.model.architecture.layer_groups import grouped
 from aicompress.model.architecture.neuron_order import lying
 from aicompress.model.architecture.reduced_model import reduced
-from aicompress.model.architecture.shapes import build, defaults, stored_shapes
+from aicompress.model.architecture.shapes import build, defaults, shapes_of
 
 Settings = tuple[tuple[Path, Any], ...]
 
@@ -120,10 +120,10 @@ def _probed(config: Mapping[str, Any], probes: Sequence[_Probe]) -> dict[str, An
     return edited
 
 
-def _shapes(config: Mapping[str, Any], probes: Sequence[_Probe]) -> dict[str, tuple[int, ...]]:
+def _shapes(config: Mapping[str, Any], probes: Sequence[_Probe]) -> Mapping[str, tuple[int, ...]]:
     """Shapes with other widths; none where transformers does not take these."""
     try:
-        return stored_shapes(build(_probed(config, probes)))
+        return shapes_of(_probed(config, probes))
     except CheckpointError:  # strict configurations do not take every number
         return {}
 
@@ -255,14 +255,14 @@ def _with_plain_width(architecture: Architecture, probes: Sequence[_Probe]) -> l
     (probe, *others), level = probes, probes[0].field[:-1]
     if others or probe.width is None or not probe.size % 2:  # has been looked for with an odd size
         return []
-    full, shapes = value_at(defaults(architecture.model), level), _shapes(architecture.config, probes)
+    full, shapes = value_at(defaults(architecture.config), level), _shapes(architecture.config, probes)
     pairs = [pair for n, shape in architecture.shapes.items() for pair in zip(shape, shapes.get(n, shape), strict=True)]
     lengths = {size for size, other in pairs if size != other}
     for key, width in product([key for key, value in full.items() if value is True], lengths):
         setting = ((*level, key), False)
         plain = with_value(with_value(architecture.config, *setting), probe.field, width)
         try:
-            same = stored_shapes(build(plain)) == architecture.shapes
+            same = shapes_of(plain) == architecture.shapes
         except CheckpointError:
             continue
         changed = replace(architecture, config=plain)

@@ -27,8 +27,7 @@ from aicompress.model.architecture.config_fields import (
     with_value,
 )
 from aicompress.model.architecture.feed_forward import Coupling, feed_forwards
-from aicompress.model.architecture.reduced_model import is_taken
-from aicompress.model.architecture.shapes import build, reads_size, stored_shapes
+from aicompress.model.architecture.shapes import build, is_taken, reads_size, shapes_of
 from aicompress.model.loading.definition import layer_kinds
 
 FIELDS = ("hidden_size", "d_model", "n_embd", "dim")
@@ -133,7 +132,7 @@ def _probed(
     """The residual stream as another width shows it, or why it cannot be told."""
     field, width = where
     model = build(config)
-    before, after = stored_shapes(model), stored_shapes(build(with_width(config, field, 2 * width)))
+    before, after = shapes_of(config), shapes_of(with_width(config, field, 2 * width))
     if before != architecture.shapes:
         return "the sizes that follow from it cannot be written down in config.json"
     if set(after) != set(before):
@@ -203,7 +202,7 @@ def _coupled(
     names = [architecture.on_disk(name) for name in architecture.shapes]
     kinds = layer_kinds(dict(architecture.config), names) or {}
     tied = {architecture.on_disk(name) for pair in getattr(model, "all_tied_weights_keys", {}).items() for name in pair}
-    after = stored_shapes(build(with_width(config, field, 2 * width)))
+    after = shapes_of(with_width(config, field, 2 * width))
     stream: list[Coupling] = []
     inner: list[Coupling] = []
     for name, shape in architecture.shapes.items():

@@ -10,7 +10,7 @@ import torch
 from aicompress.errors import CheckpointError
 from aicompress.model.architecture import tiny_model as miniature
 from aicompress.model.architecture.config_fields import WIDTH_FIELDS, Path, fields, value_at, with_value
-from aicompress.model.architecture.shapes import build
+from aicompress.model.architecture.shapes import build, is_taken
 
 LARGEST = 50_000_000  # numbers in it
 HEAD, NEURONS, VOCABULARY = 8, 8, 32
@@ -53,15 +53,6 @@ def _is_more(present: Any, size: int) -> bool:
 def _resized(config: Mapping[str, Any], field: Path, size: int) -> dict[str, Any]:
     present = value_at(config, field)
     return with_value(config, field, [size] * len(present) if isinstance(present, list) else size)
-
-
-def is_taken(config: Mapping[str, Any]) -> bool:
-    """Whether transformers builds a model of a configuration."""
-    try:
-        build(config)
-    except CheckpointError:
-        return False
-    return True
 
 
 @torch.no_grad()

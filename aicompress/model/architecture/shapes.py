@@ -6,18 +6,23 @@ both directions go through transformers: its own saving gives the names on disk,
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from aicompress.errors import CheckpointError
 from aicompress.model.architecture.config_fields import Path, value_at, with_value
-from aicompress.model.loading.definition import new_skeleton
+from aicompress.model.loading.definition import definition_of, new_skeleton, without_initialization
 from aicompress.weights import TensorSpec
 
+T = TypeVar("T")
 # A block's place, and what its own parameters already tell: not part of how it computes.
 _PLACE = {"layer_idx", "layer_id", "layer_index", "layer_number", "block_idx", "has_relative_attention_bias"}
 
@@ -28,24 +33,79 @@ def build(config: Mapping[str, Any]) -> Any:
     Raises:
         CheckpointError: transformers does not know it, or refuses the configuration.
     """
-    named = (config.get("architectures") or [config.get("model_type")])[0]
+    with _quiet(), _refusing(config):
+        model = new_skeleton(dict(config))
+    return _require_known(model, config)
+
+
+def base_prefix(config: Mapping[str, Any]) -> str:
+    """Name of the base model inside the architecture, such as `model` or `bert`.
+
+    Raises:
+        CheckpointError: transformers does not know it, or refuses the configuration.
+    """
+    return str(_definition(config)[0].base_model_prefix)
+
+
+def _definition(config: Mapping[str, Any]) -> tuple[Any, Any]:
+    with _refusing(config):
+        definition = definition_of(dict(config))
+    return _require_known(definition, config)
+
+
+def _named(config: Mapping[str, Any]) -> Any:
+    return (config.get("architectures") or [config.get("model_type")])[0]
+
+
+@contextmanager
+def _refusing(config: Mapping[str, Any]) -> Iterator[None]:
+    """Say whose configuration is refused: configurations are validated by arbitrary model code."""
     try:
-        with _quiet():
-            model = new_skeleton(dict(config))
-    except Exception as error:  # configurations are validated by arbitrary model code
+        yield
+    except Exception as error:
         reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"transformers refuses the configuration of {named}: {reason}", "") from error
-    if model is None:
+        raise CheckpointError(f"transformers refuses the configuration of {_named(config)}: {reason}", "") from error
+
+
+def _require_known(definition: T | None, config: Mapping[str, Any]) -> T:
+    """What transformers has made of a configuration, unless it does not know the architecture."""
+    if definition is None:
         raise CheckpointError(
-            f"transformers does not know the architecture {named!r}: its structure cannot be changed safely",
+            f"transformers does not know the architecture {_named(config)!r}: its structure cannot be changed safely",
             "structural pruning needs a stock architecture in config.json",
         )
-    return model
+    return definition
 
 
-def stored_shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a model's tensors as `save_pretrained` stores them; tied ones under every name."""
-    return {name: tuple(tensor.shape) for name, tensor in stored_tensors(model).items()}
+def is_taken(config: Mapping[str, Any]) -> bool:
+    """Whether transformers builds a model of a configuration."""
+    return _is_taken(json.dumps(config, sort_keys=True))
+
+
+@lru_cache(maxsize=256)
+def _is_taken(config: str) -> bool:
+    try:
+        build(json.loads(config))
+    except CheckpointError:
+        return False
+    return True
+
+
+def shapes_of(config: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
+    """Names and shapes of an architecture's tensors as `save_pretrained` stores them; tied ones under every name.
+
+    A step asks for the same several times.
+
+    Raises:
+        CheckpointError: transformers does not know it, or refuses the configuration.
+    """
+    return _shapes_of(json.dumps(config, sort_keys=True))
+
+
+@lru_cache(maxsize=128)
+def _shapes_of(config: str) -> Mapping[str, tuple[int, ...]]:
+    stored = stored_tensors(build(json.loads(config)))
+    return MappingProxyType({name: tuple(tensor.shape) for name, tensor in stored.items()})
 
 
 def stored_tensors(model: Any) -> dict[str, Tensor]:
@@ -58,8 +118,7 @@ def stored_tensors(model: Any) -> dict[str, Tensor]:
 def reads_size(config: Mapping[str, Any], path: Path, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Whether the architecture has these shapes with the size of a head that config.json gives, others with another."""
     try:
-        double = stored_shapes(build(with_value(config, path, 2 * value_at(config, path))))
-        return stored_shapes(build(config)) == shapes != double
+        return shapes_of(config) == shapes != shapes_of(with_value(config, path, 2 * value_at(config, path)))
     except CheckpointError:  # no field of it
         return False
 
@@ -71,13 +130,13 @@ def misfits(config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> set[s
         config: its config.json.
         specs: its parameters, dense.
     """
-    model = build(config)
+    architecture, parsed = _definition(config)
     empty = {name: torch.empty(spec.shape, dtype=spec.dtype, device="meta") for name, spec in specs.items()}
     try:
-        with _quiet():
-            _, info = type(model).from_pretrained(
+        with _quiet(), without_initialization():
+            _, info = architecture.from_pretrained(
                 None,
-                config=model.config,
+                config=parsed,
                 state_dict=empty,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
@@ -109,13 +168,13 @@ def filled(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
     Raises:
         CheckpointError: it cannot be made of them.
     """
-    shapes = build(config)
-    shapes.config._experts_implementation = "eager"  # grouped kernels have no float64
+    architecture, parsed = _definition(config)
+    parsed._experts_implementation = "eager"  # grouped kernels have no float64
     dtype = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
     try:
-        with _quiet():
-            model, info = type(shapes).from_pretrained(
-                None, config=shapes.config, state_dict=dict(tensors), output_loading_info=True, dtype=dtype
+        with _quiet(), without_initialization():
+            model, info = architecture.from_pretrained(
+                None, config=parsed, state_dict=dict(tensors), output_loading_info=True, dtype=dtype
             )
     except Exception as error:  # of the architecture's own code
         raise CheckpointError(f"its tensors cannot be loaded together: {error}", "") from error
@@ -124,9 +183,18 @@ def filled(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def defaults(model: Any) -> dict[str, Any]:
-    """The configuration with every field that transformers fills in or derives."""
-    return dict(model.config.to_dict())
+def defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with every field that transformers fills in or derives.
+
+    Raises:
+        CheckpointError: transformers does not know the architecture, or refuses the configuration.
+    """
+    return copy.deepcopy(_defaults(json.dumps(config, sort_keys=True)))
+
+
+@lru_cache(maxsize=64)
+def _defaults(config: str) -> dict[str, Any]:
+    return dict(build(json.loads(config)).config.to_dict())
 
 
 def block_traits(model: Any) -> dict[str, list[dict[str, Any]]]:

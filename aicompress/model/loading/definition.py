@@ -138,11 +138,29 @@ def new_skeleton(config: dict[str, Any], **options: Any) -> Any | None:
     Raises:
         CheckpointError: the config is not one that the architecture takes.
     """
+    architecture = _class_of(config)
+    return None if architecture is None else _built(config, architecture, **options)
+
+
+def definition_of(config: dict[str, Any]) -> tuple[Any, Any] | None:
+    """The architecture's class and its configuration, read; None when transformers does not know it.
+
+    Raises:
+        CheckpointError: the config is not one that the architecture takes.
+    """
+    architecture = _class_of(config)
+    if architecture is None:
+        return None
+    with _refusing(architecture):
+        return architecture, _parsed(config)
+
+
+def _class_of(config: dict[str, Any]) -> Any | None:
+    """transformers' class of the architecture; None when it does not know it."""
     import transformers
 
-    architecture = getattr(transformers, _architecture(config), None)
-    known = str(config.get("model_type")) in transformers.CONFIG_MAPPING and architecture is not None
-    return _built(config, architecture, **options) if known else None
+    known = str(config.get("model_type")) in transformers.CONFIG_MAPPING
+    return getattr(transformers, _architecture(config), None) if known else None
 
 
 def stock_models(config: dict[str, Any]) -> list[Any]:
@@ -175,14 +193,26 @@ def _alternative(config: dict[str, Any], architecture: Any) -> Any | None:
 
 
 def _built(config: dict[str, Any], architecture: Any, **options: Any) -> Any:
+    with _refusing(architecture), without_initialization():
+        parsed = _parsed(config)
+        with torch.device("meta"):
+            return architecture(parsed, **options)
+
+
+def _parsed(config: dict[str, Any]) -> Any:
+    """transformers' own configuration of a config.json."""
     import transformers
 
     plain = {key: _decoded(value) for key, value in config.items() if key not in ("quantization_config", "auto_map")}
+    return transformers.CONFIG_MAPPING[str(config.get("model_type"))].from_dict(plain)
+
+
+@contextmanager
+def _refusing(architecture: Any) -> Iterator[None]:
+    """Turn whatever a wrong value of config.json breaks in the architecture's own code into a refusal."""
     try:
-        parsed = transformers.CONFIG_MAPPING[str(config.get("model_type"))].from_dict(plain)
-        with torch.device("meta"), _without_initialization():
-            return architecture(parsed, **options)
-    except Exception as error:  # whatever a wrong value breaks in the architecture's own code
+        yield
+    except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
         raise CheckpointError(
             f"config.json does not describe a {architecture.__name__}: {reason}",
@@ -200,7 +230,7 @@ def _decoded(value: Any) -> Any:
 
 
 @contextmanager
-def _without_initialization() -> Iterator[None]:
+def without_initialization() -> Iterator[None]:
     """Let torch initialize no tensor on the meta device: it has no values, and drawing them takes half of the time."""
     functions = {
         name: function for name, function in vars(nn.init).items() if name.endswith("_") and callable(function)

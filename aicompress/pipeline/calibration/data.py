@@ -17,7 +17,8 @@ from aicompress.errors import Refused
 from aicompress.model.loading.config import most_positions
 from aicompress.model.loading.tokenizer import load_tokenizer
 from aicompress.model.sensitivity.loss import Sample
-from aicompress.pipeline.calibration.requirements import first_argument, generates
+from aicompress.pipeline.calibration.requirements import first_argument
+from aicompress.pipeline.calibration.texts import generates
 from aicompress.pipeline.step.workers import Processes
 from aicompress.recipe import Calibration
 

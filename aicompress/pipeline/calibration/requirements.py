@@ -17,8 +17,7 @@ from aicompress.layer import LayerInfo
 from aicompress.methods.layerwise import AnyLayerMethod, LayerMethod
 from aicompress.methods.method import OF_TRAINING, MethodConfig
 from aicompress.methods.structural import AnyStructuralMethod
-from aicompress.model.loading.config import most_positions
-from aicompress.model.loading.definition import skeleton
+from aicompress.pipeline.calibration.texts import generates, too_few
 from aicompress.pipeline.step.survey import Survey
 from aicompress.recipe import Recipe
 
@@ -132,19 +131,8 @@ def problems(
     else:
         refusals += data.problems(recipe.calibration)
         refusals += _of_loss(checkpoint, recipe, chosen) if "gradients" in needs else []
-    return refusals + _of_model(checkpoint, recipe, request)
-
-
-def shortened(checkpoint: Checkpoint, recipe: Recipe) -> list[str]:
-    """A warning where the model takes shorter samples than the calibration data asks for."""
-    data = recipe.calibration
-    if data is None or data.kind == "arrays" or checkpoint.config is None:
-        return []
-    model = skeleton(checkpoint.config)
-    most = None if model is None else most_positions(model)
-    if most is None or most >= data.length:
-        return []
-    return [f"calibration samples are {most} tokens long, not {data.length}: the model takes no more"]
+    refusals += _of_model(checkpoint, recipe, request)
+    return refusals or too_few(checkpoint, recipe)
 
 
 def follows(recipe: Recipe) -> bool:
@@ -167,16 +155,6 @@ def _of_loss(checkpoint: Checkpoint, recipe: Recipe, chosen: Sequence[Chosen]) -
         hint = "name the labels of the calibration data, or take loss: own"
         return [RecipeError("loss: task needs labels, and the calibration data names none", hint)]
     return []
-
-
-def generates(checkpoint: Checkpoint) -> bool:
-    """Whether the architecture predicts tokens."""
-    named = str(((checkpoint.config or {}).get("architectures") or [""])[0])
-    if named.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
-        return True
-    from aicompress.model.loading.definition import has_generate
-
-    return has_generate(checkpoint.config or {})  # such as MarianMTModel
 
 
 def _of_model(checkpoint: Checkpoint, recipe: Recipe, request: Request) -> list[CompressError]:

@@ -19,7 +19,7 @@ from aicompress.methods.training import DistillMethod, LossConfig, get_loss
 from aicompress.model.distillation.outputs import Runner, anatomy, runner
 from aicompress.model.loading.tokenizer import FILES, load_tokenizer
 from aicompress.pipeline.distillation.batches import Samples, Split, split_samples
-from aicompress.pipeline.distillation.samples import read_samples
+from aicompress.pipeline.distillation.samples import read_samples, require_positions
 from aicompress.pipeline.distillation.teacher import CACHE_BYTES, Loss
 from aicompress.pipeline.step.checks import NOT_OF_TRAINING, known_kinds, left_out, place_problems, require_space
 from aicompress.pipeline.step.dry_run import summarize
@@ -116,6 +116,8 @@ def make_plan(
     anatomies = _anatomies((student, run), (teacher, run_teacher), recipe)
     raise_all(_mismatches(losses, run, run_teacher, anatomies))
     kinds, warnings = known_kinds(student)
+    for checkpoint, whose in ((student, "student's"), (teacher, "teacher's")):
+        require_positions(recipe.data, checkpoint, whose)
     samples = read_samples(recipe.data, run.task, student, load_tokenizer(student.source.folder))
     _check_labels(samples, anatomies[0])
     training = recipe.training.model_copy(update={"precision": resolved_precision(recipe.training.precision)})

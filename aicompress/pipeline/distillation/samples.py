@@ -24,7 +24,6 @@ def read_samples(data: Data, task: Task, checkpoint: Checkpoint, tokenizer: Toke
         RecipeError: the data does not fit the task, or cannot be read.
         CheckpointError: texts, and no tokenizer that can pad them.
     """
-    _check_length(data, checkpoint)
     if data.kind == "arrays":
         return _arrays(data, task, checkpoint)
     if task == "module":
@@ -42,13 +41,23 @@ def read_samples(data: Data, task: Task, checkpoint: Checkpoint, tokenizer: Toke
     return _texts([texts[i] for i in _first_of_equals(texts)], None, source, data, tokenizer)
 
 
-def _check_length(data: Data, checkpoint: Checkpoint) -> None:
+def require_positions(data: Data, checkpoint: Checkpoint, whose: str) -> None:
+    """Refuse samples that are longer than a model's positions.
+
+    Args:
+        data: the section that says how long they are.
+        checkpoint: the model.
+        whose: it is the student's, or the teacher's.
+
+    Raises:
+        RecipeError: they are longer.
+    """
     if data.kind == "arrays" or checkpoint.config is None:
         return
     model = skeleton(checkpoint.config)
     limit = checkpoint.config.get("max_position_embeddings") if model is None else most_positions(model)
     if limit is not None and data.length > limit:
-        raise RecipeError(f"data.length {data.length} is beyond the student's {limit} positions", f"length: {limit}")
+        raise RecipeError(f"data.length {data.length} is beyond the {whose} {limit} positions", f"length: {limit}")
 
 
 def _first_of_equals(texts: list[str]) -> list[int]:

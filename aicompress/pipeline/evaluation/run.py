@@ -90,6 +90,7 @@ def evaluate(
             *warnings,
             *results.warnings,
         ),
+        notes=tuple(merged for opened, _ in inputs for merged in opened.foreign.merged),
         baselines=tuple(Baseline(side, latency) for side, latency in zip(sides[2:], further, strict=False)),
     )
     pair = (sides[1] if against else None, sides[0])

@@ -97,7 +97,7 @@ def _labelled(models: Models, metric: AnyMetric, data: Data) -> Labelled:
         batched: tuple[Inputs, ...] = tuple(torch.split(inputs, BATCH))
     else:
         texts, labels, source = labelled(data, classes=class_names(tested.module))
-        length = min(data.length, most_positions(tested.module) or data.length)
+        length = min([data.length, *_positions(models)])  # one text for all of them
         batched = tuple(batches(texts, tested.tokenizer, BATCH, length))
     _require_takes(metric, len(labels), data)
     return Labelled(source, batched, labels)
@@ -131,8 +131,13 @@ def _require_takes(metric: AnyMetric, samples: int, data: Data) -> None:
         raise RecipeError(*problem)
 
 
+def _positions(models: Models) -> list[int]:
+    """The most tokens that models take, of those that have a limit."""
+    return [limit for model in models if (limit := most_positions(model.module)) is not None]
+
+
 def _require_positions(models: Models, length: int) -> None:
-    limits = [limit for model in models if (limit := most_positions(model.module)) is not None]
+    limits = _positions(models)
     if limits and length > min(limits):
         raise RecipeError(
             f"windows of {length} tokens are longer than the model's {min(limits)} positions",

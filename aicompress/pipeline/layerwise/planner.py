@@ -16,6 +16,7 @@ from aicompress.methods.capabilities import Width
 from aicompress.methods.layerwise import AnyLayerMethod, LayerMethod
 from aicompress.pipeline.calibration import requirements as needs
 from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.calibration.texts import shortened
 from aicompress.pipeline.layerwise.allocation.target import require_reach, undecided
 from aicompress.pipeline.layerwise.plan import UNDECIDED, Plan, planned_at, planned_parameters
 from aicompress.pipeline.layerwise.resolve import only_search, resolved, searches
@@ -71,7 +72,7 @@ def make_plan(
     require_space(output)
     if any(method.surveyed(layer.config) for layer in layers.values()):
         warnings.append(UNDECIDED)
-    warnings += needs.shortened(checkpoint, recipe)
+    warnings += shortened(checkpoint, recipe)
     warnings += [*left_out(checkpoint, destination), *unscaled, *output.notes, *_absent(recipe, infos, checkpoint)]
     warnings += [*_no_smaller(checkpoint, output, layers), *_larger(output, layers, opened)]
     warnings += [*passed_over(checkpoint, infos), *refused_experts(checkpoint, method, chosen, list(layers))]

@@ -43,6 +43,6 @@ def fingerprint(inputs: Sequence[Checkpoint], output: Output, *settings: Any) ->
         for stat in [ref.file.stat()]
     ]
     shards = [[shard.name, shard.nbytes, list(shard.specs)] for shard in output.shards]
-    merged = [list(checkpoint.foreign.told) for checkpoint in inputs]
+    merged = [[*checkpoint.foreign.merged, *checkpoint.foreign.told] for checkpoint in inputs]
     whole = [__version__, tensors, shards, merged, *settings]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()

@@ -33,6 +33,7 @@ def summarize(
         warnings=warnings,
         layout=output.layout,
         readers=output.readers,
+        notes=checkpoint.foreign.merged,
     )
 
 

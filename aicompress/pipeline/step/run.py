@@ -210,14 +210,20 @@ def _report(step: StepRun, written: Checkpoint, results: Results, options: Optio
     """The report of an output that is complete but for it."""
     output, checkpoint = step.output, step.checkpoint
     lineage = output.manifest.lineage
-    latency, notes = _latency(checkpoint, written, options.latency)
+    latency, untimed = _latency(checkpoint, written, options.latency)
     sha256 = digests(written.source)
     if output.destination.single:  # the working file has another name
         sha256 = dict(zip([output.destination.path.name], sha256.values(), strict=True))
     after = side_of(written, step.kinds, str(output.destination.path), sha256)
     after = replace(after, bytes=output.weight_bytes + output.other_bytes)  # a report cannot count itself
     before = side_of(checkpoint, step.kinds, str(checkpoint.path), dict(lineage[-1]["inputs"]))
-    results = replace(results, latency=latency, warnings=(*results.warnings, *notes), waited=options.waited())
+    results = replace(
+        results,
+        latency=latency,
+        warnings=(*results.warnings, *untimed),
+        notes=(*checkpoint.foreign.merged, *results.notes),
+        waited=options.waited(),
+    )
     return build_report(lineage[-1]["command"], step.recipe, (before, after), lineage, results, seconds)
 
 

@@ -39,6 +39,7 @@ class StructurePlan:
         kinds: what the model definition says of the parameters.
         request: how it gets statistics of inputs, where the method reads them.
         warnings: what the user should know.
+        notes: what the user asked for, and the plan has settled.
     """
 
     checkpoint: Checkpoint
@@ -51,6 +52,12 @@ class StructurePlan:
     kinds: Mapping[str, Kind | None] | None
     request: Request = field(default_factory=Request)
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """What has been settled: how many units stay, and which."""
+        return (*self.notes, *self.edit.notes)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -125,7 +132,7 @@ class StructurePlan:
         """What a dry run prints; which units stay is left open where the run chooses them."""
         stored = {info.name: info.stored for info in self.infos}
         summary = summarize_rows(self.output, self.checkpoint, self.rows(), stored, self.warnings)
-        summary = replace(summary, survey=tuple(self.request.survey.measured), notes=self.edit.notes)
+        summary = replace(summary, survey=tuple(self.request.survey.measured), notes=(*summary.notes, *self.told))
         if self.choice.decided_by_plan:
             return summary
         return self._left_open(summary)
@@ -147,7 +154,7 @@ class StructurePlan:
             if size < structure.size
         ]
         unchanged = len(self.infos) - len(rows) - len(open_names)
-        return replace(summary, rows=tuple(rows), unchanged=unchanged, warnings=(*summary.warnings, *told))
+        return replace(summary, rows=tuple(rows), unchanged=unchanged, notes=(*summary.notes, *told))
 
 
 def laid_out(

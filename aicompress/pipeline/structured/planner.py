@@ -15,6 +15,7 @@ from aicompress.methods.prune.units.size_targets import TargetedConfig
 from aicompress.methods.structural import AnyPruner, StructuralMethod
 from aicompress.pipeline.calibration import requirements as needs
 from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.calibration.texts import shortened
 from aicompress.pipeline.step.checks import decoding, left_out, require_loads, require_space
 from aicompress.pipeline.step.input import Adapted
 from aicompress.pipeline.step.layer_plan import LayerPlan
@@ -75,11 +76,11 @@ def make_plan(
     require_space(output)
     plan = StructurePlan(checkpoint, recipe, pruner, choice, opened.infos, edit, output, opened.kinds, request)
     decoded = [name for name in output.parameters if plan.decoded(name)]
-    warnings = [*opened.warnings, *told, *edit.warnings, *left_out(checkpoint, destination), *decoding(decoded)]
-    warnings += [*needs.shortened(checkpoint, recipe), *output.notes]
+    warnings = [*opened.warnings, *edit.warnings, *left_out(checkpoint, destination), *decoding(decoded)]
+    warnings += [*shortened(checkpoint, recipe), *output.notes]
     if untried:
         warnings.append(f"the cut was not tried on a small model of the architecture: {untried}")
-    return replace(plan, warnings=tuple(warnings))
+    return replace(plan, warnings=tuple(warnings), notes=told)
 
 
 def _without_scales_of_heads(opened: OpenedInput) -> OpenedInput:

@@ -10,7 +10,7 @@ import transformers as hf
 from aicompress.checkpoint import Checkpoint
 from aicompress.model.architecture.architecture import Architecture, keep_blocks
 from aicompress.model.architecture.feed_forward import feed_forwards
-from aicompress.model.architecture.shapes import build, misfits, stored_shapes
+from aicompress.model.architecture.shapes import build, misfits, shapes_of
 from aicompress.weights import TensorSpec
 
 SHAPE = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
@@ -126,7 +126,7 @@ def test_a_backbone_names_a_stage_for_every_block(tmp_path: Path) -> None:
 
 def test_misfits_name_what_is_wrong() -> None:
     config = hf.BertConfig(**SHAPE, num_hidden_layers=2, architectures=["BertModel"]).to_dict()
-    specs = {name: TensorSpec(torch.float32, shape) for name, shape in stored_shapes(build(config)).items()}
+    specs = {name: TensorSpec(torch.float32, shape) for name, shape in shapes_of(config).items()}
     assert misfits(config, specs) == set()
     del specs["encoder.layer.0.output.dense.bias"]
     specs["encoder.layer.1.output.dense.weight"] = TensorSpec(torch.float32, (32, 47))

@@ -119,3 +119,20 @@ def test_samples_longer_than_the_model_are_shortened_and_said_to_be(
     told = "calibration samples are 256 tokens long, not 300: the model takes no more"
     assert told in planned.summary().warnings
     assert told in steps.run(planned, Options(latency="off")).warnings
+
+
+@pytest.mark.parametrize(("model", "said"), [("tiny_llama", "9 samples of 256 need"), ("tiny_bert", "9 are asked for")])
+def test_texts_that_are_too_few_are_refused_by_the_plan(
+    request: pytest.FixtureRequest, tmp_path: Path, model: str, said: str
+) -> None:
+    (tmp_path / "short.txt").write_text("two or three words\n" * 3)
+    method = {"name": "gptq", "bits": 8, "granularity": "channel"}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps({"version": 1, "method": method, "calibration": {"text": "short.txt", "samples": 9}}))
+    with pytest.raises(CompressError, match=said):
+        steps.make_plan(
+            request.getfixturevalue(model),
+            Destination(tmp_path / "out"),
+            recipes.load(str(path), "quantize"),
+            "quantize",
+        )

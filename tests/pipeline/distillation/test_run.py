@@ -383,8 +383,14 @@ class TestRefused:
         self, tiny_llama: Path, trained_llama: Path, recipe: Make, tmp_path: Path, text_file: Path
     ) -> None:
         data = {"data": {"text": str(text_file), "length": 300}}
-        with pytest.raises(RecipeError, match="256 positions"):
+        with pytest.raises(RecipeError, match="the student's 256 positions"):
             make_plan(tiny_llama, trained_llama, Destination(tmp_path / "out"), recipe({"name": "kl"}, data))
+        short = Path(shutil.copytree(trained_llama, tmp_path / "short"))
+        config = json.loads((short / "config.json").read_text())
+        (short / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 64}))
+        data["data"]["length"] = 128
+        with pytest.raises(RecipeError, match="the teacher's 64 positions"):
+            make_plan(tiny_llama, short, Destination(tmp_path / "out"), recipe({"name": "kl"}, data))
 
 
 def test_an_image_classifier_learns_from_arrays_with_labels(

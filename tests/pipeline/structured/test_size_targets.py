@@ -31,7 +31,7 @@ def test_the_largest_width_that_fits(family: str, name: str, tmp_path: Path) -> 
         report = prune(tmp_path / "in", tmp_path / f"out{target}", name="width", multiple=4, **{name: target})
         after = report.after.weight_bytes if name == "target_bytes" else report.after.parameters
         assert after == exact <= target
-        assert any(f"{name}: 20 of {widest} units stay of each" in line for line in report.warnings)
+        assert any(f"{name}: 20 of {widest} units stay of each" in line for line in report.notes)
 
 
 def test_heads_and_blocks(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_latency_follows_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     before = total(plan(tmp_path / "in", tmp_path / "x", name="width", keep=1.0).output.parameters)
     after = total(planned.output.parameters)
     assert 0.8 - 0.01 < after / before <= 0.8
-    assert any("of the forward time of the input's matrix layers" in line for line in planned.warnings)
+    assert any("of the forward time of the input's matrix layers" in line for line in planned.notes)
 
 
 def test_the_table_measures_every_shape_once() -> None:

@@ -88,13 +88,13 @@ class ExpertUnit(StructuralUnit[Experts, MixtureLayout]):
         edited = layout.architecture.config
         for mixture, size in zip(layout.mixtures, sizes, strict=True):
             edited = with_value(edited, mixture.field, size)
-        warnings = tuple(
+        notes = tuple(
             f"{structure.name}: kept experts {', '.join(map(str, kept[number]))} of {structure.size}"
             for number, structure in enumerate(layout.structures)
             if sizes[number] < structure.size
         )
         changes = _changes(layout, sizes, kept)
-        return Edit(edited, layout.structures, tuple(sizes), changes, warnings, kept=kept)
+        return Edit(edited, layout.structures, tuple(sizes), changes, notes=notes, kept=kept)
 
     def silent(
         self, model: Any, layout: MixtureLayout, kept: Mapping[int, Tensor], inputs: Mapping[str, Tensor]

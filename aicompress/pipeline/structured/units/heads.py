@@ -19,7 +19,7 @@ from aicompress.model.architecture.attention_in_width import attentions_in_width
 from aicompress.model.architecture.borrowed_keys import coupled
 from aicompress.model.architecture.config_fields import dotted
 from aicompress.model.architecture.fused_heads import lies_in_sections
-from aicompress.model.architecture.shapes import build
+from aicompress.model.architecture.shapes import build, is_taken
 from aicompress.pipeline.structured.edit import Change, Cut, Edit, offset_part
 from aicompress.pipeline.structured.unit import Kept, Layout, StructuralUnit
 
@@ -258,11 +258,8 @@ def _fitting(architecture: Architecture, attention: Attention, structure: Struct
     count, fitting = attention.count, []
     for units in range(structure.groups, structure.size, structure.groups):
         heads, groups = units * structure.worth, units if structure.groups == 1 else count.groups
-        try:
-            build(count.edited(architecture.config, heads, groups))
-        except CheckpointError:
-            continue
-        fitting.append(heads)
+        if is_taken(count.edited(architecture.config, heads, groups)):
+            fitting.append(heads)
     return fitting
 
 
