@@ -112,6 +112,15 @@ class Architecture:
         ]
         return max(variants, key=lambda variant: sum(variant(name) in self.specs for name in self.shapes))
 
+    @cached_property
+    def copies(self) -> dict[str, str]:
+        """Names on disk of tensors that the checkpoint lacks because they are another one's too, with its name."""
+        if self.specs.keys() >= self.names:
+            return {}
+        tied = getattr(self.model, "all_tied_weights_keys", {})
+        named = {self.on_disk(copy): self.on_disk(one) for copy, one in tied.items()}
+        return {copy: one for copy, one in named.items() if copy not in self.specs}
+
     def stacks(self) -> list[Stack]:
         """Every stack of two or more blocks whose number config.json sets."""
         stacks = []

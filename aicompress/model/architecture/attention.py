@@ -150,6 +150,7 @@ def _of(architecture: Architecture, count: HeadCount) -> list[Attention]:
     tensors = [
         tensor
         for name, shape in changed
+        if architecture.on_disk(name) not in architecture.copies
         for tensor in _tensors(architecture, count, (name, shape), (probes[0][name], probes[1][name], probes[2]))
     ]
     return [Attention(name, count, tuple(group)) for name, group in by_reader(tensors)]

@@ -204,14 +204,12 @@ def _groups(architecture: Architecture, couplings: list[Coupling], merged: Mappi
         for group in grouped([each for each in couplings if (each.tensor in merged) == held]).values()
         if group
     ]
-    tied = getattr(architecture.model, "all_tied_weights_keys", {})
-    for copy, original in tied.items():
-        copy, original = architecture.on_disk(copy), architecture.on_disk(original)
+    for copy, original in architecture.copies.items():
         mine, theirs = (
             next((group for group in groups if any(each.tensor == name for each in group)), None)
             for name in (copy, original)
         )
-        if mine is None or theirs is None or copy in architecture.specs:
+        if mine is None or theirs is None:
             continue
         mine[:] = [each for each in mine if each.tensor != copy]
         if mine is not theirs:

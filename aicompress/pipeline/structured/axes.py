@@ -1,7 +1,7 @@
 """What stays of an axis along which units lie, and of a tensor that is cut along it.
 
-The groups of a structure follow one another on the axis, each with all its sections. Where they lie along axis 0, as
-the experts of a merged tensor do, both axes count as one: all entries of the first expert, then those of the next.
+Where the groups of a structure lie along axis 0, as the experts of a merged tensor do, both axes count as one: all
+sections of the first expert, then those of the next.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def positions(cuts: Sequence[Cut], length: int, structures: Sequence[Structure],
         structure = structures[one.structure]
         units = torch.zeros(structure.size, dtype=torch.bool)
         units[kept[one.structure]] = True
-        groups = units.view(structure.groups, -1)
+        groups = units.view(structure.groups if one.stacked else 1, -1)
         sections = torch.cat([groups.repeat_interleave(span, dim=1) for span in one.spans], dim=1).reshape(-1)
         stays[one.begin : one.begin + len(sections)] = sections
     return stays.nonzero()[:, 0]
