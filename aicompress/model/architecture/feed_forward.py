@@ -226,6 +226,8 @@ def _layer(
     experts = {merged.get(each.tensor, 1) for each in group}
     if {each.role for each in group} != {"producer", "consumer"} or len(probes) != 1 or len(experts) != 1:
         return None
+    if experts != {1} and any(each.axis == 0 and each.parts > 1 for each in group):
+        return None  # several runs for each expert on one axis
     (probe,), (count,) = probes, experts
     widths = set()
     for each in group:
