@@ -84,7 +84,8 @@ bench-loaded: $(READY) ## time of 4-bit models of three sizes against dense ones
 bench-memory: $(READY) ## peak memory of a calibrated step on a model of a billion parameters
 	$(BIN)/python -m scripts.bench.memory --folder $(BUILD)/bench
 
-# An hour of one processor for all types; SWEEP="--minutes 10" goes on with those that are left, --again with faults.
+# 50 to 60 minutes of one processor for all types, half of it for the structural steps (SWEEP="--steps quantize magnitude
+# svd" leaves them out); SWEEP="--minutes 10" goes on with the types that are left, SWEEP=--again with faults, too.
 sweep: $(READY) ## every model type of transformers through quantize, prune, factorize, verify and load
 	$(BIN)/python -m scripts.sweep --folder $(BUILD)/sweep $(SWEEP)
 

@@ -92,7 +92,7 @@ def make_plan(source: str | Path | Adapted, destination: Destination, recipe: Ex
         output,
         opened.kinds,
         layers,
-        (*opened.warnings, *left_out(checkpoint, destination), *output.notes),
+        (*opened.warnings, *left_out(checkpoint, destination), *output.warnings),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Iterator, Mapping
+from itertools import product
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 LARGEST = 6_000_000  # parameters
+CLASSES = 3  # of a type that are tried
 VOCABULARY = 160
 SIZES: dict[str, tuple[str, ...]] = {  # numbers by what they count
     "hidden": (
@@ -40,7 +42,10 @@ SIZES: dict[str, tuple[str, ...]] = {  # numbers by what they count
     ),
     "rotary": ("qk_rope_head_dim",),
     "latent": ("kv_lora_rank", "q_lora_rank", "index_n_heads"),
-    "experts": ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts"),
+    "experts": (
+        "num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts", "zero_expert_num",
+    ),
+    "state": ("mamba_d_state", "ssm_state_size", "mamba_chunk_size"),
     "chosen": ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts"),
     "single": ("n_group", "topk_group", "num_expert_group", "n_shared_experts", "encoder_stride"),
     "depth": (
@@ -58,15 +63,18 @@ SIZES: dict[str, tuple[str, ...]] = {  # numbers by what they count
 }  # fmt: skip
 PLAIN = {
     "hidden": 64, "inner": 96, "expert": 48, "heads": 4, "groups": 2, "head": 16, "rotary": 8, "latent": 16,
-    "experts": 4, "chosen": 2, "single": 1, "depth": 2, "vocabulary": VOCABULARY, "positions": 128, "image": 32,
-    "patch": 8,
+    "experts": 4, "state": 16, "chosen": 2, "single": 1, "depth": 2, "vocabulary": VOCABULARY, "positions": 128,
+    "image": 32, "patch": 8,
 }  # fmt: skip
-# What is tried in turn, until transformers takes it; None leaves what the default is.
+# What is tried in turn, until transformers takes it; None leaves what the default is. `unset` gives the size of a head
+# and the kinds of layers, one of each kind, where the type derives or lists them.
 ATTEMPTS: tuple[dict[str, int | None], ...] = (
     PLAIN,
     {**PLAIN, "groups": 4},
     {**PLAIN, "heads": 8, "groups": 8},  # of a state-space block: twice the hidden width
     {**PLAIN, "depth": 4, "groups": 4},
+    {**PLAIN, "unset": 16},
+    {**PLAIN, "unset": 16, "groups": 4},
     {**PLAIN, "image": None, "patch": None},
     {**PLAIN, "heads": 2, "groups": 2, "head": 32},
     {"hidden": 128, "inner": 128, "depth": 2, "vocabulary": VOCABULARY, "experts": 4},
@@ -97,9 +105,12 @@ def small_model(model_type: str) -> Any:
     """
     if model_type not in CONFIG_MAPPING_NAMES:
         raise NotBuilt("transformers does not know it")
-    kind, reasons = class_of(model_type), list[str]()
+    try:
+        kinds, reasons = classes_of(model_type)[:CLASSES], list[str]()
+    except ImportError as error:
+        raise NotBuilt(f"transformers cannot import it: {error}") from error
     parsed = transformers.CONFIG_MAPPING[model_type]
-    for attempt in ATTEMPTS:
+    for kind, attempt in product(kinds, ATTEMPTS):
         try:
             config = parsed(**shrunk(parsed(), attempt))
             with torch.device("meta"):
@@ -114,22 +125,22 @@ def small_model(model_type: str) -> Any:
     raise NotBuilt(reasons[0])
 
 
-def class_of(model_type: str) -> Any:
-    """The class of a type's models.
+def classes_of(model_type: str) -> list[Any]:
+    """Classes of a type's models, that which is taken first.
 
     Raises:
         NotBuilt: transformers lists none.
     """
-    tables = [f"MODEL_FOR_{task}_MAPPING_NAMES" for task in FIRST] + ["MODEL_MAPPING_NAMES"]
-    for table in tables:
+    classes: list[Any] = []
+    for table in [f"MODEL_FOR_{task}_MAPPING_NAMES" for task in FIRST] + ["MODEL_MAPPING_NAMES"]:
         named = getattr(modeling_auto, table).get(model_type)
         kind = getattr(transformers, named if isinstance(named, str) else named[0], None) if named else None
-        if inspect.isclass(kind) and issubclass(kind, transformers.PreTrainedModel):
-            return kind
-    found = _in_module(transformers.CONFIG_MAPPING[model_type])
-    if found is None:
+        if inspect.isclass(kind) and issubclass(kind, transformers.PreTrainedModel) and kind not in classes:
+            classes.append(kind)
+    alone = None if classes else _in_module(transformers.CONFIG_MAPPING[model_type])
+    if not classes and alone is None:
         raise NotBuilt("transformers lists no model of it")
-    return found
+    return classes or [alone]
 
 
 def _in_module(config: Any) -> Any | None:
@@ -138,7 +149,8 @@ def _in_module(config: Any) -> Any | None:
     kinds = [each for each in vars(module).values() if inspect.isclass(each) and each.__module__ == module.__name__]
     models = [each for each in kinds if issubclass(each, transformers.PreTrainedModel)]
     own = [each for each in models if getattr(each, "config_class", None) is config]
-    return next((each for each in own if getattr(transformers, each.__name__, None) is each), None)
+    named = [each for each in own if not each.__name__.endswith("PreTrainedModel")]
+    return next((each for each in named if getattr(transformers, each.__name__, None) is each), None)
 
 
 def shrunk(default: Any, sizes: Mapping[str, int | None]) -> dict[str, Any]:
@@ -149,8 +161,10 @@ def shrunk(default: Any, sizes: Mapping[str, int | None]) -> dict[str, Any]:
         sizes: numbers by what they count.
     """
     taken = inspect.signature(type(default).__init__).parameters
-    plain = {key: value for key, value in vars(default).items() if key in taken and not key.startswith("_")}
+    plain = {key: getattr(default, key) for key in taken if hasattr(default, key) and not key.startswith("_")}
     changed = dict(_numbers(plain, sizes))
+    if sizes.get("unset") and not hasattr(default, "pad_token_id"):
+        changed["pad_token_id"] = 0  # which the type's own code reads
     for key in getattr(type(default), "sub_configs", {}):
         section = getattr(default, key, None)
         if section is not None and not isinstance(section, dict):
@@ -174,6 +188,17 @@ def _numbers(fields: Mapping[str, Any], sizes: Mapping[str, int | None]) -> Iter
             yield key, [max(8, each // 8 * 2 if each < 512 else each // 8) for each in value]
         elif key == "depths" and _is_list(value):
             yield key, [1] * len(value)
+        elif sizes.get("unset"):
+            yield from _unset(key, value, sizes)
+
+
+def _unset(key: str, value: Any, sizes: Mapping[str, int | None]) -> Iterator[tuple[str, Any]]:
+    """The size of a head where it would be derived, and as many kinds of layers as there are layers."""
+    depth = sizes["depth"] or 0
+    if key == "head_dim" and value is None:
+        yield key, sizes["unset"]
+    elif key in ("layer_types", "layers_block_type") and isinstance(value, list) and len(value) != depth:
+        yield key, [*dict.fromkeys(value), *value][:depth]
 
 
 def _is_list(value: Any) -> bool:

@@ -16,6 +16,7 @@ from aicompress.pipeline.structured import run as structure
 from aicompress.pipeline.structured.plan import StructurePlan
 from aicompress.pipeline.verify import verify
 from aicompress.recipe import Recipe
+from aicompress.recipe.section import ReportFiles
 from aicompress.report.model import Report
 
 OFF = Options(latency="off")
@@ -23,7 +24,8 @@ OFF = Options(latency="off")
 
 def plan(source: Path, out: Path, **method: Any) -> StructurePlan:
     config = get("prune", method["name"]).config(**method)
-    return structure_planner.make_plan(source, Destination(out), Recipe(version=1, method=config), "prune")
+    recipe = Recipe(version=1, method=config, report=ReportFiles(html=False))
+    return structure_planner.make_plan(source, Destination(out), recipe, "prune")
 
 
 def prune(source: Path, out: Path, **method: Any) -> Report:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import Problems
@@ -22,6 +23,7 @@ from aicompress.pipeline.layerwise import run as layerwise
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import load
+from tests import checkpoints
 
 COMMAND = {
     name: command
@@ -58,7 +60,8 @@ def parameters(name: str) -> dict[str, Any]:
 def step(source: Path, out: Path, name: str) -> layerwise.Report:
     """One step, whose dry run must tell the truth."""
     recipe = out.parent / f"{name}.yaml"
-    recipe.write_text(yaml.safe_dump({"version": 1, "method": {"name": name, **parameters(name)}}))
+    sections = {"method": {"name": name, **parameters(name)}, "report": {"html": False}}
+    recipe.write_text(yaml.safe_dump({"version": 1, **sections}))
     planned = planner.make_plan(source, Destination(out), load(str(recipe), COMMAND[name]), COMMAND[name])
     report = layerwise.run(planned, Options(latency="off"))
     check(planned.summary(), out, source)
@@ -79,6 +82,15 @@ def check(summary: Any, out: Path, source: Path) -> None:
 
 
 @pytest.fixture(scope="module")
+def small_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """fc1, fc2, fc3 (96-48-32-10), random."""
+    torch.manual_seed(0)
+    sizes = (96, 48, 32, 10)
+    layers = {f"fc{number}": nn.Linear(*sizes[number - 1 : number + 1]) for number in (1, 2, 3)}
+    return checkpoints.make_file(tmp_path_factory.mktemp("small") / "in.safetensors", nn.ModuleDict(layers))
+
+
+@pytest.fixture(scope="module")
 def first_steps(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, str], Path]:
     """What a method writes for a source, checked when it is first asked for: every second step reads the same."""
 
@@ -92,7 +104,7 @@ def first_steps(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, str
 
 
 @pytest.mark.parametrize(("first", "second"), PAIRS, ids=lambda name: name)
-@pytest.mark.parametrize("model", ["mlp_file", "tiny_llama"])
+@pytest.mark.parametrize("model", ["small_file", "tiny_llama"])
 def test_every_ordered_pair(
     tmp_path: Path,
     request: pytest.FixtureRequest,

@@ -205,6 +205,8 @@ def keep_blocks(config: Mapping[str, Any], field: Path, keep: Iterable[int]) -> 
             section[key] = sum(block >= size - value for block in kept)
         elif isinstance(value, list) and len(value) == size and is_per_block(key):
             section[key] = [value[block] for block in kept]
+        elif isinstance(value, dict) and is_per_block(key) and all(str(block).isdecimal() for block in value):
+            section[key] = {str(kept.index(int(block))): value[block] for block in value if int(block) in kept}
     others = [key for key, value in section.items() if isinstance(value, list) and len(value) == size != len(kept)]
     others = [key for key in others if key not in INDEX_LISTS | _NEVER_PER_BLOCK]
     if others and not is_taken(edited) and is_taken(config):  # a list of one value a block whose name does not say so

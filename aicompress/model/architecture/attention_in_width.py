@@ -48,7 +48,7 @@ def attentions_in_width(architecture: Architecture, grouped: bool) -> list[Atten
     """
     counts = [path for path in fields(architecture.config, HEAD_COUNTS) if value_at(architecture.config, path)]
     if not counts:
-        raise CheckpointError(UNSAID, HINT)
+        raise CheckpointError("config.json counts no attention heads", HINT)
     sections = dict.fromkeys(path[:-1] for path in counts)
     attentions = [
         attention

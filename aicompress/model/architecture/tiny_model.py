@@ -238,9 +238,10 @@ def inputs_of(model: Any) -> dict[str, Tensor]:
         return {taken: _image(vision if isinstance(vision, dict) else config, generator)}
     if taken == "input_features" and {"num_mel_bins", "max_source_positions"} <= config.keys():
         frames = (1, config["num_mel_bins"], 2 * config["max_source_positions"])
-        ids = torch.randint(0, config["vocab_size"], (1, 6), generator=generator)
         sound = {taken: torch.randn(frames, generator=generator, dtype=torch.float64)}
-        return {**sound, "decoder_input_ids": ids} if model.config.is_encoder_decoder else sound
+        if not model.config.is_encoder_decoder:  # an encoder of sound alone has no vocabulary
+            return sound
+        return {**sound, "decoder_input_ids": torch.randint(0, config["vocab_size"], (1, 6), generator=generator)}
     if taken != "input_ids":
         raise CheckpointError(f"the hidden width of a model that reads {taken} cannot be tried out", HINT)
     vocabulary = model.config.get_text_config().to_dict().get("vocab_size")

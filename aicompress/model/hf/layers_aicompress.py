@@ -37,12 +37,17 @@ class Stored(nn.Module):
         if name == "weight" and self.__dict__.get("ready"):
             matrix = reduce(torch.matmul, self.matrices())
             return matrix.t() if self.entry.get("transposed") else matrix.reshape(self.entry["shape"])
-        if name == "weight" and "source" in self.__dict__:
+        if name == "weight" and ("source" in self.__dict__ or self._is_loaded()):
             # Code that initializes a model takes it for initialized, and for as large as it is when it is decoded.
             shown = torch.empty(self.entry["shape"], device="meta")
             shown._is_hf_initialized = True  # type: ignore[attr-defined]
             return shown
         return super().__getattr__(name)
+
+    def _is_loaded(self) -> bool:
+        """Whether transformers has put every stored tensor in its place, and is about to initialize the others."""
+        stored = self.stored.values() if "entry" in self.__dict__ else ()
+        return bool(stored) and all(hasattr(tensor, "_is_hf_initialized") for tensor in stored)
 
     @property
     def stored(self) -> dict[str, Tensor]:

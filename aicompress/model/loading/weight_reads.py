@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import ast
 import inspect
-import textwrap
-from collections.abc import Collection, Iterable
+import sys
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -62,9 +62,8 @@ class _Reads:
 def _reads(kind: Any) -> _Reads:
     if kind.__module__.startswith("torch."):
         return _Reads()
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
-    except (OSError, TypeError, SyntaxError):  # made at run time
+    tree = _definitions(kind.__module__).get(kind.__qualname__)
+    if tree is None:  # made at run time
         return _Reads()
     about = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr in _ABOUT}
     about |= {
@@ -84,14 +83,33 @@ def _reads(kind: Any) -> _Reads:
     )
 
 
+@cache
+def _definitions(module: str) -> dict[str, ast.ClassDef]:
+    """Classes of a module's source by name: a long file that holds a model's many classes is parsed once."""
+    try:
+        tree = ast.parse(inspect.getsource(sys.modules[module]))
+    except (KeyError, OSError, TypeError, SyntaxError):
+        return {}
+    return dict(_classes(tree, ""))
+
+
+def _classes(node: ast.AST, prefix: str) -> Iterator[tuple[str, ast.ClassDef]]:
+    for inner in ast.iter_child_nodes(node):
+        if isinstance(inner, ast.ClassDef):
+            yield prefix + inner.name, inner
+            yield from _classes(inner, f"{prefix}{inner.name}.")
+        elif isinstance(inner, ast.FunctionDef):
+            yield from _classes(inner, f"{prefix}{inner.name}.<locals>.")
+        elif isinstance(inner, ast.If | ast.Try):
+            yield from _classes(inner, prefix)
+
+
 def _fails_to_initialize(model: Any, layers: list[nn.Module]) -> bool:
     """Whether initializing the model fails without the layers' weights, all else being loaded."""
     for layer in layers:
         layer._parameters.pop("weight", None)
     for tensor in (*model.parameters(), *model.buffers()):
         tensor._is_hf_initialized = True
-    for layer in layers:
-        layer.__dict__["_is_hf_initialized"] = True
     try:
         model.initialize_weights()
     except AttributeError as error:

@@ -56,7 +56,8 @@ def on_noise(
         raise
     except Exception as error:  # whatever the model's own code raises for these inputs
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise Refused(f"{checkpoint.path}: its blocks do not run: {reason}", "") from error
+        hint = "take a method that rewrites nothing, such as gptq or rtn"
+        raise Refused(f"{checkpoint.path}: its blocks do not run: {reason}", hint) from error
 
 
 def _batch(checkpoint: Checkpoint, recipe: Recipe, model: Any) -> Mapping[str, Tensor]:

@@ -77,7 +77,7 @@ def make_plan(
         *step_of, pairs, kept, infos, output, samples, tuple(fixed + unselected), opened.warnings, opened.kinds
     )
     return replace(
-        plan, warnings=(*opened.warnings, *_warnings(plan), *left_out(checkpoint, destination), *output.notes)
+        plan, warnings=(*opened.warnings, *_warnings(plan), *left_out(checkpoint, destination), *output.warnings)
     )
 
 
@@ -135,7 +135,8 @@ def _loaded(checkpoint: Checkpoint, recipe: Recipe, request: Request) -> tuple[n
     partial = PartialModel(checkpoint, module, dtype=torch.float32)
     merged = next((name for name, (_, merge) in partial.targets.items() if merge is not None), None)
     if merged is not None:
-        raise Refused(f"the model keeps {merged} in one tensor with others: its channels are not followed", "")
+        message = f"the model keeps {merged} in one tensor with others: its channels are not followed"
+        raise Refused(message, "prune its neurons, heads or experts with `width`, `heads` or `experts`")
     partial.load(lambda name: True)
     names = {name: target for name, (target, _) in partial.targets.items()}
     return module.requires_grad_(False).eval(), names

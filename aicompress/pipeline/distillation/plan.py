@@ -129,7 +129,7 @@ def make_plan(
     return DistillPlan(
         student, teacher, recipe, losses, training, run, run_teacher, layers, samples, split, output, kinds,
         _keeps_zeros(training, student), _cached(training, losses, (run_teacher, anatomies[1]), samples, split),
-        (*tied, *warnings, *_tokenizer_warnings(student, teacher), *left_out(student, destination), *output.notes),
+        (*tied, *warnings, *_tokenizer_warnings(student, teacher), *left_out(student, destination), *output.warnings),
         allow_code,
     )  # fmt: skip
 

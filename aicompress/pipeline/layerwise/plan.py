@@ -109,7 +109,7 @@ class Plan:
     def _relaid(self, layers: tuple[LayerPlan, ...]) -> Plan:
         step = self.output.manifest.lineage[-1]
         output = arrange(self.checkpoint, self.output.destination, planned_parameters(self.checkpoint, layers), step)
-        warnings = (*(line for line in self.warnings if line not in self.output.notes), *output.notes)
+        warnings = (*(line for line in self.warnings if line not in self.output.warnings), *output.warnings)
         return replace(self, layers=layers, output=output, warnings=warnings)
 
     def at_width(self, tensor: str, width: Width) -> list[LayerPlan]:

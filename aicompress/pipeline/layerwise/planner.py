@@ -73,7 +73,7 @@ def make_plan(
     if any(method.surveyed(layer.config) for layer in layers.values()):
         warnings.append(UNDECIDED)
     warnings += shortened(checkpoint, recipe)
-    warnings += [*left_out(checkpoint, destination), *unscaled, *output.notes, *_absent(recipe, infos, checkpoint)]
+    warnings += [*left_out(checkpoint, destination), *unscaled, *output.warnings, *_absent(recipe, infos, checkpoint)]
     warnings += [*_no_smaller(checkpoint, output, layers), *_larger(output, layers, opened)]
     warnings += [*passed_over(checkpoint, infos), *refused_experts(checkpoint, method, chosen, list(layers))]
     plan = Plan(

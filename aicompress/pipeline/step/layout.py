@@ -27,7 +27,7 @@ class Described:
         layout: names of compressed parameters.
         config: config.json, or None.
         readers: classes of transformers that were tried and load it; with the code in the checkpoint if it is native.
-        notes: what the user should know of it.
+        warnings: what the user should know of it.
         stored: by parameter, its tensors by their names in the file.
     """
 
@@ -35,7 +35,7 @@ class Described:
     config: dict[str, Any] | None
     stored: Mapping[str, Mapping[str, TensorSpec]]
     readers: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def described(contents: Contents) -> Described:
     if contents.config is None or layouts[0][0] == "plain":
         (layout, dequantize), *_ = layouts
         config = _config(contents, layout, dequantize, ())
-        return Described(layout, config, contents.stored(layout), notes=_without_cache_scheme(contents, layout))
+        return Described(layout, config, contents.stored(layout), warnings=_without_cache_scheme(contents, layout))
     tried: list[tuple[Described, dict[str, Trial]]] = []
     for layout, dequantize in layouts:
         outcome = _tried(contents, layout, dequantize)
@@ -99,8 +99,8 @@ def described(contents: Contents) -> Described:
                 break
     safe = [outcome for outcome in tried if not any(trial.random for trial in outcome[1].values())]
     choice, trials = next((each for each in safe if all(t.loads for t in each[1].values())), safe[0])
-    notes = [*_passed_over(choice, tried), *_refusals(trials), *_without_cache_scheme(contents, choice.layout)]
-    return replace(choice, notes=(*notes, *(_of_sentences(choice, contents) if choice.readers else [])))
+    warnings = [*_passed_over(choice, tried), *_refusals(trials), *_without_cache_scheme(contents, choice.layout)]
+    return replace(choice, warnings=(*warnings, *(_of_sentences(choice, contents) if choice.readers else [])))
 
 
 def _without_cache_scheme(contents: Contents, layout: Layout) -> tuple[str, ...]:

@@ -81,7 +81,7 @@ class Output:
         source: the input's files, for the side files to take along.
         files: side files that are written anew in their place.
         readers: classes of transformers that were tried and load it.
-        notes: what the user should know of the layout.
+        warnings: what the user should know of the layout.
         own_metadata: strings of the header of the input's first file.
     """
 
@@ -95,7 +95,7 @@ class Output:
     source: Source
     files: Mapping[Path, bytes] = field(default_factory=dict)
     readers: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     own_metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -225,7 +225,7 @@ def arrange(
         choice.stored,
         checkpoint.source,
         readers=choice.readers,
-        notes=choice.notes,
+        warnings=choice.warnings,
         own_metadata=checkpoint.metadata,
     )
     shards = plan_shards(specs, limit, draft.metadata(), checkpoint.source.base_name)

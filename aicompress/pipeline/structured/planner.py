@@ -77,7 +77,7 @@ def make_plan(
     plan = StructurePlan(checkpoint, recipe, pruner, choice, opened.infos, edit, output, opened.kinds, request)
     decoded = [name for name in output.parameters if plan.decoded(name)]
     warnings = [*opened.warnings, *edit.warnings, *left_out(checkpoint, destination), *decoding(decoded)]
-    warnings += [*shortened(checkpoint, recipe), *output.notes]
+    warnings += [*shortened(checkpoint, recipe), *output.warnings]
     if untried:
         warnings.append(f"the cut was not tried on a small model of the architecture: {untried}")
     return replace(plan, warnings=tuple(warnings), notes=told)

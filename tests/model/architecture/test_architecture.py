@@ -103,6 +103,7 @@ def test_keep_blocks_edits_everything_that_counts_blocks() -> None:
         "first_k_dense_replace": 2,
         "max_window_layers": 28,
         "mrope_section": [1, 2, 3, 4],
+        "per_layer_config": {"1": {"head_dim": 8}, "3": {"head_dim": 16}},
     }
     assert keep_blocks(config, ("num_hidden_layers",), [0, 3]) == {
         "num_hidden_layers": 2,
@@ -112,6 +113,7 @@ def test_keep_blocks_edits_everything_that_counts_blocks() -> None:
         "first_k_dense_replace": 1,
         "max_window_layers": 28,
         "mrope_section": [1, 2, 3, 4],
+        "per_layer_config": {"1": {"head_dim": 16}},
     }
     assert len(config["layer_types"]) == 4  # type: ignore[arg-type]
 

@@ -14,7 +14,7 @@ from aicompress.errors import RecipeError
 from aicompress.model.loading.config import most_positions
 from aicompress.model.loading.load import load
 from aicompress.pipeline.calibration.data import calibration_inputs
-from aicompress.pipeline.distillation.samples import read_samples
+from aicompress.pipeline.distillation.samples import require_positions
 from aicompress.pipeline.step.running_model import Running, encoder, example
 from aicompress.pipeline.step.workers import Alone
 from aicompress.recipe import Calibration
@@ -62,5 +62,5 @@ def test_texts_are_cut_to_what_the_model_takes(tmp_path: Path, tiny_bert: Path) 
     assert [batch["input_ids"].shape[1] for batch in inputs.batches] == [39, 39]
     assert all(model(**batch).last_hidden_state.isfinite().all() for batch in inputs.batches)
     with pytest.raises(RecipeError, match="39 positions") as caught:
-        read_samples(data, "encoder", checkpoint, running.tokenizer)
+        require_positions(data, checkpoint, "student's")
     assert caught.value.hint == "length: 39"

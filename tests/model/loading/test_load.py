@@ -19,9 +19,12 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForSeq2SeqLM,
+    LlamaModel,
     Wav2Vec2Config,
     Wav2Vec2ForCTC,
+    initialization,
 )
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CheckpointError, Refused
@@ -254,6 +257,26 @@ def test_code_that_initializes_weights_leaves_running_layers_alone(tmp_path: Pat
     with torch.inference_mode():
         original, found = model(sound).logits, load(out, kernels=kernels)(sound).logits
     assert (found - original).norm() < 0.5 * original.norm()
+
+
+class SetFromAbove(LlamaModel):  # type: ignore[misc]
+    """A block that initializes one of its layers itself, entry by entry, as upsampling convolutions are."""
+
+    is_custom_code = classmethod(lambda cls: False)  # stands for one of transformers' own
+
+    def _init_weights(self, module: Any) -> None:
+        super()._init_weights(module)
+        if isinstance(module, LlamaMLP):
+            value = torch.zeros_like(module.up_proj.weight)
+            value[:, module.hidden_size - 1] = 1
+            initialization.copy_(module.up_proj.weight, value)
+
+
+def test_stock_code_that_initializes_a_layer_from_above_leaves_it_alone(tiny_llama: Path, tmp_path: Path) -> None:
+    out = compress(tiny_llama, tmp_path / "out", lambda info, w: low_rank(w, 5))
+    with torch.inference_mode():
+        stock = SetFromAbove.from_pretrained(out)(**TOKENS)[0]
+        torch.testing.assert_close(stock, load(out, kernels="reference").model(**TOKENS)[0])
 
 
 def test_matrices_of_several_dtypes_run_in_the_widest(tiny_llama: Path, tmp_path: Path) -> None:

@@ -69,3 +69,11 @@ def test_usual_architectures_read_none_of_their_weights() -> None:
     assert not weights_used(model)
     names = [n for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     assert not reads_weights(model, names)
+
+
+def test_an_architecture_that_initializes_packed_layers_reads_them() -> None:
+    """compressed-tensors does not tell transformers that a layer is initialized: xLSTM's code asks for its weight."""
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_heads": 2, "vocab_size": 64}
+    config = json.loads(hf.xLSTMConfig(**shape, architectures=["xLSTMForCausalLM"]).to_json_string())
+    model = skeleton(config)
+    assert reads_weights(model, [n for n, p in model.named_parameters() if p.ndim == 2 and "blocks" in n])

@@ -23,7 +23,7 @@ def write_recipe(folder: Path, data: dict[str, Any] | None, **sections: Any) -> 
     """A gptq recipe; sections replace its own."""
     path = folder / "recipe.yaml"
     calibration = {} if data is None else {"calibration": data}
-    path.write_text(json.dumps({"version": 1, "method": GPTQ, **calibration, **sections}))
+    path.write_text(json.dumps({"version": 1, "method": GPTQ, "report": {"html": False}, **calibration, **sections}))
     return path
 
 

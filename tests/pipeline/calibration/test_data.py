@@ -102,13 +102,12 @@ def test_a_network_of_ones_own_is_calibrated_like_any_other(
 
 
 @pytest.mark.parametrize(
-    ("command", "method"),
+    ("command", "method", "source"),
     [
-        ("quantize", {"name": "gptq", "bits": 8, "granularity": "channel"}),
-        ("prune", {"name": "width", "keep": 0.5, "multiple": 1, "score": "activation"}),
+        ("quantize", {"name": "gptq", "bits": 8, "granularity": "channel"}, "text"),
+        ("prune", {"name": "width", "keep": 0.5, "multiple": 1, "score": "activation"}, "drawn"),
     ],
 )
-@pytest.mark.parametrize("source", ["text", "drawn"])
 def test_samples_longer_than_the_model_are_shortened_and_said_to_be(
     tiny_llama: Path, text_file: Path, tmp_path: Path, command: str, method: dict[str, Any], source: str
 ) -> None:

@@ -197,11 +197,14 @@ def _require_same_blocks(old: Mapping[str, Any], new: Mapping[str, Any], stack: 
             earlier = before[name][block]
             for key in earlier.keys() & traits.keys():
                 if earlier[key] != traits[key]:
+                    moved = block != place
+                    where = f"as block {place}" if moved else f"in a stack of {len(kept)}"
                     raise CheckpointError(
-                        f"block {block} would compute otherwise as block {place}: its {key.strip('.')} would be "
+                        f"block {block} would compute otherwise {where}: its {key.strip('.')} would be "
                         f"{traits[key]!r}, it is {earlier[key]!r}",
-                        "the architecture makes its blocks by number: drop others",
+                        "the architecture makes its blocks by number: drop others" if moved else _BY_COUNT,
                     )
 
 
+_BY_COUNT = "the architecture makes its blocks by their number: prune heads or neurons (width) instead"
 UNIT = BlockUnit()

@@ -1,0 +1,16 @@
+"""A small model runs on inputs that its configuration asks for."""
+
+from __future__ import annotations
+
+import transformers as hf
+
+from aicompress.model.architecture import tiny_model
+
+
+def test_an_encoder_of_sound_without_a_vocabulary_runs_on_frames() -> None:
+    sizes = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 24}
+    config = hf.Qwen2AudioEncoderConfig(**sizes, num_mel_bins=8, max_source_positions=16)
+    model = tiny_model.in_memory(hf.Qwen2AudioEncoder(config))
+    inputs = tiny_model.inputs_of(model)
+    assert list(inputs) == ["input_features"]
+    assert tiny_model.outputs_of(model, inputs)[0].shape == (1, 8, 16)
