@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 import transformers as hf
 
 from aicompress.errors import CheckpointError
 from aicompress.model.architecture import tiny_model
-from aicompress.model.architecture.shapes import misfits
-from aicompress.weights import TensorSpec
 
 
 def test_an_encoder_of_sound_without_a_vocabulary_runs_on_frames() -> None:
@@ -29,12 +25,3 @@ def test_a_model_that_gives_nan_says_nothing() -> None:
     model.lm_head.weight[3] = torch.nan
     with pytest.raises(CheckpointError, match="gives NaN"):
         tiny_model.outputs_of(model, tiny_model.inputs_of(model))
-
-
-def test_an_architecture_with_a_loader_of_its_own_is_looked_at() -> None:
-    """Jev's own from_pretrained gives no loading info."""
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = hf.JevForDecision(hf.JevConfig(**sizes, vocab_size=32))
-    config = json.loads(hf.JevConfig(**sizes, vocab_size=32, architectures=["JevForDecision"]).to_json_string())
-    specs = {name: TensorSpec.of(tensor) for name, tensor in model.state_dict().items()}
-    assert not misfits(config, specs)
