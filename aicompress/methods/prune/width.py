@@ -78,15 +78,16 @@ def sizes(structures: Sequence[Structure], config: WidthConfig) -> list[int]:
 
 
 def _size(layer: Structure, config: WidthConfig) -> int:
+    width = layer.size // layer.groups  # of each expert, where one tensor holds several
     if config.intermediate_size is not None:
-        if config.intermediate_size > layer.size:
+        if config.intermediate_size > width:
             raise RecipeError(
-                f"method.intermediate_size is {config.intermediate_size}, but {layer.name} has {layer.size} neurons",
+                f"method.intermediate_size is {config.intermediate_size}, but {layer.name} has {width} neurons",
                 "choose a smaller one",
             )
-        return config.intermediate_size
+        return config.intermediate_size * layer.groups
     share = config.keep if config.keep is not None else 1 - (config.sparsity or 0.0)
-    return units.rounded(layer.size, share, config.multiple)
+    return units.rounded(width, share, config.multiple) * layer.groups
 
 
 def tried(neurons: int, config: WidthConfig) -> list[int]:

@@ -1,9 +1,8 @@
-"""Locate the stacks of blocks and the feed-forward layers of a checkpoint by editing its config.json.
+"""Read the architecture of a checkpoint, and locate its stacks of blocks by editing its config.json.
 
 Nothing here knows an architecture. A number of config.json is changed, the model is built again on the meta device,
 and the tensors that came, went or changed shape show what the number governs: `num_hidden_layers` less one takes the
-last block of a stack away, `intermediate_size` doubled lengthens exactly the axes along which neurons lie. The tables
-below only say which numbers to try.
+last block of a stack away. The tables below only say which numbers to try.
 """
 
 from __future__ import annotations
@@ -13,9 +12,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
-from aicompress.checkpoint.naming import is_transposed
 from aicompress.errors import CheckpointError
 from aicompress.model.architecture.config_fields import (
     DEPTH_FIELDS,
@@ -26,17 +24,16 @@ from aicompress.model.architecture.config_fields import (
     value_at,
     with_value,
 )
-from aicompress.model.architecture.fused_neurons import NARROW, WIDE, lies_in_halves
-from aicompress.model.architecture.layer_groups import grouped
 from aicompress.model.architecture.shapes import base_prefix, build, defaults, is_taken, shapes_of
 from aicompress.weights import TensorSpec
 
 # Lists with a value for each block; other lists may have as many values by chance.
 _PER_BLOCK = re.compile(r"layer|block|sliding_window_pattern|activation_sparsity_pattern")
 _NEVER_PER_BLOCK = {"architectures", "id2label", "label2id"}
-# Lists of block numbers, and counts of leading blocks of one kind.
+# Lists of block numbers, and counts of leading and of trailing blocks of one kind.
 INDEX_LISTS = {"mlp_only_layers", "cross_attention_layers", "moe_layers", "attn_layer_indices", "hybrid_layer_ids"}
 LEADING_COUNTS = {"max_window_layers", "first_k_dense_replace", "num_dense_layers"}
+TRAILING_COUNTS = {"num_kv_shared_layers"}
 
 
 @dataclass(frozen=True)
@@ -70,40 +67,6 @@ class Stack:
 
 
 @dataclass(frozen=True)
-class Coupling:
-    """One tensor's share in the neurons of a feed-forward layer.
-
-    Attributes:
-        tensor: the parameter.
-        axis: its axis along which neurons lie.
-        parts: how many times the neurons follow one another there: 2 for a fused gate and up projection.
-        role: a producer computes the neurons, a consumer reads them.
-    """
-
-    tensor: str
-    axis: int
-    parts: int
-    role: Literal["producer", "consumer"]
-
-
-@dataclass(frozen=True)
-class FeedForward:
-    """The neurons of one feed-forward layer, or of one expert.
-
-    Attributes:
-        name: common prefix of its tensors, e.g. `model.layers.0`.
-        width: number of neurons.
-        field: their number in config.json.
-        couplings: every tensor that has an axis of neurons.
-    """
-
-    name: str
-    width: int
-    field: Path
-    couplings: tuple[Coupling, ...]
-
-
-@dataclass(frozen=True)
 class Architecture:
     """A checkpoint's configuration and parameters, ready to be asked.
 
@@ -131,6 +94,10 @@ class Architecture:
         return cls(_explicit(plain, defaults(plain)), specs)
 
     @cached_property
+    def model(self) -> Any:
+        return build(self.config)
+
+    @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return shapes_of(self.config)
 
@@ -144,6 +111,15 @@ class Architecture:
             lambda name: prefix + name,
         ]
         return max(variants, key=lambda variant: sum(variant(name) in self.specs for name in self.shapes))
+
+    @cached_property
+    def copies(self) -> dict[str, str]:
+        """Names on disk of tensors that the checkpoint lacks because they are another one's too, with its name."""
+        if self.specs.keys() >= self.names:
+            return {}
+        tied = getattr(self.model, "all_tied_weights_keys", {})
+        named = {self.on_disk(copy): self.on_disk(one) for copy, one in tied.items()}
+        return {copy: one for copy, one in named.items() if copy not in self.specs}
 
     def stacks(self) -> list[Stack]:
         """Every stack of two or more blocks whose number config.json sets."""
@@ -162,54 +138,24 @@ class Architecture:
                 stacks.append(Stack(mine[0], mine, size, field))
         return stacks
 
-    def feed_forwards(self) -> list[FeedForward]:
-        """Every feed-forward layer whose width config.json sets."""
-        layers = []
-        for field in fields(self.config, WIDTH_FIELDS):
-            width = value_at(self.config, field)
-            if width is None or (isinstance(width, int) and not isinstance(width, bool) and width > 0):
-                layers += self._feed_forwards(field, width)
-        return layers
-
-    def _feed_forwards(self, field: Path, width: int | None) -> list[FeedForward]:
-        probe = 2 * width if width else 16
-        shapes = shapes_of(with_value(self.config, field, probe))
-        changed = {name: shape for name, shape in self.shapes.items() if shapes.get(name, shape) != shape}
-        couplings = [
-            coupling
-            for name, shape in changed.items()
-            for coupling in self._couplings(name, shape, shapes[name], probe)
-        ]
-        if set(shapes) != set(self.shapes) or len(couplings) != len(changed):
-            return []
-        widths = {self._shapes_on_disk[c.tensor][c.axis] // c.parts for c in couplings}
-        if len(widths) != 1 or (width is not None and widths != {width}):
-            return []
-        groups = grouped(couplings)
-        if any({coupling.role for coupling in group} != {"producer", "consumer"} for group in groups.values()):
-            return []
-        fused = any(coupling.parts > 1 for coupling in couplings)
-        sizes = (build(with_value(self.config, field, size)) for size in (WIDE, NARROW)) if fused else ()
-        if fused and not lies_in_halves(*sizes):
-            return []
-        return [FeedForward(name, next(iter(widths)), field, tuple(group)) for name, group in groups.items()]
+    def bound_to_depth(self) -> str | None:
+        """A tensor outside any block whose shape follows their number, such as a table with a part for each block."""
+        for field in fields(self.config, DEPTH_FIELDS):
+            size = value_at(self.config, field)
+            if isinstance(size, int) and size > 1:
+                for name, shape in shapes_of(keep_blocks(self.config, field, range(size - 1))).items():
+                    if self.shapes.get(name, shape) != shape:
+                        return self.on_disk(name)
+        return None
 
     @cached_property
     def names(self) -> set[str]:
         """Names on disk of every tensor that the architecture expects."""
-        return set(self._shapes_on_disk)
+        return set(self.shapes_on_disk)
 
     @cached_property
-    def _shapes_on_disk(self) -> dict[str, tuple[int, ...]]:
+    def shapes_on_disk(self) -> dict[str, tuple[int, ...]]:
         return {self.on_disk(name): shape for name, shape in self.shapes.items()}
-
-    def _couplings(self, name: str, shape: tuple[int, ...], probed: tuple[int, ...], probe: int) -> Iterable[Coupling]:
-        axes = [axis for axis, size in enumerate(shape) if probed[axis] != size]
-        disk = self.on_disk(name)
-        if len(axes) != 1 or probed[axes[0]] % probe or (len(shape) > 2 and axes[0] != 0):
-            return  # experts in one tensor of three dimensions lie in an order that the shape does not tell
-        produces = axes[0] == (1 if is_transposed(disk, self.config) and len(shape) == 2 else 0)
-        yield Coupling(disk, axes[0], probed[axes[0]] // probe, "producer" if produces else "consumer")
 
 
 def _explicit(config: dict[str, Any], full: Mapping[str, Any]) -> dict[str, Any]:
@@ -255,6 +201,8 @@ def keep_blocks(config: Mapping[str, Any], field: Path, keep: Iterable[int]) -> 
             section[key] = [kept.index(block) for block in value if block in kept]
         elif key in LEADING_COUNTS and isinstance(value, int) and value <= size:
             section[key] = sum(block < value for block in kept)
+        elif key in TRAILING_COUNTS and isinstance(value, int) and value <= size:
+            section[key] = sum(block >= size - value for block in kept)
         elif isinstance(value, list) and len(value) == size and is_per_block(key):
             section[key] = [value[block] for block in kept]
         elif isinstance(value, dict) and is_per_block(key) and all(str(block).isdecimal() for block in value):

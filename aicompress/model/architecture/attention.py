@@ -18,7 +18,7 @@ from aicompress.model.architecture.layer_groups import by_reader
 from aicompress.model.architecture.reduced_model import HIDDEN_FIELDS, QUERY_FIELDS, SIZE_FIELDS
 from aicompress.model.architecture.shapes import defaults, shapes_of
 
-KEY_FIELDS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
+KEY_FIELDS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "kv_n_heads")
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class Attention:
         name: common prefix of its tensors, e.g. `model.layers.0`.
         count: how many heads there are, and where config.json says so.
         tensors: every tensor that has an axis of heads.
-        counts: where config.json cannot say fewer heads: attributes of modules that grow with their number, and by how
-            much for each head, by the module's name on disk.
+        counts: where config.json cannot say fewer heads: attributes of modules that grow with their number, and what
+            they are with all heads, by the module's name on disk.
     """
 
     name: str
@@ -143,13 +143,22 @@ def _of(architecture: Architecture, count: HeadCount) -> list[Attention]:
         break
     if probes is None or set(probes[0]) != set(architecture.shapes):
         return []
+    changed = [(name, shape) for name, shape in architecture.shapes.items() if probes[0][name] != shape]
+    whole = all(_grown(shape, probes[0][name]) == {probes[2]} for name, shape in changed)
+    if not whole:
+        return []  # their size follows from their number
     tensors = [
         tensor
-        for name, shape in architecture.shapes.items()
-        if probes[0][name] != shape
+        for name, shape in changed
+        if architecture.on_disk(name) not in architecture.copies
         for tensor in _tensors(architecture, count, (name, shape), (probes[0][name], probes[1][name], probes[2]))
     ]
     return [Attention(name, count, tuple(group)) for name, group in by_reader(tensors)]
+
+
+def _grown(shape: tuple[int, ...], after: tuple[int, ...]) -> set[float]:
+    """By what factors the axes of a tensor grew."""
+    return {other / size for size, other in zip(shape, after, strict=True) if size != other}
 
 
 def _tensors(

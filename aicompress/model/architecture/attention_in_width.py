@@ -10,8 +10,8 @@ function that fits a module to a pruned checkpoint.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,10 +20,11 @@ from torch import Tensor
 from aicompress.errors import CheckpointError
 from aicompress.model import hf
 from aicompress.model.architecture import tiny_model as miniature
-from aicompress.model.architecture.architecture import Architecture, Coupling
-from aicompress.model.architecture.attention import Attention, HeadCount, HeadTensor, Section
+from aicompress.model.architecture.architecture import Architecture
+from aicompress.model.architecture.attention import KEY_FIELDS, Attention, HeadCount, HeadTensor, Section
 from aicompress.model.architecture.config_fields import Path, fields, value_at, with_value
-from aicompress.model.architecture.fused_heads import positions
+from aicompress.model.architecture.feed_forward import Coupling
+from aicompress.model.architecture.fused_heads import positions, query_positions
 from aicompress.model.architecture.hidden_width import FIELDS, HEAD_COUNTS, Residual, residual, small, with_width
 from aicompress.model.architecture.layer_groups import by_reader
 from aicompress.model.architecture.shapes import build, shapes_of
@@ -31,24 +32,29 @@ from aicompress.weights import TensorSpec
 
 LAYOUTS: tuple[miniature.Layout, ...] = ("sections", "together")
 UNSAID = "config.json cannot say fewer heads: their size follows from their number"
+NUMBERED = "each head computes by its number among all, as ALiBi slopes go: without some, the others would change"
 HINT = "prune feed-forward neurons (width) or whole blocks (depth) of this architecture"
 
 
-def attentions_in_width(architecture: Architecture) -> list[Attention]:
+def attentions_in_width(architecture: Architecture, grouped: bool) -> list[Attention]:
     """Every attention whose heads share the hidden width.
+
+    Args:
+        architecture: of the checkpoint.
+        grouped: what goes are whole groups of heads that share a key; otherwise query heads, as many of every group.
 
     Raises:
         CheckpointError: how its heads lie cannot be told, or it does not compute without some of them.
     """
     counts = [path for path in fields(architecture.config, HEAD_COUNTS) if value_at(architecture.config, path)]
     if not counts:
-        raise CheckpointError("config.json counts no attention heads", HINT)
+        raise CheckpointError(f"config.json counts no attention heads under a known name ({HEAD_COUNTS[0]}, ...)", HINT)
     sections = dict.fromkeys(path[:-1] for path in counts)
     attentions = [
         attention
         for level in sections
         if _governs(architecture, level)
-        for attention in _of(architecture, [path for path in counts if path[:-1] == level])
+        for attention in _of(architecture, [path for path in counts if path[:-1] == level], grouped)
     ]
     if not attentions:
         raise CheckpointError(UNSAID, HINT)
@@ -62,7 +68,7 @@ def _governs(architecture: Architecture, level: Path) -> bool:
     return not widths or any(shapes_of(config) != architecture.shapes for config in wider)
 
 
-def _of(architecture: Architecture, counts: list[Path]) -> list[Attention]:
+def _of(architecture: Architecture, counts: list[Path], grouped: bool) -> list[Attention]:
     """Attentions of a section of config.json, whose counts of heads, such as an encoder's and a decoder's, agree.
 
     Raises:
@@ -71,21 +77,42 @@ def _of(architecture: Architecture, counts: list[Path]) -> list[Attention]:
     hidden, layout = _located(architecture, counts[0][:-1])
     if not hidden.inner or any(hidden.heads != value_at(architecture.config, path) for path in counts):
         raise CheckpointError(f"{UNSAID}, and where they lie cannot be told", HINT)
-    attentions = _attentions(architecture, hidden, layout, counts)
+    if not grouped and layout == "together" and hidden.groups < hidden.heads:
+        message = "query heads lie beside the key of their group, and cannot go without it"
+        raise CheckpointError(message, "choose unit: group")
+    way = _Way(layout, tuple(counts), grouped or hidden.groups == hidden.heads)
+    attentions = _attentions(architecture, hidden, way)
     reduced = small(hidden.config, hidden.field, miniature.NARROW * hidden.heads)
     model = build(reduced)
     shapes = {architecture.on_disk(name): shape for name, shape in shapes_of(reduced).items()}
     tried = Architecture(reduced, {name: TensorSpec(torch.float32, shape) for name, shape in shapes.items()})
     inner = tuple(coupling for coupling in hidden.inner if coupling.tensor in shapes)
     few = replace(hidden, width=miniature.NARROW * hidden.heads, config=reduced, inner=inner)
-    if not _computes(model, tried, _attentions(tried, few, layout, counts)):
+    if not _computes(model, tried, _attentions(tried, few, way), way.grouped):
         raise CheckpointError(f"{UNSAID}, and its attention does not compute without some of them", HINT)
     return attentions
 
 
-def counted(attention: Attention, heads: int) -> dict[str, dict[str, int]]:
-    """What the manifest says of an attention with so many heads: numbers of its modules, and the cut layers."""
-    numbers = {path: {key: each * heads for key, each in counts.items()} for path, counts in attention.counts.items()}
+@dataclass(frozen=True)
+class _Way:
+    """How heads lie and go.
+
+    Attributes:
+        layout: as a trial has confirmed it.
+        counts: fields of config.json that count them.
+        grouped: whole groups go, not query heads.
+    """
+
+    layout: miniature.Layout
+    counts: tuple[Path, ...]
+    grouped: bool
+
+
+def counted(attention: Attention, kept: int, of: int) -> dict[str, dict[str, int]]:
+    """What the manifest says of an attention that keeps some of its units: numbers of modules, and the cut layers."""
+    numbers = {
+        path: {key: whole * kept // of for key, whole in counts.items()} for path, counts in attention.counts.items()
+    }
     return {**numbers, **{tensor.tensor.rpartition(".")[0]: {} for tensor in attention.tensors}}
 
 
@@ -101,47 +128,86 @@ def _located(architecture: Architecture, level: Path) -> tuple[Residual, miniatu
             return residual(architecture, layout, level), layout
         except CheckpointError as error:
             reason = error.message.removeprefix("the hidden width cannot be narrowed: ")
+    single = _module_of_a_head(architecture, level)
+    if single is not None:
+        raise CheckpointError(f"{UNSAID}, and {single} holds a module for every head", HINT)
+    if any(_lie_so(architecture, layout, level) for layout in miniature.OF_ENTRIES):
+        raise CheckpointError(NUMBERED, HINT)
     raise CheckpointError(f"{UNSAID} ({reason})", HINT)
 
 
-def _attentions(
-    architecture: Architecture, hidden: Residual, layout: miniature.Layout, counts: list[Path]
-) -> list[Attention]:
-    count = HeadCount(counts[0], None, (), hidden.heads, hidden.heads, hidden.width // hidden.heads)
-    numbers = _numbers(architecture, hidden, counts)
+def _lie_so(architecture: Architecture, layout: miniature.Layout, level: Path) -> bool:
+    """Whether heads lie in a layout, changing places or not."""
+    try:
+        return bool(residual(architecture, layout, level).inner)
+    except CheckpointError:
+        return False
+
+
+def _attentions(architecture: Architecture, hidden: Residual, way: _Way) -> list[Attention]:
+    count = HeadCount(way.counts[0], None, (), hidden.heads, hidden.groups, hidden.width // hidden.heads)
+    numbers = _numbers(architecture, hidden, way)
     attentions = []
     for name, group in by_reader(hidden.inner):
         owners = {coupling.tensor.rpartition(".")[0].rpartition(".")[0] for coupling in group}
         held = {path: each for path, each in numbers.items() if path in owners}
-        attentions.append(Attention(name, count, tuple(_tensor(c, count, layout) for c in group), held))
+        tensors = tuple(_tensor(coupling, count, way.layout) for coupling in group)
+        attentions.append(Attention(name, count, tensors, held))
     return attentions
 
 
 def _tensor(coupling: Coupling, count: HeadCount, layout: miniature.Layout) -> HeadTensor:
-    sections = (Section("query", count.width),) * coupling.parts
-    if layout == "together":
-        sections = (Section("query", count.width * coupling.parts),)
-    return HeadTensor(coupling.tensor, coupling.axis, sections, coupling.role)
+    each, sections = count.heads // count.groups, list[Section]()
+    for span in miniature.Sharing(count.heads, count.groups, layout).spans(coupling.parts):
+        queries = span % each == 0 and layout == "sections"
+        sections.append(Section("query", count.width) if queries else Section("key", count.width * span))
+    return HeadTensor(coupling.tensor, coupling.axis, tuple(sections), coupling.role)
 
 
-def _numbers(architecture: Architecture, hidden: Residual, counts: list[Path]) -> dict[str, dict[str, int]]:
-    """Attributes of modules without weights that double with heads and width together, over the number of heads."""
-    config: Mapping[str, Any] = with_width(hidden.config, hidden.field, 2 * hidden.width)
-    for path in counts:
-        config = with_value(config, path, 2 * hidden.heads)
-    double = dict(build(config).named_modules())
+def _numbers(architecture: Architecture, hidden: Residual, way: _Way) -> dict[str, dict[str, int]]:
+    """Attributes of modules without weights that double with heads and width together."""
+    keys = _key_counts(hidden.config, hidden.field[:-1]) if way.grouped else ()
+    double = dict(_doubled(hidden.config, hidden.field, (*way.counts, *keys)).named_modules())
+    units = hidden.groups if way.grouped else hidden.heads // hidden.groups
     numbers: dict[str, dict[str, int]] = {}
     for name, module in build(hidden.config).named_modules():
         more = vars(double[name])
         plain = {key: value for key, value in vars(module).items() if type(value) is int and not key.startswith("_")}
         grown = {key: value for key, value in plain.items() if value and more.get(key) == 2 * value}
-        if grown and not module._parameters and all(value % hidden.heads == 0 for value in grown.values()):
+        if grown and not module._parameters and all(value % units == 0 for value in grown.values()):
             module_name = architecture.on_disk(f"{name}.weight").removesuffix(".weight")
-            numbers[module_name] = {key: value // hidden.heads for key, value in grown.items()}
+            numbers[module_name] = grown
     return numbers
 
 
-def _computes(model: Any, architecture: Architecture, attentions: Sequence[Attention]) -> bool:
+def _doubled(config: Mapping[str, Any], width: Path, counts: Iterable[Path]) -> Any:
+    """A model of twice the hidden width and twice as many heads, of the same size."""
+    config = with_width(config, width, 2 * value_at(config, width))
+    for path in counts:
+        config = with_value(config, path, 2 * value_at(config, path))
+    return build(config)
+
+
+def _module_of_a_head(architecture: Architecture, level: Path) -> str | None:
+    """A list of modules that holds one for every head, such as a norm of its own; None where there is none."""
+    config, names = architecture.config, {name for name, _ in architecture.model.named_parameters()}
+    counted_here = [path for path in fields(config, (*FIELDS, *HEAD_COUNTS)) if path[:-1] == level]
+    width, *queries = [path for path in counted_here if value_at(config, path)]
+    try:
+        double = _doubled(config, width, [*queries, *_key_counts(config, level)])
+    except CheckpointError:  # strict configurations do not take every number
+        return None
+    more = next((name for name, _ in double.named_parameters() if name not in names), None)
+    return None if more is None else more.rsplit(".", 2)[0]
+
+
+def _key_counts(config: Mapping[str, Any], level: Path) -> list[Path]:
+    """Fields that count the keys of a section of config.json, in it or below it where no width is set."""
+    inside = [path for path in fields(config, KEY_FIELDS) if path[: len(level)] == level and value_at(config, path)]
+    return [path for path in inside if path[:-1] == level or not set(value_at(config, path[:-1])) & set(FIELDS)]
+
+
+def _computes(model: Any, architecture: Architecture, attentions: Sequence[Attention], grouped: bool) -> bool:
     """Whether a miniature gives without some heads of every attention what it gives with these heads silent."""
     wide = miniature.in_memory(model)
     inputs, generator = miniature.inputs_of(wide), torch.Generator().manual_seed(2)
@@ -150,14 +216,15 @@ def _computes(model: Any, architecture: Architecture, attentions: Sequence[Atten
     cut: dict[str, Tensor] = {}
     widths: dict[str, dict[str, int]] = {}
     for attention in attentions:
-        heads = attention.count.heads
-        kept = torch.randperm(heads, generator=generator)[: max(1, heads // 2)].sort().values
-        widths |= counted(attention, len(kept))
+        count = attention.count
+        units = count.groups if grouped else count.heads // count.groups  # of each group
+        kept = torch.randperm(units, generator=generator)[: max(1, units // 2)].sort().values
+        widths |= counted(attention, len(kept), units)
         for tensor in attention.tensors:
             if tensor.tensor not in names:
                 return False
             value = wide.get_parameter(names[tensor.tensor])
-            stays = positions(tensor, kept, attention.count)
+            stays = positions(tensor, kept, count) if grouped else query_positions(tensor, kept, count)
             cut[tensor.tensor] = value.index_select(tensor.axis, stays)
             if tensor.role == "consumer":
                 gone = torch.ones(value.shape[tensor.axis], dtype=torch.bool).index_fill_(0, stays, False)

@@ -6,7 +6,8 @@ import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-Path = tuple[str, ...]  # of a field in config.json: ("text_config", "num_hidden_layers")
+# Of a field in config.json: ("text_config", "num_hidden_layers"); of one value of a list: ("intermediate_size", 3).
+Path = tuple[str | int, ...]
 
 DEPTH_FIELDS = (
     "num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth",
@@ -15,10 +16,11 @@ DEPTH_FIELDS = (
 WIDTH_FIELDS = (
     "intermediate_size", "n_inner", "d_ff", "ffn_dim", "hidden_dim", "ffn_hidden_size", "feed_forward_size",
     "encoder_ffn_dim", "decoder_ffn_dim", "moe_intermediate_size", "shared_expert_intermediate_size",
+    "intermediate_size_mlp", "shared_intermediate_size",
 )  # fmt: skip
 
 
-def levels(config: Mapping[str, Any], path: Path = ()) -> Iterable[Path]:
+def levels(config: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterable[tuple[str, ...]]:
     """Paths of config.json's sections: itself, and nested configurations of parts of the model."""
     yield path
     for key, value in config.items():
@@ -28,6 +30,11 @@ def levels(config: Mapping[str, Any], path: Path = ()) -> Iterable[Path]:
 
 def fields(config: Mapping[str, Any], names: Iterable[str]) -> list[Path]:
     return [(*level, name) for level in levels(config) for name in names if name in value_at(config, level)]
+
+
+def dotted(path: Path) -> str:
+    """A field as messages name it."""
+    return ".".join(map(str, path))
 
 
 def value_at(config: Mapping[str, Any], path: Path) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 from aicompress.errors import CheckpointError
 from aicompress.model.architecture.architecture import Architecture
-from aicompress.model.architecture.config_fields import Path, fields, value_at, with_value
+from aicompress.model.architecture.config_fields import Path, fields, levels, value_at, with_value
 from aicompress.model.architecture.shapes import defaults, shapes_of
 
 COUNT_FIELDS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -82,6 +82,24 @@ def _of(architecture: Architecture, full: dict[str, Any], field: Path) -> list[M
         Mixture(layer, size, chosen, groups, field, tuple(singles.get(layer, ())), tuple(axes.get(layer, ())))
         for layer in dict.fromkeys([*axes, *singles])
     ]
+
+
+def merged_experts(architecture: Architecture) -> dict[str, int]:
+    """Tensors that hold all experts of a layer, along the first axis or one after the other on it, and their number."""
+    full, merged = defaults(architecture.config), dict[str, int]()
+    for field in fields(full, COUNT_FIELDS):
+        size = value_at(full, field)
+        if not isinstance(size, int) or size < 2 or field[:-1] not in set(levels(architecture.config)):
+            continue
+        try:
+            double = shapes_of(with_value(architecture.config, field, 2 * size))
+        except CheckpointError:
+            continue
+        for name, shape in architecture.shapes.items():
+            after = double.get(name, shape)
+            if len(shape) > 1 and after == (2 * shape[0], *shape[1:]):
+                merged[architecture.on_disk(name)] = size
+    return merged
 
 
 def _layer(name: str) -> str:

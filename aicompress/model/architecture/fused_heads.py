@@ -97,3 +97,17 @@ def positions(tensor: HeadTensor, kept: Tensor, count: HeadCount) -> Tensor:
         runs.append((begin + kept[:, None] * span + torch.arange(span)).reshape(-1))
         begin += span * count.groups
     return torch.cat(runs)
+
+
+def query_positions(tensor: HeadTensor, kept: Tensor, count: HeadCount) -> Tensor:
+    """What stays of an axis when of every group only the query heads `kept` do, and all keys."""
+    runs, begin, each = [], 0, count.heads // count.groups
+    for section in tensor.sections:
+        if section.kind == "query":
+            heads = (torch.arange(count.groups)[:, None] * each + kept).reshape(-1)
+            runs.append((begin + heads[:, None] * section.span + torch.arange(section.span)).reshape(-1))
+            begin += section.span * count.heads
+        else:
+            runs.append(begin + torch.arange(section.span * count.groups))
+            begin += section.span * count.groups
+    return torch.cat(runs)

@@ -16,9 +16,18 @@ from typing import Any
 from aicompress.checkpoint.naming import is_transposed
 from aicompress.errors import CheckpointError
 from aicompress.model.architecture import tiny_model as miniature
-from aicompress.model.architecture.architecture import Architecture, Coupling, keep_blocks
-from aicompress.model.architecture.config_fields import DEPTH_FIELDS, WIDTH_FIELDS, Path, fields, value_at, with_value
-from aicompress.model.architecture.shapes import build, shapes_of
+from aicompress.model.architecture.architecture import Architecture, keep_blocks
+from aicompress.model.architecture.config_fields import (
+    DEPTH_FIELDS,
+    WIDTH_FIELDS,
+    Path,
+    dotted,
+    fields,
+    value_at,
+    with_value,
+)
+from aicompress.model.architecture.feed_forward import Coupling, feed_forwards
+from aicompress.model.architecture.shapes import build, is_taken, reads_size, shapes_of
 from aicompress.model.loading.definition import layer_kinds
 
 FIELDS = ("hidden_size", "d_model", "n_embd", "dim")
@@ -39,9 +48,9 @@ class Residual:
         config: config.json with the size of a head given, where it would follow from the hidden width otherwise.
         couplings: every tensor that has an axis of coordinates: one that adds to the stream is a producer, one that
             reads it a consumer; norms count as producers.
-        inner: every tensor that has an axis along which heads lie whose size is a share of the width; none where heads
-            have a size of their own.
-        heads: how many heads share it.
+        inner: every tensor that has an axis along which heads lie whose size is a share of the width, its parts counted
+            in heads unless entries may change places; none where heads have a size of their own.
+        heads, groups: how many heads share it, and how many keys these read.
     """
 
     width: int
@@ -50,6 +59,7 @@ class Residual:
     couplings: tuple[Coupling, ...]
     inner: tuple[Coupling, ...] = ()
     heads: int = 1
+    groups: int = 1
 
     def narrowed(self, width: int) -> dict[str, Any]:
         """config.json of a model of another hidden width."""
@@ -104,22 +114,16 @@ def _with_sizes(architecture: Architecture, field: Path, width: int) -> Iterator
     section = value_at(edited, field[:-1])
     for name in WIDTH_FIELDS:
         if section.get(name, 0) is None:
-            sizes = {each.width for each in architecture.feed_forwards() if each.field == (*field[:-1], name)}
+            sizes = {each.width for each in feed_forwards(architecture) if each.field == (*field[:-1], name)}
             section[name] = sizes.pop() if len(sizes) == 1 else None
     heads = next((section[name] for name in HEAD_COUNTS if isinstance(section.get(name), int)), 0)
     if not section.get("head_dim") and not section.get("d_kv") and heads and width % heads == 0:
         written = copy.deepcopy(edited)
         value_at(written, field[:-1])["head_dim"] = width // heads
-        if shapes_of(written) == architecture.shapes and _listens(written, field):
+        if reads_size(written, (*field[:-1], "head_dim"), architecture.shapes):
             yield written
             return
     yield edited
-
-
-def _listens(config: Mapping[str, Any], field: Path) -> bool:
-    """Whether the architecture reads the size of a head that config.json gives."""
-    path = (*field[:-1], "head_dim")
-    return shapes_of(with_value(config, path, 2 * value_at(config, path))) != shapes_of(config)
 
 
 def _probed(
@@ -132,22 +136,40 @@ def _probed(
     if before != architecture.shapes:
         return "the sizes that follow from it cannot be written down in config.json"
     if set(after) != set(before):
-        return f"{'.'.join(field)} of config.json adds or removes tensors"
-    axes = {name: changed_axes(shape, after[name], width) for name, shape in before.items()}
+        return f"{dotted(field)} of config.json adds or removes tensors"
+    heads = next(iter(integers(value_at(config, field[:-1]), HEAD_COUNTS)), 1)
+    unit = width if layout in miniature.OF_ENTRIES or width % heads else width // heads
+    axes = {name: changed_axes(shape, after[name], unit) for name, shape in before.items()}
     strange = next((name for name, lengths in axes.items() if lengths is None), None)
     if strange is not None:
         return f"{architecture.on_disk(strange)} of shape {before[strange]} does not change as the stream does"
-    heads = next(iter(integers(value_at(config, field[:-1]), HEAD_COUNTS)), 1)
-    parts = miniature.parts_of(miniatures(config, field, heads), heads, layout)
-    if isinstance(parts, str):
-        return parts
-    return _coupled(architecture, model, (config, field, width, heads), parts)
+    lengths = {times for found in axes.values() for times in (found or {}).values()} if unit < width else set()
+    models, reason = miniatures(config, field, heads), ""
+    for groups in _groups(lengths, heads):
+        shared = miniature.Sharing(heads, groups, layout)
+        parts = miniature.parts_of(models, shared)
+        if not isinstance(parts, str):
+            return _coupled(architecture, model, (config, field, width, shared), parts)
+        reason = parts
+    return reason
 
 
-def changed_axes(shape: tuple[int, ...], after: tuple[int, ...], width: int) -> dict[int, int] | None:
-    """Axes that follow the width, with how many times it lies on each; None where one follows it otherwise."""
-    changed = {axis: size // width for axis, size in enumerate(shape) if after[axis] != size}
-    fits = all(shape[axis] == times * width and after[axis] == 2 * shape[axis] for axis, times in changed.items())
+def _groups(lengths: Iterable[int], heads: int) -> list[int]:
+    """How many keys the heads may read, by the lengths of axes in heads; 1 is that of a vector for all heads.
+
+    An axis holds queries, keys, or queries with keys and values; where each holds whole widths, most likely as many
+    keys as queries.
+    """
+    fewer = [(length - heads) // 2 if length > heads else length for length in sorted(lengths) if length > 1]
+    fewer = [groups for groups in fewer if groups > 0 and heads % groups == 0 and groups < heads]
+    plain = all(length % heads == 0 or length == 1 for length in lengths)
+    return list(dict.fromkeys([heads, *fewer] if plain else [*fewer, heads]))
+
+
+def changed_axes(shape: tuple[int, ...], after: tuple[int, ...], unit: int) -> dict[int, int] | None:
+    """Axes that follow the width, with how many times a unit lies on each; None where one follows it otherwise."""
+    changed = {axis: size // unit for axis, size in enumerate(shape) if after[axis] != size}
+    fits = all(shape[axis] == times * unit and after[axis] == 2 * shape[axis] for axis, times in changed.items())
     return changed if fits and all(changed.values()) else None
 
 
@@ -163,15 +185,20 @@ def small(config: Mapping[str, Any], field: Path, width: int) -> dict[str, Any]:
     for depth in fields(config, DEPTH_FIELDS):
         size = value_at(config, depth)
         if isinstance(size, int) and size > 2:
-            edited = keep_blocks(edited, depth, range(2))
+            fewer = keep_blocks(edited, depth, range(2))
+            edited = fewer if is_taken(fewer) else edited
     return with_width(edited, field, width)
 
 
 def _coupled(
-    architecture: Architecture, model: Any, where: tuple[Mapping[str, Any], Path, int, int], parts: miniature.Parts
+    architecture: Architecture,
+    model: Any,
+    where: tuple[Mapping[str, Any], Path, int, miniature.Sharing],
+    parts: miniature.Parts,
 ) -> Residual | str:
     """The stream's tensors under their names on disk, from what the miniature shows of each kind of tensor."""
-    config, field, width, heads = where
+    config, field, width, shared = where
+    unit = width if shared.layout in miniature.OF_ENTRIES else width // shared.heads
     names = [architecture.on_disk(name) for name in architecture.shapes]
     kinds = layer_kinds(dict(architecture.config), names) or {}
     tied = {architecture.on_disk(name) for pair in getattr(model, "all_tied_weights_keys", {}).items() for name in pair}
@@ -183,14 +210,16 @@ def _coupled(
         if disk in tied and disk not in architecture.specs:
             continue  # stored once, under its other name
         transposed = is_transposed(disk, dict(architecture.config)) and len(shape) == 2
-        for axis, times in (changed_axes(shape, after[name], width) or {}).items():
+        for axis, times in (changed_axes(shape, after[name], unit) or {}).items():
             reading = len(shape) == 2 and kinds.get(disk) != "embedding" and axis == (0 if transposed else 1)
             role: Any = "consumer" if reading and disk not in tied else "producer"
-            inside = parts.get((miniature.family(name), axis)) == "inner"
-            (inner if inside else stream).append(Coupling(disk, axis, times, role))
+            if parts.get((miniature.family(name), axis)) == "inner":
+                inner.append(Coupling(disk, axis, times, role))
+            elif shape[axis] % width == 0:  # else a vector of one head's length
+                stream.append(Coupling(disk, axis, shape[axis] // width, role))
     if {coupling.role for coupling in stream} != {"producer", "consumer"}:
-        return f"{'.'.join(field)} of config.json governs no stream that is written and read"
-    return Residual(width, field, config, tuple(stream), tuple(inner), heads)
+        return f"{dotted(field)} of config.json governs no stream that is written and read"
+    return Residual(width, field, config, tuple(stream), tuple(inner), shared.heads, shared.groups)
 
 
 def integers(config: Mapping[str, Any], names: Iterable[str]) -> list[int]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.errors import CheckpointError
+from aicompress.model.architecture.config_fields import Path, value_at, with_value
 from aicompress.model.loading.definition import definition_of, new_skeleton, without_initialization
 from aicompress.weights import TensorSpec
 
@@ -103,11 +104,23 @@ def shapes_of(config: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
 
 @lru_cache(maxsize=128)
 def _shapes_of(config: str) -> Mapping[str, tuple[int, ...]]:
+    stored = stored_tensors(build(json.loads(config)))
+    return MappingProxyType({name: tuple(tensor.shape) for name, tensor in stored.items()})
+
+
+def stored_tensors(model: Any) -> dict[str, Tensor]:
+    """A model's tensors as `save_pretrained` stores them."""
     from transformers.core_model_loading import revert_weight_conversion
 
-    model = build(json.loads(config))
-    stored = revert_weight_conversion(model, model.state_dict())
-    return MappingProxyType({name: tuple(tensor.shape) for name, tensor in stored.items()})
+    return dict(revert_weight_conversion(model, model.state_dict()))
+
+
+def reads_size(config: Mapping[str, Any], path: Path, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether the architecture has these shapes with the size of a head that config.json gives, others with another."""
+    try:
+        return shapes_of(config) == shapes != shapes_of(with_value(config, path, 2 * value_at(config, path)))
+    except CheckpointError:  # no field of it
+        return False
 
 
 def misfits(config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> set[str]:

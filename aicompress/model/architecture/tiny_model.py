@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
 
@@ -21,13 +22,15 @@ from aicompress.errors import CheckpointError
 from aicompress.model.channels.graph import tensors_of
 
 HINT = "prune its heads, feed-forward neurons or layers instead"
-UNDECIDED = 7  # kinds of matrices that are tried in all combinations at most
+UNDECIDED = 7  # kinds of matrices that are told apart at most
+MOST = 300  # combinations of what they can be that are tried
 NARROW, WIDE = 8, 12
 Side = Literal["stream", "inner"]
 Parts = dict[tuple[str, int], Side]  # by family of tensors and axis
-# What changes places inside: entries of every head; whole heads that lie in sections, all queries before all keys; or
-# whole heads that lie together, each with its query, key and value.
-Layout = Literal["entries", "sections", "together"]
+# What changes places inside: entries of every head, in sections, all queries before all keys, or where each head's
+# query, key and value lie together; or whole groups of heads that share a key, likewise.
+Layout = Literal["entries", "entries together", "sections", "together"]
+OF_ENTRIES: tuple[Layout, ...] = ("entries", "entries together")
 ROLES: tuple[tuple[Side, Side], ...] = (("stream", "inner"), ("inner", "stream"), ("stream", "stream"))  # in, out
 
 
@@ -36,30 +39,53 @@ def family(name: str) -> str:
     return re.sub(r"\.\d+(?=\.)", ".#", name)
 
 
-def parts_of(models: tuple[Any, Any], heads: int, layout: Layout = "entries") -> Parts | str:
+@dataclass(frozen=True)
+class Sharing:
+    """Heads that share a width.
+
+    Attributes:
+        heads, groups: how many there are, and how many keys they read; as many in each group.
+        layout: what has to be free to change places on the axes that they lie on.
+    """
+
+    heads: int
+    groups: int
+    layout: Layout = "entries"
+
+    def spans(self, worth: int) -> tuple[int, ...]:
+        """Heads of a group in each section of an axis that is worth so many heads; none where it holds no groups."""
+        each = self.heads // self.groups
+        if worth == self.heads + 2 * self.groups:
+            spans: tuple[int, ...] = (each, 1, 1)
+        elif worth % self.heads == 0:
+            spans = (each,) * (worth // self.heads)
+        else:
+            spans = (1,) * (worth // self.groups) if worth % self.groups == 0 and self.groups > 1 else ()
+        return (sum(spans),) if self.layout == "together" and spans else spans
+
+
+def parts_of(models: tuple[Any, Any], shared: Sharing) -> Parts | str:
     """The part that every axis plays which follows the hidden width, or why it cannot be told.
 
     Args:
         models: of `NARROW` and of `WIDE` coordinates for each head, on the meta device.
-        heads: how many heads share the width.
-        layout: what has to be free to change places on the axes that heads lie on.
+        shared: the heads that share the width, and how they may lie.
     """
     narrow, wide = models
-    width = NARROW * heads
     shapes = {name: parameter.shape for name, parameter in wide.named_parameters()}
     axes = {
         name: [axis for axis, size in enumerate(parameter.shape) if shapes[name][axis] != size]
         for name, parameter in narrow.named_parameters()
     }
     try:
-        trial = _Trial(narrow, {name: lengths for name, lengths in axes.items() if lengths}, (width, heads, layout))
+        trial = _Trial(narrow, {name: lengths for name, lengths in axes.items() if lengths}, shared)
     except CheckpointError as error:
         return error.message
     double = {family(name) for name, lengths in axes.items() if len(lengths) > 1}
     kinds = _alike(sorted(double))
     if len(kinds) > UNDECIDED:
         return f"{len(kinds)} kinds of matrices follow it on both sides: heads are a share of it"
-    for parts in _assignments(narrow, axes, kinds):
+    for parts in _assignments(narrow, axes, kinds, NARROW * shared.heads):
         if trial.stays(parts):
             return parts
     return "its coordinates do not all play one part" if not double else "heads are a share of it in an unknown way"
@@ -75,15 +101,15 @@ def _alike(double: list[str]) -> list[list[str]]:
     return list(named.values())
 
 
-def _assignments(model: Any, axes: Mapping[str, list[int]], kinds: list[list[str]]) -> Iterator[Parts]:
+def _assignments(model: Any, axes: Mapping[str, list[int]], kinds: list[list[str]], width: int) -> Iterator[Parts]:
     """Every way in which matrices with two axes can read the stream and add to it."""
     out_axes = {family(name): 1 if _is_transposed(model, name) else 0 for name in axes}
     whole = {family(name): parameter.shape for name, parameter in model.named_parameters()}
-    options = []
-    for names in kinds:
-        fused = any(whole[name][0] != whole[name][1] for name in names)  # several projections in one: only readers
-        options.append(ROLES[:1] if fused else ROLES)
-    for roles in product(*options):
+    options = [_possible(names, whole, out_axes, width) for names in kinds]
+    ways = list(product(*options))
+    if len(ways) > MOST:  # most matrices only read or only write, and more of them read
+        ways = sorted(ways, key=lambda roles: (roles.count(ROLES[2]), roles.count(ROLES[1])))[:MOST]
+    for roles in ways:
         parts: Parts = {}
         for names, (read, written) in zip(kinds, roles, strict=True):
             for name in names:
@@ -91,6 +117,17 @@ def _assignments(model: Any, axes: Mapping[str, list[int]], kinds: list[list[str
                 parts[name, 1 - out], parts[name, out] = read, written
                 parts[f"{name.rpartition('.')[0]}.bias", 0] = written
         yield parts
+
+
+def _possible(
+    names: list[str], shapes: Mapping[str, tuple[int, ...]], out_axes: Mapping[str, int], width: int
+) -> tuple[tuple[Side, Side], ...]:
+    """What matrices of one kind can be: the stream has its width, fused projections and neurons have others."""
+    inputs = {shapes[name][1 - out_axes[name]] for name in names}
+    given = {shapes[name][out_axes[name]] for name in names}
+    if given != {width}:
+        return ROLES[:1]
+    return ROLES[1:2] if inputs != {width} else ROLES
 
 
 def _is_transposed(model: Any, name: str) -> bool:
@@ -104,15 +141,15 @@ class _Trial:
         CheckpointError: it cannot be run.
     """
 
-    def __init__(self, model: Any, axes: Mapping[str, list[int]], where: tuple[int, int, Layout]) -> None:
-        width, self.heads, self.layout = where
-        self.model = in_memory(model)
-        self.axes, self.width = axes, width
+    def __init__(self, model: Any, axes: Mapping[str, list[int]], shared: Sharing) -> None:
+        self.model, self.shared = in_memory(model), shared
+        self.axes, self.width = axes, NARROW * shared.heads
         generator = torch.Generator().manual_seed(1)
-        self.order = torch.randperm(width, generator=generator)
-        size = width // self.heads
-        entries = [head * size + torch.randperm(size, generator=generator) for head in range(self.heads)]
-        self.inner, self.turn = torch.cat(entries), torch.randperm(self.heads, generator=generator)
+        self.order = torch.randperm(self.width, generator=generator)
+        entries = [head * NARROW + torch.randperm(NARROW, generator=generator) for head in range(shared.heads)]
+        self.inner, self.turn = torch.cat(entries), torch.randperm(shared.groups, generator=generator)
+        if bool((self.turn == torch.arange(shared.groups)).all()):
+            self.turn = self.turn.roll(1)
         self.inputs = inputs_of(self.model)
         randomize(self.model)
         self.values = {name: parameter.clone() for name, parameter in self.model.named_parameters()}
@@ -123,23 +160,36 @@ class _Trial:
         for name, parameter in self.model.named_parameters():
             value = self.values[name]
             for axis in self.axes.get(name, ()):
-                index = self._order(parts.get((family(name), axis)), value.shape[axis] // self.width)
+                index = self._order(parts.get((family(name), axis)), value.shape[axis])
+                if index is None:
+                    return False
                 value = value.index_select(axis, index)
             parameter.copy_(value)
         return all(
             self._same(one, other) for one, other in zip(outputs_of(self.model, self.inputs), self.outputs, strict=True)
         )
 
-    def _order(self, part: Side | None, times: int) -> Tensor:
-        """The new order of an axis that holds the width so many times."""
-        order = self.order
-        if part == "inner" and self.layout == "entries":
-            order = self.inner
-        elif part == "inner":
-            span = self.width // self.heads * (times if self.layout == "together" else 1)
-            order = (self.turn[:, None] * span + torch.arange(span)).reshape(-1)
-        copies = self.width * times // len(order)
-        return torch.cat([order + len(order) * copy for copy in range(copies)])
+    def _order(self, part: Side | None, length: int) -> Tensor | None:
+        """The new order of an axis of this length; None where it cannot play the part."""
+        if part == "inner" and self.shared.layout not in OF_ENTRIES:
+            return self._turned(length)
+        if length % self.width:
+            return None if part == "stream" else torch.arange(length)  # a vector of one head's length
+        if part == "inner" and self.shared.layout == "entries together":
+            heads = torch.arange(self.shared.heads)[:, None, None] * (length // self.shared.heads)
+            inside = (self.inner % NARROW).view(-1, 1, NARROW) + NARROW * torch.arange(length // self.width)[:, None]
+            return (heads + inside).reshape(-1)
+        order = self.inner if part == "inner" else self.order
+        return torch.cat([order + self.width * copy for copy in range(length // self.width)])
+
+    def _turned(self, length: int) -> Tensor:
+        """The order of an axis whose groups have changed places."""
+        runs, begin = [], 0
+        for span in self.shared.spans(length // NARROW):
+            entries = span * NARROW
+            runs.append((begin + self.turn[:, None] * entries + torch.arange(entries)).reshape(-1))
+            begin += entries * self.shared.groups
+        return torch.cat(runs) if runs else torch.arange(length)
 
     def _same(self, after: Tensor, before: Tensor) -> bool:
         orders = [before, before[..., self.order]] if before.shape[-1] == self.width else [before]
@@ -222,10 +272,13 @@ def outputs_of(model: Any, inputs: Mapping[str, Tensor]) -> list[Tensor]:
     """Everything that it gives.
 
     Raises:
-        CheckpointError: it does not run on these alone.
+        CheckpointError: it does not run on these alone, or gives NaN.
     """
     try:
-        return tensors_of(dict(model(**inputs)))
+        outputs = tensors_of(dict(model(**inputs)))
     except Exception as error:  # of the architecture's own code, which may ask for anything
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"the hidden width cannot be tried out: {reason}", HINT) from error
+    if any(output.isnan().any() for output in outputs):
+        raise CheckpointError("the hidden width cannot be tried out: a small model with random weights gives NaN", HINT)
+    return outputs

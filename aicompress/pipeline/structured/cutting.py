@@ -14,9 +14,10 @@ from aicompress.checkpoint.files import may_be_infinite
 from aicompress.checkpoint.reader import require_finite
 from aicompress.errors import CompressError
 from aicompress.layer import InputStats
-from aicompress.methods.structural import AnyPruner, Structure
+from aicompress.methods.structural import AnyPruner
 from aicompress.pipeline.step.output import Output
-from aicompress.pipeline.structured.edit import Cut, Edit
+from aicompress.pipeline.structured.axes import Along, along, length_of, positions, selected
+from aicompress.pipeline.structured.edit import Edit
 from aicompress.pipeline.structured.outline import cut_matrix
 from aicompress.weights import Weight
 
@@ -86,7 +87,7 @@ class Cutting:
         for part in structure.of("consumer"):
             before = whole[part.tensor]
             (one,) = (c for c in self.edit.changes[part.tensor].cuts if c.structure == number)
-            index = self._axis(part.tensor, one.axis, before.shape[one.axis])
+            index = self._axis(part.tensor, (one.axis, one.stacked), before.shape)
             stays = before.index_select(one.axis, index)
             if part.tensor in refitted:
                 stays = _laid(refitted[part.tensor], stays, one.axis)
@@ -121,7 +122,7 @@ class Cutting:
             shape = [len(kept) if axis == own else length for axis, length in enumerate(spec.shape)]
             tensor = _laid(value, torch.empty(shape, dtype=spec.dtype, device="meta"), own or 0)
             for axis in {one.axis for one in cuts} - {own}:
-                tensor = tensor.index_select(axis, self._axis(name, axis, spec.shape[axis]))
+                tensor = tensor.index_select(axis, self._axis(name, (axis, False), spec.shape))
             self.write(name, tensor)
 
     def _units(self, number: int) -> Tensor:
@@ -132,51 +133,31 @@ class Cutting:
             self.kept[number] = torch.tensor(self.pruner.keep(self.edit.structures[number], self.edit.sizes[number]))
         return self.kept[number]
 
-    def _axis(self, name: str, axis: int, length: int) -> Tensor:
+    def _axis(self, name: str, where: Along, shape: Sequence[int]) -> Tensor:
         """Positions that stay along an axis of a parameter's tensor."""
-        cuts = [one for one in self.edit.changes[name].cuts if one.axis == axis]
+        cuts = [one for one in self.edit.changes[name].cuts if (one.axis, one.stacked) == where]
         kept = {one.structure: self._units(one.structure) for one in cuts}
-        return positions(cuts, length, self.edit.structures, kept)
+        return positions(cuts, length_of(shape, where), self.edit.structures, kept)
 
     def _cut(self, name: str) -> Tensor | Weight:
         """What the cuts leave of a parameter, in the form that was planned for it."""
         checkpoint, change = self.checkpoint, self.edit.changes[name]
         planned = self.output.parameters[name]
         shape = checkpoint.parameters()[change.source].shape
-        axes = sorted({one.axis for one in change.cuts})
+        axes = along(change.cuts)
         if planned.weight is not None and planned.info is not None:
             weight: Weight | None = checkpoint.weight(change.source)
-            for axis in axes:
+            for where in axes:
                 assert weight is not None  # the plan made the same cuts in its outline
-                weight = cut_matrix(weight, planned.info.transposed, shape, axis, self._axis(name, axis, shape[axis]))
+                weight = cut_matrix(weight, planned.info.transposed, shape, where, self._axis(name, where, shape))
             assert weight is not None
             return weight
         tensor = checkpoint.dense(change.source)
         if axes or not may_be_infinite(change.source):
             require_finite(tensor, change.source, checkpoint.path)
-        for axis in axes:
-            tensor = tensor.index_select(axis, self._axis(name, axis, shape[axis]))
+        for where in axes:
+            tensor = selected(tensor, where, self._axis(name, where, shape))
         return tensor
-
-
-def positions(cuts: Sequence[Cut], length: int, structures: Sequence[Structure], kept: Mapping[int, Tensor]) -> Tensor:
-    """Positions that stay along one axis, ascending.
-
-    Args:
-        cuts: all cuts of this axis.
-        length: of the axis.
-        structures: all structures of the edit.
-        kept: units that stay, by structure.
-    """
-    stays = torch.ones(length, dtype=torch.bool)
-    for one in cuts:
-        begin, size = one.begin, structures[one.structure].size
-        for span in one.spans:
-            units = torch.zeros(size, dtype=torch.bool)
-            units[kept[one.structure]] = True
-            stays[begin : begin + size * span] = units.repeat_interleave(span)
-            begin += size * span
-    return stays.nonzero()[:, 0]
 
 
 def _laid(rows: Tensor, like: Tensor, axis: int) -> Tensor:

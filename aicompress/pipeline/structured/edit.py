@@ -27,12 +27,14 @@ class Cut:
         spans: the axis holds one section after another, each with so many entries for every unit: (1, 1) for a fused
             gate and up projection, (head size,) for the heads of a query projection.
         begin: where the first section begins; what lies before and after the sections stays.
+        stacked: the groups of the structure, such as the experts of a merged tensor, lie along axis 0.
     """
 
     structure: int
     axis: int
     spans: tuple[int, ...] = (1,)
     begin: int = 0
+    stacked: bool = False
 
 
 @dataclass(frozen=True)

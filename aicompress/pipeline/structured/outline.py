@@ -12,6 +12,7 @@ from torch import Tensor
 from aicompress.checkpoint import Checkpoint
 from aicompress.layer import LayerInfo
 from aicompress.pipeline.step.output import Planned
+from aicompress.pipeline.structured.axes import Along, along, length_of
 from aicompress.pipeline.structured.edit import Edit
 from aicompress.weights import TensorSpec, Weight
 
@@ -22,15 +23,17 @@ def planned(checkpoint: Checkpoint, edit: Edit, name: str, infos: Mapping[str, L
     old = checkpoint.parameters()[change.source]
     shape = list(old.shape)
     for one in change.cuts:
-        shape[one.axis] -= (edit.structures[one.structure].size - edit.sizes[one.structure]) * sum(one.spans)
+        structure = edit.structures[one.structure]
+        gone = (structure.size - edit.sizes[one.structure]) * sum(one.spans)
+        shape[one.axis] -= gone // structure.groups if one.stacked else gone
     spec = TensorSpec(old.dtype, tuple(shape))
     weight = None if change.refit else checkpoint.outline(change.source)
     info = infos.get(change.source)
     if weight is None or info is None:
         return Planned(spec, None, info)
-    for axis in sorted({one.axis for one in change.cuts}):
-        index = torch.arange(shape[axis], device="meta")
-        weight = None if weight is None else cut_matrix(weight, info.transposed, old.shape, axis, index)
+    for where in along(change.cuts):
+        index = torch.arange(length_of(shape, where), device="meta")
+        weight = None if weight is None else cut_matrix(weight, info.transposed, old.shape, where, index)
     columns = spec.shape[-1] if info.kind == "experts" else math.prod(spec.shape[1:])
     if info.kind == "experts":
         rows = math.prod(spec.shape) // columns
@@ -39,8 +42,11 @@ def planned(checkpoint: Checkpoint, edit: Edit, name: str, infos: Mapping[str, L
     return Planned(spec, weight, replace(info, tensor=name, shape=matrix, tensor_shape=spec.shape))
 
 
-def cut_matrix(weight: Weight, transposed: bool, shape: tuple[int, ...], axis: int, index: Tensor) -> Weight | None:
+def cut_matrix(weight: Weight, transposed: bool, shape: tuple[int, ...], where: Along, index: Tensor) -> Weight | None:
     """Cut the matrix (out, in) of a compressed parameter along one axis of its tensor, whose shape was `shape`."""
+    axis, stacked = where
+    if stacked:  # of experts one below the other; the columns that stay are not the same for all
+        return weight.cut(0, index) if axis == 1 and weight.shape == (shape[0] * shape[1], shape[2]) else None
     if len(shape) == 3 and weight.shape == (shape[0] * shape[1], shape[2]) and shape[1] > 1:  # experts
         rows = (index[:, None] * shape[1] + torch.arange(shape[1], device=index.device)).reshape(-1)
         return weight.cut(0, rows) if axis == 0 else None

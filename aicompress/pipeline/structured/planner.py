@@ -143,8 +143,8 @@ def _calibration_problems(choice: UnitChoice[Any, Any], edit: Edit) -> list[Comp
     reads = choice.unit.needs(pruner.reads)
     if choice.unit.scored and pruner.reads and edit.changed:
         return []  # has been checked before anything was scored
-    if choice.pruner.reads - {"gradients"}:
-        choice.unit.require_statistics(choice.layout)
+    if pruner.reads:
+        choice.unit.require_statistics(choice.layout, pruner.reads)
     graded = "gradients" in reads
     changed = [part.tensor for number in edit.changed for part in edit.structures[number].parts]
     infos = layers_of(choice.checkpoint, changed if graded else edit.consumers)

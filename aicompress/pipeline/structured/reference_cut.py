@@ -24,7 +24,7 @@ from aicompress.model.architecture import tiny_model
 from aicompress.model.architecture.architecture import Architecture
 from aicompress.model.architecture.reduced_model import reduced, started
 from aicompress.model.architecture.shapes import filled, save
-from aicompress.pipeline.structured.cutting import positions
+from aicompress.pipeline.structured.axes import along, length_of, positions, restored, selected, units_first
 from aicompress.pipeline.structured.edit import Cut, Edit
 from aicompress.pipeline.structured.unit import AnyUnit, Layout
 
@@ -73,8 +73,8 @@ def require_reference(
     same, untried = _tried(handler, unit, stack, config, decided if handler.scored else ())
     if not same:
         raise CheckpointError(
-            f"without some {handler.kind.plural}, a small model of this architecture computes otherwise than with "
-            "these silent",
+            f"without some {handler.kind.plural}, a small model of this architecture does not compute as with these "
+            "silent",
             HINT,
         )
     return untried
@@ -157,14 +157,18 @@ def _same(handler: AnyUnit, checkpoint: Checkpoint, choice: Choice, inputs: Mapp
     reference = filled(checkpoint.config, silenced(whole, choice))
     with handler.silent(reference, choice.layout, choice.kept, inputs):
         before = tiny_model.outputs_of(reference, inputs)
-    after = tiny_model.outputs_of(filled(edit.config, cut), inputs)
+    narrow = filled(edit.config, cut)
+    try:
+        after = tiny_model.outputs_of(narrow, inputs)
+    except CheckpointError:  # a width that the cut does not reach, such as that of a norm over all heads
+        return False
     return all(tiny_model.alike(one, other) for one, other in zip(after, before, strict=False))
 
 
 def _cut(value: Tensor, cuts: Sequence[Cut], edit: Edit, kept: Mapping[int, Tensor]) -> Tensor:
-    for axis in sorted({one.axis for one in cuts}):
-        along = [one for one in cuts if one.axis == axis]
-        value = value.index_select(axis, positions(along, value.shape[axis], edit.structures, kept))
+    for where in along(cuts):
+        mine = [one for one in cuts if (one.axis, one.stacked) == where]
+        value = selected(value, where, positions(mine, length_of(value.shape, where), edit.structures, kept))
     return value
 
 
@@ -176,8 +180,10 @@ def silenced(whole: Mapping[str, Tensor], choice: Choice) -> dict[str, Tensor]:
             for one in edit.changes[name].cuts:
                 if one.structure != number:
                     continue
-                value = tensors[name].clone()
-                stays = positions([one], value.shape[one.axis], edit.structures, choice.kept)
-                gone = torch.ones(value.shape[one.axis], dtype=torch.bool).index_fill_(0, stays, False)
-                tensors[name] = value.index_fill_(one.axis, gone.nonzero()[:, 0], 0.0)
+                value, where = tensors[name].clone(), (one.axis, one.stacked)
+                length = length_of(value.shape, where)
+                stays = positions([one], length, edit.structures, choice.kept)
+                gone = torch.ones(length, dtype=torch.bool).index_fill_(0, stays, False).nonzero()[:, 0]
+                rows = units_first(value, where).index_fill(0, gone, 0.0)
+                tensors[name] = restored(rows, value.shape, where)
     return tensors

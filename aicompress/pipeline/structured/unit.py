@@ -117,8 +117,8 @@ class StructuralUnit(ABC, Generic[U, L]):
         """The statistics that a run collects while it chooses, of those that a method reads; none for scored units."""
         return frozenset() if self.scored else reads
 
-    def require_statistics(self, layout: L) -> None:
-        """Check that statistics of inputs can choose among the units.
+    def require_statistics(self, layout: L, reads: frozenset[str]) -> None:
+        """Check that the statistics that a method reads can choose among the units.
 
         Raises:
             Refused: they cannot.

@@ -9,6 +9,7 @@ import transformers as hf
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.model.architecture.architecture import Architecture, keep_blocks
+from aicompress.model.architecture.feed_forward import feed_forwards
 from aicompress.model.architecture.shapes import build, misfits, shapes_of
 from aicompress.weights import TensorSpec
 
@@ -29,7 +30,7 @@ def test_llama(tmp_path: Path) -> None:
     assert stack.block_of("model.layers.2.mlp.up_proj.weight") == 2
     assert stack.block_of("model.norm.weight") is None
     assert stack.renumbered("model.layers.2.mlp.up_proj.weight", 11) == "model.layers.11.mlp.up_proj.weight"
-    layers = found.feed_forwards()
+    layers = feed_forwards(found)
     assert [layer.name for layer in layers] == ["model.layers.0", "model.layers.1", "model.layers.2"]
     couplings = {(c.tensor.removeprefix("model.layers.1.mlp."), c.axis, c.parts, c.role) for c in layers[1].couplings}
     assert couplings == {
@@ -44,7 +45,7 @@ def test_llama(tmp_path: Path) -> None:
 def test_a_width_that_config_leaves_open(tmp_path: Path) -> None:
     """GPT-2's n_inner is null: four times the hidden size; its matrices are stored (in, out)."""
     found = architecture(hf.GPT2Model(hf.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=64)), tmp_path)
-    layer = found.feed_forwards()[1]
+    layer = feed_forwards(found)[1]
     assert (layer.width, layer.field) == (128, ("n_inner",))
     assert {(c.tensor, c.axis, c.role) for c in layer.couplings} == {
         ("h.1.mlp.c_fc.weight", 1, "producer"),
@@ -72,7 +73,7 @@ def test_every_expert_has_neurons_of_its_own(
     model: Any, config: Any, fields: dict[str, Any], width: int, field: str, count: int, tmp_path: Path
 ) -> None:
     found = architecture(model(config(**SHAPE, num_hidden_layers=2, num_key_value_heads=2, **fields)), tmp_path)
-    layers = found.feed_forwards()
+    layers = feed_forwards(found)
     assert len(layers) == count
     assert {(layer.width, layer.field) for layer in layers} == {(width, (field,))}
     assert all(len(layer.couplings) == 3 for layer in layers)

@@ -74,6 +74,7 @@ class TokenUnit(StructuralUnit):
     """Tokens of the vocabulary."""
 
     kind = Tokens
+    silenceable = False  # a model without some tokens cannot be given them
 
     def find(self, checkpoint, unit, stack):
         rows = Part(NAME, "embed", "producer", 0, partial(checkpoint.dense, NAME))

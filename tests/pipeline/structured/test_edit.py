@@ -43,8 +43,6 @@ def test_refuses_what_it_does_not_understand(tmp_path: Path) -> None:
          "block 0 would compute otherwise in a stack of 1: its residual_scale would be 1.4, it is 0.98"),
         (hf.ModernBertConfig, hf.ModernBertModel, {"num_hidden_layers": 3, "pad_token_id": 0},
          {"name": "depth", "drop": (0,)}, "block 1 would compute otherwise as block 0: its attn_norm"),
-        (hf.GptOssConfig, hf.GptOssModel, {"num_hidden_layers": 2, "num_local_experts": 2, "head_dim": 8,
-         "num_key_value_heads": 2}, {"name": "width", "sparsity": 0.5}, "one tensor stores all experts"),
     ],
 )  # fmt: skip
 def test_refuses_architectures_with_the_reason(

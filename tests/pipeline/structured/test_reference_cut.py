@@ -86,7 +86,7 @@ class Apart(HeadUnit):
 
     def find(self, checkpoint: Checkpoint, unit: Heads, stack: str | None) -> AttentionLayout:
         architecture = Architecture.of(checkpoint.config, checkpoint.parameters())
-        chosen = _chosen(architecture, stack)
+        chosen = _chosen(architecture, unit, stack)
         structures = tuple(_structure(checkpoint, attention, unit.grouped) for attention in chosen)
         return AttentionLayout(structures, architecture, chosen, unit.grouped)
 

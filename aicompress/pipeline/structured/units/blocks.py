@@ -52,7 +52,7 @@ class BlockUnit(StructuralUnit[Blocks, StackLayout]):
             Refused: there is no such stack.
         """
         architecture = Architecture.of(checkpoint.config, checkpoint.parameters())
-        chosen = _chosen_stack(architecture.stacks(), stack)
+        chosen = _chosen_stack(architecture, stack)
         structure = Structure(chosen.name, chosen.size, tuple(_block_parts(checkpoint, chosen)))
         return StackLayout((structure,), architecture, chosen, unit.one_by_one)
 
@@ -127,8 +127,12 @@ def _pass_on(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any
     return (states, *output[1:]) if isinstance(output, tuple) else states
 
 
-def _chosen_stack(stacks: list[Stack], wanted: str | None) -> Stack:
-    names = ", ".join(stack.name for stack in stacks)
+def _chosen_stack(architecture: Architecture, wanted: str | None) -> Stack:
+    stacks = architecture.stacks()
+    names, bound = ", ".join(stack.name for stack in stacks), None if stacks else architecture.bound_to_depth()
+    if bound is not None:
+        message = f"blocks cannot be dropped one by one: the shape of {bound} follows their number"
+        raise CheckpointError(message, "prune feed-forward neurons (width) or heads instead")
     if not stacks:
         raise CheckpointError(
             "no stack of two or more blocks whose number is set in config.json",

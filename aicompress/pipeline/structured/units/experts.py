@@ -18,7 +18,7 @@ from aicompress.methods.prune.experts import Experts
 from aicompress.methods.structural import Part, Structure
 from aicompress.model import hf
 from aicompress.model.architecture.architecture import Architecture
-from aicompress.model.architecture.config_fields import with_value
+from aicompress.model.architecture.config_fields import dotted, with_value
 from aicompress.model.architecture.experts import Mixture, mixtures
 from aicompress.model.architecture.shunned_experts import shun_experts
 from aicompress.pipeline.step.options import Progress
@@ -127,7 +127,7 @@ def _chosen(architecture: Architecture, stack: str | None) -> list[Mixture]:
     fields = {layer.field for layer in chosen}
     shared = [layer for layer in every if layer.field in fields and layer not in chosen]
     if shared:
-        field = ".".join(shared[0].field)
+        field = dotted(shared[0].field)
         raise RecipeError(f"{field} of config.json also counts the experts of {shared[0].name}", "leave stack out")
     for layer in chosen:
         named = [layer.single(place, expert) for place in layer.singles for expert in range(layer.size)]

@@ -17,6 +17,7 @@ from aicompress.model.architecture.architecture import Architecture
 from aicompress.model.architecture.attention import Attention, HeadTensor, attentions
 from aicompress.model.architecture.attention_in_width import attentions_in_width, counted
 from aicompress.model.architecture.borrowed_keys import coupled
+from aicompress.model.architecture.config_fields import dotted
 from aicompress.model.architecture.fused_heads import lies_in_sections
 from aicompress.model.architecture.shapes import build, is_taken
 from aicompress.pipeline.structured.edit import Change, Cut, Edit, offset_part
@@ -48,19 +49,19 @@ class HeadUnit(StructuralUnit[Heads, AttentionLayout]):
             Refused: the checkpoint does not hold what config.json says, or how heads lie cannot be told.
         """
         architecture = Architecture.of(checkpoint.config, checkpoint.parameters())
-        chosen = _chosen(architecture, stack)
+        chosen = _chosen(architecture, unit, stack)
         if unit.grouped:  # keys and values go with the heads that read them
             chosen = [_united([chosen[number] for number in group]) for group in coupled(architecture, chosen)]
         structures = tuple(_structure(checkpoint, attention, unit.grouped) for attention in chosen)
         return AttentionLayout(structures, architecture, chosen, unit.grouped)
 
-    def require_statistics(self, layout: AttentionLayout) -> None:
+    def require_statistics(self, layout: AttentionLayout, reads: frozenset[str]) -> None:
         """Attentions that share keys lie in several blocks, and statistics are read block by block.
 
         Raises:
             RecipeError: some do.
         """
-        for structure in layout.structures:
+        for structure in layout.structures if reads - {"gradients"} else ():
             readers = structure.of("consumer")
             if len(readers) > 1:
                 raise RecipeError(
@@ -81,7 +82,7 @@ class HeadUnit(StructuralUnit[Heads, AttentionLayout]):
         edited, widths = architecture.config, dict[str, dict[str, int]]()
         for attention, structure, size in zip(layout.attentions, structures, sizes, strict=True):
             if not attention.count.size:
-                widths |= counted(attention, size) if size < structure.size else {}
+                widths |= counted(attention, size, structure.size) if size < structure.size else {}
                 continue
             groups = size if layout.grouped else attention.count.groups
             edited = attention.count.edited(edited, size * structure.worth, groups)
@@ -91,8 +92,9 @@ class HeadUnit(StructuralUnit[Heads, AttentionLayout]):
         config_json = architecture.config if unchanged else edited
         warnings = () if not unchanged else _nothing(structures[0])
         if widths:
+            heads = sizes[0] * structures[0].worth
             warnings = (
-                f"config.json cannot say {sizes[0]} heads of this size: loads with aicompress, and in transformers "
+                f"config.json cannot say {heads} heads of this size: loads with aicompress, and in transformers "
                 "with trust_remote_code",
             )
         return Edit(dict(config_json), structures, tuple(sizes), _changes(layout, sizes), warnings, widths=widths)
@@ -119,11 +121,13 @@ def _changes(layout: AttentionLayout, sizes: Sequence[int]) -> dict[str, Change]
 
 
 def _nothing(structure: Structure) -> tuple[str, ...]:
+    if structure.size == 1 and structure.worth > 1:
+        return (f"no head goes: all {structure.worth} of {structure.name} share one key; choose unit: query",)
     return (f"no head goes: {structure.name} has {structure.size} units, and the share rounds to all of them",)
 
 
-def _chosen(architecture: Architecture, stack: str | None) -> list[Attention]:
-    every = attentions(architecture) or attentions_in_width(architecture)
+def _chosen(architecture: Architecture, unit: Heads, stack: str | None) -> list[Attention]:
+    every = attentions(architecture) or attentions_in_width(architecture, unit.grouped)
     chosen = [attention for attention in every if stack is None or attention.name.startswith(f"{stack}.")]
     if not chosen:
         raise RecipeError(
@@ -132,7 +136,7 @@ def _chosen(architecture: Architecture, stack: str | None) -> list[Attention]:
     fields = {attention.count.query for attention in chosen}
     shared = [a for a in every if a.count.query in fields and a not in chosen]
     if shared:
-        field = ".".join(shared[0].count.query)
+        field = dotted(shared[0].count.query)
         raise RecipeError(f"{field} of config.json also counts the heads of {shared[0].name}", "leave method.stack out")
     for attention in chosen:
         _require_whole(architecture, attention)

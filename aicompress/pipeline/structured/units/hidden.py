@@ -18,7 +18,9 @@ from aicompress.checkpoint.source import read_json
 from aicompress.errors import CheckpointError, RecipeError
 from aicompress.methods.prune.hidden import STREAM, Coordinates
 from aicompress.methods.structural import Part, Structure
-from aicompress.model.architecture.architecture import Architecture, Coupling
+from aicompress.model.architecture.architecture import Architecture
+from aicompress.model.architecture.config_fields import dotted
+from aicompress.model.architecture.feed_forward import Coupling
 from aicompress.model.architecture.hidden_width import Residual, residual
 from aicompress.model.architecture.layer_groups import grouped
 from aicompress.model.loading.definition import layer_kinds
@@ -134,7 +136,7 @@ def _require_tensors(checkpoint: Checkpoint, stream: Residual) -> None:
         spec, length = specs.get(coupling.tensor), stream.width * coupling.parts
         if spec is None or len(spec.shape) <= coupling.axis or spec.shape[coupling.axis] != length:
             raise CheckpointError(
-                f"{coupling.tensor} is {'missing' if spec is None else spec.shape}, but {'.'.join(stream.field)} of "
+                f"{coupling.tensor} is {'missing' if spec is None else spec.shape}, but {dotted(stream.field)} of "
                 f"config.json is {stream.width}",
                 "the checkpoint and its config.json do not belong together",
             )

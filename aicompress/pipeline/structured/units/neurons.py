@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,10 +14,14 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CheckpointError, RecipeError
 from aicompress.methods.prune.width import Neurons
 from aicompress.methods.structural import Part, Structure
-from aicompress.model.architecture.architecture import Architecture, FeedForward
-from aicompress.model.architecture.config_fields import with_value
+from aicompress.model.architecture.architecture import Architecture
+from aicompress.model.architecture.config_fields import dotted, with_value
+from aicompress.model.architecture.feed_forward import Coupling, FeedForward, feed_forwards, sets_widths
+from aicompress.pipeline.structured.axes import units_first
 from aicompress.pipeline.structured.edit import Change, Cut, Edit, offset_part
 from aicompress.pipeline.structured.unit import Kept, Layout, StructuralUnit
+
+_NAME = re.compile(r"[._](?:weight|bias)$")  # what a weight's and its bias's names end in
 
 
 @dataclass(frozen=True)
@@ -44,12 +49,28 @@ class NeuronUnit(StructuralUnit[Neurons, FeedForwardLayout]):
             Refused: config.json sets no width, or the checkpoint does not hold what its architecture has.
         """
         architecture = Architecture.of(checkpoint.config, checkpoint.parameters())
-        layers = _chosen_layers(architecture.feed_forwards(), stack)
+        layers = _chosen_layers(architecture, stack)
         _require_tensors(architecture, layers)
+        if not unit.uniform and any(layer.experts > 1 for layer in layers):
+            raise _merged()
         structures = tuple(
-            Structure(layer.name, layer.width, tuple(_neuron_parts(checkpoint, layer))) for layer in layers
+            Structure(layer.name, layer.experts * layer.width, tuple(_neuron_parts(checkpoint, layer)), layer.experts)
+            for layer in layers
         )
         return FeedForwardLayout(structures, architecture, layers, unit.uniform)
+
+    def require_statistics(self, layout: FeedForwardLayout, reads: frozenset[str]) -> None:
+        """Statistics are those of inputs of single layers, and merged experts are none.
+
+        Raises:
+            RecipeError: some are merged.
+        """
+        merged = next((layer for layer in layout.layers if layer.experts > 1), None)
+        if merged is not None:
+            raise RecipeError(
+                f"{merged.name}: one tensor holds all experts, whose neurons cannot be chosen by statistics",
+                "choose them by weights: score: product or sum",
+            )
 
     def edit(self, layout: FeedForwardLayout, sizes: Sequence[int], kept: Kept) -> Edit:
         """Cut the projections of every layer; config.json has the width, or the manifest has the widths of each.
@@ -66,25 +87,29 @@ class NeuronUnit(StructuralUnit[Neurons, FeedForwardLayout]):
             return Edit(config, structures, tuple(sizes), changes, (f"widths: {told}",), widths=widths)
         edited, by_field = dict(layout.architecture.config), defaultdict(set)
         for layer, size in zip(layout.layers, sizes, strict=True):
-            by_field[layer.field].add(size)
-            edited = with_value(edited, layer.field, size)
-        uneven = [".".join(path) for path, several in by_field.items() if len(several) > 1]
+            by_field[layer.field].add(size // layer.experts)
+            for field, value in ((layer.field, size // layer.experts), *layer.settings):
+                edited = with_value(edited, field, value)
+        uneven = [dotted(path) for path, several in by_field.items() if len(several) > 1]
         if uneven:
             raise RecipeError(
                 f"{uneven[0]} of config.json holds one width for several layers", "give them the same width"
             )
         whole = all(size == structure.size for size, structure in zip(sizes, structures, strict=True))
-        warnings = (f"no neuron goes: the width of {structures[0].name} stays {structures[0].size}",) if whole else ()
+        stays = f"no neuron goes: the width of {layout.layers[0].name} stays {layout.layers[0].width}"
+        warnings = (stays,) if whole else ()
+        edited = dict(layout.architecture.config) if whole else edited
         return Edit(edited, structures, tuple(sizes), changes, warnings)
 
 
 def _changes(layout: FeedForwardLayout, sizes: Sequence[int]) -> dict[str, Change]:
     changes = {name: Change(name) for name in layout.architecture.specs}
     for number, (layer, size) in enumerate(zip(layout.layers, sizes, strict=True)):
-        for coupling in layer.couplings if size < layer.width else ():
+        for coupling in layer.couplings if size < layer.experts * layer.width else ():
             earlier = changes[coupling.tensor].cuts
-            cut = Cut(number, coupling.axis, (1,) * coupling.parts)
-            detail = {Neurons.plural: f"{size} of {layer.width}"}
+            spans, stacked = (coupling.span,) * coupling.parts, layer.experts > 1 and coupling.axis > 0
+            cut = Cut(number, coupling.axis, spans, stacked=stacked)
+            detail = {Neurons.plural: f"{size // layer.experts} of {layer.width}"}
             changes[coupling.tensor] = Change(coupling.tensor, (*earlier, cut), detail)
     return changes
 
@@ -98,8 +123,12 @@ def _unlike_widths(layout: FeedForwardLayout, sizes: Sequence[int]) -> dict[str,
         if size < layer.width
     }
     if any(".experts." in path for path in widths):
-        raise CheckpointError("experts are merged in the model and have one width", "leave widths: per_layer out")
+        raise _merged()
     return widths
+
+
+def _merged() -> CheckpointError:
+    return CheckpointError("experts are merged in the model and have one width", "leave widths: per_layer out")
 
 
 def _require_tensors(architecture: Architecture, layers: list[FeedForward]) -> None:
@@ -116,18 +145,25 @@ def _require_tensors(architecture: Architecture, layers: list[FeedForward]) -> N
                     f"the checkpoint lacks {c.tensor}, which its architecture has",
                     "save it again with a current transformers, so that its tensors have their present names",
                 )
-            if len(spec.shape) <= c.axis or spec.shape[c.axis] != layer.width * c.parts:
+            length = layer.width * c.parts * c.span * (layer.experts if c.axis == 0 else 1)
+            if len(spec.shape) <= c.axis or spec.shape[c.axis] != length:
                 raise CheckpointError(
-                    f"{c.tensor} has shape {spec.shape}, but {'.'.join(layer.field)} of config.json is {layer.width}",
+                    f"{c.tensor} has shape {spec.shape}, but {dotted(layer.field)} of config.json is {layer.width}",
                     "the checkpoint and its config.json do not belong together",
                 )
 
 
-def _chosen_layers(layers: list[FeedForward], stack: str | None) -> list[FeedForward]:
+def _chosen_layers(architecture: Architecture, stack: str | None) -> list[FeedForward]:
+    layers = feed_forwards(architecture)
+    if not layers and not sets_widths(architecture):
+        raise CheckpointError(
+            "config.json sets no width of feed-forward layers: the architecture takes it from the hidden size",
+            "prune whole blocks (depth), or factorize its layers (svd)",
+        )
     if not layers:
         raise CheckpointError(
-            "config.json sets no width of feed-forward layers that can be changed",
-            "it is tied to the hidden size, or gates are interleaved, or one tensor stores all experts",
+            "how neurons lie in the feed-forward layers of this architecture cannot be told",
+            "prune heads or whole blocks (depth), or factorize its layers (svd)",
         )
     chosen = [layer for layer in layers if stack is None or layer.name.startswith(f"{stack}.")]
     if not chosen:
@@ -138,7 +174,7 @@ def _chosen_layers(layers: list[FeedForward], stack: str | None) -> list[FeedFor
     shared = [layer for layer in layers if layer.field in fields and layer not in chosen]
     if shared:
         raise RecipeError(
-            f"{'.'.join(shared[0].field)} of config.json also sets the width of {shared[0].name}",
+            f"{dotted(shared[0].field)} of config.json also sets the width of {shared[0].name}",
             "leave method.stack out",
         )
     return chosen
@@ -147,11 +183,11 @@ def _chosen_layers(layers: list[FeedForward], stack: str | None) -> list[FeedFor
 def _neuron_parts(checkpoint: Checkpoint, layer: FeedForward) -> Iterable[Part]:
     """Rows of producers and columns of consumers, (neurons, numbers); a fused tensor gives several."""
     for coupling in layer.couplings:
-        module = coupling.tensor.rpartition(".")[0]
-        for part in range(coupling.parts):
-            take = partial(_taken, coupling.axis, part * layer.width, layer.width)
+        module = _NAME.sub("", coupling.tensor)
+        for number in range(coupling.parts * coupling.span):
+            take = partial(_taken, layer, coupling, number)
             read = partial(_read, checkpoint, coupling.tensor, take)
-            yield Part(coupling.tensor, f"{module}[{part}]", coupling.role, 0, read, take=take)
+            yield Part(coupling.tensor, f"{module}[{number}]", coupling.role, 0, read, take=take)
         yield from offset_part(checkpoint, coupling.tensor) if coupling.role == "consumer" else ()
 
 
@@ -159,8 +195,12 @@ def _read(checkpoint: Checkpoint, tensor: str, take: Callable[[Tensor], Tensor])
     return take(checkpoint.dense(tensor))
 
 
-def _taken(axis: int, first: int, width: int, tensor: Tensor) -> Tensor:
-    return tensor.movedim(axis, 0)[first : first + width].float().reshape(width, -1)
+def _taken(layer: FeedForward, coupling: Coupling, number: int, tensor: Tensor) -> Tensor:
+    """One of several entries of every neuron in a tensor, those of all experts one below the other."""
+    rows = units_first(tensor, (coupling.axis, layer.experts > 1 and coupling.axis > 0))
+    part, turn = divmod(number, coupling.span)
+    entries = rows.reshape(layer.experts, coupling.parts, layer.width, coupling.span, -1)[:, part, :, turn]
+    return entries.float().reshape(layer.experts * layer.width, -1)
 
 
 UNIT = NeuronUnit()

@@ -15,6 +15,7 @@ from tests.pipeline.families import FAMILIES, GQA, SHAPE, TEXT, decoder
 from tests.pipeline.steps import loaded, plan, prune, refused
 from tests.pipeline.structured.test_calibrated import divergence, recipe, windows
 from tests.pipeline.structured.test_calibrated import prune as calibrated
+from tests.pipeline.structured.units.test_neurons import zamba2
 
 BIASED = decoder(hf.LlamaForCausalLM, hf.LlamaConfig, **GQA, attention_bias=True)
 ALL = decoder(hf.LlamaForCausalLM, hf.LlamaConfig)
@@ -101,6 +102,17 @@ def test_a_block_that_borrows_keys_keeps_the_groups_of_its_lender(blocks: int, s
     torch.testing.assert_close(family.output(narrow), family.output(model), atol=1e-5, rtol=1e-4)
 
 
+def test_blocks_that_share_an_attention_are_one(tmp_path: Path) -> None:
+    """The checkpoint has it once; a small model of the architecture computes as the plan says."""
+    zamba2().save_pretrained(tmp_path / "in")
+    planned = plan(tmp_path / "in", tmp_path / "out", name="heads", sparsity=0.5)
+    assert [
+        (structure.size, size) for structure, size in zip(planned.edit.structures, planned.edit.sizes, strict=True)
+    ] == [(4, 2)]
+    assert (planned.edit.config or {})["num_attention_heads"] == 2
+    assert not any("not tried" in warning for warning in planned.warnings)
+
+
 def test_statistics_of_blocks_that_share_keys_are_refused(tmp_path: Path, text_file: Path) -> None:
     gemma3n(4, 1).save_pretrained(tmp_path / "in")
     message = refused(tmp_path / "in", tmp_path / "out", name="heads", sparsity=0.5, score="obs")
@@ -131,11 +143,17 @@ def test_obs_takes_over_what_heads_did(tmp_path: Path, trained_llama: Path, text
     assert found["obs"] < 0.7 * found["product"]
 
 
-def test_norms_over_all_heads_are_refused(tmp_path: Path) -> None:
-    hf.Olmo2ForCausalLM(hf.Olmo2Config(**SHAPE, **TEXT, num_key_value_heads=2)).save_pretrained(tmp_path / "in")
-    assert "q_norm.weight works over all heads together" in refused(
-        tmp_path / "in", tmp_path / "out", name="heads", sparsity=0.5
-    )
+@pytest.mark.parametrize(
+    ("model", "config", "reason"),
+    [
+        (hf.Olmo2ForCausalLM, hf.Olmo2Config, "q_norm.weight works over all heads together"),
+        (hf.OlmoeForCausalLM, hf.OlmoeConfig, "does not compute as with these silent"),  # its norm has the hidden width
+    ],
+)
+def test_norms_over_all_heads_are_refused(model: Any, config: Any, reason: str, tmp_path: Path) -> None:
+    small = {**SHAPE, **TEXT, "num_hidden_layers": 1, "num_experts": 2, "num_experts_per_tok": 1}
+    model(config(**small)).save_pretrained(tmp_path / "in")
+    assert reason in refused(tmp_path / "in", tmp_path / "out", name="heads", sparsity=0.5)
 
 
 def test_numbers_that_transformers_does_not_take_are_refused_with_those_that_fit(tmp_path: Path) -> None:

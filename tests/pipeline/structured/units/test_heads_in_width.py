@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import load as load_recipe
 from tests.pipeline.calibration.steps import OFF, text
 from tests.pipeline.families import FAMILIES, SHAPE, TEXT, Family, images, text_pairs, tokens, uncached
-from tests.pipeline.steps import prune, refused
+from tests.pipeline.steps import plan, prune, refused
 from tests.pipeline.structured.test_calibrated import logits, recipe, windows
 from tests.pipeline.structured.test_calibrated import prune as calibrated
 
@@ -175,7 +176,65 @@ def test_obs_takes_over_and_later_steps_go_on(tmp_path: Path, tiny_bert: Path, t
         prune(tmp_path / "obs", tmp_path / "again", name="width", sparsity=0.5)
 
 
-def test_positions_that_depend_on_the_number_of_heads_are_refused(tmp_path: Path) -> None:
-    """ALiBi gives every head a slope by its number among all."""
-    BLOOM.saved(tmp_path / "in")
-    assert "cannot say fewer heads" in refused(tmp_path / "in", tmp_path / "out", name="heads", sparsity=0.5)
+def falcon(**fields: Any) -> Any:
+    shape = {**SHAPE, **TEXT, "num_hidden_layers": 1}
+    del shape["intermediate_size"]
+    return hf.FalconForCausalLM(hf.FalconConfig(**shape, **{"alibi": False, "bias": True, **fields}))
+
+
+def stablelm(**fields: Any) -> Any:
+    shape = {**SHAPE, **TEXT, "num_hidden_layers": 1, "num_key_value_heads": 2}
+    return hf.StableLmForCausalLM(hf.StableLmConfig(**{**shape, **fields}))
+
+
+ONE_KEY = {"multi_query": True, "new_decoder_architecture": False}
+GROUPS = {"new_decoder_architecture": True, "num_kv_heads": 2}  # each group's queries, key and value lie together
+TOGETHER = {"multi_query": False, "new_decoder_architecture": False}
+SHARED: dict[str, tuple[Callable[..., Any], dict[str, Any], str, str]] = {
+    "one key for all": (falcon, ONE_KEY, "query", "transformer.h.0.self_attention.dense"),
+    "groups beside their key": (falcon, GROUPS, "group", "transformer.h.0.self_attention.dense"),
+    "heads beside their key": (falcon, TOGETHER, "group", "transformer.h.0.self_attention.dense"),
+    "groups": (stablelm, {}, "group", "model.layers.0.self_attn.o_proj"),
+    "queries of groups": (stablelm, {}, "query", "model.layers.0.self_attn.o_proj"),
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_heads_that_share_keys_are_the_model_with_those_silent(name: str, tmp_path: Path) -> None:
+    build, fields, unit, reader = SHARED[name]
+    torch.manual_seed(0)
+    model = build(**fields).eval()
+    model.save_pretrained(tmp_path / "in")
+    before = FAMILIES["llama"].output(model)
+    prune(tmp_path / "in", tmp_path / "out", name="heads", sparsity=0.5, unit=unit)
+    narrow = load(tmp_path / "out")
+    whole, left = model.get_submodule(reader).weight.detach(), narrow.get_submodule(reader).weight
+    gone = [not any(torch.equal(head, one) for one in left.split(8, dim=1)) for head in whole.split(8, dim=1)]
+    assert sum(gone) == 2
+    if unit == "group" and name != "heads beside their key":
+        assert gone[0] == gone[1]
+    whole[:, torch.tensor(gone).repeat_interleave(8)] = 0
+    after = FAMILIES["llama"].output(narrow)
+    torch.testing.assert_close(after, FAMILIES["llama"].output(model), atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(after, before, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("build", "fields", "unit", "reason"),
+    [
+        (BLOOM.build, {}, "group", "each head computes by its number among all, as ALiBi slopes go"),
+        (stablelm, {"qk_layernorm": True}, "group", "self_attn.q_layernorm.norms holds a module for every head"),
+        (falcon, GROUPS, "query", "query heads lie beside the key of their group"),
+    ],
+)
+def test_heads_that_cannot_go_are_refused_with_the_reason(
+    build: Callable[..., Any], fields: dict[str, Any], unit: str, reason: str, tmp_path: Path
+) -> None:
+    build(**fields).save_pretrained(tmp_path / "in")
+    assert reason in refused(tmp_path / "in", tmp_path / "out", name="heads", sparsity=0.5, unit=unit)
+
+
+def test_one_key_for_all_is_no_group_that_can_go(tmp_path: Path) -> None:
+    falcon(**ONE_KEY).save_pretrained(tmp_path / "in")
+    planned = plan(tmp_path / "in", tmp_path / "out", name="heads", sparsity=0.5)
+    assert any("share one key; choose unit: query" in line for line in planned.warnings)
