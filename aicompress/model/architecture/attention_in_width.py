@@ -48,7 +48,7 @@ def attentions_in_width(architecture: Architecture, grouped: bool) -> list[Atten
     """
     counts = [path for path in fields(architecture.config, HEAD_COUNTS) if value_at(architecture.config, path)]
     if not counts:
-        raise CheckpointError("config.json counts no attention heads", HINT)
+        raise CheckpointError(f"config.json counts no attention heads under a known name ({HEAD_COUNTS[0]}, ...)", HINT)
     sections = dict.fromkeys(path[:-1] for path in counts)
     attentions = [
         attention

@@ -272,10 +272,13 @@ def outputs_of(model: Any, inputs: Mapping[str, Tensor]) -> list[Tensor]:
     """Everything that it gives.
 
     Raises:
-        CheckpointError: it does not run on these alone.
+        CheckpointError: it does not run on these alone, or gives NaN.
     """
     try:
-        return tensors_of(dict(model(**inputs)))
+        outputs = tensors_of(dict(model(**inputs)))
     except Exception as error:  # of the architecture's own code, which may ask for anything
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"the hidden width cannot be tried out: {reason}", HINT) from error
+    if any(output.isnan().any() for output in outputs):
+        raise CheckpointError("the hidden width cannot be tried out: a small model with random weights gives NaN", HINT)
+    return outputs
