@@ -85,11 +85,13 @@ class RowWise(Generic[C]):
             error, in one fast pass; None where that takes `apply`.
         divided: (layer info, functions that read its blocks of rows, config) -> a config for each block, where what a
             row becomes depends on the others; None: the layer's own for all of them.
+        together: config -> the number of rows that a block holds a multiple of, where rows share bytes on disk.
     """
 
     independent: Callable[[C], bool]
     measured: Callable[[Tensor, LayerInfo, C], Measured | None] | None = None
     divided: Callable[[LayerInfo, Sequence[Callable[[], Layer]], C], list[C]] | None = None
+    together: Callable[[C], int] = lambda config: 1
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,10 @@ from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.prune import magnitude
 from aicompress.methods.prune.masks.global_threshold import share_globally
 from aicompress.methods.prune.masks.sparsity import SparsityConfig, check, describe, outline, resolve_stored
+from aicompress.methods.zeros import mask_of
 from aicompress.weights import Weight
+
+PIECE = 1 << 20  # squares in float64 at a time
 
 
 class LampConfig(SparsityConfig):
@@ -37,14 +40,30 @@ class LampConfig(SparsityConfig):
 
 
 def scores(layer: Layer, config: LampConfig) -> Tensor:
-    """w² / Σ_{v² ≥ w²} v², (out, in) in (0, 1]; equal weights count in row-major order."""
-    ordered, places = layer.weight.reshape(-1).abs().sort(stable=True)  # as the squares are
-    largest_first = ordered.flip(0).double().square_()
-    del ordered
-    rest = largest_first.cumsum(0)
-    share = largest_first.div_(rest).nan_to_num_(0.0).float()  # 0 / 0 where nothing but zeros is left
-    del largest_first, rest
-    return torch.empty_like(share).scatter_(0, places.flip(0), share).reshape(layer.weight.shape)
+    """w² / Σ_{v² ≥ w²} v², (out, in) in [0, 1], in ascending order; equal weights count one after the other.
+
+    A threshold on all layers' scores asks how many of each are above it, not where they are. Of a sparse layer, whose
+    zeros do not compete, each score lies where its weight does.
+    """
+    flat = layer.weight.reshape(-1).abs()
+    if mask_of(layer.stored) is None:
+        flat.numpy().sort()  # in place, and without the places, which take twice the weights' own memory
+        return shares(flat).reshape(layer.weight.shape)
+    sizes, places = flat.sort(stable=True)
+    return torch.empty_like(flat).scatter_(0, places, shares(sizes)).reshape(layer.weight.shape)
+
+
+def shares(sizes: Tensor) -> Tensor:
+    """What each square is of the sum of those from it on; sizes (n,) ascending, whose memory the shares take."""
+    above = 0.0
+    for end in range(len(sizes), 0, -PIECE):
+        piece = sizes[max(0, end - PIECE) : end]
+        squares = piece.flip(0).double().square_()
+        rest = squares.clone()
+        rest[0] += above
+        above = float(rest.cumsum_(0)[-1])
+        piece.copy_(squares.div_(rest).nan_to_num_(0.0).flip(0))  # 0 / 0 where nothing but zeros is left
+    return sizes
 
 
 def apply(layer: Layer, config: LampConfig) -> Weight:

@@ -17,7 +17,7 @@ from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Allocates, Candidate, RowWise
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.prune.masks.global_threshold import share_globally
-from aicompress.methods.prune.masks.masks import global_counts
+from aicompress.methods.prune.masks.masks import global_counts, parse_pattern
 from aicompress.methods.prune.masks.permutation import permuting
 from aicompress.methods.prune.masks.sparsity import (
     SparsityConfig,
@@ -33,6 +33,7 @@ from aicompress.methods.prune.masks.sparsity import (
     tile_sums,
 )
 from aicompress.weights import Sparse, Weight
+from aicompress.weights.grouping import LARGEST, word
 
 
 class MagnitudeConfig(SparsityConfig):
@@ -76,9 +77,16 @@ def resolve(candidates: Sequence[Candidate[MagnitudeConfig]], other_bytes: int) 
 
 
 def independent(config: MagnitudeConfig) -> bool:
-    """Whether blocks of rows can be pruned apart: no tile spans two of them, no byte of an N:M mask holds both."""
-    whole = config.pattern is not None and config.store != "dense"
-    return not whole and not config.permutation and 32 % config.tile[0] == 0
+    """Whether blocks of rows can be pruned apart: no tile spans two of them."""
+    return not config.permutation and 32 % config.tile[0] == 0
+
+
+def together(config: MagnitudeConfig) -> int:
+    """Rows whose groups of an N:M mask fill whole words, whatever the number of columns."""
+    if config.pattern is None or config.store == "dense":
+        return 1
+    kept, size = parse_pattern(config.pattern)
+    return word(kept, size)[1] if size <= LARGEST else 1
 
 
 def divided(info: LayerInfo, blocks: Sequence[Callable[[], Layer]], config: MagnitudeConfig) -> list[MagnitudeConfig]:
@@ -87,7 +95,9 @@ def divided(info: LayerInfo, blocks: Sequence[Callable[[], Layer]], config: Magn
     config = config.model_copy(update={"store": store})
     keep = keep_of(info.shape, config)
     area = keep.tile[0] * keep.tile[1]
-    if keep.group is not None or keep.per_row or not keep.kept:
+    if keep.group is not None:
+        return [config.model_copy() for _ in blocks]  # so many bytes of a mask are no share of the whole's
+    if keep.per_row or not keep.kept:
         return [config] * len(blocks)
 
     def tiles(read: Callable[[], Layer]) -> Tensor:
@@ -107,7 +117,7 @@ METHOD = LayerMethod(
     apply=permuting(apply, scores),
     outline=outline,
     stacks=True,
-    row_wise=RowWise(independent, divided=divided),
+    row_wise=RowWise(independent, divided=divided, together=together),
     check=check,
     allocates=Allocates(resolve),
     describe=describe,

@@ -188,12 +188,14 @@ def _told(
     if plain and lies_in_halves(*(build(_probed(architecture.config, size)) for size in sizes)):
         return couplings
     axes = {each.tensor: (each.axis, merged.get(each.tensor, 1)) for each in couplings}
-    try:
-        found = lying(_probed(reduced(architecture.config), sizes[0]), architecture.on_disk, axes, WIDE)
-    except CheckpointError:
-        return None
-    told = [(each, found[each.tensor]) for each in couplings]
-    return [replace(each, role=own.role, parts=each.parts // own.span, span=own.span) for each, own in told]
+    for config in (reduced(architecture.config), architecture.config):  # the reduced one may be built and not run
+        try:
+            found = lying(_probed(config, sizes[0]), architecture.on_disk, axes, WIDE)
+        except CheckpointError:
+            continue
+        told = [(each, found[each.tensor]) for each in couplings]
+        return [replace(each, role=own.role, parts=each.parts // own.span, span=own.span) for each, own in told]
+    return None
 
 
 def _groups(architecture: Architecture, couplings: list[Coupling], merged: Mapping[str, int]) -> list[list[Coupling]]:

@@ -28,7 +28,7 @@ from aicompress.model.architecture.config_fields import (
 )
 from aicompress.model.architecture.feed_forward import Coupling, feed_forwards
 from aicompress.model.architecture.shapes import build, is_taken, reads_size, shapes_of
-from aicompress.model.loading.definition import layer_kinds
+from aicompress.model.loading.parameter_kinds import layer_kinds
 
 FIELDS = ("hidden_size", "d_model", "n_embd", "dim")
 HEAD_COUNTS = (

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -91,8 +91,10 @@ class RowBlocks:
     def _begin(self, name: str) -> list[Future[Sums]]:
         if not divisible(self.compression, name, self.layers.get(name, [])):
             return []
-        parts = blocks(self.compression.checkpoint.tensors[name].spec.shape)
         job = next((layer for layer in self.layers.get(name, []) if layer.config is not None), None)
+        rows_apart = self.compression.method.row_wise
+        together = 1 if job is None or rows_apart is None else rows_apart.together(job.config)
+        parts = blocks(self.compression.checkpoint.tensors[name].spec.shape, together)
         if job is None:
             return [self.pool.submit(self._copied, name, rows) for rows in parts]
         begin: dict[str, int] = {}
@@ -214,14 +216,23 @@ def _by_rows(method: AnyLayerMethod, layer: LayerPlan) -> bool:
     return method.row_wise.independent(layer.config)
 
 
-def blocks(shape: Sequence[int]) -> list[slice]:
-    """Slices along the first axis of about `BLOCK` elements."""
+def blocks(shape: Sequence[int], together: int = 1) -> list[slice]:
+    """Slices along the first axis of about `BLOCK` elements.
+
+    Args:
+        shape: of a tensor.
+        together: a slice holds a multiple of so many rows; the last one holds the rest as well.
+    """
     rows, row = shape[0], math.prod(shape[1:])
     if len(shape) == 3 and row % WORD == 0 and shape[1] % WORD == 0:  # experts, each of whole words
         step = max(1, BLOCK // max(1, row))  # a tensor may be empty
     else:
-        step = max(1, BLOCK // max(1, row) // WORD) * WORD
-    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+        each = math.lcm(WORD, together)
+        step = max(1, BLOCK // max(1, row) // each) * each
+    starts = list(range(0, rows, step))
+    if together > 1 and len(starts) > 1 and rows - starts[-1] < step:
+        starts.pop()  # a short one might be stored otherwise than the whole
+    return [slice(start, end) for start, end in pairwise([*starts, rows])]
 
 
 def fast_pass(

@@ -14,8 +14,8 @@ from aicompress.checkpoint.adapters.lora import Adapter
 from aicompress.checkpoint.adapters.merging import with_adapter
 from aicompress.checkpoint.decoded import with_decoded
 from aicompress.model.loading.biases import without_added_biases
-from aicompress.model.loading.definition import tied_parameters
 from aicompress.model.loading.mismatches import require_fits
+from aicompress.model.loading.parameter_kinds import tied_parameters
 from aicompress.pipeline.step.checks import known_kinds
 
 

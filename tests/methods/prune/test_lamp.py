@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 import torch
 
+from aicompress.methods.prune import lamp
 from aicompress.methods.prune.lamp import LampConfig, apply, resolve, scores
+from aicompress.weights import Sparse
 from tests.methods.layers import candidate_of, layer_of, randn
 
 
 def test_hand_computed() -> None:
+    """In ascending order; of a sparse layer where they are."""
     layer = layer_of(torch.tensor([[3.0, -1.0], [0.0, 2.0]]))
-    torch.testing.assert_close(scores(layer, None), torch.tensor([[1.0, 1 / 14], [0.0, 4 / 13]]))
+    before = layer.weight.clone()
+    torch.testing.assert_close(scores(layer, LampConfig(sparsity=0.5)), torch.tensor([[0.0, 1 / 14], [4 / 13, 1.0]]))
+    assert torch.equal(layer.weight, before)
+    sparse = replace(layer, stored=Sparse.of(layer.weight, layer.weight != 0))
+    torch.testing.assert_close(scores(sparse, LampConfig(sparsity=0.5)), torch.tensor([[1.0, 1 / 14], [0.0, 4 / 13]]))
+
+
+def test_pieces_add_up_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = layer_of(randn(20, 31, seed=3))
+    whole = scores(layer, LampConfig(sparsity=0.5)).clone()
+    monkeypatch.setattr(lamp, "PIECE", 7)
+    assert torch.equal(scores(layer, LampConfig(sparsity=0.5)), whole)
 
 
 def test_no_layer_is_pruned_away_however_small_its_weights() -> None:

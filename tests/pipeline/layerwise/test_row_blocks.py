@@ -35,7 +35,7 @@ METHODS = (
     ("prune/magnitude-50", "method.scope=row", "method.store=sparse"),
     ("prune/magnitude-50", "method.block=4x2", "method.store=auto"),
     ("prune/magnitude-2-4", "method.store=dense"),
-    ("prune/magnitude-2-4",),  # bytes of its masks span rows: as a whole
+    ("prune/magnitude-2-4",),
     ("prune/lamp-50", "method.store=sparse"),
 )
 
@@ -79,6 +79,24 @@ def test_blocks_give_the_bytes_of_the_whole(
     assert [row.rel_error for row in blocks.layers] == pytest.approx([row.rel_error for row in whole.layers], rel=1e-6)
     assert [row.detail for row in blocks.layers] == [row.detail for row in whole.layers]
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "3:8", "2:2"])
+def test_words_of_a_mask_are_whole_in_every_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    tensors = {"a.weight": torch.randn(300, 40), "b.weight": torch.randn(517, 8), "c.weight": torch.randn(33, 8)}
+    save_file(tensors, tmp_path / "in.safetensors")
+    change = f"method.pattern='{pattern}'"
+    shapes: list[int] = []
+    of_shape = row_blocks.blocks
+    monkeypatch.setattr(row_blocks, "blocks", lambda *given: shapes.append(len(of_shape(*given))) or of_shape(*given))
+    monkeypatch.setattr(row_blocks, "BLOCK", 1)
+    run(tmp_path / "in.safetensors", tmp_path / "blocks.safetensors", "prune/magnitude-2-4", change)
+    assert max(shapes) > 2
+    monkeypatch.setattr(row_blocks, "divisible", lambda *_: False)
+    run(tmp_path / "in.safetensors", tmp_path / "whole.safetensors", "prune/magnitude-2-4", change)
+    assert (tmp_path / "blocks.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("recipe", COMPILED, ids=lambda recipe: recipe[0])
