@@ -6,6 +6,7 @@ import gc
 import itertools
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from tests import processes
 MEMORY = "/dev/shm"  # a step flushes its output to the disk: a tenth of the suite's time, where that is no memory
 if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 * 2**30:
     os.environ.setdefault("TMPDIR", MEMORY)
+    tempfile.tempdir = None  # asked before: to be found anew
 
 gc.disable()  # until everything is imported and collected, of which most stays
 HERE = Path(__file__).parent

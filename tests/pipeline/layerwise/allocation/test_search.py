@@ -359,7 +359,8 @@ def test_a_run_stopped_while_it_writes_does_not_measure_again(
 
 
 def test_the_report_says_why(tmp_path: Path, tiny_llama: Path, text_file: Path) -> None:
-    report = run(tiny_llama, tmp_path / "out", recipe(tmp_path, text_file, {"target_bpw": 4.5}))
+    given = recipe(tmp_path, text_file, {"target_bpw": 4.5}, report={"html": True})
+    report = run(tiny_llama, tmp_path / "out", given)
     assert Report.from_json(report.to_json()).bits == report.bits
     shown = to_markdown(report)
     assert "KL divergence of the outputs on 4 calibration samples" in shown
