@@ -17,6 +17,17 @@ aicompress eval w4/ --against model/ -r eval/sentence-encoder --fail-if 'size.ra
 
 aicompress eval w4/ --against model/ --against-adapter lora/ -r eval/language-model --text heldout.txt"""
 
+BaselineAdapters = Annotated[
+    list[str],
+    typer.Option(
+        "--against-adapter",
+        metavar="DIR[:WEIGHT]",
+        help="An adapter that is merged into every baseline. Repeatable.",
+        rich_help_panel=o.STEP,
+        show_default=False,
+    ),
+]
+
 
 def command(
     source: o.Source,
@@ -45,16 +56,7 @@ def command(
     overrides: o.Overrides = [],  # noqa: B006
     text: o.Text = None,
     adapter: o.Adapters = [],  # noqa: B006
-    against_adapter: Annotated[
-        list[str],
-        typer.Option(
-            "--against-adapter",
-            metavar="DIR[:WEIGHT]",
-            help="An adapter that is merged into every baseline. Repeatable.",
-            rich_help_panel=o.STEP,
-            show_default=False,
-        ),
-    ] = [],  # noqa: B006
+    against_adapter: BaselineAdapters = [],  # noqa: B006
     fail_if: Annotated[
         list[str],
         typer.Option(

@@ -66,9 +66,8 @@ def make_plan(
     layers = {name: planned_at(method, layer, opened.get(name, (None,))[0]) for name, layer in layers.items()}
     plans = tuple(layers.get(info.name, LayerPlan(info)) for info in infos)
     parameters = planned_parameters(checkpoint, plans)
-    output = arrange(
-        checkpoint, destination, parameters, lineage_step(command, recipe, checkpoint.source, checkpoint.foreign.beside)
-    )
+    step = lineage_step(command, recipe, checkpoint.source, checkpoint.foreign.beside)
+    output = arrange(checkpoint, destination, parameters, step)
     require_space(output)
     if any(method.surveyed(layer.config) for layer in layers.values()):
         warnings.append(UNDECIDED)
