@@ -21,6 +21,7 @@ class RankConfig(MethodConfig):
     """Parameters that say how large factors are."""
 
     one_of: ClassVar[tuple[str, ...]] = ("rank", "energy", "keep", "target_bytes")
+    budgets: ClassVar[frozenset[str]] = frozenset({"target_bytes"})
 
     rank: int | None = Field(None, ge=1, description="columns of U; a layer that it would not shrink stays dense")
     energy: float | None = Field(
@@ -28,7 +29,9 @@ class RankConfig(MethodConfig):
     )
     keep: float | None = Field(None, gt=0, le=1, description="share of a layer's parameters that its factors have")
     target_bytes: ByteSize | None = Field(
-        None, gt=0, description="weight bytes of the whole output, e.g. 20MB; ranks are shared out by σ² per byte"
+        None,
+        gt=0,
+        description="weight bytes of the output, in a level of its layers, e.g. 20MB; the most σ² per byte",
     )
     multiple: int = Field(
         1, ge=1, description="ranks are multiples of this, so that groups of a later quantization fit"
@@ -153,7 +156,10 @@ def resolve(candidates: Sequence[Candidate[R]], other_bytes: int, squares: Calla
         elif config.target_bytes is not None:
             budgets.setdefault(config.target_bytes, []).append(number)
     if len(budgets) > 1:
-        raise RecipeError("target_bytes is given with several values", "it is the size of the whole output: give one")
+        raise RecipeError(
+            "target_bytes is given with several values",
+            "it is the size of the whole output: give one; levels have budgets of their own",
+        )
     for budget, numbers in budgets.items():
         layers = [spectrum(candidates[number], spectra[number]) for number in numbers]
         ranks.update(zip(numbers, allocate(layers, budget - other_bytes, budget), strict=True))
