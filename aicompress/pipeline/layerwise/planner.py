@@ -56,9 +56,7 @@ def make_plan(
     problems = place_problems([checkpoint], destination, recipe.gates)
     chosen, unmatched = select(infos, recipe.select.include, recipe.select.exclude, _with_experts(recipe.select.kinds))
     problems += unmatched + recipe.problems(infos)
-    recipe, levels = (
-        with_levels(checkpoint, recipe, method, chosen, request) if not problems else (recipe, Sensitivities())
-    )
+    recipe, levels = with_levels(checkpoint, recipe, method, chosen, request, problems)
     layers, misfits = configured(chosen, recipe, method)
     raise_all(problems + misfits + needs.problems(checkpoint, recipe, method, list(layers.values()), request))
     places, unscaled = rescalable(checkpoint, recipe, method, list(layers.values()), request.allow_code)

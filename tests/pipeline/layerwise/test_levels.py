@@ -161,11 +161,10 @@ def test_without_calibration_data_the_weights_decide(tiny_llama: Path, tmp_path:
     [
         ("quantize", {"name": "gptq", "bits": 4, "group_size": 32, "refine": 0}, [{"bits": 8}, {"skip": True}]),
         ("quantize", {"name": "rtn", "bits": "auto", "target_bpw": 5}, [{"choices": [8, 4]}, {"bits": 3}]),
-        ("prune", {"name": "wanda", "sparsity": 0.5}, [{"sparsity": 0.2}, {"sparsity": 0.7}]),
         ("prune", {"name": "taylor", "sparsity": 0.5}, [{"sparsity": 0.2}, {"sparsity": 0.7}]),
         ("factorize", {"name": "whitened", "energy": 0.9}, [{"target_bytes": "90KB"}, {"target_bytes": "20KB"}]),
     ],
-    ids=["calibrated", "widths", "masks", "gradients", "ranks"],
+    ids=["calibrated", "widths", "gradients", "ranks"],
 )
 def test_levels_are_found_for_every_kind_of_method(
     tiny_llama: Path, text_file: Path, tmp_path: Path, command: str, method: dict[str, Any], values: Any
