@@ -13,8 +13,9 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer
+from aicompress.methods.curvature import gradients
 from aicompress.methods.prune.masks.gradient_method import differentiated
-from aicompress.methods.prune.masks.gradient_scores import GradientConfig, comparable, gradients
+from aicompress.methods.prune.masks.gradient_scores import GradientConfig, comparable
 
 
 class FisherConfig(GradientConfig):
