@@ -69,7 +69,7 @@ def apply(layer: Layer, config: TaylorConfig) -> Weight:
 
 permuted = permuting(apply, scores)
 
-METHOD = LayerMethod(
+METHOD = LayerMethod[TaylorConfig](
     name="taylor",
     command="prune",
     summary="zero the weights of least change in the loss, |weight times gradient|; survivors refitted",
