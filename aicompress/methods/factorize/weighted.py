@@ -18,8 +18,8 @@ from aicompress.methods.layerwise import LayerMethod
 from aicompress.weights import Weight
 
 
-class WeightedConfig(RankConfig):
-    """Parameters of methods that know a layer's inputs."""
+class AnchoredConfig(RankConfig):
+    """Parameters of methods that know the Gram matrix of a layer's inputs, and aim at the original model's outputs."""
 
     damping: float = Field(0.01, ge=0, le=1, description="added to the Gram matrix, as a part of its mean diagonal")
     shift: float = Field(
@@ -27,17 +27,22 @@ class WeightedConfig(RankConfig):
     )
 
 
-W = TypeVar("W", bound=WeightedConfig)
+W = TypeVar("W", bound=RankConfig)
+
+
+def shift_of(config: AnchoredConfig) -> float:
+    """How far the target moves."""
+    return config.shift
 
 
 def weighted(
     config: type[W],
     inputs: Callable[[Layer, W], Root],
     outputs: Callable[[Layer, W], Root | None],
+    shift: Callable[[W], float] = lambda given: 0.0,
     *,
     reads: frozenset[str],
-    summary: str,
-    when: str,
+    about: tuple[str, str],
 ) -> LayerMethod[W]:
     """A method whose factors have the least error under a weighting.
 
@@ -45,13 +50,14 @@ def weighted(
         config: its parameters; their name is the method's.
         inputs: what the inputs' side of an error counts; of layers with the same inputs the same.
         outputs: what the outputs' side counts; None: all alike.
+        shift: config -> how far the target moves towards the original model's outputs.
         reads: statistics that these read.
-        summary, when: as of every method.
+        about: the line for the list of methods, and when to take it.
     """
 
     def factorized(layer: Layer, given: W, root: Root) -> Weight:
         def factors(rank: int) -> tuple[Tensor, Tensor]:
-            target = shifted(layer, given.shift, root.solve)
+            target = shifted(layer, shift(given), root.solve)
             return Weighting(root, outputs(layer, given)).factors(target, rank)
 
         return stored(layer, given, factors)
@@ -73,8 +79,8 @@ def weighted(
     return LayerMethod(
         name=config.model_fields["name"].default,
         command="factorize",
-        summary=summary,
-        when=when,
+        summary=about[0],
+        when=about[1],
         config=config,
         needs=reads,
         apply=apply,
@@ -84,7 +90,7 @@ def weighted(
         allocates=Allocates(estimated),
         surveys=Surveys(lambda given: reads if given.by_spectrum else frozenset(), decide),
         describe=describe,
-        reading=Reads(compares=lambda given: given.shift > 0),
+        reading=Reads(compares=lambda given: shift(given) > 0),
     )
 
 
