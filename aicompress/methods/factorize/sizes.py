@@ -21,7 +21,7 @@ class RankConfig(MethodConfig):
     """Parameters that say how large factors are."""
 
     one_of: ClassVar[tuple[str, ...]] = ("rank", "energy", "keep", "target_bytes")
-    budgets: ClassVar[frozenset[str]] = frozenset({"target_bytes"})
+    budgets: ClassVar[frozenset[str]] = frozenset({"keep", "target_bytes"})
 
     rank: int | None = Field(None, ge=1, description="columns of U; a layer that it would not shrink stays dense")
     energy: float | None = Field(
@@ -39,7 +39,7 @@ class RankConfig(MethodConfig):
 
     @property
     def by_spectrum(self) -> bool:
-        """Whether singular values decide on the rank."""
+        """Whether singular values decide on the rank, of a layer or of several together."""
         return self.energy is not None or self.target_bytes is not None
 
 
@@ -130,7 +130,7 @@ def resolved_rank(info: LayerInfo, config: RankConfig) -> int:
 
 
 def resolve(candidates: Sequence[Candidate[R]], other_bytes: int, squares: Callable[[Candidate[R]], Tensor]) -> list[R]:
-    """Turn `energy` and `target_bytes` into a rank for every layer; each layer is read once.
+    """Turn `energy`, `target_bytes` and a `keep` of all layers together into ranks; each layer is read once.
 
     Args:
         candidates: the layers.
@@ -142,6 +142,7 @@ def resolve(candidates: Sequence[Candidate[R]], other_bytes: int, squares: Calla
     """
     ranks: dict[int, int] = {}
     budgets: dict[int, list[int]] = {}
+    pool: dict[int, int] = {}  # bytes of a share of the parameters
     spectra: dict[int, Tensor] = {}
     for number, candidate in enumerate(candidates):
         config = candidate.config
@@ -155,11 +156,15 @@ def resolve(candidates: Sequence[Candidate[R]], other_bytes: int, squares: Calla
             other_bytes += _nbytes(candidate, ranks[number])
         elif config.target_bytes is not None:
             budgets.setdefault(config.target_bytes, []).append(number)
+        else:
+            pool[number] = _nbytes(candidate)
+            other_bytes += pool[number]
     if len(budgets) > 1:
-        raise RecipeError(
-            "target_bytes is given with several values",
-            "it is the size of the whole output: give one; levels have budgets of their own",
-        )
+        hint = "it is the size of the whole output: give one; levels have budgets of their own"
+        raise RecipeError("target_bytes is given with several values", hint)
+    if pool:
+        layers = [spectrum(candidates[number], spectra[number]) for number in pool]
+        ranks.update(zip(pool, allocate(layers, sum(pool.values())), strict=True))
     for budget, numbers in budgets.items():
         layers = [spectrum(candidates[number], spectra[number]) for number in numbers]
         ranks.update(zip(numbers, allocate(layers, budget - other_bytes, budget), strict=True))
