@@ -17,7 +17,7 @@ from aicompress.errors import CompressError
 from aicompress.layer import Layer
 from aicompress.methods.curvature import moments
 from aicompress.methods.factorize.roots import Root
-from aicompress.methods.factorize.weighted import AnchoredConfig, shift_of, weighted
+from aicompress.methods.factorize.weighted import AnchoredConfig, Sides, shift_of, weighted
 from aicompress.methods.method import GradientLoss
 
 
@@ -89,12 +89,8 @@ def outputs(layer: Layer, config: TwoSidedConfig) -> Root | None:
 
 METHOD = weighted(
     TwoSidedConfig,
-    inputs,
-    outputs,
-    shift_of,
-    reads=frozenset({"gram", "output_gram"}),
-    about=(
-        "the two factors of least loss, by inputs and output gradients; by rank, energy, share or bytes; calibrated",
-        "low rank with the least divergence at its bytes, for one backward pass more than whitened",
-    ),
+    Sides(inputs, outputs, shift_of),
+    frozenset({"gram", "output_gram"}),
+    "the two factors of least loss, by inputs and output gradients; by rank, energy, share or bytes; calibrated",
+    when="low rank with the least divergence at its bytes, for one backward pass more than whitened",
 )

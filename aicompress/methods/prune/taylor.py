@@ -18,13 +18,13 @@ from torch import Tensor
 
 from aicompress.layer import Layer
 from aicompress.methods.capabilities import Allocates, Reads
+from aicompress.methods.curvature import gradients
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.prune.masks.calibrated import check, describe, finished, outline, resolve
 from aicompress.methods.prune.masks.gradient_scores import (
     NEEDS,
     GradientConfig,
     comparable,
-    gradients,
     reads,
     surveyed,
 )
