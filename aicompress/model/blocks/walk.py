@@ -25,6 +25,7 @@ from aicompress.model.blocks.input_errors import input_errors_refused
 from aicompress.model.blocks.input_statistics import Recorder
 from aicompress.model.blocks.paused_forward import PausedForward, gate
 from aicompress.model.blocks.reconstruction import Stage, hidden
+from aicompress.model.loading.config import configurations
 from aicompress.model.loading.merged_experts import Slot
 
 Batch = dict[str, Tensor]
@@ -144,10 +145,9 @@ def walk(job: Walk, visitor: Visitor, progress: Callable[[int, int], None] = lam
 
 def prepare(model: Any) -> None:
     """Set a model up to be run block by block."""
-    for module in model.modules():
-        if hasattr(module, "config"):
-            module.config.use_cache = False  # a block runs twice; a cache of keys and values would grow twice
-            module.config._experts_implementation = "eager"  # one expert after another, so that they can be watched
+    for config in configurations(model):
+        config.use_cache = False  # a block runs twice; a cache of keys and values would grow twice
+        config._experts_implementation = "eager"  # one expert after another, so that they can be watched
 
 
 def _path(place: str | Slot) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from aicompress.model.loading.config import configurations
 from aicompress.model.loading.merged_experts import Slot
 
 
@@ -40,9 +41,8 @@ def shared_inputs(model: Any, places: Mapping[str, str | Slot], inputs: Mapping[
         module: nn.Module = model.get_submodule(place)
         hook = lambda _, args, kwargs, name=name: see(name, args, kwargs)  # noqa: E731
         hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-    for part in model.modules():
-        if hasattr(part, "config"):
-            part.config._experts_implementation = "batched_mm"  # the one whose shapes do not depend on the routing
+    for config in configurations(model):
+        config._experts_implementation = "batched_mm"  # the one whose shapes do not depend on the routing
     try:
         with torch.no_grad(), torch.device("meta"):
             model(**{key: tensor.to("meta") for key, tensor in inputs.items() if key != "attention_mask"})
