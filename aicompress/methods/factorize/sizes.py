@@ -36,7 +36,7 @@ class RankConfig(MethodConfig):
 
     @property
     def by_spectrum(self) -> bool:
-        """Whether singular values decide on the rank."""
+        """Whether singular values decide on the rank, of a layer or of several together."""
         return self.energy is not None or self.target_bytes is not None
 
 
@@ -127,7 +127,7 @@ def resolved_rank(info: LayerInfo, config: RankConfig) -> int:
 
 
 def resolve(candidates: Sequence[Candidate[R]], other_bytes: int, squares: Callable[[Candidate[R]], Tensor]) -> list[R]:
-    """Turn `energy` and `target_bytes` into a rank for every layer; each layer is read once.
+    """Turn `energy`, `target_bytes` and a `keep` of all layers together into ranks; each layer is read once.
 
     Args:
         candidates: the layers.
@@ -139,6 +139,7 @@ def resolve(candidates: Sequence[Candidate[R]], other_bytes: int, squares: Calla
     """
     ranks: dict[int, int] = {}
     budgets: dict[int, list[int]] = {}
+    pool: dict[int, int] = {}  # bytes of a share of the parameters
     spectra: dict[int, Tensor] = {}
     for number, candidate in enumerate(candidates):
         config = candidate.config
@@ -152,8 +153,14 @@ def resolve(candidates: Sequence[Candidate[R]], other_bytes: int, squares: Calla
             other_bytes += _nbytes(candidate, ranks[number])
         elif config.target_bytes is not None:
             budgets.setdefault(config.target_bytes, []).append(number)
+        else:
+            pool[number] = _nbytes(candidate)
+            other_bytes += pool[number]
     if len(budgets) > 1:
         raise RecipeError("target_bytes is given with several values", "it is the size of the whole output: give one")
+    if pool:
+        layers = [spectrum(candidates[number], spectra[number]) for number in pool]
+        ranks.update(zip(pool, allocate(layers, sum(pool.values())), strict=True))
     for budget, numbers in budgets.items():
         layers = [spectrum(candidates[number], spectra[number]) for number in numbers]
         ranks.update(zip(numbers, allocate(layers, budget - other_bytes, budget), strict=True))

@@ -14,10 +14,10 @@ from pydantic import ConfigDict
 from aicompress.layer import Layer
 from aicompress.methods.curvature import moments
 from aicompress.methods.factorize.roots import Root
-from aicompress.methods.factorize.weighted import WeightedConfig, weighted
+from aicompress.methods.factorize.weighted import AnchoredConfig, Sides, shift_of, weighted
 
 
-class WhitenedConfig(WeightedConfig):
+class WhitenedConfig(AnchoredConfig):
     """Parameters of whitened."""
 
     model_config = ConfigDict(
@@ -40,9 +40,8 @@ def inputs(layer: Layer, config: WhitenedConfig) -> Root:
 
 METHOD = weighted(
     WhitenedConfig,
-    inputs,
-    lambda layer, config: None,
-    reads=frozenset({"gram"}),
-    summary="the two factors that change the layer's output least; by rank, energy, share or bytes; calibrated",
-    when="low rank with calibration text: less divergence than svd at the same bytes; quantizing still saves more",
+    Sides(inputs, shift=shift_of),
+    frozenset({"gram"}),
+    "the two factors that change the layer's output least; by rank, energy, share or bytes; calibrated",
+    when="low rank with calibration text and no backward pass; two_sided loses less, and quantizing saves more",
 )

@@ -13,6 +13,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.model.loading.load import load as load_model
 from aicompress.model.loading.tokenizer import load_tokenizer
 from aicompress.pipeline import steps
+from aicompress.pipeline.calibration.requirements import Request
 from aicompress.pipeline.layerwise.plan import UNDECIDED
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
@@ -23,11 +24,18 @@ from tests.pipeline.calibration.steps import text
 WINDOW = 32
 
 
-def planned(source: Path, out: Path, method: dict[str, Any], data: dict[str, Any] | None = None, **more: Any) -> Any:
+def planned(
+    source: Path,
+    out: Path,
+    method: dict[str, Any],
+    data: dict[str, Any] | None = None,
+    request: Request | None = None,
+    **more: Any,
+) -> Any:
     calibration = {} if data is None else {"calibration": data}
     recipe = out.with_suffix(".yaml")
     recipe.write_text(json.dumps({"version": 1, "method": method, "report": {"html": False}, **calibration, **more}))
-    return steps.make_plan(source, Destination(out), load(str(recipe), "factorize"), "factorize")
+    return steps.make_plan(source, Destination(out), load(str(recipe), "factorize"), "factorize", request)
 
 
 def run(source: Path, out: Path, method: dict[str, Any], data: dict[str, Any] | None = None, **more: Any) -> Report:
@@ -57,6 +65,32 @@ def test_the_model_changes_less_than_with_svd(
         assert "full" not in ranks(report).values()
         lost[name] = divergence(tmp_path / name, trained_llama, heldout_file)
     assert lost["whitened"] < 0.8 * lost["svd"]
+
+
+def test_output_gradients_make_it_change_less(
+    tmp_path: Path, trained_llama: Path, text_file: Path, heldout_file: Path
+) -> None:
+    """The same with ranks that all layers share out, in as many bytes."""
+    data, method = text(text_file, samples=16), {"name": "two_sided", "keep": 0.6}
+    lost: dict[str, float] = {}
+    for name, fields in {"whitened": {"name": "whitened"}, "uniform": {}, "auto": {"ranks": "auto"}}.items():
+        run(trained_llama, tmp_path / name, {**method, **fields}, data)
+        lost[name] = divergence(tmp_path / name, trained_llama, heldout_file)
+    assert lost["auto"] < lost["uniform"] < lost["whitened"]
+    sizes = [sum(f.stat().st_size for f in (tmp_path / name).glob("*.safetensors")) for name in ("auto", "uniform")]
+    assert sizes[0] <= sizes[1] * 1.01
+
+
+def test_files_of_statistics_give_what_the_model_gives(tmp_path: Path, trained_llama: Path, text_file: Path) -> None:
+    method = {"name": "two_sided", "keep": 0.6, "ranks": "auto", "shift": 0}
+    data = {**text(text_file, samples=4), "activations": "original", "precision": "float32"}
+    request = Request(stats=(tmp_path / "stats.safetensors",))
+    for name, given in (("direct", None), ("collecting", request), ("reading", request)):
+        run(trained_llama, tmp_path / name, method, data, request=given)
+    one, *others = (Checkpoint.open(tmp_path / name) for name in ("direct", "collecting", "reading"))
+    for name in one.manifest.entries:
+        for other in others:
+            torch.testing.assert_close(other.dense(name), one.dense(name), atol=1e-4, rtol=1e-3)
 
 
 def test_a_budget_is_kept_by_ranks_that_calibration_decides(
