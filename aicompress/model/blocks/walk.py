@@ -26,6 +26,7 @@ from aicompress.model.blocks.input_statistics import Recorder
 from aicompress.model.blocks.paused_forward import PausedForward, gate
 from aicompress.model.blocks.reconstruction import Stage, hidden
 from aicompress.model.loading.config import configurations
+from aicompress.model.loading.divided import Divided
 from aicompress.model.loading.merged_experts import Slot
 
 Batch = dict[str, Tensor]
@@ -69,7 +70,7 @@ class Walk:
     model: Any
     loader: Loader
     batches: Sequence[Batch]
-    wanted: Mapping[str, str | Slot]
+    wanted: Mapping[str, str | Slot | Divided]
     needs: frozenset[str]
     cross: bool = False
     team: Team | None = None
@@ -150,8 +151,8 @@ def prepare(model: Any) -> None:
         config._experts_implementation = "eager"  # one expert after another, so that they can be watched
 
 
-def _path(place: str | Slot) -> str:
-    return place.module if isinstance(place, Slot) else place
+def _path(place: str | Slot | Divided) -> str:
+    return place if isinstance(place, str) else place.module
 
 
 def _recorder(job: Walk, layers: Sequence[str]) -> Recorder:
@@ -162,7 +163,7 @@ def _recorder(job: Walk, layers: Sequence[str]) -> Recorder:
         if isinstance(place, Slot):
             parts[name] = job.model.get_submodule(place.module)._parameters[place.leaf], place.expert
         else:
-            modules[name] = job.model.get_submodule(place)
+            modules[name] = job.model.get_submodule(_path(place))
     return Recorder(modules, job.needs, parts, job.rounded)
 
 

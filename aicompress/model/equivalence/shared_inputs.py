@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.model.loading.config import configurations
+from aicompress.model.loading.divided import Divided
 from aicompress.model.loading.merged_experts import Slot
 
 
-def shared_inputs(model: Any, places: Mapping[str, str | Slot], inputs: Mapping[str, Tensor]) -> dict[str, str]:
+def shared_inputs(
+    model: Any, places: Mapping[str, str | Slot | Divided], inputs: Mapping[str, Tensor]
+) -> dict[str, str]:
     """The first layer that is given the same tensor, by layer.
 
     The model runs on the meta device: shapes only. What an architecture decides by its data cannot be followed, and
@@ -38,7 +41,7 @@ def shared_inputs(model: Any, places: Mapping[str, str | Slot], inputs: Mapping[
         if isinstance(place, Slot):
             leaders[name] = slots.setdefault((place.module, place.leaf, place.expert), name)
             continue
-        module: nn.Module = model.get_submodule(place)
+        module: nn.Module = model.get_submodule(place if isinstance(place, str) else place.module)
         hook = lambda _, args, kwargs, name=name: see(name, args, kwargs)  # noqa: E731
         hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
     for config in configurations(model):
