@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.errors import CheckpointError
+from aicompress.model.loading.architecture_code import refusing
 
 CLASS_PREFIX = "AIC"  # of the classes in modeling_aicompress.py
 
@@ -109,17 +110,10 @@ def _parsed(config: dict[str, Any]) -> Any:
     return transformers.CONFIG_MAPPING[str(config.get("model_type"))].from_dict(plain)
 
 
-@contextmanager
-def _refusing(architecture: Any) -> Iterator[None]:
-    """Turn whatever a wrong value of config.json breaks in the architecture's own code into a refusal."""
-    try:
-        yield
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
-        raise CheckpointError(
-            f"config.json does not describe a {architecture.__name__}: {reason}",
-            "download or copy the checkpoint again",
-        ) from error
+def _refusing(architecture: Any) -> AbstractContextManager[None]:
+    """Refuse a config.json of which a wrong value breaks the architecture's own code."""
+    told = f"config.json does not describe a {architecture.__name__}"
+    return refusing(told, "download or copy the checkpoint again")
 
 
 def _decoded(value: Any) -> Any:
