@@ -1,5 +1,8 @@
 # Everything runs in .venv, made from constraints.txt. `make help` lists the targets.
-PYTHON ?= python3
+# Distributions build Python with profile-guided optimization; as pyenv builds it, everything here takes a quarter longer.
+PYTHON ?= $(shell for each in /usr/bin/python3 python3; do \
+  $$each -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$each && exit; done; \
+  echo python3)
 PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,6 +20,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test test-fast coverage check format lint types dist clean
 .PHONY: bench-peers bench-quantize bench-prune bench-streaming bench-memory bench-mnist bench-startup bench-loaded bench-drawn
+.PHONY: bench-methods
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +78,9 @@ bench-mnist: $(READY) ## channels and neurons pruned by weight and by gradient: 
 
 bench-drawn: $(READY) ## calibration on drawn tokens against real text: BENCH="--model M --calibration C.txt --text T.txt"
 	$(BIN)/python -m scripts.bench.drawn --folder $(BUILD)/bench $(BENCH)
+
+bench-methods: $(READY) ## every method for single weights on one model: BENCH="--model M --calibration C.txt --text T.txt"
+	$(BIN)/python -m scripts.bench.methods --folder $(BUILD)/bench $(BENCH)
 
 bench-startup: $(READY) ## time of a step on a small input against that of its imports
 	$(BIN)/python -m scripts.bench.startup --folder $(BUILD)/bench $(BENCH)

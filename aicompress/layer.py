@@ -164,11 +164,14 @@ class GradientStats:
         mean: mean of g, (out, in) float32: the gradient of the mean loss.
         square: mean of g², (out, in) float32: with labels drawn from the model's own predictions the diagonal of its
             Fisher information, and with true labels the empirical one.
+        output_gram: mean over samples of Σ d dᵀ over the rows of the layer's output, d the gradient of the loss in such
+            a row, (out, out) float32; or None.
     """
 
     count: int
     mean: Tensor
     square: Tensor
+    output_gram: Tensor | None = None
 
     @classmethod
     def flat(cls, shape: tuple[int, int]) -> GradientStats:
@@ -180,8 +183,13 @@ class GradientStats:
         total = self.count + other.count
         if not self.count or not other.count:
             return self if self.count else other
-        mean = (self.mean * self.count + other.mean * other.count) / total
-        return GradientStats(total, mean, (self.square * self.count + other.square * other.count) / total)
+
+        def mean(mine: Tensor, theirs: Tensor) -> Tensor:
+            return (mine * self.count + theirs * other.count) / total
+
+        grams = (self.output_gram, other.output_gram)
+        gram = None if grams[0] is None or grams[1] is None else mean(grams[0], grams[1])
+        return GradientStats(total, mean(self.mean, other.mean), mean(self.square, other.square), gram)
 
 
 @dataclass(frozen=True)

@@ -111,8 +111,8 @@ def lstm_file(built: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def text_file(built: Path) -> Path:
-    """Six hundred English sentences, one per line."""
-    return once(built / "text.txt", lambda path: written(path, checkpoints.sentences(600)))
+    """Two hundred and forty English sentences, one per line."""
+    return once(built / "text.txt", lambda path: written(path, checkpoints.sentences(240)))
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from aicompress.methods.registry import COMMANDS, methods
+from tests import checkpoints, inputs
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -20,12 +21,12 @@ BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, mlp_file: Path, text_file: Path) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, mlp_file: Path) -> Path:
     """What README's commands find in their folder."""
     found = tmp_path_factory.mktemp("readme")
     shutil.copytree(tiny_llama, found / "model")
     shutil.copy(mlp_file, found / "mlp.safetensors")
-    shutil.copy(text_file, found / "text.txt")
+    inputs.written(found / "text.txt", checkpoints.sentences(600))
     return found
 
 

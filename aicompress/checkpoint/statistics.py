@@ -4,9 +4,10 @@ Layout: the tensors of a layer are `<parameter>/gram` (in, in) float32, the mean
 the mean of |x|, `<parameter>/mean` (in,), the mean of x, `<parameter>/max_abs` (in,), the largest |x|, and
 `<parameter>/norms` (in,), the mean of x², where no Gram matrix holds it as its diagonal.
 Layers with the same input share their tensors. Where gradients were asked for, `<layer>/gradient_mean` and
-`<layer>/gradient_square`, (out, in) float32, are the moments of per-sample gradients in the layer's weight; a factor
-of a low-rank layer is a layer of its own here. A training run leaves `<layer>/movement`, (out, in), the sum of -w g
-over its steps. The header's metadata holds, as JSON:
+`<layer>/gradient_square`, (out, in) float32, are the moments of per-sample gradients in the layer's weight, and
+`<layer>/output_gram`, (out, out), is that of d dᵀ for gradients d in rows of its output, where it was asked for; a
+factor of a low-rank layer is a layer of its own here. A training run leaves `<layer>/movement`, (out, in), the sum of
+-w g over its steps. The header's metadata holds, as JSON:
     layers      {parameter: parameter whose tensors it shares}
     rows        {parameter with tensors: number of rows}
     gradients   {layer with gradients: number of samples}; absent where there are none
@@ -43,7 +44,7 @@ from aicompress.weights import TensorSpec
 
 MARK, VERSION = "aicompress_statistics", "1"
 STATISTICS = ("gram", "norms", "mean_abs", "mean", "max_abs")
-GRADIENTS = ("gradient_mean", "gradient_square")
+GRADIENTS = {"gradient_mean": "mean", "gradient_square": "square", "output_gram": "output_gram"}  # tensor: field
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class StatisticsFile:
 
     def gradient_spec(self, layer: str) -> TensorSpec | None:
         """Dtype and shape of a layer's gradients; None where the file holds none of it."""
-        return self.tensors[f"{layer}/{GRADIENTS[0]}"].spec if layer in self.samples else None
+        return self.tensors[f"{layer}/{next(iter(GRADIENTS))}"].spec if layer in self.samples else None
 
     def movement(self, layer: str) -> Tensor | None:
         """A layer's movement; None where the file holds none of it."""
@@ -131,9 +132,15 @@ class StatisticsFile:
         """Moments of a layer's gradients; None where the file holds none of it."""
         if layer not in self.samples:
             return None
+        there = {field: f"{layer}/{s}" for s, field in GRADIENTS.items() if f"{layer}/{s}" in self.tensors}
         with safe_open(self.path, "pt") as file:
-            mean, square = (file.get_tensor(f"{layer}/{s}") for s in GRADIENTS)
-        return GradientStats(int(self.samples[layer]), mean, square)
+            fields = {field: file.get_tensor(name) for field, name in there.items()}
+        return GradientStats(int(self.samples[layer]), **fields)
+
+    @property
+    def has_output_grams(self) -> bool:
+        """Whether it was collected with gradients in the layers' outputs."""
+        return any(name.endswith("/output_gram") for name in self.tensors)
 
     def _known(self, parameter: str) -> bool:
         """Whether there are gradients of a parameter, or of a factor of it."""
@@ -241,10 +248,8 @@ class StatisticsWriter:
         """Keep moments of gradients by layer."""
         for name, layer_moments in moments.items():
             self._samples[name] = layer_moments.count
-            self._put(
-                f"{name}/",
-                {f"{name}/{s}": t for s, t in zip(GRADIENTS, (layer_moments.mean, layer_moments.square), strict=True)},
-            )
+            fields = {s: getattr(layer_moments, field) for s, field in GRADIENTS.items()}
+            self._put(f"{name}/", {f"{name}/{s}": tensor for s, tensor in fields.items() if tensor is not None})
 
     def add_movement(self, layer: str, movement: Tensor, steps: int) -> None:
         """Keep a layer's movement."""

@@ -21,14 +21,7 @@ from torch import Tensor
 
 from aicompress.checkpoint.header import build_header
 from aicompress.checkpoint.journal import NAME as JOURNAL
-from aicompress.checkpoint.place import (
-    identity,
-    lock,
-    require_free,
-    take_free_place,
-    take_place,
-    working_path,
-)
+from aicompress.checkpoint.place import identity, lock, require_free, take_free_place, take_place, working_path
 from aicompress.checkpoint.shards import ShardPlan, index_text, plan_shards
 from aicompress.checkpoint.written import named, require_own_reports, strangers
 from aicompress.disk import disk_errors, empty, fsync, readable, write_at

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from aicompress.errors import CompressError
-from aicompress.layer import InputStats, Layer
+from aicompress.layer import GradientStats, InputStats, Layer
 
 MAX_DAMPING = 1.0
 PANEL = 256  # rows of a matrix that are copied at a time
@@ -59,6 +59,20 @@ def importance(layer: Layer) -> Tensor:
     if not torch.isfinite(squares).all():
         raise CompressError(f"{layer.info.name}: its inputs hold NaN or infinity", "calibrate in float32")
     return squares.float()
+
+
+def gradients(layer: Layer) -> GradientStats:
+    """Moments of the gradients in a layer's weight.
+
+    Raises:
+        CompressError: there are none, or they hold NaN or infinity.
+    """
+    moments = layer.gradients
+    if moments is None:
+        raise CompressError(f"{layer.info.name}: there are no gradients of it", "collect them from this checkpoint")
+    if not (torch.isfinite(moments.mean).all() and torch.isfinite(moments.square).all()):
+        raise CompressError(f"{layer.info.name}: its gradients hold NaN or infinity", "calibrate on other data")
+    return moments
 
 
 def loss(error: Tensor, gram: Tensor) -> float:

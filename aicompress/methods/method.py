@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from aicompress.methods.effort import Effort, Level
 
 GradientLoss = Literal["auto", "task", "own"]
+OF_GRADIENTS = frozenset({"gradients", "output_gram"})  # statistics that a backward pass gives
 OF_TRAINING = frozenset({"movement"})  # statistics that a training run records, and calibration does not
 
 
@@ -74,8 +75,8 @@ class Method:
         command: factorize, quantize, prune or distill.
         summary: one line.
         config: the class of its parameters.
-        needs: statistics it reads: of calibration any of "norms", "gram", "mean_abs", "max_abs", "gradients", of
-            training "movement"; empty for data-free methods.
+        needs: statistics it reads: of calibration any of "norms", "gram", "mean_abs", "max_abs", "gradients",
+            "output_gram", of training "movement"; empty for data-free methods.
         when: when to take it, and what to take otherwise, in one line; the list of methods shows it.
         efforts: presets by name; empty for a method without presets.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +13,7 @@ from aicompress.metrics.estimate import Change, Estimate, Samples
 
 Z = 1.959963984540054  # 97.5% quantile of the normal distribution
 RESAMPLES = 2000
+DRAWN = 1 << 20  # numbers at a time
 
 
 def proportion(hits: int, n: int, unit: str) -> Estimate:
@@ -112,7 +113,7 @@ def _bootstrap_mean(values: Tensor, seed: int, samples: tuple[int, str], resampl
     if count < 2:
         return Estimate(float(values.mean()), None, None, *samples, f"none: a single {resampled}", samples=own)
     generator = torch.Generator().manual_seed(seed)
-    means = torch.stack([values[_draw(count, generator)].mean() for _ in range(RESAMPLES)])
+    means = torch.cat([values[draws].mean(dim=1) for draws in _draws(count, generator)])
     low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Estimate(float(values.mean()), low, high, *samples, f"bootstrap of {count} {resampled}s", samples=own)
 
@@ -141,8 +142,11 @@ class Means(Samples):
         return Change(found.value, found.low, found.high, "ratio", interval)
 
 
-def _draw(count: int, generator: torch.Generator) -> Tensor:
-    return torch.randint(count, (count,), generator=generator)
+def _draws(count: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Resamples, (some, count) at a time, so that many values take little memory."""
+    each = max(1, DRAWN // count)
+    for start in range(0, RESAMPLES, each):
+        yield torch.randint(count, (min(each, RESAMPLES - start), count), generator=generator)
 
 
 def exponential(estimate: Estimate) -> Estimate:

@@ -79,6 +79,7 @@ PEERS = (
     Row("llmc-sparsegpt-2-4", LLMC, PATTERN, setting=mask("sparsegpt", 0.5, "2:4"), calibrated=True, seconds=60),
     Row("torch-pruning-ffn", "torch-pruning", WIDTH, setting={"keep": KEPT}, forward=True, note="weight norm, no data"),
 )
+TAYLOR = "prune/taylor-50"  # with other parameters it is SNIP, and optimal brain damage
 S50, S70, S24 = ("llmc-sparsegpt-50",), ("llmc-sparsegpt-70",), ("llmc-sparsegpt-2-4",)
 FFN = ("torch-pruning-ffn",)
 OURS = (
@@ -98,8 +99,8 @@ OURS = (
     calibrated("alps-2-4", PATTERN, "prune/alps-2-4", against=S24),
     calibrated("alps-balanced-2-4", PATTERN, "prune/alps-2-4", BALANCED, against=S24),
     calibrated("taylor-50", HALF, "prune/taylor-50", against=S50),
-    calibrated("snip-50", HALF, "prune/snip-50", against=S50),
-    calibrated("fisher-50", HALF, "prune/fisher-50", against=S50),
+    calibrated("snip-50", HALF, TAYLOR, "method.moment=mean", "method.allocation=global", against=S50),
+    calibrated("fisher-50", HALF, TAYLOR, "method.loss=own", "method.refit=false", against=S50),
     calibrated("sparsegpt-70-owl", SEVENTH, "prune/sparsegpt-70-owl", against=S70),
     calibrated("sparsegpt-70-auto", SEVENTH, "prune/sparsegpt-70-auto", against=S70),
     calibrated("sparsegpt-2-4-permuted", PATTERN, "prune/sparsegpt-2-4-permuted", against=S24),

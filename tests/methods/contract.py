@@ -14,6 +14,7 @@ from aicompress.layer import GradientStats, InputStats, Layer, LayerInfo
 from aicompress.methods import COMMANDS, MethodConfig, methods
 from aicompress.methods.capabilities import Candidate
 from aicompress.methods.layerwise import LayerMethod
+from aicompress.methods.method import OF_GRADIENTS
 from aicompress.weights import Dense, Weight, restore
 
 LAYERWISE = [m for command in COMMANDS for m in methods(command).values() if isinstance(m, LayerMethod)]
@@ -89,7 +90,8 @@ def statistics(columns: int, generator: torch.Generator) -> InputStats:
 def gradients(shape: tuple[int, int], generator: torch.Generator) -> GradientStats:
     """Moments of 20 samples' gradients, some of which are larger than others."""
     found = torch.randn(20, *shape, generator=generator) * torch.rand(20, 1, 1, generator=generator)
-    return GradientStats(20, found.mean(0), found.square().mean(0))
+    output = found.sum(-1)
+    return GradientStats(20, found.mean(0), found.square().mean(0), output.t() @ output / 20)
 
 
 def info_of(given: Given) -> LayerInfo:
@@ -111,7 +113,7 @@ def layer_of(
     generator = torch.Generator().manual_seed(shape[0] * 1000 + shape[1])
     form = stored or Dense((0.1 * torch.randn(shape, generator=generator)).to(dtype))
     inputs = statistics(shape[1], generator) if method.needs else None
-    graded = "gradients" in method.needs
+    graded = bool(method.needs & OF_GRADIENTS)
     return Layer(
         info_of(Given(shape, dtype, stored)),
         form.dense(),

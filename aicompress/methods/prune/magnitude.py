@@ -17,7 +17,7 @@ from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Allocates, Candidate, RowWise
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.prune.masks.global_threshold import share_globally
-from aicompress.methods.prune.masks.masks import global_counts, parse_pattern
+from aicompress.methods.prune.masks.masks import global_counts, parse_pattern, tile_sums
 from aicompress.methods.prune.masks.permutation import permuting
 from aicompress.methods.prune.masks.sparsity import (
     SparsityConfig,
@@ -30,7 +30,6 @@ from aicompress.methods.prune.masks.sparsity import (
     present,
     ranked,
     resolve_stored,
-    tile_sums,
 )
 from aicompress.weights import Sparse, Weight
 from aicompress.weights.grouping import LARGEST, word

@@ -8,10 +8,11 @@ last block of a stack away. The tables below only say which numbers to try.
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from aicompress.errors import CheckpointError
@@ -67,9 +68,9 @@ class Stack:
         return re.compile(rf"{re.escape(prefix)}\.(\d+)\.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Architecture:
-    """A checkpoint's configuration and parameters, ready to be asked.
+    """A checkpoint's configuration and parameters, ready to be asked, and not to be changed.
 
     Attributes:
         config: config.json, with the counts and per-block lists that transformers derives made explicit.
@@ -81,7 +82,7 @@ class Architecture:
 
     @classmethod
     def of(cls, config: Mapping[str, Any] | None, specs: Mapping[str, TensorSpec]) -> Architecture:
-        """Read the architecture of a checkpoint.
+        """Read the architecture of a checkpoint; a step that asks again gets the same object, and what it knows.
 
         Raises:
             CheckpointError: it has no config.json, or transformers does not know it.
@@ -92,7 +93,7 @@ class Architecture:
                 "give a directory with config.json; of a bare network the method `channels` removes neurons",
             )
         plain = {key: value for key, value in config.items() if key != "quantization_config"}
-        return cls(_explicit(plain, defaults(plain)), specs)
+        return _read(json.dumps(plain), tuple(specs.items()))
 
     @cached_property
     def model(self) -> Any:
@@ -167,6 +168,12 @@ class Architecture:
     @cached_property
     def shapes_on_disk(self) -> dict[str, tuple[int, ...]]:
         return {self.on_disk(name): shape for name, shape in self.shapes.items()}
+
+
+@lru_cache(maxsize=16)
+def _read(text: str, specs: tuple[tuple[str, TensorSpec], ...]) -> Architecture:
+    config = json.loads(text)
+    return Architecture(_explicit(config, defaults(config)), dict(specs))
 
 
 def _explicit(config: dict[str, Any], full: Mapping[str, Any]) -> dict[str, Any]:

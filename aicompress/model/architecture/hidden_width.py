@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from aicompress.checkpoint.naming import is_transposed
@@ -39,7 +40,7 @@ COMPANIONS = ("word_embed_proj_dim", "embedding_size")  # widths of tables, whic
 HINT = "prune its heads, feed-forward neurons or layers instead"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Residual:
     """The coordinates of the residual stream.
 
@@ -94,6 +95,15 @@ def residual(architecture: Architecture, layout: miniature.Layout = "entries", l
     Raises:
         CheckpointError: no field of config.json sets its width, or its axes cannot be told.
     """
+    outcome = _located(architecture, layout, level)
+    if isinstance(outcome, str):
+        raise CheckpointError(outcome, HINT)
+    return outcome
+
+
+@lru_cache(maxsize=32)
+def _located(architecture: Architecture, layout: miniature.Layout, level: Path | None) -> Residual | str:
+    """The residual stream, or why there is none; a step asks for it several times."""
     reasons: list[str] = []
     for field in fields(architecture.config, FIELDS):
         width = value_at(architecture.config, field)
@@ -104,9 +114,7 @@ def residual(architecture: Architecture, layout: miniature.Layout = "entries", l
             if isinstance(outcome, Residual):
                 return outcome
             reasons.append(outcome)
-    raise CheckpointError(
-        f"the hidden width cannot be narrowed: {reasons[-1]}" if reasons else "config.json sets no hidden width", HINT
-    )
+    return f"the hidden width cannot be narrowed: {reasons[-1]}" if reasons else "config.json sets no hidden width"
 
 
 def _with_sizes(architecture: Architecture, field: Path, width: int) -> Iterator[dict[str, Any]]:

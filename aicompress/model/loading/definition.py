@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -103,9 +104,15 @@ def _built(config: dict[str, Any], architecture: Any, **options: Any) -> Any:
 
 
 def _parsed(config: dict[str, Any]) -> Any:
-    """transformers' own configuration of a config.json."""
+    """transformers' own configuration of a config.json: one for every model, which may change it."""
+    return copy.deepcopy(_read(json.dumps(config)))
+
+
+@lru_cache(maxsize=16)
+def _read(text: str) -> Any:
     import transformers
 
+    config = json.loads(text)
     plain = {key: _decoded(value) for key, value in config.items() if key not in ("quantization_config", "auto_map")}
     return transformers.CONFIG_MAPPING[str(config.get("model_type"))].from_dict(plain)
 

@@ -85,7 +85,7 @@ def misfit_warnings(config: dict[str, Any], names: Iterable[str]) -> list[str]:
     return list(_told(json.dumps(config, sort_keys=True), tuple(names)))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def _told(config: str, names: tuple[str, ...]) -> tuple[str, ...]:
     fit = fitted(json.loads(config), names)
     return () if fit is None else tuple(fit.warnings)

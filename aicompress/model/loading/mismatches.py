@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from typing import Any
 
 from aicompress.checkpoint import Checkpoint
@@ -44,7 +46,8 @@ def mismatches(
     """Parameters that transformers would fill with random values or refuse, each with the reason.
 
     A tied parameter is there when any of those it is tied to is. Parameters that the architecture keeps merged, such as
-    experts, are not judged. One that it computes may be missing, and a pooler, which no hidden state depends on.
+    experts, are not judged. One that it computes may be missing, and a pooler, which no hidden state depends on. A step
+    asks for the same several times.
 
     Args:
         config: config.json.
@@ -55,6 +58,16 @@ def mismatches(
     Returns:
         None when transformers does not know the architecture.
     """
+    asked = json.dumps(config), tuple(shapes.items()), json.dumps(widths), frozenset(integers)
+    problems = _mismatches(*asked)
+    return None if problems is None else list(problems)
+
+
+@lru_cache(maxsize=16)
+def _mismatches(
+    described: str, parameters: tuple[tuple[str, tuple[int, ...]], ...], narrowed: str, integers: Collection[str]
+) -> tuple[str, ...] | None:
+    config, shapes, widths = json.loads(described), dict(parameters), json.loads(narrowed)
     fit = fitted(config, shapes)
     if fit is None:
         return None
@@ -79,4 +92,4 @@ def mismatches(
             problems.append(f"{source} is {list(shapes[source])}, config.json says {list(parameter.shape)}")
         elif source in integers and parameter.is_floating_point():
             problems.append(f"{source} holds integers, the architecture has real numbers there")
-    return problems
+    return tuple(problems)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from aicompress.layer import GradientStats, as_matrix
 from aicompress.model.blocks.all_reduce import Team
 from aicompress.model.loading.merged_experts import Slot
 from aicompress.model.sensitivity.loss import Sample
+
+WIDEST = 1 << 14  # rows of a matrix whose outputs are looked at: a Gram matrix of no more than a gigabyte
 
 Part = Callable[[Tensor], Tensor]  # gradient (out, in) of a whole weight -> that of a part of it
 
@@ -27,12 +31,14 @@ class Watched:
         transposed: it is stored (in, out).
         part: called when its block comes up: how the gradient of a factor follows from that of the weight; None for a
             whole weight.
+        outputs: the Gram matrix of the gradients in the rows of its output is wanted, too.
     """
 
     place: str | Slot
     shape: tuple[int, ...]
     transposed: bool = False
     part: Callable[[], Part] | None = None
+    outputs: bool = False
 
     @property
     def module(self) -> str:
@@ -53,6 +59,7 @@ class Sums:
     mean: Tensor | None = None
     square: Tensor | None = None
     seen: set[int] = field(default_factory=set)
+    outputs: OutputGradients | None = None
 
     def take(self, sample: Sample) -> None:
         """Add a sample's gradient, if there is one."""
@@ -62,6 +69,8 @@ class Sums:
         if sample.number in self.seen:
             raise SpreadError
         self.seen.add(sample.number)
+        if self.outputs is not None:
+            self.outputs.take(sample.weight)
         place = self.watched.place
         matrix = (
             place.read(given, self.watched.shape)
@@ -83,7 +92,59 @@ class Sums:
             self.square = self.mean.clone()
         if team is not None:
             self.mean, self.square = team.total(self.mean), team.total(self.square)
-        return GradientStats(count, self.mean / count, self.square / count)
+        gram = None if self.outputs is None else self.outputs.gram
+        if self.outputs is not None:
+            self.outputs.handle.remove()
+            gram = gram if gram is None or team is None else team.total(gram)
+        return GradientStats(count, self.mean / count, self.square / count, None if gram is None else gram / count)
+
+
+@dataclass
+class OutputGradients:
+    """Σ d dᵀ over the rows of a module's outputs on its way, d the gradient in a row.
+
+    Attributes:
+        handle: of the hook; to be removed.
+        gram: (out, out) float32.
+        pending: rows of the sample that is running.
+    """
+
+    gram: Tensor
+    handle: RemovableHandle
+    pending: list[Tensor] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, module: nn.Module, width: int) -> OutputGradients:
+        """Watch a module that gives rows of some width; what is no longer held hears no more."""
+        watching: list[weakref.ref[OutputGradients]] = []
+
+        def see(gradient: Tensor) -> None:
+            held = watching[0]()
+            if held is not None:
+                rows = gradient.movedim(1, -1) if isinstance(module, nn.Conv1d | nn.Conv2d) else gradient
+                held.pending.append(rows.reshape(-1, width).float().cpu())
+
+        def hook(own: nn.Module, given: Any, output: Tensor) -> None:
+            if output.requires_grad:
+                output.register_hook(see)  # type: ignore[no-untyped-call]
+
+        made = cls(torch.zeros(width, width), module.register_forward_hook(hook))
+        watching.append(weakref.ref(made))
+        return made
+
+    def take(self, weight: float) -> None:
+        """Add what came of a sample."""
+        for rows in self.pending:
+            self.gram.addmm_(rows.t(), rows, alpha=weight)
+        self.pending.clear()
+
+
+def _outputs(module: nn.Module, watched: Watched) -> OutputGradients | None:
+    """What is seen of a layer's outputs: nothing of experts in one tensor, of embeddings, and of very wide layers."""
+    shape = watched.shape[::-1] if watched.transposed else watched.shape
+    if not watched.outputs or isinstance(watched.place, Slot) or isinstance(module, nn.Embedding):
+        return None
+    return OutputGradients.of(module, shape[0]) if shape[0] <= WIDEST else None
 
 
 def watch(model: Any, wanted: Mapping[str, Watched]) -> dict[str, Sums]:
@@ -91,9 +152,11 @@ def watch(model: Any, wanted: Mapping[str, Watched]) -> dict[str, Sums]:
     sums: dict[str, Sums] = {}
     for name, watched in wanted.items():
         leaf = watched.place.leaf if isinstance(watched.place, Slot) else "weight"
-        parameter = model.get_submodule(watched.module)._parameters[leaf]
+        module = model.get_submodule(watched.module)
+        parameter = module._parameters[leaf]
         parameter.requires_grad_(True)
-        sums[name] = Sums(watched, parameter, watched.part() if watched.part is not None else None)
+        part = watched.part() if watched.part is not None else None
+        sums[name] = Sums(watched, parameter, part, outputs=_outputs(module, watched))
     return sums
 
 

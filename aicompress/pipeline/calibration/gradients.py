@@ -25,6 +25,8 @@ from aicompress.pipeline.calibration.requirements import Step, module_of
 from aicompress.pipeline.step.output import Output
 from aicompress.pipeline.step.workers import Processes
 
+OUTPUTS = "output_gram"  # the statistic that takes hooks on the layers' outputs
+
 
 @dataclass(frozen=True)
 class GradientStore:
@@ -35,6 +37,7 @@ class GradientStore:
     def add(self, moments: Mapping[str, GradientStats]) -> None:
         for name, stats in moments.items():
             tensors = {"mean": stats.mean, "square": stats.square, "count": torch.tensor(stats.count)}
+            tensors |= {} if stats.output_gram is None else {OUTPUTS: stats.output_gram}
             save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, self._file(name))
 
     def read(self, name: str) -> GradientStats | None:
@@ -42,7 +45,7 @@ class GradientStore:
         if not self._file(name).exists():
             return None
         tensors = load_file(self._file(name))
-        return GradientStats(int(tensors["count"]), tensors["mean"], tensors["square"])
+        return GradientStats(int(tensors["count"]), tensors["mean"], tensors["square"], tensors.get(OUTPUTS))
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
@@ -56,10 +59,18 @@ class Written(Step, Protocol):
 
 
 @contextmanager
-def gradients(plan: Written, team: Processes, say: Callable[[str], None]) -> Iterator[GradientStore]:
+def gradients(
+    plan: Written, team: Processes, say: Callable[[str], None], outputs: bool = False
+) -> Iterator[GradientStore]:
     """Moments of the gradients of every selected layer, while the context lasts; the first process keeps them.
 
     They lie in a folder beside the output: two float32 matrices for every selected weight.
+
+    Args:
+        plan: the step.
+        team: processes that share the samples.
+        say: told of every step.
+        outputs: also the Gram matrices of the gradients in the layers' outputs.
 
     Raises:
         RecipeError: the calibration data does not fit the model.
@@ -73,12 +84,22 @@ def gradients(plan: Written, team: Processes, say: Callable[[str], None]) -> Ite
             team,
             store.add if team.rank == 0 else lambda moments: None,
             lambda done, total: say(f"gradients, step {done} of {total}"),
+            outputs,
         )
         yield store
 
 
-def differentiate(plan: Step, team: Processes, keep: Keep, progress: Callable[[int, int], None]) -> None:
+def differentiate(
+    plan: Step, team: Processes, keep: Keep, progress: Callable[[int, int], None], outputs: bool = False
+) -> None:
     """Bring the moments of every selected layer's gradient to `keep`.
+
+    Args:
+        plan: the step.
+        team: processes that share the samples.
+        keep: takes the moments.
+        progress: told of every step.
+        outputs: also the Gram matrices of the gradients in the layers' outputs.
 
     Raises:
         RecipeError: the calibration data does not fit the model.
@@ -89,19 +110,21 @@ def differentiate(plan: Step, team: Processes, keep: Keep, progress: Callable[[i
     loader = PartialModel(plan.checkpoint, model, dtype=torch.float32)
     given = samples(plan.checkpoint, model, recipe.calibration, recipe.seed, team)
     infos = [layer.info for layer in plan.layers if layer.config is not None]
-    wanted = watched(plan.checkpoint, loader, infos)
+    wanted = watched(plan.checkpoint, loader, infos, outputs)
     kind = next(layer.config.gradient_loss for layer in plan.layers if layer.config is not None)  # one for all
     collect(Descent(model, loader, given, wanted, Objective(kind, recipe.seed), team), keep, progress)
 
 
-def watched(checkpoint: Checkpoint, loader: PartialModel, infos: list[LayerInfo]) -> dict[str, Watched]:
+def watched(
+    checkpoint: Checkpoint, loader: PartialModel, infos: list[LayerInfo], outputs: bool = False
+) -> dict[str, Watched]:
     """Where the model has each layer's weight; a layer that it does not have is not in it."""
     places: dict[str, Watched] = {}
     for info in infos:
         place = loader.place_of(info.tensor)
         if place is not None:
             part = partial(_factor, checkpoint, info) if info.part else None
-            places[info.name] = Watched(place, info.tensor_shape, info.transposed, part)
+            places[info.name] = Watched(place, info.tensor_shape, info.transposed, part, outputs and not info.part)
     return places
 
 

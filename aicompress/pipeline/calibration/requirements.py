@@ -15,7 +15,7 @@ from aicompress.checkpoint.statistics import StatisticsFile
 from aicompress.errors import CompressError, RecipeError, Refused, suggestion
 from aicompress.layer import LayerInfo
 from aicompress.methods.layerwise import AnyLayerMethod, LayerMethod
-from aicompress.methods.method import OF_TRAINING, MethodConfig
+from aicompress.methods.method import OF_GRADIENTS, OF_TRAINING, MethodConfig
 from aicompress.methods.structural import AnyStructuralMethod
 from aicompress.pipeline.calibration.texts import generates, too_few
 from aicompress.pipeline.step.survey import Survey
@@ -130,7 +130,7 @@ def problems(
         refusals.append(RecipeError(f"{'bits: auto' if searches else method.name} needs calibration data", hint))
     else:
         refusals += data.problems(recipe.calibration)
-        refusals += _of_loss(checkpoint, recipe, chosen) if "gradients" in needs else []
+        refusals += _of_loss(checkpoint, recipe, chosen) if needs & OF_GRADIENTS else []
     refusals += _of_model(checkpoint, recipe, request)
     return refusals or too_few(checkpoint, recipe)
 
@@ -233,10 +233,10 @@ def _in_file(path: Path, chosen: Sequence[LayerInfo], needs: frozenset[str]) -> 
         if inner and widths and widths != {inner[0].shape[1]}:
             message = f"{path}: {tensor} has {inner[0].shape[1]} inputs, its statistics have {min(widths)}"
             problems.append(Refused(message, "collect them from this checkpoint"))
-        known = {*specs, *(["norms"] if "gram" in specs else []), "gradients"}
+        known = {*specs, *(["norms"] if "gram" in specs else [])} | OF_GRADIENTS
         lacking = needs - known if specs else frozenset()
-        if "gradients" in needs:
-            lacking |= _ungraded(file, infos)
+        if needs & OF_GRADIENTS:
+            lacking |= _ungraded(file, infos, needs)
         if lacking:
             problems.append(Refused(f"{path}: no {min(lacking)} of {tensor}", "collect the file for this method"))
     return problems[:5]
@@ -252,10 +252,12 @@ def _unmoved(file: StatisticsFile, infos: Sequence[LayerInfo]) -> list[CompressE
     return [Refused(f"{file.path} holds no movement of {shown}", "exclude what was not trained as a plain matrix")]
 
 
-def _ungraded(file: StatisticsFile, infos: Sequence[LayerInfo]) -> frozenset[str]:
-    """That a file lacks a layer's gradients, or has them of another shape."""
+def _ungraded(file: StatisticsFile, infos: Sequence[LayerInfo], needs: frozenset[str]) -> frozenset[str]:
+    """What a file lacks of a layer's gradients, or has of another shape."""
     shapes = [spec.shape for info in infos if (spec := file.gradient_spec(info.name)) is not None]
-    return frozenset() if shapes == [info.shape for info in infos] else frozenset({"gradients"})
+    if shapes != [info.shape for info in infos]:
+        return needs & OF_GRADIENTS
+    return (needs & OF_GRADIENTS) - {"gradients"} if not file.has_output_grams else frozenset()
 
 
 def foreign(files: Sequence[StatisticsFile], inputs: Mapping[str, str]) -> list[str]:

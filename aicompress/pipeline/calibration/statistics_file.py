@@ -11,7 +11,8 @@ from torch import Tensor
 from aicompress.checkpoint.reader import digests
 from aicompress.checkpoint.statistics import StatisticsWriter
 from aicompress.layer import InputStats
-from aicompress.pipeline.calibration.gradients import differentiate
+from aicompress.methods.method import OF_GRADIENTS
+from aicompress.pipeline.calibration.gradients import OUTPUTS, differentiate
 from aicompress.pipeline.calibration.requirements import Step
 from aicompress.pipeline.calibration.runner import CalibrationRun
 from aicompress.pipeline.step.options import Progress
@@ -40,7 +41,8 @@ def collect(plan: Step, wanted: Wanted, path: Path, team: Processes, progress: C
         RecipeError: the calibration data does not fit the model.
     """
     engine = CalibrationRun.of(plan, wanted.tensors, team)
-    needs, graded = (wanted.needs - {"gradients"}) | ALWAYS, "gradients" in wanted.needs
+    needs, graded = (wanted.needs - OF_GRADIENTS) | ALWAYS, bool(wanted.needs & OF_GRADIENTS)
+    outputs = OUTPUTS in wanted.needs
 
     def tell(done: int, total: int) -> None:
         progress("statistics", done, total)
@@ -51,13 +53,13 @@ def collect(plan: Step, wanted: Wanted, path: Path, team: Processes, progress: C
     if team.rank != 0:
         engine.walk(_Keeper(None), needs, False, tell, changes=False)
         if graded:
-            differentiate(plan, team, lambda moments: None, back)
+            differentiate(plan, team, lambda moments: None, back, outputs)
         return
     with StatisticsWriter(path) as writer:
         engine.walk(_Keeper(writer), needs, False, tell, changes=False)
         writer.add({name: InputStats(0) for name in wanted.tensors if name not in engine.wanted})
         if graded:
-            differentiate(plan, team, writer.add_gradients, back)
+            differentiate(plan, team, writer.add_gradients, back, outputs)
         writer.seal(digests(plan.checkpoint.source), engine.record())
 
 

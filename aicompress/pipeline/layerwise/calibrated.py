@@ -16,7 +16,7 @@ from aicompress.methods.method import OF_TRAINING
 from aicompress.model.blocks.reconstruction import Stage
 from aicompress.model.loading.merged_experts import Slot
 from aicompress.pipeline.calibration.data import ROWS
-from aicompress.pipeline.calibration.gradients import differentiate, gradients
+from aicompress.pipeline.calibration.gradients import OUTPUTS, differentiate, gradients
 from aicompress.pipeline.calibration.record import record_of_files
 from aicompress.pipeline.calibration.requirements import MIN_ROWS
 from aicompress.pipeline.calibration.runner import Broadcast, CalibrationRun
@@ -47,7 +47,11 @@ def compress(work: Work, team: Processes) -> dict[str, Any]:
     left = [name for name in selected(work.plan) if name not in work.journal.done]
     if not team.gather(bool(left))[0]:
         return engine.record()
-    with gradients(work.plan, team, work.say) if graded(work.plan) else nullcontext() as store:
+    with (
+        gradients(work.plan, team, work.say, OUTPUTS in work.plan.needs)
+        if graded(work.plan)
+        else nullcontext() as store
+    ):
         read: Read | None = None if store is None else store.read
         if walked(work.plan):
             writer = _Writer(work, read, engine.wanted)
@@ -71,7 +75,7 @@ def follow(plan: Plan, team: Processes) -> None:
     if not team.gather(None)[0]:
         return
     if graded(plan):
-        differentiate(plan, team, lambda moments: None, lambda done, total: None)
+        differentiate(plan, team, lambda moments: None, lambda done, total: None, OUTPUTS in plan.needs)
     if walked(plan):
         visitor = Broadcast(_specs(plan), team, None)
         engine.walk(visitor, walked(plan), compares(plan), lambda done, total: None)

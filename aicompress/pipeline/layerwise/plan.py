@@ -13,7 +13,7 @@ from aicompress.errors import CompressError
 from aicompress.layer import Kind
 from aicompress.methods.capabilities import Width, WidthSearch
 from aicompress.methods.layerwise import AnyLayerMethod
-from aicompress.methods.method import MethodConfig
+from aicompress.methods.method import OF_GRADIENTS, MethodConfig
 from aicompress.model.equivalence.scaling_groups import ScalingGroup
 from aicompress.pipeline.calibration.requirements import Request
 from aicompress.pipeline.layerwise.report_rows import open_row, plan_row
@@ -171,12 +171,12 @@ def selected(plan: Plan) -> list[str]:
 
 def graded(plan: Plan) -> bool:
     """Whether gradients are read."""
-    return "gradients" in plan.needs
+    return bool(plan.needs & OF_GRADIENTS)
 
 
 def walked(plan: Plan) -> frozenset[str]:
     """Statistics of inputs that are read."""
-    return plan.needs - {"gradients"}
+    return plan.needs - OF_GRADIENTS
 
 
 def fingerprint_of(plan: Plan) -> str:

@@ -49,6 +49,14 @@ def test_it_changes_a_linear_loss_less_than_magnitude(moment: str) -> None:
     assert change < 0.7 * ((weight - by_size) * slopes).abs().sum()
 
 
+def test_as_optimal_brain_damage_it_is_exact_for_a_quadratic_loss_with_a_diagonal_hessian() -> None:
+    weight, curvature = randn(8, 16), randn(8, 16, seed=1).abs() ** 3
+    layer = layer_of(weight, gradients=GradientStats(4, torch.zeros(8, 16), curvature))
+    change = 0.5 * curvature * (weight - pruned(layer, sparsity=0.5, loss="own")).square()
+    least = (0.5 * curvature * weight.square()).flatten().sort().values[:64].sum()
+    torch.testing.assert_close(change.sum(), least)
+
+
 def test_tiny_gradients_do_not_vanish() -> None:
     weight, samples = randn(8, 16), randn(4, 8, 16, seed=1)
     large = layer_of(weight, gradients=gradients_of(samples))

@@ -194,6 +194,34 @@ def test_only_one_block_is_in_memory(tiny_llama: Path) -> None:
     assert [names[0].split(".")[2] for names in found] == ["2", "1", "0"]
 
 
+@pytest.mark.parametrize("fixture", ["tiny_llama", "tiny_gpt2"])
+def test_gradients_in_the_rows_of_outputs(fixture: str, request: pytest.FixtureRequest) -> None:
+    """Their Gram matrix is that of a whole model whose outputs keep their gradients, also of transposed layers."""
+    folder: Path = request.getfixturevalue(fixture)
+    plain = descent_of(folder, samples_of(fixture), Objective())
+    job = replace(plain, wanted={name: replace(each, outputs=True) for name, each in plain.wanted.items()})
+    found = collected(job)
+    whole, sums = load(folder, kernels="reference").requires_grad_(True), dict.fromkeys(job.wanted, 0.0)
+    outputs: dict[str, Tensor] = {}
+    for name, watched in job.wanted.items():
+
+        def keep(module: Any, given: Any, output: Tensor, name: str = name) -> None:
+            output.retain_grad()
+            outputs[name] = output
+
+        whole.get_submodule(watched.module).register_forward_hook(keep)
+    for sample in samples_of(fixture):
+        Objective()(whole(**sample.inputs), sample).backward()
+        for name, output in outputs.items():
+            rows = output.grad[0]  # type: ignore[index]
+            sums[name] = sums[name] + rows.t() @ rows
+    for name, gram in sums.items():
+        wanted = gram / len(samples_of(fixture))  # type: ignore[operator]
+        assert found[name].output_gram is not None
+        torch.testing.assert_close(found[name].output_gram, wanted, rtol=1e-3, atol=1e-5 * float(wanted.abs().max()))
+    assert all(each.output_gram is None for each in collected(plain).values())
+
+
 def test_own_labels_are_drawn_by_seed_and_sample(tiny_llama: Path) -> None:
     sample = samples_of("tiny_llama", 1)[0]
     model = load(tiny_llama, kernels="reference")

@@ -79,7 +79,7 @@ def test_awq_beats_its_base_where_channels_stand_out(
     found = []
     for number, method in enumerate(({"name": base}, {"name": "awq", "base": {"name": base}, "steps": 8})):
         method = {"bits": 3, "group_size": 32, **method}
-        run(outlying, tmp_path / str(number), write_recipe(tmp_path, text(text_file, samples=16), method=method))
+        run(outlying, tmp_path / str(number), write_recipe(tmp_path, text(text_file, samples=64), method=method))
         found.append(divergence(tmp_path / str(number), outlying))
     assert found[1] < found[0]
 

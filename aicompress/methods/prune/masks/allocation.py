@@ -18,8 +18,7 @@ from torch import Tensor
 
 from aicompress.layer import Layer
 from aicompress.methods.budget import least_loss
-from aicompress.methods.curvature import gram, importance
-from aicompress.methods.prune.masks.gradient_scores import gradients
+from aicompress.methods.curvature import gradients, gram, importance
 
 STEPS = (0.4, 0.6, 0.8, 1.0, 1.25, 1.6, 2.2)  # densities at which losses are measured, relative to the average
 POINTS = 41  # densities to choose from, between the least and the greatest of them

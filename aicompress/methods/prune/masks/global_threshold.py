@@ -10,8 +10,8 @@ from torch import Tensor
 from aicompress.errors import RecipeError
 from aicompress.layer import Layer
 from aicompress.methods.capabilities import Candidate
-from aicompress.methods.prune.masks.masks import global_counts, kept_count
-from aicompress.methods.prune.masks.sparsity import SparsityConfig, present, ranked, tile_sums
+from aicompress.methods.prune.masks.masks import global_counts, kept_count, tile_sums
+from aicompress.methods.prune.masks.sparsity import SparsityConfig, present, ranked
 from aicompress.methods.zeros import mask_of
 
 S = TypeVar("S", bound=SparsityConfig)

@@ -8,8 +8,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from aicompress.errors import CompressError
-from aicompress.layer import GradientStats, Layer
 from aicompress.methods.method import GradientLoss
 from aicompress.methods.prune.masks.calibrated import CalibratedConfig, statistics
 
@@ -40,20 +38,6 @@ def reads(config: GradientConfig) -> frozenset[str]:
 def surveyed(config: GradientConfig) -> frozenset[str]:
     """What the allocation reads: one threshold for all scores needs the gradients alone."""
     return frozenset({"gradients"}) if config.open == "global" else statistics(config)
-
-
-def gradients(layer: Layer) -> GradientStats:
-    """Moments of the gradients in a layer's weight.
-
-    Raises:
-        CompressError: there are none, or they hold NaN or infinity.
-    """
-    moments = layer.gradients
-    if moments is None:
-        raise CompressError(f"{layer.info.name}: there are no gradients of it", "collect them from this checkpoint")
-    if not (torch.isfinite(moments.mean).all() and torch.isfinite(moments.square).all()):
-        raise CompressError(f"{layer.info.name}: its gradients hold NaN or infinity", "calibrate on other data")
-    return moments
 
 
 def comparable(scores: Tensor) -> Tensor:

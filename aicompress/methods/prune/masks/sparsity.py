@@ -14,7 +14,7 @@ from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Candidate
 from aicompress.methods.method import MethodConfig
 from aicompress.methods.prune.masks.grouped import grouping_of, ordered
-from aicompress.methods.prune.masks.masks import Keep, kept_count, parse_block, parse_pattern, tile_sums
+from aicompress.methods.prune.masks.masks import Keep, kept_count, parse_block, parse_pattern
 from aicompress.methods.zeros import codes_of, exact, mask_of, zeroed
 from aicompress.weights import Dense, IntGrouped, Masked, Sparse, SparseCodes, Weight, outline_nbytes
 
@@ -166,10 +166,8 @@ def outline(info: LayerInfo, config: SparsityConfig) -> Weight:
         dense, sparse = codes, SparseCodes.outline(codes, kept, grouping_of(info, config))
     else:
         dtype = info.outline.values.dtype if isinstance(info.outline, Sparse) else info.dtype
-        dense, sparse = (
-            Dense.outline(info.shape, dtype),
-            Sparse.outline(info.shape, kept, dtype, grouping_of(info, config)),
-        )
+        dense = Dense.outline(info.shape, dtype)
+        sparse = Sparse.outline(info.shape, kept, dtype, grouping_of(info, config))
     if config.store == "auto":
         return sparse if outline_nbytes(sparse) < outline_nbytes(dense) else dense
     return sparse if config.store == "sparse" else dense
@@ -298,5 +296,4 @@ __all__ = [
     "resolve_stored",
     "store",
     "store_codes",
-    "tile_sums",
 ]

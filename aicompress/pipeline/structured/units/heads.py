@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from torch import Tensor
@@ -49,9 +49,7 @@ class HeadUnit(StructuralUnit[Heads, AttentionLayout]):
             Refused: the checkpoint does not hold what config.json says, or how heads lie cannot be told.
         """
         architecture = Architecture.of(checkpoint.config, checkpoint.parameters())
-        chosen = _chosen(architecture, unit, stack)
-        if unit.grouped:  # keys and values go with the heads that read them
-            chosen = [_united([chosen[number] for number in group]) for group in coupled(architecture, chosen)]
+        chosen = _separate(architecture, unit, stack)
         structures = tuple(_structure(checkpoint, attention, unit.grouped) for attention in chosen)
         return AttentionLayout(structures, architecture, chosen, unit.grouped)
 
@@ -124,6 +122,15 @@ def _nothing(structure: Structure) -> tuple[str, ...]:
     if structure.size == 1 and structure.worth > 1:
         return (f"no head goes: all {structure.worth} of {structure.name} share one key; choose unit: query",)
     return (f"no head goes: {structure.name} has {structure.size} units, and the share rounds to all of them",)
+
+
+@lru_cache(maxsize=16)
+def _separate(architecture: Architecture, unit: Heads, stack: str | None) -> tuple[Attention, ...]:
+    """Attentions of the stack; keys and values go with the heads that read them. A step asks several times."""
+    chosen = _chosen(architecture, unit, stack)
+    if not unit.grouped:
+        return tuple(chosen)
+    return tuple(_united([chosen[number] for number in group]) for group in coupled(architecture, chosen))
 
 
 def _chosen(architecture: Architecture, unit: Heads, stack: str | None) -> list[Attention]:

@@ -29,8 +29,8 @@ def survivors(folder: Path) -> dict[str, int]:
         {"name": "wanda", "allocation": "owl", "scope": "layer"},
         {"name": "sparsegpt", "allocation": "auto"},
         {"name": "alps", "allocation": "global", "stages": 2, "store": "sparse"},
-        {"name": "fisher", "allocation": "auto"},
-        {"name": "snip"},
+        {"name": "taylor", "allocation": "auto", "loss": "own", "refit": False},
+        {"name": "taylor", "allocation": "global", "moment": "mean"},
     ],
     ids=lambda method: "-".join(str(value) for value in method.values()),
 )

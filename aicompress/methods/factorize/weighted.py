@@ -1,0 +1,124 @@
+"""What calibrated methods of factorize share: from a weighting of a layer's error to its factors, and to ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from pydantic import Field
+from torch import Tensor
+
+from aicompress.layer import Layer
+from aicompress.methods.capabilities import Allocates, Candidate, Joint, Reads, Setting, Surveys
+from aicompress.methods.curvature import shifted
+from aicompress.methods.factorize import sizes, svd
+from aicompress.methods.factorize.roots import Root, Weighting
+from aicompress.methods.factorize.sizes import RankConfig, check, describe, outline, stored
+from aicompress.methods.layerwise import LayerMethod
+from aicompress.weights import Weight
+
+
+class DampedConfig(RankConfig):
+    """Parameters of methods that know something of a layer's inputs."""
+
+    damping: float = Field(0.01, ge=0, le=1, description="added to the Gram matrix, as a part of its mean diagonal")
+
+
+class AnchoredConfig(DampedConfig):
+    """Parameters of methods that know the Gram matrix of a layer's inputs, and aim at the original model's outputs."""
+
+    shift: float = Field(
+        1.0, ge=0, le=1, description="how far the target moves to make up for what compressed layers before it changed"
+    )
+
+
+W = TypeVar("W", bound=RankConfig)
+
+
+def shift_of(config: AnchoredConfig) -> float:
+    """How far the target moves."""
+    return config.shift
+
+
+@dataclass(frozen=True)
+class Sides(Generic[W]):
+    """What an error of a layer's weight counts, by both sides of the layer.
+
+    Attributes:
+        inputs: (layer, config) -> the inputs' side.
+        outputs: (layer, config) -> the outputs' side; None: all alike.
+        shift: config -> how far the target moves towards the original model's outputs.
+        shared: layers with the same inputs have the same inputs' side.
+    """
+
+    inputs: Callable[[Layer, W], Root]
+    outputs: Callable[[Layer, W], Root | None] = lambda layer, given: None
+    shift: Callable[[W], float] = lambda given: 0.0
+    shared: bool = True
+
+
+def weighted(config: type[W], sides: Sides[W], reads: frozenset[str], summary: str, *, when: str) -> LayerMethod[W]:
+    """A method whose factors have the least error under a weighting.
+
+    Args:
+        config: its parameters; their name is the method's.
+        sides: the weighting.
+        reads: statistics that it reads.
+        summary: a line for the list of methods.
+        when: as of every method.
+    """
+
+    def factorized(layer: Layer, given: W, root: Root) -> Weight:
+        def factors(rank: int) -> tuple[Tensor, Tensor]:
+            target = shifted(layer, sides.shift(given), root.solve)
+            return Weighting(root, sides.outputs(layer, given)).factors(target, rank)
+
+        return stored(layer, given, factors)
+
+    def apply(layer: Layer, given: W) -> Weight:
+        return factorized(layer, given, sides.inputs(layer, given))
+
+    def joint(layers: Sequence[Layer], given: W) -> list[Weight]:
+        root = sides.inputs(layers[0], given)
+        return [factorized(layer, given, root) for layer in layers]
+
+    def squares(candidate: Candidate[W]) -> Tensor:
+        layer = candidate.read()
+        given = candidate.config
+        return Weighting(sides.inputs(layer, given), sides.outputs(layer, given)).squares(layer.weight)
+
+    def decide(candidates: Sequence[Candidate[W]], setting: Setting) -> list[W]:
+        return sizes.resolve(candidates, setting.other_bytes, squares)
+
+    return LayerMethod(
+        name=config.model_fields["name"].default,
+        command="factorize",
+        summary=summary,
+        when=when,
+        config=config,
+        needs=reads,
+        apply=apply,
+        outline=outline,
+        check=check,
+        joint=Joint(joint) if sides.shared else None,
+        allocates=Allocates(estimated),
+        surveys=Surveys(lambda given: reads if given.by_spectrum else frozenset(), decide),
+        describe=describe,
+        reading=Reads(compares=lambda given: sides.shift(given) > 0),
+    )
+
+
+def estimated(candidates: Sequence[Candidate[W]], other_bytes: int) -> list[W]:
+    """Ranks by the weights alone where a survey will decide, so that the output can be laid out.
+
+    Raises:
+        RecipeError: a budget does not hold even rank 1 everywhere, or a compressed layer would grow.
+    """
+    plain = sizes.resolve(
+        candidates, other_bytes, lambda candidate: svd.squared_singular_values(candidate.read().weight)
+    )
+    return [
+        candidate.config.model_copy(update={"rank": config.rank}) if candidate.config.by_spectrum else config
+        for candidate, config in zip(candidates, plain, strict=True)
+    ]

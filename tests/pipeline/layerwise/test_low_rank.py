@@ -1,0 +1,117 @@
+"""Calibrated factorization of whole models: what it loses beside svd, budgets, and layers of other shapes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.model.loading.load import load as load_model
+from aicompress.model.loading.tokenizer import load_tokenizer
+from aicompress.pipeline import steps
+from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.layerwise.plan import UNDECIDED
+from aicompress.pipeline.step.options import Options
+from aicompress.pipeline.step.output import Destination
+from aicompress.recipe import load
+from aicompress.report.model import Report
+from tests.pipeline.calibration.steps import text
+
+WINDOW = 32
+
+
+def planned(
+    source: Path,
+    out: Path,
+    method: dict[str, Any],
+    data: dict[str, Any] | None = None,
+    request: Request | None = None,
+    **more: Any,
+) -> Any:
+    calibration = {} if data is None else {"calibration": data}
+    recipe = out.with_suffix(".yaml")
+    recipe.write_text(json.dumps({"version": 1, "method": method, "report": {"html": False}, **calibration, **more}))
+    return steps.make_plan(source, Destination(out), load(str(recipe), "factorize"), "factorize", request)
+
+
+def run(source: Path, out: Path, method: dict[str, Any], data: dict[str, Any] | None = None, **more: Any) -> Report:
+    return steps.run(planned(source, out, method, data, **more), Options(latency="off"))
+
+
+@torch.inference_mode()
+def divergence(folder: Path, source: Path, held: Path) -> float:
+    """KL of a model's next tokens to the original's on a text."""
+    tokenizer = load_tokenizer(source)
+    assert tokenizer is not None
+    ids = torch.tensor(tokenizer(held.read_text())["input_ids"][: 16 * WINDOW]).view(-1, WINDOW)
+    wanted, got = (load_model(path)(ids).logits.float().log_softmax(-1) for path in (source, folder))
+    return float((wanted.exp() * (wanted - got)).sum(-1).mean())
+
+
+def ranks(report: Report) -> dict[str, Any]:
+    return {row.name: row.detail["rank"] for row in report.layers if row.method != "-"}
+
+
+def test_the_model_changes_less_than_with_svd(
+    tmp_path: Path, trained_llama: Path, text_file: Path, heldout_file: Path
+) -> None:
+    data, lost = text(text_file, samples=32), {}
+    for name in ("svd", "whitened"):
+        report = run(trained_llama, tmp_path / name, {"name": name, "keep": 0.6}, data if name != "svd" else None)
+        assert "full" not in ranks(report).values()
+        lost[name] = divergence(tmp_path / name, trained_llama, heldout_file)
+    assert lost["whitened"] < 0.8 * lost["svd"]
+
+
+def test_output_gradients_make_it_change_less(
+    tmp_path: Path, trained_llama: Path, text_file: Path, heldout_file: Path
+) -> None:
+    """The same with ranks that all layers share out, in as many bytes."""
+    data, method = text(text_file, samples=16), {"name": "two_sided", "keep": 0.6}
+    lost: dict[str, float] = {}
+    for name, fields in {"whitened": {"name": "whitened"}, "uniform": {}, "auto": {"ranks": "auto"}}.items():
+        run(trained_llama, tmp_path / name, {**method, **fields}, data)
+        lost[name] = divergence(tmp_path / name, trained_llama, heldout_file)
+    assert lost["auto"] < lost["uniform"] < lost["whitened"]
+    sizes = [sum(f.stat().st_size for f in (tmp_path / name).glob("*.safetensors")) for name in ("auto", "uniform")]
+    assert sizes[0] <= sizes[1] * 1.01
+
+
+def test_files_of_statistics_give_what_the_model_gives(tmp_path: Path, trained_llama: Path, text_file: Path) -> None:
+    method = {"name": "two_sided", "keep": 0.6, "ranks": "auto", "shift": 0}
+    data = {**text(text_file, samples=4), "activations": "original", "precision": "float32"}
+    request = Request(stats=(tmp_path / "stats.safetensors",))
+    for name, given in (("direct", None), ("collecting", request), ("reading", request)):
+        run(trained_llama, tmp_path / name, method, data, request=given)
+    one, *others = (Checkpoint.open(tmp_path / name) for name in ("direct", "collecting", "reading"))
+    for name in one.manifest.entries:
+        for other in others:
+            torch.testing.assert_close(other.dense(name), one.dense(name), atol=1e-4, rtol=1e-3)
+
+
+def test_a_budget_is_kept_by_ranks_that_calibration_decides(
+    tmp_path: Path, trained_llama: Path, text_file: Path
+) -> None:
+    budget, data = 150_000, text(text_file, samples=8)
+    method = {"name": "whitened", "target_bytes": budget}
+    assert UNDECIDED in planned(trained_llama, tmp_path / "plan", method, data).warnings
+    report = run(trained_llama, tmp_path / "out", method, data)
+    assert UNDECIDED not in report.warnings
+    assert sum(path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors")) <= budget
+    by_weights = run(trained_llama, tmp_path / "plain", {"name": "svd", "target_bytes": budget})
+    assert ranks(report) != ranks(by_weights)
+
+
+@pytest.mark.parametrize("source", ["tiny_gpt2", "tiny_mixtral", "tiny_bert"])
+def test_layers_of_other_shapes(tmp_path: Path, request: pytest.FixtureRequest, text_file: Path, source: str) -> None:
+    """Transposed and fused matrices, experts that few tokens reach, biases."""
+    model = request.getfixturevalue(source)
+    report = run(model, tmp_path / "out", {"name": "whitened", "keep": 0.9}, text(text_file, samples=4))
+    assert "low_rank" in {row.form for row in report.layers}
+    before, after = (Checkpoint.open(path).parameters() for path in (model, tmp_path / "out"))
+    assert {name: spec.shape for name, spec in before.items()} == {name: spec.shape for name, spec in after.items()}
+    load_model(tmp_path / "out")
