@@ -11,6 +11,8 @@ from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Candidate, Width, WidthSearch
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.methods.method import MethodConfig
+from aicompress.pipeline.layerwise.compress import Compression
+from aicompress.pipeline.layerwise.row_blocks import readers
 from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed, named, sharing_budgets
 from aicompress.pipeline.step.shared_inputs import Sharing
 from aicompress.recipe import Recipe
@@ -45,6 +47,7 @@ def resolved(
     if allocates is None:
         return dict(layers)
     sharing = Sharing(checkpoint, tuple(layer.info.tensor for layer in layers.values()))
+    compression = Compression(method, checkpoint, seed)
     own = sum(layer.info.nbytes for layer in layers.values())
     everything = sum(checkpoint.nbytes(name) for name in checkpoint.parameters())
     # Names, shapes and the manifest: an upper bound, so that a byte budget is never exceeded.
@@ -52,7 +55,7 @@ def resolved(
     other = everything - own + headers
     explicit: dict[str, LayerPlan] = {}
     for budget, members in sharing_budgets(layers.values()).items():
-        candidates = [_candidate(checkpoint, layer, sharing, seed) for layer in members]
+        candidates = [_candidate(compression, layer, sharing) for layer in members]
         with named(budget):
             configs = allocates.resolve(candidates, 0 if budget else other)
         decided = [replace(layer, config=config) for layer, config in zip(members, configs, strict=True)]
@@ -62,14 +65,17 @@ def resolved(
     return {name: explicit[name] for name in layers}
 
 
-def _candidate(checkpoint: Checkpoint, layer: LayerPlan, sharing: Sharing, seed: int) -> Candidate[MethodConfig]:
+def _candidate(compression: Compression, layer: LayerPlan, sharing: Sharing) -> Candidate[MethodConfig]:
     info = layer.info
     assert layer.config is not None
 
     def read() -> Layer:
-        return checkpoint.layer(info, layer_seed(seed, info.name))
+        return compression.checkpoint.layer(info, layer_seed(compression.seed, info.name))
 
-    return Candidate(info, layer.config, read, lambda: sharing.leaders.get(info.tensor, info.tensor))
+    def input_name() -> str:
+        return sharing.leaders.get(info.tensor, info.tensor)
+
+    return Candidate(info, layer.config, read, input_name, readers(compression, layer))
 
 
 def searches(method: AnyLayerMethod, layers: Mapping[str, LayerPlan]) -> dict[str, WidthSearch]:
