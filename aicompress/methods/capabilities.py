@@ -28,12 +28,19 @@ class Candidate(Generic[C]):
         config: its parameters.
         read: reads the layer; call it late and drop the result.
         input_name: names the input that the layer shares with others; None: it has one of its own.
+        blocks: functions that read its blocks of rows, first rows first; None where it is read as a whole only.
     """
 
     info: LayerInfo
     config: C
     read: Callable[[], Layer]
     input_name: Callable[[], str] | None = None
+    blocks: Sequence[Callable[[], Layer]] | None = None
+
+    @property
+    def parts(self) -> Sequence[Callable[[], Layer]]:
+        """Functions that read all of the layer, in blocks of rows where it has them."""
+        return [self.read] if self.blocks is None else self.blocks
 
 
 @dataclass(frozen=True)

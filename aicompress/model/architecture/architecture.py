@@ -20,12 +20,13 @@ from aicompress.model.architecture.config_fields import (
     DEPTH_FIELDS,
     WIDTH_FIELDS,
     Path,
+    dotted,
     fields,
     levels,
     value_at,
     with_value,
 )
-from aicompress.model.architecture.shapes import base_prefix, build, defaults, is_taken, shapes_of
+from aicompress.model.architecture.shapes import base_prefix, build, changed, defaults, is_taken, shapes_of
 from aicompress.weights import TensorSpec
 
 # Lists with a value for each block; other lists may have as many values by chance.
@@ -129,7 +130,10 @@ class Architecture:
             size = value_at(self.config, field)
             if not isinstance(size, int) or size < 2:
                 continue
-            shapes = shapes_of(keep_blocks(self.config, field, range(size - 1)))
+            fewer = keep_blocks(self.config, field, range(size - 1))
+            if not is_taken(fewer):  # one kind of blocks must not be missing, say
+                continue
+            shapes = shapes_of(fewer)
             gone = [name for name in self.shapes if name not in shapes]
             last = re.compile(rf"(.+?)\.{size - 1}\.")
             prefixes = sorted({match[1] if (match := last.match(name)) else "" for name in gone})
@@ -140,11 +144,18 @@ class Architecture:
         return stacks
 
     def bound_to_depth(self) -> str | None:
-        """A tensor outside any block whose shape follows their number, such as a table with a part for each block."""
+        """A tensor outside any block whose shape follows their number, such as a table with a part for each block.
+
+        Raises:
+            CheckpointError: transformers makes no model with a block less.
+        """
         for field in fields(self.config, DEPTH_FIELDS):
             size = value_at(self.config, field)
             if isinstance(size, int) and size > 1:
-                for name, shape in shapes_of(keep_blocks(self.config, field, range(size - 1))).items():
+                fewer = keep_blocks(self.config, field, range(size - 1))
+                told = f"transformers makes no model of {size - 1} of the {size} blocks that {dotted(field)} counts"
+                changed(fewer, told, "prune feed-forward neurons (width) or heads instead")
+                for name, shape in shapes_of(fewer).items():
                     if self.shapes.get(name, shape) != shape:
                         return self.on_disk(name)
         return None

@@ -27,12 +27,14 @@ from aicompress.model.architecture.feed_forward import Coupling
 from aicompress.model.architecture.fused_heads import positions, query_positions
 from aicompress.model.architecture.hidden_width import FIELDS, HEAD_COUNTS, Residual, residual, small, with_width
 from aicompress.model.architecture.layer_groups import by_reader
-from aicompress.model.architecture.shapes import build, shapes_of
+from aicompress.model.architecture.shapes import build, is_taken, shapes_of
+from aicompress.model.loading.architecture_code import refusing
 from aicompress.weights import TensorSpec
 
 LAYOUTS: tuple[miniature.Layout, ...] = ("sections", "together")
 UNSAID = "config.json cannot say fewer heads: their size follows from their number"
 NUMBERED = "each head computes by its number among all, as ALiBi slopes go: without some, the others would change"
+FITTED = (".weight", ".bias")  # what a layer is given in the shapes of a checkpoint
 HINT = "prune feed-forward neurons (width) or whole blocks (depth) of this architecture"
 
 
@@ -64,8 +66,9 @@ def attentions_in_width(architecture: Architecture, grouped: bool) -> list[Atten
 def _governs(architecture: Architecture, level: Path) -> bool:
     """Whether a section sets any tensor's width: an image classifier of CLIP has a section of text, and no text."""
     widths = [field for field in fields(architecture.config, FIELDS) if field[:-1] == level]
-    wider = (with_width(architecture.config, field, 2 * value_at(architecture.config, field)) for field in widths)
-    return not widths or any(shapes_of(config) != architecture.shapes for config in wider)
+    wider = [with_width(architecture.config, field, 2 * value_at(architecture.config, field)) for field in widths]
+    taken = [config for config in wider if is_taken(config)]
+    return len(taken) < len(wider) or not widths or any(shapes_of(config) != architecture.shapes for config in taken)
 
 
 def _of(architecture: Architecture, counts: list[Path], grouped: bool) -> list[Attention]:
@@ -88,6 +91,10 @@ def _of(architecture: Architecture, counts: list[Path], grouped: bool) -> list[A
     tried = Architecture(reduced, {name: TensorSpec(torch.float32, shape) for name, shape in shapes.items()})
     inner = tuple(coupling for coupling in hidden.inner if coupling.tensor in shapes)
     few = replace(hidden, width=miniature.NARROW * hidden.heads, config=reduced, inner=inner)
+    for attention in attentions:
+        odd = next((tensor.tensor for tensor in attention.tensors if not tensor.tensor.endswith(FITTED)), None)
+        if odd is not None:
+            raise CheckpointError(f"{UNSAID}, and {odd} is no weight of a layer, which could be given fewer", HINT)
     if not _computes(model, tried, _attentions(tried, few, way), way.grouped):
         raise CheckpointError(f"{UNSAID}, and its attention does not compute without some of them", HINT)
     return attentions
@@ -229,8 +236,8 @@ def _computes(model: Any, architecture: Architecture, attentions: Sequence[Atten
             if tensor.role == "consumer":
                 gone = torch.ones(value.shape[tensor.axis], dtype=torch.bool).index_fill_(0, stays, False)
                 value.index_fill_(tensor.axis, gone.nonzero()[:, 0], 0.0)
-    few = _fitted(wide, widths, {names[name]: name for name in cut}, cut)
     try:
+        few = _fitted(wide, widths, {names[name]: name for name in cut}, cut)
         pairs = zip(miniature.outputs_of(wide, inputs), miniature.outputs_of(few, inputs), strict=True)
         return all(one.shape == other.shape and torch.allclose(one, other) for one, other in pairs)
     except CheckpointError:
@@ -241,8 +248,9 @@ def _fitted(
     wide: Any, widths: Mapping[str, Mapping[str, int]], names: Mapping[str, str], cut: Mapping[str, Tensor]
 ) -> Any:
     """A copy that was fitted to the cut tensors as a pruned checkpoint's model is, and holds them."""
-    few = copy.deepcopy(wide)
-    hf.fit_shapes(few, widths, {name: tuple(value.shape) for name, value in cut.items()})
+    with refusing("a small model cannot be given fewer heads"):
+        few = copy.deepcopy(wide)
+        hf.fit_shapes(few, widths, {name: tuple(value.shape) for name, value in cut.items()})
     few.requires_grad_(False)
     for name, disk in names.items():
         few.get_parameter(name).copy_(cut[disk])

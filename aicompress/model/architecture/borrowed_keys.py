@@ -18,7 +18,14 @@ from aicompress.model.architecture import tiny_model as miniature
 from aicompress.model.architecture.architecture import Architecture
 from aicompress.model.architecture.attention import Attention
 from aicompress.model.architecture.config_fields import WIDTH_FIELDS, Path, fields, value_at, with_value
-from aicompress.model.architecture.reduced_model import HEAD, HIDDEN_FIELDS, NEURONS, VOCABULARY, started
+from aicompress.model.architecture.reduced_model import (
+    HEAD,
+    HIDDEN_FIELDS,
+    NEURONS,
+    VOCABULARY,
+    started,
+    with_short_windows,
+)
 from aicompress.model.architecture.shapes import is_taken
 
 
@@ -117,7 +124,7 @@ class _Trial:
 
 def _reduced(architecture: Architecture, attention: Attention) -> dict[str, Any]:
     """config.json with few of everything but heads and blocks, wherever the architecture takes it."""
-    config: dict[str, Any] = dict(architecture.config)
+    config = with_short_windows(architecture.config)
     wanted: list[tuple[Path, int]] = []
     wanted += [(field, VOCABULARY) for field in fields(config, ("vocab_size", "vocab_size_per_layer_input"))]
     wanted += [(field, NEURONS) for field in fields(config, WIDTH_FIELDS)]

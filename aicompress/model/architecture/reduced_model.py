@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +18,11 @@ QUERY_FIELDS = (
     "num_attention_heads", "n_head", "num_heads", "n_heads", "encoder_attention_heads", "decoder_attention_heads",
 )  # fmt: skip
 HIDDEN_FIELDS = ("hidden_size", "n_embd", "d_model", "dim")
+# What a short input is padded to, or cut into; and how much of a head is rotated, which may not be more than a head.
+WINDOW_FIELDS = {
+    "attention_window": 8, "block_size": 8, "chunk_size": 8, "mamba_chunk_size": 8, "num_global_tokens": 4,
+    "rotary_dim": 4,
+}  # fmt: skip
 SIZE_FIELDS = ("head_dim", "d_kv", "attention_head_dim", "kv_channels")
 
 
@@ -35,10 +40,22 @@ def reduced(config: Mapping[str, Any]) -> dict[str, Any]:
     wanted = [(field, size) for field, size in wanted if _is_more(value_at(config, field), size)]
     special = ("pad_token_id", "bos_token_id", "eos_token_id")
     plain = {**config, **dict.fromkeys((name for name in special if name in config), 0)}
+    return _with(with_short_windows(plain), wanted)
+
+
+def with_short_windows(config: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json of a model that runs fast on a few tokens, wherever the architecture takes it."""
+    wanted = [(field, WINDOW_FIELDS[str(field[-1])]) for field in fields(config, WINDOW_FIELDS)]
+    held = [(field, size, value_at(config, field)) for field, size in wanted]
+    return _with(dict(config), [(field, size) for field, size, present in held if present and _is_more(present, size)])
+
+
+def _with(plain: dict[str, Any], wanted: Iterable[tuple[Path, int]]) -> dict[str, Any]:
+    """config.json with other numbers: all of them, or, where they are refused together, each that is taken."""
     together = plain
     for field, size in wanted:
         together = _resized(together, field, size)
-    if is_taken(together):
+    if together is plain or is_taken(together):
         return together
     for field, size in wanted:  # some are bound to other numbers
         edited = _resized(plain, field, size)

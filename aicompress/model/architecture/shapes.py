@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from aicompress.errors import CheckpointError
 from aicompress.model.architecture.config_fields import Path, value_at, with_value
+from aicompress.model.loading.architecture_code import reason_of, refusing
 from aicompress.model.loading.definition import definition_of, new_skeleton, without_initialization
 from aicompress.weights import TensorSpec
 
@@ -36,6 +37,28 @@ def build(config: Mapping[str, Any]) -> Any:
     with _quiet(), _refusing(config):
         model = new_skeleton(dict(config))
     return _require_known(model, config)
+
+
+def changed(config: Mapping[str, Any], told: str, hint: str) -> Any:
+    """The architecture that a changed config.json describes, on the meta device.
+
+    Args:
+        config: config.json of the output.
+        told: what it would be, where transformers does not build it.
+        hint: of the refusal.
+
+    Raises:
+        CheckpointError: transformers does not build it.
+    """
+    try:
+        return build(config)
+    except CheckpointError as error:
+        raise CheckpointError(f"{told}: {reason_of(root_of(error))}", hint) from error
+
+
+def root_of(error: BaseException) -> BaseException:
+    """What an architecture's code raised, of which a refusal was made."""
+    return error if error.__cause__ is None else root_of(error.__cause__)
 
 
 def base_prefix(config: Mapping[str, Any]) -> str:
@@ -63,7 +86,7 @@ def _refusing(config: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
+        reason = reason_of(root_of(error))
         raise CheckpointError(f"transformers refuses the configuration of {_named(config)}: {reason}", "") from error
 
 
@@ -104,7 +127,9 @@ def shapes_of(config: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
 
 @lru_cache(maxsize=128)
 def _shapes_of(config: str) -> Mapping[str, tuple[int, ...]]:
-    stored = stored_tensors(build(json.loads(config)))
+    model = build(json.loads(config))
+    with refusing(f"the tensors of {type(model).__name__} cannot be named as they are stored"):
+        stored = stored_tensors(model)
     return MappingProxyType({name: tuple(tensor.shape) for name, tensor in stored.items()})
 
 
@@ -142,8 +167,8 @@ def misfits(config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> set[s
                 ignore_mismatched_sizes=True,
                 device_map={"": "meta"},
             )
-    except RuntimeError as error:  # experts of different widths cannot be fused
-        return {f"the tensors cannot be loaded together: {error}"}
+    except Exception as error:  # experts of different widths cannot be fused; other code of the architecture's own
+        return {f"{architecture.__name__} does not load it: {reason_of(error)}"}
     problems = {f"missing {name}" for name in info["missing_keys"]}
     problems |= {f"unexpected {name}" for name in info["unexpected_keys"]}
     return problems | {
@@ -161,8 +186,12 @@ def _stock_load(architecture: Any) -> Callable[..., Any]:
 
 
 def save(model: Any, folder: str) -> None:
-    """Write a small model as a checkpoint, without a word."""
-    with _quiet():
+    """Write a small model as a checkpoint, without a word.
+
+    Raises:
+        CheckpointError: its code does not.
+    """
+    with _quiet(), refusing("its smallest model cannot be saved"):
         model.save_pretrained(folder)
 
 
@@ -185,7 +214,7 @@ def filled(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
                 None, config=parsed, state_dict=dict(tensors), output_loading_info=True, dtype=dtype
             )
     except Exception as error:  # of the architecture's own code
-        raise CheckpointError(f"its tensors cannot be loaded together: {error}", "") from error
+        raise CheckpointError(f"its tensors cannot be loaded together: {reason_of(error)}", "") from error
     if info["missing_keys"] or info["mismatched_keys"]:
         raise CheckpointError("its tensors do not fill it", "")
     return model.eval().requires_grad_(False)

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from aicompress.errors import CheckpointError
 from aicompress.model.channels.graph import tensors_of
+from aicompress.model.loading.architecture_code import refusing
 
 HINT = "prune its heads, feed-forward neurons or layers instead"
 UNDECIDED = 7  # kinds of matrices that are told apart at most
-MOST = 300  # combinations of what they can be that are tried
+MOST = 200  # combinations of what they can be that are tried
 NARROW, WIDE = 8, 12
 Side = Literal["stream", "inner"]
 Parts = dict[tuple[str, int], Side]  # by family of tensors and axis
@@ -82,23 +83,29 @@ def parts_of(models: tuple[Any, Any], shared: Sharing) -> Parts | str:
     except CheckpointError as error:
         return error.message
     double = {family(name) for name, lengths in axes.items() if len(lengths) > 1}
-    kinds = _alike(sorted(double))
-    if len(kinds) > UNDECIDED:
-        return f"{len(kinds)} kinds of matrices follow it on both sides: heads are a share of it"
-    for parts in _assignments(narrow, axes, kinds, NARROW * shared.heads):
-        if trial.stays(parts):
-            return parts
+    likenesses = [kinds for kinds in _alike(sorted(double)) if len(kinds) <= UNDECIDED]
+    if not likenesses:
+        return f"{len(double)} kinds of matrices follow it on both sides: heads are a share of it"
+    for kinds in likenesses:
+        for parts in _assignments(narrow, axes, kinds, NARROW * shared.heads):
+            if trial.stays(parts):
+                return parts
     return "its coordinates do not all play one part" if not double else "heads are a share of it in an unknown way"
 
 
-def _alike(double: list[str]) -> list[list[str]]:
-    """Families of matrices that play one part: each its own, or, of too many, those whose modules have one name."""
+def _alike(double: list[str]) -> list[list[list[str]]]:
+    """Ways in which families of matrices can play one part, the one with fewest combinations first.
+
+    Each family its own; or, of too many, those that lie in one module, or those whose modules have one name.
+    """
     if len(double) <= UNDECIDED:
-        return [[name] for name in double]
+        return [[[name] for name in double]]
+    inside: dict[str, list[str]] = {}
     named: dict[str, list[str]] = {}
     for name in double:
+        inside.setdefault(name.rpartition(".")[0].rpartition(".")[0], []).append(name)
         named.setdefault(name.split(".")[-2], []).append(name)
-    return list(named.values())
+    return sorted((list(inside.values()), list(named.values())), key=len)
 
 
 def _assignments(model: Any, axes: Mapping[str, list[int]], kinds: list[list[str]], width: int) -> Iterator[Parts]:
@@ -106,10 +113,8 @@ def _assignments(model: Any, axes: Mapping[str, list[int]], kinds: list[list[str
     out_axes = {family(name): 1 if _is_transposed(model, name) else 0 for name in axes}
     whole = {family(name): parameter.shape for name, parameter in model.named_parameters()}
     options = [_possible(names, whole, out_axes, width) for names in kinds]
-    ways = list(product(*options))
-    if len(ways) > MOST:  # most matrices only read or only write, and more of them read
-        ways = sorted(ways, key=lambda roles: (roles.count(ROLES[2]), roles.count(ROLES[1])))[:MOST]
-    for roles in ways:
+    ways = list(product(*options))  # most matrices only read or only write, and more of them read
+    for roles in sorted(ways, key=lambda roles: (roles.count(ROLES[2]), roles.count(ROLES[1])))[:MOST]:
         parts: Parts = {}
         for names, (read, written) in zip(kinds, roles, strict=True):
             for name in names:
@@ -203,10 +208,8 @@ def in_memory(model: Any) -> Any:
     Raises:
         CheckpointError: the architecture's code does not make one.
     """
-    try:
+    with refusing("its smallest model cannot be made"):
         made = type(model)(model.config).double().eval().requires_grad_(False)
-    except Exception as error:  # of the architecture's own code
-        raise CheckpointError(f"its smallest model cannot be made: {error}") from error
     made.config._experts_implementation = "eager"  # grouped kernels have no float64
     return made
 
@@ -231,6 +234,11 @@ def inputs_of(model: Any) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the model reads something else.
     """
+    with refusing("what a small model reads cannot be told", HINT):
+        return _inputs_of(model)
+
+
+def _inputs_of(model: Any) -> dict[str, Tensor]:
     config, taken = model.config.to_dict(), model.main_input_name
     generator = torch.Generator().manual_seed(0)
     vision = config.get("vision_config")
@@ -243,10 +251,10 @@ def inputs_of(model: Any) -> dict[str, Tensor]:
             return sound
         return {**sound, "decoder_input_ids": torch.randint(0, config["vocab_size"], (1, 6), generator=generator)}
     if taken != "input_ids":
-        raise CheckpointError(f"the hidden width of a model that reads {taken} cannot be tried out", HINT)
+        raise CheckpointError(f"a small model that reads {taken} cannot be tried out", HINT)
     vocabulary = model.config.get_text_config().to_dict().get("vocab_size")
     if not isinstance(vocabulary, int):
-        raise CheckpointError("the hidden width of a model without a vocabulary cannot be tried out", HINT)
+        raise CheckpointError("a small model without a vocabulary cannot be tried out", HINT)
     ids = torch.randint(0, vocabulary, (2, 6), generator=generator)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if isinstance(vision, dict) and not model.can_generate():  # what generates runs on tokens alone
@@ -274,11 +282,8 @@ def outputs_of(model: Any, inputs: Mapping[str, Tensor]) -> list[Tensor]:
     Raises:
         CheckpointError: it does not run on these alone, or gives NaN.
     """
-    try:
+    with refusing("a small model with random weights does not run", HINT):
         outputs = tensors_of(dict(model(**inputs)))
-    except Exception as error:  # of the architecture's own code, which may ask for anything
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"the hidden width cannot be tried out: {reason}", HINT) from error
     if any(output.isnan().any() for output in outputs):
-        raise CheckpointError("the hidden width cannot be tried out: a small model with random weights gives NaN", HINT)
+        raise CheckpointError("a small model with random weights gives NaN", HINT)
     return outputs

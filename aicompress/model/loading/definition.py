@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.errors import CheckpointError
+from aicompress.model.loading.architecture_code import refusing
 
 CLASS_PREFIX = "AIC"  # of the classes in modeling_aicompress.py
 
@@ -116,17 +117,10 @@ def _read(text: str) -> Any:
     return transformers.CONFIG_MAPPING[str(config.get("model_type"))].from_dict(plain)
 
 
-@contextmanager
-def _refusing(architecture: Any) -> Iterator[None]:
-    """Turn whatever a wrong value of config.json breaks in the architecture's own code into a refusal."""
-    try:
-        yield
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
-        raise CheckpointError(
-            f"config.json does not describe a {architecture.__name__}: {reason}",
-            "download or copy the checkpoint again",
-        ) from error
+def _refusing(architecture: Any) -> AbstractContextManager[None]:
+    """Refuse a config.json of which a wrong value breaks the architecture's own code."""
+    told = f"config.json does not describe a {architecture.__name__}"
+    return refusing(told, "download or copy the checkpoint again")
 
 
 def _decoded(value: Any) -> Any:

@@ -49,22 +49,29 @@ def _of_experts(config: dict[str, Any], model: Any, known: Mapping[str, Kind | N
     """Kinds of parameters whose first axis grows with the number of experts in config.json.
 
     A linear layer with an output for each expert is a router: no layer, for a rounded one chooses other experts. A
-    tensor of three axes holds a matrix for each.
+    tensor of three axes holds a matrix for each; one of two that belongs to no layer may hold them one below the other.
     """
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.ndim in (2, 3)}
-    shapes = {name: shape for name, shape in shapes.items() if len(shape) == 3 or known.get(name) in ("linear", "head")}
+    stacked = {name for name, shape in shapes.items() if len(shape) == 3 or known.get(name) is None}
     kinds: dict[str, Kind | None] = {}
     for path, count in _expert_counts(model.config.to_dict()):
-        candidates = {name for name, shape in shapes.items() if shape[0] == count} - kinds.keys()
+        candidates = {name for name, shape in shapes.items() if _may_hold(shape, count, name in stacked)} - kinds.keys()
         try:
             more = new_skeleton(_with(config, path, 2 * count)) if candidates else None
         except CheckpointError:  # bound to other numbers
             continue
         grown = {} if more is None else {name: tuple(p.shape) for name, p in more.named_parameters()}
         for name in candidates:
-            if grown.get(name) == (2 * count, *shapes[name][1:]):
-                kinds[name] = "experts" if len(shapes[name]) == 3 else None
+            if grown.get(name) == (2 * shapes[name][0], *shapes[name][1:]):
+                kinds[name] = "experts" if name in stacked else None
     return kinds
+
+
+def _may_hold(shape: tuple[int, ...], count: int, stacked: bool) -> bool:
+    """Whether a shape can be that of a router, or of all experts, as matrices or one below the other."""
+    if stacked and len(shape) == 2:
+        return shape[0] > count and shape[0] % count == 0
+    return shape[0] == count
 
 
 def _expert_counts(section: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from aicompress.methods.zeros import mask_of
 from aicompress.model.blocks.reconstruction import Stage, TunableLayer, TuningSchedule, moves, tune
+from aicompress.model.loading.divided import Divided
 from aicompress.model.loading.merged_experts import Slot
 from aicompress.pipeline.layerwise.compress import Compressed
 from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed
@@ -21,7 +22,11 @@ def can_move(jobs: Sequence[LayerPlan]) -> bool:
 
 
 def tuned(
-    settings: Tune, seed: int, stage: Stage, layers: Mapping[str, Compressed], places: Mapping[str, str | Slot]
+    settings: Tune,
+    seed: int,
+    stage: Stage,
+    layers: Mapping[str, Compressed],
+    places: Mapping[str, str | Slot | Divided],
 ) -> dict[str, Compressed]:
     """The layers of a block with their weights after tuning, by parameter.
 
@@ -30,7 +35,7 @@ def tuned(
         seed: of the step.
         stage: the block.
         layers: by parameter those that may move.
-        places: where the model has each parameter; one that is merged with others stays.
+        places: where the model has each parameter; one that is merged with others, or divided, stays.
     """
     start = time.perf_counter()
     movable: dict[str, TunableLayer] = {}

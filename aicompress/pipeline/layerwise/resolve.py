@@ -10,6 +10,8 @@ from aicompress.errors import RecipeError
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Candidate, WidthSearch
 from aicompress.methods.layerwise import AnyLayerMethod
+from aicompress.pipeline.layerwise.compress import Compression
+from aicompress.pipeline.layerwise.row_blocks import readers
 from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed
 from aicompress.pipeline.step.shared_inputs import Sharing
 
@@ -21,6 +23,7 @@ def resolved(
     if method.allocates is None:
         return dict(layers)
     candidates = []
+    compression = Compression(method, checkpoint, seed)
     sharing = Sharing(checkpoint, tuple(layer.info.tensor for layer in layers.values()))
     for layer in layers.values():
 
@@ -31,7 +34,7 @@ def resolved(
             return sharing.leaders.get(tensor, tensor)
 
         assert layer.config is not None
-        candidates.append(Candidate(layer.info, layer.config, read, input_name))
+        candidates.append(Candidate(layer.info, layer.config, read, input_name, readers(compression, layer)))
     own = sum(layer.info.nbytes for layer in layers.values())
     everything = sum(checkpoint.nbytes(name) for name in checkpoint.parameters())
     # Names, shapes and the manifest: an upper bound, so that a byte budget is never exceeded.

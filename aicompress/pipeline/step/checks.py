@@ -152,7 +152,7 @@ def require_loads(
         raise CheckpointError(
             f"the pruned checkpoint would not load: {new[0]}"
             + (f", and {len(new) - 1} more like it" if new[1:] else ""),
-            "this architecture cannot be pruned this way",
+            "this architecture cannot be pruned this way, or not as far: prune less of it, or something else",
         )
 
 

@@ -8,6 +8,11 @@ import transformers as hf
 
 from aicompress.errors import CheckpointError
 from aicompress.model.architecture import tiny_model
+from aicompress.model.architecture.architecture import Architecture
+from aicompress.model.architecture.hidden_width import residual, small
+from aicompress.model.architecture.reduced_model import with_short_windows
+from aicompress.model.architecture.shapes import build
+from aicompress.weights import TensorSpec
 
 
 def test_an_encoder_of_sound_without_a_vocabulary_runs_on_frames() -> None:
@@ -25,3 +30,26 @@ def test_a_model_that_gives_nan_says_nothing() -> None:
     model.lm_head.weight[3] = torch.nan
     with pytest.raises(CheckpointError, match="gives NaN"):
         tiny_model.outputs_of(model, tiny_model.inputs_of(model))
+
+
+def test_a_short_input_is_padded_to_little_and_no_more_of_a_head_is_rotated_than_there_is() -> None:
+    pegasus = hf.PegasusXConfig(d_model=64, encoder_layers=2, decoder_layers=2).to_dict()
+    assert with_short_windows({**pegasus, "architectures": ["PegasusXModel"]})["block_size"] == 8
+    sizes = {"n_embd": 64, "n_head": 4, "n_layer": 1, "vocab_size": 64, "rotary_dim": 12}
+    config = hf.GPTJConfig(**sizes, architectures=["GPTJForCausalLM"]).to_dict()
+    model = tiny_model.in_memory(build(small(config, ("n_embd",), 32)))
+    assert model.config.rotary_dim == 4
+    tiny_model.outputs_of(model, tiny_model.inputs_of(model))
+
+
+def test_matrices_of_one_module_are_taken_for_one_kind_where_there_are_many() -> None:
+    """Longformer has three projections more in each attention, for tokens that all others attend to."""
+    sizes = {"hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4}
+    model = hf.LongformerForMaskedLM(hf.LongformerConfig(**sizes, vocab_size=32, attention_window=8))
+    architecture = Architecture.of(
+        model.config.to_dict(), {name: TensorSpec(each.dtype, each.shape) for name, each in model.state_dict().items()}
+    )
+    inner = {coupling.tensor for coupling in residual(architecture, "sections").inner}
+    attention = "longformer.encoder.layer.0.attention"
+    assert f"{attention}.self.query_global.weight" in inner
+    assert f"{attention}.output.dense.weight" in inner

@@ -17,7 +17,7 @@ from aicompress.layer import LayerInfo
 from aicompress.methods.prune.depth import Blocks
 from aicompress.methods.structural import Part, Structure
 from aicompress.model.architecture.architecture import Architecture, Stack, keep_blocks
-from aicompress.model.architecture.shapes import block_traits, build
+from aicompress.model.architecture.shapes import block_traits, build, changed
 from aicompress.pipeline.step.checks import known_kinds
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.structured.edit import Change, Edit, read_whole
@@ -90,7 +90,9 @@ class BlockUnit(StructuralUnit[Blocks, StackLayout]):
         """
         architecture, stack, blocks = layout.architecture, layout.stack, list(kept[0])
         edited = keep_blocks(architecture.config, stack.field, blocks)
-        _require_same_blocks(architecture.config, edited, stack, blocks)
+        told = f"transformers makes no model of {len(blocks)} of the {stack.size} blocks of {stack.name}"
+        fewer = changed(edited, told, "keep others of them, or more")
+        _require_same_blocks(build(architecture.config), fewer, stack, blocks)
         changes, carried = _renumbered(architecture, edited, stack, blocks)
         warnings = [
             f"{name} exists in the first block only: it moved to block {blocks[0]}, now the first" for name in carried
@@ -183,13 +185,13 @@ def _renumbered(
     return changes, carried
 
 
-def _require_same_blocks(old: Mapping[str, Any], new: Mapping[str, Any], stack: Stack, kept: list[int]) -> None:
-    """Every block must compute in its new place as it did in its old one.
+def _require_same_blocks(old: Any, new: Any, stack: Stack, kept: list[int]) -> None:
+    """Every block of a model must compute in its new place as it did in its old one.
 
     Raises:
         CheckpointError: the architecture makes blocks by their number, in a way that config.json does not list.
     """
-    before, after = block_traits(build(old)), block_traits(build(new))
+    before, after = block_traits(old), block_traits(new)
     for name, blocks in after.items():
         if len(before.get(name, [])) != stack.size or len(blocks) != len(kept):
             continue

@@ -17,9 +17,9 @@ from aicompress.model.architecture.architecture import Architecture
 from aicompress.model.architecture.attention import Attention, HeadTensor, attentions
 from aicompress.model.architecture.attention_in_width import attentions_in_width, counted
 from aicompress.model.architecture.borrowed_keys import coupled
-from aicompress.model.architecture.config_fields import dotted
+from aicompress.model.architecture.config_fields import dotted, value_at
 from aicompress.model.architecture.fused_heads import lies_in_sections
-from aicompress.model.architecture.shapes import build, is_taken
+from aicompress.model.architecture.shapes import changed, is_taken
 from aicompress.pipeline.structured.edit import Change, Cut, Edit, offset_part
 from aicompress.pipeline.structured.unit import Kept, Layout, StructuralUnit
 
@@ -252,8 +252,9 @@ def _require_valid(
     Raises:
         RecipeError: it does not; the hint names the numbers that it takes.
     """
+    heads = value_at(edited, attention.count.query)
     try:
-        build(edited)
+        changed(edited, f"transformers makes no model of {heads} heads an attention", "")
     except CheckpointError as error:
         fits = list(_fitting(architecture, attention, structure))
         hint = f"these numbers of heads fit: {', '.join(map(str, fits))}" if fits else "no smaller number of heads fits"

@@ -15,6 +15,8 @@ import torch
 import transformers as hf
 from torch import Tensor
 
+from aicompress.checkpoint import Checkpoint
+from aicompress.checkpoint.naming import layer_name
 from tests.pipeline.families import GQA, SHAPE, TEXT
 from tests.pipeline.steps import loaded, plan, prune, refused
 
@@ -127,6 +129,13 @@ def silence(whole: Tensor, left: Tensor, axis: int, runs: int) -> None:
         columns[:, ~same.any(dim=1)] = 0
 
 
+def cut_layers(folder: Path) -> set[str]:
+    """Names of the matrices that a step has made smaller."""
+    before, after = (Checkpoint.open(folder / name).parameters() for name in ("in", "out"))
+    cut = {name for name, spec in before.items() if after[name].shape != spec.shape and len(spec.shape) > 1}
+    return {layer_name(name) for name in cut if not name.endswith("bias")}
+
+
 def outputs(model: Any) -> Tensor:
     with torch.inference_mode():
         logits: Tensor = model(input_ids=torch.arange(3, 35).reshape(2, 16), use_cache=False).logits
@@ -142,6 +151,7 @@ def test_neurons_are_the_model_with_those_silent(name: str, tmp_path: Path) -> N
     before = outputs(model)
     report = prune(tmp_path / "in", tmp_path / "out", name="width", sparsity=0.5)
     assert not any("not tried" in warning for warning in report.warnings)
+    assert {row.name for row in report.layers if "neurons" in row.detail} == cut_layers(tmp_path)
     narrow = loaded(model, tmp_path / "out")
     config = narrow.config.to_dict()
     assert {field: config[field] for field in case.left} == case.left
