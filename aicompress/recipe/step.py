@@ -115,7 +115,7 @@ class Calibration(Data):
 
 
 class Tune(Section):
-    """Block tuning: codes and scales of a block's layers are moved together towards the outputs it had before."""
+    """Block tuning: codes and scales, or factors, of a block are moved together towards the outputs it had before."""
 
     steps: int = Field(200, ge=1, description="batches that are run forward and back, per block")
     batch: int = Field(8, ge=1, description="samples in a batch")
@@ -124,6 +124,14 @@ class Tune(Section):
     )
     scale_rate: float = Field(
         0.001, ge=0, le=0.1, description="how far a step moves a scale, as a share of it; falls to nothing"
+    )
+    factor_rate: float = Field(
+        0.01,
+        gt=0,
+        le=1,
+        exclude_if=lambda rate: rate == 0.01,  # recipes from before it was there keep their digests
+        description="how far a step moves a factor of a low-rank layer, as a share of its root mean square; falls to "
+        "nothing",
     )
 
 
@@ -212,10 +220,8 @@ def with_effort(plain: dict[str, Any], given: dict[str, Any], method: Method) ->
 
 
 def _tunable(method: Method) -> bool:
-    """Whether a method quantizes blocks that run, and neither rescales nor rotates what it is given."""
-    if not isinstance(method, LayerMethod) or not method.recodes or not method.needs:
-        return False
-    return not method.rewrites and "gradients" not in method.needs
+    """Whether a method gives codes or factors to blocks that run, and neither rescales nor rotates what it is given."""
+    return isinstance(method, LayerMethod) and method.tunable and bool(method.needs) and not method.rewrites
 
 
 def load(name: str, command: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -233,7 +239,7 @@ def load(name: str, command: str, overrides: Sequence[str] = ()) -> Recipe:
     if plain.get("effort") is not None:
         plain = with_effort(plain, given, method)
     if plain.get("tune") is not None and not _tunable(method):
-        hint = "take a method that only reads inputs and stores integer codes, such as gptq"
-        raise RecipeError(f"tune: {method.name} runs no block whose codes could be tuned", hint)
+        hint = "take a calibrated method that stores integer codes or factors, such as gptq or whitened"
+        raise RecipeError(f"tune: {method.name} runs no block that could be tuned", hint)
     config = validated(method.config, plain["method"], "method")
     return absolute(validated(Recipe, {**plain, "method": config}, ""), path.parent)

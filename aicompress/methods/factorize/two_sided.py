@@ -17,7 +17,7 @@ from aicompress.errors import CompressError
 from aicompress.layer import Layer
 from aicompress.methods.curvature import moments
 from aicompress.methods.factorize.roots import Root
-from aicompress.methods.factorize.weighted import AnchoredConfig, Sides, shift_of, weighted
+from aicompress.methods.factorize.weighted import EFFORTS, AnchoredConfig, Sides, shift_of, weighted
 from aicompress.methods.method import GradientLoss
 
 
@@ -89,7 +89,7 @@ def outputs(layer: Layer, config: TwoSidedConfig) -> Root | None:
 
 METHOD = weighted(
     TwoSidedConfig,
-    Sides(inputs, outputs, shift_of),
+    Sides(inputs, outputs, shift_of, efforts=EFFORTS),
     frozenset({"gram", "output_gram"}),
     "the two factors of least loss, by inputs and output gradients; by rank, energy, share or bytes; calibrated",
     when="low rank with the least divergence at its bytes, for one backward pass more than whitened",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 from pydantic import Field
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from aicompress.layer import Layer
 from aicompress.methods.capabilities import Allocates, Candidate, Joint, Reads, Setting, Surveys
 from aicompress.methods.curvature import shifted
+from aicompress.methods.effort import Effort, Level, one_pass
 from aicompress.methods.factorize import sizes, svd
 from aicompress.methods.factorize.roots import Root, Weighting
 from aicompress.methods.factorize.sizes import RankConfig, check, describe, outline, stored
@@ -50,12 +51,33 @@ class Sides(Generic[W]):
         outputs: (layer, config) -> the outputs' side; None: all alike.
         shift: config -> how far the target moves towards the original model's outputs.
         shared: layers with the same inputs have the same inputs' side.
+        efforts: presets.
     """
 
     inputs: Callable[[Layer, W], Root]
     outputs: Callable[[Layer, W], Root | None] = lambda layer, given: None
     shift: Callable[[W], float] = lambda given: 0.0
     shared: bool = True
+    efforts: Mapping[Level, Effort] = field(default_factory=dict)
+
+
+def _aimed(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {}
+
+
+EFFORTS: dict[Level, Effort] = {
+    "fast": Effort(
+        "one forward pass over the calibration data, of the original model",
+        lambda given: {"shift": 0.0},
+        calibration=lambda given: one_pass({"shift": 0.0, **given}),
+    ),
+    "balanced": Effort("three forward passes, for targets that make up for compressed blocks", _aimed),
+    "best": Effort(
+        "block tuning on top: 400 steps of 4 samples forward and back per block, ten to thirty times balanced",
+        _aimed,
+        {"steps": 400, "batch": 4},
+    ),
+}
 
 
 def weighted(config: type[W], sides: Sides[W], reads: frozenset[str], summary: str, *, when: str) -> LayerMethod[W]:
@@ -105,6 +127,7 @@ def weighted(config: type[W], sides: Sides[W], reads: frozenset[str], summary: s
         allocates=Allocates(estimated),
         surveys=Surveys(lambda given: reads if given.by_spectrum else frozenset(), decide),
         describe=describe,
+        efforts=sides.efforts,
         reading=Reads(compares=lambda given: sides.shift(given) > 0),
     )
 

@@ -189,7 +189,7 @@ class _Writer:
         return self._written(stats, results)
 
     def tune(self, stats: Mapping[str, InputStats], stage: Stage) -> Mapping[str, Tensor]:
-        """Compress the layers of a block, and tune those whose codes can move; these are held until then."""
+        """Compress the layers of a block, and tune those that can move; these are held until then."""
         plan, compression = self.work.plan, self.work.compression
         assert plan.recipe.tune is not None
         held: dict[str, Compressed] = {}

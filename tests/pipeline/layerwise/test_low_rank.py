@@ -56,15 +56,18 @@ def ranks(report: Report) -> dict[str, Any]:
     return {row.name: row.detail["rank"] for row in report.layers if row.method != "-"}
 
 
-def test_the_model_changes_less_than_with_svd(
+def test_the_model_changes_less_than_with_svd_and_less_with_tuned_blocks(
     tmp_path: Path, trained_llama: Path, text_file: Path, heldout_file: Path
 ) -> None:
     data, lost = text(text_file, samples=32), {}
-    for name in ("svd", "whitened"):
-        report = run(trained_llama, tmp_path / name, {"name": name, "keep": 0.6}, data if name != "svd" else None)
+    tune = {"steps": 30, "batch": 4, "factor_rate": 0.03}
+    for name, more in {"svd": {}, "whitened": {}, "tuned": {"tune": tune}}.items():
+        method = {"name": "svd" if name == "svd" else "whitened", "keep": 0.6}
+        report = run(trained_llama, tmp_path / name, method, None if name == "svd" else data, **more)
         assert "full" not in ranks(report).values()
         lost[name] = divergence(tmp_path / name, trained_llama, heldout_file)
     assert lost["whitened"] < 0.8 * lost["svd"]
+    assert lost["tuned"] < 0.9 * lost["whitened"]
 
 
 def test_output_gradients_make_it_change_less(
