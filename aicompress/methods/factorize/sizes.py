@@ -21,6 +21,7 @@ class RankConfig(MethodConfig):
     """Parameters that say how large factors are."""
 
     one_of: ClassVar[tuple[str, ...]] = ("rank", "energy", "keep", "target_bytes")
+    budgets: ClassVar[frozenset[str]] = frozenset({"keep", "target_bytes"})
 
     rank: int | None = Field(None, ge=1, description="columns of U; a layer that it would not shrink stays dense")
     energy: float | None = Field(
@@ -28,7 +29,9 @@ class RankConfig(MethodConfig):
     )
     keep: float | None = Field(None, gt=0, le=1, description="share of a layer's parameters that its factors have")
     target_bytes: ByteSize | None = Field(
-        None, gt=0, description="weight bytes of the whole output, e.g. 20MB; ranks are shared out by σ² per byte"
+        None,
+        gt=0,
+        description="weight bytes of the output, in a level of its layers, e.g. 20MB; the most σ² per byte",
     )
     multiple: int = Field(
         1, ge=1, description="ranks are multiples of this, so that groups of a later quantization fit"
@@ -157,7 +160,8 @@ def resolve(candidates: Sequence[Candidate[R]], other_bytes: int, squares: Calla
             pool[number] = _nbytes(candidate)
             other_bytes += pool[number]
     if len(budgets) > 1:
-        raise RecipeError("target_bytes is given with several values", "it is the size of the whole output: give one")
+        hint = "it is the size of the whole output: give one; levels have budgets of their own"
+        raise RecipeError("target_bytes is given with several values", hint)
     if pool:
         layers = [spectrum(candidates[number], spectra[number]) for number in pool]
         ranks.update(zip(pool, allocate(layers, sum(pool.values())), strict=True))

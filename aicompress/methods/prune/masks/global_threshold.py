@@ -41,7 +41,10 @@ def share_globally(
     shares = {(resolved[n].sparsity, resolved[n].block) for n in numbers}
     if len(shares) > 1:
         shown = sorted({str(sparsity) for sparsity, _ in shares})
-        raise RecipeError(f"scope: global is given with sparsities {shown}", "all layers share one: give one")
+        raise RecipeError(
+            f"scope: global is given with sparsities {shown}",
+            "all layers share one: give one; levels have budgets of their own",
+        )
     ((sparsity, _),) = shares
     assert sparsity is not None
     high, wide = resolved[numbers[0]].tile

@@ -72,7 +72,10 @@ def _decided(
     ways = {(candidate.config.open, candidate.config.sparsity) for candidate in candidates}
     if len(ways) > 1:
         shown = ", ".join(f"{way} {sparsity or ''}".strip() for way, sparsity in sorted(ways, key=str))
-        raise RecipeError(f"layers share a sparsity in several ways: {shown}", "give one for all of them")
+        raise RecipeError(
+            f"layers share a sparsity in several ways: {shown}",
+            "give one for all of them; levels have budgets of their own",
+        )
     ((way, sparsity),) = ways
     if way == "search":
         return _searched(candidates, setting, apply)
