@@ -107,10 +107,11 @@ class RowBlocks:
     def _configs(self, job: LayerPlan, name: str, parts: Sequence[slice]) -> Sequence[Any]:
         """The config of every block of rows."""
         rows_apart = self.compression.method.row_wise
-        if rows_apart is None or rows_apart.divided is None or len(parts) == 1:
+        divided = None if rows_apart is None or not rows_apart.parted(job.config) else rows_apart.divided
+        if divided is None or len(parts) == 1:
             return [job.config] * len(parts)
         readers = [partial(_read, self.compression, job, rows) for rows in parts]
-        return rows_apart.divided(job.info, readers, job.config)
+        return divided(job.info, readers, job.config)
 
     def _lengths(self, name: str, job: LayerPlan, rows: slice, config: Any) -> dict[str, int]:
         """How long the tensors are that a block of rows gives, by their names on disk."""
@@ -218,7 +219,7 @@ def divisible(compression: Compression, name: str, layers: Sequence[LayerPlan]) 
 def _by_rows(method: AnyLayerMethod, layer: LayerPlan) -> bool:
     if method.row_wise is None or method.reads(layer.config) or layer.info.transposed:
         return False
-    if method.row_wise.divided is not None and layer.info.kind == "experts":
+    if method.row_wise.parted(layer.config) and layer.info.kind == "experts":
         return False  # each of them has counts of its own
     return method.row_wise.independent(layer.config)
 

@@ -32,6 +32,7 @@ METHODS = (
     ("quantize/hqq-w4", "method.group_size=32"),
     ("quantize/nf4", "method.group_size=32"),
     ("quantize/kmeans-w4", "method.iterations=3"),
+    ("quantize/kmeans-w4", "method.iterations=3", "method.granularity=tensor"),
     ("prune/magnitude-50",),
     ("prune/magnitude-90-sparse",),  # each block of rows keeps another number
     ("prune/magnitude-50", "method.scope=row", "method.store=sparse"),
