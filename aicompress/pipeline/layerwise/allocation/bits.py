@@ -85,7 +85,7 @@ def _searched(plan: Plan, journal: Journal | None, team: Processes, progress: Pr
     for budget in plan.searches:
         if not meets(plan.sharing(budget)):  # bytes depend on the layout, and that on all layers
             raise RecipeError(
-                f"{budget}: what other levels got leads to a layout with more bytes", "give it a bit more"
+                f"{budget or 'method'}: the layout of all layers together takes more than its budget", "give more"
             )
     *levels, last = records
     if not levels:
