@@ -132,7 +132,7 @@ def is_embedding(layer: str) -> bool:
 
 
 def is_transposed(tensor: str, config: dict[str, Any] | None) -> bool:
-    """Whether a linear layer stores (in, out), as GPT-2's Conv1D does; also where GPT-2 is a part, such as a decoder."""
+    """Whether a linear layer stores (in, out), as GPT-2's Conv1D does, also where GPT-2 is a part of the model."""
     return bool(_CONV1D.search(layer_name(tensor))) and _has_conv1d(config or {})
 
 
