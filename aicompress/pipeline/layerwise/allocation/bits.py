@@ -82,14 +82,13 @@ def _searched(plan: Plan, journal: Journal | None, team: Processes, progress: Pr
             final, record = search(part, journal, team, progress)
         records.append({**record, "level": budget} if budget else record)
         plan = replace(plan, layers=final.layers, output=final.output, warnings=final.warnings)
-    for budget in plan.searches:
-        if not meets(plan.sharing(budget)):  # bytes depend on the layout, and that on all layers
-            raise RecipeError(
-                f"{budget or 'method'}: the layout of all layers together takes more than its budget", "give more"
-            )
     *levels, last = records
     if not levels:
         return plan, last
+    for budget in plan.searches:
+        if not meets(plan.sharing(budget)):  # bytes depend on the layout, and that on all layers
+            where = budget or "method"
+            raise RecipeError(f"{where}: the layout of all layers together takes more than its budget", "give it more")
     units = [unit for record in records for unit in record["units"]]
     return plan, {**last, "units": units, "levels": [{**record, "units": []} for record in levels]}
 
