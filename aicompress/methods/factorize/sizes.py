@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -44,6 +45,19 @@ class RankConfig(MethodConfig):
 
 
 R = TypeVar("R", bound=RankConfig)
+
+
+@dataclass(frozen=True)
+class Gains:
+    """What each further rank of a layer gains.
+
+    Attributes:
+        squares: σ² in descending order, (min(out, in),).
+        comparable: in a unit that all layers share; otherwise they count as much as an average layer of its size.
+    """
+
+    squares: Tensor
+    comparable: bool = True
 
 
 def rank_of(info: LayerInfo, config: RankConfig) -> int | None:
@@ -129,13 +143,13 @@ def resolved_rank(info: LayerInfo, config: RankConfig) -> int:
     return rank
 
 
-def resolve(candidates: Sequence[Candidate[R]], other_bytes: int, squares: Callable[[Candidate[R]], Tensor]) -> list[R]:
+def resolve(candidates: Sequence[Candidate[R]], other_bytes: int, gains: Callable[[Candidate[R]], Gains]) -> list[R]:
     """Turn `energy`, `target_bytes` and a `keep` of all layers together into ranks; each layer is read once.
 
     Args:
         candidates: the layers.
         other_bytes: of everything else in the output.
-        squares: reads a layer: σ² in descending order, (min(out, in),).
+        gains: reads a layer and says what its ranks gain.
 
     Raises:
         RecipeError: the budget does not hold even rank 1 everywhere, or a compressed layer would grow.
@@ -143,15 +157,15 @@ def resolve(candidates: Sequence[Candidate[R]], other_bytes: int, squares: Calla
     ranks: dict[int, int] = {}
     budgets: dict[int, list[int]] = {}
     pool: dict[int, int] = {}  # bytes of a share of the parameters
-    spectra: dict[int, Tensor] = {}
+    read: dict[int, Gains] = {}
     for number, candidate in enumerate(candidates):
         config = candidate.config
         if not config.by_spectrum:
             other_bytes += _nbytes(candidate)
             continue
-        spectra[number] = squares(candidate).cpu()
+        read[number] = gains(candidate)
         if config.energy is not None:
-            wanted = energy_rank(spectra.pop(number), config.energy)
+            wanted = energy_rank(read.pop(number).squares, config.energy)
             ranks[number] = -(-wanted // config.multiple) * config.multiple
             other_bytes += _nbytes(candidate, ranks[number])
         elif config.target_bytes is not None:
@@ -162,6 +176,7 @@ def resolve(candidates: Sequence[Candidate[R]], other_bytes: int, squares: Calla
     if len(budgets) > 1:
         hint = "it is the size of the whole output: give one; levels have budgets of their own"
         raise RecipeError("target_bytes is given with several values", hint)
+    spectra = _in_one_unit(candidates, read)
     if pool:
         layers = [spectrum(candidates[number], spectra[number]) for number in pool]
         ranks.update(zip(pool, allocate(layers, sum(pool.values())), strict=True))
@@ -169,6 +184,19 @@ def resolve(candidates: Sequence[Candidate[R]], other_bytes: int, squares: Calla
         layers = [spectrum(candidates[number], spectra[number]) for number in numbers]
         ranks.update(zip(numbers, allocate(layers, budget - other_bytes, budget), strict=True))
     return explicit(candidates, ranks)
+
+
+def _in_one_unit(candidates: Sequence[Candidate[R]], read: Mapping[int, Gains]) -> dict[int, Tensor]:
+    """Gains by the number of the layer; those that are not comparable are brought to the average per weight."""
+    numbers = {at: candidates[at].info.shape[0] * candidates[at].info.shape[1] for at in read}
+    known = [at for at, each in read.items() if each.comparable]
+    average = sum(float(read[at].squares.sum()) for at in known) / max(1, sum(numbers[at] for at in known))
+    spectra: dict[int, Tensor] = {}
+    for at, each in read.items():
+        total = float(each.squares.sum())
+        factor = average * numbers[at] / total if known and not each.comparable and total > 0 else 1.0
+        spectra[at] = (each.squares * factor).cpu()
+    return spectra
 
 
 def explicit(candidates: Sequence[Candidate[R]], ranks: dict[int, int]) -> list[R]:

@@ -15,7 +15,7 @@ from aicompress.methods.curvature import shifted
 from aicompress.methods.effort import Effort, Level, one_pass
 from aicompress.methods.factorize import sizes, svd
 from aicompress.methods.factorize.roots import Root, Weighting
-from aicompress.methods.factorize.sizes import RankConfig, check, describe, outline, stored
+from aicompress.methods.factorize.sizes import Gains, RankConfig, check, describe, outline, stored
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.weights import Weight
 
@@ -51,6 +51,7 @@ class Sides(Generic[W]):
         outputs: (layer, config) -> the outputs' side; None: all alike.
         shift: config -> how far the target moves towards the original model's outputs.
         shared: layers with the same inputs have the same inputs' side.
+        comparable: (layer) -> whether the error of this one is in the unit of the others.
         efforts: presets.
     """
 
@@ -58,6 +59,7 @@ class Sides(Generic[W]):
     outputs: Callable[[Layer, W], Root | None] = lambda layer, given: None
     shift: Callable[[W], float] = lambda given: 0.0
     shared: bool = True
+    comparable: Callable[[Layer], bool] = lambda layer: True
     efforts: Mapping[Level, Effort] = field(default_factory=dict)
 
 
@@ -105,13 +107,14 @@ def weighted(config: type[W], sides: Sides[W], reads: frozenset[str], summary: s
         root = sides.inputs(layers[0], given)
         return [factorized(layer, given, root) for layer in layers]
 
-    def squares(candidate: Candidate[W]) -> Tensor:
-        layer = candidate.read()
-        given = candidate.config
-        return Weighting(sides.inputs(layer, given), sides.outputs(layer, given)).squares(layer.weight)
+    def gains(candidate: Candidate[W]) -> Gains:
+        layer, given = candidate.read(), candidate.config
+        weighting = Weighting(sides.inputs(layer, given), sides.outputs(layer, given))
+        seen = layer.inputs is None or layer.inputs.count > 1  # white noise counts one row
+        return Gains(weighting.squares(layer.weight), seen and sides.comparable(layer))
 
     def decide(candidates: Sequence[Candidate[W]], setting: Setting) -> list[W]:
-        return sizes.resolve(candidates, setting.other_bytes, squares)
+        return sizes.resolve(candidates, setting.other_bytes, gains)
 
     return LayerMethod(
         name=config.model_fields["name"].default,
@@ -138,9 +141,7 @@ def estimated(candidates: Sequence[Candidate[W]], other_bytes: int) -> list[W]:
     Raises:
         RecipeError: a budget does not hold even rank 1 everywhere, or a compressed layer would grow.
     """
-    plain = sizes.resolve(
-        candidates, other_bytes, lambda candidate: svd.squared_singular_values(candidate.read().weight)
-    )
+    plain = sizes.resolve(candidates, other_bytes, svd.gains)
     return [
         candidate.config.model_copy(update={"rank": config.rank}) if candidate.config.by_spectrum else config
         for candidate, config in zip(candidates, plain, strict=True)
