@@ -75,20 +75,10 @@ def test_ranks_of_a_level_that_calibration_decides(tiny_llama: Path, text_file: 
     assert 54_000 < taken["levels[1]: 0-1"] <= 60_000
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        {"name": "magnitude", "sparsity": 0.5, "scope": "global"},
-        {"name": "wanda", "sparsity": 0.5, "allocation": "global", "scope": "layer"},
-    ],
-    ids=["weights", "calibrated"],
-)
-def test_layers_of_a_level_share_its_sparsity(
-    tiny_llama: Path, text_file: Path, tmp_path: Path, method: dict[str, Any]
-) -> None:
+def test_layers_of_a_level_share_its_sparsity(tiny_llama: Path, tmp_path: Path) -> None:
     levels = [{"layers": "0", "sparsity": 0.2}, {"layers": "2", "sparsity": 0.7}]
-    data = {"calibration": text(text_file, 2)} if method["name"] == "wanda" else {}
-    report = steps.run(planned(tiny_llama, tmp_path / "out", "prune", method, levels, **data), OFF)
+    method = {"name": "magnitude", "sparsity": 0.5, "scope": "global"}
+    report = steps.run(planned(tiny_llama, tmp_path / "out", "prune", method, levels), OFF)
     for rule, wanted in (("levels[0]: 0", 0.2), ("levels[1]: 2", 0.7), ("method", 0.5)):
         rows = [row for row in report.layers if row.rule == rule]
         zeros = sum(row.detail["sparsity"] * row.bytes_before for row in rows)
@@ -96,7 +86,7 @@ def test_layers_of_a_level_share_its_sparsity(
         assert len({row.detail["sparsity"] for row in rows}) > 1
 
 
-AUTO = {"name": "rtn", "bits": "auto", "group_size": 32, "group_sizes": [32], "samples": 2, "evaluations": 4}
+AUTO = {"name": "rtn", "bits": "auto", "group_size": 32, "group_sizes": [32], "samples": 2, "evaluations": 0}
 
 
 def spent(report: Report, rule: str) -> float:
@@ -204,12 +194,11 @@ def test_without_calibration_data_the_weights_decide(tiny_llama: Path, tmp_path:
 @pytest.mark.parametrize(
     ("command", "method", "values"),
     [
-        ("quantize", {"name": "gptq", "bits": 4, "group_size": 32, "refine": 0}, [{"bits": 8}, {"skip": True}]),
-        ("quantize", {"name": "rtn", "bits": "auto", "target_bpw": 5}, [{"choices": [8, 4]}, {"bits": 3}]),
+        ("quantize", {"name": "rtn", "bits": "auto", "target_bpw": 5}, [{"choices": [8, 4]}, {"skip": True}]),
         ("prune", {"name": "taylor", "sparsity": 0.5}, [{"sparsity": 0.2}, {"sparsity": 0.7}]),
         ("factorize", {"name": "whitened", "energy": 0.9}, [{"target_bytes": "90KB"}, {"target_bytes": "20KB"}]),
     ],
-    ids=["calibrated", "widths", "gradients", "ranks"],
+    ids=["widths", "gradients", "ranks"],
 )
 def test_levels_are_found_for_every_kind_of_method(
     tiny_llama: Path, text_file: Path, tmp_path: Path, command: str, method: dict[str, Any], values: Any
