@@ -46,7 +46,11 @@ def test_what_would_stop_a_run_is_found_before_it(fields: dict[str, Any], words:
 def test_a_text_is_read_to_its_last_byte(kind: str, row: str, tmp_path: Path) -> None:
     fields: dict[str, Any] = {"columns": (0, 1), "score": 2} if kind == "pairs" else {}
     path = tmp_path / "a.csv"
-    for end, words in ((b"caf\xe9\n", "line 1001: is not UTF-8"), (b"\0", "line 1001: holds NUL"), (b"caf\xc3", "1001")):
+    for end, words in (
+        (b"caf\xe9\n", "line 1001: is not UTF-8"),
+        (b"\0", "line 1001: holds NUL"),
+        (b"caf\xc3", "1001"),
+    ):
         path.write_bytes(row.encode() * 1000 + end)
         (problem,) = problems(Data(**{kind: str(path)}, **fields))
         assert words in problem.message
