@@ -34,6 +34,15 @@ def rel_error(original: Tensor, approximate: Tensor | Weight) -> float:
     return relative(*squared_sums(original, approximate))
 
 
+def power_sums(rows: Tensor, order: int = 2) -> Tensor:
+    """Σ |x|^order of every row of a matrix, (rows,) float64, without a float64 copy of it; long rows are cut too."""
+    total = torch.zeros(len(rows), dtype=torch.float64)
+    for part in torch.split(rows, PIECE, dim=1):
+        pieces = torch.split(part, max(1, PIECE // max(1, part.shape[1])))
+        total += torch.cat([piece.double().abs_().pow_(order).sum(dim=1) for piece in pieces])
+    return total
+
+
 def relative(error: float, norm: float) -> float:
     """The relative error of ‖W − Ŵ‖² and ‖W‖²."""
     return (error / norm) ** 0.5 if norm else (0.0 if error == 0 else float("inf"))

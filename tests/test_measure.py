@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from aicompress import measure
 from aicompress.measure import (
@@ -14,6 +16,7 @@ from aicompress.measure import (
     interleaved,
     nbytes,
     paired_ratio,
+    power_sums,
     rel_error,
     relative,
     squared_sums,
@@ -101,3 +104,28 @@ def test_peak_rss_grows_with_memory() -> None:
     block[::4096] = b"x" * len(block[::4096])
     assert measure.peak_rss() >= before
     assert 1 << 20 < before < 1 << 40
+
+
+class Float64(TorchDispatchMode):
+    """Notes how large float64 tensors get."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = func(*args, **(kwargs or {}))
+        if isinstance(given, torch.Tensor) and given.dtype is torch.float64:
+            self.largest = max(self.largest, given.numel())
+        return given
+
+
+@pytest.mark.parametrize("shape", [(40, 50), (1, 2000), (3, 700), (0, 5), (5, 0)])
+@pytest.mark.parametrize("order", [1, 2])
+def test_sums_of_powers_are_those_of_float64_without_a_copy(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int], order: int
+) -> None:
+    monkeypatch.setattr(measure, "PIECE", 100)
+    rows = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    with Float64() as noted:
+        sums = power_sums(rows, order)
+    torch.testing.assert_close(sums, rows.double().abs().pow(order).sum(dim=1))
+    assert noted.largest <= 100

@@ -29,7 +29,7 @@ _NO_MATRIX = re.compile(
 _KERNEL = re.compile(r"(?:^|[._])(?:kernel|weights?|weight_v|w)$", re.IGNORECASE)
 _NORM = re.compile(r"norm|(?:^|\.)ln_|layernorm|(?:^|\.)bn\d*$", re.IGNORECASE)
 # Conv1D of GPT-2 and its kin stores (in, out).
-_CONV1D_MODELS = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"}
+_CONV1D_MODELS = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "clvp_decoder"}
 _CONV1D = re.compile(r"(?:^|\.)(?:c_attn|c_proj|c_fc|q_attn)$")
 
 
@@ -132,5 +132,10 @@ def is_embedding(layer: str) -> bool:
 
 
 def is_transposed(tensor: str, config: dict[str, Any] | None) -> bool:
-    """Whether a linear layer stores (in, out), as GPT-2's Conv1D does."""
-    return (config or {}).get("model_type") in _CONV1D_MODELS and bool(_CONV1D.search(layer_name(tensor)))
+    """Whether a linear layer stores (in, out), as GPT-2's Conv1D does, also where GPT-2 is a part of the model."""
+    return bool(_CONV1D.search(layer_name(tensor))) and _has_conv1d(config or {})
+
+
+def _has_conv1d(config: dict[str, Any]) -> bool:
+    parts = (value for value in config.values() if isinstance(value, dict))
+    return config.get("model_type") in _CONV1D_MODELS or any(map(_has_conv1d, parts))

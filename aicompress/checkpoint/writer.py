@@ -133,15 +133,14 @@ class CheckpointWriter:
             ValueError: dtype or shape do not fit the plan.
             OutOfSpace: the disk is full.
         """
+        self.put_part(name, tensor, self._shard_of[name].specs[name].shape[0] * start // total)
+
+    def put_part(self, name: str, tensor: Tensor, first: int) -> None:
+        """Write a part of a tensor along its first axis, from an index on, or all of it; errors as of `put_rows`."""
         spec = self._shard_of[name].specs[name]
         if TensorSpec.of(tensor) == spec:
             self._write(name, tensor, 0)
             return
-        self.put_part(name, tensor, spec.shape[0] * start // total)
-
-    def put_part(self, name: str, tensor: Tensor, first: int) -> None:
-        """Write a part of a tensor along its first axis, from an index on; errors as of `put_rows`."""
-        spec = self._shard_of[name].specs[name]
         length, *rest = spec.shape
         if tensor.dtype is not spec.dtype or [*tensor.shape[1:]] != rest or first + len(tensor) > length:
             raise ValueError(f"{name}: planned {spec}, got {TensorSpec.of(tensor)} from {first} on")

@@ -28,12 +28,19 @@ class Candidate(Generic[C]):
         config: its parameters.
         read: reads the layer; call it late and drop the result.
         input_name: names the input that the layer shares with others; None: it has one of its own.
+        blocks: functions that read its blocks of rows, first rows first; None where it is read as a whole only.
     """
 
     info: LayerInfo
     config: C
     read: Callable[[], Layer]
     input_name: Callable[[], str] | None = None
+    blocks: Sequence[Callable[[], Layer]] | None = None
+
+    @property
+    def parts(self) -> Sequence[Callable[[], Layer]]:
+        """Functions that read all of the layer, in blocks of rows where it has them."""
+        return [self.read] if self.blocks is None else self.blocks
 
 
 @dataclass(frozen=True)
@@ -85,13 +92,19 @@ class RowWise(Generic[C]):
             error, in one fast pass; None where that takes `apply`.
         divided: (layer info, functions that read its blocks of rows, config) -> a config for each block, where what a
             row becomes depends on the others; None: the layer's own for all of them.
+        divides: config -> whether `divided` is needed.
         together: config -> the number of rows that a block holds a multiple of, where rows share bytes on disk.
     """
 
     independent: Callable[[C], bool]
     measured: Callable[[Tensor, LayerInfo, C], Measured | None] | None = None
     divided: Callable[[LayerInfo, Sequence[Callable[[], Layer]], C], list[C]] | None = None
+    divides: Callable[[C], bool] = lambda config: True
     together: Callable[[C], int] = lambda config: 1
+
+    def parted(self, config: C) -> bool:
+        """Whether blocks of rows have configs of their own."""
+        return self.divided is not None and self.divides(config)
 
 
 @dataclass(frozen=True)

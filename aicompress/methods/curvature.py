@@ -82,9 +82,12 @@ def loss(error: Tensor, gram: Tensor) -> float:
 
 
 def energies(gram: Tensor) -> Tensor:
-    """The diagonal of H, (in,) float64, where a dead input (H_jj = 0) has the mean of the others."""
+    """The diagonal of H, (in,) float64, where a dead input (H_jj = 0) has the mean of the others.
+
+    An input whose squares float32 cannot hold as normal numbers is dead, too: their reciprocals would be infinite.
+    """
     diagonal = gram.diagonal().double()
-    alive = diagonal > 0
+    alive = diagonal >= torch.finfo(torch.float32).tiny
     return torch.where(alive, diagonal, diagonal[alive].mean() if alive.any() else 1.0)
 
 

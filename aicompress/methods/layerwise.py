@@ -78,6 +78,11 @@ class LayerMethod(Method, Generic[C]):
         """Whether a layer gets new codes: zeros that an earlier step left in it have to be kept apart from them."""
         return self.command == "quantize"
 
+    @property
+    def tunable(self) -> bool:
+        """Whether what it stores can move on towards what a block gave before: codes, or factors."""
+        return self.command in ("quantize", "factorize")
+
     def planned(self, info: LayerInfo, config: C) -> Weight:
         """Outline of a layer as it is stored: of one that is sparse, the survivors alone where that is smaller."""
         outline = self.outline(info, config)

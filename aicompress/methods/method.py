@@ -24,10 +24,12 @@ class MethodConfig(BaseModel):
     Attributes:
         one_of: fields that say the same thing in different ways: exactly one of them is given. A rule that gives one
             replaces the method's.
+        budgets: fields that several layers share: those of a level that gives one share the level's own.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     one_of: ClassVar[tuple[str, ...]] = ()
+    budgets: ClassVar[frozenset[str]] = frozenset()
 
     name: str
 

@@ -2,14 +2,16 @@
 
 from aicompress.data.section import Data
 from aicompress.recipe.files import find, read_text, read_yaml, shipped, with_overrides
+from aicompress.recipe.levels import Level, MeasuredLevels
 from aicompress.recipe.section import Model, ReportFiles, Section, absolute, validated
-from aicompress.recipe.step import DEFAULT_KINDS, Calibration, Level, Recipe, Rule, Select, Tune, load
+from aicompress.recipe.step import DEFAULT_KINDS, Calibration, Recipe, Rule, Select, Tune, load
 
 __all__ = [
     "DEFAULT_KINDS",
     "Calibration",
     "Data",
     "Level",
+    "MeasuredLevels",
     "Model",
     "Recipe",
     "ReportFiles",

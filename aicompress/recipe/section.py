@@ -13,6 +13,8 @@ from aicompress.data.section import Data
 from aicompress.errors import RecipeError, raise_all, suggestion
 from aicompress.methods import MethodConfig
 
+UNNAMED = ("<list>", "<section>")  # what a key may be, as pydantic tells them apart; no part of a recipe's own names
+
 RecipePart = TypeVar("RecipePart", bound=BaseModel)
 
 
@@ -52,15 +54,16 @@ def validated(kind: type[RecipePart], fields: dict[str, Any], where: str) -> Rec
 
 
 def _explain(problem: Any, kind: type[BaseModel], where: str) -> RecipeError:
-    path = ".".join(str(piece) for piece in problem["loc"])
+    pieces = [piece for piece in problem["loc"] if piece not in UNNAMED]
+    path = ".".join(map(str, pieces))
     place = ".".join(piece for piece in (where, path) if piece)
     if problem["type"] == "extra_forbidden":
-        word = str(problem["loc"][-1])
+        word = str(pieces[-1])
         if word == "ratio":
             return RecipeError(
                 f"{place}: 'ratio' is ambiguous", "say sparsity, keep, rank, energy, bits or target_bytes"
             )
-        return RecipeError(f"{place}: unknown key", suggestion(word, list(_fields_at(kind, problem["loc"][:-1]))))
+        return RecipeError(f"{place}: unknown key", suggestion(word, list(_fields_at(kind, pieces[:-1]))))
     if problem["type"] == "missing":
         return RecipeError(f"{place}: missing", "add it to the recipe")
     message = str(problem["msg"]).removeprefix("Value error, ")

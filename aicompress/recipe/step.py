@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from aicompress.data.section import Data
 from aicompress.errors import CompressError, RecipeError, suggestion
@@ -17,8 +17,9 @@ from aicompress.methods.effort import Level as Effort
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import Method
 from aicompress.recipe.files import find, read_text, read_yaml, with_overrides
+from aicompress.recipe.levels import Level, Levels, MeasuredLevels, MethodFields
 from aicompress.recipe.section import Model, ReportFiles, Section, absolute, validated
-from aicompress.selection import from_the_start, in_levels, matches, unmatched, unreached
+from aicompress.selection import matches, unmatched, unreached
 
 DEFAULT_KINDS: tuple[Kind, ...] = ("linear", "conv")
 
@@ -35,30 +36,11 @@ class Select(Section):
     )
 
 
-class Rule(Section):
+class Rule(MethodFields):
     """Method fields for the layers of one pattern; the first rule that matches a layer wins."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
 
     match: str
     skip: bool = False
-
-    @property
-    def fields(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
-
-
-class Level(Section):
-    """Method fields for a span of depths, counted from 0, or from -1 at the end: hierarchical compression."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    layers: str
-    skip: bool = False
-
-    @property
-    def fields(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
 
 
 class Calibration(Data):
@@ -115,7 +97,7 @@ class Calibration(Data):
 
 
 class Tune(Section):
-    """Block tuning: codes and scales of a block's layers are moved together towards the outputs it had before."""
+    """Block tuning: codes and scales, or factors, of a block are moved together towards the outputs it had before."""
 
     steps: int = Field(200, ge=1, description="batches that are run forward and back, per block")
     batch: int = Field(8, ge=1, description="samples in a batch")
@@ -124,6 +106,14 @@ class Tune(Section):
     )
     scale_rate: float = Field(
         0.001, ge=0, le=0.1, description="how far a step moves a scale, as a share of it; falls to nothing"
+    )
+    factor_rate: float = Field(
+        0.01,
+        gt=0,
+        le=1,
+        exclude_if=lambda rate: rate == 0.01,  # recipes from before it was there keep their digests
+        description="how far a step moves a factor of a low-rank layer, as a share of its root mean square; falls to "
+        "nothing",
     )
 
 
@@ -134,7 +124,7 @@ class Recipe(Section):
     method: MethodConfig
     select: Select = Select()
     rules: tuple[Rule, ...] = ()
-    levels: tuple[Level, ...] = ()
+    levels: Levels = ()
     model: Model | None = None
     calibration: Calibration | None = None
     effort: Effort | None = Field(None, description="preset of the method's fields and of tune; fields beside it win")
@@ -151,17 +141,30 @@ class Recipe(Section):
         """Every field with its value, JSON-ready."""
         return {**self.model_dump(mode="json"), "method": self.method.model_dump(mode="json")}
 
+    @property
+    def given_levels(self) -> tuple[Level, ...]:
+        """Levels that say which layers they have; none where they are to be measured."""
+        return () if isinstance(self.levels, MeasuredLevels) else self.levels
+
+    @property
+    def measured_levels(self) -> MeasuredLevels | None:
+        """Levels that are to be found by measurement."""
+        return self.levels if isinstance(self.levels, MeasuredLevels) else None
+
+    def with_levels(self, levels: Sequence[Level]) -> Recipe:
+        """The recipe with other levels."""
+        return self.model_copy(update={"levels": tuple(levels)})
+
     def counted(self, layers: Sequence[LayerInfo]) -> Recipe:
         """The recipe with depths that are counted from the end counted from the start."""
-        levels = tuple(
-            level.model_copy(update={"layers": from_the_start(level.layers, layers)}) for level in self.levels
-        )
-        return self.model_copy(update={"levels": levels})
+        return self.with_levels([level.counted(layers) for level in self.given_levels]) if self.given_levels else self
 
     def problems(self, layers: Sequence[LayerInfo]) -> list[CompressError]:
         """Rules and levels that match nothing."""
-        spans = [level.layers for level in self.levels]
-        return unmatched([rule.match for rule in self.rules], layers, "rules") + unreached(spans, layers)
+        spans = [level.layers for level in self.given_levels if level.layers is not None]
+        patterns = [level.match for level in self.given_levels if level.match is not None]
+        rules = unmatched([rule.match for rule in self.rules], layers, "rules")
+        return [*rules, *unmatched(patterns, layers, "levels"), *unreached(spans, layers)]
 
     def config_for(self, layer: LayerInfo) -> tuple[MethodConfig | None, str]:
         """The method's parameters for a layer and the rule that gave them; None where a rule skips it.
@@ -169,13 +172,24 @@ class Recipe(Section):
         Raises:
             RecipeError: a rule's fields are not the method's.
         """
+        part, where = self._part_for(layer)
+        return (self.method, where) if part is None else self._with(part, where)
+
+    def budget_for(self, layer: LayerInfo) -> str:
+        """The level with a budget of its own that a layer shares; empty where it shares the recipe's."""
+        part, where = self._part_for(layer)
+        own = isinstance(part, Level) and not self.method.budgets.isdisjoint(part.fields)
+        return where if own else ""
+
+    def _part_for(self, layer: LayerInfo) -> tuple[Rule | Level | None, str]:
+        """What gives a layer its parameters, the first that matches: a rule, a level, or else the method."""
         for number, rule in enumerate(self.rules):
             if matches(rule.match, layer):
-                return self._with(rule, f"rules[{number}]: {rule.match}")
-        for number, level in enumerate(self.levels):
-            if in_levels(layer, level.layers):
-                return self._with(level, f"levels[{number}]: {level.layers}")
-        return self.method, "method"
+                return rule, f"rules[{number}]: {rule.match}"
+        for number, level in enumerate(self.given_levels):
+            if level.holds(layer):
+                return level, f"levels[{number}]: {level.members}"
+        return None, "method"
 
     def _with(self, part: Rule | Level, where: str) -> tuple[MethodConfig | None, str]:
         if part.skip:
@@ -212,10 +226,8 @@ def with_effort(plain: dict[str, Any], given: dict[str, Any], method: Method) ->
 
 
 def _tunable(method: Method) -> bool:
-    """Whether a method quantizes blocks that run, and neither rescales nor rotates what it is given."""
-    if not isinstance(method, LayerMethod) or not method.recodes or not method.needs:
-        return False
-    return not method.rewrites and "gradients" not in method.needs
+    """Whether a method gives codes or factors to blocks that run, and neither rescales nor rotates what it is given."""
+    return isinstance(method, LayerMethod) and method.tunable and bool(method.needs) and not method.rewrites
 
 
 def load(name: str, command: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -233,7 +245,7 @@ def load(name: str, command: str, overrides: Sequence[str] = ()) -> Recipe:
     if plain.get("effort") is not None:
         plain = with_effort(plain, given, method)
     if plain.get("tune") is not None and not _tunable(method):
-        hint = "take a method that only reads inputs and stores integer codes, such as gptq"
-        raise RecipeError(f"tune: {method.name} runs no block whose codes could be tuned", hint)
+        hint = "take a calibrated method that stores integer codes or factors, such as gptq or whitened"
+        raise RecipeError(f"tune: {method.name} runs no block that could be tuned", hint)
     config = validated(method.config, plain["method"], "method")
     return absolute(validated(Recipe, {**plain, "method": config}, ""), path.parent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import aicompress.hf  # noqa: F401  transformers' reader of the native layout
@@ -33,7 +35,11 @@ STEPS: dict[str, tuple[str, str, tuple[str, ...]]] = {  # command, recipe, what 
     "width": ("prune", "width-50", ("method.multiple=1",)),
     "heads": ("prune", "heads-norm", ("method.unit=group",)),
     "depth": ("prune", "depth-half", ("method.keep_layers=1",)),
+    "gptq": ("quantize", "gptq-w4", ()),
+    "taylor": ("prune", "taylor-50", ()),
 }
+CALIBRATED = ("gptq", "taylor")  # on the inputs that outputs are compared on
+COPIES = 4  # of these inputs: fewer rows than 16 would leave layers data-free
 WORKS, REFUSED, FAULT, ABSENT = "works", "refused", "fault", "not built"
 
 
@@ -123,6 +129,7 @@ def _step(step: str, folder: Path, kind: Any) -> None:
     """
     command, recipe, more = STEPS[step]
     out = folder / step
+    more = (*more, _calibration(folder)) if step in CALIBRATED else more
     read = load_recipe(f"{command}/{recipe}", command, ["report.html=false", *more])
     try:
         plan = steps.make_plan(folder / "in", Destination(out), read, command)
@@ -153,6 +160,22 @@ def _step(step: str, folder: Path, kind: Any) -> None:
         if name in ours and not torch.allclose(value.float(), ours[name].float(), rtol=1e-3, atol=1e-3):
             raise Wrong(f"transformers loads other numbers for {name}")
     _require_same(_outputs(stock.eval()), wanted, "transformers")
+
+
+def _calibration(folder: Path) -> str:
+    """The edit of a recipe that makes a model's own inputs its calibration data.
+
+    Raises:
+        Refused: what the model takes is not known here.
+    """
+    try:
+        inputs = tiny_model.inputs_of(load(folder / "in", kernels="reference"))
+    except CompressError as error:
+        raise Refused("what it takes is not known to the sweep") from error
+    real = {name: value.float() if value.is_floating_point() else value for name, value in inputs.items()}
+    arrays = {name: torch.cat([value] * COPIES) for name, value in real.items()}
+    save_file(arrays, folder / "inputs.safetensors")
+    return "calibration=" + json.dumps({"arrays": str(folder / "inputs.safetensors"), "inputs": list(arrays)})
 
 
 def _dense(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from aicompress.checkpoint.naming import kind_in_bare_file, kind_of
+from aicompress.checkpoint.naming import is_transposed, kind_in_bare_file, kind_of
 from aicompress.weights import TensorSpec
 
 BARE = {
@@ -41,3 +43,15 @@ def test_every_matrix_of_a_bare_file_is_a_layer(name: str) -> None:
 def test_beside_a_model_definition_only_usual_names_are() -> None:
     assert kind_of("ssm.mixing", TensorSpec(torch.float32, (8, 4))) is None
     assert kind_of("ssm.mixing.weight", TensorSpec(torch.float32, (8, 4))) == "linear"
+
+
+GPT2 = {"model_type": "gpt2"}
+
+
+@pytest.mark.parametrize(
+    "config", [GPT2, {"model_type": "clvp_decoder"}, {"model_type": "vision-encoder-decoder", "decoder": GPT2}]
+)
+def test_layers_of_gpt2_are_stored_transposed_wherever_it_is(config: dict[str, Any]) -> None:
+    assert is_transposed("decoder.transformer.h.0.attn.c_attn.weight", config)
+    assert not is_transposed("encoder.layer.0.attention.query.weight", config)
+    assert not is_transposed("transformer.h.0.attn.c_attn.weight", {"model_type": "gpt_bigcode"})

@@ -175,6 +175,17 @@ def test_zero_row_stays_zero(method: LayerMethod, fields: dict[str, Any]) -> Non
     assert method.apply(layer, config).dense()[3].abs().max() < 1e-6
 
 
+@pytest.mark.parametrize(("method", "fields"), [case for case in BRIEF if case.values[0].needs])
+def test_inputs_of_next_to_nothing_tell_nothing(method: LayerMethod, fields: dict[str, Any]) -> None:
+    """Squares that float32 holds as subnormal numbers alone: their reciprocals are infinite."""
+    layer = layer_of(method, (16, 128))
+    config = resolved(method, layer, fields)
+    assert layer.inputs is not None
+    faint = {name: value * 1e-41 for name, value in vars(layer.inputs).items() if isinstance(value, Tensor)}
+    weight = method.apply(dataclasses.replace(layer, inputs=dataclasses.replace(layer.inputs, **faint)), config)
+    assert torch.isfinite(weight.dense()).all()
+
+
 @pytest.mark.parametrize(("method", "fields"), BRIEF)
 def test_all_zero_weight(method: LayerMethod, fields: dict[str, Any]) -> None:
     layer = layer_of(method, (16, 128), stored=Dense(torch.zeros(16, 128)))

@@ -24,10 +24,11 @@ def test_small_models(model_type: str) -> None:
 def test_outcomes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """BERT's blocks are too few for what is asked in the last step."""
     monkeypatch.setitem(trial.STEPS, "depth", ("prune", "depth-half", ("method.keep_layers=9",)))
-    found = list(trial.trials("bert", ("magnitude", "depth"), tmp_path))
+    found = list(trial.trials("bert", ("magnitude", "gptq", "depth"), tmp_path))
     assert [(outcome.step, outcome.verdict) for outcome in found] == [
         ("build", WORKS),
         ("magnitude", WORKS),
+        ("gptq", WORKS),
         ("depth", REFUSED),
     ]
     assert "9" in found[-1].reason

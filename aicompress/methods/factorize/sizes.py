@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -21,6 +22,7 @@ class RankConfig(MethodConfig):
     """Parameters that say how large factors are."""
 
     one_of: ClassVar[tuple[str, ...]] = ("rank", "energy", "keep", "target_bytes")
+    budgets: ClassVar[frozenset[str]] = frozenset({"keep", "target_bytes"})
 
     rank: int | None = Field(None, ge=1, description="columns of U; a layer that it would not shrink stays dense")
     energy: float | None = Field(
@@ -28,7 +30,9 @@ class RankConfig(MethodConfig):
     )
     keep: float | None = Field(None, gt=0, le=1, description="share of a layer's parameters that its factors have")
     target_bytes: ByteSize | None = Field(
-        None, gt=0, description="weight bytes of the whole output, e.g. 20MB; ranks are shared out by σ² per byte"
+        None,
+        gt=0,
+        description="weight bytes of the output, in a level of its layers, e.g. 20MB; the most σ² per byte",
     )
     multiple: int = Field(
         1, ge=1, description="ranks are multiples of this, so that groups of a later quantization fit"
@@ -41,6 +45,19 @@ class RankConfig(MethodConfig):
 
 
 R = TypeVar("R", bound=RankConfig)
+
+
+@dataclass(frozen=True)
+class Gains:
+    """What each further rank of a layer gains.
+
+    Attributes:
+        squares: σ² in descending order, (min(out, in),).
+        comparable: in a unit that all layers share; otherwise they count as much as an average layer of its size.
+    """
+
+    squares: Tensor
+    comparable: bool = True
 
 
 def rank_of(info: LayerInfo, config: RankConfig) -> int | None:
@@ -126,13 +143,13 @@ def resolved_rank(info: LayerInfo, config: RankConfig) -> int:
     return rank
 
 
-def resolve(candidates: Sequence[Candidate[R]], other_bytes: int, squares: Callable[[Candidate[R]], Tensor]) -> list[R]:
+def resolve(candidates: Sequence[Candidate[R]], other_bytes: int, gains: Callable[[Candidate[R]], Gains]) -> list[R]:
     """Turn `energy`, `target_bytes` and a `keep` of all layers together into ranks; each layer is read once.
 
     Args:
         candidates: the layers.
         other_bytes: of everything else in the output.
-        squares: reads a layer: σ² in descending order, (min(out, in),).
+        gains: reads a layer and says what its ranks gain.
 
     Raises:
         RecipeError: the budget does not hold even rank 1 everywhere, or a compressed layer would grow.
@@ -140,15 +157,15 @@ def resolve(candidates: Sequence[Candidate[R]], other_bytes: int, squares: Calla
     ranks: dict[int, int] = {}
     budgets: dict[int, list[int]] = {}
     pool: dict[int, int] = {}  # bytes of a share of the parameters
-    spectra: dict[int, Tensor] = {}
+    read: dict[int, Gains] = {}
     for number, candidate in enumerate(candidates):
         config = candidate.config
         if not config.by_spectrum:
             other_bytes += _nbytes(candidate)
             continue
-        spectra[number] = squares(candidate).cpu()
+        read[number] = gains(candidate)
         if config.energy is not None:
-            wanted = energy_rank(spectra.pop(number), config.energy)
+            wanted = energy_rank(read.pop(number).squares, config.energy)
             ranks[number] = -(-wanted // config.multiple) * config.multiple
             other_bytes += _nbytes(candidate, ranks[number])
         elif config.target_bytes is not None:
@@ -157,7 +174,9 @@ def resolve(candidates: Sequence[Candidate[R]], other_bytes: int, squares: Calla
             pool[number] = _nbytes(candidate)
             other_bytes += pool[number]
     if len(budgets) > 1:
-        raise RecipeError("target_bytes is given with several values", "it is the size of the whole output: give one")
+        hint = "it is the size of the whole output: give one; levels have budgets of their own"
+        raise RecipeError("target_bytes is given with several values", hint)
+    spectra = _in_one_unit(candidates, read)
     if pool:
         layers = [spectrum(candidates[number], spectra[number]) for number in pool]
         ranks.update(zip(pool, allocate(layers, sum(pool.values())), strict=True))
@@ -165,6 +184,19 @@ def resolve(candidates: Sequence[Candidate[R]], other_bytes: int, squares: Calla
         layers = [spectrum(candidates[number], spectra[number]) for number in numbers]
         ranks.update(zip(numbers, allocate(layers, budget - other_bytes, budget), strict=True))
     return explicit(candidates, ranks)
+
+
+def _in_one_unit(candidates: Sequence[Candidate[R]], read: Mapping[int, Gains]) -> dict[int, Tensor]:
+    """Gains by the number of the layer; those that are not comparable are brought to the average per weight."""
+    numbers = {at: candidates[at].info.shape[0] * candidates[at].info.shape[1] for at in read}
+    known = [at for at, each in read.items() if each.comparable]
+    average = sum(float(read[at].squares.sum()) for at in known) / max(1, sum(numbers[at] for at in known))
+    spectra: dict[int, Tensor] = {}
+    for at, each in read.items():
+        total = float(each.squares.sum())
+        factor = average * numbers[at] / total if known and not each.comparable and total > 0 else 1.0
+        spectra[at] = (each.squares * factor).cpu()
+    return spectra
 
 
 def explicit(candidates: Sequence[Candidate[R]], ranks: dict[int, int]) -> list[R]:

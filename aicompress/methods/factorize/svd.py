@@ -18,7 +18,7 @@ from torch import Tensor
 from aicompress.layer import Layer
 from aicompress.methods.capabilities import Allocates, Candidate
 from aicompress.methods.factorize import sizes
-from aicompress.methods.factorize.sizes import RankConfig, check, describe, outline, stored
+from aicompress.methods.factorize.sizes import Gains, R, RankConfig, check, describe, outline, stored
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.weights import Weight
 
@@ -69,9 +69,9 @@ def factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return (basis * root).float(), (basis * inverse).t().float() @ weight
 
 
-def squares(candidate: Candidate[SvdConfig]) -> Tensor:
+def gains(candidate: Candidate[R]) -> Gains:
     """σ² of a layer, which is read."""
-    return squared_singular_values(candidate.read().weight)
+    return Gains(squared_singular_values(candidate.read().weight))
 
 
 def resolve(candidates: Sequence[Candidate[SvdConfig]], other_bytes: int) -> list[SvdConfig]:
@@ -80,7 +80,7 @@ def resolve(candidates: Sequence[Candidate[SvdConfig]], other_bytes: int) -> lis
     Raises:
         RecipeError: the budget does not hold even rank 1 everywhere, or a compressed layer would grow.
     """
-    return sizes.resolve(candidates, other_bytes, squares)
+    return sizes.resolve(candidates, other_bytes, gains)
 
 
 METHOD = LayerMethod(

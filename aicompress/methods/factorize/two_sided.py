@@ -15,9 +15,9 @@ from pydantic import ConfigDict, Field, model_validator
 
 from aicompress.errors import CompressError
 from aicompress.layer import Layer
-from aicompress.methods.curvature import moments
+from aicompress.methods.curvature import gradients, moments
 from aicompress.methods.factorize.roots import Root
-from aicompress.methods.factorize.weighted import AnchoredConfig, Sides, shift_of, weighted
+from aicompress.methods.factorize.weighted import EFFORTS, AnchoredConfig, Sides, shift_of, weighted
 from aicompress.methods.method import GradientLoss
 
 
@@ -74,22 +74,35 @@ def inputs(layer: Layer, config: TwoSidedConfig) -> Root:
 
 
 def outputs(layer: Layer, config: TwoSidedConfig) -> Root | None:
-    """Mᵀ of the Gram matrix of the gradients in a layer's outputs; None where no gradient was seen there.
+    """Mᵀ of the Gram matrix of the gradients in a layer's outputs; None where no gradient reaches it.
+
+    Of experts in one tensor no outputs are seen. With inputs that are independent of the gradients, E[g²] of a row's
+    weights adds up to d² of its output times ‖x‖², which gives the diagonal.
 
     Raises:
         CompressError: they are not finite.
     """
-    gram = None if layer.gradients is None else layer.gradients.output_gram
-    if gram is None or not gram.any():
+    found = gradients(layer)
+    if not reached(layer):
         return None
-    if not torch.isfinite(gram).all():
+    if found.output_gram is None:
+        return Root.diagonal(found.square.sum(dim=1) / moments(layer).diagonal().sum(), config.output_damping)
+    if not torch.isfinite(found.output_gram).all():
         raise CompressError(f"{layer.info.name}: its gradients hold NaN or infinity", "calibrate on other data")
-    return Root.of(gram, config.output_damping)
+    return Root.of(found.output_gram, config.output_damping)
+
+
+def reached(layer: Layer) -> bool:
+    """Whether gradients reach a layer; of one that they do not reach all weights count alike, in no unit of loss."""
+    found = gradients(layer)
+    if found.output_gram is not None:
+        return bool(found.output_gram.any())
+    return not torch.equal(found.mean, found.square)  # flat moments, or zero ones
 
 
 METHOD = weighted(
     TwoSidedConfig,
-    Sides(inputs, outputs, shift_of),
+    Sides(inputs, outputs, shift_of, comparable=reached, efforts=EFFORTS),
     frozenset({"gram", "output_gram"}),
     "the two factors of least loss, by inputs and output gradients; by rank, energy, share or bytes; calibrated",
     when="low rank with the least divergence at its bytes, for one backward pass more than whitened",

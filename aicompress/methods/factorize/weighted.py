@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 from pydantic import Field
 from torch import Tensor
@@ -12,9 +12,10 @@ from torch import Tensor
 from aicompress.layer import Layer
 from aicompress.methods.capabilities import Allocates, Candidate, Joint, Reads, Setting, Surveys
 from aicompress.methods.curvature import shifted
+from aicompress.methods.effort import Effort, Level, one_pass
 from aicompress.methods.factorize import sizes, svd
 from aicompress.methods.factorize.roots import Root, Weighting
-from aicompress.methods.factorize.sizes import RankConfig, check, describe, outline, stored
+from aicompress.methods.factorize.sizes import Gains, RankConfig, check, describe, outline, stored
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.weights import Weight
 
@@ -50,12 +51,35 @@ class Sides(Generic[W]):
         outputs: (layer, config) -> the outputs' side; None: all alike.
         shift: config -> how far the target moves towards the original model's outputs.
         shared: layers with the same inputs have the same inputs' side.
+        comparable: (layer) -> whether the error of this one is in the unit of the others.
+        efforts: presets.
     """
 
     inputs: Callable[[Layer, W], Root]
     outputs: Callable[[Layer, W], Root | None] = lambda layer, given: None
     shift: Callable[[W], float] = lambda given: 0.0
     shared: bool = True
+    comparable: Callable[[Layer], bool] = lambda layer: True
+    efforts: Mapping[Level, Effort] = field(default_factory=dict)
+
+
+def _aimed(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {}
+
+
+EFFORTS: dict[Level, Effort] = {
+    "fast": Effort(
+        "one forward pass over the calibration data, of the original model",
+        lambda given: {"shift": 0.0},
+        calibration=lambda given: one_pass({"shift": 0.0, **given}),
+    ),
+    "balanced": Effort("three forward passes, for targets that make up for compressed blocks", _aimed),
+    "best": Effort(
+        "block tuning on top: 400 steps of 4 samples forward and back per block, ten to thirty times balanced",
+        _aimed,
+        {"steps": 400, "batch": 4},
+    ),
+}
 
 
 def weighted(config: type[W], sides: Sides[W], reads: frozenset[str], summary: str, *, when: str) -> LayerMethod[W]:
@@ -83,13 +107,14 @@ def weighted(config: type[W], sides: Sides[W], reads: frozenset[str], summary: s
         root = sides.inputs(layers[0], given)
         return [factorized(layer, given, root) for layer in layers]
 
-    def squares(candidate: Candidate[W]) -> Tensor:
-        layer = candidate.read()
-        given = candidate.config
-        return Weighting(sides.inputs(layer, given), sides.outputs(layer, given)).squares(layer.weight)
+    def gains(candidate: Candidate[W]) -> Gains:
+        layer, given = candidate.read(), candidate.config
+        weighting = Weighting(sides.inputs(layer, given), sides.outputs(layer, given))
+        seen = layer.inputs is None or layer.inputs.count > 1  # white noise counts one row
+        return Gains(weighting.squares(layer.weight), seen and sides.comparable(layer))
 
     def decide(candidates: Sequence[Candidate[W]], setting: Setting) -> list[W]:
-        return sizes.resolve(candidates, setting.other_bytes, squares)
+        return sizes.resolve(candidates, setting.other_bytes, gains)
 
     return LayerMethod(
         name=config.model_fields["name"].default,
@@ -105,6 +130,7 @@ def weighted(config: type[W], sides: Sides[W], reads: frozenset[str], summary: s
         allocates=Allocates(estimated),
         surveys=Surveys(lambda given: reads if given.by_spectrum else frozenset(), decide),
         describe=describe,
+        efforts=sides.efforts,
         reading=Reads(compares=lambda given: sides.shift(given) > 0),
     )
 
@@ -115,9 +141,7 @@ def estimated(candidates: Sequence[Candidate[W]], other_bytes: int) -> list[W]:
     Raises:
         RecipeError: a budget does not hold even rank 1 everywhere, or a compressed layer would grow.
     """
-    plain = sizes.resolve(
-        candidates, other_bytes, lambda candidate: svd.squared_singular_values(candidate.read().weight)
-    )
+    plain = sizes.resolve(candidates, other_bytes, svd.gains)
     return [
         candidate.config.model_copy(update={"rank": config.rank}) if candidate.config.by_spectrum else config
         for candidate, config in zip(candidates, plain, strict=True)

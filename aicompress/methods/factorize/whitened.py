@@ -14,7 +14,7 @@ from pydantic import ConfigDict
 from aicompress.layer import Layer
 from aicompress.methods.curvature import moments
 from aicompress.methods.factorize.roots import Root
-from aicompress.methods.factorize.weighted import AnchoredConfig, Sides, shift_of, weighted
+from aicompress.methods.factorize.weighted import EFFORTS, AnchoredConfig, Sides, shift_of, weighted
 
 
 class WhitenedConfig(AnchoredConfig):
@@ -40,7 +40,7 @@ def inputs(layer: Layer, config: WhitenedConfig) -> Root:
 
 METHOD = weighted(
     WhitenedConfig,
-    Sides(inputs, shift=shift_of),
+    Sides(inputs, shift=shift_of, efforts=EFFORTS),
     frozenset({"gram"}),
     "the two factors that change the layer's output least; by rank, energy, share or bytes; calibrated",
     when="low rank with calibration text and no backward pass; two_sided loses less, and quantizing saves more",

@@ -17,6 +17,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.errors import RecipeError
+from aicompress.measure import power_sums
 from aicompress.methods.capabilities import Reads
 from aicompress.methods.prune.units import units
 from aicompress.methods.prune.units.size_targets import TARGETS, TargetedConfig
@@ -90,7 +91,7 @@ def norms(layer: Structure) -> Tensor:
     total = torch.zeros(layer.size, dtype=torch.float64)
     for part in layer.of("whole"):
         rows = part.read()  # (experts of this tensor, numbers)
-        total[part.first : part.first + len(rows)] += rows.double().square().sum(dim=1)
+        total[part.first : part.first + len(rows)] += power_sums(rows)
     return total
 
 

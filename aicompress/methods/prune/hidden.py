@@ -25,6 +25,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.errors import CompressError, RecipeError
+from aicompress.measure import power_sums
 from aicompress.methods.capabilities import Reads
 from aicompress.methods.method import GradientLoss
 from aicompress.methods.prune.units import obs, units
@@ -135,7 +136,7 @@ def norms(stream: Structure) -> Tensor:
         if part.role == "offset":
             continue
         rows = part.read()  # (coordinates, numbers)
-        squares = rows.double().square().sum(dim=1)
+        squares = power_sums(rows)
         if rows.shape[1] > 1 and float(squares.mean()) > 0:
             total += squares / squares.mean()
     return total

@@ -8,6 +8,7 @@ of a layer has score 1, so that no layer can be pruned away.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -19,11 +20,13 @@ from aicompress.methods.capabilities import Allocates, Candidate, RowWise
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.prune import magnitude
 from aicompress.methods.prune.masks.global_threshold import share_globally
-from aicompress.methods.prune.masks.sparsity import SparsityConfig, check, describe, outline, resolve_stored
+from aicompress.methods.prune.masks.sparsity import SCORED, SparsityConfig, check, describe, outline, resolve_stored
 from aicompress.methods.zeros import mask_of
 from aicompress.weights import Weight
 
 PIECE = 1 << 20  # squares in float64 at a time
+RANGE = 1 << 23  # weights that are sorted at a time
+BINS = 1 << 15  # of magnitudes, by the upper 16 bits of a float32 number
 
 
 class LampConfig(SparsityConfig):
@@ -39,23 +42,69 @@ class LampConfig(SparsityConfig):
     block: None = Field(None, description="not for lamp, whose scores do not add up")
 
 
-def scores(layer: Layer, config: LampConfig) -> Tensor:
-    """w² / Σ_{v² ≥ w²} v², (out, in) in [0, 1], in ascending order; equal weights count one after the other.
+def pieces(candidate: Candidate[LampConfig], config: LampConfig) -> list[Callable[[], Tensor]]:
+    """Functions that give the scores w² / Σ_{v² ≥ w²} v² of a layer's weights, called in order, largest weights first.
 
-    A threshold on all layers' scores asks how many of each are above it, not where they are. Of a sparse layer, whose
-    zeros do not compete, each score lies where its weight does.
+    A threshold on all layers' scores asks how many of each are above it, not where they are: of a large layer the
+    weights of one range of magnitudes are read and sorted at a time. Equal weights count one after the other.
     """
-    flat = layer.weight.reshape(-1).abs()
-    if mask_of(layer.stored) is None:
-        flat.numpy().sort()  # in place, and without the places, which take twice the weights' own memory
-        return shares(flat).reshape(layer.weight.shape)
-    sizes, places = flat.sort(stable=True)
-    return torch.empty_like(flat).scatter_(0, places, shares(sizes)).reshape(layer.weight.shape)
+    count = candidate.info.shape[0] * candidate.info.shape[1]
+    held = ranges(_histogram(candidate.parts)) if count > RANGE else [(0, BINS)]
+    above = {0: 0.0}  # Σ v² of the ranges before each
+
+    def scores(number: int) -> Tensor:
+        sizes = torch.cat([_within(read(), *held[number]) for read in candidate.parts])
+        sizes.numpy().sort()  # in place, and without the places, which take twice the weights' own memory
+        zeros = int((sizes == 0).sum())
+        above[number + 1] = to_shares(sizes, above[number])
+        sizes[zeros:].clamp_(min=SCORED)
+        return sizes
+
+    return [partial(scores, number) for number in range(len(held))]
 
 
-def shares(sizes: Tensor) -> Tensor:
-    """What each square is of the sum of those from it on; sizes (n,) ascending, whose memory the shares take."""
-    above = 0.0
+def _histogram(parts: Sequence[Callable[[], Layer]]) -> Tensor:
+    """How many of a layer's weights lie in each bin of magnitudes, (BINS,)."""
+    counts = torch.zeros(BINS, dtype=torch.int64)
+    for read in parts:
+        for chunk in torch.split(_bins(read().weight.reshape(-1)), PIECE):
+            counts += torch.bincount(chunk, minlength=BINS)
+    return counts
+
+
+def _bins(flat: Tensor) -> Tensor:
+    return flat.abs().view(torch.int32) >> 16
+
+
+def ranges(counts: Tensor) -> list[tuple[int, int]]:
+    """Ranges of bins, from one to below another, the last first: each holds at most `RANGE` weights, or is one bin."""
+    begun, held, end = [], 0, len(counts)
+    for at in reversed(range(len(counts))):
+        number = int(counts[at])
+        if held and held + number > RANGE:
+            begun.append((at + 1, end))
+            held, end = 0, at + 1
+        held += number
+    return [*begun, (0, end)]
+
+
+def _within(layer: Layer, low: int, high: int) -> Tensor:
+    """The magnitudes in a range of bins; of a sparse layer those of its survivors, since its zeros do not compete."""
+    mask = mask_of(layer.stored)
+    flat = layer.weight.reshape(-1).abs() if mask is None else layer.weight[mask].abs()
+    if (low, high) == (0, BINS):
+        return flat
+    bins = _bins(flat)
+    return flat[(bins >= low) & (bins < high)]
+
+
+def to_shares(sizes: Tensor, above: float = 0.0) -> float:
+    """Make of every size what its square is of the sum of the squares from it on, and return the sum of all of them.
+
+    Args:
+        sizes: (n,) ascending; overwritten.
+        above: the sum of larger squares.
+    """
     for end in range(len(sizes), 0, -PIECE):
         piece = sizes[max(0, end - PIECE) : end]
         squares = piece.flip(0).double().square_()
@@ -63,7 +112,7 @@ def shares(sizes: Tensor) -> Tensor:
         rest[0] += above
         above = float(rest.cumsum_(0)[-1])
         piece.copy_(squares.div_(rest).nan_to_num_(0.0).flip(0))  # 0 / 0 where nothing but zeros is left
-    return sizes
+    return above
 
 
 def apply(layer: Layer, config: LampConfig) -> Weight:
@@ -83,12 +132,12 @@ def divided(info: LayerInfo, blocks: Sequence[Callable[[], Layer]], config: Lamp
 
 
 def resolve(candidates: Sequence[Candidate[LampConfig]], other_bytes: int) -> list[LampConfig]:
-    """Every layer's number of survivors; reads layers up to 3 times.
+    """Every layer's number of survivors; reads layers up to 3 times, large ones as often for every range.
 
     Raises:
         RecipeError: several sparsities.
     """
-    return share_globally(candidates, resolve_stored(candidates, other_bytes), scores)
+    return share_globally(candidates, resolve_stored(candidates, other_bytes), pieces)
 
 
 METHOD = LayerMethod(

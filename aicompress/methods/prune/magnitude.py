@@ -16,7 +16,7 @@ from torch import Tensor
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Allocates, Candidate, RowWise
 from aicompress.methods.layerwise import LayerMethod
-from aicompress.methods.prune.masks.global_threshold import share_globally
+from aicompress.methods.prune.masks.global_threshold import by_blocks, share_globally
 from aicompress.methods.prune.masks.masks import global_counts, parse_pattern, tile_sums
 from aicompress.methods.prune.masks.permutation import permuting
 from aicompress.methods.prune.masks.sparsity import (
@@ -72,7 +72,7 @@ def resolve(candidates: Sequence[Candidate[MagnitudeConfig]], other_bytes: int) 
     Raises:
         RecipeError: several global sparsities, or a layer would be pruned away.
     """
-    return share_globally(candidates, resolve_stored(candidates, other_bytes), scores)
+    return share_globally(candidates, resolve_stored(candidates, other_bytes), by_blocks(scores))
 
 
 def independent(config: MagnitudeConfig) -> bool:

@@ -5,6 +5,8 @@ Han et al. 2016, "Deep Compression", arXiv:1510.00149, section 3.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, Self
 
 import torch
@@ -15,7 +17,7 @@ from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import RowWise
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import MethodConfig
-from aicompress.methods.quantize.grid.centroids import cluster, nearest
+from aicompress.methods.quantize.grid.centroids import centroids_of, cluster, histogram, nearest
 from aicompress.methods.quantize.grid.fitting import GroupSize, with_fitting_groups
 from aicompress.methods.quantize.grid.integer import check, shared_columns, stored_scale_dtype
 from aicompress.methods.quantize.grid.rounding import pieces, require_scales
@@ -57,12 +59,40 @@ def outline(info: LayerInfo, config: CodebookConfig) -> Weight:
     return Codebook.outline(info.shape, config.bits, tables, stored_scale_dtype(config, info.dtype))
 
 
+class BlockConfig(KmeansConfig):
+    """Parameters for some rows of a layer, with the table of the whole layer, (1, k)."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    table: Tensor
+
+
+def divided(info: LayerInfo, blocks: Sequence[Callable[[], Layer]], config: KmeansConfig) -> list[KmeansConfig]:
+    """A config for each block of rows, with the table of all of them; blocks are read once.
+
+    Raises:
+        Refused: its values are too large for the table's dtype.
+    """
+    points, counts = histogram([partial(_weight, read) for read in blocks])
+    table = centroids_of(points, counts, 1 << config.bits, config.iterations)
+    table = table.to(stored_scale_dtype(config, info.dtype))
+    require_scales(table, info.name)
+    return [BlockConfig.model_construct(**dict(config), table=table)] * len(blocks)
+
+
+def _weight(read: Callable[[], Layer]) -> Tensor:
+    return read().weight
+
+
 def apply(layer: Layer, config: KmeansConfig) -> Weight:
     """Quantize one layer.
 
     Raises:
         Refused: its values are too large for the tables' dtype.
     """
+    if isinstance(config, BlockConfig):
+        codes = nearest(layer.weight.reshape(1, -1), config.table.float()).to(torch.uint8)
+        return Codebook(codes.reshape(layer.weight.shape), config.table, None, config.bits)
     return shared_values(layer, torch.ones(layer.info.shape[1]), config)
 
 
@@ -119,7 +149,7 @@ METHOD = LayerMethod(
     apply=apply,
     outline=outline,
     stacks=True,
-    row_wise=RowWise(lambda config: config.granularity != "tensor"),
+    row_wise=RowWise(lambda config: True, divided=divided, divides=lambda config: config.granularity == "tensor"),
     check=check,
     describe=describe,
 )

@@ -7,6 +7,9 @@ factors become part of the groups' scales.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -14,7 +17,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.capabilities import Allocates
+from aicompress.methods.capabilities import Allocates, RowWise
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.quantize.grid.integer import (
     IntegerConfig,
@@ -29,6 +32,7 @@ from aicompress.methods.quantize.grid.integer import outline as integer_outline
 from aicompress.methods.quantize.grid.scales import full_range, least_error
 from aicompress.weights import ColumnScaled, Weight
 
+HELD = 1 << 24  # weights of a layer up to which its blocks are held from one iteration to the next
 LOWEST_STEP, HIGHEST_STEP = 0.7, 2.0  # one step multiplies a factor by no less and no more
 
 
@@ -49,6 +53,31 @@ def outline(info: LayerInfo, config: SinqConfig) -> Weight:
     return ColumnScaled.outline(integer_outline(info, config), stored_scale_dtype(config, info.dtype))
 
 
+class BlockConfig(SinqConfig):
+    """Parameters for some rows of a layer, with the factors of the whole layer's columns."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    factors: Tensor
+
+
+def divided(info: LayerInfo, blocks: Sequence[Callable[[], Layer]], config: SinqConfig) -> list[SinqConfig]:
+    """A config for each block of rows, with the factors of the columns; reads blocks once an iteration."""
+    read: list[Callable[[], Tensor]] = [partial(_weight, block) for block in blocks]
+    if math.prod(info.shape) <= HELD:
+        read = [partial(_same, weight()) for weight in read]
+    factors = column_factors(read, info.shape, config.iterations)
+    return [BlockConfig.model_construct(**dict(config), factors=factors)] * len(blocks)
+
+
+def _weight(read: Callable[[], Layer]) -> Tensor:
+    return read().weight
+
+
+def _same(weight: Tensor) -> Tensor:
+    return weight
+
+
 def apply(layer: Layer, config: SinqConfig) -> Weight:
     """Quantize one layer.
 
@@ -57,27 +86,32 @@ def apply(layer: Layer, config: SinqConfig) -> Weight:
     """
     dtype = stored_scale_dtype(config, layer.info.dtype)
     weight = layer.weight.contiguous()
-    columns = column_factors(weight, config.iterations).to(dtype)
+    whole = config.factors if isinstance(config, BlockConfig) else None
+    if whole is None:
+        whole = column_factors([lambda: weight], layer.info.shape, config.iterations)
+    columns = whole.to(dtype)
     normal = weight / columns.float()
     grid = full_range(normal, config, dtype) if config.range == "minmax" else least_error(normal, None, config, dtype)
     return ColumnScaled(encoded(layer.info, normal, config, *grid), columns)
 
 
-def column_factors(weight: Tensor, iterations: int) -> Tensor:
+def column_factors(blocks: Sequence[Callable[[], Tensor]], shape: tuple[int, int], iterations: int) -> Tensor:
     """Factors (in,) float32 of mean logarithm 0 that, with factors of the rows, even out the standard deviations.
 
     Rows and columns of equal values, zero ones among them, keep factor 1. The variances of W / (r cᵀ) are products of
     W and W² with vectors, so that no iteration forms a matrix.
+
+    Args:
+        blocks: functions that read W's blocks of rows, in order.
+        shape: of W.
+        iterations: at most.
     """
-    w = weight.double() if weight.numel() < 1 << 20 else weight.float()
-    squares = w.square()
-    rows, columns = torch.zeros(len(w), dtype=w.dtype), torch.zeros(w.shape[1], dtype=w.dtype)  # logarithms
+    dtype = torch.float64 if math.prod(shape) < 1 << 20 else torch.float32
+    rows, columns = (torch.zeros(length, dtype=dtype) for length in shape)  # logarithms
     best, evenest = torch.inf, columns
     smallest = None
     for _ in range(iterations + 1):
-        r, c = (-rows).exp(), (-columns).exp()
-        by_row = _deviation(r * (w @ c), r.square() * (squares @ c.square()), w.shape[1])
-        by_column = _deviation(c * (w.t() @ r), c.square() * (squares.t() @ r.square()), len(w))
+        by_row, by_column = _deviations(blocks, (-rows).exp(), (-columns).exp())
         spread = torch.cat([by_row[by_row > 0], by_column[by_column > 0]])
         if not len(spread):
             break
@@ -87,6 +121,21 @@ def column_factors(weight: Tensor, iterations: int) -> Tensor:
         smallest = spread.min() if smallest is None else smallest
         rows, columns = rows + _step(by_row, smallest), columns + _step(by_column, smallest)
     return (evenest - evenest.mean()).exp().float()
+
+
+def _deviations(blocks: Sequence[Callable[[], Tensor]], r: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """Standard deviations of the rows (out,) and of the columns (in,) of W multiplied by r and c."""
+    by_row = []
+    total, square_total = torch.zeros_like(c), torch.zeros_like(c)
+    start = 0
+    for read in blocks:
+        w = read().to(c.dtype)
+        squares, own = w.square(), r[start : start + len(w)]
+        start += len(w)
+        by_row.append(_deviation(own * (w @ c), own.square() * (squares @ c.square()), len(c)))
+        total += w.t() @ own
+        square_total += squares.t() @ own.square()
+    return torch.cat(by_row), _deviation(c * total, c.square() * square_total, len(r))
 
 
 def _deviation(total: Tensor, squares: Tensor, count: int) -> Tensor:
@@ -108,6 +157,7 @@ METHOD = LayerMethod(
     config=SinqConfig,
     apply=apply,
     outline=outline,
+    row_wise=RowWise(lambda config: config.granularity != "tensor", divided=divided),
     check=check,
     allocates=Allocates(resolve),
     widths=searched(SinqConfig, apply),

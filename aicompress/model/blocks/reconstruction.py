@@ -1,11 +1,12 @@
-"""Block reconstruction: tune the codes and scales of a block's layers towards the block's original output.
+"""Block reconstruction: tune the codes and scales, or the factors, of a block towards its original output.
 
 AutoRound (Cheng et al. 2023, arXiv:2309.05516): minimise Σ ‖block(x̂; Ŵ) − block(x; W)‖² over the rounding of every
 weight by signed gradient descent, x̂ being the inputs behind compressed blocks and x the original's; the rounding is
 differentiated as if it were not there (straight through). Two things differ. The start is not round to nearest but
 given codes, such as GPTQ's: every weight begins as near to its value as its code allows, so that the block begins with
 their error and few steps are needed. And scales move themselves, as in EfficientQAT (arXiv:2407.11062), by a share of
-what they are. What comes out is taken only if the block's error on all inputs is lower than before.
+what they are. Factors of low-rank layers move by Adam (Kingma and Ba 2015, arXiv:1412.6980), in units of their size.
+What comes out is taken only if the block's error on all inputs is lower than before.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from torch.func import functional_call
 
 from aicompress.layer import from_matrix
 from aicompress.model.kernels.bf16_products import RoundedLayers
-from aicompress.weights import IntGrouped
+from aicompress.weights import Dense, IntGrouped, LowRank, Weight
 
 
 @dataclass(frozen=True)
@@ -47,17 +48,17 @@ class Stage:
 
 @dataclass(frozen=True)
 class TunableLayer:
-    """A layer of the block whose codes may move.
+    """A layer of the block that may move.
 
     Attributes:
         parameter: its weight's name inside the block.
-        weight: codes and scales to start from.
+        weight: codes and scales, or factors, to start from.
         wanted: the original matrix (out, in).
         shape, transposed: of the parameter, as in `LayerInfo`.
     """
 
     parameter: str
-    weight: IntGrouped
+    weight: Weight
     wanted: Tensor
     shape: tuple[int, ...]
     transposed: bool = False
@@ -71,11 +72,33 @@ class TuningSchedule:
         steps: batches that are run forward and back.
         rate: how far a step moves a weight, in steps of its grid; falls linearly to nothing.
         scale_rate: how far a step moves a scale, as a share of it; falls likewise.
+        factor_rate: how far a step moves a factor, as a share of its root mean square; falls likewise.
     """
 
     steps: int
     rate: float
     scale_rate: float
+    factor_rate: float = 0.01
+
+
+class Moving(Protocol):
+    """What moves of a layer."""
+
+    layer: TunableLayer
+
+    def dense(self) -> Tensor:
+        """The parameter, differentiable."""
+
+    def move(self, pace: TuningSchedule, left: float) -> None:
+        """A step by the gradients that are there, which are gone afterwards.
+
+        Args:
+            pace: how far.
+            left: share of the steps that are left.
+        """
+
+    def stored(self) -> Weight:
+        """The weight as it is stored."""
 
 
 class _Decoded(torch.autograd.Function):
@@ -100,9 +123,8 @@ class _Decoded(torch.autograd.Function):
 class _Latent:
     """A layer's codes as real numbers, and its scales."""
 
-    def __init__(self, layer: TunableLayer) -> None:
-        weight = layer.weight
-        self.layer = layer
+    def __init__(self, layer: TunableLayer, weight: IntGrouped) -> None:
+        self.layer, self.weight = layer, weight
         self.ends = (-(1 << (weight.bits - 1)), (1 << (weight.bits - 1)) - 1)
         grouped = (layer.wanted.shape[0], -1, weight.group_size or layer.wanted.shape[1])
         self.scale = weight.scale.float()[..., None].clone().requires_grad_()  # (out, groups, 1), or (1, 1, 1)
@@ -120,24 +142,78 @@ class _Latent:
         return from_matrix(matrix, self.layer.shape, self.layer.transposed)
 
     @torch.no_grad()
-    def move(self, rate: float, scale_rate: float) -> None:
+    def move(self, pace: TuningSchedule, left: float) -> None:
         """A step against the sign of the gradients; latent codes stay within half a step of the grid's ends."""
         assert self.latent.grad is not None
         assert self.scale.grad is not None
+        rate, scale_rate = pace.rate * left, pace.scale_rate * left
         self.latent.sub_(self.latent.grad.sign_(), alpha=rate).clamp_(self.ends[0] - 0.499, self.ends[1] + 0.499)
         self.scale.sub_(self.scale.grad.sign_().mul_(self.scale.abs()), alpha=scale_rate)
         self.latent.grad = self.scale.grad = None
 
     def stored(self) -> IntGrouped:
         """Codes, and scales in the dtype that they are stored in."""
-        weight = self.layer.weight
+        weight = self.weight
         codes = self.latent.detach().round().clamp_(*self.ends).to(torch.int8).view_as(weight.codes)
         scale = self.scale.detach()[..., 0].to(weight.scale.dtype)
         return replace(weight, codes=codes, scale=torch.where(scale == 0, weight.scale, scale))
 
 
-def tune(stage: Stage, layers: Sequence[TunableLayer], pace: TuningSchedule, seed: int) -> list[IntGrouped]:
-    """Codes and scales that bring the block nearer to its targets than the given ones; those where none are found.
+class _Factors:
+    """Both factors of a low-rank layer, with Adam's moments of their gradients."""
+
+    DECAY = (0.9, 0.99)
+
+    def __init__(self, layer: TunableLayer, weight: LowRank) -> None:
+        self.layer, self.weight = layer, weight
+        self.factors = [factor.dense().clone().requires_grad_() for factor in (weight.out, weight.inner)]
+        self.moments = [(torch.zeros_like(factor), torch.zeros_like(factor)) for factor in self.factors]
+        self.units = [float(factor.detach().square().mean().sqrt()) for factor in self.factors]
+        self.steps = 0
+
+    def dense(self) -> Tensor:
+        """The parameter, differentiable."""
+        return from_matrix(self.factors[0] @ self.factors[1], self.layer.shape, self.layer.transposed)
+
+    @torch.no_grad()
+    def move(self, pace: TuningSchedule, left: float) -> None:
+        """A step of Adam; the first tenth of the steps grow up to the full rate."""
+        self.steps += 1
+        rate = pace.factor_rate * left * min(1.0, 10 * self.steps / pace.steps)
+        slow, fast = (1 - decay**self.steps for decay in self.DECAY)
+        for factor, (mean, square), unit in zip(self.factors, self.moments, self.units, strict=True):
+            assert factor.grad is not None
+            mean.lerp_(factor.grad, 1 - self.DECAY[0])
+            square.lerp_(factor.grad.square(), 1 - self.DECAY[1])
+            factor.sub_(mean / slow / ((square / fast).sqrt() + torch.finfo(torch.float32).tiny), alpha=rate * unit)
+            factor.grad = None
+
+    def stored(self) -> LowRank:
+        """Factors in the dtypes that they are stored in."""
+        out, inner = (
+            Dense(factor.detach().to(spec.dtype))
+            for factor, spec in zip(self.factors, self.weight.specs().values(), strict=True)
+        )
+        return LowRank(out, inner)
+
+
+def _moving(layer: TunableLayer) -> Moving:
+    weight = layer.weight
+    if isinstance(weight, IntGrouped):
+        return _Latent(layer, weight)
+    assert isinstance(weight, LowRank)
+    return _Factors(layer, weight)
+
+
+def moves(weight: Weight | None) -> bool:
+    """Whether a weight, or its outline, is of a form that can be tuned: integer codes, or plain factors."""
+    if isinstance(weight, LowRank):
+        return isinstance(weight.out, Dense) and isinstance(weight.inner, Dense)
+    return isinstance(weight, IntGrouped)
+
+
+def tune(stage: Stage, layers: Sequence[TunableLayer], pace: TuningSchedule, seed: int) -> list[Weight]:
+    """Weights that bring the block nearer to its targets than the given ones; those where none are found.
 
     Args:
         stage: the block.
@@ -149,14 +225,13 @@ def tune(stage: Stage, layers: Sequence[TunableLayer], pace: TuningSchedule, see
     stage.module.requires_grad_(False)
     try:
         start = [layer.weight for layer in layers]
-        latent = [_Latent(layer) for layer in layers]
+        moving = [_moving(layer) for layer in layers]
         batches = _orders(len(stage.inputs), seed)
         for step in range(pace.steps):
-            left = 1 - step / pace.steps
-            _loss(stage, next(batches), lambda: {part.layer.parameter: part.dense() for part in latent}).backward()  # type: ignore[no-untyped-call]
-            for part in latent:
-                part.move(pace.rate * left, pace.scale_rate * left)
-        tuned = [part.stored() for part in latent]
+            _loss(stage, next(batches), lambda: {part.layer.parameter: part.dense() for part in moving}).backward()  # type: ignore[no-untyped-call]
+            for part in moving:
+                part.move(pace, 1 - step / pace.steps)
+        tuned = [part.stored() for part in moving]
         return tuned if error(stage, layers, tuned) < error(stage, layers, start) else start
     finally:
         for parameter, wanted in zip(stage.module.parameters(), wanted_gradients, strict=True):
@@ -164,7 +239,7 @@ def tune(stage: Stage, layers: Sequence[TunableLayer], pace: TuningSchedule, see
 
 
 @torch.no_grad()
-def error(stage: Stage, layers: Sequence[TunableLayer], weights: Sequence[IntGrouped]) -> float:
+def error(stage: Stage, layers: Sequence[TunableLayer], weights: Sequence[Weight]) -> float:
     """Mean over all batches of the squared distance to the targets."""
     dense = {
         layer.parameter: from_matrix(weight.dense(), layer.shape, layer.transposed)

@@ -25,6 +25,8 @@ from aicompress.model.blocks.input_errors import input_errors_refused
 from aicompress.model.blocks.input_statistics import Recorder
 from aicompress.model.blocks.paused_forward import PausedForward, gate
 from aicompress.model.blocks.reconstruction import Stage, hidden
+from aicompress.model.loading.config import configurations
+from aicompress.model.loading.divided import Divided
 from aicompress.model.loading.merged_experts import Slot
 
 Batch = dict[str, Tensor]
@@ -68,7 +70,7 @@ class Walk:
     model: Any
     loader: Loader
     batches: Sequence[Batch]
-    wanted: Mapping[str, str | Slot]
+    wanted: Mapping[str, str | Slot | Divided]
     needs: frozenset[str]
     cross: bool = False
     team: Team | None = None
@@ -144,14 +146,13 @@ def walk(job: Walk, visitor: Visitor, progress: Callable[[int, int], None] = lam
 
 def prepare(model: Any) -> None:
     """Set a model up to be run block by block."""
-    for module in model.modules():
-        if hasattr(module, "config"):
-            module.config.use_cache = False  # a block runs twice; a cache of keys and values would grow twice
-            module.config._experts_implementation = "eager"  # one expert after another, so that they can be watched
+    for config in configurations(model):
+        config.use_cache = False  # a block runs twice; a cache of keys and values would grow twice
+        config._experts_implementation = "eager"  # one expert after another, so that they can be watched
 
 
-def _path(place: str | Slot) -> str:
-    return place.module if isinstance(place, Slot) else place
+def _path(place: str | Slot | Divided) -> str:
+    return place if isinstance(place, str) else place.module
 
 
 def _recorder(job: Walk, layers: Sequence[str]) -> Recorder:
@@ -162,7 +163,7 @@ def _recorder(job: Walk, layers: Sequence[str]) -> Recorder:
         if isinstance(place, Slot):
             parts[name] = job.model.get_submodule(place.module)._parameters[place.leaf], place.expert
         else:
-            modules[name] = job.model.get_submodule(place)
+            modules[name] = job.model.get_submodule(_path(place))
     return Recorder(modules, job.needs, parts, job.rounded)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from aicompress.model.blocks.find import Block, find_blocks
 from aicompress.model.blocks.paused_forward import PausedForward, gate
 from aicompress.model.equivalence.scaling_groups import Axis, BlockGroups, ScalingGroup, find_scaling_groups
+from aicompress.model.loading.config import configurations
 from aicompress.model.loading.merged_experts import Slot
 from aicompress.model.loading.partial_model import PartialModel
 
@@ -71,9 +72,9 @@ def prepare(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             module.padding_idx = None  # it may lie beyond the rows that there are
-        if hasattr(module, "config"):
-            module.config.use_cache = False
-            module.config._experts_implementation = "eager"
+    for config in configurations(model):
+        config.use_cache = False
+        config._experts_implementation = "eager"
 
 
 def kind_of(block: nn.Module) -> Any:

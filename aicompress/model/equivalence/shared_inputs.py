@@ -8,10 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from aicompress.model.loading.config import configurations
+from aicompress.model.loading.divided import Divided
 from aicompress.model.loading.merged_experts import Slot
 
 
-def shared_inputs(model: Any, places: Mapping[str, str | Slot], inputs: Mapping[str, Tensor]) -> dict[str, str]:
+def shared_inputs(
+    model: Any, places: Mapping[str, str | Slot | Divided], inputs: Mapping[str, Tensor]
+) -> dict[str, str]:
     """The first layer that is given the same tensor, by layer.
 
     The model runs on the meta device: shapes only. What an architecture decides by its data cannot be followed, and
@@ -37,12 +41,11 @@ def shared_inputs(model: Any, places: Mapping[str, str | Slot], inputs: Mapping[
         if isinstance(place, Slot):
             leaders[name] = slots.setdefault((place.module, place.leaf, place.expert), name)
             continue
-        module: nn.Module = model.get_submodule(place)
+        module: nn.Module = model.get_submodule(place if isinstance(place, str) else place.module)
         hook = lambda _, args, kwargs, name=name: see(name, args, kwargs)  # noqa: E731
         hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-    for part in model.modules():
-        if hasattr(part, "config"):
-            part.config._experts_implementation = "batched_mm"  # the one whose shapes do not depend on the routing
+    for config in configurations(model):
+        config._experts_implementation = "batched_mm"  # the one whose shapes do not depend on the routing
     try:
         with torch.no_grad(), torch.device("meta"):
             model(**{key: tensor.to("meta") for key, tensor in inputs.items() if key != "attention_mask"})

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
+
+
+def configurations(model: nn.Module) -> Iterator[Any]:
+    """Give the configurations of transformers that parts of a model hold; some hold numbers under that name."""
+    for module in model.modules():
+        config: Any = getattr(module, "config", None)
+        if hasattr(config, "get_text_config"):
+            yield config
 
 
 def most_positions(module: nn.Module) -> int | None:

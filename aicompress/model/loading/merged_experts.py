@@ -73,6 +73,9 @@ def converted(model: Any, target: str, sources: Mapping[str, tuple[Any, Tensor]]
 def slots(model: Any, target: str, sources: Mapping[str, tuple[Any, tuple[int, ...]]]) -> dict[str, Slot]:
     """The part of each source in the merged tensor; empty where the parts are no blocks of matrices.
 
+    A conversion may do something else, such as permuting rows for rotary embeddings, which fails for a matrix that is
+    no larger than a probe.
+
     Args:
         sources: (conversion, shape) by name in the checkpoint.
     """
@@ -80,7 +83,10 @@ def slots(model: Any, target: str, sources: Mapping[str, tuple[Any, tuple[int, .
         name: (conversion, torch.tensor([[2.0 * number, 2.0 * number + 1]]))
         for number, (name, (conversion, _)) in enumerate(sources.items())
     }
-    merged = converted(model, target, probes).get(target)
+    try:
+        merged = converted(model, target, probes).get(target)
+    except RuntimeError:
+        return {}
     shapes = {shape for _, shape in sources.values()}
     if merged is None or merged.ndim != 3 or merged.numel() != 2 * len(sources) or len(shapes) != 1:
         return {}

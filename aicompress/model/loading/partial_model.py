@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.model import hf
+from aicompress.model.loading.divided import Divided, divided
 from aicompress.model.loading.fill import Filling, make_computed
-from aicompress.model.loading.merged_experts import Slot, slots
+from aicompress.model.loading.merged_experts import Slot, converted, slots
 from aicompress.model.loading.on_demand import LEAST, Offload, offload
 from aicompress.model.loading.resize import resize
 
@@ -56,6 +58,23 @@ class PartialModel:
         if merge is not None:
             return self._slots.get(name)
         return target.removesuffix(".weight") if target in self._known and target.endswith(".weight") else None
+
+    def reader_of(self, name: str) -> str | Slot | Divided | None:
+        """What reads the inputs of a weight: its place, or the layers that it is divided among."""
+        return self.place_of(name) or self._divided.get(name)
+
+    @cached_property
+    def _divided(self) -> dict[str, Divided]:
+        """Layers that have a matrix of the checkpoint between them, by its name there."""
+        merges = {name: (target, merge) for name, (target, merge) in self.targets.items() if merge is not None}
+        single = {target for target, count in Counter(target for target, _ in merges.values()).items() if count == 1}
+        shapes = self._filling.checkpoint.parameters()
+        parts = {
+            name: divided(self.model, name, target, merge, shapes[name].shape)
+            for name, (target, merge) in merges.items()
+            if target in single & self._known and len(shapes[name].shape) == 2
+        }
+        return {name: part for name, part in parts.items() if part is not None}
 
     @cached_property
     def _known(self) -> set[str]:
@@ -117,10 +136,14 @@ class PartialModel:
 
     def replace(self, name: str, dense: Tensor) -> None:
         """Put a dense tensor in the place of a loaded parameter."""
-        place = self.place_of(name)
+        place = self.reader_of(name)
         if isinstance(place, Slot):
             merged = self.model.get_submodule(place.module)._parameters[place.leaf]
             place.write(merged.data, dense)
+        elif isinstance(place, Divided):
+            target, conversion = self.targets[name]
+            for full, part in converted(self.model, target, {name: (conversion, dense)}).items():
+                self._put(full, part)
         else:
             for target in self._tied_with(self.targets[name][0]):
                 self._put(target, dense)

@@ -8,12 +8,15 @@ Gaussian of unit variance: a draw from it is an output plus white noise.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from aicompress.errors import Refused
 
 LossKind = Literal["auto", "task", "own"]
 
@@ -54,9 +57,8 @@ class Objective:
         draw = torch.Generator().manual_seed((self.seed << 24) ^ sample.number)
         logits = logits_of(output)
         if logits is None or logits.shape[-1] == 1:
-            states = states_of(output) if logits is None else logits
-            noise = torch.randn(states.shape, generator=draw).to(states.device)
-            return -(states.float() * noise).sum() / (states.numel() / states.shape[-1])
+            means = means_of(output) if logits is None else [logits]
+            return torch.stack([_of_gaussian(mean, draw) for mean in means]).sum()
         if sample.tokens is not None:
             logits = logits[:, :-1]
         rows = logits.float().flatten(0, -2)  # (positions, classes)
@@ -70,6 +72,12 @@ class Objective:
         return torch.multinomial(predicted, 1, generator=draw).flatten().to(rows.device)
 
 
+def _of_gaussian(mean: Tensor, draw: torch.Generator) -> Tensor:
+    """The gradient's part of the loss of a draw from a Gaussian of this mean, over its positions."""
+    noise = torch.randn(mean.shape, generator=draw).to(mean.device)
+    return -(mean.float() * noise).sum() / (mean.numel() / mean.shape[-1])
+
+
 def logits_of(output: Any) -> Tensor | None:
     """Scores of classes or tokens; what a bare module returns is taken for them."""
     if isinstance(output, Tensor):
@@ -78,13 +86,19 @@ def logits_of(output: Any) -> Tensor | None:
     return logits if isinstance(logits, Tensor) else None
 
 
-def states_of(output: Any) -> Tensor:
-    """Hidden states of a model without a head.
+def means_of(output: Any) -> list[Tensor]:
+    """Hidden states of a model without a head; else all that it gives, such as CLIP's embeddings or a backbone's maps.
 
     Raises:
-        TypeError: the output holds none.
+        Refused: it gives no real numbers.
     """
     states = getattr(output, "last_hidden_state", None)
-    if not isinstance(states, Tensor):
-        raise TypeError(f"{type(output).__name__} holds neither logits nor states")
-    return states
+    if isinstance(states, Tensor):
+        return [states]
+    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
+    given = [each for value in values for each in (value if isinstance(value, tuple | list) else [value])]
+    means = [each for each in given if isinstance(each, Tensor) and each.requires_grad]
+    if not means:
+        hint = "choose a method that reads no gradients"
+        raise Refused(f"{type(output).__name__} holds neither logits nor states, whose loss has gradients", hint)
+    return means

@@ -20,6 +20,7 @@ from aicompress.errors import CompressError
 from aicompress.model.blocks.find import find_blocks
 from aicompress.model.blocks.input_errors import input_errors_refused
 from aicompress.model.blocks.walk import Batch, Loader
+from aicompress.model.loading.config import configurations
 
 BROKEN = 1e6  # the loss of outputs that are no numbers: more than any that are
 LOWEST = -1e30  # stands for logits of minus infinity, of tokens that a model never gives
@@ -106,9 +107,8 @@ class OutputSensitivity:
         return self._logits
 
     def __enter__(self) -> Self:
-        for module in self._model.modules():
-            if hasattr(module, "config"):
-                module.config.use_cache = False
+        for config in configurations(self._model):
+            config.use_cache = False
         self._loader.load(lambda name: self._resident or not any(block.owns(name) for block in self._blocks))
         for index, block in enumerate(self._blocks):
             block.module.forward = self._gated(index, block.module.forward)

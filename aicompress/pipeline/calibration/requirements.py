@@ -98,7 +98,8 @@ def problems(
     if request.stats and isinstance(method, LayerMethod) and method.rotates is not None:
         message = f"{method.name} rotates the model, and files of statistics hold those of models as they are"
         return [Refused(message, "leave --stats out")]
-    if not needs and not searches:
+    measures = recipe.measured_levels is not None and recipe.calibration is not None
+    if not needs and not searches and not measures:
         return []
     if recipe.tune is not None and (request.stats or os.environ.get("WORLD_SIZE", "1") != "1"):
         what = "files of statistics hold none of its blocks' outputs" if request.stats else "it runs in one process"
@@ -115,7 +116,7 @@ def problems(
     if request.reads_files:
         infos = [layer.info for layer in chosen]
         refusals = [problem for path in request.stats for problem in _in_file(path, infos, needs)]
-        if not searches:
+        if not searches and not measures:
             return refusals
     elif needs & OF_TRAINING:
         hint = "record it with `aicompress distill ... --stats FILE`, then give FILE here with --stats"

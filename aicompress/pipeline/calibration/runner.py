@@ -12,6 +12,7 @@ from torch import Tensor
 from aicompress.layer import InputStats
 from aicompress.model.blocks.walk import Visitor, Walk, walk
 from aicompress.model.kernels.bf16_products import rounds
+from aicompress.model.loading.divided import Divided
 from aicompress.model.loading.merged_experts import Slot
 from aicompress.model.loading.partial_model import PartialModel
 from aicompress.pipeline.calibration.data import ROWS, Inputs, calibration_inputs
@@ -37,7 +38,7 @@ class CalibrationRun:
     model: Any
     loader: PartialModel
     inputs: Inputs
-    wanted: Mapping[str, str | Slot]
+    wanted: Mapping[str, str | Slot | Divided]
     team: Processes
     rounded: bool = False
     follows: bool = True
@@ -59,7 +60,7 @@ class CalibrationRun:
         model = module_of(plan.checkpoint, plan.recipe, plan.request.allow_code)
         loader = PartialModel(plan.checkpoint, model)
         inputs = calibration_inputs(plan.checkpoint, model, plan.recipe.calibration, plan.recipe.seed, team, most)
-        places = {tensor: loader.place_of(tensor) for tensor in tensors}
+        places = {tensor: loader.reader_of(tensor) for tensor in tensors}
         wanted = {tensor: place for tensor, place in places.items() if place is not None}
         rounded = rounds(plan.recipe.calibration.precision)
         return cls(model, loader, inputs, wanted, team, rounded, follows(plan.recipe))

@@ -14,6 +14,7 @@ from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_grad
 from aicompress.layer import GradientStats, InputStats, from_matrix
 from aicompress.methods.method import OF_TRAINING
 from aicompress.model.blocks.reconstruction import Stage
+from aicompress.model.loading.divided import Divided
 from aicompress.model.loading.merged_experts import Slot
 from aicompress.pipeline.calibration.data import ROWS
 from aicompress.pipeline.calibration.gradients import OUTPUTS, differentiate, gradients
@@ -168,7 +169,7 @@ class _Writer:
 
     work: Work
     read: Read | None
-    places: Mapping[str, str | Slot]
+    places: Mapping[str, str | Slot | Divided]
 
     def finished(self, layers: Sequence[str]) -> Mapping[str, Tensor] | None:
         """A block that an earlier run wrote: its parameters as the working files hold them."""
@@ -188,7 +189,7 @@ class _Writer:
         return self._written(stats, results)
 
     def tune(self, stats: Mapping[str, InputStats], stage: Stage) -> Mapping[str, Tensor]:
-        """Compress the layers of a block, and tune those whose codes can move; these are held until then."""
+        """Compress the layers of a block, and tune those that can move; these are held until then."""
         plan, compression = self.work.plan, self.work.compression
         assert plan.recipe.tune is not None
         held: dict[str, Compressed] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.rewritten import RewrittenCheckpoint
@@ -47,6 +48,8 @@ class Plan:
             have the first.
         search: the target of that search; None where nothing is open.
         undecided: what is printed of it before it is made.
+        notes: what the plan has settled.
+        measured_on: record of the calibration data that levels were found with; empty without.
     """
 
     checkpoint: Checkpoint
@@ -61,6 +64,8 @@ class Plan:
     search: WidthSearch | None = None
     undecided: Undecided | None = None
     places: tuple[ScalingGroup, ...] = ()
+    notes: tuple[str, ...] = ()
+    measured_on: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def by_tensor(self) -> dict[str, list[LayerPlan]]:
@@ -96,7 +101,8 @@ class Plan:
         rows = [plan_row(self.method, layer, size) for layer, size in zip(changed, sizes, strict=True)]
         summary = summarize(self.output, self.checkpoint, rows, len(self.layers) - len(rows), self.warnings)
         left = untouched(self.checkpoint, self.layers)
-        summary = replace(summary, survey=tuple(self.request.survey.measured), untouched=left)
+        notes = (*summary.notes, *self.notes)
+        summary = replace(summary, survey=tuple(self.request.survey.measured), untouched=left, notes=notes)
         if self.undecided is None:
             return summary
         shown = (open_row(row, self.open[row.name]) if row.name in self.open else row for row in summary.rows)

@@ -9,17 +9,17 @@ from pathlib import Path
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.decoded import with_decoded
 from aicompress.disk import require_writable
-from aicompress.errors import CompressError, RecipeError, raise_all
+from aicompress.errors import raise_all
 from aicompress.layer import Kind, LayerInfo
 from aicompress.methods import get
-from aicompress.methods.capabilities import Width
 from aicompress.methods.layerwise import AnyLayerMethod, LayerMethod
 from aicompress.pipeline.calibration import requirements as needs
 from aicompress.pipeline.calibration.requirements import Request
 from aicompress.pipeline.calibration.texts import shortened
+from aicompress.pipeline.layerwise.allocation.levels import with_levels
 from aicompress.pipeline.layerwise.allocation.target import require_reach, undecided
 from aicompress.pipeline.layerwise.plan import UNDECIDED, Plan, planned_at, planned_parameters
-from aicompress.pipeline.layerwise.resolve import only_search, resolved, searches
+from aicompress.pipeline.layerwise.resolve import configured, only_search, open_widths, resolved, searches
 from aicompress.pipeline.layerwise.rotation import rotated
 from aicompress.pipeline.layerwise.scaling import rescalable
 from aicompress.pipeline.layerwise.untouched import passed_over, refused_experts
@@ -29,7 +29,7 @@ from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.output import Destination, Output, arrange, lineage_step
 from aicompress.recipe import DEFAULT_KINDS, Recipe
 from aicompress.selection import select
-from aicompress.weights import Dense, outline_nbytes
+from aicompress.weights import Dense
 
 
 def make_plan(
@@ -56,13 +56,14 @@ def make_plan(
     problems = place_problems([checkpoint], destination, recipe.gates)
     chosen, unmatched = select(infos, recipe.select.include, recipe.select.exclude, _with_experts(recipe.select.kinds))
     problems += unmatched + recipe.problems(infos)
-    layers, misfits = _configure(chosen, recipe, method)
+    recipe, levels = with_levels(checkpoint, recipe, method, chosen, request, problems)
+    layers, misfits = configured(chosen, recipe, method)
     raise_all(problems + misfits + needs.problems(checkpoint, recipe, method, list(layers.values()), request))
     places, unscaled = rescalable(checkpoint, recipe, method, list(layers.values()), request.allow_code)
     require_writable(destination.path)
     layers = resolved(checkpoint, layers, method, recipe.seed)
     wanted = searches(method, layers)
-    opened = {name: _widths(method, layers[name]) for name in wanted}
+    opened = {name: open_widths(method, layers[name]) for name in wanted}
     layers = {name: planned_at(method, layer, opened.get(name, (None,))[0]) for name, layer in layers.items()}
     plans = tuple(layers.get(info.name, LayerPlan(info)) for info in infos)
     parameters = planned_parameters(checkpoint, plans)
@@ -87,6 +88,8 @@ def make_plan(
         open=opened,
         search=only_search(wanted.values()),
         places=places,
+        notes=levels.notes,
+        measured_on=levels.record,
     )
     if plan.search is None:
         return plan
@@ -147,33 +150,3 @@ def _with_forms_that_fit(
         if config is not None and method.check(info, config) and not method.check(plain, config):
             unfit.append(info.tensor)
     return with_decoded(checkpoint, unfit)
-
-
-def _widths(method: AnyLayerMethod, layer: LayerPlan) -> tuple[Width, ...]:
-    """What a search chooses among for a layer, least bytes first."""
-    assert method.widths is not None
-    sizes = {
-        width: outline_nbytes(method.planned(layer.info, method.widths.at(layer.config, width)))
-        for width in method.widths.options(layer.config, layer.info.shape[1])
-    }
-    return tuple(sorted(sizes, key=lambda width: (sizes[width], width.bits)))
-
-
-def _configure(
-    chosen: list[LayerInfo], recipe: Recipe, method: AnyLayerMethod
-) -> tuple[dict[str, LayerPlan], list[CompressError]]:
-    """Each layer's parameters, and every layer for which they are impossible."""
-    layers: dict[str, LayerPlan] = {}
-    problems: list[CompressError] = []
-    for info in chosen:
-        config, rule = recipe.config_for(info)
-        if config is None:
-            continue
-        config = config.fitted(info.shape[1])
-        if not method.takes(info.kind, config):
-            continue
-        layers[info.name] = LayerPlan(info, config, rule)
-        problem = method.check(info, config)
-        if problem is not None:
-            problems.append(RecipeError(*problem))
-    return layers, problems

@@ -92,9 +92,7 @@ class RowBlocks:
         if not divisible(self.compression, name, self.layers.get(name, [])):
             return []
         job = next((layer for layer in self.layers.get(name, []) if layer.config is not None), None)
-        rows_apart = self.compression.method.row_wise
-        together = 1 if job is None or rows_apart is None else rows_apart.together(job.config)
-        parts = blocks(self.compression.checkpoint.tensors[name].spec.shape, together)
+        parts = _slices(self.compression, name, job)
         if job is None:
             return [self.pool.submit(self._copied, name, rows) for rows in parts]
         begin: dict[str, int] = {}
@@ -109,26 +107,17 @@ class RowBlocks:
     def _configs(self, job: LayerPlan, name: str, parts: Sequence[slice]) -> Sequence[Any]:
         """The config of every block of rows."""
         rows_apart = self.compression.method.row_wise
-        if rows_apart is None or rows_apart.divided is None or len(parts) == 1:
+        divided = None if rows_apart is None or not rows_apart.parted(job.config) else rows_apart.divided
+        if divided is None or len(parts) == 1:
             return [job.config] * len(parts)
-        return rows_apart.divided(job.info, [partial(self._read, job, name, rows) for rows in parts], job.config)
+        readers = [partial(_read, self.compression, job, rows) for rows in parts]
+        return divided(job.info, readers, job.config)
 
     def _lengths(self, name: str, job: LayerPlan, rows: slice, config: Any) -> dict[str, int]:
         """How long the tensors are that a block of rows gives, by their names on disk."""
         outline = self.compression.method.outline(_part(job.info, rows), config)
         tensors = {} if isinstance(outline, Dense) else self.output.encode(name, outline)
         return {disk: len(tensor) for disk, tensor in tensors.items()}
-
-    def _read(self, job: LayerPlan, name: str, rows: slice) -> Layer:
-        """Some rows of a layer, as a layer.
-
-        Raises:
-            CheckpointError: they hold NaN or infinity.
-        """
-        tensor = self.compression.checkpoint.rows(name, rows.start, rows.stop)
-        layer = _layer(job, tensor, layer_seed(self.compression.seed, job.info.name))
-        require_finite(layer.weight, job.info.name, self.compression.checkpoint.path)
-        return layer
 
     def _finish(self, name: str, parts: list[Future[Sums]]) -> tuple[str, list[LayerRow] | None]:
         if not parts:
@@ -163,7 +152,7 @@ class RowBlocks:
             if measured is not None:
                 self._put(name, measured.weight, rows.start)
                 return Sums(measured.error, measured.norm, seconds, is_coarse(measured.weight))
-        layer = self._read(job, name, rows)
+        layer = _read(self.compression, job, rows)
         start = time.perf_counter()
         weight = self.compression.method.apply(layer, job.config)
         seconds = time.perf_counter() - start
@@ -186,11 +175,30 @@ class RowBlocks:
                 self.writer.put_rows(disk, part, start, dense.shape[0])
 
 
-def _layer(job: LayerPlan, tensor: Tensor, seed: int) -> Layer:
-    """Some rows of a layer, as a layer."""
+def readers(compression: Compression, job: LayerPlan) -> list[Callable[[], Layer]] | None:
+    """Functions that read a layer's blocks of rows, in order; None where it is worked on as a whole."""
+    if not divisible(compression, job.info.tensor, [job]):
+        return None
+    return [partial(_read, compression, job, rows) for rows in _slices(compression, job.info.tensor, job)]
+
+
+def _slices(compression: Compression, name: str, job: LayerPlan | None) -> list[slice]:
+    rows_apart = compression.method.row_wise
+    together = 1 if job is None or rows_apart is None else rows_apart.together(job.config)
+    return blocks(compression.checkpoint.tensors[name].spec.shape, together)
+
+
+def _read(compression: Compression, job: LayerPlan, rows: slice) -> Layer:
+    """Read some rows of a layer, as a layer.
+
+    Raises:
+        CheckpointError: they hold NaN or infinity.
+    """
+    tensor = compression.checkpoint.rows(job.info.tensor, rows.start, rows.stop)
     matrix = job.info.matrix(tensor)
-    info = _part(job.info, slice(0, len(tensor)))
-    return Layer(info, matrix.float(), Dense(matrix), seed=seed)
+    require_finite(matrix, job.info.name, compression.checkpoint.path)
+    seed = layer_seed(compression.seed, job.info.name)
+    return Layer(_part(job.info, slice(0, len(tensor))), matrix.float(), Dense(matrix), seed=seed)
 
 
 def _part(info: LayerInfo, rows: slice) -> LayerInfo:
@@ -211,7 +219,7 @@ def divisible(compression: Compression, name: str, layers: Sequence[LayerPlan]) 
 def _by_rows(method: AnyLayerMethod, layer: LayerPlan) -> bool:
     if method.row_wise is None or method.reads(layer.config) or layer.info.transposed:
         return False
-    if method.row_wise.divided is not None and layer.info.kind == "experts":
+    if method.row_wise.parted(layer.config) and layer.info.kind == "experts":
         return False  # each of them has counts of its own
     return method.row_wise.independent(layer.config)
 

@@ -63,13 +63,13 @@ def _write(decision: Decision, team: Processes, progress: Progress, opened: Open
     work = Work(plan, opened.writer, opened.journal, progress)
     for name in plan.output.parameters.keys() & work.journal.done.keys():
         work.tell(name)
-    calibration = _calibrated(work, team, opened) if plan.needs else {}
+    calibration = _calibrated(work, team, opened) if plan.needs else dict(plan.measured_on)
     work.write_all([name for name in plan.output.parameters if name not in work.journal.done])
     decision.forget(opened.writer.work)
     rows = work.rows()
     warnings = (*plan.warnings, *work.warnings, *coarse(rows))
     left = untouched(plan.checkpoint, plan.layers)
-    return Results(rows, warnings, calibration=calibration, bits=decision.record, untouched=left)
+    return Results(rows, warnings, calibration=calibration, bits=decision.record, untouched=left, notes=plan.notes)
 
 
 def _calibrated(work: Work, team: Processes, opened: OpenOutput) -> dict[str, Any]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+from aicompress.errors import RecipeError
 from aicompress.layer import LayerInfo
 from aicompress.methods.method import MethodConfig
 from aicompress.weights import Weight
@@ -19,12 +22,36 @@ class LayerPlan:
         config: the method's parameters for it; None leaves it alone.
         rule: where the parameters come from.
         outline: the stored weight without data; None leaves it alone.
+        budget: the level whose own budget it shares; empty: the recipe's.
     """
 
     info: LayerInfo
     config: MethodConfig | None = None
     rule: str = "-"
     outline: Weight | None = None
+    budget: str = ""
+
+
+def sharing_budgets(layers: Iterable[LayerPlan]) -> dict[str, list[LayerPlan]]:
+    """Layers that share a budget, by its level; those that share the recipe's come last.
+
+    What the whole output takes is known when the levels are decided.
+    """
+    by_budget: dict[str, list[LayerPlan]] = {}
+    for layer in sorted(layers, key=lambda layer: not layer.budget):
+        by_budget.setdefault(layer.budget, []).append(layer)
+    return by_budget
+
+
+@contextmanager
+def named(budget: str) -> Iterator[None]:
+    """Say in a refusal which level's budget it is about."""
+    try:
+        yield
+    except RecipeError as error:
+        if not budget:
+            raise
+        raise RecipeError(f"{budget}: {error.message}", error.hint) from error
 
 
 def layer_seed(seed: int, name: str) -> int:

@@ -38,7 +38,7 @@ class Sharing:
         except CompressError:
             return {}
         inputs = example(model, batch=1, length=8)
-        places = {tensor: loader.place_of(tensor) for tensor in self.tensors}
+        places = {tensor: loader.reader_of(tensor) for tensor in self.tensors}
         if inputs is None or not isinstance(inputs[0], dict):
             return {}
         return shared_inputs(model, {name: place for name, place in places.items() if place is not None}, inputs[0])

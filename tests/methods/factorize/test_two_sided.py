@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -100,6 +102,27 @@ def test_ranks_of_all_layers_are_one_pool_in_units_of_loss() -> None:
     ]
     assert total[0] < 0.8 * total[1]
     assert not any(METHOD.surveys.statistics(config) for config in decided)
+
+
+def test_a_layer_that_no_gradient_reaches_counts_as_an_average_one() -> None:
+    """Its error is in no unit of loss: it neither takes all ranks nor gives all away."""
+    grams = [output_gram(32, 11) * 1e-4, torch.zeros(32, 32), output_gram(32, 12) * 1e-4]
+    layers = [layer_with(randn(32, 48, seed=n), gram, f"layers.{n}.fc", n) for n, gram in enumerate(grams)]
+    assert METHOD.surveys is not None
+    candidates = [candidate_of(layer, TwoSidedConfig(keep=0.6, ranks="auto")) for layer in layers]
+    decided = METHOD.surveys.decide(candidates, Setting(0, lambda layer, weight: 0.0))
+    assert 3 <= (decided[1].rank or 0) <= 19
+    assert all((config.rank or 0) >= 3 for config in decided)
+
+
+def test_without_outputs_the_moments_of_weights_give_their_diagonal() -> None:
+    """As of experts in one tensor: rows whose gradients are large are kept better."""
+    layer = layer_with(randn(24, 40), None)
+    square = torch.ones(24, 40)
+    square[:6] *= 100
+    graded = replace(layer, gradients=GradientStats(8, torch.zeros(24, 40), square))
+    errors = (METHOD.apply(graded, TwoSidedConfig(rank=6)).dense() - layer.weight).square().mean(dim=1)
+    assert errors[:6].mean() < 0.3 * errors[6:].mean()
 
 
 def test_a_root_of_a_diagonal_is_that_of_its_matrix() -> None:

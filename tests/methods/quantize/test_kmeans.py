@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aicompress.methods.quantize.grid.centroids import EXACT, cluster, distinct, nearest
+from aicompress.methods.quantize.grid.centroids import EXACT, centroids_of, cluster, distinct, histogram, nearest
 from aicompress.methods.quantize.kmeans import KmeansConfig, apply
 from aicompress.methods.quantize.rtn import RtnConfig
 from aicompress.methods.quantize.rtn import apply as rtn
@@ -87,3 +87,25 @@ def test_weights_of_the_inputs_lower_the_weighted_error(granularity: str) -> Non
     found = squeezellm(layer, SqueezellmConfig(bits=3, granularity=granularity)).dense()  # type: ignore[arg-type]
     h = layer.inputs.norms
     assert (h * (found - layer.weight).square()).sum() < (h * (plain - layer.weight).square()).sum()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_histogram_of_blocks_holds_the_distinct_values(dtype: torch.dtype) -> None:
+    edges = torch.tensor([0.0, -0.0, 1e-7, -65504.0, 3.0]).repeat(10)
+    values = torch.cat([gaussian(60, 50), edges[None]]).to(dtype).float()
+    points, counts = histogram([lambda block=block: block for block in values.split(7)])
+    expected, mass = distinct(
+        values.reshape(1, -1).to(torch.float64), torch.ones(1, values.numel(), dtype=torch.float64)
+    )
+    assert torch.equal(points, expected)
+    assert torch.equal(counts, mass)
+
+
+def test_centroids_of_a_histogram_are_those_of_the_values() -> None:
+    """Of float32 values it leaves out bits that no table has."""
+    values = gaussian(200, 100)
+    exact = cluster(values.reshape(1, -1), torch.ones(1, values.numel()), 16, 50)
+    close = centroids_of(*histogram([lambda: values[:90], lambda: values[90:]]), 16, 50)
+    flat = values.reshape(1, -1)
+    lost = [cost(flat, torch.ones_like(flat), table.float()) for table in (exact, close)]
+    assert lost[1] <= 1.0001 * lost[0]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from aicompress.layer import as_matrix
 from aicompress.model.blocks.reconstruction import Stage, TunableLayer, TuningSchedule, _Decoded, error, hidden, tune
-from aicompress.weights import IntGrouped
+from aicompress.weights import Dense, IntGrouped, LowRank
 
 PACE = TuningSchedule(steps=30, rate=0.03, scale_rate=0.002)
 
@@ -138,6 +138,31 @@ def test_one_scale_for_a_tensor_and_a_transposed_parameter() -> None:
     (found,) = tune(stage, layers, PACE, 0)
     assert found.scale.shape == (1, 1)
     assert error(stage, layers, [found]) < error(stage, layers, [start])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_factors_move_towards_the_targets(dtype: torch.dtype, transposed: bool) -> None:
+    """Of unlike sizes, and in the dtype that they had."""
+    wanted = draw(24, 16, seed=3)
+    u, s, v = torch.linalg.svd(wanted, full_matrices=False)
+    start = LowRank(Dense((100 * u[:, :4]).to(dtype)), Dense((0.01 * s[:4, None] * v[:4]).to(dtype)))
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(wanted.t().clone() if transposed else wanted.clone())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ (self.weight if transposed else self.weight.t())
+
+    x = draw(40, 4, seed=4) @ draw(4, 16, seed=5)  # of four directions, which four ranks can serve
+    shape = (16, 24) if transposed else (24, 16)
+    stage = Stage("", Layer(), [((x,), {})], [x @ wanted.t()], [None])
+    layers = [TunableLayer("weight", start, wanted, shape, transposed)]
+    (found,) = tune(stage, layers, TuningSchedule(60, 0.01, 0.001, factor_rate=0.05), 0)
+    assert found.specs() == start.specs()
+    assert error(stage, layers, [found]) < 0.5 * error(stage, layers, [start])
 
 
 def test_hidden_states_among_outputs() -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.pytorch_utils import Conv1D
 
 from aicompress.errors import Refused
 from aicompress.model.kernels import linear, select
-from aicompress.model.kernels.linear import KEPT_ROWS, has_exact_int8
+from aicompress.model.kernels.linear import KEPT_ROWS, PlainLinear, has_exact_int8
 from aicompress.model.kernels.select import fast_linear, fast_module
 from aicompress.weights import IntGrouped, Weight
 from aicompress.weights.decoding import rounded_input
@@ -225,8 +227,37 @@ def test_layers_of_other_classes_are_left_to_the_reference() -> None:
     assert fast_module(nn.Conv2d(4, 8, 3), integers(matrix(8, 36), 8), torch.float32, resident=True) is None
 
 
-def test_gradients_through_a_kernel_are_refused() -> None:
-    layer = fast_linear(CASES["w8"][0], None, torch.float32, resident=False)
+class Operations(TorchDispatchMode):
+    """Notes every operation of PyTorch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_decoded_layer_does_what_a_dense_one_does(dtype: torch.dtype, bias: bool) -> None:
+    """At one token every operation more would show."""
+    dense = nn.Linear(COLUMNS, OUT, bias=bias, dtype=dtype).requires_grad_(False)
+    decoded = PlainLinear(dense.weight, dense.bias)
+    x = torch.randn(1, 1, COLUMNS, dtype=dtype)
+    done = []
+    for layer in (dense, decoded):
+        with torch.inference_mode(), Operations() as operations:
+            y = layer(x)
+        done.append((operations.names, y))
+    assert done[0][0] == done[1][0]
+    assert torch.equal(done[0][1], done[1][1])
+
+
+@pytest.mark.parametrize("case", ["w8", "w4 narrow groups"])
+def test_gradients_through_a_kernel_are_refused(case: str) -> None:
+    layer = fast_linear(CASES[case][0], None, torch.float32, resident=False)
     with pytest.raises(Refused, match="inference"):
         layer(torch.randn(2, COLUMNS, requires_grad=True))
 

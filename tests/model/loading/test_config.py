@@ -11,7 +11,7 @@ import transformers as hf
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import RecipeError
-from aicompress.model.loading.config import most_positions
+from aicompress.model.loading.config import configurations, most_positions
 from aicompress.model.loading.load import load
 from aicompress.pipeline.calibration.data import calibration_inputs
 from aicompress.pipeline.distillation.samples import require_positions
@@ -64,3 +64,10 @@ def test_texts_are_cut_to_what_the_model_takes(tmp_path: Path, tiny_bert: Path) 
     with pytest.raises(RecipeError, match="39 positions") as caught:
         require_positions(data, checkpoint, "student's")
     assert caught.value.hint == "length: 39"
+
+
+def test_parts_that_hold_a_number_under_the_name_of_a_configuration() -> None:
+    """The cross attention of IDEFICS keeps its dropout there."""
+    model = hf.BertModel(hf.BertConfig(**SHAPE))
+    model.encoder.layer[0].config = 0.1
+    assert {type(each) for each in configurations(model)} == {hf.BertConfig}

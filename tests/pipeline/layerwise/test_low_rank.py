@@ -56,15 +56,18 @@ def ranks(report: Report) -> dict[str, Any]:
     return {row.name: row.detail["rank"] for row in report.layers if row.method != "-"}
 
 
-def test_the_model_changes_less_than_with_svd(
+def test_the_model_changes_less_than_with_svd_and_less_with_tuned_blocks(
     tmp_path: Path, trained_llama: Path, text_file: Path, heldout_file: Path
 ) -> None:
     data, lost = text(text_file, samples=32), {}
-    for name in ("svd", "whitened"):
-        report = run(trained_llama, tmp_path / name, {"name": name, "keep": 0.6}, data if name != "svd" else None)
+    tune = {"steps": 30, "batch": 4, "factor_rate": 0.03}
+    for name, more in {"svd": {}, "whitened": {}, "tuned": {"tune": tune}}.items():
+        method = {"name": "svd" if name == "svd" else "whitened", "keep": 0.6}
+        report = run(trained_llama, tmp_path / name, method, None if name == "svd" else data, **more)
         assert "full" not in ranks(report).values()
         lost[name] = divergence(tmp_path / name, trained_llama, heldout_file)
     assert lost["whitened"] < 0.8 * lost["svd"]
+    assert lost["tuned"] < 0.9 * lost["whitened"]
 
 
 def test_output_gradients_make_it_change_less(
@@ -110,7 +113,9 @@ def test_a_budget_is_kept_by_ranks_that_calibration_decides(
 def test_layers_of_other_shapes(tmp_path: Path, request: pytest.FixtureRequest, text_file: Path, source: str) -> None:
     """Transposed and fused matrices, experts that few tokens reach, biases."""
     model = request.getfixturevalue(source)
-    report = run(model, tmp_path / "out", {"name": "whitened", "keep": 0.9}, text(text_file, samples=4))
+    method = {"name": "two_sided", "keep": 0.9, "ranks": "auto"} if source == "tiny_mixtral" else {"name": "whitened"}
+    report = run(model, tmp_path / "out", {"keep": 0.9, **method}, text(text_file, samples=4))
+    assert min(row.detail["rank"] for row in report.layers if row.form == "low_rank") > 1
     assert "low_rank" in {row.form for row in report.layers}
     before, after = (Checkpoint.open(path).parameters() for path in (model, tmp_path / "out"))
     assert {name: spec.shape for name, spec in before.items()} == {name: spec.shape for name, spec in after.items()}

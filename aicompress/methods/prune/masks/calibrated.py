@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import ByteSize, Field, field_validator, model_validator
@@ -24,6 +24,8 @@ from aicompress.weights import Weight, outline_nbytes
 
 class CalibratedConfig(SparsityConfig):
     """Parameters of methods that know the Gram matrix."""
+
+    budgets: ClassVar[frozenset[str]] = frozenset({"sparsity", "target_bytes"})
 
     refit: bool = Field(True, description="give the survivors their least-squares values")
     damping: float = Field(0.01, gt=0, le=1, description="added to the Gram matrix, as a part of its mean diagonal")
@@ -47,7 +49,7 @@ class CalibratedConfig(SparsityConfig):
     )
     target_bytes: ByteSize | None = Field(
         None,
-        description="search: bytes of the weight files afterwards, at most, such as 20MB, at the least total loss",
+        description="search: bytes of the weight files afterwards, in a level of its layers, at most, such as 20MB",
     )
     outlier: float = Field(5.0, gt=1, description="owl: a score beyond this many times its layer's mean is an outlier")
     spread: float = Field(0.08, gt=0, le=0.5, description="owl: how far a layer's sparsity may be from the average")
@@ -129,7 +131,10 @@ def require_reachable(candidates: Sequence[Candidate[K]], other_bytes: int) -> N
         return
     budgets = {size for each in open_ones if (size := each.config.target_bytes) is not None}
     if len(budgets) > 1 or len(open_ones) < len(candidates):
-        raise RecipeError("target_bytes is one number for all layers that are pruned", "leave it out of the rules")
+        raise RecipeError(
+            "target_bytes is one number for all layers that are pruned",
+            "leave it out of the rules; levels have budgets of their own",
+        )
     (budget,) = budgets
     least = other_bytes + sum(min(nbytes(each.info, each.config)) for each in open_ones)
     if least > budget:

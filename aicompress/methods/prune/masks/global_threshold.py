@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 from torch import Tensor
@@ -18,14 +19,17 @@ S = TypeVar("S", bound=SparsityConfig)
 
 
 def share_globally(
-    candidates: Sequence[Candidate[S]], configs: Sequence[S], scores: Callable[[Layer, S], Tensor]
+    candidates: Sequence[Candidate[S]],
+    configs: Sequence[S],
+    pieces: Callable[[Candidate[S], S], Sequence[Callable[[], Tensor]]],
 ) -> list[S]:
     """The weights of least score among all layers with `scope: global` go, whatever layer they are in.
 
     Args:
         candidates: every selected layer, with the config as given.
         configs: their configs so far.
-        scores: (layer, config) -> (out, in), non-negative, comparable between layers.
+        pieces: (candidate, config) -> functions that give its scores, non-negative, comparable between layers; each is
+            called up to 3 times, in order.
 
     Raises:
         RecipeError: several global sparsities or blocks, or a layer would be pruned away.
@@ -37,14 +41,16 @@ def share_globally(
     shares = {(resolved[n].sparsity, resolved[n].block) for n in numbers}
     if len(shares) > 1:
         shown = sorted({str(sparsity) for sparsity, _ in shares})
-        raise RecipeError(f"scope: global is given with sparsities {shown}", "all layers share one: give one")
+        raise RecipeError(
+            f"scope: global is given with sparsities {shown}",
+            "all layers share one: give one; levels have budgets of their own",
+        )
     ((sparsity, _),) = shares
     assert sparsity is not None
     high, wide = resolved[numbers[0]].tile
     total = sum(candidates[n].info.shape[0] * candidates[n].info.shape[1] for n in numbers) // (high * wide)
     kept = kept_count(total, sparsity)
-    read = [_reader(candidates[n], resolved[n], scores) for n in numbers]
-    counts = global_counts(read, kept) if kept else [0] * len(numbers)
+    counts = _counts([pieces(candidates[n], resolved[n]) for n in numbers], kept)
     gone = [candidates[n].info.name for n, count in zip(numbers, counts, strict=True) if count == 0]
     if gone:
         raise RecipeError(
@@ -57,13 +63,33 @@ def share_globally(
     return resolved
 
 
-def _reader(candidate: Candidate[S], config: S, scores: Callable[[Layer, S], Tensor]) -> Callable[[], Tensor]:
-    def read() -> Tensor:
-        layer = candidate.read()
-        there = present(layer)
-        ordered = ranked(scores(layer, config), there)
-        if mask_of(layer.stored) is not None and config.block is None:
-            return ordered[there]  # the others are gone already
-        return tile_sums(ordered, config.tile)
+def _counts(layers: Sequence[Sequence[Callable[[], Tensor]]], kept: int) -> list[int]:
+    """How many of the largest scores each layer has, from the pieces of every layer."""
+    if not kept:
+        return [0] * len(layers)
+    counts = iter(global_counts([piece for pieces in layers for piece in pieces], kept))
+    return [sum(next(counts) for _ in pieces) for pieces in layers]
 
-    return read
+
+def by_blocks(
+    scores: Callable[[Layer, S], Tensor],
+) -> Callable[[Candidate[S], S], Sequence[Callable[[], Tensor]]]:
+    """The pieces of `share_globally`, one for each block of rows.
+
+    Args:
+        scores: (layer, config) -> (out, in), of a weight by itself, whatever else is in its layer.
+    """
+
+    def pieces(candidate: Candidate[S], config: S) -> Sequence[Callable[[], Tensor]]:
+        return [partial(_competing, read, config, scores) for read in candidate.parts]
+
+    return pieces
+
+
+def _competing(read: Callable[[], Layer], config: S, scores: Callable[[Layer, S], Tensor]) -> Tensor:
+    layer = read()
+    there = present(layer)
+    ordered = ranked(scores(layer, config), there)
+    if mask_of(layer.stored) is not None and config.block is None:
+        return ordered[there]  # the others are gone already
+    return tile_sums(ordered, config.tile)

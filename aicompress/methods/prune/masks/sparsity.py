@@ -25,6 +25,7 @@ class SparsityConfig(MethodConfig):
     """How much goes, in which pattern, and how the rest is stored."""
 
     one_of: ClassVar[tuple[str, ...]] = ("sparsity", "pattern", "kept")
+    budgets: ClassVar[frozenset[str]] = frozenset({"sparsity"})
 
     sparsity: float | None = Field(None, ge=0, le=1, description="share of the weights that become zero")
     pattern: str | None = Field(None, description="N:M, N kept of every M consecutive inputs, e.g. 2:4")
@@ -37,7 +38,7 @@ class SparsityConfig(MethodConfig):
         description="N:M: rounds of swaps that regroup a layer's inputs so that more is kept; 0 keeps their order",
     )
     scope: Literal["layer", "row", "global"] = Field(
-        "layer", description="what shares a sparsity: a layer, each row of it, or all selected layers together"
+        "layer", description="what shares a sparsity: a layer, each row of it, or all selected layers (of a level)"
     )
     store: Literal["dense", "sparse", "auto"] = Field(
         "dense",

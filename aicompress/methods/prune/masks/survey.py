@@ -18,7 +18,7 @@ from aicompress.methods.prune.masks import allocation
 from aicompress.methods.prune.masks.allocation import Share
 from aicompress.methods.prune.masks.calibrated import CalibratedConfig, nbytes, statistics
 from aicompress.methods.prune.masks.candidates import fitting
-from aicompress.methods.prune.masks.global_threshold import share_globally
+from aicompress.methods.prune.masks.global_threshold import by_blocks, share_globally
 from aicompress.methods.prune.masks.masks import kept_count
 from aicompress.methods.prune.masks.search import least, losses, saved_bytes
 from aicompress.methods.prune.masks.sparsity import check
@@ -72,7 +72,10 @@ def _decided(
     ways = {(candidate.config.open, candidate.config.sparsity) for candidate in candidates}
     if len(ways) > 1:
         shown = ", ".join(f"{way} {sparsity or ''}".strip() for way, sparsity in sorted(ways, key=str))
-        raise RecipeError(f"layers share a sparsity in several ways: {shown}", "give one for all of them")
+        raise RecipeError(
+            f"layers share a sparsity in several ways: {shown}",
+            "give one for all of them; levels have budgets of their own",
+        )
     ((way, sparsity),) = ways
     if way == "search":
         return _searched(candidates, setting, apply)
@@ -83,7 +86,7 @@ def _decided(
         return _by_outliers(candidates, setting, shares, kept)
     if way == "global":
         configs = [candidate.config.model_copy(update={"scope": "global"}) for candidate in candidates]
-        return [config.kept or 0 for config in share_globally(candidates, configs, scores)]
+        return [config.kept or 0 for config in share_globally(candidates, configs, by_blocks(scores))]
     return _by_losses(candidates, setting, shares, kept, apply)
 
 

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from aicompress.errors import CompressError
+from aicompress.measure import power_sums
 from aicompress.methods.method import GradientLoss
 from aicompress.methods.prune.units import obs
 from aicompress.methods.prune.units.size_targets import TargetedConfig
@@ -115,7 +116,7 @@ def scores(structure: Structure, how: Score) -> Tensor:
     for part in structure.parts:
         if part.role == "offset":
             continue
-        total = part.read().double().square().sum(dim=1)  # (units,)
+        total = power_sums(part.read())  # (units,)
         squares[part.module] = squares[part.module] + total if part.module in squares else total
     stacked = torch.stack(list(squares.values()))  # (modules, units)
     return stacked.sum(dim=0) if how == "sum" else stacked.sqrt().prod(dim=0)

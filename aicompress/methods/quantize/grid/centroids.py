@@ -7,12 +7,15 @@ the spacing of the optimal quantizer of many levels (Panter and Dite 1951).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
-from aicompress.methods.quantize.grid.rounding import EPSILON
+from aicompress.methods.quantize.grid.rounding import EPSILON, PIECE
 
 EXACT = 64  # distinct values up to which the optimum is found
+DROPPED = 12  # of the 23 bits after a float32 number's first, those that a histogram leaves out
 
 
 def cluster(values: Tensor, weights: Tensor, k: int, iterations: int) -> Tensor:
@@ -27,7 +30,11 @@ def cluster(values: Tensor, weights: Tensor, k: int, iterations: int) -> Tensor:
     Returns:
         (problems, k) ascending, in float64. Where a problem has fewer distinct values, the largest is repeated.
     """
-    points, mass = distinct(values.double(), weights.double())
+    return centroids_of(*distinct(values.double(), weights.double()), k, iterations)
+
+
+def centroids_of(points: Tensor, mass: Tensor, k: int, iterations: int) -> Tensor:
+    """Centroids as of `cluster`, from each problem's distinct values in ascending order and their total weights."""
     if points.shape[1] <= k:
         return torch.nn.functional.pad(points, (0, k - points.shape[1]), value=torch.inf).minimum(points[:, -1:])
     sums = torch.stack([mass, mass * points, mass * points.square()])
@@ -50,6 +57,23 @@ def distinct(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     mass = torch.zeros(len(points), count, dtype=points.dtype).scatter_add_(1, slot, weights)
     distinct = points[:, -1:].repeat(1, count).scatter_(1, slot, points)
     return distinct, mass
+
+
+def histogram(blocks: Sequence[Callable[[], Tensor]]) -> tuple[Tensor, Tensor]:
+    """Values of one problem in ascending order and how many there are of each, (1, n), from functions that read parts.
+
+    Values of at most 11 bits after the first are exact, such as those of bfloat16 and float16; others that agree so far
+    are counted at their mean.
+    """
+    counts, sums = (torch.zeros(1 << 32 - DROPPED, dtype=torch.float64) for _ in range(2))
+    for read in blocks:
+        for values in torch.split(read().reshape(-1), PIECE):
+            bits = (values + 0.0).view(torch.int32)  # -0.0 is 0.0
+            slot = ((bits ^ ((bits >> 31) & 0x7FFFFFFF)) >> DROPPED) + len(counts) // 2  # in the order of the values
+            counts += torch.bincount(slot, minlength=len(counts))
+            sums += torch.bincount(slot, values.double(), len(counts))
+    there = counts > 0
+    return (sums[there] / counts[there])[None], counts[there][None]
 
 
 def _cost(prefix: Tensor, begin: Tensor, end: Tensor) -> Tensor:

@@ -16,21 +16,17 @@ from aicompress.layer import InputStats, from_matrix
 from aicompress.measure import nbytes
 from aicompress.methods.capabilities import Width
 from aicompress.model.blocks.walk import Walk, walk
-from aicompress.model.loading.merged_experts import Slot
 from aicompress.model.loading.partial_model import PartialModel
 from aicompress.model.sensitivity.output_divergence import OutputSensitivity
 from aicompress.pipeline.calibration.data import Inputs, calibration_inputs
 from aicompress.pipeline.calibration.requirements import module_of
+from aicompress.pipeline.layerwise.allocation.probe import measured_part, probe_of
 from aicompress.pipeline.layerwise.allocation.width_groups import WidthGroup, group
 from aicompress.pipeline.layerwise.compress import Compression, Known
 from aicompress.pipeline.layerwise.plan import Plan
 from aicompress.pipeline.step.workers import Alone
-from aicompress.recipe import Calibration
 from aicompress.weights import Weight
 
-TOKENS = 1024  # that the search measures on, where the recipe gives no number of samples
-ARRAYS = 256  # samples of arrays
-RESIDENT = 2 << 30  # bytes of parameters that are kept in memory; larger models are read block by block
 HELD = 1 << 30  # bytes of compressed weights that are kept for the next trial
 
 
@@ -64,17 +60,13 @@ class CandidateTrial(AbstractContextManager["CandidateTrial"]):
         """
         assert plan.recipe.calibration is not None
         assert plan.search is not None
-        data = _slice(plan.recipe.calibration, plan.search.samples)
+        data = measured_part(plan.recipe.calibration, plan.search.samples)
         model = module_of(plan.checkpoint, plan.recipe, plan.request.allow_code)
         inputs = calibration_inputs(plan.checkpoint, model, data, plan.recipe.seed, Alone())
         stats = _norms(plan, model, inputs)
-        fresh = module_of(plan.checkpoint, plan.recipe, plan.request.allow_code)
-        loader = PartialModel(plan.checkpoint, fresh)
-        weights = (plan.checkpoint.dense, lambda name: _path(loader.place_of(name)))
-        resident = sum(spec.nbytes for spec in plan.checkpoint.parameters().values()) <= RESIDENT
+        probe = probe_of(plan.checkpoint, module_of(plan.checkpoint, plan.recipe, plan.request.allow_code), inputs)
         assert plan.method.widths is not None
         method = replace(plan.method, apply=plan.method.widths.sketch)
-        probe = OutputSensitivity(fresh, loader, weights, inputs.batches, resident)
         compression = Compression(method, plan.checkpoint, plan.recipe.seed)
         return cls(plan, compression, probe, inputs, stats, group(plan, stats))
 
@@ -120,18 +112,6 @@ def dense(plan: Plan, tensor: str, weight: Weight) -> Tensor:
     planned = plan.output.parameters[tensor]
     assert planned.info is not None
     return from_matrix(weight.dense(), planned.dense.shape, planned.info.transposed).to(planned.dense.dtype)
-
-
-def _slice(data: Calibration, samples: int | None) -> Calibration:
-    """The part of the calibration data that the search reads."""
-    if data.kind == "arrays" and samples is None and data.samples is None:
-        return data
-    wanted = samples or (ARRAYS if data.kind == "arrays" else -(-TOKENS // data.length))
-    return data.at_most(wanted)
-
-
-def _path(place: str | Slot | None) -> str | None:
-    return place.module if isinstance(place, Slot) else place
 
 
 def _norms(plan: Plan, model: Any, inputs: Inputs) -> dict[str, InputStats]:

@@ -20,11 +20,12 @@ from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_grad
 from aicompress.layer import GradientStats, InputStats, Layer
 from aicompress.measure import interleaved
 from aicompress.methods.capabilities import Candidate, Setting
+from aicompress.methods.method import MethodConfig
 from aicompress.model.kernels.select import fast_linear
 from aicompress.pipeline.calibration.requirements import input_width
 from aicompress.pipeline.calibration.statistics_file import Wanted, collect
 from aicompress.pipeline.layerwise.plan import UNDECIDED, Plan, selected
-from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed
+from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed, named, sharing_budgets
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.workers import Processes
 from aicompress.weights import Dense, Weight, outline_nbytes
@@ -41,26 +42,34 @@ def allocated(plan: Plan, team: Processes, progress: Progress) -> Plan:
     Raises:
         RecipeError: a layer would be pruned away.
     """
-    surveys = plan.method.surveys
     layers = [x for x in plan.layers if x.config is not None and plan.method.surveyed(x.config)]
-    if surveys is None or not layers:
+    if not layers:
         return plan
     with _files(plan, team, progress) as files:
-        configs = None
-        if team.rank == 0:
-            reader = _Reader(plan.checkpoint, plan.recipe.seed, plan.by_tensor, files)
-            candidates = [Candidate(x.info, x.config, partial(reader.layer, x)) for x in layers if x.config is not None]
-            setting = Setting(
-                _other_bytes(plan, layers),
-                saved_milliseconds,
-                lambda done: progress("allocation", done, len(layers)),
-            )
-            configs = surveys.decide(candidates, setting)
-        configs = team.gather(configs)[0]
-    assert configs is not None
-    explicit = {layer.info.name: config for layer, config in zip(layers, configs, strict=True)}
+        reader = _Reader(plan.checkpoint, plan.recipe.seed, plan.by_tensor, files)
+        for budget, members in sharing_budgets(layers).items():
+            configs = None
+            if team.rank == 0:
+                with named(budget):
+                    configs = _decided(plan, members, reader, progress)
+            configs = team.gather(configs)[0]
+            assert configs is not None
+            names = [layer.info.name for layer in members]
+            plan = plan.with_configs(dict(zip(names, configs, strict=True)))
     warnings = tuple(line for line in plan.warnings if line != UNDECIDED)
-    return replace(plan.with_configs(explicit), warnings=warnings)
+    return replace(plan, warnings=warnings)
+
+
+def _decided(plan: Plan, layers: Sequence[LayerPlan], reader: _Reader, progress: Progress) -> list[MethodConfig]:
+    """Explicit parameters of layers that share a budget: of their own bytes where it is a level's."""
+    assert plan.method.surveys is not None
+    candidates = [Candidate(x.info, x.config, partial(reader.layer, x)) for x in layers if x.config is not None]
+    setting = Setting(
+        0 if layers[0].budget else _other_bytes(plan, layers),
+        saved_milliseconds,
+        lambda done: progress("allocation", done, len(layers)),
+    )
+    return plan.method.surveys.decide(candidates, setting)
 
 
 @contextmanager

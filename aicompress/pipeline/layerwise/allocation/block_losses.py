@@ -1,0 +1,136 @@
+"""How sensitive the blocks of a model are: what it loses with one of them compressed, and the others as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.layer import GradientStats, InputStats, from_matrix
+from aicompress.methods.layerwise import AnyLayerMethod
+from aicompress.model.blocks.walk import Walk, walk
+from aicompress.model.loading.partial_model import PartialModel
+from aicompress.pipeline.calibration.data import calibration_inputs
+from aicompress.pipeline.calibration.record import record_of_data
+from aicompress.pipeline.calibration.requirements import Request, module_of
+from aicompress.pipeline.layerwise.allocation.probe import measured_part, probe_of
+from aicompress.pipeline.layerwise.compress import Compression, Known, completed
+from aicompress.pipeline.step.layer_plan import LayerPlan
+from aicompress.pipeline.step.options import Progress
+from aicompress.pipeline.step.survey import Measured
+from aicompress.pipeline.step.workers import Alone
+from aicompress.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks of a checkpoint, and what compresses them.
+
+    Attributes:
+        checkpoint: the input.
+        recipe: of the step.
+        method: the recipe's.
+        layers: by depth and by parameter, with explicit parameters of the method.
+    """
+
+    checkpoint: Checkpoint
+    recipe: Recipe
+    method: AnyLayerMethod
+    layers: Mapping[int, Mapping[str, Sequence[LayerPlan]]]
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Statistics of inputs that the method reads."""
+        jobs = [job for parameters in self.layers.values() for layers in parameters.values() for job in layers]
+        configs = [job.config for job in jobs if job.config is not None]
+        return frozenset[str]().union(*(self.method.reads(config) for config in configs)) - {"gradients"}
+
+
+@dataclass
+class BlockTrial:
+    """Compresses the layers of a block, and measures the loss when all of them are there.
+
+    Attributes:
+        blocks: the blocks.
+        loss: dense parameters of a block by name -> what the model loses with them.
+        progress: told of every block.
+        losses: by depth, of the blocks that are done.
+    """
+
+    blocks: Blocks
+    loss: Callable[[Mapping[str, Tensor]], float]
+    progress: Progress
+    losses: dict[int, float] = field(default_factory=dict)
+    _changed: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+
+    def finished(self, layers: Sequence[str]) -> Mapping[str, Tensor] | None:
+        return None
+
+    def visit(self, stats: Mapping[str, InputStats]) -> Mapping[str, Tensor]:
+        for depth, parameters in self.blocks.layers.items():
+            for tensor in parameters.keys() & stats.keys():
+                self._compress(depth, tensor, stats[tensor])
+        return {}
+
+    def finish(self) -> Tensor:
+        """Compress what no statistics came of, as if nothing were known of its inputs; returns all losses, float64."""
+        for depth, parameters in self.blocks.layers.items():
+            for tensor in parameters if depth not in self.losses else ():
+                if tensor not in self._changed.get(depth, {}):
+                    self._compress(depth, tensor, InputStats(0))
+        return torch.tensor([self.losses[depth] for depth in self.blocks.layers], dtype=torch.float64)
+
+    def _compress(self, depth: int, tensor: str, inputs: InputStats) -> None:
+        step, jobs = self.blocks, self.blocks.layers[depth][tensor]
+        given = completed(inputs, [job.info for job in jobs])
+        known = {job.info.name: Known(given, GradientStats.flat(job.info.shape)) for job in jobs}
+        weight, _ = Compression(step.method, step.checkpoint, step.recipe.seed).parameter(tensor, jobs, known)
+        spec = step.checkpoint.parameters()[tensor]
+        changed = self._changed.setdefault(depth, {})
+        changed[tensor] = from_matrix(weight.dense(), spec.shape, jobs[0].info.transposed).to(spec.dtype)
+        if len(changed) == len(step.layers[depth]):
+            self.losses[depth] = self.loss(self._changed.pop(depth))
+            self.progress("blocks", len(self.losses), len(step.layers))
+
+
+def by_outputs(blocks: Blocks, request: Request, progress: Progress) -> Measured:
+    """Losses of the model's outputs on a part of the calibration data, float64 by block.
+
+    Raises:
+        RecipeError: the calibration data does not fit the model.
+    """
+    checkpoint, recipe = blocks.checkpoint, blocks.recipe
+    assert recipe.calibration is not None
+    model = module_of(checkpoint, recipe, request.allow_code)
+    inputs = calibration_inputs(checkpoint, model, measured_part(recipe.calibration), recipe.seed, Alone())
+    with probe_of(checkpoint, module_of(checkpoint, recipe, request.allow_code), inputs) as probe:
+
+        def loss(changes: Mapping[str, Tensor]) -> float:
+            return probe.loss({name: tensor for name, tensor in changes.items() if probe.holds(name)})
+
+        trial = BlockTrial(blocks, loss, progress)
+        if blocks.reads:
+            loader = PartialModel(checkpoint, model)
+            names = [name for parameters in blocks.layers.values() for name in parameters]
+            places = {name: place for name in names if (place := loader.place_of(name)) is not None}
+            job = Walk(model, loader, inputs.batches, places, blocks.reads, changes=False, weights=inputs.weights)
+            walk(job, trial)
+        tensors = {"losses": trial.finish(), "divergence": torch.tensor(float(probe.divergence))}
+    return Measured(tensors, record_of_data(inputs.sources, 1))
+
+
+def by_weights(blocks: Blocks, progress: Progress) -> Measured:
+    """Relative squared errors of the blocks' weights, float64 by block."""
+
+    def loss(changes: Mapping[str, Tensor]) -> float:
+        error = norm = 0.0
+        for name, tensor in changes.items():
+            original = blocks.checkpoint.dense(name).float()
+            error += float((tensor.float() - original).square().sum(dtype=torch.float64))
+            norm += float(original.square().sum(dtype=torch.float64))
+        return error / norm if norm else 0.0
+
+    return Measured({"losses": BlockTrial(blocks, loss, progress).finish()})

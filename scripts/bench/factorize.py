@@ -1,0 +1,117 @@
+"""Low rank: our methods, plain and whitened singular value decomposition on one language model, judged alike.
+
+    python -m scripts.bench.factorize --model M --calibration calibration.txt --text heldout.txt --text other.txt
+
+Every linear layer of the decoder gets the same share of its parameters, or all together do (`ranks: auto`). Prints a
+Markdown table: KL to the original on each held-out text with its 95 % interval, the processor's seconds for the whole
+step, and the targets. No text that is calibrated on is measured on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scripts.bench import svd_llm
+from scripts.bench.drawn import Subject, measured
+
+LENGTH = 256  # tokens of a sample
+REFERENCE = "SVD-LLM v1"
+OURS: dict[str, dict[str, Any]] = {
+    "svd": {"method": {"name": "svd"}},
+    "activation": {"method": {"name": "activation"}},
+    "fisher": {"method": {"name": "fisher"}},
+    "whitened": {"method": {"name": "whitened"}},
+    "two_sided": {"method": {"name": "two_sided"}},
+    "two_sided ranks: auto": {"method": {"name": "two_sided", "ranks": "auto"}},
+    "two_sided effort: best": {"method": {"name": "two_sided"}, "effort": "best"},
+    "two_sided ranks: auto effort: best": {"method": {"name": "two_sided", "ranks": "auto"}, "effort": "best"},
+}
+TARGETS: Mapping[str, tuple[float, str]] = {  # at most so much of another row's KL
+    "two_sided": (0.82, REFERENCE),
+    "two_sided ranks: auto": (0.8, "two_sided"),
+    "two_sided effort: best": (0.41, REFERENCE),
+}
+
+
+def compressed(given: argparse.Namespace, name: str, keep: float, out: Path) -> float:
+    """Run a step; the processor's seconds."""
+    shutil.rmtree(out, ignore_errors=True)
+    start = time.process_time()
+    if name == REFERENCE:
+        svd_llm.compress(given.model, given.calibration, given.samples, LENGTH, keep, out)
+        return time.process_time() - start
+    from aicompress import recipe as recipes
+    from aicompress.methods import get
+    from aicompress.pipeline import steps
+    from aicompress.pipeline.step.options import Options
+    from aicompress.pipeline.step.output import Destination
+
+    sections = OURS[name]
+    made = {"version": 1, **sections, "method": {**sections["method"], "keep": keep}, "report": {"html": False}}
+    if get("factorize", sections["method"]["name"]).needs:
+        made["calibration"] = {"text": str(given.calibration), "samples": given.samples, "length": LENGTH}
+    file = out.with_suffix(".yaml")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(made), encoding="utf-8")  # JSON is YAML
+    planned = steps.make_plan(given.model, Destination(out), recipes.load(str(file), "factorize"), "factorize")
+    steps.run(planned, Options(latency="off"))
+    return time.process_time() - start
+
+
+def divergences(given: argparse.Namespace, out: Path) -> list[dict[str, Any]]:
+    """KL to the original on every held-out text."""
+    section = "quality.perplexity"
+    edits = (f"{section}.samples={given.windows}", f"{section}.length={LENGTH}", "kernels=reference")
+    subjects = [
+        Subject("language model", given.model, given.calibration, text, LENGTH, 0, "eval/language-model", edits, "kl")
+        for text in given.text
+    ]
+    return [measured(subject, out) for subject in subjects]
+
+
+def verdicts(known: Mapping[tuple[str, float], Sequence[dict[str, Any]]]) -> list[str]:
+    """A line for every target whose rows were measured, by the mean over the texts."""
+    means = {row: sum(kl["value"] for kl in figures) / len(figures) for row, figures in known.items()}
+    lines = []
+    for (name, keep), value in means.items():
+        limit, other = TARGETS.get(name, (0.0, ""))
+        if (other, keep) in means:
+            ratio = value / means[other, keep]
+            told = "met" if ratio <= limit else "**missed**"
+            lines.append(f"- {name}, keep {keep}: {ratio:.2f} × {other}, at most {limit} is the target: {told}")
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("build/bench"))
+    parser.add_argument("--model", type=Path, required=True, help="folder of a causal language model")
+    parser.add_argument("--calibration", type=Path, required=True, help="text to calibrate it on")
+    parser.add_argument("--text", type=Path, action="append", required=True, help="held-out text; may be repeated")
+    parser.add_argument("--samples", type=int, default=128, help="of 256 tokens, to calibrate on")
+    parser.add_argument("--windows", type=int, default=100, help="of 256 tokens of each text, that are measured on")
+    parser.add_argument("--keep", type=float, nargs="+", default=[0.8, 0.6], help="shares of the parameters")
+    parser.add_argument("--only", nargs="+", default=[REFERENCE, *OURS], help="names of rows")
+    given = parser.parse_args(arguments)
+    out, known = given.folder / "factorize", {}
+    print(f"| keep | method | {' | '.join(f'KL, {text.stem} | 95 % interval' for text in given.text)} | seconds |")
+    print(f"|---|---|{'---:|---|' * len(given.text)}---:|", flush=True)
+    for keep in given.keep:
+        for name in given.only:
+            seconds = compressed(given, name, keep, out)
+            known[name, keep] = divergences(given, out)
+            cells = [f"{kl['value']:.4f} | {kl['low']:.4f} to {kl['high']:.4f}" for kl in known[name, keep]]
+            print(f"| {keep} | {name} | {' | '.join(cells)} | {seconds:.0f} |", flush=True)
+    shutil.rmtree(out, ignore_errors=True)
+    print("\n".join(["", *verdicts(known)]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""The benchmark of factorize: its reference is the least whitened error, its rows are recipes, its targets are told."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from aicompress.methods import get
+from scripts.bench.factorize import OURS, REFERENCE, TARGETS, verdicts
+from scripts.bench.svd_llm import whitened
+
+
+@pytest.mark.parametrize("tokens", [200, 9])
+def test_the_reference_is_whitened_svd(tokens: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = (torch.randn(tokens, 16, generator=generator) @ torch.randn(16, 16, generator=generator)).double()
+    weight, gram = torch.randn(12, 16, generator=generator).double(), rows.t() @ rows
+    error = weight - whitened(weight, gram, 5).double()
+    lost = float(((error @ gram) * error).sum())
+    best = float(torch.linalg.svdvals(weight @ rows.t())[5:].square().sum())
+    assert lost == pytest.approx(best, rel=1e-2, abs=1e-3 * float((weight @ rows.t()).square().sum()))
+
+
+def test_rows_are_parameters_of_methods() -> None:
+    for sections in OURS.values():
+        method = get("factorize", sections["method"]["name"])
+        method.config(**sections["method"], keep=0.8)
+        assert sections.get("effort", "best") in (method.efforts or {"best": None})
+    assert set(TARGETS) <= set(OURS)
+    assert {other for _, other in TARGETS.values()} <= {REFERENCE, *OURS}
+
+
+def test_targets_are_told_where_both_rows_are_there() -> None:
+    known = {
+        ("two_sided", 0.6): [{"value": 0.05}, {"value": 0.03}],
+        (REFERENCE, 0.6): [{"value": 0.08}, {"value": 0.06}],
+    }
+    (line,) = verdicts({**known, ("two_sided", 0.8): [{"value": 0.1}]})
+    assert line == "- two_sided, keep 0.6: 0.57 × SVD-LLM v1, at most 0.82 is the target: met"
