@@ -36,13 +36,19 @@ def legend(report: Report) -> str:
     what = f"Loss: {search['loss']} on {search['samples']} calibration samples with only these layers changed"
     what += ", from the outputs of their blocks" if search["measured"] == "blocks" else ""
     what += "; rounding with scales of least error stands in for the method." if search["stand_in"] else "."
+    return " ".join((what, *(f"{_chosen(each)}." for each in (*search.get("levels", ()), search))))
+
+
+def _chosen(search: Mapping[str, Any]) -> str:
+    """What was aimed at, and what the choice loses."""
     value = search["value"]
     aim = f"{value:,}" if isinstance(value, int) else f"{value:g}"
-    parts = [what, f"Chosen for {search['target']} {aim}: the losses add up to {numbers.number(search['sum'])}"]
+    where = f" in {search['level']}" if "level" in search else ""
+    chosen = f"Chosen for {search['target']} {aim}{where}: the losses add up to {numbers.number(search['sum'])}"
     if search["evaluations"]:
-        parts[-1] += f", together they are {numbers.number(search['after'])}"
-        parts[-1] += f" ({numbers.number(search['before'])} before {search['evaluations']} trials)"
-    return " ".join(parts) + "."
+        chosen += f", together they are {numbers.number(search['after'])}"
+        chosen += f" ({numbers.number(search['before'])} before {search['evaluations']} trials)"
+    return chosen
 
 
 def _row(unit: Mapping[str, Any]) -> tuple[Cell, ...]:

@@ -197,7 +197,8 @@ class Report:
             `statistics`, files that were read; `processes` that ran them. Empty otherwise.
         data: of eval: where the samples of each metric came from, as in `calibration`.
         bits: of a step that searched for widths: `target` and `value`, what was measured on how many `samples`, the
-            losses of the choice, and `units`: layers that got one width, with bytes and loss of each they could have.
+            losses of the choice, and `units`: layers that got one width, with bytes and loss of each they could have;
+            `levels`: the target and the losses of each level with a budget of its own.
         untouched: what a layer-wise step left as it was; None for others.
         baselines: further checkpoints that eval compared with; their figures are under quality.against by path.
         files: what a step wrote into its output's directory; nothing else in it is ever replaced.

@@ -34,6 +34,7 @@ class Undecided:
         target, value: what the choice aims at, e.g. target_bytes and 20000000.
         layers: how many layers are chosen for.
         least, most: weight bytes of the output between which the choice lies.
+        levels: budgets of levels, in words.
     """
 
     target: str
@@ -41,6 +42,7 @@ class Undecided:
     layers: int
     least: int
     most: int
+    levels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,12 +126,9 @@ def headline(plan: PlanSummary) -> str:
     if plan.undecided is not None:
         search, before = plan.undecided, numbers.exact_size(plan.bytes_before)
         span = f"{numbers.exact_size(search.least)} to {numbers.exact_size(search.most)}"
-        aim = (
-            f"{search.target} {search.value:,}"
-            if isinstance(search.value, int)
-            else f"{search.target} {search.value:g}"
-        )
-        return f"weights {before} → {span}: the bits of {search.layers} layers are measured and chosen for {aim}"
+        value = f"{search.value:,}" if isinstance(search.value, int) else f"{search.value:g}"
+        aims = ", ".join((f"{search.target} {value}", *search.levels))
+        return f"weights {before} → {span}: the bits of {search.layers} layers are measured and chosen for {aims}"
     ratio = numbers.ratio(plan.weight_bytes / plan.bytes_before if plan.bytes_before else None)
     return f"weights {numbers.exact_size(plan.bytes_before)} → {numbers.exact_size(plan.weight_bytes)}, {ratio}"
 

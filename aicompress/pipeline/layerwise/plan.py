@@ -46,7 +46,8 @@ class Plan:
         warnings: what the user should know.
         open: widths to choose among, least bytes first, of layers whose width is to be searched; `layers` and `output`
             have the first.
-        search: the target of that search; None where nothing is open.
+        searches: the target of that search by budget: of the levels that have one, then of the recipe; empty where
+            nothing is open.
         undecided: what is printed of it before it is made.
         notes: what the plan has settled.
         measured_on: record of the calibration data that levels were found with; empty without.
@@ -61,7 +62,7 @@ class Plan:
     request: Request = field(default_factory=Request)
     warnings: tuple[str, ...] = field(default=())
     open: Mapping[str, tuple[Width, ...]] = field(default_factory=dict)
-    search: WidthSearch | None = None
+    searches: Mapping[str, WidthSearch] = field(default_factory=dict)
     undecided: Undecided | None = None
     places: tuple[ScalingGroup, ...] = ()
     notes: tuple[str, ...] = ()
@@ -84,6 +85,23 @@ class Plan:
     def surveys(self) -> frozenset[str]:
         """Statistics that are read before any layer is compressed."""
         return frozenset[str]().union(*(self.method.surveyed(x.config) for x in self.layers if x.config is not None))
+
+    @property
+    def budget(self) -> str:
+        """The one budget that all open layers share."""
+        (budget,) = self.searches
+        return budget
+
+    @property
+    def search(self) -> WidthSearch:
+        """The search of that budget."""
+        return self.searches[self.budget]
+
+    def sharing(self, budget: str) -> Plan:
+        """The plan in which those layers alone are open that share a budget."""
+        names = {layer.info.name for layer in self.layers if layer.budget == budget}
+        opened = {name: widths for name, widths in self.open.items() if name in names}
+        return replace(self, open=opened, searches={budget: self.searches[budget]})
 
     def with_configs(self, configs: Mapping[str, MethodConfig]) -> Plan:
         """The plan with other parameters for some layers, by name, laid out anew."""
@@ -189,6 +207,6 @@ def fingerprint_of(plan: Plan) -> str:
     """Digest of everything that decides the output's bytes, calibration data included."""
     files = [[str(path.absolute()), path.stat().st_mtime_ns, path.stat().st_size] for path in plan.request.stats]
     calibration = plan.recipe.calibration
-    reads = plan.search is not None or (bool(plan.needs) and not files)
+    reads = bool(plan.searches) or (bool(plan.needs) and not files)
     data = digest(calibration) if reads and calibration is not None else None
     return fingerprint([plan.checkpoint], plan.output, plan.method.name, plan.recipe.sha256(), files, data)

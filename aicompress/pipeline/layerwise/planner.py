@@ -19,13 +19,13 @@ from aicompress.pipeline.calibration.texts import shortened
 from aicompress.pipeline.layerwise.allocation.levels import with_levels
 from aicompress.pipeline.layerwise.allocation.target import require_reach, undecided
 from aicompress.pipeline.layerwise.plan import UNDECIDED, Plan, planned_at, planned_parameters
-from aicompress.pipeline.layerwise.resolve import configured, only_search, open_widths, resolved, searches
+from aicompress.pipeline.layerwise.resolve import configured, open_widths, resolved, searches, searches_by_budget
 from aicompress.pipeline.layerwise.rotation import rotated
 from aicompress.pipeline.layerwise.scaling import rescalable
 from aicompress.pipeline.layerwise.untouched import passed_over, refused_experts
 from aicompress.pipeline.step.checks import known_kinds, left_out, place_problems, require_space
 from aicompress.pipeline.step.input import Adapted, open_input
-from aicompress.pipeline.step.layer_plan import LayerPlan
+from aicompress.pipeline.step.layer_plan import LayerPlan, named
 from aicompress.pipeline.step.output import Destination, Output, arrange, lineage_step
 from aicompress.recipe import DEFAULT_KINDS, Recipe
 from aicompress.selection import select
@@ -86,14 +86,16 @@ def make_plan(
         request=request,
         warnings=tuple(warnings),
         open=opened,
-        search=only_search(wanted.values()),
+        searches=searches_by_budget(wanted, layers),
         places=places,
         notes=levels.notes,
         measured_on=levels.record,
     )
-    if plan.search is None:
+    if not plan.searches:
         return plan
-    require_reach(plan)
+    for budget in plan.searches:
+        with named(budget):
+            require_reach(plan.sharing(budget))
     return replace(plan, undecided=undecided(plan))
 
 

@@ -60,8 +60,9 @@ def resolved(
             configs = allocates.resolve(candidates, 0 if budget else other)
         decided = [replace(layer, config=config) for layer, config in zip(members, configs, strict=True)]
         explicit |= {layer.info.name: layer for layer in decided}
-        if budget:  # a part of the output that the recipe's budget has to hold
-            other += sum(outline_nbytes(method.planned(layer.info, layer.config)) for layer in decided)
+        if budget:  # a part of the output that the recipe's budget has to hold; widths are searched for later
+            known = [layer for layer in decided if layer.info.name not in searches(method, {layer.info.name: layer})]
+            other += sum(outline_nbytes(method.planned(layer.info, layer.config)) for layer in known)
     return {name: explicit[name] for name in layers}
 
 
@@ -86,8 +87,32 @@ def searches(method: AnyLayerMethod, layers: Mapping[str, LayerPlan]) -> dict[st
     return {name: search for name, search in wanted.items() if search is not None}
 
 
-def only_search(wanted: Iterable[WidthSearch]) -> WidthSearch | None:
-    """The search of a step, which is one for all of its layers; None where nothing is open.
+def searches_by_budget(wanted: Mapping[str, WidthSearch], layers: Mapping[str, LayerPlan]) -> dict[str, WidthSearch]:
+    """The search of each budget, levels first: one for all layers that share it.
+
+    Args:
+        wanted: what is searched for, by name of the layers.
+        layers: their plans, by name.
+
+    Raises:
+        RecipeError: a budget is given several targets or ways, or a bound of the whole output beside levels' budgets.
+    """
+    shared: dict[str, WidthSearch] = {}
+    for budget, members in sharing_budgets(layers[name] for name in wanted).items():
+        with named(budget):
+            search = _only_search(wanted[layer.info.name] for layer in members)
+        if budget and search.target_bytes is not None:  # of its layers, which is so many bits for each of their weights
+            weights = sum(layer.info.shape[0] * layer.info.shape[1] for layer in members)
+            search = replace(search, target_bytes=None, target_bpw=8 * search.target_bytes / weights)
+        shared[budget] = search
+    if len(shared) > 1 and any(search.max_kl is not None for search in shared.values()):
+        hint = "give target_bpw or target_bytes instead, or take the levels' budgets out"
+        raise RecipeError("max_kl bounds what the whole model loses, and levels have budgets of their own", hint)
+    return shared
+
+
+def _only_search(wanted: Iterable[WidthSearch]) -> WidthSearch:
+    """The search of a budget, which is one for all of its layers.
 
     Raises:
         RecipeError: rules give it several targets or ways.
@@ -98,7 +123,7 @@ def only_search(wanted: Iterable[WidthSearch]) -> WidthSearch | None:
         if len(values) > 1:
             shown = " and ".join(str(value) for value in values)
             raise RecipeError(f"bits: auto is given with {part.name} {shown}", "all its layers share one: give one")
-    return given[0] if given else None
+    return given[0]
 
 
 def open_widths(method: AnyLayerMethod, layer: LayerPlan) -> tuple[Width, ...]:

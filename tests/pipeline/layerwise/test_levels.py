@@ -16,6 +16,8 @@ from aicompress.pipeline.layerwise.plan import Plan
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import load
+from aicompress.report.markdown import to_markdown
+from aicompress.report.model import Report
 from tests.pipeline.calibration.steps import text
 
 OFF = Options(latency="off")
@@ -92,6 +94,49 @@ def test_layers_of_a_level_share_its_sparsity(
         zeros = sum(row.detail["sparsity"] * row.bytes_before for row in rows)
         assert zeros / sum(row.bytes_before for row in rows) == pytest.approx(wanted, abs=0.001)
         assert len({row.detail["sparsity"] for row in rows}) > 1
+
+
+AUTO = {"name": "rtn", "bits": "auto", "group_size": 32, "group_sizes": [32], "samples": 2, "evaluations": 4}
+
+
+def spent(report: Report, rule: str) -> float:
+    """Bits per weight of a level's layers."""
+    rows = [row for row in report.layers if row.rule == rule]
+    return 32 * sum(row.bytes_after for row in rows) / sum(row.bytes_before for row in rows)
+
+
+def test_widths_of_a_level_are_searched_within_its_bits(tiny_llama: Path, text_file: Path, tmp_path: Path) -> None:
+    levels = [{"layers": "0", "target_bytes": 30_000}, {"match": "*.1.mlp.*", "target_bpw": 3.6}]
+    method = {**AUTO, "target_bytes": "170KB"}
+    plan = planned(tiny_llama, tmp_path / "out", "quantize", method, levels, calibration=text(text_file, 2))
+    undecided = plan.summary().undecided
+    assert undecided is not None
+    assert (undecided.target, undecided.value, undecided.layers) == ("target_bytes", 170_000, 21)
+    assert undecided.levels[1] == "levels[1]: *.1.mlp.*: target_bpw 3.6"
+    report = steps.run(plan, OFF)
+    assert 26_000 < sum(row.bytes_after for row in report.layers if row.rule == "levels[0]: 0") <= 30_000
+    assert 3 < spent(report, "levels[1]: *.1.mlp.*") <= 3.6
+    assert report.after.weight_bytes <= 170_000
+    assert sum(len(unit["layers"]) for unit in report.bits["units"]) == 21
+    assert [level["level"] for level in report.bits["levels"]] == ["levels[0]: 0", "levels[1]: *.1.mlp.*"]
+    assert "Chosen for target_bpw 3.6 in levels" in to_markdown(report)
+
+
+@pytest.mark.parametrize(
+    ("method", "level", "part"),
+    [
+        ({"target_bpw": 4}, {"target_bpw": 1}, "levels[0]: 0: target_bpw 1 is out of reach"),
+        ({"max_kl": 0.1}, {"target_bpw": 4}, "max_kl bounds what the whole model loses"),
+        ({"target_bpw": 4}, {"max_kl": 0.1}, "bits: auto is given with target_bpw"),
+    ],
+)
+def test_budgets_of_bits_that_cannot_be_are_refused(
+    tiny_llama: Path, text_file: Path, tmp_path: Path, method: dict[str, Any], level: dict[str, Any], part: str
+) -> None:
+    levels = [{"layers": "0", **level}]
+    with pytest.raises(Refused) as refused:
+        planned(tiny_llama, tmp_path / "out", "quantize", {**AUTO, **method}, levels, calibration=text(text_file, 2))
+    assert part in refused.value.message
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ more than 2 bits is not given 3, and what a robust layer spends on scales goes w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 import torch
 from pydantic import ByteSize, Field, field_validator, model_validator
@@ -41,6 +41,8 @@ else:
 class WidthConfig(MethodConfig):
     """Knobs of a width, given or found."""
 
+    budgets: ClassVar[frozenset[str]] = frozenset({"target_bytes", "target_bpw"})
+
     bits: Bits = Field(
         4, description="bits of a code; auto: searched on the running model; range: from each layer's values"
     )
@@ -53,7 +55,7 @@ class WidthConfig(MethodConfig):
         "group_size where not given; each is measured at each width, so that time goes with their number",
     )
     target_bytes: ByteSize | None = Field(
-        None, gt=0, description="auto: weight bytes of the whole output, e.g. 20MB, never exceeded"
+        None, gt=0, description="auto: weight bytes of the whole output, in a level of its layers, never exceeded"
     )
     target_bpw: float | None = Field(
         None, gt=0, description="auto: bits per weight of the layers it chooses for, scales and zero points included"
@@ -117,8 +119,10 @@ class WidthConfig(MethodConfig):
 
     @classmethod
     def beneath(cls, given: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
-        """Explicit bits of a rule pin its layers: what the method says of the search does not touch them."""
+        """Explicit bits of a rule pin its layers, and its target is the only one: the method's does not touch them."""
         kept = super().beneath(given, fields)
+        if any(target in fields for target in TARGETS):
+            kept = {name: value for name, value in kept.items() if name not in TARGETS}
         if "bits" not in fields or fields["bits"] == given.get("bits"):
             return kept
         return {name: value for name, value in kept.items() if name not in OPEN}

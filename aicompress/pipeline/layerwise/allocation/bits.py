@@ -6,15 +6,18 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from aicompress.checkpoint.journal import Journal
 from aicompress.checkpoint.place import working_path
 from aicompress.disk import disk_errors
+from aicompress.errors import RecipeError
 from aicompress.pipeline.layerwise.allocation.search import search
+from aicompress.pipeline.layerwise.allocation.target import meets, require_reach
 from aicompress.pipeline.layerwise.plan import Plan, fingerprint_of
+from aicompress.pipeline.step.layer_plan import named
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.workers import Processes
 
@@ -57,15 +60,37 @@ def decided(plan: Plan, resume: bool, team: Processes, progress: Progress) -> De
     Raises:
         Refused: to go on with what another run left; the target cannot be met.
     """
-    if plan.search is None:
+    if not plan.searches:
         return Decision(plan)
     start = time.perf_counter()
     if team.rank != 0:
-        return Decision(search(plan, None, team, progress)[0])
+        return Decision(_searched(plan, None, team, progress)[0])
     mark = fingerprint_of(plan)
     with _notes(plan, mark, resume) as journal:
-        final, record = search(plan, journal, team, progress)
+        final, record = _searched(plan, journal, team, progress)
         return Decision(final, record, time.perf_counter() - start, mark, dict(journal.done))
+
+
+def _searched(plan: Plan, journal: Journal | None, team: Processes, progress: Progress) -> tuple[Plan, dict[str, Any]]:
+    """Search for the widths of one budget after another, the recipe's last: it may be of the whole output."""
+    records: list[dict[str, Any]] = []
+    for budget in plan.searches:
+        with named(budget):
+            part = plan.sharing(budget)
+            if records:
+                require_reach(part)  # levels take more now than the least that they could
+            final, record = search(part, journal, team, progress)
+        records.append({**record, "level": budget} if budget else record)
+        plan = replace(plan, layers=final.layers, output=final.output, warnings=final.warnings)
+    *levels, last = records
+    if not levels:
+        return plan, last
+    for budget in plan.searches:
+        if not meets(plan.sharing(budget)):  # bytes depend on the layout, and that on all layers
+            where = budget or "method"
+            raise RecipeError(f"{where}: the layout of all layers together takes more than its budget", "give it more")
+    units = [unit for record in records for unit in record["units"]]
+    return plan, {**last, "units": units, "levels": [{**record, "units": []} for record in levels]}
 
 
 @contextmanager

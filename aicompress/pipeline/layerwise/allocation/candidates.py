@@ -59,7 +59,6 @@ class CandidateTrial(AbstractContextManager["CandidateTrial"]):
             RecipeError: the calibration data does not fit the model.
         """
         assert plan.recipe.calibration is not None
-        assert plan.search is not None
         data = measured_part(plan.recipe.calibration, plan.search.samples)
         model = module_of(plan.checkpoint, plan.recipe, plan.request.allow_code)
         inputs = calibration_inputs(plan.checkpoint, model, data, plan.recipe.seed, Alone())

@@ -12,6 +12,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CompressError, RecipeError, raise_all
 from aicompress.layer import LayerInfo
 from aicompress.methods.layerwise import AnyLayerMethod
+from aicompress.methods.method import OF_TRAINING
 from aicompress.methods.partition import contiguous_parts
 from aicompress.pipeline.calibration import requirements as needs
 from aicompress.pipeline.calibration.requirements import Request
@@ -67,7 +68,7 @@ def with_levels(
     known = [*problems, *misfits, *needs.problems(checkpoint, recipe, method, list(layers.values()), request)]
     governed = {name: x for name, x in layers.items() if x.rule == "method" and x.info.index is not None}
     depths = sorted({layer.info.index for layer in governed.values() if layer.info.index is not None})
-    raise_all([*known, *_problems(recipe, wanted, list(governed.values()), depths)])
+    raise_all([*known, *_problems(recipe, method, wanted, list(governed.values()), depths)])
     explicit = resolved(checkpoint, governed, method, recipe.seed)
     blocks = Blocks(checkpoint, recipe, method, _by_depth(method, explicit, depths))
 
@@ -106,11 +107,20 @@ def _meaning(measured: Measured) -> str:
 
 
 def _problems(
-    recipe: Recipe, wanted: MeasuredLevels, layers: Sequence[LayerPlan], depths: Sequence[int]
+    recipe: Recipe,
+    method: AnyLayerMethod,
+    wanted: MeasuredLevels,
+    layers: Sequence[LayerPlan],
+    depths: Sequence[int],
 ) -> list[CompressError]:
     """Why levels cannot be found, or their values not be given."""
     if not depths:
         return [RecipeError("levels: no layer that they are for has a depth in its name", "use rules")]
+    if method.needs & OF_TRAINING:
+        message = (
+            f"levels: blocks are compressed to find them, and {method.name} reads what a training run has recorded"
+        )
+        return [RecipeError(message, "give levels by depth")]
     if wanted.auto > len(depths):
         hint = f"give at most {len(depths)}"
         return [RecipeError(f"levels: {wanted.auto} levels cannot be made of {len(depths)} blocks", hint)]

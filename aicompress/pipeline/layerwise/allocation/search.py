@@ -40,12 +40,11 @@ def search(plan: Plan, journal: Journal | None, team: Processes, progress: Progr
         OutOfSpace: the chosen output does not fit the disk.
     """
     with CandidateTrial.of(plan) as trial:
-        assert plan.search is not None
         if plan.search.max_kl is not None and not trial.probe.divergence:
             hint = "give target_bytes or target_bpw"
             raise RecipeError("max_kl needs a model that gives logits, and this one gives states", hint)
         losses = measured(trial, journal, team, progress)
-        kept = team.gather(None if journal is None else journal.done.get("choice"))[0]
+        kept = team.gather(None if journal is None else journal.done.get(f"choice {plan.budget}".strip()))[0]
         if kept is not None:
             outcome = Refined(tuple(kept["picks"]), kept["before"], kept["after"], kept["evaluations"])
         else:
@@ -53,7 +52,7 @@ def search(plan: Plan, journal: Journal | None, team: Processes, progress: Progr
                 _bounded(trial, losses, progress) if plan.search.max_kl else _filled(trial, losses, team, progress)
             )
         if journal is not None and kept is None:
-            journal.record("choice", {**outcome.__dict__})
+            journal.record(f"choice {plan.budget}".strip(), {**outcome.__dict__})
         final = plan.with_widths(widths_of(trial.units, outcome.picks))
         require_space(final.output)
         return final, _record(trial, losses, outcome)
@@ -62,7 +61,6 @@ def search(plan: Plan, journal: Journal | None, team: Processes, progress: Progr
 def _filled(trial: CandidateTrial, losses: Sequence[Sequence[float]], team: Processes, progress: Progress) -> Refined:
     """The best choice within a budget, refined."""
     plan = trial.plan
-    assert plan.search is not None
     choice, laid_out = within(plan, trial.units, losses)
     paid = costs(laid_out, trial.units)
     if plan.search.target_bpw is not None:
@@ -87,7 +85,6 @@ def _bounded(trial: CandidateTrial, losses: Sequence[Sequence[float]], progress:
     Raises:
         RecipeError: the largest widths exceed it.
     """
-    assert trial.plan.search is not None
     assert trial.plan.search.max_kl is not None
     limit, paid = trial.plan.search.max_kl, costs(trial.plan, trial.units)
     best: Picks = tuple(len(row) - 1 for row in losses)
@@ -122,7 +119,6 @@ def _cost(paid: Sequence[Sequence[float]], picks: Sequence[int]) -> float:
 
 def _record(trial: CandidateTrial, losses: Sequence[Sequence[float]], outcome: Refined) -> dict[str, Any]:
     """For the report: what every unit got, and what each of its widths would have cost."""
-    assert trial.plan.search is not None
     name, value = trial.plan.search.target
     paid = costs(trial.plan, trial.units)
     units = []

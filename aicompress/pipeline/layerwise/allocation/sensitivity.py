@@ -25,7 +25,6 @@ WORK = 2e14  # operations that are spent on measuring outputs before blocks must
 
 def by_block(trial: CandidateTrial) -> bool:
     """Whether the blocks' outputs are measured: as the recipe says, or by the work."""
-    assert trial.plan.search is not None
     if trial.plan.search.sensitivity is not None:
         return trial.plan.search.sensitivity == "block"
     widths = sum(len(unit.widths) for unit in trial.units)
@@ -54,7 +53,7 @@ def measured(trial: CandidateTrial, journal: Journal | None, team: Processes, pr
         tasks.append((f"loss {unit.name}", lambda unit=unit, local=local: _losses(trial, unit, local)))  # type: ignore[misc]
     if blockwise:
         for block, units in _by_block(trial).items():
-            tasks.append((f"factor {block}", lambda units=units: _factor(trial, units)))  # type: ignore[misc]
+            tasks.append((_factor_name(trial, block), lambda units=units: _factor(trial, units)))  # type: ignore[misc]
     left = [task for task in tasks if task[0] not in done]
     for start in range(0, len(left), team.size):
         progress("sensitivities", start + len(tasks) - len(left), len(tasks))
@@ -121,6 +120,11 @@ def _by_block(trial: CandidateTrial) -> dict[int, list[WidthGroup]]:
     return units_of
 
 
+def _factor_name(trial: CandidateTrial, block: int) -> str:
+    """What notes call a block's factor, which is of the layers that share a budget."""
+    return f"factor {block} {trial.plan.budget}".strip()
+
+
 def _factor(trial: CandidateTrial, units: Sequence[WidthGroup]) -> list[float]:
     """Loss of the outputs per squared error of a block's output, at the second least of the bits."""
     changes: dict[str, Tensor] = {}
@@ -133,5 +137,5 @@ def _factor(trial: CandidateTrial, units: Sequence[WidthGroup]) -> list[float]:
 
 def _scaled(trial: CandidateTrial, unit: WidthGroup, done: dict[str, list[float]], blockwise: bool) -> list[float]:
     block = _block(trial, unit) if blockwise else None
-    factor = 1.0 if block is None else done[f"factor {block}"][0]
+    factor = 1.0 if block is None else done[_factor_name(trial, block)][0]
     return [factor * value for value in done[f"loss {unit.name}"]]

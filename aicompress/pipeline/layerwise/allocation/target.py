@@ -24,7 +24,6 @@ def require_reach(plan: Plan) -> None:
     Raises:
         RecipeError: with the smallest one that can be met.
     """
-    assert plan.search is not None
     size, bpw = plan.search.target_bytes, plan.search.target_bpw
     smallest = extreme(plan, 0)
     if size is not None and smallest.output.weight_bytes > size:
@@ -42,7 +41,6 @@ def require_reach(plan: Plan) -> None:
 
 def meets(plan: Plan) -> bool:
     """Whether a plan that is laid out keeps its target_bytes or target_bpw."""
-    assert plan.search is not None
     size, bpw = plan.search.target_bytes, plan.search.target_bpw
     return (size is None or plan.output.weight_bytes <= size) and (bpw is None or bits_per_weight(plan) <= bpw)
 
@@ -54,12 +52,13 @@ def _upwards(value: float) -> str:
 
 def undecided(plan: Plan) -> Undecided:
     """What a dry run says of a search: its target, and the bytes between which its choice lies."""
-    assert plan.search is not None
-    name, value = plan.search.target
+    *levels, (_, search) = plan.searches.items()
+    name, value = search.target
     limit = extreme(plan, -1).output.weight_bytes
-    if plan.search.target_bytes is not None:
-        limit = min(limit, plan.search.target_bytes)
-    return Undecided(name, value, len(plan.open), extreme(plan, 0).output.weight_bytes, limit)
+    if search.target_bytes is not None:
+        limit = min(limit, search.target_bytes)
+    others = tuple(f"{budget}: {other.target[0]} {other.target[1]:g}" for budget, other in levels)
+    return Undecided(name, value, len(plan.open), extreme(plan, 0).output.weight_bytes, limit, others)
 
 
 def within(plan: Plan, units: Sequence[WidthGroup], losses: Sequence[Sequence[float]]) -> tuple[Choice, Plan]:
@@ -68,7 +67,6 @@ def within(plan: Plan, units: Sequence[WidthGroup], losses: Sequence[Sequence[fl
     Bytes of headers and the layout of the tensors depend on the choice: the budget, or the costs, are taken from what
     is laid out until that fills the target as far as it can; it never exceeds it.
     """
-    assert plan.search is not None
     if plan.search.target_bpw is not None:
         return _narrow(plan, units, losses, plan.search.target_bpw)
     size = plan.search.target_bytes
