@@ -7,12 +7,14 @@ from pathlib import Path
 from aicompress.data.arrays import require_same_samples
 from aicompress.data.rows import FullRows
 from aicompress.data.section import Data
-from aicompress.data.text_files import lines
+from aicompress.data.text_files import lines, require_text
 from aicompress.errors import CompressError, RecipeError
 
 
 def problems(data: Data) -> list[CompressError]:
-    """What would stop a source, judged by its first sample: missing file, unknown column or array, no sample at all.
+    """What would stop a source: missing file, unknown column or array, no sample at all, anything that is no text.
+
+    Columns are judged by the first sample; a text is read whole, for the run would stop at its last line.
 
     A dataset of the hub is not looked at, since that could mean a download.
     """
@@ -30,6 +32,8 @@ def _first_sample(data: Data) -> None:
     if data.kind == "arrays":
         require_same_samples(data)
         return
+    if path.suffix != ".parquet" and data.kind != "parquet":
+        require_text(path)
     if data.kind == "text":
         empty = not any(line.strip() for line in lines(path))
     else:

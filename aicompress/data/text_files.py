@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,21 @@ def pieces(path: Path) -> Iterator[str]:
             if "\0" in piece:
                 raise _no_text(path)
             yield piece
+
+
+def require_text(path: Path) -> None:
+    """Check the whole of a file for what is no text, without dividing it into lines.
+
+    Raises:
+        RecipeError: as `lines`.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with readable(path), path.open("rb") as file:
+        while piece := file.read(PIECE):
+            if b"\0" in piece:
+                raise _no_text(path)
+            decoder.decode(piece)
+        decoder.decode(b"", final=True)
 
 
 def _no_text(path: Path) -> RecipeError:

@@ -38,3 +38,21 @@ def test_what_would_stop_a_run_is_found_before_it(fields: dict[str, Any], words:
     np.savez(tmp_path / "a.npz", x=np.ones(2))
     (problem,) = problems(Data(**fields).relative_to(tmp_path))
     assert words in problem.message
+
+
+@pytest.mark.parametrize(
+    ("kind", "row"), [("text", "a line\n"), ("jsonl", '{"text": "a"}\n'), ("csv", "text\n"), ("pairs", "a,b,1\n")]
+)
+def test_a_text_is_read_to_its_last_byte(kind: str, row: str, tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"columns": (0, 1), "score": 2} if kind == "pairs" else {}
+    path = tmp_path / "a.csv"
+    for end, words in (
+        (b"caf\xe9\n", "line 1001: is not UTF-8"),
+        (b"\0", "line 1001: holds NUL"),
+        (b"caf\xc3", "1001"),
+    ):
+        path.write_bytes(row.encode() * 1000 + end)
+        (problem,) = problems(Data(**{kind: str(path)}, **fields))
+        assert words in problem.message
+    path.write_bytes(row.encode() * 1000 + "café\n".encode())
+    assert problems(Data(**{kind: str(path)}, **fields)) == []

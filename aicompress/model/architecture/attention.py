@@ -180,7 +180,9 @@ def _tensors(
     sections = _sections(count, queries, length - queries)
     if sections is None:
         raise CheckpointError(
-            f"{disk}: how heads lie on its axis of {length} cannot be told", "its heads cannot be pruned"
+            f"{disk}: how heads lie on its axis of {length} cannot be told, where config.json counts {count.heads} "
+            f"heads and {count.groups} keys of {count.width}",
+            "its heads cannot be pruned: prune feed-forward neurons (width) or whole blocks (depth)",
         )
     matrix = architecture.specs.get(f"{disk.rpartition('.')[0]}.weight")
     if len(shape) == 1 and sections[0].span > 1 and (matrix is None or len(matrix.shape) < 2):

@@ -35,6 +35,7 @@ from aicompress.model.loading.parameter_kinds import layer_kinds
 FIELDS = ("hidden_size", "d_model", "n_embd", "dim")
 HEAD_COUNTS = (
     "num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads",
+    "attention_heads", "num_encoder_attention_heads", "num_decoder_attention_heads",
 )  # fmt: skip
 COMPANIONS = ("word_embed_proj_dim", "embedding_size")  # widths of tables, which projections adapt where they differ
 HINT = "prune its heads, feed-forward neurons or layers instead"
@@ -105,15 +106,21 @@ def residual(architecture: Architecture, layout: miniature.Layout = "entries", l
 def _located(architecture: Architecture, layout: miniature.Layout, level: Path | None) -> Residual | str:
     """The residual stream, or why there is none; a step asks for it several times."""
     reasons: list[str] = []
+    without: list[Residual] = []  # what shares the width has a size of its own there
     for field in fields(architecture.config, FIELDS):
         width = value_at(architecture.config, field)
         if not isinstance(width, int) or width < 2 or level not in (None, field[:-1]):
             continue
         for config in _with_sizes(architecture, field, width):
             outcome = _probed(architecture, config, (field, width), layout)
-            if isinstance(outcome, Residual):
+            if isinstance(outcome, str):
+                reasons.append(outcome)
+            elif outcome.inner or layout in miniature.OF_ENTRIES:
                 return outcome
-            reasons.append(outcome)
+            else:
+                without.append(outcome)
+    if without:
+        return without[0]
     return f"the hidden width cannot be narrowed: {reasons[-1]}" if reasons else "config.json sets no hidden width"
 
 
@@ -131,8 +138,7 @@ def _with_sizes(architecture: Architecture, field: Path, width: int) -> Iterator
         value_at(written, field[:-1])["head_dim"] = width // heads
         if reads_size(written, (*field[:-1], "head_dim"), architecture.shapes):
             yield written
-            return
-    yield edited
+    yield edited  # also where a norm of a head is as long as its share, whatever the size that is written down
 
 
 def _probed(

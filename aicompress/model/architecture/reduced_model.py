@@ -16,6 +16,7 @@ LARGEST = 50_000_000  # numbers in it
 HEAD, NEURONS, VOCABULARY = 8, 8, 32
 QUERY_FIELDS = (
     "num_attention_heads", "n_head", "num_heads", "n_heads", "encoder_attention_heads", "decoder_attention_heads",
+    "attention_heads", "num_encoder_attention_heads", "num_decoder_attention_heads",
 )  # fmt: skip
 HIDDEN_FIELDS = ("hidden_size", "n_embd", "d_model", "dim")
 # What a short input is padded to, or cut into; and how much of a head is rotated, which may not be more than a head.

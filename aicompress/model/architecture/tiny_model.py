@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
@@ -275,6 +276,17 @@ def _image(config: Mapping[str, Any], generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
+@contextmanager
+def _numbers_like(model: nn.Module) -> Iterator[None]:
+    """Let numbers that a model's code makes, such as those of a mask, be of the kind of its parameters."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(next((p.dtype for p in model.parameters() if p.is_floating_point()), before))
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 @torch.no_grad()
 def outputs_of(model: Any, inputs: Mapping[str, Tensor]) -> list[Tensor]:
     """Everything that it gives.
@@ -282,7 +294,7 @@ def outputs_of(model: Any, inputs: Mapping[str, Tensor]) -> list[Tensor]:
     Raises:
         CheckpointError: it does not run on these alone, or gives NaN.
     """
-    with refusing("a small model with random weights does not run", HINT):
+    with refusing("a small model with random weights does not run", HINT), _numbers_like(model):
         outputs = tensors_of(dict(model(**inputs)))
     if any(output.isnan().any() for output in outputs):
         raise CheckpointError("a small model with random weights gives NaN", HINT)

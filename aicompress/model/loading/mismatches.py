@@ -24,6 +24,13 @@ def require_fits(checkpoint: Checkpoint) -> None:
     if wrong:
         more = f", and {len(wrong) - 1} more like it" if wrong[1:] else ""
         hint = "download or write the checkpoint again; `aicompress verify` lists all that is wrong"
+        fit = fitted(checkpoint.config or {}, checkpoint.parameters())
+        if (
+            fit is not None and fit.unused and wrong[0].endswith("is missing")
+        ):  # names of another version, or of another architecture
+            named = type(fit.model).__name__
+            more += f"; {named} has no place for {len(fit.unused)} that it holds, {fit.unused[0]} for one"
+            hint = f"transformers, too, loads random numbers there: save it again so that its {named} loads whole"
         raise CheckpointError(f"{checkpoint.path}: {wrong[0]}{more}", hint)
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from aicompress.errors import CompressError
+from aicompress.errors import CompressError, Refused
 from aicompress.layer import GradientStats
 from aicompress.model.blocks.all_reduce import Team
 from aicompress.model.blocks.find import Block, find_blocks
@@ -94,6 +94,9 @@ def _shared(job: Descent) -> bool:
 
 
 def _finite(loss: Tensor, sample: Sample) -> Tensor:
+    """The loss, unless it is no number, or the architecture runs blocks where autograd cannot follow, as Reformer."""
+    if not loss.requires_grad:
+        raise Refused("the model's loss has no gradients in its weights", "choose a method that reads none")
     if not torch.isfinite(loss.detach()):
         raise CompressError(
             f"the loss of calibration sample {sample.number} is {float(loss.detach())}", "check the data"

@@ -11,7 +11,7 @@ from aicompress.model.architecture import tiny_model
 from aicompress.model.architecture.architecture import Architecture
 from aicompress.model.architecture.hidden_width import residual, small
 from aicompress.model.architecture.reduced_model import with_short_windows
-from aicompress.model.architecture.shapes import build
+from aicompress.model.architecture.shapes import build, misfits
 from aicompress.weights import TensorSpec
 
 
@@ -53,3 +53,18 @@ def test_matrices_of_one_module_are_taken_for_one_kind_where_there_are_many() ->
     attention = "longformer.encoder.layer.0.attention"
     assert f"{attention}.self.query_global.weight" in inner
     assert f"{attention}.output.dense.weight" in inner
+
+
+def test_an_architecture_with_a_loader_of_its_own_is_looked_at() -> None:
+    """That of Qwen2.5-Omni asks for a file of speakers, and tells nothing of missing tensors."""
+    text = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text |= {"num_key_value_heads": 2, "vocab_size": 32, "pad_token_id": 0}
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
+    audio = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16, "output_dim": 16}
+    thinker = {"text_config": text, "vision_config": vision, "audio_config": audio}
+    config = hf.Qwen2_5OmniConfig(thinker_config=thinker, enable_audio_output=False)
+    written = {**config.to_dict(), "architectures": ["Qwen2_5OmniForConditionalGeneration"]}
+    specs = {name: TensorSpec.of(tensor) for name, tensor in build(written).state_dict().items()}
+    assert misfits(written, specs) == set()
+    lost = next(iter(specs))
+    assert f"missing {lost}" in misfits(written, {name: spec for name, spec in specs.items() if name != lost})

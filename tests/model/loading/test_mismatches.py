@@ -1,9 +1,11 @@
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.model.loading.mismatches import mismatches
+from aicompress.errors import CheckpointError
+from aicompress.model.loading.mismatches import mismatches, require_fits
 
 
 def shapes(path: Path) -> tuple[dict, dict[str, tuple[int, ...]]]:
@@ -37,3 +39,16 @@ def test_a_base_models_prefix_may_be_missing(tiny_gpt2: Path) -> None:
 
 def test_an_unknown_architecture_is_not_judged() -> None:
     assert mismatches({"model_type": "nothing", "architectures": ["Nothing"]}, {}) is None
+
+
+def test_names_that_transformers_has_no_place_for_are_told(tiny_llama_untied: Path, tmp_path: Path) -> None:
+    """As those of ShieldGemma 2, which transformers saves under names that it does not load."""
+    (tmp_path / "config.json").write_bytes((tiny_llama_untied / "config.json").read_bytes())
+    tensors = load_file(tiny_llama_untied / "model.safetensors")
+    named = {name.replace("model.layers", "text.layers"): tensor for name, tensor in tensors.items()}
+    save_file(named, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        CheckpointError, match=r"is missing, .*has no place for \d+ that it holds, text.layers"
+    ) as error:
+        require_fits(Checkpoint.open(tmp_path))
+    assert "transformers, too, loads random numbers" in error.value.hint

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.statistics import StatisticsFile, merged_gradients
@@ -21,6 +21,7 @@ from aicompress.pipeline.layerwise.plan import Plan
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import load
 from aicompress.report.model import Report
+from scripts.sweep.configs import small_model
 from tests.checkpoints import digits
 from tests.pipeline.calibration.steps import OFF, text
 from tests.pipeline.ranks import Ranks
@@ -138,6 +139,16 @@ def test_factors_have_gradients_of_their_own(tmp_path: Path, tiny_llama: Path, t
     assert moments.square.max() > 0
     factor = next(info for info in Checkpoint.open(factorized).layers() if info.name == name)
     assert moments.mean.shape == factor.shape
+
+
+def test_blocks_out_of_the_sight_of_autograd_are_refused(tmp_path: Path) -> None:
+    """Reformer's layers are reversible: gradients are computed by code of its own."""
+    small_model("reformer").save_pretrained(tmp_path / "in")
+    save_file({"input_ids": torch.randint(3, 99, (4, 6))}, tmp_path / "ids.safetensors")
+    recipe = write_recipe(tmp_path, {"arrays": str(tmp_path / "ids.safetensors"), "inputs": "input_ids"})
+    with pytest.raises(Refused, match="no gradients in its weights"):
+        run(tmp_path / "in", tmp_path / "out", recipe)
+    assert not (tmp_path / "out").exists()
 
 
 def test_losses_that_differ_are_refused(tmp_path: Path, tiny_llama: Path, text_file: Path) -> None:

@@ -41,8 +41,13 @@ METHODS = (
     ("prune/magnitude-2-4",),
     ("prune/lamp-50", "method.store=sparse"),
     ("prune/magnitude-global",),
-    ("quantize/sinq-w4", "method.group_size=32"),
-    ("quantize/sinq-w4", "method.group_size=32", "method.symmetric=false"),
+    (
+        "quantize/sinq-w4",
+        "method.group_size=32",
+        "method.symmetric=false",
+        "method.iterations=2",
+        "method.range=minmax",
+    ),
 )
 
 COMPILED = (

@@ -187,6 +187,25 @@ def stablelm(**fields: Any) -> Any:
     return hf.StableLmForCausalLM(hf.StableLmConfig(**{**shape, **fields}))
 
 
+def phi() -> Any:
+    """A norm of a head is as long as its share of the hidden width, whatever head_dim says."""
+    shape = {**SHAPE, **TEXT, "num_hidden_layers": 1, "num_key_value_heads": 2, "qk_layernorm": True}
+    return hf.PhiForCausalLM(hf.PhiConfig(**shape))
+
+
+def prophetnet() -> Any:
+    """`num_decoder_attention_heads` counts heads; a table of positions holds something for each."""
+    sides = {"num_encoder_layers": 1, "num_decoder_layers": 1, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+    heads = {"num_encoder_attention_heads": 4, "num_decoder_attention_heads": 4, "hidden_size": 32}
+    return hf.ProphetNetForCausalLM(hf.ProphetNetConfig(**sides, **heads, **TEXT))
+
+
+def jetmoe() -> Any:
+    """One projection makes keys and values, and a router chooses the queries."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "kv_channels": 8}
+    return hf.JetMoeForCausalLM(hf.JetMoeConfig(**sizes, num_key_value_heads=2, num_local_experts=4, **TEXT))
+
+
 ONE_KEY = {"multi_query": True, "new_decoder_architecture": False}
 GROUPS = {"new_decoder_architecture": True, "num_kv_heads": 2}  # each group's queries, key and value lie together
 TOGETHER = {"multi_query": False, "new_decoder_architecture": False}
@@ -195,6 +214,7 @@ SHARED: dict[str, tuple[Callable[..., Any], dict[str, Any], str, str]] = {
     "groups beside their key": (falcon, GROUPS, "group", "transformer.h.0.self_attention.dense"),
     "heads beside their key": (falcon, TOGETHER, "group", "transformer.h.0.self_attention.dense"),
     "groups": (stablelm, {}, "group", "model.layers.0.self_attn.o_proj"),
+    "a norm of a head's share": (phi, {}, "group", "model.layers.0.self_attn.dense"),
     "queries of groups": (stablelm, {}, "query", "model.layers.0.self_attn.o_proj"),
 }
 
@@ -224,6 +244,8 @@ def test_heads_that_share_keys_are_the_model_with_those_silent(name: str, tmp_pa
     [
         (BLOOM.build, {}, "group", "each head computes by its number among all, as ALiBi slopes go"),
         (stablelm, {"qk_layernorm": True}, "group", "self_attn.q_layernorm.norms holds a module for every head"),
+        (prophetnet, {}, "group", "relative_pos_embeddings.bias holds something for every head"),
+        (jetmoe, {}, "group", "where config.json counts 4 heads and 2 keys of 8"),
         (falcon, GROUPS, "query", "query heads lie beside the key of their group"),
     ],
 )
