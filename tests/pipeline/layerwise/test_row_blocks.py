@@ -91,7 +91,7 @@ def test_blocks_give_the_bytes_of_the_whole(
 
     monkeypatch.setattr(reader, "read_tensor", noting)
     blocks = run(tiny_llama_bf16, tmp_path / "blocks", *recipe, FEW)
-    assert max(lengths) < 64  # nobody reads the largest tensor at once, which has hundreds of rows
+    assert max(lengths) <= 128  # rows whose masks share bytes; nobody reads the 256 of the largest tensor at once
     monkeypatch.setattr(row_blocks, "divisible", lambda *_: False)
     whole = run(tiny_llama_bf16, tmp_path / "whole", *recipe, FEW)
     assert weights(tmp_path / "blocks") == weights(tmp_path / "whole")
