@@ -111,8 +111,8 @@ def lstm_file(built: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def text_file(built: Path) -> Path:
-    """Two hundred and forty English sentences, one per line."""
-    return once(built / "text.txt", lambda path: written(path, checkpoints.sentences(240)))
+    """A hundred and eighty English sentences, one per line."""
+    return once(built / "text.txt", lambda path: written(path, checkpoints.sentences(180)))
 
 
 @pytest.fixture(scope="session")

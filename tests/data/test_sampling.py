@@ -46,4 +46,4 @@ def test_the_record_identifies_the_file_and_the_choice(text_file: Path) -> None:
     _, source = sentences(Data(text=str(text_file), samples=30), seed=9)
     assert source.sha256 == hashlib.sha256(text_file.read_bytes()).hexdigest()
     assert source.nbytes == text_file.stat().st_size
-    assert (source.kind, source.samples, source.available, source.seed) == ("text", 30, 240, 9)
+    assert (source.kind, source.samples, source.available, source.seed) == ("text", 30, 180, 9)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,9 +39,9 @@ class Described:
     warnings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Contents:
-    """What an output holds, whatever the layout.
+    """What an output holds, whatever the layout; two that hold the same are equal.
 
     Attributes:
         config: config.json without a quantization_config; None where there will be no such file.
@@ -57,6 +58,20 @@ class Contents:
     manifest: Manifest = field(default_factory=Manifest)
     sentence_encoder: bool = False
     cache_scheme: Any = None
+
+    @cached_property
+    def _identity(self) -> tuple[Any, ...]:
+        """All that a trial of a layout depends on."""
+        weights = [(name, weight) for name, (_, weight) in self.compressed.items()]
+        outlines = tuple((name, json.dumps(each.meta()), tuple(each.specs().items())) for name, each in weights)
+        plain = json.dumps([self.config, self.manifest.to_json(), self.cache_scheme])
+        return plain, self.sentence_encoder, tuple(self.dense.items()), outlines
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Contents) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
 
     @cached_property
     def integers(self) -> dict[str, IntGrouped]:
@@ -121,8 +136,12 @@ def _of_sentences(choice: Described, contents: Contents) -> list[str]:
     return []
 
 
+@lru_cache(maxsize=16)
 def _tried(contents: Contents, layout: Layout, dequantize: bool) -> tuple[Described, dict[str, Trial]] | None:
-    """A layout and what each class of transformers makes of it; None where the layout cannot name its modules."""
+    """A layout and what each class of transformers makes of it; None where the layout cannot name its modules.
+
+    A search asks for the same several times.
+    """
     from aicompress.model.loading.stock import StockReader  # with transformers, which a bare file does not need
 
     readers = [StockReader(model, contents.dense) for model in stock_models(contents.config or {})]
