@@ -1,10 +1,9 @@
 """A tiny random model of an architecture, to test which axes of its tensors belong to the residual stream.
 
-A miniature of two blocks has random weights. Residual coordinates in another order must compute the same; and where the
-size of heads follows from the hidden width, so must the entries of every head in an order of its own, which rotary
-positions forbid. An axis as long as the width may be either: every matrix with two such axes is taken for a reader of
-the stream, for one that adds to it, or for both (a pooling head), until the outputs stay. Whole heads may change places
-as well, rotary or not: then the trial tells where heads lie that are to go.
+A miniature of two blocks has random weights. Residual coordinates in another order must compute the same; so must the
+entries of every head in an order of its own, where heads are a share of the hidden width and are not rotated. An axis
+as long as the width may be either: every matrix with two such axes is taken for a reader of the stream, for one that
+adds to it, or for both (a pooling head), until the outputs stay. Where heads lie is told by moving whole ones.
 """
 
 from __future__ import annotations

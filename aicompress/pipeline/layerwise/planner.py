@@ -91,12 +91,19 @@ def make_plan(
         notes=levels.notes,
         measured_on=levels.record,
     )
-    if not plan.searches:
-        return plan
+    return _with_reachable_budgets(plan)
+
+
+def _with_reachable_budgets(plan: Plan) -> Plan:
+    """The plan, with what its searches leave undecided.
+
+    Raises:
+        RecipeError: a budget is out of reach.
+    """
     for budget in plan.searches:
         with named(budget):
             require_reach(plan.sharing(budget))
-    return replace(plan, undecided=undecided(plan))
+    return replace(plan, undecided=undecided(plan)) if plan.searches else plan
 
 
 def _with_experts(kinds: Sequence[Kind]) -> tuple[Kind, ...]:
