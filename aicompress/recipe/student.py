@@ -69,9 +69,7 @@ class StudentShape(Section):
         configs: list[MethodConfig] = []
         if self.layers is not None:
             configs.append(
-                DepthConfig(keep_layers=self.layers)
-                if isinstance(self.layers, int)
-                else DepthConfig(keep=self.layers)
+                DepthConfig(keep_layers=self.layers) if isinstance(self.layers, int) else DepthConfig(keep=self.layers)
             )
         units = {"score": "product" if self.score == "norm" else self.score}
         if self.width is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.place import lock, working_path
 from aicompress.disk import require_writable
-from aicompress.errors import RecipeError, raise_all
+from aicompress.errors import RecipeError, Refused, raise_all
 from aicompress.pipeline.step.checks import NOT_OF_TRAINING, place_problems
 from aicompress.pipeline.step.input import Adapted, open_input
 from aicompress.pipeline.step.options import Options, Progress
@@ -69,6 +69,9 @@ def made_student(
         yield None
         return
     origin, _ = open_input(source)
+    if origin.config is None:
+        hint = "prune it first, by channels for one, and give what comes out as IN with --teacher"
+        raise Refused(f"{origin.path} names no architecture: no student can be cut out of it", hint)
     raise_all(place_problems([origin], destination, recipe.gates, NOT_OF_TRAINING))
     require_writable(destination.path)
     work = working_path(destination.path)
