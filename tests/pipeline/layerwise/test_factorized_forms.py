@@ -1,4 +1,4 @@
-"""What factorize stores beside two plain factors goes to disk, runs from there as the same matrices, and is read again."""
+"""What factorize stores beside two plain factors is written, read, and runs from there as the same matrices."""
 
 from __future__ import annotations
 
