@@ -46,7 +46,7 @@ def command(
     quiet: o.Quiet = False,
     as_json: o.AsJson = False,
 ) -> None:
-    """Train a student to do what a teacher does: IN, which may be any earlier step's output, or what a recipe makes of it."""
+    """Train a student, IN or what the recipe makes of IN, to do what a teacher does; IN may be any step's output."""
     from aicompress.cli.training import run
 
     kept = () if stats is None else (stats,)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, BeforeValidator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from aicompress.data.section import Data
 from aicompress.methods.method import MethodConfig
@@ -21,7 +21,7 @@ SAMPLES = 128  # of the data that decide which units stay
 def _amount(given: Any) -> int | float:
     """A share of the units, or their number."""
     if (type(given) is int and given >= 1) or (type(given) is float and 0 < given < 1):
-        return given  # type: ignore[no-any-return]
+        return given
     raise ValueError("give a share between 0 and 1, or a whole number")
 
 

@@ -126,8 +126,8 @@ def make_plan(
     Raises:
         Refused: or Problems, everything that is wrong.
     """
-    made = source if isinstance(source, MadeStudent) else None
-    (student, tied), (teacher, _) = open_input(made.path if made else source), open_input(teacher_source)
+    made, place = (source, source.path) if isinstance(source, MadeStudent) else (None, source)
+    (student, tied), (teacher, _) = open_input(place), open_input(teacher_source)
     raise_all(place_problems([student, teacher], destination, recipe.gates, NOT_OF_TRAINING))
     require_writable(destination.path)
     run, run_teacher = runner(student), runner(teacher)

@@ -17,7 +17,8 @@ from aicompress.pipeline.distillation.plan import make_plan
 from aicompress.pipeline.distillation.run import TrainingOptions, run
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
-from aicompress.pipeline.structured import planner, run as structured
+from aicompress.pipeline.structured import planner
+from aicompress.pipeline.structured import run as structured
 from aicompress.recipe.distillation import DistillRecipe, load
 from aicompress.report.model import Report
 from tests import checkpoints
