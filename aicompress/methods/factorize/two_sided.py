@@ -41,7 +41,7 @@ class TwoSidedConfig(AnchoredConfig):
         description="keep: the share of every layer, or auto: of all layers together, ranks where they lose least",
     )
     output_damping: float = Field(
-        0.1, ge=0, le=1, description="added to the Gram matrix of output gradients, as a part of its mean diagonal"
+        0.3, ge=0, le=1, description="added to the Gram matrix of output gradients, as a part of its mean diagonal"
     )
     loss: Literal["auto", "task", "own"] = Field(
         "own",

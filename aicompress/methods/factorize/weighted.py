@@ -21,9 +21,13 @@ from aicompress.weights import Weight
 
 
 class DampedConfig(RankConfig):
-    """Parameters of methods that know something of a layer's inputs."""
+    """Parameters of methods that know something of a layer's inputs.
 
-    damping: float = Field(0.01, ge=0, le=1, description="added to the Gram matrix, as a part of its mean diagonal")
+    At a damping of 0.1 outputs diverge 2 to 5 % less than at 0.01: measured on a language model of 7 million parameters
+    at keep 0.6, on other text than it was calibrated on.
+    """
+
+    damping: float = Field(0.1, ge=0, le=1, description="added to the Gram matrix, as a part of its mean diagonal")
 
 
 class AnchoredConfig(DampedConfig):
@@ -77,7 +81,7 @@ EFFORTS: dict[Level, Effort] = {
     "best": Effort(
         "block tuning on top: 400 steps of 4 samples forward and back per block, ten to thirty times balanced",
         _aimed,
-        {"steps": 400, "batch": 4},
+        {"steps": 400, "batch": 4, "norms": True},
     ),
 }
 
