@@ -14,11 +14,13 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.disk import require_writable
 from aicompress.errors import CompressError, RecipeError, Refused, raise_all
 from aicompress.layer import Kind, LayerInfo
+from aicompress.methods.distill.logits import UNLABELLED
 from aicompress.methods.outputs import Anatomy
 from aicompress.methods.training import DistillMethod, LossConfig, get_loss
 from aicompress.model.distillation.outputs import Runner, anatomy, runner
 from aicompress.model.loading.tokenizer import FILES, load_tokenizer
-from aicompress.pipeline.distillation.batches import Samples, Split, split_samples
+from aicompress.pipeline.distillation import mean_teacher
+from aicompress.pipeline.distillation.batches import Samples, Split, mixed, split_samples
 from aicompress.pipeline.distillation.made_student import MadeStudent
 from aicompress.pipeline.distillation.samples import read_samples, require_positions
 from aicompress.pipeline.distillation.teacher import CACHE_BYTES, Loss
@@ -38,7 +40,7 @@ class DistillPlan:
 
     Attributes:
         checkpoint: the student.
-        teacher: the teacher.
+        teacher: the teacher; the student as it came, where that learns from its own average.
         recipe: what to do.
         losses: terms of the loss.
         training: the recipe's settings, precision resolved.
@@ -88,7 +90,8 @@ class DistillPlan:
 
     def summary(self) -> PlanSummary:
         """What a dry run prints."""
-        name = " + ".join(method.name for method, _ in self.losses)
+        first = () if self.recipe.mean_teacher is None else ("cross-entropy",)
+        name = " + ".join((*first, *(method.name for method, _ in self.losses)))
         rows = [
             PlanRow(i.name, i.kind, "method", i.stored, i.stored, {"loss": name, **self._shape(i)}, i.nbytes, size)
             for i in self.layers
@@ -99,8 +102,14 @@ class DistillPlan:
 
     @property
     def told(self) -> tuple[str, ...]:
-        """What has been settled: what the student was made of."""
-        return () if self.made is None else self.made.told
+        """What has been settled: what the student was made of, and what is saved."""
+        average = () if self.recipe.mean_teacher is None else (mean_teacher.TOLD,)
+        return (*(() if self.made is None else self.made.told), *average)
+
+    @property
+    def further(self) -> dict[str, Checkpoint]:
+        """Inputs beside the student by their names in the lineage; a mean teacher is none."""
+        return {} if self.recipe.mean_teacher is not None else {"teacher": self.teacher}
 
     def _shape(self, info: LayerInfo) -> dict[str, str]:
         """The shape of a layer of a student that the recipe makes."""
@@ -109,7 +118,7 @@ class DistillPlan:
 
 def make_plan(
     source: str | Path | Adapted | MadeStudent,
-    teacher_source: str | Path | Adapted,
+    teacher_source: str | Path | Adapted | None,
     destination: Destination,
     recipe: DistillRecipe,
     allow_code: bool = False,
@@ -118,7 +127,7 @@ def make_plan(
 
     Args:
         source: the student's checkpoint, or the student that the recipe made.
-        teacher_source: the teacher's.
+        teacher_source: the teacher's; None for a mean teacher.
         destination: where the trained student goes.
         recipe: what to do.
         allow_code: a factory that the recipe names may run.
@@ -127,7 +136,9 @@ def make_plan(
         Refused: or Problems, everything that is wrong.
     """
     made, place = (source, source.path) if isinstance(source, MadeStudent) else (None, source)
-    (student, tied), (teacher, _) = open_input(place), open_input(teacher_source)
+    _require_teacher(recipe, teacher_source)
+    student, tied = open_input(place)
+    teacher = student if teacher_source is None else open_input(teacher_source)[0]
     raise_all(place_problems([student, teacher], destination, recipe.gates, NOT_OF_TRAINING))
     require_writable(destination.path)
     run, run_teacher = runner(student), runner(teacher)
@@ -139,21 +150,38 @@ def make_plan(
         require_positions(recipe.data, checkpoint, whose)
     samples = read_samples(recipe.data, run.task, student, load_tokenizer(student.source.folder))
     _check_labels(samples, anatomies[0])
+    average = recipe.mean_teacher
+    raise_all([] if average is None else mean_teacher.problems(average, run, anatomies[0], samples))
     training = recipe.training.model_copy(update={"precision": resolved_precision(recipe.training.precision)})
     split = split_samples(samples, training.held_out, training.batch, recipe.seed)
+    if average is not None and samples.labels is not None:
+        split = mixed(split, samples.labels, average.labelled)
     layers = tuple(student.layers(kinds))
-    step = lineage_step("distill", recipe, student.source, {"teacher": teacher.source, **student.foreign.beside})
+    further = {} if average is not None else {"teacher": teacher.source}
+    step = lineage_step("distill", recipe, student.source, {**further, **student.foreign.beside})
     output = arrange(student, destination, _parameters(student, layers), step)
     require_space(output)
     return DistillPlan(
         student, teacher, recipe, losses, training, run, run_teacher, layers, samples, split, output, kinds,
-        _keeps_zeros(training, student), _cached(training, losses, (run_teacher, anatomies[1]), samples, split),
+        _keeps_zeros(training, student), average is None and _cached(training, losses, (run_teacher, anatomies[1]), samples, split),
         tuple(dict.fromkeys((
             *(made.warnings if made else ()), *tied, *warnings, *_tokenizer_warnings(student, teacher),
             *left_out(student, destination), *output.warnings,
         ))),
         allow_code, made,
     )  # fmt: skip
+
+
+def _require_teacher(recipe: DistillRecipe, teacher: object) -> None:
+    """One teacher: a checkpoint, or the average of the student.
+
+    Raises:
+        Refused: there are two, or none.
+    """
+    if recipe.mean_teacher is not None and teacher is not None:
+        raise Refused("the recipe's mean_teacher is the teacher: another one is given", "leave out one of the two")
+    if recipe.mean_teacher is None and teacher is None:
+        raise Refused("no teacher is given", "give --teacher TEACHER, or let the recipe make the student out of IN")
 
 
 def _anatomies(
@@ -200,7 +228,7 @@ def _check_labels(samples: Samples, student: Anatomy) -> None:
     if labels is None or student.classes is None:
         return
     low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= student.classes:
+    if low < UNLABELLED or high < 0 or high >= student.classes:
         raise RecipeError(
             f"labels go from {low} to {high}, the student has {student.classes} classes", "check data.labels"
         )
