@@ -2,10 +2,10 @@
 
     L = mean over positions of |softmax(s) - softmax(t)|²
 
-Tarvainen and Valpola, "Mean teachers are better role models", 2017, section 2 (equation 1): s comes from the student and
-t from the exponential average of its weights, each under dropout and noise of its own; gradients flow to s alone. It
-needs no labels, so unlabelled samples count as much as labelled ones. Its weight rises along exp(-5 (1 - x)²) while the
-teacher is still young (`ramp`).
+Tarvainen and Valpola, "Mean teachers are better role models", 2017, section 2 (equation 1): s is the student's and
+t from the average of its weights, each under dropout and noise of its own; gradients flow to s alone. No labels are
+needed, so unlabelled samples count as much as labelled ones. The weight rises along exp(-5 (1 - x)²) while the teacher
+is still young (`ramp`).
 """
 
 from __future__ import annotations

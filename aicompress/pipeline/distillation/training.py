@@ -1,8 +1,8 @@
 """The training loop: AdamW on the student's stored tensors, the best held-out weights kept, resumable to the bit.
 
 What is drawn is a function of seed and step: the order of samples, and the noise of a mean teacher. Otherwise both
-models run without dropout, and always with fixed batch statistics. So a resumed run needs weights, averages, moments and
-counters only.
+models run without dropout, and always with fixed batch statistics. So a resumed run needs weights, averages, moments
+and counters only.
 """
 
 from __future__ import annotations
