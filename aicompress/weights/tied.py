@@ -71,9 +71,10 @@ class Tied(Weight):
     def describe(self) -> str:
         return self.source.describe()
 
-    def cut(self, axis: int, index: Tensor) -> Weight | None:
-        """Rows or columns of the source, which are nobody else's; None of a plain one."""
-        return None if isinstance(self.source, Dense) else self.source.cut(axis, index)
+    def cut(self, axis: int, index: Tensor) -> Tied | None:
+        """The same with rows or columns of the source, which are nobody else's; None of a plain one."""
+        part = None if isinstance(self.source, Dense) else self.source.cut(axis, index)
+        return None if part is None else Tied(part)
 
     def borrowed(self, part: str) -> dict[str, str]:
         return {suffix: suffix[len(_PREFIX) + 1 :] for suffix in nest(_PREFIX, self._source_tensors())}

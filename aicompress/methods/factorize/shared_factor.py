@@ -126,7 +126,7 @@ def compressed(layers: Sequence[Layer], config: SharedConfig, shift: float) -> l
     moved = [shifted(layer, shift if config.whiten else 0.0, root.solve) for layer in layers]
     out, inner = Weighting(root).factors(torch.cat([target.double() for target in moved]), rank)
     shared = Dense(inner.to(dtype).contiguous())
-    rows = out.to(dtype).split([info.shape[0] for info in infos])
+    rows = torch.split(out.to(dtype), [info.shape[0] for info in infos])
     return [LowRank(Dense(each.contiguous()), shared) for each in rows]
 
 

@@ -66,7 +66,11 @@ class Compression:
     seed: int
 
     def parameter(
-        self, name: str, jobs: Sequence[LayerPlan], known: Mapping[str, Known], lent: Mapping[str, Weight]
+        self,
+        name: str,
+        jobs: Sequence[LayerPlan],
+        known: Mapping[str, Known],
+        lent: Mapping[str, Weight] | None = None,
     ) -> tuple[Weight, list[LayerRow]]:
         """Compress a parameter, or the factors of one.
 
@@ -74,7 +78,7 @@ class Compression:
             name: the parameter.
             jobs: its layers that are compressed.
             known: by layer name.
-            lent: factors that another parameter stores, as they are now.
+            lent: factors that another parameter stores, as they are now; None: as they were.
         """
         by_part = {job.info.part: job for job in jobs}
         if "" in by_part:
@@ -82,7 +86,7 @@ class Compression:
             weight, row = self.finished(job, self.alone(job, known.get(job.info.name, Known())))
             return weight, [row]
         old = self.checkpoint.weight(name)
-        factors: dict[str, Weight] = {**old.parts(), **lent}
+        factors: dict[str, Weight] = {**old.parts(), **(lent or {})}
         rows = []
         for part in ("in", "out"):  # the outer factor is given what the new inner one gives
             if part in by_part:
