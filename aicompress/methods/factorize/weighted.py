@@ -10,11 +10,12 @@ from pydantic import Field
 from torch import Tensor
 
 from aicompress.layer import Layer
-from aicompress.methods.capabilities import Allocates, Candidate, Joint, Reads, Setting, Surveys
+from aicompress.methods.capabilities import Allocates, Candidate, Joint, Reads, Rounded, Setting, Surveys
 from aicompress.methods.curvature import shifted
 from aicompress.methods.effort import Effort, Level, one_pass
 from aicompress.methods.factorize import sizes, svd
 from aicompress.methods.factorize.roots import Root, Weighting
+from aicompress.methods.factorize.rounding import rounded
 from aicompress.methods.factorize.sizes import Gains, RankConfig, check, describe, outline, stored
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.weights import Weight
@@ -117,6 +118,11 @@ def weighted(config: type[W], sides: Sides[W], reads: frozenset[str], summary: s
         seen = layer.inputs is None or layer.inputs.count > 1  # white noise counts one row
         return Gains(weighting.squares(layer.weight), seen and sides.comparable(layer))
 
+    def alternative(layer: Layer, given: W, weight: Weight) -> Rounded | None:
+        weighting = Weighting(sides.inputs(layer, given), sides.outputs(layer, given))
+        whole = weighting.error(layer.weight)
+        return rounded(layer, weight, lambda other: (weighting.error(layer.weight - other.dense()), whole))
+
     def decide(candidates: Sequence[Candidate[W]], setting: Setting) -> list[W]:
         return sizes.resolve(candidates, setting.other_bytes, gains)
 
@@ -134,6 +140,7 @@ def weighted(config: type[W], sides: Sides[W], reads: frozenset[str], summary: s
         allocates=Allocates(estimated),
         surveys=Surveys(lambda given: reads if given.by_spectrum else frozenset(), decide),
         describe=describe,
+        rounded=alternative,
         efforts=sides.efforts,
         reading=Reads(compares=lambda given: sides.shift(given) > 0),
     )

@@ -14,7 +14,7 @@ from aicompress.pipeline.layerwise import calibrated
 from aicompress.pipeline.layerwise.allocation.bits import Decision, decided
 from aicompress.pipeline.layerwise.allocation.sparsity import Read, allocated
 from aicompress.pipeline.layerwise.plan import Plan, fingerprint_of, selected
-from aicompress.pipeline.layerwise.report_rows import coarse
+from aicompress.pipeline.layerwise.report_rows import better_rounded, coarse
 from aicompress.pipeline.layerwise.row_blocks import load_compiled
 from aicompress.pipeline.layerwise.untouched import untouched
 from aicompress.pipeline.layerwise.work import Work
@@ -71,7 +71,7 @@ def _write(decision: Decision, known: Read | None, team: Processes, progress: Pr
     work.write_all([name for name in plan.output.parameters if name not in work.journal.done])
     decision.forget(opened.writer.work)
     rows = work.rows()
-    warnings = (*plan.warnings, *work.warnings, *coarse(rows))
+    warnings = (*plan.warnings, *work.warnings, *coarse(rows), *better_rounded(rows))
     left = untouched(plan.checkpoint, plan.layers)
     return Results(rows, warnings, calibration=calibration, bits=decision.record, untouched=left, notes=plan.notes)
 
