@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -17,10 +17,11 @@ from aicompress.model.blocks.reconstruction import Stage
 from aicompress.model.loading.divided import Divided
 from aicompress.model.loading.merged_experts import Slot
 from aicompress.pipeline.calibration.data import ROWS
-from aicompress.pipeline.calibration.gradients import OUTPUTS, differentiate, gradients
+from aicompress.pipeline.calibration.gradients import differentiate, gradients
 from aicompress.pipeline.calibration.record import record_of_files
 from aicompress.pipeline.calibration.requirements import MIN_ROWS
 from aicompress.pipeline.calibration.runner import Broadcast, CalibrationRun
+from aicompress.pipeline.layerwise.allocation.sparsity import Read
 from aicompress.pipeline.layerwise.block_tuning import can_move, tuned, vectors
 from aicompress.pipeline.layerwise.compress import Compressed, Known, completed, sharing_inputs
 from aicompress.pipeline.layerwise.plan import Plan, compares, graded, selected, walked
@@ -34,11 +35,14 @@ from aicompress.weights import TensorSpec, Weight
 DATA_FREE = "calibration rows: data-free"
 UNREACHED = "no gradient reaches it: data-free"
 
-Read = Callable[[str], GradientStats | None]  # moments of a layer's gradients by its name
 
-
-def compress(work: Work, team: Processes) -> dict[str, Any]:
+def compress(work: Work, known: Read | None, team: Processes) -> dict[str, Any]:
     """Compress every selected layer with statistics of its inputs behind compressed layers, or behind original ones.
+
+    Args:
+        work: the run.
+        known: reads gradients of the original model that are known already; None: they are taken where they are read.
+        team: the processes.
 
     Returns:
         The record of the calibration data.
@@ -48,12 +52,9 @@ def compress(work: Work, team: Processes) -> dict[str, Any]:
     left = [name for name in selected(work.plan) if name not in work.journal.done]
     if not team.gather(bool(left))[0]:
         return engine.record()
-    with (
-        gradients(work.plan, team, work.say, OUTPUTS in work.plan.needs)
-        if graded(work.plan)
-        else nullcontext() as store
-    ):
-        read: Read | None = None if store is None else store.read
+    differentiated = graded(work.plan) and known is None
+    with gradients(work.plan, team, work.say, work.plan.needs) if differentiated else nullcontext() as store:
+        read = known if store is None else store.read
         if walked(work.plan):
             writer = _Writer(work, read, engine.wanted, vectors(work.plan, engine.loader.paths))
             engine.walk(
@@ -70,13 +71,13 @@ def compress(work: Work, team: Processes) -> dict[str, Any]:
     return engine.record()
 
 
-def follow(plan: Plan, team: Processes) -> None:
+def follow(plan: Plan, known: Read | None, team: Processes) -> None:
     """What the other processes do while the first one compresses: run their share of the batches."""
     engine = CalibrationRun.of(plan, selected(plan), team)
     if not team.gather(None)[0]:
         return
-    if graded(plan):
-        differentiate(plan, team, lambda moments: None, lambda done, total: None, OUTPUTS in plan.needs)
+    if graded(plan) and known is None:
+        differentiate(plan, team, lambda moments: None, lambda done, total: None, plan.needs)
     if walked(plan):
         visitor = Broadcast(_specs(plan), team, None)
         engine.walk(visitor, walked(plan), compares(plan), lambda done, total: None)
@@ -137,7 +138,7 @@ def knowledge(work: Work, name: str, inputs: InputStats, read: Read | None = Non
     gradients = {info.name: None if read is None else read(info.name) for info in infos}
     for info in infos if read is not None else ():
         moments = gradients[info.name]
-        if moments is None or not moments.square.any():
+        if moments is None or not moments.reached:
             notes.append(UNREACHED)
             gradients[info.name] = GradientStats.flat(info.shape)
     known = {layer: Known(inputs if inputs.count else None, moments) for layer, moments in gradients.items()}

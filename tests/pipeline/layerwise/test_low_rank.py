@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from aicompress.checkpoint import Checkpoint
+from aicompress.checkpoint.statistics import StatisticsFile
 from aicompress.model.loading.load import load as load_model
 from aicompress.model.loading.tokenizer import load_tokenizer
 from aicompress.pipeline import steps
@@ -40,7 +41,9 @@ def planned(
 
 
 def run(source: Path, out: Path, method: dict[str, Any], data: dict[str, Any] | None = None, **more: Any) -> Report:
-    return steps.run(planned(source, out, method, data, **more), Options(latency="off"))
+    said: list[str] = more.pop("said", [])
+    options = Options(latency="off", progress=lambda what, done, total: said.append(what))
+    return steps.run(planned(source, out, method, data, **more), options)
 
 
 @torch.inference_mode()
@@ -89,8 +92,14 @@ def test_files_of_statistics_give_what_the_model_gives(tmp_path: Path, trained_l
     method = {"name": "two_sided", "keep": 0.6, "ranks": "auto", "shift": 0}
     data = {**text(text_file, samples=4), "activations": "original", "precision": "float32"}
     request = Request(stats=(tmp_path / "stats.safetensors",))
+    said: list[str] = []
     for name, given in (("direct", None), ("collecting", request), ("reading", request)):
-        run(trained_llama, tmp_path / name, method, data, request=given)
+        run(trained_llama, tmp_path / name, method, data, request=given, **({} if given else {"said": said}))
+    assert "gradients" in said  # of the survey, and no more of them in the run
+    assert not any(what.startswith("gradients, step") for what in said)
+    moments = StatisticsFile.open(request.stats[0]).gradients("model.layers.0.mlp.up_proj")
+    assert moments is not None
+    assert moments.square is not None  # a file that is kept serves other methods, too
     one, *others = (Checkpoint.open(tmp_path / name) for name in ("direct", "collecting", "reading"))
     for name in one.manifest.entries:
         for other in others:
