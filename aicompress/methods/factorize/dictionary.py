@@ -38,7 +38,7 @@ class DictionaryConfig(MethodConfig):
     density: float = Field(
         0.6, gt=0, lt=1, description="share of the coefficients that stay; the fewer, the more directions there are"
     )
-    rounds: int = Field(20, ge=0, le=1000, description="how often coefficients and dictionary are fitted in turn")
+    rounds: int = Field(20, ge=0, le=100, description="how often coefficients and dictionary are fitted in turn")
     multiple: int = Field(
         1, ge=1, description="the number of directions is one of this, so that groups of a later quantization fit"
     )

@@ -73,7 +73,7 @@ def test_all_bytes_of_the_share_are_used() -> None:
     assert narrow.atoms % 2 == 0
 
 
-@pytest.mark.parametrize("shape", [(1, 64), (2, 2)])
+@pytest.mark.parametrize("shape", [(1, 64), (1, 2)])
 def test_a_layer_that_would_not_shrink_stays(shape: tuple[int, int]) -> None:
     layer = layer_of(randn(*shape), inputs=inputs_of(randn(5, shape[1])))
     weight = METHOD.apply(layer, DictionaryConfig())
