@@ -122,10 +122,10 @@ class Weighting:
         out, inner = (product @ basis, basis.t()) if tall else (basis, basis.t() @ product)
         inner = self.inputs.undone(inner)
         out = out if self.outputs is None else self.outputs.undone(out.t()).t()
-        return _even(out, inner)
+        return even(out, inner)
 
 
-def _even(out: Tensor, inner: Tensor) -> tuple[Tensor, Tensor]:
+def even(out: Tensor, inner: Tensor) -> tuple[Tensor, Tensor]:
     """Factors of the same product with one size of every column of U and row of V; those of a zero product are zero."""
     left, right = torch.linalg.vector_norm(out, dim=0), torch.linalg.vector_norm(inner, dim=1)
     some = left * right > 0

@@ -31,12 +31,13 @@ def planned(
     method: dict[str, Any],
     data: dict[str, Any] | None = None,
     request: Request | None = None,
+    command: str = "factorize",
     **more: Any,
 ) -> Any:
     calibration = {} if data is None else {"calibration": data}
     recipe = out.with_suffix(".yaml")
     recipe.write_text(json.dumps({"version": 1, "method": method, "report": {"html": False}, **calibration, **more}))
-    return steps.make_plan(source, Destination(out), load(str(recipe), "factorize"), "factorize", request)
+    return steps.make_plan(source, Destination(out), load(str(recipe), command), command, request)
 
 
 def run(source: Path, out: Path, method: dict[str, Any], data: dict[str, Any] | None = None, **more: Any) -> Report:
