@@ -13,6 +13,7 @@ from aicompress.methods.capabilities import (
     Reads,
     Rescales,
     Rotates,
+    Rounded,
     RowWise,
     Shares,
     Surveys,
@@ -37,6 +38,8 @@ class LayerMethod(Method, Generic[C]):
         describe: the few knobs a report row shows, from the config and the stored weight or its outline; under the key
             "note" a sentence that says why the layer came out as it did, where that is not obvious.
         reading: the parameters decide which statistics are read; None: all of `needs`, whatever they are.
+        rounded: (layer, config, compressed weight) -> what rounding the layer in no more bytes would lose; None where
+            that cannot be, or is what the method does.
         stacks: matrices one below the other, as experts lie in one tensor, come out as each by itself.
         joint, shares, row_wise, rescales, rotates, allocates, surveys, widths: capabilities; None where it lacks one.
     """
@@ -46,6 +49,9 @@ class LayerMethod(Method, Generic[C]):
     outline: Callable[[LayerInfo, C], Weight] = field(kw_only=True)
     check: Callable[[LayerInfo, C], tuple[str, str] | None] = field(kw_only=True, default=lambda info, config: None)
     describe: Callable[[C, Weight], dict[str, Any]] = field(kw_only=True, default=lambda config, weight: {})
+    rounded: Callable[[Layer, C, Weight], Rounded | None] = field(
+        kw_only=True, default=lambda layer, config, weight: None
+    )
     reading: Reads[C] | None = field(kw_only=True, default=None)
     joint: Joint[C] | None = field(kw_only=True, default=None)
     shares: Shares[C] | None = field(kw_only=True, default=None)

@@ -19,7 +19,7 @@ from aicompress.methods.capabilities import Candidate, Reads, Shares
 from aicompress.methods.curvature import moments, shifted
 from aicompress.methods.factorize.ranks import largest_rank
 from aicompress.methods.factorize.roots import Root, Weighting
-from aicompress.methods.factorize.sizes import factor_dtype
+from aicompress.methods.factorize.sizes import factor_dtype, kept_dense
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import MethodConfig
 from aicompress.weights import Dense, LowRank, Weight
@@ -38,7 +38,7 @@ class SharedConfig(MethodConfig):
         1, ge=1, description="ranks are multiples of this, so that groups of a later quantization fit"
     )
     whiten: bool = Field(True, description="columns count by the Gram matrix of the inputs; false: data-free")
-    damping: float = Field(0.01, ge=0, le=1, description="added to the Gram matrix, as a part of its mean diagonal")
+    damping: float = Field(0.1, ge=0, le=1, description="added to the Gram matrix, as a part of its mean diagonal")
 
 
 C = TypeVar("C", bound=SharedConfig)
@@ -121,7 +121,7 @@ def compressed(layers: Sequence[Layer], config: SharedConfig, shift: float) -> l
     infos = [layer.info for layer in layers]
     rank, dtype = rank_of(infos, config), factor_dtype(infos[0])
     if not shrinks(infos, rank):
-        return [Dense(layer.weight.to(layer.info.dtype)) for layer in layers]
+        return [kept_dense(layer) for layer in layers]
     root = _root(layers, config)
     moved = [shifted(layer, shift if config.whiten else 0.0, root.solve) for layer in layers]
     out, inner = Weighting(root).factors(torch.cat([target.double() for target in moved]), rank)
@@ -133,7 +133,7 @@ def compressed(layers: Sequence[Layer], config: SharedConfig, shift: float) -> l
 def _root(layers: Sequence[Layer], config: SharedConfig) -> Root:
     """S of the sum of the Gram matrices of the layers' inputs."""
     if not config.whiten:
-        return Root(None, torch.ones(layers[0].info.shape[1], dtype=torch.float64))
+        return Root.diagonal(torch.ones(layers[0].info.shape[1]), 0.0)
     grams: dict[int, Tensor] = {}
     for layer in layers:
         gram = moments(layer)

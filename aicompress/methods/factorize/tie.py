@@ -1,6 +1,6 @@
 """Layers that hold nearly the same matrix share it: W_j becomes W_i, stored once; data-free.
 
-Two layers are alike where ‖W_i − W_j‖_F ≤ threshold ‖W_i‖_F, of layers of one kind, shape and dtype. Each layer is
+Two layers are alike where ‖W_i − W_j‖_F ≤ threshold ‖W_i‖_F, of plain layers of one kind, shape and dtype. Each is
 compared with the first one of every group before it, so that none is further from what it becomes than the threshold;
 `value: mean` puts the mean of the group there instead, which halves the error of a pair. The threshold is 0 by default:
 matrices that are equal number for number, as checkpoints hold them whose architecture ties them or that were grown by
@@ -56,10 +56,12 @@ class _Leader:
 
 
 def groups(candidates: Sequence[Candidate[TieConfig]]) -> list[list[int]]:
-    """Layers that are alike; each is read once, and again with those whose samples come close."""
+    """Plain layers that are alike; each is read once, and again with those whose samples come close."""
     leaders: dict[tuple[object, ...], list[_Leader]] = {}
     for number, candidate in enumerate(candidates):
         info = candidate.info
+        if info.stored != Dense.form or info.part:
+            continue
         likely = leaders.setdefault((info.kind, info.tensor_shape, info.dtype, info.transposed, candidate.config), [])
         sample, norm = _sampled(candidate.read().weight)
         leader = next((each for each in likely if _alike(each, candidate, sample)), None)
@@ -98,11 +100,14 @@ def compress(layers: Sequence[Layer], config: TieConfig) -> list[Weight]:
     return [source, *(Tied.of(source, layer.info.tensor_shape, layer.info.transposed) for layer in layers[1:])]
 
 
-def check(info: LayerInfo, config: TieConfig) -> tuple[str, str] | None:
-    """Only plain layers are compared."""
-    if info.stored == "dense" and not info.part:
-        return None
-    return (f"{info.name}: is stored as {info.stored}, and only plain layers are compared", "tie first, or exclude it")
+def unchanged(layer: Layer, config: TieConfig) -> Weight:
+    """A layer that is like no other."""
+    return layer.stored or Dense(layer.weight.to(layer.info.dtype))
+
+
+def outline(info: LayerInfo, config: TieConfig) -> Weight:
+    """The same without data."""
+    return info.outline or Dense.outline(info.shape, info.dtype)
 
 
 METHOD = LayerMethod(
@@ -111,8 +116,7 @@ METHOD = LayerMethod(
     summary="layers that hold the same matrix, or nearly the same, store it once; by threshold; data-free",
     when="checkpoints grown by copying blocks, or trained with ties that were saved apart; others have no like layers",
     config=TieConfig,
-    apply=lambda layer, config: compress([layer], config)[0],
-    outline=lambda info, config: outlines([info], config)[0],
-    check=check,
-    shares=Shares("", groups, outlines, compress, "as no other selected layer is within the threshold", alone=False),
+    apply=unchanged,
+    outline=outline,
+    shares=Shares("", groups, outlines, compress, "as no other plain layer that is selected is within the threshold", alone=False),
 )

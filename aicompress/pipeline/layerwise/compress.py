@@ -20,6 +20,7 @@ from aicompress.pipeline.layerwise.report_rows import (
     changed_row,
     is_coarse,
     noted,
+    rounded_note,
     shared_note,
 )
 from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed
@@ -128,6 +129,7 @@ class Compression:
         seconds = compressed.seconds + time.perf_counter() - start
         row = changed_row(self.method, job, weight, self._rel_error(layer, weight), seconds)
         row = noted(row, ROTATED_NOTE) if self.method.rotates is not None else row
+        row = noted(row, rounded_note(self.method.rounded(layer, job.config, weight)))
         if job.group is not None and not isinstance(weight, Dense):
             row = noted(row, shared_note(job.group, job.info.tensor))
         return weight, noted(row, COARSE_NOTE) if is_coarse(weight) else row
