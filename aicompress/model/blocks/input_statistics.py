@@ -249,7 +249,7 @@ def _patches(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, given: Tensor) -> Tensor
     if isinstance(padding, str) or module.padding_mode != "zeros":
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
         given, padding = functional.pad(given, module._reversed_padding_repeated_twice, mode), (0,) * axes
-    if axes == 3:
+    if isinstance(module, nn.Conv3d):
         return _windows(module, functional.pad(given, [side for each in reversed(padding) for side in (each, each)]))
     kernel, dilation, stride = module.kernel_size, module.dilation, module.stride
     if axes == 1:
