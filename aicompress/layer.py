@@ -161,7 +161,8 @@ class GradientStats:
 
     Attributes:
         count: number of samples.
-        mean: mean of g, (out, in) float32: the gradient of the mean loss.
+        mean: mean of g, (out, in) float32: the gradient of the mean loss; None, as `square`, where only the output's
+            gradients were asked for.
         square: mean of g², (out, in) float32: with labels drawn from the model's own predictions the diagonal of its
             Fisher information, and with true labels the empirical one.
         output_gram: mean over samples of Σ d dᵀ over the rows of the layer's output, d the gradient of the loss in such
@@ -169,8 +170,8 @@ class GradientStats:
     """
 
     count: int
-    mean: Tensor
-    square: Tensor
+    mean: Tensor | None = None
+    square: Tensor | None = None
     output_gram: Tensor | None = None
 
     @classmethod
@@ -178,18 +179,25 @@ class GradientStats:
         """Moments of gradients of which nothing is known: every weight matters alike."""
         return cls(1, torch.ones(shape), torch.ones(shape))
 
+    @property
+    def reached(self) -> bool:
+        """Whether a gradient of the loss came at all."""
+        seen = self.output_gram if self.square is None else self.square
+        return seen is not None and bool(seen.any())
+
     def merged(self, other: GradientStats) -> GradientStats:
         """Moments over both samples: means weighted by their counts."""
         total = self.count + other.count
         if not self.count or not other.count:
             return self if self.count else other
 
-        def mean(mine: Tensor, theirs: Tensor) -> Tensor:
+        def mean(mine: Tensor | None, theirs: Tensor | None) -> Tensor | None:
+            if mine is None or theirs is None:
+                return None
             return (mine * self.count + theirs * other.count) / total
 
-        grams = (self.output_gram, other.output_gram)
-        gram = None if grams[0] is None or grams[1] is None else mean(grams[0], grams[1])
-        return GradientStats(total, mean(self.mean, other.mean), mean(self.square, other.square), gram)
+        means = mean(self.mean, other.mean), mean(self.square, other.square)
+        return GradientStats(total, *means, mean(self.output_gram, other.output_gram))
 
 
 @dataclass(frozen=True)

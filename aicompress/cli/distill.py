@@ -12,6 +12,7 @@ from aicompress.cli.step import Flags, chosen, with_data
 EXAMPLES = """Examples:
 
 aicompress distill pruned/ healed/ --teacher model/ -r distill/embedding
+aicompress distill model/ smaller/ -r distill/student-layers
 
 `aicompress methods distill` lists the losses and their parameters."""
 
@@ -20,16 +21,16 @@ def command(
     source: o.Source,
     out: o.Out,
     teacher: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--teacher",
             "-t",
             metavar="TEACHER",
-            help="The checkpoint to learn from.",
+            help="The checkpoint to learn from. IN, if left out, where the recipe makes the student out of IN.",
             rich_help_panel=o.STEP,
             show_default=False,
         ),
-    ],
+    ] = None,
     recipe: o.RecipeName = None,
     overrides: o.Overrides = [],  # noqa: B006
     text: o.Text = None,
@@ -45,7 +46,7 @@ def command(
     quiet: o.Quiet = False,
     as_json: o.AsJson = False,
 ) -> None:
-    """Train IN, a student, to do what a teacher does; IN may be the output of any earlier step."""
+    """Train a student, IN or what the recipe makes of IN, to do what a teacher does; IN may be any step's output."""
     from aicompress.cli.training import run
 
     kept = () if stats is None else (stats,)

@@ -7,20 +7,32 @@ from pathlib import Path
 from aicompress.cli.boundary import STARTED
 from aicompress.cli.progress import reporter
 from aicompress.cli.step import Flags, adapted, conclude, destination
+from aicompress.errors import Refused
 
 
 def run(
-    source: tuple[str, list[str]], teacher: str, out: Path, recipe: tuple[str, list[str]], flags: Flags, device: str
+    source: tuple[str, list[str]],
+    teacher: str | None,
+    out: Path,
+    recipe: tuple[str, list[str]],
+    flags: Flags,
+    device: str,
 ) -> None:
     """Plan a distillation and print the plan, or run it and print its report; `source` is IN with its adapters."""
     from aicompress.pipeline.distillation import run as distillation
+    from aicompress.pipeline.distillation.made_student import made_student
     from aicompress.pipeline.distillation.plan import make_plan
     from aicompress.pipeline.step.options import Options
     from aicompress.pipeline.step.workers import is_first
     from aicompress.recipe.distillation import load
 
     loaded = load(recipe[0], recipe[1])
-    planned = make_plan(adapted(*source), teacher, destination(out, flags), loaded, flags.allow_code)
-    options = Options(flags.resume, flags.latency, reporter(flags.quiet or not is_first()), device, STARTED)
-    own = distillation.TrainingOptions(movement_file=flags.stats[0] if flags.stats else None)
-    conclude(planned, flags, lambda: distillation.run(planned, options, own))
+    given, place = adapted(*source), destination(out, flags)
+    if teacher is None and loaded.student is None:
+        raise Refused("no teacher is given", "give --teacher TEACHER, or let the recipe make the student out of IN")
+    progress = reporter(flags.quiet or not is_first())
+    with made_student(given, place, loaded, progress, plan_only=flags.dry_run) as made:
+        planned = make_plan(made or given, teacher or given, place, loaded, flags.allow_code)
+        options = Options(flags.resume, flags.latency, progress, device, STARTED)
+        own = distillation.TrainingOptions(movement_file=flags.stats[0] if flags.stats else None)
+        conclude(planned, flags, lambda: distillation.run(planned, options, own))

@@ -83,6 +83,21 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Rounded:
+    """What a layer would lose if it were rounded to integer codes of no more bytes than it takes compressed.
+
+    Attributes:
+        bits: of a code.
+        error: relative error of these codes, as the method weighs it.
+        instead_of: relative error of the compressed weight.
+    """
+
+    bits: int
+    error: float
+    instead_of: float
+
+
+@dataclass(frozen=True)
 class RowWise(Generic[C]):
     """Rows are compressed apart from each other, without random numbers: a large layer is done in blocks of rows.
 

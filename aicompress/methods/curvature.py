@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from aicompress.errors import CompressError
-from aicompress.layer import GradientStats, InputStats, Layer
+from aicompress.layer import InputStats, Layer
 
 MAX_DAMPING = 1.0
 PANEL = 256  # rows of a matrix that are copied at a time
@@ -61,18 +62,25 @@ def importance(layer: Layer) -> Tensor:
     return squares.float()
 
 
-def gradients(layer: Layer) -> GradientStats:
+class Moments(NamedTuple):
+    """Mean of g and of g², (out, in) float32, of single samples' gradients g in a layer's weight."""
+
+    mean: Tensor
+    square: Tensor
+
+
+def gradients(layer: Layer) -> Moments:
     """Moments of the gradients in a layer's weight.
 
     Raises:
         CompressError: there are none, or they hold NaN or infinity.
     """
-    moments = layer.gradients
-    if moments is None:
+    known = layer.gradients
+    if known is None or known.mean is None or known.square is None:
         raise CompressError(f"{layer.info.name}: there are no gradients of it", "collect them from this checkpoint")
-    if not (torch.isfinite(moments.mean).all() and torch.isfinite(moments.square).all()):
+    if not (torch.isfinite(known.mean).all() and torch.isfinite(known.square).all()):
         raise CompressError(f"{layer.info.name}: its gradients hold NaN or infinity", "calibrate on other data")
-    return moments
+    return Moments(known.mean, known.square)
 
 
 def loss(error: Tensor, gram: Tensor) -> float:

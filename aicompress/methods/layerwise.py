@@ -7,7 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from aicompress.layer import Kind, Layer, LayerInfo
-from aicompress.methods.capabilities import Allocates, Joint, Reads, Rescales, Rotates, RowWise, Surveys, Widths
+from aicompress.methods.capabilities import (
+    Allocates,
+    Joint,
+    Reads,
+    Rescales,
+    Rotates,
+    Rounded,
+    RowWise,
+    Surveys,
+    Widths,
+)
 from aicompress.methods.method import Method, MethodConfig
 from aicompress.methods.zeros import kept_zero, outline_of
 from aicompress.weights import Weight
@@ -30,6 +40,8 @@ class LayerMethod(Method, Generic[C]):
         suits: (layer info) -> whether it is a layer that the method is made for; others stay as they are, and the plan
             says so; the step is refused where none is.
         made_for: what such layers are, in a few words.
+        rounded: (layer, config, compressed weight) -> what rounding the layer in no more bytes would lose; None where
+            that cannot be, or is what the method does.
         stacks: matrices one below the other, as experts lie in one tensor, come out as each by itself.
         joint, row_wise, rescales, rotates, allocates, surveys, widths: capabilities; None where it lacks one.
     """
@@ -39,6 +51,9 @@ class LayerMethod(Method, Generic[C]):
     outline: Callable[[LayerInfo, C], Weight] = field(kw_only=True)
     check: Callable[[LayerInfo, C], tuple[str, str] | None] = field(kw_only=True, default=lambda info, config: None)
     describe: Callable[[C, Weight], dict[str, Any]] = field(kw_only=True, default=lambda config, weight: {})
+    rounded: Callable[[Layer, C, Weight], Rounded | None] = field(
+        kw_only=True, default=lambda layer, config, weight: None
+    )
     reading: Reads[C] | None = field(kw_only=True, default=None)
     joint: Joint[C] | None = field(kw_only=True, default=None)
     row_wise: RowWise[C] | None = field(kw_only=True, default=None)

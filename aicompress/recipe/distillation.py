@@ -23,6 +23,7 @@ from aicompress.recipe import (
     validated,
     with_overrides,
 )
+from aicompress.recipe.student import StudentShape
 
 
 class Training(Section):
@@ -61,6 +62,11 @@ class DistillRecipe(Section):
     version: Literal[1]
     method: SerializeAsAny[LossConfig]
     also: tuple[SerializeAsAny[LossConfig], ...] = Field((), description="more losses, each with its weight")
+    student: StudentShape | None = Field(
+        None,
+        exclude_if=lambda student: student is None,  # recipes from before it was there keep their digests
+        description="make the student out of IN, which is the teacher where no other one is given",
+    )
     model: Model | None = None
     data: Data
     training: Training = Training()

@@ -112,8 +112,13 @@ class Tune(Section):
         gt=0,
         le=1,
         exclude_if=lambda rate: rate == 0.01,  # recipes from before it was there keep their digests
-        description="how far a step moves a factor of a low-rank layer, as a share of its root mean square; falls to "
-        "nothing",
+        description="how far a step moves a factor of a low-rank layer, a norm or a bias, as a share of its root mean "
+        "square; falls to nothing",
+    )
+    norms: bool = Field(
+        False,
+        exclude_if=lambda norms: not norms,  # recipes from before it was there keep their digests
+        description="norms and biases of the block move, too",
     )
 
 

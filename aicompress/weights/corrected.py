@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from aicompress.weights.decoding import Meta, Tensors, decode, decoder
@@ -13,6 +14,11 @@ from aicompress.weights.form import Weight, nest, restore, unnest
 from aicompress.weights.low_rank import LowRank
 
 _PREFIX = "correction"
+
+
+def correction_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Dtype of a correction's factors, which are stored in 16 bits: the layer's own, or float16."""
+    return dtype if dtype in (torch.float16, torch.bfloat16) else torch.float16
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def compressed(given: argparse.Namespace, name: str, keep: float, out: Path) -> 
     sections = OURS[name]
     made = {"version": 1, **sections, "method": {**sections["method"], "keep": keep}, "report": {"html": False}}
     if get("factorize", sections["method"]["name"]).needs:
-        made["calibration"] = {"text": str(given.calibration), "samples": given.samples, "length": LENGTH}
+        made["calibration"] = {"text": str(given.calibration.resolve()), "samples": given.samples, "length": LENGTH}
     file = out.with_suffix(".yaml")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(made), encoding="utf-8")  # JSON is YAML

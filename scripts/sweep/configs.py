@@ -28,7 +28,7 @@ SIZES: dict[str, tuple[str, ...]] = {  # numbers by what they count
         "intermediate_size", "n_inner", "d_ff", "ffn_dim", "hidden_dim", "ffn_hidden_size", "feed_forward_size",
         "encoder_ffn_dim", "decoder_ffn_dim", "shared_expert_intermediate_size", "mlp_dim", "dim_feedforward",
         "intermediate_size_mlp", "encoder_intermediate_size", "decoder_intermediate_size", "ffn_intermediate_size",
-        "linear_intermediate_size", "block_ff_dim", "dim_ff",
+        "linear_intermediate_size", "block_ff_dim", "dim_ff", "dff",
     ),
     "expert": ("moe_intermediate_size", "expert_ffn_hidden_size", "moe_ffn_hidden_size"),
     "heads": (
@@ -86,6 +86,9 @@ FIRST = (  # which class of a type is taken: the first of these that has one
     "CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM", "SPEECH_SEQ_2_SEQ", "MASKED_LM", "CTC",
     "IMAGE_CLASSIFICATION", "SEQUENCE_CLASSIFICATION", "OBJECT_DETECTION", "SEMANTIC_SEGMENTATION", "DEPTH_ESTIMATION",
 )  # fmt: skip
+
+
+_MISSING = object()
 
 
 class NotBuilt(Exception):
@@ -161,7 +164,7 @@ def shrunk(default: Any, sizes: Mapping[str, int | None]) -> dict[str, Any]:
         sizes: numbers by what they count.
     """
     taken = inspect.signature(type(default).__init__).parameters
-    plain = {key: getattr(default, key) for key in taken if hasattr(default, key) and not key.startswith("_")}
+    plain = {key: value for key in taken if (value := _value(default, key)) is not _MISSING}
     changed = dict(_numbers(plain, sizes))
     if sizes.get("unset") and not hasattr(default, "pad_token_id"):
         changed["pad_token_id"] = 0  # which the type's own code reads
@@ -170,6 +173,16 @@ def shrunk(default: Any, sizes: Mapping[str, int | None]) -> dict[str, Any]:
         if section is not None and not isinstance(section, dict):
             changed[key] = {"model_type": section.model_type, **shrunk(section, sizes)}
     return changed
+
+
+def _value(config: Any, key: str) -> Any:
+    """A public field; `_MISSING` where the configuration lacks it, or one layer's value does not answer for all."""
+    if key.startswith("_"):
+        return _MISSING
+    try:
+        return getattr(config, key, _MISSING)
+    except RuntimeError:
+        return _MISSING
 
 
 def _numbers(fields: Mapping[str, Any], sizes: Mapping[str, int | None]) -> Iterator[tuple[str, Any]]:

@@ -57,3 +57,9 @@ def test_a_directory_that_becomes_one_file_is_warned_of(call: Call, tiny_bert: P
 def test_a_link_that_leads_nowhere_is_called_one(call: Call, tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     assert "is a link to loop, which is not there" in refused(call("inspect", tmp_path / "loop"))
+
+
+def test_a_distillation_without_a_teacher(call: Call, tiny_bert: Path, tmp_path: Path) -> None:
+    result = call("distill", tiny_bert, tmp_path / "out", "-r", "distill/mse", "--text", tmp_path / "text.txt")
+    assert "no teacher is given" in refused(result)
+    assert "student" in result[2]

@@ -132,16 +132,15 @@ def stored(layer: Layer, config: RankConfig, factors: Callable[[int], tuple[Tens
     """
     rank = resolved_rank(layer.info, config)
     if not shrinks(layer.info, rank):
-        return kept(layer)
+        return kept_dense(layer)
     out, inner = factors(rank)
     dtype = factor_dtype(layer.info)
     return LowRank(Dense(out.to(dtype).contiguous()), Dense(inner.to(dtype).contiguous()))
 
 
-def kept(layer: Layer) -> Weight:
-    """A layer as it is, dense."""
-    same = isinstance(layer.stored, Dense)
-    return layer.stored if same and layer.stored else Dense(layer.weight.to(layer.info.dtype))
+def kept_dense(layer: Layer) -> Dense:
+    """A layer as the plain matrix, of which nothing smaller is stored."""
+    return layer.stored if isinstance(layer.stored, Dense) else Dense(layer.weight.to(layer.info.dtype))
 
 
 def resolved_rank(info: LayerInfo, config: RankConfig) -> int:

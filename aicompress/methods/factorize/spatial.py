@@ -61,11 +61,11 @@ def matrix(layer: Layer) -> Tensor:
 def apply(layer: Layer, config: SpatialConfig) -> Weight:
     """Factorize one layer, or keep it dense where the factors would not be smaller."""
     if not suits(layer.info):
-        return sizes.kept(layer)
+        return sizes.kept_dense(layer)
     values = matrix(layer)
     turned = replace(layer, info=rearranged(layer.info), weight=values, stored=Dense(values))
     found = sizes.stored(turned, config, partial(svd.factors, values))
-    return _convolutions(layer.info, found) if isinstance(found, LowRank) else sizes.kept(layer)
+    return _convolutions(layer.info, found) if isinstance(found, LowRank) else sizes.kept_dense(layer)
 
 
 def outline(info: LayerInfo, config: SpatialConfig) -> Weight:

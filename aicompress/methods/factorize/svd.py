@@ -16,8 +16,10 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from aicompress.layer import Layer
-from aicompress.methods.capabilities import Allocates, Candidate
+from aicompress.measure import squared_sums
+from aicompress.methods.capabilities import Allocates, Candidate, Rounded
 from aicompress.methods.factorize import sizes
+from aicompress.methods.factorize.rounding import rounded
 from aicompress.methods.factorize.sizes import Gains, R, RankConfig, check, describe, outline, stored
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.weights import Weight
@@ -83,6 +85,11 @@ def resolve(candidates: Sequence[Candidate[SvdConfig]], other_bytes: int) -> lis
     return sizes.resolve(candidates, other_bytes, gains)
 
 
+def alternative(layer: Layer, config: SvdConfig, weight: Weight) -> Rounded | None:
+    """What rounding a layer in no more bytes would lose."""
+    return rounded(layer, weight, lambda other: squared_sums(layer.weight, other))
+
+
 METHOD = LayerMethod(
     name="svd",
     command="factorize",
@@ -94,4 +101,5 @@ METHOD = LayerMethod(
     check=check,
     allocates=Allocates(resolve),
     describe=describe,
+    rounded=alternative,
 )

@@ -105,7 +105,7 @@ def apply(layer: Layer, config: TuckerConfig) -> Weight:
     """Factorize one layer, or keep it dense where the three convolutions would not be smaller."""
     planned = outline(layer.info, config)
     if not isinstance(planned, Convolutions):
-        return sizes.kept(layer)
+        return sizes.kept_dense(layer)
     ranks, dtype = (planned.channels[1], planned.channels[0]), sizes.factor_dtype(layer.info)
     weight = layer.weight.double().reshape(_sizes(layer.info))
     outer, core, inner = factors(weight, ranks, config.sweeps)

@@ -41,7 +41,7 @@ class TwoSidedConfig(AnchoredConfig):
         description="keep: the share of every layer, or auto: of all layers together, ranks where they lose least",
     )
     output_damping: float = Field(
-        0.1, ge=0, le=1, description="added to the Gram matrix of output gradients, as a part of its mean diagonal"
+        0.3, ge=0, le=1, description="added to the Gram matrix of output gradients, as a part of its mean diagonal"
     )
     loss: Literal["auto", "task", "own"] = Field(
         "own",
@@ -82,22 +82,23 @@ def outputs(layer: Layer, config: TwoSidedConfig) -> Root | None:
     Raises:
         CompressError: they are not finite.
     """
-    found = gradients(layer)
     if not reached(layer):
         return None
-    if found.output_gram is None:
-        return Root.diagonal(found.square.sum(dim=1) / moments(layer).diagonal().sum(), config.output_damping)
-    if not torch.isfinite(found.output_gram).all():
+    gram = None if layer.gradients is None else layer.gradients.output_gram
+    if gram is None:
+        squares = gradients(layer).square
+        return Root.diagonal(squares.sum(dim=1) / moments(layer).diagonal().sum(), config.output_damping)
+    if not torch.isfinite(gram).all():
         raise CompressError(f"{layer.info.name}: its gradients hold NaN or infinity", "calibrate on other data")
-    return Root.of(found.output_gram, config.output_damping)
+    return Root.of(gram, config.output_damping)
 
 
 def reached(layer: Layer) -> bool:
     """Whether gradients reach a layer; of one that they do not reach all weights count alike, in no unit of loss."""
-    found = gradients(layer)
-    if found.output_gram is not None:
-        return bool(found.output_gram.any())
-    return not torch.equal(found.mean, found.square)  # flat moments, or zero ones
+    if layer.gradients is not None and layer.gradients.output_gram is not None:
+        return bool(layer.gradients.output_gram.any())
+    mean, square = gradients(layer)
+    return not torch.equal(mean, square)  # flat moments, or zero ones
 
 
 METHOD = weighted(

@@ -10,20 +10,25 @@ from pydantic import Field
 from torch import Tensor
 
 from aicompress.layer import Layer
-from aicompress.methods.capabilities import Allocates, Candidate, Joint, Reads, Setting, Surveys
+from aicompress.methods.capabilities import Allocates, Candidate, Joint, Reads, Rounded, Setting, Surveys
 from aicompress.methods.curvature import shifted
 from aicompress.methods.effort import Effort, Level, one_pass
 from aicompress.methods.factorize import sizes, svd
 from aicompress.methods.factorize.roots import Root, Weighting
+from aicompress.methods.factorize.rounding import rounded
 from aicompress.methods.factorize.sizes import Gains, RankConfig, check, describe, outline, stored
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.weights import Weight
 
 
 class DampedConfig(RankConfig):
-    """Parameters of methods that know something of a layer's inputs."""
+    """Parameters of methods that know something of a layer's inputs.
 
-    damping: float = Field(0.01, ge=0, le=1, description="added to the Gram matrix, as a part of its mean diagonal")
+    At a damping of 0.1 outputs diverge 2 to 5 % less than at 0.01: measured on a language model of 7 million parameters
+    at keep 0.6, on other text than it was calibrated on.
+    """
+
+    damping: float = Field(0.1, ge=0, le=1, description="added to the Gram matrix, as a part of its mean diagonal")
 
 
 class AnchoredConfig(DampedConfig):
@@ -77,7 +82,7 @@ EFFORTS: dict[Level, Effort] = {
     "best": Effort(
         "block tuning on top: 400 steps of 4 samples forward and back per block, ten to thirty times balanced",
         _aimed,
-        {"steps": 400, "batch": 4},
+        {"steps": 400, "batch": 4, "norms": True},
     ),
 }
 
@@ -113,6 +118,11 @@ def weighted(config: type[W], sides: Sides[W], reads: frozenset[str], summary: s
         seen = layer.inputs is None or layer.inputs.count > 1  # white noise counts one row
         return Gains(weighting.squares(layer.weight), seen and sides.comparable(layer))
 
+    def alternative(layer: Layer, given: W, weight: Weight) -> Rounded | None:
+        weighting = Weighting(sides.inputs(layer, given), sides.outputs(layer, given))
+        whole = weighting.error(layer.weight)
+        return rounded(layer, weight, lambda other: (weighting.error(layer.weight - other.dense()), whole))
+
     def decide(candidates: Sequence[Candidate[W]], setting: Setting) -> list[W]:
         return sizes.resolve(candidates, setting.other_bytes, gains)
 
@@ -130,6 +140,7 @@ def weighted(config: type[W], sides: Sides[W], reads: frozenset[str], summary: s
         allocates=Allocates(estimated),
         surveys=Surveys(lambda given: reads if given.by_spectrum else frozenset(), decide),
         describe=describe,
+        rounded=alternative,
         efforts=sides.efforts,
         reading=Reads(compares=lambda given: sides.shift(given) > 0),
     )

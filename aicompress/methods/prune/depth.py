@@ -37,14 +37,20 @@ class Blocks(Unit):
 
 
 class DepthConfig(TargetedConfig):
-    """Parameters of depth. Exactly one of drop, drop_layers, keep_layers and the targets."""
+    """Parameters of depth. Exactly one of drop, drop_layers, keep, keep_layers and the targets."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"drop": [1]}, {"keep_layers": 2, "strategy": "top"}]})
-    one_of: ClassVar[tuple[str, ...]] = ("drop", "drop_layers", "keep_layers", *TARGETS)
+    one_of: ClassVar[tuple[str, ...]] = ("drop", "drop_layers", "keep", "keep_layers", *TARGETS)
 
     name: Literal["depth"] = "depth"
     drop: tuple[int, ...] | None = Field(None, description="blocks to drop by number, from 0")
     drop_layers: int | None = Field(None, ge=0, description="how many blocks to drop")
+    keep: tuple[int, ...] | None = Field(
+        None,
+        min_length=1,
+        exclude_if=lambda blocks: blocks is None,  # recipes from before it was there keep their digests
+        description="blocks to keep by number, from 0",
+    )
     keep_layers: int | None = Field(None, ge=1, description="how many blocks to keep")
     strategy: Literal["even", "top", "bottom", "middle", "magnitude", "influence", "taylor"] = Field(
         "even", description="which blocks go, when only their number is given; influence and taylor need data"
@@ -54,11 +60,17 @@ class DepthConfig(TargetedConfig):
 
     @model_validator(mode="after")
     def _one_choice(self) -> DepthConfig:
-        if self.drop is not None and "strategy" in self.model_fields_set:
-            raise ValueError("strategy has no meaning beside drop, which names the blocks")
+        if self.named is not None and "strategy" in self.model_fields_set:
+            which = "drop" if self.drop is not None else "keep"
+            raise ValueError(f"strategy has no meaning beside {which}, which names the blocks")
         if self.one_by_one and self.strategy != "influence":
             raise ValueError("one_by_one measures influence: it needs strategy: influence")
         return self
+
+    @property
+    def named(self) -> tuple[int, ...] | None:
+        """Blocks that are named, to drop or to keep; None where only their number is given."""
+        return self.drop if self.drop is not None else self.keep
 
     @property
     def gradient_loss(self) -> GradientLoss:
@@ -88,14 +100,15 @@ def sizes(structures: Sequence[Structure], config: DepthConfig) -> list[int]:
 
 
 def _size(stack: Structure, config: DepthConfig) -> int:
-    if config.drop is not None:
-        absent = [block for block in config.drop if not 0 <= block < stack.size]
+    if config.named is not None:
+        absent = [block for block in config.named if not 0 <= block < stack.size]
         if absent:
             raise RecipeError(
-                f"method.drop: {stack.name} has no block {', '.join(map(str, absent))}",
+                f"method.{'drop' if config.drop is not None else 'keep'}: {stack.name} has no block "
+                f"{', '.join(map(str, absent))}",
                 f"its blocks are 0 to {stack.size - 1}",
             )
-    size = config.keep_layers
+    size = config.keep_layers if config.keep is None else len(set(config.keep))
     if size is None:
         gone = len(set(config.drop)) if config.drop is not None else config.drop_layers
         assert gone is not None
@@ -108,8 +121,8 @@ def _size(stack: Structure, config: DepthConfig) -> int:
 def keep(stack: Structure, size: int, config: DepthConfig) -> list[int]:
     """Numbers of the blocks that stay, ascending."""
     count = stack.size
-    if config.drop is not None:
-        return [block for block in range(count) if block not in config.drop]
+    if config.named is not None:
+        return [block for block in range(count) if (block in config.named) == (config.drop is None)]
     if config.strategy == "top":
         return list(range(size))
     if config.strategy == "bottom":

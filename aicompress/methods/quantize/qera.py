@@ -20,6 +20,7 @@ from aicompress.methods.curvature import damped, loss, moments
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.quantize.grid.wrapped import BasedConfig, base_compares, base_of
 from aicompress.weights import Corrected, Dense, LowRank, Weight
+from aicompress.weights.corrected import correction_dtype
 
 
 class QeraConfig(BasedConfig):
@@ -45,11 +46,6 @@ class QeraConfig(BasedConfig):
     damping: float = Field(0.01, gt=0, le=1, description="added to the Gram matrix, as a part of its mean diagonal")
 
 
-def factor_dtype(info: LayerInfo) -> torch.dtype:
-    """Factors are stored in 16 bits: the layer's own dtype, or float16."""
-    return info.dtype if info.dtype in (torch.float16, torch.bfloat16) else torch.float16
-
-
 def check(info: LayerInfo, config: QeraConfig) -> tuple[str, str] | None:
     """The rank must fit the layer, and the base method too."""
     limit = min(info.shape)
@@ -62,7 +58,7 @@ def check(info: LayerInfo, config: QeraConfig) -> tuple[str, str] | None:
 def outline(info: LayerInfo, config: QeraConfig) -> Weight:
     """The stored weight without data."""
     method, base = base_of(config)
-    (out, columns), dtype = info.shape, factor_dtype(info)
+    (out, columns), dtype = info.shape, correction_dtype(info.dtype)
     factors = LowRank(Dense.outline((out, config.rank), dtype), Dense.outline((config.rank, columns), dtype))
     return Corrected(method.outline(info, base), factors)
 
@@ -80,7 +76,7 @@ def apply(layer: Layer, config: QeraConfig) -> Weight:
     target, best, corrected = weight, float("inf"), None
     for _ in range(config.rounds):
         quantized = method.apply(replace(layer, weight=target), base)
-        correction = correct(weight - quantized.dense(), hessian, config.rank, factor_dtype(layer.info))
+        correction = correct(weight - quantized.dense(), hessian, config.rank, correction_dtype(layer.info.dtype))
         candidate = Corrected(quantized, correction)
         error = loss(weight - candidate.dense(), hessian)
         if error < best:

@@ -5,8 +5,9 @@ weight by signed gradient descent, x̂ being the inputs behind compressed blocks
 differentiated as if it were not there (straight through). Two things differ. The start is not round to nearest but
 given codes, such as GPTQ's: every weight begins as near to its value as its code allows, so that the block begins with
 their error and few steps are needed. And scales move themselves, as in EfficientQAT (arXiv:2407.11062), by a share of
-what they are. Factors of low-rank layers move by Adam (Kingma and Ba 2015, arXiv:1412.6980), in units of their size.
-What comes out is taken only if the block's error on all inputs is lower than before.
+what they are. Factors of low-rank layers, and the norms and biases beside them, move by Adam (Kingma and Ba 2015,
+arXiv:1412.6980), in units of their size. What comes out is taken only if the block's error on all inputs is lower than
+before.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any, Protocol
 
 import torch
@@ -48,11 +50,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class TunableLayer:
-    """A layer of the block that may move.
+    """A layer of the block that may move, or a norm or bias beside the layers, as a matrix of one row.
 
     Attributes:
-        parameter: its weight's name inside the block.
-        weight: codes and scales, or factors, to start from.
+        parameter: its name inside the block.
+        weight: codes and scales, factors, or a vector's numbers, to start from.
         wanted: the original matrix (out, in).
         shape, transposed: of the parameter, as in `LayerInfo`.
     """
@@ -72,7 +74,7 @@ class TuningSchedule:
         steps: batches that are run forward and back.
         rate: how far a step moves a weight, in steps of its grid; falls linearly to nothing.
         scale_rate: how far a step moves a scale, as a share of it; falls likewise.
-        factor_rate: how far a step moves a factor, as a share of its root mean square; falls likewise.
+        factor_rate: how far a step moves a factor or a vector, as a share of its root mean square; falls likewise.
     """
 
     steps: int
@@ -159,21 +161,23 @@ class _Latent:
         return replace(weight, codes=codes, scale=torch.where(scale == 0, weight.scale, scale))
 
 
-class _Factors:
-    """Both factors of a low-rank layer, with Adam's moments of their gradients."""
+class _Numbers:
+    """Both factors of a low-rank layer, or a vector beside the layers, with Adam's moments of their gradients."""
 
     DECAY = (0.9, 0.99)
 
-    def __init__(self, layer: TunableLayer, weight: LowRank) -> None:
-        self.layer, self.weight = layer, weight
-        self.factors = [factor.dense().clone().requires_grad_() for factor in (weight.out, weight.inner)]
+    def __init__(self, layer: TunableLayer, weight: LowRank | Dense) -> None:
+        self.layer = layer
+        given = [weight.out, weight.inner] if isinstance(weight, LowRank) else [weight]
+        self.dtypes = [spec.dtype for spec in weight.specs().values()]
+        self.factors = [factor.dense().clone().requires_grad_() for factor in given]
         self.moments = [(torch.zeros_like(factor), torch.zeros_like(factor)) for factor in self.factors]
         self.units = [float(factor.detach().square().mean().sqrt()) for factor in self.factors]
         self.steps = 0
 
     def dense(self) -> Tensor:
         """The parameter, differentiable."""
-        return from_matrix(self.factors[0] @ self.factors[1], self.layer.shape, self.layer.transposed)
+        return from_matrix(reduce(torch.matmul, self.factors), self.layer.shape, self.layer.transposed)
 
     @torch.no_grad()
     def move(self, pace: TuningSchedule, left: float) -> None:
@@ -188,21 +192,18 @@ class _Factors:
             factor.sub_(mean / slow / ((square / fast).sqrt() + torch.finfo(torch.float32).tiny), alpha=rate * unit)
             factor.grad = None
 
-    def stored(self) -> LowRank:
-        """Factors in the dtypes that they are stored in."""
-        out, inner = (
-            Dense(factor.detach().to(spec.dtype))
-            for factor, spec in zip(self.factors, self.weight.specs().values(), strict=True)
-        )
-        return LowRank(out, inner)
+    def stored(self) -> LowRank | Dense:
+        """Numbers in the dtypes that they are stored in."""
+        factors = [Dense(factor.detach().to(dtype)) for factor, dtype in zip(self.factors, self.dtypes, strict=True)]
+        return LowRank(*factors) if len(factors) > 1 else factors[0]
 
 
 def _moving(layer: TunableLayer) -> Moving:
     weight = layer.weight
     if isinstance(weight, IntGrouped):
         return _Latent(layer, weight)
-    assert isinstance(weight, LowRank)
-    return _Factors(layer, weight)
+    assert isinstance(weight, LowRank | Dense)
+    return _Numbers(layer, weight)
 
 
 def moves(weight: Weight | None) -> bool:

@@ -59,6 +59,13 @@ class PartialModel:
             return self._slots.get(name)
         return target.removesuffix(".weight") if target in self._known and target.endswith(".weight") else None
 
+    @property
+    def paths(self) -> dict[str, str]:
+        """Where the model has each parameter that is one by itself there, too; by its name in the checkpoint."""
+        return {
+            name: target for name, (target, merge) in self.targets.items() if merge is None and target in self._known
+        }
+
     def reader_of(self, name: str) -> str | Slot | Divided | None:
         """What reads the inputs of a weight: its place, or the layers that it is divided among."""
         return self.place_of(name) or self._divided.get(name)

@@ -31,7 +31,8 @@ class Watched:
         transposed: it is stored (in, out).
         part: called when its block comes up: how the gradient of a factor follows from that of the weight; None for a
             whole weight.
-        outputs: the Gram matrix of the gradients in the rows of its output is wanted, too.
+        outputs: the Gram matrix of the gradients in the rows of its output is wanted.
+        moments: moments of the gradient itself are wanted, whether its outputs are seen or not.
     """
 
     place: str | Slot
@@ -39,6 +40,7 @@ class Watched:
     transposed: bool = False
     part: Callable[[], Part] | None = None
     outputs: bool = False
+    moments: bool = True
 
     @property
     def module(self) -> str:
@@ -51,7 +53,7 @@ class SpreadError(Exception):
 
 @dataclass
 class Sums:
-    """Moments of one weight's gradient on their way."""
+    """Moments of one weight's gradient, or of those in its outputs, on their way."""
 
     watched: Watched
     parameter: nn.Parameter
@@ -63,14 +65,14 @@ class Sums:
 
     def take(self, sample: Sample) -> None:
         """Add a sample's gradient, if there is one."""
+        if self.outputs is not None:
+            self.outputs.take(sample.weight)
         given = self.parameter.grad
         if given is None:
             return
         if sample.number in self.seen:
             raise SpreadError
         self.seen.add(sample.number)
-        if self.outputs is not None:
-            self.outputs.take(sample.weight)
         place = self.watched.place
         matrix = (
             place.read(given, self.watched.shape)
@@ -85,18 +87,22 @@ class Sums:
 
     def moments(self, count: int, team: Team | None) -> GradientStats:
         """Means over the samples of all processes; a weight that no sample reached has gradient 0."""
-        empty = self.parameter.new_zeros(self.watched.shape, device="cpu")
-        if self.mean is None or self.square is None:
+        sums = [*self._own(), None if self.outputs is None else self.outputs.gram]
+        if self.outputs is not None:
+            self.outputs.handle.remove()
+        if team is not None:
+            sums = [None if each is None else team.total(each) for each in sums]
+        return GradientStats(count, *(None if each is None else each / count for each in sums))
+
+    def _own(self) -> tuple[Tensor | None, Tensor | None]:
+        """Sums of the weight's gradient and of its square; None where they were not wanted."""
+        wanted = self.watched.moments or self.outputs is None
+        if wanted and (self.mean is None or self.square is None):
+            empty = self.parameter.new_zeros(self.watched.shape, device="cpu")
             matrix = as_matrix(empty, self.watched.transposed and not isinstance(self.watched.place, Slot))
             self.mean = (matrix if self.part is None else self.part(matrix)).clone()
             self.square = self.mean.clone()
-        if team is not None:
-            self.mean, self.square = team.total(self.mean), team.total(self.square)
-        gram = None if self.outputs is None else self.outputs.gram
-        if self.outputs is not None:
-            self.outputs.handle.remove()
-            gram = gram if gram is None or team is None else team.total(gram)
-        return GradientStats(count, self.mean / count, self.square / count, None if gram is None else gram / count)
+        return self.mean, self.square
 
 
 @dataclass
@@ -125,9 +131,15 @@ class OutputGradients:
                 rows = gradient.movedim(1, -1) if convolves else gradient
                 held.pending.append(rows.reshape(-1, width).float().cpu())
 
-        def hook(own: nn.Module, given: Any, output: Tensor) -> None:
+        def hook(own: nn.Module, given: Any, output: Tensor) -> Tensor | None:
+            if not torch.is_grad_enabled():
+                return None
             if output.requires_grad:
                 output.register_hook(see)  # type: ignore[no-untyped-call]
+                return None
+            start = output.detach().requires_grad_()  # nothing before it has gradients
+            start.register_hook(see)  # type: ignore[no-untyped-call]
+            return start.clone()  # which may be changed in place
 
         made = cls(torch.zeros(width, width), module.register_forward_hook(hook))
         watching.append(weakref.ref(made))
@@ -149,15 +161,17 @@ def _outputs(module: nn.Module, watched: Watched) -> OutputGradients | None:
 
 
 def watch(model: Any, wanted: Mapping[str, Watched]) -> dict[str, Sums]:
-    """Sums for weights that are in memory, which from now on get gradients."""
+    """Sums for weights that are in memory, which from now on get gradients where moments of them are wanted."""
     sums: dict[str, Sums] = {}
     for name, watched in wanted.items():
         leaf = watched.place.leaf if isinstance(watched.place, Slot) else "weight"
         module = model.get_submodule(watched.module)
         parameter = module._parameters[leaf]
-        parameter.requires_grad_(True)
         part = watched.part() if watched.part is not None else None
-        sums[name] = Sums(watched, parameter, part, outputs=_outputs(module, watched))
+        outputs = _outputs(module, watched)
+        if watched.moments or outputs is None:
+            parameter.requires_grad_(True)
+        sums[name] = Sums(watched, parameter, part, outputs=outputs)
     return sums
 
 

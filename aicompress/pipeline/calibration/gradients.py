@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,13 +19,13 @@ from aicompress.layer import GradientStats, LayerInfo
 from aicompress.model.loading.partial_model import PartialModel
 from aicompress.model.sensitivity.gradients import Descent, Keep, collect
 from aicompress.model.sensitivity.loss import Objective
-from aicompress.model.sensitivity.moments import Part, Watched
+from aicompress.model.sensitivity.moments import WIDEST, Part, Watched
 from aicompress.pipeline.calibration.data import samples
 from aicompress.pipeline.calibration.requirements import Step, module_of
 from aicompress.pipeline.step.output import Output
 from aicompress.pipeline.step.workers import Processes
 
-OUTPUTS = "output_gram"  # the statistic that takes hooks on the layers' outputs
+MOMENTS, OUTPUTS = "gradients", "output_gram"  # statistics: of gradients in weights, and in the layers' outputs
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,16 @@ class GradientStore:
 
     def add(self, moments: Mapping[str, GradientStats]) -> None:
         for name, stats in moments.items():
-            tensors = {"mean": stats.mean, "square": stats.square, "count": torch.tensor(stats.count)}
-            tensors |= {} if stats.output_gram is None else {OUTPUTS: stats.output_gram}
-            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, self._file(name))
+            tensors = {"mean": stats.mean, "square": stats.square, OUTPUTS: stats.output_gram}
+            there = {key: tensor.contiguous() for key, tensor in tensors.items() if tensor is not None}
+            save_file({**there, "count": torch.tensor(stats.count)}, self._file(name))
 
     def read(self, name: str) -> GradientStats | None:
         """Moments of a layer; None where there are none of it."""
         if not self._file(name).exists():
             return None
         tensors = load_file(self._file(name))
-        return GradientStats(int(tensors["count"]), tensors["mean"], tensors["square"], tensors.get(OUTPUTS))
+        return GradientStats(int(tensors["count"]), *(tensors.get(key) for key in ("mean", "square", OUTPUTS)))
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
@@ -60,17 +60,17 @@ class Written(Step, Protocol):
 
 @contextmanager
 def gradients(
-    plan: Written, team: Processes, say: Callable[[str], None], outputs: bool = False
+    plan: Written, team: Processes, say: Callable[[str], None], needs: frozenset[str] = frozenset({MOMENTS})
 ) -> Iterator[GradientStore]:
     """Moments of the gradients of every selected layer, while the context lasts; the first process keeps them.
 
-    They lie in a folder beside the output: two float32 matrices for every selected weight.
+    They lie in a folder beside the output: two float32 matrices for every selected weight, or one of its outputs.
 
     Args:
         plan: the step.
         team: processes that share the samples.
         say: told of every step.
-        outputs: also the Gram matrices of the gradients in the layers' outputs.
+        needs: statistics to collect; those that are not of gradients are passed over.
 
     Raises:
         RecipeError: the calibration data does not fit the model.
@@ -84,13 +84,17 @@ def gradients(
             team,
             store.add if team.rank == 0 else lambda moments: None,
             lambda done, total: say(f"gradients, step {done} of {total}"),
-            outputs,
+            needs,
         )
         yield store
 
 
 def differentiate(
-    plan: Step, team: Processes, keep: Keep, progress: Callable[[int, int], None], outputs: bool = False
+    plan: Step,
+    team: Processes,
+    keep: Keep,
+    progress: Callable[[int, int], None],
+    needs: frozenset[str] = frozenset({MOMENTS}),
 ) -> None:
     """Bring the moments of every selected layer's gradient to `keep`.
 
@@ -99,7 +103,7 @@ def differentiate(
         team: processes that share the samples.
         keep: takes the moments.
         progress: told of every step.
-        outputs: also the Gram matrices of the gradients in the layers' outputs.
+        needs: statistics to collect; those that are not of gradients are passed over.
 
     Raises:
         RecipeError: the calibration data does not fit the model.
@@ -110,13 +114,23 @@ def differentiate(
     loader = PartialModel(plan.checkpoint, model, dtype=torch.float32)
     given = samples(plan.checkpoint, model, recipe.calibration, recipe.seed, team)
     infos = [layer.info for layer in plan.layers if layer.config is not None]
-    wanted = watched(plan.checkpoint, loader, infos, outputs)
+    wanted = watched(plan.checkpoint, loader, infos, needs)
     kind = next(layer.config.gradient_loss for layer in plan.layers if layer.config is not None)  # one for all
     collect(Descent(model, loader, given, wanted, Objective(kind, recipe.seed), team), keep, progress)
 
 
+def diagonal_only(chosen: Iterable[LayerInfo]) -> list[str]:
+    """A warning that names layers of whose outputs no whole Gram matrix is seen, where a method asks for it."""
+    names = [x.name for x in chosen if x.kind in ("experts", "embedding") or x.shape[0] > WIDEST]
+    if not names:
+        return []
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    told = f"(more than {WIDEST:,}, an embedding's, or experts' in one tensor): rows count by their own gradients alone"
+    return [f"outputs of {len(names)} layers are not weighed against each other {told}: {shown}"]
+
+
 def watched(
-    checkpoint: Checkpoint, loader: PartialModel, infos: list[LayerInfo], outputs: bool = False
+    checkpoint: Checkpoint, loader: PartialModel, infos: list[LayerInfo], needs: frozenset[str]
 ) -> dict[str, Watched]:
     """Where the model has each layer's weight; a layer that it does not have is not in it."""
     places: dict[str, Watched] = {}
@@ -124,7 +138,8 @@ def watched(
         place = loader.place_of(info.tensor)
         if place is not None:
             part = partial(_factor, checkpoint, info) if info.part else None
-            places[info.name] = Watched(place, info.tensor_shape, info.transposed, part, outputs and not info.part)
+            outputs = OUTPUTS in needs and not info.part
+            places[info.name] = Watched(place, info.tensor_shape, info.transposed, part, outputs, MOMENTS in needs)
     return places
 
 

@@ -12,7 +12,7 @@ from aicompress.checkpoint.reader import digests
 from aicompress.checkpoint.statistics import StatisticsWriter
 from aicompress.layer import InputStats
 from aicompress.methods.method import OF_GRADIENTS
-from aicompress.pipeline.calibration.gradients import OUTPUTS, differentiate
+from aicompress.pipeline.calibration.gradients import MOMENTS, differentiate
 from aicompress.pipeline.calibration.requirements import Step
 from aicompress.pipeline.calibration.runner import CalibrationRun
 from aicompress.pipeline.step.options import Progress
@@ -42,7 +42,6 @@ def collect(plan: Step, wanted: Wanted, path: Path, team: Processes, progress: C
     """
     engine = CalibrationRun.of(plan, wanted.tensors, team)
     needs, graded = (wanted.needs - OF_GRADIENTS) | ALWAYS, bool(wanted.needs & OF_GRADIENTS)
-    outputs = OUTPUTS in wanted.needs
 
     def tell(done: int, total: int) -> None:
         progress("statistics", done, total)
@@ -53,13 +52,13 @@ def collect(plan: Step, wanted: Wanted, path: Path, team: Processes, progress: C
     if team.rank != 0:
         engine.walk(_Keeper(None), needs, False, tell, changes=False)
         if graded:
-            differentiate(plan, team, lambda moments: None, back, outputs)
+            differentiate(plan, team, lambda moments: None, back, wanted.needs)
         return
     with StatisticsWriter(path) as writer:
         engine.walk(_Keeper(writer), needs, False, tell, changes=False)
         writer.add({name: InputStats(0) for name in wanted.tensors if name not in engine.wanted})
         if graded:
-            differentiate(plan, team, writer.add_gradients, back, outputs)
+            differentiate(plan, team, writer.add_gradients, back, wanted.needs)
         writer.seal(digests(plan.checkpoint.source), engine.record())
 
 
@@ -76,6 +75,11 @@ class _Keeper:
         if self.writer is not None:
             self.writer.add(stats)
         return {}
+
+
+def kept(needs: frozenset[str]) -> frozenset[str]:
+    """Statistics that a file which the user keeps holds: with moments of gradients, which fit more methods."""
+    return needs | {MOMENTS} if needs & OF_GRADIENTS else needs
 
 
 def with_statistics(plan: Step, wanted: Callable[[], Wanted], team: Processes, progress: Progress) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from aicompress.methods.training import DistillMethod, LossConfig, get_loss
 from aicompress.model.distillation.outputs import Runner, anatomy, runner
 from aicompress.model.loading.tokenizer import FILES, load_tokenizer
 from aicompress.pipeline.distillation.batches import Samples, Split, split_samples
+from aicompress.pipeline.distillation.made_student import MadeStudent
 from aicompress.pipeline.distillation.samples import read_samples, require_positions
 from aicompress.pipeline.distillation.teacher import CACHE_BYTES, Loss
 from aicompress.pipeline.step.checks import NOT_OF_TRAINING, known_kinds, left_out, place_problems, require_space
@@ -51,6 +52,7 @@ class DistillPlan:
         cached: the teacher's outputs are computed once.
         warnings: what the user should know.
         allow_code: a factory that the recipe names may run.
+        made: how the student was made, where the recipe makes it.
     """
 
     checkpoint: Checkpoint
@@ -69,6 +71,12 @@ class DistillPlan:
     cached: bool
     warnings: tuple[str, ...]
     allow_code: bool = False
+    made: MadeStudent | None = None
+
+    @property
+    def origin(self) -> Checkpoint:
+        """The checkpoint that was given: the student, or what the student was cut out of."""
+        return self.checkpoint if self.made is None else self.made.origin
 
     def student_module(self) -> nn.Module | None:
         """The module of a bare student, to be filled; None for a checkpoint that names its architecture."""
@@ -82,16 +90,26 @@ class DistillPlan:
         """What a dry run prints."""
         name = " + ".join(method.name for method, _ in self.losses)
         rows = [
-            PlanRow(i.name, i.kind, "method", i.stored, i.stored, {"loss": name}, i.nbytes, size)
+            PlanRow(i.name, i.kind, "method", i.stored, i.stored, {"loss": name, **self._shape(i)}, i.nbytes, size)
             for i in self.layers
             for size in [self.output.nbytes(i.tensor, i.part)]
         ]
-        return summarize(self.output, self.checkpoint, rows, 0, self.warnings)
+        summary = summarize(self.output, self.origin, rows, 0, self.warnings)
+        return replace(summary, notes=(*summary.notes, *self.told))
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """What has been settled: what the student was made of."""
+        return () if self.made is None else self.made.told
+
+    def _shape(self, info: LayerInfo) -> dict[str, str]:
+        """The shape of a layer of a student that the recipe makes."""
+        return {} if self.made is None else {"shape": " × ".join(map(str, info.tensor_shape))}
 
 
 def make_plan(
-    source: str | Path | Adapted,
-    teacher_source: str | Path,
+    source: str | Path | Adapted | MadeStudent,
+    teacher_source: str | Path | Adapted,
     destination: Destination,
     recipe: DistillRecipe,
     allow_code: bool = False,
@@ -99,7 +117,7 @@ def make_plan(
     """Check everything and lay out the output; reads headers, configs and the data.
 
     Args:
-        source: the student's checkpoint.
+        source: the student's checkpoint, or the student that the recipe made.
         teacher_source: the teacher's.
         destination: where the trained student goes.
         recipe: what to do.
@@ -108,7 +126,8 @@ def make_plan(
     Raises:
         Refused: or Problems, everything that is wrong.
     """
-    (student, tied), (teacher, _) = open_input(source), open_input(teacher_source)
+    made, place = (source, source.path) if isinstance(source, MadeStudent) else (None, source)
+    (student, tied), (teacher, _) = open_input(place), open_input(teacher_source)
     raise_all(place_problems([student, teacher], destination, recipe.gates, NOT_OF_TRAINING))
     require_writable(destination.path)
     run, run_teacher = runner(student), runner(teacher)
@@ -129,8 +148,11 @@ def make_plan(
     return DistillPlan(
         student, teacher, recipe, losses, training, run, run_teacher, layers, samples, split, output, kinds,
         _keeps_zeros(training, student), _cached(training, losses, (run_teacher, anatomies[1]), samples, split),
-        (*tied, *warnings, *_tokenizer_warnings(student, teacher), *left_out(student, destination), *output.warnings),
-        allow_code,
+        tuple(dict.fromkeys((
+            *(made.warnings if made else ()), *tied, *warnings, *_tokenizer_warnings(student, teacher),
+            *left_out(student, destination), *output.warnings,
+        ))),
+        allow_code, made,
     )  # fmt: skip
 
 

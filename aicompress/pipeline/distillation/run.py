@@ -24,6 +24,7 @@ from aicompress.pipeline.distillation.student import Student
 from aicompress.pipeline.distillation.teacher import Loss, Runnable, Teacher, with_cached_outputs
 from aicompress.pipeline.distillation.training import Trainer, TrainingSetup
 from aicompress.pipeline.distillation.training_state import StateFile
+from aicompress.pipeline.step.checks import known_kinds
 from aicompress.pipeline.step.digests import fingerprint
 from aicompress.pipeline.step.options import Options, Progress
 from aicompress.pipeline.step.report import Results
@@ -58,7 +59,7 @@ def run(plan: DistillPlan, options: Options = Options(), own: TrainingOptions = 
     start = time.perf_counter()
     movement.require_free(own.movement_file)
     decided = (plan.recipe.sha256(), plan.training.precision, plan.samples.source.sha256)
-    mark = fingerprint([plan.checkpoint, plan.teacher], plan.output, *decided)
+    mark = fingerprint([plan.origin, plan.teacher], plan.output, *decided)
     if options.resume:  # before both models are loaded
         require_resumable(plan.output, mark)
     device = torch.device(resolved_device(options.device))
@@ -76,13 +77,14 @@ def run(plan: DistillPlan, options: Options = Options(), own: TrainingOptions = 
 
     step = StepRun(
         checkpoint=plan.checkpoint,
-        kinds=plan.kinds,
+        kinds=plan.kinds if plan.made is None else known_kinds(plan.origin)[0],
         recipe=plan.recipe,
         output=plan.output,
         write=partial(_write, plan, student, trainer, train),
         follow=train,
         fingerprint=mark,
         further={"teacher": plan.teacher},
+        compared=plan.origin,
         seconds=time.perf_counter() - start,
     )
     report = run_step(step, team, options)
@@ -145,4 +147,5 @@ def _write(
     trainer.state.remove()
     unchanged = "no step was better than the input on the held-out samples: the weights are the input's"
     warnings = plan.warnings if better else (*plan.warnings, unchanged)
-    return Results(tuple(rows), warnings, training=training_section(trainer, plan.teacher, plan.cached))
+    section = training_section(trainer, plan.teacher, plan.cached)
+    return Results(tuple(rows), warnings, training=section, notes=plan.told)

@@ -5,14 +5,19 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
 
 from aicompress.methods.zeros import mask_of
 from aicompress.model.blocks.reconstruction import Stage, TunableLayer, TuningSchedule, moves, tune
 from aicompress.model.loading.divided import Divided
 from aicompress.model.loading.merged_experts import Slot
 from aicompress.pipeline.layerwise.compress import Compressed
+from aicompress.pipeline.layerwise.plan import Plan
 from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed
 from aicompress.recipe import Tune
+from aicompress.weights import Dense
 
 
 def can_move(jobs: Sequence[LayerPlan]) -> bool:
@@ -21,14 +26,45 @@ def can_move(jobs: Sequence[LayerPlan]) -> bool:
     return not more and not job.info.part and moves(job.outline) and mask_of(job.info.outline) is None
 
 
+def vectors(plan: Plan, paths: Mapping[str, str]) -> dict[str, str]:
+    """Norms and biases that may move: where the model has each parameter of one axis, by its name in the checkpoint.
+
+    Args:
+        plan: the step.
+        paths: of the parameters that the model has by themselves.
+    """
+    if plan.recipe.tune is None or not plan.recipe.tune.norms or plan.places:
+        return {}
+    planned = plan.output.parameters
+    return {
+        name: path
+        for name, path in paths.items()
+        if name in planned and planned[name].weight is None and len(planned[name].dense.shape) == 1
+    }
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A block after tuning.
+
+    Attributes:
+        layers: those that could move, by parameter.
+        vectors: its norms and biases, by parameter, as they are stored.
+    """
+
+    layers: Mapping[str, Compressed]
+    vectors: Mapping[str, Tensor]
+
+
 def tuned(
     settings: Tune,
     seed: int,
     stage: Stage,
     layers: Mapping[str, Compressed],
     places: Mapping[str, str | Slot | Divided],
-) -> dict[str, Compressed]:
-    """The layers of a block with their weights after tuning, by parameter.
+    beside: Mapping[str, str],
+) -> Tuned:
+    """Tune a block.
 
     Args:
         settings: how to tune.
@@ -36,6 +72,7 @@ def tuned(
         stage: the block.
         layers: by parameter those that may move.
         places: where the model has each parameter; one that is merged with others, or divided, stays.
+        beside: where the model has the norms and biases that may move, those of other blocks among them.
     """
     start = time.perf_counter()
     movable: dict[str, TunableLayer] = {}
@@ -46,11 +83,26 @@ def tuned(
             original = compressed.layer.weight
             movable[name] = TunableLayer(parameter, compressed.weight, original, info.tensor_shape, info.transposed)
     if not movable:
-        return {}
+        return Tuned({}, {})
+    own = _vectors(stage, beside)
     pace = TuningSchedule(settings.steps, settings.rate, settings.scale_rate, settings.factor_rate)
-    weights = tune(stage, list(movable.values()), pace, layer_seed(seed, stage.name))
+    weights = tune(stage, [*movable.values(), *own.values()], pace, layer_seed(seed, stage.name))
     share = (time.perf_counter() - start) / len(movable)
+    return Tuned(
+        {
+            name: dataclasses.replace(layers[name], weight=weight, seconds=layers[name].seconds + share)
+            for name, weight in zip(movable, weights, strict=False)
+        },
+        {name: weight.tensors()[""][0] for name, weight in zip(own, weights[len(movable) :], strict=True)},
+    )
+
+
+def _vectors(stage: Stage, beside: Mapping[str, str]) -> dict[str, TunableLayer]:
+    """The norms and biases of a block."""
+    own = dict(stage.module.named_parameters())
+    paths = {name: path.removeprefix(f"{stage.name}.") for name, path in beside.items()}
+    vectors = {name: (path, own[path].detach()) for name, path in paths.items() if path != beside[name] and path in own}
     return {
-        name: dataclasses.replace(layers[name], weight=weight, seconds=layers[name].seconds + share)
-        for name, weight in zip(movable, weights, strict=True)
+        name: TunableLayer(path, Dense(vector[None]), vector[None], tuple(vector.shape))
+        for name, (path, vector) in vectors.items()
     }

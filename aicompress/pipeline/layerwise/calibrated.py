@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -17,11 +17,12 @@ from aicompress.model.blocks.reconstruction import Stage
 from aicompress.model.loading.divided import Divided
 from aicompress.model.loading.merged_experts import Slot
 from aicompress.pipeline.calibration.data import ROWS
-from aicompress.pipeline.calibration.gradients import OUTPUTS, differentiate, gradients
+from aicompress.pipeline.calibration.gradients import differentiate, gradients
 from aicompress.pipeline.calibration.record import record_of_files
 from aicompress.pipeline.calibration.requirements import MIN_ROWS
 from aicompress.pipeline.calibration.runner import Broadcast, CalibrationRun
-from aicompress.pipeline.layerwise.block_tuning import can_move, tuned
+from aicompress.pipeline.layerwise.allocation.sparsity import Read
+from aicompress.pipeline.layerwise.block_tuning import can_move, tuned, vectors
 from aicompress.pipeline.layerwise.compress import Compressed, Known, completed, sharing_inputs
 from aicompress.pipeline.layerwise.plan import Plan, compares, graded, selected, walked
 from aicompress.pipeline.layerwise.work import Work
@@ -34,11 +35,14 @@ from aicompress.weights import TensorSpec, Weight
 DATA_FREE = "calibration rows: data-free"
 UNREACHED = "no gradient reaches it: data-free"
 
-Read = Callable[[str], GradientStats | None]  # moments of a layer's gradients by its name
 
-
-def compress(work: Work, team: Processes) -> dict[str, Any]:
+def compress(work: Work, known: Read | None, team: Processes) -> dict[str, Any]:
     """Compress every selected layer with statistics of its inputs behind compressed layers, or behind original ones.
+
+    Args:
+        work: the run.
+        known: reads gradients of the original model that are known already; None: they are taken where they are read.
+        team: the processes.
 
     Returns:
         The record of the calibration data.
@@ -48,14 +52,11 @@ def compress(work: Work, team: Processes) -> dict[str, Any]:
     left = [name for name in selected(work.plan) if name not in work.journal.done]
     if not team.gather(bool(left))[0]:
         return engine.record()
-    with (
-        gradients(work.plan, team, work.say, OUTPUTS in work.plan.needs)
-        if graded(work.plan)
-        else nullcontext() as store
-    ):
-        read: Read | None = None if store is None else store.read
+    differentiated = graded(work.plan) and known is None
+    with gradients(work.plan, team, work.say, work.plan.needs) if differentiated else nullcontext() as store:
+        read = known if store is None else store.read
         if walked(work.plan):
-            writer = _Writer(work, read, engine.wanted)
+            writer = _Writer(work, read, engine.wanted, vectors(work.plan, engine.loader.paths))
             engine.walk(
                 Broadcast(_specs(work.plan), team, writer),
                 walked(work.plan),
@@ -70,13 +71,13 @@ def compress(work: Work, team: Processes) -> dict[str, Any]:
     return engine.record()
 
 
-def follow(plan: Plan, team: Processes) -> None:
+def follow(plan: Plan, known: Read | None, team: Processes) -> None:
     """What the other processes do while the first one compresses: run their share of the batches."""
     engine = CalibrationRun.of(plan, selected(plan), team)
     if not team.gather(None)[0]:
         return
-    if graded(plan):
-        differentiate(plan, team, lambda moments: None, lambda done, total: None, OUTPUTS in plan.needs)
+    if graded(plan) and known is None:
+        differentiate(plan, team, lambda moments: None, lambda done, total: None, plan.needs)
     if walked(plan):
         visitor = Broadcast(_specs(plan), team, None)
         engine.walk(visitor, walked(plan), compares(plan), lambda done, total: None)
@@ -137,7 +138,7 @@ def knowledge(work: Work, name: str, inputs: InputStats, read: Read | None = Non
     gradients = {info.name: None if read is None else read(info.name) for info in infos}
     for info in infos if read is not None else ():
         moments = gradients[info.name]
-        if moments is None or not moments.square.any():
+        if moments is None or not moments.reached:
             notes.append(UNREACHED)
             gradients[info.name] = GradientStats.flat(info.shape)
     known = {layer: Known(inputs if inputs.count else None, moments) for layer, moments in gradients.items()}
@@ -165,11 +166,19 @@ def scarce(work: Work) -> list[str]:
 
 @dataclass
 class _Writer:
-    """Writes the layers of each block as their statistics come in. Here layers go by their parameters' names."""
+    """Writes the layers of each block as their statistics come in. Here layers go by their parameters' names.
+
+    Attributes:
+        work: the run.
+        read: reads gradients, for methods that use them.
+        places: where the model has each layer.
+        vectors: where it has the norms and biases that are tuned with their block.
+    """
 
     work: Work
     read: Read | None
     places: Mapping[str, str | Slot | Divided]
+    vectors: Mapping[str, str]
 
     def finished(self, layers: Sequence[str]) -> Mapping[str, Tensor] | None:
         """A block that an earlier run wrote: its parameters as the working files hold them."""
@@ -177,7 +186,8 @@ class _Writer:
             return None
         written = self.work.plan.output.so_far(self.work.writer.work)
         self.work.rescaling.restore(layers)
-        return {**{name: written.dense(name) for name in layers}, **self.work.rescaling.beside(layers)}
+        tuned = self.work.journal.done.get(_beside(layers), ())
+        return {**{name: written.dense(name) for name in (*layers, *tuned)}, **self.work.rescaling.beside(layers)}
 
     def visit(self, stats: Mapping[str, InputStats]) -> Mapping[str, Tensor]:
         """Compress the layers of a block: those that share their inputs jointly, where the method can."""
@@ -204,10 +214,13 @@ class _Writer:
             if name not in held and name not in results and can_move(plan.by_tensor[name]):
                 (job,) = plan.by_tensor[name]
                 held[name] = compression.alone(job, self._known(name, stats)[job.info.name])
-        held |= tuned(plan.recipe.tune, plan.recipe.seed, stage, held, self.places)
-        for name, compressed in held.items():
+        after = tuned(plan.recipe.tune, plan.recipe.seed, stage, held, self.places, self.vectors)
+        for name, compressed in {**held, **after.layers}.items():
             results[name] = compression.finished(plan.by_tensor[name][0], compressed)
-        return self._written(stats, results)
+        for name, vector in after.vectors.items():
+            self.work.put(name, vector, [])
+        self.work.journal.record(_beside(list(stats)), list(after.vectors))  # first: they come with the last layer
+        return {**after.vectors, **self._written(stats, results)}
 
     def _joint(self, stats: Mapping[str, InputStats]) -> list[tuple[LayerPlan, ...]]:
         return [] if self.work.plan.method.joint is None else sharing_inputs(stats, self.work.plan.by_tensor)
@@ -233,6 +246,11 @@ class _Writer:
                 value = write(self.work, name, inputs, self.read)
             dense[name] = _dense(value, parameters[name])
         return {**dense, **self.work.rescaling.beside(dense)}
+
+
+def _beside(layers: Sequence[str]) -> str:
+    """What the journal calls the norms and biases that were tuned with the layers of a block."""
+    return f"beside {layers[0]}"
 
 
 def _dense(value: Weight | Tensor, planned: Planned) -> Tensor:

@@ -14,7 +14,14 @@ from aicompress.layer import GradientStats, InputStats, Layer, LayerInfo
 from aicompress.measure import rel_error
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.pipeline.calibration.requirements import MIN_ROWS, input_width
-from aicompress.pipeline.layerwise.report_rows import COARSE_NOTE, ROTATED_NOTE, changed_row, is_coarse, noted
+from aicompress.pipeline.layerwise.report_rows import (
+    COARSE_NOTE,
+    ROTATED_NOTE,
+    changed_row,
+    is_coarse,
+    noted,
+    rounded_note,
+)
 from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed
 from aicompress.report.model import LayerRow
 from aicompress.weights import Weight
@@ -114,6 +121,7 @@ class Compression:
         seconds = compressed.seconds + time.perf_counter() - start
         row = changed_row(self.method, job, weight, self._rel_error(layer, weight), seconds)
         row = noted(row, ROTATED_NOTE) if self.method.rotates is not None else row
+        row = noted(row, rounded_note(self.method.rounded(layer, job.config, weight)))
         return weight, noted(row, COARSE_NOTE) if is_coarse(weight) else row
 
     def _rel_error(self, layer: Layer, weight: Weight) -> float:

@@ -14,6 +14,7 @@ from aicompress.layer import Kind, LayerInfo
 from aicompress.methods import get
 from aicompress.methods.layerwise import AnyLayerMethod, LayerMethod
 from aicompress.pipeline.calibration import requirements as needs
+from aicompress.pipeline.calibration.gradients import OUTPUTS, diagonal_only
 from aicompress.pipeline.calibration.requirements import Request
 from aicompress.pipeline.calibration.texts import shortened
 from aicompress.pipeline.layerwise.allocation.levels import with_levels
@@ -72,6 +73,7 @@ def make_plan(
     require_space(output)
     if any(method.surveyed(layer.config) for layer in layers.values()):
         warnings.append(UNDECIDED)
+    warnings += diagonal_only(x.info for x in plans if x.config and OUTPUTS in needs.wanted(method, x.config))
     warnings += shortened(checkpoint, recipe)
     warnings += [*left_out(checkpoint, destination), *unscaled, *output.warnings, *_absent(recipe, infos, checkpoint)]
     warnings += [*_no_smaller(checkpoint, output, layers), *_larger(output, layers, opened)]

@@ -9,12 +9,12 @@ import torch
 
 from aicompress.checkpoint.statistics import StatisticsFile
 from aicompress.pipeline.calibration.requirements import foreign
-from aicompress.pipeline.calibration.statistics_file import Wanted, with_statistics
+from aicompress.pipeline.calibration.statistics_file import Wanted, kept, with_statistics
 from aicompress.pipeline.layerwise import calibrated
 from aicompress.pipeline.layerwise.allocation.bits import Decision, decided
-from aicompress.pipeline.layerwise.allocation.sparsity import allocated
+from aicompress.pipeline.layerwise.allocation.sparsity import Read, allocated
 from aicompress.pipeline.layerwise.plan import Plan, fingerprint_of, selected
-from aicompress.pipeline.layerwise.report_rows import coarse
+from aicompress.pipeline.layerwise.report_rows import better_rounded, coarse
 from aicompress.pipeline.layerwise.row_blocks import load_compiled
 from aicompress.pipeline.layerwise.untouched import untouched
 from aicompress.pipeline.layerwise.work import Work
@@ -36,11 +36,15 @@ def run(plan: Plan, options: Options | None = None) -> Report:
     """
     options = options or Options()
     team = assembled(torch.device("cpu"))
-    if plan.surveys:
-        plan = allocated(plan, team, options.progress)
+    with allocated(plan, team, options.progress) as (explicit, known):
+        return _run(explicit, known, team, options)
+
+
+def _run(plan: Plan, known: Read | None, team: Processes, options: Options) -> Report:
+    """Write the output of a plan in which no survey is left to be made; `known` reads gradients that one has taken."""
     decision = decided(plan, options.resume, team, options.progress)
     plan = decision.plan
-    wanted = Wanted(selected(plan), plan.needs | plan.surveys)
+    wanted = Wanted(selected(plan), kept(plan.needs))
     from_files = with_statistics(plan, lambda: wanted, team, options.progress)
     load_compiled(plan.method, plan.layers)  # before the clock starts, as torch was loaded
     step = StepRun(
@@ -48,37 +52,37 @@ def run(plan: Plan, options: Options | None = None) -> Report:
         kinds=plan.kinds,
         recipe=plan.recipe,
         output=plan.output,
-        write=partial(_write, decision, team, options.progress),
-        follow=partial(calibrated.follow, plan, team) if plan.needs and not from_files else lambda: None,
+        write=partial(_write, decision, known, team, options.progress),
+        follow=partial(calibrated.follow, plan, known, team) if plan.needs and not from_files else lambda: None,
         fingerprint=fingerprint_of(plan),
         seconds=decision.seconds,
     )
     return run_step(step, team, options)
 
 
-def _write(decision: Decision, team: Processes, progress: Progress, opened: OpenOutput) -> Results:
+def _write(decision: Decision, known: Read | None, team: Processes, progress: Progress, opened: OpenOutput) -> Results:
     """Write every parameter that a stopped run has not written."""
     plan = decision.plan.rewritable()
     decision.keep(opened.writer.work)
     work = Work(plan, opened.writer, opened.journal, progress)
     for name in plan.output.parameters.keys() & work.journal.done.keys():
         work.tell(name)
-    calibration = _calibrated(work, team, opened) if plan.needs else dict(plan.measured_on)
+    calibration = _calibrated(work, known, team, opened) if plan.needs else dict(plan.measured_on)
     work.write_all([name for name in plan.output.parameters if name not in work.journal.done])
     decision.forget(opened.writer.work)
     rows = work.rows()
-    warnings = (*plan.warnings, *work.warnings, *coarse(rows))
+    warnings = (*plan.warnings, *work.warnings, *coarse(rows), *better_rounded(rows))
     left = untouched(plan.checkpoint, plan.layers)
     return Results(rows, warnings, calibration=calibration, bits=decision.record, untouched=left, notes=plan.notes)
 
 
-def _calibrated(work: Work, team: Processes, opened: OpenOutput) -> dict[str, Any]:
+def _calibrated(work: Work, known: Read | None, team: Processes, opened: OpenOutput) -> dict[str, Any]:
     """Write the selected layers of a method that reads statistics; returns the record of the calibration data."""
     if work.plan.request.stats:
         files = [StatisticsFile.open(path) for path in work.plan.request.stats]
         record = calibrated.compress_from_files(work, files)
         work.warnings += foreign(files, opened.input_digests.result())
     else:
-        record = calibrated.compress(work, team)
+        record = calibrated.compress(work, known, team)
     work.warnings += calibrated.scarce(work)
     return record

@@ -64,6 +64,7 @@ class StepRun:
         follow: what the other processes do meanwhile, such as their share of the calibration samples.
         fingerprint: digest of everything that decides the output's bytes; None for a step that cannot be resumed.
         further: inputs beside the first, by their names in the lineage.
+        compared: what the report puts the output beside, an ancestor of the input; None for the input.
         seconds: time of the step before this, such as that of a search.
     """
 
@@ -75,6 +76,7 @@ class StepRun:
     follow: Callable[[], object] = lambda: None
     fingerprint: str | None = None
     further: Mapping[str, Checkpoint] = field(default_factory=dict)
+    compared: Checkpoint | None = None
     seconds: float = 0.0
 
 
@@ -208,15 +210,16 @@ def _journal(work: Path, fingerprint: str | None, resumes: bool) -> Journal:
 
 def _report(step: StepRun, written: Checkpoint, results: Results, options: Options, seconds: float) -> Report:
     """The report of an output that is complete but for it."""
-    output, checkpoint = step.output, step.checkpoint
+    output, checkpoint = step.output, step.compared or step.checkpoint
     lineage = output.manifest.lineage
+    first = lineage[len(checkpoint.manifest.lineage)]  # the step whose input is compared
     latency, untimed = _latency(checkpoint, written, options.latency)
     sha256 = digests(written.source)
     if output.destination.single:  # the working file has another name
         sha256 = dict(zip([output.destination.path.name], sha256.values(), strict=True))
     after = side_of(written, step.kinds, str(output.destination.path), sha256)
     after = replace(after, bytes=output.weight_bytes + output.other_bytes)  # a report cannot count itself
-    before = side_of(checkpoint, step.kinds, str(checkpoint.path), dict(lineage[-1]["inputs"]))
+    before = side_of(checkpoint, step.kinds, str(checkpoint.path), dict(first["inputs"]))
     results = replace(
         results,
         latency=latency,

@@ -65,6 +65,7 @@ def _rows(part: Part, info: LayerInfo, moments: GradientStats | None) -> Tensor:
     square = part.read().double().square()  # (units, numbers)
     if moments is not None:
         assert part.take is not None
+        assert moments.square is not None
         square *= part.take(from_matrix(moments.square, info.tensor_shape, info.transposed)).double()
     return square.sum(dim=1)
 

@@ -31,6 +31,7 @@ SIX = stack(3.0, 1.0, 2.0, 1.0, 5.0, 4.0)
     [
         ({"drop": (1, 4)}, [0, 2, 3, 5]),
         ({"drop": ()}, [0, 1, 2, 3, 4, 5]),
+        ({"keep": (1, 4)}, [1, 4]),
         ({"keep_layers": 2, "strategy": "top"}, [0, 1]),
         ({"keep_layers": 2, "strategy": "bottom"}, [4, 5]),
         ({"keep_layers": 3, "strategy": "middle"}, [0, 1, 5]),

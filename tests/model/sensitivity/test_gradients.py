@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AlbertConfig, AlbertModel
 
 from aicompress.checkpoint import Checkpoint
@@ -22,7 +22,7 @@ from aicompress.model.loading.partial_model import PartialModel
 from aicompress.model.sensitivity import gradients
 from aicompress.model.sensitivity.gradients import Descent, collect
 from aicompress.model.sensitivity.loss import Objective, Sample
-from aicompress.model.sensitivity.moments import Watched
+from aicompress.model.sensitivity.moments import WIDEST, Watched, harvest, watch
 from aicompress.recipe.section import Model
 from tests import checkpoints
 from tests.checkpoints import Cnn, Mlp
@@ -220,6 +220,40 @@ def test_gradients_in_the_rows_of_outputs(fixture: str, request: pytest.FixtureR
         assert found[name].output_gram is not None
         torch.testing.assert_close(found[name].output_gram, wanted, rtol=1e-3, atol=1e-5 * float(wanted.abs().max()))
     assert all(each.output_gram is None for each in collected(plain).values())
+    alone = {name: replace(each, moments=False) for name, each in job.wanted.items()}
+    for name, each in collected(replace(job, wanted=alone)).items():
+        assert each.mean is None
+        assert torch.equal(each.output_gram, found[name].output_gram)
+
+
+def test_what_changes_in_place_has_output_gradients() -> None:
+    """The first layer's output has no graph before it, and what reads it may overwrite it."""
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(inplace=True), nn.Linear(5, 3))
+    model.requires_grad_(False)
+    watched = {"first": Watched("0", (5, 6), outputs=True, moments=False)}
+    sums = watch(model, watched)
+    given = torch.randn(7, 6)
+    model(given).square().sum().backward()
+    harvest(sums, Sample(0, {}))
+    before = (given @ model[0].weight.t() + model[0].bias).requires_grad_()
+    nn.functional.linear(before.relu(), model[2].weight, model[2].bias).square().sum().backward()
+    moments = sums["first"].moments(1, None)
+    assert moments.mean is None
+    torch.testing.assert_close(moments.output_gram, before.grad.t() @ before.grad)  # type: ignore[union-attr]
+
+
+def test_where_outputs_are_not_seen_the_weight_s_own_moments_are() -> None:
+    model = nn.ModuleDict({"wide": nn.Linear(1, WIDEST + 1), "tokens": nn.Embedding(5, 2), "head": nn.Linear(2, 5)})
+    model.requires_grad_(False)
+    shapes = {name: tuple(module.weight.shape) for name, module in model.items()}
+    sums = watch(model, {name: Watched(name, shapes[name], outputs=True, moments=False) for name in model})
+    assert {name for name, module in model.items() if module.weight.requires_grad} == {"wide", "tokens"}
+    sample = Sample(0, {})
+    (model["head"](model["tokens"](torch.arange(3))).sum() + model["wide"](torch.ones(1)).sum()).backward()
+    harvest(sums, sample)
+    moments = {name: each.moments(1, None) for name, each in sums.items()}
+    assert [moments[name].square is None for name in model] == [False, False, True]
+    assert [moments[name].output_gram is None for name in model] == [True, True, False]
 
 
 def test_own_labels_are_drawn_by_seed_and_sample(tiny_llama: Path) -> None:

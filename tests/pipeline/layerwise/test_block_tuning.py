@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from aicompress.errors import CompressError
 from aicompress.model.blocks.reconstruction import Stage, TunableLayer, TuningSchedule, error, tune
@@ -41,9 +43,16 @@ def test_every_block_comes_nearer_to_its_outputs(
     assert report.recipe["tune"]["steps"] == 12
 
 
-def test_a_stopped_run_goes_on_with_the_same_result(tmp_path: Path, tiny_llama: Path, text_file: Path) -> None:
-    recipe = write_recipe(tmp_path, text(text_file, samples=4), method=LOW, tune=TUNE)
+@pytest.mark.parametrize("norms", [False, True])
+def test_a_stopped_run_goes_on_with_the_same_result(
+    tmp_path: Path, tiny_llama: Path, text_file: Path, norms: bool
+) -> None:
+    recipe = write_recipe(tmp_path, text(text_file, samples=4), method=LOW, tune={**TUNE, "norms": norms})
     run(tiny_llama, tmp_path / "whole", recipe)
+    before, after = (load_file(folder / "model.safetensors") for folder in (tiny_llama, tmp_path / "whole"))
+    moved = {name for name, tensor in before.items() if tensor.ndim == 1 and not torch.equal(tensor, after[name])}
+    blocks = {name for name, tensor in before.items() if tensor.ndim == 1 and ".layers." in name}
+    assert moved == (blocks if norms else set())  # the final norm belongs to no block
 
     def stop(told: str, done: int, total: int) -> None:
         if told == "block 1 of 3":

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from aicompress.checkpoint import Checkpoint
+from aicompress.checkpoint.statistics import StatisticsFile
 from aicompress.model.loading.load import load as load_model
 from aicompress.model.loading.tokenizer import load_tokenizer
 from aicompress.pipeline import steps
@@ -30,16 +31,19 @@ def planned(
     method: dict[str, Any],
     data: dict[str, Any] | None = None,
     request: Request | None = None,
+    command: str = "factorize",
     **more: Any,
 ) -> Any:
     calibration = {} if data is None else {"calibration": data}
     recipe = out.with_suffix(".yaml")
     recipe.write_text(json.dumps({"version": 1, "method": method, "report": {"html": False}, **calibration, **more}))
-    return steps.make_plan(source, Destination(out), load(str(recipe), "factorize"), "factorize", request)
+    return steps.make_plan(source, Destination(out), load(str(recipe), command), command, request)
 
 
 def run(source: Path, out: Path, method: dict[str, Any], data: dict[str, Any] | None = None, **more: Any) -> Report:
-    return steps.run(planned(source, out, method, data, **more), Options(latency="off"))
+    said: list[str] = more.pop("said", [])
+    options = Options(latency="off", progress=lambda what, done, total: said.append(what))
+    return steps.run(planned(source, out, method, data, **more), options)
 
 
 @torch.inference_mode()
@@ -65,6 +69,8 @@ def test_the_model_changes_less_than_with_svd_and_less_with_tuned_blocks(
         method = {"name": "svd" if name == "svd" else "whitened", "keep": 0.6}
         report = run(trained_llama, tmp_path / name, method, None if name == "svd" else data, **more)
         assert "full" not in ranks(report).values()
+        assert all("less would be lost in no more bytes at 8 bits" in row.note for row in report.layers if row.detail)
+        assert [line for line in report.warnings if "lose more than quantizing them in no more bytes would" in line]
         lost[name] = divergence(tmp_path / name, trained_llama, heldout_file)
     assert lost["whitened"] < 0.8 * lost["svd"]
     assert lost["tuned"] < 0.9 * lost["whitened"]
@@ -88,8 +94,14 @@ def test_files_of_statistics_give_what_the_model_gives(tmp_path: Path, trained_l
     method = {"name": "two_sided", "keep": 0.6, "ranks": "auto", "shift": 0}
     data = {**text(text_file, samples=4), "activations": "original", "precision": "float32"}
     request = Request(stats=(tmp_path / "stats.safetensors",))
+    said: list[str] = []
     for name, given in (("direct", None), ("collecting", request), ("reading", request)):
-        run(trained_llama, tmp_path / name, method, data, request=given)
+        run(trained_llama, tmp_path / name, method, data, request=given, **({} if given else {"said": said}))
+    assert "gradients" in said  # of the survey, and no more of them in the run
+    assert not any(what.startswith("gradients, step") for what in said)
+    moments = StatisticsFile.open(request.stats[0]).gradients("model.layers.0.mlp.up_proj")
+    assert moments is not None
+    assert moments.square is not None  # a file that is kept serves other methods, too
     one, *others = (Checkpoint.open(tmp_path / name) for name in ("direct", "collecting", "reading"))
     for name in one.manifest.entries:
         for other in others:

@@ -109,12 +109,15 @@ def _in_order(layer: Layer, order: Tensor) -> Layer:
     info = replace(layer.info, tensor_shape=shape, transposed=False)
     stored = Dense(layer.stored.matrix[:, order].contiguous()) if isinstance(layer.stored, Dense) else None
     inputs = layer.inputs and _inputs(layer.inputs, order)
-    moments = layer.gradients and GradientStats(
-        layer.gradients.count, layer.gradients.mean[:, order], layer.gradients.square[:, order]
-    )
+    moments = layer.gradients and _gradients(layer.gradients, order)
     return replace(
         layer, info=info, weight=layer.weight[:, order].contiguous(), stored=stored, inputs=inputs, gradients=moments
     )
+
+
+def _gradients(gradients: GradientStats, order: Tensor) -> GradientStats:
+    moments = [None if matrix is None else matrix[:, order] for matrix in (gradients.mean, gradients.square)]
+    return GradientStats(gradients.count, *moments)
 
 
 def _inputs(inputs: InputStats, order: Tensor) -> InputStats:

@@ -1,13 +1,13 @@
-"""Sparsities that a survey decides: a plan whose layers' shares are open becomes one of explicit counts.
+"""Sparsities and ranks that a survey decides: a plan whose layers' shares are open becomes one of explicit numbers.
 
 The original model's statistics are collected first (or read from --stats); the step itself then runs as always, with
-the statistics of the compressed prefix.
+the statistics of the compressed prefix. Gradients are the original model's in both: they are taken once.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,10 +20,10 @@ from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_grad
 from aicompress.layer import GradientStats, InputStats, Layer
 from aicompress.measure import interleaved
 from aicompress.methods.capabilities import Candidate, Setting
-from aicompress.methods.method import MethodConfig
+from aicompress.methods.method import OF_GRADIENTS, MethodConfig
 from aicompress.model.kernels.select import fast_linear
 from aicompress.pipeline.calibration.requirements import input_width
-from aicompress.pipeline.calibration.statistics_file import Wanted, collect
+from aicompress.pipeline.calibration.statistics_file import Wanted, collect, kept
 from aicompress.pipeline.layerwise.plan import UNDECIDED, Plan, selected
 from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed, named, sharing_budgets
 from aicompress.pipeline.step.options import Progress
@@ -33,31 +33,38 @@ from aicompress.weights import Dense, Weight, outline_nbytes
 ROUNDS = 9  # of timing
 HEADER = 256  # bytes of a layer's entry that its pattern may add
 
+Read = Callable[[str], GradientStats | None]  # moments of a layer's gradients by its name
 
-def allocated(plan: Plan, team: Processes, progress: Progress) -> Plan:
-    """The plan with an explicit number of survivors for every layer; itself where nothing is open.
 
-    Every process has the same.
+@contextmanager
+def allocated(plan: Plan, team: Processes, progress: Progress) -> Iterator[tuple[Plan, Read | None]]:
+    """The plan with an explicit number of survivors, or a rank, for every layer; itself where nothing is open.
+
+    Every process has the same. Beside it what reads the gradients that the survey took, while the context lasts, where
+    the step reads no others.
 
     Raises:
         RecipeError: a layer would be pruned away.
     """
     layers = [x for x in plan.layers if x.config is not None and plan.method.surveyed(x.config)]
     if not layers:
-        return plan
+        yield plan, None
+        return
     with _files(plan, team, progress) as files:
+        explicit = plan
         reader = _Reader(plan.checkpoint, plan.recipe.seed, plan.by_tensor, files)
         for budget, members in sharing_budgets(layers).items():
             configs = None
             if team.rank == 0:
                 with named(budget):
-                    configs = _decided(plan, members, reader, progress)
+                    configs = _decided(explicit, members, reader, progress)
             configs = team.gather(configs)[0]
             assert configs is not None
             names = [layer.info.name for layer in members]
-            plan = plan.with_configs(dict(zip(names, configs, strict=True)))
-    warnings = tuple(line for line in plan.warnings if line != UNDECIDED)
-    return replace(plan, warnings=warnings)
+            explicit = explicit.with_configs(dict(zip(names, configs, strict=True)))
+        warnings = tuple(line for line in explicit.warnings if line != UNDECIDED)
+        same = explicit.needs & OF_GRADIENTS <= plan.surveys
+        yield replace(explicit, warnings=warnings), partial(merged_gradients, files) if same else None
 
 
 def _decided(plan: Plan, layers: Sequence[LayerPlan], reader: _Reader, progress: Progress) -> list[MethodConfig]:
@@ -82,7 +89,7 @@ def _files(plan: Plan, team: Processes, progress: Progress) -> Iterator[list[Sta
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.statistics.", dir=out.parent) as folder:
         path = plan.request.stats[0] if plan.request.stats else Path(folder) / "statistics.safetensors"
-        needs = plan.surveys | (plan.needs if plan.request.stats else frozenset())  # the file is for the step, too
+        needs = kept(plan.surveys | plan.needs) if plan.request.stats else plan.surveys  # a file is for the step, too
         collect(plan, Wanted(selected(plan), needs), path, team, progress)
         team.wait()
         yield [StatisticsFile.open(path)] if team.rank == 0 else []

@@ -66,6 +66,7 @@ class BlockScores:
 
         def keep(moments: Mapping[str, GradientStats]) -> None:
             for name, moment in moments.items():
+                assert moment.square is not None
                 block = self.stack.block_of(infos[name].tensor)
                 weight = self.measurement.checkpoint.layer(infos[name], 0).weight
                 total[block] += (weight.double().square() * moment.square).sum()

@@ -1,0 +1,97 @@
+"""The section of a distillation's recipe that says how the student is cut out of IN."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from aicompress.data.section import Data
+from aicompress.methods.method import MethodConfig
+from aicompress.methods.prune.depth import DepthConfig
+from aicompress.methods.prune.heads import HeadsConfig
+from aicompress.methods.prune.hidden import HiddenConfig
+from aicompress.methods.prune.width import WidthConfig
+from aicompress.recipe.section import ReportFiles, Section
+from aicompress.recipe.step import Calibration, Recipe
+
+SAMPLES = 128  # of the data that decide which units stay
+
+
+def _amount(given: Any) -> int | float:
+    """A share of the units, or their number."""
+    if (type(given) is int and given >= 1) or (type(given) is float and 0 < given < 1):
+        return given
+    raise ValueError("give a share between 0 and 1, or a whole number")
+
+
+def _blocks(given: Any) -> int | tuple[int, ...]:
+    """How many blocks stay, or which, ascending."""
+    if type(given) is int and given >= 1:
+        return given
+    listed = list(given) if isinstance(given, list | tuple) else []
+    if listed and all(type(block) is int and block >= 0 for block in listed) and listed == sorted(set(listed)):
+        return tuple(listed)
+    raise ValueError("give how many blocks stay, or a list of those that stay: ascending, from 0")
+
+
+Amount = Annotated[int | float, BeforeValidator(_amount)]
+Blocks = Annotated[int | tuple[int, ...], BeforeValidator(_blocks)]
+
+
+class StudentShape(Section):
+    """What stays of IN in the student: cut by the methods of prune, one after the other, before training starts."""
+
+    layers: Blocks | None = Field(None, description="blocks that stay: how many, evenly spaced, or which, from 0")
+    width: Amount | None = Field(None, description="feed-forward neurons that stay in each layer: a share, or how many")
+    heads: Amount | None = Field(None, description="attention heads that stay in each layer: a share, or how many")
+    hidden: Amount | None = Field(None, description="coordinates of the hidden width that stay: a share, or how many")
+    score: Literal["norm", "activation", "taylor", "obs"] = Field(
+        "activation",
+        description="what neurons, heads and coordinates are kept by, as in prune: by weights alone (norm), or by what "
+        "the model does with the first samples of `data`; obs also refits what reads them, and coordinates are then "
+        "kept by activation",
+    )
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if all(part is None for part in (self.layers, self.width, self.heads, self.hidden)):
+            raise ValueError("give one or more of layers, width, heads and hidden")
+        return self
+
+    def cuts(self, data: Data, seed: int) -> tuple[Recipe, ...]:
+        """Recipes of prune that make the student, in their order.
+
+        Args:
+            data: what the student learns from; scores are measured on its first samples.
+            seed: of the recipe.
+        """
+        configs: list[MethodConfig] = []
+        if self.layers is not None:
+            configs.append(
+                DepthConfig(keep_layers=self.layers) if isinstance(self.layers, int) else DepthConfig(keep=self.layers)
+            )
+        units = {"score": "product" if self.score == "norm" else self.score}
+        if self.width is not None:
+            configs.append(WidthConfig(**_sized(self.width, "intermediate_size"), **units))
+        if self.heads is not None:
+            configs.append(HeadsConfig(**_sized(self.heads, "heads"), **units))
+        if self.hidden is not None:
+            score = "activation" if self.score == "obs" else self.score
+            configs.append(HiddenConfig(**_sized(self.hidden, "hidden_size"), score=score))
+        calibration = Calibration(**dict(data)).at_most(SAMPLES)
+        return tuple(
+            Recipe(
+                version=1,
+                method=config,
+                calibration=None if self.score == "norm" or isinstance(config, DepthConfig) else calibration,
+                seed=seed,
+                report=ReportFiles(html=False),
+            )
+            for config in configs
+        )
+
+
+def _sized(amount: int | float, number: str) -> dict[str, Any]:
+    """The field of a method that says how much stays: `keep` for a share, or that of a number."""
+    return {number if isinstance(amount, int) else "keep": amount}
