@@ -122,6 +122,7 @@ METHOD = LayerMethod(
     check=check,
     allocates=Allocates(resolve),
     describe=describe,
+    rounded=svd.alternative,
     suits=suits,
     made_for="two-dimensional convolutions of several channels and positions",
 )

@@ -20,7 +20,7 @@ from torch import Tensor
 from aicompress.errors import RecipeError
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Allocates, Candidate
-from aicompress.methods.factorize import sizes
+from aicompress.methods.factorize import sizes, svd
 from aicompress.methods.factorize.sizes import energy_rank
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import MethodConfig
@@ -191,6 +191,7 @@ METHOD = LayerMethod(
     check=check,
     allocates=Allocates(resolve),
     describe=describe,
+    rounded=svd.alternative,
     suits=suits,
     made_for="convolutions of several channels and positions",
 )
