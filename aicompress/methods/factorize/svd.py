@@ -22,6 +22,7 @@ from aicompress.methods.factorize import sizes
 from aicompress.methods.factorize.rounding import rounded
 from aicompress.methods.factorize.sizes import Gains, R, RankConfig, check, describe, outline, stored
 from aicompress.methods.layerwise import LayerMethod
+from aicompress.methods.method import MethodConfig
 from aicompress.weights import Weight
 
 CUTOFF = 1e-7  # of the largest singular value: what a float64 Gram matrix resolves
@@ -85,7 +86,7 @@ def resolve(candidates: Sequence[Candidate[SvdConfig]], other_bytes: int) -> lis
     return sizes.resolve(candidates, other_bytes, gains)
 
 
-def alternative(layer: Layer, config: SvdConfig, weight: Weight) -> Rounded | None:
+def alternative(layer: Layer, config: MethodConfig, weight: Weight) -> Rounded | None:
     """What rounding a layer in no more bytes would lose."""
     return rounded(layer, weight, lambda other: squared_sums(layer.weight, other))
 

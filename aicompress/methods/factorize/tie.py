@@ -118,5 +118,7 @@ METHOD = LayerMethod(
     config=TieConfig,
     apply=unchanged,
     outline=outline,
-    shares=Shares("", groups, outlines, compress, "as no other plain layer that is selected is within the threshold", alone=False),
+    shares=Shares(
+        "", groups, outlines, compress, "as no other plain layer that is selected is within the threshold", alone=False
+    ),
 )

@@ -116,7 +116,7 @@ class Output:
         return texts + sum(os.path.getsize(folder / relative) for relative in taken if folder)
 
     def nbytes(self, name: str, part: str = "") -> int:
-        """Bytes on disk of a parameter, or of one factor of it; of a plain tensor all count with the outer factor.
+        """Bytes on disk of a parameter, or of one part of it; of a plain tensor all count with the outer one.
 
         What another parameter stores counts there.
         """
@@ -125,7 +125,7 @@ class Output:
             return 0
         if part and isinstance(weight, Weight):
             return outline_nbytes(weight.parts()[part])
-        return 0 if part == "in" else sum(spec.nbytes for spec in self.stored[name].values())
+        return 0 if part not in ("", "out") else sum(spec.nbytes for spec in self.stored[name].values())
 
     def encode(self, name: str, value: Tensor | Weight) -> dict[str, Tensor]:
         """Tensors on disk that one parameter stores itself, or those of a block of its rows."""
