@@ -78,6 +78,7 @@ class Shares(Generic[C]):
         compress: (layers of a group, config) -> the stored weights, which have the shared part in common.
         why: what keeps layers from sharing, in a few words.
         alone: whether a layer that shares nothing is compressed by itself.
+        across: layers of several blocks share: what is read of their inputs is of the original model.
     """
 
     part: str
@@ -86,6 +87,7 @@ class Shares(Generic[C]):
     compress: Callable[[Sequence[Layer], C], list[Weight]]
     why: str
     alone: bool = True
+    across: bool = False
 
 
 @dataclass(frozen=True)
