@@ -37,6 +37,9 @@ class LayerMethod(Method, Generic[C]):
         describe: the few knobs a report row shows, from the config and the stored weight or its outline; under the key
             "note" a sentence that says why the layer came out as it did, where that is not obvious.
         reading: the parameters decide which statistics are read; None: all of `needs`, whatever they are.
+        suits: (layer info) -> whether it is a layer that the method is made for; others stay as they are, and the plan
+            says so; the step is refused where none is.
+        made_for: what such layers are, in a few words.
         rounded: (layer, config, compressed weight) -> what rounding the layer in no more bytes would lose; None where
             that cannot be, or is what the method does.
         stacks: matrices one below the other, as experts lie in one tensor, come out as each by itself.
@@ -59,6 +62,8 @@ class LayerMethod(Method, Generic[C]):
     allocates: Allocates[C] | None = field(kw_only=True, default=None)
     surveys: Surveys[C] | None = field(kw_only=True, default=None)
     widths: Widths[C] | None = field(kw_only=True, default=None)
+    suits: Callable[[LayerInfo], bool] = field(kw_only=True, default=lambda info: True)
+    made_for: str = field(kw_only=True, default="layers")
     stacks: bool = field(kw_only=True, default=False)
 
     kind: ClassVar[str] = "layerwise"

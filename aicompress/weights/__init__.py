@@ -7,6 +7,7 @@ dtypes and shapes that the real weight will be stored with, and no data. Plans a
 
 from aicompress.weights.codebook import Codebook
 from aicompress.weights.column_scaled import ColumnScaled
+from aicompress.weights.convolutions import Convolutions
 from aicompress.weights.corrected import Corrected
 from aicompress.weights.dense import Dense
 from aicompress.weights.float8 import Float8
@@ -21,6 +22,7 @@ __all__ = [
     "Codebook",
     "Coded",
     "ColumnScaled",
+    "Convolutions",
     "Corrected",
     "Dense",
     "Float8",

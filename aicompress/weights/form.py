@@ -43,6 +43,9 @@ class Weight(ABC):
     """
 
     form: ClassVar[str]
+    is_product: ClassVar[bool] = (
+        True  # of its parts, where it has some: the outer one is given what the inner one gives
+    )
 
     @property
     @abstractmethod
@@ -98,12 +101,15 @@ class Weight(ABC):
         return None
 
     def parts(self) -> dict[str, Weight]:
-        """Both factors of a product, `out` on the left and `in` on the right; later steps compress each as a layer."""
+        """What later steps compress as layers, the last one to be applied first.
+
+        Both factors of a product, `out` on the left and `in` on the right; or the kernels of several convolutions.
+        """
         return {}
 
     def with_parts(self, parts: Mapping[str, Weight]) -> Self:
-        """The same product with some of its factors replaced."""
-        raise TypeError(f"{self.form} is no product")
+        """The same weight with some of its parts replaced."""
+        raise TypeError(f"{self.form} has no parts")
 
 
 @cache

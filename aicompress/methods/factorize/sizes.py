@@ -102,15 +102,23 @@ def shrinks(info: LayerInfo, rank: int) -> bool:
 def check(info: LayerInfo, config: RankConfig) -> tuple[str, str] | None:
     """A factor is not factorized again, and a compressed layer must not grow."""
     if info.part or info.stored == "low_rank":
-        return (f"{info.name}: is a factor of a low-rank layer already", "factorize the model it was made from")
+        return of_factors(info)
     rank = rank_of(info, config)
     if info.stored == "dense" or rank is None:
         return None
     size = factor_nbytes(info, rank) if shrinks(info, rank) else dense_nbytes(info)
-    if size < info.nbytes:
-        return None
+    return None if size < info.nbytes else growing(info, size, f" at rank {rank}")
+
+
+def of_factors(info: LayerInfo) -> tuple[str, str]:
+    """What is said against a layer that is factorized already."""
+    return (f"{info.name}: is a part of a factorized layer already", "factorize the model it was made from")
+
+
+def growing(info: LayerInfo, size: int, where: str = "") -> tuple[str, str]:
+    """What is said against a compressed layer whose factors would take as many bytes, or more."""
     return (
-        f"{info.name}: is stored as {info.stored} in {info.nbytes} bytes; at rank {rank} it would take {size}",
+        f"{info.name}: is stored as {info.stored} in {info.nbytes} bytes;{where} it would take {size}",
         "factorize first, then compress the factors, or exclude the layer",
     )
 

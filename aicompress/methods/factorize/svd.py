@@ -22,6 +22,7 @@ from aicompress.methods.factorize import allocation
 from aicompress.methods.factorize.rounding import rounded
 from aicompress.methods.factorize.sizes import Gains, R, RankConfig, check, describe, outline, stored
 from aicompress.methods.layerwise import LayerMethod
+from aicompress.methods.method import MethodConfig
 from aicompress.weights import Weight
 
 CUTOFF = 1e-7  # of the largest singular value: what a float64 Gram matrix resolves
@@ -91,7 +92,7 @@ def decide(candidates: Sequence[Candidate[SvdConfig]], setting: Setting) -> list
     return allocation.resolve(candidates, setting.other_bytes, gains, setting.divergence)
 
 
-def alternative(layer: Layer, config: SvdConfig, weight: Weight) -> Rounded | None:
+def alternative(layer: Layer, config: MethodConfig, weight: Weight) -> Rounded | None:
     """What rounding a layer in no more bytes would lose."""
     return rounded(layer, weight, lambda other: squared_sums(layer.weight, other))
 

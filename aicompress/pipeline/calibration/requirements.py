@@ -95,6 +95,10 @@ def problems(
     """Everything that would keep a method from its statistics."""
     needs = frozenset[str]().union(*(wanted(method, x.config) for x in chosen if x.config is not None))
     searches = any(_searches(method, x.config) for x in chosen if x.config is not None)
+    unseen = [x for x in chosen if x.config is not None and _is_unseen(checkpoint, x.info)]
+    if unseen and (needs or searches):
+        message = f"{unseen[0].info.name}: calibration sees the inputs of whole layers, and this is a part of one"
+        return [Refused(message, "exclude it, or take a method without calibration, such as rtn")]
     if not needs and request.stats:
         return [Refused(f"{method.name} reads no statistics of inputs", "leave --stats out")]
     if request.stats and isinstance(method, LayerMethod) and method.rotates is not None:
@@ -143,6 +147,12 @@ def _what(method: AnyLayerMethod | AnyStructuralMethod, searches: bool) -> str:
     if not searches:
         return method.name
     return "bits: auto" if isinstance(method, LayerMethod) and method.widths is not None else "max_kl"
+
+
+def _is_unseen(checkpoint: Checkpoint, info: LayerInfo) -> bool:
+    """Whether statistics of the parameter's inputs say nothing of this part's."""
+    outline = checkpoint.outline(info.tensor) if info.part else None
+    return outline is not None and not outline.is_product
 
 
 def follows(recipe: Recipe) -> bool:

@@ -82,11 +82,11 @@ class Compression:
             return weight, [row]
         old = self.checkpoint.weight(name)
         factors, rows = old.parts(), []
-        for part in ("in", "out"):  # the outer factor is given what the new inner one gives
+        for part in reversed(factors):
             if part in by_part:
                 job = by_part[part]
                 own = known.get(job.info.name, Known())
-                if part == "out" and own.inputs:
+                if part == "out" and own.inputs:  # the outer factor is given what the new inner one gives
                     own = dataclasses.replace(own, inputs=own.inputs.through(factors["in"].dense()))
                 factors[part], row = self.finished(job, self.alone(job, own, old))
                 rows.append(row)

@@ -23,7 +23,7 @@ from aicompress.pipeline.layerwise.plan import UNDECIDED, UNTRIED, Plan, planned
 from aicompress.pipeline.layerwise.resolve import configured, open_widths, resolved, searches, searches_by_budget
 from aicompress.pipeline.layerwise.rotation import rotated
 from aicompress.pipeline.layerwise.scaling import rescalable
-from aicompress.pipeline.layerwise.untouched import passed_over, refused_experts
+from aicompress.pipeline.layerwise.untouched import passed_over, refused_experts, unsuited
 from aicompress.pipeline.step.checks import known_kinds, left_out, place_problems, require_space
 from aicompress.pipeline.step.input import Adapted, open_input
 from aicompress.pipeline.step.layer_plan import LayerPlan, named
@@ -78,7 +78,8 @@ def make_plan(
     warnings += shortened(checkpoint, recipe)
     warnings += [*left_out(checkpoint, destination), *unscaled, *output.warnings, *_absent(recipe, infos, checkpoint)]
     warnings += [*_no_smaller(checkpoint, output, layers), *_larger(output, layers, opened)]
-    warnings += [*passed_over(checkpoint, infos), *refused_experts(checkpoint, method, chosen, list(layers))]
+    warnings += [*passed_over(checkpoint, infos), *unsuited(checkpoint, method, chosen)]
+    warnings += refused_experts(checkpoint, method, chosen, list(layers))
     plan = Plan(
         checkpoint=checkpoint,
         recipe=recipe,

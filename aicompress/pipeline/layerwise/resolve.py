@@ -25,12 +25,16 @@ def configured(
     """Each layer's parameters, and every layer for which they are impossible."""
     layers: dict[str, LayerPlan] = {}
     problems: list[CompressError] = []
+    unsuited = [info for info in chosen if not method.suits(info)]
+    if unsuited and len(unsuited) == len(chosen):
+        message = f"{method.name} is made for {method.made_for}, and none of the selected layers is one"
+        problems.append(RecipeError(message, f"{unsuited[0].name} for one: select others, or take another method"))
     for info in chosen:
         config, rule = recipe.config_for(info)
         if config is None:
             continue
         config = config.fitted(info.shape[1])
-        if not method.takes(info.kind, config):
+        if not method.takes(info.kind, config) or not method.suits(info):
             continue
         layers[info.name] = LayerPlan(info, config, rule, budget=recipe.budget_for(info))
         problem = method.check(info, config)

@@ -114,11 +114,11 @@ class Output:
         return texts + sum(os.path.getsize(folder / relative) for relative in taken if folder)
 
     def nbytes(self, name: str, part: str = "") -> int:
-        """Bytes on disk of a parameter, or of one factor of it; of a plain tensor all count with the outer factor."""
+        """Bytes on disk of a parameter, or of one part of it; of a plain tensor all count with the outer one."""
         weight = self.parameters[name].weight
         if part and isinstance(weight, Weight):
             return outline_nbytes(weight.parts()[part])
-        return 0 if part == "in" else sum(spec.nbytes for spec in self.stored[name].values())
+        return 0 if part not in ("", "out") else sum(spec.nbytes for spec in self.stored[name].values())
 
     def encode(self, name: str, value: Tensor | Weight) -> dict[str, Tensor]:
         """Tensors on disk of one parameter, or of a block of its rows."""
