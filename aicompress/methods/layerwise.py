@@ -15,6 +15,7 @@ from aicompress.methods.capabilities import (
     Rotates,
     Rounded,
     RowWise,
+    Shares,
     Surveys,
     Widths,
 )
@@ -43,7 +44,7 @@ class LayerMethod(Method, Generic[C]):
         rounded: (layer, config, compressed weight) -> what rounding the layer in no more bytes would lose; None where
             that cannot be, or is what the method does.
         stacks: matrices one below the other, as experts lie in one tensor, come out as each by itself.
-        joint, row_wise, rescales, rotates, allocates, surveys, widths: capabilities; None where it lacks one.
+        joint, shares, row_wise, rescales, rotates, allocates, surveys, widths: capabilities; None where it lacks one.
     """
 
     config: type[C]
@@ -56,6 +57,7 @@ class LayerMethod(Method, Generic[C]):
     )
     reading: Reads[C] | None = field(kw_only=True, default=None)
     joint: Joint[C] | None = field(kw_only=True, default=None)
+    shares: Shares[C] | None = field(kw_only=True, default=None)
     row_wise: RowWise[C] | None = field(kw_only=True, default=None)
     rescales: Rescales[C] | None = field(kw_only=True, default=None)
     rotates: Rotates[C] | None = field(kw_only=True, default=None)
@@ -108,8 +110,8 @@ class LayerMethod(Method, Generic[C]):
 
     @property
     def tunable(self) -> bool:
-        """Whether what it stores can move on towards what a block gave before: codes, or factors."""
-        return self.command in ("quantize", "factorize")
+        """Whether what it stores can move on towards what a block gave before: codes, or factors of one layer."""
+        return self.command in ("quantize", "factorize") and self.shares is None
 
     def planned(self, info: LayerInfo, config: C) -> Weight:
         """Outline of a layer as it is stored: of one that is sparse, the survivors alone where that is smaller."""

@@ -23,6 +23,7 @@ from aicompress.pipeline.layerwise.plan import UNDECIDED, UNTRIED, Plan, planned
 from aicompress.pipeline.layerwise.resolve import configured, open_widths, resolved, searches, searches_by_budget
 from aicompress.pipeline.layerwise.rotation import rotated
 from aicompress.pipeline.layerwise.scaling import rescalable
+from aicompress.pipeline.layerwise.sharing import followers, grouped, outlined
 from aicompress.pipeline.layerwise.untouched import passed_over, refused_experts, unsuited
 from aicompress.pipeline.step.checks import known_kinds, left_out, place_problems, require_space
 from aicompress.pipeline.step.input import Adapted, open_input
@@ -57,15 +58,19 @@ def make_plan(
     problems = place_problems([checkpoint], destination, recipe.gates)
     chosen, unmatched = select(infos, recipe.select.include, recipe.select.exclude, _with_experts(recipe.select.kinds))
     problems += unmatched + recipe.problems(infos)
+    notes = followers(chosen)
+    chosen = [info for info in chosen if not info.owner]
     recipe, levels = with_levels(checkpoint, recipe, method, chosen, request, problems)
     layers, misfits = configured(chosen, recipe, method)
     raise_all(problems + misfits + needs.problems(checkpoint, recipe, method, list(layers.values()), request))
     places, unscaled = rescalable(checkpoint, recipe, method, list(layers.values()), request.allow_code)
     require_writable(destination.path)
     layers = resolved(checkpoint, layers, method, recipe.seed)
+    layers, alone = grouped(checkpoint, layers, method, recipe.seed)
     wanted = searches(method, layers)
     opened = {name: open_widths(method, layers[name]) for name in wanted}
     layers = {name: planned_at(method, layer, opened.get(name, (None,))[0]) for name, layer in layers.items()}
+    layers = outlined(method, layers)
     plans = tuple(layers.get(info.name, LayerPlan(info)) for info in infos)
     parameters = planned_parameters(checkpoint, plans)
     step = lineage_step(command, recipe, checkpoint.source, checkpoint.foreign.beside)
@@ -92,7 +97,7 @@ def make_plan(
         open=opened,
         searches=searches_by_budget(wanted, layers),
         places=places,
-        notes=levels.notes,
+        notes=(*levels.notes, *notes, *alone),
         measured_on=levels.record,
     )
     return _with_reachable_budgets(plan)
