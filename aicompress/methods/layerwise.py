@@ -15,11 +15,11 @@ from aicompress.methods.capabilities import (
     Rotates,
     Rounded,
     RowWise,
-    Shares,
     Surveys,
     Widths,
 )
 from aicompress.methods.method import Method, MethodConfig
+from aicompress.methods.shares import Shares
 from aicompress.methods.zeros import kept_zero, outline_of
 from aicompress.weights import Weight
 
@@ -80,11 +80,19 @@ class LayerMethod(Method, Generic[C]):
         if kind != "experts":
             return True
         searches = self.widths is not None and self.widths.search(config) is not None
-        return self.stacks and not self.reads(config) and not self.surveyed(config) and not searches
+        return self.stacks and not self.reads(config) and not self.undecided(config) and not searches
 
     def surveyed(self, config: C) -> frozenset[str]:
         """Statistics of the original model that are read before any layer is compressed; none without a survey."""
         return frozenset() if self.surveys is None else self.surveys.statistics(config)
+
+    def tries(self, config: C) -> bool:
+        """Whether the running model decides, on which explicit configs are tried before any layer is compressed."""
+        return self.surveys is not None and self.surveys.tries(config)
+
+    def undecided(self, config: C) -> bool:
+        """Whether a survey decides how much of a layer stays."""
+        return bool(self.surveyed(config)) or self.tries(config)
 
     def compares(self, config: C) -> bool:
         """Whether a config reads the original model's inputs against the compressed one's."""

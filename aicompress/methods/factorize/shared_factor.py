@@ -16,13 +16,14 @@ from pydantic import Field
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.capabilities import Candidate, Reads, Shares
+from aicompress.methods.capabilities import Candidate, Reads
 from aicompress.methods.curvature import moments, shifted
 from aicompress.methods.factorize.ranks import largest_rank
 from aicompress.methods.factorize.roots import Root, Weighting
 from aicompress.methods.factorize.sizes import factor_dtype, kept_dense
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import MethodConfig
+from aicompress.methods.shares import Shares
 from aicompress.weights import Dense, LowRank, Weight
 
 

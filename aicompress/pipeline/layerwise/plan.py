@@ -29,6 +29,7 @@ from aicompress.report.plan import PlanSummary, Undecided
 from aicompress.weights import Dense, Weight
 
 UNDECIDED = "calibration decides how much stays of each layer: the plan shows the average"
+UNTRIED = "the running model decides how much stays of each layer: the plan shows the most"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from aicompress.pipeline.calibration.requirements import Request
 from aicompress.pipeline.calibration.texts import shortened
 from aicompress.pipeline.layerwise.allocation.levels import with_levels
 from aicompress.pipeline.layerwise.allocation.target import require_reach, undecided
-from aicompress.pipeline.layerwise.plan import UNDECIDED, Plan, planned_at, planned_parameters
+from aicompress.pipeline.layerwise.plan import UNDECIDED, UNTRIED, Plan, planned_at, planned_parameters
 from aicompress.pipeline.layerwise.resolve import configured, open_widths, resolved, searches, searches_by_budget
 from aicompress.pipeline.layerwise.rotation import rotated
 from aicompress.pipeline.layerwise.scaling import rescalable
@@ -76,8 +76,9 @@ def make_plan(
     step = lineage_step(command, recipe, checkpoint.source, checkpoint.foreign.beside)
     output = arrange(checkpoint, destination, parameters, step)
     require_space(output)
-    if any(method.surveyed(layer.config) for layer in layers.values()):
-        warnings.append(UNDECIDED)
+    tried = any(method.tries(layer.config) for layer in layers.values())
+    if tried or any(method.surveyed(layer.config) for layer in layers.values()):
+        warnings.append(UNTRIED if tried else UNDECIDED)
     warnings += diagonal_only(x.info for x in plans if x.config and OUTPUTS in needs.wanted(method, x.config))
     warnings += shortened(checkpoint, recipe)
     warnings += [*left_out(checkpoint, destination), *unscaled, *output.warnings, *_absent(recipe, infos, checkpoint)]
