@@ -9,14 +9,14 @@ import inspect
 from functools import cache
 
 from aicompress.weights import decoding, forms
-from aicompress.weights.decoding import decode, factors, rounded_input
+from aicompress.weights.decoding import CONVOLUTIONS, decode, factors, kernels, rounded_input
 
 forms()  # a form's file registers its decoder
 
 
 def source() -> str:
     """The text of this file in a checkpoint."""
-    registered = {**decoding.PRODUCTS, **decoding.DECODERS}
+    registered = {**decoding.PRODUCTS, **decoding.CONVOLUTIONS, **decoding.DECODERS}
     texts = [_text(decoding), *(_text(registered[form]) for form in sorted(registered))]
     return "\n\n".join(texts)
 
@@ -24,4 +24,4 @@ def source() -> str:
 _text = cache(inspect.getsource)
 
 
-__all__ = ["decode", "factors", "rounded_input", "source"]
+__all__ = ["CONVOLUTIONS", "decode", "factors", "kernels", "rounded_input", "source"]

@@ -17,6 +17,7 @@ from tests.pipeline.layerwise.test_low_rank import run
 
 METHODS: dict[str, tuple[dict[str, Any], str]] = {
     "residual": ({"rank": 4, "base": {"name": "rtn", "bits": 3, "group_size": 16}}, "corrected"),
+    "dictionary": ({"keep": 0.7, "rounds": 2}, "low_rank"),
 }
 IDS = torch.arange(2, 26).reshape(2, 12)
 
@@ -39,3 +40,15 @@ def test_written_read_and_run(name: str, tmp_path: Path, tiny_llama: Path, text_
         wanted = model(IDS).logits
         for running in (load_model(out), AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True).eval()):
             torch.testing.assert_close(running(IDS).logits, wanted, rtol=2e-3, atol=2e-2)
+
+
+def test_codes_in_a_dictionary_keep_its_zeros(tmp_path: Path, tiny_llama: Path, text_file: Path) -> None:
+    run(tiny_llama, tmp_path / "thin", {"name": "dictionary", "keep": 0.7, "rounds": 1}, text(text_file, samples=2))
+    method = {"name": "rtn", "bits": 4, "granularity": "channel"}
+    run(tmp_path / "thin", tmp_path / "codes", method, command="quantize")
+    thin, codes = Checkpoint.open(tmp_path / "thin"), Checkpoint.open(tmp_path / "codes")
+    assert codes.nbytes("model.layers.0.mlp.up_proj.weight") < 0.4 * thin.nbytes("model.layers.0.mlp.up_proj.weight")
+    for name in thin.manifest.entries:
+        before, after = (source.weight(name).parts()["out"] for source in (thin, codes))
+        assert after.form == "sparse_codes"
+        assert not after.dense()[before.dense() == 0].any()
