@@ -35,6 +35,7 @@ class LayerInfo:
         stored: the form it has in the input: dense, low_rank, int_grouped, ...
         nbytes: bytes it takes in the input file.
         outline: the weight in that form without data; None for a dense one.
+        owner: the parameter that stores it, where that is another one: it changes with that.
     """
 
     name: str
@@ -48,6 +49,7 @@ class LayerInfo:
     stored: str = "dense"
     nbytes: int = 0
     outline: Weight | None = None
+    owner: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:

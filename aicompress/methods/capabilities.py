@@ -68,6 +68,27 @@ class Joint(Generic[C]):
 
 
 @dataclass(frozen=True)
+class Shares(Generic[C]):
+    """Layers are compressed together and store a part of their weights once.
+
+    Attributes:
+        part: what they share, as `Weight.borrowed` names it; the first layer of a group stores it.
+        groups: candidates -> the numbers of those that share, for each group in ascending order.
+        outline: (layers of a group, config) -> the stored weights without data; dense where sharing saves nothing.
+        compress: (layers of a group, config) -> the stored weights, which have the shared part in common.
+        why: what keeps layers from sharing, in a few words.
+        alone: whether a layer that shares nothing is compressed by itself.
+    """
+
+    part: str
+    groups: Callable[[Sequence[Candidate[C]]], list[list[int]]]
+    outline: Callable[[Sequence[LayerInfo], C], list[Weight]]
+    compress: Callable[[Sequence[Layer], C], list[Weight]]
+    why: str
+    alone: bool = True
+
+
+@dataclass(frozen=True)
 class Measured:
     """A compressed weight with the terms of its relative error.
 
@@ -190,11 +211,13 @@ class Setting:
         other_bytes: of everything else in the output's weight files, at most.
         saved_milliseconds: (layer, compressed weight) -> time that the layer's forward pass takes less on this machine.
         done: told of the number of layers that are measured.
+        divergence: (one explicit config per candidate) -> KL of the outputs in nats, measured on the running model.
     """
 
     other_bytes: int
     saved_milliseconds: Callable[[Layer, Weight], float]
     done: Callable[[int], None] = lambda number: None
+    divergence: Callable[[Sequence[MethodConfig]], float] = lambda configs: 0.0
 
 
 @dataclass(frozen=True)
@@ -203,11 +226,13 @@ class Surveys(Generic[C]):
 
     Attributes:
         statistics: config -> those that the decision reads; none where the config decides alone.
+        tries: config -> whether the decision tries explicit configs on the running model.
         decide: (candidates whose layers come with these statistics, setting) -> one explicit config per candidate.
     """
 
     statistics: Callable[[C], frozenset[str]]
     decide: Callable[[Sequence[Candidate[C]], Setting], list[C]]
+    tries: Callable[[C], bool] = lambda config: False
 
 
 @dataclass(frozen=True)

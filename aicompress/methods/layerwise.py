@@ -15,6 +15,7 @@ from aicompress.methods.capabilities import (
     Rotates,
     Rounded,
     RowWise,
+    Shares,
     Surveys,
     Widths,
 )
@@ -43,7 +44,7 @@ class LayerMethod(Method, Generic[C]):
         rounded: (layer, config, compressed weight) -> what rounding the layer in no more bytes would lose; None where
             that cannot be, or is what the method does.
         stacks: matrices one below the other, as experts lie in one tensor, come out as each by itself.
-        joint, row_wise, rescales, rotates, allocates, surveys, widths: capabilities; None where it lacks one.
+        joint, shares, row_wise, rescales, rotates, allocates, surveys, widths: capabilities; None where it lacks one.
     """
 
     config: type[C]
@@ -56,6 +57,7 @@ class LayerMethod(Method, Generic[C]):
     )
     reading: Reads[C] | None = field(kw_only=True, default=None)
     joint: Joint[C] | None = field(kw_only=True, default=None)
+    shares: Shares[C] | None = field(kw_only=True, default=None)
     row_wise: RowWise[C] | None = field(kw_only=True, default=None)
     rescales: Rescales[C] | None = field(kw_only=True, default=None)
     rotates: Rotates[C] | None = field(kw_only=True, default=None)
@@ -78,11 +80,19 @@ class LayerMethod(Method, Generic[C]):
         if kind != "experts":
             return True
         searches = self.widths is not None and self.widths.search(config) is not None
-        return self.stacks and not self.reads(config) and not self.surveyed(config) and not searches
+        return self.stacks and not self.reads(config) and not self.undecided(config) and not searches
 
     def surveyed(self, config: C) -> frozenset[str]:
         """Statistics of the original model that are read before any layer is compressed; none without a survey."""
         return frozenset() if self.surveys is None else self.surveys.statistics(config)
+
+    def tries(self, config: C) -> bool:
+        """Whether the running model decides, on which explicit configs are tried before any layer is compressed."""
+        return self.surveys is not None and self.surveys.tries(config)
+
+    def undecided(self, config: C) -> bool:
+        """Whether a survey decides how much of a layer stays."""
+        return bool(self.surveyed(config)) or self.tries(config)
 
     def compares(self, config: C) -> bool:
         """Whether a config reads the original model's inputs against the compressed one's."""
@@ -100,8 +110,8 @@ class LayerMethod(Method, Generic[C]):
 
     @property
     def tunable(self) -> bool:
-        """Whether what it stores can move on towards what a block gave before: codes, or factors."""
-        return self.command in ("quantize", "factorize")
+        """Whether what it stores can move on towards what a block gave before: codes, or factors of one layer."""
+        return self.command in ("quantize", "factorize") and self.shares is None
 
     def planned(self, info: LayerInfo, config: C) -> Weight:
         """Outline of a layer as it is stored: of one that is sparse, the survivors alone where that is smaller."""

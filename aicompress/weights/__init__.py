@@ -17,6 +17,7 @@ from aicompress.weights.low_rank import LowRank
 from aicompress.weights.masked import Masked
 from aicompress.weights.sparse import Sparse
 from aicompress.weights.sparse_codes import SparseCodes
+from aicompress.weights.tied import Tied
 
 __all__ = [
     "Codebook",
@@ -32,6 +33,7 @@ __all__ = [
     "Sparse",
     "SparseCodes",
     "TensorSpec",
+    "Tied",
     "Weight",
     "form_of",
     "forms",

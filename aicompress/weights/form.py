@@ -43,9 +43,9 @@ class Weight(ABC):
     """
 
     form: ClassVar[str]
-    is_product: ClassVar[bool] = (
-        True  # of its parts, where it has some: the outer one is given what the inner one gives
-    )
+    aliases: ClassVar[bool] = False  # whether it is another parameter's weight, with nothing of its own
+    # Of its parts, where it has some: the outer one is given what the inner one gives.
+    is_product: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -110,6 +110,18 @@ class Weight(ABC):
     def with_parts(self, parts: Mapping[str, Weight]) -> Self:
         """The same weight with some of its parts replaced."""
         raise TypeError(f"{self.form} has no parts")
+
+    def borrowed(self, part: str) -> dict[str, str]:
+        """Suffixes of the tensors of a part -> those that they have where another parameter stores it.
+
+        Args:
+            part: a key of `parts()`; '' of a form that is another parameter's weight.
+        """
+        return {suffix: suffix for suffix in self.tensors() if suffix == part or suffix.startswith(f"{part}_")}
+
+    def borrowing(self, part: str, owner: Weight) -> Self:
+        """The same weight with a part of another one, which stores it."""
+        return self.with_parts({part: owner.parts()[part]})
 
 
 @cache

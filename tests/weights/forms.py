@@ -21,6 +21,7 @@ from aicompress.weights import (
     Sparse,
     SparseCodes,
     TensorSpec,
+    Tied,
     Weight,
 )
 from aicompress.weights.grouping import Grouping
@@ -87,6 +88,10 @@ FORMS: dict[str, Weight] = {
         for groups in ((1, 1), (6, 3))
         for symmetric in (True, False)
     },
+    "tied": Tied(Dense(randn(6, 12).half())),
+    "tied, transposed": Tied.of(Dense(randn(12, 6).half().t()), (12, 6), transposed=True),
+    "tied to a convolution": Tied.of(Dense(randn(6, 12)), (6, 3, 4), transposed=False),
+    "tied to codes": Tied(ints(4, (6, 3), False)),
     "sparse codes, nothing left": SparseCodes.of(ints(4, (6, 1), True), torch.zeros(6, 12, dtype=torch.bool)),
     "sparse 2:4": Sparse.of(randn(6, 12), TWO_OF_FOUR, Grouping(2, 4)),
     "sparse 2:4 of ordered columns": Sparse.of(

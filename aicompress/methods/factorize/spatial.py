@@ -8,7 +8,7 @@ theorem 1): the error is Σ_{r>rank} σ_r² of that matrix.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -17,8 +17,8 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.capabilities import Allocates, Candidate
-from aicompress.methods.factorize import sizes, svd
+from aicompress.methods.capabilities import Allocates, Candidate, Setting, Surveys
+from aicompress.methods.factorize import allocation, sizes, svd
 from aicompress.methods.factorize.sizes import Gains, RankConfig
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.weights import Convolutions, Dense, LowRank, Weight
@@ -93,15 +93,33 @@ def gains(candidate: Candidate[SpatialConfig]) -> Gains:
 
 
 def resolve(candidates: Sequence[Candidate[SpatialConfig]], other_bytes: int) -> list[SpatialConfig]:
-    """Turn `energy` and `target_bytes` into a rank for every layer; each layer is read once.
+    """Turn `energy` and `target_bytes` into a rank for every layer, which is read once; `max_kl` is left to a survey.
 
     Raises:
         RecipeError: the budget does not hold even rank 1 everywhere, or a compressed layer would grow.
     """
+    return allocation.still_open(candidates, _decided(candidates, other_bytes), lambda config: config.tried)
+
+
+def decide(candidates: Sequence[Candidate[SpatialConfig]], setting: Setting) -> list[SpatialConfig]:
+    """Turn `max_kl` into ranks that are tried on the running model; errors as of `resolve`."""
+    return _decided(candidates, setting.other_bytes, setting.divergence)
+
+
+def _decided(
+    candidates: Sequence[Candidate[SpatialConfig]],
+    other_bytes: int,
+    divergence: Callable[[Sequence[SpatialConfig]], float] | None = None,
+) -> list[SpatialConfig]:
     suited = [number for number, candidate in enumerate(candidates) if suits(candidate.info)]
     turned = [replace(candidates[number], info=rearranged(candidates[number].info)) for number in suited]
-    decided = dict(zip(suited, sizes.resolve(turned, other_bytes, gains), strict=True))
-    return [decided.get(number, candidate.config) for number, candidate in enumerate(candidates)]
+
+    def whole(decided: Sequence[SpatialConfig]) -> list[SpatialConfig]:
+        by_number = dict(zip(suited, decided, strict=True))
+        return [by_number.get(number, candidate.config) for number, candidate in enumerate(candidates)]
+
+    measure = None if divergence is None else lambda tried: divergence(whole(tried))
+    return whole(allocation.resolve(turned, other_bytes, gains, measure))
 
 
 def describe(config: SpatialConfig, weight: Weight) -> dict[str, Any]:
@@ -121,6 +139,7 @@ METHOD = LayerMethod(
     outline=outline,
     check=check,
     allocates=Allocates(resolve),
+    surveys=Surveys(lambda config: frozenset(), decide, lambda config: config.tried),
     describe=describe,
     rounded=svd.alternative,
     suits=suits,

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from aicompress.layer import Layer
 from aicompress.measure import squared_sums
-from aicompress.methods.capabilities import Allocates, Candidate, Rounded
-from aicompress.methods.factorize import sizes
+from aicompress.methods.capabilities import Allocates, Candidate, Rounded, Setting, Surveys
+from aicompress.methods.factorize import allocation
 from aicompress.methods.factorize.rounding import rounded
 from aicompress.methods.factorize.sizes import Gains, R, RankConfig, check, describe, outline, stored
 from aicompress.methods.layerwise import LayerMethod
@@ -78,12 +78,18 @@ def gains(candidate: Candidate[R]) -> Gains:
 
 
 def resolve(candidates: Sequence[Candidate[SvdConfig]], other_bytes: int) -> list[SvdConfig]:
-    """Turn `energy` and `target_bytes` into a rank for every layer; each layer is read once.
+    """Turn `energy` and `target_bytes` into a rank for every layer, which is read once; `max_kl` is left to a survey.
 
     Raises:
         RecipeError: the budget does not hold even rank 1 everywhere, or a compressed layer would grow.
     """
-    return sizes.resolve(candidates, other_bytes, gains)
+    estimates = allocation.resolve(candidates, other_bytes, gains)
+    return allocation.still_open(candidates, estimates, lambda config: config.tried)
+
+
+def decide(candidates: Sequence[Candidate[SvdConfig]], setting: Setting) -> list[SvdConfig]:
+    """Turn `max_kl` into ranks that are tried on the running model; errors as of `resolve`."""
+    return allocation.resolve(candidates, setting.other_bytes, gains, setting.divergence)
 
 
 def alternative(layer: Layer, config: MethodConfig, weight: Weight) -> Rounded | None:
@@ -94,13 +100,14 @@ def alternative(layer: Layer, config: MethodConfig, weight: Weight) -> Rounded |
 METHOD = LayerMethod(
     name="svd",
     command="factorize",
-    summary="truncated singular value decomposition, by rank, energy, share of parameters or bytes; data-free",
+    summary="truncated singular value decomposition, by rank, energy, share, bytes or divergence; data-free",
     when="layers whose singular values fall off, before a distillation; quantization mostly saves more for less",
     config=SvdConfig,
     apply=apply,
     outline=outline,
     check=check,
     allocates=Allocates(resolve),
+    surveys=Surveys(lambda config: frozenset(), decide, lambda config: config.tried),
     describe=describe,
     rounded=alternative,
 )

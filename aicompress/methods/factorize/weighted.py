@@ -13,7 +13,7 @@ from aicompress.layer import Layer
 from aicompress.methods.capabilities import Allocates, Candidate, Joint, Reads, Rounded, Setting, Surveys
 from aicompress.methods.curvature import shifted
 from aicompress.methods.effort import Effort, Level, one_pass
-from aicompress.methods.factorize import sizes, svd
+from aicompress.methods.factorize import allocation, svd
 from aicompress.methods.factorize.roots import Root, Weighting
 from aicompress.methods.factorize.rounding import rounded
 from aicompress.methods.factorize.sizes import Gains, RankConfig, check, describe, outline, stored
@@ -128,7 +128,7 @@ def weighted(config: type[W], sides: Sides[W], reads: frozenset[str], summary: s
         return rounded(layer, weight, lambda other: (weighting.error(layer.weight - other.dense()), whole))
 
     def decide(candidates: Sequence[Candidate[W]], setting: Setting) -> list[W]:
-        return sizes.resolve(candidates, setting.other_bytes, gains)
+        return allocation.resolve(candidates, setting.other_bytes, gains, setting.divergence)
 
     return LayerMethod(
         name=config.model_fields["name"].default,
@@ -142,7 +142,7 @@ def weighted(config: type[W], sides: Sides[W], reads: frozenset[str], summary: s
         check=check,
         joint=Joint(joint) if sides.shared else None,
         allocates=Allocates(estimated),
-        surveys=Surveys(lambda given: reads if given.by_spectrum else frozenset(), decide),
+        surveys=Surveys(lambda given: reads if given.by_spectrum else frozenset(), decide, lambda given: given.tried),
         describe=describe,
         rounded=alternative,
         efforts=sides.efforts,
@@ -168,8 +168,5 @@ def estimated(candidates: Sequence[Candidate[W]], other_bytes: int) -> list[W]:
     Raises:
         RecipeError: a budget does not hold even rank 1 everywhere, or a compressed layer would grow.
     """
-    plain = sizes.resolve(candidates, other_bytes, svd.gains)
-    return [
-        candidate.config.model_copy(update={"rank": config.rank}) if candidate.config.by_spectrum else config
-        for candidate, config in zip(candidates, plain, strict=True)
-    ]
+    plain = allocation.resolve(candidates, other_bytes, svd.gains)
+    return allocation.still_open(candidates, plain, lambda config: config.by_spectrum)

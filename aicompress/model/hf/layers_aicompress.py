@@ -51,10 +51,13 @@ class Stored(nn.Module):
 
     @property
     def stored(self) -> dict[str, Tensor]:
-        """Stored tensors by suffix; a tied layer has those of its source."""
+        """Stored tensors by suffix; a tied layer has those of its source, and one that shares some its owner's."""
         holder = self.__dict__.get("source", self)
-        held = holder._parameters | holder._buffers
-        return {s: held[f"weight_{s}" if s else "weight"] for s in self.entry["tensors"]}
+        held, borrowed = holder._parameters | holder._buffers, holder.__dict__.get("borrowed", {})
+        return {
+            s: _lent(*borrowed[s]) if s in borrowed else held[f"weight_{s}" if s else "weight"]
+            for s in self.entry["tensors"]
+        }
 
     def matrices(self) -> tuple[Tensor, ...]:
         """The decoded factors, or the matrix alone."""
@@ -85,6 +88,13 @@ def _factors(meta: Any, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
 
 def _kernels(meta: Any, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
     return tuple(kernels(meta, tensors))
+
+
+def _lent(owner: nn.Module, name: str) -> Tensor:
+    """A tensor that a layer holds for others: a stored one by its suffix, or a parameter by its name."""
+    tensor = owner.stored[name] if isinstance(owner, Stored) else owner._parameters[name]
+    assert tensor is not None
+    return tensor
 
 
 class StoredLinear(Stored):
@@ -175,20 +185,31 @@ def attach(module: nn.Module, entry: Mapping[str, Any], tensors: Mapping[str, Te
     Args:
         module: has a parameter `weight`.
         entry: the parameter's entry in the manifest.
-        tensors: stored tensors by suffix, on any device, the meta device too.
+        tensors: stored tensors by suffix, on any device, the meta device too; a parameter is held as it is.
     """
     initialized = _has_no_buffers(module)
     del module._parameters["weight"]
     for suffix, tensor in tensors.items():
         leaf = f"weight_{suffix}" if suffix else "weight"
         if tensor.is_floating_point():
-            module._parameters[leaf] = nn.Parameter(tensor)
+            module._parameters[leaf] = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor)
         else:
             module._buffers[leaf] = tensor
     module.__class__ = stored_class(type(module))
     module.__dict__["entry"] = {**entry, "tensors": list(tensors)}
     module.__dict__["ready"] = False
     module.__dict__["_is_hf_initialized"] = initialized
+
+
+def borrow(module: Stored, owners: Mapping[str, tuple[nn.Module, str]]) -> None:
+    """Let a layer read some of its stored tensors where another layer holds them.
+
+    Args:
+        module: has a stored weight.
+        owners: by suffix the layer that holds the tensor, and the tensor's suffix there, or its name if it is plain.
+    """
+    module.__dict__["borrowed"] = dict(owners)
+    module.entry["tensors"] += list(owners)
 
 
 def attach_tied(module: nn.Module, source: nn.Module) -> None:

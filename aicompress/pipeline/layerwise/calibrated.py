@@ -104,8 +104,22 @@ def compress_from_files(work: Work, files: Sequence[StatisticsFile]) -> dict[str
             infos = [layer.info for layer in work.plan.by_tensor[name]]
             work.write(name, {info.name: Known(movement=merged_movement(files, info.name)) for info in infos})
         else:
-            write(work, name, merged(files, name), read)
+            work.write(name, *_of_files(work, name, files, read))
     return record_of_files(files)
+
+
+def _of_files(
+    work: Work, name: str, files: Sequence[StatisticsFile], read: Read | None
+) -> tuple[dict[str, Known], str]:
+    """What files tell of a parameter, and of the layers that share tensors with it: as `knowledge`."""
+    group = work.plan.by_tensor[name][0].group
+    known: dict[str, Known] = {}
+    notes: list[str] = []
+    for member in (name,) if group is None else group.members:
+        its, note = knowledge(work, member, merged(files, member), read)
+        known |= its
+        notes += [note] if note else []
+    return known, "; ".join(dict.fromkeys(notes))
 
 
 def write(work: Work, name: str, inputs: InputStats, read: Read | None = None) -> Weight | Tensor:
@@ -225,7 +239,13 @@ class _Writer:
         return {**after.vectors, **self._written(stats, results)}
 
     def _joint(self, stats: Mapping[str, InputStats]) -> list[tuple[LayerPlan, ...]]:
-        return [] if self.work.plan.method.joint is None else sharing_inputs(stats, self.work.plan.by_tensor)
+        """Layers of a block that are compressed together: of a group, or of one input."""
+        plan = self.work.plan
+        if plan.method.shares is not None:
+            groups = {job.group for name in stats for job in plan.by_tensor[name] if job.group is not None}
+            whole = [group for group in groups if all(member in stats for member in group.members)]
+            return [tuple(plan.by_tensor[member][0] for member in group.members) for group in whole]
+        return [] if plan.method.joint is None else sharing_inputs(stats, plan.by_tensor)
 
     def _jointly(self, jobs: Sequence[LayerPlan], stats: Mapping[str, InputStats]) -> list[Compressed]:
         known = [self._known(job.info.tensor, stats)[job.info.name] for job in jobs]
@@ -240,7 +260,8 @@ class _Writer:
         """Write all layers of a block, those that are not compressed yet one by one; dense, as the model runs them."""
         parameters = self.work.plan.output.parameters
         dense: dict[str, Tensor] = {}
-        for name, inputs in stats.items():
+        owners = self.work.plan.checkpoint.manifest.owners
+        for name, inputs in sorted(stats.items(), key=lambda item: bool(owners(item[0]))):  # what they share first
             if name in results:
                 weight, row = results[name]
                 value = self.work.put(name, weight, [row], knowledge(self.work, name, inputs, self.read)[1])

@@ -21,10 +21,11 @@ from aicompress.pipeline.layerwise.report_rows import (
     is_coarse,
     noted,
     rounded_note,
+    shared_note,
 )
 from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed
 from aicompress.report.model import LayerRow
-from aicompress.weights import Weight
+from aicompress.weights import Dense, Weight
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,11 @@ class Compression:
     seed: int
 
     def parameter(
-        self, name: str, jobs: Sequence[LayerPlan], known: Mapping[str, Known]
+        self,
+        name: str,
+        jobs: Sequence[LayerPlan],
+        known: Mapping[str, Known],
+        lent: Mapping[str, Weight] | None = None,
     ) -> tuple[Weight, list[LayerRow]]:
         """Compress a parameter, or the factors of one.
 
@@ -74,6 +79,7 @@ class Compression:
             name: the parameter.
             jobs: its layers that are compressed.
             known: by layer name.
+            lent: factors that another parameter stores, as they are now; None: as they were.
         """
         by_part = {job.info.part: job for job in jobs}
         if "" in by_part:
@@ -81,7 +87,8 @@ class Compression:
             weight, row = self.finished(job, self.alone(job, known.get(job.info.name, Known())))
             return weight, [row]
         old = self.checkpoint.weight(name)
-        factors, rows = old.parts(), []
+        factors: dict[str, Weight] = {**old.parts(), **(lent or {})}
+        rows = []
         for part in reversed(factors):
             if part in by_part:
                 job = by_part[part]
@@ -106,11 +113,12 @@ class Compression:
         return Compressed(layer, weight, time.perf_counter() - start)
 
     def joint(self, jobs: Sequence[LayerPlan], known: Sequence[Known]) -> list[Compressed]:
-        """Read layers that share their inputs and their config, and compress them jointly."""
-        assert self.method.joint is not None
+        """Read layers that share their inputs or a part of their weights, and their config; compress them together."""
+        together = self.method.joint if jobs[0].group is None else self.method.shares
+        assert together is not None
         layers = [self._read(job.info, own) for job, own in zip(jobs, known, strict=True)]
         start = time.perf_counter()
-        weights = self.method.joint.compress(layers, jobs[0].config)
+        weights = together.compress(layers, jobs[0].config)
         share = (time.perf_counter() - start) / len(layers)
         return [Compressed(layer, weight, share) for layer, weight in zip(layers, weights, strict=True)]
 
@@ -122,6 +130,8 @@ class Compression:
         row = changed_row(self.method, job, weight, self._rel_error(layer, weight), seconds)
         row = noted(row, ROTATED_NOTE) if self.method.rotates is not None else row
         row = noted(row, rounded_note(self.method.rounded(layer, job.config, weight)))
+        if job.group is not None and not isinstance(weight, Dense):
+            row = noted(row, shared_note(job.group, job.info.tensor))
         return weight, noted(row, COARSE_NOTE) if is_coarse(weight) else row
 
     def _rel_error(self, layer: Layer, weight: Weight) -> float:

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 
 import torch
 
+from aicompress.checkpoint.naming import layer_name
 from aicompress.errors import CompressError
 from aicompress.methods.capabilities import Rounded, Width
 from aicompress.methods.layerwise import AnyLayerMethod
-from aicompress.pipeline.step.layer_plan import LayerPlan
+from aicompress.pipeline.step.layer_plan import Group, LayerPlan
 from aicompress.report.model import LayerRow
 from aicompress.report.plan import PlanRow
 from aicompress.weights import Weight, outline_nbytes
@@ -86,9 +87,14 @@ def changed_row(method: AnyLayerMethod, job: LayerPlan, weight: Weight, error: f
 def idle_row(layer: LayerPlan) -> LayerRow:
     """A layer that is left alone."""
     info = layer.info
-    return LayerRow(
-        info.name, info.kind, "-", "-", info.stored, {}, info.nbytes, info.nbytes, 0.0, 0.0, "left as it is"
-    )
+    note = f"stored with {layer_name(info.owner)}" if info.owner else "left as it is"
+    return LayerRow(info.name, info.kind, "-", "-", info.stored, {}, info.nbytes, info.nbytes, 0.0, 0.0, note)
+
+
+def shared_note(group: Group, parameter: str) -> str:
+    """Where a layer of a group stores what it shares; empty for the one that stores it."""
+    owner = group.owners(parameter).get(group.part)
+    return f"stored with {layer_name(owner)}" if owner else ""
 
 
 def noted(row: LayerRow, note: str) -> LayerRow:

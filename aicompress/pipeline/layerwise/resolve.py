@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 
 from aicompress.checkpoint import Checkpoint
@@ -68,6 +68,15 @@ def resolved(
             known = [layer for layer in decided if layer.info.name not in searches(method, {layer.info.name: layer})]
             other += sum(outline_nbytes(method.planned(layer.info, layer.config)) for layer in known)
     return {name: explicit[name] for name in layers}
+
+
+def candidates_of(
+    checkpoint: Checkpoint, layers: Sequence[LayerPlan], method: AnyLayerMethod, seed: int
+) -> list[Candidate[MethodConfig]]:
+    """The layers as a method looks at many of them at once."""
+    sharing = Sharing(checkpoint, tuple(layer.info.tensor for layer in layers))
+    compression = Compression(method, checkpoint, seed)
+    return [_candidate(compression, layer, sharing) for layer in layers]
 
 
 def _candidate(compression: Compression, layer: LayerPlan, sharing: Sharing) -> Candidate[MethodConfig]:

@@ -18,6 +18,7 @@ from aicompress.pipeline.layerwise.plan import Plan
 from aicompress.pipeline.layerwise.report_rows import idle_row, noted
 from aicompress.pipeline.layerwise.row_blocks import row_blocks
 from aicompress.pipeline.layerwise.scaling import Rescaling
+from aicompress.pipeline.step.layer_plan import Group
 from aicompress.pipeline.step.options import Progress
 from aicompress.report.model import LayerRow
 from aicompress.weights import Dense, Weight
@@ -43,6 +44,7 @@ class Work:
     warnings: list[str] = field(default_factory=list)
     infinite: set[str] = field(default_factory=set)  # copied though they are not finite
     done: int = 0
+    together: set[str] = field(default_factory=set)  # parameters that were written with the others of their group
 
     def __post_init__(self) -> None:
         plan = self.plan
@@ -63,11 +65,36 @@ class Work:
         """
         jobs = [layer for layer in self.plan.by_tensor.get(name, []) if layer.config is not None]
         value: Weight | Tensor
+        if jobs and jobs[0].group is not None:
+            return self._group(name, jobs[0].group, known or {}, note)
         if jobs:
-            value, rows = self.compression.parameter(name, jobs, known or {})
+            value, rows = self.compression.parameter(name, jobs, known or {}, self._lent(name))
         else:
             value, rows = self._copied(name), []
         return self.put(name, value, rows, note)
+
+    def _group(self, name: str, group: Group, known: Mapping[str, Known], note: str) -> Weight | Tensor:
+        """Compress and write the layers of a group, unless this run has done so; errors and what it gives as `write`.
+
+        Of a layer of which nothing is known it is what is known of another one that counts: they have one input.
+        """
+        if name not in self.together:
+            jobs = [self.plan.by_tensor[member][0] for member in group.members]
+            first = next(iter(known.values()), Known())
+            compressed = self.compression.joint(jobs, [known.get(job.info.name, first) for job in jobs])
+            for job, its in zip(jobs, compressed, strict=True):
+                weight, row = self.compression.finished(job, its)
+                self.put(job.info.tensor, weight, [row], note)
+                self.together.add(job.info.tensor)
+        written = self.plan.output.so_far(self.writer.work)
+        return written.weight(name) if name in written.manifest.entries else written.read(name)
+
+    def _lent(self, name: str) -> dict[str, Weight]:
+        """Factors that another parameter stores for this one, where it is written already."""
+        owners = self.plan.checkpoint.manifest.owners(name)
+        lent = {part: owner for part, owner in owners.items() if part and owner in self.journal.done}
+        written = self.plan.output.so_far(self.writer.work) if lent else None
+        return {part: written.weight(owner).parts()[part] for part, owner in lent.items() if written is not None}
 
     def put(self, name: str, value: Weight | Tensor, rows: Sequence[LayerRow], note: str = "") -> Weight | Tensor:
         """Write what a parameter has become, and note it in the journal.
@@ -110,8 +137,10 @@ class Work:
         """Compress or copy parameters without statistics, those that can be in blocks of rows."""
         with row_blocks(self.compression, self.plan.by_tensor, self.plan.output, self.writer) as threads:
             for name, rows in threads.written(names):
-                if rows is None:
+                if rows is None and name not in self.together:
                     self.write(name)
+                elif rows is None:
+                    continue
                 else:
                     self.record(name, rows)
             self.infinite |= threads.infinite

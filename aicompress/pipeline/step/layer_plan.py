@@ -14,6 +14,23 @@ from aicompress.weights import Weight
 
 
 @dataclass(frozen=True)
+class Group:
+    """Layers that are compressed together and store a part of their weights once.
+
+    Attributes:
+        members: their parameters, in the output's order; the first one stores what they share.
+        part: what they share, as `Weight.borrowed` names it.
+    """
+
+    members: tuple[str, ...]
+    part: str
+
+    def owners(self, parameter: str) -> dict[str, str]:
+        """Parts of a member that another one stores, each with that one."""
+        return {} if parameter == self.members[0] else {self.part: self.members[0]}
+
+
+@dataclass(frozen=True)
 class LayerPlan:
     """The plan of one layer.
 
@@ -23,6 +40,7 @@ class LayerPlan:
         rule: where the parameters come from.
         outline: the stored weight without data; None leaves it alone.
         budget: the level whose own budget it shares; empty: the recipe's.
+        group: the layers that it shares tensors with; None: it shares none.
     """
 
     info: LayerInfo
@@ -30,6 +48,7 @@ class LayerPlan:
     rule: str = "-"
     outline: Weight | None = None
     budget: str = ""
+    group: Group | None = None
 
 
 def sharing_budgets(layers: Iterable[LayerPlan]) -> dict[str, list[LayerPlan]]:
