@@ -159,7 +159,7 @@ def test_layers_of_other_shapes(tmp_path: Path, request: pytest.FixtureRequest, 
 def test_rows_of_an_embedding_count_as_often_as_the_text_has_them(
     tmp_path: Path, trained_llama: Path, text_file: Path, heldout_file: Path, name: str
 ) -> None:
-    """Its rows on another text lose less than with svd at one rank; a token that never was seen keeps a sensible row."""
+    """Its rows on another text lose less than with svd at one rank; a token that was never seen keeps a fair row."""
     tokenizer = load_tokenizer(trained_llama)
     assert tokenizer is not None
     seen, held = (
