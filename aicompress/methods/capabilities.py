@@ -68,27 +68,6 @@ class Joint(Generic[C]):
 
 
 @dataclass(frozen=True)
-class Shares(Generic[C]):
-    """Layers are compressed together and store a part of their weights once.
-
-    Attributes:
-        part: what they share, as `Weight.borrowed` names it; the first layer of a group stores it.
-        groups: candidates -> the numbers of those that share, for each group in ascending order.
-        outline: (layers of a group, config) -> the stored weights without data; dense where sharing saves nothing.
-        compress: (layers of a group, config) -> the stored weights, which have the shared part in common.
-        why: what keeps layers from sharing, in a few words.
-        alone: whether a layer that shares nothing is compressed by itself.
-    """
-
-    part: str
-    groups: Callable[[Sequence[Candidate[C]]], list[list[int]]]
-    outline: Callable[[Sequence[LayerInfo], C], list[Weight]]
-    compress: Callable[[Sequence[Layer], C], list[Weight]]
-    why: str
-    alone: bool = True
-
-
-@dataclass(frozen=True)
 class Measured:
     """A compressed weight with the terms of its relative error.
 

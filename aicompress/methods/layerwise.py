@@ -15,11 +15,11 @@ from aicompress.methods.capabilities import (
     Rotates,
     Rounded,
     RowWise,
-    Shares,
     Surveys,
     Widths,
 )
 from aicompress.methods.method import Method, MethodConfig
+from aicompress.methods.shares import Shares
 from aicompress.methods.zeros import kept_zero, outline_of
 from aicompress.weights import Weight
 

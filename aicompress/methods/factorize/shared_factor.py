@@ -8,20 +8,22 @@ stored in the place of Σ in out_i.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, TypeVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.capabilities import Candidate, Reads, Shares
+from aicompress.methods.capabilities import Candidate, Reads
 from aicompress.methods.curvature import moments, shifted
 from aicompress.methods.factorize.ranks import largest_rank
 from aicompress.methods.factorize.roots import Root, Weighting
 from aicompress.methods.factorize.sizes import factor_dtype, kept_dense
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import MethodConfig
+from aicompress.methods.shares import Shares
 from aicompress.weights import Dense, LowRank, Weight
 
 
@@ -42,18 +44,29 @@ class SharedConfig(MethodConfig):
 
 
 C = TypeVar("C", bound=SharedConfig)
-Groups = Callable[[Sequence[Candidate[C]]], list[list[int]]]
+
+
+@dataclass(frozen=True)
+class Grouping(Generic[C]):
+    """Which layers share a factor.
+
+    Attributes:
+        groups, why, across: as `Shares` has them.
+    """
+
+    groups: Callable[[Sequence[Candidate[C]]], list[list[int]]]
+    why: str
+    across: bool = False
 
 
 def sharing(
-    config: type[C], groups: Groups[C], why: str, summary: str, *, when: str, shift: Callable[[C], float]
+    config: type[C], grouping: Grouping[C], summary: str, *, when: str, shift: Callable[[C], float]
 ) -> LayerMethod[C]:
     """A method whose groups of layers have one right factor.
 
     Args:
         config: its parameters; their name is the method's.
-        groups: finds the groups.
-        why: what keeps layers from sharing.
+        grouping: which layers share.
         summary: a line for the list of methods.
         when: as of every method.
         shift: config -> how far the target moves towards the original model's outputs.
@@ -73,7 +86,7 @@ def sharing(
         outline=lambda info, given: outlines([info], given)[0],
         check=check,
         describe=describe,
-        shares=Shares("in", groups, outlines, together, why),
+        shares=Shares("in", grouping.groups, outlines, together, grouping.why, across=grouping.across),
         reading=Reads(
             lambda given: frozenset({"gram"}) if given.whiten else frozenset(),
             lambda given: given.whiten and shift(given) > 0,

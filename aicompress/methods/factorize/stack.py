@@ -18,7 +18,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 
 from aicompress.methods.capabilities import Candidate
-from aicompress.methods.factorize.shared_factor import SharedConfig, sharing
+from aicompress.methods.factorize.shared_factor import Grouping, SharedConfig, sharing
 
 
 class StackConfig(SharedConfig):
@@ -45,8 +45,7 @@ def groups(candidates: Sequence[Candidate[StackConfig]]) -> list[list[int]]:
 
 METHOD = sharing(
     StackConfig,
-    groups,
-    "as no other selected layer reads their input",
+    Grouping(groups, "as no other selected layer reads their input"),
     "one right factor for layers of one input, such as query, key and value; by rank or share; calibrated or data-free",
     when="query, key and value, or gate and up, that look at the same directions; whitened gives each a factor",
     shift=lambda config: config.shift,

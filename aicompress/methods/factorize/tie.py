@@ -20,9 +20,10 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.capabilities import Candidate, Shares
+from aicompress.methods.capabilities import Candidate
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import MethodConfig
+from aicompress.methods.shares import Shares
 from aicompress.weights import Dense, Tied, Weight
 
 SAMPLE = 4096  # numbers of a matrix that are compared before all of it is

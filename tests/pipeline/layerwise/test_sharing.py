@@ -138,6 +138,18 @@ def test_calibrated_in_shards(tiny_llama_bf16: Path, text_file: Path, tmp_path: 
         assert torch.isfinite(model(IDS).logits).all()
 
 
+def test_blocks_share_a_basis_that_the_original_model_gives(tiny_llama: Path, text_file: Path, tmp_path: Path) -> None:
+    """Levels say how many blocks share; nothing is left of the statistics."""
+    method, data = {"name": "shared_basis", "keep": 0.5}, text(text_file, samples=4)
+    levels = [{"layers": "0-1", "blocks": 2}, {"layers": "2", "blocks": 1}]
+    report = run(tiny_llama, tmp_path / "out", method, data, levels=levels)
+    require_whole(report, tmp_path / "out")
+    assert report.calibration["statistics"] == []
+    assert sum("stored with model.layers.0" in row.note for row in report.layers) == 7
+    assert len([name for name in names(tmp_path / "out") if name.endswith("weight_in")]) == 14
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.yaml"]
+
+
 def test_like_layers_become_one(copied: Path, tmp_path: Path) -> None:
     exact = run(copied, tmp_path / "exact", {"name": "tie"})
     near = run(copied, tmp_path / "near", {"name": "tie", "threshold": 0.02})

@@ -51,7 +51,7 @@ def allocated(plan: Plan, team: Processes, progress: Progress) -> Iterator[tuple
     if not layers:
         yield plan, None
         return
-    with _files(plan, team, progress) as files:
+    with files_of_original(plan, plan.surveys, team, progress) as files:
         explicit, trial = plan, None
         reader = _Reader(plan.checkpoint, plan.recipe.seed, plan.by_tensor, files)
         for budget, members in sharing_budgets(layers).items():
@@ -88,9 +88,14 @@ def _decided(
 
 
 @contextmanager
-def _files(plan: Plan, team: Processes, progress: Progress) -> Iterator[list[StatisticsFile]]:
-    """Files of statistics: those of --stats, or one that is gone afterwards. The first process writes it."""
-    if not plan.surveys:  # the weights and the running model decide
+def files_of_original(
+    plan: Plan, needs: frozenset[str], team: Processes, progress: Progress
+) -> Iterator[list[StatisticsFile]]:
+    """Files of statistics of the original model: those of --stats, or one that is gone afterwards.
+
+    The first process writes it; the others get none.
+    """
+    if not needs:  # the weights and the running model decide
         yield []
         return
     if team.gather(plan.request.reads_files)[0]:
@@ -100,7 +105,7 @@ def _files(plan: Plan, team: Processes, progress: Progress) -> Iterator[list[Sta
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.statistics.", dir=out.parent) as folder:
         path = plan.request.stats[0] if plan.request.stats else Path(folder) / "statistics.safetensors"
-        needs = kept(plan.surveys | plan.needs) if plan.request.stats else plan.surveys  # a file is for the step, too
+        needs = kept(plan.surveys | plan.needs) if plan.request.stats else needs  # a file is for the step, too
         collect(plan, Wanted(selected(plan), needs), path, team, progress)
         team.wait()
         yield [StatisticsFile.open(path)] if team.rank == 0 else []
