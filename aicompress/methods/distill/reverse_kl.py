@@ -2,8 +2,8 @@
 
     L = alpha T² KL(softmax(s/T) ‖ softmax(t/T)) + (1 - alpha) CE(s, labels)
 
-Gu et al., "MiniLLM: Knowledge Distillation of Large Language Models", 2024, section 2.1, on given texts. Where the student
-cannot cover all that the teacher does it settles on some of it, and gives no weight to what the teacher does not.
+Gu et al., "MiniLLM: Knowledge Distillation of Large Language Models", 2024, section 2.1, on given texts. A student
+that cannot cover all that the teacher does settles on some of it, and gives no weight to what the teacher does not.
 """
 
 from __future__ import annotations
