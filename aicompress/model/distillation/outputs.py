@@ -108,9 +108,10 @@ def _maps(attentions: Any) -> tuple[Tensor, ...]:
     return tuple(attentions)
 
 
-def give_attention(model: nn.Module) -> None:
-    """Let a transformers model compute attention in the way that has maps to give."""
-    model.set_attn_implementation("eager")  # type: ignore[operator]
+def prepare(model: nn.Module, reads: frozenset[Output]) -> None:
+    """Let a transformers model whose attention maps are read compute attention in the way that has them to give."""
+    if "attention" in reads:
+        model.set_attn_implementation("eager")  # type: ignore[operator]
 
 
 def _no_cache(task: Task) -> dict[str, Any]:

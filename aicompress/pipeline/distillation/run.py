@@ -16,7 +16,7 @@ from aicompress.checkpoint.place import working_path
 from aicompress.errors import Refused
 from aicompress.layer import LayerInfo
 from aicompress.model.distillation.fp32_attention import attend_in_float32
-from aicompress.model.distillation.outputs import give_attention
+from aicompress.model.distillation.outputs import prepare
 from aicompress.model.loading.load import trainable
 from aicompress.pipeline.distillation import movement
 from aicompress.pipeline.distillation.mean_teacher import Averaged
@@ -106,8 +106,8 @@ def _setup(plan: DistillPlan, device: torch.device, progress: Progress) -> tuple
     """Both models, loaded, and the teacher's outputs where they are worth keeping."""
     loss = Loss(plan.losses)
     model, frozen = _models(plan, device)
-    for each in (model, frozen) if "attention" in loss.reads else ():
-        give_attention(each)
+    for each in (model, frozen):
+        prepare(each, loss.reads)
     if plan.training.precision == "bf16" and device.type == "cpu":
         attend_in_float32(model)
     student = Student.of(model, plan.checkpoint)

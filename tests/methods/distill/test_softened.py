@@ -80,13 +80,10 @@ def test_dkd_hears_a_teacher_that_is_sure_and_kl_does_not() -> None:
 
 def test_dkd_takes_the_teachers_class_where_none_is_known() -> None:
     ours, theirs = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(2))
-    known = theirs.argmax(dim=-1)
-    losses = [
-        dkd.loss(Outputs(ours, labels=each), Outputs(theirs), dkd.Config()) for each in (known, -known.sign(), None)
-    ]
-    assert losses[0].equal(losses[2])
-    all_unknown = dkd.loss(Outputs(ours, labels=torch.full((3,), -1)), Outputs(theirs), dkd.Config())
-    assert all_unknown.equal(losses[2])
+    classes = theirs.argmax(dim=-1), torch.full((3,), -1), None
+    known, unknown, without = (dkd.loss(Outputs(ours, labels=c), Outputs(theirs), dkd.Config()) for c in classes)
+    assert known.equal(unknown)
+    assert known.equal(without)
     assert dkd.check(Anatomy(classes=1), Anatomy(classes=1), dkd.Config()) is not None
 
 
