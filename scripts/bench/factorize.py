@@ -2,10 +2,10 @@
 
     python -m scripts.bench.factorize --model M --calibration calibration.txt --text heldout.txt --text other.txt
 
-Every linear layer of the decoder gets the same share of its parameters, or all together do (`ranks: auto`); then they
-are rounded to 4 bits, as the original is. Prints a Markdown table: KL to the original on each held-out text with its 95 %
-interval, bytes of the weight files, the processor's seconds for the whole step, and the targets. No text that is
-calibrated on is measured on. A second table has times of factors beside those that their multiply-adds tell.
+Every linear layer of the decoder gets the same share of its parameters, or all together do (`ranks: auto`); one row's
+factors are rounded to 4 bits, and so is the original. Prints a Markdown table: KL to the original on each held-out text
+with its 95 % interval, megabytes of the weight files, the processor's seconds for the whole step, and the targets. No
+text that is calibrated on is measured on. A second table has times of factors beside those of their multiply-adds.
 """
 
 from __future__ import annotations
