@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from aicompress.methods.factorize.shared_factor import APART, BlocksConfig, Grouping, neighbours, sharing
 
@@ -26,6 +26,9 @@ class SharedBasisConfig(BlocksConfig):
     model_config = ConfigDict(json_schema_extra={"examples": [{"keep": 0.5}, {"rank": 3, "multiple": 2, "blocks": 3}]})
 
     name: Literal["shared_basis"] = "shared_basis"
+    relative: bool = Field(
+        False, description="a layer's error counts as a part of its output; false: large outputs count more"
+    )
 
 
 METHOD = sharing(

@@ -25,7 +25,7 @@ from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Candidate, Reads
 from aicompress.methods.curvature import moments, shifted
 from aicompress.methods.factorize.ranks import largest_rank
-from aicompress.methods.factorize.roots import Root, Weighting
+from aicompress.methods.factorize.roots import Root, Weighting, even
 from aicompress.methods.factorize.sizes import factor_dtype, kept_dense
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import MethodConfig
@@ -176,9 +176,10 @@ def compressed(layers: Sequence[Layer], config: SharedConfig, shift: float) -> l
     moved = [shifted(layer, shift if config.whiten else 0.0, root.solve).double() for layer in layers]
     whole = torch.cat([target / size for target, size in zip(moved, sizes, strict=True)])
     out, inner = weighting.factors(whole, rank)
+    counts = [info.shape[0] for info in infos]
+    out, inner = even(out * torch.tensor(sizes).repeat_interleave(torch.tensor(counts))[:, None], inner)
     shared = Dense(inner.to(dtype).contiguous())
-    rows = zip(torch.split(out, [info.shape[0] for info in infos]), sizes, strict=True)
-    return [LowRank(Dense((each * size).to(dtype).contiguous()), shared) for each, size in rows]
+    return [LowRank(Dense(each.to(dtype).contiguous()), shared) for each in torch.split(out, counts)]
 
 
 def size_of(weighting: Weighting, layer: Layer, config: SharedConfig) -> float:
