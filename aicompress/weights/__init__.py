@@ -16,6 +16,7 @@ from aicompress.weights.low_rank import LowRank
 from aicompress.weights.masked import Masked
 from aicompress.weights.sparse import Sparse
 from aicompress.weights.sparse_codes import SparseCodes
+from aicompress.weights.submatrix import Submatrix
 
 __all__ = [
     "Codebook",
@@ -29,6 +30,7 @@ __all__ = [
     "Masked",
     "Sparse",
     "SparseCodes",
+    "Submatrix",
     "TensorSpec",
     "Weight",
     "form_of",

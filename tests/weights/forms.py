@@ -19,6 +19,7 @@ from aicompress.weights import (
     LowRank,
     Sparse,
     SparseCodes,
+    Submatrix,
     TensorSpec,
     Weight,
 )
@@ -70,6 +71,13 @@ FORMS: dict[str, Weight] = {
     "float8, groups": Float8(randn(6, 12).to(torch.float8_e4m3fn), randn(6, 3), (1, 4)),
     "column factors": ColumnScaled(ints(3, (6, 3), False), randn(12).half()),
     "real zero points": replace(ints(4, (6, 3), True), zero=randn(6, 3).half()),
+    "some rows": Submatrix(Dense(randn(2, 12).half()), (6, 12), torch.tensor([1, 4], dtype=torch.int32)),
+    "some rows and columns": Submatrix(
+        ints(4, (4, 1), True, (4, 3)),
+        (6, 12),
+        torch.tensor([0, 2, 3, 5], dtype=torch.int32),
+        torch.tensor([0, 6, 11], dtype=torch.int32),
+    ),
     "corrected": Corrected(ints(2, (6, 3), True), LowRank(Dense(randn(6, 2).half()), Dense(randn(2, 12).half()))),
     "corrected, all quantized": Corrected(
         ColumnScaled(ints(2, (6, 3), True), randn(12)), LowRank(ints(8, (6, 1), True, (6, 2)), Dense(randn(2, 12)))
