@@ -7,7 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from aicompress.layer import Kind, Layer, LayerInfo
-from aicompress.methods.capabilities import Allocates, Joint, Reads, Rescales, Rotates, RowWise, Surveys, Widths
+from aicompress.methods.capabilities import (
+    Allocates,
+    Couples,
+    Joint,
+    Reads,
+    Rescales,
+    Rotates,
+    RowWise,
+    Surveys,
+    Widths,
+)
 from aicompress.methods.method import Method, MethodConfig
 from aicompress.methods.zeros import kept_zero, outline_of
 from aicompress.weights import Weight
@@ -28,7 +38,7 @@ class LayerMethod(Method, Generic[C]):
             "note" a sentence that says why the layer came out as it did, where that is not obvious.
         reading: the parameters decide which statistics are read; None: all of `needs`, whatever they are.
         stacks: matrices one below the other, as experts lie in one tensor, come out as each by itself.
-        joint, row_wise, rescales, rotates, allocates, surveys, widths: capabilities; None where it lacks one.
+        joint, couples, row_wise, rescales, rotates, allocates, surveys, widths: capabilities; None where it lacks one.
     """
 
     config: type[C]
@@ -38,6 +48,7 @@ class LayerMethod(Method, Generic[C]):
     describe: Callable[[C, Weight], dict[str, Any]] = field(kw_only=True, default=lambda config, weight: {})
     reading: Reads[C] | None = field(kw_only=True, default=None)
     joint: Joint[C] | None = field(kw_only=True, default=None)
+    couples: Couples[C] | None = field(kw_only=True, default=None)
     row_wise: RowWise[C] | None = field(kw_only=True, default=None)
     rescales: Rescales[C] | None = field(kw_only=True, default=None)
     rotates: Rotates[C] | None = field(kw_only=True, default=None)

@@ -104,20 +104,31 @@ def compress_from_files(work: Work, files: Sequence[StatisticsFile]) -> dict[str
             infos = [layer.info for layer in work.plan.by_tensor[name]]
             work.write(name, {info.name: Known(movement=merged_movement(files, info.name)) for info in infos})
         else:
-            write(work, name, merged(files, name), read)
+            write(work, name, merged(files, name), read, partial(merged, files))
     return record_of_files(files)
 
 
-def write(work: Work, name: str, inputs: InputStats, read: Read | None = None) -> Weight | Tensor:
-    """Compress a parameter with what is known of it.
+def write(
+    work: Work,
+    name: str,
+    inputs: InputStats,
+    read: Read | None = None,
+    others: Callable[[str], InputStats] = lambda name: InputStats(0),
+) -> Weight | Tensor:
+    """Compress a parameter with what is known of it, and with it the other one of its product of heads.
 
     Args:
         work: the run.
         name: the parameter.
         inputs: statistics of its input.
         read: reads gradients, for methods that use them.
+        others: statistics of the inputs of other parameters.
     """
     known, note = knowledge(work, name, inputs, read)
+    product = work.plan.by_tensor[name][0].product
+    for other in () if product is None else product.members:
+        if other != name:
+            known |= knowledge(work, other, others(other), read)[0]
     return work.write(name, known, note)
 
 
@@ -223,6 +234,11 @@ class _Writer:
         return {**after.vectors, **self._written(stats, results)}
 
     def _joint(self, stats: Mapping[str, InputStats]) -> list[tuple[LayerPlan, ...]]:
+        """Layers of a block that are compressed together: members of a product of heads, or readers of one input."""
+        products = dict.fromkeys(job.product for name in stats for job in self.work.plan.by_tensor[name])
+        whole = [product for product in products if product is not None and set(product.members) <= stats.keys()]
+        if whole:
+            return [tuple(self.work.plan.by_tensor[name][0] for name in product.members) for product in whole]
         return [] if self.work.plan.method.joint is None else sharing_inputs(stats, self.work.plan.by_tensor)
 
     def _jointly(self, jobs: Sequence[LayerPlan], stats: Mapping[str, InputStats]) -> list[Compressed]:

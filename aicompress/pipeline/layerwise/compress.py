@@ -99,11 +99,16 @@ class Compression:
         return Compressed(layer, weight, time.perf_counter() - start)
 
     def joint(self, jobs: Sequence[LayerPlan], known: Sequence[Known]) -> list[Compressed]:
-        """Read layers that share their inputs and their config, and compress them jointly."""
-        assert self.method.joint is not None
+        """Read layers that share their inputs and config, or the heads of a product, and compress them jointly."""
         layers = [self._read(job.info, own) for job, own in zip(jobs, known, strict=True)]
         start = time.perf_counter()
-        weights = self.method.joint.compress(layers, jobs[0].config)
+        if (product := jobs[0].product) is not None:
+            assert self.method.couples is not None
+            biases = [self.checkpoint.read(name).float() if name else None for name in product.biases]
+            weights = self.method.couples.compress(product, layers, biases, jobs[0].config)
+        else:
+            assert self.method.joint is not None
+            weights = self.method.joint.compress(layers, jobs[0].config)
         share = (time.perf_counter() - start) / len(layers)
         return [Compressed(layer, weight, share) for layer, weight in zip(layers, weights, strict=True)]
 

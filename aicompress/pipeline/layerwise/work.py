@@ -13,6 +13,7 @@ from aicompress.checkpoint.files import count_not_finite, may_be_infinite
 from aicompress.checkpoint.journal import Journal
 from aicompress.checkpoint.reader import require_finite
 from aicompress.layer import from_matrix
+from aicompress.methods.head_products import HeadProduct
 from aicompress.pipeline.layerwise.compress import Compression, Known
 from aicompress.pipeline.layerwise.plan import Plan
 from aicompress.pipeline.layerwise.report_rows import idle_row, noted
@@ -63,11 +64,23 @@ class Work:
         """
         jobs = [layer for layer in self.plan.by_tensor.get(name, []) if layer.config is not None]
         value: Weight | Tensor
+        if jobs and jobs[0].product is not None:
+            return self._product(name, jobs[0].product, known or {}, note)
         if jobs:
             value, rows = self.compression.parameter(name, jobs, known or {})
         else:
             value, rows = self._copied(name), []
         return self.put(name, value, rows, note)
+
+    def _product(self, name: str, product: HeadProduct, known: Mapping[str, Known], note: str) -> Weight | Tensor:
+        """Compress and write both members of a product of heads; gives what one of them has become."""
+        jobs = [self.plan.by_tensor[member][0] for member in product.members]
+        compressed = self.compression.joint(jobs, [known.get(job.info.name, Known()) for job in jobs])
+        written: dict[str, Weight | Tensor] = {}
+        for job, member in zip(jobs, compressed, strict=True):
+            weight, row = self.compression.finished(job, member)
+            written[job.info.tensor] = self.put(job.info.tensor, weight, [row], note)
+        return written[name]
 
     def put(self, name: str, value: Weight | Tensor, rows: Sequence[LayerRow], note: str = "") -> Weight | Tensor:
         """Write what a parameter has become, and note it in the journal.

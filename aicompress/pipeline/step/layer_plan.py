@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from aicompress.errors import RecipeError
 from aicompress.layer import LayerInfo
+from aicompress.methods.head_products import HeadProduct
 from aicompress.methods.method import MethodConfig
 from aicompress.weights import Weight
 
@@ -23,6 +24,7 @@ class LayerPlan:
         rule: where the parameters come from.
         outline: the stored weight without data; None leaves it alone.
         budget: the level whose own budget it shares; empty: the recipe's.
+        product: of heads, in which it is compressed together with another layer.
     """
 
     info: LayerInfo
@@ -30,6 +32,7 @@ class LayerPlan:
     rule: str = "-"
     outline: Weight | None = None
     budget: str = ""
+    product: HeadProduct | None = None
 
 
 def sharing_budgets(layers: Iterable[LayerPlan]) -> dict[str, list[LayerPlan]]:
