@@ -1,4 +1,4 @@
-"""Find the layers of an attention of which only products of heads count: a block runs on random weights.
+"""Find the layers of an attention of which only products of heads count, by running blocks on random weights.
 
 An invertible matrix goes into the rows of a value's heads and its inverse into the columns of the output that read them:
 where the block's output stays, that is what they are. The same for queries and keys, first with any matrix, then with
@@ -122,17 +122,18 @@ class _Trials:
 
     def _scores(self, calls: Sequence[Call]) -> HeadProduct | None:
         """The last query and key of these calls, with what has to stay together of a head."""
-        for query in reversed([call for call in calls if self._rows(call, self.heads.heads)]):
-            for key in reversed([call for call in calls if self._rows(call, self.heads.groups)]):
-                if key is query:
-                    continue
-                alone = self.heads.heads == self.heads.groups  # else biases of several heads ask for different bases
-                free = alone or query.bias is None
-                if free and self._turns(query, key, None) and self._is_key(key):
-                    return self._product("scores", query, key)
-                for units in self._layouts():
-                    if self._turns(query, key, units):
-                        return self._product("scores", query, key, units)
+        queries = [call for call in reversed(calls) if self._rows(call, self.heads.heads)]
+        keys = [call for call in reversed(calls) if self._rows(call, self.heads.groups)]
+        pairs = [(query, key) for query in queries for key in keys if query is not key]
+        for query, key in pairs:
+            alone = self.heads.heads == self.heads.groups  # else biases of several heads ask for different bases
+            free = alone or query.bias is None
+            if free and self._turns(query, key, None) and self._is_key(key):
+                return self._product("scores", query, key)
+        for query, key in pairs:
+            for units in self._layouts():
+                if self._turns(query, key, units):
+                    return self._product("scores", query, key, units)
         return None
 
     def _layouts(self) -> Iterator[tuple[tuple[int, ...], ...]]:
