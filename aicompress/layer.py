@@ -23,7 +23,7 @@ class LayerInfo:
     (in, out) transposed, an embedding as (tokens, width).
 
     Attributes:
-        name: what patterns match, e.g. `model.layers.0.mlp.up_proj`; a factor of a stored product ends in the form and
+        name: what patterns match, e.g. `model.layers.0.mlp.up_proj`; a part of a stored weight ends in the form and
             its part, `.low_rank.out` or `.low_rank.in`.
         tensor: the parameter's name in the checkpoint, e.g. `model.layers.0.mlp.up_proj.weight`.
         kind: linear, conv, embedding, or head (the output projection of a model).
@@ -31,10 +31,11 @@ class LayerInfo:
         tensor_shape: the parameter's own shape.
         dtype: the parameter's dtype (for a compressed layer: the dtype it decodes to).
         transposed: the parameter stores (in, out).
-        part: which factor of a stored product this is, `out` or `in`; empty for a whole parameter.
+        part: which part of a stored weight this is: `out` or `in`, or `core` between them; empty for a whole one.
         stored: the form it has in the input: dense, low_rank, int_grouped, ...
         nbytes: bytes it takes in the input file.
         outline: the weight in that form without data; None for a dense one.
+        owner: the parameter that stores it, where that is another one: it changes with that.
     """
 
     name: str
@@ -48,6 +49,7 @@ class LayerInfo:
     stored: str = "dense"
     nbytes: int = 0
     outline: Weight | None = None
+    owner: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -49,7 +49,26 @@ def every_form(info: LayerInfo, matrix: Tensor) -> Weight | None:
 
 @pytest.fixture(scope="module")
 def native_llama(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compress(tiny_llama, tmp_path_factory.mktemp("native") / "llama", every_form)
+    """Every form, and layers that share: a factor, a plain matrix, and a compressed one with factors."""
+    layer = "model.layers.{}.{}_proj.weight".format
+    factors = {layer(n, f"self_attn.{part}") for n, part in ((1, "k"), (1, "v"), (2, "q"))}
+    plain, owners = (
+        layer(0, "mlp.gate"),
+        {
+            layer(1, "self_attn.v"): {"in": layer(1, "self_attn.k")},
+            layer(2, "self_attn.q"): {"in": layer(1, "self_attn.k")},
+            layer(2, "mlp.gate"): {"": layer(0, "mlp.gate")},
+            layer(1, "self_attn.q"): {"": layer(2, "self_attn.q")},
+            layer(2, "mlp.up"): {"": layer(0, "mlp.up")},
+        },
+    )
+
+    def pick(info: LayerInfo, matrix: Tensor) -> Weight | None:
+        if info.tensor == plain:
+            return None
+        return low_rank(matrix, 8) if info.tensor in factors else every_form(info, matrix)
+
+    return compress(tiny_llama, tmp_path_factory.mktemp("native") / "llama", pick, owners)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +110,22 @@ def test_tied_llama_of_every_form_gives_the_decoded_model(native_llama: Path, ti
     torch.testing.assert_close(model(IDS).logits, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(load(native_llama, kernels="reference")(IDS).logits, model(IDS).logits)
     assert "lm_head.weight" not in model.state_dict()
+
+
+def test_what_layers_share_is_one_parameter_in_every_reader(native_llama: Path) -> None:
+    readers = (AutoModelForCausalLM.from_pretrained(native_llama), load(native_llama, kernels="reference"))
+    for model in readers:
+        (_, one, two), shown = (layer for layer in model.model.layers), []
+        attention, other = one.self_attn, two.self_attn
+        for held in (attention.k_proj, attention.v_proj, other.q_proj, attention.q_proj):
+            stored = held.stored
+            shown.append(stored["source_in"] if "source_in" in stored else stored["in"])
+        assert len({id(tensor) for tensor in shown}) == 1
+        gates = [model.model.layers[0].mlp.gate_proj.weight, model.model.layers[2].mlp.gate_proj.stored["source"]]
+        assert gates[0] is gates[1]
+    fast = load(native_llama).model.layers
+    assert fast[1].self_attn.v_proj.right is fast[1].self_attn.k_proj.right
+    assert fast[2].mlp.gate_proj.matrix.data_ptr() == fast[0].mlp.gate_proj.weight.data_ptr()
 
 
 @torch.no_grad()
@@ -201,14 +236,17 @@ def stock_loads(run: Run, tiny_bert: Path, tmp_path_factory: pytest.TempPathFact
         "low_rank": lambda info, w: low_rank(w, 4),
         "integers": lambda info, w: integers(w, 8, symmetric=False) if "query" in info.name else low_rank(w, 4),
         "sparse": lambda info, w: halved(w),
+        "tied": lambda info, w: None,
     }
+    query = "encoder.layer.{}.attention.self.query.weight".format
+    owners = {"tied": {query(1): {"": query(0)}}}
     folder = tmp_path_factory.mktemp("stock")
-    done = run(STOCK, *(compress(tiny_bert, folder / form, make) for form, make in makers.items()))
+    done = run(STOCK, *(compress(tiny_bert, folder / form, make, owners.get(form)) for form, make in makers.items()))
     assert done.returncode == 0, done.stderr[-2000:]
     return dict(zip(makers, done.stderr.split("=== next ===\n"), strict=False))
 
 
-@pytest.mark.parametrize("form", ["low_rank", "integers", "sparse"])
+@pytest.mark.parametrize("form", ["low_rank", "integers", "sparse", "tied"])
 def test_stock_load_is_refused_never_random(stock_loads: dict[str, str], form: str) -> None:
     """Without the import and without trust_remote_code."""
     assert "it loads" not in stock_loads[form]

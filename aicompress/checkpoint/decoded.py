@@ -13,11 +13,12 @@ from aicompress.checkpoint.reader import Checkpoint
 def with_decoded(checkpoint: Checkpoint, parameters: Collection[str]) -> Checkpoint:
     """The view in which these parameters, compressed in whatever form, are decoded as they are read."""
     entries = checkpoint.manifest.entries
-    weights = {name: _decoded(checkpoint, name) for name in parameters if name in entries}
+    wanted = [*parameters, *checkpoint.manifest.borrowers(parameters)]  # what is decoded lends nothing
+    weights = {name: _decoded(checkpoint, name) for name in wanted if name in entries}
     if not weights:
         return checkpoint
     foreign = checkpoint.foreign
-    names = {name for weight in weights.values() for name in weight.names.values()}
+    names = {name for weight in weights.values() for name in (*weight.names.values(), *weight.extra.values())}
     refs = {**foreign.refs, **{name: checkpoint.tensors[name] for name in names}}
     foreign = replace(foreign, weights={**foreign.weights, **weights}, refs=refs, path=checkpoint.path)
     left = {name: entry for name, entry in entries.items() if name not in weights}
@@ -30,8 +31,7 @@ def _decoded(checkpoint: Checkpoint, parameter: str) -> ForeignWeight:
     if checkpoint.foreign.is_kept(parameter):
         return replace(checkpoint.foreign.weights[parameter], outline=None)
     entry = checkpoint.manifest.entries[parameter]
-    names = {name: name for name in checkpoint.stored_names(parameter).values()}
-    words = str(entry.meta["form"])
-    return ForeignWeight(
-        entry.dense, names, words, partial(checkpoint.restored, parameter, entry), None, entry.transposed
-    )
+    names = {name: name for name in checkpoint.own_names(parameter).values()}
+    shared = {name: name for name in entry.shared.values()}
+    words, decode = str(entry.meta["form"]), partial(checkpoint.restored, parameter, entry)
+    return ForeignWeight(entry.dense, names, words, decode, None, entry.transposed, shared)

@@ -7,14 +7,17 @@ a bare file carries both in its metadata under the key `aicompress`.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from aicompress.checkpoint.header import DTYPE_NAMES, DTYPES, checked_shape
 from aicompress.checkpoint.json_text import parsed
+from aicompress.checkpoint.layouts import native_names
 from aicompress.errors import CheckpointError, Unsupported
-from aicompress.layer import from_matrix
-from aicompress.weights import TensorSpec, Weight
+from aicompress.layer import LayerInfo, from_matrix
+from aicompress.weights import TensorSpec, Weight, form_of
 
 FORMAT_VERSION = 1
 KEY = "aicompress"
@@ -29,12 +32,14 @@ class Entry:
         transposed: the parameter stores (in, out), the stored matrix is (out, in).
         meta: what the stored form needs beside its tensors.
         suffixes: suffixes of its tensors on disk in the native layout; '' is the primary one.
+        shared: suffix -> name on disk of those tensors that another parameter stores.
     """
 
     dense: TensorSpec
     transposed: bool
     meta: dict[str, Any]
     suffixes: tuple[str, ...] = ("",)
+    shared: Mapping[str, str] = field(default_factory=dict)
 
     def decode(self, weight: Weight) -> Any:
         """The dense parameter."""
@@ -47,12 +52,14 @@ class Entry:
             "meta": self.meta,
             "tensors": list(self.suffixes),
         }
+        plain |= {"shared": dict(self.shared)} if self.shared else {}
         return {**plain, "transposed": True} if self.transposed else plain
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> Entry:
         spec = TensorSpec(DTYPES[plain["dtype"]], checked_shape(plain["shape"]))
-        return cls(spec, bool(plain.get("transposed")), plain["meta"], tuple(plain["tensors"]))
+        suffixes, shared = tuple(plain["tensors"]), _shared(plain.get("shared", {}))
+        return cls(spec, bool(plain.get("transposed")), plain["meta"], suffixes, shared)
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,49 @@ class Manifest:
     entries: dict[str, Entry] = field(default_factory=dict)
     lineage: tuple[dict[str, Any], ...] = ()
     widths: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    @cached_property
+    def lent(self) -> dict[str, str]:
+        """Tensors on disk that several parameters are made of, each with the parameter that stores it."""
+        names = {disk for entry in self.entries.values() for disk in entry.shared.values()}
+        stored = {
+            disk: name
+            for name, entry in (self.entries.items() if names else ())
+            for disk in native_names(name, [suffix for suffix in entry.suffixes if suffix not in entry.shared]).values()
+        }
+        return {disk: stored.get(disk, disk) for disk in names}
+
+    def owners(self, parameter: str) -> dict[str, str]:
+        """Parts of a parameter that other parameters store, each with that one; '' is all of it."""
+        entry = self.entries.get(parameter)
+        if entry is None or not entry.shared:
+            return {}
+        whole = form_of(entry.meta["form"]).aliases
+        return {"" if whole else suffix.partition("_")[0]: self.lent[disk] for suffix, disk in entry.shared.items()}
+
+    def borrowers(self, parameters: Collection[str]) -> list[str]:
+        """The parameters that are made of tensors of these, or of such parameters in turn, and are none of them."""
+        wanted = set(parameters)
+        more = [
+            name
+            for name, entry in self.entries.items()
+            if name not in wanted and any(self.lent[disk] in wanted for disk in entry.shared.values())
+        ]
+        return [*more, *self.borrowers({*wanted, *more})] if more else []
+
+    def parted(self, later: Manifest, parameters: Collection[str]) -> list[str]:
+        """A warning that names parameters which share tensors here and not in a later manifest.
+
+        Args:
+            later: of what a step makes of this checkpoint.
+            parameters: what it holds.
+        """
+        shared = [name for name, entry in self.entries.items() if entry.shared and name in parameters]
+        apart = [name for name in shared if name not in later.entries or not later.entries[name].shared]
+        if not apart:
+            return []
+        shown = ", ".join(apart[:3]) + (", ..." if len(apart) > 3 else "")
+        return [f"{len(apart)} parameters no longer share what is stored once for them and others: {shown}"]
 
     def to_json(self) -> dict[str, Any]:
         entries = {name: entry.to_json() for name, entry in self.entries.items()}
@@ -103,6 +153,46 @@ class Manifest:
             message = f"{where}: its aicompress manifest is not JSON: {error}"
             raise CheckpointError(message, "write the checkpoint again") from error
         return cls.from_json(plain, where)
+
+
+def entries_of(
+    dense: Mapping[str, TensorSpec],
+    compressed: Mapping[str, tuple[LayerInfo, Weight]],
+    owners: Mapping[str, Mapping[str, str]],
+) -> dict[str, Entry]:
+    """Entries of compressed parameters.
+
+    Args:
+        dense: what each decodes to.
+        compressed: each as a layer, and the outline of its stored form.
+        owners: of those that share tensors, their parts that other parameters store, each with that one.
+    """
+
+    def place(name: str, suffix: str) -> str:
+        for part, owner in owners.get(name, {}).items():
+            borrowed = compressed[name][1].borrowed(part)
+            if suffix in borrowed:
+                return place(owner, borrowed[suffix])
+        return native_names(name, [suffix])[suffix]
+
+    entries: dict[str, Entry] = {}
+    for name, (info, weight) in compressed.items():
+        lent = [suffix for part in owners.get(name, {}) for suffix in weight.borrowed(part)]
+        shared = {suffix: place(name, suffix) for suffix in lent}
+        entries[name] = Entry(dense[name], info.transposed, weight.meta(), tuple(weight.tensors()), shared)
+    return entries
+
+
+def _shared(plain: Any) -> dict[str, str]:
+    """Names on disk by suffix; the primary tensor is never another's.
+
+    Raises:
+        ValueError: something else.
+    """
+    shared = dict(plain.items())
+    if "" in shared or not all(isinstance(part, str) for pair in shared.items() for part in pair):
+        raise ValueError
+    return shared
 
 
 def _lineage(plain: Any) -> tuple[dict[str, Any], ...]:

@@ -95,10 +95,11 @@ class Checkpoint:
         """Every compressed parameter has its tensors, and they have the dtypes and shapes that its form needs."""
         for name, entry in self.manifest.entries.items():
             names = self.stored_names(name)
-            if not names or any(disk not in self.tensors for disk in names.values()):
-                raise CheckpointError(
-                    f"{self.path}: compressed parameter {name!r} lacks tensors", "the file is incomplete"
-                )
+            lost = [disk for disk in names.values() if disk not in self.tensors]
+            if lost or not names:
+                what = f"{lost[0]!r}, which it shares" if lost and lost[0] in entry.shared.values() else "tensors"
+                message = f"{self.path}: compressed parameter {name!r} lacks {what}"
+                raise CheckpointError(message, "the file is incomplete")
             if self.foreign.is_kept(name):
                 continue  # its layout has looked at them
             try:
@@ -114,9 +115,10 @@ class Checkpoint:
                 raise self._inconsistent(name, f": {first_line(error)}") from error
             if not fits:
                 raise self._inconsistent(name)
-            if entry.dense.nbytes > max(SMALL, EXPANSION * self.nbytes(name)):
+            stored = sum(self.tensors[disk].spec.nbytes for disk in names.values())
+            if entry.dense.nbytes > max(SMALL, EXPANSION * stored):
                 raise CheckpointError(
-                    f"{self.path}: {name!r} would decode to {entry.dense.nbytes:,} bytes from {self.nbytes(name):,}",
+                    f"{self.path}: {name!r} would decode to {entry.dense.nbytes:,} bytes from {stored:,}",
                     f"more than {EXPANSION:,} for one is no weight of a model",
                 )
 
@@ -127,19 +129,26 @@ class Checkpoint:
         )
 
     def stored_names(self, parameter: str) -> dict[str, str]:
-        """Suffix -> name on disk of a parameter's tensors; a dense parameter has one, under ''."""
+        """Suffix -> name on disk of all tensors a parameter is made of; a dense parameter has one, under ''."""
         if self.foreign.is_kept(parameter):
             return dict(self.foreign.weights[parameter].names)
         if parameter in self.manifest.entries and self.layout == "compressed-tensors":
             module = parameter.removesuffix(".weight")
             return {suffix: f"{module}.{suffix}" for suffix in CT_SUFFIXES if f"{module}.{suffix}" in self.tensors}
         if parameter in self.manifest.entries:
-            return native_names(parameter, self.manifest.entries[parameter].suffixes)
+            entry = self.manifest.entries[parameter]
+            return {**native_names(parameter, entry.suffixes), **entry.shared}
         return {"": parameter} if parameter in self.tensors else {}
+
+    def own_names(self, parameter: str) -> dict[str, str]:
+        """Those of `stored_names` that lie under the parameter's own name, and not under another's."""
+        entry = self.manifest.entries.get(parameter)
+        shared = {} if entry is None else entry.shared
+        return {suffix: name for suffix, name in self.stored_names(parameter).items() if suffix not in shared}
 
     def parameters(self) -> dict[str, TensorSpec]:
         """Logical parameters in file order, each as the dense tensor it stands for."""
-        owner = {disk: name for name in self.manifest.entries for disk in self.stored_names(name).values()}
+        owner = {disk: name for name in self.manifest.entries for disk in self.own_names(name).values()}
         specs: dict[str, TensorSpec] = {}
         for disk, ref in self.tensors.items():
             name = owner.get(disk, disk)
@@ -148,14 +157,14 @@ class Checkpoint:
         return specs
 
     def nbytes(self, parameter: str) -> int:
-        """Bytes of a parameter's tensors on disk."""
+        """Bytes on disk of the tensors that a parameter stores itself."""
         return sum(spec.nbytes for spec in self.stored_specs(parameter).values())
 
     def stored_specs(self, parameter: str) -> dict[str, TensorSpec]:
-        """Dtypes and shapes of a parameter's tensors on disk by name, as the files have them."""
+        """Dtypes and shapes of the tensors that a parameter stores itself, by their names on disk."""
         if parameter in self.foreign.weights:
             return self.foreign.specs(parameter)
-        return {name: self.tensors[name].spec for name in self.stored_names(parameter).values()}
+        return {name: self.tensors[name].spec for name in self.own_names(parameter).values()}
 
     def outline(self, parameter: str) -> Weight | None:
         """A compressed parameter in the form it is stored in, without data; None for a plain one."""
@@ -181,25 +190,16 @@ class Checkpoint:
         out = int(np.prod(spec.shape)) // columns
         shape = (columns, out) if transposed else (out, columns)
         outline = self.outline(name)
-        form = Dense.form if outline is None else outline.form
+        form, owners = Dense.form if outline is None else outline.form, self.manifest.owners(name)
         whole = LayerInfo(
-            layer_name(name),
-            name,
-            kind,
-            shape,
-            spec.shape,
-            spec.dtype,
-            transposed,
-            "",
-            form,
-            self.nbytes(name),
-            outline,
-        )
+            layer_name(name), name, kind, shape, spec.shape, spec.dtype, transposed,
+            "", form, self.nbytes(name), outline, owners.get("", ""),
+        )  # fmt: skip
         parts = {} if outline is None else outline.parts()
         return [
             LayerInfo(
                 f"{whole.name}.{form}.{part}", name, kind, weight.shape, spec.shape, spec.dtype, transposed,
-                part, weight.form, outline_nbytes(weight), weight,
+                part, weight.form, 0 if part in owners else outline_nbytes(weight), weight, owners.get(part, ""),
             )
             for part, weight in parts.items()
         ] or [whole]  # fmt: skip

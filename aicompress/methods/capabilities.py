@@ -97,6 +97,21 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Rounded:
+    """What a layer would lose if it were rounded to integer codes of no more bytes than it takes compressed.
+
+    Attributes:
+        bits: of a code.
+        error: relative error of these codes, as the method weighs it.
+        instead_of: relative error of the compressed weight.
+    """
+
+    bits: int
+    error: float
+    instead_of: float
+
+
+@dataclass(frozen=True)
 class RowWise(Generic[C]):
     """Rows are compressed apart from each other, without random numbers: a large layer is done in blocks of rows.
 
@@ -189,11 +204,13 @@ class Setting:
         other_bytes: of everything else in the output's weight files, at most.
         saved_milliseconds: (layer, compressed weight) -> time that the layer's forward pass takes less on this machine.
         done: told of the number of layers that are measured.
+        divergence: (one explicit config per candidate) -> KL of the outputs in nats, measured on the running model.
     """
 
     other_bytes: int
     saved_milliseconds: Callable[[Layer, Weight], float]
     done: Callable[[int], None] = lambda number: None
+    divergence: Callable[[Sequence[MethodConfig]], float] = lambda configs: 0.0
 
 
 @dataclass(frozen=True)
@@ -202,11 +219,13 @@ class Surveys(Generic[C]):
 
     Attributes:
         statistics: config -> those that the decision reads; none where the config decides alone.
+        tries: config -> whether the decision tries explicit configs on the running model.
         decide: (candidates whose layers come with these statistics, setting) -> one explicit config per candidate.
     """
 
     statistics: Callable[[C], frozenset[str]]
     decide: Callable[[Sequence[Candidate[C]], Setting], list[C]]
+    tries: Callable[[C], bool] = lambda config: False
 
 
 @dataclass(frozen=True)

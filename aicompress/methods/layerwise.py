@@ -14,11 +14,13 @@ from aicompress.methods.capabilities import (
     Reads,
     Rescales,
     Rotates,
+    Rounded,
     RowWise,
     Surveys,
     Widths,
 )
 from aicompress.methods.method import Method, MethodConfig
+from aicompress.methods.shares import Shares
 from aicompress.methods.zeros import kept_zero, outline_of
 from aicompress.weights import Weight
 
@@ -37,8 +39,14 @@ class LayerMethod(Method, Generic[C]):
         describe: the few knobs a report row shows, from the config and the stored weight or its outline; under the key
             "note" a sentence that says why the layer came out as it did, where that is not obvious.
         reading: the parameters decide which statistics are read; None: all of `needs`, whatever they are.
+        suits: (layer info) -> whether it is a layer that the method is made for; others stay as they are, and the plan
+            says so; the step is refused where none is.
+        made_for: what such layers are, in a few words.
+        rounded: (layer, config, compressed weight) -> what rounding the layer in no more bytes would lose; None where
+            that cannot be, or is what the method does.
         stacks: matrices one below the other, as experts lie in one tensor, come out as each by itself.
-        joint, couples, row_wise, rescales, rotates, allocates, surveys, widths: capabilities; None where it lacks one.
+        joint, couples, shares, row_wise, rescales, rotates, allocates, surveys, widths: capabilities; None where it
+            lacks one.
     """
 
     config: type[C]
@@ -46,15 +54,21 @@ class LayerMethod(Method, Generic[C]):
     outline: Callable[[LayerInfo, C], Weight] = field(kw_only=True)
     check: Callable[[LayerInfo, C], tuple[str, str] | None] = field(kw_only=True, default=lambda info, config: None)
     describe: Callable[[C, Weight], dict[str, Any]] = field(kw_only=True, default=lambda config, weight: {})
+    rounded: Callable[[Layer, C, Weight], Rounded | None] = field(
+        kw_only=True, default=lambda layer, config, weight: None
+    )
     reading: Reads[C] | None = field(kw_only=True, default=None)
     joint: Joint[C] | None = field(kw_only=True, default=None)
     couples: Couples[C] | None = field(kw_only=True, default=None)
+    shares: Shares[C] | None = field(kw_only=True, default=None)
     row_wise: RowWise[C] | None = field(kw_only=True, default=None)
     rescales: Rescales[C] | None = field(kw_only=True, default=None)
     rotates: Rotates[C] | None = field(kw_only=True, default=None)
     allocates: Allocates[C] | None = field(kw_only=True, default=None)
     surveys: Surveys[C] | None = field(kw_only=True, default=None)
     widths: Widths[C] | None = field(kw_only=True, default=None)
+    suits: Callable[[LayerInfo], bool] = field(kw_only=True, default=lambda info: True)
+    made_for: str = field(kw_only=True, default="layers")
     stacks: bool = field(kw_only=True, default=False)
 
     kind: ClassVar[str] = "layerwise"
@@ -69,11 +83,19 @@ class LayerMethod(Method, Generic[C]):
         if kind != "experts":
             return True
         searches = self.widths is not None and self.widths.search(config) is not None
-        return self.stacks and not self.reads(config) and not self.surveyed(config) and not searches
+        return self.stacks and not self.reads(config) and not self.undecided(config) and not searches
 
     def surveyed(self, config: C) -> frozenset[str]:
         """Statistics of the original model that are read before any layer is compressed; none without a survey."""
         return frozenset() if self.surveys is None else self.surveys.statistics(config)
+
+    def tries(self, config: C) -> bool:
+        """Whether the running model decides, on which explicit configs are tried before any layer is compressed."""
+        return self.surveys is not None and self.surveys.tries(config)
+
+    def undecided(self, config: C) -> bool:
+        """Whether a survey decides how much of a layer stays."""
+        return bool(self.surveyed(config)) or self.tries(config)
 
     def compares(self, config: C) -> bool:
         """Whether a config reads the original model's inputs against the compressed one's."""
@@ -91,8 +113,8 @@ class LayerMethod(Method, Generic[C]):
 
     @property
     def tunable(self) -> bool:
-        """Whether what it stores can move on towards what a block gave before: codes, or factors."""
-        return self.command in ("quantize", "factorize")
+        """Whether what it stores can move on towards what a block gave before: codes, or factors of one layer."""
+        return self.command in ("quantize", "factorize") and self.shares is None
 
     def planned(self, info: LayerInfo, config: C) -> Weight:
         """Outline of a layer as it is stored: of one that is sparse, the survivors alone where that is smaller."""

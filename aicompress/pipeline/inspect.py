@@ -199,7 +199,10 @@ def _form(checkpoint: Checkpoint, name: str) -> tuple[str, str]:
         form, _, settings = foreign.words.partition(", ")
         return form, settings
     outline = checkpoint.outline(name)
-    return (Dense.form, "") if outline is None else (outline.form, outline.describe())
+    if outline is None:
+        return Dense.form, ""
+    lent = [f"{part or 'all'} of {layer_name(owner)}" for part, owner in checkpoint.manifest.owners(name).items()]
+    return outline.form, ", ".join(filter(None, (outline.describe(), *lent)))
 
 
 def _as_stored(source: str | Path) -> Checkpoint:

@@ -7,6 +7,7 @@ dtypes and shapes that the real weight will be stored with, and no data. Plans a
 
 from aicompress.weights.codebook import Codebook
 from aicompress.weights.column_scaled import ColumnScaled
+from aicompress.weights.convolutions import Convolutions
 from aicompress.weights.corrected import Corrected
 from aicompress.weights.dense import Dense
 from aicompress.weights.float8 import Float8
@@ -17,11 +18,13 @@ from aicompress.weights.masked import Masked
 from aicompress.weights.sparse import Sparse
 from aicompress.weights.sparse_codes import SparseCodes
 from aicompress.weights.submatrix import Submatrix
+from aicompress.weights.tied import Tied
 
 __all__ = [
     "Codebook",
     "Coded",
     "ColumnScaled",
+    "Convolutions",
     "Corrected",
     "Dense",
     "Float8",
@@ -32,6 +35,7 @@ __all__ = [
     "SparseCodes",
     "Submatrix",
     "TensorSpec",
+    "Tied",
     "Weight",
     "form_of",
     "forms",

@@ -1,8 +1,8 @@
 """Decoding of stored forms in differentiable tensor operations, for readers without this package.
 
 This file needs torch only. A checkpoint of the native layout carries a `decoding_aicompress.py`, which is this file
-followed by the decoder of every form: the functions under `@decoder` and `@product` in the forms' own files. A decoder
-may therefore use torch and the names of this file, and nothing else.
+followed by the decoder of every form: the functions under `@decoder`, `@product` and `@convolutions` in the forms' own
+files. A decoder may therefore use torch and the names of this file, and nothing else.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ Tensors = Mapping[str, Tensor]  # its tensors by suffix; the primary one has the
 Decoder = Callable[[Meta, Tensors], Tensor]
 Factors = list[tuple[Meta, Tensors]]
 Kept = tuple[Meta, Tensors, Tensor | None, Tensor | None]  # a stored weight, the rows and the columns it stands at
+Kernels = list[Tensor]  # (out, in, *k) each, of the convolution that comes first first
 
 DECODERS: dict[str, Decoder] = {}
 PRODUCTS: dict[str, Callable[[Meta, Tensors], Factors]] = {}
 SUBMATRICES: dict[str, Callable[[Meta, Tensors], Kept]] = {}
+CONVOLUTIONS: dict[str, Callable[[Meta, Tensors], Kernels]] = {}
 
 
 def decoder(form: str) -> Callable[[Decoder], Decoder]:
@@ -59,10 +61,40 @@ def submatrix(form: str) -> Callable[[Callable[[Meta, Tensors], Kept]], Callable
     return register
 
 
+def convolutions(form: str) -> Callable[[Callable[[Meta, Tensors], Kernels]], Callable[[Meta, Tensors], Kernels]]:
+    """Register the function that gives the kernels of a form that is several convolutions, from its parts' matrices."""
+
+    def register(function: Callable[[Meta, Tensors], Kernels]) -> Callable[[Meta, Tensors], Kernels]:
+        CONVOLUTIONS[form] = function
+        return function
+
+    return register
+
+
 def kept(meta: Meta, tensors: Tensors) -> Kept:
     """A stored weight without its rows and columns of zeros, and where the others stand; None for all of them."""
     split = SUBMATRICES.get(meta["form"])
     return (meta, tensors, None, None) if split is None else split(meta, tensors)
+
+
+def kernels(meta: Meta, tensors: Tensors) -> Kernels:
+    """The decoded kernels of a stored weight that is several convolutions; none of any other."""
+    if meta["form"] not in CONVOLUTIONS:
+        return []
+    names = [name for name, part in meta.items() if isinstance(part, Mapping) and name != "out"]
+    held: dict[str, dict[str, Tensor]] = {name: {} for name in (*names, "out")}
+    for suffix, tensor in tensors.items():
+        name, _, rest = suffix.partition("_")
+        held[name if name in names else "out"][rest if name in names else suffix] = tensor
+    return CONVOLUTIONS[meta["form"]](meta, {name: decode(meta[name], part) for name, part in held.items()})
+
+
+def composed(chain: Kernels) -> Tensor:
+    """The matrix (out, in*prod(k)) of convolutions of which the earlier ones go along the earlier axes."""
+    whole, *others = (kernel.flatten(2) for kernel in chain)
+    for kernel in others:
+        whole = torch.einsum("orq,rip->oipq", kernel, whole).flatten(2)
+    return whole.flatten(1)
 
 
 def factors(meta: Meta, tensors: Tensors) -> Factors:
@@ -80,6 +112,8 @@ def decode(meta: Meta, tensors: Tensors) -> Tensor:
     form = meta["form"]
     if form in PRODUCTS:
         return reduce(torch.matmul, [decode(*factor) for factor in factors(meta, tensors)])
+    if form in CONVOLUTIONS:
+        return composed(kernels(meta, tensors))
     if form not in DECODERS:
         raise ValueError(f"stored form {form!r} is not known to this version of aicompress: upgrade it")
     return DECODERS[form](meta, tensors)

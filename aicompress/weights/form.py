@@ -43,6 +43,9 @@ class Weight(ABC):
     """
 
     form: ClassVar[str]
+    aliases: ClassVar[bool] = False  # whether it is another parameter's weight, with nothing of its own
+    # Of its parts, where it has some: the outer one is given what the inner one gives.
+    is_product: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -98,12 +101,27 @@ class Weight(ABC):
         return None
 
     def parts(self) -> dict[str, Weight]:
-        """Both factors of a product, `out` on the left and `in` on the right; later steps compress each as a layer."""
+        """What later steps compress as layers, the last one to be applied first.
+
+        Both factors of a product, `out` on the left and `in` on the right; or the kernels of several convolutions.
+        """
         return {}
 
     def with_parts(self, parts: Mapping[str, Weight]) -> Self:
-        """The same product with some of its factors replaced."""
-        raise TypeError(f"{self.form} is no product")
+        """The same weight with some of its parts replaced."""
+        raise TypeError(f"{self.form} has no parts")
+
+    def borrowed(self, part: str) -> dict[str, str]:
+        """Suffixes of the tensors of a part -> those that they have where another parameter stores it.
+
+        Args:
+            part: a key of `parts()`; '' of a form that is another parameter's weight.
+        """
+        return {suffix: suffix for suffix in self.tensors() if suffix == part or suffix.startswith(f"{part}_")}
+
+    def borrowing(self, part: str, owner: Weight) -> Self:
+        """The same weight with a part of another one, which stores it."""
+        return self.with_parts({part: owner.parts()[part]})
 
 
 @cache

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -42,3 +44,15 @@ def candidate_of(layer: Layer, config: object) -> Candidate:
 def randn(*shape: int, seed: int = 0) -> Tensor:
     """Gaussian numbers."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def convolution(kernel: Tensor) -> Layer:
+    """A convolution around its kernel (out, in, *k); a linear layer around a matrix."""
+    layer = layer_of(kernel.flatten(1))
+    kind = "conv" if kernel.ndim > 2 else "linear"
+    return replace(layer, info=replace(layer.info, kind=kind, tensor_shape=tuple(kernel.shape)))
+
+
+def squared_error(layer: Layer, weight: Weight) -> float:
+    """‖W − Ŵ‖²."""
+    return float((layer.weight - weight.dense()).double().square().sum())

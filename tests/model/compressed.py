@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -12,19 +12,34 @@ from aicompress.checkpoint import Checkpoint, CheckpointWriter
 from aicompress.layer import LayerInfo
 from aicompress.model.loading.parameter_kinds import layer_kinds
 from aicompress.pipeline.step.output import Destination, Planned, arrange
-from aicompress.weights import Dense, IntGrouped, LowRank, Sparse, Weight
+from aicompress.weights import Dense, IntGrouped, LowRank, Sparse, Tied, Weight
 
 Pick = Callable[[LayerInfo, Tensor], Weight | None]
 
 
-def compress(source: Path, out: Path, pick: Pick) -> Path:
-    """Store every layer in the form that `pick` makes of its matrix (out, in); None leaves it dense."""
+def compress(source: Path, out: Path, pick: Pick, owners: Mapping[str, Mapping[str, str]] | None = None) -> Path:
+    """Store every layer in the form that `pick` makes of its matrix (out, in); None leaves it dense.
+
+    Args:
+        source: a plain checkpoint.
+        out: where the compressed one goes.
+        pick: as above.
+        owners: of parameters that take parts of others, those by part; '' of one that is another's.
+    """
     checkpoint = Checkpoint.open(source)
     kinds = layer_kinds(checkpoint.config, checkpoint.parameters()) if checkpoint.config else None
     infos = {info.tensor: info for info in checkpoint.layers(kinds)}
     weights = {name: pick(info, checkpoint.layer(info).weight) for name, info in infos.items()}
+    shared = owners or {}
+    for name, parts in shared.items():
+        for part, owner in parts.items():
+            info, its = infos[name], weights[owner] or Dense(checkpoint.layer(infos[owner]).weight)
+            own = weights[name] if part else Tied.of(its, info.tensor_shape, info.transposed)
+            assert own is not None
+            weights[name] = own.borrowing(part, its)
     planned = {
-        name: Planned(spec, weights.get(name), infos.get(name)) for name, spec in checkpoint.parameters().items()
+        name: Planned(spec, weights.get(name), infos.get(name), shared.get(name, {}))
+        for name, spec in checkpoint.parameters().items()
     }
     output = arrange(checkpoint, Destination(out), planned, {"command": "test"})
     with CheckpointWriter(out, output.shards) as writer:

@@ -29,7 +29,7 @@ COMMAND = {
     name: command
     for command in ("factorize", "quantize", "prune")
     for name, method in methods(command).items()
-    if isinstance(method, LayerMethod) and not method.needs
+    if isinstance(method, LayerMethod) and not method.needs and method.made_for == "layers"
 }
 # Ranks so low that the factors are smaller than 8-bit codes: then every order of these three shrinks or keeps the file.
 PARAMETERS: dict[str, dict[str, Any]] = {
@@ -43,7 +43,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
 PAIRS = list(itertools.product(COMMAND, repeat=2))
 # What one step leaves and another cannot take, and how it says so.
 REFUSED = {
-    ("svd", "svd"): "is a factor of a low-rank layer",
+    ("svd", "svd"): "is a part of a factorized layer",
     **{("hqq", zeroing): "its zero points are real numbers" for zeroing in ("magnitude", "lamp")},
     **{(s, zeroing): "cannot hold a mask" for s in ("kmeans", "nf4", "sinq") for zeroing in ("magnitude", "lamp")},
 }

@@ -12,6 +12,7 @@ from aicompress.checkpoint.manifest import Entry, Manifest
 from aicompress.weights import (
     Codebook,
     ColumnScaled,
+    Convolutions,
     Corrected,
     Dense,
     Float8,
@@ -21,6 +22,7 @@ from aicompress.weights import (
     SparseCodes,
     Submatrix,
     TensorSpec,
+    Tied,
     Weight,
 )
 from aicompress.weights.grouping import Grouping
@@ -78,6 +80,10 @@ FORMS: dict[str, Weight] = {
         torch.tensor([0, 2, 3, 5], dtype=torch.int32),
         torch.tensor([0, 6, 11], dtype=torch.int32),
     ),
+    "two convolutions": Convolutions(((2, 1), (1, 3)), Dense(randn(3, 4).half()), Dense(randn(6, 9).half())),
+    "three convolutions": Convolutions(
+        ((1, 1), (2, 3), (1, 1)), Dense(randn(2, 2)), ints(8, (6, 1), True, (6, 4)), ints(4, (4, 3), False, (4, 12))
+    ),
     "corrected": Corrected(ints(2, (6, 3), True), LowRank(Dense(randn(6, 2).half()), Dense(randn(2, 12).half()))),
     "corrected, all quantized": Corrected(
         ColumnScaled(ints(2, (6, 3), True), randn(12)), LowRank(ints(8, (6, 1), True, (6, 2)), Dense(randn(2, 12)))
@@ -90,6 +96,10 @@ FORMS: dict[str, Weight] = {
         for groups in ((1, 1), (6, 3))
         for symmetric in (True, False)
     },
+    "tied": Tied(Dense(randn(6, 12).half())),
+    "tied, transposed": Tied.of(Dense(randn(12, 6).half().t()), (12, 6), transposed=True),
+    "tied to a convolution": Tied.of(Dense(randn(6, 12)), (6, 3, 4), transposed=False),
+    "tied to codes": Tied(ints(4, (6, 3), False)),
     "sparse codes, nothing left": SparseCodes.of(ints(4, (6, 1), True), torch.zeros(6, 12, dtype=torch.bool)),
     "sparse 2:4": Sparse.of(randn(6, 12), TWO_OF_FOUR, Grouping(2, 4)),
     "sparse 2:4 of ordered columns": Sparse.of(

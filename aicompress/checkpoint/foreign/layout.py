@@ -28,7 +28,7 @@ class ForeignWeight:
             behind its first axis.
         outline: the same form without data where a step can write it again as it is; None where the weight is decoded.
         transposed: the parameter stores (in, out), the matrix is (out, in).
-        extra: role -> name of tensors of other files, such as an adapter's.
+        extra: role -> name of tensors of other files, such as an adapter's, or of other parameters.
     """
 
     dense: TensorSpec

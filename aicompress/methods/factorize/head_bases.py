@@ -22,7 +22,8 @@ def directions(counted: Tensor, seen: Tensor, rank: int) -> Tensor:
     assert root.vectors is not None
     half = root.vectors * root.values  # G = half halfᵀ
     left = torch.linalg.svd(half.t() @ other.times(torch.eye(len(seen), dtype=seen.dtype)))[0][:, :rank]
-    return torch.linalg.qr(half @ left)[0].t()
+    basis: Tensor = torch.linalg.qr(half @ left)[0].t()
+    return basis
 
 
 def placed(basis: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -52,4 +53,5 @@ def turn(now: Tensor, wanted: Tensor) -> Tensor:
     between = now / now.norm() - wanted / wanted.norm()
     square = between.square().sum().clamp_min(torch.finfo(now.dtype).tiny)
     reflection = torch.eye(len(now), dtype=now.dtype) - 2 * torch.outer(between, between) / square
-    return reflection * (wanted.norm() / now.norm())
+    stretched: Tensor = reflection * (wanted.norm() / now.norm())
+    return stretched

@@ -113,7 +113,8 @@ def _values(
     values = _target(value, config).double().view(groups, width, -1)
     rows = torch.cat([basis @ values[group] for group, basis in enumerate(bases)])
     every = [bases[head // each] for head in range(product.heads)]
-    narrow = torch.block_diag(*every)  # (heads rank, heads width): what the output is given becomes this
+    # (heads rank, heads width): what the output is given is multiplied by it
+    narrow: Tensor = torch.block_diag(*every)  # type: ignore[no-untyped-call]
     fitted = Root.of(narrow @ given @ narrow.t(), 0.0).solve(matrix @ wanted @ narrow.t())
     at = _positions(places, width)
     return [

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from aicompress.errors import RecipeError
+
+TRIES = 6  # of ranks on the running model
+CLOSE = 0.95  # of a bound: what is above it is near enough
+HALVINGS = 12  # of the bytes in search of a budget
 
 
 def factor_parameters(shape: tuple[int, int], rank: int) -> int:
@@ -133,3 +137,51 @@ def _spend(moves: Sequence[_Move], taken: list[int], left: int) -> int:
             taken[move.layer] = move.after
             left -= move.nbytes
     return left
+
+
+def within_divergence(layers: Sequence[Spectrum], limit: float, lost: Callable[[Sequence[int]], float]) -> list[int]:
+    """Ranks of fewest bytes whose measured loss is within a limit.
+
+    The bytes lie between those that lost too much and those that did not. The next budget is where what ranks leave
+    out, in units of the spectra, would lose the limit if it were in proportion to what has been measured last.
+
+    Args:
+        layers: one spectrum per layer.
+        limit: what may be lost; never exceeded.
+        lost: ranks -> measured loss; those of dense matrices lose nothing.
+
+    Returns:
+        A rank per layer; the full rank min(out, in) stands for the dense matrix.
+    """
+    low, high = sum(layer.least for layer in layers), sum(layer.dense_bytes for layer in layers)
+    best = [len(layer.gains) for layer in layers]
+    budget = (low + high) // 2
+    for _ in range(TRIES):
+        ranks = allocate(layers, budget)
+        measured = lost(ranks)
+        if measured <= limit:
+            best, high = ranks, budget
+        else:
+            low = budget
+        if high - low < 2 or CLOSE * limit <= measured <= limit:
+            break
+        wanted = _dropped(layers, ranks) * (1 + CLOSE) / 2 * limit / measured if measured > 0 else float("inf")
+        budget = _budget_that_drops(layers, wanted, low, high)
+    return best
+
+
+def _dropped(layers: Sequence[Spectrum], ranks: Sequence[int]) -> float:
+    return sum(float(layer.gains[rank:].sum()) for layer, rank in zip(layers, ranks, strict=True))
+
+
+def _budget_that_drops(layers: Sequence[Spectrum], wanted: float, low: int, high: int) -> int:
+    """Bytes between two bounds at which about so much is left out; the middle of them where none come near it."""
+    first, last = low, high
+    for _ in range(HALVINGS):
+        middle = (first + last) // 2
+        if _dropped(layers, allocate(layers, middle)) > wanted:
+            first = middle
+        else:
+            last = middle
+    edge = (high - low) // 16
+    return last if low + edge < last < high - edge else (low + high) // 2

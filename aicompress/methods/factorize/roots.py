@@ -8,6 +8,7 @@ matrix of M W S in float64, as in svd.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -19,29 +20,51 @@ EMPTY = 1e-12  # of the largest eigenvalue: a direction below it counts as one t
 
 @dataclass(frozen=True)
 class Root:
-    """S with S Sᵀ = H for a symmetric positive semi-definite H: Q √Λ, or √Λ where H is diagonal.
+    """S with S Sᵀ = H + damping mean(diag H) I for a symmetric positive semi-definite H; found when it is asked for.
 
     Attributes:
-        vectors: Q, (n, n) float64; None: the unit matrix.
-        values: √λ, (n,) float64; 0 in empty directions.
+        matrix: H, (n, n), or its diagonal (n,) where it has nothing beside it.
+        damping: what is added.
     """
 
-    vectors: Tensor | None
-    values: Tensor
+    matrix: Tensor
+    damping: float
 
     @classmethod
     def of(cls, matrix: Tensor, damping: float) -> Root:
         """Of H + damping mean(diag H) I, (n, n)."""
-        positive = matrix.to(torch.float64, copy=True)
-        positive.diagonal().add_(damping * positive.diagonal().mean())
-        values, vectors = torch.linalg.eigh(positive)
-        return cls(vectors, _roots(values))
+        return cls(matrix, damping)
 
     @classmethod
     def diagonal(cls, diagonal: Tensor, damping: float) -> Root:
         """Of diag(h) + damping mean(h) I, for h (n,)."""
-        values = diagonal.double()
-        return cls(None, _roots(values + damping * values.mean()))
+        return cls(diagonal, damping)
+
+    @cached_property
+    def _decomposed(self) -> tuple[Tensor | None, Tensor]:
+        if self.matrix.ndim == 1:
+            diagonal = self.matrix.double()
+            return None, _roots(diagonal + self.damping * diagonal.mean())
+        positive = self.matrix.to(torch.float64, copy=True)
+        positive.diagonal().add_(self.damping * positive.diagonal().mean())
+        values, vectors = torch.linalg.eigh(positive)
+        return vectors, _roots(values)
+
+    @property
+    def vectors(self) -> Tensor | None:
+        """Q of S = Q √Λ, (n, n) float64; None: the unit matrix."""
+        return self._decomposed[0]
+
+    @property
+    def values(self) -> Tensor:
+        """√λ, (n,) float64; 0 in empty directions."""
+        return self._decomposed[1]
+
+    def weighed(self, x: Tensor) -> Tensor:
+        """X S Sᵀ, for X (rows, n), without the root."""
+        diagonal = self.matrix if self.matrix.ndim == 1 else self.matrix.diagonal()
+        own = x * self.matrix if self.matrix.ndim == 1 else x.to(self.matrix.dtype) @ self.matrix
+        return own + self.damping * diagonal.mean() * x
 
     def times(self, x: Tensor) -> Tensor:
         """X S, for X (rows, n) float64."""
@@ -79,6 +102,12 @@ class Weighting:
         """M W S, (out, in) float64."""
         product = self.inputs.times(weight.double())
         return product if self.outputs is None else self.outputs.times(product.t()).t()
+
+    def error(self, change: Tensor) -> float:
+        """tr(G E H Eᵀ) of a change E of the weight, (out, in): ‖M E S‖² without the roots."""
+        right = self.inputs.weighed(change)
+        left = change if self.outputs is None else self.outputs.weighed(change.t()).t()
+        return float(torch.sum(right * left, dtype=torch.float64).clamp_min(0))
 
     def squares(self, weight: Tensor) -> Tensor:
         """σ² of M W S in descending order, (min(out, in),) float64: the error that each further rank removes."""

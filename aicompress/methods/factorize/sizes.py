@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -10,10 +10,12 @@ import torch
 from pydantic import ByteSize, Field
 from torch import Tensor
 
-from aicompress.errors import CompressError, RecipeError, raise_all
+from aicompress.errors import RecipeError
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.capabilities import Candidate
-from aicompress.methods.factorize.ranks import Spectrum, allocate, factor_parameters, largest_rank
+from aicompress.methods.factorize.ranks import (
+    factor_parameters,
+    largest_rank,
+)
 from aicompress.methods.method import MethodConfig
 from aicompress.weights import Dense, LowRank, Weight
 
@@ -21,7 +23,7 @@ from aicompress.weights import Dense, LowRank, Weight
 class RankConfig(MethodConfig):
     """Parameters that say how large factors are."""
 
-    one_of: ClassVar[tuple[str, ...]] = ("rank", "energy", "keep", "target_bytes")
+    one_of: ClassVar[tuple[str, ...]] = ("rank", "energy", "keep", "target_bytes", "max_kl")
     budgets: ClassVar[frozenset[str]] = frozenset({"keep", "target_bytes"})
 
     rank: int | None = Field(None, ge=1, description="columns of U; a layer that it would not shrink stays dense")
@@ -34,6 +36,9 @@ class RankConfig(MethodConfig):
         gt=0,
         description="weight bytes of the output, in a level of its layers, e.g. 20MB; the most σ² per byte",
     )
+    max_kl: float | None = Field(
+        None, gt=0, description="fewest bytes with this divergence of the outputs in nats, tried on calibration data"
+    )
     multiple: int = Field(
         1, ge=1, description="ranks are multiples of this, so that groups of a later quantization fit"
     )
@@ -41,7 +46,12 @@ class RankConfig(MethodConfig):
     @property
     def by_spectrum(self) -> bool:
         """Whether singular values decide on the rank, of a layer or of several together."""
-        return self.energy is not None or self.target_bytes is not None
+        return self.energy is not None or self.target_bytes is not None or self.tried
+
+    @property
+    def tried(self) -> bool:
+        """Whether the running model decides on the rank."""
+        return self.max_kl is not None
 
 
 R = TypeVar("R", bound=RankConfig)
@@ -92,15 +102,23 @@ def shrinks(info: LayerInfo, rank: int) -> bool:
 def check(info: LayerInfo, config: RankConfig) -> tuple[str, str] | None:
     """A factor is not factorized again, and a compressed layer must not grow."""
     if info.part or info.stored == "low_rank":
-        return (f"{info.name}: is a factor of a low-rank layer already", "factorize the model it was made from")
+        return of_factors(info)
     rank = rank_of(info, config)
     if info.stored == "dense" or rank is None:
         return None
     size = factor_nbytes(info, rank) if shrinks(info, rank) else dense_nbytes(info)
-    if size < info.nbytes:
-        return None
+    return None if size < info.nbytes else growing(info, size, f" at rank {rank}")
+
+
+def of_factors(info: LayerInfo) -> tuple[str, str]:
+    """What is said against a layer that is factorized already."""
+    return (f"{info.name}: is a part of a factorized layer already", "factorize the model it was made from")
+
+
+def growing(info: LayerInfo, size: int, where: str = "") -> tuple[str, str]:
+    """What is said against a compressed layer whose factors would take as many bytes, or more."""
     return (
-        f"{info.name}: is stored as {info.stored} in {info.nbytes} bytes; at rank {rank} it would take {size}",
+        f"{info.name}: is stored as {info.stored} in {info.nbytes} bytes;{where} it would take {size}",
         "factorize first, then compress the factors, or exclude the layer",
     )
 
@@ -143,95 +161,8 @@ def resolved_rank(info: LayerInfo, config: RankConfig) -> int:
     """
     rank = rank_of(info, config)
     if rank is None:
-        raise RecipeError(f"{info.name}: its rank is not decided", "energy and target_bytes need the layer's values")
+        raise RecipeError(f"{info.name}: its rank is not decided", "energy, target_bytes and max_kl need its values")
     return rank
-
-
-def resolve(candidates: Sequence[Candidate[R]], other_bytes: int, gains: Callable[[Candidate[R]], Gains]) -> list[R]:
-    """Turn `energy`, `target_bytes` and a `keep` of all layers together into ranks; each layer is read once.
-
-    Args:
-        candidates: the layers.
-        other_bytes: of everything else in the output.
-        gains: reads a layer and says what its ranks gain.
-
-    Raises:
-        RecipeError: the budget does not hold even rank 1 everywhere, or a compressed layer would grow.
-    """
-    ranks: dict[int, int] = {}
-    budgets: dict[int, list[int]] = {}
-    pool: dict[int, int] = {}  # bytes of a share of the parameters
-    read: dict[int, Gains] = {}
-    for number, candidate in enumerate(candidates):
-        config = candidate.config
-        if not config.by_spectrum:
-            other_bytes += _nbytes(candidate)
-            continue
-        read[number] = gains(candidate)
-        if config.energy is not None:
-            wanted = energy_rank(read.pop(number).squares, config.energy)
-            ranks[number] = -(-wanted // config.multiple) * config.multiple
-            other_bytes += _nbytes(candidate, ranks[number])
-        elif config.target_bytes is not None:
-            budgets.setdefault(config.target_bytes, []).append(number)
-        else:
-            pool[number] = _nbytes(candidate)
-            other_bytes += pool[number]
-    if len(budgets) > 1:
-        hint = "it is the size of the whole output: give one; levels have budgets of their own"
-        raise RecipeError("target_bytes is given with several values", hint)
-    spectra = _in_one_unit(candidates, read)
-    if pool:
-        layers = [spectrum(candidates[number], spectra[number]) for number in pool]
-        ranks.update(zip(pool, allocate(layers, sum(pool.values())), strict=True))
-    for budget, numbers in budgets.items():
-        layers = [spectrum(candidates[number], spectra[number]) for number in numbers]
-        ranks.update(zip(numbers, allocate(layers, budget - other_bytes, budget), strict=True))
-    return explicit(candidates, ranks)
-
-
-def _in_one_unit(candidates: Sequence[Candidate[R]], read: Mapping[int, Gains]) -> dict[int, Tensor]:
-    """Gains by the number of the layer; those that are not comparable are brought to the average per weight."""
-    numbers = {at: candidates[at].info.shape[0] * candidates[at].info.shape[1] for at in read}
-    known = [at for at, each in read.items() if each.comparable]
-    average = sum(float(read[at].squares.sum()) for at in known) / max(1, sum(numbers[at] for at in known))
-    spectra: dict[int, Tensor] = {}
-    for at, each in read.items():
-        total = float(each.squares.sum())
-        factor = average * numbers[at] / total if known and not each.comparable and total > 0 else 1.0
-        spectra[at] = (each.squares * factor).cpu()
-    return spectra
-
-
-def explicit(candidates: Sequence[Candidate[R]], ranks: dict[int, int]) -> list[R]:
-    """Each layer's config, with its rank where one was found.
-
-    Raises:
-        RecipeError: a compressed layer would grow.
-    """
-    decided = dict.fromkeys(type(candidates[0].config).one_of) if candidates else {}
-    resolved = [
-        candidate.config.model_copy(update={**decided, "rank": ranks[number]}) if number in ranks else candidate.config
-        for number, candidate in enumerate(candidates)
-    ]
-    problems = (check(candidate.info, config) for candidate, config in zip(candidates, resolved, strict=True))
-    raise_all([_refusal(problem) for problem in problems if problem is not None])
-    return resolved
-
-
-def _refusal(problem: tuple[str, str]) -> CompressError:
-    return RecipeError(*problem)
-
-
-def _nbytes(candidate: Candidate[R], rank: int | None = None) -> int:
-    rank = rank or resolved_rank(candidate.info, candidate.config)
-    return min(factor_nbytes(candidate.info, rank), dense_nbytes(candidate.info))
-
-
-def spectrum(candidate: Candidate[R], gains: Tensor) -> Spectrum:
-    """What a layer gains by each rank, and what it pays."""
-    info = candidate.info
-    return Spectrum(gains, factor_nbytes(info, 1), dense_nbytes(info), candidate.config.multiple)
 
 
 def energy_rank(squares: Tensor, energy: float) -> int:

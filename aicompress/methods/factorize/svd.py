@@ -16,10 +16,13 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from aicompress.layer import Layer
-from aicompress.methods.capabilities import Allocates, Candidate
-from aicompress.methods.factorize import sizes
+from aicompress.measure import squared_sums
+from aicompress.methods.capabilities import Allocates, Candidate, Rounded, Setting, Surveys
+from aicompress.methods.factorize import allocation
+from aicompress.methods.factorize.rounding import rounded
 from aicompress.methods.factorize.sizes import Gains, R, RankConfig, check, describe, outline, stored
 from aicompress.methods.layerwise import LayerMethod
+from aicompress.methods.method import MethodConfig
 from aicompress.weights import Weight
 
 CUTOFF = 1e-7  # of the largest singular value: what a float64 Gram matrix resolves
@@ -75,23 +78,36 @@ def gains(candidate: Candidate[R]) -> Gains:
 
 
 def resolve(candidates: Sequence[Candidate[SvdConfig]], other_bytes: int) -> list[SvdConfig]:
-    """Turn `energy` and `target_bytes` into a rank for every layer; each layer is read once.
+    """Turn `energy` and `target_bytes` into a rank for every layer, which is read once; `max_kl` is left to a survey.
 
     Raises:
         RecipeError: the budget does not hold even rank 1 everywhere, or a compressed layer would grow.
     """
-    return sizes.resolve(candidates, other_bytes, gains)
+    estimates = allocation.resolve(candidates, other_bytes, gains)
+    return allocation.still_open(candidates, estimates, lambda config: config.tried)
+
+
+def decide(candidates: Sequence[Candidate[SvdConfig]], setting: Setting) -> list[SvdConfig]:
+    """Turn `max_kl` into ranks that are tried on the running model; errors as of `resolve`."""
+    return allocation.resolve(candidates, setting.other_bytes, gains, setting.divergence)
+
+
+def alternative(layer: Layer, config: MethodConfig, weight: Weight) -> Rounded | None:
+    """What rounding a layer in no more bytes would lose."""
+    return rounded(layer, weight, lambda other: squared_sums(layer.weight, other))
 
 
 METHOD = LayerMethod(
     name="svd",
     command="factorize",
-    summary="truncated singular value decomposition, by rank, energy, share of parameters or bytes; data-free",
+    summary="truncated singular value decomposition, by rank, energy, share, bytes or divergence; data-free",
     when="layers whose singular values fall off, before a distillation; quantization mostly saves more for less",
     config=SvdConfig,
     apply=apply,
     outline=outline,
     check=check,
     allocates=Allocates(resolve),
+    surveys=Surveys(lambda config: frozenset(), decide, lambda config: config.tried),
     describe=describe,
+    rounded=alternative,
 )

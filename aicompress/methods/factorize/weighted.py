@@ -10,11 +10,12 @@ from pydantic import Field
 from torch import Tensor
 
 from aicompress.layer import Layer
-from aicompress.methods.capabilities import Allocates, Candidate, Joint, Reads, Setting, Surveys
+from aicompress.methods.capabilities import Allocates, Candidate, Joint, Reads, Rounded, Setting, Surveys
 from aicompress.methods.curvature import shifted
 from aicompress.methods.effort import Effort, Level, one_pass
-from aicompress.methods.factorize import sizes, svd
+from aicompress.methods.factorize import allocation, svd
 from aicompress.methods.factorize.roots import Root, Weighting
+from aicompress.methods.factorize.rounding import rounded
 from aicompress.methods.factorize.sizes import Gains, RankConfig, check, describe, outline, stored
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.weights import Weight
@@ -117,8 +118,13 @@ def weighted(config: type[W], sides: Sides[W], reads: frozenset[str], summary: s
         seen = layer.inputs is None or layer.inputs.count > 1  # white noise counts one row
         return Gains(weighting.squares(layer.weight), seen and sides.comparable(layer))
 
+    def alternative(layer: Layer, given: W, weight: Weight) -> Rounded | None:
+        weighting = Weighting(sides.inputs(layer, given), sides.outputs(layer, given))
+        whole = weighting.error(layer.weight)
+        return rounded(layer, weight, lambda other: (weighting.error(layer.weight - other.dense()), whole))
+
     def decide(candidates: Sequence[Candidate[W]], setting: Setting) -> list[W]:
-        return sizes.resolve(candidates, setting.other_bytes, gains)
+        return allocation.resolve(candidates, setting.other_bytes, gains, setting.divergence)
 
     return LayerMethod(
         name=config.model_fields["name"].default,
@@ -132,8 +138,9 @@ def weighted(config: type[W], sides: Sides[W], reads: frozenset[str], summary: s
         check=check,
         joint=Joint(joint) if sides.shared else None,
         allocates=Allocates(estimated),
-        surveys=Surveys(lambda given: reads if given.by_spectrum else frozenset(), decide),
+        surveys=Surveys(lambda given: reads if given.by_spectrum else frozenset(), decide, lambda given: given.tried),
         describe=describe,
+        rounded=alternative,
         efforts=sides.efforts,
         reading=Reads(compares=lambda given: sides.shift(given) > 0),
     )
@@ -145,8 +152,5 @@ def estimated(candidates: Sequence[Candidate[W]], other_bytes: int) -> list[W]:
     Raises:
         RecipeError: a budget does not hold even rank 1 everywhere, or a compressed layer would grow.
     """
-    plain = sizes.resolve(candidates, other_bytes, svd.gains)
-    return [
-        candidate.config.model_copy(update={"rank": config.rank}) if candidate.config.by_spectrum else config
-        for candidate, config in zip(candidates, plain, strict=True)
-    ]
+    plain = allocation.resolve(candidates, other_bytes, svd.gains)
+    return allocation.still_open(candidates, plain, lambda config: config.by_spectrum)

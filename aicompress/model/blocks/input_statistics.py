@@ -19,6 +19,7 @@ from aicompress.layer import InputStats
 from aicompress.model.blocks.expert_inputs import ExpertCalls, Part
 from aicompress.model.kernels.bf16_products import bfloat16_products
 
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 PANEL = 256  # columns of a Gram matrix that are computed at a time
 
 
@@ -221,9 +222,10 @@ class Recorder:
 
 def _geometry(module: nn.Module) -> Any:
     """How a layer makes rows of its input: layers of one input share its statistics only where this is the same."""
-    if not isinstance(module, nn.Conv1d | nn.Conv2d):
+    if not isinstance(module, Convolution):
         return None
-    return module.kernel_size, module.stride, module.padding, module.dilation, module.groups
+    padding = (module.padding, module.padding_mode)
+    return module.kernel_size, module.stride, *padding, module.dilation, module.groups
 
 
 def rows_of(module: nn.Module, given: Tensor, mask: Tensor | None) -> Tensor | None:
@@ -232,7 +234,7 @@ def rows_of(module: nn.Module, given: Tensor, mask: Tensor | None) -> Tensor | N
     A convolution's rows are its patches (positions, channels*kernel) in the order of its weight matrix; a grouped one
     has no single matrix of inputs, and an embedding none at all: None.
     """
-    if isinstance(module, nn.Conv1d | nn.Conv2d):
+    if isinstance(module, Convolution):
         return _patches(module, given) if module.groups == 1 else None
     if not given.is_floating_point():
         return None
@@ -241,24 +243,24 @@ def rows_of(module: nn.Module, given: Tensor, mask: Tensor | None) -> Tensor | N
     return given.reshape(-1, given.shape[-1])
 
 
-def _patches(module: nn.Conv1d | nn.Conv2d, given: Tensor) -> Tensor:
+def _patches(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, given: Tensor) -> Tensor:
     """im2col; a one-dimensional convolution is a two-dimensional one of height 1."""
-    if isinstance(module, nn.Conv1d):
-        given = given[:, :, None]
-        kernel: tuple[int, ...] = (1, module.kernel_size[0])
-        dilation: tuple[int, ...] = (1, module.dilation[0])
-        stride: tuple[int, ...] = (1, module.stride[0])
-        padding: tuple[int, ...] = (0, _padding(module)[0])
-    else:
-        kernel, dilation, stride = module.kernel_size, module.dilation, module.stride
-        padding = _padding(module)
+    axes, padding = len(module.kernel_size), module.padding
+    if isinstance(padding, str) or module.padding_mode != "zeros":
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        given, padding = functional.pad(given, module._reversed_padding_repeated_twice, mode), (0,) * axes
+    if isinstance(module, nn.Conv3d):
+        return _windows(module, functional.pad(given, [side for each in reversed(padding) for side in (each, each)]))
+    kernel, dilation, stride = module.kernel_size, module.dilation, module.stride
+    if axes == 1:
+        given, kernel, dilation, stride = given.unsqueeze(-2), (1, *kernel), (1, *dilation), (1, *stride)
+        padding = (0, *padding)
     patches = functional.unfold(given, kernel, dilation, padding, stride)  # (N, I*kh*kw, positions)
-    return patches.transpose(1, 2).reshape(-1, patches.shape[1])
+    return patches.movedim(-1, -2).reshape(-1, patches.shape[-2])
 
 
-def _padding(module: nn.Conv1d | nn.Conv2d) -> tuple[int, ...]:
-    """Padding in numbers; "same" pads half of what the kernel spans."""
-    if not isinstance(module.padding, str):
-        return tuple(module.padding)
-    spans = [d * (k - 1) // 2 for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-    return tuple(spans) if module.padding == "same" else (0,) * len(spans)
+def _windows(module: nn.Conv3d, given: Tensor) -> Tensor:
+    """im2col along three axes, (positions, I*kd*kh*kw)."""
+    for size, step, apart in zip(module.kernel_size, module.stride, module.dilation, strict=True):
+        given = given.unfold(-3, apart * (size - 1) + 1, step)[..., ::apart]
+    return given.movedim(-7, -4).flatten(-4).flatten(0, -2)  # from (N, I, *positions, *kernel)

@@ -1,6 +1,6 @@
 """Find the layers of an attention of which only products of heads count, by running blocks on random weights.
 
-An invertible matrix goes into the rows of a value's heads and its inverse into the columns of the output that read them:
+An invertible matrix goes into the rows of a value's heads, its inverse into the columns of the output that read them:
 where the block's output stays, that is what they are. The same for queries and keys, first with any matrix, then with
 one factor for each pair of rows that a rotary embedding may turn. A norm of queries or keys fails both, so that these
 are not found. Nothing here knows an architecture: names and places are seen as the block runs.
@@ -173,7 +173,7 @@ class _Trials:
     def _matrices(self) -> Tensor:
         """(groups, width, width), each a product of a rotation and factors between 1/2 and 2."""
         shape = (self.heads.groups, self.heads.width, self.heads.width)
-        rotations = torch.linalg.qr(torch.randn(shape, generator=self.generator))[0]
+        rotations: Tensor = torch.linalg.qr(torch.randn(shape, generator=self.generator))[0]
         return rotations * self._steps()[:, None]
 
     def _steps(self) -> Tensor:

@@ -9,14 +9,14 @@ import inspect
 from functools import cache
 
 from aicompress.weights import decoding, forms
-from aicompress.weights.decoding import decode, factors, kept, rounded_input
+from aicompress.weights.decoding import CONVOLUTIONS, decode, factors, kept, kernels, rounded_input
 
 forms()  # a form's file registers its decoder
 
 
 def source() -> str:
     """The text of this file in a checkpoint."""
-    registered = {**decoding.PRODUCTS, **decoding.DECODERS}
+    registered = {**decoding.PRODUCTS, **decoding.CONVOLUTIONS, **decoding.DECODERS}
     functions = [*(registered[form] for form in sorted(registered)), *decoding.SUBMATRICES.values()]
     texts = [_text(decoding), *map(_text, functions)]
     return "\n\n".join(texts)
@@ -25,4 +25,4 @@ def source() -> str:
 _text = cache(inspect.getsource)
 
 
-__all__ = ["decode", "factors", "kept", "rounded_input", "source"]
+__all__ = ["CONVOLUTIONS", "decode", "factors", "kept", "kernels", "rounded_input", "source"]

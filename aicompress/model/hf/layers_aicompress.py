@@ -2,7 +2,7 @@
 
 A compressed layer keeps its class's behaviour: its class becomes a subclass that holds the stored tensors under their
 names on disk (`weight`, `weight_scale`, ...) and decodes them where the layer reads `weight`. Of a weight that is a
-product, each factor is applied on its own.
+product, each factor is applied on its own, and of one that is several convolutions each of these.
 
 This file and `decoding_aicompress.py` need torch and transformers only; copies lie in every checkpoint of the native
 layout.
@@ -10,7 +10,7 @@ layout.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from .decoding_aicompress import decode, factors, kept, rounded_input
+from .decoding_aicompress import CONVOLUTIONS, decode, factors, kept, kernels, rounded_input
 
 
 class Stored(nn.Module):
@@ -51,10 +51,13 @@ class Stored(nn.Module):
 
     @property
     def stored(self) -> dict[str, Tensor]:
-        """Stored tensors by suffix; a tied layer has those of its source."""
+        """Stored tensors by suffix; a tied layer has those of its source, and one that shares some its owner's."""
         holder = self.__dict__.get("source", self)
-        held = holder._parameters | holder._buffers
-        return {s: held[f"weight_{s}" if s else "weight"] for s in self.entry["tensors"]}
+        held, borrowed = holder._parameters | holder._buffers, holder.__dict__.get("borrowed", {})
+        return {
+            s: _lent(*borrowed[s]) if s in borrowed else held[f"weight_{s}" if s else "weight"]
+            for s in self.entry["tensors"]
+        }
 
     def product(self) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
         """The stored weight whose factors are decoded."""
@@ -65,21 +68,41 @@ class Stored(nn.Module):
         return matrix
 
     def matrices(self) -> tuple[Tensor, ...]:
-        """The decoded factors, or the matrix alone; kept for the next call unless gradients are wanted."""
+        """The decoded factors, or the matrix alone."""
+        return self._kept(_factors)
+
+    def _kept(self, decoded: Callable[[Any, Mapping[str, Tensor]], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """What a function makes of the stored tensors; kept for the next call unless gradients are wanted."""
         meta, tensors = self.product()
         keep = not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors.values())
         if keep:
             key = (
+                decoded,
                 torch.is_inference_mode_enabled(),
                 *((t.data_ptr(), 0 if t.is_inference() else t._version, t.dtype) for t in tensors.values()),
             )
             known: tuple[Any, tuple[Tensor, ...]] = self.__dict__.get("decoded", (None, ()))
             if known[0] == key:
                 return known[1]
-        decoded = tuple(decode(*factor) for factor in factors(meta, tensors))
+        values = decoded(meta, tensors)
         if keep:
-            self.__dict__["decoded"] = (key, decoded)
-        return decoded
+            self.__dict__["decoded"] = (key, values)
+        return values
+
+
+def _factors(meta: Any, tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    return tuple(decode(*factor) for factor in factors(meta, tensors))
+
+
+def _kernels(meta: Any, tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    return tuple(kernels(meta, tensors))
+
+
+def _lent(owner: nn.Module, name: str) -> Tensor:
+    """A tensor that a layer holds for others: a stored one by its suffix, or a parameter by its name."""
+    tensor = owner.stored[name] if isinstance(owner, Stored) else owner._parameters[name]
+    assert tensor is not None
+    return tensor
 
 
 class StoredLinear(Stored):
@@ -129,18 +152,42 @@ class StoredEmbedding(Stored):
 
 
 class StoredConv(Stored):
-    """Convolution: of two factors, a k×k convolution to as many channels as the rank, then a 1×1 convolution."""
+    """Convolution: one after the other where it is stored as several, or as two factors.
+
+    Two factors are a k×k convolution to as many channels as the rank, and a 1×1 convolution.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        left, *others = self.matrices()
-        if len(others) != 1 or self.groups != 1:
+        chain = self.chain() if self.groups == 1 else ()
+        if not chain:
             convolved: Tensor = super().forward(x)
             return convolved
-        (right,) = others
-        kernel = self.entry["shape"][1:]
-        ones = (1,) * (len(kernel) - 1)
-        narrow = self._conv_forward(x, right.reshape(-1, *kernel), None)
-        return (F.conv1d, F.conv2d, F.conv3d)[len(ones) - 1](narrow, left.reshape(*left.shape, *ones), self.bias)
+        padding = self.padding
+        if isinstance(padding, str) or self.padding_mode != "zeros":
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode), (0,) * (chain[0].ndim - 2)
+        convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[chain[0].ndim - 3]
+        ways = [(self.stride, 1), (padding, 0), (self.dilation, 1)]
+        for number, kernel in enumerate(chain):
+            own = [number == _going_along(axis, chain) for axis in range(kernel.ndim - 2)]
+            here = [[v if mine else no for v, mine in zip(values, own, strict=True)] for values, no in ways]
+            x = convolve(x, kernel, self.bias if number == len(chain) - 1 else None, *here)
+        return x
+
+    def chain(self) -> tuple[Tensor, ...]:
+        """The kernels (out, in, *k), of the first convolution first; none of a weight that is not several."""
+        if self.entry["meta"]["form"] in CONVOLUTIONS:
+            return self._kept(_kernels)
+        left, *others = self.matrices()
+        if len(others) != 1:
+            return ()
+        size = self.entry["shape"][2:]
+        return others[0].reshape(len(others[0]), -1, *size), left.reshape(*left.shape, *(1 for _ in size))
+
+
+def _going_along(axis: int, chain: tuple[Tensor, ...]) -> int:
+    """The number of the convolution that goes along an axis of the input: the first one if none is wider than 1."""
+    return next((number for number, kernel in enumerate(chain) if kernel.shape[2 + axis] > 1), 0)
 
 
 _RUNNING: dict[Any, type[Stored]] = {
@@ -169,20 +216,31 @@ def attach(module: nn.Module, entry: Mapping[str, Any], tensors: Mapping[str, Te
     Args:
         module: has a parameter `weight`.
         entry: the parameter's entry in the manifest.
-        tensors: stored tensors by suffix, on any device, the meta device too.
+        tensors: stored tensors by suffix, on any device, the meta device too; a parameter is held as it is.
     """
     initialized = _has_no_buffers(module)
     del module._parameters["weight"]
     for suffix, tensor in tensors.items():
         leaf = f"weight_{suffix}" if suffix else "weight"
         if tensor.is_floating_point():
-            module._parameters[leaf] = nn.Parameter(tensor)
+            module._parameters[leaf] = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor)
         else:
             module._buffers[leaf] = tensor
     module.__class__ = stored_class(type(module))
     module.__dict__["entry"] = {**entry, "tensors": list(tensors)}
     module.__dict__["ready"] = False
     module.__dict__["_is_hf_initialized"] = initialized
+
+
+def borrow(module: Stored, owners: Mapping[str, tuple[nn.Module, str]]) -> None:
+    """Let a layer read some of its stored tensors where another layer holds them.
+
+    Args:
+        module: has a stored weight.
+        owners: by suffix the layer that holds the tensor, and the tensor's suffix there, or its name if it is plain.
+    """
+    module.__dict__["borrowed"] = dict(owners)
+    module.entry["tensors"] += list(owners)
 
 
 def attach_tied(module: nn.Module, source: nn.Module) -> None:

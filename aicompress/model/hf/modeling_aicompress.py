@@ -25,7 +25,7 @@ from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from .layers_aicompress import Stored, attach, attach_tied, mark_ready, reshape
+from .layers_aicompress import Stored, attach, attach_tied, borrow, mark_ready, reshape
 
 METHOD = "aicompress"
 FORMAT_VERSION = 1
@@ -150,6 +150,8 @@ def store(model: Any, described: AicompressConfig, held: Mapping[str, Tensor]) -
     shapes = {name: tuple(t.shape) for name, t in held.items()} | {n: e["shape"] for n, e in entries.items()}
     fit_shapes(model, described.widths, shapes)
     expected: dict[str, str] = {}  # tensor of the checkpoint -> of the model
+    owned: dict[str, tuple[Any, str]] = {}  # tensor of the checkpoint -> the layer that holds it, and its suffix
+    borrowing: list[tuple[Any, dict[str, str]]] = []
     for name, (target, merge) in parameter_names(model, entries).items():
         parent, _, leaf = target.rpartition(".")
         if merge or (leaf != "weight" and target in known):
@@ -157,17 +159,42 @@ def store(model: Any, described: AicompressConfig, held: Mapping[str, Tensor]) -
         if target not in known:
             continue  # of a head that this model class does not have
         module, entry = model.get_submodule(parent), entries[name]
-        dtype = module._parameters["weight"].dtype
-        names = {suffix: f"{name}_{suffix}" if suffix else name for suffix in entry["tensors"]}
-        lacking = [disk for disk in names.values() if disk not in held]
+        dtype, shared = module._parameters["weight"].dtype, entry.get("shared", {})
+        names = {s: f"{name}_{s}" if s else name for s in entry["tensors"] if s not in shared}
+        lacking = [disk for disk in (*names.values(), *shared.values()) if disk not in held]
         if lacking:
             raise ValueError(f"the checkpoint lacks {lacking[0]!r}: it is incomplete")
         attach(module, entry, {suffix: cast(held[disk], dtype) for suffix, disk in names.items()})
         expected |= {disk: f"{target}_{suffix}" if suffix else target for suffix, disk in names.items()}
+        owned |= {disk: (module, suffix) for suffix, disk in names.items()}
+        borrowing += [(module, shared)] if shared else []
+    share(model, borrowing, owned)
     tie(model, [target for target, _ in parameter_names(model, held).values()])
     for disk, place in arrivals(model, expected).items():
         if place != (expected[disk], None):
             raise ValueError(f"{type(model).__name__} has no place for {disk}, which becomes {place[0]}{INSTEAD}")
+
+
+def share(model: Any, borrowing: Iterable[tuple[Any, Mapping[str, str]]], owned: Mapping[str, tuple[Any, str]]) -> None:
+    """Let stored layers read the tensors that others hold.
+
+    Args:
+        model: the model.
+        borrowing: each such layer with the names in the checkpoint, by suffix.
+        owned: where the stored layers hold tensors, by name in the checkpoint; others are plain parameters.
+
+    Raises:
+        ValueError: a tensor would not arrive at a parameter of its own.
+    """
+    for module, shared in borrowing:
+        plain = parameter_names(model, [disk for disk in shared.values() if disk not in owned])
+        places = dict(owned)
+        for disk, (target, merge) in plain.items():
+            if merge or target not in model.state_dict():
+                raise ValueError(f"{type(model).__name__} has no place for {disk}, which layers share{INSTEAD}")
+            parent, _, leaf = target.rpartition(".")
+            places[disk] = (model.get_submodule(parent), leaf)
+        borrow(module, {suffix: places[disk] for suffix, disk in shared.items()})
 
 
 class AicompressQuantizer(HfQuantizer):  # type: ignore[misc]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
+from aicompress.checkpoint.naming import kind_of, routers_of
 from aicompress.model.kernels.is_linear import is_linear
 from aicompress.model.kernels.linear import (
     INT4_GROUPS,
@@ -30,7 +32,7 @@ from aicompress.model.kernels.linear import (
 from aicompress.model.kernels.sparse import sparse_linear
 from aicompress.model.kernels.submatrix import SubmatrixLinear
 from aicompress.model.kernels.w4a8 import W4A8Linear, compiled, fits
-from aicompress.weights import Coded, Dense, IntGrouped, LowRank, Sparse, Submatrix, Weight
+from aicompress.weights import Coded, Dense, IntGrouped, LowRank, Sparse, Submatrix, Tied, Weight
 from aicompress.weights.int_grouped import spread
 
 
@@ -90,6 +92,18 @@ def has_room(checkpoint: Checkpoint) -> bool:
     return sum(math.prod(entry.dense.shape) * 4 for entry in entries) <= KEPT_BYTES
 
 
+def running_dtype(checkpoint: Checkpoint, asked: torch.dtype | None) -> torch.dtype | None:
+    """The dtype of all floating parameters: what is asked for, the widest where matrices differ, else their own.
+
+    A model multiplies one matrix by the other's outputs, and PyTorch no two dtypes; routers are cast by their models.
+    """
+    specs = checkpoint.parameters()
+    routers = routers_of(specs)
+    matrices = {name: spec for name, spec in specs.items() if kind_of(name, spec) not in (None, "conv", "experts")}
+    kinds = {spec.dtype for name, spec in matrices.items() if name not in routers} if asked is None else set()
+    return functools.reduce(torch.promote_types, kinds) if len(kinds) > 1 else asked
+
+
 def fast_linear(
     weight: Weight, bias: Tensor | None, dtype: torch.dtype, resident: bool, keep: bool = False
 ) -> FastLinear:
@@ -109,6 +123,8 @@ def fast_linear(
         case Submatrix():
             block = fast_linear(weight.block, None, dtype, resident, keep)
             return SubmatrixLinear(block, weight.shape, weight.kept_rows, weight.kept_columns, bias)
+        case Tied():
+            return fast_linear(weight.source, bias, dtype, resident, keep)
         case Sparse():
             return sparse_linear(weight, bias, dtype)
         case Coded():

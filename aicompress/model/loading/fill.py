@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -13,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.checkpoint.naming import kind_of, routers_of
 from aicompress.errors import CheckpointError
 from aicompress.model import hf
 from aicompress.model.kernels.fusion import fuse
-from aicompress.model.kernels.select import fast_module, has_room, is_resident
+from aicompress.model.kernels.select import fast_module, has_room, is_resident, running_dtype
+from aicompress.model.kernels.shared_tensors import SharedTensors
 from aicompress.model.loading.merged_experts import converted
 from aicompress.model.loading.resize import resize
 from aicompress.model.loading.weight_reads import weights_used
@@ -50,6 +49,7 @@ class Filling:
 
     def __post_init__(self) -> None:
         self.dtype = running_dtype(self.checkpoint, self.dtype)
+        self.shared = SharedTensors(self.checkpoint)
         self.memory = (is_resident(self.checkpoint), has_room(self.checkpoint))
 
     def fill(self, model: Any) -> None:
@@ -115,12 +115,13 @@ class Filling:
             if entry is not None:
                 self.kernels[name] = "dense: this layer reads a decoded weight only"
             self.set(module, leaf, self.checkpoint.dense(name))
+            if entry is None and leaf in module._parameters:
+                self.shared.keep(name, module.get_parameter(leaf))
             return
         weight = self.checkpoint.weight(name)
         if self.fast and parent not in self.used and self._run_fast(model, target, name, weight):
             return
-        tensors = {suffix: self._cast(tensor, spec.dtype) for suffix, tensor in weight.tensors().items()}
-        hf.attach(module, entry.to_json(), tensors)
+        hf.attach(module, entry.to_json(), self.shared.trainable(name, weight, spec.dtype, self._cast))
         self.kernels[name] = f"reference: {weight.form} decoded"
 
     def check_shape(self, module: nn.Module, leaf: str, name: str, shape: tuple[int, ...]) -> None:
@@ -139,10 +140,12 @@ class Filling:
         ends = [target, *(end for end in tied if end not in self.held)]
         dtype = self.dtype or self.checkpoint.manifest.entries[name].dense.dtype
         running: dict[str, Any] = {}
+        weight = self.shared.weight(name, weight)
         for end in ends:
             module = fast_module(model.get_submodule(end.rpartition(".")[0]), weight, dtype, *self.memory)
             if module is None:
                 return False
+            self.shared.join(name, module)
             running[end] = module
         for end, module in running.items():
             model.set_submodule(end.rpartition(".")[0], module)
@@ -221,18 +224,6 @@ def _generation_config(folder: Path) -> Any:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         message = f"{folder / 'generation_config.json'} cannot be read: {reason}"[:300]
         raise CheckpointError(message, "download it again, or take it away") from error
-
-
-def running_dtype(checkpoint: Checkpoint, asked: torch.dtype | None) -> torch.dtype | None:
-    """The dtype of all floating parameters: what is asked for, the widest where matrices differ, else their own.
-
-    A model multiplies one matrix by the other's outputs, and PyTorch no two dtypes; routers are cast by their models.
-    """
-    specs = checkpoint.parameters()
-    routers = routers_of(specs)
-    matrices = {name: spec for name, spec in specs.items() if kind_of(name, spec) not in (None, "conv", "experts")}
-    kinds = {spec.dtype for name, spec in matrices.items() if name not in routers} if asked is None else set()
-    return functools.reduce(torch.promote_types, kinds) if len(kinds) > 1 else asked
 
 
 def lacking(model: Any, targets: Mapping[str, tuple[str, Any]], expected: Collection[str]) -> list[str]:

@@ -127,7 +127,8 @@ class OutputGradients:
         def see(gradient: Tensor) -> None:
             held = watching[0]()
             if held is not None:
-                rows = gradient.movedim(1, -1) if isinstance(module, nn.Conv1d | nn.Conv2d) else gradient
+                convolves = isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+                rows = gradient.movedim(1, -1) if convolves else gradient
                 held.pending.append(rows.reshape(-1, width).float().cpu())
 
         def hook(own: nn.Module, given: Any, output: Tensor) -> Tensor | None:

@@ -79,8 +79,10 @@ def wanted(method: AnyLayerMethod | AnyStructuralMethod, config: MethodConfig) -
 
 
 def _searches(method: AnyLayerMethod | AnyStructuralMethod, config: MethodConfig) -> bool:
-    """Whether a search over the running model chooses a layer's width."""
-    return isinstance(method, LayerMethod) and method.widths is not None and method.widths.search(config) is not None
+    """Whether a search over the running model chooses a layer's width or rank."""
+    if not isinstance(method, LayerMethod):
+        return False
+    return method.tries(config) or (method.widths is not None and method.widths.search(config) is not None)
 
 
 def problems(
@@ -93,6 +95,10 @@ def problems(
     """Everything that would keep a method from its statistics."""
     needs = frozenset[str]().union(*(wanted(method, x.config) for x in chosen if x.config is not None))
     searches = any(_searches(method, x.config) for x in chosen if x.config is not None)
+    unseen = [x for x in chosen if x.config is not None and _is_unseen(checkpoint, x.info)]
+    if unseen and (needs or searches):
+        message = f"{unseen[0].info.name}: calibration sees the inputs of whole layers, and this is a part of one"
+        return [Refused(message, "exclude it, or take a method without calibration, such as rtn")]
     if not needs and request.stats:
         return [Refused(f"{method.name} reads no statistics of inputs", "leave --stats out")]
     if request.stats and isinstance(method, LayerMethod) and method.rotates is not None:
@@ -128,12 +134,25 @@ def problems(
     if recipe.calibration is None:
         hint = "add a calibration: section to the recipe, such as `calibration: {drawn: 128}`, which needs no data"
         hint += "" if searches else "; or give --stats with a file of statistics"
-        refusals.append(RecipeError(f"{'bits: auto' if searches else method.name} needs calibration data", hint))
+        refusals.append(RecipeError(f"{_what(method, searches)} needs calibration data", hint))
     else:
         refusals += data.problems(recipe.calibration)
         refusals += _of_loss(checkpoint, recipe, chosen) if needs & OF_GRADIENTS else []
     refusals += _of_model(checkpoint, recipe, request)
     return refusals or too_few(checkpoint, recipe)
+
+
+def _what(method: AnyLayerMethod | AnyStructuralMethod, searches: bool) -> str:
+    """What asks for calibration data, in a recipe's words."""
+    if not searches:
+        return method.name
+    return "bits: auto" if isinstance(method, LayerMethod) and method.widths is not None else "max_kl"
+
+
+def _is_unseen(checkpoint: Checkpoint, info: LayerInfo) -> bool:
+    """Whether statistics of the parameter's inputs say nothing of this part's."""
+    outline = checkpoint.outline(info.tensor) if info.part else None
+    return outline is not None and not outline.is_product
 
 
 def follows(recipe: Recipe) -> bool:

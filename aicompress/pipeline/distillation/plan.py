@@ -246,7 +246,10 @@ def _parameters(student: Checkpoint, layers: Sequence[LayerInfo]) -> dict[str, P
     infos: dict[str, LayerInfo] = {}
     for info in layers:
         infos.setdefault(info.tensor, info)
-    return {name: Planned(spec, student.outline(name), infos.get(name)) for name, spec in student.parameters().items()}
+    return {
+        name: Planned(spec, student.outline(name), infos.get(name), student.manifest.owners(name))
+        for name, spec in student.parameters().items()
+    }
 
 
 def _tokenizer_warnings(student: Checkpoint, teacher: Checkpoint) -> list[str]:

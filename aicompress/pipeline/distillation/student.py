@@ -56,7 +56,9 @@ class Student:
         zeros: dict[str, Tensor] = {}
         scales: set[str] = set()
         for name, tensors in self.stored.items():
-            disk = native_names(name, tensors)
+            entry = self.checkpoint.manifest.entries.get(name)
+            shared = {} if entry is None else entry.shared  # a tensor of several parameters is trained once
+            disk = {**native_names(name, tensors), **{s: shared[s] for s in tensors if s in shared}}
             kept = self.checkpoint.weight(name).tensors() if name in self.checkpoint.manifest.entries else None
             for suffix, parameter in tensors.items():
                 full = disk[suffix]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -104,31 +104,33 @@ def compress_from_files(work: Work, files: Sequence[StatisticsFile]) -> dict[str
             infos = [layer.info for layer in work.plan.by_tensor[name]]
             work.write(name, {info.name: Known(movement=merged_movement(files, info.name)) for info in infos})
         else:
-            write(work, name, merged(files, name), read, partial(merged, files))
+            work.write(name, *_of_files(work, name, files, read))
     return record_of_files(files)
 
 
-def write(
-    work: Work,
-    name: str,
-    inputs: InputStats,
-    read: Read | None = None,
-    others: Callable[[str], InputStats] = lambda name: InputStats(0),
-) -> Weight | Tensor:
-    """Compress a parameter with what is known of it, and with it the other one of its product of heads.
+def _of_files(
+    work: Work, name: str, files: Sequence[StatisticsFile], read: Read | None
+) -> tuple[dict[str, Known], str]:
+    """What files tell of a parameter, and of the layers that are compressed with it: as `knowledge`."""
+    known: dict[str, Known] = {}
+    notes: list[str] = []
+    for member in work.plan.by_tensor[name][0].together or (name,):
+        its, note = knowledge(work, member, merged(files, member), read)
+        known |= its
+        notes += [note] if note else []
+    return known, "; ".join(dict.fromkeys(notes))
+
+
+def write(work: Work, name: str, inputs: InputStats, read: Read | None = None) -> Weight | Tensor:
+    """Compress a parameter with what is known of it.
 
     Args:
         work: the run.
         name: the parameter.
         inputs: statistics of its input.
         read: reads gradients, for methods that use them.
-        others: statistics of the inputs of other parameters.
     """
     known, note = knowledge(work, name, inputs, read)
-    product = work.plan.by_tensor[name][0].product
-    for other in () if product is None else product.members:
-        if other != name:
-            known |= knowledge(work, other, others(other), read)[0]
     return work.write(name, known, note)
 
 
@@ -234,12 +236,13 @@ class _Writer:
         return {**after.vectors, **self._written(stats, results)}
 
     def _joint(self, stats: Mapping[str, InputStats]) -> list[tuple[LayerPlan, ...]]:
-        """Layers of a block that are compressed together: members of a product of heads, or readers of one input."""
-        products = dict.fromkeys(job.product for name in stats for job in self.work.plan.by_tensor[name])
-        whole = [product for product in products if product is not None and set(product.members) <= stats.keys()]
-        if whole:
-            return [tuple(self.work.plan.by_tensor[name][0] for name in product.members) for product in whole]
-        return [] if self.work.plan.method.joint is None else sharing_inputs(stats, self.work.plan.by_tensor)
+        """Layers of a block that are compressed together: of a product of heads, of a group, or of one input."""
+        plan = self.work.plan
+        if plan.method.couples is not None or plan.method.shares is not None:
+            jobs = {job.together: job for name in stats for job in plan.by_tensor[name]}
+            whole = [members for members in jobs if members and set(members) <= stats.keys()]
+            return [tuple(plan.by_tensor[member][0] for member in members) for members in whole]
+        return [] if plan.method.joint is None else sharing_inputs(stats, plan.by_tensor)
 
     def _jointly(self, jobs: Sequence[LayerPlan], stats: Mapping[str, InputStats]) -> list[Compressed]:
         known = [self._known(job.info.tensor, stats)[job.info.name] for job in jobs]
@@ -254,7 +257,8 @@ class _Writer:
         """Write all layers of a block, those that are not compressed yet one by one; dense, as the model runs them."""
         parameters = self.work.plan.output.parameters
         dense: dict[str, Tensor] = {}
-        for name, inputs in stats.items():
+        owners = self.work.plan.checkpoint.manifest.owners
+        for name, inputs in sorted(stats.items(), key=lambda item: bool(owners(item[0]))):  # what they share first
             if name in results:
                 weight, row = results[name]
                 value = self.work.put(name, weight, [row], knowledge(self.work, name, inputs, self.read)[1])

@@ -14,10 +14,18 @@ from aicompress.layer import GradientStats, InputStats, Layer, LayerInfo
 from aicompress.measure import rel_error
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.pipeline.calibration.requirements import MIN_ROWS, input_width
-from aicompress.pipeline.layerwise.report_rows import COARSE_NOTE, ROTATED_NOTE, changed_row, is_coarse, noted
+from aicompress.pipeline.layerwise.report_rows import (
+    COARSE_NOTE,
+    ROTATED_NOTE,
+    changed_row,
+    is_coarse,
+    noted,
+    rounded_note,
+    shared_note,
+)
 from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed
 from aicompress.report.model import LayerRow
-from aicompress.weights import Weight
+from aicompress.weights import Dense, Weight
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,11 @@ class Compression:
     seed: int
 
     def parameter(
-        self, name: str, jobs: Sequence[LayerPlan], known: Mapping[str, Known]
+        self,
+        name: str,
+        jobs: Sequence[LayerPlan],
+        known: Mapping[str, Known],
+        lent: Mapping[str, Weight] | None = None,
     ) -> tuple[Weight, list[LayerRow]]:
         """Compress a parameter, or the factors of one.
 
@@ -67,6 +79,7 @@ class Compression:
             name: the parameter.
             jobs: its layers that are compressed.
             known: by layer name.
+            lent: factors that another parameter stores, as they are now; None: as they were.
         """
         by_part = {job.info.part: job for job in jobs}
         if "" in by_part:
@@ -74,12 +87,13 @@ class Compression:
             weight, row = self.finished(job, self.alone(job, known.get(job.info.name, Known())))
             return weight, [row]
         old = self.checkpoint.weight(name)
-        factors, rows = old.parts(), []
-        for part in ("in", "out"):  # the outer factor is given what the new inner one gives
+        factors: dict[str, Weight] = {**old.parts(), **(lent or {})}
+        rows = []
+        for part in reversed(factors):
             if part in by_part:
                 job = by_part[part]
                 own = known.get(job.info.name, Known())
-                if part == "out" and own.inputs:
+                if part == "out" and own.inputs:  # the outer factor is given what the new inner one gives
                     own = dataclasses.replace(own, inputs=own.inputs.through(factors["in"].dense()))
                 factors[part], row = self.finished(job, self.alone(job, own, old))
                 rows.append(row)
@@ -99,18 +113,25 @@ class Compression:
         return Compressed(layer, weight, time.perf_counter() - start)
 
     def joint(self, jobs: Sequence[LayerPlan], known: Sequence[Known]) -> list[Compressed]:
-        """Read layers that share their inputs and config, or the heads of a product, and compress them jointly."""
+        """Read layers that share their inputs or a part of their weights, and their config; compress them together.
+
+        The same for those of which only products of heads count.
+        """
         layers = [self._read(job.info, own) for job, own in zip(jobs, known, strict=True)]
         start = time.perf_counter()
-        if (product := jobs[0].product) is not None:
-            assert self.method.couples is not None
-            biases = [self.checkpoint.read(name).float() if name else None for name in product.biases]
-            weights = self.method.couples.compress(product, layers, biases, jobs[0].config)
-        else:
-            assert self.method.joint is not None
-            weights = self.method.joint.compress(layers, jobs[0].config)
+        weights = self._together(jobs[0], layers)
         share = (time.perf_counter() - start) / len(layers)
         return [Compressed(layer, weight, share) for layer, weight in zip(layers, weights, strict=True)]
+
+    def _together(self, job: LayerPlan, layers: Sequence[Layer]) -> list[Weight]:
+        """The weights of layers that are compressed together, of which one has this plan."""
+        method, product = self.method, job.product
+        if product is not None and method.couples is not None:
+            biases = [self.checkpoint.read(name).float() if name else None for name in product.biases]
+            return method.couples.compress(product, layers, biases, job.config)
+        together = method.joint if job.group is None else method.shares
+        assert together is not None
+        return together.compress(layers, job.config)
 
     def finished(self, job: LayerPlan, compressed: Compressed) -> tuple[Weight, LayerRow]:
         """A layer's weight as it is stored, and its row of the report."""
@@ -119,6 +140,9 @@ class Compression:
         seconds = compressed.seconds + time.perf_counter() - start
         row = changed_row(self.method, job, weight, self._rel_error(layer, weight), seconds)
         row = noted(row, ROTATED_NOTE) if self.method.rotates is not None else row
+        row = noted(row, rounded_note(self.method.rounded(layer, job.config, weight)))
+        if job.group is not None and not isinstance(weight, Dense):
+            row = noted(row, shared_note(job.group, job.info.tensor))
         return weight, noted(row, COARSE_NOTE) if is_coarse(weight) else row
 
     def _rel_error(self, layer: Layer, weight: Weight) -> float:

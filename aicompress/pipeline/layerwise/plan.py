@@ -18,6 +18,7 @@ from aicompress.methods.method import OF_GRADIENTS, MethodConfig
 from aicompress.model.equivalence.scaling_groups import ScalingGroup
 from aicompress.pipeline.calibration.requirements import Request
 from aicompress.pipeline.layerwise.report_rows import open_row, plan_row
+from aicompress.pipeline.layerwise.sharing import following, outlined, with_groups
 from aicompress.pipeline.layerwise.untouched import untouched
 from aicompress.pipeline.step.digests import fingerprint
 from aicompress.pipeline.step.dry_run import summarize
@@ -28,6 +29,7 @@ from aicompress.report.plan import PlanSummary, Undecided
 from aicompress.weights import Dense, Weight
 
 UNDECIDED = "calibration decides how much stays of each layer: the plan shows the average"
+UNTRIED = "the running model decides how much stays of each layer: the plan shows the most"
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,8 @@ class Plan:
     def with_configs(self, configs: Mapping[str, MethodConfig]) -> Plan:
         """The plan with other parameters for some layers, by name, laid out anew."""
         layers = [replace(layer, config=configs.get(layer.info.name, layer.config)) for layer in self.layers]
-        return self._relaid(tuple(planned_at(self.method, layer, None) for layer in layers))
+        planned = {layer.info.name: planned_at(self.method, layer, None) for layer in layers}
+        return self._relaid(tuple(outlined(self.method, planned).values()))
 
     def rewritable(self) -> Plan:
         """The plan over a view of its input that the run may rewrite, where the method rescales it."""
@@ -170,7 +173,7 @@ def planned_parameters(checkpoint: Checkpoint, plans: tuple[LayerPlan, ...]) -> 
         planned[name] = Planned(spec, _combined(checkpoint, name, layers), layers[0].info if layers else None)
         if name in checkpoint.manifest.entries and not layers:
             raise CompressError(f"{name} is compressed but is not seen as a layer", "report this checkpoint")
-    return planned
+    return with_groups(following(checkpoint, planned), plans)
 
 
 def _combined(checkpoint: Checkpoint, name: str, layers: list[LayerPlan]) -> Weight | None:

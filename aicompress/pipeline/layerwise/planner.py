@@ -20,11 +20,12 @@ from aicompress.pipeline.calibration.texts import shortened
 from aicompress.pipeline.layerwise.allocation.levels import with_levels
 from aicompress.pipeline.layerwise.allocation.target import require_reach, undecided
 from aicompress.pipeline.layerwise.head_products import coupled
-from aicompress.pipeline.layerwise.plan import UNDECIDED, Plan, planned_at, planned_parameters
+from aicompress.pipeline.layerwise.plan import UNDECIDED, UNTRIED, Plan, planned_at, planned_parameters
 from aicompress.pipeline.layerwise.resolve import configured, open_widths, resolved, searches, searches_by_budget
 from aicompress.pipeline.layerwise.rotation import rotated
 from aicompress.pipeline.layerwise.scaling import rescalable
-from aicompress.pipeline.layerwise.untouched import passed_over, refused_experts
+from aicompress.pipeline.layerwise.sharing import followers, grouped, outlined
+from aicompress.pipeline.layerwise.untouched import passed_over, refused_experts, unsuited
 from aicompress.pipeline.step.checks import known_kinds, left_out, place_problems, require_space
 from aicompress.pipeline.step.input import Adapted, open_input
 from aicompress.pipeline.step.layer_plan import LayerPlan, named
@@ -58,6 +59,8 @@ def make_plan(
     problems = place_problems([checkpoint], destination, recipe.gates)
     chosen, unmatched = select(infos, recipe.select.include, recipe.select.exclude, _with_experts(recipe.select.kinds))
     problems += unmatched + recipe.problems(infos)
+    notes = followers(chosen)
+    chosen = [info for info in chosen if not info.owner]
     recipe, levels = with_levels(checkpoint, recipe, method, chosen, request, problems)
     layers, misfits = configured(chosen, recipe, method)
     raise_all(problems + misfits + needs.problems(checkpoint, recipe, method, list(layers.values()), request))
@@ -65,21 +68,25 @@ def make_plan(
     layers, uncoupled = coupled(checkpoint, recipe, method, layers, request.allow_code)
     require_writable(destination.path)
     layers = resolved(checkpoint, layers, method, recipe.seed)
+    layers, alone = grouped(checkpoint, layers, method, recipe.seed)
     wanted = searches(method, layers)
     opened = {name: open_widths(method, layers[name]) for name in wanted}
     layers = {name: planned_at(method, layer, opened.get(name, (None,))[0]) for name, layer in layers.items()}
+    layers = outlined(method, layers)
     plans = tuple(layers.get(info.name, LayerPlan(info)) for info in infos)
     parameters = planned_parameters(checkpoint, plans)
     step = lineage_step(command, recipe, checkpoint.source, checkpoint.foreign.beside)
     output = arrange(checkpoint, destination, parameters, step)
     require_space(output)
-    if any(method.surveyed(layer.config) for layer in layers.values()):
-        warnings.append(UNDECIDED)
+    tried = any(method.tries(layer.config) for layer in layers.values())
+    if tried or any(method.surveyed(layer.config) for layer in layers.values()):
+        warnings.append(UNTRIED if tried else UNDECIDED)
     warnings += diagonal_only(x.info for x in plans if x.config and OUTPUTS in needs.wanted(method, x.config))
     warnings += shortened(checkpoint, recipe)
     warnings += [*left_out(checkpoint, destination), *unscaled, *output.warnings, *_absent(recipe, infos, checkpoint)]
     warnings += [*_no_smaller(checkpoint, output, layers), *_larger(output, layers, opened)]
-    warnings += [*passed_over(checkpoint, infos), *refused_experts(checkpoint, method, chosen, list(layers))]
+    warnings += [*passed_over(checkpoint, infos), *unsuited(checkpoint, method, chosen)]
+    warnings += refused_experts(checkpoint, method, chosen, list(layers))
     plan = Plan(
         checkpoint=checkpoint,
         recipe=recipe,
@@ -92,7 +99,7 @@ def make_plan(
         open=opened,
         searches=searches_by_budget(wanted, layers),
         places=places,
-        notes=(*levels.notes, *uncoupled),
+        notes=(*levels.notes, *notes, *alone, *uncoupled),
         measured_on=levels.record,
     )
     return _with_reachable_budgets(plan)

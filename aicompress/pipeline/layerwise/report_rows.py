@@ -8,14 +8,16 @@ from collections.abc import Sequence
 
 import torch
 
+from aicompress.checkpoint.naming import layer_name
 from aicompress.errors import CompressError
-from aicompress.methods.capabilities import Width
+from aicompress.methods.capabilities import Rounded, Width
 from aicompress.methods.layerwise import AnyLayerMethod
-from aicompress.pipeline.step.layer_plan import LayerPlan
+from aicompress.pipeline.step.layer_plan import Group, LayerPlan
 from aicompress.report.model import LayerRow
 from aicompress.report.plan import PlanRow
 from aicompress.weights import Weight, outline_nbytes
 
+ROUNDED_NOTE = "less would be lost in no more bytes at"
 COARSE_NOTE = "too small for float16 scales"
 ROTATED_NOTE = "error against the rotated weight"
 COARSE = 8 * 2.0**-24  # a float16 scale of no more may lose an eighth or more to its rounding
@@ -36,6 +38,25 @@ def coarse(rows: Sequence[LayerRow]) -> list[str]:
         return []
     more = f" and {len(names) - 1} more" if names[1:] else ""
     return [f"values of {names[0]}{more} are too small for float16 scales: set method.scale_dtype=float32"]
+
+
+def rounded_note(rounded: Rounded | None) -> str:
+    """Says that rounding a layer would have been the better use of its bytes, where that is so."""
+    if rounded is None or rounded.error >= rounded.instead_of:
+        return ""
+    return f"{ROUNDED_NOTE} {rounded.bits} bits: error {rounded.error:.2g}, not {rounded.instead_of:.2g}"
+
+
+def better_rounded(rows: Sequence[LayerRow]) -> list[str]:
+    """A warning that counts layers which would have lost less if they had been rounded."""
+    better = [row for row in rows if ROUNDED_NOTE in row.note]
+    if not better:
+        return []
+    told = next(part for part in better[0].note.split("; ") if part.startswith(ROUNDED_NOTE))
+    return [
+        f"{len(better)} factorized layers lose more than quantizing them in no more bytes would, {better[0].name} for "
+        f"one ({told}): factors pay where time is to be saved, or before they are quantized"
+    ]
 
 
 def changed_row(method: AnyLayerMethod, job: LayerPlan, weight: Weight, error: float, seconds: float) -> LayerRow:
@@ -66,9 +87,14 @@ def changed_row(method: AnyLayerMethod, job: LayerPlan, weight: Weight, error: f
 def idle_row(layer: LayerPlan) -> LayerRow:
     """A layer that is left alone."""
     info = layer.info
-    return LayerRow(
-        info.name, info.kind, "-", "-", info.stored, {}, info.nbytes, info.nbytes, 0.0, 0.0, "left as it is"
-    )
+    note = f"stored with {layer_name(info.owner)}" if info.owner else "left as it is"
+    return LayerRow(info.name, info.kind, "-", "-", info.stored, {}, info.nbytes, info.nbytes, 0.0, 0.0, note)
+
+
+def shared_note(group: Group, parameter: str) -> str:
+    """Where a layer of a group stores what it shares; empty for the one that stores it."""
+    owner = group.owners(parameter).get(group.part)
+    return f"stored with {layer_name(owner)}" if owner else ""
 
 
 def noted(row: LayerRow, note: str) -> LayerRow:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 
 from aicompress.checkpoint import Checkpoint
@@ -25,12 +25,16 @@ def configured(
     """Each layer's parameters, and every layer for which they are impossible."""
     layers: dict[str, LayerPlan] = {}
     problems: list[CompressError] = []
+    unsuited = [info for info in chosen if not method.suits(info)]
+    if unsuited and len(unsuited) == len(chosen):
+        message = f"{method.name} is made for {method.made_for}, and none of the selected layers is one"
+        problems.append(RecipeError(message, f"{unsuited[0].name} for one: select others, or take another method"))
     for info in chosen:
         config, rule = recipe.config_for(info)
         if config is None:
             continue
         config = config.fitted(info.shape[1])
-        if not method.takes(info.kind, config):
+        if not method.takes(info.kind, config) or not method.suits(info):
             continue
         layers[info.name] = LayerPlan(info, config, rule, budget=recipe.budget_for(info))
         problem = method.check(info, config)
@@ -64,6 +68,15 @@ def resolved(
             known = [layer for layer in decided if layer.info.name not in searches(method, {layer.info.name: layer})]
             other += sum(outline_nbytes(method.planned(layer.info, layer.config)) for layer in known)
     return {name: explicit[name] for name in layers}
+
+
+def candidates_of(
+    checkpoint: Checkpoint, layers: Sequence[LayerPlan], method: AnyLayerMethod, seed: int
+) -> list[Candidate[MethodConfig]]:
+    """The layers as a method looks at many of them at once."""
+    sharing = Sharing(checkpoint, tuple(layer.info.tensor for layer in layers))
+    compression = Compression(method, checkpoint, seed)
+    return [_candidate(compression, layer, sharing) for layer in layers]
 
 
 def _candidate(compression: Compression, layer: LayerPlan, sharing: Sharing) -> Candidate[MethodConfig]:

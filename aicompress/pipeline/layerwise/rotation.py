@@ -95,8 +95,9 @@ def _require_plain(view: RewrittenCheckpoint, turnable: Rotatable) -> None:
         Refused: naming the parameter.
     """
     axes = [axis for reader in turnable.readers for axis in (reader.weight, *reader.matrices)]
+    bound = view.manifest.entries.keys() | set(view.manifest.lent.values())
     for axis in (*axes, *turnable.writers):
-        if axis.parameter in view.manifest.entries:
+        if axis.parameter in bound:
             raise Refused(f"{axis.parameter} is compressed already, so it cannot be rotated", "rotate first")
     for reader in turnable.readers:
         if reader.bias is not None:

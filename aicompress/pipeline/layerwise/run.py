@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,9 +13,9 @@ from aicompress.pipeline.calibration.requirements import foreign
 from aicompress.pipeline.calibration.statistics_file import Wanted, kept, with_statistics
 from aicompress.pipeline.layerwise import calibrated
 from aicompress.pipeline.layerwise.allocation.bits import Decision, decided
-from aicompress.pipeline.layerwise.allocation.sparsity import Read, allocated
+from aicompress.pipeline.layerwise.allocation.sparsity import Read, allocated, files_of_original
 from aicompress.pipeline.layerwise.plan import Plan, fingerprint_of, selected
-from aicompress.pipeline.layerwise.report_rows import coarse
+from aicompress.pipeline.layerwise.report_rows import better_rounded, coarse
 from aicompress.pipeline.layerwise.row_blocks import load_compiled
 from aicompress.pipeline.layerwise.untouched import untouched
 from aicompress.pipeline.layerwise.work import Work
@@ -43,6 +44,20 @@ def run(plan: Plan, options: Options | None = None) -> Report:
 def _run(plan: Plan, known: Read | None, team: Processes, options: Options) -> Report:
     """Write the output of a plan in which no survey is left to be made; `known` reads gradients that one has taken."""
     decision = decided(plan, options.resume, team, options.progress)
+    if across(decision.plan):
+        with files_of_original(decision.plan, plan.needs, team, options.progress) as files:
+            return _written(decision, known, files, team, options)
+    return _written(decision, known, None, team, options)
+
+
+def _written(
+    decision: Decision,
+    known: Read | None,
+    files: list[StatisticsFile] | None,
+    team: Processes,
+    options: Options,
+) -> Report:
+    """Write the output of a decided plan; `files` hold what is known of the original model where that is read."""
     plan = decision.plan
     wanted = Wanted(selected(plan), kept(plan.needs))
     from_files = with_statistics(plan, lambda: wanted, team, options.progress)
@@ -52,33 +67,47 @@ def _run(plan: Plan, known: Read | None, team: Processes, options: Options) -> R
         kinds=plan.kinds,
         recipe=plan.recipe,
         output=plan.output,
-        write=partial(_write, decision, known, team, options.progress),
-        follow=partial(calibrated.follow, plan, known, team) if plan.needs and not from_files else lambda: None,
+        write=partial(_write, decision, partial(_calibrated, known, files, team), options.progress),
+        follow=partial(calibrated.follow, plan, known, team)
+        if plan.needs and not from_files and files is None
+        else lambda: None,
         fingerprint=fingerprint_of(plan),
         seconds=decision.seconds,
     )
     return run_step(step, team, options)
 
 
-def _write(decision: Decision, known: Read | None, team: Processes, progress: Progress, opened: OpenOutput) -> Results:
+def _write(
+    decision: Decision, calibrate: Callable[[Work, OpenOutput], dict[str, Any]], progress: Progress, opened: OpenOutput
+) -> Results:
     """Write every parameter that a stopped run has not written."""
     plan = decision.plan.rewritable()
     decision.keep(opened.writer.work)
     work = Work(plan, opened.writer, opened.journal, progress)
     for name in plan.output.parameters.keys() & work.journal.done.keys():
         work.tell(name)
-    calibration = _calibrated(work, known, team, opened) if plan.needs else dict(plan.measured_on)
+    calibration = calibrate(work, opened) if plan.needs else dict(plan.measured_on)
     work.write_all([name for name in plan.output.parameters if name not in work.journal.done])
     decision.forget(opened.writer.work)
     rows = work.rows()
-    warnings = (*plan.warnings, *work.warnings, *coarse(rows))
+    warnings = (*plan.warnings, *work.warnings, *coarse(rows), *better_rounded(rows))
     left = untouched(plan.checkpoint, plan.layers)
     return Results(rows, warnings, calibration=calibration, bits=decision.record, untouched=left, notes=plan.notes)
 
 
-def _calibrated(work: Work, known: Read | None, team: Processes, opened: OpenOutput) -> dict[str, Any]:
+def across(plan: Plan) -> bool:
+    """Whether layers of several blocks are compressed together, by what the original model shows of them."""
+    return plan.method.shares is not None and plan.method.shares.across and bool(plan.needs) and not plan.request.stats
+
+
+def _calibrated(
+    known: Read | None, own: list[StatisticsFile] | None, team: Processes, work: Work, opened: OpenOutput
+) -> dict[str, Any]:
     """Write the selected layers of a method that reads statistics; returns the record of the calibration data."""
-    if work.plan.request.stats:
+    if own is not None:
+        calibrated.compress_from_files(work, own)
+        record = dict(own[0].calibration)
+    elif work.plan.request.stats:
         files = [StatisticsFile.open(path) for path in work.plan.request.stats]
         record = calibrated.compress_from_files(work, files)
         work.warnings += foreign(files, opened.input_digests.result())

@@ -40,7 +40,8 @@ def rescalable(
     names = {layer.info.tensor for layer in chosen}
     groups = on_noise(checkpoint, recipe, allow_code, probe).places
     places = [place for place in groups if names & {axis.parameter for axis in place.consumers}]
-    usable = tuple(place for place in places if not _parameters(place) & checkpoint.manifest.entries.keys())
+    bound = checkpoint.manifest.entries.keys() | set(checkpoint.manifest.lent.values())
+    usable = tuple(place for place in places if not _parameters(place) & bound)
     if not usable:
         why = "they are compressed already" if places else "nothing before them takes the factors"
         hint = "use a method that rounds the weights as they are: imatrix, gptq, or rtn"

@@ -47,6 +47,13 @@ def refused_experts(
     return _shared(checkpoint, left, "tensors that hold all experts of a block", told, least=0.0)
 
 
+def unsuited(checkpoint: Checkpoint, method: AnyLayerMethod, chosen: Sequence[LayerInfo]) -> list[str]:
+    """A warning that names selected layers which the method is not made for."""
+    left = {info.tensor for info in chosen if not method.suits(info)}
+    told = f"stay as they are, for {method.name} is made for {method.made_for}"
+    return _shared(checkpoint, left, "selected layers", told, least=0.0)
+
+
 def _is_matrix(name: str, spec: TensorSpec) -> bool:
     long = [size for size in spec.shape if size > 1]
     return spec.dtype.is_floating_point and len(long) > 1 and "bias" not in name.rpartition(".")[2]

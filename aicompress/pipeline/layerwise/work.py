@@ -12,9 +12,8 @@ from aicompress.checkpoint import CheckpointWriter
 from aicompress.checkpoint.files import count_not_finite, may_be_infinite
 from aicompress.checkpoint.journal import Journal
 from aicompress.checkpoint.reader import require_finite
-from aicompress.layer import from_matrix
-from aicompress.methods.head_products import HeadProduct
-from aicompress.pipeline.layerwise.compress import Compression, Known
+from aicompress.layer import InputStats, from_matrix
+from aicompress.pipeline.layerwise.compress import Compression, Known, completed
 from aicompress.pipeline.layerwise.plan import Plan
 from aicompress.pipeline.layerwise.report_rows import idle_row, noted
 from aicompress.pipeline.layerwise.row_blocks import row_blocks
@@ -44,6 +43,7 @@ class Work:
     warnings: list[str] = field(default_factory=list)
     infinite: set[str] = field(default_factory=set)  # copied though they are not finite
     done: int = 0
+    together: set[str] = field(default_factory=set)  # parameters that were written with the others of their group
 
     def __post_init__(self) -> None:
         plan = self.plan
@@ -64,23 +64,39 @@ class Work:
         """
         jobs = [layer for layer in self.plan.by_tensor.get(name, []) if layer.config is not None]
         value: Weight | Tensor
-        if jobs and jobs[0].product is not None:
-            return self._product(name, jobs[0].product, known or {}, note)
+        if jobs and jobs[0].together:
+            return self._together(name, jobs[0].together, known or {}, note)
         if jobs:
-            value, rows = self.compression.parameter(name, jobs, known or {})
+            value, rows = self.compression.parameter(name, jobs, known or {}, self._lent(name))
         else:
             value, rows = self._copied(name), []
         return self.put(name, value, rows, note)
 
-    def _product(self, name: str, product: HeadProduct, known: Mapping[str, Known], note: str) -> Weight | Tensor:
-        """Compress and write both members of a product of heads; gives what one of them has become."""
-        jobs = [self.plan.by_tensor[member][0] for member in product.members]
-        compressed = self.compression.joint(jobs, [known.get(job.info.name, Known()) for job in jobs])
-        written: dict[str, Weight | Tensor] = {}
-        for job, member in zip(jobs, compressed, strict=True):
-            weight, row = self.compression.finished(job, member)
-            written[job.info.tensor] = self.put(job.info.tensor, weight, [row], note)
-        return written[name]
+    def _together(self, name: str, members: Sequence[str], known: Mapping[str, Known], note: str) -> Weight | Tensor:
+        """Compress and write layers that belong together, unless this run has done so; errors and result as of `write`.
+
+        Of a layer of a group of which nothing is known it is what is known of another one that counts: they have one
+        input. Those of a product of heads have not.
+        """
+        if name not in self.together:
+            jobs = [self.plan.by_tensor[member][0] for member in members]
+            first = next(iter(known.values()), Known())
+            others = [first if job.product is None else Known(completed(InputStats(0), [job.info])) for job in jobs]
+            own = [known.get(job.info.name, other) for job, other in zip(jobs, others, strict=True)]
+            compressed = self.compression.joint(jobs, own)
+            for job, its in zip(jobs, compressed, strict=True):
+                weight, row = self.compression.finished(job, its)
+                self.put(job.info.tensor, weight, [row], note)
+                self.together.add(job.info.tensor)
+        written = self.plan.output.so_far(self.writer.work)
+        return written.weight(name) if name in written.manifest.entries else written.read(name)
+
+    def _lent(self, name: str) -> dict[str, Weight]:
+        """Factors that another parameter stores for this one, where it is written already."""
+        owners = self.plan.checkpoint.manifest.owners(name)
+        lent = {part: owner for part, owner in owners.items() if part and owner in self.journal.done}
+        written = self.plan.output.so_far(self.writer.work) if lent else None
+        return {part: written.weight(owner).parts()[part] for part, owner in lent.items() if written is not None}
 
     def put(self, name: str, value: Weight | Tensor, rows: Sequence[LayerRow], note: str = "") -> Weight | Tensor:
         """Write what a parameter has become, and note it in the journal.
@@ -123,8 +139,10 @@ class Work:
         """Compress or copy parameters without statistics, those that can be in blocks of rows."""
         with row_blocks(self.compression, self.plan.by_tensor, self.plan.output, self.writer) as threads:
             for name, rows in threads.written(names):
-                if rows is None:
+                if rows is None and name not in self.together:
                     self.write(name)
+                elif rows is None:
+                    continue
                 else:
                     self.record(name, rows)
             self.infinite |= threads.infinite

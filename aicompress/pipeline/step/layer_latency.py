@@ -78,7 +78,7 @@ def layers(before: Checkpoint, after: Checkpoint) -> Latency | None:
 def _side(checkpoint: Checkpoint) -> _Side:
     side = _Side(checkpoint)
     for info in checkpoint.layers(known_kinds(checkpoint)[0]):
-        if info.kind not in TIMED or info.part == "in":  # both factors of a low-rank layer run as one
+        if info.kind not in TIMED or info.part not in ("", "out"):  # its parts run as one
             continue
         entry = checkpoint.manifest.entries.get(info.tensor)
         stored = json.dumps(entry.meta, sort_keys=True) if entry is not None else ""

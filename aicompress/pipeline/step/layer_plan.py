@@ -15,6 +15,23 @@ from aicompress.weights import Weight
 
 
 @dataclass(frozen=True)
+class Group:
+    """Layers that are compressed together and store a part of their weights once.
+
+    Attributes:
+        members: their parameters, in the output's order; the first one stores what they share.
+        part: what they share, as `Weight.borrowed` names it.
+    """
+
+    members: tuple[str, ...]
+    part: str
+
+    def owners(self, parameter: str) -> dict[str, str]:
+        """Parts of a member that another one stores, each with that one."""
+        return {} if parameter == self.members[0] else {self.part: self.members[0]}
+
+
+@dataclass(frozen=True)
 class LayerPlan:
     """The plan of one layer.
 
@@ -25,6 +42,7 @@ class LayerPlan:
         outline: the stored weight without data; None leaves it alone.
         budget: the level whose own budget it shares; empty: the recipe's.
         product: of heads, in which it is compressed together with another layer.
+        group: the layers that it shares tensors with; None: it shares none.
     """
 
     info: LayerInfo
@@ -33,6 +51,14 @@ class LayerPlan:
     outline: Weight | None = None
     budget: str = ""
     product: HeadProduct | None = None
+    group: Group | None = None
+
+    @property
+    def together(self) -> tuple[str, ...]:
+        """Parameters that are compressed together with it, itself among them; none where it is compressed alone."""
+        if self.product is not None:
+            return self.product.members
+        return () if self.group is None else self.group.members
 
 
 def sharing_budgets(layers: Iterable[LayerPlan]) -> dict[str, list[LayerPlan]]:

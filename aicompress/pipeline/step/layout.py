@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from aicompress.checkpoint.layouts import Layout, Names, candidates, ct_config, on_disk
+from aicompress.checkpoint.layouts import Layout, Names, candidates, ct_config, native_names, on_disk
 from aicompress.checkpoint.manifest import KEY, Manifest
 from aicompress.layer import LayerInfo
 from aicompress.model.loading.definition import auto_class_names, stock_models
@@ -86,7 +86,8 @@ class Contents:
         if name not in self.compressed:
             return {name: self.dense[name]}
         tensors = on_disk(name, self.compressed[name][1], layout)
-        return {disk: TensorSpec.of(tensor) for disk, tensor in tensors.items()}
+        lent = {native_names(name, [suffix])[suffix] for suffix in self.manifest.entries[name].shared}
+        return {disk: TensorSpec.of(tensor) for disk, tensor in tensors.items() if disk not in lent}
 
 
 def described(contents: Contents) -> Described:

@@ -13,10 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from aicompress import __version__
-from aicompress.checkpoint import Checkpoint, CheckpointWriter, Entry, Manifest, ShardPlan, plan_shards
+from aicompress.checkpoint import Checkpoint, CheckpointWriter, Manifest, ShardPlan, plan_shards
 from aicompress.checkpoint.header import read_header
 from aicompress.checkpoint.layouts import Layout, on_disk
-from aicompress.checkpoint.manifest import KEY
+from aicompress.checkpoint.manifest import KEY, entries_of
 from aicompress.checkpoint.place import require_apart
 from aicompress.checkpoint.shards import index_text
 from aicompress.checkpoint.source import MODELING_FILES, Source
@@ -40,11 +40,13 @@ class Planned:
         dense: the tensor it is, or decodes to.
         weight: outline of its compressed form, or None for a plain tensor.
         info: the layer it is the weight of, or None.
+        owners: parts of its compressed form that other parameters store, each with that one; '' is all of it.
     """
 
     dense: TensorSpec
     weight: Weight | None = None
     info: LayerInfo | None = None
+    owners: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -114,17 +116,23 @@ class Output:
         return texts + sum(os.path.getsize(folder / relative) for relative in taken if folder)
 
     def nbytes(self, name: str, part: str = "") -> int:
-        """Bytes on disk of a parameter, or of one factor of it; of a plain tensor all count with the outer factor."""
+        """Bytes on disk of a parameter, or of one part of it; of a plain tensor all count with the outer one.
+
+        What another parameter stores counts there.
+        """
         weight = self.parameters[name].weight
+        if part and part in self.parameters[name].owners:
+            return 0
         if part and isinstance(weight, Weight):
             return outline_nbytes(weight.parts()[part])
-        return 0 if part == "in" else sum(spec.nbytes for spec in self.stored[name].values())
+        return 0 if part not in ("", "out") else sum(spec.nbytes for spec in self.stored[name].values())
 
     def encode(self, name: str, value: Tensor | Weight) -> dict[str, Tensor]:
-        """Tensors on disk of one parameter, or of a block of its rows."""
+        """Tensors on disk that one parameter stores itself, or those of a block of its rows."""
         if isinstance(value, Tensor):
             return {name: value}
-        return on_disk(name, value, self.layout, self.parameters[name].dense.shape[0])
+        tensors = on_disk(name, value, self.layout, self.parameters[name].dense.shape[0])
+        return {disk: tensor for disk, tensor in tensors.items() if disk in self.stored[name]}
 
     def so_far(self, folder: Path) -> Checkpoint:
         """Unfinished weight files, to read those parameters back that are written; the others hold zeros."""
@@ -201,12 +209,9 @@ def arrange(
     config = copy.deepcopy(config if config is not None else checkpoint.config)
     narrowed = {**checkpoint.manifest.widths, **{path: dict(fields) for path, fields in (widths or {}).items()}}
     require_apart(checkpoint.source, destination.path)
-    entries = {
-        name: Entry(parameters[name].dense, info.transposed, weight.meta(), tuple(weight.tensors()))
-        for name, (info, weight) in compressed.items()
-    }
-    manifest = Manifest(entries, (*checkpoint.manifest.lineage, step), narrowed)
     dense = {name: planned.dense for name, planned in parameters.items()}
+    owners = {name: planned.owners for name, planned in parameters.items() if planned.owners}
+    manifest = Manifest(entries_of(dense, compressed, owners), (*checkpoint.manifest.lineage, step), narrowed)
     readable = None if destination.single else config
     encoder, scheme = checkpoint.source.is_sentence_encoder, _cache_scheme(checkpoint)
     choice = described(Contents(readable, dense, compressed, manifest, encoder, scheme))
@@ -225,7 +230,7 @@ def arrange(
         choice.stored,
         checkpoint.source,
         readers=choice.readers,
-        warnings=choice.warnings,
+        warnings=(*choice.warnings, *checkpoint.manifest.parted(manifest, dense)),
         own_metadata=checkpoint.metadata,
     )
     shards = plan_shards(specs, limit, draft.metadata(), checkpoint.source.base_name)

@@ -60,6 +60,9 @@ def _grids(checkpoint: Checkpoint, name: str) -> set[str]:
 
 
 def stored_numbers(checkpoint: Checkpoint, name: str) -> int:
-    """How many numbers a parameter stores: all of a plain tensor, of a compressed one what its form says."""
+    """How many numbers a parameter stores itself: all of a plain tensor, of a compressed one what its form says."""
     outline = checkpoint.outline(name)
-    return math.prod(checkpoint.tensors[name].spec.shape) if outline is None else outline.numbers()
+    if outline is None:
+        return math.prod(checkpoint.tensors[name].spec.shape)
+    lent = (outline.parts()[part] if part else outline for part in checkpoint.manifest.owners(name))
+    return outline.numbers() - sum(weight.numbers() for weight in lent)

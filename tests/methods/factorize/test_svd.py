@@ -9,10 +9,9 @@ import torch
 from pydantic import ValidationError
 
 from aicompress.errors import RecipeError
-from aicompress.layer import Layer
 from aicompress.methods.factorize.svd import METHOD, SvdConfig, apply, check, factors, outline, resolve
-from aicompress.weights import Dense, IntGrouped, LowRank, Weight, outline_nbytes
-from tests.methods.layers import candidate_of, layer_of, randn
+from aicompress.weights import Dense, IntGrouped, LowRank, outline_nbytes
+from tests.methods.layers import candidate_of, layer_of, randn, squared_error
 
 
 def decaying(out: int, columns: int, seed: int = 0) -> torch.Tensor:
@@ -20,10 +19,6 @@ def decaying(out: int, columns: int, seed: int = 0) -> torch.Tensor:
     u, _ = torch.linalg.qr(randn(out, min(out, columns), seed=seed))
     v, _ = torch.linalg.qr(randn(columns, min(out, columns), seed=seed + 1))
     return u / torch.arange(1, min(out, columns) + 1) @ v.t()
-
-
-def squared_error(layer: Layer, weight: Weight) -> float:
-    return float((layer.weight - weight.dense()).double().square().sum())
 
 
 def test_hand_computed() -> None:

@@ -182,6 +182,29 @@ def test_convolutions_of_one_input_share_only_the_same_patches() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "convolution",
+    [
+        nn.Conv1d(3, 4, 5, stride=2, padding=2, padding_mode="reflect"),
+        nn.Conv2d(3, 4, (3, 2), stride=(2, 1), padding=(1, 2), dilation=(2, 1)),
+        nn.Conv2d(3, 4, 4, padding="same", dilation=2),
+        nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"),
+        nn.Conv3d(3, 4, (2, 3, 1), stride=(1, 2, 3), padding=(1, 0, 2), dilation=(1, 2, 1)),
+    ],
+    ids=str,
+)
+def test_patches_times_the_matrix_are_what_a_convolution_gives(convolution: Any) -> None:
+    """Whatever its padding: the Gram matrix is of what the kernel sees."""
+    images = torch.randn(2, 3, *(9,) * (convolution.weight.ndim - 2), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = convolution(images).movedim(1, -1)
+        for given, outputs in ((images, expected), (images[0], expected[0])):
+            rows = rows_of(convolution, given, None)
+            assert rows is not None
+            products = rows @ convolution.weight.flatten(1).t() + convolution.bias
+            torch.testing.assert_close(products, outputs.flatten(0, -2), rtol=1e-4, atol=1e-5)
+
+
 def test_blocks_are_dropped(tiny_llama: Path) -> None:
     checkpoint = Checkpoint.open(tiny_llama)
     model = build(checkpoint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -11,7 +12,18 @@ from torch import Tensor, nn
 
 from aicompress.model.hf.decoding_aicompress import decode, source
 from aicompress.model.hf.layers_aicompress import attach, mark_ready
-from aicompress.weights import Codebook, ColumnScaled, Corrected, IntGrouped, LowRank, Sparse, SparseCodes, Weight
+from aicompress.weights import (
+    Codebook,
+    ColumnScaled,
+    Convolutions,
+    Corrected,
+    Dense,
+    IntGrouped,
+    LowRank,
+    Sparse,
+    SparseCodes,
+    Weight,
+)
 from aicompress.weights.decoding import rounded_input
 from tests.model.compressed import halved, integers, low_rank
 from tests.weights.forms import FORMS
@@ -164,6 +176,35 @@ def test_low_rank_convolution_equals_the_decoded_one() -> None:
     images, decoded = torch.randn(2, 4, 9, 9), nn.Conv2d(4, 10, 3, stride=2, padding=1, padding_mode="reflect")
     decoded.load_state_dict({"weight": weight.dense().reshape(10, 4, 3, 3), "bias": conv.bias})
     torch.testing.assert_close(running(conv, weight)(images), decoded(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "kernels"),
+    [
+        ({"stride": 2, "padding": 1, "dilation": 2}, ((3, 1), (1, 3))),
+        ({"stride": (2, 1), "padding": (0, 1), "padding_mode": "circular"}, ((3, 1), (1, 3))),
+        ({"padding": "same", "dilation": 2, "kernel_size": (2, 4)}, ((2, 1), (1, 4))),
+        ({"stride": 2, "padding": 1}, ((1, 1), (3, 3), (1, 1))),
+        ({"stride": 2, "padding": 2, "kernel_size": (1, 5)}, ((1, 1), (1, 5))),
+        ({"groups": 2}, ((1, 1), (3, 3), (1, 1))),
+    ],
+)
+def test_several_convolutions_equal_the_decoded_one(options: dict[str, Any], kernels: Any) -> None:
+    """One after the other in memory; where channels are grouped, decoded."""
+    options = {"kernel_size": 3, **options}
+    conv, channels = nn.Conv2d(4, 10, **options), 4 // options.get("groups", 1)
+    first, *between, last = kernels
+    parts = [matrix(6, channels * math.prod(first)), matrix(10, 6 * math.prod(last))]
+    parts += [matrix(6, 6 * math.prod(size)) for size in between]
+    weight = Convolutions(kernels, *map(Dense, parts))
+    images, decoded = torch.randn(2, 4, 9, 9), nn.Conv2d(4, 10, **options)
+    decoded.load_state_dict({"weight": weight.dense().reshape(conv.weight.shape), "bias": conv.bias})
+    layer = running(conv, weight)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(images), decoded(images), rtol=1e-4, atol=1e-4)
+        held = layer.__dict__["decoded"][1]
+        torch.testing.assert_close(layer.weight, decoded.weight)
+    assert len(held) == (1 if "groups" in options else len(kernels))
 
 
 def test_low_rank_grouped_convolution_is_decoded() -> None:

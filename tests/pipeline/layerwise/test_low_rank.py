@@ -11,11 +11,12 @@ import torch
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.statistics import StatisticsFile
+from aicompress.errors import Problems, RecipeError
 from aicompress.model.loading.load import load as load_model
 from aicompress.model.loading.tokenizer import load_tokenizer
 from aicompress.pipeline import steps
 from aicompress.pipeline.calibration.requirements import Request
-from aicompress.pipeline.layerwise.plan import UNDECIDED
+from aicompress.pipeline.layerwise.plan import UNDECIDED, UNTRIED
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import load
@@ -69,6 +70,8 @@ def test_the_model_changes_less_than_with_svd_and_less_with_tuned_blocks(
         method = {"name": "svd" if name == "svd" else "whitened", "keep": 0.6}
         report = run(trained_llama, tmp_path / name, method, None if name == "svd" else data, **more)
         assert "full" not in ranks(report).values()
+        assert all("less would be lost in no more bytes at 8 bits" in row.note for row in report.layers if row.detail)
+        assert [line for line in report.warnings if "lose more than quantizing them in no more bytes would" in line]
         lost[name] = divergence(tmp_path / name, trained_llama, heldout_file)
     assert lost["whitened"] < 0.8 * lost["svd"]
     assert lost["tuned"] < 0.9 * lost["whitened"]
@@ -117,6 +120,26 @@ def test_a_budget_is_kept_by_ranks_that_calibration_decides(
     assert sum(path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors")) <= budget
     by_weights = run(trained_llama, tmp_path / "plain", {"name": "svd", "target_bytes": budget})
     assert ranks(report) != ranks(by_weights)
+
+
+def test_the_fewest_bytes_within_a_divergence(tmp_path: Path, trained_llama: Path, text_file: Path) -> None:
+    """What the model loses with the ranks that were found is as much as was allowed, and not much less."""
+    method, data = {"name": "two_sided", "max_kl": 0.1}, text(text_file, samples=32)
+    with pytest.raises((RecipeError, Problems), match="max_kl needs calibration data"):
+        planned(trained_llama, tmp_path / "no data", method)
+    assert UNTRIED in planned(trained_llama, tmp_path / "out", method, data).warnings
+    report = run(trained_llama, tmp_path / "out", method, data)
+    assert UNTRIED not in report.warnings
+    told = next(float(line.split()[4]) for line in report.notes if line.startswith("max_kl: the outputs lose"))
+    assert 0.09 < told <= 0.1
+    assert 0.05 < divergence(tmp_path / "out", trained_llama, text_file) < 0.11
+    assert len(set(ranks(report).values())) > 3
+    assert report.calibration["data"]
+
+
+def test_states_have_no_divergence(tmp_path: Path, tiny_bert: Path, text_file: Path) -> None:
+    with pytest.raises(RecipeError, match="max_kl needs a model that gives logits"):
+        run(tiny_bert, tmp_path / "out", {"name": "svd", "max_kl": 0.05}, text(text_file, samples=2))
 
 
 @pytest.mark.parametrize("source", ["tiny_gpt2", "tiny_mixtral", "tiny_bert"])

@@ -24,7 +24,8 @@ from aicompress.methods.method import OF_GRADIENTS, MethodConfig
 from aicompress.model.kernels.select import fast_linear
 from aicompress.pipeline.calibration.requirements import input_width
 from aicompress.pipeline.calibration.statistics_file import Wanted, collect, kept
-from aicompress.pipeline.layerwise.plan import UNDECIDED, Plan, selected
+from aicompress.pipeline.layerwise.allocation.trial import Trial, tried
+from aicompress.pipeline.layerwise.plan import UNDECIDED, UNTRIED, Plan, selected
 from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed, named, sharing_budgets
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.workers import Processes
@@ -46,28 +47,33 @@ def allocated(plan: Plan, team: Processes, progress: Progress) -> Iterator[tuple
     Raises:
         RecipeError: a layer would be pruned away.
     """
-    layers = [x for x in plan.layers if x.config is not None and plan.method.surveyed(x.config)]
+    layers = [x for x in plan.layers if x.config is not None and plan.method.undecided(x.config)]
     if not layers:
         yield plan, None
         return
-    with _files(plan, team, progress) as files:
-        explicit = plan
+    with files_of_original(plan, plan.surveys, team, progress) as files:
+        explicit, trial = plan, None
         reader = _Reader(plan.checkpoint, plan.recipe.seed, plan.by_tensor, files)
         for budget, members in sharing_budgets(layers).items():
             configs = None
             if team.rank == 0:
-                with named(budget):
-                    configs = _decided(explicit, members, reader, progress)
+                with named(budget), tried(explicit, members, reader.layer, progress) as trial:
+                    configs = _decided(explicit, members, reader, trial, progress)
             configs = team.gather(configs)[0]
             assert configs is not None
             names = [layer.info.name for layer in members]
             explicit = explicit.with_configs(dict(zip(names, configs, strict=True)))
-        warnings = tuple(line for line in explicit.warnings if line != UNDECIDED)
+        warnings = tuple(line for line in explicit.warnings if line not in (UNDECIDED, UNTRIED))
+        if trial is not None and trial.losses:
+            notes = (*plan.notes, trial.note(explicit))
+            explicit = replace(explicit, notes=notes, measured_on={**plan.measured_on, **trial.record})
         same = explicit.needs & OF_GRADIENTS <= plan.surveys
         yield replace(explicit, warnings=warnings), partial(merged_gradients, files) if same else None
 
 
-def _decided(plan: Plan, layers: Sequence[LayerPlan], reader: _Reader, progress: Progress) -> list[MethodConfig]:
+def _decided(
+    plan: Plan, layers: Sequence[LayerPlan], reader: _Reader, trial: Trial | None, progress: Progress
+) -> list[MethodConfig]:
     """Explicit parameters of layers that share a budget: of their own bytes where it is a level's."""
     assert plan.method.surveys is not None
     candidates = [Candidate(x.info, x.config, partial(reader.layer, x)) for x in layers if x.config is not None]
@@ -76,12 +82,22 @@ def _decided(plan: Plan, layers: Sequence[LayerPlan], reader: _Reader, progress:
         saved_milliseconds,
         lambda done: progress("allocation", done, len(layers)),
     )
+    if trial is not None:
+        setting = replace(setting, divergence=trial.divergence)
     return plan.method.surveys.decide(candidates, setting)
 
 
 @contextmanager
-def _files(plan: Plan, team: Processes, progress: Progress) -> Iterator[list[StatisticsFile]]:
-    """Files of statistics: those of --stats, or one that is gone afterwards. The first process writes it."""
+def files_of_original(
+    plan: Plan, needs: frozenset[str], team: Processes, progress: Progress
+) -> Iterator[list[StatisticsFile]]:
+    """Files of statistics of the original model: those of --stats, or one that is gone afterwards.
+
+    The first process writes it; the others get none.
+    """
+    if not needs:  # the weights and the running model decide
+        yield []
+        return
     if team.gather(plan.request.reads_files)[0]:
         yield [StatisticsFile.open(path) for path in plan.request.stats]
         return
@@ -89,7 +105,7 @@ def _files(plan: Plan, team: Processes, progress: Progress) -> Iterator[list[Sta
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.statistics.", dir=out.parent) as folder:
         path = plan.request.stats[0] if plan.request.stats else Path(folder) / "statistics.safetensors"
-        needs = kept(plan.surveys | plan.needs) if plan.request.stats else plan.surveys  # a file is for the step, too
+        needs = kept(plan.surveys | plan.needs) if plan.request.stats else needs  # a file is for the step, too
         collect(plan, Wanted(selected(plan), needs), path, team, progress)
         team.wait()
         yield [StatisticsFile.open(path)] if team.rank == 0 else []
@@ -135,6 +151,8 @@ class _Reader:
     def layer(self, plan: LayerPlan) -> Layer:
         """A layer with its statistics; where there are none as if it were like any other."""
         info = plan.info
+        if not self.files:
+            return self.checkpoint.layer(info, layer_seed(self.seed, info.name))
         inputs = merged(self.files, info.tensor)
         if not inputs.count:
             inputs = InputStats.white(input_width([each.info for each in self.layers[info.tensor]]))

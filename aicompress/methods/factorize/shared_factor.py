@@ -1,0 +1,175 @@
+"""What methods share that give several layers one right factor: W_i ≈ U_i V.
+
+The layers lie one below the other in one matrix, (Σ out_i, in), of which U and V are the factors of least output error
+for inputs whose Gram matrices are added; U_i are the rows of U that belong to layer i. r (in + Σ out_i) numbers are
+stored in the place of Σ in out_i.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from aicompress.layer import Layer, LayerInfo
+from aicompress.methods.capabilities import Candidate, Reads
+from aicompress.methods.curvature import moments, shifted
+from aicompress.methods.factorize.ranks import largest_rank
+from aicompress.methods.factorize.roots import Root, Weighting
+from aicompress.methods.factorize.sizes import factor_dtype, kept_dense
+from aicompress.methods.layerwise import LayerMethod
+from aicompress.methods.method import MethodConfig
+from aicompress.methods.shares import Shares
+from aicompress.weights import Dense, LowRank, Weight
+
+
+class SharedConfig(MethodConfig):
+    """Parameters of methods whose layers share a factor."""
+
+    one_of: ClassVar[tuple[str, ...]] = ("rank", "keep")
+
+    rank: int | None = Field(None, ge=1, description="rows of V; layers that it would not shrink stay dense")
+    keep: float | None = Field(
+        None, gt=0, le=1, description="share of the parameters of the layers together that their factors have"
+    )
+    multiple: int = Field(
+        1, ge=1, description="ranks are multiples of this, so that groups of a later quantization fit"
+    )
+    whiten: bool = Field(True, description="columns count by the Gram matrix of the inputs; false: data-free")
+    damping: float = Field(0.1, ge=0, le=1, description="added to the Gram matrix, as a part of its mean diagonal")
+
+
+C = TypeVar("C", bound=SharedConfig)
+
+
+@dataclass(frozen=True)
+class Grouping(Generic[C]):
+    """Which layers share a factor.
+
+    Attributes:
+        groups, why, across: as `Shares` has them.
+    """
+
+    groups: Callable[[Sequence[Candidate[C]]], list[list[int]]]
+    why: str
+    across: bool = False
+
+
+def sharing(
+    config: type[C], grouping: Grouping[C], summary: str, *, when: str, shift: Callable[[C], float]
+) -> LayerMethod[C]:
+    """A method whose groups of layers have one right factor.
+
+    Args:
+        config: its parameters; their name is the method's.
+        grouping: which layers share.
+        summary: a line for the list of methods.
+        when: as of every method.
+        shift: config -> how far the target moves towards the original model's outputs.
+    """
+
+    def together(layers: Sequence[Layer], given: C) -> list[Weight]:
+        return compressed(layers, given, shift(given))
+
+    return LayerMethod(
+        name=config.model_fields["name"].default,
+        command="factorize",
+        summary=summary,
+        when=when,
+        config=config,
+        needs=frozenset({"gram"}),
+        apply=lambda layer, given: together([layer], given)[0],
+        outline=lambda info, given: outlines([info], given)[0],
+        check=check,
+        describe=describe,
+        shares=Shares("in", grouping.groups, outlines, together, grouping.why, across=grouping.across),
+        reading=Reads(
+            lambda given: frozenset({"gram"}) if given.whiten else frozenset(),
+            lambda given: given.whiten and shift(given) > 0,
+        ),
+    )
+
+
+def numbers_of(infos: Sequence[LayerInfo]) -> tuple[int, int]:
+    """Rows of all layers together, and their columns."""
+    return sum(info.shape[0] for info in infos), infos[0].shape[1]
+
+
+def rank_of(infos: Sequence[LayerInfo], config: SharedConfig) -> int:
+    """The rank that layers have together."""
+    out, columns = numbers_of(infos)
+    if config.rank is not None:
+        return -(-config.rank // config.multiple) * config.multiple
+    assert config.keep is not None
+    rank = int(config.keep * out * columns / (out + columns))
+    return max(config.multiple, rank // config.multiple * config.multiple)
+
+
+def shrinks(infos: Sequence[LayerInfo], rank: int) -> bool:
+    """Whether factors of this rank are smaller than the layers."""
+    out, columns = numbers_of(infos)
+    dense = out * columns * infos[0].dtype.itemsize
+    return rank * (out + columns) * factor_dtype(infos[0]).itemsize < dense
+
+
+def outlines(infos: Sequence[LayerInfo], config: SharedConfig) -> list[Weight]:
+    """The stored weights without data."""
+    rank, dtype = rank_of(infos, config), factor_dtype(infos[0])
+    if not shrinks(infos, rank):
+        return [Dense.outline(info.shape, info.dtype) for info in infos]
+    inner = Dense.outline((rank, infos[0].shape[1]), dtype)
+    return [LowRank(Dense.outline((info.shape[0], rank), dtype), inner) for info in infos]
+
+
+def compressed(layers: Sequence[Layer], config: SharedConfig, shift: float) -> list[Weight]:
+    """Factors of layers that share the right one, or the layers where these would not be smaller.
+
+    Raises:
+        CompressError: no calibration token reached a layer, or its inputs are not finite.
+    """
+    infos = [layer.info for layer in layers]
+    rank, dtype = rank_of(infos, config), factor_dtype(infos[0])
+    if not shrinks(infos, rank):
+        return [kept_dense(layer) for layer in layers]
+    root = _root(layers, config)
+    moved = [shifted(layer, shift if config.whiten else 0.0, root.solve) for layer in layers]
+    out, inner = Weighting(root).factors(torch.cat([target.double() for target in moved]), rank)
+    shared = Dense(inner.to(dtype).contiguous())
+    rows = torch.split(out.to(dtype), [info.shape[0] for info in infos])
+    return [LowRank(Dense(each.contiguous()), shared) for each in rows]
+
+
+def _root(layers: Sequence[Layer], config: SharedConfig) -> Root:
+    """S of the sum of the Gram matrices of the layers' inputs."""
+    if not config.whiten:
+        return Root.diagonal(torch.ones(layers[0].info.shape[1]), 0.0)
+    grams: dict[int, Tensor] = {}
+    for layer in layers:
+        gram = moments(layer)
+        grams[id(gram)] = gram  # layers of one input have one Gram matrix
+    first, *others = grams.values()
+    return Root.of(sum(others, first.double()), config.damping)
+
+
+def check(info: LayerInfo, config: SharedConfig) -> tuple[str, str] | None:
+    """Only plain layers are factorized."""
+    if info.stored == "dense" and not info.part:
+        return None
+    form = "a factor" if info.part else f"stored as {info.stored}"
+    return (
+        f"{info.name}: is {form} already, and only plain layers can share a factor",
+        "factorize first, then compress the factors, or exclude the layer",
+    )
+
+
+def describe(config: SharedConfig, weight: Weight) -> dict[str, Any]:
+    """Knobs for the report row."""
+    if isinstance(weight, LowRank):
+        return {"rank": weight.rank}
+    largest = largest_rank(weight.shape)
+    limit = f"by itself only ranks up to {largest} would" if largest else "by itself no rank would"
+    return {"rank": "full", "note": f"the rank would not make it smaller ({limit}): kept dense"}

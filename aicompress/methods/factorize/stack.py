@@ -1,0 +1,52 @@
+"""One right factor for all layers that read the same input, such as query, key and value: W_i ≈ U_i V.
+
+V x is computed from the input that the layers have in common, so that stacking them one below the other and factorizing
+the stack is a truncated singular value decomposition of one larger matrix: with H = E[x xᵀ] = S Sᵀ the best U V of rank
+r has U V S = SVD_r([W_1; W_2; ...] S), by Eckart and Young 1936, and its output error, summed over the layers, is
+Σ_{i>r} σ_i². Layers of n inputs and m_i outputs store r (n + Σ m_i) numbers, which at equal numbers is a larger rank
+than each layer would have by itself; it pays where the layers look at the same directions of their input.
+
+Shapes: U_i (m_i, r), V (r, n), stored once under the first layer's name. Calibrated as whitened is, in the walk, or
+data-free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import ConfigDict, Field
+
+from aicompress.methods.capabilities import Candidate
+from aicompress.methods.factorize.shared_factor import Grouping, SharedConfig, sharing
+
+
+class StackConfig(SharedConfig):
+    """Parameters of stack."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"keep": 0.5}, {"rank": 3, "multiple": 2}]})
+
+    name: Literal["stack"] = "stack"
+    shift: float = Field(
+        1.0, ge=0, le=1, description="how far the target moves to make up for what compressed layers before it changed"
+    )
+
+
+def groups(candidates: Sequence[Candidate[StackConfig]]) -> list[list[int]]:
+    """Linear layers of one block that read one input and have the same parameters and dtype."""
+    members: dict[tuple[object, ...], list[int]] = {}
+    for number, candidate in enumerate(candidates):
+        info = candidate.info
+        if info.kind in ("linear", "head") and candidate.input_name is not None:
+            key = (candidate.input_name(), info.index, info.shape[1], info.dtype, candidate.config)
+            members.setdefault(key, []).append(number)
+    return [numbers for numbers in members.values() if len(numbers) > 1]
+
+
+METHOD = sharing(
+    StackConfig,
+    Grouping(groups, "as no other selected layer reads their input"),
+    "one right factor for layers of one input, such as query, key and value; by rank or share; calibrated or data-free",
+    when="query, key and value, or gate and up, that look at the same directions; whitened gives each a factor",
+    shift=lambda config: config.shift,
+)

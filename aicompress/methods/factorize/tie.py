@@ -1,0 +1,125 @@
+"""Layers that hold nearly the same matrix share it: W_j becomes W_i, stored once; data-free.
+
+Two layers are alike where ‖W_i − W_j‖_F ≤ threshold ‖W_i‖_F, of plain layers of one kind, shape and dtype. Each is
+compared with the first one of every group before it, so that none is further from what it becomes than the threshold;
+`value: mean` puts the mean of the group there instead, which halves the error of a pair. The threshold is 0 by default:
+matrices that are equal number for number, as checkpoints hold them whose architecture ties them or that were grown by
+copying blocks, are merged for nothing. Layers that were trained apart differ by about their own size.
+
+Lan et al. 2019, "ALBERT", arXiv:1909.11942, is the end of that road: one set of weights for all blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import ConfigDict, Field
+from torch import Tensor
+
+from aicompress.layer import Layer, LayerInfo
+from aicompress.methods.capabilities import Candidate
+from aicompress.methods.layerwise import LayerMethod
+from aicompress.methods.method import MethodConfig
+from aicompress.methods.shares import Shares
+from aicompress.weights import Dense, Tied, Weight
+
+SAMPLE = 4096  # numbers of a matrix that are compared before all of it is
+
+
+class TieConfig(MethodConfig):
+    """Parameters of tie."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{}, {"threshold": 0.05, "value": "mean"}]})
+
+    name: Literal["tie"] = "tie"
+    threshold: float = Field(0.0, ge=0, lt=1, description="largest ‖W1 − W2‖ / ‖W1‖ of layers that become one")
+    value: Literal["first", "mean"] = Field("first", description="what they become: the first one, or their mean")
+
+
+@dataclass(frozen=True)
+class _Leader:
+    """The first layer of a group, with some of its numbers.
+
+    Attributes:
+        candidate: the layer.
+        sample: numbers at equal distances, (≤ SAMPLE,) float64: they differ by no more than the whole matrices do.
+        norm: ‖W‖.
+        members: the numbers of the group's layers.
+    """
+
+    candidate: Candidate[TieConfig]
+    sample: Tensor
+    norm: float
+    members: list[int]
+
+
+def groups(candidates: Sequence[Candidate[TieConfig]]) -> list[list[int]]:
+    """Plain layers that are alike; each is read once, and again with those whose samples come close."""
+    leaders: dict[tuple[object, ...], list[_Leader]] = {}
+    for number, candidate in enumerate(candidates):
+        info = candidate.info
+        if info.stored != Dense.form or info.part:
+            continue
+        likely = leaders.setdefault((info.kind, info.tensor_shape, info.dtype, info.transposed, candidate.config), [])
+        sample, norm = _sampled(candidate.read().weight)
+        leader = next((each for each in likely if _alike(each, candidate, sample)), None)
+        if leader is None:
+            likely.append(_Leader(candidate, sample, norm, [number]))
+        else:
+            leader.members.append(number)
+    return [leader.members for likely in leaders.values() for leader in likely if len(leader.members) > 1]
+
+
+def _sampled(weight: Tensor) -> tuple[Tensor, float]:
+    flat = weight.reshape(-1)
+    return flat[:: -(-len(flat) // SAMPLE)].double(), float(torch.linalg.vector_norm(flat, dtype=torch.float64))
+
+
+def _alike(leader: _Leader, candidate: Candidate[TieConfig], sample: Tensor) -> bool:
+    most = leader.candidate.config.threshold * leader.norm
+    if float((leader.sample - sample).norm()) > most:
+        return False
+    apart = leader.candidate.read().weight - candidate.read().weight
+    return float(torch.linalg.vector_norm(apart, dtype=torch.float64)) <= most
+
+
+def outlines(infos: Sequence[LayerInfo], config: TieConfig) -> list[Weight]:
+    """The stored weights without data."""
+    source = Dense.outline(infos[0].shape, infos[0].dtype)
+    return [source, *(Tied.of(source, info.tensor_shape, info.transposed) for info in infos[1:])]
+
+
+def compress(layers: Sequence[Layer], config: TieConfig) -> list[Weight]:
+    """One plain matrix, and its name for the other layers."""
+    value = layers[0].weight
+    if config.value == "mean" and len(layers) > 1:
+        value = torch.stack([layer.weight for layer in layers]).mean(0)
+    source = Dense(value.to(layers[0].info.dtype))
+    return [source, *(Tied.of(source, layer.info.tensor_shape, layer.info.transposed) for layer in layers[1:])]
+
+
+def unchanged(layer: Layer, config: TieConfig) -> Weight:
+    """A layer that is like no other."""
+    return layer.stored or Dense(layer.weight.to(layer.info.dtype))
+
+
+def outline(info: LayerInfo, config: TieConfig) -> Weight:
+    """The same without data."""
+    return info.outline or Dense.outline(info.shape, info.dtype)
+
+
+METHOD = LayerMethod(
+    name="tie",
+    command="factorize",
+    summary="layers that hold the same matrix, or nearly the same, store it once; by threshold; data-free",
+    when="checkpoints grown by copying blocks, or trained with ties that were saved apart; others have no like layers",
+    config=TieConfig,
+    apply=unchanged,
+    outline=outline,
+    shares=Shares(
+        "", groups, outlines, compress, "as no other plain layer that is selected is within the threshold", alone=False
+    ),
+)

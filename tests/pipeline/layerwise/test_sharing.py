@@ -1,0 +1,237 @@
+"""Layers that store a part of their weights once: in the file, in the report, and in the steps that follow."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.errors import CheckpointError
+from aicompress.model.loading.load import load as load_model
+from aicompress.pipeline import export, steps
+from aicompress.pipeline.inspect import inspect
+from aicompress.pipeline.step.options import Options
+from aicompress.pipeline.step.output import Destination
+from aicompress.pipeline.verify import verify
+from aicompress.recipe import load
+from aicompress.recipe.export import ExportRecipe
+from aicompress.report.model import Report
+from aicompress.weights import LowRank, Tied
+from tests.inputs import once
+from tests.pipeline.calibration.steps import text
+from tests.pipeline.steps import prune
+
+IDS = torch.arange(2, 26).reshape(2, 12)
+LAYER = "model.layers.{}.{}_proj.weight".format
+FREE = {"name": "stack", "keep": 0.5, "whiten": False}
+
+
+@pytest.fixture(scope="session")
+def stacked(built: Path, tiny_llama: Path) -> Path:
+    """The tiny Llama with one right factor for query, key and value, and one for gate and up."""
+
+    def make(path: Path) -> Path:
+        run(tiny_llama, path, FREE)
+        return path
+
+    return once(built / "llama-stacked", make)
+
+
+@pytest.fixture(scope="session")
+def copied(built: Path, tiny_llama: Path) -> Path:
+    """The tiny Llama whose last block has the weights of its first, but for one that is nearly the same."""
+
+    def make(path: Path) -> Path:
+        shutil.copytree(tiny_llama, path)
+        tensors = load_file(path / "model.safetensors")
+        tensors |= {
+            name: tensors[name.replace("layers.2", "layers.0")].clone() for name in tensors if "layers.2" in name
+        }
+        tensors[LAYER(2, "mlp.up")] *= 1.01
+        save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+        return path
+
+    return once(built / "llama-copied", make)
+
+
+@pytest.fixture(scope="session")
+def tied(built: Path, copied: Path) -> Path:
+    """That one with the layers that are equal stored once."""
+
+    def make(path: Path) -> Path:
+        run(copied, path, {"name": "tie"})
+        return path
+
+    return once(built / "llama-copied-tied", make)
+
+
+def made(
+    source: Path,
+    out: Path,
+    method: dict[str, Any],
+    data: dict[str, Any] | None = None,
+    command: str = "factorize",
+    shard: int | None = None,
+    **more: Any,
+) -> Any:
+    """The plan of a step."""
+    recipe, calibration = out.with_suffix(".yaml"), {} if data is None else {"calibration": data}
+    recipe.write_text(json.dumps({"version": 1, "method": method, "report": {"html": False}, **calibration, **more}))
+    return steps.make_plan(source, Destination(out, shard), load(str(recipe), command), command, None)
+
+
+def run(source: Path, out: Path, method: dict[str, Any], data: dict[str, Any] | None = None, **more: Any) -> Report:
+    """The report of a step."""
+    return steps.run(made(source, out, method, data, **more), Options(latency="off"))
+
+
+def names(folder: Path) -> set[str]:
+    found: set[str] = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            found |= set(opened.keys())
+    return found
+
+
+def require_whole(report: Report, folder: Path) -> None:
+    """Rows add up to the file, and what is written is sound."""
+    kinds = report.after.by_kind
+    assert sum(row.bytes_after for row in report.layers) + kinds["other"] + kinds["header"] == report.after.weight_bytes
+    assert verify(folder).problems == ()
+
+
+def test_a_shared_factor_is_stored_and_counted_once(tiny_llama: Path, tmp_path: Path) -> None:
+    """Keys and values are narrower than queries; a layer that is excluded is in no group."""
+    plan = made(tiny_llama, tmp_path / "out", FREE, select={"exclude": ["*layers.1.self_attn.k_proj"]})
+    report = run(tiny_llama, tmp_path / "out", FREE, select={"exclude": ["*layers.1.self_attn.k_proj"]})
+    require_whole(report, tmp_path / "out")
+    assert plan.output.weight_bytes == report.after.weight_bytes
+    assert any("6 of 20 layers share no tensor" in note for note in plan.notes)
+    inner = {name for name in names(tmp_path / "out") if name.endswith("weight_in")}
+    checkpoint = Checkpoint.open(tmp_path / "out")
+    assert len(inner) == 3 * 2 + 3 * 2
+    query, value = (checkpoint.weight(LAYER(1, f"self_attn.{part}")) for part in "qv")
+    assert torch.equal(query.inner.dense(), value.inner.dense())
+    rank = int(0.5 * 64 * 128 / (64 + 128))
+    assert checkpoint.weight(LAYER(0, "self_attn.k")).rank == rank
+    rows = {row.name: row for row in inspect(tmp_path / "out").rows}
+    assert sum(row.nbytes for row in rows.values()) + report.after.by_kind["header"] == report.after.weight_bytes
+    assert "in of model.layers.0.self_attn.k_proj" in rows["model.layers.0.self_attn.q_proj"].detail
+    assert rows["model.layers.0.self_attn.q_proj"].numbers == 64 * rank
+
+
+def test_calibrated_in_shards(tiny_llama_bf16: Path, text_file: Path, tmp_path: Path) -> None:
+    """The layer that stores the factor may lie in another file."""
+    data = text(text_file, samples=4)
+    report = run(tiny_llama_bf16, tmp_path / "out", {"name": "stack", "keep": 0.6}, data, shard=6000)
+    require_whole(report, tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 3
+    with torch.inference_mode():
+        model = load_model(tmp_path / "out", kernels="reference")
+        assert torch.isfinite(model(IDS).logits).all()
+
+
+def test_blocks_share_a_basis_that_the_original_model_gives(tiny_llama: Path, text_file: Path, tmp_path: Path) -> None:
+    """Levels say how many blocks share; nothing is left of the statistics."""
+    method, data = {"name": "shared_basis", "keep": 0.5}, text(text_file, samples=4)
+    levels = [{"layers": "0-1", "blocks": 2}, {"layers": "2", "blocks": 1}]
+    report = run(tiny_llama, tmp_path / "out", method, data, levels=levels)
+    require_whole(report, tmp_path / "out")
+    assert report.calibration["statistics"] == []
+    assert sum("stored with model.layers.0" in row.note for row in report.layers) == 7
+    assert len([name for name in names(tmp_path / "out") if name.endswith("weight_in")]) == 14
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.yaml"]
+
+
+def test_like_layers_become_one(copied: Path, tmp_path: Path) -> None:
+    exact = run(copied, tmp_path / "exact", {"name": "tie"})
+    near = run(copied, tmp_path / "near", {"name": "tie", "threshold": 0.02})
+    for report, folder, count in ((exact, "exact", 6), (near, "near", 7)):
+        require_whole(report, tmp_path / folder)
+        tied = [row for row in report.layers if row.form == "tied"]
+        assert len(tied) == count
+        assert all(row.bytes_after == 1 and "stored with model.layers.0" in row.note for row in tied)
+        with torch.inference_mode():
+            wanted, got = (load_model(path)(IDS).logits for path in (copied, tmp_path / folder))
+        torch.testing.assert_close(got, wanted, atol=0 if folder == "exact" else 0.02, rtol=0)
+    errors = {row.name: row.rel_error for row in near.layers if row.form == "tied"}
+    assert errors.pop("model.layers.2.mlp.up_proj") == pytest.approx(0.01 / 1.01, rel=1e-3)
+    assert not any(errors.values())
+    mean = run(copied, tmp_path / "mean", {"name": "tie", "threshold": 0.02, "value": "mean"})
+    halves = [row.rel_error for row in mean.layers if row.name.endswith(("0.mlp.up_proj", "2.mlp.up_proj"))]
+    assert halves == pytest.approx([0.005, 0.005], rel=0.02)
+
+
+@pytest.mark.parametrize("method", [{"name": "rtn", "bits": 8}, {"name": "gptq", "bits": 8, "granularity": "channel"}])
+def test_what_is_shared_is_quantized_once(
+    stacked: Path, text_file: Path, tmp_path: Path, method: dict[str, Any]
+) -> None:
+    """At the layer that stores it; those that share it follow, also where nothing selects them."""
+    data = None if method["name"] == "rtn" else text(text_file, samples=4)
+    report = run(stacked, tmp_path / "out", method, data, command="quantize", select={"exclude": ["*.q_proj"]})
+    require_whole(report, tmp_path / "out")
+    checkpoint = Checkpoint.open(tmp_path / "out")
+    query, key = (checkpoint.weight(LAYER(0, f"self_attn.{part}")) for part in "qk")
+    assert isinstance(query, LowRank)
+    assert isinstance(key, LowRank)
+    assert query.inner.form == "int_grouped"
+    assert torch.equal(query.inner.dense(), key.inner.dense())
+    assert len([name for name in names(tmp_path / "out") if name.endswith("weight_in")]) == 12
+    assert report.after.weight_bytes < report.before.weight_bytes
+
+
+def test_a_tied_layer_follows_any_form(tied: Path, tmp_path: Path) -> None:
+    report = run(tied, tmp_path / "out", {"name": "svd", "keep": 0.5})
+    assert any("6 layers are stored once with another one" in note for note in report.notes)
+    require_whole(report, tmp_path / "out")
+    checkpoint = Checkpoint.open(tmp_path / "out")
+    follower = checkpoint.weight(LAYER(2, "mlp.gate"))
+    assert isinstance(follower, Tied)
+    assert follower.source.form == "low_rank"
+    assert torch.equal(follower.dense(), checkpoint.weight(LAYER(0, "mlp.gate")).dense())
+    with torch.inference_mode():
+        logits = [load_model(tmp_path / "out", kernels=kernels)(IDS).logits for kernels in ("fast", "reference")]
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
+
+
+def test_export_decodes_all(stacked: Path, tied: Path, tmp_path: Path) -> None:
+    for source, out in ((stacked, "one"), (tied, "two")):
+        plan = export.make_plan(source, Destination(tmp_path / out), ExportRecipe(version=1))
+        assert plan.warnings == ()
+        export.run(plan, Options(latency="off"))
+        with torch.inference_mode():
+            wanted, got = (load_model(path, kernels="reference")(IDS).logits for path in (source, tmp_path / out))
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_structural_step_tells_that_layers_part(stacked: Path, tmp_path: Path) -> None:
+    report = prune(stacked, tmp_path / "out", name="depth", drop=(0,))
+    assert any("no longer share" in warning for warning in report.warnings)
+    assert not any(entry.shared for entry in Checkpoint.open(tmp_path / "out").manifest.entries.values())
+
+
+def test_a_lost_owner_is_named(tied: Path, tmp_path: Path) -> None:
+    shutil.copytree(tied, tmp_path / "broken")
+    tensors = load_file(tied / "model.safetensors")
+    lost = LAYER(0, "self_attn.k")
+    del tensors[lost]
+    save_file(tensors, tmp_path / "broken" / "model.safetensors")
+    with pytest.raises(CheckpointError, match="lacks"):
+        Checkpoint.open(tmp_path / "broken")
+    (problem,) = verify(tmp_path / "broken").problems
+    assert lost in problem
+
+
+def test_nothing_is_shared_where_no_input_is(tiny_gpt2: Path, tmp_path: Path) -> None:
+    """GPT-2 keeps query, key and value in one matrix."""
+    (note,) = made(tiny_gpt2, tmp_path / "out", FREE).notes
+    assert note.startswith("no layer shares a tensor with another")
+    (note,) = made(tiny_gpt2, tmp_path / "out", {"name": "tie"}).notes
+    assert "left as they are" in note
