@@ -23,7 +23,7 @@ from aicompress.errors import CompressError
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Couples, Reads
 from aicompress.methods.curvature import moments, shifted, statistics
-from aicompress.methods.factorize.head_bases import directions, placed, turn
+from aicompress.methods.factorize.heads.bases import directions, placed, turn
 from aicompress.methods.factorize.roots import Root
 from aicompress.methods.factorize.sizes import factor_dtype, kept_dense
 from aicompress.methods.head_products import HeadProduct

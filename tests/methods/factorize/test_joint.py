@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from aicompress.layer import InputStats, Layer
-from aicompress.methods.factorize.head_bases import directions
+from aicompress.methods.factorize.heads.bases import directions
 from aicompress.methods.factorize.joint import METHOD, JointConfig, compress, member_outline
 from aicompress.methods.head_products import HeadProduct
 from aicompress.weights import Submatrix, Weight

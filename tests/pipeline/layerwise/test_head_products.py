@@ -52,7 +52,7 @@ def test_a_model_changes_less_than_with_factors_in_as_many_bytes(
             trained_llama, tmp_path / name, method, text(text_file, samples=16), select=HEADS
         ).after.by_kind
         lost[name] = divergence(tmp_path / name, trained_llama, heldout_file)
-    assert sizes["joint"]["linear"] <= 1.001 * sizes["whitened"]["linear"]
+    assert sizes["joint"]["linear"] <= 1.01 * sizes["whitened"]["linear"]
     assert lost["joint"] < 0.7 * lost["whitened"]
 
 
