@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -82,6 +82,7 @@ class InputStats:
         mean: mean of x, (in,), or None.
         original_mean: mean of the original model's x, (in,), beside `cross`; or None.
         max_abs: largest |x|, (in,), or None.
+        frequency: of an embedding, the share of lookups that each row has, (out,), or None.
     """
 
     count: int
@@ -92,6 +93,7 @@ class InputStats:
     mean: Tensor | None = None
     original_mean: Tensor | None = None
     max_abs: Tensor | None = None
+    frequency: Tensor | None = None
 
     @classmethod
     def white(cls, width: int) -> InputStats:
@@ -99,6 +101,10 @@ class InputStats:
         identity, ones = torch.eye(width), torch.ones(width)
         zeros = torch.zeros(width)
         return cls(1, identity, ones, ones, identity, zeros, zeros, ones)
+
+    def of_lookups(self, width: int) -> InputStats:
+        """Of an embedding: white inputs of its matrix, of whose rows some are looked up more often than others."""
+        return replace(InputStats.white(width), count=self.count, frequency=self.frequency)
 
     def divided(self, factors: Tensor) -> InputStats:
         """Statistics of the same inputs with each channel divided by a factor.
@@ -146,7 +152,7 @@ class InputStats:
         if not self.count or not other.count:
             return self if self.count else other
         fields: dict[str, Tensor | None] = {}
-        for name in ("gram", "norms", "mean_abs", "cross", "mean", "original_mean", "max_abs"):
+        for name in ("gram", "norms", "mean_abs", "cross", "mean", "original_mean", "max_abs", "frequency"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if (mine is None) != (theirs is None):
                 raise ValueError(f"only one of the statistics has {name}")

@@ -2,7 +2,8 @@
 
 Layout: the tensors of a layer are `<parameter>/gram` (in, in) float32, the mean of x xᵀ, `<parameter>/mean_abs` (in,),
 the mean of |x|, `<parameter>/mean` (in,), the mean of x, `<parameter>/max_abs` (in,), the largest |x|, and
-`<parameter>/norms` (in,), the mean of x², where no Gram matrix holds it as its diagonal.
+`<parameter>/norms` (in,), the mean of x², where no Gram matrix holds it as its diagonal. An embedding has
+`<parameter>/frequency` (out,) alone, the share of lookups that each row has.
 Layers with the same input share their tensors. Where gradients were asked for, `<layer>/gradient_mean` and
 `<layer>/gradient_square`, (out, in) float32, are the moments of per-sample gradients in the layer's weight, and
 `<layer>/output_gram`, (out, out), is that of d dᵀ for gradients d in rows of its output, where it was asked for; a
@@ -43,7 +44,7 @@ from aicompress.layer import GradientStats, InputStats
 from aicompress.weights import TensorSpec
 
 MARK, VERSION = "aicompress_statistics", "1"
-STATISTICS = ("gram", "norms", "mean_abs", "mean", "max_abs")
+STATISTICS = ("gram", "norms", "mean_abs", "mean", "max_abs", "frequency")
 GRADIENTS = {"gradient_mean": "mean", "gradient_square": "square", "output_gram": "output_gram"}  # tensor: field
 
 
@@ -109,7 +110,7 @@ class StatisticsFile:
         with safe_open(self.path, "pt") as file:
             tensors: dict[str, Tensor] = {s: file.get_tensor(f"{leader}/{s}") for s in self.specs(parameter)}
         norms = tensors["gram"].diagonal().clone() if "gram" in tensors else tensors.get("norms")
-        rest = {name: tensors.get(name) for name in ("mean_abs", "mean", "max_abs")}
+        rest = {name: tensors.get(name) for name in ("mean_abs", "mean", "max_abs", "frequency")}
         return InputStats(int(self.rows[leader]), tensors.get("gram"), norms, **rest)
 
     def gradient_spec(self, layer: str) -> TensorSpec | None:
@@ -239,6 +240,7 @@ class StatisticsWriter:
                     "mean_abs": inputs.mean_abs,
                     "mean": inputs.mean,
                     "max_abs": inputs.max_abs,
+                    "frequency": inputs.frequency,
                 }.items()
                 if tensor is not None
             }

@@ -7,7 +7,6 @@ from pathlib import Path
 from aicompress.cli.boundary import STARTED
 from aicompress.cli.progress import reporter
 from aicompress.cli.step import Flags, adapted, conclude, destination
-from aicompress.errors import Refused
 
 
 def run(
@@ -28,11 +27,10 @@ def run(
 
     loaded = load(recipe[0], recipe[1])
     given, place = adapted(*source), destination(out, flags)
-    if teacher is None and loaded.student is None:
-        raise Refused("no teacher is given", "give --teacher TEACHER, or let the recipe make the student out of IN")
+    of_itself = loaded.student is not None and loaded.mean_teacher is None
     progress = reporter(flags.quiet or not is_first())
     with made_student(given, place, loaded, progress, plan_only=flags.dry_run) as made:
-        planned = make_plan(made or given, teacher or given, place, loaded, flags.allow_code)
+        planned = make_plan(made or given, teacher or (given if of_itself else None), place, loaded, flags.allow_code)
         options = Options(flags.resume, flags.latency, progress, device, STARTED)
         own = distillation.TrainingOptions(movement_file=flags.stats[0] if flags.stats else None)
         conclude(planned, flags, lambda: distillation.run(planned, options, own))

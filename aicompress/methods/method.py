@@ -78,7 +78,7 @@ class Method:
         summary: one line.
         config: the class of its parameters.
         needs: statistics it reads: of calibration any of "norms", "gram", "mean_abs", "max_abs", "gradients",
-            "output_gram", of training "movement"; empty for data-free methods.
+            "output_gram", and of embeddings "frequency", of training "movement"; empty for data-free methods.
         when: when to take it, and what to take otherwise, in one line; the list of methods shows it.
         efforts: presets by name; empty for a method without presets.
     """

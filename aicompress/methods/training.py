@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
@@ -18,6 +19,21 @@ class LossConfig(MethodConfig):
     """Parameters of a loss of distillation."""
 
     weight: float = Field(1.0, gt=0, description="factor of this loss in the sum of all losses")
+    ramp: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        exclude_if=lambda ramp: ramp == 0,  # recipes from before it was there keep their digests
+        description="share of the steps in which the weight rises to its full size",
+    )
+
+    def weight_at(self, done: float) -> float:
+        """The weight when a share of the steps is done: weight exp(-5 (1 - x)²), with x = done / ramp up to 1.
+
+        Laine and Aila, "Temporal Ensembling for Semi-Supervised Learning", 2017, section 2.1.
+        """
+        rise = min(done / self.ramp, 1.0) if self.ramp else 1.0
+        return self.weight * math.exp(-5 * (1 - rise) ** 2)
 
 
 ConfigT = TypeVar("ConfigT", bound=LossConfig)

@@ -56,6 +56,28 @@ class Training(Section):
         return self
 
 
+class MeanTeacher(Section):
+    """The teacher is the exponential average of the student's own weights, which is what is saved."""
+
+    decay: float = Field(0.99, gt=0, lt=1, description="of the average; less in the first steps, while it is young")
+    dropout: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="share of every layer's inputs that is dropped in training, of each of the two anew",
+    )
+    noise: float = Field(0.0, ge=0, description="standard deviation of what is added to arrays of real numbers")
+    labelled: float = Field(
+        0.25, gt=0, lt=1, description="share of every batch that has labels, where some samples have none (-1)"
+    )
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not (self.dropout or self.noise):
+            raise ValueError("one of dropout and noise must be above 0: the two would see the same")
+        return self
+
+
 class DistillRecipe(Section):
     """A recipe of distill."""
 
@@ -67,12 +89,25 @@ class DistillRecipe(Section):
         exclude_if=lambda student: student is None,  # recipes from before it was there keep their digests
         description="make the student out of IN, which is the teacher where no other one is given",
     )
+    mean_teacher: MeanTeacher | None = Field(
+        None,
+        exclude_if=lambda teacher: teacher is None,
+        description="learn from true labels, and from the average of the student itself: there is no other teacher",
+    )
     model: Model | None = None
     data: Data
     training: Training = Training()
     seed: int = Field(0, ge=0)
     gates: tuple[str, ...] = ()
     report: ReportFiles = Field(ReportFiles(), exclude=True, description="how the report is written; not hashed")
+
+    @model_validator(mode="after")
+    def _one_average(self) -> Self:
+        if self.mean_teacher is not None and self.training.ema is not None:
+            raise ValueError("training.ema and mean_teacher.decay are one thing: leave training.ema out")
+        if self.mean_teacher is not None and self.training.cache is True:
+            raise ValueError("training.cache: a mean teacher changes with every step: leave it out")
+        return self
 
     @property
     def losses(self) -> tuple[LossConfig, ...]:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aicompress.layer import Layer
+from aicompress.layer import InputStats, Layer
 from aicompress.measure import rel_error
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.pipeline.verify import verify
@@ -187,6 +187,43 @@ def test_inputs_of_next_to_nothing_tell_nothing(method: LayerMethod, fields: dic
     faint = {name: value * 1e-41 for name, value in vars(layer.inputs).items() if isinstance(value, Tensor)}
     weight = method.apply(dataclasses.replace(layer, inputs=dataclasses.replace(layer.inputs, **faint)), config)
     assert torch.isfinite(weight.dense()).all()
+
+
+@pytest.mark.parametrize(("method", "fields"), [case for case in BRIEF if "gram" in case.values[0].needs])
+def test_fewer_tokens_than_inputs(method: LayerMethod, fields: dict[str, Any]) -> None:
+    """A Gram matrix of rank 5: on these tokens the outputs are nearer to the original's than zeros are."""
+    layer = layer_of(method, (16, 128))
+    rows = torch.randn(5, 128, generator=torch.Generator().manual_seed(5))
+    gram, size = rows.t() @ rows / 5, rows.abs()
+    inputs = InputStats(5, gram, rows.square().mean(0), size.mean(0), gram, max_abs=size.amax(0))
+    weight = method.apply(dataclasses.replace(layer, inputs=inputs), resolved(method, layer, fields)).dense()
+    assert torch.isfinite(weight).all()
+    assert ((layer.weight - weight) @ rows.t()).norm() < (layer.weight @ rows.t()).norm()
+
+
+FACTORIZING = [case for case in BRIEF if case.values[0].command == "factorize"]
+
+
+@pytest.mark.parametrize(("method", "fields"), FACTORIZING)
+def test_values_at_the_end_of_float16_do_not_overflow_in_factors(method: LayerMethod, fields: dict[str, Any]) -> None:
+    layer = layer_of(method, (16, 128), torch.float16)
+    large = (6e4 * layer.weight / layer.weight.abs().max()).half()
+    config = resolved(method, layer, fields)
+    weight = method.apply(dataclasses.replace(layer, weight=large.float(), stored=Dense(large)), config)
+    assert all(torch.isfinite(tensor).all() for tensor in weight.tensors().values())
+    assert rel_error(large.float(), weight) < 1
+
+
+@pytest.mark.parametrize(("method", "fields"), FACTORIZING)
+def test_a_factor_is_not_factorized_again(method: LayerMethod, fields: dict[str, Any]) -> None:
+    factor = dataclasses.replace(layer_of(method, (16, 128)).info, name="layers.0.fc.low_rank.in", part="in")
+    config = method.config(name=method.name, **fields)
+    refused = method.check(factor, config)
+    if refused is None:  # what gives no factors leaves it as it is
+        assert isinstance(method.outline(factor, config), Dense)
+        return
+    assert "layers.0.fc.low_rank.in" in refused[0]
+    assert refused[1]
 
 
 @pytest.mark.parametrize(("method", "fields"), BRIEF)

@@ -8,6 +8,7 @@ from torch import Tensor
 from aicompress.methods.outputs import Anatomy, Output, wanted
 
 READS: frozenset[Output] = frozenset({"logits"})
+UNLABELLED = -1  # in the place of a label that is not known
 
 
 def with_labels(distance: Tensor, logits: Tensor, labels: Tensor | None, alpha: float) -> Tensor:
@@ -16,11 +17,23 @@ def with_labels(distance: Tensor, logits: Tensor, labels: Tensor | None, alpha: 
     Args:
         distance: scalar distance to the teacher.
         logits: the student's, (positions, classes).
-        labels: (positions,) int64; not read where alpha is 1.
+        labels: (positions,) int64, -1 where it is not known; not read where alpha is 1.
     """
     if alpha == 1:
         return distance
-    return alpha * distance + (1 - alpha) * F.cross_entropy(logits.float(), wanted(labels, "labels"))
+    return alpha * distance + (1 - alpha) * cross_entropy(logits, wanted(labels, "labels"))
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy with true labels, the mean over all positions: those without a label add nothing.
+
+    Args:
+        logits: (positions, classes).
+        labels: (positions,) int64, -1 where it is not known.
+    """
+    if bool((labels != UNLABELLED).all()):
+        return F.cross_entropy(logits.float(), labels)
+    return F.cross_entropy(logits.float(), labels, ignore_index=UNLABELLED, reduction="sum") / len(labels)
 
 
 def check_logits(student: Anatomy, teacher: Anatomy, alpha: float) -> tuple[str, str] | None:

@@ -36,7 +36,7 @@ def inputs(layer: Layer, config: ActivationConfig) -> Root:
 METHOD = weighted(
     ActivationConfig,
     Sides(inputs),
-    frozenset({"norms"}),
+    frozenset({"norms", "frequency"}),
     "two factors whose columns count by the size of their inputs; the diagonal form of whitened; calibrated",
     when="matrices too wide for a Gram matrix in memory; whitened loses less",
 )

@@ -10,7 +10,16 @@ from torch import Tensor
 from aicompress.errors import CompressError, RecipeError, raise_all
 from aicompress.methods.capabilities import Candidate
 from aicompress.methods.factorize.ranks import Spectrum, allocate, largest_rank, within_divergence
-from aicompress.methods.factorize.sizes import Gains, R, check, dense_nbytes, energy_rank, factor_nbytes, resolved_rank
+from aicompress.methods.factorize.sizes import (
+    Gains,
+    R,
+    check,
+    dense_nbytes,
+    energy_rank,
+    factor_nbytes,
+    resolved_rank,
+    step,
+)
 
 
 @dataclass
@@ -37,8 +46,8 @@ class _Wanted:
         """Read a layer whose singular values decide, and note by what."""
         config, read = candidate.config, gains(candidate)
         if config.energy is not None:
-            wanted = energy_rank(read.squares, config.energy)
-            self.decide(number, candidate, -(-wanted // config.multiple) * config.multiple)
+            wanted, multiple = energy_rank(read.squares, config.energy), config.multiple or 1
+            self.decide(number, candidate, -(-wanted // multiple) * multiple)
             return
         self.read[number] = read
         if config.target_bytes is not None:
@@ -116,7 +125,7 @@ def _require_one(budgets: Mapping[int, object], bounds: Mapping[float, object]) 
 
 def _largest(candidate: Candidate[R]) -> int:
     """The largest rank whose factors are smaller than the matrix; the full one where there is none."""
-    multiple = candidate.config.multiple
+    multiple = step(candidate.info, candidate.config)
     return largest_rank(candidate.info.shape) // multiple * multiple or min(candidate.info.shape)
 
 
@@ -169,4 +178,4 @@ def _nbytes(candidate: Candidate[R], rank: int | None = None) -> int:
 def spectrum(candidate: Candidate[R], gains: Tensor) -> Spectrum:
     """What a layer gains by each rank, and what it pays."""
     info = candidate.info
-    return Spectrum(gains, factor_nbytes(info, 1), dense_nbytes(info), candidate.config.multiple)
+    return Spectrum(gains, factor_nbytes(info, 1), dense_nbytes(info), step(info, candidate.config))

@@ -98,10 +98,14 @@ def weighted(config: type[W], sides: Sides[W], reads: frozenset[str], summary: s
         when: as of every method.
     """
 
+    def rows(layer: Layer, given: W) -> Root | None:
+        weighed = sides.outputs(layer, given)
+        return lookups(layer) if weighed is None else weighed
+
     def factorized(layer: Layer, given: W, root: Root) -> Weight:
         def factors(rank: int) -> tuple[Tensor, Tensor]:
             target = shifted(layer, sides.shift(given), root.solve)
-            return Weighting(root, sides.outputs(layer, given)).factors(target, rank)
+            return Weighting(root, rows(layer, given)).factors(target, rank)
 
         return stored(layer, given, factors)
 
@@ -114,12 +118,12 @@ def weighted(config: type[W], sides: Sides[W], reads: frozenset[str], summary: s
 
     def gains(candidate: Candidate[W]) -> Gains:
         layer, given = candidate.read(), candidate.config
-        weighting = Weighting(sides.inputs(layer, given), sides.outputs(layer, given))
+        weighting = Weighting(sides.inputs(layer, given), rows(layer, given))
         seen = layer.inputs is None or layer.inputs.count > 1  # white noise counts one row
         return Gains(weighting.squares(layer.weight), seen and sides.comparable(layer))
 
     def alternative(layer: Layer, given: W, weight: Weight) -> Rounded | None:
-        weighting = Weighting(sides.inputs(layer, given), sides.outputs(layer, given))
+        weighting = Weighting(sides.inputs(layer, given), rows(layer, given))
         whole = weighting.error(layer.weight)
         return rounded(layer, weight, lambda other: (weighting.error(layer.weight - other.dense()), whole))
 
@@ -144,6 +148,18 @@ def weighted(config: type[W], sides: Sides[W], reads: frozenset[str], summary: s
         efforts=sides.efforts,
         reading=Reads(compares=lambda given: sides.shift(given) > 0),
     )
+
+
+def lookups(layer: Layer) -> Root | None:
+    """Roots of an embedding's token frequencies, which make E‖w_t − ŵ_t‖² of the error; None of any other layer.
+
+    Each row counts as looked up once more than it was: of N lookups of V rows (n + 1) / (N + V). So a row that never
+    was keeps what the directions of the others hold of it.
+    """
+    if layer.inputs is None or layer.inputs.frequency is None:
+        return None
+    frequency, number = layer.inputs.frequency.double(), max(1, layer.inputs.count)
+    return Root.diagonal((frequency * number + 1) / (number + len(frequency)), 0.0)
 
 
 def estimated(candidates: Sequence[Candidate[W]], other_bytes: int) -> list[W]:

@@ -41,7 +41,7 @@ def inputs(layer: Layer, config: WhitenedConfig) -> Root:
 METHOD = weighted(
     WhitenedConfig,
     Sides(inputs, shift=shift_of, efforts=EFFORTS),
-    frozenset({"gram"}),
+    frozenset({"gram", "frequency"}),
     "the two factors that change the layer's output least; by rank, energy, share or bytes; calibrated",
     when="low rank with calibration text and no backward pass; two_sided loses less, and quantizing saves more",
 )

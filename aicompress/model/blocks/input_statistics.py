@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from aicompress.layer import InputStats
 from aicompress.model.blocks.expert_inputs import ExpertCalls, Part
+from aicompress.model.blocks.lookups import lookups
 from aicompress.model.kernels.bf16_products import bfloat16_products
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -28,7 +29,7 @@ class Sums:
     """Running sums over the rows of a layer's inputs, in float32.
 
     Attributes:
-        needs: which of gram, norms, mean_abs, mean and max_abs to keep.
+        needs: which of gram, norms, mean_abs, mean, max_abs and frequency to keep.
         rounded: inputs of products are rounded to bfloat16.
         count: rows so far.
         weight: of the rows so far, each of which weighs 1 unless said otherwise.
@@ -39,6 +40,7 @@ class Sums:
         total: Σ x.
         original: Σ x of the original model, beside `cross`.
         largest: max |x|.
+        frequency: of an embedding, how often each row was looked up.
     """
 
     needs: frozenset[str]
@@ -52,6 +54,20 @@ class Sums:
     total: Tensor | None = None
     original: Tensor | None = None
     largest: Tensor | None = None
+    frequency: Tensor | None = None
+
+    def add_lookups(self, numbers: Tensor, rows: int, weight: float = 1.0) -> None:
+        """Add lookups of an embedding's rows.
+
+        Args:
+            numbers: of the rows, (tokens,).
+            rows: of the embedding.
+            weight: how often each lookup counts.
+        """
+        self.count += len(numbers)
+        self.weight += weight * len(numbers)
+        counted = weight * numbers.bincount(minlength=rows).float()
+        self.frequency = counted if self.frequency is None else self.frequency.add_(counted)
 
     def add(self, rows: Tensor, original: Tensor | None = None, weight: float = 1.0) -> None:
         """Add rows (tokens, in), and the original model's rows for the same tokens if cross statistics are wanted.
@@ -88,7 +104,7 @@ class Sums:
 
     def tensors(self) -> dict[str, Tensor]:
         """The sums there are, by name: what ranks add up."""
-        names = ("gram", "squares", "absolute", "cross", "total", "original")
+        names = ("gram", "squares", "absolute", "cross", "total", "original", "frequency")
         return {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
 
     def mean(self) -> InputStats:
@@ -100,7 +116,7 @@ class Sums:
             _mirror(over["gram"])
         norms = over["gram"].diagonal().clone() if "gram" in over else over.get("squares")
         means = (over.get("absolute"), over.get("cross"), over.get("total"), over.get("original"))
-        return InputStats(self.count, over.get("gram"), norms, *means, self.largest)
+        return InputStats(self.count, over.get("gram"), norms, *means, self.largest, over.get("frequency"))
 
 
 def _add_rows(total: Tensor | None, rows: Tensor, weight: float) -> Tensor:
@@ -141,6 +157,7 @@ class Recorder:
         rounded: inputs of products are rounded to bfloat16.
         weight: how often each row of the batch that is running counts.
         mask: real tokens of the batch that is running, (batch, tokens) bool; None when all are.
+        repeated: what runs was counted already; of lookups, which count alike in both models.
         keep: when set, rows are put here by leader instead of being added up.
         originals: when set, the original model's rows by leader, for cross statistics.
         sums: sums by leader, the first of the layers that share an input.
@@ -153,6 +170,7 @@ class Recorder:
     rounded: bool = False
     weight: float = 1.0
     mask: Tensor | None = None
+    repeated: bool = False
     keep: dict[str, Tensor] | None = None
     originals: dict[str, Tensor] | None = None
     sums: dict[str, Sums] = field(default_factory=dict)
@@ -162,6 +180,10 @@ class Recorder:
 
     def __enter__(self) -> Recorder:
         for name, module in self.modules.items():
+            if isinstance(module, nn.Embedding):
+                if "frequency" in self.needs:
+                    self._watching.enter_context(lookups(module, partial(self._see_lookups, name, module)))
+                continue
             hook = partial(self._see, name)
             self._watching.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
         if self.parts:
@@ -188,6 +210,14 @@ class Recorder:
             return
         original = self.originals.get(leader) if self.originals is not None else None
         self.sums.setdefault(leader, Sums(self.needs, self.rounded)).add(rows, original, self.weight)
+
+    def _see_lookups(self, name: str, module: nn.Embedding, numbers: Tensor) -> None:
+        """Rows that an embedding looked up, padding aside."""
+        if self.repeated or self.keep is not None:
+            return
+        masked = self.mask is not None and numbers.shape == self.mask.shape
+        numbers = numbers[self.mask] if masked else numbers.reshape(-1)
+        self.sums.setdefault(name, Sums(self.needs)).add_lookups(numbers, module.num_embeddings, self.weight)
 
     def _see_expert(self, names: Sequence[str], rows: Tensor) -> None:
         """Tokens that one expert is given, (tokens, in); padding goes to experts as other tokens do, and counts.

@@ -130,7 +130,7 @@ def walk(job: Walk, visitor: Visitor, progress: Callable[[int, int], None] = lam
     recorder = _recorder(job, outside)
     try:
         with recorder:
-            _start(job, state)
+            _start(job, state, recorder)
             job.loader.offload(lambda name: between(name) and name not in merged)  # embeddings, output heads
             while state.waiting and (arrival := state.compressed[0].arrival) is not None:
                 block = blocks[arrival.block]
@@ -167,14 +167,20 @@ def _recorder(job: Walk, layers: Sequence[str]) -> Recorder:
     return Recorder(modules, job.needs, parts, job.rounded)
 
 
-def _start(job: Walk, state: _State) -> None:
+def _start(job: Walk, state: _State, recorder: Recorder) -> None:
+    """Run every batch up to the first block."""
     with input_errors_refused():
-        for batch in job.batches:
+        for number, batch in enumerate(job.batches):
+            recorder.mask, recorder.weight = _mask(batch), job.weights[number] if job.weights else 1.0
             state.compressed.append(PausedForward(lambda batch=batch: job.model(**batch)))  # type: ignore[misc]
             state.compressed[-1].start()
             if job.carries:
                 state.original.append(PausedForward(lambda batch=batch: job.model(**batch)))  # type: ignore[misc]
+                recorder.repeated = True
                 state.original[-1].start()
+                recorder.repeated = False
+            recorder.batch_done()
+    recorder.mask, recorder.weight = None, 1.0
     if state.compressed[0].arrival is None:
         raise CompressError("the model's forward pass never reaches one of its blocks", "check the calibration inputs")
 

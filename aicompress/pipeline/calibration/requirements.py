@@ -249,11 +249,15 @@ def _in_file(path: Path, chosen: Sequence[LayerInfo], needs: frozenset[str]) -> 
     for tensor, infos in by_tensor.items():
         inner = [info for info in infos if info.part != "out"]
         specs = file.specs(tensor) if tensor in file.layers else {}
+        rows = specs.pop("frequency", None)
+        if rows is not None and rows.shape != infos[0].shape[:1]:
+            message = f"{path}: {tensor} has {infos[0].shape[0]} rows, its statistics have {rows.shape[0]}"
+            problems.append(Refused(message, "collect them from this checkpoint"))
         widths = {spec.shape[-1] for spec in specs.values()}
         if inner and widths and widths != {inner[0].shape[1]}:
             message = f"{path}: {tensor} has {inner[0].shape[1]} inputs, its statistics have {min(widths)}"
             problems.append(Refused(message, "collect them from this checkpoint"))
-        known = {*specs, *(["norms"] if "gram" in specs else [])} | OF_GRADIENTS
+        known = {*specs, *(["norms"] if "gram" in specs else []), "frequency"} | OF_GRADIENTS  # of embeddings alone
         lacking = needs - known if specs else frozenset()
         if needs & OF_GRADIENTS:
             lacking |= _ungraded(file, infos, needs)

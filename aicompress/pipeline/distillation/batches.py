@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import torch
@@ -44,7 +44,7 @@ class Samples:
 
     Attributes:
         columns: (samples, ...) by argument name, token ids as int32; padded texts have `attention_mask` among them.
-        labels: (samples,) int64, or None.
+        labels: (samples,) int64, -1 where one is not known, or None.
         source: where they came from.
     """
 
@@ -137,6 +137,58 @@ def _epoch(split: Split, epoch: int) -> Tensor:
         order = torch.cat([bucket[lengths[bucket].argsort(stable=True)] for bucket in buckets])
     batches = order.view(count, split.batch)
     return batches[torch.randperm(count, generator=generator)]
+
+
+@dataclass(frozen=True)
+class MixedSplit(Split):
+    """A split whose every batch holds a fixed number of labelled samples; those without labels are never held out.
+
+    Attributes:
+        labelled, unlabelled: the two parts of the training samples, each in an order of its own.
+    """
+
+    labelled: Split = field(kw_only=True)
+    unlabelled: Split = field(kw_only=True)
+
+    def at(self, step: int) -> Tensor:
+        """(batch,) samples of a step, the labelled ones first."""
+        return torch.cat([self.labelled.at(step), self.unlabelled.at(step)])
+
+    def used(self, steps: int) -> Tensor:
+        """Every sample that some step uses, ascending."""
+        return torch.cat([self.labelled.used(steps), self.unlabelled.used(steps)]).sort().values
+
+    __hash__ = Split.__hash__
+
+
+def mixed(split: Split, labels: Tensor, share: float) -> Split:
+    """The split with a share of labelled samples in every batch; the same split where all samples have labels.
+
+    Args:
+        split: of all samples.
+        labels: (samples,), -1 where there is none.
+        share: of a batch.
+
+    Raises:
+        RecipeError: too few have labels.
+    """
+    known = labels >= 0
+    if bool(known.all()):
+        return split
+    number = min(max(1, round(share * split.batch)), split.batch - 1)
+    parts = [
+        replace(split, train=split.train[known[split.train] == whether], batch=batch)
+        for whether, batch in ((True, number), (False, split.batch - number))
+    ]
+    held_out = split.held_out[known[split.held_out]]
+    if not len(held_out) or any(len(part.train) < part.batch or not part.batch for part in parts):
+        counts = f"{int(known.sum()):,} samples have labels and {int((~known).sum()):,} have none"
+        hint = "training.batch of 2 or more, a larger training.held_out, or another mean_teacher.labelled"
+        raise RecipeError(f"{counts}: they fill no batch, or none with labels is held out", hint)
+    labelled, unlabelled = parts
+    return MixedSplit(
+        split.train, held_out, split.batch, split.seed, split.lengths, labelled=labelled, unlabelled=unlabelled
+    )
 
 
 def split_samples(samples: Samples, held_out: float, batch: int, seed: int) -> Split:

@@ -5,20 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.disk import require_writable
-from aicompress.errors import CompressError, RecipeError, Refused, raise_all
+from aicompress.errors import RecipeError, raise_all
 from aicompress.layer import Kind, LayerInfo
 from aicompress.methods.outputs import Anatomy
-from aicompress.methods.training import DistillMethod, LossConfig, get_loss
-from aicompress.model.distillation.outputs import Runner, anatomy, runner
-from aicompress.model.loading.tokenizer import FILES, load_tokenizer
-from aicompress.pipeline.distillation.batches import Samples, Split, split_samples
+from aicompress.methods.training import get_loss
+from aicompress.model.distillation.outputs import Runner, runner
+from aicompress.model.loading.tokenizer import load_tokenizer
+from aicompress.pipeline.distillation import mean_teacher
+from aicompress.pipeline.distillation.batches import Samples, Split, mixed, split_samples
+from aicompress.pipeline.distillation.compatibility import (
+    Losses,
+    anatomies_of,
+    mismatches,
+    require_classes,
+    require_teacher,
+    tokenizer_warnings,
+)
 from aicompress.pipeline.distillation.made_student import MadeStudent
 from aicompress.pipeline.distillation.samples import read_samples, require_positions
 from aicompress.pipeline.distillation.teacher import CACHE_BYTES, Loss
@@ -29,8 +37,6 @@ from aicompress.pipeline.step.output import Destination, Output, Planned, arrang
 from aicompress.recipe.distillation import DistillRecipe, Training
 from aicompress.report.plan import PlanRow, PlanSummary
 
-Losses = tuple[tuple[DistillMethod[Any], LossConfig], ...]
-
 
 @dataclass(frozen=True)
 class DistillPlan:
@@ -38,7 +44,7 @@ class DistillPlan:
 
     Attributes:
         checkpoint: the student.
-        teacher: the teacher.
+        teacher: the teacher; the student as it came, where that learns from its own average.
         recipe: what to do.
         losses: terms of the loss.
         training: the recipe's settings, precision resolved.
@@ -88,7 +94,8 @@ class DistillPlan:
 
     def summary(self) -> PlanSummary:
         """What a dry run prints."""
-        name = " + ".join(method.name for method, _ in self.losses)
+        first = () if self.recipe.mean_teacher is None else ("cross-entropy",)
+        name = " + ".join((*first, *(method.name for method, _ in self.losses)))
         rows = [
             PlanRow(i.name, i.kind, "method", i.stored, i.stored, {"loss": name, **self._shape(i)}, i.nbytes, size)
             for i in self.layers
@@ -99,8 +106,14 @@ class DistillPlan:
 
     @property
     def told(self) -> tuple[str, ...]:
-        """What has been settled: what the student was made of."""
-        return () if self.made is None else self.made.told
+        """What has been settled: what the student was made of, and what is saved."""
+        average = () if self.recipe.mean_teacher is None else (mean_teacher.TOLD,)
+        return (*(() if self.made is None else self.made.told), *average)
+
+    @property
+    def further(self) -> dict[str, Checkpoint]:
+        """Inputs beside the student by their names in the lineage; a mean teacher is none."""
+        return {} if self.recipe.mean_teacher is not None else {"teacher": self.teacher}
 
     def _shape(self, info: LayerInfo) -> dict[str, str]:
         """The shape of a layer of a student that the recipe makes."""
@@ -109,7 +122,7 @@ class DistillPlan:
 
 def make_plan(
     source: str | Path | Adapted | MadeStudent,
-    teacher_source: str | Path | Adapted,
+    teacher_source: str | Path | Adapted | None,
     destination: Destination,
     recipe: DistillRecipe,
     allow_code: bool = False,
@@ -118,7 +131,7 @@ def make_plan(
 
     Args:
         source: the student's checkpoint, or the student that the recipe made.
-        teacher_source: the teacher's.
+        teacher_source: the teacher's; None for a mean teacher.
         destination: where the trained student goes.
         recipe: what to do.
         allow_code: a factory that the recipe names may run.
@@ -127,83 +140,39 @@ def make_plan(
         Refused: or Problems, everything that is wrong.
     """
     made, place = (source, source.path) if isinstance(source, MadeStudent) else (None, source)
-    (student, tied), (teacher, _) = open_input(place), open_input(teacher_source)
+    require_teacher(recipe, teacher_source)
+    student, tied = open_input(place)
+    teacher = student if teacher_source is None else open_input(teacher_source)[0]
     raise_all(place_problems([student, teacher], destination, recipe.gates, NOT_OF_TRAINING))
     require_writable(destination.path)
     run, run_teacher = runner(student), runner(teacher)
     losses = tuple((get_loss(config.name), config) for config in recipe.losses)
-    anatomies = _anatomies((student, run), (teacher, run_teacher), recipe)
-    raise_all(_mismatches(losses, run, run_teacher, anatomies))
+    anatomies = anatomies_of((student, run), (teacher, run_teacher), recipe)
+    raise_all(mismatches(losses, run, run_teacher, anatomies))
     kinds, warnings = known_kinds(student)
     for checkpoint, whose in ((student, "student's"), (teacher, "teacher's")):
         require_positions(recipe.data, checkpoint, whose)
     samples = read_samples(recipe.data, run.task, student, load_tokenizer(student.source.folder))
-    _check_labels(samples, anatomies[0])
+    require_classes(samples, anatomies[0])
+    average = recipe.mean_teacher
+    raise_all([] if average is None else mean_teacher.problems(average, run, anatomies[0], samples))
     training = recipe.training.model_copy(update={"precision": resolved_precision(recipe.training.precision)})
     split = split_samples(samples, training.held_out, training.batch, recipe.seed)
+    if average is not None and samples.labels is not None:
+        split = mixed(split, samples.labels, average.labelled)
     layers = tuple(student.layers(kinds))
-    step = lineage_step("distill", recipe, student.source, {"teacher": teacher.source, **student.foreign.beside})
+    further = {} if average is not None else {"teacher": teacher.source}
+    step = lineage_step("distill", recipe, student.source, {**further, **student.foreign.beside})
     output = arrange(student, destination, _parameters(student, layers), step)
     require_space(output)
+    told = (*tokenizer_warnings(student, teacher), *left_out(student, destination))
     return DistillPlan(
         student, teacher, recipe, losses, training, run, run_teacher, layers, samples, split, output, kinds,
-        _keeps_zeros(training, student), _cached(training, losses, (run_teacher, anatomies[1]), samples, split),
-        tuple(dict.fromkeys((
-            *(made.warnings if made else ()), *tied, *warnings, *_tokenizer_warnings(student, teacher),
-            *left_out(student, destination), *output.warnings,
-        ))),
+        _keeps_zeros(training, student),
+        average is None and _cached(training, losses, (run_teacher, anatomies[1]), samples, split),
+        tuple(dict.fromkeys((*(made.warnings if made else ()), *tied, *warnings, *told, *output.warnings))),
         allow_code, made,
     )  # fmt: skip
-
-
-def _anatomies(
-    student: tuple[Checkpoint, Runner], teacher: tuple[Checkpoint, Runner], recipe: DistillRecipe
-) -> tuple[Anatomy, Anatomy]:
-    labels = recipe.data.labels is not None
-    one, other = (anatomy(c, r, _last_layer(c, recipe), labels) for c, r in (student, teacher))
-    return one, other
-
-
-def _last_layer(checkpoint: Checkpoint, recipe: DistillRecipe) -> str | None:
-    """The layer of a bare file whose rows are the classes.
-
-    Raises:
-        RecipeError: the recipe does not say how to run the file.
-    """
-    if checkpoint.config is not None:
-        return None
-    if recipe.model is None:
-        raise RecipeError(
-            f"{checkpoint.path} names no architecture, and the recipe no model",
-            "model: {sequential: [flatten, fc1, relu, fc2]}",
-        )
-    items = [item.partition(":")[0] for item in recipe.model.sequential]
-    named = [item for item in items if f"{item}.weight" in checkpoint.parameters()]
-    return named[-1] if named else None
-
-
-def _mismatches(
-    losses: Losses, student: Runner, teacher: Runner, anatomies: tuple[Anatomy, Anatomy]
-) -> list[CompressError]:
-    """Errors that name the losses which the two models cannot have."""
-    reads_logits = any("logits" in method.reads for method, _ in losses)
-    if reads_logits and student.task != teacher.task:
-        what = {"causal": "a causal language model", "masked": "a masked language model", "classes": "a classifier"}
-        names = [what.get(run.task, f"a {run.task}") for run in (student, teacher)]
-        return [Refused(f"the student is {names[0]} and the teacher {names[1]}", "logits of one kind can be compared")]
-    problems = [(method.name, method.check(*anatomies, config)) for method, config in losses]
-    return [RecipeError(f"{name}: {problem[0]}", problem[1]) for name, problem in problems if problem is not None]
-
-
-def _check_labels(samples: Samples, student: Anatomy) -> None:
-    labels = samples.labels
-    if labels is None or student.classes is None:
-        return
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= student.classes:
-        raise RecipeError(
-            f"labels go from {low} to {high}, the student has {student.classes} classes", "check data.labels"
-        )
 
 
 def resolved_precision(precision: str) -> str:
@@ -250,22 +219,6 @@ def _parameters(student: Checkpoint, layers: Sequence[LayerInfo]) -> dict[str, P
         name: Planned(spec, student.outline(name), infos.get(name), student.manifest.owners(name))
         for name, spec in student.parameters().items()
     }
-
-
-def _tokenizer_warnings(student: Checkpoint, teacher: Checkpoint) -> list[str]:
-    one, other = student.source.folder, teacher.source.folder
-    if one is None or other is None:
-        return []
-    differ = [
-        name
-        for name in FILES
-        if (one / name).is_file()
-        and (other / name).is_file()
-        and (one / name).read_bytes() != (other / name).read_bytes()
-    ]
-    if not differ:
-        return []
-    return [f"the tokenizers of student and teacher differ ({', '.join(differ)}): the student's is used for both"]
 
 
 def _module(checkpoint: Checkpoint, recipe: DistillRecipe, allow_code: bool) -> nn.Module | None:

@@ -6,26 +6,26 @@ import dataclasses
 from typing import Any
 
 from aicompress.checkpoint import Checkpoint
+from aicompress.pipeline.distillation.mean_teacher import Averaged
 from aicompress.pipeline.distillation.training import Trainer
 
 
-def training_section(trainer: Trainer, teacher: Checkpoint, cached: bool) -> dict[str, Any]:
+def training_section(trainer: Trainer, teacher: Checkpoint | None, cached: bool) -> dict[str, Any]:
     """Loss curve, best step, data and speed of a finished training run.
 
     Args:
         trainer: the run.
-        teacher: the checkpoint that was learned from.
+        teacher: the checkpoint that was learned from; None for the student's average.
         cached: its outputs were computed once.
     """
     history, split, trained = trainer.history, trainer.setup.split, trainer.trained
     seconds = history.seconds or float("inf")
+    averaged = trainer.setup.averaged
+    terms = [f"{config.weight:g} {method.name}" for method, config in trainer.setup.loss.terms]
     return {
-        "teacher": {
-            "path": str(teacher.path),
-            "bytes": sum(ref.spec.nbytes for ref in teacher.tensors.values()),
-        },
+        "teacher": _described(teacher, averaged),
         "data": dataclasses.asdict(trainer.setup.samples.source),
-        "loss": " + ".join(f"{config.weight:g} {method.name}" for method, config in trainer.setup.loss.terms),
+        "loss": " + ".join(terms if averaged is None else ["1 cross-entropy", *terms]),
         "curve": [dataclasses.asdict(point) for point in history.curve],
         "best_step": history.best_step,
         "held_out_before": history.before,
@@ -42,3 +42,10 @@ def training_section(trainer: Trainer, teacher: Checkpoint, cached: bool) -> dic
         "tokens_per_second": history.tokens / seconds if history.tokens else None,
         "seconds": history.seconds,
     }
+
+
+def _described(teacher: Checkpoint | None, averaged: Averaged | None) -> dict[str, Any]:
+    """What was learned from: a checkpoint, or the student's average, which says how it is made."""
+    if teacher is not None:
+        return {"path": str(teacher.path), "bytes": sum(ref.spec.nbytes for ref in teacher.tensors.values())}
+    return {} if averaged is None else {"average_of_the_student": averaged.settings.model_dump()}

@@ -18,6 +18,7 @@ from aicompress.layer import LayerInfo
 from aicompress.model.distillation.fp32_attention import attend_in_float32
 from aicompress.model.loading.load import trainable
 from aicompress.pipeline.distillation import movement
+from aicompress.pipeline.distillation.mean_teacher import Averaged
 from aicompress.pipeline.distillation.plan import DistillPlan
 from aicompress.pipeline.distillation.report_section import training_section
 from aicompress.pipeline.distillation.student import Student
@@ -59,7 +60,7 @@ def run(plan: DistillPlan, options: Options = Options(), own: TrainingOptions = 
     start = time.perf_counter()
     movement.require_free(own.movement_file)
     decided = (plan.recipe.sha256(), plan.training.precision, plan.samples.source.sha256)
-    mark = fingerprint([plan.origin, plan.teacher], plan.output, *decided)
+    mark = fingerprint([plan.origin, *plan.further.values()], plan.output, *decided)
     if options.resume:  # before both models are loaded
         require_resumable(plan.output, mark)
     device = torch.device(resolved_device(options.device))
@@ -83,7 +84,7 @@ def run(plan: DistillPlan, options: Options = Options(), own: TrainingOptions = 
         write=partial(_write, plan, student, trainer, train),
         follow=train,
         fingerprint=mark,
-        further={"teacher": plan.teacher},
+        further=plan.further,
         compared=plan.origin,
         seconds=time.perf_counter() - start,
     )
@@ -116,7 +117,18 @@ def _setup(plan: DistillPlan, device: torch.device, progress: Progress) -> tuple
         teacher = with_cached_outputs(
             teacher, plan.samples, batches, device, lambda done: progress("teacher", done, len(index))
         )
-    return TrainingSetup(Runnable(model, plan.runner), teacher, loss, plan.samples, plan.split), student
+    averaged = _averaged(plan, frozen)
+    return TrainingSetup(Runnable(model, plan.runner), teacher, loss, plan.samples, plan.split, averaged), student
+
+
+def _averaged(plan: DistillPlan, model: nn.Module) -> Averaged | None:
+    """The average of the student in the teacher's model; None where the teacher is another checkpoint."""
+    settings = plan.recipe.mean_teacher
+    if settings is None:
+        return None
+    parameters = Student.of(model, plan.checkpoint).trained(keep_zeros=False).parameters
+    model.requires_grad_(False)
+    return Averaged(settings, plan.recipe.seed, {name: tensor.detach() for name, tensor in parameters.items()})
 
 
 def _load(checkpoint: Checkpoint, module: nn.Module | None, device: torch.device) -> nn.Module:
@@ -147,5 +159,5 @@ def _write(
     trainer.state.remove()
     unchanged = "no step was better than the input on the held-out samples: the weights are the input's"
     warnings = plan.warnings if better else (*plan.warnings, unchanged)
-    section = training_section(trainer, plan.teacher, plan.cached)
+    section = training_section(trainer, plan.further.get("teacher"), plan.cached)
     return Results(tuple(rows), warnings, training=section, notes=plan.told)

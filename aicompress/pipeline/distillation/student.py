@@ -14,7 +14,7 @@ from aicompress.checkpoint.layouts import native_names
 from aicompress.layer import LayerInfo
 from aicompress.measure import rel_error
 from aicompress.model import hf
-from aicompress.pipeline.distillation.training import TrainedParameters
+from aicompress.pipeline.distillation.optimizer import TrainedParameters
 from aicompress.report.model import LayerRow
 from aicompress.weights import Weight, restore
 

@@ -1,7 +1,8 @@
 """The training loop: AdamW on the student's stored tensors, the best held-out weights kept, resumable to the bit.
 
-Nothing in it draws random numbers: the order of samples is a function of seed and step, and both models run without
-dropout and with fixed batch statistics. So a resumed run needs weights, moments and counters only.
+What is drawn is a function of seed and step: the order of samples, and the noise of a mean teacher. Otherwise both
+models run without dropout, and always with fixed batch statistics. So a resumed run needs weights, averages, moments
+and counters only.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 
 from aicompress.errors import CompressError
 from aicompress.pipeline.distillation.batches import Batch, Samples, Split
+from aicompress.pipeline.distillation.mean_teacher import READS, Averaged, judged
+from aicompress.pipeline.distillation.optimizer import TrainedParameters, optimizer, rate
 from aicompress.pipeline.distillation.teacher import Loss, Runnable, Teacher
 from aicompress.pipeline.distillation.training_state import Point, StateFile, TrainingHistory
 from aicompress.pipeline.step.workers import Processes
@@ -33,6 +36,7 @@ class TrainingSetup:
         loss: distance between the two.
         samples: all of them.
         split: which are trained on, and when.
+        averaged: the teacher is the student's average; None for another one.
     """
 
     student: Runnable
@@ -40,34 +44,7 @@ class TrainingSetup:
     loss: Loss
     samples: Samples
     split: Split
-
-
-@dataclass(frozen=True)
-class TrainedParameters:
-    """The trained parameters of a student.
-
-    Attributes:
-        parameters: by name.
-        dtypes: what each is stored as; held-out losses are measured on weights rounded to it.
-        zeros: True where a weight must stay zero.
-        scales: names of quantization scales, whose learning rate is relative to their size.
-    """
-
-    parameters: dict[str, nn.Parameter]
-    dtypes: Mapping[str, torch.dtype]
-    zeros: Mapping[str, Tensor]
-    scales: frozenset[str]
-
-
-def rate(step: int, settings: Training) -> float:
-    """Factor of the learning rate at a step, counted from 0: linear warm-up, then half a cosine down to 0.
-
-    Loshchilov and Hutter, "SGDR", 2017, equation 5, with one period.
-    """
-    warmup = round(settings.warmup * settings.steps)
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (settings.steps - warmup)))
+    averaged: Averaged | None = None
 
 
 class Trainer:
@@ -98,6 +75,8 @@ class Trainer:
         self.best: dict[str, Tensor] = {}
         self.movement = {name: torch.zeros_like(trained.parameters[name], requires_grad=False) for name in watched}
         self.average = {n: p.detach().clone() for n, p in trained.parameters.items()} if settings.ema else {}
+        if setup.averaged is not None:
+            self.average = setup.averaged.parameters
 
     def run(self, progress: Callable[[str, int, int], None], save_seconds: float) -> None:
         """Train to the last step, then restore the best weights.
@@ -139,7 +118,9 @@ class Trainer:
         self.history, tensors = saved
         tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
         self._put(_under("weight.", tensors))
-        self.best, self.average = _under("best.", tensors), _under("average.", tensors)
+        self.best, averages = _under("best.", tensors), _under("average.", tensors)
+        for name, average in self.average.items():
+            average.copy_(averages[name])
         moved = _under("movement.", tensors)
         if moved.keys() != self.movement.keys():
             raise CompressError("the stopped run did not record the same movement", "start again without --resume")
@@ -166,9 +147,10 @@ class Trainer:
         settings, history = self.settings, self.history
         mine = self.setup.split.at(history.step)[self.team.rank :: self.team.size]
         loss = torch.zeros((), device=self.device)
-        for part in mine.chunk(settings.accumulate):
+        for number, part in enumerate(mine.chunk(settings.accumulate)):
             batch = self.setup.samples.batch(part).to(self.device)
-            share = self._loss(batch, settings.precision) * (len(part) / len(mine))
+            draw = (history.step * settings.accumulate + number) * self.team.size + self.team.rank
+            share = self._loss(batch, draw) * (len(part) / len(mine))
             share.backward()  # type: ignore[no-untyped-call]
             loss += share.detach()
             history.tokens += _tokens(batch) * self.team.size
@@ -188,15 +170,30 @@ class Trainer:
             group["lr"] = group["peak"] * factor
         self.optimizer.step()
         self.optimizer.zero_grad()
-        for name, tensor in self.average.items():
-            tensor.lerp_(self.trained.parameters[name].detach(), 1 - (settings.ema or 0))
+        if self.setup.averaged is not None:
+            self.setup.averaged.follow(self.trained.parameters, history.step)
+        else:
+            for name, tensor in self.average.items():
+                tensor.lerp_(self.trained.parameters[name].detach(), 1 - (settings.ema or 0))
         history.step += 1
         history.running += float(loss)
         history.samples += settings.batch
 
-    def _loss(self, batch: Batch, precision: str) -> Tensor:
-        student = self.setup.student(batch, self.setup.loss.reads, precision)
-        return self.setup.loss(student, self.setup.teacher(batch, precision))
+    def _loss(self, batch: Batch, draw: int) -> Tensor:
+        """The training loss; `draw` numbers the batches of all steps and processes."""
+        setup, precision, done = self.setup, self.settings.precision, self.history.step / self.settings.steps
+        if setup.averaged is not None:
+            models = (setup.student, setup.teacher.side)
+            return setup.averaged.loss(models, setup.loss, batch, (precision, draw, done))
+        return setup.loss(setup.student(batch, setup.loss.reads, precision), setup.teacher(batch, precision), done)
+
+    def _judged(self, batch: Batch) -> Tensor:
+        """The held-out loss, in float32: of a student with its average for a teacher, cross-entropy with the labels."""
+        if self.setup.averaged is not None:
+            return judged(self.setup.student(batch, READS, "fp32"))
+        return self.setup.loss(
+            self.setup.student(batch, self.setup.loss.reads, "fp32"), self.setup.teacher(batch, "fp32")
+        )
 
     def _mask_gradients(self) -> None:
         """Zero the gradients of zeros that stay: without moments AdamW leaves them exactly zero."""
@@ -249,7 +246,7 @@ class Trainer:
         for number, index in enumerate(split.in_order(split.held_out, split.batch)):
             if number % self.team.size == self.team.rank:
                 batch = self.setup.samples.batch(index).to(self.device)
-                total += torch.tensor([float(self._loss(batch, "fp32")) * len(index), len(index)], dtype=torch.float64)
+                total += torch.tensor([float(self._judged(batch)) * len(index), len(index)], dtype=torch.float64)
         total = self.team.total(total)
         return float(total[0] / total[1])
 
@@ -257,24 +254,6 @@ class Trainer:
     def _put(self, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in tensors.items():
             self.trained.parameters[name].copy_(tensor)
-
-
-def optimizer(trained: TrainedParameters, settings: Training) -> torch.optim.AdamW:
-    """AdamW in which matrices decay and a scale's rate is relative to its size: 3e-4 would ruin a scale of 0.01."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    scales: list[dict[str, object]] = []
-    for name, parameter in trained.parameters.items():
-        if name in trained.scales:
-            size = float(parameter.detach().square().mean().sqrt())
-            scales.append({"params": [parameter], "peak": settings.learning_rate * size, "weight_decay": 0.0})
-        else:
-            (decayed if parameter.ndim >= 2 or name.endswith("_values") else plain).append(parameter)
-    peak = settings.learning_rate
-    matrices = {"params": decayed, "peak": peak, "weight_decay": settings.weight_decay}
-    vectors = {"params": plain, "peak": peak, "weight_decay": 0.0}
-    groups = [group for group in (matrices, vectors, *scales) if group["params"]]
-    return torch.optim.AdamW(groups, lr=peak, fused=True)
 
 
 def _tokens(batch: Batch) -> int:

@@ -142,6 +142,8 @@ def knowledge(work: Work, name: str, inputs: InputStats, read: Read | None = Non
     """
     infos = [layer.info for layer in work.plan.by_tensor[name]]
     notes: list[str] = []
+    if inputs.frequency is not None and "frequency" not in work.plan.needs:
+        inputs = InputStats(0)
     if walked(work.plan) and inputs.count < MIN_ROWS:
         notes.append(f"{inputs.count} {DATA_FREE}")
     if walked(work.plan):

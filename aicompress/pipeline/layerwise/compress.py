@@ -162,6 +162,8 @@ def completed(inputs: InputStats, layers: Sequence[LayerInfo]) -> InputStats:
     """What a method is given: of white noise where too few rows came; with `cross` where nothing is compressed yet."""
     if inputs.count < MIN_ROWS:
         return InputStats.white(input_width(layers))
+    if inputs.frequency is not None:
+        return inputs.of_lookups(input_width(layers))
     return inputs if inputs.cross is not None else dataclasses.replace(inputs, cross=inputs.gram)
 
 

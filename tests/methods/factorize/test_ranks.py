@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from aicompress.methods.factorize.ranks import TRIES, Spectrum, allocate, within_divergence
+from aicompress.methods.factorize.svd import SvdConfig, resolve
+from tests.methods.layers import candidate_of, layer_of, randn
 
 SHAPES = [(48, 64), (64, 64), (64, 160)]
 
@@ -41,6 +43,17 @@ def test_close_to_the_fewest_bytes_in_a_few_trials(power: float, limit: float) -
     dense = sum(layer.dense_bytes for layer in layers)
     fitting = [found for share in range(20, 101) if lost(found := allocate(layers, dense * share // 100)) <= limit]
     assert nbytes(ranks) <= 1.12 * min(nbytes(each) for each in fitting)
+
+
+@pytest.mark.parametrize(("dtype", "multiple"), [(torch.float32, 8), (torch.bfloat16, 16)])
+def test_ranks_of_large_layers_are_multiples_that_kernels_like(dtype: torch.dtype, multiple: int) -> None:
+    layers = [layer_of(randn(256, columns, seed=columns).to(dtype)) for columns in (256, 272)]
+    budget = sum(layer.info.nbytes for layer in layers) // 2
+    configs = resolve([candidate_of(layer, SvdConfig(target_bytes=budget)) for layer in layers], 0)
+    assert all(config.rank and config.rank % multiple == 0 for config in configs)
+    small = layer_of(randn(64, 64))
+    (config,) = resolve([candidate_of(small, SvdConfig(target_bytes=64 * 64 * 2 + 600))], 0)
+    assert config.rank == 17
 
 
 def test_what_no_rank_keeps_stays_dense() -> None:

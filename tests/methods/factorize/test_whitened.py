@@ -120,7 +120,7 @@ def test_energy_counts_what_the_inputs_make_of_it() -> None:
     assert METHOD.allocates is not None
     assert METHOD.surveys is not None
     (estimate,) = METHOD.allocates.resolve([candidate], 0)
-    assert METHOD.surveys.statistics(estimate) == {"gram"}
+    assert METHOD.surveys.statistics(estimate) == {"gram", "frequency"}
     (decided,) = METHOD.surveys.decide([candidate_of(layer, estimate)], Setting(0, lambda layer, weight: 0.0))
     assert decided.rank is not None
     assert estimate.rank is not None

@@ -205,6 +205,36 @@ def test_patches_times_the_matrix_are_what_a_convolution_gives(convolution: Any)
             torch.testing.assert_close(products, outputs.flatten(0, -2), rtol=1e-4, atol=1e-5)
 
 
+def test_lookups_of_real_tokens_are_counted(tiny_llama: Path) -> None:
+    """Padding aside; of an embedding that moves the numbers it is given, the rows that it looks up."""
+    checkpoint = Checkpoint.open(tiny_llama)
+    model, name = build(checkpoint), "model.embed_tokens.weight"
+    (batch, *_), mask = token_batches(), torch.ones(2, 12, dtype=torch.long)
+    mask[1, 5:] = 0
+    visitor = Halving(checkpoint)
+    wanted, needs = {name: "model.embed_tokens"}, NEEDS | {"frequency"}
+    walk(
+        Walk(model, PartialModel(checkpoint, model), [{**batch, "attention_mask": mask}], wanted, needs, changes=False),
+        visitor,
+    )
+    found, real = visitor.stats[name], batch["input_ids"][mask.bool()]
+    assert found.count == 17
+    assert found.frequency is not None
+    torch.testing.assert_close(found.frequency, torch.bincount(real, minlength=256) / 17)
+
+    class Moved(nn.Embedding):
+        def forward(self, mask: Tensor) -> Tensor:
+            return super().forward(mask.cumsum(1).long() + 2)
+
+    positions = Moved(16, 3)
+    with Recorder({"positions": positions}, frozenset({"frequency"})) as recorder, torch.no_grad():
+        positions(torch.ones(2, 3))
+    positions(torch.ones(2, 3))  # is watched no more
+    frequency = recorder.stats()["positions"].frequency
+    assert frequency is not None
+    torch.testing.assert_close(frequency, torch.eye(16)[[3, 4, 5]].mean(0))
+
+
 def test_blocks_are_dropped(tiny_llama: Path) -> None:
     checkpoint = Checkpoint.open(tiny_llama)
     model = build(checkpoint)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from aicompress.pipeline.distillation.training import TrainedParameters, optimizer, rate
+from aicompress.pipeline.distillation.optimizer import TrainedParameters, optimizer, rate
 from aicompress.pipeline.distillation.training_state import Point, StateFile, TrainingHistory
 from aicompress.recipe.distillation import Training
 

@@ -153,3 +153,36 @@ def test_layers_of_other_shapes(tmp_path: Path, request: pytest.FixtureRequest, 
     before, after = (Checkpoint.open(path).parameters() for path in (model, tmp_path / "out"))
     assert {name: spec.shape for name, spec in before.items()} == {name: spec.shape for name, spec in after.items()}
     load_model(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["whitened", "activation"])
+def test_rows_of_an_embedding_count_as_often_as_the_text_has_them(
+    tmp_path: Path, trained_llama: Path, text_file: Path, heldout_file: Path, name: str
+) -> None:
+    """Its rows on another text lose less than with svd at one rank; a token that was never seen keeps a fair row."""
+    tokenizer = load_tokenizer(trained_llama)
+    assert tokenizer is not None
+    seen, held = (
+        torch.bincount(torch.tensor(tokenizer(path.read_text())["input_ids"]), minlength=256).double()
+        for path in (text_file, heldout_file)
+    )
+    embeddings, data = {"select": {"kinds": ["embedding"]}}, text(text_file, samples=64)
+    request = Request(stats=(tmp_path / "stats.safetensors",))
+    run(trained_llama, tmp_path / "svd", {"name": "svd", "rank": 12}, **embeddings)
+    report = run(trained_llama, tmp_path / "out", {"name": name, "rank": 12}, data, **embeddings)
+    given = {"name": name, "rank": 12} | ({"shift": 0} if name == "whitened" else {})
+    for folder in ("collecting", "reading"):
+        run(trained_llama, tmp_path / folder, given, data, request=request, **embeddings)
+    plain, ours, *from_files, original = (
+        Checkpoint.open(path).dense("model.embed_tokens.weight").double()
+        for path in (*(tmp_path / folder for folder in ("svd", "out", "collecting", "reading")), trained_llama)
+    )
+    lost = {key: (original - dense).square().sum(dim=1) for key, dense in (("plain", plain), ("ours", ours))}
+    assert (held * lost["ours"]).sum() < 0.85 * (held * lost["plain"]).sum()
+    never = seen == 0
+    assert never.any()
+    assert lost["ours"][never].sum() < 0.97 * original[never].square().sum()
+    assert "data-free" not in report.layers[0].note
+    for found in from_files:
+        torch.testing.assert_close(found, ours, rtol=1e-3, atol=1e-4)
+    assert load_model(tmp_path / "out")(torch.tensor([[3, 4]])).logits.isfinite().all()

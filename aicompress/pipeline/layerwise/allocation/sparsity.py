@@ -156,6 +156,8 @@ class _Reader:
         inputs = merged(self.files, info.tensor)
         if not inputs.count:
             inputs = InputStats.white(input_width([each.info for each in self.layers[info.tensor]]))
+        if inputs.frequency is not None:
+            inputs = inputs.of_lookups(input_width([each.info for each in self.layers[info.tensor]]))
         inputs = replace(inputs, cross=inputs.gram)
         gradients = merged_gradients(self.files, info.name) or GradientStats.flat(info.shape)
         if info.part == "out":

@@ -1,0 +1,58 @@
+"""The trained parameters of a student, the optimizer that moves them, and its rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from aicompress.recipe.distillation import Training
+
+
+@dataclass(frozen=True)
+class TrainedParameters:
+    """The trained parameters of a student.
+
+    Attributes:
+        parameters: by name.
+        dtypes: what each is stored as; held-out losses are measured on weights rounded to it.
+        zeros: True where a weight must stay zero.
+        scales: names of quantization scales, whose learning rate is relative to their size.
+    """
+
+    parameters: dict[str, nn.Parameter]
+    dtypes: Mapping[str, torch.dtype]
+    zeros: Mapping[str, Tensor]
+    scales: frozenset[str]
+
+
+def rate(step: int, settings: Training) -> float:
+    """Factor of the learning rate at a step, counted from 0: linear warm-up, then half a cosine down to 0.
+
+    Loshchilov and Hutter, "SGDR", 2017, equation 5, with one period.
+    """
+    warmup = round(settings.warmup * settings.steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (settings.steps - warmup)))
+
+
+def optimizer(trained: TrainedParameters, settings: Training) -> torch.optim.AdamW:
+    """AdamW in which matrices decay and a scale's rate is relative to its size: 3e-4 would ruin a scale of 0.01."""
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    scales: list[dict[str, object]] = []
+    for name, parameter in trained.parameters.items():
+        if name in trained.scales:
+            size = float(parameter.detach().square().mean().sqrt())
+            scales.append({"params": [parameter], "peak": settings.learning_rate * size, "weight_decay": 0.0})
+        else:
+            (decayed if parameter.ndim >= 2 or name.endswith("_values") else plain).append(parameter)
+    peak = settings.learning_rate
+    matrices = {"params": decayed, "peak": peak, "weight_decay": settings.weight_decay}
+    vectors = {"params": plain, "peak": peak, "weight_decay": 0.0}
+    groups = [group for group in (matrices, vectors, *scales) if group["params"]]
+    return torch.optim.AdamW(groups, lr=peak, fused=True)
