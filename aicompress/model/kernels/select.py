@@ -16,6 +16,7 @@ from aicompress.model.kernels.linear import (
     INT4_GROUPS,
     KEPT_BYTES,
     RESIDENT_BYTES,
+    BaseDeltaLinear,
     Bfloat16Linear,
     FastLinear,
     Int4Linear,
@@ -32,7 +33,7 @@ from aicompress.model.kernels.linear import (
 from aicompress.model.kernels.sparse import sparse_linear
 from aicompress.model.kernels.submatrix import SubmatrixLinear
 from aicompress.model.kernels.w4a8 import W4A8Linear, compiled, fits
-from aicompress.weights import Coded, Dense, IntGrouped, LowRank, Sparse, Submatrix, Tied, Weight
+from aicompress.weights import BaseDelta, Coded, Dense, IntGrouped, LowRank, Sparse, Submatrix, Tied, Weight
 from aicompress.weights.int_grouped import spread
 
 
@@ -123,6 +124,10 @@ def fast_linear(
         case Submatrix():
             block = fast_linear(weight.block, None, dtype, resident, keep)
             return SubmatrixLinear(block, weight.shape, weight.kept_rows, weight.kept_columns, bias)
+        case BaseDelta():
+            base = fast_linear(weight.base, bias, dtype, resident, keep)
+            delta = LowRank(weight.out, weight.inner)
+            return BaseDeltaLinear(base, fast_linear(delta, None, dtype, resident, keep))
         case Tied():
             return fast_linear(weight.source, bias, dtype, resident, keep)
         case Sparse():
