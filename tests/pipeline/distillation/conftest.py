@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests import checkpoints
-from tests.inputs import once
+
+
+def once(path: Path, make: Callable[[Path], Path]) -> Path:
+    """A checkpoint that the first worker to ask for it makes."""
+    from tests import inputs  # a plugin: pytest has to be the first that imports it
+
+    return inputs.once(path, make)
 
 
 @pytest.fixture(scope="session")
