@@ -25,7 +25,7 @@ import aicompress.hf
 from aicompress.errors import Refused
 from aicompress.layer import LayerInfo
 from aicompress.model.loading.load import load
-from aicompress.weights import Weight
+from aicompress.weights import BaseDelta, Dense, Weight
 from tests.model.compressed import compress, halved, integers, low_rank
 
 # A process in which the aicompress package cannot be imported.
@@ -49,23 +49,25 @@ def every_form(info: LayerInfo, matrix: Tensor) -> Weight | None:
 
 @pytest.fixture(scope="module")
 def native_llama(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every form, and layers that share: a factor, a plain matrix, and a compressed one with factors."""
+    """Every form, and layers that share: a factor, a base, a plain matrix, and a compressed one with factors."""
     layer = "model.layers.{}.{}_proj.weight".format
     factors = {layer(n, f"self_attn.{part}") for n, part in ((1, "k"), (1, "v"), (2, "q"))}
-    plain, owners = (
-        layer(0, "mlp.gate"),
-        {
-            layer(1, "self_attn.v"): {"in": layer(1, "self_attn.k")},
-            layer(2, "self_attn.q"): {"in": layer(1, "self_attn.k")},
-            layer(2, "mlp.gate"): {"": layer(0, "mlp.gate")},
-            layer(1, "self_attn.q"): {"": layer(2, "self_attn.q")},
-            layer(2, "mlp.up"): {"": layer(0, "mlp.up")},
-        },
-    )
+    plain = layer(0, "mlp.gate")
+    owners = {
+        layer(1, "self_attn.v"): {"in": layer(1, "self_attn.k")},
+        layer(2, "self_attn.q"): {"in": layer(1, "self_attn.k")},
+        layer(2, "mlp.gate"): {"": plain},
+        layer(1, "self_attn.q"): {"": layer(2, "self_attn.q")},
+        layer(2, "mlp.up"): {"": layer(0, "mlp.up")},
+        layer(1, "mlp.down"): {"base": layer(0, "mlp.down")},
+    }
 
     def pick(info: LayerInfo, matrix: Tensor) -> Weight | None:
         if info.tensor == plain:
             return None
+        if info.tensor.endswith("mlp.down_proj.weight"):
+            product = low_rank(matrix, 8)
+            return BaseDelta(product.parts()["out"], product.parts()["in"], Dense(matrix.clone()))
         return low_rank(matrix, 8) if info.tensor in factors else every_form(info, matrix)
 
     return compress(tiny_llama, tmp_path_factory.mktemp("native") / "llama", pick, owners)
@@ -123,6 +125,8 @@ def test_what_layers_share_is_one_parameter_in_every_reader(native_llama: Path) 
         assert len({id(tensor) for tensor in shown}) == 1
         gates = [model.model.layers[0].mlp.gate_proj.weight, model.model.layers[2].mlp.gate_proj.stored["source"]]
         assert gates[0] is gates[1]
+        downs = [layer.mlp.down_proj.stored["base"] for layer in model.model.layers[:2]]
+        assert downs[0] is downs[1]
     fast = load(native_llama).model.layers
     assert fast[1].self_attn.v_proj.right is fast[1].self_attn.k_proj.right
     assert fast[2].mlp.gate_proj.matrix.data_ptr() == fast[0].mlp.gate_proj.weight.data_ptr()

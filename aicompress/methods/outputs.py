@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-Output = Literal["logits", "embedding", "hidden"]
+Output = Literal["logits", "embedding", "hidden", "attention"]
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,9 @@ class Outputs:
         logits: (positions, classes) float; the positions of padding and of no next token are left out already.
         embedding: (batch, width) sentence embeddings, pooled as the checkpoint says.
         hidden: (batch, tokens, width) for the input of the first layer and the output of each.
-        mask: (batch, tokens) bool, True where `hidden` holds a real token; None where all are.
-        labels: (positions,) int64 true classes or next tokens.
+        mask: (batch, tokens) bool, True where `hidden` and `attention` hold a real token; None where all are.
+        labels: (positions,) int64 true classes or next tokens; -1 where one is not known.
+        attention: (batch, heads, tokens, tokens) for each layer: rows are the shares that a token gives, and sum to 1.
     """
 
     logits: Tensor | None = None
@@ -27,6 +28,7 @@ class Outputs:
     hidden: tuple[Tensor, ...] = ()
     mask: Tensor | None = None
     labels: Tensor | None = None
+    attention: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Anatomy:
         labels: the data gives true classes.
         tokenizer: digest of the files that say which token each class is; None where classes are no tokens.
         embedding: width of the sentence embeddings; None where it gives none.
+        heads: number of attention heads of a layer; None where it has no attention maps.
     """
 
     classes: int | None = None
@@ -48,6 +51,7 @@ class Anatomy:
     labels: bool = False
     tokenizer: str | None = None
     embedding: int | None = None
+    heads: int | None = None
 
 
 def wanted(tensor: Tensor | None, what: str) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from pydantic import Field
 from torch import Tensor
@@ -26,6 +26,10 @@ class LossConfig(MethodConfig):
         exclude_if=lambda ramp: ramp == 0,  # recipes from before it was there keep their digests
         description="share of the steps in which the weight rises to its full size",
     )
+
+    def at(self, done: float) -> Self:
+        """The parameters when a share of the steps is done: what follows a schedule has its value then."""
+        return self
 
     def weight_at(self, done: float) -> float:
         """The weight when a share of the steps is done: weight exp(-5 (1 - x)²), with x = done / ramp up to 1.

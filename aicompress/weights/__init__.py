@@ -5,6 +5,7 @@ carry (`decoding`). Forms are found by discovery. Tensors may live on torch's me
 dtypes and shapes that the real weight will be stored with, and no data. Plans and dry runs are made of outlines.
 """
 
+from aicompress.weights.base_delta import BaseDelta
 from aicompress.weights.codebook import Codebook
 from aicompress.weights.column_scaled import ColumnScaled
 from aicompress.weights.convolutions import Convolutions
@@ -20,6 +21,7 @@ from aicompress.weights.sparse_codes import SparseCodes
 from aicompress.weights.tied import Tied
 
 __all__ = [
+    "BaseDelta",
     "Codebook",
     "Coded",
     "ColumnScaled",

@@ -2,9 +2,10 @@
 
     python -m scripts.bench.factorize --model M --calibration calibration.txt --text heldout.txt --text other.txt
 
-Every linear layer of the decoder gets the same share of its parameters, or all together do (`ranks: auto`). Prints a
-Markdown table: KL to the original on each held-out text with its 95 % interval, the processor's seconds for the whole
-step, and the targets. No text that is calibrated on is measured on.
+Every linear layer of the decoder gets the same share of its parameters, or all together do (`ranks: auto`); one row's
+factors are rounded to 4 bits, and so is the original. Prints a Markdown table: KL to the original on each held-out text
+with its 95 % interval, megabytes of the weight files, the processor's seconds for the whole step, and the targets. No
+text that is calibrated on is measured on. A second table has times of factors beside those of their multiply-adds.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.bench import svd_llm
+from scripts.bench import factor_times, svd_llm
 from scripts.bench.drawn import Subject, measured
 
 LENGTH = 256  # tokens of a sample
@@ -32,6 +33,9 @@ OURS: dict[str, dict[str, Any]] = {
     "two_sided effort: best": {"method": {"name": "two_sided"}, "effort": "best"},
     "two_sided ranks: auto effort: best": {"method": {"name": "two_sided", "ranks": "auto"}, "effort": "best"},
 }
+FOUR_BITS = {"method": {"name": "rtn", "bits": 4, "group_size": 64, "range": "mse", "pad": True}}
+ROUNDED, CHAIN, FIRST = "rtn, 4 bits", "two_sided, then rtn, 4 bits", "two_sided"
+ADDED = 1.1  # of the sum of both steps' KL, at most, is the chain's
 TARGETS: Mapping[str, tuple[float, str]] = {  # at most so much of another row's KL
     "two_sided": (0.82, REFERENCE),
     "two_sided ranks: auto": (0.8, "two_sided"),
@@ -45,23 +49,45 @@ def compressed(given: argparse.Namespace, name: str, keep: float, out: Path) -> 
     start = time.process_time()
     if name == REFERENCE:
         svd_llm.compress(given.model, given.calibration, given.samples, LENGTH, keep, out)
-        return time.process_time() - start
+    elif name == ROUNDED:
+        step("quantize", given.model, FOUR_BITS, out)
+    else:
+        sections = OURS[FIRST if name == CHAIN else name]
+        made = {**sections, "method": {**sections["method"], "keep": keep}}
+        data = {"text": str(given.calibration.resolve()), "samples": given.samples, "length": LENGTH}
+        factors = out.with_name("factors") if name == CHAIN else out
+        shutil.rmtree(factors, ignore_errors=True)
+        step("factorize", given.model, made, factors, data)
+        if name == CHAIN:
+            step("quantize", factors, FOUR_BITS, out)
+            shutil.rmtree(factors)
+    return time.process_time() - start
+
+
+def step(
+    command: str, source: Path, sections: Mapping[str, Any], out: Path, data: Mapping[str, Any] | None = None
+) -> None:
+    """Run a command with a recipe's sections, on calibration data where its method reads any."""
     from aicompress import recipe as recipes
     from aicompress.methods import get
     from aicompress.pipeline import steps
     from aicompress.pipeline.step.options import Options
     from aicompress.pipeline.step.output import Destination
 
-    sections = OURS[name]
-    made = {"version": 1, **sections, "method": {**sections["method"], "keep": keep}, "report": {"html": False}}
-    if get("factorize", sections["method"]["name"]).needs:
-        made["calibration"] = {"text": str(given.calibration.resolve()), "samples": given.samples, "length": LENGTH}
+    made = {"version": 1, **sections, "report": {"html": False}}
+    if data and get(command, sections["method"]["name"]).needs:
+        made["calibration"] = data
     file = out.with_suffix(".yaml")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(made), encoding="utf-8")  # JSON is YAML
-    planned = steps.make_plan(given.model, Destination(out), recipes.load(str(file), "factorize"), "factorize")
-    steps.run(planned, Options(latency="off"))
-    return time.process_time() - start
+    steps.run(
+        steps.make_plan(source, Destination(out), recipes.load(str(file), command), command), Options(latency="off")
+    )
+
+
+def size(name: str, out: Path) -> str:
+    """Megabytes of the weight files; the reference writes the products of its factors."""
+    return "–" if name == REFERENCE else f"{sum(file.stat().st_size for file in out.glob('*.safetensors')) / 1e6:.2f}"
 
 
 def divergences(given: argparse.Namespace, out: Path) -> list[dict[str, Any]]:
@@ -85,6 +111,10 @@ def verdicts(known: Mapping[tuple[str, float], Sequence[dict[str, Any]]]) -> lis
             ratio = value / means[other, keep]
             told = "met" if ratio <= limit else "**missed**"
             lines.append(f"- {name}, keep {keep}: {ratio:.2f} × {other}, at most {limit} is the target: {told}")
+        if name == CHAIN and {(FIRST, keep), (ROUNDED, keep)} <= means.keys():
+            ratio = value / (means[FIRST, keep] + means[ROUNDED, keep])
+            told = "met" if ratio <= ADDED else "**missed**"
+            lines.append(f"- {name}, keep {keep}: {ratio:.2f} × the sum of both, at most {ADDED} is the target: {told}")
     return lines
 
 
@@ -98,19 +128,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=128, help="of 256 tokens, to calibrate on")
     parser.add_argument("--windows", type=int, default=100, help="of 256 tokens of each text, that are measured on")
     parser.add_argument("--keep", type=float, nargs="+", default=[0.8, 0.6], help="shares of the parameters")
-    parser.add_argument("--only", nargs="+", default=[REFERENCE, *OURS], help="names of rows")
+    parser.add_argument("--only", nargs="+", default=[REFERENCE, *OURS, ROUNDED, CHAIN], help="names of rows")
     given = parser.parse_args(arguments)
     out, known = given.folder / "factorize", {}
-    print(f"| keep | method | {' | '.join(f'KL, {text.stem} | 95 % interval' for text in given.text)} | seconds |")
-    print(f"|---|---|{'---:|---|' * len(given.text)}---:|", flush=True)
+    print(f"| keep | method | {' | '.join(f'KL, {text.stem} | 95 % interval' for text in given.text)} | MB | seconds |")
+    print(f"|---|---|{'---:|---|' * len(given.text)}---:|---:|", flush=True)
     for keep in given.keep:
         for name in given.only:
             seconds = compressed(given, name, keep, out)
             known[name, keep] = divergences(given, out)
             cells = [f"{kl['value']:.4f} | {kl['low']:.4f} to {kl['high']:.4f}" for kl in known[name, keep]]
-            print(f"| {keep} | {name} | {' | '.join(cells)} | {seconds:.0f} |", flush=True)
+            print(f"| {keep} | {name} | {' | '.join(cells)} | {size(name, out)} | {seconds:.0f} |", flush=True)
     shutil.rmtree(out, ignore_errors=True)
-    print("\n".join(["", *verdicts(known)]))
+    print("\n".join(["", *verdicts(known), "", *factor_times.table()]))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from aicompress.checkpoint.manifest import Entry, Manifest
 from aicompress.weights import (
+    BaseDelta,
     Codebook,
     ColumnScaled,
     Convolutions,
@@ -88,6 +89,10 @@ FORMS: dict[str, Weight] = {
         for groups in ((1, 1), (6, 3))
         for symmetric in (True, False)
     },
+    "base and difference": BaseDelta(Dense(randn(6, 2).half()), Dense(randn(2, 12).half()), Dense(randn(6, 12))),
+    "base and difference, quantized": BaseDelta(
+        ints(4, (6, 1), True, (6, 2)), Dense(randn(2, 12)), ints(4, (6, 3), True)
+    ),
     "tied": Tied(Dense(randn(6, 12).half())),
     "tied, transposed": Tied.of(Dense(randn(12, 6).half().t()), (12, 6), transposed=True),
     "tied to a convolution": Tied.of(Dense(randn(6, 12)), (6, 3, 4), transposed=False),

@@ -12,20 +12,17 @@ from __future__ import annotations
 from typing import Literal
 
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
-from aicompress.methods.distill.logits import READS, check_logits, with_labels
+from aicompress.methods.distill.logits import READS, SoftenedConfig, check_logits, with_labels
 from aicompress.methods.outputs import Anatomy, Outputs, wanted
-from aicompress.methods.training import DistillMethod, LossConfig
+from aicompress.methods.training import DistillMethod
 
 
-class Config(LossConfig):
+class Config(SoftenedConfig):
     """Parameters of kl."""
 
     name: Literal["kl"] = "kl"
-    temperature: float = Field(2.0, gt=0, description="T: softens both distributions; 1 leaves them as they are")
-    alpha: float = Field(1.0, ge=0, le=1, description="share of the teacher; the rest is cross-entropy with labels")
 
 
 def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -43,7 +40,7 @@ def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 def loss(student: Outputs, teacher: Outputs, config: Config) -> Tensor:
     """The loss of a batch."""
     logits = wanted(student.logits, "logits")
-    divergence = softened_kl(logits, wanted(teacher.logits, "logits"), config.temperature)
+    divergence = softened_kl(logits, wanted(teacher.logits, "logits"), config.softness)
     return with_labels(divergence, logits, student.labels, config.alpha)
 
 

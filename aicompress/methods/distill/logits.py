@@ -2,13 +2,53 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Any, Self
+
 import torch.nn.functional as F
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from aicompress.methods.outputs import Anatomy, Output, wanted
+from aicompress.methods.training import LossConfig
 
 READS: frozenset[Output] = frozenset({"logits"})
 UNLABELLED = -1  # in the place of a label that is not known
+
+
+def _temperature(given: Any) -> Any:
+    """A positive number, or two."""
+    numbers = list(given) if isinstance(given, list | tuple) and len(given) == 2 else [given]
+    if any(type(number) not in (int, float) or not 0 < number < float("inf") for number in numbers):
+        raise ValueError("give a number above 0, or two of them: [4, 1] goes from one to the other over the steps")
+    return given
+
+
+Temperature = Annotated[float | tuple[float, float], BeforeValidator(_temperature)]
+
+
+class SoftenedConfig(LossConfig):
+    """What the parameters of losses on softened logits hold."""
+
+    temperature: Temperature = Field(
+        2.0,
+        description="T: softens both distributions; 1 leaves them as they are; [4, 1] goes from 4 to 1 over the steps",
+    )
+    alpha: float = Field(1.0, ge=0, le=1, description="share of the teacher; the rest is cross-entropy with labels")
+
+    def at(self, done: float) -> Self:
+        """The same with the temperature that holds when a share of the steps is done.
+
+        Jafari et al., "Annealing Knowledge Distillation", 2021, lower it in as even steps.
+        """
+        if not isinstance(self.temperature, tuple):
+            return self
+        first, last = self.temperature
+        return self.model_copy(update={"temperature": first + (last - first) * done})
+
+    @property
+    def softness(self) -> float:
+        """The temperature; the last one of a schedule."""
+        return self.temperature[1] if isinstance(self.temperature, tuple) else self.temperature
 
 
 def with_labels(distance: Tensor, logits: Tensor, labels: Tensor | None, alpha: float) -> Tensor:

@@ -4,7 +4,7 @@ V x is computed from the input that the layers have in common, so that stacking 
 the stack is a truncated singular value decomposition of one larger matrix: with H = E[x xᵀ] = S Sᵀ the best U V of rank
 r has U V S = SVD_r([W_1; W_2; ...] S), by Eckart and Young 1936, and its output error, summed over the layers, is
 Σ_{i>r} σ_i². Layers of n inputs and m_i outputs store r (n + Σ m_i) numbers, which at equal numbers is a larger rank
-than each layer would have by itself; it pays where the layers look at the same directions of their input.
+than each layer would have by itself.
 
 Shapes: U_i (m_i, r), V (r, n), stored once under the first layer's name. Calibrated as whitened is, in the walk, or
 data-free.
@@ -47,6 +47,6 @@ METHOD = sharing(
     StackConfig,
     Grouping(groups, "as no other selected layer reads their input"),
     "one right factor for layers of one input, such as query, key and value; by rank or share; calibrated or data-free",
-    when="query, key and value, or gate and up, that look at the same directions; whitened gives each a factor",
+    when="calibration text: in as many bytes it loses less than whitened, which gives each layer both factors",
     shift=lambda config: config.shift,
 )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.errors import Refused
+from aicompress.errors import CompressError, Refused
 from aicompress.methods.outputs import Anatomy, Output, Outputs
 from aicompress.model.loading.definition import skeleton
 from aicompress.model.loading.load import build
@@ -48,7 +48,7 @@ class Runner:
 
         Args:
             inputs: its arguments by name; one unnamed tensor under "".
-            reads: logits, embedding, hidden.
+            reads: logits, embedding, hidden, attention.
             labels: (batch,) true classes; a causal model's labels are the next tokens.
         """
         if self.task == "module":
@@ -56,7 +56,8 @@ class Runner:
         want_hidden = bool(reads & {"embedding", "hidden"})
         # The backbone alone, where nobody reads the head's logits.
         body = model if "logits" in reads else getattr(model, "base_model", model)
-        given = body(**inputs, output_hidden_states=want_hidden, return_dict=True, **_no_cache(self.task))
+        more = {"output_attentions": True} if "attention" in reads else {}
+        given = body(**inputs, output_hidden_states=want_hidden, return_dict=True, **more, **_no_cache(self.task))
         mask = inputs["attention_mask"].bool() if "attention_mask" in inputs else None
         hidden: tuple[Tensor, ...] = tuple(given.hidden_states) if want_hidden else ()
         embedding = None
@@ -67,7 +68,8 @@ class Runner:
         logits = None
         if "logits" in reads:
             logits, labels = self._positions(given.logits, inputs, mask, labels)
-        return Outputs(logits, embedding, hidden if "hidden" in reads else (), mask, labels)
+        attention = _maps(given.attentions) if "attention" in reads else ()
+        return Outputs(logits, embedding, hidden if "hidden" in reads else (), mask, labels, attention)
 
     def output_bytes(self, reads: frozenset[Output], anatomy: Anatomy, length: int) -> int | None:
         """Count the bytes of one sample's outputs in float32; None where sizes differ or are too large to keep.
@@ -76,7 +78,7 @@ class Runner:
             reads: logits, embedding, hidden.
             length: tokens in a window.
         """
-        if "hidden" in reads or ("logits" in reads and self.task == "masked"):
+        if reads & {"hidden", "attention"} or ("logits" in reads and self.task == "masked"):
             return None
         positions = length - 1 if self.task == "causal" else 1
         logits = (anatomy.classes or 0) * positions if "logits" in reads else 0
@@ -93,6 +95,23 @@ class Runner:
         if self.task == "masked":
             return (logits.flatten(0, 1) if mask is None else logits[mask]), None
         return logits, labels
+
+
+def _maps(attentions: Any) -> tuple[Tensor, ...]:
+    """Attention maps as a model gives them.
+
+    Raises:
+        CompressError: it gives none.
+    """
+    if not attentions or any(each is None for each in attentions):
+        raise CompressError("the model gives no attention maps", "distil hidden states by hidden or relation")
+    return tuple(attentions)
+
+
+def prepare(model: nn.Module, reads: frozenset[Output]) -> None:
+    """Let a transformers model whose attention maps are read compute attention in the way that has them to give."""
+    if "attention" in reads:
+        model.set_attn_implementation("eager")  # type: ignore[operator]
 
 
 def _no_cache(task: Task) -> dict[str, Any]:
@@ -137,6 +156,7 @@ def anatomy(checkpoint: Checkpoint, run: Runner, last_layer: str | None, labels:
         width=width,
         embedding=run.pooling.width or width,
         depth=getattr(text, "num_hidden_layers", None),
+        heads=getattr(text, "num_attention_heads", None),
         labels=labels or run.task == "causal",
         tokenizer=vocabulary_digest(checkpoint.source.folder) if classes == "vocab_size" else None,
     )

@@ -280,3 +280,15 @@ class LowRankLinear(FastLinear):
 
     def multiply(self, x: Tensor) -> Tensor:
         return self.left.multiply(self.right.multiply(x))
+
+
+class BaseDeltaLinear(FastLinear):
+    """A product, and two factors' product beside it."""
+
+    def __init__(self, base: FastLinear, delta: FastLinear) -> None:
+        super().__init__((base.out_features, base.in_features), None)
+        self.base, self.delta = base, delta
+        self.kernel = f"base: {base.kernel}, {delta.kernel}"
+
+    def multiply(self, x: Tensor) -> Tensor:
+        return self.base.multiply(x) + self.delta.multiply(x)

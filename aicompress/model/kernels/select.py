@@ -16,6 +16,7 @@ from aicompress.model.kernels.linear import (
     INT4_GROUPS,
     KEPT_BYTES,
     RESIDENT_BYTES,
+    BaseDeltaLinear,
     Bfloat16Linear,
     FastLinear,
     Int4Linear,
@@ -31,7 +32,7 @@ from aicompress.model.kernels.linear import (
 )
 from aicompress.model.kernels.sparse import sparse_linear
 from aicompress.model.kernels.w4a8 import W4A8Linear, compiled, fits
-from aicompress.weights import Coded, Dense, IntGrouped, LowRank, Sparse, Tied, Weight
+from aicompress.weights import BaseDelta, Coded, Dense, IntGrouped, LowRank, Sparse, Tied, Weight
 from aicompress.weights.int_grouped import spread
 
 
@@ -119,6 +120,10 @@ def fast_linear(
         case LowRank():
             right = fast_linear(weight.inner, None, dtype, resident, keep)
             return LowRankLinear(right, fast_linear(weight.out, bias, dtype, resident, keep))
+        case BaseDelta():
+            base = fast_linear(weight.base, bias, dtype, resident, keep)
+            delta = LowRank(weight.out, weight.inner)
+            return BaseDeltaLinear(base, fast_linear(delta, None, dtype, resident, keep))
         case Tied():
             return fast_linear(weight.source, bias, dtype, resident, keep)
         case Sparse():

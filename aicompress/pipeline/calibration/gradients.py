@@ -125,8 +125,8 @@ def diagonal_only(chosen: Iterable[LayerInfo]) -> list[str]:
     if not names:
         return []
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    told = f"(more than {WIDEST:,}, an embedding's, or experts' in one tensor): rows count by their own gradients alone"
-    return [f"outputs of {len(names)} layers are not weighed against each other {told}: {shown}"]
+    why = f"(more than {WIDEST:,}, an embedding's, or experts' in one tensor)"
+    return [f"layers whose outputs {why} are not weighed against each other, but by their own gradients: {shown}"]
 
 
 def watched(

@@ -16,6 +16,7 @@ from aicompress.checkpoint.place import working_path
 from aicompress.errors import Refused
 from aicompress.layer import LayerInfo
 from aicompress.model.distillation.fp32_attention import attend_in_float32
+from aicompress.model.distillation.outputs import prepare
 from aicompress.model.loading.load import trainable
 from aicompress.pipeline.distillation import movement
 from aicompress.pipeline.distillation.mean_teacher import Averaged
@@ -103,12 +104,13 @@ def _require_divisible(training: Training, processes: int) -> None:
 
 def _setup(plan: DistillPlan, device: torch.device, progress: Progress) -> tuple[TrainingSetup, Student]:
     """Both models, loaded, and the teacher's outputs where they are worth keeping."""
-    model = _load(plan.checkpoint, plan.student_module(), device)
+    loss = Loss(plan.losses)
+    model, frozen = _models(plan, device)
+    for each in (model, frozen):
+        prepare(each, loss.reads)
     if plan.training.precision == "bf16" and device.type == "cpu":
         attend_in_float32(model)
     student = Student.of(model, plan.checkpoint)
-    frozen = _load(plan.teacher, plan.teacher_module(), device).requires_grad_(False)
-    loss = Loss(plan.losses)
     uncached = torch.full((len(plan.samples),), -1)
     teacher = Teacher(Runnable(frozen, plan.teacher_runner), loss.reads, {}, uncached)
     if plan.cached:
@@ -129,6 +131,12 @@ def _averaged(plan: DistillPlan, model: nn.Module) -> Averaged | None:
     parameters = Student.of(model, plan.checkpoint).trained(keep_zeros=False).parameters
     model.requires_grad_(False)
     return Averaged(settings, plan.recipe.seed, {name: tensor.detach() for name, tensor in parameters.items()})
+
+
+def _models(plan: DistillPlan, device: torch.device) -> tuple[nn.Module, nn.Module]:
+    """The student's model and the teacher's, of which nothing is trained."""
+    model = _load(plan.checkpoint, plan.student_module(), device)
+    return model, _load(plan.teacher, plan.teacher_module(), device).requires_grad_(False)
 
 
 def _load(checkpoint: Checkpoint, module: nn.Module | None, device: torch.device) -> nn.Module:

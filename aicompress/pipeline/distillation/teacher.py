@@ -32,7 +32,9 @@ class Loss:
     def __call__(self, student: Outputs, teacher: Outputs, done: float = 1.0) -> Tensor:
         """The sum when a share of the steps is done."""
         student, teacher = _shared_classes(student, teacher)
-        return torch.stack([c.weight_at(done) * method.loss(student, teacher, c) for method, c in self.terms]).sum()
+        return torch.stack(
+            [c.weight_at(done) * method.loss(student, teacher, c.at(done)) for method, c in self.terms]
+        ).sum()
 
 
 def _shared_classes(student: Outputs, teacher: Outputs) -> tuple[Outputs, Outputs]:

@@ -54,8 +54,8 @@ def better_rounded(rows: Sequence[LayerRow]) -> list[str]:
         return []
     told = next(part for part in better[0].note.split("; ") if part.startswith(ROUNDED_NOTE))
     return [
-        f"{len(better)} factorized layers lose more than quantizing them in no more bytes would, {better[0].name} for "
-        f"one ({told}): factors pay where time is to be saved, or before they are quantized"
+        f"layers that lose more as factors than quantized in no more bytes: {len(better)}, {better[0].name} for one "
+        f"({told}); factors pay where time is to be saved, or before they are quantized"
     ]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -37,13 +39,15 @@ def run(plan: Plan, options: Options | None = None) -> Report:
     """
     options = options or Options()
     team = assembled(torch.device("cpu"))
+    start = time.perf_counter()
     with allocated(plan, team, options.progress) as (explicit, known):
-        return _run(explicit, known, team, options)
+        return _run(explicit, known, team, options, time.perf_counter() - start)
 
 
-def _run(plan: Plan, known: Read | None, team: Processes, options: Options) -> Report:
-    """Write the output of a plan in which no survey is left to be made; `known` reads gradients that one has taken."""
+def _run(plan: Plan, known: Read | None, team: Processes, options: Options, surveyed: float) -> Report:
+    """Write the output of a plan after its survey, of so many seconds; `known` reads gradients that one has taken."""
     decision = decided(plan, options.resume, team, options.progress)
+    decision = replace(decision, seconds=surveyed + decision.seconds)
     if across(decision.plan):
         with files_of_original(decision.plan, plan.needs, team, options.progress) as files:
             return _written(decision, known, files, team, options)

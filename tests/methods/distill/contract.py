@@ -10,8 +10,8 @@ from torch import Tensor
 from aicompress.methods.outputs import Anatomy, Outputs
 from aicompress.methods.training import DistillMethod, LossConfig
 
-SAMPLES, TOKENS, WIDTH, CLASSES, DEPTH = 4, 6, 8, 5, 3
-ANATOMY = Anatomy(CLASSES, WIDTH, DEPTH, labels=True, embedding=WIDTH)
+SAMPLES, TOKENS, WIDTH, CLASSES, DEPTH, HEADS = 4, 6, 8, 5, 3, 2
+ANATOMY = Anatomy(CLASSES, WIDTH, DEPTH, labels=True, embedding=WIDTH, heads=HEADS)
 
 
 def configs(method: DistillMethod[Any]) -> list[LossConfig]:
@@ -32,20 +32,24 @@ def outputs(method: DistillMethod[Any], seed: int) -> Outputs:
     def tensor(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).requires_grad_()
 
+    def maps() -> Tensor:
+        return tensor(SAMPLES, HEADS, TOKENS, TOKENS).softmax(dim=-1).detach().requires_grad_()
+
     mask = torch.ones(SAMPLES, TOKENS, dtype=torch.bool)
     mask[-1, -1] = False
     return Outputs(
         logits=tensor(SAMPLES, CLASSES) if "logits" in method.reads else None,
         embedding=tensor(SAMPLES, WIDTH) if "embedding" in method.reads else None,
         hidden=tuple(tensor(SAMPLES, TOKENS, WIDTH) for _ in range(DEPTH + 1)) if "hidden" in method.reads else (),
-        mask=mask if "hidden" in method.reads else None,
+        mask=mask if method.reads & {"hidden", "attention"} else None,
         labels=torch.arange(SAMPLES) % CLASSES,
+        attention=tuple(maps() for _ in range(DEPTH)) if "attention" in method.reads else (),
     )
 
 
 def leaves(given: Outputs) -> list[Tensor]:
     """Tensors that a loss may depend on."""
-    return [tensor for tensor in (given.logits, given.embedding, *given.hidden) if tensor is not None]
+    return [tensor for tensor in (given.logits, given.embedding, *given.hidden, *given.attention) if tensor is not None]
 
 
 def require_differentiable(method: DistillMethod[Any], config: LossConfig) -> None:

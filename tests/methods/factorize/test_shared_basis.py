@@ -34,7 +34,7 @@ def test_the_basis_is_of_the_sum_of_gram_matrices() -> None:
     layers = blocks(40)
     total = layers[0].inputs.gram + layers[1].inputs.gram
     squares = Weighting(Root.of(total, 0.0)).squares(torch.cat([layer.weight for layer in layers]))
-    weights = SHARES.compress(layers, SharedBasisConfig(rank=9, damping=0))
+    weights = SHARES.compress(layers, SharedBasisConfig(rank=9, damping=0, relative=False))
     assert all(isinstance(weight, LowRank) and weight.inner is weights[0].inner for weight in weights)
     off = torch.cat([layer.weight - weight.dense() for layer, weight in zip(layers, weights, strict=True)])
     assert loss(off.double(), total.double()) == pytest.approx(float(squares[9:].sum()), rel=1e-3)

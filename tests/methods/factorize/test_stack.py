@@ -68,7 +68,7 @@ def test_the_error_of_all_layers_is_the_sum_of_dropped_squares(whiten: bool) -> 
     assert gram is not None
     squares = Weighting(Root.of(gram, 0.0)).squares(whole)
     for rank in (1, 7, 20):
-        weights = SHARES.compress(layers, StackConfig(rank=rank, damping=0, shift=0, whiten=whiten))
+        weights = SHARES.compress(layers, StackConfig(rank=rank, damping=0, shift=0, whiten=whiten, relative=False))
         assert all(isinstance(weight, LowRank) and weight.inner is weights[0].inner for weight in weights)
         off = torch.cat([layer.weight - weight.dense() for layer, weight in zip(layers, weights, strict=True)])
         assert loss(off.double(), gram.double()) == pytest.approx(float(squares[rank:].sum()), rel=1e-3)
@@ -80,6 +80,17 @@ def test_layers_that_look_at_common_directions_lose_less_in_the_same_bytes() -> 
     together = SHARES.compress(layers, StackConfig(keep=0.5))
     assert stored(together) <= sum(outline_nbytes(weight) for weight in apart) * 1.02
     assert error(layers, together) < 0.5 * error(layers, apart)
+
+
+def test_a_layer_of_small_outputs_is_not_given_up() -> None:
+    """Values a hundredth of the queries' size lose a part as large as theirs."""
+    layers = three()
+    small = [*layers[:2], replace(layers[2], weight=layers[2].weight / 100)]
+    parts = {}
+    for relative in (True, False):
+        weights = SHARES.compress(small, StackConfig(keep=0.6, relative=relative))
+        parts[relative] = error(small[2:], weights[2:]) / loss(small[2].weight, inputs(40).gram)
+    assert parts[True] < 0.5 * parts[False]
 
 
 def test_a_layer_alone_is_whitened() -> None:

@@ -108,6 +108,15 @@ def test_a_shallow_student_learns_hidden_states(
     assert report.training["held_out_after"] < report.training["held_out_before"]
 
 
+def test_a_student_learns_where_its_teacher_looks(
+    shallow_llama: Path, tiny_llama: Path, tiny_bert: Path, wide_bert: Path, recipe: Make, tmp_path: Path
+) -> None:
+    report = distil(shallow_llama, tiny_llama, tmp_path / "causal", recipe({"name": "attention"}))
+    assert report.training["held_out_after"] < report.training["held_out_before"]
+    padded = distil(tiny_bert, wide_bert, tmp_path / "padded", recipe({"name": "attention", "layers": [2]}, steps=4))
+    assert padded.training["held_out_after"] < padded.training["held_out_before"]
+
+
 def test_an_encoder_learns_from_a_wider_one(tiny_bert: Path, wide_bert: Path, recipe: Make, tmp_path: Path) -> None:
     method = {"name": "embedding", "cosine": 0, "similarity": 1}
     also = {"also": [{"name": "relation", "weight": 0.1}]}

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from aicompress.methods.distill import kl
+from aicompress.methods.outputs import Outputs
 from aicompress.pipeline.distillation.optimizer import TrainedParameters, optimizer, rate
+from aicompress.pipeline.distillation.teacher import Loss
 from aicompress.pipeline.distillation.training_state import Point, StateFile, TrainingHistory
 from aicompress.recipe.distillation import Training
 
@@ -20,6 +24,15 @@ def test_the_rate_rises_then_falls_along_a_cosine() -> None:
     assert rates[12] == pytest.approx(0.5)  # half of the sixteen steps after the warm-up
     assert rates[4:] == sorted(rates[4:], reverse=True)
     assert rates[-1] > 0
+
+
+def test_a_loss_has_the_temperature_and_the_weight_of_its_step() -> None:
+    student, teacher = Outputs(torch.tensor([[1.0, 0.0]])), Outputs(torch.tensor([[0.0, 2.0]]))
+    loss = Loss(((kl.METHOD, kl.Config(temperature=(4.0, 2.0), weight=3.0, ramp=0.5)),))
+    for done, temperature, weight in ((0.0, 4.0, 3 * math.exp(-5)), (0.5, 3.0, 3.0), (1.0, 2.0, 3.0)):
+        expected = weight * float(kl.loss(student, teacher, kl.Config(temperature=temperature)))
+        assert float(loss(student, teacher, done)) == pytest.approx(expected)
+    assert loss(student, teacher).equal(loss(student, teacher, 1.0))
 
 
 def test_there_may_be_no_warm_up() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def test_the_model_changes_less_than_with_svd_and_less_with_tuned_blocks(
         report = run(trained_llama, tmp_path / name, method, None if name == "svd" else data, **more)
         assert "full" not in ranks(report).values()
         assert all("less would be lost in no more bytes at 8 bits" in row.note for row in report.layers if row.detail)
-        assert [line for line in report.warnings if "lose more than quantizing them in no more bytes would" in line]
+        assert [line for line in report.warnings if "lose more as factors than quantized in no more bytes" in line]
         lost[name] = divergence(tmp_path / name, trained_llama, heldout_file)
     assert lost["whitened"] < 0.8 * lost["svd"]
     assert lost["tuned"] < 0.9 * lost["whitened"]
@@ -128,13 +129,37 @@ def test_the_fewest_bytes_within_a_divergence(tmp_path: Path, trained_llama: Pat
     with pytest.raises((RecipeError, Problems), match="max_kl needs calibration data"):
         planned(trained_llama, tmp_path / "no data", method)
     assert UNTRIED in planned(trained_llama, tmp_path / "out", method, data).warnings
+    start = time.perf_counter()
     report = run(trained_llama, tmp_path / "out", method, data)
+    assert report.seconds > 0.5 * (time.perf_counter() - start)  # what decides on ranks is a part of the step
     assert UNTRIED not in report.warnings
     told = next(float(line.split()[4]) for line in report.notes if line.startswith("max_kl: the outputs lose"))
     assert 0.09 < told <= 0.1
     assert 0.05 < divergence(tmp_path / "out", trained_llama, text_file) < 0.11
     assert len(set(ranks(report).values())) > 3
     assert report.calibration["data"]
+
+
+def test_a_chain_loses_no_more_than_its_steps(
+    tmp_path: Path, trained_llama: Path, text_file: Path, heldout_file: Path
+) -> None:
+    """Factors rounded to 4 bits: at most the divergence of both steps together and a tenth."""
+    few, low_rank = {"name": "rtn", "bits": 4, "group_size": 16, "pad": True}, {"name": "whitened", "keep": 0.8}
+    run(trained_llama, tmp_path / "thin", low_rank, text(text_file, samples=8))
+    run(trained_llama, tmp_path / "codes", few, command="quantize")
+    run(tmp_path / "thin", tmp_path / "both", few, command="quantize")
+    lost = {name: divergence(tmp_path / name, trained_llama, heldout_file) for name in ("thin", "codes", "both")}
+    assert max(lost["thin"], lost["codes"]) < lost["both"] <= 1.1 * (lost["thin"] + lost["codes"])
+    written = {name: sum(f.stat().st_size for f in (tmp_path / name).glob("*.safetensors")) for name in lost}
+    assert written["both"] < written["codes"] < written["thin"]
+
+
+@pytest.mark.parametrize("name", ["two_sided", "whitened"])
+def test_a_plan_says_whose_outputs_are_not_seen(tmp_path: Path, tiny_llama: Path, text_file: Path, name: str) -> None:
+    data, method = text(text_file, samples=2), {"name": name, "keep": 0.5}
+    warnings = planned(tiny_llama, tmp_path / "out", method, data, select={"kinds": ["embedding", "linear"]}).warnings
+    told = [line.rpartition(": ")[2] for line in warnings if "are not weighed against each other" in line]
+    assert told == (["model.embed_tokens"] if name == "two_sided" else [])
 
 
 def test_states_have_no_divergence(tmp_path: Path, tiny_bert: Path, text_file: Path) -> None:

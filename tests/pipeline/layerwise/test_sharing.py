@@ -150,6 +150,29 @@ def test_blocks_share_a_basis_that_the_original_model_gives(tiny_llama: Path, te
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.yaml"]
 
 
+def test_a_base_with_differences_and_its_later_steps(tiny_llama: Path, tmp_path: Path) -> None:
+    """Two of three blocks have a base; a quantization works on it once, and on each difference."""
+    report = run(tiny_llama, tmp_path / "out", {"name": "base_delta", "keep": 0.8, "whiten": False})
+    require_whole(report, tmp_path / "out")
+    assert sum(row.form == "base_delta" for row in report.layers) == 14
+    assert sum(row.note == "left as it is" for row in report.layers) == 8
+    after = run(
+        tmp_path / "out", tmp_path / "w8", {"name": "rtn", "bits": 8, "granularity": "channel"}, command="quantize"
+    )
+    require_whole(after, tmp_path / "w8")
+    first, second = (Checkpoint.open(tmp_path / "w8").weight(LAYER(block, "mlp.up")) for block in (0, 1))
+    assert first.parts()["base"].form == "int_grouped"
+    assert torch.equal(first.parts()["base"].dense(), second.parts()["base"].dense())
+    with torch.inference_mode():
+        for folder in ("out", "w8"):
+            fast, plain = (load_model(tmp_path / folder, kernels=kernels) for kernels in ("fast", "reference"))
+            torch.testing.assert_close(fast(IDS).logits, plain(IDS).logits, rtol=1e-2, atol=1e-2)
+    ups = [
+        layer.mlp.up_proj.stored["base"] for layer in load_model(tmp_path / "out", kernels="reference").model.layers[:2]
+    ]
+    assert ups[0] is ups[1]
+
+
 def test_like_layers_become_one(copied: Path, tmp_path: Path) -> None:
     exact = run(copied, tmp_path / "exact", {"name": "tie"})
     near = run(copied, tmp_path / "near", {"name": "tie", "threshold": 0.02})

@@ -31,7 +31,7 @@ class Decision:
     Attributes:
         plan: to be run.
         record: for the report; empty where nothing was open.
-        seconds: what the search took.
+        seconds: what the search took, and a survey before it.
         mark: fingerprint of the plan that was open.
         notes: of the search.
     """

@@ -1,0 +1,140 @@
+"""One matrix for like layers of neighbouring blocks, and a low-rank difference for each: W_i ≈ B + U_i V_i.
+
+Bae et al. 2024, "Relaxed Recursive Transformers", arXiv:2410.20672: blocks share their weights and differ by factors of
+low rank, there begun at the SVD of the differences. Here both sides are fitted in turn to the least
+Σ_i tr((W_i − B − U_i V_i) H_i (W_i − B − U_i V_i)ᵀ), in which each layer counts in parts of its output's size:
+B = Σ_i (W_i − U_i V_i) H_i (Σ_i H_i)⁻¹ for given differences, and the factors of least weighted error of W_i − B for a
+given B. No step raises the sum. It begins at B = W_1: at the mean of two layers both differences would be the same
+directions for good, where one of them can take those that the other leaves.
+
+K layers (m, n) store m n + K r (m + n) numbers in the place of K m n, so that `keep` must be above 1 / K. Blocks that
+were trained apart have little in common: without a distillation behind it the model loses more than with factors of its
+own for each layer, in the same bytes. Statistics are the original model's, of one pass over the calibration data; or
+data-free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import ConfigDict, Field
+from torch import Tensor
+
+from aicompress.layer import Layer, LayerInfo
+from aicompress.methods.capabilities import Reads
+from aicompress.methods.curvature import moments
+from aicompress.methods.factorize import shared_factor
+from aicompress.methods.factorize.roots import Root, Weighting
+from aicompress.methods.factorize.shared_factor import APART, BlocksConfig, neighbours
+from aicompress.methods.factorize.sizes import factor_dtype, kept_dense
+from aicompress.methods.layerwise import LayerMethod
+from aicompress.methods.shares import Shares
+from aicompress.weights import BaseDelta, Dense, Weight
+
+
+class BaseDeltaConfig(BlocksConfig):
+    """Parameters of base_delta."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"keep": 0.8}, {"rank": 3, "multiple": 2, "blocks": 3}]})
+
+    name: Literal["base_delta"] = "base_delta"
+    rounds: int = Field(10, ge=1, le=100, description="how often the matrix and the differences are fitted in turn")
+
+
+def rank_of(infos: Sequence[LayerInfo], config: BaseDeltaConfig) -> int:
+    """The rank of each difference; 0 where nothing is left for it."""
+    if config.rank is not None:
+        return -(-config.rank // config.multiple) * config.multiple
+    assert config.keep is not None
+    (out, columns), count = infos[0].shape, len(infos)
+    rank = int((config.keep * count - 1) * out * columns / (count * (out + columns)))
+    return max(0, rank // config.multiple * config.multiple)
+
+
+def shrinks(infos: Sequence[LayerInfo], rank: int) -> bool:
+    """Whether the base and the differences are smaller than the layers."""
+    (out, columns), count = infos[0].shape, len(infos)
+    numbers = out * columns + count * rank * (out + columns)
+    return rank > 0 and numbers * factor_dtype(infos[0]).itemsize < count * out * columns * infos[0].dtype.itemsize
+
+
+def outlines(infos: Sequence[LayerInfo], config: BaseDeltaConfig) -> list[Weight]:
+    """The stored weights without data."""
+    rank, dtype = rank_of(infos, config), factor_dtype(infos[0])
+    if not shrinks(infos, rank):
+        return [Dense.outline(info.shape, info.dtype) for info in infos]
+    (out, columns), base = infos[0].shape, Dense.outline(infos[0].shape, dtype)
+    return [BaseDelta(Dense.outline((out, rank), dtype), Dense.outline((rank, columns), dtype), base) for _ in infos]
+
+
+def compress(layers: Sequence[Layer], config: BaseDeltaConfig) -> list[Weight]:
+    """The base and the differences of like layers, or the layers where these would not be smaller.
+
+    Raises:
+        CompressError: no calibration token reached a layer, or its inputs are not finite.
+    """
+    infos = [layer.info for layer in layers]
+    rank, dtype = rank_of(infos, config), factor_dtype(infos[0])
+    if not shrinks(infos, rank):
+        return [kept_dense(layer) for layer in layers]
+    roots = [_root(layer, config) for layer in layers]
+    counts = [
+        shared_factor.size_of(Weighting(root), layer, config) ** -2 for root, layer in zip(roots, layers, strict=True)
+    ]
+    unit = torch.eye(infos[0].shape[1], dtype=torch.float64)
+    total = Root.of(_sum([c * root.weighed(unit) for c, root in zip(counts, roots, strict=True)]), 0.0)
+    weights = [layer.weight.double() for layer in layers]
+    base, left = Dense(weights[0].to(dtype)), weights
+    factors: list[tuple[Tensor, Tensor]] = []
+    for number in range(config.rounds):
+        if number:
+            mean = total.solve(_sum([c * root.weighed(w) for c, root, w in zip(counts, roots, left, strict=True)]))
+            base = Dense(mean.to(dtype))
+        apart = [weight - base.matrix for weight in weights]
+        factors = [Weighting(root).factors(each, rank) for root, each in zip(roots, apart, strict=True)]
+        left = [weight - (u @ v).double() for weight, (u, v) in zip(weights, factors, strict=True)]
+    return [BaseDelta(Dense(u.to(dtype).contiguous()), Dense(v.to(dtype).contiguous()), base) for u, v in factors]
+
+
+def _sum(matrices: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(matrices)).sum(0)
+
+
+def _root(layer: Layer, config: BaseDeltaConfig) -> Root:
+    """S of a layer's inputs."""
+    if config.whiten:
+        return Root.of(moments(layer).double(), config.damping)
+    return Root.diagonal(torch.ones(layer.info.shape[1], dtype=torch.float64), 0.0)
+
+
+def check(info: LayerInfo, config: BaseDeltaConfig) -> tuple[str, str] | None:
+    """Only plain layers have a base, and something must be left for the differences."""
+    if config.keep is not None and config.keep * config.blocks <= 1:
+        message = f"{info.name}: keep {config.keep:g} of {config.blocks} blocks leaves nothing beside their base"
+        return (message, f"keep more than {1 / config.blocks:.3g}, or let more blocks share")
+    return shared_factor.check(info, config)
+
+
+def describe(config: BaseDeltaConfig, weight: Weight) -> dict[str, Any]:
+    """Knobs for the report row."""
+    if isinstance(weight, BaseDelta):
+        return {"rank": weight.rank}
+    return {"rank": "full", "note": "a base and differences would not make it smaller: kept dense"}
+
+
+METHOD = LayerMethod(
+    name="base_delta",
+    command="factorize",
+    summary="one matrix for like layers of neighbouring blocks, and a low-rank difference for each; by rank or share",
+    when="before a distillation that trains it back, or blocks that hardly differ; others take whitened",
+    config=BaseDeltaConfig,
+    needs=frozenset({"gram"}),
+    apply=lambda layer, config: layer.stored or kept_dense(layer),
+    outline=lambda info, config: info.outline or Dense.outline(info.shape, info.dtype),
+    check=check,
+    describe=describe,
+    shares=Shares("base", neighbours, outlines, compress, APART, alone=False, across=True),
+    reading=Reads(lambda config: frozenset({"gram"}) if config.whiten else frozenset()),
+)
