@@ -175,7 +175,7 @@ def _dropped(layers: Sequence[Spectrum], ranks: Sequence[int]) -> float:
 
 
 def _budget_that_drops(layers: Sequence[Spectrum], wanted: float, low: int, high: int) -> int:
-    """Bytes between two bounds at which about so much is left out; the middle of them where none come near it."""
+    """Bytes at which about so much is left out, clearly between two bounds, so that these come nearer each other."""
     first, last = low, high
     for _ in range(HALVINGS):
         middle = (first + last) // 2
@@ -184,4 +184,4 @@ def _budget_that_drops(layers: Sequence[Spectrum], wanted: float, low: int, high
         else:
             last = middle
     edge = (high - low) // 16
-    return last if low + edge < last < high - edge else (low + high) // 2
+    return min(max(last, low + edge), high - edge)

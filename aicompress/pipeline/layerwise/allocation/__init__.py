@@ -1,1 +1,1 @@
-"""The search for widths: what `bits: auto` in a recipe becomes."""
+"""What a step measures to decide: widths of `bits: auto`, sparsities and ranks of a survey, levels."""
