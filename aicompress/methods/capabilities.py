@@ -13,6 +13,7 @@ from typing import Generic, Literal, Protocol, TypeVar
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
+from aicompress.methods.head_products import HeadProduct
 from aicompress.methods.method import MethodConfig
 from aicompress.weights import Weight
 
@@ -65,6 +66,19 @@ class Joint(Generic[C]):
     """
 
     compress: Callable[[Sequence[Layer], C], list[Weight]]
+
+
+@dataclass(frozen=True)
+class Couples(Generic[C]):
+    """Layers of which only products of heads count are compressed two by two; others stay as they are.
+
+    Attributes:
+        outline: (product, one of its members, config) -> that one's stored weight without data.
+        compress: (product, its members, their biases where they have one, config) -> the stored weights.
+    """
+
+    outline: Callable[[HeadProduct, LayerInfo, C], Weight]
+    compress: Callable[[HeadProduct, Sequence[Layer], Sequence[Tensor | None], C], list[Weight]]
 
 
 @dataclass(frozen=True)

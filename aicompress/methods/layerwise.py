@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 from aicompress.layer import Kind, Layer, LayerInfo
 from aicompress.methods.capabilities import (
     Allocates,
+    Couples,
     Joint,
     Reads,
     Rescales,
@@ -44,7 +45,8 @@ class LayerMethod(Method, Generic[C]):
         rounded: (layer, config, compressed weight) -> what rounding the layer in no more bytes would lose; None where
             that cannot be, or is what the method does.
         stacks: matrices one below the other, as experts lie in one tensor, come out as each by itself.
-        joint, shares, row_wise, rescales, rotates, allocates, surveys, widths: capabilities; None where it lacks one.
+        joint, couples, shares, row_wise, rescales, rotates, allocates, surveys, widths: capabilities; None where it
+            lacks one.
     """
 
     config: type[C]
@@ -57,6 +59,7 @@ class LayerMethod(Method, Generic[C]):
     )
     reading: Reads[C] | None = field(kw_only=True, default=None)
     joint: Joint[C] | None = field(kw_only=True, default=None)
+    couples: Couples[C] | None = field(kw_only=True, default=None)
     shares: Shares[C] | None = field(kw_only=True, default=None)
     row_wise: RowWise[C] | None = field(kw_only=True, default=None)
     rescales: Rescales[C] | None = field(kw_only=True, default=None)

@@ -18,6 +18,7 @@ from aicompress.weights.low_rank import LowRank
 from aicompress.weights.masked import Masked
 from aicompress.weights.sparse import Sparse
 from aicompress.weights.sparse_codes import SparseCodes
+from aicompress.weights.submatrix import Submatrix
 from aicompress.weights.tied import Tied
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Masked",
     "Sparse",
     "SparseCodes",
+    "Submatrix",
     "TensorSpec",
     "Tied",
     "Weight",

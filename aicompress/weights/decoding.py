@@ -22,10 +22,12 @@ Meta = Mapping[str, Any]  # a form's facts from the manifest
 Tensors = Mapping[str, Tensor]  # its tensors by suffix; the primary one has the suffix ''
 Decoder = Callable[[Meta, Tensors], Tensor]
 Factors = list[tuple[Meta, Tensors]]
+Kept = tuple[Meta, Tensors, Tensor | None, Tensor | None]  # a stored weight, the rows and the columns it stands at
 Kernels = list[Tensor]  # (out, in, *k) each, of the convolution that comes first first
 
 DECODERS: dict[str, Decoder] = {}
 PRODUCTS: dict[str, Callable[[Meta, Tensors], Factors]] = {}
+SUBMATRICES: dict[str, Callable[[Meta, Tensors], Kept]] = {}
 CONVOLUTIONS: dict[str, Callable[[Meta, Tensors], Kernels]] = {}
 
 
@@ -49,6 +51,16 @@ def product(form: str) -> Callable[[Callable[[Meta, Tensors], Factors]], Callabl
     return register
 
 
+def submatrix(form: str) -> Callable[[Callable[[Meta, Tensors], Kept]], Callable[[Meta, Tensors], Kept]]:
+    """Register the function that gives what is not zero of a form that has whole rows or columns of zeros."""
+
+    def register(function: Callable[[Meta, Tensors], Kept]) -> Callable[[Meta, Tensors], Kept]:
+        SUBMATRICES[form] = function
+        return function
+
+    return register
+
+
 def convolutions(form: str) -> Callable[[Callable[[Meta, Tensors], Kernels]], Callable[[Meta, Tensors], Kernels]]:
     """Register the function that gives the kernels of a form that is several convolutions, from its parts' matrices."""
 
@@ -57,6 +69,12 @@ def convolutions(form: str) -> Callable[[Callable[[Meta, Tensors], Kernels]], Ca
         return function
 
     return register
+
+
+def kept(meta: Meta, tensors: Tensors) -> Kept:
+    """A stored weight without its rows and columns of zeros, and where the others stand; None for all of them."""
+    split = SUBMATRICES.get(meta["form"])
+    return (meta, tensors, None, None) if split is None else split(meta, tensors)
 
 
 def kernels(meta: Meta, tensors: Tensors) -> Kernels:

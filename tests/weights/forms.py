@@ -21,6 +21,7 @@ from aicompress.weights import (
     LowRank,
     Sparse,
     SparseCodes,
+    Submatrix,
     TensorSpec,
     Tied,
     Weight,
@@ -73,6 +74,13 @@ FORMS: dict[str, Weight] = {
     "float8, groups": Float8(randn(6, 12).to(torch.float8_e4m3fn), randn(6, 3), (1, 4)),
     "column factors": ColumnScaled(ints(3, (6, 3), False), randn(12).half()),
     "real zero points": replace(ints(4, (6, 3), True), zero=randn(6, 3).half()),
+    "some rows": Submatrix(Dense(randn(2, 12).half()), (6, 12), torch.tensor([1, 4], dtype=torch.int32)),
+    "some rows and columns": Submatrix(
+        ints(4, (4, 1), True, (4, 3)),
+        (6, 12),
+        torch.tensor([0, 2, 3, 5], dtype=torch.int32),
+        torch.tensor([0, 6, 11], dtype=torch.int32),
+    ),
     "two convolutions": Convolutions(((2, 1), (1, 3)), Dense(randn(3, 4).half()), Dense(randn(6, 9).half())),
     "three convolutions": Convolutions(
         ((1, 1), (2, 3), (1, 1)), Dense(randn(2, 2)), ints(8, (6, 1), True, (6, 4)), ints(4, (4, 3), False, (4, 12))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from aicompress.errors import CompressError, RecipeError, raise_all
 from aicompress.methods.capabilities import Candidate
-from aicompress.methods.factorize.ranks import Spectrum, allocate, largest_rank, within_divergence
+from aicompress.methods.factorize.budget.ranks import Spectrum, allocate, largest_rank, within_divergence
 from aicompress.methods.factorize.sizes import (
     Gains,
     R,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from aicompress.errors import RecipeError
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.factorize.ranks import (
+from aicompress.methods.factorize.budget.ranks import (
     factor_parameters,
     largest_rank,
 )

@@ -14,8 +14,8 @@ from aicompress.methods.capabilities import Allocates, Candidate, Joint, Reads, 
 from aicompress.methods.curvature import shifted
 from aicompress.methods.effort import Effort, Level, one_pass
 from aicompress.methods.factorize import allocation, svd
+from aicompress.methods.factorize.budget.rounding import rounded
 from aicompress.methods.factorize.roots import Root, Weighting
-from aicompress.methods.factorize.rounding import rounded
 from aicompress.methods.factorize.sizes import Gains, RankConfig, check, describe, outline, stored
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.weights import Weight

@@ -107,6 +107,12 @@ def attentions(architecture: Architecture) -> list[Attention]:
     return layers
 
 
+def head_counts(config: Mapping[str, Any]) -> list[HeadCount]:
+    """Numbers of heads that a config.json sets, wherever they lie and whether or not they can change."""
+    full = defaults(config)
+    return [count for query in fields(full, QUERY_FIELDS) if (count := _count(full, query)) is not None]
+
+
 def _count(full: Mapping[str, Any], query: Path) -> HeadCount | None:
     section = value_at(full, query[:-1])
     heads = section[query[-1]]

@@ -6,9 +6,9 @@ them that agree on generic numbers are the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from aicompress.model.equivalence.scaling_groups import Axis, BlockGroups, Scali
 from aicompress.model.loading.config import configurations
 from aicompress.model.loading.merged_experts import Slot
 from aicompress.model.loading.partial_model import PartialModel
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,26 +47,68 @@ def probe(model: Any, loader: PartialModel, batch: Mapping[str, Tensor]) -> Scal
     Raises:
         Exception: whatever the model raises for such a batch.
     """
+    found = each_kind(model, loader, batch, find_scaling_groups)
+    return _named(found, loader)
+
+
+@dataclass(frozen=True)
+class Searched(Generic[T]):
+    """What one block of each kind showed.
+
+    Attributes:
+        blocks: of the model, in running order.
+        kinds: theirs.
+        by_kind: what a search gave; a kind that no batch reaches is missing.
+    """
+
+    blocks: Sequence[Block]
+    kinds: Sequence[Any]
+    by_kind: Mapping[Any, T]
+
+    def named(self) -> Iterator[tuple[str, T]]:
+        """Blocks as prefixes of their parameters' names, with what one like them showed."""
+        for block, kind in zip(self.blocks, self.kinds, strict=True):
+            if kind in self.by_kind:
+                yield (f"{block.name}." if block.name else ""), self.by_kind[kind]
+
+
+def each_kind(
+    model: Any,
+    loader: PartialModel,
+    batch: Mapping[str, Tensor],
+    search: Callable[[nn.Module, Callable[[], Any]], T],
+) -> Searched[T]:
+    """Run a model on noise and search one block of each kind.
+
+    Args:
+        model: on the meta device.
+        loader: fills parts of it with float32 noise.
+        batch: a few samples, as keyword arguments of its forward.
+        search: (a block, a function that runs it) -> what it shows; parameters that it changes it restores.
+
+    Raises:
+        Exception: whatever the model raises for such a batch.
+    """
     blocks = find_blocks(model)
     prepare(model)
     kinds = [kind_of(block.module) for block in blocks]
     loader.load(lambda name: not any(block.owns(name) for block in blocks))
     ungate = gate([block.module for block in blocks])
     stream = PausedForward(lambda: model(**batch))
-    by_kind: dict[Any, tuple[Block, BlockGroups]] = {}
+    by_kind: dict[Any, T] = {}
     outputs: dict[Any, Any] = {}
     try:
         stream.start()
         while (arrival := stream.arrival) is not None and len(by_kind) < len(set(kinds)):
             block, kind = blocks[arrival.block], kinds[arrival.block]
             if kind not in by_kind:
-                by_kind[kind], outputs[kind] = _searched(block, loader, arrival)
+                by_kind[kind], outputs[kind] = _searched(block, loader, arrival, search)
             stream.advance(outputs[kind])  # of a block like it: only the shape counts
     finally:
         stream.abandon()
         ungate()
         loader.drop(lambda name: True)
-    return _named(blocks, kinds, by_kind, loader)
+    return Searched(blocks, kinds, by_kind)
 
 
 def prepare(model: Any) -> None:
@@ -83,33 +127,27 @@ def kind_of(block: nn.Module) -> Any:
     return modules, tuple((name, tuple(parameter.shape)) for name, parameter in block.named_parameters())
 
 
-def _searched(block: Block, loader: PartialModel, arrival: Any) -> tuple[tuple[Block, BlockGroups], Any]:
+def _searched(
+    block: Block, loader: PartialModel, arrival: Any, search: Callable[[nn.Module, Callable[[], Any]], T]
+) -> tuple[T, Any]:
     loader.load(block.owns)
 
     def run() -> Any:
         return block.module(*arrival.args, **arrival.kwargs)
 
     with torch.no_grad():
-        outcome, output = find_scaling_groups(block.module, run), run()
+        outcome, output = search(block.module, run), run()
     loader.drop(block.owns)
-    return (block, outcome), output
+    return outcome, output
 
 
-def _named(
-    blocks: Sequence[Block],
-    kinds: Sequence[Any],
-    by_kind: Mapping[Any, tuple[Block, BlockGroups]],
-    loader: PartialModel,
-) -> ScalingGroups:
+def _named(found: Searched[BlockGroups], loader: PartialModel) -> ScalingGroups:
     """The finds of one block of each kind as those of all blocks, by names in the checkpoint."""
     sources = sources_of(loader)
     places: list[ScalingGroup] = []
     left: list[tuple[str, ...]] = []
-    for block, kind in zip(blocks, kinds, strict=True):
-        if kind not in by_kind:
-            continue
-        prefix = f"{block.name}." if block.name else ""
-        for place in by_kind[kind][1].places:
+    for prefix, groups in found.named():
+        for place in groups.places:
             consumers = in_checkpoint(place.consumers, prefix, sources, loader)
             producers = in_checkpoint(place.producers, prefix, sources, loader)
             if consumers is None or producers is None:
@@ -118,7 +156,7 @@ def _named(
                 )
             else:
                 places.append(replace(place, consumers=consumers, producers=producers))
-        left += [tuple(n for p in group for n in sources.get(prefix + p, ())) for group in by_kind[kind][1].left]
+        left += [tuple(n for p in group for n in sources.get(prefix + p, ())) for group in groups.left]
     return ScalingGroups(tuple(places), tuple(filter(None, left)))
 
 

@@ -9,7 +9,7 @@ import inspect
 from functools import cache
 
 from aicompress.weights import decoding, forms
-from aicompress.weights.decoding import CONVOLUTIONS, decode, factors, kernels, rounded_input
+from aicompress.weights.decoding import CONVOLUTIONS, decode, factors, kept, kernels, rounded_input
 
 forms()  # a form's file registers its decoder
 
@@ -17,11 +17,12 @@ forms()  # a form's file registers its decoder
 def source() -> str:
     """The text of this file in a checkpoint."""
     registered = {**decoding.PRODUCTS, **decoding.CONVOLUTIONS, **decoding.DECODERS}
-    texts = [_text(decoding), *(_text(registered[form]) for form in sorted(registered))]
+    functions = [*(registered[form] for form in sorted(registered)), *decoding.SUBMATRICES.values()]
+    texts = [_text(decoding), *map(_text, functions)]
     return "\n\n".join(texts)
 
 
 _text = cache(inspect.getsource)
 
 
-__all__ = ["CONVOLUTIONS", "decode", "factors", "kernels", "rounded_input", "source"]
+__all__ = ["CONVOLUTIONS", "decode", "factors", "kept", "kernels", "rounded_input", "source"]

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from .decoding_aicompress import CONVOLUTIONS, decode, factors, kernels, rounded_input
+from .decoding_aicompress import CONVOLUTIONS, decode, factors, kept, kernels, rounded_input
 
 
 class Stored(nn.Module):
@@ -35,7 +35,7 @@ class Stored(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         if name == "weight" and self.__dict__.get("ready"):
-            matrix = reduce(torch.matmul, self.matrices())
+            matrix = self.placed(reduce(torch.matmul, self.matrices()))
             return matrix.t() if self.entry.get("transposed") else matrix.reshape(self.entry["shape"])
         if name == "weight" and ("source" in self.__dict__ or self._is_loaded()):
             # Code that initializes a model takes it for initialized, and for as large as it is when it is decoded.
@@ -59,13 +59,21 @@ class Stored(nn.Module):
             for s in self.entry["tensors"]
         }
 
+    def product(self) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
+        """The stored weight whose factors are decoded."""
+        return self.entry["meta"], self.stored
+
+    def placed(self, matrix: Tensor) -> Tensor:
+        """The whole matrix of what these factors give."""
+        return matrix
+
     def matrices(self) -> tuple[Tensor, ...]:
         """The decoded factors, or the matrix alone."""
         return self._kept(_factors)
 
-    def _kept(self, decoded: Callable[[Any, dict[str, Tensor]], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    def _kept(self, decoded: Callable[[Any, Mapping[str, Tensor]], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """What a function makes of the stored tensors; kept for the next call unless gradients are wanted."""
-        tensors, meta = self.stored, self.entry["meta"]
+        meta, tensors = self.product()
         keep = not torch.is_grad_enabled() or not any(t.requires_grad for t in tensors.values())
         if keep:
             key = (
@@ -82,11 +90,11 @@ class Stored(nn.Module):
         return values
 
 
-def _factors(meta: Any, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
+def _factors(meta: Any, tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
     return tuple(decode(*factor) for factor in factors(meta, tensors))
 
 
-def _kernels(meta: Any, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
+def _kernels(meta: Any, tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
     return tuple(kernels(meta, tensors))
 
 
@@ -98,14 +106,37 @@ def _lent(owner: nn.Module, name: str) -> Tensor:
 
 
 class StoredLinear(Stored):
-    """Linear, and GPT-2's Conv1D: a product for each factor, the right one first."""
+    """Linear, and GPT-2's Conv1D: a product for each factor, the right one first; none with zero rows and columns."""
+
+    def product(self) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
+        """The stored weight without rows and columns of zeros."""
+        meta, tensors, _, _ = kept(self.entry["meta"], self.stored)
+        return meta, tensors
+
+    def placed(self, matrix: Tensor) -> Tensor:
+        """The matrix with its rows and columns of zeros."""
+        _, _, rows, columns = kept(self.entry["meta"], self.stored)
+        if columns is not None:
+            matrix = _spread(matrix, columns, self.entry["meta"]["shape"][1])
+        return matrix if rows is None else _spread(matrix.t(), rows, self.entry["meta"]["shape"][0]).t()
 
     def forward(self, x: Tensor) -> Tensor:
-        bits = [meta.get("activation_bits") for meta, _ in factors(self.entry["meta"], self.stored)]
+        meta, tensors, rows, columns = kept(self.entry["meta"], self.stored)
+        bits = [meta.get("activation_bits") for meta, _ in factors(meta, tensors)]
         left, *right = self.matrices()
+        if columns is not None:
+            x = x.index_select(-1, columns.long())
         for factor, width in zip(reversed(right), reversed(bits[1:]), strict=True):
             x = F.linear(rounded_input(x, width), factor)
-        return F.linear(rounded_input(x, bits[0]), left, self.bias)
+        if rows is None:
+            return F.linear(rounded_input(x, bits[0]), left, self.bias)
+        y = _spread(F.linear(rounded_input(x, bits[0]), left), rows, self.entry["meta"]["shape"][0])
+        return y if self.bias is None else y + self.bias
+
+
+def _spread(x: Tensor, places: Tensor, size: int) -> Tensor:
+    """Values (..., places) among zeros (..., size)."""
+    return x.new_zeros(*x.shape[:-1], size).index_copy(-1, places.long(), x)
 
 
 class StoredEmbedding(Stored):

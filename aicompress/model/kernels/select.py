@@ -31,8 +31,9 @@ from aicompress.model.kernels.linear import (
     has_fast_bfloat16,
 )
 from aicompress.model.kernels.sparse import sparse_linear
+from aicompress.model.kernels.submatrix import SubmatrixLinear
 from aicompress.model.kernels.w4a8 import W4A8Linear, compiled, fits
-from aicompress.weights import BaseDelta, Coded, Dense, IntGrouped, LowRank, Sparse, Tied, Weight
+from aicompress.weights import BaseDelta, Coded, Dense, IntGrouped, LowRank, Sparse, Submatrix, Tied, Weight
 from aicompress.weights.int_grouped import spread
 
 
@@ -120,6 +121,9 @@ def fast_linear(
         case LowRank():
             right = fast_linear(weight.inner, None, dtype, resident, keep)
             return LowRankLinear(right, fast_linear(weight.out, bias, dtype, resident, keep))
+        case Submatrix():
+            block = fast_linear(weight.block, None, dtype, resident, keep)
+            return SubmatrixLinear(block, weight.shape, weight.kept_rows, weight.kept_columns, bias)
         case BaseDelta():
             base = fast_linear(weight.base, bias, dtype, resident, keep)
             delta = LowRank(weight.out, weight.inner)

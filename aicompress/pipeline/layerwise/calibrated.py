@@ -111,11 +111,10 @@ def compress_from_files(work: Work, files: Sequence[StatisticsFile]) -> dict[str
 def _of_files(
     work: Work, name: str, files: Sequence[StatisticsFile], read: Read | None
 ) -> tuple[dict[str, Known], str]:
-    """What files tell of a parameter, and of the layers that share tensors with it: as `knowledge`."""
-    group = work.plan.by_tensor[name][0].group
+    """What files tell of a parameter, and of the layers that are compressed with it: as `knowledge`."""
     known: dict[str, Known] = {}
     notes: list[str] = []
-    for member in (name,) if group is None else group.members:
+    for member in work.plan.by_tensor[name][0].together or (name,):
         its, note = knowledge(work, member, merged(files, member), read)
         known |= its
         notes += [note] if note else []
@@ -239,12 +238,12 @@ class _Writer:
         return {**after.vectors, **self._written(stats, results)}
 
     def _joint(self, stats: Mapping[str, InputStats]) -> list[tuple[LayerPlan, ...]]:
-        """Layers of a block that are compressed together: of a group, or of one input."""
+        """Layers of a block that are compressed together: of a product of heads, of a group, or of one input."""
         plan = self.work.plan
-        if plan.method.shares is not None:
-            groups = {job.group for name in stats for job in plan.by_tensor[name] if job.group is not None}
-            whole = [group for group in groups if all(member in stats for member in group.members)]
-            return [tuple(plan.by_tensor[member][0] for member in group.members) for group in whole]
+        if plan.method.couples is not None or plan.method.shares is not None:
+            jobs = {job.together: job for name in stats for job in plan.by_tensor[name]}
+            whole = [members for members in jobs if members and set(members) <= stats.keys()]
+            return [tuple(plan.by_tensor[member][0] for member in members) for members in whole]
         return [] if plan.method.joint is None else sharing_inputs(stats, plan.by_tensor)
 
     def _jointly(self, jobs: Sequence[LayerPlan], stats: Mapping[str, InputStats]) -> list[Compressed]:

@@ -113,14 +113,25 @@ class Compression:
         return Compressed(layer, weight, time.perf_counter() - start)
 
     def joint(self, jobs: Sequence[LayerPlan], known: Sequence[Known]) -> list[Compressed]:
-        """Read layers that share their inputs or a part of their weights, and their config; compress them together."""
-        together = self.method.joint if jobs[0].group is None else self.method.shares
-        assert together is not None
+        """Read layers that share their inputs or a part of their weights, and their config; compress them together.
+
+        The same for those of which only products of heads count.
+        """
         layers = [self._read(job.info, own) for job, own in zip(jobs, known, strict=True)]
         start = time.perf_counter()
-        weights = together.compress(layers, jobs[0].config)
+        weights = self._together(jobs[0], layers)
         share = (time.perf_counter() - start) / len(layers)
         return [Compressed(layer, weight, share) for layer, weight in zip(layers, weights, strict=True)]
+
+    def _together(self, job: LayerPlan, layers: Sequence[Layer]) -> list[Weight]:
+        """The weights of layers that are compressed together, of which one has this plan."""
+        method, product = self.method, job.product
+        if product is not None and method.couples is not None:
+            biases = [self.checkpoint.read(name).float() if name else None for name in product.biases]
+            return method.couples.compress(product, layers, biases, job.config)
+        together = method.joint if job.group is None else method.shares
+        assert together is not None
+        return together.compress(layers, job.config)
 
     def finished(self, job: LayerPlan, compressed: Compressed) -> tuple[Weight, LayerRow]:
         """A layer's weight as it is stored, and its row of the report."""

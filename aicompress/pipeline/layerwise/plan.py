@@ -157,6 +157,8 @@ def planned_at(method: AnyLayerMethod, layer: LayerPlan, width: Width | None) ->
         return layer
     if width is not None and method.widths is not None:
         layer = replace(layer, config=method.widths.at(layer.config, width))
+    if layer.product is not None and method.couples is not None:
+        return replace(layer, outline=method.couples.outline(layer.product, layer.info, layer.config))
     return replace(layer, outline=method.planned(layer.info, layer.config))
 
 

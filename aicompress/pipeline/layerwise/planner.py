@@ -19,6 +19,7 @@ from aicompress.pipeline.calibration.requirements import Request
 from aicompress.pipeline.calibration.texts import shortened
 from aicompress.pipeline.layerwise.allocation.levels import with_levels
 from aicompress.pipeline.layerwise.allocation.target import require_reach, undecided
+from aicompress.pipeline.layerwise.head_products import coupled
 from aicompress.pipeline.layerwise.plan import UNDECIDED, UNTRIED, Plan, planned_at, planned_parameters
 from aicompress.pipeline.layerwise.resolve import configured, open_widths, resolved, searches, searches_by_budget
 from aicompress.pipeline.layerwise.rotation import rotated
@@ -64,6 +65,7 @@ def make_plan(
     layers, misfits = configured(chosen, recipe, method)
     raise_all(problems + misfits + needs.problems(checkpoint, recipe, method, list(layers.values()), request))
     places, unscaled = rescalable(checkpoint, recipe, method, list(layers.values()), request.allow_code)
+    layers, uncoupled = coupled(checkpoint, recipe, method, layers, request.allow_code)
     require_writable(destination.path)
     layers = resolved(checkpoint, layers, method, recipe.seed)
     layers, alone = grouped(checkpoint, layers, method, recipe.seed)
@@ -97,7 +99,7 @@ def make_plan(
         open=opened,
         searches=searches_by_budget(wanted, layers),
         places=places,
-        notes=(*levels.notes, *notes, *alone),
+        notes=(*levels.notes, *notes, *alone, *uncoupled),
         measured_on=levels.record,
     )
     return _with_reachable_budgets(plan)

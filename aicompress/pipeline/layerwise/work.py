@@ -12,13 +12,12 @@ from aicompress.checkpoint import CheckpointWriter
 from aicompress.checkpoint.files import count_not_finite, may_be_infinite
 from aicompress.checkpoint.journal import Journal
 from aicompress.checkpoint.reader import require_finite
-from aicompress.layer import from_matrix
-from aicompress.pipeline.layerwise.compress import Compression, Known
+from aicompress.layer import InputStats, from_matrix
+from aicompress.pipeline.layerwise.compress import Compression, Known, completed
 from aicompress.pipeline.layerwise.plan import Plan
 from aicompress.pipeline.layerwise.report_rows import idle_row, noted
 from aicompress.pipeline.layerwise.row_blocks import row_blocks
 from aicompress.pipeline.layerwise.scaling import Rescaling
-from aicompress.pipeline.step.layer_plan import Group
 from aicompress.pipeline.step.options import Progress
 from aicompress.report.model import LayerRow
 from aicompress.weights import Dense, Weight
@@ -65,23 +64,26 @@ class Work:
         """
         jobs = [layer for layer in self.plan.by_tensor.get(name, []) if layer.config is not None]
         value: Weight | Tensor
-        if jobs and jobs[0].group is not None:
-            return self._group(name, jobs[0].group, known or {}, note)
+        if jobs and jobs[0].together:
+            return self._together(name, jobs[0].together, known or {}, note)
         if jobs:
             value, rows = self.compression.parameter(name, jobs, known or {}, self._lent(name))
         else:
             value, rows = self._copied(name), []
         return self.put(name, value, rows, note)
 
-    def _group(self, name: str, group: Group, known: Mapping[str, Known], note: str) -> Weight | Tensor:
-        """Compress and write the layers of a group, unless this run has done so; errors and what it gives as `write`.
+    def _together(self, name: str, members: Sequence[str], known: Mapping[str, Known], note: str) -> Weight | Tensor:
+        """Compress and write layers that belong together, unless this run has done so; errors and result as of `write`.
 
-        Of a layer of which nothing is known it is what is known of another one that counts: they have one input.
+        Of a layer of a group of which nothing is known it is what is known of another one that counts: they have one
+        input. Those of a product of heads have not.
         """
         if name not in self.together:
-            jobs = [self.plan.by_tensor[member][0] for member in group.members]
+            jobs = [self.plan.by_tensor[member][0] for member in members]
             first = next(iter(known.values()), Known())
-            compressed = self.compression.joint(jobs, [known.get(job.info.name, first) for job in jobs])
+            others = [first if job.product is None else Known(completed(InputStats(0), [job.info])) for job in jobs]
+            own = [known.get(job.info.name, other) for job, other in zip(jobs, others, strict=True)]
+            compressed = self.compression.joint(jobs, own)
             for job, its in zip(jobs, compressed, strict=True):
                 weight, row = self.compression.finished(job, its)
                 self.put(job.info.tensor, weight, [row], note)

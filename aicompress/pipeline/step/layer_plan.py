@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from aicompress.errors import RecipeError
 from aicompress.layer import LayerInfo
+from aicompress.methods.head_products import HeadProduct
 from aicompress.methods.method import MethodConfig
 from aicompress.weights import Weight
 
@@ -40,6 +41,7 @@ class LayerPlan:
         rule: where the parameters come from.
         outline: the stored weight without data; None leaves it alone.
         budget: the level whose own budget it shares; empty: the recipe's.
+        product: of heads, in which it is compressed together with another layer.
         group: the layers that it shares tensors with; None: it shares none.
     """
 
@@ -48,7 +50,15 @@ class LayerPlan:
     rule: str = "-"
     outline: Weight | None = None
     budget: str = ""
+    product: HeadProduct | None = None
     group: Group | None = None
+
+    @property
+    def together(self) -> tuple[str, ...]:
+        """Parameters that are compressed together with it, itself among them; none where it is compressed alone."""
+        if self.product is not None:
+            return self.product.members
+        return () if self.group is None else self.group.members
 
 
 def sharing_budgets(layers: Iterable[LayerPlan]) -> dict[str, list[LayerPlan]]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from aicompress.methods.factorize.ranks import TRIES, Spectrum, allocate, within_divergence
+from aicompress.methods.factorize.budget.ranks import TRIES, Spectrum, allocate, within_divergence
 from aicompress.methods.factorize.svd import SvdConfig, resolve
 from tests.methods.layers import candidate_of, layer_of, randn
 

@@ -15,23 +15,24 @@ from aicompress.pipeline.verify import verify
 from tests.pipeline.calibration.steps import text
 from tests.pipeline.layerwise.test_low_rank import run
 
-METHODS: dict[str, tuple[dict[str, Any], str]] = {
-    "residual": ({"rank": 4, "base": {"name": "rtn", "bits": 3, "group_size": 16}}, "corrected"),
-    "dictionary": ({"keep": 0.7, "rounds": 2}, "low_rank"),
+METHODS: dict[str, tuple[dict[str, Any], str, int]] = {  # fields, form, and layers of a block
+    "residual": ({"rank": 4, "base": {"name": "rtn", "bits": 3, "group_size": 16}}, "corrected", 7),
+    "dictionary": ({"keep": 0.7, "rounds": 2}, "low_rank", 7),
+    "joint": ({"keep": 0.5}, "submatrix", 4),
 }
 IDS = torch.arange(2, 26).reshape(2, 12)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_written_read_and_run(name: str, tmp_path: Path, tiny_llama: Path, text_file: Path) -> None:
-    fields, form = METHODS[name]
+    fields, form, layers = METHODS[name]
     out = tmp_path / "out"
     run(tiny_llama, out, {"name": name, **fields}, text(text_file))
     assert verify(out).problems == ()
     written = Checkpoint.open(out)
     entries = written.manifest.entries
     assert {written.weight(tensor).form for tensor in entries} == {form}
-    assert len(entries) == 3 * 7
+    assert len(entries) == 3 * layers
 
     model = AutoModelForCausalLM.from_pretrained(tiny_llama).eval()
     for tensor in entries:

@@ -1,0 +1,1 @@
+"""What bytes buy: ranks within a budget, and codes in as many bytes."""

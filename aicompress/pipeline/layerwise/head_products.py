@@ -1,0 +1,77 @@
+"""Layers that are compressed two by two, because of an attention's heads only their products count."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.errors import RecipeError, Refused
+from aicompress.methods.head_products import HeadProduct
+from aicompress.methods.layerwise import AnyLayerMethod
+from aicompress.model.architecture.architecture import Architecture
+from aicompress.model.architecture.attention import head_counts
+from aicompress.model.equivalence.head_products import Heads, find_head_products
+from aicompress.pipeline.calibration.random_weights import on_noise
+from aicompress.pipeline.step.layer_plan import LayerPlan
+from aicompress.recipe import Recipe
+
+
+def coupled(
+    checkpoint: Checkpoint, recipe: Recipe, method: AnyLayerMethod, layers: Mapping[str, LayerPlan], allow_code: bool
+) -> tuple[dict[str, LayerPlan], list[str]]:
+    """The layers that are members of products, with these, and notes that tell which are left as they are.
+
+    The model's structure decides, which `on_noise` searches for on random weights.
+
+    Raises:
+        Refused: there are none, or the model does not run.
+    """
+    if method.couples is None:
+        return dict(layers), []
+    by_tensor = {layer.info.tensor: layer for layer in layers.values()}
+    coupled: dict[str, LayerPlan] = {}
+    for product in _products(checkpoint, recipe, allow_code):
+        members = [by_tensor[name] for name in product.members if name in by_tensor]
+        if len(members) == 2:
+            _require_one_config(members)
+            coupled |= {member.info.name: replace(member, product=product) for member in members}
+    if not coupled:
+        raise Refused(
+            f"{method.name}: of the selected layers none are projections of attention heads that can be reduced",
+            "select both layers of a product, such as v_proj and o_proj; or take whitened or two_sided",
+        )
+    return {name: coupled[name] for name in layers if name in coupled}, _left(layers, coupled)
+
+
+def _products(checkpoint: Checkpoint, recipe: Recipe, allow_code: bool) -> tuple[HeadProduct, ...]:
+    architecture = Architecture.of(checkpoint.config, checkpoint.parameters())
+    counts = dict.fromkeys(Heads(c.heads, c.groups, c.width) for c in head_counts(architecture.config))
+    return on_noise(checkpoint, recipe, allow_code, partial(find_head_products, tuple(counts)))
+
+
+def _require_one_config(members: Sequence[LayerPlan]) -> None:
+    """Members of a product lose the same directions.
+
+    Raises:
+        RecipeError: rules give them different parameters.
+    """
+    first, second = members
+    if first.config != second.config:
+        raise RecipeError(
+            f"{first.info.name} and {second.info.name} are compressed together, and have different parameters",
+            "give both the same",
+        )
+
+
+def _left(layers: Mapping[str, LayerPlan], coupled: Mapping[str, LayerPlan]) -> list[str]:
+    """A note on selected layers that stay as they are."""
+    left = [name for name in layers if name not in coupled]
+    if not left:
+        return []
+    shown = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
+    return [
+        f"{len(left)} of {len(layers)} layers stay as they are: no attention heads lie in them, or a norm of queries "
+        f"and keys, a fused projection or biases of heads that share a key hold these together: {shown}"
+    ]

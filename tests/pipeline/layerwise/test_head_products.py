@@ -1,0 +1,88 @@
+"""Layers that are compressed two by two: what whole models lose, biases, files of statistics, and refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.errors import CompressError, Refused
+from aicompress.model.loading.load import load
+from aicompress.pipeline import steps
+from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.step.options import Options
+from tests import checkpoints
+from tests.pipeline.calibration.steps import text
+from tests.pipeline.layerwise.test_low_rank import divergence, planned, run
+
+HEADS = {"include": ["*self_attn*"]}
+
+
+def test_heads_of_few_directions_lose_nothing_under_biases(tmp_path: Path, text_file: Path) -> None:
+    """A BERT whose keys and values have 4 of 12 directions: 6 are kept, one of them for a bias."""
+    source = checkpoints.make_bert(tmp_path / "bert", num_hidden_layers=1)
+    model, generator = AutoModel.from_pretrained(source).eval(), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "attention" in name and name.endswith("bias"):
+                parameter.normal_(0, 0.5, generator=generator)
+            if name.endswith(("key.weight", "value.weight")):
+                parameter.view(4, 12, -1)[:, 4:] = parameter.view(4, 12, -1)[:, :4].repeat(1, 2, 1)
+    model.save_pretrained(source)
+    run(source, tmp_path / "out", {"name": "joint", "keep": 0.5, "damping": 1e-6}, text(text_file, samples=16))
+    ids = torch.arange(5, 37).view(2, 16)
+    with torch.no_grad():
+        before, after = (load(folder)(ids)[0] for folder in (source, tmp_path / "out"))
+    assert torch.allclose(after, before, atol=5e-3)
+    shapes = Checkpoint.open(tmp_path / "out").tensors
+    assert shapes["encoder.layer.0.attention.self.value.weight"].spec.shape == (24, 48)
+    assert shapes["encoder.layer.0.attention.output.dense.weight"].spec.shape == (48, 24)
+
+
+def test_a_model_changes_less_than_with_factors_in_as_many_bytes(
+    tmp_path: Path, trained_llama: Path, text_file: Path, heldout_file: Path
+) -> None:
+    lost, sizes = {}, {}
+    for name in ("whitened", "joint"):
+        method = {"name": name, "keep": 0.5}
+        sizes[name] = run(
+            trained_llama, tmp_path / name, method, text(text_file, samples=16), select=HEADS
+        ).after.by_kind
+        lost[name] = divergence(tmp_path / name, trained_llama, heldout_file)
+    assert sizes["joint"]["linear"] <= 1.01 * sizes["whitened"]["linear"]
+    assert lost["joint"] < 0.7 * lost["whitened"]
+
+
+def test_files_of_statistics_give_the_same(tmp_path: Path, tiny_llama: Path, text_file: Path) -> None:
+    method = {"name": "joint", "keep": 0.5, "shift": 0.0}
+    data = {**text(text_file, samples=4), "activations": "original"}
+    run(tiny_llama, tmp_path / "walked", method, data)
+    request = Request(stats=(tmp_path / "stats.safetensors",))
+    steps.run(planned(tiny_llama, tmp_path / "read", method, data, request), Options(latency="off"))
+    walked, read = Checkpoint.open(tmp_path / "walked"), Checkpoint.open(tmp_path / "read")
+    assert all(torch.allclose(walked.read(name), read.read(name), atol=1e-4) for name in walked.tensors)
+
+
+def test_what_stays_is_told(tmp_path: Path, tiny_llama: Path, text_file: Path) -> None:
+    plan = planned(tiny_llama, tmp_path / "out", {"name": "joint"}, text(text_file))
+    (note,) = plan.summary().notes
+    assert "9 of 21 layers stay as they are" in note
+    assert "mlp.down_proj" in note
+
+
+@pytest.mark.parametrize(
+    ("more", "complaint"),
+    [
+        ({"select": {"include": ["*v_proj", "*mlp*"]}}, "none are projections of attention heads"),
+        ({"rules": [{"match": "*v_proj", "keep": 0.5}]}, "have different parameters"),
+    ],
+)
+def test_what_cannot_be_coupled_is_refused(
+    tmp_path: Path, tiny_llama: Path, text_file: Path, more: dict[str, object], complaint: str
+) -> None:
+    with pytest.raises((Refused, CompressError), match=complaint):
+        planned(tiny_llama, tmp_path / "out", {"name": "joint"}, text(text_file), **more)
+    assert not (tmp_path / "out").exists()
