@@ -131,9 +131,9 @@ def test_a_shared_factor_is_stored_and_counted_once(tiny_llama: Path, tmp_path: 
 
 
 def test_calibrated_in_shards(tiny_llama_bf16: Path, text_file: Path, tmp_path: Path) -> None:
-    """The layer that stores the factor may lie in another file."""
+    """The layer that stores the factor may lie in another file; outputs count by their gradients."""
     data = text(text_file, samples=4)
-    report = run(tiny_llama_bf16, tmp_path / "out", {"name": "stack", "keep": 0.6}, data, shard=6000)
+    report = run(tiny_llama_bf16, tmp_path / "out", {"name": "stack", "keep": 0.6, "gradients": True}, data, shard=6000)
     require_whole(report, tmp_path / "out")
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 3
     with torch.inference_mode():
