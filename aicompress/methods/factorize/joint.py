@@ -23,7 +23,7 @@ from aicompress.errors import CompressError
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Couples, Reads
 from aicompress.methods.curvature import moments, shifted, statistics
-from aicompress.methods.factorize.heads.bases import directions, placed, turn
+from aicompress.methods.factorize.heads.bases import directions, facing, placed
 from aicompress.methods.factorize.roots import Root
 from aicompress.methods.factorize.sizes import factor_dtype, kept_dense
 from aicompress.methods.head_products import HeadProduct
@@ -98,16 +98,16 @@ def _values(
 ) -> list[Weight]:
     """Value and output with the best directions of each group."""
     width, groups, each = product.width, product.groups, product.heads // product.groups
-    rank = rank_of(product, config)
     given, wanted = _moments(output, config)
     matrix = output.weight.double()
     columns = matrix.view(matrix.shape[0], groups, each, width)
     blocks = given.view(groups, each, width, groups, each, width)
+    counted = [torch.einsum("oad,oae->de", columns[:, group], columns[:, group]) for group in range(groups)]
+    seen = [torch.einsum("adae->de", blocks[group, :, :, group]) for group in range(groups)]
+    found = directions(counted, seen, groups * rank_of(product, config))
     bases, places = [], []
     for group in range(groups):
-        counted = torch.einsum("oad,oae->de", columns[:, group], columns[:, group])
-        seen = torch.einsum("adae->de", blocks[group, :, :, group])
-        basis, kept = placed(directions(counted, seen, rank), _of_head(bias, group, width))
+        basis, kept = placed(found[group], _of_head(bias, group, width))
         bases.append(basis)
         places.append(kept)
     values = _target(value, config).double().view(groups, width, -1)
@@ -142,24 +142,19 @@ def _target(layer: Layer, config: JointConfig) -> Tensor:
 def _scores(product: HeadProduct, query: Layer, key: Layer, bias: Tensor | None, config: JointConfig) -> list[Weight]:
     """Query and key with the best directions of each group. What a key's bias adds is the same for all keys."""
     width, groups, each = product.width, product.groups, product.heads // product.groups
-    rank = rank_of(product, config)
     queries = _target(query, config).double().view(groups, each, width, -1)
     keys = _target(key, config).double().view(groups, width, -1)
     of_query, of_key = moments(query).double(), moments(key).double()
+    own = [_of_head(bias, group, width) for group in range(groups)]  # of one query head: with several, none has a bias
+    counted = [torch.einsum("adi,ij,aej->de", heads, of_query, heads) for heads in queries]
+    counted = [errors if b is None else errors + torch.outer(b, b) for errors, b in zip(counted, own, strict=True)]
+    seen = [head @ of_key @ head.t() for head in keys]
+    found = directions(counted, seen, groups * rank_of(product, config))
     rows: tuple[list[Tensor], list[Tensor]] = ([], [])
     places = []
-    for group in range(groups):
-        own = _of_head(bias, group, width)  # of one query head: with several, none has a bias
-        counted = torch.einsum("adi,ij,aej->de", queries[group], of_query, queries[group])
-        if own is not None:
-            counted = counted + torch.outer(own, own)
-        seen = keys[group] @ of_key @ keys[group].t()
-        basis = directions(counted, seen, rank)
-        back = Root.of(basis @ seen @ basis.t(), 0.0).solve(seen @ basis.t())  # B, (d, rank)
-        change, kept = torch.eye(rank, dtype=basis.dtype), torch.arange(rank)
-        if own is not None and own.any():
-            kept = own.abs().topk(rank).indices.sort().values
-            change = turn(back.t() @ own, own[kept])
+    for group, basis in enumerate(found):
+        back = Root.of(basis @ seen[group] @ basis.t(), 0.0).solve(seen[group] @ basis.t())  # B, (d, rank)
+        change, kept = facing(back.t(), own[group])
         rows[0].append((change @ back.t() @ queries[group]).flatten(0, 1))
         rows[1].append(torch.linalg.inv(change).t() @ basis @ keys[group])
         places.append(kept)
@@ -188,7 +183,7 @@ def _turned_scores(
     still_query, still_key = (_by_unit(product, energies) for energies in fixed)
     of_key, still_key = (energies.repeat_interleave(each, dim=0) for energies in (of_key, still_key))
     lost = of_query * of_key + of_query * still_key + still_query * of_key
-    places = [_kept_units(product, config, own) for own in lost.view(groups, each, -1).sum(1)]
+    places = _kept_units(product, config, lost.view(groups, each, -1).sum(1))
     at = (_positions([places[head // each] for head in range(product.heads)], width), _positions(places, width))
     return [_submatrix(layer, rows[own], own, 0) for layer, rows, own in zip(layers, targets, at, strict=True)]
 
@@ -199,14 +194,15 @@ def _by_unit(product: HeadProduct, energies: Tensor) -> Tensor:
     return torch.stack([heads[:, list(unit)].sum(1) for unit in product.units], dim=1)
 
 
-def _kept_units(product: HeadProduct, config: JointConfig, lost: Tensor) -> Tensor:
-    """Rows of the units of a head that stay: of each size those whose loss is largest."""
-    rows: list[int] = []
+def _kept_units(product: HeadProduct, config: JointConfig, lost: Tensor) -> list[Tensor]:
+    """Rows of each group's head that stay: of each size the units of most loss (groups, units)."""
+    rows: list[list[int]] = [[] for _ in range(product.groups)]
     for size, count in sizes(product, config).items():
-        alike = [number for number, unit in enumerate(product.units) if len(unit) == size]
-        best = lost[alike].topk(count).indices.tolist()
-        rows += [row for number in best for row in product.units[alike[number]]]
-    return torch.tensor(sorted(rows))
+        alike = [unit for unit in product.units if len(unit) == size]
+        numbers = [number for number, unit in enumerate(product.units) if len(unit) == size]
+        for place in lost[:, numbers].flatten().topk(product.groups * count).indices.tolist():
+            rows[place // len(alike)] += alike[place % len(alike)]
+    return [torch.tensor(sorted(own), dtype=torch.int64) for own in rows]
 
 
 def _of_head(bias: Tensor | None, head: int, width: int) -> Tensor | None:
