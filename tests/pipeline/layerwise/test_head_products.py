@@ -10,6 +10,7 @@ from transformers import AutoModel
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CompressError, Refused
+from aicompress.measure import rel_error
 from aicompress.model.loading.load import load
 from aicompress.pipeline import steps
 from aicompress.pipeline.calibration.requirements import Request
@@ -86,3 +87,20 @@ def test_what_cannot_be_coupled_is_refused(
     with pytest.raises((Refused, CompressError), match=complaint):
         planned(tiny_llama, tmp_path / "out", {"name": "joint"}, text(text_file), **more)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_what_stays_of_heads_is_quantized_alone(tmp_path: Path, tiny_llama: Path, text_file: Path, method: str) -> None:
+    run(tiny_llama, tmp_path / "thin", {"name": "joint", "keep": 0.5}, text(text_file, samples=4))
+    fields = {"name": method, "bits": 8, "granularity": "channel"}
+    data = text(text_file, samples=4) if method == "gptq" else None
+    run(tmp_path / "thin", tmp_path / "codes", fields, data, command="quantize")
+    thin, codes = Checkpoint.open(tmp_path / "thin"), Checkpoint.open(tmp_path / "codes")
+    for name in thin.manifest.entries:
+        before, after = thin.weight(name), codes.weight(name)
+        assert (after.form, after.parts()["out"].form) == ("submatrix", "int_grouped")
+        assert not after.dense()[before.dense() == 0].any()
+        assert rel_error(before.dense(), after) < 0.02
+    ids = torch.arange(5, 37).view(2, 16)
+    with torch.no_grad():
+        assert torch.allclose(load(tmp_path / "codes")(ids).logits, load(tmp_path / "thin")(ids).logits, atol=0.5)
