@@ -113,7 +113,8 @@ def test_pairs_that_hold_least_of_query_and_key_go_from_all_heads_of_a_group() -
     key.view(GROUPS, WIDTH, HIDDEN)[0, [2, 6]] = 0.1  # in the keys of the first group
     key.view(GROUPS, WIDTH, HIDDEN)[1, [0, 4]] = 0.1
     layers = named(*(layer_of(matrix, inputs=inputs_of(randn(50, HIDDEN))) for matrix in (query, key)))
-    new = coupled(product, layers, keep=0.5)
+    assert member_outline(product, layers[0].info, JointConfig(keep=0.5)).form == "dense"  # pairs have to be asked for
+    new = coupled(product, layers, scores=0.5)
     for weight, old in zip(new, (query, key), strict=True):
         heads = len(old) // WIDTH
         rows = weight.dense().view(heads, WIDTH, HIDDEN)
