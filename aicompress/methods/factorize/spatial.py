@@ -64,7 +64,7 @@ def apply(layer: Layer, config: SpatialConfig) -> Weight:
         return sizes.kept_dense(layer)
     values = matrix(layer)
     turned = replace(layer, info=rearranged(layer.info), weight=values, stored=Dense(values))
-    found = sizes.stored(turned, config, partial(svd.factors, values))
+    found = sizes.stored(turned, config, partial(svd.factors, values, seed=layer.seed))
     return _convolutions(layer.info, found) if isinstance(found, LowRank) else sizes.kept_dense(layer)
 
 

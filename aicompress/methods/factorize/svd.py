@@ -2,7 +2,8 @@
 
 Eckart and Young 1936: ‖W − W_r‖²_F = Σ_{i>r} σ_i², the least of all matrices of rank r. The decomposition is the
 eigendecomposition of the smaller Gram matrix in float64: exact for every σ_i above 1e-7 σ_1, and 2 to 3.5 times as fast
-as the LAPACK SVD (1024 x 4096 and 384 x 1536 on two cores), so no randomized approximation is needed.
+as the LAPACK SVD (1024 x 4096 and 384 x 1536 on two cores). Few directions of a large matrix are found by a randomized
+range finder with power iterations: Halko, Martinsson and Tropp 2011, arXiv:0909.4061, algorithms 4.4 and 5.1.
 """
 
 from __future__ import annotations
@@ -25,8 +26,13 @@ from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import MethodConfig
 from aicompress.weights import Weight
 
+# From this side on, and up to this share of it, the randomized decomposition is 4 (1024 x 4096) to 10 times as fast
+# (2048 x 2048), and its error within 1 % of the least. Of white noise, whose singular values fall most slowly, two
+# iterations give up to 1.5 % more and four up to 0.8 %; where they fall, less.
+LARGE, SHARE = 1024, 16
+OVERSAMPLING, POWER_ITERATIONS = 10, 4
 CUTOFF = 1e-7  # of the largest singular value: what a float64 Gram matrix resolves
-ROWS = 8192  # rows converted to float64 at a time
+BLOCK = 1 << 21  # elements converted to float64 at a time
 
 
 class SvdConfig(RankConfig):
@@ -41,17 +47,22 @@ class SvdConfig(RankConfig):
 
 def apply(layer: Layer, config: SvdConfig) -> Weight:
     """Factorize one layer, or keep it dense where the factors would not be smaller."""
-    return stored(layer, config, partial(factors, layer.weight))
+    return stored(layer, config, partial(factors, layer.weight, seed=layer.seed))
 
 
 def gram(weight: Tensor) -> Tensor:
     """The smaller of W Wᵀ and Wᵀ W, in float64, without a float64 copy of W."""
     tall = weight if weight.shape[0] >= weight.shape[1] else weight.t()  # (m, n), m >= n
     total = torch.zeros(tall.shape[1], tall.shape[1], dtype=torch.float64, device=weight.device)
-    for start in range(0, tall.shape[0], ROWS):
-        rows = tall[start : start + ROWS].double()
-        total.addmm_(rows.t(), rows)
+    step = max(1, BLOCK // max(1, tall.shape[1]))
+    for start in range(0, tall.shape[0], step):
+        _add_gram(total, tall[start : start + step].double())
     return total
+
+
+def _add_gram(total: Tensor, rows: Tensor) -> None:
+    """Add rowsᵀ rows; what is only held by the call is free before the next block is made."""
+    total.addmm_(rows.t(), rows)
 
 
 def squared_singular_values(weight: Tensor) -> Tensor:
@@ -60,8 +71,24 @@ def squared_singular_values(weight: Tensor) -> Tensor:
     return ascending.flip(0).clamp_min_(0)
 
 
-def factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def factors(weight: Tensor, rank: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """U √Σ (out, rank) and √Σ Vᵀ (rank, in), float32."""
+    side = min(weight.shape)
+    return _randomized(weight, rank, seed) if side >= LARGE and SHARE * rank <= side else _exact(weight, rank)
+
+
+def _randomized(weight: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Factors of W projected on a basis Q of about its leading left singular vectors."""
+    generator = torch.Generator().manual_seed(seed)
+    probes = torch.randn(weight.shape[1], rank + OVERSAMPLING, generator=generator).to(weight.device)
+    basis = torch.linalg.qr(weight @ probes).Q  # (out, rank + oversampling)
+    for _ in range(POWER_ITERATIONS):
+        basis = torch.linalg.qr(weight @ torch.linalg.qr(weight.t() @ basis).Q).Q
+    out, inner = _exact(basis.t() @ weight, rank)
+    return basis @ out, inner
+
+
+def _exact(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     values, vectors = torch.linalg.eigh(gram(weight))
     sigma = values.flip(0)[:rank].clamp_min(0).sqrt()
     basis = vectors[:, len(vectors) - rank :].flip(1)  # (min(out, in), rank), orthonormal columns

@@ -143,11 +143,14 @@ def _no_smaller(checkpoint: Checkpoint, output: Output, layers: Mapping[str, Lay
 
 
 def _larger(output: Output, layers: Mapping[str, LayerPlan], opened: Collection[str]) -> list[str]:
-    """A warning that names layers which take more bytes than they had, such as codes of more bits than before."""
+    """A warning that names layers which take more bytes than they had, such as codes of more bits than before.
+
+    Of layers that share, one stores for the others: together they are smaller.
+    """
     sizes = {
         name: (layer.info.nbytes, output.nbytes(layer.info.tensor, layer.info.part))
         for name, layer in layers.items()
-        if name not in opened and layer.config is not None and not layer.config.no_smaller
+        if name not in opened and layer.config is not None and not layer.config.no_smaller and layer.group is None
     }
     grown = {name: (before, after) for name, (before, after) in sizes.items() if after > before}
     if not grown:

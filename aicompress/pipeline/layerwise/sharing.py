@@ -31,9 +31,20 @@ def grouped(
         group = Group(tuple(members[number].info.tensor for number in numbers), shares.part)
         found |= {members[number].info.name: replace(members[number], group=group) for number in numbers}
     alone = [name for name in layers if name not in found]
+    notes = [*_told(list(found.values())), *_left(method, layers, alone)]
     if not shares.alone:
-        return {name: found[name] for name in layers if name in found}, _left(method, layers, alone)
-    return {name: found.get(name, layer) for name, layer in layers.items()}, _left(method, layers, alone)
+        return {name: found[name] for name in layers if name in found}, notes
+    return {name: found.get(name, layer) for name, layer in layers.items()}, notes
+
+
+def _told(layers: Sequence[LayerPlan]) -> list[str]:
+    """A note on groups of layers, the first one for an example."""
+    groups = dict.fromkeys(layer.group.members for layer in layers if layer.group is not None)
+    if not groups:
+        return []
+    first, *others = map(layer_name, next(iter(groups)))
+    shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+    return [f"{len(layers)} layers in {len(groups)} groups store once what they share: {first} with {shown}, for one"]
 
 
 def _left(method: AnyLayerMethod, layers: Mapping[str, LayerPlan], alone: Sequence[str]) -> list[str]:

@@ -9,7 +9,17 @@ import torch
 from pydantic import ValidationError
 
 from aicompress.errors import RecipeError
-from aicompress.methods.factorize.svd import METHOD, SvdConfig, apply, check, factors, outline, resolve
+from aicompress.methods.factorize import svd
+from aicompress.methods.factorize.svd import (
+    METHOD,
+    SvdConfig,
+    apply,
+    check,
+    factors,
+    outline,
+    resolve,
+    squared_singular_values,
+)
 from aicompress.weights import Dense, IntGrouped, LowRank, outline_nbytes
 from tests.methods.layers import candidate_of, layer_of, randn, squared_error
 
@@ -188,3 +198,20 @@ def test_a_quantized_layer_must_not_grow() -> None:
     with pytest.raises(RecipeError, match="int_grouped"):
         resolve([candidate_of(layer_of(IntGrouped(torch.eye(32).to(torch.int8), torch.ones(32, 1), None, 4)),
                              SvdConfig(energy=0.9))], 0)  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(256, 320), (320, 256)], ids=str)
+def test_few_directions_of_a_large_matrix_are_nearly_the_best(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """White noise is the hardest: its singular values hardly fall. The same seed gives the same factors."""
+    monkeypatch.setattr(svd, "LARGE", 256)
+    layer, config = layer_of(randn(*shape)), SvdConfig(rank=16)
+    squares, weight = squared_singular_values(layer.weight), apply(layer, config)
+    assert float(squares[16:].sum()) * 1.0001 < squared_error(layer, weight) < 1.01**2 * float(squares[16:].sum())
+    assert torch.equal(apply(layer, config).dense(), weight.dense())
+    out, inner = factors(layer.weight, 16)
+    assert torch.allclose(out.t() @ out, inner @ inner.t(), atol=1e-2)
+    assert not apply(layer_of(torch.zeros(shape)), config).dense().any()
+    exact = apply(layer, SvdConfig(rank=17))  # more than a sixteenth of the side
+    assert squared_error(layer, exact) == pytest.approx(float(squares[17:].sum()), rel=1e-5)

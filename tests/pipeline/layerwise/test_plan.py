@@ -42,7 +42,12 @@ FITTING = {
 }
 
 
-OTHERS = {"prune/experts-norm": "tiny_mixtral", "prune/channels-mlp": "mlp_file"}  # inputs that are no Llama
+OTHERS = {  # inputs that are no Llama
+    "factorize/spatial-keep": "cnn_file",
+    "factorize/tucker-keep": "cnn_file",
+    "prune/experts-norm": "tiny_mixtral",
+    "prune/channels-mlp": "mlp_file",
+}
 DATA_FREE = [
     recipe
     for recipe in RECIPES
@@ -67,7 +72,7 @@ def test_a_dry_run_states_the_bytes_that_the_run_writes(
     assert {name: size for name, size in sizes.items() if name.endswith(".safetensors")} == summary.weight_files
     others = {n: s for n, s in sizes.items() if n not in summary.weight_files and not n.startswith("report.")}
     assert sum(others.values()) == summary.other_bytes
-    assert (len(summary.weight_files) > 1) == (shards is not None)
+    assert (len(summary.weight_files) > 1) == (shards is not None and sum(summary.weight_files.values()) > shards)
 
 
 def test_a_bare_file_into_a_directory_of_shards(tmp_path: Path, mlp_file: Path) -> None:

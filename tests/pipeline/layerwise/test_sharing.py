@@ -16,16 +16,19 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CheckpointError
 from aicompress.model.loading.load import load as load_model
 from aicompress.pipeline import export, steps
+from aicompress.pipeline.distillation.plan import make_plan
+from aicompress.pipeline.distillation.run import run as distil
 from aicompress.pipeline.inspect import inspect
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.pipeline.verify import verify
-from aicompress.recipe import load
+from aicompress.recipe import distillation, load
 from aicompress.recipe.export import ExportRecipe
 from aicompress.report.model import Report
 from aicompress.weights import LowRank, Tied
 from tests.inputs import once
 from tests.pipeline.calibration.steps import text
+from tests.pipeline.ranks import Ranks
 from tests.pipeline.steps import prune
 
 IDS = torch.arange(2, 26).reshape(2, 12)
@@ -154,6 +157,7 @@ def test_a_base_with_differences_and_its_later_steps(tiny_llama: Path, tmp_path:
     """Two of three blocks have a base; a quantization works on it once, and on each difference."""
     report = run(tiny_llama, tmp_path / "out", {"name": "base_delta", "keep": 0.8, "whiten": False})
     require_whole(report, tmp_path / "out")
+    assert report.warnings == ()
     assert sum(row.form == "base_delta" for row in report.layers) == 14
     assert sum(row.note == "left as it is" for row in report.layers) == 8
     after = run(
@@ -238,6 +242,43 @@ def test_a_structural_step_tells_that_layers_part(stacked: Path, tmp_path: Path)
     report = prune(stacked, tmp_path / "out", name="depth", drop=(0,))
     assert any("no longer share" in warning for warning in report.warnings)
     assert not any(entry.shared for entry in Checkpoint.open(tmp_path / "out").manifest.entries.values())
+
+
+def test_a_run_that_is_stopped_within_a_group_goes_on(stacked: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    """The layer that stores the factor is written and noted; those that share it are not."""
+
+    def stop(what: str, done: int, total: int) -> None:
+        if what == LAYER(1, "self_attn.k"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        steps.run(made(tiny_llama, tmp_path / "out", FREE), Options(latency="off", progress=stop))
+    steps.run(made(tiny_llama, tmp_path / "out", FREE), Options(latency="off", resume=True))
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (stacked / "model.safetensors").read_bytes()
+
+
+def test_two_processes_share_the_statistics(ranks: Ranks, tiny_llama: Path, text_file: Path, tmp_path: Path) -> None:
+    method, data = {"name": "shared_basis", "keep": 0.5, "blocks": 3}, text(text_file, samples=4)
+    run(tiny_llama, tmp_path / "one", method, data)
+    ranks.together(tiny_llama, tmp_path / "two", tmp_path / "one.yaml", verb="factorize")
+    assert verify(tmp_path / "two").problems == ()
+    one, two = (Checkpoint.open(tmp_path / name) for name in ("one", "two"))
+    assert one.manifest.entries == two.manifest.entries
+    for name in one.parameters():
+        torch.testing.assert_close(two.dense(name), one.dense(name), rtol=1e-3, atol=1e-3)
+
+
+def test_what_is_shared_is_trained_once(stacked: Path, tiny_llama: Path, text_file: Path, tmp_path: Path) -> None:
+    settings = {"steps": 2, "batch": 4, "learning_rate": 1e-2, "precision": "fp32"}
+    plain = {"version": 1, "method": {"name": "kl"}, "training": settings}
+    (tmp_path / "recipe.yaml").write_text(json.dumps({**plain, "data": {"text": str(text_file), "length": 32}}))
+    recipe = distillation.load(str(tmp_path / "recipe.yaml"))
+    plan = make_plan(stacked, tiny_llama, Destination(tmp_path / "out"), recipe)
+    require_whole(distil(plan, Options(latency="off")), tmp_path / "out")
+    query, key = (Checkpoint.open(tmp_path / "out").weight(LAYER(0, f"self_attn.{part}")) for part in "qk")
+    before = Checkpoint.open(stacked).weight(LAYER(0, "self_attn.k"))
+    assert torch.equal(query.parts()["in"].dense(), key.parts()["in"].dense())
+    assert not torch.equal(before.parts()["in"].dense(), key.parts()["in"].dense())
 
 
 def test_a_lost_owner_is_named(tied: Path, tmp_path: Path) -> None:
