@@ -21,16 +21,17 @@ def command(
     source: o.Source,
     out: o.Out,
     teacher: Annotated[
-        str | None,
+        list[str],
         typer.Option(
             "--teacher",
             "-t",
             metavar="TEACHER",
-            help="The checkpoint to learn from. IN, if left out, where the recipe makes the student out of IN.",
+            help="The checkpoint to learn from. Repeatable: several are averaged. IN, if left out, where the recipe "
+            "makes the student out of IN.",
             rich_help_panel=o.STEP,
             show_default=False,
         ),
-    ] = None,
+    ] = [],  # noqa: B006
     recipe: o.RecipeName = None,
     overrides: o.Overrides = [],  # noqa: B006
     text: o.Text = None,

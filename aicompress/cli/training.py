@@ -11,7 +11,7 @@ from aicompress.cli.step import Flags, adapted, conclude, destination
 
 def run(
     source: tuple[str, list[str]],
-    teacher: str | None,
+    teachers: list[str],
     out: Path,
     recipe: tuple[str, list[str]],
     flags: Flags,
@@ -30,7 +30,7 @@ def run(
     of_itself = loaded.student is not None and loaded.mean_teacher is None
     progress = reporter(flags.quiet or not is_first())
     with made_student(given, place, loaded, progress, plan_only=flags.dry_run) as made:
-        planned = make_plan(made or given, teacher or (given if of_itself else None), place, loaded, flags.allow_code)
+        planned = make_plan(made or given, teachers or (given if of_itself else None), place, loaded, flags.allow_code)
         options = Options(flags.resume, flags.latency, progress, device, STARTED)
         own = distillation.TrainingOptions(movement_file=flags.stats[0] if flags.stats else None)
         conclude(planned, flags, lambda: distillation.run(planned, options, own))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from aicompress.checkpoint import Checkpoint
@@ -17,24 +18,29 @@ from aicompress.recipe.distillation import DistillRecipe
 Losses = tuple[tuple[DistillMethod[Any], LossConfig], ...]
 
 
-def require_teacher(recipe: DistillRecipe, teacher: object) -> None:
-    """One teacher: a checkpoint, or the average of the student.
+def require_teacher(recipe: DistillRecipe, teachers: int) -> None:
+    """Refuse a student with no teacher, or with other teachers beside the average of itself.
+
+    Args:
+        recipe: what to do.
+        teachers: how many checkpoints are given.
 
     Raises:
-        Refused: there are two, or none.
+        Refused: there are none, or too many.
     """
-    if recipe.mean_teacher is not None and teacher is not None:
+    if recipe.mean_teacher is not None and teachers:
         raise Refused("the recipe's mean_teacher is the teacher: another one is given", "leave out one of the two")
-    if recipe.mean_teacher is None and teacher is None:
+    if recipe.mean_teacher is None and not teachers:
         raise Refused("no teacher is given", "give --teacher TEACHER, or let the recipe make the student out of IN")
 
 
-def anatomies_of(
-    student: tuple[Checkpoint, Runner], teacher: tuple[Checkpoint, Runner], recipe: DistillRecipe
-) -> tuple[Anatomy, Anatomy]:
-    labels = recipe.data.labels is not None
-    one, other = (anatomy(c, r, _last_layer(c, recipe), labels) for c, r in (student, teacher))
-    return one, other
+def anatomy_of(checkpoint: Checkpoint, run: Runner, recipe: DistillRecipe) -> Anatomy:
+    """What the outputs of a student or a teacher will look like.
+
+    Raises:
+        RecipeError: the recipe does not say how to run a bare file.
+    """
+    return anatomy(checkpoint, run, _last_layer(checkpoint, recipe), recipe.data.labels is not None)
 
 
 def _last_layer(checkpoint: Checkpoint, recipe: DistillRecipe) -> str | None:
@@ -68,7 +74,27 @@ def mismatches(
     return [RecipeError(f"{name}: {problem[0]}", problem[1]) for name, problem in problems if problem is not None]
 
 
+def several(losses: Losses, teachers: Sequence[Anatomy]) -> list[CompressError]:
+    """Errors that name what keeps the outputs of several teachers from being averaged."""
+    if len(teachers) == 1:
+        return []
+    inner = [method.name for method, _ in losses if not method.reads <= {"logits", "embedding"}]
+    if inner:
+        hint = "take losses on logits or embeddings, or one teacher"
+        return [RecipeError(f"{inner[0]} compares what goes on inside a teacher: several cannot be averaged", hint)]
+    widths = sorted({teacher.embedding for teacher in teachers if teacher.embedding is not None})
+    if len(widths) > 1 and any("embedding" in method.reads for method, _ in losses):
+        told = " and ".join(map(str, widths))
+        return [Refused(f"the teachers' embeddings are {told} wide", "teachers of one width can be averaged")]
+    return []
+
+
 def require_classes(samples: Samples, student: Anatomy) -> None:
+    """Refuse labels that are no classes of the student, and data in which no sample has one.
+
+    Raises:
+        RecipeError: there are such.
+    """
     labels = samples.labels
     if labels is None or student.classes is None:
         return
@@ -80,6 +106,7 @@ def require_classes(samples: Samples, student: Anatomy) -> None:
 
 
 def tokenizer_warnings(student: Checkpoint, teacher: Checkpoint) -> list[str]:
+    """A warning where the tokenizers of the two are not the same."""
     one, other = student.source.folder, teacher.source.folder
     if one is None or other is None:
         return []

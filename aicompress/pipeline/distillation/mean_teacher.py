@@ -31,11 +31,13 @@ class Averaged:
     Attributes:
         settings: of the recipe.
         seed: of the recipe.
+        teacher: the model that holds it.
         parameters: of the teacher's model, by the names of the student's trained ones; they are moved in place.
     """
 
     settings: MeanTeacher
     seed: int
+    teacher: Runnable
     parameters: dict[str, Tensor]
 
     def follow(self, student: Mapping[str, Tensor], step: int) -> None:
@@ -47,11 +49,11 @@ class Averaged:
         for name, average in self.parameters.items():
             average.lerp_(student[name].detach(), 1 - decay)
 
-    def loss(self, models: tuple[Runnable, Runnable], loss: Loss, batch: Batch, how: tuple[str, int, float]) -> Tensor:
+    def loss(self, student: Runnable, loss: Loss, batch: Batch, how: tuple[str, int, float]) -> Tensor:
         """Cross-entropy with the labels that there are, and the losses between the two, each under its own noise.
 
         Args:
-            models: student and teacher.
+            student: the student's model.
             loss: the recipe's losses.
             batch: some samples.
             how: precision, the number of this draw, and the share of the steps that are done.
@@ -59,11 +61,11 @@ class Averaged:
         precision, draw, done = how
         noise = Noise(self.settings.dropout, self.settings.noise)
         outputs: list[Outputs] = []
-        for number, side in enumerate(models):
+        for number, side in enumerate((student, self.teacher)):
             with noise.on(side.model, batch.inputs, (self.seed << 40) + 2 * draw + number) as inputs:
                 outputs.append(side(replace(batch, inputs=inputs), loss.reads | READS, precision))
-        student, teacher = outputs
-        return judged(student) + loss(student, teacher, done)
+        own, average = outputs
+        return judged(own) + loss(own, average, done)
 
 
 def problems(settings: MeanTeacher, run: Runner, student: Anatomy, samples: Samples) -> list[CompressError]:

@@ -21,10 +21,11 @@ from aicompress.pipeline.distillation import mean_teacher
 from aicompress.pipeline.distillation.batches import Samples, Split, mixed, split_samples
 from aicompress.pipeline.distillation.compatibility import (
     Losses,
-    anatomies_of,
+    anatomy_of,
     mismatches,
     require_classes,
     require_teacher,
+    several,
     tokenizer_warnings,
 )
 from aicompress.pipeline.distillation.made_student import MadeStudent
@@ -37,6 +38,8 @@ from aicompress.pipeline.step.output import Destination, Output, Planned, arrang
 from aicompress.recipe.distillation import DistillRecipe, Training
 from aicompress.report.plan import PlanRow, PlanSummary
 
+Source = str | Path | Adapted
+
 
 @dataclass(frozen=True)
 class DistillPlan:
@@ -44,11 +47,11 @@ class DistillPlan:
 
     Attributes:
         checkpoint: the student.
-        teacher: the teacher; the student as it came, where that learns from its own average.
+        teachers: one or several; the student as it came, where that learns from its own average.
         recipe: what to do.
         losses: terms of the loss.
         training: the recipe's settings, precision resolved.
-        runner, teacher_runner: how the two models are run.
+        runner, teacher_runners: how the models are run.
         layers: every layer of the student.
         samples: what is learnt from, tokenized.
         split: which samples are trained on, and when.
@@ -62,12 +65,12 @@ class DistillPlan:
     """
 
     checkpoint: Checkpoint
-    teacher: Checkpoint
+    teachers: tuple[Checkpoint, ...]
     recipe: DistillRecipe
     losses: Losses
     training: Training
     runner: Runner
-    teacher_runner: Runner
+    teacher_runners: tuple[Runner, ...]
     layers: tuple[LayerInfo, ...]
     samples: Samples
     split: Split
@@ -84,13 +87,9 @@ class DistillPlan:
         """The checkpoint that was given: the student, or what the student was cut out of."""
         return self.checkpoint if self.made is None else self.made.origin
 
-    def student_module(self) -> nn.Module | None:
-        """The module of a bare student, to be filled; None for a checkpoint that names its architecture."""
-        return _module(self.checkpoint, self.recipe, self.allow_code)
-
-    def teacher_module(self) -> nn.Module | None:
-        """The module of a bare teacher."""
-        return _module(self.teacher, self.recipe, self.allow_code)
+    def module_of(self, checkpoint: Checkpoint) -> nn.Module | None:
+        """The module of a bare student or teacher, to be filled; None for one that names its architecture."""
+        return _module(checkpoint, self.recipe, self.allow_code)
 
     def summary(self) -> PlanSummary:
         """What a dry run prints."""
@@ -113,7 +112,7 @@ class DistillPlan:
     @property
     def further(self) -> dict[str, Checkpoint]:
         """Inputs beside the student by their names in the lineage; a mean teacher is none."""
-        return {} if self.recipe.mean_teacher is not None else {"teacher": self.teacher}
+        return {} if self.recipe.mean_teacher is not None else _named(self.teachers)
 
     def _shape(self, info: LayerInfo) -> dict[str, str]:
         """The shape of a layer of a student that the recipe makes."""
@@ -121,8 +120,8 @@ class DistillPlan:
 
 
 def make_plan(
-    source: str | Path | Adapted | MadeStudent,
-    teacher_source: str | Path | Adapted | None,
+    source: Source | MadeStudent,
+    teacher_source: Source | Sequence[Source] | None,
     destination: Destination,
     recipe: DistillRecipe,
     allow_code: bool = False,
@@ -131,7 +130,7 @@ def make_plan(
 
     Args:
         source: the student's checkpoint, or the student that the recipe made.
-        teacher_source: the teacher's; None for a mean teacher.
+        teacher_source: the teacher's, or those of several that are averaged; None for a mean teacher.
         destination: where the trained student goes.
         recipe: what to do.
         allow_code: a factory that the recipe names may run.
@@ -140,18 +139,21 @@ def make_plan(
         Refused: or Problems, everything that is wrong.
     """
     made, place = (source, source.path) if isinstance(source, MadeStudent) else (None, source)
-    require_teacher(recipe, teacher_source)
+    given = [teacher_source] if isinstance(teacher_source, str | Path | Adapted) else list(teacher_source or ())
+    require_teacher(recipe, len(given))
     student, tied = open_input(place)
-    teacher = student if teacher_source is None else open_input(teacher_source)[0]
-    raise_all(place_problems([student, teacher], destination, recipe.gates, NOT_OF_TRAINING))
+    teachers = tuple(open_input(each)[0] for each in given) or (student,)
+    raise_all(place_problems([student, *teachers], destination, recipe.gates, NOT_OF_TRAINING))
     require_writable(destination.path)
-    run, run_teacher = runner(student), runner(teacher)
+    run, runs = runner(student), tuple(runner(teacher) for teacher in teachers)
     losses = tuple((get_loss(config.name), config) for config in recipe.losses)
-    anatomies = anatomies_of((student, run), (teacher, run_teacher), recipe)
-    raise_all(mismatches(losses, run, run_teacher, anatomies))
+    anatomies = [anatomy_of(*each, recipe) for each in zip((student, *teachers), (run, *runs), strict=True)]
+    for teacher_run, anatomy in zip(runs, anatomies[1:], strict=True):
+        raise_all(mismatches(losses, run, teacher_run, (anatomies[0], anatomy)))
+    raise_all(several(losses, anatomies[1:]))
     kinds, warnings = known_kinds(student)
-    for checkpoint, whose in ((student, "student's"), (teacher, "teacher's")):
-        require_positions(recipe.data, checkpoint, whose)
+    for checkpoint in (student, *teachers):
+        require_positions(recipe.data, checkpoint, "student's" if checkpoint is student else "teacher's")
     samples = read_samples(recipe.data, run.task, student, load_tokenizer(student.source.folder))
     require_classes(samples, anatomies[0])
     average = recipe.mean_teacher
@@ -161,18 +163,24 @@ def make_plan(
     if average is not None and samples.labels is not None:
         split = mixed(split, samples.labels, average.labelled)
     layers = tuple(student.layers(kinds))
-    further = {} if average is not None else {"teacher": teacher.source}
+    further = {} if average is not None else {name: each.source for name, each in _named(teachers).items()}
     step = lineage_step("distill", recipe, student.source, {**further, **student.foreign.beside})
     output = arrange(student, destination, _parameters(student, layers), step)
     require_space(output)
-    told = (*tokenizer_warnings(student, teacher), *left_out(student, destination))
+    differing = [line for teacher in teachers for line in tokenizer_warnings(student, teacher)]
+    told = (*differing, *left_out(student, destination))
     return DistillPlan(
-        student, teacher, recipe, losses, training, run, run_teacher, layers, samples, split, output, kinds,
+        student, teachers, recipe, losses, training, run, runs, layers, samples, split, output, kinds,
         _keeps_zeros(training, student),
-        average is None and _cached(training, losses, (run_teacher, anatomies[1]), samples, split),
+        average is None and _cached(training, losses, (runs[0], anatomies[1]), samples, split),
         tuple(dict.fromkeys((*(made.warnings if made else ()), *tied, *warnings, *told, *output.warnings))),
         allow_code, made,
     )  # fmt: skip
+
+
+def _named(teachers: Sequence[Checkpoint]) -> dict[str, Checkpoint]:
+    """Teachers by their names in the lineage: teacher, teacher_2 and so on."""
+    return {f"teacher_{number}" if number > 1 else "teacher": each for number, each in enumerate(teachers, start=1)}
 
 
 def resolved_precision(precision: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from aicompress.checkpoint import Checkpoint
@@ -10,12 +11,12 @@ from aicompress.pipeline.distillation.mean_teacher import Averaged
 from aicompress.pipeline.distillation.training import Trainer
 
 
-def training_section(trainer: Trainer, teacher: Checkpoint | None, cached: bool) -> dict[str, Any]:
+def training_section(trainer: Trainer, teachers: Sequence[Checkpoint], cached: bool) -> dict[str, Any]:
     """Loss curve, best step, data and speed of a finished training run.
 
     Args:
         trainer: the run.
-        teacher: the checkpoint that was learned from; None for the student's average.
+        teachers: the checkpoints that were learned from; none for the student's average.
         cached: its outputs were computed once.
     """
     history, split, trained = trainer.history, trainer.setup.split, trainer.trained
@@ -23,7 +24,7 @@ def training_section(trainer: Trainer, teacher: Checkpoint | None, cached: bool)
     averaged = trainer.setup.averaged
     terms = [f"{config.weight:g} {method.name}" for method, config in trainer.setup.loss.terms]
     return {
-        "teacher": _described(teacher, averaged),
+        "teacher": _described(teachers, averaged),
         "data": dataclasses.asdict(trainer.setup.samples.source),
         "loss": " + ".join(terms if averaged is None else ["1 cross-entropy", *terms]),
         "curve": [dataclasses.asdict(point) for point in history.curve],
@@ -44,8 +45,9 @@ def training_section(trainer: Trainer, teacher: Checkpoint | None, cached: bool)
     }
 
 
-def _described(teacher: Checkpoint | None, averaged: Averaged | None) -> dict[str, Any]:
-    """What was learned from: a checkpoint, or the student's average, which says how it is made."""
-    if teacher is not None:
-        return {"path": str(teacher.path), "bytes": sum(ref.spec.nbytes for ref in teacher.tensors.values())}
+def _described(teachers: Sequence[Checkpoint], averaged: Averaged | None) -> dict[str, Any]:
+    """What was learned from: checkpoints, or the student's average, which says how it is made."""
+    if teachers:
+        size = sum(ref.spec.nbytes for teacher in teachers for ref in teacher.tensors.values())
+        return {"path": " + ".join(str(teacher.path) for teacher in teachers), "bytes": size}
     return {} if averaged is None else {"average_of_the_student": averaged.settings.model_dump()}

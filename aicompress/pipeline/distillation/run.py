@@ -23,7 +23,7 @@ from aicompress.pipeline.distillation.mean_teacher import Averaged
 from aicompress.pipeline.distillation.plan import DistillPlan
 from aicompress.pipeline.distillation.report_section import training_section
 from aicompress.pipeline.distillation.student import Student
-from aicompress.pipeline.distillation.teacher import Loss, Runnable, Teacher, with_cached_outputs
+from aicompress.pipeline.distillation.teacher import Loss, Panel, Runnable, Teacher, with_cached_outputs
 from aicompress.pipeline.distillation.training import Trainer, TrainingSetup
 from aicompress.pipeline.distillation.training_state import StateFile
 from aicompress.pipeline.step.checks import known_kinds
@@ -103,40 +103,37 @@ def _require_divisible(training: Training, processes: int) -> None:
 
 
 def _setup(plan: DistillPlan, device: torch.device, progress: Progress) -> tuple[TrainingSetup, Student]:
-    """Both models, loaded, and the teacher's outputs where they are worth keeping."""
+    """All models, loaded, and the teacher's outputs where they are worth keeping."""
     loss = Loss(plan.losses)
-    model, frozen = _models(plan, device)
-    for each in (model, frozen):
+    model = _load(plan.checkpoint, plan.module_of(plan.checkpoint), device)
+    teachers = [_load(each, plan.module_of(each), device).requires_grad_(False) for each in plan.teachers]
+    for each in (model, *teachers):
         prepare(each, loss.reads)
     if plan.training.precision == "bf16" and device.type == "cpu":
         attend_in_float32(model)
     student = Student.of(model, plan.checkpoint)
     uncached = torch.full((len(plan.samples),), -1)
-    teacher = Teacher(Runnable(frozen, plan.teacher_runner), loss.reads, {}, uncached)
+    panel = Panel(tuple(Runnable(each, run) for each, run in zip(teachers, plan.teacher_runners, strict=True)))
+    teacher = Teacher(panel, loss.reads, {}, uncached)
     if plan.cached:
         index = torch.cat([plan.split.used(plan.training.steps), plan.split.held_out])
         batches = plan.split.in_order(index, plan.training.batch)
         teacher = with_cached_outputs(
             teacher, plan.samples, batches, device, lambda done: progress("teacher", done, len(index))
         )
-    averaged = _averaged(plan, frozen)
+    averaged = _averaged(plan, panel.members[0])
     return TrainingSetup(Runnable(model, plan.runner), teacher, loss, plan.samples, plan.split, averaged), student
 
 
-def _averaged(plan: DistillPlan, model: nn.Module) -> Averaged | None:
+def _averaged(plan: DistillPlan, teacher: Runnable) -> Averaged | None:
     """The average of the student in the teacher's model; None where the teacher is another checkpoint."""
     settings = plan.recipe.mean_teacher
     if settings is None:
         return None
-    parameters = Student.of(model, plan.checkpoint).trained(keep_zeros=False).parameters
-    model.requires_grad_(False)
-    return Averaged(settings, plan.recipe.seed, {name: tensor.detach() for name, tensor in parameters.items()})
-
-
-def _models(plan: DistillPlan, device: torch.device) -> tuple[nn.Module, nn.Module]:
-    """The student's model and the teacher's, of which nothing is trained."""
-    model = _load(plan.checkpoint, plan.student_module(), device)
-    return model, _load(plan.teacher, plan.teacher_module(), device).requires_grad_(False)
+    parameters = Student.of(teacher.model, plan.checkpoint).trained(keep_zeros=False).parameters
+    teacher.model.requires_grad_(False)
+    tensors = {name: tensor.detach() for name, tensor in parameters.items()}
+    return Averaged(settings, plan.recipe.seed, teacher, tensors)
 
 
 def _load(checkpoint: Checkpoint, module: nn.Module | None, device: torch.device) -> nn.Module:
@@ -167,5 +164,5 @@ def _write(
     trainer.state.remove()
     unchanged = "no step was better than the input on the held-out samples: the weights are the input's"
     warnings = plan.warnings if better else (*plan.warnings, unchanged)
-    section = training_section(trainer, plan.further.get("teacher"), plan.cached)
+    section = training_section(trainer, tuple(plan.further.values()), plan.cached)
     return Results(tuple(rows), warnings, training=section, notes=plan.told)

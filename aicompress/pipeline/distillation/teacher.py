@@ -60,6 +60,32 @@ class Runnable:
             return self.run(self.model, batch.inputs, reads, batch.labels)
 
 
+@dataclass(frozen=True)
+class Panel:
+    """Several teachers that answer as one: their logits and embeddings are averaged.
+
+    A mean of logits is the geometric mean of what they predict, at any temperature (Hinton, Vinyals and Dean,
+    "Distilling the Knowledge in a Neural Network", 2015, section 1).
+    """
+
+    members: tuple[Runnable, ...]
+
+    def __call__(self, batch: Batch, reads: frozenset[Output], precision: str) -> Outputs:
+        """The mean outputs for a batch, of the classes that all have."""
+        given = [member(batch, reads, precision) for member in self.members]
+        if len(given) == 1:
+            return given[0]
+        logits = [each.logits.float() for each in given if each.logits is not None]
+        embeddings = [each.embedding.float() for each in given if each.embedding is not None]
+        classes = min((each.shape[-1] for each in logits), default=0)
+        return Outputs(
+            torch.stack([each[..., :classes] for each in logits]).mean(dim=0) if logits else None,
+            torch.stack(embeddings).mean(dim=0) if embeddings else None,
+            mask=given[0].mask,
+            labels=given[0].labels,
+        )
+
+
 def autocast(device: str, precision: str) -> AbstractContextManager[object]:
     """The precision context of a forward pass."""
     return torch.autocast(device, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
@@ -70,13 +96,13 @@ class Teacher:
     """The teacher with its cached outputs.
 
     Attributes:
-        side: the teacher's model.
+        side: the teacher's models.
         reads: outputs that the losses need.
         kept: by output, (samples, ...) of cached outputs.
         row: (samples,) where a sample's outputs are in `kept`; -1 where they are not.
     """
 
-    side: Runnable
+    side: Panel
     reads: frozenset[Output]
     kept: dict[str, Tensor]
     row: Tensor

@@ -183,8 +183,7 @@ class Trainer:
         """The training loss; `draw` numbers the batches of all steps and processes."""
         setup, precision, done = self.setup, self.settings.precision, self.history.step / self.settings.steps
         if setup.averaged is not None:
-            models = (setup.student, setup.teacher.side)
-            return setup.averaged.loss(models, setup.loss, batch, (precision, draw, done))
+            return setup.averaged.loss(setup.student, setup.loss, batch, (precision, draw, done))
         return setup.loss(setup.student(batch, setup.loss.reads, precision), setup.teacher(batch, precision), done)
 
     def _judged(self, batch: Batch) -> Tensor:

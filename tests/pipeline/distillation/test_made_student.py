@@ -21,8 +21,6 @@ from aicompress.pipeline.structured import planner
 from aicompress.pipeline.structured import run as structured
 from aicompress.recipe.distillation import DistillRecipe, load
 from aicompress.report.model import Report
-from tests import checkpoints
-from tests.inputs import once
 
 Make = Callable[..., DistillRecipe]
 
@@ -99,11 +97,10 @@ def test_a_narrow_student_is_planned_to_the_byte_and_loads_in_transformers(
 
 
 def test_kept_blocks_start_closer_to_the_teacher_than_new_ones(
-    trained_llama: Path, built: Path, recipe: Make, tmp_path: Path
+    trained_llama: Path, shallow_llama: Path, recipe: Make, tmp_path: Path
 ) -> None:
-    new = once(built / "llama-shallow", lambda path: checkpoints.make_llama(path, num_hidden_layers=2))
     plain = recipe(None)
-    random = run(make_plan(new, trained_llama, Destination(tmp_path / "new"), plain), Options(latency="off"))
+    random = run(make_plan(shallow_llama, trained_llama, Destination(tmp_path / "new"), plain), Options(latency="off"))
     made = distil(trained_llama, tmp_path / "made", recipe({"layers": 2}))
     assert made.training["held_out_before"] < 0.5 * random.training["held_out_after"]
 

@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import RecipeError, Refused
 from aicompress.model.distillation.noise import Noise
+from aicompress.model.distillation.outputs import Runner
+from aicompress.model.loading.pooling import Pooling
 from aicompress.pipeline.distillation.batches import MixedSplit, Split, mixed
 from aicompress.pipeline.distillation.mean_teacher import Averaged
 from aicompress.pipeline.distillation.plan import make_plan
 from aicompress.pipeline.distillation.run import TrainingOptions, run
+from aicompress.pipeline.distillation.teacher import Runnable
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe.distillation import DistillRecipe, MeanTeacher, load
@@ -134,7 +137,9 @@ def test_a_language_model_learns_from_the_next_tokens(tiny_llama: Path, text_fil
 
 
 def test_the_average_starts_as_a_mean_and_then_follows_slowly() -> None:
-    averaged = Averaged(MeanTeacher(decay=0.75), 0, {"w": torch.tensor([8.0])})
+    averaged = Averaged(
+        MeanTeacher(decay=0.75), 0, Runnable(nn.Identity(), Runner("module", Pooling())), {"w": torch.tensor([8.0])}
+    )
     for step, (student, expected) in enumerate([(4.0, 6.0), (3.0, 5.0), (1.0, 4.0), (0.0, 3.0), (0.0, 2.25)]):
         averaged.follow({"w": torch.tensor([student])}, step)
         assert float(averaged.parameters["w"]) == pytest.approx(expected)

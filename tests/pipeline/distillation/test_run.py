@@ -26,24 +26,6 @@ from tests.model.compressed import compress, halved, integers, low_rank
 Make = Callable[..., DistillRecipe]
 
 
-@pytest.fixture(scope="session")
-def shallow_llama(built: Path) -> Path:
-    """A random Llama of two layers with the tokenizer of `trained_llama`."""
-    return checkpoints.make_llama(built / "llama-shallow", num_hidden_layers=2)
-
-
-@pytest.fixture(scope="session")
-def wide_bert(built: Path) -> Path:
-    """A BERT wider and deeper than `tiny_bert`."""
-    return checkpoints.make_bert(built / "bert-wide", hidden_size=64, num_hidden_layers=4)
-
-
-@pytest.fixture(scope="session")
-def other_bert(built: Path) -> Path:
-    """A BERT with the shape of `tiny_bert` and other weights."""
-    return checkpoints.make_bert(built / "bert-other", initializer_range=0.2)
-
-
 @pytest.fixture
 def recipe(tmp_path: Path, text_file: Path) -> Make:
     """Recipes on the session's text: a method's fields, training fields, and whole sections."""

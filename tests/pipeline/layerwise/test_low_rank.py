@@ -128,7 +128,9 @@ def test_the_fewest_bytes_within_a_divergence(tmp_path: Path, trained_llama: Pat
     method, data = {"name": "two_sided", "max_kl": 0.1}, text(text_file, samples=32)
     with pytest.raises((RecipeError, Problems), match="max_kl needs calibration data"):
         planned(trained_llama, tmp_path / "no data", method)
-    assert UNTRIED in planned(trained_llama, tmp_path / "out", method, data).warnings
+    plan = planned(trained_llama, tmp_path / "out", method, data)
+    assert UNTRIED in plan.warnings
+    assert {layer.config.shift for layer in plan.layers if layer.config is not None} == {0.0}
     start = time.perf_counter()
     report = run(trained_llama, tmp_path / "out", method, data)
     assert report.seconds > 0.5 * (time.perf_counter() - start)  # what decides on ranks is a part of the step
