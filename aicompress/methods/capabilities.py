@@ -73,10 +73,12 @@ class Couples(Generic[C]):
     """Layers of which only products of heads count are compressed two by two; others stay as they are.
 
     Attributes:
+        stays: (product, config) -> why its members stay as they are, in a few words; empty where they do not.
         outline: (product, one of its members, config) -> that one's stored weight without data.
         compress: (product, its members, their biases where they have one, config) -> the stored weights.
     """
 
+    stays: Callable[[HeadProduct, C], str]
     outline: Callable[[HeadProduct, LayerInfo, C], Weight]
     compress: Callable[[HeadProduct, Sequence[Layer], Sequence[Tensor | None], C], list[Weight]]
 

@@ -103,9 +103,18 @@ class Weight(ABC):
     def parts(self) -> dict[str, Weight]:
         """What later steps compress as layers, the last one to be applied first.
 
-        Both factors of a product, `out` on the left and `in` on the right; or the kernels of several convolutions.
+        Both factors of a product, `out` on the left and `in` on the right; the kernels of several convolutions; or, as
+        `out`, what is not zero.
         """
         return {}
+
+    def before(self, part: str) -> Tensor | None:
+        """The matrix that an input is multiplied by before it reaches a part; None where that is given it as it is."""
+        return self.parts()["in"].dense() if part == "out" else None
+
+    def behind(self, part: str) -> Tensor | None:
+        """The matrix that multiplies what a part gives; None where that is the layer's output."""
+        return None if part == "out" else self.parts()["out"].dense()
 
     def with_parts(self, parts: Mapping[str, Weight]) -> Self:
         """The same weight with some of its parts replaced."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -58,6 +58,18 @@ class Submatrix(Weight):
         block, (out, columns) = self.block.describe(), self.block.shape
         return ", ".join(filter(None, (f"{out} × {columns} kept", block)))
 
+    def parts(self) -> dict[str, Weight]:
+        return {"out": self.block}
+
+    def with_parts(self, parts: Mapping[str, Weight]) -> Submatrix:
+        return replace(self, block=parts.get("out", self.block))
+
+    def before(self, part: str) -> Tensor | None:
+        return None if self.kept_columns is None else _chosen(self.kept_columns, self.size[1])
+
+    def behind(self, part: str) -> Tensor | None:
+        return None if self.kept_rows is None else _chosen(self.kept_rows, self.size[0]).t()
+
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Submatrix:
         block = restore({s: t for s, t in tensors.items() if s not in ("rows", "columns")}, meta["block"])
@@ -68,6 +80,11 @@ class Submatrix(Weight):
         if block.shape == (out, columns):
             raise ValueError("a submatrix that is the whole matrix")
         return cls(block, (out, columns), *kept)
+
+
+def _chosen(index: Tensor, size: int) -> Tensor:
+    """The matrix (kept, size) that takes these places of a vector."""
+    return torch.eye(size)[index.long()]
 
 
 def _require_index(name: str, index: Tensor | None, size: int, kept: int) -> None:

@@ -28,6 +28,7 @@ OURS: dict[str, dict[str, Any]] = {
     "activation": {"method": {"name": "activation"}},
     "fisher": {"method": {"name": "fisher"}},
     "whitened": {"method": {"name": "whitened"}},
+    "dictionary": {"method": {"name": "dictionary"}},
     "stack": {"method": {"name": "stack"}},
     "two_sided": {"method": {"name": "two_sided"}},
     "two_sided ranks: auto": {"method": {"name": "two_sided", "ranks": "auto"}},

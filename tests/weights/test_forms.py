@@ -81,7 +81,8 @@ class TestEveryForm:
         assert not parts or weight.numbers() == sum(part.numbers() for part in parts.values())
         if parts:
             assert torch.equal(weight.with_parts(parts).dense(), weight.dense())
-            assert outline_nbytes(weight) == sum(outline_nbytes(part) for part in parts.values())
+            places = sum(tensor.nbytes for suffix, tensor in weight.tensors().items() if suffix in ("rows", "columns"))
+            assert outline_nbytes(weight) == sum(outline_nbytes(part) for part in parts.values()) + places
 
     def test_counts_no_more_numbers_than_it_stores(self, weight: Weight) -> None:
         """A number takes a bit or more: of a code its width, of a value its dtype's."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from pydantic import ByteSize, Field
@@ -58,6 +58,10 @@ class RankConfig(MethodConfig):
     def tried(self) -> bool:
         """Whether the running model decides on the rank."""
         return self.max_kl is not None
+
+    def as_tried(self) -> Self:
+        """The parameters under which layers are tried on the running model, and written so."""
+        return self
 
 
 R = TypeVar("R", bound=RankConfig)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, Self, TypeVar
 
 from pydantic import Field
 from torch import Tensor
@@ -35,8 +35,16 @@ class AnchoredConfig(DampedConfig):
     """Parameters of methods that know the Gram matrix of a layer's inputs, and aim at the original model's outputs."""
 
     shift: float = Field(
-        1.0, ge=0, le=1, description="how far the target moves to make up for what compressed layers before it changed"
+        1.0,
+        ge=0,
+        le=1,
+        description="how far the target moves to make up for what compressed layers before it changed; beside max_kl "
+        "it is 0 where it is not given, so that layers are written as they were tried",
     )
+
+    def as_tried(self) -> Self:
+        """The parameters under which layers are tried on the running model, and written so."""
+        return self.model_copy(update={"shift": 0.0}) if self.tried and "shift" not in self.model_fields_set else self
 
 
 W = TypeVar("W", bound=RankConfig)
@@ -168,5 +176,6 @@ def estimated(candidates: Sequence[Candidate[W]], other_bytes: int) -> list[W]:
     Raises:
         RecipeError: a budget does not hold even rank 1 everywhere, or a compressed layer would grow.
     """
+    candidates = [replace(candidate, config=candidate.config.as_tried()) for candidate in candidates]
     plain = allocation.resolve(candidates, other_bytes, svd.gains)
     return allocation.still_open(candidates, plain, lambda config: config.by_spectrum)

@@ -144,18 +144,12 @@ def watched(
 
 
 def _factor(checkpoint: Checkpoint, info: LayerInfo) -> Part:
-    """Of W = A B: dL/dA = dL/dW Bᵀ and dL/dB = Aᵀ dL/dW."""
-    factors = checkpoint.weight(info.tensor).parts()
-    if info.part == "out":
-        inner = factors["in"].dense()
+    """Of W = A P B: dL/dP = Aᵀ dL/dW Bᵀ."""
+    weight = checkpoint.weight(info.tensor)
+    behind, before = weight.behind(info.part), weight.before(info.part)
 
-        def of_out(gradient: Tensor) -> Tensor:
-            return gradient @ inner.t()
+    def of_part(gradient: Tensor) -> Tensor:
+        gradient = gradient if behind is None else behind.t() @ gradient
+        return gradient if before is None else gradient @ before.t()
 
-        return of_out
-    out = factors["out"].dense()
-
-    def of_inner(gradient: Tensor) -> Tensor:
-        return out.t() @ gradient
-
-    return of_inner
+    return of_part

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -70,7 +71,9 @@ class Step(Protocol):
 
 def input_width(layers: Sequence[LayerInfo]) -> int:
     """Width of a parameter's input: of the whole layer, or of a low-rank one's inner factor."""
-    return next(info.shape[1] for info in layers if info.part != "out")
+    whole = layers[0].tensor_shape
+    inner = (info.shape[1] for info in layers if info.part != "out")
+    return next(inner, whole[0] if layers[0].transposed else math.prod(whole[1:]))
 
 
 def wanted(method: AnyLayerMethod | AnyStructuralMethod, config: MethodConfig) -> frozenset[str]:

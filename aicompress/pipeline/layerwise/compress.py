@@ -93,8 +93,9 @@ class Compression:
             if part in by_part:
                 job = by_part[part]
                 own = known.get(job.info.name, Known())
-                if part == "out" and own.inputs:  # the outer factor is given what the new inner one gives
-                    own = dataclasses.replace(own, inputs=own.inputs.through(factors["in"].dense()))
+                before = old.with_parts(factors).before(part)  # the outer factor is given what the new inner one gives
+                if before is not None and own.inputs:
+                    own = dataclasses.replace(own, inputs=own.inputs.through(before))
                 factors[part], row = self.finished(job, self.alone(job, own, old))
                 rows.append(row)
         return old.with_parts(factors), rows

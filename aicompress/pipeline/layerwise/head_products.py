@@ -32,17 +32,23 @@ def coupled(
         return dict(layers), []
     by_tensor = {layer.info.tensor: layer for layer in layers.values()}
     coupled: dict[str, LayerPlan] = {}
+    whole: dict[str, str] = {}
     for product in _products(checkpoint, recipe, allow_code):
         members = [by_tensor[name] for name in product.members if name in by_tensor]
         if len(members) == 2:
             _require_one_config(members)
+            why = method.couples.stays(product, members[0].config)
+            if why:
+                whole |= {member.info.name: why for member in members}
+                continue
             coupled |= {member.info.name: replace(member, product=product) for member in members}
     if not coupled:
+        why = "".join(f" ({reason})" for reason in dict.fromkeys(whole.values()))
         raise Refused(
-            f"{method.name}: of the selected layers none are projections of attention heads that can be reduced",
+            f"{method.name}: of the selected layers none are projections of attention heads that can be reduced{why}",
             "select both layers of a product, such as v_proj and o_proj; or take whitened or two_sided",
         )
-    return {name: coupled[name] for name in layers if name in coupled}, _left(layers, coupled)
+    return {name: coupled[name] for name in layers if name in coupled}, _left(layers, coupled, whole)
 
 
 def _products(checkpoint: Checkpoint, recipe: Recipe, allow_code: bool) -> tuple[HeadProduct, ...]:
@@ -65,13 +71,19 @@ def _require_one_config(members: Sequence[LayerPlan]) -> None:
         )
 
 
-def _left(layers: Mapping[str, LayerPlan], coupled: Mapping[str, LayerPlan]) -> list[str]:
-    """A note on selected layers that stay as they are."""
-    left = [name for name in layers if name not in coupled]
-    if not left:
-        return []
-    shown = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
+def _left(layers: Mapping[str, LayerPlan], coupled: Mapping[str, LayerPlan], whole: Mapping[str, str]) -> list[str]:
+    """Notes on selected layers that stay as they are, by the reason."""
+    other = (
+        "no attention heads lie in them, or a norm of queries and keys, a fused projection or biases of heads that "
+        "share a key hold these together"
+    )
+    reasons: dict[str, list[str]] = {}
+    for name in layers:
+        if name not in coupled:
+            reasons.setdefault(whole.get(name, other), []).append(name)
     return [
-        f"{len(left)} of {len(layers)} layers stay as they are: no attention heads lie in them, or a norm of queries "
-        f"and keys, a fused projection or biases of heads that share a key hold these together: {shown}"
+        f"{len(names)} of {len(layers)} layers stay as they are: {why}: "
+        + ", ".join(names[:3])
+        + ", ..." * (len(names) > 3)
+        for why, names in reasons.items()
     ]

@@ -55,7 +55,7 @@ def better_rounded(rows: Sequence[LayerRow]) -> list[str]:
     told = next(part for part in better[0].note.split("; ") if part.startswith(ROUNDED_NOTE))
     return [
         f"layers that lose more as factors than quantized in no more bytes: {len(better)}, {better[0].name} for one "
-        f"({told}); factors pay where time is to be saved, or before they are quantized"
+        f"({told}); factors pay where time is to be saved"
     ]
 
 

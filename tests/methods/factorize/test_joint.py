@@ -113,7 +113,8 @@ def test_pairs_that_hold_least_of_query_and_key_go_from_all_heads_of_a_group() -
     key.view(GROUPS, WIDTH, HIDDEN)[0, [2, 6]] = 0.1  # in the keys of the first group
     key.view(GROUPS, WIDTH, HIDDEN)[1, [0, 4]] = 0.1
     layers = named(*(layer_of(matrix, inputs=inputs_of(randn(50, HIDDEN))) for matrix in (query, key)))
-    new = coupled(product, layers, keep=0.5)
+    assert member_outline(product, layers[0].info, JointConfig(keep=0.5)).form == "dense"  # pairs have to be asked for
+    new = coupled(product, layers, scores=0.5)
     for weight, old in zip(new, (query, key), strict=True):
         heads = len(old) // WIDTH
         rows = weight.dense().view(heads, WIDTH, HIDDEN)
@@ -132,10 +133,12 @@ def test_zero_matrices_and_few_tokens() -> None:
         assert not any(weight.dense().any() for weight in coupled(product, layers, keep=0.25))
 
 
-def test_directions_are_those_that_count_and_are_seen() -> None:
-    seen = torch.diag(torch.tensor([4.0, 1.0, 1.0])).double()
-    counted = torch.diag(torch.tensor([1.0, 9.0, 1.0])).double()
-    assert torch.allclose(directions(counted, seen, 1).abs(), torch.tensor([[0.0, 1.0, 0.0]]).double(), atol=1e-9)
+def test_directions_are_those_that_count_and_are_seen_in_any_group() -> None:
+    seen = [torch.diag(torch.tensor([4.0, 1.0, 1.0])).double(), torch.diag(torch.tensor([1.0, 2.0, 3.0])).double()]
+    counted = [torch.diag(torch.tensor([1.0, 9.0, 1.0])).double(), 0.1 * torch.eye(3).double()]
+    first, second = directions(counted, seen, 3)
+    assert torch.allclose(first.abs(), torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]).double(), atol=1e-9)
+    assert torch.allclose(second.abs(), torch.tensor([[0.0, 0.0, 1.0]]).double(), atol=1e-9)
 
 
 def test_all_kept_is_the_layer_itself() -> None:

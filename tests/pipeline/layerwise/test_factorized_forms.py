@@ -18,7 +18,7 @@ from tests.pipeline.layerwise.test_low_rank import run
 METHODS: dict[str, tuple[dict[str, Any], str, int]] = {  # fields, form, and layers of a block
     "residual": ({"rank": 4, "base": {"name": "rtn", "bits": 3, "group_size": 16}}, "corrected", 7),
     "dictionary": ({"keep": 0.7, "rounds": 2}, "low_rank", 7),
-    "joint": ({"keep": 0.5}, "submatrix", 4),
+    "joint": ({"keep": 0.5, "scores": 0.5}, "submatrix", 4),
 }
 IDS = torch.arange(2, 26).reshape(2, 12)
 

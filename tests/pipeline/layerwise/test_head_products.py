@@ -10,6 +10,7 @@ from transformers import AutoModel
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CompressError, Refused
+from aicompress.measure import rel_error
 from aicompress.model.loading.load import load
 from aicompress.pipeline import steps
 from aicompress.pipeline.calibration.requirements import Request
@@ -18,7 +19,7 @@ from tests import checkpoints
 from tests.pipeline.calibration.steps import text
 from tests.pipeline.layerwise.test_low_rank import divergence, planned, run
 
-HEADS = {"include": ["*self_attn*"]}
+VALUES = {"include": ["*.v_proj", "*.o_proj"]}
 
 
 def test_heads_of_few_directions_lose_nothing_under_biases(tmp_path: Path, text_file: Path) -> None:
@@ -49,7 +50,7 @@ def test_a_model_changes_less_than_with_factors_in_as_many_bytes(
     for name in ("whitened", "joint"):
         method = {"name": name, "keep": 0.5}
         sizes[name] = run(
-            trained_llama, tmp_path / name, method, text(text_file, samples=16), select=HEADS
+            trained_llama, tmp_path / name, method, text(text_file, samples=16), select=VALUES
         ).after.by_kind
         lost[name] = divergence(tmp_path / name, trained_llama, heldout_file)
     assert sizes["joint"]["linear"] <= 1.01 * sizes["whitened"]["linear"]
@@ -68,15 +69,18 @@ def test_files_of_statistics_give_the_same(tmp_path: Path, tiny_llama: Path, tex
 
 def test_what_stays_is_told(tmp_path: Path, tiny_llama: Path, text_file: Path) -> None:
     plan = planned(tiny_llama, tmp_path / "out", {"name": "joint"}, text(text_file))
-    (note,) = plan.summary().notes
-    assert "9 of 21 layers stay as they are" in note
-    assert "mlp.down_proj" in note
+    told = plan.summary().notes
+    assert len(told) == 2
+    assert "6 of 21 layers stay as they are: a rotary embedding turns them in pairs" in "".join(told)
+    assert "9 of 21 layers stay as they are: no attention heads lie in them" in "".join(told)
+    assert {row.name.rpartition(".")[2] for row in plan.summary().rows} == {"v_proj", "o_proj"}
 
 
 @pytest.mark.parametrize(
     ("more", "complaint"),
     [
         ({"select": {"include": ["*v_proj", "*mlp*"]}}, "none are projections of attention heads"),
+        ({"select": {"include": ["*q_proj", "*k_proj"]}}, "only where `scores` is given"),
         ({"rules": [{"match": "*v_proj", "keep": 0.5}]}, "have different parameters"),
     ],
 )
@@ -86,3 +90,20 @@ def test_what_cannot_be_coupled_is_refused(
     with pytest.raises((Refused, CompressError), match=complaint):
         planned(tiny_llama, tmp_path / "out", {"name": "joint"}, text(text_file), **more)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_what_stays_of_heads_is_quantized_alone(tmp_path: Path, tiny_llama: Path, text_file: Path, method: str) -> None:
+    run(tiny_llama, tmp_path / "thin", {"name": "joint", "keep": 0.5, "scores": 0.5}, text(text_file, samples=4))
+    fields = {"name": method, "bits": 8, "granularity": "channel"}
+    data = text(text_file, samples=4) if method == "gptq" else None
+    run(tmp_path / "thin", tmp_path / "codes", fields, data, command="quantize")
+    thin, codes = Checkpoint.open(tmp_path / "thin"), Checkpoint.open(tmp_path / "codes")
+    for name in thin.manifest.entries:
+        before, after = thin.weight(name), codes.weight(name)
+        assert (after.form, after.parts()["out"].form) == ("submatrix", "int_grouped")
+        assert not after.dense()[before.dense() == 0].any()
+        assert rel_error(before.dense(), after) < 0.02
+    ids = torch.arange(5, 37).view(2, 16)
+    with torch.no_grad():
+        assert torch.allclose(load(tmp_path / "codes")(ids).logits, load(tmp_path / "thin")(ids).logits, atol=0.5)

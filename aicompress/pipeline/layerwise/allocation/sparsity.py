@@ -160,7 +160,8 @@ class _Reader:
             inputs = inputs.of_lookups(input_width([each.info for each in self.layers[info.tensor]]))
         inputs = replace(inputs, cross=inputs.gram)
         gradients = merged_gradients(self.files, info.name) or GradientStats.flat(info.shape)
-        if info.part == "out":
-            inputs = inputs.through(self.checkpoint.weight(info.tensor).parts()["in"].dense())
+        before = self.checkpoint.weight(info.tensor).before(info.part) if info.part else None
+        if before is not None:
+            inputs = inputs.through(before)
         layer = self.checkpoint.layer(info, layer_seed(self.seed, info.name))
         return replace(layer, inputs=inputs, gradients=gradients)
