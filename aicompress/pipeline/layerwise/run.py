@@ -40,18 +40,14 @@ def run(plan: Plan, options: Options | None = None) -> Report:
     options = options or Options()
     team = assembled(torch.device("cpu"))
     start = time.perf_counter()
-    with allocated(plan, team, options.progress) as (explicit, known):
-        return _run(explicit, known, team, options, time.perf_counter() - start)
-
-
-def _run(plan: Plan, known: Read | None, team: Processes, options: Options, surveyed: float) -> Report:
-    """Write the output of a plan after its survey, of so many seconds; `known` reads gradients that one has taken."""
-    decision = decided(plan, options.resume, team, options.progress)
-    decision = replace(decision, seconds=surveyed + decision.seconds)
-    if across(decision.plan):
-        with files_of_original(decision.plan, plan.needs, team, options.progress) as files:
-            return _written(decision, known, files, team, options)
-    return _written(decision, known, None, team, options)
+    with allocated(plan, team, options.progress) as (explicit, known, files):
+        surveyed = time.perf_counter() - start
+        decision = decided(explicit, options.resume, team, options.progress)
+        decision = replace(decision, seconds=surveyed + decision.seconds)
+        if files is None and across(decision.plan):
+            with files_of_original(decision.plan, explicit.needs, team, options.progress) as original:
+                return _written(decision, known, original, team, options)
+        return _written(decision, known, files, team, options)
 
 
 def _written(

@@ -132,7 +132,9 @@ def test_the_fewest_bytes_within_a_divergence(tmp_path: Path, trained_llama: Pat
     assert UNTRIED in plan.warnings
     assert {layer.config.shift for layer in plan.layers if layer.config is not None} == {0.0}
     start = time.perf_counter()
-    report = run(trained_llama, tmp_path / "out", method, data)
+    said: list[str] = []
+    report = run(trained_llama, tmp_path / "out", method, data, said=said)
+    assert not any(what.startswith("block ") for what in said)  # what was tried is written, without another pass
     assert report.seconds > 0.5 * (time.perf_counter() - start)  # what decides on ranks is a part of the step
     assert UNTRIED not in report.warnings
     told = next(float(line.split()[4]) for line in report.notes if line.startswith("max_kl: the outputs lose"))

@@ -25,7 +25,7 @@ from aicompress.model.kernels.select import fast_linear
 from aicompress.pipeline.calibration.requirements import input_width
 from aicompress.pipeline.calibration.statistics_file import Wanted, collect, kept
 from aicompress.pipeline.layerwise.allocation.trial import Trial, tried
-from aicompress.pipeline.layerwise.plan import UNDECIDED, UNTRIED, Plan, selected
+from aicompress.pipeline.layerwise.plan import UNDECIDED, UNTRIED, Plan, compares, selected
 from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed, named, sharing_budgets
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.workers import Processes
@@ -38,21 +38,24 @@ Read = Callable[[str], GradientStats | None]  # moments of a layer's gradients b
 
 
 @contextmanager
-def allocated(plan: Plan, team: Processes, progress: Progress) -> Iterator[tuple[Plan, Read | None]]:
+def allocated(
+    plan: Plan, team: Processes, progress: Progress
+) -> Iterator[tuple[Plan, Read | None, list[StatisticsFile] | None]]:
     """The plan with an explicit number of survivors, or a rank, for every layer; itself where nothing is open.
 
     Every process has the same. Beside it what reads the gradients that the survey took, while the context lasts, where
-    the step reads no others.
+    the step reads no others, and the survey's files where layers are written from them, as they were tried.
 
     Raises:
         RecipeError: a layer would be pruned away.
     """
     layers = [x for x in plan.layers if x.config is not None and plan.method.undecided(x.config)]
     if not layers:
-        yield plan, None
+        yield plan, None, None
         return
     with files_of_original(plan, plan.surveys, team, progress) as files:
         explicit, trial = plan, None
+        trying = any(plan.method.tries(layer.config) for layer in layers)
         reader = _Reader(plan.checkpoint, plan.recipe.seed, plan.by_tensor, files)
         for budget, members in sharing_budgets(layers).items():
             configs = None
@@ -68,7 +71,9 @@ def allocated(plan: Plan, team: Processes, progress: Progress) -> Iterator[tuple
             notes = (*plan.notes, trial.note(explicit))
             explicit = replace(explicit, notes=notes, measured_on={**plan.measured_on, **trial.record})
         same = explicit.needs & OF_GRADIENTS <= plan.surveys
-        yield replace(explicit, warnings=warnings), partial(merged_gradients, files) if same else None
+        as_tried = trying and not compares(explicit) and explicit.needs <= plan.surveys and plan.recipe.tune is None
+        read = partial(merged_gradients, files) if same else None
+        yield replace(explicit, warnings=warnings), read, files if as_tried and explicit.needs else None
 
 
 def _decided(
