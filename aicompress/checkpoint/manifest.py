@@ -19,7 +19,7 @@ from aicompress.errors import CheckpointError, Unsupported
 from aicompress.layer import LayerInfo, from_matrix
 from aicompress.weights import TensorSpec, Weight, form_of
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # what is read; 1 is written where no parameter shares tensors, as versions before that read it
 KEY = "aicompress"
 
 
@@ -121,7 +121,8 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         entries = {name: entry.to_json() for name, entry in self.entries.items()}
-        plain = {"format_version": FORMAT_VERSION, "entries": entries, "lineage": list(self.lineage)}
+        version = FORMAT_VERSION if any(entry.shared for entry in self.entries.values()) else 1
+        plain = {"format_version": version, "entries": entries, "lineage": list(self.lineage)}
         return {**plain, "widths": self.widths} if self.widths else plain
 
     def to_text(self) -> str:

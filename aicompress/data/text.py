@@ -73,7 +73,7 @@ def _label(where: str, value: object, classes: Sequence[str]) -> int:
         return value
     if value in classes:
         return list(classes).index(value)
-    if value.strip().isdecimal():
+    if value.strip().isdecimal() or value.strip() == "-1":  # the latter: not known
         return int(value)
     raise RecipeError(f"{where}: label {value!r} is not a class of the model", suggestion(value, classes))
 

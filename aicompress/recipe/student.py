@@ -79,7 +79,8 @@ class StudentShape(Section):
         if self.hidden is not None:
             score = "activation" if self.score == "obs" else self.score
             configs.append(HiddenConfig(**_sized(self.hidden, "hidden_size"), score=score))
-        calibration = Calibration(**dict(data)).at_most(SAMPLES)
+        unlabelled = {**dict(data), "labels": None}  # not every sample of a mean teacher's data has a label
+        calibration = Calibration(**unlabelled).at_most(SAMPLES)
         return tuple(
             Recipe(
                 version=1,

@@ -33,6 +33,15 @@ def test_labelled_texts_of_every_format(table: dict[str, str]) -> None:
     assert source.samples == 3
 
 
+def test_a_label_of_minus_one_is_one_that_is_not_known(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("text,label\nOne.,1\nTwo.,-1\n")
+    assert labelled(Data(csv=str(path), labels="label"))[1].tolist() == [1, -1]
+    path.write_text("text,label\nOne.,-2\n")
+    with pytest.raises(RecipeError, match="'-2' is not a class"):
+        labelled(Data(csv=str(path), labels="label"))
+
+
 def test_a_choice_keeps_texts_with_their_labels(table: dict[str, str]) -> None:
     texts, labels, _ = labelled(Data(**table, labels="label", samples=2), seed=1)
     assert set(zip(texts, labels.tolist(), strict=True)) < set(ROWS)

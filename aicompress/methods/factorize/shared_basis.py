@@ -17,7 +17,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from aicompress.methods.factorize.shared_factor import APART, BlocksConfig, Grouping, neighbours, sharing
+from aicompress.methods.factorize.shared_factor import APART, Aim, BlocksConfig, Grouping, neighbours, sharing
 
 
 class SharedBasisConfig(BlocksConfig):
@@ -34,7 +34,7 @@ class SharedBasisConfig(BlocksConfig):
 METHOD = sharing(
     SharedBasisConfig,
     Grouping(neighbours, APART, across=True),
+    Aim(),
     "one right factor for like layers of neighbouring blocks; by rank or share; calibrated or data-free",
     when="blocks that do nearly the same, as after upcycling or weight sharing in training; measure it beside whitened",
-    shift=lambda config: 0.0,
 )

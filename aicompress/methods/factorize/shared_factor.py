@@ -78,21 +78,39 @@ class Grouping(Generic[C]):
     across: bool = False
 
 
-def sharing(
-    config: type[C], grouping: Grouping[C], summary: str, *, when: str, shift: Callable[[C], float]
-) -> LayerMethod[C]:
+@dataclass(frozen=True)
+class Aim(Generic[C]):
+    """What the error of a layer is of, and what it counts beside its inputs.
+
+    Attributes:
+        shift: config -> how far the target moves towards the original model's outputs.
+        graded: config -> whether gradients in the layer's outputs count.
+        outputs: (layer, config) -> the outputs' side where they do; None where no gradient reaches it.
+    """
+
+    shift: Callable[[C], float] = lambda config: 0.0
+    graded: Callable[[C], bool] = lambda config: False
+    outputs: Callable[[Layer, C], Root | None] = lambda layer, config: None
+
+
+def sharing(config: type[C], grouping: Grouping[C], aim: Aim[C], summary: str, *, when: str) -> LayerMethod[C]:
     """A method whose groups of layers have one right factor.
 
     Args:
         config: its parameters; their name is the method's.
         grouping: which layers share.
+        aim: what the error is of.
         summary: a line for the list of methods.
         when: as of every method.
-        shift: config -> how far the target moves towards the original model's outputs.
     """
 
     def together(layers: Sequence[Layer], given: C) -> list[Weight]:
-        return compressed(layers, given, shift(given))
+        return compressed(layers, given, aim)
+
+    def reads(given: C) -> frozenset[str]:
+        if not given.whiten:
+            return frozenset()
+        return frozenset({"gram", "output_gram"} if aim.graded(given) else {"gram"})
 
     return LayerMethod(
         name=config.model_fields["name"].default,
@@ -100,16 +118,13 @@ def sharing(
         summary=summary,
         when=when,
         config=config,
-        needs=frozenset({"gram"}),
+        needs=frozenset({"gram", "output_gram"} if "gradients" in config.model_fields else {"gram"}),
         apply=lambda layer, given: together([layer], given)[0],
         outline=lambda info, given: outlines([info], given)[0],
         check=check,
         describe=describe,
         shares=Shares("in", grouping.groups, outlines, together, grouping.why, across=grouping.across),
-        reading=Reads(
-            lambda given: frozenset({"gram"}) if given.whiten else frozenset(),
-            lambda given: given.whiten and shift(given) > 0,
-        ),
+        reading=Reads(reads, lambda given: given.whiten and aim.shift(given) > 0),
     )
 
 
@@ -160,7 +175,7 @@ def outlines(infos: Sequence[LayerInfo], config: SharedConfig) -> list[Weight]:
     return [LowRank(Dense.outline((info.shape[0], rank), dtype), inner) for info in infos]
 
 
-def compressed(layers: Sequence[Layer], config: SharedConfig, shift: float) -> list[Weight]:
+def compressed(layers: Sequence[Layer], config: C, aim: Aim[C]) -> list[Weight]:
     """Factors of layers that share the right one, or the layers where these would not be smaller.
 
     Raises:
@@ -172,14 +187,25 @@ def compressed(layers: Sequence[Layer], config: SharedConfig, shift: float) -> l
         return [kept_dense(layer) for layer in layers]
     root = _root(layers, config)
     weighting = Weighting(root)
-    sizes = [size_of(weighting, layer, config) for layer in layers]
-    moved = [shifted(layer, shift if config.whiten else 0.0, root.solve).double() for layer in layers]
-    whole = torch.cat([target / size for target, size in zip(moved, sizes, strict=True)])
+    outputs = _outputs(weighting, layers, config, aim)
+    moved = [shifted(layer, aim.shift(config) if config.whiten else 0.0, root.solve).double() for layer in layers]
+    whole = torch.cat([side.times(target.t()).t() for side, target in zip(outputs, moved, strict=True)])
     out, inner = weighting.factors(whole, rank)
     counts = [info.shape[0] for info in infos]
-    out, inner = even(out * torch.tensor(sizes).repeat_interleave(torch.tensor(counts))[:, None], inner)
+    rows = zip(outputs, torch.split(out.double(), counts), strict=True)
+    out, inner = even(torch.cat([side.undone(each.t()).t() for side, each in rows]), inner)
     shared = Dense(inner.to(dtype).contiguous())
     return [LowRank(Dense(each.to(dtype).contiguous()), shared) for each in torch.split(out, counts)]
+
+
+def _outputs(weighting: Weighting, layers: Sequence[Layer], config: C, aim: Aim[C]) -> list[Root]:
+    """What errors of the layers' outputs count: by their gradients, where these reach all of them, or by their size."""
+    if config.whiten and aim.graded(config):
+        graded = [root for layer in layers if (root := aim.outputs(layer, config)) is not None]
+        if len(graded) == len(layers):
+            return graded
+    sizes = [(layer.info.shape[0], size_of(weighting, layer, config)) for layer in layers]
+    return [Root.diagonal(torch.ones(rows, dtype=torch.float64) / size**2, 0.0) for rows, size in sizes]
 
 
 def size_of(weighting: Weighting, layer: Layer, config: SharedConfig) -> float:

@@ -6,6 +6,9 @@ r has U V S = SVD_r([W_1; W_2; ...] S), by Eckart and Young 1936, and its output
 Σ_{i>r} σ_i². Layers of n inputs and m_i outputs store r (n + Σ m_i) numbers, which at equal numbers is a larger rank
 than each layer would have by itself.
 
+With `gradients` the outputs of each layer count by G_i = Σ d dᵀ of the gradients d in them, as in two_sided: with
+G_i = M_iᵀ M_i the stack is [M_1 W_1; M_2 W_2; ...] S, and its error is in units of loss.
+
 Shapes: U_i (m_i, r), V (r, n), stored once under the first layer's name. Calibrated as whitened is, in the walk, or
 data-free.
 """
@@ -17,8 +20,13 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
+from aicompress.layer import Layer
 from aicompress.methods.capabilities import Candidate
-from aicompress.methods.factorize.shared_factor import Grouping, SharedConfig, sharing
+from aicompress.methods.factorize import two_sided
+from aicompress.methods.factorize.roots import Root
+from aicompress.methods.factorize.shared_factor import Aim, Grouping, SharedConfig, sharing
+from aicompress.methods.factorize.two_sided import TwoSidedConfig
+from aicompress.methods.method import GradientLoss
 
 
 class StackConfig(SharedConfig):
@@ -30,6 +38,26 @@ class StackConfig(SharedConfig):
     shift: float = Field(
         1.0, ge=0, le=1, description="how far the target moves to make up for what compressed layers before it changed"
     )
+    gradients: bool = Field(
+        False, description="outputs count by the gradients of the model's own predictions, as two_sided has them"
+    )
+    output_damping: float = Field(
+        0.3, ge=0, le=1, description="added to the Gram matrix of output gradients, as a part of its mean diagonal"
+    )
+
+    @property
+    def gradient_loss(self) -> GradientLoss:
+        return "own"
+
+
+def outputs(layer: Layer, config: StackConfig) -> Root | None:
+    """Mᵀ of the Gram matrix of the gradients in a layer's outputs; None where no gradient reaches it.
+
+    Raises:
+        CompressError: they are not finite.
+    """
+    known = TwoSidedConfig(rank=1, output_damping=config.output_damping)
+    return two_sided.outputs(layer, known)
 
 
 def groups(candidates: Sequence[Candidate[StackConfig]]) -> list[list[int]]:
@@ -46,7 +74,7 @@ def groups(candidates: Sequence[Candidate[StackConfig]]) -> list[list[int]]:
 METHOD = sharing(
     StackConfig,
     Grouping(groups, "as no other selected layer reads their input"),
+    Aim(lambda config: config.shift, lambda config: config.gradients, outputs),
     "one right factor for layers of one input, such as query, key and value; by rank or share; calibrated or data-free",
     when="calibration text: in as many bytes it loses less than whitened, which gives each layer both factors",
-    shift=lambda config: config.shift,
 )

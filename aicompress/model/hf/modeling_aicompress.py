@@ -28,7 +28,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from .layers_aicompress import Stored, attach, attach_tied, borrow, mark_ready, reshape
 
 METHOD = "aicompress"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 INSTEAD = ": load it with aicompress.load"  # how errors about a checkpoint that is sound end
 PREFIX = "AIC"  # AICLlamaForCausalLM is transformers' LlamaForCausalLM, loaded through this file
 
@@ -123,9 +123,7 @@ def outlines(files: Iterable[str]) -> dict[str, Tensor]:
 class AicompressConfig(QuantizationConfigMixin):  # type: ignore[misc]
     """config.json's quantization_config: an entry per compressed parameter."""
 
-    def __init__(
-        self, format_version: int = FORMAT_VERSION, entries: dict[str, Any] | None = None, **rest: Any
-    ) -> None:
+    def __init__(self, format_version: int = 1, entries: dict[str, Any] | None = None, **rest: Any) -> None:
         if format_version > FORMAT_VERSION:
             raise ValueError("this checkpoint was written by a newer aicompress: upgrade aicompress")
         self.quant_method = METHOD

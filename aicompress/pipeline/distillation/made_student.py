@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,7 +75,7 @@ def made_student(
     raise_all(place_problems([origin], destination, recipe.gates, NOT_OF_TRAINING))
     require_writable(destination.path)
     work = working_path(destination.path)
-    folder = work.with_name(work.name.replace("-partial", "-student-plan" if plan_only else "-student"))
+    folder = work.with_name(work.name.removesuffix("-partial") + ("-student-plan" if plan_only else "-student"))
     with _kept(folder):
         told: list[str] = []
         warnings: list[str] = []
@@ -101,6 +101,7 @@ def _kept(folder: Path) -> Iterator[None]:
     if not is_first():
         yield
         return
+    made = [parent for parent in folder.parents if not parent.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     held = lock(folder)
     try:
@@ -108,6 +109,9 @@ def _kept(folder: Path) -> Iterator[None]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(held)
+        for parent in made:
+            with suppress(OSError):  # the output lies there
+                parent.rmdir()
 
 
 def _cut(source: str | Path | Adapted, made: Path, cut: Recipe, progress: Progress) -> tuple[StructurePlan, Report]:

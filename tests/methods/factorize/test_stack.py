@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aicompress.layer import InputStats, Layer
+from aicompress.layer import GradientStats, InputStats, Layer
 from aicompress.methods.curvature import loss
 from aicompress.methods.factorize import whitened
 from aicompress.methods.factorize.roots import Root, Weighting
@@ -80,6 +80,30 @@ def test_layers_that_look_at_common_directions_lose_less_in_the_same_bytes() -> 
     together = SHARES.compress(layers, StackConfig(keep=0.5))
     assert stored(together) <= sum(outline_nbytes(weight) for weight in apart) * 1.02
     assert error(layers, together) < 0.5 * error(layers, apart)
+
+
+def test_gradients_weigh_the_outputs_of_each_layer() -> None:
+    """Σ_i tr(G_i E_i H E_iᵀ) is the sum of dropped squares of [M_1 W_1; M_2 W_2; ...] S, the least of all factors."""
+    graded = []
+    for number, layer in enumerate(three()):
+        rows = randn(60, len(layer.weight), seed=50 + number) * torch.logspace(0, -1, len(layer.weight))
+        graded.append(replace(layer, gradients=GradientStats(60, output_gram=rows.t() @ rows / 60)))
+    gram = inputs(40).gram.double()
+
+    def lost(config: StackConfig) -> float:
+        total = 0.0
+        for layer, weight in zip(graded, SHARES.compress(graded, config), strict=True):
+            off = (layer.weight - weight.dense()).double()
+            total += float((layer.gradients.output_gram.double() @ off @ gram * off).sum())
+        return total
+
+    roots = [Root.of(layer.gradients.output_gram, 0.0) for layer in graded]
+    weighed = torch.cat([root.times(layer.weight.t().double()).t() for root, layer in zip(roots, graded, strict=True)])
+    squares = Weighting(Root.of(gram, 0.0)).squares(weighed)
+    given = {"rank": 9, "damping": 0, "shift": 0}
+    least = lost(StackConfig(gradients=True, output_damping=0, **given))
+    assert least == pytest.approx(float(squares[9:].sum()), rel=1e-3)
+    assert least < 0.9 * lost(StackConfig(**given))
 
 
 def test_a_layer_of_small_outputs_is_not_given_up() -> None:

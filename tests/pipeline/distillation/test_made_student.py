@@ -142,7 +142,7 @@ class TestRefused:
         self, trained_llama: Path, recipe: Make, tmp_path: Path, student: dict[str, Any], message: str
     ) -> None:
         with pytest.raises(RecipeError, match=message):
-            distil(trained_llama, tmp_path / "out", recipe(student))
+            distil(trained_llama, tmp_path / "new" / "out", recipe(student))
         assert {path.name for path in tmp_path.iterdir()} == {"recipe.yaml"}
 
     def test_a_taken_output(self, trained_llama: Path, recipe: Make, tmp_path: Path) -> None:

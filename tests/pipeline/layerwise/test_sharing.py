@@ -117,6 +117,8 @@ def test_a_shared_factor_is_stored_and_counted_once(tiny_llama: Path, tmp_path: 
     require_whole(report, tmp_path / "out")
     assert plan.output.weight_bytes == report.after.weight_bytes
     assert any("6 of 20 layers share no tensor" in note for note in plan.notes)
+    described = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert described["format_version"] == 2  # versions that know nothing of sharing say that they are too old
     inner = {name for name in names(tmp_path / "out") if name.endswith("weight_in")}
     checkpoint = Checkpoint.open(tmp_path / "out")
     assert len(inner) == 3 * 2 + 3 * 2
@@ -131,9 +133,9 @@ def test_a_shared_factor_is_stored_and_counted_once(tiny_llama: Path, tmp_path: 
 
 
 def test_calibrated_in_shards(tiny_llama_bf16: Path, text_file: Path, tmp_path: Path) -> None:
-    """The layer that stores the factor may lie in another file."""
+    """The layer that stores the factor may lie in another file; outputs count by their gradients."""
     data = text(text_file, samples=4)
-    report = run(tiny_llama_bf16, tmp_path / "out", {"name": "stack", "keep": 0.6}, data, shard=6000)
+    report = run(tiny_llama_bf16, tmp_path / "out", {"name": "stack", "keep": 0.6, "gradients": True}, data, shard=6000)
     require_whole(report, tmp_path / "out")
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 3
     with torch.inference_mode():
