@@ -30,6 +30,7 @@ COMMAND = {
     for command in ("factorize", "quantize", "prune")
     for name, method in methods(command).items()
     if isinstance(method, LayerMethod) and not method.needs and method.made_for == "layers"
+    if method.shares is None or method.shares.alone  # else it does nothing where no layers share
 }
 # Ranks so low that the factors are smaller than 8-bit codes: then every order of these three shrinks or keeps the file.
 PARAMETERS: dict[str, dict[str, Any]] = {

@@ -9,7 +9,7 @@ and the output is fitted to all of T z by least squares, O E[z zᵀ] Tᵀ (T E[z
 Scores: without rotary embedding the same, with G and C the second moments of queries and keys. With one, a pair of rows
 that turns together stays or goes, in the query and in the key, by the product of what both hold of it. On a Llama of
 7 million parameters three quarters of the pairs cost ten times the divergence of whitened factors in as many bytes, and
-three quarters of the values' directions 0.7 times: so pairs stay unless they are asked for.
+three quarters of the values' directions a ninth: so pairs stay unless they are asked for.
 """
 
 from __future__ import annotations

@@ -33,7 +33,6 @@ class ResidualConfig(BasedConfig):
         json_schema_extra={
             "examples": [
                 {"rank": 2, "base": {"name": "rtn", "bits": 3, "granularity": "channel"}},
-                {"rank": 3, "preserve": 1, "base": {"name": "gptq", "bits": 4, "granularity": "channel"}},
             ]
         }
     )
