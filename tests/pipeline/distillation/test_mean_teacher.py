@@ -95,8 +95,8 @@ def accuracy(path: Path) -> float:
 
 
 def test_few_labels_with_consistency_beat_few_labels_alone(network: Path, recipe: Make, tmp_path: Path) -> None:
-    learn(network, tmp_path / "alone.safetensors", recipe(weight=1e-9, steps=200))
-    report = learn(network, tmp_path / "both.safetensors", recipe(weight=1.0, steps=200))
+    learn(network, tmp_path / "alone.safetensors", recipe(weight=1e-9, steps=120))
+    report = learn(network, tmp_path / "both.safetensors", recipe(weight=1.0, steps=120))
     alone, both = (accuracy(tmp_path / f"{name}.safetensors") for name in ("alone", "both"))
     assert both > alone + 0.04
     assert report.training["loss"] == "1 cross-entropy + 1 consistency"
