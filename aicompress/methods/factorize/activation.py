@@ -12,8 +12,8 @@ from pydantic import ConfigDict
 
 from aicompress.layer import Layer
 from aicompress.methods.curvature import importance
-from aicompress.methods.factorize.roots import Root
-from aicompress.methods.factorize.weighted import DampedConfig, Sides, weighted
+from aicompress.methods.factorize.weighting.roots import Root
+from aicompress.methods.factorize.weighting.weighted import DampedConfig, Sides, weighted
 
 
 class ActivationConfig(DampedConfig):

@@ -26,9 +26,9 @@ from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Reads
 from aicompress.methods.curvature import moments
 from aicompress.methods.factorize import shared_factor
-from aicompress.methods.factorize.roots import Root, Weighting
+from aicompress.methods.factorize.budget.sizes import factor_dtype, kept_dense
 from aicompress.methods.factorize.shared_factor import APART, BlocksConfig, neighbours
-from aicompress.methods.factorize.sizes import factor_dtype, kept_dense
+from aicompress.methods.factorize.weighting.roots import Root, Weighting
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.shares import Shares
 from aicompress.weights import BaseDelta, Dense, Weight

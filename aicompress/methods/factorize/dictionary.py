@@ -19,8 +19,8 @@ from torch import Tensor
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Reads
 from aicompress.methods.curvature import moments, shifted
-from aicompress.methods.factorize.roots import Root, even
-from aicompress.methods.factorize.sizes import dense_nbytes, factor_dtype, kept_dense
+from aicompress.methods.factorize.budget.sizes import dense_nbytes, factor_dtype, kept_dense
+from aicompress.methods.factorize.weighting.roots import Root, even
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import MethodConfig
 from aicompress.weights import Dense, LowRank, Sparse, Weight

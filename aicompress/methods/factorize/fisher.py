@@ -14,8 +14,8 @@ from pydantic import ConfigDict, Field
 
 from aicompress.layer import Layer
 from aicompress.methods.curvature import gradients
-from aicompress.methods.factorize.roots import Root
-from aicompress.methods.factorize.weighted import DampedConfig, Sides, weighted
+from aicompress.methods.factorize.weighting.roots import Root
+from aicompress.methods.factorize.weighting.weighted import DampedConfig, Sides, weighted
 from aicompress.methods.method import GradientLoss
 
 

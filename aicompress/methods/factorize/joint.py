@@ -25,9 +25,9 @@ from aicompress.errors import CompressError
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Couples, Reads
 from aicompress.methods.curvature import moments, shifted, statistics
+from aicompress.methods.factorize.budget.sizes import factor_dtype, kept_dense
 from aicompress.methods.factorize.heads.bases import directions, facing, placed
-from aicompress.methods.factorize.roots import Root
-from aicompress.methods.factorize.sizes import factor_dtype, kept_dense
+from aicompress.methods.factorize.weighting.roots import Root
 from aicompress.methods.head_products import HeadProduct
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import MethodConfig

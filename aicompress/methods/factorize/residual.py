@@ -18,8 +18,8 @@ from torch import Tensor
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Reads
 from aicompress.methods.curvature import moments, shifted
-from aicompress.methods.factorize.roots import Root, Weighting
-from aicompress.methods.factorize.sizes import dense_nbytes, kept_dense
+from aicompress.methods.factorize.budget.sizes import dense_nbytes, kept_dense
+from aicompress.methods.factorize.weighting.roots import Root, Weighting
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.quantize.grid.wrapped import BasedConfig, base_of
 from aicompress.weights import Corrected, Dense, LowRank, Weight, outline_nbytes

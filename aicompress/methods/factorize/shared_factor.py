@@ -25,8 +25,8 @@ from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Candidate, Reads
 from aicompress.methods.curvature import moments, shifted
 from aicompress.methods.factorize.budget.ranks import largest_rank
-from aicompress.methods.factorize.roots import Root, Weighting, even
-from aicompress.methods.factorize.sizes import factor_dtype, kept_dense
+from aicompress.methods.factorize.budget.sizes import factor_dtype, kept_dense
+from aicompress.methods.factorize.weighting.roots import Root, Weighting, even
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import MethodConfig
 from aicompress.methods.shares import Shares

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Allocates, Candidate, Setting, Surveys
-from aicompress.methods.factorize import allocation, sizes, svd
-from aicompress.methods.factorize.sizes import Gains, RankConfig
+from aicompress.methods.factorize import svd
+from aicompress.methods.factorize.budget import allocation, sizes
+from aicompress.methods.factorize.budget.sizes import Gains, RankConfig
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.weights import Convolutions, Dense, LowRank, Weight
 

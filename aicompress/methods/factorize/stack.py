@@ -23,9 +23,9 @@ from pydantic import ConfigDict, Field
 from aicompress.layer import Layer
 from aicompress.methods.capabilities import Candidate
 from aicompress.methods.factorize import two_sided
-from aicompress.methods.factorize.roots import Root
 from aicompress.methods.factorize.shared_factor import Aim, Grouping, SharedConfig, sharing
 from aicompress.methods.factorize.two_sided import TwoSidedConfig
+from aicompress.methods.factorize.weighting.roots import Root
 from aicompress.methods.method import GradientLoss
 
 

@@ -19,9 +19,9 @@ from torch import Tensor
 from aicompress.layer import Layer
 from aicompress.measure import squared_sums
 from aicompress.methods.capabilities import Allocates, Candidate, Rounded, Setting, Surveys
-from aicompress.methods.factorize import allocation
+from aicompress.methods.factorize.budget import allocation
 from aicompress.methods.factorize.budget.rounding import rounded
-from aicompress.methods.factorize.sizes import Gains, R, RankConfig, check, describe, outline, stored
+from aicompress.methods.factorize.budget.sizes import Gains, R, RankConfig, check, describe, outline, stored
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import MethodConfig
 from aicompress.weights import Weight

@@ -20,8 +20,9 @@ from torch import Tensor
 from aicompress.errors import RecipeError
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Allocates, Candidate
-from aicompress.methods.factorize import sizes, svd
-from aicompress.methods.factorize.sizes import energy_rank
+from aicompress.methods.factorize import svd
+from aicompress.methods.factorize.budget import sizes
+from aicompress.methods.factorize.budget.sizes import energy_rank
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import MethodConfig
 from aicompress.weights import Convolutions, Dense, Weight, outline_nbytes

@@ -16,8 +16,8 @@ from pydantic import ConfigDict, Field, model_validator
 from aicompress.errors import CompressError
 from aicompress.layer import Layer
 from aicompress.methods.curvature import gradients, moments
-from aicompress.methods.factorize.roots import Root
-from aicompress.methods.factorize.weighted import EFFORTS, AnchoredConfig, Sides, shift_of, weighted
+from aicompress.methods.factorize.weighting.roots import Root
+from aicompress.methods.factorize.weighting.weighted import EFFORTS, AnchoredConfig, Sides, shift_of, weighted
 from aicompress.methods.method import GradientLoss
 
 

@@ -13,8 +13,8 @@ from pydantic import ConfigDict
 
 from aicompress.layer import Layer
 from aicompress.methods.curvature import moments
-from aicompress.methods.factorize.roots import Root
-from aicompress.methods.factorize.weighted import EFFORTS, AnchoredConfig, Sides, shift_of, weighted
+from aicompress.methods.factorize.weighting.roots import Root
+from aicompress.methods.factorize.weighting.weighted import EFFORTS, AnchoredConfig, Sides, shift_of, weighted
 
 
 class WhitenedConfig(AnchoredConfig):

@@ -8,8 +8,8 @@ import torch
 from aicompress.layer import InputStats, Layer
 from aicompress.methods.curvature import loss
 from aicompress.methods.factorize import whitened
-from aicompress.methods.factorize.roots import Root, Weighting
 from aicompress.methods.factorize.shared_basis import METHOD, SharedBasisConfig
+from aicompress.methods.factorize.weighting.roots import Root, Weighting
 from aicompress.weights import LowRank, outline_nbytes
 from tests.methods.layers import candidate_of, layer_of, randn
 

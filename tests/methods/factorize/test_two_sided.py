@@ -13,8 +13,8 @@ from aicompress.errors import CompressError
 from aicompress.layer import GradientStats, Layer
 from aicompress.methods.capabilities import Setting
 from aicompress.methods.factorize import two_sided, whitened
-from aicompress.methods.factorize.roots import Root, Weighting
 from aicompress.methods.factorize.two_sided import METHOD, TwoSidedConfig
+from aicompress.methods.factorize.weighting.roots import Root, Weighting
 from aicompress.methods.factorize.whitened import WhitenedConfig
 from aicompress.weights import Weight
 from tests.methods.factorize.test_whitened import correlated, inputs_of

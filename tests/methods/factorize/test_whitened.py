@@ -10,7 +10,7 @@ from aicompress.layer import InputStats, Layer
 from aicompress.methods.capabilities import Setting
 from aicompress.methods.curvature import loss
 from aicompress.methods.factorize import svd
-from aicompress.methods.factorize.roots import Root, Weighting
+from aicompress.methods.factorize.weighting.roots import Root, Weighting
 from aicompress.methods.factorize.whitened import METHOD, WhitenedConfig
 from aicompress.weights import LowRank, Weight
 from tests.methods.layers import candidate_of, layer_of, randn

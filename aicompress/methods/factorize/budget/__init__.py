@@ -1,1 +1,1 @@
-"""What bytes buy: ranks within a budget, and codes in as many bytes."""
+"""What bytes buy: sizes of factors, ranks within a budget, and codes in as many bytes."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from aicompress.methods.factorize.roots import Root
+from aicompress.methods.factorize.weighting.roots import Root
 
 UNSEEN = 1e-3  # of a bias: a basis that holds less of it is given its direction
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from aicompress.errors import CompressError, RecipeError, raise_all
 from aicompress.methods.capabilities import Candidate
 from aicompress.methods.factorize.budget.ranks import Spectrum, allocate, largest_rank, within_divergence
-from aicompress.methods.factorize.sizes import (
+from aicompress.methods.factorize.budget.sizes import (
     Gains,
     R,
     check,

@@ -13,10 +13,11 @@ from aicompress.layer import Layer
 from aicompress.methods.capabilities import Allocates, Candidate, Joint, Reads, Rounded, Setting, Surveys
 from aicompress.methods.curvature import shifted
 from aicompress.methods.effort import Effort, Level, one_pass
-from aicompress.methods.factorize import allocation, svd
+from aicompress.methods.factorize import svd
+from aicompress.methods.factorize.budget import allocation
 from aicompress.methods.factorize.budget.rounding import rounded
-from aicompress.methods.factorize.roots import Root, Weighting
-from aicompress.methods.factorize.sizes import Gains, RankConfig, check, describe, outline, stored
+from aicompress.methods.factorize.budget.sizes import Gains, RankConfig, check, describe, outline, stored
+from aicompress.methods.factorize.weighting.roots import Root, Weighting
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.weights import Weight
 

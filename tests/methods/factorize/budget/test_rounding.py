@@ -8,9 +8,9 @@ from torch import Tensor
 
 from aicompress.layer import GradientStats, Layer
 from aicompress.methods.factorize import svd, two_sided
-from aicompress.methods.factorize.roots import Root, Weighting
 from aicompress.methods.factorize.svd import SvdConfig
 from aicompress.methods.factorize.two_sided import TwoSidedConfig
+from aicompress.methods.factorize.weighting.roots import Root, Weighting
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.pipeline.layerwise.report_rows import rounded_note
 from aicompress.weights import outline_nbytes
