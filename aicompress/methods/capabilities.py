@@ -1,7 +1,7 @@
 """What a layer-wise method can do beside compressing one layer: a capability is a value that it has or lacks.
 
-A driver asks for a capability (`method.joint is not None`) and never for a name. Each is generic over the class of the
-method's parameters.
+A driver asks for a capability (`method.batched is not None`) and never for a name. Each is generic over the class of
+the method's parameters.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Reads(Generic[C]):
 
 
 @dataclass(frozen=True)
-class Joint(Generic[C]):
+class Batched(Generic[C]):
     """Layers that have the same inputs are compressed together, for less work than one by one.
 
     Attributes:

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 from aicompress.layer import Kind, Layer, LayerInfo
 from aicompress.methods.capabilities import (
     Allocates,
+    Batched,
     Couples,
-    Joint,
     Reads,
     Rescales,
     Rotates,
@@ -45,7 +45,7 @@ class LayerMethod(Method, Generic[C]):
         rounded: (layer, config, compressed weight) -> what rounding the layer in no more bytes would lose; None where
             that cannot be, or is what the method does.
         stacks: matrices one below the other, as experts lie in one tensor, come out as each by itself.
-        joint, couples, shares, row_wise, rescales, rotates, allocates, surveys, widths: capabilities; None where it
+        batched, couples, shares, row_wise, rescales, rotates, allocates, surveys, widths: capabilities; None where it
             lacks one.
     """
 
@@ -58,7 +58,7 @@ class LayerMethod(Method, Generic[C]):
         kw_only=True, default=lambda layer, config, weight: None
     )
     reading: Reads[C] | None = field(kw_only=True, default=None)
-    joint: Joint[C] | None = field(kw_only=True, default=None)
+    batched: Batched[C] | None = field(kw_only=True, default=None)
     couples: Couples[C] | None = field(kw_only=True, default=None)
     shares: Shares[C] | None = field(kw_only=True, default=None)
     row_wise: RowWise[C] | None = field(kw_only=True, default=None)

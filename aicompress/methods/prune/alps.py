@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer
-from aicompress.methods.capabilities import Allocates, Joint, Reads
+from aicompress.methods.capabilities import Allocates, Batched, Reads
 from aicompress.methods.curvature import damped, invert, moments, over, shifted
 from aicompress.methods.effort import Effort, Level, one_pass
 from aicompress.methods.layerwise import LayerMethod, stacks
@@ -83,7 +83,7 @@ def apply(layer: Layer, config: AlpsConfig) -> Weight:
 permuted = permuting(apply, saliency)
 
 
-def joint(layers: Sequence[Layer], config: AlpsConfig) -> list[Weight]:
+def batched(layers: Sequence[Layer], config: AlpsConfig) -> list[Weight]:
     """Prune layers that are given the same inputs; each in an order of its own where that is searched for."""
     return [permuted(layer, config) for layer in layers] if config.permutation else in_common_order(layers, config)
 
@@ -220,7 +220,7 @@ METHOD = LayerMethod(
     needs=frozenset({"gram"}),
     apply=permuted,
     reading=Reads(compares=lambda config: config.shift > 0),
-    joint=Joint(joint),
+    batched=Batched(batched),
     outline=outline,
     check=check,
     allocates=Allocates(resolve),

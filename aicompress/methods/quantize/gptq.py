@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.capabilities import Allocates, Joint, Reads
+from aicompress.methods.capabilities import Allocates, Batched, Reads
 from aicompress.methods.curvature import energies, inverse_factor, moments, permuted, shifted
 from aicompress.methods.effort import Effort, Level, one_pass
 from aicompress.methods.layerwise import STACKED, LayerMethod, stacks
@@ -128,10 +128,10 @@ def apply(layer: Layer, config: GptqConfig) -> Weight:
         CompressError: no calibration token reached the layer, or its Gram matrix is not one.
         Refused: its values are too large for the scales' dtype.
     """
-    return joint([layer], config)[0]
+    return batched([layer], config)[0]
 
 
-def joint(layers: Sequence[Layer], config: GptqConfig) -> list[Weight]:
+def batched(layers: Sequence[Layer], config: GptqConfig) -> list[Weight]:
     """Quantize layers that are given the same inputs: one factorization, and their rows rounded at once.
 
     Raises:
@@ -230,7 +230,7 @@ METHOD = LayerMethod(
     needs=frozenset({"gram"}),
     apply=apply,
     reading=Reads(compares=lambda config: config.shift > 0),
-    joint=Joint(joint),
+    batched=Batched(batched),
     outline=outline,
     check=check,
     allocates=Allocates(resolve),

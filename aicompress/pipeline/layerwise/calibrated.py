@@ -205,11 +205,11 @@ class _Writer:
         return {**{name: written.dense(name) for name in (*layers, *tuned)}, **self.work.rescaling.beside(layers)}
 
     def visit(self, stats: Mapping[str, InputStats]) -> Mapping[str, Tensor]:
-        """Compress the layers of a block: those that share their inputs jointly, where the method can."""
+        """Compress the layers of a block: those that share their inputs together, where the method can."""
         self.work.rescaling.decide(stats.get)
         results: dict[str, tuple[Weight, LayerRow]] = {}
-        for jobs in self._joint(stats):
-            for job, compressed in zip(jobs, self._jointly(jobs, stats), strict=True):
+        for jobs in self._batches(stats):
+            for job, compressed in zip(jobs, self._together(jobs, stats), strict=True):
                 results[job.info.tensor] = self.work.compression.finished(job, compressed)
         return self._written(stats, results)
 
@@ -219,8 +219,8 @@ class _Writer:
         assert plan.recipe.tune is not None
         held: dict[str, Compressed] = {}
         results: dict[str, tuple[Weight, LayerRow]] = {}
-        for jobs in self._joint(stats):
-            for job, compressed in zip(jobs, self._jointly(jobs, stats), strict=True):
+        for jobs in self._batches(stats):
+            for job, compressed in zip(jobs, self._together(jobs, stats), strict=True):
                 if can_move([job]):
                     held[job.info.tensor] = compressed
                 else:
@@ -237,18 +237,18 @@ class _Writer:
         self.work.journal.record(_beside(list(stats)), list(after.vectors))  # first: they come with the last layer
         return {**after.vectors, **self._written(stats, results)}
 
-    def _joint(self, stats: Mapping[str, InputStats]) -> list[tuple[LayerPlan, ...]]:
+    def _batches(self, stats: Mapping[str, InputStats]) -> list[tuple[LayerPlan, ...]]:
         """Layers of a block that are compressed together: of a product of heads, of a group, or of one input."""
         plan = self.work.plan
         if plan.method.couples is not None or plan.method.shares is not None:
             jobs = {job.together: job for name in stats for job in plan.by_tensor[name]}
             whole = [members for members in jobs if members and set(members) <= stats.keys()]
             return [tuple(plan.by_tensor[member][0] for member in members) for members in whole]
-        return [] if plan.method.joint is None else sharing_inputs(stats, plan.by_tensor)
+        return [] if plan.method.batched is None else sharing_inputs(stats, plan.by_tensor)
 
-    def _jointly(self, jobs: Sequence[LayerPlan], stats: Mapping[str, InputStats]) -> list[Compressed]:
+    def _together(self, jobs: Sequence[LayerPlan], stats: Mapping[str, InputStats]) -> list[Compressed]:
         known = [self._known(job.info.tensor, stats)[job.info.name] for job in jobs]
-        return self.work.compression.joint(jobs, known)
+        return self.work.compression.together(jobs, known)
 
     def _known(self, name: str, stats: Mapping[str, InputStats]) -> dict[str, Known]:
         return knowledge(self.work, name, stats[name], self.read)[0]

@@ -113,24 +113,24 @@ class Compression:
         weight = self.method.apply(layer, job.config)
         return Compressed(layer, weight, time.perf_counter() - start)
 
-    def joint(self, jobs: Sequence[LayerPlan], known: Sequence[Known]) -> list[Compressed]:
+    def together(self, jobs: Sequence[LayerPlan], known: Sequence[Known]) -> list[Compressed]:
         """Read layers that share their inputs or a part of their weights, and their config; compress them together.
 
         The same for those of which only products of heads count.
         """
         layers = [self._read(job.info, own) for job, own in zip(jobs, known, strict=True)]
         start = time.perf_counter()
-        weights = self._together(jobs[0], layers)
+        weights = self._weights(jobs[0], layers)
         share = (time.perf_counter() - start) / len(layers)
         return [Compressed(layer, weight, share) for layer, weight in zip(layers, weights, strict=True)]
 
-    def _together(self, job: LayerPlan, layers: Sequence[Layer]) -> list[Weight]:
+    def _weights(self, job: LayerPlan, layers: Sequence[Layer]) -> list[Weight]:
         """The weights of layers that are compressed together, of which one has this plan."""
         method, product = self.method, job.product
         if product is not None and method.couples is not None:
             biases = [self.checkpoint.read(name).float() if name else None for name in product.biases]
             return method.couples.compress(product, layers, biases, job.config)
-        together = method.joint if job.group is None else method.shares
+        together = method.batched if job.group is None else method.shares
         assert together is not None
         return together.compress(layers, job.config)
 

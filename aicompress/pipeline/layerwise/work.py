@@ -83,7 +83,7 @@ class Work:
             first = next(iter(known.values()), Known())
             others = [first if job.product is None else Known(completed(InputStats(0), [job.info])) for job in jobs]
             own = [known.get(job.info.name, other) for job, other in zip(jobs, others, strict=True)]
-            compressed = self.compression.joint(jobs, own)
+            compressed = self.compression.together(jobs, own)
             for job, its in zip(jobs, compressed, strict=True):
                 weight, row = self.compression.finished(job, its)
                 self.put(job.info.tensor, weight, [row], note)

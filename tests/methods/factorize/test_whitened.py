@@ -107,8 +107,8 @@ def test_layers_of_one_input_come_out_as_each_by_itself() -> None:
     stats = inputs_of(correlated(200, 40))
     layers = [layer_of(randn(24, 40, seed=seed), f"layers.{seed}.fc", stats) for seed in (1, 2)]
     config = WhitenedConfig(keep=0.5)
-    assert METHOD.joint is not None
-    for layer, found in zip(layers, METHOD.joint.compress(layers, config), strict=True):
+    assert METHOD.batched is not None
+    for layer, found in zip(layers, METHOD.batched.compress(layers, config), strict=True):
         assert torch.equal(found.dense(), METHOD.apply(layer, config).dense())
 
 

@@ -13,7 +13,7 @@ from aicompress.layer import InputStats, Layer
 from aicompress.methods import get
 from aicompress.methods.curvature import loss
 from aicompress.methods.quantize import gptq
-from aicompress.methods.quantize.gptq import GptqConfig, apply, joint
+from aicompress.methods.quantize.gptq import GptqConfig, apply, batched
 from aicompress.methods.quantize.grid.coordinate_descent import _normal_matrices
 from aicompress.methods.quantize.rtn import RtnConfig
 from aicompress.methods.quantize.rtn import apply as rtn
@@ -163,7 +163,7 @@ def test_layers_with_the_same_inputs_give_the_same_jointly(
     inputs, original = correlated(256, 64), correlated(256, 64, seed=5)
     layers = [layer_of(gaussian(rows, 64, seed=rows), inputs, original) for rows in (16, 24, 1)]
     config = GptqConfig(bits=3, group_size=16, shift=0.5, **fields)
-    for layer, found in zip(layers, joint(layers, config), strict=True):
+    for layer, found in zip(layers, batched(layers, config), strict=True):
         alone = apply(layer, config)
         assert isinstance(alone, IntGrouped)
         assert isinstance(found, IntGrouped)

@@ -14,7 +14,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.data import Data, token_windows
 from aicompress.errors import RecipeError, Refused
 from aicompress.layer import Layer
-from aicompress.methods.capabilities import Joint
+from aicompress.methods.capabilities import Batched
 from aicompress.methods.quantize import gptq
 from aicompress.model.kernels.linear import has_fast_bfloat16
 from aicompress.model.loading.load import load
@@ -49,14 +49,14 @@ def test_layers_that_share_inputs_are_compressed_jointly(
     groups: list[list[str]] = []
     plan = planned(tiny_llama, tmp_path / "out", recipe)
 
-    def joint(layers: list[Layer], config: Any) -> Any:
+    def batched(layers: list[Layer], config: Any) -> Any:
         groups.append([layer.info.name.rpartition(".")[2] for layer in layers])
-        return gptq.joint(layers, config)
+        return gptq.batched(layers, config)
 
-    layerwise.run(dataclasses.replace(plan, method=dataclasses.replace(plan.method, joint=Joint(joint))), OFF)
+    layerwise.run(dataclasses.replace(plan, method=dataclasses.replace(plan.method, batched=Batched(batched))), OFF)
     assert groups[:2] == [["gate_proj", "up_proj"], ["q_proj", "v_proj"]]  # k_proj has other parameters
     apart = planned(tiny_llama, tmp_path / "apart", recipe)
-    layerwise.run(dataclasses.replace(apart, method=dataclasses.replace(apart.method, joint=None)), OFF)
+    layerwise.run(dataclasses.replace(apart, method=dataclasses.replace(apart.method, batched=None)), OFF)
     one, other = Checkpoint.open(tmp_path / "out"), Checkpoint.open(tmp_path / "apart")
     for name in one.parameters():
         torch.testing.assert_close(one.dense(name), other.dense(name))

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from aicompress.layer import Layer
-from aicompress.methods.capabilities import Allocates, Candidate, Joint, Reads, Rounded, Setting, Surveys
+from aicompress.methods.capabilities import Allocates, Batched, Candidate, Reads, Rounded, Setting, Surveys
 from aicompress.methods.curvature import shifted
 from aicompress.methods.effort import Effort, Level, one_pass
 from aicompress.methods.factorize import svd
@@ -121,7 +121,7 @@ def weighted(config: type[W], sides: Sides[W], reads: frozenset[str], summary: s
     def apply(layer: Layer, given: W) -> Weight:
         return factorized(layer, given, sides.inputs(layer, given))
 
-    def joint(layers: Sequence[Layer], given: W) -> list[Weight]:
+    def batched(layers: Sequence[Layer], given: W) -> list[Weight]:
         root = sides.inputs(layers[0], given)
         return [factorized(layer, given, root) for layer in layers]
 
@@ -149,7 +149,7 @@ def weighted(config: type[W], sides: Sides[W], reads: frozenset[str], summary: s
         apply=apply,
         outline=outline,
         check=check,
-        joint=Joint(joint) if sides.shared else None,
+        batched=Batched(batched) if sides.shared else None,
         allocates=Allocates(estimated),
         surveys=Surveys(lambda given: reads if given.by_spectrum else frozenset(), decide, lambda given: given.tried),
         describe=describe,

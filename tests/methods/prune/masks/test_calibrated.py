@@ -221,9 +221,9 @@ def test_layers_with_the_same_inputs_give_the_same_jointly(name: str, fields: di
     layers = [first, layer_of(weight, inputs=first.inputs)]
     method = get("prune", name)
     assert isinstance(method, LayerMethod)
-    assert method.joint is not None
+    assert method.batched is not None
     config = method.config.model_validate({"name": name, **fields})
-    for layer, found in zip(layers, method.joint.compress(layers, config), strict=True):
+    for layer, found in zip(layers, method.batched.compress(layers, config), strict=True):
         torch.testing.assert_close(found.dense(), method.apply(layer, config).dense(), rtol=1e-3, atol=1e-4)
 
 
