@@ -22,7 +22,7 @@ from aicompress.checkpoint.naming import is_transposed, kinds_among, layer_name
 from aicompress.checkpoint.source import Source, locate
 from aicompress.errors import CheckpointError, Unsupported
 from aicompress.layer import Kind, Layer, LayerInfo, as_matrix
-from aicompress.weights import Dense, TensorSpec, Weight, form_of, outline_nbytes
+from aicompress.weights import Dense, TensorSpec, Weight, form_of
 
 NONSENSE = (RuntimeError, ValueError, TypeError, KeyError, IndexError)  # what restoring it raises
 EXPANSION = 10_000  # bytes that one stored byte may stand for; a factor of rank 1 in 16,000 columns is half of that
@@ -199,7 +199,7 @@ class Checkpoint:
         return [
             LayerInfo(
                 f"{whole.name}.{form}.{part}", name, kind, weight.shape, spec.shape, spec.dtype, transposed,
-                part, weight.form, 0 if part in owners else outline_nbytes(weight), weight, owners.get(part, ""),
+                part, weight.form, 0 if part in owners else outline.part_nbytes(part), weight, owners.get(part, ""),
             )
             for part, weight in parts.items()
         ] or [whole]  # fmt: skip

@@ -108,6 +108,11 @@ class Weight(ABC):
         """
         return {}
 
+    def part_nbytes(self, part: str) -> int:
+        """Bytes that a part takes on disk; what belongs to none of them counts with the outer one."""
+        sizes = {name: outline_nbytes(weight) for name, weight in self.parts().items()}
+        return sizes[part] + (outline_nbytes(self) - sum(sizes.values()) if part == "out" else 0)
+
     def before(self, part: str) -> Tensor | None:
         """The matrix that an input is multiplied by before it reaches a part; None where that is given it as it is."""
         return self.parts()["in"].dense() if part == "out" else None

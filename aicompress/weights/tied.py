@@ -11,7 +11,7 @@ from torch import Tensor
 
 from aicompress.weights.decoding import Factors, Meta, Tensors, factors, product
 from aicompress.weights.dense import Dense
-from aicompress.weights.form import Weight, nest, restore, unnest
+from aicompress.weights.form import Weight, nest, require_dtype, restore, unnest
 
 _PREFIX = "source"
 
@@ -95,6 +95,7 @@ class Tied(Weight):
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Tied:
+        require_dtype("the mark of another parameter's weight", tensors[""], torch.uint8)
         if tensors[""].shape != (1,):
             raise ValueError("another parameter's weight is marked by one byte")
         its, view, transposed = unnest(_PREFIX, tensors), tuple(meta.get("view", ())), bool(meta.get("transposed"))

@@ -169,6 +169,50 @@ def of_float8(meta: Meta, tensors: Arrays) -> Read:
     return Read(values * over_columns(rows, columns, width), values.size, frozenset({"scale"}))
 
 
+def convolutions(meta: Meta, tensors: Arrays) -> Read:
+    """Each kernel slides over what the one before gives: places add up, channels are summed over."""
+    inner = {name: under(name, tensors) for name in ("in", "core")}
+    last = {s: t for s, t in tensors.items() if s.partition("_")[0] not in inner}
+    parts = [read(meta[name], inner.get(name, last)) for name in ("in", "core", "out") if name in meta]
+    whole, grids = np.ones((1, 1, 1, 1)), frozenset[str]()
+    for number, (part, size) in enumerate(zip(parts, meta["kernels"], strict=True)):
+        kernel = part.matrix.reshape(len(part.matrix), -1, *size)
+        if number == 0:
+            whole = kernel
+            continue
+        (out, _, rows, columns), (_, channels, height, width) = kernel.shape, whole.shape
+        wider = np.zeros((out, channels, rows + height - 1, columns + width - 1))
+        for row, column in np.ndindex(rows, columns):
+            sides = np.s_[row : row + height, column : column + width]
+            wider[:, :, *sides] += np.tensordot(kernel[:, :, row, column], whole, 1)
+        whole = wider
+    for name, part in zip([name for name in ("in", "core", "out") if name in meta], parts, strict=True):
+        grids |= part.grids if name == "out" else prefixed(name, part.grids)
+    return Read(whole.reshape(len(whole), -1), sum(part.numbers for part in parts), grids)
+
+
+def base_delta(meta: Meta, tensors: Arrays) -> Read:
+    delta = low_rank(meta, {s: t for s, t in tensors.items() if not f"{s}_".startswith("base_")})
+    base = read(meta["base"], under("base", tensors))
+    return Read(base.matrix + delta.matrix, base.numbers + delta.numbers, delta.grids | prefixed("base", base.grids))
+
+
+def submatrix(meta: Meta, tensors: Arrays) -> Read:
+    block = read(meta["block"], {s: t for s, t in tensors.items() if s not in ("rows", "columns")})
+    matrix = np.zeros(meta["shape"])
+    rows, columns = (tensors.get(s, np.arange(n)) for s, n in zip(("rows", "columns"), meta["shape"], strict=True))
+    matrix[np.ix_(rows, columns)] = block.matrix
+    return Read(matrix, block.numbers, block.grids)
+
+
+def tied(meta: Meta, tensors: Arrays) -> Read:
+    source = under("source", tensors)
+    if meta["source"]["form"] == "dense":
+        source[""] = source[""].T if meta.get("transposed") else source[""].reshape(len(source[""]), -1)
+    own = read(meta["source"], source)
+    return Read(own.matrix, own.numbers, prefixed("source", own.grids))
+
+
 READERS: dict[str, Callable[[Meta, Arrays], Read]] = {
     "dense": lambda meta, tensors: Read(tensors[""].astype(np.float64), tensors[""].size),
     "low_rank": low_rank,
@@ -179,6 +223,10 @@ READERS: dict[str, Callable[[Meta, Arrays], Read]] = {
     "column_scaled": column_scaled,
     "corrected": corrected,
     "float8": of_float8,
+    "convolutions": convolutions,
+    "base_delta": base_delta,
+    "submatrix": submatrix,
+    "tied": tied,
 }
 
 
@@ -343,13 +391,16 @@ DATA_FREE = [
 
 @pytest.mark.parametrize(("command", "name"), DATA_FREE)
 def test_of_every_method_that_needs_no_data(command: str, name: str, tmp_path: Path) -> None:
-    config = get(command, name).config
+    method = get(command, name)
+    assert isinstance(method, LayerMethod)
+    layers = ("up", "down", "embed") if method.made_for == LayerMethod.made_for else ("conv",)
+    config = method.config
     fields: list[dict[str, Any]] = list(config.model_config.get("json_schema_extra", {}).get("examples", []))  # type: ignore[union-attr]
     source = tmp_path / "in.safetensors"
     save_file(plain(), source)
     for number, example in enumerate(fields[:2]):
         out = tmp_path / f"{number}.safetensors"
-        check(run(source, out, command, ("up", "down", "embed"), name=name, **example), File.of(source), File.of(out))
+        check(run(source, out, command, layers, name=name, **example), File.of(source), File.of(out))
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

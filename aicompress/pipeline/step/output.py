@@ -27,7 +27,7 @@ from aicompress.pipeline.step.layout import Contents, described
 from aicompress.recipe import Recipe
 from aicompress.recipe.distillation import DistillRecipe
 from aicompress.recipe.export import ExportRecipe
-from aicompress.weights import Dense, TensorSpec, Weight, outline_nbytes
+from aicompress.weights import Dense, TensorSpec, Weight
 
 DIGEST = "0" * 64  # stands for an input's sha256 until the input has been read
 
@@ -124,7 +124,7 @@ class Output:
         if part and part in self.parameters[name].owners:
             return 0
         if part and isinstance(weight, Weight):
-            return outline_nbytes(weight.parts()[part])
+            return weight.part_nbytes(part)
         return 0 if part not in ("", "out") else sum(spec.nbytes for spec in self.stored[name].values())
 
     def encode(self, name: str, value: Tensor | Weight) -> dict[str, Tensor]:

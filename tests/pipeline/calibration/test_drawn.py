@@ -31,7 +31,8 @@ def test_every_calibrated_method_works_without_data(
     fields = {**variants(method)[0], "name": method.name}
     if "group_size" in method.config.model_fields:
         fields["group_size"] = 16
-    select = Select() if method.rewrites or method.rotates else ONE_LAYER  # these change layers together
+    together = method.rewrites or method.rotates or method.shares or method.couples
+    select = Select() if together else ONE_LAYER
     recipe = Recipe(version=1, method=method.config(**fields), select=select, calibration=FEW)
     planned = steps.make_plan(tiny_llama_untied, Destination(tmp_path / "out"), recipe, method.command)
     report = steps.run(planned, OFF)

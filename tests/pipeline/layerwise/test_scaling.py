@@ -176,7 +176,8 @@ def test_a_router_takes_the_factors_up(tmp_path: Path, tiny_mixtral: Path, text_
 
 
 def test_two_processes_give_what_one_gives(tmp_path: Path, outlying: Path, text_file: Path, ranks: Ranks) -> None:
-    recipe = write_recipe(tmp_path, text(text_file, samples=3), method=AWQ)
+    far = {**AWQ, "steps": 1}  # of exponents that lie close together the last bit of a sum would choose
+    recipe = write_recipe(tmp_path, text(text_file, samples=3), method=far)
     run(outlying, tmp_path / "one", recipe)
     ranks.together(outlying, tmp_path / "two", recipe)
     one, two = Checkpoint.open(tmp_path / "one"), Checkpoint.open(tmp_path / "two")
