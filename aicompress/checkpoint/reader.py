@@ -187,22 +187,22 @@ class Checkpoint:
         entry = self.manifest.entries.get(name)
         transposed = entry.transposed if entry else kind == "linear" and is_transposed(name, self.config)
         columns = spec.shape[-1] if kind == "experts" else int(np.prod(spec.shape[1:]))
-        out = int(np.prod(spec.shape)) // columns
-        shape = (columns, out) if transposed else (out, columns)
-        outline = self.outline(name)
-        form, owners = Dense.form if outline is None else outline.form, self.manifest.owners(name)
+        shape = (int(np.prod(spec.shape)) // columns, columns)
+        outline, owners = self.outline(name), self.manifest.owners(name)
+        form = Dense.form if outline is None else outline.form
         whole = LayerInfo(
-            layer_name(name), name, kind, shape, spec.shape, spec.dtype, transposed,
+            layer_name(name), name, kind, shape[::-1] if transposed else shape, spec.shape, spec.dtype, transposed,
             "", form, self.nbytes(name), outline, owners.get("", ""),
         )  # fmt: skip
-        parts = {} if outline is None else outline.parts()
+        if outline is None or not outline.parts():
+            return [whole]
         return [
             LayerInfo(
                 f"{whole.name}.{form}.{part}", name, kind, weight.shape, spec.shape, spec.dtype, transposed,
                 part, weight.form, 0 if part in owners else outline.part_nbytes(part), weight, owners.get(part, ""),
             )
-            for part, weight in parts.items()
-        ] or [whole]  # fmt: skip
+            for part, weight in outline.parts().items()
+        ]  # fmt: skip
 
     def read(self, name: str) -> Tensor:
         """Read one tensor from disk into fresh memory; a weight of a foreign layout that has no form is decoded.
