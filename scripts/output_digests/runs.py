@@ -18,6 +18,7 @@ LEFT_OUT = {"prune/width-latency": "its widths follow from the measured time of 
 SETTINGS: dict[str, tuple[str, ...]] = {
     "factorize/svd-bytes": ("method.target_bytes=500kB",),
     "factorize/svd-rank": ("method.rank=32",),
+    "distill/student-layers": ("student.layers=2",),
     "prune/depth-half": ("method.keep_layers=2",),
     "prune/width-bytes": ("method.target_bytes=700kB",),
     "prune/wanda-search-bytes": ("method.target_bytes=500kB",),
@@ -28,6 +29,8 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "quantize/rtn-w4": ("method.group_size=64",),
 }
 SOURCES = {
+    "factorize/spatial-*": "cnn.safetensors",
+    "factorize/tucker-*": "cnn.safetensors",
     "prune/channels-mlp*": "mlp.safetensors",
     "prune/channels-cnn*": "cnn.safetensors",
     "prune/channels-resnet": "resnet",
@@ -38,10 +41,18 @@ SOURCES = {
     "distill/scales": "quantize/gptq-w2",
     "distill/mse": "classifier/width",
     "distill/mlp-labels": "prune/channels-mlp",
+    "distill/dkd": "prune/channels-mlp",
+    "distill/mean-teacher": "mlp.safetensors",
     "distill/embedding": "bert/width",
     "distill/embedding-relation": "bert/hidden",
 }
-TEACHERS = {"distill/mse": "classifier", "distill/mlp-labels": "mlp.safetensors", "distill/embedding*": "bert"}
+TEACHERS: dict[str, str | None] = {
+    "distill/mse": "classifier",
+    "distill/mlp-labels": "mlp.safetensors",
+    "distill/dkd": "mlp.safetensors",
+    "distill/mean-teacher": None,
+    "distill/embedding*": "bert",
+}
 OPTIONS: dict[str, tuple[str, ...]] = {
     "prune/channels-cnn*": ("--allow-code",),
     "prune/movement-50": ("--stats", "distill/kl/stats.safetensors"),
