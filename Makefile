@@ -28,7 +28,7 @@ help: ## list the targets
 setup: $(READY) ## make .venv with everything the project needs
 
 $(READY): constraints.txt pyproject.toml
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || $(PYTHON) -m venv --clear $(VENV)  # one of another Python is made anew
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
