@@ -78,9 +78,7 @@ def make_plan(
     step = lineage_step(command, recipe, checkpoint.source, checkpoint.foreign.beside)
     output = arrange(checkpoint, destination, parameters, step)
     require_space(output)
-    tried = any(method.tries(layer.config) for layer in layers.values())
-    if tried or any(method.surveyed(layer.config) for layer in layers.values()):
-        warnings.append(UNTRIED if tried else UNDECIDED)
+    warnings += _undecided(method, layers)
     warnings += diagonal_only(x.info for x in plans if x.config and OUTPUTS in needs.wanted(method, x.config))
     warnings += shortened(checkpoint, recipe)
     warnings += [*left_out(checkpoint, destination), *unscaled, *output.warnings, *_absent(recipe, infos, checkpoint)]
@@ -103,6 +101,13 @@ def make_plan(
         measured_on=levels.record,
     )
     return _with_reachable_budgets(plan)
+
+
+def _undecided(method: AnyLayerMethod, layers: Mapping[str, LayerPlan]) -> list[str]:
+    """A warning where the running model, or a survey, decides what layers become."""
+    if any(method.tries(layer.config) for layer in layers.values()):
+        return [UNTRIED]
+    return [UNDECIDED] if any(method.surveyed(layer.config) for layer in layers.values()) else []
 
 
 def _with_reachable_budgets(plan: Plan) -> Plan:

@@ -76,6 +76,15 @@ class Sides(Generic[W]):
     comparable: Callable[[Layer], bool] = lambda layer: True
     efforts: Mapping[Level, Effort] = field(default_factory=dict)
 
+    def rows(self, layer: Layer, given: W) -> Root | None:
+        """The outputs' side; of an embedding whose gradients are not read, how often its rows are looked up."""
+        weighed = self.outputs(layer, given)
+        return lookups(layer) if weighed is None else weighed
+
+    def weighting(self, layer: Layer, given: W) -> Weighting:
+        """Both sides of a layer."""
+        return Weighting(self.inputs(layer, given), self.rows(layer, given))
+
 
 def _aimed(given: Mapping[str, Any]) -> dict[str, Any]:
     return {}
@@ -107,14 +116,10 @@ def weighted(config: type[W], sides: Sides[W], reads: frozenset[str], summary: s
         when: as of every method.
     """
 
-    def rows(layer: Layer, given: W) -> Root | None:
-        weighed = sides.outputs(layer, given)
-        return lookups(layer) if weighed is None else weighed
-
     def factorized(layer: Layer, given: W, root: Root) -> Weight:
         def factors(rank: int) -> tuple[Tensor, Tensor]:
             target = shifted(layer, sides.shift(given), root.solve)
-            return Weighting(root, rows(layer, given)).factors(target, rank)
+            return Weighting(root, sides.rows(layer, given)).factors(target, rank)
 
         return stored(layer, given, factors)
 
@@ -127,12 +132,12 @@ def weighted(config: type[W], sides: Sides[W], reads: frozenset[str], summary: s
 
     def gains(candidate: Candidate[W]) -> Gains:
         layer, given = candidate.read(), candidate.config
-        weighting = Weighting(sides.inputs(layer, given), rows(layer, given))
+        weighting = sides.weighting(layer, given)
         seen = layer.inputs is None or layer.inputs.count > 1  # white noise counts one row
         return Gains(weighting.squares(layer.weight), seen and sides.comparable(layer))
 
     def alternative(layer: Layer, given: W, weight: Weight) -> Rounded | None:
-        weighting = Weighting(sides.inputs(layer, given), rows(layer, given))
+        weighting = sides.weighting(layer, given)
         whole = weighting.error(layer.weight)
         return rounded(layer, weight, lambda other: (weighting.error(layer.weight - other.dense()), whole))
 
