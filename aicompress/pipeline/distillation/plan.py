@@ -16,6 +16,7 @@ from aicompress.layer import Kind, LayerInfo
 from aicompress.methods.outputs import Anatomy
 from aicompress.methods.training import get_loss
 from aicompress.model.distillation.outputs import Runner, runner
+from aicompress.model.loading.definition import skeleton
 from aicompress.model.loading.tokenizer import load_tokenizer
 from aicompress.pipeline.distillation import mean_teacher
 from aicompress.pipeline.distillation.batches import Samples, Split, mixed, split_samples
@@ -29,7 +30,7 @@ from aicompress.pipeline.distillation.compatibility import (
     tokenizer_warnings,
 )
 from aicompress.pipeline.distillation.made_student import MadeStudent
-from aicompress.pipeline.distillation.samples import read_samples, require_positions
+from aicompress.pipeline.distillation.samples import read_samples, require_positions, require_taken
 from aicompress.pipeline.distillation.teacher import CACHE_BYTES, Loss
 from aicompress.pipeline.step.checks import NOT_OF_TRAINING, known_kinds, left_out, place_problems, require_space
 from aicompress.pipeline.step.dry_run import summarize
@@ -152,9 +153,13 @@ def make_plan(
         raise_all(mismatches(losses, run, teacher_run, (anatomies[0], anatomy)))
     raise_all(several(losses, anatomies[1:]))
     kinds, warnings = known_kinds(student)
-    for checkpoint in (student, *teachers):
-        require_positions(recipe.data, checkpoint, "student's" if checkpoint is student else "teacher's")
+    models = [(f"the {who}", each, _outline(each, recipe, allow_code)) for who, each in _sides(student, teachers)]
+    for who, checkpoint, model in models:
+        require_positions(recipe.data, checkpoint, f"{who}'s")
+        require_taken(None, recipe.data, model, who)
     samples = read_samples(recipe.data, run.task, student, load_tokenizer(student.source.folder))
+    for who, _, model in models:
+        require_taken(samples, recipe.data, model, who)
     require_classes(samples, anatomies[0])
     average = recipe.mean_teacher
     raise_all([] if average is None else mean_teacher.problems(average, run, anatomies[0], samples))
@@ -227,6 +232,19 @@ def _parameters(student: Checkpoint, layers: Sequence[LayerInfo]) -> dict[str, P
         name: Planned(spec, student.outline(name), infos.get(name), student.manifest.owners(name))
         for name, spec in student.parameters().items()
     }
+
+
+def _sides(student: Checkpoint, teachers: Sequence[Checkpoint]) -> list[tuple[str, Checkpoint]]:
+    """Who they are, and the checkpoints: each once."""
+    return [("student", student), *(("teacher", each) for each in teachers if each is not student)]
+
+
+def _outline(checkpoint: Checkpoint, recipe: DistillRecipe, allow_code: bool) -> nn.Module | None:
+    """The model of a student or a teacher without its weights; None where nothing says what it is."""
+    if checkpoint.config is None:
+        return _module(checkpoint, recipe, allow_code)
+    outline: nn.Module | None = skeleton(checkpoint.config)
+    return outline
 
 
 def _module(checkpoint: Checkpoint, recipe: DistillRecipe, allow_code: bool) -> nn.Module | None:
