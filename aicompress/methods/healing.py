@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
+
+from pydantic import Field
 
 from aicompress.discovery import members
 from aicompress.errors import RecipeError, suggestion
@@ -17,7 +19,21 @@ WHOLE: frozenset[str] = frozenset({""})
 
 
 class ModeConfig(MethodConfig):
-    """Parameters of a mode, as the recipe's `mode:` section gives them."""
+    """Parameters of a mode, as the recipe's `mode:` section gives them.
+
+    Attributes:
+        of_a_twin: each layer, or block, is compared with the teacher's of the same name, and not what the whole gives.
+    """
+
+    of_a_twin: ClassVar[bool] = False
+
+
+class LayerCorrection(ModeConfig):
+    """Parameters of a mode that corrects one layer after another in closed form."""
+
+    of_a_twin: ClassVar[bool] = True
+
+    samples: int = Field(256, ge=1, description="training samples that are run, those of the first steps")
 
 
 @dataclass(frozen=True)

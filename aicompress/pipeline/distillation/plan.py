@@ -168,7 +168,7 @@ def make_plan(
     raise_all([] if average is None else mean_teacher.problems(average, run, anatomies[0], samples))
     training = recipe.training.model_copy(update={"precision": resolved_precision(recipe.training.precision)})
     healing = Healing.of(student, recipe.mode)
-    raise_all(healing.problems(training))
+    raise_all(healing.problems(training, teachers, student))
     split = split_samples(samples, training.held_out, training.batch, recipe.seed)
     if average is not None and samples.labels is not None:
         split = mixed(split, samples.labels, average.labelled)

@@ -15,11 +15,13 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.place import working_path
 from aicompress.errors import Refused
 from aicompress.layer import LayerInfo
+from aicompress.methods.healing import LayerCorrection
 from aicompress.model.blocks.input_errors import input_errors_refused
 from aicompress.model.distillation.fp32_attention import attend_in_float32
 from aicompress.model.distillation.outputs import prepare
 from aicompress.model.loading.load import trainable
 from aicompress.pipeline.distillation import movement
+from aicompress.pipeline.distillation.correction import correct_layers
 from aicompress.pipeline.distillation.mean_teacher import Averaged
 from aicompress.pipeline.distillation.plan import DistillPlan
 from aicompress.pipeline.distillation.report_section import training_section
@@ -74,6 +76,9 @@ def run(plan: DistillPlan, options: Options = Options(), own: TrainingOptions = 
     trainer = Trainer(setup, student.trained(plan.keep_zeros), plan.training, state, team, watched)
 
     def train() -> None:
+        if isinstance(plan.healing.config, LayerCorrection):
+            correct_layers(trainer, student, plan.healing.config)
+            return
         if options.resume:
             trainer.resume()
         trainer.run(options.progress, own.save_seconds)

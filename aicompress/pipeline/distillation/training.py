@@ -101,6 +101,24 @@ class Trainer:
         if history.best_step:
             self._put(self.best)
 
+    def at_once(self, change: Callable[[], None], samples: int) -> None:
+        """Change the weights without steps, and keep that if the held-out loss is lower.
+
+        Args:
+            change: moves the trained parameters.
+            samples: how many it is made from.
+
+        Raises:
+            CompressError: the loss is not a number afterwards.
+        """
+        history, start = self.history, time.perf_counter()
+        self._measure()
+        change()
+        history.step, history.samples = self.settings.steps, samples
+        history.seconds += time.perf_counter() - start
+        self._measure()
+        self._put(self.best if history.best_step else {})
+
     def resume(self) -> None:
         """Restore the saved state; do nothing where there is none.
 
