@@ -18,6 +18,7 @@ from aicompress.model.kernels.fusion import fuse
 from aicompress.model.kernels.select import fast_module, has_room, is_resident, running_dtype
 from aicompress.model.kernels.shared_tensors import SharedTensors
 from aicompress.model.loading.merged_experts import converted
+from aicompress.model.loading.reference_kernel import reference_kernel
 from aicompress.model.loading.resize import resize
 from aicompress.model.loading.weight_reads import weights_used
 from aicompress.weights import Weight
@@ -122,7 +123,7 @@ class Filling:
         if self.fast and parent not in self.used and self._run_fast(model, target, name, weight):
             return
         hf.attach(module, entry.to_json(), self.shared.trainable(name, weight, spec.dtype, self._cast))
-        self.kernels[name] = f"reference: {weight.form} decoded"
+        self.kernels[name] = reference_kernel(module, weight)
 
     def check_shape(self, module: nn.Module, leaf: str, name: str, shape: tuple[int, ...]) -> None:
         """A parameter must be of the shape that the model has it in."""

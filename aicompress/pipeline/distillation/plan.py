@@ -29,6 +29,7 @@ from aicompress.pipeline.distillation.compatibility import (
     several,
     tokenizer_warnings,
 )
+from aicompress.pipeline.distillation.healing import Healing, keeps_zeros
 from aicompress.pipeline.distillation.made_student import MadeStudent
 from aicompress.pipeline.distillation.samples import read_samples, require_positions, require_taken
 from aicompress.pipeline.distillation.teacher import CACHE_BYTES, Loss
@@ -58,6 +59,7 @@ class DistillPlan:
         split: which samples are trained on, and when.
         output: every file and byte of the output.
         kinds: what the model definition says of the parameters.
+        healing: what of the student moves.
         keep_zeros: weights that are zero stay zero.
         cached: the teacher's outputs are computed once.
         warnings: what the user should know.
@@ -77,6 +79,7 @@ class DistillPlan:
     split: Split
     output: Output
     kinds: Mapping[str, Kind | None] | None
+    healing: Healing
     keep_zeros: bool
     cached: bool
     warnings: tuple[str, ...]
@@ -106,9 +109,9 @@ class DistillPlan:
 
     @property
     def told(self) -> tuple[str, ...]:
-        """What has been settled: what the student was made of, and what is saved."""
+        """What has been settled: what the student was made of, what of it moves, and what is saved."""
         average = () if self.recipe.mean_teacher is None else (mean_teacher.TOLD,)
-        return (*(() if self.made is None else self.made.told), *average)
+        return (*(() if self.made is None else self.made.told), *self.healing.told, *average)
 
     @property
     def further(self) -> dict[str, Checkpoint]:
@@ -164,6 +167,8 @@ def make_plan(
     average = recipe.mean_teacher
     raise_all([] if average is None else mean_teacher.problems(average, run, anatomies[0], samples))
     training = recipe.training.model_copy(update={"precision": resolved_precision(recipe.training.precision)})
+    healing = Healing.of(student, recipe.mode)
+    raise_all(healing.problems(training))
     split = split_samples(samples, training.held_out, training.batch, recipe.seed)
     if average is not None and samples.labels is not None:
         split = mixed(split, samples.labels, average.labelled)
@@ -176,7 +181,7 @@ def make_plan(
     told = (*differing, *left_out(student, destination))
     return DistillPlan(
         student, teachers, recipe, losses, training, run, runs, layers, samples, split, output, kinds,
-        _keeps_zeros(training, student),
+        healing, keeps_zeros(training, student, healing.mode),
         average is None and _cached(training, losses, (runs[0], anatomies[1]), samples, split),
         tuple(dict.fromkeys((*(made.warnings if made else ()), *tied, *warnings, *told, *output.warnings))),
         allow_code, made,
@@ -198,12 +203,6 @@ def resolved_precision(precision: str) -> str:
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
     return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
-
-
-def _keeps_zeros(training: Training, student: Checkpoint) -> bool:
-    if isinstance(training.keep_zeros, bool):
-        return training.keep_zeros
-    return any(step.get("command") == "prune" for step in student.manifest.lineage)
 
 
 def _cached(

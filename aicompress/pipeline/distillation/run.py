@@ -112,7 +112,7 @@ def _setup(plan: DistillPlan, device: torch.device, progress: Progress) -> tuple
         prepare(each, loss.reads)
     if plan.training.precision == "bf16" and device.type == "cpu":
         attend_in_float32(model)
-    student = Student.of(model, plan.checkpoint)
+    student = Student.of(model, plan.checkpoint, plan.healing)
     uncached = torch.full((len(plan.samples),), -1)
     panel = Panel(tuple(Runnable(each, run) for each, run in zip(teachers, plan.teacher_runners, strict=True)))
     first = plan.samples.batch(plan.split.train[:1]).to(device)
@@ -135,7 +135,7 @@ def _averaged(plan: DistillPlan, teacher: Runnable) -> Averaged | None:
     settings = plan.recipe.mean_teacher
     if settings is None:
         return None
-    parameters = Student.of(teacher.model, plan.checkpoint).trained(keep_zeros=False).parameters
+    parameters = Student.of(teacher.model, plan.checkpoint, plan.healing).trained(keep_zeros=False).parameters
     teacher.model.requires_grad_(False)
     tensors = {name: tensor.detach() for name, tensor in parameters.items()}
     return Averaged(settings, plan.recipe.seed, teacher, tensors)
