@@ -2,9 +2,9 @@
 
     python -m scripts.lenet.records --data mnist.npz --folder build/records
 
-Every network is trained, compressed and measured by commands of `aicompress`; a result is the mean of the seeds, in bytes
-of the whole file. Rates are constants that were chosen on validation images; test images are looked at once for each
-result. A step whose output is there is not run again.
+Every network is compressed and measured by commands of `aicompress`; a result is the mean of the seeds, in bytes of the
+whole file. Rates are constants that were chosen on validation images; test images are looked at once for each result. A
+step whose output is there is not run again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def by_bits(rate: float, steps: int) -> Callable[[Chain], Path]:
         dense = chain.dense("shifted", options=["--augment"])
         name = f"epr-{rate:g}-{steps}"
         settings = (f"mode.rate={rate}", f"training.steps={steps}", f"training.evaluate_every={steps}")
-        return chain.compact(chain.distilled(dense, dense, name, "epr.yaml", *settings), f"{name}-compact")
+        return chain.compact(chain.distilled(dense, dense, name, "../distill/epr.yaml", *settings), f"{name}-compact")
 
     return made
 

@@ -18,7 +18,7 @@ from aicompress.methods.training import get_loss
 from aicompress.model.distillation.outputs import Runner, runner
 from aicompress.model.loading.definition import skeleton
 from aicompress.model.loading.tokenizer import load_tokenizer
-from aicompress.pipeline.distillation import mean_teacher
+from aicompress.pipeline.distillation import mean_teacher, recoding
 from aicompress.pipeline.distillation.batches import Samples, Split, mixed, split_samples
 from aicompress.pipeline.distillation.compatibility import (
     Losses,
@@ -100,9 +100,9 @@ class DistillPlan:
         first = () if self.recipe.mean_teacher is None else ("cross-entropy",)
         name = " + ".join((*first, *(method.name for method, _ in self.losses)))
         rows = [
-            PlanRow(i.name, i.kind, "method", i.stored, i.stored, {"loss": name, **self._shape(i)}, i.nbytes, size)
+            PlanRow(i.name, i.kind, "method", i.stored, form, {"loss": name, **self._shape(i)}, i.nbytes, size)
             for i in self.layers
-            for size in [self.output.nbytes(i.tensor, i.part)]
+            for size, form in [(self.output.nbytes(i.tensor, i.part), self._form(i))]
         ]
         summary = summarize(self.output, self.origin, rows, 0, self.warnings)
         return replace(summary, notes=(*summary.notes, *self.told))
@@ -117,6 +117,11 @@ class DistillPlan:
     def further(self) -> dict[str, Checkpoint]:
         """Inputs beside the student by their names in the lineage; a mean teacher is none."""
         return {} if self.recipe.mean_teacher is not None else _named(self.teachers)
+
+    def _form(self, info: LayerInfo) -> str:
+        """The form that a layer is written in."""
+        weight = self.output.parameters[info.tensor].weight
+        return info.stored if info.part or weight is None else weight.form
 
     def _shape(self, info: LayerInfo) -> dict[str, str]:
         """The shape of a layer of a student that the recipe makes."""
@@ -168,14 +173,15 @@ def make_plan(
     raise_all([] if average is None else mean_teacher.problems(average, run, anatomies[0], samples))
     training = recipe.training.model_copy(update={"precision": resolved_precision(recipe.training.precision)})
     healing = Healing.of(student, recipe.mode)
-    raise_all(healing.problems(training))
+    raise_all([*healing.problems(training), *recoding.problems(student, healing, average is not None)])
     split = split_samples(samples, training.held_out, training.batch, recipe.seed)
     if average is not None and samples.labels is not None:
         split = mixed(split, samples.labels, average.labelled)
     layers = tuple(student.layers(kinds))
     further = {} if average is not None else {name: each.source for name, each in _named(teachers).items()}
     step = lineage_step("distill", recipe, student.source, {**further, **student.foreign.beside})
-    output = arrange(student, destination, _parameters(student, layers), step)
+    planned = recoding.coded_outlines(student, healing, _parameters(student, layers))
+    output = arrange(student, destination, planned, step)
     require_space(output)
     differing = [line for teacher in teachers for line in tokenizer_warnings(student, teacher)]
     told = (*differing, *left_out(student, destination))

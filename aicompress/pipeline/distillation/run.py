@@ -22,6 +22,7 @@ from aicompress.model.loading.load import trainable
 from aicompress.pipeline.distillation import movement
 from aicompress.pipeline.distillation.mean_teacher import Averaged
 from aicompress.pipeline.distillation.plan import DistillPlan
+from aicompress.pipeline.distillation.recoding import Recoding
 from aicompress.pipeline.distillation.report_section import training_section
 from aicompress.pipeline.distillation.student import Student
 from aicompress.pipeline.distillation.teacher import Loss, Panel, Runnable, Teacher, with_cached_outputs
@@ -71,7 +72,9 @@ def run(plan: DistillPlan, options: Options = Options(), own: TrainingOptions = 
     setup, student = _setup(plan, device, options.progress)
     watched = movement.watched(student) if own.movement_file else ()
     state = StateFile(working_path(plan.output.destination.path))
-    trainer = Trainer(setup, student.trained(plan.keep_zeros), plan.training, state, team, watched)
+    coding = setup.recoding
+    trained = student.trained(plan.keep_zeros) if coding is None else coding.trained(student, plan.keep_zeros)
+    trainer = Trainer(setup, trained, plan.training, state, team, watched)
 
     def train() -> None:
         if options.resume:
@@ -126,8 +129,10 @@ def _setup(plan: DistillPlan, device: torch.device, progress: Progress) -> tuple
         teacher = with_cached_outputs(
             teacher, plan.samples, batches, device, lambda done: progress("teacher", done, len(index))
         )
-    averaged = _averaged(plan, panel.members[0])
-    return TrainingSetup(Runnable(model, plan.runner), teacher, loss, plan.samples, plan.split, averaged), student
+    averaged, recodes = _averaged(plan, panel.members[0]), plan.healing.mode.recodes
+    recoding = None if recodes is None else Recoding.of(student, model, recodes, plan.recipe.seed)
+    whole = TrainingSetup(Runnable(model, plan.runner), teacher, loss, plan.samples, plan.split, averaged, recoding)
+    return whole, student
 
 
 def _averaged(plan: DistillPlan, teacher: Runnable) -> Averaged | None:
@@ -153,7 +158,8 @@ def _write(
     """Train, and write every parameter of the best student, with a row for each layer."""
     train()
     better = trainer.history.best_step > 0
-    value_of = student.value if better else student.original
+    recoding = trainer.setup.recoding
+    value_of = (student.value if better else student.original) if recoding is None else partial(recoding.value, student)
     infos: dict[str, list[LayerInfo]] = {}
     for info in plan.layers:
         infos.setdefault(info.tensor, []).append(info)
