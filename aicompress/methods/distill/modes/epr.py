@@ -88,7 +88,7 @@ def bits(matrix: Tensor, learnt: Mapping[str, Tensor], noise: Tensor | None) -> 
     position = matrix / learnt["step"].exp()
     size = (position.round() if noise is None else position + noise).abs()
     width = (PACE * learnt["outputs"]).exp()[:, None] * (PACE * learnt["inputs"]).exp() + NARROWEST
-    chance: Tensor = _LogChance.apply(size, width)
+    chance: Tensor = _LogChance.apply(size, width)  # type: ignore[no-untyped-call]
     return -chance / math.log(2)
 
 
