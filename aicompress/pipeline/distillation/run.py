@@ -178,7 +178,7 @@ def _of_teacher(progress: Progress, samples: int, done: int) -> None:
 
 
 def _recoded(plan: DistillPlan, setup: TrainingSetup, student: Student) -> tuple[TrainingSetup, TrainedParameters]:
-    """The trained parameters; where the student is learnt as codes, those of its codes, and the model runs with them."""
+    """What is trained; of a student that is learnt as codes, what these are made of, and its model runs with them."""
     recodes = plan.healing.mode.recodes
     if recodes is None:
         return setup, student.trained(plan.keep_zeros)
