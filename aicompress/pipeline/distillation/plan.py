@@ -18,7 +18,7 @@ from aicompress.methods.training import get_loss
 from aicompress.model.distillation.outputs import Runner, runner
 from aicompress.model.loading.definition import skeleton
 from aicompress.model.loading.tokenizer import load_tokenizer
-from aicompress.pipeline.distillation import mean_teacher, signals
+from aicompress.pipeline.distillation import mean_teacher, signals, temperature
 from aicompress.pipeline.distillation.batches import Samples, Split, mixed, split_samples
 from aicompress.pipeline.distillation.compatibility import (
     Losses,
@@ -114,7 +114,8 @@ class DistillPlan:
         """What has been settled: what the student was made of, what of it moves, and what is saved."""
         average = () if self.recipe.mean_teacher is None else (mean_teacher.TOLD,)
         stored = () if self.stored is None else (self.stored.note,)
-        return (*(() if self.made is None else self.made.told), *self.healing.told, *average, *stored)
+        made = () if self.made is None else self.made.told
+        return (*made, *self.healing.told, *average, *temperature.planned(self.losses, self.split), *stored)
 
     @property
     def further(self) -> dict[str, Checkpoint]:
