@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import Field
+from torch import Tensor
 
 from aicompress.discovery import members
 from aicompress.errors import RecipeError, suggestion
@@ -36,6 +37,29 @@ class LayerCorrection(ModeConfig):
     samples: int = Field(256, ge=1, description="training samples that are run, those of the first steps")
 
 
+class BlockTuning(ModeConfig):
+    """Parameters of a mode that tunes one block after another."""
+
+    of_a_twin: ClassVar[bool] = True
+
+    samples: int = Field(
+        128, ge=1, description="training samples that every block is tuned on, those of the first steps"
+    )
+    steps: int = Field(100, ge=1, description="batches that are run forward and back, per block")
+    rate: float = Field(
+        0.01, gt=0, le=1, description="how far a step moves a code, in steps of its grid; falls to nothing"
+    )
+    scale_rate: float = Field(
+        0.001, gt=0, le=0.1, description="how far a step moves a scale, as a share of it; falls to nothing"
+    )
+    factor_rate: float = Field(
+        0.003,
+        gt=0,
+        le=1,
+        description="how far a step moves a factor, a weight, norm or bias, as a share of its size; falls to nothing",
+    )
+
+
 @dataclass(frozen=True)
 class StudentParameter:
     """A parameter of a student, before it is loaded.
@@ -45,12 +69,14 @@ class StudentParameter:
         shape: of the dense parameter.
         weight: the outline of its stored form; None of a plain tensor.
         zeros: whether some of its elements are exactly zero and stay so, which may read it.
+        shared: another parameter has some of its tensors, too.
     """
 
     name: str
     shape: tuple[int, ...]
     weight: Weight | None
     zeros: Callable[[], bool] = field(default=lambda: False)
+    shared: bool = False
 
     @property
     def is_vector(self) -> bool:
@@ -59,6 +85,27 @@ class StudentParameter:
 
 
 ConfigT = TypeVar("ConfigT", bound=ModeConfig)
+
+
+@dataclass(frozen=True)
+class Recodes(Generic[ConfigT]):
+    """What a mode does whose plain tensors are learnt as codes. Matrices are (out, in); a vector is a column.
+
+    Attributes:
+        outline: (shape) -> the form that a matrix is written in, without data.
+        start: (matrix, config) -> what is learnt beside a matrix, by suffix, as vectors.
+        running: (matrix, learnt) -> the matrix that the model runs with, differentiable in both.
+        bits: (matrix, learnt, noise between -1/2 and 1/2, or None) -> bits that its codes take, differentiable.
+        written: (matrix, learnt) -> the matrix in its form: exactly the one that the model runs with.
+        price: (share of the steps that are done, config) -> what one bit a weight adds to the loss.
+    """
+
+    outline: Callable[[tuple[int, int]], Weight]
+    start: Callable[[Tensor, ConfigT], dict[str, Tensor]]
+    running: Callable[[Tensor, Mapping[str, Tensor]], Tensor]
+    bits: Callable[[Tensor, Mapping[str, Tensor], Tensor | None], Tensor]
+    written: Callable[[Tensor, Mapping[str, Tensor]], Weight]
+    price: Callable[[float, ConfigT], float]
 
 
 @dataclass(frozen=True)
@@ -76,6 +123,7 @@ class Mode(Generic[ConfigT]):
         relax: (weight) -> the weight with real numbers in the place of codes that move, as `latent.relaxed` gives it;
             None where none do.
         keeps_zeros: zeros of matrices stay zero; else the recipe's training section decides.
+        recodes: how plain tensors that move are learnt as codes, and written as such; None for tensors that stay real.
     """
 
     name: str
@@ -89,6 +137,7 @@ class Mode(Generic[ConfigT]):
     relative: Callable[[Weight], frozenset[str]] = field(kw_only=True, default=lambda weight: weight.scale_suffixes())
     relax: Callable[[Weight], Weight] | None = field(kw_only=True, default=None)
     keeps_zeros: bool = field(kw_only=True, default=False)
+    recodes: Recodes[ConfigT] | None = field(kw_only=True, default=None)
 
 
 def modes() -> Mapping[str, Mode[Any]]:

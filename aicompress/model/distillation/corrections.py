@@ -1,9 +1,10 @@
 """Corrections of a compressed model's norms and biases in closed form, one layer after another.
 
-A layer's bias takes up the mean of what its output has lost: b += E[W x] - E[Ŵ x̂], with the compressed model's own
-inputs x̂ behind layers that are corrected (Nagel et al. 2019, arXiv:1906.04721, section 4.2, with measured means). Gain and
-shift of a norm are those of least squared distance to the original norm's outputs. The statistics of a batch norm are
-those of what it is given now.
+A layer's bias takes up the mean of what its output has lost: b += E[W x] - E[W' x'], with the compressed model's own
+inputs x' behind layers that are corrected (Nagel et al. 2019, arXiv:1906.04721, section 4.2, with measured means). Gain
+and shift of a norm give every channel the spread and the mean that the original's has; a gain of least squared distance
+would shrink what is noisy, which makes the outputs of the whole worse. The statistics of a batch norm are those of what
+it is given now.
 """
 
 from __future__ import annotations
@@ -96,7 +97,6 @@ def _correct(pair: Pair, own: Arrivals, wanted: Mapping[int, Tensor], masks: Seq
         bias.add_((_sum(targets) - _sum(given)).to(bias.dtype) / sum(map(len, targets)))
     elif weight is not None and targets[0].shape[1] == len(weight):
         _fit(
-            pair,
             weight,
             bias,
             [(_Response.of(pair, own[n], masks[n]), t) for n, t in zip(wanted, targets, strict=True)],
@@ -125,21 +125,20 @@ class _Response:
         return cls(outputs[0], outputs[1] - outputs[0])
 
 
-def _fit(pair: Pair, weight: Tensor, bias: Tensor | None, given: Sequence[tuple[_Response, Tensor]]) -> None:
-    """Gain and shift of least squared distance, channel by channel, over all rows."""
+def _fit(weight: Tensor, bias: Tensor | None, given: Sequence[tuple[_Response, Tensor]]) -> None:
+    """Gain and shift that give every channel the original's spread and mean; without a shift, its mean square."""
     count = sum(len(target) for _, target in given)
     lost = [target - response.still for response, target in given]
     slopes = [response.slope for response, _ in given]
-    products = _sum([slope * target for slope, target in zip(slopes, lost, strict=True)])
-    squares = _sum([slope * slope for slope in slopes])
-    mean, offset = _sum(slopes) / count, _sum(lost) / count
+    mean, offset = (_sum(each) / count if bias is not None else torch.zeros(()) for each in (slopes, lost))
+    own, original = (
+        _sum([(each - middle).square() for each in parts]) for parts, middle in ((slopes, mean), (lost, offset))
+    )
+    known = own > 1e-12 * count  # a channel that never changes keeps its gain
+    spread = torch.where(known, (original / own.clamp(min=1e-30)).sqrt() * weight.sign(), weight.double())
+    weight.copy_(spread)
     if bias is not None:
-        products, squares = products - count * mean * offset, squares - count * mean * mean
-    known = squares > 1e-6 * count * mean.square().clamp(min=1e-12)  # a channel that never changes keeps its gain
-    gain = torch.where(known, products / squares.clamp(min=1e-30), weight.double())
-    weight.copy_(gain)
-    if bias is not None:
-        bias.copy_(offset - gain * mean)
+        bias.copy_(offset - spread * mean)
 
 
 def _estimate(pair: Pair, inputs: Sequence[Tensor]) -> None:

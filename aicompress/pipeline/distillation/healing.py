@@ -34,9 +34,12 @@ class Healing:
     @classmethod
     def of(cls, student: Checkpoint, config: ModeConfig) -> Healing:
         """What a mode moves of a student."""
-        mode = get_mode(config.name)
+        mode, owners = get_mode(config.name), student.manifest.owners
+        shared = {each for name in student.parameters() for each in (name, *owners(name).values()) if owners(name)}
         parameters = tuple(
-            StudentParameter(name, spec.shape, student.outline(name), partial(_has_zeros, student, name))
+            StudentParameter(
+                name, spec.shape, student.outline(name), partial(_has_zeros, student, name), name in shared
+            )
             for name, spec in student.parameters().items()
         )
         return cls(mode, config, {each.name: mode.moves(each, config) for each in parameters}, parameters)
@@ -55,7 +58,7 @@ class Healing:
     def _different(self, teachers: Sequence[Checkpoint], student: Checkpoint) -> str:
         """Why a student cannot be compared with its teacher layer by layer, in words; empty where it can."""
         if len(teachers) != 1 or teachers[0] is student:
-            return "it takes one teacher"
+            return "it takes one teacher, that runs"
         theirs = teachers[0].parameters()
         for each in self.parameters:
             if each.name not in theirs:

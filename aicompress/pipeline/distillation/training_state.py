@@ -82,11 +82,11 @@ class StateFile:
         name = f"state-{history.step}.safetensors"
         partial = self.folder / f"{name}.partial"
         save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, partial)
-        _replace(partial, self.folder / name)
+        replace_file(partial, self.folder / name)
         plain = {"tensors": name, "history": asdict(history)}
         written = self.folder / f"{STATE}.partial"
         written.write_text(json.dumps(plain), encoding="utf-8")
-        _replace(written, self.folder / STATE)
+        replace_file(written, self.folder / STATE)
         for other in self.folder.glob("state-*.safetensors*"):
             if other.name != name:
                 other.unlink()
@@ -106,7 +106,7 @@ class StateFile:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _replace(partial: Path, final: Path) -> None:
+def replace_file(partial: Path, final: Path) -> None:
     """Rename into place after the bytes are on disk."""
     descriptor = os.open(partial, os.O_RDONLY)
     try:

@@ -54,6 +54,7 @@ def write(folder: Path) -> tuple[Path, Path, Path]:
     plain |= {f"{name}.bias": torch.zeros(6) for name in (*LAYERS, "last")}
     student, teacher, samples = folder / "student.safetensors", folder / "teacher.safetensors", folder / "samples.npz"
     save_file({**stored, **plain}, student, metadata={"aicompress": Manifest(entries).to_text()})
-    save_file({**dense, **plain, "last.weight": 1.2 * plain["last.weight"]}, teacher)
+    others = {name: t + 0.1 * randn(*t.shape, seed=3) for name, t in plain.items() if t.ndim == 1}
+    save_file({**dense, **plain, **others, "last.weight": 1.2 * plain["last.weight"]}, teacher)
     np.savez(samples, x=randn(200, 2, 2, 3, seed=7).numpy())
     return student, teacher, samples

@@ -1,8 +1,8 @@
 """Norms and biases are corrected in closed form, without gradients, and statistics of batch norms estimated anew.
 
 Every layer in its turn, behind those that are corrected: a bias takes up the mean of what the output has lost (Nagel et
-al. 2019, arXiv:1906.04721), a norm gets gain and shift of least squared distance to the teacher's, and a batch norm the
-mean and variance of what it is given now. Two forward passes over the samples, whatever the model.
+al. 2019, arXiv:1906.04721), a norm gets the gain and shift that give every channel the teacher's spread and mean, and a
+batch norm the statistics of what it is given now. Two forward passes over the samples, whatever the model.
 """
 
 from __future__ import annotations
