@@ -114,8 +114,8 @@ class DistillPlan:
         """What has been settled: what the student was made of, what of it moves, and what is saved."""
         average = () if self.recipe.mean_teacher is None else (mean_teacher.TOLD,)
         stored = () if self.stored is None else (self.stored.note,)
-        made = () if self.made is None else self.made.told
-        return (*made, *self.healing.told, *average, *temperature.planned(self.losses, self.split), *stored)
+        told = (*(self.made.told if self.made else ()), *self.healing.told, *average)
+        return (*told, *temperature.planned(self.losses, self.split), *stored)
 
     @property
     def further(self) -> dict[str, Checkpoint]:

@@ -213,7 +213,7 @@ class BlockwiseTuning:
         loss = Loss(self.plan.losses)
         loss = loss.at_temperature(1.0) if loss.leaves_open else loss
         with torch.no_grad():
-            parts = [float(loss(*pair)) * size for *pair, size in zip(own, original, sizes, strict=True)]
+            parts = [float(loss(a, b)) * size for a, b, size in zip(own, original, sizes, strict=True)]
         total = sum(parts) / sum(sizes)
         if not total < float("inf"):
             raise CompressError(f"the held-out loss is {total}", "check teacher and data")

@@ -8,6 +8,7 @@ from aicompress.methods.healing import LayerCorrection
 from aicompress.model.blocks.side_by_side import Runs
 from aicompress.model.distillation.corrections import correct, pairs
 from aicompress.pipeline.distillation.student import Student
+from aicompress.pipeline.distillation.teacher import Teacher
 from aicompress.pipeline.distillation.training import Trainer
 
 
@@ -17,6 +18,7 @@ def correct_layers(trainer: Trainer, student: Student, config: LayerCorrection) 
     Every process runs the same samples, so that all have the same weights.
     """
     setup = trainer.setup
+    assert isinstance(setup.teacher, Teacher)  # the plan takes no stored outputs for one that runs
     model, teacher = setup.student, setup.teacher.side.members[0]
     index = setup.split.first(config.samples)
     order = setup.split.in_order(index, setup.split.batch)
