@@ -46,6 +46,8 @@ DTYPES: dict[str, torch.dtype] = {
     "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+PACKED = "aicompress_packed"  # the key of a packed file's metadata
+PACKED_SUFFIX = ".packed.safetensors"  # of a packed file in a folder, where no reader looks for weights
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,59 @@ class Header:
     metadata: dict[str, str]
 
 
+@dataclass(frozen=True)
+class Extent:
+    """A tensor as a header names it, whether its dtype is known here or not.
+
+    Attributes:
+        dtype: its name in the header.
+        shape: its shape.
+        begin: absolute offset of the first byte in the file.
+        nbytes: how many bytes it has.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class RawHeader:
+    """A header of which everything but the dtypes is validated.
+
+    Attributes:
+        text: its JSON, padding included.
+        extents: tensors by name.
+        metadata: its strings.
+    """
+
+    text: bytes
+    extents: dict[str, Extent]
+    metadata: dict[str, str]
+
+
 def read_header(path: Path) -> Header:
     """Parse and validate the header of one file; no tensor data is read.
+
+    Raises:
+        CheckpointError: missing, truncated, not safetensors, or offsets that do not tile the data exactly.
+        Unsupported: packed, or a tensor of a dtype that torch does not have.
+    """
+    raw = read_raw_header(path)
+    if PACKED in raw.metadata:
+        raise packed_error(path)
+    return Header({name: _ref(path, name, extent) for name, extent in raw.extents.items()}, raw.metadata)
+
+
+def packed_error(path: Path) -> Unsupported:
+    """The refusal of what `aicompress pack` wrote by everything that reads weights."""
+    whole = path.parent if path.name.endswith(PACKED_SUFFIX) else path
+    return Unsupported(f"{path} is packed", f"unpack it first: aicompress unpack {whole} OUT")
+
+
+def read_raw_header(path: Path) -> RawHeader:
+    """Parse the header of one file, of whatever dtypes; no tensor data is read.
 
     Raises:
         CheckpointError: missing, truncated, not safetensors, or offsets that do not tile the data exactly.
@@ -92,17 +145,31 @@ def read_header(path: Path) -> Header:
             length = int.from_bytes(prefix, "little")
             if len(prefix) < 8 or length > HEADER_LIMIT or 8 + length > size:
                 raise _damaged(path, f"its header claims {length} bytes and the file has {size}")
-            raw = file.read(length)
+            text = file.read(length)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}", "check its permissions") from error
-    plain = _parse(path, raw)
+    return parse_header(path, text, size)
+
+
+def parse_header(path: Path, text: bytes, size: int) -> RawHeader:
+    """Parse and validate a header's text.
+
+    Args:
+        path: the file it is of, for messages.
+        text: its JSON.
+        size: bytes of the whole file.
+
+    Raises:
+        CheckpointError: not JSON, an entry that is malformed, or offsets that do not tile the data exactly.
+    """
+    plain = _parse(path, text)
     metadata = plain.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _damaged(path, "its metadata is not a mapping of strings")
-    tensors = {name: _tensor(path, name, fields, 8 + length) for name, fields in plain.items()}
-    _check_tiling(path, tensors, 8 + length, size)
-    return Header(tensors, metadata)
+    extents = {name: _extent(path, name, fields, 8 + len(text)) for name, fields in plain.items()}
+    _check_tiling(path, extents, 8 + len(text), size)
+    return RawHeader(text, extents, metadata)
 
 
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:
@@ -161,7 +228,7 @@ def checked_shape(sizes: Any) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def _tensor(path: Path, name: str, fields: Any, base: int) -> TensorRef:
+def _extent(path: Path, name: str, fields: Any, base: int) -> Extent:
     """One entry of the header, every field checked."""
     try:
         dtype, shape, (begin, end) = fields["dtype"], checked_shape(fields["shape"]), fields["data_offsets"]
@@ -171,22 +238,27 @@ def _tensor(path: Path, name: str, fields: Any, base: int) -> TensorRef:
             raise ValueError
     except (TypeError, KeyError, ValueError) as error:
         raise _damaged(path, f"the entry of tensor {shown(name)} is malformed") from error
-    if dtype not in DTYPES:
-        message = f"{path}: tensor {shown(name)} has dtype {shown(dtype)}"
+    needed = TensorSpec(DTYPES[dtype], shape).nbytes if dtype in DTYPES else max(0, end - begin)
+    if end - begin != needed:
+        raise _damaged(path, f"tensor {shown(name)} claims {end - begin} bytes, its shape needs {needed}")
+    return Extent(dtype, shape, base + begin, needed)
+
+
+def _ref(path: Path, name: str, extent: Extent) -> TensorRef:
+    """A tensor of a dtype that torch has."""
+    if extent.dtype not in DTYPES:
+        message = f"{path}: tensor {shown(name)} has dtype {shown(extent.dtype)}"
         raise Unsupported(message, f"supported: {', '.join(DTYPES)}")
-    spec = TensorSpec(DTYPES[dtype], shape)
-    if end - begin != spec.nbytes:
-        raise _damaged(path, f"tensor {shown(name)} claims {end - begin} bytes, its shape needs {spec.nbytes}")
-    return TensorRef(path, spec, base + begin)
+    return TensorRef(path, TensorSpec(DTYPES[extent.dtype], extent.shape), extent.begin)
 
 
-def _check_tiling(path: Path, tensors: Mapping[str, TensorRef], base: int, size: int) -> None:
+def _check_tiling(path: Path, extents: Mapping[str, Extent], base: int, size: int) -> None:
     """The data must be covered exactly once, in whatever order."""
     position = base
-    for name, ref in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].spec.nbytes)):
-        if ref.begin != position:
+    for name, extent in sorted(extents.items(), key=lambda item: (item[1].begin, item[1].nbytes)):
+        if extent.begin != position:
             raise _damaged(path, f"a hole or an overlap in the data before tensor {shown(name)}")
-        position += ref.spec.nbytes
+        position += extent.nbytes
     if position != size:
         raise _damaged(path, f"its tensors end at byte {position} and the file has {size}")
 

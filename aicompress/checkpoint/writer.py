@@ -202,6 +202,10 @@ class CheckpointWriter:
             fsync(self.out.parent)
         self._sealed = True
 
+    def _finished(self) -> Path:
+        """What takes the output's place."""
+        return self.work / self.shards[0].name if self.single else self.work
+
     def names(self) -> tuple[str, ...]:
         """The files so far, below the output's directory."""
         shards = [shard.name for shard in self.shards]
@@ -214,9 +218,10 @@ class CheckpointWriter:
             CompressError: something has come to the output's place since the run began. It stays, and so does the
                 finished output, beside it.
         """
+        taken = f"{self.out} was made by somebody else while this ran, and is not replaced"
         if identity(self.out) != self._replaces:
-            raise self._kept_beside(f"{self.out} was made by somebody else while this ran, and is not replaced")
-        finished = self.work / self.shards[0].name if self.single else self.work
+            raise self._kept_beside(taken)
+        finished = self._finished()
         if self.single:
             self._require_own_file()
             for extra in self._extra:
@@ -231,9 +236,7 @@ class CheckpointWriter:
             else:
                 self._require_none(take_place(finished, self.out))
         except FileExistsError as error:
-            raise self._kept_beside(
-                f"{self.out} was made by somebody else while this ran, and is not replaced"
-            ) from error
+            raise self._kept_beside(taken) from error
         if self.single:
             shutil.rmtree(self.work)
 
@@ -258,11 +261,10 @@ class CheckpointWriter:
         """Give the finished output a name of its own, and the error that tells it."""
         suffix = ".safetensors" if self.single else ""
         stem = self.out.name.removesuffix(suffix)
-        finished = self.work / self.shards[0].name if self.single else self.work
         for number in itertools.count(1):
             beside = self.out.with_name(f"{stem}-{number}{suffix}")
             with contextlib.suppress(FileExistsError):
-                take_free_place(finished, beside)
+                take_free_place(self._finished(), beside)
                 break
         for extra in self._extra if self.single else ():
             with contextlib.suppress(FileExistsError):
