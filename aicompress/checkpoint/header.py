@@ -1,7 +1,8 @@
 """The safetensors header: parsed without trusting it, and built before any data is written.
 
 A file is a little-endian u64 header length, that many bytes of JSON, then the data. The JSON maps tensor names to
-dtype, shape and [begin, end) offsets into the data, and `__metadata__` to strings.
+dtype, shape and [begin, end) offsets into the data, and `__metadata__` to strings. The header of a bundle is read as
+that of the file which it stands for.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 
 import torch
 
-from aicompress.checkpoint.json_text import parsed
+from aicompress.checkpoint import bundle
+from aicompress.checkpoint.json_text import Twice, compact, parsed, plain_where_same, unique
 from aicompress.errors import CheckpointError, Unsupported
 from aicompress.weights import TensorSpec
 
@@ -79,63 +81,31 @@ class Header:
     metadata: dict[str, str]
 
 
-@dataclass(frozen=True)
-class Extent:
-    """A tensor as a header names it, whether its dtype is known here or not.
-
-    Attributes:
-        dtype: its name in the header.
-        shape: its shape.
-        begin: absolute offset of the first byte in the file.
-        nbytes: how many bytes it has.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    nbytes: int
-
-
-@dataclass(frozen=True)
-class RawHeader:
-    """A header of which everything but the dtypes is validated.
-
-    Attributes:
-        text: its JSON, padding included.
-        extents: tensors by name.
-        metadata: its strings.
-    """
-
-    text: bytes
-    extents: dict[str, Extent]
-    metadata: dict[str, str]
-
-
 def read_header(path: Path) -> Header:
     """Parse and validate the header of one file; no tensor data is read.
 
     Raises:
-        CheckpointError: missing, truncated, not safetensors, or offsets that do not tile the data exactly.
-        Unsupported: packed, or a tensor of a dtype that torch does not have.
+        CheckpointError: missing, truncated, not safetensors, packed, or offsets that do not tile the data exactly.
     """
-    raw = read_raw_header(path)
-    if PACKED in raw.metadata:
+    text, size = header_text(path)
+    plain, metadata = parsed_header(path, text)
+    if PACKED in metadata:
         raise packed_error(path)
-    return Header({name: _ref(path, name, extent) for name, extent in raw.extents.items()}, raw.metadata)
+    tensors = {name: _tensor(path, name, fields, 8 + len(text)) for name, fields in plain.items()}
+    _check_tiling(path, tensors, 8 + len(text), size)
+    if metadata.items() >= bundle.MARK.items() and [*tensors] == [bundle.NAME]:
+        return _of_bundle(path, tensors[bundle.NAME])
+    return Header(tensors, metadata)
 
 
 def packed_error(path: Path) -> Unsupported:
-    """The refusal of what `aicompress pack` wrote by everything that reads weights."""
+    """The refusal of what `pack` wrote by everything that reads weights."""
     whole = path.parent if path.name.endswith(PACKED_SUFFIX) else path
     return Unsupported(f"{path} is packed", f"unpack it first: aicompress unpack {whole} OUT")
 
 
-def read_raw_header(path: Path) -> RawHeader:
-    """Parse the header of one file, of whatever dtypes; no tensor data is read.
-
-    Raises:
-        CheckpointError: missing, truncated, not safetensors, or offsets that do not tile the data exactly.
-    """
+def header_text(path: Path) -> tuple[bytes, int]:
+    """A header's JSON, padding included, and the size of the file; errors as of `read_header`."""
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist", "check the path")
     try:
@@ -144,64 +114,64 @@ def read_raw_header(path: Path) -> RawHeader:
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")
             if len(prefix) < 8 or length > HEADER_LIMIT or 8 + length > size:
-                raise _damaged(path, f"its header claims {length} bytes and the file has {size}")
-            text = file.read(length)
+                raise damaged(path, f"its header claims {length} bytes and the file has {size}")
+            return file.read(length), size
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}", "check its permissions") from error
-    return parse_header(path, text, size)
 
 
-def parse_header(path: Path, text: bytes, size: int) -> RawHeader:
-    """Parse and validate a header's text.
-
-    Args:
-        path: the file it is of, for messages.
-        text: its JSON.
-        size: bytes of the whole file.
-
-    Raises:
-        CheckpointError: not JSON, an entry that is malformed, or offsets that do not tile the data exactly.
-    """
+def parsed_header(path: Path, text: bytes) -> tuple[dict[str, Any], dict[str, str]]:
+    """The entries of a header's JSON, which may be anything, and its metadata; errors as of `read_header`."""
     plain = _parse(path, text)
     metadata = plain.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise _damaged(path, "its metadata is not a mapping of strings")
-    extents = {name: _extent(path, name, fields, 8 + len(text)) for name, fields in plain.items()}
-    _check_tiling(path, extents, 8 + len(text), size)
-    return RawHeader(text, extents, metadata)
+        raise damaged(path, "its metadata is not a mapping of strings")
+    return plain, metadata
+
+
+def _of_bundle(path: Path, whole: TensorRef) -> Header:
+    """The header that a bundle's description stands for."""
+    with path.open("rb") as file:
+        file.seek(whole.begin)
+        length = int.from_bytes(file.read(bundle.PREFIX), "little")
+        packed = file.read(min(length, whole.spec.nbytes))
+    base, end = whole.begin + bundle.PREFIX + length, whole.begin + whole.spec.nbytes
+    try:
+        plain = parsed(bundle.inflated(packed), unique)
+        listed = {name: (dtype, shape) for name, (dtype, shape) in plain["tensors"].items()}
+        metadata = {key: text if isinstance(text, str) else compact(text) for key, text in plain["metadata"].items()}
+    except Twice as error:
+        raise damaged(path, f"{shown(error.args[0])} is in its description twice") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise damaged(path, "the description of its bundle is malformed") from error
+    tensors: dict[str, TensorRef] = {}
+    position = 0
+    for name, (dtype, shape) in listed.items():
+        tensors[name] = TensorRef(path, _spec(path, name, dtype, shape), base + position)
+        position += tensors[name].spec.nbytes
+    _check_tiling(path, tensors, base, end)
+    return Header(tensors, metadata)
 
 
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     """The header's JSON mapping: UTF-8, every key once."""
     try:
-        plain = parsed(raw, _unique)
+        plain = parsed(raw, unique)
         if not isinstance(plain, dict):
-            raise _damaged(path, "its header is not a mapping")
+            raise damaged(path, "its header is not a mapping")
         json.dumps(plain, ensure_ascii=False).encode("utf-8")  # lone surrogates could never be written again
-    except _Twice as error:
-        raise _damaged(path, f"{shown(error.args[0])} is in its header twice") from error
+    except Twice as error:
+        raise damaged(path, f"{shown(error.args[0])} is in its header twice") from error
     except UnicodeError as error:
-        raise _damaged(path, "its header is not JSON in UTF-8") from error
+        raise damaged(path, "its header is not JSON in UTF-8") from error
     except ValueError as error:
-        raise _damaged(path, f"its header is not JSON in UTF-8: {str(error)[:SHOWN]}") from error
+        raise damaged(path, f"its header is not JSON in UTF-8: {str(error)[:SHOWN]}") from error
     return plain
 
 
-class _Twice(ValueError):
-    """A key that a JSON mapping has twice."""
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    pairs_by_key: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in pairs_by_key:
-            raise _Twice(key)
-        pairs_by_key[key] = value
-    return pairs_by_key
-
-
-def _damaged(path: Path, why: str) -> CheckpointError:
+def damaged(path: Path, why: str) -> CheckpointError:
+    """The error of a file that is not what safetensors files are."""
     return CheckpointError(f"{path} is not a complete safetensors file: {why}", "download or copy it again")
 
 
@@ -228,39 +198,48 @@ def checked_shape(sizes: Any) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def _extent(path: Path, name: str, fields: Any, base: int) -> Extent:
+def _tensor(path: Path, name: str, fields: Any, base: int) -> TensorRef:
     """One entry of the header, every field checked."""
     try:
-        dtype, shape, (begin, end) = fields["dtype"], checked_shape(fields["shape"]), fields["data_offsets"]
-        if not isinstance(dtype, str):
-            raise TypeError
+        dtype, shape, (begin, end) = fields["dtype"], fields["shape"], fields["data_offsets"]
         if not all(type(offset) is int and 0 <= offset < 1 << 63 for offset in (begin, end)):
             raise ValueError
     except (TypeError, KeyError, ValueError) as error:
-        raise _damaged(path, f"the entry of tensor {shown(name)} is malformed") from error
-    needed = TensorSpec(DTYPES[dtype], shape).nbytes if dtype in DTYPES else max(0, end - begin)
-    if end - begin != needed:
-        raise _damaged(path, f"tensor {shown(name)} claims {end - begin} bytes, its shape needs {needed}")
-    return Extent(dtype, shape, base + begin, needed)
+        raise malformed(path, name) from error
+    spec = _spec(path, name, dtype, shape)
+    if end - begin != spec.nbytes:
+        raise damaged(path, f"tensor {shown(name)} claims {end - begin} bytes, its shape needs {spec.nbytes}")
+    return TensorRef(path, spec, base + begin)
 
 
-def _ref(path: Path, name: str, extent: Extent) -> TensorRef:
-    """A tensor of a dtype that torch has."""
-    if extent.dtype not in DTYPES:
-        message = f"{path}: tensor {shown(name)} has dtype {shown(extent.dtype)}"
+def _spec(path: Path, name: str, dtype: Any, shape: Any) -> TensorSpec:
+    """A tensor's dtype and shape, checked."""
+    try:
+        sizes = checked_shape(shape)
+        if not isinstance(dtype, str):
+            raise TypeError
+    except (TypeError, ValueError) as error:
+        raise malformed(path, name) from error
+    if dtype not in DTYPES:
+        message = f"{path}: tensor {shown(name)} has dtype {shown(dtype)}"
         raise Unsupported(message, f"supported: {', '.join(DTYPES)}")
-    return TensorRef(path, TensorSpec(DTYPES[extent.dtype], extent.shape), extent.begin)
+    return TensorSpec(DTYPES[dtype], sizes)
 
 
-def _check_tiling(path: Path, extents: Mapping[str, Extent], base: int, size: int) -> None:
+def malformed(path: Path, name: str) -> CheckpointError:
+    """The error of a tensor whose entry says nothing."""
+    return damaged(path, f"the entry of tensor {shown(name)} is malformed")
+
+
+def _check_tiling(path: Path, tensors: Mapping[str, TensorRef], base: int, size: int) -> None:
     """The data must be covered exactly once, in whatever order."""
     position = base
-    for name, extent in sorted(extents.items(), key=lambda item: (item[1].begin, item[1].nbytes)):
-        if extent.begin != position:
-            raise _damaged(path, f"a hole or an overlap in the data before tensor {shown(name)}")
-        position += extent.nbytes
+    for name, ref in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].spec.nbytes)):
+        if ref.begin != position:
+            raise damaged(path, f"a hole or an overlap in the data before tensor {shown(name)}")
+        position += ref.spec.nbytes
     if position != size:
-        raise _damaged(path, f"its tensors end at byte {position} and the file has {size}")
+        raise damaged(path, f"its tensors end at byte {position} and the file has {size}")
 
 
 def build_header(
@@ -293,3 +272,25 @@ def build_header(
         raise ValueError(f"header needs {len(text)} bytes, {full} are reserved")
     base = 8 + full
     return full.to_bytes(8, "little") + text.ljust(full), {name: base + begin for name, begin in begins.items()}
+
+
+def build_bundle(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
+    """A bundle's first bytes, up to the data, and the absolute offset of each tensor.
+
+    Args:
+        specs: tensors by name.
+        metadata: as of the file that the bundle stands for; what is JSON is kept as such.
+    """
+    listed = {name: [DTYPE_NAMES[spec.dtype], list(spec.shape)] for name, spec in specs.items()}
+    description = bundle.deflated(
+        {"tensors": listed, "metadata": {k: plain_where_same(text) for k, text in metadata.items()}}
+    )
+    data = sum(spec.nbytes for spec in specs.values())
+    whole = {bundle.NAME: TensorSpec(torch.uint8, (len(description) + data,))}
+    first, _ = build_header(whole, bundle.MARK)
+    begins: dict[str, int] = {}
+    position = len(first) + len(description)
+    for name, spec in specs.items():
+        begins[name] = position
+        position += spec.nbytes
+    return first + description, begins

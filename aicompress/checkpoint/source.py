@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from aicompress.checkpoint.header import PACKED_SUFFIX, packed_error
-from aicompress.checkpoint.json_text import parsed
-from aicompress.errors import CheckpointError, suggestion
+from aicompress.checkpoint.json_text import parsed, read_json
+from aicompress.errors import CheckpointError, nearest
 
 INDEX = "model.safetensors.index.json"
 # Weights in other formats would be stale beside the new ones.
@@ -74,6 +74,15 @@ class Source:
         return file.relative_to(folder).as_posix() if file.is_relative_to(folder) else file.name
 
 
+def _beside(path: Path) -> str:
+    """A hint that names what is most like a missing path in its folder, among what may be a checkpoint."""
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent}"
+    fitting = [each.name for each in path.parent.iterdir() if each.is_dir() or ".safetensors" in each.suffixes]
+    near = nearest(path.name, fitting)
+    return "check the path" if near is None else f"did you mean {str(path.parent / near)!r}?"
+
+
 def locate(name: str | Path) -> Source:
     """Find the files of a checkpoint; nothing but JSON is read.
 
@@ -90,8 +99,7 @@ def locate(name: str | Path) -> Source:
     if not path.exists():
         if path.is_symlink():
             raise CheckpointError(f"{path} is a link to {path.readlink()}, which is not there", "check where it leads")
-        near = [str(p) for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise CheckpointError(f"{path} does not exist", suggestion(str(path), near) if near else "check the path")
+        raise CheckpointError(f"{path} does not exist", _beside(path))
     if path.name.endswith(".index.json") or _INDEXES.search(path.name):
         if (path.parent / "config.json").is_file():
             return _directory(path.parent, path)
@@ -260,24 +268,6 @@ def _config(path: Path) -> dict[str, Any]:
             what = "a name" if kind is str else "a mapping"
             raise CheckpointError(f"{path}: {key} is not {what}", "download or copy the checkpoint again")
     return config
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON mapping.
-
-    Raises:
-        CheckpointError: it cannot be read, or is something else.
-    """
-    try:
-        plain = parsed(path.read_bytes())
-    except ValueError as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{path} is not JSON: {reason}", "download or copy it again") from error
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}", "check its permissions") from error
-    if not isinstance(plain, dict):
-        raise CheckpointError(f"{path} is not a JSON mapping", "download or copy it again")
-    return plain
 
 
 def _download(name: str) -> Path:

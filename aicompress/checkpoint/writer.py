@@ -19,7 +19,6 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from aicompress.checkpoint.header import build_header
 from aicompress.checkpoint.journal import NAME as JOURNAL
 from aicompress.checkpoint.place import identity, lock, require_free, take_free_place, take_place, working_path
 from aicompress.checkpoint.shards import ShardPlan, index_text, plan_shards
@@ -178,7 +177,7 @@ class CheckpointWriter:
             ValueError: it does not fit.
         """
         first = self.shards[0]
-        header, _ = build_header(first.specs, metadata, length=len(first.layout[0]) - 8)
+        header = first.stamped(metadata)
         with disk_errors(self.out):
             write_at(self._open[first.name], memoryview(header), 0)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from aicompress.checkpoint.header import PACKED, read_raw_header
+from aicompress.checkpoint.header import PACKED, header_text, parsed_header
 from aicompress.checkpoint.json_text import parsed
 from aicompress.checkpoint.manifest import KEY
 from aicompress.checkpoint.source import MODELING_FILES, PACKING_REPORTS, REPORTS, WEIGHT_NAMES
@@ -129,7 +129,7 @@ def _is_report(plain: Any) -> bool:
 def _is_own_file(file: Path) -> bool:
     """Whether a weight file says in its header that a step wrote it, or the report beside it notes its digest."""
     try:
-        metadata = read_raw_header(file).metadata
+        _, metadata = parsed_header(file, header_text(file)[0])
     except CheckpointError:
         return False
     return KEY in metadata or PACKED in metadata or _is_unpacked(file)

@@ -16,13 +16,16 @@ aicompress export w4/ dense/ --to dense
 
 aicompress export hf://org/model-fp8 model/ --to dense --max-shard-size 5GB
 
-aicompress export model/ merged/ --to dense --adapter lora/ --adapter style/:0.5"""
+aicompress export model/ merged/ --to dense --adapter lora/ --adapter style/:0.5
+
+aicompress export lenet.safetensors small.safetensors --to compact"""
 
 
 class To(StrEnum):
     """What an output can be."""
 
     dense = "dense"
+    compact = "compact"
 
 
 def command(
@@ -32,7 +35,8 @@ def command(
         To,
         typer.Option(
             "--to",
-            help="dense: every weight decoded, a plain checkpoint that any reader loads.",
+            help="dense: every weight decoded, a plain checkpoint that any reader loads. compact: every weight as it "
+            "is stored, in one file whose names, shapes and description take a few hundred bytes.",
             rich_help_panel=o.STEP,
         ),
     ],
@@ -44,7 +48,7 @@ def command(
     quiet: o.Quiet = False,
     as_json: o.AsJson = False,
 ) -> None:
-    """Decode a compressed or quantized checkpoint, also one of another tool, into a plain one."""
+    """Decode a compressed or quantized checkpoint into a plain one, or write a small one with a short header."""
     from aicompress.cli.progress import reporter
     from aicompress.pipeline import export
     from aicompress.pipeline.step.options import Options

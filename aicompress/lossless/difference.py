@@ -63,7 +63,8 @@ def _signs(bits: Bits) -> Bits:
     """All bits of every element whose highest one is set, none of the others'."""
     signed = np.dtype(f"<i{bits.dtype.itemsize}")
     top = bits.dtype.itemsize * 8 - 1
-    return (bits.view(signed) >> top).view(bits.dtype)
+    spread: Bits = (bits.view(signed) >> top).view(bits.dtype)
+    return spread
 
 
 def _top(bits: Bits) -> Bits:

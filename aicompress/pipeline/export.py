@@ -1,8 +1,8 @@
-"""Write a checkpoint with every parameter decoded: what readers of plain checkpoints load."""
+"""Write a checkpoint with every parameter decoded, as readers of plain ones load it, or one with a short header."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from aicompress.pipeline.step.run import OpenOutput, run_alone, write_all
 from aicompress.recipe.export import ExportRecipe
 from aicompress.report.model import LayerRow, Report
 from aicompress.report.plan import PlanSummary
-from aicompress.weights import Dense
+from aicompress.weights import Dense, Weight
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,12 @@ class ExportPlan:
         return [self._row(info) for info in self.layers]
 
     def _row(self, info: LayerInfo) -> LayerRow:
-        decoded = not self.checkpoint.is_plain(info.tensor)
-        done = ("export", "dense") if decoded else ("-", "-")
-        size = self.output.nbytes(info.tensor)
+        decoded = self.recipe.method.decodes and not self.checkpoint.is_plain(info.tensor)
+        done = ("export", self.recipe.method.name) if decoded else ("-", "-")
+        form = Dense.form if self.recipe.method.decodes else info.stored
+        size = self.output.nbytes(info.tensor, info.part)
         note = "decoded" if decoded else "left as it is"
-        return LayerRow(info.name, info.kind, *done, Dense.form, {}, info.nbytes, size, 0.0, 0.0, note)
+        return LayerRow(info.name, info.kind, *done, form, {}, info.nbytes, size, 0.0, 0.0, note)
 
     def summary(self) -> PlanSummary:
         """What a dry run prints."""
@@ -77,15 +78,19 @@ def make_plan(source: str | Path | Adapted, destination: Destination, recipe: Ex
     checkpoint = opened.checkpoint
     raise_all(opened.problems)
     require_writable(destination.path)
-    _require_expressible(checkpoint, destination)
-    plain = with_decoded(checkpoint, checkpoint.manifest.entries)
-    parameters = {name: Planned(spec) for name, spec in plain.parameters().items()}
-    output = arrange(
-        plain, destination, parameters, lineage_step("export", recipe, checkpoint.source, checkpoint.foreign.beside)
-    )
-    require_loads(checkpoint, output.config, plain.parameters(), {})
+    step = lineage_step("export", recipe, checkpoint.source, checkpoint.foreign.beside)
+    if recipe.method.decodes:
+        _require_expressible(checkpoint, destination)
+        plain = with_decoded(checkpoint, checkpoint.manifest.entries)
+        parameters = {name: Planned(spec) for name, spec in plain.parameters().items()}
+        output = arrange(plain, destination, parameters, step)
+        require_loads(checkpoint, output.config, plain.parameters(), {})
+        layers = tuple(_as_stored(checkpoint, info) for info in plain.layers(opened.kinds))
+    else:
+        _require_bare(checkpoint, destination)
+        layers = tuple(checkpoint.layers(opened.kinds))
+        output = arrange(checkpoint, replace(destination, bundled=True), _as_they_are(checkpoint, layers), step)
     require_space(output)
-    layers = tuple(_as_stored(checkpoint, info) for info in plain.layers(opened.kinds))
     return ExportPlan(
         checkpoint,
         recipe,
@@ -102,6 +107,30 @@ def _as_stored(checkpoint: Checkpoint, info: LayerInfo) -> LayerInfo:
     if entry is None or outline is None:
         return info
     return replace(info, stored=outline.form, outline=outline, transposed=entry.transposed)
+
+
+def _as_they_are(checkpoint: Checkpoint, layers: Sequence[LayerInfo]) -> dict[str, Planned]:
+    """Every parameter in the form that it is stored in."""
+    infos = {info.tensor: info for info in reversed(layers)}
+    return {
+        name: Planned(spec, checkpoint.outline(name), infos.get(name), checkpoint.manifest.owners(name))
+        for name, spec in checkpoint.parameters().items()
+    }
+
+
+def _require_bare(checkpoint: Checkpoint, destination: Destination) -> None:
+    """Refuse a short header for what is no single file, or holds weights that only another tool's layout describes.
+
+    Raises:
+        Refused: it is.
+    """
+    if not destination.single or checkpoint.config is not None:
+        raise Refused(
+            f"{checkpoint.path}: a short header is for one file without a config.json",
+            "give IN.safetensors and OUT.safetensors, or take --to dense",
+        )
+    if checkpoint.foreign.weights:
+        raise Refused(f"{checkpoint.path}: its weights are in another tool's layout", "take --to dense")
 
 
 def _require_expressible(checkpoint: Checkpoint, destination: Destination) -> None:
@@ -128,12 +157,15 @@ def run(plan: ExportPlan, options: Options | None = None) -> Report:
 
 
 def _write(plan: ExportPlan, opened: OpenOutput, progress: Progress) -> Results:
-    """Decode and write one parameter after the other."""
+    """Write one parameter after the other, decoded or as it is stored."""
+    decodes, checkpoint = plan.recipe.method.decodes, plan.checkpoint
 
-    def decoded(name: str) -> Tensor:
-        tensor = plan.checkpoint.dense(name)
-        require_finite(tensor, name, plan.checkpoint.path)
+    def value(name: str) -> Tensor | Weight:
+        if not decodes and name in checkpoint.manifest.entries:
+            return checkpoint.weight(name)
+        tensor = checkpoint.dense(name)
+        require_finite(tensor, name, checkpoint.path)
         return tensor
 
-    write_all(plan.output, opened.writer, decoded, progress)
+    write_all(plan.output, opened.writer, value, progress)
     return Results(tuple(plan.rows()), plan.warnings)

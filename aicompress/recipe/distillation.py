@@ -11,6 +11,8 @@ from pydantic import Field, SerializeAsAny, model_validator
 
 from aicompress.data.section import Data
 from aicompress.errors import RecipeError
+from aicompress.methods.distill.modes import full
+from aicompress.methods.healing import ModeConfig, get_mode
 from aicompress.methods.training import LossConfig, get_loss
 from aicompress.recipe import (
     Model,
@@ -84,6 +86,11 @@ class DistillRecipe(Section):
     version: Literal[1]
     method: SerializeAsAny[LossConfig]
     also: tuple[SerializeAsAny[LossConfig], ...] = Field((), description="more losses, each with its weight")
+    mode: SerializeAsAny[ModeConfig] = Field(
+        full.Config(),
+        exclude_if=lambda mode: mode == full.Config(),  # recipes from before it was there keep their digests
+        description="what of the student moves, by the name of a mode or as its parameters",
+    )
     student: StudentShape | None = Field(
         None,
         exclude_if=lambda student: student is None,  # recipes from before it was there keep their digests
@@ -136,8 +143,17 @@ def load(name: str, overrides: Sequence[str] = ()) -> DistillRecipe:
     if not isinstance(also, list):
         raise RecipeError(f"{path.name}: also is not a list", "also: [{name: hidden, weight: 0.5}]")
     terms = [_loss(term, f"also[{number}]", path.name) for number, term in enumerate(also)]
-    recipe: DistillRecipe = absolute(validated(DistillRecipe, {**plain, **losses, "also": terms}, ""), path.parent)
+    parts = {**losses, "also": terms, "mode": _mode(plain.get("mode", full.Config().name), path.name)}
+    recipe: DistillRecipe = absolute(validated(DistillRecipe, {**plain, **parts}, ""), path.parent)
     return recipe
+
+
+def _mode(given: Any, file: str) -> ModeConfig:
+    plain = {"name": given} if isinstance(given, str) else given
+    if not isinstance(plain, dict) or "name" not in plain:
+        raise RecipeError(f"{file}: mode is neither a name nor parameters with one", "mode: scales")
+    config: ModeConfig = validated(get_mode(str(plain["name"])).config, plain, "mode")
+    return config
 
 
 def _loss(plain: Any, where: str, file: str) -> LossConfig:

@@ -12,7 +12,12 @@ from aicompress.recipe.section import ReportFiles, Section
 class Target(Section):
     """The form of the output."""
 
-    name: Literal["dense"] = "dense"
+    name: Literal["dense", "compact"] = "dense"
+
+    @property
+    def decodes(self) -> bool:
+        """Whether every weight is decoded; else all stay as they are stored."""
+        return self.name == "dense"
 
 
 class MadeRecipe(Section):

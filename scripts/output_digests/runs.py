@@ -39,6 +39,7 @@ SOURCES = {
     "distill/kl": "prune/width-20",
     "distill/kl-hidden": "prune/depth-2",
     "distill/scales": "quantize/gptq-w2",
+    "distill/masked": "prune/magnitude-50",
     "distill/mse": "classifier/width",
     "distill/mlp-labels": "prune/channels-mlp",
     "distill/dkd": "prune/channels-mlp",

@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from aicompress.checkpoint.header import PACKED, read_raw_header
+from aicompress.checkpoint.header import PACKED
 from aicompress.checkpoint.packed import chunked
+from aicompress.checkpoint.packed.raw_header import read_raw_header
 from aicompress.errors import CheckpointError
 from aicompress.lossless import chunks
 from aicompress.pipeline.packing import pack

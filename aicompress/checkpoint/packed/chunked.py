@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from aicompress.checkpoint.header import Extent
+from aicompress.checkpoint.packed.raw_header import Extent
 from aicompress.lossless.chunks import CHUNK
 from aicompress.lossless.elements import BYTE, Element, element_of
 
@@ -38,8 +38,3 @@ def parts_of(name: str, extent: Extent) -> Iterator[Part]:
     for begin in range(0, extent.nbytes, CHUNK):
         size = min(CHUNK, extent.nbytes - begin)
         yield Part(name, element, begin, size, begin + size == extent.nbytes)
-
-
-def in_data_order(extents: Mapping[str, Extent]) -> dict[str, Extent]:
-    """Tensors in the order in which their bytes lie; they cover the data exactly once."""
-    return dict(sorted(extents.items(), key=lambda item: (item[1].begin, item[1].nbytes)))

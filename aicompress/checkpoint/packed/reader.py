@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from aicompress.checkpoint.header import PACKED, Extent, RawHeader, parse_header, read_raw_header
-from aicompress.checkpoint.packed.chunked import LENGTH, Part, in_data_order, parts_of
+from aicompress.checkpoint.header import PACKED
+from aicompress.checkpoint.packed.chunked import LENGTH, Part, parts_of
 from aicompress.checkpoint.packed.manifest import PackedManifest
+from aicompress.checkpoint.packed.raw_header import Extent, RawHeader, parse_raw_header, read_raw_header
 from aicompress.errors import CheckpointError
 from aicompress.lossless import chunks
 from aicompress.lossless.chunks import CHUNK
@@ -48,7 +49,7 @@ class OpenedPackedFile:
             decoded(path, coded, part, None)
             for part, coded in coded_parts(path, manifest.header, whole, streams[manifest.header])
         )
-        header = parse_header(path, text, manifest.nbytes)
+        header = parse_raw_header(path, text, manifest.nbytes)
         opened = cls(path, manifest, streams, header)
         opened._check_streams()
         return opened
@@ -67,7 +68,7 @@ class OpenedPackedFile:
 
     def parts(self) -> Iterator[tuple[Part, bytes | None]]:
         """Every chunk of the data in the order of the file, with its code; None: it is the base's."""
-        for name, extent in in_data_order(self.header.extents).items():
+        for name, extent in self.header.extents.items():
             if name in self.streams:
                 yield from coded_parts(self.path, name, extent, self.streams[name])
             else:

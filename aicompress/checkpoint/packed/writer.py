@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from aicompress.checkpoint.header import RawHeader
 from aicompress.checkpoint.packed.chunked import LENGTH
 from aicompress.checkpoint.packed.manifest import UNKNOWN, PackedManifest
+from aicompress.checkpoint.packed.raw_header import RawHeader
 from aicompress.checkpoint.writer import CheckpointWriter
 from aicompress.disk import disk_errors, write_at
 from aicompress.lossless import chunks

@@ -16,6 +16,7 @@ from aicompress.layer import Kind, LayerInfo
 from aicompress.methods.outputs import Anatomy
 from aicompress.methods.training import get_loss
 from aicompress.model.distillation.outputs import Runner, runner
+from aicompress.model.loading.definition import skeleton
 from aicompress.model.loading.tokenizer import load_tokenizer
 from aicompress.pipeline.distillation import mean_teacher
 from aicompress.pipeline.distillation.batches import Samples, Split, mixed, split_samples
@@ -28,8 +29,9 @@ from aicompress.pipeline.distillation.compatibility import (
     several,
     tokenizer_warnings,
 )
+from aicompress.pipeline.distillation.healing import Healing, keeps_zeros
 from aicompress.pipeline.distillation.made_student import MadeStudent
-from aicompress.pipeline.distillation.samples import read_samples, require_positions
+from aicompress.pipeline.distillation.samples import read_samples, require_positions, require_taken
 from aicompress.pipeline.distillation.teacher import CACHE_BYTES, Loss
 from aicompress.pipeline.step.checks import NOT_OF_TRAINING, known_kinds, left_out, place_problems, require_space
 from aicompress.pipeline.step.dry_run import summarize
@@ -57,6 +59,7 @@ class DistillPlan:
         split: which samples are trained on, and when.
         output: every file and byte of the output.
         kinds: what the model definition says of the parameters.
+        healing: what of the student moves.
         keep_zeros: weights that are zero stay zero.
         cached: the teacher's outputs are computed once.
         warnings: what the user should know.
@@ -76,6 +79,7 @@ class DistillPlan:
     split: Split
     output: Output
     kinds: Mapping[str, Kind | None] | None
+    healing: Healing
     keep_zeros: bool
     cached: bool
     warnings: tuple[str, ...]
@@ -105,9 +109,9 @@ class DistillPlan:
 
     @property
     def told(self) -> tuple[str, ...]:
-        """What has been settled: what the student was made of, and what is saved."""
+        """What has been settled: what the student was made of, what of it moves, and what is saved."""
         average = () if self.recipe.mean_teacher is None else (mean_teacher.TOLD,)
-        return (*(() if self.made is None else self.made.told), *average)
+        return (*(() if self.made is None else self.made.told), *self.healing.told, *average)
 
     @property
     def further(self) -> dict[str, Checkpoint]:
@@ -152,13 +156,19 @@ def make_plan(
         raise_all(mismatches(losses, run, teacher_run, (anatomies[0], anatomy)))
     raise_all(several(losses, anatomies[1:]))
     kinds, warnings = known_kinds(student)
-    for checkpoint in (student, *teachers):
-        require_positions(recipe.data, checkpoint, "student's" if checkpoint is student else "teacher's")
+    models = [(f"the {who}", each, _outline(each, recipe, allow_code)) for who, each in _sides(student, teachers)]
+    for who, checkpoint, model in models:
+        require_positions(recipe.data, checkpoint, f"{who}'s")
+        require_taken(None, recipe.data, model, who)
     samples = read_samples(recipe.data, run.task, student, load_tokenizer(student.source.folder))
+    for who, _, model in models:
+        require_taken(samples, recipe.data, model, who)
     require_classes(samples, anatomies[0])
     average = recipe.mean_teacher
     raise_all([] if average is None else mean_teacher.problems(average, run, anatomies[0], samples))
     training = recipe.training.model_copy(update={"precision": resolved_precision(recipe.training.precision)})
+    healing = Healing.of(student, recipe.mode)
+    raise_all(healing.problems(training))
     split = split_samples(samples, training.held_out, training.batch, recipe.seed)
     if average is not None and samples.labels is not None:
         split = mixed(split, samples.labels, average.labelled)
@@ -171,7 +181,7 @@ def make_plan(
     told = (*differing, *left_out(student, destination))
     return DistillPlan(
         student, teachers, recipe, losses, training, run, runs, layers, samples, split, output, kinds,
-        _keeps_zeros(training, student),
+        healing, keeps_zeros(training, student, healing.mode),
         average is None and _cached(training, losses, (runs[0], anatomies[1]), samples, split),
         tuple(dict.fromkeys((*(made.warnings if made else ()), *tied, *warnings, *told, *output.warnings))),
         allow_code, made,
@@ -193,12 +203,6 @@ def resolved_precision(precision: str) -> str:
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
     return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
-
-
-def _keeps_zeros(training: Training, student: Checkpoint) -> bool:
-    if isinstance(training.keep_zeros, bool):
-        return training.keep_zeros
-    return any(step.get("command") == "prune" for step in student.manifest.lineage)
 
 
 def _cached(
@@ -227,6 +231,19 @@ def _parameters(student: Checkpoint, layers: Sequence[LayerInfo]) -> dict[str, P
         name: Planned(spec, student.outline(name), infos.get(name), student.manifest.owners(name))
         for name, spec in student.parameters().items()
     }
+
+
+def _sides(student: Checkpoint, teachers: Sequence[Checkpoint]) -> list[tuple[str, Checkpoint]]:
+    """Who they are, and the checkpoints: each once."""
+    return [("student", student), *(("teacher", each) for each in teachers if each is not student)]
+
+
+def _outline(checkpoint: Checkpoint, recipe: DistillRecipe, allow_code: bool) -> nn.Module | None:
+    """The model of a student or a teacher without its weights; None where nothing says what it is."""
+    if checkpoint.config is None:
+        return _module(checkpoint, recipe, allow_code)
+    outline: nn.Module | None = skeleton(checkpoint.config)
+    return outline
 
 
 def _module(checkpoint: Checkpoint, recipe: DistillRecipe, allow_code: bool) -> nn.Module | None:

@@ -15,6 +15,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.place import working_path
 from aicompress.errors import Refused
 from aicompress.layer import LayerInfo
+from aicompress.model.blocks.input_errors import input_errors_refused
 from aicompress.model.distillation.fp32_attention import attend_in_float32
 from aicompress.model.distillation.outputs import prepare
 from aicompress.model.loading.load import trainable
@@ -111,9 +112,13 @@ def _setup(plan: DistillPlan, device: torch.device, progress: Progress) -> tuple
         prepare(each, loss.reads)
     if plan.training.precision == "bf16" and device.type == "cpu":
         attend_in_float32(model)
-    student = Student.of(model, plan.checkpoint)
+    student = Student.of(model, plan.checkpoint, plan.healing)
     uncached = torch.full((len(plan.samples),), -1)
     panel = Panel(tuple(Runnable(each, run) for each, run in zip(teachers, plan.teacher_runners, strict=True)))
+    first = plan.samples.batch(plan.split.train[:1]).to(device)
+    with torch.no_grad(), input_errors_refused("training data"):  # a plan does not run what a factory builds
+        for side in (Runnable(model, plan.runner), *panel.members):
+            side(first, loss.reads, "fp32")
     teacher = Teacher(panel, loss.reads, {}, uncached)
     if plan.cached:
         index = torch.cat([plan.split.used(plan.training.steps), plan.split.held_out])
@@ -130,7 +135,7 @@ def _averaged(plan: DistillPlan, teacher: Runnable) -> Averaged | None:
     settings = plan.recipe.mean_teacher
     if settings is None:
         return None
-    parameters = Student.of(teacher.model, plan.checkpoint).trained(keep_zeros=False).parameters
+    parameters = Student.of(teacher.model, plan.checkpoint, plan.healing).trained(keep_zeros=False).parameters
     teacher.model.requires_grad_(False)
     tensors = {name: tensor.detach() for name, tensor in parameters.items()}
     return Averaged(settings, plan.recipe.seed, teacher, tensors)

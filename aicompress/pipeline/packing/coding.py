@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from aicompress.checkpoint.header import Extent, RawHeader
-from aicompress.checkpoint.packed.chunked import Part, in_data_order, parts_of
+from aicompress.checkpoint.packed.chunked import Part, parts_of
+from aicompress.checkpoint.packed.raw_header import Extent, RawHeader
 from aicompress.checkpoint.packed.reader import OpenedPackedFile, damaged, decoded, read_at
 from aicompress.checkpoint.packed.writer import FileWriter, PackedFile
 from aicompress.lossless import chunks
 from aicompress.lossless.chunks import Layout, best_difference
 from aicompress.lossless.difference import Difference
-from aicompress.pipeline.packing.base import Base, Place
+from aicompress.pipeline.packing.base_checkpoint import Base, Place
 from aicompress.pipeline.packing.ordered import in_order
 
 SAMPLE = 1 << 17  # bytes at each of three places of a tensor by which its difference to a base is chosen
@@ -121,7 +121,7 @@ def _place(base: Base | None, name: str, tensor: str, extent: Extent) -> Place |
 
 def _jobs(path: Path, header: RawHeader, places: dict[str, Place | None]) -> Iterator[_Job]:
     """The chunks of a file in the order in which they lie."""
-    for tensor, extent in in_data_order(header.extents).items():
+    for tensor, extent in header.extents.items():
         source, base = Place(path, extent), places[tensor]
         kind = Difference.NONE if base is None else _chosen(tensor, source, base)
         yield from (_Job(part, source, base, kind) for part in parts_of(tensor, extent))

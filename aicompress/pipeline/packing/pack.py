@@ -9,12 +9,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from aicompress.checkpoint.header import RawHeader, packed_error, read_raw_header
+from aicompress.checkpoint.header import packed_error
 from aicompress.checkpoint.packed.folder import everything
+from aicompress.checkpoint.packed.raw_header import RawHeader, read_raw_header
 from aicompress.checkpoint.packed.reader import is_packed
 from aicompress.checkpoint.packed.writer import FileWriter, PackedFile
 from aicompress.checkpoint.place import shared_mode
-from aicompress.pipeline.packing.base import Base
+from aicompress.pipeline.packing.base_checkpoint import Base
 from aicompress.pipeline.packing.coding import PackedResult, pack_file
 from aicompress.pipeline.packing.plan import PackingPlan, left_out, packed_name, require_place, require_space
 from aicompress.pipeline.packing.results import Tensors, notes_of, numbers_of, plan_rows, rows_of, side, written

@@ -13,7 +13,7 @@ from aicompress.checkpoint.place import require_apart, require_free, working_pat
 from aicompress.checkpoint.source import Source
 from aicompress.disk import require_writable
 from aicompress.errors import CompressError, OutOfSpace, Refused, raise_all
-from aicompress.pipeline.packing.base import Base
+from aicompress.pipeline.packing.base_checkpoint import Base
 from aicompress.pipeline.step.checks import problem_of
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe.packing import PackingRecipe

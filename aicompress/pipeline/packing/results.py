@@ -9,8 +9,9 @@ from functools import cached_property
 from pathlib import Path
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.checkpoint.header import DTYPES, Extent, RawHeader
+from aicompress.checkpoint.header import DTYPES
 from aicompress.checkpoint.naming import kinds_among
+from aicompress.checkpoint.packed.raw_header import Extent, RawHeader
 from aicompress.checkpoint.packed.writer import FileWriter
 from aicompress.errors import CompressError
 from aicompress.lossless.chunks import Layout

@@ -12,7 +12,7 @@ from aicompress.checkpoint.packed.writer import FileWriter
 from aicompress.checkpoint.place import shared_mode
 from aicompress.checkpoint.source import Source
 from aicompress.errors import CheckpointError
-from aicompress.pipeline.packing.base import Base
+from aicompress.pipeline.packing.base_checkpoint import Base
 from aicompress.pipeline.packing.coding import unpack_file
 from aicompress.pipeline.packing.plan import PackingPlan, left_out, require_place, require_space, unpacked_name
 from aicompress.pipeline.packing.results import Tensors, side, written

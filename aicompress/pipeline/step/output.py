@@ -57,11 +57,13 @@ class Destination:
         path: a directory, or one file when it ends in .safetensors.
         max_shard_size: bytes of data in one file of a directory, or None.
         overwrite: replace a checkpoint that is there.
+        bundled: one file in which all tensors lie in one, behind a short description.
     """
 
     path: Path
     max_shard_size: int | None = None
     overwrite: bool = False
+    bundled: bool = False
 
     @property
     def single(self) -> bool:
@@ -166,7 +168,8 @@ class Output:
         """Strings of the first file's header: the input's own, and the manifest where no other file can hold it."""
         kept = {key: value for key, value in self.own_metadata.items() if key not in ("format", KEY)}
         described = self.config is not None and not self.destination.single
-        return kept if described else {**kept, KEY: self.manifest.to_text()}
+        manifest = self.manifest.brief() if self.destination.bundled else self.manifest
+        return kept if described else {**kept, KEY: manifest.to_text()}
 
 
 def modeling_sources() -> dict[str, str]:
@@ -234,7 +237,7 @@ def arrange(
         own_metadata=checkpoint.metadata,
     )
     shards = plan_shards(specs, limit, draft.metadata(), checkpoint.source.base_name)
-    return replace(draft, shards=shards)
+    return replace(draft, shards=tuple(replace(shard, bundled=destination.bundled) for shard in shards))
 
 
 def _cache_scheme(checkpoint: Checkpoint) -> Any:

@@ -8,8 +8,9 @@ from functools import cached_property
 from pathlib import Path
 
 from aicompress.checkpoint.files import digests
-from aicompress.checkpoint.header import Extent, RawHeader, packed_error, read_raw_header
+from aicompress.checkpoint.header import packed_error
 from aicompress.checkpoint.packed.folder import everything
+from aicompress.checkpoint.packed.raw_header import Extent, RawHeader, read_raw_header
 from aicompress.checkpoint.packed.reader import is_packed
 from aicompress.checkpoint.source import Source
 from aicompress.errors import CheckpointError
