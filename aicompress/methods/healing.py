@@ -54,9 +54,11 @@ class Mode(Generic[ConfigT]):
         summary: one line.
         when: when to take it, and what to take otherwise, in one line.
         config: the class of its parameters.
-        moves: (parameter, config) -> suffixes of the real tensors of its stored form that move; '' of a plain tensor.
+        moves: (parameter, config) -> suffixes of the tensors of its stored form that move; '' of a plain tensor.
         check: (parameters, config) -> why it can do nothing for a student of these, as (message, hint), or None.
         relative: (weight) -> suffixes of the tensors whose learning rate is relative to their own size.
+        relax: (weight) -> the weight with real numbers in the place of codes that move, as `latent.relaxed` gives it;
+            None where none do.
         keeps_zeros: zeros of matrices stay zero; else the recipe's training section decides.
     """
 
@@ -69,6 +71,7 @@ class Mode(Generic[ConfigT]):
         kw_only=True, default=lambda parameters, config: None
     )
     relative: Callable[[Weight], frozenset[str]] = field(kw_only=True, default=lambda weight: weight.scale_suffixes())
+    relax: Callable[[Weight], Weight] | None = field(kw_only=True, default=None)
     keeps_zeros: bool = field(kw_only=True, default=False)
 
 
