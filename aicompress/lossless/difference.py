@@ -56,7 +56,8 @@ def _zigzag(distance: Bits) -> Bits:
 
 
 def _unzigzag(stored: Bits) -> Bits:
-    return (stored >> 1) ^ (~(stored & 1) + 1).astype(stored.dtype)
+    back: Bits = (stored >> 1) ^ (~(stored & 1) + 1).astype(stored.dtype)
+    return back
 
 
 def _signs(bits: Bits) -> Bits:
