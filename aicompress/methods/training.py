@@ -31,6 +31,15 @@ class LossConfig(MethodConfig):
         """The parameters when a share of the steps is done: what follows a schedule has its value then."""
         return self
 
+    @property
+    def leaves_open(self) -> bool:
+        """Whether there is a temperature that is chosen before training."""
+        return False
+
+    def softened(self, temperature: float) -> Self:
+        """The parameters with a temperature that they leave open."""
+        return self
+
     def weight_at(self, done: float) -> float:
         """The weight when a share of the steps is done: weight exp(-5 (1 - x)²), with x = done / ramp up to 1.
 
@@ -52,12 +61,15 @@ class DistillMethod(Method, Generic[ConfigT]):
         loss: (student, teacher, config) -> scalar, differentiable in the student's outputs.
         reads: the outputs that it needs of both.
         check: (student, teacher, config) -> what makes the loss impossible for these two, as (message, hint), or None.
+        stored: forms of stored logits that it learns from (`methods/distill/signals.py`), beside that of all logits.
     """
 
     config: type[ConfigT]
     loss: Callable[[Outputs, Outputs, ConfigT], Tensor] = field(kw_only=True)
     reads: frozenset[Output] = field(kw_only=True)
     check: Callable[[Anatomy, Anatomy, ConfigT], tuple[str, str] | None] = field(kw_only=True)
+
+    stored: frozenset[str] = field(default=frozenset(), kw_only=True)
 
     kind: ClassVar[str] = "training"
 

@@ -80,6 +80,17 @@ class MeanTeacher(Section):
         return self
 
 
+class Signals(Section):
+    """What of a teacher's logits --cache-teacher stores; embeddings are stored whole."""
+
+    form: Literal["top", "drawn"] = Field(
+        "top",
+        description="top: the k most likely classes, and what the others have together; drawn: k classes drawn by "
+        "their probabilities, from which kl learns without bias, in half the bytes",
+    )
+    k: int = Field(64, ge=1, description="classes of a position that are stored; as many as there are store all logits")
+
+
 class DistillRecipe(Section):
     """A recipe of distill."""
 
@@ -101,6 +112,11 @@ class DistillRecipe(Section):
         exclude_if=lambda teacher: teacher is None,
         description="learn from true labels, and from the average of the student itself: there is no other teacher",
     )
+    signals: Signals | None = Field(
+        None,
+        exclude_if=lambda signals: signals is None,
+        description="how --cache-teacher stores the teacher's logits; none means the 64 most likely classes",
+    )
     model: Model | None = None
     data: Data
     training: Training = Training()
@@ -112,9 +128,16 @@ class DistillRecipe(Section):
     def _one_average(self) -> Self:
         if self.mean_teacher is not None and self.training.ema is not None:
             raise ValueError("training.ema and mean_teacher.decay are one thing: leave training.ema out")
+        if self.mean_teacher is not None and any(loss.leaves_open for loss in self.losses):
+            raise ValueError("temperature: auto is chosen by a teacher that stays: give a number to a mean teacher's")
         if self.mean_teacher is not None and self.training.cache is True:
             raise ValueError("training.cache: a mean teacher changes with every step: leave it out")
         return self
+
+    @property
+    def stored(self) -> Signals:
+        """How a teacher's logits are stored."""
+        return self.signals or Signals()
 
     @property
     def losses(self) -> tuple[LossConfig, ...]:

@@ -17,7 +17,8 @@ forms()  # a form's file registers its decoder
 def source() -> str:
     """The text of this file in a checkpoint."""
     registered = {**decoding.PRODUCTS, **decoding.CONVOLUTIONS, **decoding.DECODERS}
-    functions = [*(registered[form] for form in sorted(registered)), *decoding.SUBMATRICES.values()]
+    stored = sorted(registered.keys() & forms().keys())  # what training alone decodes is not of a checkpoint
+    functions = [*(registered[form] for form in stored), *decoding.SUBMATRICES.values()]
     texts = [_text(decoding), *map(_text, functions)]
     return "\n\n".join(texts)
 

@@ -10,7 +10,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CompressError, RecipeError
 from aicompress.methods.healing import NOTHING, Mode, ModeConfig, StudentParameter, get_mode
 from aicompress.recipe.distillation import Training
-from aicompress.weights import Submatrix
+from aicompress.weights import Submatrix, Weight
 from aicompress.weights.form import within
 from aicompress.weights.masked import Masked
 
@@ -64,6 +64,10 @@ class Healing:
         """Suffixes of a parameter's tensors whose learning rate is relative to their size."""
         weight = next(each.weight for each in self.parameters if each.name == name)
         return NOTHING if weight is None else self.mode.relative(weight)
+
+    def relaxed(self, weight: Weight) -> Weight:
+        """A stored weight with latent numbers in the place of codes that move."""
+        return weight if self.mode.relax is None else self.mode.relax(weight)
 
     def stays(self, name: str) -> bool:
         """Whether the mode leaves a parameter as it is."""

@@ -18,20 +18,20 @@ from aicompress.methods.training import get_loss
 from aicompress.model.distillation.outputs import Runner, runner
 from aicompress.model.loading.definition import skeleton
 from aicompress.model.loading.tokenizer import load_tokenizer
-from aicompress.pipeline.distillation import mean_teacher
+from aicompress.pipeline.distillation import mean_teacher, recoding, signals, temperature
 from aicompress.pipeline.distillation.batches import Samples, Split, mixed, split_samples
 from aicompress.pipeline.distillation.compatibility import (
     Losses,
     anatomy_of,
-    mismatches,
     require_classes,
+    require_fit,
     require_teacher,
-    several,
     tokenizer_warnings,
 )
 from aicompress.pipeline.distillation.healing import Healing, keeps_zeros
 from aicompress.pipeline.distillation.made_student import MadeStudent
 from aicompress.pipeline.distillation.samples import read_samples, require_positions, require_taken
+from aicompress.pipeline.distillation.signals import StoredOutputs, Taught
 from aicompress.pipeline.distillation.teacher import CACHE_BYTES, Loss
 from aicompress.pipeline.step.checks import NOT_OF_TRAINING, known_kinds, left_out, place_problems, require_space
 from aicompress.pipeline.step.dry_run import summarize
@@ -65,6 +65,7 @@ class DistillPlan:
         warnings: what the user should know.
         allow_code: a factory that the recipe names may run.
         made: how the student was made, where the recipe makes it.
+        stored: what of the teacher's outputs is stored, or is read instead of running it.
     """
 
     checkpoint: Checkpoint
@@ -85,6 +86,7 @@ class DistillPlan:
     warnings: tuple[str, ...]
     allow_code: bool = False
     made: MadeStudent | None = None
+    stored: StoredOutputs | None = None
 
     @property
     def origin(self) -> Checkpoint:
@@ -100,9 +102,9 @@ class DistillPlan:
         first = () if self.recipe.mean_teacher is None else ("cross-entropy",)
         name = " + ".join((*first, *(method.name for method, _ in self.losses)))
         rows = [
-            PlanRow(i.name, i.kind, "method", i.stored, i.stored, {"loss": name, **self._shape(i)}, i.nbytes, size)
+            PlanRow(i.name, i.kind, "method", i.stored, form, {"loss": name, **self._shape(i)}, i.nbytes, size)
             for i in self.layers
-            for size in [self.output.nbytes(i.tensor, i.part)]
+            for size, form in [(self.output.nbytes(i.tensor, i.part), self._form(i))]
         ]
         summary = summarize(self.output, self.origin, rows, 0, self.warnings)
         return replace(summary, notes=(*summary.notes, *self.told))
@@ -111,12 +113,19 @@ class DistillPlan:
     def told(self) -> tuple[str, ...]:
         """What has been settled: what the student was made of, what of it moves, and what is saved."""
         average = () if self.recipe.mean_teacher is None else (mean_teacher.TOLD,)
-        return (*(() if self.made is None else self.made.told), *self.healing.told, *average)
+        stored = () if self.stored is None else (self.stored.note,)
+        made = () if self.made is None else self.made.told
+        return (*made, *self.healing.told, *average, *temperature.planned(self.losses, self.split), *stored)
 
     @property
     def further(self) -> dict[str, Checkpoint]:
         """Inputs beside the student by their names in the lineage; a mean teacher is none."""
         return {} if self.recipe.mean_teacher is not None else _named(self.teachers)
+
+    def _form(self, info: LayerInfo) -> str:
+        """The form that a layer is written in."""
+        weight = self.output.parameters[info.tensor].weight
+        return info.stored if info.part or weight is None else weight.form
 
     def _shape(self, info: LayerInfo) -> dict[str, str]:
         """The shape of a layer of a student that the recipe makes."""
@@ -129,6 +138,7 @@ def make_plan(
     destination: Destination,
     recipe: DistillRecipe,
     allow_code: bool = False,
+    cache: Path | None = None,
 ) -> DistillPlan:
     """Check everything and lay out the output; reads headers, configs and the data.
 
@@ -138,24 +148,63 @@ def make_plan(
         destination: where the trained student goes.
         recipe: what to do.
         allow_code: a factory that the recipe names may run.
+        cache: folder of a teacher's stored outputs, which is made where it is not there.
 
     Raises:
         Refused: or Problems, everything that is wrong.
     """
     made, place = (source, source.path) if isinstance(source, MadeStudent) else (None, source)
     given = [teacher_source] if isinstance(teacher_source, str | Path | Adapted) else list(teacher_source or ())
-    require_teacher(recipe, len(given))
+    folder = signals.opened(cache, recipe)
+    require_teacher(recipe, len(given), folder is not None)
     student, tied = open_input(place)
-    teachers = tuple(open_input(each)[0] for each in given) or (student,)
+    teachers = tuple(open_input(each)[0] for each in given) or (() if folder is not None else (student,))
+    if cache is not None:
+        signals.require_apart_from(cache, [student, *teachers], destination.path)
     raise_all(place_problems([student, *teachers], destination, recipe.gates, NOT_OF_TRAINING))
     require_writable(destination.path)
-    run, runs = runner(student), tuple(runner(teacher) for teacher in teachers)
+    run = runner(student)
     losses = tuple((get_loss(config.name), config) for config in recipe.losses)
-    anatomies = [anatomy_of(*each, recipe) for each in zip((student, *teachers), (run, *runs), strict=True)]
-    for teacher_run, anatomy in zip(runs, anatomies[1:], strict=True):
-        raise_all(mismatches(losses, run, teacher_run, (anatomies[0], anatomy)))
-    raise_all(several(losses, anatomies[1:]))
+    anatomy = anatomy_of(student, run, recipe)
+    taught = _taught(teachers, recipe) if folder is None or teachers else Taught.of_folder(folder)
+    require_fit(losses, (run, anatomy), taught.runs, taught.anatomies)
     kinds, warnings = known_kinds(student)
+    samples = _samples(recipe, run, student, teachers, allow_code)
+    require_classes(samples, anatomy)
+    average = recipe.mean_teacher
+    raise_all([] if average is None else mean_teacher.problems(average, run, anatomy, samples))
+    training = recipe.training.model_copy(update={"precision": resolved_precision(recipe.training.precision)})
+    healing = Healing.of(student, recipe.mode)
+    raise_all([*healing.problems(training), *recoding.problems(student, healing, average is not None)])
+    split = _split(samples, training, recipe)
+    stored = None if cache is None else signals.planned((cache, folder), recipe, losses, samples, taught, student)
+    layers = tuple(student.layers(kinds))
+    further = {name: each.source for name, each in _named(teachers).items()} if average is None else {}
+    step = lineage_step("distill", recipe, student.source, {**further, **student.foreign.beside})
+    step |= {} if stored is None else stored.lineage(bool(teachers))
+    planned = recoding.coded_outlines(student, healing, _parameters(student, layers))
+    output = arrange(student, destination, planned, step)
+    require_space(output)
+    told = [line for teacher in teachers for line in tokenizer_warnings(student, teacher)]
+    told += left_out(student, destination)
+    return DistillPlan(
+        student, teachers, recipe, losses, training, run, taught.runs, layers, samples, split, output, kinds,
+        healing, keeps_zeros(training, student, healing.mode),
+        average is None and stored is None
+        and _cached(training, losses, (taught.runs[0], taught.anatomies[0]), samples, split),
+        tuple(dict.fromkeys((*(made.warnings if made else ()), *tied, *warnings, *told, *output.warnings))),
+        allow_code, made, stored,
+    )  # fmt: skip
+
+
+def _samples(
+    recipe: DistillRecipe, run: Runner, student: Checkpoint, teachers: Sequence[Checkpoint], allow_code: bool
+) -> Samples:
+    """The samples, read and held against student and teachers.
+
+    Raises:
+        RecipeError: they cannot be read, or one of the models does not take them.
+    """
     models = [(f"the {who}", each, _outline(each, recipe, allow_code)) for who, each in _sides(student, teachers)]
     for who, checkpoint, model in models:
         require_positions(recipe.data, checkpoint, f"{who}'s")
@@ -163,29 +212,22 @@ def make_plan(
     samples = read_samples(recipe.data, run.task, student, load_tokenizer(student.source.folder))
     for who, _, model in models:
         require_taken(samples, recipe.data, model, who)
-    require_classes(samples, anatomies[0])
-    average = recipe.mean_teacher
-    raise_all([] if average is None else mean_teacher.problems(average, run, anatomies[0], samples))
-    training = recipe.training.model_copy(update={"precision": resolved_precision(recipe.training.precision)})
-    healing = Healing.of(student, recipe.mode)
-    raise_all(healing.problems(training))
+    return samples
+
+
+def _split(samples: Samples, training: Training, recipe: DistillRecipe) -> Split:
+    """Which samples are trained on, and which are held out."""
     split = split_samples(samples, training.held_out, training.batch, recipe.seed)
-    if average is not None and samples.labels is not None:
-        split = mixed(split, samples.labels, average.labelled)
-    layers = tuple(student.layers(kinds))
-    further = {} if average is not None else {name: each.source for name, each in _named(teachers).items()}
-    step = lineage_step("distill", recipe, student.source, {**further, **student.foreign.beside})
-    output = arrange(student, destination, _parameters(student, layers), step)
-    require_space(output)
-    differing = [line for teacher in teachers for line in tokenizer_warnings(student, teacher)]
-    told = (*differing, *left_out(student, destination))
-    return DistillPlan(
-        student, teachers, recipe, losses, training, run, runs, layers, samples, split, output, kinds,
-        healing, keeps_zeros(training, student, healing.mode),
-        average is None and _cached(training, losses, (runs[0], anatomies[1]), samples, split),
-        tuple(dict.fromkeys((*(made.warnings if made else ()), *tied, *warnings, *told, *output.warnings))),
-        allow_code, made,
-    )  # fmt: skip
+    if recipe.mean_teacher is None or samples.labels is None:
+        return split
+    return mixed(split, samples.labels, recipe.mean_teacher.labelled)
+
+
+def _taught(teachers: tuple[Checkpoint, ...], recipe: DistillRecipe) -> Taught:
+    """What is known of teachers from their headers and configs."""
+    runs = tuple(runner(teacher) for teacher in teachers)
+    anatomies = tuple(anatomy_of(teacher, run, recipe) for teacher, run in zip(teachers, runs, strict=True))
+    return Taught(teachers, runs, anatomies)
 
 
 def _named(teachers: Sequence[Checkpoint]) -> dict[str, Checkpoint]:

@@ -13,6 +13,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.layouts import native_names
 from aicompress.layer import LayerInfo
 from aicompress.measure import rel_error
+from aicompress.methods.distill.latent import settled
 from aicompress.model import hf
 from aicompress.pipeline.distillation.healing import Healing
 from aicompress.pipeline.distillation.optimizer import TrainedParameters
@@ -43,6 +44,7 @@ class Student:
         merged = Counter(targets.values())
         stored: dict[str, dict[str, nn.Parameter]] = {}
         for name, target in targets.items():
+            _relax(model, target, name, checkpoint, healing)
             parameters = _parameters(model, target, name in checkpoint.manifest.entries)
             parameters = {s: tensor for s, tensor in parameters.items() if s in healing.suffixes[name]}
             if parameters and merged[target] == 1:  # parameters that the architecture merges cannot be told apart
@@ -62,7 +64,7 @@ class Student:
             entry = self.checkpoint.manifest.entries.get(name)
             shared = {} if entry is None else entry.shared  # a tensor of several parameters is trained once
             disk = {**native_names(name, tensors), **{s: shared[s] for s in tensors if s in shared}}
-            kept = self.checkpoint.weight(name).tensors() if name in self.checkpoint.manifest.entries else None
+            kept = self._start(name).tensors() if name in self.checkpoint.manifest.entries else None
             relative = self.healing.relative(name)
             for suffix, parameter in tensors.items():
                 full = disk[suffix]
@@ -82,9 +84,13 @@ class Student:
             if not tensors:
                 return self.checkpoint.read(name)
             return tensors[""].detach().cpu().to(self.checkpoint.specs[name].dtype)
-        old = self.checkpoint.weight(name)
+        old = self._start(name)
         now = {s: tensors[s].detach().cpu().to(t.dtype) if s in tensors else t for s, t in old.tensors().items()}
-        return restore(now, old.meta())
+        return restore(now, old.meta()) if self.healing.mode.relax is None else settled(old, now)
+
+    def _start(self, name: str) -> Weight:
+        """A stored weight of the checkpoint, with latent numbers in the place of codes that move."""
+        return self.healing.relaxed(self.checkpoint.weight(name))
 
     def original(self, name: str) -> Tensor | Weight:
         """The value of a parameter in the checkpoint."""
@@ -99,10 +105,27 @@ class Student:
         fixed = f"mode {self.healing.mode.name} leaves it" if self.healing.stays(info.tensor) else CANNOT_TRAIN
         note = "" if info.tensor in self.stored else fixed
         method = loss if info.tensor in self.stored else "-"
+        form = info.stored if info.part or isinstance(value, Tensor) else value.form
         return LayerRow(
-            info.name, info.kind, "method" if method != "-" else "-", method, info.stored, {}, info.nbytes, size,
+            info.name, info.kind, "method" if method != "-" else "-", method, form, {}, info.nbytes, size,
             moved, 0.0, note,
         )  # fmt: skip
+
+
+def _relax(model: nn.Module, target: str, name: str, checkpoint: Checkpoint, healing: Healing) -> None:
+    """Put latent numbers in the place of the codes of a layer, where codes move."""
+    parent, _, leaf = target.rpartition(".")
+    module = model.get_submodule(parent)
+    if healing.mode.relax is None or not isinstance(module, hf.Stored) or leaf != "weight":
+        return
+    weight = healing.relaxed(checkpoint.weight(name))
+    module.entry["meta"] = weight.meta()  # in place: a tied layer has the same entry
+    for suffix, tensor in weight.tensors().items():
+        held = f"weight_{suffix}" if suffix else "weight"
+        codes = module._buffers.get(held)  # none where another layer has them
+        if codes is not None and tensor.is_floating_point():
+            del module._buffers[held]
+            module._parameters[held] = nn.Parameter(tensor.to(codes.device))
 
 
 def _parameters(model: nn.Module, target: str, compressed: bool) -> dict[str, nn.Parameter]:
