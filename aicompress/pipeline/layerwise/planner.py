@@ -118,9 +118,7 @@ def _together(
     """
     layers, uncoupled = coupled(checkpoint, recipe, method, layers, request.allow_code)
     layers, alone = grouped(checkpoint, layers, method, recipe.seed)
-    if method.leaves and any(
-        needs.wanted(method, layer.config) for layer in layers.values() if layer.config is not None
-    ):
+    if method.leaves:
         raise_all(needs.in_files(method, list(layers.values()), request))
     return layers, [*alone, *uncoupled]
 

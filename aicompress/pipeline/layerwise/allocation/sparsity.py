@@ -83,9 +83,7 @@ def _decided(
     """Explicit parameters of layers that share a budget: of their own bytes where it is a level's."""
     assert plan.method.surveys is not None
     candidates = [
-        Candidate(
-            x.info, x.config, partial(reader.layer, x), None if x.group is None else partial(str, x.group.members[0])
-        )
+        Candidate(x.info, x.config, partial(reader.layer, x), partial(str, (x.together or (x.info.tensor,))[0]))
         for x in layers
         if x.config is not None
     ]
