@@ -14,6 +14,8 @@ EXAMPLES = """Examples:
 
 aicompress export w4/ dense/ --to dense
 
+aicompress export w4/ smaller/ --to entropy
+
 aicompress export hf://org/model-fp8 model/ --to dense --max-shard-size 5GB
 
 aicompress export model/ merged/ --to dense --adapter lora/ --adapter style/:0.5"""
@@ -23,6 +25,8 @@ class To(StrEnum):
     """What an output can be."""
 
     dense = "dense"
+    entropy = "entropy"
+    fixed = "fixed"
 
 
 def command(
@@ -32,7 +36,8 @@ def command(
         To,
         typer.Option(
             "--to",
-            help="dense: every weight decoded, a plain checkpoint that any reader loads.",
+            help="dense: every weight decoded, a plain checkpoint that any reader loads; entropy: the same weights, "
+            "codes and masks entropy-coded; fixed: codes of a fixed width again.",
             rich_help_panel=o.STEP,
         ),
     ],
@@ -44,7 +49,7 @@ def command(
     quiet: o.Quiet = False,
     as_json: o.AsJson = False,
 ) -> None:
-    """Decode a compressed or quantized checkpoint, also one of another tool, into a plain one."""
+    """Decode a compressed or quantized checkpoint, also one of another tool, or store its codes otherwise."""
     from aicompress.cli.progress import reporter
     from aicompress.pipeline import export
     from aicompress.pipeline.step.options import Options
@@ -52,7 +57,8 @@ def command(
     from aicompress.recipe.section import validated
 
     flags = Flags(dry_run, overwrite, False, max_shard_size, latency.value, quiet, as_json)
-    recipe = ExportRecipe(method=validated(Target, {"name": to.value}, "to"))
+    storage = None if to is To.dense else to.value
+    recipe = ExportRecipe(method=validated(Target, {"name": to.value}, "to"), storage=storage)
     planned = export.make_plan(adapted(source, adapter), destination(out, flags), recipe)
     options = Options(latency=flags.latency, progress=reporter(flags.quiet))
     conclude(planned, flags, lambda: export.run(planned, options))

@@ -1,4 +1,4 @@
-"""Write a checkpoint with every parameter decoded: what readers of plain checkpoints load."""
+"""Write a checkpoint in other forms: every parameter decoded, or the same weights with codes stored in another way."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.decoded import with_decoded
+from aicompress.checkpoint.naming import layer_name
 from aicompress.checkpoint.reader import require_finite
 from aicompress.disk import require_writable
 from aicompress.errors import Refused, raise_all
@@ -26,7 +27,9 @@ from aicompress.pipeline.step.run import OpenOutput, run_alone, write_all
 from aicompress.recipe.export import ExportRecipe
 from aicompress.report.model import LayerRow, Report
 from aicompress.report.plan import PlanSummary
-from aicompress.weights import Dense
+from aicompress.weights import Dense, Weight
+
+DENSE = "dense"
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,11 @@ class ExportPlan:
         return [self._row(info) for info in self.layers]
 
     def _row(self, info: LayerInfo) -> LayerRow:
+        if self.recipe.method.name != DENSE:
+            size = self.output.nbytes(info.tensor)
+            note = "its weight as it is" if info.stored == Dense.form else ""
+            done = ("-", "-") if note else ("export", self.recipe.method.name)
+            return LayerRow(info.name, info.kind, *done, info.stored, {}, info.nbytes, size, 0.0, 0.0, note)
         decoded = not self.checkpoint.is_plain(info.tensor)
         done = ("export", "dense") if decoded else ("-", "-")
         size = self.output.nbytes(info.tensor)
@@ -77,15 +85,17 @@ def make_plan(source: str | Path | Adapted, destination: Destination, recipe: Ex
     checkpoint = opened.checkpoint
     raise_all(opened.problems)
     require_writable(destination.path)
-    _require_expressible(checkpoint, destination)
-    plain = with_decoded(checkpoint, checkpoint.manifest.entries)
-    parameters = {name: Planned(spec) for name, spec in plain.parameters().items()}
-    output = arrange(
-        plain, destination, parameters, lineage_step("export", recipe, checkpoint.source, checkpoint.foreign.beside)
-    )
-    require_loads(checkpoint, output.config, plain.parameters(), {})
+    step = lineage_step("export", recipe, checkpoint.source, checkpoint.foreign.beside)
+    if recipe.method.name == DENSE:
+        _require_expressible(checkpoint, destination)
+        plain = with_decoded(checkpoint, checkpoint.manifest.entries)
+        output = arrange(plain, destination, {name: Planned(spec) for name, spec in plain.parameters().items()}, step)
+        require_loads(checkpoint, output.config, plain.parameters(), {})
+    else:
+        plain = checkpoint
+        output = arrange(checkpoint, destination, _same_weights(checkpoint, opened.kinds), step)
     require_space(output)
-    layers = tuple(_as_stored(checkpoint, info) for info in plain.layers(opened.kinds))
+    layers = tuple(_as_stored(checkpoint, info) for info in plain.layers(opened.kinds) if info.part in ("", "out"))
     return ExportPlan(
         checkpoint,
         recipe,
@@ -101,7 +111,26 @@ def _as_stored(checkpoint: Checkpoint, info: LayerInfo) -> LayerInfo:
     entry, outline = checkpoint.manifest.entries.get(info.tensor), checkpoint.outline(info.tensor)
     if entry is None or outline is None:
         return info
-    return replace(info, stored=outline.form, outline=outline, transposed=entry.transposed)
+    name, size = layer_name(info.tensor), checkpoint.nbytes(info.tensor)
+    return replace(
+        info, name=name, part="", stored=outline.form, outline=outline, transposed=entry.transposed, nbytes=size
+    )
+
+
+def _same_weights(checkpoint: Checkpoint, kinds: Mapping[str, Kind | None] | None) -> dict[str, Planned]:
+    """Every parameter of the output with the weight that the input has.
+
+    Raises:
+        Refused: the input has no codes.
+    """
+    if not checkpoint.manifest.entries:
+        raise Refused(f"{checkpoint.path} has no codes that could be stored otherwise", "quantize or prune it first")
+    infos = {info.tensor: info for info in checkpoint.layers(kinds)}
+    owners = checkpoint.manifest.owners
+    return {
+        name: Planned(spec, checkpoint.outline(name), infos.get(name), owners(name))
+        for name, spec in checkpoint.parameters().items()
+    }
 
 
 def _require_expressible(checkpoint: Checkpoint, destination: Destination) -> None:
@@ -128,12 +157,14 @@ def run(plan: ExportPlan, options: Options | None = None) -> Report:
 
 
 def _write(plan: ExportPlan, opened: OpenOutput, progress: Progress) -> Results:
-    """Decode and write one parameter after the other."""
+    """Read and write one parameter after the other, decoded where that is asked for."""
 
-    def decoded(name: str) -> Tensor:
+    def value(name: str) -> Tensor | Weight:
+        if plan.recipe.method.name != DENSE and name in plan.checkpoint.manifest.entries:
+            return plan.checkpoint.weight(name)
         tensor = plan.checkpoint.dense(name)
         require_finite(tensor, name, plan.checkpoint.path)
         return tensor
 
-    write_all(plan.output, opened.writer, decoded, progress)
+    write_all(plan.output, opened.writer, value, progress)
     return Results(tuple(plan.rows()), plan.warnings)

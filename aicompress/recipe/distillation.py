@@ -16,6 +16,7 @@ from aicompress.recipe import (
     Model,
     ReportFiles,
     Section,
+    StoredCodes,
     absolute,
     find,
     read_text,
@@ -78,7 +79,7 @@ class MeanTeacher(Section):
         return self
 
 
-class DistillRecipe(Section):
+class DistillRecipe(StoredCodes):
     """A recipe of distill."""
 
     version: Literal[1]

@@ -6,16 +6,16 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from aicompress.recipe.section import ReportFiles, Section
+from aicompress.recipe.section import ReportFiles, Section, StoredCodes
 
 
 class Target(Section):
     """The form of the output."""
 
-    name: Literal["dense"] = "dense"
+    name: Literal["dense", "entropy", "fixed"] = "dense"
 
 
-class ExportRecipe(Section):
+class ExportRecipe(StoredCodes):
     """A recipe of export; the command line makes it, so that a lineage says what was done as it does of any step."""
 
     version: Literal[1] = 1

@@ -18,7 +18,7 @@ from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import Method
 from aicompress.recipe.files import find, read_text, read_yaml, with_overrides
 from aicompress.recipe.levels import Level, Levels, MeasuredLevels, MethodFields
-from aicompress.recipe.section import Model, ReportFiles, Section, absolute, validated
+from aicompress.recipe.section import Model, ReportFiles, Section, StoredCodes, absolute, validated
 from aicompress.selection import matches, unmatched, unreached
 
 DEFAULT_KINDS: tuple[Kind, ...] = ("linear", "conv")
@@ -122,7 +122,7 @@ class Tune(Section):
     )
 
 
-class Recipe(Section):
+class Recipe(StoredCodes):
     """A recipe of factorize, quantize or prune."""
 
     version: Literal[1]

@@ -23,7 +23,7 @@ from aicompress.checkpoint.source import MODELING_FILES, Source
 from aicompress.errors import CheckpointError
 from aicompress.layer import LayerInfo
 from aicompress.model.hf import decoding_aicompress
-from aicompress.pipeline.step.layout import Contents, described
+from aicompress.pipeline.step.layout import Contents, described, stores_entropy
 from aicompress.recipe import Recipe
 from aicompress.recipe.distillation import DistillRecipe
 from aicompress.recipe.export import ExportRecipe
@@ -85,6 +85,7 @@ class Output:
         readers: classes of transformers that were tried and load it.
         warnings: what the user should know of the layout.
         own_metadata: strings of the header of the input's first file.
+        entropy_coded: codes are entropy-coded once they are written; bytes are the most until then.
     """
 
     destination: Destination
@@ -99,6 +100,7 @@ class Output:
     readers: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     own_metadata: Mapping[str, str] = field(default_factory=dict)
+    entropy_coded: bool = False
 
     @property
     def weight_bytes(self) -> int:
@@ -212,9 +214,10 @@ def arrange(
     dense = {name: planned.dense for name, planned in parameters.items()}
     owners = {name: planned.owners for name, planned in parameters.items() if planned.owners}
     manifest = Manifest(entries_of(dense, compressed, owners), (*checkpoint.manifest.lineage, step), narrowed)
-    readable = None if destination.single else config
     encoder, scheme = checkpoint.source.is_sentence_encoder, _cache_scheme(checkpoint)
-    choice = described(Contents(readable, dense, compressed, manifest, encoder, scheme))
+    coded = bool(compressed) and stores_entropy(step, checkpoint)
+    readable = None if destination.single else config
+    choice = described(Contents(readable, dense, compressed, manifest, encoder, scheme, coded))
     specs: dict[str, TensorSpec] = {}
     for tensors in choice.stored.values():
         _add(specs, tensors)
@@ -232,6 +235,7 @@ def arrange(
         readers=choice.readers,
         warnings=(*choice.warnings, *checkpoint.manifest.parted(manifest, dense)),
         own_metadata=checkpoint.metadata,
+        entropy_coded=coded,
     )
     shards = plan_shards(specs, limit, draft.metadata(), checkpoint.source.base_name)
     return replace(draft, shards=shards)
