@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -44,6 +44,10 @@ class Entry:
     def decode(self, weight: Weight) -> Any:
         """The dense parameter."""
         return from_matrix(weight.dense(), self.dense.shape, self.transposed).to(self.dense.dtype)
+
+    def read_as(self, weight: Weight) -> Entry:
+        """The same parameter in the form that it is read in, where its codes are entropy-coded in the files."""
+        return replace(self, meta=weight.meta(), suffixes=tuple(weight.tensors()))
 
     def to_json(self) -> dict[str, Any]:
         plain: dict[str, Any] = {

@@ -68,8 +68,7 @@ class CheckpointWriter:
         self.work = working_path(out)
         self.resume = resume and (self.work / JOURNAL).is_file()
         self._lay_out(shards)
-        self._counting = threading.Lock()
-        self._open: dict[str, int] = {}
+        self._counting, self._open = threading.Lock(), dict[str, int]()
         self._lock: int | None = None
         self._extra, self._parents = list[Path](), list[Path]()
         self._sealed = False

@@ -29,13 +29,13 @@ class EntropyCoded(Weight):
     Attributes:
         inner: the same weight with codes of a fixed width, in a form that no other one is part of.
         streams: (bytes,) uint8 by suffix of the inner form's tensor.
-        symbols: how that tensor holds its symbols, by the same suffixes.
+        coded: how that tensor holds its symbols, by the same suffixes.
     """
 
     form: ClassVar[str] = "entropy"
     inner: Weight
     streams: dict[str, Tensor]
-    symbols: dict[str, Symbols]
+    coded: dict[str, Symbols]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -58,7 +58,7 @@ class EntropyCoded(Weight):
 
     def meta(self) -> dict[str, Any]:
         inner = self.inner.meta()
-        coded = {suffix: [s.kind, s.rows, s.columns] for suffix, s in self.symbols.items()}
+        coded = {suffix: [s.kind, s.rows, s.columns] for suffix, s in self.coded.items()}
         rounded = {key: inner[key] for key in ("activation_bits",) if key in inner}  # readers ask the outer form
         return {"form": self.form, "inner": inner, "coded": coded, **rounded}
 

@@ -221,8 +221,7 @@ def arrange(
     specs: dict[str, TensorSpec] = {}
     for tensors in choice.stored.values():
         _add(specs, tensors)
-    limit = None if destination.single else destination.max_shard_size
-    config = config if destination.single else choice.config
+    limit, config = (None, config) if destination.single else (destination.max_shard_size, choice.config)
     draft = Output(
         destination,
         choice.layout,
