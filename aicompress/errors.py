@@ -105,10 +105,15 @@ def suggestion(word: str, known: Sequence[str]) -> str:
     >>> suggestion("gptk", ["gptq", "rtn"])
     "did you mean 'gptq'?"
     """
-    from difflib import get_close_matches
-
-    near = get_close_matches(word, known, n=1)
-    if near:
-        return f"did you mean {near[0]!r}?"
+    near = nearest(word, known)
+    if near is not None:
+        return f"did you mean {near!r}?"
     shown = ", ".join(sorted(known)[:12])
     return f"known: {shown}" + (", ..." if len(known) > 12 else "")
+
+
+def nearest(word: str, known: Sequence[str]) -> str | None:
+    """The known word that is most like a wrong one; None where none is near."""
+    from difflib import get_close_matches
+
+    return next(iter(get_close_matches(word, known, n=1)), None)

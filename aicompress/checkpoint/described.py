@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aicompress.checkpoint.ct_entries import CT_SUFFIXES, ct_entries, rounded
+from aicompress.checkpoint.compressed_tensors.entries import CT_SUFFIXES, ct_entries, rounded
 from aicompress.checkpoint.foreign.layout import ForeignWeight, Stored
 from aicompress.checkpoint.foreign.reading import ForeignWeights
 from aicompress.checkpoint.foreign.recognize import (

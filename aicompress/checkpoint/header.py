@@ -1,7 +1,8 @@
 """The safetensors header: parsed without trusting it, and built before any data is written.
 
 A file is a little-endian u64 header length, that many bytes of JSON, then the data. The JSON maps tensor names to
-dtype, shape and [begin, end) offsets into the data, and `__metadata__` to strings.
+dtype, shape and [begin, end) offsets into the data, and `__metadata__` to strings. The header of a bundle is read as
+that of the file which it stands for.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 
+from aicompress.checkpoint import bundle
 from aicompress.checkpoint.json_text import parsed
 from aicompress.errors import CheckpointError, Unsupported
 from aicompress.weights import TensorSpec
@@ -102,6 +104,32 @@ def read_header(path: Path) -> Header:
         raise _damaged(path, "its metadata is not a mapping of strings")
     tensors = {name: _tensor(path, name, fields, 8 + length) for name, fields in plain.items()}
     _check_tiling(path, tensors, 8 + length, size)
+    if metadata.items() >= bundle.MARK.items() and [*tensors] == [bundle.NAME]:
+        return _of_bundle(path, tensors[bundle.NAME])
+    return Header(tensors, metadata)
+
+
+def _of_bundle(path: Path, whole: TensorRef) -> Header:
+    """The header that a bundle's description stands for."""
+    with path.open("rb") as file:
+        file.seek(whole.begin)
+        length = int.from_bytes(file.read(bundle.PREFIX), "little")
+        packed = file.read(min(length, whole.spec.nbytes))
+    base, end = whole.begin + bundle.PREFIX + length, whole.begin + whole.spec.nbytes
+    try:
+        plain = parsed(bundle.inflated(packed), _unique)
+        listed = {name: (dtype, shape) for name, (dtype, shape) in plain["tensors"].items()}
+        metadata = {key: text if isinstance(text, str) else _text(text) for key, text in plain["metadata"].items()}
+    except _Twice as error:
+        raise _damaged(path, f"{shown(error.args[0])} is in its description twice") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _damaged(path, "the description of its bundle is malformed") from error
+    tensors: dict[str, TensorRef] = {}
+    position = 0
+    for name, (dtype, shape) in listed.items():
+        tensors[name] = TensorRef(path, _spec(path, name, dtype, shape), base + position)
+        position += tensors[name].spec.nbytes
+    _check_tiling(path, tensors, base, end)
     return Header(tensors, metadata)
 
 
@@ -164,20 +192,33 @@ def checked_shape(sizes: Any) -> tuple[int, ...]:
 def _tensor(path: Path, name: str, fields: Any, base: int) -> TensorRef:
     """One entry of the header, every field checked."""
     try:
-        dtype, shape, (begin, end) = fields["dtype"], checked_shape(fields["shape"]), fields["data_offsets"]
-        if not isinstance(dtype, str):
-            raise TypeError
+        dtype, shape, (begin, end) = fields["dtype"], fields["shape"], fields["data_offsets"]
         if not all(type(offset) is int and 0 <= offset < 1 << 63 for offset in (begin, end)):
             raise ValueError
     except (TypeError, KeyError, ValueError) as error:
-        raise _damaged(path, f"the entry of tensor {shown(name)} is malformed") from error
-    if dtype not in DTYPES:
-        message = f"{path}: tensor {shown(name)} has dtype {shown(dtype)}"
-        raise Unsupported(message, f"supported: {', '.join(DTYPES)}")
-    spec = TensorSpec(DTYPES[dtype], shape)
+        raise _malformed(path, name) from error
+    spec = _spec(path, name, dtype, shape)
     if end - begin != spec.nbytes:
         raise _damaged(path, f"tensor {shown(name)} claims {end - begin} bytes, its shape needs {spec.nbytes}")
     return TensorRef(path, spec, base + begin)
+
+
+def _spec(path: Path, name: str, dtype: Any, shape: Any) -> TensorSpec:
+    """A tensor's dtype and shape, checked."""
+    try:
+        sizes = checked_shape(shape)
+        if not isinstance(dtype, str):
+            raise TypeError
+    except (TypeError, ValueError) as error:
+        raise _malformed(path, name) from error
+    if dtype not in DTYPES:
+        message = f"{path}: tensor {shown(name)} has dtype {shown(dtype)}"
+        raise Unsupported(message, f"supported: {', '.join(DTYPES)}")
+    return TensorSpec(DTYPES[dtype], sizes)
+
+
+def _malformed(path: Path, name: str) -> CheckpointError:
+    return _damaged(path, f"the entry of tensor {shown(name)} is malformed")
 
 
 def _check_tiling(path: Path, tensors: Mapping[str, TensorRef], base: int, size: int) -> None:
@@ -221,3 +262,37 @@ def build_header(
         raise ValueError(f"header needs {len(text)} bytes, {full} are reserved")
     base = 8 + full
     return full.to_bytes(8, "little") + text.ljust(full), {name: base + begin for name, begin in begins.items()}
+
+
+def build_bundle(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
+    """A bundle's first bytes, up to the data, and the absolute offset of each tensor.
+
+    Args:
+        specs: tensors by name.
+        metadata: as of the file that the bundle stands for; what is JSON is kept as such.
+    """
+    listed = {name: [DTYPE_NAMES[spec.dtype], list(spec.shape)] for name, spec in specs.items()}
+    description = bundle.deflated({"tensors": listed, "metadata": {k: _plain(text) for k, text in metadata.items()}})
+    data = sum(spec.nbytes for spec in specs.values())
+    whole = {bundle.NAME: TensorSpec(torch.uint8, (len(description) + data,))}
+    first, _ = build_header(whole, bundle.MARK)
+    begins: dict[str, int] = {}
+    position = len(first) + len(description)
+    for name, spec in specs.items():
+        begins[name] = position
+        position += spec.nbytes
+    return first + description, begins
+
+
+def _plain(text: str) -> Any:
+    """What a text of JSON says, where writing that gives the same text; else the text."""
+    try:
+        plain = parsed(text.encode())
+    except ValueError:
+        return text
+    return plain if isinstance(plain, dict) and _text(plain) == text else text
+
+
+def _text(plain: Any) -> str:
+    """JSON as a manifest is written."""
+    return json.dumps(plain, separators=(",", ":"), ensure_ascii=False)

@@ -129,6 +129,11 @@ class Manifest:
         plain = {"format_version": version, "entries": entries, "lineage": list(self.lineage)}
         return {**plain, "widths": self.widths} if self.widths else plain
 
+    def brief(self) -> Manifest:
+        """The same with a lineage that says no more than what was done; the report beside an output says the rest."""
+        steps = tuple({"command": step.get("command"), "method": _method(step)} for step in self.lineage)
+        return replace(self, lineage=steps)
+
     def to_text(self) -> str:
         text = json.dumps(self.to_json(), separators=(",", ":"), ensure_ascii=False)
         return text.encode(errors="backslashreplace").decode()  # names of files may hold bytes that are no UTF-8
@@ -209,6 +214,13 @@ def _lineage(plain: Any) -> tuple[dict[str, Any], ...]:
     if not isinstance(plain, list) or not all(isinstance(step, dict) for step in plain):
         raise ValueError
     return tuple(plain)
+
+
+def _method(step: Mapping[str, Any]) -> Any:
+    """The name of a step's method; None where it says none."""
+    recipe = step.get("recipe")
+    method = recipe.get("method") if isinstance(recipe, dict) else None
+    return method.get("name") if isinstance(method, dict) else step.get("method")
 
 
 def _widths(plain: Any) -> dict[str, dict[str, int]]:

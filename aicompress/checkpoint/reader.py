@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aicompress.checkpoint.ct_entries import CT_SUFFIXES, ct_restore
+from aicompress.checkpoint.compressed_tensors.entries import CT_SUFFIXES, ct_restore
 from aicompress.checkpoint.described import description
 from aicompress.checkpoint.files import digests, first_line, read_headers, read_tensor, require_finite, require_likely
 from aicompress.checkpoint.foreign.reading import ForeignWeights

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from aicompress.checkpoint.header import build_header
+from aicompress.checkpoint.header import build_bundle, build_header
 from aicompress.weights import TensorSpec
 
 
@@ -19,16 +19,32 @@ class ShardPlan:
         name: file name.
         specs: its tensors.
         metadata: strings of its header.
+        bundled: all tensors lie in one, behind a short description.
     """
 
     name: str
     specs: dict[str, TensorSpec]
     metadata: dict[str, str]
+    bundled: bool = False
 
     @cached_property
     def layout(self) -> tuple[bytes, dict[str, int]]:
         """The file's first bytes, and where each tensor begins."""
-        return build_header(self.specs, self.metadata)
+        return build_bundle(self.specs, self.metadata) if self.bundled else build_header(self.specs, self.metadata)
+
+    def stamped(self, metadata: Mapping[str, str]) -> bytes:
+        """The file's first bytes with other metadata, as long as they are.
+
+        Raises:
+            ValueError: that does not fit.
+        """
+        length = len(self.layout[0])
+        if not self.bundled:
+            return build_header(self.specs, metadata, length=length - 8)[0]
+        first, _ = build_bundle(self.specs, metadata)
+        if len(first) != length:
+            raise ValueError(f"the description needs {len(first)} bytes, {length} are reserved")
+        return first
 
     @property
     def nbytes(self) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from aicompress.checkpoint.json_text import parsed
-from aicompress.errors import CheckpointError, suggestion
+from aicompress.errors import CheckpointError, nearest
 
 INDEX = "model.safetensors.index.json"
 # Weights in other formats would be stale beside the new ones; reports and manifests are written anew.
@@ -70,6 +70,15 @@ class Source:
         return file.relative_to(folder).as_posix() if file.is_relative_to(folder) else file.name
 
 
+def _beside(path: Path) -> str:
+    """A hint that names what is most like a missing path in its folder, among what may be a checkpoint."""
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent}"
+    fitting = [each.name for each in path.parent.iterdir() if each.is_dir() or ".safetensors" in each.suffixes]
+    near = nearest(path.name, fitting)
+    return "check the path" if near is None else f"did you mean {str(path.parent / near)!r}?"
+
+
 def locate(name: str | Path) -> Source:
     """Find the files of a checkpoint; nothing but JSON is read.
 
@@ -86,8 +95,7 @@ def locate(name: str | Path) -> Source:
     if not path.exists():
         if path.is_symlink():
             raise CheckpointError(f"{path} is a link to {path.readlink()}, which is not there", "check where it leads")
-        near = [str(p) for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise CheckpointError(f"{path} does not exist", suggestion(str(path), near) if near else "check the path")
+        raise CheckpointError(f"{path} does not exist", _beside(path))
     if path.name.endswith(".index.json") or _INDEXES.search(path.name):
         if (path.parent / "config.json").is_file():
             return _directory(path.parent, path)

@@ -18,7 +18,6 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from aicompress.checkpoint.header import build_header
 from aicompress.checkpoint.journal import NAME as JOURNAL
 from aicompress.checkpoint.place import (
     identity,
@@ -89,10 +88,7 @@ class CheckpointWriter:
                 make_parents(self.work, self._parents)
                 self.work.mkdir(exist_ok=True)
                 self._lock = lock(self.work)
-                if self.resume:
-                    self._require_whole()
-                else:
-                    empty(self.work)
+                self._require_whole() if self.resume else empty(self.work)
                 self._start()
         except BaseException as error:
             self.__exit__(type(error), error, None)
@@ -182,7 +178,7 @@ class CheckpointWriter:
             ValueError: it does not fit.
         """
         first = self.shards[0]
-        header, _ = build_header(first.specs, metadata, length=len(first.layout[0]) - 8)
+        header = first.stamped(metadata)
         with disk_errors(self.out):
             write_at(self._open[first.name], memoryview(header), 0)
 

@@ -36,6 +36,7 @@ def command(
     overrides: o.Overrides = [],  # noqa: B006
     text: o.Text = None,
     adapter: o.Adapters = [],  # noqa: B006
+    cache_teacher: o.StoredTeacher = None,
     dry_run: o.DryRun = False,
     overwrite: o.Overwrite = False,
     resume: o.Resume = False,
@@ -52,6 +53,5 @@ def command(
 
     kept = () if stats is None else (stats,)
     flags = Flags(dry_run, overwrite, resume, max_shard_size, latency.value, quiet, as_json, kept, allow_code)
-    run(
-        (source, adapter), teacher, out, (chosen(recipe, "distill/kl"), with_data(overrides, text)), flags, device.value
-    )
+    asked = (chosen(recipe, "distill/kl"), with_data(overrides, text))
+    run((source, adapter), (teacher, cache_teacher), out, asked, flags, device.value)

@@ -18,7 +18,9 @@ aicompress export w4/ smaller/ --to entropy
 
 aicompress export hf://org/model-fp8 model/ --to dense --max-shard-size 5GB
 
-aicompress export model/ merged/ --to dense --adapter lora/ --adapter style/:0.5"""
+aicompress export model/ merged/ --to dense --adapter lora/ --adapter style/:0.5
+
+aicompress export lenet.safetensors small.safetensors --to compact"""
 
 
 class To(StrEnum):
@@ -27,6 +29,7 @@ class To(StrEnum):
     dense = "dense"
     entropy = "entropy"
     fixed = "fixed"
+    compact = "compact"
 
 
 def command(
@@ -36,8 +39,9 @@ def command(
         To,
         typer.Option(
             "--to",
-            help="dense: every weight decoded, a plain checkpoint that any reader loads; entropy: the same weights, "
-            "codes and masks entropy-coded; fixed: codes of a fixed width again.",
+            help="dense: every weight decoded, a plain checkpoint that any reader loads. entropy: the same weights, "
+            "codes and masks entropy-coded; fixed: codes of a fixed width again. compact: every weight as it is "
+            "stored, in one file whose names, shapes and description take a few hundred bytes.",
             rich_help_panel=o.STEP,
         ),
     ],
@@ -49,7 +53,7 @@ def command(
     quiet: o.Quiet = False,
     as_json: o.AsJson = False,
 ) -> None:
-    """Decode a compressed or quantized checkpoint, also one of another tool, or store its codes otherwise."""
+    """Decode a compressed or quantized checkpoint into a plain one, or store the same weights in another way."""
     from aicompress.cli.progress import reporter
     from aicompress.pipeline import export
     from aicompress.pipeline.step.options import Options
@@ -57,7 +61,7 @@ def command(
     from aicompress.recipe.section import validated
 
     flags = Flags(dry_run, overwrite, False, max_shard_size, latency.value, quiet, as_json)
-    storage = None if to is To.dense else to.value
+    storage = to.value if to in (To.entropy, To.fixed) else None
     recipe = ExportRecipe(method=validated(Target, {"name": to.value}, "to"), storage=storage)
     planned = export.make_plan(adapted(source, adapter), destination(out, flags), recipe)
     options = Options(latency=flags.latency, progress=reporter(flags.quiet))

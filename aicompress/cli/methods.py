@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
     from aicompress.cli.render import Entry
+    from aicompress.methods.healing import Mode
     from aicompress.methods.method import Method
 
 EXAMPLES = """Examples:
@@ -32,6 +33,7 @@ def command(
     """List the methods of each command and when to take them, or those of one command with their parameters."""
     from aicompress.cli import render
     from aicompress.errors import Refused, suggestion
+    from aicompress.methods.healing import modes
     from aicompress.methods.registry import COMMANDS, get, methods
 
     if name is not None and name not in COMMANDS:
@@ -47,9 +49,11 @@ def command(
         presets = [(level, (effort.cost,)) for level, effort in known.efforts.items()]
         if presets:
             render.definitions("--effort", presets)
+    if name == "distill" and method is None:
+        render.definitions("mode: what of the student moves", [_method(mode) for mode in modes().values()])
 
 
-def _method(method: Method) -> Entry:
+def _method(method: Method | Mode[Any]) -> Entry:
     return method.name, (method.summary, f"take it for: {method.when}")
 
 

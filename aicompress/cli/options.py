@@ -147,6 +147,17 @@ Stats = Annotated[
         show_default=False,
     ),
 ]
+StoredTeacher = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache-teacher",
+        metavar="DIR",
+        help="Keep the teacher's outputs for all samples in DIR, and learn from them: where they are there already, no "
+        "teacher is loaded or needed. `signals` in the recipe says how logits are stored.",
+        rich_help_panel=RUN,
+        show_default=False,
+    ),
+]
 Movement = Annotated[
     Path | None,
     typer.Option(

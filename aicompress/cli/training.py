@@ -11,13 +11,22 @@ from aicompress.cli.step import Flags, adapted, conclude, destination
 
 def run(
     source: tuple[str, list[str]],
-    teachers: list[str],
+    teacher: tuple[list[str], Path | None],
     out: Path,
     recipe: tuple[str, list[str]],
     flags: Flags,
     device: str,
 ) -> None:
-    """Plan a distillation and print the plan, or run it and print its report; `source` is IN with its adapters."""
+    """Plan a distillation and print the plan, or run it and print its report.
+
+    Args:
+        source: IN with its adapters.
+        teacher: what to learn from, and the folder of stored outputs.
+        out: OUT.
+        recipe: its name, and what is set in it.
+        flags: as given.
+        device: as given.
+    """
     from aicompress.pipeline.distillation import run as distillation
     from aicompress.pipeline.distillation.made_student import made_student
     from aicompress.pipeline.distillation.plan import make_plan
@@ -30,7 +39,9 @@ def run(
     of_itself = loaded.student is not None and loaded.mean_teacher is None
     progress = reporter(flags.quiet or not is_first())
     with made_student(given, place, loaded, progress, plan_only=flags.dry_run) as made:
-        planned = make_plan(made or given, teachers or (given if of_itself else None), place, loaded, flags.allow_code)
+        teachers, cache = teacher
+        learned_from = teachers or (given if of_itself else None)
+        planned = make_plan(made or given, learned_from, place, loaded, flags.allow_code, cache)
         options = Options(flags.resume, flags.latency, progress, device, STARTED)
         own = distillation.TrainingOptions(movement_file=flags.stats[0] if flags.stats else None)
         conclude(planned, flags, lambda: distillation.run(planned, options, own))

@@ -42,8 +42,8 @@ class LayerMethod(Method, Generic[C]):
         suits: (layer info) -> whether it is a layer that the method is made for; others stay as they are, and the plan
             says so; the step is refused where none is.
         made_for: what such layers are, in a few words.
-        rounded: (layer, config, compressed weight) -> what rounding the layer in no more bytes would lose; None where
-            that cannot be, or is what the method does.
+        rounded: (layer, config, compressed weight, its bytes and its part of those that layers share) -> what rounding
+            the layer in no more bytes would lose; None where that cannot be, or is what the method does.
         stacks: matrices one below the other, as experts lie in one tensor, come out as each by itself.
         batched, couples, shares, row_wise, rescales, rotates, allocates, surveys, widths: capabilities; None where it
             lacks one.
@@ -54,8 +54,8 @@ class LayerMethod(Method, Generic[C]):
     outline: Callable[[LayerInfo, C], Weight] = field(kw_only=True)
     check: Callable[[LayerInfo, C], tuple[str, str] | None] = field(kw_only=True, default=lambda info, config: None)
     describe: Callable[[C, Weight], dict[str, Any]] = field(kw_only=True, default=lambda config, weight: {})
-    rounded: Callable[[Layer, C, Weight], Rounded | None] = field(
-        kw_only=True, default=lambda layer, config, weight: None
+    rounded: Callable[[Layer, C, Weight, int], Rounded | None] = field(
+        kw_only=True, default=lambda layer, config, weight, nbytes: None
     )
     reading: Reads[C] | None = field(kw_only=True, default=None)
     batched: Batched[C] | None = field(kw_only=True, default=None)

@@ -52,12 +52,15 @@ class DistillMethod(Method, Generic[ConfigT]):
         loss: (student, teacher, config) -> scalar, differentiable in the student's outputs.
         reads: the outputs that it needs of both.
         check: (student, teacher, config) -> what makes the loss impossible for these two, as (message, hint), or None.
+        stored: forms of stored logits that it learns from (`methods/distill/signals.py`), beside that of all logits.
     """
 
     config: type[ConfigT]
     loss: Callable[[Outputs, Outputs, ConfigT], Tensor] = field(kw_only=True)
     reads: frozenset[Output] = field(kw_only=True)
     check: Callable[[Anatomy, Anatomy, ConfigT], tuple[str, str] | None] = field(kw_only=True)
+
+    stored: frozenset[str] = field(default=frozenset(), kw_only=True)
 
     kind: ClassVar[str] = "training"
 

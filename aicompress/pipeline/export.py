@@ -1,8 +1,8 @@
-"""Write a checkpoint in other forms: every parameter decoded, or the same weights with codes stored in another way."""
+"""Write a checkpoint in another way: every parameter decoded, codes entropy-coded or not, or with a short header."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.decoded import with_decoded
-from aicompress.checkpoint.naming import layer_name
 from aicompress.checkpoint.reader import require_finite
 from aicompress.disk import require_writable
 from aicompress.errors import Refused, raise_all
@@ -28,8 +27,6 @@ from aicompress.recipe.export import ExportRecipe
 from aicompress.report.model import LayerRow, Report
 from aicompress.report.plan import PlanSummary
 from aicompress.weights import Dense, Weight
-
-DENSE = "dense"
 
 
 @dataclass(frozen=True)
@@ -57,16 +54,12 @@ class ExportPlan:
         return [self._row(info) for info in self.layers]
 
     def _row(self, info: LayerInfo) -> LayerRow:
-        if self.recipe.method.name != DENSE:
-            size = self.output.nbytes(info.tensor)
-            note = "its weight as it is" if info.stored == Dense.form else ""
-            done = ("-", "-") if note else ("export", self.recipe.method.name)
-            return LayerRow(info.name, info.kind, *done, info.stored, {}, info.nbytes, size, 0.0, 0.0, note)
-        decoded = not self.checkpoint.is_plain(info.tensor)
-        done = ("export", "dense") if decoded else ("-", "-")
-        size = self.output.nbytes(info.tensor)
+        decoded = self.recipe.method.decodes and not self.checkpoint.is_plain(info.tensor)
+        done = ("export", self.recipe.method.name) if decoded else ("-", "-")
+        form = Dense.form if self.recipe.method.decodes else info.stored
+        size = self.output.nbytes(info.tensor, info.part)
         note = "decoded" if decoded else "left as it is"
-        return LayerRow(info.name, info.kind, *done, Dense.form, {}, info.nbytes, size, 0.0, 0.0, note)
+        return LayerRow(info.name, info.kind, *done, form, {}, info.nbytes, size, 0.0, 0.0, note)
 
     def summary(self) -> PlanSummary:
         """What a dry run prints."""
@@ -86,16 +79,24 @@ def make_plan(source: str | Path | Adapted, destination: Destination, recipe: Ex
     raise_all(opened.problems)
     require_writable(destination.path)
     step = lineage_step("export", recipe, checkpoint.source, checkpoint.foreign.beside)
-    if recipe.method.name == DENSE:
+    if recipe.method.decodes:
         _require_expressible(checkpoint, destination)
         plain = with_decoded(checkpoint, checkpoint.manifest.entries)
-        output = arrange(plain, destination, {name: Planned(spec) for name, spec in plain.parameters().items()}, step)
+        parameters = {name: Planned(spec) for name, spec in plain.parameters().items()}
+        output = arrange(plain, destination, parameters, step)
         require_loads(checkpoint, output.config, plain.parameters(), {})
+        layers = tuple(_as_stored(checkpoint, info) for info in plain.layers(opened.kinds))
     else:
-        plain = checkpoint
-        output = arrange(checkpoint, destination, _same_weights(checkpoint, opened.kinds), step)
+        layers = tuple(checkpoint.layers(opened.kinds))
+        if recipe.method.shortens:
+            _require_bare(checkpoint, destination)
+            destination = replace(destination, bundled=True)
+        elif not checkpoint.manifest.entries:
+            raise Refused(
+                f"{checkpoint.path} has no codes that could be stored otherwise", "quantize or prune it first"
+            )
+        output = arrange(checkpoint, destination, _as_they_are(checkpoint, layers), step)
     require_space(output)
-    layers = tuple(_as_stored(checkpoint, info) for info in plain.layers(opened.kinds) if info.part in ("", "out"))
     return ExportPlan(
         checkpoint,
         recipe,
@@ -111,26 +112,31 @@ def _as_stored(checkpoint: Checkpoint, info: LayerInfo) -> LayerInfo:
     entry, outline = checkpoint.manifest.entries.get(info.tensor), checkpoint.outline(info.tensor)
     if entry is None or outline is None:
         return info
-    name, size = layer_name(info.tensor), checkpoint.nbytes(info.tensor)
-    return replace(
-        info, name=name, part="", stored=outline.form, outline=outline, transposed=entry.transposed, nbytes=size
-    )
+    return replace(info, stored=outline.form, outline=outline, transposed=entry.transposed)
 
 
-def _same_weights(checkpoint: Checkpoint, kinds: Mapping[str, Kind | None] | None) -> dict[str, Planned]:
-    """Every parameter of the output with the weight that the input has.
-
-    Raises:
-        Refused: the input has no codes.
-    """
-    if not checkpoint.manifest.entries:
-        raise Refused(f"{checkpoint.path} has no codes that could be stored otherwise", "quantize or prune it first")
-    infos = {info.tensor: info for info in checkpoint.layers(kinds)}
-    owners = checkpoint.manifest.owners
+def _as_they_are(checkpoint: Checkpoint, layers: Sequence[LayerInfo]) -> dict[str, Planned]:
+    """Every parameter in the form that it is stored in."""
+    infos = {info.tensor: info for info in reversed(layers)}
     return {
-        name: Planned(spec, checkpoint.outline(name), infos.get(name), owners(name))
+        name: Planned(spec, checkpoint.outline(name), infos.get(name), checkpoint.manifest.owners(name))
         for name, spec in checkpoint.parameters().items()
     }
+
+
+def _require_bare(checkpoint: Checkpoint, destination: Destination) -> None:
+    """Refuse a short header for what is no single file, or holds weights that only another tool's layout describes.
+
+    Raises:
+        Refused: it is.
+    """
+    if not destination.single or checkpoint.config is not None:
+        raise Refused(
+            f"{checkpoint.path}: a short header is for one file without a config.json",
+            "give IN.safetensors and OUT.safetensors, or take --to dense",
+        )
+    if checkpoint.foreign.weights:
+        raise Refused(f"{checkpoint.path}: its weights are in another tool's layout", "take --to dense")
 
 
 def _require_expressible(checkpoint: Checkpoint, destination: Destination) -> None:
@@ -157,13 +163,14 @@ def run(plan: ExportPlan, options: Options | None = None) -> Report:
 
 
 def _write(plan: ExportPlan, opened: OpenOutput, progress: Progress) -> Results:
-    """Read and write one parameter after the other, decoded where that is asked for."""
+    """Write one parameter after the other, decoded or as it is stored."""
+    decodes, checkpoint = plan.recipe.method.decodes, plan.checkpoint
 
     def value(name: str) -> Tensor | Weight:
-        if plan.recipe.method.name != DENSE and name in plan.checkpoint.manifest.entries:
-            return plan.checkpoint.weight(name)
-        tensor = plan.checkpoint.dense(name)
-        require_finite(tensor, name, plan.checkpoint.path)
+        if not decodes and name in checkpoint.manifest.entries:
+            return checkpoint.weight(name)
+        tensor = checkpoint.dense(name)
+        require_finite(tensor, name, checkpoint.path)
         return tensor
 
     write_all(plan.output, opened.writer, value, progress)

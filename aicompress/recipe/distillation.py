@@ -11,6 +11,8 @@ from pydantic import Field, SerializeAsAny, model_validator
 
 from aicompress.data.section import Data
 from aicompress.errors import RecipeError
+from aicompress.methods.distill.modes import full
+from aicompress.methods.healing import ModeConfig, get_mode
 from aicompress.methods.training import LossConfig, get_loss
 from aicompress.recipe import (
     Model,
@@ -79,12 +81,28 @@ class MeanTeacher(Section):
         return self
 
 
+class Signals(Section):
+    """What of a teacher's logits --cache-teacher stores; embeddings are stored whole."""
+
+    form: Literal["top", "drawn"] = Field(
+        "top",
+        description="top: the k most likely classes, and what the others have together; drawn: k classes drawn by "
+        "their probabilities, from which kl learns without bias, in half the bytes",
+    )
+    k: int = Field(64, ge=1, description="classes of a position that are stored; as many as there are store all logits")
+
+
 class DistillRecipe(StoredCodes):
     """A recipe of distill."""
 
     version: Literal[1]
     method: SerializeAsAny[LossConfig]
     also: tuple[SerializeAsAny[LossConfig], ...] = Field((), description="more losses, each with its weight")
+    mode: SerializeAsAny[ModeConfig] = Field(
+        full.Config(),
+        exclude_if=lambda mode: mode == full.Config(),  # recipes from before it was there keep their digests
+        description="what of the student moves, by the name of a mode or as its parameters",
+    )
     student: StudentShape | None = Field(
         None,
         exclude_if=lambda student: student is None,  # recipes from before it was there keep their digests
@@ -94,6 +112,11 @@ class DistillRecipe(StoredCodes):
         None,
         exclude_if=lambda teacher: teacher is None,
         description="learn from true labels, and from the average of the student itself: there is no other teacher",
+    )
+    signals: Signals | None = Field(
+        None,
+        exclude_if=lambda signals: signals is None,
+        description="how --cache-teacher stores the teacher's logits; none means the 64 most likely classes",
     )
     model: Model | None = None
     data: Data
@@ -109,6 +132,11 @@ class DistillRecipe(StoredCodes):
         if self.mean_teacher is not None and self.training.cache is True:
             raise ValueError("training.cache: a mean teacher changes with every step: leave it out")
         return self
+
+    @property
+    def stored(self) -> Signals:
+        """How a teacher's logits are stored."""
+        return self.signals or Signals()
 
     @property
     def losses(self) -> tuple[LossConfig, ...]:
@@ -137,8 +165,17 @@ def load(name: str, overrides: Sequence[str] = ()) -> DistillRecipe:
     if not isinstance(also, list):
         raise RecipeError(f"{path.name}: also is not a list", "also: [{name: hidden, weight: 0.5}]")
     terms = [_loss(term, f"also[{number}]", path.name) for number, term in enumerate(also)]
-    recipe: DistillRecipe = absolute(validated(DistillRecipe, {**plain, **losses, "also": terms}, ""), path.parent)
+    parts = {**losses, "also": terms, "mode": _mode(plain.get("mode", full.Config().name), path.name)}
+    recipe: DistillRecipe = absolute(validated(DistillRecipe, {**plain, **parts}, ""), path.parent)
     return recipe
+
+
+def _mode(given: Any, file: str) -> ModeConfig:
+    plain = {"name": given} if isinstance(given, str) else given
+    if not isinstance(plain, dict) or "name" not in plain:
+        raise RecipeError(f"{file}: mode is neither a name nor parameters with one", "mode: scales")
+    config: ModeConfig = validated(get_mode(str(plain["name"])).config, plain, "mode")
+    return config
 
 
 def _loss(plain: Any, where: str, file: str) -> LossConfig:

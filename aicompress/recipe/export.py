@@ -12,7 +12,17 @@ from aicompress.recipe.section import ReportFiles, Section, StoredCodes
 class Target(Section):
     """The form of the output."""
 
-    name: Literal["dense", "entropy", "fixed"] = "dense"
+    name: Literal["dense", "compact", "entropy", "fixed"] = "dense"
+
+    @property
+    def decodes(self) -> bool:
+        """Whether every weight is decoded; else all stay as they are stored."""
+        return self.name == "dense"
+
+    @property
+    def shortens(self) -> bool:
+        """Whether the file's header becomes a short one."""
+        return self.name == "compact"
 
 
 class ExportRecipe(StoredCodes):

@@ -10,7 +10,7 @@ import yaml
 
 from aicompress.data.section import SOURCES
 from aicompress.disk import expanded
-from aicompress.errors import RecipeError, suggestion
+from aicompress.errors import RecipeError, nearest, suggestion
 
 SHOWN = 100  # letters of a value in a message
 MOST = 100_000  # values of a recipe, those behind aliases counted as often as they are named
@@ -220,4 +220,7 @@ def find(name: str, command: str | None = None) -> Path:
     if name.removesuffix(".yaml") in known:
         return known[name.removesuffix(".yaml")]
     fitting = [recipe for recipe in known if command is None or recipe.startswith(f"{command}/")]
-    raise RecipeError(f"recipe {name!r} is neither a file nor a shipped recipe", suggestion(name, fitting))
+    by_last = {recipe.rpartition("/")[2]: recipe for recipe in reversed(fitting)}
+    near = nearest(name, fitting) or by_last.get(nearest(name, list(by_last)) or "")
+    hint = suggestion(name, fitting) if near is None else f"did you mean {near!r}?"
+    raise RecipeError(f"recipe {name!r} is neither a file nor a shipped recipe", hint)

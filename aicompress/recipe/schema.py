@@ -7,6 +7,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from aicompress.errors import Refused, suggestion
+from aicompress.methods.healing import modes
+from aicompress.methods.method import MethodConfig
 from aicompress.methods.registry import COMMANDS, methods
 from aicompress.recipe.distillation import DistillRecipe
 from aicompress.recipe.evaluation import recipe_class
@@ -26,12 +28,17 @@ def schema(command: str) -> dict[str, Any]:
     whole = TypeAdapter(kinds.get(command, Recipe)).json_schema()
     if command == "eval":
         return whole
-    options = []
-    for method in methods(command).values():
-        plain = method.config.model_json_schema(ref_template="#/$defs/{model}")
-        whole.setdefault("$defs", {}).update(plain.pop("$defs", {}))
-        options.append({**plain, "required": sorted({*plain.get("required", []), "name"})})
+    options = [_named(whole, method.config) for method in methods(command).values()]
     whole["properties"]["method"] = {"oneOf": options}
     if command == "distill":
         whole["properties"]["also"]["items"] = {"oneOf": options}
+        by_name = {"enum": list(modes())}
+        whole["properties"]["mode"] = {"oneOf": [by_name, *(_named(whole, mode.config) for mode in modes().values())]}
     return whole
+
+
+def _named(whole: dict[str, Any], config: type[MethodConfig]) -> dict[str, Any]:
+    """The schema of parameters that are known by their name, what it refers to moved into the whole."""
+    plain = config.model_json_schema(ref_template="#/$defs/{model}")
+    whole.setdefault("$defs", {}).update(plain.pop("$defs", {}))
+    return {**plain, "required": sorted({*plain.get("required", []), "name"})}

@@ -29,6 +29,7 @@ class Codebook(Weight):
     """
 
     form: ClassVar[str] = "codebook"
+    scales: ClassVar[frozenset[str]] = frozenset({"tables", "scale"})
     codes: Tensor
     tables: Tensor
     scale: Tensor | None

@@ -23,6 +23,7 @@ class ColumnScaled(Weight):
     """
 
     form: ClassVar[str] = "column_scaled"
+    scales: ClassVar[frozenset[str]] = frozenset({"columns"})
     inner: Weight
     columns: Tensor
 

@@ -16,10 +16,8 @@ from torch import Tensor
 from aicompress.weights.coding.streams import read_stream
 from aicompress.weights.coding.writing import write_stream
 from aicompress.weights.decoding import SYMBOLS_PER_BYTE, Meta, Tensors, decode, decoder, pack
-from aicompress.weights.form import Symbols, Weight, outline_nbytes, require_dtype, restore
+from aicompress.weights.form import Symbols, Weight, inside, outline_nbytes, require_dtype, restore
 from aicompress.weights.packing import pack_mask, pack_rows, unpack_mask, unpack_rows, words_per_row
-
-_INDENT = 8  # of its description, at most as wide as config.json has it
 
 
 @dataclass(frozen=True)
@@ -91,30 +89,29 @@ class EntropyCoded(Weight):
         return cls(inner, streams, coded)
 
 
-def entropy_coded(weight: Weight) -> Weight:
-    """A weight with the codes, indices and masks entropy-coded of all forms that it is made of."""
+def entropy_coded(weight: Weight, letter: float = 1.0) -> Weight:
+    """A weight with the codes, indices and masks entropy-coded of all forms that it is made of, where that saves bytes.
+
+    Args:
+        weight: in any form.
+        letter: bytes that a letter of its description takes in the file: more with indentation, fewer deflated.
+    """
     if isinstance(weight, EntropyCoded):
         return weight
-    inside = {field: entropy_coded(part) for field, part in _weights_in(weight).items()}
-    if inside:
-        return dataclasses.replace(weight, **inside)  # type: ignore[type-var]
+    parts = {field: entropy_coded(part, letter) for field, part in inside(weight).items()}
+    if parts:
+        return dataclasses.replace(weight, **parts)  # type: ignore[type-var]
     coded = EntropyCoded.of(weight)
-    described = len(json.dumps(coded.meta(), indent=_INDENT)) - len(json.dumps(weight.meta(), indent=_INDENT))
-    return coded if outline_nbytes(coded) + described < outline_nbytes(weight) else weight
+    described = len(json.dumps(coded.meta())) - len(json.dumps(weight.meta()))
+    return coded if outline_nbytes(coded) + letter * described < outline_nbytes(weight) else weight
 
 
 def fixed_width(weight: Weight) -> Weight:
     """Undo `entropy_coded`."""
     if isinstance(weight, EntropyCoded):
         return weight.inner
-    changed = {name: fixed for name, part in _weights_in(weight).items() if (fixed := fixed_width(part)) is not part}
+    changed = {name: fixed for name, part in inside(weight).items() if (fixed := fixed_width(part)) is not part}
     return dataclasses.replace(weight, **changed) if changed else weight  # type: ignore[type-var]
-
-
-def _weights_in(weight: Weight) -> dict[str, Weight]:
-    """The weights that a form is made of, by its fields."""
-    fields = {field.name: getattr(weight, field.name) for field in dataclasses.fields(weight) if field.init}  # type: ignore[arg-type]
-    return {name: part for name, part in fields.items() if isinstance(part, Weight)}
 
 
 def require_size(stream: Tensor, symbols: Symbols) -> None:

@@ -28,6 +28,7 @@ class Float8(Weight):
     """
 
     form: ClassVar[str] = "float8"
+    scales: ClassVar[frozenset[str]] = frozenset({"scale"})
     values: Tensor
     scale: Tensor
     block: tuple[int, int]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, Self
@@ -60,6 +60,8 @@ class Weight(ABC):
     aliases: ClassVar[bool] = False  # whether it is another parameter's weight, with nothing of its own
     # Of its parts, where it has some: the outer one is given what the inner one gives.
     is_product: ClassVar[bool] = True
+    # Suffixes of its own tensors that say how its codes are read: scales, zero points, tables, factors of columns.
+    scales: ClassVar[frozenset[str]] = frozenset()
 
     @property
     @abstractmethod
@@ -105,6 +107,11 @@ class Weight(ABC):
     def symbols(self) -> dict[str, Symbols]:
         """Those of `tensors()` that hold codes, indices or a mask, by suffix; none of a form made of others."""
         return {}
+
+    def scale_suffixes(self) -> frozenset[str]:
+        """Suffixes of the tensors, of its own and of the weights inside it, that say how codes are read."""
+        read = {id(tensor) for each in within(self) for s, tensor in each.tensors().items() if s in each.scales}
+        return frozenset(suffix for suffix, tensor in self.tensors().items() if id(tensor) in read)
 
     def describe(self) -> str:
         """The form's settings in a few words: "4-bit, groups of 64"; empty where there are none."""
@@ -154,6 +161,18 @@ class Weight(ABC):
     def borrowing(self, part: str, owner: Weight) -> Self:
         """The same weight with a part of another one, which stores it."""
         return self.with_parts({part: owner.parts()[part]})
+
+
+def inside(weight: Weight) -> dict[str, Weight]:
+    """The weights that a stored form is made of, by the names of its fields."""
+    return {name: value for name, value in vars(weight).items() if isinstance(value, Weight)}
+
+
+def within(weight: Weight) -> Iterator[Weight]:
+    """A weight, and all weights inside it."""
+    yield weight
+    for part in inside(weight).values():
+        yield from within(part)
 
 
 @cache

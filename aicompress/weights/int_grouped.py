@@ -77,6 +77,7 @@ class IntGrouped(Coded):
     """
 
     form: ClassVar[str] = "int_grouped"
+    scales: ClassVar[frozenset[str]] = frozenset({"scale", "zero"})
     codes: Tensor
     scale: Tensor
     zero: Tensor | None

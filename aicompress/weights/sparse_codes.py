@@ -35,6 +35,7 @@ class SparseCodes(Masked, Coded):
     """
 
     form: ClassVar[str] = "sparse_codes"
+    scales: ClassVar[frozenset[str]] = frozenset({"scale", "zero"})
     mask: Tensor
     codes: Tensor
     scale: Tensor

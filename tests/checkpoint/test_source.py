@@ -216,3 +216,21 @@ def test_a_mistyped_path_is_corrected(tmp_path: Path) -> None:
 def test_the_hub_offline_is_one_clear_error(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert name in refused(name)
+
+
+@pytest.mark.parametrize(
+    ("missing", "hint"),
+    [
+        ("lama", "did you mean '{}/llama'?"),
+        ("modle.safetensors", "did you mean '{}/model.safetensors'?"),
+        ("nothing", "check the path"),  # no list of whatever lies there, and no likeness by the folder's own name
+        ("absent/model.safetensors", "there is no folder {}/absent"),
+    ],
+)
+def test_a_missing_path_is_told_from_what_may_be_a_checkpoint(tmp_path: Path, missing: str, hint: str) -> None:
+    (tmp_path / "llama").mkdir()
+    for name in ("model.safetensors", "notes.txt", "nothing.yaml"):
+        (tmp_path / name).touch()
+    with pytest.raises(CheckpointError) as refusal:
+        locate(tmp_path / missing)
+    assert refusal.value.hint == hint.format(tmp_path)

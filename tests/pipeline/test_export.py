@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from aicompress.checkpoint import Checkpoint
@@ -19,7 +19,7 @@ from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.pipeline.verify import verify
 from aicompress.recipe import load as load_recipe
-from aicompress.recipe.export import ExportRecipe
+from aicompress.recipe.export import ExportRecipe, Target
 from aicompress.report.model import Report
 from tests import foreign
 from tests.model.compressed import compress, integers
@@ -107,3 +107,30 @@ def test_the_command(tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFix
     app([*call, "--latency", "off"], standalone_mode=False)
     assert "export:" in capsys.readouterr().out
     assert (tmp_path / "out" / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("command", "recipe"), [("quantize", "quantize/rtn-w8"), ("prune", "prune/magnitude-90-sparse")]
+)
+def test_compact_keeps_every_weight_as_it_is_stored(tmp_path: Path, command: str, recipe: str) -> None:
+    torch.manual_seed(0)
+    plain, stored, small = (tmp_path / f"{name}.safetensors" for name in ("plain", "stored", "small"))
+    save_file({"fc1.weight": torch.randn(16, 20), "fc1.bias": torch.randn(16)}, plain)
+    steps.run(steps.make_plan(plain, Destination(stored), load_recipe(recipe, command), command), OFF)
+    plan = export.make_plan(stored, Destination(small), ExportRecipe(method=Target(name="compact")))
+    report = export.run(plan, OFF)
+    before, after = Checkpoint.open(stored), Checkpoint.open(small)
+    assert report.after.weight_bytes == plan.output.weight_bytes == small.stat().st_size < stored.stat().st_size / 2
+    assert after.specs == before.specs
+    assert after.manifest.entries == before.manifest.entries
+    assert all(torch.equal(after.read(name), before.read(name)) for name in before.specs)
+    assert [step["command"] for step in after.manifest.lineage] == [command, "export"]
+    assert report.lineage[0]["recipe_sha256"]  # the report beside it says the rest
+    assert verify(small).sound
+    plan = steps.make_plan(small, Destination(tmp_path / "on.safetensors"), load_recipe(recipe, command), command)
+    assert not steps.run(plan, OFF).warnings
+
+
+def test_compact_is_for_one_file(tiny_llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="one file"):
+        export.make_plan(tiny_llama, Destination(tmp_path / "out"), ExportRecipe(method=Target(name="compact")))

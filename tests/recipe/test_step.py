@@ -171,9 +171,10 @@ def test_refused_overrides(tmp_path: Path, override: str, message: str) -> None:
 def test_shipped_recipes_are_found_by_name() -> None:
     assert recipe.find("quantize/rtn-w4") == recipe.find("quantize/rtn-w4.yaml")
     assert recipe.load("quantize/rtn-w4", "quantize").method.name == "rtn"
-    with pytest.raises(RecipeError) as refusal:
-        recipe.find("quantize/rtn-w44")
-    assert refusal.value.hint == "did you mean 'quantize/rtn-w4'?"
+    for wrong, command in (("quantize/rtn-w44", None), ("rtn-w44", "quantize"), ("rtn-w4", "quantize")):
+        with pytest.raises(RecipeError) as refusal:
+            recipe.find(wrong, command)
+        assert refusal.value.hint == "did you mean 'quantize/rtn-w4'?"
 
 
 def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:

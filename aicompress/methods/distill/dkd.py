@@ -72,5 +72,5 @@ def check(student: Anatomy, teacher: Anatomy, config: Config) -> tuple[str, str]
 METHOD = DistillMethod(
     "dkd", "distill", "true class and other classes weighed apart (Zhao 2022)", Config,
     when="classifiers with a teacher that is sure of itself; kl for language models", loss=loss,
-    reads=READS, check=check,
+    reads=READS, check=check, stored=frozenset({"top"}),
 )  # fmt: skip

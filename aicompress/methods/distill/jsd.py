@@ -62,5 +62,5 @@ def check(student: Anatomy, teacher: Anatomy, config: Config) -> tuple[str, str]
 METHOD = DistillMethod(
     "jsd", "distill", "generalized Jensen-Shannon divergence of logits (GKD 2024)", Config,
     when="students far from their teacher, where kl is ruled by few positions", loss=loss,
-    reads=READS, check=check,
+    reads=READS, check=check, stored=frozenset({"top"}),
 )  # fmt: skip

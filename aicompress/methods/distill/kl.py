@@ -52,5 +52,5 @@ def check(student: Anatomy, teacher: Anatomy, config: Config) -> tuple[str, str]
 METHOD = DistillMethod(
     "kl", "distill", "softened Kullback-Leibler divergence of logits (Hinton 2015)", Config,
     when="models with logits: language models and classifiers, after any step that cost quality", loss=loss,
-    reads=READS, check=check,
+    reads=READS, check=check, stored=frozenset({"top", "drawn"}),
 )  # fmt: skip

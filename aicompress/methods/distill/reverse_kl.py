@@ -39,5 +39,5 @@ def check(student: Anatomy, teacher: Anatomy, config: Config) -> tuple[str, str]
 METHOD = DistillMethod(
     "reverse_kl", "distill", "reverse Kullback-Leibler divergence of logits (MiniLLM 2024)", Config,
     when="language models much weaker than their teacher that are to generate text; kl elsewhere", loss=loss,
-    reads=READS, check=check,
+    reads=READS, check=check, stored=frozenset({"top"}),
 )  # fmt: skip

@@ -23,12 +23,13 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.capabilities import Reads
+from aicompress.methods.capabilities import Reads, Rounded
 from aicompress.methods.curvature import moments
 from aicompress.methods.factorize import shared_factor
 from aicompress.methods.factorize.budget.sizes import factor_dtype, kept_dense
 from aicompress.methods.factorize.shared_factor import APART, BlocksConfig, neighbours
 from aicompress.methods.factorize.weighting.roots import Root, Weighting
+from aicompress.methods.factorize.weighting.rounding import weighed_rounding
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.shares import Shares
 from aicompress.weights import BaseDelta, Dense, Weight
@@ -117,6 +118,11 @@ def check(info: LayerInfo, config: BaseDeltaConfig) -> tuple[str, str] | None:
     return shared_factor.check(info, config)
 
 
+def alternative(layer: Layer, config: BaseDeltaConfig, weight: Weight, nbytes: int) -> Rounded | None:
+    """What rounding a layer in its part of the bytes would lose."""
+    return weighed_rounding(layer, weight, nbytes, Weighting(_root(layer, config)))
+
+
 def describe(config: BaseDeltaConfig, weight: Weight) -> dict[str, Any]:
     """Knobs for the report row."""
     if isinstance(weight, BaseDelta):
@@ -135,6 +141,7 @@ METHOD = LayerMethod(
     outline=lambda info, config: info.outline or Dense.outline(info.shape, info.dtype),
     check=check,
     describe=describe,
+    rounded=alternative,
     shares=Shares("base", neighbours, outlines, compress, APART, alone=False, across=True),
     reading=Reads(lambda config: frozenset({"gram"}) if config.whiten else frozenset()),
 )

@@ -17,10 +17,11 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.capabilities import Reads
+from aicompress.methods.capabilities import Reads, Rounded
 from aicompress.methods.curvature import moments, shifted
 from aicompress.methods.factorize.budget.sizes import dense_nbytes, factor_dtype, kept_dense
-from aicompress.methods.factorize.weighting.roots import Root, even
+from aicompress.methods.factorize.weighting.roots import Root, Weighting, even
+from aicompress.methods.factorize.weighting.rounding import weighed_rounding
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import MethodConfig
 from aicompress.weights import Dense, LowRank, Sparse, Weight
@@ -140,6 +141,11 @@ def largest(coefficients: Tensor, kept: int) -> tuple[Tensor, Tensor]:
     return coefficients * mask, mask
 
 
+def alternative(layer: Layer, config: DictionaryConfig, weight: Weight, nbytes: int) -> Rounded | None:
+    """What rounding a layer in no more bytes would lose."""
+    return weighed_rounding(layer, weight, nbytes, Weighting(Root.of(moments(layer), config.damping)))
+
+
 def describe(config: DictionaryConfig, weight: Weight) -> dict[str, Any]:
     """Knobs for the report row."""
     if isinstance(weight, LowRank):
@@ -158,5 +164,6 @@ METHOD = LayerMethod(
     outline=outline,
     check=check,
     describe=describe,
+    rounded=alternative,
     reading=Reads[DictionaryConfig](compares=lambda config: config.shift > 0),
 )

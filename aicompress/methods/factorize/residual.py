@@ -16,10 +16,11 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.capabilities import Reads
+from aicompress.methods.capabilities import Reads, Rounded
 from aicompress.methods.curvature import moments, shifted
 from aicompress.methods.factorize.budget.sizes import dense_nbytes, kept_dense
 from aicompress.methods.factorize.weighting.roots import Root, Weighting
+from aicompress.methods.factorize.weighting.rounding import weighed_rounding
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.quantize.grid.wrapped import BasedConfig, base_of
 from aicompress.weights import Corrected, Dense, LowRank, Weight, outline_nbytes
@@ -132,6 +133,11 @@ def split(layer: Layer, config: ResidualConfig, target: Tensor, weighting: Weigh
     return Corrected(codes, LowRank(Dense(out.to(dtype).contiguous()), Dense(inner.to(dtype).contiguous())))
 
 
+def alternative(layer: Layer, config: ResidualConfig, weight: Weight, nbytes: int) -> Rounded | None:
+    """What rounding a layer to more bits, with no low-rank part, would lose."""
+    return weighed_rounding(layer, weight, nbytes, Weighting(Root.of(moments(layer), config.damping)))
+
+
 def describe(config: ResidualConfig, weight: Weight) -> dict[str, Any]:
     """Knobs for the report row."""
     method, base = base_of(config)
@@ -151,5 +157,6 @@ METHOD = LayerMethod(
     outline=outline,
     check=check,
     describe=describe,
+    rounded=alternative,
     reading=Reads[ResidualConfig](compares=lambda config: config.shift > 0),
 )

@@ -22,11 +22,12 @@ from pydantic import Field
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.capabilities import Candidate, Reads
+from aicompress.methods.capabilities import Candidate, Reads, Rounded
 from aicompress.methods.curvature import moments, shifted
 from aicompress.methods.factorize.budget.ranks import largest_rank
 from aicompress.methods.factorize.budget.sizes import factor_dtype, kept_dense
 from aicompress.methods.factorize.weighting.roots import Root, Weighting, even
+from aicompress.methods.factorize.weighting.rounding import weighed_rounding
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import MethodConfig
 from aicompress.methods.shares import Shares
@@ -107,6 +108,9 @@ def sharing(config: type[C], grouping: Grouping[C], aim: Aim[C], summary: str, *
     def together(layers: Sequence[Layer], given: C) -> list[Weight]:
         return compressed(layers, given, aim)
 
+    def alternative(layer: Layer, given: C, weight: Weight, nbytes: int) -> Rounded | None:
+        return weighed_rounding(layer, weight, nbytes, Weighting(_root([layer], given), _graded(layer, given, aim)))
+
     def reads(given: C) -> frozenset[str]:
         if not given.whiten:
             return frozenset()
@@ -123,6 +127,7 @@ def sharing(config: type[C], grouping: Grouping[C], aim: Aim[C], summary: str, *
         outline=lambda info, given: outlines([info], given)[0],
         check=check,
         describe=describe,
+        rounded=alternative,
         shares=Shares("in", grouping.groups, outlines, together, grouping.why, across=grouping.across),
         reading=Reads(reads, lambda given: given.whiten and aim.shift(given) > 0),
     )
@@ -200,12 +205,16 @@ def compressed(layers: Sequence[Layer], config: C, aim: Aim[C]) -> list[Weight]:
 
 def _outputs(weighting: Weighting, layers: Sequence[Layer], config: C, aim: Aim[C]) -> list[Root]:
     """What errors of the layers' outputs count: by their gradients, where these reach all of them, or by their size."""
-    if config.whiten and aim.graded(config):
-        graded = [root for layer in layers if (root := aim.outputs(layer, config)) is not None]
-        if len(graded) == len(layers):
-            return graded
+    graded = [root for layer in layers if (root := _graded(layer, config, aim)) is not None]
+    if len(graded) == len(layers):
+        return graded
     sizes = [(layer.info.shape[0], size_of(weighting, layer, config)) for layer in layers]
     return [Root.diagonal(torch.ones(rows, dtype=torch.float64) / size**2, 0.0) for rows, size in sizes]
+
+
+def _graded(layer: Layer, config: C, aim: Aim[C]) -> Root | None:
+    """The outputs' side of a layer; None where its gradients do not count, or do not reach it."""
+    return aim.outputs(layer, config) if config.whiten and aim.graded(config) else None
 
 
 def size_of(weighting: Weighting, layer: Layer, config: SharedConfig) -> float:

@@ -119,9 +119,9 @@ def decide(candidates: Sequence[Candidate[SvdConfig]], setting: Setting) -> list
     return allocation.resolve(candidates, setting.other_bytes, gains, setting.divergence)
 
 
-def alternative(layer: Layer, config: MethodConfig, weight: Weight) -> Rounded | None:
+def alternative(layer: Layer, config: MethodConfig, weight: Weight, nbytes: int) -> Rounded | None:
     """What rounding a layer in no more bytes would lose."""
-    return rounded(layer, weight, lambda other: squared_sums(layer.weight, other))
+    return rounded(layer, weight, nbytes, lambda other: squared_sums(layer.weight, other))
 
 
 METHOD = LayerMethod(

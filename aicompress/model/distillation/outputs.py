@@ -71,6 +71,14 @@ class Runner:
         attention = _maps(given.attentions) if "attention" in reads else ()
         return Outputs(logits, embedding, hidden if "hidden" in reads else (), mask, labels, attention)
 
+    def positions(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """(samples,) how many positions each sample has logits of: tokens, or one of a sample as a whole."""
+        tokens = inputs.get("input_ids", next(iter(inputs.values())))
+        if self.task not in ("causal", "masked"):
+            return torch.ones(len(tokens), dtype=torch.int64)
+        mask = inputs.get("attention_mask", torch.ones_like(tokens))
+        return (mask[:, 1:] if self.task == "causal" else mask).sum(dim=1)
+
     def output_bytes(self, reads: frozenset[Output], anatomy: Anatomy, length: int) -> int | None:
         """Count the bytes of one sample's outputs in float32; None where sizes differ or are too large to keep.
 

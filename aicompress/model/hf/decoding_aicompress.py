@@ -17,8 +17,9 @@ forms()  # a form's file registers its decoder
 def source() -> str:
     """The text of this file in a checkpoint."""
     registered = {**decoding.PRODUCTS, **decoding.CONVOLUTIONS, **decoding.DECODERS}
-    functions = [*(registered[form] for form in sorted(registered)), *decoding.SUBMATRICES.values()]
-    texts = [_text(decoding), *map(_text, decoding.SHIPPED.values()), *map(_text, functions)]
+    stored = sorted(registered.keys() & forms().keys())  # what training alone decodes is not of a checkpoint
+    functions = [*decoding.SHIPPED.values(), *(registered[form] for form in stored), *decoding.SUBMATRICES.values()]
+    texts = [_text(decoding), *map(_text, functions)]
     return "\n\n".join(texts)
 
 

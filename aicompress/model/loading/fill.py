@@ -15,6 +15,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CheckpointError
 from aicompress.model import hf
 from aicompress.model.kernels.fusion import fuse
+from aicompress.model.kernels.reference import reference_kernel
 from aicompress.model.kernels.select import fast_module, has_room, is_resident, running_dtype
 from aicompress.model.kernels.shared_tensors import SharedTensors
 from aicompress.model.loading.merged_experts import converted
@@ -122,7 +123,7 @@ class Filling:
         if self.fast and parent not in self.used and self._run_fast(model, target, name, weight):
             return
         hf.attach(module, entry.read_as(weight).to_json(), self.shared.trainable(name, weight, spec.dtype, self._cast))
-        self.kernels[name] = f"reference: {weight.form} decoded"
+        self.kernels[name] = reference_kernel(module, weight)
 
     def check_shape(self, module: nn.Module, leaf: str, name: str, shape: tuple[int, ...]) -> None:
         """A parameter must be of the shape that the model has it in."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,12 +16,11 @@ from aicompress.errors import Refused
 from aicompress.model.loading.config import most_positions
 from aicompress.model.loading.tokenizer import load_tokenizer
 from aicompress.model.sensitivity.loss import Sample
-from aicompress.pipeline.calibration.requirements import first_argument
+from aicompress.pipeline.calibration.arguments import DEFAULT_SAMPLES, arguments_of
 from aicompress.pipeline.calibration.texts import generates
 from aicompress.pipeline.step.workers import Processes
 from aicompress.recipe import Calibration
 
-DEFAULT_SAMPLES = 128  # taken where a recipe does not say, of sources that hold as many
 ROWS = 4096  # tokens that run through the model at a time
 
 Batches = list[dict[str, Any]]
@@ -147,7 +145,7 @@ def _of_arrays(checkpoint: Checkpoint, model: Any, data: Calibration, seed: int)
 
     def batched(step: int) -> Batches:
         starts = range(0, source.samples, step)
-        return [_arrays(model, {name: each[at : at + step] for name, each in inputs.items()}) for at in starts]
+        return [arguments_of(model, {name: each[at : at + step] for name, each in inputs.items()}) for at in starts]
 
     return SampleSet(source.samples, batched, source, labels, predicts)
 
@@ -179,29 +177,6 @@ def class_names(checkpoint: Checkpoint) -> list[str]:
     """A classifier's classes in order."""
     named = (checkpoint.config or {}).get("id2label") or {}
     return [str(named[key]) for key in sorted(named, key=int)]
-
-
-def _arrays(model: Any, named: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Arrays as a model takes them: each under its own name, one alone also as what the model calls its input.
-
-    A decoder that is not given its own is given the same token ids, or its first token where they are none.
-    """
-    if len(named) == 1 and next(iter(named)) not in inspect.signature(model.forward).parameters:
-        named = {first_argument(model): next(iter(named.values()))}
-    arguments: dict[str, Any] = {name: _shaped(name, inputs) for name, inputs in named.items()}
-    described = getattr(model, "config", None)
-    if getattr(described, "is_encoder_decoder", False):
-        start = getattr(described, "decoder_start_token_id", None) or getattr(described, "bos_token_id", None) or 0
-        inputs = arguments.get(first_argument(model), next(iter(arguments.values())))
-        first = torch.full((len(inputs), 1), start, dtype=torch.int64)
-        given = {"decoder_input_ids": first if inputs.is_floating_point() else inputs, "use_cache": False}
-        arguments = given | arguments
-    return arguments
-
-
-def _shaped(name: str, inputs: Tensor) -> Tensor:
-    """Arrays as a model takes them: images of one channel get that dimension."""
-    return inputs[:, None] if name == "pixel_values" and inputs.ndim == 3 else inputs
 
 
 def _fair(step: int, samples: int, team: Processes) -> int:

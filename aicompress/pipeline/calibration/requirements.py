@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -13,11 +12,12 @@ from typing import Any, Protocol
 from aicompress import data
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.statistics import StatisticsFile
-from aicompress.errors import CompressError, RecipeError, Refused, suggestion
+from aicompress.errors import CompressError, RecipeError, Refused
 from aicompress.layer import LayerInfo
 from aicompress.methods.layerwise import AnyLayerMethod, LayerMethod
 from aicompress.methods.method import OF_GRADIENTS, OF_TRAINING, MethodConfig
 from aicompress.methods.structural import AnyStructuralMethod
+from aicompress.pipeline.calibration.arguments import argument_problems
 from aicompress.pipeline.calibration.texts import generates, too_few
 from aicompress.pipeline.step.survey import Survey
 from aicompress.recipe import Recipe
@@ -193,30 +193,10 @@ def _of_model(checkpoint: Checkpoint, recipe: Recipe, request: Request) -> list[
         PartialModel(checkpoint, module)
     except CompressError as error:
         return [error]
-    texts = recipe.calibration is not None and recipe.calibration.kind != "arrays"
-    if recipe.calibration is not None and recipe.calibration.draws and load_tokenizer(checkpoint.source.folder) is None:
+    data = recipe.calibration
+    if data is not None and data.draws and load_tokenizer(checkpoint.source.folder) is None:
         return [RecipeError(f"{checkpoint.path}: tokens are drawn from a tokenizer, and it has none", "give arrays")]
-    taken = getattr(module, "main_input_name", None)
-    known = inspect.signature(module.forward).parameters
-    if recipe.calibration is not None and len(recipe.calibration.input_names) > 1:
-        return _unknown_arguments(module, recipe.calibration.input_names)
-    if taken is not None and texts and "input_ids" not in known:
-        hint = "give calibration.arrays: a .safetensors or .npz file of them"
-        return [RecipeError(f"{type(module).__name__} is calibrated on arrays of {taken}, not on text", hint)]
-    return []
-
-
-def _unknown_arguments(module: Any, names: Sequence[str]) -> list[CompressError]:
-    """Arrays that the model has no argument for."""
-    known = inspect.signature(module.forward).parameters
-    absent = [name for name in names if name not in known]
-    kind = type(module).__name__
-    return [RecipeError(f"inputs: {kind} takes no {name!r}", suggestion(name, list(known))) for name in absent]
-
-
-def first_argument(module: Any) -> str:
-    """What the model's forward calls its input."""
-    return getattr(module, "main_input_name", None) or next(iter(inspect.signature(module.forward).parameters))
+    return [] if data is None else argument_problems(module, data, recipe.seed)
 
 
 def module_of(checkpoint: Checkpoint, recipe: Recipe, allow_code: bool) -> Any:

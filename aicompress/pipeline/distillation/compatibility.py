@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.errors import CompressError, RecipeError, Refused
+from aicompress.errors import CompressError, RecipeError, Refused, raise_all
 from aicompress.methods.distill.logits import UNLABELLED
 from aicompress.methods.outputs import Anatomy
 from aicompress.methods.training import DistillMethod, LossConfig
@@ -18,19 +18,20 @@ from aicompress.recipe.distillation import DistillRecipe
 Losses = tuple[tuple[DistillMethod[Any], LossConfig], ...]
 
 
-def require_teacher(recipe: DistillRecipe, teachers: int) -> None:
+def require_teacher(recipe: DistillRecipe, teachers: int, stored: bool) -> None:
     """Refuse a student with no teacher, or with other teachers beside the average of itself.
 
     Args:
         recipe: what to do.
         teachers: how many checkpoints are given.
+        stored: the outputs of one are stored.
 
     Raises:
         Refused: there are none, or too many.
     """
     if recipe.mean_teacher is not None and teachers:
         raise Refused("the recipe's mean_teacher is the teacher: another one is given", "leave out one of the two")
-    if recipe.mean_teacher is None and not teachers:
+    if recipe.mean_teacher is None and not teachers and not stored:
         raise Refused("no teacher is given", "give --teacher TEACHER, or let the recipe make the student out of IN")
 
 
@@ -87,6 +88,24 @@ def several(losses: Losses, teachers: Sequence[Anatomy]) -> list[CompressError]:
         told = " and ".join(map(str, widths))
         return [Refused(f"the teachers' embeddings are {told} wide", "teachers of one width can be averaged")]
     return []
+
+
+def require_fit(
+    losses: Losses, student: tuple[Runner, Anatomy], runs: Sequence[Runner], anatomies: Sequence[Anatomy]
+) -> None:
+    """Refuse losses that a student and its teachers cannot have.
+
+    Args:
+        losses: of the recipe.
+        student: how it is run, and what it gives.
+        runs, anatomies: the same of each teacher.
+
+    Raises:
+        Refused: or Problems, naming them.
+    """
+    for run, teacher in zip(runs, anatomies, strict=True):
+        raise_all(mismatches(losses, student[0], run, (student[1], teacher)))
+    raise_all(several(losses, anatomies))
 
 
 def require_classes(samples: Samples, student: Anatomy) -> None:

@@ -16,20 +16,22 @@ from aicompress.layer import Kind, LayerInfo
 from aicompress.methods.outputs import Anatomy
 from aicompress.methods.training import get_loss
 from aicompress.model.distillation.outputs import Runner, runner
+from aicompress.model.loading.definition import skeleton
 from aicompress.model.loading.tokenizer import load_tokenizer
-from aicompress.pipeline.distillation import mean_teacher
+from aicompress.pipeline.distillation import mean_teacher, signals
 from aicompress.pipeline.distillation.batches import Samples, Split, mixed, split_samples
 from aicompress.pipeline.distillation.compatibility import (
     Losses,
     anatomy_of,
-    mismatches,
     require_classes,
+    require_fit,
     require_teacher,
-    several,
     tokenizer_warnings,
 )
+from aicompress.pipeline.distillation.healing import Healing, keeps_zeros
 from aicompress.pipeline.distillation.made_student import MadeStudent
-from aicompress.pipeline.distillation.samples import read_samples, require_positions
+from aicompress.pipeline.distillation.samples import read_samples, require_positions, require_taken
+from aicompress.pipeline.distillation.signals import StoredOutputs, Taught
 from aicompress.pipeline.distillation.teacher import CACHE_BYTES, Loss
 from aicompress.pipeline.step.checks import NOT_OF_TRAINING, known_kinds, left_out, place_problems, require_space
 from aicompress.pipeline.step.dry_run import summarize
@@ -57,11 +59,13 @@ class DistillPlan:
         split: which samples are trained on, and when.
         output: every file and byte of the output.
         kinds: what the model definition says of the parameters.
+        healing: what of the student moves.
         keep_zeros: weights that are zero stay zero.
         cached: the teacher's outputs are computed once.
         warnings: what the user should know.
         allow_code: a factory that the recipe names may run.
         made: how the student was made, where the recipe makes it.
+        stored: what of the teacher's outputs is stored, or is read instead of running it.
     """
 
     checkpoint: Checkpoint
@@ -76,11 +80,13 @@ class DistillPlan:
     split: Split
     output: Output
     kinds: Mapping[str, Kind | None] | None
+    healing: Healing
     keep_zeros: bool
     cached: bool
     warnings: tuple[str, ...]
     allow_code: bool = False
     made: MadeStudent | None = None
+    stored: StoredOutputs | None = None
 
     @property
     def origin(self) -> Checkpoint:
@@ -105,9 +111,10 @@ class DistillPlan:
 
     @property
     def told(self) -> tuple[str, ...]:
-        """What has been settled: what the student was made of, and what is saved."""
+        """What has been settled: what the student was made of, what of it moves, and what is saved."""
         average = () if self.recipe.mean_teacher is None else (mean_teacher.TOLD,)
-        return (*(() if self.made is None else self.made.told), *average)
+        stored = () if self.stored is None else (self.stored.note,)
+        return (*(() if self.made is None else self.made.told), *self.healing.told, *average, *stored)
 
     @property
     def further(self) -> dict[str, Checkpoint]:
@@ -125,6 +132,7 @@ def make_plan(
     destination: Destination,
     recipe: DistillRecipe,
     allow_code: bool = False,
+    cache: Path | None = None,
 ) -> DistillPlan:
     """Check everything and lay out the output; reads headers, configs and the data.
 
@@ -134,48 +142,85 @@ def make_plan(
         destination: where the trained student goes.
         recipe: what to do.
         allow_code: a factory that the recipe names may run.
+        cache: folder of a teacher's stored outputs, which is made where it is not there.
 
     Raises:
         Refused: or Problems, everything that is wrong.
     """
     made, place = (source, source.path) if isinstance(source, MadeStudent) else (None, source)
     given = [teacher_source] if isinstance(teacher_source, str | Path | Adapted) else list(teacher_source or ())
-    require_teacher(recipe, len(given))
+    folder = signals.opened(cache, recipe)
+    require_teacher(recipe, len(given), folder is not None)
     student, tied = open_input(place)
-    teachers = tuple(open_input(each)[0] for each in given) or (student,)
+    teachers = tuple(open_input(each)[0] for each in given) or (() if folder is not None else (student,))
+    if cache is not None:
+        signals.require_apart_from(cache, [student, *teachers], destination.path)
     raise_all(place_problems([student, *teachers], destination, recipe.gates, NOT_OF_TRAINING))
     require_writable(destination.path)
-    run, runs = runner(student), tuple(runner(teacher) for teacher in teachers)
+    run = runner(student)
     losses = tuple((get_loss(config.name), config) for config in recipe.losses)
-    anatomies = [anatomy_of(*each, recipe) for each in zip((student, *teachers), (run, *runs), strict=True)]
-    for teacher_run, anatomy in zip(runs, anatomies[1:], strict=True):
-        raise_all(mismatches(losses, run, teacher_run, (anatomies[0], anatomy)))
-    raise_all(several(losses, anatomies[1:]))
+    anatomy = anatomy_of(student, run, recipe)
+    taught = _taught(teachers, recipe) if folder is None or teachers else Taught.of_folder(folder)
+    require_fit(losses, (run, anatomy), taught.runs, taught.anatomies)
     kinds, warnings = known_kinds(student)
-    for checkpoint in (student, *teachers):
-        require_positions(recipe.data, checkpoint, "student's" if checkpoint is student else "teacher's")
-    samples = read_samples(recipe.data, run.task, student, load_tokenizer(student.source.folder))
-    require_classes(samples, anatomies[0])
+    samples = _samples(recipe, run, student, teachers, allow_code)
+    require_classes(samples, anatomy)
     average = recipe.mean_teacher
-    raise_all([] if average is None else mean_teacher.problems(average, run, anatomies[0], samples))
+    raise_all([] if average is None else mean_teacher.problems(average, run, anatomy, samples))
     training = recipe.training.model_copy(update={"precision": resolved_precision(recipe.training.precision)})
-    split = split_samples(samples, training.held_out, training.batch, recipe.seed)
-    if average is not None and samples.labels is not None:
-        split = mixed(split, samples.labels, average.labelled)
+    healing = Healing.of(student, recipe.mode)
+    raise_all(healing.problems(training))
+    split = _split(samples, training, recipe)
+    stored = None if cache is None else signals.planned((cache, folder), recipe, losses, samples, taught, student)
     layers = tuple(student.layers(kinds))
-    further = {} if average is not None else {name: each.source for name, each in _named(teachers).items()}
+    further = {name: each.source for name, each in _named(teachers).items()} if average is None else {}
     step = lineage_step("distill", recipe, student.source, {**further, **student.foreign.beside})
+    step |= {} if stored is None else stored.lineage(bool(teachers))
     output = arrange(student, destination, _parameters(student, layers), step)
     require_space(output)
-    differing = [line for teacher in teachers for line in tokenizer_warnings(student, teacher)]
-    told = (*differing, *left_out(student, destination))
+    told = [line for teacher in teachers for line in tokenizer_warnings(student, teacher)]
+    told += left_out(student, destination)
     return DistillPlan(
-        student, teachers, recipe, losses, training, run, runs, layers, samples, split, output, kinds,
-        _keeps_zeros(training, student),
-        average is None and _cached(training, losses, (runs[0], anatomies[1]), samples, split),
+        student, teachers, recipe, losses, training, run, taught.runs, layers, samples, split, output, kinds,
+        healing, keeps_zeros(training, student, healing.mode),
+        average is None and stored is None
+        and _cached(training, losses, (taught.runs[0], taught.anatomies[0]), samples, split),
         tuple(dict.fromkeys((*(made.warnings if made else ()), *tied, *warnings, *told, *output.warnings))),
-        allow_code, made,
+        allow_code, made, stored,
     )  # fmt: skip
+
+
+def _samples(
+    recipe: DistillRecipe, run: Runner, student: Checkpoint, teachers: Sequence[Checkpoint], allow_code: bool
+) -> Samples:
+    """The samples, read and held against student and teachers.
+
+    Raises:
+        RecipeError: they cannot be read, or one of the models does not take them.
+    """
+    models = [(f"the {who}", each, _outline(each, recipe, allow_code)) for who, each in _sides(student, teachers)]
+    for who, checkpoint, model in models:
+        require_positions(recipe.data, checkpoint, f"{who}'s")
+        require_taken(None, recipe.data, model, who)
+    samples = read_samples(recipe.data, run.task, student, load_tokenizer(student.source.folder))
+    for who, _, model in models:
+        require_taken(samples, recipe.data, model, who)
+    return samples
+
+
+def _split(samples: Samples, training: Training, recipe: DistillRecipe) -> Split:
+    """Which samples are trained on, and which are held out."""
+    split = split_samples(samples, training.held_out, training.batch, recipe.seed)
+    if recipe.mean_teacher is None or samples.labels is None:
+        return split
+    return mixed(split, samples.labels, recipe.mean_teacher.labelled)
+
+
+def _taught(teachers: tuple[Checkpoint, ...], recipe: DistillRecipe) -> Taught:
+    """What is known of teachers from their headers and configs."""
+    runs = tuple(runner(teacher) for teacher in teachers)
+    anatomies = tuple(anatomy_of(teacher, run, recipe) for teacher, run in zip(teachers, runs, strict=True))
+    return Taught(teachers, runs, anatomies)
 
 
 def _named(teachers: Sequence[Checkpoint]) -> dict[str, Checkpoint]:
@@ -193,12 +238,6 @@ def resolved_precision(precision: str) -> str:
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
     return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
-
-
-def _keeps_zeros(training: Training, student: Checkpoint) -> bool:
-    if isinstance(training.keep_zeros, bool):
-        return training.keep_zeros
-    return any(step.get("command") == "prune" for step in student.manifest.lineage)
 
 
 def _cached(
@@ -227,6 +266,19 @@ def _parameters(student: Checkpoint, layers: Sequence[LayerInfo]) -> dict[str, P
         name: Planned(spec, student.outline(name), infos.get(name), student.manifest.owners(name))
         for name, spec in student.parameters().items()
     }
+
+
+def _sides(student: Checkpoint, teachers: Sequence[Checkpoint]) -> list[tuple[str, Checkpoint]]:
+    """Who they are, and the checkpoints: each once."""
+    return [("student", student), *(("teacher", each) for each in teachers if each is not student)]
+
+
+def _outline(checkpoint: Checkpoint, recipe: DistillRecipe, allow_code: bool) -> nn.Module | None:
+    """The model of a student or a teacher without its weights; None where nothing says what it is."""
+    if checkpoint.config is None:
+        return _module(checkpoint, recipe, allow_code)
+    outline: nn.Module | None = skeleton(checkpoint.config)
+    return outline
 
 
 def _module(checkpoint: Checkpoint, recipe: DistillRecipe, allow_code: bool) -> nn.Module | None:

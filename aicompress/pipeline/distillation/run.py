@@ -15,13 +15,17 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.place import working_path
 from aicompress.errors import Refused
 from aicompress.layer import LayerInfo
+from aicompress.model.blocks.input_errors import input_errors_refused
 from aicompress.model.distillation.fp32_attention import attend_in_float32
 from aicompress.model.distillation.outputs import prepare
 from aicompress.model.loading.load import trainable
 from aicompress.pipeline.distillation import movement
+from aicompress.pipeline.distillation.batches import Samples
 from aicompress.pipeline.distillation.mean_teacher import Averaged
 from aicompress.pipeline.distillation.plan import DistillPlan
 from aicompress.pipeline.distillation.report_section import training_section
+from aicompress.pipeline.distillation.signals import StoredOutputs
+from aicompress.pipeline.distillation.stored_teacher import StoredTeacher, made
 from aicompress.pipeline.distillation.student import Student
 from aicompress.pipeline.distillation.teacher import Loss, Panel, Runnable, Teacher, with_cached_outputs
 from aicompress.pipeline.distillation.training import Trainer, TrainingSetup
@@ -32,6 +36,7 @@ from aicompress.pipeline.step.options import Options, Progress
 from aicompress.pipeline.step.report import Results
 from aicompress.pipeline.step.run import OpenOutput, StepRun, assembled, require_resumable, run_step
 from aicompress.pipeline.step.running_model import resolved_device
+from aicompress.pipeline.step.workers import Processes
 from aicompress.recipe.distillation import Training
 from aicompress.report.model import LayerRow, Report
 
@@ -60,14 +65,15 @@ def run(plan: DistillPlan, options: Options = Options(), own: TrainingOptions = 
     """
     start = time.perf_counter()
     movement.require_free(own.movement_file)
-    decided = (plan.recipe.sha256(), plan.training.precision, plan.samples.source.sha256)
+    stored = None if plan.stored is None else plan.stored.told
+    decided = [plan.recipe.sha256(), plan.training.precision, plan.samples.source.sha256, *([stored] if stored else [])]
     mark = fingerprint([plan.origin, *plan.further.values()], plan.output, *decided)
     if options.resume:  # before both models are loaded
         require_resumable(plan.output, mark)
     device = torch.device(resolved_device(options.device))
     team = assembled(device)
     _require_divisible(plan.training, team.size)
-    setup, student = _setup(plan, device, options.progress)
+    setup, student = _setup(plan, device, team, options.progress)
     watched = movement.watched(student) if own.movement_file else ()
     state = StateFile(working_path(plan.output.destination.path))
     trainer = Trainer(setup, student.trained(plan.keep_zeros), plan.training, state, team, watched)
@@ -102,18 +108,29 @@ def _require_divisible(training: Training, processes: int) -> None:
         raise Refused(f"training.batch {training.batch} cannot be divided over {parts}", "change one of them")
 
 
-def _setup(plan: DistillPlan, device: torch.device, progress: Progress) -> tuple[TrainingSetup, Student]:
+def _setup(
+    plan: DistillPlan, device: torch.device, team: Processes, progress: Progress
+) -> tuple[TrainingSetup, Student]:
     """All models, loaded, and the teacher's outputs where they are worth keeping."""
     loss = Loss(plan.losses)
     model = _load(plan.checkpoint, plan.module_of(plan.checkpoint), device)
-    teachers = [_load(each, plan.module_of(each), device).requires_grad_(False) for each in plan.teachers]
+    complete = plan.stored is not None and plan.stored.folder is not None
+    needed = () if complete else plan.teachers
+    teachers = [_load(each, plan.module_of(each), device).requires_grad_(False) for each in needed]
     for each in (model, *teachers):
         prepare(each, loss.reads)
     if plan.training.precision == "bf16" and device.type == "cpu":
         attend_in_float32(model)
-    student = Student.of(model, plan.checkpoint)
+    student = Student.of(model, plan.checkpoint, plan.healing)
     uncached = torch.full((len(plan.samples),), -1)
-    panel = Panel(tuple(Runnable(each, run) for each, run in zip(teachers, plan.teacher_runners, strict=True)))
+    panel = Panel(tuple(Runnable(each, run) for each, run in zip(teachers, plan.teacher_runners, strict=False)))
+    first = plan.samples.batch(plan.split.train[:1]).to(device)
+    with torch.no_grad(), input_errors_refused("training data"):  # a plan does not run what a factory builds
+        for side in (Runnable(model, plan.runner), *panel.members):
+            side(first, loss.reads, "fp32")
+    if plan.stored is not None:
+        stored = _stored(plan.stored, panel, plan.samples, (device, team), progress)
+        return TrainingSetup(Runnable(model, plan.runner), stored, loss, plan.samples, plan.split), student
     teacher = Teacher(panel, loss.reads, {}, uncached)
     if plan.cached:
         index = torch.cat([plan.split.used(plan.training.steps), plan.split.held_out])
@@ -125,12 +142,25 @@ def _setup(plan: DistillPlan, device: torch.device, progress: Progress) -> tuple
     return TrainingSetup(Runnable(model, plan.runner), teacher, loss, plan.samples, plan.split, averaged), student
 
 
+def _stored(
+    stored: StoredOutputs,
+    panel: Panel,
+    samples: Samples,
+    where: tuple[torch.device, Processes],
+    progress: Progress,
+) -> StoredTeacher:
+    """A teacher that reads stored outputs, which are made first where they are not there."""
+    if stored.folder is not None:
+        return StoredTeacher(stored, stored.folder)
+    return made(stored, panel, samples, *where, lambda done: progress("teacher", done, len(samples)))
+
+
 def _averaged(plan: DistillPlan, teacher: Runnable) -> Averaged | None:
     """The average of the student in the teacher's model; None where the teacher is another checkpoint."""
     settings = plan.recipe.mean_teacher
     if settings is None:
         return None
-    parameters = Student.of(teacher.model, plan.checkpoint).trained(keep_zeros=False).parameters
+    parameters = Student.of(teacher.model, plan.checkpoint, plan.healing).trained(keep_zeros=False).parameters
     teacher.model.requires_grad_(False)
     tensors = {name: tensor.detach() for name, tensor in parameters.items()}
     return Averaged(settings, plan.recipe.seed, teacher, tensors)
@@ -164,5 +194,6 @@ def _write(
     trainer.state.remove()
     unchanged = "no step was better than the input on the held-out samples: the weights are the input's"
     warnings = plan.warnings if better else (*plan.warnings, unchanged)
-    section = training_section(trainer, tuple(plan.further.values()), plan.cached)
+    section = training_section(trainer, tuple(plan.further.values()), plan.cached or plan.stored is not None)
+    section |= {} if plan.stored is None else {"signals": plan.stored.summary()}
     return Results(tuple(rows), warnings, training=section, notes=plan.told)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.data import Data, Source, Tokenizer, arrays, batches, labelled, sentences, token_windows
-from aicompress.errors import RecipeError
+from aicompress.errors import RecipeError, raise_all
 from aicompress.model.distillation.outputs import Task
 from aicompress.model.loading.config import most_positions
 from aicompress.model.loading.definition import skeleton
 from aicompress.pipeline.calibration.data import class_names
 from aicompress.pipeline.distillation.batches import Samples
+from aicompress.pipeline.step.accepted_inputs import input_problems, text_problems
 
 
 def read_samples(data: Data, task: Task, checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> Samples:
@@ -47,7 +48,7 @@ def require_positions(data: Data, checkpoint: Checkpoint, whose: str) -> None:
     Args:
         data: the section that says how long they are.
         checkpoint: the model.
-        whose: it is the student's, or the teacher's.
+        whose: the student's, or the teacher's.
 
     Raises:
         RecipeError: they are longer.
@@ -57,7 +58,26 @@ def require_positions(data: Data, checkpoint: Checkpoint, whose: str) -> None:
     model = skeleton(checkpoint.config)
     limit = checkpoint.config.get("max_position_embeddings") if model is None else most_positions(model)
     if limit is not None and data.length > limit:
-        raise RecipeError(f"data.length {data.length} is beyond the {whose} {limit} positions", f"length: {limit}")
+        raise RecipeError(f"data.length {data.length} is beyond {whose} {limit} positions", f"length: {limit}")
+
+
+def require_taken(samples: Samples | None, data: Data, model: nn.Module | None, whose: str) -> None:
+    """Refuse samples that the forward of a model does not take.
+
+    Args:
+        samples: as they were read; None where they are texts that are not read yet.
+        data: the section.
+        model: without weights; None where nothing says what it is.
+        whose: it is the student, or the teacher.
+
+    Raises:
+        RecipeError: it does not take them.
+    """
+    if model is None:
+        return
+    raise_all(
+        text_problems(model, data, whose) if samples is None else input_problems(model, samples.columns, data, whose)
+    )
 
 
 def _first_of_equals(texts: list[str]) -> list[int]:
@@ -76,6 +96,4 @@ def _arrays(data: Data, task: Task, checkpoint: Checkpoint) -> Samples:
         return Samples({"": inputs}, labels, source)
     if inputs.dtype.is_floating_point:
         return Samples({"pixel_values": inputs[:, None] if inputs.ndim == 3 else inputs}, labels, source)
-    if inputs.ndim != 2:
-        raise RecipeError(f"{data.path}: token ids are {tuple(inputs.shape)}", "(samples, tokens) is expected")
     return Samples({"input_ids": inputs}, labels, source)

@@ -13,10 +13,14 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.layouts import native_names
 from aicompress.layer import LayerInfo
 from aicompress.measure import rel_error
+from aicompress.methods.distill.latent import settled
 from aicompress.model import hf
+from aicompress.pipeline.distillation.healing import Healing
 from aicompress.pipeline.distillation.optimizer import TrainedParameters
 from aicompress.report.model import LayerRow
 from aicompress.weights import Weight, restore
+
+CANNOT_TRAIN = "fixed: its stored form cannot be trained"
 
 
 @dataclass(frozen=True)
@@ -25,29 +29,30 @@ class Student:
 
     Attributes:
         checkpoint: where it came from.
+        healing: what of it the recipe's mode moves.
         stored: trained parameters by checkpoint parameter and suffix of the stored form; '' for a plain tensor.
-        fixed: parameters of the checkpoint of which nothing is trained.
     """
 
     checkpoint: Checkpoint
+    healing: Healing
     stored: dict[str, dict[str, nn.Parameter]]
-    fixed: tuple[str, ...]
 
     @classmethod
-    def of(cls, model: nn.Module, checkpoint: Checkpoint) -> Student:
-        """Find the stored tensors in a model that was loaded for training; everything else is frozen."""
+    def of(cls, model: nn.Module, checkpoint: Checkpoint, healing: Healing) -> Student:
+        """Find the tensors that move in a model that was loaded for training; everything else is frozen."""
         targets: Mapping[str, str] = model.aicompress_names  # type: ignore[assignment]
         merged = Counter(targets.values())
         stored: dict[str, dict[str, nn.Parameter]] = {}
         for name, target in targets.items():
+            _relax(model, target, name, checkpoint, healing)
             parameters = _parameters(model, target, name in checkpoint.manifest.entries)
+            parameters = {s: tensor for s, tensor in parameters.items() if s in healing.suffixes[name]}
             if parameters and merged[target] == 1:  # parameters that the architecture merges cannot be told apart
                 stored[name] = parameters
         trained = {id(parameter) for parameters in stored.values() for parameter in parameters.values()}
         for parameter in model.parameters():
             parameter.requires_grad_(id(parameter) in trained)
-        fixed = tuple(name for name in checkpoint.parameters() if name not in stored)
-        return cls(checkpoint, stored, fixed)
+        return cls(checkpoint, healing, stored)
 
     def trained(self, keep_zeros: bool) -> TrainedParameters:
         """The trained parameters by their names in the native layout, with dtypes, zeros and scales."""
@@ -59,12 +64,13 @@ class Student:
             entry = self.checkpoint.manifest.entries.get(name)
             shared = {} if entry is None else entry.shared  # a tensor of several parameters is trained once
             disk = {**native_names(name, tensors), **{s: shared[s] for s in tensors if s in shared}}
-            kept = self.checkpoint.weight(name).tensors() if name in self.checkpoint.manifest.entries else None
+            kept = self._start(name).tensors() if name in self.checkpoint.manifest.entries else None
+            relative = self.healing.relative(name)
             for suffix, parameter in tensors.items():
                 full = disk[suffix]
                 parameters[full] = parameter
                 dtypes[full] = kept[suffix].dtype if kept is not None else self.checkpoint.specs[name].dtype
-                if suffix.endswith("scale"):
+                if suffix in relative:
                     scales.add(full)
                 elif keep_zeros and parameter.ndim >= 2:
                     zero = parameter.detach() == 0
@@ -78,9 +84,13 @@ class Student:
             if not tensors:
                 return self.checkpoint.read(name)
             return tensors[""].detach().cpu().to(self.checkpoint.specs[name].dtype)
-        old = self.checkpoint.weight(name)
+        old = self._start(name)
         now = {s: tensors[s].detach().cpu().to(t.dtype) if s in tensors else t for s, t in old.tensors().items()}
-        return restore(now, old.meta())
+        return restore(now, old.meta()) if self.healing.mode.relax is None else settled(old, now)
+
+    def _start(self, name: str) -> Weight:
+        """A stored weight of the checkpoint, with latent numbers in the place of codes that move."""
+        return self.healing.relaxed(self.checkpoint.weight(name))
 
     def original(self, name: str) -> Tensor | Weight:
         """The value of a parameter in the checkpoint."""
@@ -92,12 +102,29 @@ class Student:
         now = value.parts()[info.part] if info.part and not isinstance(value, Tensor) else value
         after = info.matrix(now).float() if isinstance(now, Tensor) else now.dense()
         moved = rel_error(before, after)
-        note = "" if info.tensor in self.stored else "fixed: its stored form cannot be trained"
+        fixed = f"mode {self.healing.mode.name} leaves it" if self.healing.stays(info.tensor) else CANNOT_TRAIN
+        note = "" if info.tensor in self.stored else fixed
         method = loss if info.tensor in self.stored else "-"
         return LayerRow(
             info.name, info.kind, "method" if method != "-" else "-", method, info.stored, {}, info.nbytes, size,
             moved, 0.0, note,
         )  # fmt: skip
+
+
+def _relax(model: nn.Module, target: str, name: str, checkpoint: Checkpoint, healing: Healing) -> None:
+    """Put latent numbers in the place of the codes of a layer, where codes move."""
+    parent, _, leaf = target.rpartition(".")
+    module = model.get_submodule(parent)
+    if healing.mode.relax is None or not isinstance(module, hf.Stored) or leaf != "weight":
+        return
+    weight = healing.relaxed(checkpoint.weight(name))
+    module.entry["meta"] = weight.meta()  # in place: a tied layer has the same entry
+    for suffix, tensor in weight.tensors().items():
+        held = f"weight_{suffix}" if suffix else "weight"
+        codes = module._buffers.get(held)  # none where another layer has them
+        if codes is not None and tensor.is_floating_point():
+            del module._buffers[held]
+            module._parameters[held] = nn.Parameter(tensor.to(codes.device))
 
 
 def _parameters(model: nn.Module, target: str, compressed: bool) -> dict[str, nn.Parameter]:

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.errors import CompressError
+from aicompress.methods.outputs import Outputs
 from aicompress.pipeline.distillation.batches import Batch, Samples, Split
 from aicompress.pipeline.distillation.mean_teacher import READS, Averaged, judged
 from aicompress.pipeline.distillation.optimizer import TrainedParameters, optimizer, rate
-from aicompress.pipeline.distillation.teacher import Loss, Runnable, Teacher
+from aicompress.pipeline.distillation.teacher import Loss, Runnable
 from aicompress.pipeline.distillation.training_state import Point, StateFile, TrainingHistory
 from aicompress.pipeline.step.workers import Processes
 from aicompress.recipe.distillation import Training
@@ -32,7 +33,7 @@ class TrainingSetup:
 
     Attributes:
         student: the model that is trained.
-        teacher: the model that it learns from.
+        teacher: gives what it learns from, for a batch and a precision.
         loss: distance between the two.
         samples: all of them.
         split: which are trained on, and when.
@@ -40,7 +41,7 @@ class TrainingSetup:
     """
 
     student: Runnable
-    teacher: Teacher
+    teacher: Callable[[Batch, str], Outputs]
     loss: Loss
     samples: Samples
     split: Split

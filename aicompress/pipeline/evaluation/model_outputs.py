@@ -167,5 +167,6 @@ def _encoded(models: Models, texts: Sequence[str], length: int, progress: Progre
     embeddings: list[Tensor] = []
     for model in models:
         progress(len(embeddings), len(models))
-        embeddings.append(encoder(model, length)(texts))
+        with input_errors_refused("evaluation text"):
+            embeddings.append(encoder(model, length)(texts))
     return tuple(embeddings)

@@ -76,7 +76,10 @@ def evaluate(
     if not _runs(recipe, bool(against)):  # no model is loaded, which would tell
         for checkpoint, _ in inputs:
             _require_finite(checkpoint)
-    outlines = [outlined(opened, each.name) for (opened, _), each in zip(inputs, sources, strict=True)]
+    outlines = [
+        outlined(opened, each.name, recipe.model, judging.allow_code)
+        for (opened, _), each in zip(inputs, sources, strict=True)
+    ]
     asked = asked_quality(recipe, outlines)
     if recipe.latency is not None:
         sides = _with_load_cost(sides, sources, recipe, judging.allow_code, options.progress)

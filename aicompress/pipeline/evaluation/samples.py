@@ -11,12 +11,15 @@ from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.data import Data, Source, arrays, batches, labelled, pairs, sentences, token_windows
-from aicompress.errors import CheckpointError, RecipeError
+from aicompress.errors import CheckpointError, RecipeError, raise_all
 from aicompress.metrics import Metric
 from aicompress.metrics.outputs import ClassLogits, Outputs, PairEmbeddings, SentenceEmbeddings, TokenLogits
+from aicompress.model.loading.chain import module_for
 from aicompress.model.loading.config import class_names, most_positions
 from aicompress.model.loading.definition import skeleton
+from aicompress.pipeline.step.accepted_inputs import input_problems, text_problems
 from aicompress.pipeline.step.running_model import Inputs, Running
+from aicompress.recipe import Model
 
 BATCH = 64  # samples that a classifier sees at once
 Models = Sequence[Running]  # the tested one, then its baselines
@@ -65,9 +68,11 @@ class Sentences(Samples):
     texts: tuple[str, ...]
 
 
-def outlined(checkpoint: Checkpoint, path: str) -> Running:
-    """A checkpoint as samples are read for it: its architecture, if it names one, without weights."""
+def outlined(checkpoint: Checkpoint, path: str, model: Model | None = None, allow_code: bool = False) -> Running:
+    """A checkpoint as samples are read for it, without weights: its architecture, or the module of a recipe."""
     module = None if checkpoint.config is None else skeleton(checkpoint.config)
+    if checkpoint.config is None and model is not None:
+        module = module_for(checkpoint.path, model, allow_code)
     return Running(path, nn.Module() if module is None else module, checkpoint.source.folder)
 
 
@@ -77,7 +82,24 @@ def read_samples(models: Models, metric: AnyMetric, data: Data) -> Samples:
     Raises:
         RecipeError, CheckpointError: the data cannot be read, or it does not fit the metric or the models.
     """
+    raise_all([problem for each in models for problem in text_problems(each.module, data, _who(each, models))])
     return READS[metric.reads](models, metric, data)
+
+
+def _who(model: Running, models: Models) -> str:
+    return "the model" if model is models[0] else "the baseline"
+
+
+def _require_taken(models: Models, data: Data, inputs: Inputs) -> None:
+    """Refuse samples that the forward of a model does not take.
+
+    Raises:
+        RecipeError: one does not.
+    """
+    for model in models:
+        named = getattr(model.module, "main_input_name", None) or ""
+        given = inputs if isinstance(inputs, dict) else {named: inputs}
+        raise_all(input_problems(model.module, given, data, _who(model, models)))
 
 
 def _windows(models: Models, metric: AnyMetric, data: Data) -> Windows:
@@ -94,11 +116,14 @@ def _labelled(models: Models, metric: AnyMetric, data: Data) -> Labelled:
     if data.kind == "arrays":
         inputs, labels, source = arrays(data)
         assert labels is not None, "a recipe of labelled data names its labels"
+        _require_taken(models, data, inputs)
         batched: tuple[Inputs, ...] = tuple(torch.split(inputs, BATCH))
     else:
         texts, labels, source = labelled(data, classes=class_names(tested.module))
         length = min([data.length, *_positions(models)])  # one text for all of them
         batched = tuple(batches(texts, tested.tokenizer, BATCH, length))
+        for part in batched:
+            _require_taken(models, data, part)
     _require_takes(metric, len(labels), data)
     return Labelled(source, batched, labels)
 

@@ -25,7 +25,7 @@ from aicompress.pipeline.layerwise.report_rows import (
 )
 from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed
 from aicompress.report.model import LayerRow
-from aicompress.weights import Dense, Weight
+from aicompress.weights import Dense, TensorSpec, Weight, outline_nbytes
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,13 @@ class Compressed:
         layer: the layer; held no longer than its block, for its error and for the tuning of its codes.
         weight: the new weight.
         seconds: in the method.
+        nbytes: of the weight, and the layer's part of those that it shares; None: what the weight takes by itself.
     """
 
     layer: Layer
     weight: Weight
     seconds: float
+    nbytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,10 @@ class Compression:
         start = time.perf_counter()
         weights = self._weights(jobs[0], layers)
         share = (time.perf_counter() - start) / len(layers)
-        return [Compressed(layer, weight, share) for layer, weight in zip(layers, weights, strict=True)]
+        group = jobs[0].group
+        sizes = [None] * len(jobs) if group is None else parts_of_bytes(weights, group.part)
+        compressed = zip(layers, weights, sizes, strict=True)
+        return [Compressed(layer, weight, share, size) for layer, weight, size in compressed]
 
     def _weights(self, job: LayerPlan, layers: Sequence[Layer]) -> list[Weight]:
         """The weights of layers that are compressed together, of which one has this plan."""
@@ -141,7 +146,8 @@ class Compression:
         seconds = compressed.seconds + time.perf_counter() - start
         row = changed_row(self.method, job, weight, self._rel_error(layer, weight), seconds)
         row = noted(row, ROTATED_NOTE) if self.method.rotates is not None else row
-        row = noted(row, rounded_note(self.method.rounded(layer, job.config, weight)))
+        size = outline_nbytes(weight) if compressed.nbytes is None else compressed.nbytes
+        row = noted(row, rounded_note(self.method.rounded(layer, job.config, weight, size)))
         if job.group is not None and not isinstance(weight, Dense):
             row = noted(row, shared_note(job.group, job.info.tensor))
         return weight, noted(row, COARSE_NOTE) if is_coarse(weight) else row
@@ -157,6 +163,19 @@ class Compression:
     def _read(self, info: LayerInfo, known: Known, stored: Weight | None = None) -> Layer:
         layer = self.checkpoint.layer(info, layer_seed(self.seed, info.name), stored)
         return dataclasses.replace(layer, inputs=known.inputs, gradients=known.gradients, movement=known.movement)
+
+
+def parts_of_bytes(weights: Sequence[Weight], part: str) -> list[int]:
+    """The bytes of weights that share a part, the first of which stores it, in proportion to what they stand for."""
+    borrowed = sum(spec.nbytes for spec in _borrowed(weights[0], part))
+    total = sum(outline_nbytes(weight) for weight in weights) - (len(weights) - 1) * borrowed
+    numbers = [weight.shape[0] * weight.shape[1] for weight in weights]
+    return [total * number // sum(numbers) for number in numbers]
+
+
+def _borrowed(weight: Weight, part: str) -> list[TensorSpec]:
+    suffixes = weight.borrowed(part)
+    return [spec for suffix, spec in weight.specs().items() if suffix in suffixes]
 
 
 def completed(inputs: InputStats, layers: Sequence[LayerInfo]) -> InputStats:

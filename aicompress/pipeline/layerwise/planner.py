@@ -47,12 +47,7 @@ def make_plan(
     if not isinstance(method, LayerMethod):
         raise TypeError(f"{method.name} is not layer-wise")
     request = request or Request()
-    checkpoint, tied = open_input(source)
-    if method.rewrites:  # what is rewritten has to be plain
-        checkpoint = with_decoded(checkpoint, checkpoint.foreign.kept)
-    checkpoint, untied = rotated(checkpoint, recipe, method, request.allow_code)
-    kinds, warnings = known_kinds(checkpoint)
-    warnings = [*tied, *untied, *warnings]
+    checkpoint, kinds, warnings = _opened(source, recipe, method, request.allow_code)
     recipe = recipe.counted(checkpoint.layers(kinds))
     checkpoint = _with_forms_that_fit(checkpoint, checkpoint.layers(kinds), recipe, method)
     infos = checkpoint.layers(kinds)
@@ -74,9 +69,8 @@ def make_plan(
     layers = {name: planned_at(method, layer, opened.get(name, (None,))[0]) for name, layer in layers.items()}
     layers = outlined(method, layers)
     plans = tuple(layers.get(info.name, LayerPlan(info)) for info in infos)
-    parameters = planned_parameters(checkpoint, plans)
     step = lineage_step(command, recipe, checkpoint.source, checkpoint.foreign.beside)
-    output = arrange(checkpoint, destination, parameters, step)
+    output = arrange(checkpoint, destination, planned_parameters(checkpoint, plans), step)
     require_space(output)
     warnings += _undecided(method, layers)
     warnings += diagonal_only(x.info for x in plans if x.config and OUTPUTS in needs.wanted(method, x.config))
@@ -101,6 +95,18 @@ def make_plan(
         measured_on=levels.record,
     )
     return _with_reachable_budgets(plan)
+
+
+def _opened(
+    source: str | Path | Adapted, recipe: Recipe, method: AnyLayerMethod, allow_code: bool
+) -> tuple[Checkpoint, Mapping[str, Kind | None] | None, list[str]]:
+    """The input as the method reads it, the kinds of its parameters, and warnings."""
+    checkpoint, tied = open_input(source)
+    if method.rewrites:  # what is rewritten has to be plain
+        checkpoint = with_decoded(checkpoint, checkpoint.foreign.kept)
+    checkpoint, untied = rotated(checkpoint, recipe, method, allow_code)
+    kinds, warnings = known_kinds(checkpoint)
+    return checkpoint, kinds, [*tied, *untied, *warnings]
 
 
 def _undecided(method: AnyLayerMethod, layers: Mapping[str, LayerPlan]) -> list[str]:

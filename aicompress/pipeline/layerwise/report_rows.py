@@ -54,8 +54,8 @@ def better_rounded(rows: Sequence[LayerRow]) -> list[str]:
         return []
     told = next(part for part in better[0].note.split("; ") if part.startswith(ROUNDED_NOTE))
     return [
-        f"layers that lose more as factors than quantized in no more bytes: {len(better)}, {better[0].name} for one "
-        f"({told}); factors pay where time is to be saved"
+        f"layers that lose more than quantized in no more bytes: {len(better)}, {better[0].name} for one ({told}); "
+        "low rank pays where time is to be saved"
     ]
 
 

@@ -23,7 +23,7 @@ from aicompress.checkpoint.source import MODELING_FILES, Source
 from aicompress.errors import CheckpointError
 from aicompress.layer import LayerInfo
 from aicompress.model.hf import decoding_aicompress
-from aicompress.pipeline.step.layout import Contents, described, stores_entropy
+from aicompress.pipeline.step.layout import Contents, cache_scheme, described, stores_entropy
 from aicompress.recipe import Recipe
 from aicompress.recipe.distillation import DistillRecipe
 from aicompress.recipe.export import ExportRecipe
@@ -57,11 +57,13 @@ class Destination:
         path: a directory, or one file when it ends in .safetensors.
         max_shard_size: bytes of data in one file of a directory, or None.
         overwrite: replace a checkpoint that is there.
+        bundled: one file in which all tensors lie in one, behind a short description.
     """
 
     path: Path
     max_shard_size: int | None = None
     overwrite: bool = False
+    bundled: bool = False
 
     @property
     def single(self) -> bool:
@@ -168,7 +170,8 @@ class Output:
         """Strings of the first file's header: the input's own, and the manifest where no other file can hold it."""
         kept = {key: value for key, value in self.own_metadata.items() if key not in ("format", KEY)}
         described = self.config is not None and not self.destination.single
-        return kept if described else {**kept, KEY: self.manifest.to_text()}
+        manifest = self.manifest.brief() if self.destination.bundled else self.manifest
+        return kept if described else {**kept, KEY: manifest.to_text()}
 
 
 def modeling_sources() -> dict[str, str]:
@@ -214,7 +217,7 @@ def arrange(
     dense = {name: planned.dense for name, planned in parameters.items()}
     owners = {name: planned.owners for name, planned in parameters.items() if planned.owners}
     manifest = Manifest(entries_of(dense, compressed, owners), (*checkpoint.manifest.lineage, step), narrowed)
-    encoder, scheme = checkpoint.source.is_sentence_encoder, _cache_scheme(checkpoint)
+    encoder, scheme = checkpoint.source.is_sentence_encoder, cache_scheme(checkpoint)
     coded = bool(compressed) and stores_entropy(step, checkpoint)
     readable = None if destination.single else config
     choice = described(Contents(readable, dense, compressed, manifest, encoder, scheme, coded))
@@ -237,15 +240,7 @@ def arrange(
         entropy_coded=coded,
     )
     shards = plan_shards(specs, limit, draft.metadata(), checkpoint.source.base_name)
-    return replace(draft, shards=shards)
-
-
-def _cache_scheme(checkpoint: Checkpoint) -> Any:
-    """How an input rounds keys and values in the cache; None where it says nothing, or its scales do not come along."""
-    described = (checkpoint.original.config or {}).get("quantization_config")
-    scheme = described.get("kv_cache_scheme") if isinstance(described, dict) else None
-    known = bool(checkpoint.foreign.cache_scales) or (isinstance(scheme, dict) and scheme.get("dynamic") is True)
-    return scheme if known else None
+    return replace(draft, shards=tuple(replace(shard, bundled=destination.bundled) for shard in shards))
 
 
 def _add(specs: dict[str, TensorSpec], more: Mapping[str, TensorSpec]) -> None:

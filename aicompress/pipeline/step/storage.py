@@ -83,7 +83,8 @@ def entropy_coded_output(output: Output, writer: CheckpointWriter) -> Output:
 
 def _spooled(fixed: Checkpoint, output: Output, name: str, spool: _Spool) -> Weight:
     """The outline of a parameter as it is stored once it is entropy-coded; what changes of it goes to a file."""
-    weight = entropy_coded(fixed.weight(name))
+    letter = 0.4 if output.destination.bundled else 1.0 if output.destination.single else 4.0
+    weight = entropy_coded(fixed.weight(name), letter)
     tensors, before = weight.tensors(), output.stored[name]
     for suffix, disk in native_names(name, tensors).items():
         if disk in before and before[disk] != TensorSpec.of(tensors[suffix]):
@@ -108,7 +109,8 @@ def _with_weights(output: Output, weights: Mapping[str, Weight]) -> Output:
     changed = replace(output, parameters=parameters, manifest=manifest, stored=stored, config=config)
     specs = {disk: spec for tensors in stored.values() for disk, spec in tensors.items()}
     limit = None if output.destination.single else output.destination.max_shard_size
-    return replace(changed, shards=plan_shards(specs, limit, changed.metadata(), output.source.base_name))
+    shards = plan_shards(specs, limit, changed.metadata(), output.source.base_name)
+    return replace(changed, shards=tuple(replace(shard, bundled=output.destination.bundled) for shard in shards))
 
 
 def sizes(

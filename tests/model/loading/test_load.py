@@ -167,7 +167,11 @@ def test_kernels_of_a_tied_model(tiny_llama: Path, tmp_path: Path, resident: boo
     assert kernels["model.embed_tokens.weight"].startswith("row gather, ")
     assert kernels["model.layers.0.self_attn.q_proj.weight"] == "low rank: dense, dense"
     assert len(kernels) == 22
-    assert relative(model(IDS).logits, load(path, kernels="reference")(IDS).logits) < 0.05
+    reference = load(path, kernels="reference")
+    assert relative(model(IDS).logits, reference(IDS).logits) < 0.05
+    kernels = reference.aicompress_kernels
+    assert kernels["model.layers.0.self_attn.q_proj.weight"] == "reference: 2 factors, one after the other"
+    assert kernels["model.layers.0.self_attn.k_proj.weight"] == "reference: int grouped decoded"
     model.tie_weights()
     assert torch.isfinite(model(IDS).logits).all()
     out = model.generate(IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=2, min_new_tokens=2, pad_token_id=1)
@@ -345,7 +349,9 @@ def test_a_bare_file_fills_the_users_module(cnn_file: Path, lstm_file: Path, tmp
     dense.load_state_dict(load(path))
     model = load(path, model=checkpoints.Cnn())
     assert relative(model(images), dense(images)) < 0.02
-    torch.testing.assert_close(load(path, model=checkpoints.Cnn(), kernels="reference")(images), dense(images))
+    reference = load(path, model=checkpoints.Cnn(), kernels="reference")
+    torch.testing.assert_close(reference(images), dense(images))
+    assert reference.aicompress_kernels["conv2.weight"] == "reference: 2 convolutions, one after the other"
     ids = torch.arange(12).reshape(2, 6)
     path = compress(lstm_file, tmp_path / "lstm.safetensors", lambda info, w: integers(w, 8))
     dense_lstm = checkpoints.Lstm().eval()

@@ -93,7 +93,10 @@ def test_runs_as_small_convolutions_and_gives_what_the_decoded_model_gives(
         found = model(IMAGES).logits
     running = [module for module in model.modules() if isinstance(module, StoredConv)]
     assert len(running) == 5
-    assert all(len(module.__dict__["decoded"][1]) == (2 if name == "spatial" else 3) for module in running)
+    number = 2 if name == "spatial" else 3
+    assert all(len(module.__dict__["decoded"][1]) == number for module in running)
+    told = [kernel for kernel in model.aicompress_kernels.values() if "convolutions" in kernel]
+    assert told == 5 * [f"reference: {number} convolutions, one after the other"]
     whole, checkpoint = hf.ResNetForImageClassification.from_pretrained(tiny_resnet).eval(), Checkpoint.open(folder)
     whole.load_state_dict({name: checkpoint.dense(name) for name in checkpoint.parameters()})
     with torch.no_grad():

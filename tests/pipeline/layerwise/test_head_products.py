@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from aicompress.pipeline.step.options import Options
 from tests import checkpoints
 from tests.pipeline.calibration.steps import text
 from tests.pipeline.layerwise.test_low_rank import divergence, planned, run
+from tests.pipeline.ranks import Ranks
 
 VALUES = {"include": ["*.v_proj", "*.o_proj"]}
 
@@ -65,6 +67,38 @@ def test_files_of_statistics_give_the_same(tmp_path: Path, tiny_llama: Path, tex
     steps.run(planned(tiny_llama, tmp_path / "read", method, data, request), Options(latency="off"))
     walked, read = Checkpoint.open(tmp_path / "walked"), Checkpoint.open(tmp_path / "read")
     assert all(torch.allclose(walked.read(name), read.read(name), atol=1e-4) for name in walked.tensors)
+
+
+@pytest.mark.parametrize("walked", [True, False])
+def test_a_run_that_is_stopped_within_a_product_goes_on(
+    tmp_path: Path, tiny_llama: Path, text_file: Path, walked: bool
+) -> None:
+    """One member is written and noted, the other one is not: the same bytes as in one go."""
+    method, data = {"name": "joint", "keep": 0.5, "shift": 1.0 if walked else 0.0}, text(text_file, samples=4)
+    request = None if walked else Request(stats=(tmp_path / "stats.safetensors",))
+    data |= {} if walked else {"activations": "original"}
+
+    def stop(what: str, done: int, total: int) -> None:
+        if what == "model.layers.1.self_attn.v_proj.weight":
+            raise KeyboardInterrupt
+
+    for folder, progress in (("whole", None), ("out", stop)):
+        options = Options(latency="off") if progress is None else Options(latency="off", progress=progress)
+        with pytest.raises(KeyboardInterrupt) if progress else nullcontext():
+            steps.run(planned(tiny_llama, tmp_path / folder, method, data, request), options)
+    steps.run(planned(tiny_llama, tmp_path / "out", method, data, request), Options(latency="off", resume=True))
+    whole, out = (tmp_path / folder / "model.safetensors" for folder in ("whole", "out"))
+    assert out.read_bytes() == whole.read_bytes()
+
+
+def test_two_processes_give_what_one_gives(tmp_path: Path, tiny_llama: Path, text_file: Path, ranks: Ranks) -> None:
+    """But for the order of sums over the calibration data."""
+    method, data = {"name": "joint", "keep": 0.5}, {**text(text_file, samples=5), "precision": "float32"}
+    run(tiny_llama, tmp_path / "one", method, data)
+    ranks.together(tiny_llama, tmp_path / "two", tmp_path / "one.yaml", verb="factorize")
+    one, two = (Checkpoint.open(tmp_path / folder) for folder in ("one", "two"))
+    for name in one.parameters():
+        torch.testing.assert_close(two.dense(name), one.dense(name), rtol=1e-3, atol=1e-5)
 
 
 def test_what_stays_is_told(tmp_path: Path, tiny_llama: Path, text_file: Path) -> None:

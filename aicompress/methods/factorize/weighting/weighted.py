@@ -15,9 +15,9 @@ from aicompress.methods.curvature import shifted
 from aicompress.methods.effort import Effort, Level, one_pass
 from aicompress.methods.factorize import svd
 from aicompress.methods.factorize.budget import allocation
-from aicompress.methods.factorize.budget.rounding import rounded
 from aicompress.methods.factorize.budget.sizes import Gains, RankConfig, check, describe, outline, stored
 from aicompress.methods.factorize.weighting.roots import Root, Weighting
+from aicompress.methods.factorize.weighting.rounding import weighed_rounding
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.weights import Weight
 
@@ -136,10 +136,8 @@ def weighted(config: type[W], sides: Sides[W], reads: frozenset[str], summary: s
         seen = layer.inputs is None or layer.inputs.count > 1  # white noise counts one row
         return Gains(weighting.squares(layer.weight), seen and sides.comparable(layer))
 
-    def alternative(layer: Layer, given: W, weight: Weight) -> Rounded | None:
-        weighting = sides.weighting(layer, given)
-        whole = weighting.error(layer.weight)
-        return rounded(layer, weight, lambda other: (weighting.error(layer.weight - other.dense()), whole))
+    def alternative(layer: Layer, given: W, weight: Weight, nbytes: int) -> Rounded | None:
+        return weighed_rounding(layer, weight, nbytes, sides.weighting(layer, given))
 
     def decide(candidates: Sequence[Candidate[W]], setting: Setting) -> list[W]:
         return allocation.resolve(candidates, setting.other_bytes, gains, setting.divergence)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aicompress.checkpoint.ct_targets import Targets
+from aicompress.checkpoint.compressed_tensors.targets import Targets
 from aicompress.checkpoint.manifest import Entry
 from aicompress.errors import CheckpointError, Unsupported
 from aicompress.weights import IntGrouped, TensorSpec

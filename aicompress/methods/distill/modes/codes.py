@@ -1,0 +1,50 @@
+"""Codes move with their scales or centroids, straight through the rounding, and norms and biases beside them.
+
+A latent number stands for each code (Bengio et al. 2013, arXiv:1308.3432, as in quantization-aware training). Going
+forward it is its code, so that every held-out loss is that of the codes which would be written. A code of a table is
+that of its nearest centroid, as in k-means, and in the discrete step of PV-tuning (arXiv:2405.14852).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from aicompress.methods.distill.latent import latent_suffixes, relaxed
+from aicompress.methods.distill.modes import scales
+from aicompress.methods.healing import Mode, ModeConfig, StudentParameter
+from aicompress.weights import Weight
+
+
+class Config(ModeConfig):
+    """Parameters of codes."""
+
+    name: Literal["codes"] = "codes"
+
+
+def moves(parameter: StudentParameter, config: Config) -> frozenset[str]:
+    """Codes, scales and tables, and vectors."""
+    beside = scales.moves(parameter, scales.Config())
+    return beside if parameter.weight is None else beside | latent_suffixes(parameter.weight)
+
+
+def check(parameters: Sequence[StudentParameter], config: Config) -> tuple[str, str] | None:
+    """Refuse a student without codes."""
+    return scales.check(parameters, scales.Config())
+
+
+def relative(weight: Weight) -> frozenset[str]:
+    """Codes and scales."""
+    return weight.scale_suffixes() | latent_suffixes(weight)
+
+
+MODE = Mode(
+    "codes",
+    "codes move straight through the rounding, with scales and centroids, norms and biases",
+    Config,
+    moves=moves,
+    check=check,
+    relative=relative,
+    relax=relaxed,
+    when="quantized students of few bits, where there is time; `scales` needs less memory and less data",
+)

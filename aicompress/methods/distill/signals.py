@@ -1,0 +1,91 @@
+"""Forms in which a teacher's logits are stored: every class, the most likely ones, or some that are drawn.
+
+    every      all logits, as they are
+    top        log p of the k most likely classes, and the log of what all others have together
+    drawn      k classes drawn from p, with replacement
+
+p = softmax(t/T). The probability that `top` leaves over is given to the other classes in equal parts. That is biased;
+a drawn class counts 1/k as often as it was drawn, so that the expectation of what is stored is p itself, and that of a
+loss that is linear in p is exact too (Anshumann et al., "Sparse Logit Sampling", 2025, section 3).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Form = Literal["every", "top", "drawn"]
+NONE = -1e4  # the logarithm of a probability that is counted as none: exp gives an exact zero
+
+
+def stored_logits(form: Form, logits: Tensor, k: int, temperature: float, draws: torch.Generator) -> dict[str, Tensor]:
+    """Logits in a stored form, by the names of its tensors, on the CPU.
+
+    Args:
+        form: which.
+        logits: (positions, classes).
+        k: classes kept, or drawn.
+        temperature: T; `every` reads none.
+        draws: of `drawn`, on the CPU.
+    """
+    if form == "every":
+        return {"logits": logits.float().cpu()}
+    log_p = torch.log_softmax(logits.float() / temperature, dim=-1)
+    if form == "drawn":
+        drawn = torch.multinomial(log_p.exp().cpu(), k, replacement=True, generator=draws)
+        return {"classes": drawn.to(class_dtype(logits.shape[-1]))}
+    values, classes = log_p.topk(k, dim=-1)
+    rest = log_p.scatter(1, classes, float("-inf")).logsumexp(dim=-1)
+    return {
+        "classes": classes.cpu().to(class_dtype(logits.shape[-1])),
+        "log_probabilities": values.clamp(min=NONE).half().cpu(),
+        "rest": rest.clamp(min=NONE).half().cpu(),
+    }
+
+
+def logits_of(form: Form, stored: Mapping[str, Tensor], classes: int, temperature: float) -> Tensor:
+    """Logits (positions, classes) whose softmax at the temperature is what a stored form says.
+
+    Args:
+        form: which.
+        stored: its tensors by name.
+        classes: how many there are.
+        temperature: T, as when they were stored.
+    """
+    if form == "every":
+        return stored["logits"]
+    kept = stored["classes"].long()  # (positions, k)
+    if form == "drawn":
+        share = torch.full(kept.shape, 1 / kept.shape[1], device=kept.device)
+        p = torch.zeros(len(kept), classes, device=kept.device).scatter_add_(1, kept, share)
+        return p.log().clamp(min=NONE) * temperature
+    others = stored["rest"].float() - math.log(classes - kept.shape[1])  # of each of them
+    log_p = others[:, None].expand(-1, classes).contiguous()
+    return log_p.scatter_(1, kept, stored["log_probabilities"].float()) * temperature
+
+
+def position_bytes(form: Form, classes: int, k: int) -> int:
+    """Bytes that one position takes."""
+    if form == "every":
+        return 4 * classes
+    number = torch.empty(0, dtype=class_dtype(classes)).element_size()
+    return k * number if form == "drawn" else k * (number + 2) + 2
+
+
+def class_dtype(classes: int) -> torch.dtype:
+    """The smallest integers that number the classes."""
+    return torch.uint16 if classes <= 1 << 16 else torch.int32
+
+
+def words(form: Form, k: int, classes: int) -> str:
+    """A form, for people."""
+    named: dict[Any, str] = {
+        "every": f"all {classes:,} logits",
+        "top": f"the {k} most likely of {classes:,} classes",
+        "drawn": f"{k} draws from {classes:,} classes",
+    }
+    return named[form]

@@ -1,0 +1,97 @@
+"""Modes of distillation: which tensors of a student move while it learns, and how they are written back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from aicompress.discovery import members
+from aicompress.errors import RecipeError, suggestion
+from aicompress.methods.method import MethodConfig
+from aicompress.weights import Weight
+
+PACKAGE = "aicompress.methods.distill.modes"
+NOTHING: frozenset[str] = frozenset()
+WHOLE: frozenset[str] = frozenset({""})
+
+
+class ModeConfig(MethodConfig):
+    """Parameters of a mode, as the recipe's `mode:` section gives them."""
+
+
+@dataclass(frozen=True)
+class StudentParameter:
+    """A parameter of a student, before it is loaded.
+
+    Attributes:
+        name: in the checkpoint.
+        shape: of the dense parameter.
+        weight: the outline of its stored form; None of a plain tensor.
+        zeros: whether some of its elements are exactly zero and stay so, which may read it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    weight: Weight | None
+    zeros: Callable[[], bool] = field(default=lambda: False)
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether it is a norm or a bias, which is stored as it is."""
+        return self.weight is None and len(self.shape) <= 1
+
+
+ConfigT = TypeVar("ConfigT", bound=ModeConfig)
+
+
+@dataclass(frozen=True)
+class Mode(Generic[ConfigT]):
+    """What moves of a student while it learns. A moved tensor is written in the form and dtype that it had.
+
+    Attributes:
+        name: as the recipe says it.
+        summary: one line.
+        when: when to take it, and what to take otherwise, in one line.
+        config: the class of its parameters.
+        moves: (parameter, config) -> suffixes of the tensors of its stored form that move; '' of a plain tensor.
+        check: (parameters, config) -> why it can do nothing for a student of these, as (message, hint), or None.
+        relative: (weight) -> suffixes of the tensors whose learning rate is relative to their own size.
+        relax: (weight) -> the weight with real numbers in the place of codes that move, as `latent.relaxed` gives it;
+            None where none do.
+        keeps_zeros: zeros of matrices stay zero; else the recipe's training section decides.
+    """
+
+    name: str
+    summary: str
+    when: str = field(kw_only=True)
+    config: type[ConfigT]
+    moves: Callable[[StudentParameter, ConfigT], frozenset[str]] = field(kw_only=True)
+    check: Callable[[Sequence[StudentParameter], ConfigT], tuple[str, str] | None] = field(
+        kw_only=True, default=lambda parameters, config: None
+    )
+    relative: Callable[[Weight], frozenset[str]] = field(kw_only=True, default=lambda weight: weight.scale_suffixes())
+    relax: Callable[[Weight], Weight] | None = field(kw_only=True, default=None)
+    keeps_zeros: bool = field(kw_only=True, default=False)
+
+
+def modes() -> Mapping[str, Mode[Any]]:
+    """List all modes by name."""
+    return members(PACKAGE, "MODE")
+
+
+def get_mode(name: str) -> Mode[Any]:
+    """Look up a mode.
+
+    Raises:
+        RecipeError: there is none of this name.
+    """
+    known = modes()
+    if name not in known:
+        raise RecipeError(f"distill has no mode {name!r}", suggestion(name, list(known)))
+    return known[name]
+
+
+def real_suffixes(weight: Weight) -> frozenset[str]:
+    """Suffixes of the tensors of real numbers of a stored form."""
+    return frozenset(suffix for suffix, spec in weight.specs().items() if spec.dtype.is_floating_point)

@@ -1,0 +1,77 @@
+"""Arrays of a recipe as the arguments of a model, and whether it takes them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aicompress.data import named_arrays
+from aicompress.errors import CompressError, RecipeError, suggestion
+from aicompress.pipeline.step.accepted_inputs import input_problems, text_problems
+from aicompress.recipe import Calibration
+
+DEFAULT_SAMPLES = 128  # taken where a recipe does not say, of sources that hold as many
+
+
+def argument_problems(module: Any, data: Calibration, seed: int) -> list[CompressError]:
+    """What keeps a model from running on calibration data.
+
+    Args:
+        module: the model without its weights.
+        data: the recipe's section.
+        seed: of the choice of samples.
+    """
+    if data.kind != "arrays":
+        return text_problems(module, data)
+    if len(data.input_names) > 1 and (absent := _unknown_arguments(module, data.input_names)):
+        return absent
+    try:
+        named, _, _ = named_arrays(data, seed, DEFAULT_SAMPLES)
+    except CompressError as error:
+        return [error]
+    return input_problems(module, _named(module, named), data)
+
+
+def _unknown_arguments(module: Any, names: Sequence[str]) -> list[CompressError]:
+    """Arrays that the model has no argument for."""
+    known = inspect.signature(module.forward).parameters
+    absent = [name for name in names if name not in known]
+    kind = type(module).__name__
+    return [RecipeError(f"inputs: {kind} takes no {name!r}", suggestion(name, list(known))) for name in absent]
+
+
+def first_argument(module: Any) -> str:
+    """What the model's forward calls its input."""
+    return getattr(module, "main_input_name", None) or next(iter(inspect.signature(module.forward).parameters))
+
+
+def _named(model: Any, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Arrays by the model's arguments: one alone is also what the model calls its input."""
+    if len(named) == 1 and next(iter(named)) not in inspect.signature(model.forward).parameters:
+        return {first_argument(model): next(iter(named.values()))}
+    return dict(named)
+
+
+def arguments_of(model: Any, named: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Arrays as a model takes them: each under its own name, one alone also as what the model calls its input.
+
+    A decoder that is not given its own is given the same token ids, or its first token where they are none.
+    """
+    arguments: dict[str, Any] = {name: _shaped(name, inputs) for name, inputs in _named(model, named).items()}
+    described = getattr(model, "config", None)
+    if getattr(described, "is_encoder_decoder", False):
+        start = getattr(described, "decoder_start_token_id", None) or getattr(described, "bos_token_id", None) or 0
+        inputs = arguments.get(first_argument(model), next(iter(arguments.values())))
+        first = torch.full((len(inputs), 1), start, dtype=torch.int64)
+        given = {"decoder_input_ids": first if inputs.is_floating_point() else inputs, "use_cache": False}
+        arguments = given | arguments
+    return arguments
+
+
+def _shaped(name: str, inputs: Tensor) -> Tensor:
+    """Arrays as a model takes them: images of one channel get that dimension."""
+    return inputs[:, None] if name == "pixel_values" and inputs.ndim == 3 else inputs
