@@ -21,12 +21,12 @@ from aicompress.checkpoint.reader import digests
 from aicompress.checkpoint.source import Source
 from aicompress.layer import Kind
 from aicompress.pipeline.step.digests import hashing
-from aicompress.pipeline.step.latency import compare
 from aicompress.pipeline.step.options import Mode, Options, Progress
 from aicompress.pipeline.step.output import Output, with_digests
 from aicompress.pipeline.step.report import Results, build_report, rendered, report_names, written_report
 from aicompress.pipeline.step.sides import side_of
 from aicompress.pipeline.step.storage import entropy_coded_output, sizes
+from aicompress.pipeline.step.timing.latency import compare
 from aicompress.pipeline.step.workers import Processes, processes
 from aicompress.recipe import Recipe
 from aicompress.recipe.distillation import DistillRecipe
