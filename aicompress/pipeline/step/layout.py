@@ -95,7 +95,7 @@ class Contents:
 
 def stores_entropy(step: Mapping[str, Any], checkpoint: Checkpoint) -> bool:
     """Whether a step's output has entropy-coded codes: as its recipe says, or else as its input has them."""
-    asked = step["recipe"].get("storage")
+    asked = step.get("recipe", {}).get("storage")
     return checkpoint.entropy_coded if asked is None else bool(asked == "entropy")
 
 
