@@ -31,6 +31,15 @@ class LossConfig(MethodConfig):
         """The parameters when a share of the steps is done: what follows a schedule has its value then."""
         return self
 
+    @property
+    def leaves_open(self) -> bool:
+        """Whether there is a temperature that is chosen before training."""
+        return False
+
+    def softened(self, temperature: float) -> Self:
+        """The parameters with a temperature that they leave open."""
+        return self
+
     def weight_at(self, done: float) -> float:
         """The weight when a share of the steps is done: weight exp(-5 (1 - x)²), with x = done / ramp up to 1.
 

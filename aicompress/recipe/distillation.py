@@ -129,6 +129,8 @@ class DistillRecipe(StoredCodes):
     def _one_average(self) -> Self:
         if self.mean_teacher is not None and self.training.ema is not None:
             raise ValueError("training.ema and mean_teacher.decay are one thing: leave training.ema out")
+        if self.mean_teacher is not None and any(loss.leaves_open for loss in self.losses):
+            raise ValueError("temperature: auto is chosen by a teacher that stays: give a number to a mean teacher's")
         if self.mean_teacher is not None and self.training.cache is True:
             raise ValueError("training.cache: a mean teacher changes with every step: leave it out")
         return self

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch.nn.functional as F
 from pydantic import BeforeValidator, Field
@@ -16,14 +16,17 @@ UNLABELLED = -1  # in the place of a label that is not known
 
 
 def _temperature(given: Any) -> Any:
-    """A positive number, or two."""
+    """A positive number, two of them, or auto."""
+    if given == "auto":
+        return given
     numbers = list(given) if isinstance(given, list | tuple) and len(given) == 2 else [given]
     if any(type(number) not in (int, float) or not 0 < number < float("inf") for number in numbers):
-        raise ValueError("give a number above 0, or two of them: [4, 1] goes from one to the other over the steps")
+        hint = "[4, 1] goes from one to the other over the steps; or auto"
+        raise ValueError(f"give a number above 0, or two of them: {hint}")
     return given
 
 
-Temperature = Annotated[float | tuple[float, float], BeforeValidator(_temperature)]
+Temperature = Annotated[float | tuple[float, float] | Literal["auto"], BeforeValidator(_temperature)]
 
 
 class SoftenedConfig(LossConfig):
@@ -31,7 +34,8 @@ class SoftenedConfig(LossConfig):
 
     temperature: Temperature = Field(
         2.0,
-        description="T: softens both distributions; 1 leaves them as they are; [4, 1] goes from 4 to 1 over the steps",
+        description="T: softens both distributions; 1 leaves them as they are; [4, 1] goes from 4 to 1 over the steps; "
+        "auto: the one from which the student learns most in a few steps, judged on held-out samples",
     )
     alpha: float = Field(1.0, ge=0, le=1, description="share of the teacher; the rest is cross-entropy with labels")
 
@@ -46,8 +50,23 @@ class SoftenedConfig(LossConfig):
         return self.model_copy(update={"temperature": first + (last - first) * done})
 
     @property
+    def leaves_open(self) -> bool:
+        """Whether the temperature is chosen before training."""
+        return self.temperature == "auto"
+
+    def softened(self, temperature: float) -> Self:
+        """The same with a temperature where it is left open."""
+        return self.model_copy(update={"temperature": temperature}) if self.leaves_open else self
+
+    @property
     def softness(self) -> float:
-        """The temperature; the last one of a schedule."""
+        """The temperature; the last one of a schedule.
+
+        Raises:
+            ValueError: it is not chosen yet.
+        """
+        if isinstance(self.temperature, str):
+            raise ValueError("the temperature is not chosen yet")
         return self.temperature[1] if isinstance(self.temperature, tuple) else self.temperature
 
 

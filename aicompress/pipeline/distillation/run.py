@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,14 +20,15 @@ from aicompress.model.distillation.fp32_attention import attend_in_float32
 from aicompress.model.distillation.outputs import prepare
 from aicompress.model.loading.load import trainable
 from aicompress.pipeline.distillation import movement
-from aicompress.pipeline.distillation.batches import Samples
 from aicompress.pipeline.distillation.mean_teacher import Averaged
+from aicompress.pipeline.distillation.optimizer import TrainedParameters
 from aicompress.pipeline.distillation.plan import DistillPlan
+from aicompress.pipeline.distillation.recoding import Recoding
 from aicompress.pipeline.distillation.report_section import training_section
-from aicompress.pipeline.distillation.signals import StoredOutputs
 from aicompress.pipeline.distillation.stored_teacher import StoredTeacher, made
 from aicompress.pipeline.distillation.student import Student
 from aicompress.pipeline.distillation.teacher import Loss, Panel, Runnable, Teacher, with_cached_outputs
+from aicompress.pipeline.distillation.temperature import ChosenTemperature, chosen
 from aicompress.pipeline.distillation.training import Trainer, TrainingSetup
 from aicompress.pipeline.distillation.training_state import StateFile
 from aicompress.pipeline.step.checks import known_kinds
@@ -65,7 +66,7 @@ def run(plan: DistillPlan, options: Options = Options(), own: TrainingOptions = 
     """
     start = time.perf_counter()
     movement.require_free(own.movement_file)
-    stored = None if plan.stored is None else plan.stored.told
+    stored = None if plan.stored is None else plan.stored.identity
     decided = [plan.recipe.sha256(), plan.training.precision, plan.samples.source.sha256, *([stored] if stored else [])]
     mark = fingerprint([plan.origin, *plan.further.values()], plan.output, *decided)
     if options.resume:  # before both models are loaded
@@ -73,10 +74,13 @@ def run(plan: DistillPlan, options: Options = Options(), own: TrainingOptions = 
     device = torch.device(resolved_device(options.device))
     team = assembled(device)
     _require_divisible(plan.training, team.size)
-    setup, student = _setup(plan, device, team, options.progress)
+    setup, student = _setup(plan, device, options.progress)
+    setup, trained = _recoded(plan, setup, student)
+    setup, temperature = _at_temperature(plan, setup, trained, team, options.progress)
+    setup = _with_stored(plan, setup, (device, team), temperature, options.progress)
     watched = movement.watched(student) if own.movement_file else ()
     state = StateFile(working_path(plan.output.destination.path))
-    trainer = Trainer(setup, student.trained(plan.keep_zeros), plan.training, state, team, watched)
+    trainer = Trainer(setup, trained, plan.training, state, team, watched)
 
     def train() -> None:
         if options.resume:
@@ -88,7 +92,7 @@ def run(plan: DistillPlan, options: Options = Options(), own: TrainingOptions = 
         kinds=plan.kinds if plan.made is None else known_kinds(plan.origin)[0],
         recipe=plan.recipe,
         output=plan.output,
-        write=partial(_write, plan, student, trainer, train),
+        write=partial(_write, plan, student, trainer, train, temperature),
         follow=train,
         fingerprint=mark,
         further=plan.further,
@@ -108,9 +112,7 @@ def _require_divisible(training: Training, processes: int) -> None:
         raise Refused(f"training.batch {training.batch} cannot be divided over {parts}", "change one of them")
 
 
-def _setup(
-    plan: DistillPlan, device: torch.device, team: Processes, progress: Progress
-) -> tuple[TrainingSetup, Student]:
+def _setup(plan: DistillPlan, device: torch.device, progress: Progress) -> tuple[TrainingSetup, Student]:
     """All models, loaded, and the teacher's outputs where they are worth keeping."""
     loss = Loss(plan.losses)
     model = _load(plan.checkpoint, plan.module_of(plan.checkpoint), device)
@@ -128,9 +130,9 @@ def _setup(
     with torch.no_grad(), input_errors_refused("training data"):  # a plan does not run what a factory builds
         for side in (Runnable(model, plan.runner), *panel.members):
             side(first, loss.reads, "fp32")
-    if plan.stored is not None:
-        stored = _stored(plan.stored, panel, plan.samples, (device, team), progress)
-        return TrainingSetup(Runnable(model, plan.runner), stored, loss, plan.samples, plan.split), student
+    if plan.stored is not None and plan.stored.folder is not None:
+        read = StoredTeacher(plan.stored, plan.stored.folder)
+        return TrainingSetup(Runnable(model, plan.runner), read, loss, plan.samples, plan.split), student
     teacher = Teacher(panel, loss.reads, {}, uncached)
     if plan.cached:
         index = torch.cat([plan.split.used(plan.training.steps), plan.split.held_out])
@@ -138,21 +140,50 @@ def _setup(
         teacher = with_cached_outputs(
             teacher, plan.samples, batches, device, lambda done: progress("teacher", done, len(index))
         )
-    averaged = _averaged(plan, panel.members[0])
+    averaged = None if plan.stored is not None else _averaged(plan, panel.members[0])
     return TrainingSetup(Runnable(model, plan.runner), teacher, loss, plan.samples, plan.split, averaged), student
 
 
-def _stored(
-    stored: StoredOutputs,
-    panel: Panel,
-    samples: Samples,
+def _at_temperature(
+    plan: DistillPlan, setup: TrainingSetup, trained: TrainedParameters, team: Processes, progress: Progress
+) -> tuple[TrainingSetup, ChosenTemperature | None]:
+    """The setup with a temperature where the recipe leaves it open: that of stored outputs, or one that is chosen."""
+    if not setup.loss.leaves_open:
+        return setup, None
+    stored = None if plan.stored is None else plan.stored.told["temperature"]
+    if stored is not None:
+        temperature = ChosenTemperature(stored, {}, 0)
+    else:
+        temperature = chosen(setup, trained, plan.training, team, partial(progress, "temperature"))
+    return replace(setup, loss=setup.loss.at_temperature(temperature.value)), temperature
+
+
+def _with_stored(
+    plan: DistillPlan,
+    setup: TrainingSetup,
     where: tuple[torch.device, Processes],
+    temperature: ChosenTemperature | None,
     progress: Progress,
-) -> StoredTeacher:
-    """A teacher that reads stored outputs, which are made first where they are not there."""
-    if stored.folder is not None:
-        return StoredTeacher(stored, stored.folder)
-    return made(stored, panel, samples, *where, lambda done: progress("teacher", done, len(samples)))
+) -> TrainingSetup:
+    """The setup with a teacher whose outputs are read, once they are stored, where the plan stores them."""
+    if plan.stored is None or not isinstance(setup.teacher, Teacher):
+        return setup
+    stored = plan.stored if temperature is None else plan.stored.at_temperature(temperature.value)
+    report = partial(_of_teacher, progress, len(plan.samples))
+    return replace(setup, teacher=made(stored, setup.teacher.side, plan.samples, *where, report))
+
+
+def _of_teacher(progress: Progress, samples: int, done: int) -> None:
+    progress("teacher", done, samples)
+
+
+def _recoded(plan: DistillPlan, setup: TrainingSetup, student: Student) -> tuple[TrainingSetup, TrainedParameters]:
+    """What is trained; of a student that is learnt as codes, what these are made of, and its model runs with them."""
+    recodes = plan.healing.mode.recodes
+    if recodes is None:
+        return setup, student.trained(plan.keep_zeros)
+    recoding = Recoding.of(student, setup.student.model, recodes, plan.recipe.seed)
+    return replace(setup, recoding=recoding), recoding.trained(student, plan.keep_zeros)
 
 
 def _averaged(plan: DistillPlan, teacher: Runnable) -> Averaged | None:
@@ -173,12 +204,18 @@ def _load(checkpoint: Checkpoint, module: nn.Module | None, device: torch.device
 
 
 def _write(
-    plan: DistillPlan, student: Student, trainer: Trainer, train: Callable[[], None], opened: OpenOutput
+    plan: DistillPlan,
+    student: Student,
+    trainer: Trainer,
+    train: Callable[[], None],
+    temperature: ChosenTemperature | None,
+    opened: OpenOutput,
 ) -> Results:
     """Train, and write every parameter of the best student, with a row for each layer."""
     train()
     better = trainer.history.best_step > 0
-    value_of = student.value if better else student.original
+    recoding = trainer.setup.recoding
+    value_of = (student.value if better else student.original) if recoding is None else partial(recoding.value, student)
     infos: dict[str, list[LayerInfo]] = {}
     for info in plan.layers:
         infos.setdefault(info.tensor, []).append(info)
@@ -195,5 +232,8 @@ def _write(
     unchanged = "no step was better than the input on the held-out samples: the weights are the input's"
     warnings = plan.warnings if better else (*plan.warnings, unchanged)
     section = training_section(trainer, tuple(plan.further.values()), plan.cached or plan.stored is not None)
-    section |= {} if plan.stored is None else {"signals": plan.stored.summary()}
-    return Results(tuple(rows), warnings, training=section, notes=plan.told)
+    teacher = trainer.setup.teacher
+    section |= {"signals": teacher.stored.summary()} if isinstance(teacher, StoredTeacher) else {}
+    section |= {} if temperature is None else {"temperature": temperature.summary()}
+    notes = plan.told if temperature is None else (*plan.told, temperature.note)
+    return Results(tuple(rows), warnings, training=section, notes=notes)

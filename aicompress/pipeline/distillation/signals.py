@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,7 @@ class StoredOutputs:
         reads: outputs that the losses need.
         positions: positions of logits in all samples.
         nbytes: of all of it.
+        chosen: the recipe leaves the temperature open.
         folder: what was there when the run was planned; None where it is to be made.
     """
 
@@ -79,6 +80,7 @@ class StoredOutputs:
     reads: frozenset[Output]
     positions: int
     nbytes: int
+    chosen: bool
     folder: SignalFolder | None
 
     @property
@@ -111,7 +113,18 @@ class StoredOutputs:
     @property
     def settings(self) -> dict[str, Any]:
         """What decides how good the stored outputs are."""
-        return {name: self.told[name] for name in ("form", "k", "temperature", "seed", "outputs")}
+        settings = {name: self.told[name] for name in ("form", "k", "temperature", "seed", "outputs")}
+        return {**settings, "temperature": "auto"} if self.chosen else settings
+
+    def at_temperature(self, temperature: float) -> StoredOutputs:
+        """The same for a temperature that was chosen; all logits are stored as they are for every one."""
+        told = self.told if self.form in (None, "every") else {**self.told, "temperature": temperature}
+        return replace(self, told=told)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the outputs that are read, beside the recipe."""
+        return {name: value for name, value in self.told.items() if name != "temperature"}
 
     def summary(self) -> dict[str, Any]:
         """What the report says of it."""
@@ -160,8 +173,10 @@ def planned(
     if "logits" in reads:
         form = "every" if settings.k >= classes else settings.form
     raise_all(_unfit(losses, form))
-    softened = [config.softness for _, config in losses if isinstance(config, SoftenedConfig)]
     whole = form in (None, "every")
+    temperature = None if whole else _temperature(losses)
+    if temperature is None and not whole and folder is not None:
+        temperature = folder.told["temperature"]  # the one that was chosen when it was made
     told = {
         "teacher": [digests(each.source) for each in taught.checkpoints] if folder is None or taught.checkpoints else
         folder.told["teacher"],
@@ -171,7 +186,7 @@ def planned(
         "embedding": anatomy.embedding,
         "form": form,
         "k": None if whole else settings.k,
-        "temperature": None if whole else softened[0],
+        "temperature": temperature,
         "seed": recipe.seed if form == "drawn" else None,
         "outputs": sorted(reads),
         "tokenizer": vocabulary_digest(student.source.folder),
@@ -186,7 +201,16 @@ def planned(
     nbytes = each * int(positions.sum()) + (width + 4) * len(samples)
     if folder is None and nbytes > free_bytes(path):
         raise OutOfSpace(f"the teacher's outputs take {nbytes:,} bytes, and {path} has no room", "a smaller signals.k")
-    return StoredOutputs(path, told, form, reads, int(positions.sum()), folder.nbytes if folder else nbytes, folder)
+    return StoredOutputs(
+        path,
+        told,
+        form,
+        reads,
+        int(positions.sum()),
+        folder.nbytes if folder else nbytes,
+        Loss(losses).leaves_open,
+        folder,
+    )
 
 
 def _unfit(losses: Losses, form: Form | None) -> list[CompressError]:
@@ -200,14 +224,20 @@ def _unfit(losses: Losses, form: Form | None) -> list[CompressError]:
             others = {"top": "compares every logit", "drawn": "would be biased by draws"}[form or "top"]
             hint = "a signals.k of all classes" + (", or form: top" if "top" in method.stored else "") + ", or kl"
             return [RecipeError(f"{method.name} {others}, and the stored form is {form}", hint)]
-    soft = [config for _, config in losses if isinstance(config, SoftenedConfig)]
+    soft = {config.temperature for _, config in losses if isinstance(config, SoftenedConfig)}
     if form in (None, "every"):
         return []
-    if any(config.at(0.0).softness != config.at(1.0).softness for config in soft):
+    if any(isinstance(temperature, tuple) for temperature in soft):
         return [RecipeError("a temperature that changes needs every logit of the teacher", "give one temperature")]
-    if len({config.softness for config in soft}) > 1:
+    if len(soft) > 1:
         return [RecipeError("losses of unlike temperatures need every logit of the teacher", "give them one")]
     return []
+
+
+def _temperature(losses: Losses) -> float | None:
+    """The temperature that all losses have; None where it is chosen when the outputs are stored."""
+    soft = (config for _, config in losses if isinstance(config, SoftenedConfig) and not config.leaves_open)
+    return next((config.softness for config in soft), None)
 
 
 def _digest(samples: Samples) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -73,7 +73,7 @@ def made(
         return {**whole, "positions": counts[first:end].int()}
 
     folder = write(stored.path, stored.told, ranges, shard, team)
-    return StoredTeacher(replace(stored, folder=folder), folder)
+    return StoredTeacher(stored, folder)
 
 
 def _by_sample(

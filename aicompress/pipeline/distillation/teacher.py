@@ -29,6 +29,15 @@ class Loss:
         """The outputs that any term needs."""
         return frozenset[Output]().union(*(method.reads for method, _ in self.terms))
 
+    @property
+    def leaves_open(self) -> bool:
+        """Whether a term has a temperature that is chosen before training."""
+        return any(config.leaves_open for _, config in self.terms)
+
+    def at_temperature(self, temperature: float) -> Loss:
+        """The same with a temperature where a term leaves it open."""
+        return Loss(tuple((method, config.softened(temperature)) for method, config in self.terms))
+
     def __call__(self, student: Outputs, teacher: Outputs, done: float = 1.0) -> Tensor:
         """The sum when a share of the steps is done."""
         student, teacher = _shared_classes(student, teacher)
