@@ -67,6 +67,7 @@ def run(plan: DistillPlan, options: Options = Options(), own: TrainingOptions = 
     movement.require_free(own.movement_file)
     stored = None if plan.stored is None else plan.stored.identity
     decided = [plan.recipe.sha256(), plan.training.precision, plan.samples.source.sha256, *([stored] if stored else [])]
+    decided += [] if plan.made is None else [plan.checkpoint.config]
     mark = fingerprint([plan.origin, *plan.further.values()], plan.output, *decided)
     if options.resume:  # before both models are loaded
         require_resumable(plan.output, mark)
