@@ -27,7 +27,7 @@ FLOORS = {
         ("hf",),
         ("kernels",),
         ("loading",),
-        ("blocks",),
+        ("vocabulary", "blocks"),
         ("sensitivity", "equivalence", "channels"),
         ("architecture",),
         ("distillation",),

@@ -10,7 +10,7 @@ from aicompress.data.drawn import drawn_windows
 from aicompress.data.sampling import Source, choose, digest, split
 from aicompress.data.section import Data
 from aicompress.data.text import batches, labelled, pairs, sentences
-from aicompress.data.tokens import Tokenizer, token_windows
+from aicompress.data.tokens import Tokenizer, token_stream, token_windows
 
 __all__ = [
     "Data",
@@ -27,5 +27,6 @@ __all__ = [
     "problems",
     "sentences",
     "split",
+    "token_stream",
     "token_windows",
 ]

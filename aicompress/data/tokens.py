@@ -80,8 +80,7 @@ def token_windows(
         raise RecipeError(
             f"a window of {data.length} tokens has no room behind {len(before)} of its start", "a greater `length`"
         )
-    rows = None if data.kind == "text" else texts_of(data)
-    texts = _ids_of_pieces(Path(data.path), tokenizer) if rows is None else _ids_of_rows(data, rows, tokenizer)
+    rows, texts = _texts_of(data, tokenizer)
     enough = data.samples * inner if data.samples is not None and seed is None else None
     parts = _read(texts, before, enough)
     count = sum(map(len, parts))
@@ -97,6 +96,24 @@ def token_windows(
     windows = torch.cat([before.expand(len(taken), -1), windows[taken]], dim=1)
     source = record(data, len(taken), available, seed, 0 if rows is None else rows.skipped)
     return windows, replace(source, bos=" ".join(tokenizer.convert_ids_to_tokens(before.tolist())))
+
+
+def token_stream(data: Data, tokenizer: Tokenizer | None) -> Iterator[Tensor]:
+    """The tokens of a whole source piece by piece, as windows are cut from them.
+
+    Raises:
+        CheckpointError: there is no tokenizer.
+        RecipeError: the source cannot be read.
+    """
+    return _texts_of(data, needed(tokenizer))[1]
+
+
+def _texts_of(data: Data, tokenizer: Tokenizer) -> tuple[FullRows | None, Iterator[Tensor]]:
+    """The rows of a source, None of a text file, and the tokens of each of its texts."""
+    if data.kind == "text":
+        return None, _ids_of_pieces(Path(data.path), tokenizer)
+    rows = texts_of(data)
+    return rows, _ids_of_rows(data, rows, tokenizer)
 
 
 def _read(texts: Iterator[Tensor], before: Tensor, enough: int | None) -> list[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -52,6 +53,10 @@ class MethodConfig(BaseModel):
 
     def fitted(self, columns: int) -> Self:
         """The parameters for a layer of so many input columns: what the recipe leaves open fits it."""
+        return self
+
+    def relative_to(self, folder: Path) -> Self:
+        """The parameters with paths of files made absolute from a recipe's folder."""
         return self
 
     @classmethod

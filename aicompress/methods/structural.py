@@ -139,6 +139,7 @@ class StructuralMethod(Method, Generic[C]):
             "mean_abs", "mean", or a measurement that the unit knows: "gradients", "influence" of blocks, "reap" or
             "frequency" of experts.
         refits, allocates: capabilities; None where it lacks one.
+        counts_tokens: it chooses by the tokens of the recipe's texts, which are read without a run of the model.
     """
 
     config: type[C]
@@ -148,6 +149,7 @@ class StructuralMethod(Method, Generic[C]):
     reading: Reads[C] | None = field(kw_only=True, default=None)
     refits: Refits[C] | None = field(kw_only=True, default=None)
     allocates: AllocatesSizes[C] | None = field(kw_only=True, default=None)
+    counts_tokens: bool = field(kw_only=True, default=False)
 
     kind: ClassVar[str] = "structural"
 

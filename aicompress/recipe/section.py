@@ -89,11 +89,11 @@ def _fields_at(kind: Any, path: Sequence[Any]) -> Sequence[str]:
 
 
 def absolute(recipe: RecipePart, folder: Path) -> RecipePart:
-    """Make the paths of every Data section absolute: they are relative to the recipe's folder."""
+    """Make the paths of a recipe absolute: they are relative to its folder."""
     changed: dict[str, Any] = {}
     for name, value in recipe:
-        if isinstance(value, Data):
+        if isinstance(value, Data | MethodConfig):
             changed[name] = value.relative_to(folder)
-        elif isinstance(value, Section) and not isinstance(value, MethodConfig):
+        elif isinstance(value, Section):
             changed[name] = absolute(value, folder)
     return recipe.model_copy(update=changed)

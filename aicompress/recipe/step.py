@@ -16,6 +16,7 @@ from aicompress.methods import MethodConfig, get
 from aicompress.methods.effort import Level as Effort
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import Method
+from aicompress.methods.structural import StructuralMethod
 from aicompress.recipe.files import find, read_text, read_yaml, with_overrides
 from aicompress.recipe.levels import Level, Levels, MeasuredLevels, MethodFields
 from aicompress.recipe.section import Model, ReportFiles, Section, absolute, validated
@@ -132,6 +133,11 @@ class Recipe(Section):
     levels: Levels = ()
     model: Model | None = None
     calibration: Calibration | None = None
+    held_out: Data | None = Field(
+        None,
+        exclude_if=lambda data: data is None,  # recipes from before it was there keep their digests
+        description="texts beside those of calibration, of which the report says how many need a dropped token",
+    )
     effort: Effort | None = Field(None, description="preset of the method's fields and of tune; fields beside it win")
     tune: Tune | None = None
     seed: int = Field(0, ge=0)
@@ -252,5 +258,7 @@ def load(name: str, command: str, overrides: Sequence[str] = ()) -> Recipe:
     if plain.get("tune") is not None and not _tunable(method):
         hint = "take a calibrated method that stores integer codes or factors, such as gptq or whitened"
         raise RecipeError(f"tune: {method.name} runs no block that could be tuned", hint)
+    if plain.get("held_out") is not None and not (isinstance(method, StructuralMethod) and method.counts_tokens):
+        raise RecipeError(f"held_out: {method.name} drops no tokens of a text", "leave it out")
     config = validated(method.config, plain["method"], "method")
     return absolute(validated(Recipe, {**plain, "method": config}, ""), path.parent)

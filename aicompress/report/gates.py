@@ -46,7 +46,7 @@ _PLAIN = frozenset(
         *(f"latency.{side}_{name}" for side in ("before", "after") for name in ("ms", "p95_ms")),
     }
 )
-_OPEN = ("quality", "training")  # sections whose names depend on what is measured
+_OPEN = ("quality", "training", "vocabulary")  # sections whose names depend on what is measured
 FIGURES = tuple(sorted(_BYTES | _PLAIN))
 
 _FORM = "write FIGURE OPERATOR NUMBER, for example size.ratio <= 0.3"

@@ -199,6 +199,8 @@ class Report:
         bits: of a step that searched for widths: `target` and `value`, what was measured on how many `samples`, the
             losses of the choice, and `units`: layers that got one width, with bytes and loss of each they could have;
             `levels`: the target and the losses of each level with a budget of its own.
+        vocabulary: of a step that drops tokens: `tokens` that stay, `of` how many, and by source (`text`, `held_out`)
+            which shares of its `samples` and `tokens` need one that goes. Empty otherwise.
         untouched: what a layer-wise step left as it was; None for others.
         baselines: further checkpoints that eval compared with; their figures are under quality.against by path.
         files: what a step wrote into its output's directory; nothing else in it is ever replaced.
@@ -222,6 +224,7 @@ class Report:
     calibration: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     bits: dict[str, Any] = field(default_factory=dict)
+    vocabulary: dict[str, Any] = field(default_factory=dict)
     untouched: Untouched | None = None
     baselines: tuple[Baseline, ...] = ()
     files: tuple[str, ...] = ()

@@ -60,6 +60,7 @@ def summary(report: Report) -> Table:
     if report.untouched is not None:
         left = report.untouched
         rows.append(_change(left.summary, left.bytes, left.bytes, numbers.exact_size))
+    rows += _vocabulary(report.vocabulary)
     if latency is None:
         rows.append((Cell("latency, median"), *(Cell(DASH) for _ in range(3))))
     else:
@@ -90,6 +91,20 @@ def _per_weight(report: Report) -> list[tuple[Cell, ...]]:
         return []
     dense = 8 * before.weight_bytes / before.weights if before and before.weights else None
     return [_change("bits per original weight", dense, bits, numbers.number)]
+
+
+def _vocabulary(figures: Mapping[str, Any]) -> list[tuple[Cell, ...]]:
+    """How many tokens stay, and of each text the share that needs one that goes."""
+    if not figures:
+        return []
+    rows = [_change("tokens of the vocabulary", figures["of"], figures["tokens"], lambda count: f"{count:,}")]
+    for source, told in (("text", "text"), ("held_out", "held-out text")):
+        for what in ("samples", "tokens"):
+            share = figures.get(source, {}).get(what)
+            if share is not None:
+                name = f"{what} of the {told} that {'need' if what == 'samples' else 'are'} dropped tokens"
+                rows.append((Cell(name), Cell(DASH), Cell(f"{100 * share:.3g} %", share), Cell(DASH)))
+    return rows
 
 
 def _loading(before: Side | None, after: Side) -> list[tuple[Cell, ...]]:

@@ -31,6 +31,7 @@ class Results:
     training: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
     bits: dict[str, Any] = field(default_factory=dict)
+    vocabulary: dict[str, Any] = field(default_factory=dict)
     untouched: Untouched | None = None
     baselines: tuple[Baseline, ...] = ()
     data: dict[str, Any] = field(default_factory=dict)

@@ -31,7 +31,7 @@ class UnitChoice(Generic[U, L]):
         unit: finds and cuts the units.
         layout: where they lie.
         sizes: how many stay of each structure.
-        record: the record of the calibration data that decided on the sizes.
+        record: the record of the data that decided on the sizes.
     """
 
     checkpoint: Checkpoint
@@ -85,7 +85,7 @@ class UnitChoice(Generic[U, L]):
         if not self.decided_by_plan:
             return self._edit(self._first(), {}, told=False)
         if not self._measured:
-            return self._edit(self._kept(self.structures), {})
+            return self._edit(self._kept(self.structures), self.record)
         units, left = sum(structure.size for structure in self.structures), sum(self.sizes)
         what = f"{' and '.join(sorted(self.pruner.reads))} of {units} {self.pruner.unit.plural}, {left} of which stay"
         measured = self.request.survey.recorded(what, self.checkpoint, self.recipe, self._survey)

@@ -70,6 +70,8 @@ class Edit:
         kept: the units that stay, for structures where that is decided already.
         widths: layers whose shapes config.json does not give any more, by module; their tensors tell.
         files: side files of the output that are not as in the input.
+        left_out: side files of the input that the output does not have.
+        figures: what the report says of it, by name.
     """
 
     config: dict[str, Any] | None
@@ -82,6 +84,8 @@ class Edit:
     kept: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     widths: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     files: Mapping[Path, bytes] = field(default_factory=dict)
+    left_out: tuple[Path, ...] = ()
+    figures: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def changed(self) -> list[int]:

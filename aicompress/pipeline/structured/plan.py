@@ -172,4 +172,5 @@ def laid_out(
     by_tensor = {info.tensor: info for info in infos}
     parameters = {name: planned(checkpoint, edit, name, by_tensor) for name in edit.changes}
     output = arrange(checkpoint, destination, parameters, step, edit.config, edit.widths)
-    return replace(output, files=edit.files)
+    taken = tuple(path for path in checkpoint.source.side_files if path not in edit.left_out)
+    return replace(output, files=edit.files, source=replace(output.source, side_files=taken))

@@ -26,7 +26,7 @@ from aicompress.pipeline.structured.choice import UnitChoice
 from aicompress.pipeline.structured.edit import Edit
 from aicompress.pipeline.structured.gradient_scores import factor_problems
 from aicompress.pipeline.structured.plan import StructurePlan, laid_out
-from aicompress.pipeline.structured.reading import layers_of
+from aicompress.pipeline.structured.reading import Measurement, layers_of
 from aicompress.pipeline.structured.reference_cut import require_reference
 from aicompress.pipeline.structured.registry import unit_for
 from aicompress.pipeline.structured.size_targets import Laid, SizeSearch, largest_size
@@ -77,7 +77,7 @@ def make_plan(
     plan = StructurePlan(checkpoint, recipe, pruner, choice, opened.infos, edit, output, opened.kinds, request)
     decoded = [name for name in output.parameters if plan.decoded(name)]
     warnings = [*opened.warnings, *edit.warnings, *left_out(checkpoint, destination), *decoding(decoded)]
-    warnings += [*shortened(checkpoint, recipe), *output.warnings]
+    warnings += [*([] if pruner.method.counts_tokens else shortened(checkpoint, recipe)), *output.warnings]
     if untried:
         warnings.append(f"the cut was not tried on a small model of the architecture: {untried}")
     return replace(plan, warnings=tuple(warnings), notes=told)
@@ -109,9 +109,10 @@ def _choice(opened: OpenedInput, recipe: Recipe, pruner: AnyPruner, request: Req
     """
     unit, checkpoint = unit_for(pruner.unit), opened.checkpoint
     layout = unit.find(checkpoint, pruner.unit, pruner.config.stack)
+    layout, record = unit.read(layout, Measurement(checkpoint, recipe, request, ()))
     sizes = unit.accepted(layout, pruner.sizes(layout.structures))
     if pruner.losses is None:
-        return UnitChoice(checkpoint, recipe, request, pruner, unit, layout, tuple(sizes))
+        return UnitChoice(checkpoint, recipe, request, pruner, unit, layout, tuple(sizes), record)
     allocator = Allocator(checkpoint, recipe, request, pruner, pruner.losses)
     allocation = allocator.allocate(layout.structures, sizes)
     layout = replace(layout, structures=allocation.structures)

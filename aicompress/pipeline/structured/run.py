@@ -53,4 +53,5 @@ def _write(plan: StructurePlan, team: Processes, progress: Progress, opened: Ope
         if name not in work.seconds:
             work.write(name)
     rows = plan.rows({plan.edit.changes[name].source: seconds for name, seconds in work.seconds.items()})
-    return Results(rows, (*plan.warnings, *work.warnings), calibration=calibration, notes=plan.told)
+    warnings, figures = (*plan.warnings, *work.warnings), dict(plan.edit.figures)
+    return Results(rows, warnings, calibration=calibration, notes=plan.told, vocabulary=figures)

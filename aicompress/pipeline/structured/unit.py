@@ -88,6 +88,21 @@ class StructuralUnit(ABC, Generic[U, L]):
             Refused: there are none, or config.json and the checkpoint do not belong together.
         """
 
+    def read(self, layout: L, asked: Measurement) -> tuple[L, Mapping[str, Any]]:
+        """Read what sizes are decided by beside headers and without a run of the model, such as a text's tokens.
+
+        Args:
+            layout: where the units lie.
+            asked: the step; it names no layers.
+
+        Returns:
+            The layout with what was read, and the record of the data.
+
+        Raises:
+            Refused: the data cannot be read.
+        """
+        return layout, {}
+
     @abstractmethod
     def edit(self, layout: L, sizes: Sequence[int], kept: Kept) -> Edit:
         """What changes when so many units of each structure stay.

@@ -143,4 +143,4 @@ def test_two_files_add_a_unit(tmp_path: Path, tiny_llama: Path) -> None:
 
 def test_what_is_added_goes_with_its_files() -> None:
     assert "tokens" not in methods.methods("prune")
-    assert "Tokens" not in {kind.__name__ for kind in registry.structural_units()}
+    assert PACKAGES["method"] + ".tokens" not in {kind.__module__ for kind in registry.structural_units()}

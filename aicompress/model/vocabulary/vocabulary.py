@@ -1,0 +1,118 @@
+"""The tokens of a tokenizer: what holds them together, and the order in which they would be kept."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aicompress.errors import CheckpointError
+from aicompress.model.vocabulary.segmentation import Segmentation, segmentation_of
+
+SLOW_HINT = "save it as a fast tokenizer first: tokenizer.json beside the weights"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """All tokens of a tokenizer.
+
+    Attributes:
+        ids: of every token, added ones included.
+        added: tokens beside the algorithm's own, and special ones; they stay.
+        segmentation: how the others come about.
+        is_word: whether a text comes to the algorithm whole and unchanged.
+    """
+
+    ids: Mapping[str, int]
+    added: frozenset[str]
+    segmentation: Segmentation
+    is_word: Callable[[str], bool]
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> Vocabulary:
+        """The tokens of a Hugging Face tokenizer.
+
+        Raises:
+            CheckpointError: it is not made with the tokenizers library, or of a kind that is not known.
+        """
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise CheckpointError(f"{type(tokenizer).__name__} is a tokenizer in Python, not pruned", SLOW_HINT)
+        described = json.loads(backend.to_str())
+        added = {token["content"] for token in described.get("added_tokens", [])} | set(tokenizer.all_special_tokens)
+
+        def is_word(text: str) -> bool:
+            plain = text if backend.normalizer is None else backend.normalizer.normalize_str(text)
+            if backend.pre_tokenizer is None:
+                return bool(plain == text)
+            return [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(plain)] == [text]
+
+        return cls(tokenizer.get_vocab(), frozenset(added), segmentation_of(described), is_word)
+
+    @property
+    def fixed(self) -> set[int]:
+        """Tokens that stay whatever goes: added and special ones, and those that the algorithm needs."""
+        return {self.ids[token] for token in (*self.added, *self.segmentation.required()) if token in self.ids}
+
+    def written(self, spelled: Callable[[str], bool]) -> set[int]:
+        """Tokens of some characters, without those that no text gives, such as BERT's [unused0]."""
+        texts = ((token, number, self.segmentation.text(token)) for token, number in self.segmentation.ids.items())
+        return {number for token, number, text in texts if text and spelled(text) and self._is_given(token)}
+
+    def _is_given(self, token: str) -> bool:
+        """Whether a text can give a token; where that is not known, it can."""
+        return not self.segmentation.divides_words or self.is_word(self.segmentation.bare(token))
+
+    @cached_property
+    def _by_length(self) -> list[str]:
+        """Tokens of the algorithm, those of most characters first."""
+        bare = self.segmentation.bare
+        return sorted(self.segmentation.ids, key=lambda token: len(bare(token)), reverse=True)
+
+    @cached_property
+    def _needs(self) -> dict[str, tuple[str, ...]]:
+        ids = self.segmentation.ids
+        return {token: tuple(part for part in self.segmentation.needs(token) if part in ids) for token in ids}
+
+    def scores(self, counts: Tensor, stays: Iterable[int]) -> Tensor:
+        """What a token's place among all is decided by, (tokens,) float64, no two alike but those that must stay.
+
+        A token counts at least as much as any that needs it, so that those above any threshold need no other. Among
+        equals the one that was learned first comes first.
+
+        Args:
+            counts: (tokens,) how often each is used.
+            stays: tokens that must stay; they count without end.
+        """
+        scores = counts.double().clone()
+        scores[[token for token in stays if token < len(scores)]] = math.inf
+        values, ids = scores.tolist(), self.segmentation.ids
+        for token in self._by_length:
+            own = values[ids[token]] if ids[token] < len(values) else math.inf
+            for part in self._needs[token]:
+                if ids[part] < len(values):
+                    values[ids[part]] = max(values[ids[part]], own)
+        known = torch.zeros(len(values), dtype=torch.bool)
+        known[[number for number in self.ids.values() if number < len(values)]] = True
+        scores = torch.tensor(values, dtype=torch.float64)
+        scores[~known & (scores == 0)] = -1  # rows of no token
+        return scores + self._head_start(len(values))
+
+    def _head_start(self, size: int) -> Tensor:
+        """Parts of 1 by which a token is ahead of another that is used as often, (tokens,) float64."""
+        order: dict[str, tuple[bool, float]] = {}
+        for token in reversed(self._by_length):
+            own = (not self._is_given(token), self.segmentation.rank(token))
+            order[token] = max([own, *(order[part] for part in self._needs[token])])
+        placed = sorted(order, key=order.__getitem__)  # among equals shorter ones come first, as in `order`
+        start = 0.25 - torch.arange(size, dtype=torch.float64) / (4 * size)
+        for place, token in enumerate(placed):
+            if self.segmentation.ids[token] < size:
+                start[self.segmentation.ids[token]] = 0.25 + 0.5 * (1 - place / len(placed))
+        return start
