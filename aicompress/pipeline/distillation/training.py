@@ -234,7 +234,7 @@ class Trainer:
         Raises:
             CompressError: it does.
         """
-        for sample in index.split(1):
+        for sample in torch.split(index, 1):
             if not are_numbers(self.setup.teacher(self.setup.samples.batch(sample).to(self.device), "fp32")):
                 raise CompressError(
                     f"the teacher gives NaN or infinite outputs for sample {int(sample)}: nothing is written",
