@@ -18,6 +18,7 @@ from aicompress.recipe import (
     Model,
     ReportFiles,
     Section,
+    StoredCodes,
     absolute,
     find,
     read_text,
@@ -91,7 +92,7 @@ class Signals(Section):
     k: int = Field(64, ge=1, description="classes of a position that are stored; as many as there are store all logits")
 
 
-class DistillRecipe(Section):
+class DistillRecipe(StoredCodes):
     """A recipe of distill."""
 
     version: Literal[1]
@@ -168,7 +169,8 @@ def load(name: str, overrides: Sequence[str] = ()) -> DistillRecipe:
     terms = [_loss(term, f"also[{number}]", path.name) for number, term in enumerate(also)]
     parts = {**losses, "also": terms, "mode": _mode(plain.get("mode", full.Config().name), path.name)}
     recipe: DistillRecipe = absolute(validated(DistillRecipe, {**plain, **parts}, ""), path.parent)
-    return recipe
+    student = None if recipe.student is None else recipe.student.relative_to(path.parent)
+    return recipe.model_copy(update={"student": student})
 
 
 def _mode(given: Any, file: str) -> ModeConfig:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.place import working_path
 from aicompress.errors import Refused
-from aicompress.layer import LayerInfo
 from aicompress.methods.healing import BlockTuning, LayerCorrection
 from aicompress.model.blocks.input_errors import input_errors_refused
 from aicompress.model.distillation.fp32_attention import attend_in_float32
@@ -26,8 +25,8 @@ from aicompress.pipeline.distillation.mean_teacher import Averaged
 from aicompress.pipeline.distillation.optimizer import TrainedParameters
 from aicompress.pipeline.distillation.plan import DistillPlan
 from aicompress.pipeline.distillation.recoding import Recoding
-from aicompress.pipeline.distillation.report_section import blockwise_section, training_section
-from aicompress.pipeline.distillation.stored_teacher import StoredTeacher, made
+from aicompress.pipeline.distillation.report_section import training_section
+from aicompress.pipeline.distillation.signals.teacher import StoredTeacher, made
 from aicompress.pipeline.distillation.student import Student
 from aicompress.pipeline.distillation.teacher import Loss, Panel, Runnable, Teacher, with_cached_outputs
 from aicompress.pipeline.distillation.temperature import ChosenTemperature, chosen
@@ -36,6 +35,7 @@ from aicompress.pipeline.distillation.training_state import FOLDER, StateFile
 from aicompress.pipeline.distillation.twin.block_files import BlockFiles
 from aicompress.pipeline.distillation.twin.blockwise import BlockwiseTuning
 from aicompress.pipeline.distillation.twin.correction import correct_layers
+from aicompress.pipeline.distillation.writing import UNCHANGED, write_tuned, written
 from aicompress.pipeline.step.checks import known_kinds
 from aicompress.pipeline.step.digests import fingerprint
 from aicompress.pipeline.step.options import Options, Progress
@@ -44,10 +44,7 @@ from aicompress.pipeline.step.run import OpenOutput, StepRun, assembled, require
 from aicompress.pipeline.step.running_model import resolved_device
 from aicompress.pipeline.step.workers import Processes
 from aicompress.recipe.distillation import Training
-from aicompress.report.model import LayerRow, Report
-from aicompress.weights import Weight
-
-UNCHANGED = "no step was better than the input on the held-out samples: the weights are the input's"
+from aicompress.report.model import Report
 
 
 @dataclass(frozen=True)
@@ -74,8 +71,9 @@ def run(plan: DistillPlan, options: Options = Options(), own: TrainingOptions = 
     """
     start = time.perf_counter()
     movement.require_free(own.movement_file)
-    stored = None if plan.stored is None else plan.stored.identity
-    decided = [plan.recipe.sha256(), plan.training.precision, plan.samples.source.sha256, *([stored] if stored else [])]
+    decided: list[Any] = [plan.recipe.sha256(), plan.training.precision, plan.samples.sha256]
+    decided += [] if plan.stored is None else [plan.stored.identity]
+    decided += [] if plan.made is None else [plan.checkpoint.config]
     mark = fingerprint([plan.origin, *plan.further.values()], plan.output, *decided)
     if options.resume:  # before both models are loaded
         require_resumable(plan.output, mark)
@@ -89,7 +87,7 @@ def run(plan: DistillPlan, options: Options = Options(), own: TrainingOptions = 
         if team.size > 1:
             raise Refused(f"mode {plan.healing.mode.name} runs in one process", "start it without torchrun")
         tuning = BlockwiseTuning(plan, device, BlockFiles(folder / FOLDER, plan.checkpoint), options.progress)
-        write = partial(_write_tuned, plan, tuning)
+        write = partial(write_tuned, plan, tuning)
         return run_step(_step(plan, write, tuning.heal, mark, start), team, options)
     setup, student = _setup(plan, device, options.progress)
     setup, trained = _recoded(plan, setup, student)
@@ -244,48 +242,15 @@ def _write(
     better = trainer.history.best_step > 0
     recoding = trainer.setup.recoding
     value_of = (student.value if better else student.original) if recoding is None else partial(recoding.value, student)
-    rows = _written(plan, student, value_of, opened)
+    rows = written(plan, student, value_of, opened)
     trainer.state.remove()
     warnings = plan.warnings if better else (*plan.warnings, UNCHANGED)
+    if trainer.unsaved:
+        lost = f"the disk was full when {trainer.unsaved} states of the training were to be saved"
+        warnings = (*warnings, f"{lost}: a stopped run would have gone on from the one before")
     section = training_section(trainer, tuple(plan.further.values()), plan.cached or plan.stored is not None)
     teacher = trainer.setup.teacher
     section |= {"signals": teacher.stored.summary()} if isinstance(teacher, StoredTeacher) else {}
     section |= {} if temperature is None else {"temperature": temperature.summary()}
     notes = plan.told if temperature is None else (*plan.told, temperature.note)
     return Results(rows, warnings, training=section, notes=notes)
-
-
-def _write_tuned(plan: DistillPlan, tuning: BlockwiseTuning, opened: OpenOutput) -> Results:
-    """Tune all blocks, and write every parameter of what is better, with a row for each layer."""
-    tuning.heal()
-    places = tuning.files.names()
-    better = tuning.history.best_step > 0
-    student = Student(plan.checkpoint, plan.healing, {name: {} for name in places}, {})
-
-    def value_of(name: str) -> Tensor | Weight:
-        return tuning.files.value(name, places[name]) if better and name in places else student.original(name)
-
-    rows = _written(plan, student, value_of, opened)
-    StateFile(tuning.files.folder.parent).remove()
-    moved = sum(math.prod(plan.checkpoint.parameters()[name].shape) for name in places)
-    warnings = plan.warnings if better else (*plan.warnings, UNCHANGED)
-    return Results(rows, warnings, training=blockwise_section(tuning, moved), notes=plan.told)
-
-
-def _written(
-    plan: DistillPlan, student: Student, value_of: Callable[[str], Tensor | Weight], opened: OpenOutput
-) -> tuple[LayerRow, ...]:
-    """Write every parameter; returns a row for each layer."""
-    infos: dict[str, list[LayerInfo]] = {}
-    for info in plan.layers:
-        infos.setdefault(info.tensor, []).append(info)
-    rows: list[LayerRow] = []
-    for name in plan.output.parameters:
-        value = value_of(name)
-        for disk, tensor in plan.output.encode(name, value).items():
-            opened.writer.put(disk, tensor)
-        rows += [
-            student.row(info, value, plan.recipe.method.name, plan.output.nbytes(name, info.part))
-            for info in infos.get(name, [])
-        ]
-    return tuple(rows)

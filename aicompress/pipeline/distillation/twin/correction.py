@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 
 from aicompress.methods.healing import LayerCorrection
@@ -31,4 +32,11 @@ def correct_layers(trainer: Trainer, student: Student, config: LayerCorrection) 
         for modules, side in (([pair.student for pair in layers], model), ([pair.teacher for pair in layers], teacher))
     ]
     masks = [batch.inputs.get("attention_mask") for batch in batches]
-    trainer.at_once(partial(correct, layers, runs, [None if m is None else m.bool() for m in masks]), len(index))
+    history, start = trainer.history, time.perf_counter()
+    trainer.measure()
+    correct(layers, runs, [None if mask is None else mask.bool() for mask in masks])
+    history.step, history.samples = trainer.settings.steps, len(index)
+    history.seconds += time.perf_counter() - start
+    trainer.measure()
+    if history.best_step:
+        trainer.put(trainer.best)
