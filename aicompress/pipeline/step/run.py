@@ -21,11 +21,12 @@ from aicompress.checkpoint.reader import digests
 from aicompress.checkpoint.source import Source
 from aicompress.layer import Kind
 from aicompress.pipeline.step.digests import hashing
-from aicompress.pipeline.step.latency import compare
 from aicompress.pipeline.step.options import Mode, Options, Progress
 from aicompress.pipeline.step.output import Output, with_digests
 from aicompress.pipeline.step.report import Results, build_report, rendered, report_names, written_report
 from aicompress.pipeline.step.sides import side_of
+from aicompress.pipeline.step.storage import entropy_coded_output, sizes
+from aicompress.pipeline.step.timing.latency import compare
 from aicompress.pipeline.step.workers import Processes, processes
 from aicompress.recipe import Recipe
 from aicompress.recipe.distillation import DistillRecipe
@@ -180,12 +181,16 @@ def _write(step: StepRun, options: Options) -> Report:
         results = step.write(OpenOutput(writer, _journal(writer.work, step.fingerprint, resumes), inputs[0]))
         if options.resume and not resumes:
             results = replace(results, warnings=(*results.warnings, STARTS_ANEW))
+        if output.entropy_coded:
+            output = entropy_coded_output(output, writer)
         first, *others = (future.result() for future in inputs)
         output = with_digests(output, first, dict(zip(further, others, strict=True)))
         output.write_files(writer)
         if output.metadata():
             writer.stamp(output.metadata())
         written = Checkpoint.open(writer.work / output.shards[0].name if output.destination.single else writer.work)
+        if output.entropy_coded:
+            results = replace(results, layers=sizes(results.layers, written, step.kinds))
         seconds = time.perf_counter() - start  # timing forward passes is not part of the step
         report = _report(replace(step, output=output), written, results, options, seconds)
         if not output.destination.single:
