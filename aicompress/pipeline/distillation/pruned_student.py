@@ -78,7 +78,9 @@ def pruned_student(
     silent = Options(latency="off", progress=options.progress, device=options.device)
     with kept_folder(folder):
         steps = recipe.iterate.steps(recipe.data, recipe.seed)
-        place, told, warnings = source, [], []
+        place: Source = source
+        told: list[str] = []
+        warnings: list[str] = []
         for number, step in enumerate(steps[-1:] if plan_only else steps):
             pruned, trained = (folder / f"{number}-{what}{ending}" for what in ("pruned", "trained"))
             plan = planner.make_plan(place, Destination(pruned, overwrite=True), step, "prune")
