@@ -20,7 +20,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test test-fast coverage check format lint types dist clean
 .PHONY: bench-peers bench-quantize bench-prune bench-streaming bench-memory bench-mnist bench-startup bench-loaded bench-drawn
-.PHONY: bench-methods bench-factorize
+.PHONY: bench-methods bench-factorize bench-distill
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,6 +84,9 @@ bench-methods: $(READY) ## every method for single weights on one model: BENCH="
 
 bench-factorize: $(READY) ## low rank beside plain and whitened SVD: BENCH="--model M --calibration C.txt --text T.txt"
 	$(BIN)/python -m scripts.bench.factorize --folder $(BUILD)/bench $(BENCH)
+
+bench-distill: $(READY) ## students, healing and stored outputs: BENCH="--model M --train C.txt --text T.txt --minutes 20 --seeds 3"
+	$(BIN)/python -m scripts.bench.distill --folder $(BUILD)/bench $(BENCH)
 
 bench-startup: $(READY) ## time of a step on a small input against that of its imports
 	$(BIN)/python -m scripts.bench.startup --folder $(BUILD)/bench $(BENCH)

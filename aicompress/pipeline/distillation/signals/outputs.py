@@ -9,6 +9,7 @@ from typing import Any
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.place import require_apart
 from aicompress.checkpoint.reader import digests
+from aicompress.disk import require_writable
 from aicompress.errors import CompressError, OutOfSpace, RecipeError, Refused, raise_all
 from aicompress.methods.distill.logits import SoftenedConfig
 from aicompress.methods.distill.signals import Form, position_bytes, words
@@ -149,6 +150,7 @@ def opened(path: Path | None, recipe: DistillRecipe) -> SignalFolder | None:
     if recipe.training.cache is True:
         raise Refused("training.cache: the teacher's outputs are in --cache-teacher", "leave one of the two out")
     require_place(path)
+    require_writable(path)
     return SignalFolder.open(path) if path.is_dir() and any(path.iterdir()) else None
 
 
