@@ -124,7 +124,7 @@ def perceptron(kind: str, given: Given, budget: Budget) -> dict[str, float]:
     """784-100-50-10 on images: from a teacher, on labels alone, or as its own mean teacher; its test error."""
     assert given.data is not None
     epochs = max(1, round(budget.minutes * 10))
-    teacher, start = given.folder / "teacher.safetensors", given.folder / "student.safetensors"
+    teacher, start = given.folder / f"teacher-{epochs}.safetensors", given.folder / "student.safetensors"
     if not teacher.is_file():
         loops.perceptron(given.data, teacher, epochs)
     loops.drawn_perceptron(start, budget.seed)
@@ -163,7 +163,7 @@ def few_labels(given: Given, keep_all: bool) -> Path:
 def outputs(given: Given, budget: Budget) -> dict[str, float]:
     """A student of half the layers, from the teacher itself and from its stored outputs in turn: loss and speed."""
     assert given.model is not None
-    data = {"text": str(given.train), "length": LENGTH, "samples": 512}
+    data = {"text": str(given.train), "length": LENGTH, "samples": 4 * given.samples}
     training = {"batch": BATCH, "cache": False, "steps": steps_in(budget)}
     sections = {**half(given), **KL, "data": data, "training": training}
     stored = {**sections, "signals": {"k": 64}, "training": {**training, "cache": "auto"}}
