@@ -43,6 +43,7 @@ SLOW = (
     "cli/test_boundary.py",
     "cli/test_calibration.py",
     "cli/test_new_verb.py",
+    "cli/test_packing.py",
     "cli/test_refused_inputs.py",
     "cli/test_render.py::test_a_report_is_shown_without_importing_torch",
     "cli/test_startup.py",

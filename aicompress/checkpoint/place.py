@@ -6,9 +6,12 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import functools
 import itertools
+import operator
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from aicompress.checkpoint.source import Source
@@ -65,6 +68,11 @@ def require_apart(source: Source, out: Path) -> None:
         raise Refused(f"{out} lies inside the input {source.path}", hint)
     if any(file.is_relative_to(place) for file in inputs):
         raise Refused(f"{out} holds the input {source.path}", hint)
+
+
+def shared_mode(files: Iterable[Path]) -> int:
+    """Permissions of an output's files: nobody may read it who may not read an input."""
+    return functools.reduce(operator.and_, (file.stat().st_mode for file in files), 0o666) | 0o600
 
 
 def lock(work: Path) -> int:

@@ -212,6 +212,10 @@ class CheckpointWriter:
             fsync(self.out.parent)
         self._sealed = True
 
+    def _finished(self) -> Path:
+        """What takes the output's place."""
+        return self.work / self.shards[0].name if self.single else self.work
+
     def names(self) -> tuple[str, ...]:
         """The files so far, below the output's directory."""
         shards = [shard.name for shard in self.shards]
@@ -227,7 +231,7 @@ class CheckpointWriter:
         taken = f"{self.out} was made by somebody else while this ran, and is not replaced"
         if identity(self.out) != self._replaces:
             raise self._kept_beside(taken)
-        finished = self.work / self.shards[0].name if self.single else self.work
+        finished = self._finished()
         if self.single:
             self._require_own_file()
             for extra in self._extra:
@@ -266,12 +270,10 @@ class CheckpointWriter:
     def _kept_beside(self, message: str) -> CompressError:
         """Give the finished output a name of its own, and the error that tells it."""
         suffix = ".safetensors" if self.single else ""
-        finished = self.work / self.shards[0].name if self.single else self.work
-        beside = take_name_beside(finished, self.out, suffix)
-        stem = beside.name.removesuffix(suffix)
+        beside = take_name_beside(self._finished(), self.out, suffix)
         for extra in self._extra if self.single else ():
             with contextlib.suppress(FileExistsError):
-                take_free_place(extra, beside.with_name(f"{stem}.{extra.name}"))
+                take_free_place(extra, beside.with_name(f"{beside.name.removesuffix(suffix)}.{extra.name}"))
         self._sealed = True
         if self.work.exists():
             shutil.rmtree(self.work)

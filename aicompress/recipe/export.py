@@ -25,11 +25,11 @@ class Target(Section):
         return self.name == "compact"
 
 
-class ExportRecipe(StoredCodes):
-    """A recipe of export; the command line makes it, so that a lineage says what was done as it does of any step."""
+class MadeRecipe(StoredCodes):
+    """A recipe that the command line makes, so that a lineage says what was done as it does of any step."""
 
     version: Literal[1] = 1
-    method: Target = Target()
+    method: Section = Section()
     seed: int = 0
     gates: tuple[str, ...] = ()
     report: ReportFiles = ReportFiles()
@@ -41,3 +41,9 @@ class ExportRecipe(StoredCodes):
     def resolved(self) -> dict[str, Any]:
         """Every field with its value, JSON-ready."""
         return self.model_dump(mode="json", exclude={"report"})
+
+
+class ExportRecipe(MadeRecipe):
+    """A recipe of export."""
+
+    method: Target = Target()

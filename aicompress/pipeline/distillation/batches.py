@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -69,6 +70,16 @@ class Samples:
         ids = self.columns.get("input_ids")
         return 0 if ids is None else ids.numel()
 
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of what the models are given, in its order."""
+        whole = hashlib.sha256()
+        labels = {} if self.labels is None else {"labels": self.labels}
+        for name, column in sorted({**self.columns, **labels}.items()):
+            whole.update(f"{name} {column.dtype} {tuple(column.shape)}".encode())
+            whole.update(column.contiguous().numpy().tobytes())
+        return whole.hexdigest()
+
     def batch(self, index: Tensor) -> Batch:
         """A batch of these samples; padding that none of them needs is cut off."""
         picked = {name: _wide(column[index]) for name, column in self.columns.items()}
@@ -114,6 +125,11 @@ class Split:
         if steps >= len(self.train) // self.batch:
             return self.train
         return torch.cat([self.at(step) for step in range(steps)]).sort().values
+
+    def first(self, most: int) -> Tensor:
+        """The samples of the first steps, as many as are asked for, or all there are."""
+        steps = -(-most // self.batch)
+        return torch.cat([self.at(step) for step in range(min(steps, len(self.train) // self.batch))])[:most]
 
     def in_order(self, index: Tensor, batch: int) -> Iterator[Tensor]:
         """The given samples in batches of like length, for passes in which the order does not matter."""

@@ -26,7 +26,7 @@ from aicompress.model.hf import decoding_aicompress
 from aicompress.pipeline.step.layout import Contents, cache_scheme, described, stores_entropy
 from aicompress.recipe import Recipe
 from aicompress.recipe.distillation import DistillRecipe
-from aicompress.recipe.export import ExportRecipe
+from aicompress.recipe.export import MadeRecipe
 from aicompress.weights import Dense, TensorSpec, Weight
 
 DIGEST = "0" * 64  # stands for an input's sha256 until the input has been read
@@ -47,6 +47,12 @@ class Planned:
     weight: Weight | None = None
     info: LayerInfo | None = None
     owners: Mapping[str, str] = field(default_factory=dict)
+
+    def layer(self, name: str) -> LayerInfo | None:
+        """The layer it is the weight of; a compressed vector, which is no layer, is seen as a column."""
+        if self.info is not None or self.weight is None:
+            return self.info
+        return LayerInfo(name, name, "linear", self.weight.shape, self.dense.shape, self.dense.dtype)
 
 
 @dataclass(frozen=True)
@@ -160,7 +166,7 @@ class Output:
             lineage = Manifest({}, self.manifest.lineage)
             texts["aicompress.json"] = json.dumps(lineage.to_json(), indent=2, ensure_ascii=False) + "\n"
         if len(self.shards) > 1:
-            count = sum(_count(planned.dense) for planned in self.parameters.values())
+            count = sum(p.dense.nbytes // p.dense.dtype.itemsize for p in self.parameters.values())
             texts[f"{self.source.base_name}.safetensors.index.json"] = index_text(self.shards, count)
         if self.layout == "native" and self.config is not None:
             texts.update(modeling_sources())
@@ -179,10 +185,6 @@ def modeling_sources() -> dict[str, str]:
     folder = Path(decoding_aicompress.__file__).parent
     copied = {name: (folder / name).read_text(encoding="utf-8") for name in MODELING_FILES}
     return {**copied, Path(decoding_aicompress.__file__).name: decoding_aicompress.source()}
-
-
-def _count(spec: TensorSpec) -> int:
-    return spec.nbytes // spec.dtype.itemsize
 
 
 def arrange(
@@ -206,10 +208,11 @@ def arrange(
     Raises:
         Refused: the output would touch the input, or two tensors of it would have one name.
     """
+    parameters = {name: replace(planned, info=planned.layer(name)) for name, planned in parameters.items()}
     compressed = {
-        name: (planned.info, planned.weight)
-        for name, planned in parameters.items()
-        if planned.weight is not None and not isinstance(planned.weight, Dense) and planned.info is not None
+        name: (each.info, each.weight)
+        for name, each in parameters.items()
+        if each.info is not None and each.weight is not None and not isinstance(each.weight, Dense)
     }
     config = copy.deepcopy(config if config is not None else checkpoint.config)
     narrowed = {**checkpoint.manifest.widths, **{path: dict(fields) for path, fields in (widths or {}).items()}}
@@ -254,7 +257,7 @@ def _add(specs: dict[str, TensorSpec], more: Mapping[str, TensorSpec]) -> None:
 
 def lineage_step(
     command: str,
-    recipe: Recipe | DistillRecipe | ExportRecipe,
+    recipe: Recipe | DistillRecipe | MadeRecipe,
     source: Source,
     further: Mapping[str, Source] | None = None,
 ) -> dict[str, Any]:
