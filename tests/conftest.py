@@ -43,6 +43,7 @@ SLOW = (
     "cli/test_boundary.py",
     "cli/test_calibration.py",
     "cli/test_new_verb.py",
+    "cli/test_packing.py",
     "cli/test_refused_inputs.py",
     "cli/test_render.py::test_a_report_is_shown_without_importing_torch",
     "cli/test_startup.py",
@@ -141,7 +142,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """
     models = ("models.auto.modeling_auto", "models.llama.modeling_llama", "models.bert.modeling_bert")
     transformers = ("modeling_utils", "generation.utils", "tokenization_utils_base", *models)
-    rooms = ("steps", "layerwise.run", "layerwise.planner", "evaluation.run", "step.layer_latency")
+    rooms = ("steps", "layerwise.run", "layerwise.planner", "evaluation.run", "step.timing.layer_latency")
     modules = (
         *("torch", "pydantic", "rich.console", "typer", "aicompress.report.html"),
         *(f"transformers.{name}" for name in transformers),

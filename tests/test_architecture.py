@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "aicompress"
 # Rooms of the package, from the ground up: a module imports only from its own cell and from cells before it.
 CELLS = (
     ("errors", "discovery", "disk"),
-    ("layer", "weights", "selection", "measure", "data"),
+    ("layer", "weights", "selection", "measure", "data", "lossless"),
     ("methods", "metrics", "checkpoint", "report"),
     ("recipe", "model", "hf"),
     ("pipeline",),
@@ -36,7 +36,7 @@ FLOORS = {
         ("step",),
         ("calibration", "evaluation"),
         ("layerwise", "structured", "channels", "distillation"),
-        ("steps", "inspect", "verify", "export"),
+        ("steps", "inspect", "verify", "export", "packing"),
     ),
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))

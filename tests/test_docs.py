@@ -61,7 +61,9 @@ def test_shell_blocks_run(folder: Path, programs: Path) -> None:
         assert done.returncode == 0, f"{block}\n{done.stderr}"
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "eval", "inspect", "verify", "compare", "methods", "schema"])
+@pytest.mark.parametrize(
+    "command", [*COMMANDS, "pack", "unpack", "eval", "inspect", "verify", "compare", "methods", "schema"]
+)
 def test_every_command_is_shown(command: str) -> None:
     assert f"aicompress {command}" in README
 

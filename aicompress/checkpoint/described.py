@@ -26,8 +26,9 @@ from aicompress.checkpoint.foreign.recognize import (
     settings_of,
 )
 from aicompress.checkpoint.header import TensorRef
+from aicompress.checkpoint.json_text import read_json
 from aicompress.checkpoint.manifest import KEY, Manifest
-from aicompress.checkpoint.source import OTHER_SETTINGS, Source, read_json
+from aicompress.checkpoint.source import OTHER_SETTINGS, Source
 from aicompress.errors import CheckpointError, Unsupported
 from aicompress.weights import TensorSpec
 

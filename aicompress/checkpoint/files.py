@@ -17,6 +17,26 @@ from aicompress.checkpoint.source import Source
 from aicompress.errors import CheckpointError
 
 _CHUNK = 1 << 22  # bytes; with smaller ones the thread that hashes waits for the interpreter more than it works
+EXPANSION = 10_000  # bytes that one stored byte may stand for; a factor of rank 1 in 16,000 columns is half of that
+SMALL = 1 << 20  # bytes that may always be decoded
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, or its name."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def require_likely(decoded: int, stored: int, name: str, path: Path) -> None:
+    """Refuse a compressed parameter that would decode to more bytes than any weight of a model does.
+
+    Raises:
+        CheckpointError: it would.
+    """
+    if decoded > max(SMALL, EXPANSION * stored):
+        raise CheckpointError(
+            f"{path}: {name!r} would decode to {decoded:,} bytes from {stored:,}",
+            f"more than {EXPANSION:,} for one is no weight of a model",
+        )
 
 
 def read_headers(source: Source) -> tuple[dict[str, TensorRef], dict[str, str]]:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from aicompress.checkpoint import bundle
-from aicompress.checkpoint.json_text import parsed
+from aicompress.checkpoint.json_text import Twice, compact, parsed, plain_where_same, unique
 from aicompress.errors import CheckpointError, Unsupported
 from aicompress.weights import TensorSpec
 
@@ -48,6 +48,8 @@ DTYPES: dict[str, torch.dtype] = {
     "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+PACKED = "aicompress_packed"  # the key of a packed file's metadata
+PACKED_SUFFIX = ".packed.safetensors"  # of a packed file in a folder, where no reader looks for weights
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,27 @@ def read_header(path: Path) -> Header:
     """Parse and validate the header of one file; no tensor data is read.
 
     Raises:
-        CheckpointError: missing, truncated, not safetensors, or offsets that do not tile the data exactly.
+        CheckpointError: missing, truncated, not safetensors, packed, or offsets that do not tile the data exactly.
     """
+    text, size = header_text(path)
+    plain, metadata = parsed_header(path, text)
+    if PACKED in metadata:
+        raise packed_error(path)
+    tensors = {name: _tensor(path, name, fields, 8 + len(text)) for name, fields in plain.items()}
+    _check_tiling(path, tensors, 8 + len(text), size)
+    if metadata.items() >= bundle.MARK.items() and [*tensors] == [bundle.NAME]:
+        return _of_bundle(path, tensors[bundle.NAME])
+    return Header(tensors, metadata)
+
+
+def packed_error(path: Path) -> Unsupported:
+    """The refusal of what `pack` wrote by everything that reads weights."""
+    whole = path.parent if path.name.endswith(PACKED_SUFFIX) else path
+    return Unsupported(f"{path} is packed", f"unpack it first: aicompress unpack {whole} OUT")
+
+
+def header_text(path: Path) -> tuple[bytes, int]:
+    """A header's JSON, padding included, and the size of the file; errors as of `read_header`."""
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist", "check the path")
     try:
@@ -93,20 +114,20 @@ def read_header(path: Path) -> Header:
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")
             if len(prefix) < 8 or length > HEADER_LIMIT or 8 + length > size:
-                raise _damaged(path, f"its header claims {length} bytes and the file has {size}")
-            raw = file.read(length)
+                raise damaged(path, f"its header claims {length} bytes and the file has {size}")
+            return file.read(length), size
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}", "check its permissions") from error
-    plain = _parse(path, raw)
+
+
+def parsed_header(path: Path, text: bytes) -> tuple[dict[str, Any], dict[str, str]]:
+    """The entries of a header's JSON, which may be anything, and its metadata; errors as of `read_header`."""
+    plain = _parse(path, text)
     metadata = plain.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise _damaged(path, "its metadata is not a mapping of strings")
-    tensors = {name: _tensor(path, name, fields, 8 + length) for name, fields in plain.items()}
-    _check_tiling(path, tensors, 8 + length, size)
-    if metadata.items() >= bundle.MARK.items() and [*tensors] == [bundle.NAME]:
-        return _of_bundle(path, tensors[bundle.NAME])
-    return Header(tensors, metadata)
+        raise damaged(path, "its metadata is not a mapping of strings")
+    return plain, metadata
 
 
 def _of_bundle(path: Path, whole: TensorRef) -> Header:
@@ -117,13 +138,13 @@ def _of_bundle(path: Path, whole: TensorRef) -> Header:
         packed = file.read(min(length, whole.spec.nbytes))
     base, end = whole.begin + bundle.PREFIX + length, whole.begin + whole.spec.nbytes
     try:
-        plain = parsed(bundle.inflated(packed), _unique)
+        plain = parsed(bundle.inflated(packed), unique)
         listed = {name: (dtype, shape) for name, (dtype, shape) in plain["tensors"].items()}
-        metadata = {key: text if isinstance(text, str) else _text(text) for key, text in plain["metadata"].items()}
-    except _Twice as error:
-        raise _damaged(path, f"{shown(error.args[0])} is in its description twice") from error
+        metadata = {key: text if isinstance(text, str) else compact(text) for key, text in plain["metadata"].items()}
+    except Twice as error:
+        raise damaged(path, f"{shown(error.args[0])} is in its description twice") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise _damaged(path, "the description of its bundle is malformed") from error
+        raise damaged(path, "the description of its bundle is malformed") from error
     tensors: dict[str, TensorRef] = {}
     position = 0
     for name, (dtype, shape) in listed.items():
@@ -136,33 +157,21 @@ def _of_bundle(path: Path, whole: TensorRef) -> Header:
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     """The header's JSON mapping: UTF-8, every key once."""
     try:
-        plain = parsed(raw, _unique)
+        plain = parsed(raw, unique)
         if not isinstance(plain, dict):
-            raise _damaged(path, "its header is not a mapping")
+            raise damaged(path, "its header is not a mapping")
         json.dumps(plain, ensure_ascii=False).encode("utf-8")  # lone surrogates could never be written again
-    except _Twice as error:
-        raise _damaged(path, f"{shown(error.args[0])} is in its header twice") from error
+    except Twice as error:
+        raise damaged(path, f"{shown(error.args[0])} is in its header twice") from error
     except UnicodeError as error:
-        raise _damaged(path, "its header is not JSON in UTF-8") from error
+        raise damaged(path, "its header is not JSON in UTF-8") from error
     except ValueError as error:
-        raise _damaged(path, f"its header is not JSON in UTF-8: {str(error)[:SHOWN]}") from error
+        raise damaged(path, f"its header is not JSON in UTF-8: {str(error)[:SHOWN]}") from error
     return plain
 
 
-class _Twice(ValueError):
-    """A key that a JSON mapping has twice."""
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    pairs_by_key: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in pairs_by_key:
-            raise _Twice(key)
-        pairs_by_key[key] = value
-    return pairs_by_key
-
-
-def _damaged(path: Path, why: str) -> CheckpointError:
+def damaged(path: Path, why: str) -> CheckpointError:
+    """The error of a file that is not what safetensors files are."""
     return CheckpointError(f"{path} is not a complete safetensors file: {why}", "download or copy it again")
 
 
@@ -196,10 +205,10 @@ def _tensor(path: Path, name: str, fields: Any, base: int) -> TensorRef:
         if not all(type(offset) is int and 0 <= offset < 1 << 63 for offset in (begin, end)):
             raise ValueError
     except (TypeError, KeyError, ValueError) as error:
-        raise _malformed(path, name) from error
+        raise malformed(path, name) from error
     spec = _spec(path, name, dtype, shape)
     if end - begin != spec.nbytes:
-        raise _damaged(path, f"tensor {shown(name)} claims {end - begin} bytes, its shape needs {spec.nbytes}")
+        raise damaged(path, f"tensor {shown(name)} claims {end - begin} bytes, its shape needs {spec.nbytes}")
     return TensorRef(path, spec, base + begin)
 
 
@@ -210,15 +219,16 @@ def _spec(path: Path, name: str, dtype: Any, shape: Any) -> TensorSpec:
         if not isinstance(dtype, str):
             raise TypeError
     except (TypeError, ValueError) as error:
-        raise _malformed(path, name) from error
+        raise malformed(path, name) from error
     if dtype not in DTYPES:
         message = f"{path}: tensor {shown(name)} has dtype {shown(dtype)}"
         raise Unsupported(message, f"supported: {', '.join(DTYPES)}")
     return TensorSpec(DTYPES[dtype], sizes)
 
 
-def _malformed(path: Path, name: str) -> CheckpointError:
-    return _damaged(path, f"the entry of tensor {shown(name)} is malformed")
+def malformed(path: Path, name: str) -> CheckpointError:
+    """The error of a tensor whose entry says nothing."""
+    return damaged(path, f"the entry of tensor {shown(name)} is malformed")
 
 
 def _check_tiling(path: Path, tensors: Mapping[str, TensorRef], base: int, size: int) -> None:
@@ -226,10 +236,10 @@ def _check_tiling(path: Path, tensors: Mapping[str, TensorRef], base: int, size:
     position = base
     for name, ref in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].spec.nbytes)):
         if ref.begin != position:
-            raise _damaged(path, f"a hole or an overlap in the data before tensor {shown(name)}")
+            raise damaged(path, f"a hole or an overlap in the data before tensor {shown(name)}")
         position += ref.spec.nbytes
     if position != size:
-        raise _damaged(path, f"its tensors end at byte {position} and the file has {size}")
+        raise damaged(path, f"its tensors end at byte {position} and the file has {size}")
 
 
 def build_header(
@@ -272,7 +282,9 @@ def build_bundle(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -
         metadata: as of the file that the bundle stands for; what is JSON is kept as such.
     """
     listed = {name: [DTYPE_NAMES[spec.dtype], list(spec.shape)] for name, spec in specs.items()}
-    description = bundle.deflated({"tensors": listed, "metadata": {k: _plain(text) for k, text in metadata.items()}})
+    description = bundle.deflated(
+        {"tensors": listed, "metadata": {k: plain_where_same(text) for k, text in metadata.items()}}
+    )
     data = sum(spec.nbytes for spec in specs.values())
     whole = {bundle.NAME: TensorSpec(torch.uint8, (len(description) + data,))}
     first, _ = build_header(whole, bundle.MARK)
@@ -282,17 +294,3 @@ def build_bundle(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -
         begins[name] = position
         position += spec.nbytes
     return first + description, begins
-
-
-def _plain(text: str) -> Any:
-    """What a text of JSON says, where writing that gives the same text; else the text."""
-    try:
-        plain = parsed(text.encode())
-    except ValueError:
-        return text
-    return plain if isinstance(plain, dict) and _text(plain) == text else text
-
-
-def _text(plain: Any) -> str:
-    """JSON as a manifest is written."""
-    return json.dumps(plain, separators=(",", ":"), ensure_ascii=False)

@@ -45,6 +45,10 @@ class Entry:
         """The dense parameter."""
         return from_matrix(weight.dense(), self.dense.shape, self.transposed).to(self.dense.dtype)
 
+    def read_as(self, weight: Weight) -> Entry:
+        """The same parameter in the form that it is read in, where its codes are entropy-coded in the files."""
+        return replace(self, meta=weight.meta(), suffixes=tuple(weight.tensors()))
+
     def to_json(self) -> dict[str, Any]:
         plain: dict[str, Any] = {
             "shape": list(self.dense.shape),

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
+import functools
+import itertools
+import operator
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from aicompress.checkpoint.source import Source
@@ -63,6 +68,11 @@ def require_apart(source: Source, out: Path) -> None:
         raise Refused(f"{out} lies inside the input {source.path}", hint)
     if any(file.is_relative_to(place) for file in inputs):
         raise Refused(f"{out} holds the input {source.path}", hint)
+
+
+def shared_mode(files: Iterable[Path]) -> int:
+    """Permissions of an output's files: nobody may read it who may not read an input."""
+    return functools.reduce(operator.and_, (file.stat().st_mode for file in files), 0o666) | 0o600
 
 
 def lock(work: Path) -> int:
@@ -154,3 +164,27 @@ def identity(path: Path) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return status.st_dev, status.st_ino
+
+
+def make_parents(path: Path, made: list[Path]) -> None:
+    """Make the folders above a path that are missing, and add each to `made`, so that a failure can remove them."""
+    for parent in reversed([parent for parent in path.parents if not parent.exists()]):
+        parent.mkdir()
+        made.append(parent)
+
+
+def remove_parents(made: list[Path]) -> None:
+    """Remove folders that `make_parents` made and nothing lies in."""
+    for parent in reversed(made):
+        if not any(parent.iterdir()):
+            parent.rmdir()
+
+
+def take_name_beside(finished: Path, out: Path, suffix: str) -> Path:
+    """Rename a finished output to the first free name beside its place: `w4-1` for `w4`; returns its path."""
+    for number in itertools.count(1):
+        beside = out.with_name(f"{out.name.removesuffix(suffix)}-{number}{suffix}")
+        with contextlib.suppress(FileExistsError):
+            take_free_place(finished, beside)
+            return beside
+    raise AssertionError("unreachable")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from aicompress.checkpoint.compressed_tensors.entries import CT_SUFFIXES, ct_restore
 from aicompress.checkpoint.described import description
-from aicompress.checkpoint.files import digests, read_headers, read_tensor, require_finite
+from aicompress.checkpoint.files import digests, first_line, read_headers, read_tensor, require_finite, require_likely
 from aicompress.checkpoint.foreign.reading import ForeignWeights
 from aicompress.checkpoint.header import DTYPE_NAMES, DTYPES, TensorRef
 from aicompress.checkpoint.layouts import native_names
@@ -22,16 +22,9 @@ from aicompress.checkpoint.naming import is_transposed, kinds_among, layer_name
 from aicompress.checkpoint.source import Source, locate
 from aicompress.errors import CheckpointError, Unsupported
 from aicompress.layer import Kind, Layer, LayerInfo, as_matrix
-from aicompress.weights import Dense, TensorSpec, Weight, form_of
+from aicompress.weights import Dense, TensorSpec, Weight, fixed_width, form_of
 
 NONSENSE = (RuntimeError, ValueError, TypeError, KeyError, IndexError)  # what restoring it raises
-EXPANSION = 10_000  # bytes that one stored byte may stand for; a factor of rank 1 in 16,000 columns is half of that
-SMALL = 1 << 20  # bytes that may always be decoded
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an error says, or its name."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @dataclass(frozen=True)
@@ -116,11 +109,7 @@ class Checkpoint:
             if not fits:
                 raise self._inconsistent(name)
             stored = sum(self.tensors[disk].spec.nbytes for disk in names.values())
-            if entry.dense.nbytes > max(SMALL, EXPANSION * stored):
-                raise CheckpointError(
-                    f"{self.path}: {name!r} would decode to {entry.dense.nbytes:,} bytes from {stored:,}",
-                    f"more than {EXPANSION:,} for one is no weight of a model",
-                )
+            require_likely(entry.dense.nbytes, stored, name, self.path)
 
     def _inconsistent(self, name: str, why: str = "") -> CheckpointError:
         return CheckpointError(
@@ -167,11 +156,22 @@ class Checkpoint:
         return {name: self.tensors[name].spec for name in self.own_names(parameter).values()}
 
     def outline(self, parameter: str) -> Weight | None:
-        """A compressed parameter in the form it is stored in, without data; None for a plain one."""
+        """A compressed parameter in the form it is read in, without data; None for a plain one."""
+        stored = self.stored_outline(parameter)
+        return None if stored is None else fixed_width(stored)
+
+    def stored_outline(self, parameter: str) -> Weight | None:
+        """The same in the form that the files hold, where codes may be entropy-coded."""
         if parameter in self.foreign.weights:
             return self.foreign.weights[parameter].outline
         entry = self.manifest.entries.get(parameter)
         return None if entry is None else self.restored(parameter, entry, self._no_data)
+
+    @property
+    def entropy_coded(self) -> bool:
+        """Whether some of its codes are entropy-coded."""
+        outlines = (self.stored_outline(name) for name in self.manifest.entries)
+        return any(outline is not None and fixed_width(outline) is not outline for outline in outlines)
 
     def layers(self, kinds: Mapping[str, Kind | None] | None = None) -> list[LayerInfo]:
         """Every layer, in file order; a low-rank layer gives its two factors.
@@ -188,18 +188,18 @@ class Checkpoint:
         transposed = entry.transposed if entry else kind == "linear" and is_transposed(name, self.config)
         columns = spec.shape[-1] if kind == "experts" else int(np.prod(spec.shape[1:]))
         shape = (int(np.prod(spec.shape)) // columns, columns)
-        outline, owners = self.outline(name), self.manifest.owners(name)
+        outline, stored, owners = self.outline(name), self.stored_outline(name), self.manifest.owners(name)
         form = Dense.form if outline is None else outline.form
         whole = LayerInfo(
             layer_name(name), name, kind, shape[::-1] if transposed else shape, spec.shape, spec.dtype, transposed,
             "", form, self.nbytes(name), outline, owners.get("", ""),
         )  # fmt: skip
-        if outline is None or not outline.parts():
+        if outline is None or stored is None or not outline.parts():
             return [whole]
         return [
             LayerInfo(
                 f"{whole.name}.{form}.{part}", name, kind, weight.shape, spec.shape, spec.dtype, transposed,
-                part, weight.form, 0 if part in owners else outline.part_nbytes(part), weight, owners.get(part, ""),
+                part, weight.form, 0 if part in owners else stored.part_nbytes(part), weight, owners.get(part, ""),
             )
             for part, weight in outline.parts().items()
         ]  # fmt: skip
@@ -229,7 +229,7 @@ class Checkpoint:
         return read_tensor(self.tensors[name].rows(start, stop), name)
 
     def weight(self, parameter: str) -> Weight:
-        """A parameter in the form it is stored in, as a matrix (out, in).
+        """A parameter in the form it is stored in, as a matrix (out, in); what is entropy-coded has its fixed width.
 
         Raises:
             CheckpointError: a compressed parameter is not what its description says, or a scale, factor or value of it
@@ -240,7 +240,7 @@ class Checkpoint:
             return Dense(as_matrix(self.read(parameter)))
         kept = self.foreign.is_kept(parameter)
         try:
-            weight = self.foreign.weight(parameter) if kept else self.restored(parameter, entry, self.read)
+            weight = self.foreign.weight(parameter) if kept else fixed_width(self.restored(parameter, entry, self.read))
         except NONSENSE as error:
             raise CheckpointError(
                 f"{self.path}: {parameter!r} cannot be decoded: {first_line(error)}",

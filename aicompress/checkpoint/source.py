@@ -7,15 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from aicompress.checkpoint.json_text import parsed
+from aicompress.checkpoint.header import PACKED_SUFFIX, packed_error
+from aicompress.checkpoint.json_text import parsed, read_json
 from aicompress.errors import CheckpointError, nearest
 
 INDEX = "model.safetensors.index.json"
-# Weights in other formats would be stale beside the new ones; reports and manifests are written anew.
+# Weights in other formats would be stale beside the new ones.
 _OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".tflite", ".pkl"}
 _NO_PICKLES = {".gguf": "GGUF", ".onnx": "ONNX", ".h5": "Keras", ".msgpack": "Flax", ".tflite": "TensorFlow Lite"}
 MODELING_FILES = ("modeling_aicompress.py", "layers_aicompress.py", "decoding_aicompress.py")
-_WRITTEN_ANEW = {"config.json", "aicompress.json", "report.json", "report.md", "report.html", *MODELING_FILES}
+REPORTS = ("report.json", "report.md", "report.html")
+# Beside the reports of the checkpoint itself, which come along as they are.
+PACKING_REPORTS = tuple(f"{command}.{name}" for command in ("pack", "unpack") for name in REPORTS)
+_WRITTEN_ANEW = {"config.json", "aicompress.json", *REPORTS, *PACKING_REPORTS, *MODELING_FILES}
 _INDEXES = re.compile(r"\.safetensors\.index(?:\.\w+)?\.json$")  # of any base name; of a variant too
 WEIGHT_NAMES = ("diffusion_pytorch_model",)  # of weights that other readers than transformers look for
 # Where other tools write how they quantized, and the method that such a file means; an output is no more what it says.
@@ -99,7 +103,7 @@ def locate(name: str | Path) -> Source:
     if path.name.endswith(".index.json") or _INDEXES.search(path.name):
         if (path.parent / "config.json").is_file():
             return _directory(path.parent, path)
-        files, weight_map = _indexed(path)
+        files, weight_map = indexed(path)
         return Source(path, files, weight_map, None, None)
     if path.suffix == ".safetensors":
         return Source(path, (path,), {}, None, None)
@@ -127,26 +131,27 @@ def _directory(folder: Path, index: Path | None = None) -> Source:
     weight_map: dict[str, str] = {}
     files: tuple[Path, ...]
     if index is not None:
-        files, weight_map = _indexed(index)
+        files, weight_map = indexed(index)
     elif (folder / "model.safetensors").is_file():
         files = (folder / "model.safetensors",)
     elif (folder / INDEX).is_file():
-        files, weight_map = _indexed(folder / INDEX)
+        files, weight_map = indexed(folder / INDEX)
     elif len(indexes := [path for path in sorted(folder.iterdir()) if _INDEXES.search(path.name)]) == 1:
-        files, weight_map = _indexed(indexes[0])
+        files, weight_map = indexed(indexes[0])
     else:
         files = tuple(sorted(folder.glob("*.safetensors")))
-        if len(files) != 1:
+        packed = bool(files) and all(file.name.endswith(PACKED_SUFFIX) for file in files)  # refused where one is read
+        if len(files) != 1 and not packed:
             holding = f"{len(files)} safetensors files and no index" if files else "no safetensors file"
             raise CheckpointError(f"{folder} holds {holding}", _expected(folder))
     for file in files:
-        if _leads_outside(folder, file):
+        if leads_outside(folder, file):
             raise CheckpointError(
                 f"{file} is a link to {file.resolve()}, outside its folder",
                 "copy the weights into the folder, or give the file itself as IN",
             )
     side, left = _side_files(folder, set(files))
-    outside = tuple(relative for relative in side if _leads_outside(folder, folder / relative))
+    outside = tuple(relative for relative in side if leads_outside(folder, folder / relative))
     side = tuple(relative for relative in side if relative not in outside)
     return Source(folder, files, weight_map, folder, config, side, left, outside)
 
@@ -156,7 +161,7 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
-def _leads_outside(folder: Path, file: Path) -> bool:
+def leads_outside(folder: Path, file: Path) -> bool:
     """Whether a link leads out of a checkpoint's folder; the blobs beside a snapshot of the hub's cache are its own."""
     place, home = file.resolve(), folder.resolve()
     blobs = home.parent.parent / "blobs"
@@ -230,7 +235,7 @@ def encoder_folder(folder: Path) -> Path | None:
         return None  # a file of that name that says something else
 
 
-def _indexed(index: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
+def indexed(index: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
     """Shards that an index names; each must lie in the index's folder."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(f, str) and f for f in weight_map.values()):
@@ -243,6 +248,8 @@ def _indexed(index: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
                 f"{index} names {name!r}, a file outside its folder", "refused: the index is not safe"
             )
     missing = [name for name in names if not (index.parent / name).is_file()]
+    if packed := [path for path in index.parent.glob(f"*{PACKED_SUFFIX}") if missing]:
+        raise packed_error(packed[0])
     if missing:
         raise CheckpointError(
             f"{index.parent} lacks {len(missing)} of {len(names)} shards: {', '.join(missing[:3])}", "download it again"
@@ -263,24 +270,6 @@ def _config(path: Path) -> dict[str, Any]:
     return config
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON mapping.
-
-    Raises:
-        CheckpointError: it cannot be read, or is something else.
-    """
-    try:
-        plain = parsed(path.read_bytes())
-    except ValueError as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{path} is not JSON: {reason}", "download or copy it again") from error
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}", "check its permissions") from error
-    if not isinstance(plain, dict):
-        raise CheckpointError(f"{path} is not a JSON mapping", "download or copy it again")
-    return plain
-
-
 def _download(name: str) -> Path:
     """A snapshot of a hub repository without its pickles and other formats."""
     from huggingface_hub import snapshot_download
@@ -297,7 +286,5 @@ def _download(name: str) -> Path:
             f"{name} is not in the local cache and the hub cannot be reached", "go online, or give a local directory"
         ) from error
     except (HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(
-            f"{name} cannot be downloaded: {reason}", "check the name, the network and HF_TOKEN"
-        ) from error
+        message = f"{name} cannot be downloaded: {str(error).strip().splitlines()[0]}"
+        raise CheckpointError(message, "check the name, the network and HF_TOKEN") from error

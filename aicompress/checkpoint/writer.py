@@ -7,7 +7,6 @@ removes it, so an output is a finished checkpoint or does not exist.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import shutil
 import threading
@@ -20,13 +19,25 @@ import torch
 from torch import Tensor
 
 from aicompress.checkpoint.journal import NAME as JOURNAL
-from aicompress.checkpoint.place import identity, lock, require_free, take_free_place, take_place, working_path
+from aicompress.checkpoint.place import (
+    identity,
+    lock,
+    make_parents,
+    remove_parents,
+    require_free,
+    take_free_place,
+    take_name_beside,
+    take_place,
+    working_path,
+)
 from aicompress.checkpoint.shards import ShardPlan, index_text, plan_shards
 from aicompress.checkpoint.written import named, require_own_reports, strangers
 from aicompress.disk import disk_errors, empty, fsync, readable, write_at
 from aicompress.errors import CompressError, OutputExists, Refused
 from aicompress.measure import nbytes
 from aicompress.weights import TensorSpec
+
+REPLACED = ".replaced"  # how the names of weight files end that were begun anew
 
 
 class CheckpointWriter:
@@ -53,46 +64,36 @@ class CheckpointWriter:
     ) -> None:
         self.out = out.resolve()
         self.single = out.suffix == ".safetensors"
-        self.shards = shards
         self.work = working_path(out)
         self.resume = resume and (self.work / JOURNAL).is_file()
-        self._shard_of = {name: shard for shard in shards for name in shard.specs}
-        self._left = {name: spec.nbytes for shard in shards for name, spec in shard.specs.items()}
-        self._counting = threading.Lock()
-        self._open: dict[str, int] = {}
+        self._lay_out(shards)
+        self._counting, self._open = threading.Lock(), dict[str, int]()
         self._lock: int | None = None
-        self._extra: list[Path] = []
-        self._parents: list[Path] = []
+        self._extra, self._parents = list[Path](), list[Path]()
         self._sealed = False
         self._replaces = identity(self.out)
         self._overwrite = overwrite
         self.mode = mode
+
+    def _lay_out(self, shards: tuple[ShardPlan, ...]) -> None:
+        self.shards = shards
+        self._shard_of = {name: shard for shard in shards for name in shard.specs}
+        self._left = {name: spec.nbytes for shard in shards for name, spec in shard.specs.items()}
 
     def __enter__(self) -> Self:
         if self._replaces is not None and not self._overwrite:
             raise OutputExists(f"{self.out} exists", "choose another path, or give --overwrite")
         try:
             with disk_errors(self.out):
-                self._make_parents()
+                make_parents(self.work, self._parents)
                 self.work.mkdir(exist_ok=True)
                 self._lock = lock(self.work)
-                if self.resume:
-                    self._require_whole()
-                else:
-                    empty(self.work)
-                for shard in self.shards:
-                    self._start(shard)
+                self._require_whole() if self.resume else empty(self.work)
+                self._start()
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise
         return self
-
-    def _make_parents(self) -> None:
-        """Missing parents of the output, remembered so that a failure can take them away again."""
-        missing = [parent for parent in self.work.parents if not parent.exists()]
-        for parent in reversed(missing):
-            parent.mkdir()
-            self._parents.append(parent)
 
     def _require_whole(self) -> None:
         for shard in self.shards:
@@ -100,13 +101,13 @@ class CheckpointWriter:
             if not path.is_file() or path.stat().st_size != shard.nbytes:
                 raise Refused(f"{path} is not what the stopped run left", "run without --resume to start again")
 
-    def _start(self, shard: ShardPlan) -> None:
-        """Create a file at its full size, or open the one of a stopped run, which has its header already."""
-        descriptor = os.open(self.work / shard.name, os.O_RDWR | os.O_CREAT, self.mode)
-        self._open[shard.name] = descriptor
-        if not self.resume:
-            write_at(descriptor, memoryview(shard.layout[0]), 0)
-            os.truncate(descriptor, shard.nbytes)
+    def _start(self) -> None:
+        """Create the files at their full sizes, or open those of a stopped run, which have their headers already."""
+        for shard in self.shards:
+            descriptor = self._open[shard.name] = os.open(self.work / shard.name, os.O_RDWR | os.O_CREAT, self.mode)
+            if not self.resume:
+                write_at(descriptor, memoryview(shard.layout[0]), 0)
+                os.truncate(descriptor, shard.nbytes)
 
     def put(self, name: str, tensor: Tensor) -> None:
         """Write one tensor.
@@ -181,6 +182,16 @@ class CheckpointWriter:
         with disk_errors(self.out):
             write_at(self._open[first.name], memoryview(header), 0)
 
+    def restart(self, shards: tuple[ShardPlan, ...]) -> None:
+        """Begin the weight files anew with other tensors; those so far end in `.replaced`, and nothing resumes them."""
+        self._close()
+        (self.work / JOURNAL).unlink(missing_ok=True)
+        for shard in self.shards:
+            os.replace(self.work / shard.name, self.work / f"{shard.name}{REPLACED}")
+        self.resume = False
+        self._lay_out(shards)
+        self._start()
+
     def seal(self) -> None:
         """Finish: fsync, then rename into place.
 
@@ -201,6 +212,10 @@ class CheckpointWriter:
             fsync(self.out.parent)
         self._sealed = True
 
+    def _finished(self) -> Path:
+        """What takes the output's place."""
+        return self.work / self.shards[0].name if self.single else self.work
+
     def names(self) -> tuple[str, ...]:
         """The files so far, below the output's directory."""
         shards = [shard.name for shard in self.shards]
@@ -213,9 +228,10 @@ class CheckpointWriter:
             CompressError: something has come to the output's place since the run began. It stays, and so does the
                 finished output, beside it.
         """
+        taken = f"{self.out} was made by somebody else while this ran, and is not replaced"
         if identity(self.out) != self._replaces:
-            raise self._kept_beside(f"{self.out} was made by somebody else while this ran, and is not replaced")
-        finished = self.work / self.shards[0].name if self.single else self.work
+            raise self._kept_beside(taken)
+        finished = self._finished()
         if self.single:
             self._require_own_file()
             for extra in self._extra:
@@ -230,9 +246,7 @@ class CheckpointWriter:
             else:
                 self._require_none(take_place(finished, self.out))
         except FileExistsError as error:
-            raise self._kept_beside(
-                f"{self.out} was made by somebody else while this ran, and is not replaced"
-            ) from error
+            raise self._kept_beside(taken) from error
         if self.single:
             shutil.rmtree(self.work)
 
@@ -256,16 +270,10 @@ class CheckpointWriter:
     def _kept_beside(self, message: str) -> CompressError:
         """Give the finished output a name of its own, and the error that tells it."""
         suffix = ".safetensors" if self.single else ""
-        stem = self.out.name.removesuffix(suffix)
-        finished = self.work / self.shards[0].name if self.single else self.work
-        for number in itertools.count(1):
-            beside = self.out.with_name(f"{stem}-{number}{suffix}")
-            with contextlib.suppress(FileExistsError):
-                take_free_place(finished, beside)
-                break
+        beside = take_name_beside(self._finished(), self.out, suffix)
         for extra in self._extra if self.single else ():
             with contextlib.suppress(FileExistsError):
-                take_free_place(extra, beside.with_name(f"{stem}-{number}.{extra.name}"))
+                take_free_place(extra, beside.with_name(f"{beside.name.removesuffix(suffix)}.{extra.name}"))
         self._sealed = True
         if self.work.exists():
             shutil.rmtree(self.work)
@@ -281,17 +289,12 @@ class CheckpointWriter:
     ) -> None:
         self._close()
         if self._lock is None:  # nothing here is ours
-            self._remove_parents()
+            remove_parents(self._parents)
             return
         if not self._sealed and not isinstance(error, KeyboardInterrupt):
             shutil.rmtree(self.work, ignore_errors=True)  # the error on its way out matters more
-            self._remove_parents()
+            remove_parents(self._parents)
         os.close(self._lock)
-
-    def _remove_parents(self) -> None:
-        for parent in reversed(self._parents):
-            if not any(parent.iterdir()):
-                parent.rmdir()
 
 
 __all__ = ["CheckpointWriter", "ShardPlan", "index_text", "plan_shards", "require_free", "working_path"]

@@ -5,20 +5,20 @@ A step records the files of its output in report.json. The outputs of versions t
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from aicompress.checkpoint.header import read_header
+from aicompress.checkpoint.header import PACKED, header_text, parsed_header
 from aicompress.checkpoint.json_text import parsed
 from aicompress.checkpoint.manifest import KEY
-from aicompress.checkpoint.source import MODELING_FILES, WEIGHT_NAMES
+from aicompress.checkpoint.source import MODELING_FILES, PACKING_REPORTS, REPORTS, WEIGHT_NAMES
 from aicompress.errors import CheckpointError, OutputExists
 
-REPORT = "report.json"
-REPORTS = (REPORT, "report.md", "report.html")
+REPORT = REPORTS[0]
 _SHOWN = 5  # strangers that an error names
 
 _CONVENTIONAL = re.compile(
@@ -109,10 +109,17 @@ class _Conventional:
 def _recorded(folder: Path) -> frozenset[str] | _Conventional:
     """What a step wrote into a folder; nothing where no step did."""
     report, manifest = _json(folder / REPORT), _json(folder / f"{KEY}.json")
-    if _is_report(report) and isinstance(report.get("files"), list) and report["files"]:
-        return frozenset(map(str, report["files"]))
+    others = [_json(folder / name) for name in PACKING_REPORTS if name.endswith(REPORT)]
+    listing = [each for each in (report, *others) if _lists_files(each)]
+    if listing:
+        return frozenset(str(name) for each in listing for name in each["files"])
     stepped = isinstance(manifest, dict) and "lineage" in manifest
     return _Conventional() if _is_report(report) or stepped else frozenset()
+
+
+def _lists_files(report: Any) -> bool:
+    """Whether it is a report that says what a step wrote."""
+    return _is_report(report) and isinstance(report.get("files"), list) and bool(report["files"])
 
 
 def _is_report(plain: Any) -> bool:
@@ -120,11 +127,22 @@ def _is_report(plain: Any) -> bool:
 
 
 def _is_own_file(file: Path) -> bool:
-    """Whether a weight file says in its header that a step wrote it."""
+    """Whether a weight file says in its header that a step wrote it, or the report beside it notes its digest."""
     try:
-        return KEY in read_header(file).metadata
+        _, metadata = parsed_header(file, header_text(file)[0])
     except CheckpointError:
         return False
+    return KEY in metadata or PACKED in metadata or _is_unpacked(file)
+
+
+def _is_unpacked(file: Path) -> bool:
+    """Whether a file is as `unpack` wrote it, which adds nothing to its header."""
+    report = _json(file.with_name(f"{file.name.removesuffix('.safetensors')}.{REPORT}"))
+    if not _is_report(report) or report.get("command") != "unpack":
+        return False
+    noted = report["after"].get("sha256") if isinstance(report.get("after"), dict) else None
+    with file.open("rb") as stream:
+        return isinstance(noted, dict) and hashlib.file_digest(stream, "sha256").hexdigest() in noted.values()
 
 
 def _json(file: Path) -> Any:

@@ -21,6 +21,7 @@ from aicompress.cli import (
     verify,
 )
 from aicompress.cli.boundary import guarded
+from aicompress.cli.packing import pack, unpack
 
 app = typer.Typer(
     name="aicompress",
@@ -57,6 +58,8 @@ for name, module, panel in (
     ("prune", prune, _STEPS),
     ("distill", distill, _STEPS),
     ("export", export, _STEPS),
+    ("pack", pack, _STEPS),
+    ("unpack", unpack, _STEPS),
     ("eval", evaluate, _STEPS),
     ("inspect", inspect, _READ),
     ("verify", verify, _READ),

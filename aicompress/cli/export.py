@@ -14,6 +14,8 @@ EXAMPLES = """Examples:
 
 aicompress export w4/ dense/ --to dense
 
+aicompress export w4/ smaller/ --to entropy
+
 aicompress export hf://org/model-fp8 model/ --to dense --max-shard-size 5GB
 
 aicompress export model/ merged/ --to dense --adapter lora/ --adapter style/:0.5
@@ -25,6 +27,8 @@ class To(StrEnum):
     """What an output can be."""
 
     dense = "dense"
+    entropy = "entropy"
+    fixed = "fixed"
     compact = "compact"
 
 
@@ -35,8 +39,9 @@ def command(
         To,
         typer.Option(
             "--to",
-            help="dense: every weight decoded, a plain checkpoint that any reader loads. compact: every weight as it "
-            "is stored, in one file whose names, shapes and description take a few hundred bytes.",
+            help="dense: every weight decoded, a plain checkpoint that any reader loads. entropy: the same weights, "
+            "codes and masks entropy-coded; fixed: codes of a fixed width again. compact: every weight as it is "
+            "stored, in one file whose names, shapes and description take a few hundred bytes.",
             rich_help_panel=o.STEP,
         ),
     ],
@@ -48,7 +53,7 @@ def command(
     quiet: o.Quiet = False,
     as_json: o.AsJson = False,
 ) -> None:
-    """Decode a compressed or quantized checkpoint into a plain one, or write a small one with a short header."""
+    """Decode a compressed or quantized checkpoint into a plain one, or store the same weights in another way."""
     from aicompress.cli.progress import reporter
     from aicompress.pipeline import export
     from aicompress.pipeline.step.options import Options
@@ -56,7 +61,8 @@ def command(
     from aicompress.recipe.section import validated
 
     flags = Flags(dry_run, overwrite, False, max_shard_size, latency.value, quiet, as_json)
-    recipe = ExportRecipe(method=validated(Target, {"name": to.value}, "to"))
+    storage = to.value if to in (To.entropy, To.fixed) else None
+    recipe = ExportRecipe(method=validated(Target, {"name": to.value}, "to"), storage=storage)
     planned = export.make_plan(adapted(source, adapter), destination(out, flags), recipe)
     options = Options(latency=flags.latency, progress=reporter(flags.quiet))
     conclude(planned, flags, lambda: export.run(planned, options))

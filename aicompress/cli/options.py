@@ -107,6 +107,16 @@ EffortName = Annotated[
         show_default=False,
     ),
 ]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        "--base",
+        metavar="BASE",
+        help="The checkpoint that IN was fine-tuned from, say: only the difference to it is stored.",
+        rich_help_panel=STEP,
+        show_default=False,
+    ),
+]
 DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Print the plan and the exact output bytes; write nothing.", rich_help_panel=RUN),

@@ -165,10 +165,16 @@ def _require_own_page(path: Path) -> None:
         raise OutputExists(f"aicompress did not write {path}", "nothing else is ever replaced: choose another FILE")
 
 
+def _report_in(folder: Path) -> Path:
+    """The report of what made a folder: a packed one holds that of its input as well."""
+    names = ("pack.report.json", "report.json", "unpack.report.json")
+    return next((folder / name for name in names if (folder / name).is_file()), folder / "report.json")
+
+
 def _report(path: Path) -> Report:
     from aicompress.report.model import Report
 
-    file = path / "report.json" if path.is_dir() else path
+    file = _report_in(path) if path.is_dir() else path
     if file.suffix == ".safetensors":
         file = file.with_name(f"{file.name.removesuffix('.safetensors')}.report.json")
     try:

@@ -143,8 +143,15 @@ def destination(out: Path, flags: Flags) -> Any:
     return Destination(out, parse_bytes(flags.max_shard_size) if flags.max_shard_size else None, flags.overwrite)
 
 
-def conclude(planned: Any, flags: Flags, execute: Any) -> None:
-    """Print the plan of a dry run; otherwise run it, print its report and judge its gates."""
+def conclude(planned: Any, flags: Flags, execute: Any, readable: Path | None = None) -> None:
+    """Print the plan of a dry run; otherwise run it, print its report and judge its gates.
+
+    Args:
+        planned: the plan.
+        flags: as given.
+        execute: runs it, and gives the report.
+        readable: the report's page; None where it has the usual name.
+    """
     from aicompress.cli import render
     from aicompress.pipeline.step.workers import is_first
     from aicompress.report.gates import require
@@ -164,7 +171,8 @@ def conclude(planned: Any, flags: Flags, execute: Any) -> None:
             print(report.to_json(), end="")
         elif not flags.quiet:
             render.report(report)
-            print(f"\nreport: {report_path(planned.output.destination.path, planned.recipe.report.html)}")
+            page = readable or report_path(planned.output.destination.path, planned.recipe.report.html)
+            print(f"\nreport: {page}")
         sys.stdout.flush()
     finally:
         require(report.gates)  # also where nobody could read the report

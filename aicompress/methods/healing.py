@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from torch import Tensor
+
 from aicompress.discovery import members
 from aicompress.errors import RecipeError, suggestion
 from aicompress.methods.method import MethodConfig
@@ -46,6 +48,27 @@ ConfigT = TypeVar("ConfigT", bound=ModeConfig)
 
 
 @dataclass(frozen=True)
+class Recodes(Generic[ConfigT]):
+    """What a mode does whose plain tensors are learnt as codes. Matrices are (out, in); a vector is a column.
+
+    Attributes:
+        outline: (shape) -> the form that a matrix is written in, without data.
+        start: (matrix, config) -> what is learnt beside a matrix, by suffix, as vectors.
+        running: (matrix, learnt) -> the matrix that the model runs with, differentiable in both.
+        bits: (matrix, learnt, noise between -1/2 and 1/2, or None) -> bits that its codes take, differentiable.
+        written: (matrix, learnt) -> the matrix in its form: exactly the one that the model runs with.
+        price: (share of the steps that are done, config) -> what one bit a weight adds to the loss.
+    """
+
+    outline: Callable[[tuple[int, int]], Weight]
+    start: Callable[[Tensor, ConfigT], dict[str, Tensor]]
+    running: Callable[[Tensor, Mapping[str, Tensor]], Tensor]
+    bits: Callable[[Tensor, Mapping[str, Tensor], Tensor | None], Tensor]
+    written: Callable[[Tensor, Mapping[str, Tensor]], Weight]
+    price: Callable[[float, ConfigT], float]
+
+
+@dataclass(frozen=True)
 class Mode(Generic[ConfigT]):
     """What moves of a student while it learns. A moved tensor is written in the form and dtype that it had.
 
@@ -60,6 +83,7 @@ class Mode(Generic[ConfigT]):
         relax: (weight) -> the weight with real numbers in the place of codes that move, as `latent.relaxed` gives it;
             None where none do.
         keeps_zeros: zeros of matrices stay zero; else the recipe's training section decides.
+        recodes: how plain tensors that move are learnt as codes, and written as such; None for tensors that stay real.
     """
 
     name: str
@@ -73,6 +97,7 @@ class Mode(Generic[ConfigT]):
     relative: Callable[[Weight], frozenset[str]] = field(kw_only=True, default=lambda weight: weight.scale_suffixes())
     relax: Callable[[Weight], Weight] | None = field(kw_only=True, default=None)
     keeps_zeros: bool = field(kw_only=True, default=False)
+    recodes: Recodes[ConfigT] | None = field(kw_only=True, default=None)
 
 
 def modes() -> Mapping[str, Mode[Any]]:

@@ -116,6 +116,11 @@ class LayerMethod(Method, Generic[C]):
         """Whether what it stores can move on towards what a block gave before: codes, or factors of one layer."""
         return self.command in ("quantize", "factorize") and self.shares is None
 
+    @property
+    def leaves(self) -> bool:
+        """Whether it leaves selected layers as they are that no other one goes with."""
+        return self.couples is not None or (self.shares is not None and not self.shares.alone)
+
     def planned(self, info: LayerInfo, config: C) -> Weight:
         """Outline of a layer as it is stored: of one that is sparse, the survivors alone where that is smaller."""
         outline = self.outline(info, config)

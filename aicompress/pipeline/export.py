@@ -1,4 +1,4 @@
-"""Write a checkpoint with every parameter decoded, as readers of plain ones load it, or one with a short header."""
+"""Write a checkpoint in another way: every parameter decoded, codes entropy-coded or not, or with a short header."""
 
 from __future__ import annotations
 
@@ -87,9 +87,15 @@ def make_plan(source: str | Path | Adapted, destination: Destination, recipe: Ex
         require_loads(checkpoint, output.config, plain.parameters(), {})
         layers = tuple(_as_stored(checkpoint, info) for info in plain.layers(opened.kinds))
     else:
-        _require_bare(checkpoint, destination)
         layers = tuple(checkpoint.layers(opened.kinds))
-        output = arrange(checkpoint, replace(destination, bundled=True), _as_they_are(checkpoint, layers), step)
+        if recipe.method.shortens:
+            _require_bare(checkpoint, destination)
+            destination = replace(destination, bundled=True)
+        elif not checkpoint.manifest.entries:
+            raise Refused(
+                f"{checkpoint.path} has no codes that could be stored otherwise", "quantize or prune it first"
+            )
+        output = arrange(checkpoint, destination, _as_they_are(checkpoint, layers), step)
     require_space(output)
     return ExportPlan(
         checkpoint,

@@ -198,7 +198,7 @@ def _form(checkpoint: Checkpoint, name: str) -> tuple[str, str]:
     if foreign is not None and foreign.words:
         form, _, settings = foreign.words.partition(", ")
         return form, settings
-    outline = checkpoint.outline(name)
+    outline = checkpoint.stored_outline(name)
     if outline is None:
         return Dense.form, ""
     lent = [f"{part or 'all'} of {layer_name(owner)}" for part, owner in checkpoint.manifest.owners(name).items()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from aicompress.checkpoint.reader import digests, require_finite
 from aicompress.checkpoint.source import INDEX, Source, locate
 from aicompress.errors import CheckpointError, CompressError, Unsupported
 from aicompress.model.loading.mismatches import misfits_of
+from aicompress.pipeline.packing.checking import check_packed, packed_files
 from aicompress.report.model import Report
 
 PIECE = 1 << 22  # elements decoded at a time
@@ -62,6 +63,8 @@ def verify(source: str | Path, progress: Progress = lambda what, done, total: No
     Raises:
         CheckpointError: there is no checkpoint at all.
     """
+    if packed := packed_files(source):
+        return _of_packed(str(source), packed, progress)
     located = locate(source)
     findings = _Findings([], [], [])
     names = tuple(file.name for file in located.files)
@@ -93,6 +96,14 @@ def verify(source: str | Path, progress: Progress = lambda what, done, total: No
         str(source), names, len(parameters), compressed,
         tuple(findings.problems), tuple(findings.checks), tuple(findings.notes),
     )  # fmt: skip
+
+
+def _of_packed(path: str, packed: Sequence[Path], progress: Progress) -> Verification:
+    """Unpack every file to nowhere, and compare its digest."""
+    checked = check_packed(packed, progress)
+    names = tuple(file.name for file in packed)
+    checks = (f"sha256 of {checked.files} unpacked file{'s' if checked.files != 1 else ''}",) if checked.files else ()
+    return Verification(path, names, checked.tensors, checked.tensors, checked.problems, checks, checked.notes)
 
 
 def report_file(source: Source) -> Path:

@@ -3,7 +3,7 @@
 from aicompress.data.section import Data
 from aicompress.recipe.files import find, read_text, read_yaml, shipped, with_overrides
 from aicompress.recipe.levels import Level, MeasuredLevels
-from aicompress.recipe.section import Model, ReportFiles, Section, absolute, validated
+from aicompress.recipe.section import Model, ReportFiles, Section, StoredCodes, absolute, validated
 from aicompress.recipe.step import DEFAULT_KINDS, Calibration, Recipe, Rule, Select, Tune, load
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Rule",
     "Section",
     "Select",
+    "StoredCodes",
     "Tune",
     "absolute",
     "find",

@@ -18,6 +18,7 @@ from aicompress.recipe import (
     Model,
     ReportFiles,
     Section,
+    StoredCodes,
     absolute,
     find,
     read_text,
@@ -91,7 +92,7 @@ class Signals(Section):
     k: int = Field(64, ge=1, description="classes of a position that are stored; as many as there are store all logits")
 
 
-class DistillRecipe(Section):
+class DistillRecipe(StoredCodes):
     """A recipe of distill."""
 
     version: Literal[1]

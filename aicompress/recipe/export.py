@@ -6,25 +6,30 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from aicompress.recipe.section import ReportFiles, Section
+from aicompress.recipe.section import ReportFiles, Section, StoredCodes
 
 
 class Target(Section):
     """The form of the output."""
 
-    name: Literal["dense", "compact"] = "dense"
+    name: Literal["dense", "compact", "entropy", "fixed"] = "dense"
 
     @property
     def decodes(self) -> bool:
         """Whether every weight is decoded; else all stay as they are stored."""
         return self.name == "dense"
 
+    @property
+    def shortens(self) -> bool:
+        """Whether the file's header becomes a short one."""
+        return self.name == "compact"
 
-class ExportRecipe(Section):
-    """A recipe of export; the command line makes it, so that a lineage says what was done as it does of any step."""
+
+class MadeRecipe(StoredCodes):
+    """A recipe that the command line makes, so that a lineage says what was done as it does of any step."""
 
     version: Literal[1] = 1
-    method: Target = Target()
+    method: Section = Section()
     seed: int = 0
     gates: tuple[str, ...] = ()
     report: ReportFiles = ReportFiles()
@@ -36,3 +41,9 @@ class ExportRecipe(Section):
     def resolved(self) -> dict[str, Any]:
         """Every field with its value, JSON-ready."""
         return self.model_dump(mode="json", exclude={"report"})
+
+
+class ExportRecipe(MadeRecipe):
+    """A recipe of export."""
+
+    method: Target = Target()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -32,6 +32,17 @@ class Model(Section):
         description="layers and operations in order: [flatten, fc1, relu, fc2]; some take a number: maxpool:2",
     )
     factory: str | None = Field(None, description="pkg.mod:function that builds the module; needs --allow-code")
+
+
+class StoredCodes(Section):
+    """How a recipe's output stores codes."""
+
+    storage: Literal["fixed", "entropy"] | None = Field(
+        None,
+        exclude_if=lambda storage: storage is None,  # recipes from before it was there keep their digests
+        description="codes, indices and masks. fixed: of a fixed width; entropy: entropy-coded; where it is not given, "
+        "as the input has them",
+    )
 
 
 class ReportFiles(Section):

@@ -19,7 +19,7 @@ from aicompress.methods.method import Method
 from aicompress.methods.structural import StructuralMethod
 from aicompress.recipe.files import find, read_text, read_yaml, with_overrides
 from aicompress.recipe.levels import Level, Levels, MeasuredLevels, MethodFields
-from aicompress.recipe.section import Model, ReportFiles, Section, absolute, validated
+from aicompress.recipe.section import Model, ReportFiles, Section, StoredCodes, absolute, validated
 from aicompress.selection import matches, unmatched, unreached
 
 DEFAULT_KINDS: tuple[Kind, ...] = ("linear", "conv")
@@ -123,7 +123,7 @@ class Tune(Section):
     )
 
 
-class Recipe(Section):
+class Recipe(StoredCodes):
     """A recipe of factorize, quantize or prune."""
 
     version: Literal[1]

@@ -11,8 +11,9 @@ from aicompress.weights.column_scaled import ColumnScaled
 from aicompress.weights.convolutions import Convolutions
 from aicompress.weights.corrected import Corrected
 from aicompress.weights.dense import Dense
+from aicompress.weights.entropy import EntropyCoded, entropy_coded, fixed_width
 from aicompress.weights.float8 import Float8
-from aicompress.weights.form import TensorSpec, Weight, form_of, forms, outline_nbytes, restore
+from aicompress.weights.form import Symbols, TensorSpec, Weight, form_of, forms, outline_nbytes, restore
 from aicompress.weights.int_grouped import Coded, IntGrouped
 from aicompress.weights.low_rank import LowRank
 from aicompress.weights.masked import Masked
@@ -29,6 +30,7 @@ __all__ = [
     "Convolutions",
     "Corrected",
     "Dense",
+    "EntropyCoded",
     "Float8",
     "IntGrouped",
     "LowRank",
@@ -36,9 +38,12 @@ __all__ = [
     "Sparse",
     "SparseCodes",
     "Submatrix",
+    "Symbols",
     "TensorSpec",
     "Tied",
     "Weight",
+    "entropy_coded",
+    "fixed_width",
     "form_of",
     "forms",
     "outline_nbytes",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from aicompress.weights.decoding import Meta, Tensors, decoder, unpack
-from aicompress.weights.form import Weight, require_bits, require_dtype, require_real
+from aicompress.weights.form import Symbols, Weight, require_bits, require_dtype, require_real
 from aicompress.weights.packing import pack_rows, unpack_rows
 
 PIECE = 1 << 18  # codes decoded at a time
@@ -55,6 +55,9 @@ class Codebook(Weight):
         # One-dimensional, so that it can never have the shape of a dense matrix, not even (out, 1).
         stored = {"": pack_rows(self.codes, self.bits).reshape(-1), "tables": self.tables}
         return stored if self.scale is None else {**stored, "scale": self.scale}
+
+    def symbols(self) -> dict[str, Symbols]:
+        return {"": Symbols(self.bits, *self.shape)}
 
     def meta(self) -> dict[str, Any]:
         return {"form": self.form, "bits": self.bits, "shape": list(self.shape)}

@@ -1,23 +1,30 @@
 """Decoding of stored forms in differentiable tensor operations, for readers without this package.
 
-This file needs torch only. A checkpoint of the native layout carries a `decoding_aicompress.py`, which is this file
-followed by the decoder of every form: the functions under `@decoder`, `@product` and `@convolutions` in the forms' own
-files. A decoder may therefore use torch and the names of this file, and nothing else.
+This file needs torch and numpy only. A checkpoint of the native layout carries a `decoding_aicompress.py`, which is
+this file followed by the decoder of every form: the functions under `@decoder`, `@product` and `@convolutions` in the
+forms' own files, and those under `@shipped` that they call. A decoder may therefore use torch, numpy and the names of
+this file, and nothing else.
 """
 
 from __future__ import annotations
 
+import importlib
+import zlib
 from collections.abc import Callable, Mapping
 from functools import reduce
 from itertools import combinations
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 WORD = 32
+LANES = 1024  # of an entropy-coded stream, at most
+SYMBOLS_PER_BYTE = 1024  # that an entropy-coded stream may stand for: a small file cannot ask for much memory
 
+Any_Function = TypeVar("Any_Function", bound=Callable[..., Any])
 Meta = Mapping[str, Any]  # a form's facts from the manifest
 Tensors = Mapping[str, Tensor]  # its tensors by suffix; the primary one has the suffix ''
 Decoder = Callable[[Meta, Tensors], Tensor]
@@ -29,6 +36,14 @@ DECODERS: dict[str, Decoder] = {}
 PRODUCTS: dict[str, Callable[[Meta, Tensors], Factors]] = {}
 SUBMATRICES: dict[str, Callable[[Meta, Tensors], Kept]] = {}
 CONVOLUTIONS: dict[str, Callable[[Meta, Tensors], Kernels]] = {}
+SHIPPED: dict[str, Callable[..., Any]] = {}
+COMPILED: dict[str, Any] = {}
+
+
+def shipped(function: Any_Function) -> Any_Function:
+    """Register a function that decoders call."""
+    SHIPPED[function.__name__] = function
+    return function
 
 
 def decoder(form: str) -> Callable[[Decoder], Decoder]:
@@ -138,6 +153,47 @@ def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
             value = value | (blocks[..., word + 1] << (WORD - shift))
         codes[..., j] = (value & ((1 << bits) - 1)).to(torch.uint8)
     return codes.reshape(rows, -1)[:, :columns]
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Undo `unpack`: codes (rows, columns) uint8 -> (rows, words) int32."""
+    rows, columns = codes.shape
+    places = torch.arange(bits, dtype=torch.uint8, device=codes.device)
+    filled = F.pad(codes, (0, -columns % WORD)).cpu()
+    stream = ((filled[:, :, None] >> places.cpu()) & 1).reshape(-1).numpy()
+    words = torch.from_numpy(np.packbits(stream, bitorder="little")).view(torch.int32).reshape(rows, -1)
+    return words[:, : (columns * bits + WORD - 1) // WORD].to(codes.device)
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """A function compiled by numba; None where that cannot be imported."""
+    name = function.__name__
+    if name not in COMPILED:
+        try:
+            numba = importlib.import_module("numba")
+        except ImportError:  # it is not installed, or does not go with the other packages
+            return None
+        try:
+            COMPILED[name] = numba.njit(function, nogil=True, cache=True)
+        except RuntimeError:  # no folder for a cache
+            COMPILED[name] = numba.njit(function, nogil=True)
+    return COMPILED[name]
+
+
+def count_at(raw: Any, at: int) -> tuple[int, int]:
+    """A number of a stream, in seven bits a byte, and where the next thing begins."""
+    value = shift = 0
+    while at < len(raw) and shift < 35:
+        value |= (int(raw[at]) & 127) << shift
+        at, shift = at + 1, shift + 7
+        if raw[at - 1] < 128:
+            return value, at
+    raise ValueError("a stream of symbols is damaged: a number does not end")
+
+
+def checksum(symbols: bytes | bytearray) -> int:
+    """Two bytes by which damage is noticed."""
+    return zlib.crc32(symbols) & 0xFFFF
 
 
 def unpack_mask(packed: Tensor, count: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from aicompress.weights.decoding import Meta, Tensors, by_column, decoder
-from aicompress.weights.form import Weight
+from aicompress.weights.form import Symbols, Weight
 
 PIECE = 1 << 18  # values decoded at a time: they stay in a core's own cache
 DTYPES = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
@@ -52,6 +52,9 @@ class Float8(Weight):
     def tensors(self) -> dict[str, Tensor]:
         # One-dimensional, so that it can never have the shape of a dense matrix; bytes, so that no reader casts them.
         return {"": self.values.contiguous().view(torch.uint8).reshape(-1), "scale": self.scale}
+
+    def symbols(self) -> dict[str, Symbols]:
+        return {"": Symbols("bytes", *self.shape)}
 
     def meta(self) -> dict[str, Any]:
         dtype = str(self.values.dtype).removeprefix("torch.")

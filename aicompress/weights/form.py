@@ -33,6 +33,20 @@ class TensorSpec:
         return cls(tensor.dtype, tuple(tensor.shape))
 
 
+@dataclass(frozen=True)
+class Symbols:
+    """How a stored tensor holds codes, indices or a mask: whole numbers that can be entropy-coded.
+
+    Attributes:
+        kind: bits of a symbol in packed rows of int32 words; or `mask`, one bit each; `bytes`; `int8`.
+        rows, columns: of symbols.
+    """
+
+    kind: int | str
+    rows: int
+    columns: int
+
+
 class Weight(ABC):
     """A matrix (out, in) in one stored form.
 
@@ -89,6 +103,10 @@ class Weight(ABC):
         Not counted is what says how to read them: scales, zero points, tables, column factors and masks.
         """
         return self.shape[0] * self.shape[1]
+
+    def symbols(self) -> dict[str, Symbols]:
+        """Those of `tensors()` that hold codes, indices or a mask, by suffix; none of a form made of others."""
+        return {}
 
     def scale_suffixes(self) -> frozenset[str]:
         """Suffixes of the tensors, of its own and of the weights inside it, that say how codes are read."""

@@ -41,9 +41,10 @@ class Grouping:
     def nbytes(self, rows: int, columns: int) -> int:
         """Bytes of a packed mask, its order included."""
         order = 0 if self.order is None else self.order.numel() * self.order.dtype.itemsize
-        return self._bytes(rows * columns) + order
+        return self.packed_nbytes(rows * columns) + order
 
-    def _bytes(self, count: int) -> int:
+    def packed_nbytes(self, count: int) -> int:
+        """Bytes of a packed mask of so many elements, without its order."""
         width, digits = word(self.kept, self.size)
         return -(-(count // self.size) // digits) * width
 
@@ -54,7 +55,7 @@ class Grouping:
             ValueError: some group does not have N survivors.
         """
         if mask.device.type == "meta":
-            return torch.empty(self._bytes(mask.numel()), dtype=torch.uint8, device="meta")
+            return torch.empty(self.packed_nbytes(mask.numel()), dtype=torch.uint8, device="meta")
         if self.order is not None:
             mask = mask[:, self.order.long()]
         groups = mask.reshape(-1, self.size)
@@ -75,7 +76,7 @@ class Grouping:
         Raises:
             ValueError: the bytes are no mask of this shape, or the order is not one of its columns.
         """
-        if packed.numel() != self._bytes(shape[0] * shape[1]):
+        if packed.numel() != self.packed_nbytes(shape[0] * shape[1]):
             raise ValueError(f"{packed.numel()} bytes of a {self.kept}:{self.size} mask {list(shape)}")
         if self.order is not None and (self.order.is_floating_point() or self.order.shape != shape[1:]):
             raise ValueError(f"an order {list(self.order.shape)} of {shape[1]} columns")

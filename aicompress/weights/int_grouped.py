@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from aicompress.weights.decoding import Meta, Tensors, by_column, decoder, unpack
-from aicompress.weights.form import Weight, require_bits, require_dtype, require_real
+from aicompress.weights.form import Symbols, Weight, require_bits, require_dtype, require_real
 from aicompress.weights.packing import pack_rows, unpack_rows
 
 PIECE = 1 << 20  # codes decoded at a time
@@ -142,6 +142,11 @@ class IntGrouped(Coded):
         # One-dimensional, so that it can never have the shape of a dense matrix, not even (out, 1).
         stored = {"": self.packed().reshape(-1), "scale": self.scale}
         return stored if self.zero is None else {**stored, "zero": self.zero}
+
+    def symbols(self) -> dict[str, Symbols]:
+        zero = None if self.zero is None or self.zero.is_floating_point() else self.zero
+        shifted = {} if zero is None else {"zero": Symbols("int8", zero.shape[0], zero.shape[1])}
+        return {"": Symbols(self.bits, *self.shape), **shifted}
 
     def meta(self) -> dict[str, Any]:
         meta: dict[str, Any] = {

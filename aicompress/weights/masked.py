@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from aicompress.weights.decoding import require_kept
-from aicompress.weights.form import Weight, require_dtype
+from aicompress.weights.form import Symbols, Weight, require_dtype
 from aicompress.weights.grouping import Grouping
 from aicompress.weights.packing import pack_mask, unpack_mask
 
@@ -41,6 +41,13 @@ def mask_tensors(mask: Tensor, grouping: Grouping | None) -> dict[str, Tensor]:
         return {"": pack_mask(mask.reshape(-1))}
     stored = {"": grouping.pack(mask)}
     return stored if grouping.order is None else {**stored, "order": grouping.order}
+
+
+def mask_symbols(mask: Tensor, grouping: Grouping | None) -> dict[str, Symbols]:
+    """How the first of `mask_tensors` holds them."""
+    if grouping is None:
+        return {"": Symbols("mask", mask.shape[0], mask.shape[1])}
+    return {"": Symbols("bytes", 1, grouping.packed_nbytes(mask.numel()))}
 
 
 def mask_meta(grouping: Grouping | None) -> dict[str, Any]:

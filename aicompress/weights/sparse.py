@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from aicompress.weights.decoding import Meta, Tensors, decoder, masked, require_kept
-from aicompress.weights.form import require_real
+from aicompress.weights.form import Symbols, require_real
 from aicompress.weights.grouping import Grouping
-from aicompress.weights.masked import Masked, mask_meta, mask_tensors, restored_mask
+from aicompress.weights.masked import Masked, mask_meta, mask_symbols, mask_tensors, restored_mask
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -48,6 +48,9 @@ class Sparse(Masked):
 
     def tensors(self) -> dict[str, Tensor]:
         return {**mask_tensors(self.mask, self.grouping), "values": self.values}
+
+    def symbols(self) -> dict[str, Symbols]:
+        return mask_symbols(self.mask, self.grouping)
 
     def meta(self) -> dict[str, Any]:
         return {"form": self.form, "shape": list(self.shape), **mask_meta(self.grouping)}

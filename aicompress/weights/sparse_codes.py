@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from aicompress.weights.decoding import Meta, Tensors, by_column, decoder, masked, require_kept, unpack
-from aicompress.weights.form import require_bits, require_dtype
+from aicompress.weights.form import Symbols, require_bits, require_dtype
 from aicompress.weights.grouping import Grouping
 from aicompress.weights.int_grouped import Coded, IntGrouped, code_words, groups_of, require_groups, spread
-from aicompress.weights.masked import Masked, mask_meta, mask_tensors, restored_mask
+from aicompress.weights.masked import Masked, mask_meta, mask_symbols, mask_tensors, restored_mask
 from aicompress.weights.packing import pack_rows, unpack_rows
 
 
@@ -73,6 +73,10 @@ class SparseCodes(Masked, Coded):
         packed = pack_rows(self.codes.reshape(1, -1), self.bits, 1 << (self.bits - 1)).reshape(-1)
         stored = {**mask_tensors(self.mask, self.grouping), "codes": packed, "scale": self.scale}
         return stored if self.zero is None else {**stored, "zero": self.zero}
+
+    def symbols(self) -> dict[str, Symbols]:
+        zero = {} if self.zero is None else {"zero": Symbols("int8", self.zero.shape[0], self.zero.shape[1])}
+        return {**mask_symbols(self.mask, self.grouping), "codes": Symbols(self.bits, 1, self.codes.numel()), **zero}
 
     def meta(self) -> dict[str, Any]:
         return {

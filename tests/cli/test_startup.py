@@ -23,7 +23,7 @@ SLOW = {
     "torch_pruning", "torch._dynamo", "torch._inductor",
 }  # fmt: skip
 Imported = Callable[..., set[str]]
-TIMING = {"aicompress.pipeline.step.layer_latency"}
+TIMING = {"aicompress.pipeline.step.timing.layer_latency"}
 PAGE = {"jinja2", "aicompress.report.html", "aicompress.report.plots", "aicompress.report.drawing"}
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from aicompress.checkpoint.files import read_headers
 from aicompress.checkpoint.header import TensorRef
-from aicompress.checkpoint.source import ADAPTER_CONFIG, Source, local_folder, read_json
+from aicompress.checkpoint.json_text import read_json
+from aicompress.checkpoint.source import ADAPTER_CONFIG, Source, local_folder
 from aicompress.errors import CheckpointError
 
 WEIGHTS = "adapter_model.safetensors"

@@ -27,7 +27,7 @@ from aicompress.methods.capabilities import Reads, Rounded
 from aicompress.methods.curvature import moments
 from aicompress.methods.factorize import shared_factor
 from aicompress.methods.factorize.budget.sizes import factor_dtype, kept_dense
-from aicompress.methods.factorize.shared_factor import APART, BlocksConfig, neighbours
+from aicompress.methods.factorize.neighbours import APART, BlocksConfig, neighbours
 from aicompress.methods.factorize.weighting.roots import Root, Weighting
 from aicompress.methods.factorize.weighting.rounding import weighed_rounding
 from aicompress.methods.layerwise import LayerMethod
@@ -46,12 +46,13 @@ class BaseDeltaConfig(BlocksConfig):
 
 def rank_of(infos: Sequence[LayerInfo], config: BaseDeltaConfig) -> int:
     """The rank of each difference; 0 where nothing is left for it."""
+    multiple = config.multiple or 1
     if config.rank is not None:
-        return -(-config.rank // config.multiple) * config.multiple
+        return -(-config.rank // multiple) * multiple
     assert config.keep is not None
     (out, columns), count = infos[0].shape, len(infos)
     rank = int((config.keep * count - 1) * out * columns / (count * (out + columns)))
-    return max(0, rank // config.multiple * config.multiple)
+    return max(0, rank // multiple * multiple)
 
 
 def shrinks(infos: Sequence[LayerInfo], rank: int) -> bool:

@@ -17,10 +17,11 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from aicompress.methods.factorize.shared_factor import APART, Aim, BlocksConfig, Grouping, neighbours, sharing
+from aicompress.methods.factorize.neighbours import APART, BlocksConfig, neighbours
+from aicompress.methods.factorize.shared_factor import Aim, Grouping, SharedRankConfig, sharing
 
 
-class SharedBasisConfig(BlocksConfig):
+class SharedBasisConfig(BlocksConfig, SharedRankConfig):
     """Parameters of shared_basis."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"keep": 0.5}, {"rank": 3, "multiple": 2, "blocks": 3}]})
@@ -35,6 +36,6 @@ METHOD = sharing(
     SharedBasisConfig,
     Grouping(neighbours, APART, across=True),
     Aim(),
-    "one right factor for like layers of neighbouring blocks; by rank or share; calibrated or data-free",
+    "one right factor for like layers of neighbouring blocks; by rank, energy, share or bytes; calibrated or data-free",
     when="blocks that do nearly the same, as after upcycling or weight sharing in training; measure it beside whitened",
 )

@@ -12,29 +12,28 @@ instead of 0.0154, and by 0.0142 where each layer has factors of its own (whiten
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from aicompress.errors import RecipeError
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.capabilities import Candidate, Reads, Rounded
+from aicompress.methods.capabilities import Allocates, Candidate, Reads, Rounded, Setting, Surveys
 from aicompress.methods.curvature import moments, shifted
+from aicompress.methods.effort import Effort, Level
+from aicompress.methods.factorize.budget import allocation, groups
 from aicompress.methods.factorize.budget.ranks import largest_rank
-from aicompress.methods.factorize.budget.sizes import factor_dtype, kept_dense
+from aicompress.methods.factorize.budget.sizes import Gains, RankConfig, factor_dtype, kept_dense
 from aicompress.methods.factorize.weighting.roots import Root, Weighting, even
 from aicompress.methods.factorize.weighting.rounding import weighed_rounding
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import MethodConfig
 from aicompress.methods.shares import Shares
 from aicompress.weights import Dense, LowRank, Weight
-
-APART = "as no like layer of a neighbouring block is selected"
-_DEPTH = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
 
 
 class SharedConfig(MethodConfig):
@@ -46,7 +45,7 @@ class SharedConfig(MethodConfig):
     keep: float | None = Field(
         None, gt=0, le=1, description="share of the parameters of the layers together that their factors have"
     )
-    multiple: int = Field(
+    multiple: int | None = Field(
         1, ge=1, description="ranks are multiples of this, so that groups of a later quantization fit"
     )
     whiten: bool = Field(True, description="columns count by the Gram matrix of the inputs; false: data-free")
@@ -56,14 +55,13 @@ class SharedConfig(MethodConfig):
     damping: float = Field(0.1, ge=0, le=1, description="added to the Gram matrix, as a part of its mean diagonal")
 
 
-class BlocksConfig(SharedConfig):
-    """Parameters of methods in which layers of several blocks share."""
+class SharedRankConfig(SharedConfig, RankConfig):
+    """Parameters of methods whose layers share one factor: how large it is may be left to the singular values."""
 
-    blocks: int = Field(2, ge=1, description="how many neighbouring blocks share; levels can give each its own")
+    one_of: ClassVar[tuple[str, ...]] = RankConfig.one_of
 
 
-B = TypeVar("B", bound=BlocksConfig)
-C = TypeVar("C", bound=SharedConfig)
+C = TypeVar("C", bound=SharedRankConfig)
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,15 @@ class Aim(Generic[C]):
     outputs: Callable[[Layer, C], Root | None] = lambda layer, config: None
 
 
-def sharing(config: type[C], grouping: Grouping[C], aim: Aim[C], summary: str, *, when: str) -> LayerMethod[C]:
+def sharing(
+    config: type[C],
+    grouping: Grouping[C],
+    aim: Aim[C],
+    summary: str,
+    *,
+    when: str,
+    efforts: Mapping[Level, Effort] | None = None,
+) -> LayerMethod[C]:
     """A method whose groups of layers have one right factor.
 
     Args:
@@ -103,7 +109,28 @@ def sharing(config: type[C], grouping: Grouping[C], aim: Aim[C], summary: str, *
         aim: what the error is of.
         summary: a line for the list of methods.
         when: as of every method.
+        efforts: presets.
     """
+
+    def gains(layers: Sequence[Layer], given: C) -> Gains:
+        seen = all(layer.inputs is None or layer.inputs.count > 1 for layer in layers)  # white noise counts one row
+        weighed = _weighed(layers, given, aim)
+        return Gains(weighed.inputs.squares(weighed.whole), seen and weighed.graded == aim.graded(given))
+
+    def estimated(candidates: Sequence[Candidate[C]], other_bytes: int) -> list[C]:
+        """Ranks by the weights alone where a survey will decide."""
+        tried = [replace(candidate, config=candidate.config.as_tried()) for candidate in candidates]
+        plain = [replace(each, config=each.config.model_copy(update={"whiten": False})) for each in tried]
+        ranked = groups.resolve(plain, other_bytes, grouping.groups, gains)
+        pairs = zip(tried, ranked, strict=True)
+        estimates = [config.model_copy(update={"whiten": each.config.whiten}) for each, config in pairs]
+        return allocation.still_open(tried, estimates, lambda config: config.tried or bool(opens(config)))
+
+    def decide(candidates: Sequence[Candidate[C]], setting: Setting) -> list[C]:
+        return groups.resolve(candidates, setting.other_bytes, grouping.groups, gains, setting.divergence)
+
+    def opens(given: C) -> frozenset[str]:
+        return reads(given) if given.by_spectrum else frozenset()
 
     def together(layers: Sequence[Layer], given: C) -> list[Weight]:
         return compressed(layers, given, aim)
@@ -126,27 +153,14 @@ def sharing(config: type[C], grouping: Grouping[C], aim: Aim[C], summary: str, *
         apply=lambda layer, given: together([layer], given)[0],
         outline=lambda info, given: outlines([info], given)[0],
         check=check,
+        allocates=Allocates(estimated),
+        surveys=Surveys(opens, decide, lambda given: given.tried),
         describe=describe,
         rounded=alternative,
+        efforts=efforts or {},
         shares=Shares("in", grouping.groups, outlines, together, grouping.why, across=grouping.across),
         reading=Reads(reads, lambda given: given.whiten and aim.shift(given) > 0),
     )
-
-
-def neighbours(candidates: Sequence[Candidate[B]]) -> list[list[int]]:
-    """Linear layers that have one name but for their depth, one shape and one dtype, by contiguous blocks."""
-    alike: dict[tuple[object, ...], list[int]] = {}
-    for number, candidate in enumerate(candidates):
-        info = candidate.info
-        if info.kind == "linear" and info.index is not None:
-            key = (_DEPTH.sub("#", info.name, count=1), info.shape, info.dtype, candidate.config)
-            alike.setdefault(key, []).append(number)
-    found: list[list[int]] = []
-    for numbers in alike.values():
-        numbers.sort(key=lambda number: candidates[number].info.index or 0)
-        size = candidates[numbers[0]].config.blocks
-        found += [sorted(numbers[start : start + size]) for start in range(0, len(numbers), size)]
-    return [group for group in found if len(group) > 1]
 
 
 def numbers_of(infos: Sequence[LayerInfo]) -> tuple[int, int]:
@@ -156,12 +170,13 @@ def numbers_of(infos: Sequence[LayerInfo]) -> tuple[int, int]:
 
 def rank_of(infos: Sequence[LayerInfo], config: SharedConfig) -> int:
     """The rank that layers have together."""
-    out, columns = numbers_of(infos)
+    (out, columns), multiple = numbers_of(infos), config.multiple or 1
     if config.rank is not None:
-        return -(-config.rank // config.multiple) * config.multiple
-    assert config.keep is not None
+        return -(-config.rank // multiple) * multiple
+    if config.keep is None:
+        raise RecipeError(f"{infos[0].name}: its rank is not decided", "give rank or keep")
     rank = int(config.keep * out * columns / (out + columns))
-    return max(config.multiple, rank // config.multiple * config.multiple)
+    return max(multiple, rank // multiple * multiple)
 
 
 def shrinks(infos: Sequence[LayerInfo], rank: int) -> bool:
@@ -190,26 +205,44 @@ def compressed(layers: Sequence[Layer], config: C, aim: Aim[C]) -> list[Weight]:
     rank, dtype = rank_of(infos, config), factor_dtype(infos[0])
     if not shrinks(infos, rank):
         return [kept_dense(layer) for layer in layers]
-    root = _root(layers, config)
-    weighting = Weighting(root)
-    outputs = _outputs(weighting, layers, config, aim)
-    moved = [shifted(layer, aim.shift(config) if config.whiten else 0.0, root.solve).double() for layer in layers]
-    whole = torch.cat([side.times(target.t()).t() for side, target in zip(outputs, moved, strict=True)])
-    out, inner = weighting.factors(whole, rank)
+    weighed = _weighed(layers, config, aim, aim.shift(config) if config.whiten else 0.0)
+    out, inner = weighed.inputs.factors(weighed.whole, rank)
     counts = [info.shape[0] for info in infos]
-    rows = zip(outputs, torch.split(out.double(), counts), strict=True)
+    rows = zip(weighed.outputs, torch.split(out.double(), counts), strict=True)
     out, inner = even(torch.cat([side.undone(each.t()).t() for side, each in rows]), inner)
     shared = Dense(inner.to(dtype).contiguous())
     return [LowRank(Dense(each.to(dtype).contiguous()), shared) for each in torch.split(out, counts)]
 
 
-def _outputs(weighting: Weighting, layers: Sequence[Layer], config: C, aim: Aim[C]) -> list[Root]:
-    """What errors of the layers' outputs count: by their gradients, where these reach all of them, or by their size."""
-    graded = [root for layer in layers if (root := _graded(layer, config, aim)) is not None]
-    if len(graded) == len(layers):
-        return graded
-    sizes = [(layer.info.shape[0], size_of(weighting, layer, config)) for layer in layers]
-    return [Root.diagonal(torch.ones(rows, dtype=torch.float64) / size**2, 0.0) for rows, size in sizes]
+@dataclass(frozen=True)
+class _Weighed:
+    """Layers one below the other, with what their errors count.
+
+    Attributes:
+        inputs: what errors count by the inputs of all layers.
+        outputs: the same by each layer's outputs: by their gradients, where these reach all layers, or by their size.
+        graded: whether it is by gradients.
+        whole: (sum of out, in) float64, rows weighed by their outputs.
+    """
+
+    inputs: Weighting
+    outputs: list[Root]
+    graded: bool
+    whole: Tensor
+
+
+def _weighed(layers: Sequence[Layer], config: C, aim: Aim[C], shift: float = 0.0) -> _Weighed:
+    """The layers one below the other; `shift` says how far they move to make up for compressed layers before them."""
+    root = _root(layers, config)
+    weighting = Weighting(root)
+    outputs = [side for layer in layers if (side := _graded(layer, config, aim)) is not None]
+    graded = len(outputs) == len(layers)
+    if not graded:
+        sizes = [(layer.info.shape[0], size_of(weighting, layer, config)) for layer in layers]
+        outputs = [Root.diagonal(torch.ones(rows, dtype=torch.float64) / size**2, 0.0) for rows, size in sizes]
+    moved = [shifted(layer, shift, root.solve).double() for layer in layers]
+    whole = torch.cat([side.times(target.t()).t() for side, target in zip(outputs, moved, strict=True)])
+    return _Weighed(weighting, outputs, graded, whole)
 
 
 def _graded(layer: Layer, config: C, aim: Aim[C]) -> Root | None:

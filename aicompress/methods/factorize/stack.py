@@ -16,27 +16,33 @@ data-free.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import ConfigDict, Field
 
 from aicompress.layer import Layer
 from aicompress.methods.capabilities import Candidate
+from aicompress.methods.effort import Effort, Level
 from aicompress.methods.factorize import two_sided
-from aicompress.methods.factorize.shared_factor import Aim, Grouping, SharedConfig, sharing
+from aicompress.methods.factorize.shared_factor import Aim, Grouping, SharedRankConfig, sharing
 from aicompress.methods.factorize.two_sided import TwoSidedConfig
 from aicompress.methods.factorize.weighting.roots import Root
+from aicompress.methods.factorize.weighting.weighted import FAST
 from aicompress.methods.method import GradientLoss
 
 
-class StackConfig(SharedConfig):
+class StackConfig(SharedRankConfig):
     """Parameters of stack."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"keep": 0.5}, {"rank": 3, "multiple": 2}]})
 
     name: Literal["stack"] = "stack"
     shift: float = Field(
-        1.0, ge=0, le=1, description="how far the target moves to make up for what compressed layers before it changed"
+        1.0,
+        ge=0,
+        le=1,
+        description="how far the target moves to make up for what compressed layers before it changed; beside max_kl "
+        "it is 0 where it is not given, so that layers are written as they were tried",
     )
     gradients: bool = Field(
         False, description="outputs count by the gradients of the model's own predictions, as two_sided has them"
@@ -44,6 +50,10 @@ class StackConfig(SharedConfig):
     output_damping: float = Field(
         0.3, ge=0, le=1, description="added to the Gram matrix of output gradients, as a part of its mean diagonal"
     )
+
+    def as_tried(self) -> Self:
+        """The parameters under which layers are tried on the running model, and written so."""
+        return self.model_copy(update={"shift": 0.0}) if self.tried and "shift" not in self.model_fields_set else self
 
     @property
     def gradient_loss(self) -> GradientLoss:
@@ -71,10 +81,20 @@ def groups(candidates: Sequence[Candidate[StackConfig]]) -> list[list[int]]:
     return [numbers for numbers in members.values() if len(numbers) > 1]
 
 
+EFFORTS: dict[Level, Effort] = {
+    "fast": FAST,
+    "balanced": Effort("three forward passes, for targets that make up for compressed blocks", lambda given: {}),
+    "best": Effort(
+        "a backward pass on top, by whose gradients outputs count; factors that layers share are not tuned",
+        lambda given: {"gradients": True},
+    ),
+}
+
 METHOD = sharing(
     StackConfig,
     Grouping(groups, "as no other selected layer reads their input"),
     Aim(lambda config: config.shift, lambda config: config.gradients, outputs),
-    "one right factor for layers of one input, such as query, key and value; by rank or share; calibrated or data-free",
+    "one right factor for layers of one input, such as query, key and value; calibrated or data-free",
     when="calibration text: in as many bytes it loses less than whitened, which gives each layer both factors",
+    efforts=EFFORTS,
 )

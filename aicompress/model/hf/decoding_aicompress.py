@@ -1,6 +1,6 @@
 """Decoding of every stored form, whose decoders lie in the forms' own files.
 
-In a checkpoint the file of this name holds their sources instead, so that it needs torch only.
+In a checkpoint the file of this name holds their sources instead, so that it needs torch and numpy only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def source() -> str:
     """The text of this file in a checkpoint."""
     registered = {**decoding.PRODUCTS, **decoding.CONVOLUTIONS, **decoding.DECODERS}
     stored = sorted(registered.keys() & forms().keys())  # what training alone decodes is not of a checkpoint
-    functions = [*(registered[form] for form in stored), *decoding.SUBMATRICES.values()]
+    functions = [*decoding.SHIPPED.values(), *(registered[form] for form in stored), *decoding.SUBMATRICES.values()]
     texts = [_text(decoding), *map(_text, functions)]
     return "\n\n".join(texts)
 

@@ -122,7 +122,7 @@ class Filling:
         weight = self.checkpoint.weight(name)
         if self.fast and parent not in self.used and self._run_fast(model, target, name, weight):
             return
-        hf.attach(module, entry.to_json(), self.shared.trainable(name, weight, spec.dtype, self._cast))
+        hf.attach(module, entry.read_as(weight).to_json(), self.shared.trainable(name, weight, spec.dtype, self._cast))
         self.kernels[name] = reference_kernel(module, weight)
 
     def check_shape(self, module: nn.Module, leaf: str, name: str, shape: tuple[int, ...]) -> None:

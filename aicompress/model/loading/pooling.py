@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from aicompress.checkpoint.source import encoder_folder, read_json
+from aicompress.checkpoint.json_text import read_json
+from aicompress.checkpoint.source import encoder_folder
 from aicompress.errors import CheckpointError
 
 MODES = {

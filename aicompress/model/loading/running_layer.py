@@ -31,7 +31,7 @@ def running_layer(checkpoint: Checkpoint, info: LayerInfo) -> nn.Module:
     if running := fast_module(module, weight, entry.dense.dtype, *memory):
         ready: nn.Module = running.eval()
         return ready
-    plain = {**entry.to_json(), "transposed": False}
+    plain = {**entry.read_as(weight).to_json(), "transposed": False}
     if info.transposed:
         plain["shape"] = plain["shape"][::-1]  # the stored matrix is (out, in) in any case
     dtype = entry.dense.dtype if entry.dense.dtype.itemsize > 1 else torch.float32  # as the inputs

@@ -95,7 +95,10 @@ def problems(
     chosen: Sequence[Chosen],
     request: Request,
 ) -> list[CompressError]:
-    """Everything that would keep a method from its statistics."""
+    """Everything that would keep a method from its statistics.
+
+    Of one that leaves layers as they are it is seen later, by `in_files`, what files lack of the others.
+    """
     needs = frozenset[str]().union(*(wanted(method, x.config) for x in chosen if x.config is not None))
     searches = any(_searches(method, x.config) for x in chosen if x.config is not None)
     unseen = [x for x in chosen if x.config is not None and _is_unseen(checkpoint, x.info)]
@@ -123,8 +126,7 @@ def problems(
         return [Refused(f"{method.name} compares two models here, and files of statistics hold one model's", hint)]
     refusals: list[CompressError] = []
     if request.reads_files:
-        infos = [layer.info for layer in chosen]
-        refusals = [problem for path in request.stats for problem in _in_file(path, infos, needs)]
+        refusals = [] if isinstance(method, LayerMethod) and method.leaves else in_files(method, chosen, request)
         if not searches and not measures:
             return refusals
     elif needs & OF_TRAINING:
@@ -211,6 +213,17 @@ def module_of(checkpoint: Checkpoint, recipe: Recipe, allow_code: bool) -> Any:
     if recipe.model is not None:
         return module_for(checkpoint.path, recipe.model, allow_code)
     return build(checkpoint)
+
+
+def in_files(
+    method: AnyLayerMethod | AnyStructuralMethod, chosen: Sequence[Chosen], request: Request
+) -> list[CompressError]:
+    """What files of statistics lack of layers that are compressed."""
+    if not request.reads_files:
+        return []
+    needs = frozenset[str]().union(*(wanted(method, x.config) for x in chosen if x.config is not None))
+    infos = [layer.info for layer in chosen]
+    return [problem for path in request.stats for problem in _in_file(path, infos, needs)]
 
 
 def _in_file(path: Path, chosen: Sequence[LayerInfo], needs: frozenset[str]) -> list[CompressError]:

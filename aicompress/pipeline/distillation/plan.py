@@ -18,7 +18,7 @@ from aicompress.methods.training import get_loss
 from aicompress.model.distillation.outputs import Runner, runner
 from aicompress.model.loading.definition import skeleton
 from aicompress.model.loading.tokenizer import load_tokenizer
-from aicompress.pipeline.distillation import mean_teacher, signals, temperature
+from aicompress.pipeline.distillation import mean_teacher, recoding, signals, temperature
 from aicompress.pipeline.distillation.batches import Samples, Split, mixed, split_samples
 from aicompress.pipeline.distillation.compatibility import (
     Losses,
@@ -102,9 +102,9 @@ class DistillPlan:
         first = () if self.recipe.mean_teacher is None else ("cross-entropy",)
         name = " + ".join((*first, *(method.name for method, _ in self.losses)))
         rows = [
-            PlanRow(i.name, i.kind, "method", i.stored, i.stored, {"loss": name, **self._shape(i)}, i.nbytes, size)
+            PlanRow(i.name, i.kind, "method", i.stored, form, {"loss": name, **self._shape(i)}, i.nbytes, size)
             for i in self.layers
-            for size in [self.output.nbytes(i.tensor, i.part)]
+            for size, form in [(self.output.nbytes(i.tensor, i.part), self._form(i))]
         ]
         summary = summarize(self.output, self.origin, rows, 0, self.warnings)
         return replace(summary, notes=(*summary.notes, *self.told))
@@ -121,6 +121,11 @@ class DistillPlan:
     def further(self) -> dict[str, Checkpoint]:
         """Inputs beside the student by their names in the lineage; a mean teacher is none."""
         return {} if self.recipe.mean_teacher is not None else _named(self.teachers)
+
+    def _form(self, info: LayerInfo) -> str:
+        """The form that a layer is written in."""
+        weight = self.output.parameters[info.tensor].weight
+        return info.stored if info.part or weight is None else weight.form
 
     def _shape(self, info: LayerInfo) -> dict[str, str]:
         """The shape of a layer of a student that the recipe makes."""
@@ -170,14 +175,15 @@ def make_plan(
     raise_all([] if average is None else mean_teacher.problems(average, run, anatomy, samples))
     training = recipe.training.model_copy(update={"precision": resolved_precision(recipe.training.precision)})
     healing = Healing.of(student, recipe.mode)
-    raise_all(healing.problems(training))
+    raise_all([*healing.problems(training), *recoding.problems(student, healing, average is not None)])
     split = _split(samples, training, recipe)
     stored = None if cache is None else signals.planned((cache, folder), recipe, losses, samples, taught, student)
     layers = tuple(student.layers(kinds))
     further = {name: each.source for name, each in _named(teachers).items()} if average is None else {}
     step = lineage_step("distill", recipe, student.source, {**further, **student.foreign.beside})
     step |= {} if stored is None else stored.lineage(bool(teachers))
-    output = arrange(student, destination, _parameters(student, layers), step)
+    planned = recoding.coded_outlines(student, healing, _parameters(student, layers))
+    output = arrange(student, destination, planned, step)
     require_space(output)
     told = [line for teacher in teachers for line in tokenizer_warnings(student, teacher)]
     told += left_out(student, destination)

@@ -23,6 +23,7 @@ from aicompress.pipeline.distillation import movement
 from aicompress.pipeline.distillation.mean_teacher import Averaged
 from aicompress.pipeline.distillation.optimizer import TrainedParameters
 from aicompress.pipeline.distillation.plan import DistillPlan
+from aicompress.pipeline.distillation.recoding import Recoding
 from aicompress.pipeline.distillation.report_section import training_section
 from aicompress.pipeline.distillation.stored_teacher import StoredTeacher, made
 from aicompress.pipeline.distillation.student import Student
@@ -74,7 +75,7 @@ def run(plan: DistillPlan, options: Options = Options(), own: TrainingOptions = 
     team = assembled(device)
     _require_divisible(plan.training, team.size)
     setup, student = _setup(plan, device, options.progress)
-    trained = student.trained(plan.keep_zeros)
+    setup, trained = _recoded(plan, setup, student)
     setup, temperature = _at_temperature(plan, setup, trained, team, options.progress)
     setup = _with_stored(plan, setup, (device, team), temperature, options.progress)
     watched = movement.watched(student) if own.movement_file else ()
@@ -176,6 +177,15 @@ def _of_teacher(progress: Progress, samples: int, done: int) -> None:
     progress("teacher", done, samples)
 
 
+def _recoded(plan: DistillPlan, setup: TrainingSetup, student: Student) -> tuple[TrainingSetup, TrainedParameters]:
+    """What is trained; of a student that is learnt as codes, what these are made of, and its model runs with them."""
+    recodes = plan.healing.mode.recodes
+    if recodes is None:
+        return setup, student.trained(plan.keep_zeros)
+    recoding = Recoding.of(student, setup.student.model, recodes, plan.recipe.seed)
+    return replace(setup, recoding=recoding), recoding.trained(student, plan.keep_zeros)
+
+
 def _averaged(plan: DistillPlan, teacher: Runnable) -> Averaged | None:
     """The average of the student in the teacher's model; None where the teacher is another checkpoint."""
     settings = plan.recipe.mean_teacher
@@ -204,7 +214,8 @@ def _write(
     """Train, and write every parameter of the best student, with a row for each layer."""
     train()
     better = trainer.history.best_step > 0
-    value_of = student.value if better else student.original
+    recoding = trainer.setup.recoding
+    value_of = (student.value if better else student.original) if recoding is None else partial(recoding.value, student)
     infos: dict[str, list[LayerInfo]] = {}
     for info in plan.layers:
         infos.setdefault(info.tensor, []).append(info)

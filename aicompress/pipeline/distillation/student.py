@@ -105,8 +105,9 @@ class Student:
         fixed = f"mode {self.healing.mode.name} leaves it" if self.healing.stays(info.tensor) else CANNOT_TRAIN
         note = "" if info.tensor in self.stored else fixed
         method = loss if info.tensor in self.stored else "-"
+        form = info.stored if info.part or isinstance(value, Tensor) else value.form
         return LayerRow(
-            info.name, info.kind, "method" if method != "-" else "-", method, info.stored, {}, info.nbytes, size,
+            info.name, info.kind, "method" if method != "-" else "-", method, form, {}, info.nbytes, size,
             moved, 0.0, note,
         )  # fmt: skip
 

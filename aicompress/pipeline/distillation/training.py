@@ -21,6 +21,7 @@ from aicompress.methods.outputs import Outputs
 from aicompress.pipeline.distillation.batches import Batch, Samples, Split
 from aicompress.pipeline.distillation.mean_teacher import READS, Averaged, judged
 from aicompress.pipeline.distillation.optimizer import TrainedParameters, optimizer, rate
+from aicompress.pipeline.distillation.recoding import Recoding
 from aicompress.pipeline.distillation.teacher import Loss, Runnable
 from aicompress.pipeline.distillation.training_state import Point, StateFile, TrainingHistory
 from aicompress.pipeline.step.workers import Processes
@@ -38,6 +39,7 @@ class TrainingSetup:
         samples: all of them.
         split: which are trained on, and when.
         averaged: the teacher is the student's average; None for another one.
+        recoding: the student is learnt as codes, whose bits the loss pays for; None for real numbers.
     """
 
     student: Runnable
@@ -46,6 +48,7 @@ class TrainingSetup:
     samples: Samples
     split: Split
     averaged: Averaged | None = None
+    recoding: Recoding | None = None
 
 
 class Trainer:
@@ -185,7 +188,8 @@ class Trainer:
         setup, precision, done = self.setup, self.settings.precision, self.history.step / self.settings.steps
         if setup.averaged is not None:
             return setup.averaged.loss(setup.student, setup.loss, batch, (precision, draw, done))
-        return setup.loss(setup.student(batch, setup.loss.reads, precision), setup.teacher(batch, precision), done)
+        loss = setup.loss(setup.student(batch, setup.loss.reads, precision), setup.teacher(batch, precision), done)
+        return loss if setup.recoding is None else loss + setup.recoding.cost(done, draw)
 
     def _judged(self, batch: Batch) -> Tensor:
         """The held-out loss, in float32: of a student with its average for a teacher, cross-entropy with the labels."""
@@ -220,7 +224,8 @@ class Trainer:
             loss = self._held_out()
             if not math.isfinite(loss):
                 raise CompressError(f"the held-out loss is {loss} at step {history.step}", "check teacher and data")
-            better = bool(history.curve) and loss < history.best
+            # Codes take fewer bits with every step, for which the loss may rise: the last ones are kept.
+            better = bool(history.curve) and (self.setup.recoding is not None or loss < history.best)
             if better:
                 self.best = {name: tensor.clone() for name, tensor in candidate.items()}
         history.curve.append(Point(history.step, history.running / since if since else None, loss))

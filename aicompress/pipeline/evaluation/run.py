@@ -17,13 +17,13 @@ from aicompress.errors import CheckpointError, OutputExists, RecipeError, raise_
 from aicompress.pipeline.evaluation.load_cost import LoadRequest, footprint, prepare
 from aicompress.pipeline.evaluation.quality import Asked, asked_quality, measure_quality
 from aicompress.pipeline.evaluation.samples import outlined
-from aicompress.pipeline.step import latency as timing
 from aicompress.pipeline.step.checks import known_kinds
 from aicompress.pipeline.step.input import Adapted, open_input
 from aicompress.pipeline.step.options import Options, Progress
 from aicompress.pipeline.step.report import Results, build_report, rendered
 from aicompress.pipeline.step.running_model import Running, Setting, example, resolved_device
 from aicompress.pipeline.step.sides import side_of
+from aicompress.pipeline.step.timing import latency as timing
 from aicompress.recipe.evaluation import EvalRecipe
 from aicompress.report import gates
 from aicompress.report.model import Baseline, Latency, Report, Side

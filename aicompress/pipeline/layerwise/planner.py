@@ -60,10 +60,9 @@ def make_plan(
     layers, misfits = configured(chosen, recipe, method)
     raise_all(problems + misfits + needs.problems(checkpoint, recipe, method, list(layers.values()), request))
     places, unscaled = rescalable(checkpoint, recipe, method, list(layers.values()), request.allow_code)
-    layers, uncoupled = coupled(checkpoint, recipe, method, layers, request.allow_code)
     require_writable(destination.path)
+    layers, left = _together(checkpoint, recipe, method, layers, request)
     layers = resolved(checkpoint, layers, method, recipe.seed)
-    layers, alone = grouped(checkpoint, layers, method, recipe.seed)
     wanted = searches(method, layers)
     opened = {name: open_widths(method, layers[name]) for name in wanted}
     layers = {name: planned_at(method, layer, opened.get(name, (None,))[0]) for name, layer in layers.items()}
@@ -91,7 +90,7 @@ def make_plan(
         open=opened,
         searches=searches_by_budget(wanted, layers),
         places=places,
-        notes=(*levels.notes, *notes, *alone, *uncoupled),
+        notes=(*levels.notes, *notes, *left),
         measured_on=levels.record,
     )
     return _with_reachable_budgets(plan)
@@ -107,6 +106,21 @@ def _opened(
     checkpoint, untied = rotated(checkpoint, recipe, method, allow_code)
     kinds, warnings = known_kinds(checkpoint)
     return checkpoint, kinds, [*tied, *untied, *warnings]
+
+
+def _together(
+    checkpoint: Checkpoint, recipe: Recipe, method: AnyLayerMethod, layers: Mapping[str, LayerPlan], request: Request
+) -> tuple[dict[str, LayerPlan], list[str]]:
+    """The layers that are compressed, each with those that it goes with, and notes that tell which are left.
+
+    Raises:
+        Refused: or Problems: none can be compressed, or files of statistics lack one.
+    """
+    layers, uncoupled = coupled(checkpoint, recipe, method, layers, request.allow_code)
+    layers, alone = grouped(checkpoint, layers, method, recipe.seed)
+    if method.leaves:
+        raise_all(needs.in_files(method, list(layers.values()), request))
+    return layers, [*alone, *uncoupled]
 
 
 def _undecided(method: AnyLayerMethod, layers: Mapping[str, LayerPlan]) -> list[str]:

@@ -10,7 +10,7 @@ from aicompress.checkpoint.naming import layer_name
 from aicompress.layer import LayerInfo
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.pipeline.layerwise.resolve import candidates_of
-from aicompress.pipeline.step.layer_plan import Group, LayerPlan
+from aicompress.pipeline.step.layer_plan import Group, LayerPlan, sharing_budgets
 from aicompress.pipeline.step.output import Planned
 from aicompress.weights import Dense
 
@@ -25,11 +25,11 @@ def grouped(
     shares = method.shares
     if shares is None:
         return dict(layers), []
-    members = list(layers.values())
     found: dict[str, LayerPlan] = {}
-    for numbers in shares.groups(candidates_of(checkpoint, members, method, seed)):
-        group = Group(tuple(members[number].info.tensor for number in numbers), shares.part)
-        found |= {members[number].info.name: replace(members[number], group=group) for number in numbers}
+    for members in sharing_budgets(layers.values()).values():
+        for numbers in shares.groups(candidates_of(checkpoint, members, method, seed)):
+            group = Group(tuple(members[number].info.tensor for number in numbers), shares.part)
+            found |= {members[number].info.name: replace(members[number], group=group) for number in numbers}
     alone = [name for name in layers if name not in found]
     notes = [*_told(list(found.values())), *_left(method, layers, alone)]
     if not shares.alone:

@@ -34,6 +34,7 @@ def summarize(
         layout=output.layout,
         readers=output.readers,
         notes=checkpoint.foreign.merged,
+        at_most=output.entropy_coded,
     )
 
 

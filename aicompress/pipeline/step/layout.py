@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.layouts import Layout, Names, candidates, ct_config, native_names, on_disk
 from aicompress.checkpoint.manifest import KEY, Manifest
 from aicompress.layer import LayerInfo
@@ -50,6 +51,7 @@ class Contents:
         manifest: entries and widths.
         sentence_encoder: sentence-transformers has to load it too.
         cache_scheme: how the input rounds keys and values in the cache; None where it says nothing.
+        entropy_coded: codes are to be entropy-coded, which the native layout alone holds.
     """
 
     config: dict[str, Any] | None
@@ -58,6 +60,7 @@ class Contents:
     manifest: Manifest = field(default_factory=Manifest)
     sentence_encoder: bool = False
     cache_scheme: Any = None
+    entropy_coded: bool = False
 
     @cached_property
     def _identity(self) -> tuple[Any, ...]:
@@ -65,7 +68,7 @@ class Contents:
         weights = [(name, weight) for name, (_, weight) in self.compressed.items()]
         outlines = tuple((name, json.dumps(each.meta()), tuple(each.specs().items())) for name, each in weights)
         plain = json.dumps([self.config, self.manifest.to_json(), self.cache_scheme])
-        return plain, self.sentence_encoder, tuple(self.dense.items()), outlines
+        return plain, self.sentence_encoder, self.entropy_coded, tuple(self.dense.items()), outlines
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Contents) and self._identity == other._identity
@@ -90,6 +93,20 @@ class Contents:
         return {disk: TensorSpec.of(tensor) for disk, tensor in tensors.items() if disk not in lent}
 
 
+def stores_entropy(step: Mapping[str, Any], checkpoint: Checkpoint) -> bool:
+    """Whether a step's output has entropy-coded codes: as its recipe says, or else as its input has them."""
+    asked = step.get("recipe", {}).get("storage")
+    return checkpoint.entropy_coded if asked is None else bool(asked == "entropy")
+
+
+def cache_scheme(checkpoint: Checkpoint) -> Any:
+    """How an input rounds keys and values in the cache; None where it says nothing, or its scales do not come along."""
+    described = (checkpoint.original.config or {}).get("quantization_config")
+    scheme = described.get("kvcache_scheme") if isinstance(described, dict) else None
+    known = bool(checkpoint.foreign.cache_scales) or (isinstance(scheme, dict) and scheme.get("dynamic") is True)
+    return scheme if known else None
+
+
 def described(contents: Contents) -> Described:
     """The layout that most readers load.
 
@@ -100,6 +117,8 @@ def described(contents: Contents) -> Described:
         CheckpointError: the config is not one that the architecture takes.
     """
     layouts = candidates(contents.compressed, contents.config is not None, contents.sentence_encoder)
+    if contents.entropy_coded and contents.compressed:
+        layouts = [("native", False)]
     if contents.manifest.widths and contents.config is not None:
         layouts = [("native", False)]  # what config.json says of the widths is not enough
     if contents.config is None or layouts[0][0] == "plain":

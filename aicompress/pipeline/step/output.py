@@ -23,10 +23,10 @@ from aicompress.checkpoint.source import MODELING_FILES, Source
 from aicompress.errors import CheckpointError
 from aicompress.layer import LayerInfo
 from aicompress.model.hf import decoding_aicompress
-from aicompress.pipeline.step.layout import Contents, described
+from aicompress.pipeline.step.layout import Contents, cache_scheme, described, stores_entropy
 from aicompress.recipe import Recipe
 from aicompress.recipe.distillation import DistillRecipe
-from aicompress.recipe.export import ExportRecipe
+from aicompress.recipe.export import MadeRecipe
 from aicompress.weights import Dense, TensorSpec, Weight
 
 DIGEST = "0" * 64  # stands for an input's sha256 until the input has been read
@@ -87,6 +87,7 @@ class Output:
         readers: classes of transformers that were tried and load it.
         warnings: what the user should know of the layout.
         own_metadata: strings of the header of the input's first file.
+        entropy_coded: codes are entropy-coded once they are written; bytes are the most until then.
     """
 
     destination: Destination
@@ -101,6 +102,7 @@ class Output:
     readers: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     own_metadata: Mapping[str, str] = field(default_factory=dict)
+    entropy_coded: bool = False
 
     @property
     def weight_bytes(self) -> int:
@@ -215,14 +217,14 @@ def arrange(
     dense = {name: planned.dense for name, planned in parameters.items()}
     owners = {name: planned.owners for name, planned in parameters.items() if planned.owners}
     manifest = Manifest(entries_of(dense, compressed, owners), (*checkpoint.manifest.lineage, step), narrowed)
+    encoder, scheme = checkpoint.source.is_sentence_encoder, cache_scheme(checkpoint)
+    coded = bool(compressed) and stores_entropy(step, checkpoint)
     readable = None if destination.single else config
-    encoder, scheme = checkpoint.source.is_sentence_encoder, _cache_scheme(checkpoint)
-    choice = described(Contents(readable, dense, compressed, manifest, encoder, scheme))
+    choice = described(Contents(readable, dense, compressed, manifest, encoder, scheme, coded))
     specs: dict[str, TensorSpec] = {}
     for tensors in choice.stored.values():
         _add(specs, tensors)
-    limit = None if destination.single else destination.max_shard_size
-    config = config if destination.single else choice.config
+    limit, config = (None, config) if destination.single else (destination.max_shard_size, choice.config)
     draft = Output(
         destination,
         choice.layout,
@@ -235,17 +237,10 @@ def arrange(
         readers=choice.readers,
         warnings=(*choice.warnings, *checkpoint.manifest.parted(manifest, dense)),
         own_metadata=checkpoint.metadata,
+        entropy_coded=coded,
     )
     shards = plan_shards(specs, limit, draft.metadata(), checkpoint.source.base_name)
     return replace(draft, shards=tuple(replace(shard, bundled=destination.bundled) for shard in shards))
-
-
-def _cache_scheme(checkpoint: Checkpoint) -> Any:
-    """How an input rounds keys and values in the cache; None where it says nothing, or its scales do not come along."""
-    described = (checkpoint.original.config or {}).get("quantization_config")
-    scheme = described.get("kv_cache_scheme") if isinstance(described, dict) else None
-    known = bool(checkpoint.foreign.cache_scales) or (isinstance(scheme, dict) and scheme.get("dynamic") is True)
-    return scheme if known else None
 
 
 def _add(specs: dict[str, TensorSpec], more: Mapping[str, TensorSpec]) -> None:
@@ -259,7 +254,7 @@ def _add(specs: dict[str, TensorSpec], more: Mapping[str, TensorSpec]) -> None:
 
 def lineage_step(
     command: str,
-    recipe: Recipe | DistillRecipe | ExportRecipe,
+    recipe: Recipe | DistillRecipe | MadeRecipe,
     source: Source,
     further: Mapping[str, Source] | None = None,
 ) -> dict[str, Any]:

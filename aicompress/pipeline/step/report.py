@@ -7,14 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aicompress import __version__
-from aicompress.checkpoint.written import REPORTS
+from aicompress.checkpoint.source import REPORTS
 from aicompress.measure import peak_rss
 from aicompress.pipeline.step.environment import environment
 from aicompress.pipeline.step.output import Output
 from aicompress.recipe import Recipe
 from aicompress.recipe.distillation import DistillRecipe
 from aicompress.recipe.evaluation import EvalRecipe
-from aicompress.recipe.export import ExportRecipe
+from aicompress.recipe.export import MadeRecipe
 from aicompress.report import gates
 from aicompress.report.markdown import to_markdown
 from aicompress.report.model import Baseline, Latency, LayerRow, Report, Side, Untouched
@@ -41,7 +41,7 @@ class Results:
 
 def build_report(
     command: str,
-    recipe: Recipe | DistillRecipe | ExportRecipe | EvalRecipe,
+    recipe: Recipe | DistillRecipe | MadeRecipe | EvalRecipe,
     sides: tuple[Side | None, Side],
     lineage: Sequence[dict[str, Any]],
     results: Results,

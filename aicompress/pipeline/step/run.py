@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import operator
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,16 +14,16 @@ from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint, CheckpointWriter
 from aicompress.checkpoint.journal import NAME, Journal, require_same
-from aicompress.checkpoint.place import working_path
+from aicompress.checkpoint.place import shared_mode, working_path
 from aicompress.checkpoint.reader import digests
-from aicompress.checkpoint.source import Source
 from aicompress.layer import Kind
 from aicompress.pipeline.step.digests import hashing
-from aicompress.pipeline.step.latency import compare
 from aicompress.pipeline.step.options import Mode, Options, Progress
 from aicompress.pipeline.step.output import Output, with_digests
 from aicompress.pipeline.step.report import Results, build_report, rendered, report_names, written_report
 from aicompress.pipeline.step.sides import side_of
+from aicompress.pipeline.step.storage import entropy_coded_output, sizes
+from aicompress.pipeline.step.timing.latency import compare
 from aicompress.pipeline.step.workers import Processes, processes
 from aicompress.recipe import Recipe
 from aicompress.recipe.distillation import DistillRecipe
@@ -171,21 +169,24 @@ def _write(step: StepRun, options: Options) -> Report:
     resumes = options.resume and step.fingerprint is not None
     if resumes and step.fingerprint is not None:
         require_resumable(output, step.fingerprint)
+    mode = shared_mode(file for source in sources for file in source.files)
     with (
-        CheckpointWriter(
-            output.destination.path, output.shards, resumes, output.destination.overwrite, _mode(sources)
-        ) as writer,
+        CheckpointWriter(output.destination.path, output.shards, resumes, output.destination.overwrite, mode) as writer,
         hashing(sources) as inputs,
     ):
         results = step.write(OpenOutput(writer, _journal(writer.work, step.fingerprint, resumes), inputs[0]))
         if options.resume and not resumes:
             results = replace(results, warnings=(*results.warnings, STARTS_ANEW))
+        if output.entropy_coded:
+            output = entropy_coded_output(output, writer)
         first, *others = (future.result() for future in inputs)
         output = with_digests(output, first, dict(zip(further, others, strict=True)))
         output.write_files(writer)
         if output.metadata():
             writer.stamp(output.metadata())
         written = Checkpoint.open(writer.work / output.shards[0].name if output.destination.single else writer.work)
+        if output.entropy_coded:
+            results = replace(results, layers=sizes(results.layers, written, step.kinds))
         seconds = time.perf_counter() - start  # timing forward passes is not part of the step
         report = _report(replace(step, output=output), written, results, options, seconds)
         if not output.destination.single:
@@ -194,12 +195,6 @@ def _write(step: StepRun, options: Options) -> Report:
             writer.add(name, text.encode(errors="backslashreplace"))
         writer.seal()
     return report
-
-
-def _mode(sources: Sequence[Source]) -> int:
-    """Permissions of an output's files: nobody may read it who may not read an input."""
-    modes = [file.stat().st_mode for source in sources for file in source.files]
-    return functools.reduce(operator.and_, modes, 0o666) | 0o600
 
 
 def _journal(work: Path, fingerprint: str | None, resumes: bool) -> Journal:

@@ -68,7 +68,7 @@ def held_out_loss(plan: DistillPlan, path: Path) -> float:
     return float((ours - theirs).square().mean())
 
 
-@pytest.mark.parametrize("name", modes())
+@pytest.mark.parametrize("name", [name for name, mode in modes().items() if mode.recodes is None])
 def test_a_mode_moves_what_it_says_and_what_is_written_is_what_was_judged(
     inputs: tuple[Path, Path, Path], tmp_path: Path, name: str
 ) -> None:

@@ -73,7 +73,10 @@ def test_files_of_statistics_give_the_same(tmp_path: Path, tiny_llama: Path, tex
 def test_a_run_that_is_stopped_within_a_product_goes_on(
     tmp_path: Path, tiny_llama: Path, text_file: Path, walked: bool
 ) -> None:
-    """One member is written and noted, the other one is not: the same bytes as in one go."""
+    """One member is written and noted, the other one is not: the same bytes as in one go.
+
+    A file of statistics holds those of members alone, as other layers stay.
+    """
     method, data = {"name": "joint", "keep": 0.5, "shift": 1.0 if walked else 0.0}, text(text_file, samples=4)
     request = None if walked else Request(stats=(tmp_path / "stats.safetensors",))
     data |= {} if walked else {"activations": "original"}

@@ -241,6 +241,30 @@ def test_export_decodes_all(stacked: Path, tied: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [
+        ({"name": "stack", "gradients": True}, {"target_bytes": 150_000}),
+        ({"name": "shared_basis"}, {"target_bytes": 150_000}),
+        ({"name": "stack"}, {"max_kl": 0.01}),
+    ],
+    ids=str,
+)
+def test_calibration_decides_the_ranks_of_groups(
+    method: dict[str, Any], target: dict[str, Any], tiny_llama: Path, text_file: Path, tmp_path: Path
+) -> None:
+    report = run(tiny_llama, tmp_path / "out", {**method, **target}, text(text_file, samples=4))
+    require_whole(report, tmp_path / "out")
+    assert report.after.weight_bytes <= target.get("target_bytes", report.before.weight_bytes - 1)
+    ranks = {row.name: row.detail["rank"] for row in report.layers if row.method != "-"}
+    assert len(set(ranks.values())) > 1
+    if method["name"] == "stack":
+        assert ranks["model.layers.1.self_attn.q_proj"] == ranks["model.layers.1.self_attn.v_proj"]
+    if "max_kl" in target:
+        (told,) = (note for note in report.notes if note.startswith("max_kl"))
+        assert 0 < float(told.split()[4]) <= 0.01
+
+
 def test_a_structural_step_tells_that_layers_part(stacked: Path, tmp_path: Path) -> None:
     report = prune(stacked, tmp_path / "out", name="depth", drop=(0,))
     assert any("no longer share" in warning for warning in report.warnings)

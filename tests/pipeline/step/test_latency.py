@@ -6,10 +6,10 @@ from transformers import CLIPConfig, CLIPModel
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.measure import Timing, interleaved
-from aicompress.pipeline.step import latency
 from aicompress.pipeline.step.environment import threads
-from aicompress.pipeline.step.latency import compare, latency_of, rounds_within, whole
 from aicompress.pipeline.step.running_model import Running, example, forward_call
+from aicompress.pipeline.step.timing import latency
+from aicompress.pipeline.step.timing.latency import compare, latency_of, rounds_within, whole
 from tests.model.compressed import compress, integers
 
 

@@ -4,8 +4,8 @@ import pytest
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.measure import Timing
-from aicompress.pipeline.step import layer_latency
-from aicompress.pipeline.step.layer_latency import layers
+from aicompress.pipeline.step.timing import layer_latency
+from aicompress.pipeline.step.timing.layer_latency import layers
 from tests.model.compressed import compress, integers, low_rank
 
 

@@ -90,12 +90,13 @@ def _aimed(given: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
+FAST = Effort(
+    "one forward pass over the calibration data, of the original model",
+    lambda given: {"shift": 0.0},
+    calibration=lambda given: one_pass({"shift": 0.0, **given}),
+)
 EFFORTS: dict[Level, Effort] = {
-    "fast": Effort(
-        "one forward pass over the calibration data, of the original model",
-        lambda given: {"shift": 0.0},
-        calibration=lambda given: one_pass({"shift": 0.0, **given}),
-    ),
+    "fast": FAST,
     "balanced": Effort("three forward passes, for targets that make up for compressed blocks", _aimed),
     "best": Effort(
         "block tuning on top: 400 steps of 4 samples forward and back per block, ten to thirty times balanced",

@@ -29,7 +29,7 @@ from aicompress.pipeline.layerwise.plan import UNDECIDED, UNTRIED, Plan, compare
 from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed, named, sharing_budgets
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.workers import Processes
-from aicompress.weights import Dense, Weight, outline_nbytes
+from aicompress.weights import Dense, Weight
 
 ROUNDS = 9  # of timing
 HEADER = 256  # bytes of a layer's entry that its pattern may add
@@ -71,7 +71,8 @@ def allocated(
             notes = (*plan.notes, trial.note(explicit))
             explicit = replace(explicit, notes=notes, measured_on={**plan.measured_on, **trial.record})
         same = explicit.needs & OF_GRADIENTS <= plan.surveys
-        as_tried = trying and not compares(explicit) and explicit.needs <= plan.surveys and plan.recipe.tune is None
+        once = trying or (plan.method.shares is not None and plan.method.shares.across)  # of the original model alone
+        as_tried = once and not compares(explicit) and explicit.needs <= plan.surveys and plan.recipe.tune is None
         read = partial(merged_gradients, files) if same else None
         yield replace(explicit, warnings=warnings), read, files if as_tried and explicit.needs else None
 
@@ -81,7 +82,11 @@ def _decided(
 ) -> list[MethodConfig]:
     """Explicit parameters of layers that share a budget: of their own bytes where it is a level's."""
     assert plan.method.surveys is not None
-    candidates = [Candidate(x.info, x.config, partial(reader.layer, x)) for x in layers if x.config is not None]
+    candidates = [
+        Candidate(x.info, x.config, partial(reader.layer, x), partial(str, (x.together or (x.info.tensor,))[0]))
+        for x in layers
+        if x.config is not None
+    ]
     setting = Setting(
         0 if layers[0].budget else _other_bytes(plan, layers),
         saved_milliseconds,
@@ -121,7 +126,7 @@ def _other_bytes(plan: Plan, layers: Sequence[LayerPlan]) -> int:
 
     What the manifest says of a pattern may be longer than of the one that was planned.
     """
-    planned = sum(outline_nbytes(layer.outline) for layer in layers if layer.outline is not None)
+    planned = sum(plan.output.nbytes(layer.info.tensor, layer.info.part) for layer in layers)  # what is shared once
     return plan.output.weight_bytes - planned + HEADER * len(layers)
 
 

@@ -22,6 +22,7 @@ from aicompress.pipeline.layerwise.plan import Plan
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.workers import Alone
+from aicompress.weights import Weight
 
 
 @dataclass
@@ -74,10 +75,19 @@ class Trial:
         """A parameter as the model runs it; the one that was tried last is kept."""
         held = self._held.get(layer.info.name)
         if held is None or held[0] != config:
+            for member, weight in self._weights(layer, config):
+                self._held[member.info.name] = config, dense(self.plan, member.info.tensor, weight)
+        return self._held[layer.info.name][1]
+
+    def _weights(self, layer: LayerPlan, config: MethodConfig) -> list[tuple[LayerPlan, Weight]]:
+        """A layer with its weight, and those that it shares a part with."""
+        method = self.plan.method
+        if layer.group is None or method.shares is None:
             read = self.read(layer)
-            weight = self.plan.method.stored(read, self.plan.method.apply(read, config))
-            held = self._held[layer.info.name] = config, dense(self.plan, layer.info.tensor, weight)
-        return held[1]
+            return [(layer, method.stored(read, method.apply(read, config)))]
+        members = [self.plan.by_tensor[name][0] for name in layer.group.members]
+        weights = method.shares.compress([self.read(member) for member in members], config)
+        return list(zip(members, weights, strict=True))
 
 
 @contextmanager

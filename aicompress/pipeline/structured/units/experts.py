@@ -111,8 +111,10 @@ class ExpertUnit(StructuralUnit[Experts, MixtureLayout]):
 def _stored(checkpoint: Checkpoint, name: str) -> tuple[Any, ...]:
     """Everything but the values of a parameter as the input stores it."""
     entry = checkpoint.manifest.entries.get(name)
+    if entry is not None and (outline := checkpoint.outline(name)) is not None:
+        return checkpoint.parameters()[name], outline.meta(), outline.specs()
     tensors = {suffix: checkpoint.tensors[disk].spec for suffix, disk in checkpoint.stored_names(name).items()}
-    return checkpoint.parameters()[name], None if entry is None else entry.meta, tensors
+    return checkpoint.parameters()[name], None, tensors
 
 
 def _chosen(architecture: Architecture, stack: str | None) -> list[Mixture]:

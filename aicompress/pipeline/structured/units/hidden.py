@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
+from aicompress.checkpoint.json_text import read_json
 from aicompress.checkpoint.naming import layer_name
-from aicompress.checkpoint.source import read_json
 from aicompress.errors import CheckpointError, RecipeError
 from aicompress.methods.prune.hidden import STREAM, Coordinates
 from aicompress.methods.structural import Part, Structure

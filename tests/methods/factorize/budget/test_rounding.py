@@ -83,7 +83,7 @@ def test_every_method_says_what_rounding_noise_in_its_bytes_would_lose(name: str
     method = methods("factorize")[name]
     assert isinstance(method, LayerMethod)
     stats = inputs_of(torch.eye(64))
-    graded = GradientStats(4, torch.ones(64, 64), torch.ones(64, 64) + torch.rand(64, 64), torch.eye(64))
+    graded = GradientStats(4, torch.ones(64, 64), 2 * torch.ones(64, 64), torch.eye(64))
     layers = [layer_of(randn(64, 64, seed=seed), f"layers.{seed}.fc", stats, graded) for seed in (0, 1)]
     config = method.config(name=name, **({"rank": 4} if name == "residual" else {"keep": 0.8}))  # type: ignore[call-arg]
     weights = [method.apply(layers[0], config)]

@@ -51,7 +51,7 @@ def compare(before: Checkpoint, after: Checkpoint, mode: Mode = "auto") -> tuple
             if latency is not None:
                 return latency, [*warnings, *judged(latency)]
             warnings.append("nothing says what the model takes: its layers were timed, not the whole")
-    from aicompress.pipeline.step.layer_latency import layers
+    from aicompress.pipeline.step.timing.layer_latency import layers
 
     latency = layers(before, after)
     if latency is None:

@@ -1,0 +1,1 @@
+"""Drivers of pack and unpack: lossless coding of all weight files of a folder, everything else copied."""

@@ -1,0 +1,189 @@
+"""The report of a packing: bytes of both sides by kind, a row for every layer, what was seen in the numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.checkpoint.header import DTYPES
+from aicompress.checkpoint.naming import kinds_among
+from aicompress.checkpoint.packed.raw_header import Extent, RawHeader
+from aicompress.checkpoint.packed.writer import FileWriter
+from aicompress.errors import CompressError
+from aicompress.lossless.chunks import Layout
+from aicompress.lossless.difference import Difference
+from aicompress.pipeline.packing.coding import CodedTensor
+from aicompress.pipeline.packing.plan import PackingPlan
+from aicompress.pipeline.step.options import Options
+from aicompress.pipeline.step.output import lineage_step
+from aicompress.pipeline.step.report import Results, build_report, rendered, report_names
+from aicompress.pipeline.step.sides import side_of
+from aicompress.report.model import LayerRow, Report, Side
+from aicompress.report.plan import PlanRow
+from aicompress.weights import TensorSpec
+
+NARROWER = {Layout.UPPER: "bfloat16", Layout.HALF: "float16"}
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """The tensors of several files, each under a file's name and its own.
+
+    Attributes:
+        headers: of the unpacked files, by name.
+        stored: bytes of each tensor in the packed files, by file.
+    """
+
+    headers: Mapping[str, RawHeader]
+    stored: Mapping[str, Mapping[str, int]]
+
+    def each(self) -> Iterable[tuple[str, str, Extent, str]]:
+        """File, name, extent and kind of every tensor."""
+        for file, header in self.headers.items():
+            for name, extent in header.extents.items():
+                yield file, name, extent, self.kinds[file].get(name) or "other"
+
+    @cached_property
+    def kinds(self) -> dict[str, dict[str, str | None]]:
+        """The kind of layer of every tensor, by name and shape; None for what is no layer."""
+        return {file: dict(_kinds(header.extents)) for file, header in self.headers.items()}
+
+    def by_kind(self, weight_bytes: int, packed: bool) -> dict[str, int]:
+        """Bytes of one side's weight files by kind."""
+        sums: dict[str, int] = {}
+        for file, name, extent, kind in self.each():
+            sums[kind] = sums.get(kind, 0) + (self.stored[file].get(name, 0) if packed else extent.nbytes)
+        return {**sums, "header": weight_bytes - sum(sums.values())}
+
+    @property
+    def numbers(self) -> int:
+        """How many elements all tensors have."""
+        return sum(math.prod(extent.shape) for header in self.headers.values() for extent in header.extents.values())
+
+
+def _kinds(extents: Mapping[str, Extent]) -> Mapping[str, str | None]:
+    known = {
+        name: TensorSpec(DTYPES[extent.dtype], extent.shape)
+        for name, extent in extents.items()
+        if extent.dtype in DTYPES
+    }
+    return kinds_among(None, known)
+
+
+def rows_of(tensors: Tensors, coded: Mapping[str, Mapping[str, CodedTensor]]) -> list[LayerRow]:
+    """A row for every layer: what its numbers were stored as."""
+    return [
+        LayerRow(
+            name.removesuffix(".weight"), kind, "pack", "pack", "packed", _detail(coded[file][name]),
+            extent.nbytes, coded[file][name].nbytes, 0.0, 0.0,
+        )
+        for file, name, extent, kind in tensors.each()
+        if kind != "other"
+    ]  # fmt: skip
+
+
+def plan_rows(rows: Iterable[LayerRow]) -> tuple[PlanRow, ...]:
+    """The same for a plan."""
+    return tuple(
+        PlanRow(r.name, r.kind, r.rule, "plain", r.form, r.detail, r.bytes_before, r.bytes_after) for r in rows
+    )
+
+
+def _detail(coded: CodedTensor) -> dict[str, str]:
+    """What a tensor's chunks were stored as."""
+    if not coded.nbytes:
+        return {"same": "as the base"}
+    narrower = [words for layout, words in NARROWER.items() if layout in coded.layouts]
+    detail = {"exactly": ", ".join(narrower)} if narrower else {}
+    if coded.difference is not Difference.NONE:
+        detail["difference"] = coded.difference.name.lower()
+    return detail
+
+
+def notes_of(coded: Mapping[str, Mapping[str, CodedTensor]], headers: Mapping[str, RawHeader]) -> tuple[str, ...]:
+    """What was seen in the numbers, in words."""
+    tensors = [(headers[file].extents[name], each) for file, named in coded.items() for name, each in named.items()]
+    notes = []
+    for layout, words in NARROWER.items():
+        count = sum(each.layouts == {layout} for _, each in tensors)
+        if count:
+            notes.append(f"float32 numbers that are exactly {words} numbers are stored as these: {count} tensors")
+    same = sum(not each.nbytes for extent, each in tensors if extent.nbytes)
+    if same:
+        notes.append(f"equal to the base's, and not stored: {same} tensors")
+    for kind in Difference:
+        count = sum(each.difference is kind and bool(each.nbytes) for _, each in tensors)
+        if kind is not Difference.NONE and count:
+            notes.append(f"stored as the difference to the base ({kind.name.lower()}): {count} tensors")
+    return tuple(notes)
+
+
+def written(
+    plan: PackingPlan, writer: FileWriter, sides: tuple[Side, Side], inputs: Mapping[str, Mapping[str, str]],
+    results: Results, timing: tuple[float, Options],
+) -> Report:  # fmt: skip
+    """Add the report to an output that is complete but for it.
+
+    Args:
+        plan: what was run.
+        writer: of the output.
+        sides: both sides.
+        inputs: sha256 of the files of the input and of the base, by the names that the lineage has them under.
+        results: what was done.
+        timing: seconds of the work, and the options of the run.
+    """
+    seconds, options = timing
+    command = plan.recipe.method.name
+    further = {} if plan.base is None else {"base": plan.base.source}
+    step = lineage_step(command, plan.recipe, plan.source, further)
+    step["inputs"] = dict(inputs["inputs"])
+    if plan.base is not None:
+        step["base"] = {"inputs": dict(inputs["base"])}
+    results = replace(results, waited=options.waited())
+    report = build_report(command, plan.recipe, sides, (*_lineage(plan.source.path), step), results, seconds)
+    prefix = "" if plan.destination.single else f"{command}."
+    if not plan.destination.single:
+        names = [f"{prefix}{name}" for name in report_names(plan.recipe.report.html)]
+        report = replace(report, files=(*writer.names(), *names))
+    for name, text in rendered(report, plan.recipe.report.html).items():
+        writer.add(f"{prefix}{name}", text.encode(errors="backslashreplace"))
+    return report
+
+
+def _lineage(path: Path) -> tuple[dict[str, object], ...]:
+    """The steps that made a checkpoint, as far as it can be opened."""
+    try:
+        return Checkpoint.open(path).manifest.lineage
+    except CompressError:
+        return ()
+
+
+def side(
+    path: Path, sizes: tuple[int, int], by_kind: Mapping[str, int], sha256: Mapping[str, str], numbers: tuple[int, int]
+) -> Side:
+    """One side of a report.
+
+    Args:
+        path: how it is named.
+        sizes: bytes of its weight files, and of its other files.
+        by_kind: bytes of the weight files by kind.
+        sha256: digests of the weight files.
+        numbers: how many are stored, and how many it stands for.
+    """
+    weight_bytes, other = sizes
+    return Side(
+        str(path), weight_bytes + other, weight_bytes, numbers[0], dict(by_kind), dict(sha256), weights=numbers[1]
+    )
+
+
+def numbers_of(path: Path, tensors: Tensors) -> tuple[int, int]:
+    """How many numbers a checkpoint stores, and how many the weights have that it stands for."""
+    try:
+        opened = side_of(Checkpoint.open(path), None, str(path))
+    except CompressError:  # several checkpoints, or dtypes that torch does not have
+        return tensors.numbers, tensors.numbers
+    return opened.parameters, opened.weights or tensors.numbers

@@ -1,0 +1,144 @@
+"""Plan and run `unpack`: the files that were packed, byte for byte."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from aicompress.checkpoint.packed.folder import everything
+from aicompress.checkpoint.packed.reader import OpenedPackedFile, is_packed
+from aicompress.checkpoint.packed.writer import FileWriter
+from aicompress.checkpoint.place import shared_mode
+from aicompress.checkpoint.source import Source
+from aicompress.errors import CheckpointError
+from aicompress.pipeline.packing.base_checkpoint import Base
+from aicompress.pipeline.packing.coding import unpack_file
+from aicompress.pipeline.packing.plan import PackingPlan, left_out, require_place, require_space, unpacked_name
+from aicompress.pipeline.packing.results import Tensors, side, written
+from aicompress.pipeline.step.digests import hashing
+from aicompress.pipeline.step.options import Options, Progress
+from aicompress.pipeline.step.output import Destination
+from aicompress.pipeline.step.report import Results
+from aicompress.recipe.packing import Direction, PackingRecipe
+from aicompress.report.model import Report
+
+
+@dataclass(frozen=True)
+class UnpackingPlan(PackingPlan):
+    """An unpacking, with the packed files; their names are those of the files that they hold."""
+
+    packed: tuple[OpenedPackedFile, ...] = ()
+
+    @property
+    def noted(self) -> set[str]:
+        """Digests of the base's files that parts of the input are the difference to."""
+        return {digest for each in self.packed for digest in each.manifest.base.values()}
+
+
+def make_plan(source: str | Path, destination: Destination, base: str | Path | None = None) -> UnpackingPlan:
+    """Check everything that headers tell, and the digests of the base.
+
+    Raises:
+        Refused: or Problems, everything that is wrong.
+    """
+    files = everything(source)
+    opened = tuple(OpenedPackedFile.open(file) for file in files.files if is_packed(file))
+    if not opened:
+        raise CheckpointError(f"{files.path} is not packed", "give what `aicompress pack` wrote")
+    others = tuple(file for file in files.files if not is_packed(file))
+    files = _with_copied(files, tuple(each.path for each in opened), others)
+    names = {each.path: unpacked_name(files.name_of(each.path)) for each in opened}
+    taken = set(names.values()) & {name.as_posix() for name in files.side_files}
+    if taken or len(set(names.values())) < len(names):
+        raise CheckpointError(
+            f"{files.path} holds {min(taken | set(names.values()))} beside what unpacks to it", "move one of them away"
+        )
+    if destination.single:
+        names = {each.path: destination.path.name for each in opened}
+    reference = None if base is None else Base.open(base)
+    require_place(files, reference, destination)
+    nbytes = {names[each.path]: each.manifest.nbytes for each in opened}
+    recipe = PackingRecipe(method=Direction(name="unpack"))
+    plan = UnpackingPlan(
+        files, destination, recipe, None, names, nbytes, warnings=tuple(left_out(files)), packed=opened
+    )
+    require_space(destination, plan.side_bytes + sum(nbytes.values()))
+    return _with_base(plan, reference)
+
+
+def _with_copied(source: Source, packed: tuple[Path, ...], others: tuple[Path, ...]) -> Source:
+    """The input in which weight files that are not packed are copied as any other file."""
+    folder = source.folder
+    side = tuple(file.relative_to(folder) for file in others if folder is not None)
+    return replace(source, files=packed, side_files=(*source.side_files, *side))
+
+
+def _with_base(plan: UnpackingPlan, base: Base | None) -> UnpackingPlan:
+    """The plan with the base that it was packed with.
+
+    Raises:
+        CheckpointError: it is missing, or another one.
+    """
+    if not plan.noted:
+        return plan
+    if base is None:
+        raise CheckpointError(
+            f"{plan.source.path} holds only the difference to a base",
+            "give the base that it was packed with: --base BASE",
+        )
+    return replace(plan, base=base.with_digests(plan.noted))
+
+
+def run(plan: UnpackingPlan, options: Options) -> Report:
+    """Write what was packed, and a report.
+
+    Raises:
+        CheckpointError: the input is damaged; nothing is left behind.
+        OutOfSpace: the disk is full; nothing is left behind.
+    """
+    begun, destination, source = time.perf_counter(), plan.destination, plan.source
+    inputs = [source, *([] if plan.base is None else [plan.base.source])]
+    mode = shared_mode(file for each in inputs for file in each.files)
+    with FileWriter(destination.path, destination.overwrite, mode) as writer, hashing([source]) as hashed:
+        decode(plan, writer, options.progress)
+        for relative in source.side_files:
+            if source.folder is not None:
+                writer.add(relative, source.folder / relative)
+        report = _report(plan, writer, hashed[0].result(), (time.perf_counter() - begun, options))
+        writer.seal()
+    return report
+
+
+def decode(plan: UnpackingPlan, writer: FileWriter | None, progress: Progress) -> None:
+    """Unpack every file; without a writer they are only checked.
+
+    Raises:
+        CheckpointError: one is damaged.
+    """
+    total, so_far = sum(each.manifest.nbytes for each in plan.packed), 0
+
+    def done(tensor: str, size: int) -> None:
+        nonlocal so_far
+        so_far += size
+        progress(tensor, so_far, total)
+
+    for each in plan.packed:
+        name = unpacked_name(plan.source.name_of(each.path))
+        unpack_file(each, name, plan.base, (writer, plan.names[each.path]), done)
+
+
+def _report(plan: UnpackingPlan, writer: FileWriter, inputs: dict[str, str], timing: tuple[float, Options]) -> Report:
+    """The report of an unpacked output that is complete but for it."""
+    names = {plan.names[each.path]: each for each in plan.packed}
+    stored = {name: {key: stream.nbytes for key, stream in each.streams.items()} for name, each in names.items()}
+    tensors = Tensors({name: each.header for name, each in names.items()}, stored)
+    before, after = sum(file.stat().st_size for file in plan.source.files), sum(plan.nbytes.values())
+    numbers = (tensors.numbers, tensors.numbers)
+    digests = {name: each.manifest.sha256 for name, each in names.items()}
+    sides = (
+        side(plan.source.path, (before, plan.side_bytes), tensors.by_kind(before, packed=True), inputs, numbers),
+        side(plan.destination.path, (after, plan.side_bytes), tensors.by_kind(after, packed=False), digests, numbers),
+    )
+    noted = {} if plan.base is None else {"base": {n: d for each in plan.packed for n, d in each.manifest.base.items()}}
+    return written(plan, writer, sides, {"inputs": inputs, **noted}, Results((), plan.warnings), timing)

@@ -1,0 +1,122 @@
+"""Entropy-code what a step has written: how many bytes codes take is known once they are there.
+
+A step writes its output with codes of a fixed width, which is what its plan shows: the most that the output can take.
+Then each compressed parameter is read back and coded, and the weight files are written anew with what became smaller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aicompress.checkpoint import Checkpoint, CheckpointWriter, plan_shards
+from aicompress.checkpoint.files import read_tensor
+from aicompress.checkpoint.layouts import native_names
+from aicompress.checkpoint.manifest import KEY, Manifest, entries_of
+from aicompress.checkpoint.naming import layer_name
+from aicompress.checkpoint.writer import REPLACED
+from aicompress.disk import disk_errors
+from aicompress.layer import Kind
+from aicompress.pipeline.step.layout import Contents
+from aicompress.pipeline.step.output import Output
+from aicompress.report.model import LayerRow
+from aicompress.weights import TensorSpec, Weight, entropy_coded, restore
+
+SPOOL = "entropy-coded.partial"
+
+
+@dataclass
+class _Spool:
+    """Tensors on their way from one pass to the next, in a file.
+
+    Attributes:
+        file: what they are appended to.
+        places: by name, where each begins and what it is.
+    """
+
+    file: BinaryIO
+    places: dict[str, tuple[int, TensorSpec]] = field(default_factory=dict)
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Append a tensor of bytes."""
+        self.places[name] = (self.file.tell(), TensorSpec.of(tensor))
+        self.file.write(tensor.numpy().data)
+
+    def get(self, name: str) -> Tensor:
+        """Read a tensor back."""
+        begin, spec = self.places[name]
+        self.file.seek(begin)
+        return torch.from_numpy(np.frombuffer(bytearray(self.file.read(spec.nbytes)), dtype=np.uint8))
+
+
+def entropy_coded_output(output: Output, writer: CheckpointWriter) -> Output:
+    """Write the weight files of an output anew with its codes entropy-coded.
+
+    Args:
+        output: as it was planned and written.
+        writer: has written all of it.
+
+    Returns:
+        The output as it is now.
+    """
+    path = writer.work / SPOOL
+    with disk_errors(writer.out), path.open("w+b") as file, closing(file):
+        spool = _Spool(file)
+        fixed = output.so_far(writer.work)
+        coded = {name: outline for name in fixed.manifest.entries if (outline := _spooled(fixed, output, name, spool))}
+        smaller = _with_weights(output, coded)
+        writer.restart(smaller.shards)
+        replaced = {ref.file: ref.file.with_name(f"{ref.file.name}{REPLACED}") for ref in fixed.tensors.values()}
+        before = {name: replace(ref, file=replaced[ref.file]) for name, ref in fixed.tensors.items()}
+        for name in (name for shard in smaller.shards for name in shard.specs):
+            writer.put(name, spool.get(name) if name in spool.places else read_tensor(before[name], name))
+    for done in (path, *replaced.values()):
+        done.unlink()
+    return smaller
+
+
+def _spooled(fixed: Checkpoint, output: Output, name: str, spool: _Spool) -> Weight:
+    """The outline of a parameter as it is stored once it is entropy-coded; what changes of it goes to a file."""
+    letter = 0.4 if output.destination.bundled else 1.0 if output.destination.single else 4.0
+    weight = entropy_coded(fixed.weight(name), letter)
+    tensors, before = weight.tensors(), output.stored[name]
+    for suffix, disk in native_names(name, tensors).items():
+        if disk in before and before[disk] != TensorSpec.of(tensors[suffix]):
+            spool.put(disk, tensors[suffix])
+    return restore({suffix: tensor.to("meta") for suffix, tensor in tensors.items()}, weight.meta())
+
+
+def _with_weights(output: Output, weights: Mapping[str, Weight]) -> Output:
+    """The output with other stored weights of compressed parameters, in the native layout, laid out anew."""
+    parameters = {
+        name: replace(each, weight=weights.get(name, each.weight)) for name, each in output.parameters.items()
+    }
+    dense = {name: planned.dense for name, planned in parameters.items()}
+    compressed = {n: (p.info, p.weight) for n, p in parameters.items() if n in weights and p.info and p.weight}
+    owners = {name: planned.owners for name, planned in parameters.items() if planned.owners}
+    manifest = replace(output.manifest, entries=entries_of(dense, compressed, owners))
+    stored = Contents(output.config, dense, compressed, manifest).stored("native")
+    config = output.config
+    if config is not None and not output.destination.single:
+        described: dict[str, Any] = Manifest(manifest.entries, (), manifest.widths).to_json()
+        config = {**config, "quantization_config": {"quant_method": KEY, **described}}
+    changed = replace(output, parameters=parameters, manifest=manifest, stored=stored, config=config)
+    specs = {disk: spec for tensors in stored.values() for disk, spec in tensors.items()}
+    limit = None if output.destination.single else output.destination.max_shard_size
+    shards = plan_shards(specs, limit, changed.metadata(), output.source.base_name)
+    return replace(changed, shards=tuple(replace(shard, bundled=output.destination.bundled) for shard in shards))
+
+
+def sizes(
+    rows: Sequence[LayerRow], written: Checkpoint, kinds: Mapping[str, Kind | None] | None
+) -> tuple[LayerRow, ...]:
+    """The rows of a report with the bytes that their layers take in the finished output."""
+    known = {layer_name(name): written.nbytes(name) for name in written.parameters()}
+    known |= {info.name: info.nbytes for info in written.layers(kinds) if info.part}
+    return tuple(replace(row, bytes_after=known.get(row.name, row.bytes_after)) for row in rows)

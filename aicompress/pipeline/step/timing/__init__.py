@@ -1,0 +1,1 @@
+"""Time what an output runs: whole forward passes, or one layer after the other."""

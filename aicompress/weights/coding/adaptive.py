@@ -1,0 +1,189 @@
+"""A binary arithmetic coder with adaptive contexts: for tensors so small that a model in the file would cost more.
+
+A symbol is told by yes-or-no decisions, as DeepCABAC does it (Wiedemann et al. 2020, arXiv:1907.11900): whether it is
+another one than the most frequent; the side it lies on; how far away, in unary. Each decision has a context whose
+probability is counted on the way. The first decision depends on the two left neighbours and on the column so far: of a
+pruned layer whole columns are empty.
+
+A stream is a byte for its kind, one that says whether neighbours are looked at, the most frequent symbol, two bytes of
+a checksum, and the bits of the coder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from aicompress.weights.decoding import checksum, compiled, shipped
+
+ADAPTIVE = 0  # the first byte of a stream
+CONTEXTS = 21 + 3 + 2 * 256  # of whether it is another symbol, of its side, of its distance
+
+
+@shipped
+def significance(row: int, occupied: int, left: int) -> int:
+    """The context of whether a symbol is another one than the most frequent.
+
+    Args:
+        row: rows above.
+        occupied: how many of them have another symbol in this column.
+        left: how many of the two left neighbours are others.
+    """
+    share, part = 0, 0
+    if row > 0:
+        part = 16 * occupied // row
+        share = 1 if occupied == 0 else 2 if part == 0 else 3 if part == 1 else 4 if part < 4 else 5 if part < 8 else 6
+    return 3 * share + left
+
+
+@shipped
+def read_decision(coder: Any, data: Any, chances: Any, uses: Any, context: int) -> int:
+    """One decision of a stream.
+
+    Args:
+        coder: low and high end of the interval, the number that lies in it, the place of the next byte.
+        data: the bytes.
+        chances: of a yes in each context, of 2^16; each is the average of all decisions, of late ones after 400.
+        uses: how often each context was used.
+        context: of this decision.
+    """
+    low, high = coder[0], coder[1]
+    middle = low + (((high - low) * chances[context]) >> 16)
+    bit = 1 if coder[2] <= middle else 0
+    if bit == 1:
+        high = middle
+    else:
+        low = middle + 1
+    chances[context] = min(65504, max(32, chances[context] + ((bit << 16) - chances[context]) // (uses[context] + 2)))
+    uses[context] = min(400, uses[context] + 1)
+    while (low ^ high) >> 24 == 0:
+        low, high = (low << 8) & 0xFFFFFFFF, ((high << 8) & 0xFFFFFFFF) | 255
+        coder[2] = ((coder[2] << 8) & 0xFFFFFFFF) | (data[coder[3]] if coder[3] < len(data) else 0)
+        coder[3] += 1
+    coder[0], coder[1] = low, high
+    return bit
+
+
+@shipped
+def read_symbols(decide: Any, context: Any, coder: Any, data: Any, counts: Any, look: int, out: Any, size: Any) -> None:
+    """Fill `out` with distances from the most frequent symbol, row by row.
+
+    Args:
+        decide, context: `read_decision` and `significance`, compiled or not.
+        coder, data: of `read_decision`.
+        counts: its chances and uses, and how often each column has another symbol so far.
+        look: 1 where neighbours are looked at.
+        out: (rows * columns,) whole numbers.
+        size: rows and columns.
+    """
+    chances, uses, occupied = counts
+    at = 0
+    for row in range(size[0]):
+        last = second = 0  # of the two left neighbours: -1 below the most frequent symbol, 1 above it
+        for column in range(size[1]):
+            left = (1 if last != 0 else 0) + (1 if second != 0 else 0)
+            second, last = last, 0
+            if decide(coder, data, chances, uses, look * context(row, occupied[column], left)) == 1:
+                last = 2 * decide(coder, data, chances, uses, 21 + look * (1 + second)) - 1
+                distance = 1
+                base = 24 + (256 if look == 1 and left > 0 else 0)
+                while distance < 255 and decide(coder, data, chances, uses, base + distance) == 1:
+                    distance += 1
+                occupied[column] += 1
+                out[at] = last * distance
+            at += 1
+
+
+@shipped
+def read_adaptive(raw: Any, rows: int, columns: int) -> Any:
+    """The symbols (rows, columns) of a stream of this kind.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    if len(raw) < 5 or raw[1] > 1:
+        raise ValueError("a stream of symbols is damaged: it ends too early")
+    data, number = raw[5:], 21 + 3 + 2 * 256
+    first = int.from_bytes(data[:4].tobytes().ljust(4, b"\0"), "big")
+    state: tuple[Any, ...] = (
+        [0, 0xFFFFFFFF, first, 4],
+        [32768] * number,
+        [0] * number,
+        [0] * columns,
+        [0] * rows * columns,
+    )
+    decide, context, read = compiled(read_decision), compiled(significance), compiled(read_symbols)
+    if read is None:
+        decide, context, read, data = read_decision, significance, read_symbols, data.tolist()
+    else:
+        state = tuple(np.array(part, dtype=np.int64) for part in state)
+    coder, chances, uses, occupied, out = state
+    read(decide, context, coder, data, (chances, uses, occupied), int(raw[1]), out, (rows, columns))
+    symbols = np.asarray(out, dtype=np.int64) + int(raw[2])
+    if symbols.size and not 0 <= symbols.min() <= symbols.max() <= 255:
+        raise ValueError("a stream of symbols is damaged: a symbol of more than a byte")
+    symbols = symbols.astype(np.uint8)
+    if checksum(symbols.tobytes()) != int(raw[3]) | int(raw[4]) << 8:
+        raise ValueError("a stream of symbols is damaged: its checksum is another one")
+    return symbols
+
+
+def write_decision(coder: Any, data: Any, chances: Any, uses: Any, context: int, bit: int) -> None:
+    """Write what `read_decision` reads; `data` has room for it."""
+    low, high = coder[0], coder[1]
+    middle = low + (((high - low) * chances[context]) >> 16)
+    if bit == 1:
+        high = middle
+    else:
+        low = middle + 1
+    chances[context] = min(65504, max(32, chances[context] + ((bit << 16) - chances[context]) // (uses[context] + 2)))
+    uses[context] = min(400, uses[context] + 1)
+    while (low ^ high) >> 24 == 0:
+        data[coder[3]] = high >> 24
+        coder[3] += 1
+        low, high = (low << 8) & 0xFFFFFFFF, ((high << 8) & 0xFFFFFFFF) | 255
+    coder[0], coder[1] = low, high
+
+
+def write_symbols(
+    decide: Any, context: Any, coder: Any, data: Any, counts: Any, look: int, offsets: Any, size: Any
+) -> None:
+    """Write what `read_symbols` reads: distances from the most frequent symbol."""
+    chances, uses, occupied = counts
+    at = 0
+    for row in range(size[0]):
+        last = second = 0
+        for column in range(size[1]):
+            left = (1 if last != 0 else 0) + (1 if second != 0 else 0)
+            offset = offsets[at]
+            second, last = last, 1 if offset > 0 else -1 if offset < 0 else 0
+            decide(coder, data, chances, uses, look * context(row, occupied[column], left), 1 if offset != 0 else 0)
+            if offset != 0:
+                decide(coder, data, chances, uses, 21 + look * (1 + second), 1 if offset > 0 else 0)
+                far, base = abs(offset), 24 + (256 if look == 1 and left > 0 else 0)
+                for distance in range(1, min(far, 254) + 1):
+                    decide(coder, data, chances, uses, base + distance, 1 if distance < far else 0)
+                occupied[column] += 1
+            at += 1
+
+
+def write_adaptive(symbols: Any, look: bool) -> bytes:
+    """Write symbols (rows, columns) as `read_adaptive` reads them."""
+    rows, columns = symbols.shape
+    flat = symbols.reshape(-1)
+    centre = int(np.bincount(flat, minlength=256).argmax())
+    offsets = flat.astype(np.int64) - centre
+    room = 64 + 2 * int(np.abs(offsets).sum() + 2 * offsets.size)  # a decision takes eleven bits at most
+    parts: list[Any] = [[0, 0xFFFFFFFF, 0, 0], [32768] * CONTEXTS, [0] * CONTEXTS, [0] * columns, [0] * room]
+    decide: Callable[..., Any] | None = compiled(write_decision)
+    context, write = compiled(significance) or significance, compiled(write_symbols) or write_symbols
+    if decide is not None:
+        parts = [np.array(part, dtype=np.int64) for part in parts]
+    coder, chances, uses, occupied, data = parts
+    held = offsets if decide is not None else offsets.tolist()
+    write(decide or write_decision, context, coder, data, (chances, uses, occupied), int(look), held, (rows, columns))
+    # The shortest number between both ends, which differ in their first byte.
+    body = bytes([*map(int, data[: int(coder[3])]), (int(coder[0]) + 0xFFFFFF) >> 24])
+    return bytes([ADAPTIVE, look, centre]) + checksum(flat.tobytes()).to_bytes(2, "little") + body

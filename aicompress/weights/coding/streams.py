@@ -1,0 +1,166 @@
+"""Read streams of symbols that were coded with static models: range asymmetric numeral systems (rANS, Duda 2013).
+
+A stream is a byte that says how it is coded, and then, of static models: their precision in bits; the number of buckets
+of columns, and where there are several each column's bucket, four bits each; for each bucket its model, the states of
+its lanes, and 16-bit words. Symbol i of a bucket, row by row, belongs to lane i % lanes, so that a step decodes one
+symbol of every lane at once (Giesen 2014, arXiv:1402.3392). A lane starts in the state that its encoder ended in and
+has to come back to where that began, which damage does not let it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aicompress.weights.coding.adaptive import ADAPTIVE, read_adaptive
+from aicompress.weights.decoding import LANES, SYMBOLS_PER_BYTE, compiled, count_at, shipped
+
+STATIC, PACKED_STATIC = 1, 2  # the first byte of a stream; packed: eight symbols of one bit are coded as one
+BUCKETS = 16  # of columns, at most: a column's takes four bits
+
+
+@shipped
+def read_stream(stream: Tensor, rows: int, columns: int) -> Tensor:
+    """The symbols (rows, columns) uint8 of a stream.
+
+    Raises:
+        ValueError: it is damaged, or cannot hold so many.
+    """
+    raw = np.frombuffer(stream.detach().cpu().contiguous().numpy().tobytes(), dtype=np.uint8)
+    if rows < 0 or columns < 0 or rows * columns > SYMBOLS_PER_BYTE * len(raw):
+        raise ValueError(f"a stream of {len(raw)} bytes cannot hold {rows} × {columns} symbols")
+    kind = int(raw[0]) if len(raw) else -1
+    if kind == 0:
+        symbols = read_adaptive(raw, rows, columns)
+    elif kind == 1:
+        symbols = read_static(raw, rows, columns)
+    elif kind == 2:
+        packed = read_static(raw, 1, -(-rows * columns // 8))
+        symbols = np.unpackbits(packed.reshape(-1), bitorder="little")[: rows * columns]
+    else:
+        raise ValueError("a stream of symbols is damaged, or of a newer aicompress")
+    return torch.from_numpy(symbols.reshape(rows, columns)).to(stream.device)
+
+
+@shipped
+def read_static(raw: Any, rows: int, columns: int) -> Any:
+    """The symbols (rows, columns) of a stream with static models."""
+    if len(raw) < 3 or not 1 <= raw[1] <= 16 or not 1 <= raw[2] <= 16:
+        raise ValueError("a stream of symbols is damaged: no such models")
+    bits, buckets, at = int(raw[1]), int(raw[2]), 3
+    bucket = np.zeros(columns, dtype=np.uint8)
+    if buckets > 1:
+        pairs, at = raw[at : at + -(-columns // 2)], at + -(-columns // 2)
+        bucket = np.stack([pairs & 15, pairs >> 4], axis=1).reshape(-1)[:columns]
+    if len(bucket) != columns or (columns and bucket.max() >= buckets):
+        raise ValueError("a stream of symbols is damaged: columns of no bucket")
+    symbols = np.empty(rows * columns, dtype=np.uint8)
+    begin = 0
+    for number in range(buckets):
+        end = begin + rows * int((bucket == number).sum())
+        at = read_bucket(raw, at, bits, symbols[begin:end])
+        begin = end
+    if raw[at:].any():
+        raise ValueError("a stream of symbols is damaged: something follows its end")
+    if buckets == 1:
+        return symbols
+    width = np.bincount(bucket, minlength=buckets)
+    first = np.empty(columns, dtype=np.int64)  # where a column's first symbol is; the next one is `stride` further
+    for number in range(buckets):
+        first[bucket == number] = rows * int(width[:number].sum()) + np.arange(width[number])
+    stride, matrix = width[bucket], np.empty((rows, columns), dtype=np.uint8)
+    gather = compiled(in_columns)
+    if gather is not None:
+        gather(symbols, first, stride, matrix)
+    else:
+        for row in range(rows):
+            matrix[row] = symbols[first + row * stride]
+    return matrix
+
+
+@shipped
+def in_columns(symbols: Any, first: Any, stride: Any, matrix: Any) -> None:
+    """Put the symbols of all buckets into their columns. Compiled by numba."""
+    for row in range(matrix.shape[0]):
+        for column in range(matrix.shape[1]):
+            matrix[row, column] = symbols[first[column] + row * stride[column]]
+
+
+@shipped
+def read_bucket(raw: Any, at: int, bits: int, out: Any) -> int:
+    """Decode the symbols of one bucket into `out`; returns where the next one begins."""
+    lanes, at = count_at(raw, at)
+    words, at = count_at(raw, at)
+    frequency, at = read_model(raw, at, bits)
+    middle, end = at + 4 * lanes, at + 4 * lanes + 2 * words
+    if not 1 <= lanes <= LANES or end > len(raw):
+        raise ValueError("a stream of symbols is damaged: it ends too early")
+    states = np.frombuffer(raw[at:middle].tobytes(), dtype="<u4").astype(np.int64)
+    stream = np.frombuffer(raw[middle:end].tobytes(), dtype="<u2").astype(np.uint16)
+    symbol = np.repeat(np.arange(256, dtype=np.uint8), frequency)
+    start = np.cumsum(frequency) - frequency
+    decode = compiled(rans_decoded) or rans_decoded_in_steps
+    if decode(states, stream, symbol, frequency, start, bits, out) != words or bool((states != 1 << 16).any()):
+        raise ValueError("a stream of symbols is damaged: it does not end where it began")
+    return end
+
+
+@shipped
+def read_model(raw: Any, at: int, bits: int) -> tuple[Any, int]:
+    """How often each of 256 symbols occurs among 2^bits: the first one, how many follow, their counts but the last."""
+    if at + 2 > len(raw):
+        raise ValueError("a stream of symbols is damaged: it ends too early")
+    first, more, at = int(raw[at]), int(raw[at + 1]), at + 2
+    frequency, left = np.zeros(256, dtype=np.int64), 1 << bits
+    for symbol in range(first, first + more):
+        count, at = count_at(raw, at)
+        left -= count
+        if left <= 0 or symbol > 254:
+            raise ValueError("a stream of symbols is damaged: no such model")
+        frequency[symbol] = count
+    frequency[first + more] = left
+    return frequency, at
+
+
+@shipped
+def rans_decoded(states: Any, words: Any, symbol: Any, frequency: Any, start: Any, bits: int, out: Any) -> int:
+    """Fill `out` with symbols; returns how many words are read, or -1 where there are too few. Compiled by numba."""
+    lanes, position, mask = len(states), 0, (1 << bits) - 1
+    for begin in range(0, len(out), lanes):
+        for lane in range(min(lanes, len(out) - begin)):
+            state = states[lane]
+            slot = state & mask
+            value = symbol[slot]
+            out[begin + lane] = value
+            state = frequency[value] * (state >> bits) + slot - start[value]
+            if state < 65536:
+                if position >= len(words):
+                    return -1
+                state = (state << 16) | words[position]
+                position += 1
+            states[lane] = state
+    return position
+
+
+@shipped
+def rans_decoded_in_steps(states: Any, words: Any, symbol: Any, frequency: Any, start: Any, bits: int, out: Any) -> int:
+    """The same without numba: one symbol of every lane at a time."""
+    lanes, position, mask = len(states), 0, (1 << bits) - 1
+    for begin in range(0, len(out), lanes):
+        state = states[: min(lanes, len(out) - begin)]
+        slot = state & mask
+        value = symbol[slot]
+        out[begin : begin + lanes] = value
+        state[:] = frequency[value] * (state >> bits) + slot - start[value]
+        low = np.flatnonzero(state < 65536)
+        if position + len(low) > len(words):
+            return -1
+        state[low] = (state[low] << 16) | words[position : position + len(low)]
+        position += len(low)
+    return position
+
+
+__all__ = ["ADAPTIVE", "BUCKETS", "PACKED_STATIC", "STATIC", "read_stream"]

@@ -1,0 +1,135 @@
+"""Write symbols as a stream: of all ways to code them the one that takes least bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from aicompress.weights.coding.adaptive import write_adaptive
+from aicompress.weights.coding.models import PRECISIONS, Model, number
+from aicompress.weights.coding.streams import BUCKETS, PACKED_STATIC, STATIC
+from aicompress.weights.decoding import LANES, SYMBOLS_PER_BYTE, compiled
+
+Symbols = NDArray[Any]
+TINY = 10_000  # symbols up to which adaptive contexts are tried, whatever they are
+SMALL = 1 << 18  # the same where one symbol is more frequent than all others; more would take seconds to read
+SPAN = 1 << 13  # symbols of a lane: each costs some three bytes
+
+
+def write_stream(symbols: Tensor, binary: bool = False) -> Tensor:
+    """The shortest stream, (bytes,) uint8, of symbols (rows, columns) uint8.
+
+    Args:
+        symbols: one at least.
+        binary: they are 0 and 1.
+    """
+    matrix = symbols.detach().cpu().contiguous().numpy()
+    counts = np.bincount(matrix.reshape(-1), minlength=256)
+    if binary:
+        packed = np.packbits(matrix.reshape(1, -1), axis=1, bitorder="little")
+        stream = bytes([PACKED_STATIC]) + _static(packed)
+    else:
+        stream = bytes([STATIC]) + _static(matrix)
+    if matrix.size <= TINY or (matrix.size <= SMALL and 2 * counts.max() > matrix.size):
+        stream = min(write_adaptive(matrix, False), write_adaptive(matrix, True), stream, key=len)
+    stream = stream.ljust(-(-matrix.size // SYMBOLS_PER_BYTE), b"\0")  # readers expect no more of a byte
+    return torch.frombuffer(bytearray(stream), dtype=torch.uint8)
+
+
+def _static(matrix: Symbols) -> bytes:
+    """A stream with static models, but for its first byte: of all columns, or of buckets of columns alike in spread."""
+    rows, columns = matrix.shape
+    several = rows >= 16 and 8 <= columns <= 1 << 16  # fewer symbols of a column tell nothing of it
+    by_column = _counts(matrix if several else matrix.reshape(-1, 1))
+    best: tuple[float, int, Any, list[Model]] | None = None
+    for buckets in (1, 4, BUCKETS):
+        if buckets > 1 and (not several or columns < 2 * buckets):
+            continue
+        bucket = _buckets(by_column, buckets)
+        counts = [by_column[bucket == each].sum(axis=0) for each in range(buckets)]
+        for bits in PRECISIONS:
+            if any((each > 0).sum() > 1 << (bits - 2) for each in counts):
+                continue
+            models = [Model.of(each, bits) for each in counts]
+            size = sum(model.cost(each) + 8 * len(model.text()) for model, each in zip(models, counts, strict=True))
+            size += 4 * columns if buckets > 1 else 0
+            if best is None or size < best[0] * (1 - 1e-4):  # a larger table has to be worth it
+                best = (size, bits, bucket, models)
+    assert best is not None
+    _, bits, bucket, models = best
+    stream = bytearray([bits, len(models)])
+    if len(models) > 1:
+        even = np.pad(bucket, (0, columns % 2))
+        stream += (even[::2] | even[1::2] << 4).astype(np.uint8).tobytes()
+    for each, model in enumerate(models):
+        own = matrix if len(models) == 1 else matrix[:, bucket == each]
+        stream += _bucket(np.ascontiguousarray(own).reshape(-1), model)
+    return bytes(stream)
+
+
+def _counts(matrix: Symbols) -> Symbols:
+    """How often each symbol occurs in each column, (columns, 256)."""
+    rows, columns = matrix.shape
+    width = int(matrix.max()) + 1
+    counts = np.zeros(columns * width, dtype=np.int64)
+    offset = np.arange(columns, dtype=np.int64) * width
+    step = max(1, (1 << 20) // columns)
+    for begin in range(0, rows, step):
+        counts += np.bincount((matrix[begin : begin + step] + offset).reshape(-1), minlength=columns * width)
+    return np.pad(counts.reshape(columns, width), ((0, 0), (0, 256 - width)))
+
+
+def _buckets(by_column: Symbols, buckets: int) -> Symbols:
+    """The bucket of each column: as many columns each, in order of the variance of their symbols."""
+    columns, value = len(by_column), np.arange(256)
+    total = by_column.sum(axis=1)
+    mean = (by_column @ value) / total
+    order = np.argsort((by_column @ value**2) / total - mean**2, kind="stable")
+    bucket = np.empty(columns, dtype=np.uint8)
+    bucket[order] = np.arange(columns) * buckets // columns
+    return bucket
+
+
+def _bucket(symbols: Symbols, model: Model) -> bytes:
+    """The part of a stream that one bucket is."""
+    lanes = min(LANES, max(1, len(symbols) // SPAN))
+    states = np.full(lanes, 1 << 16, dtype=np.int64)
+    words = np.empty(len(symbols) + 1, dtype=np.uint16)
+    start = np.cumsum(model.frequency) - model.frequency
+    encode = compiled(rans_encoded) or rans_encoded_in_steps
+    used = encode(symbols, states, model.frequency, start, model.bits, words)
+    tail = words[len(words) - used :]
+    head = number(lanes) + number(used) + model.text()
+    return head + states.astype("<u4").tobytes() + tail.astype("<u2").tobytes()
+
+
+def rans_encoded(symbols: Any, states: Any, frequency: Any, start: Any, bits: int, words: Any) -> int:
+    """Code symbols, the last one first, and fill `words` from its end; returns how many. Compiled by numba."""
+    lanes, used, size = len(states), 0, len(words)
+    for index in range(len(symbols) - 1, -1, -1):
+        lane, value = index % lanes, symbols[index]
+        state, often = states[lane], frequency[value]
+        if state >= often << (32 - bits):
+            used += 1
+            words[size - used] = state & 65535
+            state >>= 16
+        states[lane] = ((state // often) << bits) + state % often + start[value]
+    return used
+
+
+def rans_encoded_in_steps(symbols: Any, states: Any, frequency: Any, start: Any, bits: int, words: Any) -> int:
+    """The same without numba: one symbol of every lane at a time."""
+    lanes, used, size = len(states), 0, len(words)
+    for begin in range((len(symbols) - 1) // lanes * lanes, -1, -lanes):
+        value = symbols[begin : begin + lanes]
+        state, often = states[: len(value)], frequency[value]
+        full = np.flatnonzero(state >= often << (32 - bits))
+        words[size - used - len(full) : size - used] = state[full] & 65535
+        used += len(full)
+        state[full] >>= 16
+        state[:] = ((state // often) << bits) + state % often + start[value]
+    return used

@@ -1,0 +1,121 @@
+"""Streams give back the symbols that were written, cost little more than their entropy, and do not hide damage."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from aicompress.weights.coding.streams import read_stream
+from aicompress.weights.coding.writing import write_stream
+from aicompress.weights.decoding import COMPILED
+
+
+def drawn(rows: int, columns: int, seed: int = 0) -> Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+def entropy(symbols: Tensor) -> float:
+    """Bits per symbol."""
+    share = torch.bincount(symbols.reshape(-1).long()).double() / symbols.numel()
+    return float(-(share[share > 0] * share[share > 0].log2()).sum())
+
+
+def rare(count: int) -> Tensor:
+    """Zeros with one 255 in their midst."""
+    symbols = torch.zeros(1, count, dtype=torch.uint8)
+    symbols[0, count // 2] = 255
+    return symbols
+
+
+SYMBOLS = {
+    "one": torch.full((1, 1), 200, dtype=torch.uint8),
+    "one value, 2^20 times": torch.full((1 << 10, 1 << 10), 7, dtype=torch.uint8),
+    "one among 2^20": rare(1 << 20),
+    "one among few": rare(300),
+    "all values alike": torch.arange(256, dtype=torch.uint8).repeat(64).reshape(128, 128),
+    "halves": (2 ** (8 * torch.rand(200, 100, generator=torch.Generator().manual_seed(0)))).to(torch.uint8),
+    "a column": (4 * drawn(20_000, 1)).round().add(128).to(torch.uint8),
+    "columns of unlike spread": (drawn(300, 99) * torch.arange(99) / 9)
+    .round()
+    .clamp(-128, 127)
+    .add(128)
+    .to(torch.uint8),
+}
+
+
+@pytest.mark.parametrize("symbols", SYMBOLS.values(), ids=SYMBOLS)
+def test_gives_back_what_was_written(symbols: Tensor) -> None:
+    stream = write_stream(symbols)
+    assert torch.equal(read_stream(stream, *symbols.shape), symbols)
+    assert stream.numel() <= symbols.numel() + 520
+
+
+@pytest.mark.parametrize("step", [1.0, 0.1])
+def test_costs_a_hundredth_of_a_bit_over_the_entropy(step: float) -> None:
+    symbols = (drawn(1024, 1024) / step).round().clamp(-128, 127).add(128).to(torch.uint8)
+    assert 8 * write_stream(symbols).numel() / symbols.numel() <= entropy(symbols) + 0.01
+
+
+def test_columns_of_unlike_spread_have_models_of_their_own() -> None:
+    symbols = (drawn(512, 64) * torch.exp(drawn(1, 64, 1))).round().clamp(-128, 127).add(128).to(torch.uint8)
+    assert 8 * write_stream(symbols).numel() / symbols.numel() < entropy(symbols) - 0.2
+
+
+def test_a_small_mask_costs_less_where_its_columns_are_empty() -> None:
+    mask = (drawn(150, 60) > 1) & (torch.arange(60) % 3 == 0)
+    stream = write_stream(mask.to(torch.uint8), binary=True)
+    assert torch.equal(read_stream(stream, 150, 60), mask.to(torch.uint8))
+    assert 8 * stream.numel() < 0.8 * entropy(mask) * mask.numel()
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_is_the_same_without_numba(binary: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    symbols = (drawn(150, 70) > 1).to(torch.uint8) if binary else (drawn(300, 70) * 3).round().add(99).to(torch.uint8)
+    stream = write_stream(symbols, binary)
+    for name in list(COMPILED):
+        monkeypatch.setitem(COMPILED, name, None)
+    assert torch.equal(write_stream(symbols, binary), stream)
+    assert torch.equal(read_stream(stream, *symbols.shape), symbols)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@given(st.data())
+def test_any_symbols_come_back_and_no_damage_is_hidden(data: st.DataObject) -> None:
+    rows, columns = data.draw(st.integers(1, 24)), data.draw(st.integers(1, 24))
+    values = data.draw(st.lists(st.integers(0, 255), min_size=1, max_size=6))
+    chosen = np.random.default_rng(data.draw(st.integers(0, 99))).choice(values, (rows, columns))
+    symbols = torch.from_numpy(chosen.astype(np.uint8))
+    binary = bool(symbols.max() <= 1)
+    stream = write_stream(symbols, binary)
+    assert torch.equal(read_stream(stream, rows, columns), symbols)
+    place = data.draw(st.integers(0, stream.numel() - 1))
+    damaged = stream.clone()
+    damaged[place] ^= 1 << data.draw(st.integers(0, 7))
+    for other in (damaged, stream[:place]):
+        try:
+            read = read_stream(other, rows, columns)
+        except ValueError:
+            continue
+        assert torch.equal(read, symbols)  # a bit beyond the last one that is needed
+
+
+def test_a_large_stream_that_is_damaged_is_refused() -> None:
+    symbols = (3 * drawn(256, 256)).round().add(99).to(torch.uint8)
+    stream = write_stream(symbols)
+    for place in range(0, stream.numel(), stream.numel() // 40):
+        damaged = stream.clone()
+        damaged[place] ^= 64
+        with pytest.raises(ValueError, match="stream"):
+            read_stream(damaged, 256, 256)
+        with pytest.raises(ValueError, match="stream"):
+            read_stream(stream[:place], 256, 256)
+
+
+def test_a_stream_that_asks_for_much_memory_is_refused() -> None:
+    stream = write_stream(torch.zeros(1, 100, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="cannot hold"):
+        read_stream(stream, 1 << 20, 1 << 20)
