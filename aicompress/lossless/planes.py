@@ -14,7 +14,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-_REPETITIVE = 4  # a plane that is this much smaller may be smaller still by its repetitions
+_REPETITIVE = 4  # times that a plane has to shrink
 _LITERALS = zstandard.ZstdCompressionParameters(
     strategy=zstandard.STRATEGY_FAST,
     window_log=17,  # as long as a block
@@ -26,7 +26,7 @@ _LITERALS = zstandard.ZstdCompressionParameters(
     write_content_size=True,
     write_checksum=False,
 )
-_SAMPLE = 1 << 15  # bytes of a plane by which it is given up
+_SAMPLE = 1 << 15  # bytes in the middle of a plane by which the coder is chosen, or none
 _LEVEL = 3  # Zstandard's own, for what has repetitions
 
 
@@ -49,13 +49,23 @@ def encode(plane: NDArray[np.uint8], is_float: bool) -> bytes | None:
         plane: its bytes.
         is_float: whether it is a byte of floating-point numbers, in which repetitions are rare.
     """
-    middle = plane[len(plane) // 2 :][:_SAMPLE]
-    if is_float and len(plane) > 4 * _SAMPLE and len(_coders.literals.compress(middle.data)) >= _SAMPLE:
-        return None
-    shortest = _coders.literals.compress(plane.data)
-    if not is_float or len(shortest) * _REPETITIVE < len(plane):
+    coder = _coders.literals
+    if len(plane) > 4 * _SAMPLE:
+        middle = plane[len(plane) // 2 :][:_SAMPLE].data
+        size = len(_coders.literals.compress(middle))
+        if is_float and size >= _SAMPLE:
+            return None
+        if not is_float and len(_coders.repetitions.compress(middle)) <= size:
+            coder = _coders.repetitions
+    shortest = coder.compress(plane.data)
+    if coder is _coders.literals and ((len(plane) <= 4 * _SAMPLE and not is_float) or _is_repetitive(shortest, plane)):
         shortest = min(shortest, _coders.repetitions.compress(plane.data), key=len)
     return shortest if len(shortest) < len(plane) else None
+
+
+def _is_repetitive(coded: bytes, plane: NDArray[np.uint8]) -> bool:
+    """Whether a plane has become so small that its repetitions may make it smaller still."""
+    return len(coded) * _REPETITIVE < len(plane)
 
 
 def decode(coded: bytes | memoryview, size: int) -> bytes:

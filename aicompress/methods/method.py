@@ -26,11 +26,13 @@ class MethodConfig(BaseModel):
         one_of: fields that say the same thing in different ways: exactly one of them is given. A rule that gives one
             replaces the method's.
         budgets: fields that several layers share: those of a level that gives one share the level's own.
+        entropy_coded: codes are entropy-coded where the recipe does not say how they are stored.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     one_of: ClassVar[tuple[str, ...]] = ()
     budgets: ClassVar[frozenset[str]] = frozenset()
+    entropy_coded: ClassVar[bool] = False
 
     name: str
 

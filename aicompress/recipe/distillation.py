@@ -169,7 +169,8 @@ def load(name: str, overrides: Sequence[str] = ()) -> DistillRecipe:
     terms = [_loss(term, f"also[{number}]", path.name) for number, term in enumerate(also)]
     parts = {**losses, "also": terms, "mode": _mode(plain.get("mode", full.Config().name), path.name)}
     recipe: DistillRecipe = absolute(validated(DistillRecipe, {**plain, **parts}, ""), path.parent)
-    return recipe
+    student = None if recipe.student is None else recipe.student.relative_to(path.parent)
+    return recipe.model_copy(update={"student": student})
 
 
 def _mode(given: Any, file: str) -> ModeConfig:

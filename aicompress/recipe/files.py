@@ -148,7 +148,7 @@ def with_overrides(plain: dict[str, Any], overrides: Sequence[str]) -> dict[str,
             raise RecipeError(f"--set {path}: its value is nested too deeply", "start from a recipe") from error
         except yaml.YAMLError as error:
             raise RecipeError(f"--set {path}: {value[:SHOWN]!r} is not YAML", "quote it") from error
-        if last in SOURCES and last != "hub" and isinstance(parsed, str):
+        if (path == "student.config" or (last in SOURCES and last != "hub")) and isinstance(parsed, str):
             parsed = str(expanded(parsed).absolute())  # a recipe's paths start at its folder, the command line's here
         target[_item(target, last, path) if isinstance(target, list) else last] = parsed
     return plain

@@ -261,4 +261,6 @@ def load(name: str, command: str, overrides: Sequence[str] = ()) -> Recipe:
     if plain.get("held_out") is not None and not (isinstance(method, StructuralMethod) and method.counts_tokens):
         raise RecipeError(f"held_out: {method.name} drops no tokens of a text", "leave it out")
     config = validated(method.config, plain["method"], "method")
+    if config.entropy_coded and plain.get("storage") is None:
+        plain["storage"] = "entropy"
     return absolute(validated(Recipe, {**plain, "method": config}, ""), path.parent)

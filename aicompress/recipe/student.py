@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_serializer, model_validator
 
 from aicompress.data.section import Data
+from aicompress.disk import expanded
 from aicompress.methods.method import MethodConfig
 from aicompress.methods.prune.depth import DepthConfig
 from aicompress.methods.prune.heads import HeadsConfig
@@ -40,7 +42,14 @@ Blocks = Annotated[int | tuple[int, ...], BeforeValidator(_blocks)]
 
 
 class StudentShape(Section):
-    """What stays of IN in the student: cut by the methods of prune, one after the other, before training starts."""
+    """The student: what stays of IN, cut by the methods of prune one after the other, or a configuration of its own."""
+
+    config: str | None = Field(
+        None,
+        exclude_if=lambda config: config is None,  # recipes from before it was there keep their digests
+        description="config.json of the student, or its folder: a model of IN's tokenizer and task; what IN has of the "
+        "same name and shape is copied, the rest is drawn. Alone, without what stays",
+    )
 
     layers: Blocks | None = Field(None, description="blocks that stay: how many, evenly spaced, or which, from 0")
     width: Amount | None = Field(None, description="feed-forward neurons that stay in each layer: a share, or how many")
@@ -55,9 +64,23 @@ class StudentShape(Section):
 
     @model_validator(mode="after")
     def _something(self) -> Self:
-        if all(part is None for part in (self.layers, self.width, self.heads, self.hidden)):
-            raise ValueError("give one or more of layers, width, heads and hidden")
+        kept = [part for part in (self.layers, self.width, self.heads, self.hidden) if part is not None]
+        if self.config is not None and kept:
+            raise ValueError("config says the whole shape: leave out layers, width, heads and hidden")
+        if self.config is None and not kept:
+            raise ValueError("give one or more of layers, width, heads and hidden, or a config")
         return self
+
+    @field_serializer("config", when_used="json")
+    def _recorded(self, config: str | None) -> str | None:
+        """A file's name: where it lies on this machine is nobody's who reads the recipe in a checkpoint."""
+        return None if config is None else Path(config).name
+
+    def relative_to(self, folder: Path) -> StudentShape:
+        """The same with its path made absolute from a recipe's folder."""
+        if self.config is None:
+            return self
+        return self.model_copy(update={"config": str((folder / expanded(self.config)).resolve())})
 
     def cuts(self, data: Data, seed: int) -> tuple[Recipe, ...]:
         """Recipes of prune that make the student, in their order.

@@ -145,10 +145,11 @@ def test_a_single_file(call: Call, tmp_path: Path) -> None:
     assert call("unpack", tmp_path / "small.safetensors", tmp_path / "back.safetensors", "-q")[0] == 0
     assert (tmp_path / "back.safetensors").read_bytes() == source.read_bytes()
     (source.parent / ".secret").write_text("x")
+    (source.parent / "deep" / ".hidden").mkdir(parents=True)
     (source.parent / "link").symlink_to(tmp_path / "small.report.json")
     code, out, _ = call("pack", source.parent, tmp_path / "folder")
     assert code == 0
-    assert "warning: not taken along: .secret" in out
+    assert "warning: not taken along: .secret, deep/.hidden" in out
     assert "warning: links out of the folder, left out: link" in out
     assert call("unpack", tmp_path / "folder", tmp_path / "again", "-q")[0] == 0
     assert contents(tmp_path / "again") == {"a b.safetensors": source.read_bytes()}
@@ -269,7 +270,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "small.safetensors"
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_damage_is_seen(small: Path, data: st.DataObject) -> None:
     """Whatever byte changes or is lost: one line, or it unpacks to what was packed (padding may change)."""
@@ -332,9 +333,9 @@ def test_a_full_disk_leaves_nothing(call: Call, folder: Path, packed: Path, tmp_
 
 def test_memory_is_that_of_some_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And threads change neither that much nor any byte."""
-    many = np.tile(WEIGHTS, 100).tobytes()
+    many = np.tile(WEIGHTS, 30).tobytes()
     source = write(tmp_path / "in.safetensors", {"w": ("F32", [len(many) // 4], many)})
-    monkeypatch.setattr(chunked, "CHUNK", 1 << 17)
+    monkeypatch.setattr(chunked, "CHUNK", 1 << 16)
     packed = []
     for threads in (1, 2):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
@@ -342,12 +343,12 @@ def test_memory_is_that_of_some_chunks(tmp_path: Path, monkeypatch: pytest.Monke
         plan = pack.make_plan(source, Destination(out))
         tracemalloc.start()
         pack.measured(plan, lambda what, done, total: None)
-        assert tracemalloc.get_traced_memory()[1] < len(many) / 4
+        assert tracemalloc.get_traced_memory()[1] < len(many) / 2
         tracemalloc.stop()
         pack.run(plan, Options())
         tracemalloc.start()
         assert check_packed([out], lambda what, done, total: None).files == 1
-        assert tracemalloc.get_traced_memory()[1] < len(many) / 4
+        assert tracemalloc.get_traced_memory()[1] < len(many) / 2
         tracemalloc.stop()
         packed.append(out.read_bytes())
     assert packed[0] == packed[1]

@@ -30,7 +30,7 @@ def bfloat16(values: np.ndarray) -> np.ndarray:
     return (values.view(np.uint32) >> 16).astype(np.uint16)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.sampled_from(DTYPES), st.binary(max_size=96), st.binary(max_size=96), st.sampled_from(Difference))
 def test_any_bytes_come_back(dtype: str, content: bytes, other: bytes, kind: Difference) -> None:
     element = element_of(dtype)
@@ -42,7 +42,7 @@ def test_any_bytes_come_back(dtype: str, content: bytes, other: bytes, kind: Dif
     assert max(len(alone), len(beside)) <= size + 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.sampled_from(DTYPES), st.binary(max_size=200), st.integers(0, 200))
 def test_damage_is_refused_or_gives_as_many_bytes(dtype: str, coded: bytes, size: int) -> None:
     element = element_of(dtype)

@@ -12,8 +12,8 @@ from aicompress.errors import CheckpointError
 def everything(name: str | Path) -> Source:
     """The weight files of a directory and of the folders below it, and all other files.
 
-    An index.json means its shards, and what lies beside them without being weights. Hidden files, and links that lead
-    out of the directory, are left.
+    An index.json means its shards, and what lies beside them without being weights. Left are what is hidden, links to
+    folders, and links that lead out of the directory.
 
     Raises:
         CheckpointError: it is not there, or holds no safetensors file.
@@ -42,8 +42,7 @@ def _source(path: Path, folder: Path, files: list[Path]) -> Source:
     outside = [file for file in others if leads_outside(folder, file)]
     weights = [file for file in others if file.suffix == ".safetensors"]
     side = [file for file in others if file not in outside and file not in weights]
-    hidden = [file for file in folder.iterdir() if file.name.startswith(".")]
-    left = (*_relative(folder, weights), *_relative(folder, sorted(hidden)))
+    left = _relative(folder, [*weights, *_passed_over(folder)])
     return Source(path, tuple(files), {}, folder, None, _relative(folder, side), left, _relative(folder, outside))
 
 
@@ -51,6 +50,16 @@ def _visible(folder: Path) -> list[Path]:
     """Files below a folder that are not hidden."""
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+
+
+def _passed_over(folder: Path) -> list[Path]:
+    """Hidden files and folders, and links to folders, which are not looked into."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts[:-1])
+        and (path.name.startswith(".") or (path.is_symlink() and not path.is_file()))
+    ]
 
 
 def _is_own_report(folder: Path, file: Path) -> bool:

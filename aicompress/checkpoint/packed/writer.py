@@ -10,11 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
+from aicompress.checkpoint.header import HEADER_LIMIT
 from aicompress.checkpoint.packed.chunked import LENGTH
 from aicompress.checkpoint.packed.manifest import UNKNOWN, PackedManifest
 from aicompress.checkpoint.packed.raw_header import RawHeader
 from aicompress.checkpoint.writer import CheckpointWriter
 from aicompress.disk import disk_errors, write_at
+from aicompress.errors import CheckpointError
 from aicompress.lossless import chunks
 from aicompress.lossless.chunks import CHUNK, Layout
 from aicompress.lossless.elements import BYTE
@@ -89,6 +91,8 @@ class PackedFile:
         self._same = 0  # chunks so far of a tensor that may be all the same
         most = 2 * nbytes + 64  # no offset has more digits
         self._kept = len(self._text(dict.fromkeys([header, *source.extents], (most, 2 * most))))
+        if self._kept > HEADER_LIMIT:
+            raise CheckpointError(f"{name} has too many tensors: its header would be too long", "split it into shards")
         self.nbytes = 8 + self._kept
         if writer is not None:
             writer.create(name)

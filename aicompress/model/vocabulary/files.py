@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aicompress.checkpoint.source import read_json
+from aicompress.checkpoint.json_text import read_json
 from aicompress.errors import CheckpointError
 from aicompress.model.vocabulary.numbering import Numbering
 from aicompress.model.vocabulary.segmentation import joined, pairs_of

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -68,6 +69,16 @@ class Samples:
             return int(self.lengths.sum())
         ids = self.columns.get("input_ids")
         return 0 if ids is None else ids.numel()
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of what the models are given, in its order."""
+        whole = hashlib.sha256()
+        labels = {} if self.labels is None else {"labels": self.labels}
+        for name, column in sorted({**self.columns, **labels}.items()):
+            whole.update(f"{name} {column.dtype} {tuple(column.shape)}".encode())
+            whole.update(column.contiguous().numpy().tobytes())
+        return whole.hexdigest()
 
     def batch(self, index: Tensor) -> Batch:
         """A batch of these samples; padding that none of them needs is cut off."""

@@ -1,4 +1,4 @@
-"""Make the student of a distillation out of a checkpoint: structural steps, one after the other, before training."""
+"""Make the student of a distillation before training: by structural steps, or of a configuration of its own."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.place import lock, working_path
 from aicompress.disk import require_writable
 from aicompress.errors import RecipeError, Refused, raise_all
+from aicompress.pipeline.distillation.configured_student import make
 from aicompress.pipeline.step.checks import NOT_OF_TRAINING, place_problems
 from aicompress.pipeline.step.input import Adapted, open_input
 from aicompress.pipeline.step.options import Options, Progress
@@ -27,12 +28,12 @@ from aicompress.report.model import Report
 
 @dataclass(frozen=True)
 class MadeStudent:
-    """A student that was cut out of a checkpoint.
+    """A student that was made of a checkpoint.
 
     Attributes:
         path: where it lies until the distillation is over.
-        origin: the checkpoint that it was cut out of.
-        told: what was cut, for plan and report.
+        origin: the checkpoint that it was made of.
+        told: what was cut or drawn, for plan and report.
         warnings: what the user should know of the cuts.
     """
 
@@ -50,7 +51,7 @@ def made_student(
     progress: Progress = lambda what, done, total: None,
     plan_only: bool = False,
 ) -> Iterator[MadeStudent | None]:
-    """Cut the student that a recipe asks for out of a checkpoint, and remove it when the context ends.
+    """Make the student that a recipe asks for of a checkpoint, and remove it when the context ends.
 
     It lies beside the output. Every cut is a step of prune with its place in the student's lineage, so that the same
     steps by hand give the same student. A stopped distillation that is resumed makes it anew, to the same bytes.
@@ -77,6 +78,10 @@ def made_student(
     work = working_path(destination.path)
     folder = work.with_name(work.name.removesuffix("-partial") + ("-student-plan" if plan_only else "-student"))
     with _kept(folder):
+        if recipe.student.config is not None:
+            path, said = make(origin, folder, recipe, Path(recipe.student.config), progress)
+            yield MadeStudent(path, origin, (said,), ())
+            return
         told: list[str] = []
         warnings: list[str] = []
         place = source

@@ -17,8 +17,7 @@ from aicompress.methods.outputs import Anatomy
 from aicompress.methods.training import get_loss
 from aicompress.model.distillation.outputs import Runner, runner
 from aicompress.model.loading.definition import skeleton
-from aicompress.model.loading.tokenizer import load_tokenizer
-from aicompress.pipeline.distillation import mean_teacher, recoding, signals, temperature
+from aicompress.pipeline.distillation import mean_teacher, recoding, temperature
 from aicompress.pipeline.distillation.batches import Samples, Split, mixed, split_samples
 from aicompress.pipeline.distillation.compatibility import (
     Losses,
@@ -30,8 +29,10 @@ from aicompress.pipeline.distillation.compatibility import (
 )
 from aicompress.pipeline.distillation.healing import Healing, keeps_zeros
 from aicompress.pipeline.distillation.made_student import MadeStudent
-from aicompress.pipeline.distillation.samples import read_samples, require_positions, require_taken
-from aicompress.pipeline.distillation.signals import StoredOutputs, Taught
+from aicompress.pipeline.distillation.samples import fitting_samples
+from aicompress.pipeline.distillation.signals import outputs as stored_outputs
+from aicompress.pipeline.distillation.signals.folder import SignalFolder
+from aicompress.pipeline.distillation.signals.outputs import StoredOutputs, Taught
 from aicompress.pipeline.distillation.teacher import CACHE_BYTES, Loss
 from aicompress.pipeline.step.checks import NOT_OF_TRAINING, known_kinds, left_out, place_problems, require_space
 from aicompress.pipeline.step.dry_run import summarize
@@ -155,21 +156,14 @@ def make_plan(
     """
     made, place = (source, source.path) if isinstance(source, MadeStudent) else (None, source)
     given = [teacher_source] if isinstance(teacher_source, str | Path | Adapted) else list(teacher_source or ())
-    folder = signals.opened(cache, recipe)
-    require_teacher(recipe, len(given), folder is not None)
-    student, tied = open_input(place)
-    teachers = tuple(open_input(each)[0] for each in given) or (() if folder is not None else (student,))
-    if cache is not None:
-        signals.require_apart_from(cache, [student, *teachers], destination.path)
-    raise_all(place_problems([student, *teachers], destination, recipe.gates, NOT_OF_TRAINING))
-    require_writable(destination.path)
+    student, tied, teachers, folder = _opened(place, given, cache, destination, recipe)
     run = runner(student)
     losses = tuple((get_loss(config.name), config) for config in recipe.losses)
     anatomy = anatomy_of(student, run, recipe)
     taught = _taught(teachers, recipe) if folder is None or teachers else Taught.of_folder(folder)
     require_fit(losses, (run, anatomy), taught.runs, taught.anatomies)
     kinds, warnings = known_kinds(student)
-    samples = _samples(recipe, run, student, teachers, allow_code)
+    samples = fitting_samples(recipe.data, run.task, _models(student, teachers, recipe, allow_code))
     require_classes(samples, anatomy)
     average = recipe.mean_teacher
     raise_all([] if average is None else mean_teacher.problems(average, run, anatomy, samples))
@@ -177,7 +171,9 @@ def make_plan(
     healing = Healing.of(student, recipe.mode)
     raise_all([*healing.problems(training), *recoding.problems(student, healing, average is not None)])
     split = _split(samples, training, recipe)
-    stored = None if cache is None else signals.planned((cache, folder), recipe, losses, samples, taught, student)
+    stored = (
+        None if cache is None else stored_outputs.planned((cache, folder), recipe, losses, samples, taught, student)
+    )
     layers = tuple(student.layers(kinds))
     further = {name: each.source for name, each in _named(teachers).items()} if average is None else {}
     step = lineage_step("distill", recipe, student.source, {**further, **student.foreign.beside})
@@ -197,30 +193,31 @@ def make_plan(
     )  # fmt: skip
 
 
-def _samples(
-    recipe: DistillRecipe, run: Runner, student: Checkpoint, teachers: Sequence[Checkpoint], allow_code: bool
-) -> Samples:
-    """The samples, read and held against student and teachers.
-
-    Raises:
-        RecipeError: they cannot be read, or one of the models does not take them.
-    """
-    models = [(f"the {who}", each, _outline(each, recipe, allow_code)) for who, each in _sides(student, teachers)]
-    for who, checkpoint, model in models:
-        require_positions(recipe.data, checkpoint, f"{who}'s")
-        require_taken(None, recipe.data, model, who)
-    samples = read_samples(recipe.data, run.task, student, load_tokenizer(student.source.folder))
-    for who, _, model in models:
-        require_taken(samples, recipe.data, model, who)
-    return samples
-
-
 def _split(samples: Samples, training: Training, recipe: DistillRecipe) -> Split:
     """Which samples are trained on, and which are held out."""
     split = split_samples(samples, training.held_out, training.batch, recipe.seed)
     if recipe.mean_teacher is None or samples.labels is None:
         return split
     return mixed(split, samples.labels, recipe.mean_teacher.labelled)
+
+
+def _opened(
+    place: Source, given: Sequence[Source], cache: Path | None, destination: Destination, recipe: DistillRecipe
+) -> tuple[Checkpoint, list[str], tuple[Checkpoint, ...], SignalFolder | None]:
+    """The student with warnings of its tied parameters, the teachers, and the folder of stored outputs that is there.
+
+    Raises:
+        Refused: or Problems: one of them cannot be read, or OUT is taken.
+    """
+    folder = stored_outputs.opened(cache, recipe)
+    require_teacher(recipe, len(given), folder is not None)
+    student, tied = open_input(place)
+    teachers = tuple(open_input(each)[0] for each in given) or (() if folder is not None else (student,))
+    if cache is not None:
+        stored_outputs.require_apart_from(cache, [student, *teachers], destination.path)
+    raise_all(place_problems([student, *teachers], destination, recipe.gates, NOT_OF_TRAINING))
+    require_writable(destination.path)
+    return student, list(tied), teachers, folder
 
 
 def _taught(teachers: tuple[Checkpoint, ...], recipe: DistillRecipe) -> Taught:
@@ -275,9 +272,12 @@ def _parameters(student: Checkpoint, layers: Sequence[LayerInfo]) -> dict[str, P
     }
 
 
-def _sides(student: Checkpoint, teachers: Sequence[Checkpoint]) -> list[tuple[str, Checkpoint]]:
-    """Who they are, and the checkpoints: each once."""
-    return [("student", student), *(("teacher", each) for each in teachers if each is not student)]
+def _models(
+    student: Checkpoint, teachers: Sequence[Checkpoint], recipe: DistillRecipe, allow_code: bool
+) -> list[tuple[str, Checkpoint, nn.Module | None]]:
+    """Who they are, the checkpoints, each once, and their models without weights."""
+    sides = [("the student", student), *(("the teacher", each) for each in teachers if each is not student)]
+    return [(who, each, _outline(each, recipe, allow_code)) for who, each in sides]
 
 
 def _outline(checkpoint: Checkpoint, recipe: DistillRecipe, allow_code: bool) -> nn.Module | None:

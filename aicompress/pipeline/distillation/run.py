@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,7 +26,7 @@ from aicompress.pipeline.distillation.optimizer import TrainedParameters
 from aicompress.pipeline.distillation.plan import DistillPlan
 from aicompress.pipeline.distillation.recoding import Recoding
 from aicompress.pipeline.distillation.report_section import training_section
-from aicompress.pipeline.distillation.stored_teacher import StoredTeacher, made
+from aicompress.pipeline.distillation.signals.teacher import StoredTeacher, made
 from aicompress.pipeline.distillation.student import Student
 from aicompress.pipeline.distillation.teacher import Loss, Panel, Runnable, Teacher, with_cached_outputs
 from aicompress.pipeline.distillation.temperature import ChosenTemperature, chosen
@@ -66,8 +67,9 @@ def run(plan: DistillPlan, options: Options = Options(), own: TrainingOptions = 
     """
     start = time.perf_counter()
     movement.require_free(own.movement_file)
-    stored = None if plan.stored is None else plan.stored.identity
-    decided = [plan.recipe.sha256(), plan.training.precision, plan.samples.source.sha256, *([stored] if stored else [])]
+    decided: list[Any] = [plan.recipe.sha256(), plan.training.precision, plan.samples.sha256]
+    decided += [] if plan.stored is None else [plan.stored.identity]
+    decided += [] if plan.made is None else [plan.checkpoint.config]
     mark = fingerprint([plan.origin, *plan.further.values()], plan.output, *decided)
     if options.resume:  # before both models are loaded
         require_resumable(plan.output, mark)
@@ -231,6 +233,9 @@ def _write(
     trainer.state.remove()
     unchanged = "no step was better than the input on the held-out samples: the weights are the input's"
     warnings = plan.warnings if better else (*plan.warnings, unchanged)
+    if trainer.unsaved:
+        lost = f"the disk was full when {trainer.unsaved} states of the training were to be saved"
+        warnings = (*warnings, f"{lost}: a stopped run would have gone on from the one before")
     section = training_section(trainer, tuple(plan.further.values()), plan.cached or plan.stored is not None)
     teacher = trainer.setup.teacher
     section |= {"signals": teacher.stored.summary()} if isinstance(teacher, StoredTeacher) else {}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +14,7 @@ from aicompress.errors import RecipeError, raise_all
 from aicompress.model.distillation.outputs import Task
 from aicompress.model.loading.config import most_positions
 from aicompress.model.loading.definition import skeleton
+from aicompress.model.loading.tokenizer import load_tokenizer
 from aicompress.pipeline.calibration.data import class_names
 from aicompress.pipeline.distillation.batches import Samples
 from aicompress.pipeline.step.accepted_inputs import input_problems, text_problems
@@ -40,6 +44,27 @@ def read_samples(data: Data, task: Task, checkpoint: Checkpoint, tokenizer: Toke
         return _texts([texts[i] for i in first], labels[torch.tensor(first)], source, data, tokenizer)
     texts, source = sentences(data)
     return _texts([texts[i] for i in _first_of_equals(texts)], None, source, data, tokenizer)
+
+
+def fitting_samples(data: Data, task: Task, models: Sequence[tuple[str, Checkpoint, nn.Module | None]]) -> Samples:
+    """The samples that a data section names, held against student and teachers.
+
+    Args:
+        data: the section.
+        task: the student's.
+        models: who each is, the student first, its checkpoint, and its model without weights.
+
+    Raises:
+        RecipeError: they cannot be read, or one of the models does not take them.
+    """
+    student = models[0][1]
+    for who, checkpoint, model in models:
+        require_positions(data, checkpoint, f"{who}'s")
+        require_taken(None, data, model, who)
+    samples = read_samples(data, task, student, load_tokenizer(student.source.folder))
+    for who, _, model in models:
+        require_taken(samples, data, model, who)
+    return samples
 
 
 def require_positions(data: Data, checkpoint: Checkpoint, whose: str) -> None:
@@ -87,7 +112,13 @@ def _first_of_equals(texts: list[str]) -> list[int]:
 
 def _texts(texts: list[str], labels: Tensor | None, source: Source, data: Data, tokenizer: Tokenizer | None) -> Samples:
     (padded,) = batches(texts, tokenizer, len(texts), data.length)
-    return Samples({name: column.int() for name, column in padded.items()}, labels, source)
+    real = padded["attention_mask"].any(dim=1)  # a tokenizer may make nothing of a text
+    if not bool(real.any()):
+        raise RecipeError(f"{data.path}: no text has a token of this tokenizer", "give texts in its language")
+    if not bool(real.all()):
+        source = replace(source, samples=int(real.sum()), skipped=source.skipped + int((~real).sum()))
+    columns = {name: column[real].int() for name, column in padded.items()}
+    return Samples(columns, None if labels is None else labels[real], source)
 
 
 def _arrays(data: Data, task: Task, checkpoint: Checkpoint) -> Samples:

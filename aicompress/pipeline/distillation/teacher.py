@@ -55,6 +55,12 @@ def _shared_classes(student: Outputs, teacher: Outputs) -> tuple[Outputs, Output
     return one, other
 
 
+def are_numbers(outputs: Outputs) -> bool:
+    """Whether a model gave neither NaN nor infinite numbers."""
+    given = (outputs.logits, outputs.embedding, *outputs.hidden, *outputs.attention)
+    return all(bool(torch.isfinite(tensor).all()) for tensor in given if tensor is not None)
+
+
 @dataclass(frozen=True)
 class Runnable:
     """A model with what runs it."""

@@ -16,16 +16,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from aicompress.errors import CompressError
+from aicompress.errors import CompressError, OutOfSpace
 from aicompress.methods.outputs import Outputs
 from aicompress.pipeline.distillation.batches import Batch, Samples, Split
 from aicompress.pipeline.distillation.mean_teacher import READS, Averaged, judged
 from aicompress.pipeline.distillation.optimizer import TrainedParameters, optimizer, rate
 from aicompress.pipeline.distillation.recoding import Recoding
-from aicompress.pipeline.distillation.teacher import Loss, Runnable
+from aicompress.pipeline.distillation.teacher import Loss, Runnable, are_numbers
 from aicompress.pipeline.distillation.training_state import Point, StateFile, TrainingHistory
 from aicompress.pipeline.step.workers import Processes
 from aicompress.recipe.distillation import Training
+
+SHOWN = 8  # samples that an error names
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class Trainer:
         self.optimizer = optimizer(trained, settings)
         self.history = TrainingHistory()
         self.best: dict[str, Tensor] = {}
+        self.unsaved = 0  # states that a full disk did not take
         self.movement = {name: torch.zeros_like(trained.parameters[name], requires_grad=False) for name in watched}
         self.average = {n: p.detach().clone() for n, p in trained.parameters.items()} if settings.ema else {}
         if setup.averaged is not None:
@@ -99,11 +102,18 @@ class Trainer:
             if history.step % settings.evaluate_every == 0 or history.step == settings.steps:
                 self._measure()
             if self.team.rank == 0 and time.perf_counter() - saved >= save_seconds:
-                self.state.save(history, self._state_tensors())
+                self._save()
                 saved = time.perf_counter()
             progress(f"loss {history.curve[-1].held_out:.4g}", history.step, settings.steps)
         if history.best_step:
             self._put(self.best)
+
+    def _save(self) -> None:
+        """Save the state; where the disk is full the one before stays, and training goes on."""
+        try:
+            self.state.save(self.history, self._state_tensors())
+        except OutOfSpace:
+            self.unsaved += 1
 
     def resume(self) -> None:
         """Restore the saved state; do nothing where there is none.
@@ -166,7 +176,7 @@ class Trainer:
             if parameter.grad is not None:
                 total.addcmul_(parameter.detach(), parameter.grad, value=-1)
         norm = nn.utils.get_total_norm(gradients)
-        self._require_finite(float(loss), float(norm))
+        self._require_finite(float(loss), float(norm), mine)
         if settings.clip is not None:
             nn.utils.clip_grads_with_norm_(self.trained.parameters.values(), settings.clip, norm)
         factor = rate(history.step, settings)
@@ -206,14 +216,30 @@ class Trainer:
             if gradient is not None:
                 gradient.masked_fill_(zero, 0)
 
-    def _require_finite(self, loss: float, norm: float) -> None:
+    def _require_finite(self, loss: float, norm: float, index: Tensor) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
             return
+        self._require_teacher(index)
+        shown = ", ".join(map(str, index[:SHOWN].tolist())) + (", ..." if len(index) > SHOWN else "")
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
         raise CompressError(
-            f"{what} at step {self.history.step + 1}: nothing is written",
+            f"{what} at step {self.history.step + 1}, on samples {shown}: nothing is written",
             "lower training.learning_rate, lengthen training.warmup, or set training.precision: fp32",
         )
+
+    @torch.no_grad()
+    def _require_teacher(self, index: Tensor) -> None:
+        """Refuse a teacher that gives no numbers for one of some samples.
+
+        Raises:
+            CompressError: it does.
+        """
+        for sample in torch.split(index, 1):
+            if not are_numbers(self.setup.teacher(self.setup.samples.batch(sample).to(self.device), "fp32")):
+                raise CompressError(
+                    f"the teacher gives NaN or infinite outputs for sample {int(sample)}: nothing is written",
+                    "`aicompress verify` checks a checkpoint, and `aicompress eval` what it gives for the data",
+                )
 
     @torch.no_grad()
     def _measure(self) -> None:
@@ -223,6 +249,7 @@ class Trainer:
         with self._as_stored() as candidate:
             loss = self._held_out()
             if not math.isfinite(loss):
+                self._require_teacher(self.setup.split.held_out)
                 raise CompressError(f"the held-out loss is {loss} at step {history.step}", "check teacher and data")
             # Codes take fewer bits with every step, for which the loss may rise: the last ones are kept.
             better = bool(history.curve) and (self.setup.recoding is not None or loss < history.best)

@@ -12,6 +12,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from aicompress.disk import disk_errors
+
 FOLDER = "training"
 STATE = "state.json"
 
@@ -77,16 +79,24 @@ class StateFile:
         self.folder = work / FOLDER
 
     def save(self, history: TrainingHistory, tensors: dict[str, Tensor]) -> None:
-        """Replace the saved state."""
-        self.folder.mkdir(exist_ok=True)
+        """Replace the saved state.
+
+        Raises:
+            OutOfSpace: the disk is full; the state before is still there.
+        """
         name = f"state-{history.step}.safetensors"
-        partial = self.folder / f"{name}.partial"
-        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, partial)
-        _replace(partial, self.folder / name)
-        plain = {"tensors": name, "history": asdict(history)}
-        written = self.folder / f"{STATE}.partial"
-        written.write_text(json.dumps(plain), encoding="utf-8")
-        _replace(written, self.folder / STATE)
+        partial, written = self.folder / f"{name}.partial", self.folder / f"{STATE}.partial"
+        try:
+            with disk_errors(self.folder):
+                self.folder.mkdir(exist_ok=True)
+                save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, partial)
+                _replace(partial, self.folder / name)
+                plain = {"tensors": name, "history": asdict(history)}
+                written.write_text(json.dumps(plain), encoding="utf-8")
+                _replace(written, self.folder / STATE)
+        finally:
+            for left in (partial, written):
+                left.unlink(missing_ok=True)
         for other in self.folder.glob("state-*.safetensors*"):
             if other.name != name:
                 other.unlink()

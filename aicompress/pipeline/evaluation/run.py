@@ -76,10 +76,8 @@ def evaluate(
     if not _runs(recipe, bool(against)):  # no model is loaded, which would tell
         for checkpoint, _ in inputs:
             _require_finite(checkpoint)
-    outlines = [
-        outlined(opened, each.name, recipe.model, judging.allow_code)
-        for (opened, _), each in zip(inputs, sources, strict=True)
-    ]
+    bare = (recipe.model, judging.allow_code)
+    outlines = [outlined(opened, each.name, *bare) for (opened, _), each in zip(inputs, sources, strict=True)]
     asked = asked_quality(recipe, outlines)
     if recipe.latency is not None:
         sides = _with_load_cost(sides, sources, recipe, judging.allow_code, options.progress)

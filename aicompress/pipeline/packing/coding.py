@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +14,10 @@ from aicompress.checkpoint.packed.writer import FileWriter, PackedFile
 from aicompress.lossless import chunks
 from aicompress.lossless.chunks import Layout, best_difference
 from aicompress.lossless.difference import Difference
+from aicompress.lossless.elements import element_of
 from aicompress.pipeline.packing.base_checkpoint import Base, Place
 from aicompress.pipeline.packing.ordered import in_order
+from aicompress.pipeline.step.options import Progress
 
 SAMPLE = 1 << 17  # bytes at each of three places of a tensor by which its difference to a base is chosen
 Done = Callable[[str, int], object]  # a tensor, and bytes of it that are done
@@ -67,6 +69,19 @@ class _Job:
 
     def reference(self) -> bytes | None:
         return None if self.base is None else reference_of(self.base, self.part)
+
+
+def counted(progress: Progress, headers: Iterable[RawHeader]) -> Done:
+    """What tells the progress through the data of several files."""
+    total = sum(extent.nbytes for header in headers for extent in header.extents.values())
+    so_far = 0
+
+    def done(tensor: str, size: int) -> None:
+        nonlocal so_far
+        so_far += size
+        progress(tensor, so_far, total)
+
+    return done
 
 
 def reference_of(base: Place, part: Part) -> bytes:
@@ -128,17 +143,15 @@ def _jobs(path: Path, header: RawHeader, places: dict[str, Place | None]) -> Ite
 
 
 def _chosen(tensor: str, source: Place, base: Place) -> Difference:
-    """The difference by which samples of a tensor are coded shortest."""
+    """The difference by which those of three samples of a tensor are coded shortest that are not the base's."""
     nbytes = source.extent.nbytes
-    begins = {0, max(0, nbytes - SAMPLE) // 2 // 8 * 8, max(0, nbytes - SAMPLE) // 8 * 8}
-    element = next((part.element for part in parts_of(tensor, source.extent)), None)
-    if element is None:
-        return Difference.NONE
-    samples = [Part(tensor, element, begin, min(SAMPLE, nbytes - begin) // 8 * 8, False) for begin in sorted(begins)]
-    if nbytes < SAMPLE:
-        samples = [Part(tensor, element, 0, nbytes, True)]
+    element = element_of(source.extent.dtype)
+    size = min(SAMPLE, nbytes) // element.width * element.width
+    begins = sorted({0, (nbytes - size) // 2 // 8 * 8, (nbytes - size) // 8 * 8})
+    samples = [Part(tensor, element, begin, size, False) for begin in begins]
     pairs = [(reference_of(source, part), reference_of(base, part)) for part in samples]
-    return best_difference([(one, other) for one, other in pairs if one != other], element)
+    unlike = [(one, other) for one, other in pairs if one != other]
+    return best_difference(unlike, element) if unlike else Difference.XOR
 
 
 def unpack_file(

@@ -16,7 +16,7 @@ from aicompress.checkpoint.packed.reader import is_packed
 from aicompress.checkpoint.packed.writer import FileWriter, PackedFile
 from aicompress.checkpoint.place import shared_mode
 from aicompress.pipeline.packing.base_checkpoint import Base
-from aicompress.pipeline.packing.coding import PackedResult, pack_file
+from aicompress.pipeline.packing.coding import PackedResult, counted, pack_file
 from aicompress.pipeline.packing.plan import PackingPlan, left_out, packed_name, require_place, require_space
 from aicompress.pipeline.packing.results import Tensors, notes_of, numbers_of, plan_rows, rows_of, side, written
 from aicompress.pipeline.step.digests import hashing
@@ -76,17 +76,11 @@ class _Coded:
 
 def _code(plan: PackingPlan, writer: FileWriter | None, progress: Progress) -> _Coded:
     """Pack every file; without a writer the bytes are only counted."""
-    total, so_far = sum(file.stat().st_size for file in plan.source.files), 0
-
-    def done(tensor: str, size: int) -> None:
-        nonlocal so_far
-        so_far += size
-        progress(tensor, so_far, total)
-
-    headers, results, files = {}, {}, {}
+    headers = {plan.source.name_of(file): read_raw_header(file) for file in plan.source.files}
+    done = counted(progress, headers.values())
+    results, files = {}, {}
     for file in plan.source.files:
         name = plan.source.name_of(file)
-        headers[name] = read_raw_header(file)
         files[name], results[name] = pack_file(file, headers[name], name, plan.base, (writer, plan.names[file]), done)
     return _Coded(headers, results, files)
 

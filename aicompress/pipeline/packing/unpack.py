@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from aicompress.checkpoint.place import shared_mode
 from aicompress.checkpoint.source import Source
 from aicompress.errors import CheckpointError
 from aicompress.pipeline.packing.base_checkpoint import Base
-from aicompress.pipeline.packing.coding import unpack_file
+from aicompress.pipeline.packing.coding import counted, unpack_file
 from aicompress.pipeline.packing.plan import PackingPlan, left_out, require_place, require_space, unpacked_name
 from aicompress.pipeline.packing.results import Tensors, side, written
 from aicompress.pipeline.step.digests import hashing
@@ -49,11 +50,9 @@ def make_plan(source: str | Path, destination: Destination, base: str | Path | N
     others = tuple(file for file in files.files if not is_packed(file))
     files = _with_copied(files, tuple(each.path for each in opened), others)
     names = {each.path: unpacked_name(files.name_of(each.path)) for each in opened}
-    taken = set(names.values()) & {name.as_posix() for name in files.side_files}
-    if taken or len(set(names.values())) < len(names):
-        raise CheckpointError(
-            f"{files.path} holds {min(taken | set(names.values()))} beside what unpacks to it", "move one of them away"
-        )
+    twice = [name for name, count in Counter([*names.values(), *map(str, files.side_files)]).items() if count > 1]
+    if twice:
+        raise CheckpointError(f"{files.path} holds {twice[0]} beside what unpacks to it", "move one of them away")
     if destination.single:
         names = {each.path: destination.path.name for each in opened}
     reference = None if base is None else Base.open(base)
@@ -80,6 +79,8 @@ def _with_base(plan: UnpackingPlan, base: Base | None) -> UnpackingPlan:
     Raises:
         CheckpointError: it is missing, or another one.
     """
+    if not plan.noted and base is not None:
+        return replace(plan, notes=(f"{base.source.path} is not needed: the input is no difference to a base",))
     if not plan.noted:
         return plan
     if base is None:
@@ -116,13 +117,7 @@ def decode(plan: UnpackingPlan, writer: FileWriter | None, progress: Progress) -
     Raises:
         CheckpointError: one is damaged.
     """
-    total, so_far = sum(each.manifest.nbytes for each in plan.packed), 0
-
-    def done(tensor: str, size: int) -> None:
-        nonlocal so_far
-        so_far += size
-        progress(tensor, so_far, total)
-
+    done = counted(progress, [each.header for each in plan.packed])
     for each in plan.packed:
         name = unpacked_name(plan.source.name_of(each.path))
         unpack_file(each, name, plan.base, (writer, plan.names[each.path]), done)
@@ -141,4 +136,6 @@ def _report(plan: UnpackingPlan, writer: FileWriter, inputs: dict[str, str], tim
         side(plan.destination.path, (after, plan.side_bytes), tensors.by_kind(after, packed=False), digests, numbers),
     )
     noted = {} if plan.base is None else {"base": {n: d for each in plan.packed for n, d in each.manifest.base.items()}}
-    return written(plan, writer, sides, {"inputs": inputs, **noted}, Results((), plan.warnings), timing)
+    return written(
+        plan, writer, sides, {"inputs": inputs, **noted}, Results((), plan.warnings, notes=plan.notes), timing
+    )

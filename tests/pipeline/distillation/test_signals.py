@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.place import working_path
 from aicompress.errors import CheckpointError, CompressError, RecipeError, Refused
-from aicompress.pipeline.distillation import stored_teacher
 from aicompress.pipeline.distillation.plan import make_plan
 from aicompress.pipeline.distillation.run import run
+from aicompress.pipeline.distillation.signals import teacher as stored_teacher
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe.distillation import DistillRecipe, load

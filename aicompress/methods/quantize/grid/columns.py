@@ -1,6 +1,7 @@
 """Round the columns of a matrix one after another, each telling the later ones its error.
 
-GPTQ and coordinate descent are this loop with different couplings. It works on the transpose, (in, out), so that a
+GPTQ and coordinate descent are this loop with different couplings, WaterSIC with other steps, and rate-distortion
+quantization with codes that cost what they take once they are coded. It works on the transpose, (in, out), so that a
 column of the weight is contiguous, and splits the columns in halves: the left half is rounded first and reaches the
 right half as one matrix product. That is GPTQ's lazy batch update at every size at once.
 """
@@ -8,6 +9,7 @@ right half as one matrix product. That is GPTQ's lazy batch update at every size
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +17,13 @@ from torch import Tensor
 from aicompress.methods.quantize.grid.rounding import grid
 
 LEAF = 16  # columns that are updated one by one; matrix products do the rest
+
+
+class Rounding(Protocol):
+    """What a column is rounded to."""
+
+    def round(self, column: int, target: Tensor, codes: Tensor) -> Tensor:
+        """Fill `codes` (out,) for one column; returns the values that they stand for, (out,)."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +50,19 @@ class Grid:
         """What codes (in, out) stand for."""
         return self.steps(codes) * self.scale[list(self.group)]
 
+    def round(self, column: int, target: Tensor, codes: Tensor) -> Tensor:
+        """Fill `codes` (out,) with the nearest codes of a column; returns their values."""
+        lowest, highest = grid(self.bits)
+        group = self.group[column]
+        scale = self.scale[group]
+        code = torch.div(target, scale, out=codes)
+        if self.zero is None:
+            return code.round_().clamp_(lowest, highest) * scale
+        zero = self.zero[group]
+        return (code.add_(zero).round_().clamp_(lowest, highest) - zero).mul_(scale)
 
-def round_columns(targets: Tensor, coupling: Tensor, levels: Grid, reference: Tensor | None = None) -> Tensor:
+
+def round_columns(targets: Tensor, coupling: Tensor, levels: Rounding, reference: Tensor | None = None) -> Tensor:
     """Round row i of `targets` to its grid, then add coupling[i, k] (ŵ_i − reference_i) to every later row k.
 
     Args:
@@ -63,7 +83,7 @@ def round_columns(targets: Tensor, coupling: Tensor, levels: Grid, reference: Te
 class _Sweep:
     targets: Tensor
     coupling: Tensor
-    levels: Grid
+    levels: Rounding
     reference: Tensor | None
     codes: Tensor
     errors: Tensor
@@ -78,16 +98,9 @@ class _Sweep:
         self.run(middle, end)
 
     def leaf(self, begin: int, end: int) -> None:
-        lowest, highest = grid(self.levels.bits)
         for i in range(begin, end):
-            group, target = self.levels.group[i], self.targets[i]
-            scale = self.levels.scale[group]
-            code = torch.div(target, scale, out=self.codes[i])
-            if self.levels.zero is None:
-                value = code.round_().clamp_(lowest, highest) * scale
-            else:
-                zero = self.levels.zero[group]
-                value = (code.add_(zero).round_().clamp_(lowest, highest) - zero).mul_(scale)
+            target = self.targets[i]
+            value = self.levels.round(i, target, self.codes[i])
             error = torch.sub(value, target if self.reference is None else self.reference[i], out=self.errors[i])
             if i + 1 < end:
                 self.targets[i + 1 : end].addr_(self.coupling[i, i + 1 : end], error)

@@ -99,7 +99,7 @@ class CoordinateUnit(StructuralUnit[Coordinates, StreamLayout]):
                 earlier, cut = changes[coupling.tensor].cuts, Cut(number, coupling.axis, (1,) * coupling.parts)
                 cuts = (cut, *earlier) if coupling.role == "consumer" and number == 0 else (*earlier, cut)
                 changes[coupling.tensor] = Change(coupling.tensor, cuts, detail)
-        files = _side_files(layout.checkpoint, stream.width, size)
+        files = side_files(layout.checkpoint, stream.width, size)
         return Edit(stream.narrowed(size), layout.structures, tuple(sizes), changes, files=files)
 
     def choose(
@@ -172,7 +172,7 @@ def _slices(coupling: Coupling, first: int, width: int, value: Tensor) -> Tensor
     return value.movedim(coupling.axis, 0)[first : first + width].float().reshape(width, -1)
 
 
-def _side_files(checkpoint: Checkpoint, width: int, size: int) -> dict[Path, bytes]:
+def side_files(checkpoint: Checkpoint, width: int, size: int) -> dict[Path, bytes]:
     """Files of sentence-transformers that say how wide the model is.
 
     Raises:

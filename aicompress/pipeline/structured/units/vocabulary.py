@@ -13,7 +13,7 @@ from torch import Tensor
 
 from aicompress import data
 from aicompress.checkpoint import Checkpoint
-from aicompress.checkpoint.source import read_json
+from aicompress.checkpoint.json_text import read_json
 from aicompress.data import Data
 from aicompress.data.text_files import lines
 from aicompress.errors import CheckpointError, RecipeError, raise_all

@@ -12,9 +12,9 @@ from aicompress.errors import CompressError
 from aicompress.methods.distill.signals import logits_of, stored_logits
 from aicompress.methods.outputs import Outputs, wanted
 from aicompress.pipeline.distillation.batches import Batch, Samples
-from aicompress.pipeline.distillation.signal_files import SignalFolder, write
-from aicompress.pipeline.distillation.signals import StoredOutputs
-from aicompress.pipeline.distillation.teacher import Panel
+from aicompress.pipeline.distillation.signals.folder import SignalFolder, write
+from aicompress.pipeline.distillation.signals.outputs import StoredOutputs
+from aicompress.pipeline.distillation.teacher import Panel, are_numbers
 from aicompress.pipeline.step.workers import Processes
 
 SHARD_BYTES = 64 << 20
@@ -80,9 +80,8 @@ def _by_sample(
     stored: StoredOutputs, given: Outputs, counts: list[int], draws: torch.Generator
 ) -> dict[str, list[Tensor]]:
     """A batch's outputs in their stored form, by name, for each sample."""
-    for tensor in (given.logits, given.embedding):
-        if tensor is not None and not bool(torch.isfinite(tensor).all()):
-            raise CompressError("the teacher gives NaN or infinite outputs", "`aicompress verify` checks a checkpoint")
+    if not are_numbers(given):
+        raise CompressError("the teacher gives NaN or infinite outputs", "`aicompress verify` checks a checkpoint")
     by_name: dict[str, list[Tensor]] = {}
     told = stored.told
     if stored.form is not None:

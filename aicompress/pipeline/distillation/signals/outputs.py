@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from aicompress.model.loading.pooling import Pooling
 from aicompress.model.loading.tokenizer import vocabulary_digest
 from aicompress.pipeline.distillation.batches import Samples
 from aicompress.pipeline.distillation.compatibility import Losses
-from aicompress.pipeline.distillation.signal_files import SignalFolder, Told, free_bytes, require_place
+from aicompress.pipeline.distillation.signals.folder import SignalFolder, Told, free_bytes, require_place
 from aicompress.pipeline.distillation.teacher import Loss
 from aicompress.recipe.distillation import DistillRecipe
 
@@ -55,7 +54,7 @@ class Taught:
     def of_folder(cls, folder: SignalFolder) -> Taught:
         """The teacher whose outputs a folder holds."""
         told = folder.told
-        anatomy = Anatomy(classes=told["classes"], tokenizer=told["vocabulary"], embedding=told["embedding"])
+        anatomy = Anatomy(classes=told["classes"], tokenizer=told["vocabulary_sha256"], embedding=told["embedding"])
         return cls((), (Runner(told["task"], Pooling()),), (anatomy,))
 
 
@@ -182,7 +181,7 @@ def planned(
         folder.told["teacher"],
         "task": taught.runs[0].task,
         "classes": classes,
-        "vocabulary": anatomy.tokenizer,
+        "vocabulary_sha256": anatomy.tokenizer,
         "embedding": anatomy.embedding,
         "form": form,
         "k": None if whole else settings.k,
@@ -191,7 +190,7 @@ def planned(
         "outputs": sorted(reads),
         "tokenizer": vocabulary_digest(student.source.folder),
         "source": samples.source.sha256,
-        "samples": _digest(samples),
+        "samples": samples.sha256,
     }  # fmt: skip
     if folder is not None:
         _require_same(folder, told)
@@ -238,15 +237,6 @@ def _temperature(losses: Losses) -> float | None:
     """The temperature that all losses have; None where it is chosen when the outputs are stored."""
     soft = (config for _, config in losses if isinstance(config, SoftenedConfig) and not config.leaves_open)
     return next((config.softness for config in soft), None)
-
-
-def _digest(samples: Samples) -> str:
-    """A digest of what the models are given, in its order."""
-    whole = hashlib.sha256()
-    for name, column in sorted(samples.columns.items()):
-        whole.update(f"{name} {column.dtype} {tuple(column.shape)}".encode())
-        whole.update(column.contiguous().numpy().tobytes())
-    return whole.hexdigest()
 
 
 def _require_same(folder: SignalFolder, told: Told) -> None:

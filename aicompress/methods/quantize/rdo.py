@@ -1,0 +1,68 @@
+"""Rate-distortion quantization: every weight takes the code of least error plus what it costs in bits.
+
+One step for the whole layer, found so that its codes take `target_bpw` bits per weight once they are entropy-coded, and
+codes of least h_j (w − ŵ)² + λ R(q), as DeepCABAC chooses them (Wiedemann et al. 2020, arXiv:1907.11900, section III).
+h_j is the mean square of an input, or 1 without calibration. Zero is a code like any other: what is small enough
+vanishes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import ConfigDict, Field
+
+from aicompress.layer import Layer, LayerInfo
+from aicompress.methods.capabilities import Reads
+from aicompress.methods.curvature import importance
+from aicompress.methods.layerwise import LayerMethod
+from aicompress.methods.quantize.grid import rated
+from aicompress.methods.quantize.grid.rated import Problem, RatedConfig, overhead, rated_codes, refitted, stored
+from aicompress.weights import Weight
+
+
+class RdoConfig(RatedConfig):
+    """Parameters of rdo."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"target_bpw": 2.0, "weighted": True}]})
+
+    name: Literal["rdo"] = "rdo"
+    weighted: bool = Field(False, description="errors count by the mean squares of the inputs, which takes calibration")
+
+
+def apply(layer: Layer, config: RdoConfig) -> Weight:
+    """Quantize one layer.
+
+    Raises:
+        CompressError: no calibration token reached a layer whose errors are weighted.
+    """
+    wanted = layer.weight.t().contiguous()
+    weight = torch.ones(len(wanted))
+    if config.weighted:
+        squares = importance(layer)
+        weight = squares / squares.mean().clamp_min(1e-30) + 1e-3
+    problem = Problem(wanted, None, weight, torch.ones(len(wanted)))
+    codes, steps = rated_codes(problem, config.target_bpw - overhead(layer.info, False), config.rate)
+    root = weight.sqrt()[:, None]
+    rows, _ = refitted(wanted * root, None, codes * steps[:, None] * root, False)
+    return stored(codes, rows * steps[0], None)
+
+
+def outline(info: LayerInfo, config: RdoConfig) -> Weight:
+    """The stored weight without data."""
+    return rated.outline(info, False)
+
+
+METHOD = LayerMethod(
+    name="rdo",
+    command="quantize",
+    summary="one step, codes of least error and bits, entropy-coded; data-free",
+    when="least bytes without data: codes take the bits that a target gives them, 2.37 as well as 3",
+    config=RdoConfig,
+    needs=frozenset({"norms"}),
+    reading=Reads(statistics=lambda config: frozenset({"norms"} if config.weighted else ())),
+    apply=apply,
+    outline=outline,
+    describe=rated.describe,
+)

@@ -1,0 +1,77 @@
+"""Methods whose codes are entropy-coded meet their target of bits, and lose less than what takes as many."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from aicompress.layer import Layer
+from aicompress.methods.curvature import gram, loss
+from aicompress.methods.quantize.entropy_gptq import EntropyGptqConfig
+from aicompress.methods.quantize.gptq import GptqConfig
+from aicompress.methods.quantize.rdo import RdoConfig
+from aicompress.methods.quantize.watersic import WatersicConfig
+from aicompress.methods.registry import get
+from aicompress.recipe import load
+from aicompress.weights import Weight, entropy_coded, outline_nbytes
+from tests.methods.quantize.layers import gaussian, layer_of
+
+
+@pytest.fixture(scope="module")
+def layer() -> Layer:
+    """Correlated inputs, some ten times as large as others."""
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(128, 128, generator=generator) / 128**0.5 + 0.5 * torch.eye(128)
+    spread = torch.exp(0.6 * torch.randn(128, generator=generator))
+    return layer_of(gaussian(320, 128), torch.randn(2000, 128, generator=generator) @ mix * spread)
+
+
+def compressed(layer: Layer, config: Any) -> Weight:
+    return get("quantize", config.name).apply(layer, config)  # type: ignore[no-any-return, attr-defined]
+
+
+def bits(weight: Weight) -> float:
+    return 8 * outline_nbytes(entropy_coded(weight)) / (weight.shape[0] * weight.shape[1])
+
+
+def lost(layer: Layer, config: Any) -> float:
+    return loss((compressed(layer, config).dense() - layer.weight).double(), gram(layer))
+
+
+@pytest.mark.parametrize("kind", [RdoConfig, EntropyGptqConfig, WatersicConfig])
+@pytest.mark.parametrize("target", [1.3, 2.6, 4.0])
+def test_the_target_is_met_once_codes_are_coded(layer: Layer, kind: Any, target: float) -> None:
+    assert bits(compressed(layer, kind(target_bpw=target))) == pytest.approx(target, rel=0.01)
+
+
+def test_loses_less_than_codes_of_a_fixed_width(layer: Layer) -> None:
+    fixed = GptqConfig(bits=3, group_size=64)
+    plain, taken = lost(layer, fixed), bits(compressed(layer, fixed))
+    assert lost(layer, EntropyGptqConfig(target_bpw=taken)) < 0.9 * plain
+    assert lost(layer, WatersicConfig(target_bpw=taken)) < 0.9 * plain
+
+
+def test_steps_of_columns_pay_where_the_order_is_the_layers_own(layer: Layer) -> None:
+    natural = lost(layer, EntropyGptqConfig(target_bpw=2.0, order="natural"))
+    assert lost(layer, WatersicConfig(target_bpw=2.0)) < 0.9 * natural
+
+
+def test_counting_bits_pays_where_errors_are_moved_and_bits_are_few(layer: Layer) -> None:
+    counted = lost(layer, EntropyGptqConfig(target_bpw=1.5))
+    assert counted < 0.9 * lost(layer, EntropyGptqConfig(target_bpw=1.5, rate=0.0))
+
+
+def test_weighted_errors_are_those_of_the_output(layer: Layer) -> None:
+    def error(config: RdoConfig) -> float:
+        off = (compressed(layer, config).dense() - layer.weight).square()
+        return float((off * gram(layer).diagonal()).sum())
+
+    assert error(RdoConfig(target_bpw=2.0, weighted=True)) < 0.97 * error(RdoConfig(target_bpw=2.0))
+
+
+def test_codes_are_entropy_coded_unless_the_recipe_says_otherwise() -> None:
+    assert load("quantize/rdo-3bpw", "quantize").storage == "entropy"
+    assert load("quantize/rdo-3bpw", "quantize", ["storage=fixed"]).storage == "fixed"
+    assert load("quantize/rtn-w4", "quantize").storage is None
