@@ -310,6 +310,11 @@ def test_refusals_are_clear(encoder: Path, tiny_vit: Path, tmp_path: Path) -> No
     with pytest.raises(RecipeError, match="drops no tokens"):
         load("prune/width-20", "prune", ["held_out.text=x.txt"])
     alone = shutil.copytree(encoder, tmp_path / "alone")
+    settings = alone / "tokenizer_config.json"
+    plain = settings.read_text()
+    settings.write_text(json.dumps({"tokenizer_class": "ByT5Tokenizer"}))
+    assert "a tokenizer in Python" in refused(alone, alphabet=["latin"])
+    settings.write_text(plain)
     described = json.loads((alone / "tokenizer.json").read_text())
     described["model"] = {"type": "WordLevel", "vocab": {"<unk>": 0}, "unk_token": "<unk>"}
     described["added_tokens"], described["post_processor"] = [], None
