@@ -45,7 +45,7 @@ class Recoding:
 
     recodes: Recodes[ModeConfig]
     config: ModeConfig
-    learnt: Mapping[str, Mapping[str, nn.Parameter]]
+    learnt: Mapping[str, Mapping[str, Tensor]]
     seed: int
 
     @classmethod
@@ -53,7 +53,7 @@ class Recoding:
         """Let a model run with codes."""
         targets: Mapping[str, str] = model.aicompress_names  # type: ignore[assignment]
         config = student.healing.config
-        learnt: dict[str, dict[str, nn.Parameter]] = {}
+        learnt: dict[str, dict[str, Tensor]] = {}
         for name, tensors in student.stored.items():
             module, _, leaf = targets[name].rpartition(".")
             tensor = tensors[""]
