@@ -20,7 +20,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test test-fast coverage check format lint types dist clean
 .PHONY: bench-peers bench-quantize bench-prune bench-streaming bench-memory bench-mnist bench-startup bench-loaded bench-drawn
-.PHONY: bench-methods bench-factorize
+.PHONY: bench-methods bench-factorize bench-pack
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -90,6 +90,9 @@ bench-startup: $(READY) ## time of a step on a small input against that of its i
 
 bench-loaded: $(READY) ## time of 4-bit models of three sizes against dense ones, by number of tokens
 	$(BIN)/python -m scripts.bench.loaded --folder $(BUILD)/bench $(BENCH)
+
+bench-pack: $(READY) ## size and speed of pack and unpack beside zstd and a copy: BENCH="--model M"
+	$(BIN)/python -m scripts.bench.pack --folder $(BUILD)/bench $(BENCH)
 
 bench-memory: $(READY) ## peak memory of a calibrated step on a model of a billion parameters
 	$(BIN)/python -m scripts.bench.memory --folder $(BUILD)/bench
