@@ -1,6 +1,6 @@
 """Run the chain of Deep Compression on LeNet-300-100 and LeNet-5, and print the paper's table beside what it gave.
 
-    python -m scripts.reproduce_deep_compression --data mnist.npz --folder build/deep-compression
+    python -m scripts.reproduce_deep_compression --data mnist.npz --folder build/lenet
 
 Han, Mao and Dally, "Deep Compression", ICLR 2016, arXiv:1510.00149, tables 1 to 3: a network is pruned and retrained,
 its weights share a few values that are trained on, and what is left is entropy-coded. Here every stage is a command of
@@ -133,7 +133,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the chains and print their tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="MNIST: train_images, train_labels, test_images, ...")
-    parser.add_argument("--folder", type=Path, default=Path("build/deep-compression"))
+    parser.add_argument("--folder", type=Path, default=Path("build/lenet"))
     parser.add_argument("--network", action="append", choices=PAPERS, default=[])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(

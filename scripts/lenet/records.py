@@ -1,6 +1,6 @@
 """Make the smallest LeNets that keep an error, and print what they take beside what is known.
 
-    python -m scripts.lenet.records --data mnist.npz --folder build/records
+    python -m scripts.lenet.records --data mnist.npz --folder build/lenet
 
 Every network is compressed and measured by commands of `aicompress`; a result is the mean of the seeds, in bytes of the
 whole file. Rates are constants that were chosen on validation images; test images are looked at once for each result. A
@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Make every record and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="MNIST: train_images, train_labels, test_images, ...")
-    parser.add_argument("--folder", type=Path, default=Path("build/records"))
+    parser.add_argument("--folder", type=Path, default=Path("build/lenet"))
     parser.add_argument("--network", action="append", default=[], help="this one alone")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
