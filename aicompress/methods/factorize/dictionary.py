@@ -22,6 +22,7 @@ from aicompress.methods.curvature import moments, shifted
 from aicompress.methods.factorize.budget.sizes import dense_nbytes, factor_dtype, kept_dense
 from aicompress.methods.factorize.weighting.roots import Root, Weighting, even
 from aicompress.methods.factorize.weighting.rounding import weighed_rounding
+from aicompress.methods.factorize.weighting.weighted import SHIFT
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import MethodConfig
 from aicompress.weights import Dense, LowRank, Sparse, Weight
@@ -45,7 +46,10 @@ class DictionaryConfig(MethodConfig):
     )
     damping: float = Field(0.01, ge=0, le=1, description="added to the Gram matrix, as a part of its mean diagonal")
     shift: float = Field(
-        1.0, ge=0, le=1, description="how far the target moves to make up for what compressed layers before it changed"
+        SHIFT,
+        ge=0,
+        le=1,
+        description="how far the target moves to make up for what compressed layers before it changed",
     )
 
 

@@ -27,7 +27,7 @@ from aicompress.methods.factorize import two_sided
 from aicompress.methods.factorize.shared_factor import Aim, Grouping, SharedRankConfig, sharing
 from aicompress.methods.factorize.two_sided import TwoSidedConfig
 from aicompress.methods.factorize.weighting.roots import Root
-from aicompress.methods.factorize.weighting.weighted import FAST
+from aicompress.methods.factorize.weighting.weighted import FAST, SHIFT
 from aicompress.methods.method import GradientLoss
 
 
@@ -38,7 +38,7 @@ class StackConfig(SharedRankConfig):
 
     name: Literal["stack"] = "stack"
     shift: float = Field(
-        1.0,
+        SHIFT,
         ge=0,
         le=1,
         description="how far the target moves to make up for what compressed layers before it changed; beside max_kl "

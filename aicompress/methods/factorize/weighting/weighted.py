@@ -32,11 +32,18 @@ class DampedConfig(RankConfig):
     damping: float = Field(0.1, ge=0, le=1, description="added to the Gram matrix, as a part of its mean diagonal")
 
 
+# Half way to the original model's outputs: on a model of 7 million parameters at keep 0.6 outputs diverge a fifth
+# less than all of the way, and than none of it. On one of 135 million all of the way loses more than none: where
+# layers before have changed much, inputs tell little of the original ones, and every layer would answer less than it
+# should.
+SHIFT = 0.5
+
+
 class AnchoredConfig(DampedConfig):
     """Parameters of methods that know the Gram matrix of a layer's inputs, and aim at the original model's outputs."""
 
     shift: float = Field(
-        1.0,
+        SHIFT,
         ge=0,
         le=1,
         description="how far the target moves to make up for what compressed layers before it changed; beside max_kl "
