@@ -117,15 +117,6 @@ def sharing(
         weighed = _weighed(layers, given, aim)
         return Gains(weighed.inputs.squares(weighed.whole), seen and weighed.graded == aim.graded(given))
 
-    def estimated(candidates: Sequence[Candidate[C]], other_bytes: int) -> list[C]:
-        """Ranks by the weights alone where a survey will decide."""
-        tried = [replace(candidate, config=candidate.config.as_tried()) for candidate in candidates]
-        plain = [replace(each, config=each.config.model_copy(update={"whiten": False})) for each in tried]
-        ranked = groups.resolve(plain, other_bytes, grouping.groups, gains)
-        pairs = zip(tried, ranked, strict=True)
-        estimates = [config.model_copy(update={"whiten": each.config.whiten}) for each, config in pairs]
-        return allocation.still_open(tried, estimates, lambda config: config.tried or bool(opens(config)))
-
     def decide(candidates: Sequence[Candidate[C]], setting: Setting) -> list[C]:
         return groups.resolve(candidates, setting.other_bytes, grouping.groups, gains, setting.divergence)
 
@@ -156,7 +147,7 @@ def sharing(
         apply=lambda layer, given: together([layer], given)[0],
         outline=lambda info, given: outlines([info], given)[0],
         check=check,
-        allocates=Allocates(estimated),
+        allocates=Allocates(lambda candidates, other: _estimated(candidates, other, grouping, gains, opens)),
         surveys=Surveys(opens, decide, lambda given: given.tried),
         describe=describe,
         rounded=alternative,
@@ -164,6 +155,22 @@ def sharing(
         shares=Shares("in", grouping.groups, outlines, together, grouping.why, across=grouping.across),
         reading=Reads(reads, shift),
     )
+
+
+def _estimated(
+    candidates: Sequence[Candidate[C]],
+    other_bytes: int,
+    grouping: Grouping[C],
+    gains: Callable[[Sequence[Layer], C], Gains],
+    opens: Callable[[C], frozenset[str]],
+) -> list[C]:
+    """Ranks by the weights alone where a survey will decide, which `opens` asks."""
+    tried = [replace(candidate, config=candidate.config.as_tried()) for candidate in candidates]
+    plain = [replace(each, config=each.config.model_copy(update={"whiten": False})) for each in tried]
+    ranked = groups.resolve(plain, other_bytes, grouping.groups, gains)
+    pairs = zip(tried, ranked, strict=True)
+    estimates = [config.model_copy(update={"whiten": each.config.whiten}) for each, config in pairs]
+    return allocation.still_open(tried, estimates, lambda config: config.tried or bool(opens(config)))
 
 
 def numbers_of(infos: Sequence[LayerInfo]) -> tuple[int, int]:

@@ -168,12 +168,8 @@ def make_plan(
     raise_all([] if average is None else mean_teacher.problems(average, run, anatomy, samples))
     training = recipe.training.model_copy(update={"precision": resolved_precision(recipe.training.precision)})
     healing = Healing.of(student, recipe.mode)
-    raise_all(
-        [
-            *healing.problems(training, () if cache else teachers, student),
-            *recoding.problems(student, healing, average is not None),
-        ]
-    )
+    uncoded = recoding.problems(student, healing, average is not None)
+    raise_all([*healing.problems(training, () if cache else teachers, student), *uncoded])
     split = _split(samples, training, recipe)
     stored = (
         None if cache is None else stored_outputs.planned((cache, folder), recipe, losses, samples, taught, student)

@@ -88,14 +88,8 @@ def pruned_student(
             if plan_only or number == len(steps) - 1:
                 yield MadeStudent(pruned, origin, tuple(told), tuple(dict.fromkeys(warnings)))
                 return
-            again = make_plan(
-                pruned,
-                teaching.teachers,
-                Destination(trained, overwrite=True),
-                alone,
-                teaching.allow_code,
-                teaching.cache,
-            )
+            goes = Destination(trained, overwrite=True)
+            again = make_plan(pruned, teaching.teachers, goes, alone, teaching.allow_code, teaching.cache)
             training = distillation.run(again, silent).training
             losses = f"{training['held_out_before']:.4g} → {training['held_out_after']:.4g}"
             told.append(f"round {number + 1}: sparsity {recipe.iterate.sparsity[number]:g}, held-out loss {losses}")
