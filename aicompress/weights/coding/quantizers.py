@@ -21,12 +21,13 @@ TRELLIS = 3  # the first byte of a stream
 def in_use(codes: Tensor) -> Tensor:
     """The quantizer, 0 or 1, of each code (rows, columns) of a trellis whose state starts anew every 256 rows."""
     rows, columns = codes.shape
-    blocks = torch.nn.functional.pad(codes.detach().abs(), (0, 0, 0, -rows % 256)).reshape(-1, 256, columns)
+    block = min(256, max(1, rows))
+    blocks = torch.nn.functional.pad(codes.detach().abs(), (0, 0, 0, -rows % block)).reshape(-1, block, columns)
     odd = (blocks.long() & 1).transpose(0, 1)
     table = torch.tensor(NEXT_STATE, device=codes.device).reshape(-1)
     state = torch.zeros_like(odd[0])
     quantizer = torch.empty(odd.shape, dtype=torch.uint8, device=codes.device)
-    for row in range(256):
+    for row in range(block):
         quantizer[row] = state & 1
         state = table[2 * state + odd[row]]
     return quantizer.transpose(0, 1).reshape(-1, columns)[:rows]

@@ -52,7 +52,7 @@ def _static(matrix: Symbols, models: int = 1) -> bytes:
         models: of each bucket.
     """
     rows, columns = matrix.shape
-    several = rows >= 16 and 8 <= columns <= 1 << 16  # fewer symbols of a column tell nothing of it
+    several = rows >= 16 and 8 <= columns <= 1 << 16 and matrix.size > TINY  # fewer symbols tell nothing of columns
     by_column = _counts(matrix if several else matrix.reshape(-1, 1), models)
     best: tuple[float, int, Any, list[list[Model]]] | None = None
     for buckets in (1, 4, BUCKETS):

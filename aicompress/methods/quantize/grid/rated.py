@@ -32,9 +32,9 @@ BUCKETS = 16  # of columns, as the coder has them
 SLOPE = 2 * math.log(2) / 12
 TRELLIS_ERROR = 4 * 0.7  # of squares of a trellis's step, where a uniform quantizer's error is 1/12 of its own
 SAMPLE = 256  # rows that steps are searched on
-ESTIMATED = 4  # passes whose bits are those of their tables
-MEASURED = 6  # passes at most whose codes are coded
-NEAR = 0.004  # share of the target that a search stops within
+ESTIMATED = 3  # passes whose bits are those of their tables
+MEASURED = 5  # passes at most whose codes are coded
+NEAR = 0.006  # share of the target that a search stops within
 SCALES = torch.bfloat16  # of factors of rows and columns: half a percent of a factor is far below the codes' error
 
 
