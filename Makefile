@@ -11,6 +11,7 @@ AIC := $(BIN)/aicompress
 BUILD := build
 PEERS := $(BUILD)/bench-venv/.ready
 BENCH ?=
+DEEP ?=
 SWEEP ?=
 
 # Compiled modules are kept: without them every command of the demo would compile the package anew.
@@ -20,7 +21,8 @@ unexport PYTHONDONTWRITEBYTECODE
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test test-fast coverage check format lint types dist clean
 .PHONY: bench-peers bench-quantize bench-prune bench-streaming bench-memory bench-mnist bench-startup bench-loaded bench-drawn
-.PHONY: bench-methods bench-factorize
+.PHONY: bench-methods bench-factorize bench-distill
+.PHONY: bench-methods bench-factorize bench-pack deep-compression records
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -85,14 +87,29 @@ bench-methods: $(READY) ## every method for single weights on one model: BENCH="
 bench-factorize: $(READY) ## low rank beside plain and whitened SVD: BENCH="--model M --calibration C.txt --text T.txt"
 	$(BIN)/python -m scripts.bench.factorize --folder $(BUILD)/bench $(BENCH)
 
+bench-distill: $(READY) ## students, healing and stored outputs: BENCH="--model M --train C.txt --text T.txt --minutes 20 --seeds 3"
+	$(BIN)/python -m scripts.bench.distill --folder $(BUILD)/bench $(BENCH)
+
 bench-startup: $(READY) ## time of a step on a small input against that of its imports
 	$(BIN)/python -m scripts.bench.startup --folder $(BUILD)/bench $(BENCH)
 
 bench-loaded: $(READY) ## time of 4-bit models of three sizes against dense ones, by number of tokens
 	$(BIN)/python -m scripts.bench.loaded --folder $(BUILD)/bench $(BENCH)
 
+bench-pack: $(READY) ## size and speed of pack and unpack beside zstd and a copy: BENCH="--model M"
+	$(BIN)/python -m scripts.bench.pack --folder $(BUILD)/bench $(BENCH)
+
 bench-memory: $(READY) ## peak memory of a calibrated step on a model of a billion parameters
 	$(BIN)/python -m scripts.bench.memory --folder $(BUILD)/bench
+
+# LeNet-300-100 takes some 5 minutes of one processor a seed, LeNet-5 some 15: three seeds of both take an hour. A step whose
+# output is there is not run again. DEEP="--data mnist.npz --network lenet-300-100 --seeds 1" runs a part.
+deep-compression: $(READY) ## the chain of Deep Compression on two LeNets beside the paper: DEEP="--data mnist.npz"
+	$(BIN)/python -m scripts.reproduce_deep_compression --folder $(BUILD)/lenet $(DEEP)
+
+# As long, and 4 minutes more a seed; what `make deep-compression` has made is not made again.
+records: $(READY) ## the smallest LeNets for an error, beside what is known: DEEP="--data mnist.npz"
+	$(BIN)/python -m scripts.lenet.records --folder $(BUILD)/lenet $(DEEP)
 
 # 50 to 60 minutes of one processor for all types, half of it for the structural steps (SWEEP="--steps quantize magnitude
 # svd" leaves them out); SWEEP="--minutes 10" goes on with the types that are left, SWEEP=--again with faults, too.

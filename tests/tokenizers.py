@@ -86,6 +86,13 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
 }  # fmt: skip
 
 
+# Tokens that stay whatever a text uses.
+ALWAYS: dict[str, set[str]] = {
+    "word_piece": set(SPECIAL.values()), "byte_level": set(pre_tokenizers.ByteLevel.alphabet()),
+    "unigram": set(BYTES), "merged_pieces": set(BYTES),
+}  # fmt: skip
+
+
 def trained(tokenizer: Tokenizer, trainer: Any, texts: Iterable[str] | None = None) -> Tokenizer:
     tokenizer.train_from_iterator(corpus() if texts is None else texts, trainer)
     return tokenizer

@@ -30,18 +30,23 @@ def run(
     from aicompress.pipeline.distillation import run as distillation
     from aicompress.pipeline.distillation.made_student import made_student
     from aicompress.pipeline.distillation.plan import make_plan
+    from aicompress.pipeline.distillation.pruned_student import Teaching, pruned_student
     from aicompress.pipeline.step.options import Options
     from aicompress.pipeline.step.workers import is_first
     from aicompress.recipe.distillation import load
 
     loaded = load(recipe[0], recipe[1])
     given, place = adapted(*source), destination(out, flags)
-    of_itself = loaded.student is not None and loaded.mean_teacher is None
+    of_itself = (loaded.student is not None and loaded.mean_teacher is None) or loaded.iterate is not None
     progress = reporter(flags.quiet or not is_first())
-    with made_student(given, place, loaded, progress, plan_only=flags.dry_run) as made:
-        teachers, cache = teacher
-        learned_from = teachers or (given if of_itself else None)
-        planned = make_plan(made or given, learned_from, place, loaded, flags.allow_code, cache)
-        options = Options(flags.resume, flags.latency, progress, device, STARTED)
+    teachers, cache = teacher
+    learned_from = teachers or ([given] if of_itself else [])
+    options = Options(flags.resume, flags.latency, progress, device, STARTED)
+    teaching = Teaching(learned_from, flags.allow_code, cache)
+    with (
+        made_student(given, place, loaded, progress, plan_only=flags.dry_run) as made,
+        pruned_student(given, place, loaded, teaching, options, plan_only=flags.dry_run) as pruned,
+    ):
+        planned = make_plan(pruned or made or given, learned_from, place, loaded, flags.allow_code, cache)
         own = distillation.TrainingOptions(movement_file=flags.stats[0] if flags.stats else None)
         conclude(planned, flags, lambda: distillation.run(planned, options, own))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
+from pydantic import Field
 from torch import Tensor
 
 from aicompress.discovery import members
@@ -19,7 +20,44 @@ WHOLE: frozenset[str] = frozenset({""})
 
 
 class ModeConfig(MethodConfig):
-    """Parameters of a mode, as the recipe's `mode:` section gives them."""
+    """Parameters of a mode, as the recipe's `mode:` section gives them.
+
+    Attributes:
+        of_a_twin: each layer, or block, is compared with the teacher's of the same name, and not what the whole gives.
+    """
+
+    of_a_twin: ClassVar[bool] = False
+
+
+class LayerCorrection(ModeConfig):
+    """Parameters of a mode that corrects one layer after another in closed form."""
+
+    of_a_twin: ClassVar[bool] = True
+
+    samples: int = Field(256, ge=1, description="training samples that are run, those of the first steps")
+
+
+class BlockTuning(ModeConfig):
+    """Parameters of a mode that tunes one block after another."""
+
+    of_a_twin: ClassVar[bool] = True
+
+    samples: int = Field(
+        128, ge=1, description="training samples that every block is tuned on, those of the first steps"
+    )
+    steps: int = Field(100, ge=1, description="batches that are run forward and back, per block")
+    rate: float = Field(
+        0.01, gt=0, le=1, description="how far a step moves a code, in steps of its grid; falls to nothing"
+    )
+    scale_rate: float = Field(
+        0.001, gt=0, le=0.1, description="how far a step moves a scale, as a share of it; falls to nothing"
+    )
+    factor_rate: float = Field(
+        0.003,
+        gt=0,
+        le=1,
+        description="how far a step moves a factor, a weight, norm or bias, as a share of its size; falls to nothing",
+    )
 
 
 @dataclass(frozen=True)
@@ -31,12 +69,14 @@ class StudentParameter:
         shape: of the dense parameter.
         weight: the outline of its stored form; None of a plain tensor.
         zeros: whether some of its elements are exactly zero and stay so, which may read it.
+        shared: another parameter has some of its tensors, too.
     """
 
     name: str
     shape: tuple[int, ...]
     weight: Weight | None
     zeros: Callable[[], bool] = field(default=lambda: False)
+    shared: bool = False
 
     @property
     def is_vector(self) -> bool:

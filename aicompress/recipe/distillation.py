@@ -26,6 +26,7 @@ from aicompress.recipe import (
     validated,
     with_overrides,
 )
+from aicompress.recipe.rounds import Rounds
 from aicompress.recipe.student import StudentShape
 
 
@@ -108,6 +109,12 @@ class DistillRecipe(StoredCodes):
         exclude_if=lambda student: student is None,  # recipes from before it was there keep their digests
         description="make the student out of IN, which is the teacher where no other one is given",
     )
+    iterate: Rounds | None = Field(
+        None,
+        exclude_if=lambda rounds: rounds is None,  # recipes from before it was there keep their digests
+        description="prune and train in turn: [0.3, 0.5, 0.7] are the shares of zeros after each round; `training` is "
+        "that of each round. IN is the teacher where no other one is given",
+    )
     mean_teacher: MeanTeacher | None = Field(
         None,
         exclude_if=lambda teacher: teacher is None,
@@ -133,6 +140,15 @@ class DistillRecipe(StoredCodes):
             raise ValueError("temperature: auto is chosen by a teacher that stays: give a number to a mean teacher's")
         if self.mean_teacher is not None and self.training.cache is True:
             raise ValueError("training.cache: a mean teacher changes with every step: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_a_student(self) -> Self:
+        if self.iterate is not None and (self.student is not None or self.mean_teacher is not None):
+            raise ValueError("iterate prunes IN itself, with a teacher that stays: leave out student and mean_teacher")
+        if self.iterate is not None:
+            for sparsity in self.iterate.sparsity:
+                self.iterate.method(sparsity)
         return self
 
     @property

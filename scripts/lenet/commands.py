@@ -6,7 +6,6 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,14 +55,14 @@ class Chain:
         """The training images in two parts."""
         return split_file(self.data, self.folder.parent)
 
-    def dense(self, name: str = "dense", network: str | None = None, options: Sequence[str] = ()) -> Path:
-        """Train a network."""
-        out = self.folder / f"{name}.safetensors"
+    def dense(self) -> Path:
+        """Train the network on shifted images."""
+        out = self.folder / "dense.safetensors"
         if not out.is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
             unfinished = out.with_suffix(".part")
-            arguments = ["--data", str(self.data), "--network", network or self.network, "--seed", str(self.seed)]
-            _timed(name, lambda: train([*arguments, "--out", str(unfinished), *options]))
+            arguments = ["--data", str(self.data), "--network", self.network, "--seed", str(self.seed)]
+            _timed("dense", lambda: train([*arguments, "--augment", "--out", str(unfinished)]))
             unfinished.rename(out)
         return out
 

@@ -40,6 +40,8 @@ SOURCES = {
     "distill/kl-hidden": "prune/depth-2",
     "distill/scales": "quantize/gptq-w2",
     "distill/masked": "prune/magnitude-50",
+    "distill/norms": "quantize/rtn-w3",
+    "distill/blocks": "quantize/rtn-w3",
     "distill/factors": "factorize/svd-keep",
     "distill/codes": "quantize/gptq-w2",
     "distill/mse": "classifier/width",

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from aicompress.weights import Codebook, Float8, IntGrouped, SparseCodes, Weight
+from aicompress.weights import Codebook, EntropyCoded, Float8, IntGrouped, SparseCodes, Weight
 from aicompress.weights.decoding import DECODERS, Meta, Tensors, by_column, decoder, masked
 from aicompress.weights.float8 import DTYPES
 from aicompress.weights.form import inside
@@ -73,7 +73,12 @@ class Latent(Weight):
 
 
 def relaxed(weight: Weight) -> Weight:
-    """The weight, or outline, with latent numbers in the place of all codes in it; itself where it has none."""
+    """The weight, or outline, with latent numbers in the place of all codes in it; itself where it has none.
+
+    Entropy-coded codes stay: with others their streams would be longer or shorter than is planned.
+    """
+    if isinstance(weight, EntropyCoded):
+        return weight
     if type(weight) in KINDS:
         return Latent(weight, KINDS[type(weight)].start(weight))
     parts = {name: relaxed(part) for name, part in inside(weight).items()}

@@ -1,10 +1,11 @@
 """Layers that hold nearly the same matrix share it: W_j becomes W_i, stored once; data-free.
 
-Two layers are alike where ‖W_i − W_j‖_F ≤ threshold ‖W_i‖_F, of plain layers of one kind, shape and dtype. Each is
-compared with the first one of every group before it, so that none is further from what it becomes than the threshold;
-`value: mean` puts the mean of the group there instead, which halves the error of a pair. The threshold is 0 by default:
-matrices that are equal number for number, as checkpoints hold them whose architecture ties them or that were grown by
-copying blocks, are merged for nothing. Layers that were trained apart differ by about their own size.
+Two layers are alike where ‖W_i − W_j‖_F ≤ threshold ‖W_i‖_F, of layers of one kind, shape, dtype and stored form; one
+is never the transpose of the other. Each is compared with the first one of every group before it, so that none is
+further from what it becomes than the threshold; `value: mean` puts the mean of the group there instead, which halves
+the error of a pair. The threshold is 0 by default: matrices that are equal number for number, as checkpoints hold
+them whose architecture ties them or that were grown by copying blocks, are merged for nothing. Layers that were
+trained apart differ by about their own size.
 
 Lan et al. 2019, "ALBERT", arXiv:1909.11942, is the end of that road: one set of weights for all blocks.
 """
@@ -57,13 +58,13 @@ class _Leader:
 
 
 def groups(candidates: Sequence[Candidate[TieConfig]]) -> list[list[int]]:
-    """Plain layers that are alike; each is read once, and again with those whose samples come close."""
+    """Layers that are alike; each is read once, and again with those whose samples come close."""
     leaders: dict[tuple[object, ...], list[_Leader]] = {}
     for number, candidate in enumerate(candidates):
         info = candidate.info
-        if info.stored != Dense.form or info.part:
-            continue
-        likely = leaders.setdefault((info.kind, info.tensor_shape, info.dtype, info.transposed, candidate.config), [])
+        form = () if info.outline is None else (info.stored, *sorted(info.outline.specs().items()))
+        key = (info.kind, info.tensor_shape, info.dtype, info.transposed, form, candidate.config)
+        likely = leaders.setdefault(key, [])
         sample, norm = _sampled(candidate.read().weight)
         leader = next((each for each in likely if _alike(each, candidate, sample)), None)
         if leader is None:
@@ -88,16 +89,15 @@ def _alike(leader: _Leader, candidate: Candidate[TieConfig], sample: Tensor) -> 
 
 def outlines(infos: Sequence[LayerInfo], config: TieConfig) -> list[Weight]:
     """The stored weights without data."""
-    source = Dense.outline(infos[0].shape, infos[0].dtype)
+    source = outline(infos[0], config)
     return [source, *(Tied.of(source, info.tensor_shape, info.transposed) for info in infos[1:])]
 
 
 def compress(layers: Sequence[Layer], config: TieConfig) -> list[Weight]:
-    """One plain matrix, and its name for the other layers."""
-    value = layers[0].weight
+    """One matrix in its form, and its name for the other layers."""
+    source = unchanged(layers[0], config)
     if config.value == "mean" and len(layers) > 1:
-        value = torch.stack([layer.weight for layer in layers]).mean(0)
-    source = Dense(value.to(layers[0].info.dtype))
+        source = Dense(torch.stack([layer.weight for layer in layers]).mean(0).to(layers[0].info.dtype))
     return [source, *(Tied.of(source, layer.info.tensor_shape, layer.info.transposed) for layer in layers[1:])]
 
 
@@ -111,6 +111,13 @@ def outline(info: LayerInfo, config: TieConfig) -> Weight:
     return info.outline or Dense.outline(info.shape, info.dtype)
 
 
+def check(info: LayerInfo, config: TieConfig) -> tuple[str, str] | None:
+    """Codes have no mean."""
+    if config.value == "first" or info.stored == Dense.form:
+        return None
+    return f"{info.name}: is stored as {info.stored}, which has no mean with another", "value: first, or exclude it"
+
+
 METHOD = LayerMethod(
     name="tie",
     command="factorize",
@@ -119,7 +126,15 @@ METHOD = LayerMethod(
     config=TieConfig,
     apply=unchanged,
     outline=outline,
+    check=check,
     shares=Shares(
-        "", groups, outlines, compress, "as no other plain layer that is selected is within the threshold", alone=False
+        "",
+        groups,
+        outlines,
+        compress,
+        "as no other selected layer of their shape and form is within the threshold (transposes are not tied)",
+        alone=False,
     ),
+    suits=lambda info: not info.part,  # a part has no place of its own that another parameter could name
+    made_for="layers that are stored as one matrix, and not as several",
 )

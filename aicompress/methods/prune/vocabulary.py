@@ -71,8 +71,8 @@ class VocabularyConfig(StructuralConfig):
     tokens: int | None = Field(
         None,
         ge=1,
-        description="how many tokens stay: the most frequent of the text, whatever `minimum` says; without a text "
-        "those that the tokenizer learned first",
+        description="how many tokens stay, whatever `minimum` says: those of the alphabet first, and of them the most "
+        "frequent of the text, or else those that the tokenizer learned first",
     )
     multiple: int = Field(
         1, ge=1, description="round the number of tokens up to a multiple, which kernels like, with the next frequent"
@@ -108,8 +108,8 @@ def sizes(structures: Sequence[Structure], config: VocabularyConfig) -> list[int
     wanted = int((scores >= config.minimum).sum()) if config.tokens is None else config.tokens
     if wanted < least:
         raise RecipeError(
-            f"method.tokens: {least:,} tokens must stay (special ones, and those of alphabet, keep and the tokenizer)",
-            f"tokens: {least}, or a smaller alphabet",
+            f"method.tokens: {least:,} tokens must stay (special ones, those of keep, and what the tokenizer needs)",
+            f"tokens: {least}, or more",
         )
     size = min(most, -(-wanted // config.multiple) * config.multiple)
     kept = keep(structures[0], size, config)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import nn
 
-from aicompress.model.hf.layers_aicompress import StoredConv, StoredEmbedding, StoredLinear
 from aicompress.weights import Weight
 from aicompress.weights.decoding import CONVOLUTIONS, factors
 
@@ -16,6 +15,8 @@ def reference_kernel(module: nn.Module, weight: Weight) -> str:
         module: the layer as it runs.
         weight: what is stored.
     """
+    from aicompress.model.hf.layers_aicompress import StoredConv, StoredEmbedding, StoredLinear  # with transformers
+
     chained = len(weight.parts()) if weight.form in CONVOLUTIONS else len(factors(weight.meta(), weight.tensors()))
     if isinstance(module, StoredConv) and module.groups == 1 and (chained == 2 or weight.form in CONVOLUTIONS):
         return f"reference: {chained} convolutions, one after the other"

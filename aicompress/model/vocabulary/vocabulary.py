@@ -15,6 +15,7 @@ from torch import Tensor
 from aicompress.errors import CheckpointError
 from aicompress.model.vocabulary.segmentation import Segmentation, segmentation_of
 
+AHEAD = 2.0**30  # uses by which tokens that are asked for are ahead of others; more than a text has
 SLOW_HINT = "save it as a fast tokenizer first: tokenizer.json beside the weights"
 
 
@@ -80,7 +81,7 @@ class Vocabulary:
         ids = self.segmentation.ids
         return {token: tuple(part for part in self.segmentation.needs(token) if part in ids) for token in ids}
 
-    def scores(self, counts: Tensor, stays: Iterable[int]) -> Tensor:
+    def scores(self, counts: Tensor, stays: Iterable[int], preferred: Iterable[int] = ()) -> Tensor:
         """What a token's place among all is decided by, (tokens,) float64, no two alike but those that must stay.
 
         A token counts at least as much as any that needs it, so that those above any threshold need no other. Among
@@ -89,8 +90,10 @@ class Vocabulary:
         Args:
             counts: (tokens,) how often each is used.
             stays: tokens that must stay; they count without end.
+            preferred: tokens that stay before all others.
         """
         scores = counts.double().clone()
+        scores[[token for token in preferred if token < len(scores)]] += AHEAD
         scores[[token for token in stays if token < len(scores)]] = math.inf
         values, ids = scores.tolist(), self.segmentation.ids
         for token in self._by_length:

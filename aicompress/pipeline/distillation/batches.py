@@ -126,6 +126,11 @@ class Split:
             return self.train
         return torch.cat([self.at(step) for step in range(steps)]).sort().values
 
+    def first(self, most: int) -> Tensor:
+        """The samples of the first steps, as many as are asked for, or all there are."""
+        steps = -(-most // self.batch)
+        return torch.cat([self.at(step) for step in range(min(steps, len(self.train) // self.batch))])[:most]
+
     def in_order(self, index: Tensor, batch: int) -> Iterator[Tensor]:
         """The given samples in batches of like length, for passes in which the order does not matter."""
         ordered = index if self.lengths is None else index[self.lengths[index].argsort(stable=True)]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.errors import CompressError, RecipeError
+from aicompress.errors import CompressError, RecipeError, Refused
 from aicompress.methods.healing import NOTHING, Mode, ModeConfig, StudentParameter, get_mode
 from aicompress.recipe.distillation import Training
 from aicompress.weights import Submatrix, Weight
@@ -34,20 +34,38 @@ class Healing:
     @classmethod
     def of(cls, student: Checkpoint, config: ModeConfig) -> Healing:
         """What a mode moves of a student."""
-        mode = get_mode(config.name)
+        mode, owners = get_mode(config.name), student.manifest.owners
+        shared = {each for name in student.parameters() for each in (name, *owners(name).values()) if owners(name)}
         parameters = tuple(
-            StudentParameter(name, spec.shape, student.outline(name), partial(_has_zeros, student, name))
+            StudentParameter(
+                name, spec.shape, student.outline(name), partial(_has_zeros, student, name), name in shared
+            )
             for name, spec in student.parameters().items()
         )
         return cls(mode, config, {each.name: mode.moves(each, config) for each in parameters}, parameters)
 
-    def problems(self, training: Training) -> list[CompressError]:
-        """Errors that say why the student has nothing for the mode to move."""
+    def problems(self, training: Training, teachers: Sequence[Checkpoint], student: Checkpoint) -> list[CompressError]:
+        """Errors that say why the mode can do nothing for a student, or nothing with its teachers."""
         if self.mode.keeps_zeros and training.keep_zeros is False:
             hint = "leave keep_zeros out, or take mode: full"
             return [RecipeError(f"mode {self.mode.name} keeps zeros, training.keep_zeros: false does not", hint)]
+        if self.config.of_a_twin and (different := self._different(teachers, student)):
+            hint = "give the checkpoint that the student was compressed from, or take mode: full"
+            return [Refused(f"mode {self.mode.name} compares layers of one name: {different}", hint)]
         problem = self.mode.check(self.parameters, self.config)
         return [] if problem is None else [RecipeError(f"mode {self.mode.name}: {problem[0]}", problem[1])]
+
+    def _different(self, teachers: Sequence[Checkpoint], student: Checkpoint) -> str:
+        """Why a student cannot be compared with its teacher layer by layer, in words; empty where it can."""
+        if len(teachers) != 1 or teachers[0] is student:
+            return "it takes one teacher, that runs"
+        theirs = teachers[0].parameters()
+        for each in self.parameters:
+            if each.name not in theirs:
+                return f"the teacher has no {each.name}"
+            if each.is_vector and theirs[each.name].shape != each.shape:
+                return f"{each.name} has {list(each.shape)} numbers, the teacher's {list(theirs[each.name].shape)}"
+        return ""
 
     @property
     def told(self) -> tuple[str, ...]:

@@ -77,7 +77,7 @@ def made_student(
     require_writable(destination.path)
     work = working_path(destination.path)
     folder = work.with_name(work.name.removesuffix("-partial") + ("-student-plan" if plan_only else "-student"))
-    with _kept(folder):
+    with kept_folder(folder):
         if recipe.student.config is not None:
             path, said = make(origin, folder, recipe, Path(recipe.student.config), progress)
             yield MadeStudent(path, origin, (said,), ())
@@ -97,7 +97,7 @@ def made_student(
 
 
 @contextmanager
-def _kept(folder: Path) -> Iterator[None]:
+def kept_folder(folder: Path) -> Iterator[None]:
     """A folder of this run alone, which is removed when the context ends; what a killed run has left is replaced.
 
     Raises:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from aicompress.recipe.distillation import Training
 
@@ -23,7 +23,7 @@ class TrainedParameters:
         scales: names of quantization scales, whose learning rate is relative to their size.
     """
 
-    parameters: dict[str, nn.Parameter]
+    parameters: dict[str, Tensor]
     dtypes: Mapping[str, torch.dtype]
     zeros: Mapping[str, Tensor]
     scales: frozenset[str]
@@ -42,8 +42,8 @@ def rate(step: int, settings: Training) -> float:
 
 def optimizer(trained: TrainedParameters, settings: Training) -> torch.optim.AdamW:
     """AdamW in which matrices decay and a scale's rate is relative to its size: 3e-4 would ruin a scale of 0.01."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+    decayed: list[Tensor] = []
+    plain: list[Tensor] = []
     scales: list[dict[str, object]] = []
     for name, parameter in trained.parameters.items():
         if name in trained.scales:

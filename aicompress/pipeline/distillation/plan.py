@@ -114,9 +114,8 @@ class DistillPlan:
     def told(self) -> tuple[str, ...]:
         """What has been settled: what the student was made of, what of it moves, and what is saved."""
         average = () if self.recipe.mean_teacher is None else (mean_teacher.TOLD,)
-        stored = () if self.stored is None else (self.stored.note,)
-        made = () if self.made is None else self.made.told
-        return (*made, *self.healing.told, *average, *temperature.planned(self.losses, self.split), *stored)
+        told = (*(self.made.told if self.made else ()), *self.healing.told, *average)
+        return (*told, *temperature.planned(self.losses, self.split), *((self.stored.note,) if self.stored else ()))
 
     @property
     def further(self) -> dict[str, Checkpoint]:
@@ -169,7 +168,12 @@ def make_plan(
     raise_all([] if average is None else mean_teacher.problems(average, run, anatomy, samples))
     training = recipe.training.model_copy(update={"precision": resolved_precision(recipe.training.precision)})
     healing = Healing.of(student, recipe.mode)
-    raise_all([*healing.problems(training), *recoding.problems(student, healing, average is not None)])
+    raise_all(
+        [
+            *healing.problems(training, () if cache else teachers, student),
+            *recoding.problems(student, healing, average is not None),
+        ]
+    )
     split = _split(samples, training, recipe)
     stored = (
         None if cache is None else stored_outputs.planned((cache, folder), recipe, losses, samples, taught, student)

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import RecipeError
-from aicompress.layer import LayerInfo, as_matrix
+from aicompress.layer import as_matrix
 from aicompress.methods.healing import ModeConfig, Recodes
 from aicompress.pipeline.distillation.healing import Healing
 from aicompress.pipeline.distillation.optimizer import TrainedParameters
@@ -45,7 +45,7 @@ class Recoding:
 
     recodes: Recodes[ModeConfig]
     config: ModeConfig
-    learnt: Mapping[str, Mapping[str, nn.Parameter]]
+    learnt: Mapping[str, Mapping[str, Tensor]]
     seed: int
 
     @classmethod
@@ -53,7 +53,7 @@ class Recoding:
         """Let a model run with codes."""
         targets: Mapping[str, str] = model.aicompress_names  # type: ignore[assignment]
         config = student.healing.config
-        learnt: dict[str, dict[str, nn.Parameter]] = {}
+        learnt: dict[str, dict[str, Tensor]] = {}
         for name, tensors in student.stored.items():
             module, _, leaf = targets[name].rpartition(".")
             tensor = tensors[""]
@@ -108,9 +108,7 @@ def coded_outlines(student: Checkpoint, healing: Healing, planned: Mapping[str, 
     for name in (name for name, suffixes in healing.suffixes.items() if suffixes):
         spec = student.specs[name]
         rows, columns = as_matrix(torch.empty(spec.shape, device="meta")).shape
-        shape = (rows, columns)
-        own = LayerInfo(name, name, "linear", shape, spec.shape, spec.dtype, nbytes=spec.nbytes)  # of a vector
-        coded[name] = Planned(spec, recodes.outline(shape), planned[name].info or own)
+        coded[name] = replace(planned[name], weight=recodes.outline((rows, columns)))
     return coded
 
 

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from aicompress.checkpoint import Checkpoint
+from aicompress.pipeline.distillation.batches import Samples, Split
 from aicompress.pipeline.distillation.mean_teacher import Averaged
 from aicompress.pipeline.distillation.training import Trainer
+from aicompress.pipeline.distillation.training_state import TrainingHistory
+from aicompress.pipeline.distillation.twin.blockwise import BlockwiseTuning
 
 
 def training_section(trainer: Trainer, teachers: Sequence[Checkpoint], cached: bool) -> dict[str, Any]:
@@ -19,14 +22,40 @@ def training_section(trainer: Trainer, teachers: Sequence[Checkpoint], cached: b
         teachers: the checkpoints that were learned from; none for the student's average.
         cached: its outputs were computed once.
     """
-    history, split, trained = trainer.history, trainer.setup.split, trainer.trained
-    seconds = history.seconds or float("inf")
-    averaged = trainer.setup.averaged
-    terms = [f"{config.weight:g} {method.name}" for method, config in trainer.setup.loss.terms]
+    trained, setup = trainer.trained, trainer.setup
+    terms = [f"{config.weight:g} {method.name}" for method, config in setup.loss.terms]
     return {
-        "teacher": _described(teachers, averaged),
-        "data": dataclasses.asdict(trainer.setup.samples.source),
-        "loss": " + ".join(terms if averaged is None else ["1 cross-entropy", *terms]),
+        "teacher": described(teachers, setup.averaged),
+        "loss": " + ".join(terms if setup.averaged is None else ["1 cross-entropy", *terms]),
+        **curve_section(trainer.history, setup.split, setup.samples),
+        "trained_parameters": sum(parameter.numel() for parameter in trained.parameters.values()),
+        "zeros_kept": sum(int(zero.sum()) for zero in trained.zeros.values()),
+        "precision": trainer.settings.precision,
+        "processes": trainer.team.size,
+        "cached_teacher": cached,
+    }
+
+
+def blockwise_section(tuning: BlockwiseTuning, moved: int) -> dict[str, Any]:
+    """The same of a run that has tuned block after block; `moved` counts the numbers that could move."""
+    plan = tuning.plan
+    return {
+        "teacher": described(plan.teachers, None),
+        "loss": " + ".join(f"{config.weight:g} {method.name}" for method, config in plan.losses),
+        **curve_section(tuning.history, plan.split, plan.samples),
+        "trained_parameters": moved,
+        "zeros_kept": 0,
+        "precision": plan.training.precision,
+        "processes": 1,
+        "cached_teacher": False,
+    }
+
+
+def curve_section(history: TrainingHistory, split: Split, samples: Samples) -> dict[str, Any]:
+    """Loss curve, best step, data and speed."""
+    seconds = history.seconds or float("inf")
+    return {
+        "data": dataclasses.asdict(samples.source),
         "curve": [dataclasses.asdict(point) for point in history.curve],
         "best_step": history.best_step,
         "held_out_before": history.before,
@@ -34,18 +63,13 @@ def training_section(trainer: Trainer, teachers: Sequence[Checkpoint], cached: b
         "held_out_samples": len(split.held_out),
         "train_samples": len(split.train),
         "epochs": history.samples / len(split.train),
-        "trained_parameters": sum(parameter.numel() for parameter in trained.parameters.values()),
-        "zeros_kept": sum(int(zero.sum()) for zero in trained.zeros.values()),
-        "precision": trainer.settings.precision,
-        "processes": trainer.team.size,
-        "cached_teacher": cached,
         "samples_per_second": history.samples / seconds,
         "tokens_per_second": history.tokens / seconds if history.tokens else None,
         "seconds": history.seconds,
     }
 
 
-def _described(teachers: Sequence[Checkpoint], averaged: Averaged | None) -> dict[str, Any]:
+def described(teachers: Sequence[Checkpoint], averaged: Averaged | None) -> dict[str, Any]:
     """What was learned from: checkpoints, or the student's average, which says how it is made."""
     if teachers:
         size = sum(ref.spec.nbytes for teacher in teachers for ref in teacher.tensors.values())

@@ -15,7 +15,7 @@ from torch import nn
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.place import working_path
 from aicompress.errors import Refused
-from aicompress.layer import LayerInfo
+from aicompress.methods.healing import BlockTuning, LayerCorrection
 from aicompress.model.blocks.input_errors import input_errors_refused
 from aicompress.model.distillation.fp32_attention import attend_in_float32
 from aicompress.model.distillation.outputs import prepare
@@ -31,7 +31,11 @@ from aicompress.pipeline.distillation.student import Student
 from aicompress.pipeline.distillation.teacher import Loss, Panel, Runnable, Teacher, with_cached_outputs
 from aicompress.pipeline.distillation.temperature import ChosenTemperature, chosen
 from aicompress.pipeline.distillation.training import Trainer, TrainingSetup
-from aicompress.pipeline.distillation.training_state import StateFile
+from aicompress.pipeline.distillation.training_state import FOLDER, StateFile
+from aicompress.pipeline.distillation.twin.block_files import BlockFiles
+from aicompress.pipeline.distillation.twin.blockwise import BlockwiseTuning
+from aicompress.pipeline.distillation.twin.correction import correct_layers
+from aicompress.pipeline.distillation.writing import UNCHANGED, write_tuned, written
 from aicompress.pipeline.step.checks import known_kinds
 from aicompress.pipeline.step.digests import fingerprint
 from aicompress.pipeline.step.options import Options, Progress
@@ -40,7 +44,7 @@ from aicompress.pipeline.step.run import OpenOutput, StepRun, assembled, require
 from aicompress.pipeline.step.running_model import resolved_device
 from aicompress.pipeline.step.workers import Processes
 from aicompress.recipe.distillation import Training
-from aicompress.report.model import LayerRow, Report
+from aicompress.report.model import Report
 
 
 @dataclass(frozen=True)
@@ -76,36 +80,56 @@ def run(plan: DistillPlan, options: Options = Options(), own: TrainingOptions = 
     device = torch.device(resolved_device(options.device))
     team = assembled(device)
     _require_divisible(plan.training, team.size)
+    if plan.healing.config.of_a_twin and own.movement_file is not None:
+        raise Refused(f"mode {plan.healing.mode.name} takes no steps of a gradient: it has no movement", "mode: full")
+    folder = working_path(plan.output.destination.path)
+    if isinstance(plan.healing.config, BlockTuning):
+        if team.size > 1:
+            raise Refused(f"mode {plan.healing.mode.name} runs in one process", "start it without torchrun")
+        tuning = BlockwiseTuning(plan, device, BlockFiles(folder / FOLDER, plan.checkpoint), options.progress)
+        write = partial(write_tuned, plan, tuning)
+        return run_step(_step(plan, write, tuning.heal, mark, start), team, options)
     setup, student = _setup(plan, device, options.progress)
     setup, trained = _recoded(plan, setup, student)
     setup, temperature = _at_temperature(plan, setup, trained, team, options.progress)
     setup = _with_stored(plan, setup, (device, team), temperature, options.progress)
     watched = movement.watched(student) if own.movement_file else ()
-    state = StateFile(working_path(plan.output.destination.path))
+    state = StateFile(folder)
     trainer = Trainer(setup, trained, plan.training, state, team, watched)
 
     def train() -> None:
+        if isinstance(plan.healing.config, LayerCorrection):
+            correct_layers(trainer, student, plan.healing.config)
+            return
         if options.resume:
             trainer.resume()
         trainer.run(options.progress, own.save_seconds)
 
-    step = StepRun(
-        checkpoint=plan.checkpoint,
-        kinds=plan.kinds if plan.made is None else known_kinds(plan.origin)[0],
-        recipe=plan.recipe,
-        output=plan.output,
-        write=partial(_write, plan, student, trainer, train, temperature),
-        follow=train,
-        fingerprint=mark,
-        further=plan.further,
-        compared=plan.origin,
-        seconds=time.perf_counter() - start,
-    )
+    write = partial(_write, plan, student, trainer, train, temperature)
+    step = _step(plan, write, train, mark, start)
     report = run_step(step, team, options)
     if own.movement_file is not None and team.rank == 0:
         written = Checkpoint.open(plan.output.destination.path)
         movement.write(own.movement_file, written, plan.layers, trainer, plan.samples.source)
     return report
+
+
+def _step(
+    plan: DistillPlan, write: Callable[[OpenOutput], Results], follow: Callable[[], None], mark: str, start: float
+) -> StepRun:
+    """The step that `write` carries out in the first process, and `follow` in the others."""
+    return StepRun(
+        checkpoint=plan.checkpoint,
+        kinds=plan.kinds if plan.made is None else known_kinds(plan.origin)[0],
+        recipe=plan.recipe,
+        output=plan.output,
+        write=write,
+        follow=follow,
+        fingerprint=mark,
+        further=plan.further,
+        compared=plan.origin,
+        seconds=time.perf_counter() - start,
+    )
 
 
 def _require_divisible(training: Training, processes: int) -> None:
@@ -218,21 +242,9 @@ def _write(
     better = trainer.history.best_step > 0
     recoding = trainer.setup.recoding
     value_of = (student.value if better else student.original) if recoding is None else partial(recoding.value, student)
-    infos: dict[str, list[LayerInfo]] = {}
-    for info in plan.layers:
-        infos.setdefault(info.tensor, []).append(info)
-    rows: list[LayerRow] = []
-    for name in plan.output.parameters:
-        value = value_of(name)
-        for disk, tensor in plan.output.encode(name, value).items():
-            opened.writer.put(disk, tensor)
-        rows += [
-            student.row(info, value, plan.recipe.method.name, plan.output.nbytes(name, info.part))
-            for info in infos.get(name, [])
-        ]
+    rows = written(plan, student, value_of, opened)
     trainer.state.remove()
-    unchanged = "no step was better than the input on the held-out samples: the weights are the input's"
-    warnings = plan.warnings if better else (*plan.warnings, unchanged)
+    warnings = plan.warnings if better else (*plan.warnings, UNCHANGED)
     if trainer.unsaved:
         lost = f"the disk was full when {trainer.unsaved} states of the training were to be saved"
         warnings = (*warnings, f"{lost}: a stopped run would have gone on from the one before")
@@ -241,4 +253,4 @@ def _write(
     section |= {"signals": teacher.stored.summary()} if isinstance(teacher, StoredTeacher) else {}
     section |= {} if temperature is None else {"temperature": temperature.summary()}
     notes = plan.told if temperature is None else (*plan.told, temperature.note)
-    return Results(tuple(rows), warnings, training=section, notes=notes)
+    return Results(rows, warnings, training=section, notes=notes)

@@ -31,32 +31,35 @@ class Student:
         checkpoint: where it came from.
         healing: what of it the recipe's mode moves.
         stored: trained parameters by checkpoint parameter and suffix of the stored form; '' for a plain tensor.
+        places: names in the model by those in the checkpoint.
     """
 
     checkpoint: Checkpoint
     healing: Healing
-    stored: dict[str, dict[str, nn.Parameter]]
+    stored: dict[str, dict[str, Tensor]]
+    places: Mapping[str, str]
 
     @classmethod
     def of(cls, model: nn.Module, checkpoint: Checkpoint, healing: Healing) -> Student:
         """Find the tensors that move in a model that was loaded for training; everything else is frozen."""
         targets: Mapping[str, str] = model.aicompress_names  # type: ignore[assignment]
         merged = Counter(targets.values())
-        stored: dict[str, dict[str, nn.Parameter]] = {}
+        stored: dict[str, dict[str, Tensor]] = {}
         for name, target in targets.items():
             _relax(model, target, name, checkpoint, healing)
-            parameters = _parameters(model, target, name in checkpoint.manifest.entries)
+            compressed, corrected = name in checkpoint.manifest.entries, healing.config.of_a_twin
+            parameters = _parameters(model, target, compressed, corrected)
             parameters = {s: tensor for s, tensor in parameters.items() if s in healing.suffixes[name]}
             if parameters and merged[target] == 1:  # parameters that the architecture merges cannot be told apart
                 stored[name] = parameters
         trained = {id(parameter) for parameters in stored.values() for parameter in parameters.values()}
         for parameter in model.parameters():
             parameter.requires_grad_(id(parameter) in trained)
-        return cls(checkpoint, healing, stored)
+        return cls(checkpoint, healing, stored, targets)
 
     def trained(self, keep_zeros: bool) -> TrainedParameters:
         """The trained parameters by their names in the native layout, with dtypes, zeros and scales."""
-        parameters: dict[str, nn.Parameter] = {}
+        parameters: dict[str, Tensor] = {}
         dtypes: dict[str, torch.dtype] = {}
         zeros: dict[str, Tensor] = {}
         scales: set[str] = set()
@@ -128,14 +131,14 @@ def _relax(model: nn.Module, target: str, name: str, checkpoint: Checkpoint, hea
             module._parameters[held] = nn.Parameter(tensor.to(codes.device))
 
 
-def _parameters(model: nn.Module, target: str, compressed: bool) -> dict[str, nn.Parameter]:
-    """The floating-point tensors of a stored parameter in the model, by suffix."""
+def _parameters(model: nn.Module, target: str, compressed: bool, buffers: bool) -> dict[str, Tensor]:
+    """The floating-point tensors of a stored parameter in the model, by suffix; of a buffer where buffers move."""
     parent, _, leaf = target.rpartition(".")
     module = model.get_submodule(parent)
     if isinstance(module, hf.Stored) and leaf == "weight":
         tensors = module.stored
         return {s: t for s, t in tensors.items() if isinstance(t, nn.Parameter) and t.is_floating_point()}
-    parameter = module._parameters.get(leaf)
+    parameter = module._parameters.get(leaf, module._buffers.get(leaf) if buffers else None)
     if parameter is None or compressed or not parameter.is_floating_point():
-        return {}  # buffers, codes, and compressed weights that this layer needs decoded
+        return {}  # codes, and compressed weights that this layer needs decoded
     return {"": parameter}

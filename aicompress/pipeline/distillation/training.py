@@ -93,20 +93,20 @@ class Trainer:
         """
         settings, history = self.settings, self.history
         if not history.curve:
-            self._measure()
+            self.measure()
         saved = time.perf_counter()
         while history.step < settings.steps:
             start = time.perf_counter()
             self._step()
             history.seconds += time.perf_counter() - start
             if history.step % settings.evaluate_every == 0 or history.step == settings.steps:
-                self._measure()
+                self.measure()
             if self.team.rank == 0 and time.perf_counter() - saved >= save_seconds:
                 self._save()
                 saved = time.perf_counter()
             progress(f"loss {history.curve[-1].held_out:.4g}", history.step, settings.steps)
         if history.best_step:
-            self._put(self.best)
+            self.put(self.best)
 
     def _save(self) -> None:
         """Save the state; where the disk is full the one before stays, and training goes on."""
@@ -131,7 +131,7 @@ class Trainer:
             return
         self.history, tensors = saved
         tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
-        self._put(_under("weight.", tensors))
+        self.put(_under("weight.", tensors))
         self.best, averages = _under("best.", tensors), _under("average.", tensors)
         for name, average in self.average.items():
             average.copy_(averages[name])
@@ -242,7 +242,7 @@ class Trainer:
                 )
 
     @torch.no_grad()
-    def _measure(self) -> None:
+    def measure(self) -> None:
         """Measure the held-out loss of the weights as they would be stored, and keep the best."""
         history = self.history
         since = history.step - (history.curve[-1].step if history.curve else 0)
@@ -266,11 +266,11 @@ class Trainer:
         own = {name: parameter.detach().clone() for name, parameter in self.trained.parameters.items()}
         source = self.average or own
         candidate = {name: tensor.to(self.trained.dtypes[name]).float() for name, tensor in source.items()}
-        self._put(candidate)
+        self.put(candidate)
         try:
             yield candidate
         finally:
-            self._put(own)
+            self.put(own)
 
     def _held_out(self) -> float:
         """Mean loss of the held-out samples, in float32."""
@@ -283,7 +283,8 @@ class Trainer:
         return float(total[0] / total[1])
 
     @torch.no_grad()
-    def _put(self, tensors: Mapping[str, Tensor]) -> None:
+    def put(self, tensors: Mapping[str, Tensor]) -> None:
+        """Give trained parameters other values, in place."""
         for name, tensor in tensors.items():
             self.trained.parameters[name].copy_(tensor)
 

@@ -90,10 +90,10 @@ class StateFile:
             with disk_errors(self.folder):
                 self.folder.mkdir(exist_ok=True)
                 save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, partial)
-                _replace(partial, self.folder / name)
+                replace_file(partial, self.folder / name)
                 plain = {"tensors": name, "history": asdict(history)}
                 written.write_text(json.dumps(plain), encoding="utf-8")
-                _replace(written, self.folder / STATE)
+                replace_file(written, self.folder / STATE)
         finally:
             for left in (partial, written):
                 left.unlink(missing_ok=True)
@@ -116,7 +116,7 @@ class StateFile:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _replace(partial: Path, final: Path) -> None:
+def replace_file(partial: Path, final: Path) -> None:
     """Rename into place after the bytes are on disk."""
     descriptor = os.open(partial, os.O_RDONLY)
     try:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from aicompress.methods.zeros import mask_of
-from aicompress.model.blocks.reconstruction import Stage, TunableLayer, TuningSchedule, moves, tune
+from aicompress.model.blocks.moving_weights import TunableLayer, TuningSchedule, moves
+from aicompress.model.blocks.reconstruction import Stage, tune
 from aicompress.model.loading.divided import Divided
 from aicompress.model.loading.merged_experts import Slot
 from aicompress.pipeline.layerwise.compress import Compressed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -12,11 +12,13 @@ from torch import Tensor
 from aicompress.checkpoint import Checkpoint
 from aicompress.layer import GradientStats, InputStats, Layer, LayerInfo
 from aicompress.measure import rel_error
+from aicompress.methods.factors import are_plain, refitted, turned
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.pipeline.calibration.requirements import MIN_ROWS, input_width
 from aicompress.pipeline.layerwise.report_rows import (
     COARSE_NOTE,
     ROTATED_NOTE,
+    TURNED_NOTE,
     changed_row,
     is_coarse,
     noted,
@@ -89,18 +91,30 @@ class Compression:
             weight, row = self.finished(job, self.alone(job, known.get(job.info.name, Known())))
             return weight, [row]
         old = self.checkpoint.weight(name)
+        moves = are_plain(old) and self._turns(name, by_part)
+        if are_plain(old) and moves:
+            old = turned(old, layer_seed(self.seed, name))
         factors: dict[str, Weight] = {**old.parts(), **(lent or {})}
         rows = []
         for part in reversed(factors):
             if part in by_part:
                 job = by_part[part]
                 own = known.get(job.info.name, Known())
+                if part == "out" and self.method.recodes and are_plain(old) and factors["in"] is not old.inner:
+                    moves, old = True, refitted(old, factors["in"], None if own.inputs is None else own.inputs.gram)
                 before = old.with_parts(factors).before(part)  # the outer factor is given what the new inner one gives
                 if before is not None and own.inputs:
                     own = dataclasses.replace(own, inputs=own.inputs.through(before))
                 factors[part], row = self.finished(job, self.alone(job, own, old))
-                rows.append(row)
+                rows.append(noted(row, TURNED_NOTE) if moves else row)
         return old.with_parts(factors), rows
+
+    def _turns(self, name: str, parts: Collection[str]) -> bool:
+        """Whether the factors of a parameter are turned: both are rounded, and nothing else is made of them."""
+        if not self.method.recodes or not {"out", "in"} <= set(parts):
+            return False
+        manifest = self.checkpoint.manifest
+        return not manifest.owners(name) and not manifest.borrowers([name])
 
     def alone(self, job: LayerPlan, known: Known, stored: Weight | None = None) -> Compressed:
         """Read a layer and compress it by itself.

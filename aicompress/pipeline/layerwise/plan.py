@@ -10,7 +10,6 @@ from typing import Any
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.rewritten import RewrittenCheckpoint
 from aicompress.data import digest
-from aicompress.errors import CompressError
 from aicompress.layer import Kind
 from aicompress.methods.capabilities import Width, WidthSearch
 from aicompress.methods.layerwise import AnyLayerMethod
@@ -171,8 +170,6 @@ def planned_parameters(checkpoint: Checkpoint, plans: tuple[LayerPlan, ...]) -> 
     for name, spec in checkpoint.parameters().items():
         layers = by_tensor.get(name, [])
         planned[name] = Planned(spec, _combined(checkpoint, name, layers), layers[0].info if layers else None)
-        if name in checkpoint.manifest.entries and not layers:
-            raise CompressError(f"{name} is compressed but is not seen as a layer", "report this checkpoint")
     return with_groups(following(checkpoint, planned), plans)
 
 

@@ -19,6 +19,7 @@ from aicompress.weights import Weight, outline_nbytes
 
 ROUNDED_NOTE = "less would be lost in no more bytes at"
 COARSE_NOTE = "too small for float16 scales"
+TURNED_NOTE = "error against the factor as it was turned, and fitted to the other one"
 ROTATED_NOTE = "error against the rotated weight"
 COARSE = 8 * 2.0**-24  # a float16 scale of no more may lose an eighth or more to its rounding
 SHARE = 0.01  # of a weight's scales

@@ -48,6 +48,12 @@ class Planned:
     info: LayerInfo | None = None
     owners: Mapping[str, str] = field(default_factory=dict)
 
+    def layer(self, name: str) -> LayerInfo | None:
+        """The layer it is the weight of; a compressed vector, which is no layer, is seen as a column."""
+        if self.info is not None or self.weight is None:
+            return self.info
+        return LayerInfo(name, name, "linear", self.weight.shape, self.dense.shape, self.dense.dtype)
+
 
 @dataclass(frozen=True)
 class Destination:
@@ -160,7 +166,7 @@ class Output:
             lineage = Manifest({}, self.manifest.lineage)
             texts["aicompress.json"] = json.dumps(lineage.to_json(), indent=2, ensure_ascii=False) + "\n"
         if len(self.shards) > 1:
-            count = sum(_count(planned.dense) for planned in self.parameters.values())
+            count = sum(p.dense.nbytes // p.dense.dtype.itemsize for p in self.parameters.values())
             texts[f"{self.source.base_name}.safetensors.index.json"] = index_text(self.shards, count)
         if self.layout == "native" and self.config is not None:
             texts.update(modeling_sources())
@@ -179,10 +185,6 @@ def modeling_sources() -> dict[str, str]:
     folder = Path(decoding_aicompress.__file__).parent
     copied = {name: (folder / name).read_text(encoding="utf-8") for name in MODELING_FILES}
     return {**copied, Path(decoding_aicompress.__file__).name: decoding_aicompress.source()}
-
-
-def _count(spec: TensorSpec) -> int:
-    return spec.nbytes // spec.dtype.itemsize
 
 
 def arrange(
@@ -206,10 +208,11 @@ def arrange(
     Raises:
         Refused: the output would touch the input, or two tensors of it would have one name.
     """
+    parameters = {name: replace(planned, info=planned.layer(name)) for name, planned in parameters.items()}
     compressed = {
-        name: (planned.info, planned.weight)
-        for name, planned in parameters.items()
-        if planned.weight is not None and not isinstance(planned.weight, Dense) and planned.info is not None
+        name: (each.info, each.weight)
+        for name, each in parameters.items()
+        if each.info is not None and each.weight is not None and not isinstance(each.weight, Dense)
     }
     config = copy.deepcopy(config if config is not None else checkpoint.config)
     narrowed = {**checkpoint.manifest.widths, **{path: dict(fields) for path, fields in (widths or {}).items()}}

@@ -23,6 +23,7 @@ from torch import Tensor
 from aicompress import __version__
 from aicompress import data as sources
 from aicompress.checkpoint import Checkpoint
+from aicompress.model.loading.tokenizer import vocabulary_digest
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.workers import Processes, processes
 from aicompress.recipe import Recipe
@@ -128,8 +129,9 @@ def _write(path: Path, measured: Measured) -> bool:
 
 
 def _key(what: str, checkpoint: Checkpoint, recipe: Recipe) -> str:
-    """Digest of all that a measurement depends on: input files, recipe, version, calibration data."""
+    """Digest of all that a measurement depends on: input files, tokenizer, recipe, version, calibration data."""
     files = [[str(file.absolute()), file.stat().st_mtime_ns, file.stat().st_size] for file in checkpoint.source.files]
     data = "" if recipe.calibration is None else sources.digest(recipe.calibration)
-    whole: list[Any] = [__version__, what, recipe.sha256(), files, data]
+    tokens = vocabulary_digest(checkpoint.source.folder)
+    whole: list[Any] = [__version__, what, recipe.sha256(), files, tokens, data]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()

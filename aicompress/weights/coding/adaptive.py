@@ -5,8 +5,11 @@ another one than the most frequent; the side it lies on; how far away, in unary.
 probability is counted on the way. The first decision depends on the two left neighbours and on the column so far: of a
 pruned layer whole columns are empty.
 
-A stream is a byte for its kind, one that says whether neighbours are looked at, the most frequent symbol, two bytes of
-a checksum, and the bits of the coder.
+Where a row is an image, such as the pixels that a neuron looks at, the decisions also depend on the symbols above in
+the image, and on how full the row is so far.
+
+A stream is a byte for its kind, one that says what is looked at (nothing, the left neighbours, or from 3 on the width
+of an image), the most frequent symbol, two bytes of a checksum, and the bits of the coder.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from aicompress.weights.decoding import checksum, compiled, shipped
 
 ADAPTIVE = 0  # the first byte of a stream
 CONTEXTS = 21 + 3 + 2 * 256  # of whether it is another symbol, of its side, of its distance
+IN_IMAGES = 343 + 15 + 2 * 256  # the same of images
 
 
 @shipped
@@ -36,6 +40,25 @@ def significance(row: int, occupied: int, left: int) -> int:
         part = 16 * occupied // row
         share = 1 if occupied == 0 else 2 if part == 0 else 3 if part == 1 else 4 if part < 4 else 5 if part < 8 else 6
     return 3 * share + left
+
+
+@shipped
+def surroundings(offsets: Any, at: int, column: int, width: int) -> tuple[int, int]:
+    """How many of six neighbours in an image are others, and towards which side they pull, 7 for none.
+
+    Args:
+        offsets: distances from the most frequent symbol, as far as they are known.
+        at, column: the place, in all and in its row.
+        width: of the image.
+    """
+    number, pull = 0, 7
+    for place in range(6):
+        back = place + 1 if place < 2 else width + place - 3 if place < 5 else 2 * width
+        weight = 2 if place == 0 or place == 3 else 0 if place == 5 else 1
+        if column >= back and offsets[at - back] != 0:
+            number += 1
+            pull += weight if offsets[at - back] > 0 else -weight
+    return number, pull
 
 
 @shipped
@@ -67,28 +90,37 @@ def read_decision(coder: Any, data: Any, chances: Any, uses: Any, context: int) 
 
 
 @shipped
-def read_symbols(decide: Any, context: Any, coder: Any, data: Any, counts: Any, look: int, out: Any, size: Any) -> None:
+def read_symbols(
+    decide: Any, share: Any, near: Any, coder: Any, data: Any, counts: Any, look: int, out: Any, size: Any
+) -> None:
     """Fill `out` with distances from the most frequent symbol, row by row.
 
     Args:
-        decide, context: `read_decision` and `significance`, compiled or not.
+        decide, share, near: `read_decision`, `significance` and `surroundings`, compiled or not.
         coder, data: of `read_decision`.
         counts: its chances and uses, and how often each column has another symbol so far.
-        look: 1 where neighbours are looked at.
+        look: 1 where the left neighbours are looked at; the width of an image from 3 on.
         out: (rows * columns,) whole numbers.
         size: rows and columns.
     """
     chances, uses, occupied = counts
     at = 0
     for row in range(size[0]):
-        last = second = 0  # of the two left neighbours: -1 below the most frequent symbol, 1 above it
+        last = second = filled = 0  # of the two left neighbours: -1 below the most frequent symbol, 1 above it
         for column in range(size[1]):
             left = (1 if last != 0 else 0) + (1 if second != 0 else 0)
             second, last = last, 0
-            if decide(coder, data, chances, uses, look * context(row, occupied[column], left)) == 1:
-                last = 2 * decide(coder, data, chances, uses, 21 + look * (1 + second)) - 1
+            if look > 1:
+                left, pull = near(out, at, column, look)
+                shares = share(row, occupied[column], 0) // 3 * 7 + share(column, filled, 0) // 3
+                whether, side, far = shares * 7 + left, 343 + pull, 358
+            else:
+                whether, side, far = look * share(row, occupied[column], left), 21 + look * (1 + second), 24
+            if decide(coder, data, chances, uses, whether) == 1:
+                last = 2 * decide(coder, data, chances, uses, side) - 1
                 distance = 1
-                base = 24 + (256 if look == 1 and left > 0 else 0)
+                base = far + (256 if look > 0 and left > 0 else 0)
+                filled += 1
                 while distance < 255 and decide(coder, data, chances, uses, base + distance) == 1:
                     distance += 1
                 occupied[column] += 1
@@ -103,9 +135,9 @@ def read_adaptive(raw: Any, rows: int, columns: int) -> Any:
     Raises:
         ValueError: it is damaged.
     """
-    if len(raw) < 5 or raw[1] > 1:
+    if len(raw) < 5 or raw[1] == 2:
         raise ValueError("a stream of symbols is damaged: it ends too early")
-    data, number = raw[5:], 21 + 3 + 2 * 256
+    data, number = raw[5:], (343 + 15 if raw[1] > 1 else 21 + 3) + 2 * 256
     first = int.from_bytes(data[:4].tobytes().ljust(4, b"\0"), "big")
     state: tuple[Any, ...] = (
         [0, 0xFFFFFFFF, first, 4],
@@ -114,13 +146,14 @@ def read_adaptive(raw: Any, rows: int, columns: int) -> Any:
         [0] * columns,
         [0] * rows * columns,
     )
-    decide, context, read = compiled(read_decision), compiled(significance), compiled(read_symbols)
-    if read is None:
-        decide, context, read, data = read_decision, significance, read_symbols, data.tolist()
+    functions = [compiled(each) for each in (read_decision, significance, surroundings, read_symbols)]
+    if None in functions:
+        functions, data = [read_decision, significance, surroundings, read_symbols], data.tolist()
     else:
         state = tuple(np.array(part, dtype=np.int64) for part in state)
     coder, chances, uses, occupied, out = state
-    read(decide, context, coder, data, (chances, uses, occupied), int(raw[1]), out, (rows, columns))
+    decide, share, near, read = functions
+    read(decide, share, near, coder, data, (chances, uses, occupied), int(raw[1]), out, (rows, columns))
     symbols = np.asarray(out, dtype=np.int64) + int(raw[2])
     if symbols.size and not 0 <= symbols.min() <= symbols.max() <= 255:
         raise ValueError("a stream of symbols is damaged: a symbol of more than a byte")
@@ -148,42 +181,51 @@ def write_decision(coder: Any, data: Any, chances: Any, uses: Any, context: int,
 
 
 def write_symbols(
-    decide: Any, context: Any, coder: Any, data: Any, counts: Any, look: int, offsets: Any, size: Any
+    decide: Any, share: Any, near: Any, coder: Any, data: Any, counts: Any, look: int, offsets: Any, size: Any
 ) -> None:
     """Write what `read_symbols` reads: distances from the most frequent symbol."""
     chances, uses, occupied = counts
     at = 0
     for row in range(size[0]):
-        last = second = 0
+        last = second = filled = 0
         for column in range(size[1]):
             left = (1 if last != 0 else 0) + (1 if second != 0 else 0)
             offset = offsets[at]
             second, last = last, 1 if offset > 0 else -1 if offset < 0 else 0
-            decide(coder, data, chances, uses, look * context(row, occupied[column], left), 1 if offset != 0 else 0)
+            if look > 1:
+                left, pull = near(offsets, at, column, look)
+                shares = share(row, occupied[column], 0) // 3 * 7 + share(column, filled, 0) // 3
+                whether, side, far = shares * 7 + left, 343 + pull, 358
+            else:
+                whether, side, far = look * share(row, occupied[column], left), 21 + look * (1 + second), 24
+            decide(coder, data, chances, uses, whether, 1 if offset != 0 else 0)
             if offset != 0:
-                decide(coder, data, chances, uses, 21 + look * (1 + second), 1 if offset > 0 else 0)
-                far, base = abs(offset), 24 + (256 if look == 1 and left > 0 else 0)
-                for distance in range(1, min(far, 254) + 1):
-                    decide(coder, data, chances, uses, base + distance, 1 if distance < far else 0)
+                decide(coder, data, chances, uses, side, 1 if offset > 0 else 0)
+                base = far + (256 if look > 0 and left > 0 else 0)
+                for distance in range(1, min(abs(offset), 254) + 1):
+                    decide(coder, data, chances, uses, base + distance, 1 if distance < abs(offset) else 0)
                 occupied[column] += 1
+                filled += 1
             at += 1
 
 
-def write_adaptive(symbols: Any, look: bool) -> bytes:
+def write_adaptive(symbols: Any, look: int) -> bytes:
     """Write symbols (rows, columns) as `read_adaptive` reads them."""
     rows, columns = symbols.shape
     flat = symbols.reshape(-1)
     centre = int(np.bincount(flat, minlength=256).argmax())
     offsets = flat.astype(np.int64) - centre
     room = 64 + 2 * int(np.abs(offsets).sum() + 2 * offsets.size)  # a decision takes eleven bits at most
-    parts: list[Any] = [[0, 0xFFFFFFFF, 0, 0], [32768] * CONTEXTS, [0] * CONTEXTS, [0] * columns, [0] * room]
+    number = IN_IMAGES if look > 1 else CONTEXTS
+    parts: list[Any] = [[0, 0xFFFFFFFF, 0, 0], [32768] * number, [0] * number, [0] * columns, [0] * room]
     decide: Callable[..., Any] | None = compiled(write_decision)
-    context, write = compiled(significance) or significance, compiled(write_symbols) or write_symbols
+    share, near = compiled(significance) or significance, compiled(surroundings) or surroundings
+    write = compiled(write_symbols) or write_symbols
     if decide is not None:
         parts = [np.array(part, dtype=np.int64) for part in parts]
     coder, chances, uses, occupied, data = parts
     held = offsets if decide is not None else offsets.tolist()
-    write(decide or write_decision, context, coder, data, (chances, uses, occupied), int(look), held, (rows, columns))
+    write(decide or write_decision, share, near, coder, data, (chances, uses, occupied), look, held, (rows, columns))
     # The shortest number between both ends, which differ in their first byte.
     body = bytes([*map(int, data[: int(coder[3])]), (int(coder[0]) + 0xFFFFFF) >> 24])
     return bytes([ADAPTIVE, look, centre]) + checksum(flat.tobytes()).to_bytes(2, "little") + body

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -39,9 +40,21 @@ def write_stream(symbols: Tensor, kind: int | str = 8) -> Tensor:
     else:
         stream = bytes([STATIC]) + _static(matrix)
     if matrix.size <= TINY or (matrix.size <= SMALL and 2 * counts.max() > matrix.size):
-        stream = min(write_adaptive(matrix, False), write_adaptive(matrix, True), stream, key=len)
+        stream = min(*(write_adaptive(matrix, look) for look in (0, 1, *_widths(matrix))), stream, key=len)
     stream = stream.ljust(-(-matrix.size // SYMBOLS_PER_BYTE), b"\0")  # readers expect no more of a byte
     return torch.frombuffer(bytearray(stream), dtype=torch.uint8)
+
+
+def _widths(matrix: Symbols) -> list[int]:
+    """Widths of the images that rows may be: squares, or squares of several channels, one after the other."""
+    rows, columns = matrix.shape
+    if rows < 2 or matrix.size < SPAN:
+        return []
+    root = math.isqrt(columns)
+    if root * root == columns:
+        return [root] if 3 <= root < 256 else []
+    side = next((side for side in (7, 5, 4, 3) if columns % side**2 == 0), 0)
+    return [side, side**2] if side else []
 
 
 def _static(matrix: Symbols, models: int = 1) -> bytes:

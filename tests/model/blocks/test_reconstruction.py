@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.layer import as_matrix
-from aicompress.model.blocks.reconstruction import Stage, TunableLayer, TuningSchedule, _Decoded, error, hidden, tune
+from aicompress.model.blocks.moving_weights import TunableLayer, TuningSchedule, _Decoded
+from aicompress.model.blocks.reconstruction import Stage, error, hidden, tune
 from aicompress.weights import Dense, IntGrouped, LowRank
 
 PACE = TuningSchedule(steps=30, rate=0.03, scale_rate=0.002)

@@ -16,14 +16,15 @@ from aicompress import load as load_model
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import RecipeError
 from aicompress.methods.distill.modes.epr import Config, bits, running, start, written
-from aicompress.pipeline import steps
+from aicompress.pipeline import export, steps
 from aicompress.pipeline.distillation.plan import DistillPlan, make_plan
 from aicompress.pipeline.distillation.run import run
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import load as load_recipe
 from aicompress.recipe.distillation import load
-from aicompress.weights import IntGrouped
+from aicompress.recipe.export import ExportRecipe, Target
+from aicompress.weights import IntGrouped, fixed_width
 
 SEQUENTIAL = ["conv", "relu", "flatten", "fc1", "relu", "fc2"]
 
@@ -65,7 +66,7 @@ def planned(network: Path, out: str, mode: dict[str, Any], **others: Any) -> Dis
 
 def codes(path: Path) -> Tensor:
     checkpoint = Checkpoint.open(path)
-    weights = [checkpoint.weight(name) for name in checkpoint.parameters()]
+    weights = [fixed_width(checkpoint.weight(name)) for name in checkpoint.parameters()]
     assert all(isinstance(weight, IntGrouped) for weight in weights)
     return torch.cat([weight.codes.flatten() for weight in weights if isinstance(weight, IntGrouped)])
 
@@ -88,8 +89,16 @@ def test_what_is_written_is_what_was_judged(network: Path) -> None:
     assert float((ours - theirs).square().mean()) == pytest.approx(report.training["held_out_after"], rel=1e-5)
     assert report.training["held_out_after"] < report.training["held_out_before"]
 
-    run(planned(network, "dear", {"rate": 1.0}), Options(latency="off"))
-    cheap, dear = codes(free), codes(network.with_name("dear.safetensors"))
+    run(planned(network, "dear", {"rate": 1.0}, storage="entropy"), Options(latency="off"))
+    stored, small = (network.with_name(f"{name}.safetensors") for name in ("dear", "small"))
+    plan = export.make_plan(stored, Destination(small), ExportRecipe(method=Target(name="compact")))
+    export.run(plan, Options(latency="off"))
+    cheap, dear = codes(free), codes(small)
+    assert small.stat().st_size < stored.stat().st_size < free.stat().st_size
+    pruned = network.with_name("pruned.safetensors")  # biases, which are no layers, go along as they are
+    further = steps.make_plan(small, Destination(pruned), load_recipe("prune/magnitude-50", "prune"), "prune")
+    steps.run(further, Options(latency="off"))
+    assert (codes(pruned) == 0).float().mean() >= 0.5
     assert entropy(dear) < 0.7 * entropy(cheap)
     assert (dear == 0).sum() > (cheap == 0).sum()
 

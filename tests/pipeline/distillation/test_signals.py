@@ -145,9 +145,13 @@ class TestRefused:
         other = Path(shutil.copytree(tiny_llama, tmp_path / "tokenizer"))
         plain = json.loads((other / "tokenizer.json").read_text())
         (other / "tokenizer.json").write_text(json.dumps(plain, indent=7))
+        tuned = Path(shutil.copytree(trained_llama, tmp_path / "tuned"))
+        config = json.loads((tuned / "config.json").read_text())
+        (tuned / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-2}))
         kl = {"name": "kl"}
         cases: list[tuple[Path, Path | None, DistillRecipe, str]] = [
             (tiny_llama, tiny_llama, recipe(kl, TOP), "another teacher"),
+            (tiny_llama, tuned, recipe(kl, TOP), "another configuration of the teacher"),
             (other, None, recipe(kl, TOP), "another tokenizer"),
             (tiny_llama, None, recipe(kl, TOP, text=str(heldout_file)), "another text"),
             (tiny_llama, None, recipe(kl, TOP, samples=23), "other samples, or of another order"),

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from aicompress.errors import CompressError
-from aicompress.model.blocks.reconstruction import Stage, TunableLayer, TuningSchedule, error, tune
+from aicompress.model.blocks.moving_weights import TunableLayer, TuningSchedule
+from aicompress.model.blocks.reconstruction import Stage, error, tune
 from aicompress.pipeline.calibration.requirements import Request
 from aicompress.pipeline.layerwise import block_tuning as tuned
 from aicompress.pipeline.step.options import Options

@@ -199,6 +199,20 @@ def test_like_layers_become_one(copied: Path, tmp_path: Path) -> None:
     assert halves == pytest.approx([0.005, 0.005], rel=0.02)
 
 
+def test_like_layers_of_codes_become_one(copied: Path, tmp_path: Path) -> None:
+    run(copied, tmp_path / "codes", {"name": "rtn", "bits": 8, "group_size": 16}, command="quantize")
+    report = run(tmp_path / "codes", tmp_path / "tied", {"name": "tie"})
+    require_whole(report, tmp_path / "tied")
+    assert report.after.weight_bytes < 0.85 * report.before.weight_bytes
+    with torch.inference_mode():
+        wanted, *got = (
+            load_model(tmp_path / name, kernels=kernels)(IDS).logits  # type: ignore[arg-type]
+            for name, kernels in (("codes", "reference"), ("tied", "reference"), ("tied", "fast"))
+        )
+    assert torch.equal(got[0], wanted)
+    torch.testing.assert_close(got[1], wanted, rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.parametrize("method", [{"name": "rtn", "bits": 8}, {"name": "gptq", "bits": 8, "granularity": "channel"}])
 def test_what_is_shared_is_quantized_once(
     stacked: Path, text_file: Path, tmp_path: Path, method: dict[str, Any]

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from aicompress.weights.coding.adaptive import ADAPTIVE, write_adaptive
 from aicompress.weights.coding.streams import TRELLIS, read_stream
 from aicompress.weights.coding.writing import write_stream
 from aicompress.weights.decoding import COMPILED
@@ -70,6 +71,19 @@ def test_a_small_mask_costs_less_where_its_columns_are_empty() -> None:
     stream = write_stream(mask.to(torch.uint8), "mask")
     assert torch.equal(read_stream(stream, 150, 60), mask.to(torch.uint8))
     assert 8 * stream.numel() < 0.8 * entropy(mask) * mask.numel()
+
+
+def test_rows_that_are_images_cost_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    smooth = torch.nn.functional.avg_pool2d(drawn(60, 196).reshape(60, 1, 14, 14), 5, 1, 2).flatten(1)
+    symbols = (smooth * 7).round().mul(smooth.abs() > 0.25).add(128).to(torch.uint8)
+    stream = write_stream(symbols)
+    assert stream[0] == ADAPTIVE
+    assert stream[1] == 14
+    assert stream.numel() < 0.9 * len(write_adaptive(symbols.numpy(), 1))
+    for name in list(COMPILED):
+        monkeypatch.setitem(COMPILED, name, None)
+    assert torch.equal(write_stream(symbols), stream)
+    assert torch.equal(read_stream(stream, *symbols.shape), symbols)
 
 
 @pytest.mark.parametrize("binary", [False, True])

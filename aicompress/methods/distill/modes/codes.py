@@ -29,8 +29,11 @@ def moves(parameter: StudentParameter, config: Config) -> frozenset[str]:
 
 
 def check(parameters: Sequence[StudentParameter], config: Config) -> tuple[str, str] | None:
-    """Refuse a student without codes."""
-    return scales.check(parameters, scales.Config())
+    """Refuse a student without codes, or whose codes are all entropy-coded."""
+    if any(latent_suffixes(parameter.weight) for parameter in parameters if parameter.weight is not None):
+        return None
+    unmoved = ("no codes of the student can move: those that are entropy-coded stay", "take mode: scales")
+    return scales.check(parameters, scales.Config()) or unmoved
 
 
 def relative(weight: Weight) -> frozenset[str]:

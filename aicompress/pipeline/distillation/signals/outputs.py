@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.place import require_apart
 from aicompress.checkpoint.reader import digests
+from aicompress.disk import require_writable
 from aicompress.errors import CompressError, OutOfSpace, RecipeError, Refused, raise_all
 from aicompress.methods.distill.logits import SoftenedConfig
 from aicompress.methods.distill.signals import Form, position_bytes, words
@@ -23,8 +26,10 @@ from aicompress.pipeline.distillation.teacher import Loss
 from aicompress.recipe.distillation import DistillRecipe
 
 STORED: frozenset[Output] = frozenset({"logits", "embedding"})
+TEACHER = ("teacher", "setting")
 DIFFERENT = {
     "teacher": ("another teacher", "give the teacher that it was made of, or another folder"),
+    "setting": ("another configuration of the teacher", "give config, adapters and pooling as they were"),
     "task": ("another kind of model", "give the teacher that it was made of, or another folder"),
     "tokenizer": ("another tokenizer", "the student needs the tokenizer that the samples were made with"),
     "source": ("another text", "give the data that it was made of, or another folder"),
@@ -44,18 +49,31 @@ class Taught:
     Attributes:
         checkpoints: the teachers; none where only their outputs are there.
         runs, anatomies: of each.
+        folder: that of the outputs, where there are no checkpoints.
     """
 
     checkpoints: tuple[Checkpoint, ...]
     runs: tuple[Runner, ...]
     anatomies: tuple[Anatomy, ...]
+    folder: SignalFolder | None = None
+
+    def identity(self, recipe: DistillRecipe) -> dict[str, Any]:
+        """What decides the outputs: digests of the teachers' weights, and one of all else."""
+        if self.folder is not None:
+            return {name: self.folder.told[name] for name in TEACHER}
+        adapters = [digests(source) for each in self.checkpoints for source in each.foreign.beside.values()]
+        merged = [[*each.foreign.merged, each.config] for each in self.checkpoints]
+        model = None if recipe.model is None else recipe.model.model_dump(mode="json")
+        setting = json.dumps([adapters, merged, model, [str(run.pooling) for run in self.runs]], sort_keys=True)
+        digest = hashlib.sha256(setting.encode()).hexdigest()
+        return {"teacher": [digests(each.source) for each in self.checkpoints], "setting": digest}
 
     @classmethod
     def of_folder(cls, folder: SignalFolder) -> Taught:
         """The teacher whose outputs a folder holds."""
         told = folder.told
         anatomy = Anatomy(classes=told["classes"], tokenizer=told["vocabulary_sha256"], embedding=told["embedding"])
-        return cls((), (Runner(told["task"], Pooling()),), (anatomy,))
+        return cls((), (Runner(told["task"], Pooling()),), (anatomy,), folder)
 
 
 @dataclass(frozen=True)
@@ -149,6 +167,7 @@ def opened(path: Path | None, recipe: DistillRecipe) -> SignalFolder | None:
     if recipe.training.cache is True:
         raise Refused("training.cache: the teacher's outputs are in --cache-teacher", "leave one of the two out")
     require_place(path)
+    require_writable(path)
     return SignalFolder.open(path) if path.is_dir() and any(path.iterdir()) else None
 
 
@@ -177,8 +196,7 @@ def planned(
     if temperature is None and not whole and folder is not None:
         temperature = folder.told["temperature"]  # the one that was chosen when it was made
     told = {
-        "teacher": [digests(each.source) for each in taught.checkpoints] if folder is None or taught.checkpoints else
-        folder.told["teacher"],
+        **taught.identity(recipe),
         "task": taught.runs[0].task,
         "classes": classes,
         "vocabulary_sha256": anatomy.tokenizer,

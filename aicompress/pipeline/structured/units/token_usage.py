@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -64,7 +65,8 @@ def usage(checkpoint: Checkpoint, data: Data, tokenizer: Any, size: int) -> tupl
 
 def _counted(samples: Iterator[Tensor], size: int) -> Tensor:
     counts = torch.zeros(size, dtype=torch.float64)
-    for ids in samples:
+    while batch := list(islice(samples, BATCH)):
+        ids = torch.cat(batch)
         counts += torch.bincount(ids[ids < size], minlength=size)
     return counts
 

@@ -50,6 +50,7 @@ class VocabularyLayout(Layout):
         tokenizer: of the checkpoint.
         vocabulary: its tokens.
         stays: tokens that stay whatever is counted.
+        written: tokens of the alphabet that is asked for.
         counts: (tokens,) how often the text uses each; None without a text.
         held_out: further texts, or None.
     """
@@ -60,6 +61,7 @@ class VocabularyLayout(Layout):
     tokenizer: Any
     vocabulary: Vocabulary
     stays: frozenset[int]
+    written: frozenset[int]
     counts: Tensor | None = None
     held_out: Data | None = None
 
@@ -92,11 +94,20 @@ class VocabularyUnit(StructuralUnit[Tokens, VocabularyLayout]):
         config, tables = token_tables(architecture)
         named = (VOCABULARY, EVERY_LAYER)
         structures = tuple(Structure(name, table.size, ()) for name, table in zip(named, tables, strict=False))
-        stays = vocabulary.fixed | _asked(unit, vocabulary, tokenizer)
+        stays = vocabulary.fixed | _named(unit, vocabulary, tokenizer)
+        written = vocabulary.written(written_in(unit.alphabet)) if unit.alphabet else set()
         for described in (config, _generation_config(checkpoint)):
             stays |= named_ids(described, tables[0].size)
         return VocabularyLayout(
-            structures, architecture, checkpoint, config, tables, tokenizer, vocabulary, frozenset(stays)
+            structures,
+            architecture,
+            checkpoint,
+            config,
+            tables,
+            tokenizer,
+            vocabulary,
+            frozenset(stays),
+            frozenset(written),
         )
 
     def read(self, layout: VocabularyLayout, asked: Measurement) -> tuple[VocabularyLayout, Mapping[str, Any]]:
@@ -113,7 +124,8 @@ class VocabularyUnit(StructuralUnit[Tokens, VocabularyLayout]):
             what = f"how often {recipe.calibration.name or 'drawn tokens'} uses each token"
             measured = asked.request.survey.recorded(what, asked.checkpoint, recipe, lambda _: _counts(layout, asked))
             counts, record = measured.tensors["counts"], dict(measured.record)
-        scores = layout.vocabulary.scores(torch.zeros(layout.size) if counts is None else counts, layout.stays)
+        uses = torch.zeros(layout.size) if counts is None else counts
+        scores = layout.vocabulary.scores(uses, layout.stays, layout.written)
         structures = tuple(
             dataclasses.replace(structure, importance=scores[: structure.size]) for structure in layout.structures
         )
@@ -167,14 +179,13 @@ def _folder(layout: VocabularyLayout) -> Path:
     return folder
 
 
-def _asked(unit: Tokens, vocabulary: Vocabulary, tokenizer: Any) -> set[int]:
-    """Tokens of an alphabet, and those that are named, or that named words consist of."""
-    asked = vocabulary.written(written_in(unit.alphabet)) if unit.alphabet else set()
+def _named(unit: Tokens, vocabulary: Vocabulary, tokenizer: Any) -> set[int]:
+    """Tokens that are named, and those that named words consist of."""
     named = [*unit.keep, *(line.strip() for line in (lines(Path(unit.file)) if unit.file else ()))]
     words = [word for word in named if word and word not in vocabulary.ids]
-    asked |= {vocabulary.ids[token] for token in named if token in vocabulary.ids}
+    tokens = {vocabulary.ids[token] for token in named if token in vocabulary.ids}
     divided = tokenizer(words, add_special_tokens=False)["input_ids"] if words else []
-    return asked.union(*map(set, divided))
+    return tokens.union(*map(set, divided))
 
 
 def _counts(layout: VocabularyLayout, asked: Measurement) -> Measured:

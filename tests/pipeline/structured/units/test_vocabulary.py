@@ -128,6 +128,7 @@ def test_what_needs_no_dropped_token_is_as_before(kind: str, built: Path, tmp_pa
     ids = numbers(before, after)
     assert len(ids) == len(after) < len(before)
     assert sorted(ids.values()) == list(range(len(ids)))
+    assert tokenizers.ALWAYS[kind] <= after.get_vocab().keys()
     lossless = 0
     for line in texts(before, ids):
         old, new = before(line)["input_ids"], after(line)["input_ids"]
@@ -309,6 +310,11 @@ def test_refusals_are_clear(encoder: Path, tiny_vit: Path, tmp_path: Path) -> No
     with pytest.raises(RecipeError, match="drops no tokens"):
         load("prune/width-20", "prune", ["held_out.text=x.txt"])
     alone = shutil.copytree(encoder, tmp_path / "alone")
+    settings = alone / "tokenizer_config.json"
+    plain = settings.read_text()
+    settings.write_text(json.dumps({"tokenizer_class": "ByT5Tokenizer"}))
+    assert "a tokenizer in Python" in refused(alone, alphabet=["latin"])
+    settings.write_text(plain)
     described = json.loads((alone / "tokenizer.json").read_text())
     described["model"] = {"type": "WordLevel", "vocab": {"<unk>": 0}, "unk_token": "<unk>"}
     described["added_tokens"], described["post_processor"] = [], None

@@ -1,0 +1,137 @@
+"""What distillation is beside: training on labels alone, and the least loop that does the same work."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+RATE, WARMUP, CLIP = 3e-4, 0.1, 1.0  # of language models, as the recipes' training has them
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a loop trains.
+
+    Attributes:
+        minutes: of training.
+        seed: of the order.
+        length, batch: tokens in a window, windows in a step.
+    """
+
+    minutes: float
+    seed: int
+    length: int
+    batch: int
+
+
+class Perceptron(nn.Module):
+    """Three layers with ReLU over images (batch, 28, 28)."""
+
+    def __init__(self, *widths: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.fc3 = (nn.Linear(*pair) for pair in pairwise(widths))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc3(torch.relu(self.fc2(torch.relu(self.fc1(images.flatten(1))))))
+
+
+def windows(model: Path, text: Path, settings: Settings) -> Iterator[Tensor]:
+    """Batches of windows of a text without end, (batch, length)."""
+    from aicompress.data import Data, token_windows
+    from aicompress.model.loading.tokenizer import load_tokenizer
+
+    ids, _ = token_windows(Data(text=str(text), length=settings.length), load_tokenizer(model))
+    generator = torch.Generator().manual_seed(settings.seed)
+    while True:
+        for index in torch.randperm(len(ids), generator=generator).split(settings.batch):
+            if len(index) == settings.batch:
+                yield ids[index]
+
+
+def step_of(model: nn.Module, loss: Callable[[Tensor], Tensor]) -> Callable[[Tensor, float], None]:
+    """A function that takes one step of AdamW on a batch, at a factor of the rate."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01, fused=True)
+
+    def step(batch: Tensor, factor: float) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * factor
+        loss(batch).backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def cross_entropy(source: Path, text: Path, out: Path, settings: Settings, random: bool) -> None:
+    """Train a language model on the next tokens of a text for the minutes; from random weights, or its own."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(settings.seed)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    if random:
+        model = type(model)(model.config)
+    model.train()
+    step = step_of(model, lambda batch: model(input_ids=batch, labels=batch, use_cache=False).loss)
+    batches, seconds, start = windows(source, text, settings), settings.minutes * 60, time.perf_counter()
+    while (done := (time.perf_counter() - start) / seconds) < 1:
+        falling = 0.5 * (1 + math.cos(math.pi * (done - WARMUP) / (1 - WARMUP)))
+        step(next(batches), done / WARMUP if done < WARMUP else falling)
+    shutil.rmtree(out, ignore_errors=True)
+    model.save_pretrained(out)
+    AutoTokenizer.from_pretrained(source).save_pretrained(out)
+
+
+def bare(model: Path, layers: int, text: Path, steps: int, settings: Settings) -> float:
+    """Samples a second of a loop that learns the whole model's next-token probabilities with its first layers."""
+    from transformers import AutoModelForCausalLM
+
+    teacher, student = (AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval() for _ in range(2))
+    del student.model.layers[layers:]
+
+    def loss(batch: Tensor) -> Tensor:
+        with torch.no_grad():
+            theirs = teacher(input_ids=batch, use_cache=False).logits[:, :-1].flatten(0, 1)
+        ours = student(input_ids=batch, use_cache=False).logits[:, :-1].flatten(0, 1)
+        logs = (functional.log_softmax(ours, dim=-1), functional.log_softmax(theirs, dim=-1))
+        return functional.kl_div(*logs, reduction="batchmean", log_target=True)
+
+    step, batches = step_of(student, loss), windows(model, text, settings)
+    given = [next(batches) for _ in range(steps)]
+    start = time.perf_counter()
+    for batch in given:
+        step(batch, 1.0)
+    return steps * settings.batch / (time.perf_counter() - start)
+
+
+def drawn_perceptron(path: Path, seed: int) -> None:
+    """Save a perceptron 784-100-50-10 of random weights."""
+    torch.manual_seed(seed)
+    save_file(dict(Perceptron(784, 100, 50, 10).state_dict()), path)
+
+
+def perceptron(data: Path, path: Path, epochs: int) -> None:
+    """Train a perceptron 784-300-100-10 on labels and save it."""
+    torch.manual_seed(0)
+    with np.load(data) as arrays:
+        images = torch.from_numpy(arrays["train_images"]).float().div(255)
+        labels = torch.from_numpy(arrays["train_labels"]).long()
+    model = Perceptron(784, 300, 100, 10)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-2)
+    for _ in range(epochs):
+        for index in torch.randperm(len(images)).split(128):
+            optimizer.zero_grad()
+            functional.cross_entropy(model(images[index]), labels[index]).backward()
+            optimizer.step()
+    save_file(dict(model.state_dict()), path)

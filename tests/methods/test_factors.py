@@ -1,0 +1,74 @@
+"""Factors made ready for rounding: their product stays, and rounding them costs less."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from aicompress.methods.curvature import loss
+from aicompress.methods.factorize.svd import factors
+from aicompress.methods.factors import refitted, turned
+from aicompress.methods.quantize.rtn import METHOD as RTN
+from aicompress.weights import Dense, LowRank, Weight
+from tests.methods.layers import layer_of, randn
+
+CONFIG = RTN.config(name="rtn", bits=4, group_size=16)  # type: ignore[call-arg]
+
+
+def falling(rank: int = 32) -> LowRank:
+    """Factors of a matrix (48, 64) whose singular values fall off."""
+    matrix = randn(48, 48) @ torch.diag(torch.logspace(0, -2, 48)) @ randn(48, 64, seed=1)
+    out, inner = factors(matrix, rank)
+    return LowRank(Dense(out), Dense(inner))
+
+
+def rounded(factor: Weight) -> Weight:
+    return RTN.apply(layer_of(factor.dense()), CONFIG)
+
+
+def gram() -> torch.Tensor:
+    rows = randn(300, 64, seed=2) @ randn(64, 64, seed=3)
+    return (rows.t() @ rows / 300).double()
+
+
+def test_a_turned_product_is_the_same() -> None:
+    weight = falling()
+    again = turned(weight, seed=3)
+    torch.testing.assert_close(again.dense(), weight.dense(), rtol=1e-4, atol=1e-4)
+    assert torch.equal(turned(weight, seed=3).out.dense(), again.out.dense())
+    half = turned(LowRank(Dense(weight.out.dense().half()), Dense(weight.inner.dense().half())), seed=3)
+    assert half.specs()[""].dtype == torch.float16
+    columns = again.out.dense().norm(dim=0)
+    assert columns.max() / columns.min() < 3 < weight.out.dense().norm(dim=0)[0] / weight.out.dense().norm(dim=0)[-1]
+
+
+def test_what_an_inner_factor_has_become_is_made_up_for() -> None:
+    """U' V̂ is the nearest to U V of all U': no step away from it is nearer, and with V̂ = V nothing changes."""
+    weight, hessian = falling(), gram()
+    inner = rounded(weight.inner)
+    better = refitted(weight, inner, hessian)
+    plain, fitted = (loss(weight.dense() - each.out.dense() @ inner.dense(), hessian) for each in (weight, better))
+    assert fitted < 0.8 * plain
+    for seed in (5, 6):
+        moved = better.out.dense() + 1e-2 * randn(48, 32, seed=seed)
+        assert loss(weight.dense() - moved @ inner.dense(), hessian) > fitted
+    torch.testing.assert_close(refitted(weight, weight.inner, hessian).dense(), weight.dense(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_rounding_turned_and_fitted_factors_costs_less(known: bool) -> None:
+    hessian = gram() if known else torch.eye(64, dtype=torch.float64)
+    weight = falling()
+    plain = LowRank(rounded(weight.out), rounded(weight.inner))
+    start = turned(weight, seed=0)
+    inner = rounded(start.inner)
+    out = rounded(refitted(start, inner, hessian if known else None).out)
+    errors = [loss(weight.dense() - each.dense(), hessian) for each in (plain, LowRank(out, inner))]
+    assert errors[1] < 0.6 * errors[0]
+
+
+def test_an_inner_factor_of_zeros_is_fitted_by_zeros() -> None:
+    weight = falling()
+    fitted = refitted(weight, Dense(torch.zeros(32, 64)), gram())
+    assert torch.isfinite(fitted.out.dense()).all()
+    assert not fitted.out.dense().any()
