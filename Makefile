@@ -21,8 +21,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test test-fast coverage check format lint types dist clean
 .PHONY: bench-peers bench-quantize bench-prune bench-streaming bench-memory bench-mnist bench-startup bench-loaded bench-drawn
-.PHONY: bench-methods bench-factorize bench-distill
-.PHONY: bench-methods bench-factorize bench-pack deep-compression records
+.PHONY: bench-methods bench-factorize bench-distill bench-pack deep-compression records
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -50,11 +50,12 @@ class Reads(Generic[C]):
 
     Attributes:
         statistics: config -> those of the method's `needs` that it reads; None: all of them.
-        compares: config -> whether it also reads `cross`, the original model's inputs against the compressed one's.
+        shift: config -> how far the target moves to make up for compressed layers before it; above 0 the method also
+            reads `cross`, the original model's inputs against the compressed one's.
     """
 
     statistics: Callable[[C], frozenset[str]] | None = None
-    compares: Callable[[C], bool] = lambda config: False
+    shift: Callable[[C], float] = lambda config: 0.0
 
 
 @dataclass(frozen=True)

@@ -97,9 +97,13 @@ class LayerMethod(Method, Generic[C]):
         """Whether a survey decides how much of a layer stays."""
         return bool(self.surveyed(config)) or self.tries(config)
 
+    def shift(self, config: C) -> float:
+        """How far the target moves to make up for what compressed layers before it changed."""
+        return 0.0 if self.reading is None else self.reading.shift(config)
+
     def compares(self, config: C) -> bool:
         """Whether a config reads the original model's inputs against the compressed one's."""
-        return self.reading is not None and self.reading.compares(config)
+        return self.shift(config) > 0
 
     @property
     def rewrites(self) -> bool:

@@ -160,7 +160,7 @@ class StructuralMethod(Method, Generic[C]):
 
     def compares(self, config: C) -> bool:
         """Whether a config reads the original model's inputs against the compressed one's."""
-        return self.reading is not None and self.reading.compares(config)
+        return self.reading is not None and self.reading.shift(config) > 0
 
     def with_config(self, config: MethodConfig) -> Pruner[C]:
         """The method with its parameters.

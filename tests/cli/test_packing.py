@@ -248,6 +248,9 @@ def test_nothing_else_reads_a_packed_checkpoint(call: Call, tiny_llama: Path, pa
 def test_a_packed_checkpoint_is_verified(call: Call, packed: Path, tmp_path: Path) -> None:
     code, out, _ = call("verify", packed)
     assert (code, "sha256 of 3 unpacked files" in out) == (0, True), out
+    shutil.copytree(packed / "2_Dense", tmp_path / "parts" / "dense")
+    assert "sha256 of 1 unpacked file" in call("verify", tmp_path / "parts")[1]
+    shutil.rmtree(tmp_path / "parts")
     shutil.copytree(packed, tmp_path / "damaged")
     file = tmp_path / "damaged" / "model-00001-of-00002.packed.safetensors"
     content = bytearray(file.read_bytes())

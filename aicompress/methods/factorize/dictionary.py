@@ -165,5 +165,5 @@ METHOD = LayerMethod(
     check=check,
     describe=describe,
     rounded=alternative,
-    reading=Reads[DictionaryConfig](compares=lambda config: config.shift > 0),
+    reading=Reads[DictionaryConfig](shift=lambda config: config.shift),
 )

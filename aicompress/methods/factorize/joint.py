@@ -282,5 +282,5 @@ METHOD = LayerMethod(
     check=check,
     couples=Couples(stays, member_outline, compress),
     describe=describe,
-    reading=Reads[JointConfig](compares=lambda config: config.shift > 0),
+    reading=Reads[JointConfig](shift=lambda config: config.shift),
 )

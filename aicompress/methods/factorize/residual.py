@@ -158,5 +158,5 @@ METHOD = LayerMethod(
     check=check,
     describe=describe,
     rounded=alternative,
-    reading=Reads[ResidualConfig](compares=lambda config: config.shift > 0),
+    reading=Reads[ResidualConfig](shift=lambda config: config.shift),
 )

@@ -219,7 +219,7 @@ METHOD = LayerMethod(
     config=AlpsConfig,
     needs=frozenset({"gram"}),
     apply=permuted,
-    reading=Reads(compares=lambda config: config.shift > 0),
+    reading=Reads(shift=lambda config: config.shift),
     batched=Batched(batched),
     outline=outline,
     check=check,

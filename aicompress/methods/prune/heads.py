@@ -84,6 +84,6 @@ METHOD = StructuralMethod[HeadsConfig](
     unit=lambda config: Heads(config.unit == "group"),
     sizes=sizes,
     keep=units.keep,
-    reading=Reads(units.statistics, units.compares),
+    reading=Reads(units.statistics, units.shift),
     refits=Refits(units.refits, units.refit),
 )

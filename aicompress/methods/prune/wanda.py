@@ -79,6 +79,6 @@ METHOD = LayerMethod(
     check=check,
     allocates=Allocates(resolve),
     describe=describe,
-    reading=Reads(compares=lambda config: config.refit and config.shift > 0),
+    reading=Reads(shift=lambda config: config.shift if config.refit else 0.0),
     surveys=surveying(permuted, scores),
 )

@@ -112,7 +112,7 @@ METHOD = StructuralMethod[WidthConfig](
     unit=lambda config: Neurons(config.widths == "uniform"),
     sizes=sizes,
     keep=units.keep,
-    reading=Reads(units.statistics, units.compares),
+    reading=Reads(units.statistics, units.shift),
     refits=Refits(units.refits, units.refit),
     allocates=AllocatesSizes(lambda config: config.widths == "per_layer", loss_statistics, tried, units.losses),
 )

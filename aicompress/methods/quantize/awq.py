@@ -189,10 +189,10 @@ def apply(layer: Layer, config: AwqConfig) -> Weight:
     return method.apply(layer, base)
 
 
-def compares(config: AwqConfig) -> bool:
-    """Whether the base method reads the original model's inputs."""
+def shift(config: AwqConfig) -> float:
+    """How far the base method moves its target."""
     method, base = base_of(config)
-    return method.compares(base)
+    return method.shift(base)
 
 
 METHOD = LayerMethod(
@@ -208,6 +208,6 @@ METHOD = LayerMethod(
     allocates=Allocates(resolve),
     widths=searched(AwqConfig, sketched),
     describe=describe,
-    reading=Reads(compares=compares),
+    reading=Reads(shift=shift),
     rescales=Rescales(scaling_factors),
 )

@@ -229,7 +229,7 @@ METHOD = LayerMethod(
     config=GptqConfig,
     needs=frozenset({"gram"}),
     apply=apply,
-    reading=Reads(compares=lambda config: config.shift > 0),
+    reading=Reads(shift=lambda config: config.shift),
     batched=Batched(batched),
     outline=outline,
     check=check,

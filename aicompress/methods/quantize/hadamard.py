@@ -18,7 +18,7 @@ from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Reads, Rotates
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.quantize.grid.orthogonal import Rotation, rotation
-from aicompress.methods.quantize.grid.wrapped import BasedConfig, base_compares, base_of
+from aicompress.methods.quantize.grid.wrapped import BasedConfig, base_of, base_shift
 from aicompress.weights import Weight
 
 NEEDS = frozenset({"gram", "norms", "mean_abs", "max_abs", "mean"})  # what some base reads
@@ -96,6 +96,6 @@ METHOD = LayerMethod(
     outline=outline,
     check=check,
     describe=describe,
-    reading=Reads(reads, base_compares),
+    reading=Reads(reads, base_shift),
     rotates=Rotates(residual_rotation, lambda config: config.untie),
 )

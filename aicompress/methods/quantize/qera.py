@@ -2,7 +2,8 @@
 
 Zhang et al. 2025, "QERA", arXiv:2410.06040, theorem 1 (QERA-exact): of all U V of rank r, the least
 tr((W − Q − U V) H (W − Q − U V)ᵀ) has U V = SVD_r((W − Q) H^½) H^-½. Any other method of quantization gives Q; with
-more than one round, Q is then made anew for W − U V (LoftQ, arXiv:2310.08659, algorithm 1).
+more than one round, Q is then made anew for W − U V (LoftQ, arXiv:2310.08659, algorithm 1). Where the
+base aims at the original model's outputs (`shift`), W is what it aims at, for the correction as well.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Reads
-from aicompress.methods.curvature import damped, loss, moments
+from aicompress.methods.curvature import damped, loss, moments, shifted
 from aicompress.methods.layerwise import LayerMethod
-from aicompress.methods.quantize.grid.wrapped import BasedConfig, base_compares, base_of
+from aicompress.methods.quantize.grid.wrapped import BasedConfig, base_of, base_shift
 from aicompress.weights import Corrected, Dense, LowRank, Weight
 from aicompress.weights.corrected import correction_dtype
 
@@ -72,7 +73,8 @@ def apply(layer: Layer, config: QeraConfig) -> Weight:
     """
     hessian = damped(moments(layer), config.damping)
     method, base = base_of(config)
-    weight = layer.weight.contiguous()
+    weight = shifted(layer, base_shift(config), lambda x: torch.linalg.solve(hessian, x.double().t()).t())
+    layer = replace(layer, inputs=layer.inputs and replace(layer.inputs, cross=layer.inputs.gram))  # it is shifted now
     target, best, corrected = weight, float("inf"), None
     for _ in range(config.rounds):
         quantized = method.apply(replace(layer, weight=target), base)
@@ -121,5 +123,5 @@ METHOD = LayerMethod(
     outline=outline,
     check=check,
     describe=describe,
-    reading=Reads[QeraConfig](compares=base_compares),
+    reading=Reads[QeraConfig](shift=base_shift),
 )

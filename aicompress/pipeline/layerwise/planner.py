@@ -19,10 +19,12 @@ from aicompress.pipeline.calibration.requirements import Request
 from aicompress.pipeline.calibration.texts import shortened
 from aicompress.pipeline.layerwise.allocation.levels import with_levels
 from aicompress.pipeline.layerwise.allocation.target import require_reach, undecided
+from aicompress.pipeline.layerwise.compress import Compression
 from aicompress.pipeline.layerwise.head_products import coupled
 from aicompress.pipeline.layerwise.plan import UNDECIDED, UNTRIED, Plan, planned_at, planned_parameters
 from aicompress.pipeline.layerwise.resolve import configured, open_widths, resolved, searches, searches_by_budget
 from aicompress.pipeline.layerwise.rotation import rotated
+from aicompress.pipeline.layerwise.row_blocks import whole_ones
 from aicompress.pipeline.layerwise.scaling import rescalable
 from aicompress.pipeline.layerwise.sharing import followers, grouped, outlined
 from aicompress.pipeline.layerwise.untouched import passed_over, refused_experts, unsuited
@@ -111,7 +113,7 @@ def _opened(
 def _together(
     checkpoint: Checkpoint, recipe: Recipe, method: AnyLayerMethod, layers: Mapping[str, LayerPlan], request: Request
 ) -> tuple[dict[str, LayerPlan], list[str]]:
-    """The layers that are compressed, each with those that it goes with, and notes that tell which are left.
+    """The layers that are compressed, each with those that it goes with, and notes: which are left, or read whole.
 
     Raises:
         Refused: or Problems: none can be compressed, or files of statistics lack one.
@@ -120,7 +122,8 @@ def _together(
     layers, alone = grouped(checkpoint, layers, method, recipe.seed)
     if method.leaves:
         raise_all(needs.in_files(method, list(layers.values()), request))
-    return layers, [*alone, *uncoupled]
+    whole = whole_ones(Compression(method, checkpoint, recipe.seed), layers.values())
+    return layers, [*alone, *uncoupled, *whole]
 
 
 def _undecided(method: AnyLayerMethod, layers: Mapping[str, LayerPlan]) -> list[str]:

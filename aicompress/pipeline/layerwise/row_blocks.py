@@ -216,6 +216,18 @@ def divisible(compression: Compression, name: str, layers: Sequence[LayerPlan]) 
     return all(_by_rows(method, layer) for layer in layers if layer.config is not None)
 
 
+def whole_ones(compression: Compression, layers: Iterable[LayerPlan]) -> list[str]:
+    """A note that names the largest layer of those that a method without calibration data works on as a whole."""
+    method = compression.method
+    chosen = [layer for layer in layers if layer.config is not None and not method.reads(layer.config)]
+    whole = [layer.info for layer in chosen if not divisible(compression, layer.info.tensor, [layer])]
+    largest = max(whole, key=lambda info: math.prod(info.shape), default=None)
+    if largest is None or math.prod(largest.shape) <= BLOCK:
+        return []
+    size = f"{4 * math.prod(largest.shape):,} bytes of memory"
+    return [f"{method.name} reads matrices whole: {largest.name} takes {size} beside what is made of it"]
+
+
 def _by_rows(method: AnyLayerMethod, layer: LayerPlan) -> bool:
     if method.row_wise is None or method.reads(layer.config) or layer.info.transposed:
         return False

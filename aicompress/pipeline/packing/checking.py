@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from aicompress.checkpoint.packed.folder import everything
 from aicompress.checkpoint.packed.reader import OpenedPackedFile, is_packed
 from aicompress.checkpoint.source import locate
-from aicompress.errors import CheckpointError, Unsupported
+from aicompress.errors import CheckpointError
 from aicompress.pipeline.packing.coding import unpack_file
 from aicompress.pipeline.step.options import Progress
 
@@ -32,16 +33,13 @@ class CheckedFiles:
 
 
 def packed_files(source: str | Path) -> tuple[Path, ...]:
-    """The weight files of a checkpoint where they are packed; none where they are not.
-
-    Raises:
-        CheckpointError: there is no checkpoint.
-    """
-    try:
-        files = locate(source).files
-    except Unsupported:  # shards that the index has other names for
-        files = everything(source).files
-    return tuple(file for file in files if _is_packed(file))
+    """All weight files of a checkpoint that is packed, or of several in one folder; none of one that is not."""
+    with suppress(CheckpointError):  # shards that the index has other names for, or several checkpoints
+        if not all(map(_is_packed, locate(source).files)):
+            return ()
+    with suppress(CheckpointError):
+        return tuple(file for file in everything(source).files if _is_packed(file))
+    return ()
 
 
 def _is_packed(file: Path) -> bool:

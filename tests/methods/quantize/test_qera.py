@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 
-from aicompress.methods.curvature import loss
+from aicompress.methods.curvature import loss, shifted
 from aicompress.methods.quantize.qera import QeraConfig, apply, correct
 from aicompress.weights import Corrected, outline_nbytes
 from tests.methods.quantize.layers import correlated, gaussian, layer_of
@@ -50,6 +51,22 @@ def test_more_rounds_are_never_worse() -> None:
         for n in (1, 2, 8)
     ]
     assert errors[2] <= errors[1] * 1.001 <= errors[0] * 1.002
+
+
+def test_the_correction_aims_where_the_base_does() -> None:
+    """At full rank nothing is left of the error against W E[x̃ xᵀ] H⁻¹, which the base was to come near."""
+    rows = correlated(300, 24)
+    layer = layer_of(gaussian(16, 24), rows)
+    assert layer.inputs is not None
+    assert layer.inputs.gram is not None
+    cross = (rows + 0.3 * gaussian(300, 24, seed=7)).t() @ rows / 300
+    layer = replace(layer, inputs=replace(layer.inputs, cross=cross))
+    gram = layer.inputs.gram.double()
+    for shift in (0.0, 0.5, 1.0):
+        base = {"name": "gptq", "bits": 4, "group_size": 8, "shift": shift}
+        config = QeraConfig(rank=16, base=base, damping=1e-6)
+        wanted = shifted(layer, shift, lambda x: x.double() @ torch.linalg.inv(gram))
+        assert loss(apply(layer, config).dense() - wanted, gram) < 1e-4 * loss(wanted, gram)
 
 
 def test_any_method_can_be_the_base() -> None:

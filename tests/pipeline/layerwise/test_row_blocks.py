@@ -202,3 +202,17 @@ def test_empty_tensors_are_copied(command: str, recipe: str, tmp_path: Path) -> 
     layerwise.run(plan, Options(latency="off"))
     written = load_file(out.path)
     assert {name: written[name].shape for name in empty} == {name: value.shape for name, value in empty.items()}
+
+
+def test_the_plan_says_what_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every method of factorize without data does, for layers beyond a block of rows; rounding in blocks does not."""
+    monkeypatch.setattr(row_blocks, "BLOCK", 1 << 12)
+    save_file({"fc.weight": torch.randn(96, 64), "small.weight": torch.randn(16, 16)}, tmp_path / "in.safetensors")
+    told = {}
+    for command, recipe in (("factorize", "factorize/svd-keep"), ("quantize", "quantize/rtn-w4")):
+        made = load(recipe, command, ("report.html=false",))
+        plan = planner.make_plan(tmp_path / "in.safetensors", Destination(tmp_path / "out.safetensors"), made, command)
+        told[command] = [note for note in plan.notes if "whole" in note]
+    assert told["quantize"] == []
+    (note,) = told["factorize"]
+    assert note.startswith("svd reads matrices whole: fc takes 24,576 bytes of memory")

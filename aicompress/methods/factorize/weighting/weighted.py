@@ -159,7 +159,7 @@ def weighted(config: type[W], sides: Sides[W], reads: frozenset[str], summary: s
         describe=describe,
         rounded=alternative,
         efforts=sides.efforts,
-        reading=Reads(compares=lambda given: sides.shift(given) > 0),
+        reading=Reads(shift=sides.shift),
     )
 
 

@@ -64,9 +64,9 @@ def statistics(config: UnitsConfig) -> frozenset[str]:
     return frozenset(gram | scores.get(config.score, set()))
 
 
-def compares(config: UnitsConfig) -> bool:
-    """Whether the original model's inputs are read beside the compressed one's."""
-    return config.shift > 0
+def shift(config: UnitsConfig) -> float:
+    """How far targets move to make up for what compressed layers before them changed."""
+    return config.shift
 
 
 def refits(config: UnitsConfig) -> bool:

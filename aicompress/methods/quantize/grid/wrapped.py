@@ -67,7 +67,7 @@ def base_of(config: BasedConfig) -> tuple[AnyLayerMethod, MethodConfig]:
     return method, method.config(**config.base)
 
 
-def base_compares(config: BasedConfig) -> bool:
-    """Whether the base method reads the original model's inputs."""
+def base_shift(config: BasedConfig) -> float:
+    """How far the base method moves its target to make up for compressed layers before it."""
     method, base = base_of(config)
-    return method.compares(base)
+    return method.shift(base)

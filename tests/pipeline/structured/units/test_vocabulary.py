@@ -13,6 +13,7 @@ import torch
 import transformers as hf
 
 import aicompress
+from aicompress.data import Data
 from aicompress.errors import RecipeError, Refused
 from aicompress.methods import get
 from aicompress.methods.prune import vocabulary
@@ -84,7 +85,7 @@ def plan(source: Path, out: Path, text: Path | None = None, held_out: Path | Non
     if text is not None:
         sections["calibration"] = Calibration(text=str(text), length=32)
     if held_out is not None:
-        sections["held_out"] = Calibration(text=str(held_out), length=32)
+        sections |= {"held_out": Data(text=str(held_out), length=32), "gates": ("vocabulary.held_out.tokens < 1",)}
     recipe = Recipe(version=1, method=get("prune", "vocabulary").config(**method), **sections)
     return planner.make_plan(source, Destination(out), recipe, "prune")
 
@@ -139,6 +140,7 @@ def test_what_needs_no_dropped_token_is_as_before(kind: str, built: Path, tmp_pa
     figures = report.vocabulary
     assert (figures["tokens"], figures["of"]) == (len(ids), hf.AutoConfig.from_pretrained(whole).vocab_size)
     assert figures["text"]["tokens"] == 0
+    assert [gate.value for gate in report.gates] == [figures["held_out"]["tokens"]]
     assert 0 < figures["held_out"]["tokens"] < figures["held_out"]["samples"] <= 1
     check_the_model(MODELS[kind](64), (whole, out), before, ids)
 
