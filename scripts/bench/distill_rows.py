@@ -89,13 +89,8 @@ def healed(name: str, mode: str | None, given: Given, budget: Budget) -> dict[st
     command, method, own = COMPRESSED[name]
     out = given.folder / "compressed"
     shutil.rmtree(out, ignore_errors=True)
-    step(
-        command,
-        given.model,
-        {"method": method},
-        out,
-        {"text": str(given.train), "length": LENGTH, "samples": given.samples},
-    )
+    calibration = {"text": str(given.train), "length": LENGTH, "samples": given.samples}
+    step(command, given.model, {"method": method, "calibration": calibration}, out)
     before = perplexity(given, out)["kl"]["value"]
     sections = {**text(given), **KL, "mode": mode or own, "teacher": given.model}
     done, _ = distilled(given, out, sections, budget, "healed")
