@@ -21,6 +21,7 @@ from aicompress.weights.sparse import Sparse
 from aicompress.weights.sparse_codes import SparseCodes
 from aicompress.weights.submatrix import Submatrix
 from aicompress.weights.tied import Tied
+from aicompress.weights.trellis import Trellis
 
 __all__ = [
     "BaseDelta",
@@ -41,6 +42,7 @@ __all__ = [
     "Symbols",
     "TensorSpec",
     "Tied",
+    "Trellis",
     "Weight",
     "entropy_coded",
     "fixed_width",

@@ -22,6 +22,8 @@ from torch import Tensor
 
 WORD = 32
 LANES = 1024  # of an entropy-coded stream, at most
+# Of the trellis: the state that follows each one, after an even and after an odd code.
+NEXT_STATE = ((0, 2), (7, 5), (1, 3), (6, 4), (2, 0), (5, 7), (3, 1), (4, 6))
 SYMBOLS_PER_BYTE = 1024  # that an entropy-coded stream may stand for: a small file cannot ask for much memory
 
 Any_Function = TypeVar("Any_Function", bound=Callable[..., Any])

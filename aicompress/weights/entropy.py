@@ -46,7 +46,7 @@ class EntropyCoded(Weight):
         for suffix, symbols in weight.symbols().items():
             stored = tensors[suffix]
             if symbols.rows * symbols.columns:
-                stream = write_stream(_symbols_of(stored, symbols), symbols.kind == "mask")
+                stream = write_stream(_symbols_of(stored, symbols), symbols.kind)
                 if stream.numel() < stored.nbytes:
                     streams[suffix], coded[suffix] = stream, symbols
         return cls(weight, streams, coded) if streams else weight
@@ -130,8 +130,8 @@ def _symbols_of(stored: Tensor, symbols: Symbols) -> Tensor:
     shape = (symbols.rows, symbols.columns)
     if symbols.kind == "mask":
         return unpack_mask(stored, math.prod(shape)).to(torch.uint8).reshape(shape)
-    if isinstance(symbols.kind, int):
-        return unpack_rows(stored.reshape(symbols.rows, -1), symbols.kind, symbols.columns)
+    if symbols.bits:
+        return unpack_rows(stored.reshape(symbols.rows, -1), symbols.bits, symbols.columns)
     return stored.contiguous().view(torch.uint8).reshape(shape)
 
 
@@ -142,8 +142,8 @@ def _stored(stream: Tensor, symbols: Symbols) -> Tensor:
         dtype = torch.uint8
         if symbols.kind == "mask":
             return torch.empty(-(-rows * columns // 8), dtype=dtype, device="meta")
-        if isinstance(symbols.kind, int):
-            words = rows * words_per_row(columns, symbols.kind)
+        if symbols.bits:
+            words = rows * words_per_row(columns, symbols.bits)
             return torch.empty(words, dtype=torch.int32, device="meta")
         if symbols.kind == "int8":
             return torch.empty(rows, columns, dtype=torch.int8, device="meta")
@@ -151,8 +151,8 @@ def _stored(stream: Tensor, symbols: Symbols) -> Tensor:
     held = read_stream(stream, rows, columns)
     if symbols.kind == "mask":
         return pack_mask(held.bool().reshape(-1))
-    if isinstance(symbols.kind, int):
-        return pack_rows(held, symbols.kind).reshape(-1)
+    if symbols.bits:
+        return pack_rows(held, symbols.bits).reshape(-1)
     return held.view(torch.int8) if symbols.kind == "int8" else held.reshape(-1)
 
 
@@ -165,8 +165,8 @@ def decode_entropy(meta: Meta, tensors: Tensors) -> Tensor:
         if kind == "mask":
             packed = np.packbits(symbols.cpu().numpy().reshape(-1), bitorder="little")
             fixed[suffix] = torch.from_numpy(packed).to(symbols.device)
-        elif isinstance(kind, int):
-            fixed[suffix] = pack(symbols, kind).reshape(-1)
+        elif isinstance(kind, int) or kind == "trellis":
+            fixed[suffix] = pack(symbols, 8 if kind == "trellis" else kind).reshape(-1)
         else:
             fixed[suffix] = symbols.view(torch.int8) if kind == "int8" else symbols.reshape(-1)
     return decode(meta["inner"], fixed)

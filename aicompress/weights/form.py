@@ -38,13 +38,19 @@ class Symbols:
     """How a stored tensor holds codes, indices or a mask: whole numbers that can be entropy-coded.
 
     Attributes:
-        kind: bits of a symbol in packed rows of int32 words; or `mask`, one bit each; `bytes`; `int8`.
+        kind: bits of a symbol in packed rows of int32 words; `trellis`, where those are 8 and belong to two quantizers;
+            or `mask`, one bit each; `bytes`; `int8`.
         rows, columns: of symbols.
     """
 
     kind: int | str
     rows: int
     columns: int
+
+    @property
+    def bits(self) -> int:
+        """Bits of a symbol in packed rows of words; 0 where it does not lie in such."""
+        return 8 if self.kind == "trellis" else self.kind if isinstance(self.kind, int) else 0
 
 
 class Weight(ABC):

@@ -25,6 +25,7 @@ from aicompress.weights import (
     Submatrix,
     TensorSpec,
     Tied,
+    Trellis,
     Weight,
 )
 from aicompress.weights.grouping import Grouping
@@ -76,6 +77,7 @@ FORMS: dict[str, Weight] = {
     "entropy-coded": EntropyCoded.of(ints(3, (6, 3), False)),
     "entropy-coded mask": EntropyCoded.of(Sparse.of(randn(6, 12), torch.zeros(6, 12, dtype=torch.bool))),
     "entropy-coded factor": LowRank(EntropyCoded.of(ints(3, (6, 1), True, (6, 4))), Dense(randn(4, 12).half())),
+    "trellis": Trellis(codes(2).to(torch.int8) - 2, randn(6, 1).half()),
     "column factors": ColumnScaled(ints(3, (6, 3), False), randn(12).half()),
     "real zero points": replace(ints(4, (6, 3), True), zero=randn(6, 3).half()),
     "some rows": Submatrix(Dense(randn(2, 12).half()), (6, 12), torch.tensor([1, 4], dtype=torch.int32)),

@@ -16,8 +16,17 @@ from torch import Tensor
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.curvature import energies, inverse_factor, moments, permuted
 from aicompress.methods.layerwise import LayerMethod
-from aicompress.methods.quantize.grid import rated
-from aicompress.methods.quantize.grid.rated import Problem, RatedConfig, overhead, rated_codes, refitted, stored
+from aicompress.methods.quantize.grid.rated import (
+    Problem,
+    RatedConfig,
+    check,
+    describe,
+    overhead,
+    rated_codes,
+    refitted,
+    stored,
+)
+from aicompress.methods.quantize.grid.rated import outline as outline_of
 from aicompress.weights import Weight
 
 
@@ -42,9 +51,9 @@ def apply(layer: Layer, config: EntropyGptqConfig) -> Weight:
     order, coupling, pivots, hessian = ordered(layer, config.order == "importance", config.damping)
     wanted = layer.weight.t()[order].contiguous()
     problem = Problem(wanted, coupling, pivots.pow(-2), torch.ones(len(order)))
-    codes, steps = rated_codes(problem, config.target_bpw - overhead(layer.info, False), config.rate)
-    rows, _ = refitted(wanted, hessian, codes * steps[:, None], False)
-    return stored(unordered(codes, order), rows * steps[0], None)
+    rated = rated_codes(problem, config.target_bpw - overhead(layer.info, False), config)
+    rows, _ = refitted(wanted, hessian, rated.values, False)
+    return stored(rated, order, rows * rated.steps[0], None)
 
 
 def ordered(layer: Layer, by_importance: bool, damping: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -65,16 +74,9 @@ def ordered(layer: Layer, by_importance: bool, damping: float) -> tuple[Tensor, 
     return order, coupling, pivots.float(), hessian / diagonal.mean().float()
 
 
-def unordered(columns: Tensor, order: Tensor) -> Tensor:
-    """What belongs to columns in the order of rounding, (in, ...), in the layer's own order."""
-    own = torch.empty_like(columns)
-    own[order] = columns
-    return own
-
-
 def outline(info: LayerInfo, config: EntropyGptqConfig) -> Weight:
     """The stored weight without data."""
-    return rated.outline(info, False)
+    return outline_of(info, config, False)
 
 
 METHOD = LayerMethod(
@@ -86,5 +88,6 @@ METHOD = LayerMethod(
     needs=frozenset({"gram"}),
     apply=apply,
     outline=outline,
-    describe=rated.describe,
+    check=check,
+    describe=describe,
 )

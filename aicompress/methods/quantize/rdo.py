@@ -17,8 +17,17 @@ from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Reads
 from aicompress.methods.curvature import importance
 from aicompress.methods.layerwise import LayerMethod
-from aicompress.methods.quantize.grid import rated
-from aicompress.methods.quantize.grid.rated import Problem, RatedConfig, overhead, rated_codes, refitted, stored
+from aicompress.methods.quantize.grid.rated import (
+    Problem,
+    RatedConfig,
+    check,
+    describe,
+    overhead,
+    rated_codes,
+    refitted,
+    stored,
+)
+from aicompress.methods.quantize.grid.rated import outline as outline_of
 from aicompress.weights import Weight
 
 
@@ -43,15 +52,15 @@ def apply(layer: Layer, config: RdoConfig) -> Weight:
         squares = importance(layer)
         weight = squares / squares.mean().clamp_min(1e-30) + 1e-3
     problem = Problem(wanted, None, weight, torch.ones(len(wanted)))
-    codes, steps = rated_codes(problem, config.target_bpw - overhead(layer.info, False), config.rate)
+    rated = rated_codes(problem, config.target_bpw - overhead(layer.info, False), config)
     root = weight.sqrt()[:, None]
-    rows, _ = refitted(wanted * root, None, codes * steps[:, None] * root, False)
-    return stored(codes, rows * steps[0], None)
+    rows, _ = refitted(wanted * root, None, rated.values * root, False)
+    return stored(rated, torch.arange(len(wanted)), rows * rated.steps[0], None)
 
 
 def outline(info: LayerInfo, config: RdoConfig) -> Weight:
     """The stored weight without data."""
-    return rated.outline(info, False)
+    return outline_of(info, config, False)
 
 
 METHOD = LayerMethod(
@@ -64,5 +73,6 @@ METHOD = LayerMethod(
     reading=Reads(statistics=lambda config: frozenset({"norms"} if config.weighted else ())),
     apply=apply,
     outline=outline,
-    describe=rated.describe,
+    check=check,
+    describe=describe,
 )

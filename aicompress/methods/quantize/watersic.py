@@ -14,9 +14,18 @@ from pydantic import ConfigDict, Field
 
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.layerwise import LayerMethod
-from aicompress.methods.quantize.entropy_gptq import ordered, unordered
-from aicompress.methods.quantize.grid import rated
-from aicompress.methods.quantize.grid.rated import Problem, RatedConfig, overhead, rated_codes, refitted, stored
+from aicompress.methods.quantize.entropy_gptq import ordered
+from aicompress.methods.quantize.grid.rated import (
+    Problem,
+    RatedConfig,
+    check,
+    describe,
+    overhead,
+    rated_codes,
+    refitted,
+    stored,
+)
+from aicompress.methods.quantize.grid.rated import outline as outline_of
 from aicompress.weights import Weight
 
 
@@ -39,15 +48,15 @@ def apply(layer: Layer, config: WatersicConfig) -> Weight:
     wanted = layer.weight.t()[order].contiguous()
     profile = pivots / pivots.log().mean().exp()
     problem = Problem(wanted, coupling, profile.pow(-2), profile)
-    codes, steps = rated_codes(problem, config.target_bpw - overhead(layer.info, True), config.rate)
-    rows, columns = refitted(wanted, hessian, codes * steps[:, None], True)
-    size = steps.log().mean().exp()  # rows have the size, columns are about 1
-    return stored(unordered(codes, order), rows * size, unordered(columns * steps / size, order))
+    rated = rated_codes(problem, config.target_bpw - overhead(layer.info, True), config)
+    rows, columns = refitted(wanted, hessian, rated.values, True)
+    size = rated.steps.log().mean().exp()  # rows have the size, columns are about 1
+    return stored(rated, order, rows * size, columns * rated.steps / size)
 
 
 def outline(info: LayerInfo, config: WatersicConfig) -> Weight:
     """The stored weight without data."""
-    return rated.outline(info, True)
+    return outline_of(info, config, True)
 
 
 METHOD = LayerMethod(
@@ -59,5 +68,6 @@ METHOD = LayerMethod(
     needs=frozenset({"gram"}),
     apply=apply,
     outline=outline,
-    describe=rated.describe,
+    check=check,
+    describe=describe,
 )

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from aicompress.weights.coding.adaptive import ADAPTIVE, read_adaptive
-from aicompress.weights.decoding import LANES, SYMBOLS_PER_BYTE, compiled, count_at, shipped
+from aicompress.weights.coding.quantizers import TRELLIS, trellis_decoded, trellis_decoded_in_steps
+from aicompress.weights.decoding import LANES, NEXT_STATE, SYMBOLS_PER_BYTE, compiled, count_at, shipped
 
 STATIC, PACKED_STATIC = 1, 2  # the first byte of a stream; packed: eight symbols of one bit are coded as one
 BUCKETS = 16  # of columns, at most: a column's takes four bits
@@ -40,14 +41,16 @@ def read_stream(stream: Tensor, rows: int, columns: int) -> Tensor:
     elif kind == 2:
         packed = read_static(raw, 1, -(-rows * columns // 8))
         symbols = np.unpackbits(packed.reshape(-1), bitorder="little")[: rows * columns]
+    elif kind == 3:
+        symbols = read_static(raw, rows, columns, 2)
     else:
         raise ValueError("a stream of symbols is damaged, or of a newer aicompress")
     return torch.from_numpy(symbols.reshape(rows, columns)).to(stream.device)
 
 
 @shipped
-def read_static(raw: Any, rows: int, columns: int) -> Any:
-    """The symbols (rows, columns) of a stream with static models."""
+def read_static(raw: Any, rows: int, columns: int, models: int = 1) -> Any:
+    """The symbols (rows, columns) of a stream with static models: one for a bucket, or two of a trellis."""
     if len(raw) < 3 or not 1 <= raw[1] <= 16 or not 1 <= raw[2] <= 16:
         raise ValueError("a stream of symbols is damaged: no such models")
     bits, buckets, at = int(raw[1]), int(raw[2]), 3
@@ -61,7 +64,7 @@ def read_static(raw: Any, rows: int, columns: int) -> Any:
     begin = 0
     for number in range(buckets):
         end = begin + rows * int((bucket == number).sum())
-        at = read_bucket(raw, at, bits, symbols[begin:end])
+        at = read_bucket(raw, at, bits, models, symbols[begin:end].reshape(rows, -1))
         begin = end
     if raw[at:].any():
         raise ValueError("a stream of symbols is damaged: something follows its end")
@@ -90,20 +93,27 @@ def in_columns(symbols: Any, first: Any, stride: Any, matrix: Any) -> None:
 
 
 @shipped
-def read_bucket(raw: Any, at: int, bits: int, out: Any) -> int:
-    """Decode the symbols of one bucket into `out`; returns where the next one begins."""
+def read_bucket(raw: Any, at: int, bits: int, models: int, out: Any) -> int:
+    """Decode the symbols of one bucket into `out` (rows, columns); returns where the next one begins."""
     lanes, at = count_at(raw, at)
     words, at = count_at(raw, at)
-    frequency, at = read_model(raw, at, bits)
+    first, at = read_model(raw, at, bits)
+    second, at = read_model(raw, at, bits) if models == 2 else (first, at)
     middle, end = at + 4 * lanes, at + 4 * lanes + 2 * words
-    if not 1 <= lanes <= LANES or end > len(raw):
+    if not 1 <= lanes <= LANES or end > len(raw) or (models == 2 and out.shape[1] % lanes):
         raise ValueError("a stream of symbols is damaged: it ends too early")
     states = np.frombuffer(raw[at:middle].tobytes(), dtype="<u4").astype(np.int64)
     stream = np.frombuffer(raw[middle:end].tobytes(), dtype="<u2").astype(np.uint16)
-    symbol = np.repeat(np.arange(256, dtype=np.uint8), frequency)
-    start = np.cumsum(frequency) - frequency
-    decode = compiled(rans_decoded) or rans_decoded_in_steps
-    if decode(states, stream, symbol, frequency, start, bits, out) != words or bool((states != 1 << 16).any()):
+    tables = [(np.repeat(np.arange(256, dtype=np.uint8), f), f, np.cumsum(f) - f) for f in (first, second)[:models]]
+    if models == 1:
+        plain = compiled(rans_decoded) or rans_decoded_in_steps
+        used = plain(states, stream, *tables[0], bits, out.reshape(-1))
+    else:
+        dependent = compiled(trellis_decoded) or trellis_decoded_in_steps
+        symbol, frequency, start = (np.stack(pair) for pair in zip(*tables, strict=True))
+        follow = np.array(NEXT_STATE, dtype=np.int64).reshape(-1)
+        used = dependent(states, stream, symbol, frequency, start, bits, follow, out)
+    if used != words or bool((states != 1 << 16).any()):
         raise ValueError("a stream of symbols is damaged: it does not end where it began")
     return end
 
@@ -163,4 +173,4 @@ def rans_decoded_in_steps(states: Any, words: Any, symbol: Any, frequency: Any, 
     return position
 
 
-__all__ = ["ADAPTIVE", "BUCKETS", "PACKED_STATIC", "STATIC", "read_stream"]
+__all__ = ["ADAPTIVE", "BUCKETS", "PACKED_STATIC", "STATIC", "TRELLIS", "read_stream"]

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from aicompress.weights.coding.adaptive import write_adaptive
 from aicompress.weights.coding.models import PRECISIONS, Model, number
-from aicompress.weights.coding.streams import BUCKETS, PACKED_STATIC, STATIC
+from aicompress.weights.coding.quantizers import in_use
+from aicompress.weights.coding.streams import BUCKETS, PACKED_STATIC, STATIC, TRELLIS
 from aicompress.weights.decoding import LANES, SYMBOLS_PER_BYTE, compiled
 
 Symbols = NDArray[Any]
@@ -21,18 +22,21 @@ SMALL = 1 << 18  # the same where one symbol is more frequent than all others; m
 SPAN = 1 << 13  # symbols of a lane: each costs some three bytes
 
 
-def write_stream(symbols: Tensor, binary: bool = False) -> Tensor:
+def write_stream(symbols: Tensor, kind: int | str = 8) -> Tensor:
     """The shortest stream, (bytes,) uint8, of symbols (rows, columns) uint8.
 
     Args:
         symbols: one at least.
-        binary: they are 0 and 1.
+        kind: of the symbols, as a form has them: `mask` for 0 and 1, `trellis` for codes of two quantizers.
     """
     matrix = symbols.detach().cpu().contiguous().numpy()
     counts = np.bincount(matrix.reshape(-1), minlength=256)
-    if binary:
+    if kind == "mask":
         packed = np.packbits(matrix.reshape(1, -1), axis=1, bitorder="little")
         stream = bytes([PACKED_STATIC]) + _static(packed)
+    elif kind == "trellis":
+        quantizer = in_use(symbols.short() - 128).cpu().numpy()
+        stream = bytes([TRELLIS]) + _static(matrix.astype(np.uint16) + 256 * quantizer.astype(np.uint16), 2)
     else:
         stream = bytes([STATIC]) + _static(matrix)
     if matrix.size <= TINY or (matrix.size <= SMALL and 2 * counts.max() > matrix.size):
@@ -53,39 +57,49 @@ def _widths(matrix: Symbols) -> list[int]:
     return [side, side**2] if side else []
 
 
-def _static(matrix: Symbols) -> bytes:
-    """A stream with static models, but for its first byte: of all columns, or of buckets of columns alike in spread."""
+def _static(matrix: Symbols, models: int = 1) -> bytes:
+    """A stream with static models, but for its first byte: of all columns, or of buckets of columns alike in spread.
+
+    Args:
+        matrix: symbols (rows, columns); those of the second of two models have 256 added.
+        models: of each bucket.
+    """
     rows, columns = matrix.shape
-    several = rows >= 16 and 8 <= columns <= 1 << 16  # fewer symbols of a column tell nothing of it
-    by_column = _counts(matrix if several else matrix.reshape(-1, 1))
-    best: tuple[float, int, Any, list[Model]] | None = None
+    several = rows >= 16 and 8 <= columns <= 1 << 16 and matrix.size > TINY  # fewer symbols tell nothing of columns
+    by_column = _counts(matrix if several else matrix.reshape(-1, 1), models)
+    best: tuple[float, int, Any, list[list[Model]]] | None = None
     for buckets in (1, 4, BUCKETS):
         if buckets > 1 and (not several or columns < 2 * buckets):
             continue
-        bucket = _buckets(by_column, buckets)
-        counts = [by_column[bucket == each].sum(axis=0) for each in range(buckets)]
+        bucket = _buckets(by_column.sum(axis=1), buckets)
+        counts = [_known(by_column[bucket == each].sum(axis=0)) for each in range(buckets)]
         for bits in PRECISIONS:
-            if any((each > 0).sum() > 1 << (bits - 2) for each in counts):
+            if any((each > 0).sum(axis=1).max() > 1 << (bits - 2) for each in counts):
                 continue
-            models = [Model.of(each, bits) for each in counts]
-            size = sum(model.cost(each) + 8 * len(model.text()) for model, each in zip(models, counts, strict=True))
+            chosen = [[Model.of(each, bits) for each in pair] for pair in counts]
+            flat = [(m, c) for pair, own in zip(chosen, counts, strict=True) for m, c in zip(pair, own, strict=True)]
+            size = sum(model.cost(each) + 8 * len(model.text()) for model, each in flat)
             size += 4 * columns if buckets > 1 else 0
             if best is None or size < best[0] * (1 - 1e-4):  # a larger table has to be worth it
-                best = (size, bits, bucket, models)
+                best = (size, bits, bucket, chosen)
     assert best is not None
-    _, bits, bucket, models = best
-    stream = bytearray([bits, len(models)])
-    if len(models) > 1:
+    _, bits, bucket, chosen = best
+    stream = bytearray([bits, len(chosen)])
+    if len(chosen) > 1:
         even = np.pad(bucket, (0, columns % 2))
         stream += (even[::2] | even[1::2] << 4).astype(np.uint8).tobytes()
-    for each, model in enumerate(models):
-        own = matrix if len(models) == 1 else matrix[:, bucket == each]
-        stream += _bucket(np.ascontiguousarray(own).reshape(-1), model)
+    for each, pair in enumerate(chosen):
+        stream += _bucket(matrix if len(chosen) == 1 else matrix[:, bucket == each], pair)
     return bytes(stream)
 
 
-def _counts(matrix: Symbols) -> Symbols:
-    """How often each symbol occurs in each column, (columns, 256)."""
+def _known(counts: Symbols) -> Symbols:
+    """Counts (models, 256) of which a model that is never used has those of the other one."""
+    return np.where(counts.sum(axis=1, keepdims=True) > 0, counts, counts.sum(axis=0))
+
+
+def _counts(matrix: Symbols, models: int) -> Symbols:
+    """How often each symbol occurs in each column, (columns, models, 256)."""
     rows, columns = matrix.shape
     width = int(matrix.max()) + 1
     counts = np.zeros(columns * width, dtype=np.int64)
@@ -93,7 +107,7 @@ def _counts(matrix: Symbols) -> Symbols:
     step = max(1, (1 << 20) // columns)
     for begin in range(0, rows, step):
         counts += np.bincount((matrix[begin : begin + step] + offset).reshape(-1), minlength=columns * width)
-    return np.pad(counts.reshape(columns, width), ((0, 0), (0, 256 - width)))
+    return np.pad(counts.reshape(columns, width), ((0, 0), (0, 256 * models - width))).reshape(columns, models, 256)
 
 
 def _buckets(by_column: Symbols, buckets: int) -> Symbols:
@@ -107,16 +121,22 @@ def _buckets(by_column: Symbols, buckets: int) -> Symbols:
     return bucket
 
 
-def _bucket(symbols: Symbols, model: Model) -> bytes:
-    """The part of a stream that one bucket is."""
-    lanes = min(LANES, max(1, len(symbols) // SPAN))
+def _bucket(matrix: Symbols, models: list[Model]) -> bytes:
+    """The part of a stream that one bucket of columns is."""
+    columns = matrix.shape[1]
+    lanes = min(LANES, max(1, matrix.size // SPAN))
+    if len(models) == 2:  # a lane has whole columns
+        lanes = max(lane for lane in range(1, min(lanes, columns) + 1) if columns % lane == 0)
+        matrix = matrix.reshape(len(matrix), -1, lanes).transpose(1, 0, 2)
+    symbols = np.ascontiguousarray(matrix).reshape(-1)
     states = np.full(lanes, 1 << 16, dtype=np.int64)
     words = np.empty(len(symbols) + 1, dtype=np.uint16)
-    start = np.cumsum(model.frequency) - model.frequency
+    frequency = np.concatenate([model.frequency for model in models])
+    start = np.concatenate([np.cumsum(model.frequency) - model.frequency for model in models])
     encode = compiled(rans_encoded) or rans_encoded_in_steps
-    used = encode(symbols, states, model.frequency, start, model.bits, words)
+    used = encode(symbols, states, frequency, start, models[0].bits, words)
     tail = words[len(words) - used :]
-    head = number(lanes) + number(used) + model.text()
+    head = number(lanes) + number(used) + b"".join(model.text() for model in models)
     return head + states.astype("<u4").tobytes() + tail.astype("<u2").tobytes()
 
 

@@ -46,6 +46,25 @@ def test_the_target_is_met_once_codes_are_coded(layer: Layer, kind: Any, target:
     assert bits(compressed(layer, kind(target_bpw=target))) == pytest.approx(target, rel=0.01)
 
 
+@pytest.mark.parametrize("target", [2.0, 3.0])
+def test_a_trellis_comes_close_to_the_bound_of_rate_and_distortion(target: float) -> None:
+    """Of a Gaussian, error σ² takes -log2 σ bits at least; entropy-coded uniform codes take 0.25 more."""
+    layer = layer_of(gaussian(512, 256))
+    above = {}
+    for quantizer in ("trellis", "uniform"):
+        weight = compressed(layer, RdoConfig(target_bpw=target, quantizer=quantizer, rate=1.0))  # type: ignore[arg-type]
+        error = (weight.dense() - layer.weight).square().mean() / layer.weight.square().mean()
+        factors = 16 / 256
+        above[quantizer] = bits(weight) - factors + 0.5 * float(error.log2())
+    assert above["trellis"] < 0.15
+    assert above["uniform"] > 0.24
+
+
+def test_a_trellis_keeps_the_feedback_between_columns(layer: Layer) -> None:
+    for kind in (EntropyGptqConfig, WatersicConfig):
+        assert lost(layer, kind(target_bpw=2.5, quantizer="trellis")) < 0.92 * lost(layer, kind(target_bpw=2.5))
+
+
 def test_loses_less_than_codes_of_a_fixed_width(layer: Layer) -> None:
     fixed = GptqConfig(bits=3, group_size=64)
     plain, taken = lost(layer, fixed), bits(compressed(layer, fixed))

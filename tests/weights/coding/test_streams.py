@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from aicompress.weights.coding.adaptive import ADAPTIVE, write_adaptive
-from aicompress.weights.coding.streams import read_stream
+from aicompress.weights.coding.streams import TRELLIS, read_stream
 from aicompress.weights.coding.writing import write_stream
 from aicompress.weights.decoding import COMPILED
 
@@ -68,7 +68,7 @@ def test_columns_of_unlike_spread_have_models_of_their_own() -> None:
 
 def test_a_small_mask_costs_less_where_its_columns_are_empty() -> None:
     mask = (drawn(150, 60) > 1) & (torch.arange(60) % 3 == 0)
-    stream = write_stream(mask.to(torch.uint8), binary=True)
+    stream = write_stream(mask.to(torch.uint8), "mask")
     assert torch.equal(read_stream(stream, 150, 60), mask.to(torch.uint8))
     assert 8 * stream.numel() < 0.8 * entropy(mask) * mask.numel()
 
@@ -89,11 +89,24 @@ def test_rows_that_are_images_cost_less(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("binary", [False, True])
 def test_is_the_same_without_numba(binary: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     symbols = (drawn(150, 70) > 1).to(torch.uint8) if binary else (drawn(300, 70) * 3).round().add(99).to(torch.uint8)
-    stream = write_stream(symbols, binary)
+    stream = write_stream(symbols, "mask" if binary else 8)
     for name in list(COMPILED):
         monkeypatch.setitem(COMPILED, name, None)
-    assert torch.equal(write_stream(symbols, binary), stream)
+    assert torch.equal(write_stream(symbols, "mask" if binary else 8), stream)
     assert torch.equal(read_stream(stream, *symbols.shape), symbols)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_codes_of_two_quantizers_have_a_model_each(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    symbols = (drawn(600, 24) * 2).round().add(128).to(torch.uint8)
+    for name in list(COMPILED) if not compiled else []:
+        monkeypatch.setitem(COMPILED, name, None)
+    stream = write_stream(symbols, "trellis")
+    assert stream[0] == TRELLIS
+    assert torch.equal(read_stream(stream, *symbols.shape), symbols)
+    stream[stream.numel() // 2] ^= 8
+    with pytest.raises(ValueError, match="stream"):
+        read_stream(stream, *symbols.shape)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True, database=None)
@@ -104,7 +117,7 @@ def test_any_symbols_come_back_and_no_damage_is_hidden(data: st.DataObject) -> N
     chosen = np.random.default_rng(data.draw(st.integers(0, 99))).choice(values, (rows, columns))
     symbols = torch.from_numpy(chosen.astype(np.uint8))
     binary = bool(symbols.max() <= 1)
-    stream = write_stream(symbols, binary)
+    stream = write_stream(symbols, "mask" if binary else 8)
     assert torch.equal(read_stream(stream, rows, columns), symbols)
     place = data.draw(st.integers(0, stream.numel() - 1))
     damaged = stream.clone()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -18,18 +18,23 @@ from torch import Tensor
 
 from aicompress.layer import LayerInfo
 from aicompress.methods.method import MethodConfig
-from aicompress.methods.quantize.grid.columns import round_columns
-from aicompress.weights import ColumnScaled, IntGrouped, Weight
+from aicompress.methods.quantize.grid.columns import Rounding, round_columns
+from aicompress.methods.quantize.grid.trellis import TrellisGrid, least_cost, typical
+from aicompress.weights import ColumnScaled, IntGrouped, Trellis, Weight
+from aicompress.weights.coding.quantizers import in_use
 from aicompress.weights.coding.writing import write_stream
+from aicompress.weights.decoding import compiled
+from aicompress.weights.trellis import levels
 
 BITS = 8  # of a code before it is entropy-coded
 MOST = 127
 BUCKETS = 16  # of columns, as the coder has them
 SLOPE = 2 * math.log(2) / 12
+TRELLIS_ERROR = 4 * 0.7  # of squares of a trellis's step, where a uniform quantizer's error is 1/12 of its own
 SAMPLE = 256  # rows that steps are searched on
-ESTIMATED = 4  # passes whose bits are those of their tables
-MEASURED = 6  # passes at most whose codes are coded
-NEAR = 0.004  # share of the target that a search stops within
+ESTIMATED = 3  # passes whose bits are those of their tables
+MEASURED = 5  # passes at most whose codes are coded
+NEAR = 0.006  # share of the target that a search stops within
 SCALES = torch.bfloat16  # of factors of rows and columns: half a percent of a factor is far below the codes' error
 
 
@@ -49,6 +54,10 @@ class RatedConfig(MethodConfig):
         ge=0,
         le=2,
         description="how much a saved bit counts in rounding, in slopes of error over rate; 0: not at all",
+    )
+    quantizer: Literal["uniform", "trellis"] = Field(
+        "uniform",
+        description="trellis: dependent quantization by two quantizers: about 0.15 bits fewer at the same error",
     )
 
 
@@ -101,7 +110,7 @@ class RatedGrid:
         return codes * self.steps[column]
 
 
-def _round(problem: Problem, grid: RatedGrid) -> Tensor:
+def _round(problem: Problem, grid: Rounding) -> Tensor:
     """Codes (in, out) of all columns."""
     if problem.coupling is not None:
         return round_columns(problem.wanted.clone(), problem.coupling, grid)
@@ -111,57 +120,84 @@ def _round(problem: Problem, grid: RatedGrid) -> Tensor:
     return codes
 
 
-def _tables(codes: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Code lengths (buckets, 256) of buckets of columns alike in spread, each column's bucket, and bits per code."""
+def _tables(codes: Tensor, trellis: bool) -> tuple[Tensor, Tensor, float]:
+    """Code lengths of buckets of columns alike in spread, each column's bucket, and bits per code.
+
+    Code lengths are (buckets, 256), of a trellis (buckets, 2, 256).
+    """
     columns, rows = codes.shape
     buckets = BUCKETS if columns >= 4 * BUCKETS and rows >= 16 else 1
     bucket = torch.empty(columns, dtype=torch.long)
     bucket[codes.var(dim=1, correction=0).argsort(stable=True)] = torch.arange(columns) * buckets // columns
-    place = (bucket[:, None] * 256 + codes.long() + 128).reshape(-1)
-    counts = torch.bincount(place, minlength=256 * buckets).reshape(buckets, 256).double()
-    share = (counts + 0.02) / (counts + 0.02).sum(dim=1, keepdim=True)
-    return (-share.log2()).float(), bucket, float((counts * -share.log2()).sum() / codes.numel())
+    models = 2 if trellis else 1
+    own = in_use(codes.t()).t().long() if trellis else torch.zeros(1, 1, dtype=torch.long)
+    place = (bucket[:, None] * models + own) * 256 + codes.long() + 128
+    counts = torch.bincount(place.reshape(-1), minlength=256 * buckets * models).reshape(buckets, models, 256).double()
+    lengths = -((counts + 0.02) / (counts + 0.02).sum(dim=2, keepdim=True)).log2()
+    taken = float((counts * lengths).sum() / codes.numel())
+    return (lengths if trellis else lengths[:, 0]).float(), bucket, taken
 
 
-def rated_codes(problem: Problem, bits: float, rate: float) -> tuple[Tensor, Tensor]:
-    """Codes that take so many bits per weight once they are entropy-coded.
+@dataclass(frozen=True)
+class Rated:
+    """Codes of a layer, columns in the order of rounding.
 
-    Returns:
-        Codes (in, out) float32, and the steps (in,) of their columns.
+    Attributes:
+        codes: (in, out) float32.
+        steps: (in,) of the columns.
+        trellis: the codes belong to two quantizers.
     """
+
+    codes: Tensor
+    steps: Tensor
+    trellis: bool
+
+    @property
+    def values(self) -> Tensor:
+        """What the codes stand for, (in, out)."""
+        return (levels(self.codes.t()).t() if self.trellis else self.codes) * self.steps[:, None]
+
+
+def rated_codes(problem: Problem, bits: float, config: RatedConfig) -> Rated:
+    """Codes that take so many bits per weight once they are entropy-coded."""
     columns, rows = problem.wanted.shape
+    trellis = config.quantizer == "trellis"
     spread = problem.wanted.square().mean(dim=1).sqrt()
     known = spread > 0
     if not known.any():
-        return torch.zeros_like(problem.wanted), problem.profile.clone()
-    # A fine uniform quantizer of a Gaussian takes log2(σ √(2πe) / step) bits.
+        return Rated(torch.zeros_like(problem.wanted), problem.profile.clone(), trellis)
+    # A fine uniform quantizer of a Gaussian takes log2(σ √(2πe) / step) bits; both of a trellis have half its step.
     log = float((spread[known] / problem.profile[known] * math.sqrt(2 * math.pi * math.e)).log().mean())
-    log -= bits * math.log(2)
+    log -= (bits + trellis) * math.log(2)
     price = problem.weight.double().mul(problem.profile.double().square())
-    price = (rate * SLOPE * price.mean() / price.clamp_min(1e-30)).clamp_max(16).float()
+    slope = config.rate * SLOPE * (TRELLIS_ERROR if trellis else 1)
+    price = (slope * price.mean() / price.clamp_min(1e-30)).clamp_max(16).float()
     tables: Tensor | None = None
     bucket, best = torch.zeros(columns, dtype=torch.long), None
     every = max(1, rows // SAMPLE)
     for attempt in range(ESTIMATED + MEASURED):
         measured = attempt >= ESTIMATED
         steps = math.exp(log) * problem.profile
-        grid = RatedGrid(steps, price, tables if rate else None, bucket)
+        grid: Rounding = RatedGrid(steps, price, tables if config.rate else None, bucket)
+        if trellis:
+            grid = TrellisGrid(steps, price, typical() if tables is None else tables, bucket)
         codes = _round(problem if measured else problem.rows(every), grid)
-        tables, bucket, taken = _tables(codes)
+        tables, bucket, taken = _tables(codes, trellis)
         if measured:
-            taken = coded_bits(codes)
+            taken = coded_bits(codes, trellis)
             off = abs(taken - bits)
             best = (off, codes, steps) if best is None or off < best[0] else best
             if off <= NEAR * bits:
                 break
         log += max(-2.0, min(2.0, (taken - bits) * math.log(2)))
     assert best is not None
-    return best[1], best[2]
+    return Rated(best[1], best[2], trellis)
 
 
-def coded_bits(codes: Tensor) -> float:
+def coded_bits(codes: Tensor, trellis: bool) -> float:
     """Bits per code (in, out) of the stream that codes become."""
-    return 8 * write_stream((codes.t() + 128).to(torch.uint8)).numel() / codes.numel()
+    stream = write_stream((codes.t() + 128).to(torch.uint8), "trellis" if trellis else BITS)
+    return 8 * stream.numel() / codes.numel()
 
 
 def refitted(wanted: Tensor, hessian: Tensor | None, values: Tensor, columns: bool) -> tuple[Tensor, Tensor]:
@@ -197,18 +233,34 @@ def overhead(info: LayerInfo, columns: bool) -> float:
     return 16 * (out + (width if columns else 0)) / max(1, out * width)
 
 
-def stored(codes: Tensor, rows: Tensor, columns: Tensor | None) -> Weight:
-    """The weight of codes (in, out), row factors (out,) and column factors (in,), all in the layer's own order."""
-    coded = IntGrouped(codes.t().contiguous().to(torch.int8), rows[:, None].to(SCALES), None, BITS)
-    return coded if columns is None else ColumnScaled(coded, columns.to(SCALES))
+def stored(rated: Rated, order: Tensor, rows: Tensor, columns: Tensor | None) -> Weight:
+    """The weight of codes, row factors (out,) and column factors (in,) in the order of rounding."""
+    own = torch.empty_like(rated.codes)
+    own[order] = rated.codes
+    codes, scale = own.t().contiguous().to(torch.int8), rows[:, None].to(SCALES)
+    coded: Weight = Trellis(codes, scale) if rated.trellis else IntGrouped(codes, scale, None, BITS)
+    if columns is None:
+        return coded
+    factors = torch.empty_like(columns)
+    factors[order] = columns
+    return ColumnScaled(coded, factors.to(SCALES))
 
 
-def outline(info: LayerInfo, columns: bool) -> Weight:
+def outline(info: LayerInfo, config: RatedConfig, columns: bool) -> Weight:
     """The stored weight without data."""
-    coded = IntGrouped.outline(info.shape, (SCALES, (info.shape[0], 1)), True, BITS, 0)
+    coded: Weight = IntGrouped.outline(info.shape, (SCALES, (info.shape[0], 1)), True, BITS, 0)
+    if config.quantizer == "trellis":
+        coded = Trellis.outline(info.shape, SCALES)
     return ColumnScaled.outline(coded, SCALES) if columns else coded
+
+
+def check(info: LayerInfo, config: RatedConfig) -> tuple[str, str] | None:
+    """A trellis is searched by compiled code."""
+    if config.quantizer == "trellis" and compiled(least_cost) is None:
+        return f"{info.name}: its trellis needs numba, which cannot be imported", "pip install numba"
+    return None
 
 
 def describe(config: RatedConfig, weight: Weight) -> dict[str, Any]:
     """Knobs for the report row."""
-    return {"target": config.target_bpw, "rate": config.rate}
+    return {"target": config.target_bpw, "quantizer": config.quantizer}
