@@ -43,8 +43,12 @@ QUANTIZING: tuple[Settings, ...] = (
     {"name": "gptq"},
     {"name": "hadamard", "base": {"name": "gptq"}, "untie": True},
     {"name": "qera", "base": {"name": "gptq"}},
+    {"name": "rdo"},
+    {"name": "entropy_gptq"},
+    {"name": "watersic"},
 )
 GROUPED = {"group_size": 64}
+RATED = ("rdo", "entropy_gptq", "watersic")  # entropy-coded, at the bits that groups of 64 take with their scales
 TABLES = ("kmeans", "squeezellm")  # a table for each row; groups of 64 would take more bytes than their codes
 
 
@@ -60,6 +64,8 @@ def settings() -> Iterator[tuple[str, str, Settings]]:
     for bits in WIDTHS:
         for method in QUANTIZING:
             grid = {"bits": bits} if method["name"] in TABLES else {"bits": bits, **GROUPED}
+            if method["name"] in RATED:
+                grid = {"target_bpw": bits + 16 / GROUPED["group_size"]}
             if "base" in method:
                 yield "quantize", f"{bits} bits", {**method, "base": {**method["base"], **grid}}
             else:

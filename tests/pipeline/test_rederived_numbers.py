@@ -30,6 +30,7 @@ from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import Recipe
 from aicompress.weights import TensorSpec, forms
+from aicompress.weights.coding.streams import read_stream
 from tests.weights.forms import FORMS, randn
 
 Array = NDArray[Any]
@@ -213,6 +214,35 @@ def tied(meta: Meta, tensors: Arrays) -> Read:
     return Read(own.matrix, own.numbers, prefixed("source", own.grids))
 
 
+def trellis(meta: Meta, tensors: Arrays) -> Read:
+    """ISO/IEC 15938-17: a state and the parity of a code give the next state, odd ones the second quantizer."""
+    out, columns = meta["shape"]
+    whole = codes(tensors[""], 8, out, columns) - 128
+    following = np.array([[0, 2], [7, 5], [1, 3], [6, 4], [2, 0], [5, 7], [3, 1], [4, 6]])
+    levels, state = np.zeros((out, columns)), np.zeros(columns, dtype=np.int64)
+    for row, code in enumerate(whole):
+        if row % 256 == 0:
+            state[:] = 0
+        levels[row] = 2 * code - (state & 1) * np.sign(code)
+        state = following[state, code & 1]
+    return Read(levels * tensors["scale"].astype(np.float64), out * columns, frozenset({"scale"}))
+
+
+def entropy(meta: Meta, tensors: Arrays) -> Read:
+    """Streams are decoded by the package, whose coder has tests of its own; what they hold is read here."""
+    fixed = dict(tensors)
+    for suffix, (kind, rows, columns) in meta["coded"].items():
+        symbols = read_stream(torch.from_numpy(tensors[suffix].copy()), rows, columns).numpy()
+        if kind == "mask":
+            fixed[suffix] = np.packbits(symbols.reshape(-1), bitorder="little")
+        elif isinstance(kind, int):
+            bits = np.unpackbits(symbols[..., None], axis=2, count=kind, bitorder="little").reshape(rows, -1)
+            fixed[suffix] = np.packbits(np.pad(bits, ((0, 0), (0, -bits.shape[1] % 32))), axis=1, bitorder="little")
+        else:
+            fixed[suffix] = symbols.view("i1") if kind == "int8" else symbols.reshape(-1)
+    return read(meta["inner"], fixed)
+
+
 READERS: dict[str, Callable[[Meta, Arrays], Read]] = {
     "dense": lambda meta, tensors: Read(tensors[""].astype(np.float64), tensors[""].size),
     "low_rank": low_rank,
@@ -227,6 +257,8 @@ READERS: dict[str, Callable[[Meta, Arrays], Read]] = {
     "base_delta": base_delta,
     "submatrix": submatrix,
     "tied": tied,
+    "trellis": trellis,
+    "entropy": entropy,
 }
 
 

@@ -102,7 +102,7 @@ def stores_entropy(step: Mapping[str, Any], checkpoint: Checkpoint) -> bool:
 def cache_scheme(checkpoint: Checkpoint) -> Any:
     """How an input rounds keys and values in the cache; None where it says nothing, or its scales do not come along."""
     described = (checkpoint.original.config or {}).get("quantization_config")
-    scheme = described.get("kvcache_scheme") if isinstance(described, dict) else None
+    scheme = described.get("kv_cache_scheme") if isinstance(described, dict) else None
     known = bool(checkpoint.foreign.cache_scales) or (isinstance(scheme, dict) and scheme.get("dynamic") is True)
     return scheme if known else None
 

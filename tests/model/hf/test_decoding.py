@@ -228,10 +228,10 @@ def test_a_subclass_keeps_its_forward() -> None:
 
 
 def test_the_file_in_a_checkpoint_decodes_every_form_alone() -> None:
-    """It imports torch and the standard library, and the names that decoders use are in it."""
+    """It imports torch, numpy and the standard library, and the names that decoders use are in it."""
     text = source()
     imported = {line.split()[1].split(".")[0] for line in text.splitlines() if line.startswith(("import ", "from "))}
-    assert imported - set(sys.stdlib_module_names) == {"torch"}
+    assert imported - set(sys.stdlib_module_names) == {"torch", "numpy"}
     alone: dict[str, Any] = {}
     exec(compile(text, "decoding_aicompress.py", "exec"), alone)
     for name, weight in FORMS.items():

@@ -48,10 +48,12 @@ OTHERS = {  # inputs that are no Llama
     "prune/experts-norm": "tiny_mixtral",
     "prune/channels-mlp": "mlp_file",
 }
+ELSEWHERE = {
+    "prune/movement-50",  # reads a training run
+    "quantize/rdo-3bpw",  # is entropy-coded: its plan says the most that it takes
+}
 DATA_FREE = [
-    recipe
-    for recipe in RECIPES
-    if load(recipe, recipe.split("/")[0]).calibration is None and recipe != "prune/movement-50"  # reads a training run
+    recipe for recipe in RECIPES if load(recipe, recipe.split("/")[0]).calibration is None and recipe not in ELSEWHERE
 ]
 
 
