@@ -28,9 +28,7 @@ Arrivals = dict[int, Arrival]  # by the number of the batch
 
 
 def run_side_by_side(
-    runs: Sequence[Runs],
-    visit: Callable[[int, list[Arrivals]], Sequence[dict[int, Any]]],
-    progress: Callable[[], None] = lambda: None,
+    runs: Sequence[Runs], visit: Callable[[int, list[Arrivals]], Sequence[dict[int, Any]]]
 ) -> list[list[Any]]:
     """Run all models to their ends, one module after another.
 
@@ -38,7 +36,6 @@ def run_side_by_side(
         runs: of each model.
         visit: (number of the module, for each model the batches that have come to it) -> what the module gives for
             each of these. A batch whose pass does not lead there, as in an expert, is not among them.
-        progress: told after each visit.
 
     Returns:
         What the calls of each model gave.
@@ -60,7 +57,6 @@ def run_side_by_side(
             for model, given in zip(streams, visit(place, arrived), strict=True):
                 for number, output in given.items():
                     model[number].advance(output)
-            progress()
         return [[stream.result for stream in model] for model in streams]
     finally:
         for remove in ungated:

@@ -41,7 +41,7 @@ def lost(layer: Layer, config: Any) -> float:
 
 
 @pytest.mark.parametrize("kind", [RdoConfig, EntropyGptqConfig, WatersicConfig])
-@pytest.mark.parametrize("target", [1.3, 2.6, 4.0])
+@pytest.mark.parametrize("target", [1.3, 4.0])
 def test_the_target_is_met_once_codes_are_coded(layer: Layer, kind: Any, target: float) -> None:
     assert bits(compressed(layer, kind(target_bpw=target))) == pytest.approx(target, rel=0.01)
 

@@ -82,7 +82,7 @@ def test_a_second_run_needs_no_teacher(tiny_llama: Path, trained_llama: Path, re
     assert first.training["held_out_after"] < first.training["held_out_before"]
 
 
-@pytest.mark.parametrize("name", ["kl", "reverse_kl", "jsd", "dkd", "mse"])
+@pytest.mark.parametrize("name", ["jsd", "dkd", "mse"])
 def test_all_logits_are_the_teacher_itself(
     tiny_llama: Path, trained_llama: Path, recipe: Make, tmp_path: Path, name: str
 ) -> None:
@@ -94,7 +94,7 @@ def test_all_logits_are_the_teacher_itself(
         torch.testing.assert_close(tensor, plain[each], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["kl", "reverse_kl", "jsd", "dkd"])
+@pytest.mark.parametrize("name", ["kl", "reverse_kl"])
 def test_losses_learn_from_the_most_likely_classes(
     tiny_llama: Path, trained_llama: Path, recipe: Make, tmp_path: Path, name: str
 ) -> None:

@@ -35,6 +35,7 @@ SAMPLE = 256  # rows that steps are searched on
 ESTIMATED = 3  # passes whose bits are those of their tables
 MEASURED = 5  # passes at most whose codes are coded
 NEAR = 0.006  # share of the target that a search stops within
+WHOLE = 16  # bits that it stops within, however few a small layer has: streams are of whole bytes
 SCALES = torch.bfloat16  # of factors of rows and columns: half a percent of a factor is far below the codes' error
 
 
@@ -187,7 +188,7 @@ def rated_codes(problem: Problem, bits: float, config: RatedConfig) -> Rated:
             taken = coded_bits(codes, trellis)
             off = abs(taken - bits)
             best = (off, codes, steps) if best is None or off < best[0] else best
-            if off <= NEAR * bits:
+            if off <= max(NEAR * bits, WHOLE / codes.numel()):
                 break
         log += max(-2.0, min(2.0, (taken - bits) * math.log(2)))
     assert best is not None

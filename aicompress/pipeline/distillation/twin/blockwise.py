@@ -107,9 +107,7 @@ class BlockwiseTuning:
             Runs([block.module for block in student.blocks], self._calls(student, [*train, *held, *held], 0)),
             Runs([block.module for block in teacher.blocks], self._calls(teacher, [*train, *held], 1)),
         ]
-        done = iter(range(1, len(student.blocks) + 1))
-        shown = lambda: self.progress("block", next(done, len(student.blocks)), len(student.blocks))  # noqa: E731
-        own, original = run_side_by_side(runs, visit, shown)
+        own, original = run_side_by_side(runs, visit)
         sizes = [len(batch) for batch in held]
         losses = [self._loss(own[first:][: len(held)], original[len(train) :], sizes) for first in (came, len(train))]
         self.history.curve = [Point(0, None, losses[0]), Point(self.plan.training.steps, None, losses[1])]
@@ -165,6 +163,7 @@ class BlockwiseTuning:
         given_now = student.outputs(block, {n: each for n, each in own.items() if n < came}, self.rounded)
         student.loader.drop(block.owns)
         teacher.loader.drop(its.owns)
+        self.progress("block", place + 1, len(student.blocks))
         return [{**given_now, **untouched}, wanted]
 
     def _tuned(self, stage: Stage, student: _Side, originals: Mapping[str, Tensor]) -> dict[str, Weight | Tensor]:
