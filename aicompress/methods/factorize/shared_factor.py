@@ -126,9 +126,6 @@ def sharing(
     def together(layers: Sequence[Layer], given: C) -> list[Weight]:
         return compressed(layers, given, aim)
 
-    def shift(given: C) -> float:
-        return aim.shift(given) if given.whiten else 0.0
-
     def alternative(layer: Layer, given: C, weight: Weight, nbytes: int) -> Rounded | None:
         return weighed_rounding(layer, weight, nbytes, Weighting(_root([layer], given), _graded(layer, given, aim)))
 
@@ -153,7 +150,7 @@ def sharing(
         rounded=alternative,
         efforts=efforts or {},
         shares=Shares("in", grouping.groups, outlines, together, grouping.why, across=grouping.across),
-        reading=Reads(reads, shift),
+        reading=Reads(reads, lambda given: aim.shift(given) if given.whiten else 0.0),
     )
 
 
