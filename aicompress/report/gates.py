@@ -136,6 +136,31 @@ def require_measured(expressions: Sequence[str], absent: Mapping[str, str]) -> N
     raise_all(problems)
 
 
+def require_figures(expressions: Sequence[str], section: str, figures: Mapping[str, Any]) -> None:
+    """Return when every gate on a section of the report asks for a number that is in it.
+
+    Raises:
+        RecipeError, Problems: every gate that cannot hold; see also parse_all.
+    """
+    problems: list[CompressError] = []
+    for condition in parse_all(expressions):
+        name = condition.figure.removeprefix(f"{section}.")
+        if name != condition.figure and finite(_lookup(dict(figures), name)) is None:
+            hint = suggestion(name, sorted(_numbers(figures)))
+            problems.append(
+                RecipeError(f"gate {condition.expression!r}: {condition.figure} will not be measured", hint)
+            )
+    raise_all(problems)
+
+
+def _numbers(figures: Mapping[str, Any]) -> list[str]:
+    """The dotted paths of all numbers."""
+    paths: list[str] = []
+    for name, value in figures.items():
+        paths += [f"{name}.{path}" for path in _numbers(value)] if isinstance(value, Mapping) else [name]
+    return paths
+
+
 def evaluate(expressions: Sequence[str], report: Report) -> tuple[Gate, ...]:
     """Every gate with the value it found. A figure that was not measured is a failed gate with value None.
 
