@@ -11,12 +11,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from aicompress.cli.app import app
 from aicompress.methods.registry import COMMANDS, methods
 from tests import checkpoints, inputs
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
@@ -61,6 +64,31 @@ def test_shell_blocks_run(folder: Path, programs: Path) -> None:
         assert done.returncode == 0, f"{block}\n{done.stderr}"
 
 
+TABLE = re.findall(r"^\| .* \| `(aicompress [^`]+)` \|$", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", TABLE)
+def test_commands_of_the_first_table_are_planned(
+    line: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each on a model as it comes; those that can only be run are given to the parser alone."""
+    monkeypatch.chdir(folder)
+    command, given, *rest = line.split()[1:]
+    assert given in ("model", "out")
+    words = [command, "model", *(str(tmp_path / word) if word in ("out", "healed") else word for word in rest)]
+    plans = command in COMMANDS
+    done = CliRunner().invoke(app, [*words, "--dry-run" if plans else "--help"])
+    assert done.exit_code == 0, done.output
+
+
+def test_recipes_that_are_named_are_shipped() -> None:
+    texts = [page.read_text(encoding="utf-8") for page in (ROOT / "aicompress").rglob("*.py")]
+    texts += [(ROOT / page).read_text(encoding="utf-8") for page in PAGES]
+    named = {name for text in texts for name in re.findall(r"-r ((?!configs/)\w+/[\w-]+)", text)}
+    assert len(named) > 20
+    assert not [name for name in named if not (ROOT / "configs" / f"{name}.yaml").is_file()]
+
+
 @pytest.mark.parametrize(
     "command", [*COMMANDS, "pack", "unpack", "eval", "inspect", "verify", "compare", "methods", "schema"]
 )
@@ -72,9 +100,6 @@ def test_every_command_is_shown(command: str) -> None:
 def test_every_method_is_named(command: str) -> None:
     for name in methods(command):
         assert f"`{name}`" in README, f"README does not name {command} {name}"
-
-
-PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -8,7 +8,7 @@ EXAMPLES = """Examples:
 
 aicompress prune model/ half/ -r prune/magnitude-50
 
-aicompress prune model/ shallow/ -r prune/depth-even --set method.keep_layers=4
+aicompress prune model/ shallow/ -r prune/depth-half
 
 `aicompress methods prune` lists the methods and their parameters."""
 

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, field_serializer, model_validator
 
 from aicompress.data.section import Data
 from aicompress.disk import expanded
+from aicompress.methods.amount import Amount
 from aicompress.methods.method import MethodConfig
 from aicompress.methods.prune.depth import DepthConfig
 from aicompress.methods.prune.heads import HeadsConfig
@@ -20,25 +21,17 @@ from aicompress.recipe.step import Calibration, Recipe
 SAMPLES = 128  # of the data that decide which units stay
 
 
-def _amount(given: Any) -> int | float:
-    """A share of the units, or their number."""
+def _blocks(given: Any) -> int | float | tuple[int, ...]:
+    """How many blocks stay, or a share of them, or which, ascending."""
     if (type(given) is int and given >= 1) or (type(given) is float and 0 < given < 1):
-        return given
-    raise ValueError("give a share between 0 and 1, or a whole number")
-
-
-def _blocks(given: Any) -> int | tuple[int, ...]:
-    """How many blocks stay, or which, ascending."""
-    if type(given) is int and given >= 1:
         return given
     listed = list(given) if isinstance(given, list | tuple) else []
     if listed and all(type(block) is int and block >= 0 for block in listed) and listed == sorted(set(listed)):
         return tuple(listed)
-    raise ValueError("give how many blocks stay, or a list of those that stay: ascending, from 0")
+    raise ValueError("give how many blocks stay, a share of them, or a list of those that stay: ascending, from 0")
 
 
-Amount = Annotated[int | float, BeforeValidator(_amount)]
-Blocks = Annotated[int | tuple[int, ...], BeforeValidator(_blocks)]
+Blocks = Annotated[int | float | tuple[int, ...], BeforeValidator(_blocks)]
 
 
 class StudentShape(Section):
@@ -51,7 +44,9 @@ class StudentShape(Section):
         "same name and shape is copied, the rest is drawn. Alone, without what stays",
     )
 
-    layers: Blocks | None = Field(None, description="blocks that stay: how many, evenly spaced, or which, from 0")
+    layers: Blocks | None = Field(
+        None, description="blocks that stay: a share, or how many, evenly spaced; or which, from 0"
+    )
     width: Amount | None = Field(None, description="feed-forward neurons that stay in each layer: a share, or how many")
     heads: Amount | None = Field(None, description="attention heads that stay in each layer: a share, or how many")
     hidden: Amount | None = Field(None, description="coordinates of the hidden width that stay: a share, or how many")
@@ -92,7 +87,9 @@ class StudentShape(Section):
         configs: list[MethodConfig] = []
         if self.layers is not None:
             configs.append(
-                DepthConfig(keep_layers=self.layers) if isinstance(self.layers, int) else DepthConfig(keep=self.layers)
+                DepthConfig(keep=self.layers)
+                if isinstance(self.layers, tuple)
+                else DepthConfig(keep_layers=self.layers)
             )
         units = {"score": "product" if self.score == "norm" else self.score}
         if self.width is not None:

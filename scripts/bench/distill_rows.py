@@ -83,7 +83,7 @@ COMPRESSED: dict[str, tuple[str, dict[str, Any], str]] = {  # command, method, m
 }
 
 
-def healed(name: str, mode: str | None, given: Given, budget: Budget) -> dict[str, float]:
+def healed(name: str, mode: dict[str, Any] | None, given: Given, budget: Budget) -> dict[str, float]:
     """A compressed model that learns from the original: the share of its KL that is won back."""
     assert given.model is not None
     command, method, own = COMPRESSED[name]
@@ -208,7 +208,10 @@ ROWS: dict[str, Row] = {
     "half the layers, kl": Row(LANGUAGE, 1.0, partial(learned, KL)),
     "half the layers, kl + hidden": Row(LANGUAGE, 1.0, partial(learned, HIDDEN)),
     **{f"healed: {name}": Row(LANGUAGE, 0.5, partial(healed, name, None)) for name in COMPRESSED},
-    **{f"healed by blocks: {name}": Row(LANGUAGE, 0.1, partial(healed, name, "blocks")) for name in COMPRESSED},
+    **{
+        f"healed by blocks: {name}": Row(LANGUAGE, 0.1, partial(healed, name, {"name": "blocks"}))
+        for name in COMPRESSED
+    },
     "encoder of 3 layers": Row(("encoder", "sentences", "pairs"), 3.0, encoder),
     "perceptron on labels alone": Row(IMAGES, 0.05, partial(perceptron, "labels")),
     "perceptron from its teacher": Row(IMAGES, 0.05, partial(perceptron, "teacher")),

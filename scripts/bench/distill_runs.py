@@ -57,7 +57,8 @@ def distilled(
 
     Args:
         source: IN, which is the teacher where the sections make a student and name no other in `teacher`.
-        sections: of the recipe; `steps` in `training` is filled in where it is absent.
+        sections: of the recipe; `steps` in `training` is filled in where it is absent, and in `mode` where blocks are
+            tuned one after another.
         out: name of the output.
         cache: folder of stored outputs.
     """
@@ -75,7 +76,10 @@ def distilled(
     def once(steps: int) -> dict[str, Any]:
         shutil.rmtree(place, ignore_errors=True)
         every = {"steps": steps, "evaluate_every": max(1, steps // 10)}
-        file.write_text(json.dumps({**plain, "training": {**every, **plain["training"]}}), encoding="utf-8")
+        filled = {**plain, "training": {**every, **plain["training"]}}
+        if isinstance(plain.get("mode"), Mapping):
+            filled["mode"] = {**plain["mode"], "steps": steps}
+        file.write_text(json.dumps(filled), encoding="utf-8")
         recipe, destination = load(str(file)), Destination(place, overwrite=True)
         with made_student(source, destination, recipe) as made:
             learned_from = teacher or (source if made is not None else None)
@@ -84,6 +88,9 @@ def distilled(
 
     if "steps" in plain["training"]:
         return place, once(plain["training"]["steps"])
+    if isinstance(plain.get("mode"), Mapping):
+        few, more = (once(steps)["seconds"] for steps in (PROBE, 4 * PROBE))  # both run all samples forward, too
+        return place, once(max(PROBE, round(PROBE + (budget.minutes * 60 - few) * 3 * PROBE / (more - few))))
     rate = once(PROBE)["samples_per_second"] / plain["training"]["batch"]
     return place, once(max(PROBE, round(budget.minutes * 60 * rate)))
 

@@ -66,6 +66,8 @@ PLAIN = {
     "experts": 4, "state": 16, "chosen": 2, "single": 1, "depth": 2, "vocabulary": VOCABULARY, "positions": 128,
     "image": 32, "patch": 8,
 }  # fmt: skip
+# All that is large is divided by one number, which leaves what the fields of a type must be to each other.
+DIVIDED = {"depth": 2, "vocabulary": VOCABULARY, "experts": 4, "chosen": 2, "single": 1, "positions": 128}
 # What is tried in turn, until transformers takes it; None leaves what the default is. `unset` gives the size of a head
 # and the kinds of layers, one of each kind, where the type derives or lists them.
 ATTEMPTS: tuple[dict[str, int | None], ...] = (
@@ -81,6 +83,8 @@ ATTEMPTS: tuple[dict[str, int | None], ...] = (
     {"depth": 2, "vocabulary": VOCABULARY, "inner": 64, "experts": 4},
     {"depth": 2, "vocabulary": VOCABULARY},
     {},
+    *({**DIVIDED, "divisor": divisor} for divisor in (8, 4, 32)),
+    *({**DIVIDED, "divisor": divisor, "depth": None, "experts": None, "chosen": None} for divisor in (8, 4, 32)),
 )
 FIRST = (  # which class of a type is taken: the first of these that has one
     "CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM", "SPEECH_SEQ_2_SEQ", "MASKED_LM", "CTC",

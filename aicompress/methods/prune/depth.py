@@ -18,6 +18,7 @@ import torch
 from pydantic import ConfigDict, Field, model_validator
 
 from aicompress.errors import RecipeError
+from aicompress.methods.amount import Amount, count
 from aicompress.methods.capabilities import Reads
 from aicompress.methods.method import GradientLoss
 from aicompress.methods.prune.units.size_targets import TARGETS, TargetedConfig
@@ -51,7 +52,7 @@ class DepthConfig(TargetedConfig):
         exclude_if=lambda blocks: blocks is None,  # recipes from before it was there keep their digests
         description="blocks to keep by number, from 0",
     )
-    keep_layers: int | None = Field(None, ge=1, description="how many blocks to keep")
+    keep_layers: Amount | None = Field(None, description="how many blocks to keep, or a share of them")
     strategy: Literal["even", "top", "bottom", "middle", "magnitude", "influence", "taylor"] = Field(
         "even", description="which blocks go, when only their number is given; influence and taylor need data"
     )
@@ -108,8 +109,11 @@ def _size(stack: Structure, config: DepthConfig) -> int:
                 f"{', '.join(map(str, absent))}",
                 f"its blocks are 0 to {stack.size - 1}",
             )
-    size = config.keep_layers if config.keep is None else len(set(config.keep))
-    if size is None:
+    if config.keep is not None:
+        size = len(set(config.keep))
+    elif config.keep_layers is not None:
+        size = count(config.keep_layers, stack.size)
+    else:
         gone = len(set(config.drop)) if config.drop is not None else config.drop_layers
         assert gone is not None
         size = stack.size - gone

@@ -45,5 +45,5 @@ def find_blocks(model: nn.Module) -> list[Block]:
 
 
 def _computes(module: nn.Module) -> bool:
-    """Whether a module is a step of its own, with layers inside; a list of plain layers or norms is none."""
-    return any(True for _ in module.children())
+    """Whether a module is a step of its own, with layers inside; a list of plain layers, or a list in it, is none."""
+    return type(module).forward is not nn.Module.forward and any(True for _ in module.children())

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from aicompress.model.blocks.caches import changing, copied, take_over
+
 _current = threading.local()
 
 
@@ -93,11 +95,14 @@ class PausedForward:
 
     def park(self, arrival: Arrival) -> Any:
         """Called in the stream's thread: hand over the block's inputs and wait for its outputs."""
+        own, arrival = arrival, _each(copied, arrival)
         self.arrival = arrival
         self._parked.release()
         self._resume.acquire()
         if self._abandoned:
             raise _Abandoned
+        for mine, theirs in zip(_values(own), _values(arrival), strict=True):
+            take_over(mine, theirs)
         value, self._value = self._value, None
         return value
 
@@ -125,6 +130,20 @@ def gate(blocks: list[nn.Module]) -> Callable[[], None]:
 def _gated(index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
     def gated(*args: Any, **kwargs: Any) -> Any:
         stream: PausedForward | None = getattr(_current, "stream", None)
-        return forward(*args, **kwargs) if stream is None else stream.park(Arrival(index, args, kwargs))
+        arrival = Arrival(index, args, kwargs)
+        if stream is not None:
+            return stream.park(arrival)
+        given = _each(changing, arrival)
+        return forward(*given.args, **given.kwargs)
 
     return gated
+
+
+def _each(change: Callable[[Any], Any], arrival: Arrival) -> Arrival:
+    """An arrival with every argument changed."""
+    kwargs = {name: change(value) for name, value in arrival.kwargs.items()}
+    return Arrival(arrival.block, tuple(map(change, arrival.args)), kwargs)
+
+
+def _values(arrival: Arrival) -> list[Any]:
+    return [*arrival.args, *arrival.kwargs.values()]

@@ -38,6 +38,8 @@ SIX = stack(3.0, 1.0, 2.0, 1.0, 5.0, 4.0)
         ({"drop_layers": 2, "strategy": "middle"}, [0, 1, 4, 5]),
         ({"keep_layers": 3}, [0, 3, 5]),
         ({"keep_layers": 1}, [0]),
+        ({"keep_layers": 0.5}, [0, 3, 5]),
+        ({"keep_layers": 0.01}, [0]),
         ({"drop_layers": 0}, [0, 1, 2, 3, 4, 5]),
         ({"drop_layers": 3, "strategy": "magnitude"}, [0, 4, 5]),
         ({"drop_layers": 1, "strategy": "magnitude"}, [0, 1, 2, 4, 5]),  # of the equal blocks 1 and 3 the lower stays
@@ -67,7 +69,10 @@ def test_refuses_what_the_stack_does_not_have(fields: dict[str, Any]) -> None:
         sizes([SIX], DepthConfig(**fields))
 
 
-@pytest.mark.parametrize("fields", [{}, {"drop": (1,), "keep_layers": 2}, {"drop": (1,), "strategy": "top"}])
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"keep_layers": 0}, {"keep_layers": 1.0}, {"drop": (1,), "keep_layers": 2}, {"drop": (1,), "strategy": "top"}],
+)
 def test_refuses_bad_parameters(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         DepthConfig(**fields)

@@ -372,3 +372,29 @@ def test_statistics_of_more_families(name: str, tmp_path: Path) -> None:
         found = visitor.stats[layer].gram
         assert found is not None
         torch.testing.assert_close(found.double(), gram, rtol=1e-4, atol=1e-4)
+
+
+def xlm() -> Any:
+    """Makes a cache of keys and values even where none is wanted, which every attention adds to."""
+    config = hf.XLMConfig(vocab_size=200, emb_dim=16, n_layers=2, n_heads=2, max_position_embeddings=32)
+    return hf.XLMModel(config)
+
+
+def funnel() -> Any:
+    """Has its layers in lists of a list."""
+    sizes = {"block_sizes": [1, 2], "d_model": 16, "n_head": 2, "d_head": 8, "d_inner": 24, "num_decoder_layers": 1}
+    return hf.FunnelModel(hf.FunnelConfig(vocab_size=200, **sizes))
+
+
+@pytest.mark.parametrize("make", [xlm, funnel])
+def test_a_block_that_runs_again_sees_what_it_saw_at_first(make: Callable[[], Any], tmp_path: Path) -> None:
+    """Whatever its first run has written into what it was given."""
+    torch.manual_seed(0)
+    make().save_pretrained(tmp_path)
+    visitor, wanted = run_walk(tmp_path, token_batches())
+    expected = reference_grams(load(tmp_path, kernels="reference"), wanted, token_batches())
+    assert len(wanted) >= 12
+    for layer, gram in expected.items():
+        found = visitor.stats[layer].gram
+        assert found is not None
+        torch.testing.assert_close(found.double(), gram, rtol=1e-4, atol=1e-5)

@@ -106,7 +106,7 @@ def test_kept_blocks_start_closer_to_the_teacher_than_new_ones(
 
 
 def test_a_stopped_run_makes_the_student_again_and_goes_on(trained_llama: Path, recipe: Make, tmp_path: Path) -> None:
-    asked = recipe({"layers": 1}, steps=4)
+    asked = recipe({"layers": 0.4}, steps=4)  # of three
 
     def stop(what: str, done: int, total: int) -> None:
         if done == 2 and total == 4:
@@ -158,7 +158,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("student", "message"),
         [
-            ({"layers": [2, 0]}, r"student\.layers: give how many blocks stay, or a list"),
+            ({"layers": [2, 0]}, r"student\.layers: give how many blocks stay, a share of them, or a list"),
             ({"layers": 0}, r"student\.layers"),
             ({"width": 1.5}, r"student\.width: give a share between 0 and 1, or a whole number"),
             ({"score": "norm"}, "student: give one or more of layers, width, heads and hidden"),
