@@ -112,7 +112,7 @@ def _add_up(tensors: Sequence[Tensor], team: Team) -> None:
     if not reached:
         return
     flat = torch.cat([(torch.zeros_like(t) if t.grad is None else t.grad).reshape(-1) for t in reached])
-    parts = team.total(flat).split([tensor.numel() for tensor in reached])
+    parts = torch.split(team.total(flat), [tensor.numel() for tensor in reached])
     for tensor, part in zip(reached, parts, strict=True):
         tensor.grad = part.view_as(tensor)
 

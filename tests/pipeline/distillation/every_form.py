@@ -31,7 +31,7 @@ for layer in (*list(LAYERS)[1:], "last"):
 
 
 def write(folder: Path) -> tuple[Path, Path, Path]:
-    """Student, teacher and samples: the teacher has the student's weights, each a little different, and other biases."""
+    """Student, teacher and samples: the teacher has weights a little different from the student's, and other biases."""
     assert {weight.form for weight in LAYERS.values()} == set(forms()) - {"tied", "dense"}
     stored: dict[str, Tensor] = {}
     dense: dict[str, Tensor] = {}

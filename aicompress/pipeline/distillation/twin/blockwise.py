@@ -230,10 +230,11 @@ class BlockwiseTuning:
         loss = loss.at_temperature(1.0) if loss.leaves_open else loss
         with torch.no_grad():
             parts = [float(loss(a, b)) * size for a, b, size in zip(own, original, sizes, strict=True)]
-        total, count = self.team.total(torch.tensor([sum(parts), sum(sizes)], dtype=torch.float64)).tolist()
-        if not total / count < float("inf"):
-            raise CompressError(f"the held-out loss is {total / count}", "check teacher and data")
-        return total / count
+        total = self.team.total(torch.tensor([sum(parts), sum(sizes)], dtype=torch.float64))
+        mean = float(total[0] / total[1])
+        if not mean < float("inf"):
+            raise CompressError(f"the held-out loss is {mean}", "check teacher and data")
+        return mean
 
 
 def _matrix(tensor: Tensor, transposed: bool) -> Tensor:
