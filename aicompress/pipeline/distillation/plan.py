@@ -16,7 +16,6 @@ from aicompress.layer import Kind, LayerInfo
 from aicompress.methods.outputs import Anatomy
 from aicompress.methods.training import get_loss
 from aicompress.model.distillation.outputs import Runner, runner
-from aicompress.model.loading.definition import skeleton
 from aicompress.pipeline.distillation import mean_teacher, recoding, temperature
 from aicompress.pipeline.distillation.batches import Samples, Split, mixed, split_samples
 from aicompress.pipeline.distillation.compatibility import (
@@ -29,7 +28,7 @@ from aicompress.pipeline.distillation.compatibility import (
 )
 from aicompress.pipeline.distillation.healing import Healing, keeps_zeros
 from aicompress.pipeline.distillation.made_student import MadeStudent
-from aicompress.pipeline.distillation.samples import fitting_samples
+from aicompress.pipeline.distillation.samples import bare_module, fitting_samples, models
 from aicompress.pipeline.distillation.signals import outputs as stored_outputs
 from aicompress.pipeline.distillation.signals.folder import SignalFolder
 from aicompress.pipeline.distillation.signals.outputs import StoredOutputs, Taught
@@ -96,7 +95,7 @@ class DistillPlan:
 
     def module_of(self, checkpoint: Checkpoint) -> nn.Module | None:
         """The module of a bare student or teacher, to be filled; None for one that names its architecture."""
-        return _module(checkpoint, self.recipe, self.allow_code)
+        return bare_module(checkpoint, self.recipe.model, self.allow_code)
 
     def summary(self) -> PlanSummary:
         """What a dry run prints."""
@@ -162,7 +161,7 @@ def make_plan(
     taught = _taught(teachers, recipe) if folder is None or teachers else Taught.of_folder(folder)
     require_fit(losses, (run, anatomy), taught.runs, taught.anatomies)
     kinds, warnings = known_kinds(student)
-    samples = fitting_samples(recipe.data, run.task, _models(student, teachers, recipe, allow_code))
+    samples = fitting_samples(recipe.data, run.task, models(student, teachers, recipe.model, allow_code))
     require_classes(samples, anatomy)
     average = recipe.mean_teacher
     raise_all([] if average is None else mean_teacher.problems(average, run, anatomy, samples))
@@ -271,26 +270,3 @@ def _parameters(student: Checkpoint, layers: Sequence[LayerInfo]) -> dict[str, P
         for name, spec in student.parameters().items()
     }
 
-
-def _models(
-    student: Checkpoint, teachers: Sequence[Checkpoint], recipe: DistillRecipe, allow_code: bool
-) -> list[tuple[str, Checkpoint, nn.Module | None]]:
-    """Who they are, the checkpoints, each once, and their models without weights."""
-    sides = [("the student", student), *(("the teacher", each) for each in teachers if each is not student)]
-    return [(who, each, _outline(each, recipe, allow_code)) for who, each in sides]
-
-
-def _outline(checkpoint: Checkpoint, recipe: DistillRecipe, allow_code: bool) -> nn.Module | None:
-    """The model of a student or a teacher without its weights; None where nothing says what it is."""
-    if checkpoint.config is None:
-        return _module(checkpoint, recipe, allow_code)
-    outline: nn.Module | None = skeleton(checkpoint.config)
-    return outline
-
-
-def _module(checkpoint: Checkpoint, recipe: DistillRecipe, allow_code: bool) -> nn.Module | None:
-    if checkpoint.config is not None or recipe.model is None:
-        return None
-    from aicompress.model.loading.chain import module_for
-
-    return module_for(checkpoint.path, recipe.model, allow_code)
