@@ -269,4 +269,3 @@ def _parameters(student: Checkpoint, layers: Sequence[LayerInfo]) -> dict[str, P
         name: Planned(spec, student.outline(name), infos.get(name), student.manifest.owners(name))
         for name, spec in student.parameters().items()
     }
-
