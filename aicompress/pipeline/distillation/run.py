@@ -153,7 +153,8 @@ def _setup(plan: DistillPlan, device: torch.device, progress: Progress) -> tuple
         attend_in_float32(model)
     student = Student.of(model, plan.checkpoint, plan.healing)
     uncached = torch.full((len(plan.samples),), -1)
-    panel = Panel(tuple(Runnable(each, run) for each, run in zip(teachers, plan.teacher_runners, strict=False)))
+    how = zip(teachers, plan.teacher_runners, plan.numbers, strict=False)
+    panel = Panel(tuple(Runnable(each, run, numbers) for each, run, numbers in how))
     first = plan.samples.batch(plan.split.train[:1]).to(device)
     with torch.no_grad(), input_errors_refused("training data"):  # a plan does not run what a factory builds
         for side in (Runnable(model, plan.runner), *panel.members):

@@ -134,8 +134,9 @@ class BlockwiseTuning:
 
     def _calls(self, side: _Side, batches: list[Batch], which: int) -> list[Any]:
         run = (self.plan.runner, *self.plan.teacher_runners)[which]
+        model = Runnable(side.model, run, (None, *self.plan.numbers)[which])
         reads = Loss(self.plan.losses).reads
-        return [partial(Runnable(side.model, run), batch, reads, "fp32") for batch in batches]
+        return [partial(model, batch, reads, "fp32") for batch in batches]
 
     def _visit(
         self, student: _Side, teacher: _Side, masks: list[Tensor | None], came: int, place: int, arrived: list[Arrivals]
