@@ -123,7 +123,7 @@ def _add_rows(
     total: Tensor | None, rows: Tensor, weight: float, change: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
     """Add up rows, each number changed first: some rows at a time, so that few changed ones are held."""
-    for some in rows.split(max(1, MOST // rows.shape[1])) if change else (rows,):
+    for some in torch.split(rows, max(1, MOST // rows.shape[1])) if change else (rows,):
         summed = (change(some) if change else some).sum(dim=0).mul_(weight)
         total = summed if total is None else total.add_(summed)
     assert total is not None
