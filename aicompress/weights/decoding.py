@@ -167,14 +167,21 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     return words[:, : (columns * bits + WORD - 1) // WORD].to(codes.device)
 
 
-def compiled(function: Callable[..., Any]) -> Any:
-    """A function compiled by numba; None where that cannot be imported."""
+def compiled(function: Callable[..., Any], *called: Callable[..., Any]) -> Any:
+    """A function compiled by numba, with the functions that it calls; None where that cannot be imported.
+
+    Later processes find the code in numba's cache: beside the source, or in the user's folder for caches. Functions
+    that were passed as arguments would be new ones in every process, and compiled again.
+    """
     name = function.__name__
     if name not in COMPILED:
         try:
             numba = importlib.import_module("numba")
+            extending = importlib.import_module("numba.extending")
         except ImportError:  # it is not installed, or does not go with the other packages
             return None
+        for each in called:
+            extending.register_jitable(each)
         try:
             COMPILED[name] = numba.njit(function, nogil=True, cache=True)
         except RuntimeError:  # no folder for a cache

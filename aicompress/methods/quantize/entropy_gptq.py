@@ -19,9 +19,9 @@ from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.quantize.grid.rated import (
     Problem,
     RatedConfig,
+    bits_of_codes,
     check,
     describe,
-    overhead,
     rated_codes,
     refitted,
     stored,
@@ -51,7 +51,7 @@ def apply(layer: Layer, config: EntropyGptqConfig) -> Weight:
     order, coupling, pivots, hessian = ordered(layer, config.order == "importance", config.damping)
     wanted = layer.weight.t()[order].contiguous()
     problem = Problem(wanted, coupling, pivots.pow(-2), torch.ones(len(order)))
-    rated = rated_codes(problem, config.target_bpw - overhead(layer.info, False), config)
+    rated = rated_codes(problem, bits_of_codes(layer.info, config, False), config)
     rows, _ = refitted(wanted, hessian, rated.values, False)
     return stored(rated, order, rows * rated.steps[0], None)
 

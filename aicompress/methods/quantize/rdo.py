@@ -20,9 +20,9 @@ from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.quantize.grid.rated import (
     Problem,
     RatedConfig,
+    bits_of_codes,
     check,
     describe,
-    overhead,
     rated_codes,
     refitted,
     stored,
@@ -52,7 +52,7 @@ def apply(layer: Layer, config: RdoConfig) -> Weight:
         squares = importance(layer)
         weight = squares / squares.mean().clamp_min(1e-30) + 1e-3
     problem = Problem(wanted, None, weight, torch.ones(len(wanted)))
-    rated = rated_codes(problem, config.target_bpw - overhead(layer.info, False), config)
+    rated = rated_codes(problem, bits_of_codes(layer.info, config, False), config)
     root = weight.sqrt()[:, None]
     rows, _ = refitted(wanted * root, None, rated.values * root, False)
     return stored(rated, torch.arange(len(wanted)), rows * rated.steps[0], None)

@@ -18,9 +18,9 @@ from aicompress.methods.quantize.entropy_gptq import ordered
 from aicompress.methods.quantize.grid.rated import (
     Problem,
     RatedConfig,
+    bits_of_codes,
     check,
     describe,
-    overhead,
     rated_codes,
     refitted,
     stored,
@@ -48,7 +48,7 @@ def apply(layer: Layer, config: WatersicConfig) -> Weight:
     wanted = layer.weight.t()[order].contiguous()
     profile = pivots / pivots.log().mean().exp()
     problem = Problem(wanted, coupling, profile.pow(-2), profile)
-    rated = rated_codes(problem, config.target_bpw - overhead(layer.info, True), config)
+    rated = rated_codes(problem, bits_of_codes(layer.info, config, True), config)
     rows, columns = refitted(wanted, hessian, rated.values, True)
     size = rated.steps.log().mean().exp()  # rows have the size, columns are about 1
     return stored(rated, order, rows * size, columns * rated.steps / size)

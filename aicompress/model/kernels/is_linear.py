@@ -47,17 +47,16 @@ def _gives_the_product(module: Any, biased: bool) -> bool:
     generator = torch.Generator().manual_seed(0)
     weight, bias, x = (torch.randn(size, generator=generator) for size in ((3, 5), (3,), (2, 4, 5)))
     module._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
-    if biased and module._parameters["bias"] is not None:
+    biased = biased and module._parameters["bias"] is not None
+    if biased:
         module._parameters["bias"] = nn.Parameter(bias, requires_grad=False)
-    else:
-        bias = None
     try:
         with torch.no_grad():
             given = module(x)
     except Exception:  # whatever else it reads
         return False
     tensors = [each for each in (given if isinstance(given, tuple) else (given,)) if isinstance(each, Tensor)]
-    return len(tensors) == 1 and _is_product(tensors[0], nn.functional.linear(x, weight, bias))
+    return len(tensors) == 1 and _is_product(tensors[0], nn.functional.linear(x, weight, bias if biased else None))
 
 
 def _is_product(given: Tensor, expected: Tensor) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.disk import require_writable
@@ -16,6 +16,7 @@ from aicompress.layer import Kind, LayerInfo
 from aicompress.methods.outputs import Anatomy
 from aicompress.methods.training import get_loss
 from aicompress.model.distillation.outputs import Runner, runner
+from aicompress.model.loading.tokenizer import vocabulary_digest
 from aicompress.pipeline.distillation import mean_teacher, recoding, temperature
 from aicompress.pipeline.distillation.batches import Samples, Split, mixed, split_samples
 from aicompress.pipeline.distillation.compatibility import (
@@ -24,6 +25,7 @@ from aicompress.pipeline.distillation.compatibility import (
     require_classes,
     require_fit,
     require_teacher,
+    token_numbers,
     tokenizer_warnings,
 )
 from aicompress.pipeline.distillation.healing import Healing, keeps_zeros
@@ -32,7 +34,7 @@ from aicompress.pipeline.distillation.samples import bare_module, fitting_sample
 from aicompress.pipeline.distillation.signals import outputs as stored_outputs
 from aicompress.pipeline.distillation.signals.folder import SignalFolder
 from aicompress.pipeline.distillation.signals.outputs import StoredOutputs, Taught
-from aicompress.pipeline.distillation.teacher import CACHE_BYTES, Loss
+from aicompress.pipeline.distillation.teacher import CACHE_BYTES, TOKENS, Loss
 from aicompress.pipeline.step.checks import NOT_OF_TRAINING, known_kinds, left_out, place_problems, require_space
 from aicompress.pipeline.step.dry_run import summarize
 from aicompress.pipeline.step.input import Adapted, open_input
@@ -41,6 +43,7 @@ from aicompress.recipe.distillation import DistillRecipe, Training
 from aicompress.report.plan import PlanRow, PlanSummary
 
 Source = str | Path | Adapted
+READS = "the teacher reads the student's {:,} tokens by its own numbers of them"
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class DistillPlan:
         losses: terms of the loss.
         training: the recipe's settings, precision resolved.
         runner, teacher_runners: how the models are run.
+        numbers: for each teacher its numbers of the student's tokens; None where they are the student's.
         layers: every layer of the student.
         samples: what is learnt from, tokenized.
         split: which samples are trained on, and when.
@@ -75,6 +79,7 @@ class DistillPlan:
     training: Training
     runner: Runner
     teacher_runners: tuple[Runner, ...]
+    numbers: tuple[Tensor | None, ...]
     layers: tuple[LayerInfo, ...]
     samples: Samples
     split: Split
@@ -113,7 +118,8 @@ class DistillPlan:
     def told(self) -> tuple[str, ...]:
         """What has been settled: what the student was made of, what of it moves, and what is saved."""
         average = () if self.recipe.mean_teacher is None else (mean_teacher.TOLD,)
-        told = (*(self.made.told if self.made else ()), *self.healing.told, *average)
+        tokens = [READS.format(len(numbers)) for numbers in self.numbers if numbers is not None]
+        told = (*(self.made.told if self.made else ()), *self.healing.told, *average, *tokens)
         return (*told, *temperature.planned(self.losses, self.split), *((self.stored.note,) if self.stored else ()))
 
     @property
@@ -157,8 +163,8 @@ def make_plan(
     student, tied, teachers, folder = _opened(place, given, cache, destination, recipe)
     run = runner(student)
     losses = tuple((get_loss(config.name), config) for config in recipe.losses)
-    anatomy = anatomy_of(student, run, recipe)
-    taught = _taught(teachers, recipe) if folder is None or teachers else Taught.of_folder(folder)
+    anatomy = anatomy_of(student, run, recipe, allow_code)
+    taught = _taught(teachers, student, recipe, allow_code) if folder is None or teachers else Taught.of_folder(folder)
     require_fit(losses, (run, anatomy), taught.runs, taught.anatomies)
     kinds, warnings = known_kinds(student)
     samples = fitting_samples(recipe.data, run.task, models(student, teachers, recipe.model, allow_code))
@@ -180,11 +186,12 @@ def make_plan(
     planned = recoding.coded_outlines(student, healing, _parameters(student, layers))
     output = arrange(student, destination, planned, step)
     require_space(output)
-    told = [line for teacher in teachers for line in tokenizer_warnings(student, teacher)]
+    alike = [teacher for teacher, numbers in zip(teachers, taught.numbers, strict=False) if numbers is None]
+    told = [line for teacher in alike for line in tokenizer_warnings(student, teacher)]
     told += left_out(student, destination)
     return DistillPlan(
-        student, teachers, recipe, losses, training, run, taught.runs, layers, samples, split, output, kinds,
-        healing, keeps_zeros(training, student, healing.mode),
+        student, teachers, recipe, losses, training, run, taught.runs, taught.numbers, layers, samples, split, output,
+        kinds, healing, keeps_zeros(training, student, healing.mode),
         average is None and stored is None
         and _cached(training, losses, (taught.runs[0], taught.anatomies[0]), samples, split),
         tuple(dict.fromkeys((*(made.warnings if made else ()), *tied, *warnings, *told, *output.warnings))),
@@ -219,11 +226,16 @@ def _opened(
     return student, list(tied), teachers, folder
 
 
-def _taught(teachers: tuple[Checkpoint, ...], recipe: DistillRecipe) -> Taught:
-    """What is known of teachers from their headers and configs."""
+def _taught(teachers: tuple[Checkpoint, ...], student: Checkpoint, recipe: DistillRecipe, allow_code: bool) -> Taught:
+    """What is known of teachers from their headers, configs and tokenizers."""
     runs = tuple(runner(teacher) for teacher in teachers)
-    anatomies = tuple(anatomy_of(teacher, run, recipe) for teacher, run in zip(teachers, runs, strict=True))
-    return Taught(teachers, runs, anatomies)
+    numbers = tuple(token_numbers(student, teacher) for teacher in teachers)
+    anatomies = [anatomy_of(each, run, recipe, allow_code) for each, run in zip(teachers, runs, strict=True)]
+    for place, (run, known) in enumerate(zip(runs, numbers, strict=True)):
+        if known is not None and run.task in TOKENS:
+            digest = vocabulary_digest(student.source.folder)
+            anatomies[place] = replace(anatomies[place], classes=len(known), tokenizer=digest)
+    return Taught(teachers, runs, tuple(anatomies), numbers)
 
 
 def _named(teachers: Sequence[Checkpoint]) -> dict[str, Checkpoint]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.place import working_path
@@ -84,9 +84,8 @@ def run(plan: DistillPlan, options: Options = Options(), own: TrainingOptions = 
         raise Refused(f"mode {plan.healing.mode.name} takes no steps of a gradient: it has no movement", "mode: full")
     folder = working_path(plan.output.destination.path)
     if isinstance(plan.healing.config, BlockTuning):
-        if team.size > 1:
-            raise Refused(f"mode {plan.healing.mode.name} runs in one process", "start it without torchrun")
-        tuning = BlockwiseTuning(plan, device, BlockFiles(folder / FOLDER, plan.checkpoint), options.progress)
+        _require_rows(plan.split.first(plan.healing.config.samples), plan.training.batch, team.size)
+        tuning = BlockwiseTuning(plan, device, team, BlockFiles(folder / FOLDER, plan.checkpoint), options.progress)
         write = partial(write_tuned, plan, tuning)
         return run_step(_step(plan, write, tuning.heal, mark, start), team, options)
     setup, student = _setup(plan, device, options.progress)
@@ -140,6 +139,13 @@ def _require_divisible(training: Training, processes: int) -> None:
         raise Refused(f"training.batch {training.batch} cannot be divided over {parts}", "change one of them")
 
 
+def _require_rows(index: Tensor, batch: int, processes: int) -> None:
+    """Refuse a last batch that has no row for some process."""
+    if 0 < (left := len(index) % batch) < processes:
+        what = f"{len(index)} samples to tune on leave {left} for the last batch, and {processes} processes share it"
+        raise Refused(what, f"mode.samples: {max(len(index) - left, processes)}")
+
+
 def _setup(plan: DistillPlan, device: torch.device, progress: Progress) -> tuple[TrainingSetup, Student]:
     """All models, loaded, and the teacher's outputs where they are worth keeping."""
     loss = Loss(plan.losses)
@@ -153,7 +159,8 @@ def _setup(plan: DistillPlan, device: torch.device, progress: Progress) -> tuple
         attend_in_float32(model)
     student = Student.of(model, plan.checkpoint, plan.healing)
     uncached = torch.full((len(plan.samples),), -1)
-    panel = Panel(tuple(Runnable(each, run) for each, run in zip(teachers, plan.teacher_runners, strict=False)))
+    how = zip(teachers, plan.teacher_runners, plan.numbers, strict=False)
+    panel = Panel(tuple(Runnable(each, run, numbers) for each, run, numbers in how))
     first = plan.samples.batch(plan.split.train[:1]).to(device)
     with torch.no_grad(), input_errors_refused("training data"):  # a plan does not run what a factory builds
         for side in (Runnable(model, plan.runner), *panel.members):

@@ -33,9 +33,7 @@ def read_samples(data: Data, task: Task, checkpoint: Checkpoint, tokenizer: Toke
     if data.kind == "arrays":
         return _arrays(data, task, checkpoint)
     if task == "module":
-        raise RecipeError(
-            f"{data.path}: a bare model learns from arrays, not from {data.kind}", "data.arrays: file.npz"
-        )
+        require_arrays(data)
     if task == "causal":
         windows, source = token_windows(data, tokenizer)
         return Samples({"input_ids": windows.int()}, None, source)
@@ -45,6 +43,17 @@ def read_samples(data: Data, task: Task, checkpoint: Checkpoint, tokenizer: Toke
         return _texts([texts[i] for i in first], labels[torch.tensor(first)], source, data, tokenizer)
     texts, source = sentences(data)
     return _texts([texts[i] for i in _first_of_equals(texts)], None, source, data, tokenizer)
+
+
+def require_arrays(data: Data) -> None:
+    """Refuse other data than arrays for a bare model.
+
+    Raises:
+        RecipeError: it is other data.
+    """
+    if data.kind != "arrays":
+        message = f"{data.path}: a bare model learns from arrays, not from {data.kind}"
+        raise RecipeError(message, "data.arrays: file.npz")
 
 
 def fitting_samples(data: Data, task: Task, models: Sequence[tuple[str, Checkpoint, nn.Module | None]]) -> Samples:

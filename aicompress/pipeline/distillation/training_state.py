@@ -16,6 +16,7 @@ from aicompress.disk import disk_errors
 
 FOLDER = "training"
 STATE = "state.json"
+UNSHARED = ("the processes do not see the same saved state", "OUT must lie where all of them see it")
 
 
 @dataclass(frozen=True)

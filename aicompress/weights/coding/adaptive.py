@@ -14,7 +14,6 @@ of an image), the most frequent symbol, two bytes of a checksum, and the bits of
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -90,13 +89,10 @@ def read_decision(coder: Any, data: Any, chances: Any, uses: Any, context: int) 
 
 
 @shipped
-def read_symbols(
-    decide: Any, share: Any, near: Any, coder: Any, data: Any, counts: Any, look: int, out: Any, size: Any
-) -> None:
+def read_symbols(coder: Any, data: Any, counts: Any, look: int, out: Any, size: Any) -> None:
     """Fill `out` with distances from the most frequent symbol, row by row.
 
     Args:
-        decide, share, near: `read_decision`, `significance` and `surroundings`, compiled or not.
         coder, data: of `read_decision`.
         counts: its chances and uses, and how often each column has another symbol so far.
         look: 1 where the left neighbours are looked at; the width of an image from 3 on.
@@ -111,17 +107,17 @@ def read_symbols(
             left = (1 if last != 0 else 0) + (1 if second != 0 else 0)
             second, last = last, 0
             if look > 1:
-                left, pull = near(out, at, column, look)
-                shares = share(row, occupied[column], 0) // 3 * 7 + share(column, filled, 0) // 3
+                left, pull = surroundings(out, at, column, look)
+                shares = significance(row, occupied[column], 0) // 3 * 7 + significance(column, filled, 0) // 3
                 whether, side, far = shares * 7 + left, 343 + pull, 358
             else:
-                whether, side, far = look * share(row, occupied[column], left), 21 + look * (1 + second), 24
-            if decide(coder, data, chances, uses, whether) == 1:
-                last = 2 * decide(coder, data, chances, uses, side) - 1
+                whether, side, far = look * significance(row, occupied[column], left), 21 + look * (1 + second), 24
+            if read_decision(coder, data, chances, uses, whether) == 1:
+                last = 2 * read_decision(coder, data, chances, uses, side) - 1
                 distance = 1
                 base = far + (256 if look > 0 and left > 0 else 0)
                 filled += 1
-                while distance < 255 and decide(coder, data, chances, uses, base + distance) == 1:
+                while distance < 255 and read_decision(coder, data, chances, uses, base + distance) == 1:
                     distance += 1
                 occupied[column] += 1
                 out[at] = last * distance
@@ -139,21 +135,18 @@ def read_adaptive(raw: Any, rows: int, columns: int) -> Any:
         raise ValueError("a stream of symbols is damaged: it ends too early")
     data, number = raw[5:], (343 + 15 if raw[1] > 1 else 21 + 3) + 2 * 256
     first = int.from_bytes(data[:4].tobytes().ljust(4, b"\0"), "big")
-    state: tuple[Any, ...] = (
-        [0, 0xFFFFFFFF, first, 4],
-        [32768] * number,
-        [0] * number,
-        [0] * columns,
-        [0] * rows * columns,
-    )
-    functions = [compiled(each) for each in (read_decision, significance, surroundings, read_symbols)]
-    if None in functions:
-        functions, data = [read_decision, significance, surroundings, read_symbols], data.tolist()
-    else:
-        state = tuple(np.array(part, dtype=np.int64) for part in state)
+    state: list[Any] = [
+        np.array([0, 0xFFFFFFFF, first, 4]),
+        np.full(number, 32768),
+        np.zeros(number, dtype=np.int64),
+        np.zeros(columns, dtype=np.int64),
+        np.zeros(rows * columns, dtype=np.int64),
+    ]
+    read = compiled(read_symbols, read_decision, significance, surroundings)
+    if read is None:  # lists are faster for the interpreter
+        read, data, state = read_symbols, data.tolist(), [part.tolist() for part in state]
     coder, chances, uses, occupied, out = state
-    decide, share, near, read = functions
-    read(decide, share, near, coder, data, (chances, uses, occupied), int(raw[1]), out, (rows, columns))
+    read(coder, data, (chances, uses, occupied), int(raw[1]), out, (rows, columns))
     symbols = np.asarray(out, dtype=np.int64) + int(raw[2])
     if symbols.size and not 0 <= symbols.min() <= symbols.max() <= 255:
         raise ValueError("a stream of symbols is damaged: a symbol of more than a byte")
@@ -180,9 +173,7 @@ def write_decision(coder: Any, data: Any, chances: Any, uses: Any, context: int,
     coder[0], coder[1] = low, high
 
 
-def write_symbols(
-    decide: Any, share: Any, near: Any, coder: Any, data: Any, counts: Any, look: int, offsets: Any, size: Any
-) -> None:
+def write_symbols(coder: Any, data: Any, counts: Any, look: int, offsets: Any, size: Any) -> None:
     """Write what `read_symbols` reads: distances from the most frequent symbol."""
     chances, uses, occupied = counts
     at = 0
@@ -193,17 +184,17 @@ def write_symbols(
             offset = offsets[at]
             second, last = last, 1 if offset > 0 else -1 if offset < 0 else 0
             if look > 1:
-                left, pull = near(offsets, at, column, look)
-                shares = share(row, occupied[column], 0) // 3 * 7 + share(column, filled, 0) // 3
+                left, pull = surroundings(offsets, at, column, look)
+                shares = significance(row, occupied[column], 0) // 3 * 7 + significance(column, filled, 0) // 3
                 whether, side, far = shares * 7 + left, 343 + pull, 358
             else:
-                whether, side, far = look * share(row, occupied[column], left), 21 + look * (1 + second), 24
-            decide(coder, data, chances, uses, whether, 1 if offset != 0 else 0)
+                whether, side, far = look * significance(row, occupied[column], left), 21 + look * (1 + second), 24
+            write_decision(coder, data, chances, uses, whether, 1 if offset != 0 else 0)
             if offset != 0:
-                decide(coder, data, chances, uses, side, 1 if offset > 0 else 0)
+                write_decision(coder, data, chances, uses, side, 1 if offset > 0 else 0)
                 base = far + (256 if look > 0 and left > 0 else 0)
                 for distance in range(1, min(abs(offset), 254) + 1):
-                    decide(coder, data, chances, uses, base + distance, 1 if distance < abs(offset) else 0)
+                    write_decision(coder, data, chances, uses, base + distance, 1 if distance < abs(offset) else 0)
                 occupied[column] += 1
                 filled += 1
             at += 1
@@ -217,15 +208,18 @@ def write_adaptive(symbols: Any, look: int) -> bytes:
     offsets = flat.astype(np.int64) - centre
     room = 64 + 2 * int(np.abs(offsets).sum() + 2 * offsets.size)  # a decision takes eleven bits at most
     number = IN_IMAGES if look > 1 else CONTEXTS
-    parts: list[Any] = [[0, 0xFFFFFFFF, 0, 0], [32768] * number, [0] * number, [0] * columns, [0] * room]
-    decide: Callable[..., Any] | None = compiled(write_decision)
-    share, near = compiled(significance) or significance, compiled(surroundings) or surroundings
-    write = compiled(write_symbols) or write_symbols
-    if decide is not None:
-        parts = [np.array(part, dtype=np.int64) for part in parts]
+    parts: list[Any] = [
+        np.array([0, 0xFFFFFFFF, 0, 0]),
+        np.full(number, 32768),
+        np.zeros(number, dtype=np.int64),
+        np.zeros(columns, dtype=np.int64),
+        np.zeros(room, dtype=np.uint8),
+    ]
+    write = compiled(write_symbols, write_decision, significance, surroundings)
+    if write is None:
+        write, offsets, parts = write_symbols, offsets.tolist(), [part.tolist() for part in parts]
     coder, chances, uses, occupied, data = parts
-    held = offsets if decide is not None else offsets.tolist()
-    write(decide or write_decision, share, near, coder, data, (chances, uses, occupied), look, held, (rows, columns))
+    write(coder, data, (chances, uses, occupied), look, offsets, (rows, columns))
     # The shortest number between both ends, which differ in their first byte.
-    body = bytes([*map(int, data[: int(coder[3])]), (int(coder[0]) + 0xFFFFFF) >> 24])
+    body = bytes(data[: int(coder[3])]) + bytes([(int(coder[0]) + 0xFFFFFF) >> 24])
     return bytes([ADAPTIVE, look, centre]) + checksum(flat.tobytes()).to_bytes(2, "little") + body

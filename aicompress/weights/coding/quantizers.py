@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aicompress.weights.decoding import NEXT_STATE, shipped
+from aicompress.weights.decoding import NEXT_STATE, compiled, shipped
 
 TRELLIS = 3  # the first byte of a stream
 
@@ -21,6 +21,11 @@ TRELLIS = 3  # the first byte of a stream
 def in_use(codes: Tensor) -> Tensor:
     """The quantizer, 0 or 1, of each code (rows, columns) of a trellis whose state starts anew every 256 rows."""
     rows, columns = codes.shape
+    follow = compiled(follow_states) if codes.device.type == "cpu" else None
+    if follow is not None:
+        held = torch.empty(rows, columns, dtype=torch.uint8)
+        follow(codes.detach().to(torch.int16).contiguous().numpy(), np.array(NEXT_STATE).reshape(-1), held.numpy())
+        return held
     block = min(256, max(1, rows))
     blocks = torch.nn.functional.pad(codes.detach().abs(), (0, 0, 0, -rows % block)).reshape(-1, block, columns)
     odd = (blocks.long() & 1).transpose(0, 1)
@@ -31,6 +36,18 @@ def in_use(codes: Tensor) -> Tensor:
         quantizer[row] = state & 1
         state = table[2 * state + odd[row]]
     return quantizer.transpose(0, 1).reshape(-1, columns)[:rows]
+
+
+@shipped
+def follow_states(codes: Any, follow: Any, out: Any) -> None:
+    """Fill `out` with the quantizer of each code (rows, columns) int16. Compiled by numba."""
+    state = np.zeros(codes.shape[1], dtype=np.int64)
+    for row in range(codes.shape[0]):
+        if row % 256 == 0:
+            state[:] = 0
+        for column in range(codes.shape[1]):
+            out[row, column] = state[column] & 1
+            state[column] = follow[2 * state[column] + (codes[row, column] & 1)]
 
 
 @shipped

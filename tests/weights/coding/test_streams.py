@@ -96,6 +96,18 @@ def test_is_the_same_without_numba(binary: bool, monkeypatch: pytest.MonkeyPatch
     assert torch.equal(read_stream(stream, *symbols.shape), symbols)
 
 
+def test_another_process_finds_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dispatcher made anew knows of the code no more than another process does."""
+    symbols = (drawn(60, 70) > 1).to(torch.uint8)
+    for _ in range(2):
+        for name in list(COMPILED):
+            monkeypatch.delitem(COMPILED, name)
+        assert read_stream(write_stream(symbols), 60, 70).equal(symbols)
+    for name in ("read_symbols", "write_symbols"):
+        assert COMPILED[name].stats.cache_hits
+        assert not COMPILED[name].stats.cache_misses
+
+
 @pytest.mark.parametrize("compiled", [True, False])
 def test_codes_of_two_quantizers_have_a_model_each(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     symbols = (drawn(600, 24) * 2).round().add(128).to(torch.uint8)

@@ -8,6 +8,7 @@ right half as one matrix product. That is GPTQ's lazy batch update at every size
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,10 +21,10 @@ LEAF = 16  # columns that are updated one by one; matrix products do the rest
 
 
 class Rounding(Protocol):
-    """What a column is rounded to."""
+    """What columns are rounded to."""
 
-    def round(self, column: int, target: Tensor, codes: Tensor) -> Tensor:
-        """Fill `codes` (out,) for one column; returns the values that they stand for, (out,)."""
+    def leaf(self, sweep: Sweep, begin: int, end: int) -> None:
+        """Round some of the columns of a sweep, each telling the later ones of them its error."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ class Grid:
         """What codes (in, out) stand for."""
         return self.steps(codes) * self.scale[list(self.group)]
 
+    def leaf(self, sweep: Sweep, begin: int, end: int) -> None:
+        """Round some of the columns of a sweep, each telling the later ones of them its error."""
+        one_by_one(self.round, sweep, begin, end)
+
     def round(self, column: int, target: Tensor, codes: Tensor) -> Tensor:
         """Fill `codes` (out,) with the nearest codes of a column; returns their values."""
         lowest, highest = grid(self.bits)
@@ -62,45 +67,57 @@ class Grid:
         return (code.add_(zero).round_().clamp_(lowest, highest) - zero).mul_(scale)
 
 
-def round_columns(targets: Tensor, coupling: Tensor, levels: Rounding, reference: Tensor | None = None) -> Tensor:
-    """Round row i of `targets` to its grid, then add coupling[i, k] (ŵ_i − reference_i) to every later row k.
-
-    Args:
-        targets: (in, out) float32; overwritten.
-        coupling: (in, in) float32; only its strict upper triangle is read.
-        levels: what to round to.
-        reference: (in, out), what the rounded values are compared with; None: the targets at their turn.
-
-    Returns:
-        Codes, (in, out) float32 integers.
-    """
-    sweep = _Sweep(targets, coupling, levels, reference, torch.empty_like(targets), torch.empty_like(targets))
-    sweep.run(0, len(targets))
-    return sweep.codes
-
-
 @dataclass(frozen=True)
-class _Sweep:
+class Sweep:
+    """Columns on their way to be rounded, all matrices in the order of rounding.
+
+    Attributes:
+        targets: (in, out) float32; overwritten where columns are coupled.
+        coupling: (in, in) float32, of which the strict upper triangle is read; None where no error is moved.
+        reference: (in, out), what the rounded values are compared with; None: the targets at their turn.
+        codes: (in, out) float32, to be filled.
+        errors: (in, out) float32, to be filled.
+    """
+
     targets: Tensor
-    coupling: Tensor
-    levels: Rounding
+    coupling: Tensor | None
     reference: Tensor | None
     codes: Tensor
     errors: Tensor
 
-    def run(self, begin: int, end: int) -> None:
-        if end - begin <= LEAF:
-            self.leaf(begin, end)
+    def run(self, levels: Rounding, begin: int, end: int) -> None:
+        """Round columns `begin` to `end` by halves."""
+        if self.coupling is None or end - begin <= LEAF:
+            levels.leaf(self, begin, end)
             return
         middle = begin + (end - begin) // 2
-        self.run(begin, middle)
+        self.run(levels, begin, middle)
         self.targets[middle:end].addmm_(self.coupling[begin:middle, middle:end].t(), self.errors[begin:middle])
-        self.run(middle, end)
+        self.run(levels, middle, end)
 
-    def leaf(self, begin: int, end: int) -> None:
-        for i in range(begin, end):
-            target = self.targets[i]
-            value = self.levels.round(i, target, self.codes[i])
-            error = torch.sub(value, target if self.reference is None else self.reference[i], out=self.errors[i])
-            if i + 1 < end:
-                self.targets[i + 1 : end].addr_(self.coupling[i, i + 1 : end], error)
+
+def round_columns(
+    targets: Tensor, coupling: Tensor | None, levels: Rounding, reference: Tensor | None = None
+) -> Tensor:
+    """Round row i of `targets` to its grid, then add coupling[i, k] (ŵ_i − reference_i) to every later row k.
+
+    Args:
+        targets, coupling, reference: as of a `Sweep`.
+        levels: what to round to.
+
+    Returns:
+        Codes, (in, out) float32 integers.
+    """
+    sweep = Sweep(targets, coupling, reference, torch.empty_like(targets), torch.empty_like(targets))
+    sweep.run(levels, 0, len(targets))
+    return sweep.codes
+
+
+def one_by_one(round_column: Callable[[int, Tensor, Tensor], Tensor], sweep: Sweep, begin: int, end: int) -> None:
+    """Round columns by a function that fills the codes (out,) of a column and returns their values."""
+    for i in range(begin, end):
+        target = sweep.targets[i]
+        value = round_column(i, target, sweep.codes[i])
+        error = torch.sub(value, target if sweep.reference is None else sweep.reference[i], out=sweep.errors[i])
+        if sweep.coupling is not None and i + 1 < end:
+            sweep.targets[i + 1 : end].addr_(sweep.coupling[i, i + 1 : end], error)

@@ -19,15 +19,14 @@ from torch import Tensor
 from aicompress.layer import LayerInfo
 from aicompress.methods.method import MethodConfig
 from aicompress.methods.quantize.grid.columns import Rounding, round_columns
-from aicompress.methods.quantize.grid.trellis import TrellisGrid, least_cost, typical
+from aicompress.methods.quantize.grid.trellis import TrellisGrid, compiled_search, typical
+from aicompress.methods.quantize.grid.uniform import UniformGrid
 from aicompress.weights import ColumnScaled, IntGrouped, Trellis, Weight
 from aicompress.weights.coding.quantizers import in_use
 from aicompress.weights.coding.writing import write_stream
-from aicompress.weights.decoding import compiled
 from aicompress.weights.trellis import levels
 
 BITS = 8  # of a code before it is entropy-coded
-MOST = 127
 BUCKETS = 16  # of columns, as the coder has them
 SLOPE = 2 * math.log(2) / 12
 TRELLIS_ERROR = 4 * 0.7  # of squares of a trellis's step, where a uniform quantizer's error is 1/12 of its own
@@ -35,6 +34,7 @@ SAMPLE = 256  # rows that steps are searched on
 ESTIMATED = 3  # passes whose bits are those of their tables
 MEASURED = 5  # passes at most whose codes are coded
 NEAR = 0.006  # share of the target that a search stops within
+TINY = 1024  # weights of a layer up to which the bytes that any stream has tell more than its codes do
 WHOLE = 16  # bits that it stops within, however few a small layer has: streams are of whole bytes
 SCALES = torch.bfloat16  # of factors of rows and columns: half a percent of a factor is far below the codes' error
 
@@ -81,44 +81,6 @@ class Problem:
     def rows(self, every: int) -> Problem:
         """The same with some of the rows of the weight."""
         return Problem(self.wanted[:, ::every].contiguous(), self.coupling, self.weight, self.profile)
-
-
-@dataclass(frozen=True)
-class RatedGrid:
-    """A uniform grid for each column, and what its codes cost.
-
-    Attributes:
-        steps: (in,) float32.
-        price: of a bit in each column, in squares of its step.
-        tables: (buckets, 256) bits of code + 128.
-        bucket: of each column.
-    """
-
-    steps: Tensor
-    price: Tensor
-    tables: Tensor | None
-    bucket: Tensor
-
-    def round(self, column: int, target: Tensor, codes: Tensor) -> Tensor:
-        """Fill `codes` (out,) with the codes of least cost of a column; returns their values."""
-        exact = target / self.steps[column]
-        nearest = torch.round(exact, out=codes).clamp_(-MOST, MOST)
-        if self.tables is not None:
-            table, smaller = self.tables[self.bucket[column]], nearest - nearest.sign()
-            saved = table[(nearest + 128).int()] - table[(smaller + 128).int()]
-            further = (exact - smaller).square_() - (exact - nearest).square_()
-            codes.copy_(torch.where(further < saved.mul_(self.price[column]), smaller, nearest))
-        return codes * self.steps[column]
-
-
-def _round(problem: Problem, grid: Rounding) -> Tensor:
-    """Codes (in, out) of all columns."""
-    if problem.coupling is not None:
-        return round_columns(problem.wanted.clone(), problem.coupling, grid)
-    codes = torch.empty_like(problem.wanted)
-    for column in range(len(codes)):
-        grid.round(column, problem.wanted[column], codes[column])
-    return codes
 
 
 def _tables(codes: Tensor, trellis: bool) -> tuple[Tensor, Tensor, float]:
@@ -173,22 +135,22 @@ def rated_codes(problem: Problem, bits: float, config: RatedConfig) -> Rated:
     price = problem.weight.double().mul(problem.profile.double().square())
     slope = config.rate * SLOPE * (TRELLIS_ERROR if trellis else 1)
     price = (slope * price.mean() / price.clamp_min(1e-30)).clamp_max(16).float()
-    tables: Tensor | None = None
+    kind: type[TrellisGrid | UniformGrid] = TrellisGrid if trellis else UniformGrid
+    tables = typical() if trellis else torch.zeros(1, 256)
     bucket, best = torch.zeros(columns, dtype=torch.long), None
     every = max(1, rows // SAMPLE)
     for attempt in range(ESTIMATED + MEASURED):
         measured = attempt >= ESTIMATED
         steps = math.exp(log) * problem.profile
-        grid: Rounding = RatedGrid(steps, price, tables if config.rate else None, bucket)
-        if trellis:
-            grid = TrellisGrid(steps, price, typical() if tables is None else tables, bucket)
-        codes = _round(problem if measured else problem.rows(every), grid)
+        grid: Rounding = kind(steps, price, tables, bucket)
+        part = problem if measured else problem.rows(every)
+        codes = round_columns(part.wanted.clone(), problem.coupling, grid)
         tables, bucket, taken = _tables(codes, trellis)
         if measured:
-            taken = coded_bits(codes, trellis)
+            taken = coded_bits(codes, trellis) if codes.numel() > TINY else taken
             off = abs(taken - bits)
             best = (off, codes, steps) if best is None or off < best[0] else best
-            if off <= max(NEAR * bits, WHOLE / codes.numel()):
+            if off <= max(NEAR * bits, WHOLE / codes.numel()) or (taken > bits and not codes.any()):
                 break
         log += max(-2.0, min(2.0, (taken - bits) * math.log(2)))
     assert best is not None
@@ -215,7 +177,7 @@ def refitted(wanted: Tensor, hessian: Tensor | None, values: Tensor, columns: bo
     """
     pull = wanted if hessian is None else hessian @ wanted
     t, g = torch.ones(wanted.shape[1]), torch.ones(wanted.shape[0])
-    for _ in range(3 if columns and hessian is not None else 1):
+    for _ in range(2 if columns and hessian is not None else 1):  # more change nothing
         scaled = values * g[:, None]
         norm = (scaled * (scaled if hessian is None else hessian @ scaled)).sum(dim=0)
         t = torch.where(norm > 0, (scaled * pull).sum(dim=0) / norm.clamp_min(1e-30), 1.0).clamp_(0.5, 2.0)
@@ -224,14 +186,20 @@ def refitted(wanted: Tensor, hessian: Tensor | None, values: Tensor, columns: bo
             normal = (hessian * (scaled @ scaled.t())).double()
             ridge = 1e-3 * normal.diagonal() + 1e-12 * normal.diagonal().mean() + 1e-30
             off = (scaled * pull).sum(dim=1).double() - normal.sum(dim=1)
-            g = (1 + torch.linalg.solve(normal + torch.diag(ridge), off)).clamp_(0.0, 2.0).float()
+            normal.diagonal().add_(ridge)
+            g = (1 + torch.cholesky_solve(off[:, None], torch.linalg.cholesky(normal))[:, 0]).clamp_(0.0, 2.0).float()
     return t, g
 
 
-def overhead(info: LayerInfo, columns: bool) -> float:
-    """Bits per weight of the factors of rows, and of columns where there are such."""
+def bits_of_codes(info: LayerInfo, config: RatedConfig, columns: bool) -> float:
+    """Bits per code once the factors of rows, and of columns where there are such, have taken theirs.
+
+    Codes keep half of the target: of a layer so small that factors would take all of it nothing would be left, and its
+    bytes are few.
+    """
     out, width = info.shape
-    return 16 * (out + (width if columns else 0)) / max(1, out * width)
+    factors = 16 * (out + (width if columns else 0)) / max(1, out * width)
+    return max(config.target_bpw - factors, config.target_bpw / 2)
 
 
 def stored(rated: Rated, order: Tensor, rows: Tensor, columns: Tensor | None) -> Weight:
@@ -257,7 +225,7 @@ def outline(info: LayerInfo, config: RatedConfig, columns: bool) -> Weight:
 
 def check(info: LayerInfo, config: RatedConfig) -> tuple[str, str] | None:
     """A trellis is searched by compiled code."""
-    if config.quantizer == "trellis" and compiled(least_cost) is None:
+    if config.quantizer == "trellis" and compiled_search() is None:
         return f"{info.name}: its trellis needs numba, which cannot be imported", "pip install numba"
     return None
 
