@@ -45,15 +45,24 @@ class Journal:
         path = work / name
         if not path.is_file():
             return cls.start(work, fingerprint, name)
-        require_same(work, fingerprint, name)
-        text = path.read_text(encoding="utf-8")
-        first, *rest = text.splitlines()
-        notes = {note["parameter"]: note["note"] for note in map(_parsed, rest) if "parameter" in note}
+        left = cls.read(work, fingerprint, name)
         # Written anew, for a kill may have cut off the last line, and another one must not go on from there.
-        fresh = path.with_suffix(".new")
-        fresh.write_text("\n".join([first, *map(_line, notes.items())]) + "\n", encoding="utf-8")
+        fresh, first = path.with_suffix(".new"), json.dumps({"fingerprint": fingerprint})
+        fresh.write_text("\n".join([first, *map(_line, left.done.items())]) + "\n", encoding="utf-8")
         fresh.replace(path)
-        return cls(path, notes)
+        return left
+
+    @classmethod
+    def read(cls, work: Path, fingerprint: str, name: str = NAME) -> Journal:
+        """The journal of a stopped run as it left it; an empty one where there is none.
+
+        Raises:
+            Refused: the stopped run had another input, recipe or version.
+        """
+        path = work / name
+        require_same(work, fingerprint, name)
+        rest = path.read_text(encoding="utf-8").splitlines()[1:] if path.is_file() else []
+        return cls(path, {note["parameter"]: note["note"] for note in map(_parsed, rest) if "parameter" in note})
 
     def record(self, parameter: str, note: Any) -> None:
         """Note that a parameter's bytes are written."""

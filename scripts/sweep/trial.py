@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import aicompress.hf  # noqa: F401  transformers' reader of the native layout
 from aicompress.errors import CompressError, Problems, RecipeError, Refused
 from aicompress.model.architecture import tiny_model
+from aicompress.model.architecture.tiny_inputs import inputs_of
 from aicompress.model.loading.load import load
 from aicompress.pipeline import steps
 from aicompress.pipeline.step.options import Options
@@ -169,7 +170,7 @@ def _calibration(folder: Path) -> str:
         Refused: what the model takes is not known here.
     """
     try:
-        inputs = tiny_model.inputs_of(load(folder / "in", kernels="reference"))
+        inputs = inputs_of(load(folder / "in", kernels="reference"))
     except CompressError as error:
         raise Refused("what it takes is not known to the sweep") from error
     real = {name: value.float() if value.is_floating_point() else value for name, value in inputs.items()}
@@ -190,7 +191,7 @@ def _dense(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _outputs(model: Any) -> list[Tensor]:
     """What the model gives for a few tokens or an image; nothing where it takes neither."""
     try:
-        inputs = tiny_model.inputs_of(model)
+        inputs = inputs_of(model)
         torch.manual_seed(0)  # some draw what they mask
         inputs = {key: value.float() if value.is_floating_point() else value for key, value in inputs.items()}
         return tiny_model.outputs_of(model, inputs)

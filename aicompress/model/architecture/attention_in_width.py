@@ -28,6 +28,7 @@ from aicompress.model.architecture.fused_heads import positions, query_positions
 from aicompress.model.architecture.hidden_width import FIELDS, HEAD_COUNTS, Residual, residual, small, with_width
 from aicompress.model.architecture.layer_groups import by_reader
 from aicompress.model.architecture.shapes import build, is_taken, shapes_of
+from aicompress.model.architecture.tiny_inputs import inputs_of
 from aicompress.model.loading.architecture_code import refusing
 from aicompress.weights import TensorSpec
 
@@ -217,7 +218,7 @@ def _key_counts(config: Mapping[str, Any], level: Path) -> list[Path]:
 def _computes(model: Any, architecture: Architecture, attentions: Sequence[Attention], grouped: bool) -> bool:
     """Whether a miniature gives without some heads of every attention what it gives with these heads silent."""
     wide = miniature.in_memory(model)
-    inputs, generator = miniature.inputs_of(wide), torch.Generator().manual_seed(2)
+    inputs, generator = inputs_of(wide), torch.Generator().manual_seed(2)
     miniature.randomize(wide)
     names = {architecture.on_disk(name): name for name, _ in wide.named_parameters()}
     cut: dict[str, Tensor] = {}

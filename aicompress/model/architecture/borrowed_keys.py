@@ -27,6 +27,7 @@ from aicompress.model.architecture.reduced_model import (
     with_short_windows,
 )
 from aicompress.model.architecture.shapes import is_taken
+from aicompress.model.architecture.tiny_inputs import inputs_of
 
 
 def coupled(architecture: Architecture, attentions: Sequence[Attention]) -> list[list[int]]:
@@ -82,7 +83,7 @@ class _Trial:
             self.model.get_parameter(name).zero_()
             module = self.model.get_submodule(name.rpartition(".")[0])
             module.register_forward_pre_hook(self._keep(number))
-        self.inputs = miniature.inputs_of(self.model)
+        self.inputs = inputs_of(self.model)
         self.before = self._run()
 
     def _keep(self, number: int) -> Any:

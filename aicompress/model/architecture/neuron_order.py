@@ -18,6 +18,7 @@ from aicompress.errors import CheckpointError
 from aicompress.model.architecture import tiny_model
 from aicompress.model.architecture.reduced_model import started
 from aicompress.model.architecture.shapes import stored_tensors
+from aicompress.model.architecture.tiny_inputs import inputs_of
 from aicompress.model.channels.graph import tensors_of
 
 ONE = 1  # the neuron that is looked at
@@ -122,7 +123,7 @@ class _Trial:
 
     def __init__(self, model: Any, shares: Mapping[str, _Share], width: int) -> None:
         self.model, self.shares, self.width = model, shares, width
-        self.inputs = tiny_model.inputs_of(model)
+        self.inputs = inputs_of(model)
         self.given: dict[str, Tensor] = {}
         for name in {path for share in shares for path in _parents(share) if self._holds_two(path)}:
             model.get_submodule(name).register_forward_hook(self._keep(name))

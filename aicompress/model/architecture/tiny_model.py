@@ -9,7 +9,7 @@ adds to it, or for both (a pooling head), until the outputs stay. Where heads li
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.errors import CheckpointError
+from aicompress.model.architecture.tiny_inputs import HINT, inputs_of
 from aicompress.model.channels.graph import tensors_of
 from aicompress.model.loading.architecture_code import refusing
 
-HINT = "prune its heads, feed-forward neurons or layers instead"
 UNDECIDED = 7  # kinds of matrices that are told apart at most
 MOST = 200  # combinations of what they can be that are tried
 NARROW, WIDE = 8, 12
@@ -73,15 +73,14 @@ def parts_of(models: tuple[Any, Any], shared: Sharing) -> Parts | str:
         shared: the heads that share the width, and how they may lie.
     """
     narrow, wide = models
-    shapes = {name: parameter.shape for name, parameter in wide.named_parameters()}
-    axes = {
-        name: [axis for axis, size in enumerate(parameter.shape) if shapes[name][axis] != size]
-        for name, parameter in narrow.named_parameters()
-    }
+    axes = _following(narrow.named_parameters(), wide.named_parameters())
+    if shared.layout not in OF_ENTRIES:  # heads can go where a table that code computes stays, such as of positions
+        axes |= _following(narrow.named_buffers(), wide.named_buffers())
     try:
         trial = _Trial(narrow, {name: lengths for name, lengths in axes.items() if lengths}, shared)
     except CheckpointError as error:
         return error.message
+    axes = {name: axes[name] for name, _ in narrow.named_parameters()}
     double = {family(name) for name, lengths in axes.items() if len(lengths) > 1}
     likenesses = [kinds for kinds in _alike(sorted(double)) if len(kinds) <= UNDECIDED]
     if not likenesses:
@@ -90,7 +89,20 @@ def parts_of(models: tuple[Any, Any], shared: Sharing) -> Parts | str:
         for parts in _assignments(narrow, axes, kinds, NARROW * shared.heads):
             if trial.stays(parts):
                 return parts
-    return "its coordinates do not all play one part" if not double else "heads are a share of it in an unknown way"
+    if not double:
+        return "its coordinates do not all play one part"
+    which = f"whichever of its {len(double)} kinds of square matrices hold heads"
+    return f"with coordinates in another order the model computes otherwise, {which}"
+
+
+def _following(narrow: Iterable[tuple[str, Tensor]], wide: Iterable[tuple[str, Tensor]]) -> dict[str, list[int]]:
+    """Axes of tensors that follow the width."""
+    shapes = {name: tensor.shape for name, tensor in wide if tensor is not None}
+    return {
+        name: [axis for axis, size in enumerate(tensor.shape) if shapes[name][axis] != size]
+        for name, tensor in narrow
+        if tensor.ndim == len(shapes.get(name, ()))
+    }
 
 
 def _alike(double: list[str]) -> list[list[list[str]]]:
@@ -157,22 +169,27 @@ class _Trial:
             self.turn = self.turn.roll(1)
         self.inputs = inputs_of(self.model)
         randomize(self.model)
-        self.values = {name: parameter.clone() for name, parameter in self.model.named_parameters()}
+        self.values = {name: tensor.clone() for name, tensor in self._tensors()}
         self.outputs = outputs_of(self.model, self.inputs)
 
     def stays(self, parts: Parts) -> bool:
         """Whether all outputs stay, or are in the stream's new order."""
-        for name, parameter in self.model.named_parameters():
+        for name, tensor in self._tensors():
             value = self.values[name]
-            for axis in self.axes.get(name, ()):
+            for axis in self.axes[name]:
                 index = self._order(parts.get((family(name), axis)), value.shape[axis])
                 if index is None:
                     return False
                 value = value.index_select(axis, index)
-            parameter.copy_(value)
+            tensor.copy_(value)
         return all(
             self._same(one, other) for one, other in zip(outputs_of(self.model, self.inputs), self.outputs, strict=True)
         )
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Everything that moves with the width."""
+        tensors = (*self.model.named_parameters(), *self.model.named_buffers())
+        return ((name, tensor) for name, tensor in tensors if self.axes.get(name))
 
     def _order(self, part: Side | None, length: int) -> Tensor | None:
         """The new order of an axis of this length; None where it cannot play the part."""
@@ -226,53 +243,6 @@ def randomize(model: nn.Module) -> None:
     for parameter in model.parameters():
         fan = parameter.shape[-1] if parameter.ndim > 1 else 4
         parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / fan**0.5)
-
-
-def inputs_of(model: Any) -> dict[str, Tensor]:
-    """A few random tokens, an image, both, or frames of sound.
-
-    Raises:
-        CheckpointError: the model reads something else.
-    """
-    with refusing("what a small model reads cannot be told", HINT):
-        return _inputs_of(model)
-
-
-def _inputs_of(model: Any) -> dict[str, Tensor]:
-    config, taken = model.config.to_dict(), model.main_input_name
-    generator = torch.Generator().manual_seed(0)
-    vision = config.get("vision_config")
-    if taken == "pixel_values":
-        return {taken: _image(vision if isinstance(vision, dict) else config, generator)}
-    if taken == "input_features" and {"num_mel_bins", "max_source_positions"} <= config.keys():
-        frames = (1, config["num_mel_bins"], 2 * config["max_source_positions"])
-        sound = {taken: torch.randn(frames, generator=generator, dtype=torch.float64)}
-        if not model.config.is_encoder_decoder:  # an encoder of sound alone has no vocabulary
-            return sound
-        return {**sound, "decoder_input_ids": torch.randint(0, config["vocab_size"], (1, 6), generator=generator)}
-    if taken != "input_ids":
-        raise CheckpointError(f"a small model that reads {taken} cannot be tried out", HINT)
-    vocabulary = model.config.get_text_config().to_dict().get("vocab_size")
-    if not isinstance(vocabulary, int):
-        raise CheckpointError("a small model without a vocabulary cannot be tried out", HINT)
-    ids = torch.randint(0, vocabulary, (2, 6), generator=generator)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if isinstance(vision, dict) and not model.can_generate():  # what generates runs on tokens alone
-        inputs["pixel_values"] = _image(vision, generator).expand(len(ids), -1, -1, -1)
-    return {**inputs, "decoder_input_ids": ids} if model.config.is_encoder_decoder else inputs
-
-
-def _image(config: Mapping[str, Any], generator: torch.Generator) -> Tensor:
-    """A random image, (1, channels, height, width).
-
-    Raises:
-        CheckpointError: nothing says how large one is.
-    """
-    size = config.get("image_size")
-    if not isinstance(size, int):
-        raise CheckpointError("the size of its images cannot be told", HINT)
-    shape = (1, config.get("num_channels", 3), size, size)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Add up the input statistics of several processes, each of which ran its own batches."""
+"""Processes that walk or tune together, and the sum of the input statistics of each one's batches."""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 Codes move against the sign of their gradients, straight through the rounding. Factors of low-rank layers, and norms and
 biases, move by Adam (Kingma and Ba 2015, arXiv:1412.6980), in units of their size; so does all that a weight of another
-form is made of.
+form is made of. What is zero, such as a bias that was never trained, has no size of its own, and takes that of the
+weights about it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from aicompress.layer import from_matrix
 from aicompress.methods.distill.latent import latent_suffixes, relaxed, settled
 from aicompress.weights import Dense, IntGrouped, LowRank, Weight
 from aicompress.weights.decoding import decode
+
+OF_ZEROS = 0.02  # size of a block that is all zero: what most models' weights are drawn with
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,10 @@ class Moving(Protocol):
     """What moves of a layer."""
 
     layer: TunableLayer
+
+    @property
+    def tensors(self) -> Sequence[Tensor]:
+        """All that moves; gradients of the parameter reach these."""
 
     def dense(self) -> Tensor:
         """The parameter, differentiable."""
@@ -107,10 +114,11 @@ class _Latent:
         self.scale = weight.scale.float()[..., None].clone().requires_grad_()  # (out, groups, 1), or (1, 1, 1)
         self.zero = None if weight.zero is None else weight.zero.float()[..., None]
         codes = weight.codes.float().view(grouped)
-        exact = layer.wanted.reshape(grouped) / self.scale.detach()
+        exact = (layer.wanted.reshape(grouped) / self.scale.detach()).nan_to_num()  # 0 / 0 where a scale is 0
         if self.zero is not None:
             exact += self.zero
         self.latent = torch.clamp(exact, codes - 0.499, codes + 0.499).requires_grad_()
+        self.tensors = [self.latent, self.scale]
 
     def dense(self) -> Tensor:
         """The parameter, differentiable."""
@@ -168,16 +176,16 @@ def _size(tensor: Tensor) -> float:
 class _Numbers:
     """Both factors of a low-rank layer, or a vector beside the layers."""
 
-    def __init__(self, layer: TunableLayer, weight: LowRank | Dense) -> None:
+    def __init__(self, layer: TunableLayer, weight: LowRank | Dense, unit: float) -> None:
         self.layer = layer
         given = [weight.out, weight.inner] if isinstance(weight, LowRank) else [weight]
         self.dtypes = [spec.dtype for spec in weight.specs().values()]
-        self.factors = [factor.dense().clone().requires_grad_() for factor in given]
-        self.adam = _Adam(self.factors, [_size(factor) for factor in self.factors])
+        self.tensors = [factor.dense().clone().requires_grad_() for factor in given]
+        self.adam = _Adam(self.tensors, [_size(factor) or unit for factor in self.tensors])
 
     def dense(self) -> Tensor:
         """The parameter, differentiable."""
-        return from_matrix(reduce(torch.matmul, self.factors), self.layer.shape, self.layer.transposed)
+        return from_matrix(reduce(torch.matmul, self.tensors), self.layer.shape, self.layer.transposed)
 
     @torch.no_grad()
     def move(self, pace: TuningSchedule, left: float) -> None:
@@ -186,24 +194,24 @@ class _Numbers:
 
     def stored(self) -> LowRank | Dense:
         """Numbers in the dtypes that they are stored in."""
-        factors = [Dense(factor.detach().to(dtype)) for factor, dtype in zip(self.factors, self.dtypes, strict=True)]
+        factors = [Dense(factor.detach().to(dtype)) for factor, dtype in zip(self.tensors, self.dtypes, strict=True)]
         return LowRank(*factors) if len(factors) > 1 else factors[0]
 
 
 class _Relaxed:
     """All numbers of a weight of any form, its codes as latent numbers."""
 
-    def __init__(self, layer: TunableLayer, weight: Weight, pace: TuningSchedule) -> None:
+    def __init__(self, layer: TunableLayer, weight: Weight, pace: TuningSchedule, unit: float) -> None:
         self.layer, self.start = layer, relaxed(weight)
         whole = self.start.tensors()
         self.fixed = {suffix: tensor for suffix, tensor in whole.items() if not tensor.is_floating_point()}
         self.moved = {s: t.float().clone().requires_grad_() for s, t in whole.items() if t.is_floating_point()}
         latent, scales = latent_suffixes(weight), weight.scale_suffixes()
         shares = {s: pace.rate if s in latent else pace.scale_rate if s in scales else pace.factor_rate for s in whole}
+        self.tensors = list(self.moved.values())
         # Adam moves by `factor_rate`, so that another pace is another unit.
-        self.adam = _Adam(
-            list(self.moved.values()), [shares[s] / pace.factor_rate * _size(t) for s, t in self.moved.items()]
-        )
+        units = [shares[s] / pace.factor_rate * (_size(t) or unit) for s, t in self.moved.items()]
+        self.adam = _Adam(self.tensors, units)
         self.zeros = {s: t.detach() == 0 for s, t in self.moved.items() if layer.keeps_zeros and t.ndim > 1}
         if layer.keeps_zeros and "" in latent and self.moved[""].shape == weight.shape:
             self.zeros[""] = weight.dense() == 0  # a code of zero is not always the number 0
@@ -227,16 +235,23 @@ class _Relaxed:
         return settled(self.start, {suffix: t.detach().to(whole[suffix].dtype) for suffix, t in self.moved.items()})
 
 
-def moving(layer: TunableLayer, pace: TuningSchedule) -> Moving:
-    """What moves of a layer."""
+def moving(layers: Sequence[TunableLayer], pace: TuningSchedule) -> list[Moving]:
+    """What moves of the layers of a block."""
+    sizes = [_size(layer.wanted) for layer in layers]
+    least = min((each for each in sizes if each), default=OF_ZEROS)
+    return [_moving(layer, pace, each or least) for layer, each in zip(layers, sizes, strict=True)]
+
+
+def _moving(layer: TunableLayer, pace: TuningSchedule, unit: float) -> Moving:
+    """What moves of a layer; numbers that are all zero move in a given unit."""
     weight = layer.weight
     if isinstance(weight, IntGrouped) and weight.even and not layer.keeps_zeros:
         return _Latent(layer, weight)
     if isinstance(weight, Dense) and not layer.keeps_zeros:
-        return _Numbers(layer, weight)
+        return _Numbers(layer, weight, unit)
     if isinstance(weight, LowRank) and moves(weight):
-        return _Numbers(layer, weight)
-    return _Relaxed(layer, weight, pace)
+        return _Numbers(layer, weight, unit)
+    return _Relaxed(layer, weight, pace, unit)
 
 
 def moves(weight: Weight | None) -> bool:

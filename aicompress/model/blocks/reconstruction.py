@@ -8,6 +8,8 @@ their error and few steps are needed. And scales move themselves, as in Efficien
 what they are. Factors of low-rank layers, and the norms and biases beside them, move by Adam (Kingma and Ba 2015,
 arXiv:1412.6980), in units of their size. What comes out is taken only if the block's error on all inputs is lower than
 before.
+
+Several processes tune as one: each holds some rows of every batch, and gradients and errors are added up.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from aicompress.layer import from_matrix
+from aicompress.model.blocks.all_reduce import Team
 from aicompress.model.blocks.moving_weights import TunableLayer, TuningSchedule, moving
 from aicompress.model.kernels.bf16_products import RoundedLayers
 from aicompress.weights import Weight
@@ -38,6 +41,7 @@ class Stage:
         targets: the original model's outputs, one tensor a batch.
         masks: real tokens of every batch, (batch, tokens) bool; None where all are.
         rounded: linear layers multiply float32 numbers rounded to bfloat16.
+        team: processes that tune the block together, each with rows of its own of every batch; None for this one alone.
     """
 
     name: str
@@ -46,6 +50,15 @@ class Stage:
     targets: Sequence[Tensor]
     masks: Sequence[Tensor | None]
     rounded: bool = False
+    team: Team | None = None
+
+    def shares(self) -> list[float]:
+        """For every batch how much of what counts is in this process's rows."""
+        if self.team is None:
+            return [1.0] * len(self.inputs)
+        own = torch.tensor([_counted(t, m).numel() for t, m in zip(self.targets, self.masks, strict=True)])
+        whole = self.team.total(own.to(self.targets[0].device))
+        return (own / whole.cpu().clamp_min(1)).tolist()
 
 
 def tune(stage: Stage, layers: Sequence[TunableLayer], pace: TuningSchedule, seed: int) -> list[Weight]:
@@ -61,10 +74,14 @@ def tune(stage: Stage, layers: Sequence[TunableLayer], pace: TuningSchedule, see
     stage.module.requires_grad_(False)
     try:
         start = [layer.weight for layer in layers]
-        parts = [moving(layer, pace) for layer in layers]
-        batches = _orders(len(stage.inputs), seed)
+        parts = moving(layers, pace)
+        batches, shares = _orders(len(stage.inputs), seed), stage.shares()
         for step in range(pace.steps):
-            _loss(stage, next(batches), lambda: {part.layer.parameter: part.dense() for part in parts}).backward()  # type: ignore[no-untyped-call]
+            number = next(batches)
+            loss = _loss(stage, number, lambda: {part.layer.parameter: part.dense() for part in parts})
+            (loss * shares[number]).backward()  # type: ignore[no-untyped-call]
+            if stage.team is not None:
+                _add_up([tensor for part in parts for tensor in part.tensors], stage.team)
             for part in parts:
                 part.move(pace, 1 - step / pace.steps)
         tuned = [part.stored() for part in parts]
@@ -81,7 +98,23 @@ def error(stage: Stage, layers: Sequence[TunableLayer], weights: Sequence[Weight
         layer.parameter: from_matrix(weight.dense(), layer.shape, layer.transposed)
         for layer, weight in zip(layers, weights, strict=True)
     }
-    return sum(float(_loss(stage, number, lambda: dense)) for number in range(len(stage.inputs))) / len(stage.inputs)
+    losses = [float(_loss(stage, number, lambda: dense)) * share for number, share in enumerate(stage.shares())]
+    mean = sum(losses) / len(losses)
+    if stage.team is None:
+        return mean
+    return float(stage.team.total(torch.tensor(mean, dtype=torch.float64, device=stage.targets[0].device)))
+
+
+def _add_up(tensors: Sequence[Tensor], team: Team) -> None:
+    """Replace the gradients of some tensors by their sums over all processes; one that no process has stays away."""
+    there = team.total(torch.tensor([float(t.grad is not None) for t in tensors], device=tensors[0].device))
+    reached = [tensor for tensor, count in zip(tensors, there.tolist(), strict=True) if count]
+    if not reached:
+        return
+    flat = torch.cat([(torch.zeros_like(t) if t.grad is None else t.grad).reshape(-1) for t in reached])
+    parts = torch.split(team.total(flat), [tensor.numel() for tensor in reached])
+    for tensor, part in zip(reached, parts, strict=True):
+        tensor.grad = part.view_as(tensor)
 
 
 def _orders(count: int, seed: int) -> Iterator[int]:
@@ -100,9 +133,13 @@ def _loss(stage: Stage, number: int, parameters: Callable[[], Mapping[str, Tenso
         output = hidden(functional_call(stage.module, placed, args, kwargs))
     assert output is not None
     target, mask = stage.targets[number], stage.masks[number]
-    if mask is not None and output.shape[: mask.ndim] == mask.shape:
-        output, target = output[mask], target[mask]
-    return (output.float() - target.float()).square().mean()
+    distance = (_counted(output, mask).float() - _counted(target, mask).float()).square()
+    return distance.mean() if distance.numel() else distance.sum()
+
+
+def _counted(states: Tensor, mask: Tensor | None) -> Tensor:
+    """What counts of a block's output: its real tokens, or all of it where the mask is of something else."""
+    return states if mask is None or states.shape[: mask.ndim] != mask.shape else states[mask]
 
 
 def hidden(output: Any) -> Tensor | None:

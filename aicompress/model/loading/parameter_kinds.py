@@ -11,7 +11,7 @@ from torch import nn
 from aicompress.errors import CheckpointError
 from aicompress.layer import Kind
 from aicompress.model import hf
-from aicompress.model.kernels.is_linear import is_linear
+from aicompress.model.kernels.is_linear import is_linear, multiplies
 from aicompress.model.loading.definition import new_skeleton, skeleton
 
 _EXPERTS = re.compile(r"experts$")
@@ -121,18 +121,21 @@ def _parameter_kinds(model: Any) -> dict[str, Kind | None]:
     """Kind of every parameter of two or more dimensions; others are left to be copied."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     backbone = set(model.base_model.modules())
+    counts = {count for _, count in _expert_counts(model.config.to_dict())}
     kinds: dict[str, Kind | None] = {}
     for module_name, module in model.named_modules():
-        for name, _ in module.named_parameters(recurse=False):
+        for name, parameter in module.named_parameters(recurse=False):
             full = f"{module_name}.{name}" if module_name else name
             kinds[full] = _module_kind(module, module is head or module not in backbone) if name == "weight" else None
+            if kinds[full] == "linear" and parameter.shape[0] in counts and not is_linear(module):
+                kinds[full] = None  # a router of a class of its own
     return kinds
 
 
 def _module_kind(module: nn.Module, is_head: bool) -> Kind | None:
     if isinstance(module, nn.Embedding):
         return "embedding"
-    if is_linear(module):
+    if multiplies(module):
         return "head" if is_head else "linear"
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return "conv"

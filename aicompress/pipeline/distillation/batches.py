@@ -33,6 +33,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.index)
 
+    def rows(self, first: int, step: int) -> Batch:
+        """Every so many samples, counted from one of them; padding stays as it is."""
+        inputs = {name: tensor[first::step] for name, tensor in self.inputs.items()}
+        return Batch(self.index[first::step], inputs, None if self.labels is None else self.labels[first::step])
+
     def to(self, device: torch.device) -> Batch:
         """The same on a device; `index` stays where it is."""
         inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}

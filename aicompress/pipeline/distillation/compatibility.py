@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from aicompress.checkpoint import Checkpoint
+from aicompress.data import arrays
 from aicompress.errors import CompressError, RecipeError, Refused, raise_all
 from aicompress.methods.distill.logits import UNLABELLED
 from aicompress.methods.outputs import Anatomy
 from aicompress.methods.training import DistillMethod, LossConfig
+from aicompress.model.blocks.input_errors import input_errors_refused
 from aicompress.model.distillation.outputs import Runner, anatomy
-from aicompress.model.loading.tokenizer import FILES
+from aicompress.model.loading.tokenizer import FILES, load_tokenizer, vocabulary_digest
+from aicompress.model.vocabulary.correspondence import numbers_among, unknown_tokens
 from aicompress.pipeline.distillation.batches import Samples
+from aicompress.pipeline.distillation.samples import bare_module, require_arrays
 from aicompress.recipe.distillation import DistillRecipe
 
 Losses = tuple[tuple[DistillMethod[Any], LossConfig], ...]
@@ -35,13 +42,32 @@ def require_teacher(recipe: DistillRecipe, teachers: int, stored: bool) -> None:
         raise Refused("no teacher is given", "give --teacher TEACHER, or let the recipe make the student out of IN")
 
 
-def anatomy_of(checkpoint: Checkpoint, run: Runner, recipe: DistillRecipe) -> Anatomy:
+def anatomy_of(checkpoint: Checkpoint, run: Runner, recipe: DistillRecipe, allow_code: bool = False) -> Anatomy:
     """What the outputs of a student or a teacher will look like.
 
     Raises:
         RecipeError: the recipe does not say how to run a bare file.
+        Refused: a factory without --allow-code, or whose module does not take the data or gives no logits.
     """
-    return anatomy(checkpoint, run, _last_layer(checkpoint, recipe), recipe.data.labels is not None)
+    labels = recipe.data.labels is not None
+    if checkpoint.config is None and recipe.model is not None and recipe.model.factory is not None:
+        return Anatomy(classes=_classes_given(checkpoint, recipe, allow_code), labels=labels)
+    return anatomy(checkpoint, run, _last_layer(checkpoint, recipe), labels)
+
+
+@torch.no_grad()
+def _classes_given(checkpoint: Checkpoint, recipe: DistillRecipe, allow_code: bool) -> int:
+    """The classes that a factory's module gives a sample: its layers do not tell, so that it is run on one."""
+    module = bare_module(checkpoint, recipe.model, allow_code)
+    assert module is not None
+    require_arrays(recipe.data)
+    inputs, _, _ = arrays(recipe.data)
+    with input_errors_refused("training data"):
+        given = module.eval()(inputs[:1])
+    if not isinstance(given, Tensor) or given.ndim != 2:
+        shown = f"a tensor {list(given.shape)}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
+        raise Refused(f"the factory's module gives {shown} for a sample", "logits are a tensor (samples, classes)")
+    return given.shape[1]
 
 
 def _last_layer(checkpoint: Checkpoint, recipe: DistillRecipe) -> str | None:
@@ -122,6 +148,29 @@ def require_classes(samples: Samples, student: Anatomy) -> None:
         raise RecipeError(
             f"labels go from {low} to {high}, the student has {student.classes} classes", "check data.labels"
         )
+
+
+def token_numbers(student: Checkpoint, teacher: Checkpoint) -> Tensor | None:
+    """The teacher's numbers of the student's tokens, (tokens,) int64; None where both number them alike.
+
+    A student whose vocabulary was pruned has fewer of the same tokens, with other numbers.
+
+    Raises:
+        Refused: the student has tokens that the teacher has not.
+    """
+    one, other = student.source.folder, teacher.source.folder
+    if student is teacher or vocabulary_digest(one) == vocabulary_digest(other):
+        return None
+    own, its = load_tokenizer(one), load_tokenizer(other)
+    if own is None or its is None:
+        return None
+    unknown = unknown_tokens(own, its)
+    numbers = None if unknown else numbers_among(own, its)
+    if numbers is None:
+        shown = ", ".join(map(repr, unknown[:3])) + (f" and {len(unknown) - 3:,} more" if len(unknown) > 3 else "")
+        what = f"the teacher's tokenizer has no {shown}" if unknown else "some of the student's tokens have no name"
+        raise Refused(f"the student has another vocabulary: {what}", "a teacher needs all tokens of its student")
+    return None if torch.equal(numbers, torch.arange(len(numbers))) else numbers
 
 
 def tokenizer_warnings(student: Checkpoint, teacher: Checkpoint) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.place import lock, working_path
-from aicompress.disk import require_writable
+from aicompress.disk import empty, require_writable
 from aicompress.errors import RecipeError, Refused, raise_all
 from aicompress.pipeline.distillation.configured_student import make
 from aicompress.pipeline.step.checks import NOT_OF_TRAINING, place_problems
@@ -97,8 +97,13 @@ def made_student(
 
 
 @contextmanager
-def kept_folder(folder: Path) -> Iterator[None]:
-    """A folder of this run alone, which is removed when the context ends; what a killed run has left is replaced.
+def kept_folder(folder: Path, resumes: bool | None = None) -> Iterator[None]:
+    """A folder of this run alone, which is removed when the context ends.
+
+    Args:
+        folder: where.
+        resumes: what is in it stays where the run is interrupted, and is there (True) or not (False) for the next one;
+            None where every run starts anew.
 
     Raises:
         Refused: another run uses it.
@@ -108,11 +113,17 @@ def kept_folder(folder: Path) -> Iterator[None]:
         return
     made = [parent for parent in folder.parents if not parent.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    held = lock(folder)
+    held, kept = lock(folder), False
+    if not resumes:
+        empty(folder)
     try:
         yield
+    except KeyboardInterrupt:
+        kept = resumes is not None
+        raise
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if not kept:
+            shutil.rmtree(folder, ignore_errors=True)
         os.close(held)
         for parent in made:
             with suppress(OSError):  # the output lies there

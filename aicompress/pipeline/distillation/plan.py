@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.disk import require_writable
@@ -16,7 +16,7 @@ from aicompress.layer import Kind, LayerInfo
 from aicompress.methods.outputs import Anatomy
 from aicompress.methods.training import get_loss
 from aicompress.model.distillation.outputs import Runner, runner
-from aicompress.model.loading.definition import skeleton
+from aicompress.model.loading.tokenizer import vocabulary_digest
 from aicompress.pipeline.distillation import mean_teacher, recoding, temperature
 from aicompress.pipeline.distillation.batches import Samples, Split, mixed, split_samples
 from aicompress.pipeline.distillation.compatibility import (
@@ -25,15 +25,16 @@ from aicompress.pipeline.distillation.compatibility import (
     require_classes,
     require_fit,
     require_teacher,
+    token_numbers,
     tokenizer_warnings,
 )
 from aicompress.pipeline.distillation.healing import Healing, keeps_zeros
 from aicompress.pipeline.distillation.made_student import MadeStudent
-from aicompress.pipeline.distillation.samples import fitting_samples
+from aicompress.pipeline.distillation.samples import bare_module, fitting_samples, models
 from aicompress.pipeline.distillation.signals import outputs as stored_outputs
 from aicompress.pipeline.distillation.signals.folder import SignalFolder
 from aicompress.pipeline.distillation.signals.outputs import StoredOutputs, Taught
-from aicompress.pipeline.distillation.teacher import CACHE_BYTES, Loss
+from aicompress.pipeline.distillation.teacher import CACHE_BYTES, TOKENS, Loss
 from aicompress.pipeline.step.checks import NOT_OF_TRAINING, known_kinds, left_out, place_problems, require_space
 from aicompress.pipeline.step.dry_run import summarize
 from aicompress.pipeline.step.input import Adapted, open_input
@@ -42,6 +43,7 @@ from aicompress.recipe.distillation import DistillRecipe, Training
 from aicompress.report.plan import PlanRow, PlanSummary
 
 Source = str | Path | Adapted
+READS = "the teacher reads the student's {:,} tokens by its own numbers of them"
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class DistillPlan:
         losses: terms of the loss.
         training: the recipe's settings, precision resolved.
         runner, teacher_runners: how the models are run.
+        numbers: for each teacher its numbers of the student's tokens; None where they are the student's.
         layers: every layer of the student.
         samples: what is learnt from, tokenized.
         split: which samples are trained on, and when.
@@ -76,6 +79,7 @@ class DistillPlan:
     training: Training
     runner: Runner
     teacher_runners: tuple[Runner, ...]
+    numbers: tuple[Tensor | None, ...]
     layers: tuple[LayerInfo, ...]
     samples: Samples
     split: Split
@@ -96,7 +100,7 @@ class DistillPlan:
 
     def module_of(self, checkpoint: Checkpoint) -> nn.Module | None:
         """The module of a bare student or teacher, to be filled; None for one that names its architecture."""
-        return _module(checkpoint, self.recipe, self.allow_code)
+        return bare_module(checkpoint, self.recipe.model, self.allow_code)
 
     def summary(self) -> PlanSummary:
         """What a dry run prints."""
@@ -114,7 +118,8 @@ class DistillPlan:
     def told(self) -> tuple[str, ...]:
         """What has been settled: what the student was made of, what of it moves, and what is saved."""
         average = () if self.recipe.mean_teacher is None else (mean_teacher.TOLD,)
-        told = (*(self.made.told if self.made else ()), *self.healing.told, *average)
+        tokens = [READS.format(len(numbers)) for numbers in self.numbers if numbers is not None]
+        told = (*(self.made.told if self.made else ()), *self.healing.told, *average, *tokens)
         return (*told, *temperature.planned(self.losses, self.split), *((self.stored.note,) if self.stored else ()))
 
     @property
@@ -158,11 +163,11 @@ def make_plan(
     student, tied, teachers, folder = _opened(place, given, cache, destination, recipe)
     run = runner(student)
     losses = tuple((get_loss(config.name), config) for config in recipe.losses)
-    anatomy = anatomy_of(student, run, recipe)
-    taught = _taught(teachers, recipe) if folder is None or teachers else Taught.of_folder(folder)
+    anatomy = anatomy_of(student, run, recipe, allow_code)
+    taught = _taught(teachers, student, recipe, allow_code) if folder is None or teachers else Taught.of_folder(folder)
     require_fit(losses, (run, anatomy), taught.runs, taught.anatomies)
     kinds, warnings = known_kinds(student)
-    samples = fitting_samples(recipe.data, run.task, _models(student, teachers, recipe, allow_code))
+    samples = fitting_samples(recipe.data, run.task, models(student, teachers, recipe.model, allow_code))
     require_classes(samples, anatomy)
     average = recipe.mean_teacher
     raise_all([] if average is None else mean_teacher.problems(average, run, anatomy, samples))
@@ -181,11 +186,12 @@ def make_plan(
     planned = recoding.coded_outlines(student, healing, _parameters(student, layers))
     output = arrange(student, destination, planned, step)
     require_space(output)
-    told = [line for teacher in teachers for line in tokenizer_warnings(student, teacher)]
+    alike = [teacher for teacher, numbers in zip(teachers, taught.numbers, strict=False) if numbers is None]
+    told = [line for teacher in alike for line in tokenizer_warnings(student, teacher)]
     told += left_out(student, destination)
     return DistillPlan(
-        student, teachers, recipe, losses, training, run, taught.runs, layers, samples, split, output, kinds,
-        healing, keeps_zeros(training, student, healing.mode),
+        student, teachers, recipe, losses, training, run, taught.runs, taught.numbers, layers, samples, split, output,
+        kinds, healing, keeps_zeros(training, student, healing.mode),
         average is None and stored is None
         and _cached(training, losses, (taught.runs[0], taught.anatomies[0]), samples, split),
         tuple(dict.fromkeys((*(made.warnings if made else ()), *tied, *warnings, *told, *output.warnings))),
@@ -220,11 +226,16 @@ def _opened(
     return student, list(tied), teachers, folder
 
 
-def _taught(teachers: tuple[Checkpoint, ...], recipe: DistillRecipe) -> Taught:
-    """What is known of teachers from their headers and configs."""
+def _taught(teachers: tuple[Checkpoint, ...], student: Checkpoint, recipe: DistillRecipe, allow_code: bool) -> Taught:
+    """What is known of teachers from their headers, configs and tokenizers."""
     runs = tuple(runner(teacher) for teacher in teachers)
-    anatomies = tuple(anatomy_of(teacher, run, recipe) for teacher, run in zip(teachers, runs, strict=True))
-    return Taught(teachers, runs, anatomies)
+    numbers = tuple(token_numbers(student, teacher) for teacher in teachers)
+    anatomies = [anatomy_of(each, run, recipe, allow_code) for each, run in zip(teachers, runs, strict=True)]
+    for place, (run, known) in enumerate(zip(runs, numbers, strict=True)):
+        if known is not None and run.task in TOKENS:
+            digest = vocabulary_digest(student.source.folder)
+            anatomies[place] = replace(anatomies[place], classes=len(known), tokenizer=digest)
+    return Taught(teachers, runs, tuple(anatomies), numbers)
 
 
 def _named(teachers: Sequence[Checkpoint]) -> dict[str, Checkpoint]:
@@ -270,27 +281,3 @@ def _parameters(student: Checkpoint, layers: Sequence[LayerInfo]) -> dict[str, P
         name: Planned(spec, student.outline(name), infos.get(name), student.manifest.owners(name))
         for name, spec in student.parameters().items()
     }
-
-
-def _models(
-    student: Checkpoint, teachers: Sequence[Checkpoint], recipe: DistillRecipe, allow_code: bool
-) -> list[tuple[str, Checkpoint, nn.Module | None]]:
-    """Who they are, the checkpoints, each once, and their models without weights."""
-    sides = [("the student", student), *(("the teacher", each) for each in teachers if each is not student)]
-    return [(who, each, _outline(each, recipe, allow_code)) for who, each in sides]
-
-
-def _outline(checkpoint: Checkpoint, recipe: DistillRecipe, allow_code: bool) -> nn.Module | None:
-    """The model of a student or a teacher without its weights; None where nothing says what it is."""
-    if checkpoint.config is None:
-        return _module(checkpoint, recipe, allow_code)
-    outline: nn.Module | None = skeleton(checkpoint.config)
-    return outline
-
-
-def _module(checkpoint: Checkpoint, recipe: DistillRecipe, allow_code: bool) -> nn.Module | None:
-    if checkpoint.config is not None or recipe.model is None:
-        return None
-    from aicompress.model.loading.chain import module_for
-
-    return module_for(checkpoint.path, recipe.model, allow_code)

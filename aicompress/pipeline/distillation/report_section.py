@@ -46,7 +46,7 @@ def blockwise_section(tuning: BlockwiseTuning, moved: int) -> dict[str, Any]:
         "trained_parameters": moved,
         "zeros_kept": 0,
         "precision": plan.training.precision,
-        "processes": 1,
+        "processes": tuning.team.size,
         "cached_teacher": False,
     }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.place import working_path
@@ -29,9 +29,9 @@ from aicompress.pipeline.distillation.report_section import training_section
 from aicompress.pipeline.distillation.signals.teacher import StoredTeacher, made
 from aicompress.pipeline.distillation.student import Student
 from aicompress.pipeline.distillation.teacher import Loss, Panel, Runnable, Teacher, with_cached_outputs
-from aicompress.pipeline.distillation.temperature import ChosenTemperature, chosen
+from aicompress.pipeline.distillation.temperature import chosen
 from aicompress.pipeline.distillation.training import Trainer, TrainingSetup
-from aicompress.pipeline.distillation.training_state import FOLDER, StateFile
+from aicompress.pipeline.distillation.training_state import FOLDER, ChosenTemperature, StateFile
 from aicompress.pipeline.distillation.twin.block_files import BlockFiles
 from aicompress.pipeline.distillation.twin.blockwise import BlockwiseTuning
 from aicompress.pipeline.distillation.twin.correction import correct_layers
@@ -84,18 +84,19 @@ def run(plan: DistillPlan, options: Options = Options(), own: TrainingOptions = 
         raise Refused(f"mode {plan.healing.mode.name} takes no steps of a gradient: it has no movement", "mode: full")
     folder = working_path(plan.output.destination.path)
     if isinstance(plan.healing.config, BlockTuning):
-        if team.size > 1:
-            raise Refused(f"mode {plan.healing.mode.name} runs in one process", "start it without torchrun")
-        tuning = BlockwiseTuning(plan, device, BlockFiles(folder / FOLDER, plan.checkpoint), options.progress)
+        _require_rows(plan.split.first(plan.healing.config.samples), plan.training.batch, team.size)
+        tuning = BlockwiseTuning(plan, device, team, BlockFiles(folder / FOLDER, plan.checkpoint), options.progress)
         write = partial(write_tuned, plan, tuning)
         return run_step(_step(plan, write, tuning.heal, mark, start), team, options)
     setup, student = _setup(plan, device, options.progress)
     setup, trained = _recoded(plan, setup, student)
-    setup, temperature = _at_temperature(plan, setup, trained, team, options.progress)
+    state = StateFile(folder)
+    kept = team.gather(state.temperature() if options.resume else None)[0]
+    setup, temperature = _at_temperature(plan, setup, trained, kept, team, options.progress)
     setup = _with_stored(plan, setup, (device, team), temperature, options.progress)
     watched = movement.watched(student) if own.movement_file else ()
-    state = StateFile(folder)
     trainer = Trainer(setup, trained, plan.training, state, team, watched)
+    trainer.history.temperature = temperature
 
     def train() -> None:
         if isinstance(plan.healing.config, LayerCorrection):
@@ -105,7 +106,7 @@ def run(plan: DistillPlan, options: Options = Options(), own: TrainingOptions = 
             trainer.resume()
         trainer.run(options.progress, own.save_seconds)
 
-    write = partial(_write, plan, student, trainer, train, temperature)
+    write = partial(_write, plan, student, trainer, train)
     step = _step(plan, write, train, mark, start)
     report = run_step(step, team, options)
     if own.movement_file is not None and team.rank == 0:
@@ -138,6 +139,13 @@ def _require_divisible(training: Training, processes: int) -> None:
         raise Refused(f"training.batch {training.batch} cannot be divided over {parts}", "change one of them")
 
 
+def _require_rows(index: Tensor, batch: int, processes: int) -> None:
+    """Refuse a last batch that has no row for some process."""
+    if 0 < (left := len(index) % batch) < processes:
+        what = f"{len(index)} samples to tune on leave {left} for the last batch, and {processes} processes share it"
+        raise Refused(what, f"mode.samples: {max(len(index) - left, processes)}")
+
+
 def _setup(plan: DistillPlan, device: torch.device, progress: Progress) -> tuple[TrainingSetup, Student]:
     """All models, loaded, and the teacher's outputs where they are worth keeping."""
     loss = Loss(plan.losses)
@@ -151,7 +159,8 @@ def _setup(plan: DistillPlan, device: torch.device, progress: Progress) -> tuple
         attend_in_float32(model)
     student = Student.of(model, plan.checkpoint, plan.healing)
     uncached = torch.full((len(plan.samples),), -1)
-    panel = Panel(tuple(Runnable(each, run) for each, run in zip(teachers, plan.teacher_runners, strict=False)))
+    how = zip(teachers, plan.teacher_runners, plan.numbers, strict=False)
+    panel = Panel(tuple(Runnable(each, run, numbers) for each, run, numbers in how))
     first = plan.samples.batch(plan.split.train[:1]).to(device)
     with torch.no_grad(), input_errors_refused("training data"):  # a plan does not run what a factory builds
         for side in (Runnable(model, plan.runner), *panel.members):
@@ -171,13 +180,23 @@ def _setup(plan: DistillPlan, device: torch.device, progress: Progress) -> tuple
 
 
 def _at_temperature(
-    plan: DistillPlan, setup: TrainingSetup, trained: TrainedParameters, team: Processes, progress: Progress
+    plan: DistillPlan,
+    setup: TrainingSetup,
+    trained: TrainedParameters,
+    kept: ChosenTemperature | None,
+    team: Processes,
+    progress: Progress,
 ) -> tuple[TrainingSetup, ChosenTemperature | None]:
-    """The setup with a temperature where the recipe leaves it open: that of stored outputs, or one that is chosen."""
+    """The setup with a temperature where the recipe leaves it open.
+
+    It is the one that a stopped run has kept, that of stored outputs, or one that is chosen now.
+    """
     if not setup.loss.leaves_open:
         return setup, None
     stored = None if plan.stored is None else plan.stored.told["temperature"]
-    if stored is not None:
+    if kept is not None:
+        temperature = kept
+    elif stored is not None:
         temperature = ChosenTemperature(stored, {}, 0)
     else:
         temperature = chosen(setup, trained, plan.training, team, partial(progress, "temperature"))
@@ -234,7 +253,6 @@ def _write(
     student: Student,
     trainer: Trainer,
     train: Callable[[], None],
-    temperature: ChosenTemperature | None,
     opened: OpenOutput,
 ) -> Results:
     """Train, and write every parameter of the best student, with a row for each layer."""
@@ -251,6 +269,7 @@ def _write(
     section = training_section(trainer, tuple(plan.further.values()), plan.cached or plan.stored is not None)
     teacher = trainer.setup.teacher
     section |= {"signals": teacher.stored.summary()} if isinstance(teacher, StoredTeacher) else {}
+    temperature = trainer.history.temperature
     section |= {} if temperature is None else {"temperature": temperature.summary()}
     notes = plan.told if temperature is None else (*plan.told, temperature.note)
     return Results(rows, warnings, training=section, notes=notes)

@@ -18,6 +18,7 @@ from aicompress.model.loading.tokenizer import load_tokenizer
 from aicompress.pipeline.calibration.data import class_names
 from aicompress.pipeline.distillation.batches import Samples
 from aicompress.pipeline.step.accepted_inputs import input_problems, text_problems
+from aicompress.recipe import Model
 
 
 def read_samples(data: Data, task: Task, checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> Samples:
@@ -32,9 +33,7 @@ def read_samples(data: Data, task: Task, checkpoint: Checkpoint, tokenizer: Toke
     if data.kind == "arrays":
         return _arrays(data, task, checkpoint)
     if task == "module":
-        raise RecipeError(
-            f"{data.path}: a bare model learns from arrays, not from {data.kind}", "data.arrays: file.npz"
-        )
+        require_arrays(data)
     if task == "causal":
         windows, source = token_windows(data, tokenizer)
         return Samples({"input_ids": windows.int()}, None, source)
@@ -44,6 +43,17 @@ def read_samples(data: Data, task: Task, checkpoint: Checkpoint, tokenizer: Toke
         return _texts([texts[i] for i in first], labels[torch.tensor(first)], source, data, tokenizer)
     texts, source = sentences(data)
     return _texts([texts[i] for i in _first_of_equals(texts)], None, source, data, tokenizer)
+
+
+def require_arrays(data: Data) -> None:
+    """Refuse other data than arrays for a bare model.
+
+    Raises:
+        RecipeError: it is other data.
+    """
+    if data.kind != "arrays":
+        message = f"{data.path}: a bare model learns from arrays, not from {data.kind}"
+        raise RecipeError(message, "data.arrays: file.npz")
 
 
 def fitting_samples(data: Data, task: Task, models: Sequence[tuple[str, Checkpoint, nn.Module | None]]) -> Samples:
@@ -65,6 +75,31 @@ def fitting_samples(data: Data, task: Task, models: Sequence[tuple[str, Checkpoi
     for who, _, model in models:
         require_taken(samples, data, model, who)
     return samples
+
+
+def models(
+    student: Checkpoint, teachers: Sequence[Checkpoint], model: Model | None, allow_code: bool
+) -> list[tuple[str, Checkpoint, nn.Module | None]]:
+    """Who they are, the checkpoints, each once, and their models without weights."""
+    sides = [("the student", student), *(("the teacher", each) for each in teachers if each is not student)]
+    return [(who, each, _outline(each, model, allow_code)) for who, each in sides]
+
+
+def _outline(checkpoint: Checkpoint, model: Model | None, allow_code: bool) -> nn.Module | None:
+    """The model of a student or a teacher without its weights; None where nothing says what it is."""
+    if checkpoint.config is None:
+        return bare_module(checkpoint, model, allow_code)
+    outline: nn.Module | None = skeleton(checkpoint.config)
+    return outline
+
+
+def bare_module(checkpoint: Checkpoint, model: Model | None, allow_code: bool) -> nn.Module | None:
+    """The module of a bare file, as a recipe's `model` section has it; None of a checkpoint that names its own."""
+    if checkpoint.config is not None or model is None:
+        return None
+    from aicompress.model.loading.chain import module_for
+
+    return module_for(checkpoint.path, model, allow_code)
 
 
 def require_positions(data: Data, checkpoint: Checkpoint, whose: str) -> None:

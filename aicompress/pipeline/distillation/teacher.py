@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from aicompress.methods.outputs import Output, Outputs
 from aicompress.methods.training import DistillMethod, LossConfig
-from aicompress.model.distillation.outputs import Runner
+from aicompress.model.distillation.outputs import Runner, Task
 from aicompress.pipeline.distillation.batches import Batch, Samples
 
+TOKENS: tuple[Task, ...] = ("causal", "masked")  # tasks whose classes are tokens
 CACHE_BYTES = 512 << 20  # of teacher outputs that `cache: auto` keeps
 
 
@@ -63,16 +64,31 @@ def are_numbers(outputs: Outputs) -> bool:
 
 @dataclass(frozen=True)
 class Runnable:
-    """A model with what runs it."""
+    """A model with what runs it.
+
+    Attributes:
+        model: the module.
+        run: collects its outputs.
+        numbers: (tokens,) its own numbers of the student's tokens, by which it reads texts and gives logits; None where
+            they are the student's.
+    """
 
     model: nn.Module
     run: Runner
+    numbers: Tensor | None = None
 
     def __call__(self, batch: Batch, reads: frozenset[Output], precision: str) -> Outputs:
         """The outputs for a batch; bf16 runs matrix products in bfloat16, fp32 everything in float32."""
         device = next(iter(batch.inputs.values())).device.type
+        inputs, numbers = batch.inputs, self.numbers
+        if numbers is not None:
+            numbers = numbers.to(device)
+            inputs = {**inputs, "input_ids": numbers[inputs["input_ids"]]}
         with autocast(device, precision):
-            return self.run(self.model, batch.inputs, reads, batch.labels)
+            given = self.run(self.model, inputs, reads, batch.labels)
+        if numbers is None or given.logits is None or self.run.task not in TOKENS:
+            return given
+        return replace(given, logits=given.logits[..., numbers])
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,8 @@ the loss has, on a part of the held-out samples. Nothing is drawn: equal runs ch
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,40 +21,13 @@ from aicompress.pipeline.distillation.compatibility import Losses
 from aicompress.pipeline.distillation.optimizer import TrainedParameters
 from aicompress.pipeline.distillation.teacher import Loss
 from aicompress.pipeline.distillation.training import Trainer, TrainingSetup
-from aicompress.pipeline.distillation.training_state import StateFile
+from aicompress.pipeline.distillation.training_state import ChosenTemperature, StateFile
 from aicompress.pipeline.step.workers import Processes
 from aicompress.recipe.distillation import Training
 
 CANDIDATES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 STEPS = 10  # of each candidate
 JUDGED = 64  # held-out samples, at most
-
-
-@dataclass(frozen=True)
-class ChosenTemperature:
-    """A temperature, and what it was chosen by.
-
-    Attributes:
-        value: of all losses that leave it open.
-        tried: the divergence that each candidate left; none where stored outputs had one already.
-        samples: how many it was measured on.
-    """
-
-    value: float
-    tried: dict[float, float]
-    samples: int
-
-    @property
-    def note(self) -> str:
-        """What the report says of it."""
-        if not self.tried:
-            return f"temperature: {self.value:g}, for which the stored outputs were made"
-        losses = ", ".join(f"{temperature:g}: {loss:.4g}" for temperature, loss in self.tried.items())
-        return f"temperature: {self.value:g} was chosen on {self.samples} held-out samples ({losses})"
-
-    def summary(self) -> dict[str, Any]:
-        """What the report's training section holds of it."""
-        return {"value": self.value, "held_out_by_temperature": {f"{t:g}": loss for t, loss in self.tried.items()}}
 
 
 def judged(split: Split) -> Tensor:

@@ -23,7 +23,7 @@ from aicompress.pipeline.distillation.mean_teacher import READS, Averaged, judge
 from aicompress.pipeline.distillation.optimizer import TrainedParameters, optimizer, rate
 from aicompress.pipeline.distillation.recoding import Recoding
 from aicompress.pipeline.distillation.teacher import Loss, Runnable, are_numbers
-from aicompress.pipeline.distillation.training_state import Point, StateFile, TrainingHistory
+from aicompress.pipeline.distillation.training_state import UNSHARED, Point, StateFile, TrainingHistory
 from aicompress.pipeline.step.workers import Processes
 from aicompress.recipe.distillation import Training
 
@@ -124,9 +124,7 @@ class Trainer:
         saved = self.state.load()
         step = torch.tensor(0 if saved is None else saved[0].step, device=self.device)
         if int(self.team.total(step.clone())) != int(step) * self.team.size:
-            raise CompressError(
-                "the processes do not see the same saved state", "OUT must lie where all of them see it"
-            )
+            raise CompressError(*UNSHARED)
         if saved is None:
             return
         self.history, tensors = saved

@@ -16,6 +16,7 @@ from aicompress.disk import disk_errors
 
 FOLDER = "training"
 STATE = "state.json"
+UNSHARED = ("the processes do not see the same saved state", "OUT must lie where all of them see it")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,33 @@ class Point:
     held_out: float
 
 
+@dataclass(frozen=True)
+class ChosenTemperature:
+    """A temperature, and what it was chosen by.
+
+    Attributes:
+        value: of all losses that leave it open.
+        tried: the divergence that each candidate left; none where stored outputs had one already.
+        samples: how many it was measured on.
+    """
+
+    value: float
+    tried: dict[float, float]
+    samples: int
+
+    @property
+    def note(self) -> str:
+        """What the report says of it."""
+        if not self.tried:
+            return f"temperature: {self.value:g}, for which the stored outputs were made"
+        losses = ", ".join(f"{temperature:g}: {loss:.4g}" for temperature, loss in self.tried.items())
+        return f"temperature: {self.value:g} was chosen on {self.samples} held-out samples ({losses})"
+
+    def summary(self) -> dict[str, Any]:
+        """What the report's training section holds of it."""
+        return {"value": self.value, "held_out_by_temperature": {f"{t:g}": loss for t, loss in self.tried.items()}}
+
+
 @dataclass
 class TrainingHistory:
     """Progress and loss curve of a training run.
@@ -44,6 +72,7 @@ class TrainingHistory:
         running: sum of the training losses since the last one.
         samples, tokens: trained on so far, repetitions counted.
         seconds: spent in training steps.
+        temperature: the one that was chosen before the first step; None where the recipe gives it.
     """
 
     step: int = 0
@@ -53,6 +82,7 @@ class TrainingHistory:
     samples: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    temperature: ChosenTemperature | None = None
 
     @property
     def before(self) -> float:
@@ -103,17 +133,31 @@ class StateFile:
 
     def load(self) -> tuple[TrainingHistory, dict[str, Tensor]] | None:
         """The saved state, or None where there is none."""
+        plain = self._plain()
+        return None if plain is None else (_history(plain["history"]), load_file(self.folder / plain["tensors"]))
+
+    def temperature(self) -> ChosenTemperature | None:
+        """The temperature that the saved run has chosen; None where it has chosen none, or there is no such run."""
+        plain = self._plain()
+        return None if plain is None else _history(plain["history"]).temperature
+
+    def _plain(self) -> dict[str, Any] | None:
         path = self.folder / STATE
-        if not path.is_file():
-            return None
-        plain: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        fields = plain["history"]
-        history = TrainingHistory(**{**fields, "curve": [Point(**point) for point in fields["curve"]]})
-        return history, load_file(self.folder / plain["tensors"])
+        plain: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return plain
 
     def remove(self) -> None:
         """Delete the state: the run is complete."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _history(fields: dict[str, Any]) -> TrainingHistory:
+    """A history of its JSON."""
+    chosen = fields.get("temperature")
+    if chosen is not None:  # JSON has no numbers for keys
+        chosen = ChosenTemperature(**{**chosen, "tried": {float(t): loss for t, loss in chosen["tried"].items()}})
+    curve = [Point(**point) for point in fields["curve"]]
+    return TrainingHistory(**{**fields, "curve": curve, "temperature": chosen})
 
 
 def replace_file(partial: Path, final: Path) -> None:

@@ -28,12 +28,12 @@ def hashing(inputs: Sequence[Source]) -> Iterator[list[Future[dict[str, str]]]]:
             over.set()
 
 
-def fingerprint(inputs: Sequence[Checkpoint], output: Output, *settings: Any) -> str:
+def fingerprint(inputs: Sequence[Checkpoint], output: Output | None, *settings: Any) -> str:
     """Digest of everything that decides an output's bytes, to tell whether a stopped run can be resumed.
 
     Args:
         inputs: what the step reads; their headers, times and sizes count.
-        output: its file layout counts.
+        output: its file layout counts; None where several are made after one another.
         settings: whatever else counts, JSON-ready: the recipe's digest, the data's.
     """
     tensors = [
@@ -42,7 +42,7 @@ def fingerprint(inputs: Sequence[Checkpoint], output: Output, *settings: Any) ->
         for name, ref in {**checkpoint.foreign.refs, **checkpoint.tensors}.items()
         for stat in [ref.file.stat()]
     ]
-    shards = [[shard.name, shard.nbytes, list(shard.specs)] for shard in output.shards]
+    shards = [[shard.name, shard.nbytes, list(shard.specs)] for shard in (output.shards if output else ())]
     merged = [[*checkpoint.foreign.merged, *checkpoint.foreign.told] for checkpoint in inputs]
     whole = [__version__, tensors, shards, merged, *settings]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()

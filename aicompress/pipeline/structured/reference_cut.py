@@ -24,6 +24,7 @@ from aicompress.model.architecture import tiny_model
 from aicompress.model.architecture.architecture import Architecture
 from aicompress.model.architecture.reduced_model import reduced, started
 from aicompress.model.architecture.shapes import filled, save
+from aicompress.model.architecture.tiny_inputs import inputs_of
 from aicompress.pipeline.structured.axes import along, length_of, positions, restored, selected, units_first
 from aicompress.pipeline.structured.edit import Cut, Edit
 from aicompress.pipeline.structured.unit import AnyUnit, Layout
@@ -87,7 +88,7 @@ def _tried(handler: AnyUnit, unit: Unit, stack: str | None, config: str, decided
         model = started(reduced(json.loads(config)))
         if sum(parameter.numel() for parameter in model.parameters()) > LARGEST:
             return True, "its smallest model is too large"
-        inputs = tiny_model.inputs_of(model)
+        inputs = inputs_of(model)
         tiny_model.outputs_of(model, inputs)
         with tempfile.TemporaryDirectory() as folder:
             save(model, folder)

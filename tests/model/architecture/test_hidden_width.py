@@ -83,5 +83,5 @@ def test_what_reads_the_stream_and_what_lies_in_heads() -> None:
 
 
 def test_rotary_positions_hold_the_entries_of_a_head_together() -> None:
-    with pytest.raises(CheckpointError, match="heads are a share of it"):
+    with pytest.raises(CheckpointError, match="square matrices hold heads"):
         residual(architecture(hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**SHAPE))))

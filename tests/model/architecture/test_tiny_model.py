@@ -12,6 +12,7 @@ from aicompress.model.architecture.architecture import Architecture
 from aicompress.model.architecture.hidden_width import residual, small
 from aicompress.model.architecture.reduced_model import with_short_windows
 from aicompress.model.architecture.shapes import build, misfits
+from aicompress.model.architecture.tiny_inputs import inputs_of
 from aicompress.weights import TensorSpec
 
 
@@ -19,7 +20,7 @@ def test_an_encoder_of_sound_without_a_vocabulary_runs_on_frames() -> None:
     sizes = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 24}
     config = hf.Qwen2AudioEncoderConfig(**sizes, num_mel_bins=8, max_source_positions=16)
     model = tiny_model.in_memory(hf.Qwen2AudioEncoder(config))
-    inputs = tiny_model.inputs_of(model)
+    inputs = inputs_of(model)
     assert list(inputs) == ["input_features"]
     assert tiny_model.outputs_of(model, inputs)[0].shape == (1, 8, 16)
 
@@ -29,7 +30,7 @@ def test_a_model_that_gives_nan_says_nothing() -> None:
     model = tiny_model.in_memory(hf.LlamaForCausalLM(hf.LlamaConfig(**sizes, vocab_size=32)))
     model.lm_head.weight[3] = torch.nan
     with pytest.raises(CheckpointError, match="gives NaN"):
-        tiny_model.outputs_of(model, tiny_model.inputs_of(model))
+        tiny_model.outputs_of(model, inputs_of(model))
 
 
 def test_a_short_input_is_padded_to_little_and_no_more_of_a_head_is_rotated_than_there_is() -> None:
@@ -39,7 +40,7 @@ def test_a_short_input_is_padded_to_little_and_no_more_of_a_head_is_rotated_than
     config = hf.GPTJConfig(**sizes, architectures=["GPTJForCausalLM"]).to_dict()
     model = tiny_model.in_memory(build(small(config, ("n_embd",), 32)))
     assert model.config.rotary_dim == 4
-    tiny_model.outputs_of(model, tiny_model.inputs_of(model))
+    tiny_model.outputs_of(model, inputs_of(model))
 
 
 def test_matrices_of_one_module_are_taken_for_one_kind_where_there_are_many() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from aicompress.layer import as_matrix
 from aicompress.model.blocks.moving_weights import TunableLayer, TuningSchedule, _Decoded
 from aicompress.model.blocks.reconstruction import Stage, error, hidden, tune
-from aicompress.weights import Dense, IntGrouped, LowRank
+from aicompress.weights import Dense, IntGrouped, LowRank, Weight
 
 PACE = TuningSchedule(steps=30, rate=0.03, scale_rate=0.002)
 
@@ -164,6 +164,31 @@ def test_factors_move_towards_the_targets(dtype: torch.dtype, transposed: bool) 
     (found,) = tune(stage, layers, TuningSchedule(60, 0.01, 0.001, factor_rate=0.05), 0)
     assert found.specs() == start.specs()
     assert error(stage, layers, [found]) < 0.5 * error(stage, layers, [start])
+
+
+def test_what_is_all_zero_moves_as_well() -> None:
+    """A bias that was never trained, and a factor without effect yet, beside a row of zeros whose scale is 0."""
+    block = Block()
+    block.up.weight.data[0] = 0
+    matrix = block.up.weight.detach()
+    codes = nearest(matrix + 1e-9, 4, True)
+    codes.scale[0] = 0
+    nothing = LowRank(Dense(torch.zeros(16, 2)), Dense(draw(2, 24, seed=6)))
+    start: dict[str, Weight] = {"up.weight": codes, "down.weight": nothing, "down.bias": Dense(torch.zeros(1, 16))}
+    inputs: list[Any] = [((draw(4, 6, 16, seed=10 + n),), {"scale": 0.5}) for n in range(5)]
+    with torch.no_grad():
+        targets = [block(*args, **kwargs)[0] + 0.25 for args, kwargs in inputs]
+    stage = Stage("block", block, inputs, targets, [None] * 5)
+    wanted = {"up.weight": matrix, "down.weight": block.down.weight.detach(), "down.bias": torch.zeros(1, 16)}
+    layers = [
+        TunableLayer(name, weight, wanted[name], tuple(block.get_parameter(name).shape))
+        for name, weight in start.items()
+    ]
+    tuned = tune(stage, layers, TuningSchedule(40, 0.01, 0.001, factor_rate=0.1), 0)
+    assert error(stage, layers, tuned) < 0.8 * error(stage, layers, list(start.values()))
+    assert not tuned[0].dense()[0].any()
+    assert tuned[1].dense().any()
+    assert tuned[2].dense().all()
 
 
 def test_hidden_states_among_outputs() -> None:

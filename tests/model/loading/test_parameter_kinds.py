@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,21 +60,32 @@ def test_a_linear_layer_is_known_by_what_it_computes(bias: bool) -> None:
     assert not any(is_linear(each) for each in (Scaled(4, 3, bias=bias), Chosen(4, 3, bias=bias), nn.LayerNorm(3)))
 
 
-def test_layers_of_a_class_of_their_own_are_quantized(tmp_path: Path) -> None:
+def ibert() -> Any:
+    """Its layers are no Linear, and give a scale beside the product where they round."""
+    config = hf.IBertConfig(**(SMALL | {"pad_token_id": 1}), num_attention_heads=4, initializer_range=0.2)
+    return hf.IBertForMaskedLM(config)
+
+
+def falcon() -> Any:
+    return hf.FalconForCausalLM(hf.FalconConfig(**FALCON, initializer_range=0.2))
+
+
+@pytest.mark.parametrize(("make", "count"), [(falcon, 8), (ibert, 12)])
+def test_layers_of_a_class_of_their_own_are_quantized(make: Callable[[], Any], count: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = hf.FalconForCausalLM(hf.FalconConfig(**FALCON, initializer_range=0.2)).eval()
-    model.save_pretrained(tmp_path / "falcon")
+    model = make().eval()
+    model.save_pretrained(tmp_path / "in")
     recipe = recipes.load("quantize/rtn-w8", "quantize")
-    layerwise.run(planner.make_plan(tmp_path / "falcon", Destination(tmp_path / "out"), recipe, "quantize"), OFF)
+    layerwise.run(planner.make_plan(tmp_path / "in", Destination(tmp_path / "out"), recipe, "quantize"), OFF)
     names = Checkpoint.open(tmp_path / "out").manifest.entries
-    assert sum("mlp.dense" in name or "self_attention" in name for name in names) == 8
+    assert sum(re.search("mlp.dense|attention|intermediate|output", name) is not None for name in names) == count
     ids = torch.arange(3, 19)[None]
     with torch.no_grad():
         original = model(ids).logits
         for kernels in ("fast", "reference"):
             loaded = aicompress.load(tmp_path / "out", kernels=kernels)(ids).logits  # type: ignore[arg-type]
             assert (loaded - original).norm() < 0.05 * original.norm()
-        stock = hf.FalconForCausalLM.from_pretrained(tmp_path / "out")(ids).logits
+        stock = type(model).from_pretrained(tmp_path / "out")(ids).logits
         assert (stock - original).norm() < 0.05 * original.norm()
 
 

@@ -31,7 +31,7 @@ for layer in (*list(LAYERS)[1:], "last"):
 
 
 def write(folder: Path) -> tuple[Path, Path, Path]:
-    """Student, teacher and samples: the teacher has the student's weights, each a little different."""
+    """Student, teacher and samples: the teacher has weights a little different from the student's, and other biases."""
     assert {weight.form for weight in LAYERS.values()} == set(forms()) - {"tied", "dense"}
     stored: dict[str, Tensor] = {}
     dense: dict[str, Tensor] = {}
@@ -52,6 +52,7 @@ def write(folder: Path) -> tuple[Path, Path, Path]:
     plain |= {f"{name}.bias": torch.zeros(6) for name in (*LAYERS, "last")}
     student, teacher, samples = folder / "student.safetensors", folder / "teacher.safetensors", folder / "samples.npz"
     save_file({**stored, **plain}, student, metadata={"aicompress": Manifest(entries).to_text()})
-    save_file({**dense, **plain, "last.weight": 1.2 * plain["last.weight"]}, teacher)
+    biases = {f"{name}.bias": randn(6, seed=number) for number, name in enumerate(LAYERS)}
+    save_file({**plain, **dense, **biases, "last.weight": 1.2 * plain["last.weight"]}, teacher)
     np.savez(samples, x=randn(40, 2, 2, 3, seed=7).numpy())
     return student, teacher, samples

@@ -19,6 +19,7 @@ from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe.distillation import DistillRecipe, load
 from aicompress.report.model import Report
+from tests import checkpoints
 
 
 def recipe(folder: Path, text: Path, method: str = "kl", samples: int | None = 20, **training: Any) -> DistillRecipe:
@@ -48,6 +49,37 @@ def test_one_sample(tiny_llama: Path, text_file: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="hold out") as caught:
         distil(tiny_llama, tiny_llama, tmp_path / "out", recipe(tmp_path, text_file, samples=1, batch=1))
     assert caught.value.hint
+
+
+def pair() -> Any:
+    """A factory of a module that gives two tensors."""
+
+    class Pair(checkpoints.Mlp):
+        def forward(self, x: torch.Tensor) -> Any:
+            return super().forward(x), x
+
+    return Pair()
+
+
+def test_a_module_of_a_factory_has_the_classes_that_it_gives(mlp_file: Path, digits_npz: Path, tmp_path: Path) -> None:
+    def planned(factory: str, allow_code: bool = True, **data: Any) -> Any:
+        section = {"arrays": str(digits_npz), "inputs": "train_images", "scale": 255, **data}
+        settings = {"steps": 1, "batch": 16, "evaluate_every": 1, "precision": "fp32"}
+        plain = {"version": 1, "method": {"name": "kl"}, "model": {"factory": factory}, "data": section}
+        (tmp_path / "recipe.yaml").write_text(json.dumps({**plain, "training": settings}))
+        asked = load(str(tmp_path / "recipe.yaml"))
+        return make_plan(
+            mlp_file, mlp_file, Destination(tmp_path / "out.safetensors", overwrite=True), asked, allow_code
+        )
+
+    report = run(planned("tests.checkpoints:Mlp"), Options(latency="off"))
+    assert report.training["held_out_before"] == pytest.approx(0, abs=1e-6)
+    with pytest.raises(Refused, match="the recipe wants to run"):
+        planned("tests.checkpoints:Mlp", allow_code=False)
+    with pytest.raises(Refused, match="the factory's module gives a tuple for a sample"):
+        planned(f"{__name__}:pair")
+    with pytest.raises(Refused, match="the model does not run on the training data"):
+        planned("tests.checkpoints:Mlp", inputs="train_labels")
 
 
 def test_texts_of_which_the_tokenizer_makes_nothing(tiny_bert: Path, other_bert: Path, tmp_path: Path) -> None:

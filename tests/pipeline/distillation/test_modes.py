@@ -28,9 +28,8 @@ from tests.model.compressed import compress
 from tests.pipeline.distillation import every_form
 from tests.weights.forms import FORMS, ints, randn
 
-SHORT = {
-    "blocks": {"name": "blocks", "steps": 5, "samples": 40}
-}  # blocks of the chain are its layers, of which it has many
+RATES = {"rate": 0.1, "scale_rate": 0.01, "factor_rate": 0.05}
+SHORT = {"blocks": {"name": "blocks", "steps": 8, "samples": 40, **RATES}}  # blocks of the chain are its many layers
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +88,7 @@ def test_a_mode_moves_what_it_says_and_what_is_written_is_what_was_judged(
     plan = planned(inputs, tmp_path, SHORT.get(name, name))
     report = run(plan, Options(latency="off"))
     out = tmp_path / "out.safetensors"
-    # What is fitted layer by layer may lose at the end of so long a chain: that it wins elsewhere has tests of its own.
-    assert plan.healing.config.of_a_twin or report.training["held_out_after"] < report.training["held_out_before"]
+    assert report.training["held_out_after"] < report.training["held_out_before"]
     assert held_out_loss(plan, out) == pytest.approx(report.training["held_out_after"], rel=1e-4)
     before, after = stored(inputs[0]), stored(out)
     assert after.keys() == before.keys()
@@ -100,6 +98,8 @@ def test_a_mode_moves_what_it_says_and_what_is_written_is_what_was_judged(
         }
         moved = {s for s, tensor in tensors.items() if not torch.equal(tensor, after[parameter][s])}
         assert moved <= plan.healing.suffixes[parameter], parameter
+    # The student's biases are zero, and the teacher's are not. Beside one layer's large numbers its own does not count.
+    assert all(after[f"{layer}.bias"][""].any() for layer in every_form.LAYERS if layer != "quantized_factors")
     if plan.healing.mode.keeps_zeros:
         was, now = (side["last.weight"][""] for side in (before, after))  # a dense matrix with zeros
         assert torch.equal(now == 0, was == 0)

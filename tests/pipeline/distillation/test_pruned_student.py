@@ -11,8 +11,13 @@ from typer.testing import CliRunner
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.cli.app import app
-from aicompress.errors import RecipeError
-from aicompress.recipe.distillation import load
+from aicompress.errors import RecipeError, Refused
+from aicompress.pipeline.distillation.plan import make_plan
+from aicompress.pipeline.distillation.pruned_student import Teaching, pruned_student
+from aicompress.pipeline.distillation.run import run
+from aicompress.pipeline.step.options import Options
+from aicompress.pipeline.step.output import Destination
+from aicompress.recipe.distillation import DistillRecipe, load
 from aicompress.report.model import Report
 
 
@@ -50,6 +55,41 @@ def test_zeros_grow_from_round_to_round(mlp_file: Path, digits_npz: Path, tmp_pa
     assert any(note.startswith("round 1: sparsity 0.2, held-out loss ") for note in report.notes)
     assert report.training["held_out_after"] < report.training["held_out_before"]
     assert not [path for path in tmp_path.iterdir() if "rounds" in path.name]
+
+
+def test_rounds_that_are_done_are_not_done_again(mlp_file: Path, digits_npz: Path, tmp_path: Path) -> None:
+    asked = load(written(tmp_path, digits_npz, iterate=[0.2, 0.3, 0.4]))
+    trained: list[str] = []  # what was said of every step of training
+
+    def distil(out: Path, recipe: DistillRecipe, until: int = 99, resume: bool = False) -> None:
+        def progress(what: str, done: int, total: int) -> None:
+            trained.extend([what] if what.startswith("loss") else [])
+            if len(trained) == until:
+                raise KeyboardInterrupt
+
+        trained.clear()
+        options = Options(resume, "off", progress)
+        with pruned_student(mlp_file, Destination(out), recipe, Teaching([mlp_file]), options) as pruned:
+            assert pruned is not None
+            run(make_plan(pruned, [mlp_file], Destination(out), recipe), options)
+
+    whole, out = tmp_path / "whole.safetensors", tmp_path / "out.safetensors"
+    distil(whole, asked)
+    assert len(trained) == 3 * 4
+    with pytest.raises(KeyboardInterrupt):
+        distil(out, asked, until=5)  # the first step of the second round
+    (journal,) = tmp_path.glob(".*/rounds.jsonl")
+    other = load(written(tmp_path, digits_npz, iterate=[0.2, 0.3, 0.5]))
+    with pytest.raises(Refused, match="another input, recipe or version"):
+        distil(out, other, resume=True)
+    with journal.open("a") as file:
+        file.write('{"parame')  # as a kill leaves it
+    with pytest.raises(KeyboardInterrupt):
+        distil(out, asked, until=5, resume=True)  # the first step of the last round
+    distil(out, asked, resume=True)
+    assert len(trained) == 4
+    assert out.read_bytes() == whole.read_bytes()
+    assert not journal.parent.exists()
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CompressError, OutputExists, RecipeError, Refused
+from aicompress.model.loading.tokenizer import FILES
 from aicompress.pipeline.distillation.plan import make_plan
 from aicompress.pipeline.distillation.run import TrainingOptions, run
 from aicompress.pipeline.step.options import Options
@@ -338,8 +339,12 @@ class TestRefused:
 
     def test_another_vocabulary(self, built: Path, tiny_llama: Path, recipe: Make, tmp_path: Path) -> None:
         large = checkpoints.make_llama(tmp_path / "llama-vocabulary", vocab_size=300)
-        plain = json.loads((large / "tokenizer.json").read_text())
-        (large / "tokenizer.json").write_text(json.dumps({**plain, "version": "other"}))
+        with pytest.raises(
+            Refused, match=r"another vocabulary: the teacher's tokenizer has no '.*', '.*', '.*' and \d+ "
+        ):
+            make_plan(large, tiny_llama, Destination(tmp_path / "out"), recipe({"name": "kl"}))
+        for name in FILES:
+            (large / name).unlink(missing_ok=True)
         with pytest.raises(RecipeError, match="256 classes and the teacher 300"):
             make_plan(tiny_llama, large, Destination(tmp_path / "out"), recipe({"name": "kl"}))
 

@@ -12,7 +12,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.errors import RecipeError
 from aicompress.pipeline.distillation import temperature
 from aicompress.pipeline.distillation.plan import make_plan
-from aicompress.pipeline.distillation.run import run
+from aicompress.pipeline.distillation.run import TrainingOptions, run
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe.distillation import DistillRecipe, load
@@ -50,6 +50,23 @@ def test_the_best_of_a_few_steps_is_taken(
     assert report.training["curve"] == by_hand.training["curve"]
     one, other = (Checkpoint.open(tmp_path / name) for name in ("out", "by-hand"))
     assert all(one.read(name).equal(other.read(name)) for name in one.tensors)
+    told: list[str] = []
+
+    def stop(what: str, done: int, total: int) -> None:
+        told.append(what)
+        if what.startswith("loss"):
+            raise KeyboardInterrupt
+
+    again = make_plan(tiny_llama, trained_llama, Destination(tmp_path / "again"), asked)
+    with pytest.raises(KeyboardInterrupt):
+        run(again, Options(latency="off", progress=stop), TrainingOptions(save_seconds=0))
+    assert "temperature" in told
+    told.clear()
+    resumed = run(again, Options(True, "off", lambda what, done, total: told.append(what)))
+    assert "temperature" not in told
+    assert resumed.training["temperature"] == chosen
+    assert {*resumed.notes} == {*report.notes}
+    assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "out/model.safetensors").read_bytes()
 
 
 def test_stored_outputs_keep_the_one_they_were_made_for(

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.place import require_apart
 from aicompress.checkpoint.reader import digests
@@ -48,13 +50,15 @@ class Taught:
 
     Attributes:
         checkpoints: the teachers; none where only their outputs are there.
-        runs, anatomies: of each.
+        runs, anatomies: of each; the classes of one that numbers the student's tokens otherwise are the student's.
+        numbers: of each, those that it gives the student's tokens; None where they are the student's own.
         folder: that of the outputs, where there are no checkpoints.
     """
 
     checkpoints: tuple[Checkpoint, ...]
     runs: tuple[Runner, ...]
     anatomies: tuple[Anatomy, ...]
+    numbers: tuple[Tensor | None, ...]
     folder: SignalFolder | None = None
 
     def identity(self, recipe: DistillRecipe) -> dict[str, Any]:
@@ -73,7 +77,7 @@ class Taught:
         """The teacher whose outputs a folder holds."""
         told = folder.told
         anatomy = Anatomy(classes=told["classes"], tokenizer=told["vocabulary_sha256"], embedding=told["embedding"])
-        return cls((), (Runner(told["task"], Pooling()),), (anatomy,), folder)
+        return cls((), (Runner(told["task"], Pooling()),), (anatomy,), (None,), folder)
 
 
 @dataclass(frozen=True)

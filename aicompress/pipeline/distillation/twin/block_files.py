@@ -9,7 +9,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.pipeline.distillation.training_state import replace_file
+from aicompress.errors import CompressError
+from aicompress.pipeline.distillation.training_state import UNSHARED, replace_file
+from aicompress.pipeline.step.workers import Processes
 from aicompress.weights import Weight, restore
 
 _APART = "/"  # between a parameter's name and a suffix of its stored form
@@ -26,9 +28,16 @@ class BlockFiles:
     def __init__(self, folder: Path, checkpoint: Checkpoint) -> None:
         self.folder, self.checkpoint = folder, checkpoint
 
-    def has(self, place: int) -> bool:
-        """Whether a block is tuned."""
-        return self._path(place).is_file()
+    def seen_by(self, team: Processes) -> frozenset[int]:
+        """Blocks that are tuned.
+
+        Raises:
+            CompressError: not every process sees those of the first one.
+        """
+        kept = team.gather(self._places())[0]  # the first one knows what it continues
+        if not all(team.gather(all(self._path(place).is_file() for place in kept))):
+            raise CompressError(*UNSHARED)
+        return frozenset(kept)
 
     def write(self, place: int, values: dict[str, Weight | Tensor]) -> None:
         """Keep a block: its parameters by name."""
@@ -49,9 +58,8 @@ class BlockFiles:
 
     def names(self) -> dict[str, int]:
         """Every parameter that is kept, with its block."""
-        places = sorted(int(path.stem.partition("-")[2]) for path in self.folder.glob("block-*.safetensors"))
         named: dict[str, int] = {}
-        for place in places:
+        for place in self._places():
             with safe_open(self._path(place), "pt") as file:
                 named |= {key.rpartition(_APART)[0]: place for key in file.keys()}  # noqa: SIM118
         return named
@@ -72,6 +80,9 @@ class BlockFiles:
             name: stored[""] if (outline := outlines[name]) is None else restore(stored, outline.meta())
             for name, stored in by_name.items()
         }
+
+    def _places(self) -> list[int]:
+        return sorted(int(path.stem.partition("-")[2]) for path in self.folder.glob("block-*.safetensors"))
 
     def _path(self, place: int) -> Path:
         return self.folder / f"block-{place}.safetensors"

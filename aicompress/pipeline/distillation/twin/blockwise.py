@@ -3,6 +3,8 @@
 The forward passes of both models go on together: training samples and held-out ones through the student as it becomes,
 held-out ones through the student as it came, and all of them through the teacher. So the held-out loss before and after
 is known when the last block is tuned.
+
+Several processes tune each block as one: every one has some rows of each batch, and its share of the held-out batches.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from aicompress.pipeline.distillation.training_state import Point, TrainingHisto
 from aicompress.pipeline.distillation.twin.block_files import BlockFiles
 from aicompress.pipeline.step.layer_plan import layer_seed
 from aicompress.pipeline.step.options import Progress
+from aicompress.pipeline.step.workers import Processes
 from aicompress.weights import Dense, Weight
 
 
@@ -60,15 +63,19 @@ class BlockwiseTuning:
     Attributes:
         plan: what to do.
         device: where blocks run.
+        team: the processes that tune together.
         files: keep every tuned block until all are written.
         progress: told of every block.
+        kept: blocks that a stopped run has tuned.
         history: the held-out loss before and after.
     """
 
     plan: DistillPlan
     device: torch.device
+    team: Processes
     files: BlockFiles
     progress: Progress
+    kept: frozenset[int] = frozenset()
     history: TrainingHistory = field(default_factory=TrainingHistory)
 
     @property
@@ -92,9 +99,11 @@ class BlockwiseTuning:
         """Tune all blocks.
 
         Raises:
-            CompressError: the two models do not run alike, or the held-out loss is not a number.
+            CompressError: the two models do not run alike, the held-out loss is not a number, or not every process sees
+                the same tuned blocks.
         """
         start = time.perf_counter()
+        self.kept = self.files.seen_by(self.team)
         student, teacher = (self._side(each) for each in (self.plan.checkpoint, self.plan.teachers[0]))
         if [block.name for block in student.blocks] != [block.name for block in teacher.blocks]:
             counts = f"{len(student.blocks)} blocks, and the teacher {len(teacher.blocks)}"
@@ -128,14 +137,18 @@ class BlockwiseTuning:
     def _batches(self) -> tuple[list[Batch], list[Batch]]:
         """Training samples, and held-out ones."""
         split, samples = self.plan.split, self.plan.samples
-        orders = [split.in_order(index, split.batch) for index in (split.first(self.config.samples), split.held_out)]
-        train, held = ([samples.batch(part).to(self.device) for part in order] for order in orders)
-        return train, held
+        rank, size = self.team.rank, self.team.size
+        tuned, judged = (
+            [samples.batch(part).to(self.device) for part in split.in_order(index, split.batch)]
+            for index in (split.first(self.config.samples), split.held_out)
+        )
+        return [batch.rows(rank, size) for batch in tuned], judged[rank::size]
 
     def _calls(self, side: _Side, batches: list[Batch], which: int) -> list[Any]:
         run = (self.plan.runner, *self.plan.teacher_runners)[which]
+        model = Runnable(side.model, run, (None, *self.plan.numbers)[which])
         reads = Loss(self.plan.losses).reads
-        return [partial(Runnable(side.model, run), batch, reads, "fp32") for batch in batches]
+        return [partial(model, batch, reads, "fp32") for batch in batches]
 
     def _visit(
         self, student: _Side, teacher: _Side, masks: list[Tensor | None], came: int, place: int, arrived: list[Arrivals]
@@ -148,16 +161,21 @@ class BlockwiseTuning:
         originals = {name: tensor.detach() for name, tensor in its.module.named_parameters()}
         student.loader.load(block.owns)
         untouched = student.outputs(block, {n: each for n, each in own.items() if n >= came}, self.rounded)
-        if self.files.has(place):
+        if place in self.kept:
             tuned = self.files.read(place)
         else:
             targets = [target for n in range(len(masks)) if (target := hidden(wanted.get(n))) is not None]
             inputs = [(own[n].args, own[n].kwargs) for n in range(len(targets)) if n in own]
             if len(inputs) < len(masks):
                 raise CompressError(f"{block.name} gives no states to be compared", "take mode: full")
-            stage = Stage(block.name, block.module, inputs, targets, masks, self.rounded)
-            tuned = self._tuned(stage, student, originals)
-            self.files.write(place, tuned)
+            team = self.team if self.team.size > 1 else None
+            tuned = self._tuned(
+                Stage(block.name, block.module, inputs, targets, masks, self.rounded, team), student, originals
+            )
+            self.kept |= {place}
+            if self.team.rank == 0:
+                self.files.write(place, tuned)
+            self.team.wait()
         for name, value in tuned.items():
             student.loader.replace(name, self._parameter(name, value))
         given_now = student.outputs(block, {n: each for n, each in own.items() if n < came}, self.rounded)
@@ -175,7 +193,7 @@ class BlockwiseTuning:
             if inside in own and not self.plan.healing.stays(name):
                 layers[name] = self._layer(name, inside, originals.get(inside))
         config = self.config
-        pace = TuningSchedule(config.steps, config.rate, config.scale_rate, config.factor_rate)
+        pace = TuningSchedule(config.steps, config.code_rate, config.scale_rate, config.factor_rate)
         weights = tune(stage, list(layers.values()), pace, layer_seed(self.plan.recipe.seed, stage.name))
         return {name: self._stored(name, weight) for name, weight in zip(layers, weights, strict=True)}
 
@@ -213,10 +231,11 @@ class BlockwiseTuning:
         loss = loss.at_temperature(1.0) if loss.leaves_open else loss
         with torch.no_grad():
             parts = [float(loss(a, b)) * size for a, b, size in zip(own, original, sizes, strict=True)]
-        total = sum(parts) / sum(sizes)
-        if not total < float("inf"):
-            raise CompressError(f"the held-out loss is {total}", "check teacher and data")
-        return total
+        total = self.team.total(torch.tensor([sum(parts), sum(sizes)], dtype=torch.float64))
+        mean = float(total[0] / total[1])
+        if not mean < float("inf"):
+            raise CompressError(f"the held-out loss is {mean}", "check teacher and data")
+        return mean
 
 
 def _matrix(tensor: Tensor, transposed: bool) -> Tensor:

@@ -52,6 +52,8 @@ OPT = Family(
     ),
     {}, (), "", uncached,
 )  # fmt: skip
+XGLM_SIZES = {"d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 48, "max_position_embeddings": 32}
+XGLM = Family(lambda: hf.XGLMForCausalLM(hf.XGLMConfig(**XGLM_SIZES, **TEXT, init_std=0.3)), {}, (), "", uncached)
 
 
 def clip() -> Any:
@@ -70,8 +72,19 @@ READERS = {  # what reads the heads in a block, and what makes them: name -> how
     "gpt-j": ("attn.out_proj", {"attn.q_proj": 1, "attn.k_proj": 1, "attn.v_proj": 1}),
 }
 READERS["bert-head"] = READERS["bert"]
-READERS |= dict.fromkeys(("opt", "bart", "whisper", "clip"), ("_attn.out_proj", {f"_attn.{n}_proj": 1 for n in "qkv"}))
-CASES = {**FAMILIES, "opt": OPT, "bart": BART, "clip": CLIP, "deberta": DEBERTA, "gpt-j": GPTJ, "bloom": BLOOM}
+READERS |= dict.fromkeys(
+    ("opt", "bart", "xglm", "whisper", "clip"), ("_attn.out_proj", {f"_attn.{n}_proj": 1 for n in "qkv"})
+)
+CASES = {
+    **FAMILIES,
+    "opt": OPT,
+    "bart": BART,
+    "clip": CLIP,
+    "xglm": XGLM,
+    "deberta": DEBERTA,
+    "gpt-j": GPTJ,
+    "bloom": BLOOM,
+}
 
 
 def matrix(layer: Any) -> Tensor:
