@@ -46,7 +46,8 @@ _PLAIN = frozenset(
         *(f"latency.{side}_{name}" for side in ("before", "after") for name in ("ms", "p95_ms")),
     }
 )
-_OPEN = ("quality", "training", "vocabulary")  # sections whose names depend on what is measured
+TOKENS = "vocabulary"  # the section of tokens that go
+_OPEN = ("quality", "training", TOKENS)  # sections whose names depend on what is measured
 FIGURES = tuple(sorted(_BYTES | _PLAIN))
 
 _FORM = "write FIGURE OPERATOR NUMBER, for example size.ratio <= 0.3"

@@ -100,7 +100,7 @@ NOT_OF_CUTTING_TOKENS = {
     "training": "only `aicompress distill` trains",
     **_LOADING,
 }
-NOT_OF_A_STEP = {**NOT_OF_CUTTING_TOKENS, "vocabulary": "only `aicompress prune` by `vocabulary` counts tokens"}
+NOT_OF_A_STEP = {**NOT_OF_CUTTING_TOKENS, gates.TOKENS: "only `aicompress prune` by `vocabulary` counts tokens"}
 NOT_OF_TRAINING = {name: hint for name, hint in NOT_OF_A_STEP.items() if name != "training"}
 
 

@@ -38,7 +38,7 @@ from aicompress.pipeline.structured.reference_cut import require_reference
 from aicompress.pipeline.structured.registry import unit_for
 from aicompress.pipeline.structured.size_targets import Laid, SizeSearch, largest_size
 from aicompress.recipe import Recipe, Select
-from aicompress.report.gates import require_figures
+from aicompress.report.gates import TOKENS, require_figures
 from aicompress.weights import TensorSpec
 
 
@@ -78,7 +78,7 @@ def make_plan(
     choice = _choice(opened, recipe, pruner, request)
     choice.require()
     edit = choice.edit()
-    require_figures(recipe.gates, "vocabulary", edit.figures)
+    require_figures(recipe.gates, TOKENS, edit.figures)
     output = laid_out(checkpoint, edit, opened.infos, destination, step)
     raise_all(_calibration_problems(choice, edit))
     require_loads(checkpoint, edit.config, _known(choice, edit, output), edit.widths)
