@@ -15,8 +15,11 @@ from safetensors.torch import load_file, save_file
 
 import aicompress
 from aicompress.checkpoint import Checkpoint
+from aicompress.model.loading.load import build
+from aicompress.model.loading.partial_model import PartialModel
 from aicompress.model.loading.pooling import pooling
 from aicompress.pipeline import steps
+from aicompress.pipeline.calibration.joints import joints_of
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.pipeline.step.running_model import Setting, encoder
@@ -224,17 +227,33 @@ def test_convolutions_of_a_float32_file_are_timed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("model_type", "fused"), [("nomic_bert", "attn.Wqkv"), ("molmo2_text", "mlp.ff_proj")])
 def test_what_transformers_divides_among_layers_is_calibrated(model_type: str, fused: str, tmp_path: Path) -> None:
-    """As rtn-w8 does, gptq finds 8 bits nearly exact, and the layers behind see the compressed ones."""
+    """As rtn-w8 does, gptq finds 8 bits nearly exact; gradients are those of its rows, and its bits are measured."""
     source = saved(small_model(model_type), tmp_path / "in")
+    torch.manual_seed(0)
     save_file({"input_ids": torch.randint(3, 99, (8, 16))}, tmp_path / "ids.safetensors")
     calibration = {"arrays": str(tmp_path / "ids.safetensors"), "inputs": "input_ids"}
-    recipe = {"version": 1, "method": {"name": "gptq", "bits": 8}, "calibration": calibration}
-    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
-    plan = steps.make_plan(
-        source, Destination(tmp_path / "out"), load(str(tmp_path / "recipe.yaml"), "quantize"), "quantize"
-    )
-    rows = {row.name: row for row in steps.run(plan, OFF).layers if row.method == "gptq"}
-    assert sum(name.endswith(fused) for name in rows) == 2
-    assert not [name for name, row in rows.items() if "data-free" in row.note]
-    before, after = (aicompress.load(path)(input_ids=IDS)[0] for path in (source, tmp_path / "out"))
+    rows: dict[str, dict[str, Any]] = {}
+    for verb, method in (
+        ("quantize", {"name": "gptq", "bits": 8}),
+        ("prune", {"name": "taylor", "sparsity": 0.01, "shift": 0}),
+        ("quantize", {"name": "rtn", "bits": "auto", "target_bpw": 8}),
+    ):
+        (tmp_path / "recipe.yaml").write_text(json.dumps({"version": 1, "method": method, "calibration": calibration}))
+        recipe = load(str(tmp_path / "recipe.yaml"), verb)
+        out = Destination(tmp_path / str(method["name"]))
+        report = steps.run(steps.make_plan(source, out, recipe, verb), OFF)
+        rows[out.path.name] = {row.name: row for row in report.layers if row.method != "-"}
+        assert sum(name.endswith(fused) for name in rows[out.path.name]) == 2
+        assert not [row.name for row in report.layers if "data-free" in row.note], method
+    assert max(row.detail["bits"] for name, row in rows["rtn"].items() if name.endswith(fused)) > 3
+    before, after = (aicompress.load(path)(input_ids=IDS)[0] for path in (source, tmp_path / "gptq"))
     assert torch.nn.functional.cosine_similarity(before.flatten(), after.flatten(), dim=0) > 0.999
+    checkpoint = Checkpoint.open(source)
+    loader = PartialModel(checkpoint, build(checkpoint))
+    loader.load(lambda name: True)
+    joints = joints_of(loader, [layer for layer in checkpoint.layers() if layer.name.endswith(fused)])
+    assert len(joints) == 2
+    for joint in joints:
+        for path, numbers in joint.parts.values():
+            weight = loader.model.get_submodule(path).weight
+            torch.testing.assert_close(checkpoint.dense(f"{joint.name}.weight")[numbers], weight)

@@ -5,7 +5,7 @@ Layers that are given the same tensor (q, k and v; gate and up) share one sum.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from aicompress.layer import InputStats
 from aicompress.model.blocks.expert_inputs import ExpertCalls, Part
+from aicompress.model.blocks.input_rows import Convolution, rows_of
 from aicompress.model.blocks.lookups import lookups
 from aicompress.model.kernels.bf16_products import bfloat16_products
 
-Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 PANEL = 256  # columns of a Gram matrix that are computed at a time
+MOST = 1 << 23  # numbers that are squared at a time
 
 
 @dataclass
@@ -83,9 +83,9 @@ class Sums:
         if "gram" in self.needs:
             self.gram = _add_gram(self.gram, self._factor(rows), self.rounded, weight)
         if "norms" in self.needs and "gram" not in self.needs:
-            self.squares = _add_rows(self.squares, rows.square(), weight)
+            self.squares = _add_rows(self.squares, rows, weight, torch.square)
         if "mean_abs" in self.needs:
-            self.absolute = _add_rows(self.absolute, rows.abs(), weight)
+            self.absolute = _add_rows(self.absolute, rows, weight, torch.abs)
         if "mean" in self.needs:
             self.total = _add_rows(self.total, rows, weight)
         if "max_abs" in self.needs:
@@ -119,9 +119,15 @@ class Sums:
         return InputStats(self.count, over.get("gram"), norms, *means, self.largest, over.get("frequency"))
 
 
-def _add_rows(total: Tensor | None, rows: Tensor, weight: float) -> Tensor:
-    summed = rows.sum(dim=0).mul_(weight)
-    return summed if total is None else total.add_(summed)
+def _add_rows(
+    total: Tensor | None, rows: Tensor, weight: float, change: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """Add up rows, each number changed first: some rows at a time, so that few changed ones are held."""
+    for some in torch.split(rows, max(1, MOST // rows.shape[1])) if change else (rows,):
+        summed = (change(some) if change else some).sum(dim=0).mul_(weight)
+        total = summed if total is None else total.add_(summed)
+    assert total is not None
+    return total
 
 
 def _zeros(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
@@ -256,41 +262,3 @@ def _geometry(module: nn.Module) -> Any:
         return None
     padding = (module.padding, module.padding_mode)
     return module.kernel_size, module.stride, *padding, module.dilation, module.groups
-
-
-def rows_of(module: nn.Module, given: Tensor, mask: Tensor | None) -> Tensor | None:
-    """A layer's input as rows (tokens, in).
-
-    A convolution's rows are its patches (positions, channels*kernel) in the order of its weight matrix; a grouped one
-    has no single matrix of inputs, and an embedding none at all: None.
-    """
-    if isinstance(module, Convolution):
-        return _patches(module, given) if module.groups == 1 else None
-    if not given.is_floating_point():
-        return None
-    if mask is not None and given.shape[: mask.ndim] == mask.shape:
-        return given[mask]
-    return given.reshape(-1, given.shape[-1])
-
-
-def _patches(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, given: Tensor) -> Tensor:
-    """im2col; a one-dimensional convolution is a two-dimensional one of height 1."""
-    axes, padding = len(module.kernel_size), module.padding
-    if isinstance(padding, str) or module.padding_mode != "zeros":
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        given, padding = functional.pad(given, module._reversed_padding_repeated_twice, mode), (0,) * axes
-    if isinstance(module, nn.Conv3d):
-        return _windows(module, functional.pad(given, [side for each in reversed(padding) for side in (each, each)]))
-    kernel, dilation, stride = module.kernel_size, module.dilation, module.stride
-    if axes == 1:
-        given, kernel, dilation, stride = given.unsqueeze(-2), (1, *kernel), (1, *dilation), (1, *stride)
-        padding = (0, *padding)
-    patches = functional.unfold(given, kernel, dilation, padding, stride)  # (N, I*kh*kw, positions)
-    return patches.movedim(-1, -2).reshape(-1, patches.shape[-2])
-
-
-def _windows(module: nn.Conv3d, given: Tensor) -> Tensor:
-    """im2col along three axes, (positions, I*kd*kh*kw)."""
-    for size, step, apart in zip(module.kernel_size, module.stride, module.dilation, strict=True):
-        given = given.unfold(-3, apart * (size - 1) + 1, step)[..., ::apart]
-    return given.movedim(-7, -4).flatten(-4).flatten(0, -2)  # from (N, I, *positions, *kernel)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aicompress.model.blocks.input_statistics import rows_of
+from aicompress.model.blocks.input_rows import rows_of
 from aicompress.model.channels.cut import Kept
 from aicompress.model.channels.graph import forward
 

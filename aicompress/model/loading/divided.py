@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from aicompress.model.loading.merged_experts import converted
 
@@ -42,3 +43,14 @@ def divided(model: Any, name: str, target: str, conversion: Any, shape: tuple[in
     layers = all(full.endswith(".weight") for full in made)
     whole = target in made and len(rows) == len(made) and sum(rows) == shape[0]
     return Divided(target.removesuffix(".weight")) if layers and whole else None
+
+
+def rows_of_layers(model: Any, name: str, target: str, conversion: Any, shape: tuple[int, ...]) -> dict[str, Tensor]:
+    """Numbers of the matrix's rows by path of the layer that has them, found out with a matrix of row numbers.
+
+    Args:
+        model, name, target, conversion, shape: as `divided` takes them.
+    """
+    numbered = torch.arange(shape[0], dtype=torch.float64)[:, None].expand(shape)
+    made = converted(model, target, {name: (conversion, numbered)})
+    return {full.removesuffix(".weight"): part[:, 0].long() for full, part in made.items()}

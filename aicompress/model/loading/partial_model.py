@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.model import hf
-from aicompress.model.loading.divided import Divided, divided
+from aicompress.model.loading.divided import Divided, divided, rows_of_layers
 from aicompress.model.loading.fill import Filling, make_computed
 from aicompress.model.loading.merged_experts import Slot, converted, slots
 from aicompress.model.loading.on_demand import LEAST, Offload, offload
@@ -69,6 +69,14 @@ class PartialModel:
     def reader_of(self, name: str) -> str | Slot | Divided | None:
         """What reads the inputs of a weight: its place, or the layers that it is divided among."""
         return self.place_of(name) or self._divided.get(name)
+
+    def rows_of_layers(self, name: str) -> dict[str, Tensor]:
+        """Rows of a divided matrix by path of the layer that has them; empty where the matrix is not divided."""
+        if name not in self._divided:
+            return {}
+        target, conversion = self.targets[name]
+        shape = self._filling.checkpoint.parameters()[name].shape
+        return rows_of_layers(self.model, name, target, conversion, shape)
 
     @cached_property
     def _divided(self) -> dict[str, Divided]:

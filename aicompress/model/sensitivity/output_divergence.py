@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from aicompress.errors import CompressError
+from aicompress.model.blocks.caches import copied
 from aicompress.model.blocks.find import find_blocks
 from aicompress.model.blocks.input_errors import input_errors_refused
 from aicompress.model.blocks.walk import Batch, Loader
@@ -35,6 +36,10 @@ class _Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any
+
+    def again(self, module: Any) -> Any:
+        """What the block gives for the same arguments, to whose caches it has added nothing."""
+        return module(*map(copied, self.args), **{name: copied(value) for name, value in self.kwargs.items()})
 
 
 @dataclass(frozen=True)
@@ -168,7 +173,7 @@ class OutputSensitivity:
                 self._batch = number
                 for call in self._calls[number]:
                     if call.block == index:
-                        output = self._blocks[call.block].module(*call.args, **call.kwargs)
+                        output = call.again(self._blocks[call.block].module)
                         difference = _leading(output) - _leading(call.output)
                         lost += float(_real(difference, batch).double().square().sum())
         return lost if math.isfinite(lost) else BROKEN
@@ -210,11 +215,12 @@ class OutputSensitivity:
                 for name, tensor in self._changes.items():
                     if self.block_of(name) == index:
                         self._loader.replace(name, tensor)
+            call = _Call(index, tuple(map(copied, args)), {key: copied(value) for key, value in kwargs.items()}, None)
             output = forward(*args, **kwargs)
             if not self._resident:
                 self._loader.drop(block.owns)
             if self._running is not None:
-                self._running.append(_Call(index, args, kwargs, output))
+                self._running.append(replace(call, output=output))
             return output
 
         return gated

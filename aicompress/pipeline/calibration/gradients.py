@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,11 +21,10 @@ from aicompress.model.sensitivity.gradients import Descent, Keep, collect
 from aicompress.model.sensitivity.loss import Objective
 from aicompress.model.sensitivity.moments import WIDEST, Part, Watched
 from aicompress.pipeline.calibration.data import samples
+from aicompress.pipeline.calibration.joints import MOMENTS, OUTPUTS, Joint, joints_of
 from aicompress.pipeline.calibration.requirements import Step, module_of
 from aicompress.pipeline.step.output import Output
 from aicompress.pipeline.step.workers import Processes
-
-MOMENTS, OUTPUTS = "gradients", "output_gram"  # statistics: of gradients in weights, and in the layers' outputs
 
 
 @dataclass(frozen=True)
@@ -114,9 +113,22 @@ def differentiate(
     loader = PartialModel(plan.checkpoint, model, dtype=torch.float32)
     given = samples(plan.checkpoint, model, recipe.calibration, recipe.seed, team)
     infos = [layer.info for layer in plan.layers if layer.config is not None]
-    wanted = watched(plan.checkpoint, loader, infos, needs)
+    wanted, joints = watched(plan.checkpoint, loader, infos, needs), joints_of(loader, infos)
+    for joint in joints:
+        wanted |= joint.watched(needs)
     kind = next(layer.config.gradient_loss for layer in plan.layers if layer.config is not None)  # one for all
-    collect(Descent(model, loader, given, wanted, Objective(kind, recipe.seed), team), keep, progress)
+    collect(
+        Descent(model, loader, given, wanted, Objective(kind, recipe.seed), team),
+        partial(_joined, joints, keep),
+        progress,
+    )
+
+
+def _joined(joints: Sequence[Joint], keep: Keep, moments: Mapping[str, GradientStats]) -> None:
+    """Hand on what came of a block, that of matrices which are divided among layers as one."""
+    whole = {joint.name: joint.joined(moments) for joint in joints if joint.parts.keys() <= moments.keys()}
+    parts = {name for joint in joints for name in joint.parts}
+    keep({**{name: stats for name, stats in moments.items() if name not in parts}, **whole})
 
 
 def diagonal_only(chosen: Iterable[LayerInfo]) -> list[str]:

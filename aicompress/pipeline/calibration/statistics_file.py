@@ -12,7 +12,8 @@ from aicompress.checkpoint.reader import digests
 from aicompress.checkpoint.statistics import StatisticsWriter
 from aicompress.layer import InputStats
 from aicompress.methods.method import OF_GRADIENTS
-from aicompress.pipeline.calibration.gradients import MOMENTS, differentiate
+from aicompress.pipeline.calibration.gradients import differentiate
+from aicompress.pipeline.calibration.joints import MOMENTS
 from aicompress.pipeline.calibration.requirements import Step
 from aicompress.pipeline.calibration.runner import CalibrationRun
 from aicompress.pipeline.step.options import Progress

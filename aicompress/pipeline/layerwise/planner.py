@@ -14,7 +14,8 @@ from aicompress.layer import Kind, LayerInfo
 from aicompress.methods import get
 from aicompress.methods.layerwise import AnyLayerMethod, LayerMethod
 from aicompress.pipeline.calibration import requirements as needs
-from aicompress.pipeline.calibration.gradients import OUTPUTS, diagonal_only
+from aicompress.pipeline.calibration.gradients import diagonal_only
+from aicompress.pipeline.calibration.joints import OUTPUTS
 from aicompress.pipeline.calibration.requirements import Request
 from aicompress.pipeline.calibration.texts import shortened
 from aicompress.pipeline.layerwise.allocation.levels import with_levels

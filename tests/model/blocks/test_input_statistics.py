@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
 
+import pytest
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from aicompress.model.blocks import input_statistics
 from aicompress.model.blocks.input_statistics import Sums
 
 
@@ -23,3 +29,26 @@ def test_two_kinds_of_rows_of_equal_weight_give_the_mean_of_both_statistics() ->
         torch.testing.assert_close(mean, (left + right) / 2)
     assert mixed.max_abs is not None
     assert torch.equal(mixed.max_abs, torch.cat([many, few]).abs().amax(0))
+
+
+class Largest(TorchFunctionMode):
+    """Notes how many numbers the largest tensor has that is made of others."""
+
+    numbers = 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = function(*args, **(kwargs or {}))
+        if isinstance(given, Tensor) and function in (torch.square, torch.abs, Tensor.square, Tensor.abs):
+            self.numbers = max(self.numbers, given.numel())
+        return given
+
+
+def test_norms_of_many_rows_take_little_memory_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(input_statistics, "MOST", 60)
+    rows, sums = torch.randn(100, 6, generator=torch.Generator().manual_seed(0)), Sums(frozenset({"norms", "mean_abs"}))
+    with Largest() as largest:
+        sums.add(rows, None, 0.5)
+    stats = sums.mean()
+    assert largest.numbers == 60
+    torch.testing.assert_close(stats.norms, rows.square().mean(0))
+    torch.testing.assert_close(stats.mean_abs, rows.abs().mean(0))

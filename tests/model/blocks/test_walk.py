@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import Refused
 from aicompress.layer import InputStats, as_matrix
-from aicompress.model.blocks.input_statistics import Recorder, rows_of
+from aicompress.model.blocks.input_rows import rows_of
+from aicompress.model.blocks.input_statistics import Recorder
 from aicompress.model.blocks.walk import Walk, walk
 from aicompress.model.kernels import bf16_products as products
 from aicompress.model.loading.load import build, load

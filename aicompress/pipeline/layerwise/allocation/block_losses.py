@@ -115,7 +115,7 @@ def by_outputs(blocks: Blocks, request: Request, progress: Progress) -> Measured
         if blocks.reads:
             loader = PartialModel(checkpoint, model)
             names = [name for parameters in blocks.layers.values() for name in parameters]
-            places = {name: place for name in names if (place := loader.place_of(name)) is not None}
+            places = {name: place for name in names if (place := loader.reader_of(name)) is not None}
             job = Walk(model, loader, inputs.batches, places, blocks.reads, changes=False, weights=inputs.weights)
             walk(job, trial)
         tensors = {"losses": trial.finish(), "divergence": torch.tensor(float(probe.divergence))}

@@ -117,7 +117,7 @@ def _norms(plan: Plan, model: Any, inputs: Inputs) -> dict[str, InputStats]:
     """Mean squares of the inputs of every parameter with an open layer."""
     loader = PartialModel(plan.checkpoint, model)
     names = dict.fromkeys(layer.info.tensor for layer in plan.layers if layer.info.name in plan.open)
-    places = {name: place for name in names if (place := loader.place_of(name)) is not None}
+    places = {name: place for name in names if (place := loader.reader_of(name)) is not None}
     keeper = _Keeper()
     needs = frozenset({"gram"}) if any(layer.info.part for layer in plan.layers) else frozenset({"norms"})
     walk(Walk(model, loader, inputs.batches, places, needs, weights=inputs.weights), keeper)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from aicompress.checkpoint import Checkpoint
+from aicompress.model.loading.divided import Divided
 from aicompress.model.loading.merged_experts import Slot
 from aicompress.model.loading.partial_model import PartialModel
 from aicompress.model.sensitivity.output_divergence import OutputSensitivity
@@ -25,7 +26,7 @@ def probe_of(checkpoint: Checkpoint, model: Any, inputs: Inputs) -> OutputSensit
         inputs: what it runs on.
     """
     loader = PartialModel(checkpoint, model)
-    weights = (checkpoint.dense, lambda name: _path(loader.place_of(name)))
+    weights = (checkpoint.dense, lambda name: _path(loader.reader_of(name)))
     resident = sum(spec.nbytes for spec in checkpoint.parameters().values()) <= RESIDENT
     return OutputSensitivity(model, loader, weights, inputs.batches, resident)
 
@@ -38,5 +39,5 @@ def measured_part(data: Calibration, samples: int | None = None) -> Calibration:
     return data.at_most(wanted)
 
 
-def _path(place: str | Slot | None) -> str | None:
-    return place.module if isinstance(place, Slot) else place
+def _path(place: str | Slot | Divided | None) -> str | None:
+    return place.module if isinstance(place, Slot | Divided) else place
