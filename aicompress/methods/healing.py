@@ -46,18 +46,27 @@ class BlockTuning(ModeConfig):
         128, ge=1, description="training samples that every block is tuned on, those of the first steps"
     )
     steps: int = Field(100, ge=1, description="batches that are run forward and back, per block")
-    rate: float = Field(
-        0.01, gt=0, le=1, description="how far a step moves a code, in steps of its grid; falls to nothing"
+    rate: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="how far a step moves a code, in steps of its grid; falls to nothing. By itself 1.5 / steps: "
+        "however many steps there are, a code can move by three quarters of a grid step",
     )
     scale_rate: float = Field(
         0.001, gt=0, le=0.1, description="how far a step moves a scale, as a share of it; falls to nothing"
     )
     factor_rate: float = Field(
-        0.003,
+        0.01,
         gt=0,
         le=1,
         description="how far a step moves a factor, a weight, norm or bias, as a share of its size; falls to nothing",
     )
+
+    @property
+    def code_rate(self) -> float:
+        """How far a step moves a code, in steps of its grid."""
+        return min(1.0, 1.5 / self.steps) if self.rate is None else self.rate
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from scripts.bench.distill_runs import PROBE, Budget, Given, distilled, evaluate
 from scripts.bench.factorize import step
 
 LENGTH, BATCH = 256, 8  # tokens in a window, windows in a step
+BLOCK_BATCH = 4  # windows in a step where blocks are tuned: more steps in the same time
 ROUNDS = 3  # of two trainings in turn, whose speeds are compared
 MLP = {"sequential": ["flatten", "fc1", "relu", "fc2", "relu", "fc3"]}
 FEW = 1000  # labels of the mean teacher
@@ -93,6 +94,8 @@ def healed(name: str, mode: dict[str, Any] | None, given: Given, budget: Budget)
     step(command, given.model, {"method": method, "calibration": calibration}, out)
     before = perplexity(given, out)["kl"]["value"]
     sections = {**text(given), **KL, "mode": mode or own, "teacher": given.model}
+    if mode is not None:
+        sections["training"] = {"batch": BLOCK_BATCH}
     done, _ = distilled(given, out, sections, budget, "healed")
     after = perplexity(given, done)["kl"]["value"]
     return {"KL before": before, "KL after": after, "KL won back": 1 - after / before}

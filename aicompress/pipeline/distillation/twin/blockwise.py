@@ -193,7 +193,7 @@ class BlockwiseTuning:
             if inside in own and not self.plan.healing.stays(name):
                 layers[name] = self._layer(name, inside, originals.get(inside))
         config = self.config
-        pace = TuningSchedule(config.steps, config.rate, config.scale_rate, config.factor_rate)
+        pace = TuningSchedule(config.steps, config.code_rate, config.scale_rate, config.factor_rate)
         weights = tune(stage, list(layers.values()), pace, layer_seed(self.plan.recipe.seed, stage.name))
         return {name: self._stored(name, weight) for name, weight in zip(layers, weights, strict=True)}
 
