@@ -30,7 +30,8 @@ PLAIN = {
 DIVIDED = {"depth": 2, "vocabulary": VOCABULARY, "experts": 4, "chosen": 2, "single": 1, "positions": 128}
 WHOLE: dict[str, int | None] = {"depth": None, "experts": None, "chosen": None}
 # What is tried in turn, until transformers takes it; None leaves what the default is. `unset` gives the size of a head
-# and the kinds of layers, one of each kind, where the type derives or lists them.
+# and the kinds of layers, one of each kind, where the type derives or lists them; `features` keeps which stages of a
+# backbone are read.
 ATTEMPTS: tuple[dict[str, int | None], ...] = (
     PLAIN,
     {**PLAIN, "groups": 4},
@@ -46,6 +47,11 @@ ATTEMPTS: tuple[dict[str, int | None], ...] = (
     {},
     *({**DIVIDED, "divisor": divisor, **more} for more in ({}, WHOLE) for divisor in (8, 4, 32)),
     *({**DIVIDED, "divisor": 8, "least": 16, **more} for more in ({}, WHOLE)),
+    *({**DIVIDED, **WHOLE, "divisor": divisor, "features": 1} for divisor in (8, 4)),
+    {**DIVIDED, "divisor": 2},
+    {**PLAIN, "divisor": 2},
+    {**PLAIN, "groups": 4, "divisor": 4},
+    {**PLAIN, "unset": 16, "divisor": 4},
 )
 FIRST = (  # which class of a type is taken: the first of these that has one
     "CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM", "SPEECH_SEQ_2_SEQ", "MASKED_LM", "CTC",

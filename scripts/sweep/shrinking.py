@@ -104,6 +104,8 @@ def shrunk(
             changed[key] = {**RESNET, "out_indices": list(section.out_indices)}
         elif section is not None and not isinstance(section, dict):
             changed[key] = {"model_type": section.model_type, **shrunk(section, sizes, lacking)}
+            if sizes.get("features") and getattr(section, "out_indices", None):
+                changed[key]["out_indices"] = list(section.out_indices)
     return changed
 
 
@@ -149,6 +151,8 @@ def _divided(fields: Mapping[str, Any], sizes: Mapping[str, int | None]) -> Iter
             yield key, [*dict.fromkeys(value), *value][:depth] if isinstance(value[0], str) else list(value[:depth])
         elif depth and isinstance(value, dict) and value and all(str(each).isdigit() for each in value):
             yield key, {each: inner for each, inner in value.items() if int(each) < depth}
+        elif depth and "feature_layer" in key and _is_list(value):
+            yield key, [min(each, depth - 1) for each in value]
         elif depth and COUNTS.search(key) and _is_list(value) and len(value) > 1:
             yield key, [min(1, each) for each in value]
         elif not KEPT.search(key) and (smaller := _smaller(value, divisor, sizes.get("least") or LARGE)) != value:

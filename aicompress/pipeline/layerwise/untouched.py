@@ -7,7 +7,8 @@ from collections.abc import Collection, Sequence
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.layer import LayerInfo
-from aicompress.methods.layerwise import AnyLayerMethod
+from aicompress.methods.layerwise import AnyLayerMethod, LayerMethod
+from aicompress.methods.registry import methods
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.report.model import Untouched
 from aicompress.weights import TensorSpec
@@ -41,10 +42,27 @@ def passed_over(checkpoint: Checkpoint, infos: Sequence[LayerInfo]) -> list[str]
 def refused_experts(
     checkpoint: Checkpoint, method: AnyLayerMethod, chosen: Sequence[LayerInfo], taken: Sequence[str]
 ) -> list[str]:
-    """A warning that names experts in one tensor which a method cannot take."""
+    """A warning that names experts in one tensor which a method cannot take, says why, and which ones can."""
     left = {info.tensor for info in chosen if info.kind == "experts" and info.name not in taken}
-    told = f"stay as they are, for {method.name} cannot take them: rtn, hqq and magnitude can"
+    if not left:
+        return []
+    others = sorted({name for verb in ("quantize", "prune") for name in _of_experts(verb)} - {method.name})
+    can = f"a step of {', '.join(others[:-1])} or {others[-1]} can"
+    told = f"stay as they are, for {_why_not(method)}; {can}"
     return _shared(checkpoint, left, "tensors that hold all experts of a block", told, least=0.0)
+
+
+def _why_not(method: AnyLayerMethod) -> str:
+    """Why a method that acts on layers takes no experts in one tensor."""
+    if not method.stacks:
+        return f"{method.name} takes one matrix at a time"
+    return f"{method.name}, as it is set, looks at what single layers are given or do to the outputs"
+
+
+def _of_experts(verb: str) -> list[str]:
+    """Methods that take experts in one tensor, and read no statistics whatever they are told."""
+    known = methods(verb).items()
+    return [name for name, each in known if isinstance(each, LayerMethod) and each.stacks and not each.needs]
 
 
 def unsuited(checkpoint: Checkpoint, method: AnyLayerMethod, chosen: Sequence[LayerInfo]) -> list[str]:

@@ -25,6 +25,30 @@ def test_an_encoder_of_sound_without_a_vocabulary_runs_on_frames() -> None:
     assert tiny_model.outputs_of(model, inputs)[0].shape == (1, 8, 16)
 
 
+SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+CONVOLVED = {"conv_dim": [8], "conv_stride": [40], "conv_kernel": [80], "num_feat_extract_layers": 1}
+SEEN = {
+    "an image of any size": (hf.ResNetModel, hf.ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])),
+    "pictures of a video": (hf.VideoMAEModel, hf.VideoMAEConfig(**SMALL, image_size=16, num_frames=2, patch_size=8)),
+    "a spectrogram": (hf.ASTModel, hf.ASTConfig(**SMALL, max_length=32, num_mel_bins=16)),
+    "samples of sound": (
+        hf.Wav2Vec2Model,
+        hf.Wav2Vec2Config(**SMALL, **CONVOLVED, num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2),
+    ),
+    "frames of sound": (
+        hf.Wav2Vec2BertModel,
+        hf.Wav2Vec2BertConfig(**SMALL, feature_projection_input_dim=12, add_adapter=False),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", SEEN)
+def test_a_model_without_tokens_runs_on(what: str) -> None:
+    kind, config = SEEN[what]
+    model = tiny_model.in_memory(kind(config))
+    assert tiny_model.outputs_of(model, inputs_of(model))
+
+
 def test_a_model_that_gives_nan_says_nothing() -> None:
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = tiny_model.in_memory(hf.LlamaForCausalLM(hf.LlamaConfig(**sizes, vocab_size=32)))
