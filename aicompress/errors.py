@@ -62,10 +62,11 @@ class OutputExists(Refused):
 
 
 class Problems(Refused):
-    """Everything that is wrong with a request, found in one go."""
+    """Everything that is wrong with a request, found in one go; several problems that one check found are flattened."""
 
     def __init__(self, problems: Sequence[CompressError]) -> None:
-        self.problems = tuple(problems)
+        parts = [each.problems if isinstance(each, Problems) else (each,) for each in problems]
+        self.problems: tuple[CompressError, ...] = tuple(problem for part in parts for problem in part)
         super().__init__(f"{len(self.problems)} problems", "")
 
 

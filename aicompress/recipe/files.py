@@ -172,6 +172,12 @@ def _set_text(plain: dict[str, Any], file: str) -> None:
         section["text"] = str(expanded(file).absolute())
 
 
+def with_text(plain: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Let a recipe without calibration calibrate on the file of `text=FILE`, where that is among its edits."""
+    files = [edit.partition("=")[2] for edit in overrides if edit.startswith("text=")]
+    return {**plain, "calibration": {"text": str(expanded(files[-1]).absolute())}} if files else plain
+
+
 def _set_drawn(plain: dict[str, Any], number: str) -> None:
     """Let calibration draw tokens in the place of what it reads; a step that calibrates nothing needs none.
 

@@ -17,7 +17,7 @@ from aicompress.methods.effort import Level as Effort
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import Method
 from aicompress.methods.structural import StructuralMethod
-from aicompress.recipe.files import find, read_text, read_yaml, with_overrides
+from aicompress.recipe.files import find, read_text, read_yaml, with_overrides, with_text
 from aicompress.recipe.levels import Level, Levels, MeasuredLevels, MethodFields
 from aicompress.recipe.section import Model, ReportFiles, Section, StoredCodes, absolute, validated
 from aicompress.selection import matches, unmatched, unreached
@@ -253,12 +253,15 @@ def load(name: str, command: str, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(given, dict) or "name" not in given:
         raise RecipeError(f"{path.name}: method.name is missing", f"see `aicompress methods {command}`")
     method = get(command, str(given["name"]))
+    counts_tokens = isinstance(method, StructuralMethod) and method.counts_tokens
+    if counts_tokens and plain.get("calibration") is None:
+        plain = with_text(plain, overrides)
     if plain.get("effort") is not None:
         plain = with_effort(plain, given, method)
     if plain.get("tune") is not None and not _tunable(method):
         hint = "take a calibrated method that stores integer codes or factors, such as gptq or whitened"
         raise RecipeError(f"tune: {method.name} runs no block that could be tuned", hint)
-    if plain.get("held_out") is not None and not (isinstance(method, StructuralMethod) and method.counts_tokens):
+    if plain.get("held_out") is not None and not counts_tokens:
         raise RecipeError(f"held_out: {method.name} drops no tokens of a text", "leave it out")
     config = validated(method.config, plain["method"], "method")
     if config.entropy_coded and plain.get("storage") is None:

@@ -46,7 +46,8 @@ _PLAIN = frozenset(
         *(f"latency.{side}_{name}" for side in ("before", "after") for name in ("ms", "p95_ms")),
     }
 )
-_OPEN = ("quality", "training", "vocabulary")  # sections whose names depend on what is measured
+TOKENS = "vocabulary"  # the section of tokens that go
+_OPEN = ("quality", "training", TOKENS)  # sections whose names depend on what is measured
 FIGURES = tuple(sorted(_BYTES | _PLAIN))
 
 _FORM = "write FIGURE OPERATOR NUMBER, for example size.ratio <= 0.3"
@@ -134,6 +135,31 @@ def require_measured(expressions: Sequence[str], absent: Mapping[str, str]) -> N
         if hint is not None:
             problems.append(RecipeError(f"gate {condition.expression!r}: {figure} will not be measured", hint))
     raise_all(problems)
+
+
+def require_figures(expressions: Sequence[str], section: str, figures: Mapping[str, Any]) -> None:
+    """Return when every gate on a section of the report asks for a number that is in it.
+
+    Raises:
+        RecipeError, Problems: every gate that cannot hold; see also parse_all.
+    """
+    problems: list[CompressError] = []
+    for condition in parse_all(expressions):
+        name = condition.figure.removeprefix(f"{section}.")
+        if name != condition.figure and finite(_lookup(dict(figures), name)) is None:
+            hint = suggestion(name, sorted(_numbers(figures)))
+            problems.append(
+                RecipeError(f"gate {condition.expression!r}: {condition.figure} will not be measured", hint)
+            )
+    raise_all(problems)
+
+
+def _numbers(figures: Mapping[str, Any]) -> list[str]:
+    """The dotted paths of all numbers."""
+    paths: list[str] = []
+    for name, value in figures.items():
+        paths += [f"{name}.{path}" for path in _numbers(value)] if isinstance(value, Mapping) else [name]
+    return paths
 
 
 def evaluate(expressions: Sequence[str], report: Report) -> tuple[Gate, ...]:

@@ -22,7 +22,7 @@ from aicompress.methods.curvature import moments, shifted
 from aicompress.methods.factorize.budget.sizes import dense_nbytes, factor_dtype, kept_dense
 from aicompress.methods.factorize.weighting.roots import Root, Weighting, even
 from aicompress.methods.factorize.weighting.rounding import weighed_rounding
-from aicompress.methods.factorize.weighting.weighted import SHIFT
+from aicompress.methods.factorize.weighting.weighted import AIM, SHIFT
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import MethodConfig
 from aicompress.weights import Dense, LowRank, Sparse, Weight
@@ -49,7 +49,7 @@ class DictionaryConfig(MethodConfig):
         SHIFT,
         ge=0,
         le=1,
-        description="how far the target moves to make up for what compressed layers before it changed",
+        description=AIM,
     )
 
 

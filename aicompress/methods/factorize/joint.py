@@ -28,7 +28,7 @@ from aicompress.methods.curvature import moments, shifted, statistics
 from aicompress.methods.factorize.budget.sizes import factor_dtype, kept_dense
 from aicompress.methods.factorize.heads.bases import directions, facing, placed
 from aicompress.methods.factorize.weighting.roots import Root
-from aicompress.methods.factorize.weighting.weighted import SHIFT
+from aicompress.methods.factorize.weighting.weighted import AIM, SHIFT
 from aicompress.methods.head_products import HeadProduct
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import MethodConfig
@@ -54,7 +54,7 @@ class JointConfig(MethodConfig):
         SHIFT,
         ge=0,
         le=1,
-        description="how far the target moves to make up for what compressed layers before it changed",
+        description=AIM,
     )
 
 

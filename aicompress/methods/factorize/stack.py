@@ -27,7 +27,7 @@ from aicompress.methods.factorize import two_sided
 from aicompress.methods.factorize.shared_factor import Aim, Grouping, SharedRankConfig, sharing
 from aicompress.methods.factorize.two_sided import TwoSidedConfig
 from aicompress.methods.factorize.weighting.roots import Root
-from aicompress.methods.factorize.weighting.weighted import FAST, SHIFT
+from aicompress.methods.factorize.weighting.weighted import AIM_AS_TRIED, FAST, SHIFT
 from aicompress.methods.method import GradientLoss
 
 
@@ -41,8 +41,7 @@ class StackConfig(SharedRankConfig):
         SHIFT,
         ge=0,
         le=1,
-        description="how far the target moves to make up for what compressed layers before it changed; beside max_kl "
-        "it is 0 where it is not given, so that layers are written as they were tried",
+        description=AIM_AS_TRIED,
     )
     gradients: bool = Field(
         False, description="outputs count by the gradients of the model's own predictions, as two_sided has them"

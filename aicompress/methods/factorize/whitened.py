@@ -1,8 +1,9 @@
 """Singular value decomposition of the layer's output: the factors of least E‖W x − U V x‖², from the Gram matrix of x.
 
 Wang et al. 2025, "SVD-LLM V2", arXiv:2503.12340: with H = E[x xᵀ] = S Sᵀ from its eigendecomposition, the best U V of
-rank r has U V S = SVD_r(W S), and its error is Σ_{i>r} σ_i². Where blocks before it are compressed, the target is what
-the original layer gives on the original model's inputs x while x̂ are those that come: W moves to W E[x x̂ᵀ] H⁻¹.
+rank r has U V S = SVD_r(W S), and its error is Σ_{i>r} σ_i². Behind compressed blocks x̂ are the inputs that come, and
+W E[x x̂ᵀ] H⁻¹ answers them nearest to what the original layer gives on the original model's inputs x. The target is half
+way between W and that (`shift`).
 """
 
 from __future__ import annotations

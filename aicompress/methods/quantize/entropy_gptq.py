@@ -50,7 +50,7 @@ def apply(layer: Layer, config: EntropyGptqConfig) -> Weight:
     """
     order, coupling, pivots, hessian = ordered(layer, config.order == "importance", config.damping)
     wanted = layer.weight.t()[order].contiguous()
-    problem = Problem(wanted, coupling, pivots.pow(-2), torch.ones(len(order)))
+    problem = Problem(wanted, coupling, pivots.pow(-2), None)
     rated = rated_codes(problem, bits_of_codes(layer.info, config, False), config)
     rows, _ = refitted(wanted, hessian, rated.values, False)
     return stored(rated, order, rows * rated.steps[0], None)

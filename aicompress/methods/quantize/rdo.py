@@ -51,7 +51,7 @@ def apply(layer: Layer, config: RdoConfig) -> Weight:
     if config.weighted:
         squares = importance(layer)
         weight = squares / squares.mean().clamp_min(1e-30) + 1e-3
-    problem = Problem(wanted, None, weight, torch.ones(len(wanted)))
+    problem = Problem(wanted, None, weight, None)
     rated = rated_codes(problem, bits_of_codes(layer.info, config, False), config)
     root = weight.sqrt()[:, None]
     rows, _ = refitted(wanted * root, None, rated.values * root, False)

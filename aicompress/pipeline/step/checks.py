@@ -95,8 +95,13 @@ _LOADING = dict.fromkeys(
     (f"{side}.{name}" for side in ("before", "after") for name in gates.LOADING),
     "`aicompress eval` measures it",
 )
-NOT_OF_TRAINING = {"quality": "`aicompress eval OUT --against IN` measures it, with gates of its own", **_LOADING}
-NOT_OF_A_STEP = {**NOT_OF_TRAINING, "training": "only `aicompress distill` trains"}
+NOT_OF_CUTTING_TOKENS = {
+    "quality": "`aicompress eval OUT --against IN` measures it, with gates of its own",
+    "training": "only `aicompress distill` trains",
+    **_LOADING,
+}
+NOT_OF_A_STEP = {**NOT_OF_CUTTING_TOKENS, gates.TOKENS: "only `aicompress prune` by `vocabulary` counts tokens"}
+NOT_OF_TRAINING = {name: hint for name, hint in NOT_OF_A_STEP.items() if name != "training"}
 
 
 def place_problems(

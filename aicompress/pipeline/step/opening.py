@@ -9,7 +9,7 @@ from pathlib import Path
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CompressError
 from aicompress.layer import Kind, LayerInfo
-from aicompress.pipeline.step.checks import known_kinds, place_problems
+from aicompress.pipeline.step.checks import NOT_OF_A_STEP, known_kinds, place_problems
 from aicompress.pipeline.step.input import Adapted, open_input
 from aicompress.pipeline.step.output import Destination
 
@@ -33,13 +33,18 @@ class OpenedInput:
     problems: tuple[CompressError, ...]
 
 
-def opened_input(source: str | Path | Adapted, destination: Destination, gates: Sequence[str]) -> OpenedInput:
-    """Open an input and look at its headers.
+def opened_input(
+    source: str | Path | Adapted,
+    destination: Destination,
+    gates: Sequence[str],
+    absent: Mapping[str, str] = NOT_OF_A_STEP,
+) -> OpenedInput:
+    """Open an input and look at its headers; `absent` is what its gates cannot ask for.
 
     Raises:
         CheckpointError: it is missing, damaged, or in a format this version does not read.
     """
     checkpoint, tied = open_input(source)
-    problems = place_problems([checkpoint], destination, gates)
+    problems = place_problems([checkpoint], destination, gates, absent)
     kinds, unknown = known_kinds(checkpoint)
     return OpenedInput(checkpoint, tuple(checkpoint.layers(kinds)), kinds, (*tied, *unknown), tuple(problems))

@@ -16,7 +16,14 @@ from aicompress.methods.structural import AnyPruner, StructuralMethod
 from aicompress.pipeline.calibration import requirements as needs
 from aicompress.pipeline.calibration.requirements import Request
 from aicompress.pipeline.calibration.texts import shortened
-from aicompress.pipeline.step.checks import decoding, left_out, require_loads, require_space
+from aicompress.pipeline.step.checks import (
+    NOT_OF_A_STEP,
+    NOT_OF_CUTTING_TOKENS,
+    decoding,
+    left_out,
+    require_loads,
+    require_space,
+)
 from aicompress.pipeline.step.input import Adapted
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.opening import OpenedInput, opened_input
@@ -31,6 +38,7 @@ from aicompress.pipeline.structured.reference_cut import require_reference
 from aicompress.pipeline.structured.registry import unit_for
 from aicompress.pipeline.structured.size_targets import Laid, SizeSearch, largest_size
 from aicompress.recipe import Recipe, Select
+from aicompress.report.gates import TOKENS, require_figures
 from aicompress.weights import TensorSpec
 
 
@@ -49,7 +57,8 @@ def make_plan(
     if not isinstance(method, StructuralMethod):
         raise TypeError(f"{method.name} is not structural")
     request = request or Request()
-    opened = _without_scales_of_heads(opened_input(source, destination, recipe.gates))
+    absent = NOT_OF_CUTTING_TOKENS if method.counts_tokens else NOT_OF_A_STEP
+    opened = _without_scales_of_heads(opened_input(source, destination, recipe.gates, absent))
     checkpoint = opened.checkpoint
     raise_all([*opened.problems, *_unused_sections(recipe)])
     require_writable(destination.path)
@@ -69,6 +78,7 @@ def make_plan(
     choice = _choice(opened, recipe, pruner, request)
     choice.require()
     edit = choice.edit()
+    require_figures(recipe.gates, TOKENS, edit.figures)
     output = laid_out(checkpoint, edit, opened.infos, destination, step)
     raise_all(_calibration_problems(choice, edit))
     require_loads(checkpoint, edit.config, _known(choice, edit, output), edit.widths)

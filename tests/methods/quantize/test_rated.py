@@ -100,6 +100,16 @@ def test_weighted_errors_are_those_of_the_output(layer: Layer) -> None:
     assert error(RdoConfig(target_bpw=2.0, weighted=True)) < 0.97 * error(RdoConfig(target_bpw=2.0))
 
 
+@pytest.mark.parametrize("quantizer", ["uniform", "trellis"])
+def test_one_input_far_above_all_others_is_not_clipped(quantizer: Any) -> None:
+    """Its column gets a step so fine that codes of eight bits would not reach its largest weights."""
+    inputs = torch.randn(600, 256, generator=torch.Generator().manual_seed(0))
+    inputs[:, 5] *= 1000
+    layer = layer_of(gaussian(64, 256), inputs)
+    fine = lost(layer, WatersicConfig(target_bpw=3.0, quantizer=quantizer))
+    assert fine < 0.01 * lost(layer, RdoConfig(target_bpw=3.0, quantizer=quantizer))
+
+
 def test_codes_are_entropy_coded_unless_the_recipe_says_otherwise() -> None:
     assert load("quantize/rdo-3bpw", "quantize").storage == "entropy"
     assert load("quantize/rdo-3bpw", "quantize", ["storage=fixed"]).storage == "fixed"

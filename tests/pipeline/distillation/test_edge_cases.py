@@ -106,6 +106,11 @@ def test_a_teacher_in_half_precision(tiny_llama: Path, trained_llama: Path, text
     assert one == pytest.approx(other, rel=1e-2)
 
 
+def test_a_student_wider_than_its_teacher(tiny_bert: Path, wide_bert: Path, text_file: Path, tmp_path: Path) -> None:
+    report = distil(wide_bert, tiny_bert, tmp_path / "out", recipe(tmp_path, text_file, "relation", batch=8, steps=4))
+    assert report.training["held_out_after"] < report.training["held_out_before"]
+
+
 @pytest.mark.parametrize("method", ["kl", "hidden"])
 def test_a_teacher_that_gives_no_numbers_is_named(
     tiny_llama: Path, text_file: Path, tmp_path: Path, method: str

@@ -173,7 +173,7 @@ def test_equal_runs_give_equal_bytes_and_another_seed_others(
     found = []
     for number, seed in enumerate((0, 0, 1)):
         out = tmp_path / str(number)
-        distil(tiny_llama, trained_llama, out, recipe({"name": "kl"}, {"seed": seed}))
+        distil(tiny_llama, trained_llama, out, recipe({"name": "kl"}, {"seed": seed}, steps=4))
         found.append((out / "model.safetensors").read_bytes())
     assert found[0] == found[1]
     assert found[0] != found[2]
@@ -231,48 +231,26 @@ def _zero_half(path: Path) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def test_factors_train(tiny_llama: Path, trained_llama: Path, recipe: Make, tmp_path: Path) -> None:
+def test_factors_scales_and_survivors_train_and_codes_and_masks_do_not(
+    trained_llama: Path, recipe: Make, tmp_path: Path
+) -> None:
     def pick(info: Any, matrix: torch.Tensor) -> Any:
-        return low_rank(matrix, 16) if info.kind == "linear" else None
-
-    student = compress(tiny_llama, tmp_path / "student", pick)
-    report = distil(student, trained_llama, tmp_path / "out", recipe({"name": "kl"}))
-    before, after = weights(student), weights(tmp_path / "out")
-    name = "model.layers.0.mlp.up_proj.weight"
-    assert before[f"{name}_in"].shape == (16, 64)
-    assert not torch.equal(before[name], after[name])
-    assert not torch.equal(before[f"{name}_in"], after[f"{name}_in"])
-    assert {row.name: row for row in report.layers}["model.layers.0.mlp.up_proj.low_rank.in"].rel_error > 0
-    assert Checkpoint.open(student).layout == Checkpoint.open(tmp_path / "out").layout == "native"
-
-
-@pytest.mark.parametrize("symmetric", [True, False])
-def test_scales_train_and_codes_do_not(trained_llama: Path, recipe: Make, tmp_path: Path, symmetric: bool) -> None:
-    def pick(info: Any, matrix: torch.Tensor) -> Any:
-        return integers(matrix, 3, 16, symmetric) if info.kind == "linear" else None
+        if info.kind != "linear":
+            return None
+        if "self_attn" in info.name:
+            return integers(matrix, 3, 16, symmetric="q_proj" in info.name)
+        return low_rank(matrix, 16) if "up_proj" in info.name else halved(matrix)
 
     student = compress(trained_llama, tmp_path / "student", pick)
     report = distil(student, trained_llama, tmp_path / "out", recipe({"name": "kl"}, learning_rate=5e-3))
     assert report.training["held_out_after"] < report.training["held_out_before"]
     before, after = weights(student), weights(tmp_path / "out")
+    assert before["model.layers.0.mlp.up_proj.weight_in"].shape == (16, 64)
     codes = [name for name, tensor in before.items() if not tensor.is_floating_point()]
-    assert codes
-    assert all(torch.equal(before[name], after[name]) for name in codes)
-    scales = [name for name in before if name.endswith("_scale")]
-    assert scales
-    assert not any(torch.equal(before[name], after[name]) for name in scales)
-    assert not torch.equal(before["model.norm.weight"], after["model.norm.weight"])
-
-
-def test_survivors_train_inside_their_mask(tiny_llama: Path, trained_llama: Path, recipe: Make, tmp_path: Path) -> None:
-    student = compress(
-        tiny_llama, tmp_path / "student", lambda info, matrix: halved(matrix) if info.kind == "linear" else None
-    )
-    distil(student, trained_llama, tmp_path / "out", recipe({"name": "kl"}))
-    before, after = weights(student), weights(tmp_path / "out")
-    name = "model.layers.0.mlp.up_proj.weight"
-    assert torch.equal(before[name], after[name])  # the mask
-    assert not torch.equal(before[f"{name}_values"], after[f"{name}_values"])
+    assert {name.rpartition(".")[0].rpartition(".")[2] for name in codes} >= {"q_proj", "v_proj", "down_proj"}
+    assert {name for name in before if torch.equal(before[name], after[name])} == set(codes)
+    assert {row.name: row for row in report.layers}["model.layers.0.mlp.up_proj.low_rank.in"].rel_error > 0
+    assert Checkpoint.open(student).layout == Checkpoint.open(tmp_path / "out").layout == "native"
 
 
 def test_bfloat16_weights_stay_bfloat16(

@@ -32,9 +32,10 @@ def test_the_best_of_a_few_steps_is_taken(
     tiny_llama: Path, trained_llama: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(temperature, "CANDIDATES", (1.0, 4.0))
+    monkeypatch.setattr(temperature, "STEPS", 3)
     asked = recipe(tmp_path, text_file, {"name": "kl", "temperature": "auto"}, also=[{"name": "jsd", "temperature": 2}])
     plan = make_plan(tiny_llama, trained_llama, Destination(tmp_path / "out"), asked)
-    told = "temperature: of 1, 4 the one that comes closest to the teacher in 10 steps, on 2 of the 8 held-out samples"
+    told = "temperature: of 1, 4 the one that comes closest to the teacher in 3 steps, on 2 of the 8 held-out samples"
     assert told in plan.summary().notes
     assert set(temperature.judged(plan.split).tolist()) < set(plan.split.held_out.tolist())
     report = run(plan, OFF)
@@ -73,6 +74,7 @@ def test_stored_outputs_keep_the_one_they_were_made_for(
     tiny_llama: Path, trained_llama: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(temperature, "CANDIDATES", (2.0,))
+    monkeypatch.setattr(temperature, "STEPS", 1)
     asked = recipe(tmp_path, text_file, {"name": "kl", "temperature": "auto"}, signals={"k": 8})
     for name, teacher in (("first", trained_llama), ("second", None)):
         plan = make_plan(tiny_llama, teacher, Destination(tmp_path / name), asked, cache=tmp_path / "cache")

@@ -34,6 +34,7 @@ SAMPLE = 256  # rows that steps are searched on
 ESTIMATED = 3  # passes whose bits are those of their tables
 MEASURED = 5  # passes at most whose codes are coded
 NEAR = 0.006  # share of the target that a search stops within
+LARGEST = 120  # code of a column's largest weight at most: what feedback from other columns adds has to fit as well
 TINY = 1024  # weights of a layer up to which the bytes that any stream has tell more than its codes do
 WHOLE = 16  # bits that it stops within, however few a small layer has: streams are of whole bytes
 SCALES = torch.bfloat16  # of factors of rows and columns: half a percent of a factor is far below the codes' error
@@ -70,13 +71,13 @@ class Problem:
         wanted: (in, out) float32.
         coupling: of `round_columns`, (in, in); None where a column's error is not moved into others.
         weight: (in,) what a squared error of each column costs.
-        profile: (in,) steps relative to one another.
+        profile: (in,) steps relative to one another; None: one step for all.
     """
 
     wanted: Tensor
     coupling: Tensor | None
     weight: Tensor
-    profile: Tensor
+    profile: Tensor | None
 
     def rows(self, every: int) -> Problem:
         """The same with some of the rows of the weight."""
@@ -125,23 +126,27 @@ def rated_codes(problem: Problem, bits: float, config: RatedConfig) -> Rated:
     """Codes that take so many bits per weight once they are entropy-coded."""
     columns, rows = problem.wanted.shape
     trellis = config.quantizer == "trellis"
+    profile = torch.ones(columns) if problem.profile is None else problem.profile
     spread = problem.wanted.square().mean(dim=1).sqrt()
     known = spread > 0
     if not known.any():
-        return Rated(torch.zeros_like(problem.wanted), problem.profile.clone(), trellis)
+        return Rated(torch.zeros_like(problem.wanted), profile, trellis)
     # A fine uniform quantizer of a Gaussian takes log2(σ √(2πe) / step) bits; both of a trellis have half its step.
-    log = float((spread[known] / problem.profile[known] * math.sqrt(2 * math.pi * math.e)).log().mean())
+    log = float((spread[known] / profile[known] * math.sqrt(2 * math.pi * math.e)).log().mean())
     log -= (bits + trellis) * math.log(2)
-    price = problem.weight.double().mul(problem.profile.double().square())
+    floor = torch.zeros(columns)  # one step for all is not made coarse for a few weights: these are cut off
+    if problem.profile is not None:
+        floor = problem.wanted.abs().amax(dim=1) / (LARGEST * (2 if trellis else 1))
     slope = config.rate * SLOPE * (TRELLIS_ERROR if trellis else 1)
-    price = (slope * price.mean() / price.clamp_min(1e-30)).clamp_max(16).float()
     kind: type[TrellisGrid | UniformGrid] = TrellisGrid if trellis else UniformGrid
     tables = typical() if trellis else torch.zeros(1, 256)
     bucket, best = torch.zeros(columns, dtype=torch.long), None
     every = max(1, rows // SAMPLE)
     for attempt in range(ESTIMATED + MEASURED):
         measured = attempt >= ESTIMATED
-        steps = math.exp(log) * problem.profile
+        steps = torch.maximum(math.exp(log) * profile, floor)
+        price = problem.weight.double() * steps.double().square()
+        price = (slope * price.mean() / price.clamp_min(1e-30)).clamp_max(16).float()
         grid: Rounding = kind(steps, price, tables, bucket)
         part = problem if measured else problem.rows(every)
         codes = round_columns(part.wanted.clone(), problem.coupling, grid)

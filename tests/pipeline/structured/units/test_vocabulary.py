@@ -297,6 +297,12 @@ def test_tables_of_nested_and_further_vocabularies(tmp_path: Path) -> None:
     assert vocabulary.sizes(structures, vocabulary.VocabularyConfig(tokens=40)) == [40, 40]
 
 
+def test_a_text_is_counted_that_the_recipe_does_not_name() -> None:
+    counted = load("prune/vocabulary-english", "prune", ["text=a.txt", "seed=1"]).calibration
+    assert counted is not None
+    assert counted.text == str(Path("a.txt").absolute())
+
+
 def test_refusals_are_clear(encoder: Path, tiny_vit: Path, tmp_path: Path) -> None:
     def refused(folder: Path, **method: Any) -> str:
         with pytest.raises(Refused) as error:
@@ -311,6 +317,9 @@ def test_refusals_are_clear(encoder: Path, tiny_vit: Path, tmp_path: Path) -> No
     assert "has no tokenizer" in refused(tiny_vit, alphabet=["latin"])
     with pytest.raises(RecipeError, match="drops no tokens"):
         load("prune/width-20", "prune", ["held_out.text=x.txt"])
+    unknown = load("prune/vocabulary-latin", "prune", ["gates=[vocabulary.token < 1]"])
+    with pytest.raises(RecipeError, match=r"vocabulary.token will not be measured"):
+        planner.make_plan(encoder, Destination(tmp_path / "out"), unknown, "prune")
     alone = shutil.copytree(encoder, tmp_path / "alone")
     settings = alone / "tokenizer_config.json"
     plain = settings.read_text()
