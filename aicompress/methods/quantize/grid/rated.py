@@ -34,7 +34,7 @@ SAMPLE = 256  # rows that steps are searched on
 ESTIMATED = 3  # passes whose bits are those of their tables
 MEASURED = 5  # passes at most whose codes are coded
 NEAR = 0.006  # share of the target that a search stops within
-LARGEST = 120  # code of the largest weight at most: what feedback from other columns adds has to fit as well
+LARGEST = 120  # code of a column's largest weight at most: what feedback from other columns adds has to fit as well
 TINY = 1024  # weights of a layer up to which the bytes that any stream has tell more than its codes do
 WHOLE = 16  # bits that it stops within, however few a small layer has: streams are of whole bytes
 SCALES = torch.bfloat16  # of factors of rows and columns: half a percent of a factor is far below the codes' error
@@ -134,9 +134,9 @@ def rated_codes(problem: Problem, bits: float, config: RatedConfig) -> Rated:
     # A fine uniform quantizer of a Gaussian takes log2(σ √(2πe) / step) bits; both of a trellis have half its step.
     log = float((spread[known] / profile[known] * math.sqrt(2 * math.pi * math.e)).log().mean())
     log -= (bits + trellis) * math.log(2)
-    floor = problem.wanted.abs().amax(dim=1) / (LARGEST * (2 if trellis else 1))
-    if problem.profile is None:
-        floor = floor.max().expand(columns)
+    floor = torch.zeros(columns)  # one step for all is not made coarse for a few weights: these are cut off
+    if problem.profile is not None:
+        floor = problem.wanted.abs().amax(dim=1) / (LARGEST * (2 if trellis else 1))
     slope = config.rate * SLOPE * (TRELLIS_ERROR if trellis else 1)
     kind: type[TrellisGrid | UniformGrid] = TrellisGrid if trellis else UniformGrid
     tables = typical() if trellis else torch.zeros(1, 256)
