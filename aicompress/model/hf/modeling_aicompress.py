@@ -90,7 +90,14 @@ def forget_tie(model: Any, target: str) -> None:
         keys = getattr(part, "_tied_weights_keys", None)
         if isinstance(keys, dict):
             full = {key: f"{name}.{key}" if name else key for key in keys}
-            part._tied_weights_keys = {key: value for key, value in keys.items() if not re.fullmatch(full[key], target)}
+            left = {key: value for key, value in keys.items() if not re.fullmatch(full[key], target)}
+            kind = type(part)
+            if isinstance(getattr(kind, "_tied_weights_keys", None), property):  # worked out from the configuration
+                part.__class__ = type(
+                    kind.__name__, (kind,), {"__module__": kind.__module__, "_tied_weights_keys": left}
+                )
+            else:
+                part._tied_weights_keys = left
 
 
 def fit_shapes(model: Any, widths: Mapping[str, Mapping[str, int]], shapes: Mapping[str, tuple[int, ...]]) -> None:

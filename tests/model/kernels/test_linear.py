@@ -16,7 +16,10 @@ from aicompress.model.kernels import linear, select
 from aicompress.model.kernels.linear import KEPT_ROWS, PlainLinear, has_exact_int8
 from aicompress.model.kernels.select import fast_linear, fast_module
 from aicompress.weights import IntGrouped, Weight
+from aicompress.weights.base_delta import BaseDelta
 from aicompress.weights.decoding import rounded_input
+from aicompress.weights.dense import Dense
+from aicompress.weights.low_rank import LowRank
 from tests.model.compressed import halved, integers, low_rank
 
 OUT, COLUMNS = 48, 64
@@ -268,3 +271,19 @@ def test_reading_the_values_of_a_packed_weight_fails_loudly() -> None:
     assert layer.weight.dtype == torch.float32
     with pytest.raises(TypeError):
         nn.functional.linear(torch.randn(2, COLUMNS), layer.weight)
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        LowRank(Dense(matrix(OUT, 8)), Dense(matrix(8))),
+        BaseDelta(Dense(matrix(OUT, 8)), Dense(matrix(8)), Dense(matrix())),
+        integers(matrix(), 8),
+    ],
+    ids=lambda weight: weight.form,
+)
+def test_a_layer_shows_its_bias(weight: Weight) -> None:
+    """Once: what initializes a layer from above writes to it, and whoever saves the layer finds one."""
+    layer = fast_linear(weight, torch.ones(OUT), torch.float32, True)
+    assert torch.equal(layer.bias, torch.ones(OUT))
+    assert len([name for name, _ in layer.named_parameters(remove_duplicate=False) if name.endswith("bias")]) == 1

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
@@ -151,3 +152,16 @@ def test_logits_of_minus_infinity(tiny_llama: Path) -> None:
     with running:
         found = running.loss(changed(tiny_llama, "model.layers.1.mlp.up_proj.weight"))
     assert 0 < found < 1
+
+
+def test_a_block_that_adds_to_a_cache_is_judged_alike_each_time(tmp_path: Path) -> None:
+    """XLM makes one of keys and values even where none is wanted."""
+    torch.manual_seed(0)
+    config = hf.XLMConfig(vocab_size=64, emb_dim=16, n_layers=2, n_heads=2, max_position_embeddings=32)
+    hf.XLMModel(config).save_pretrained(tmp_path)
+    changes = changed(tmp_path, "attentions.1.q_lin.weight", "attentions.1.v_lin.weight")
+    with probe(tmp_path, [{"input_ids": IDS}]) as running:
+        assert running.block_loss({name: tensor / 1.3 for name, tensor in changes.items()}) == pytest.approx(
+            0, abs=1e-6
+        )
+        assert running.block_loss(changes) == running.block_loss(changes) > 0
