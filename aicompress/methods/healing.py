@@ -37,6 +37,9 @@ class LayerCorrection(ModeConfig):
     samples: int = Field(256, ge=1, description="training samples that are run, those of the first steps")
 
 
+TRAVEL = 0.75  # steps of its grid that a code can move by in all, while the rate falls to nothing
+
+
 class BlockTuning(ModeConfig):
     """Parameters of a mode that tunes one block after another."""
 
@@ -66,7 +69,12 @@ class BlockTuning(ModeConfig):
     @property
     def code_rate(self) -> float:
         """How far a step moves a code, in steps of its grid."""
-        return min(1.0, 1.5 / self.steps) if self.rate is None else self.rate
+        return code_rate(self.rate, self.steps)
+
+
+def code_rate(given: float | None, steps: int) -> float:
+    """How far a step moves a code at first, in steps of its grid: as given, or so that all steps make TRAVEL."""
+    return min(1.0, 2 * TRAVEL / steps) if given is None else given
 
 
 @dataclass(frozen=True)
@@ -129,6 +137,7 @@ class Mode(Generic[ConfigT]):
         moves: (parameter, config) -> suffixes of the tensors of its stored form that move; '' of a plain tensor.
         check: (parameters, config) -> why it can do nothing for a student of these, as (message, hint), or None.
         relative: (weight) -> suffixes of the tensors whose learning rate is relative to their own size.
+        rate: (config, steps) -> how far the first steps move a code, in steps of its grid.
         relax: (weight) -> the weight with real numbers in the place of codes that move, as `latent.relaxed` gives it;
             None where none do.
         keeps_zeros: zeros of matrices stay zero; else the recipe's training section decides.
@@ -144,6 +153,7 @@ class Mode(Generic[ConfigT]):
         kw_only=True, default=lambda parameters, config: None
     )
     relative: Callable[[Weight], frozenset[str]] = field(kw_only=True, default=lambda weight: weight.scale_suffixes())
+    rate: Callable[[ConfigT, int], float] = field(kw_only=True, default=lambda config, steps: code_rate(None, steps))
     relax: Callable[[Weight], Weight] | None = field(kw_only=True, default=None)
     keeps_zeros: bool = field(kw_only=True, default=False)
     recodes: Recodes[ConfigT] | None = field(kw_only=True, default=None)

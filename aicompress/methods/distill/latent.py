@@ -17,7 +17,7 @@ from torch import Tensor
 from aicompress.weights import Codebook, EntropyCoded, Float8, IntGrouped, SparseCodes, Weight
 from aicompress.weights.decoding import DECODERS, Meta, Tensors, by_column, decoder, masked
 from aicompress.weights.float8 import DTYPES
-from aicompress.weights.form import inside
+from aicompress.weights.form import inside, within
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,14 @@ class LatentKind:
         start: (weight) -> latent numbers that round to its codes.
         decode: (meta, tensors) -> the matrix (out, in), differentiable; latent numbers are under `suffix`.
         rounded: (weight, latent numbers) -> the weight with the codes that they round to.
+        gap: (weight) -> the mean distance between neighbouring numbers that a latent one can round to.
     """
 
     suffix: str
     start: Callable[[Any], Tensor]
     decode: Callable[[Meta, Tensors], Tensor]
     rounded: Callable[[Any, Tensor], Weight]
+    gap: Callable[[Any], float] = lambda weight: 1.0
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,13 @@ def latent_suffixes(weight: Weight) -> frozenset[str]:
     """Suffixes of a weight's tensors that hold codes which can move."""
     before, after = weight.specs(), relaxed(weight).specs()
     return frozenset(suffix for suffix, spec in after.items() if spec.dtype != before[suffix].dtype)
+
+
+def gaps(weight: Weight) -> dict[str, float]:
+    """The step of the grid of each tensor of latent numbers, by suffix, of what `relaxed` gave."""
+    suffixes = {id(tensor): suffix for suffix, tensor in weight.tensors().items()}
+    latent = [part for part in within(weight) if isinstance(part, Latent)]
+    return {suffixes[id(part.values)]: KINDS[type(part.coded)].gap(part.coded) for part in latent}
 
 
 class _Rounded(torch.autograd.Function):
@@ -207,15 +216,21 @@ def _rounded_codebook(weight: Codebook, values: Tensor) -> Codebook:
     return replace(weight, codes=codes.reshape(weight.codes.shape))
 
 
+def _gap_of_codebook(weight: Codebook) -> float:
+    tables = weight.tables.float()
+    return float((tables.amax(1) - tables.amin(1)).mean()) / max(1, tables.shape[1] - 1)
+
+
 KINDS: Mapping[type[Weight], LatentKind] = {
     IntGrouped: LatentKind("", lambda weight: weight.codes.float(), _integers, _rounded_integers),
     SparseCodes: LatentKind("codes", lambda weight: weight.codes.float(), _survivors, _rounded_integers),
-    Codebook: LatentKind("", _start_of_codebook, _looked_up, _rounded_codebook),
+    Codebook: LatentKind("", _start_of_codebook, _looked_up, _rounded_codebook, _gap_of_codebook),
     Float8: LatentKind(
         "",
         lambda weight: weight.values.float(),
         _floats,
         lambda weight, values: replace(weight, values=_float8(values, weight.values.dtype)),
+        lambda weight: float(weight.values.float().square().mean().sqrt() * torch.finfo(weight.values.dtype).eps),
     ),
 }
 

@@ -83,6 +83,10 @@ class Healing:
         weight = next(each.weight for each in self.parameters if each.name == name)
         return NOTHING if weight is None else self.mode.relative(weight)
 
+    def code_rate(self, steps: int) -> float:
+        """How far the first steps of a training move a code, in steps of its grid."""
+        return self.mode.rate(self.config, steps)
+
     def relaxed(self, weight: Weight) -> Weight:
         """A stored weight with latent numbers in the place of codes that move."""
         return weight if self.mode.relax is None else self.mode.relax(weight)

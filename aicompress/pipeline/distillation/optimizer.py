@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,12 +21,16 @@ class TrainedParameters:
         dtypes: what each is stored as; held-out losses are measured on weights rounded to it.
         zeros: True where a weight must stay zero.
         scales: names of quantization scales, whose learning rate is relative to their size.
+        latent: the step of its grid, by name, of numbers in the place of codes.
+        code_rate: (steps) -> how far the first steps of a training move a code, in steps of its grid.
     """
 
     parameters: dict[str, Tensor]
     dtypes: Mapping[str, torch.dtype]
     zeros: Mapping[str, Tensor]
     scales: frozenset[str]
+    latent: Mapping[str, float]
+    code_rate: Callable[[int], float]
 
 
 def rate(step: int, settings: Training) -> float:
@@ -41,18 +45,24 @@ def rate(step: int, settings: Training) -> float:
 
 
 def optimizer(trained: TrainedParameters, settings: Training) -> torch.optim.AdamW:
-    """AdamW in which matrices decay and a scale's rate is relative to its size: 3e-4 would ruin a scale of 0.01."""
+    """AdamW: matrices decay, a scale's rate is relative to its size, and latent numbers have a rate of their own.
+
+    A rate of 3e-4 would ruin a scale of 0.01, and move no code within a thousand steps.
+    """
     decayed: list[Tensor] = []
     plain: list[Tensor] = []
-    scales: list[dict[str, object]] = []
+    own: list[dict[str, object]] = []
     for name, parameter in trained.parameters.items():
-        if name in trained.scales:
+        if name in trained.latent:
+            far = trained.code_rate(settings.steps) * trained.latent[name]
+            own.append({"params": [parameter], "peak": far, "weight_decay": 0.0})
+        elif name in trained.scales:
             size = float(parameter.detach().square().mean().sqrt())
-            scales.append({"params": [parameter], "peak": settings.learning_rate * size, "weight_decay": 0.0})
+            own.append({"params": [parameter], "peak": settings.learning_rate * size, "weight_decay": 0.0})
         else:
             (decayed if parameter.ndim >= 2 or name.endswith("_values") else plain).append(parameter)
     peak = settings.learning_rate
     matrices = {"params": decayed, "peak": peak, "weight_decay": settings.weight_decay}
     vectors = {"params": plain, "peak": peak, "weight_decay": 0.0}
-    groups = [group for group in (matrices, vectors, *scales) if group["params"]]
+    groups = [group for group in (matrices, vectors, *own) if group["params"]]
     return torch.optim.AdamW(groups, lr=peak, fused=True)

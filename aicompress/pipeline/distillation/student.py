@@ -13,7 +13,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.layouts import native_names
 from aicompress.layer import LayerInfo
 from aicompress.measure import rel_error
-from aicompress.methods.distill.latent import settled
+from aicompress.methods.distill.latent import gaps, settled
 from aicompress.model import hf
 from aicompress.pipeline.distillation.healing import Healing
 from aicompress.pipeline.distillation.optimizer import TrainedParameters
@@ -58,27 +58,31 @@ class Student:
         return cls(checkpoint, healing, stored, targets)
 
     def trained(self, keep_zeros: bool) -> TrainedParameters:
-        """The trained parameters by their names in the native layout, with dtypes, zeros and scales."""
+        """The trained parameters by their names in the native layout, with dtypes, zeros, scales and latent numbers."""
         parameters: dict[str, Tensor] = {}
         dtypes: dict[str, torch.dtype] = {}
         zeros: dict[str, Tensor] = {}
         scales: set[str] = set()
+        latent: dict[str, float] = {}
         for name, tensors in self.stored.items():
             entry = self.checkpoint.manifest.entries.get(name)
             shared = {} if entry is None else entry.shared  # a tensor of several parameters is trained once
             disk = {**native_names(name, tensors), **{s: shared[s] for s in tensors if s in shared}}
-            kept = self._start(name).tensors() if name in self.checkpoint.manifest.entries else None
+            start = self._start(name) if name in self.checkpoint.manifest.entries else None
+            kept, steps = (None, {}) if start is None else (start.tensors(), gaps(start))
             relative = self.healing.relative(name)
             for suffix, parameter in tensors.items():
                 full = disk[suffix]
                 parameters[full] = parameter
                 dtypes[full] = kept[suffix].dtype if kept is not None else self.checkpoint.specs[name].dtype
-                if suffix in relative:
+                if suffix in steps:
+                    latent[full] = steps[suffix]
+                elif suffix in relative:
                     scales.add(full)
                 elif keep_zeros and parameter.ndim >= 2:
                     zero = parameter.detach() == 0
                     zeros |= {full: zero} if bool(zero.any()) else {}
-        return TrainedParameters(parameters, dtypes, zeros, frozenset(scales))
+        return TrainedParameters(parameters, dtypes, zeros, frozenset(scales), latent, self.healing.code_rate)
 
     def value(self, name: str) -> Tensor | Weight:
         """The trained value of a parameter: a plain tensor in its own dtype, or its stored form."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from aicompress.methods.distill import kl
+from aicompress.methods.healing import code_rate
 from aicompress.methods.outputs import Outputs
 from aicompress.pipeline.distillation.optimizer import TrainedParameters, optimizer, rate
 from aicompress.pipeline.distillation.teacher import Loss
@@ -45,16 +47,21 @@ def test_scales_move_in_proportion_and_only_matrices_decay() -> None:
         "fc.weight_scale": nn.Parameter(torch.full((2, 1), 0.01)),
         "sparse.weight_values": nn.Parameter(torch.ones(3)),
         "fc.bias": nn.Parameter(torch.ones(2)),
+        "table.weight": nn.Parameter(torch.ones(2, 2)),
     }
     dtypes = dict.fromkeys(parameters, torch.float32)
-    trained = TrainedParameters(parameters, dtypes, {}, frozenset({"fc.weight_scale"}))
-    made = optimizer(trained, Training(learning_rate=1e-2, weight_decay=0.1))
+    latent = {"table.weight": 0.5}
+    rate_of = partial(code_rate, None)
+    trained = TrainedParameters(parameters, dtypes, {}, frozenset({"fc.weight_scale"}), latent, rate_of)
+    made = optimizer(trained, Training(learning_rate=1e-2, weight_decay=0.1, steps=300))
     found = {id(p): group for group in made.param_groups for p in group["params"]}
     peaks = {name: found[id(p)]["peak"] for name, p in parameters.items()}
     decays = {name: found[id(p)]["weight_decay"] for name, p in parameters.items()}
     assert peaks["fc.weight_scale"] == pytest.approx(1e-4)
     assert peaks["fc.weight"] == peaks["fc.bias"] == 1e-2
-    assert decays == {"fc.weight": 0.1, "fc.weight_scale": 0.0, "sparse.weight_values": 0.1, "fc.bias": 0.0}
+    assert peaks["table.weight"] == pytest.approx(0.5 * 1.5 / 300)  # of a grid step, and steps are 0.5 wide
+    still = ("fc.weight_scale", "fc.bias", "table.weight")
+    assert decays == {"fc.weight": 0.1, "sparse.weight_values": 0.1, **dict.fromkeys(still, 0.0)}
 
 
 def test_a_saved_state_comes_back(tmp_path: Path) -> None:

@@ -10,16 +10,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from pydantic import Field
+
 from aicompress.methods.distill.latent import latent_suffixes, relaxed
 from aicompress.methods.distill.modes import scales
-from aicompress.methods.healing import Mode, ModeConfig, StudentParameter
-from aicompress.weights import Weight
+from aicompress.methods.healing import Mode, ModeConfig, StudentParameter, code_rate
 
 
 class Config(ModeConfig):
     """Parameters of codes."""
 
     name: Literal["codes"] = "codes"
+    rate: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="how far a step moves a code, in steps of its grid; falls to nothing. By itself 1.5 / steps",
+    )
 
 
 def moves(parameter: StudentParameter, config: Config) -> frozenset[str]:
@@ -36,18 +43,13 @@ def check(parameters: Sequence[StudentParameter], config: Config) -> tuple[str, 
     return scales.check(parameters, scales.Config()) or unmoved
 
 
-def relative(weight: Weight) -> frozenset[str]:
-    """Codes and scales."""
-    return weight.scale_suffixes() | latent_suffixes(weight)
-
-
 MODE = Mode(
     "codes",
     "codes move straight through the rounding, with scales and centroids, norms and biases",
     Config,
     moves=moves,
     check=check,
-    relative=relative,
+    rate=lambda config, steps: code_rate(config.rate, steps),
     relax=relaxed,
     when="quantized students of few bits, where there is time; `scales` needs less memory and less data",
 )
