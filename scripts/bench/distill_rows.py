@@ -124,7 +124,7 @@ def perceptron(kind: str, given: Given, budget: Budget) -> dict[str, float]:
     epochs = max(1, round(budget.minutes * 10))
     teacher, start = given.folder / f"teacher-{epochs}.safetensors", given.folder / "student.safetensors"
     if not teacher.is_file():
-        loops.perceptron(given.data, teacher, epochs)
+        loops.perceptron(given.data, teacher, 3 * epochs)
     loops.drawn_perceptron(start, budget.seed)
     data = {"inputs": "train_images", "labels": "train_labels", "scale": 255, "arrays": str(given.data)}
     sections: dict[str, Any] = {"model": MLP, "teacher": teacher}
