@@ -150,7 +150,9 @@ def test_refuses_widths(fields: dict[str, Any], expected: str, tiny_llama: Path,
 def test_heads_that_cannot_be_told_are_refused(tmp_path: Path) -> None:
     model = hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**SHAPE, hidden_size=WIDE))
     model.save_pretrained(tmp_path / "in")
-    assert "whichever of its 2 kinds of square matrices hold heads" in refused(tmp_path / "in", tmp_path / "out", name="hidden", keep=0.5)
+    assert "whichever of its 2 kinds of square matrices hold heads" in refused(
+        tmp_path / "in", tmp_path / "out", name="hidden", keep=0.5
+    )
 
 
 def test_what_would_follow_from_the_width_is_written_down(tmp_path: Path) -> None:
