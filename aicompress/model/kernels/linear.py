@@ -63,7 +63,7 @@ class Packed:
         return torch.device("cpu")
 
 
-def _refuse_gradients(x: Tensor) -> None:
+def refuse_gradients(x: Tensor) -> None:
     if x.requires_grad and torch.is_grad_enabled():
         raise Refused("this layer runs on an inference kernel", "load the checkpoint with trainable()")
 
@@ -95,7 +95,7 @@ class FastLinear(KernelLayer):
         return Packed(torch.Size((self.out_features, self.in_features)), dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        _refuse_gradients(x)
+        refuse_gradients(x)
         rows = self.multiply(x.reshape(-1, self.in_features))
         return rows.view(*x.shape[:-1], self.out_features)
 
@@ -116,7 +116,7 @@ class PlainLinear(FastLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out) in one call, as `nn.Linear`: at one token a reshape costs a tenth of the product."""
-        _refuse_gradients(x)
+        refuse_gradients(x)
         return self.multiply(x)
 
     def multiply(self, x: Tensor) -> Tensor:
@@ -268,37 +268,3 @@ class Int4Linear(FastLinear):
         scale, zero = self.scales_and_zeros.transpose(0, 1).unbind(-1)  # (out, groups) each
         grouped = matrix.view(self.out_features, -1, self.group).mul_(scale[..., None])
         return (grouped.add_(zero[..., None]) if self.affine else grouped).view_as(matrix)
-
-
-class LowRankLinear(FastLinear):
-    """Two products, the right factor first."""
-
-    def __init__(self, right: FastLinear, left: FastLinear) -> None:
-        super().__init__((left.out_features, right.in_features), None)
-        self.right, self.left = right, left
-        self.__dict__["bias"] = left.bias  # read here by a model's own code; a parameter of the factor alone
-        self.kernel = f"low rank: {right.kernel}, {left.kernel}"
-        self._plain = type(right) is type(left) is PlainLinear
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out), as `PlainLinear`: at one token a reshape costs a fifth of two thin products."""
-        if not self._plain:
-            return super().forward(x)
-        _refuse_gradients(x)
-        return self.multiply(x)
-
-    def multiply(self, x: Tensor) -> Tensor:
-        return self.left.multiply(self.right.multiply(x))
-
-
-class BaseDeltaLinear(FastLinear):
-    """A product, and two factors' product beside it."""
-
-    def __init__(self, base: FastLinear, delta: FastLinear) -> None:
-        super().__init__((base.out_features, base.in_features), None)
-        self.base, self.delta = base, delta
-        self.__dict__["bias"] = base.bias  # as above
-        self.kernel = f"base: {base.kernel}, {delta.kernel}"
-
-    def multiply(self, x: Tensor) -> Tensor:
-        return self.base.multiply(x) + self.delta.multiply(x)

@@ -16,14 +16,12 @@ from aicompress.model.kernels.linear import (
     INT4_GROUPS,
     KEPT_BYTES,
     RESIDENT_BYTES,
-    BaseDeltaLinear,
     Bfloat16Linear,
     FastLinear,
     Int4Linear,
     Int8Linear,
     Int8WeightLinear,
     KernelLayer,
-    LowRankLinear,
     Packed,
     PlainLinear,
     RoundedLinear,
@@ -32,6 +30,7 @@ from aicompress.model.kernels.linear import (
 )
 from aicompress.model.kernels.sparse import sparse_linear
 from aicompress.model.kernels.submatrix import SubmatrixLinear
+from aicompress.model.kernels.two_products import BaseDeltaLinear, LowRankLinear
 from aicompress.model.kernels.w4a8 import W4A8Linear, compiled, fits
 from aicompress.weights import BaseDelta, Coded, Dense, IntGrouped, LowRank, Sparse, Submatrix, Tied, Weight
 from aicompress.weights.int_grouped import spread

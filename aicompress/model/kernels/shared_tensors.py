@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.model.kernels.linear import FastLinear, LowRankLinear
+from aicompress.model.kernels.linear import FastLinear
+from aicompress.model.kernels.two_products import LowRankLinear
 from aicompress.weights import Weight, restore
 
 Cast = Callable[[Tensor, torch.dtype], Tensor]

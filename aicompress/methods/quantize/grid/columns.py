@@ -8,9 +8,9 @@ right half as one matrix product. That is GPTQ's lazy batch update at every size
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -121,3 +121,15 @@ def one_by_one(round_column: Callable[[int, Tensor, Tensor], Tensor], sweep: Swe
         error = torch.sub(value, target if sweep.reference is None else sweep.reference[i], out=sweep.errors[i])
         if sweep.coupling is not None and i + 1 < end:
             sweep.targets[i + 1 : end].addr_(sweep.coupling[i, i + 1 : end], error)
+
+
+def in_one_pass(columns: Any, costs: Sequence[Tensor], sweep: Sweep, begin: int, end: int) -> None:
+    """Round columns by a compiled function that also moves their errors.
+
+    Args:
+        columns: (targets, coupling, costs, (begin, end), codes, errors), arrays; of no coupling one without entries.
+        costs: what it reads of a grid.
+    """
+    coupling = torch.empty(0, 0) if sweep.coupling is None else sweep.coupling
+    read = tuple(cost.numpy() for cost in costs)
+    columns(sweep.targets.numpy(), coupling.numpy(), read, (begin, end), sweep.codes.numpy(), sweep.errors.numpy())

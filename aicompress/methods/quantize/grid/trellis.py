@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aicompress.methods.quantize.grid.columns import Sweep
+from aicompress.methods.quantize.grid.columns import Sweep, in_one_pass
 from aicompress.weights.decoding import NEXT_STATE, compiled
 
 # Of each state, the two that lead to it: the lower one, its parity, the higher one, its parity.
@@ -43,9 +43,7 @@ class TrellisGrid:
     def leaf(self, sweep: Sweep, begin: int, end: int) -> None:
         """Round some of the columns of a sweep, each telling the later ones of them its error."""
         columns = compiled_search() or round_trellis
-        coupling = torch.empty(0, 0) if sweep.coupling is None else sweep.coupling
-        costs = (self.steps.numpy(), self.price.numpy(), self.tables.numpy(), self.bucket.numpy())
-        columns(sweep.targets.numpy(), coupling.numpy(), costs, (begin, end), sweep.codes.numpy(), sweep.errors.numpy())
+        in_one_pass(columns, (self.steps, self.price, self.tables, self.bucket), sweep, begin, end)
 
 
 def compiled_search() -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aicompress.methods.quantize.grid.columns import Sweep, one_by_one
+from aicompress.methods.quantize.grid.columns import Sweep, in_one_pass, one_by_one
 from aicompress.weights.decoding import compiled
 
 MOST = 127
@@ -37,9 +37,7 @@ class UniformGrid:
         if columns is None:
             one_by_one(self.round, sweep, begin, end)
             return
-        coupling = torch.empty(0, 0) if sweep.coupling is None else sweep.coupling
-        costs = (self.steps.numpy(), self.price.numpy(), self.tables.numpy(), self.bucket.numpy())
-        columns(sweep.targets.numpy(), coupling.numpy(), costs, (begin, end), sweep.codes.numpy(), sweep.errors.numpy())
+        in_one_pass(columns, (self.steps, self.price, self.tables, self.bucket), sweep, begin, end)
 
     def round(self, column: int, target: Tensor, codes: Tensor) -> Tensor:
         """Fill `codes` (out,) with the codes of least cost of a column; returns their values."""
