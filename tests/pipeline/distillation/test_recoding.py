@@ -138,3 +138,20 @@ def test_bits_have_the_gradients_of_the_density() -> None:
         return bits(matrix, {"step": step, "outputs": outputs, "inputs": inputs}, torch.full_like(matrix, 0.1))
 
     assert torch.autograd.gradcheck(whole, tensors)
+
+
+def test_gradients_pass_rounding_and_stop_at_the_largest_code() -> None:
+    matrix = torch.tensor([[0.3, -0.9], [500.0, -1.4]], requires_grad=True)
+    step = torch.tensor([0.1], requires_grad=True)
+    upstream = torch.tensor([[1.0, 2.0], [3.0, -4.0]])
+    size = step.exp()
+    position = (matrix / size).clamp(-127, 127)
+    straight = (position + (position.round() - position).detach()) * size
+    ours = running(matrix, {"step": step})
+    assert torch.equal(ours, straight)
+    for expected, given in zip(
+        torch.autograd.grad(straight, [matrix, step], upstream),
+        torch.autograd.grad(ours, [matrix, step], upstream),
+        strict=True,
+    ):
+        assert torch.allclose(given, expected, rtol=1e-5)

@@ -72,9 +72,30 @@ def start(matrix: Tensor, config: Config) -> dict[str, Tensor]:
 
 def running(matrix: Tensor, learnt: Mapping[str, Tensor]) -> Tensor:
     """The weight s q, whose gradients in θ and s are those without rounding where the code is not the largest."""
-    step = learnt["step"].exp()
-    position = (matrix / step).clamp(-LARGEST, LARGEST)
-    return (position + (position.round() - position).detach()) * step
+    weight: Tensor = _Rounded.apply(matrix, learnt["step"])  # type: ignore[no-untyped-call]
+    return weight
+
+
+class _Rounded(torch.autograd.Function):
+    """s round(θ/s), of θ and log s; torch's own derivatives take six times the passes over the matrix."""
+
+    @staticmethod
+    def forward(context: Any, matrix: Tensor, step: Tensor) -> Tensor:
+        size = float(step.exp())
+        weight = (matrix / size).clamp_(-LARGEST, LARGEST).round_().mul_(size)
+        context.save_for_backward(matrix, weight)
+        context.most = size * LARGEST
+        return weight
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        matrix, weight = context.saved_tensors
+        by_matrix = gradients[0]
+        largest = float(matrix.abs().max()) if matrix.numel() else 0.0
+        if largest > context.most:
+            by_matrix = by_matrix.masked_fill(matrix.abs() > context.most, 0.0)
+        by_step = torch.sum(gradients[0] * weight) - torch.sum(by_matrix * matrix)
+        return by_matrix, by_step.reshape(1)
 
 
 def bits(matrix: Tensor, learnt: Mapping[str, Tensor], noise: Tensor | None) -> Tensor:
@@ -85,30 +106,52 @@ def bits(matrix: Tensor, learnt: Mapping[str, Tensor], noise: Tensor | None) -> 
         learnt: as of `start`.
         noise: u, (out, in); None for the codes.
     """
-    position = matrix / learnt["step"].exp()
-    size = (position.round() if noise is None else position + noise).abs()
-    width = (PACE * learnt["outputs"]).exp()[:, None] * (PACE * learnt["inputs"]).exp() + NARROWEST
-    chance: Tensor = _LogChance.apply(size, width)  # type: ignore[no-untyped-call]
+    tensors = (matrix, learnt["step"], learnt["outputs"], learnt["inputs"])
+    chance: Tensor = _LogChance.apply(*tensors, noise)  # type: ignore[no-untyped-call]
     return -chance / math.log(2)
 
 
 class _LogChance(torch.autograd.Function):
-    """Σ log p(x), of |x| and b; torch's own derivatives take twice the time, and are lost where p is almost zero."""
+    """Σ log p(x), of θ, log s and the logarithms of both widths.
+
+    With i = σ((1/2 - |x|)/b) and o = σ((-1/2 - |x|)/b), of which p = i - o,
+
+        ∂ log p/∂|x| = -(1 - i - o)/b,   ∂ log p/∂b = -(i (1 - i)/(b p) + (-1/2 - |x|)/b (1 - i - o))/b,
+
+    in which nothing is lost where p is almost zero. The passes over a matrix are what a step of a small net costs.
+    """
 
     @staticmethod
-    def forward(context: Any, size: Tensor, width: Tensor) -> Tensor:
-        near, far = ((0.5 - size) / width).clamp_min_(FARTHEST), (-0.5 - size) / width
-        inner, outer = torch.sigmoid(near), torch.sigmoid(far)
+    def forward(
+        context: Any, matrix: Tensor, step: Tensor, outputs: Tensor, inputs: Tensor, noise: Tensor | None
+    ) -> Tensor:
+        size = float(step.exp())
+        position = matrix / size
+        position = position.round_() if noise is None else position.add_(noise)
+        rows, columns = (PACE * outputs).exp_(), (PACE * inputs).exp_()
+        narrow = torch.outer(rows, columns).add_(NARROWEST).reciprocal_()  # 1/b
+        near = torch.sub(0.5, position.abs()).mul_(narrow).clamp_min_(FARTHEST)
+        far = near - narrow
+        inner, outer = near.sigmoid_(), far.sigmoid()
         chance = inner - outer
-        context.save_for_backward(near, far, width, inner, outer, chance)
+        context.save_for_backward(matrix, position, rows, columns, narrow, far, inner, outer, chance)
+        context.step, context.moves = size, noise is not None
         return chance.log().sum()
 
     @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        near, far, width, inner, outer, chance = context.saved_tensors
-        share = gradients[0] / (chance * width)
-        by_near, by_far = (inner - inner.square()) * share, (outer.square() - outer) * share
-        return -(by_near + by_far), -(by_near * near + by_far * far)
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        matrix, position, rows, columns, narrow, far, inner, outer, chance = context.saved_tensors
+        scale = float(gradients[0])
+        outside = torch.add(inner, outer).neg_().add_(1)  # 1 - i - o
+        by_width = torch.addcmul(inner, inner, inner, value=-1).mul_(narrow).div_(chance).addcmul_(far, outside)
+        by_width.mul_(narrow).mul_(-scale)
+        by_outputs = (by_width @ columns).mul_(rows).mul_(PACE)
+        by_inputs = (rows @ by_width).mul_(columns).mul_(PACE)
+        if not context.moves:
+            return None, None, by_outputs, by_inputs, None
+        by_matrix = outside.mul_(narrow).mul_(position.sign()).mul_(-scale / context.step)
+        by_step = -torch.dot(by_matrix.flatten(), matrix.flatten())
+        return by_matrix, by_step.reshape(1), by_outputs, by_inputs, None
 
 
 def written(matrix: Tensor, learnt: Mapping[str, Tensor]) -> Weight:
