@@ -53,7 +53,7 @@ def apply(layer: Layer, config: EntropyGptqConfig) -> Weight:
     problem = Problem(wanted, coupling, pivots.pow(-2), None)
     rated = rated_codes(problem, bits_of_codes(layer.info, config, False), config)
     rows, _ = refitted(wanted, hessian, rated.values, False)
-    return stored(rated, order, rows * rated.steps[0], None)
+    return stored(rated, order, rows * rated.coarser * rated.steps[0], None)
 
 
 def ordered(layer: Layer, by_importance: bool, damping: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:

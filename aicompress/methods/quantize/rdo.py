@@ -55,7 +55,7 @@ def apply(layer: Layer, config: RdoConfig) -> Weight:
     rated = rated_codes(problem, bits_of_codes(layer.info, config, False), config)
     root = weight.sqrt()[:, None]
     rows, _ = refitted(wanted * root, None, rated.values * root, False)
-    return stored(rated, torch.arange(len(wanted)), rows * rated.steps[0], None)
+    return stored(rated, torch.arange(len(wanted)), rows * rated.coarser * rated.steps[0], None)
 
 
 def outline(info: LayerInfo, config: RdoConfig) -> Weight:

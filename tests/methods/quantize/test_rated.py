@@ -110,6 +110,20 @@ def test_one_input_far_above_all_others_is_not_clipped(quantizer: Any) -> None:
     assert fine < 0.01 * lost(layer, RdoConfig(target_bpw=3.0, quantizer=quantizer))
 
 
+@pytest.mark.parametrize("kind", [RdoConfig, EntropyGptqConfig])
+def test_a_weight_far_above_all_others_is_not_clipped(kind: Any) -> None:
+    """One step for a layer leaves its code out of eight bits; all other rows keep that step."""
+    plain = gaussian(96, 128)
+    large = plain.clone()
+    large[7, 30] = 300 * float(plain.square().mean().sqrt())
+    inputs = torch.randn(400, 128, generator=torch.Generator().manual_seed(0))
+    off = compressed(layer_of(large, inputs), kind(target_bpw=3.0)).dense() - large
+    assert float(off[7, 30].abs()) < 0.01 * float(large[7, 30])
+    others = torch.arange(96) != 7
+    usual = compressed(layer_of(plain, inputs), kind(target_bpw=3.0)).dense() - plain
+    assert off[others].square().mean() < 1.1 * usual[others].square().mean()
+
+
 def test_codes_are_entropy_coded_unless_the_recipe_says_otherwise() -> None:
     assert load("quantize/rdo-3bpw", "quantize").storage == "entropy"
     assert load("quantize/rdo-3bpw", "quantize", ["storage=fixed"]).storage == "fixed"

@@ -34,7 +34,7 @@ SAMPLE = 256  # rows that steps are searched on
 ESTIMATED = 3  # passes whose bits are those of their tables
 MEASURED = 5  # passes at most whose codes are coded
 NEAR = 0.006  # share of the target that a search stops within
-LARGEST = 120  # code of a column's largest weight at most: what feedback from other columns adds has to fit as well
+LARGEST = 120  # code of the largest weight at most: what feedback from other columns adds has to fit as well
 TINY = 1024  # weights of a layer up to which the bytes that any stream has tell more than its codes do
 WHOLE = 16  # bits that it stops within, however few a small layer has: streams are of whole bytes
 SCALES = torch.bfloat16  # of factors of rows and columns: half a percent of a factor is far below the codes' error
@@ -79,10 +79,6 @@ class Problem:
     weight: Tensor
     profile: Tensor | None
 
-    def rows(self, every: int) -> Problem:
-        """The same with some of the rows of the weight."""
-        return Problem(self.wanted[:, ::every].contiguous(), self.coupling, self.weight, self.profile)
-
 
 def _tables(codes: Tensor, trellis: bool) -> tuple[Tensor, Tensor, float]:
     """Code lengths of buckets of columns alike in spread, each column's bucket, and bits per code.
@@ -109,57 +105,66 @@ class Rated:
     Attributes:
         codes: (in, out) float32.
         steps: (in,) of the columns.
+        coarser: (out,) how many times as coarse the steps of each row are.
         trellis: the codes belong to two quantizers.
     """
 
     codes: Tensor
     steps: Tensor
+    coarser: Tensor
     trellis: bool
 
     @property
     def values(self) -> Tensor:
         """What the codes stand for, (in, out)."""
-        return (levels(self.codes.t()).t() if self.trellis else self.codes) * self.steps[:, None]
+        return (levels(self.codes.t()).t() if self.trellis else self.codes) * self.steps[:, None] * self.coarser
 
 
 def rated_codes(problem: Problem, bits: float, config: RatedConfig) -> Rated:
-    """Codes that take so many bits per weight once they are entropy-coded."""
+    """Codes that take so many bits per weight once they are entropy-coded.
+
+    Codes of eight bits reach every weight: a column's step is as coarse as its largest weight needs, and where all
+    columns have one step, a row's is, which its factor takes up.
+    """
     columns, rows = problem.wanted.shape
     trellis = config.quantizer == "trellis"
     profile = torch.ones(columns) if problem.profile is None else problem.profile
     spread = problem.wanted.square().mean(dim=1).sqrt()
     known = spread > 0
     if not known.any():
-        return Rated(torch.zeros_like(problem.wanted), profile, trellis)
+        return Rated(torch.zeros_like(problem.wanted), profile, torch.ones(rows), trellis)
     # A fine uniform quantizer of a Gaussian takes log2(σ √(2πe) / step) bits; both of a trellis have half its step.
     log = float((spread[known] / profile[known] * math.sqrt(2 * math.pi * math.e)).log().mean())
     log -= (bits + trellis) * math.log(2)
-    floor = torch.zeros(columns)  # one step for all is not made coarse for a few weights: these are cut off
-    if problem.profile is not None:
-        floor = problem.wanted.abs().amax(dim=1) / (LARGEST * (2 if trellis else 1))
+    floor = problem.wanted.abs().amax(dim=0 if problem.profile is None else 1) / (LARGEST * (2 if trellis else 1))
     slope = config.rate * SLOPE * (TRELLIS_ERROR if trellis else 1)
     kind: type[TrellisGrid | UniformGrid] = TrellisGrid if trellis else UniformGrid
     tables = typical() if trellis else torch.zeros(1, 256)
-    bucket, best = torch.zeros(columns, dtype=torch.long), None
+    bucket = torch.zeros(columns, dtype=torch.long)
+    best: tuple[float, Tensor, Tensor, Tensor] | None = None
     every = max(1, rows // SAMPLE)
     for attempt in range(ESTIMATED + MEASURED):
         measured = attempt >= ESTIMATED
-        steps = torch.maximum(math.exp(log) * profile, floor)
+        steps, coarser = math.exp(log) * profile, torch.ones(rows)
+        if problem.profile is None:
+            coarser = (floor / math.exp(log)).clamp_min(1)
+        else:
+            steps = torch.maximum(steps, floor)
         price = problem.weight.double() * steps.double().square()
         price = (slope * price.mean() / price.clamp_min(1e-30)).clamp_max(16).float()
         grid: Rounding = kind(steps, price, tables, bucket)
-        part = problem if measured else problem.rows(every)
-        codes = round_columns(part.wanted.clone(), problem.coupling, grid)
+        scaled = problem.wanted / coarser
+        codes = round_columns(scaled if measured else scaled[:, ::every].contiguous(), problem.coupling, grid)
         tables, bucket, taken = _tables(codes, trellis)
         if measured:
             taken = coded_bits(codes, trellis) if codes.numel() > TINY else taken
             off = abs(taken - bits)
-            best = (off, codes, steps) if best is None or off < best[0] else best
+            best = (off, codes, steps, coarser) if best is None or off < best[0] else best
             if off <= max(NEAR * bits, WHOLE / codes.numel()) or (taken > bits and not codes.any()):
                 break
         log += max(-2.0, min(2.0, (taken - bits) * math.log(2)))
     assert best is not None
-    return Rated(best[1], best[2], trellis)
+    return Rated(*best[1:], trellis)
 
 
 def coded_bits(codes: Tensor, trellis: bool) -> float:
