@@ -50,7 +50,9 @@ class Training(Section):
         "auto", description="weights that are exactly zero stay zero; auto: where an earlier step pruned"
     )
     cache: Literal["auto"] | bool = Field(
-        "auto", description="compute the teacher's outputs once; auto: where samples repeat and 512 MiB hold them"
+        "auto",
+        description="compute the teacher's outputs once; auto: those for samples that repeat, the held-out ones at "
+        "least, where 512 MiB hold them",
     )
 
     @model_validator(mode="after")

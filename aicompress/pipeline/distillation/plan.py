@@ -43,6 +43,7 @@ from aicompress.recipe.distillation import DistillRecipe, Training
 from aicompress.report.plan import PlanRow, PlanSummary
 
 Source = str | Path | Adapted
+NO_SAMPLES = torch.empty(0, dtype=torch.long)
 READS = "the teacher reads the student's {:,} tokens by its own numbers of them"
 
 
@@ -65,7 +66,7 @@ class DistillPlan:
         kinds: what the model definition says of the parameters.
         healing: what of the student moves.
         keep_zeros: weights that are zero stay zero.
-        cached: the teacher's outputs are computed once.
+        cached: indices of the samples for which the teacher's outputs are computed once.
         warnings: what the user should know.
         allow_code: a factory that the recipe names may run.
         made: how the student was made, where the recipe makes it.
@@ -87,11 +88,16 @@ class DistillPlan:
     kinds: Mapping[str, Kind | None] | None
     healing: Healing
     keep_zeros: bool
-    cached: bool
+    cached: Tensor
     warnings: tuple[str, ...]
     allow_code: bool = False
     made: MadeStudent | None = None
     stored: StoredOutputs | None = None
+
+    @property
+    def caches_training(self) -> bool:
+        """Whether the teacher's outputs for training samples are computed once, or read, and not at every step."""
+        return self.stored is not None or len(self.cached) > len(self.split.held_out)
 
     @property
     def origin(self) -> Checkpoint:
@@ -192,8 +198,8 @@ def make_plan(
     return DistillPlan(
         student, teachers, recipe, losses, training, run, taught.runs, taught.numbers, layers, samples, split, output,
         kinds, healing, keeps_zeros(training, student, healing.mode),
-        average is None and stored is None
-        and _cached(training, losses, (taught.runs[0], taught.anatomies[0]), samples, split),
+        NO_SAMPLES if average is not None or stored is not None
+        else _cached(training, losses, (taught.runs[0], taught.anatomies[0]), samples, split),
         tuple(dict.fromkeys((*(made.warnings if made else ()), *tied, *warnings, *told, *output.warnings))),
         allow_code, made, stored,
     )  # fmt: skip
@@ -257,19 +263,25 @@ def resolved_precision(precision: str) -> str:
 
 def _cached(
     training: Training, losses: Losses, teacher: tuple[Runner, Anatomy], samples: Samples, split: Split
-) -> bool:
-    """Whether the teacher's outputs are computed once: where asked for, or small and used more than once."""
+) -> Tensor:
+    """Samples for which the teacher's outputs are computed once: all that are used, the held-out ones alone, or none.
+
+    Held-out samples are looked at again and again; training samples where there are more steps than fill an epoch.
+    """
     run, anatomy = teacher
     reads = Loss(losses).reads
     length = next(iter(samples.columns.values())).shape[-1]
-    size = run.output_bytes(reads, anatomy, length)
+    padded = run.task == "causal" and "attention_mask" in samples.columns  # samples give outputs of different lengths
+    size = None if padded else run.output_bytes(reads, anatomy, length)
     if training.cache is True and size is None:
         raise RecipeError("hidden states and masked logits are too large to cache", "training.cache: auto")
-    if isinstance(training.cache, bool) or size is None:
-        return training.cache is True
-    used = len(split.used(training.steps))
-    repeated = training.steps * training.batch > used
-    return repeated and size * (used + len(split.held_out)) <= CACHE_BYTES
+    if training.cache is False or size is None:
+        return NO_SAMPLES
+    used = torch.cat([split.used(training.steps), split.held_out])
+    repeated = training.steps * training.batch > len(used) - len(split.held_out)
+    if training.cache is True or (repeated and size * len(used) <= CACHE_BYTES):
+        return used
+    return split.held_out if size * len(split.held_out) <= CACHE_BYTES else NO_SAMPLES
 
 
 def _parameters(student: Checkpoint, layers: Sequence[LayerInfo]) -> dict[str, Planned]:

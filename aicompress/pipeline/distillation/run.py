@@ -169,12 +169,10 @@ def _setup(plan: DistillPlan, device: torch.device, progress: Progress) -> tuple
         read = StoredTeacher(plan.stored, plan.stored.folder)
         return TrainingSetup(Runnable(model, plan.runner), read, loss, plan.samples, plan.split), student
     teacher = Teacher(panel, loss.reads, {}, uncached)
-    if plan.cached:
-        index = torch.cat([plan.split.used(plan.training.steps), plan.split.held_out])
-        batches = plan.split.in_order(index, plan.training.batch)
-        teacher = with_cached_outputs(
-            teacher, plan.samples, batches, device, lambda done: progress("teacher", done, len(index))
-        )
+    if len(plan.cached):
+        batches = plan.split.in_order(plan.cached, plan.training.batch)
+        report = partial(_of_teacher, progress, len(plan.cached))
+        teacher = with_cached_outputs(teacher, plan.samples, batches, device, report)
     averaged = None if plan.stored is not None else _averaged(plan, panel.members[0])
     return TrainingSetup(Runnable(model, plan.runner), teacher, loss, plan.samples, plan.split, averaged), student
 
@@ -266,7 +264,7 @@ def _write(
     if trainer.unsaved:
         lost = f"the disk was full when {trainer.unsaved} states of the training were to be saved"
         warnings = (*warnings, f"{lost}: a stopped run would have gone on from the one before")
-    section = training_section(trainer, tuple(plan.further.values()), plan.cached or plan.stored is not None)
+    section = training_section(trainer, tuple(plan.further.values()), plan.caches_training)
     teacher = trainer.setup.teacher
     section |= {"signals": teacher.stored.summary()} if isinstance(teacher, StoredTeacher) else {}
     temperature = trainer.history.temperature

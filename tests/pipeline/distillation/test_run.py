@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from safetensors.torch import load_file, save_file
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CompressError, OutputExists, RecipeError, Refused
 from aicompress.model.loading.tokenizer import FILES
+from aicompress.pipeline.distillation.batches import Batch
 from aicompress.pipeline.distillation.plan import make_plan
 from aicompress.pipeline.distillation.run import TrainingOptions, run
+from aicompress.pipeline.distillation.teacher import Panel
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe.distillation import DistillRecipe, load
@@ -130,6 +133,29 @@ def test_cached_and_fresh_teachers_give_the_same_student(
         found[cache] = weights(out)
     for name, tensor in found[True].items():
         torch.testing.assert_close(tensor, found[False][name], rtol=1e-3, atol=1e-4)
+
+
+def test_the_teacher_runs_once_for_held_out_samples(
+    tiny_llama: Path, trained_llama: Path, recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    answer = Panel.__call__
+
+    def counted(panel: Panel, batch: Batch, *rest: Any) -> Any:
+        seen.extend(batch.index.tolist())
+        return answer(panel, batch, *rest)
+
+    monkeypatch.setattr(Panel, "__call__", counted)
+    reports = {}
+    for cache in ("auto", False):
+        seen.clear()
+        made = recipe({"name": "kl"}, cache=cache)
+        plan = make_plan(tiny_llama, trained_llama, Destination(tmp_path / str(cache)), made)
+        reports[cache] = run(plan, Options(latency="off")).training
+        times = 1 if cache == "auto" else 3  # as it came, and after the fourth step and the last
+        assert Counter(seen) == Counter([*plan.split.held_out.tolist() * times, *plan.split.used(8).tolist()])
+    assert reports["auto"]["curve"] == reports[False]["curve"]
+    assert reports["auto"]["cached_teacher"] is False  # its outputs for training samples
 
 
 def test_an_interrupted_run_resumes_to_the_same_bytes(

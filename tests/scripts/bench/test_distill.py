@@ -9,10 +9,10 @@ import pytest
 
 from aicompress.methods import get
 from aicompress.methods.healing import get_mode
-from scripts.bench import distill
-from scripts.bench.distill import TARGETS, Target, known, measured, spread
-from scripts.bench.distill_rows import COMPRESSED, ROWS, Row
-from scripts.bench.distill_runs import Budget, Given
+from scripts.bench.distill import __main__ as distill
+from scripts.bench.distill.__main__ import TARGETS, Target, known, measured, spread
+from scripts.bench.distill.rows import COMPRESSED, ROWS, Row
+from scripts.bench.distill.runs import Budget, Given
 
 
 def test_targets_are_of_rows() -> None:

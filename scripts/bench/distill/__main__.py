@@ -4,7 +4,7 @@
     python -m scripts.bench.distill --encoder E --sentences s.txt --pairs stsb-dev.tsv --data mnist.npz
 
 `--minutes` is what a training of a language model of half the layers takes; other trainings take their own share of it,
-as `scripts/bench/distill_rows.py` says. Every measurement is a line in results.jsonl, so that a run can be cut and goes
+as `scripts/bench/distill/rows.py` says. Every measurement is a line in results.jsonl, so that a run can be cut and goes
 on when it is called again. Prints a Markdown table: mean and 95 % interval over the seeds, and the targets.
 """
 
@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-from scripts.bench.distill_rows import ROWS
-from scripts.bench.distill_runs import Budget, Given
+from scripts.bench.distill.rows import ROWS
+from scripts.bench.distill.runs import Budget, Given
 
 T95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, two-sided, by number of seeds
 Figures = Mapping[str, Mapping[str, list[float]]]  # row, figure, a value of every seed

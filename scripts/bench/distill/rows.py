@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from scripts.bench import distill_loops as loops
-from scripts.bench.distill_runs import PROBE, Budget, Given, distilled, evaluated
+from scripts.bench.distill import loops
+from scripts.bench.distill.runs import PROBE, Budget, Given, distilled, evaluated
 from scripts.bench.factorize import step
 
 LENGTH, BATCH = 256, 8  # tokens in a window, windows in a step

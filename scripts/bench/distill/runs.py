@@ -72,12 +72,13 @@ def distilled(
     plain = {"version": 1, "seed": budget.seed, "report": {"html": False}, **sections}
     teacher = plain.pop("teacher", None)
     place, file = given.folder / out, given.folder / f"{out.partition('.')[0]}.yaml"
+    by_blocks = isinstance(plain.get("mode"), Mapping) and plain["mode"]["name"] == "blocks"
 
     def once(steps: int) -> dict[str, Any]:
         shutil.rmtree(place, ignore_errors=True)
         every = {"steps": steps, "evaluate_every": max(1, steps // 10)}
         filled = {**plain, "training": {**every, **plain["training"]}}
-        if isinstance(plain.get("mode"), Mapping):
+        if by_blocks:
             filled["mode"] = {**plain["mode"], "steps": steps}
         file.write_text(json.dumps(filled), encoding="utf-8")
         recipe, destination = load(str(file)), Destination(place, overwrite=True)
@@ -88,7 +89,7 @@ def distilled(
 
     if "steps" in plain["training"]:
         return place, once(plain["training"]["steps"])
-    if isinstance(plain.get("mode"), Mapping):
+    if by_blocks:
         few, more = (once(steps)["seconds"] for steps in (PROBE, 4 * PROBE))  # both run all samples forward, too
         return place, once(max(PROBE, round(PROBE + (budget.minutes * 60 - few) * 3 * PROBE / (more - few))))
     rate = once(PROBE)["samples_per_second"] / plain["training"]["batch"]
