@@ -107,7 +107,7 @@ deep-compression: $(READY) ## the chain of Deep Compression on two LeNets beside
 	$(BIN)/python -m scripts.reproduce_deep_compression --folder $(BUILD)/lenet $(DEEP)
 
 # As long, and 4 minutes more a seed; what `make deep-compression` has made is not made again.
-records: $(READY) ## the smallest LeNets for an error, beside what is known: DEEP="--data mnist.npz"
+records: $(READY) ## the smallest networks for an error: DEEP="--data mnist.npz", DEEP="--encoder M --pairs P.tsv" or both
 	$(BIN)/python -m scripts.lenet.records --folder $(BUILD)/lenet $(DEEP)
 
 # 50 to 60 minutes of one processor for all types, half of it for the structural steps (SWEEP="--steps quantize magnitude

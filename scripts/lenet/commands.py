@@ -10,28 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from safetensors.torch import save_file
 
 from aicompress.cli.app import app
-from scripts.lenet.networks import NETWORKS, VALIDATION
-from scripts.lenet.networks import main as train
+from scripts.lenet.images import part, training_file
+from scripts.lenet.networks import NETWORKS, trained
 
 RECIPES = Path(__file__).parents[2] / "configs" / "deep-compression"
-
-
-def split_file(data: Path, folder: Path) -> Path:
-    """Write the training images in two parts, so that a recipe can name one: `fit` and `validation`."""
-    path = folder / "training.npz"
-    if not path.is_file():
-        with np.load(data) as arrays:
-            images, labels = arrays["train_images"], arrays["train_labels"]
-        parts = {"fit": slice(None, -VALIDATION), "validation": slice(-VALIDATION, None)}
-        named = {f"{name}_images": images[part] for name, part in parts.items()}
-        named |= {f"{name}_labels": labels[part] for name, part in parts.items()}
-        unfinished = path.with_name("training.part.npz")
-        np.savez(unfinished, **named)
-        unfinished.rename(path)
-    return path
 
 
 @dataclass(frozen=True)
@@ -53,24 +38,27 @@ class Chain:
     @property
     def training(self) -> Path:
         """The training images in two parts."""
-        return split_file(self.data, self.folder.parent)
+        return training_file(self.data, self.folder.parent.parent)
 
     def dense(self) -> Path:
-        """Train the network on shifted images."""
+        """Train the network."""
         out = self.folder / "dense.safetensors"
         if not out.is_file():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            unfinished = out.with_suffix(".part")
-            arguments = ["--data", str(self.data), "--network", self.network, "--seed", str(self.seed)]
-            _timed("dense", lambda: train([*arguments, "--augment", "--out", str(unfinished)]))
-            unfinished.rename(out)
+            _timed("dense", lambda: self._train(out))
         return out
+
+    def _train(self, out: Path) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        model = trained(NETWORKS[self.network], part(self.training, "fit"), self.seed)
+        unfinished = out.with_suffix(".part")
+        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, unfinished)
+        unfinished.rename(out)
 
     def step(self, command: str, source: Path, name: str, recipe: str, *options: str) -> Path:
         """Run a step; returns its output."""
         out = self.folder / f"{name}.safetensors"
         if not out.is_file():
-            _aicompress(
+            run_command(
                 command, str(source), str(out), "-r", str(RECIPES / recipe), *options, "--latency", "off", "--quiet"
             )
         return out
@@ -85,7 +73,7 @@ class Chain:
         """Write the short header, which every byte of a result counts."""
         out = self.folder / f"{name}.safetensors"
         if not out.is_file():
-            _aicompress("export", str(source), str(out), "--to", "compact", "--latency", "off", "--quiet")
+            run_command("export", str(source), str(out), "--to", "compact", "--latency", "off", "--quiet")
         return out
 
     def error(self, path: Path, images: str) -> float:
@@ -95,7 +83,7 @@ class Chain:
             arrays = self.data if images == "test" else self.training
             names = (f"arrays={arrays}", f"inputs={images}_images", f"labels={images}_labels")
             settings = self._sets(self._model, *(f"quality.accuracy.{name}" for name in names))
-            _aicompress("eval", str(path), "-r", str(RECIPES / "eval.yaml"), "-o", str(out), *settings, "--quiet")
+            run_command("eval", str(path), "-r", str(RECIPES / "eval.yaml"), "-o", str(out), *settings, "--quiet")
         report: dict[str, Any] = json.loads((out / "report.json").read_text(encoding="utf-8"))
         return 100 * (1 - float(report["quality"]["accuracy"]["value"]))
 
@@ -108,7 +96,7 @@ class Chain:
         return [word for setting in settings for word in ("--set", setting)]
 
 
-def _aicompress(*arguments: str) -> None:
+def run_command(*arguments: str) -> None:
     """Run a command line in this process, which spares the imports."""
     _timed(" ".join(arguments[:3]), lambda: app(list(arguments), standalone_mode=False))
 

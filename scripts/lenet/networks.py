@@ -12,15 +12,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-VALIDATION = 10_000  # the last training images
-LARGEST_SHIFT = 2  # pixels
+from scripts.lenet.images import Images, part, training_file
+
 BATCH = 256
+RATE, DECAY = 3e-3, 1e-2
 
 
 @dataclass(frozen=True)
@@ -30,19 +30,19 @@ class Network:
     Attributes:
         layers: how to make its layers, by their names in the file.
         sequential: the recipe's `model: {sequential: ...}`.
-        epochs: how long it is trained.
+        steps: how long it is trained.
     """
 
     layers: dict[str, Callable[[], nn.Module]]
     sequential: tuple[str, ...]
-    epochs: int
+    steps: int
 
 
 NETWORKS = {
     "lenet-300-100": Network(
         {"fc1": lambda: nn.Linear(784, 300), "fc2": lambda: nn.Linear(300, 100), "fc3": lambda: nn.Linear(100, 10)},
         ("flatten", "fc1", "relu", "fc2", "relu", "fc3"),
-        30,
+        6000,
     ),
     "lenet-5": Network(
         {
@@ -52,25 +52,9 @@ NETWORKS = {
             "fc2": lambda: nn.Linear(500, 10),
         },
         ("conv1", "maxpool:2", "conv2", "maxpool:2", "flatten", "fc1", "relu", "fc2"),
-        8,
+        1500,
     ),
 }
-
-
-@dataclass(frozen=True)
-class Images:
-    """Training images (n, 28, 28) in [0, 1], and their labels (n,)."""
-
-    images: Tensor
-    labels: Tensor
-
-
-def training_images(data: Path, validation: bool) -> Images:
-    """Read the training images without the last 10,000, or these alone."""
-    part = slice(-VALIDATION, None) if validation else slice(None, -VALIDATION)
-    with np.load(data) as arrays:
-        images = torch.from_numpy(arrays["train_images"][part]).float().div_(255)
-        return Images(images, torch.from_numpy(arrays["train_labels"][part]).long())
 
 
 class Classifier(nn.Module):
@@ -94,33 +78,20 @@ class Classifier(nn.Module):
         return x
 
 
-def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Move every image by up to two pixels each way."""
-    reach = LARGEST_SHIFT
-    padded = functional.pad(images, (reach, reach, reach, reach))
-    count, height, width = images.shape
-    down, right = torch.randint(0, 2 * reach + 1, (2, count, 1), generator=generator)
-    rows, columns = down + torch.arange(height), right + torch.arange(width)
-    return padded[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
-
-
-def trained(network: Network, samples: Images, seed: int, augment: bool) -> Classifier:
-    """Train by AdamW on cross-entropy under a one-cycle schedule; `augment` shifts the images."""
+def trained(network: Network, samples: Images, seed: int) -> Classifier:
+    """Train by AdamW on cross-entropy under a one-cycle schedule."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    model, batch = Classifier(network), BATCH
-    per_epoch = len(samples.images) // batch
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=network.epochs * per_epoch)
-    for _ in range(network.epochs):
-        order = torch.randperm(len(samples.images), generator=generator)
-        for index in order[: per_epoch * batch].split(batch):
-            images = samples.images[index]
-            logits = model(shifted(images, generator) if augment else images)
-            optimizer.zero_grad()
-            functional.cross_entropy(logits, samples.labels[index]).backward()
-            optimizer.step()
-            schedule.step()
+    model = Classifier(network)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=network.steps)
+    for _ in range(network.steps):
+        index = torch.randint(len(samples.labels), (BATCH,), generator=generator)
+        logits = model(samples.images[index].float() / 255)
+        optimizer.zero_grad()
+        functional.cross_entropy(logits, samples.labels[index]).backward()
+        optimizer.step()
+        schedule.step()
     return model
 
 
@@ -128,7 +99,7 @@ def trained(network: Network, samples: Images, seed: int, augment: bool) -> Clas
 def error(model: nn.Module, samples: Images) -> float:
     """Return the share of images that are not classified right."""
     right = [
-        (model(images).argmax(1) == labels).sum()
+        (model(images.float() / 255).argmax(1) == labels).sum()
         for images, labels in zip(samples.images.split(1000), samples.labels.split(1000), strict=True)
     ]
     return 1 - float(sum(right)) / len(samples.labels)
@@ -141,12 +112,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--network", choices=NETWORKS, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--augment", action="store_true", help="train on shifted images: for a teacher")
     options = parser.parse_args(arguments)
-    network = NETWORKS[options.network]
-    model = trained(network, training_images(options.data, validation=False), options.seed, options.augment)
+    network, images = NETWORKS[options.network], training_file(options.data, options.out.parent)
+    model = trained(network, part(images, "fit"), options.seed)
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, options.out)
-    print(f"{100 * error(model, training_images(options.data, validation=True)):.2f} % error on the validation images")
+    print(f"{100 * error(model, part(images, 'validation')):.2f} % error on the validation images")
 
 
 if __name__ == "__main__":

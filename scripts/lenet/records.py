@@ -1,6 +1,7 @@
 """Make the smallest LeNets that keep an error, and print what they take beside what is known.
 
     python -m scripts.lenet.records --data mnist.npz --folder build/lenet
+    python -m scripts.lenet.records --encoder all-MiniLM-L6-v2 --pairs stsb-dev.tsv --folder build/lenet
 
 Every network is compressed and measured by commands of `aicompress`; a result is the mean of the seeds, in bytes of the
 whole file. Rates are constants, set after one trial on validation images; test images are looked at once for a result.
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
+from scripts import encoder_records
 from scripts.lenet.commands import Chain
 from scripts.reproduce_deep_compression import compressed, retrained
 
@@ -58,6 +60,9 @@ RECORDS = (
 )
 
 
+HEAD = "| network | way | bytes | error % | of each seed | to reach | | known |\n|---|---|---:|---:|---|---|---|---|"
+
+
 def line(record: Record, files: list[Path], errors: list[float]) -> str:
     """One row of the table: met, or missed."""
     size, wrong = mean(file.stat().st_size for file in files), mean(errors)
@@ -72,7 +77,9 @@ def line(record: Record, files: list[Path], errors: list[float]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Make every record and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="MNIST: train_images, train_labels, test_images, ...")
+    parser.add_argument("--data", type=Path, help="MNIST: train_images, train_labels, test_images, ...: for LeNets")
+    parser.add_argument("--encoder", type=Path, help="folder of all-MiniLM-L6-v2: for the rows of encoder_records")
+    parser.add_argument("--pairs", type=Path, help="sentence pairs with scores that it is judged on: stsb-dev.tsv")
     parser.add_argument("--folder", type=Path, default=Path("build/lenet"))
     parser.add_argument("--network", action="append", default=[], help="this one alone")
     parser.add_argument("--seeds", type=int, default=3)
@@ -80,18 +87,22 @@ def main(arguments: list[str] | None = None) -> None:
         "--validation", action="store_true", help="measure on the validation images, not the test images"
     )
     options = parser.parse_args(arguments)
-    print(
-        "| network | way | bytes | error % | of each seed | to reach | | known |\n|---|---|---:|---:|---|---|---|---|"
-    )
-    for record in RECORDS:
+    if (options.encoder is None) != (options.pairs is None) or (options.encoder is None and options.data is None):
+        parser.error("give --data, or --encoder with --pairs, or all three")
+    images = "validation" if options.validation else "test"
+    if options.data is not None:
+        print(HEAD, flush=True)
+    for record in RECORDS if options.data is not None else ():
         if options.network and record.network not in options.network:
             continue
         folder = options.folder / record.network
         chains = [Chain(record.network, options.data.absolute(), folder / f"seed-{s}", s) for s in range(options.seeds)]
         files = [record.make(chain) for chain in chains]
-        images = "validation" if options.validation else "test"
         errors = [chain.error(file, images) for chain, file in zip(chains, files, strict=True)]
         print(line(record, files, errors), flush=True)
+    if options.encoder is not None:
+        for text in encoder_records.table(options.encoder, options.pairs, options.folder / "encoder"):
+            print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -11,20 +11,25 @@ from safetensors.torch import save_file
 
 from aicompress.model.loading.chain import module_for
 from aicompress.recipe import Model
-from scripts.lenet.commands import Chain, split_file
-from scripts.lenet.networks import NETWORKS, Classifier, shifted
+from scripts import encoder_records
+from scripts.lenet.commands import Chain
+from scripts.lenet.images import COPIES, deformed, training_file
+from scripts.lenet.networks import NETWORKS, Classifier
 from scripts.lenet.records import RECORDS, line
 from scripts.reproduce_deep_compression import PAPERS, layers, table
 
 
-def test_images_move_as_a_whole() -> None:
-    images = torch.zeros(50, 28, 28)
-    images[:, 10:12, 14] = torch.tensor([1.0, 2.0])
-    moved = shifted(images, torch.Generator().manual_seed(0))
-    places = {(int(image.nonzero()[0][0]), int(image.nonzero()[0][1])) for image in moved}
-    assert all(image[image > 0].tolist() == [1.0, 2.0] for image in moved)
-    assert len(places) > 10
-    assert {abs(row - 10) for row, _ in places} | {abs(column - 14) for _, column in places} == {0, 1, 2}
+def test_images_are_deformed_a_little_and_each_in_its_own_way() -> None:
+    images = torch.zeros(40, 28, 28, dtype=torch.uint8)
+    images[:, 8:20, 12:16] = 200
+    images[:, 8:10, 12:20] = 200
+    moved = deformed(images, torch.Generator().manual_seed(0))
+    assert moved.dtype is torch.uint8
+    assert len({image.numpy().tobytes() for image in moved}) == len(moved)
+    rows = (moved.float().sum(dim=2) * torch.arange(28)).sum(dim=1) / moved.float().sum(dim=(1, 2))
+    centre = float((images[0].float().sum(dim=1) * torch.arange(28)).sum() / images[0].float().sum())
+    assert float((rows - centre).abs().max()) < 3
+    assert 0.9 < float(moved.float().sum() / images.float().sum()) < 1.1
 
 
 def test_the_tool_runs_the_networks_that_are_trained(tmp_path: Path) -> None:
@@ -39,10 +44,13 @@ def test_the_tool_runs_the_networks_that_are_trained(tmp_path: Path) -> None:
 
 def test_the_last_training_images_are_for_validation(tmp_path: Path) -> None:
     count = 10_003
-    images, labels = np.zeros((count, 2, 2), dtype=np.uint8), np.arange(count)
+    images, labels = np.zeros((count, 8, 8), dtype=np.uint8), np.arange(count)
+    images[:, 2:6, 3:5] = 9
     np.savez(tmp_path / "mnist.npz", train_images=images, train_labels=labels)
-    with np.load(split_file(tmp_path / "mnist.npz", tmp_path)) as parts:
-        assert parts["fit_labels"].tolist() == [0, 1, 2]
+    with np.load(training_file(tmp_path / "mnist.npz", tmp_path)) as parts:
+        assert parts["fit_labels"].tolist() == [0, 1, 2] * (1 + COPIES)
+        assert (parts["fit_images"][:3] == images[:3]).all()
+        assert parts["validation_images"].shape == (10_000, 8, 8)
         assert parts["validation_labels"].tolist() == list(range(3, count))
 
 
@@ -64,3 +72,12 @@ def test_tables_count_whole_files(tmp_path: Path) -> None:
     record = RECORDS[0]
     assert "| met |" in line(record, [path], [record.most[0]])
     assert "| missed |" in line(record, [path], [math.nextafter(record.most[0], 2)])
+
+
+def test_rows_of_an_encoder_are_met_by_bytes_and_by_what_is_lost() -> None:
+    row = encoder_records.ROWS[0]
+    figure = {"value": 0.867, "low": 0.85, "high": 0.88, "change": {"value": -0.002, "low": -0.004, "high": 0.001}}
+    assert "| met |" in encoder_records.line(row, row.most[0], figure)
+    assert "| missed |" in encoder_records.line(row, row.most[0] + 1, figure)
+    figure["change"] = {"value": -0.0031, "low": -0.004, "high": 0.001}
+    assert "| missed |" in encoder_records.line(row, row.most[0], figure)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from aicompress.weights.coding.adaptive import ADAPTIVE, read_adaptive
+from aicompress.weights.coding.mixed import MIXED, read_mixed
 from aicompress.weights.coding.quantizers import TRELLIS, trellis_decoded, trellis_decoded_in_steps
 from aicompress.weights.decoding import LANES, NEXT_STATE, SYMBOLS_PER_BYTE, compiled, count_at, shipped
 
@@ -43,6 +44,8 @@ def read_stream(stream: Tensor, rows: int, columns: int) -> Tensor:
         symbols = np.unpackbits(packed.reshape(-1), bitorder="little")[: rows * columns]
     elif kind == 3:
         symbols = read_static(raw, rows, columns, 2)
+    elif kind == 4:
+        symbols = read_mixed(raw, rows, columns)
     else:
         raise ValueError("a stream of symbols is damaged, or of a newer aicompress")
     return torch.from_numpy(symbols.reshape(rows, columns)).to(stream.device)
@@ -173,4 +176,4 @@ def rans_decoded_in_steps(states: Any, words: Any, symbol: Any, frequency: Any, 
     return position
 
 
-__all__ = ["ADAPTIVE", "BUCKETS", "PACKED_STATIC", "STATIC", "TRELLIS", "read_stream"]
+__all__ = ["ADAPTIVE", "BUCKETS", "MIXED", "PACKED_STATIC", "STATIC", "TRELLIS", "read_stream"]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aicompress.weights.coding.adaptive import write_adaptive
+from aicompress.weights.coding.mixed import write_mixed
 from aicompress.weights.coding.models import PRECISIONS, Model, number
 from aicompress.weights.coding.quantizers import in_use
 from aicompress.weights.coding.streams import BUCKETS, PACKED_STATIC, STATIC, TRELLIS
@@ -19,6 +20,7 @@ from aicompress.weights.decoding import LANES, SYMBOLS_PER_BYTE, compiled
 Symbols = NDArray[Any]
 TINY = 10_000  # symbols up to which adaptive contexts are tried, whatever they are
 SMALL = 1 << 18  # the same where one symbol is more frequent than all others; more would take seconds to read
+MIXED_FROM = 4096  # symbols from which mixtures are tried: of fewer they learn too late
 SPAN = 1 << 13  # symbols of a lane: each costs some three bytes
 
 
@@ -40,7 +42,8 @@ def write_stream(symbols: Tensor, kind: int | str = 8) -> Tensor:
     else:
         stream = bytes([STATIC]) + _static(matrix)
     if matrix.size <= TINY or (matrix.size <= SMALL and 2 * counts.max() > matrix.size):
-        stream = min(*(write_adaptive(matrix, look) for look in (0, 1, *_widths(matrix))), stream, key=len)
+        mixed = [write_mixed(matrix, width) for width in _widths(matrix) or [0]] if matrix.size > MIXED_FROM else []
+        stream = min(*(write_adaptive(matrix, look) for look in (0, 1, *_widths(matrix))), *mixed, stream, key=len)
     stream = stream.ljust(-(-matrix.size // SYMBOLS_PER_BYTE), b"\0")  # readers expect no more of a byte
     return torch.frombuffer(bytearray(stream), dtype=torch.uint8)
 

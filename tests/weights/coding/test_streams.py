@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from aicompress.weights.coding.adaptive import ADAPTIVE, write_adaptive
+from aicompress.weights.coding.adaptive import write_adaptive
+from aicompress.weights.coding.mixed import MIXED, read_mixed, write_mixed
 from aicompress.weights.coding.streams import TRELLIS, read_stream
 from aicompress.weights.coding.writing import write_stream
 from aicompress.weights.decoding import COMPILED
@@ -77,8 +78,9 @@ def test_rows_that_are_images_cost_less(monkeypatch: pytest.MonkeyPatch) -> None
     smooth = torch.nn.functional.avg_pool2d(drawn(60, 196).reshape(60, 1, 14, 14), 5, 1, 2).flatten(1)
     symbols = (smooth * 7).round().mul(smooth.abs() > 0.25).add(128).to(torch.uint8)
     stream = write_stream(symbols)
-    assert stream[0] == ADAPTIVE
+    assert stream[0] == MIXED
     assert stream[1] == 14
+    assert stream.numel() < 0.97 * len(write_adaptive(symbols.numpy(), 14))
     assert stream.numel() < 0.9 * len(write_adaptive(symbols.numpy(), 1))
     for name in list(COMPILED):
         monkeypatch.setitem(COMPILED, name, None)
@@ -140,6 +142,24 @@ def test_any_symbols_come_back_and_no_damage_is_hidden(data: st.DataObject) -> N
         except ValueError:
             continue
         assert torch.equal(read, symbols)  # a bit beyond the last one that is needed
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@given(st.data())
+def test_mixtures_give_back_any_symbols_and_hide_no_damage(data: st.DataObject) -> None:
+    rows, columns = data.draw(st.integers(1, 30)), data.draw(st.integers(1, 30))
+    values = data.draw(st.lists(st.integers(0, 255), min_size=1, max_size=6))
+    symbols = np.random.default_rng(data.draw(st.integers(0, 99))).choice(values, (rows, columns)).astype(np.uint8)
+    raw = np.frombuffer(write_mixed(symbols, data.draw(st.sampled_from([0, 3, 5, 40]))), dtype=np.uint8)
+    assert (read_mixed(raw, rows, columns).reshape(rows, columns) == symbols).all()
+    damaged = raw.copy()
+    damaged[data.draw(st.integers(1, len(raw) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    for other in (damaged, raw[: data.draw(st.integers(0, len(raw) - 1))]):
+        try:
+            read = read_mixed(other, rows, columns)
+        except ValueError:
+            continue
+        assert (read.reshape(rows, columns) == symbols).all()
 
 
 def test_a_large_stream_that_is_damaged_is_refused() -> None:
