@@ -26,12 +26,13 @@ SIZES: dict[str, tuple[str, ...]] = {  # numbers by what they count
     "expert": ("moe_intermediate_size", "expert_ffn_hidden_size", "moe_ffn_hidden_size"),
     "heads": (
         "num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads",
-        "attention_heads", "linear_num_value_heads", "encoder_num_attention_heads", "decoder_num_attention_heads",
+        "attention_heads", "linear_num_value_heads", "linear_num_heads", "encoder_num_attention_heads",
+        "decoder_num_attention_heads",
     ),
     "groups": ("num_key_value_heads", "num_kv_heads", "n_head_kv", "linear_num_key_heads"),
     "head": (
         "head_dim", "d_kv", "attention_head_dim", "kv_channels", "qk_nope_head_dim", "v_head_dim", "global_head_dim",
-        "linear_key_head_dim", "linear_value_head_dim", "swa_head_dim", "index_head_dim", "dim_head",
+        "linear_key_head_dim", "linear_value_head_dim", "linear_head_dim", "swa_head_dim", "index_head_dim", "dim_head",
     ),
     "rotary": ("qk_rope_head_dim",),
     "latent": ("kv_lora_rank", "q_lora_rank", "index_n_heads"),

@@ -6,8 +6,11 @@ dropped. What lies between the blocks (embeddings, final norms, heads, an encode
 attends to) keeps its graph throughout; its weights stay in memory. Samples run one at a time, so that their gradients
 can be squared before they are added up.
 
-A weight that one sample uses in several places, such as a head tied to an embedding or a block that runs again, has
-its gradient complete only when all of them are done: then the whole model is differentiated, one sample after another.
+A weight between the blocks that one sample goes back through several times, such as a convolution whose output is added
+to that of the last block, has its gradient complete only when all of them are done: until then its pieces are held, by
+sample. Where they are too large for that, or a weight has several places, such as a head tied to an embedding or a
+block that runs again, the whole model is differentiated, one sample after another. Which it is follows from the graphs
+of one forward pass, before anything is differentiated.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from aicompress.model.blocks.paused_forward import PausedForward, gate
 from aicompress.model.blocks.walk import Loader, prepare
 from aicompress.model.sensitivity.loss import Objective, Sample
 from aicompress.model.sensitivity.moments import SpreadError, Sums, Watched, harvest, watch
+from aicompress.model.sensitivity.pieces import Pieces
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,7 @@ class _Reverse:
         self.inside = {b.name: [n for n, owner in owners.items() if owner is b] for b in blocks}
         self.outside = [n for n, owner in owners.items() if owner is None]
         self.calls: list[list[_Call]] = [[] for _ in job.samples]
+        self.pieces = Pieces()  # of the first sample, which stands for all
 
     def _of(self, names: Sequence[str]) -> dict[str, Watched]:
         return {name: self.job.wanted[name] for name in names}
@@ -164,6 +169,8 @@ class _Reverse:
             arrival = stream.arrival
             if arrival is None or arrival.block != index:
                 raise CompressError("calibration samples take different ways through the model", "use samples alike")
+            if number == 0 and glue:
+                self.pieces.add((arrival.args, arrival.kwargs))
             with torch.no_grad(), input_errors_refused():
                 output = block.module(*_detached(arrival.args), **_detached(arrival.kwargs))
             output = tree_map_only(Tensor, _leaf, output)
@@ -184,6 +191,9 @@ class _Reverse:
                 "the model's forward pass never reaches one of its blocks", "check the calibration inputs"
             )
         loss = _finite(self.job.objective(output, sample), sample)
+        if number == 0 and glue:
+            self.pieces.add(loss)
+            self.pieces.hold(glue, self.count)
         loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]  # blocks may come from the same parts
         harvest(glue, sample)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from aicompress.layer import GradientStats, as_matrix
@@ -48,12 +50,22 @@ class Watched:
 
 
 class SpreadError(Exception):
-    """A sample's gradient in a weight comes in several pieces, which cannot be squared one by one."""
+    """A sample's gradient in a weight comes in several pieces, which cannot be squared one by one, nor all be held."""
 
 
 @dataclass
 class Sums:
-    """Moments of one weight's gradient, or of those in its outputs, on their way."""
+    """Moments of one weight's gradient, or of those in its outputs, on their way.
+
+    Attributes:
+        watched: what is wanted.
+        parameter: its weight, or what holds it.
+        part: how the gradient of a factor follows; None for a whole weight.
+        mean, square: sums so far.
+        seen: samples whose gradient is among them.
+        outputs: those of its outputs; None where they are not wanted.
+        held: a sample's weight and gradient so far, by its number, where it comes in pieces; None where it does not.
+    """
 
     watched: Watched
     parameter: nn.Parameter
@@ -62,6 +74,18 @@ class Sums:
     square: Tensor | None = None
     seen: set[int] = field(default_factory=set)
     outputs: OutputGradients | None = None
+    held: dict[int, tuple[float, Tensor]] | None = None
+
+    def nodes(self) -> list[Node]:
+        """Where in autograd's graphs its gradients arrive."""
+        own = [get_gradient_edge(self.parameter).node] if self.parameter.requires_grad else []
+        return own + ([] if self.outputs is None else self.outputs.nodes or [])
+
+    def hold(self) -> None:
+        """Add up the pieces of a sample's gradient from now on, before they are squared."""
+        self.held = {}
+        if self.outputs is not None:
+            self.outputs.held = {}
 
     def take(self, sample: Sample) -> None:
         """Add a sample's gradient, if there is one."""
@@ -70,23 +94,35 @@ class Sums:
         given = self.parameter.grad
         if given is None:
             return
-        if sample.number in self.seen:
-            raise SpreadError
-        self.seen.add(sample.number)
         place = self.watched.place
         matrix = (
             place.read(given, self.watched.shape)
             if isinstance(place, Slot)
             else as_matrix(given, self.watched.transposed)
         )
-        matrix = matrix if self.part is None else self.part(matrix)
+        matrix = (matrix if self.part is None else self.part(matrix)).cpu()
+        if self.held is not None:
+            before = self.held.get(sample.number)
+            self.held[sample.number] = sample.weight, matrix if before is None else before[1] + matrix
+            return
+        if sample.number in self.seen:
+            raise SpreadError
+        self.seen.add(sample.number)
+        self._add(sample.weight, matrix)
+
+    def _add(self, weight: float, matrix: Tensor) -> None:
+        """Add the whole gradient of a sample."""
         if self.mean is None or self.square is None:
             self.mean, self.square = torch.zeros(matrix.shape), torch.zeros(matrix.shape)
-        self.mean.add_(matrix.cpu(), alpha=sample.weight)
-        self.square.addcmul_(matrix.cpu(), matrix.cpu(), value=sample.weight)
+        self.mean.add_(matrix, alpha=weight)
+        self.square.addcmul_(matrix, matrix, value=weight)
 
     def moments(self, count: int, team: Team | None) -> GradientStats:
         """Means over the samples of all processes; a weight that no sample reached has gradient 0."""
+        while self.held:
+            self._add(*self.held.popitem()[1])
+        if self.outputs is not None:
+            self.outputs.release()
         sums = [*self._own(), None if self.outputs is None else self.outputs.gram]
         if self.outputs is not None:
             self.outputs.handle.remove()
@@ -112,34 +148,43 @@ class OutputGradients:
     Attributes:
         handle: of the hook; to be removed.
         gram: (out, out) float32.
-        pending: rows of the sample that is running.
+        pending: rows of the sample that is running, by its calls of the module.
+        held: a sample's weight and rows so far, where they come in pieces; None where they do not.
+        calls: how often the module was called.
+        nodes: where in autograd's graphs they arrive; None once a sample is done.
     """
 
     gram: Tensor
     handle: RemovableHandle
-    pending: list[Tensor] = field(default_factory=list)
+    pending: dict[int, Tensor] = field(default_factory=dict)
+    held: dict[int, tuple[float, Tensor]] | None = None
+    calls: int = 0
+    nodes: list[Node] | None = field(default_factory=list)
 
     @classmethod
     def of(cls, module: nn.Module, width: int) -> OutputGradients:
         """Watch a module that gives rows of some width; what is no longer held hears no more."""
         watching: list[weakref.ref[OutputGradients]] = []
 
-        def see(gradient: Tensor) -> None:
+        def see(call: int, gradient: Tensor) -> None:
             held = watching[0]()
             if held is not None:
                 convolves = isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
                 rows = gradient.movedim(1, -1) if convolves else gradient
-                held.pending.append(rows.reshape(-1, width).float().cpu())
+                held.pending[call] = rows.reshape(-1, width).float().cpu()
 
         def hook(own: nn.Module, given: Any, output: Tensor) -> Tensor | None:
             if not torch.is_grad_enabled():
                 return None
-            if output.requires_grad:
-                output.register_hook(see)  # type: ignore[no-untyped-call]
-                return None
-            start = output.detach().requires_grad_()  # nothing before it has gradients
-            start.register_hook(see)  # type: ignore[no-untyped-call]
-            return start.clone()  # which may be changed in place
+            # Where nothing before it has gradients, it begins a graph.
+            start = output if output.requires_grad else output.detach().requires_grad_()
+            held = watching[0]()
+            if held is not None:
+                held.calls += 1
+                if held.nodes is not None:
+                    held.nodes.append(get_gradient_edge(start).node)
+                start.register_hook(partial(see, held.calls))  # type: ignore[no-untyped-call]
+            return None if start is output else start.clone()  # which may be changed in place
 
         made = cls(torch.zeros(width, width), module.register_forward_hook(hook))
         watching.append(weakref.ref(made))
@@ -147,9 +192,19 @@ class OutputGradients:
 
     def take(self, weight: float) -> None:
         """Add what came of a sample."""
-        for rows in self.pending:
-            self.gram.addmm_(rows.t(), rows, alpha=weight)
+        self.nodes = None
+        for call, rows in self.pending.items():
+            if self.held is None:
+                self.gram.addmm_(rows.t(), rows, alpha=weight)
+            else:
+                self.held[call] = weight, self.held[call][1] + rows if call in self.held else rows
         self.pending.clear()
+
+    def release(self) -> None:
+        """Add what was held."""
+        while self.held:
+            weight, rows = self.held.popitem()[1]
+            self.gram.addmm_(rows.t(), rows, alpha=weight)
 
 
 def _outputs(module: nn.Module, watched: Watched) -> OutputGradients | None:

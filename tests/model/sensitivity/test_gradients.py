@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AlbertConfig, AlbertModel
+from transformers import AlbertConfig, AlbertModel, Swin2SRConfig, Swin2SRModel
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CompressError
@@ -19,7 +19,7 @@ from aicompress.model.loading.chain import module_for
 from aicompress.model.loading.load import build, load
 from aicompress.model.loading.merged_experts import Slot
 from aicompress.model.loading.partial_model import PartialModel
-from aicompress.model.sensitivity import gradients
+from aicompress.model.sensitivity import gradients, pieces
 from aicompress.model.sensitivity.gradients import Descent, collect
 from aicompress.model.sensitivity.loss import Objective, Sample
 from aicompress.model.sensitivity.moments import WIDEST, Watched, harvest, watch
@@ -146,6 +146,60 @@ def test_a_block_that_runs_again(tmp_path: Path) -> None:
     job = descent_of(folder, samples_of("tiny_bert"), Objective())
     whole = load(folder, kernels="reference")
     assert_same(collected(job), expected(whole, samples_of("tiny_bert"), job.wanted, Objective()))
+
+
+@pytest.fixture(scope="module")
+def around_blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a first convolution goes into the blocks and is added to what comes out of them."""
+    torch.manual_seed(0)
+    config = Swin2SRConfig(
+        image_size=8, patch_size=1, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=4, initializer_range=0.2,
+    )  # fmt: skip
+    return checkpoints.save(Swin2SRModel(config), tmp_path_factory.mktemp("around") / "in", torch.float32, 1)
+
+
+def images(count: int) -> list[Sample]:
+    draw = torch.Generator().manual_seed(0)
+    return [Sample(number, {"pixel_values": torch.rand(1, 3, 8, 8, generator=draw)}) for number in range(count)]
+
+
+@pytest.mark.parametrize("held", [1 << 30, 0])
+def test_a_weight_around_the_blocks(around_blocks: Path, held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its gradient comes in pieces, which are held; where they are too large, nothing is differentiated twice."""
+    monkeypatch.setattr(pieces, "HELD", held)
+    job = descent_of(around_blocks, images(3), Objective())
+    backward: list[int] = []
+    monkeypatch.setattr(gradients._Reverse, "_backward", spied(gradients._Reverse._backward, backward))
+    whole: list[int] = []
+    monkeypatch.setattr(gradients, "_whole", spied(gradients._whole, whole))
+    found = collected(job)
+    assert (len(backward), len(whole)) == ((1, 0) if held else (0, 1))
+    assert_same(found, expected(load(around_blocks, kernels="reference"), images(3), job.wanted, Objective()))
+    assert float(found["first_convolution"].square.abs().max()) > 0  # type: ignore[union-attr]
+
+
+def spied(call: Any, seen: list[int]) -> Any:
+    def spy(*args: Any) -> Any:
+        seen.append(1)
+        return call(*args)
+
+    return spy
+
+
+def test_output_gradients_around_the_blocks(around_blocks: Path) -> None:
+    """The pieces of a row's gradient are added before the row is multiplied with itself, though no weight has one."""
+    plain = descent_of(around_blocks, images(2), Objective())
+    watched = replace(plain.wanted["first_convolution"], outputs=True, moments=False)
+    found = collected(replace(plain, wanted={"first_convolution": watched}))["first_convolution"].output_gram
+    whole, rows = load(around_blocks, kernels="reference"), list[Tensor]()
+    convolution = whole.get_submodule("first_convolution")
+    convolution.register_forward_hook(lambda module, given, output: output.register_hook(rows.append) and None)
+    convolution.requires_grad_(True)
+    for sample in images(2):
+        Objective()(whole(**sample.inputs), sample).backward()
+    matrices = [each.movedim(1, -1).reshape(-1, 8) for each in rows]
+    wanted = sum(each.t() @ each for each in matrices) / 2
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5 * float(wanted.abs().max()))
 
 
 @pytest.mark.parametrize(
