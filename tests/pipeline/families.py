@@ -53,6 +53,20 @@ class Family:
         return result[0]
 
 
+def gemma3n(blocks: int, shared: int) -> hf.Gemma3nForCausalLM:
+    """Blocks of two kinds in turn, the last ones without keys: they read those of the last block of their kind."""
+    shape = {
+        **SHAPE,
+        "num_hidden_layers": blocks,
+        "intermediate_size": [48] * blocks,
+        "activation_sparsity_pattern": [0.0] * blocks,
+    }
+    own = {"vocab_size_per_layer_input": 64, "hidden_size_per_layer_input": 8, "laurel_rank": 4, "altup_num_inputs": 2}
+    kinds = ["sliding_attention", "full_attention"] * (blocks // 2)
+    fields = {**shape, **TEXT, **GQA, **own, "layer_types": kinds, "num_kv_shared_layers": shared, "sliding_window": 4}
+    return hf.Gemma3nForCausalLM(hf.Gemma3nTextConfig(**fields))
+
+
 def ids() -> Tensor:
     return torch.arange(3, 35).reshape(2, 16)
 

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 
 from aicompress.errors import CompressError, Refused
 
-_OF_DATA = (RuntimeError, ValueError, IndexError, TypeError, KeyError, AttributeError, AssertionError)
+_OF_DATA = (
+    RuntimeError, ValueError, IndexError, TypeError, KeyError, AttributeError, AssertionError, ArithmeticError,
+)  # fmt: skip
 
 
 @contextmanager

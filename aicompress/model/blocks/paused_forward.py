@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from aicompress.model.blocks.caches import changing, copied, take_over
+from aicompress.model.blocks.caches import changing, copied, pass_on, take_over
+from aicompress.model.blocks.input_errors import input_errors_refused
 
 _current = threading.local()
 
@@ -40,10 +41,11 @@ class PausedForward:
 
     Args:
         call: runs the model's forward; its blocks must be gated.
+        data: what the model runs on, where it fails.
     """
 
-    def __init__(self, call: Callable[[], Any]) -> None:
-        self._call = call
+    def __init__(self, call: Callable[[], Any], data: str = "calibration inputs") -> None:
+        self._call, self._data = call, data
         self._resume = threading.Semaphore(0)
         self._parked = threading.Semaphore(0)
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -54,7 +56,11 @@ class PausedForward:
         self.result: Any = None
 
     def start(self) -> None:
-        """Run to the first block, or to the end."""
+        """Run to the first block, or to the end.
+
+        Raises:
+            Refused: the model's own code fails on the way.
+        """
         self._thread.start()
         self._wait()
 
@@ -62,7 +68,7 @@ class PausedForward:
         """Give the current block's outputs and run to the next block, or to the end.
 
         Raises:
-            Exception: whatever the model raised on the way.
+            Refused: the model's own code fails on the way.
         """
         self._value = value
         self.arrival = None
@@ -79,7 +85,8 @@ class PausedForward:
     def _wait(self) -> None:
         self._parked.acquire()
         if self._error is not None:
-            raise self._error
+            with input_errors_refused(self._data):
+                raise self._error
 
     def _run(self) -> None:
         _current.stream = self
@@ -105,6 +112,12 @@ class PausedForward:
             take_over(mine, theirs)
         value, self._value = self._value, None
         return value
+
+
+def follow(stream: PausedForward, other: PausedForward) -> None:
+    """Let a stream go on with what the block of both left when it ran where another stream is, which is alike."""
+    if stream.arrival is not None and other.arrival is not None:
+        pass_on(_values(stream.arrival), _values(other.arrival))
 
 
 class _Abandoned(BaseException):

@@ -41,7 +41,7 @@ def run_side_by_side(
         What the calls of each model gave.
     """
     ungated = [gate(list(each.modules)) for each in runs]
-    streams = [[PausedForward(call) for call in each.calls] for each in runs]
+    streams = [[PausedForward(call, "inputs") for call in each.calls] for each in runs]
     try:
         for stream in (each for model in streams for each in model):
             stream.start()

@@ -23,7 +23,7 @@ from aicompress.model.blocks.bf16_interior import given, interior
 from aicompress.model.blocks.find import Block, find_blocks
 from aicompress.model.blocks.input_errors import input_errors_refused
 from aicompress.model.blocks.input_statistics import Recorder
-from aicompress.model.blocks.paused_forward import PausedForward, gate
+from aicompress.model.blocks.paused_forward import PausedForward, follow, gate
 from aicompress.model.blocks.reconstruction import Stage, hidden
 from aicompress.model.loading.config import configurations
 from aicompress.model.loading.divided import Divided
@@ -169,17 +169,16 @@ def _recorder(job: Walk, layers: Sequence[str]) -> Recorder:
 
 def _start(job: Walk, state: _State, recorder: Recorder) -> None:
     """Run every batch up to the first block."""
-    with input_errors_refused():
-        for number, batch in enumerate(job.batches):
-            recorder.mask, recorder.weight = _mask(batch), job.weights[number] if job.weights else 1.0
-            state.compressed.append(PausedForward(lambda batch=batch: job.model(**batch)))  # type: ignore[misc]
-            state.compressed[-1].start()
-            if job.carries:
-                state.original.append(PausedForward(lambda batch=batch: job.model(**batch)))  # type: ignore[misc]
-                recorder.repeated = True
-                state.original[-1].start()
-                recorder.repeated = False
-            recorder.batch_done()
+    for number, batch in enumerate(job.batches):
+        recorder.mask, recorder.weight = _mask(batch), job.weights[number] if job.weights else 1.0
+        state.compressed.append(PausedForward(lambda batch=batch: job.model(**batch)))  # type: ignore[misc]
+        state.compressed[-1].start()
+        if job.carries:
+            state.original.append(PausedForward(lambda batch=batch: job.model(**batch)))  # type: ignore[misc]
+            recorder.repeated = True
+            state.original[-1].start()
+            recorder.repeated = False
+        recorder.batch_done()
     recorder.mask, recorder.weight = None, 1.0
     if state.compressed[0].arrival is None:
         raise CompressError("the model's forward pass never reaches one of its blocks", "check the calibration inputs")
@@ -212,6 +211,9 @@ def _at_block(job: Walk, block: Block, layers: list[str], state: _State, visitor
 def _advance(job: Walk, block: Block, layers: list[str], state: _State, outputs: list[Any]) -> None:
     """Send all streams on to the next block; `outputs` are the original streams'."""
     same = bool(outputs) and not state.differs and not layers  # nothing is compressed yet
+    if same:
+        for own, original in zip(state.compressed, state.original, strict=True):
+            follow(own, original)
     for stream, output in zip(state.original, outputs, strict=True):
         stream.advance(output)
     state.differs = state.differs or bool(layers)
@@ -258,6 +260,7 @@ def _record(job: Walk, block: Block, state: _State, recorder: Recorder) -> list[
         same = _run(job, block, [stream])
         if state.original and not state.differs:
             outputs += same  # nothing is compressed yet: both models have the same activations
+            follow(state.original[number], stream)
         if state.waiting and not job.changes:
             stream.advance(same[0])
         recorder.batch_done()

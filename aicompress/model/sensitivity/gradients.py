@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from aicompress.errors import CompressError, Refused
 from aicompress.layer import GradientStats
 from aicompress.model.blocks.all_reduce import Team
+from aicompress.model.blocks.caches import leave, left_by, mapped
 from aicompress.model.blocks.find import Block, find_blocks
 from aicompress.model.blocks.input_errors import input_errors_refused
 from aicompress.model.blocks.paused_forward import PausedForward, gate
@@ -66,7 +67,7 @@ class _Call:
 
     block: int
     given: tuple[Any, Any]  # args and kwargs, as the model made them
-    leaves: list[Tensor | None]  # outputs in flat order; each collects its gradient; None for what has none
+    leaves: list[Tensor | None]  # `_results` in flat order; each collects its gradient; None for what has none
 
 
 def collect(job: Descent, keep: Keep, progress: Progress = lambda done, total: None) -> None:
@@ -172,10 +173,12 @@ class _Reverse:
             if number == 0 and glue:
                 self.pieces.add((arrival.args, arrival.kwargs))
             with torch.no_grad(), input_errors_refused():
-                output = block.module(*_detached(arrival.args), **_detached(arrival.kwargs))
-            output = tree_map_only(Tensor, _leaf, output)
-            leaves = [each if _differentiable(each) else None for each in tree_flatten(output)[0]]
-            self.calls[number].append(_Call(index, (arrival.args, arrival.kwargs), leaves))
+                output, left = _results(block, *mapped(torch.Tensor.detach, (arrival.args, arrival.kwargs)))
+            output, left = tree_map_only(Tensor, _leaf, (output, left))
+            leaves = [each if _differentiable(each) else None for each in tree_flatten((output, left))[0]]
+            given = mapped(lambda tensor: tensor, (arrival.args, arrival.kwargs))  # what is shared as it is before
+            self.calls[number].append(_Call(index, given, leaves))
+            leave((*arrival.args, *arrival.kwargs.values()), left)
             stream.advance(output)
             self._ended(number, stream, glue)
         self.job.loader.drop(block.owns)
@@ -239,9 +242,8 @@ def _back(block: Block, call: _Call) -> None:
         pairs.append((given, leaf))
         return leaf
 
-    args, kwargs = tree_map_only(Tensor, own, call.given)
     with torch.enable_grad():
-        outputs = tree_flatten(block.module(*args, **kwargs))[0]
+        outputs = tree_flatten(_results(block, *mapped(own, call.given)))[0]
     ends = [
         (output, leaf.grad)
         for output, leaf in zip(outputs, call.leaves, strict=True)
@@ -256,8 +258,10 @@ def _back(block: Block, call: _Call) -> None:
         torch.autograd.backward([given for given, _ in starts], [grad for _, grad in starts], retain_graph=True)
 
 
-def _detached(tree: Any) -> Any:
-    return tree_map_only(Tensor, torch.Tensor.detach, tree)
+def _results(block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, list[dict[str, Any]]]:
+    """A block's outputs, and what it leaves for later ones."""
+    output = block.module(*args, **kwargs)
+    return output, left_by((*args, *kwargs.values()))
 
 
 def _leaf(output: Tensor) -> Tensor:

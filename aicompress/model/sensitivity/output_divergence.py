@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from aicompress.errors import CompressError
-from aicompress.model.blocks.caches import copied
+from aicompress.model.blocks.caches import copied, leave, left_by
 from aicompress.model.blocks.find import find_blocks
 from aicompress.model.blocks.input_errors import input_errors_refused
 from aicompress.model.blocks.walk import Batch, Loader
@@ -30,12 +30,13 @@ ELEMENTS = 1 << 26  # of all batches' outputs that are kept: 256 MiB of float32;
 
 @dataclass(frozen=True)
 class _Call:
-    """One run of a block in the uncompressed model."""
+    """One run of a block in the uncompressed model; `left` is what it shares with later ones beside its output."""
 
     block: int
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any
+    left: Sequence[dict[str, Any]] = ()
 
     def again(self, module: Any) -> Any:
         """What the block gives for the same arguments, to whose caches it has added nothing."""
@@ -182,6 +183,16 @@ class OutputSensitivity:
         """Whether a parameter of the checkpoint is a layer of the running model."""
         return self._place(name) is not None
 
+    def shares(self, block: int) -> bool:
+        """Whether a block leaves keys and values for others, so that its output is not all that depends on it."""
+        calls = [call for calls in self._calls for call in calls if call.block == block]
+        return any(
+            before.get(key) is not value
+            for call in calls
+            for before, after in zip(left_by((*call.args, *call.kwargs.values())), call.left, strict=True)
+            for key, value in after.items()
+        )
+
     def block_of(self, name: str) -> int | None:
         """The block that holds a parameter of the checkpoint; None outside of all."""
         place = self._place(name)
@@ -208,7 +219,9 @@ class OutputSensitivity:
 
         def gated(*args: Any, **kwargs: Any) -> Any:
             at, self._at = self._at, self._at + 1
+            given = (*args, *kwargs.values())
             if self._running is None and at < self._first:
+                leave(given, self._calls[self._batch][at].left)
                 return self._calls[self._batch][at].output
             if not self._resident:
                 self._loader.load(block.owns)
@@ -220,7 +233,7 @@ class OutputSensitivity:
             if not self._resident:
                 self._loader.drop(block.owns)
             if self._running is not None:
-                self._running.append(replace(call, output=output))
+                self._running.append(replace(call, output=output, left=left_by(given)))
             return output
 
         return gated

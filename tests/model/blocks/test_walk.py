@@ -16,11 +16,12 @@ from aicompress.errors import Refused
 from aicompress.layer import InputStats, as_matrix
 from aicompress.model.blocks.input_rows import rows_of
 from aicompress.model.blocks.input_statistics import Recorder
+from aicompress.model.blocks.paused_forward import PausedForward, gate
 from aicompress.model.blocks.walk import Walk, walk
 from aicompress.model.kernels import bf16_products as products
 from aicompress.model.loading.load import build, load
 from aicompress.model.loading.partial_model import PartialModel
-from tests.pipeline.families import FAMILIES
+from tests.pipeline.families import FAMILIES, gemma3n
 
 NEEDS = frozenset({"gram", "norms", "mean_abs"})
 
@@ -335,6 +336,30 @@ def test_padding_is_left_out(tiny_bert: Path) -> None:
 def test_inputs_that_the_model_does_not_take_are_refused(tiny_llama: Path) -> None:
     with pytest.raises(Refused, match="does not run on the calibration inputs: index out of range"):
         run_walk(tiny_llama, [{"input_ids": torch.full((1, 4), 10**6)}])
+
+
+def test_a_model_that_fails_behind_a_block_is_refused() -> None:
+    """Wherever it is on its way, and whatever its own code raises."""
+    block = nn.Identity()
+    ungate = gate([block])
+    stream = PausedForward(lambda: 1 // len(block([])))
+    stream.start()
+    with pytest.raises(Refused, match="does not run on the calibration inputs: integer division"):
+        stream.advance([])
+    ungate()
+
+
+def test_keys_that_later_blocks_read_are_those_of_the_same_model(tmp_path: Path) -> None:
+    """Where two models are walked at once, a block that ran for one of them leaves keys for both."""
+    torch.manual_seed(0)
+    gemma3n(4, 2).save_pretrained(tmp_path)
+    batches = [{"input_ids": batch["input_ids"] % 60} for batch in token_batches()]
+    visitor, wanted = run_walk(tmp_path, batches, factor=1.0, cross=True)
+    name = "model.layers.3.self_attn.o_proj.weight"
+    whole = reference_grams(load(tmp_path, kernels="reference"), {name: wanted[name]}, batches)[name]
+    for found in (visitor.stats[name].gram, visitor.stats[name].cross):
+        assert found is not None
+        torch.testing.assert_close(found.double(), whole, rtol=1e-3, atol=1e-5)
 
 
 def test_merged_statistics_are_weighted_by_count() -> None:

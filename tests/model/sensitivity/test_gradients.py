@@ -26,6 +26,7 @@ from aicompress.model.sensitivity.moments import WIDEST, Watched, harvest, watch
 from aicompress.recipe.section import Model
 from tests import checkpoints
 from tests.checkpoints import Cnn, Mlp
+from tests.pipeline.families import gemma3n
 
 EVERY = ("linear", "conv")
 
@@ -146,6 +147,19 @@ def test_a_block_that_runs_again(tmp_path: Path) -> None:
     job = descent_of(folder, samples_of("tiny_bert"), Objective())
     whole = load(folder, kernels="reference")
     assert_same(collected(job), expected(whole, samples_of("tiny_bert"), job.wanted, Objective()))
+
+
+def test_keys_that_later_blocks_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks that make keys and values have gradients from all that read them."""
+    monkeypatch.setattr(gradients, "_whole", None)
+    torch.manual_seed(0)
+    gemma3n(4, 2).save_pretrained(tmp_path)
+    samples = [
+        replace(each, inputs={"input_ids": each.tokens % 60}, tokens=each.tokens % 60) for each in samples_of("")
+    ]
+    job = descent_of(tmp_path, samples, Objective())
+    whole = load(tmp_path, kernels="reference")
+    assert_same(collected(job), expected(whole, samples, job.wanted, Objective()))
 
 
 @pytest.fixture(scope="module")

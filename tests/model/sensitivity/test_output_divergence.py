@@ -16,6 +16,7 @@ from aicompress.model.loading.load import build, load
 from aicompress.model.loading.merged_experts import Slot
 from aicompress.model.loading.partial_model import PartialModel
 from aicompress.model.sensitivity.output_divergence import BROKEN, OutputSensitivity
+from tests.pipeline.families import gemma3n
 
 IDS = torch.arange(3, 51).reshape(2, 24)
 
@@ -35,6 +36,12 @@ def probe(source: Path, batches: list[dict[str, Any]], resident: bool = True) ->
 def changed(source: Path, *names: str) -> dict[str, Tensor]:
     checkpoint = Checkpoint.open(source)
     return {name: checkpoint.dense(name) * 1.3 for name in names}
+
+
+def noisy(source: Path, name: str) -> dict[str, Tensor]:
+    """A change that no norm behind the layer takes back."""
+    tensor = Checkpoint.open(source).dense(name)
+    return {name: tensor + torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)) * tensor.std() / 4}
 
 
 def by_hand(source: Path, changes: dict[str, Tensor], batches: list[dict[str, Any]]) -> float:
@@ -69,6 +76,34 @@ def test_as_the_changed_model(tiny_llama: Path, names: tuple[str, ...], resident
         assert found == pytest.approx(by_hand(tiny_llama, changes, batches), rel=1e-3)
         assert running.loss({}) == 0, "the change was not taken back"
         assert running.divergence
+
+
+@pytest.fixture(scope="module")
+def lending(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The last two blocks read the keys and values of the first two."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("lending")
+    gemma3n(4, 2).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_blocks_that_do_not_run_leave_their_keys(lending: Path, resident: bool) -> None:
+    batches = [{"input_ids": IDS}, {"input_ids": IDS.flip(1)}]
+    with probe(lending, batches, resident) as running:
+        for name in ("model.layers.1.self_attn.k_proj.weight", "model.layers.3.mlp.up_proj.weight"):
+            changes = noisy(lending, name)
+            assert running.loss(changes) == pytest.approx(by_hand(lending, changes, batches), rel=1e-3)
+        assert [running.shares(block) for block in range(4)] == [True, True, False, False]
+
+
+def test_a_change_of_keys_is_taken_back(lending: Path) -> None:
+    """What a block is compared on does not depend on what was tried before."""
+    with probe(lending, [{"input_ids": IDS}]) as running:
+        later = noisy(lending, "model.layers.3.self_attn.q_proj.weight")
+        before = running.block_loss(later)
+        running.block_loss(noisy(lending, "model.layers.1.self_attn.k_proj.weight"))
+        assert running.block_loss(later) == before > 0
 
 
 def test_blocks_before_the_change_do_not_run(tiny_llama: Path) -> None:

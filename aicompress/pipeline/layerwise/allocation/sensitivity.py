@@ -107,9 +107,13 @@ def _losses(trial: CandidateTrial, unit: WidthGroup, local: bool) -> list[float]
 
 
 def _block(trial: CandidateTrial, unit: WidthGroup) -> int | None:
-    """The one block that holds a unit; None where it is outside of all, or in several."""
+    """The one block whose output tells of a unit.
+
+    None where it is outside of all, in several, or in one that leaves keys and values for others.
+    """
     blocks = {trial.probe.block_of(tensor) for tensor in unit.tensors if trial.probe.holds(tensor)}
-    return blocks.pop() if len(blocks) == 1 else None
+    block = blocks.pop() if len(blocks) == 1 else None
+    return None if block is None or trial.probe.shares(block) else block
 
 
 def _by_block(trial: CandidateTrial) -> dict[int, list[WidthGroup]]:

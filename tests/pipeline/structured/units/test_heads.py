@@ -11,7 +11,7 @@ import torch
 import transformers as hf
 
 from tests.pipeline.calibration.steps import text
-from tests.pipeline.families import FAMILIES, GQA, SHAPE, TEXT, decoder
+from tests.pipeline.families import FAMILIES, GQA, SHAPE, TEXT, decoder, gemma3n
 from tests.pipeline.steps import loaded, plan, prune, refused
 from tests.pipeline.structured.test_calibrated import divergence, recipe, windows
 from tests.pipeline.structured.test_calibrated import prune as calibrated
@@ -69,20 +69,6 @@ def test_heads_are_the_model_with_those_heads_silent(name: str, unit: str, tmp_p
     assert not torch.allclose(after, before, atol=1e-3)
     assert {row.detail["heads"] for row in report.layers if "heads" in row.detail} == {"2 of 4"}
     assert report.after.bytes < report.before.bytes
-
-
-def gemma3n(blocks: int, shared: int) -> hf.Gemma3nForCausalLM:
-    """Blocks of two kinds in turn, the last ones without keys: they read those of the last block of their kind."""
-    shape = {
-        **SHAPE,
-        "num_hidden_layers": blocks,
-        "intermediate_size": [48] * blocks,
-        "activation_sparsity_pattern": [0.0] * blocks,
-    }
-    own = {"vocab_size_per_layer_input": 64, "hidden_size_per_layer_input": 8, "laurel_rank": 4, "altup_num_inputs": 2}
-    kinds = ["sliding_attention", "full_attention"] * (blocks // 2)
-    fields = {**shape, **TEXT, **GQA, **own, "layer_types": kinds, "num_kv_shared_layers": shared, "sliding_window": 4}
-    return hf.Gemma3nForCausalLM(hf.Gemma3nTextConfig(**fields))
 
 
 @pytest.mark.parametrize(("blocks", "shared"), [(4, 0), (6, 3)])
