@@ -78,12 +78,21 @@ def cross_entropy(source: Path, text: Path, out: Path, settings: Settings, rando
     """Train a language model on the next tokens of a text for the minutes; from random weights, or its own."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from aicompress.pipeline.distillation.plan import resolved_precision
+    from aicompress.pipeline.distillation.teacher import autocast
+
     torch.manual_seed(settings.seed)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     if random:
         model = type(model)(model.config)
     model.train()
-    step = step_of(model, lambda batch: model(input_ids=batch, labels=batch, use_cache=False).loss)
+    precision = resolved_precision("auto")  # as in what it is beside
+
+    def loss(batch: Tensor) -> Tensor:
+        with autocast("cpu", precision):
+            return model(input_ids=batch, labels=batch, use_cache=False).loss
+
+    step = step_of(model, loss)
     batches, seconds, start = windows(source, text, settings), settings.minutes * 60, time.perf_counter()
     while (done := (time.perf_counter() - start) / seconds) < 1:
         falling = 0.5 * (1 + math.cos(math.pi * (done - WARMUP) / (1 - WARMUP)))

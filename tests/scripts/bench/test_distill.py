@@ -8,18 +8,17 @@ from pathlib import Path
 import pytest
 
 from aicompress.methods import get
-from aicompress.methods.healing import get_mode
 from scripts.bench.distill import __main__ as distill
 from scripts.bench.distill.__main__ import TARGETS, Target, known, measured, spread
-from scripts.bench.distill.rows import COMPRESSED, ROWS, Row
+from scripts.bench.distill.rows import COMPRESSED, RECIPES, ROWS, Row
 from scripts.bench.distill.runs import Budget, Given
 
 
 def test_targets_are_of_rows() -> None:
     assert {target.row for target in TARGETS} | {target.other for target in TARGETS if target.other} <= set(ROWS)
-    for command, method, mode in COMPRESSED.values():
+    for command, method, recipe in COMPRESSED.values():
         get(command, method["name"]).config(**method)
-        get_mode(mode)
+        assert (RECIPES / f"{recipe}.yaml").is_file()
 
 
 def test_verdicts() -> None:
