@@ -72,9 +72,16 @@ class BlockTuning(ModeConfig):
         return code_rate(self.rate, self.steps)
 
 
-def code_rate(given: float | None, steps: int) -> float:
-    """How far a step moves a code at first, in steps of its grid: as given, or so that all steps make TRAVEL."""
-    return min(1.0, 2 * TRAVEL / steps) if given is None else given
+def code_rate(given: float | None, steps: int, travel: float = TRAVEL, most: float = 1.0) -> float:
+    """How far a step moves a code at first, in steps of its grid: as given, or so that all steps make a travel.
+
+    Args:
+        given: by the recipe, or None.
+        steps: of the training, over which the rate falls to nothing.
+        travel: steps of its grid that a code can move by in all.
+        most: what the rate is at most, where it is not given.
+    """
+    return min(most, 2 * travel / steps) if given is None else given
 
 
 @dataclass(frozen=True)

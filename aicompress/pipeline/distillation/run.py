@@ -171,7 +171,7 @@ def _setup(plan: DistillPlan, device: torch.device, progress: Progress) -> tuple
     teacher = Teacher(panel, loss.reads, {}, uncached)
     if len(plan.cached):
         batches = plan.split.in_order(plan.cached, plan.training.batch)
-        report = partial(_of_teacher, progress, len(plan.cached))
+        report = partial(_of_teacher, progress if plan.caches_training else _quiet, len(plan.cached))
         teacher = with_cached_outputs(teacher, plan.samples, batches, device, report)
     averaged = None if plan.stored is not None else _averaged(plan, panel.members[0])
     return TrainingSetup(Runnable(model, plan.runner), teacher, loss, plan.samples, plan.split, averaged), student
@@ -214,6 +214,10 @@ def _with_stored(
     stored = plan.stored if temperature is None else plan.stored.at_temperature(temperature.value)
     report = partial(_of_teacher, progress, len(plan.samples))
     return replace(setup, teacher=made(stored, setup.teacher.side, plan.samples, *where, report))
+
+
+def _quiet(what: str, done: int, total: int) -> None:
+    """Tell nothing of what takes no longer than a measurement."""
 
 
 def _of_teacher(progress: Progress, samples: int, done: int) -> None:

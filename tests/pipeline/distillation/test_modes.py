@@ -225,3 +225,10 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(sharing: tuple[Path, Path, Path
     outs = [(tmp_path / name / "out.safetensors").read_bytes() for name in ("whole", "stopped")]
     assert outs[0] == outs[1]
     assert not kept.exists()
+
+
+def test_codes_move_by_grid_steps_whatever_the_number_of_steps() -> None:
+    mode = get_mode("codes")
+    rates = {steps: mode.rate(mode.config(), steps) for steps in (10, 200, 1000)}
+    assert rates == {10: 0.03, 200: pytest.approx(0.03), 1000: pytest.approx(0.006)}
+    assert mode.rate(mode.config(rate=0.5), 1000) == 0.5
