@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-RATE, WARMUP, CLIP = 3e-4, 0.1, 1.0  # of language models, as the recipes' training has them
+RATE, WARMUP, CLIP, HELD_OUT = 3e-4, 0.1, 1.0, 0.05  # of language models, as the recipes' training has them
+MEASURED = 20  # times that the held-out loss is measured, beside that of the weights as they came
 
 
 @dataclass(frozen=True)
@@ -46,17 +48,22 @@ class Perceptron(nn.Module):
         return self.fc3(torch.relu(self.fc2(torch.relu(self.fc1(images.flatten(1))))))
 
 
-def windows(model: Path, text: Path, settings: Settings) -> Iterator[Tensor]:
-    """Batches of windows of a text without end, (batch, length)."""
+def windows(model: Path, text: Path, settings: Settings) -> tuple[Iterator[Tensor], Tensor]:
+    """Batches of windows of a text without end, (batch, length), and windows that are never among them."""
     from aicompress.data import Data, token_windows
     from aicompress.model.loading.tokenizer import load_tokenizer
 
     ids, _ = token_windows(Data(text=str(text), length=settings.length), load_tokenizer(model))
     generator = torch.Generator().manual_seed(settings.seed)
-    while True:
-        for index in torch.randperm(len(ids), generator=generator).split(settings.batch):
-            if len(index) == settings.batch:
-                yield ids[index]
+    held_out, train = ids[torch.randperm(len(ids), generator=generator)].tensor_split((round(HELD_OUT * len(ids)),))
+
+    def endless() -> Iterator[Tensor]:
+        while True:
+            for index in torch.randperm(len(train), generator=generator).split(settings.batch):
+                if len(index) == settings.batch:
+                    yield train[index]
+
+    return endless(), held_out
 
 
 def step_of(model: nn.Module, loss: Callable[[Tensor], Tensor]) -> Callable[[Tensor, float], None]:
@@ -75,7 +82,10 @@ def step_of(model: nn.Module, loss: Callable[[Tensor], Tensor]) -> Callable[[Ten
 
 
 def cross_entropy(source: Path, text: Path, out: Path, settings: Settings, random: bool) -> None:
-    """Train a language model on the next tokens of a text for the minutes; from random weights, or its own."""
+    """Train a language model on the next tokens of a text for the minutes; from random weights, or its own.
+
+    The weights with the least loss on held-out windows are saved, those that it came with among them.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from aicompress.pipeline.distillation.plan import resolved_precision
@@ -92,11 +102,20 @@ def cross_entropy(source: Path, text: Path, out: Path, settings: Settings, rando
         with autocast("cpu", precision):
             return model(input_ids=batch, labels=batch, use_cache=False).loss
 
-    step = step_of(model, loss)
-    batches, seconds, start = windows(source, text, settings), settings.minutes * 60, time.perf_counter()
-    while (done := (time.perf_counter() - start) / seconds) < 1:
+    step, (batches, held_out) = step_of(model, loss), windows(source, text, settings)
+    best, kept, marks = math.inf, {}, 0
+    seconds, start, done = settings.minutes * 60, time.perf_counter(), 0.0
+    while done < 1:
+        done = min(1.0, (time.perf_counter() - start) / seconds)
+        if done * MEASURED >= marks:
+            marks = int(done * MEASURED) + 1
+            with torch.no_grad():
+                now = fmean(float(loss(part)) for part in held_out.split(settings.batch))
+            if now < best:
+                best, kept = now, {name: tensor.clone() for name, tensor in model.state_dict().items()}
         falling = 0.5 * (1 + math.cos(math.pi * (done - WARMUP) / (1 - WARMUP)))
         step(next(batches), done / WARMUP if done < WARMUP else falling)
+    model.load_state_dict(kept)
     shutil.rmtree(out, ignore_errors=True)
     model.save_pretrained(out)
     AutoTokenizer.from_pretrained(source).save_pretrained(out)
@@ -116,7 +135,7 @@ def bare(model: Path, layers: int, text: Path, steps: int, settings: Settings) -
         logs = (functional.log_softmax(ours, dim=-1), functional.log_softmax(theirs, dim=-1))
         return functional.kl_div(*logs, reduction="batchmean", log_target=True)
 
-    step, batches = step_of(student, loss), windows(model, text, settings)
+    step, (batches, _) = step_of(student, loss), windows(model, text, settings)
     given = [next(batches) for _ in range(steps)]
     start = time.perf_counter()
     for batch in given:

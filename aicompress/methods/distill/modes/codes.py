@@ -16,8 +16,8 @@ from aicompress.methods.distill.latent import latent_suffixes, relaxed
 from aicompress.methods.distill.modes import scales
 from aicompress.methods.healing import Mode, ModeConfig, StudentParameter, code_rate
 
-# On a language model of 7 million parameters in 2 bits: 200 steps with a travel of 0.75 win back 34 % of the divergence,
-# with 3 56 %; at a rate of 0.1 the loss grows.
+# On a language model of 7 million parameters in 2 bits, 200 steps win back 34 % of the divergence with a travel of 0.75
+# and 56 % with one of 3; at a rate of 0.1 the loss grows.
 TRAVEL, MOST = 3.0, 0.03
 
 
@@ -29,8 +29,8 @@ class Config(ModeConfig):
         None,
         gt=0,
         le=1,
-        description="how far a step moves a code, in steps of its grid; falls to nothing. By itself 6 / steps, so that a "
-        "code can move by three grid steps in all, and at most 0.03",
+        description="how far a step moves a code, in steps of its grid; falls to nothing. By itself 6 / steps, so "
+        "that a code can move by three grid steps in all, and at most 0.03",
     )
 
 
