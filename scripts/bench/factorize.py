@@ -2,7 +2,7 @@
 
     python -m scripts.bench.factorize --model M --calibration calibration.txt --text heldout.txt --text other.txt
 
-Every linear layer of the decoder gets the same share of its parameters, or all together do (`ranks: auto`); one row's
+Every linear layer of the decoder gets the same share of its parameters, or all together do (`ranks: auto`); two rows'
 factors are rounded to 4 bits, and so is the original. Prints a Markdown table: KL to the original on each held-out text
 with its 95 % interval, megabytes of the weight files, the processor's seconds for the whole step, and the targets. No
 text that is calibrated on is measured on. A second table has times of factors beside those of their multiply-adds.
@@ -35,8 +35,12 @@ OURS: dict[str, dict[str, Any]] = {
     "two_sided effort: best": {"method": {"name": "two_sided"}, "effort": "best"},
     "two_sided ranks: auto effort: best": {"method": {"name": "two_sided", "ranks": "auto"}, "effort": "best"},
 }
-FOUR_BITS = {"method": {"name": "rtn", "bits": 4, "group_size": 64, "range": "mse", "pad": True}}
-ROUNDED, CHAIN, FIRST = "rtn, 4 bits", "two_sided, then rtn, 4 bits", "two_sided"
+FIRST = "two_sided"
+FOUR_BITS: dict[str, dict[str, Any]] = {
+    "rtn, 4 bits": {"method": {"name": "rtn", "bits": 4, "group_size": 64, "range": "mse", "pad": True}},
+    "gptq, 4 bits": {"method": {"name": "gptq", "bits": 4, "group_size": 64, "pad": True}},
+}
+CHAINS = {f"{FIRST}, then {name}": name for name in FOUR_BITS}
 ADDED = 1.1  # of the sum of both steps' KL, at most, is the chain's
 TARGETS: Mapping[str, tuple[float, str]] = {  # at most so much of another row's KL
     "two_sided": (0.82, REFERENCE),
@@ -51,17 +55,18 @@ def compressed(given: argparse.Namespace, name: str, keep: float, out: Path) -> 
     start = time.process_time()
     if name == REFERENCE:
         svd_llm.compress(given.model, given.calibration, given.samples, LENGTH, keep, out)
-    elif name == ROUNDED:
-        step("quantize", given.model, FOUR_BITS, out)
+        return time.process_time() - start
+    data = {"text": str(given.calibration.resolve()), "samples": given.samples, "length": LENGTH}
+    if name in FOUR_BITS:
+        step("quantize", given.model, FOUR_BITS[name], out, data)
     else:
-        sections = OURS[FIRST if name == CHAIN else name]
+        sections, chained = OURS[FIRST if name in CHAINS else name], name in CHAINS
         made = {**sections, "method": {**sections["method"], "keep": keep}}
-        data = {"text": str(given.calibration.resolve()), "samples": given.samples, "length": LENGTH}
-        factors = out.with_name("factors") if name == CHAIN else out
+        factors = out.with_name("factors") if chained else out
         shutil.rmtree(factors, ignore_errors=True)
         step("factorize", given.model, made, factors, data)
-        if name == CHAIN:
-            step("quantize", factors, FOUR_BITS, out)
+        if chained:
+            step("quantize", factors, FOUR_BITS[CHAINS[name]], out, data)
             shutil.rmtree(factors)
     return time.process_time() - start
 
@@ -113,8 +118,9 @@ def verdicts(known: Mapping[tuple[str, float], Sequence[dict[str, Any]]]) -> lis
             ratio = value / means[other, keep]
             told = "met" if ratio <= limit else "**missed**"
             lines.append(f"- {name}, keep {keep}: {ratio:.2f} × {other}, at most {limit} is the target: {told}")
-        if name == CHAIN and {(FIRST, keep), (ROUNDED, keep)} <= means.keys():
-            ratio = value / (means[FIRST, keep] + means[ROUNDED, keep])
+        rounded = CHAINS.get(name, "")
+        if {(FIRST, keep), (rounded, keep)} <= means.keys():
+            ratio = value / (means[FIRST, keep] + means[rounded, keep])
             told = "met" if ratio <= ADDED else "**missed**"
             lines.append(f"- {name}, keep {keep}: {ratio:.2f} × the sum of both, at most {ADDED} is the target: {told}")
     return lines
@@ -130,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=128, help="of 256 tokens, to calibrate on")
     parser.add_argument("--windows", type=int, default=100, help="of 256 tokens of each text, that are measured on")
     parser.add_argument("--keep", type=float, nargs="+", default=[0.8, 0.6], help="shares of the parameters")
-    parser.add_argument("--only", nargs="+", default=[REFERENCE, *OURS, ROUNDED, CHAIN], help="names of rows")
+    parser.add_argument("--only", nargs="+", default=[REFERENCE, *OURS, *FOUR_BITS, *CHAINS], help="names of rows")
     given = parser.parse_args(arguments)
     out, known = given.folder / "factorize", {}
     print(f"| keep | method | {' | '.join(f'KL, {text.stem} | 95 % interval' for text in given.text)} | MB | seconds |")

@@ -7,8 +7,9 @@ import torch
 
 from aicompress.methods.curvature import loss
 from aicompress.methods.factorize.svd import factors
-from aicompress.methods.factors import refitted, turned
+from aicompress.methods.factors import answered, beyond, refitted, turned
 from aicompress.methods.quantize.rtn import METHOD as RTN
+from aicompress.methods.row_feedback import rounded_by_rows
 from aicompress.weights import Dense, LowRank, Weight
 from tests.methods.layers import layer_of, randn
 
@@ -72,3 +73,35 @@ def test_an_inner_factor_of_zeros_is_fitted_by_zeros() -> None:
     fitted = refitted(weight, Dense(torch.zeros(32, 64)), gram())
     assert torch.isfinite(fitted.out.dense()).all()
     assert not fitted.out.dense().any()
+
+
+def test_an_inner_factor_answers_what_the_outer_one_has_become() -> None:
+    """Û V' is the nearest to U V of all V', whatever the inputs; U turned as Û is gives what Û differs from it by."""
+    weight, hessian = falling(), gram()
+    outer = rounded(weight.out)
+    near = answered(weight, outer)
+    inner = near.inner.dense()
+    nearest = loss(weight.dense() - outer.dense() @ inner, hessian)
+    assert nearest < 0.5 * loss(weight.dense() - outer.dense() @ weight.inner.dense(), hessian)
+    for seed in (5, 6):
+        moved = inner + 1e-2 * randn(32, 64, seed=seed)
+        assert loss(weight.dense() - outer.dense() @ moved, hessian) > nearest
+    lost = outer.dense() - near.out.dense()
+    torch.testing.assert_close(weight.out.dense().t() @ lost, torch.zeros(32, 32), rtol=0, atol=1e-3)
+    torch.testing.assert_close(answered(weight, weight.out).dense(), weight.dense(), rtol=1e-3, atol=1e-3)
+    none = answered(weight, Dense(torch.zeros(48, 32)))
+    assert not none.inner.dense().any()
+    assert not none.out.dense().any()
+
+
+def test_an_outer_factor_that_is_made_up_for_costs_less_to_round() -> None:
+    """Beside an inner one that is rounded first and then made up for, on a matrix of unlike singular values."""
+    draw = torch.linspace(0, 1.5, 128)
+    matrix = randn(128, 128) @ torch.diag(10.0**-draw) @ randn(128, 128, seed=1)
+    start = turned(LowRank(*map(Dense, factors(matrix, 48))), seed=0)
+    inner = rounded(start.inner)
+    first = LowRank(rounded(refitted(start, inner, None).out), inner)
+    outer = rounded_by_rows(layer_of(start.out.dense()), beyond(start), RTN, CONFIG)
+    last = LowRank(outer, rounded(answered(start, outer).inner))
+    errors = [float((each.dense() - start.dense()).square().sum()) for each in (first, last)]
+    assert errors[1] < 0.85 * errors[0]

@@ -118,8 +118,10 @@ def fast_linear(
     """
     match weight:
         case LowRank():
-            right = fast_linear(weight.inner, None, dtype, resident, keep)
-            return LowRankLinear(right, fast_linear(weight.out, bias, dtype, resident, keep))
+            factors = ((weight.inner, None), (weight.out, bias))
+            if dtype is torch.bfloat16 and has_fast_bfloat16() and all(isinstance(part, Dense) for part, _ in factors):
+                return LowRankLinear(*(Bfloat16Linear(part.dense(), own) for part, own in factors))
+            return LowRankLinear(*(fast_linear(part, own, dtype, resident, keep) for part, own in factors))
         case Submatrix():
             block = fast_linear(weight.block, None, dtype, resident, keep)
             return SubmatrixLinear(block, weight.shape, weight.kept_rows, weight.kept_columns, bias)
