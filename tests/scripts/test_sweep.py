@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from scripts.sweep import trial
 from scripts.sweep.__main__ import main, tried
@@ -34,6 +36,27 @@ def test_outcomes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     assert "9" in found[-1].reason
     assert [outcome.verdict for outcome in trial.trials("nothing", ("depth",), tmp_path)] == [ABSENT]
+
+
+def test_noise_tells_a_model_that_picks_from_one_that_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where rounding alone makes a model pick another one, other kernels may, too."""
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 4).requires_grad_(False)
+    given = torch.ones(1, 4)
+    layer.weight.data[1] = layer.weight.data[0]
+    layer.bias.data[:2] = 9  # two that are alike
+    smooth, picks = nn.Sequential(layer), nn.Sequential(layer, Largest())
+    monkeypatch.setattr(trial, "inputs_of", lambda model: {"input": given})
+    monkeypatch.setattr(trial.tiny_model, "outputs_of", lambda model, inputs: [model(**inputs)])
+    shaken = [[trial._same(trial._outputs(m, seed), trial._outputs(m)) for seed in range(8)] for m in (smooth, picks)]
+    assert all(shaken[0])
+    assert not all(shaken[1])
+    assert not layer._forward_hooks
+
+
+class Largest(nn.Module):
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        return nn.functional.one_hot(given.argmax(-1), given.shape[-1]).float()
 
 
 def test_a_type_that_does_not_end_is_a_fault_and_is_tried_once(tmp_path: Path) -> None:

@@ -244,7 +244,10 @@ def block_traits(model: Any) -> dict[str, list[dict[str, Any]]]:
     return {name: [dict(_traits(block)) for block in blocks] for name, blocks in lists.items()}
 
 
-def _traits(block: nn.Module) -> Iterator[tuple[str, Any]]:
+def _traits(block: nn.Module | None) -> Iterator[tuple[str, Any]]:
+    if block is None:  # an empty place in the list, as behind the last block of Informer
+        yield ".class", None
+        return
     for name, module in block.named_modules():
         yield f"{name}.class", type(module).__name__
         for key, value in vars(module).items():

@@ -29,7 +29,8 @@ class Block:
 def find_blocks(model: nn.Module) -> list[Block]:
     """Children of the outermost module lists that hold parameters, in definition order; else the whole model.
 
-    The layers of a chain are blocks of their own. Lists inside a block, such as experts, belong to the block.
+    The layers of a chain are blocks of their own. Lists inside a block, such as experts, belong to the block. An empty
+    place in a list, as Informer has one, is no block.
     """
     if isinstance(model, Chain):
         steps = [Block(name, model.get_submodule(name)) for name in dict.fromkeys(model.names)]
@@ -38,7 +39,7 @@ def find_blocks(model: nn.Module) -> list[Block]:
     for name, module in model.named_modules():
         if not isinstance(module, nn.ModuleList) or any(block.owns(name) for block in blocks):
             continue
-        children = [(f"{name}.{index}", child) for index, child in enumerate(module)]
+        children = [(f"{name}.{index}", child) for index, child in enumerate(module) if child is not None]
         if all(next(child.parameters(), None) is not None and _computes(child) for _, child in children):
             blocks.extend(Block(path, child) for path, child in children)
     return blocks or [Block("", model)]

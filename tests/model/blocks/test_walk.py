@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import Refused
 from aicompress.layer import InputStats, as_matrix
+from aicompress.model.architecture.shapes import block_traits
+from aicompress.model.blocks.find import find_blocks
 from aicompress.model.blocks.input_rows import rows_of
 from aicompress.model.blocks.input_statistics import Recorder
 from aicompress.model.blocks.paused_forward import PausedForward, gate
@@ -347,6 +349,15 @@ def test_a_model_that_fails_behind_a_block_is_refused() -> None:
     with pytest.raises(Refused, match="does not run on the calibration inputs: integer division"):
         stream.advance([])
     ungate()
+
+
+def test_an_empty_place_in_a_list_is_no_block() -> None:
+    """As behind the last block of Informer; what would stand there after others went would compute otherwise."""
+    step = nn.TransformerEncoderLayer(8, 2, 16)
+    model = nn.ModuleDict({"steps": nn.ModuleList([step, None])})  # type: ignore[list-item]
+    assert [block.name for block in find_blocks(model)] == ["steps.0"]
+    (first, last) = block_traits(model)["steps"]
+    assert first[".class"] != last[".class"] is None
 
 
 def test_keys_that_later_blocks_read_are_those_of_the_same_model(tmp_path: Path) -> None:
