@@ -30,9 +30,7 @@ from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed
 from aicompress.report.model import LayerRow
 from aicompress.weights import Dense, LowRank, TensorSpec, Weight, outline_nbytes
 
-INNER = (
-    4  # blocks of rows of an inner factor: its inputs are the layer's, and more blocks gain 1 to 2 % of a divergence
-)
+INNER = 4  # blocks of rows of an inner factor: more of them gain little, and each works on the inputs of the layer
 
 
 @dataclass(frozen=True)
