@@ -101,12 +101,12 @@ bench-pack: $(READY) ## size and speed of pack and unpack beside zstd and a copy
 bench-memory: $(READY) ## peak memory of a calibrated step on a model of a billion parameters
 	$(BIN)/python -m scripts.bench.memory --folder $(BUILD)/bench
 
-# LeNet-300-100 takes some 5 minutes of one processor a seed, LeNet-5 some 15: three seeds of both take an hour. A step whose
+# LeNet-300-100 takes some 3 minutes of one processor a seed, LeNet-5 some 15: three seeds of both take an hour. A step whose
 # output is there is not run again. DEEP="--data mnist.npz --network lenet-300-100 --seeds 1" runs a part.
 deep-compression: $(READY) ## the chain of Deep Compression on two LeNets beside the paper: DEEP="--data mnist.npz"
 	$(BIN)/python -m scripts.reproduce_deep_compression --folder $(BUILD)/lenet $(DEEP)
 
-# As long, and 4 minutes more a seed; what `make deep-compression` has made is not made again.
+# As long, and 3 minutes more a seed; what `make deep-compression` has made is not made again.
 records: $(READY) ## the smallest networks for an error: DEEP="--data mnist.npz", DEEP="--encoder M --pairs P.tsv" or both
 	$(BIN)/python -m scripts.lenet.records --folder $(BUILD)/lenet $(DEEP)
 
