@@ -44,6 +44,7 @@ def command(
     latency: o.LatencyMode = o.Latency.auto,
     device: o.DeviceName = o.Device.auto,
     stats: o.Movement = None,
+    log_dir: o.LogFolder = None,
     allow_code: o.AllowCode = False,
     quiet: o.Quiet = False,
     as_json: o.AsJson = False,
@@ -54,4 +55,4 @@ def command(
     kept = () if stats is None else (stats,)
     flags = Flags(dry_run, overwrite, resume, max_shard_size, latency.value, quiet, as_json, kept, allow_code)
     asked = (chosen(recipe, "distill/kl"), with_data(overrides, text))
-    run((source, adapter), (teacher, cache_teacher), out, asked, flags, device.value)
+    run((source, adapter), (teacher, cache_teacher), out, asked, flags, (device.value, log_dir))

@@ -178,6 +178,16 @@ Movement = Annotated[
         show_default=False,
     ),
 ]
+LogFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--log-dir",
+        metavar="DIR",
+        help="Log loss, rate and speed of every step in DIR/metrics.jsonl, and as events that TensorBoard draws.",
+        rich_help_panel=RUN,
+        show_default=False,
+    ),
+]
 AllowCode = Annotated[
     bool,
     typer.Option(

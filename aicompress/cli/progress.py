@@ -19,16 +19,28 @@ def reporter(quiet: bool) -> Callable[[str, int, int], None]:
 
 
 class _Lines:
-    """One line every few seconds, and none for a run that is done before."""
+    """One line every few seconds with the time that is left, and none for a run that is done before."""
 
     def __init__(self) -> None:
         self.last = time.monotonic()
+        self.first: tuple[float, int, int] | None = None  # when a count began, at how many of how many
 
     def __call__(self, what: str, done: int, total: int) -> None:
         now = time.monotonic()
+        if self.first is None or total != self.first[2] or done < self.first[1]:
+            self.first = (now, done, total)
         if now - self.last >= PLAIN_INTERVAL:
             self.last = now
-            print(f"{100 * done // max(total, 1):3d}%  {what}", file=sys.stderr, flush=True)
+            print(f"{100 * done // max(total, 1):3d}%  {what}{self._left(now, done)}", file=sys.stderr, flush=True)
+
+    def _left(self, now: float, done: int) -> str:
+        """How long what is counted goes on, at the speed that it has had; nothing before there is one."""
+        assert self.first is not None
+        start, before, total = self.first
+        if done <= before or done >= total:
+            return ""
+        seconds = (now - start) * (total - done) / (done - before)
+        return f", {seconds:.0f} s left" if seconds < 100 else f", {seconds / 60:.0f} min left"
 
 
 class _Bar:

@@ -15,7 +15,7 @@ def run(
     out: Path,
     recipe: tuple[str, list[str]],
     flags: Flags,
-    device: str,
+    where: tuple[str, Path | None],
 ) -> None:
     """Plan a distillation and print the plan, or run it and print its report.
 
@@ -25,7 +25,7 @@ def run(
         out: OUT.
         recipe: its name, and what is set in it.
         flags: as given.
-        device: as given.
+        where: the device, and the folder of the log.
     """
     from aicompress.pipeline.distillation import run as distillation
     from aicompress.pipeline.distillation.made_student import made_student
@@ -41,12 +41,13 @@ def run(
     progress = reporter(flags.quiet or not is_first())
     teachers, cache = teacher
     learned_from = teachers or ([given] if of_itself else [])
+    device, log_folder = where
     options = Options(flags.resume, flags.latency, progress, device, STARTED)
-    teaching = Teaching(learned_from, flags.allow_code, cache)
+    teaching = Teaching(learned_from, flags.allow_code, cache, log_folder)
     with (
         made_student(given, place, loaded, progress, plan_only=flags.dry_run) as made,
         pruned_student(given, place, loaded, teaching, options, plan_only=flags.dry_run) as pruned,
     ):
         planned = make_plan(pruned or made or given, learned_from, place, loaded, flags.allow_code, cache)
-        own = distillation.TrainingOptions(movement_file=flags.stats[0] if flags.stats else None)
+        own = distillation.TrainingOptions(movement_file=flags.stats[0] if flags.stats else None, log_folder=log_folder)
         conclude(planned, flags, lambda: distillation.run(planned, options, own))

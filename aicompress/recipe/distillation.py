@@ -36,6 +36,19 @@ class Training(Section):
     steps: int = Field(500, ge=1, description="optimizer steps")
     batch: int = Field(32, ge=1, description="samples in a step, over all processes")
     accumulate: int = Field(1, ge=1, description="parts that a step's batch is computed in, to save memory")
+    batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        exclude_if=lambda batch_tokens: batch_tokens is None,  # recipes from before it was there keep their digests
+        description="tokens in a step at most, padding counted; a step then takes as many samples of like length as "
+        "fit, and `batch` is that of the held-out ones",
+    )
+    activation_checkpointing: bool = Field(
+        False,
+        exclude_if=lambda asked: not asked,  # recipes from before it was there keep their digests
+        description="keep no activations inside blocks but compute them again on the way back: less memory, a third "
+        "more time",
+    )
     learning_rate: float = Field(3e-4, gt=0, description="peak; a scale's is multiplied by the scale's own size")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with a rising rate")
     weight_decay: float = Field(0.01, ge=0, description="of matrices; biases, norms and scales are not decayed")
@@ -142,6 +155,12 @@ class DistillRecipe(StoredCodes):
             raise ValueError("temperature: auto is chosen by a teacher that stays: give a number to a mean teacher's")
         if self.mean_teacher is not None and self.training.cache is True:
             raise ValueError("training.cache: a mean teacher changes with every step: leave it out")
+        if self.mean_teacher is not None and self.training.activation_checkpointing:
+            raise ValueError(
+                "training.activation_checkpointing: a mean teacher's dropout would be drawn anew: leave it out"
+            )
+        if self.mean_teacher is not None and self.training.batch_tokens is not None:
+            raise ValueError("training.batch_tokens: a mean teacher's batches have a share of labels: give batch alone")
         return self
 
     @model_validator(mode="after")

@@ -12,8 +12,8 @@ from aicompress.checkpoint.statistics import StatisticsWriter
 from aicompress.data import Source
 from aicompress.errors import Refused
 from aicompress.layer import LayerInfo, as_matrix
+from aicompress.pipeline.distillation.loop.trainer import Trainer
 from aicompress.pipeline.distillation.student import Student
-from aicompress.pipeline.distillation.training import Trainer
 
 
 def require_free(path: Path | None) -> None:
@@ -52,7 +52,7 @@ def write(path: Path, written: Checkpoint, layers: Sequence[LayerInfo], trainer:
     """
     infos = {info.tensor: info for info in layers}
     with StatisticsWriter(path) as writer:
-        for name, movement in trainer.movement.items():
+        for name, movement in trainer.tensors.movement.items():
             if name in infos:
                 moved = as_matrix(movement.detach().cpu(), infos[name].transposed)
                 writer.add_movement(infos[name].name, moved.float(), trainer.history.step)

@@ -18,7 +18,7 @@ from aicompress.methods.training import get_loss
 from aicompress.model.distillation.outputs import Runner, runner
 from aicompress.model.loading.tokenizer import vocabulary_digest
 from aicompress.pipeline.distillation import mean_teacher, recoding, temperature
-from aicompress.pipeline.distillation.batches import Samples, Split, mixed, split_samples
+from aicompress.pipeline.distillation.batches import Samples
 from aicompress.pipeline.distillation.compatibility import (
     Losses,
     anatomy_of,
@@ -34,6 +34,7 @@ from aicompress.pipeline.distillation.samples import bare_module, fitting_sample
 from aicompress.pipeline.distillation.signals import outputs as stored_outputs
 from aicompress.pipeline.distillation.signals.folder import SignalFolder
 from aicompress.pipeline.distillation.signals.outputs import StoredOutputs, Taught
+from aicompress.pipeline.distillation.splits import Split, by_tokens, mixed, split_samples
 from aicompress.pipeline.distillation.teacher import CACHE_BYTES, TOKENS, Loss
 from aicompress.pipeline.step.checks import NOT_OF_TRAINING, known_kinds, left_out, place_problems, require_space
 from aicompress.pipeline.step.dry_run import summarize
@@ -208,6 +209,8 @@ def make_plan(
 def _split(samples: Samples, training: Training, recipe: DistillRecipe) -> Split:
     """Which samples are trained on, and which are held out."""
     split = split_samples(samples, training.held_out, training.batch, recipe.seed)
+    if training.batch_tokens is not None:
+        return by_tokens(split, samples, training.batch_tokens)
     if recipe.mean_teacher is None or samples.labels is None:
         return split
     return mixed(split, samples.labels, recipe.mean_teacher.labelled)
@@ -278,8 +281,7 @@ def _cached(
     if training.cache is False or size is None:
         return NO_SAMPLES
     used = torch.cat([split.used(training.steps), split.held_out])
-    repeated = training.steps * training.batch > len(used) - len(split.held_out)
-    if training.cache is True or (repeated and size * len(used) <= CACHE_BYTES):
+    if training.cache is True or (split.repeats(training.steps) and size * len(used) <= CACHE_BYTES):
         return used
     return split.held_out if size * len(split.held_out) <= CACHE_BYTES else NO_SAMPLES
 

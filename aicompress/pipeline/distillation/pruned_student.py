@@ -47,11 +47,13 @@ class Teaching:
         teachers: checkpoints; IN where none is given.
         allow_code: a factory that the recipe names may run.
         cache: folder of stored outputs.
+        log_folder: where to log the numbers of every step, each round but the last in a folder of its own there.
     """
 
     teachers: Sequence[Source]
     allow_code: bool = False
     cache: Path | None = None
+    log_folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,9 @@ class _Steps:
         if out.name not in self.journal.done:
             goes = Destination(out, overwrite=True)
             plan = make_plan(pruned, teaching.teachers, goes, recipe, teaching.allow_code, teaching.cache)
-            training = distillation.run(plan, self.options).training
+            log = teaching.log_folder and teaching.log_folder / f"round-{number + 1}"
+            own = distillation.TrainingOptions(log_folder=log)
+            training = distillation.run(plan, self.options, own).training
             self._note(out, f"{training['held_out_before']:.4g} → {training['held_out_after']:.4g}")
             if is_first():
                 shutil.rmtree(pruned) if pruned.is_dir() else pruned.unlink()

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.pipeline.distillation.batches import Samples, Split
+from aicompress.pipeline.distillation.batches import Samples
+from aicompress.pipeline.distillation.loop.state import TrainingHistory
+from aicompress.pipeline.distillation.loop.trainer import Trainer
 from aicompress.pipeline.distillation.mean_teacher import Averaged
-from aicompress.pipeline.distillation.training import Trainer
-from aicompress.pipeline.distillation.training_state import TrainingHistory
+from aicompress.pipeline.distillation.splits import Split
 from aicompress.pipeline.distillation.twin.blockwise import BlockwiseTuning
 
 

@@ -19,8 +19,13 @@ from aicompress.methods.healing import BlockTuning, LayerCorrection
 from aicompress.model.blocks.input_errors import input_errors_refused
 from aicompress.model.distillation.fp32_attention import attend_in_float32
 from aicompress.model.distillation.outputs import prepare
+from aicompress.model.distillation.recomputation import recompute_activations
 from aicompress.model.loading.load import trainable
 from aicompress.pipeline.distillation import movement
+from aicompress.pipeline.distillation.loop import log
+from aicompress.pipeline.distillation.loop.log import TrainingLog
+from aicompress.pipeline.distillation.loop.state import FOLDER, ChosenTemperature, StateFile
+from aicompress.pipeline.distillation.loop.trainer import Trainer, TrainingSetup
 from aicompress.pipeline.distillation.mean_teacher import Averaged
 from aicompress.pipeline.distillation.optimizer import TrainedParameters
 from aicompress.pipeline.distillation.plan import DistillPlan
@@ -30,8 +35,6 @@ from aicompress.pipeline.distillation.signals.teacher import StoredTeacher, made
 from aicompress.pipeline.distillation.student import Student
 from aicompress.pipeline.distillation.teacher import Loss, Panel, Runnable, Teacher, with_cached_outputs
 from aicompress.pipeline.distillation.temperature import chosen
-from aicompress.pipeline.distillation.training import Trainer, TrainingSetup
-from aicompress.pipeline.distillation.training_state import FOLDER, ChosenTemperature, StateFile
 from aicompress.pipeline.distillation.twin.block_files import BlockFiles
 from aicompress.pipeline.distillation.twin.blockwise import BlockwiseTuning
 from aicompress.pipeline.distillation.twin.correction import correct_layers
@@ -54,10 +57,12 @@ class TrainingOptions:
     Attributes:
         save_seconds: least time between two saved states.
         movement_file: where to keep the movement of every trained matrix, for movement pruning; None keeps none.
+        log_folder: where to log the numbers of every step; None logs none.
     """
 
     save_seconds: float = 60.0
     movement_file: Path | None = None
+    log_folder: Path | None = None
 
 
 def run(plan: DistillPlan, options: Options = Options(), own: TrainingOptions = TrainingOptions()) -> Report:
@@ -71,6 +76,7 @@ def run(plan: DistillPlan, options: Options = Options(), own: TrainingOptions = 
     """
     start = time.perf_counter()
     movement.require_free(own.movement_file)
+    log.require_free(own.log_folder, options.resume)
     decided: list[Any] = [plan.recipe.sha256(), plan.training.precision, plan.samples.sha256]
     decided += [] if plan.stored is None else [plan.stored.identity]
     decided += [] if plan.made is None else [plan.checkpoint.config]
@@ -87,7 +93,9 @@ def run(plan: DistillPlan, options: Options = Options(), own: TrainingOptions = 
         _require_rows(plan.split.first(plan.healing.config.samples), plan.training.batch, team.size)
         tuning = BlockwiseTuning(plan, device, team, BlockFiles(folder / FOLDER, plan.checkpoint), options.progress)
         write = partial(write_tuned, plan, tuning)
-        return run_step(_step(plan, write, tuning.heal, mark, start), team, options)
+        report = run_step(_step(plan, write, tuning.heal, mark, start), team, options)
+        log.write_curve(own.log_folder if team.rank == 0 else None, tuning.history.curve)
+        return report
     setup, student = _setup(plan, device, options.progress)
     setup, trained = _recoded(plan, setup, student)
     state = StateFile(folder)
@@ -97,15 +105,7 @@ def run(plan: DistillPlan, options: Options = Options(), own: TrainingOptions = 
     watched = movement.watched(student) if own.movement_file else ()
     trainer = Trainer(setup, trained, plan.training, state, team, watched)
     trainer.history.temperature = temperature
-
-    def train() -> None:
-        if isinstance(plan.healing.config, LayerCorrection):
-            correct_layers(trainer, student, plan.healing.config)
-            return
-        if options.resume:
-            trainer.resume()
-        trainer.run(options.progress, own.save_seconds)
-
+    train = partial(_train, plan, trainer, student, options, own)
     write = partial(_write, plan, student, trainer, train)
     step = _step(plan, write, train, mark, start)
     report = run_step(step, team, options)
@@ -113,6 +113,23 @@ def run(plan: DistillPlan, options: Options = Options(), own: TrainingOptions = 
         written = Checkpoint.open(plan.output.destination.path)
         movement.write(own.movement_file, written, plan.layers, trainer, plan.samples.source)
     return report
+
+
+def _train(plan: DistillPlan, trainer: Trainer, student: Student, options: Options, own: TrainingOptions) -> None:
+    """Train, from where a stopped run was; the first process logs."""
+    closed = isinstance(plan.healing.config, LayerCorrection)
+    if options.resume and not closed:
+        trainer.resume()
+    if own.log_folder is not None and trainer.team.rank == 0:
+        trainer.log = TrainingLog(own.log_folder, trainer.history.step)
+    try:
+        if isinstance(plan.healing.config, LayerCorrection):
+            correct_layers(trainer, student, plan.healing.config)
+        else:
+            trainer.run(options.progress, own.save_seconds)
+    finally:
+        if trainer.log is not None:
+            trainer.log.close()
 
 
 def _step(
@@ -157,6 +174,8 @@ def _setup(plan: DistillPlan, device: torch.device, progress: Progress) -> tuple
         prepare(each, loss.reads)
     if plan.training.precision == "bf16" and device.type == "cpu":
         attend_in_float32(model)
+    if plan.training.activation_checkpointing:
+        recompute_activations(model)
     student = Student.of(model, plan.checkpoint, plan.healing)
     uncached = torch.full((len(plan.samples),), -1)
     how = zip(teachers, plan.teacher_runners, plan.numbers, strict=False)
@@ -268,6 +287,8 @@ def _write(
     if trainer.unsaved:
         lost = f"the disk was full when {trainer.unsaved} states of the training were to be saved"
         warnings = (*warnings, f"{lost}: a stopped run would have gone on from the one before")
+    if trainer.log is not None and trainer.log.trouble:
+        warnings = (*warnings, trainer.log.trouble)
     section = training_section(trainer, tuple(plan.further.values()), plan.caches_training)
     teacher = trainer.setup.teacher
     section |= {"signals": teacher.stored.summary()} if isinstance(teacher, StoredTeacher) else {}

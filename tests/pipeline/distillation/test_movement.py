@@ -13,9 +13,9 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.statistics import StatisticsFile
 from aicompress.errors import CompressError, Problems, Refused
 from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.distillation.loop.state import StateFile
 from aicompress.pipeline.distillation.plan import make_plan
 from aicompress.pipeline.distillation.run import TrainingOptions, run
-from aicompress.pipeline.distillation.training_state import StateFile
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe.distillation import load

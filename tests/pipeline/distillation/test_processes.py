@@ -24,6 +24,7 @@ def test_two_processes_go_on_where_one_was_stopped_and_learn_what_one_learns(
     tiny_llama: Path, trained_llama: Path, text_file: Path, tmp_path: Path, ranks: Ranks
 ) -> None:
     settings = {"steps": 3, "batch": 8, "evaluate_every": 3, "learning_rate": 1e-3, "precision": "fp32"}
+    settings["batch_tokens"] = 7 * 32  # four samples for one process, three for the other
     recipe = tmp_path / "recipe.yaml"
     data = {"text": str(text_file), "length": 32}
     recipe.write_text(json.dumps({"version": 1, "method": {"name": "kl"}, "data": data, "training": settings}))
@@ -31,7 +32,7 @@ def test_two_processes_go_on_where_one_was_stopped_and_learn_what_one_learns(
     plan = make_plan(tiny_llama, trained_llama, Destination(tmp_path / "together"), load(str(recipe)))
     with pytest.raises(KeyboardInterrupt):
         run(plan, Options(progress=_stop), TrainingOptions(save_seconds=0))
-    given = ("--teacher", str(trained_llama), "--resume")
+    given = ("--teacher", str(trained_llama), "--resume", "--log-dir", str(tmp_path / "logs"))
     ranks.together(tiny_llama, tmp_path / "together", recipe, *given, verb="distill")
     alone, together = (load_file(tmp_path / name / "model.safetensors") for name in ("alone", "together"))
     for name, tensor in alone.items():
@@ -39,6 +40,8 @@ def test_two_processes_go_on_where_one_was_stopped_and_learn_what_one_learns(
     training = json.loads((tmp_path / "together" / "report.json").read_text())["training"]
     assert training["processes"] == 2
     assert [point["step"] for point in training["curve"]] == [0, 3]
+    logged = [json.loads(line)["step"] for line in (tmp_path / "logs" / "metrics.jsonl").read_text().splitlines()]
+    assert logged == [2, 3, 3]  # by one of the two
 
 
 def test_two_processes_tune_the_blocks_that_one_tunes(

@@ -158,6 +158,38 @@ def test_the_teacher_runs_once_for_held_out_samples(
     assert reports["auto"]["cached_teacher"] is False  # its outputs for training samples
 
 
+@pytest.mark.parametrize("losses", [{}, {"also": [{"name": "hidden"}, {"name": "attention"}]}])
+def test_activations_that_are_computed_again_change_nothing_but_memory(
+    trained_llama: Path, recipe: Make, tmp_path: Path, losses: dict[str, Any]
+) -> None:
+    student = compress(trained_llama, tmp_path / "student", lambda info, matrix: integers(matrix, 4))
+    curves, kept = [], []
+    for whether in (False, True):
+        made = recipe({"name": "kl"}, losses, activation_checkpointing=whether, steps=2, evaluate_every=2)
+        sizes: list[int] = []
+
+        def pack(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.nbytes)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            report = distil(student, trained_llama, tmp_path / str(whether), made)
+        curves.append(report.training["curve"])
+        kept.append(sum(sizes))
+    assert curves[0] == curves[1]
+    assert kept[1] < 0.5 * kept[0] or losses  # attention maps that a loss compares are kept
+
+
+def test_steps_of_so_many_tokens_are_longer_where_texts_are_short(
+    tiny_bert: Path, other_bert: Path, recipe: Make, tmp_path: Path
+) -> None:
+    made = recipe({"name": "embedding"}, batch_tokens=200)
+    report = distil(tiny_bert, other_bert, tmp_path / "out", made)
+    assert report.training["held_out_after"] < report.training["held_out_before"]
+    with pytest.raises(RecipeError, match="a sample takes"):
+        distil(tiny_bert, other_bert, tmp_path / "none", recipe({"name": "embedding"}, batch_tokens=4))
+
+
 def test_an_interrupted_run_resumes_to_the_same_bytes(
     tiny_llama: Path, trained_llama: Path, recipe: Make, tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CompressError
-from aicompress.pipeline.distillation.training_state import UNSHARED, replace_file
+from aicompress.pipeline.distillation.loop.state import UNSHARED, replace_file
 from aicompress.pipeline.step.workers import Processes
 from aicompress.weights import Weight, restore
 

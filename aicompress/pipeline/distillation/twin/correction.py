@@ -8,9 +8,9 @@ from functools import partial
 from aicompress.methods.healing import LayerCorrection
 from aicompress.model.blocks.side_by_side import Runs
 from aicompress.model.distillation.corrections import correct, pairs
+from aicompress.pipeline.distillation.loop.trainer import Trainer
 from aicompress.pipeline.distillation.student import Student
 from aicompress.pipeline.distillation.teacher import Teacher
-from aicompress.pipeline.distillation.training import Trainer
 
 
 def correct_layers(trainer: Trainer, student: Student, config: LayerCorrection) -> None:
@@ -39,4 +39,4 @@ def correct_layers(trainer: Trainer, student: Student, config: LayerCorrection) 
     history.seconds += time.perf_counter() - start
     trainer.measure()
     if history.best_step:
-        trainer.put(trainer.best)
+        trainer.tensors.put(trainer.tensors.best)

@@ -13,9 +13,9 @@ from torch import nn
 from aicompress.methods.distill import kl
 from aicompress.methods.healing import code_rate
 from aicompress.methods.outputs import Outputs
+from aicompress.pipeline.distillation.loop.state import Point, StateFile, TrainingHistory
 from aicompress.pipeline.distillation.optimizer import TrainedParameters, optimizer, rate
 from aicompress.pipeline.distillation.teacher import Loss
-from aicompress.pipeline.distillation.training_state import Point, StateFile, TrainingHistory
 from aicompress.recipe.distillation import Training
 
 

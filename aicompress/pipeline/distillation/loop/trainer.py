@@ -18,12 +18,15 @@ from torch import Tensor, nn
 
 from aicompress.errors import CompressError, OutOfSpace
 from aicompress.methods.outputs import Outputs
-from aicompress.pipeline.distillation.batches import Batch, Samples, Split
+from aicompress.pipeline.distillation.batches import Batch, Samples
+from aicompress.pipeline.distillation.loop.log import TrainingLog
+from aicompress.pipeline.distillation.loop.state import UNSHARED, Point, StateFile, TrainingHistory
+from aicompress.pipeline.distillation.loop.tensors import TrainingTensors
 from aicompress.pipeline.distillation.mean_teacher import READS, Averaged, judged
 from aicompress.pipeline.distillation.optimizer import TrainedParameters, optimizer, rate
 from aicompress.pipeline.distillation.recoding import Recoding
+from aicompress.pipeline.distillation.splits import Split
 from aicompress.pipeline.distillation.teacher import Loss, Runnable, are_numbers
-from aicompress.pipeline.distillation.training_state import UNSHARED, Point, StateFile, TrainingHistory
 from aicompress.pipeline.step.workers import Processes
 from aicompress.recipe.distillation import Training
 
@@ -63,6 +66,9 @@ class Trainer:
         state: where the first process saves the run, and all resume it.
         team: the processes that train together.
         watched: names of parameters whose movement, -Σ w g over the steps, is added up.
+
+    Attributes:
+        log: what is told every step's numbers; None tells nobody.
     """
 
     def __init__(
@@ -78,12 +84,13 @@ class Trainer:
         self.device = next(iter(trained.parameters.values())).device
         self.optimizer = optimizer(trained, settings)
         self.history = TrainingHistory()
-        self.best: dict[str, Tensor] = {}
+        self.log: TrainingLog | None = None
         self.unsaved = 0  # states that a full disk did not take
-        self.movement = {name: torch.zeros_like(trained.parameters[name], requires_grad=False) for name in watched}
-        self.average = {n: p.detach().clone() for n, p in trained.parameters.items()} if settings.ema else {}
+        average = {n: p.detach().clone() for n, p in trained.parameters.items()} if settings.ema else {}
         if setup.averaged is not None:
-            self.average = setup.averaged.parameters
+            average = setup.averaged.parameters
+        movement = {name: torch.zeros_like(trained.parameters[name], requires_grad=False) for name in watched}
+        self.tensors = TrainingTensors(trained.parameters, self.optimizer, average, movement)
 
     def run(self, progress: Callable[[str, int, int], None], save_seconds: float) -> None:
         """Train to the last step, then restore the best weights.
@@ -97,21 +104,35 @@ class Trainer:
         saved = time.perf_counter()
         while history.step < settings.steps:
             start = time.perf_counter()
-            self._step()
+            told = self._step()
             history.seconds += time.perf_counter() - start
+            self._tell(told)
             if history.step % settings.evaluate_every == 0 or history.step == settings.steps:
                 self.measure()
             if self.team.rank == 0 and time.perf_counter() - saved >= save_seconds:
                 self._save()
                 saved = time.perf_counter()
-            progress(f"loss {history.curve[-1].held_out:.4g}", history.step, settings.steps)
+            progress(self._line(told), history.step, settings.steps)
         if history.best_step:
-            self.put(self.best)
+            self.tensors.put(self.tensors.best)
+
+    def _tell(self, values: Mapping[str, float]) -> None:
+        """Log numbers of the step that is done."""
+        if self.log is not None:
+            self.log.add(self.history.step, values)
+
+    def _line(self, told: Mapping[str, float]) -> str:
+        """What a user sees while it trains."""
+        history = self.history
+        number, unit = (history.tokens, "tokens") if history.tokens else (history.samples, "samples")
+        speed = f"{number / max(history.seconds, 1e-9):,.0f} {unit}/s"
+        rate = f"rate {told['learning_rate']:.2g}"
+        return f"loss {told['loss']:.4g}, held out {history.curve[-1].held_out:.4g}, {rate}, {speed}"
 
     def _save(self) -> None:
         """Save the state; where the disk is full the one before stays, and training goes on."""
         try:
-            self.state.save(self.history, self._state_tensors())
+            self.state.save(self.history, self.tensors.saved())
         except OutOfSpace:
             self.unsaved += 1
 
@@ -128,48 +149,27 @@ class Trainer:
         if saved is None:
             return
         self.history, tensors = saved
-        tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
-        self.put(_under("weight.", tensors))
-        self.best, averages = _under("best.", tensors), _under("average.", tensors)
-        for name, average in self.average.items():
-            average.copy_(averages[name])
-        moved = _under("movement.", tensors)
-        if moved.keys() != self.movement.keys():
-            raise CompressError("the stopped run did not record the same movement", "start again without --resume")
-        self.movement = {name: moved[name] for name in self.movement}
-        moments = _under("moment.", tensors)
-        for name, parameter in self.trained.parameters.items():
-            own = _under(f"{name}/", moments)
-            if own:
-                self.optimizer.state[parameter] = own
+        self.tensors.restore({name: tensor.to(self.device) for name, tensor in tensors.items()})
 
-    def _state_tensors(self) -> dict[str, Tensor]:
-        """All tensors of the training state by name."""
-        tensors = {f"weight.{name}": parameter.detach() for name, parameter in self.trained.parameters.items()}
-        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
-        tensors |= {f"average.{name}": tensor for name, tensor in self.average.items()}
-        tensors |= {f"movement.{name}": tensor for name, tensor in self.movement.items()}
-        for name, parameter in self.trained.parameters.items():
-            own = self.optimizer.state.get(parameter, {})
-            tensors |= {f"moment.{name}/{key}": value for key, value in own.items()}
-        return tensors
-
-    def _step(self) -> None:
-        """Take one optimizer step."""
-        settings, history = self.settings, self.history
-        mine = self.setup.split.at(history.step)[self.team.rank :: self.team.size]
+    def _step(self) -> dict[str, float]:
+        """Take one optimizer step; its numbers by name."""
+        settings, history, start = self.settings, self.history, time.perf_counter()
+        whole = self.setup.split.at(history.step)
+        mine = whole[self.team.rank :: self.team.size]
+        share_of_one = self.team.size if len(mine) else 0
+        mine = mine if len(mine) else whole[:1]  # fewer samples than processes: this one gives gradients of zero
         loss = torch.zeros((), device=self.device)
         for number, part in enumerate(mine.chunk(settings.accumulate)):
             batch = self.setup.samples.batch(part).to(self.device)
             draw = (history.step * settings.accumulate + number) * self.team.size + self.team.rank
-            share = self._loss(batch, draw) * (len(part) / len(mine))
+            share = self._loss(batch, draw) * (len(part) * share_of_one / len(whole))
             share.backward()  # type: ignore[no-untyped-call]
             loss += share.detach()
             history.tokens += _tokens(batch) * self.team.size
         gradients = [p.grad for p in self.trained.parameters.values() if p.grad is not None]
         self.team.average([*gradients, loss])
         self._mask_gradients()
-        for name, total in self.movement.items():
+        for name, total in self.tensors.movement.items():
             parameter = self.trained.parameters[name]
             if parameter.grad is not None:
                 total.addcmul_(parameter.detach(), parameter.grad, value=-1)
@@ -185,11 +185,17 @@ class Trainer:
         if self.setup.averaged is not None:
             self.setup.averaged.follow(self.trained.parameters, history.step)
         else:
-            for name, tensor in self.average.items():
+            for name, tensor in self.tensors.average.items():
                 tensor.lerp_(self.trained.parameters[name].detach(), 1 - (settings.ema or 0))
         history.step += 1
         history.running += float(loss)
-        history.samples += settings.batch
+        history.samples += len(whole)
+        speed = {"samples_per_second": len(whole) / (time.perf_counter() - start)}
+        return {
+            "loss": float(loss),
+            "learning_rate": settings.learning_rate * factor,
+            "gradient_norm": float(norm),
+        } | speed
 
     def _loss(self, batch: Batch, draw: int) -> Tensor:
         """The training loss; `draw` numbers the batches of all steps and processes."""
@@ -252,8 +258,9 @@ class Trainer:
             # Codes take fewer bits with every step, for which the loss may rise: the last ones are kept.
             better = bool(history.curve) and (self.setup.recoding is not None or loss < history.best)
             if better:
-                self.best = {name: tensor.clone() for name, tensor in candidate.items()}
+                self.tensors.best = {name: tensor.clone() for name, tensor in candidate.items()}
         history.curve.append(Point(history.step, history.running / since if since else None, loss))
+        self._tell({"held_out": loss})
         history.running = 0.0
         if better:
             history.best_step = history.step
@@ -262,13 +269,13 @@ class Trainer:
     def _as_stored(self) -> Iterator[dict[str, Tensor]]:
         """Put in the averaged weights where there are some, rounded to their stored dtypes, while the context lasts."""
         own = {name: parameter.detach().clone() for name, parameter in self.trained.parameters.items()}
-        source = self.average or own
+        source = self.tensors.average or own
         candidate = {name: tensor.to(self.trained.dtypes[name]).float() for name, tensor in source.items()}
-        self.put(candidate)
+        self.tensors.put(candidate)
         try:
             yield candidate
         finally:
-            self.put(own)
+            self.tensors.put(own)
 
     def _held_out(self) -> float:
         """Mean loss of the held-out samples, in float32."""
@@ -280,19 +287,9 @@ class Trainer:
         total = self.team.total(total)
         return float(total[0] / total[1])
 
-    @torch.no_grad()
-    def put(self, tensors: Mapping[str, Tensor]) -> None:
-        """Give trained parameters other values, in place."""
-        for name, tensor in tensors.items():
-            self.trained.parameters[name].copy_(tensor)
-
 
 def _tokens(batch: Batch) -> int:
     mask = batch.inputs.get("attention_mask", batch.inputs.get("input_ids"))
     if mask is None:
         return 0
     return int(mask.sum()) if "attention_mask" in batch.inputs else mask.numel()
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -7,7 +7,8 @@ import torch
 
 from aicompress.data import Source
 from aicompress.errors import RecipeError
-from aicompress.pipeline.distillation.batches import Samples, Split, split_samples
+from aicompress.pipeline.distillation.batches import Samples
+from aicompress.pipeline.distillation.splits import Split, TokenSplit, by_tokens, split_samples
 
 SOURCE = Source("text", "text.txt", "", 0, 6, 6, None)
 
@@ -65,3 +66,27 @@ def test_a_held_out_share_is_apart() -> None:
 def test_too_few_samples_for_a_batch_are_refused() -> None:
     with pytest.raises(RecipeError, match="leaves 5 training samples, a batch takes 6"):
         split_samples(padded(), held_out=0.1, batch=6, seed=0)
+
+
+def test_steps_of_so_many_tokens() -> None:
+    lengths = torch.tensor([1 + number % 12 for number in range(120)])
+    split = TokenSplit(torch.arange(100), torch.arange(100, 120), 8, 3, lengths, tokens=24, sizes=lengths)
+    steps = [split.at(step) for step in range(200)]
+    assert all(int(lengths[index].max()) * len(index) <= 24 for index in steps)
+    count = next(n for n in range(200) if not split.repeats(n) and split.repeats(n + 1))
+    assert 30 <= count <= 45  # 640 tokens, and padding
+    assert sorted(torch.cat(steps[:count]).tolist()) == list(range(100))
+    assert torch.cat(steps[:count]).tolist() != torch.cat(steps[count : 2 * count]).tolist()
+    assert split.used(count).tolist() == split.train.tolist()
+    assert split.used(2).tolist() == sorted(torch.cat(steps[:2]).tolist())
+    assert split.first(5).tolist() == torch.cat(steps)[:5].tolist()
+
+
+def test_a_sample_that_no_step_holds_is_refused() -> None:
+    split = split_samples(padded(), 0.2, 2, 0)
+    assert by_tokens(split, padded(), 3).tokens == 3
+    with pytest.raises(RecipeError, match="a sample takes 3"):
+        by_tokens(split, padded(), 2)
+    arrays = Samples({"": torch.zeros(6, 2)}, None, SOURCE)
+    with pytest.raises(RecipeError, match="the data has none"):
+        by_tokens(split, arrays, 8)
