@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from scripts.bench import encoder, inputs, running, sentences_pruned
+from scripts.bench import inputs, running
+from scripts.bench.encoder import pruned as sentences_pruned
+from scripts.bench.encoder import rows as encoder
 from scripts.bench.measuring import measure
 from scripts.bench.rows import Row, Target, ours
 from scripts.bench.tables import FORWARD, LANGUAGE, LAYERS, WHOLE, conditions, section

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import argparse
 
-from scripts.bench import encoder, inputs, running, streaming
+from scripts.bench import inputs, running, streaming
+from scripts.bench.encoder import rows as encoder
 from scripts.bench.measuring import measure
 from scripts.bench.rows import Row, Target, ours
 from scripts.bench.tables import conditions, section

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import yaml
 
+from scripts.bench.commands import step
 from scripts.bench.distill import loops
 from scripts.bench.distill.runs import PROBE, Budget, Given, distilled, evaluated
-from scripts.bench.factorize import step
 
 LENGTH, BATCH = 256, 8  # tokens in a window, windows in a step
 BLOCK_BATCH = 4  # windows in a step where blocks are tuned: more steps in the same time

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from aicompress.methods import get
-from scripts.bench import factor_times
-from scripts.bench.factorize import CHAINS, FIRST, FOUR_BITS, OURS, REFERENCE, TARGETS, verdicts
-from scripts.bench.svd_llm import whitened
+from scripts.bench.factorize import times
+from scripts.bench.factorize.__main__ import CHAINS, FIRST, FOUR_BITS, OURS, REFERENCE, TARGETS, verdicts
+from scripts.bench.factorize.svd_llm import whitened
 
 
 @pytest.mark.parametrize("tokens", [200, 9])
@@ -49,5 +49,5 @@ def test_a_chain_is_held_to_the_sum_of_its_steps(chain: str) -> None:
 
 
 def test_times_of_factors_are_measured() -> None:
-    (ratio,) = factor_times.ratios((32, 64), 4, torch.float32, [8])
+    (ratio,) = times.ratios((32, 64), 4, torch.float32, [8])
     assert ratio > 0

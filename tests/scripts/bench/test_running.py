@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts.bench import encoder, prune, quantize, sentences_pruned, streaming
+from scripts.bench import prune, quantize, streaming
+from scripts.bench.encoder import pruned as sentences_pruned
+from scripts.bench.encoder import rows as encoder
 from scripts.bench.inputs import first_windows
 from scripts.bench.measuring import Bench, Failed, filled, last_words, parameters
 from scripts.bench.rows import Row, ours, unknown

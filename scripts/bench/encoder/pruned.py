@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from scripts.bench import encoder, running
+from scripts.bench import running
+from scripts.bench.encoder import rows as encoder
 from scripts.bench.measuring import Bench
 from scripts.bench.rows import Row, Target, ours
 from scripts.bench.store import Record

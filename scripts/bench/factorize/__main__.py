@@ -11,15 +11,15 @@ text that is calibrated on is measured on. A second table has times of factors b
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.bench import factor_times, svd_llm
+from scripts.bench.commands import step
 from scripts.bench.drawn import Subject, measured
+from scripts.bench.factorize import svd_llm, times
 
 LENGTH = 256  # tokens of a sample
 REFERENCE = "SVD-LLM v1"
@@ -69,27 +69,6 @@ def compressed(given: argparse.Namespace, name: str, keep: float, out: Path) -> 
             step("quantize", factors, FOUR_BITS[CHAINS[name]], out, data)
             shutil.rmtree(factors)
     return time.process_time() - start
-
-
-def step(
-    command: str, source: Path, sections: Mapping[str, Any], out: Path, data: Mapping[str, Any] | None = None
-) -> None:
-    """Run a command with a recipe's sections, on calibration data where its method reads any."""
-    from aicompress import recipe as recipes
-    from aicompress.methods import get
-    from aicompress.pipeline import steps
-    from aicompress.pipeline.step.options import Options
-    from aicompress.pipeline.step.output import Destination
-
-    made = {"version": 1, **sections, "report": {"html": False}}
-    if data and get(command, sections["method"]["name"]).needs:
-        made["calibration"] = data
-    file = out.with_suffix(".yaml")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(made), encoding="utf-8")  # JSON is YAML
-    steps.run(
-        steps.make_plan(source, Destination(out), recipes.load(str(file), command), command), Options(latency="off")
-    )
 
 
 def size(name: str, out: Path) -> str:
@@ -148,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             cells = [f"{kl['value']:.4f} | {kl['low']:.4f} to {kl['high']:.4f}" for kl in known[name, keep]]
             print(f"| {keep} | {name} | {' | '.join(cells)} | {size(name, out)} | {seconds:.0f} |", flush=True)
     shutil.rmtree(out, ignore_errors=True)
-    print("\n".join(["", *verdicts(known), "", *factor_times.table()]))
+    print("\n".join(["", *verdicts(known), "", *times.table()]))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A sentence encoder, compressed: forward times in turn, and how well its similarities agree with people's scores.
 
-The rows here are those of 8 bits; `sentences_pruned` holds others, which are measured in the same way.
+The rows here are those of 8 bits; `pruned` holds others, which are measured in the same way.
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ def waiting(paths: dict[str, Path], vocabulary: int, bench: Bench) -> Iterator[d
     try:
         for key, path in paths.items():
             python = str(bench.peers) if path.suffix == ".onnx" else sys.executable
-            command = [python, "-m", "scripts.bench.forward", str(path), "--vocabulary", str(vocabulary)]
+            command = [python, "-m", "scripts.bench.encoder.forward", str(path), "--vocabulary", str(vocabulary)]
             workers[key] = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
             )

@@ -1,6 +1,6 @@
 """Times of factorized layers on one thread beside what their multiply-adds tell, and of ranks that kernels like.
 
-python -m scripts.bench.factor_times
+python -m scripts.bench.factorize.times
 """
 
 from __future__ import annotations
