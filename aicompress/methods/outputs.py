@@ -11,6 +11,25 @@ Output = Literal["logits", "embedding", "hidden", "attention"]
 
 
 @dataclass(frozen=True)
+class MostLikely:
+    """What is known of a teacher's probabilities where only the most likely classes were stored.
+
+    Attributes:
+        classes: (positions, k) int64.
+        log_probabilities: (positions, k) of these classes.
+        rest: (positions,) log of what all others have together.
+        temperature: T, of p = softmax(logits / T).
+        of: how many classes there are.
+    """
+
+    classes: Tensor
+    log_probabilities: Tensor
+    rest: Tensor
+    temperature: float
+    of: int
+
+
+@dataclass(frozen=True)
 class Outputs:
     """What one model gave for a batch. Only what some loss reads is there.
 
@@ -21,6 +40,7 @@ class Outputs:
         mask: (batch, tokens) bool, True where `hidden` and `attention` hold a real token; None where all are.
         labels: (positions,) int64 true classes or next tokens; -1 where one is not known.
         attention: (batch, heads, tokens, tokens) for each layer: rows are the shares that a token gives, and sum to 1.
+        most_likely: in the place of logits, where not all of them are known.
     """
 
     logits: Tensor | None = None
@@ -29,6 +49,7 @@ class Outputs:
     mask: Tensor | None = None
     labels: Tensor | None = None
     attention: tuple[Tensor, ...] = ()
+    most_likely: MostLikely | None = None
 
 
 @dataclass(frozen=True)

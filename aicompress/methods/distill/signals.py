@@ -4,19 +4,23 @@
     top        log p of the k most likely classes, and the log of what all others have together
     drawn      k classes drawn from p, with replacement
 
-p = softmax(t/T). The probability that `top` leaves over is given to the other classes in equal parts. That is biased;
-a drawn class counts 1/k as often as it was drawn, so that the expectation of what is stored is p itself, and that of a
-loss that is linear in p is exact too (Anshumann et al., "Sparse Logit Sampling", 2025, section 3).
+p = softmax(t/T). The probability that `top` leaves over is shared among the other classes as the student shares it: a
+divergence is then that of k + 1 classes, the last of which is all others together, and pulls at nothing among them. In
+equal parts it would pull every student towards a flat tail. A drawn class counts 1/k as often as it was drawn, so that
+the expectation of what is stored is p itself, and that of a loss that is linear in p is exact too (Anshumann et al.,
+"Sparse Logit Sampling", 2025, section 3).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from aicompress.methods.outputs import MostLikely, Outputs
 
 Form = Literal["every", "top", "drawn"]
 NONE = -1e4  # the logarithm of a probability that is counted as none: exp gives an exact zero
@@ -47,25 +51,39 @@ def stored_logits(form: Form, logits: Tensor, k: int, temperature: float, draws:
     }
 
 
-def logits_of(form: Form, stored: Mapping[str, Tensor], classes: int, temperature: float) -> Tensor:
-    """Logits (positions, classes) whose softmax at the temperature is what a stored form says.
+def outputs_of(form: Form, stored: Mapping[str, Tensor], classes: int, temperature: float) -> Outputs:
+    """What a stored form says of a teacher: logits (positions, classes), or the most likely classes.
 
     Args:
         form: which.
         stored: its tensors by name.
         classes: how many there are.
-        temperature: T, as when they were stored.
+        temperature: T, as when they were stored; softmax(logits / T) is what is known.
     """
     if form == "every":
-        return stored["logits"]
+        return Outputs(logits=stored["logits"])
     kept = stored["classes"].long()  # (positions, k)
     if form == "drawn":
         share = torch.full(kept.shape, 1 / kept.shape[1], device=kept.device)
         p = torch.zeros(len(kept), classes, device=kept.device).scatter_add_(1, kept, share)
-        return p.log().clamp(min=NONE) * temperature
-    others = stored["rest"].float() - math.log(classes - kept.shape[1])  # of each of them
-    log_p = others[:, None].expand(-1, classes).contiguous()
-    return log_p.scatter_(1, kept, stored["log_probabilities"].float()) * temperature
+        return Outputs(logits=p.log().clamp(min=NONE) * temperature)
+    known = (stored["log_probabilities"].float(), stored["rest"].float())
+    return Outputs(most_likely=MostLikely(kept, *known, temperature, classes))
+
+
+@torch.no_grad()
+def completed(known: MostLikely, student: Tensor) -> Tensor:
+    """The teacher's logits (positions, classes), those of unknown classes in the student's proportions.
+
+    Args:
+        known: the most likely classes.
+        student: logits (positions, its classes), of which it may have fewer or more.
+    """
+    same = student[:, : known.of].float() / known.temperature
+    same = F.pad(same, (0, known.of - same.shape[1]), value=NONE)
+    others = same.scatter(1, known.classes, float("-inf"))
+    log_p = known.rest[:, None] + torch.log_softmax(others, dim=-1)
+    return log_p.scatter_(1, known.classes, known.log_probabilities).clamp_(min=NONE) * known.temperature
 
 
 def position_bytes(form: Form, classes: int, k: int) -> int:

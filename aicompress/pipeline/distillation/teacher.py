@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from aicompress.methods.distill.signals import completed
 from aicompress.methods.outputs import Output, Outputs
 from aicompress.methods.training import DistillMethod, LossConfig
 from aicompress.model.distillation.outputs import Runner, Task
@@ -41,6 +42,8 @@ class Loss:
 
     def __call__(self, student: Outputs, teacher: Outputs, done: float = 1.0) -> Tensor:
         """The sum when a share of the steps is done."""
+        if teacher.most_likely is not None and student.logits is not None:
+            teacher = replace(teacher, logits=completed(teacher.most_likely, student.logits))
         student, teacher = _shared_classes(student, teacher)
         return torch.stack(
             [c.weight_at(done) * method.loss(student, teacher, c.at(done)) for method, c in self.terms]

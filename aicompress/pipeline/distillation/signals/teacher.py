@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from aicompress.errors import CompressError
-from aicompress.methods.distill.signals import logits_of, stored_logits
+from aicompress.methods.distill.signals import outputs_of, stored_logits
 from aicompress.methods.outputs import Outputs, wanted
 from aicompress.pipeline.distillation.batches import Batch, Samples
 from aicompress.pipeline.distillation.signals.folder import SignalFolder, write
@@ -33,8 +33,8 @@ class StoredTeacher:
         device = next(iter(batch.inputs.values())).device
         rows = {name: tensor.to(device) for name, tensor in self.folder.rows(batch.index).items()}
         told, form = self.stored.told, self.stored.form
-        logits = None if form is None else logits_of(form, rows, told["classes"], told["temperature"] or 1.0)
-        return Outputs(logits=logits, embedding=rows.get("embedding"))
+        known = Outputs() if form is None else outputs_of(form, rows, told["classes"], told["temperature"] or 1.0)
+        return replace(known, embedding=rows.get("embedding"))
 
 
 @torch.no_grad()
