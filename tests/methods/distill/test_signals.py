@@ -76,7 +76,9 @@ def test_what_the_most_likely_classes_leave_over_pulls_at_nothing_among_the_othe
     q = together((same / 2).softmax(dim=-1))
     grouped = 4 * (together(p) * (together(p) / q).log()).sum(dim=-1).mean()
     assert float(divergence.detach()) == pytest.approx(float(grouped.detach()), rel=2e-3)
-    assert float(divergence.detach()) < float(softened_kl(student, logits, 2.0))  # grouping loses information, and adds none
+    assert float(divergence.detach()) < float(
+        softened_kl(student, logits, 2.0)
+    )  # grouping loses information, and adds none
     for each in (divergence, grouped):
         each.backward()
     torch.testing.assert_close(ours.grad, same.grad, atol=1e-3, rtol=0)
