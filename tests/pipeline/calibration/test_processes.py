@@ -37,7 +37,7 @@ def test_two_processes_give_what_one_gives(
         step = 2 * alone.dense(name).abs().max().item() / 255
         apart = (shared.dense(name) - alone.dense(name)).abs()
         assert apart.max() < 3 * step
-        assert (apart > step / 2).float().mean() < 0.02
+        assert (apart > step / 2).float().mean() < 0.05
 
 
 def test_two_processes_collect_the_statistics_of_one(

@@ -173,7 +173,8 @@ def test_a_base_with_differences_and_its_later_steps(tiny_llama: Path, tmp_path:
     with torch.inference_mode():
         for folder in ("out", "w8"):
             fast, plain = (load_model(tmp_path / folder, kernels=kernels) for kernels in ("fast", "reference"))
-            torch.testing.assert_close(fast(IDS).logits, plain(IDS).logits, rtol=1e-2, atol=1e-2)
+            wanted = plain(IDS).logits
+            assert (fast(IDS).logits - wanted).norm() < 2e-2 * wanted.norm()
     ups = [
         layer.mlp.up_proj.stored["base"] for layer in load_model(tmp_path / "out", kernels="reference").model.layers[:2]
     ]
@@ -210,7 +211,7 @@ def test_like_layers_of_codes_become_one(copied: Path, tmp_path: Path) -> None:
             for name, kernels in (("codes", "reference"), ("tied", "reference"), ("tied", "fast"))
         )
     assert torch.equal(got[0], wanted)
-    torch.testing.assert_close(got[1], wanted, rtol=1e-2, atol=1e-2)
+    assert (got[1] - wanted).norm() < 2e-2 * wanted.norm()
 
 
 @pytest.mark.parametrize("method", [{"name": "rtn", "bits": 8}, {"name": "gptq", "bits": 8, "granularity": "channel"}])

@@ -66,7 +66,9 @@ def divergence(source: Path, out: Path, ids: Tensor) -> float:
 def test_the_first_block_is_least_squares_on_its_real_inputs(
     tmp_path: Path, tiny_llama: Path, text_file: Path, method: dict[str, Any]
 ) -> None:
-    prune(tiny_llama, tmp_path / "out", recipe(tmp_path, text(text_file), {**OBS, **method}))
+    prune(
+        tiny_llama, tmp_path / "out", recipe(tmp_path, {**text(text_file), "precision": "float32"}, {**OBS, **method})
+    )
     model, narrow = (hf.AutoModelForCausalLM.from_pretrained(path) for path in (tiny_llama, tmp_path / "out"))
     seen: list[Tensor] = []
     before, after = model.model.layers[0].mlp, narrow.model.layers[0].mlp
