@@ -46,7 +46,8 @@ class TrainingLog:
         before = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         path.write_text("".join(line for line in before if _step(line) <= done), encoding="utf-8")
         self._lines = path.open("a", encoding="utf-8", buffering=1)
-        self._events: Any = SummaryWriter(str(folder), purge_step=done + 1 if done else None)
+        ending = f".{done}"  # names have seconds: a run that goes on at once would take the file of the one before
+        self._events: Any = SummaryWriter(str(folder), filename_suffix=ending, purge_step=done + 1 if done else None)
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Log numbers of a step, counted from 1; 0 is the student as it came."""
