@@ -200,13 +200,22 @@ def write_symbols(coder: Any, data: Any, counts: Any, look: int, offsets: Any, s
             at += 1
 
 
-def write_adaptive(symbols: Any, look: int) -> bytes:
-    """Write symbols (rows, columns) as `read_adaptive` reads them."""
-    rows, columns = symbols.shape
+def centred(symbols: Any) -> tuple[int, Any, int]:
+    """The most frequent symbol, every symbol's distance from it, and bytes that a stream of them fits into."""
     flat = symbols.reshape(-1)
     centre = int(np.bincount(flat, minlength=256).argmax())
     offsets = flat.astype(np.int64) - centre
-    room = 64 + 2 * int(np.abs(offsets).sum() + 2 * offsets.size)  # a decision takes eleven bits at most
+    return (
+        centre,
+        offsets,
+        64 + 2 * int(np.abs(offsets).sum() + 2 * offsets.size),
+    )  # a decision takes thirteen bits at most
+
+
+def write_adaptive(symbols: Any, look: int) -> bytes:
+    """Write symbols (rows, columns) as `read_adaptive` reads them."""
+    rows, columns = symbols.shape
+    centre, offsets, room = centred(symbols)
     number = IN_IMAGES if look > 1 else CONTEXTS
     parts: list[Any] = [
         np.array([0, 0xFFFFFFFF, 0, 0]),
@@ -222,4 +231,4 @@ def write_adaptive(symbols: Any, look: int) -> bytes:
     write(coder, data, (chances, uses, occupied), look, offsets, (rows, columns))
     # The shortest number between both ends, which differ in their first byte.
     body = bytes(data[: int(coder[3])]) + bytes([(int(coder[0]) + 0xFFFFFF) >> 24])
-    return bytes([ADAPTIVE, look, centre]) + checksum(flat.tobytes()).to_bytes(2, "little") + body
+    return bytes([ADAPTIVE, look, centre]) + checksum(symbols.tobytes()).to_bytes(2, "little") + body

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from aicompress.weights.coding.adaptive import centred
 from aicompress.weights.decoding import checksum, compiled, shipped
 
 MIXED = 4  # the first byte of a stream
@@ -118,6 +119,19 @@ def mean_level(total: int, number: int) -> int:
 
 
 @shipped
+def fullness(occupied: Any, column: int, row: int, width: int, across: int) -> int:
+    """How full a column is behind so many rows; of an image, with the eight around it, and itself twice."""
+    if width == 0:
+        return level(occupied[column], row)
+    total = occupied[column]
+    for down in range(-width, width + 1, width):
+        for right in range(-1, 2):
+            if 0 <= column + down + right < across:
+                total += occupied[column + down + right]
+    return level(total, 10 * row)
+
+
+@shipped
 def code_symbols(coder: Any, data: Any, model: Any, columns: Any, width: int, out: Any, size: Any) -> None:
     """Read distances from the most frequent symbol into `out`, row by row, or write those that are there.
 
@@ -133,15 +147,7 @@ def code_symbols(coder: Any, data: Any, model: Any, columns: Any, width: int, ou
     picked, across = model[3], size[1]
     for row in range(size[0]):
         for column in range(across):
-            if width > 0:
-                total = occupied[column]
-                for down in range(-width, width + 1, width):
-                    for right in range(-1, 2):
-                        if 0 <= column + down + right < across:
-                            total += occupied[column + down + right]
-                around[column] = level(total, 10 * row)
-            else:
-                around[column] = level(occupied[column], row)
+            around[column] = fullness(occupied, column, row, width, across)
         filled = far = lean = 0
         for column in range(across):
             at = row * across + column
@@ -208,7 +214,7 @@ def code_mixed(data: Any, out: Any, width: int, rows: int, columns: int, writing
         *(np.zeros(columns, dtype=np.int64) for _ in range(4)),
         out,
     ]
-    run = compiled(code_symbols, code_distance, mixed_decision, mean_level, level, side)
+    run = compiled(code_symbols, fullness, code_distance, mixed_decision, mean_level, level, side)
     if run is None:  # lists are faster for the interpreter
         run, state = code_symbols, [part.tolist() for part in state]
     run(state[0], state[1], tuple(state[2:8]), tuple(state[8:12]), width, state[12], (rows, columns))
@@ -238,10 +244,7 @@ def read_mixed(raw: Any, rows: int, columns: int) -> Any:
 def write_mixed(symbols: Any, width: int) -> bytes:
     """Write symbols (rows, columns) as `read_mixed` reads them."""
     rows, columns = symbols.shape
-    flat = symbols.reshape(-1)
-    centre = int(np.bincount(flat, minlength=256).argmax())
-    offsets = flat.astype(np.int64) - centre
-    room = 64 + 2 * int(np.abs(offsets).sum() + 2 * offsets.size)  # a decision takes thirteen bits at most
+    centre, offsets, room = centred(symbols)
     coder, data = code_mixed(np.zeros(room, dtype=np.uint8), offsets, width, rows, columns, 1)
     body = bytes(data[: int(coder[3])]) + bytes([(int(coder[0]) + 0xFFFFFF) >> 24])
-    return bytes([MIXED, width, centre]) + checksum(flat.tobytes()).to_bytes(2, "little") + body
+    return bytes([MIXED, width, centre]) + checksum(symbols.tobytes()).to_bytes(2, "little") + body
