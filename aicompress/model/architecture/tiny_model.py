@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.errors import CheckpointError
+from aicompress.model.architecture.bounded_run import BoundedRun
 from aicompress.model.architecture.tiny_inputs import HINT, inputs_of
 from aicompress.model.channels.graph import tensors_of
 from aicompress.model.loading.architecture_code import refusing
@@ -261,9 +262,10 @@ def outputs_of(model: Any, inputs: Mapping[str, Tensor]) -> list[Tensor]:
     """Everything that it gives.
 
     Raises:
-        CheckpointError: it does not run on these alone, or gives NaN.
+        CheckpointError: it does not run on these alone, runs on and on, or gives NaN.
     """
-    with refusing("a small model with random weights does not run", HINT), _numbers_like(model):
+    told = "a small model with random weights"
+    with refusing(f"{told} does not run", HINT), _numbers_like(model), BoundedRun(told, HINT):
         outputs = tensors_of(dict(model(**inputs)))
     if any(output.isnan().any() for output in outputs):
         raise CheckpointError("a small model with random weights gives NaN", HINT)

@@ -22,6 +22,7 @@ from aicompress.errors import CheckpointError, Refused
 from aicompress.methods.structural import Structure, Unit
 from aicompress.model.architecture import tiny_model
 from aicompress.model.architecture.architecture import Architecture
+from aicompress.model.architecture.bounded_run import EndlessRun
 from aicompress.model.architecture.reduced_model import reduced, started
 from aicompress.model.architecture.shapes import filled, save
 from aicompress.model.architecture.tiny_inputs import inputs_of
@@ -161,6 +162,8 @@ def _same(handler: AnyUnit, checkpoint: Checkpoint, choice: Choice, inputs: Mapp
     narrow = filled(edit.config, cut)
     try:
         after = tiny_model.outputs_of(narrow, inputs)
+    except EndlessRun:
+        raise
     except CheckpointError:  # a width that the cut does not reach, such as that of a norm over all heads
         return False
     return all(tiny_model.alike(one, other) for one, other in zip(after, before, strict=False))

@@ -6,6 +6,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.measure import Timing, interleaved
+from aicompress.model.architecture import bounded_run
 from aicompress.pipeline.step.environment import threads
 from aicompress.pipeline.step.running_model import Running, example, forward_call
 from aicompress.pipeline.step.timing import latency
@@ -125,6 +126,19 @@ def test_a_model_that_cannot_be_built_is_timed_by_layers_and_said(tiny_llama: Pa
     assert found is not None
     assert found.what.startswith("sum over")
     assert "the whole model could not be timed" in warnings[0]
+
+
+def test_a_model_that_runs_on_and_on_is_timed_by_layers_and_said(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a random vocoder does, which draws how long its sound lasts."""
+    monkeypatch.setattr(bounded_run, "MOST_WORK", 1e6)
+    monkeypatch.setattr(latency, "PER_TOKEN", 1e-3)
+    checkpoint = Checkpoint.open(tiny_llama)
+    found, warnings = compare(checkpoint, checkpoint)
+    assert found is not None
+    assert found.what.startswith("sum over")
+    assert "the whole model could not be timed, its layers were: a forward pass takes far longer" in warnings[0]
 
 
 def test_off_says_so(mlp_file: Path) -> None:

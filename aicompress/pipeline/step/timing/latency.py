@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 WHOLE = 1_000_000_000  # bytes of weights up to which a step builds both models to time them
 BUDGET = 1.5  # seconds that a step spends on counted rounds at most
 PER_BYTE = 15e-9  # seconds for a byte of the input: timing a small model must not take longer than compressing it
+PER_TOKEN = 32  # multiplications for a token and a byte of the input, above which a forward pass is not waited for
+MOST_WRITTEN = 2**29  # numbers that one operator writes
 SLOWER = 1.05  # ratio of times from which on an output is called slower
 SIZES = {"generates": (1, 128), "encodes": (8, 64)}  # batch, tokens
 
@@ -70,7 +72,12 @@ def judged(latency: Latency | None) -> list[str]:
 
 
 def _whole_models(before: Checkpoint, after: Checkpoint, seconds: float) -> Latency | None:
-    """Time whole models of two directories; None where nothing says what they take."""
+    """Time whole models of two directories; None where nothing says what they take.
+
+    Raises:
+        CheckpointError: one of them cannot be run, or would run on and on.
+    """
+    from aicompress.model.architecture.bounded_run import MOST_WORK, BoundedRun
     from aicompress.pipeline.step.running_model import Setting, example, forward_call
 
     running = [Setting().start(str(side.path)) for side in (before, after)]
@@ -80,6 +87,9 @@ def _whole_models(before: Checkpoint, after: Checkpoint, seconds: float) -> Late
     if inputs is None:
         return None
     calls = [forward_call(each.module, inputs[0]) for each in running]
+    nbytes = sum(ref.spec.nbytes for ref in before.tensors.values())
+    with BoundedRun("a forward pass", most=max(MOST_WORK, PER_TOKEN * batch * length * nbytes), largest=MOST_WRITTEN):
+        calls[0]()
     timings = interleaved(calls, rounds_within(calls, seconds))
     return latency_of(f"whole model, {inputs[1]}", timings[0], timings[1])
 
