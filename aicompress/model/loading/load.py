@@ -87,16 +87,21 @@ def trainable(
     return running.train()
 
 
-def _keep_from_saving(model: Any, checkpoint: Checkpoint) -> None:
-    """Let transformers' own saving of a compressed model raise an error: it knows nothing of how layers are stored."""
-    if checkpoint.manifest.entries and hasattr(model, "save_pretrained"):
-        model.save_pretrained = partial(_refuse_to_save, checkpoint.path)
+def _keep_from_saving(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Let transformers' own saving of a model, or of a model inside it, raise an error.
+
+    It knows nothing of how layers are stored, nor of widths that config.json cannot say.
+    """
+    manifest = checkpoint.manifest
+    if manifest.entries or manifest.widths:
+        what = "compressed layers" if manifest.entries else "widths of single layers"
+        for module in model.modules():
+            if hasattr(module, "save_pretrained"):
+                module.save_pretrained = partial(_refuse_to_save, f"{what} of {checkpoint.path}")  # type: ignore[assignment]
 
 
-def _refuse_to_save(path: Path, *args: Any, **options: Any) -> None:
-    raise Refused(
-        f"save_pretrained cannot write the compressed layers of {path}", "copy that checkpoint, or run a step on it"
-    )
+def _refuse_to_save(what: str, *args: Any, **options: Any) -> None:
+    raise Refused(f"save_pretrained cannot write the {what}", "copy that checkpoint, or run a step on it")
 
 
 _SEQUENTIAL = "give the recipe `model: {sequential: [fc1, relu, fc2]}`, or a factory"

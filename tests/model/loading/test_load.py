@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -51,9 +52,10 @@ def test_a_compressed_model_is_not_saved_without_its_layers(tiny_llama: Path, tm
     """transformers would write a folder without them, and fill them at random as it loads it."""
     out = compress(tiny_llama, tmp_path / "out", linears(8))
     fast, reference = load(out), load(out, kernels="reference")
-    for model in (fast, reference, trainable(out)):
-        with pytest.raises(Refused, match="save_pretrained cannot write the compressed layers"):
-            model.save_pretrained(tmp_path / "saved")
+    for whole in (fast, reference, trainable(out)):
+        for model in (whole, whole.model, copy.deepcopy(whole) if whole is reference else whole):
+            with pytest.raises(Refused, match="save_pretrained cannot write the compressed layers"):
+                model.save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
     with pytest.raises(Refused, match="no state that could be saved"):
         fast.state_dict()

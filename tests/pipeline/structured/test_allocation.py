@@ -12,7 +12,7 @@ import transformers as hf
 
 import aicompress.hf  # noqa: F401
 from aicompress.checkpoint import Checkpoint
-from aicompress.errors import CompressError
+from aicompress.errors import CompressError, Refused
 from aicompress.methods.prune.units import obs
 from aicompress.model.loading.load import load
 from aicompress.pipeline.layerwise import planner
@@ -52,6 +52,8 @@ def test_unlike_widths_lose_less_and_load_everywhere_it_says(
     model = load(tmp_path / "out")
     assert [layer.mlp.up_proj.out_features for layer in model.model.layers] == widths
     assert [layer.mlp.down_proj.in_features for layer in model.model.layers] == widths
+    with pytest.raises(Refused, match="cannot write the widths of single layers"):
+        model.save_pretrained(tmp_path / "saved")
     same = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     torch.testing.assert_close(logits(same, ids), logits(model, ids))
     assert divergence(trained_llama, tmp_path / "out", ids) < 1.02 * divergence(trained_llama, tmp_path / "even", ids)
