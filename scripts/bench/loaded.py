@@ -1,8 +1,9 @@
-"""Time of a model with 4-bit weights as `aicompress.load` runs it, against the dense one, by number of tokens.
+"""Time of a quantized model as `aicompress.load` runs it, against the dense one, by number of tokens.
 
     python -m scripts.bench.loaded --folder build/bench
 
-Random Llamas of 7, 22 and 135 million parameters, in float32 and bfloat16; passes of both are timed in turn. Prints a
+Random Llamas of 7, 22 and 135 million parameters, in float32 and bfloat16, with weights of 4 and 8 bits, and of 8 bits
+with rounded inputs; passes of both are timed in turn. Prints a
 Markdown table: the kernels that `load` chose, and the median of the ratios with its 95 % interval.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -24,6 +26,7 @@ from aicompress.recipe import load as load_recipe
 
 SIZES = {"7M": (256, 6), "22M": (384, 10), "135M": (576, 30)}  # hidden width, layers
 VOCABULARY = 4096
+RECIPES = {"rtn-w4": ["method.group_size=32"], "rtn-w8": [], "w8a8": []}
 TOKENS = ((1, 1), (1, 16), (1, 64), (8, 64))  # batch, length
 
 
@@ -58,17 +61,18 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/bench"))
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
     options = parser.parse_args()
     shown = " | ".join(f"{batch} x {length} tokens" for batch, length in TOKENS)
-    print(f"| parameters | dtype | kernels | {shown} |\n|---|---|---|{'---|' * len(TOKENS)}")
-    for name in options.sizes:
-        dense, compressed = options.folder / "loaded" / name, options.folder / "loaded" / f"{name}-w4"
+    print(f"| parameters, recipe | dtype | kernels | {shown} |\n|---|---|---|{'---|' * len(TOKENS)}")
+    for name, recipe in product(options.sizes, options.recipes):
+        dense, compressed = options.folder / "loaded" / name, options.folder / "loaded" / f"{name}-{recipe}"
         if not dense.exists():
             write(dense, *SIZES[name])
         if not compressed.exists():
-            recipe = load_recipe("quantize/rtn-w4", "quantize", ["method.group_size=32"])
-            run(make_plan(dense, Destination(compressed), recipe, "quantize"), Options(latency="off"))
-        print("\n".join(rows(name, dense, compressed, options.rounds)), flush=True)
+            read = load_recipe(f"quantize/{recipe}", "quantize", RECIPES[recipe])
+            run(make_plan(dense, Destination(compressed), read, "quantize"), Options(latency="off"))
+        print("\n".join(rows(f"{name}, {recipe}", dense, compressed, options.rounds)), flush=True)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,9 @@ INT4_GROUPS = (256, 128, 64, 32)  # group sizes of the int4 kernel, largest firs
 INT4_ROWS = 16  # above this many rows, decoding and a plain product is faster
 KEPT_ROWS = 8  # the same where the decoded matrix is held
 INT8_ROWS = 2
+INT8_KEPT_ROWS = 32  # rounding the inputs of more rows than this takes longer than products of bfloat16 save
+FEW_ROWS = 8  # up to as many, a small product in float32 is over before inputs are in bfloat16
+SMALL = 1 << 18  # weights of a layer that is small
 
 
 def has_fast_bfloat16() -> bool:
@@ -139,6 +142,9 @@ class RoundedLinear(PlainLinear):
 class Bfloat16Linear(FastLinear):
     """Weights decoded to bfloat16 and packed once by oneDNN: 2 bytes per weight; 5x from 8 rows on, 1x at one.
 
+    Args:
+        wide: inputs are in float32. A small layer is then held in float32 too, for products of a few rows.
+
     Attributes:
         output: dtype of the outputs where the next layer takes it; None is the inputs' own.
         activation: computed on the product before it is rounded: none or gelu.
@@ -146,14 +152,29 @@ class Bfloat16Linear(FastLinear):
 
     kernel = "bfloat16"
 
-    def __init__(self, matrix: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, matrix: Tensor, bias: Tensor | None, wide: bool = False) -> None:
         super().__init__((matrix.shape[0], matrix.shape[1]), bias)
+        self.few = matrix.float() if wide and matrix.numel() <= SMALL else None
+        if self.few is not None:
+            self.kernel = f"bfloat16, float32 up to {FEW_ROWS} rows"
         self.packed = torch.ops.mkldnn._reorder_linear_weight(matrix.bfloat16().contiguous(), None)
         self.small_bias = None if bias is None else bias.detach().bfloat16()
         self.output: torch.dtype | None = None
         self.activation = "none"
 
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out); a few rows as `PlainLinear` does it."""
+        if self._is_few(x):
+            refuse_gradients(x)
+            return F.linear(x, self.few, self.bias)  # type: ignore[arg-type]
+        return super().forward(x)
+
+    def _is_few(self, x: Tensor) -> bool:
+        return self.few is not None and x.dtype is torch.float32 and x.numel() <= FEW_ROWS * self.in_features
+
     def multiply(self, x: Tensor) -> Tensor:
+        if self._is_few(x):
+            return F.linear(x, self.few, self.bias)  # type: ignore[arg-type]
         y: Tensor = torch.ops.mkldnn._linear_pointwise(
             x.bfloat16(), self.packed, self.small_bias, self.activation, [], "none"
         )
@@ -168,20 +189,28 @@ class Int8Linear(FastLinear):
     Args:
         input_bits: 8; 7 where the product of 8 bits saturates, as PyTorch's own quantization has it there
             (`reduce_range`): 2 x 127 x 127 is less than 2^15.
+        keep: hold the decoded matrix too, in bfloat16, whose inputs are not rounded, for products of many rows.
     """
 
     kernel = "int8"
 
-    def __init__(self, weight: IntGrouped, bias: Tensor | None, input_bits: Literal[7, 8] = 8) -> None:
+    def __init__(
+        self, weight: IntGrouped, bias: Tensor | None, input_bits: Literal[7, 8] = 8, keep: bool = False
+    ) -> None:
         super().__init__(weight.shape, bias)
+        self.kept = Bfloat16Linear(weight.dense(), bias) if keep else None
         self.packed = torch.ops.onednn.qlinear_prepack(weight.codes.contiguous(), None)
         self.scale = weight.scale.float().expand(self.out_features, -1).reshape(-1).contiguous()
         self.zero = torch.zeros(self.out_features, dtype=torch.int64)
         self.input_zero = 1 << (input_bits - 1)
         if input_bits == 7:
             self.kernel = "int8, inputs of 7 bits"
+        if keep:
+            self.kernel += f", bfloat16 above {INT8_KEPT_ROWS} rows"
 
     def multiply(self, x: Tensor) -> Tensor:
+        if self.kept is not None and len(x) > INT8_KEPT_ROWS:
+            return self.kept.multiply(x)
         wide = x.float()
         # Two reductions are several times faster than abs() and one, or than a norm.
         scale = torch.maximum(wide.amax(1, keepdim=True), wide.amin(1, keepdim=True).neg_())
@@ -196,16 +225,25 @@ class Int8Linear(FastLinear):
 
 
 class Int8WeightLinear(FastLinear):
-    """8-bit weights with a scale per row, inputs in bfloat16: 1 byte per weight; 2x at one row, 2x to 3x above."""
+    """8-bit weights with a scale per row, inputs in bfloat16: 1 byte per weight; 2x at one row, 2x to 3x above.
+
+    Args:
+        keep: hold the decoded matrix too, in bfloat16, for products of many rows.
+    """
 
     kernel = "int8 weights"
 
-    def __init__(self, weight: IntGrouped, bias: Tensor | None) -> None:
+    def __init__(self, weight: IntGrouped, bias: Tensor | None, keep: bool = False) -> None:
         super().__init__(weight.shape, bias)
+        self.kept = Bfloat16Linear(weight.dense(), bias) if keep else None
+        if keep:
+            self.kernel = f"int8 weights, bfloat16 above {INT8_ROWS} rows"
         self.codes = weight.codes.contiguous()
         self.scale = weight.scale.expand(self.out_features, -1).reshape(-1).contiguous()
 
     def multiply(self, x: Tensor) -> Tensor:
+        if self.kept is not None and len(x) > INT8_ROWS:
+            return self.kept.multiply(x)
         small = x.bfloat16()
         if len(x) <= INT8_ROWS:
             y = torch._weight_int8pack_mm(small, self.codes, self.scale.bfloat16()).to(x.dtype)

@@ -147,11 +147,12 @@ def _integer_linear(
     out, columns = weight.shape
     per_row = weight.scale.shape[1] == 1 and weight.symmetric
     if resident and bfloat16:
-        return Bfloat16Linear(weight.dense(), bias)
+        return Bfloat16Linear(weight.dense(), bias, dtype is torch.float32)
     if fits(weight) and compiled() is not None:
         return W4A8Linear(weight, bias)
     if weight.activation_bits == 8 and per_row:
-        return Int8Linear(weight, bias, 8 if has_exact_int8() else 7)
+        held = keep and bfloat16 and dtype is torch.bfloat16
+        return Int8Linear(weight, bias, 8 if has_exact_int8() else 7, held)
     if weight.activation_bits is not None:
         return RoundedLinear(weight.dense().to(dtype), bias, weight.activation_bits)
     if resident:  # float32 is as fast as it gets here from a few rows on, and small
@@ -160,7 +161,7 @@ def _integer_linear(
     if weight.bits <= 4 and group and out % 16 == 0:
         return Int4Linear(weight, bias, group, keep)
     if weight.bits > 4 and per_row and bfloat16:
-        return Int8WeightLinear(weight, bias)
+        return Int8WeightLinear(weight, bias, keep)
     return Bfloat16Linear(weight.dense(), bias) if bfloat16 else PlainLinear(weight.dense().to(dtype), bias)
 
 

@@ -13,7 +13,14 @@ from transformers.pytorch_utils import Conv1D
 
 from aicompress.errors import Refused
 from aicompress.model.kernels import linear, select
-from aicompress.model.kernels.linear import KEPT_ROWS, PlainLinear, has_exact_int8
+from aicompress.model.kernels.linear import (
+    FEW_ROWS,
+    INT8_KEPT_ROWS,
+    INT8_ROWS,
+    KEPT_ROWS,
+    PlainLinear,
+    has_exact_int8,
+)
 from aicompress.model.kernels.select import fast_linear, fast_module
 from aicompress.weights import IntGrouped, Weight
 from aicompress.weights.base_delta import BaseDelta
@@ -113,6 +120,19 @@ def test_a_decoded_matrix_is_held_for_many_rows(
         assert relative(product, expected) < (1e-2 if rounds else 1e-6), rows
 
 
+@pytest.mark.parametrize("case", ["w8", "w8a8"])
+def test_weights_of_8_bits_are_held_for_many_rows_too(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(select, "has_fast_bfloat16", lambda: True)
+    weight, bias = CASES[case][0], torch.randn(OUT).bfloat16()
+    layer = fast_linear(weight, bias, torch.bfloat16, resident=False, keep=True)
+    most = {"w8": INT8_ROWS, "w8a8": INT8_KEPT_ROWS}[case]
+    assert layer.kernel.endswith(f", bfloat16 above {most} rows")
+    for rows in (1, most, most + 1, 70):
+        x = torch.randn(rows, COLUMNS).bfloat16()
+        expected = nn.functional.linear(x.float(), weight.dense(), bias.float())
+        assert relative(layer(x), expected) < 2e-2, rows
+
+
 def test_a_low_rank_weight_holds_its_factors_decoded() -> None:
     weight = low_rank(matrix(64, 128), 32, bits=4)
     kernel = fast_linear(weight, None, torch.float32, resident=False, keep=True).kernel
@@ -138,7 +158,7 @@ def test_weights_that_fit_into_the_cache_run_in_bfloat16_where_it_is_native(
     monkeypatch.setattr(select, "has_fast_bfloat16", lambda: native)
     weight, kernel = CASES[case]
     layer = fast_linear(weight, None, torch.float32, resident=True)
-    assert (layer.kernel == "bfloat16") == native
+    assert layer.kernel.startswith("bfloat16, float32") == native
     x = torch.randn(9, COLUMNS)
     rounding = 2e-2 if kernel == INT8 and not native else 6e-3  # of inputs to 8 bits, or to bfloat16
     with torch.no_grad():
@@ -231,15 +251,50 @@ def test_layers_of_other_classes_are_left_to_the_reference() -> None:
 
 
 class Operations(TorchDispatchMode):
-    """Notes every operation of PyTorch."""
+    """Notes every operation of PyTorch, and the numbers that the largest writes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
+        self.written = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
+        output = func(*args, **(kwargs or {}))
+        if isinstance(output, Tensor) and not func.is_view:
+            self.written = max(self.written, output.numel())
+        return output
+
+
+@pytest.mark.parametrize("native", NATIVE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("case", CASES)
+def test_no_product_of_many_rows_decodes_a_weight_anew(
+    case: str, resident: bool, dtype: torch.dtype, native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dense layer does not, and this would take as long as its product."""
+    for module in (select, linear):
+        monkeypatch.setattr(module, "has_fast_bfloat16", lambda: native)
+    layer = fast_linear(CASES[case][0], None, dtype, resident, keep=True)
+    for rows in (17, 20):  # of fewer numbers than half the weight
+        with torch.inference_mode(), Operations() as operations:
+            layer(torch.randn(rows, COLUMNS).to(dtype))
+        assert operations.written < OUT * COLUMNS // 2, rows
+
+
+@pytest.mark.parametrize("rows", [1, FEW_ROWS])
+def test_a_small_layer_multiplies_few_rows_as_a_dense_one_does(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(select, "has_fast_bfloat16", lambda: True)
+    layer = fast_linear(CASES["w8"][0], None, torch.float32, resident=True)
+    dense, x = nn.Linear(COLUMNS, OUT, bias=False), torch.randn(1, rows, COLUMNS)
+    dense.weight = nn.Parameter(CASES["w8"][0].dense(), requires_grad=False)
+    with torch.inference_mode(), Operations() as mine:
+        y = layer(x)
+    with torch.inference_mode(), Operations() as others:
+        expected = dense(x)
+    assert torch.equal(y, expected)
+    assert mine.names == others.names
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
