@@ -28,9 +28,9 @@ def run(
         where: the device, and the folder of the log.
     """
     from aicompress.pipeline.distillation import run as distillation
-    from aicompress.pipeline.distillation.made_student import made_student
     from aicompress.pipeline.distillation.plan import make_plan
     from aicompress.pipeline.distillation.pruned_student import Teaching, pruned_student
+    from aicompress.pipeline.distillation.students.made_student import made_student
     from aicompress.pipeline.step.options import Options
     from aicompress.pipeline.step.workers import is_first
     from aicompress.recipe.distillation import load

@@ -49,6 +49,12 @@ class Training(Section):
         description="keep no activations inside blocks but compute them again on the way back: less memory, a third "
         "more time",
     )
+    shard: bool = Field(
+        False,
+        exclude_if=lambda asked: not asked,  # recipes from before it was there keep their digests
+        description="under torchrun: divide weights, gradients and moments over the processes, and the teacher's "
+        "weights, instead of keeping a copy in each; one process has nothing to divide",
+    )
     learning_rate: float = Field(3e-4, gt=0, description="peak; a scale's is multiplied by the scale's own size")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with a rising rate")
     weight_decay: float = Field(0.01, ge=0, description="of matrices; biases, norms and scales are not decayed")

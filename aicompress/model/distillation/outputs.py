@@ -54,8 +54,7 @@ class Runner:
         if self.task == "module":
             return Outputs(logits=model(inputs[""]), labels=labels)
         want_hidden = bool(reads & {"embedding", "hidden"})
-        # The backbone alone, where nobody reads the head's logits.
-        body = model if "logits" in reads else getattr(model, "base_model", model)
+        body = body_of(model, reads)
         more = {"output_attentions": True} if "attention" in reads else {}
         given = body(**inputs, output_hidden_states=want_hidden, return_dict=True, **more, **_no_cache(self.task))
         mask = inputs["attention_mask"].bool() if "attention_mask" in inputs else None
@@ -103,6 +102,11 @@ class Runner:
         if self.task == "masked":
             return (logits.flatten(0, 1) if mask is None else logits[mask]), None
         return logits, labels
+
+
+def body_of(model: nn.Module, reads: frozenset[Output]) -> nn.Module:
+    """What is run of a model: the backbone alone, where nobody reads the head's logits."""
+    return model if "logits" in reads else getattr(model, "base_model", model)
 
 
 def _maps(attentions: Any) -> tuple[Tensor, ...]:

@@ -20,7 +20,7 @@ class TrainedParameters:
         parameters: by name.
         dtypes: what each is stored as; held-out losses are measured on weights rounded to it.
         zeros: True where a weight must stay zero.
-        scales: names of quantization scales, whose learning rate is relative to their size.
+        scales: root mean square of quantization scales, by name: their learning rate is relative to it.
         latent: the step of its grid, by name, of numbers in the place of codes.
         code_rate: (steps) -> how far the first steps of a training move a code, in steps of its grid.
     """
@@ -28,7 +28,7 @@ class TrainedParameters:
     parameters: dict[str, Tensor]
     dtypes: Mapping[str, torch.dtype]
     zeros: Mapping[str, Tensor]
-    scales: frozenset[str]
+    scales: Mapping[str, float]
     latent: Mapping[str, float]
     code_rate: Callable[[int], float]
 
@@ -57,8 +57,8 @@ def optimizer(trained: TrainedParameters, settings: Training) -> torch.optim.Ada
             far = trained.code_rate(settings.steps) * trained.latent[name]
             own.append({"params": [parameter], "peak": far, "weight_decay": 0.0})
         elif name in trained.scales:
-            size = float(parameter.detach().square().mean().sqrt())
-            own.append({"params": [parameter], "peak": settings.learning_rate * size, "weight_decay": 0.0})
+            far = settings.learning_rate * trained.scales[name]
+            own.append({"params": [parameter], "peak": far, "weight_decay": 0.0})
         else:
             (decayed if parameter.ndim >= 2 or name.endswith("_values") else plain).append(parameter)
     peak = settings.learning_rate

@@ -29,12 +29,12 @@ from aicompress.pipeline.distillation.compatibility import (
     tokenizer_warnings,
 )
 from aicompress.pipeline.distillation.healing import Healing, keeps_zeros
-from aicompress.pipeline.distillation.made_student import MadeStudent
 from aicompress.pipeline.distillation.samples import bare_module, fitting_samples, models
 from aicompress.pipeline.distillation.signals import outputs as stored_outputs
 from aicompress.pipeline.distillation.signals.folder import SignalFolder
 from aicompress.pipeline.distillation.signals.outputs import StoredOutputs, Taught
 from aicompress.pipeline.distillation.splits import Split, by_tokens, mixed, split_samples
+from aicompress.pipeline.distillation.students.made_student import MadeStudent
 from aicompress.pipeline.distillation.teacher import CACHE_BYTES, TOKENS, Loss
 from aicompress.pipeline.step.checks import NOT_OF_TRAINING, known_kinds, left_out, place_problems, require_space
 from aicompress.pipeline.step.dry_run import summarize

@@ -24,15 +24,18 @@ def training_section(trainer: Trainer, teachers: Sequence[Checkpoint], cached: b
         cached: its outputs were computed once.
     """
     trained, setup = trainer.trained, trainer.setup
+    whole = {**trained.parameters, **setup.shards.divided}
+    held = sum(parameter.numel() for parameter in trained.parameters.values())
     terms = [f"{config.weight:g} {method.name}" for method, config in setup.loss.terms]
     return {
         "teacher": described(teachers, setup.averaged),
         "loss": " + ".join(terms if setup.averaged is None else ["1 cross-entropy", *terms]),
         **curve_section(trainer.history, setup.split, setup.samples),
-        "trained_parameters": sum(parameter.numel() for parameter in trained.parameters.values()),
-        "zeros_kept": sum(int(zero.sum()) for zero in trained.zeros.values()),
+        "trained_parameters": sum(parameter.numel() for parameter in whole.values()),
+        "zeros_kept": sum(setup.shards.zeros.get(name, int(zero.sum())) for name, zero in trained.zeros.items()),
         "precision": trainer.settings.precision,
         "processes": trainer.team.size,
+        **({"parameters_per_process": held} if setup.shards.divided else {}),
         "cached_teacher": cached,
     }
 

@@ -62,7 +62,7 @@ class Student:
         parameters: dict[str, Tensor] = {}
         dtypes: dict[str, torch.dtype] = {}
         zeros: dict[str, Tensor] = {}
-        scales: set[str] = set()
+        scales: dict[str, float] = {}
         latent: dict[str, float] = {}
         for name, tensors in self.stored.items():
             entry = self.checkpoint.manifest.entries.get(name)
@@ -78,11 +78,11 @@ class Student:
                 if suffix in steps:
                     latent[full] = steps[suffix]
                 elif suffix in relative:
-                    scales.add(full)
+                    scales[full] = float(parameter.detach().square().mean().sqrt())
                 elif keep_zeros and parameter.ndim >= 2:
                     zero = parameter.detach() == 0
                     zeros |= {full: zero} if bool(zero.any()) else {}
-        return TrainedParameters(parameters, dtypes, zeros, frozenset(scales), latent, self.healing.code_rate)
+        return TrainedParameters(parameters, dtypes, zeros, scales, latent, self.healing.code_rate)
 
     def value(self, name: str) -> Tensor | Weight:
         """The trained value of a parameter: a plain tensor in its own dtype, or its stored form."""

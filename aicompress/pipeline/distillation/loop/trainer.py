@@ -11,49 +11,23 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from aicompress.errors import CompressError, OutOfSpace
-from aicompress.methods.outputs import Outputs
-from aicompress.pipeline.distillation.batches import Batch, Samples
+from aicompress.pipeline.distillation.batches import Batch
 from aicompress.pipeline.distillation.loop.log import TrainingLog
+from aicompress.pipeline.distillation.loop.setup import TrainingSetup
 from aicompress.pipeline.distillation.loop.state import UNSHARED, Point, StateFile, TrainingHistory
 from aicompress.pipeline.distillation.loop.tensors import TrainingTensors
-from aicompress.pipeline.distillation.mean_teacher import READS, Averaged, judged
+from aicompress.pipeline.distillation.mean_teacher import READS, judged
 from aicompress.pipeline.distillation.optimizer import TrainedParameters, optimizer, rate
-from aicompress.pipeline.distillation.recoding import Recoding
-from aicompress.pipeline.distillation.splits import Split
-from aicompress.pipeline.distillation.teacher import Loss, Runnable, are_numbers
+from aicompress.pipeline.distillation.teacher import are_numbers
 from aicompress.pipeline.step.workers import Processes
 from aicompress.recipe.distillation import Training
 
 SHOWN = 8  # samples that an error names
-
-
-@dataclass(frozen=True)
-class TrainingSetup:
-    """Models, loss and data of a training run.
-
-    Attributes:
-        student: the model that is trained.
-        teacher: gives what it learns from, for a batch and a precision.
-        loss: distance between the two.
-        samples: all of them.
-        split: which are trained on, and when.
-        averaged: the teacher is the student's average; None for another one.
-        recoding: the student is learnt as codes, whose bits the loss pays for; None for real numbers.
-    """
-
-    student: Runnable
-    teacher: Callable[[Batch, str], Outputs]
-    loss: Loss
-    samples: Samples
-    split: Split
-    averaged: Averaged | None = None
-    recoding: Recoding | None = None
 
 
 class Trainer:
@@ -90,7 +64,7 @@ class Trainer:
         if setup.averaged is not None:
             average = setup.averaged.parameters
         movement = {name: torch.zeros_like(trained.parameters[name], requires_grad=False) for name in watched}
-        self.tensors = TrainingTensors(trained.parameters, self.optimizer, average, movement)
+        self.tensors = TrainingTensors(trained.parameters, self.optimizer, average, movement, setup.shards)
 
     def run(self, progress: Callable[[str, int, int], None], save_seconds: float) -> None:
         """Train to the last step, then restore the best weights.
@@ -109,7 +83,7 @@ class Trainer:
             self._tell(told)
             if history.step % settings.evaluate_every == 0 or history.step == settings.steps:
                 self.measure()
-            if self.team.rank == 0 and time.perf_counter() - saved >= save_seconds:
+            if self._is_due(time.perf_counter() - saved >= save_seconds):
                 self._save()
                 saved = time.perf_counter()
             progress(self._line(told), history.step, settings.steps)
@@ -129,10 +103,18 @@ class Trainer:
         rate = f"rate {told['learning_rate']:.2g}"
         return f"loss {told['loss']:.4g}, held out {history.curve[-1].held_out:.4g}, {rate}, {speed}"
 
+    def _is_due(self, now: bool) -> bool:
+        """Whether the first process is to save the state; the others help it where the student is divided."""
+        if not self.setup.shards.divided:
+            return now and self.team.rank == 0
+        return bool(self.team.send(torch.tensor(int(now), device=self.device)))
+
     def _save(self) -> None:
         """Save the state; where the disk is full the one before stays, and training goes on."""
+        tensors = self.tensors.saved()
         try:
-            self.state.save(self.history, self.tensors.saved())
+            if self.team.rank == 0:
+                self.state.save(self.history, tensors)
         except OutOfSpace:
             self.unsaved += 1
 
@@ -166,14 +148,15 @@ class Trainer:
             share.backward()  # type: ignore[no-untyped-call]
             loss += share.detach()
             history.tokens += _tokens(batch) * self.team.size
-        gradients = [p.grad for p in self.trained.parameters.values() if p.grad is not None]
-        self.team.average([*gradients, loss])
+        shards = self.setup.shards
+        gradients = shards.gradients(self.trained.parameters)
+        self.team.average([*shards.own(gradients), loss])
         self._mask_gradients()
         for name, total in self.tensors.movement.items():
             parameter = self.trained.parameters[name]
             if parameter.grad is not None:
                 total.addcmul_(parameter.detach(), parameter.grad, value=-1)
-        norm = nn.utils.get_total_norm(gradients)
+        norm = shards.norm(gradients, self.team)
         self._require_finite(float(loss), float(norm), mine)
         if settings.clip is not None:
             nn.utils.clip_grads_with_norm_(self.trained.parameters.values(), settings.clip, norm)
@@ -279,12 +262,14 @@ class Trainer:
 
     def _held_out(self) -> float:
         """Mean loss of the held-out samples, in float32."""
-        split, total = self.setup.split, torch.zeros(2, dtype=torch.float64)
-        for number, index in enumerate(split.in_order(split.held_out, split.batch)):
-            if number % self.team.size == self.team.rank:
-                batch = self.setup.samples.batch(index).to(self.device)
-                total += torch.tensor([float(self._judged(batch)) * len(index), len(index)], dtype=torch.float64)
-        total = self.team.total(total)
+        split, team, total = self.setup.split, self.team, torch.zeros(2, dtype=torch.float64)
+        batches = list(split.in_order(split.held_out, split.batch))
+        for number in range(team.rank, -(-len(batches) // team.size) * team.size, team.size):
+            index = batches[min(number, len(batches) - 1)]  # all run as often: a divided model runs in all at once
+            loss = float(self._judged(self.setup.samples.batch(index).to(self.device)))
+            if number < len(batches):
+                total += torch.tensor([loss * len(index), len(index)], dtype=torch.float64)
+        total = team.total(total)
         return float(total[0] / total[1])
 
 

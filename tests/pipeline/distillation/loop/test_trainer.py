@@ -52,7 +52,7 @@ def test_scales_move_in_proportion_and_only_matrices_decay() -> None:
     dtypes = dict.fromkeys(parameters, torch.float32)
     latent = {"table.weight": 0.5}
     rate_of = partial(code_rate, None)
-    trained = TrainedParameters(parameters, dtypes, {}, frozenset({"fc.weight_scale"}), latent, rate_of)
+    trained = TrainedParameters(parameters, dtypes, {}, {"fc.weight_scale": 0.01}, latent, rate_of)
     made = optimizer(trained, Training(learning_rate=1e-2, weight_decay=0.1, steps=300))
     found = {id(p): group for group in made.param_groups for p in group["params"]}
     peaks = {name: found[id(p)]["peak"] for name, p in parameters.items()}

@@ -13,7 +13,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.place import lock, working_path
 from aicompress.disk import empty, require_writable
 from aicompress.errors import RecipeError, Refused, raise_all
-from aicompress.pipeline.distillation.configured_student import make
+from aicompress.pipeline.distillation.students.configured_student import make
 from aicompress.pipeline.step.checks import NOT_OF_TRAINING, place_problems
 from aicompress.pipeline.step.input import Adapted, open_input
 from aicompress.pipeline.step.options import Options, Progress

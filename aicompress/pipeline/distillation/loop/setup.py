@@ -1,0 +1,39 @@
+"""What a training run is given: models, loss and data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from aicompress.methods.outputs import Outputs
+from aicompress.pipeline.distillation.batches import Batch, Samples
+from aicompress.pipeline.distillation.loop.shards import Shards
+from aicompress.pipeline.distillation.mean_teacher import Averaged
+from aicompress.pipeline.distillation.recoding import Recoding
+from aicompress.pipeline.distillation.splits import Split
+from aicompress.pipeline.distillation.teacher import Loss, Runnable
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """Models, loss and data of a training run.
+
+    Attributes:
+        student: the model that is trained.
+        teacher: gives what it learns from, for a batch and a precision.
+        loss: distance between the two.
+        samples: all of them.
+        split: which are trained on, and when.
+        averaged: the teacher is the student's average; None for another one.
+        recoding: the student is learnt as codes, whose bits the loss pays for; None for real numbers.
+        shards: what of the student is divided over the processes.
+    """
+
+    student: Runnable
+    teacher: Callable[[Batch, str], Outputs]
+    loss: Loss
+    samples: Samples
+    split: Split
+    averaged: Averaged | None = None
+    recoding: Recoding | None = None
+    shards: Shards = field(default_factory=Shards)
