@@ -67,6 +67,14 @@ def gemma3n(blocks: int, shared: int) -> hf.Gemma3nForCausalLM:
     return hf.Gemma3nForCausalLM(hf.Gemma3nTextConfig(**fields))
 
 
+def gemma4(blocks: int, shared: int) -> hf.Gemma4ForCausalLM:
+    """As `gemma3n`, with blocks that differ in the size of heads too."""
+    own = {"vocab_size_per_layer_input": 64, "hidden_size_per_layer_input": 8, "global_head_dim": 8}
+    kinds = ["sliding_attention", "full_attention"] * (blocks // 2)
+    fields = {**SHAPE, **TEXT, **GQA, **own, "num_hidden_layers": blocks, "layer_types": kinds, "sliding_window": 4}
+    return hf.Gemma4ForCausalLM(hf.Gemma4TextConfig(**fields, num_kv_shared_layers=shared))
+
+
 def ids() -> Tensor:
     return torch.arange(3, 35).reshape(2, 16)
 
