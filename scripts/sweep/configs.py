@@ -6,6 +6,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import transformers
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
+from scripts.sweep.given import GIVEN
 from scripts.sweep.shrinking import VOCABULARY, plain_value, shrunk
 
 LARGEST = 6_000_000  # parameters
@@ -81,9 +83,10 @@ def small_model(model_type: str) -> Any:
     except ImportError as error:
         raise NotBuilt(f"transformers cannot import it: {error}") from error
     parsed = transformers.CONFIG_MAPPING[model_type]
-    for kind, attempt in product(kinds, ATTEMPTS):
+    given = GIVEN.get(model_type)
+    for kind, attempt in product(kinds, ATTEMPTS if given is None else (given,)):
         try:
-            config, count = _counted(kind, parsed, attempt)
+            config, count = _counted(kind, parsed, attempt) if given is None else _of(kind, parsed(**deepcopy(given)))
             if count > LARGEST:
                 reasons.append(f"{count:,} parameters")
                 continue
@@ -102,14 +105,18 @@ def _counted(kind: Any, parsed: Any, attempt: Mapping[str, int | None]) -> tuple
     lacking: dict[tuple[str, str], Any] = {}
     while True:
         try:
-            config = parsed(**shrunk(parsed(), attempt, lacking))
-            with torch.device("meta"):
-                return config, sum(parameter.numel() for parameter in kind(config).parameters())
+            return _of(kind, parsed(**shrunk(parsed(), attempt, lacking)))
         except AttributeError as error:
             told = LACKS.search(str(error))
             if told is None or (told[1], told[2]) in lacking or len(lacking) == MOST_ADDED:
                 raise
             lacking[told[1], told[2]] = plain_value(told[2], attempt)
+
+
+def _of(kind: Any, config: Any) -> tuple[Any, int]:
+    """A configuration, and how many parameters its model has."""
+    with torch.device("meta"):
+        return config, sum(parameter.numel() for parameter in kind(config).parameters())
 
 
 def classes_of(model_type: str) -> list[Any]:

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from aicompress.model.architecture import tiny_model
+from aicompress.model.architecture.tiny_inputs import inputs_of
 from scripts.sweep import trial
 from scripts.sweep.__main__ import main, tried
 from scripts.sweep.configs import LARGEST, model_types, small_model
@@ -22,6 +24,12 @@ def test_small_models(model_type: str) -> None:
     assert model_type in model_types()
     model = small_model(model_type)
     assert sum(parameter.numel() for parameter in model.parameters()) <= LARGEST
+
+
+@pytest.mark.parametrize("model_type", ["sam", "sam_hq", "sam2", "sam2_vision_model"])
+def test_models_of_given_configurations_run(model_type: str) -> None:
+    model = small_model(model_type)
+    assert tiny_model.outputs_of(model, {name: value.float() for name, value in inputs_of(model).items()})
 
 
 def test_outcomes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,11 @@ from aicompress.pipeline import steps
 from aicompress.pipeline.calibration.data import calibration_inputs, samples
 from aicompress.pipeline.step.output import Destination
 from aicompress.pipeline.step.workers import Alone
+from aicompress.pipeline.verify import verify
 from aicompress.recipe import Calibration, Recipe, Select
 from tests.methods.contract import LAYERWISE, variants
 from tests.pipeline.calibration.steps import OFF
+from tests.pipeline.test_rederived_numbers import File, check
 
 FEW = Calibration(drawn=4, length=16)
 ONE_LAYER = Select(include=("model.layers.0.mlp.gate_proj",))
@@ -28,6 +31,7 @@ CALIBRATED = [method for method in LAYERWISE if method.needs and not method.need
 def test_every_calibrated_method_works_without_data(
     tmp_path: Path, tiny_llama_untied: Path, method: LayerMethod
 ) -> None:
+    """What it writes is sound, and its report says what the files do."""
     reads = method.reading.statistics if method.reading else None
     known = (fields for fields in variants(method) if reads is None or reads(method.config(**fields)))
     fields = {**next(known), "name": method.name}
@@ -43,6 +47,9 @@ def test_every_calibrated_method_works_without_data(
     changed = [row for row in report.layers if row.method != "-"]
     assert changed
     assert not [row.note for row in changed if "data-free" in row.note]
+    assert verify(tmp_path / "out").sound
+    before, after = File.of(tiny_llama_untied), File.of(tmp_path / "out")
+    check(json.loads(report.to_json()), before, after, rewritten=bool(method.rewrites or method.rotates))
 
 
 def test_both_kinds_count_as_much_however_many_there_are(tiny_llama: Path, tiny_bert: Path, text_file: Path) -> None:
