@@ -42,12 +42,17 @@ class Loss:
 
     def __call__(self, student: Outputs, teacher: Outputs, done: float = 1.0) -> Tensor:
         """The sum when a share of the steps is done."""
-        if teacher.most_likely is not None and student.logits is not None:
-            teacher = replace(teacher, logits=completed(teacher.most_likely, student.logits))
-        student, teacher = _shared_classes(student, teacher)
-        return torch.stack(
-            [c.weight_at(done) * method.loss(student, teacher, c.at(done)) for method, c in self.terms]
-        ).sum()
+        known, logits = teacher.most_likely, student.logits
+        as_stored = known is not None and logits is not None and logits.shape[-1] == known.of
+        whole = teacher
+        if known is not None and logits is not None and not (as_stored and all(m.from_likely for m, _ in self.terms)):
+            whole = replace(teacher, logits=completed(known, logits), most_likely=None)
+        student, whole = _shared_classes(student, whole)
+        terms = [
+            c.weight_at(done) * method.loss(student, teacher if as_stored and method.from_likely else whole, c.at(done))
+            for method, c in self.terms
+        ]
+        return torch.stack(terms).sum()
 
 
 def _shared_classes(student: Outputs, teacher: Outputs) -> tuple[Outputs, Outputs]:

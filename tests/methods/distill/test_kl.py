@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from aicompress.methods.distill.kl import METHOD, Config, softened_kl
+from aicompress.methods.distill import signals
+from aicompress.methods.distill.kl import METHOD, ROWS, Config, known_kl, softened_kl
 from aicompress.methods.outputs import Anatomy, Outputs
 
 LOG3 = math.log(3.0)
@@ -62,3 +63,32 @@ def test_labels_that_are_not_there_are_refused() -> None:
 
 def test_models_without_logits_are_refused() -> None:
     assert METHOD.check(Anatomy(width=8), Anatomy(classes=2), Config()) is not None
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_from_the_most_likely_classes_it_is_that_of_logits_which_fit_them(temperature: float) -> None:
+    draws = torch.Generator().manual_seed(0)
+    logits, start = (2 * torch.randn(2 * ROWS + 3, 40, generator=draws) for _ in range(2))
+    stored = signals.stored_logits("top", logits, 6, temperature, draws)
+    known = signals.outputs_of("top", stored, 40, temperature).most_likely
+    assert known is not None
+    ours, theirs = (start.clone().requires_grad_(True) for _ in range(2))
+    values = [known_kl(ours, known), softened_kl(theirs, signals.completed(known, start), temperature)]
+    for value in values:
+        (3 * value).backward()
+    assert float(values[0].detach()) == pytest.approx(float(values[1].detach()), rel=1e-5)
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_a_student_that_is_sure_of_another_class_has_a_large_loss_and_a_gradient() -> None:
+    certain = torch.tensor([[0.0, 500.0, 0.0, 0.0]], requires_grad=True)
+    stored = signals.stored_logits("top", torch.tensor([[3.0, 0.0, 2.0, 0.0]]), 2, 1.0, torch.Generator())
+    known = signals.outputs_of("top", stored, 4, 1.0).most_likely
+    assert known is not None
+    divergence = known_kl(certain, known)
+    divergence.backward()
+    assert 50 < float(divergence.detach()) < 1000
+    assert certain.grad is not None
+    assert torch.isfinite(certain.grad).all()
+    assert float(certain.grad[0, 0]) < -0.5
+    assert float(certain.grad[0, 1]) > 0.5
