@@ -103,15 +103,19 @@ def compressed(subject: Subject, recipe: str, edits: tuple[str, ...], out: Path)
     return time.perf_counter() - start, samples
 
 
-def measured(subject: Subject, out: Path) -> dict[str, Any]:
-    """How far an output is from its original on held-out text."""
+def quality(subject: Subject, out: Path) -> dict[str, dict[str, Any]]:
+    """All figures of an output beside its original, on held-out text."""
     from aicompress.pipeline.evaluation.run import evaluate
     from aicompress.recipe.evaluation import load
 
     edits = (f"text={subject.held}", "latency=null", *subject.edits)
     report = evaluate(str(out), [str(subject.model)], load(subject.recipe, edits))
-    figure: dict[str, Any] = report.quality[subject.figure]
-    return figure
+    return dict(report.quality)
+
+
+def measured(subject: Subject, out: Path) -> dict[str, Any]:
+    """How far an output is from its original on held-out text."""
+    return quality(subject, out)[subject.figure]
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from aicompress.methods import get
 from scripts.bench.factorize import times
-from scripts.bench.factorize.__main__ import CHAINS, FIRST, FOUR_BITS, OURS, REFERENCE, TARGETS, verdicts
+from scripts.bench.factorize.__main__ import CHAINS, FIRST, FOUR_BITS, GROWTH, OURS, REFERENCE, TARGETS, verdicts
 from scripts.bench.factorize.svd_llm import whitened
 
 
@@ -35,16 +35,22 @@ def test_rows_are_parameters_of_methods() -> None:
 
 def test_targets_are_told_where_both_rows_are_there() -> None:
     known = {
-        ("two_sided", 0.6): [{"value": 0.05}, {"value": 0.03}],
-        (REFERENCE, 0.6): [{"value": 0.08}, {"value": 0.06}],
+        ("two_sided", 0.6): [{"value": 0.05, "growth": 0.04}, {"value": 0.03, "growth": 0.04}],
+        (REFERENCE, 0.6): [{"value": 0.08, "growth": 0.05}, {"value": 0.06, "growth": 0.05}],
     }
-    (line,) = verdicts({**known, ("two_sided", 0.8): [{"value": 0.1}]})
-    assert line == "- two_sided, keep 0.6: 0.57 × SVD-LLM v1, at most 0.82 is the target: met"
+    told = verdicts({**known, ("two_sided", 0.8): [{"value": 0.1, "growth": 0.1}]})
+    growth = "0.80 × the growth of log-perplexity of SVD-LLM v1, at most 0.7 is the target: **missed**"
+    assert told == [
+        "- two_sided, keep 0.6: 0.57 × SVD-LLM v1, at most 0.82 is the target: met",
+        f"- two_sided, keep 0.6: {growth}",
+    ]
+    assert set(GROWTH) <= set(OURS)
 
 
 @pytest.mark.parametrize("chain", CHAINS)
 def test_a_chain_is_held_to_the_sum_of_its_steps(chain: str) -> None:
-    known = {(FIRST, 0.8): [{"value": 0.02}], (CHAINS[chain], 0.8): [{"value": 0.01}], (chain, 0.8): [{"value": 0.036}]}
+    rows = {FIRST: 0.02, CHAINS[chain]: 0.01, chain: 0.036}
+    known = {(name, 0.8): [{"value": value, "growth": value}] for name, value in rows.items()}
     assert verdicts(known) == [f"- {chain}, keep 0.8: 1.20 × the sum of both, at most 1.1 is the target: **missed**"]
 
 
