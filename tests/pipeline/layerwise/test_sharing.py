@@ -323,6 +323,25 @@ def test_what_is_shared_is_trained_once(stacked: Path, tiny_llama: Path, text_fi
     assert not torch.equal(before.parts()["in"].dense(), key.parts()["in"].dense())
 
 
+def test_what_blocks_share_stays_whole_where_a_student_is_divided(
+    ranks: Ranks, tiny_llama: Path, text_file: Path, tmp_path: Path
+) -> None:
+    method, data = {"name": "shared_basis", "keep": 0.5, "blocks": 3}, text(text_file, samples=4)
+    run(tiny_llama, tmp_path / "basis", method, data)
+    settings = {"steps": 2, "batch": 4, "learning_rate": 1e-2, "precision": "fp32", "shard": True}
+    plain = {"version": 1, "method": {"name": "kl"}, "training": settings}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps({**plain, "data": {"text": str(text_file), "length": 32}}))
+    plan = make_plan(tmp_path / "basis", tiny_llama, Destination(tmp_path / "one"), distillation.load(str(recipe)))
+    distil(plan, Options(latency="off"))
+    ranks.together(tmp_path / "basis", tmp_path / "two", recipe, "--teacher", str(tiny_llama), verb="distill")
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-4)
+    training = json.loads((tmp_path / "two" / "report.json").read_text())["training"]
+    assert 0.5 < training["parameters_per_process"] / training["trained_parameters"] < 1
+
+
 def test_a_lost_owner_is_named(tied: Path, tmp_path: Path) -> None:
     shutil.copytree(tied, tmp_path / "broken")
     tensors = load_file(tied / "model.safetensors")
