@@ -5,6 +5,9 @@ of columns, and where there are several each column's bucket, four bits each; fo
 its lanes, and 16-bit words. Symbol i of a bucket, row by row, belongs to lane i % lanes, so that a step decodes one
 symbol of every lane at once (Giesen 2014, arXiv:1402.3392). A lane starts in the state that its encoder ended in and
 has to come back to where that began, which damage does not let it.
+
+A pruned matrix may be told by its rows and columns that hold anything but the most frequent symbol: after the byte that
+says so that symbol, two bytes of a checksum, the length of a stream of the places, that stream, and one of the rest.
 """
 
 from __future__ import annotations
@@ -18,9 +21,10 @@ from torch import Tensor
 from aicompress.weights.coding.adaptive import ADAPTIVE, read_adaptive
 from aicompress.weights.coding.mixed import MIXED, read_mixed
 from aicompress.weights.coding.quantizers import TRELLIS, trellis_decoded, trellis_decoded_in_steps
-from aicompress.weights.decoding import LANES, NEXT_STATE, SYMBOLS_PER_BYTE, compiled, count_at, shipped
+from aicompress.weights.decoding import LANES, NEXT_STATE, SYMBOLS_PER_BYTE, checksum, compiled, count_at, shipped
 
 STATIC, PACKED_STATIC = 1, 2  # the first byte of a stream; packed: eight symbols of one bit are coded as one
+WITHIN = 5  # the same of a stream of the rows and columns that are not empty
 BUCKETS = 16  # of columns, at most: a column's takes four bits
 
 
@@ -46,9 +50,28 @@ def read_stream(stream: Tensor, rows: int, columns: int) -> Tensor:
         symbols = read_static(raw, rows, columns, 2)
     elif kind == 4:
         symbols = read_mixed(raw, rows, columns)
+    elif kind == 5:
+        symbols = read_within(raw, rows, columns)
     else:
         raise ValueError("a stream of symbols is damaged, or of a newer aicompress")
     return torch.from_numpy(symbols.reshape(rows, columns)).to(stream.device)
+
+
+@shipped
+def read_within(raw: Any, rows: int, columns: int) -> Any:
+    """The symbols (rows, columns) of a stream of the rows and columns that are not empty."""
+    length, at = count_at(raw, 4)
+    end = at + length
+    if end >= len(raw) or raw[end] == 5:
+        raise ValueError("a stream of symbols is damaged: it ends too early")
+    filled = read_stream(torch.from_numpy(raw[at:end].copy()), 1, rows + columns).numpy().reshape(-1) != 0
+    places = np.ix_(filled[:rows], filled[rows:])
+    symbols = np.full((rows, columns), raw[1], dtype=np.uint8)
+    inner = symbols[places].shape
+    symbols[places] = read_stream(torch.from_numpy(raw[end:].copy()), inner[0], inner[1]).numpy()
+    if checksum(symbols.tobytes()) != int(raw[2]) | int(raw[3]) << 8:
+        raise ValueError("a stream of symbols is damaged: its checksum is another one")
+    return symbols
 
 
 @shipped
@@ -176,4 +199,4 @@ def rans_decoded_in_steps(states: Any, words: Any, symbol: Any, frequency: Any, 
     return position
 
 
-__all__ = ["ADAPTIVE", "BUCKETS", "MIXED", "PACKED_STATIC", "STATIC", "TRELLIS", "read_stream"]
+__all__ = ["ADAPTIVE", "BUCKETS", "MIXED", "PACKED_STATIC", "STATIC", "TRELLIS", "WITHIN", "read_stream"]

@@ -14,8 +14,8 @@ from aicompress.weights.coding.adaptive import write_adaptive
 from aicompress.weights.coding.mixed import write_mixed
 from aicompress.weights.coding.models import PRECISIONS, Model, number
 from aicompress.weights.coding.quantizers import in_use
-from aicompress.weights.coding.streams import BUCKETS, PACKED_STATIC, STATIC, TRELLIS
-from aicompress.weights.decoding import LANES, SYMBOLS_PER_BYTE, compiled
+from aicompress.weights.coding.streams import BUCKETS, PACKED_STATIC, STATIC, TRELLIS, WITHIN
+from aicompress.weights.decoding import LANES, SYMBOLS_PER_BYTE, checksum, compiled
 
 Symbols = NDArray[Any]
 TINY = 10_000  # symbols up to which adaptive contexts are tried, whatever they are
@@ -41,11 +41,42 @@ def write_stream(symbols: Tensor, kind: int | str = 8) -> Tensor:
         stream = bytes([TRELLIS]) + _static(matrix.astype(np.uint16) + 256 * quantizer.astype(np.uint16), 2)
     else:
         stream = bytes([STATIC]) + _static(matrix)
-    if matrix.size <= TINY or (matrix.size <= SMALL and 2 * counts.max() > matrix.size):
-        mixed = [write_mixed(matrix, width) for width in _widths(matrix) or [0]] if matrix.size > MIXED_FROM else []
-        stream = min(*(write_adaptive(matrix, look) for look in (0, 1, *_widths(matrix))), *mixed, stream, key=len)
-    stream = stream.ljust(-(-matrix.size // SYMBOLS_PER_BYTE), b"\0")  # readers expect no more of a byte
+    if 2 * counts.max() > matrix.size and sum(matrix.shape) <= SMALL:
+        stream = min([stream, *_within(matrix, int(counts.argmax()))], key=len)
+    stream = _padded(min([stream, *_adaptive(matrix, _widths(matrix))], key=len), matrix.size)
     return torch.frombuffer(bytearray(stream), dtype=torch.uint8)
+
+
+def _padded(stream: bytes, symbols: int) -> bytes:
+    """A stream of as many bytes as readers expect at least of so many symbols."""
+    return stream.ljust(-(-symbols // SYMBOLS_PER_BYTE), b"\0")
+
+
+def _adaptive(matrix: Symbols, widths: list[int]) -> list[bytes]:
+    """Streams whose models are learnt on the way, where reading one takes little time.
+
+    Args:
+        widths: of the images that rows may be.
+    """
+    if matrix.size > TINY and (matrix.size > SMALL or 2 * np.bincount(matrix.reshape(-1)).max() <= matrix.size):
+        return []
+    mixed = [write_mixed(matrix, width) for width in widths or [0]] if matrix.size > MIXED_FROM else []
+    return [*mixed, *(write_adaptive(matrix, look) for look in (0, 1, *widths))]
+
+
+def _within(matrix: Symbols, centre: int) -> list[bytes]:
+    """Streams of the rows, and of the rows and columns, that hold another symbol than the most frequent, and where."""
+    filled = matrix != centre
+    rows, columns = filled.any(axis=1), filled.any(axis=0)
+    streams = []
+    for kept in (np.ones_like(columns), columns):
+        if 0 < rows.sum() * kept.sum() <= min(SMALL, matrix.size - 1):
+            inner = np.ascontiguousarray(matrix[np.ix_(rows, kept)])
+            places = _padded(write_adaptive(np.concatenate([rows, kept]).astype(np.uint8)[None], 1), sum(matrix.shape))
+            head = bytes([WITHIN, centre]) + checksum(matrix.tobytes()).to_bytes(2, "little") + number(len(places))
+            coded = _adaptive(inner, _widths(matrix) if kept.all() else [])
+            streams += [head + places + _padded(stream, inner.size) for stream in coded]
+    return streams
 
 
 def _widths(matrix: Symbols) -> list[int]:

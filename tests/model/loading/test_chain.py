@@ -36,6 +36,18 @@ def test_the_chain_computes_what_the_module_did(mlp_file: Path, cnn_file: Path) 
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("images", [IMAGES, IMAGES[:, 0]])
+def test_convolutions_run_with_channels_innermost(cnn_file: Path, images: torch.Tensor) -> None:
+    given: list[torch.Tensor] = []
+    found = chain(cnn_file, *CNN)
+    for name in ("conv1", "conv2"):
+        found.get_submodule(name).register_forward_hook(lambda module, inputs, output: given.append(output))
+    torch.testing.assert_close(found(images), found(IMAGES))
+    assert all(output.is_contiguous(memory_format=torch.channels_last) for output in given)
+    assert len(given) == 4
+
+
+@torch.no_grad()
 def test_options_and_dotted_names(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = torch.nn.Module()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from aicompress.weights.coding.adaptive import write_adaptive
 from aicompress.weights.coding.mixed import MIXED, read_mixed, write_mixed
-from aicompress.weights.coding.streams import TRELLIS, read_stream
+from aicompress.weights.coding.streams import TRELLIS, WITHIN, read_stream
 from aicompress.weights.coding.writing import write_stream
 from aicompress.weights.decoding import COMPILED
 
@@ -86,6 +86,35 @@ def test_rows_that_are_images_cost_less(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setitem(COMPILED, name, None)
     assert torch.equal(write_stream(symbols), stream)
     assert torch.equal(read_stream(stream, *symbols.shape), symbols)
+
+
+def pruned(rows: int, columns: int, kept: int) -> Tensor:
+    """Symbols of a layer of which every so many rows and columns are kept, and of these a fifth of the weights."""
+    within = (torch.arange(rows) % kept == 1)[:, None] & (torch.arange(columns) % kept == 2)
+    return ((4 * drawn(rows, columns)).round() * (within & (drawn(rows, columns, 1) > 0.84))).add(128).to(torch.uint8)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_rows_and_columns_that_are_empty_cost_next_to_nothing(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    symbols = pruned(500, 800, 8)
+    inner = symbols[1::8, 2::8].contiguous()
+    stream = write_stream(symbols)
+    assert stream[0] == WITHIN
+    assert stream.numel() < write_stream(inner).numel() + 100  # 162 of 1300 places are 89 bytes of entropy
+    for name in list(COMPILED) if not compiled else []:
+        monkeypatch.setitem(COMPILED, name, None)
+    assert torch.equal(read_stream(stream, 500, 800), symbols)
+
+
+def test_damage_to_the_places_of_what_is_not_empty_is_refused() -> None:
+    stream = write_stream(pruned(500, 800, 8))
+    for place in (*range(1, 110), 600, 1200):
+        damaged = stream.clone()
+        damaged[place] ^= 16
+        with pytest.raises(ValueError, match="stream"):
+            read_stream(damaged, 500, 800)
+        with pytest.raises(ValueError, match="stream"):
+            read_stream(stream[:place], 500, 800)
 
 
 @pytest.mark.parametrize("binary", [False, True])
