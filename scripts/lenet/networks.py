@@ -53,7 +53,7 @@ NETWORKS = {
             "fc2": lambda: nn.Linear(500, 10),
         },
         ("conv1", "maxpool:2", "conv2", "maxpool:2", "flatten", "fc1", "relu", "fc2"),
-        1500,
+        4000,
     ),
 }
 
