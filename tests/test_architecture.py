@@ -8,10 +8,12 @@ from functools import cache
 from pathlib import Path
 from typing import get_args
 
+from aicompress import errors
 from aicompress.layer import Kind
 from aicompress.methods import COMMANDS, methods
 
 PACKAGE = Path(__file__).parent.parent / "aicompress"
+UNHINTED = {name for name, kind in vars(errors).items() if getattr(kind, "usual_hint", None) == ""} - {"Problems"}
 # Rooms of the package, from the ground up: a module imports only from its own cell and from cells before it.
 CELLS = (
     ("errors", "discovery", "disk"),
@@ -228,3 +230,13 @@ def test_the_pipeline_asks_a_method_and_does_not_look_at_its_name() -> None:
         calls = [ast.unparse(node) for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
         assert not [call for call in calls if call.startswith("getattr(config")], path
         assert not compared_strings(path) & registered_names(), path
+
+
+def test_an_error_without_a_usual_hint_brings_one() -> None:
+    """Those of recipes and checkpoints have one; a file or folder that is in the way says itself what to do."""
+    for path in PACKAGE.rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in UNHINTED:
+                given = [*call.args, *(keyword.value for keyword in call.keywords)]
+                bare = len(given) < 2 or (isinstance(given[1], ast.Constant) and not given[1].value)
+                assert isinstance(given[0], ast.Starred) or not bare, f"{path}:{call.lineno}"

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from aicompress.cli.app import app
@@ -118,3 +119,15 @@ def test_files_and_folders_that_are_named_are_there(page: str) -> None:
         places = [room / name for room in rooms if (room / name).exists()]
         assert places, name
         assert not function or any(re.search(rf"(def|class) {function}\b", place.read_text()) for place in places), name
+
+
+@pytest.mark.parametrize("page", [*PAGES, "SECURITY.md"])
+def test_options_that_are_named_are_there(page: str) -> None:
+    """Those of commands, and of the programs beside the package that pages name."""
+    command = get_command(app)
+    known = {option for each in (command, *command.commands.values()) for own in each.params for option in own.opts}  # type: ignore[attr-defined]
+    for path in (ROOT / "scripts").rglob("*.py"):
+        known |= set(re.findall(r'"(--[a-z-]+)"', path.read_text(encoding="utf-8")))
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / page).read_text(encoding="utf-8")))
+    others = {"--extra-index-url", "--nproc-per-node"}  # of pip and torchrun
+    assert named <= known | {"--help", *others}, named - known

@@ -24,6 +24,7 @@ from aicompress.model.equivalence.search import in_checkpoint, kind_of, prepare,
 from aicompress.model.equivalence.trace import Seen, watched
 from aicompress.model.loading.partial_model import PartialModel
 
+HINT = "take a method that rotates nothing: `aicompress methods quantize` says when to take which"
 TOLERANCE = 1e-3  # of the largest number
 Turns = Callable[[int, bool], Turn]  # (width, whether the vector of ones must stay) -> a random turn
 
@@ -78,7 +79,7 @@ class _PausedForward:
             finally:
                 stream.abandon()
         if not same or not _alike(seen.output, first.output):
-            raise Refused("what lies before or after the model's blocks does not turn with the residual stream", "")
+            raise Refused("what lies before or after the model's blocks does not turn with the residual stream", HINT)
         return self._named(kinds, by_kind, outer)
 
     def _started(self) -> PausedForward:
@@ -102,7 +103,7 @@ class _PausedForward:
         finally:
             stream.abandon()
         if inputs is None:
-            raise Refused("the model's forward pass reaches none of its blocks", "")
+            raise Refused("the model's forward pass reaches none of its blocks", HINT)
         return seen, inputs, outputs, by_kind
 
     def _block(self, block: nn.Module, arrival: Arrival) -> tuple[Rotatable, Any]:
@@ -122,7 +123,7 @@ class _PausedForward:
                     again = block(*moved.args, **moved.kwargs)
                 if readers and writers and _close(_first(again), turn(_first(output), -1)):
                     return rotatable, output
-        raise Refused(f"a block of type {type(block).__name__} does not turn with its residual stream", "")
+        raise Refused(f"a block of type {type(block).__name__} does not turn with its residual stream", HINT)
 
     def _outer(self, seen: Seen, width: int, by_kind: Mapping[Any, Rotatable], centred: bool) -> Rotatable:
         """Embeddings, the last norm and the head."""
@@ -163,7 +164,7 @@ class _PausedForward:
         stored = in_checkpoint(axes, prefix, sources, self.loader)
         if stored is None:
             names = ", ".join(prefix + axis.parameter for axis in axes[:3])
-            raise Refused(f"{names}: the checkpoint keeps it in a form that cannot be turned", "")
+            raise Refused(f"{names}: the checkpoint keeps it in a form that cannot be turned", HINT)
         return stored
 
 
@@ -205,7 +206,7 @@ def _hidden(arrival: Arrival | None) -> Tensor:
     given = () if arrival is None else (*arrival.args, *arrival.kwargs.values())
     state = next((t for t in given if isinstance(t, Tensor) and t.is_floating_point() and t.ndim == 3), None)
     if state is None:
-        raise Refused("the model's blocks are not given hidden states", "")
+        raise Refused("the model's blocks are not given hidden states", HINT)
     return state
 
 

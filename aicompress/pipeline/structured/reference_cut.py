@@ -111,7 +111,7 @@ def _choice(handler: AnyUnit, checkpoint: Checkpoint, asked: tuple[Unit, str | N
     choices = [[_share(structure, divisor) for structure in structures] for divisor in (2, 4, 1)]
     if decided and all(decided):
         choices = [[len(units) for units in decided]]
-    refusal = Refused(f"no {handler.kind.plural} can go of its small model")
+    refusal = Refused(f"no {handler.kind.plural} can go of its small model", HINT)
     for wanted in choices:
         try:
             sizes = handler.accepted(layout, wanted)
