@@ -13,14 +13,15 @@ from safetensors.torch import load_file, save_file
 
 from aicompress import recipe as recipes
 from aicompress.checkpoint import Checkpoint
-from aicompress.errors import CheckpointError
+from aicompress.errors import CheckpointError, CompressError
+from aicompress.methods import get, methods
 from aicompress.pipeline import steps
 from aicompress.pipeline.distillation.plan import make_plan as plan_distillation
 from aicompress.pipeline.evaluation.run import evaluate
 from aicompress.pipeline.step.input import open_input
 from aicompress.pipeline.step.output import Destination
 from aicompress.pipeline.verify import verify
-from aicompress.recipe import distillation
+from aicompress.recipe import Calibration, Recipe, distillation
 from aicompress.recipe.evaluation import EvalRecipe
 
 NORM, GATE = "model.layers.1.input_layernorm.weight", "model.layers.0.mlp.gate_proj.weight"
@@ -69,6 +70,22 @@ def test_a_checkpoint_that_is_not_its_architectures_is_refused_before_work(
         with pytest.raises(CheckpointError, match=message):
             evaluate(str(tiny_llama if against else source), against, EvalRecipe(version=1))
     assert not out.path.exists()
+
+
+STEPS = [(command, name) for command in ("factorize", "quantize", "prune") for name in methods(command)]
+
+
+def test_every_method_refuses_it(tiny_llama: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(tiny_llama, tmp_path / "in"))
+    message = renamed(source)
+    for command, name in STEPS:
+        config = get(command, name).config
+        examples = (config.model_config.get("json_schema_extra") or {}).get("examples") or [{}]  # type: ignore[union-attr]
+        recipe = Recipe(version=1, method=config(**{**examples[0], "name": name}), calibration=Calibration(drawn=2))
+        with pytest.raises(CompressError) as refusal:
+            steps.make_plan(source, Destination(tmp_path / "out"), recipe, command)
+        assert message in str(refusal.value) or name == "channels", (command, name, refusal.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_pooler_may_be_missing(tiny_bert: Path, tmp_path: Path) -> None:
