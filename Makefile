@@ -101,8 +101,9 @@ bench-pack: $(READY) ## size and speed of pack and unpack beside zstd and a copy
 bench-memory: $(READY) ## peak memory of a calibrated step on a model of a billion parameters
 	$(BIN)/python -m scripts.bench.memory --folder $(BUILD)/bench
 
-# LeNet-300-100 takes some 3 minutes of one processor a seed, LeNet-5 some 15: three seeds of both take an hour. A step whose
-# output is there is not run again. DEEP="--data mnist.npz --network lenet-300-100 --seeds 1" runs a part.
+# LeNet-300-100 takes some 3 minutes of one processor a seed, LeNet-5 some 8 where other work shares it: three seeds of both
+# take half an hour. A step whose output is there is not run again. DEEP="--data mnist.npz --network lenet-300-100 --seeds 1"
+# runs a part.
 deep-compression: $(READY) ## the chain of Deep Compression on two LeNets beside the paper: DEEP="--data mnist.npz"
 	$(BIN)/python -m scripts.reproduce_deep_compression --folder $(BUILD)/lenet $(DEEP)
 

@@ -61,7 +61,7 @@ PAPERS = {
 }
 # Share of zeros after each round; steps of a retraining, of the last one, and of the centroids: chosen on validation.
 ROUNDS = {"lenet-300-100": (0.7, 0.88, 0.94), "lenet-5": (0.7, 0.9, 0.96)}
-STEPS = {"lenet-300-100": (1200, 2400, 1000), "lenet-5": (300, 600, 300)}
+STEPS = {"lenet-300-100": (1200, 2400, 1000), "lenet-5": (300, 900, 300)}
 
 
 def retrained(chain: Chain, rounds: int) -> Path:
