@@ -12,11 +12,12 @@ Output = Literal["logits", "embedding", "hidden", "attention"]
 
 @dataclass(frozen=True)
 class MostLikely:
-    """What is known of a teacher's probabilities where only the most likely classes were stored.
+    """What is known of a teacher's probabilities where only the most likely classes were stored, or some were drawn.
 
     Attributes:
-        classes: (positions, k) int64.
+        classes: (positions, k) int64; one that was drawn several times is there as often.
         log_probabilities: (positions, k) of these classes.
+        times: (positions, k) how often a class is there; 1 where only the most likely ones are.
         rest: (positions,) log of what all others have together.
         temperature: T, of p = softmax(logits / T).
         of: how many classes there are.
@@ -24,6 +25,7 @@ class MostLikely:
 
     classes: Tensor
     log_probabilities: Tensor
+    times: Tensor
     rest: Tensor
     temperature: float
     of: int

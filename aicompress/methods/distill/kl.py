@@ -7,7 +7,8 @@ Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, 
 T² undoes the factor 1/T² that softening puts on the gradient, so that alpha means the same at every temperature.
 
 Where only the k most likely classes of a teacher were stored, the divergence is that of k + 1 classes, the last of
-which is all others together; no logits of the teacher are made up for it (`known_kl`).
+which is all others together; where classes were drawn, it is that from the shares of the draws. No logits of the
+teacher are made up for it (`known_kl`).
 """
 
 from __future__ import annotations
@@ -53,12 +54,14 @@ class _KnownKL(torch.autograd.Function):
         logits: Tensor,
         classes: Tensor,
         log_p: Tensor,
+        times: Tensor,
         rest: Tensor,
         temperature: float,
     ) -> Tensor:
-        """The sum over positions, (), of the arguments of `known_kl`."""
+        """The value of `known_kl`, ()."""
         needed = ctx.needs_input_grad[0]
         gradient = torch.empty_like(logits) if needed else None
+        factor = temperature**2 / len(logits)
         tiny, total = torch.finfo(torch.float32).tiny, logits.new_zeros((), dtype=torch.float32)
         for first in range(0, len(logits), ROWS):
             here = slice(first, first + ROWS)
@@ -68,20 +71,20 @@ class _KnownKL(torch.autograd.Function):
             q.scatter_(1, classes[here], 0.0)
             q_rest = q.sum(dim=-1).clamp_(min=tiny)
             p, p_rest = log_p[here].exp(), rest[here].exp()
-            total += (p * (log_p[here] - q_known.clamp(min=tiny).log())).sum()
+            total += (p / times[here] * (log_p[here] - q_known.clamp(min=tiny).log())).sum()
             total += (p_rest * (rest[here] - q_rest.log())).sum()
             if gradient is not None:  # q - p, where p is shared among the others in the proportions of q
-                q.mul_(((1 - p_rest / q_rest) / temperature)[:, None])
-                gradient[here] = q.scatter_(1, classes[here], (q_known - p) / temperature)
+                q.mul_(((1 - p_rest / q_rest) * (factor / temperature))[:, None])
+                gradient[here] = q.scatter_(1, classes[here], (q_known - p) * (factor / temperature))
         if gradient is not None:
             ctx.save_for_backward(gradient)
-        return total
+        return total * factor
 
     @staticmethod
     def backward(ctx: Any, *above: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient of the logits alone."""
         (gradient,) = ctx.saved_tensors
-        return gradient * above[0], None, None, None, None
+        return gradient if float(above[0]) == 1 else gradient * above[0], None, None, None, None, None
 
 
 def known_kl(student: Tensor, known: MostLikely) -> Tensor:
@@ -91,11 +94,11 @@ def known_kl(student: Tensor, known: MostLikely) -> Tensor:
         student: logits (positions, classes).
         known: of the same classes, with probabilities at temperature T.
     """
-    everything = torch.cat([known.log_probabilities, known.rest[:, None]], dim=1)
-    everything = torch.log_softmax(everything, dim=-1)  # stored in half precision, their sum is not quite 1
-    log_p, rest = everything[:, :-1], everything[:, -1]
-    total: Tensor = _KnownKL.apply(student, known.classes, log_p, rest, known.temperature)  # type: ignore[no-untyped-call]
-    return total / len(student) * known.temperature**2
+    shares = torch.cat([known.log_probabilities - known.times.log(), known.rest[:, None]], dim=1)
+    whole = shares.logsumexp(dim=-1)  # stored in half precision, their sum is not quite 1
+    log_p, rest = known.log_probabilities - whole[:, None], known.rest - whole
+    divergence: Tensor = _KnownKL.apply(student, known.classes, log_p, known.times, rest, known.temperature)  # type: ignore[no-untyped-call]
+    return divergence
 
 
 def loss(student: Outputs, teacher: Outputs, config: Config) -> Tensor:

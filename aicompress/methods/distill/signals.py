@@ -52,7 +52,7 @@ def stored_logits(form: Form, logits: Tensor, k: int, temperature: float, draws:
 
 
 def outputs_of(form: Form, stored: Mapping[str, Tensor], classes: int, temperature: float) -> Outputs:
-    """What a stored form says of a teacher: logits (positions, classes), or the most likely classes.
+    """What a stored form says of a teacher: logits (positions, classes), or the classes that were kept or drawn.
 
     Args:
         form: which.
@@ -64,11 +64,11 @@ def outputs_of(form: Form, stored: Mapping[str, Tensor], classes: int, temperatu
         return Outputs(logits=stored["logits"])
     kept = stored["classes"].long()  # (positions, k)
     if form == "drawn":
-        share = torch.full(kept.shape, 1 / kept.shape[1], device=kept.device)
-        p = torch.zeros(len(kept), classes, device=kept.device).scatter_add_(1, kept, share)
-        return Outputs(logits=p.log().clamp(min=NONE) * temperature)
-    known = (stored["log_probabilities"].float(), stored["rest"].float())
-    return Outputs(most_likely=MostLikely(kept, *known, temperature, classes))
+        times = (kept[:, :, None] == kept[:, None, :]).sum(dim=-1).float()
+        rest = times.new_full((len(kept),), NONE)
+        return Outputs(most_likely=MostLikely(kept, (times / kept.shape[1]).log(), times, rest, temperature, classes))
+    log_p, rest = stored["log_probabilities"].float(), stored["rest"].float()
+    return Outputs(most_likely=MostLikely(kept, log_p, torch.ones_like(log_p), rest, temperature, classes))
 
 
 @torch.no_grad()

@@ -96,9 +96,10 @@ class Runner:
     ) -> tuple[Tensor, Tensor | None]:
         """Logits (positions, classes) and labels (positions,) of the positions that count."""
         if self.task == "causal":
-            next_tokens = inputs["input_ids"][:, 1:]
-            real = torch.ones_like(next_tokens, dtype=torch.bool) if mask is None else mask[:, 1:]
-            return logits[:, :-1][real], next_tokens[real]
+            predicting, next_tokens = logits[:, :-1], inputs["input_ids"][:, 1:]
+            if mask is None or bool(mask.all()):  # a copy, where picking takes several passes there and back
+                return predicting.flatten(0, 1), next_tokens.flatten()
+            return predicting[mask[:, 1:]], next_tokens[mask[:, 1:]]
         if self.task == "masked":
             return (logits.flatten(0, 1) if mask is None else logits[mask]), None
         return logits, labels

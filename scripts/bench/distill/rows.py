@@ -170,7 +170,8 @@ def outputs(given: Given, budget: Budget) -> dict[str, float]:
     data = {"text": str(given.train), "length": LENGTH, "samples": 4 * given.samples}
     training = {"batch": BATCH, "cache": False, "steps": steps_in(budget)}
     sections = {**half(given), **KL, "data": data, "training": training}
-    stored = {**sections, "signals": {"k": 64}, "training": {**training, "cache": "auto"}}
+    signals = yaml.safe_load((RECIPES / "kl-stored.yaml").read_text(encoding="utf-8"))["signals"]
+    stored = {**sections, "signals": signals, "training": {**training, "cache": "auto"}}
     reports: dict[str, list[dict[str, Any]]] = {"teacher": [], "stored": []}
     divergence: dict[str, float] = {}
     for last in range(1, ROUNDS + 1):

@@ -66,11 +66,14 @@ def test_models_without_logits_are_refused() -> None:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
-def test_from_the_most_likely_classes_it_is_that_of_logits_which_fit_them(temperature: float) -> None:
+@pytest.mark.parametrize("form", ["top", "drawn"])
+def test_from_classes_that_are_known_it_is_that_of_logits_which_fit_them(
+    form: signals.Form, temperature: float
+) -> None:
     draws = torch.Generator().manual_seed(0)
     logits, start = (2 * torch.randn(2 * ROWS + 3, 40, generator=draws) for _ in range(2))
-    stored = signals.stored_logits("top", logits, 6, temperature, draws)
-    known = signals.outputs_of("top", stored, 40, temperature).most_likely
+    stored = signals.stored_logits(form, logits, 6, temperature, draws)
+    known = signals.outputs_of(form, stored, 40, temperature).most_likely
     assert known is not None
     ours, theirs = (start.clone().requires_grad_(True) for _ in range(2))
     values = [known_kl(ours, known), softened_kl(theirs, signals.completed(known, start), temperature)]
