@@ -69,7 +69,19 @@ def open_input(source: str | Path | Adapted) -> tuple[Checkpoint, list[str]]:
         for copy, kept in tied.items()
         if copy not in copies
     ]
-    return dataclasses.replace(checkpoint, copies=copies), warnings
+    return dataclasses.replace(checkpoint, copies=copies), warnings + _unlike_dtypes(checkpoint)
+
+
+def _unlike_dtypes(checkpoint: Checkpoint) -> list[str]:
+    """Warn of a config.json that names another dtype than all weights have: transformers loads them in that one."""
+    config, specs = checkpoint.config or {}, checkpoint.parameters()
+    said = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
+    plain = {spec.dtype for name, spec in specs.items() if checkpoint.is_plain(name) and spec.dtype.is_floating_point}
+    stored = sorted(str(dtype).removeprefix("torch.") for dtype in plain)
+    wanted = getattr(torch, said, None)
+    if checkpoint.manifest.entries or not plain or not isinstance(wanted, torch.dtype) or wanted in plain:
+        return []
+    return [f"config.json says {said} and the weights are {' and '.join(stored)}: transformers computes in {said}"]
 
 
 def _with_forms_of_layers(checkpoint: Checkpoint) -> Checkpoint:

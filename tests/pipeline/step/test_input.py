@@ -95,3 +95,14 @@ def test_a_pooler_may_be_missing(tiny_bert: Path, tmp_path: Path) -> None:
     assert verify(source).sound
     checkpoint, _ = open_input(source)
     assert len(checkpoint.parameters()) < len(Checkpoint.open(tiny_bert).parameters())
+
+
+def test_a_config_that_names_another_dtype_is_told(tiny_llama: Path, tiny_llama_bf16: Path, tmp_path: Path) -> None:
+    for number, (source, said, told) in enumerate(
+        ((tiny_llama, "bfloat16", True), (tiny_llama_bf16, "float32", True), (tiny_llama_bf16, "bfloat16", False))
+    ):
+        folder = Path(shutil.copytree(source, tmp_path / str(number)))
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "dtype": said}))
+        _, warnings = open_input(folder)
+        assert any(f"config.json says {said} and the weights are" in line for line in warnings) == told
