@@ -172,6 +172,7 @@ def outputs(given: Given, budget: Budget) -> dict[str, float]:
     sections = {**half(given), **KL, "data": data, "training": training}
     signals = yaml.safe_load((RECIPES / "kl-stored.yaml").read_text(encoding="utf-8"))["signals"]
     stored = {**sections, "signals": signals, "training": {**training, "cache": "auto"}}
+    shutil.rmtree(given.folder / "signals", ignore_errors=True)  # drawn by another seed
     reports: dict[str, list[dict[str, Any]]] = {"teacher": [], "stored": []}
     divergence: dict[str, float] = {}
     for last in range(1, ROUNDS + 1):
