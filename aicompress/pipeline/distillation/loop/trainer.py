@@ -138,13 +138,11 @@ class Trainer:
         settings, history, start = self.settings, self.history, time.perf_counter()
         whole = self.setup.split.at(history.step)
         mine = whole[self.team.rank :: self.team.size]
-        share_of_one = self.team.size if len(mine) else 0
-        mine = mine if len(mine) else whole[:1]  # fewer samples than processes: this one gives gradients of zero
         loss = torch.zeros((), device=self.device)
-        for number, part in enumerate(mine.chunk(settings.accumulate)):
+        for number, (part, counted) in enumerate(self._parts(whole, mine)):
             batch = self.setup.samples.batch(part).to(self.device)
             draw = (history.step * settings.accumulate + number) * self.team.size + self.team.rank
-            share = self._loss(batch, draw) * (len(part) * share_of_one / len(whole))
+            share = self._loss(batch, draw) * (counted * self.team.size / len(whole))
             share.backward()  # type: ignore[no-untyped-call]
             loss += share.detach()
             history.tokens += _tokens(batch) * self.team.size
@@ -157,7 +155,7 @@ class Trainer:
             if parameter.grad is not None:
                 total.addcmul_(parameter.detach(), parameter.grad, value=-1)
         norm = shards.norm(gradients, self.team)
-        self._require_finite(float(loss), float(norm), mine)
+        self._require_finite(float(loss), float(norm), mine if len(mine) else whole[:1])
         if settings.clip is not None:
             nn.utils.clip_grads_with_norm_(self.trained.parameters.values(), settings.clip, norm)
         factor = rate(history.step, settings)
@@ -179,6 +177,16 @@ class Trainer:
             "learning_rate": settings.learning_rate * factor,
             "gradient_norm": float(norm),
         } | speed
+
+    def _parts(self, whole: Tensor, mine: Tensor) -> list[tuple[Tensor, int]]:
+        """What this process runs in a step, one after the other, and how many of it count.
+
+        All processes run as often, since a divided model runs in all at once: one that has fewer samples runs one of
+        which nothing counts.
+        """
+        most = len(whole[:: self.team.size].chunk(self.settings.accumulate))
+        own = [(part, len(part)) for part in mine.chunk(self.settings.accumulate) if len(part)]
+        return own + [(whole[:1], 0)] * (most - len(own))
 
     def _loss(self, batch: Batch, draw: int) -> Tensor:
         """The training loss; `draw` numbers the batches of all steps and processes."""

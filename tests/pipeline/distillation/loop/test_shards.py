@@ -42,6 +42,7 @@ def test_a_compressed_student_in_two_halves_goes_on_where_a_whole_one_stopped(
 ) -> None:
     student = compress(trained_llama, tmp_path / "student", _pick)
     extras = {"ema": 0.5, "activation_checkpointing": True, "shard": True, "accumulate": 2, "evaluate_every": 2}
+    extras["batch_tokens"] = 3 * 32  # two samples for one process, in two parts, and one for the other
     recipe = _recipe(tmp_path / "recipe.yaml", text_file, extras)
     run(make_plan(student, trained_llama, Destination(tmp_path / "alone"), load(str(recipe))))
     plan = make_plan(student, trained_llama, Destination(tmp_path / "together"), load(str(recipe)))
