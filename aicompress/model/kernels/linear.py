@@ -19,13 +19,9 @@ from torch import Tensor, nn
 from aicompress.errors import Refused
 from aicompress.weights import IntGrouped
 from aicompress.weights.decoding import rounded_input
-from aicompress.weights.int_grouped import spread
 
 RESIDENT_BYTES = 64 << 20  # bfloat16 weights up to this size stay in the last-level cache between layers
 KEPT_BYTES = 1 << 30  # decoded weights up to this size are held, for products of many rows
-INT4_GROUPS = (256, 128, 64, 32)  # group sizes of the int4 kernel, largest first
-INT4_ROWS = 16  # above this many rows, decoding and a plain product is faster
-KEPT_ROWS = 8  # the same where the decoded matrix is held
 INT8_ROWS = 2
 INT8_KEPT_ROWS = 32  # rounding the inputs of more rows than this takes longer than products of bfloat16 save
 FEW_ROWS = 8  # up to as many, a small product in float32 is over before inputs are in bfloat16
@@ -251,58 +247,3 @@ class Int8WeightLinear(FastLinear):
             # Codes are exact in bfloat16, and a row's scale can follow the product.
             y = F.linear(small, self.codes.bfloat16()).to(x.dtype).mul_(self.scale.to(x.dtype))
         return y if self.bias is None else y.add_(self.bias)
-
-
-class Int4Linear(FastLinear):
-    """Codes of at most 4 bits in groups of 32 to 256: 1 byte per weight; 6x up to 8 rows, 2x from 64 rows on.
-
-    The kernel's w = (u - 8) * scale + zero, u = q + 8; so a zero point z enters as -z * scale. Two and three bits are
-    widened to four.
-
-    Args:
-        keep: hold the decoded matrix too, for products of many rows: as fast as a dense layer, and as large.
-    """
-
-    kernel = "int4"
-
-    def __init__(self, weight: IntGrouped, bias: Tensor | None, group: int, keep: bool = False) -> None:
-        super().__init__(weight.shape, bias)
-        out, columns = weight.shape
-        self.group = group
-        groups, size = columns // group, weight.group_size // group
-        scale = spread(weight.scale.float(), groups, size).expand(out, -1)
-        zero = torch.zeros_like(scale)
-        if weight.zero is not None:
-            zero = -spread(weight.zero.float(), groups, size) * scale
-        self.scales_and_zeros = torch.stack([scale, zero], -1).transpose(0, 1).bfloat16().contiguous()
-        self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(weight.codes.int() + 8, 1)
-        self.affine = weight.zero is not None
-        # Without bfloat16 instructions a product in bfloat16 takes several times one in float32.
-        self.wide = torch.bfloat16 if has_fast_bfloat16() else torch.float32
-        self.kept = weight.dense().to(self.wide) if keep else None
-        self.rows = KEPT_ROWS if keep else INT4_ROWS
-        if keep:
-            self.kernel = f"int4, dense above {KEPT_ROWS} rows"
-            return
-        # The same codes by halves of a row: low nibble column j, high nibble column j + in/2.
-        low, high = weight.codes.chunk(2, dim=1)
-        self.halves = (low & 15) | (high << 4)
-
-    def multiply(self, x: Tensor) -> Tensor:
-        y: Tensor
-        if len(x) <= self.rows:
-            y = torch.ops.aten._weight_int4pack_mm_for_cpu(x.bfloat16(), self.packed, self.group, self.scales_and_zeros)
-        else:
-            y = F.linear(x.to(self.wide), self.decoded(self.wide) if self.kept is None else self.kept)
-        y = y.to(x.dtype)
-        return y if self.bias is None else y.add_(self.bias)
-
-    def decoded(self, dtype: torch.dtype) -> Tensor:
-        """The matrix, decoded anew for every product."""
-        matrix = torch.empty(self.out_features, self.in_features, dtype=dtype)
-        half = self.in_features // 2
-        matrix[:, :half].copy_((self.halves << 4) >> 4)  # an arithmetic shift restores the sign
-        matrix[:, half:].copy_(self.halves >> 4)
-        scale, zero = self.scales_and_zeros.transpose(0, 1).unbind(-1)  # (out, groups) each
-        grouped = matrix.view(self.out_features, -1, self.group).mul_(scale[..., None])
-        return (grouped.add_(zero[..., None]) if self.affine else grouped).view_as(matrix)

@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.naming import kind_of, routers_of
+from aicompress.model.kernels.int4 import INT4_GROUPS, Int4Linear
 from aicompress.model.kernels.is_linear import is_linear
 from aicompress.model.kernels.linear import (
-    INT4_GROUPS,
     KEPT_BYTES,
     RESIDENT_BYTES,
     Bfloat16Linear,
     FastLinear,
-    Int4Linear,
     Int8Linear,
     Int8WeightLinear,
     KernelLayer,

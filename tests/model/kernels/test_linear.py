@@ -12,12 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.pytorch_utils import Conv1D
 
 from aicompress.errors import Refused
-from aicompress.model.kernels import linear, select
+from aicompress.model.kernels import int4, select
+from aicompress.model.kernels.int4 import KEPT_ROWS
 from aicompress.model.kernels.linear import (
     FEW_ROWS,
     INT8_KEPT_ROWS,
     INT8_ROWS,
-    KEPT_ROWS,
     PlainLinear,
     has_exact_int8,
 )
@@ -107,7 +107,7 @@ def test_the_int8_kernel_that_is_chosen_is_exact_at_the_largest_codes(rows: int)
 def test_a_decoded_matrix_is_held_for_many_rows(
     dtype: torch.dtype, native: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(linear, "has_fast_bfloat16", lambda: native)
+    monkeypatch.setattr(int4, "has_fast_bfloat16", lambda: native)
     weight, bias = CASES["w4 zeros"][0], torch.randn(OUT).to(dtype)
     layer = fast_linear(weight, bias, dtype, resident=False, keep=True)
     assert layer.kernel == f"int4, dense above {KEPT_ROWS} rows"
