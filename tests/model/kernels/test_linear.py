@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.pytorch_utils import Conv1D
 
 from aicompress.errors import Refused
-from aicompress.model.kernels import int4, select
+from aicompress.model.kernels import int4, linear, select
 from aicompress.model.kernels.int4 import KEPT_ROWS
 from aicompress.model.kernels.linear import (
     FEW_ROWS,
@@ -274,7 +274,7 @@ def test_no_product_of_many_rows_decodes_a_weight_anew(
     case: str, resident: bool, dtype: torch.dtype, native: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A dense layer does not, and this would take as long as its product."""
-    for module in (select, linear):
+    for module in (select, linear, int4):
         monkeypatch.setattr(module, "has_fast_bfloat16", lambda: native)
     layer = fast_linear(CASES[case][0], None, dtype, resident, keep=True)
     for rows in (17, 20):  # of fewer numbers than half the weight
