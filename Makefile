@@ -107,7 +107,7 @@ bench-memory: $(READY) ## peak memory of a calibrated step on a model of a billi
 deep-compression: $(READY) ## the chain of Deep Compression on two LeNets beside the paper: DEEP="--data mnist.npz"
 	$(BIN)/python -m scripts.reproduce_deep_compression --folder $(BUILD)/lenet $(DEEP)
 
-# As long, and 3 minutes more a seed; what `make deep-compression` has made is not made again.
+# As long, and 3 minutes more a seed; what `make deep-compression` has made is not made again. Encoders take 3 to 6 minutes.
 records: $(READY) ## the smallest networks for an error: DEEP="--data mnist.npz", DEEP="--encoder M --pairs P.tsv" or both
 	$(BIN)/python -m scripts.lenet.records --folder $(BUILD)/lenet $(DEEP)
 
