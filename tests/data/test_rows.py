@@ -117,6 +117,13 @@ def test_rows_that_hold_nothing_at_all_are_left_out(tmp_path: Path) -> None:
     assert problem.message.endswith("null or empty in 'text'")
 
 
+@pytest.mark.parametrize("first", ["\n", ",\n", "\r\n \n"])
+def test_a_blank_line_before_the_names_of_columns_is_none(first: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"{first}text,label\none,1\n", encoding="utf-8", newline="")
+    assert [text for _, (text,) in rows(Data(csv=str(path)), ["text"])] == ["one"]
+
+
 def test_a_chat_is_no_text_and_its_contents_are(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", [{"messages": [{"role": "user", "content": "Hello."}]}])
     with pytest.raises(RecipeError, match="holds the messages of a chat"):
