@@ -64,11 +64,24 @@ def outputs_of(form: Form, stored: Mapping[str, Tensor], classes: int, temperatu
         return Outputs(logits=stored["logits"])
     kept = stored["classes"].long()  # (positions, k)
     if form == "drawn":
-        times = (kept[:, :, None] == kept[:, None, :]).sum(dim=-1).float()
+        times = repeats(kept).float()
         rest = times.new_full((len(kept),), NONE)
         return Outputs(most_likely=MostLikely(kept, (times / kept.shape[1]).log(), times, rest, temperature, classes))
     log_p, rest = stored["log_probabilities"].float(), stored["rest"].float()
     return Outputs(most_likely=MostLikely(kept, log_p, torch.ones_like(log_p), rest, temperature, classes))
+
+
+def repeats(classes: Tensor) -> Tensor:
+    """How often each class is among those of its position, (positions, k) int64.
+
+    Args:
+        classes: (positions, k) int64.
+    """
+    ordered, places = classes.sort(dim=1)
+    run = torch.zeros_like(ordered)  # the number of its run of equal classes
+    run[:, 1:] = (ordered[:, 1:] != ordered[:, :-1]).cumsum(dim=1)
+    lengths = torch.zeros_like(run).scatter_add_(1, run, torch.ones_like(run))
+    return torch.empty_like(run).scatter_(1, places, lengths.gather(1, run))
 
 
 @torch.no_grad()

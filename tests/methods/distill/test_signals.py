@@ -49,6 +49,11 @@ def test_draws_are_right_on_average_and_the_most_likely_ones_are_not() -> None:
     assert float((drawn - p[0]).abs().max()) < 0.01 < float((top - p[0]).abs().max())
 
 
+def test_repeats_are_counted() -> None:
+    classes = torch.tensor([[5, 2, 5, 9, 5], [1, 1, 0, 0, 7]])
+    assert signals.repeats(classes).tolist() == [[3, 1, 3, 1, 3], [2, 2, 2, 2, 1]]
+
+
 def test_the_gradient_of_kl_is_right_on_average() -> None:
     logits, student = torch.randn(1, 12, generator=DRAWS), torch.randn(1, 12, generator=DRAWS)
 
