@@ -63,6 +63,13 @@ class Training(Section):
         "auto", description="of forward and backward passes; weights stay fp32. auto: bf16 where the processor has it"
     )
     evaluate_every: int = Field(100, ge=1, description="steps between measurements of the held-out loss")
+    patience: int | None = Field(
+        None,
+        ge=1,
+        exclude_if=lambda patience: patience is None,  # recipes from before it was there keep their digests
+        description="training ends after so many measurements of the held-out loss in a row that are no better than "
+        "the best; none takes all steps",
+    )
     held_out: float = Field(0.05, gt=0, lt=1, description="share of the samples that is never trained on")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of a moving average of the weights, which is kept")
     keep_zeros: Literal["auto"] | bool = Field(

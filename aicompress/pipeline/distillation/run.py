@@ -184,4 +184,7 @@ def _write(
     temperature = trainer.history.temperature
     section |= {} if temperature is None else {"temperature": temperature.summary()}
     notes = plan.told if temperature is None else (*plan.told, temperature.note)
+    if trainer.lost_patience and trainer.history.step < plan.training.steps:
+        ended = f"training ended at step {trainer.history.step} of {plan.training.steps}"
+        notes = (*notes, f"{ended}: {plan.training.patience} measurements in a row were no better than the best")
     return Results(rows, warnings, training=section, notes=notes)

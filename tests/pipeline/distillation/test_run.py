@@ -213,6 +213,16 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(
     assert curves[0] == curves[1]
 
 
+def test_training_ends_when_patience_does(tiny_llama: Path, trained_llama: Path, recipe: Make, tmp_path: Path) -> None:
+    wild = {"learning_rate": 1.0, "clip": None, "steps": 20, "evaluate_every": 2}
+    report = distil(tiny_llama, trained_llama, tmp_path / "out", recipe({"name": "kl"}, **wild, patience=3))
+    assert [point["step"] for point in report.training["curve"]] == [0, 2, 4, 6]
+    assert report.training["best_step"] == 0
+    assert any("ended at step 6 of 20: 3 measurements" in note for note in report.notes)
+    learns = recipe({"name": "kl"}, steps=6, evaluate_every=2, patience=1)
+    assert distil(tiny_llama, trained_llama, tmp_path / "better", learns).training["curve"][-1]["step"] == 6
+
+
 def test_a_saved_state_of_another_recipe_is_refused(
     tiny_llama: Path, trained_llama: Path, recipe: Make, tmp_path: Path
 ) -> None:

@@ -90,6 +90,11 @@ class TrainingHistory:
         return self.curve[0].held_out
 
     @property
+    def since_best(self) -> int:
+        """How many measurements there were after the lowest one."""
+        return sum(point.step > self.best_step for point in self.curve)
+
+    @property
     def best(self) -> float:
         """Lowest held-out loss."""
         return next(point.held_out for point in self.curve if point.step == self.best_step)

@@ -67,7 +67,7 @@ class Trainer:
         self.tensors = TrainingTensors(trained.parameters, self.optimizer, average, movement, setup.shards)
 
     def run(self, progress: Callable[[str, int, int], None], save_seconds: float) -> None:
-        """Train to the last step, then restore the best weights.
+        """Train to the last step, or as long as patience lasts, then restore the best weights.
 
         Raises:
             CompressError: a loss or gradient is not a number.
@@ -76,7 +76,7 @@ class Trainer:
         if not history.curve:
             self.measure()
         saved = time.perf_counter()
-        while history.step < settings.steps:
+        while history.step < settings.steps and not self.lost_patience:
             start = time.perf_counter()
             told = self._step()
             history.seconds += time.perf_counter() - start
@@ -89,6 +89,12 @@ class Trainer:
             progress(self._line(told), history.step, settings.steps)
         if history.best_step:
             self.tensors.put(self.tensors.best)
+
+    @property
+    def lost_patience(self) -> bool:
+        """Whether too many measurements in a row were no better than the best one."""
+        patience = self.settings.patience
+        return patience is not None and self.history.since_best >= patience
 
     def _tell(self, values: Mapping[str, float]) -> None:
         """Log numbers of the step that is done."""
