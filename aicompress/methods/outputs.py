@@ -11,7 +11,7 @@ Output = Literal["logits", "embedding", "hidden", "attention"]
 
 
 @dataclass(frozen=True)
-class MostLikely:
+class KnownClasses:
     """What is known of a teacher's probabilities where only the most likely classes were stored, or some were drawn.
 
     Attributes:
@@ -42,7 +42,7 @@ class Outputs:
         mask: (batch, tokens) bool, True where `hidden` and `attention` hold a real token; None where all are.
         labels: (positions,) int64 true classes or next tokens; -1 where one is not known.
         attention: (batch, heads, tokens, tokens) for each layer: rows are the shares that a token gives, and sum to 1.
-        most_likely: in the place of logits, where not all of them are known.
+        known_classes: in the place of logits, where not all of them are known.
     """
 
     logits: Tensor | None = None
@@ -51,7 +51,7 @@ class Outputs:
     mask: Tensor | None = None
     labels: Tensor | None = None
     attention: tuple[Tensor, ...] = ()
-    most_likely: MostLikely | None = None
+    known_classes: KnownClasses | None = None
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class DistillMethod(Method, Generic[ConfigT]):
         reads: the outputs that it needs of both.
         check: (student, teacher, config) -> what makes the loss impossible for these two, as (message, hint), or None.
         stored: forms of stored logits that it learns from (`methods/distill/signals.py`), beside that of all logits.
-        from_likely: it takes the most likely classes as they are stored; another one is given logits that fit them.
+        from_known: it takes classes that are known as they are stored; another one is given logits that fit them.
     """
 
     config: type[ConfigT]
@@ -71,7 +71,7 @@ class DistillMethod(Method, Generic[ConfigT]):
     check: Callable[[Anatomy, Anatomy, ConfigT], tuple[str, str] | None] = field(kw_only=True)
 
     stored: frozenset[str] = field(default=frozenset(), kw_only=True)
-    from_likely: bool = field(default=False, kw_only=True)
+    from_known: bool = field(default=False, kw_only=True)
 
     kind: ClassVar[str] = "training"
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aicompress.methods.distill.logits import READS, SoftenedConfig, check_logits, with_labels
-from aicompress.methods.outputs import Anatomy, MostLikely, Outputs, wanted
+from aicompress.methods.outputs import Anatomy, KnownClasses, Outputs, wanted
 from aicompress.methods.training import DistillMethod
 
 
@@ -87,8 +87,8 @@ class _KnownKL(torch.autograd.Function):
         return gradient if float(above[0]) == 1 else gradient * above[0], None, None, None, None, None
 
 
-def known_kl(student: Tensor, known: MostLikely) -> Tensor:
-    """T² KL(teacher ‖ student) over the most likely classes and all others together, the mean over positions, in nats.
+def known_kl(student: Tensor, known: KnownClasses) -> Tensor:
+    """T² KL(teacher ‖ student) over known classes and all others together, the mean over positions, in nats.
 
     Args:
         student: logits (positions, classes).
@@ -104,8 +104,8 @@ def known_kl(student: Tensor, known: MostLikely) -> Tensor:
 def loss(student: Outputs, teacher: Outputs, config: Config) -> Tensor:
     """The loss of a batch."""
     logits = wanted(student.logits, "logits")
-    if teacher.most_likely is not None:
-        divergence = known_kl(logits, teacher.most_likely)
+    if teacher.known_classes is not None:
+        divergence = known_kl(logits, teacher.known_classes)
     else:
         divergence = softened_kl(logits, wanted(teacher.logits, "logits"), config.softness)
     return with_labels(divergence, logits, student.labels, config.alpha)
@@ -119,5 +119,5 @@ def check(student: Anatomy, teacher: Anatomy, config: Config) -> tuple[str, str]
 METHOD = DistillMethod(
     "kl", "distill", "softened Kullback-Leibler divergence of logits (Hinton 2015)", Config,
     when="models with logits: language models and classifiers, after any step that cost quality", loss=loss,
-    reads=READS, check=check, stored=frozenset({"top", "drawn"}), from_likely=True,
+    reads=READS, check=check, stored=frozenset({"top", "drawn"}), from_known=True,
 )  # fmt: skip

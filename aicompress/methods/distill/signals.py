@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aicompress.methods.outputs import MostLikely, Outputs
+from aicompress.methods.outputs import KnownClasses, Outputs
 
 Form = Literal["every", "top", "drawn"]
 NONE = -1e4  # the logarithm of a probability that is counted as none: exp gives an exact zero
@@ -66,9 +66,11 @@ def outputs_of(form: Form, stored: Mapping[str, Tensor], classes: int, temperatu
     if form == "drawn":
         times = repeats(kept).float()
         rest = times.new_full((len(kept),), NONE)
-        return Outputs(most_likely=MostLikely(kept, (times / kept.shape[1]).log(), times, rest, temperature, classes))
+        return Outputs(
+            known_classes=KnownClasses(kept, (times / kept.shape[1]).log(), times, rest, temperature, classes)
+        )
     log_p, rest = stored["log_probabilities"].float(), stored["rest"].float()
-    return Outputs(most_likely=MostLikely(kept, log_p, torch.ones_like(log_p), rest, temperature, classes))
+    return Outputs(known_classes=KnownClasses(kept, log_p, torch.ones_like(log_p), rest, temperature, classes))
 
 
 def repeats(classes: Tensor) -> Tensor:
@@ -85,11 +87,11 @@ def repeats(classes: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def completed(known: MostLikely, student: Tensor) -> Tensor:
+def completed(known: KnownClasses, student: Tensor) -> Tensor:
     """The teacher's logits (positions, classes), those of unknown classes in the student's proportions.
 
     Args:
-        known: the most likely classes.
+        known: some classes.
         student: logits (positions, its classes), of which it may have fewer or more.
     """
     same = student[:, : known.of].float() / known.temperature

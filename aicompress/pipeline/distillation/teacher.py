@@ -42,14 +42,14 @@ class Loss:
 
     def __call__(self, student: Outputs, teacher: Outputs, done: float = 1.0) -> Tensor:
         """The sum when a share of the steps is done."""
-        known, logits = teacher.most_likely, student.logits
+        known, logits = teacher.known_classes, student.logits
         as_stored = known is not None and logits is not None and logits.shape[-1] == known.of
         whole = teacher
-        if known is not None and logits is not None and not (as_stored and all(m.from_likely for m, _ in self.terms)):
-            whole = replace(teacher, logits=completed(known, logits), most_likely=None)
+        if known is not None and logits is not None and not (as_stored and all(m.from_known for m, _ in self.terms)):
+            whole = replace(teacher, logits=completed(known, logits), known_classes=None)
         student, whole = _shared_classes(student, whole)
         terms = [
-            c.weight_at(done) * method.loss(student, teacher if as_stored and method.from_likely else whole, c.at(done))
+            c.weight_at(done) * method.loss(student, teacher if as_stored and method.from_known else whole, c.at(done))
             for method, c in self.terms
         ]
         return torch.stack(terms).sum()

@@ -73,7 +73,7 @@ def test_from_classes_that_are_known_it_is_that_of_logits_which_fit_them(
     draws = torch.Generator().manual_seed(0)
     logits, start = (2 * torch.randn(2 * ROWS + 3, 40, generator=draws) for _ in range(2))
     stored = signals.stored_logits(form, logits, 6, temperature, draws)
-    known = signals.outputs_of(form, stored, 40, temperature).most_likely
+    known = signals.outputs_of(form, stored, 40, temperature).known_classes
     assert known is not None
     ours, theirs = (start.clone().requires_grad_(True) for _ in range(2))
     values = [known_kl(ours, known), softened_kl(theirs, signals.completed(known, start), temperature)]
@@ -86,7 +86,7 @@ def test_from_classes_that_are_known_it_is_that_of_logits_which_fit_them(
 def test_a_student_that_is_sure_of_another_class_has_a_large_loss_and_a_gradient() -> None:
     certain = torch.tensor([[0.0, 500.0, 0.0, 0.0]], requires_grad=True)
     stored = signals.stored_logits("top", torch.tensor([[3.0, 0.0, 2.0, 0.0]]), 2, 1.0, torch.Generator())
-    known = signals.outputs_of("top", stored, 4, 1.0).most_likely
+    known = signals.outputs_of("top", stored, 4, 1.0).known_classes
     assert known is not None
     divergence = known_kl(certain, known)
     divergence.backward()

@@ -24,10 +24,10 @@ def returned(
         form, logits.shape[1], k
     )
     back = signals.outputs_of(form, stored, logits.shape[1], temperature)
-    if back.most_likely is None:
+    if back.known_classes is None:
         return (wanted(back.logits, "logits") / temperature).softmax(dim=-1)
     beside = torch.zeros_like(logits) if student is None else student
-    return (signals.completed(back.most_likely, beside) / temperature).softmax(dim=-1)
+    return (signals.completed(back.known_classes, beside) / temperature).softmax(dim=-1)
 
 
 @pytest.mark.parametrize(("form", "classes"), [("every", 5), ("top", 5), ("top", 70_000), ("drawn", 70_000)])
@@ -41,7 +41,7 @@ def test_a_case_worked_by_hand(form: Form, classes: int) -> None:
         torch.testing.assert_close(back, p, rtol=2e-3, atol=1e-6)
 
 
-def test_draws_are_right_on_average_and_the_most_likely_ones_are_not() -> None:
+def test_draws_are_right_on_average_and_the_known_classes_ones_are_not() -> None:
     logits = 2 * torch.randn(1, 40, generator=DRAWS)
     p = (logits / 2).softmax(dim=-1)
     drawn = returned("drawn", logits.expand(8000, -1), 4).mean(dim=0)
@@ -59,7 +59,7 @@ def test_the_gradient_of_kl_is_right_on_average() -> None:
 
     many = logits.expand(20_000, -1)
     stored = signals.stored_logits("drawn", many, 3, 1.0, DRAWS)
-    known = signals.outputs_of("drawn", stored, 12, 1.0).most_likely
+    known = signals.outputs_of("drawn", stored, 12, 1.0).known_classes
     assert known is not None
 
     def gradient(divergence: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
@@ -71,7 +71,7 @@ def test_the_gradient_of_kl_is_right_on_average() -> None:
     torch.testing.assert_close(back, gradient(lambda ours: softened_kl(ours, many, 1.0)), atol=0.01, rtol=0)
 
 
-def test_what_the_most_likely_classes_leave_over_pulls_at_nothing_among_the_others() -> None:
+def test_what_the_known_classes_classes_leave_over_pulls_at_nothing_among_the_others() -> None:
     logits, student = 2 * torch.randn(5, 40, generator=DRAWS), torch.randn(5, 40, generator=DRAWS)
     p, kept = (logits / 2).softmax(dim=-1), logits.topk(6, dim=-1).indices
 

@@ -95,7 +95,7 @@ def test_all_logits_are_the_teacher_itself(
 
 
 @pytest.mark.parametrize("name", ["kl", "reverse_kl"])
-def test_losses_learn_from_the_most_likely_classes(
+def test_losses_learn_from_the_known_classes_classes(
     tiny_llama: Path, trained_llama: Path, recipe: Make, tmp_path: Path, name: str
 ) -> None:
     report = distil(tiny_llama, trained_llama, tmp_path / "out", recipe({"name": name}, TOP), tmp_path / "cache")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -119,11 +119,9 @@ def gathered(stored: Mapping[str, Mapping[str, Tensor]], keeps: bool) -> dict[st
         keeps: this process is the one that needs them.
     """
     whole: dict[str, dict[str, Tensor]] = {}
-    for name, suffix, tensor in _all(stored):
-        full = all_rows(tensor, own_rows(tensor)) if is_divided(tensor) else tensor.detach()
-        whole.setdefault(name, {})[suffix] = full.cpu() if keeps else full.new_empty(0)
+    for name, tensors in stored.items():
+        whole[name] = {}
+        for suffix, tensor in tensors.items():
+            full = all_rows(tensor, own_rows(tensor)) if is_divided(tensor) else tensor.detach()
+            whole[name][suffix] = full.cpu() if keeps else full.new_empty(0)
     return whole
-
-
-def _all(stored: Mapping[str, Mapping[str, Tensor]]) -> Iterable[tuple[str, str, Tensor]]:
-    return ((name, suffix, tensor) for name, tensors in stored.items() for suffix, tensor in tensors.items())
