@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +14,24 @@ if TYPE_CHECKING:
 
 Kind = Literal["linear", "experts", "conv", "embedding", "head"]
 KINDS: tuple[Kind, ...] = ("linear", "experts", "conv", "embedding", "head")
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The matrices of experts that one parameter holds, one below the other, where each is compressed by itself.
+
+    Attributes:
+        count: how many there are.
+        transposed: the parameter holds each of them as (in, out).
+    """
+
+    count: int
+    transposed: bool = False
+
+    def split(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """The matrices (out, in) out of those of the parameter, or of something of its shape."""
+        parts = rows.reshape(-1, rows.shape[-1]).tensor_split(self.count)
+        return tuple(part.t() for part in parts) if self.transposed else parts
 
 
 @dataclass(frozen=True)
@@ -36,6 +55,7 @@ class LayerInfo:
         nbytes: bytes it takes in the input file.
         outline: the weight in that form without data; None for a dense one.
         owner: the parameter that stores it, where that is another one: it changes with that.
+        experts: the matrices that it holds, where each is compressed by itself; None: it is compressed as one.
     """
 
     name: str
@@ -50,6 +70,7 @@ class LayerInfo:
     nbytes: int = 0
     outline: Weight | None = None
     owner: str = ""
+    experts: Experts | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -62,6 +83,27 @@ class LayerInfo:
         Experts in one tensor (experts, out, in) are one matrix: their rows one after the other.
         """
         return tensor.t() if self.transposed else tensor.reshape(-1, self.shape[1])
+
+    def of_expert(self, number: int, outline: Weight | None = None) -> LayerInfo:
+        """The layer that one of its experts is.
+
+        Args:
+            number: of the expert.
+            outline: the form that it has in the input, without data; None for a dense one.
+        """
+        assert self.experts is not None
+        rows, columns = self.shape[0] // self.experts.count, self.shape[1]
+        shape = (columns, rows) if self.experts.transposed else (rows, columns)
+        return replace(
+            self,
+            name=f"{self.name}.{number}",
+            shape=shape,
+            tensor_shape=shape,
+            stored="dense" if outline is None else outline.form,
+            nbytes=self.nbytes // self.experts.count,
+            outline=outline,
+            experts=None,
+        )
 
     @property
     def index(self) -> int | None:
@@ -83,6 +125,7 @@ class InputStats:
         original_mean: mean of the original model's x, (in,), beside `cross`; or None.
         max_abs: largest |x|, (in,), or None.
         frequency: of an embedding, the share of lookups that each row has, (out,), or None.
+        experts: of a parameter that holds several experts, the statistics of each one's inputs, and none of the above.
     """
 
     count: int
@@ -94,6 +137,12 @@ class InputStats:
     original_mean: Tensor | None = None
     max_abs: Tensor | None = None
     frequency: Tensor | None = None
+    experts: tuple[InputStats, ...] = field(default=(), kw_only=True)
+
+    @classmethod
+    def of_experts(cls, experts: Sequence[InputStats]) -> InputStats:
+        """Statistics of the inputs of several experts."""
+        return cls(sum(own.count for own in experts), experts=tuple(experts))
 
     @classmethod
     def white(cls, width: int) -> InputStats:
@@ -148,10 +197,13 @@ class InputStats:
         Raises:
             ValueError: one has a statistic that the other lacks.
         """
+        if self.experts and other.experts:
+            pairs = zip(self.experts, other.experts, strict=True)
+            return InputStats.of_experts([mine.merged(theirs) for mine, theirs in pairs])
         total = self.count + other.count
         if not self.count or not other.count:
             return self if self.count else other
-        fields: dict[str, Tensor | None] = {}
+        fields: dict[str, Any] = {}
         for name in ("gram", "norms", "mean_abs", "cross", "mean", "original_mean", "max_abs", "frequency"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if (mine is None) != (theirs is None):
@@ -186,6 +238,13 @@ class GradientStats:
     def flat(cls, shape: tuple[int, int]) -> GradientStats:
         """Moments of gradients of which nothing is known: every weight matters alike."""
         return cls(1, torch.ones(shape), torch.ones(shape))
+
+    def of_expert(self, experts: Experts, number: int) -> GradientStats:
+        """Those of one expert; where no gradient reached it, all of its weights matter alike."""
+        means = [None if each is None else experts.split(each)[number] for each in (self.mean, self.square)]
+        own = GradientStats(self.count, *means)
+        shape = next(each.shape for each in means if each is not None)
+        return own if own.reached else GradientStats.flat((shape[0], shape[1]))
 
     @property
     def reached(self) -> bool:

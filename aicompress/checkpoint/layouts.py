@@ -72,7 +72,7 @@ def on_disk(tensor: str, weight: Weight, layout: Layout, rows: int | None = None
 
 def _packed_zeros(zero: Tensor, bits: int) -> Tensor:
     """Zero points (out, groups), packed along the rows' axis: (words, groups) int32."""
-    from aicompress.weights.packing import pack_rows
+    from aicompress.weights.coding.packing import pack_rows
 
     unsigned = (zero.to(torch.int16) + (1 << (bits - 1))).to(torch.uint8)
     return pack_rows(unsigned.t().contiguous(), bits).t().contiguous()

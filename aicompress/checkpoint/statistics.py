@@ -4,6 +4,7 @@ Layout: the tensors of a layer are `<parameter>/gram` (in, in) float32, the mean
 the mean of |x|, `<parameter>/mean` (in,), the mean of x, `<parameter>/max_abs` (in,), the largest |x|, and
 `<parameter>/norms` (in,), the mean of x², where no Gram matrix holds it as its diagonal. An embedding has
 `<parameter>/frequency` (out,) alone, the share of lookups that each row has.
+Where a parameter holds several experts, `<parameter>.<number>` stands for each of them.
 Layers with the same input share their tensors. Where gradients were asked for, `<layer>/gradient_mean` and
 `<layer>/gradient_square`, (out, in) float32, are the moments of per-sample gradients in the layer's weight, and
 `<layer>/output_gram`, (out, out), is that of d dᵀ for gradients d in rows of its output, where it was asked for; a
@@ -22,9 +23,10 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from itertools import count, takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -97,6 +99,11 @@ class StatisticsFile:
         assert complete or not opened.layers
         return opened
 
+    def experts(self, parameter: str) -> list[str]:
+        """What the experts are called of a parameter that holds several; none of any other."""
+        numbered = (f"{parameter}.{number}" for number in count())
+        return [] if parameter in self.layers else list(takewhile(self.layers.__contains__, numbered))
+
     def specs(self, parameter: str) -> dict[str, TensorSpec]:
         """Which statistics there are of a layer; none for one that no row reached."""
         leader = self.layers[parameter]
@@ -104,13 +111,16 @@ class StatisticsFile:
 
     def stats(self, parameter: str) -> InputStats:
         """Statistics of a layer; count 0 where no row reached it."""
+        experts = self.experts(parameter)
+        if experts:
+            return InputStats.of_experts([self.stats(name) for name in experts])
         leader = self.layers[parameter]
         if not self.rows[leader]:
             return InputStats(0)
         with safe_open(self.path, "pt") as file:
             tensors: dict[str, Tensor] = {s: file.get_tensor(f"{leader}/{s}") for s in self.specs(parameter)}
         norms = tensors["gram"].diagonal().clone() if "gram" in tensors else tensors.get("norms")
-        rest = {name: tensors.get(name) for name in ("mean_abs", "mean", "max_abs", "frequency")}
+        rest: dict[str, Any] = {name: tensors.get(name) for name in ("mean_abs", "mean", "max_abs", "frequency")}
         return InputStats(int(self.rows[leader]), tensors.get("gram"), norms, **rest)
 
     def gradient_spec(self, layer: str) -> TensorSpec | None:
@@ -190,6 +200,14 @@ def merged_movement(files: Sequence[StatisticsFile], layer: str) -> Tensor | Non
     return torch.stack(parts).sum(dim=0) if parts and len(parts) == len(files) else None
 
 
+def _each(stats: Mapping[str, InputStats]) -> Iterator[tuple[str, InputStats]]:
+    """Statistics by parameter, or by expert of one that holds several."""
+    for name, inputs in stats.items():
+        yield from ((f"{name}.{number}", own) for number, own in enumerate(inputs.experts))
+        if not inputs.experts:
+            yield name, inputs
+
+
 class StatisticsWriter:
     """Writes a file of statistics as they come in; only those of one call of `add` are in memory.
 
@@ -226,7 +244,7 @@ class StatisticsWriter:
     def add(self, stats: Mapping[str, InputStats]) -> None:
         """Keep statistics by parameter; layers that are given the same object share tensors."""
         leaders: dict[int, str] = {}
-        for name, inputs in stats.items():
+        for name, inputs in _each(stats):
             leader = leaders.setdefault(id(inputs), name)
             self._layers[name] = leader
             if leader != name:

@@ -70,17 +70,6 @@ class Batched(Generic[C]):
 
 
 @dataclass(frozen=True)
-class Prepares(Generic[C]):
-    """What the method makes of a layer's inputs alone is made once for layers with these inputs that come in turn.
-
-    Attributes:
-        onto: (a layer, config) -> a function that gives what `apply` gives for any layer with the inputs of that one.
-    """
-
-    onto: Callable[[Layer, C], Callable[[Layer], Weight]]
-
-
-@dataclass(frozen=True)
 class Couples(Generic[C]):
     """Layers of which only products of heads count are compressed two by two; others stay as they are.
 
@@ -197,6 +186,17 @@ class Rotates(Generic[C]):
     unties: Callable[[C], bool]
 
 
+def most(given: C, found: Sequence[C]) -> C:
+    """The parameters in which every number is the largest that one of them asks for.
+
+    Args:
+        given: as the recipe has them.
+        found: what came of them.
+    """
+    numbers = {name: {getattr(each, name) for each in found} for name in type(found[0]).model_fields}
+    return found[0].model_copy(update={name: max(values) for name, values in numbers.items() if len(values) > 1})
+
+
 @dataclass(frozen=True)
 class Allocates(Generic[C]):
     """A budget over several layers, or over the values of a layer, becomes explicit parameters of each layer.
@@ -205,9 +205,11 @@ class Allocates(Generic[C]):
 
     Attributes:
         resolve: (candidates, bytes of everything else in the output) -> one config per candidate.
+        alike: (config as it was given, those of the experts in one tensor) -> the one that they are stored by.
     """
 
     resolve: Callable[[Sequence[Candidate[C]], int], list[C]]
+    alike: Callable[[C, Sequence[C]], C] = most
 
 
 @dataclass(frozen=True)

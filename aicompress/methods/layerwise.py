@@ -11,7 +11,6 @@ from aicompress.methods.capabilities import (
     Allocates,
     Batched,
     Couples,
-    Prepares,
     Reads,
     Rescales,
     Rotates,
@@ -20,7 +19,7 @@ from aicompress.methods.capabilities import (
     Surveys,
     Widths,
 )
-from aicompress.methods.method import Method, MethodConfig
+from aicompress.methods.method import OF_TRAINING, Method, MethodConfig
 from aicompress.methods.shares import Shares
 from aicompress.methods.zeros import kept_zero, outline_of
 from aicompress.weights import Weight
@@ -46,8 +45,8 @@ class LayerMethod(Method, Generic[C]):
         rounded: (layer, config, compressed weight, its bytes and its part of those that layers share) -> what rounding
             the layer in no more bytes would lose; None where that cannot be, or is what the method does.
         stacks: matrices one below the other, as experts lie in one tensor, come out as each by itself.
-        batched, prepares, couples, shares, row_wise, rescales, rotates, allocates, surveys, widths: capabilities; None
-            where it lacks one.
+        batched, couples, shares, row_wise, rescales, rotates, allocates, surveys, widths: capabilities; None where it
+            lacks one.
     """
 
     config: type[C]
@@ -60,7 +59,6 @@ class LayerMethod(Method, Generic[C]):
     )
     reading: Reads[C] | None = field(kw_only=True, default=None)
     batched: Batched[C] | None = field(kw_only=True, default=None)
-    prepares: Prepares[C] | None = field(kw_only=True, default=None)
     couples: Couples[C] | None = field(kw_only=True, default=None)
     shares: Shares[C] | None = field(kw_only=True, default=None)
     row_wise: RowWise[C] | None = field(kw_only=True, default=None)
@@ -75,21 +73,25 @@ class LayerMethod(Method, Generic[C]):
 
     kind: ClassVar[str] = "layerwise"
 
-    def prepared(self, layer: Layer, config: C) -> Callable[[Layer], Weight]:
-        """A function that compresses layers with the inputs of one, in turn."""
-        return (lambda each: self.apply(each, config)) if self.prepares is None else self.prepares.onto(layer, config)
-
     def reads(self, config: C) -> frozenset[str]:
         """Statistics that a layer's compression reads under a config."""
         decides = None if self.reading is None else self.reading.statistics
         return self.needs if decides is None else decides(config)
 
     def takes(self, kind: Kind, config: C) -> bool:
-        """Whether a config can compress a layer of some kind; of experts in one tensor no inputs are seen."""
+        """Whether a config can compress a layer of some kind as it is; experts in one tensor if they need no inputs."""
         if kind != "experts":
             return True
         searches = self.widths is not None and self.widths.search(config) is not None
         return self.stacks and not self.reads(config) and not self.undecided(config) and not searches
+
+    def takes_each(self, config: C) -> bool:
+        """Whether a config can compress the matrices of experts in one tensor one by one.
+
+        Not where layers are compressed together, or are decided on together by what the running model shows.
+        """
+        searches = self.widths is not None and self.widths.search(config) is not None
+        return not self.links and not searches and not self.undecided(config) and not self.reads(config) & OF_TRAINING
 
     def surveyed(self, config: C) -> frozenset[str]:
         """Statistics of the original model that are read before any layer is compressed; none without a survey."""
@@ -115,6 +117,11 @@ class LayerMethod(Method, Generic[C]):
     def rewrites(self) -> bool:
         """Whether the model is rewritten before its layers are compressed."""
         return self.rescales is not None or self.rotates is not None
+
+    @property
+    def links(self) -> bool:
+        """Whether layers depend on each other beyond what they are given: they share something, or are rescaled."""
+        return self.couples is not None or self.shares is not None or self.rewrites
 
     @property
     def recodes(self) -> bool:

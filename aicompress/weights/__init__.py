@@ -17,6 +17,7 @@ from aicompress.weights.form import Symbols, TensorSpec, Weight, form_of, forms,
 from aicompress.weights.int_grouped import Coded, IntGrouped
 from aicompress.weights.low_rank import LowRank
 from aicompress.weights.masked import Masked
+from aicompress.weights.per_expert import PerExpert
 from aicompress.weights.sparse import Sparse
 from aicompress.weights.sparse_codes import SparseCodes
 from aicompress.weights.submatrix import Submatrix
@@ -36,6 +37,7 @@ __all__ = [
     "IntGrouped",
     "LowRank",
     "Masked",
+    "PerExpert",
     "Sparse",
     "SparseCodes",
     "Submatrix",

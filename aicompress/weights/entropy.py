@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aicompress.weights.coding.packing import pack_mask, pack_rows, unpack_mask, unpack_rows, words_per_row
 from aicompress.weights.coding.streams import read_stream
 from aicompress.weights.coding.writing import write_stream
 from aicompress.weights.decoding import SYMBOLS_PER_BYTE, Meta, Tensors, decode, decoder, pack
 from aicompress.weights.form import Symbols, Weight, inside, outline_nbytes, require_dtype, restore
-from aicompress.weights.packing import pack_mask, pack_rows, unpack_mask, unpack_rows, words_per_row
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aicompress.weights.coding.packing import pack_mask, unpack_mask
 from aicompress.weights.decoding import require_kept
 from aicompress.weights.form import Symbols, Weight, require_dtype
 from aicompress.weights.grouping import Grouping
-from aicompress.weights.packing import pack_mask, unpack_mask
 
 
 class Masked(Weight):

@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from aicompress.weights.coding.packing import pack_rows, unpack_rows
 from aicompress.weights.decoding import Meta, Tensors, by_column, decoder, masked, require_kept, unpack
 from aicompress.weights.form import Symbols, require_bits, require_dtype
 from aicompress.weights.grouping import Grouping
 from aicompress.weights.int_grouped import Coded, IntGrouped, code_words, groups_of, require_groups, spread
 from aicompress.weights.masked import Masked, mask_meta, mask_symbols, mask_tensors, restored_mask
-from aicompress.weights.packing import pack_rows, unpack_rows
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from aicompress.weights.coding.packing import pack_rows, unpack_rows
 from aicompress.weights.coding.quantizers import in_use
 from aicompress.weights.decoding import Meta, Tensors, decoder, unpack
 from aicompress.weights.form import Symbols, Weight, require_dtype, require_real
-from aicompress.weights.packing import pack_rows, unpack_rows
 
 BLOCK = 256  # rows after which the state starts anew
 

@@ -243,6 +243,13 @@ def entropy(meta: Meta, tensors: Arrays) -> Read:
     return read(meta["inner"], fixed)
 
 
+def per_expert(meta: Meta, tensors: Arrays) -> Read:
+    own = [{s: np.split(t, meta["count"])[n] for s, t in tensors.items()} for n in range(meta["count"])]
+    parts = [read(meta["each"], each) for each in own]
+    matrices = [part.matrix.T if meta.get("transposed") else part.matrix for part in parts]
+    return Read(np.concatenate(matrices), sum(part.numbers for part in parts), parts[0].grids)
+
+
 READERS: dict[str, Callable[[Meta, Arrays], Read]] = {
     "dense": lambda meta, tensors: Read(tensors[""].astype(np.float64), tensors[""].size),
     "low_rank": low_rank,
@@ -259,6 +266,7 @@ READERS: dict[str, Callable[[Meta, Arrays], Read]] = {
     "tied": tied,
     "trellis": trellis,
     "entropy": entropy,
+    "per_expert": per_expert,
 }
 
 

@@ -20,6 +20,7 @@ from aicompress.weights import (
     Float8,
     IntGrouped,
     LowRank,
+    PerExpert,
     Sparse,
     SparseCodes,
     Submatrix,
@@ -106,6 +107,15 @@ FORMS: dict[str, Weight] = {
     "base and difference": BaseDelta(Dense(randn(6, 2).half()), Dense(randn(2, 12).half()), Dense(randn(6, 12))),
     "base and difference, quantized": BaseDelta(
         ints(4, (6, 1), True, (6, 2)), Dense(randn(2, 12)), ints(4, (6, 3), True)
+    ),
+    "an integer weight per expert": PerExpert(
+        tuple(replace(ints(3, (2, 3), False, (2, 12)), scale=randn(2, 3, seed=n).half()) for n in (1, 2, 3))
+    ),
+    "two factors per expert, transposed": PerExpert(
+        tuple(LowRank(Dense(randn(12, 1, seed=n).half()), Dense(randn(1, 3, seed=n).half())) for n in (1, 2)), True
+    ),
+    "a mask per expert": PerExpert(
+        tuple(Sparse.of(randn(3, 12, seed=n), TWO_OF_FOUR[:3], Grouping(2, 4)) for n in (1, 2))
     ),
     "tied": Tied(Dense(randn(6, 12).half())),
     "tied, transposed": Tied.of(Dense(randn(12, 6).half().t()), (12, 6), transposed=True),

@@ -42,7 +42,7 @@ from torch import Tensor
 
 from aicompress.weights.decoding import Meta, Tensors, decoder, unpack
 from aicompress.weights.form import Weight
-from aicompress.weights.packing import pack_rows, unpack_rows
+from aicompress.weights.coding.packing import pack_rows, unpack_rows
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def ct_restore(entry: Entry, module: str, read: Callable[[str], Tensor], names: 
     Raises:
         ValueError: its tensors are not what its config group says.
     """
-    from aicompress.weights.packing import unpack_rows
+    from aicompress.weights.coding.packing import unpack_rows
 
     meta, scale = entry.meta, read(f"{module}.weight_scale")
     out, columns = (int(size) for size in meta["shape"])

@@ -24,7 +24,7 @@ from aicompress.checkpoint.foreign.layout import (
     weight_of,
 )
 from aicompress.weights import IntGrouped, Weight
-from aicompress.weights.packing import unpack_rows
+from aicompress.weights.coding.packing import unpack_rows
 
 ROLES = {"codes": "qweight", "zeros": "qzeros", "scale": "scales", "groups": "g_idx"}
 FORMATS = {"gptq": 1, "gptq_v2": 0}  # what is added to a zero point as it is stored

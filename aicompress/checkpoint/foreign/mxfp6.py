@@ -10,7 +10,7 @@ import torch
 from aicompress.checkpoint.foreign.layout import ForeignLayout, ForeignWeight, Read, Stored, modules_with, weight_of
 from aicompress.checkpoint.foreign.scaling import real
 from aicompress.weights import Codebook
-from aicompress.weights.packing import unpack_rows
+from aicompress.weights.coding.packing import unpack_rows
 
 GROUP, BITS = 32, 6
 VALUES = [m / 8 for m in range(8)] + [(1 + m / 8) * 2**e for e in range(3) for m in range(8)]

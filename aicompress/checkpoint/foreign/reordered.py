@@ -17,7 +17,7 @@ from aicompress.checkpoint.foreign.layout import (
     weight_of,
 )
 from aicompress.weights import Dense
-from aicompress.weights.packing import unpack_rows
+from aicompress.weights.coding.packing import unpack_rows
 
 ROLES = {
     "codes": "weight_packed",

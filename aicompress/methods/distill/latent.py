@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from aicompress.weights import Codebook, EntropyCoded, Float8, IntGrouped, SparseCodes, Weight
+from aicompress.weights import Codebook, EntropyCoded, Float8, IntGrouped, SparseCodes, Weight, restore
 from aicompress.weights.decoding import DECODERS, Meta, Tensors, by_column, decoder, masked
 from aicompress.weights.float8 import DTYPES
 from aicompress.weights.form import inside, within
@@ -94,6 +94,8 @@ def settled(weight: Weight, moved: Mapping[str, Tensor]) -> Weight:
         weight: what `relaxed` gave.
         moved: tensors by suffix, in the dtypes that `weight` has them in.
     """
+    if not any(isinstance(part, Latent) for part in within(weight)):
+        return restore({**weight.tensors(), **moved}, weight.meta())
     suffixes = {id(tensor): suffix for suffix, tensor in weight.tensors().items() if suffix in moved}
 
     def settle(part: Weight) -> Weight:

@@ -24,7 +24,7 @@ from aicompress.measure import squared_sums
 from aicompress.methods.capabilities import Allocates, Candidate, Rounded, Setting, Surveys
 from aicompress.methods.factorize.budget import allocation
 from aicompress.methods.factorize.budget.rounding import rounded
-from aicompress.methods.factorize.budget.sizes import Gains, R, RankConfig, check, describe, outline, stored
+from aicompress.methods.factorize.budget.sizes import Gains, R, RankConfig, alike, check, describe, outline, stored
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import MethodConfig
 from aicompress.weights import Weight
@@ -136,7 +136,7 @@ METHOD = LayerMethod(
     apply=apply,
     outline=outline,
     check=check,
-    allocates=Allocates(resolve),
+    allocates=Allocates(resolve, alike),
     surveys=Surveys(lambda config: frozenset(), decide, lambda config: config.tried),
     describe=describe,
     rounded=alternative,

@@ -140,6 +140,11 @@ def resolve(candidates: Sequence[Candidate[LampConfig]], other_bytes: int) -> li
     return share_globally(candidates, resolve_stored(candidates, other_bytes), pieces)
 
 
+def alike(given: LampConfig, found: Sequence[LampConfig]) -> LampConfig:
+    """As many survivors for each of the experts in one tensor as all of them have on average."""
+    return found[0].model_copy(update={"kept": max(1, sum(each.kept or 0 for each in found) // len(found))})
+
+
 METHOD = LayerMethod(
     name="lamp",
     command="prune",
@@ -150,6 +155,6 @@ METHOD = LayerMethod(
     outline=outline,
     check=check,
     row_wise=RowWise(lambda config: True, divided=divided),
-    allocates=Allocates(resolve),
+    allocates=Allocates(resolve, alike),
     describe=describe,
 )

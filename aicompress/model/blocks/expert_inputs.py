@@ -1,8 +1,9 @@
-"""Record the inputs of experts whose matrices are parts of one merged tensor, at the products that use them.
+"""Record the inputs of experts whose matrices are parts of one tensor, at the products that use them.
 
-The plain implementation of experts in transformers runs `linear(x, merged[expert])` for each expert that has tokens.
-The call is watched, so what runs is the model's own code, whatever the architecture. Those that multiply all experts at
-once cannot be watched: their experts count as reached by no token.
+The plain implementation of experts in transformers runs `linear(x, merged[expert])` for each expert that has tokens, or
+`x @ merged[expert]` where the matrices lie as (in, out); Llama 4 multiplies all experts at once, `bmm(x, merged)`, with
+zeros for the tokens that are not an expert's. The call is watched, so what runs is the model's own code, whatever the
+architecture. Experts that are multiplied in another way count as reached by no token.
 """
 
 from __future__ import annotations
@@ -11,15 +12,35 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 Part = tuple[Tensor, int]  # merged parameter (experts, ...), index of the expert
 
+_PRODUCTS = frozenset({torch.matmul, torch.mm, torch.bmm, Tensor.matmul, Tensor.__matmul__, Tensor.mm, Tensor.bmm})
+_SUMS = frozenset({torch.addmm, torch.baddbmm, Tensor.addmm, Tensor.baddbmm})  # with what the product is added to
+
+
+def product_of(function: Any, args: tuple[Any, ...]) -> tuple[Tensor, Tensor, bool] | None:
+    """The input of a product, what it is multiplied by, and whether that is (in, out); None for other functions."""
+    if function is functional.linear and len(args) >= 2:
+        given, weight, transposed = args[0], args[1], False
+    elif function in _PRODUCTS and len(args) == 2:
+        given, weight, transposed = *args, True
+    elif function in _SUMS and len(args) == 3:
+        given, weight, transposed = *args[1:], True
+    else:
+        return None
+    if not isinstance(given, Tensor) or not isinstance(weight, Tensor) or weight.ndim < 2:
+        return None
+    flipped = weight.stride(-1) != 1 and weight.stride(-2) == 1  # a view that turns the matrix
+    return given, weight, transposed != flipped
+
 
 class ExpertCalls(TorchFunctionMode):
-    """Tells of every linear call whose weight is one expert of a merged parameter.
+    """Tells of every product with the matrix of one expert of a merged parameter.
 
     Args:
         parts: merged parameter and expert by layer name; layers of one part share their input.
@@ -37,8 +58,9 @@ class ExpertCalls(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if function is functional.linear and len(args) >= 2 and self._merged:
-            self._look(args[0], args[1])
+        product = product_of(function, args) if self._merged else None
+        if product is not None:
+            self._look(*product[:2])
         return function(*args, **(kwargs or {}))
 
     def _look(self, given: Tensor, weight: Tensor) -> None:
@@ -46,9 +68,16 @@ class ExpertCalls(TorchFunctionMode):
         if entry is None or not given.numel():
             return
         merged, experts = entry
-        names = experts.get((weight.storage_offset() - merged.storage_offset()) // merged.stride(0))
-        if names:
-            self._see(names, given)
+        first = (weight.storage_offset() - merged.storage_offset()) // merged.stride(0)
+        if weight.ndim == 2:
+            self._tell(experts.get(first), given.reshape(-1, given.shape[-1]))
+            return
+        for number, rows in enumerate(given):
+            self._tell(experts.get(first + number), rows[rows.any(dim=-1)])
+
+    def _tell(self, names: Sequence[str] | None, rows: Tensor) -> None:
+        if names and len(rows):
+            self._see(names, rows)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -160,6 +160,7 @@ class Recorder:
         modules: watched modules by layer name.
         needs: which statistics to keep.
         parts: experts that are parts of a merged parameter, by layer name.
+        experts: parameters that hold several experts, each with the names of those among `parts`.
         rounded: inputs of products are rounded to bfloat16.
         weight: how often each row of the batch that is running counts.
         mask: real tokens of the batch that is running, (batch, tokens) bool; None when all are.
@@ -173,6 +174,7 @@ class Recorder:
     modules: Mapping[str, nn.Module]
     needs: frozenset[str]
     parts: Mapping[str, Part] = field(default_factory=dict)
+    experts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     rounded: bool = False
     weight: float = 1.0
     mask: Tensor | None = None
@@ -253,7 +255,12 @@ class Recorder:
         """
         means = {leader: sums.mean() for leader, sums in self.sums.items()}
         self.sums.clear()
-        return {name: means.get(self.leaders.get(name, name), InputStats(0)) for name in (*self.modules, *self.parts)}
+        own = {name: means.get(self.leaders.get(name, name), InputStats(0)) for name in (*self.modules, *self.parts)}
+        shared: dict[tuple[str, ...], InputStats] = {}
+        for name, parts in self.experts.items():
+            leaders = tuple(self.leaders.get(part, part) for part in parts)
+            own[name] = shared.setdefault(leaders, InputStats.of_experts([own.pop(part) for part in parts]))
+        return own
 
 
 def _geometry(module: nn.Module) -> Any:

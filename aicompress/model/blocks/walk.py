@@ -26,8 +26,8 @@ from aicompress.model.blocks.input_statistics import Recorder
 from aicompress.model.blocks.paused_forward import PausedForward, follow, gate
 from aicompress.model.blocks.reconstruction import Stage, hidden
 from aicompress.model.loading.config import configurations
-from aicompress.model.loading.divided import Divided
-from aicompress.model.loading.merged_experts import Slot
+from aicompress.model.loading.divided import Place
+from aicompress.model.loading.merged_experts import ExpertStack, Slot
 
 Batch = dict[str, Tensor]
 
@@ -56,7 +56,7 @@ class Walk:
         model: on the meta device.
         loader: loads its parts.
         batches: keyword arguments of the model's forward; `attention_mask` marks real tokens.
-        wanted: by layer name its module's path in the model, or its part of a merged parameter.
+        wanted: by layer name its module's path in the model, its part of a merged parameter, or the experts it holds.
         needs: statistics to collect: gram, norms, mean_abs, mean.
         cross: also carry the original model's activations and collect E[x x̂ᵀ].
         team: processes that walk together, each with batches of its own; None for this one alone.
@@ -70,7 +70,7 @@ class Walk:
     model: Any
     loader: Loader
     batches: Sequence[Batch]
-    wanted: Mapping[str, str | Slot | Divided]
+    wanted: Mapping[str, Place]
     needs: frozenset[str]
     cross: bool = False
     team: Team | None = None
@@ -119,7 +119,8 @@ def walk(job: Walk, visitor: Visitor, progress: Callable[[int, int], None] = lam
     prepare(job.model)
     inside = {name: next((b for b in blocks if b.owns(_path(place))), None) for name, place in job.wanted.items()}
     outside = [name for name, block in inside.items() if block is None]
-    merged = {f"{p.module}.{p.leaf}" for p in map(job.wanted.__getitem__, outside) if isinstance(p, Slot)}  # watched
+    watched = [place for name in outside if isinstance(place := job.wanted[name], Slot | ExpertStack)]
+    merged = {f"{place.module}.{place.leaf}" for place in watched}
 
     def between(name: str) -> bool:
         return not any(block.owns(name) for block in blocks)
@@ -151,20 +152,25 @@ def prepare(model: Any) -> None:
         config._experts_implementation = "eager"  # one expert after another, so that they can be watched
 
 
-def _path(place: str | Slot | Divided) -> str:
+def _path(place: Place) -> str:
     return place if isinstance(place, str) else place.module
 
 
 def _recorder(job: Walk, layers: Sequence[str]) -> Recorder:
     modules: dict[str, Any] = {}
     parts: dict[str, tuple[Tensor, int]] = {}
+    experts: dict[str, list[str]] = {}
     for name in layers:
         place = job.wanted[name]
         if isinstance(place, Slot):
             parts[name] = job.model.get_submodule(place.module)._parameters[place.leaf], place.expert
+        elif isinstance(place, ExpertStack):
+            stack = place.parts(job.model.get_submodule(place.module)._parameters[place.leaf])
+            experts[name] = [f"{name}.{number}" for number in range(place.count)]
+            parts |= {part: (stack, number) for number, part in enumerate(experts[name])}
         else:
             modules[name] = job.model.get_submodule(_path(place))
-    return Recorder(modules, job.needs, parts, job.rounded)
+    return Recorder(modules, job.needs, parts, experts, job.rounded)
 
 
 def _start(job: Walk, state: _State, recorder: Recorder) -> None:

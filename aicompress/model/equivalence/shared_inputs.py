@@ -8,14 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aicompress.model.loading.config import configurations
-from aicompress.model.loading.divided import Divided
+from aicompress.model.loading.config import batched_experts
+from aicompress.model.loading.divided import Place
 from aicompress.model.loading.merged_experts import Slot
 
 
-def shared_inputs(
-    model: Any, places: Mapping[str, str | Slot | Divided], inputs: Mapping[str, Tensor]
-) -> dict[str, str]:
+def shared_inputs(model: Any, places: Mapping[str, Place], inputs: Mapping[str, Tensor]) -> dict[str, str]:
     """The first layer that is given the same tensor, by layer.
 
     The model runs on the meta device: shapes only. What an architecture decides by its data cannot be followed, and
@@ -44,10 +42,8 @@ def shared_inputs(
         module: nn.Module = model.get_submodule(place if isinstance(place, str) else place.module)
         hook = lambda _, args, kwargs, name=name: see(name, args, kwargs)  # noqa: E731
         hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-    for config in configurations(model):
-        config._experts_implementation = "batched_mm"  # the one whose shapes do not depend on the routing
     try:
-        with torch.no_grad(), torch.device("meta"):
+        with torch.no_grad(), torch.device("meta"), batched_experts(model):
             model(**{key: tensor.to("meta") for key, tensor in inputs.items() if key != "attention_mask"})
     except Exception:  # whatever an architecture cannot do without data; what was seen until then holds
         pass

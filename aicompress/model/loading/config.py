@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -14,6 +15,22 @@ def configurations(model: nn.Module) -> Iterator[Any]:
         config: Any = getattr(module, "config", None)
         if hasattr(config, "get_text_config"):
             yield config
+
+
+@contextmanager
+def batched_experts(model: nn.Module) -> Iterator[None]:
+    """Let a model on the meta device multiply all experts at once, in the one way whose shapes follow from the inputs'.
+
+    Products of groups, which transformers takes by itself, have no float32 there.
+    """
+    before = [(config, getattr(config, "_experts_implementation", None)) for config in configurations(model)]
+    for config, _ in before:
+        config._experts_implementation = "batched_mm"
+    try:
+        yield
+    finally:
+        for config, implementation in before:
+            config._experts_implementation = implementation
 
 
 def most_positions(module: nn.Module) -> int | None:

@@ -6,12 +6,12 @@ Nomic's encoders store one `Wqkv`, of which the model makes three layers. They h
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from aicompress.model.loading.merged_experts import converted
+from aicompress.model.loading.merged_experts import ExpertStack, Slot, converted
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,9 @@ class Divided:
     """
 
     module: str
+
+
+Place: TypeAlias = str | Slot | ExpertStack | Divided  # where the model has a parameter of the checkpoint
 
 
 def divided(model: Any, name: str, target: str, conversion: Any, shape: tuple[int, ...]) -> Divided | None:

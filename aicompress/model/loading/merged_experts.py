@@ -48,6 +48,25 @@ class Slot:
         merged[self.expert, row : row + rows, column : column + columns] = part
 
 
+@dataclass(frozen=True)
+class ExpertStack:
+    """Where a parameter of the checkpoint lies that holds the matrices of several experts, as the model has it.
+
+    Attributes:
+        module: path of the module that keeps the tensor.
+        leaf: its name there; the tensor is (experts, rows, columns), or those one below the other.
+        count: number of experts.
+    """
+
+    module: str
+    leaf: str
+    count: int
+
+    def parts(self, whole: Tensor) -> Tensor:
+        """The tensor as (experts, rows, columns)."""
+        return whole.view(self.count, -1, whole.shape[-1])
+
+
 def in_order(sources: Mapping[str, Any]) -> list[str]:
     """Names with their numbers in numerical order: expert 2 before expert 10."""
     return sorted(sources, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])

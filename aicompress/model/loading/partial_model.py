@@ -14,7 +14,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.model import hf
 from aicompress.model.loading.divided import Divided, divided, rows_of_layers
 from aicompress.model.loading.fill import Filling, make_computed
-from aicompress.model.loading.merged_experts import Slot, converted, slots
+from aicompress.model.loading.merged_experts import ExpertStack, Slot, converted, slots
 from aicompress.model.loading.on_demand import LEAST, Offload, offload
 from aicompress.model.loading.resize import resize
 
@@ -58,6 +58,14 @@ class PartialModel:
         if merge is not None:
             return self._slots.get(name)
         return target.removesuffix(".weight") if target in self._known and target.endswith(".weight") else None
+
+    def stack_of(self, name: str, count: int) -> ExpertStack | None:
+        """Where the model has a parameter that holds so many experts; None where it has no such parameter."""
+        target, merge = self.targets[name]
+        if merge is not None or target not in self._known:
+            return None
+        module, _, leaf = target.rpartition(".")
+        return ExpertStack(module, leaf, count)
 
     @property
     def paths(self) -> dict[str, str]:

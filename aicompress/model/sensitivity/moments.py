@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from aicompress.layer import GradientStats, as_matrix
 from aicompress.model.blocks.all_reduce import Team
-from aicompress.model.loading.merged_experts import Slot
+from aicompress.model.loading.merged_experts import ExpertStack, Slot
 from aicompress.model.sensitivity.loss import Sample
 
 WIDEST = 1 << 14  # rows of a matrix whose outputs are looked at: a Gram matrix of no more than a gigabyte
@@ -28,7 +28,7 @@ class Watched:
     """A weight whose gradient is wanted.
 
     Attributes:
-        place: its module's path in the model, or its part of a merged parameter.
+        place: its module's path in the model, its part of a merged parameter, or the experts that it holds.
         shape: the parameter's own shape.
         transposed: it is stored (in, out).
         part: called when its block comes up: how the gradient of a factor follows from that of the weight; None for a
@@ -37,7 +37,7 @@ class Watched:
         moments: moments of the gradient itself are wanted, whether its outputs are seen or not.
     """
 
-    place: str | Slot
+    place: str | Slot | ExpertStack
     shape: tuple[int, ...]
     transposed: bool = False
     part: Callable[[], Part] | None = None
@@ -46,7 +46,7 @@ class Watched:
 
     @property
     def module(self) -> str:
-        return self.place.module if isinstance(self.place, Slot) else self.place
+        return self.place if isinstance(self.place, str) else self.place.module
 
 
 class SpreadError(Exception):
@@ -98,6 +98,8 @@ class Sums:
         matrix = (
             place.read(given, self.watched.shape)
             if isinstance(place, Slot)
+            else place.parts(given).flatten(0, 1)
+            if isinstance(place, ExpertStack)
             else as_matrix(given, self.watched.transposed)
         )
         matrix = (matrix if self.part is None else self.part(matrix)).cpu()
@@ -135,7 +137,9 @@ class Sums:
         wanted = self.watched.moments or self.outputs is None
         if wanted and (self.mean is None or self.square is None):
             empty = self.parameter.new_zeros(self.watched.shape, device="cpu")
-            matrix = as_matrix(empty, self.watched.transposed and not isinstance(self.watched.place, Slot))
+            place = self.watched.place
+            flipped = self.watched.transposed and not isinstance(place, Slot)
+            matrix = place.parts(empty).flatten(0, 1) if isinstance(place, ExpertStack) else as_matrix(empty, flipped)
             self.mean = (matrix if self.part is None else self.part(matrix)).clone()
             self.square = self.mean.clone()
         return self.mean, self.square
@@ -210,7 +214,7 @@ class OutputGradients:
 def _outputs(module: nn.Module, watched: Watched) -> OutputGradients | None:
     """What is seen of a layer's outputs: nothing of experts in one tensor, of embeddings, and of very wide layers."""
     shape = watched.shape[::-1] if watched.transposed else watched.shape
-    if not watched.outputs or isinstance(watched.place, Slot) or isinstance(module, nn.Embedding):
+    if not watched.outputs or not isinstance(watched.place, str) or isinstance(module, nn.Embedding):
         return None
     return OutputGradients.of(module, shape[0]) if shape[0] <= WIDEST else None
 
@@ -219,7 +223,7 @@ def watch(model: Any, wanted: Mapping[str, Watched]) -> dict[str, Sums]:
     """Sums for weights that are in memory, which from now on get gradients where moments of them are wanted."""
     sums: dict[str, Sums] = {}
     for name, watched in wanted.items():
-        leaf = watched.place.leaf if isinstance(watched.place, Slot) else "weight"
+        leaf = "weight" if isinstance(watched.place, str) else watched.place.leaf
         module = model.get_submodule(watched.module)
         parameter = module._parameters[leaf]
         part = watched.part() if watched.part is not None else None

@@ -147,7 +147,8 @@ def watched(
     """Where the model has each layer's weight; a layer that it does not have is not in it."""
     places: dict[str, Watched] = {}
     for info in infos:
-        place = loader.place_of(info.tensor)
+        held = info.experts
+        place = loader.place_of(info.tensor) if held is None else loader.stack_of(info.tensor, held.count)
         if place is not None:
             part = partial(_factor, checkpoint, info) if info.part else None
             outputs = OUTPUTS in needs and not info.part

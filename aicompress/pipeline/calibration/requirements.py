@@ -13,7 +13,7 @@ from aicompress import data
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.statistics import StatisticsFile
 from aicompress.errors import CompressError, RecipeError, Refused
-from aicompress.layer import LayerInfo
+from aicompress.layer import Experts, LayerInfo
 from aicompress.methods.layerwise import AnyLayerMethod, LayerMethod
 from aicompress.methods.method import OF_GRADIENTS, OF_TRAINING, MethodConfig
 from aicompress.methods.structural import AnyStructuralMethod
@@ -67,6 +67,11 @@ class Step(Protocol):
 
     @property
     def layers(self) -> Sequence[Chosen]: ...
+
+
+def experts_of(plan: Step) -> dict[str, Experts]:
+    """The experts that parameters hold which are compressed one by one, by name of the parameter."""
+    return {layer.info.tensor: own for layer in plan.layers if (own := layer.info.experts) is not None}
 
 
 def input_width(layers: Sequence[LayerInfo]) -> int:
@@ -234,7 +239,11 @@ def _in_file(path: Path, chosen: Sequence[LayerInfo], needs: frozenset[str]) -> 
         return [error]
     by_tensor: dict[str, list[LayerInfo]] = {}
     for info in chosen:
-        by_tensor.setdefault(info.tensor, []).append(info)
+        if info.experts is None:
+            by_tensor.setdefault(info.tensor, []).append(info)
+            continue
+        experts = [info.of_expert(number) for number in range(info.experts.count)]
+        by_tensor |= {f"{info.tensor}.{number}": [own] for number, own in enumerate(experts)}
     problems: list[CompressError] = []
     if needs & OF_TRAINING:
         return _unmoved(file, chosen)

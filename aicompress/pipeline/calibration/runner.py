@@ -12,12 +12,11 @@ from torch import Tensor
 from aicompress.layer import InputStats
 from aicompress.model.blocks.walk import Visitor, Walk, walk
 from aicompress.model.kernels.bf16_products import rounds
-from aicompress.model.loading.divided import Divided
-from aicompress.model.loading.merged_experts import Slot
+from aicompress.model.loading.divided import Place
 from aicompress.model.loading.partial_model import PartialModel
 from aicompress.pipeline.calibration.data import ROWS, Inputs, calibration_inputs
 from aicompress.pipeline.calibration.record import record_of_data
-from aicompress.pipeline.calibration.requirements import Step, follows, module_of
+from aicompress.pipeline.calibration.requirements import Step, experts_of, follows, module_of
 from aicompress.pipeline.step.workers import Processes
 from aicompress.weights import TensorSpec
 
@@ -38,7 +37,7 @@ class CalibrationRun:
     model: Any
     loader: PartialModel
     inputs: Inputs
-    wanted: Mapping[str, str | Slot | Divided]
+    wanted: Mapping[str, Place]
     team: Processes
     rounded: bool = False
     follows: bool = True
@@ -60,7 +59,11 @@ class CalibrationRun:
         model = module_of(plan.checkpoint, plan.recipe, plan.request.allow_code)
         loader = PartialModel(plan.checkpoint, model)
         inputs = calibration_inputs(plan.checkpoint, model, plan.recipe.calibration, plan.recipe.seed, team, most)
-        places = {tensor: loader.reader_of(tensor) for tensor in tensors}
+        held = experts_of(plan)
+        places = {
+            tensor: loader.stack_of(tensor, held[tensor].count) if tensor in held else loader.reader_of(tensor)
+            for tensor in tensors
+        }
         wanted = {tensor: place for tensor, place in places.items() if place is not None}
         rounded = rounds(plan.recipe.calibration.precision)
         return cls(model, loader, inputs, wanted, team, rounded, follows(plan.recipe))

@@ -12,8 +12,7 @@ from torch import Tensor
 from aicompress.methods.zeros import mask_of
 from aicompress.model.blocks.moving_weights import TunableLayer, TuningSchedule, moves
 from aicompress.model.blocks.reconstruction import Stage, tune
-from aicompress.model.loading.divided import Divided
-from aicompress.model.loading.merged_experts import Slot
+from aicompress.model.loading.divided import Place
 from aicompress.pipeline.layerwise.compress import Compressed
 from aicompress.pipeline.layerwise.plan import Plan
 from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed
@@ -24,7 +23,13 @@ from aicompress.weights import Dense
 def can_move(jobs: Sequence[LayerPlan]) -> bool:
     """Whether a parameter becomes a weight that may move: a whole one without zeros to be kept."""
     (job, *more) = jobs
-    return not more and not job.info.part and moves(job.outline) and mask_of(job.info.outline) is None
+    return (
+        not more
+        and not job.info.part
+        and job.info.experts is None
+        and moves(job.outline)
+        and mask_of(job.info.outline) is None
+    )
 
 
 def vectors(plan: Plan, paths: Mapping[str, str]) -> dict[str, str]:
@@ -62,7 +67,7 @@ def tuned(
     seed: int,
     stage: Stage,
     layers: Mapping[str, Compressed],
-    places: Mapping[str, str | Slot | Divided],
+    places: Mapping[str, Place],
     beside: Mapping[str, str],
 ) -> Tuned:
     """Tune a block.

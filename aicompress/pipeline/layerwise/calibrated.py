@@ -14,8 +14,7 @@ from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_grad
 from aicompress.layer import GradientStats, InputStats, from_matrix
 from aicompress.methods.method import OF_TRAINING
 from aicompress.model.blocks.reconstruction import Stage
-from aicompress.model.loading.divided import Divided
-from aicompress.model.loading.merged_experts import Slot
+from aicompress.model.loading.divided import Place
 from aicompress.pipeline.calibration.data import ROWS
 from aicompress.pipeline.calibration.gradients import differentiate, gradients
 from aicompress.pipeline.calibration.record import record_of_files
@@ -33,6 +32,7 @@ from aicompress.report.model import LayerRow
 from aicompress.weights import TensorSpec, Weight
 
 DATA_FREE = "calibration rows: data-free"
+EXPERTS_DATA_FREE = f"experts saw fewer than {MIN_ROWS} rows: data-free"
 UNREACHED = "no gradient reaches it: data-free"
 
 
@@ -144,7 +144,11 @@ def knowledge(work: Work, name: str, inputs: InputStats, read: Read | None = Non
     notes: list[str] = []
     if inputs.frequency is not None and "frequency" not in work.plan.needs:
         inputs = InputStats(0)
-    if walked(work.plan) and inputs.count < MIN_ROWS:
+    held = infos[0].experts
+    if walked(work.plan) and held is not None:
+        few = held.count - sum(own.count >= MIN_ROWS for own in inputs.experts)
+        notes += [f"{few} of {held.count} {EXPERTS_DATA_FREE}"] if few else []
+    elif walked(work.plan) and inputs.count < MIN_ROWS:
         notes.append(f"{inputs.count} {DATA_FREE}")
     if walked(work.plan):
         inputs = completed(inputs, infos)
@@ -163,13 +167,22 @@ def knowledge(work: Work, name: str, inputs: InputStats, read: Read | None = Non
 def scarce(work: Work) -> list[str]:
     """Warnings that name the layers which too few calibration rows reached, or no gradient."""
     rows = work.rows()
-    few, unreached = ([row for row in rows if said in row.note] for said in (DATA_FREE, UNREACHED))
+    few, experts, unreached = (
+        [row for row in rows if said in row.note] for said in (DATA_FREE, EXPERTS_DATA_FREE, UNREACHED)
+    )
     chosen = sum(row.method != "-" for row in rows)
     warnings: list[str] = []
     if few:
         shown = ", ".join(f"{row.name} ({row.note.split()[0]})" for row in few[:3]) + (", ..." if len(few) > 3 else "")
         warnings.append(
             f"{len(few)} of {chosen} layers saw fewer than {MIN_ROWS} calibration rows and are data-free: {shown}"
+        )
+    if experts:
+        counts = (" ".join(row.note.split()[:3]) for row in experts[:3])
+        shown = ", ".join(f"{row.name} ({count})" for row, count in zip(experts, counts, strict=False))
+        warnings.append(
+            f"{len(experts)} tensors hold experts that saw fewer than {MIN_ROWS} calibration rows and are data-free: "
+            f"{shown}" + (", ..." if len(experts) > 3 else "")
         )
     if unreached:
         shown = ", ".join(row.name for row in unreached[:3]) + (", ..." if len(unreached) > 3 else "")
@@ -192,7 +205,7 @@ class _Writer:
 
     work: Work
     read: Read | None
-    places: Mapping[str, str | Slot | Divided]
+    places: Mapping[str, Place]
     vectors: Mapping[str, str]
 
     def finished(self, layers: Sequence[str]) -> Mapping[str, Tensor] | None:

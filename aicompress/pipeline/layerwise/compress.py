@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.layer import GradientStats, InputStats, Layer, LayerInfo
-from aicompress.measure import rel_error
+from aicompress.layer import Experts, GradientStats, InputStats, Layer, LayerInfo
+from aicompress.measure import rel_error, relative, squared_sums
 from aicompress.methods.factors import answered, are_plain, beyond, refitted, turned
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.methods.row_feedback import BLOCKS, rounded_by_rows
 from aicompress.pipeline.calibration.requirements import MIN_ROWS, input_width
+from aicompress.pipeline.layerwise.experts import reader
 from aicompress.pipeline.layerwise.report_rows import (
     COARSE_NOTE,
     ROTATED_NOTE,
@@ -28,7 +29,7 @@ from aicompress.pipeline.layerwise.report_rows import (
 )
 from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed
 from aicompress.report.model import LayerRow
-from aicompress.weights import Dense, LowRank, TensorSpec, Weight, outline_nbytes
+from aicompress.weights import Dense, LowRank, PerExpert, TensorSpec, Weight, outline_nbytes
 
 INNER = 4  # blocks of rows of an inner factor: more of them gain little, and each works on the inputs of the layer
 
@@ -40,6 +41,11 @@ class Known:
     inputs: InputStats | None = None
     gradients: GradientStats | None = None
     movement: Tensor | None = None
+
+    def of_expert(self, experts: Experts, number: int) -> Known:
+        """What is known of one of the experts that a layer holds."""
+        inputs = None if self.inputs is None else self.inputs.experts[number]
+        return Known(inputs, None if self.gradients is None else self.gradients.of_expert(experts, number))
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,9 @@ class Compression:
         by_part = {job.info.part: job for job in jobs}
         if "" in by_part:
             job = by_part[""]
+            if job.info.experts is not None:
+                weight, row = self._experts(job, job.info.experts, known.get(job.info.name, Known()))
+                return weight, [row]
             weight, row = self.finished(job, self.alone(job, known.get(job.info.name, Known())))
             return weight, [row]
         old = self.checkpoint.weight(name)
@@ -110,6 +119,23 @@ class Compression:
                 factors[part], row = self.finished(job, self.alone(job, own, old))
                 rows.append(noted(row, TURNED_NOTE) if moves else row)
         return old.with_parts(factors), rows
+
+    def _experts(self, job: LayerPlan, experts: Experts, known: Known) -> tuple[Weight, LayerRow]:
+        """Compress the experts that a parameter holds, each by itself; one is in memory at a time."""
+        assert job.config is not None
+        weights: list[Weight] = []
+        error, norm, start = 0.0, 0.0, time.perf_counter()
+        read = reader(self.checkpoint, job.info, self.seed)
+        for number in range(experts.count):
+            own = known.of_expert(experts, number)
+            layer = dataclasses.replace(read(number), inputs=own.inputs, gradients=own.gradients)
+            weights.append(self.method.stored(layer, self.method.apply(layer, job.config)))
+            lost, whole = squared_sums(layer.weight, weights[-1])
+            error, norm = error + lost, norm + whole
+        seconds = time.perf_counter() - start
+        weight = PerExpert.joined(weights, experts.transposed)
+        row = changed_row(self.method, job, weight, relative(error, norm), seconds)
+        return weight, noted(row, COARSE_NOTE) if is_coarse(weight) else row
 
     def _both(
         self, old: LowRank, jobs: Mapping[str, LayerPlan], known: Mapping[str, Known]
@@ -220,6 +246,11 @@ def _borrowed(weight: Weight, part: str) -> list[TensorSpec]:
 
 def completed(inputs: InputStats, layers: Sequence[LayerInfo]) -> InputStats:
     """What a method is given: of white noise where too few rows came; with `cross` where nothing is compressed yet."""
+    held = layers[0].experts
+    if held is not None:
+        own = inputs.experts or (InputStats(0),) * held.count
+        expert = layers[0].of_expert(0)
+        return InputStats.of_experts([completed(stats, [expert]) for stats in own])
     if inputs.count < MIN_ROWS:
         return InputStats.white(input_width(layers))
     if inputs.frequency is not None:
@@ -239,7 +270,7 @@ def sharing_inputs(
     groups: list[tuple[InputStats, list[LayerPlan]]] = []
     for name, inputs in stats.items():
         (job, *more) = layers[name]
-        if more or job.info.part or job.config is None:
+        if more or job.info.part or job.info.experts or job.config is None:
             continue
         group = next((jobs for other, jobs in groups if other is inputs and jobs[0].config == job.config), None)
         if group is None:

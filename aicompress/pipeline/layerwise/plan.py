@@ -16,6 +16,7 @@ from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.methods.method import OF_GRADIENTS, MethodConfig
 from aicompress.model.equivalence.scaling_groups import ScalingGroup
 from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.layerwise.experts import outline
 from aicompress.pipeline.layerwise.report_rows import open_row, plan_row
 from aicompress.pipeline.layerwise.sharing import following, outlined, with_groups
 from aicompress.pipeline.layerwise.untouched import untouched
@@ -158,7 +159,7 @@ def planned_at(method: AnyLayerMethod, layer: LayerPlan, width: Width | None) ->
         layer = replace(layer, config=method.widths.at(layer.config, width))
     if layer.product is not None and method.couples is not None:
         return replace(layer, outline=method.couples.outline(layer.product, layer.info, layer.config))
-    return replace(layer, outline=method.planned(layer.info, layer.config))
+    return replace(layer, outline=outline(method, layer.info, layer.config))
 
 
 def planned_parameters(checkpoint: Checkpoint, plans: tuple[LayerPlan, ...]) -> dict[str, Planned]:

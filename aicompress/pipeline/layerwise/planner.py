@@ -21,6 +21,7 @@ from aicompress.pipeline.calibration.texts import shortened
 from aicompress.pipeline.layerwise.allocation.levels import with_levels
 from aicompress.pipeline.layerwise.allocation.target import require_reach, undecided
 from aicompress.pipeline.layerwise.compress import Compression
+from aicompress.pipeline.layerwise.experts import divisible
 from aicompress.pipeline.layerwise.head_products import coupled
 from aicompress.pipeline.layerwise.plan import UNDECIDED, UNTRIED, Plan, planned_at, planned_parameters
 from aicompress.pipeline.layerwise.resolve import configured, open_widths, resolved, searches, searches_by_budget
@@ -60,12 +61,13 @@ def make_plan(
     notes = followers(chosen)
     chosen = [info for info in chosen if not info.owner]
     recipe, levels = with_levels(checkpoint, recipe, method, chosen, request, problems)
-    layers, misfits = configured(chosen, recipe, method)
+    held = divisible(checkpoint, recipe, method, chosen, request.allow_code)
+    layers, misfits = configured(chosen, recipe, method, held.experts)
     raise_all(problems + misfits + needs.problems(checkpoint, recipe, method, list(layers.values()), request))
     places, unscaled = rescalable(checkpoint, recipe, method, list(layers.values()), request.allow_code)
     require_writable(destination.path)
     layers, left = _together(checkpoint, recipe, method, layers, request)
-    layers = resolved(checkpoint, layers, method, recipe.seed)
+    layers, alike = resolved(checkpoint, layers, method, recipe.seed)
     wanted = searches(method, layers)
     opened = {name: open_widths(method, layers[name]) for name in wanted}
     layers = {name: planned_at(method, layer, opened.get(name, (None,))[0]) for name, layer in layers.items()}
@@ -80,7 +82,7 @@ def make_plan(
     warnings += [*left_out(checkpoint, destination), *unscaled, *output.warnings, *_absent(recipe, infos, checkpoint)]
     warnings += [*_no_smaller(checkpoint, output, layers), *_larger(output, layers, opened)]
     warnings += [*passed_over(checkpoint, infos), *unsuited(checkpoint, method, chosen)]
-    warnings += refused_experts(checkpoint, method, chosen, list(layers))
+    warnings += refused_experts(checkpoint, method, chosen, list(layers), held.why)
     plan = Plan(
         checkpoint=checkpoint,
         recipe=recipe,
@@ -93,7 +95,7 @@ def make_plan(
         open=opened,
         searches=searches_by_budget(wanted, layers),
         places=places,
-        notes=(*levels.notes, *notes, *left),
+        notes=(*levels.notes, *notes, *left, *alike),
         measured_on=levels.record,
     )
     return _with_reachable_budgets(plan)

@@ -12,6 +12,7 @@ from aicompress.checkpoint.naming import layer_name
 from aicompress.errors import CompressError
 from aicompress.methods.capabilities import Rounded, Width
 from aicompress.methods.layerwise import AnyLayerMethod
+from aicompress.pipeline.layerwise.experts import one_of
 from aicompress.pipeline.step.layer_plan import Group, LayerPlan
 from aicompress.report.model import LayerRow
 from aicompress.report.plan import PlanRow
@@ -79,7 +80,7 @@ def changed_row(method: AnyLayerMethod, job: LayerPlan, weight: Weight, error: f
             f"{info.name}: {method.name} gave values that are not finite",
             "its range does not fit the stored dtype: exclude the layer, or choose a wider dtype",
         )
-    detail = method.describe(job.config, weight)
+    detail = method.describe(job.config, one_of(weight))
     note = str(detail.pop("note", ""))
     size, form = outline_nbytes(weight), weight.form
     return LayerRow(info.name, info.kind, job.rule, method.name, form, detail, info.nbytes, size, error, seconds, note)
@@ -106,7 +107,7 @@ def noted(row: LayerRow, note: str) -> LayerRow:
 def plan_row(method: AnyLayerMethod, layer: LayerPlan, size: int) -> PlanRow:
     """The row of a layer that a dry run prints, and that takes `size` bytes of the output."""
     assert layer.outline is not None
-    detail = {k: v for k, v in method.describe(layer.config, layer.outline).items() if k != "note"}
+    detail = {k: v for k, v in method.describe(layer.config, one_of(layer.outline)).items() if k != "note"}
     info = layer.info
     return PlanRow(info.name, info.kind, layer.rule, info.stored, layer.outline.form, detail, info.nbytes, size)
 

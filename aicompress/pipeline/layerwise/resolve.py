@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
+from functools import partial
+from itertools import chain, islice
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CompressError, RecipeError
-from aicompress.layer import Layer, LayerInfo
+from aicompress.layer import Experts, Layer, LayerInfo
 from aicompress.methods.capabilities import Candidate, Width, WidthSearch
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.methods.method import MethodConfig
 from aicompress.pipeline.layerwise.compress import Compression
+from aicompress.pipeline.layerwise.experts import infos_of, outline, reader
 from aicompress.pipeline.layerwise.row_blocks import readers
 from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed, named, sharing_budgets
 from aicompress.pipeline.step.shared_inputs import Sharing
@@ -20,9 +23,16 @@ from aicompress.weights import outline_nbytes
 
 
 def configured(
-    chosen: list[LayerInfo], recipe: Recipe, method: AnyLayerMethod
+    chosen: list[LayerInfo], recipe: Recipe, method: AnyLayerMethod, experts: Mapping[str, Experts] | None = None
 ) -> tuple[dict[str, LayerPlan], list[CompressError]]:
-    """Each layer's parameters, and every layer for which they are impossible."""
+    """Each layer's parameters, and every layer for which they are impossible.
+
+    Args:
+        chosen: the layers.
+        recipe: gives the parameters.
+        method: theirs.
+        experts: by parameter, those that are compressed one by one.
+    """
     layers: dict[str, LayerPlan] = {}
     problems: list[CompressError] = []
     unsuited = [info for info in chosen if not method.suits(info)]
@@ -33,11 +43,14 @@ def configured(
         config, rule = recipe.config_for(info)
         if config is None:
             continue
-        config = config.fitted(info.shape[1])
-        if not method.takes(info.kind, config) or not method.suits(info):
+        held = (experts or {}).get(info.tensor)
+        info = info if held is None else replace(info, experts=held)
+        one = info if held is None else infos_of(info)[0]
+        config = config.fitted(one.shape[1])
+        if (held is None and not method.takes(info.kind, config)) or not method.suits(info):
             continue
         layers[info.name] = LayerPlan(info, config, rule, budget=recipe.budget_for(info))
-        problem = method.check(info, config)
+        problem = method.check(one, config)
         if problem is not None:
             problems.append(RecipeError(*problem))
     return layers, problems
@@ -45,11 +58,15 @@ def configured(
 
 def resolved(
     checkpoint: Checkpoint, layers: Mapping[str, LayerPlan], method: AnyLayerMethod, seed: int
-) -> dict[str, LayerPlan]:
-    """The layers with parameters that no longer depend on their values or on each other; weights are read for it."""
+) -> tuple[dict[str, LayerPlan], list[str]]:
+    """The layers with parameters that no longer depend on their values or on each other; weights are read for it.
+
+    Returns:
+        The layers by name, and a note where experts get other parameters than they would by themselves.
+    """
     allocates = method.allocates
     if allocates is None:
-        return dict(layers)
+        return dict(layers), []
     sharing = Sharing(checkpoint, tuple(layer.info.tensor for layer in layers.values()))
     compression = Compression(method, checkpoint, seed)
     own = sum(layer.info.nbytes for layer in layers.values())
@@ -58,16 +75,39 @@ def resolved(
     headers = 8192 + 256 * len(checkpoint.tensors) + 768 * len(layers)
     other = everything - own + headers
     explicit: dict[str, LayerPlan] = {}
+    changed: list[str] = []
     for budget, members in sharing_budgets(layers.values()).items():
-        candidates = [_candidate(compression, layer, sharing) for layer in members]
+        groups = [_candidates(compression, layer, sharing) for layer in members]
         with named(budget):
-            configs = allocates.resolve(candidates, 0 if budget else other)
-        decided = [replace(layer, config=config) for layer, config in zip(members, configs, strict=True)]
+            configs = iter(allocates.resolve(list(chain.from_iterable(groups)), 0 if budget else other))
+        found = [list(islice(configs, len(group))) for group in groups]
+        decided = [_decided(method, layer, its) for layer, its in zip(members, found, strict=True)]
+        changed += [told for layer, its in zip(decided, found, strict=True) for told in _differing(layer, its)]
         explicit |= {layer.info.name: layer for layer in decided}
         if budget:  # a part of the output that the recipe's budget has to hold; widths are searched for later
             known = [layer for layer in decided if layer.info.name not in searches(method, {layer.info.name: layer})]
-            other += sum(outline_nbytes(method.planned(layer.info, layer.config)) for layer in known)
-    return {name: explicit[name] for name in layers}
+            other += sum(outline_nbytes(outline(method, layer.info, layer.config)) for layer in known)
+    more = f", and {len(changed) - 1} more" if changed[1:] else ""
+    notes = [f"experts in one tensor are stored alike: those of {changed[0]}{more}"] if changed else []
+    return {name: explicit[name] for name in layers}, notes
+
+
+def _decided(method: AnyLayerMethod, layer: LayerPlan, found: Sequence[MethodConfig]) -> LayerPlan:
+    """A layer with the parameters that were found for it, or with the ones for all of the experts that it holds."""
+    assert method.allocates is not None
+    same = all(config == found[0] for config in found)
+    return replace(layer, config=found[0] if same else method.allocates.alike(layer.config, found))
+
+
+def _differing(layer: LayerPlan, found: Sequence[MethodConfig]) -> list[str]:
+    """What the experts of a layer would have got by themselves, where that differs."""
+    assert layer.config is not None
+    given = [dict(config) for config in found]
+    names = [name for name in given[0] if any(fields[name] != given[0][name] for fields in given)]
+    if not names:
+        return []
+    values, own = sorted(fields[names[0]] for fields in given), dict(layer.config)[names[0]]
+    return [f"{layer.info.name} get {names[0]} {own} each, and would by themselves get {values[0]} to {values[-1]}"]
 
 
 def candidates_of(
@@ -77,6 +117,18 @@ def candidates_of(
     sharing = Sharing(checkpoint, tuple(layer.info.tensor for layer in layers))
     compression = Compression(method, checkpoint, seed)
     return [_candidate(compression, layer, sharing) for layer in layers]
+
+
+def _candidates(compression: Compression, layer: LayerPlan, sharing: Sharing) -> list[Candidate[MethodConfig]]:
+    """A layer as a candidate, or each of the experts that it holds as one."""
+    if layer.info.experts is None:
+        return [_candidate(compression, layer, sharing)]
+    assert layer.config is not None
+
+    def read(number: int) -> Layer:
+        return reader(compression.checkpoint, layer.info, compression.seed)(number)
+
+    return [Candidate(own, layer.config, partial(read, number)) for number, own in enumerate(infos_of(layer.info))]
 
 
 def _candidate(compression: Compression, layer: LayerPlan, sharing: Sharing) -> Candidate[MethodConfig]:

@@ -220,7 +220,8 @@ def whole_ones(compression: Compression, layers: Iterable[LayerPlan]) -> list[st
     """A note that names the largest layer of those that a method without calibration data works on as a whole."""
     method = compression.method
     chosen = [layer for layer in layers if layer.config is not None and not method.reads(layer.config)]
-    whole = [layer.info for layer in chosen if not divisible(compression, layer.info.tensor, [layer])]
+    infos = [layer.info for layer in chosen if not divisible(compression, layer.info.tensor, [layer])]
+    whole = [info if info.experts is None else info.of_expert(0) for info in infos]
     largest = max(whole, key=lambda info: math.prod(info.shape), default=None)
     if largest is None or math.prod(largest.shape) <= BLOCK:
         return []
@@ -229,7 +230,7 @@ def whole_ones(compression: Compression, layers: Iterable[LayerPlan]) -> list[st
 
 
 def _by_rows(method: AnyLayerMethod, layer: LayerPlan) -> bool:
-    if method.row_wise is None or method.reads(layer.config) or layer.info.transposed:
+    if method.row_wise is None or method.reads(layer.config) or layer.info.transposed or layer.info.experts:
         return False
     if method.row_wise.parted(layer.config) and layer.info.kind == "experts":
         return False  # each of them has counts of its own

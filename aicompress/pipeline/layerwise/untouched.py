@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.layer import LayerInfo
@@ -40,29 +40,48 @@ def passed_over(checkpoint: Checkpoint, infos: Sequence[LayerInfo]) -> list[str]
 
 
 def refused_experts(
-    checkpoint: Checkpoint, method: AnyLayerMethod, chosen: Sequence[LayerInfo], taken: Sequence[str]
+    checkpoint: Checkpoint,
+    method: AnyLayerMethod,
+    chosen: Sequence[LayerInfo],
+    taken: Sequence[str],
+    why: Mapping[str, str],
 ) -> list[str]:
-    """A warning that names experts in one tensor which a method cannot take, says why, and which ones can."""
+    """A warning that names experts in one tensor which a method cannot take, says why, and which ones can.
+
+    Args:
+        checkpoint: the input.
+        method: the step's.
+        chosen: the selected layers.
+        taken: names of those that are compressed.
+        why: why some cannot be divided into their experts, by parameter.
+    """
     left = {info.tensor for info in chosen if info.kind == "experts" and info.name not in taken}
     if not left:
         return []
-    others = sorted({name for verb in ("quantize", "prune") for name in _of_experts(verb)} - {method.name})
-    can = f"a step of {', '.join(others[:-1])} or {others[-1]} can"
-    told = f"stay as they are, for {_why_not(method)}; {can}"
+    others = [name for name in _of_experts(method.command) if name != method.name]
+    can = f"a step of {', '.join(others[:3])} or others can"
+    reason = next((why[name] for name in sorted(left) if name in why), _why_not(method))
+    told = f"stay as they are, for {reason}; {can}"
     return _shared(checkpoint, left, "tensors that hold all experts of a block", told, least=0.0)
 
 
 def _why_not(method: AnyLayerMethod) -> str:
     """Why a method that acts on layers takes no experts in one tensor."""
-    if not method.stacks:
-        return f"{method.name} takes one matrix at a time"
-    return f"{method.name}, as it is set, looks at what single layers are given or do to the outputs"
+    if method.rewrites:
+        return f"{method.name} rewrites what layers are given, and experts would need factors of their own"
+    if method.couples is not None or method.shares is not None:
+        return f"{method.name} compresses several layers together"
+    return f"{method.name}, as it is set, looks at what single layers do to the outputs"
 
 
 def _of_experts(verb: str) -> list[str]:
-    """Methods that take experts in one tensor, and read no statistics whatever they are told."""
-    known = methods(verb).items()
-    return [name for name, each in known if isinstance(each, LayerMethod) and each.stacks and not each.needs]
+    """Methods that take experts in one tensor, those without statistics first."""
+    known = {
+        name: each
+        for name, each in methods(verb).items()
+        if isinstance(each, LayerMethod) and not each.links and each.made_for == "layers"
+    }
+    return sorted(known, key=lambda name: (bool(known[name].needs), not known[name].stacks, name))
 
 
 def unsuited(checkpoint: Checkpoint, method: AnyLayerMethod, chosen: Sequence[LayerInfo]) -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from aicompress.data import Data
 from aicompress.errors import CompressError, RecipeError
-from aicompress.model.loading.config import most_positions
+from aicompress.model.loading.config import batched_experts, most_positions
 from aicompress.model.loading.definition import without_initialization
 from aicompress.pipeline.step.running_model import example
 
@@ -166,7 +166,7 @@ def _sample(tensor: Tensor) -> Tensor:
 def _error(module: nn.Module, given: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> str | None:
     """What a run on the meta device raises; None where it raises nothing, or needs numbers."""
     try:
-        with torch.no_grad(), without_initialization():
+        with torch.no_grad(), without_initialization(), batched_experts(module):
             module(*given, **named)
     except NotImplementedError:
         return None

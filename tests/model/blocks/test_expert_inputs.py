@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM
 
 from aicompress.checkpoint import Checkpoint
+from aicompress.model.blocks.expert_inputs import ExpertCalls, product_of
 from aicompress.model.loading.load import build, load
 from aicompress.model.loading.merged_experts import Slot, in_order
 from aicompress.model.loading.partial_model import PartialModel
@@ -116,3 +119,39 @@ def test_cross_of_an_expert_is_its_gram(tiny_qwen_moe: Path) -> None:
         if stats.count:
             torch.testing.assert_close(stats.cross, stats.gram)
     assert any(stats.count for stats in reached)
+
+
+def test_products_with_experts_of_every_layout_are_seen() -> None:
+    """One at a time as (out, in) or (in, out), through turned views, and all at once with zeros for other tokens."""
+    merged, seen = torch.randn(3, 4, 4), dict[str, Tensor]()
+    parts = {str(number): (merged, number) for number in range(3)}
+    x = torch.randn(2, 4)
+    all_at_once = torch.stack([x, torch.zeros(2, 4), torch.cat([x[:1], torch.zeros(1, 4)])])
+    ways: list[tuple[bool, Callable[[], Tensor], dict[str, Tensor]]] = [
+        (False, lambda: functional.linear(x, merged[1]), {"1": x}),
+        (True, lambda: functional.linear(x, merged[1].t()), {"1": x}),
+        (True, lambda: x @ merged[torch.tensor(2)], {"2": x}),
+        (False, lambda: x.matmul(merged[2].T), {"2": x}),
+        (True, lambda: torch.addmm(x[0], x, merged[0]), {"0": x}),
+        (True, lambda: torch.bmm(all_at_once, merged), {"0": x, "2": x[:1]}),
+    ]
+    for transposed, product, wanted in ways:
+        seen.clear()
+        with ExpertCalls(parts, lambda names, rows: seen.update(dict.fromkeys(names, rows))), _Orientation() as told:
+            product()
+        assert seen.keys() == wanted.keys()
+        assert all(torch.equal(seen[name], rows) for name, rows in wanted.items())
+        assert told.transposed == [transposed]
+
+
+class _Orientation(TorchFunctionMode):
+    """Notes which way round the matrices of products lie."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transposed: list[bool] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        product = product_of(function, args)
+        self.transposed += [] if product is None else [product[2]]
+        return function(*args, **(kwargs or {}))

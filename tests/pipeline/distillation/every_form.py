@@ -21,7 +21,7 @@ TAKEN = (
     CONVOLUTION, "quantized factors", "sparse", "table and scales", "float8, blocks", "column factors",
     "real zero points",
     "some rows and columns", "corrected, all quantized", "base and difference, quantized", "sparse codes 2 (6, 3) asym",
-    "entropy-coded", "trellis",
+    "entropy-coded", "trellis", "an integer weight per expert",
 )  # fmt: skip
 LAYERS: dict[str, Weight] = {name.translate(str.maketrans(" :", "__", "(),")): FORMS[name] for name in TAKEN}
 FIRST = next(iter(LAYERS))  # a convolution (6, 2, 2, 3); before each of the others a plain layer and a norm, 6 -> 12

@@ -85,10 +85,10 @@ def test_every_method_that_needs_no_data_takes_them(
 
 
 def test_a_method_that_cannot_take_them_says_so(gpt_oss: Path, tmp_path: Path) -> None:
-    report = compressed(gpt_oss, tmp_path / "out", "factorize/svd-rank", "method.rank=8", "method.multiple=1")
+    report = compressed(gpt_oss, tmp_path / "out", "factorize/tie")
     assert all(row.form == "dense" for row in report.layers if row.name in EXPERTS)
     (told,) = (line for line in report.warnings if "tensors that hold all experts of a block" in line)
-    assert "svd takes one matrix at a time; a step of hqq, kmeans, magnitude, nf4 or rtn can" in told
+    assert "tie compresses several layers together; a step of svd, activation, dictionary or others can" in told
     assert report.untouched.share > 0.8
     assert set(report.untouched.largest) <= set(EXPERTS)
 

@@ -17,7 +17,7 @@ from aicompress.pipeline.evaluation.run import evaluate
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import distillation, evaluation
 from tests import checkpoints
-from tests.pipeline.calibration.steps import planned, write_recipe
+from tests.pipeline.calibration.steps import GPTQ, planned, write_recipe
 
 MLP = {"model": {"sequential": ["flatten", "fc1", "relu", "fc2", "relu", "fc3"]}}
 TOKENS = r"takes token ids \(input_ids\).*and arrays.npz holds "
@@ -120,3 +120,9 @@ def test_texts_for_a_model_of_images(tiny_vit: Path, text_file: Path, tmp_path: 
 def test_what_fits_is_planned(tiny_vit: Path, tiny_llama: Path, mlp_file: Path, arrays: str, tmp_path: Path) -> None:
     for model, inputs in ((tiny_vit, "images"), (tiny_llama, "tokens"), (mlp_file, "images")):
         distilled(model, model, {"arrays": arrays, "inputs": inputs}, {"name": "kl"}, tmp_path)
+
+
+def test_token_ids_alone_calibrate_a_mixture(arrays: str, tiny_qwen_moe: Path, tmp_path: Path) -> None:
+    """What transformers multiplies experts with takes no float32 on the meta device."""
+    recipe = write_recipe(tmp_path, {"arrays": arrays, "inputs": "tokens"}, method={**GPTQ, "group_size": 8})
+    assert planned(tiny_qwen_moe, tmp_path / "out", recipe).layers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -185,6 +185,12 @@ def resolved_rank(info: LayerInfo, config: RankConfig) -> int:
     if rank is None:
         raise RecipeError(f"{info.name}: its rank is not decided", "energy, target_bytes and max_kl need its values")
     return rank
+
+
+def alike(given: R, found: Sequence[R]) -> R:
+    """The largest rank of the experts in one tensor, which keeps the energy of each; within a budget the smallest."""
+    by_rank = sorted(found, key=lambda config: config.rank or 0)
+    return by_rank[0] if given.energy is None else by_rank[-1]
 
 
 def energy_rank(squares: Tensor, energy: float) -> int:

@@ -15,7 +15,7 @@ from aicompress.methods.curvature import shifted
 from aicompress.methods.effort import Effort, Level, one_pass
 from aicompress.methods.factorize import svd
 from aicompress.methods.factorize.budget import allocation
-from aicompress.methods.factorize.budget.sizes import Gains, RankConfig, check, describe, outline, stored
+from aicompress.methods.factorize.budget.sizes import Gains, RankConfig, alike, check, describe, outline, stored
 from aicompress.methods.factorize.weighting.roots import Root, Weighting
 from aicompress.methods.factorize.weighting.rounding import weighed_rounding
 from aicompress.methods.layerwise import LayerMethod
@@ -165,7 +165,7 @@ def weighted(config: type[W], sides: Sides[W], reads: frozenset[str], summary: s
         outline=outline,
         check=check,
         batched=Batched(batched) if sides.shared else None,
-        allocates=Allocates(estimated),
+        allocates=Allocates(estimated, alike),
         surveys=Surveys(lambda given: reads if given.by_spectrum else frozenset(), decide, lambda given: given.tried),
         describe=describe,
         rounded=alternative,

@@ -69,7 +69,7 @@ def with_levels(
     governed = {name: x for name, x in layers.items() if x.rule == "method" and x.info.index is not None}
     depths = sorted({layer.info.index for layer in governed.values() if layer.info.index is not None})
     raise_all([*known, *_problems(recipe, method, wanted, list(governed.values()), depths)])
-    explicit = resolved(checkpoint, governed, method, recipe.seed)
+    explicit, _ = resolved(checkpoint, governed, method, recipe.seed)
     blocks = Blocks(checkpoint, recipe, method, _by_depth(method, explicit, depths))
 
     def measure(progress: Progress) -> Measured:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
 
-from aicompress.weights.packing import PIECE, pack_mask, pack_rows, unpack_mask, unpack_rows, words_per_row
+from aicompress.weights.coding.packing import PIECE, pack_mask, pack_rows, unpack_mask, unpack_rows, words_per_row
 
 
 def random_codes(rows: int, columns: int, bits: int) -> torch.Tensor:

@@ -1,0 +1,141 @@
+"""Experts in one tensor, each compressed by itself: which layers can be, their outlines, and how they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.checkpoint.reader import require_finite
+from aicompress.errors import CompressError
+from aicompress.layer import Experts, Layer, LayerInfo
+from aicompress.methods.layerwise import AnyLayerMethod
+from aicompress.methods.method import MethodConfig
+from aicompress.pipeline.calibration.random_weights import on_noise
+from aicompress.pipeline.step.layer_plan import layer_seed
+from aicompress.recipe import Recipe
+from aicompress.weights import Dense, PerExpert, Weight
+
+
+@dataclass(frozen=True)
+class Divisible:
+    """The parameters among the chosen layers that hold experts which are compressed one by one.
+
+    Attributes:
+        experts: of a parameter, by its name; empty where the method takes none, or all of a tensor as one matrix.
+        why: why those that it lacks cannot be divided, in a few words; by name of the parameter.
+    """
+
+    experts: Mapping[str, Experts]
+    why: Mapping[str, str]
+
+
+def divisible(
+    checkpoint: Checkpoint, recipe: Recipe, method: AnyLayerMethod, chosen: Sequence[LayerInfo], allow_code: bool
+) -> Divisible:
+    """Find the experts that a method takes one by one.
+
+    With statistics of their inputs, the model is run on random weights to see how they are multiplied with these.
+    """
+    configs = {info.tensor: recipe.config_for(info)[0] for info in chosen if info.kind == "experts" and not info.part}
+    each = {
+        name: config
+        for name, config in configs.items()
+        if config is not None and not method.takes("experts", config) and method.takes_each(config)
+    }
+    if not each:
+        return Divisible({}, {})
+    seen: Mapping[str, Experts] = {}
+    reads = any(method.reads(config) for config in each.values())
+    if reads:
+        from aicompress.model.equivalence.expert_products import expert_products
+
+        try:
+            seen = on_noise(checkpoint, recipe, allow_code, expert_products)
+        except CompressError as error:
+            return Divisible({}, dict.fromkeys(each, f"the model does not run on random weights ({error.message})"))
+    else:
+        shapes = {info.tensor: info.tensor_shape for info in chosen}
+        seen = {name: Experts(shapes[name][0]) for name in each if len(shapes[name]) == 3}
+    experts: dict[str, Experts] = {}
+    why: dict[str, str] = {}
+    for name in each:
+        if name not in seen:
+            why[name] = "no product with one expert's matrix is seen as the model runs"
+        elif _forms(checkpoint.outline(name), seen[name]) is None:
+            why[name] = "they are compressed already, in a form that is not divided into experts"
+        else:
+            experts[name] = seen[name]
+    return Divisible(experts, why)
+
+
+def _forms(stored: Weight | None, experts: Experts) -> Sequence[Weight | None] | None:
+    """The forms of single experts in the input; None where theirs cannot be divided."""
+    if stored is None:
+        return [None] * experts.count
+    if isinstance(stored, PerExpert):
+        same = len(stored.weights) == experts.count and stored.transposed == experts.transposed
+        return stored.weights if same else None
+    if experts.transposed or stored.shape[0] % experts.count:
+        return None
+    device = next(iter(stored.tensors().values())).device
+    parts = torch.arange(stored.shape[0], device=device).tensor_split(experts.count)
+    cut = [stored.cut(0, rows) for rows in parts]
+    return None if None in cut else cut
+
+
+def infos_of(info: LayerInfo) -> list[LayerInfo]:
+    """The experts of a parameter as layers."""
+    assert info.experts is not None
+    forms = _forms(info.outline, info.experts)
+    assert forms is not None
+    return [info.of_expert(number, form) for number, form in enumerate(forms)]
+
+
+def outline(method: AnyLayerMethod, info: LayerInfo, config: MethodConfig | None) -> Weight:
+    """The stored weight of a layer without data, of one that holds experts that of each."""
+    if info.experts is None:
+        return method.planned(info, config)
+    weights = [method.planned(own, config) for own in infos_of(info)]
+    return PerExpert.joined(weights, info.experts.transposed)
+
+
+def one_of(weight: Weight) -> Weight:
+    """A weight as a method gave it: of experts that of the first."""
+    return weight.weights[0] if isinstance(weight, PerExpert) else weight
+
+
+def reader(checkpoint: Checkpoint, info: LayerInfo, seed: int) -> Callable[[int], Layer]:
+    """What reads an expert of a parameter by its number, as a layer.
+
+    Args:
+        checkpoint: where they are.
+        info: the parameter.
+        seed: of the step.
+
+    Raises:
+        CheckpointError: the checkpoint does not hold what it describes.
+    """
+    experts, infos = info.experts, infos_of(info)
+    assert experts is not None
+    whole = None if checkpoint.is_plain(info.tensor) else checkpoint.weight(info.tensor)
+    forms = None if whole is None or isinstance(whole, Dense) else _forms(whole, experts)
+    step = info.tensor_shape[0] // experts.count
+
+    def stored(number: int) -> Weight:
+        if forms is not None and (form := forms[number]) is not None:
+            return form
+        if isinstance(whole, Dense):
+            return Dense(experts.split(info.matrix(whole.matrix))[number])
+        rows = checkpoint.rows(info.tensor, number * step, (number + 1) * step)
+        return Dense(replace(experts, count=1).split(rows)[0])
+
+    def read(number: int) -> Layer:
+        own, weight = infos[number], stored(number)
+        matrix = weight.dense().contiguous()
+        require_finite(matrix, own.name, checkpoint.path)
+        return Layer(own, matrix, weight, seed=layer_seed(seed, own.name))
+
+    return read
