@@ -9,34 +9,35 @@ as a mask of one bit per number says where they are.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
+from aicompress.errors import RecipeError
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.capabilities import Reads, Rounded
+from aicompress.methods.capabilities import Allocates, Candidate, Reads, Rounded, Setting, Surveys
 from aicompress.methods.curvature import moments, shifted
-from aicompress.methods.factorize.budget.sizes import dense_nbytes, factor_dtype, kept_dense
+from aicompress.methods.factorize.budget.shares import Curve, ShareConfig, Shared, resolve, still_open
+from aicompress.methods.factorize.budget.sizes import dense_nbytes, factor_dtype, growing, kept_dense
 from aicompress.methods.factorize.weighting.roots import Root, Weighting, even
 from aicompress.methods.factorize.weighting.rounding import weighed_rounding
-from aicompress.methods.factorize.weighting.weighted import AIM, SHIFT
+from aicompress.methods.factorize.weighting.weighted import AIM_AS_TRIED, SHIFT
 from aicompress.methods.layerwise import LayerMethod
-from aicompress.methods.method import MethodConfig
 from aicompress.weights import Dense, LowRank, Sparse, Weight
 
 
-class DictionaryConfig(MethodConfig):
+class DictionaryConfig(ShareConfig):
     """Parameters of dictionary."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"rounds": 3}, {"keep": 0.4, "multiple": 2, "rounds": 1}]}
+        json_schema_extra={"examples": [{"keep": 0.8, "rounds": 3}, {"keep": 0.4, "multiple": 2, "rounds": 1}]}
     )
 
     name: Literal["dictionary"] = "dictionary"
-    keep: float = Field(0.8, gt=0, le=1, description="share of a layer's bytes that dictionary and coefficients take")
     density: float = Field(
         0.6, gt=0, lt=1, description="share of the coefficients that stay; the fewer, the more directions there are"
     )
@@ -49,8 +50,13 @@ class DictionaryConfig(MethodConfig):
         SHIFT,
         ge=0,
         le=1,
-        description=AIM,
+        description=AIM_AS_TRIED,
     )
+
+    def as_tried(self) -> DictionaryConfig:
+        """The parameters under which layers are tried on the running model, and written so."""
+        given = "shift" in self.model_fields_set or self.max_kl is None
+        return self if given else self.model_copy(update={"shift": 0.0})
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,14 @@ def size_of(info: LayerInfo, config: DictionaryConfig) -> Size | None:
     """The most atoms at the config's density that its share of bytes holds; None where nothing is smaller than dense.
 
     Where no more atoms are of use, the bytes that are left go to coefficients.
+
+    Raises:
+        RecipeError: the share depends on the layers' values.
     """
+    if config.keep is None:
+        raise RecipeError(f"{info.name}: its share is not decided", "target_bytes and max_kl need its values")
+    if config.keep == 1:
+        return None
     out, columns = info.shape
     number = factor_dtype(info).itemsize
     budget = int(config.keep * dense_nbytes(info))
@@ -95,13 +108,10 @@ def check(info: LayerInfo, config: DictionaryConfig) -> tuple[str, str] | None:
     """A factor is not factorized again, and a compressed layer must not grow."""
     if info.part or info.stored == "low_rank":
         return f"{info.name}: is a factor of a low-rank layer already", "factorize the model it was made from"
-    size = sum(spec.nbytes for spec in outline(info, config).specs().values())
-    if info.stored == "dense" or size < info.nbytes:
+    if info.stored == "dense" or config.keep is None:
         return None
-    return (
-        f"{info.name}: is stored as {info.stored} in {info.nbytes} bytes; it would take {size}",
-        "factorize first, then compress the factors, or exclude the layer",
-    )
+    size = nbytes(info, config)
+    return None if size < info.nbytes else growing(info, size)
 
 
 def apply(layer: Layer, config: DictionaryConfig) -> Weight:
@@ -145,6 +155,44 @@ def largest(coefficients: Tensor, kept: int) -> tuple[Tensor, Tensor]:
     return coefficients * mask, mask
 
 
+def _curve(layer: Layer, configs: Sequence[DictionaryConfig], rows: Tensor, comparable: bool) -> Curve:
+    """What the largest coefficients of rows (out, in) in their top directions hold, before any round."""
+    left, sigma, _ = torch.linalg.svd(rows, full_matrices=False)
+    squares = (left * sigma).square_()
+    sizes = [size_of(layer.info, config) for config in configs]
+    held = [float(squares[:, : x.atoms].flatten().topk(x.kept).values.sum()) if x is not None else 0.0 for x in sizes]
+    return Curve(held, float(sigma.square().sum()), comparable)
+
+
+def _by_weights(layer: Layer, config: DictionaryConfig, configs: Sequence[DictionaryConfig]) -> Curve:
+    return _curve(layer, configs, layer.weight.double(), True)
+
+
+def _by_inputs(layer: Layer, config: DictionaryConfig, configs: Sequence[DictionaryConfig]) -> Curve:
+    seen = layer.inputs is None or layer.inputs.count > 1  # white noise counts one row
+    return _curve(layer, configs, Root.of(moments(layer), config.damping).times(layer.weight.double()), seen)
+
+
+def nbytes(info: LayerInfo, config: DictionaryConfig) -> int:
+    """Bytes of the stored weight."""
+    return sum(spec.nbytes for spec in outline(info, config).specs().values())
+
+
+def estimated(candidates: Sequence[Candidate[DictionaryConfig]], other_bytes: int) -> list[DictionaryConfig]:
+    """Shares by the weights alone where a survey will decide, so that the output can be laid out.
+
+    Raises:
+        RecipeError: a budget does not hold the smallest shares, or a compressed layer would grow.
+    """
+    candidates = [replace(candidate, config=candidate.config.as_tried()) for candidate in candidates]
+    return still_open(candidates, resolve(candidates, other_bytes, Shared(nbytes, _by_weights, check)))
+
+
+def decide(candidates: Sequence[Candidate[DictionaryConfig]], setting: Setting) -> list[DictionaryConfig]:
+    """Shares by the layers' inputs; errors as of `estimated`."""
+    return resolve(candidates, setting.other_bytes, Shared(nbytes, _by_inputs, check), setting.divergence)
+
+
 def alternative(layer: Layer, config: DictionaryConfig, weight: Weight, nbytes: int) -> Rounded | None:
     """What rounding a layer in no more bytes would lose."""
     return weighed_rounding(layer, weight, nbytes, Weighting(Root.of(moments(layer), config.damping)))
@@ -167,6 +215,12 @@ METHOD = LayerMethod(
     apply=apply,
     outline=outline,
     check=check,
+    allocates=Allocates(estimated),
+    surveys=Surveys(
+        lambda config: frozenset({"gram"}) if config.shared_out else frozenset(),
+        decide,
+        lambda config: config.max_kl is not None,
+    ),
     describe=describe,
     rounded=alternative,
     reading=Reads[DictionaryConfig](shift=lambda config: config.shift),

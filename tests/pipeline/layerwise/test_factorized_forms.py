@@ -53,3 +53,13 @@ def test_codes_in_a_dictionary_keep_its_zeros(tmp_path: Path, tiny_llama: Path, 
         before, after = (source.weight(name).parts()["out"] for source in (thin, codes))
         assert after.form == "sparse_codes"
         assert not after.dense()[before.dense() == 0].any()
+
+
+def test_dictionaries_share_out_bytes_and_a_divergence(tmp_path: Path, trained_llama: Path, text_file: Path) -> None:
+    data, fast = text(text_file, samples=4), {"name": "dictionary", "rounds": 0}
+    report = run(trained_llama, tmp_path / "bytes", {**fast, "target_bytes": 150_000}, data)
+    assert 140_000 < sum(path.stat().st_size for path in (tmp_path / "bytes").glob("*.safetensors")) <= 150_000
+    assert len({round(row.bytes_after / row.bytes_before, 2) for row in report.layers if row.method != "-"}) > 2
+    report = run(trained_llama, tmp_path / "bound", {**fast, "max_kl": 0.1}, data)
+    told = next(float(line.split()[4]) for line in report.notes if line.startswith("max_kl: the outputs lose"))
+    assert 0.07 < told <= 0.1

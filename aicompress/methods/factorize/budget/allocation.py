@@ -89,8 +89,8 @@ def resolve(
             wanted.decide(number, candidate, _largest(candidate))
         else:
             wanted.add(number, candidate, gains)
-    _require_one(wanted.budgets, wanted.bounds)
-    gained, ranks = _in_one_unit(candidates, wanted.read), wanted.ranks
+    require_one(wanted.budgets, wanted.bounds)
+    gained, ranks = in_one_unit(candidates, wanted.read), wanted.ranks
     spectra = {number: spectrum(candidates[number], squares) for number, squares in gained.items()}
     if wanted.pool:
         layers = [spectra[number] for number in wanted.pool]
@@ -109,7 +109,7 @@ def resolve(
     return explicit(candidates, ranks)
 
 
-def _require_one(budgets: Mapping[int, object], bounds: Mapping[float, object]) -> None:
+def require_one(budgets: Mapping[int, object], bounds: Mapping[float, object]) -> None:
     """Refuse several budgets, or bounds, of one output.
 
     Raises:
@@ -129,7 +129,7 @@ def _largest(candidate: Candidate[R]) -> int:
     return largest_rank(candidate.info.shape) // multiple * multiple or min(candidate.info.shape)
 
 
-def _in_one_unit(candidates: Sequence[Candidate[R]], read: Mapping[int, Gains]) -> dict[int, Tensor]:
+def in_one_unit(candidates: Sequence[Candidate[R]], read: Mapping[int, Gains]) -> dict[int, Tensor]:
     """Gains by the number of the layer; those that are not comparable are brought to the average per weight."""
     numbers = {at: candidates[at].info.shape[0] * candidates[at].info.shape[1] for at in read}
     known = [at for at, each in read.items() if each.comparable]
