@@ -70,6 +70,17 @@ class Batched(Generic[C]):
 
 
 @dataclass(frozen=True)
+class Prepares(Generic[C]):
+    """What the method makes of a layer's inputs alone is made once for layers with these inputs that come in turn.
+
+    Attributes:
+        onto: (a layer, config) -> a function that gives what `apply` gives for any layer with the inputs of that one.
+    """
+
+    onto: Callable[[Layer, C], Callable[[Layer], Weight]]
+
+
+@dataclass(frozen=True)
 class Couples(Generic[C]):
     """Layers of which only products of heads count are compressed two by two; others stay as they are.
 

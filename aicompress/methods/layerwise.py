@@ -11,6 +11,7 @@ from aicompress.methods.capabilities import (
     Allocates,
     Batched,
     Couples,
+    Prepares,
     Reads,
     Rescales,
     Rotates,
@@ -45,8 +46,8 @@ class LayerMethod(Method, Generic[C]):
         rounded: (layer, config, compressed weight, its bytes and its part of those that layers share) -> what rounding
             the layer in no more bytes would lose; None where that cannot be, or is what the method does.
         stacks: matrices one below the other, as experts lie in one tensor, come out as each by itself.
-        batched, couples, shares, row_wise, rescales, rotates, allocates, surveys, widths: capabilities; None where it
-            lacks one.
+        batched, prepares, couples, shares, row_wise, rescales, rotates, allocates, surveys, widths: capabilities; None
+            where it lacks one.
     """
 
     config: type[C]
@@ -59,6 +60,7 @@ class LayerMethod(Method, Generic[C]):
     )
     reading: Reads[C] | None = field(kw_only=True, default=None)
     batched: Batched[C] | None = field(kw_only=True, default=None)
+    prepares: Prepares[C] | None = field(kw_only=True, default=None)
     couples: Couples[C] | None = field(kw_only=True, default=None)
     shares: Shares[C] | None = field(kw_only=True, default=None)
     row_wise: RowWise[C] | None = field(kw_only=True, default=None)
@@ -72,6 +74,10 @@ class LayerMethod(Method, Generic[C]):
     stacks: bool = field(kw_only=True, default=False)
 
     kind: ClassVar[str] = "layerwise"
+
+    def prepared(self, layer: Layer, config: C) -> Callable[[Layer], Weight]:
+        """A function that compresses layers with the inputs of one, in turn."""
+        return (lambda each: self.apply(each, config)) if self.prepares is None else self.prepares.onto(layer, config)
 
     def reads(self, config: C) -> frozenset[str]:
         """Statistics that a layer's compression reads under a config."""

@@ -23,7 +23,7 @@ from aicompress.weights import Dense, Weight
 from aicompress.weights.form import restore
 
 ROWS = 8  # of a block are a multiple
-BLOCKS = 16  # of a matrix, by itself: each costs a method what it makes of the inputs
+BLOCKS = 16  # of a matrix, by itself
 DAMPING = 1e-4  # added to P, as a part of its mean diagonal
 
 
@@ -46,11 +46,12 @@ def rounded_by_rows(
     if len(blocks) == 1:
         return method.apply(layer, config)
     factor = inverse_factor(metric, DAMPING)[0]  # C of P⁻¹ = Cᵀ C, upper
+    compressed = method.prepared(layer, config)
     target, parts = layer.weight.double(), []
     for rows in blocks:
         wanted = target[rows].float()
         part = replace(layer, info=_part(layer.info, rows), weight=wanted, stored=Dense(wanted.to(layer.info.dtype)))
-        parts.append(method.apply(part, config))
+        parts.append(compressed(part))
         error = torch.linalg.solve_triangular(factor[rows, rows].t(), parts[-1].dense().double() - wanted, upper=False)
         target[rows.stop :] += factor[rows, rows.stop :].t() @ error
     tensors = [part.tensors() for part in parts]

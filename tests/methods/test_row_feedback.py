@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from aicompress.layer import InputStats, Layer
+from aicompress.methods.quantize import gptq
 from aicompress.methods.quantize.gptq import METHOD as GPTQ
 from aicompress.methods.quantize.kmeans import METHOD as KMEANS
 from aicompress.methods.quantize.rtn import METHOD as RTN
@@ -62,6 +63,14 @@ def test_less_is_lost_in_the_same_form(method: Any, symmetric: bool) -> None:
     gram = given.inputs.gram.double() if method is GPTQ else torch.eye(32, dtype=torch.float64)
     lost = [float(((weighed @ error) * (error @ gram)).sum()) for error in errors]
     assert lost[1] < 0.6 * lost[0]
+
+
+def test_inputs_are_worked_on_once_for_all_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, factors = [], gptq.inverse_factor
+    monkeypatch.setattr(gptq, "inverse_factor", lambda *given: made.append(given) or factors(*given))
+    given = layer(16 * ROWS)
+    rounded_by_rows(given, metric(16 * ROWS), GPTQ, GPTQ.config(bits=4, group_size=16))  # type: ignore[call-arg]
+    assert len(made) == 1
 
 
 def test_rows_that_share_something_are_rounded_at_once() -> None:

@@ -8,7 +8,7 @@ arXiv:2505.11695); with `refine`, sweeps that round every column again given all
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.capabilities import Allocates, Batched, Reads
+from aicompress.methods.capabilities import Allocates, Batched, Prepares, Reads
 from aicompress.methods.curvature import energies, inverse_factor, moments, permuted, shifted
 from aicompress.methods.effort import Effort, Level, one_pass
 from aicompress.methods.layerwise import STACKED, LayerMethod, stacks
@@ -137,7 +137,21 @@ def batched(layers: Sequence[Layer], config: GptqConfig) -> list[Weight]:
     Raises:
         CompressError, Refused: as `apply`.
     """
-    basis = Basis.of(layers[0], config)
+    return _rounded(layers, Basis.of(layers[0], config), config)
+
+
+def onto(layer: Layer, config: GptqConfig) -> Callable[[Layer], Weight]:
+    """A function that quantizes layers with the inputs of one, which are worked on once.
+
+    Raises:
+        CompressError, Refused: as `apply`.
+    """
+    basis = Basis.of(layer, config)
+    return lambda each: _rounded([each], basis, config)[0]
+
+
+def _rounded(layers: Sequence[Layer], basis: Basis, config: GptqConfig) -> list[Weight]:
+    """Quantize layers with the inputs that a basis was made of."""
     weights: list[Weight] = []
     alone = config.granularity == "tensor"  # one layer's scale
     for stack in stacks(layers, 0 if alone else STACKED):
@@ -231,6 +245,7 @@ METHOD = LayerMethod(
     apply=apply,
     reading=Reads(shift=lambda config: config.shift),
     batched=Batched(batched),
+    prepares=Prepares(onto),
     outline=outline,
     check=check,
     allocates=Allocates(resolve),

@@ -14,6 +14,7 @@ from aicompress.methods import get
 from aicompress.methods.curvature import loss
 from aicompress.methods.quantize import gptq
 from aicompress.methods.quantize.gptq import GptqConfig, apply, batched
+from aicompress.methods.quantize.grid import columns
 from aicompress.methods.quantize.grid.coordinate_descent import _normal_matrices
 from aicompress.methods.quantize.rtn import RtnConfig
 from aicompress.methods.quantize.rtn import apply as rtn
@@ -88,6 +89,19 @@ def test_blocks_do_not_change_the_result() -> None:
         w[:, i:] -= error[:, None] * c[i, i:]
         w[:, i] = value
     assert (w.float() - found.dense()).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("granularity", ["group", "channel", "tensor"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_compiled_passes_give_the_same_codes(
+    monkeypatch: pytest.MonkeyPatch, granularity: Any, symmetric: bool
+) -> None:
+    layer = layer_of(gaussian(13, 80), correlated(400, 80))
+    found = codes(layer, bits=4, group_size=16, granularity=granularity, symmetric=symmetric)
+    monkeypatch.setattr(columns, "compiled", lambda function: None)
+    plain = codes(layer, bits=4, group_size=16, granularity=granularity, symmetric=symmetric)
+    assert torch.equal(found.codes, plain.codes)
+    assert torch.equal(found.scale, plain.scale)
 
 
 def test_refine_never_raises_the_loss() -> None:

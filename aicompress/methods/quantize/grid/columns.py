@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from aicompress.methods.quantize.grid.rounding import grid
+from aicompress.weights.decoding import compiled
 
 LEAF = 16  # columns that are updated one by one; matrix products do the rest
 
@@ -53,7 +56,19 @@ class Grid:
 
     def leaf(self, sweep: Sweep, begin: int, end: int) -> None:
         """Round some of the columns of a sweep, each telling the later ones of them its error."""
-        one_by_one(self.round, sweep, begin, end)
+        columns = compiled(round_nearest)
+        if columns is None:
+            one_by_one(self.round, sweep, begin, end)
+            return
+        offset = torch.zeros(1, 1) if self.zero is None else self.zero
+        scales = (each.expand(-1, sweep.targets.shape[1]).contiguous() for each in (self.scale, offset))
+        ends = torch.tensor(grid(self.bits), dtype=torch.float32)
+        reference = sweep.targets if sweep.reference is None else sweep.reference
+        in_one_pass(columns, (*scales, self._groups, ends, reference), sweep, begin, end)
+
+    @cached_property
+    def _groups(self) -> Tensor:
+        return torch.tensor(self.group)
 
     def round(self, column: int, target: Tensor, codes: Tensor) -> Tensor:
         """Fill `codes` (out,) with the nearest codes of a column; returns their values."""
@@ -94,6 +109,29 @@ class Sweep:
         self.run(levels, begin, middle)
         self.targets[middle:end].addmm_(self.coupling[begin:middle, middle:end].t(), self.errors[begin:middle])
         self.run(levels, middle, end)
+
+
+def round_nearest(targets: Any, coupling: Any, costs: Any, span: Any, codes: Any, errors: Any) -> None:
+    """Fill codes and errors of columns `span` and move the errors into later ones. Compiled by numba.
+
+    Args:
+        targets, coupling, codes, errors: of a sweep; no coupling where it has no entries.
+        costs: scales, zero points and group of a `Grid`, least and largest code, and what values are compared with.
+        span: the first column, and the one after the last.
+    """
+    scales, zeros, groups, ends, reference = costs
+    begin, end = span
+    for i in range(begin, end):
+        scale, zero = scales[groups[i]], zeros[groups[i] % len(zeros)]
+        target, code, error = targets[i], codes[i], errors[i]
+        for row in range(target.size):
+            code[row] = min(ends[1], max(ends[0], np.rint(target[row] / scale[row] + zero[row])))
+            error[row] = (code[row] - zero[row]) * scale[row] - reference[i, row]
+        if coupling.size > 0:
+            for k in range(i + 1, end):
+                later, factor = targets[k], coupling[i, k]
+                for row in range(later.size):
+                    later[row] += factor * error[row]
 
 
 def round_columns(
