@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -129,7 +130,7 @@ def _largest(candidate: Candidate[R]) -> int:
     return largest_rank(candidate.info.shape) // multiple * multiple or min(candidate.info.shape)
 
 
-def in_one_unit(candidates: Sequence[Candidate[R]], read: Mapping[int, Gains]) -> dict[int, Tensor]:
+def in_one_unit(candidates: Sequence[Candidate[Any]], read: Mapping[int, Gains]) -> dict[int, Tensor]:
     """Gains by the number of the layer; those that are not comparable are brought to the average per weight."""
     numbers = {at: candidates[at].info.shape[0] * candidates[at].info.shape[1] for at in read}
     known = [at for at, each in read.items() if each.comparable]
