@@ -24,6 +24,7 @@ class PerExpert(Weight):
     """
 
     form: ClassVar[str] = "per_expert"
+    is_product: ClassVar[bool] = False  # each expert's weight may be one
     weights: tuple[Weight, ...]
     transposed: bool = False
 
@@ -91,6 +92,27 @@ class PerExpert(Weight):
     def describe(self) -> str:
         return ", ".join(filter(None, (f"{len(self.weights)} experts", self.weights[0].describe())))
 
+    def chosen(self, experts: Tensor) -> PerExpert:
+        """The weight of some experts, by their numbers; of an outline, an outline."""
+        numbers = range(len(experts)) if experts.is_meta else experts.tolist()
+        return replace(self, weights=tuple(self.weights[number] for number in numbers))
+
+    def parts(self) -> dict[str, Weight]:
+        """The parts of all experts' weights, those of one kind one below the other."""
+        own = [weight.parts() for weight in self.weights]
+        return {part: PerExpert.joined([parts[part] for parts in own], False) for part in own[0]}
+
+    def with_parts(self, parts: Mapping[str, Weight]) -> PerExpert:
+        own = {part: divided(weight, len(self.weights)) for part, weight in parts.items()}
+        weights = (old.with_parts({p: new[n] for p, new in own.items()}) for n, old in enumerate(self.weights))
+        return PerExpert(tuple(weights), self.transposed)
+
+    def before(self, part: str) -> Tensor | None:
+        return None
+
+    def behind(self, part: str) -> Tensor | None:
+        return None
+
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> PerExpert:
         count = int(meta["count"])
@@ -99,6 +121,19 @@ class PerExpert(Weight):
                 raise ValueError(f"{suffix or 'codes'} of {len(tensor)} rows for {count} experts")
         own = [{s: tensor.tensor_split(count)[n] for s, tensor in tensors.items()} for n in range(count)]
         return cls(tuple(restore(each, meta["each"]) for each in own), bool(meta.get("transposed")))
+
+
+def divided(weight: Weight, count: int) -> Sequence[Weight]:
+    """The weights of single experts, of a part of all of them.
+
+    Raises:
+        TypeError: they were made as one.
+    """
+    if isinstance(weight, PerExpert):
+        return weight.weights
+    if isinstance(weight, Dense):
+        return [Dense(matrix) for matrix in weight.matrix.tensor_split(count)]
+    raise TypeError(f"{weight.form} of {count} experts is not divided")
 
 
 @decoder("per_expert")

@@ -110,6 +110,10 @@ class Compression:
         for part in reversed(factors):
             if part in by_part:
                 job = by_part[part]
+                if job.info.experts is not None:
+                    factors[part], row = self._experts(job, job.info.experts, Known())
+                    rows.append(row)
+                    continue
                 own, moves = known.get(job.info.name, Known()), False
                 if part == "out" and self.method.recodes and are_plain(old) and factors["in"] is not old.inner:
                     moves, old = True, refitted(old, factors["in"], None if own.inputs is None else own.inputs.gram)

@@ -39,14 +39,19 @@ def divisible(
 
     With statistics of their inputs, the model is run on random weights to see how they are multiplied with these.
     """
-    configs = {info.tensor: recipe.config_for(info)[0] for info in chosen if info.kind == "experts" and not info.part}
+    configs = {info.tensor: recipe.config_for(info)[0] for info in chosen if info.kind == "experts"}
+    parts = {info.tensor for info in chosen if info.kind == "experts" and info.part}
+    stored = {name for name in configs if isinstance(checkpoint.outline(name), PerExpert)}
     each = {
         name: config
         for name, config in configs.items()
-        if config is not None and not method.takes("experts", config) and method.takes_each(config)
+        if config is not None
+        and (name in parts | stored or not method.takes("experts", config))
+        and method.takes_each(config)
     }
+    made = _made(checkpoint, method, {name: each.pop(name) for name in parts & each.keys()})
     if not each:
-        return Divisible({}, {})
+        return made
     seen: Mapping[str, Experts] = {}
     reads = any(method.reads(config) for config in each.values())
     if reads:
@@ -55,12 +60,14 @@ def divisible(
         try:
             seen = on_noise(checkpoint, recipe, allow_code, expert_products)
         except CompressError as error:
-            return Divisible({}, dict.fromkeys(each, f"the model does not run on random weights ({error.message})"))
+            told = f"the model does not run on random weights ({error.message})"
+            return Divisible(made.experts, {**made.why, **dict.fromkeys(each, told)})
     else:
         shapes = {info.tensor: info.tensor_shape for info in chosen}
-        seen = {name: Experts(shapes[name][0]) for name in each if len(shapes[name]) == 3}
-    experts: dict[str, Experts] = {}
-    why: dict[str, str] = {}
+        seen = {
+            name: _lying(checkpoint, name, shapes[name]) for name in each if name in stored or len(shapes[name]) == 3
+        }
+    experts, why = dict(made.experts), dict(made.why)
     for name in each:
         if name not in seen:
             why[name] = "no product with one expert's matrix is seen as the model runs"
@@ -68,6 +75,27 @@ def divisible(
             why[name] = "they are compressed already, in a form that is not divided into experts"
         else:
             experts[name] = seen[name]
+    return Divisible(experts, why)
+
+
+def _lying(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> Experts:
+    """Experts as they are stored, or as a tensor of three axes holds them."""
+    outline = checkpoint.outline(name)
+    if isinstance(outline, PerExpert):
+        return Experts(len(outline.weights), outline.transposed)
+    return Experts(shape[0])
+
+
+def _made(checkpoint: Checkpoint, method: AnyLayerMethod, factors: Mapping[str, MethodConfig]) -> Divisible:
+    """Those whose experts are several parts each, such as factors; calibration sees no inputs of these."""
+    experts: dict[str, Experts] = {}
+    why: dict[str, str] = {}
+    for name, config in factors.items():
+        outline = checkpoint.outline(name)
+        if method.reads(config) or not isinstance(outline, PerExpert):
+            why[name] = "calibration sees the inputs of whole experts, and these are parts of them"
+        else:
+            experts[name] = Experts(len(outline.weights))
     return Divisible(experts, why)
 
 
@@ -121,6 +149,7 @@ def reader(checkpoint: Checkpoint, info: LayerInfo, seed: int) -> Callable[[int]
     experts, infos = info.experts, infos_of(info)
     assert experts is not None
     whole = None if checkpoint.is_plain(info.tensor) else checkpoint.weight(info.tensor)
+    whole = whole.parts()[info.part] if info.part and whole is not None else whole
     forms = None if whole is None or isinstance(whole, Dense) else _forms(whole, experts)
     step = info.tensor_shape[0] // experts.count
 

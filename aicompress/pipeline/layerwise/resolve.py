@@ -47,7 +47,8 @@ def configured(
         info = info if held is None else replace(info, experts=held)
         one = info if held is None else infos_of(info)[0]
         config = config.fitted(one.shape[1])
-        if (held is None and not method.takes(info.kind, config)) or not method.suits(info):
+        whole = method.takes(info.kind, config) and not (info.kind == "experts" and info.part)
+        if (held is None and not whole) or not method.suits(info):
             continue
         layers[info.name] = LayerPlan(info, config, rule, budget=recipe.budget_for(info))
         problem = method.check(one, config)

@@ -14,7 +14,7 @@ from aicompress.layer import LayerInfo
 from aicompress.pipeline.step.output import Planned
 from aicompress.pipeline.structured.axes import Along, along, length_of
 from aicompress.pipeline.structured.edit import Edit
-from aicompress.weights import TensorSpec, Weight
+from aicompress.weights import PerExpert, TensorSpec, Weight
 
 
 def planned(checkpoint: Checkpoint, edit: Edit, name: str, infos: Mapping[str, LayerInfo]) -> Planned:
@@ -48,6 +48,8 @@ def cut_matrix(weight: Weight, transposed: bool, shape: tuple[int, ...], where: 
     if stacked:  # of experts one below the other; the columns that stay are not the same for all
         return weight.cut(0, index) if axis == 1 and weight.shape == (shape[0] * shape[1], shape[2]) else None
     if len(shape) == 3 and weight.shape == (shape[0] * shape[1], shape[2]) and shape[1] > 1:  # experts
+        if isinstance(weight, PerExpert) and axis == 0:
+            return weight.chosen(index)
         rows = (index[:, None] * shape[1] + torch.arange(shape[1], device=index.device)).reshape(-1)
         return weight.cut(0, rows) if axis == 0 else None
     across = 1 - axis if transposed else axis

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import aicompress
+from aicompress.checkpoint import Checkpoint
 from aicompress.pipeline import steps
 from aicompress.pipeline.calibration.requirements import Request
 from aicompress.pipeline.step.options import Options
@@ -20,6 +21,7 @@ from aicompress.pipeline.step.output import Destination
 from aicompress.pipeline.verify import verify
 from aicompress.recipe import load
 from aicompress.report.model import Report
+from aicompress.weights import IntGrouped, LowRank, PerExpert
 
 TEXT = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.2}
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 16}
@@ -205,3 +207,21 @@ def test_the_plan_says_what_is_not_seen(
     plan = steps.make_plan(llama4, Destination(tmp_path / "out"), recipe, "quantize")
     (told,) = (line for line in plan.warnings if "hold all experts" in line)
     assert "no product with one expert's matrix is seen as the model runs" in told
+
+
+def test_factors_of_experts_are_quantized_as_factors(llama4: Path, calibration: str, tmp_path: Path) -> None:
+    only = 'select.include=["*experts*"]'
+    compressed(llama4, tmp_path / "thin", "factorize/svd-rank", "method.rank=8", "method.multiple=1", only)
+    report = compressed(tmp_path / "thin", tmp_path / "w8", "quantize/rtn-w8", "method.granularity=channel", only)
+    rows = [row for row in report.layers if row.kind == "experts"]
+    assert [(row.name.rsplit(".", 1)[1], row.form) for row in rows] == [("in", "per_expert"), ("out", "per_expert")] * 2
+    assert all(row.bytes_after < 0.4 * row.bytes_before for row in rows)
+    thin, after = Checkpoint.open(tmp_path / "thin"), Checkpoint.open(tmp_path / "w8")
+    for name in thin.manifest.entries:
+        weight = after.weight(name)
+        assert isinstance(weight, PerExpert)
+        assert all(isinstance(own, LowRank) and isinstance(own.inner, IntGrouped) for own in weight.weights)
+        assert 0 < (after.dense(name) - thin.dense(name)).norm() < 0.02 * thin.dense(name).norm()
+    calibrated = compressed(tmp_path / "thin", tmp_path / "left", "quantize/gptq-w4", calibration)
+    (told,) = (line for line in calibrated.warnings if "hold all experts" in line)
+    assert "calibration sees the inputs of whole experts, and these are parts of them" in told
