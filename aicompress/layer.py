@@ -161,6 +161,8 @@ class InputStats:
         Args:
             factors: (in,), above zero.
         """
+        if self.experts:
+            return InputStats.of_experts([own.divided(factors) for own in self.experts])
         by = factors.reciprocal()
 
         def once(values: Tensor | None) -> Tensor | None:

@@ -126,8 +126,8 @@ class LayerMethod(Method, Generic[C]):
 
     @property
     def links(self) -> bool:
-        """Whether layers depend on each other beyond what they are given: they share something, or are rescaled."""
-        return self.couples is not None or self.shares is not None or self.rewrites
+        """Whether layers are compressed together: they share something, or their products count."""
+        return self.couples is not None or self.shares is not None
 
     @property
     def recodes(self) -> bool:

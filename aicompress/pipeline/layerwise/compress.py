@@ -129,12 +129,14 @@ class Compression:
         assert job.config is not None
         weights: list[Weight] = []
         error, norm, start = 0.0, 0.0, time.perf_counter()
-        read = reader(self.checkpoint, job.info, self.seed)
+        read, by = reader(self.checkpoint, job.info, self.seed), self.checkpoint.factors(job.info.tensor)
+        scales = None if by is None else experts.split(job.info.matrix(by))
         for number in range(experts.count):
             own = known.of_expert(experts, number)
             layer = dataclasses.replace(read(number), inputs=own.inputs, gradients=own.gradients)
             weights.append(self.method.stored(layer, self.method.apply(layer, job.config)))
-            lost, whole = squared_sums(layer.weight, weights[-1])
+            scale = None if scales is None else scales[number]
+            lost, whole = _squared_sums(layer.weight, weights[-1], scale)
             error, norm = error + lost, norm + whole
         seconds = time.perf_counter() - start
         weight = PerExpert.joined(weights, experts.transposed)
@@ -233,6 +235,11 @@ class Compression:
     def _read(self, info: LayerInfo, known: Known, stored: Weight | None = None) -> Layer:
         layer = self.checkpoint.layer(info, layer_seed(self.seed, info.name), stored)
         return dataclasses.replace(layer, inputs=known.inputs, gradients=known.gradients, movement=known.movement)
+
+
+def _squared_sums(weight: Tensor, stored: Weight, by: Tensor | None) -> tuple[float, float]:
+    """‖W − Ŵ‖² and ‖W‖² in the input's own scale, which a layer was multiplied by before it was compressed."""
+    return squared_sums(weight, stored) if by is None else squared_sums(weight / by, Dense(stored.dense() / by))
 
 
 def parts_of_bytes(weights: Sequence[Weight], part: str) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -20,6 +20,7 @@ from aicompress.model.equivalence.search import probe
 from aicompress.pipeline.calibration.random_weights import on_noise
 from aicompress.pipeline.calibration.requirements import Chosen
 from aicompress.pipeline.layerwise.compress import Compression
+from aicompress.pipeline.layerwise.experts import reader
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.recipe import Recipe
 
@@ -97,14 +98,12 @@ class Rescaling:
                     self._decide(place, known)
 
     def _decide(self, place: ScalingGroup, layers: Sequence[tuple[Chosen, InputStats]]) -> None:
-        def reading(info: LayerInfo, inputs: InputStats) -> Callable[[], Layer]:
-            return lambda: replace(self.compression.checkpoint.layer(info), inputs=inputs)
-
         rescales = self.compression.method.rescales
         assert rescales is not None
         candidates = [
-            Candidate(layer.info, layer.config, reading(layer.info, inputs))
+            Candidate(info, layer.config, read)
             for layer, inputs in layers
+            for info, read in self._readers(layer.info, inputs)
             if layer.config is not None
         ]
         scaling = rescales.factors(candidates, place.pooled)
@@ -113,6 +112,18 @@ class Rescaling:
         scaling = replace(scaling, factors=self._storable(place, scaling.factors))
         self.journal.record(_key(place), {"factors": scaling.factors.tolist(), "note": scaling.note})
         self._apply(place, scaling)
+
+    def _readers(self, info: LayerInfo, inputs: InputStats) -> Iterator[tuple[LayerInfo, Callable[[], Layer]]]:
+        """What reads a layer with its statistics, or each of the experts that it holds."""
+        checkpoint = self.compression.checkpoint
+
+        def reading(number: int, own: InputStats) -> Callable[[], Layer]:
+            return lambda: replace(reader(checkpoint, info, 0)(number), inputs=own)
+
+        for number, own in enumerate(inputs.experts):
+            yield info.of_expert(number), reading(number, own)
+        if not inputs.experts:
+            yield info, lambda: replace(checkpoint.layer(info), inputs=inputs)
 
     def _storable(self, place: ScalingGroup, factors: Tensor) -> Tensor:
         """Factors that a normalization's stored weight has exactly, after rounding to its dtype.

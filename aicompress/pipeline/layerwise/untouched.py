@@ -67,8 +67,6 @@ def refused_experts(
 
 def _why_not(method: AnyLayerMethod) -> str:
     """Why a method that acts on layers takes no experts in one tensor."""
-    if method.rewrites:
-        return f"{method.name} rewrites what layers are given, and experts would need factors of their own"
     if method.couples is not None or method.shares is not None:
         return f"{method.name} compresses several layers together"
     return f"{method.name}, as it is set, looks at what single layers do to the outputs"

@@ -99,6 +99,7 @@ def taken(report: Report) -> int:
     [
         ("quantize/gptq-w4", ["method.group_size=8"], ("gate_up_proj", "down_proj")),
         ("prune/wanda-50", [], ("gate_up_proj", "down_proj")),
+        ("quantize/smoothquant-w8a8", [], ("gate_up_proj", "down_proj")),
         # These compare gate and up, which are two matrices in the other file.
         ("prune/sparsegpt-50", [], ("down_proj",)),
         ("factorize/two-sided-keep", ["method.shift=0"], ("down_proj",)),
