@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from aicompress.layer import from_matrix
 from aicompress.methods.distill.latent import latent_suffixes, relaxed, settled
@@ -145,32 +146,34 @@ class _Latent:
 
 
 class _Adam:
-    """Moments of the gradients of some tensors, each of which moves in a unit of its own."""
-
-    DECAY = (0.9, 0.99)
+    """Adam on some tensors, each of which moves in a unit of its own."""
 
     def __init__(self, tensors: Sequence[Tensor], units: Sequence[float]) -> None:
-        self.tensors, self.units = tensors, units
-        self.moments = [(torch.zeros_like(tensor), torch.zeros_like(tensor)) for tensor in tensors]
-        self.steps = 0
+        self.units, self.steps = units, 0
+        groups = [{"params": [tensor]} for tensor in tensors]
+        self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), eps=torch.finfo(torch.float32).tiny, fused=True)
 
     def move(self, pace: TuningSchedule, left: float) -> None:
-        """A step; the first tenth of the steps grow up to the full rate."""
+        """A step; the first tenth of the steps grow up to the full rate.
+
+        What nothing reaches, such as an expert that no token is sent to, has no gradient and stays.
+        """
         self.steps += 1
         rate = pace.factor_rate * left * min(1.0, 10 * self.steps / pace.steps)
-        slow, fast = (1 - decay**self.steps for decay in self.DECAY)
-        for tensor, (mean, square), unit in zip(self.tensors, self.moments, self.units, strict=True):
-            if tensor.grad is None:  # nothing reaches it, such as an expert that no token is sent to
-                continue
-            mean.lerp_(tensor.grad, 1 - self.DECAY[0])
-            square.lerp_(tensor.grad.square(), 1 - self.DECAY[1])
-            tensor.sub_(mean / slow / ((square / fast).sqrt() + torch.finfo(torch.float32).tiny), alpha=rate * unit)
-            tensor.grad = None
+        for group, unit in zip(self.optimizer.param_groups, self.units, strict=True):
+            group["lr"] = rate * unit
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
 
 def _size(tensor: Tensor) -> float:
     """Root mean square."""
     return float(tensor.detach().square().mean().sqrt()) if tensor.numel() else 0.0
+
+
+def _product(out: Tensor, inner: Tensor) -> Tensor:
+    """Factors (m, r) and (r, n) multiplied as a linear layer does it, so that they are rounded where layers are."""
+    return functional.linear(out, inner.t())
 
 
 class _Numbers:
@@ -185,7 +188,7 @@ class _Numbers:
 
     def dense(self) -> Tensor:
         """The parameter, differentiable."""
-        return from_matrix(reduce(torch.matmul, self.tensors), self.layer.shape, self.layer.transposed)
+        return from_matrix(reduce(_product, self.tensors), self.layer.shape, self.layer.transposed)
 
     @torch.no_grad()
     def move(self, pace: TuningSchedule, left: float) -> None:

@@ -128,8 +128,8 @@ def _loss(stage: Stage, number: int, parameters: Callable[[], Mapping[str, Tenso
     """Mean squared distance of one batch's output to its target, over real tokens."""
     args, kwargs = stage.inputs[number]
     own = dict(stage.module.named_parameters())
-    placed = {name: value.to(own[name].dtype) for name, value in parameters().items()}
     with RoundedLayers() if stage.rounded else nullcontext():
+        placed = {name: value.to(own[name].dtype) for name, value in parameters().items()}
         output = hidden(functional_call(stage.module, placed, args, kwargs))
     assert output is not None
     target, mask = stage.targets[number], stage.masks[number]
