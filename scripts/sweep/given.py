@@ -49,7 +49,67 @@ _MEMORY = {
     "memory_encoder_output_channels": 16, "mask_downsampler_embed_dim": 32, "memory_fuser_embed_dim": 32,
     "memory_fuser_intermediate_dim": 48,
 }  # fmt: skip
+
+
+def _bytes(width: int, depth: int, **more: int) -> dict[str, Any]:
+    """A stack of blocks of a byte latent transformer."""
+    plain = {"num_attention_heads": 4, "intermediate_size": 48, "max_position_embeddings": 128}
+    return {"hidden_size": width, "num_hidden_layers": depth, **plain, **more}
+
+
+_BYTE_LATENT = {
+    "vocab_size": 160, "max_position_embeddings": 128,
+    "encoder_hash_byte_group_vocab": 64, "encoder_hash_byte_group_size": [3, 4],
+    "patcher_config": _bytes(32, 2, vocab_size=160), "global_config": _bytes(64, 2),
+    "encoder_config": _bytes(32, 1, vocab_size=160, hidden_size_global=64),
+    "decoder_config": _bytes(32, 2, vocab_size=160, hidden_size_global=64),
+}  # fmt: skip
+_TEXT = {
+    "vocab_size": 160, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+}  # fmt: skip
+_SPEECH = {"num_filters": 2, "hidden_size": 16, "depths": [1] * 7}
+_LATENT_HEADS = {
+    "num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "head_dim": 24,
+    "qk_nope_head_dim": 16, "v_head_dim": 16,
+}  # fmt: skip
+_DOTS_TEXT = {
+    **_TEXT, **_LATENT_HEADS, **{f"swa_{name}": value for name, value in _LATENT_HEADS.items()},
+    "num_hidden_layers": 4, "moe_intermediate_size": 48, "shared_experts_intermediate_size": 48,
+    "n_routed_experts": 4, "num_experts_per_tok": 2, "qk_rope_head_dim": 8,
+    "index_head_dim": 16, "index_n_heads": 4, "index_topk": 16,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+_DOTS_TOWER = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
 GIVEN: dict[str, dict[str, Any]] = {
+    "blt": _BYTE_LATENT,
+    "dots3_note": {
+        "text_config": _DOTS_TEXT,
+        "vision_config": {
+            **_DOTS_TOWER, "moe_intermediate_size": 48, "pyramid_num_routed": [-1, 4], "patch_size": 8,
+            "adapter_in_dim": 64, "adapter_out_dim": 64,
+        },
+        "audio_config": {
+            **_DOTS_TOWER, "feature_size": 16, "downsample_hidden_size": 16, "max_position_embeddings": 128,
+            "adapter_input_size": 64, "adapter_out_dim": 64,
+        },
+    },
+    "vibevoice": {
+        "text_config": {"model_type": "qwen2", **_TEXT, "num_hidden_layers": 2, "num_key_value_heads": 2},
+        "diffusion_head_config": {
+            "hidden_size": 64, "latent_size": 16, "num_hidden_layers": 2, "intermediate_size": 96,
+            "frequency_embedding_size": 32,
+        },
+        "audio_config": {"model_type": "vibevoice_acoustic_tokenizer", **_SPEECH},
+        "semantic_model_config": {"model_type": "vibevoice_acoustic_tokenizer_encoder", **_SPEECH},
+        "pad_token_id": 0, "eos_token_id": 1,
+        "audio_bos_token_id": 2, "audio_eos_token_id": 3, "audio_token_id": 4,
+    },
+    "zamba": {
+        **_TEXT, "num_hidden_layers": 6, "layers_block_type": ["mamba", "mamba", "hybrid"] * 2,
+        "attention_hidden_size": 128, "attention_head_dim": 32, "mamba_d_state": 16, "mamba_dt_rank": 4,
+        "n_mamba_heads": 2,
+    },
     "sam": _SAM,
     "sam_hq": {**_SAM, "mask_decoder_config": {"hidden_size": 16, "vit_dim": 32, **_DECODER}},
     "sam2": _SAM2,

@@ -37,8 +37,15 @@ def argument_problems(module: Any, data: Calibration, seed: int) -> list[Compres
 
 
 def _unknown_arguments(module: Any, names: Sequence[str]) -> list[CompressError]:
-    """Arrays that the model has no argument for."""
-    known = inspect.signature(module.forward).parameters
+    """Arrays that the model has no argument for.
+
+    One that takes any keyword hands it to models inside it: what one of these has an argument for is taken.
+    """
+    known = dict(inspect.signature(module.forward).parameters)
+    if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in known.values()):
+        for inner in module.modules():
+            if hasattr(inner, "main_input_name"):  # a model, not a layer
+                known |= inspect.signature(inner.forward).parameters
     absent = [name for name in names if name not in known]
     kind = type(module).__name__
     return [RecipeError(f"inputs: {kind} takes no {name!r}", suggestion(name, list(known))) for name in absent]

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CompressError, Problems
 from aicompress.model.loading.load import build
+from aicompress.pipeline.calibration.arguments import argument_problems
 from aicompress.pipeline.calibration.data import calibration_inputs
 from aicompress.pipeline.step.workers import Alone
 from aicompress.recipe import Calibration
@@ -46,6 +47,30 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def all_calibrated(report: Report) -> bool:
     changed = [row for row in report.layers if row.method != "-"]
     return bool(changed) and not [row for row in changed if "data-free" in row.note]
+
+
+class Passing(hf.LlamaModel):
+    """A model that hands all but the tokens to one inside it."""
+
+    def __init__(self, config: hf.LlamaConfig) -> None:
+        super().__init__(config)
+        self.inner = hf.LlamaModel(config)
+
+    def forward(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
+        return self.inner(input_ids, **kwargs)
+
+
+def test_arrays_for_a_model_inside_are_taken(clip: Path) -> None:
+    with torch.device("meta"):
+        model = Passing(hf.LlamaConfig(**SIDE, vocab_size=64))
+    for names, told in (
+        (["input_ids", "attention_mask"], []),
+        (["input_ids", "attention_maks"], ["inputs: Passing takes no 'attention_maks'"]),
+        (["input_ids", "input"], ["inputs: Passing takes no 'input'"]),  # which layers have an argument for
+    ):
+        data = Calibration(arrays=str(clip / "pairs.safetensors"), inputs=names)
+        absent = [problem.message for problem in argument_problems(model, data, 0) if "takes no" in problem.message]
+        assert absent == told
 
 
 def test_several_inputs_run_together(clip: Path, tmp_path: Path) -> None:
