@@ -134,6 +134,8 @@ def _numbers(fields: Mapping[str, Any], sizes: Mapping[str, int | None]) -> Iter
             yield key, min(size, value) if kinds[key] in ("depth", "chosen", "positions") and value > 0 else size
         elif size is not None and kinds[key] in ("hidden", "inner") and _is_list(value):
             yield key, [max(8, each // 8 * 2 if each < 512 else each // 8) for each in value]
+        elif size is not None and kinds[key] == "image" and _is_list(value):
+            yield key, [size] * len(value)
         elif key == "depths" and _is_list(value):
             yield key, [1] * len(value)
         elif sizes.get("unset"):

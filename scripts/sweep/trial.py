@@ -171,12 +171,15 @@ def _calibration(folder: Path) -> str:
     """The edit of a recipe that makes a model's own inputs its calibration data.
 
     Raises:
-        Refused: what the model takes is not known here.
+        Refused: what the model takes is not known here, or it gives no finite numbers.
     """
+    model = load(folder / "in", kernels="reference")
     try:
-        inputs = inputs_of(load(folder / "in", kernels="reference"))
+        inputs = inputs_of(model)
     except CompressError as error:
         raise Refused("what it takes is not known to the sweep") from error
+    if not all(bool(output.isfinite().all()) for output in _outputs(model)):
+        raise Refused("with random weights it gives no finite numbers")
     real = {name: value.float() if value.is_floating_point() else value for name, value in inputs.items()}
     arrays = {name: torch.cat([value] * COPIES) for name, value in real.items()}
     save_file(arrays, folder / "inputs.safetensors")
