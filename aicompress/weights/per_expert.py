@@ -117,9 +117,10 @@ class PerExpert(Weight):
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> PerExpert:
         count = int(meta["count"])
         for suffix, tensor in tensors.items():
-            if count < 1 or len(tensor) % count:
+            if not 1 <= count <= len(tensors[""]) or len(tensor) % count:
                 raise ValueError(f"{suffix or 'codes'} of {len(tensor)} rows for {count} experts")
-        own = [{s: tensor.tensor_split(count)[n] for s, tensor in tensors.items()} for n in range(count)]
+        split = {suffix: tensor.tensor_split(count) for suffix, tensor in tensors.items()}
+        own = [{suffix: parts[n] for suffix, parts in split.items()} for n in range(count)]
         return cls(tuple(restore(each, meta["each"]) for each in own), bool(meta.get("transposed")))
 
 
@@ -140,6 +141,6 @@ def divided(weight: Weight, count: int) -> Sequence[Weight]:
 def decode_per_expert(meta: Meta, tensors: Tensors) -> Tensor:
     """The matrices of all experts as the parameter holds them, one below the other."""
     count = int(meta["count"])
-    own = [{s: tensor.tensor_split(count)[n] for s, tensor in tensors.items()} for n in range(count)]
-    matrices = [decode(meta["each"], each) for each in own]
+    split = {suffix: tensor.tensor_split(count) for suffix, tensor in tensors.items()}
+    matrices = [decode(meta["each"], {suffix: parts[n] for suffix, parts in split.items()}) for n in range(count)]
     return torch.cat([matrix.t() for matrix in matrices] if meta.get("transposed") else matrices)

@@ -184,3 +184,10 @@ def test_numbers_of_factors_are_those_of_their_forms() -> None:
     factor = FORMS["sparse factor"]
     assert isinstance(factor, LowRank)
     assert factor.numbers() == factor.out.numbers() + 2 * 12
+
+
+@pytest.mark.parametrize("count", [0, 1 << 40])
+def test_a_number_of_experts_that_cannot_be_is_refused(count: int) -> None:
+    weight = FORMS["an integer weight per expert"]
+    with pytest.raises(ValueError, match="experts"):
+        restore(weight.tensors(), {**weight.meta(), "count": count})

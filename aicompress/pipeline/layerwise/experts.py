@@ -13,6 +13,7 @@ from aicompress.errors import CompressError
 from aicompress.layer import Experts, Layer, LayerInfo
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.methods.method import MethodConfig
+from aicompress.methods.zeros import mask_of
 from aicompress.pipeline.calibration.random_weights import on_noise
 from aicompress.pipeline.step.layer_plan import layer_seed
 from aicompress.recipe import Recipe
@@ -25,11 +26,23 @@ class Divisible:
 
     Attributes:
         experts: of a parameter, by its name; empty where the method takes none, or all of a tensor as one matrix.
+        decoded: parameters of these whose stored form is not divided: new codes are made of what it stands for.
         why: why those that it lacks cannot be divided, in a few words; by name of the parameter.
     """
 
     experts: Mapping[str, Experts]
     why: Mapping[str, str]
+    decoded: frozenset[str] = frozenset()
+
+    def of(self, info: LayerInfo) -> LayerInfo:
+        """A layer with the experts that it holds."""
+        if info.tensor not in self.experts:
+            return info
+        outline = None if info.tensor in self.decoded else info.outline
+        return replace(info, experts=self.experts[info.tensor], outline=outline)
+
+
+ALL_WHOLE = Divisible({}, {})
 
 
 def divisible(
@@ -67,15 +80,18 @@ def divisible(
         seen = {
             name: _lying(checkpoint, name, shapes[name]) for name in each if name in stored or len(shapes[name]) == 3
         }
-    experts, why = dict(made.experts), dict(made.why)
+    experts, why, decoded = dict(made.experts), dict(made.why), set[str]()
     for name in each:
         if name not in seen:
             why[name] = "no product with one expert's matrix is seen as the model runs"
-        elif _forms(checkpoint.outline(name), seen[name]) is None:
-            why[name] = "they are compressed already, in a form that is not divided into experts"
-        else:
+        elif _forms(outline := checkpoint.outline(name), seen[name]) is not None:
             experts[name] = seen[name]
-    return Divisible(experts, why)
+        elif method.recodes and mask_of(outline) is None:
+            experts[name] = seen[name]
+            decoded.add(name)
+        else:
+            why[name] = "they are compressed already, in a form that is not divided into experts"
+    return Divisible(experts, why, frozenset(decoded))
 
 
 def _lying(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> Experts:
@@ -150,6 +166,8 @@ def reader(checkpoint: Checkpoint, info: LayerInfo, seed: int) -> Callable[[int]
     assert experts is not None
     whole = None if checkpoint.is_plain(info.tensor) else checkpoint.weight(info.tensor)
     whole = whole.parts()[info.part] if info.part and whole is not None else whole
+    if whole is not None and info.outline is None:  # decoded for new codes
+        whole = Dense(whole.dense())
     forms = None if whole is None or isinstance(whole, Dense) else _forms(whole, experts)
     step = info.tensor_shape[0] // experts.count
 

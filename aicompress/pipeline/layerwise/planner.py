@@ -62,7 +62,7 @@ def make_plan(
     chosen = [info for info in chosen if not info.owner]
     recipe, levels = with_levels(checkpoint, recipe, method, chosen, request, problems)
     held = divisible(checkpoint, recipe, method, chosen, request.allow_code)
-    layers, misfits = configured(chosen, recipe, method, held.experts)
+    layers, misfits = configured(chosen, recipe, method, held)
     raise_all(problems + misfits + needs.problems(checkpoint, recipe, method, list(layers.values()), request))
     places, unscaled = rescalable(checkpoint, recipe, method, list(layers.values()), request.allow_code)
     require_writable(destination.path)

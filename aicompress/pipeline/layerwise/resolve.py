@@ -9,12 +9,12 @@ from itertools import chain, islice
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CompressError, RecipeError
-from aicompress.layer import Experts, Layer, LayerInfo
+from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Candidate, Width, WidthSearch
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.methods.method import MethodConfig
 from aicompress.pipeline.layerwise.compress import Compression
-from aicompress.pipeline.layerwise.experts import infos_of, outline, reader
+from aicompress.pipeline.layerwise.experts import ALL_WHOLE, Divisible, infos_of, outline, reader
 from aicompress.pipeline.layerwise.row_blocks import readers
 from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed, named, sharing_budgets
 from aicompress.pipeline.step.shared_inputs import Sharing
@@ -23,7 +23,7 @@ from aicompress.weights import outline_nbytes
 
 
 def configured(
-    chosen: list[LayerInfo], recipe: Recipe, method: AnyLayerMethod, experts: Mapping[str, Experts] | None = None
+    chosen: list[LayerInfo], recipe: Recipe, method: AnyLayerMethod, held: Divisible = ALL_WHOLE
 ) -> tuple[dict[str, LayerPlan], list[CompressError]]:
     """Each layer's parameters, and every layer for which they are impossible.
 
@@ -31,7 +31,7 @@ def configured(
         chosen: the layers.
         recipe: gives the parameters.
         method: theirs.
-        experts: by parameter, those that are compressed one by one.
+        held: the experts that are compressed one by one.
     """
     layers: dict[str, LayerPlan] = {}
     problems: list[CompressError] = []
@@ -43,12 +43,11 @@ def configured(
         config, rule = recipe.config_for(info)
         if config is None:
             continue
-        held = (experts or {}).get(info.tensor)
-        info = info if held is None else replace(info, experts=held)
-        one = info if held is None else infos_of(info)[0]
+        info = held.of(info)
+        one = info if info.experts is None else infos_of(info)[0]
         config = config.fitted(one.shape[1])
         whole = method.takes(info.kind, config) and not (info.kind == "experts" and info.part)
-        if (held is None and not whole) or not method.suits(info):
+        if (info.experts is None and not whole) or not method.suits(info):
             continue
         layers[info.name] = LayerPlan(info, config, rule, budget=recipe.budget_for(info))
         problem = method.check(one, config)

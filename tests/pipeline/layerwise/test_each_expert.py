@@ -226,3 +226,22 @@ def test_factors_of_experts_are_quantized_as_factors(llama4: Path, calibration: 
     calibrated = compressed(tmp_path / "thin", tmp_path / "left", "quantize/gptq-w4", calibration)
     (told,) = (line for line in calibrated.warnings if "hold all experts" in line)
     assert "calibration sees the inputs of whole experts, and these are parts of them" in told
+
+
+def test_codes_of_a_whole_tensor_get_new_ones_and_those_of_experts_keep_them(
+    gpt_oss: Path, calibration: str, tmp_path: Path
+) -> None:
+    only = 'select.include=["*experts*"]'
+    compressed(gpt_oss, tmp_path / "w8", "quantize/rtn-w8", only, "method.granularity=channel")
+    assert taken(compressed(tmp_path / "w8", tmp_path / "w4", "quantize/gptq-w4", calibration, only)) == 2
+    report = compressed(tmp_path / "w4", tmp_path / "thin", "prune/magnitude-50", only, "method.store=sparse")
+    assert all(row.form == "per_expert" for row in report.layers if row.kind == "experts")
+    coded, thin = Checkpoint.open(tmp_path / "w4"), Checkpoint.open(tmp_path / "thin")
+    for name in thin.manifest.entries:
+        kept = thin.dense(name) != 0
+        assert abs(float(kept.float().mean()) - 0.5) < 0.05  # some codes were zero
+        assert torch.equal(thin.dense(name)[kept], coded.dense(name)[kept])
+    assert taken(compressed(tmp_path / "thin", tmp_path / "again", "quantize/rtn-w8", only)) == 2
+    for name, value in merged(tmp_path / "again").items():
+        if name in thin.manifest.entries:
+            assert not value[thin.dense(name) == 0].any()
