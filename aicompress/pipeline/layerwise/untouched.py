@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from aicompress.checkpoint import Checkpoint
 from aicompress.layer import LayerInfo
 from aicompress.methods.layerwise import AnyLayerMethod, LayerMethod
+from aicompress.methods.method import OF_TRAINING
 from aicompress.methods.registry import methods
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.report.model import Untouched
@@ -69,6 +70,8 @@ def _why_not(method: AnyLayerMethod) -> str:
     """Why a method that acts on layers takes no experts in one tensor."""
     if method.couples is not None or method.shares is not None:
         return f"{method.name} compresses several layers together"
+    if method.needs & OF_TRAINING:
+        return f"{method.name} reads what a training run has recorded, and that is of single matrices"
     return f"{method.name}, as it is set, looks at what single layers do to the outputs"
 
 

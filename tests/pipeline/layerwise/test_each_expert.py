@@ -102,7 +102,7 @@ def taken(report: Report) -> int:
         ("quantize/smoothquant-w8a8", [], ("gate_up_proj", "down_proj")),
         # These compare gate and up, which are two matrices in the other file.
         ("prune/sparsegpt-50", [], ("down_proj",)),
-        ("factorize/two-sided-keep", ["method.shift=0"], ("down_proj",)),
+        ("prune/taylor-50", [], ("down_proj",)),
     ],
 )
 def test_the_numbers_are_those_of_a_matrix_for_each(
