@@ -81,6 +81,17 @@ class Prepares(Generic[C]):
 
 
 @dataclass(frozen=True)
+class TwoSided(Generic[C]):
+    """A layer whose errors E count by both sides, tr(P E H Eᵀ), is compressed as a whole.
+
+    Attributes:
+        compress: (layer, P as (out, out), config) -> the weight; None where that cannot be, or rows share something.
+    """
+
+    compress: Callable[[Layer, Tensor, C], Weight | None]
+
+
+@dataclass(frozen=True)
 class Couples(Generic[C]):
     """Layers of which only products of heads count are compressed two by two; others stay as they are.
 

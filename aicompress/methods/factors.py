@@ -15,7 +15,7 @@ from aicompress.methods.factorize.weighting.roots import Root
 from aicompress.weights import Dense, LowRank, Weight
 
 DAMPING = 0.01  # added to the Gram matrix, as a part of its mean diagonal
-KEPT = 0.05  # of an error that an inner factor makes up for: so that U does not stray far
+KEPT = 0.02  # of an error that an inner factor makes up for: so that U does not stray far
 EMPTY = 1e-9  # added to that of what the inner factor gives, where some directions give nothing
 
 
@@ -58,6 +58,28 @@ def beyond(weight: LowRank) -> Tensor:
     out = weight.out.dense().double()
     inside = out @ Root.of(out.t() @ out, EMPTY).solve(out).t()
     return torch.eye(len(out), dtype=out.dtype) - (1 - KEPT) * (inside + inside.t()) / 2
+
+
+def felt(weight: LowRank, outer: Weight, gram: Tensor | None) -> Tensor:
+    """P by which an error E of the rows of V' counts, tr(P E H Eᵀ), where Û V' stands for U V; (rank, rank) float64.
+
+    By the outputs alone P is ÛᵀÛ. The loss feels some outputs more, by a matrix G that is not known here; but stored
+    directions are those of least loss, which it feels one by one: Uᵀ G U is diagonal as V H Vᵀ is, and the same where
+    each factor has the root of the singular values. So the direction i counts by σ_i = ‖u_i‖ (v_i H v_iᵀ)^½, and P is
+    Tᵀ Σ T with T = U⁺ Û, which takes V' to V.
+
+    Args:
+        weight: U V as they are stored, by the inputs and outputs that they were made for.
+        outer: Û.
+        gram: H, (in, in); None: nothing is known of the inputs.
+    """
+    after = outer.dense().double()
+    if gram is None:
+        return after.t() @ after
+    before, inner = weight.out.dense().double(), weight.inner.dense().double()
+    there = Root.of(before.t() @ before, EMPTY).solve(after.t() @ before).t()  # U⁺ Û, (rank, rank)
+    sigma = (before.square().sum(0) * ((inner @ gram.double()) * inner).sum(1).clamp_min(0)).sqrt()
+    return there.t() @ (sigma[:, None] * there)
 
 
 def answered(weight: LowRank, outer: Weight) -> LowRank:

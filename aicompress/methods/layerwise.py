@@ -18,6 +18,7 @@ from aicompress.methods.capabilities import (
     Rounded,
     RowWise,
     Surveys,
+    TwoSided,
     Widths,
 )
 from aicompress.methods.method import OF_TRAINING, Method, MethodConfig
@@ -46,8 +47,8 @@ class LayerMethod(Method, Generic[C]):
         rounded: (layer, config, compressed weight, its bytes and its part of those that layers share) -> what rounding
             the layer in no more bytes would lose; None where that cannot be, or is what the method does.
         stacks: matrices one below the other, as experts lie in one tensor, come out as each by itself.
-        batched, prepares, couples, shares, row_wise, rescales, rotates, allocates, surveys, widths: capabilities; None
-            where it lacks one.
+        batched, prepares, two_sided, couples, shares, row_wise, rescales, rotates, allocates, surveys, widths:
+            capabilities; None where it lacks one.
     """
 
     config: type[C]
@@ -61,6 +62,7 @@ class LayerMethod(Method, Generic[C]):
     reading: Reads[C] | None = field(kw_only=True, default=None)
     batched: Batched[C] | None = field(kw_only=True, default=None)
     prepares: Prepares[C] | None = field(kw_only=True, default=None)
+    two_sided: TwoSided[C] | None = field(kw_only=True, default=None)
     couples: Couples[C] | None = field(kw_only=True, default=None)
     shares: Shares[C] | None = field(kw_only=True, default=None)
     row_wise: RowWise[C] | None = field(kw_only=True, default=None)

@@ -42,7 +42,12 @@ def rounded_by_rows(
     Returns:
         The weight; of a form whose rows have something in common, such as one scale, without feedback.
     """
-    blocks = _blocks(layer, method, config, most)
+    known = layer.gradients is not None or layer.movement is not None
+    if method.two_sided is not None and not known:
+        weight = method.two_sided.compress(layer, metric, config)
+        if weight is not None:
+            return weight
+    blocks = [slice(0, layer.info.shape[0])] if known else _blocks(layer, method, config, most)
     if len(blocks) == 1:
         return method.apply(layer, config)
     factor = inverse_factor(metric, DAMPING)[0]  # C of P⁻¹ = Cᵀ C, upper
@@ -62,12 +67,11 @@ def rounded_by_rows(
 def _blocks(layer: Layer, method: AnyLayerMethod, config: MethodConfig, most: int) -> list[slice]:
     """Blocks of rows that a method's weight can be put together of: zero points of some rows may share a word."""
     count = layer.info.shape[0]
-    if layer.gradients is None and layer.movement is None:
-        for least in (ROWS, 4 * ROWS):
-            each = -(-count // (most * least)) * least
-            blocks = [slice(start, end) for start, end in pairwise([*range(0, count, each), count])]
-            if _rows_apart(layer.info, blocks, method, config):
-                return blocks
+    for least in (ROWS, 4 * ROWS):
+        each = -(-count // (most * least)) * least
+        blocks = [slice(start, end) for start, end in pairwise([*range(0, count, each), count])]
+        if _rows_apart(layer.info, blocks, method, config):
+            return blocks
     return [slice(0, count)]
 
 

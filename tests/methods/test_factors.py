@@ -7,7 +7,8 @@ import torch
 
 from aicompress.methods.curvature import loss
 from aicompress.methods.factorize.svd import factors
-from aicompress.methods.factors import answered, beyond, refitted, turned
+from aicompress.methods.factorize.weighting.roots import Root
+from aicompress.methods.factors import answered, beyond, felt, refitted, turned
 from aicompress.methods.quantize.rtn import METHOD as RTN
 from aicompress.methods.row_feedback import rounded_by_rows
 from aicompress.weights import Dense, LowRank, Weight
@@ -105,3 +106,21 @@ def test_an_outer_factor_that_is_made_up_for_costs_less_to_round() -> None:
     last = LowRank(outer, rounded(answered(start, outer).inner))
     errors = [float((each.dense() - start.dense()).square().sum()) for each in (first, last)]
     assert errors[1] < 0.85 * errors[0]
+
+
+def test_errors_of_an_inner_factor_count_by_singular_values_of_stored_directions() -> None:
+    """Where these are those of U V H^½, and shared evenly, P is UᵀU, which is Σ, turned as the outer factor is."""
+    hessian = gram() + torch.eye(64)
+    root = Root.of(hessian, 0.0)
+    out, inner = factors(root.times(randn(48, 64).double()).float(), 32)
+    weight = LowRank(Dense(out), Dense(root.undone(inner.double()).float()))
+    rotation = torch.linalg.qr(randn(32, 32, seed=4).double()).Q
+    outer = Dense((out.double() @ rotation).float())
+    wanted = outer.dense().double().t() @ outer.dense().double()
+    torch.testing.assert_close(felt(weight, outer, hessian), wanted, rtol=1e-3, atol=1e-3 * float(wanted.max()))
+    twice = LowRank(Dense(2 * out), Dense(weight.inner.dense() / 2))  # the same product counts the same
+    same = Dense(outer.dense() * 2)
+    torch.testing.assert_close(felt(twice, same, hessian), wanted, rtol=1e-3, atol=1e-3 * float(wanted.max()))
+    assert torch.equal(felt(weight, outer, None), wanted)
+    nothing = LowRank(Dense(torch.zeros(48, 32)), Dense(torch.zeros(32, 64)))
+    assert not felt(nothing, nothing.out, hessian).any()

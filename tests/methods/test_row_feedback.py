@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from aicompress.layer import InputStats, Layer
 from aicompress.methods.quantize import gptq
 from aicompress.methods.quantize.gptq import METHOD as GPTQ
+from aicompress.methods.quantize.grid import two_sides
 from aicompress.methods.quantize.kmeans import METHOD as KMEANS
 from aicompress.methods.quantize.rtn import METHOD as RTN
 from aicompress.methods.row_feedback import ROWS, rounded_by_rows
@@ -68,9 +70,46 @@ def test_less_is_lost_in_the_same_form(method: Any, symmetric: bool) -> None:
 def test_inputs_are_worked_on_once_for_all_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     made, factors = [], gptq.inverse_factor
     monkeypatch.setattr(gptq, "inverse_factor", lambda *given: made.append(given) or factors(*given))
-    given = layer(16 * ROWS)
-    rounded_by_rows(given, metric(16 * ROWS), GPTQ, GPTQ.config(bits=4, group_size=16))  # type: ignore[call-arg]
+    given, by_blocks = layer(16 * ROWS), replace(GPTQ, two_sided=None)
+    rounded_by_rows(given, metric(16 * ROWS), by_blocks, GPTQ.config(bits=4, group_size=16))  # type: ignore[call-arg]
     assert len(made) == 1
+
+
+def lost(given: Layer, weighed: torch.Tensor, weight: Weight) -> float:
+    """tr(P E H Eᵀ)."""
+    error = weight.dense().double() - given.weight
+    assert given.inputs is not None
+    assert given.inputs.gram is not None
+    return float(((weighed @ error) * (error @ given.inputs.gram.double())).sum())
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_codes_that_know_both_sides_lose_less_than_blocks_and_less_with_every_sweep(
+    monkeypatch: pytest.MonkeyPatch, symmetric: bool
+) -> None:
+    given = layer(20 * ROWS + 4)
+    weighed, config = metric(len(given.weight)), GPTQ.config(bits=4, group_size=16, symmetric=symmetric)  # type: ignore[call-arg]
+    by_blocks = lost(given, weighed, rounded_by_rows(given, weighed, replace(GPTQ, two_sided=None), config))
+    errors = []
+    for sweeps in range(4):
+        monkeypatch.setattr(two_sides, "SWEEPS", sweeps)
+        errors.append(lost(given, weighed, rounded_by_rows(given, weighed, GPTQ, config)))
+    assert all(after < before for before, after in pairwise(errors))
+    assert errors[-1] < 0.97 * by_blocks
+
+
+def test_without_a_compiler_blocks_of_rows_are_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, weighed = layer(16 * ROWS), metric(16 * ROWS)
+    config = GPTQ.config(bits=4, group_size=16)  # type: ignore[call-arg]
+    wanted = rounded_by_rows(given, weighed, replace(GPTQ, two_sided=None), config)
+    monkeypatch.setattr(two_sides, "can_round", lambda: False)
+    assert torch.equal(rounded_by_rows(given, weighed, GPTQ, config).dense(), wanted.dense())
+
+
+def test_rows_that_count_nothing_are_rounded_all_the_same() -> None:
+    given = layer(2 * ROWS)
+    weight = rounded_by_rows(given, torch.zeros(2 * ROWS, 2 * ROWS), GPTQ, GPTQ.config(bits=4, group_size=16))  # type: ignore[call-arg]
+    assert float((weight.dense() - given.weight).norm() / given.weight.norm()) < 0.1
 
 
 def test_rows_that_share_something_are_rounded_at_once() -> None:

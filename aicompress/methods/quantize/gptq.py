@@ -17,11 +17,11 @@ from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.capabilities import Allocates, Batched, Prepares, Reads
+from aicompress.methods.capabilities import Allocates, Batched, Prepares, Reads, TwoSided
 from aicompress.methods.curvature import energies, inverse_factor, moments, permuted, shifted
 from aicompress.methods.effort import Effort, Level, one_pass
 from aicompress.methods.layerwise import STACKED, LayerMethod, stacks
-from aicompress.methods.quantize.grid import integer
+from aicompress.methods.quantize.grid import integer, two_sides
 from aicompress.methods.quantize.grid.columns import Grid, round_columns
 from aicompress.methods.quantize.grid.coordinate_descent import refine
 from aicompress.methods.quantize.grid.integer import (
@@ -36,6 +36,8 @@ from aicompress.methods.quantize.grid.integer import (
 from aicompress.methods.quantize.grid.rounding import require_scales
 from aicompress.methods.quantize.grid.scales import full_range, least_error
 from aicompress.weights import IntGrouped, Weight
+
+METRIC_DAMPING = 1e-4  # added to P, as a part of its mean diagonal
 
 
 class GptqConfig(IntegerConfig):
@@ -150,6 +152,42 @@ def onto(layer: Layer, config: GptqConfig) -> Callable[[Layer], Weight]:
     return lambda each: _rounded([each], basis, config)[0]
 
 
+def by_both_sides(layer: Layer, metric: Tensor, config: GptqConfig) -> Weight | None:
+    """Quantize a layer whose errors count by both sides; None where all rows share a scale, or without numba.
+
+    Args:
+        layer: the layer.
+        metric: P, (out, out).
+        config: parameters; of `refine` it matters whether it is 0.
+
+    Raises:
+        CompressError, Refused: as `apply`.
+    """
+    if config.granularity == "tensor" or not config.refine or not two_sides.can_round():
+        return None
+    basis = Basis.of(layer, config)
+    target, dtype = shifted(layer, config.shift, basis.over), stored_scale_dtype(config, layer.info.dtype)
+    scale, zero = _scales(target, basis, config, dtype)
+    require_scales(scale, layer.info.name)
+    rows, diagonal = inverse_factor(metric, METRIC_DAMPING)
+    rows, weighed = rows.div_(rows.diagonal().clone()[:, None]).float(), metric.float()
+    weighed.diagonal().copy_(diagonal)
+    sides = two_sides.Sides(basis.sorted, basis.coupling, weighed, rows)
+    wanted = target.t()[basis.order].contiguous()
+    codes, levels = two_sides.rounded(wanted, sides, grid_of(scale, zero, config, basis.order), dtype)
+    unsorted = torch.empty(codes.shape[::-1], dtype=torch.int8)
+    unsorted[:, basis.order] = codes.t().to(torch.int8)
+    scale = levels.scale.t().to(dtype).contiguous()
+    return IntGrouped(unsorted, scale, zero, config.bits, shared_columns(config), _input_bits(layer.info, config))
+
+
+def _scales(target: Tensor, basis: Basis, config: GptqConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Scales and zero points that rounding starts from."""
+    if config.range == "minmax":
+        return full_range(target, config, dtype)
+    return least_error(target, basis.saliency if config.range == "weighted" else None, config, dtype)
+
+
 def _rounded(layers: Sequence[Layer], basis: Basis, config: GptqConfig) -> list[Weight]:
     """Quantize layers with the inputs that a basis was made of."""
     weights: list[Weight] = []
@@ -164,10 +202,7 @@ def _quantized(targets: list[Tensor], basis: Basis, config: GptqConfig, layers: 
     """Round the rows of all targets (out, in) at once; a row's codes depend on no other row."""
     target = torch.cat(targets)
     dtype = stored_scale_dtype(config, layers[0].info.dtype)
-    if config.range == "minmax":
-        scale, zero = full_range(target, config, dtype)
-    else:
-        scale, zero = least_error(target, basis.saliency if config.range == "weighted" else None, config, dtype)
+    scale, zero = _scales(target, basis, config, dtype)
     rows = [len(part) for part in targets]
     shared = config.granularity == "tensor"
     for layer, own in zip(layers, [scale] if shared else torch.split(scale, rows), strict=True):
@@ -246,6 +281,7 @@ METHOD = LayerMethod(
     reading=Reads(shift=lambda config: config.shift),
     batched=Batched(batched),
     prepares=Prepares(onto),
+    two_sided=TwoSided(by_both_sides),
     outline=outline,
     check=check,
     allocates=Allocates(resolve),

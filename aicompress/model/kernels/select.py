@@ -16,6 +16,7 @@ from aicompress.model.kernels.is_linear import is_linear
 from aicompress.model.kernels.linear import (
     KEPT_BYTES,
     RESIDENT_BYTES,
+    SMALL,
     Bfloat16Linear,
     FastLinear,
     Int8Linear,
@@ -119,8 +120,12 @@ def fast_linear(
         case LowRank():
             factors = ((weight.inner, None), (weight.out, bias))
             if dtype is torch.bfloat16 and has_fast_bfloat16() and all(isinstance(part, Dense) for part, _ in factors):
-                return LowRankLinear(*(Bfloat16Linear(part.dense(), own) for part, own in factors))
-            return LowRankLinear(*(fast_linear(part, own, dtype, resident, keep) for part, own in factors))
+                few = (weight.inner.dense().float(), weight.out.dense().float())
+                small = keep and sum(factor.numel() for factor in few) <= SMALL
+                right, left = (Bfloat16Linear(part.dense(), own) for part, own in factors)
+                return LowRankLinear(right, left, few if small else None)
+            first, second = (fast_linear(part, own, dtype, resident, keep) for part, own in factors)
+            return LowRankLinear(first, second)
         case Submatrix():
             block = fast_linear(weight.block, None, dtype, resident, keep)
             return SubmatrixLinear(block, weight.shape, weight.kept_rows, weight.kept_columns, bias)

@@ -27,6 +27,7 @@ class SharedTensors:
     checkpoint: Checkpoint
     tensors: dict[str, Tensor] = field(default_factory=dict)  # by name on disk
     factors: dict[str, FastLinear] = field(default_factory=dict)  # modules of right factors, by name on disk
+    few: dict[str, Tensor] = field(default_factory=dict)  # these factors in float32, for few inputs
 
     def keep(self, name: str, parameter: Tensor) -> None:
         """Remember a plain parameter that other parameters are."""
@@ -65,3 +66,6 @@ class SharedTensors:
         disk = self.checkpoint.stored_names(name).get("in")
         if disk in self.checkpoint.manifest.lent and isinstance(module, LowRankLinear):
             module.right = self.factors.setdefault(disk, module.right)
+            if module.few is not None:
+                right, left = module.few
+                module.few = self.few.setdefault(disk, right), left

@@ -12,7 +12,7 @@ from torch import Tensor
 from aicompress.checkpoint import Checkpoint
 from aicompress.layer import Experts, GradientStats, InputStats, Layer, LayerInfo
 from aicompress.measure import rel_error, relative, squared_sums
-from aicompress.methods.factors import answered, are_plain, beyond, refitted, turned
+from aicompress.methods.factors import answered, are_plain, beyond, felt, refitted, turned
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.methods.row_feedback import BLOCKS, rounded_by_rows
 from aicompress.pipeline.calibration.requirements import MIN_ROWS, input_width
@@ -31,7 +31,7 @@ from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed
 from aicompress.report.model import LayerRow
 from aicompress.weights import Dense, LowRank, PerExpert, TensorSpec, Weight, outline_nbytes
 
-INNER = 4  # blocks of rows of an inner factor: more of them gain little, and each works on the inputs of the layer
+INNER = 32  # blocks of rows of an inner factor, at most
 
 
 @dataclass(frozen=True)
@@ -147,14 +147,15 @@ class Compression:
         self, old: LowRank, jobs: Mapping[str, LayerPlan], known: Mapping[str, Known]
     ) -> tuple[Weight, list[LayerRow]]:
         """Round both factors of a parameter: the outer one as the inner one can make up for it, which then does."""
-        old = turned(old, layer_seed(self.seed, jobs["out"].info.tensor))
+        made, old = old, turned(old, layer_seed(self.seed, jobs["out"].info.tensor))
         own = known.get(jobs["out"].info.name, Known())
         if own.inputs:
             own = dataclasses.replace(own, inputs=own.inputs.through(old.inner.dense()))
         outer = self._by_rows(jobs["out"], own, old, beyond(old))
-        dense, old = outer.weight.dense().double(), answered(old, outer.weight)
+        old, inputs = answered(old, outer.weight), known.get(jobs["in"].info.name, Known())
         outer = dataclasses.replace(outer, layer=dataclasses.replace(outer.layer, weight=old.out.dense()))
-        inner = self._by_rows(jobs["in"], known.get(jobs["in"].info.name, Known()), old, dense.t() @ dense, INNER)
+        metric = felt(made, outer.weight, None if inputs.inputs is None else inputs.inputs.gram)
+        inner = self._by_rows(jobs["in"], inputs, old, metric, INNER)
         done = {part: self.finished(jobs[part], each) for part, each in (("in", inner), ("out", outer))}
         weight = old.with_parts({part: factor for part, (factor, _) in done.items()})
         return weight, [noted(row, TURNED_NOTE) for _, row in done.values()]

@@ -6,7 +6,7 @@ Every linear layer of the decoder gets the same share of its parameters, or all 
 factors are rounded to 4 bits, and so is the original. Prints a Markdown table: KL to the original on each held-out text
 with its 95 % interval, by how much the logarithm of perplexity grows there, megabytes of the weight files, the
 processor's seconds for the whole step, and the targets. No text that is calibrated on is measured on. A second table
-has times of factors beside those of their multiply-adds.
+has times of factors beside those of their multiply-adds, and of their products alone.
 """
 
 from __future__ import annotations

@@ -21,3 +21,21 @@ def test_packed_factors_are_two_products(shape: tuple[int, ...], biased: bool) -
         given = layer(x)
     assert given.dtype == torch.bfloat16
     torch.testing.assert_close(given, linear(linear(x, inner), out, bias), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_small_factors_multiply_few_inputs_in_float32(biased: bool) -> None:
+    """Without the rounding between the products; more inputs go the packed way."""
+    out, inner, x = (torch.randn(size).bfloat16() for size in ((480, 30), (30, 400), (100, 400)))
+    bias = torch.randn(480).bfloat16() if biased else None
+    layer = fast_linear(LowRank(Dense(out), Dense(inner)), bias, torch.bfloat16, resident=False, keep=True)
+    assert layer.kernel == "low rank: bfloat16, bfloat16, float32 up to 8 rows"
+    wanted = linear(linear(x.float(), inner.float()), out.float(), None if bias is None else bias.float())
+    with torch.no_grad():
+        few, many = layer(x[:8]), layer(x)
+    torch.testing.assert_close(few, wanted[:8].bfloat16(), rtol=1e-2, atol=1e-2)
+    errors = [float((each.float() - wanted[:8]).norm()) for each in (few, many[:8])]
+    assert errors[0] < 0.9 * errors[1]
+    torch.testing.assert_close(many, wanted.bfloat16(), rtol=2e-2, atol=2.0)
+    large = LowRank(Dense(torch.randn(1024, 200).bfloat16()), Dense(torch.randn(200, 1024).bfloat16()))
+    assert "float32" not in fast_linear(large, None, torch.bfloat16, resident=False, keep=True).kernel

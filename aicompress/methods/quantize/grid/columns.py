@@ -60,15 +60,14 @@ class Grid:
         if columns is None:
             one_by_one(self.round, sweep, begin, end)
             return
-        offset = torch.zeros(1, 1) if self.zero is None else self.zero
-        scales = (each.expand(-1, sweep.targets.shape[1]).contiguous() for each in (self.scale, offset))
-        ends = torch.tensor(grid(self.bits), dtype=torch.float32)
         reference = sweep.targets if sweep.reference is None else sweep.reference
-        in_one_pass(columns, (*scales, self._groups, ends, reference), sweep, begin, end)
+        in_one_pass(columns, (*self.costs, reference), sweep, begin, end)
 
     @cached_property
-    def _groups(self) -> Tensor:
-        return torch.tensor(self.group)
+    def costs(self) -> tuple[Tensor, ...]:
+        """What compiled passes read of the grid: scales, zero points, groups, and the least and largest code."""
+        zero = torch.zeros(1, 1) if self.zero is None else self.zero
+        return self.scale, zero, torch.tensor(self.group), torch.tensor(grid(self.bits), dtype=torch.float32)
 
     def round(self, column: int, target: Tensor, codes: Tensor) -> Tensor:
         """Fill `codes` (out,) with the nearest codes of a column; returns their values."""
@@ -123,10 +122,12 @@ def round_nearest(targets: Any, coupling: Any, costs: Any, span: Any, codes: Any
     begin, end = span
     for i in range(begin, end):
         scale, zero = scales[groups[i]], zeros[groups[i] % len(zeros)]
+        wide, shifted = int(scale.size > 1), int(zero.size > 1)  # else all outputs have one
         target, code, error = targets[i], codes[i], errors[i]
         for row in range(target.size):
-            code[row] = min(ends[1], max(ends[0], np.rint(target[row] / scale[row] + zero[row])))
-            error[row] = (code[row] - zero[row]) * scale[row] - reference[i, row]
+            step, offset = scale[row * wide], zero[row * shifted]
+            code[row] = min(ends[1], max(ends[0], np.rint(target[row] / step + offset)))
+            error[row] = (code[row] - offset) * step - reference[i, row]
         if coupling.size > 0:
             for k in range(i + 1, end):
                 later, factor = targets[k], coupling[i, k]
