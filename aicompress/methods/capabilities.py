@@ -208,10 +208,11 @@ class Rotates(Generic[C]):
     unties: Callable[[C], bool]
 
 
-def most(given: C, found: Sequence[C]) -> C:
+def most(info: LayerInfo, given: C, found: Sequence[C]) -> C:
     """The parameters in which every number is the largest that one of them asks for.
 
     Args:
+        info: one of those that they are of.
         given: as the recipe has them.
         found: what came of them.
     """
@@ -227,11 +228,11 @@ class Allocates(Generic[C]):
 
     Attributes:
         resolve: (candidates, bytes of everything else in the output) -> one config per candidate.
-        alike: (config as it was given, those of the experts in one tensor) -> the one that they are stored by.
+        alike: (one of the experts in a tensor, config as it was given, those found for them) -> the one of all of them.
     """
 
     resolve: Callable[[Sequence[Candidate[C]], int], list[C]]
-    alike: Callable[[C, Sequence[C]], C] = most
+    alike: Callable[[LayerInfo, C, Sequence[C]], C] = most
 
 
 @dataclass(frozen=True)

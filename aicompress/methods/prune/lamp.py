@@ -140,7 +140,7 @@ def resolve(candidates: Sequence[Candidate[LampConfig]], other_bytes: int) -> li
     return share_globally(candidates, resolve_stored(candidates, other_bytes), pieces)
 
 
-def alike(given: LampConfig, found: Sequence[LampConfig]) -> LampConfig:
+def alike(info: LayerInfo, given: LampConfig, found: Sequence[LampConfig]) -> LampConfig:
     """As many survivors for each of the experts in one tensor as all of them have on average."""
     return found[0].model_copy(update={"kept": max(1, sum(each.kept or 0 for each in found) // len(found))})
 

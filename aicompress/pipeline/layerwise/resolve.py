@@ -96,7 +96,9 @@ def _decided(method: AnyLayerMethod, layer: LayerPlan, found: Sequence[MethodCon
     """A layer with the parameters that were found for it, or with the ones for all of the experts that it holds."""
     assert method.allocates is not None
     same = all(config == found[0] for config in found)
-    return replace(layer, config=found[0] if same else method.allocates.alike(layer.config, found))
+    return replace(
+        layer, config=found[0] if same else method.allocates.alike(infos_of(layer.info)[0], layer.config, found)
+    )
 
 
 def _differing(layer: LayerPlan, found: Sequence[MethodConfig]) -> list[str]:

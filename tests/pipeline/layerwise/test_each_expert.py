@@ -245,3 +245,11 @@ def test_codes_of_a_whole_tensor_get_new_ones_and_those_of_experts_keep_them(
     for name, value in merged(tmp_path / "again").items():
         if name in thin.manifest.entries:
             assert not value[thin.dense(name) == 0].any()
+
+
+def test_experts_share_out_bytes(llama4: Path, tmp_path: Path) -> None:
+    """Each by what it gains, then all of a tensor alike; what is set aside for descriptions is much of this file."""
+    whole = compressed(llama4, tmp_path / "half", "factorize/svd-keep", "method.keep=0.5").after.weight_bytes
+    report = compressed(llama4, tmp_path / "out", "factorize/svd-bytes", f"method.target_bytes={whole}")
+    assert 0.7 * whole < report.after.weight_bytes <= whole
+    assert any("stored alike" in note for note in report.notes)

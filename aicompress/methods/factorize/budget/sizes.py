@@ -187,10 +187,19 @@ def resolved_rank(info: LayerInfo, config: RankConfig) -> int:
     return rank
 
 
-def alike(given: R, found: Sequence[R]) -> R:
-    """The largest rank of the experts in one tensor, which keeps the energy of each; within a budget the smallest."""
-    by_rank = sorted(found, key=lambda config: config.rank or 0)
-    return by_rank[0] if given.energy is None else by_rank[-1]
+def alike(info: LayerInfo, given: R, found: Sequence[R]) -> R:
+    """One rank for the experts in a tensor: the largest, which keeps each energy, or within a budget the average.
+
+    A dense matrix counts as the largest rank whose factors are smaller, so that the average takes no more bytes.
+    """
+    ranks = [config.rank or 0 for config in found]
+    if given.energy is not None:
+        return found[ranks.index(max(ranks))]
+    largest, multiple = largest_rank(info.shape), step(info, given)
+    if min(ranks) > largest:
+        return found[0]  # all are dense
+    average = sum(min(rank, largest) for rank in ranks) // len(ranks)
+    return found[0].model_copy(update={"rank": max(multiple, average // multiple * multiple)})
 
 
 def energy_rank(squares: Tensor, energy: float) -> int:
