@@ -62,9 +62,10 @@ def ratios(
     running: list[list[Callable[[], Tensor]]] = [[partial(layer, inputs)] for layer in layers]
     for rank in ranks:
         running += [products(inputs, made(rank, columns)), products(made(rows, rank), made(out, rank))]
-    least, repeats = [float("inf")] * len(running), 1 if rows > 16 else 16
+    least, repeats = [float("inf")] * len(running), max(2, min(16, 256 // rows))
     for _, (at, calls) in itertools.product(range(ROUNDS), enumerate(running)):
         for call in calls:
+            call()  # what ran before has filled the caches with its own
             start = time.thread_time()
             for _ in range(repeats):
                 call()
