@@ -100,7 +100,11 @@ def _built(config: dict[str, Any], architecture: Any, **options: Any) -> Any:
     with _refusing(architecture), without_initialization():
         parsed = _parsed(config)
         with torch.device("meta"):
-            return architecture(parsed, **options)
+            model = architecture(parsed, **options)
+    if not hasattr(model, "all_tied_weights_keys"):  # which `post_init` gives, at the end of a class's constructor
+        what = f"transformers cannot load {architecture.__name__}: its constructor ends before loading is prepared"
+        raise CheckpointError(what, "another version of transformers may be able to")
+    return model
 
 
 def _parsed(config: dict[str, Any]) -> Any:
