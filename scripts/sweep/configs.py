@@ -91,10 +91,19 @@ def small_model(model_type: str) -> Any:
                 reasons.append(f"{count:,} parameters")
                 continue
             torch.manual_seed(0)
-            return kind(config).eval()
+            return _finite(kind(config).eval())
         except Exception as error:  # whatever a number breaks in the type's own code
             reasons.append(f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1][:120]}")
     raise NotBuilt(reasons[0])
+
+
+@torch.no_grad()
+def _finite(model: Any) -> Any:
+    """The model, with noise in parameters that its class leaves as memory was."""
+    for parameter in model.parameters():
+        if not parameter.isfinite().all():
+            parameter.normal_(std=0.02)
+    return model
 
 
 def _counted(kind: Any, parsed: Any, attempt: Mapping[str, int | None]) -> tuple[Any, int]:
