@@ -120,10 +120,10 @@ def fast_linear(
         case LowRank():
             factors = ((weight.inner, None), (weight.out, bias))
             if dtype is torch.bfloat16 and has_fast_bfloat16() and all(isinstance(part, Dense) for part, _ in factors):
-                few = (weight.inner.dense().float(), weight.out.dense().float())
-                small = keep and sum(factor.numel() for factor in few) <= SMALL
+                small = keep and sum(math.prod(part.shape) for part, _ in factors) <= SMALL
+                few = (weight.inner.dense().float(), weight.out.dense().float()) if small else None
                 right, left = (Bfloat16Linear(part.dense(), own) for part, own in factors)
-                return LowRankLinear(right, left, few if small else None)
+                return LowRankLinear(right, left, few)
             first, second = (fast_linear(part, own, dtype, resident, keep) for part, own in factors)
             return LowRankLinear(first, second)
         case Submatrix():
