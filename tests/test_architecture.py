@@ -17,7 +17,7 @@ UNHINTED = {name for name, kind in vars(errors).items() if getattr(kind, "usual_
 # Rooms of the package, from the ground up: a module imports only from its own cell and from cells before it.
 CELLS = (
     ("errors", "discovery", "disk"),
-    ("layer", "weights", "selection", "measure", "data", "lossless"),
+    ("layer", "statistics", "weights", "selection", "measure", "data", "lossless"),
     ("methods", "metrics", "checkpoint", "report"),
     ("recipe", "model", "hf"),
     ("pipeline",),

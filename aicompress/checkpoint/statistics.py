@@ -42,7 +42,7 @@ from aicompress.checkpoint.shards import ShardPlan
 from aicompress.checkpoint.writer import CheckpointWriter
 from aicompress.disk import disk_errors, require_file
 from aicompress.errors import CheckpointError, Refused
-from aicompress.layer import GradientStats, InputStats
+from aicompress.statistics import GradientStats, InputStats
 from aicompress.weights import TensorSpec
 
 MARK, VERSION = "aicompress_statistics", "1"

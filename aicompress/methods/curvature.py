@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from aicompress.errors import CompressError
-from aicompress.layer import InputStats, Layer
+from aicompress.layer import Layer
+from aicompress.statistics import InputStats
 
 MAX_DAMPING = 1.0
 PANEL = 256  # rows of a matrix that are copied at a time

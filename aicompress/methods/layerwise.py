@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from aicompress.layer import Kind, Layer, LayerInfo
 from aicompress.methods.capabilities import (
-    Allocates,
     Batched,
     Couples,
     Prepares,
@@ -17,10 +16,9 @@ from aicompress.methods.capabilities import (
     Rotates,
     Rounded,
     RowWise,
-    Surveys,
     TwoSided,
-    Widths,
 )
+from aicompress.methods.decisions import Allocates, Surveys, Widths
 from aicompress.methods.method import OF_TRAINING, Method, MethodConfig
 from aicompress.methods.shares import Shares
 from aicompress.methods.zeros import kept_zero, outline_of

@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Generic, Literal, TypeAlias, TypeVar
 from pydantic import Field
 from torch import Tensor
 
-from aicompress.layer import InputStats
 from aicompress.methods.capabilities import Reads
 from aicompress.methods.method import Method, MethodConfig
+from aicompress.statistics import InputStats
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from aicompress.checkpoint import CheckpointWriter, plan_shards
 from aicompress.checkpoint.statistics import StatisticsWriter
 from aicompress.disk import write_whole
 from aicompress.errors import CheckpointError, OutOfSpace, Refused
-from aicompress.layer import InputStats
+from aicompress.statistics import InputStats
 from aicompress.weights import TensorSpec
 from tests.cli.calls import Call, refused
 

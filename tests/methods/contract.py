@@ -10,11 +10,12 @@ import torch
 from pydantic import ValidationError
 
 from aicompress.errors import Refused
-from aicompress.layer import GradientStats, InputStats, Layer, LayerInfo
+from aicompress.layer import Layer, LayerInfo
 from aicompress.methods import COMMANDS, MethodConfig, methods
 from aicompress.methods.capabilities import Candidate
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import OF_GRADIENTS
+from aicompress.statistics import GradientStats, InputStats
 from aicompress.weights import Dense, Weight, restore
 
 LAYERWISE = [m for command in COMMANDS for m in methods(command).values() if isinstance(m, LayerMethod)]

@@ -7,8 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from aicompress.layer import GradientStats, InputStats, Layer, LayerInfo
+from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Candidate
+from aicompress.statistics import GradientStats, InputStats
 from aicompress.weights import Dense, Weight, restore
 
 

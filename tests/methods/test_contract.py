@@ -15,10 +15,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from aicompress.layer import InputStats, Layer
+from aicompress.layer import Layer
 from aicompress.measure import rel_error
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.pipeline.verify import verify
+from aicompress.statistics import InputStats
 from aicompress.weights import Dense, IntGrouped, Sparse, SparseCodes, Weight, restore
 from tests.methods.contract import LAYERWISE, Given, layer_of, refusal, resolved, variants
 from tests.weights.forms import write_form

@@ -9,8 +9,8 @@ from aicompress.methods.curvature import loss
 from aicompress.methods.factorize.svd import factors
 from aicompress.methods.factorize.weighting.roots import Root
 from aicompress.methods.factors import answered, beyond, felt, refitted, turned
+from aicompress.methods.quantize.grid.row_feedback import rounded_by_rows
 from aicompress.methods.quantize.rtn import METHOD as RTN
-from aicompress.methods.row_feedback import rounded_by_rows
 from aicompress.weights import Dense, LowRank, Weight
 from tests.methods.layers import layer_of, randn
 

@@ -24,7 +24,8 @@ TALL = {
 MEASURE = """
 import ctypes, json, os, resource, sys
 import torch
-from aicompress.layer import InputStats, Layer, LayerInfo
+from aicompress.layer import Layer, LayerInfo
+from aicompress.statistics import InputStats
 from aicompress.methods import get
 
 def wide(width):

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from aicompress.errors import RecipeError
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.capabilities import Allocates, Candidate, Reads, Rounded, Setting, Surveys
+from aicompress.methods.capabilities import Candidate, Reads, Rounded
 from aicompress.methods.curvature import moments, shifted
+from aicompress.methods.decisions import Allocates, Setting, Surveys
 from aicompress.methods.factorize.budget.shares import Curve, ShareConfig, Shared, resolve, still_open
 from aicompress.methods.factorize.budget.sizes import dense_nbytes, factor_dtype, growing, kept_dense
 from aicompress.methods.factorize.weighting.roots import Root, Weighting, even

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from aicompress.errors import RecipeError
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.capabilities import Allocates, Candidate, Reads, Rounded, Setting, Surveys
+from aicompress.methods.capabilities import Candidate, Reads, Rounded
 from aicompress.methods.curvature import moments, shifted
+from aicompress.methods.decisions import Allocates, Setting, Surveys
 from aicompress.methods.effort import Effort, Level
 from aicompress.methods.factorize.budget import allocation, groups
 from aicompress.methods.factorize.budget.ranks import largest_rank

@@ -17,7 +17,8 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.capabilities import Allocates, Candidate, Setting, Surveys
+from aicompress.methods.capabilities import Candidate
+from aicompress.methods.decisions import Allocates, Setting, Surveys
 from aicompress.methods.factorize import svd
 from aicompress.methods.factorize.budget import allocation, sizes
 from aicompress.methods.factorize.budget.sizes import Gains, RankConfig

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from aicompress.layer import Layer
 from aicompress.measure import squared_sums
-from aicompress.methods.capabilities import Allocates, Candidate, Rounded, Setting, Surveys
+from aicompress.methods.capabilities import Candidate, Rounded
+from aicompress.methods.decisions import Allocates, Setting, Surveys
 from aicompress.methods.factorize.budget import allocation
 from aicompress.methods.factorize.budget.rounding import rounded
 from aicompress.methods.factorize.budget.sizes import Gains, R, RankConfig, alike, check, describe, outline, stored

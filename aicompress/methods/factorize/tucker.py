@@ -19,7 +19,8 @@ from torch import Tensor
 
 from aicompress.errors import RecipeError
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.capabilities import Allocates, Candidate
+from aicompress.methods.capabilities import Candidate
+from aicompress.methods.decisions import Allocates
 from aicompress.methods.factorize import svd
 from aicompress.methods.factorize.budget import sizes
 from aicompress.methods.factorize.budget.sizes import energy_rank

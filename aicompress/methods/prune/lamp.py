@@ -7,8 +7,9 @@ of a layer has score 1, so that no layer can be pruned away.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import repeat
 from typing import ClassVar, Literal
 
 import torch
@@ -16,7 +17,8 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.capabilities import Allocates, Candidate, RowWise
+from aicompress.methods.capabilities import Candidate, RowWise
+from aicompress.methods.decisions import Allocates
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.prune import magnitude
 from aicompress.methods.prune.masks.global_threshold import share_globally
@@ -48,12 +50,14 @@ def pieces(candidate: Candidate[LampConfig], config: LampConfig) -> list[Callabl
     A threshold on all layers' scores asks how many of each are above it, not where they are: of a large layer the
     weights of one range of magnitudes are read and sorted at a time. Equal weights count one after the other.
     """
-    count = candidate.info.shape[0] * candidate.info.shape[1]
-    held = ranges(_histogram(candidate.parts)) if count > RANGE else [(0, BINS)]
+    counts = _histogram(candidate.parts)
+    held = ranges(counts)
     above = {0: 0.0}  # Σ v² of the ranges before each
 
     def scores(number: int) -> Tensor:
-        sizes = torch.cat([_within(read(), *held[number]) for read in candidate.parts])
+        low, high = held[number]
+        sizes = torch.empty(int(counts[low:high].sum()))
+        _gather(sizes, candidate.parts, low, high)
         sizes.numpy().sort()  # in place, and without the places, which take twice the weights' own memory
         zeros = int((sizes == 0).sum())
         above[number + 1] = to_shares(sizes, above[number])
@@ -67,13 +71,36 @@ def _histogram(parts: Sequence[Callable[[], Layer]]) -> Tensor:
     """How many of a layer's weights lie in each bin of magnitudes, (BINS,)."""
     counts = torch.zeros(BINS, dtype=torch.int64)
     for read in parts:
-        for chunk in torch.split(_bins(read().weight.reshape(-1)), PIECE):
-            counts += torch.bincount(chunk, minlength=BINS)
+        for chunk in _magnitudes(read()):
+            counts += torch.bincount(_bins(chunk), minlength=BINS)
     return counts
 
 
-def _bins(flat: Tensor) -> Tensor:
-    return flat.abs().view(torch.int32) >> 16
+def _magnitudes(layer: Layer) -> Iterator[Tensor]:
+    """A layer's magnitudes, a few at a time; of a sparse layer the survivors', since its zeros do not compete."""
+    mask = mask_of(layer.stored)
+    there = repeat(None) if mask is None else torch.split(mask.reshape(-1), PIECE)
+    for chunk, survives in zip(torch.split(layer.weight.reshape(-1), PIECE), there, strict=False):
+        yield (chunk if survives is None else chunk[survives]).abs()
+
+
+def _gather(sizes: Tensor, parts: Sequence[Callable[[], Layer]], low: int, high: int) -> None:
+    """Fill with the magnitudes in a range of bins.
+
+    Each piece is copied to its place and dropped: pieces of all sizes, kept until they are joined, leave the allocator
+    holes between them, as many as the layer is large.
+    """
+    filled = 0
+    for read in parts:
+        for chunk in _magnitudes(read()):
+            bins = _bins(chunk)
+            found = chunk[(bins >= low) & (bins < high)]
+            sizes[filled : filled + len(found)] = found
+            filled += len(found)
+
+
+def _bins(magnitudes: Tensor) -> Tensor:
+    return magnitudes.view(torch.int32) >> 16
 
 
 def ranges(counts: Tensor) -> list[tuple[int, int]]:
@@ -86,16 +113,6 @@ def ranges(counts: Tensor) -> list[tuple[int, int]]:
             held, end = 0, at + 1
         held += number
     return [*begun, (0, end)]
-
-
-def _within(layer: Layer, low: int, high: int) -> Tensor:
-    """The magnitudes in a range of bins; of a sparse layer those of its survivors, since its zeros do not compete."""
-    mask = mask_of(layer.stored)
-    flat = layer.weight.reshape(-1).abs() if mask is None else layer.weight[mask].abs()
-    if (low, high) == (0, BINS):
-        return flat
-    bins = _bins(flat)
-    return flat[(bins >= low) & (bins < high)]
 
 
 def to_shares(sizes: Tensor, above: float = 0.0) -> float:

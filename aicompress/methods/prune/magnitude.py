@@ -14,7 +14,8 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.capabilities import Allocates, Candidate, RowWise
+from aicompress.methods.capabilities import Candidate, RowWise
+from aicompress.methods.decisions import Allocates
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.prune.masks.global_threshold import by_blocks, share_globally
 from aicompress.methods.prune.masks.masks import global_counts, parse_pattern, tile_sums

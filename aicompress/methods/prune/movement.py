@@ -15,7 +15,7 @@ from torch import Tensor
 
 from aicompress.errors import CompressError
 from aicompress.layer import Layer
-from aicompress.methods.capabilities import Allocates
+from aicompress.methods.decisions import Allocates
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.prune.masks.permutation import permuting
 from aicompress.methods.prune.masks.sparsity import (

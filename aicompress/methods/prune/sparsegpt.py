@@ -15,8 +15,9 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer
-from aicompress.methods.capabilities import Allocates, Batched, Candidate, Reads
+from aicompress.methods.capabilities import Batched, Candidate, Reads
 from aicompress.methods.curvature import inverse_factor, moments, shifted
+from aicompress.methods.decisions import Allocates
 from aicompress.methods.effort import Effort, Level, one_pass
 from aicompress.methods.layerwise import LayerMethod, stacks
 from aicompress.methods.prune.masks.calibrated import (

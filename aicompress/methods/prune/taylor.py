@@ -17,8 +17,9 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer
-from aicompress.methods.capabilities import Allocates, Reads
+from aicompress.methods.capabilities import Reads
 from aicompress.methods.curvature import gradients
+from aicompress.methods.decisions import Allocates
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.prune.masks.calibrated import check, describe, finished, outline, resolve
 from aicompress.methods.prune.masks.gradient_scores import (

@@ -12,8 +12,9 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer
-from aicompress.methods.capabilities import Allocates, Reads
+from aicompress.methods.capabilities import Reads
 from aicompress.methods.curvature import importance
+from aicompress.methods.decisions import Allocates
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.prune.masks.calibrated import (
     CalibratedConfig,

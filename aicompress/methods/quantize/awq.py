@@ -19,8 +19,9 @@ from torch import Tensor
 
 from aicompress.errors import RecipeError
 from aicompress.layer import Layer
-from aicompress.methods.capabilities import Allocates, Candidate, Reads, Rescales, ScalingFactors
+from aicompress.methods.capabilities import Candidate, Reads, Rescales, ScalingFactors
 from aicompress.methods.curvature import gram, loss, statistics
+from aicompress.methods.decisions import Allocates
 from aicompress.methods.layerwise import AnyLayerMethod, LayerMethod
 from aicompress.methods.method import MethodConfig
 from aicompress.methods.quantize.grid.integer import (

@@ -17,8 +17,9 @@ from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.capabilities import Allocates, Batched, Prepares, Reads, TwoSided
+from aicompress.methods.capabilities import Batched, Prepares, Reads, TwoSided
 from aicompress.methods.curvature import energies, inverse_factor, moments, permuted, shifted
+from aicompress.methods.decisions import Allocates
 from aicompress.methods.effort import Effort, Level, one_pass
 from aicompress.methods.layerwise import STACKED, LayerMethod, stacks
 from aicompress.methods.quantize.grid import integer, two_sides

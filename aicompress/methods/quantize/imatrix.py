@@ -11,8 +11,8 @@ from typing import Literal
 from pydantic import ConfigDict
 
 from aicompress.layer import Layer
-from aicompress.methods.capabilities import Allocates
 from aicompress.methods.curvature import importance
+from aicompress.methods.decisions import Allocates
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.quantize.grid.integer import (
     IntegerConfig,

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
 from aicompress.measure import representable
-from aicompress.methods.capabilities import Allocates, Measured, RowWise
+from aicompress.methods.capabilities import Measured, RowWise
+from aicompress.methods.decisions import Allocates
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.quantize.grid.compiled import kernels
 from aicompress.methods.quantize.grid.fitting import GroupSize

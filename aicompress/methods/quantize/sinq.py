@@ -17,7 +17,8 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.capabilities import Allocates, RowWise
+from aicompress.methods.capabilities import RowWise
+from aicompress.methods.decisions import Allocates
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.quantize.grid.integer import (
     IntegerConfig,

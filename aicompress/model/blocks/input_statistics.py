@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aicompress.layer import InputStats
 from aicompress.model.blocks.expert_inputs import ExpertCalls, Part
 from aicompress.model.blocks.input_rows import Convolution, rows_of
 from aicompress.model.blocks.lookups import lookups
 from aicompress.model.kernels.bf16_products import bfloat16_products
+from aicompress.statistics import InputStats
 
 PANEL = 256  # columns of a Gram matrix that are computed at a time
 MOST = 1 << 23  # numbers that are squared at a time

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from aicompress.errors import CompressError
-from aicompress.layer import InputStats
 from aicompress.model.blocks.all_reduce import Team, add_up
 from aicompress.model.blocks.bf16_interior import given, interior
 from aicompress.model.blocks.find import Block, find_blocks
@@ -28,6 +27,7 @@ from aicompress.model.blocks.reconstruction import Stage, hidden
 from aicompress.model.loading.config import configurations
 from aicompress.model.loading.divided import Place
 from aicompress.model.loading.merged_experts import ExpertStack, Slot
+from aicompress.statistics import InputStats
 
 Batch = dict[str, Tensor]
 

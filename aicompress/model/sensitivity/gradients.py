@@ -24,7 +24,6 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from aicompress.errors import CompressError, Refused
-from aicompress.layer import GradientStats
 from aicompress.model.blocks.all_reduce import Team
 from aicompress.model.blocks.caches import leave, left_by, mapped
 from aicompress.model.blocks.find import Block, find_blocks
@@ -34,6 +33,7 @@ from aicompress.model.blocks.walk import Loader, prepare
 from aicompress.model.sensitivity.loss import Objective, Sample
 from aicompress.model.sensitivity.moments import SpreadError, Sums, Watched, harvest, watch
 from aicompress.model.sensitivity.pieces import Pieces
+from aicompress.statistics import GradientStats
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
-from aicompress.layer import GradientStats, as_matrix
+from aicompress.layer import as_matrix
 from aicompress.model.blocks.all_reduce import Team
 from aicompress.model.loading.merged_experts import ExpertStack, Slot
 from aicompress.model.sensitivity.loss import Sample
+from aicompress.statistics import GradientStats
 
 WIDEST = 1 << 14  # rows of a matrix whose outputs are looked at: a Gram matrix of no more than a gigabyte
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.layer import GradientStats, LayerInfo
+from aicompress.layer import LayerInfo
 from aicompress.model.loading.partial_model import PartialModel
 from aicompress.model.sensitivity.gradients import Descent, Keep, collect
 from aicompress.model.sensitivity.loss import Objective
@@ -25,6 +25,7 @@ from aicompress.pipeline.calibration.joints import MOMENTS, OUTPUTS, Joint, join
 from aicompress.pipeline.calibration.requirements import Step, module_of
 from aicompress.pipeline.step.output import Output
 from aicompress.pipeline.step.workers import Processes
+from aicompress.statistics import GradientStats
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aicompress.layer import GradientStats, LayerInfo
+from aicompress.layer import LayerInfo
 from aicompress.model.loading.partial_model import PartialModel
 from aicompress.model.sensitivity.moments import Watched
+from aicompress.statistics import GradientStats
 
 MOMENTS, OUTPUTS = "gradients", "output_gram"  # statistics: of gradients in weights, and in the layers' outputs
 

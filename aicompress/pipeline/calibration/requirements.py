@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from aicompress import data
 from aicompress.checkpoint import Checkpoint
-from aicompress.checkpoint.statistics import StatisticsFile
 from aicompress.errors import CompressError, RecipeError, Refused
 from aicompress.layer import Experts, LayerInfo
 from aicompress.methods.layerwise import AnyLayerMethod, LayerMethod
 from aicompress.methods.method import OF_GRADIENTS, OF_TRAINING, MethodConfig
 from aicompress.methods.structural import AnyStructuralMethod
 from aicompress.pipeline.calibration.arguments import argument_problems
+from aicompress.pipeline.calibration.given_files import lacking
 from aicompress.pipeline.calibration.texts import generates, too_few
 from aicompress.pipeline.step.survey import Survey
 from aicompress.recipe import Recipe
@@ -228,75 +228,7 @@ def in_files(
         return []
     needs = frozenset[str]().union(*(wanted(method, x.config) for x in chosen if x.config is not None))
     infos = [layer.info for layer in chosen]
-    return [problem for path in request.stats for problem in _in_file(path, infos, needs)]
-
-
-def _in_file(path: Path, chosen: Sequence[LayerInfo], needs: frozenset[str]) -> list[CompressError]:
-    """Layers that a file does not know, or knows otherwise."""
-    try:
-        file = StatisticsFile.open(path)
-    except CompressError as error:
-        return [error]
-    by_tensor: dict[str, list[LayerInfo]] = {}
-    for info in chosen:
-        if info.experts is None:
-            by_tensor.setdefault(info.tensor, []).append(info)
-            continue
-        experts = [info.of_expert(number) for number in range(info.experts.count)]
-        by_tensor |= {f"{info.tensor}.{number}": [own] for number, own in enumerate(experts)}
-    problems: list[CompressError] = []
-    if needs & OF_TRAINING:
-        return _unmoved(file, chosen)
-    absent = [tensor for tensor in by_tensor if tensor not in file.layers]
-    if absent:
-        shown = f"{absent[0]} and {len(absent) - 1} more" if len(absent) > 1 else absent[0]
-        problems.append(Refused(f"{path} holds no statistics of {shown}", "collect them from this checkpoint"))
-    for tensor, infos in by_tensor.items():
-        inner = [info for info in infos if info.part != "out"]
-        specs = file.specs(tensor) if tensor in file.layers else {}
-        rows = specs.pop("frequency", None)
-        if rows is not None and rows.shape != infos[0].shape[:1]:
-            message = f"{path}: {tensor} has {infos[0].shape[0]} rows, its statistics have {rows.shape[0]}"
-            problems.append(Refused(message, "collect them from this checkpoint"))
-        widths = {spec.shape[-1] for spec in specs.values()}
-        if inner and widths and widths != {inner[0].shape[1]}:
-            message = f"{path}: {tensor} has {inner[0].shape[1]} inputs, its statistics have {min(widths)}"
-            problems.append(Refused(message, "collect them from this checkpoint"))
-        known = {*specs, *(["norms"] if "gram" in specs else []), "frequency"} | OF_GRADIENTS  # of embeddings alone
-        lacking = needs - known if specs else frozenset()
-        if needs & OF_GRADIENTS:
-            lacking |= _ungraded(file, infos, needs)
-        if lacking:
-            problems.append(Refused(f"{path}: no {min(lacking)} of {tensor}", "collect the file for this method"))
-    return problems[:5]
-
-
-def _unmoved(file: StatisticsFile, infos: Sequence[LayerInfo]) -> list[CompressError]:
-    """Layers whose movement a file lacks, or has of another shape."""
-    specs = {info.name: file.movement_spec(info.name) for info in infos}
-    absent = [info.name for info in infos if (spec := specs[info.name]) is None or spec.shape != info.shape]
-    if not absent:
-        return []
-    shown = f"{absent[0]} and {len(absent) - 1} more" if len(absent) > 1 else absent[0]
-    return [Refused(f"{file.path} holds no movement of {shown}", "exclude what was not trained as a plain matrix")]
-
-
-def _ungraded(file: StatisticsFile, infos: Sequence[LayerInfo], needs: frozenset[str]) -> frozenset[str]:
-    """What a file lacks of a layer's gradients, or has of another shape."""
-    shapes = [spec.shape for info in infos if (spec := file.gradient_spec(info.name)) is not None]
-    if shapes != [info.shape for info in infos]:
-        return needs & OF_GRADIENTS
-    return (needs & OF_GRADIENTS) - {"gradients"} if not file.has_output_grams else frozenset()
-
-
-def foreign(files: Sequence[StatisticsFile], inputs: Mapping[str, str]) -> list[str]:
-    """A warning for each file of statistics of another checkpoint."""
-    mine = set(inputs.values())
-    return [
-        f"{file.path} was collected from another checkpoint: its statistics fit the layers, maybe not their inputs"
-        for file in files
-        if set(file.inputs.values()) != mine
-    ]
+    return [problem for path in request.stats for problem in lacking(path, infos, needs)]
 
 
 MIN_ROWS = 16  # with fewer calibration rows a layer is compressed as if nothing were known of its inputs

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aicompress.layer import InputStats
 from aicompress.model.blocks.walk import Visitor, Walk, walk
 from aicompress.model.kernels.bf16_products import rounds
 from aicompress.model.loading.divided import Place
@@ -18,6 +17,7 @@ from aicompress.pipeline.calibration.data import ROWS, Inputs, calibration_input
 from aicompress.pipeline.calibration.record import record_of_data
 from aicompress.pipeline.calibration.requirements import Step, experts_of, follows, module_of
 from aicompress.pipeline.step.workers import Processes
+from aicompress.statistics import InputStats
 from aicompress.weights import TensorSpec
 
 

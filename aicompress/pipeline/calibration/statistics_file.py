@@ -10,7 +10,6 @@ from torch import Tensor
 
 from aicompress.checkpoint.reader import digests
 from aicompress.checkpoint.statistics import StatisticsWriter
-from aicompress.layer import InputStats
 from aicompress.methods.method import OF_GRADIENTS
 from aicompress.pipeline.calibration.gradients import differentiate
 from aicompress.pipeline.calibration.joints import MOMENTS
@@ -18,6 +17,7 @@ from aicompress.pipeline.calibration.requirements import Step
 from aicompress.pipeline.calibration.runner import CalibrationRun
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.workers import Processes
+from aicompress.statistics import InputStats
 
 ALWAYS = frozenset({"mean_abs", "mean", "max_abs"})  # cost next to nothing, and make the file fit more methods
 

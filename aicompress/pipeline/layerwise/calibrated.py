@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_gradients, merged_movement
-from aicompress.layer import GradientStats, InputStats, from_matrix
+from aicompress.layer import from_matrix
 from aicompress.methods.method import OF_TRAINING
 from aicompress.model.blocks.reconstruction import Stage
 from aicompress.model.loading.divided import Place
@@ -29,6 +29,7 @@ from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.output import Planned
 from aicompress.pipeline.step.workers import Processes
 from aicompress.report.model import LayerRow
+from aicompress.statistics import GradientStats, InputStats
 from aicompress.weights import TensorSpec, Weight
 
 DATA_FREE = "calibration rows: data-free"

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.layer import Experts, GradientStats, InputStats, Layer, LayerInfo
+from aicompress.layer import Experts, Layer, LayerInfo
 from aicompress.measure import rel_error, relative, squared_sums
 from aicompress.methods.factors import answered, are_plain, beyond, felt, refitted, turned
 from aicompress.methods.layerwise import AnyLayerMethod
-from aicompress.methods.row_feedback import BLOCKS, rounded_by_rows
+from aicompress.methods.quantize.grid.row_feedback import BLOCKS, rounded_by_rows
 from aicompress.pipeline.calibration.requirements import MIN_ROWS, input_width
 from aicompress.pipeline.layerwise.experts import reader
 from aicompress.pipeline.layerwise.report_rows import (
@@ -29,6 +29,7 @@ from aicompress.pipeline.layerwise.report_rows import (
 )
 from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed
 from aicompress.report.model import LayerRow
+from aicompress.statistics import GradientStats, InputStats
 from aicompress.weights import Dense, LowRank, PerExpert, TensorSpec, Weight, outline_nbytes
 
 INNER = 32  # blocks of rows of an inner factor, at most
@@ -45,7 +46,7 @@ class Known:
     def of_expert(self, experts: Experts, number: int) -> Known:
         """What is known of one of the experts that a layer holds."""
         inputs = None if self.inputs is None else self.inputs.experts[number]
-        return Known(inputs, None if self.gradients is None else self.gradients.of_expert(experts, number))
+        return Known(inputs, None if self.gradients is None else self.gradients.of_expert(experts.split, number))
 
 
 @dataclass(frozen=True)

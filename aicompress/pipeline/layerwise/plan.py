@@ -11,7 +11,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.rewritten import RewrittenCheckpoint
 from aicompress.data import digest
 from aicompress.layer import Kind
-from aicompress.methods.capabilities import Width, WidthSearch
+from aicompress.methods.decisions import Width, WidthSearch
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.methods.method import OF_GRADIENTS, MethodConfig
 from aicompress.model.equivalence.scaling_groups import ScalingGroup

@@ -10,7 +10,8 @@ import torch
 
 from aicompress.checkpoint.naming import layer_name
 from aicompress.errors import CompressError
-from aicompress.methods.capabilities import Rounded, Width
+from aicompress.methods.capabilities import Rounded
+from aicompress.methods.decisions import Width
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.pipeline.layerwise.experts import one_of
 from aicompress.pipeline.step.layer_plan import Group, LayerPlan

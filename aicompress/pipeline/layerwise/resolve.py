@@ -10,7 +10,8 @@ from itertools import chain, islice
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CompressError, RecipeError
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.capabilities import Candidate, Width, WidthSearch
+from aicompress.methods.capabilities import Candidate
+from aicompress.methods.decisions import Width, WidthSearch
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.methods.method import MethodConfig
 from aicompress.pipeline.layerwise.compress import Compression

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from aicompress.checkpoint.statistics import StatisticsFile
-from aicompress.pipeline.calibration.requirements import foreign
+from aicompress.pipeline.calibration.given_files import foreign
 from aicompress.pipeline.calibration.statistics_file import Wanted, kept, with_statistics
 from aicompress.pipeline.layerwise import calibrated
 from aicompress.pipeline.layerwise.allocation.bits import Decision, decided

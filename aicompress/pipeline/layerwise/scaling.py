@@ -12,7 +12,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.journal import Journal
 from aicompress.checkpoint.rewritten import RewrittenCheckpoint
 from aicompress.errors import Refused
-from aicompress.layer import InputStats, Layer, LayerInfo
+from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Candidate, ScalingFactors
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.model.equivalence.scaling_groups import Axis, ScalingGroup
@@ -23,6 +23,7 @@ from aicompress.pipeline.layerwise.compress import Compression
 from aicompress.pipeline.layerwise.experts import reader
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.recipe import Recipe
+from aicompress.statistics import InputStats
 
 
 def rescalable(

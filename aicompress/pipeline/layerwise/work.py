@@ -12,7 +12,7 @@ from aicompress.checkpoint import CheckpointWriter
 from aicompress.checkpoint.files import count_not_finite, may_be_infinite
 from aicompress.checkpoint.journal import Journal
 from aicompress.checkpoint.reader import require_finite
-from aicompress.layer import InputStats, from_matrix
+from aicompress.layer import from_matrix
 from aicompress.pipeline.layerwise.compress import Compression, Known, completed
 from aicompress.pipeline.layerwise.plan import Plan
 from aicompress.pipeline.layerwise.report_rows import idle_row, noted
@@ -20,6 +20,7 @@ from aicompress.pipeline.layerwise.row_blocks import row_blocks
 from aicompress.pipeline.layerwise.scaling import Rescaling
 from aicompress.pipeline.step.options import Progress
 from aicompress.report.model import LayerRow
+from aicompress.statistics import InputStats
 from aicompress.weights import Dense, Weight
 
 

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import raise_all
-from aicompress.layer import InputStats
 from aicompress.methods.budget import least_loss
 from aicompress.methods.structural import AnyPruner, Losses, Structure
 from aicompress.pipeline.calibration import requirements as needs
@@ -31,6 +30,7 @@ from aicompress.pipeline.step.workers import processes
 from aicompress.pipeline.structured.gradient_scores import Importances, factor_problems
 from aicompress.pipeline.structured.reading import Measurement, layers_of
 from aicompress.recipe import Recipe
+from aicompress.statistics import InputStats
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,17 @@ from typing import Any
 from torch import Tensor
 
 from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_gradients
-from aicompress.layer import InputStats
+from aicompress.pipeline.calibration.given_files import foreign
 from aicompress.pipeline.calibration.gradients import differentiate, gradients
 from aicompress.pipeline.calibration.record import record_of_files
-from aicompress.pipeline.calibration.requirements import MIN_ROWS, foreign
+from aicompress.pipeline.calibration.requirements import MIN_ROWS
 from aicompress.pipeline.calibration.runner import Broadcast, CalibrationRun
 from aicompress.pipeline.step.workers import Processes
 from aicompress.pipeline.structured.calibrated import GRADIENTS
 from aicompress.pipeline.structured.cutting import Cutting
 from aicompress.pipeline.structured.gradient_scores import Read, importance
 from aicompress.pipeline.structured.reading import Reading
+from aicompress.statistics import InputStats
 
 CHOICE = frozenset({"mean_abs"})
 

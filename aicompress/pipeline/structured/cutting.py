@@ -13,12 +13,12 @@ from aicompress.checkpoint import Checkpoint, CheckpointWriter
 from aicompress.checkpoint.files import may_be_infinite
 from aicompress.checkpoint.reader import require_finite
 from aicompress.errors import CompressError
-from aicompress.layer import InputStats
 from aicompress.methods.structural import AnyPruner
 from aicompress.pipeline.step.output import Output
 from aicompress.pipeline.structured.axes import Along, along, length_of, positions, selected
 from aicompress.pipeline.structured.edit import Edit
 from aicompress.pipeline.structured.outline import cut_matrix
+from aicompress.statistics import InputStats
 from aicompress.weights import Weight
 
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from aicompress.errors import RecipeError
-from aicompress.layer import GradientStats, LayerInfo, from_matrix
+from aicompress.layer import LayerInfo, from_matrix
 from aicompress.methods.structural import Part, Structure
+from aicompress.statistics import GradientStats
 
 Read = Callable[[str], GradientStats | None]  # moments of a layer's gradients by its name
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aicompress.layer import InputStats, Layer
+from aicompress.layer import Layer
 from aicompress.methods.curvature import loss
 from aicompress.methods.factorize import shared_basis
 from aicompress.methods.factorize.base_delta import METHOD, BaseDeltaConfig
+from aicompress.statistics import InputStats
 from aicompress.weights import BaseDelta, Dense, Weight, outline_nbytes
 from tests.methods.layers import layer_of, randn
 

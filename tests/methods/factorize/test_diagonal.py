@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from aicompress.layer import GradientStats, InputStats
 from aicompress.methods.factorize import activation, fisher, whitened
 from aicompress.methods.factorize.activation import ActivationConfig
 from aicompress.methods.factorize.fisher import FisherConfig
 from aicompress.methods.factorize.whitened import WhitenedConfig
+from aicompress.statistics import GradientStats, InputStats
 from tests.methods.layers import layer_of, randn
 
 

@@ -12,11 +12,12 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from aicompress.layer import InputStats, Layer
-from aicompress.methods.capabilities import Setting
+from aicompress.layer import Layer
 from aicompress.methods.curvature import loss
+from aicompress.methods.decisions import Setting
 from aicompress.methods.factorize import whitened
 from aicompress.methods.factorize.dictionary import METHOD, DictionaryConfig, Size, dictionary, largest, size_of
+from aicompress.statistics import InputStats
 from aicompress.weights import Dense, LowRank, Sparse, Weight, outline_nbytes
 from tests.methods.layers import candidate_of, info_of, layer_of, randn
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from aicompress.layer import InputStats, Layer
+from aicompress.layer import Layer
 from aicompress.methods.factorize.heads.bases import directions
 from aicompress.methods.factorize.joint import METHOD, JointConfig, compress, member_outline
 from aicompress.methods.head_products import HeadProduct
+from aicompress.statistics import InputStats
 from aicompress.weights import Submatrix, Weight
 from tests.methods.layers import layer_of, randn
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from aicompress.layer import InputStats, Layer
+from aicompress.layer import Layer
 from aicompress.methods.curvature import loss
 from aicompress.methods.factorize.residual import METHOD, ResidualConfig
 from aicompress.methods.quantize.rtn import METHOD as RTN
+from aicompress.statistics import InputStats
 from aicompress.weights import Corrected, Weight, outline_nbytes
 from tests.methods.layers import layer_of, randn
 

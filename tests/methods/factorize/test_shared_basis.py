@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aicompress.layer import InputStats, Layer
+from aicompress.layer import Layer
 from aicompress.methods.curvature import loss
 from aicompress.methods.factorize import whitened
 from aicompress.methods.factorize.shared_basis import METHOD, SharedBasisConfig
 from aicompress.methods.factorize.weighting.roots import Root, Weighting
+from aicompress.statistics import InputStats
 from aicompress.weights import LowRank, outline_nbytes
 from tests.methods.layers import candidate_of, layer_of, randn
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from aicompress.layer import GradientStats, InputStats, Layer
+from aicompress.layer import Layer
 from aicompress.methods.curvature import loss
 from aicompress.methods.factorize import whitened
 from aicompress.methods.factorize.stack import METHOD, StackConfig
 from aicompress.methods.factorize.weighting.roots import Root, Weighting
+from aicompress.statistics import GradientStats, InputStats
 from aicompress.weights import Dense, LowRank, Weight, outline_nbytes
 from tests.methods.layers import candidate_of, layer_of, randn
 

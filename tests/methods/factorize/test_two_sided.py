@@ -10,12 +10,13 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from aicompress.errors import CompressError
-from aicompress.layer import GradientStats, Layer
-from aicompress.methods.capabilities import Setting
+from aicompress.layer import Layer
+from aicompress.methods.decisions import Setting
 from aicompress.methods.factorize import two_sided, whitened
 from aicompress.methods.factorize.two_sided import METHOD, TwoSidedConfig
 from aicompress.methods.factorize.weighting.roots import Root, Weighting
 from aicompress.methods.factorize.whitened import WhitenedConfig
+from aicompress.statistics import GradientStats
 from aicompress.weights import Weight
 from tests.methods.factorize.test_whitened import correlated, inputs_of
 from tests.methods.layers import candidate_of, layer_of, randn

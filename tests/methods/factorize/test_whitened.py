@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from aicompress.layer import InputStats, Layer
-from aicompress.methods.capabilities import Setting
+from aicompress.layer import Layer
 from aicompress.methods.curvature import loss
+from aicompress.methods.decisions import Setting
 from aicompress.methods.factorize import svd
 from aicompress.methods.factorize.weighting.roots import Root, Weighting
 from aicompress.methods.factorize.whitened import METHOD, WhitenedConfig
+from aicompress.statistics import InputStats
 from aicompress.weights import LowRank, Weight
 from tests.methods.layers import candidate_of, layer_of, randn
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aicompress.layer import InputStats, Layer
+from aicompress.layer import Layer
+from aicompress.statistics import InputStats
 from aicompress.weights import Weight
 from tests.methods.layers import layer_of, randn
 

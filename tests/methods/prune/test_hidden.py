@@ -7,9 +7,9 @@ import torch
 from pydantic import ValidationError
 
 from aicompress.errors import CompressError, RecipeError
-from aicompress.layer import InputStats
 from aicompress.methods.prune.hidden import HiddenConfig, keep, norms, refit, sizes
 from aicompress.methods.structural import Part, Structure
+from aicompress.statistics import InputStats
 
 
 def stream(inputs: dict[str, InputStats] | None = None) -> Structure:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from aicompress.errors import CompressError
-from aicompress.layer import GradientStats
 from aicompress.methods import get
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.prune.taylor import TaylorConfig
+from aicompress.statistics import GradientStats
 from tests.methods.layers import layer_of, randn
 
 

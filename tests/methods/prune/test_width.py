@@ -10,10 +10,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from aicompress.errors import RecipeError
-from aicompress.layer import InputStats
 from aicompress.methods.prune.units.units import curve, keep, scores
 from aicompress.methods.prune.width import WidthConfig, sizes
 from aicompress.methods.structural import Part, Structure
+from aicompress.statistics import InputStats
 
 
 def layer(up: Tensor, bias: Tensor, down: Tensor) -> Structure:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aicompress.layer import InputStats, Layer, LayerInfo
+from aicompress.layer import Layer, LayerInfo
+from aicompress.statistics import InputStats
 
 
 def layer_of(weight: Tensor, inputs: Tensor | None = None, original: Tensor | None = None) -> Layer:

@@ -9,11 +9,12 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from aicompress.layer import InputStats, Layer
+from aicompress.layer import Layer
 from aicompress.methods.capabilities import ScalingFactors
 from aicompress.methods.curvature import loss
 from aicompress.methods.quantize import awq
 from aicompress.methods.quantize.awq import AwqConfig
+from aicompress.statistics import InputStats
 from tests.methods.layers import candidate_of
 from tests.methods.quantize.layers import gaussian, layer_of
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from aicompress.errors import CompressError
-from aicompress.layer import InputStats, Layer
+from aicompress.layer import Layer
 from aicompress.methods import get
 from aicompress.methods.curvature import loss
 from aicompress.methods.quantize import gptq
@@ -18,6 +18,7 @@ from aicompress.methods.quantize.grid import columns
 from aicompress.methods.quantize.grid.coordinate_descent import _normal_matrices
 from aicompress.methods.quantize.rtn import RtnConfig
 from aicompress.methods.quantize.rtn import apply as rtn
+from aicompress.statistics import InputStats
 from aicompress.weights import IntGrouped
 from tests.methods.quantize.layers import correlated, gaussian, layer_of
 

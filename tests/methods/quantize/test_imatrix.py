@@ -5,10 +5,11 @@ import torch
 from torch import Tensor
 
 from aicompress.errors import CompressError
-from aicompress.layer import InputStats, Layer
+from aicompress.layer import Layer
 from aicompress.methods.quantize.imatrix import ImatrixConfig, apply
 from aicompress.methods.quantize.rtn import RtnConfig
 from aicompress.methods.quantize.rtn import apply as rtn
+from aicompress.statistics import InputStats
 from aicompress.weights import IntGrouped
 from tests.methods.quantize.layers import correlated, gaussian, layer_of
 

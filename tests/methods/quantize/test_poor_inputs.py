@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from aicompress.layer import GradientStats, InputStats, Layer
+from aicompress.layer import Layer
 from aicompress.methods.layerwise import LayerMethod
+from aicompress.statistics import GradientStats, InputStats
 from tests.methods.contract import LAYERWISE, resolved, variants
 from tests.methods.layers import layer_of, randn
 

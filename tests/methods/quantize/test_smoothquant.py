@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aicompress.layer import InputStats, Layer
+from aicompress.layer import Layer
 from aicompress.methods.quantize import smoothquant
 from aicompress.methods.quantize.smoothquant import SmoothquantConfig
+from aicompress.statistics import InputStats
 from tests.methods.layers import candidate_of
 from tests.methods.quantize.layers import gaussian, layer_of
 

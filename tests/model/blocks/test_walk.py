@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import Refused
-from aicompress.layer import InputStats, as_matrix
+from aicompress.layer import as_matrix
 from aicompress.model.architecture.shapes import block_traits
 from aicompress.model.blocks.find import find_blocks
 from aicompress.model.blocks.input_rows import rows_of
@@ -23,6 +23,7 @@ from aicompress.model.blocks.walk import Walk, walk
 from aicompress.model.kernels import bf16_products as products
 from aicompress.model.loading.load import build, load
 from aicompress.model.loading.partial_model import PartialModel
+from aicompress.statistics import InputStats
 from tests.pipeline.families import FAMILIES, gemma3n
 
 NEEDS = frozenset({"gram", "norms", "mean_abs"})

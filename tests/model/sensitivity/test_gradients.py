@@ -14,7 +14,7 @@ from transformers import AlbertConfig, AlbertModel, Swin2SRConfig, Swin2SRModel
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CompressError
-from aicompress.layer import GradientStats, as_matrix
+from aicompress.layer import as_matrix
 from aicompress.model.loading.chain import module_for
 from aicompress.model.loading.load import build, load
 from aicompress.model.loading.merged_experts import Slot
@@ -24,6 +24,7 @@ from aicompress.model.sensitivity.gradients import Descent, collect
 from aicompress.model.sensitivity.loss import Objective, Sample
 from aicompress.model.sensitivity.moments import WIDEST, Watched, harvest, watch
 from aicompress.recipe.section import Model
+from aicompress.statistics import GradientStats
 from tests import checkpoints
 from tests.checkpoints import Cnn, Mlp
 from tests.pipeline.families import gemma3n

@@ -10,8 +10,9 @@ from pydantic import Field
 from torch import Tensor
 
 from aicompress.layer import Layer
-from aicompress.methods.capabilities import Allocates, Batched, Candidate, Reads, Rounded, Setting, Surveys
+from aicompress.methods.capabilities import Batched, Candidate, Reads, Rounded
 from aicompress.methods.curvature import shifted
+from aicompress.methods.decisions import Allocates, Setting, Surveys
 from aicompress.methods.effort import Effort, Level, one_pass
 from aicompress.methods.factorize import svd
 from aicompress.methods.factorize.budget import allocation

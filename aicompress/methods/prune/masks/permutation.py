@@ -15,9 +15,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from aicompress.layer import GradientStats, InputStats, Layer
+from aicompress.layer import Layer
 from aicompress.methods.prune.masks.masks import parse_pattern
 from aicompress.methods.prune.masks.sparsity import SparsityConfig, store
+from aicompress.statistics import GradientStats, InputStats
 from aicompress.weights import Dense, Sparse, Weight
 
 ROWS = 512  # of a larger matrix every so many-th is looked at

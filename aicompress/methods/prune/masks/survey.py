@@ -13,7 +13,8 @@ from torch import Tensor
 from aicompress.errors import RecipeError
 from aicompress.layer import Layer
 from aicompress.methods.budget import least_loss
-from aicompress.methods.capabilities import Candidate, Setting, Surveys
+from aicompress.methods.capabilities import Candidate
+from aicompress.methods.decisions import Setting, Surveys
 from aicompress.methods.prune.masks import allocation
 from aicompress.methods.prune.masks.allocation import Share
 from aicompress.methods.prune.masks.calibrated import CalibratedConfig, nbytes, statistics

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from aicompress.errors import CompressError
-from aicompress.layer import InputStats
 from aicompress.methods.curvature import damped
 from aicompress.methods.structural import Part, Structure
+from aicompress.statistics import InputStats
 
 ROUNDS = 64  # steps in which units go; several at once where there are more
 

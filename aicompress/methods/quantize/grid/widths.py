@@ -18,7 +18,8 @@ from torch import Tensor
 
 from aicompress.errors import CompressError, RecipeError, raise_all
 from aicompress.layer import Layer
-from aicompress.methods.capabilities import Candidate, Width, Widths, WidthSearch
+from aicompress.methods.capabilities import Candidate
+from aicompress.methods.decisions import Width, Widths, WidthSearch
 from aicompress.methods.method import MethodConfig
 from aicompress.methods.quantize.grid.fitting import with_fitting_groups
 from aicompress.methods.quantize.grid.rounding import decode, encode, grouped, pieces

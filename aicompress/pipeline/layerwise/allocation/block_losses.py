@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.layer import GradientStats, InputStats, from_matrix
+from aicompress.layer import from_matrix
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.model.blocks.walk import Walk, walk
 from aicompress.model.loading.partial_model import PartialModel
@@ -23,6 +23,7 @@ from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.survey import Measured
 from aicompress.pipeline.step.workers import Alone
 from aicompress.recipe import Recipe
+from aicompress.statistics import GradientStats, InputStats
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from aicompress.layer import InputStats, from_matrix
+from aicompress.layer import from_matrix
 from aicompress.measure import nbytes
-from aicompress.methods.capabilities import Width
+from aicompress.methods.decisions import Width
 from aicompress.model.blocks.walk import Walk, walk
 from aicompress.model.loading.partial_model import PartialModel
 from aicompress.model.sensitivity.output_divergence import OutputSensitivity
@@ -25,6 +25,7 @@ from aicompress.pipeline.layerwise.allocation.width_groups import WidthGroup, gr
 from aicompress.pipeline.layerwise.compress import Compression, Known
 from aicompress.pipeline.layerwise.plan import Plan
 from aicompress.pipeline.step.workers import Alone
+from aicompress.statistics import InputStats
 from aicompress.weights import Weight
 
 HELD = 1 << 30  # bytes of compressed weights that are kept for the next trial

@@ -13,7 +13,7 @@ from statistics import median
 from torch import Tensor
 
 from aicompress.checkpoint.journal import Journal
-from aicompress.methods.capabilities import Width
+from aicompress.methods.decisions import Width
 from aicompress.pipeline.calibration.requirements import MIN_ROWS
 from aicompress.pipeline.layerwise.allocation.candidates import CandidateTrial
 from aicompress.pipeline.layerwise.allocation.width_groups import WidthGroup

@@ -17,9 +17,10 @@ import torch
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_gradients
-from aicompress.layer import GradientStats, InputStats, Layer
+from aicompress.layer import Layer
 from aicompress.measure import interleaved
-from aicompress.methods.capabilities import Candidate, Setting
+from aicompress.methods.capabilities import Candidate
+from aicompress.methods.decisions import Setting
 from aicompress.methods.method import OF_GRADIENTS, MethodConfig
 from aicompress.model.kernels.select import fast_linear
 from aicompress.pipeline.calibration.requirements import input_width
@@ -29,6 +30,7 @@ from aicompress.pipeline.layerwise.plan import UNDECIDED, UNTRIED, Plan, compare
 from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed, named, sharing_budgets
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.workers import Processes
+from aicompress.statistics import GradientStats, InputStats
 from aicompress.weights import Dense, Weight
 
 ROUNDS = 9  # of timing

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from aicompress.checkpoint.layouts import on_disk
-from aicompress.layer import InputStats
 from aicompress.measure import nbytes
-from aicompress.methods.capabilities import Width
+from aicompress.methods.decisions import Width
 from aicompress.pipeline.layerwise.plan import Plan
 from aicompress.pipeline.step.layer_plan import LayerPlan
+from aicompress.statistics import InputStats
 from aicompress.weights import Weight
 
 

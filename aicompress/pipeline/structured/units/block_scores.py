@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from aicompress.errors import Refused
-from aicompress.layer import GradientStats
 from aicompress.model.architecture.architecture import Stack
 from aicompress.model.blocks.find import find_blocks
 from aicompress.model.loading.partial_model import PartialModel
@@ -22,6 +21,7 @@ from aicompress.pipeline.calibration.record import record_of_data
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.workers import Processes, processes
 from aicompress.pipeline.structured.reading import Measurement
+from aicompress.statistics import GradientStats
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from aicompress.methods.capabilities import Setting
+from aicompress.methods.decisions import Setting
 from aicompress.methods.factorize.base_delta import BaseDeltaConfig
 from aicompress.methods.factorize.stack import METHOD, StackConfig
 from aicompress.weights import outline_nbytes

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aicompress.layer import GradientStats, Layer
+from aicompress.layer import Layer
 from aicompress.measure import rel_error
 from aicompress.methods import methods
 from aicompress.methods.factorize import svd, two_sided
@@ -16,6 +16,7 @@ from aicompress.methods.factorize.weighting.roots import Root, Weighting
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.pipeline.layerwise.compress import parts_of_bytes
 from aicompress.pipeline.layerwise.report_rows import rounded_note
+from aicompress.statistics import GradientStats
 from aicompress.weights import outline_nbytes
 from tests.methods.factorize.test_whitened import correlated, inputs_of
 from tests.methods.layers import layer_of, randn

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aicompress.layer import GradientStats, InputStats, Layer
+from aicompress.layer import Layer
 from aicompress.methods.prune.masks.allocation import (
     Share,
     by_losses,
@@ -20,6 +20,7 @@ from aicompress.methods.prune.masks.allocation import (
     options,
     outliers,
 )
+from aicompress.statistics import GradientStats, InputStats
 from tests.methods.layers import layer_of, randn
 
 

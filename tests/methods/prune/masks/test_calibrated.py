@@ -9,12 +9,13 @@ import torch
 from pydantic import ValidationError
 
 from aicompress.errors import CompressError
-from aicompress.layer import InputStats, Layer
+from aicompress.layer import Layer
 from aicompress.methods import get
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.prune import alps
 from aicompress.methods.prune.masks.masks import pattern_mask
 from aicompress.methods.zeros import zeroed
+from aicompress.statistics import InputStats
 from aicompress.weights import IntGrouped, Sparse, Weight
 from tests.methods.layers import candidate_of, layer_of, randn
 from tests.methods.prune.gram import calibrated, loss

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from aicompress.layer import GradientStats, InputStats, Layer
+from aicompress.layer import Layer
 from aicompress.methods import get
 from aicompress.methods.layerwise import LayerMethod
+from aicompress.statistics import GradientStats, InputStats
 from aicompress.weights import IntGrouped, Sparse, Weight
 from tests.methods.layers import layer_of, randn
 

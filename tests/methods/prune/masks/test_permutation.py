@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from aicompress.layer import GradientStats, InputStats, Layer
+from aicompress.layer import Layer
 from aicompress.methods import get
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.prune.masks.masks import pattern_mask
 from aicompress.methods.prune.masks.permutation import kept_score, regrouped
+from aicompress.statistics import GradientStats, InputStats
 from aicompress.weights import Dense, Sparse, restore
 from tests.methods.layers import layer_of, randn
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from aicompress.layer import InputStats, Layer
+from aicompress.layer import Layer
 from aicompress.methods.prune import wanda
 from aicompress.methods.prune.masks.candidates import explicit, fitting
 from aicompress.methods.prune.masks.search import least, saved_bytes
 from aicompress.methods.prune.masks.sparsity import check
 from aicompress.methods.prune.wanda import WandaConfig
+from aicompress.statistics import InputStats
 from aicompress.weights import Sparse
 from tests.methods.layers import layer_of, randn
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from aicompress.errors import CompressError
-from aicompress.layer import InputStats
 from aicompress.methods.prune.units import obs
 from aicompress.methods.prune.units.units import UnitsConfig, keep, refit, statistics
 from aicompress.methods.structural import Part, Structure
+from aicompress.statistics import InputStats
 
 TINY = 1e-9
 

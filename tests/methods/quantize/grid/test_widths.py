@@ -12,7 +12,8 @@ from torch import Tensor
 from aicompress.errors import Refused
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods import methods
-from aicompress.methods.capabilities import Candidate, Width
+from aicompress.methods.capabilities import Candidate
+from aicompress.methods.decisions import Width
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.quantize.gptq import GptqConfig
 from aicompress.methods.quantize.grid.widths import (

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from aicompress.layer import InputStats, Layer
+from aicompress.layer import Layer
 from aicompress.methods.quantize import gptq
 from aicompress.methods.quantize.gptq import METHOD as GPTQ
 from aicompress.methods.quantize.grid import two_sides
+from aicompress.methods.quantize.grid.row_feedback import ROWS, rounded_by_rows
 from aicompress.methods.quantize.kmeans import METHOD as KMEANS
 from aicompress.methods.quantize.rtn import METHOD as RTN
-from aicompress.methods.row_feedback import ROWS, rounded_by_rows
+from aicompress.statistics import InputStats
 from aicompress.weights import Dense, Weight
 from tests.methods.layers import layer_of, randn
 
