@@ -37,7 +37,6 @@ from aicompress.weights import Dense, Weight
 
 BLOCK = 1 << 21  # weights in a block: a few pieces of the arithmetic (`rounding.PIECE`), little memory beside a layer
 WORD = 32  # a block's rows are a multiple: zero points of so many rows share words
-KEPT = 1 << 24  # bytes
 LARGE = 1 << 28  # weights from which on compiled code is worth loading, or compiling
 AHEAD = 4  # parameters begun before the first of them is finished
 
@@ -283,9 +282,6 @@ def row_blocks(
 ) -> Iterator[RowBlocks]:
     """A thread for each of torch's, each of which computes alone; what is not begun at an error never is."""
     threads = torch.get_num_threads()
-    # The C library keeps freed memory up to the size of the largest block freed so far. The rest goes back to the
-    # system, and to get it anew for every block of rows would cost as much as the arithmetic.
-    torch.empty(KEPT, dtype=torch.uint8)
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     try:
         compiled = fast_pass(compression.method, chain.from_iterable(layers.values()))

@@ -13,7 +13,7 @@ import torch
 from aicompress.checkpoint.statistics import StatisticsFile
 from aicompress.pipeline.calibration.given_files import foreign
 from aicompress.pipeline.calibration.statistics_file import Wanted, kept, with_statistics
-from aicompress.pipeline.layerwise import calibrated
+from aicompress.pipeline.layerwise import allocator, calibrated
 from aicompress.pipeline.layerwise.allocation.bits import Decision, decided
 from aicompress.pipeline.layerwise.allocation.sparsity import Read, allocated, files_of_original
 from aicompress.pipeline.layerwise.plan import Plan, fingerprint_of, selected
@@ -61,6 +61,7 @@ def _written(
     plan = decision.plan
     wanted = Wanted(selected(plan), kept(plan.needs))
     from_files = with_statistics(plan, lambda: wanted, team, options.progress)
+    allocator.prepare()
     load_compiled(plan.method, plan.layers)  # before the clock starts, as torch was loaded
     step = StepRun(
         checkpoint=plan.checkpoint.original,
