@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.naming import kind_of, routers_of
+from aicompress.model.kernels.amx import TiledFactors
+from aicompress.model.kernels.amx import compiled as tile_products
+from aicompress.model.kernels.amx import fits as fits_tiles
 from aicompress.model.kernels.int4 import INT4_GROUPS, Int4Linear
 from aicompress.model.kernels.is_linear import is_linear
 from aicompress.model.kernels.linear import (
@@ -30,7 +33,7 @@ from aicompress.model.kernels.linear import (
 )
 from aicompress.model.kernels.sparse import sparse_linear
 from aicompress.model.kernels.submatrix import SubmatrixLinear
-from aicompress.model.kernels.two_products import BaseDeltaLinear, LowRankLinear
+from aicompress.model.kernels.two_products import BaseDeltaLinear, LowRankLinear, turned
 from aicompress.model.kernels.w4a8 import W4A8Linear, compiled, fits
 from aicompress.weights import BaseDelta, Coded, Dense, IntGrouped, LowRank, Sparse, Submatrix, Tied, Weight
 from aicompress.weights.int_grouped import spread
@@ -118,14 +121,10 @@ def fast_linear(
     """
     match weight:
         case LowRank():
-            factors = ((weight.inner, None), (weight.out, bias))
-            if dtype is torch.bfloat16 and has_fast_bfloat16() and all(isinstance(part, Dense) for part, _ in factors):
-                small = keep and sum(math.prod(part.shape) for part, _ in factors) <= SMALL
-                few = (weight.inner.dense().float(), weight.out.dense().float()) if small else None
-                right, left = (Bfloat16Linear(part.dense(), own) for part, own in factors)
-                return LowRankLinear(right, left, few)
-            first, second = (fast_linear(part, own, dtype, resident, keep) for part, own in factors)
-            return LowRankLinear(first, second)
+            if isinstance(weight.inner, Dense) and isinstance(weight.out, Dense):
+                return _two_products(weight.inner.matrix.to(dtype), weight.out.matrix.to(dtype), bias, keep)
+            first = fast_linear(weight.inner, None, dtype, resident, keep)
+            return LowRankLinear(first, fast_linear(weight.out, bias, dtype, resident, keep))
         case Submatrix():
             block = fast_linear(weight.block, None, dtype, resident, keep)
             return SubmatrixLinear(block, weight.shape, weight.kept_rows, weight.kept_columns, bias)
@@ -142,6 +141,17 @@ def fast_linear(
         case Dense():
             return PlainLinear(weight.matrix.to(dtype), bias)
     return PlainLinear(weight.dense().to(dtype), bias)  # decoded once: a kernel for a form is an option
+
+
+def _two_products(right: Tensor, left: Tensor, bias: Tensor | None, keep: bool) -> LowRankLinear:
+    """Two plain factors; what else is held of them for few inputs or many is so if `keep`."""
+    if right.dtype is not torch.bfloat16 or not has_fast_bfloat16():
+        return LowRankLinear(PlainLinear(turned(right), None), PlainLinear(turned(left), bias))
+    (rank, columns), out = right.shape, len(left)
+    few = (turned(right.float()), turned(left.float())) if keep and rank * (out + columns) <= SMALL else None
+    tiled = keep and fits_tiles(out, rank, columns) and tile_products() is not None
+    many = TiledFactors(right, left, bias) if tiled else None
+    return LowRankLinear(Bfloat16Linear(right, None), Bfloat16Linear(left, bias), few, many)
 
 
 def _integer_linear(

@@ -1,21 +1,19 @@
 """Layers of 4-bit weights that round their inputs to 8 bits per token, on compiled products of integers.
 
-The products are those of `w4a8_compiled`, shared out among the threads of torch's own OpenMP: a pool beside it would
-wait for the cores on which torch's threads stay awake after each of their products. Outputs differ from the decoded
-reference by the order of sums in float32, and by nothing else.
+The products are those of `w4a8_compiled`, shared out among threads. Outputs differ from the decoded reference by the
+order of sums in float32, and by nothing else.
 """
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from aicompress.model.kernels.linear import FastLinear
+from aicompress.model.kernels.openmp import parallel, run
 from aicompress.weights import IntGrouped
 from aicompress.weights.int_grouped import spread
 
@@ -27,16 +25,10 @@ SMALL = 1 << 18  # products of fewer numbers are one thread's
 
 @dataclass(frozen=True)
 class Compiled:
-    """Entries of the compiled functions, each called with a task, and OpenMP's call of one by many threads."""
+    """Entries of the compiled functions, each called with a task."""
 
     multiply: int
     prepare: int
-    parallel: Any
-
-    def run(self, entry: int, shares: int, threads: int, *numbers: int) -> None:
-        """Let threads do the shares of a task."""
-        task = (ctypes.c_int64 * (len(numbers) + 2))(0, shares, *numbers)
-        self.parallel(entry, task, min(threads, shares), 0)
 
 
 @cache
@@ -45,16 +37,13 @@ def compiled() -> Compiled | None:
 
     Compiling takes seconds, once: later processes find the code in numba's cache, where that has a folder.
     """
-    if not torch.cpu._is_avx2_supported():
+    if not torch.cpu._is_avx2_supported() or parallel() is None:
         return None
     try:
-        parallel = ctypes.CDLL(None).GOMP_parallel  # of the runtime that torch has loaded
         from aicompress.model.kernels import w4a8_compiled
-    except (ImportError, AttributeError, OSError, TypeError):
+    except ImportError:
         return None
-    parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-    parallel.restype = None
-    return Compiled(w4a8_compiled.multiply.address, w4a8_compiled.prepare.address, parallel)
+    return Compiled(w4a8_compiled.multiply.address, w4a8_compiled.prepare.address)
 
 
 @dataclass(frozen=True)
@@ -111,7 +100,7 @@ def _prepare(values: Tensor, rows: int, to: tuple[int, int], gelu: bool, norm: N
     if norm is not None:
         more = (norm.residual.data_ptr(), norm.weight.data_ptr(), norm.bias.data_ptr(), norm.epsilon.data_ptr())
     kernels = _required()
-    kernels.run(
+    run(
         *(kernels.prepare, -(-tiles // deep), threads, rows, columns, tiles, deep, count, int(gelu)),
         *(values.data_ptr(), *to, *more),
     )
@@ -169,7 +158,7 @@ class PackedMatrix:
         panels, below = out // PANEL, -(-tiles // deep)
         wide = max(1, panels * below // (4 * threads)) if threads > 1 else panels
         kernels = _required()
-        kernels.run(
+        run(
             *(kernels.multiply, below * -(-panels // wide), threads, rows, columns, out, tiles, deep, wide),
             *(inputs.codes.data_ptr(), inputs.scales.data_ptr(), self.codes.data_ptr(), self.scales.data_ptr()),
             *(self.starts.data_ptr(), self.bias.data_ptr(), product.data_ptr()),

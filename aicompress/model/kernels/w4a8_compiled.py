@@ -20,9 +20,11 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
+
+from aicompress.model.kernels.llvm import INT64 as _INT64
+from aicompress.model.kernels.llvm import at, cached, claimed, instruction
 
 GROUP = 32  # columns whose products add up in 16 bits
 PANEL = 8  # outputs side by side in a register
@@ -31,7 +33,7 @@ TILE = 4  # rows that share what is loaded of a panel: their sums and products j
 if not {"+avx2", "+fma"} <= set(cpu_target.target_context.codegen().magic_tuple()[2].split(",")):
     raise ImportError("numba compiles for a processor without AVX2")
 
-_INT16, _INT32, _INT64, _FLOAT = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+_INT16, _INT32, _FLOAT = ir.IntType(16), ir.IntType(32), ir.FloatType()
 _BYTES, _WORDS = ir.VectorType(ir.IntType(8), 32), ir.VectorType(_INT16, 16)
 _DOUBLES, _FLOATS = ir.VectorType(_INT32, PANEL), ir.VectorType(_FLOAT, PANEL)
 
@@ -44,12 +46,11 @@ class _Emitter:
 
     def call(self, name: str, result: Any, *arguments: Any) -> Any:
         """An instruction of the processor, by LLVM's name of it."""
-        kind = ir.FunctionType(result, [argument.type for argument in arguments])
-        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), arguments)
+        return instruction(self.builder, name, result, *arguments)
 
     def at(self, address: Any, offset: int, kind: Any) -> Any:
         """A pointer to `kind`, some bytes behind an address."""
-        return self.builder.inttoptr(self.builder.add(address, _INT64(offset)), kind.as_pointer())
+        return at(self.builder, address, offset, kind)
 
     def load(self, address: Any, offset: int, kind: Any) -> Any:
         value = self.builder.load(self.at(address, offset, kind))
@@ -120,15 +121,6 @@ def _tile(rows: int) -> Any:
     return intrinsic(tile)
 
 
-def _claim(typing: Any, task: Any) -> Any:
-    """The first number of a task, which is raised by one for the next thread that asks."""
-
-    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.atomic_rmw("add", arguments[0], _INT64(1), "monotonic")
-
-    return types.int64(types.CPointer(types.int64)), emit
-
-
 def _pointer(kind: Any) -> Any:
     """A function for compiled code that takes an address for a pointer to `kind`."""
 
@@ -141,7 +133,7 @@ def _pointer(kind: Any) -> Any:
     return intrinsic(pointer)
 
 
-_claimed, _floats, _words_at = intrinsic(_claim), _pointer(types.float32), _pointer(types.uint32)
+_floats, _words_at = _pointer(types.float32), _pointer(types.uint32)
 _one_row, _four_rows = _tile(1), _tile(TILE)
 
 
@@ -155,7 +147,7 @@ def _multiply(task: Any) -> None:
     )
     groups, stride, below = columns // GROUP, outputs * 4, (tiles + deep - 1) // deep
     while True:
-        share = _claimed(task)
+        share = claimed(task)
         if share >= shares:
             return
         first, panel = share % below * deep, share // below * wide
@@ -241,18 +233,10 @@ def _round(row: Any, values: Any, codes: Any, to: Any) -> Any:
     return scale
 
 
-def _cached(compiler: Any, function: Any, **options: Any) -> Any:
-    """Compile a function, or take it from numba's cache, where that has a folder."""
-    try:
-        return compiler(cache=True, **options)(function)
-    except RuntimeError:
-        return compiler(**options)(function)
-
-
 _quiet = {"nogil": True, "error_model": "numpy"}
-_gelu_of = _cached(numba.njit, _gelu, fastmath={"contract"}, **_quiet)
-_normalized = _cached(numba.njit, _normalize, fastmath={"contract", "reassoc", "nsz"}, **_quiet)
-_rounded = _cached(numba.njit, _round, **_quiet)
+_gelu_of = cached(numba.njit, _gelu, fastmath={"contract"}, **_quiet)
+_normalized = cached(numba.njit, _normalize, fastmath={"contract", "reassoc", "nsz"}, **_quiet)
+_rounded = cached(numba.njit, _round, **_quiet)
 
 
 def _prepare(task: Any) -> None:
@@ -268,7 +252,7 @@ def _prepare(task: Any) -> None:
     epsilon = numba.carray(_floats(task[14]), (1 if normed else 0,))
     scratch, rounded = np.empty(columns, np.float32), np.empty(columns, np.uint8)
     while True:
-        share = _claimed(task)
+        share = claimed(task)
         if share >= task[1]:
             return
         for r in range(share * deep * rows, min((share + 1) * deep * rows, count)):
@@ -284,4 +268,4 @@ def _prepare(task: Any) -> None:
 
 
 _entry = functools.partial(numba.cfunc, types.void(types.CPointer(types.int64)))
-multiply, prepare = _cached(_entry, _multiply), _cached(_entry, _prepare)
+multiply, prepare = cached(_entry, _multiply), cached(_entry, _prepare)
