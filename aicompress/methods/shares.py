@@ -25,6 +25,7 @@ class Shares(Generic[C]):
         compress: (layers of a group, config) -> the stored weights, which have the shared part in common.
         why: what keeps layers from sharing, in a few words.
         alone: whether a layer that shares nothing is compressed by itself.
+        row_wise: `compress` may be given blocks of the layers' rows, the same of each.
         across: layers of several blocks share: what is read of their inputs is of the original model.
     """
 
@@ -34,4 +35,5 @@ class Shares(Generic[C]):
     compress: Callable[[Sequence[Layer], C], list[Weight]]
     why: str
     alone: bool = True
+    row_wise: bool = False
     across: bool = False

@@ -12,6 +12,7 @@ Lan et al. 2019, "ALBERT", arXiv:1909.11942, is the end of that road: one set of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -21,7 +22,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.capabilities import Candidate
+from aicompress.methods.capabilities import Candidate, RowWise
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import MethodConfig
 from aicompress.methods.shares import Shares
@@ -58,14 +59,14 @@ class _Leader:
 
 
 def groups(candidates: Sequence[Candidate[TieConfig]]) -> list[list[int]]:
-    """Layers that are alike; each is read once, and again with those whose samples come close."""
+    """Layers that are alike; each is read once, and again with those whose samples come close, a few rows at a time."""
     leaders: dict[tuple[object, ...], list[_Leader]] = {}
     for number, candidate in enumerate(candidates):
         info = candidate.info
         form = () if info.outline is None else (info.stored, *sorted(info.outline.specs().items()))
         key = (info.kind, info.tensor_shape, info.dtype, info.transposed, form, candidate.config)
         likely = leaders.setdefault(key, [])
-        sample, norm = _sampled(candidate.read().weight)
+        sample, norm = _sampled(candidate)
         leader = next((each for each in likely if _alike(each, candidate, sample)), None)
         if leader is None:
             likely.append(_Leader(candidate, sample, norm, [number]))
@@ -74,17 +75,34 @@ def groups(candidates: Sequence[Candidate[TieConfig]]) -> list[list[int]]:
     return [leader.members for likely in leaders.values() for leader in likely if len(leader.members) > 1]
 
 
-def _sampled(weight: Tensor) -> tuple[Tensor, float]:
-    flat = weight.reshape(-1)
-    return flat[:: -(-len(flat) // SAMPLE)].double(), float(torch.linalg.vector_norm(flat, dtype=torch.float64))
+def _sampled(candidate: Candidate[TieConfig]) -> tuple[Tensor, float]:
+    """Numbers at equal distances, and ‖W‖."""
+    numbers = math.prod(candidate.info.shape)
+    every = max(1, -(-numbers // SAMPLE))
+    sample, squares, first = torch.empty(-(-numbers // every), dtype=torch.float64), 0.0, 0
+    for read in candidate.parts:
+        flat = read().weight.reshape(-1)
+        taken = flat[-first % every :: every]
+        sample[-(-first // every) :][: len(taken)] = taken  # no piece is left of it between large blocks of memory
+        squares += _norm(flat) ** 2
+        first += len(flat)
+    return sample, math.sqrt(squares)
 
 
 def _alike(leader: _Leader, candidate: Candidate[TieConfig], sample: Tensor) -> bool:
     most = leader.candidate.config.threshold * leader.norm
     if float((leader.sample - sample).norm()) > most:
         return False
-    apart = leader.candidate.read().weight - candidate.read().weight
-    return float(torch.linalg.vector_norm(apart, dtype=torch.float64)) <= most
+    apart = 0.0
+    for ours, theirs in zip(leader.candidate.parts, candidate.parts, strict=True):
+        apart += _norm(ours().weight - theirs().weight) ** 2
+        if math.sqrt(apart) > most:
+            return False
+    return True
+
+
+def _norm(values: Tensor) -> float:
+    return float(torch.linalg.vector_norm(values, dtype=torch.float64))
 
 
 def outlines(infos: Sequence[LayerInfo], config: TieConfig) -> list[Weight]:
@@ -134,7 +152,9 @@ METHOD = LayerMethod(
         compress,
         "as no other selected layer of their shape and form is within the threshold (transposes are not tied)",
         alone=False,
+        row_wise=True,
     ),
+    row_wise=RowWise(lambda config: True),
     suits=lambda info: not info.part,  # a part has no place of its own that another parameter could name
     made_for="layers that are stored as one matrix, and not as several",
 )

@@ -17,11 +17,12 @@ from safetensors.torch import save_file
 ROOT = Path(__file__).parents[3]
 ROWS, COLUMNS = 1 << 13, 256  # 8 MiB in float32: eight blocks of rows
 SHARE = 0.5  # of what the large tensor has more, for what is freed late; holding it whole takes 1.7 at least
-METHODS: list[tuple[str, dict[str, Any]]] = [
-    ("quantize", {"name": "rtn", "bits": 4, "group_size": 64}),
-    ("quantize", {"name": "sinq", "group_size": 64, "iterations": 1, "range": "minmax"}),
-    ("prune", {"name": "magnitude", "sparsity": 0.5, "scope": "global", "store": "sparse"}),
-    ("prune", {"name": "lamp", "sparsity": 0.5}),
+METHODS: list[tuple[str, dict[str, Any], str]] = [  # the last: of two tensors that are alike
+    ("quantize", {"name": "rtn", "bits": 4, "group_size": 64}, ""),
+    ("quantize", {"name": "sinq", "group_size": 64, "iterations": 1, "range": "minmax"}, ""),
+    ("prune", {"name": "magnitude", "sparsity": 0.5, "scope": "global", "store": "sparse"}, ""),
+    ("prune", {"name": "lamp", "sparsity": 0.5}, ""),
+    ("factorize", {"name": "tie"}, "-twice"),
 ]
 MEASURE = """
 import json, os, sys
@@ -30,17 +31,17 @@ import torch
 from aicompress.measure import peak_rss
 from aicompress.methods.prune import lamp
 from aicompress.methods.quantize import sinq
-from aicompress.pipeline.layerwise import planner, row_blocks, run
+from aicompress.pipeline.layerwise import planner, row_parts, run
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import load
 
 torch.set_num_threads(1)
-row_blocks.BLOCK >>= 3
+row_parts.BLOCK >>= 3
 sinq.HELD >>= 6
 lamp.RANGE >>= 2
 folder = Path(sys.argv[1])
-for number, command in enumerate(json.loads(sys.argv[2])):
+for number, (command, suffix) in enumerate(json.loads(sys.argv[2])):
     for name in ("small", "large"):
         if os.fork():
             assert os.wait()[1] == 0
@@ -48,7 +49,7 @@ for number, command in enumerate(json.loads(sys.argv[2])):
         before = peak_rss()  # a new process starts at what it holds, whatever was held before it
         recipe = load(folder / f"{number}.yaml", command, ())
         out = Destination(folder / f"{number}-{name}.safetensors")
-        run.run(planner.make_plan(folder / f"{name}.safetensors", out, recipe, command), Options(latency="off"))
+        run.run(planner.make_plan(folder / f"{name}{suffix}.safetensors", out, recipe, command), Options(latency="off"))
         print(json.dumps([number, name, peak_rss() - before]), flush=True)
         os._exit(0)
 """
@@ -56,17 +57,18 @@ for number, command in enumerate(json.loads(sys.argv[2])):
 
 def test_memory_does_not_grow_with_a_tensor(bare_python: list[str], tmp_path: Path) -> None:
     rows = torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(0))
-    save_file({"fc.weight": rows}, tmp_path / "small.safetensors")
     four = torch.cat([scale * rows for scale in (1, 1.01, 0.99, 1.02)])
-    save_file({"fc.weight": four}, tmp_path / "large.safetensors")
-    for number, (_, method) in enumerate(METHODS):
+    for name, tensor in {"small": rows, "large": four}.items():
+        save_file({"fc.weight": tensor}, tmp_path / f"{name}.safetensors")
+        save_file({"a.weight": tensor, "b.weight": tensor.clone()}, tmp_path / f"{name}-twice.safetensors")
+    for number, (_, method, _) in enumerate(METHODS):
         (tmp_path / f"{number}.yaml").write_text(json.dumps({"version": 1, "method": method}))
-    commands = json.dumps([command for command, _ in METHODS])
+    commands = json.dumps([(command, suffix) for command, _, suffix in METHODS])
     done = subprocess.run(
         [*bare_python, "-c", MEASURE, str(tmp_path), commands], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = {(number, name): peak for number, name, peak in map(json.loads, done.stdout.splitlines())}
     more = four.nbytes - rows.nbytes
-    grown = {str(method): (found[n, "large"] - found[n, "small"]) / more for n, (_, method) in enumerate(METHODS)}
+    grown = {str(method): (found[n, "large"] - found[n, "small"]) / more for n, (_, method, _) in enumerate(METHODS)}
     assert {method: share for method, share in grown.items() if share > SHARE} == {}

@@ -15,7 +15,7 @@ from aicompress.checkpoint.header import TensorRef
 from aicompress.errors import CheckpointError
 from aicompress.methods.quantize import rtn
 from aicompress.methods.quantize.grid import compiled
-from aicompress.pipeline.layerwise import planner, row_blocks
+from aicompress.pipeline.layerwise import planner, row_blocks, row_parts
 from aicompress.pipeline.layerwise import run as layerwise
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
@@ -82,7 +82,7 @@ def weights(folder: Path) -> dict[str, bytes]:
 def test_blocks_give_the_bytes_of_the_whole(
     tmp_path: Path, tiny_llama_bf16: Path, monkeypatch: pytest.MonkeyPatch, recipe: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr(row_blocks, "BLOCK", 1)  # blocks of 32 rows
+    monkeypatch.setattr(row_parts, "BLOCK", 1)  # blocks of 32 rows
     read, lengths = reader.read_tensor, []
 
     def noting(ref: TensorRef, name: str) -> torch.Tensor:
@@ -92,12 +92,35 @@ def test_blocks_give_the_bytes_of_the_whole(
     monkeypatch.setattr(reader, "read_tensor", noting)
     blocks = run(tiny_llama_bf16, tmp_path / "blocks", *recipe, FEW)
     assert max(lengths) <= 128  # rows whose masks share bytes; nobody reads the 256 of the largest tensor at once
-    monkeypatch.setattr(row_blocks, "divisible", lambda *_: False)
+    monkeypatch.setattr(row_parts, "divisible", lambda *_: False)
     whole = run(tiny_llama_bf16, tmp_path / "whole", *recipe, FEW)
     assert weights(tmp_path / "blocks") == weights(tmp_path / "whole")
     assert [row.rel_error for row in blocks.layers] == pytest.approx([row.rel_error for row in whole.layers], rel=1e-6)
     assert [row.detail for row in blocks.layers] == [row.detail for row in whole.layers]
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("change", ["method.threshold=0", "method.value=mean"])
+def test_layers_that_are_tied_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    """The same rows of all of them at a time, compared and written; a convolution among them, and one like no other."""
+    drawn = torch.randn(5, 300, 8, 3)
+    near = drawn[0] * (1.0 if change == "method.threshold=0" else 1.04)
+    tensors = {"a.weight": drawn[0], "b.weight": drawn[1], "c.weight": near, "d.weight": drawn[2].reshape(300, 24)}
+    tensors |= {"e.weight": tensors["d.weight"].clone(), "f.weight": drawn[0].clone()}
+    save_file({name: tensor.bfloat16() for name, tensor in tensors.items()}, tmp_path / "in.safetensors")
+    of_shape, shapes, written, rows = row_parts.blocks, list[int](), list[bytes](), list[Any]()
+    monkeypatch.setattr(row_parts, "blocks", lambda *given: shapes.append(len(of_shape(*given))) or of_shape(*given))
+    monkeypatch.setattr(row_parts, "BLOCK", 1)
+    for divisible in (row_parts.divisible, lambda *_: False):
+        monkeypatch.setattr(row_parts, "divisible", divisible)
+        out = tmp_path / f"{len(written)}.safetensors"
+        report = run(tmp_path / "in.safetensors", out, "factorize/tie", "method.threshold=0.05", change)
+        written.append(out.read_bytes())
+        rows.append([(row.name, row.form, row.note, round(row.rel_error, 6)) for row in report.layers])
+    assert written[0] == written[1]
+    assert rows[0] == rows[1]
+    assert min(shapes) > 2
+    assert [form for _, form, *_ in rows[0]] == ["dense", "dense", "tied", "dense", "tied", "tied"]
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "3:8", "2:2"])
@@ -108,12 +131,12 @@ def test_words_of_a_mask_are_whole_in_every_block(
     save_file(tensors, tmp_path / "in.safetensors")
     change = f"method.pattern='{pattern}'"
     shapes: list[int] = []
-    of_shape = row_blocks.blocks
-    monkeypatch.setattr(row_blocks, "blocks", lambda *given: shapes.append(len(of_shape(*given))) or of_shape(*given))
-    monkeypatch.setattr(row_blocks, "BLOCK", 1)
+    of_shape = row_parts.blocks
+    monkeypatch.setattr(row_parts, "blocks", lambda *given: shapes.append(len(of_shape(*given))) or of_shape(*given))
+    monkeypatch.setattr(row_parts, "BLOCK", 1)
     run(tmp_path / "in.safetensors", tmp_path / "blocks.safetensors", "prune/magnitude-2-4", change)
     assert max(shapes) > 2
-    monkeypatch.setattr(row_blocks, "divisible", lambda *_: False)
+    monkeypatch.setattr(row_parts, "divisible", lambda *_: False)
     run(tmp_path / "in.safetensors", tmp_path / "whole.safetensors", "prune/magnitude-2-4", change)
     assert (tmp_path / "blocks.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
 
@@ -129,7 +152,7 @@ def test_compiled_passes_give_the_bytes_of_the_whole(
     whole = run(tiny_llama_bf16, tmp_path / "whole", *recipe, FEW)
     assert not seen  # a small model: by torch
     monkeypatch.setattr(row_blocks, "LARGE", 0)
-    monkeypatch.setattr(row_blocks, "BLOCK", 1)
+    monkeypatch.setattr(row_parts, "BLOCK", 1)
     blocks = run(tiny_llama_bf16, tmp_path / "blocks", *recipe, FEW)
     assert len(seen) > len(blocks.layers) // 2
     assert weights(tmp_path / "blocks") == weights(tmp_path / "whole")
@@ -150,16 +173,16 @@ def test_odd_rows_convolutions_and_plain_tensors(tmp_path: Path, monkeypatch: py
         "ids": torch.arange(90).reshape(45, 2),
     }
     save_file(tensors, tmp_path / "in.safetensors")
-    monkeypatch.setattr(row_blocks, "BLOCK", 1)
+    monkeypatch.setattr(row_parts, "BLOCK", 1)
     monkeypatch.setattr(rtn, "kernels", compiled.Kernels)
     written = []
     for large, divisible in (
-        (0, row_blocks.divisible),  # the compiled passes, as Python runs them
-        (row_blocks.LARGE, row_blocks.divisible),
+        (0, row_parts.divisible),  # the compiled passes, as Python runs them
+        (row_blocks.LARGE, row_parts.divisible),
         (row_blocks.LARGE, lambda *_: False),
     ):
         monkeypatch.setattr(row_blocks, "LARGE", large)
-        monkeypatch.setattr(row_blocks, "divisible", divisible)
+        monkeypatch.setattr(row_parts, "divisible", divisible)
         out = tmp_path / f"{len(written)}.safetensors"
         run(tmp_path / "in.safetensors", out, "quantize/rtn-w4", "method.group_size=4")
         written.append(out.read_bytes())
@@ -176,7 +199,7 @@ def test_what_is_not_finite_in_one_block_is_refused(
     tensors = {"a.weight": torch.randn(96, 128), "a.bias": torch.randn(96)}
     tensors[name][70] = torch.inf
     save_file(tensors, tmp_path / "in.safetensors")
-    monkeypatch.setattr(row_blocks, "BLOCK", 1)
+    monkeypatch.setattr(row_parts, "BLOCK", 1)
     with pytest.raises(CheckpointError, match=f"{name.removesuffix('.weight')}.* NaN or infinite"):
         run(tmp_path / "in.safetensors", tmp_path / "out.safetensors", "quantize/rtn-w4")
     assert [path.name for path in tmp_path.iterdir()] == ["in.safetensors"]
@@ -206,7 +229,7 @@ def test_empty_tensors_are_copied(command: str, recipe: str, tmp_path: Path) -> 
 
 def test_the_plan_says_what_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every method of factorize without data does, for layers beyond a block of rows; rounding in blocks does not."""
-    monkeypatch.setattr(row_blocks, "BLOCK", 1 << 12)
+    monkeypatch.setattr(row_parts, "BLOCK", 1 << 12)
     save_file({"fc.weight": torch.randn(96, 64), "small.weight": torch.randn(16, 16)}, tmp_path / "in.safetensors")
     told = {}
     for command, recipe in (("factorize", "factorize/svd-keep"), ("quantize", "quantize/rtn-w4")):
