@@ -4,8 +4,8 @@
     python -m scripts.sweep --table
 
 Each type has a process of its own, forked from one that has imported everything, with a time limit: neither a crash nor
-a loop in one ends the sweep. Outcomes are appended to outcomes.jsonl, and a type that is there is not tried again.
-Types come in an order that is drawn once, so that a part of the sweep stands for all of it.
+a loop in one ends the sweep. Outcomes are appended to outcomes.jsonl, and a type that has all of its own is not tried
+again. Types come in an order that is drawn once, so that a part of the sweep stands for all of it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -28,9 +29,10 @@ import torch
 
 from scripts.sweep.configs import model_types
 from scripts.sweep.table import markdown, read
-from scripts.sweep.trial import FAULT, STEPS, Outcome, trials
+from scripts.sweep.trial import FAULT, STEPS, WORKS, Outcome, trials
 
 SECONDS = 240  # of wall time that one type may take
+ENDED = "the process ended"  # how the reason of a fault ends behind which no step was tried
 
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
@@ -65,15 +67,27 @@ def main(arguments: list[str] | None = None) -> int:
 def _sweep(given: argparse.Namespace, log: Path) -> None:
     """Try one type after the other until the minutes are over."""
     end = time.monotonic() + 60 * given.minutes
-    known = {outcome.model_type for outcome in read(log)}
+    outcomes = read(log)
+    known = over(outcomes, given.steps)
     if given.again:
-        known -= {outcome.model_type for outcome in read(log) if outcome.verdict == FAULT}
+        known -= {outcome.model_type for outcome in outcomes if outcome.verdict == FAULT}
     order = model_types()
     random.Random(0).shuffle(order)
     for model_type in given.types or [each for each in order if each not in known]:
         if time.monotonic() > end:
             break
         tried(model_type, tuple(given.steps), log, given.seconds)
+
+
+def over(outcomes: Sequence[Outcome], wanted: Sequence[str]) -> set[str]:
+    """Types of which nothing is left to try: a sweep that was stopped had begun with one of them, maybe."""
+    steps: dict[str, set[str]] = {}
+    for outcome in outcomes:
+        steps.setdefault(outcome.model_type, set()).add(outcome.step)
+    whole = {model_type for model_type, done in steps.items() if {"build", *wanted} <= done}
+    ended = {outcome.model_type for outcome in outcomes if outcome.verdict == FAULT and outcome.reason.endswith(ENDED)}
+    unbuilt = {outcome.model_type for outcome in outcomes if outcome.step == "build" and outcome.verdict != WORKS}
+    return whole | ended | unbuilt
 
 
 def tried(model_type: str, wanted: tuple[str, ...], log: Path, seconds: float) -> None:
@@ -94,7 +108,7 @@ def tried(model_type: str, wanted: tuple[str, ...], log: Path, seconds: float) -
     done = [outcome.step for outcome in read(log) if outcome.model_type == model_type]
     left = next((step for step in ("build", *wanted) if step not in done), None)
     if "build" not in done or (left is not None and _built(log, model_type)):
-        reason = f"not over after {seconds:.0f} s" if status else "the process ended"
+        reason = f"after {seconds:.0f} s {ENDED}" if status else ENDED
         _append(log, Outcome(model_type, left or "build", FAULT, reason))
 
 

@@ -17,7 +17,7 @@ from aicompress.pipeline import steps
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from scripts.sweep import trial
-from scripts.sweep.__main__ import main, tried
+from scripts.sweep.__main__ import main, over, tried
 from scripts.sweep.configs import LARGEST, model_types, small_model
 from scripts.sweep.table import markdown, read
 from scripts.sweep.trial import ABSENT, FAULT, REFUSED, WORKS, Outcome
@@ -88,7 +88,7 @@ def test_a_type_that_does_not_end_is_a_fault_and_is_tried_once(tmp_path: Path) -
     log = tmp_path / "outcomes.jsonl"
     tried("llama", ("magnitude",), log, seconds=0)
     (outcome,) = read(log)
-    assert (outcome.verdict, outcome.reason) == (FAULT, "not over after 0 s")
+    assert (outcome.verdict, outcome.reason) == (FAULT, "after 0 s the process ended")
     assert main(["--folder", str(tmp_path), "--table"]) == 0
     assert "1 of 804 model types tried" in (tmp_path / "table.md").read_text().replace(f"{len(model_types())}", "804")
 
@@ -103,3 +103,17 @@ def test_the_table_counts_and_names(tmp_path: Path) -> None:
     assert "| width | 1 | 1 | 0 |" in text
     assert "| heads | x/y | 1: b |" in text
     assert "| width | TENSOR has N | 1: b |" in text
+
+
+def test_a_type_that_a_stopped_sweep_had_begun_with_is_tried_again(tmp_path: Path) -> None:
+    """Its last steps are not there; of those that ended by themselves there is no more to come."""
+    outcomes = [
+        *(Outcome("whole", step, WORKS) for step in ("build", "magnitude", "depth")),
+        *(Outcome("begun", step, WORKS) for step in ("build", "magnitude")),
+        Outcome("absent", "build", ABSENT, "of another library"),
+        Outcome("faulty", "build", WORKS),
+        Outcome("faulty", "magnitude", FAULT, "ValueError"),
+    ]
+    assert over(outcomes, ["magnitude", "depth"]) == {"whole", "absent"}
+    tried("llama", ("magnitude", "depth"), tmp_path / "log", 0.0)
+    assert over(read(tmp_path / "log"), ["magnitude", "depth"]) == {"llama"}
