@@ -23,10 +23,10 @@ from aicompress.methods.quantize.grid.rated import (
     check,
     describe,
     rated_codes,
-    refitted,
     stored,
 )
 from aicompress.methods.quantize.grid.rated import outline as outline_of
+from aicompress.methods.quantize.grid.refitting import refitted
 from aicompress.weights import Weight
 
 

@@ -8,27 +8,33 @@ vanishes.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
 from pydantic import ConfigDict, Field
+from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.capabilities import Reads
+from aicompress.methods.capabilities import Reads, RowWise
 from aicompress.methods.curvature import importance
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.quantize.grid.rated import (
     Problem,
     RatedConfig,
+    Scheme,
     bits_of_codes,
     check,
     describe,
     rated_codes,
-    refitted,
     stored,
 )
 from aicompress.methods.quantize.grid.rated import outline as outline_of
+from aicompress.methods.quantize.grid.rated_rows import rated_rows, shared_scheme
+from aicompress.methods.quantize.grid.refitting import refitted
 from aicompress.weights import Weight
+from aicompress.weights.trellis import BLOCK
 
 
 class RdoConfig(RatedConfig):
@@ -40,6 +46,14 @@ class RdoConfig(RatedConfig):
     weighted: bool = Field(False, description="errors count by the mean squares of the inputs, which takes calibration")
 
 
+class BlockConfig(RdoConfig):
+    """Parameters for some rows of a layer, with how all of them are rounded."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    scheme: Scheme
+
+
 def apply(layer: Layer, config: RdoConfig) -> Weight:
     """Quantize one layer.
 
@@ -48,14 +62,34 @@ def apply(layer: Layer, config: RdoConfig) -> Weight:
     """
     wanted = layer.weight.t().contiguous()
     weight = torch.ones(len(wanted))
-    if config.weighted:
-        squares = importance(layer)
-        weight = squares / squares.mean().clamp_min(1e-30) + 1e-3
-    problem = Problem(wanted, None, weight, None)
-    rated = rated_codes(problem, bits_of_codes(layer.info, config, False), config)
+    if isinstance(config, BlockConfig):
+        rated = rated_rows(layer.weight, config.scheme, config)
+    else:
+        if config.weighted:
+            squares = importance(layer)
+            weight = squares / squares.mean().clamp_min(1e-30) + 1e-3
+        problem = Problem(wanted, None, weight, None)
+        rated = rated_codes(problem, bits_of_codes(layer.info, config, False), config)
     root = weight.sqrt()[:, None]
     rows, _ = refitted(wanted * root, None, rated.values * root, False)
     return stored(rated, torch.arange(len(wanted)), rows * rated.coarser * rated.steps[0], None)
+
+
+def divided(info: LayerInfo, blocks: Sequence[Callable[[], Layer]], config: RdoConfig) -> list[RdoConfig]:
+    """A config for all blocks of rows, with the step and the code lengths of the whole layer; reads blocks again."""
+    scheme = shared_scheme(
+        [partial(_weight, read) for read in blocks], info.shape, bits_of_codes(info, config, False), config
+    )
+    return [BlockConfig.model_construct(**dict(config), scheme=scheme)] * len(blocks)
+
+
+def _weight(read: Callable[[], Layer]) -> Tensor:
+    return read().weight
+
+
+def together(config: RdoConfig) -> int:
+    """Rows after which the states of a trellis start anew."""
+    return BLOCK if config.quantizer == "trellis" else 1
 
 
 def outline(info: LayerInfo, config: RdoConfig) -> Weight:
@@ -72,6 +106,7 @@ METHOD = LayerMethod(
     needs=frozenset({"norms"}),
     reading=Reads(statistics=lambda config: frozenset({"norms"} if config.weighted else ())),
     apply=apply,
+    row_wise=RowWise(lambda config: not config.weighted, divided=divided, together=together),
     outline=outline,
     check=check,
     describe=describe,

@@ -21,6 +21,7 @@ Symbols = NDArray[Any]
 TINY = 10_000  # symbols up to which adaptive contexts are tried, whatever they are
 SMALL = 1 << 18  # the same where one symbol is more frequent than all others; more would take seconds to read
 MIXED_FROM = 4096  # symbols from which mixtures are tried: of fewer they learn too late
+COUNTED = 1 << 20  # symbols at a time
 SPAN = 1 << 13  # symbols of a lane: each costs some three bytes
 
 
@@ -32,7 +33,7 @@ def write_stream(symbols: Tensor, kind: int | str = 8) -> Tensor:
         kind: of the symbols, as a form has them: `mask` for 0 and 1, `trellis` for codes of two quantizers.
     """
     matrix = symbols.detach().cpu().contiguous().numpy()
-    counts = np.bincount(matrix.reshape(-1), minlength=256)
+    counts = _total(matrix)
     if kind == "mask":
         packed = np.packbits(matrix.reshape(1, -1), axis=1, bitorder="little")
         stream = bytes([PACKED_STATIC]) + _static(packed)
@@ -47,6 +48,14 @@ def write_stream(symbols: Tensor, kind: int | str = 8) -> Tensor:
     return torch.frombuffer(bytearray(stream), dtype=torch.uint8)
 
 
+def _total(matrix: Symbols) -> Symbols:
+    """How often each symbol occurs, (256,); numpy makes eight bytes of every symbol that it counts."""
+    flat, total = matrix.reshape(-1), np.zeros(256, dtype=np.int64)
+    for begin in range(0, flat.size, COUNTED):
+        total += np.bincount(flat[begin : begin + COUNTED], minlength=256)
+    return total
+
+
 def _padded(stream: bytes, symbols: int) -> bytes:
     """A stream of as many bytes as readers expect at least of so many symbols."""
     return stream.ljust(-(-symbols // SYMBOLS_PER_BYTE), b"\0")
@@ -58,7 +67,7 @@ def _adaptive(matrix: Symbols, widths: list[int]) -> list[bytes]:
     Args:
         widths: of the images that rows may be.
     """
-    if matrix.size > TINY and (matrix.size > SMALL or 2 * np.bincount(matrix.reshape(-1)).max() <= matrix.size):
+    if matrix.size > TINY and (matrix.size > SMALL or 2 * _total(matrix).max() <= matrix.size):
         return []
     mixed = [write_mixed(matrix, width) for width in widths or [0]] if matrix.size > MIXED_FROM else []
     return [*mixed, *(write_adaptive(matrix, look) for look in (0, 1, *widths))]
@@ -100,7 +109,33 @@ def _static(matrix: Symbols, models: int = 1) -> bytes:
     """
     rows, columns = matrix.shape
     several = rows >= 16 and 8 <= columns <= 1 << 16 and matrix.size > TINY  # fewer symbols tell nothing of columns
-    by_column = _counts(matrix if several else matrix.reshape(-1, 1), models)
+    _, bits, bucket, chosen = _models(_counts(matrix if several else matrix.reshape(-1, 1), models), several)
+    stream = bytearray([bits, len(chosen)])
+    if len(chosen) > 1:
+        even = np.pad(bucket, (0, columns % 2))
+        stream += (even[::2] | even[1::2] << 4).astype(np.uint8).tobytes()
+    for each, pair in enumerate(chosen):
+        stream += _bucket(matrix if len(chosen) == 1 else matrix[:, bucket == each], pair)
+    return bytes(stream)
+
+
+def static_bits(by_column: Symbols) -> float:
+    """Bits that columns take in a stream with static models, without the few that its lanes end with.
+
+    Args:
+        by_column: how often each symbol occurs, (columns, models, 256), in a large matrix.
+    """
+    return _models(by_column, 8 <= len(by_column) <= 1 << 16)[0]
+
+
+def _models(by_column: Symbols, several: bool) -> tuple[float, int, Any, list[list[Model]]]:
+    """The static models of least bits: these, their precision, the bucket of each column and a bucket's models.
+
+    Args:
+        by_column: how often each symbol occurs, (columns, models, 256).
+        several: columns may have unlike models.
+    """
+    columns = len(by_column)
     best: tuple[float, int, Any, list[list[Model]]] | None = None
     for buckets in (1, 4, BUCKETS):
         if buckets > 1 and (not several or columns < 2 * buckets):
@@ -117,14 +152,7 @@ def _static(matrix: Symbols, models: int = 1) -> bytes:
             if best is None or size < best[0] * (1 - 1e-4):  # a larger table has to be worth it
                 best = (size, bits, bucket, chosen)
     assert best is not None
-    _, bits, bucket, chosen = best
-    stream = bytearray([bits, len(chosen)])
-    if len(chosen) > 1:
-        even = np.pad(bucket, (0, columns % 2))
-        stream += (even[::2] | even[1::2] << 4).astype(np.uint8).tobytes()
-    for each, pair in enumerate(chosen):
-        stream += _bucket(matrix if len(chosen) == 1 else matrix[:, bucket == each], pair)
-    return bytes(stream)
+    return best
 
 
 def _known(counts: Symbols) -> Symbols:
@@ -138,7 +166,7 @@ def _counts(matrix: Symbols, models: int) -> Symbols:
     width = int(matrix.max()) + 1
     counts = np.zeros(columns * width, dtype=np.int64)
     offset = np.arange(columns, dtype=np.int64) * width
-    step = max(1, (1 << 20) // columns)
+    step = max(1, COUNTED // columns)
     for begin in range(0, rows, step):
         counts += np.bincount((matrix[begin : begin + step] + offset).reshape(-1), minlength=columns * width)
     return np.pad(counts.reshape(columns, width), ((0, 0), (0, 256 * models - width))).reshape(columns, models, 256)

@@ -123,6 +123,27 @@ def test_layers_that_are_tied_in_blocks(tmp_path: Path, monkeypatch: pytest.Monk
     assert [form for _, form, *_ in rows[0]] == ["dense", "dense", "tied", "dense", "tied", "tied"]
 
 
+@pytest.mark.parametrize("quantizer", ["uniform", "trellis"])
+def test_codes_of_a_target_that_are_counted_block_by_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantizer: str
+) -> None:
+    """They are as near the target, and as near the weight, as those of a layer that is held."""
+    scales = torch.linspace(0.5, 2, 128)
+    save_file(
+        {"a.weight": scales * torch.randn(1536, 128), "b.weight": torch.zeros(600, 128)}, tmp_path / "in.safetensors"
+    )
+    monkeypatch.setattr(row_parts, "BLOCK", 1)
+    found = []
+    for divisible in (row_parts.divisible, lambda *_: False):
+        monkeypatch.setattr(row_parts, "divisible", divisible)
+        out = tmp_path / f"{len(found)}.safetensors"
+        report = run(tmp_path / "in.safetensors", out, "quantize/rdo-3bpw", f"method.quantizer={quantizer}")
+        found.append(report.layers[0])
+        assert 8 * (found[-1].bytes_after or 0) / (1536 * 128) == pytest.approx(3, rel=0.01)
+        assert report.layers[1].rel_error == 0
+    assert found[0].rel_error == pytest.approx(found[1].rel_error, rel=0.01)
+
+
 @pytest.mark.parametrize("pattern", ["2:4", "3:8", "2:2"])
 def test_words_of_a_mask_are_whole_in_every_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str

@@ -80,22 +80,36 @@ class Problem:
     profile: Tensor | None
 
 
-def _tables(codes: Tensor, trellis: bool) -> tuple[Tensor, Tensor, float]:
+def tables_of(codes: Tensor, trellis: bool) -> tuple[Tensor, Tensor, float]:
     """Code lengths of buckets of columns alike in spread, each column's bucket, and bits per code.
 
     Code lengths are (buckets, 256), of a trellis (buckets, 2, 256).
     """
-    columns, rows = codes.shape
-    buckets = BUCKETS if columns >= 4 * BUCKETS and rows >= 16 else 1
-    bucket = torch.empty(columns, dtype=torch.long)
-    bucket[codes.var(dim=1, correction=0).argsort(stable=True)] = torch.arange(columns) * buckets // columns
+    bucket = buckets(codes.var(dim=1, correction=0), codes.shape[1])
     models = 2 if trellis else 1
     own = in_use(codes.t()).t().long() if trellis else torch.zeros(1, 1, dtype=torch.long)
     place = (bucket[:, None] * models + own) * 256 + codes.long() + 128
-    counts = torch.bincount(place.reshape(-1), minlength=256 * buckets * models).reshape(buckets, models, 256).double()
-    lengths = -((counts + 0.02) / (counts + 0.02).sum(dim=2, keepdim=True)).log2()
-    taken = float((counts * lengths).sum() / codes.numel())
-    return (lengths if trellis else lengths[:, 0]).float(), bucket, taken
+    several = int(bucket.max()) + 1
+    counts = torch.bincount(place.reshape(-1), minlength=256 * several * models).reshape(several, models, 256)
+    lengths, taken = code_lengths(counts)
+    return lengths, bucket, taken / codes.numel()
+
+
+def buckets(variance: Tensor, rows: int) -> Tensor:
+    """The bucket of each column, by the variances of their codes: as many columns each."""
+    columns = len(variance)
+    several = BUCKETS if columns >= 4 * BUCKETS and rows >= 16 else 1
+    bucket = torch.empty(columns, dtype=torch.long)
+    bucket[variance.argsort(stable=True)] = torch.arange(columns) * several // columns
+    return bucket
+
+
+def code_lengths(counts: Tensor) -> tuple[Tensor, float]:
+    """Bits of each code by counts (buckets, models, 256), without the axis of a single model, and of all codes."""
+    often = counts.double()
+    lengths = -((often + 0.02) / (often + 0.02).sum(dim=2, keepdim=True)).log2()
+    taken = float((often * lengths).sum())
+    return (lengths if counts.shape[1] > 1 else lengths[:, 0]).float(), taken
 
 
 @dataclass(frozen=True)
@@ -120,6 +134,70 @@ class Rated:
         return (levels(self.codes.t()).t() if self.trellis else self.codes) * self.steps[:, None] * self.coarser
 
 
+@dataclass(frozen=True)
+class Scheme:
+    """How a pass rounds.
+
+    Attributes:
+        log: of the step.
+        tables: code lengths of buckets of columns, from the pass before.
+        bucket: of each column.
+    """
+
+    log: float
+    tables: Tensor
+    bucket: Tensor
+
+    @classmethod
+    def first(cls, log: float, columns: int, trellis: bool) -> Scheme:
+        """Before any code is counted."""
+        return cls(log, typical() if trellis else torch.zeros(1, 256), torch.zeros(columns, dtype=torch.long))
+
+    def next(self, taken: float, bits: float, tables: Tensor, bucket: Tensor) -> Scheme:
+        """The next pass, after codes took so many bits each and not those that they should."""
+        return Scheme(self.log + max(-2.0, min(2.0, (taken - bits) * math.log(2))), tables, bucket)
+
+
+def first_log(spread: Tensor, profile: Tensor, bits: float, trellis: bool) -> float:
+    """About the logarithm of a step whose codes take so many bits.
+
+    A fine uniform quantizer of a Gaussian takes log2(σ √(2πe) / step) bits; both of a trellis have half its step.
+
+    Args:
+        spread: root mean squares of the columns, some above 0.
+        profile: of the same columns.
+        bits: per code.
+        trellis: the codes belong to two quantizers.
+    """
+    known = spread > 0
+    log = float((spread[known] / profile[known] * math.sqrt(2 * math.pi * math.e)).log().mean())
+    return log - (bits + trellis) * math.log(2)
+
+
+def floor_of(problem: Problem, trellis: bool) -> Tensor:
+    """The finest steps whose codes reach every weight: of rows, or of columns that have steps of their own."""
+    return problem.wanted.abs().amax(dim=0 if problem.profile is None else 1) / (LARGEST * (2 if trellis else 1))
+
+
+def one_pass(problem: Problem, floor: Tensor, scheme: Scheme, config: RatedConfig, every: int = 1) -> Rated:
+    """Round every weight, or every so many rows."""
+    columns, rows = problem.wanted.shape
+    trellis = config.quantizer == "trellis"
+    step, coarser = math.exp(scheme.log), torch.ones(rows)
+    if problem.profile is None:
+        steps, coarser = step * torch.ones(columns), (floor / step).clamp_min(1)
+    else:
+        steps = torch.maximum(step * problem.profile, floor)
+    slope = config.rate * SLOPE * (TRELLIS_ERROR if trellis else 1)
+    price = problem.weight.double() * steps.double().square()
+    price = (slope * price.mean() / price.clamp_min(1e-30)).clamp_max(16).float()
+    kind: type[TrellisGrid | UniformGrid] = TrellisGrid if trellis else UniformGrid
+    grid: Rounding = kind(steps, price, scheme.tables, scheme.bucket)
+    scaled = problem.wanted / coarser
+    codes = round_columns(scaled[:, ::every].contiguous(), problem.coupling, grid)
+    return Rated(codes, steps, coarser, trellis)
+
+
 def rated_codes(problem: Problem, bits: float, config: RatedConfig) -> Rated:
     """Codes that take so many bits per weight once they are entropy-coded.
 
@@ -130,75 +208,35 @@ def rated_codes(problem: Problem, bits: float, config: RatedConfig) -> Rated:
     trellis = config.quantizer == "trellis"
     profile = torch.ones(columns) if problem.profile is None else problem.profile
     spread = problem.wanted.square().mean(dim=1).sqrt()
-    known = spread > 0
-    if not known.any():
+    if not (spread > 0).any():
         return Rated(torch.zeros_like(problem.wanted), profile, torch.ones(rows), trellis)
-    # A fine uniform quantizer of a Gaussian takes log2(σ √(2πe) / step) bits; both of a trellis have half its step.
-    log = float((spread[known] / profile[known] * math.sqrt(2 * math.pi * math.e)).log().mean())
-    log -= (bits + trellis) * math.log(2)
-    floor = problem.wanted.abs().amax(dim=0 if problem.profile is None else 1) / (LARGEST * (2 if trellis else 1))
-    slope = config.rate * SLOPE * (TRELLIS_ERROR if trellis else 1)
-    kind: type[TrellisGrid | UniformGrid] = TrellisGrid if trellis else UniformGrid
-    tables = typical() if trellis else torch.zeros(1, 256)
-    bucket = torch.zeros(columns, dtype=torch.long)
-    best: tuple[float, Tensor, Tensor, Tensor] | None = None
-    every = max(1, rows // SAMPLE)
+    floor, every = floor_of(problem, trellis), max(1, rows // SAMPLE)
+    scheme = Scheme.first(first_log(spread, profile, bits, trellis), columns, trellis)
+    best: tuple[float, Rated] | None = None
     for attempt in range(ESTIMATED + MEASURED):
         measured = attempt >= ESTIMATED
-        steps, coarser = math.exp(log) * profile, torch.ones(rows)
-        if problem.profile is None:
-            coarser = (floor / math.exp(log)).clamp_min(1)
-        else:
-            steps = torch.maximum(steps, floor)
-        price = problem.weight.double() * steps.double().square()
-        price = (slope * price.mean() / price.clamp_min(1e-30)).clamp_max(16).float()
-        grid: Rounding = kind(steps, price, tables, bucket)
-        scaled = problem.wanted / coarser
-        codes = round_columns(scaled if measured else scaled[:, ::every].contiguous(), problem.coupling, grid)
-        tables, bucket, taken = _tables(codes, trellis)
+        rated = one_pass(problem, floor, scheme, config, 1 if measured else every)
+        tables, bucket, taken = tables_of(rated.codes, trellis)
         if measured:
-            taken = coded_bits(codes, trellis) if codes.numel() > TINY else taken
+            taken = coded_bits(rated.codes, trellis) if rated.codes.numel() > TINY else taken
             off = abs(taken - bits)
-            best = (off, codes, steps, coarser) if best is None or off < best[0] else best
-            if off <= max(NEAR * bits, WHOLE / codes.numel()) or (taken > bits and not codes.any()):
+            best = (off, rated) if best is None or off < best[0] else best
+            if near(taken, bits, rated.codes.numel()) or (taken > bits and not rated.codes.any()):
                 break
-        log += max(-2.0, min(2.0, (taken - bits) * math.log(2)))
+        scheme = scheme.next(taken, bits, tables, bucket)
     assert best is not None
-    return Rated(*best[1:], trellis)
+    return best[1]
+
+
+def near(taken: float, bits: float, codes: int) -> bool:
+    """Whether so many codes take nearly the bits that they should."""
+    return abs(taken - bits) <= max(NEAR * bits, WHOLE / codes)
 
 
 def coded_bits(codes: Tensor, trellis: bool) -> float:
     """Bits per code (in, out) of the stream that codes become."""
     stream = write_stream((codes.t() + 128).to(torch.uint8), "trellis" if trellis else BITS)
     return 8 * stream.numel() / codes.numel()
-
-
-def refitted(wanted: Tensor, hessian: Tensor | None, values: Tensor, columns: bool) -> tuple[Tensor, Tensor]:
-    """Factors of rows and columns that bring values closest to what they were rounded from.
-
-    Args:
-        wanted: W, (in, out).
-        hessian: H, (in, in); None: the identity.
-        values: Ŵ, (in, out).
-        columns: fit factors of columns too.
-
-    Returns:
-        t (out,) and g (in,) of least tr((W − diag(t) Ŵ diag(g)) H (·)ᵀ), by turns; ones where nothing is known.
-    """
-    pull = wanted if hessian is None else hessian @ wanted
-    t, g = torch.ones(wanted.shape[1]), torch.ones(wanted.shape[0])
-    for _ in range(2 if columns and hessian is not None else 1):  # more change nothing
-        scaled = values * g[:, None]
-        norm = (scaled * (scaled if hessian is None else hessian @ scaled)).sum(dim=0)
-        t = torch.where(norm > 0, (scaled * pull).sum(dim=0) / norm.clamp_min(1e-30), 1.0).clamp_(0.5, 2.0)
-        if columns and hessian is not None:
-            scaled = values * t
-            normal = (hessian * (scaled @ scaled.t())).double()
-            ridge = 1e-3 * normal.diagonal() + 1e-12 * normal.diagonal().mean() + 1e-30
-            off = (scaled * pull).sum(dim=1).double() - normal.sum(dim=1)
-            normal.diagonal().add_(ridge)
-            g = (1 + torch.cholesky_solve(off[:, None], torch.linalg.cholesky(normal))[:, 0]).clamp_(0.0, 2.0).float()
-    return t, g
 
 
 def bits_of_codes(info: LayerInfo, config: RatedConfig, columns: bool) -> float:
