@@ -6,6 +6,7 @@ the method's parameters.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -13,6 +14,7 @@ from typing import Generic, Protocol, TypeVar
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
+from aicompress.measure import relative
 from aicompress.methods.head_products import HeadProduct
 from aicompress.methods.method import MethodConfig
 from aicompress.weights import Weight
@@ -125,15 +127,39 @@ class Measured:
 class Rounded:
     """What a layer would lose if it were rounded to integer codes of no more bytes than it takes compressed.
 
+    Errors are squared ones, as the method weighs them, each with that of zero: those of blocks of rows add up.
+
     Attributes:
         bits: of a code.
-        error: relative error of these codes, as the method weighs it.
-        instead_of: relative error of the compressed weight.
+        codes: of these codes.
+        compressed: of the compressed weight.
     """
 
     bits: int
-    error: float
-    instead_of: float
+    codes: tuple[float, float]
+    compressed: tuple[float, float]
+
+    @property
+    def error(self) -> float:
+        """Relative error of the codes."""
+        return relative(*self.codes)
+
+    @property
+    def instead_of(self) -> float:
+        """Relative error of the compressed weight."""
+        return relative(*self.compressed)
+
+    @classmethod
+    def of_blocks(cls, blocks: Sequence[Rounded | None]) -> Rounded | None:
+        """Of a layer, by its blocks of rows; None where nothing can be said of one."""
+        known = [block for block in blocks if block is not None]
+        if not known or len(known) < len(blocks):
+            return None
+        codes, compressed = (
+            (math.fsum(error for error, _ in sums), math.fsum(norm for _, norm in sums))
+            for sums in ([block.codes for block in known], [block.compressed for block in known])
+        )
+        return cls(known[0].bits, codes, compressed)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from aicompress.methods.curvature import loss
-from aicompress.methods.factorize.svd import factors
+from aicompress.methods.factorize.decomposition import factors
 from aicompress.methods.factorize.weighting.roots import Root
 from aicompress.methods.factors import answered, beyond, felt, refitted, turned
 from aicompress.methods.quantize.grid.row_feedback import rounded_by_rows

@@ -19,7 +19,7 @@ from torch import Tensor
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Candidate
 from aicompress.methods.decisions import Allocates, Setting, Surveys
-from aicompress.methods.factorize import svd
+from aicompress.methods.factorize import decomposition, svd
 from aicompress.methods.factorize.budget import allocation, sizes
 from aicompress.methods.factorize.budget.sizes import Gains, RankConfig
 from aicompress.methods.layerwise import LayerMethod
@@ -66,7 +66,7 @@ def apply(layer: Layer, config: SpatialConfig) -> Weight:
         return sizes.kept_dense(layer)
     values = matrix(layer)
     turned = replace(layer, info=rearranged(layer.info), weight=values, stored=Dense(values))
-    found = sizes.stored(turned, config, partial(svd.factors, values, seed=layer.seed))
+    found = sizes.stored(turned, config, partial(decomposition.factors, values, seed=layer.seed))
     return _convolutions(layer.info, found) if isinstance(found, LowRank) else sizes.kept_dense(layer)
 
 
@@ -91,7 +91,7 @@ def check(info: LayerInfo, config: SpatialConfig) -> tuple[str, str] | None:
 
 def gains(candidate: Candidate[SpatialConfig]) -> Gains:
     """σ² of a layer's matrix, which is read."""
-    return Gains(svd.squared_singular_values(matrix(candidate.read())))
+    return Gains(decomposition.squared_singular_values(matrix(candidate.read())))
 
 
 def resolve(candidates: Sequence[Candidate[SpatialConfig]], other_bytes: int) -> list[SpatialConfig]:

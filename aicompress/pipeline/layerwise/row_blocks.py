@@ -26,7 +26,7 @@ from aicompress.checkpoint.files import count_not_finite, may_be_infinite
 from aicompress.checkpoint.reader import require_finite
 from aicompress.layer import LayerInfo
 from aicompress.measure import relative, squared_sums
-from aicompress.methods.capabilities import Measured
+from aicompress.methods.capabilities import Measured, Rounded
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.pipeline.layerwise import row_parts
 from aicompress.pipeline.layerwise.compress import Compression
@@ -36,12 +36,13 @@ from aicompress.pipeline.layerwise.report_rows import (
     idle_row,
     is_coarse,
     noted,
+    rounded_note,
     shared_note,
 )
 from aicompress.pipeline.step.layer_plan import Group, LayerPlan
 from aicompress.pipeline.step.output import Output
 from aicompress.report.model import LayerRow
-from aicompress.weights import Dense, Weight
+from aicompress.weights import Dense, Weight, outline_nbytes
 
 LARGE = 1 << 28  # weights from which on compiled code is worth loading, or compiling
 AHEAD = 4  # parameters begun before the first of them is finished
@@ -49,12 +50,21 @@ AHEAD = 4  # parameters begun before the first of them is finished
 
 @dataclass(frozen=True)
 class Sums:
-    """What a block adds to its layer's row: ‖W − Ŵ‖², ‖W‖², seconds in the method, and whether scales are coarse."""
+    """What a block adds to its layer's row.
+
+    Attributes:
+        error: ‖W − Ŵ‖².
+        norm: ‖W‖².
+        seconds: in the method.
+        coarse: whether its scales are.
+        rounded: what rounding it in no more bytes would lose.
+    """
 
     error: float = 0.0
     norm: float = 0.0
     seconds: float = 0.0
     coarse: bool = False
+    rounded: Rounded | None = None
 
 
 BySums: TypeAlias = dict[str, Sums]  # by parameter
@@ -150,6 +160,7 @@ class RowBlocks:
         error = relative(math.fsum(each.error for each in sums), math.fsum(each.norm for each in sums))
         seconds = sum(each.seconds for each in sums)
         row = changed_row(self.compression.method, layer, layer.outline, error, seconds)
+        row = noted(row, rounded_note(Rounded.of_blocks([each.rounded for each in sums])))
         row = row if layer.group is None else noted(row, shared_note(layer.group, name))
         return name, [noted(row, COARSE_NOTE) if any(each.coarse for each in sums) else row]
 
@@ -178,7 +189,11 @@ class RowBlocks:
         weight = self.compression.method.apply(layer, job.config)
         seconds = time.perf_counter() - start
         self._put(name, weight, rows.start, begin)
-        return {name: Sums(*squared_sums(layer.weight, weight), seconds, is_coarse(weight))}
+        sums = squared_sums(layer.weight, weight)
+        assert job.outline is not None
+        size = outline_nbytes(job.outline) * layer.info.shape[0] // job.info.shape[0]  # its part of the layer's bytes
+        rounded = self.compression.method.rounded(layer, job.config, weight, size)
+        return {name: Sums(*sums, seconds, is_coarse(weight), rounded)}
 
     def _together(self, jobs: Sequence[LayerPlan], rows: slice) -> BySums:
         """Read, compress and write the same rows of layers that share what they become."""
@@ -203,6 +218,8 @@ class RowBlocks:
         if isinstance(weight, Dense):
             weight = weight.matrix.reshape(-1, *dense.shape[1:]).to(dense.dtype)
         for disk, part in self.output.encode(name, weight).items():
+            if begin and begin.get(disk, 0) >= self.output.stored[name][disk].shape[0]:
+                continue  # each block gives all of it, and the first one has
             if begin and disk in begin:
                 self.writer.put_part(disk, part, begin[disk])
             else:

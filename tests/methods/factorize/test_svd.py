@@ -9,16 +9,15 @@ import torch
 from pydantic import ValidationError
 
 from aicompress.errors import RecipeError
-from aicompress.methods.factorize import svd
+from aicompress.methods.factorize import decomposition
+from aicompress.methods.factorize.decomposition import factors, squared_singular_values
 from aicompress.methods.factorize.svd import (
     METHOD,
     SvdConfig,
     apply,
     check,
-    factors,
     outline,
     resolve,
-    squared_singular_values,
 )
 from aicompress.weights import Dense, IntGrouped, LowRank, outline_nbytes
 from tests.methods.layers import candidate_of, layer_of, randn, squared_error
@@ -205,7 +204,7 @@ def test_few_directions_of_a_large_matrix_are_nearly_the_best(
     shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """White noise is the hardest: its singular values hardly fall. The same seed gives the same factors."""
-    monkeypatch.setattr(svd, "LARGE", 256)
+    monkeypatch.setattr(decomposition, "LARGE", 256)
     layer, config = layer_of(randn(*shape)), SvdConfig(rank=16)
     squares, weight = squared_singular_values(layer.weight), apply(layer, config)
     assert float(squares[16:].sum()) * 1.0001 < squared_error(layer, weight) < 1.01**2 * float(squares[16:].sum())

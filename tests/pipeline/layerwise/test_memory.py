@@ -22,6 +22,9 @@ METHODS: list[tuple[str, dict[str, Any], str]] = [  # the last: of two tensors t
     ("quantize", {"name": "sinq", "group_size": 64, "iterations": 1, "range": "minmax"}, ""),
     ("prune", {"name": "magnitude", "sparsity": 0.5, "scope": "global", "store": "sparse"}, ""),
     ("prune", {"name": "lamp", "sparsity": 0.5}, ""),
+    ("factorize", {"name": "svd", "rank": 32}, ""),
+    ("factorize", {"name": "svd", "rank": 8}, ""),
+    ("factorize", {"name": "svd", "energy": 0.3}, ""),
     ("factorize", {"name": "tie"}, "-twice"),
 ]
 MEASURE = """
@@ -29,6 +32,7 @@ import json, os, sys
 from pathlib import Path
 import torch
 from aicompress.measure import peak_rss
+from aicompress.methods.factorize import decomposition
 from aicompress.methods.prune import lamp
 from aicompress.methods.quantize import sinq
 from aicompress.pipeline.layerwise import planner, row_parts, run
@@ -40,6 +44,7 @@ torch.set_num_threads(1)
 row_parts.BLOCK >>= 3
 sinq.HELD >>= 6
 lamp.RANGE >>= 2
+decomposition.LARGE >>= 3  # rank 8 is few directions
 folder = Path(sys.argv[1])
 for number, (command, suffix) in enumerate(json.loads(sys.argv[2])):
     for name in ("small", "large"):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from aicompress.checkpoint import reader
+from aicompress.checkpoint import Checkpoint, reader
 from aicompress.checkpoint.header import TensorRef
 from aicompress.errors import CheckpointError
 from aicompress.methods.quantize import rtn
@@ -121,6 +121,31 @@ def test_layers_that_are_tied_in_blocks(tmp_path: Path, monkeypatch: pytest.Monk
     assert rows[0] == rows[1]
     assert min(shapes) > 2
     assert [form for _, form, *_ in rows[0]] == ["dense", "dense", "tied", "dense", "tied", "tied"]
+
+
+@pytest.mark.parametrize("size", [("method.keep=0.4",), ("method.keep=null", "method.energy=0.5")], ids="".join)
+def test_factors_of_blocks_are_those_of_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[str, ...]
+) -> None:
+    """Of tall and wide layers, a convolution, and one that stays dense; the report tells what rounding would lose."""
+    shapes = {"tall": (160, 64), "wide": (70, 256), "conv": (96, 5, 3, 3), "dense": (40, 1)}
+    save_file({f"{name}.weight": torch.randn(shape) for name, shape in shapes.items()}, tmp_path / "in.safetensors")
+    monkeypatch.setattr(row_parts, "BLOCK", 1)
+    rows, found = [], []
+    for divisible in (row_parts.divisible, lambda *_: False):
+        monkeypatch.setattr(row_parts, "divisible", divisible)
+        out = tmp_path / f"{len(found)}.safetensors"
+        rows.append(run(tmp_path / "in.safetensors", out, "factorize/svd-keep", *size).layers)
+        made = Checkpoint.open(out)
+        found.append({name: made.weight(name).dense() for name in made.manifest.entries})
+    assert found[0].keys() == found[1].keys() == {"tall.weight", "wide.weight", "conv.weight"}
+    for name, dense in found[0].items():
+        torch.testing.assert_close(dense, found[1][name], rtol=1e-4, atol=1e-5)
+    for ours, theirs in zip(*rows, strict=True):
+        assert (ours.name, ours.detail, ours.bytes_after) == (theirs.name, theirs.detail, theirs.bytes_after)
+        assert ours.rel_error == pytest.approx(theirs.rel_error, rel=1e-5)
+        assert ours.note == theirs.note
+    assert "less would be lost" in rows[0][0].note
 
 
 @pytest.mark.parametrize("quantizer", ["uniform", "trellis"])
@@ -249,14 +274,15 @@ def test_empty_tensors_are_copied(command: str, recipe: str, tmp_path: Path) -> 
 
 
 def test_the_plan_says_what_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every method of factorize without data does, for layers beyond a block of rows; rounding in blocks does not."""
+    """One scale of a whole tensor has to be known before any of it is rounded; layers within a block do not count."""
     monkeypatch.setattr(row_parts, "BLOCK", 1 << 12)
     save_file({"fc.weight": torch.randn(96, 64), "small.weight": torch.randn(16, 16)}, tmp_path / "in.safetensors")
     told = {}
-    for command, recipe in (("factorize", "factorize/svd-keep"), ("quantize", "quantize/rtn-w4")):
-        made = load(recipe, command, ("report.html=false",))
-        plan = planner.make_plan(tmp_path / "in.safetensors", Destination(tmp_path / "out.safetensors"), made, command)
-        told[command] = [note for note in plan.notes if "whole" in note]
-    assert told["quantize"] == []
-    (note,) = told["factorize"]
-    assert note.startswith("svd reads matrices whole: fc takes 24,576 bytes of memory")
+    for granularity in ("tensor", "channel"):
+        made = load("quantize/rtn-w4", "quantize", ("report.html=false", f"method.granularity={granularity}"))
+        out = Destination(tmp_path / "out.safetensors")
+        plan = planner.make_plan(tmp_path / "in.safetensors", out, made, "quantize")
+        told[granularity] = [note for note in plan.notes if "whole" in note]
+    assert told["channel"] == []
+    (note,) = told["tensor"]
+    assert note.startswith("rtn reads matrices whole: fc takes 24,576 bytes of memory")

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from aicompress.errors import Refused
 from aicompress.layer import Layer
-from aicompress.measure import relative
 from aicompress.methods.capabilities import Rounded
 from aicompress.methods.quantize import rtn
 from aicompress.methods.quantize.rtn import RtnConfig
@@ -37,4 +36,4 @@ def rounded(layer: Layer, weight: Weight, nbytes: int, lost: Callable[[Weight], 
         codes = rtn.apply(layer, config)
     except Refused:  # values beyond what scales hold
         return None
-    return Rounded(int(config.bits), relative(*lost(codes)), relative(*lost(weight)))
+    return Rounded(int(config.bits), lost(codes), lost(weight))

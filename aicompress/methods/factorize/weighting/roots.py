@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from aicompress.methods.factorize.svd import squared_singular_values
+from aicompress.methods.factorize.decomposition import squared_singular_values
 
 EMPTY = 1e-12  # of the largest eigenvalue: a direction below it counts as one that nothing comes from
 
