@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -131,19 +133,20 @@ class Checkpoint:
 
     def own_names(self, parameter: str) -> dict[str, str]:
         """Those of `stored_names` that lie under the parameter's own name, and not under another's."""
-        entry = self.manifest.entries.get(parameter)
-        shared = {} if entry is None else entry.shared
+        shared = self.manifest.entries[parameter].shared if parameter in self.manifest.entries else {}
         return {suffix: name for suffix, name in self.stored_names(parameter).items() if suffix not in shared}
 
-    def parameters(self) -> dict[str, TensorSpec]:
+    def parameters(self) -> Mapping[str, TensorSpec]:
         """Logical parameters in file order, each as the dense tensor it stands for."""
-        owner = {disk: name for name in self.manifest.entries for disk in self.own_names(name).values()}
-        specs: dict[str, TensorSpec] = {}
-        for disk, ref in self.tensors.items():
-            name = owner.get(disk, disk)
-            if name not in specs and name not in self.copies:
-                specs[name] = self.manifest.entries[name].dense if name in self.manifest.entries else ref.spec
-        return specs
+        return self._parameters
+
+    @cached_property
+    def _parameters(self) -> Mapping[str, TensorSpec]:
+        entries = self.manifest.entries
+        owner = {disk: name for name in entries for disk in self.own_names(name).values()}
+        names = dict.fromkeys(owner.get(disk, disk) for disk in self.tensors)
+        specs = {name: entries[name].dense if name in entries else self.tensors[name].spec for name in names}
+        return MappingProxyType({name: spec for name, spec in specs.items() if name not in self.copies})
 
     def nbytes(self, parameter: str) -> int:
         """Bytes on disk of the tensors that a parameter stores itself."""
@@ -270,8 +273,8 @@ class Checkpoint:
 
     def dense(self, parameter: str) -> Tensor:
         """A parameter as the dense tensor it stands for, in its own dtype and shape."""
-        entry = self.manifest.entries.get(parameter)
-        return self.read(parameter) if entry is None else entry.decode(self.weight(parameter))
+        entries = self.manifest.entries
+        return entries[parameter].decode(self.weight(parameter)) if parameter in entries else self.read(parameter)
 
     def layer(self, info: LayerInfo, seed: int = 0, weight: Weight | None = None) -> Layer:
         """Read a layer for a method: a float32 matrix and its stored form.
@@ -288,11 +291,8 @@ class Checkpoint:
         if info.part:
             stored = stored.parts()[info.part]
         matrix = stored.dense()
-        if isinstance(stored, Dense) and info.transposed and not info.part:  # factors are (out, rank), (rank, in)
-            matrix = matrix.t().contiguous()
-            stored = Dense(stored.matrix.t())
-        elif isinstance(stored, Dense) and not info.part:
-            matrix, stored = info.matrix(matrix), Dense(info.matrix(stored.matrix))
+        if isinstance(stored, Dense) and not info.part:  # factors are (out, rank), (rank, in)
+            matrix, stored = info.matrix(matrix).contiguous(), Dense(info.matrix(stored.matrix))
         require_finite(matrix, info.name, self.path)
         return Layer(info, matrix, stored, seed=seed)
 

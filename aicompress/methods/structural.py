@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeAlias, TypeVar
 from pydantic import Field
 from torch import Tensor
 
+from aicompress.measure import power_sums
 from aicompress.methods.capabilities import Reads
 from aicompress.methods.method import Method, MethodConfig
 from aicompress.statistics import InputStats
@@ -41,6 +42,8 @@ class Part:
             drop the result.
         span: entries of the tensor's axis that make a unit; a row holds them one after the other.
         take: the same rows of any tensor of this shape, such as scores of its entries; None where nothing asks.
+        sums: order -> Σ |x|^order of each row, (units,) float64, without holding them; None: from the rows.
+        single: each unit has one number, such as the weight of a norm.
     """
 
     tensor: str
@@ -50,6 +53,12 @@ class Part:
     read: Callable[[], Tensor]
     span: int = 1
     take: Callable[[Tensor], Tensor] | None = None
+    sums: Callable[[int], Tensor] | None = None
+    single: bool = False
+
+    def power_sums(self, order: int = 2) -> Tensor:
+        """Σ |x|^order of each row, (units,) float64."""
+        return power_sums(self.read(), order) if self.sums is None else self.sums(order)
 
 
 @dataclass(frozen=True)

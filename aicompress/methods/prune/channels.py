@@ -23,7 +23,6 @@ from pydantic import ByteSize, ConfigDict, Field
 from torch import Tensor
 
 from aicompress.errors import RecipeError
-from aicompress.measure import power_sums
 from aicompress.methods.channels import ChannelMethod, Channels, ChannelSettings, Choice, Limits, SaliencyKind
 from aicompress.methods.method import MethodConfig
 from aicompress.methods.structural import Part
@@ -182,7 +181,7 @@ def _norms(parts: Sequence[Part], order: int) -> Tensor:
     """Sum over layers of the norm of each unit's numbers, (units,); a layer's mean is 1."""
     powers: dict[tuple[str, str], Tensor] = {}  # a weight and its bias make one vector per unit
     for part in parts:
-        total = power_sums(part.read(), order)  # (units,)
+        total = part.power_sums(order)  # (units,)
         key = (part.module, part.role)
         powers[key] = powers[key] + total if key in powers else total
     return torch.stack([_scaled(total.pow(1 / order)) for total in powers.values()]).sum(dim=0)

@@ -158,8 +158,7 @@ def magnitudes(stack: Structure) -> torch.Tensor:
     """Σ|W| over the matrices of each block, (blocks,) float64."""
     total = torch.zeros(stack.size, dtype=torch.float64)
     for part in stack.parts:
-        rows = part.read()  # (1, numbers)
-        total[part.first : part.first + len(rows)] += rows.abs().sum(dim=1, dtype=torch.float64)
+        total[part.first] += part.power_sums(1)[0]
     return total
 
 

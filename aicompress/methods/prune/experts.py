@@ -17,7 +17,6 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.errors import RecipeError
-from aicompress.measure import power_sums
 from aicompress.methods.capabilities import Reads
 from aicompress.methods.prune.units import units
 from aicompress.methods.prune.units.size_targets import TARGETS, TargetedConfig
@@ -90,8 +89,8 @@ def norms(layer: Structure) -> Tensor:
     """Σ w² over the matrices of each expert, (experts,) float64."""
     total = torch.zeros(layer.size, dtype=torch.float64)
     for part in layer.of("whole"):
-        rows = part.read()  # (experts of this tensor, numbers)
-        total[part.first : part.first + len(rows)] += power_sums(rows)
+        own = part.power_sums()  # (experts of this tensor,)
+        total[part.first : part.first + len(own)] += own
     return total
 
 

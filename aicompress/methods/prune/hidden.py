@@ -25,7 +25,6 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.errors import CompressError, RecipeError
-from aicompress.measure import power_sums
 from aicompress.methods.capabilities import Reads
 from aicompress.methods.method import GradientLoss
 from aicompress.methods.prune.units import obs, units
@@ -133,11 +132,10 @@ def norms(stream: Structure) -> Tensor:
     """Squared norms of each coordinate's rows and columns over all matrices, (coordinates,) float64."""
     total = torch.zeros(stream.size, dtype=torch.float64)
     for part in stream.parts:
-        if part.role == "offset":
+        if part.role == "offset" or part.single:
             continue
-        rows = part.read()  # (coordinates, numbers)
-        squares = power_sums(rows)
-        if rows.shape[1] > 1 and float(squares.mean()) > 0:
+        squares = part.power_sums()
+        if float(squares.mean()) > 0:
             total += squares / squares.mean()
     return total
 

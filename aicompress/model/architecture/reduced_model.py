@@ -14,6 +14,9 @@ from aicompress.model.architecture.shapes import build, is_taken
 
 LARGEST = 50_000_000  # numbers in it
 HEAD, NEURONS, VOCABULARY = 8, 8, 32
+TOKENS = 1024  # of a vocabulary that is no size to find out
+VOCABULARY_FIELDS = ("vocab_size", "vocab_size_per_layer_input")
+SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id")
 QUERY_FIELDS = (
     "num_attention_heads", "n_head", "num_heads", "n_heads", "encoder_attention_heads", "decoder_attention_heads",
     "attention_heads", "num_encoder_attention_heads", "num_decoder_attention_heads",
@@ -30,8 +33,7 @@ SIZE_FIELDS = ("head_dim", "d_kv", "attention_head_dim", "kv_channels")
 def reduced(config: Mapping[str, Any]) -> dict[str, Any]:
     """config.json with few neurons, tokens, and entries of every head, wherever the architecture takes it."""
     wanted: list[tuple[Path, int]] = []
-    for field in fields(config, ("vocab_size", "vocab_size_per_layer_input")):
-        wanted.append((field, VOCABULARY))
+    wanted += [(field, VOCABULARY) for field in fields(config, VOCABULARY_FIELDS)]
     wanted += [(field, NEURONS) for field in fields(config, WIDTH_FIELDS)]
     wanted += [(field, HEAD) for field in fields(config, SIZE_FIELDS)]
     for query in fields(config, QUERY_FIELDS):
@@ -39,9 +41,23 @@ def reduced(config: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(heads, int) and heads > 0:
             wanted += [((*query[:-1], name), HEAD * heads) for name in HIDDEN_FIELDS if name in section]
     wanted = [(field, size) for field, size in wanted if _is_more(value_at(config, field), size)]
-    special = ("pad_token_id", "bos_token_id", "eos_token_id")
-    plain = {**config, **dict.fromkeys((name for name in special if name in config), 0)}
-    return _with(with_short_windows(plain), wanted)
+    return _with(with_short_windows(_with_first_tokens(config)), wanted)
+
+
+def with_fewer_tokens(config: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json of a model whose memory does not follow a large vocabulary, wherever the architecture takes it."""
+    wanted = [(field, TOKENS) for field in fields(config, VOCABULARY_FIELDS)]
+    wanted = [
+        (field, size)
+        for field, size in wanted
+        if isinstance(present := value_at(config, field), int) and present > size
+    ]
+    return _with(_with_first_tokens(config), wanted) if wanted else dict(config)
+
+
+def _with_first_tokens(config: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json that gives a special part to no token that may be missing."""
+    return {**config, **dict.fromkeys((name for name in SPECIAL if name in config), 0)}
 
 
 def with_short_windows(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from aicompress.errors import CompressError
 from aicompress.methods.structural import AnyPruner
 from aicompress.pipeline.step.output import Output
 from aicompress.pipeline.structured.axes import Along, along, length_of, positions, selected
+from aicompress.pipeline.structured.blockwise import row_blocks
 from aicompress.pipeline.structured.edit import Edit
 from aicompress.pipeline.structured.outline import cut_matrix
 from aicompress.statistics import InputStats
@@ -53,11 +54,36 @@ class Cutting:
     def write(self, name: str, value: Tensor | None = None) -> None:
         """Write one parameter: a value that was made for it, or what the cuts leave of the input's."""
         start = time.perf_counter()
-        for disk, tensor in self.output.encode(name, self._cut(name) if value is None else value).items():
-            self.writer.put(disk, tensor)
+        if value is None and self._is_by_rows(name):
+            self._write_by_rows(name)
+        else:
+            for disk, tensor in self.output.encode(name, self._cut(name) if value is None else value).items():
+                self.writer.put(disk, tensor)
         self.seconds[name] = time.perf_counter() - start
         self.done += self.output.parameters[name].dense.nbytes
         self.say(name)
+
+    def _is_by_rows(self, name: str) -> bool:
+        """Whether what stays of a block of rows is a block of what stays."""
+        change = self.edit.changes[name]
+        plain = self.output.parameters[name].weight is None and bool(self.output.parameters[name].dense.shape)
+        return plain and not any(one.stacked for one in change.cuts)
+
+    def _write_by_rows(self, name: str) -> None:
+        """Read, cut and write a plain parameter block by block."""
+        change, written = self.edit.changes[name], 0
+        shape = self.checkpoint.parameters()[change.source].shape
+        stays = {axis: self._axis(name, (axis, False), shape) for axis, _ in along(change.cuts)}
+        for first, rows in row_blocks(self.checkpoint, change.source):
+            if stays or not may_be_infinite(change.source):
+                require_finite(rows, change.source, self.checkpoint.path)
+            left = rows
+            for axis, index in stays.items():
+                own = index[(index >= first) & (index < first + len(rows))] - first if axis == 0 else index
+                left = left.index_select(axis, own)
+            for disk, tensor in self.output.encode(name, left).items():
+                self.writer.put_part(disk, tensor, written)
+            written += len(left)
 
     def say(self, what: str) -> None:
         """Report what is going on."""

@@ -2,8 +2,9 @@
 
 python -m scripts.bench.factorize.times
 
-In brackets stands the bound: what both products take alone, each by the fastest call that PyTorch has for it in that
-dtype. In bfloat16 a call takes 15 µs before it multiplies, and thin products read or write much for what they multiply.
+In brackets stand what both products take alone, each by the fastest call that PyTorch has for it in that dtype, and
+what it takes to read the inputs and to write the outputs, by the time of a copy: thin products read and write much for
+what they multiply.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ def products(x: Tensor, matrix: Tensor) -> list[Callable[[], Tensor]]:
 @torch.inference_mode()
 def ratios(
     shape: tuple[int, int], rows: int, dtype: torch.dtype, ranks: Sequence[int]
-) -> tuple[list[float], list[float]]:
+) -> tuple[list[float], list[float], list[float]]:
     """A factorized layer's time over its share of the dense one's, for each rank: the least of interleaved rounds.
 
     A thread's own time counts, so that others on the machine count less.
 
     Returns:
-        Of the layer as `load` runs it, and of both products alone, each by its fastest call.
+        Of the layer as `load` runs it, of both products alone, each by its fastest call, and of reading and writing.
     """
     from aicompress.model.kernels.select import fast_linear
     from aicompress.weights import Dense, LowRank
@@ -62,6 +63,7 @@ def ratios(
     running: list[list[Callable[[], Tensor]]] = [[partial(layer, inputs)] for layer in layers]
     for rank in ranks:
         running += [products(inputs, made(rank, columns)), products(made(rows, rank), made(out, rank))]
+    running.append([inputs.clone])
     least, repeats = [float("inf")] * len(running), max(2, min(16, 256 // rows))
     for _, (at, calls) in itertools.product(range(ROUNDS), enumerate(running)):
         for call in calls:
@@ -70,14 +72,14 @@ def ratios(
             for _ in range(repeats):
                 call()
             least[at] = min(least[at], time.thread_time() - start)
-    dense, own, parts = least[0], least[1 : len(layers)], least[len(layers) :]
+    dense, own, parts, copied = least[0], least[1 : len(layers)], least[len(layers) : -1], least[-1]
     shares = [rank * (out + columns) / (out * columns) for rank in ranks]
     alone = [parts[at] + parts[at + 1] for at in range(0, len(parts), 2)]
 
     def over_ideal(times: Sequence[float]) -> list[float]:
         return [each / dense / share for each, share in zip(times, shares, strict=True)]
 
-    return over_ideal(own), over_ideal(alone)
+    return over_ideal(own), over_ideal(alone), over_ideal([copied * (columns + out) / (2 * columns)] * len(ranks))
 
 
 def table() -> list[str]:
@@ -87,9 +89,10 @@ def table() -> list[str]:
     lines = [f"| layer | rows | dtype | {shown} |", f"|---|---:|---|{'---:|' * len(SHARES)}"]
     missed = 0
     for shape, rows, dtype in itertools.product(SHAPES, ROWS, DTYPES):
-        found, bounds = ratios(shape, rows, dtype, [int(share * min(shape)) for share in SHARES])
+        found, alone, moved = ratios(shape, rows, dtype, [int(share * min(shape)) for share in SHARES])
         missed += sum(ratio > LIMIT for ratio in found)
-        cells = " | ".join(f"{ratio:.2f} ({bound:.2f})" for ratio, bound in zip(found, bounds, strict=True))
+        figures = zip(found, alone, moved, strict=True)
+        cells = " | ".join(f"{own:.2f} ({products:.2f}, {copied:.2f})" for own, products, copied in figures)
         lines.append(f"| {shape[0]} x {shape[1]} | {rows} | {str(dtype).removeprefix('torch.')} | {cells} |")
     told = "met" if not missed else f"**missed** in {missed} cells"
     return [*lines, "", f"- time over the share of the multiply-adds, at most {LIMIT} is the target: {told}"]

@@ -20,7 +20,7 @@ def stream(inputs: dict[str, InputStats] | None = None) -> Structure:
         Part("embed.weight", "embed[0]", "producer", 0, lambda: embedding),
         Part("read.weight", "read[0]", "consumer", 0, lambda: reader),
         Part("read.bias", "read[0]", "offset", 0, lambda: torch.zeros(1, 2)),
-        Part("norm.weight", "norm[0]", "producer", 0, lambda: torch.tensor([[9.0], [0.0], [0.0], [0.0]])),
+        Part("norm.weight", "norm[0]", "producer", 0, lambda: torch.tensor([[9.0], [0], [0], [0]]), single=True),
     )
     return Structure("hidden", 4, parts, inputs=inputs or {})
 

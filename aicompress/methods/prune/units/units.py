@@ -11,7 +11,6 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from aicompress.errors import CompressError
-from aicompress.measure import power_sums
 from aicompress.methods.method import GradientLoss
 from aicompress.methods.prune.units import obs
 from aicompress.methods.prune.units.size_targets import TargetedConfig
@@ -116,7 +115,7 @@ def scores(structure: Structure, how: Score) -> Tensor:
     for part in structure.parts:
         if part.role == "offset":
             continue
-        total = power_sums(part.read())  # (units,)
+        total = part.power_sums()  # (units,)
         squares[part.module] = squares[part.module] + total if part.module in squares else total
     stacked = torch.stack(list(squares.values()))  # (modules, units)
     return stacked.sum(dim=0) if how == "sum" else stacked.sqrt().prod(dim=0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,7 +19,8 @@ from aicompress.model.architecture.architecture import Architecture, Stack, keep
 from aicompress.model.architecture.shapes import block_traits, build, changed
 from aicompress.pipeline.step.checks import known_kinds
 from aicompress.pipeline.step.options import Progress
-from aicompress.pipeline.structured.edit import Change, Edit, read_whole
+from aicompress.pipeline.structured.blockwise import as_one_row, part
+from aicompress.pipeline.structured.edit import Change, Edit
 from aicompress.pipeline.structured.reading import Measurement
 from aicompress.pipeline.structured.unit import Kept, Layout, Scores, StructuralUnit
 from aicompress.pipeline.structured.units.block_scores import BlockScores
@@ -153,8 +153,7 @@ def _block_parts(checkpoint: Checkpoint, stack: Stack) -> Iterable[Part]:
     for name, spec in checkpoint.parameters().items():
         block = stack.block_of(name)
         if block is not None and kind_of(name, spec) is not None:
-            read = partial(read_whole, checkpoint, name)
-            yield Part(name, layer_name(name), "whole", block, read)
+            yield part(checkpoint, name, layer_name(name), "whole", as_one_row, (), block)
 
 
 def _renumbered(

@@ -22,6 +22,7 @@ from aicompress.model.architecture.config_fields import dotted, with_value
 from aicompress.model.architecture.experts import Mixture, mixtures
 from aicompress.model.architecture.shunned_experts import shun_experts
 from aicompress.pipeline.step.options import Progress
+from aicompress.pipeline.structured.blockwise import as_one_row, part
 from aicompress.pipeline.structured.edit import Change, Cut, Edit
 from aicompress.pipeline.structured.reading import Measurement
 from aicompress.pipeline.structured.unit import Kept, Layout, Scores, StructuralUnit
@@ -159,19 +160,15 @@ def _parts(checkpoint: Checkpoint, layer: Mixture) -> Iterable[Part]:
     for place in layer.singles:
         for expert in range(layer.size):
             name = layer.single(place, expert)
-            yield Part(name, layer_name(name), "whole", expert, partial(_row, checkpoint, name))
+            yield part(checkpoint, name, layer_name(name), "whole", as_one_row, (), expert)
     for name, axis in layer.axes:
         if len(checkpoint.parameters()[name].shape) > 2:
-            yield Part(name, layer_name(name), "whole", 0, partial(_rows, checkpoint, name, axis))
+            yield part(checkpoint, name, layer_name(name), "whole", partial(_rows, axis), (axis,))
 
 
-def _row(checkpoint: Checkpoint, name: str) -> Tensor:
-    return checkpoint.dense(name).float().reshape(1, -1)
-
-
-def _rows(checkpoint: Checkpoint, name: str, axis: int) -> Tensor:
-    moved = checkpoint.dense(name).movedim(axis, 0)
-    return moved.float().reshape(len(moved), -1)
+def _rows(axis: int, tensor: Tensor) -> Tensor:
+    moved = tensor.movedim(axis, 0)
+    return moved.reshape(len(moved), -1)
 
 
 def _changes(layout: MixtureLayout, sizes: Sequence[int], kept: Kept) -> dict[str, Change]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -20,6 +20,7 @@ from aicompress.model.architecture.borrowed_keys import coupled
 from aicompress.model.architecture.config_fields import dotted, value_at
 from aicompress.model.architecture.fused_heads import lies_in_sections
 from aicompress.model.architecture.shapes import changed, is_taken
+from aicompress.pipeline.structured.blockwise import part
 from aicompress.pipeline.structured.edit import Change, Cut, Edit, offset_part
 from aicompress.pipeline.structured.unit import Kept, Layout, StructuralUnit
 
@@ -227,21 +228,16 @@ def _parts(checkpoint: Checkpoint, attention: Attention, tensor: HeadTensor, gro
         length = section.span * _number(attention, section.kind)
         if grouped or section.kind == "query":
             take = partial(_taken, tensor.axis, (begin, length), units)
-            read = partial(_read, checkpoint, tensor.tensor, take)
-            span = _span(attention, section.kind, section.span, grouped)
-            yield Part(tensor.tensor, f"{module}[{number}]", tensor.role, 0, read, span, take)
+            span, place = _span(attention, section.kind, section.span, grouped), f"{module}[{number}]"
+            yield part(checkpoint, tensor.tensor, place, tensor.role, take, (tensor.axis,), span=span)
         begin += length
     if tensor.role == "consumer":
         yield from offset_part(checkpoint, tensor.tensor)
 
 
-def _read(checkpoint: Checkpoint, tensor: str, take: Callable[[Tensor], Tensor]) -> Tensor:
-    return take(checkpoint.dense(tensor))
-
-
 def _taken(axis: int, where: tuple[int, int], units: int, tensor: Tensor) -> Tensor:
     begin, length = where
-    return tensor.movedim(axis, 0)[begin : begin + length].float().reshape(units, -1)
+    return tensor.movedim(axis, 0)[begin : begin + length].reshape(units, -1)
 
 
 def _require_valid(

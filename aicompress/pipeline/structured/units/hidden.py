@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -26,6 +26,7 @@ from aicompress.model.architecture.layer_groups import grouped
 from aicompress.model.loading.parameter_kinds import layer_kinds
 from aicompress.pipeline.step.workers import Processes
 from aicompress.pipeline.structured import calibrated_hidden
+from aicompress.pipeline.structured.blockwise import part
 from aicompress.pipeline.structured.cutting import Cutting
 from aicompress.pipeline.structured.edit import Change, Cut, Edit, offset_part
 from aicompress.pipeline.structured.reading import Reading
@@ -150,8 +151,8 @@ def _stream_parts(checkpoint: Checkpoint, stream: Residual) -> Iterable[Part]:
         reads = coupling.role == "consumer" and kinds.get(coupling.tensor, "linear") in ("linear", "head")
         module = f"{layer_name(coupling.tensor)}[0]"
         take = partial(_slices, coupling, 0, stream.width)
-        read = partial(_read, checkpoint, coupling.tensor, take)
-        yield Part(coupling.tensor, module, "consumer" if reads else "producer", 0, read, take=take)
+        role: Literal["consumer", "producer"] = "consumer" if reads else "producer"
+        yield part(checkpoint, coupling.tensor, module, role, take, (coupling.axis,))
         if reads:
             yield from offset_part(checkpoint, coupling.tensor)
 
@@ -159,17 +160,14 @@ def _stream_parts(checkpoint: Checkpoint, stream: Residual) -> Iterable[Part]:
 def _inner_parts(checkpoint: Checkpoint, width: int, couplings: Sequence[Coupling]) -> Iterable[Part]:
     """Rows of the projections that make an attention's heads and columns of the one that reads them."""
     for coupling in couplings:
-        for part in range(coupling.parts):
-            read = partial(_read, checkpoint, coupling.tensor, partial(_slices, coupling, part * width, width))
-            yield Part(coupling.tensor, f"{layer_name(coupling.tensor)}[{part}]", "producer", 0, read)
-
-
-def _read(checkpoint: Checkpoint, tensor: str, take: Callable[[Tensor], Tensor]) -> Tensor:
-    return take(checkpoint.dense(tensor))
+        for number in range(coupling.parts):
+            take = partial(_slices, coupling, number * width, width)
+            module = f"{layer_name(coupling.tensor)}[{number}]"
+            yield part(checkpoint, coupling.tensor, module, "producer", take, (coupling.axis,))
 
 
 def _slices(coupling: Coupling, first: int, width: int, value: Tensor) -> Tensor:
-    return value.movedim(coupling.axis, 0)[first : first + width].float().reshape(width, -1)
+    return value.movedim(coupling.axis, 0)[first : first + width].reshape(width, -1)
 
 
 def side_files(checkpoint: Checkpoint, width: int, size: int) -> dict[Path, bytes]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,6 +18,7 @@ from aicompress.model.architecture.architecture import Architecture
 from aicompress.model.architecture.config_fields import dotted, with_value
 from aicompress.model.architecture.feed_forward import Coupling, FeedForward, feed_forwards, sets_widths
 from aicompress.pipeline.structured.axes import units_first
+from aicompress.pipeline.structured.blockwise import part
 from aicompress.pipeline.structured.edit import Change, Cut, Edit, offset_part
 from aicompress.pipeline.structured.unit import Kept, Layout, StructuralUnit
 
@@ -184,23 +185,24 @@ def _neuron_parts(checkpoint: Checkpoint, layer: FeedForward) -> Iterable[Part]:
     """Rows of producers and columns of consumers, (neurons, numbers); a fused tensor gives several."""
     for coupling in layer.couplings:
         module = _NAME.sub("", coupling.tensor)
+        axes = {coupling.axis, *([0] if _is_stacked(layer, coupling) else [])}
         for number in range(coupling.parts * coupling.span):
             take = partial(_taken, layer, coupling, number)
-            read = partial(_read, checkpoint, coupling.tensor, take)
-            yield Part(coupling.tensor, f"{module}[{number}]", coupling.role, 0, read, take=take)
+            yield part(checkpoint, coupling.tensor, f"{module}[{number}]", coupling.role, take, axes)
         yield from offset_part(checkpoint, coupling.tensor) if coupling.role == "consumer" else ()
 
 
-def _read(checkpoint: Checkpoint, tensor: str, take: Callable[[Tensor], Tensor]) -> Tensor:
-    return take(checkpoint.dense(tensor))
+def _is_stacked(layer: FeedForward, coupling: Coupling) -> bool:
+    """Whether the experts of a merged tensor lie along axis 0."""
+    return layer.experts > 1 and coupling.axis > 0
 
 
 def _taken(layer: FeedForward, coupling: Coupling, number: int, tensor: Tensor) -> Tensor:
     """One of several entries of every neuron in a tensor, those of all experts one below the other."""
-    rows = units_first(tensor, (coupling.axis, layer.experts > 1 and coupling.axis > 0))
+    rows = units_first(tensor, (coupling.axis, _is_stacked(layer, coupling)))
     part, turn = divmod(number, coupling.span)
     entries = rows.reshape(layer.experts, coupling.parts, layer.width, coupling.span, -1)[:, part, :, turn]
-    return entries.float().reshape(layer.experts * layer.width, -1)
+    return entries.reshape(layer.experts * layer.width, -1)
 
 
 UNIT = NeuronUnit()

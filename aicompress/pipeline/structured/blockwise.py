@@ -1,0 +1,89 @@
+"""Tensors of a checkpoint in blocks of rows: what one gives to structural units, without holding it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from aicompress.checkpoint import Checkpoint
+from aicompress.methods.structural import Part
+
+BLOCK = 1 << 21  # numbers that are read at a time
+
+Take = Callable[[Tensor], Tensor]
+
+
+def row_blocks(checkpoint: Checkpoint, name: str) -> Iterator[tuple[int, Tensor]]:
+    """A parameter block by block along its first axis, each with its first row; one that is not plain as a whole."""
+    shape = checkpoint.parameters()[name].shape
+    if not shape or not checkpoint.is_plain(name):
+        yield 0, checkpoint.dense(name)
+        return
+    step = max(1, BLOCK // max(1, math.prod(shape[1:])))
+    for first in range(0, shape[0], step):
+        yield first, checkpoint.rows(name, first, min(first + step, shape[0]))
+
+
+def power_sums(checkpoint: Checkpoint, name: str, axes: Collection[int], take: Take, order: int) -> Tensor:
+    """Σ |x|^order of each row that `take` gives, (units,) float64.
+
+    Args:
+        checkpoint, name: the tensor.
+        axes: those that `take` picks entries along; it leaves the others as they are.
+        take: (a tensor with these axes) -> (units, numbers).
+        order: of the power.
+    """
+    shape = checkpoint.parameters()[name].shape
+    others = [axis for axis in range(len(shape)) if axis not in axes]
+    total = torch.zeros([length if axis in axes else 1 for axis, length in enumerate(shape)], dtype=torch.float64)
+    for first, rows in row_blocks(checkpoint, name):
+        powers = rows.double().abs_().pow_(order)
+        own = powers.sum(dim=others, keepdim=True) if others else powers
+        (total[first : first + len(rows)] if 0 in axes else total).add_(own)
+    return take(total).sum(dim=1)
+
+
+def part(
+    checkpoint: Checkpoint,
+    tensor: str,
+    module: str,
+    role: Literal["producer", "consumer", "whole"],
+    take: Take,
+    axes: Collection[int],
+    first: int = 0,
+    span: int = 1,
+) -> Part:
+    """What a tensor gives to units, which is read when it is asked for.
+
+    Args:
+        checkpoint, tensor: the parameter.
+        module, role, first, span: as `Part` has them.
+        take: (a tensor of the parameter's shape) -> (units, numbers).
+        axes: those that `take` picks entries along.
+    """
+    shape = checkpoint.parameters()[tensor].shape
+    return Part(
+        tensor,
+        module,
+        role,
+        first,
+        partial(_read, checkpoint, tensor, take),
+        span,
+        take,
+        partial(power_sums, checkpoint, tensor, axes, take),
+        single=all(length == 1 for axis, length in enumerate(shape) if axis not in axes),
+    )
+
+
+def as_one_row(tensor: Tensor) -> Tensor:
+    """All of a tensor for one unit, (1, numbers)."""
+    return tensor.reshape(1, -1)
+
+
+def _read(checkpoint: Checkpoint, tensor: str, take: Take) -> Tensor:
+    return take(checkpoint.dense(tensor)).float()
