@@ -98,7 +98,7 @@ class Checkpoint:
             if self.foreign.is_kept(name):
                 continue  # its layout has looked at them
             try:
-                outline = self.restored(name, entry, self._no_data)
+                outline = self.restored(name, entry, self.no_data)
                 whole = as_matrix(torch.empty(entry.dense.shape, device="meta"), entry.transposed)
                 stacked = whole if entry.transposed else whole.reshape(-1, entry.dense.shape[-1])  # of experts
                 fits = tuple(outline.shape) in (tuple(whole.shape), tuple(stacked.shape))
@@ -168,7 +168,7 @@ class Checkpoint:
         if parameter in self.foreign.weights:
             return self.foreign.weights[parameter].outline
         entry = self.manifest.entries.get(parameter)
-        return None if entry is None else self.restored(parameter, entry, self._no_data)
+        return None if entry is None else self.restored(parameter, entry, self.no_data)
 
     @property
     def entropy_coded(self) -> bool:
@@ -253,7 +253,7 @@ class Checkpoint:
             require_finite(tensor, f"{parameter}{suffix and '.'}{suffix}", self.path)
         return weight
 
-    def _no_data(self, name: str) -> Tensor:
+    def no_data(self, name: str) -> Tensor:
         """A tensor of the file as its header shows it."""
         spec = self.tensors[name].spec
         return torch.empty(spec.shape, dtype=spec.dtype, device="meta")

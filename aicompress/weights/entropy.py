@@ -19,6 +19,8 @@ from aicompress.weights.coding.writing import write_stream
 from aicompress.weights.decoding import SYMBOLS_PER_BYTE, Meta, Tensors, decode, decoder, pack
 from aicompress.weights.form import Symbols, Weight, inside, outline_nbytes, require_dtype, restore
 
+NONE: Mapping[str, Tensor] = {}
+
 
 @dataclass(frozen=True)
 class EntropyCoded(Weight):
@@ -40,13 +42,19 @@ class EntropyCoded(Weight):
         return self.inner.shape
 
     @classmethod
-    def of(cls, weight: Weight) -> Weight:
-        """The weight with those of its tensors coded that become smaller; itself where none does."""
+    def of(cls, weight: Weight, known: Mapping[str, Tensor] = NONE) -> Weight:
+        """The weight with those of its tensors coded that become smaller; itself where none does.
+
+        Args:
+            weight: without data in tensors whose streams are known.
+            known: streams by suffix.
+        """
         tensors, streams, coded = weight.tensors(), {}, {}
         for suffix, symbols in weight.symbols().items():
             stored = tensors[suffix]
             if symbols.rows * symbols.columns:
-                stream = write_stream(_symbols_of(stored, symbols), symbols.kind)
+                stream = known.get(suffix)
+                stream = write_stream(_symbols_of(stored, symbols), symbols.kind) if stream is None else stream
                 if stream.numel() < stored.nbytes:
                     streams[suffix], coded[suffix] = stream, symbols
         return cls(weight, streams, coded) if streams else weight
@@ -89,19 +97,20 @@ class EntropyCoded(Weight):
         return cls(inner, streams, coded)
 
 
-def entropy_coded(weight: Weight, letter: float = 1.0) -> Weight:
+def entropy_coded(weight: Weight, letter: float = 1.0, known: Mapping[str, Tensor] = NONE) -> Weight:
     """A weight with the codes, indices and masks entropy-coded of all forms that it is made of, where that saves bytes.
 
     Args:
         weight: in any form.
         letter: bytes that a letter of its description takes in the file: more with indentation, fewer deflated.
+        known: streams that are made already, by suffix of a form that no other one is inside of; without data there.
     """
     if isinstance(weight, EntropyCoded):
         return weight
     parts = {field: entropy_coded(part, letter) for field, part in inside(weight).items()}
     if parts:
         return dataclasses.replace(weight, **parts)  # type: ignore[type-var]
-    coded = EntropyCoded.of(weight)
+    coded = EntropyCoded.of(weight, known)
     described = len(json.dumps(coded.meta())) - len(json.dumps(weight.meta()))
     return coded if outline_nbytes(coded) + letter * described < outline_nbytes(weight) else weight
 

@@ -6,17 +6,18 @@ Then each compressed parameter is read back and coded, and the weight files are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint, CheckpointWriter, plan_shards
 from aicompress.checkpoint.files import read_tensor
+from aicompress.checkpoint.header import TensorRef
 from aicompress.checkpoint.layouts import native_names
 from aicompress.checkpoint.manifest import KEY, Manifest, entries_of
 from aicompress.checkpoint.naming import layer_name
@@ -27,8 +28,14 @@ from aicompress.pipeline.step.layout import Contents
 from aicompress.pipeline.step.output import Output
 from aicompress.report.model import LayerRow
 from aicompress.weights import TensorSpec, Weight, entropy_coded, restore
+from aicompress.weights.coding.in_blocks import write_in_blocks
+from aicompress.weights.coding.packing import unpack_rows, words_per_row
+from aicompress.weights.form import Symbols, inside
+from aicompress.weights.trellis import BLOCK
 
 SPOOL = "entropy-coded.partial"
+HELD = 1 << 22  # symbols of a tensor up to which all are held
+READ = 1 << 21  # symbols of a larger one that are read at a time
 
 
 @dataclass
@@ -48,11 +55,13 @@ class _Spool:
         self.places[name] = (self.file.tell(), TensorSpec.of(tensor))
         self.file.write(tensor.numpy().data)
 
-    def get(self, name: str) -> Tensor:
-        """Read a tensor back."""
+    def parts(self, name: str) -> Iterator[tuple[int, Tensor]]:
+        """Read a tensor back: where each part of it begins, and this."""
         begin, spec = self.places[name]
-        self.file.seek(begin)
-        return torch.from_numpy(np.frombuffer(bytearray(self.file.read(spec.nbytes)), dtype=np.uint8))
+        for first in range(0, spec.nbytes, 4 * READ):
+            self.file.seek(begin + first)
+            part = bytearray(self.file.read(min(4 * READ, spec.nbytes - first)))
+            yield first, torch.frombuffer(part, dtype=torch.uint8)
 
 
 def entropy_coded_output(output: Output, writer: CheckpointWriter) -> Output:
@@ -75,21 +84,74 @@ def entropy_coded_output(output: Output, writer: CheckpointWriter) -> Output:
         replaced = {ref.file: ref.file.with_name(f"{ref.file.name}{REPLACED}") for ref in fixed.tensors.values()}
         before = {name: replace(ref, file=replaced[ref.file]) for name, ref in fixed.tensors.items()}
         for name in (name for shard in smaller.shards for name in shard.specs):
-            writer.put(name, spool.get(name) if name in spool.places else read_tensor(before[name], name))
+            if name in spool.places:
+                for first, part in spool.parts(name):
+                    writer.put_part(name, part, first)
+            else:
+                _copy(before[name], name, writer)
     for done in (path, *replaced.values()):
         done.unlink()
     return smaller
 
 
+def _copy(ref: TensorRef, name: str, writer: CheckpointWriter) -> None:
+    """Write a tensor as it was, some of its first axis at a time."""
+    length = ref.spec.shape[0] if ref.spec.shape else 0
+    step = max(1, 4 * READ * length // max(1, ref.spec.nbytes))
+    if length <= step:
+        writer.put(name, read_tensor(ref, name))
+        return
+    for first in range(0, length, step):
+        writer.put_part(name, read_tensor(ref.rows(first, min(first + step, length)), name), first)
+
+
 def _spooled(fixed: Checkpoint, output: Output, name: str, spool: _Spool) -> Weight:
     """The outline of a parameter as it is stored once it is entropy-coded; what changes of it goes to a file."""
     letter = 0.4 if output.destination.bundled else 1.0 if output.destination.single else 4.0
-    weight = entropy_coded(fixed.weight(name), letter)
+    streams = _streams(fixed, output, name)
+    if streams:
+        known = native_names(name, streams).values()
+        entry = fixed.manifest.entries[name]
+        made = fixed.restored(name, entry, lambda disk: fixed.no_data(disk) if disk in known else fixed.read(disk))
+        weight = entropy_coded(made, letter, streams)
+    else:
+        weight = entropy_coded(fixed.weight(name), letter)
     tensors, before = weight.tensors(), output.stored[name]
     for suffix, disk in native_names(name, tensors).items():
         if disk in before and before[disk] != TensorSpec.of(tensors[suffix]):
             spool.put(disk, tensors[suffix])
     return restore({suffix: tensor.to("meta") for suffix, tensor in tensors.items()}, weight.meta())
+
+
+def _streams(fixed: Checkpoint, output: Output, name: str) -> dict[str, Tensor]:
+    """Streams of large tensors of packed codes, which are read a few rows at a time, by suffix.
+
+    Only of a form that no other is inside of, since its tensors have their own names.
+    """
+    outline = output.parameters[name].weight
+    if outline is None or output.layout != "native" or inside(outline):
+        return {}
+    streams: dict[str, Tensor] = {}
+    for suffix, symbols in outline.symbols().items():
+        (disk,) = native_names(name, [suffix]).values()
+        if symbols.bits and symbols.rows * symbols.columns > HELD and disk in output.stored[name]:
+            blocks = _blocks(fixed.tensors[disk], disk, symbols)
+            stream = write_in_blocks(blocks, (symbols.rows, symbols.columns), symbols.kind == "trellis")
+            streams |= {} if stream is None else {suffix: stream}
+    return streams
+
+
+def _blocks(ref: TensorRef, disk: str, symbols: Symbols) -> list[Callable[[], Tensor]]:
+    """Functions that read blocks of rows of symbols, (rows, columns) uint8, each of whole blocks of a trellis."""
+    words = words_per_row(symbols.columns, symbols.bits)
+    step = max(1, READ // max(1, symbols.columns) // BLOCK) * BLOCK
+
+    def read(first: int) -> Tensor:
+        last = min(first + step, symbols.rows)
+        packed = read_tensor(ref.rows(first * words, last * words), disk)
+        return unpack_rows(packed.reshape(last - first, words), symbols.bits, symbols.columns)
+
+    return [partial(read, first) for first in range(0, symbols.rows, step)]
 
 
 def _with_weights(output: Output, weights: Mapping[str, Weight]) -> Output:

@@ -57,8 +57,12 @@ def _total(matrix: Symbols) -> Symbols:
 
 
 def _padded(stream: bytes, symbols: int) -> bytes:
-    """A stream of as many bytes as readers expect at least of so many symbols."""
-    return stream.ljust(-(-symbols // SYMBOLS_PER_BYTE), b"\0")
+    return stream.ljust(least_bytes(symbols), b"\0")
+
+
+def least_bytes(symbols: int) -> int:
+    """The bytes of a stream that readers expect at least of so many symbols."""
+    return -(-symbols // SYMBOLS_PER_BYTE)
 
 
 def _adaptive(matrix: Symbols, widths: list[int]) -> list[bytes]:
@@ -109,14 +113,21 @@ def _static(matrix: Symbols, models: int = 1) -> bytes:
     """
     rows, columns = matrix.shape
     several = rows >= 16 and 8 <= columns <= 1 << 16 and matrix.size > TINY  # fewer symbols tell nothing of columns
-    _, bits, bucket, chosen = _models(_counts(matrix if several else matrix.reshape(-1, 1), models), several)
-    stream = bytearray([bits, len(chosen)])
-    if len(chosen) > 1:
-        even = np.pad(bucket, (0, columns % 2))
-        stream += (even[::2] | even[1::2] << 4).astype(np.uint8).tobytes()
+    _, bits, bucket, chosen = static_models(counted(matrix if several else matrix.reshape(-1, 1), models), several)
+    stream = bytearray(static_head(bits, bucket, len(chosen)))
     for each, pair in enumerate(chosen):
         stream += _bucket(matrix if len(chosen) == 1 else matrix[:, bucket == each], pair)
     return bytes(stream)
+
+
+def static_head(bits: int, bucket: Symbols, buckets: int) -> bytes:
+    """What a stream with static models begins with: their precision, and which bucket each column is in."""
+    head = bytes([bits, buckets])
+    if buckets == 1:
+        return head
+    even = np.pad(bucket, (0, len(bucket) % 2))
+    packed: bytes = (even[::2] | even[1::2] << 4).astype(np.uint8).tobytes()
+    return head + packed
 
 
 def static_bits(by_column: Symbols) -> float:
@@ -125,10 +136,10 @@ def static_bits(by_column: Symbols) -> float:
     Args:
         by_column: how often each symbol occurs, (columns, models, 256), in a large matrix.
     """
-    return _models(by_column, 8 <= len(by_column) <= 1 << 16)[0]
+    return static_models(by_column, 8 <= len(by_column) <= 1 << 16)[0]
 
 
-def _models(by_column: Symbols, several: bool) -> tuple[float, int, Any, list[list[Model]]]:
+def static_models(by_column: Symbols, several: bool) -> tuple[float, int, Any, list[list[Model]]]:
     """The static models of least bits: these, their precision, the bucket of each column and a bucket's models.
 
     Args:
@@ -160,7 +171,7 @@ def _known(counts: Symbols) -> Symbols:
     return np.where(counts.sum(axis=1, keepdims=True) > 0, counts, counts.sum(axis=0))
 
 
-def _counts(matrix: Symbols, models: int) -> Symbols:
+def counted(matrix: Symbols, models: int) -> Symbols:
     """How often each symbol occurs in each column, (columns, models, 256)."""
     rows, columns = matrix.shape
     width = int(matrix.max()) + 1

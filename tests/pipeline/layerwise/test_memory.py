@@ -22,6 +22,7 @@ METHODS: list[tuple[str, dict[str, Any], str]] = [  # the last: of two tensors t
     ("quantize", {"name": "sinq", "group_size": 64, "iterations": 1, "range": "minmax"}, ""),
     ("prune", {"name": "magnitude", "sparsity": 0.5, "scope": "global", "store": "sparse"}, ""),
     ("prune", {"name": "lamp", "sparsity": 0.5}, ""),
+    ("quantize", {"name": "rdo"}, ""),
     ("factorize", {"name": "svd", "rank": 32}, ""),
     ("factorize", {"name": "svd", "rank": 8}, ""),
     ("factorize", {"name": "svd", "energy": 0.3}, ""),
@@ -36,6 +37,7 @@ from aicompress.methods.factorize import decomposition
 from aicompress.methods.prune import lamp
 from aicompress.methods.quantize import sinq
 from aicompress.pipeline.layerwise import planner, row_parts, run
+from aicompress.pipeline.step import storage
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import load
@@ -44,6 +46,7 @@ torch.set_num_threads(1)
 row_parts.BLOCK >>= 3
 sinq.HELD >>= 6
 lamp.RANGE >>= 2
+storage.HELD, storage.READ = storage.HELD >> 3, storage.READ >> 3
 decomposition.LARGE >>= 3  # rank 8 is few directions
 folder = Path(sys.argv[1])
 for number, (command, suffix) in enumerate(json.loads(sys.argv[2])):
