@@ -28,7 +28,7 @@ from aicompress.model.architecture.config_fields import (
     with_value,
 )
 from aicompress.model.architecture.feed_forward import Coupling, feed_forwards
-from aicompress.model.architecture.reduced_model import with_fewer_tokens, with_short_windows
+from aicompress.model.architecture.reduced_model import with_fewer_units, with_short_windows
 from aicompress.model.architecture.shapes import build, is_taken, reads_size, shapes_of
 from aicompress.model.loading.parameter_kinds import layer_kinds
 
@@ -195,8 +195,8 @@ def miniatures(config: Mapping[str, Any], field: Path, heads: int) -> tuple[Any,
 
 
 def small(config: Mapping[str, Any], field: Path, width: int) -> dict[str, Any]:
-    """config.json with two blocks at most, few tokens, short windows, and another hidden width."""
-    edited = with_fewer_tokens(with_short_windows(config))
+    """config.json with two blocks at most, few tokens and neurons, short windows, and another hidden width."""
+    edited = with_fewer_units(with_short_windows(config))
     for depth in fields(config, DEPTH_FIELDS):
         size = value_at(config, depth)
         if isinstance(size, int) and size > 2:

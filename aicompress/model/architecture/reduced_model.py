@@ -14,7 +14,7 @@ from aicompress.model.architecture.shapes import build, is_taken
 
 LARGEST = 50_000_000  # numbers in it
 HEAD, NEURONS, VOCABULARY = 8, 8, 32
-TOKENS = 1024  # of a vocabulary that is no size to find out
+UNITS = 1024  # tokens and neurons of a model that is to show other sizes
 VOCABULARY_FIELDS = ("vocab_size", "vocab_size_per_layer_input")
 SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id")
 QUERY_FIELDS = (
@@ -44,15 +44,11 @@ def reduced(config: Mapping[str, Any]) -> dict[str, Any]:
     return _with(with_short_windows(_with_first_tokens(config)), wanted)
 
 
-def with_fewer_tokens(config: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json of a model whose memory does not follow a large vocabulary, wherever the architecture takes it."""
-    wanted = [(field, TOKENS) for field in fields(config, VOCABULARY_FIELDS)]
-    wanted = [
-        (field, size)
-        for field, size in wanted
-        if isinstance(present := value_at(config, field), int) and present > size
-    ]
-    return _with(_with_first_tokens(config), wanted) if wanted else dict(config)
+def with_fewer_units(config: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json of a model whose memory follows no vocabulary or width of feed-forward layers that is large."""
+    wanted = [(field, UNITS, value_at(config, field)) for field in fields(config, (*VOCABULARY_FIELDS, *WIDTH_FIELDS))]
+    larger = [(field, size) for field, size, present in wanted if isinstance(present, int) and present > size]
+    return _with(_with_first_tokens(config), larger) if larger else dict(config)
 
 
 def _with_first_tokens(config: Mapping[str, Any]) -> dict[str, Any]:
