@@ -102,7 +102,8 @@ class RowBlocks:
         begun: deque[tuple[str, list[Future[BySums]]]] = deque()
         for name in names:
             begun.append((name, self._begin(name)))
-            if len(begun) > AHEAD:
+            # What all rows of a layer gave may be as large as half of it: it waits for one layer, and not for several.
+            while len(begun) > (1 if self._parted(name) else AHEAD):
                 yield self._finish(*begun.popleft())
         while begun:
             yield self._finish(*begun.popleft())
@@ -137,11 +138,17 @@ class RowBlocks:
     def _configs(self, job: LayerPlan, name: str, parts: Sequence[slice]) -> Sequence[Any]:
         """The config of every block of rows."""
         rows_apart = self.compression.method.row_wise
-        divided = None if rows_apart is None or not rows_apart.parted(job.config) else rows_apart.divided
+        divided = rows_apart.divided if rows_apart is not None and self._parted(name) else None
         if divided is None or len(parts) == 1:
             return [job.config] * len(parts)
         readers = [partial(row_parts.read, self.compression, job, rows) for rows in parts]
         return divided(job.info, readers, job.config)
+
+    def _parted(self, name: str) -> bool:
+        """Whether a parameter's blocks have configs of their own, if it is done in blocks."""
+        rows_apart = self.compression.method.row_wise
+        configs = [layer.config for layer in self.layers.get(name, []) if layer.config is not None]
+        return rows_apart is not None and any(rows_apart.parted(config) for config in configs)
 
     def _lengths(self, name: str, job: LayerPlan, rows: slice, config: Any) -> dict[str, int]:
         """How long the tensors are that a block of rows gives, by their names on disk."""

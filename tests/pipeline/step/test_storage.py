@@ -19,6 +19,7 @@ from aicompress.model.hf import decoding_aicompress
 from aicompress.model.loading.load import load
 from aicompress.pipeline import export, steps
 from aicompress.pipeline.inspect import inspect
+from aicompress.pipeline.step import storage
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.pipeline.verify import verify
@@ -157,3 +158,23 @@ def test_the_command_line(mlp_file: Path, tmp_path: Path, capsys: pytest.Capture
         app(["quantize", str(mlp_file), out, "-r", "quantize/rtn-w8", "--set", ENTROPY, "--dry-run"])
     assert not ended.value.code
     assert "at most" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("quantizer", ["uniform", "trellis"])
+def test_large_tensors_are_coded_in_blocks_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantizer: str
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    tensors = {"a.weight": torch.randn(600, 700, generator=draw), "b.weight": torch.randn(64, 32, generator=draw)}
+    save_file(tensors | {"c": torch.arange(70000)}, tmp_path / "in.safetensors")
+    reads, blocks = [], storage._blocks
+    monkeypatch.setattr(storage, "_blocks", lambda *given: reads.append(len(blocks(*given))) or blocks(*given))
+    written = []
+    for held in (storage.HELD, 1 << 10):
+        monkeypatch.setattr(storage, "HELD", held)
+        monkeypatch.setattr(storage, "READ", held)
+        out = tmp_path / f"{held}.safetensors"
+        run(tmp_path / "in.safetensors", out, "quantize/rdo-3bpw", f"method.quantizer={quantizer}")
+        written.append(out.read_bytes())
+    assert written[0] == written[1]
+    assert reads == [3, 1]  # of 256 rows each; so few symbols as the second has are looked at and held
