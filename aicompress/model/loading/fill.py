@@ -236,9 +236,9 @@ def lacking(model: Any, targets: Mapping[str, tuple[str, Any]], expected: Collec
         expected: names of everything that the model saves.
     """
     given = {target for target, _ in targets.values()}
-    for _, merge in targets.values():
-        if merge is not None:  # one conversion may fill several parameters
-            given |= {name for name in expected if any(p in name for p in merge[1].target_patterns)}
+    # One conversion may fill several parameters, and many tensors go through one.
+    patterns = {pattern for _, merge in targets.values() if merge is not None for pattern in merge[1].target_patterns}
+    given |= {name for name in expected if any(pattern in name for pattern in patterns)}
     tied = getattr(model, "all_tied_weights_keys", {})
     groups = [{target, source} for target, source in tied.items()]
     missing = [n for n in set(expected) - given if not any(n in group and group & given for group in groups)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -87,7 +88,12 @@ class Cutting:
 
     def say(self, what: str) -> None:
         """Report what is going on."""
-        self.progress(what, self.done, sum(p.dense.nbytes for p in self.output.parameters.values()))
+        self.progress(what, self.done, self._total)
+
+    @cached_property
+    def _total(self) -> int:
+        """Bytes of all parameters."""
+        return sum(planned.dense.nbytes for planned in self.output.parameters.values())
 
     def resolve(
         self, number: int, inputs: Mapping[str, InputStats], importance: Tensor | None = None
