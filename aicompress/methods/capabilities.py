@@ -174,6 +174,7 @@ class RowWise(Generic[C]):
             row becomes depends on the others; None: the layer's own for all of them.
         divides: config -> whether `divided` is needed.
         together: config -> the number of rows that a block holds a multiple of, where rows share bytes on disk.
+        exact: blocks give the numbers that the whole gives, to the last bit; else others that are as close.
     """
 
     independent: Callable[[C], bool]
@@ -181,6 +182,7 @@ class RowWise(Generic[C]):
     divided: Callable[[LayerInfo, Sequence[Callable[[], Layer]], C], list[C]] | None = None
     divides: Callable[[C], bool] = lambda config: True
     together: Callable[[C], int] = lambda config: 1
+    exact: bool = True
 
     def parted(self, config: C) -> bool:
         """Whether blocks of rows have configs of their own."""

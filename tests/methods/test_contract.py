@@ -143,8 +143,13 @@ def check_rows_give_what_they_give_in_the_whole(method: LayerMethod, fields: dic
     assert method.row_wise is not None
     divided = method.row_wise.divided if method.row_wise.divides(config) else None
     shares = divided(layer.info, [lambda b=b: b for b in blocks], config) if divided else [config] * len(blocks)
-    for block, share, rows in zip(blocks, shares, whole.split(16), strict=True):
-        assert torch.equal(method.apply(block, share).dense(), rows)
+    parts = torch.cat([method.apply(block, share).dense() for block, share in zip(blocks, shares, strict=True)])
+    if method.row_wise.exact:
+        assert torch.equal(parts, whole)
+    else:
+        errors = [float((each.float() - layer.weight).norm()) for each in (parts, whole)]
+        assert errors[0] == pytest.approx(errors[1], rel=0.1)  # of streams of so few codes the bits are uncertain
+        assert float((parts.float() - whole.float()).norm()) <= errors[1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)

@@ -145,7 +145,7 @@ METHOD = LayerMethod(
     config=SvdConfig,
     apply=apply,
     outline=outline,
-    row_wise=RowWise(lambda config: True, divided=divided),
+    row_wise=RowWise(lambda config: True, divided=divided, exact=False),
     check=check,
     allocates=Allocates(resolve, alike),
     surveys=Surveys(lambda config: frozenset(), decide, lambda config: config.tried),

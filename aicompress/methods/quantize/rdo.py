@@ -106,7 +106,7 @@ METHOD = LayerMethod(
     needs=frozenset({"norms"}),
     reading=Reads(statistics=lambda config: frozenset({"norms"} if config.weighted else ())),
     apply=apply,
-    row_wise=RowWise(lambda config: not config.weighted, divided=divided, together=together),
+    row_wise=RowWise(lambda config: not config.weighted, divided=divided, together=together, exact=False),
     outline=outline,
     check=check,
     describe=describe,
