@@ -149,7 +149,7 @@ def check_rows_give_what_they_give_in_the_whole(method: LayerMethod, fields: dic
     else:
         errors = [float((each.float() - layer.weight).norm()) for each in (parts, whole)]
         assert errors[0] == pytest.approx(errors[1], rel=0.1)  # of streams of so few codes the bits are uncertain
-        assert float((parts.float() - whole.float()).norm()) < 1.5 * errors[1]
+        assert float((parts.float() - whole.float()).norm()) <= 1.5 * errors[1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
