@@ -45,7 +45,7 @@ def _by_tiles(matrix: Tensor) -> Tensor:
 
 
 def _shapes() -> Tensor:
-    """The table that gives all tiles 16 rows of 64 bytes: Intel's manual, volume 1, table 18-1."""
+    """The table that gives all tiles 16 rows of 64 bytes, as LDTILECFG reads it (Intel's manual, volume 2)."""
     table = torch.zeros(64, dtype=torch.uint8)
     table[0] = 1
     table[16:32:2] = 64
