@@ -17,6 +17,7 @@ from aicompress.pipeline.inspect import inspect
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.pipeline.verify import verify
+from tests import checkpoints
 
 
 def quantize(source: Path) -> object:
@@ -36,4 +37,20 @@ def test_calls_grow_with_the_number_of_tensors(work: Callable[[Path], object], t
 
     calls(1)  # what is imported and built once
     few, more, most = (calls(count) for count in (64, 128, 192))
+    assert abs((most - more) - (more - few)) < 0.05 * (more - few)
+
+
+def test_calls_that_write_a_structural_output_grow_with_the_number_of_tensors(tmp_path: Path) -> None:
+    """Three matrices for each expert of two blocks."""
+
+    def calls(experts: int) -> int:
+        source = checkpoints.make_qwen_moe(tmp_path / f"{experts}", experts)
+        recipe = recipes.load("prune/depth-half", "prune", ["report.html=false"])
+        plan = steps.make_plan(source, Destination(tmp_path / f"{experts}-out"), recipe, "prune")
+        profile = cProfile.Profile()
+        profile.runcall(steps.run, plan, Options(latency="off"))
+        return pstats.Stats(profile).total_calls
+
+    calls(2)
+    few, more, most = (calls(experts) for experts in (16, 32, 48))
     assert abs((most - more) - (more - few)) < 0.05 * (more - few)
