@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from aicompress.model.kernels import amx
+from aicompress.model.kernels import amx, select
 from aicompress.model.kernels.amx import TiledFactors
 from aicompress.model.kernels.select import fast_linear
 from aicompress.weights import Dense, LowRank
 
-pytestmark = pytest.mark.skipif(amx.compiled() is None, reason="this processor, or this Python, has no matrix unit")
+# What the products give; where they are chosen, and what happens without them, is tested on every processor.
+here = pytest.mark.skipif(
+    amx.compiled() is None, reason="no AMX, or no numba: the packed products run, as tested below"
+)
 
 
 @pytest.fixture(params=[1, 2])
@@ -40,6 +43,7 @@ def wanted(x: Tensor, right: Tensor, left: Tensor, bias: Tensor | None) -> Tenso
     return linear(inner, left.float(), None if bias is None else bias.float())
 
 
+@here
 @pytest.mark.parametrize("rows", [1, 31, 32, 33, 64, 100, 257])
 @pytest.mark.parametrize(("out", "rank", "columns"), [(32, 1, 32), (96, 40, 64), (512, 300, 2048), (1024, 64, 96)])
 @pytest.mark.parametrize("biased", [True, False])
@@ -53,6 +57,7 @@ def test_one_call_is_two_products(threads: int, rows: int, out: int, rank: int, 
     torch.testing.assert_close(given.float(), reference, rtol=1e-2, atol=2e-2)
 
 
+@here
 def test_a_row_takes_nothing_from_another(threads: int) -> None:
     right, left = factors(64, 32, 64)
     x = inputs(70, 64)
@@ -62,6 +67,7 @@ def test_a_row_takes_nothing_from_another(threads: int) -> None:
     torch.testing.assert_close(given[:69].float(), wanted(x[:69], right, left, None), rtol=1e-2, atol=2e-2)
 
 
+@here
 def test_other_code_finds_the_matrix_unit_as_it_left_it(threads: int) -> None:
     """oneDNN gives tiles other shapes; each of both sets its own."""
     right, left = factors(256, 64, 256)
@@ -72,6 +78,7 @@ def test_other_code_finds_the_matrix_unit_as_it_left_it(threads: int) -> None:
         assert torch.equal(tiled.multiply(x), alone[1])
 
 
+@here
 @pytest.mark.parametrize("shape", [(3, 15, 1024), (15, 1024), (1, 40, 1024)])
 def test_a_layer_takes_them_for_many_rows(shape: tuple[int, ...]) -> None:
     right, left = factors(992, 70, 1024)
@@ -104,3 +111,13 @@ def test_shapes_that_no_tiles_fill() -> None:
     assert amx.fits(32, 100, 4096)
     small, uneven, wide = (64, 32, 64), [(1040, 128, 1024), (1024, 128, 1040)], (1024, 128, 8192)
     assert not any(amx.fits(*shape) for shape in (small, *uneven, wide, (0, 128, 1024)))
+
+
+def test_without_the_unit_the_factors_are_two_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(select, "tile_products", lambda: None)
+    right, left = factors(992, 70, 1024)
+    layer = fast_linear(LowRank(Dense(left), Dense(right)), inputs(992), torch.bfloat16, resident=False, keep=True)
+    assert "tiles" not in layer.kernel
+    with torch.no_grad():
+        given = layer(inputs(40, 1024))
+    torch.testing.assert_close(given.float(), wanted(inputs(40, 1024), right, left, inputs(992)), rtol=1e-2, atol=3e-2)
