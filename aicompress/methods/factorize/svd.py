@@ -118,7 +118,7 @@ def gains(candidate: Candidate[R]) -> Gains:
 
 
 def resolve(candidates: Sequence[Candidate[SvdConfig]], other_bytes: int) -> list[SvdConfig]:
-    """Turn `energy` and `target_bytes` into a rank for every layer, which is read once; `max_kl` is left to a survey.
+    """Turn `energy` and `target_bytes` into a rank for every layer, which is read; `max_kl` is left to a survey.
 
     Raises:
         RecipeError: the budget does not hold even rank 1 everywhere, or a compressed layer would grow.
