@@ -85,12 +85,17 @@ class TiledFactors:
         return SIDE * (torch.get_num_threads() - 1) < rows <= self.most
 
     def multiply(self, x: Tensor) -> Tensor:
-        """(rows, in) -> (rows, out), both in bfloat16."""
+        """(..., in) -> (..., out), both in bfloat16.
+
+        Large products push Python's own memory out of the cache, so that each call made here costs several times its
+        usual time: whole numbers of tiles take none but one for the outputs.
+        """
         x = x.contiguous()
-        whole, rows = len(x) // SIDE * SIDE, -(-len(x) // SIDE) * SIDE
-        behind = x.new_empty(SIDE, self.columns)  # rows without inputs are multiplied as well, and dropped
-        behind[: len(x) - whole] = x[whole:]
-        product = torch.empty(rows, self.out, dtype=torch.bfloat16)
+        count = x.numel() // self.columns
+        short = -count % SIDE
+        rows, whole = count + short, count + short - (SIDE if short else 0)
+        behind = pad(x.view(-1, self.columns)[whole:], (0, 0, 0, short)) if short else x
+        product = torch.empty((rows, self.out) if short else (*x.shape[:-1], self.out), dtype=torch.bfloat16)
         threads = torch.get_num_threads()
         deep = min(self.deep, -(-rows // (threads * SIDE)) * SIDE)
         entry = compiled()
@@ -100,4 +105,4 @@ class TiledFactors:
             *(x.data_ptr(), behind.data_ptr(), self.right.data_ptr(), self.left.data_ptr()),
             *(self.bias.data_ptr(), self.zeros.data_ptr(), product.data_ptr(), self.shapes.data_ptr()),
         )
-        return product[: len(x)]
+        return product[:count].view(*x.shape[:-1], self.out) if short else product

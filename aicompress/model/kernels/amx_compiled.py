@@ -50,7 +50,7 @@ class _Bfloat16(ir.Type):  # type: ignore[misc]
         return hash("bfloat")
 
 
-_INT8, _INT32, _VOID = ir.IntType(8), ir.IntType(32), ir.VoidType()
+_INT8, _VOID = ir.IntType(8), ir.VoidType()
 _FLOATS, _HALVES = ir.VectorType(ir.FloatType(), 16), ir.VectorType(_Bfloat16(), SIDE)
 _SUMS = ((0, 0), (1, 0), (2, 16), (3, 16))  # tiles of a block's sums with their first rows; odd ones lie on the right
 _ABOVE, _BELOW, _LEFT, _RIGHT = 4, 5, 6, 7  # tiles of rows, and of columns
@@ -134,19 +134,6 @@ def _round(typing: Any, sums: Any, biases: Any, to: Any, stride: Any) -> Any:
     return types.void(*[types.int64] * 4), emit
 
 
-def _fetch(typing: Any, first: Any, stride: Any) -> Any:
-    """Have lines near that 32 rows will be written to: the address of the first one, and bytes to the next."""
-
-    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        first, stride = arguments
-        for row in range(SIDE):
-            line = at(builder, builder.add(first, builder.mul(stride, INT64(row))), 0, _INT8)
-            instruction(builder, "llvm.prefetch.p0", _VOID, line, _INT32(1), _INT32(3), _INT32(1))
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), emit
-
-
 def _set_up(typing: Any, address: Any) -> Any:
     """Give this thread's tiles their shapes, by a table of 64 bytes at an address."""
 
@@ -167,7 +154,7 @@ def _give_up(typing: Any) -> Any:
     return types.void(), emit
 
 
-_block_of, _rounded, _fetched = intrinsic(_block), intrinsic(_round), intrinsic(_fetch)
+_block_of, _rounded = intrinsic(_block), intrinsic(_round)
 _set, _released = intrinsic(_set_up), intrinsic(_give_up)
 
 
@@ -191,8 +178,6 @@ def _product(inputs: Any, shape: Any, matrix: Any, biases: Any, to: Any, sums: A
         columns = matrix + first // 16 * tiles * TILE
         for row in range(0, count, SIDE):
             place = to + row * wide + 2 * first
-            if first + SIDE < width:
-                _fetched(place + LINE, wide)
             _block_of(rows + row * stride if row < there else behind, stride, columns, tiles, current)
             if first or row:
                 _rounded(finished, last_biases, last, wide)

@@ -65,8 +65,7 @@ class LowRankLinear(FastLinear):
             right, left = self.few
             return F.linear(F.linear(x.float(), right), left, self.few_bias).to(x.dtype)
         if self.many is not None and x.dtype is torch.bfloat16 and self.many.serves(x.numel() // self.in_features):
-            rows = self.many.multiply(x.reshape(-1, self.in_features))
-            return rows.view(*x.shape[:-1], self.out_features)
+            return self.many.multiply(x)
         return self.left.multiply(self.right.multiply(x))
 
 

@@ -79,7 +79,7 @@ def test_other_code_finds_the_matrix_unit_as_it_left_it(threads: int) -> None:
 
 
 @here
-@pytest.mark.parametrize("shape", [(3, 15, 1024), (15, 1024), (1, 40, 1024)])
+@pytest.mark.parametrize("shape", [(3, 15, 1024), (15, 1024), (1, 40, 1024), (2, 32, 1024)])
 def test_a_layer_takes_them_for_many_rows(shape: tuple[int, ...]) -> None:
     right, left = factors(992, 70, 1024)
     layer = fast_linear(LowRank(Dense(left), Dense(right)), inputs(992), torch.bfloat16, resident=False, keep=True)
