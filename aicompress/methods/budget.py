@@ -89,12 +89,6 @@ def least_cost(costs: Table, losses: Table, bound: float) -> Choice:
     return Choice(picks, _total(costs, picks), _total(losses, picks), 1 / price if price else 0.0)
 
 
-def hull(costs: Sequence[float], losses: Sequence[float]) -> list[int]:
-    """Options on a unit's lower convex hull, cheapest first: those that some price makes the best."""
-    steps = _steps(_table([costs], [losses]), _table([losses], [costs]))
-    return [int(_cheapest(_table([costs], [losses]), _table([losses], [costs]))[0]), *steps.option.tolist()]
-
-
 def _total(table: Table, picks: Sequence[int]) -> float:
     return sum(row[pick] for row, pick in zip(table, picks, strict=True))
 

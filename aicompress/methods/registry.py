@@ -12,8 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
 from aicompress.discovery import member_in_its_file, members
 from aicompress.errors import RecipeError, suggestion
 from aicompress.methods.method import Method
@@ -41,8 +39,3 @@ def get(command: str, name: str) -> Method:
         hint = f"it belongs to `aicompress {elsewhere[0]}`" if elsewhere else suggestion(name, list(known))
         raise RecipeError(f"{command} has no method {name!r}", hint)
     return known[name]
-
-
-def floating(dtype: torch.dtype) -> bool:
-    """Whether a parameter of this dtype can be compressed."""
-    return dtype.is_floating_point

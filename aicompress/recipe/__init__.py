@@ -3,7 +3,7 @@
 from aicompress.data.section import Data
 from aicompress.recipe.files import find, read_text, read_yaml, shipped, with_overrides
 from aicompress.recipe.levels import Level, MeasuredLevels
-from aicompress.recipe.section import Model, ReportFiles, Section, StoredCodes, absolute, validated
+from aicompress.recipe.section import Model, ReportFiles, Section, StoredCodes, WholeRecipe, absolute, validated
 from aicompress.recipe.step import DEFAULT_KINDS, Calibration, Recipe, Rule, Select, Tune, load
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Select",
     "StoredCodes",
     "Tune",
+    "WholeRecipe",
     "absolute",
     "find",
     "load",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
@@ -194,14 +192,6 @@ class DistillRecipe(StoredCodes):
     def losses(self) -> tuple[LossConfig, ...]:
         """Every term of the sum."""
         return (self.method, *self.also)
-
-    def sha256(self) -> str:
-        """Digest of the resolved recipe."""
-        return hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode()).hexdigest()
-
-    def resolved(self) -> dict[str, Any]:
-        """Every field with its value, JSON-ready."""
-        return self.model_dump(mode="json")
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> DistillRecipe:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
@@ -15,6 +13,7 @@ from aicompress.recipe import (
     Model,
     ReportFiles,
     Section,
+    WholeRecipe,
     absolute,
     find,
     read_text,
@@ -61,7 +60,7 @@ class Timing(Section):
     warmup: int = Field(3, ge=0, description="passes before that are not counted")
 
 
-class EvalRecipe(Section):
+class EvalRecipe(WholeRecipe):
     """A recipe of eval."""
 
     version: Literal[1]
@@ -76,14 +75,6 @@ class EvalRecipe(Section):
     seed: int = Field(0, ge=0)
     gates: tuple[str, ...] = ()
     report: ReportFiles = Field(ReportFiles(), exclude=True, description="how the report is written; not hashed")
-
-    def sha256(self) -> str:
-        """Digest of the resolved recipe."""
-        return hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode()).hexdigest()
-
-    def resolved(self) -> dict[str, Any]:
-        """Every field with its value, JSON-ready."""
-        return self.model_dump(mode="json")
 
     def figures(self, compared: bool) -> tuple[str, ...]:
         """Names under `quality` that will be measured.

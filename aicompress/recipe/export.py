@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from typing import Any, Literal
+from typing import Literal
+
+from pydantic import Field
 
 from aicompress.recipe.section import ReportFiles, Section, StoredCodes
 
@@ -32,15 +32,7 @@ class MadeRecipe(StoredCodes):
     method: Section = Section()
     seed: int = 0
     gates: tuple[str, ...] = ()
-    report: ReportFiles = ReportFiles()
-
-    def sha256(self) -> str:
-        """Digest of the resolved recipe."""
-        return hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode()).hexdigest()
-
-    def resolved(self) -> dict[str, Any]:
-        """Every field with its value, JSON-ready."""
-        return self.model_dump(mode="json", exclude={"report"})
+    report: ReportFiles = Field(ReportFiles(), exclude=True)
 
 
 class ExportRecipe(MadeRecipe):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import reprlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +26,18 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class WholeRecipe(Section):
+    """A recipe, not a part of one: its resolved fields and their digest are stored with what it made."""
+
+    def resolved(self) -> dict[str, Any]:
+        """Every field with its value, JSON-ready."""
+        return self.model_dump(mode="json")
+
+    def sha256(self) -> str:
+        """Digest of the resolved recipe."""
+        return hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode()).hexdigest()
+
+
 class Model(Section):
     """How to run a checkpoint that names no architecture."""
 
@@ -34,8 +48,8 @@ class Model(Section):
     factory: str | None = Field(None, description="pkg.mod:function that builds the module; needs --allow-code")
 
 
-class StoredCodes(Section):
-    """How a recipe's output stores codes."""
+class StoredCodes(WholeRecipe):
+    """A recipe whose output may hold codes, and how it stores them."""
 
     storage: Literal["fixed", "entropy"] | None = Field(
         None,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -143,10 +141,6 @@ class Recipe(StoredCodes):
     seed: int = Field(0, ge=0)
     gates: tuple[str, ...] = ()
     report: ReportFiles = Field(ReportFiles(), exclude=True, description="how the report is written; not hashed")
-
-    def sha256(self) -> str:
-        """Digest of the resolved recipe."""
-        return hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode()).hexdigest()
 
     def resolved(self) -> dict[str, Any]:
         """Every field with its value, JSON-ready."""

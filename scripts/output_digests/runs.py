@@ -35,6 +35,7 @@ SOURCES = {
     "prune/channels-cnn*": "cnn.safetensors",
     "prune/channels-resnet": "resnet",
     "prune/experts-*": "mixtral",
+    "quantize/watersic-encoder*": "bert",
     "prune/movement-50": "distill/kl",
     "distill/kl": "prune/width-20",
     "distill/kl-hidden": "prune/depth-2",
@@ -47,6 +48,7 @@ SOURCES = {
     "distill/mse": "classifier/width",
     "distill/mlp-labels": "prune/channels-mlp",
     "distill/dkd": "prune/channels-mlp",
+    "distill/epr": "mlp.safetensors",
     "distill/mean-teacher": "mlp.safetensors",
     "distill/embedding": "bert/width",
     "distill/embedding-relation": "bert/hidden",
@@ -55,6 +57,7 @@ TEACHERS: dict[str, str | None] = {
     "distill/mse": "classifier",
     "distill/mlp-labels": "mlp.safetensors",
     "distill/dkd": "mlp.safetensors",
+    "distill/epr": "mlp.safetensors",
     "distill/mean-teacher": None,
     "distill/embedding*": "bert",
 }
@@ -62,6 +65,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "prune/channels-cnn*": ("--allow-code",),
     "prune/movement-50": ("--stats", "distill/kl/stats.safetensors"),
     "distill/kl": ("--stats", "distill/kl/stats.safetensors"),
+    "distill/kl-stored": ("--cache-teacher", "distill/kl-stored/signals"),
 }
 DATA = {
     "calibration": {"text": ("samples=8", "length=32"), "arrays": ("samples=32",)},

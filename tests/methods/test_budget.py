@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aicompress.methods import budget
-from aicompress.methods.budget import Infeasible, hull, least_cost, least_loss
+from aicompress.methods.budget import Infeasible, least_cost, least_loss
 
 Table = list[list[float]]
 
@@ -28,7 +28,6 @@ def test_hand_computed() -> None:
 def test_an_option_inside_the_hull_is_taken_when_only_it_fits() -> None:
     """Cost 6 would be a corner; 5 is none, but with a budget of 5 the best there is."""
     costs, losses = [[0, 5, 6]], [[10, 9, 0]]
-    assert hull(costs[0], losses[0]) == [0, 2]
     assert least_loss(costs, losses, 5).picks == (1,)
 
 
@@ -38,10 +37,10 @@ def test_greedy_alone_would_be_wrong() -> None:
     assert least_loss(costs, losses, 10).picks == (0, 1, 1)
 
 
-def test_hull_leaves_dominated_options_and_points_on_a_line_out() -> None:
-    assert hull([1, 2, 3, 4], [9, 6, 3, 3]) == [0, 2]
-    assert hull([2, 1, 1], [0, 5, 4]) == [2, 0]
-    assert hull([1, 2], [1, 5]) == [0]  # dearer and worse
+def test_dominated_options_are_never_taken() -> None:
+    assert least_loss([[1, 2, 3, 4]], [[9, 6, 3, 3]], 4).picks == (2,)  # as good as the last, and cheaper
+    assert least_loss([[2, 1, 1]], [[0, 5, 4]], 1).picks == (2,)
+    assert least_loss([[1, 2]], [[1, 5]], 2).picks == (0,)  # dearer and worse
 
 
 def test_a_budget_for_everything_costs_no_more_than_it_must() -> None:

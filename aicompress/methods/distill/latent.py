@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from aicompress.methods.quantize.grid.rounding import code_range
 from aicompress.weights import Codebook, EntropyCoded, Float8, IntGrouped, SparseCodes, Weight, restore
 from aicompress.weights.decoding import DECODERS, Meta, Tensors, by_column, decoder, masked
 from aicompress.weights.float8 import DTYPES
@@ -136,13 +137,9 @@ class _Rounded(torch.autograd.Function):
         return gradient.masked_fill(outward, 0), None, None
 
 
-def _ends(bits: int) -> tuple[int, int]:
-    return -(1 << (bits - 1)), (1 << (bits - 1)) - 1
-
-
 def _codes(values: Tensor, bits: int) -> Tensor:
     """The codes that latent numbers round to, differentiable."""
-    codes: Tensor = _Rounded.apply(values, *_ends(bits))  # type: ignore[no-untyped-call]
+    codes: Tensor = _Rounded.apply(values, *code_range(bits))  # type: ignore[no-untyped-call]
     return codes
 
 
@@ -204,7 +201,7 @@ def _float8(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _rounded_integers(weight: IntGrouped | SparseCodes, values: Tensor) -> Weight:
-    return replace(weight, codes=values.round().clamp(*_ends(weight.bits)).to(torch.int8))
+    return replace(weight, codes=values.round().clamp(*code_range(weight.bits)).to(torch.int8))
 
 
 def _start_of_codebook(weight: Codebook) -> Tensor:

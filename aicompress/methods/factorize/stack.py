@@ -16,7 +16,7 @@ data-free.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Literal
 
 from pydantic import ConfigDict, Field
 
@@ -49,10 +49,6 @@ class StackConfig(SharedRankConfig):
     output_damping: float = Field(
         0.3, ge=0, le=1, description="added to the Gram matrix of output gradients, as a part of its mean diagonal"
     )
-
-    def as_tried(self) -> Self:
-        """The parameters under which layers are tried on the running model, and written so."""
-        return self.model_copy(update={"shift": 0.0}) if self.tried and "shift" not in self.model_fields_set else self
 
     @property
     def gradient_loss(self) -> GradientLoss:

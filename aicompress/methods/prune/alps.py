@@ -34,7 +34,7 @@ from aicompress.methods.prune.masks.calibrated import (
     saliency,
 )
 from aicompress.methods.prune.masks.masks import Keep, tile_sums
-from aicompress.methods.prune.masks.permutation import permuting
+from aicompress.methods.prune.masks.permutation import permuting, permuting_together
 from aicompress.methods.prune.masks.sparsity import choose, keep_of, present
 from aicompress.methods.prune.masks.survey import surveying
 from aicompress.weights import Weight
@@ -78,18 +78,10 @@ def apply(layer: Layer, config: AlpsConfig) -> Weight:
     Raises:
         CompressError: no calibration token reached the layer, or its Gram matrix is not one.
     """
-    return in_common_order([layer], config)[0]
+    return together([layer], config)[0]
 
 
-permuted = permuting(apply, saliency)
-
-
-def batched(layers: Sequence[Layer], config: AlpsConfig) -> list[Weight]:
-    """Prune layers that are given the same inputs; each in an order of its own where that is searched for."""
-    return [permuted(layer, config) for layer in layers] if config.permutation else in_common_order(layers, config)
-
-
-def in_common_order(layers: Sequence[Layer], config: AlpsConfig) -> list[Weight]:
+def together(layers: Sequence[Layer], config: AlpsConfig) -> list[Weight]:
     """Prune layers in the order of their common inputs: one factorization for each penalty, and one product a step."""
     hessian = damped(moments(layers[0]), config.damping)  # (in, in) float64
     targets = [shifted(layer, config.shift, over(hessian)) for layer in layers]
@@ -212,6 +204,8 @@ EFFORTS: dict[Level, Effort] = {
     "balanced": Effort("two forward passes", lambda given: {}),
 }
 
+permuted = permuting(apply, saliency)
+
 METHOD = LayerMethod(
     name="alps",
     command="prune",
@@ -221,7 +215,7 @@ METHOD = LayerMethod(
     needs=frozenset({"gram"}),
     apply=permuted,
     reading=Reads(shift=lambda config: config.shift),
-    batched=Batched(batched),
+    batched=Batched(permuting_together(permuted, together)),
     outline=outline,
     check=check,
     allocates=Allocates(resolve),

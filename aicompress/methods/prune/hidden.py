@@ -28,7 +28,7 @@ from aicompress.errors import CompressError, RecipeError
 from aicompress.methods.capabilities import Reads
 from aicompress.methods.method import GradientLoss
 from aicompress.methods.prune.units import obs, units
-from aicompress.methods.prune.units.size_targets import TARGETS, TargetedConfig
+from aicompress.methods.prune.units.size_targets import TARGETS, TargetedConfig, multiples
 from aicompress.methods.structural import Refits, StructuralMethod, Structure, Unit
 
 STREAM = "hidden"  # the structure of the stream's coordinates; others are heads whose size is a share of it
@@ -86,7 +86,7 @@ class HiddenConfig(TargetedConfig):
 
     def candidates(self, size: int) -> list[int]:
         """Widths that are multiples, from the present one down."""
-        return [size, *range((size - 1) // self.multiple * self.multiple, 0, -self.multiple)]
+        return multiples(size, self.multiple)
 
 
 def sizes(structures: Sequence[Structure], config: HiddenConfig) -> list[int]:

@@ -31,7 +31,7 @@ from aicompress.methods.prune.masks.calibrated import (
     saliency,
 )
 from aicompress.methods.prune.masks.obs import Choose, Sweep
-from aicompress.methods.prune.masks.permutation import permuting
+from aicompress.methods.prune.masks.permutation import permuting, permuting_together
 from aicompress.methods.prune.masks.sparsity import counted, keep_of, present, ranked
 from aicompress.methods.prune.masks.survey import surveying
 from aicompress.methods.zeros import mask_of
@@ -105,18 +105,10 @@ def apply(layer: Layer, config: SparsegptConfig) -> Weight:
     Raises:
         CompressError: no calibration token reached the layer, or its Gram matrix is not one.
     """
-    return in_common_order([layer], config)[0]
+    return together([layer], config)[0]
 
 
-permuted = permuting(apply, saliency)
-
-
-def batched(layers: Sequence[Layer], config: SparsegptConfig) -> list[Weight]:
-    """Prune layers that are given the same inputs; each in an order of its own where that is searched for."""
-    return [permuted(layer, config) for layer in layers] if config.permutation else in_common_order(layers, config)
-
-
-def in_common_order(layers: Sequence[Layer], config: SparsegptConfig) -> list[Weight]:
+def together(layers: Sequence[Layer], config: SparsegptConfig) -> list[Weight]:
     """Prune layers in the order of their common inputs: one factorization, and the columns of all in turn."""
     gram = moments(layers[0])
     exact, diagonal = inverse_factor(gram, config.damping)
@@ -153,6 +145,8 @@ EFFORTS: dict[Level, Effort] = {
     "balanced": Effort("two forward passes", lambda given: {}),
 }
 
+permuted = permuting(apply, saliency)
+
 METHOD = LayerMethod(
     name="sparsegpt",
     command="prune",
@@ -162,7 +156,7 @@ METHOD = LayerMethod(
     needs=frozenset({"gram"}),
     apply=permuted,
     reading=Reads(shift=lambda config: config.shift),
-    batched=Batched(batched),
+    batched=Batched(permuting_together(permuted, together)),
     outline=outline,
     check=check,
     allocates=Allocates(resolve),

@@ -22,7 +22,7 @@ from pydantic import ConfigDict, Field
 from aicompress.errors import RecipeError
 from aicompress.methods.capabilities import Reads
 from aicompress.methods.prune.units import units
-from aicompress.methods.prune.units.size_targets import TARGETS
+from aicompress.methods.prune.units.size_targets import TARGETS, multiples
 from aicompress.methods.structural import AllocatesSizes, Refits, StructuralMethod, Structure, Unit
 
 POINTS = 48  # widths of a layer that are tried
@@ -65,7 +65,7 @@ class WidthConfig(units.UnitsConfig):
 
     def candidates(self, size: int) -> list[int]:
         """Widths that are multiples, from the present one down."""
-        return [size, *range((size - 1) // self.multiple * self.multiple, 0, -self.multiple)]
+        return multiples(size, self.multiple)
 
 
 def sizes(structures: Sequence[Structure], config: WidthConfig) -> list[int]:
@@ -93,7 +93,7 @@ def _size(layer: Structure, config: WidthConfig) -> int:
 def tried(neurons: int, config: WidthConfig) -> list[int]:
     """Widths of a layer that are tried, multiples from all neurons down."""
     step = max(config.multiple, -(-neurons // (POINTS * config.multiple)) * config.multiple)
-    return [neurons, *range((neurons - 1) // step * step, 0, -step)]
+    return multiples(neurons, step)
 
 
 def loss_statistics(config: WidthConfig) -> frozenset[str]:

@@ -30,8 +30,8 @@ from aicompress.methods.quantize.grid.integer import (
 from aicompress.methods.quantize.grid.integer import outline as integer_outline
 from aicompress.methods.quantize.grid.rounding import (
     EPSILON,
+    code_range,
     encode,
-    grid,
     grouped,
     minmax_range,
     pieces,
@@ -98,7 +98,7 @@ def solve(groups: Tensor, config: HqqConfig, dtype: torch.dtype) -> tuple[Tensor
     Returns:
         Codes (rows, groups, columns) int8, scales and zero points (rows, groups).
     """
-    lowest, highest = grid(config.bits)
+    lowest, highest = code_range(config.bits)
     # Round to nearest, which holds an exact zero, is the one to beat; real zero points start from the range itself.
     best_scale, whole = scale_and_zero(*minmax_range(groups, symmetric=False), config.bits, False, dtype)
     assert whole is not None

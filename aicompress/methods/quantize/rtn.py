@@ -7,6 +7,7 @@ that minimises Σ (w − ŵ)² over a grid of shrinks of the range, as OCTAV (Sa
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -18,8 +19,10 @@ from aicompress.measure import representable
 from aicompress.methods.capabilities import Measured, RowWise
 from aicompress.methods.decisions import Allocates
 from aicompress.methods.layerwise import LayerMethod
+from aicompress.methods.quantize.grid import integer
 from aicompress.methods.quantize.grid.compiled import kernels
 from aicompress.methods.quantize.grid.fitting import GroupSize
+from aicompress.methods.quantize.grid.integer import check, describe, shared_columns
 from aicompress.methods.quantize.grid.rounding import (
     grouped,
     minmax_range,
@@ -30,9 +33,8 @@ from aicompress.methods.quantize.grid.rounding import (
     widened,
 )
 from aicompress.methods.quantize.grid.scales import stored_scale_dtype
-from aicompress.methods.quantize.grid.widths import Bits, WidthConfig, resolve, searched, unfit
+from aicompress.methods.quantize.grid.widths import Bits, WidthConfig, resolve, searched
 from aicompress.weights import IntGrouped, Weight
-from aicompress.weights.int_grouped import groups_of
 
 PRESET = re.compile(r"W([2-8])A(16|8)(?:G(\d+))?")
 STEPS = 40  # clips that the search for the range of least error tries
@@ -109,33 +111,9 @@ def expand_preset(preset: str) -> dict[str, Any]:
     return {**fields, "granularity": "group", **sizes}
 
 
-def scale_shape(info: LayerInfo, config: RtnConfig) -> tuple[int, int]:
-    """(rows, groups) of the scales."""
-    out, columns = info.shape
-    if config.granularity == "tensor":
-        return (1, 1)
-    return (out, groups_of(columns, config.group_size if config.granularity == "group" else 0))
-
-
-def check(info: LayerInfo, config: RtnConfig) -> tuple[str, str] | None:
-    """A group size must divide the input width, or the method must be told to let the last group be narrower."""
-    columns = info.shape[1]
-    problem = unfit(config, columns)
-    if problem is None:
-        return None
-    fitting = [size for size in (16, 32, 48, 64, 96, 128, 256) if columns % size == 0]
-    fit = f"sizes that fit: {', '.join(map(str, fitting))}; or " if fitting else ""
-    return (
-        f"{info.name}: {problem} its {columns} input columns",
-        f"{fit}granularity: channel; or pad: true",
-    )
-
-
 def outline(info: LayerInfo, config: RtnConfig) -> Weight:
     """The stored weight without data."""
-    scale = (stored_scale_dtype(config, info.dtype), scale_shape(info, config))
-    group = config.group_size if config.granularity == "group" else 0
-    return IntGrouped.outline(info.shape, scale, config.symmetric, config.bits, group, config.activation_bits)
+    return replace(integer.outline(info, config), activation_bits=config.activation_bits)
 
 
 def apply(layer: Layer, config: RtnConfig) -> Weight:
@@ -144,7 +122,7 @@ def apply(layer: Layer, config: RtnConfig) -> Weight:
     Raises:
         Refused: its values are too large for the scales' dtype.
     """
-    group = config.group_size if config.granularity == "group" else 0
+    group = shared_columns(config)
     dtype = stored_scale_dtype(config, layer.info.dtype)
 
     def scaling(groups: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -168,7 +146,7 @@ def measured(matrix: Tensor, info: LayerInfo, config: RtnConfig) -> Measured | N
     compiled = kernels()
     if compiled is None or config.range != "minmax":
         return None
-    group = config.group_size if config.granularity == "group" else 0
+    group = shared_columns(config)
     matrix = (matrix if matrix.dtype is torch.bfloat16 else matrix.float()).contiguous()
     low, high = widened(*compiled.ranges(matrix, group), config.symmetric)
     scale, zero = scale_and_zero(low, high, config.bits, config.symmetric, stored_scale_dtype(config, info.dtype))
@@ -206,12 +184,6 @@ def least_error_range(
         best = torch.where(better, error, best)
         best_low, best_high = torch.where(better, low * shrink, best_low), torch.where(better, high * shrink, best_high)
     return best_low, best_high
-
-
-def describe(config: RtnConfig, weight: Weight) -> dict[str, Any]:
-    """Knobs for the report row."""
-    shares = config.group_size if config.granularity == "group" else config.granularity
-    return {"bits": config.bits, "group": shares, "symmetric": config.symmetric}
 
 
 METHOD = LayerMethod(

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from aicompress.layer import from_matrix
 from aicompress.methods.distill.latent import latent_suffixes, relaxed, settled
+from aicompress.methods.quantize.grid.rounding import code_range
 from aicompress.weights import Dense, IntGrouped, LowRank, Weight
 from aicompress.weights.decoding import decode
 
@@ -110,7 +111,7 @@ class _Latent:
 
     def __init__(self, layer: TunableLayer, weight: IntGrouped) -> None:
         self.layer, self.weight = layer, weight
-        self.ends = (-(1 << (weight.bits - 1)), (1 << (weight.bits - 1)) - 1)
+        self.ends = code_range(weight.bits)
         grouped = (layer.wanted.shape[0], -1, weight.group_size or layer.wanted.shape[1])
         self.scale = weight.scale.float()[..., None].clone().requires_grad_()  # (out, groups, 1), or (1, 1, 1)
         self.zero = None if weight.zero is None else weight.zero.float()[..., None]

@@ -56,10 +56,6 @@ class ChannelGroup:
     members: tuple[Member, ...]
     cohorts: tuple[int, ...]
 
-    @property
-    def cohort_size(self) -> int:
-        return self.size // (max(self.cohorts) + 1)
-
 
 @dataclass(frozen=True)
 class Fixed:

@@ -44,7 +44,7 @@ def test_without_it_the_sizes_that_fit_are_named() -> None:
     method: Any = get("quantize", "rtn")
     message, hint = method.check(layer_of(torch.ones(4, 96)).info, method.config(group_size=64))
     assert "group_size 64 does not divide its 96 input columns" in message
-    assert hint == "sizes that fit: 16, 32, 48, 96; or granularity: channel; or pad: true"
+    assert hint == "sizes that fit: 8, 12, 16, 24, 32, 48, 96; or granularity: channel; or pad: true"
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])

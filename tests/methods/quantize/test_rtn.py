@@ -179,8 +179,8 @@ def test_refused_parameters(fields: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("columns", "hint"),
     [
-        (96, "sizes that fit: 16, 32, 48, 96; or granularity: channel; or pad: true"),
-        (13, "granularity: channel; or pad: true"),
+        (96, "sizes that fit: 8, 12, 16, 24, 32, 48, 96; or granularity: channel; or pad: true"),
+        (13, "sizes that fit: 13; or granularity: channel; or pad: true"),
     ],
 )
 def test_a_group_size_that_does_not_divide(columns: int, hint: str) -> None:

@@ -60,8 +60,9 @@ class RankConfig(MethodConfig):
         return self.max_kl is not None
 
     def as_tried(self) -> Self:
-        """The parameters under which layers are tried on the running model, and written so."""
-        return self
+        """The parameters under which layers are tried on the running model, and written: a shift must be asked for."""
+        shifts = "shift" in type(self).model_fields and "shift" not in self.model_fields_set
+        return self.model_copy(update={"shift": 0.0}) if self.tried and shifts else self
 
 
 R = TypeVar("R", bound=RankConfig)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import Field
 from torch import Tensor
@@ -54,10 +54,6 @@ class AnchoredConfig(DampedConfig):
         le=1,
         description=AIM_AS_TRIED,
     )
-
-    def as_tried(self) -> Self:
-        """The parameters under which layers are tried on the running model, and written so."""
-        return self.model_copy(update={"shift": 0.0}) if self.tried and "shift" not in self.model_fields_set else self
 
 
 W = TypeVar("W", bound=RankConfig)

@@ -8,7 +8,7 @@ only its packed mask goes by the new one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -102,6 +102,22 @@ def permuting(
         return store(layer, pruned.matrix()[:, back], pruned.mask[:, back], config, order)
 
     return permuted
+
+
+def permuting_together(
+    permuted: Callable[[Layer, S], Weight], together: Callable[[Sequence[Layer], S], list[Weight]]
+) -> Callable[[Sequence[Layer], S], list[Weight]]:
+    """A method for layers with the same inputs: each in its own best order where that is searched for, else together.
+
+    Args:
+        permuted: prunes one layer in the best order of its inputs.
+        together: prunes layers in the columns' own order.
+    """
+
+    def batched(layers: Sequence[Layer], config: S) -> list[Weight]:
+        return [permuted(layer, config) for layer in layers] if config.permutation else together(layers, config)
+
+    return batched
 
 
 def _in_order(layer: Layer, order: Tensor) -> Layer:

@@ -12,6 +12,15 @@ Target = Literal["target_parameters", "target_bytes", "target_latency"]
 TARGETS: tuple[Target, ...] = ("target_parameters", "target_bytes", "target_latency")
 
 
+def multiples(size: int, of: int) -> list[int]:
+    """`size`, and the multiples of a number below it, in descending order.
+
+    >>> multiples(20, 8)
+    [20, 16, 8]
+    """
+    return [size, *range((size - 1) // of * of, 0, -of)]
+
+
 class TargetedConfig(StructuralConfig):
     """Parameters of methods whose size can follow from a target; the driver finds it."""
 

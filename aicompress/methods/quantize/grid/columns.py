@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aicompress.methods.quantize.grid.rounding import grid
+from aicompress.methods.quantize.grid.rounding import code_range
 from aicompress.weights.decoding import compiled
 
 LEAF = 16  # columns that are updated one by one; matrix products do the rest
@@ -67,11 +67,11 @@ class Grid:
     def costs(self) -> tuple[Tensor, ...]:
         """What compiled passes read of the grid: scales, zero points, groups, and the least and largest code."""
         zero = torch.zeros(1, 1) if self.zero is None else self.zero
-        return self.scale, zero, torch.tensor(self.group), torch.tensor(grid(self.bits), dtype=torch.float32)
+        return self.scale, zero, torch.tensor(self.group), torch.tensor(code_range(self.bits), dtype=torch.float32)
 
     def round(self, column: int, target: Tensor, codes: Tensor) -> Tensor:
         """Fill `codes` (out,) with the nearest codes of a column; returns their values."""
-        lowest, highest = grid(self.bits)
+        lowest, highest = code_range(self.bits)
         group = self.group[column]
         scale = self.scale[group]
         code = torch.div(target, scale, out=codes)

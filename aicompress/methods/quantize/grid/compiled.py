@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from aicompress.methods.quantize.grid.rounding import grid
+from aicompress.methods.quantize.grid.rounding import code_range
 from aicompress.weights.int_grouped import groups_of
 
 Array = NDArray[Any]
@@ -121,7 +121,7 @@ class Kernels:
         """Round to the nearest codes of a grid, (out, groups) each; values must be finite."""
         codes, sums = torch.empty(matrix.shape, dtype=torch.int8), np.zeros(2)
         shifts = torch.zeros(scale.shape) if zero is None else zero.float()
-        lowest, highest = map(np.float32, grid(bits))
+        lowest, highest = map(np.float32, code_range(bits))
         self.codes_of(
             *_stored(matrix),
             group_size or matrix.shape[1],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import Field
@@ -12,7 +12,7 @@ from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.curvature import importance
 from aicompress.methods.quantize.grid.fitting import GroupSize
 from aicompress.methods.quantize.grid.rounding import encode, grouped, pieces, require_scales, ungrouped
-from aicompress.methods.quantize.grid.scales import Sharing, least_error, stored_scale_dtype
+from aicompress.methods.quantize.grid.scales import Grid, Sharing, StoredScales, least_error, stored_scale_dtype
 from aicompress.methods.quantize.grid.widths import WidthConfig, resolve, searched, unfit
 from aicompress.weights import IntGrouped, Weight
 from aicompress.weights.int_grouped import groups_of
@@ -62,7 +62,11 @@ def check(info: LayerInfo, config: Any) -> tuple[str, str] | None:
     return f"{info.name}: {problem} its {columns} input columns", "; or ".join(ways)
 
 
-def outline(info: LayerInfo, config: IntegerConfig) -> IntGrouped:
+class StoredGrid(Grid, StoredScales, Protocol):
+    """Parameters of integer codes on a grid, and of the scales that are stored with them."""
+
+
+def outline(info: LayerInfo, config: StoredGrid) -> IntGrouped:
     """The stored weight without data."""
     rows, columns = info.shape
     size = shared_columns(config)
@@ -98,7 +102,7 @@ def sketched(layer: Layer, config: IntegerConfig) -> Weight:
     return encoded(layer.info, layer.weight, config, *grid)
 
 
-def describe(config: IntegerConfig, weight: Weight) -> dict[str, Any]:
+def describe(config: Grid, weight: Weight) -> dict[str, Any]:
     """Knobs for the report row."""
     shares = config.group_size if config.granularity == "group" else config.granularity
     return {"bits": config.bits, "group": shares, "symmetric": config.symmetric}

@@ -48,7 +48,7 @@ def pieces(shape: tuple[int, int]) -> Iterator[slice]:
         yield slice(start, min(start + step, out))
 
 
-def grid(bits: int) -> tuple[int, int]:
+def code_range(bits: int) -> tuple[int, int]:
     """Lowest and highest code: -2^(b-1) and 2^(b-1)-1."""
     return -(1 << (bits - 1)), (1 << (bits - 1)) - 1
 
@@ -75,7 +75,7 @@ def scale_and_zero(
     Symmetric: scale = absmax / ((2^b - 1)/2), so that the codes use -2^(b-1) too. Asymmetric: (high-low)/(2^b-1). It is
     rounded to its dtype before any code is made, see `stored_scale`.
     """
-    lowest, highest = grid(bits)
+    lowest, highest = code_range(bits)
     levels = highest - lowest
     if symmetric:
         return stored_scale(high / (levels / 2), dtype), None
@@ -118,7 +118,7 @@ def encode(groups: Tensor, scale: Tensor, zero: Tensor | None, bits: int, out: T
         bits: of a code.
         out: filled and returned; a new tensor when not given.
     """
-    lowest, highest = grid(bits)
+    lowest, highest = code_range(bits)
     codes = torch.div(groups, scale.float()[..., None], out=out)
     if zero is not None:
         codes.add_(zero[..., None])

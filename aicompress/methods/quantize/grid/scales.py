@@ -14,9 +14,9 @@ from torch import Tensor
 
 from aicompress.methods.quantize.grid.rounding import (
     EPSILON,
+    code_range,
     decode,
     encode,
-    grid,
     grouped,
     minmax_range,
     pieces,
@@ -132,7 +132,7 @@ def _symmetric(groups: Tensor, weights: Tensor, bits: int, dtype: torch.dtype) -
     For codes q, with a = Σ h w q and b = Σ h q², the loss falls by s (2 a − s b) below Σ h w², most at s = a / b. The
     range that gives the codes goes from the full one down to where a normal distribution's best step is well inside.
     """
-    lowest, highest = grid(bits)
+    lowest, highest = code_range(bits)
     pulls = weights * groups
     full = scale_and_zero(*minmax_range(groups, symmetric=True), bits, True, dtype)[0]
     deviation = ((pulls * groups).sum(-1) / weights.sum(-1)).sqrt()
