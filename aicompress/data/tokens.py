@@ -89,7 +89,9 @@ def token_windows(
     if available < wanted:
         raise RecipeError(
             f"{data.path} holds {count} tokens, {wanted} samples of {data.length} need {wanted * inner}",
-            f"samples: {available}, or a longer text" if available else "a shorter `length`, or a longer text",
+            f"samples: {available} in the section that names it, or a longer text"
+            if available
+            else "a shorter `length`, or a longer text",
         )
     windows = torch.cat(parts)[: available * inner].view(available, inner)
     taken = choose(available, data, seed, most)

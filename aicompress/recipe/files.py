@@ -167,7 +167,9 @@ def _set_text(plain: dict[str, Any], file: str) -> None:
     readers = [section for section in sections.values() if not section.keys() & (set(SOURCES) - {"text"})]
     if not readers and (sections or "method" not in plain):
         which = " and ".join(sections) or "the recipe"
-        raise RecipeError(f"--text: {which} reads no text", "give the file with --set, or take another recipe")
+        another = "take a recipe that does, such as `-r eval/language-model`"
+        hint = "give the file with --set, or take another recipe" if sections else another
+        raise RecipeError(f"--text: {which} reads no text", hint)
     for section in readers:
         section["text"] = str(expanded(file).absolute())
 

@@ -74,11 +74,11 @@ def validated(kind: type[RecipePart], fields: dict[str, Any], where: str) -> Rec
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        raise_all([_explain(problem, kind, where) for problem in error.errors()])
+        raise_all([_explain(problem, kind, where, fields) for problem in error.errors()])
         raise AssertionError("unreachable") from error
 
 
-def _explain(problem: Any, kind: type[BaseModel], where: str) -> RecipeError:
+def _explain(problem: Any, kind: type[BaseModel], where: str, fields: dict[str, Any]) -> RecipeError:
     pieces = [piece for piece in problem["loc"] if piece not in UNNAMED]
     path = ".".join(map(str, pieces))
     place = ".".join(piece for piece in (where, path) if piece)
@@ -88,7 +88,9 @@ def _explain(problem: Any, kind: type[BaseModel], where: str) -> RecipeError:
             return RecipeError(
                 f"{place}: 'ratio' is ambiguous", "say sparsity, keep, rank, energy, bits or target_bytes"
             )
-        return RecipeError(f"{place}: unknown key", suggestion(word, list(_fields_at(kind, pieces[:-1]))))
+        elsewhere = [] if pieces[:-1] or where else _paths_to(word, kind, fields)
+        hint = f"did you mean {' or '.join(elsewhere)}?" if elsewhere else ""
+        return RecipeError(f"{place}: unknown key", hint or suggestion(word, list(_fields_at(kind, pieces[:-1]))))
     if problem["type"] == "missing":
         return RecipeError(f"{place}: missing", "add it to the recipe")
     message = str(problem["msg"]).removeprefix("Value error, ")
@@ -103,13 +105,35 @@ def _shown(value: Any) -> str:
     return short.repr(value)
 
 
+def _paths_to(word: str, kind: Any, fields: dict[str, Any]) -> list[str]:
+    """Dotted paths of the keys of this name in the sections of a recipe, for a key that was given outside of any.
+
+    Args:
+        word: the key.
+        kind: the recipe's class.
+        fields: what was given; a section that is validated already is of a class of its own.
+    """
+    paths: list[str] = []
+    for name, field in kind.model_fields.items():
+        given = fields.get(name)
+        kinds = [type(given)] if isinstance(given, BaseModel) else _models(field.annotation)
+        for section in kinds:
+            paths += [f"{name}.{word}"] if word in section.model_fields else []
+            paths += [f"{name}.{path}" for path in _paths_to(word, section, {})]
+    return paths
+
+
+def _models(annotation: Any) -> list[Any]:
+    """The sections that a field of this type can hold, such as X of `X | None`."""
+    return [each for each in (annotation, *getattr(annotation, "__args__", ())) if hasattr(each, "model_fields")]
+
+
 def _fields_at(kind: Any, path: Sequence[Any]) -> Sequence[str]:
     """Field names of the section that a location points into."""
     for step in path:
         field = kind.model_fields.get(step) if isinstance(step, str) and hasattr(kind, "model_fields") else None
         if field is not None:
-            kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
-            kind = next((k for k in kinds if hasattr(k, "model_fields")), kind)
+            kind = next(iter(_models(field.annotation)), kind)
     return list(kind.model_fields)
 
 

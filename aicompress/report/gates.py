@@ -218,7 +218,14 @@ def _check_figure(expression: str, figure: str, quality: Collection[str] | None)
         if section == "quality" and quality is not None and not _measured(name, quality):
             raise _wrong(expression, f"{figure!r} will not be measured", suggestion(name, sorted(quality)))
     elif figure not in _BYTES | _PLAIN:
-        raise _wrong(expression, f"unknown figure {figure!r}", suggestion(figure, [*FIGURES, "quality.NAME"]))
+        raise _wrong(expression, f"unknown figure {figure!r}", _meant(figure, quality or ()))
+
+
+def _meant(figure: str, quality: Collection[str]) -> str:
+    """A hint for a figure that there is none of: those whose last name it is, or the nearest one."""
+    known = [*FIGURES, *(f"quality.{name}" for name in quality)]
+    ending = [repr(name) for name in known if name.endswith(f".{figure}")]
+    return f"did you mean {' or '.join(ending)}?" if ending else suggestion(figure, [*known, "quality.NAME"])
 
 
 def _measured(name: str, quality: Collection[str]) -> bool:

@@ -78,3 +78,9 @@ def test_arrays_are_those_that_something_is_measured_on(tmp_path: Path) -> None:
     assert arrays is not None
     assert (arrays.kind, arrays.inputs) == ("arrays", "x")
     assert load(written(tmp_path, "quality: {perplexity: {text: a}}")).quality.arrays is None
+
+
+def test_a_key_outside_of_its_section_is_told_where_it_belongs(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="samples: unknown key") as caught:
+        load(written(tmp_path, "samples: 4"))
+    assert "quality.perplexity.samples" in caught.value.hint

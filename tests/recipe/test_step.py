@@ -33,6 +33,8 @@ REFUSED = {
     "unknown key": (GOOD + "sede: 3", "sede: unknown key", "did you mean 'seed'?"),
     "unknown method key": ("version: 1\nmethod: {name: rtn, bist: 4}", "bist: unknown key", "did you mean 'bits'?"),
     "unknown nested key": (GOOD + "select: {inclde: [a]}", "select.inclde: unknown key", "did you mean 'include'?"),
+    "key of a section": (GOOD + "bits: 4", "bits: unknown key", "did you mean method.bits?"),
+    "key of several": (GOOD + "samples: 4", "samples: unknown key", "method.samples or calibration.samples or"),
     "ratio": ("version: 1\nmethod: {name: rtn, ratio: 0.5}", "'ratio' is ambiguous", "say sparsity, keep, rank"),
     "key given twice": (GOOD + "seed: 1\nseed: 2", "line 4: key 'seed' is given twice", "keep one"),
     "nested key given twice": ("version: 1\nmethod: {name: rtn, bits: 4, bits: 8}", "key 'bits' is given twice", ""),

@@ -44,6 +44,7 @@ def test_parse(expression: str, figure: str, operator: str, bound: float) -> Non
         ("<= 0.3", "names no figure", "FIGURE"),
         ("0.3 >= size.ratio", "number on the left", "FIGURE"),
         ("size.ration <= 0.3", "unknown figure 'size.ration'", "'size.ratio'"),
+        ("ratio <= 0.3", "unknown figure 'ratio'", "'latency.ratio' or 'size.ratio'"),
         ("after.by_kind.linears < 1", "unknown figure", "after.by_kind.linear"),
         ("quality <= 1", "is a section", "quality."),
         ("training < 1", "is a section", "training."),
@@ -74,6 +75,12 @@ def test_a_quality_that_will_not_be_measured_is_refused() -> None:
     with pytest.raises(RecipeError, match="will not be measured") as caught:
         parse("quality.perplexty <= 1", quality=["kl", "perplexity"])
     assert "'perplexity'" in caught.value.hint
+
+
+def test_a_figure_without_its_section_is_told_where_it_is() -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse("kl <= 1", quality=["kl", "perplexity"])
+    assert caught.value.hint == "did you mean 'quality.kl'?"
 
 
 def test_all_bad_gates_are_told_at_once() -> None:

@@ -39,7 +39,10 @@ def require_teacher(recipe: DistillRecipe, teachers: int, stored: bool) -> None:
     if recipe.mean_teacher is not None and teachers:
         raise Refused("the recipe's mean_teacher is the teacher: another one is given", "leave out one of the two")
     if recipe.mean_teacher is None and not teachers and not stored:
-        raise Refused("no teacher is given", "give --teacher TEACHER, or let the recipe make the student out of IN")
+        raise Refused(
+            "no teacher is given",
+            "give --teacher TEACHER, or a recipe that makes the student of IN, such as `-r distill/student-layers`",
+        )
 
 
 def anatomy_of(checkpoint: Checkpoint, run: Runner, recipe: DistillRecipe, allow_code: bool = False) -> Anatomy:

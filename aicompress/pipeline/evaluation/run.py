@@ -218,8 +218,7 @@ def _measured(
     if not _runs(recipe, len(sources) > 1):
         return Results(), ()
     models = [setting.start(source) for source in sources]
-    progress("latency", 20, 100)
-    latency, further, warnings = _timed(models, recipe)
+    latency, further, warnings = _timed(models, recipe, progress)
     data = {metric.name: asdict(samples.source) for metric, _, samples in asked}
     quality = measure_quality(
         models, asked, recipe.seed, lambda what, done, total: progress(what, 30 + 69 * done // total, 100)
@@ -228,12 +227,13 @@ def _measured(
 
 
 def _timed(
-    models: Sequence[Running], recipe: EvalRecipe
+    models: Sequence[Running], recipe: EvalRecipe, progress: Progress
 ) -> tuple[Latency | None, tuple[Latency, ...], tuple[str, ...]]:
     """Latency of the first model, the same against each baseline but the first, and why there is none."""
     if recipe.latency is None:
         return None, (), ()
     asked = recipe.latency
+    progress("latency", 20, 100)
     inputs = example(models[0].module, asked.batch, asked.length, recipe.quality.arrays)
     if inputs is None:
         return None, (), ("latency was not measured: nothing says what the model takes",)

@@ -57,8 +57,8 @@ def better_rounded(rows: Sequence[LayerRow]) -> list[str]:
         return []
     told = next(part for part in better[0].note.split("; ") if part.startswith(ROUNDED_NOTE))
     return [
-        f"layers that lose more than quantized in no more bytes: {len(better)}, {better[0].name} for one ({told}); "
-        "low rank pays where time is to be saved"
+        f"layers that would lose less if they were quantized, in no more bytes: {len(better)}, such as "
+        f"{better[0].name} at{told.removeprefix(ROUNDED_NOTE)}; low rank pays where time is to be saved"
     ]
 
 

@@ -318,6 +318,7 @@ def test_progress_rises_to_the_end(trained_llama: Path, heldout_file: Path) -> N
     shares = [done / total for _, done, total in calls]
     assert shares == sorted(shares)
     assert shares[-1] == 1
+    assert "latency" not in [what for what, _, _ in calls]  # nothing is timed
 
 
 def test_missing_data_is_refused_before_anything_is_measured(tiny_llama: Path, tmp_path: Path) -> None:

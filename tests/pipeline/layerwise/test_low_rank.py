@@ -72,7 +72,7 @@ def test_the_model_changes_less_than_with_svd_and_less_with_tuned_blocks(
         report = run(trained_llama, tmp_path / name, method, None if name == "svd" else data, **more)
         assert "full" not in ranks(report).values()
         assert all("less would be lost in no more bytes at 8 bits" in row.note for row in report.layers if row.detail)
-        assert [line for line in report.warnings if "lose more than quantized in no more bytes" in line]
+        assert [line for line in report.warnings if "lose less if they were quantized, in no more bytes" in line]
         lost[name] = divergence(tmp_path / name, trained_llama, heldout_file)
     assert lost["whitened"] < 0.8 * lost["svd"]
     assert lost["tuned"] < 0.9 * lost["whitened"]

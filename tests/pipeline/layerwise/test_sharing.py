@@ -160,7 +160,7 @@ def test_a_base_with_differences_and_its_later_steps(tiny_llama: Path, tmp_path:
     report = run(tiny_llama, tmp_path / "out", {"name": "base_delta", "keep": 0.8, "whiten": False})
     require_whole(report, tmp_path / "out")
     (told,) = report.warnings
-    assert told.startswith("layers that lose more than quantized in no more bytes: 14")
+    assert told.startswith("layers that would lose less if they were quantized, in no more bytes: 14, such as model.")
     assert sum(row.form == "base_delta" for row in report.layers) == 14
     assert sum(row.note == "left as it is" for row in report.layers) == 8
     after = run(

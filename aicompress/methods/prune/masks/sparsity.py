@@ -73,7 +73,7 @@ class SparsityConfig(MethodConfig):
     @property
     def no_smaller(self) -> str:
         """A dense weight stores its zeros."""
-        why = "zeros are stored like other numbers: --set method.store=sparse stores what is left of them alone"
+        why = "zeros are stored like other numbers: --set method.store=sparse stores only the other weights"
         return why if self.store == "dense" else ""
 
     @property
