@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,8 @@ from torch import Tensor
 from aicompress.checkpoint.header import TensorRef, read_header
 from aicompress.checkpoint.source import Source
 from aicompress.errors import CheckpointError
+from aicompress.weights import TensorSpec
+from aicompress.weights.coding.rows import share
 
 _CHUNK = 1 << 22  # bytes; with smaller ones the thread that hashes waits for the interpreter more than it works
 EXPANSION = 10_000  # bytes that one stored byte may stand for; a factor of rank 1 in 16,000 columns is half of that
@@ -70,25 +72,55 @@ def read_tensor(ref: TensorRef, name: str) -> Tensor:
     Raises:
         CheckpointError: the file cannot be read, or shrank since it was opened.
     """
-    buffer = np.empty(ref.spec.nbytes, dtype=np.uint8)
+    return _read(ref, [ref.begin], ref.spec, name)
+
+
+def read_part(ref: TensorRef, name: str, part: slice, axis: int = 0) -> Tensor:
+    """Read some entries of a tensor along an axis; errors as of `read_tensor`."""
+    before, length, after = ref.spec.shape[:axis], ref.spec.shape[axis], ref.spec.shape[axis + 1 :]
+    entry = math.prod(after) * ref.spec.dtype.itemsize
+    begins = [ref.begin + (piece * length + part.start) * entry for piece in range(math.prod(before))]
+    return _read(ref, begins, TensorSpec(ref.spec.dtype, (*before, part.stop - part.start, *after)), name)
+
+
+def read_rows(ref: TensorRef, name: str, axis: int | None, rows: slice, total: int) -> Tensor:
+    """Read what a tensor holds of some rows of a weight.
+
+    Args:
+        ref, name: the tensor.
+        axis: along which it holds them, in proportion; None: all of it belongs to all rows.
+        rows, total: the rows, of so many.
+
+    Raises:
+        CheckpointError: as of `read_tensor`.
+    """
+    if axis is None or axis >= len(ref.spec.shape):
+        return read_tensor(ref, name)
+    return read_part(ref, name, share(ref.spec.shape[axis], rows, total), axis)
+
+
+def _read(ref: TensorRef, begins: Sequence[int], spec: TensorSpec, name: str) -> Tensor:
+    """A tensor of pieces of a file, all of one length, by where each of them begins; errors as of `read_tensor`."""
+    buffer = np.empty(spec.nbytes, dtype=np.uint8)
+    if not len(buffer):
+        return torch.empty(spec.shape, dtype=spec.dtype)
     try:
         descriptor = os.open(ref.file, os.O_RDONLY)
         try:
-            view, done = buffer.data, 0
-            while done < len(view):
-                count = os.preadv(descriptor, [view[done:]], ref.begin + done)
-                if not count:
-                    raise CheckpointError(
-                        f"{ref.file} ended while {name!r} was read", "something is changing the input"
-                    )
-                done += count
+            for begin, piece in zip(begins, buffer.reshape(len(begins), -1), strict=True):
+                done = 0
+                while done < len(piece):
+                    count = os.preadv(descriptor, [piece[done:].data], begin + done)
+                    if not count:
+                        raise CheckpointError(
+                            f"{ref.file} ended while {name!r} was read", "something is changing the input"
+                        )
+                    done += count
         finally:
             os.close(descriptor)
     except OSError as error:
         raise CheckpointError(f"{ref.file} cannot be read: {error.strerror}", "check the disk it is on") from error
-    if not len(buffer):
-        return torch.empty(ref.spec.shape, dtype=ref.spec.dtype)
-    return torch.from_numpy(buffer).view(ref.spec.dtype).reshape(ref.spec.shape)
+    return torch.from_numpy(buffer).view(spec.dtype).reshape(spec.shape)
 
 
 def require_finite(tensor: Tensor, name: str, path: Path) -> None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from torch import Tensor
+
 from aicompress.checkpoint.header import DTYPE_NAMES, DTYPES, checked_shape
 from aicompress.checkpoint.json_text import parsed
 from aicompress.checkpoint.layouts import native_names
@@ -41,9 +43,12 @@ class Entry:
     suffixes: tuple[str, ...] = ("",)
     shared: Mapping[str, str] = field(default_factory=dict)
 
-    def decode(self, weight: Weight) -> Any:
-        """The dense parameter."""
-        return from_matrix(weight.dense(), self.dense.shape, self.transposed).to(self.dense.dtype)
+    def decode(self, weight: Weight, rows: int | None = None) -> Tensor:
+        """The dense parameter of its weight, or so many entries of its row axis of theirs."""
+        shape = (
+            self.dense.shape if rows is None else (rows, *self.dense.shape[1:])
+        )  # one of (in, out) is turned by itself
+        return from_matrix(weight.dense(), shape, self.transposed).to(self.dense.dtype)
 
     def read_as(self, weight: Weight) -> Entry:
         """The same parameter in the form that it is read in, where its codes are entropy-coded in the files."""

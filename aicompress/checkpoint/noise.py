@@ -17,14 +17,18 @@ ROWS = 4096  # of the tables of a vocabulary: those of its first tokens are enou
 class NoiseCheckpoint(Checkpoint):
     """Float32 parameters of the size that keeps activations near one, each from a seed of its own name."""
 
-    def dense(self, parameter: str) -> Tensor:
+    def rows_together(self, parameter: str) -> int:
+        """Numbers are drawn for all of a parameter."""
+        return 0
+
+    def dense(self, parameter: str, rows: slice | None = None) -> Tensor:
         """Vectors lie in [1/2, 3/2], so that no normalization is trivial; matrices have rows of unit norm.
 
         Embeddings and output heads have at most `ROWS` rows.
         """
         spec = self.parameters()[parameter]
         if not spec.dtype.is_floating_point:
-            return super().dense(parameter)
+            return super().dense(parameter, rows)
         generator, shape = torch.Generator().manual_seed(zlib.crc32(parameter.encode())), spec.shape
         if len(shape) < 2:
             return torch.rand(shape, generator=generator) + 0.5

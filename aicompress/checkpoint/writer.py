@@ -7,10 +7,11 @@ removes it, so an output is a finished checkpoint or does not exist.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -36,6 +37,7 @@ from aicompress.disk import disk_errors, empty, fsync, readable, write_at
 from aicompress.errors import CompressError, OutputExists, Refused
 from aicompress.measure import nbytes
 from aicompress.weights import TensorSpec
+from aicompress.weights.coding.rows import share
 
 REPLACED = ".replaced"  # how the names of weight files end that were begun anew
 
@@ -119,7 +121,7 @@ class CheckpointWriter:
         shard = self._shard_of[name]
         if TensorSpec.of(tensor) != shard.specs[name]:
             raise ValueError(f"{name}: planned {shard.specs[name]}, got {TensorSpec.of(tensor)}")
-        self._write(name, tensor, 0)
+        self._write(name, tensor, [0])
 
     def put_rows(self, name: str, tensor: Tensor, start: int, total: int) -> None:
         """Write what rows of a weight gave; several threads may do so at once.
@@ -133,26 +135,29 @@ class CheckpointWriter:
             ValueError: dtype or shape do not fit the plan.
             OutOfSpace: the disk is full.
         """
-        self.put_part(name, tensor, self._shard_of[name].specs[name].shape[0] * start // total)
+        self.put_part(name, tensor, share(self._shard_of[name].specs[name].shape[0], slice(start, total), total).start)
 
-    def put_part(self, name: str, tensor: Tensor, first: int) -> None:
-        """Write a part of a tensor along its first axis, from an index on, or all of it; errors as of `put_rows`."""
-        spec = self._shard_of[name].specs[name]
-        if TensorSpec.of(tensor) == spec:
-            self._write(name, tensor, 0)
+    def put_part(self, name: str, tensor: Tensor, first: int, axis: int = 0) -> None:
+        """Write a part of a tensor along an axis, from an index on, or all of it; errors as of `put_rows`."""
+        spec, own = self._shard_of[name].specs[name], TensorSpec.of(tensor)
+        if own == spec:
+            self._write(name, tensor, [0])
             return
-        length, *rest = spec.shape
-        if tensor.dtype is not spec.dtype or [*tensor.shape[1:]] != rest or first + len(tensor) > length:
-            raise ValueError(f"{name}: planned {spec}, got {TensorSpec.of(tensor)} from {first} on")
-        self._write(name, tensor, first * (spec.nbytes // length))
+        before, length, after = spec.shape[:axis], spec.shape[axis], spec.shape[axis + 1 :]
+        count = own.shape[axis] if len(own.shape) > axis else 0
+        if own != TensorSpec(spec.dtype, (*before, count, *after)) or first + count > length:
+            raise ValueError(f"{name}: planned {spec}, got {own} from {first} on")
+        entry = math.prod(after) * spec.dtype.itemsize
+        self._write(name, tensor, [(piece * length + first) * entry for piece in range(math.prod(before))])
 
-    def _write(self, name: str, tensor: Tensor, begin: int) -> None:
-        """Write bytes from the given one of a tensor on."""
+    def _write(self, name: str, tensor: Tensor, begins: Sequence[int]) -> None:
+        """Write pieces of one length, by where each of them begins in a tensor."""
         shard = self._shard_of[name]
         if tensor.numel():
             flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
             with disk_errors(self.out):
-                write_at(self._open[shard.name], flat.data, shard.layout[1][name] + begin)
+                for begin, piece in zip(begins, flat.reshape(len(begins), -1), strict=True):
+                    write_at(self._open[shard.name], piece.data, shard.layout[1][name] + begin)
         whole = shard.specs[name].nbytes
         with self._counting:  # a whole tensor may be written twice
             self._left[name] = 0 if nbytes(tensor) == whole else self._left[name] - nbytes(tensor)

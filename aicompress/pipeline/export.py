@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-
-from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.decoded import with_decoded
@@ -15,6 +13,8 @@ from aicompress.checkpoint.reader import require_finite
 from aicompress.disk import require_writable
 from aicompress.errors import Refused, raise_all
 from aicompress.layer import Kind, LayerInfo
+from aicompress.pipeline.step import blocks
+from aicompress.pipeline.step.blocks import Block
 from aicompress.pipeline.step.checks import left_out, require_loads, require_space
 from aicompress.pipeline.step.dry_run import summarize_rows
 from aicompress.pipeline.step.input import Adapted
@@ -26,7 +26,7 @@ from aicompress.pipeline.step.run import OpenOutput, run_alone, write_all
 from aicompress.recipe.export import ExportRecipe
 from aicompress.report.model import LayerRow, Report
 from aicompress.report.plan import PlanSummary
-from aicompress.weights import Dense, Weight
+from aicompress.weights import Dense
 
 
 @dataclass(frozen=True)
@@ -163,15 +163,17 @@ def run(plan: ExportPlan, options: Options | None = None) -> Report:
 
 
 def _write(plan: ExportPlan, opened: OpenOutput, progress: Progress) -> Results:
-    """Write one parameter after the other, decoded or as it is stored."""
+    """Write one parameter after the other, decoded or as it is stored, a block of rows at a time."""
     decodes, checkpoint = plan.recipe.method.decodes, plan.checkpoint
 
-    def value(name: str) -> Tensor | Weight:
-        if not decodes and name in checkpoint.manifest.entries:
-            return checkpoint.weight(name)
-        tensor = checkpoint.dense(name)
-        require_finite(tensor, name, checkpoint.path)
-        return tensor
+    def values(name: str) -> Iterator[Block]:
+        for rows in checkpoint.row_blocks(name, blocks.BLOCK):
+            if not decodes and name in checkpoint.manifest.entries:
+                yield checkpoint.weight(name, rows), rows
+                continue
+            tensor = checkpoint.dense(name, rows)
+            require_finite(tensor, name, checkpoint.path)
+            yield tensor, rows
 
-    write_all(plan.output, opened.writer, value, progress)
+    write_all(plan.output, opened.writer, values, progress, checkpoint.row_axis)
     return Results(tuple(plan.rows()), plan.warnings)

@@ -15,6 +15,7 @@ from aicompress.errors import CheckpointError, CompressError, Unsupported
 from aicompress.model.loading.mismatches import misfits_of
 from aicompress.pipeline.packing.checking import check_packed, packed_files
 from aicompress.report.model import Report
+from aicompress.weights.coding.rows import row_slices
 
 PIECE = 1 << 22  # elements decoded at a time
 Progress = Callable[[str, int, int], None]  # what, done, total
@@ -153,13 +154,14 @@ def _decode(checkpoint: Checkpoint, parameter: str) -> None:
     """
     entry = checkpoint.manifest.entries.get(parameter)
     if entry is None:
-        require_finite(checkpoint.read(parameter), parameter, checkpoint.path)
+        for rows in checkpoint.row_blocks(parameter, PIECE):
+            require_finite(checkpoint.dense(parameter, rows), parameter, checkpoint.path)
         return
-    weight = checkpoint.weight(parameter)
-    step = max(1, PIECE // max(1, weight.shape[1]))
-    for start in range(0, weight.shape[0], step):
-        rows = weight.rows(start, min(start + step, weight.shape[0]))
-        require_finite(rows.to(entry.dense.dtype), parameter, checkpoint.path)
+    for block in checkpoint.row_blocks(parameter, PIECE):
+        weight = checkpoint.weight(parameter, block)
+        for part in row_slices(*weight.shape, PIECE):
+            decoded = weight.rows(part.start, part.stop)
+            require_finite(decoded.to(entry.dense.dtype), parameter, checkpoint.path)
 
 
 def _check_model(checkpoint: Checkpoint, findings: _Findings) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from aicompress.weights.coding.packing import pack_rows, unpack_rows
+from aicompress.weights.coding.rows import RowStorage
 from aicompress.weights.decoding import Meta, Tensors, decoder, unpack
 from aicompress.weights.form import Symbols, Weight, require_bits, require_dtype, require_real
 
@@ -91,6 +92,9 @@ class Codebook(Weight):
             return values
         grouped = values.reshape(len(codes), self.scale.shape[1], -1)
         return (grouped * self.scale[start:stop].float()[..., None]).reshape(codes.shape)
+
+    def row_storage(self) -> RowStorage:
+        return RowStorage.of(self.meta(), "", "tables", "scale")
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Codebook:

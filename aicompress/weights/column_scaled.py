@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from aicompress.weights.coding.rows import RowStorage
 from aicompress.weights.decoding import Meta, Tensors, decode, decoder
 from aicompress.weights.form import Weight, require_real, restore
 
@@ -53,6 +54,10 @@ class ColumnScaled(Weight):
 
     def describe(self) -> str:
         return ", ".join(piece for piece in (self.inner.describe(), "column factors") if piece)
+
+    def row_storage(self) -> RowStorage | None:
+        inner, meta = self.inner.row_storage(), self.meta()
+        return None if inner is None else inner.within(lambda own: {**meta, "inner": own})
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> ColumnScaled:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -9,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from aicompress.weights.coding.rows import RowStorage
 from aicompress.weights.decoding import Meta, Tensors, decode, decoder
 from aicompress.weights.form import Weight, nest, restore, unnest
 from aicompress.weights.low_rank import LowRank
@@ -56,6 +58,17 @@ class Corrected(Weight):
     def describe(self) -> str:
         pieces = (self.base.describe(), f"corrected at {self.correction.describe()}")
         return ", ".join(piece for piece in pieces if piece)
+
+    def row_storage(self) -> RowStorage | None:
+        base, correction, meta = self.base.row_storage(), self.correction.row_storage(), self.meta()
+        if base is None or correction is None:
+            return None
+        along = base.along | {f"{_PREFIX}_{suffix}" if suffix else _PREFIX for suffix in correction.along}
+
+        def of_rows(rows: int) -> dict[str, Any]:
+            return {**meta, "base": base.meta(rows), _PREFIX: correction.meta(rows)}
+
+        return RowStorage(frozenset(along), of_rows, math.lcm(base.together, correction.together))
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Corrected:

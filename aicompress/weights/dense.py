@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from aicompress.weights.coding.rows import RowStorage
 from aicompress.weights.decoding import Meta, Tensors, decoder
 from aicompress.weights.form import Weight, require_real
 
@@ -47,6 +48,9 @@ class Dense(Weight):
 
     def cut(self, axis: int, index: Tensor) -> Dense:
         return Dense(self.matrix.index_select(axis, index))
+
+    def row_storage(self) -> RowStorage:
+        return RowStorage(frozenset({""}), lambda rows: self.meta())
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Dense:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from aicompress.weights.coding.rows import RowStorage
 from aicompress.weights.decoding import Meta, Tensors, by_column, decoder
 from aicompress.weights.form import Symbols, Weight
 
@@ -93,6 +94,14 @@ class Float8(Weight):
             else:
                 part.mul_(by_column(scale, columns, width))
         return dense
+
+    def row_storage(self) -> RowStorage:
+        (height, width), meta = self.block, self.meta()
+
+        def of_rows(rows: int) -> dict[str, Any]:
+            return {**meta, "shape": [rows, self.shape[1]], "block": [min(height, rows), width]}
+
+        return RowStorage(frozenset({"", "scale"}), of_rows, max(1, height))
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Float8:

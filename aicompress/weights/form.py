@@ -13,6 +13,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from aicompress.weights.coding.rows import RowStorage
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -93,6 +95,10 @@ class Weight(ABC):
     def rows(self, start: int, stop: int) -> Tensor:
         """Rows of `dense()`, (stop - start, in) float32, the caller's to change; a form that can decodes only those."""
         return self.dense()[start:stop]
+
+    def row_storage(self) -> RowStorage | None:
+        """How its rows are stored apart from each other; None where all of it is read to decode some."""
+        return None
 
     @classmethod
     @abstractmethod

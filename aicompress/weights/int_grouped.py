@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from aicompress.weights.coding.packing import pack_rows, unpack_rows
+from aicompress.weights.coding.rows import RowStorage
 from aicompress.weights.decoding import Meta, Tensors, by_column, decoder, unpack
 from aicompress.weights.form import Symbols, Weight, require_bits, require_dtype, require_real
 
@@ -204,6 +205,9 @@ class IntGrouped(Coded):
             codes.sub_(zero)
         codes.mul_(scale)
         return out
+
+    def row_storage(self) -> RowStorage:
+        return RowStorage.of(self.meta(), "", "scale", "zero")
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> IntGrouped:

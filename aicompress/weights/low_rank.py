@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from aicompress.weights.coding.rows import RowStorage
 from aicompress.weights.decoding import Factors, Meta, Tensors, product
 from aicompress.weights.form import Weight, nest, restore, unnest
 
@@ -75,6 +76,10 @@ class LowRank(Weight):
 
     def with_parts(self, parts: Mapping[str, Weight]) -> LowRank:
         return LowRank(parts.get("out", self.out), parts.get("in", self.inner))
+
+    def row_storage(self) -> RowStorage | None:
+        out, meta = self.out.row_storage(), self.meta()
+        return None if out is None else out.within(lambda own: {**meta, "out": own})
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> LowRank:

@@ -11,7 +11,7 @@ from torch import Tensor
 from aicompress.weights.coding.packing import pack_mask, unpack_mask
 from aicompress.weights.decoding import require_kept
 from aicompress.weights.form import Symbols, Weight, require_dtype
-from aicompress.weights.grouping import Grouping
+from aicompress.weights.grouping import Grouping, word
 
 
 class Masked(Weight):
@@ -53,6 +53,11 @@ def mask_symbols(mask: Tensor, grouping: Grouping | None) -> dict[str, Symbols]:
 def mask_meta(grouping: Grouping | None) -> dict[str, Any]:
     """What a reader needs beside the tensors."""
     return {} if grouping is None else {"pattern": [grouping.kept, grouping.size]}
+
+
+def rows_of_words(grouping: Grouping | None) -> int:
+    """How many rows have an N:M mask of whole words, whatever their length; 0 where rows are not masked apart."""
+    return 0 if grouping is None or grouping.order is not None else word(grouping.kept, grouping.size)[1]
 
 
 def restored_mask(tensors: Mapping[str, Tensor], meta: Mapping[str, Any], kept: int) -> tuple[Tensor, Grouping | None]:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from aicompress.weights.coding.rows import RowStorage
 from aicompress.weights.decoding import Meta, Tensors, decode, decoder
 from aicompress.weights.dense import Dense
 from aicompress.weights.form import Symbols, Weight, restore
@@ -112,6 +113,12 @@ class PerExpert(Weight):
 
     def behind(self, part: str) -> Tensor | None:
         return None
+
+    def row_storage(self) -> RowStorage | None:
+        """Experts apart from each other, where there are several."""
+        each, meta = self.shape[0] // len(self.weights), self.meta()
+        along = frozenset(self.weights[0].specs())
+        return RowStorage(along, lambda rows: {**meta, "count": rows // each}, each) if len(self.weights) > 1 else None
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> PerExpert:

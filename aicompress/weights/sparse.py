@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from aicompress.weights.coding.rows import RowStorage
 from aicompress.weights.decoding import Meta, Tensors, decoder, masked, require_kept
 from aicompress.weights.form import Symbols, require_real
 from aicompress.weights.grouping import Grouping
-from aicompress.weights.masked import Masked, mask_meta, mask_symbols, mask_tensors, restored_mask
+from aicompress.weights.masked import Masked, mask_meta, mask_symbols, mask_tensors, restored_mask, rows_of_words
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -69,6 +70,11 @@ class Sparse(Masked):
 
     def describe(self) -> str:
         return self.zeros()
+
+    def row_storage(self) -> RowStorage | None:
+        """Of an N:M mask in the columns' own order: as many survivors in every row."""
+        together = rows_of_words(self.grouping)
+        return RowStorage.of(self.meta(), "", "values", together=together) if together else None
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Sparse:

@@ -5,6 +5,7 @@ w = (q - zero) * scale, or exactly 0.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,12 +13,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from aicompress.weights.coding.packing import pack_rows, unpack_rows
+from aicompress.weights.coding.packing import WORD, pack_rows, unpack_rows
+from aicompress.weights.coding.rows import RowStorage
 from aicompress.weights.decoding import Meta, Tensors, by_column, decoder, masked, require_kept, unpack
 from aicompress.weights.form import Symbols, require_bits, require_dtype
 from aicompress.weights.grouping import Grouping
 from aicompress.weights.int_grouped import Coded, IntGrouped, code_words, groups_of, require_groups, spread
-from aicompress.weights.masked import Masked, mask_meta, mask_symbols, mask_tensors, restored_mask
+from aicompress.weights.masked import Masked, mask_meta, mask_symbols, mask_tensors, restored_mask, rows_of_words
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,19 @@ class SparseCodes(Masked, Coded):
 
     def describe(self) -> str:
         return ", ".join([*code_words(self.bits, self.group_size, self.zero is None), self.zeros()])
+
+    def row_storage(self) -> RowStorage | None:
+        """Of an N:M mask in the columns' own order: as many survivors in every row, whose codes end with a word."""
+        together, meta = rows_of_words(self.grouping), self.meta()
+        if not together:
+            return None
+        each = self.codes.numel() // max(1, self.shape[0])
+        along = frozenset({"", "codes", "scale", "zero"})
+
+        def of_rows(rows: int) -> dict[str, Any]:
+            return {**meta, "shape": [rows, self.shape[1]], "kept": rows * each}
+
+        return RowStorage(along, of_rows, math.lcm(together, WORD))
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> SparseCodes:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from aicompress.weights.coding.packing import pack_rows, unpack_rows
 from aicompress.weights.coding.quantizers import in_use
+from aicompress.weights.coding.rows import RowStorage
 from aicompress.weights.decoding import Meta, Tensors, decoder, unpack
 from aicompress.weights.form import Symbols, Weight, require_dtype, require_real
 
@@ -64,6 +65,9 @@ class Trellis(Weight):
         first = start // BLOCK * BLOCK
         values = levels(self.codes[first:stop])[start - first :]
         return values if values.is_meta else values * self.scale[start:stop].float()
+
+    def row_storage(self) -> RowStorage:
+        return RowStorage.of(self.meta(), "", "scale", together=BLOCK)
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Trellis:

@@ -16,6 +16,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.foreign.recognize import layouts
 from aicompress.errors import CheckpointError, Unsupported
+from aicompress.weights.coding.rows import row_slices
 from tests import foreign
 from tests.foreign import Encode, Encoded, write
 
@@ -57,6 +58,24 @@ def matrix(rows: int = 40, columns: int = 64) -> Tensor:
 
 def opened(tmp_path: Path, encoded: Encoded, settings: dict[str, Any] | None = None) -> Checkpoint:
     return Checkpoint.open(write(tmp_path / "in", encoded, settings))
+
+
+def require_rows(checkpoint: Checkpoint, name: str, length: int) -> None:
+    """Rows that are read alone, as many as lie together, are those of the whole."""
+    together = checkpoint.rows_together(name)
+    parts = [checkpoint.dense(name, rows) for rows in row_slices(length, 1, 1, together)]
+    assert torch.equal(torch.cat(parts, checkpoint.row_axis(name)), checkpoint.dense(name))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_rows_are_decoded_alone(tmp_path: Path, case: str) -> None:
+    encode, settings, _ = CASES[case]
+    checkpoint = opened(tmp_path, encode(matrix(296)), settings)
+    if case == "nf4, blocks over rows":
+        assert checkpoint.rows_together("m.weight") == 0
+    else:
+        assert 0 < checkpoint.rows_together("m.weight") <= 256
+        require_rows(checkpoint, "m.weight", 296)
 
 
 @pytest.mark.parametrize("case", CASES)

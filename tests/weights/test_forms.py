@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from aicompress.checkpoint import Checkpoint
 from aicompress.pipeline.verify import verify
 from aicompress.weights import (
     Codebook,
@@ -23,6 +24,7 @@ from aicompress.weights import (
     outline_nbytes,
     restore,
 )
+from aicompress.weights.coding.rows import row_slices
 from aicompress.weights.decoding import decode
 from aicompress.weights.form import nest, unnest
 from tests.weights.forms import FORMS, ints, randn, write_form
@@ -75,6 +77,17 @@ class TestEveryForm:
             torch.testing.assert_close(
                 part.dense(), weight.dense().index_select(axis, index), rtol=tolerance, atol=tolerance
             )
+
+    def test_rows_are_read_alone(self, weight: Weight, tmp_path: Path) -> None:
+        """As many as lie together at a time; most forms are read so, and the others say that they are not."""
+        write_form(tmp_path / "in.safetensors", weight, weight.tensors())
+        checkpoint = Checkpoint.open(tmp_path / "in.safetensors")
+        together = checkpoint.rows_together("fc.weight")
+        assert (together == 0) == (weight.row_storage() is None)
+        for rows in row_slices(6, 1, 1, together) if together else []:
+            part = checkpoint.weight("fc.weight", rows)
+            assert type(part) is type(weight)
+            torch.testing.assert_close(part.dense(), weight.rows(rows.start, rows.stop), rtol=0, atol=0)
 
     def test_is_made_of_its_parts(self, weight: Weight) -> None:
         parts = weight.parts()

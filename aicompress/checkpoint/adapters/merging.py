@@ -43,7 +43,7 @@ def with_adapter(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
             raise _misfit(adapter, parameter, its.shape, spec.shape)
         own = weights[parameter].names if parameter in weights else {"weight": parameter} if parameter in known else {}
         extra = {"replaced": f"adapter {number}: {name}"}
-        weights[parameter] = ForeignWeight(spec, own, "", _replaced, extra=extra)
+        weights[parameter] = ForeignWeight(spec, own, "", _replaced, extra=extra, along={"replaced": 0})
     told = f"{adapter.source.path} is merged, weight {adapter.weight:g}: {len(targets)} layers"
     told += f", {len(replaced)} parameters replaced" if replaced else ""
     plain = {name: checkpoint.tensors[name] for name in (*targets, *replaced) if name in checkpoint.tensors}
@@ -85,7 +85,8 @@ def _plain(parameter: str, spec: TensorSpec, transposed: bool) -> ForeignWeight:
     def decode(read: Read) -> Dense:
         return Dense(as_matrix(read("weight"), transposed))
 
-    return ForeignWeight(spec, {"weight": parameter}, "", decode, transposed=transposed)
+    along = {"weight": 1 if transposed else 0}
+    return ForeignWeight(spec, {"weight": parameter}, "", decode, transposed=transposed, along=along)
 
 
 def _require_fits(adapter: Adapter, parameter: str, base: ForeignWeight, factors: Factors) -> None:
@@ -115,7 +116,9 @@ def _merged(base: ForeignWeight, adapter: Adapter, factors: Factors, number: int
     extra = {**base.extra, **{role: f"adapter {number}: {name}" for role, name in roles.items()}}
     scale = adapter.weight * factors.scale
     decode = partial(_added, base.decode, tuple(roles), scale, factors.embedding)
-    return replace(base, decode=decode, extra=extra, outline=None)
+    factor = {f"a of {number}": 1} if factors.embedding else {f"b of {number}": 0}  # the one that has the rows
+    along = None if base.along is None else {**base.along, **factor}
+    return replace(base, decode=decode, extra=extra, outline=None, along=along)
 
 
 def _added(

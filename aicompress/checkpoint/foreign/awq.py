@@ -51,7 +51,9 @@ def _weight(stored: Stored, module: str, names: dict[str, str]) -> ForeignWeight
     size = 0 if groups == 1 else columns // groups
     dense, transposed = stored.dense(weight_of(module), (out, columns))
     outline = IntGrouped.outline((out, columns), (scale.dtype, (out, groups)), False, BITS, size)
-    return ForeignWeight(dense, names, "awq, 4-bit", partial(_integers, size), outline, transposed)
+    decode = partial(_integers, size)
+    along = dict.fromkeys(ROLES, 1)
+    return ForeignWeight(dense, names, "awq, 4-bit", decode, outline, transposed, along=along, together=IN_WORD)
 
 
 def _integers(size: int, read: Read) -> IntGrouped:

@@ -24,7 +24,7 @@ from aicompress.checkpoint.foreign.layout import (
     require,
     weight_of,
 )
-from aicompress.weights import Codebook, Dense, IntGrouped, Weight
+from aicompress.weights import Codebook, Dense, IntGrouped, TensorSpec, Weight
 
 STATE = ".quant_state.bitsandbytes__"
 NESTED = {"offsets": ".nested_absmax", "levels": ".nested_quant_map"}
@@ -59,8 +59,23 @@ def _four_bits(stored: Stored, parameter: str, state_name: str, kind: str) -> Fo
     dense, transposed = stored.dense(parameter, (shape[0], shape[1]))
     whole = shape[1] % size == 0  # no row shares a block with the next one
     outline = Codebook.outline((shape[0], shape[1]), 4, 1, torch.float32, (shape[0], shape[1] // size))
-    decode = partial(_codebook, state, shape) if whole else partial(_flat, state, shape, stored.dtype)
-    return ForeignWeight(dense, names, f"bitsandbytes {kind}", decode, outline if whole else None, transposed)
+    decode = partial(_codebook, state, shape[1]) if whole else partial(_flat, state, shape, stored.dtype)
+    # Rows that hold whole bytes, and whole blocks of scales where those are quantized again.
+    numbers = math.lcm(2, size * int(state["nested_blocksize"]) if nested else size)
+    along = (
+        {"packed": _longest(stored.specs[names["packed"]]), "scale": 0, **({"offsets": 0} if nested else {})}
+        if whole
+        else None
+    )
+    return ForeignWeight(
+        dense, names, f"bitsandbytes {kind}", decode, outline if whole else None, transposed,
+        along=along, together=numbers // math.gcd(numbers, shape[1]),
+    )  # fmt: skip
+
+
+def _longest(spec: TensorSpec) -> int:
+    """The one axis of a tensor that has more than one entry."""
+    return max(range(len(spec.shape)), key=lambda axis: spec.shape[axis], default=0)
 
 
 def _parts(state: dict[str, Any], read: Read) -> tuple[Tensor, Tensor, Tensor]:
@@ -75,9 +90,9 @@ def _parts(state: dict[str, Any], read: Read) -> tuple[Tensor, Tensor, Tensor]:
     return codes, read("table").float(), scale.float()
 
 
-def _codebook(state: dict[str, Any], shape: tuple[int, ...], read: Read) -> Codebook:
+def _codebook(state: dict[str, Any], columns: int, read: Read) -> Codebook:
     codes, table, scale = _parts(state, read)
-    return Codebook(codes.reshape(shape), table[None], scale.reshape(shape[0], -1), 4)
+    return Codebook(codes.reshape(-1, columns), table[None], scale.reshape(-1, columns // int(state["blocksize"])), 4)
 
 
 def _flat(state: dict[str, Any], shape: tuple[int, ...], dtype: torch.dtype, read: Read) -> Weight:
@@ -99,7 +114,8 @@ def _eight_bits(stored: Stored, module: str) -> ForeignWeight:
     shape = (codes.shape[0], codes.shape[1])
     dense, transposed = stored.dense(weight_of(module), shape)
     outline = IntGrouped.outline(shape, (torch.float32, (shape[0], 1)), True, 8, 0)
-    return ForeignWeight(dense, names, "bitsandbytes int8", _integers, outline, transposed)
+    along = {"codes": 0, "scale": _longest(scale)}
+    return ForeignWeight(dense, names, "bitsandbytes int8", _integers, outline, transposed, along=along)
 
 
 def _integers(read: Read) -> IntGrouped:

@@ -17,6 +17,7 @@ from aicompress.weights import Dense, Float8, TensorSpec
 from aicompress.weights.float8 import DTYPES, numbers, require_numbers
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
+ALONG = {"weight": 0, "scale": 0}
 # The scale of `m.weight`, or of `m.experts.down_proj`, by what its name adds or has in the place of `weight`.
 ADDED, INSTEAD = ("_scale_inv", "_scale"), ("scale", "scale_weight", "scale_inv")
 
@@ -59,16 +60,20 @@ def _weight(stored: Stored, name: str, scale: str) -> ForeignWeight:
         names["zero"] = f"{name}_zero_point"
     words, zeros = f"fp8, {spread_words(shape, spread)}", "zero" in names
     if len(spec.shape) == 3:
-        decode = partial(_decode_stack, spec.shape, spread, stored.dtype, zeros)
-        return ForeignWeight(TensorSpec(stored.dtype, spec.shape), names, words, decode)
+        decode = partial(_decode_stack, spread, stored.dtype, zeros)
+        return ForeignWeight(TensorSpec(stored.dtype, spec.shape), names, words, decode, along=ALONG)
     dense, transposed = stored.dense(name, shape)
-    if str(spec.dtype).removeprefix("torch.") not in DTYPES:
-        decode_plain = partial(_decode, shape, spread, stored.dtype, zeros)
-        return ForeignWeight(dense, names, words, decode_plain, transposed=transposed)
+    grid = _grid(shape, spread)
     own = (0 if spread[0] == shape[0] else spread[0], 0 if spread[1] == shape[1] else spread[1])
-    held = (_scale_dtype(stored.specs[scale].dtype), _grid(shape, spread))
+    if str(spec.dtype).removeprefix("torch.") not in DTYPES:
+        decode_plain = partial(_decode, grid[1], spread, stored.dtype, zeros)
+        return ForeignWeight(
+            dense, names, words, decode_plain, transposed=transposed, along=ALONG, together=own[0] or 1
+        )
+    held = (_scale_dtype(stored.specs[scale].dtype), grid)
     outline = Float8.outline(shape, spec.dtype, held, own)
-    return ForeignWeight(dense, names, words, partial(_kept, held, own, zeros), outline, transposed)
+    decode_kept = partial(_kept, held, own, zeros)
+    return ForeignWeight(dense, names, words, decode_kept, outline, transposed, along=ALONG, together=own[0] or 1)
 
 
 def _scale_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -93,23 +98,24 @@ def _tensors(zeros: bool, read: Read) -> tuple[Tensor, Tensor]:
 def _kept(held: tuple[torch.dtype, tuple[int, int]], block: tuple[int, int], zeros: bool, read: Read) -> Float8:
     values, scale = _tensors(zeros, read)
     require_numbers(values)
-    return Float8(values, scale.reshape(held[1]).to(held[0]), block)
+    return Float8(values, scale.reshape(-1, held[1][1]).to(held[0]), block)
 
 
-def _decode(shape: tuple[int, int], block: tuple[int, int], dtype: torch.dtype, zeros: bool, read: Read) -> Dense:
+def _decode(across: int, block: tuple[int, int], dtype: torch.dtype, zeros: bool, read: Read) -> Dense:
+    """A matrix with so many scales across its columns."""
     values, scale = _tensors(zeros, read)
-    return _matrix(values, scale.reshape(_grid(shape, block)), block, dtype)
+    return _matrix(values, scale.reshape(-1, across), block, dtype)
 
 
-def _decode_stack(shape: tuple[int, ...], block: tuple[int, int], dtype: torch.dtype, zeros: bool, read: Read) -> Dense:
+def _decode_stack(block: tuple[int, int], dtype: torch.dtype, zeros: bool, read: Read) -> Dense:
     """One matrix of the stack after the other."""
     values, scale = _tensors(zeros, read)
-    grid = _grid(shape, block)
-    scale = scale.expand(shape[0], *grid) if scale.numel() == 1 else scale.reshape(shape[0], *grid)
-    matrix = torch.empty(shape, dtype=dtype)
-    for number in range(shape[0]):
+    count, grid = len(values), _grid(values.shape, block)
+    scale = scale.expand(count, *grid) if scale.numel() == 1 else scale.reshape(count, *grid)
+    matrix = torch.empty(values.shape, dtype=dtype)
+    for number in range(count):
         matrix[number] = _matrix(values[number], scale[number], block, dtype).matrix
-    return Dense(matrix.reshape(shape[0], -1))
+    return Dense(matrix.reshape(count, -1))
 
 
 def _matrix(codes: Tensor, scale: Tensor, block: tuple[int, int], dtype: torch.dtype) -> Dense:

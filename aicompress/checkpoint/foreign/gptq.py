@@ -24,9 +24,10 @@ from aicompress.checkpoint.foreign.layout import (
     weight_of,
 )
 from aicompress.weights import IntGrouped, Weight
-from aicompress.weights.coding.packing import unpack_rows
+from aicompress.weights.coding.packing import WORD, unpack_rows
 
 ROLES = {"codes": "qweight", "zeros": "qzeros", "scale": "scales", "groups": "g_idx"}
+ALONG = {"codes": 1, "zeros": 1, "scale": 1}
 FORMATS = {"gptq": 1, "gptq_v2": 0}  # what is added to a zero point as it is stored
 
 
@@ -72,12 +73,13 @@ def _weight(stored: Stored, module: str, names: dict[str, str]) -> ForeignWeight
     dense, transposed = stored.dense(weight_of(module), packing.shape)
     words = f"gptq, {packing.bits}-bit"
     if not packing.ordered:
-        decode = partial(_decode, packing)
-        return ForeignWeight(dense, names, f"{words}, columns in another order", decode, None, transposed)
+        decode, words = partial(_decode, packing), f"{words}, columns in another order"
+        return ForeignWeight(dense, names, words, decode, None, transposed, along=ALONG, together=WORD)
     groups = -(-columns // (packing.group_size or columns))
     scale = (stored.specs[names["scale"]].dtype, (out, groups))
     outline = IntGrouped.outline(packing.shape, scale, packing.symmetric, packing.bits, packing.group_size)
-    return ForeignWeight(dense, names, words, partial(_integers, packing), outline, transposed)
+    decode_integers = partial(_integers, packing)
+    return ForeignWeight(dense, names, words, decode_integers, outline, transposed, along=ALONG, together=WORD)
 
 
 def _packing(stored: Stored, names: dict[str, str]) -> Packing:
@@ -115,9 +117,9 @@ def _codes(packing: Packing, read: Read) -> tuple[Tensor, Tensor, Tensor]:
     Raises:
         ValueError: the settings call the weight symmetric, and it is not.
     """
-    (out, columns), bits, half = packing.shape, packing.bits, 1 << (packing.bits - 1)
-    codes = unpack_rows(read("codes").t().contiguous(), bits, columns, half)
-    raw = unpack_rows(read("zeros"), bits, out)
+    bits, half = packing.bits, 1 << (packing.bits - 1)
+    codes = unpack_rows(read("codes").t().contiguous(), bits, packing.shape[1], half)
+    raw = unpack_rows(read("zeros"), bits, len(codes))
     # Where all are in the middle, it shows which version of the layout this is.
     told = packing.symmetric and bool((raw == half).all())
     zeros = raw if told else (raw + packing.added) & ((1 << bits) - 1)
@@ -140,7 +142,7 @@ def _decode(packing: Packing, read: Read) -> Weight:
         values = codes[start:stop].float() - zeros[start:stop].float()[:, group]
         return values * scale[start:stop].float()[:, group]
 
-    return decoded(*packing.shape, packing.dtype, 1, rows)
+    return decoded(len(codes), packing.shape[1], packing.dtype, 1, rows)
 
 
 LAYOUT = ForeignLayout("gptq", ("gptq",), weights)

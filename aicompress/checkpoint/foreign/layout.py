@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -29,6 +29,9 @@ class ForeignWeight:
         outline: the same form without data where a step can write it again as it is; None where the weight is decoded.
         transposed: the parameter stores (in, out), the matrix is (out, in).
         extra: role -> name of tensors of other files, such as an adapter's, or of other parameters.
+        along: role -> axis along which its tensor has the matrix's rows, in proportion; the others, and those of one
+            entry, belong to all rows. None where some rows cannot be decoded alone.
+        together: a block of rows begins at a multiple of it, as rows share bytes or numbers.
     """
 
     dense: TensorSpec
@@ -38,6 +41,19 @@ class ForeignWeight:
     outline: Weight | None = None
     transposed: bool = False
     extra: Mapping[str, str] = field(default_factory=dict)
+    along: Mapping[str, int] | None = None
+    together: int = 1
+
+    @property
+    def rows(self) -> int:
+        """How many rows the matrix has, or the parameter along its first axis."""
+        return self.dense.shape[1 if self.transposed else 0] if self.dense.shape else 0
+
+    def part(self, rows: slice) -> ForeignWeight:
+        """Some rows, to be decoded from the parts of tensors that `cut` names."""
+        count, shape = rows.stop - rows.start, self.dense.shape
+        shape = (shape[0], count) if self.transposed else (count, *shape[1:])
+        return replace(self, dense=TensorSpec(self.dense.dtype, shape))
 
     def weight(self, read: Read) -> Weight:
         """The weight in its form, from a function that reads tensors by their names on disk.

@@ -46,7 +46,7 @@ def _matrix(stored: Stored, parameter: str, packed: str, scale: str) -> ForeignW
     outline = fp4.outline(rows, 2 * width, 2 * width // GROUP, SCALES)
     names = {"packed": packed, "scale": scale}
     dense, transposed = stored.dense(parameter, (rows, 2 * width))
-    return ForeignWeight(dense, names, "mxfp4", _codebook, outline, transposed)
+    return ForeignWeight(dense, names, "mxfp4", _codebook, outline, transposed, along=dict.fromkeys(names, 0))
 
 
 def _codebook(read: Read) -> Codebook:
@@ -60,7 +60,8 @@ def _experts(stored: Stored, name: str) -> ForeignWeight:
     require(fits, f"scales {list(scales.shape)} for blocks {[experts, out, groups, size]}")
     names = {"blocks": f"{name}_blocks", "scale": f"{name}_scales"}
     dense = TensorSpec(stored.dtype, (experts, groups * GROUP, out))
-    return ForeignWeight(dense, names, "mxfp4", partial(_decode_experts, stored.dtype))
+    decode = partial(_decode_experts, stored.dtype)
+    return ForeignWeight(dense, names, "mxfp4", decode, along=dict.fromkeys(names, 0))
 
 
 def _decode_experts(dtype: torch.dtype, read: Read) -> Dense:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from aicompress.checkpoint.foreign.layout import ForeignLayout, ForeignWeight, Read, Stored, modules_with, weight_of
@@ -34,7 +36,8 @@ def weights(stored: Stored) -> dict[str, ForeignWeight]:
             if columns % GROUP == 0 and packed.shape[1] * 8 == columns * BITS:
                 outline = Codebook.outline((rows, columns), BITS, 1, SCALES, scale.shape)
                 dense, transposed = stored.dense(weight_of(module), (rows, columns))
-                recognized[weight_of(module)] = ForeignWeight(dense, names, "mxfp6", _codebook, outline, transposed)
+                weight = ForeignWeight(dense, names, "mxfp6", _codebook, outline, transposed)
+                recognized[weight_of(module)] = replace(weight, along=dict.fromkeys(names, 0))
     return recognized
 
 

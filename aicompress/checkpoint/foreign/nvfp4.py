@@ -49,7 +49,8 @@ def _weight(stored: Stored, module: str, names: dict[str, str], divides: bool) -
     require(fits and one, f"scales {scale} and {whole} for {packed}")
     dense, transposed = stored.dense(weight_of(module), (rows, 2 * width))
     outline = fp4.outline(rows, 2 * width, groups, torch.float32)
-    return ForeignWeight(dense, names, "nvfp4", partial(_codebook, divides), outline, transposed)
+    decode, along = partial(_codebook, divides), {"packed": 0, "scale": 0}
+    return ForeignWeight(dense, names, "nvfp4", decode, outline, transposed, along=along)
 
 
 def _codebook(divides: bool, read: Read) -> Codebook:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from aicompress.checkpoint.files import read_tensor
+from aicompress.checkpoint.files import read_rows, read_tensor
 from aicompress.checkpoint.foreign.layout import ForeignWeight, Read
 from aicompress.checkpoint.header import TensorRef
 from aicompress.checkpoint.manifest import Entry
@@ -96,22 +96,33 @@ class ForeignWeights:
             shown[one] = replace(first, spec=self.weights[one].dense, begin=-1)
         return shown
 
-    def weight(self, parameter: str) -> Weight:
-        """A parameter in a form of ours.
+    def weight(self, parameter: str, rows: slice | None = None) -> Weight:
+        """A parameter in a form of ours, or some rows of it.
 
         Raises:
             CheckpointError: its tensors are not what the layout says.
         """
-        return self._read(parameter, lambda weight, read: weight.weight(read))
+        return self._read(parameter, lambda weight, read: weight.weight(read), rows)
 
-    def tensor(self, parameter: str) -> Tensor:
-        """The dense parameter; errors as of `weight`."""
-        return self._read(parameter, lambda weight, read: weight.tensor(read))
+    def tensor(self, parameter: str, rows: slice | None = None) -> Tensor:
+        """The dense parameter, or some rows of it; errors as of `weight`."""
+        return self._read(parameter, lambda weight, read: weight.tensor(read), rows)
 
-    def _read(self, parameter: str, decode: Callable[[ForeignWeight, Read], Decoded]) -> Decoded:
-        weight = self.weights[parameter]
+    def _reader(self, weight: ForeignWeight, rows: slice | None) -> Read:
+        """What reads the tensors of a weight by their names, or those parts of them that hold some rows."""
+        if rows is None or weight.along is None:
+            return lambda name: read_tensor(self.refs[name], name)
+        named = {**weight.names, **weight.extra}
+        along = {named[role]: axis for role, axis in weight.along.items()}
+        return lambda name: read_rows(self.refs[name], name, along.get(name), rows, weight.rows)
+
+    def _read(
+        self, parameter: str, decode: Callable[[ForeignWeight, Read], Decoded], rows: slice | None = None
+    ) -> Decoded:
+        whole = self.weights[parameter]
+        weight = whole if rows is None else whole.part(rows)
         try:
-            return decode(weight, lambda name: read_tensor(self.refs[name], name))
+            return decode(weight, self._reader(whole, rows))
         except (LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
             reason = (str(error).strip().splitlines() or ["its tensors do not fit one another"])[0]
             raise CheckpointError(

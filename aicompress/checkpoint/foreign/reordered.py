@@ -17,7 +17,7 @@ from aicompress.checkpoint.foreign.layout import (
     weight_of,
 )
 from aicompress.weights import Dense
-from aicompress.weights.coding.packing import unpack_rows
+from aicompress.weights.coding.packing import WORD, unpack_rows
 
 ROLES = {
     "codes": "weight_packed",
@@ -47,24 +47,25 @@ def _weight(stored: Stored, module: str) -> ForeignWeight:
         zeros = stored.specs[names["zeros"]]
         require(zeros.shape == (-(-out * bits // 32), scale.shape[1]), f"zero points {zeros}")
     dense, transposed = stored.dense(weight_of(module), (out, columns))
-    words, decode = f"{bits}-bit, columns in another order", partial(_decode, (out, columns), bits, stored.dtype, names)
-    return ForeignWeight(dense, names, words, decode, None, transposed)
+    words, decode = f"{bits}-bit, columns in another order", partial(_decode, columns, bits, stored.dtype, names)
+    along: dict[str, int] = {role: 0 for role in ("codes", "scale", "zeros") if role in names}
+    return ForeignWeight(dense, names, words, decode, None, transposed, along=along, together=WORD)
 
 
-def _decode(shape: tuple[int, int], bits: int, dtype: torch.dtype, names: dict[str, str], read: Read) -> Dense:
+def _decode(columns: int, bits: int, dtype: torch.dtype, names: dict[str, str], read: Read) -> Dense:
     """w = (code - zero) * scale, each column with those of its own group."""
     half = 1 << (bits - 1)
-    codes = unpack_rows(read("codes"), bits, shape[1], half)
+    codes = unpack_rows(read("codes"), bits, columns, half)
     group, scale = read("groups").long(), read("scale").float()
     require(int(group.min()) >= 0 and int(group.max()) < scale.shape[1], "weight_g_idx names no group of the scales")
     zeros = torch.zeros_like(scale)
     if "zeros" in names:
-        zeros = unpack_rows(read("zeros").t().contiguous(), bits, shape[0]).t().float() - half
+        zeros = unpack_rows(read("zeros").t().contiguous(), bits, len(codes)).t().float() - half
 
     def rows(start: int, stop: int) -> torch.Tensor:
         return (codes[start:stop].float() - zeros[start:stop][:, group]) * scale[start:stop][:, group]
 
-    return decoded(*shape, dtype, 1, rows)
+    return decoded(len(codes), columns, dtype, 1, rows)
 
 
 LAYOUT = ForeignLayout("reordered", ("compressed-tensors",), weights)

@@ -36,7 +36,7 @@ def _write(plan: ChannelPlan, opened: OpenOutput, progress: Progress) -> Results
     """Fit what can be fitted to the calibration data, and write every parameter."""
     plan = plan.decided(progress)
     fitted = _fitted(plan, progress)
-    seconds = write_all(plan.output, opened.writer, lambda name: _value(plan, name, fitted), progress)
+    seconds = write_all(plan.output, opened.writer, lambda name: [(_value(plan, name, fitted), None)], progress)
     calibration = {} if plan.samples is None else record_of_data([plan.samples.source], 1)
     return Results(plan.rows(seconds), plan.warnings, calibration=calibration)
 

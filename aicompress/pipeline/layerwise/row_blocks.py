@@ -121,7 +121,7 @@ class RowBlocks:
         submitted = []
         for rows, config in zip(parts, self._configs(job, name, parts), strict=True):
             submitted.append(self.pool.submit(self._block, name, rows, replace(job, config=config), dict(begin)))
-            if config is not job.config:
+            if config is not job.config and job.info.outline is None:  # else rows are stored in proportion
                 for disk, length in self._lengths(name, job, rows, config).items():
                     begin[disk] = begin.get(disk, 0) + length
         return submitted
@@ -160,9 +160,10 @@ class RowBlocks:
         if not parts:
             return name, None
         sums = [part.result()[name] for part in parts]
-        layer = next(iter(self.layers.get(name, [])), None)
+        layers = self.layers.get(name, [])
+        layer = next(iter(layers), None)
         if layer is None or layer.config is None:
-            return name, [] if layer is None else [idle_row(layer)]
+            return name, [idle_row(each) for each in layers]  # of each part of a stored weight
         assert layer.outline is not None
         error = relative(math.fsum(each.error for each in sums), math.fsum(each.norm for each in sums))
         seconds = sum(each.seconds for each in sums)
@@ -173,17 +174,23 @@ class RowBlocks:
 
     def _copied(self, name: str, rows: slice) -> BySums:
         """Copy some rows of a parameter."""
-        tensor = self.compression.checkpoint.rows(name, rows.start, rows.stop)
-        if not self.layers.get(name) and not may_be_infinite(name):
-            require_finite(tensor, name, self.compression.checkpoint.path)
-        elif count_not_finite(tensor):
-            self.infinite.add(name)
-        self._put(name, tensor, rows.start)
+        checkpoint = self.compression.checkpoint
+        value = (
+            checkpoint.weight(name, rows)
+            if name in checkpoint.manifest.entries
+            else checkpoint.rows(name, rows.start, rows.stop)
+        )
+        for tensor in [value] if isinstance(value, Tensor) else value.tensors().values():
+            if not self.layers.get(name) and not may_be_infinite(name):
+                require_finite(tensor, name, checkpoint.path)
+            elif count_not_finite(tensor):
+                self.infinite.add(name)
+        self._put(name, value, rows.start)
         return {name: Sums()}
 
     def _block(self, name: str, rows: slice, job: LayerPlan, begin: Mapping[str, int]) -> BySums:
         """Read, compress and write some rows of a parameter."""
-        if self.compiled:
+        if self.compiled and job.info.outline is None:
             tensor = self.compression.checkpoint.rows(name, rows.start, rows.stop)
             start = time.perf_counter()
             measured = self.compiled(job.info.matrix(tensor), job.info, job.config)
@@ -193,7 +200,7 @@ class RowBlocks:
                 return {name: Sums(measured.error, measured.norm, seconds, is_coarse(measured.weight))}
         layer = row_parts.read(self.compression, job, rows)
         start = time.perf_counter()
-        weight = self.compression.method.apply(layer, job.config)
+        weight = self.compression.method.stored(layer, self.compression.method.apply(layer, job.config))
         seconds = time.perf_counter() - start
         self._put(name, weight, rows.start, begin)
         sums = squared_sums(layer.weight, weight)

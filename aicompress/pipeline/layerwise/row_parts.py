@@ -6,14 +6,14 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
 
 from aicompress.checkpoint.reader import require_finite
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.pipeline.layerwise.compress import Compression
 from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed
-from aicompress.weights import Dense
+from aicompress.weights import Dense, Weight
+from aicompress.weights.coding.rows import row_slices
 
 BLOCK = 1 << 21  # weights in a block: a few pieces of the arithmetic (`rounding.PIECE`), little memory beside a layer
 WORD = 32  # a block's rows are a multiple: zero points of so many rows share words
@@ -28,10 +28,10 @@ def readers(compression: Compression, job: LayerPlan) -> list[Callable[[], Layer
 
 def slices(compression: Compression, name: str, job: LayerPlan | None) -> list[slice]:
     """The blocks of rows of a parameter: where layers are worked on together, all of theirs are one block's weights."""
-    rows_apart = compression.method.row_wise
+    checkpoint, rows_apart = compression.checkpoint, compression.method.row_wise
     together = 1 if job is None or rows_apart is None else rows_apart.together(job.config)
     layers = 1 if job is None or job.group is None else len(job.group.members)
-    return blocks(compression.checkpoint.tensors[name].spec.shape, together, BLOCK // layers)
+    return blocks(checkpoint.parameters()[name].shape, together, BLOCK // layers, checkpoint.rows_together(name))
 
 
 def read(compression: Compression, job: LayerPlan, rows: slice) -> Layer:
@@ -40,11 +40,16 @@ def read(compression: Compression, job: LayerPlan, rows: slice) -> Layer:
     Raises:
         CheckpointError: they hold NaN or infinity.
     """
-    tensor = compression.checkpoint.rows(job.info.tensor, rows.start, rows.stop)
-    matrix = job.info.matrix(tensor)
-    require_finite(matrix, job.info.name, compression.checkpoint.path)
-    seed = layer_seed(compression.seed, job.info.name)
-    return Layer(part_of(job.info, slice(0, len(tensor))), matrix.float(), Dense(matrix), seed=seed)
+    checkpoint, info = compression.checkpoint, job.info
+    own = part_of(info, rows)
+    if info.outline is None:
+        weight: Weight = Dense(info.matrix(checkpoint.rows(info.tensor, rows.start, rows.stop)))
+    else:
+        weight = checkpoint.weight(info.tensor, rows)
+        own = replace(own, outline=weight)
+    matrix = weight.dense()
+    require_finite(matrix, info.name, checkpoint.path)
+    return Layer(own, matrix, weight, seed=layer_seed(compression.seed, info.name))
 
 
 def part_of(info: LayerInfo, rows: slice) -> LayerInfo:
@@ -57,7 +62,7 @@ def part_of(info: LayerInfo, rows: slice) -> LayerInfo:
 def divisible(compression: Compression, name: str, layers: Sequence[LayerPlan]) -> bool:
     """Whether a parameter may be done in blocks of rows: copied as it is, or compressed row by row."""
     checkpoint, method = compression.checkpoint, compression.method
-    if not checkpoint.is_plain(name) or not checkpoint.tensors[name].spec.shape:
+    if not checkpoint.rows_together(name) or checkpoint.row_axis(name):
         return False
     return all(_by_rows(method, layer) for layer in layers if layer.config is not None)
 
@@ -76,6 +81,9 @@ def whole_ones(compression: Compression, layers: Iterable[LayerPlan]) -> list[st
 
 
 def _by_rows(method: AnyLayerMethod, layer: LayerPlan) -> bool:
+    stored = layer.info.outline is not None
+    if stored and (layer.info.part or layer.group or (layer.outline and layer.outline.row_storage() is None)):
+        return False
     if layer.product is not None or (layer.group is not None and not (method.shares and method.shares.row_wise)):
         return False
     if method.row_wise is None or method.reads(layer.config) or layer.info.transposed or layer.info.experts:
@@ -85,21 +93,19 @@ def _by_rows(method: AnyLayerMethod, layer: LayerPlan) -> bool:
     return method.row_wise.independent(layer.config)
 
 
-def blocks(shape: Sequence[int], together: int = 1, weights: int | None = None) -> list[slice]:
+def blocks(shape: Sequence[int], together: int = 1, weights: int | None = None, stored: int = 1) -> list[slice]:
     """Slices along the first axis of about `BLOCK` elements, or as many as are given.
 
     Args:
         shape: of a tensor.
         together: a slice holds a multiple of so many rows; the last one holds the rest as well.
         weights: elements of a slice.
+        stored: entries of the axis that the input holds together.
     """
-    rows, row, most = shape[0], math.prod(shape[1:]), BLOCK if weights is None else weights
-    if len(shape) == 3 and row % WORD == 0 and shape[1] % WORD == 0:  # experts, each of whole words
-        step = max(1, most // max(1, row))  # a tensor may be empty
-    else:
-        each = math.lcm(WORD, together)
-        step = max(1, most // max(1, row) // each) * each
-    starts = list(range(0, rows, step))
-    if together > 1 and len(starts) > 1 and rows - starts[-1] < step:
-        starts.pop()  # a short one might be stored otherwise than the whole
-    return [slice(start, end) for start, end in pairwise([*starts, rows])]
+    row = math.prod(shape[1:])
+    experts = len(shape) == 3 and row % WORD == 0 and shape[1] % WORD == 0  # each of whole words
+    each = stored if experts else math.lcm(WORD, together, stored)
+    slices = row_slices(shape[0], row, BLOCK if weights is None else weights, each)
+    if together > 1 and len(slices) > 1 and slices[-1].stop - slices[-1].start < slices[0].stop:
+        slices[-2:] = [slice(slices[-2].start, shape[0])]  # a short one might be stored otherwise than the whole
+    return slices

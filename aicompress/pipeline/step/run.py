@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint, CheckpointWriter
 from aicompress.checkpoint.journal import NAME, Journal, require_same
 from aicompress.checkpoint.place import shared_mode, working_path
 from aicompress.checkpoint.reader import digests
 from aicompress.layer import Kind
+from aicompress.pipeline.step.blocks import Block, put_block
 from aicompress.pipeline.step.digests import hashing
 from aicompress.pipeline.step.options import Mode, Options, Progress
 from aicompress.pipeline.step.output import Output, with_digests
@@ -29,7 +29,6 @@ from aicompress.recipe import Recipe
 from aicompress.recipe.distillation import DistillRecipe
 from aicompress.recipe.export import ExportRecipe
 from aicompress.report.model import Latency, Report
-from aicompress.weights import Weight
 
 STARTS_ANEW = "nothing of a stopped run was used: this kind of step starts anew"
 
@@ -110,9 +109,19 @@ def run_alone(plan: WholePlan, write: Callable[[OpenOutput, Progress], Results],
 
 
 def write_all(
-    output: Output, writer: CheckpointWriter, value: Callable[[str], Tensor | Weight], progress: Progress
+    output: Output,
+    writer: CheckpointWriter,
+    blocks: Callable[[str], Iterable[Block]],
+    progress: Progress,
+    axis: Callable[[str], int] = lambda name: 0,
 ) -> dict[str, float]:
-    """Write the value of every parameter in turn.
+    """Write every parameter in turn.
+
+    Args:
+        output, writer: where they go.
+        blocks: gives a parameter's blocks of rows by its name.
+        progress: told of every parameter.
+        axis: that a parameter's rows lie along.
 
     Returns:
         The seconds that each took.
@@ -121,8 +130,8 @@ def write_all(
     total, done = sum(planned.dense.nbytes for planned in output.parameters.values()), 0
     for name, planned in output.parameters.items():
         began = time.perf_counter()
-        for disk, tensor in output.encode(name, value(name)).items():
-            writer.put(disk, tensor)
+        for block in blocks(name):
+            put_block(output, writer, name, block, axis(name))
         seconds[name] = time.perf_counter() - began
         done += planned.dense.nbytes
         progress(name, done, total)

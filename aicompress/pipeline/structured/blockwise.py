@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import Literal
@@ -12,21 +11,18 @@ from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.methods.structural import Part
-
-BLOCK = 1 << 21  # numbers that are read at a time
+from aicompress.pipeline.step import blocks
 
 Take = Callable[[Tensor], Tensor]
 
 
 def row_blocks(checkpoint: Checkpoint, name: str) -> Iterator[tuple[int, Tensor]]:
-    """A parameter block by block along its first axis, each with its first row; one that is not plain as a whole."""
-    shape = checkpoint.parameters()[name].shape
-    if not shape or not checkpoint.is_plain(name):
+    """A parameter block by block along its first axis, each with its first row."""
+    if checkpoint.row_axis(name):  # what stores (in, out) is read along its second one
         yield 0, checkpoint.dense(name)
         return
-    step = max(1, BLOCK // max(1, math.prod(shape[1:])))
-    for first in range(0, shape[0], step):
-        yield first, checkpoint.rows(name, first, min(first + step, shape[0]))
+    for rows in checkpoint.row_blocks(name, blocks.BLOCK):
+        yield 0 if rows is None else rows.start, checkpoint.dense(name, rows)
 
 
 def power_sums(checkpoint: Checkpoint, name: str, axes: Collection[int], take: Take, order: int) -> Tensor:

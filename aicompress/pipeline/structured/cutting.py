@@ -15,6 +15,8 @@ from aicompress.checkpoint.files import may_be_infinite
 from aicompress.checkpoint.reader import require_finite
 from aicompress.errors import CompressError
 from aicompress.methods.structural import AnyPruner
+from aicompress.pipeline.step import blocks
+from aicompress.pipeline.step.blocks import put_block
 from aicompress.pipeline.step.output import Output
 from aicompress.pipeline.structured.axes import Along, along, length_of, positions, selected
 from aicompress.pipeline.structured.blockwise import row_blocks
@@ -57,6 +59,11 @@ class Cutting:
         start = time.perf_counter()
         if value is None and self._is_by_rows(name):
             self._write_by_rows(name)
+        elif value is None and self._is_copied(name):
+            source = self.edit.changes[name].source
+            for rows in self.checkpoint.row_blocks(source, blocks.BLOCK):
+                block = self.checkpoint.weight(source, rows), rows
+                put_block(self.output, self.writer, name, block, self.checkpoint.row_axis(source))
         else:
             for disk, tensor in self.output.encode(name, self._cut(name) if value is None else value).items():
                 self.writer.put(disk, tensor)
@@ -69,6 +76,10 @@ class Cutting:
         change = self.edit.changes[name]
         plain = self.output.parameters[name].weight is None and bool(self.output.parameters[name].dense.shape)
         return plain and not any(one.stacked for one in change.cuts)
+
+    def _is_copied(self, name: str) -> bool:
+        """Whether a parameter in a form of its own stays as it is."""
+        return self.output.parameters[name].weight is not None and not self.edit.changes[name].cuts
 
     def _write_by_rows(self, name: str) -> None:
         """Read, cut and write a plain parameter block by block."""

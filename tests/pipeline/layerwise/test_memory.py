@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 ROOT = Path(__file__).parents[3]
 ROWS, COLUMNS = 1 << 12, 256  # 4 MiB in float32: eight blocks of rows
 SHARE = 0.4  # of what the large tensor has more, that may be held more; holding it whole takes 1.7 at least
-METHODS: list[tuple[str, dict[str, Any], str]] = [  # the last: of two tensors that are alike
+METHODS: list[tuple[str, dict[str, Any], str]] = [  # the last: of two tensors that are alike, or of other layouts
     ("quantize", {"name": "rtn", "bits": 4, "group_size": 64}, ""),
     ("quantize", {"name": "sinq", "group_size": 64, "iterations": 1, "range": "minmax"}, ""),
     ("prune", {"name": "magnitude", "sparsity": 0.5, "scope": "global", "store": "sparse"}, ""),
@@ -27,6 +27,11 @@ METHODS: list[tuple[str, dict[str, Any], str]] = [  # the last: of two tensors t
     ("factorize", {"name": "svd", "rank": 8}, ""),
     ("factorize", {"name": "svd", "energy": 0.3}, ""),
     ("factorize", {"name": "tie"}, "-twice"),
+    ("quantize", {"name": "rtn", "bits": 8, "group_size": 64}, "-gptq"),
+    ("prune", {"name": "magnitude", "sparsity": 0.5}, "-fp8"),
+    ("factorize", {"name": "svd", "rank": 8}, "-gptq"),
+    ("export", {"name": "dense"}, "-gptq"),
+    ("export", {"name": "dense"}, "-fp8"),
 ]
 MEASURE = """
 import ctypes, json, os, sys
@@ -37,15 +42,18 @@ from aicompress.methods.factorize import decomposition
 from aicompress.methods.prune import lamp
 from aicompress.methods.quantize import sinq
 from aicompress.pipeline.layerwise import planner, row_parts, run
-from aicompress.pipeline.step import storage
+from aicompress.pipeline import export
+from aicompress.pipeline.step import blocks, storage
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import load
+from aicompress.recipe.export import ExportRecipe
 
 torch.set_num_threads(1)
 if sys.platform == "linux":  # what is freed goes back at once: M_MMAP_THRESHOLD
     ctypes.CDLL(None).mallopt(-3, 1 << 17)
 row_parts.BLOCK >>= 4
+blocks.BLOCK >>= 4
 sinq.HELD >>= 7
 lamp.RANGE >>= 3
 storage.HELD, storage.READ = storage.HELD >> 4, storage.READ >> 4
@@ -53,9 +61,12 @@ decomposition.LARGE >>= 3  # rank 8 is few directions
 folder = Path(sys.argv[1])
 
 def compress(number, command, name):
+    source, out = folder / f"{name}.safetensors", Destination(folder / f"{number}-{name}.safetensors")
+    if command == "export":
+        export.run(export.make_plan(source, out, ExportRecipe(method={"name": "dense"})), Options(latency="off"))
+        return
     recipe = load(folder / f"{number}.yaml", command, ())
-    out = Destination(folder / f"{number}-{name}.safetensors")
-    run.run(planner.make_plan(folder / f"{name}.safetensors", out, recipe, command), Options(latency="off"))
+    run.run(planner.make_plan(source, out, recipe, command), Options(latency="off"))
 
 for number, (command, suffix) in enumerate(json.loads(sys.argv[2])):
     compress(number, command, f"tiny{suffix}")  # libraries set themselves up
@@ -70,11 +81,24 @@ for number, (command, suffix) in enumerate(json.loads(sys.argv[2])):
 """
 
 
+def stored(tensor: torch.Tensor, layout: str) -> dict[str, torch.Tensor]:
+    """A layer in another tool's layout, with as many numbers."""
+    rows, columns = tensor.shape
+    if layout == "fp8":
+        scale = torch.ones(-(-rows // 128), columns // 128)
+        return {"fc.weight": tensor.to(torch.float8_e4m3fn), "fc.weight_scale_inv": scale}
+    words = {"qweight": (columns // 8, rows), "qzeros": (columns // 64, rows // 8)}
+    drawn = {f"fc.{name}": torch.randint(2**31, shape, dtype=torch.int32) for name, shape in words.items()}
+    return {**drawn, "fc.scales": torch.full((columns // 64, rows), 0.01).half()}
+
+
 def test_memory_does_not_grow_with_a_tensor(bare_python: list[str], tmp_path: Path) -> None:
     rows = torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(0))
     more = torch.cat([scale * rows for scale in (1, 1.01, 0.99)])
     for name, tensor in {"tiny": rows[:64].clone(), "small": rows, "large": more}.items():
         save_file({"fc.weight": tensor}, tmp_path / f"{name}.safetensors")
+        save_file(stored(tensor, "fp8"), tmp_path / f"{name}-fp8.safetensors")
+        save_file(stored(tensor, "gptq"), tmp_path / f"{name}-gptq.safetensors")
         save_file({"a.weight": tensor, "b.weight": tensor.clone()}, tmp_path / f"{name}-twice.safetensors")
     for number, (_, method, _) in enumerate(METHODS):
         (tmp_path / f"{number}.yaml").write_text(json.dumps({"version": 1, "method": method}))

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from aicompress.checkpoint import Checkpoint, reader
+from aicompress.checkpoint import Checkpoint, files, reader
+from aicompress.checkpoint.files import read_tensor
 from aicompress.checkpoint.header import TensorRef
 from aicompress.errors import CheckpointError
 from aicompress.methods.quantize import rtn
@@ -21,6 +22,8 @@ from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import load
 from aicompress.report.model import Report
+from aicompress.weights import TensorSpec
+from tests import foreign
 
 METHODS = (
     ("quantize/rtn-w4", "method.group_size=32"),
@@ -83,13 +86,16 @@ def test_blocks_give_the_bytes_of_the_whole(
     tmp_path: Path, tiny_llama_bf16: Path, monkeypatch: pytest.MonkeyPatch, recipe: tuple[str, ...]
 ) -> None:
     monkeypatch.setattr(row_parts, "BLOCK", 1)  # blocks of 32 rows
-    read, lengths = reader.read_tensor, []
+    read, lengths = reader.read_part, []
 
-    def noting(ref: TensorRef, name: str) -> torch.Tensor:
-        lengths.append(ref.spec.shape[0])
-        return read(ref, name)
+    def noting(ref: TensorRef, name: str, part: slice, axis: int) -> torch.Tensor:
+        lengths.append(part.stop - part.start)
+        return read(ref, name, part, axis)
 
-    monkeypatch.setattr(reader, "read_tensor", noting)
+    monkeypatch.setattr(reader, "read_part", noting)
+    monkeypatch.setattr(
+        reader, "read_tensor", lambda ref, name: lengths.append(ref.spec.shape[0]) or read_tensor(ref, name)
+    )
     blocks = run(tiny_llama_bf16, tmp_path / "blocks", *recipe, FEW)
     assert max(lengths) <= 128  # rows whose masks share bytes; nobody reads the 256 of the largest tensor at once
     monkeypatch.setattr(row_parts, "divisible", lambda *_: False)
@@ -98,6 +104,44 @@ def test_blocks_give_the_bytes_of_the_whole(
     assert [row.rel_error for row in blocks.layers] == pytest.approx([row.rel_error for row in whole.layers], rel=1e-6)
     assert [row.detail for row in blocks.layers] == [row.detail for row in whole.layers]
     assert torch.get_num_threads() == 2
+
+
+COMPRESSED: dict[str, tuple[foreign.Encode, dict[str, Any] | None]] = {
+    "gptq": (foreign.gptq(symmetric=False), {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False}),
+    "gptq, act-order": (foreign.gptq(symmetric=False, order=True), {"quant_method": "gptq", "desc_act": True}),
+    "awq": (foreign.awq(), {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"}),
+    "nf4, nested": (foreign.nf4(nested=True), {"quant_method": "bitsandbytes", "load_in_4bit": True}),
+    "fp8": (foreign.fp8(), {"quant_method": "fp8", "weight_block_size": [128, 128]}),
+    "mxfp4": (foreign.mxfp4, {"quant_method": "compressed-tensors", "config_groups": {}}),
+}
+RECIPES = (("quantize/rtn-w4-asymmetric", "method.group_size=32"), ("prune/magnitude-50",))
+
+
+@pytest.mark.parametrize("case", COMPRESSED)
+def test_blocks_of_compressed_weights_give_the_bytes_of_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    """One that is compressed anew and one that is copied, of another tool's and then of ours, a few rows at a time."""
+    encode, settings = COMPRESSED[case]
+    source, (one, other) = tmp_path / "in", (encode(torch.randn(552, 64) / 8) for _ in range(2))
+    both = {f".{name}{s}": t for name, each in (("a", one), ("b", other)) for s, t in each.tensors.items()}
+    foreign.write(source, foreign.Encoded(both, one.dense), settings)
+    read, whole = files._read, list[str]()
+
+    def noting(ref: TensorRef, begins: Any, spec: TensorSpec, name: str) -> torch.Tensor:
+        whole.extend([name] if spec == ref.spec and spec.nbytes > 4096 else [])
+        return read(ref, begins, spec, name)
+
+    for number, (folder, recipe) in enumerate([*((source, each) for each in RECIPES), (tmp_path / "0", RECIPES[1])]):
+        with monkeypatch.context() as patched:
+            patched.setattr(row_parts, "BLOCK", 1)
+            patched.setattr(files, "_read", noting)
+            run(folder, tmp_path / f"{number}", *recipe, "select.include=['m.a']")
+        assert not whole
+        with monkeypatch.context() as patched:
+            patched.setattr(row_parts, "divisible", lambda *_: False)
+            run(folder, tmp_path / f"whole{number}", *recipe, "select.include=['m.a']")
+        assert weights(tmp_path / f"{number}") == weights(tmp_path / f"whole{number}"), recipe
 
 
 @pytest.mark.parametrize("change", ["method.threshold=0", "method.value=mean"])

@@ -25,15 +25,15 @@ from pathlib import Path
 import torch
 from aicompress.measure import peak_rss
 from aicompress.pipeline import steps
+from aicompress.pipeline.step import blocks
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
-from aicompress.pipeline.structured import blockwise
 from aicompress.recipe import load
 
 if sys.platform == "linux":  # what is freed goes back at once: M_MMAP_THRESHOLD and M_ARENA_MAX
     ctypes.CDLL(None).mallopt(-3, 1 << 17), ctypes.CDLL(None).mallopt(-8, 1)
 torch.set_num_threads(1)
-blockwise.BLOCK >>= 4
+blocks.BLOCK >>= 4
 folder = Path(sys.argv[1])
 
 def pruned(name, number):

@@ -90,7 +90,7 @@ def make(origin: Checkpoint, folder: Path, recipe: DistillRecipe, place: Path, p
         return tensor.to(specs[name].dtype)
 
     def write(opened: OpenOutput) -> Results:
-        write_all(output, opened.writer, value, progress)
+        write_all(output, opened.writer, lambda name: [(value(name), None)], progress)
         return Results()
 
     run_step(StepRun(origin, kinds, ungated, output, write), team, Options(latency="off"))

@@ -1,0 +1,58 @@
+"""Rows in blocks: where a tensor is cut into them, and where those of a weight lie in the tensors it is stored in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RowStorage:
+    """How rows of a weight are stored apart from the others, so that some of them can be read alone.
+
+    Attributes:
+        along: suffixes of the tensors whose first axis goes along the rows, in proportion; the others, and those of one
+            entry, belong to all rows.
+        meta: (number of rows) -> what the form's `meta` says of so many of them.
+        together: a block of rows begins at a multiple of it, as rows share bytes or numbers.
+    """
+
+    along: frozenset[str]
+    meta: Callable[[int], dict[str, Any]]
+    together: int = 1
+
+    @classmethod
+    def of(cls, meta: dict[str, Any], *along: str, together: int = 1) -> RowStorage:
+        """Of a form whose `meta` names its shape, and nothing else that depends on the rows."""
+        columns = meta["shape"][1]
+        return cls(frozenset(along), lambda rows: {**meta, "shape": [rows, columns]}, together)
+
+    def within(self, outer: Callable[[dict[str, Any]], dict[str, Any]]) -> RowStorage:
+        """Of a form around this one, whose tensors have the same suffixes, from its `meta` by this one's."""
+        return replace(self, meta=lambda rows: outer(self.meta(rows)))
+
+
+def row_slices(rows: int, width: int, most: int, together: int = 1) -> list[slice]:
+    """Blocks of rows of about so many numbers, in order; the last one may be smaller.
+
+    Args:
+        rows, width: how many there are, and the numbers in each; a tensor may be empty.
+        most: numbers of a block, unless fewer rows than `together` would be.
+        together: every block begins at a multiple of so many rows.
+    """
+    step = max(1, most // max(1, width) // together) * together
+    return [slice(first, min(first + step, rows)) for first in range(0, rows, step)]
+
+
+def share(length: int, rows: slice, total: int) -> slice:
+    """Where rows lie along an axis that goes along all of them in proportion; all of an axis of one entry.
+
+    Args:
+        length: of the axis.
+        rows: some of them, which begin where an entry does.
+        total: how many there are.
+    """
+    if length == 1:
+        return slice(0, 1)
+    return slice(length * rows.start // total, length if rows.stop == total else length * rows.stop // total)
