@@ -3,7 +3,7 @@
 The input of some matrices is divided by factors s, their columns are multiplied by s, and whatever makes this input has
 1/s folded into its own parameters: a normalization into its weight, a linear layer into its rows where nothing but
 products with other numbers lies between (the values of an attention, the ungated half of a feed-forward layer). Nothing
-here knows an architecture: candidates are found by watching the block run on random weights, and a place is one only if
+here knows an architecture: candidates are found by watching the block run on random weights, and a group is one only if
 the block's output stays the same.
 """
 
@@ -78,11 +78,11 @@ class BlockGroups:
     """What the search saw in a block.
 
     Attributes:
-        places: rescalable inputs.
+        groups: rescalable inputs.
         left: for each other input the matrices that are given it.
     """
 
-    places: list[ScalingGroup] = field(default_factory=list)
+    groups: list[ScalingGroup] = field(default_factory=list)
     left: list[tuple[str, ...]] = field(default_factory=list)
 
 
@@ -108,9 +108,9 @@ def find_scaling_groups(block: nn.Module, run: Callable[[], Any]) -> BlockGroups
     return outcome
 
 
-def _note(outcome: BlockGroups, place: ScalingGroup | None, search: Search, calls: Sequence[int]) -> None:
-    if place is not None:
-        outcome.places.append(place)
+def _note(outcome: BlockGroups, group: ScalingGroup | None, search: Search, calls: Sequence[int]) -> None:
+    if group is not None:
+        outcome.groups.append(group)
         return
     left = tuple(dict.fromkeys(search.first.calls[n].parameter for n in calls))
     if left not in outcome.left:  # the experts of one merged parameter are one
@@ -142,20 +142,20 @@ class Search:
         self.first = watched(self.block, self.run)
 
     def norm(self, name: str, readers: Sequence[Call]) -> ScalingGroup | None:
-        """A place behind a normalization."""
+        """A group behind a normalization."""
         prefix = f"{name}." if name else ""
         size = len(self.parameters[f"{prefix}weight"])
         consumers = tuple({call_axis(self.parameters, call): None for call in readers})
         bias = (Axis(f"{prefix}bias", 0),) if f"{prefix}bias" in self.parameters else ()
         for offset in (0.0, 1.0):
             producers = (Axis(f"{prefix}weight", 0, offset), *bias)
-            place = ScalingGroup(consumers, producers, torch.arange(size), norm=True)
-            if self._holds(place):
-                return place
+            group = ScalingGroup(consumers, producers, torch.arange(size), norm=True)
+            if self._holds(group):
+                return group
         return None
 
     def linear(self, readers: Sequence[int]) -> ScalingGroup | None:
-        """A place behind a linear layer that ran before."""
+        """A group behind a linear layer that ran before."""
         calls = self.first.calls
         consumers = tuple({call_axis(self.parameters, calls[n]): None for n in readers})
         if any(self.parameters[axis.parameter].ndim > 2 for axis in consumers):
@@ -170,9 +170,9 @@ class Search:
             for rows in self._parts(axes, size, width, readers[0]):
                 channels = self._traced(axes, size, rows, readers[0])
                 if channels is not None:
-                    place = ScalingGroup(consumers, axes, channels, norm=False)
-                    if self._holds(place):
-                        return place
+                    group = ScalingGroup(consumers, axes, channels, norm=False)
+                    if self._holds(group):
+                        return group
         return None
 
     def _parts(self, axes: Sequence[Axis], size: int, width: int, reader: int) -> Iterator[Tensor]:
@@ -216,13 +216,13 @@ class Search:
         same = [(c.parameter, c.given.shape) for c in mine] == [(c.parameter, c.given.shape) for c in first]
         return mine[reader].given if same else None
 
-    def _holds(self, place: ScalingGroup) -> bool:
-        """Whether the block's output stays when a place is rescaled."""
-        width = len(place.channels)
-        factors = place.pooled(torch.exp(torch.rand(width, generator=self.generator) * 2 * math.log(2) - math.log(2)))
-        size = self.parameters[place.producers[0].parameter].shape[place.producers[0].axis]
-        changes = [(axis, place.inverse(factors, size)) for axis in place.producers]
-        with self._changed([*changes, *((axis, factors) for axis in place.consumers)]):
+    def _holds(self, group: ScalingGroup) -> bool:
+        """Whether the block's output stays when a group is rescaled."""
+        width = len(group.channels)
+        factors = group.pooled(torch.exp(torch.rand(width, generator=self.generator) * 2 * math.log(2) - math.log(2)))
+        size = self.parameters[group.producers[0].parameter].shape[group.producers[0].axis]
+        changes = [(axis, group.inverse(factors, size)) for axis in group.producers]
+        with self._changed([*changes, *((axis, factors) for axis in group.consumers)]):
             output = watched(self.block, self.run).output
         return len(output) == len(self.first.output) and all(
             one.shape == other.shape and bool((one - other).abs().max() <= TOLERANCE * other.abs().max())

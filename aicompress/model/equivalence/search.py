@@ -28,11 +28,11 @@ class ScalingGroups:
     """Rescalable inputs of a model, by names in its checkpoint.
 
     Attributes:
-        places: in running order of the blocks.
+        groups: in running order of the blocks.
         left: for every other input of a block the matrices that are given it.
     """
 
-    places: tuple[ScalingGroup, ...] = ()
+    groups: tuple[ScalingGroup, ...] = ()
     left: tuple[tuple[str, ...], ...] = ()
 
 
@@ -144,20 +144,20 @@ def _searched(
 def _named(found: Searched[BlockGroups], loader: PartialModel) -> ScalingGroups:
     """The finds of one block of each kind as those of all blocks, by names in the checkpoint."""
     sources = sources_of(loader)
-    places: list[ScalingGroup] = []
+    groups: list[ScalingGroup] = []
     left: list[tuple[str, ...]] = []
-    for prefix, groups in found.named():
-        for place in groups.places:
-            consumers = in_checkpoint(place.consumers, prefix, sources, loader)
-            producers = in_checkpoint(place.producers, prefix, sources, loader)
+    for prefix, block in found.named():
+        for group in block.groups:
+            consumers = in_checkpoint(group.consumers, prefix, sources, loader)
+            producers = in_checkpoint(group.producers, prefix, sources, loader)
             if consumers is None or producers is None:
                 left.append(
-                    tuple(name for axis in place.consumers for name in sources.get(prefix + axis.parameter, ()))
+                    tuple(name for axis in group.consumers for name in sources.get(prefix + axis.parameter, ()))
                 )
             else:
-                places.append(replace(place, consumers=consumers, producers=producers))
-        left += [tuple(n for p in group for n in sources.get(prefix + p, ())) for group in groups.left]
-    return ScalingGroups(tuple(places), tuple(filter(None, left)))
+                groups.append(replace(group, consumers=consumers, producers=producers))
+        left += [tuple(n for p in parameters for n in sources.get(prefix + p, ())) for parameters in block.left]
+    return ScalingGroups(tuple(groups), tuple(filter(None, left)))
 
 
 def sources_of(loader: PartialModel) -> dict[str, list[str]]:

@@ -27,6 +27,8 @@ from aicompress.pipeline.step.output import Output
 from aicompress.pipeline.step.workers import Processes
 from aicompress.statistics import GradientStats
 
+GradientReader = Callable[[str], GradientStats | None]  # the moments of a layer's gradients by the layer's name
+
 
 @dataclass(frozen=True)
 class GradientStore:

@@ -39,7 +39,7 @@ def vectors(plan: Plan, paths: Mapping[str, str]) -> dict[str, str]:
         plan: the step.
         paths: of the parameters that the model has by themselves.
     """
-    if plan.recipe.tune is None or not plan.recipe.tune.norms or plan.places:
+    if plan.recipe.tune is None or not plan.recipe.tune.norms or plan.scaling_groups:
         return {}
     planned = plan.output.parameters
     return {

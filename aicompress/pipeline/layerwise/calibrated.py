@@ -16,14 +16,13 @@ from aicompress.methods.method import OF_TRAINING
 from aicompress.model.blocks.reconstruction import Stage
 from aicompress.model.loading.divided import Place
 from aicompress.pipeline.calibration.data import ROWS
-from aicompress.pipeline.calibration.gradients import differentiate, gradients
+from aicompress.pipeline.calibration.gradients import GradientReader, differentiate, gradients
 from aicompress.pipeline.calibration.record import record_of_files
 from aicompress.pipeline.calibration.requirements import MIN_ROWS
 from aicompress.pipeline.calibration.runner import Broadcast, CalibrationRun
-from aicompress.pipeline.layerwise.allocation.sparsity import Read
 from aicompress.pipeline.layerwise.block_tuning import can_move, tuned, vectors
-from aicompress.pipeline.layerwise.compress import Compressed, Known, completed, sharing_inputs
-from aicompress.pipeline.layerwise.plan import Plan, compares, graded, selected, walked
+from aicompress.pipeline.layerwise.compress import Compressed, LayerStatistics, completed, sharing_inputs
+from aicompress.pipeline.layerwise.plan import Plan
 from aicompress.pipeline.layerwise.work import Work
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.output import Planned
@@ -37,7 +36,7 @@ EXPERTS_DATA_FREE = f"experts saw fewer than {MIN_ROWS} rows: data-free"
 UNREACHED = "no gradient reaches it: data-free"
 
 
-def compress(work: Work, known: Read | None, team: Processes) -> dict[str, Any]:
+def compress(work: Work, known: GradientReader | None, team: Processes) -> dict[str, Any]:
     """Compress every selected layer with statistics of its inputs behind compressed layers, or behind original ones.
 
     Args:
@@ -49,19 +48,19 @@ def compress(work: Work, known: Read | None, team: Processes) -> dict[str, Any]:
         The record of the calibration data.
     """
     tune = work.plan.recipe.tune
-    engine = CalibrationRun.of(work.plan, selected(work.plan), team, ROWS if tune is None else tune.batch)
-    left = [name for name in selected(work.plan) if name not in work.journal.done]
+    engine = CalibrationRun.of(work.plan, work.plan.selected, team, ROWS if tune is None else tune.batch)
+    left = [name for name in work.plan.selected if name not in work.journal.done]
     if not team.gather(bool(left))[0]:
         return engine.record()
-    differentiated = graded(work.plan) and known is None
+    differentiated = work.plan.reads_gradients and known is None
     with gradients(work.plan, team, work.say, work.plan.needs) if differentiated else nullcontext() as store:
         read = known if store is None else store.read
-        if walked(work.plan):
+        if work.plan.input_statistics:
             writer = _Writer(work, read, engine.wanted, vectors(work.plan, engine.loader.paths))
             engine.walk(
                 Broadcast(_specs(work.plan), team, writer),
-                walked(work.plan),
-                compares(work.plan),
+                work.plan.input_statistics,
+                work.plan.compares_inputs,
                 lambda done, total: work.say(f"block {done} of {total}"),
                 tune=None if tune is None else writer.tune,
             )
@@ -72,16 +71,16 @@ def compress(work: Work, known: Read | None, team: Processes) -> dict[str, Any]:
     return engine.record()
 
 
-def follow(plan: Plan, known: Read | None, team: Processes) -> None:
+def follow(plan: Plan, known: GradientReader | None, team: Processes) -> None:
     """What the other processes do while the first one compresses: run their share of the batches."""
-    engine = CalibrationRun.of(plan, selected(plan), team)
+    engine = CalibrationRun.of(plan, plan.selected, team)
     if not team.gather(None)[0]:
         return
-    if graded(plan) and known is None:
+    if plan.reads_gradients and known is None:
         differentiate(plan, team, lambda moments: None, lambda done, total: None, plan.needs)
-    if walked(plan):
+    if plan.input_statistics:
         visitor = Broadcast(_specs(plan), team, None)
-        engine.walk(visitor, walked(plan), compares(plan), lambda done, total: None)
+        engine.walk(visitor, plan.input_statistics, plan.compares_inputs, lambda done, total: None)
 
 
 def _specs(plan: Plan) -> dict[str, TensorSpec]:
@@ -97,32 +96,32 @@ def compress_from_files(work: Work, files: Sequence[StatisticsFile]) -> dict[str
     """
     work.rescaling.restore()
     work.rescaling.decide(lambda name: merged(files, name))
-    read = partial(merged_gradients, files) if graded(work.plan) else None
-    for name in selected(work.plan):
+    read = partial(merged_gradients, files) if work.plan.reads_gradients else None
+    for name in work.plan.selected:
         if name in work.journal.done:
             continue
         if work.plan.needs & OF_TRAINING:
             infos = [layer.info for layer in work.plan.by_tensor[name]]
-            work.write(name, {info.name: Known(movement=merged_movement(files, info.name)) for info in infos})
+            work.write(name, {info.name: LayerStatistics(movement=merged_movement(files, info.name)) for info in infos})
         else:
             work.write(name, *_of_files(work, name, files, read))
     return record_of_files(files)
 
 
 def _of_files(
-    work: Work, name: str, files: Sequence[StatisticsFile], read: Read | None
-) -> tuple[dict[str, Known], str]:
-    """What files tell of a parameter, and of the layers that are compressed with it: as `knowledge`."""
-    known: dict[str, Known] = {}
+    work: Work, name: str, files: Sequence[StatisticsFile], read: GradientReader | None
+) -> tuple[dict[str, LayerStatistics], str]:
+    """What files tell of a parameter, and of the layers that are compressed with it: as `statistics_of`."""
+    known: dict[str, LayerStatistics] = {}
     notes: list[str] = []
-    for member in work.plan.by_tensor[name][0].together or (name,):
-        its, note = knowledge(work, member, merged(files, member), read)
+    for member in work.plan.by_tensor[name][0].members or (name,):
+        its, note = statistics_of(work, member, merged(files, member), read)
         known |= its
         notes += [note] if note else []
     return known, "; ".join(dict.fromkeys(notes))
 
 
-def write(work: Work, name: str, inputs: InputStats, read: Read | None = None) -> Weight | Tensor:
+def write(work: Work, name: str, inputs: InputStats, read: GradientReader | None = None) -> Weight | Tensor:
     """Compress a parameter with what is known of it.
 
     Args:
@@ -131,11 +130,13 @@ def write(work: Work, name: str, inputs: InputStats, read: Read | None = None) -
         inputs: statistics of its input.
         read: reads gradients, for methods that use them.
     """
-    known, note = knowledge(work, name, inputs, read)
+    known, note = statistics_of(work, name, inputs, read)
     return work.write(name, known, note)
 
 
-def knowledge(work: Work, name: str, inputs: InputStats, read: Read | None = None) -> tuple[dict[str, Known], str]:
+def statistics_of(
+    work: Work, name: str, inputs: InputStats, read: GradientReader | None = None
+) -> tuple[dict[str, LayerStatistics], str]:
     """What is known of a parameter's layers, by layer name, and a note of what is not.
 
     Without enough rows its inputs are taken for white noise, and where no gradient reaches it all of its weights for
@@ -146,12 +147,12 @@ def knowledge(work: Work, name: str, inputs: InputStats, read: Read | None = Non
     if inputs.frequency is not None and "frequency" not in work.plan.needs:
         inputs = InputStats(0)
     held = infos[0].experts
-    if walked(work.plan) and held is not None:
+    if work.plan.input_statistics and held is not None:
         few = held.count - sum(own.count >= MIN_ROWS for own in inputs.experts)
         notes += [f"{few} of {held.count} {EXPERTS_DATA_FREE}"] if few else []
-    elif walked(work.plan) and inputs.count < MIN_ROWS:
+    elif work.plan.input_statistics and inputs.count < MIN_ROWS:
         notes.append(f"{inputs.count} {DATA_FREE}")
-    if walked(work.plan):
+    if work.plan.input_statistics:
         inputs = completed(inputs, infos)
     inputs, note = work.rescaling.rescaled(name, inputs)
     notes += [note] if note else []
@@ -161,7 +162,7 @@ def knowledge(work: Work, name: str, inputs: InputStats, read: Read | None = Non
         if moments is None or not moments.reached:
             notes.append(UNREACHED)
             gradients[info.name] = GradientStats.flat(info.shape)
-    known = {layer: Known(inputs if inputs.count else None, moments) for layer, moments in gradients.items()}
+    known = {layer: LayerStatistics(inputs if inputs.count else None, moments) for layer, moments in gradients.items()}
     return known, "; ".join(dict.fromkeys(notes))
 
 
@@ -205,7 +206,7 @@ class _Writer:
     """
 
     work: Work
-    read: Read | None
+    read: GradientReader | None
     places: Mapping[str, Place]
     vectors: Mapping[str, str]
 
@@ -242,7 +243,7 @@ class _Writer:
         for name in stats:
             if name not in held and name not in results and can_move(plan.by_tensor[name]):
                 (job,) = plan.by_tensor[name]
-                held[name] = compression.alone(job, self._known(name, stats)[job.info.name])
+                held[name] = compression.compress_alone(job, self._known(name, stats)[job.info.name])
         after = tuned(plan.recipe.tune, plan.recipe.seed, stage, held, self.places, self.vectors)
         for name, compressed in {**held, **after.layers}.items():
             results[name] = compression.finished(plan.by_tensor[name][0], compressed)
@@ -255,17 +256,17 @@ class _Writer:
         """Layers of a block that are compressed together: of a product of heads, of a group, or of one input."""
         plan = self.work.plan
         if plan.method.couples is not None or plan.method.shares is not None:
-            jobs = {job.together: job for name in stats for job in plan.by_tensor[name]}
+            jobs = {job.members: job for name in stats for job in plan.by_tensor[name]}
             whole = [members for members in jobs if members and set(members) <= stats.keys()]
             return [tuple(plan.by_tensor[member][0] for member in members) for members in whole]
         return [] if plan.method.batched is None else sharing_inputs(stats, plan.by_tensor)
 
     def _together(self, jobs: Sequence[LayerPlan], stats: Mapping[str, InputStats]) -> list[Compressed]:
         known = [self._known(job.info.tensor, stats)[job.info.name] for job in jobs]
-        return self.work.compression.together(jobs, known)
+        return self.work.compression.compress_together(jobs, known)
 
-    def _known(self, name: str, stats: Mapping[str, InputStats]) -> dict[str, Known]:
-        return knowledge(self.work, name, stats[name], self.read)[0]
+    def _known(self, name: str, stats: Mapping[str, InputStats]) -> dict[str, LayerStatistics]:
+        return statistics_of(self.work, name, stats[name], self.read)[0]
 
     def _written(
         self, stats: Mapping[str, InputStats], results: Mapping[str, tuple[Weight, LayerRow]]
@@ -277,7 +278,7 @@ class _Writer:
         for name, inputs in sorted(stats.items(), key=lambda item: bool(owners(item[0]))):  # what they share first
             if name in results:
                 weight, row = results[name]
-                value = self.work.put(name, weight, [row], knowledge(self.work, name, inputs, self.read)[1])
+                value = self.work.put(name, weight, [row], statistics_of(self.work, name, inputs, self.read)[1])
             else:
                 value = write(self.work, name, inputs, self.read)
             dense[name] = _dense(value, parameters[name])

@@ -36,17 +36,19 @@ INNER = 32  # blocks of rows of an inner factor, at most
 
 
 @dataclass(frozen=True)
-class Known:
-    """What is known of a layer beside its weight, for methods that read it."""
+class LayerStatistics:
+    """Statistics of one layer, for methods that read them; None where the method does not, or nothing is known."""
 
     inputs: InputStats | None = None
     gradients: GradientStats | None = None
     movement: Tensor | None = None
 
-    def of_expert(self, experts: Experts, number: int) -> Known:
-        """What is known of one of the experts that a layer holds."""
+    def of_expert(self, experts: Experts, number: int) -> LayerStatistics:
+        """The statistics of one of the experts that a layer holds."""
         inputs = None if self.inputs is None else self.inputs.experts[number]
-        return Known(inputs, None if self.gradients is None else self.gradients.of_expert(experts.split, number))
+        return LayerStatistics(
+            inputs, None if self.gradients is None else self.gradients.of_expert(experts.split, number)
+        )
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,11 @@ class Compression:
     checkpoint: Checkpoint
     seed: int
 
-    def parameter(
+    def compress_parameter(
         self,
         name: str,
         jobs: Sequence[LayerPlan],
-        known: Mapping[str, Known],
+        known: Mapping[str, LayerStatistics],
         lent: Mapping[str, Weight] | None = None,
     ) -> tuple[Weight, list[LayerRow]]:
         """Compress a parameter, or the factors of one.
@@ -99,9 +101,9 @@ class Compression:
         if "" in by_part:
             job = by_part[""]
             if job.info.experts is not None:
-                weight, row = self._experts(job, job.info.experts, known.get(job.info.name, Known()))
+                weight, row = self._experts(job, job.info.experts, known.get(job.info.name, LayerStatistics()))
                 return weight, [row]
-            weight, row = self.finished(job, self.alone(job, known.get(job.info.name, Known())))
+            weight, row = self.finished(job, self.compress_alone(job, known.get(job.info.name, LayerStatistics())))
             return weight, [row]
         old = self.checkpoint.weight(name)
         if are_plain(old) and self._turns(name, by_part):
@@ -112,20 +114,20 @@ class Compression:
             if part in by_part:
                 job = by_part[part]
                 if job.info.experts is not None:
-                    factors[part], row = self._experts(job, job.info.experts, Known())
+                    factors[part], row = self._experts(job, job.info.experts, LayerStatistics())
                     rows.append(row)
                     continue
-                own, moves = known.get(job.info.name, Known()), False
+                own, moves = known.get(job.info.name, LayerStatistics()), False
                 if part == "out" and self.method.recodes and are_plain(old) and factors["in"] is not old.inner:
                     moves, old = True, refitted(old, factors["in"], None if own.inputs is None else own.inputs.gram)
                 before = old.with_parts(factors).before(part)  # the outer factor is given what the new inner one gives
                 if before is not None and own.inputs:
                     own = dataclasses.replace(own, inputs=own.inputs.through(before))
-                factors[part], row = self.finished(job, self.alone(job, own, old))
+                factors[part], row = self.finished(job, self.compress_alone(job, own, old))
                 rows.append(noted(row, TURNED_NOTE) if moves else row)
         return old.with_parts(factors), rows
 
-    def _experts(self, job: LayerPlan, experts: Experts, known: Known) -> tuple[Weight, LayerRow]:
+    def _experts(self, job: LayerPlan, experts: Experts, known: LayerStatistics) -> tuple[Weight, LayerRow]:
         """Compress the experts that a parameter holds, each by itself; one is in memory at a time."""
         assert job.config is not None
         weights: list[Weight] = []
@@ -145,15 +147,15 @@ class Compression:
         return weight, noted(row, COARSE_NOTE) if is_coarse(weight) else row
 
     def _both(
-        self, old: LowRank, jobs: Mapping[str, LayerPlan], known: Mapping[str, Known]
+        self, old: LowRank, jobs: Mapping[str, LayerPlan], known: Mapping[str, LayerStatistics]
     ) -> tuple[Weight, list[LayerRow]]:
         """Round both factors of a parameter: the outer one as the inner one can make up for it, which then does."""
         made, old = old, turned(old, layer_seed(self.seed, jobs["out"].info.tensor))
-        own = known.get(jobs["out"].info.name, Known())
+        own = known.get(jobs["out"].info.name, LayerStatistics())
         if own.inputs:
             own = dataclasses.replace(own, inputs=own.inputs.through(old.inner.dense()))
         outer = self._by_rows(jobs["out"], own, old, beyond(old))
-        old, inputs = answered(old, outer.weight), known.get(jobs["in"].info.name, Known())
+        old, inputs = answered(old, outer.weight), known.get(jobs["in"].info.name, LayerStatistics())
         outer = dataclasses.replace(outer, layer=dataclasses.replace(outer.layer, weight=old.out.dense()))
         metric = felt(made, outer.weight, None if inputs.inputs is None else inputs.inputs.gram)
         inner = self._by_rows(jobs["in"], inputs, old, metric, INNER)
@@ -161,7 +163,9 @@ class Compression:
         weight = old.with_parts({part: factor for part, (factor, _) in done.items()})
         return weight, [noted(row, TURNED_NOTE) for _, row in done.values()]
 
-    def _by_rows(self, job: LayerPlan, known: Known, stored: LowRank, metric: Tensor, most: int = BLOCKS) -> Compressed:
+    def _by_rows(
+        self, job: LayerPlan, known: LayerStatistics, stored: LowRank, metric: Tensor, most: int = BLOCKS
+    ) -> Compressed:
         """Compress a factor whose rows' errors count together."""
         layer = self._read(job.info, known, stored)
         start = time.perf_counter()
@@ -176,7 +180,7 @@ class Compression:
         manifest = self.checkpoint.manifest
         return not manifest.owners(name) and not manifest.borrowers([name])
 
-    def alone(self, job: LayerPlan, known: Known, stored: Weight | None = None) -> Compressed:
+    def compress_alone(self, job: LayerPlan, known: LayerStatistics, stored: Weight | None = None) -> Compressed:
         """Read a layer and compress it by itself.
 
         Args:
@@ -189,7 +193,7 @@ class Compression:
         weight = self.method.apply(layer, job.config)
         return Compressed(layer, weight, time.perf_counter() - start)
 
-    def together(self, jobs: Sequence[LayerPlan], known: Sequence[Known]) -> list[Compressed]:
+    def compress_together(self, jobs: Sequence[LayerPlan], known: Sequence[LayerStatistics]) -> list[Compressed]:
         """Read layers that share their inputs or a part of their weights, and their config; compress them together.
 
         The same for those of which only products of heads count.
@@ -234,7 +238,7 @@ class Compression:
         by = layer.info.matrix(factors)
         return rel_error(layer.weight / by, weight.dense() / by)
 
-    def _read(self, info: LayerInfo, known: Known, stored: Weight | None = None) -> Layer:
+    def _read(self, info: LayerInfo, known: LayerStatistics, stored: Weight | None = None) -> Layer:
         layer = self.checkpoint.layer(info, layer_seed(self.seed, info.name), stored)
         return dataclasses.replace(layer, inputs=known.inputs, gradients=known.gradients, movement=known.movement)
 

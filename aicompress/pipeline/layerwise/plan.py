@@ -44,7 +44,7 @@ class Plan:
         output: every file and byte of the output.
         kinds: what the model definition says of the parameters.
         request: how it gets statistics of inputs, where the method reads them.
-        places: scaling groups: inputs that the method rescales before it compresses the layers that read them.
+        scaling_groups: inputs that the method rescales before it compresses the layers that read them.
         warnings: what the user should know.
         open: widths to choose among, least bytes first, of layers whose width is to be searched; `layers` and `output`
             have the first.
@@ -66,7 +66,7 @@ class Plan:
     open: Mapping[str, tuple[Width, ...]] = field(default_factory=dict)
     searches: Mapping[str, WidthSearch] = field(default_factory=dict)
     undecided: Undecided | None = None
-    places: tuple[ScalingGroup, ...] = ()
+    scaling_groups: tuple[ScalingGroup, ...] = ()
     notes: tuple[str, ...] = ()
     measured_on: Mapping[str, Any] = field(default_factory=dict)
 
@@ -78,10 +78,30 @@ class Plan:
             by_tensor.setdefault(layer.info.tensor, []).append(layer)
         return by_tensor
 
+    @property
+    def selected(self) -> list[str]:
+        """Parameters that the method acts on."""
+        return list(dict.fromkeys(layer.info.tensor for layer in self.layers if layer.config is not None))
+
     @cached_property
     def needs(self) -> frozenset[str]:
         """Statistics that the selected layers' configs read."""
         return frozenset[str]().union(*(self.method.reads(x.config) for x in self.layers if x.config is not None))
+
+    @property
+    def reads_gradients(self) -> bool:
+        """Whether statistics of gradients are among its needs."""
+        return bool(self.needs & OF_GRADIENTS)
+
+    @property
+    def input_statistics(self) -> frozenset[str]:
+        """Those of its needs that a forward pass collects from the inputs of layers."""
+        return self.needs - OF_GRADIENTS
+
+    @property
+    def compares_inputs(self) -> bool:
+        """Whether a layer's inputs in the original model are compared with those in the compressed one."""
+        return any(self.method.compares(layer.config) for layer in self.layers if layer.config is not None)
 
     @cached_property
     def surveys(self) -> frozenset[str]:
@@ -113,7 +133,7 @@ class Plan:
 
     def rewritable(self) -> Plan:
         """The plan over a view of its input that the run may rewrite, where the method rescales it."""
-        return replace(self, checkpoint=RewrittenCheckpoint.over(self.checkpoint)) if self.places else self
+        return replace(self, checkpoint=RewrittenCheckpoint.over(self.checkpoint)) if self.scaling_groups else self
 
     def summary(self) -> PlanSummary:
         """What a dry run prints."""
@@ -184,26 +204,6 @@ def _combined(checkpoint: Checkpoint, name: str, layers: list[LayerPlan]) -> Wei
     old = checkpoint.outline(name)
     assert old is not None  # a part is of a compressed parameter
     return old.with_parts({layer.info.part: layer.outline for layer in layers if layer.outline is not None})
-
-
-def compares(plan: Plan) -> bool:
-    """Whether a layer's method reads the original model's inputs against the compressed one's."""
-    return any(plan.method.compares(layer.config) for layer in plan.layers if layer.config is not None)
-
-
-def selected(plan: Plan) -> list[str]:
-    """Parameters that the method acts on."""
-    return list(dict.fromkeys(layer.info.tensor for layer in plan.layers if layer.config is not None))
-
-
-def graded(plan: Plan) -> bool:
-    """Whether gradients are read."""
-    return bool(plan.needs & OF_GRADIENTS)
-
-
-def walked(plan: Plan) -> frozenset[str]:
-    """Statistics of inputs that are read."""
-    return plan.needs - OF_GRADIENTS
 
 
 def fingerprint_of(plan: Plan) -> str:

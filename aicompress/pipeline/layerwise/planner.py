@@ -13,7 +13,7 @@ from aicompress.errors import raise_all
 from aicompress.layer import Kind, LayerInfo
 from aicompress.methods import get
 from aicompress.methods.layerwise import AnyLayerMethod, LayerMethod
-from aicompress.pipeline.calibration import requirements as needs
+from aicompress.pipeline.calibration import requirements
 from aicompress.pipeline.calibration.gradients import diagonal_only
 from aicompress.pipeline.calibration.joints import OUTPUTS
 from aicompress.pipeline.calibration.requirements import Request
@@ -63,8 +63,8 @@ def make_plan(
     recipe, levels = with_levels(checkpoint, recipe, method, chosen, request, problems)
     held = divisible(checkpoint, recipe, method, chosen, request.allow_code)
     layers, misfits = configured(chosen, recipe, method, held)
-    raise_all(problems + misfits + needs.problems(checkpoint, recipe, method, list(layers.values()), request))
-    places, unscaled = rescalable(checkpoint, recipe, method, list(layers.values()), request.allow_code)
+    raise_all(problems + misfits + requirements.problems(checkpoint, recipe, method, list(layers.values()), request))
+    scaling_groups, unscaled = rescalable(checkpoint, recipe, method, list(layers.values()), request.allow_code)
     require_writable(destination.path)
     layers, left = _together(checkpoint, recipe, method, layers, request)
     layers, alike = resolved(checkpoint, layers, method, recipe.seed)
@@ -77,7 +77,7 @@ def make_plan(
     output = arrange(checkpoint, destination, planned_parameters(checkpoint, plans), step)
     require_space(output)
     warnings += _undecided(method, layers)
-    warnings += diagonal_only(x.info for x in plans if x.config and OUTPUTS in needs.wanted(method, x.config))
+    warnings += diagonal_only(x.info for x in plans if x.config and OUTPUTS in requirements.wanted(method, x.config))
     warnings += shortened(checkpoint, recipe)
     warnings += [*left_out(checkpoint, destination), *unscaled, *output.warnings, *_absent(recipe, infos, checkpoint)]
     warnings += [*_no_smaller(checkpoint, output, layers), *_larger(output, layers, opened)]
@@ -94,7 +94,7 @@ def make_plan(
         warnings=tuple(warnings),
         open=opened,
         searches=searches_by_budget(wanted, layers),
-        places=places,
+        scaling_groups=scaling_groups,
         notes=(*levels.notes, *notes, *left, *alike),
         measured_on=levels.record,
     )
@@ -124,7 +124,7 @@ def _together(
     layers, uncoupled = coupled(checkpoint, recipe, method, layers, request.allow_code)
     layers, alone = grouped(checkpoint, layers, method, recipe.seed)
     if method.leaves:
-        raise_all(needs.in_files(method, list(layers.values()), request))
+        raise_all(requirements.in_files(method, list(layers.values()), request))
     whole = whole_ones(Compression(method, checkpoint, recipe.seed), layers.values())
     return layers, [*alone, *uncoupled, *whole]
 

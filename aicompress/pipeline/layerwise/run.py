@@ -12,11 +12,12 @@ import torch
 
 from aicompress.checkpoint.statistics import StatisticsFile
 from aicompress.pipeline.calibration.given_files import foreign
+from aicompress.pipeline.calibration.gradients import GradientReader
 from aicompress.pipeline.calibration.statistics_file import Wanted, kept, with_statistics
-from aicompress.pipeline.layerwise import allocator, calibrated
-from aicompress.pipeline.layerwise.allocation.bits import Decision, decided
-from aicompress.pipeline.layerwise.allocation.sparsity import Read, allocated, files_of_original
-from aicompress.pipeline.layerwise.plan import Plan, fingerprint_of, selected
+from aicompress.pipeline.layerwise import calibrated, malloc
+from aicompress.pipeline.layerwise.allocation.decision import Decision, decided
+from aicompress.pipeline.layerwise.allocation.sparsity import allocated, files_of_original
+from aicompress.pipeline.layerwise.plan import Plan, fingerprint_of
 from aicompress.pipeline.layerwise.report_rows import better_rounded, coarse
 from aicompress.pipeline.layerwise.row_blocks import load_compiled
 from aicompress.pipeline.layerwise.untouched import untouched
@@ -52,16 +53,16 @@ def run(plan: Plan, options: Options | None = None) -> Report:
 
 def _written(
     decision: Decision,
-    known: Read | None,
+    known: GradientReader | None,
     files: list[StatisticsFile] | None,
     team: Processes,
     options: Options,
 ) -> Report:
     """Write the output of a decided plan; `files` hold what is known of the original model where that is read."""
     plan = decision.plan
-    wanted = Wanted(selected(plan), kept(plan.needs))
+    wanted = Wanted(plan.selected, kept(plan.needs))
     from_files = with_statistics(plan, lambda: wanted, team, options.progress)
-    allocator.prepare()
+    malloc.share_one_arena()
     load_compiled(plan.method, plan.layers)  # before the clock starts, as torch was loaded
     step = StepRun(
         checkpoint=plan.checkpoint.original,
@@ -102,7 +103,7 @@ def across(plan: Plan) -> bool:
 
 
 def _calibrated(
-    known: Read | None, own: list[StatisticsFile] | None, team: Processes, work: Work, opened: OpenOutput
+    known: GradientReader | None, own: list[StatisticsFile] | None, team: Processes, work: Work, opened: OpenOutput
 ) -> dict[str, Any]:
     """Write the selected layers of a method that reads statistics; returns the record of the calibration data."""
     if own is not None:

@@ -40,15 +40,15 @@ def rescalable(
     if method.rescales is None:
         return (), []
     names = {layer.info.tensor for layer in chosen}
-    groups = on_noise(checkpoint, recipe, allow_code, probe).places
-    places = [place for place in groups if names & {axis.parameter for axis in place.consumers}]
+    known = on_noise(checkpoint, recipe, allow_code, probe).groups
+    mine = [group for group in known if names & {axis.parameter for axis in group.consumers}]
     bound = checkpoint.manifest.entries.keys() | set(checkpoint.manifest.lent.values())
-    usable = tuple(place for place in places if not _parameters(place) & bound)
+    usable = tuple(group for group in mine if not _parameters(group) & bound)
     if not usable:
-        why = "they are compressed already" if places else "nothing before them takes the factors"
+        why = "they are compressed already" if mine else "nothing before them takes the factors"
         hint = "use a method that rounds the weights as they are: imatrix, gptq, or rtn"
         raise Refused(f"{method.name} can rescale none of the selected layers' inputs: {why}", hint)
-    served = {axis.parameter for place in usable for axis in place.consumers}
+    served = {axis.parameter for group in usable for axis in group.consumers}
     left = [layer.info.name for layer in chosen if layer.info.tensor not in served]
     if not left:
         return usable, []
@@ -59,8 +59,8 @@ def rescalable(
     ]
 
 
-def _parameters(place: ScalingGroup) -> set[str]:
-    return {axis.parameter for axis in (*place.consumers, *place.producers)}
+def _parameters(group: ScalingGroup) -> set[str]:
+    return {axis.parameter for axis in (*group.consumers, *group.producers)}
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,14 @@ class Rescaling:
 
     Attributes:
         compression: the method, and its checkpoint, which is rewritten.
-        places: the scaling groups.
+        scaling_groups: those of the plan.
         layers: by parameter.
         journal: what it has noted of an earlier run is taken up.
         applied: what was chosen, by parameter of the layers that read a rescaled input.
     """
 
     compression: Compression
-    places: Sequence[ScalingGroup]
+    scaling_groups: Sequence[ScalingGroup]
     layers: Mapping[str, Sequence[LayerPlan]]
     journal: Journal
     applied: dict[str, ScalingFactors] = field(default_factory=dict)
@@ -87,18 +87,18 @@ class Rescaling:
         Args:
             stats: statistics by parameter, None for layers that are not at hand.
         """
-        for place in self.places:
-            if place.consumers[0].parameter not in self.applied:
-                layers = [layer for axis in place.consumers for layer in self.layers.get(axis.parameter, ())]
+        for group in self.scaling_groups:
+            if group.consumers[0].parameter not in self.applied:
+                layers = [layer for axis in group.consumers for layer in self.layers.get(axis.parameter, ())]
                 known = [
                     (layer, inputs)
                     for layer in layers
                     if layer.config is not None and (inputs := stats(layer.info.tensor)) is not None
                 ]
                 if known:
-                    self._decide(place, known)
+                    self._decide(group, known)
 
-    def _decide(self, place: ScalingGroup, layers: Sequence[tuple[Chosen, InputStats]]) -> None:
+    def _decide(self, group: ScalingGroup, layers: Sequence[tuple[Chosen, InputStats]]) -> None:
         rescales = self.compression.method.rescales
         assert rescales is not None
         candidates = [
@@ -107,12 +107,12 @@ class Rescaling:
             for info, read in self._readers(layer.info, inputs)
             if layer.config is not None
         ]
-        scaling = rescales.factors(candidates, place.pooled)
+        scaling = rescales.factors(candidates, group.pooled)
         if scaling is None:
             return
-        scaling = replace(scaling, factors=self._storable(place, scaling.factors))
-        self.journal.record(_key(place), {"factors": scaling.factors.tolist(), "note": scaling.note})
-        self._apply(place, scaling)
+        scaling = replace(scaling, factors=self._storable(group, scaling.factors))
+        self.journal.record(_key(group), {"factors": scaling.factors.tolist(), "note": scaling.note})
+        self._apply(group, scaling)
 
     def _readers(self, info: LayerInfo, inputs: InputStats) -> Iterator[tuple[LayerInfo, Callable[[], Layer]]]:
         """What reads a layer with its statistics, or each of the experts that it holds."""
@@ -126,13 +126,13 @@ class Rescaling:
         if not inputs.experts:
             yield info, lambda: replace(checkpoint.layer(info), inputs=inputs)
 
-    def _storable(self, place: ScalingGroup, factors: Tensor) -> Tensor:
+    def _storable(self, group: ScalingGroup, factors: Tensor) -> Tensor:
         """Factors that a normalization's stored weight has exactly, after rounding to its dtype.
 
         Where the rounded weight would be zero or too large, the channel is not rescaled.
         """
-        axis = place.producers[0]
-        if not place.norm:
+        axis = group.producers[0]
+        if not group.norm:
             return factors
         before = self._checkpoint.exact(axis.parameter)
         dtype = self._checkpoint.tensors[axis.parameter].spec.dtype
@@ -145,14 +145,14 @@ class Rescaling:
         assert isinstance(self.compression.checkpoint, RewrittenCheckpoint)
         return self.compression.checkpoint
 
-    def _apply(self, place: ScalingGroup, scaling: ScalingFactors) -> None:
+    def _apply(self, group: ScalingGroup, scaling: ScalingFactors) -> None:
         """Put the factors into the view of the input."""
-        for axis in place.consumers:
+        for axis in group.consumers:
             self._scale(axis, scaling.factors)
             self.applied[axis.parameter] = scaling
-        for axis in place.producers:
+        for axis in group.producers:
             size = self._checkpoint.specs[axis.parameter].shape[axis.axis]
-            self._scale(axis, place.inverse(scaling.factors, size))
+            self._scale(axis, group.inverse(scaling.factors, size))
 
     def _scale(self, axis: Axis, factors: Tensor) -> None:
         change = self._checkpoint.change if axis.offset else self._checkpoint.rescale
@@ -160,11 +160,11 @@ class Rescaling:
 
     def restore(self, layers: Collection[str] | None = None) -> None:
         """Take up the factors of an earlier run: of the groups of some layers, or of all that are not rescaled yet."""
-        for place in self.places:
-            plain = self.journal.done.get(_key(place))
-            mine = layers is None or any(axis.parameter in layers for axis in place.consumers)
-            if plain and mine and place.consumers[0].parameter not in self.applied:
-                self._apply(place, ScalingFactors(torch.tensor(plain["factors"]), plain["note"]))
+        for group in self.scaling_groups:
+            plain = self.journal.done.get(_key(group))
+            mine = layers is None or any(axis.parameter in layers for axis in group.consumers)
+            if plain and mine and group.consumers[0].parameter not in self.applied:
+                self._apply(group, ScalingFactors(torch.tensor(plain["factors"]), plain["note"]))
 
     def rescaled(self, name: str, inputs: InputStats) -> tuple[InputStats, str]:
         """Statistics of a layer's input as it is now, and a note for the layer's row."""
@@ -174,16 +174,16 @@ class Rescaling:
     def beside(self, layers: Collection[str]) -> dict[str, Tensor]:
         """Rewritten parameters that are not compressed, of the groups of some layers: norms, biases, routers."""
         rewritten: dict[str, Tensor] = {}
-        for place in self.places:
-            if any(axis.parameter in layers for axis in place.consumers):
-                names = [name for name in sorted(_parameters(place)) if name not in layers]
+        for group in self.scaling_groups:
+            if any(axis.parameter in layers for axis in group.consumers):
+                names = [name for name in sorted(_parameters(group)) if name not in layers]
                 rewritten.update({name: self.compression.checkpoint.read(name) for name in names})
         return rewritten
 
 
-def _key(place: ScalingGroup) -> str:
+def _key(group: ScalingGroup) -> str:
     """What the journal calls a scaling group."""
-    return f"{place.consumers[0].parameter} rescaled"
+    return f"{group.consumers[0].parameter} rescaled"
 
 
 def _scaling(axis: Axis, factors: Tensor) -> Callable[[Tensor], Tensor]:

@@ -13,7 +13,7 @@ from aicompress.checkpoint.files import count_not_finite, may_be_infinite
 from aicompress.checkpoint.journal import Journal
 from aicompress.checkpoint.reader import require_finite
 from aicompress.layer import from_matrix
-from aicompress.pipeline.layerwise.compress import Compression, Known, completed
+from aicompress.pipeline.layerwise.compress import Compression, LayerStatistics, completed
 from aicompress.pipeline.layerwise.plan import Plan
 from aicompress.pipeline.layerwise.report_rows import idle_row, noted
 from aicompress.pipeline.layerwise.row_blocks import row_blocks
@@ -44,15 +44,17 @@ class Work:
     warnings: list[str] = field(default_factory=list)
     infinite: set[str] = field(default_factory=set)  # copied though they are not finite
     done: int = 0
-    together: set[str] = field(default_factory=set)  # parameters that were written with the others of their group
+    written_together: set[str] = field(
+        default_factory=set
+    )  # parameters that were written with the others of their group
 
     def __post_init__(self) -> None:
         plan = self.plan
         self.total = sum(planned.dense.nbytes for planned in plan.output.parameters.values())
         self.compression = Compression(plan.method, plan.checkpoint, plan.recipe.seed)
-        self.rescaling = Rescaling(self.compression, plan.places, plan.by_tensor, self.journal)
+        self.rescaling = Rescaling(self.compression, plan.scaling_groups, plan.by_tensor, self.journal)
 
-    def write(self, name: str, known: Mapping[str, Known] | None = None, note: str = "") -> Weight | Tensor:
+    def write(self, name: str, known: Mapping[str, LayerStatistics] | None = None, note: str = "") -> Weight | Tensor:
         """Compress or copy one parameter to the output and note it in the journal.
 
         Args:
@@ -65,30 +67,34 @@ class Work:
         """
         jobs = [layer for layer in self.plan.by_tensor.get(name, []) if layer.config is not None]
         value: Weight | Tensor
-        if jobs and jobs[0].together:
-            return self._together(name, jobs[0].together, known or {}, note)
+        if jobs and jobs[0].members:
+            return self._write_together(name, jobs[0].members, known or {}, note)
         if jobs:
-            value, rows = self.compression.parameter(name, jobs, known or {}, self._lent(name))
+            value, rows = self.compression.compress_parameter(name, jobs, known or {}, self._lent(name))
         else:
             value, rows = self._copied(name), []
         return self.put(name, value, rows, note)
 
-    def _together(self, name: str, members: Sequence[str], known: Mapping[str, Known], note: str) -> Weight | Tensor:
+    def _write_together(
+        self, name: str, members: Sequence[str], known: Mapping[str, LayerStatistics], note: str
+    ) -> Weight | Tensor:
         """Compress and write layers that belong together, unless this run has done so; errors and result as of `write`.
 
         Of a layer of a group of which nothing is known it is what is known of another one that counts: they have one
         input. Those of a product of heads have not.
         """
-        if name not in self.together:
+        if name not in self.written_together:
             jobs = [self.plan.by_tensor[member][0] for member in members]
-            first = next(iter(known.values()), Known())
-            others = [first if job.product is None else Known(completed(InputStats(0), [job.info])) for job in jobs]
+            first = next(iter(known.values()), LayerStatistics())
+            others = [
+                first if job.product is None else LayerStatistics(completed(InputStats(0), [job.info])) for job in jobs
+            ]
             own = [known.get(job.info.name, other) for job, other in zip(jobs, others, strict=True)]
-            compressed = self.compression.together(jobs, own)
+            compressed = self.compression.compress_together(jobs, own)
             for job, its in zip(jobs, compressed, strict=True):
                 weight, row = self.compression.finished(job, its)
                 self.put(job.info.tensor, weight, [row], note)
-                self.together.add(job.info.tensor)
+                self.written_together.add(job.info.tensor)
         written = self.plan.output.so_far(self.writer.work)
         return written.weight(name) if name in written.manifest.entries else written.read(name)
 
@@ -140,7 +146,7 @@ class Work:
         """Compress or copy parameters without statistics, those that can be in blocks of rows."""
         with row_blocks(self.compression, self.plan.by_tensor, self.plan.output, self.writer) as threads:
             for name, rows in threads.written(names):
-                if rows is None and name not in self.together:
+                if rows is None and name not in self.written_together:
                     self.write(name)
                 elif rows is None:
                     continue

@@ -54,7 +54,7 @@ class LayerPlan:
     group: Group | None = None
 
     @property
-    def together(self) -> tuple[str, ...]:
+    def members(self) -> tuple[str, ...]:
         """Parameters that are compressed together with it, itself among them; none where it is compressed alone."""
         if self.product is not None:
             return self.product.members

@@ -19,7 +19,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.errors import raise_all
 from aicompress.methods.budget import least_loss
 from aicompress.methods.structural import AnyPruner, Losses, Structure
-from aicompress.pipeline.calibration import requirements as needs
+from aicompress.pipeline.calibration import requirements
 from aicompress.pipeline.calibration.gradients import differentiate
 from aicompress.pipeline.calibration.requirements import MIN_ROWS, Request
 from aicompress.pipeline.calibration.runner import CalibrationRun
@@ -103,7 +103,7 @@ class Allocator:
         infos = layers_of(self.checkpoint, tensors)
         layers = [LayerPlan(info, self.pruner.config) for info in infos]
         direct = dataclasses.replace(self.request, stats=())
-        missing = needs.problems(self.checkpoint, self.recipe, self.pruner.method, layers, direct)
+        missing = requirements.problems(self.checkpoint, self.recipe, self.pruner.method, layers, direct)
         raise_all([*(factor_problems(infos) if "gradients" in self.losses.statistics else []), *missing])
 
     def _measure(self, structures: Sequence[Structure], progress: Progress) -> Measured:

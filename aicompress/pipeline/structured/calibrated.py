@@ -18,13 +18,13 @@ from torch import Tensor
 from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_gradients
 from aicompress.methods.structural import Structure
 from aicompress.pipeline.calibration.given_files import foreign
-from aicompress.pipeline.calibration.gradients import differentiate, gradients
+from aicompress.pipeline.calibration.gradients import GradientReader, differentiate, gradients
 from aicompress.pipeline.calibration.record import record_of_files
 from aicompress.pipeline.calibration.requirements import MIN_ROWS
 from aicompress.pipeline.calibration.runner import Broadcast, CalibrationRun
 from aicompress.pipeline.step.workers import Processes
 from aicompress.pipeline.structured.cutting import Cutting
-from aicompress.pipeline.structured.gradient_scores import Read, importance
+from aicompress.pipeline.structured.gradient_scores import importance
 from aicompress.pipeline.structured.reading import Reading
 from aicompress.statistics import InputStats
 
@@ -92,7 +92,7 @@ class _Chooser:
     data_free: dict[str, int] = field(default_factory=dict)
     importance: dict[int, Tensor] = field(default_factory=dict)
 
-    def weigh(self, read: Read) -> None:
+    def weigh(self, read: GradientReader) -> None:
         """Add up w² E[g²] over the weights of each unit, if the method asks for it; w² where no gradient reaches."""
         if not GRADIENTS & self.reading.needs:
             return

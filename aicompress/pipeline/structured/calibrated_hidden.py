@@ -16,14 +16,14 @@ from torch import Tensor
 
 from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_gradients
 from aicompress.pipeline.calibration.given_files import foreign
-from aicompress.pipeline.calibration.gradients import differentiate, gradients
+from aicompress.pipeline.calibration.gradients import GradientReader, differentiate, gradients
 from aicompress.pipeline.calibration.record import record_of_files
 from aicompress.pipeline.calibration.requirements import MIN_ROWS
 from aicompress.pipeline.calibration.runner import Broadcast, CalibrationRun
 from aicompress.pipeline.step.workers import Processes
 from aicompress.pipeline.structured.calibrated import GRADIENTS
 from aicompress.pipeline.structured.cutting import Cutting
-from aicompress.pipeline.structured.gradient_scores import Read, importance
+from aicompress.pipeline.structured.gradient_scores import importance
 from aicompress.pipeline.structured.reading import Reading
 from aicompress.statistics import InputStats
 
@@ -67,7 +67,7 @@ def follow(reading: Reading, team: Processes) -> None:
         _walk(reading, team, needs, None, lambda what: None)
 
 
-def _importance(reading: Reading, work: Cutting, read: Read) -> Tensor | None:
+def _importance(reading: Reading, work: Cutting, read: GradientReader) -> Tensor | None:
     """Importance of the coordinates by gradients, where the method asks for it."""
     if not GRADIENTS & reading.needs:
         return None

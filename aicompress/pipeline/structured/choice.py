@@ -9,7 +9,7 @@ from typing import Any, Generic
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import Refused, raise_all
 from aicompress.methods.structural import AnyPruner, Structure
-from aicompress.pipeline.calibration import requirements as needs
+from aicompress.pipeline.calibration import requirements
 from aicompress.pipeline.calibration.requirements import Request
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.options import Progress
@@ -75,7 +75,7 @@ class UnitChoice(Generic[U, L]):
             raise Refused(f"{what}, which files of statistics do not hold", "leave --stats out")
         asked = self._measurement()
         method = self.pruner.method
-        raise_all(needs.problems(self.checkpoint, self.recipe, method, asked.layers, self.request))
+        raise_all(requirements.problems(self.checkpoint, self.recipe, method, asked.layers, self.request))
         self.unit.require_scores(self.layout, asked)
 
     def edit(self) -> Edit:

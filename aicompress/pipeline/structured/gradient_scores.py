@@ -6,7 +6,7 @@ arXiv:1906.10771, equation 8). Vectors such as norms have no gradient here and a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,12 +15,11 @@ from torch import Tensor
 from aicompress.errors import RecipeError
 from aicompress.layer import LayerInfo, from_matrix
 from aicompress.methods.structural import Part, Structure
+from aicompress.pipeline.calibration.gradients import GradientReader
 from aicompress.statistics import GradientStats
 
-Read = Callable[[str], GradientStats | None]  # moments of a layer's gradients by its name
 
-
-def importance(structure: Structure, infos: Mapping[str, LayerInfo], read: Read) -> tuple[Tensor, bool]:
+def importance(structure: Structure, infos: Mapping[str, LayerInfo], read: GradientReader) -> tuple[Tensor, bool]:
     """Importance of each unit, (units,) float64, and whether any gradient reached them; by w² where none did.
 
     Args:

@@ -13,7 +13,7 @@ from aicompress.errors import CompressError, RecipeError, Refused, raise_all
 from aicompress.methods import get
 from aicompress.methods.prune.units.size_targets import TargetedConfig
 from aicompress.methods.structural import AnyPruner, StructuralMethod
-from aicompress.pipeline.calibration import requirements as needs
+from aicompress.pipeline.calibration import requirements
 from aicompress.pipeline.calibration.requirements import Request
 from aicompress.pipeline.calibration.texts import shortened
 from aicompress.pipeline.step.checks import (
@@ -163,7 +163,7 @@ def _calibration_problems(choice: UnitChoice[Any, Any], edit: Edit) -> list[Comp
     if factors:
         return list(factors)
     chosen = [LayerPlan(info, pruner.config) for info in infos]
-    return needs.problems(choice.checkpoint, choice.recipe, pruner.method, chosen, choice.request)
+    return requirements.problems(choice.checkpoint, choice.recipe, pruner.method, chosen, choice.request)
 
 
 def _unused_sections(recipe: Recipe) -> list[CompressError]:

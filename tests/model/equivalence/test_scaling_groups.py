@@ -40,20 +40,20 @@ def noise(folder: Path) -> NoiseCheckpoint:
     return NoiseCheckpoint(**{own.name: getattr(checkpoint, own.name) for own in fields(Checkpoint)})
 
 
-def places_in(folder: Path, batch: dict[str, Any]) -> ScalingGroups:
+def groups_in(folder: Path, batch: dict[str, Any]) -> ScalingGroups:
     checkpoint = noise(folder)
     model = build(checkpoint)
     return probe(model, PartialModel(checkpoint, model, dtype=torch.float32), batch)
 
 
-def save_rescaled(folder: Path, places: tuple[ScalingGroup, ...], out: Path) -> set[str]:
-    """Write the checkpoint with random factors at every place; returns the parameters that changed."""
+def save_rescaled(folder: Path, groups: tuple[ScalingGroup, ...], out: Path) -> set[str]:
+    """Write the checkpoint with random factors at every group; returns the parameters that changed."""
     view = RewrittenCheckpoint.over(Checkpoint.open(folder))
     generator = torch.Generator().manual_seed(0)
-    for place in places:
-        factors = place.pooled(torch.rand(len(place.channels), generator=generator) * 3 + 0.2)
-        own = place.inverse(factors, view.specs[place.producers[0].parameter].shape[place.producers[0].axis])
-        for axes, values in ((place.consumers, factors), (place.producers, own)):
+    for group in groups:
+        factors = group.pooled(torch.rand(len(group.channels), generator=generator) * 3 + 0.2)
+        own = group.inverse(factors, view.specs[group.producers[0].parameter].shape[group.producers[0].axis])
+        for axes, values in ((group.consumers, factors), (group.producers, own)):
             for axis in axes:
                 view.change(axis.parameter, lambda t, axis=axis, values=values: axis.scaled(t, values))
     tensors = {name: view.read(name).contiguous() for name in view.parameters()}
@@ -65,11 +65,11 @@ def save_rescaled(folder: Path, places: tuple[ScalingGroup, ...], out: Path) -> 
 def test_rescaling_every_place_keeps_the_model(tmp_path: Path, name: str) -> None:
     family = FAMILIES[name]
     model = family.saved(tmp_path / "in")
-    found = places_in(tmp_path / "in", family.inputs())
-    readers = {axis.parameter.split(".")[-2] for place in found.places for axis in place.consumers}
-    assert (readers, len(found.places)) == READERS[name]
+    found = groups_in(tmp_path / "in", family.inputs())
+    readers = {axis.parameter.split(".")[-2] for group in found.groups for axis in group.consumers}
+    assert (readers, len(found.groups)) == READERS[name]
     model.save_pretrained(tmp_path / "out")
-    assert save_rescaled(tmp_path / "in", found.places, tmp_path / "out")
+    assert save_rescaled(tmp_path / "in", found.groups, tmp_path / "out")
     before = family.output(model)
     after = family.output(type(model).from_pretrained(tmp_path / "out").eval())
     assert torch.allclose(after, before, atol=5e-4 * float(before.abs().max()))
@@ -78,14 +78,14 @@ def test_rescaling_every_place_keeps_the_model(tmp_path: Path, name: str) -> Non
 @pytest.mark.parametrize("fixture", ["tiny_mixtral", "tiny_qwen_moe"])
 def test_a_router_is_rescaled_with_its_experts(tmp_path: Path, fixture: str, request: pytest.FixtureRequest) -> None:
     source: Path = request.getfixturevalue(fixture)
-    found = places_in(source, {"input_ids": ids(), "use_cache": False})
-    assert len(found.places) == 6
-    routed = [place for place in found.places if len(place.consumers) > 3]
+    found = groups_in(source, {"input_ids": ids(), "use_cache": False})
+    assert len(found.groups) == 6
+    routed = [group for group in found.groups if len(group.consumers) > 3]
     assert len(routed) == 2
-    assert all(sum(".gate." in axis.parameter for axis in place.consumers) == 1 for place in routed)
+    assert all(sum(".gate." in axis.parameter for axis in group.consumers) == 1 for group in routed)
     before = load(source)
     before.save_pretrained(tmp_path / "out")
-    save_rescaled(source, found.places, tmp_path / "out")
+    save_rescaled(source, found.groups, tmp_path / "out")
     with torch.no_grad():
         one, other = before(ids()).logits, load(tmp_path / "out")(ids()).logits
     assert torch.allclose(one, other, atol=2e-4 * float(one.abs().max()))
@@ -101,13 +101,13 @@ def test_a_router_is_rescaled_with_its_experts(tmp_path: Path, fixture: str, req
 )
 def test_the_rows_that_make_the_values(tmp_path: Path, name: str, reader: str, expected: list[int]) -> None:
     FAMILIES[name].saved(tmp_path)
-    found = places_in(tmp_path, FAMILIES[name].inputs())
-    (place,) = [place for place in found.places if place.consumers[0].parameter.endswith(reader)]
-    assert place.channels.tolist() == expected
-    assert not place.norm
+    found = groups_in(tmp_path, FAMILIES[name].inputs())
+    (group,) = [group for group in found.groups if group.consumers[0].parameter.endswith(reader)]
+    assert group.channels.tolist() == expected
+    assert not group.norm
 
 
 def test_factors_of_one_origin_are_made_equal() -> None:
-    place = ScalingGroup((), (), torch.tensor([0, 1, 0, 1]), norm=False)
-    assert torch.allclose(place.pooled(torch.tensor([1.0, 3.0, 4.0, 3.0])), torch.tensor([2.0, 3.0, 2.0, 3.0]))
-    assert place.inverse(torch.tensor([2.0, 4.0, 2.0, 4.0]), 3).tolist() == [0.5, 0.25, 1.0]
+    group = ScalingGroup((), (), torch.tensor([0, 1, 0, 1]), norm=False)
+    assert torch.allclose(group.pooled(torch.tensor([1.0, 3.0, 4.0, 3.0])), torch.tensor([2.0, 3.0, 2.0, 3.0]))
+    assert group.inverse(torch.tensor([2.0, 4.0, 2.0, 4.0]), 3).tolist() == [0.5, 0.25, 1.0]

@@ -17,7 +17,7 @@ from aicompress.pipeline.calibration.data import calibration_inputs
 from aicompress.pipeline.calibration.record import record_of_data
 from aicompress.pipeline.calibration.requirements import Request, module_of
 from aicompress.pipeline.layerwise.allocation.probe import measured_part, probe_of
-from aicompress.pipeline.layerwise.compress import Compression, Known, completed
+from aicompress.pipeline.layerwise.compress import Compression, LayerStatistics, completed
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.survey import Measured
@@ -87,8 +87,8 @@ class BlockTrial:
     def _compress(self, depth: int, tensor: str, inputs: InputStats) -> None:
         step, jobs = self.blocks, self.blocks.layers[depth][tensor]
         given = completed(inputs, [job.info for job in jobs])
-        known = {job.info.name: Known(given, GradientStats.flat(job.info.shape)) for job in jobs}
-        weight, _ = Compression(step.method, step.checkpoint, step.recipe.seed).parameter(tensor, jobs, known)
+        known = {job.info.name: LayerStatistics(given, GradientStats.flat(job.info.shape)) for job in jobs}
+        weight, _ = Compression(step.method, step.checkpoint, step.recipe.seed).compress_parameter(tensor, jobs, known)
         spec = step.checkpoint.parameters()[tensor]
         changed = self._changed.setdefault(depth, {})
         changed[tensor] = from_matrix(weight.dense(), spec.shape, jobs[0].info.transposed).to(spec.dtype)

@@ -14,7 +14,7 @@ from aicompress.layer import LayerInfo
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.methods.method import OF_TRAINING
 from aicompress.methods.partition import contiguous_parts
-from aicompress.pipeline.calibration import requirements as needs
+from aicompress.pipeline.calibration import requirements
 from aicompress.pipeline.calibration.requirements import Request
 from aicompress.pipeline.layerwise.allocation.block_losses import Blocks, by_outputs, by_weights
 from aicompress.pipeline.layerwise.plan import planned_at
@@ -65,7 +65,7 @@ def with_levels(
     if wanted is None:
         return recipe, Sensitivities()
     layers, misfits = configured(chosen, recipe, method)
-    known = [*problems, *misfits, *needs.problems(checkpoint, recipe, method, list(layers.values()), request)]
+    known = [*problems, *misfits, *requirements.problems(checkpoint, recipe, method, list(layers.values()), request)]
     governed = {name: x for name, x in layers.items() if x.rule == "method" and x.info.index is not None}
     depths = sorted({layer.info.index for layer in governed.values() if layer.info.index is not None})
     raise_all([*known, *_problems(recipe, method, wanted, list(governed.values()), depths)])

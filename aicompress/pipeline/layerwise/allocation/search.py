@@ -9,11 +9,11 @@ from typing import Any
 from aicompress.checkpoint.journal import Journal
 from aicompress.errors import RecipeError
 from aicompress.methods.budget import Choice, least_cost
-from aicompress.pipeline.layerwise.allocation.candidates import CandidateTrial
 from aicompress.pipeline.layerwise.allocation.refine import Picks, Refined, Tables, refined
 from aicompress.pipeline.layerwise.allocation.sensitivity import by_block, measured
 from aicompress.pipeline.layerwise.allocation.target import meets, within
 from aicompress.pipeline.layerwise.allocation.width_groups import costs, widths_of
+from aicompress.pipeline.layerwise.allocation.width_trial import WidthTrial
 from aicompress.pipeline.layerwise.plan import Plan
 from aicompress.pipeline.step.checks import require_space
 from aicompress.pipeline.step.options import Progress
@@ -39,7 +39,7 @@ def search(plan: Plan, journal: Journal | None, team: Processes, progress: Progr
         RecipeError: the target cannot be met, or the calibration data does not fit the model.
         OutOfSpace: the chosen output does not fit the disk.
     """
-    with CandidateTrial.of(plan) as trial:
+    with WidthTrial.of(plan) as trial:
         if plan.search.max_kl is not None and not trial.probe.divergence:
             hint = "give target_bytes or target_bpw"
             raise RecipeError("max_kl needs a model that gives logits, and this one gives states", hint)
@@ -58,7 +58,7 @@ def search(plan: Plan, journal: Journal | None, team: Processes, progress: Progr
         return final, _record(trial, losses, outcome)
 
 
-def _filled(trial: CandidateTrial, losses: Sequence[Sequence[float]], team: Processes, progress: Progress) -> Refined:
+def _filled(trial: WidthTrial, losses: Sequence[Sequence[float]], team: Processes, progress: Progress) -> Refined:
     """The best choice within a budget, refined."""
     plan = trial.plan
     choice, laid_out = within(plan, trial.units, losses)
@@ -79,7 +79,7 @@ def _filled(trial: CandidateTrial, losses: Sequence[Sequence[float]], team: Proc
     return refinement
 
 
-def _bounded(trial: CandidateTrial, losses: Sequence[Sequence[float]], progress: Progress) -> Refined:
+def _bounded(trial: WidthTrial, losses: Sequence[Sequence[float]], progress: Progress) -> Refined:
     """Least bytes whose measured divergence is within max_kl: the bound on the sum of losses is moved until it is.
 
     Raises:
@@ -117,7 +117,7 @@ def _cost(paid: Sequence[Sequence[float]], picks: Sequence[int]) -> float:
     return sum(row[pick] for row, pick in zip(paid, picks, strict=True))
 
 
-def _record(trial: CandidateTrial, losses: Sequence[Sequence[float]], outcome: Refined) -> dict[str, Any]:
+def _record(trial: WidthTrial, losses: Sequence[Sequence[float]], outcome: Refined) -> dict[str, Any]:
     """For the report: what every unit got, and what each of its widths would have cost."""
     name, value = trial.plan.search.target
     paid = costs(trial.plan, trial.units)

@@ -15,15 +15,15 @@ from torch import Tensor
 from aicompress.checkpoint.journal import Journal
 from aicompress.methods.decisions import Width
 from aicompress.pipeline.calibration.requirements import MIN_ROWS
-from aicompress.pipeline.layerwise.allocation.candidates import CandidateTrial
 from aicompress.pipeline.layerwise.allocation.width_groups import WidthGroup
+from aicompress.pipeline.layerwise.allocation.width_trial import WidthTrial
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.workers import Processes
 
 WORK = 2e14  # operations that are spent on measuring outputs before blocks must do: about an hour of a fast core
 
 
-def by_block(trial: CandidateTrial) -> bool:
+def by_block(trial: WidthTrial) -> bool:
     """Whether the blocks' outputs are measured: as the recipe says, or by the work."""
     if trial.plan.search.sensitivity is not None:
         return trial.plan.search.sensitivity == "block"
@@ -34,7 +34,7 @@ def by_block(trial: CandidateTrial) -> bool:
     return operations > WORK
 
 
-def measured(trial: CandidateTrial, journal: Journal | None, team: Processes, progress: Progress) -> list[list[float]]:
+def measured(trial: WidthTrial, journal: Journal | None, team: Processes, progress: Progress) -> list[list[float]]:
     """Losses of every unit at each of its widths.
 
     The processes share the units; what a stopped run has measured is not measured again.
@@ -66,7 +66,7 @@ def measured(trial: CandidateTrial, journal: Journal | None, team: Processes, pr
     return supplied(trial, [_scaled(trial, unit, done, blockwise) for unit in trial.units])
 
 
-def supplied(trial: CandidateTrial, losses: Sequence[Sequence[float]]) -> list[list[float]]:
+def supplied(trial: WidthTrial, losses: Sequence[Sequence[float]]) -> list[list[float]]:
     """Losses with those that could not be measured taken from the others, by the median per weight at each width.
 
     An expert that few tokens reached, or a layer that the compared outputs do not depend on, would look free. A width
@@ -94,19 +94,19 @@ def _like(width: Width, known: Mapping[Width, float], otherwise: float) -> float
     return otherwise if nearest is None else known[nearest]
 
 
-def _unseen(trial: CandidateTrial, unit: WidthGroup) -> bool:
+def _unseen(trial: WidthTrial, unit: WidthGroup) -> bool:
     """Whether too few rows reached a unit's layers; an embedding is not given rows but tokens."""
     if any(layer.info.kind == "embedding" for layer in unit.layers):
         return False
     return max(trial.stats[name].count if name in trial.stats else 0 for name in unit.tensors) < MIN_ROWS
 
 
-def _losses(trial: CandidateTrial, unit: WidthGroup, local: bool) -> list[float]:
+def _losses(trial: WidthTrial, unit: WidthGroup, local: bool) -> list[float]:
     changes = [trial.changes(unit, pick) for pick in range(len(unit.widths))]
     return [trial.probe.block_loss(change) if local else trial.probe.loss(change) for change in changes]
 
 
-def _block(trial: CandidateTrial, unit: WidthGroup) -> int | None:
+def _block(trial: WidthTrial, unit: WidthGroup) -> int | None:
     """The one block whose output tells of a unit.
 
     None where it is outside of all, in several, or in one that leaves keys and values for others.
@@ -116,7 +116,7 @@ def _block(trial: CandidateTrial, unit: WidthGroup) -> int | None:
     return None if block is None or trial.probe.shares(block) else block
 
 
-def _by_block(trial: CandidateTrial) -> dict[int, list[WidthGroup]]:
+def _by_block(trial: WidthTrial) -> dict[int, list[WidthGroup]]:
     units_of: dict[int, list[WidthGroup]] = {}
     for unit in trial.units:
         if (block := _block(trial, unit)) is not None:
@@ -124,12 +124,12 @@ def _by_block(trial: CandidateTrial) -> dict[int, list[WidthGroup]]:
     return units_of
 
 
-def _factor_name(trial: CandidateTrial, block: int) -> str:
+def _factor_name(trial: WidthTrial, block: int) -> str:
     """What notes call a block's factor, which is of the layers that share a budget."""
     return f"factor {block} {trial.plan.budget}".strip()
 
 
-def _factor(trial: CandidateTrial, units: Sequence[WidthGroup]) -> list[float]:
+def _factor(trial: WidthTrial, units: Sequence[WidthGroup]) -> list[float]:
     """Loss of the outputs per squared error of a block's output, at the second least of the bits."""
     changes: dict[str, Tensor] = {}
     for unit in units:
@@ -139,7 +139,7 @@ def _factor(trial: CandidateTrial, units: Sequence[WidthGroup]) -> list[float]:
     return [trial.probe.loss(changes) / error if error else 0.0]
 
 
-def _scaled(trial: CandidateTrial, unit: WidthGroup, done: dict[str, list[float]], blockwise: bool) -> list[float]:
+def _scaled(trial: WidthTrial, unit: WidthGroup, done: dict[str, list[float]], blockwise: bool) -> list[float]:
     block = _block(trial, unit) if blockwise else None
     factor = 1.0 if block is None else done[_factor_name(trial, block)][0]
     return [factor * value for value in done[f"loss {unit.name}"]]

@@ -7,7 +7,7 @@ the statistics of the compressed prefix. Gradients are the original model's in b
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,10 +23,11 @@ from aicompress.methods.capabilities import Candidate
 from aicompress.methods.decisions import Setting
 from aicompress.methods.method import OF_GRADIENTS, MethodConfig
 from aicompress.model.kernels.select import fast_linear
+from aicompress.pipeline.calibration.gradients import GradientReader
 from aicompress.pipeline.calibration.requirements import input_width
 from aicompress.pipeline.calibration.statistics_file import Wanted, collect, kept
-from aicompress.pipeline.layerwise.allocation.trial import Trial, tried
-from aicompress.pipeline.layerwise.plan import UNDECIDED, UNTRIED, Plan, compares, selected
+from aicompress.pipeline.layerwise.allocation.config_trial import ConfigTrial, tried
+from aicompress.pipeline.layerwise.plan import UNDECIDED, UNTRIED, Plan
 from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed, named, sharing_budgets
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.workers import Processes
@@ -36,13 +37,11 @@ from aicompress.weights import Dense, Weight
 ROUNDS = 9  # of timing
 HEADER = 256  # bytes of a layer's entry that its pattern may add
 
-Read = Callable[[str], GradientStats | None]  # moments of a layer's gradients by its name
-
 
 @contextmanager
 def allocated(
     plan: Plan, team: Processes, progress: Progress
-) -> Iterator[tuple[Plan, Read | None, list[StatisticsFile] | None]]:
+) -> Iterator[tuple[Plan, GradientReader | None, list[StatisticsFile] | None]]:
     """The plan with an explicit number of survivors, or a rank, for every layer; itself where nothing is open.
 
     Every process has the same. Beside it what reads the gradients that the survey took, while the context lasts, where
@@ -74,18 +73,18 @@ def allocated(
             explicit = replace(explicit, notes=notes, measured_on={**plan.measured_on, **trial.record})
         same = explicit.needs & OF_GRADIENTS <= plan.surveys
         once = trying or (plan.method.shares is not None and plan.method.shares.across)  # of the original model alone
-        as_tried = once and not compares(explicit) and explicit.needs <= plan.surveys and plan.recipe.tune is None
+        as_tried = once and not explicit.compares_inputs and explicit.needs <= plan.surveys and plan.recipe.tune is None
         read = partial(merged_gradients, files) if same else None
         yield replace(explicit, warnings=warnings), read, files if as_tried and explicit.needs else None
 
 
 def _decided(
-    plan: Plan, layers: Sequence[LayerPlan], reader: _Reader, trial: Trial | None, progress: Progress
+    plan: Plan, layers: Sequence[LayerPlan], reader: _Reader, trial: ConfigTrial | None, progress: Progress
 ) -> list[MethodConfig]:
     """Explicit parameters of layers that share a budget: of their own bytes where it is a level's."""
     assert plan.method.surveys is not None
     candidates = [
-        Candidate(x.info, x.config, partial(reader.layer, x), partial(str, (x.together or (x.info.tensor,))[0]))
+        Candidate(x.info, x.config, partial(reader.layer, x), partial(str, (x.members or (x.info.tensor,))[0]))
         for x in layers
         if x.config is not None
     ]
@@ -118,7 +117,7 @@ def files_of_original(
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.statistics.", dir=out.parent) as folder:
         path = plan.request.stats[0] if plan.request.stats else Path(folder) / "statistics.safetensors"
         needs = kept(plan.surveys | plan.needs) if plan.request.stats else needs  # a file is for the step, too
-        collect(plan, Wanted(selected(plan), needs), path, team, progress)
+        collect(plan, Wanted(plan.selected, needs), path, team, progress)
         team.wait()
         yield [StatisticsFile.open(path)] if team.rank == 0 else []
 

@@ -14,7 +14,7 @@ from aicompress.model.architecture.architecture import Stack
 from aicompress.model.blocks.find import find_blocks
 from aicompress.model.loading.partial_model import PartialModel
 from aicompress.model.sensitivity.block_influence import BlockRun
-from aicompress.pipeline.calibration import requirements as needs
+from aicompress.pipeline.calibration import requirements
 from aicompress.pipeline.calibration.data import Inputs, calibration_inputs
 from aicompress.pipeline.calibration.gradients import differentiate
 from aicompress.pipeline.calibration.record import record_of_data
@@ -82,7 +82,7 @@ class BlockScores:
 
     def _model(self) -> Any:
         asked = self.measurement
-        return needs.module_of(asked.checkpoint, asked.recipe, asked.request.allow_code)
+        return requirements.module_of(asked.checkpoint, asked.recipe, asked.request.allow_code)
 
     def _inputs(self, model: Any, team: Processes) -> Inputs:
         asked = self.measurement

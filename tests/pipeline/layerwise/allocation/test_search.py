@@ -15,7 +15,7 @@ from aicompress.checkpoint.place import working_path
 from aicompress.errors import Refused
 from aicompress.model.loading.load import load
 from aicompress.pipeline.layerwise.allocation import search as searching
-from aicompress.pipeline.layerwise.allocation.candidates import CandidateTrial
+from aicompress.pipeline.layerwise.allocation.width_trial import WidthTrial
 from aicompress.pipeline.step.options import Options
 from aicompress.report.markdown import to_markdown
 from aicompress.report.model import Report
@@ -351,7 +351,7 @@ def test_a_run_stopped_while_it_writes_does_not_measure_again(
 
     with pytest.raises(KeyboardInterrupt):
         run(tiny_llama, tmp_path / "out", given, options=Options(latency="off", progress=stop))
-    monkeypatch.setattr(CandidateTrial, "loss", lambda *_: pytest.fail("it was measured already"))
+    monkeypatch.setattr(WidthTrial, "loss", lambda *_: pytest.fail("it was measured already"))
     monkeypatch.setattr(searching, "refined", lambda *_: pytest.fail("it was refined already"))
     report = run(tiny_llama, tmp_path / "out", given, options=Options(resume=True, latency="off"))
     assert report.after.sha256 == whole.after.sha256

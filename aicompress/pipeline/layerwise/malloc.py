@@ -11,7 +11,7 @@ KEPT = 1 << 24  # bytes
 M_ARENA_MAX = -8  # of glibc's mallopt
 
 
-def prepare() -> None:
+def share_one_arena() -> None:
     """Set the allocator up for threads that work through blocks of rows, before the first of them starts."""
     # The C library keeps freed memory up to the size of the largest block freed so far. The rest goes back to the
     # system, and to get it anew for every block of rows would cost as much as the arithmetic.

@@ -22,7 +22,7 @@ from aicompress.pipeline.calibration.data import Inputs, calibration_inputs
 from aicompress.pipeline.calibration.requirements import module_of
 from aicompress.pipeline.layerwise.allocation.probe import measured_part, probe_of
 from aicompress.pipeline.layerwise.allocation.width_groups import WidthGroup, group
-from aicompress.pipeline.layerwise.compress import Compression, Known
+from aicompress.pipeline.layerwise.compress import Compression, LayerStatistics
 from aicompress.pipeline.layerwise.plan import Plan
 from aicompress.pipeline.step.workers import Alone
 from aicompress.statistics import InputStats
@@ -32,7 +32,7 @@ HELD = 1 << 30  # bytes of compressed weights that are kept for the next trial
 
 
 @dataclass
-class CandidateTrial(AbstractContextManager["CandidateTrial"]):
+class WidthTrial(AbstractContextManager["WidthTrial"]):
     """The model of a plan, its open layers in units, and weights at their widths.
 
     Attributes:
@@ -53,7 +53,7 @@ class CandidateTrial(AbstractContextManager["CandidateTrial"]):
     _held: OrderedDict[tuple[str, Width], Tensor] = field(default_factory=OrderedDict)
 
     @classmethod
-    def of(cls, plan: Plan) -> CandidateTrial:
+    def of(cls, plan: Plan) -> WidthTrial:
         """Read the data and find the units: one pass of the uncompressed model.
 
         Raises:
@@ -103,7 +103,9 @@ class CandidateTrial(AbstractContextManager["CandidateTrial"]):
     def _compressed(self, tensor: str, width: Width) -> Tensor:
         jobs = [layer for layer in self.plan.at_width(tensor, width) if layer.config is not None]
         given = self.stats.get(tensor, InputStats(0))
-        weight, _ = self.compression.parameter(tensor, jobs, {layer.info.name: Known(given) for layer in jobs})
+        weight, _ = self.compression.compress_parameter(
+            tensor, jobs, {layer.info.name: LayerStatistics(given) for layer in jobs}
+        )
         return dense(self.plan, tensor, weight)
 
 

@@ -16,8 +16,8 @@ from aicompress.model.sensitivity.output_divergence import OutputSensitivity
 from aicompress.pipeline.calibration.data import calibration_inputs
 from aicompress.pipeline.calibration.record import record_of_data
 from aicompress.pipeline.calibration.requirements import module_of
-from aicompress.pipeline.layerwise.allocation.candidates import dense
 from aicompress.pipeline.layerwise.allocation.probe import measured_part, probe_of
+from aicompress.pipeline.layerwise.allocation.width_trial import dense
 from aicompress.pipeline.layerwise.plan import Plan
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.options import Progress
@@ -26,7 +26,7 @@ from aicompress.weights import Weight
 
 
 @dataclass
-class Trial:
+class ConfigTrial:
     """A running model, and layers that are compressed as a survey asks.
 
     Attributes:
@@ -93,7 +93,7 @@ class Trial:
 @contextmanager
 def tried(
     plan: Plan, layers: Sequence[LayerPlan], read: Callable[[LayerPlan], Layer], progress: Progress
-) -> Iterator[Trial | None]:
+) -> Iterator[ConfigTrial | None]:
     """A trial of layers whose parameters the running model decides; None where it decides of none.
 
     Raises:
@@ -109,4 +109,4 @@ def tried(
     with probe_of(plan.checkpoint, model, inputs) as probe:
         if not probe.divergence:
             raise RecipeError("max_kl needs a model that gives logits, and this one gives states", "give target_bytes")
-        yield Trial(plan, layers, read, probe, record_of_data(inputs.sources, 1), progress)
+        yield ConfigTrial(plan, layers, read, probe, record_of_data(inputs.sources, 1), progress)
