@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aicompress.data.array_files import ArrayFile, array_file
-from aicompress.data.sampling import Source, choose, record
+from aicompress.data.sampling import SampleSource, choose, record
 from aicompress.data.section import Data
 from aicompress.errors import RecipeError
 
 WHOLE = ("_ids", "_mask")  # ends of the names of inputs that are whole numbers, however they are stored
 
 
-def arrays(data: Data, seed: int | None = None, most: int | None = None) -> tuple[Tensor, Tensor | None, Source]:
+def arrays(data: Data, seed: int | None = None, most: int | None = None) -> tuple[Tensor, Tensor | None, SampleSource]:
     """Inputs, labels (samples,) int64 where they are named, and the record.
 
     Inputs are float32 divided by `scale`, in the shape they are stored in, (samples, ...); 32 and 64-bit integers are
@@ -38,7 +38,7 @@ def arrays(data: Data, seed: int | None = None, most: int | None = None) -> tupl
 
 def named_arrays(
     data: Data, seed: int | None = None, most: int | None = None
-) -> tuple[dict[str, Tensor], Tensor | None, Source]:
+) -> tuple[dict[str, Tensor], Tensor | None, SampleSource]:
     """Inputs by name, labels (samples,) int64 where they are named, and the record.
 
     Of several inputs those called `..._ids` or `..._mask` are whole numbers, however they are stored.

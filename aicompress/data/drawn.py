@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aicompress.data.sampling import Source
+from aicompress.data.sampling import SampleSource
 from aicompress.data.tokens import Tokenizer, needed, surrounding
 from aicompress.errors import CheckpointError
 
@@ -96,7 +96,7 @@ def _order(vocabulary: Mapping[str, int], special: set[int]) -> dict[int, int]:
 
 def drawn_windows(
     tokenizer: Tokenizer | None, samples: int, length: int, seed: int, ends: tuple[bool, bool]
-) -> tuple[Tensor, Source]:
+) -> tuple[Tensor, SampleSource]:
     """Independent tokens, (samples, length) int64, and the record.
 
     Args:
@@ -114,5 +114,5 @@ def drawn_windows(
     ids = known.ids[picked].view(samples, inner)
     first, last = (torch.tensor(part, dtype=torch.int64).expand(samples, -1) for part in (before, after))
     bos = " ".join(tokenizer.convert_ids_to_tokens(before))
-    source = Source("drawn", f"{known.origin} of the tokenizer", "", 0, samples, samples, seed, bos=bos)
+    source = SampleSource("drawn", f"{known.origin} of the tokenizer", "", 0, samples, samples, seed, bos=bos)
     return torch.cat([first, ids, last], dim=1), source

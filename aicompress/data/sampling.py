@@ -15,7 +15,7 @@ from aicompress.errors import RecipeError
 
 
 @dataclass(frozen=True)
-class Source:
+class SampleSource:
     """Record of where samples came from. `seed`, `available` and `samples` give the very same choice again.
 
     Attributes:
@@ -41,10 +41,10 @@ class Source:
     bos: str = ""
 
 
-def record(data: Data, samples: int, available: int, seed: int | None, skipped: int = 0) -> Source:
+def record(data: Data, samples: int, available: int, seed: int | None, skipped: int = 0) -> SampleSource:
     """The record of samples taken from a source; reads a file once more for its digest."""
     nbytes = Path(data.path).stat().st_size if data.is_file else 0
-    return Source(data.kind, data.name, digest(data), nbytes, samples, available, seed, skipped)
+    return SampleSource(data.kind, data.name, digest(data), nbytes, samples, available, seed, skipped)
 
 
 def digest(data: Data) -> str:

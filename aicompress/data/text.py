@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from aicompress.data.rows import FullRows, texts_of
-from aicompress.data.sampling import Source, choose, record
+from aicompress.data.sampling import SampleSource, choose, record
 from aicompress.data.section import Data
 from aicompress.data.text_files import lines
 from aicompress.data.tokens import Tokenizer, needed
@@ -17,7 +17,7 @@ from aicompress.data.values import plain_text
 from aicompress.errors import CheckpointError, RecipeError, suggestion
 
 
-def sentences(data: Data, seed: int | None = None, most: int | None = None) -> tuple[list[str], Source]:
+def sentences(data: Data, seed: int | None = None, most: int | None = None) -> tuple[list[str], SampleSource]:
     """Lines of a text, or the text field of every row, without empty ones: the first `samples`, or a seeded choice.
 
     Args:
@@ -41,7 +41,7 @@ def _texts(data: Data, rows: FullRows) -> Iterator[str]:
 
 def labelled(
     data: Data, seed: int | None = None, classes: Sequence[str] = (), most: int | None = None
-) -> tuple[list[str], Tensor, Source]:
+) -> tuple[list[str], Tensor, SampleSource]:
     """Texts and their labels (samples,) int64 for a classifier.
 
     Args:
@@ -78,7 +78,7 @@ def _label(where: str, value: object, classes: Sequence[str]) -> int:
     raise RecipeError(f"{where}: label {value!r} is not a class of the model", suggestion(value, classes))
 
 
-def pairs(data: Data, seed: int | None = None) -> tuple[list[str], list[str], Tensor, Source]:
+def pairs(data: Data, seed: int | None = None) -> tuple[list[str], list[str], Tensor, SampleSource]:
     """Sentence pairs and how similar people found them: first, second, scores (samples,) float32.
 
     Raises:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from aicompress.data.rows import FullRows, texts_of
-from aicompress.data.sampling import Source, choose, record, wanted_of
+from aicompress.data.sampling import SampleSource, choose, record, wanted_of
 from aicompress.data.section import Data
 from aicompress.data.text_files import pieces
 from aicompress.data.values import Messages, messages_of, plain_text
@@ -57,7 +57,7 @@ def surrounding(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
 
 def token_windows(
     data: Data, tokenizer: Tokenizer | None, seed: int | None = None, most: int | None = None
-) -> tuple[Tensor, Source]:
+) -> tuple[Tensor, SampleSource]:
     """Non-overlapping windows of a text, (samples, length) int64.
 
     A text file is one sequence; rows are joined by the end-of-text token, or an empty line where there is none. Rows of

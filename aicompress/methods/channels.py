@@ -11,7 +11,7 @@ from torch import Tensor
 from aicompress.methods.method import Method, MethodConfig
 from aicompress.methods.structural import Structure
 
-Choice = list[list[int]]  # the units of each group that stay, ascending
+KeptUnits = list[list[int]]  # the units of each group that stay, ascending
 SaliencyKind = Literal["activation", "taylor"]
 
 
@@ -91,7 +91,7 @@ class ChannelMethod(Method, Generic[C]):
 
     config: type[C]
     settings: Callable[[C], ChannelSettings] = field(kw_only=True)
-    choose: Callable[[Sequence[Channels], C, Callable[[Choice], bool]], Choice] = field(kw_only=True)
+    choose: Callable[[Sequence[Channels], C, Callable[[KeptUnits], bool]], KeptUnits] = field(kw_only=True)
     choose_sized: Callable[[Channels, int, C], list[int]] = field(kw_only=True)
 
     kind: ClassVar[str] = "channels"
@@ -119,7 +119,7 @@ class ChannelPruner(Generic[C]):
         """What it asks of the driver."""
         return self.method.settings(self.config)
 
-    def choose(self, groups: Sequence[Channels], fits: Callable[[Choice], bool]) -> Choice:
+    def choose(self, groups: Sequence[Channels], fits: Callable[[KeptUnits], bool]) -> KeptUnits:
         """The units of each group that stay.
 
         Raises:

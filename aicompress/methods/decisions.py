@@ -45,7 +45,7 @@ class Allocates(Generic[C]):
 
 
 @dataclass(frozen=True)
-class Setting:
+class SurveySetting:
     """What decides on a survey beside the layers themselves.
 
     Attributes:
@@ -72,7 +72,7 @@ class Surveys(Generic[C]):
     """
 
     statistics: Callable[[C], frozenset[str]]
-    decide: Callable[[Sequence[Candidate[C]], Setting], list[C]]
+    decide: Callable[[Sequence[Candidate[C]], SurveySetting], list[C]]
     tries: Callable[[C], bool] = lambda config: False
 
 

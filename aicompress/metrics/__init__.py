@@ -5,7 +5,7 @@ figures that it makes of them. It runs no model: `pipeline/evaluation` does, and
 """
 
 from aicompress.metrics.estimate import Estimate
-from aicompress.metrics.metric import FigureSpec, Measured, Metric
+from aicompress.metrics.metric import FigureSpec, MeasuredFigures, Metric
 from aicompress.metrics.registry import metrics
 
-__all__ = ["Estimate", "FigureSpec", "Measured", "Metric", "metrics"]
+__all__ = ["Estimate", "FigureSpec", "MeasuredFigures", "Metric", "metrics"]

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from aicompress.data.section import Data
 from aicompress.metrics.intervals import proportion, share
-from aicompress.metrics.metric import FigureSpec, Measured, Metric
+from aicompress.metrics.metric import FigureSpec, MeasuredFigures, Metric
 from aicompress.metrics.outputs import ClassLogits
 
 
-def measure(batches: Iterable[ClassLogits], config: Data, seed: int) -> Measured:
+def measure(batches: Iterable[ClassLogits], config: Data, seed: int) -> MeasuredFigures:
     """Measure the accuracy of each model, and per baseline the share of samples that both give the same class."""
     labels: list[Tensor] = []
     classes: list[tuple[Tensor, ...]] = []  # of each batch: the class that each model gives, (samples,)
@@ -25,7 +25,7 @@ def measure(batches: Iterable[ClassLogits], config: Data, seed: int) -> Measured
     right = torch.cat(labels)
     tested, *baselines = (torch.cat(answers) for answers in zip(*classes, strict=True))
     count = len(right)
-    return Measured(
+    return MeasuredFigures(
         tuple({"accuracy": share(each == right, unit)} for each in (tested, *baselines)),
         tuple({"prediction_agreement": proportion(int((b == tested).sum()), count, unit)} for b in baselines),
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from aicompress.metrics.estimate import Change, Estimate, Samples
+from aicompress.metrics.estimate import Change, Estimate, PairedSamples
 
 Floats = NDArray[np.float64]
 Z = 1.959963984540054  # 97.5% quantile of the normal distribution
@@ -42,7 +42,7 @@ def rank_correlation(one: Floats, other: Floats, unit: str = "pairs") -> Estimat
 
 
 @dataclass(frozen=True, eq=False)
-class Ranked(Samples):
+class Ranked(PairedSamples):
     """Pairs of values whose correlation is a figure, (pairs,) each: pairs are left out of both correlations at once.
 
     The interval is that of the delete-a-group jackknife.

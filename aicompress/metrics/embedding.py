@@ -9,13 +9,13 @@ from aicompress.metrics.correlation import pairwise_correlation
 from aicompress.metrics.cosines import unit_rows
 from aicompress.metrics.estimate import Estimate
 from aicompress.metrics.intervals import sample_mean
-from aicompress.metrics.metric import FigureSpec, Measured, Metric, Problem
+from aicompress.metrics.metric import FigureSpec, MeasuredFigures, Metric, Problem
 from aicompress.metrics.outputs import SentenceEmbeddings
 
 PAIRED = 2000  # sentences of which all pairs are compared
 
 
-def measure(batches: Iterable[SentenceEmbeddings], config: Data, seed: int) -> Measured:
+def measure(batches: Iterable[SentenceEmbeddings], config: Data, seed: int) -> MeasuredFigures:
     """Measure the agreement with each baseline.
 
     `embedding_agreement` is Spearman's correlation between the cosine similarities of all pairs of sentences under both
@@ -30,7 +30,7 @@ def measure(batches: Iterable[SentenceEmbeddings], config: Data, seed: int) -> M
         if baseline.shape == tested.shape:
             figures["embedding_cosine"] = sample_mean((tested * baseline).sum(1), seed, "sentences")
         against.append(figures)
-    return Measured(tuple({} for _ in outputs.embeddings), tuple(against))
+    return MeasuredFigures(tuple({} for _ in outputs.embeddings), tuple(against))
 
 
 def check(samples: int, config: Data) -> Problem | None:

@@ -25,7 +25,7 @@ class Change:
     interval: str
 
 
-class Samples(ABC):
+class PairedSamples(ABC):
     """What a figure was computed of: with a baseline's of the same samples it says how far the two differ."""
 
     @abstractmethod
@@ -56,7 +56,7 @@ class Estimate:
     interval: str
     baseline: float | None = None
     change: Change | None = None
-    samples: Samples | None = field(default=None, repr=False, compare=False)
+    samples: PairedSamples | None = field(default=None, repr=False, compare=False)
 
     def beside(self, other: Estimate) -> Estimate:
         """Add a baseline's value of the same figure, and how the two differ."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from aicompress.metrics.estimate import Change, Estimate, Samples
+from aicompress.metrics.estimate import Change, Estimate, PairedSamples
 
 Z = 1.959963984540054  # 97.5% quantile of the normal distribution
 RESAMPLES = 2000
@@ -32,7 +32,7 @@ def share(right: Tensor, unit: str) -> Estimate:
 
 
 @dataclass(frozen=True, eq=False)
-class Answers(Samples):
+class Answers(PairedSamples):
     """Which samples were right, (samples,) bool: two shares differ by those that only one of them has right.
 
     The interval is the adjusted one of Agresti and Min (Statistics in Medicine 24, 2005), which does not shrink to
@@ -119,7 +119,7 @@ def _bootstrap_mean(values: Tensor, seed: int, samples: tuple[int, str], resampl
 
 
 @dataclass(frozen=True, eq=False)
-class Means(Samples):
+class Means(PairedSamples):
     """The values that a figure is the mean of, (count,): the differences are resampled, not the two means.
 
     Attributes:

@@ -8,12 +8,12 @@ from typing import Any, Generic, Literal, TypeVar
 
 from aicompress.data.section import Data
 from aicompress.metrics.estimate import Estimate
-from aicompress.metrics.outputs import Outputs
+from aicompress.metrics.outputs import ModelOutputs
 
 Better = Literal["lower", "higher"]
 Problem = tuple[str, str]  # a message and a hint
 ConfigT = TypeVar("ConfigT", bound=Data)
-OutputsT = TypeVar("OutputsT", bound=Outputs)
+OutputsT = TypeVar("OutputsT", bound=ModelOutputs)
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class FigureSpec:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredFigures:
     """Figures by name.
 
     Attributes:
@@ -68,7 +68,7 @@ class Metric(Generic[ConfigT, OutputsT]):
     config: type[ConfigT]
     reads: type[OutputsT]
     figures: tuple[FigureSpec, ...]
-    measure: Callable[[Iterable[OutputsT], ConfigT, int], Measured]
+    measure: Callable[[Iterable[OutputsT], ConfigT, int], MeasuredFigures]
     check: Callable[[int, ConfigT], Problem | None] = any_number
 
     @property
@@ -76,7 +76,7 @@ class Metric(Generic[ConfigT, OutputsT]):
         """Tell whether a model by itself has no figure."""
         return all(figure.compared for figure in self.figures)
 
-    def entries(self, measured: Measured) -> list[dict[str, Any]]:
+    def entries(self, measured: MeasuredFigures) -> list[dict[str, Any]]:
         """List the figures by name as a report stores them: for each baseline, or once where there is none.
 
         Raises:

@@ -14,7 +14,7 @@ ROWS: tuple[SourceKind, ...] = ("jsonl", "csv", "parquet", "hub")
 
 
 @dataclass(frozen=True)
-class Outputs:
+class ModelOutputs:
     """Outputs for some samples; which, a subclass says.
 
     Attributes:
@@ -29,7 +29,7 @@ class Outputs:
 
 
 @dataclass(frozen=True)
-class TokenLogits(Outputs):
+class TokenLogits(ModelOutputs):
     """Logits of causal language models for windows of tokens, in batches.
 
     Attributes:
@@ -45,7 +45,7 @@ class TokenLogits(Outputs):
 
 
 @dataclass(frozen=True)
-class ClassLogits(Outputs):
+class ClassLogits(ModelOutputs):
     """Logits of classifiers for samples of known class, in batches.
 
     Attributes:
@@ -64,7 +64,7 @@ class ClassLogits(Outputs):
 
 
 @dataclass(frozen=True)
-class PairEmbeddings(Outputs):
+class PairEmbeddings(ModelOutputs):
     """Embeddings of sentences that people compared, of all pairs at once.
 
     Attributes:
@@ -83,7 +83,7 @@ class PairEmbeddings(Outputs):
 
 
 @dataclass(frozen=True)
-class SentenceEmbeddings(Outputs):
+class SentenceEmbeddings(ModelOutputs):
     """Embeddings of plain sentences, of all at once.
 
     Attributes:
@@ -96,4 +96,4 @@ class SentenceEmbeddings(Outputs):
     embeddings: tuple[Tensor, ...]
 
 
-KINDS: tuple[type[Outputs], ...] = (TokenLogits, ClassLogits, PairEmbeddings, SentenceEmbeddings)
+KINDS: tuple[type[ModelOutputs], ...] = (TokenLogits, ClassLogits, PairEmbeddings, SentenceEmbeddings)

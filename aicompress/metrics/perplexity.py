@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from aicompress.data.section import Data
 from aicompress.metrics.estimate import Estimate
 from aicompress.metrics.intervals import exponential, window_mean
-from aicompress.metrics.metric import FigureSpec, Measured, Metric
+from aicompress.metrics.metric import FigureSpec, MeasuredFigures, Metric
 from aicompress.metrics.outputs import TokenLogits
 
 ROWS = 256  # positions that are compared at a time
@@ -35,7 +35,7 @@ class _Means:
     same: list[Tensor] = field(default_factory=list)
 
 
-def measure(batches: Iterable[TokenLogits], config: Perplexity, seed: int) -> Measured:
+def measure(batches: Iterable[TokenLogits], config: Perplexity, seed: int) -> MeasuredFigures:
     """Measure perplexity and, per baseline, KL(baseline ‖ model) in nats per token and the share of equal predictions.
 
     Every window stands alone: its first token is context only, all others are predicted, so 400 windows of 256 tokens
@@ -50,7 +50,7 @@ def measure(batches: Iterable[TokenLogits], config: Perplexity, seed: int) -> Me
         _add(batch, models, compared)
         windows += count
         predicted = batch.ids.shape[1] - 1
-    return Measured(
+    return MeasuredFigures(
         tuple(_perplexity(each, predicted, seed) for each in models),
         tuple(_agreement(each, predicted, seed) for each in models[1:]),
     )

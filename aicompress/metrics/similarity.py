@@ -10,16 +10,16 @@ from torch import Tensor
 from aicompress.data.section import Data
 from aicompress.metrics.correlation import Floats, rank_correlation
 from aicompress.metrics.cosines import unit_rows
-from aicompress.metrics.metric import FigureSpec, Measured, Metric
+from aicompress.metrics.metric import FigureSpec, MeasuredFigures, Metric
 from aicompress.metrics.outputs import PairEmbeddings
 
 
-def measure(batches: Iterable[PairEmbeddings], config: Data, seed: int) -> Measured:
+def measure(batches: Iterable[PairEmbeddings], config: Data, seed: int) -> MeasuredFigures:
     """Correlate cosine similarities with people's scores, and with a baseline's similarities (Spearman)."""
     (outputs,) = batches
     tested, *baselines = (_pair_cosines(each, outputs.first, outputs.second) for each in outputs.embeddings)
     scores = outputs.scores.double().numpy()
-    return Measured(
+    return MeasuredFigures(
         tuple({"similarity": rank_correlation(cosines, scores)} for cosines in (tested, *baselines)),
         tuple({"similarity_agreement": rank_correlation(tested, cosines)} for cosines in baselines),
     )

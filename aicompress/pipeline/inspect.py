@@ -21,7 +21,7 @@ from aicompress.layer import LayerInfo
 from aicompress.methods.quantize.grid.widths import MAX_ERROR, WIDTHS, effective_levels, proposed, rounding_errors
 from aicompress.methods.quantize.rtn import RtnConfig
 from aicompress.pipeline.step.checks import known_kinds
-from aicompress.pipeline.step.shared_inputs import Sharing
+from aicompress.pipeline.step.shared_inputs import SharedInputs
 from aicompress.pipeline.step.sides import side_of, stored_numbers
 from aicompress.report.model import Side
 from aicompress.weights import Dense
@@ -182,7 +182,7 @@ def inspect(
             rows[name] = analyzed(rows[name], checkpoint.dense(name), layers.get(name), analysis)
             progress(name, number + 1, len(parameters))
     if analysis:
-        rows = agreed(rows, Sharing(checkpoint, tuple(layers)))
+        rows = agreed(rows, SharedInputs(checkpoint, tuple(layers)))
     config = checkpoint.config or {}
     architecture = str((config.get("architectures") or [config.get("model_type", "")])[0])
     side = side_of(checkpoint, kinds, str(source))
@@ -231,7 +231,7 @@ def rounding(matrix: Tensor, analysis: Analysis) -> Rounding:
     return Rounding(group, peak, effective_levels(matrix, config), errors, proposed(errors, analysis.max_error))
 
 
-def agreed(rows: dict[str, ParameterRow], sharing: Sharing) -> dict[str, ParameterRow]:
+def agreed(rows: dict[str, ParameterRow], sharing: SharedInputs) -> dict[str, ParameterRow]:
     """Rows whose proposals are the same for layers that share their input: the widest of theirs."""
     units: dict[str, list[str]] = {}
     for name, row in rows.items():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from aicompress.data import Data
-from aicompress.metrics import Measured
+from aicompress.metrics import MeasuredFigures
 from aicompress.metrics.accuracy import METRIC
 from aicompress.metrics.outputs import ClassLogits
 
@@ -15,7 +15,7 @@ IDENTITY = torch.eye(2)
 ALWAYS_FIRST = torch.tensor([[1.0, 1.0], [0.0, 0.0]])
 
 
-def measured(weights: Sequence[torch.Tensor], labels: torch.Tensor, batch: int = 7) -> Measured:
+def measured(weights: Sequence[torch.Tensor], labels: torch.Tensor, batch: int = 7) -> MeasuredFigures:
     parts = zip(INPUTS.split(batch), labels.split(batch), strict=True)
     batches = [ClassLogits(right, tuple(x @ weight.t() for weight in weights), "images") for x, right in parts]
     return METRIC.measure(batches, Data(arrays="unread.npz", inputs="x", labels="y"), 0)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from aicompress.data import Data
-from aicompress.metrics import Measured
+from aicompress.metrics import MeasuredFigures
 from aicompress.metrics.embedding import METRIC, PAIRED
 from aicompress.metrics.outputs import SentenceEmbeddings
 
@@ -16,7 +16,7 @@ def random_rows(seed: int) -> torch.Tensor:
     return torch.randn(60, 16, generator=torch.Generator().manual_seed(seed))
 
 
-def measured(*embeddings: torch.Tensor) -> Measured:
+def measured(*embeddings: torch.Tensor) -> MeasuredFigures:
     return METRIC.measure([SentenceEmbeddings(embeddings)], DATA, 0)
 
 
@@ -46,7 +46,7 @@ def test_rankings_compare_where_widths_differ() -> None:
 
 def test_a_model_by_itself_has_no_figure() -> None:
     assert METRIC.needs_baseline
-    assert measured(random_rows(0)) == Measured(({},), ())
+    assert measured(random_rows(0)) == MeasuredFigures(({},), ())
 
 
 def test_more_sentences_than_pairs_can_be_made_of_are_refused() -> None:

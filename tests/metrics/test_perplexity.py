@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from aicompress.metrics import Measured, perplexity
+from aicompress.metrics import MeasuredFigures, perplexity
 from aicompress.metrics.outputs import TokenLogits
 from aicompress.metrics.perplexity import METRIC, Perplexity
 
@@ -34,7 +34,7 @@ def damaged(tiny_llama: Path) -> torch.nn.Module:
 @torch.no_grad()
 def measured(
     models: Sequence[torch.nn.Module], windows: torch.Tensor, kl_samples: int | None = None, batch: int = 4
-) -> Measured:
+) -> MeasuredFigures:
     batches = [TokenLogits(ids, tuple(model(ids).logits for model in models)) for ids in windows.split(batch)]
     return METRIC.measure(batches, Perplexity(text="unread.txt", kl_samples=kl_samples), 0)
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from aicompress.data import Data
-from aicompress.metrics import Estimate, FigureSpec, Measured, Metric, metrics
+from aicompress.metrics import Estimate, FigureSpec, MeasuredFigures, Metric, metrics
 from aicompress.metrics.outputs import (
     KINDS,
     ClassLogits,
-    Outputs,
+    ModelOutputs,
     PairEmbeddings,
     SentenceEmbeddings,
     TokenLogits,
@@ -36,7 +36,7 @@ def random(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def outputs(kind: type[Outputs], models: int) -> list[Outputs]:
+def outputs(kind: type[ModelOutputs], models: int) -> list[ModelOutputs]:
     """Random outputs of some models in two batches, or in one where metrics read all samples at once."""
     if kind is TokenLogits:
         ids = torch.arange(40).view(4, 10) % 7
@@ -92,9 +92,9 @@ def test_a_metric_says_what_it_reads(metric: Metric[Any, Any]) -> None:
 
 def test_a_figure_that_is_not_declared_is_a_mistake() -> None:
     one = Estimate(1.0, 0.5, 1.5, 10, "texts", "none")
-    nothing = Measured((), ())
+    nothing = MeasuredFigures((), ())
     figures = (FigureSpec("width", "lower"),)
     metric = Metric("size", "", Data, SentenceEmbeddings, figures, lambda batches, data, seed: nothing)
-    assert metric.entries(Measured(({"width": one},), ())) == [{"width": {**one.plain(), "better": "lower"}}]
+    assert metric.entries(MeasuredFigures(({"width": one},), ())) == [{"width": {**one.plain(), "better": "lower"}}]
     with pytest.raises(TypeError, match="does not declare height"):
-        metric.entries(Measured(({"width": one, "height": one},), ()))
+        metric.entries(MeasuredFigures(({"width": one, "height": one},), ()))

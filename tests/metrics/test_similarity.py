@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from aicompress.data import Data
-from aicompress.metrics import Measured
+from aicompress.metrics import MeasuredFigures
 from aicompress.metrics.correlation import spearman
 from aicompress.metrics.outputs import PairEmbeddings
 from aicompress.metrics.similarity import METRIC
@@ -16,7 +16,7 @@ def random_rows(seed: int) -> torch.Tensor:
     return torch.randn(60, 16, generator=torch.Generator().manual_seed(seed))
 
 
-def measured(scores: torch.Tensor, *embeddings: torch.Tensor) -> Measured:
+def measured(scores: torch.Tensor, *embeddings: torch.Tensor) -> MeasuredFigures:
     outputs = PairEmbeddings(scores, FIRST, SECOND, embeddings)
     return METRIC.measure([outputs], Data(pairs="unread.tsv", columns=(1, 2), score=0), 0)
 

@@ -21,7 +21,7 @@ from aicompress.errors import RecipeError
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Candidate, Reads, Rounded
 from aicompress.methods.curvature import moments, shifted
-from aicompress.methods.decisions import Allocates, Setting, Surveys
+from aicompress.methods.decisions import Allocates, Surveys, SurveySetting
 from aicompress.methods.factorize.budget.shares import Curve, ShareConfig, Shared, resolve, still_open
 from aicompress.methods.factorize.budget.sizes import dense_nbytes, factor_dtype, growing, kept_dense
 from aicompress.methods.factorize.weighting.roots import Root, Weighting, even
@@ -189,7 +189,7 @@ def estimated(candidates: Sequence[Candidate[DictionaryConfig]], other_bytes: in
     return still_open(candidates, resolve(candidates, other_bytes, Shared(nbytes, _by_weights, check)))
 
 
-def decide(candidates: Sequence[Candidate[DictionaryConfig]], setting: Setting) -> list[DictionaryConfig]:
+def decide(candidates: Sequence[Candidate[DictionaryConfig]], setting: SurveySetting) -> list[DictionaryConfig]:
     """Shares by the layers' inputs; errors as of `estimated`."""
     return resolve(candidates, setting.other_bytes, Shared(nbytes, _by_inputs, check), setting.divergence)
 

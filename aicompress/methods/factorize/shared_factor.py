@@ -24,7 +24,7 @@ from aicompress.errors import RecipeError
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Candidate, Reads, Rounded
 from aicompress.methods.curvature import moments, shifted
-from aicompress.methods.decisions import Allocates, Setting, Surveys
+from aicompress.methods.decisions import Allocates, Surveys, SurveySetting
 from aicompress.methods.effort import Effort, Level
 from aicompress.methods.factorize.budget import allocation, groups
 from aicompress.methods.factorize.budget.ranks import largest_rank
@@ -118,7 +118,7 @@ def sharing(
         weighed = _weighed(layers, given, aim)
         return Gains(weighed.inputs.squares(weighed.whole), seen and weighed.graded == aim.graded(given))
 
-    def decide(candidates: Sequence[Candidate[C]], setting: Setting) -> list[C]:
+    def decide(candidates: Sequence[Candidate[C]], setting: SurveySetting) -> list[C]:
         return groups.resolve(candidates, setting.other_bytes, grouping.groups, gains, setting.divergence)
 
     def opens(given: C) -> frozenset[str]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Candidate
-from aicompress.methods.decisions import Allocates, Setting, Surveys
+from aicompress.methods.decisions import Allocates, Surveys, SurveySetting
 from aicompress.methods.factorize import decomposition, svd
 from aicompress.methods.factorize.budget import allocation, sizes
 from aicompress.methods.factorize.budget.sizes import Gains, RankConfig
@@ -103,7 +103,7 @@ def resolve(candidates: Sequence[Candidate[SpatialConfig]], other_bytes: int) ->
     return allocation.still_open(candidates, _decided(candidates, other_bytes), lambda config: config.tried)
 
 
-def decide(candidates: Sequence[Candidate[SpatialConfig]], setting: Setting) -> list[SpatialConfig]:
+def decide(candidates: Sequence[Candidate[SpatialConfig]], setting: SurveySetting) -> list[SpatialConfig]:
     """Turn `max_kl` into ranks that are tried on the running model; errors as of `resolve`."""
     return _decided(candidates, setting.other_bytes, setting.divergence)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from aicompress.layer import Layer, LayerInfo
 from aicompress.measure import squared_sums
 from aicompress.methods.capabilities import Candidate, Rounded, RowWise
-from aicompress.methods.decisions import Allocates, Setting, Surveys
+from aicompress.methods.decisions import Allocates, Surveys, SurveySetting
 from aicompress.methods.factorize import streamed
 from aicompress.methods.factorize.budget import allocation, sizes
 from aicompress.methods.factorize.budget.rounding import rounded
@@ -127,7 +127,7 @@ def resolve(candidates: Sequence[Candidate[SvdConfig]], other_bytes: int) -> lis
     return allocation.still_open(candidates, estimates, lambda config: config.tried)
 
 
-def decide(candidates: Sequence[Candidate[SvdConfig]], setting: Setting) -> list[SvdConfig]:
+def decide(candidates: Sequence[Candidate[SvdConfig]], setting: SurveySetting) -> list[SvdConfig]:
     """Turn `max_kl` into ranks that are tried on the running model; errors as of `resolve`."""
     return allocation.resolve(candidates, setting.other_bytes, gains, setting.divergence)
 

@@ -23,7 +23,7 @@ from pydantic import ByteSize, ConfigDict, Field
 from torch import Tensor
 
 from aicompress.errors import RecipeError
-from aicompress.methods.channels import ChannelMethod, Channels, ChannelSettings, Choice, Limits, SaliencyKind
+from aicompress.methods.channels import ChannelMethod, Channels, ChannelSettings, KeptUnits, Limits, SaliencyKind
 from aicompress.methods.method import MethodConfig
 from aicompress.methods.structural import Part
 
@@ -84,7 +84,7 @@ def settings(config: ChannelsConfig) -> ChannelSettings:
     )
 
 
-def choose(groups: Sequence[Channels], config: ChannelsConfig, fits: Callable[[Choice], bool]) -> Choice:
+def choose(groups: Sequence[Channels], config: ChannelsConfig, fits: Callable[[KeptUnits], bool]) -> KeptUnits:
     """Units that stay, ascending: those of highest score, the earlier of equals.
 
     Raises:
@@ -144,7 +144,7 @@ class _Order:
         return sorted(unit for step in self.steps[len(self.steps) - steps :] for unit in step)
 
 
-def _kept(orders: Sequence[_Order], config: ChannelsConfig, share: float) -> Choice:
+def _kept(orders: Sequence[_Order], config: ChannelsConfig, share: float) -> KeptUnits:
     """The choice for a share of channels that stays."""
     if config.scope == "layer":  # 0.8 * 100 is a little above 80 in floating point
         return [order.kept(math.ceil(round(len(order.steps) * share, 6))) for order in orders]

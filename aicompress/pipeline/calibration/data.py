@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.data import Source, batches, drawn_windows, labelled, named_arrays, sentences, token_windows
+from aicompress.data import SampleSource, batches, drawn_windows, labelled, named_arrays, sentences, token_windows
 from aicompress.errors import Refused
 from aicompress.model.loading.config import most_positions
 from aicompress.model.loading.tokenizer import load_tokenizer
@@ -37,7 +37,7 @@ class Inputs:
     """
 
     batches: tuple[dict[str, Any], ...]
-    sources: tuple[Source, ...]
+    sources: tuple[SampleSource, ...]
     weights: tuple[float, ...] = ()
 
 
@@ -55,7 +55,7 @@ class SampleSet:
 
     count: int
     batched: Callable[[int], Batches]
-    source: Source
+    source: SampleSource
     labels: Tensor | None = None
     predicts: bool = False
 

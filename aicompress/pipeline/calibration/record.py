@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from aicompress.checkpoint.statistics import StatisticsFile
-from aicompress.data import Source
+from aicompress.data import SampleSource
 
 
-def record_of_data(given: Sequence[Source], processes: int, **settings: str) -> dict[str, Any]:
+def record_of_data(given: Sequence[SampleSource], processes: int, **settings: str) -> dict[str, Any]:
     """The record of samples that ran through the model.
 
     Args:

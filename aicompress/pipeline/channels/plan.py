@@ -12,7 +12,7 @@ from aicompress.layer import Kind, LayerInfo
 from aicompress.methods.channels import AnyChannelPruner, ChannelSettings
 from aicompress.model.channels.cut import Kept, kept_places
 from aicompress.model.channels.graph import ChannelGroup, Fixed
-from aicompress.pipeline.channels.selection import ChannelChoice, Samples
+from aicompress.pipeline.channels.selection import CalibrationBatches, ChannelChoice
 from aicompress.pipeline.step.dry_run import summarize_rows
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.output import Output
@@ -53,7 +53,7 @@ class ChannelPlan:
     kept: Mapping[str, Kept]
     infos: tuple[LayerInfo, ...]
     output: Output
-    samples: Samples | None
+    samples: CalibrationBatches | None
     fixed: tuple[Fixed, ...]
     warnings: tuple[str, ...]
     kinds: Mapping[str, Kind | None] | None = None

@@ -27,7 +27,7 @@ from aicompress.pipeline.channels.config_widths import FIELDS, HINT
 from aicompress.pipeline.channels.example_inputs import as_taken
 from aicompress.pipeline.channels.outline import Draft
 from aicompress.pipeline.channels.plan import ChannelPlan
-from aicompress.pipeline.channels.selection import ChannelChoice, Samples, example_of, selected, traced
+from aicompress.pipeline.channels.selection import CalibrationBatches, ChannelChoice, example_of, selected, traced
 from aicompress.pipeline.step.checks import decoding, left_out, require_loads, require_space
 from aicompress.pipeline.step.input import Adapted
 from aicompress.pipeline.step.opening import opened_input
@@ -142,7 +142,7 @@ def _loaded(checkpoint: Checkpoint, recipe: Recipe, request: Request) -> tuple[n
     return module.requires_grad_(False).eval(), names
 
 
-def _samples(recipe: Recipe, module: nn.Module) -> Samples | None:
+def _samples(recipe: Recipe, module: nn.Module) -> CalibrationBatches | None:
     """The calibration data of a recipe, where it has any.
 
     Raises:
@@ -158,7 +158,7 @@ def _samples(recipe: Recipe, module: nn.Module) -> Samples | None:
         (as_taken(module, inputs[at : at + BATCH]), None if labels is None else labels[at : at + BATCH])
         for at in range(0, len(inputs), BATCH)
     )
-    return Samples(batches, source)
+    return CalibrationBatches(batches, source)
 
 
 def _warnings(plan: ChannelPlan) -> Iterator[str]:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aicompress.data import Source
+from aicompress.data import SampleSource
 from aicompress.errors import RecipeError, Refused
-from aicompress.methods.channels import AnyChannelPruner, Channels, Choice, Limits
+from aicompress.methods.channels import AnyChannelPruner, Channels, KeptUnits, Limits
 from aicompress.methods.structural import Part, Structure
 from aicompress.model.channels.cut import kept_places, unit_rows
 from aicompress.model.channels.graph import ChannelGroup, Fixed, channel_groups
@@ -27,7 +27,7 @@ from aicompress.pipeline.step.survey import Survey
 
 
 @dataclass(frozen=True)
-class Samples:
+class CalibrationBatches:
     """Calibration data of a step.
 
     Attributes:
@@ -36,7 +36,7 @@ class Samples:
     """
 
     batches: tuple[Batch, ...]
-    source: Source
+    source: SampleSource
 
 
 def traced(module: nn.Module, inputs: Any, place: str) -> tuple[list[ChannelGroup], list[Fixed]]:
@@ -59,7 +59,7 @@ def traced(module: nn.Module, inputs: Any, place: str) -> tuple[list[ChannelGrou
     return groups, fixed
 
 
-def example_of(module: nn.Module, samples: Samples | None, shape: tuple[int, ...] | None) -> Any:
+def example_of(module: nn.Module, samples: CalibrationBatches | None, shape: tuple[int, ...] | None) -> Any:
     """Inputs of one forward pass: of the calibration data, where there is any."""
     return example(module, None if samples is None else samples.batches[0][0], shape)
 
@@ -100,7 +100,7 @@ class ChannelChoice:
     draft: Draft
     pruner: AnyChannelPruner
     groups: Sequence[ChannelGroup]
-    samples: Samples | None
+    samples: CalibrationBatches | None
     survey: Survey
 
     @property
@@ -109,7 +109,7 @@ class ChannelChoice:
         settings = self.pruner.settings
         return settings.saliency is None or settings.compares_groups
 
-    def planned(self) -> tuple[Choice, dict[str, Any] | None]:
+    def planned(self) -> tuple[KeptUnits, dict[str, Any] | None]:
         """The units of each group that stay, and the config.json that says so where the input has one.
 
         Where the run is left to choose, as many units as will stay stand for them.
@@ -132,7 +132,7 @@ class ChannelChoice:
             return self._timed(channels), None
         return self.pruner.choose(channels, self._within(settings.limits, None)), None
 
-    def chosen(self, sizes: Sequence[int], progress: Progress) -> Choice:
+    def chosen(self, sizes: Sequence[int], progress: Progress) -> KeptUnits:
         """The units of each group that stay, so many of each, chosen now that the step runs."""
         channels = self._channels(self._saliencies(progress))
         return [self.pruner.choose_sized(group, size) for group, size in zip(channels, sizes, strict=True)]
@@ -170,7 +170,7 @@ class ChannelChoice:
         progress("channels", 0, 1)
         return saliencies(self.draft.module, self.groups, self.samples.batches, kind)
 
-    def _timed(self, channels: Sequence[Channels]) -> Choice:
+    def _timed(self, channels: Sequence[Channels]) -> KeptUnits:
         """A choice within a limit of forward time, which is measured."""
         settings = self.pruner.settings
         speed = Speed(self.draft.module, example_of(self.draft.module, self.samples, settings.input_shape))
@@ -184,11 +184,11 @@ class ChannelChoice:
         measured = self.survey.result(what, self.draft.checkpoint, self.draft.recipe, measure)
         return [measured[f"units.{number}"].tolist() for number in range(len(self.groups))]
 
-    def _within(self, limits: Limits, speed: Speed | None) -> Callable[[Choice], bool]:
+    def _within(self, limits: Limits, speed: Speed | None) -> Callable[[KeptUnits], bool]:
         """Tells whether the network with a choice is within the limits."""
         draft, groups = self.draft, self.groups
 
-        def fits(choice: Choice) -> bool:
+        def fits(choice: KeptUnits) -> bool:
             kept = kept_places(draft.module, zip(groups, choice, strict=True))
             if limits.latency is not None and speed is not None:
                 return speed.ratio(kept) <= limits.latency

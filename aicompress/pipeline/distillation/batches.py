@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from aicompress.data import Source
+from aicompress.data import SampleSource
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Samples:
+class TrainingSamples:
     """All samples of a training run, tokenized.
 
     Attributes:
@@ -52,7 +52,7 @@ class Samples:
 
     columns: dict[str, Tensor]
     labels: Tensor | None
-    source: Source
+    source: SampleSource
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))

@@ -18,7 +18,7 @@ from aicompress.model.blocks.input_errors import input_errors_refused
 from aicompress.model.distillation.outputs import Runner, anatomy
 from aicompress.model.loading.tokenizer import FILES, load_tokenizer, vocabulary_digest
 from aicompress.model.vocabulary.correspondence import numbers_among, unknown_tokens
-from aicompress.pipeline.distillation.batches import Samples
+from aicompress.pipeline.distillation.batches import TrainingSamples
 from aicompress.pipeline.distillation.samples import bare_module, require_arrays
 from aicompress.recipe.distillation import DistillRecipe
 
@@ -137,7 +137,7 @@ def require_fit(
     raise_all(several(losses, anatomies))
 
 
-def require_classes(samples: Samples, student: Anatomy) -> None:
+def require_classes(samples: TrainingSamples, student: Anatomy) -> None:
     """Refuse labels that are no classes of the student, and data in which no sample has one.
 
     Raises:

@@ -16,7 +16,7 @@ from aicompress.methods.distill.logits import cross_entropy
 from aicompress.methods.outputs import Anatomy, Output, Outputs, wanted
 from aicompress.model.distillation.noise import Noise
 from aicompress.model.distillation.outputs import Runner
-from aicompress.pipeline.distillation.batches import Batch, Samples
+from aicompress.pipeline.distillation.batches import Batch, TrainingSamples
 from aicompress.pipeline.distillation.teacher import Loss, Runnable
 from aicompress.recipe.distillation import MeanTeacher
 
@@ -68,7 +68,7 @@ class Averaged:
         return judged(own) + loss(own, average, done)
 
 
-def problems(settings: MeanTeacher, run: Runner, student: Anatomy, samples: Samples) -> list[CompressError]:
+def problems(settings: MeanTeacher, run: Runner, student: Anatomy, samples: TrainingSamples) -> list[CompressError]:
     """What keeps a student from learning from its own average."""
     if run.task not in ("causal", "classes", "module"):
         return [Refused("mean_teacher trains classifiers and causal language models", "give another --teacher")]

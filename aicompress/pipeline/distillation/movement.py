@@ -9,7 +9,7 @@ from pathlib import Path
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.reader import digests
 from aicompress.checkpoint.statistics import StatisticsWriter
-from aicompress.data import Source
+from aicompress.data import SampleSource
 from aicompress.errors import Refused
 from aicompress.layer import LayerInfo, as_matrix
 from aicompress.pipeline.distillation.loop.trainer import Trainer
@@ -40,7 +40,7 @@ def watched(student: Student) -> tuple[str, ...]:
     )
 
 
-def write(path: Path, written: Checkpoint, layers: Sequence[LayerInfo], trainer: Trainer, source: Source) -> None:
+def write(path: Path, written: Checkpoint, layers: Sequence[LayerInfo], trainer: Trainer, source: SampleSource) -> None:
     """Write the movement of every watched layer to a file of statistics.
 
     Args:

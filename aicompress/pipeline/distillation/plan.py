@@ -18,7 +18,7 @@ from aicompress.methods.training import get_loss
 from aicompress.model.distillation.outputs import Runner, runner
 from aicompress.model.loading.tokenizer import vocabulary_digest
 from aicompress.pipeline.distillation import mean_teacher, recoding, temperature
-from aicompress.pipeline.distillation.batches import Samples
+from aicompress.pipeline.distillation.batches import TrainingSamples
 from aicompress.pipeline.distillation.compatibility import (
     Losses,
     anatomy_of,
@@ -83,7 +83,7 @@ class DistillPlan:
     teacher_runners: tuple[Runner, ...]
     numbers: tuple[Tensor | None, ...]
     layers: tuple[LayerInfo, ...]
-    samples: Samples
+    samples: TrainingSamples
     split: Split
     output: Output
     kinds: Mapping[str, Kind | None] | None
@@ -206,7 +206,7 @@ def make_plan(
     )  # fmt: skip
 
 
-def _split(samples: Samples, training: Training, recipe: DistillRecipe) -> Split:
+def _split(samples: TrainingSamples, training: Training, recipe: DistillRecipe) -> Split:
     """Which samples are trained on, and which are held out."""
     split = split_samples(samples, training.held_out, training.batch, recipe.seed)
     if training.batch_tokens is not None:
@@ -265,7 +265,7 @@ def resolved_precision(precision: str) -> str:
 
 
 def _cached(
-    training: Training, losses: Losses, teacher: tuple[Runner, Anatomy], samples: Samples, split: Split
+    training: Training, losses: Losses, teacher: tuple[Runner, Anatomy], samples: TrainingSamples, split: Split
 ) -> Tensor:
     """Samples for which the teacher's outputs are computed once: all that are used, the held-out ones alone, or none.
 

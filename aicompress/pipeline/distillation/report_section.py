@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.pipeline.distillation.batches import Samples
+from aicompress.pipeline.distillation.batches import TrainingSamples
 from aicompress.pipeline.distillation.loop.state import TrainingHistory
 from aicompress.pipeline.distillation.loop.trainer import Trainer
 from aicompress.pipeline.distillation.mean_teacher import Averaged
@@ -55,7 +55,7 @@ def blockwise_section(tuning: BlockwiseTuning, moved: int) -> dict[str, Any]:
     }
 
 
-def curve_section(history: TrainingHistory, split: Split, samples: Samples) -> dict[str, Any]:
+def curve_section(history: TrainingHistory, split: Split, samples: TrainingSamples) -> dict[str, Any]:
     """Loss curve, best step, data and speed."""
     seconds = history.seconds or float("inf")
     return {

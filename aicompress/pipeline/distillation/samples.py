@@ -9,19 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.data import Data, Source, Tokenizer, arrays, batches, labelled, sentences, token_windows
+from aicompress.data import Data, SampleSource, Tokenizer, arrays, batches, labelled, sentences, token_windows
 from aicompress.errors import RecipeError, raise_all
 from aicompress.model.distillation.outputs import Task
 from aicompress.model.loading.config import most_positions
 from aicompress.model.loading.definition import skeleton
 from aicompress.model.loading.tokenizer import load_tokenizer
 from aicompress.pipeline.calibration.data import class_names
-from aicompress.pipeline.distillation.batches import Samples
+from aicompress.pipeline.distillation.batches import TrainingSamples
 from aicompress.pipeline.step.accepted_inputs import input_problems, text_problems
 from aicompress.recipe import Model
 
 
-def read_samples(data: Data, task: Task, checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> Samples:
+def read_samples(data: Data, task: Task, checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> TrainingSamples:
     """Everything that the data section names: windows of tokens, texts, labelled texts or arrays.
 
     Equal texts are taken once, so that no held-out text is trained on.
@@ -36,7 +36,7 @@ def read_samples(data: Data, task: Task, checkpoint: Checkpoint, tokenizer: Toke
         require_arrays(data)
     if task == "causal":
         windows, source = token_windows(data, tokenizer)
-        return Samples({"input_ids": windows.int()}, None, source)
+        return TrainingSamples({"input_ids": windows.int()}, None, source)
     if data.labels is not None:
         texts, labels, source = labelled(data, None, class_names(checkpoint))
         first = _first_of_equals(texts)
@@ -56,7 +56,9 @@ def require_arrays(data: Data) -> None:
         raise RecipeError(message, "data.arrays: file.npz")
 
 
-def fitting_samples(data: Data, task: Task, models: Sequence[tuple[str, Checkpoint, nn.Module | None]]) -> Samples:
+def fitting_samples(
+    data: Data, task: Task, models: Sequence[tuple[str, Checkpoint, nn.Module | None]]
+) -> TrainingSamples:
     """The samples that a data section names, held against student and teachers.
 
     Args:
@@ -121,7 +123,7 @@ def require_positions(data: Data, checkpoint: Checkpoint, whose: str) -> None:
         raise RecipeError(f"data.length {data.length} is beyond {whose} {limit} positions", f"length: {limit}")
 
 
-def require_taken(samples: Samples | None, data: Data, model: nn.Module | None, whose: str) -> None:
+def require_taken(samples: TrainingSamples | None, data: Data, model: nn.Module | None, whose: str) -> None:
     """Refuse samples that the forward of a model does not take.
 
     Args:
@@ -145,7 +147,9 @@ def _first_of_equals(texts: list[str]) -> list[int]:
     return sorted({text: place for place, text in reversed(list(enumerate(texts)))}.values())
 
 
-def _texts(texts: list[str], labels: Tensor | None, source: Source, data: Data, tokenizer: Tokenizer | None) -> Samples:
+def _texts(
+    texts: list[str], labels: Tensor | None, source: SampleSource, data: Data, tokenizer: Tokenizer | None
+) -> TrainingSamples:
     (padded,) = batches(texts, tokenizer, len(texts), data.length)
     real = padded["attention_mask"].any(dim=1)  # a tokenizer may make nothing of a text
     if not bool(real.any()):
@@ -153,13 +157,13 @@ def _texts(texts: list[str], labels: Tensor | None, source: Source, data: Data, 
     if not bool(real.all()):
         source = replace(source, samples=int(real.sum()), skipped=source.skipped + int((~real).sum()))
     columns = {name: column[real].int() for name, column in padded.items()}
-    return Samples(columns, None if labels is None else labels[real], source)
+    return TrainingSamples(columns, None if labels is None else labels[real], source)
 
 
-def _arrays(data: Data, task: Task, checkpoint: Checkpoint) -> Samples:
+def _arrays(data: Data, task: Task, checkpoint: Checkpoint) -> TrainingSamples:
     inputs, labels, source = arrays(data)
     if task == "module":
-        return Samples({"": inputs}, labels, source)
+        return TrainingSamples({"": inputs}, labels, source)
     if inputs.dtype.is_floating_point:
-        return Samples({"pixel_values": inputs[:, None] if inputs.ndim == 3 else inputs}, labels, source)
-    return Samples({"input_ids": inputs}, labels, source)
+        return TrainingSamples({"pixel_values": inputs[:, None] if inputs.ndim == 3 else inputs}, labels, source)
+    return TrainingSamples({"input_ids": inputs}, labels, source)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from aicompress.data import split
 from aicompress.errors import RecipeError
-from aicompress.pipeline.distillation.batches import Samples
+from aicompress.pipeline.distillation.batches import TrainingSamples
 
 BUCKET = 32  # batches whose samples are sorted by length together
 
@@ -140,7 +140,7 @@ def _count(split: TokenSplit, epoch: int) -> int:
     return len(_by_tokens(split, epoch))
 
 
-def by_tokens(split: Split, samples: Samples, tokens: int) -> TokenSplit:
+def by_tokens(split: Split, samples: TrainingSamples, tokens: int) -> TokenSplit:
     """The split with steps of so many tokens.
 
     Raises:
@@ -209,7 +209,7 @@ def mixed(split: Split, labels: Tensor, share: float) -> Split:
     )
 
 
-def split_samples(samples: Samples, held_out: float, batch: int, seed: int) -> Split:
+def split_samples(samples: TrainingSamples, held_out: float, batch: int, seed: int) -> Split:
     """Split the samples into those to train on and a share held out.
 
     Raises:

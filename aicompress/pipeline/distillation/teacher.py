@@ -14,7 +14,7 @@ from aicompress.methods.distill.signals import completed
 from aicompress.methods.outputs import Output, Outputs
 from aicompress.methods.training import DistillMethod, LossConfig
 from aicompress.model.distillation.outputs import Runner, Task
-from aicompress.pipeline.distillation.batches import Batch, Samples
+from aicompress.pipeline.distillation.batches import Batch, TrainingSamples
 
 TOKENS: tuple[Task, ...] = ("causal", "masked")  # tasks whose classes are tokens
 CACHE_BYTES = 512 << 20  # of teacher outputs that `cache: auto` keeps
@@ -162,7 +162,11 @@ class Teacher:
 
 @torch.no_grad()
 def with_cached_outputs(
-    teacher: Teacher, samples: Samples, order: Iterable[Tensor], device: torch.device, report: Callable[[int], None]
+    teacher: Teacher,
+    samples: TrainingSamples,
+    order: Iterable[Tensor],
+    device: torch.device,
+    report: Callable[[int], None],
 ) -> Teacher:
     """Compute and cache the teacher's outputs for some samples, in float32.
 

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from aicompress.data import Data
 from aicompress.errors import CheckpointError, RecipeError
-from aicompress.metrics.outputs import ClassLogits, Outputs, PairEmbeddings, SentenceEmbeddings, TokenLogits
+from aicompress.metrics.outputs import ClassLogits, ModelOutputs, PairEmbeddings, SentenceEmbeddings, TokenLogits
 from aicompress.model.blocks.input_errors import input_errors_refused
 from aicompress.pipeline.evaluation.samples import (
     AnyMetric,
     Labelled,
+    MetricSamples,
     Models,
     Pairs,
-    Samples,
     Sentences,
     Windows,
     require_tokens,
@@ -29,7 +29,7 @@ Progress = Callable[[int, int], None]  # done, total
 
 
 def model_outputs(
-    models: Models, metric: AnyMetric, data: Data, samples: Samples, progress: Progress = lambda done, total: None
+    models: Models, metric: AnyMetric, data: Data, samples: MetricSamples, progress: Progress = lambda done, total: None
 ) -> Iterator[Any]:
     """Give the outputs that a metric reads, of all models, in batches.
 
@@ -100,7 +100,7 @@ def sentence_embeddings(
     yield SentenceEmbeddings(_encoded(models, samples.texts, data.length, progress))
 
 
-RUNS: Mapping[type[Outputs], Callable[[Models, AnyMetric, Data, Any, Progress], Iterator[Outputs]]] = {
+RUNS: Mapping[type[ModelOutputs], Callable[[Models, AnyMetric, Data, Any, Progress], Iterator[ModelOutputs]]] = {
     TokenLogits: token_logits,
     ClassLogits: class_logits,
     PairEmbeddings: pair_embeddings,

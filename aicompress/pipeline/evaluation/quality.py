@@ -9,12 +9,12 @@ import torch
 
 from aicompress.data import Data
 from aicompress.pipeline.evaluation.model_outputs import model_outputs
-from aicompress.pipeline.evaluation.samples import AnyMetric, Samples, read_samples
+from aicompress.pipeline.evaluation.samples import AnyMetric, MetricSamples, read_samples
 from aicompress.pipeline.step.running_model import Running
 from aicompress.recipe.evaluation import EvalRecipe
 
 Progress = Callable[[str, int, int], None]  # what, done, total
-Asked = Sequence[tuple[AnyMetric, Data, Samples]]  # metrics with their sections, and what they are measured on
+Asked = Sequence[tuple[AnyMetric, Data, MetricSamples]]  # metrics with their sections, and what they are measured on
 
 
 def asked_quality(recipe: EvalRecipe, models: Sequence[Running]) -> Asked:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.data import Data, Source, arrays, batches, labelled, pairs, sentences, token_windows
+from aicompress.data import Data, SampleSource, arrays, batches, labelled, pairs, sentences, token_windows
 from aicompress.errors import CheckpointError, RecipeError, raise_all
 from aicompress.metrics import Metric
-from aicompress.metrics.outputs import ClassLogits, Outputs, PairEmbeddings, SentenceEmbeddings, TokenLogits
+from aicompress.metrics.outputs import ClassLogits, ModelOutputs, PairEmbeddings, SentenceEmbeddings, TokenLogits
 from aicompress.model.loading.chain import module_for
 from aicompress.model.loading.config import class_names, most_positions
 from aicompress.model.loading.definition import skeleton
@@ -27,25 +27,25 @@ AnyMetric = Metric[Any, Any]
 
 
 @dataclass(frozen=True)
-class Samples:
+class MetricSamples:
     """Samples of a metric; what they are, a subclass says.
 
     Attributes:
         source: where they came from.
     """
 
-    source: Source
+    source: SampleSource
 
 
 @dataclass(frozen=True)
-class Windows(Samples):
+class Windows(MetricSamples):
     """Windows of tokens, (windows, tokens) int64."""
 
     ids: Tensor
 
 
 @dataclass(frozen=True)
-class Labelled(Samples):
+class Labelled(MetricSamples):
     """Inputs of a classifier in batches, and labels (samples,) int64."""
 
     inputs: tuple[Inputs, ...]
@@ -53,7 +53,7 @@ class Labelled(Samples):
 
 
 @dataclass(frozen=True)
-class Pairs(Samples):
+class Pairs(MetricSamples):
     """Pairs of sentences, and scores (pairs,)."""
 
     first: tuple[str, ...]
@@ -62,7 +62,7 @@ class Pairs(Samples):
 
 
 @dataclass(frozen=True)
-class Sentences(Samples):
+class Sentences(MetricSamples):
     """Sentences."""
 
     texts: tuple[str, ...]
@@ -76,7 +76,7 @@ def outlined(checkpoint: Checkpoint, path: str, model: Model | None = None, allo
     return Running(path, nn.Module() if module is None else module, checkpoint.source.folder)
 
 
-def read_samples(models: Models, metric: AnyMetric, data: Data) -> Samples:
+def read_samples(models: Models, metric: AnyMetric, data: Data) -> MetricSamples:
     """Read what a metric is measured on, and hold it against the models; their weights are not looked at.
 
     Raises:
@@ -142,7 +142,7 @@ def _sentences(models: Models, metric: AnyMetric, data: Data) -> Sentences:
     return Sentences(source, tuple(texts))
 
 
-READS: Mapping[type[Outputs], Callable[[Models, AnyMetric, Data], Samples]] = {
+READS: Mapping[type[ModelOutputs], Callable[[Models, AnyMetric, Data], MetricSamples]] = {
     TokenLogits: _windows,
     ClassLogits: _labelled,
     PairEmbeddings: _pairs,

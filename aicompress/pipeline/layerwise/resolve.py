@@ -18,7 +18,7 @@ from aicompress.pipeline.layerwise.compress import Compression
 from aicompress.pipeline.layerwise.experts import ALL_WHOLE, Divisible, infos_of, outline, reader
 from aicompress.pipeline.layerwise.row_parts import readers
 from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed, named, sharing_budgets
-from aicompress.pipeline.step.shared_inputs import Sharing
+from aicompress.pipeline.step.shared_inputs import SharedInputs
 from aicompress.recipe import Recipe
 from aicompress.weights import outline_nbytes
 
@@ -68,7 +68,7 @@ def resolved(
     allocates = method.allocates
     if allocates is None:
         return dict(layers), []
-    sharing = Sharing(checkpoint, tuple(layer.info.tensor for layer in layers.values()))
+    sharing = SharedInputs(checkpoint, tuple(layer.info.tensor for layer in layers.values()))
     compression = Compression(method, checkpoint, seed)
     own = sum(layer.info.nbytes for layer in layers.values())
     everything = sum(checkpoint.nbytes(name) for name in checkpoint.parameters())
@@ -117,12 +117,12 @@ def candidates_of(
     checkpoint: Checkpoint, layers: Sequence[LayerPlan], method: AnyLayerMethod, seed: int
 ) -> list[Candidate[MethodConfig]]:
     """The layers as a method looks at many of them at once."""
-    sharing = Sharing(checkpoint, tuple(layer.info.tensor for layer in layers))
+    sharing = SharedInputs(checkpoint, tuple(layer.info.tensor for layer in layers))
     compression = Compression(method, checkpoint, seed)
     return [_candidate(compression, layer, sharing) for layer in layers]
 
 
-def _candidates(compression: Compression, layer: LayerPlan, sharing: Sharing) -> list[Candidate[MethodConfig]]:
+def _candidates(compression: Compression, layer: LayerPlan, sharing: SharedInputs) -> list[Candidate[MethodConfig]]:
     """A layer as a candidate, or each of the experts that it holds as one."""
     if layer.info.experts is None:
         return [_candidate(compression, layer, sharing)]
@@ -134,7 +134,7 @@ def _candidates(compression: Compression, layer: LayerPlan, sharing: Sharing) ->
     return [Candidate(own, layer.config, partial(read, number)) for number, own in enumerate(infos_of(layer.info))]
 
 
-def _candidate(compression: Compression, layer: LayerPlan, sharing: Sharing) -> Candidate[MethodConfig]:
+def _candidate(compression: Compression, layer: LayerPlan, sharing: SharedInputs) -> Candidate[MethodConfig]:
     info = layer.info
     assert layer.config is not None
 

@@ -11,7 +11,7 @@ from aicompress.errors import CompressError
 
 
 @dataclass(frozen=True)
-class Sharing:
+class SharedInputs:
     """Layers grouped by their input.
 
     Attributes:

@@ -32,7 +32,7 @@ Measure = Callable[[Progress], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
-class Measured:
+class SurveyResult:
     """A result of the survey.
 
     Attributes:
@@ -72,11 +72,11 @@ class Survey:
             checkpoint, recipe: of the step.
             measure: (progress) -> tensors by name.
         """
-        return dict(self.recorded(what, checkpoint, recipe, lambda progress: Measured(measure(progress))).tensors)
+        return dict(self.recorded(what, checkpoint, recipe, lambda progress: SurveyResult(measure(progress))).tensors)
 
     def recorded(
-        self, what: str, checkpoint: Checkpoint, recipe: Recipe, measure: Callable[[Progress], Measured]
-    ) -> Measured:
+        self, what: str, checkpoint: Checkpoint, recipe: Recipe, measure: Callable[[Progress], SurveyResult]
+    ) -> SurveyResult:
         """The same with the record of the calibration data.
 
         Several processes measure together; the first one's file decides for all of them whether they have to.
@@ -87,7 +87,7 @@ class Survey:
         if kept is not None:
             self.measured.append(f"{what} (measured by an earlier dry run)")
             self._use_up(path, team)
-            return Measured(*kept)
+            return SurveyResult(*kept)
         measured = measure(lambda part, done, total: self.progress(f"survey: {what}: {part}", done, total))
         self.progress(f"survey: {what}", 1, 1)
         written = self.keep and team.rank == 0 and _write(path, measured)
@@ -115,7 +115,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         return None
 
 
-def _write(path: Path, measured: Measured) -> bool:
+def _write(path: Path, measured: SurveyResult) -> bool:
     """Keep a measurement; False where the folder cannot be written: then the run measures again."""
     partial = path.with_suffix(f".{os.getpid()}.partial")
     tensors = {name: tensor.contiguous() for name, tensor in measured.tensors.items()}

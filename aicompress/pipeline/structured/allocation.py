@@ -25,7 +25,7 @@ from aicompress.pipeline.calibration.requirements import MIN_ROWS, Request
 from aicompress.pipeline.calibration.runner import CalibrationRun
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.options import Progress
-from aicompress.pipeline.step.survey import Measured
+from aicompress.pipeline.step.survey import SurveyResult
 from aicompress.pipeline.step.workers import processes
 from aicompress.pipeline.structured.gradient_scores import Importances, factor_problems
 from aicompress.pipeline.structured.reading import Measurement, layers_of
@@ -106,7 +106,7 @@ class Allocator:
         missing = requirements.problems(self.checkpoint, self.recipe, self.pruner.method, layers, direct)
         raise_all([*(factor_problems(infos) if "gradients" in self.losses.statistics else []), *missing])
 
-    def _measure(self, structures: Sequence[Structure], progress: Progress) -> Measured:
+    def _measure(self, structures: Sequence[Structure], progress: Progress) -> SurveyResult:
         """The losses of each structure that the data reached, its units' importance, and parameters of a unit."""
         reads = self.losses.statistics
         visitor = _Curves(structures, self.losses)
@@ -126,7 +126,7 @@ class Allocator:
                 visitor.add(number, structure)
         tensors |= {f"losses.{n}": torch.tensor(lost, dtype=torch.float64) for n, lost in visitor.losses_by.items()}
         tensors["parameters"] = torch.tensor([_parameters(structure) for structure in structures])
-        return Measured(tensors, record)
+        return SurveyResult(tensors, record)
 
     def _engine(self, structures: Sequence[Structure]) -> CalibrationRun:
         consumers = [part.tensor for structure in structures for part in structure.of("consumer")]

@@ -13,7 +13,7 @@ from aicompress.pipeline.calibration import requirements
 from aicompress.pipeline.calibration.requirements import Request
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.options import Progress
-from aicompress.pipeline.step.survey import Measured
+from aicompress.pipeline.step.survey import SurveyResult
 from aicompress.pipeline.structured.edit import Edit, with_refits
 from aicompress.pipeline.structured.further_layers import without_unknown
 from aicompress.pipeline.structured.reading import Measurement
@@ -96,9 +96,9 @@ class UnitChoice(Generic[U, L]):
         """What changes, with the units that stay, chosen now that the step runs."""
         return self._scored(self._scores(progress)) if self._measured else self._edit(self._kept(self.structures), {})
 
-    def _survey(self, progress: Progress) -> Measured:
+    def _survey(self, progress: Progress) -> SurveyResult:
         scores = self._scores(progress)
-        return Measured({f"importance.{n}": each for n, each in enumerate(scores.importance)}, scores.record)
+        return SurveyResult({f"importance.{n}": each for n, each in enumerate(scores.importance)}, scores.record)
 
     def _scores(self, progress: Progress) -> Scores:
         return self.unit.scores(self.layout, self.sizes, self._measurement(), self.pruner.reads, progress)

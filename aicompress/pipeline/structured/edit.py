@@ -38,7 +38,7 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Change:
+class ParameterChange:
     """One parameter of the output.
 
     Attributes:
@@ -77,7 +77,7 @@ class Edit:
     config: dict[str, Any] | None
     structures: tuple[Structure, ...]
     sizes: tuple[int, ...]
-    changes: Mapping[str, Change]
+    changes: Mapping[str, ParameterChange]
     warnings: tuple[str, ...] = field(default=())
     notes: tuple[str, ...] = field(default=())
     calibration: Mapping[str, Any] = field(default_factory=dict)
@@ -105,8 +105,8 @@ def read_whole(checkpoint: Checkpoint, name: str) -> Tensor:
 
 
 def with_refits(
-    changes: Mapping[str, Change], structures: Sequence[Structure], sizes: Sequence[int], refits: bool
-) -> dict[str, Change]:
+    changes: Mapping[str, ParameterChange], structures: Sequence[Structure], sizes: Sequence[int], refits: bool
+) -> dict[str, ParameterChange]:
     """The changes, with those marked whose values the method gives: consumers of what is cut, and their biases."""
     marked = dict(changes)
     for structure, size in zip(structures, sizes, strict=True):

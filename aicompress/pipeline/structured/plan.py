@@ -15,7 +15,7 @@ from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.output import Destination, Output, arrange
 from aicompress.pipeline.structured.choice import UnitChoice
-from aicompress.pipeline.structured.edit import Change, Edit
+from aicompress.pipeline.structured.edit import Edit, ParameterChange
 from aicompress.pipeline.structured.outline import planned
 from aicompress.pipeline.structured.reading import Reading
 from aicompress.recipe import Recipe
@@ -100,7 +100,7 @@ class StructurePlan:
         took = seconds or {}
         return tuple(self._row(info, made.get(info.tensor), took.get(info.tensor, 0.0)) for info in self.infos)
 
-    def _row(self, info: LayerInfo, made: tuple[str, Change] | None, seconds: float) -> LayerRow:
+    def _row(self, info: LayerInfo, made: tuple[str, ParameterChange] | None, seconds: float) -> LayerRow:
         method = self.pruner.method.name
         if made is None:
             return LayerRow(info.name, info.kind, "method", method, "dropped", {}, info.nbytes, 0, None, seconds)

@@ -28,7 +28,7 @@ from aicompress.model.architecture.shapes import filled, save
 from aicompress.model.architecture.tiny_inputs import inputs_of
 from aicompress.pipeline.structured.axes import along, length_of, positions, restored, selected, units_first
 from aicompress.pipeline.structured.edit import Cut, Edit
-from aicompress.pipeline.structured.unit import AnyUnit, Layout
+from aicompress.pipeline.structured.unit import AnyUnit, UnitLayout
 
 LARGEST = 10_000_000  # numbers in a small model
 Decided = tuple[tuple[int, ...], ...]  # units that stay, by structure
@@ -36,7 +36,7 @@ HINT = "its units depend on one another in a way that is not known: choose anoth
 
 
 @dataclass(frozen=True)
-class Choice:
+class SmallModelChoice:
     """Which units stay of a small model.
 
     Attributes:
@@ -45,7 +45,7 @@ class Choice:
         kept: the units that stay, by structure.
     """
 
-    layout: Layout
+    layout: UnitLayout
     edit: Edit
     kept: Mapping[int, Tensor]
 
@@ -100,7 +100,9 @@ def _tried(handler: AnyUnit, unit: Unit, stack: str | None, config: str, decided
         return True, error.message
 
 
-def _choice(handler: AnyUnit, checkpoint: Checkpoint, asked: tuple[Unit, str | None], decided: Decided) -> Choice:
+def _choice(
+    handler: AnyUnit, checkpoint: Checkpoint, asked: tuple[Unit, str | None], decided: Decided
+) -> SmallModelChoice:
     """The units that are decided, else half of every structure's, or more where the architecture does not take these.
 
     Raises:
@@ -123,7 +125,7 @@ def _choice(handler: AnyUnit, checkpoint: Checkpoint, asked: tuple[Unit, str | N
             refusal = error
             continue
         if edit.changed and not edit.widths and edit.config is not None:
-            return Choice(layout, edit, kept)
+            return SmallModelChoice(layout, edit, kept)
     raise refusal
 
 
@@ -146,7 +148,7 @@ def _drawn(structure: Structure, size: int, seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def _same(handler: AnyUnit, checkpoint: Checkpoint, choice: Choice, inputs: Mapping[str, Tensor]) -> bool:
+def _same(handler: AnyUnit, checkpoint: Checkpoint, choice: SmallModelChoice, inputs: Mapping[str, Tensor]) -> bool:
     """Whether the cut model gives what the whole one does with those units silent.
 
     Raises:
@@ -176,7 +178,7 @@ def _cut(value: Tensor, cuts: Sequence[Cut], edit: Edit, kept: Mapping[int, Tens
     return value
 
 
-def silenced(whole: Mapping[str, Tensor], choice: Choice) -> dict[str, Tensor]:
+def silenced(whole: Mapping[str, Tensor], choice: SmallModelChoice) -> dict[str, Tensor]:
     """The whole model's tensors, with zeros where consumers read units that go."""
     edit, tensors = choice.edit, dict(whole)
     for number, structure in enumerate(edit.structures):

@@ -29,7 +29,7 @@ Kept = Mapping[int, tuple[int, ...]]  # the units that stay, by the structure's 
 
 
 @dataclass(frozen=True)
-class Layout:
+class UnitLayout:
     """Where the units of a checkpoint lie; each kind of unit adds what its edit needs.
 
     Attributes:
@@ -55,7 +55,7 @@ class Scores:
 
 
 U = TypeVar("U", bound=Unit)
-L = TypeVar("L", bound=Layout)
+L = TypeVar("L", bound=UnitLayout)
 
 
 class StructuralUnit(ABC, Generic[U, L]):

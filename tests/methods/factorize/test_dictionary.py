@@ -14,7 +14,7 @@ from torch import Tensor
 
 from aicompress.layer import Layer
 from aicompress.methods.curvature import loss
-from aicompress.methods.decisions import Setting
+from aicompress.methods.decisions import SurveySetting
 from aicompress.methods.factorize import whitened
 from aicompress.methods.factorize.dictionary import METHOD, DictionaryConfig, Size, dictionary, largest, size_of
 from aicompress.statistics import InputStats
@@ -115,7 +115,7 @@ def decided(
     open_yet = METHOD.allocates.resolve(candidates, 1000)
     assert all(each.keep is not None and each.shared_out for each in open_yet)
     candidates = [replace(each, config=config) for each, config in zip(candidates, open_yet, strict=True)]
-    return METHOD.surveys.decide(candidates, Setting(1000, lambda layer, weight: 0.0, divergence=divergence))
+    return METHOD.surveys.decide(candidates, SurveySetting(1000, lambda layer, weight: 0.0, divergence=divergence))
 
 
 def unlike() -> list[Layer]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from aicompress.errors import CompressError
 from aicompress.layer import Layer
-from aicompress.methods.decisions import Setting
+from aicompress.methods.decisions import SurveySetting
 from aicompress.methods.factorize import two_sided, whitened
 from aicompress.methods.factorize.two_sided import METHOD, TwoSidedConfig
 from aicompress.methods.factorize.weighting.roots import Root, Weighting
@@ -92,7 +92,7 @@ def test_ranks_of_all_layers_are_one_pool_in_units_of_loss() -> None:
     assert METHOD.surveys is not None
     uniform = TwoSidedConfig(keep=0.6)
     candidates = [candidate_of(layer, TwoSidedConfig(keep=0.6, ranks="auto")) for layer in layers]
-    decided = METHOD.surveys.decide(candidates, Setting(0, lambda layer, weight: 0.0))
+    decided = METHOD.surveys.decide(candidates, SurveySetting(0, lambda layer, weight: 0.0))
     sizes = [METHOD.outline(layer.info, config).numbers() for layer, config in zip(layers, decided, strict=True)]
     assert sum(sizes) <= sum(METHOD.outline(layer.info, uniform).numbers() for layer in layers)
     assert sum(sizes) > sum(METHOD.outline(layer.info, uniform).numbers() for layer in layers) - 80
@@ -111,7 +111,7 @@ def test_a_layer_that_no_gradient_reaches_counts_as_an_average_one() -> None:
     layers = [layer_with(randn(32, 48, seed=n), gram, f"layers.{n}.fc", n) for n, gram in enumerate(grams)]
     assert METHOD.surveys is not None
     candidates = [candidate_of(layer, TwoSidedConfig(keep=0.6, ranks="auto")) for layer in layers]
-    decided = METHOD.surveys.decide(candidates, Setting(0, lambda layer, weight: 0.0))
+    decided = METHOD.surveys.decide(candidates, SurveySetting(0, lambda layer, weight: 0.0))
     assert 3 <= (decided[1].rank or 0) <= 19
     assert all((config.rank or 0) >= 3 for config in decided)
 

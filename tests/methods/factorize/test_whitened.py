@@ -8,7 +8,7 @@ from torch import Tensor
 
 from aicompress.layer import Layer
 from aicompress.methods.curvature import loss
-from aicompress.methods.decisions import Setting
+from aicompress.methods.decisions import SurveySetting
 from aicompress.methods.factorize import svd
 from aicompress.methods.factorize.weighting.roots import Root, Weighting
 from aicompress.methods.factorize.whitened import METHOD, WhitenedConfig
@@ -122,7 +122,7 @@ def test_energy_counts_what_the_inputs_make_of_it() -> None:
     assert METHOD.surveys is not None
     (estimate,) = METHOD.allocates.resolve([candidate], 0)
     assert METHOD.surveys.statistics(estimate) == {"gram", "frequency"}
-    (decided,) = METHOD.surveys.decide([candidate_of(layer, estimate)], Setting(0, lambda layer, weight: 0.0))
+    (decided,) = METHOD.surveys.decide([candidate_of(layer, estimate)], SurveySetting(0, lambda layer, weight: 0.0))
     assert decided.rank is not None
     assert estimate.rank is not None
     assert decided.rank < estimate.rank / 2

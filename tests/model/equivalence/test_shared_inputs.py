@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.pipeline.step.shared_inputs import Sharing
+from aicompress.pipeline.step.shared_inputs import SharedInputs
 from tests.pipeline.families import FAMILIES
 
 
@@ -16,7 +16,7 @@ def units(source: Path) -> set[frozenset[str]]:
     checkpoint = Checkpoint.open(source)
     names = tuple(info.tensor for info in checkpoint.layers() if info.kind in ("linear", "head"))
     groups: dict[str, set[str]] = {}
-    for name, leader in Sharing(checkpoint, names).leaders.items():
+    for name, leader in SharedInputs(checkpoint, names).leaders.items():
         groups.setdefault(leader, set()).add(name)
     return {frozenset(name.split(".")[-2] for name in group) for group in groups.values() if len(group) > 1}
 
@@ -53,4 +53,4 @@ def test_a_bare_file_shares_nothing(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({"fc.weight": torch.randn(4, 4)}, tmp_path / "model.safetensors")
-    assert Sharing(Checkpoint.open(tmp_path / "model.safetensors"), ("fc.weight",)).leaders == {}
+    assert SharedInputs(Checkpoint.open(tmp_path / "model.safetensors"), ("fc.weight",)).leaders == {}

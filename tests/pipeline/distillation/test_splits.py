@@ -5,18 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aicompress.data import Source
+from aicompress.data import SampleSource
 from aicompress.errors import RecipeError
-from aicompress.pipeline.distillation.batches import Samples
+from aicompress.pipeline.distillation.batches import TrainingSamples
 from aicompress.pipeline.distillation.splits import Split, TokenSplit, by_tokens, split_samples
 
-SOURCE = Source("text", "text.txt", "", 0, 6, 6, None)
+SOURCE = SampleSource("text", "text.txt", "", 0, 6, 6, None)
 
 
-def padded() -> Samples:
+def padded() -> TrainingSamples:
     """Six texts of 1, 2, 3, 1, 2 and 3 tokens, the last ones padded on the left."""
     ids = torch.tensor([[7, 0, 0], [7, 8, 0], [7, 8, 9], [0, 0, 7], [0, 7, 8], [7, 8, 9]], dtype=torch.int32)
-    return Samples({"input_ids": ids, "attention_mask": (ids > 0).int()}, torch.arange(6), SOURCE)
+    return TrainingSamples({"input_ids": ids, "attention_mask": (ids > 0).int()}, torch.arange(6), SOURCE)
 
 
 def test_a_batch_is_cut_to_its_longest_text() -> None:
@@ -87,6 +87,6 @@ def test_a_sample_that_no_step_holds_is_refused() -> None:
     assert by_tokens(split, padded(), 3).tokens == 3
     with pytest.raises(RecipeError, match="a sample takes 3"):
         by_tokens(split, padded(), 2)
-    arrays = Samples({"": torch.zeros(6, 2)}, None, SOURCE)
+    arrays = TrainingSamples({"": torch.zeros(6, 2)}, None, SOURCE)
     with pytest.raises(RecipeError, match="the data has none"):
         by_tokens(split, arrays, 8)

@@ -32,7 +32,7 @@ from pydantic import Field
 
 from aicompress.data.section import Data
 from aicompress.metrics.intervals import window_mean
-from aicompress.metrics.metric import FigureSpec, Measured, Metric
+from aicompress.metrics.metric import FigureSpec, MeasuredFigures, Metric
 from aicompress.metrics.outputs import TokenLogits
 
 
@@ -51,7 +51,7 @@ def measure(batches, config, seed):
         shares.append(tuple((each == next_tokens).any(-1).double().mean(1) for each in guesses))
         predicted = next_tokens.shape[1]
     models = [torch.cat(each) for each in zip(*shares)]
-    return Measured(
+    return MeasuredFigures(
         tuple({"hits": window_mean(each, len(each) * predicted, seed)} for each in models),
         tuple({"hits_lost": window_mean(each - models[0], len(each) * predicted, seed)} for each in models[1:]),
     )

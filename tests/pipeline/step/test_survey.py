@@ -17,7 +17,7 @@ from aicompress.pipeline import steps
 from aicompress.pipeline.calibration.requirements import Request
 from aicompress.pipeline.step.options import Options, Progress
 from aicompress.pipeline.step.output import Destination
-from aicompress.pipeline.step.survey import Measured, Survey
+from aicompress.pipeline.step.survey import Survey, SurveyResult
 from aicompress.recipe import Recipe, load
 from tests.pipeline.calibration.steps import text
 
@@ -50,10 +50,10 @@ def measurement(tmp_path: Path, tiny_llama: Path, text_file: Path) -> Callable[.
     checkpoint = Checkpoint.open(tiny_llama)
     asked: Recipe = load(str(recipe(tmp_path, text(text_file))), "prune")
 
-    def measure(progress: Progress) -> Measured:
+    def measure(progress: Progress) -> SurveyResult:
         made.append("once")
         progress("part", 1, 2)
-        return Measured({"scores": torch.arange(3.0)}, {"data": [{"samples": 8}], "processes": 1})
+        return SurveyResult({"scores": torch.arange(3.0)}, {"data": [{"samples": 8}], "processes": 1})
 
     def ask(survey: Survey, what: str = "scores of 3 blocks") -> int:
         found = survey.recorded(what, checkpoint, asked, measure)

@@ -64,8 +64,8 @@ from functools import partial
 from aicompress.methods.prune.tokens import Tokens
 from aicompress.methods.structural import Part, Structure
 from aicompress.model.architecture.architecture import Architecture
-from aicompress.pipeline.structured.edit import Change, Cut, Edit
-from aicompress.pipeline.structured.unit import Layout, StructuralUnit
+from aicompress.pipeline.structured.edit import ParameterChange, Cut, Edit
+from aicompress.pipeline.structured.unit import UnitLayout, StructuralUnit
 
 NAME = "model.embed_tokens.weight"
 
@@ -80,11 +80,11 @@ class TokenUnit(StructuralUnit):
         rows = Part(NAME, "embed", "producer", 0, partial(checkpoint.dense, NAME))
         self.names, self.config = list(checkpoint.parameters()), dict(checkpoint.config)
         vocabulary = Structure("vocabulary", checkpoint.config["vocab_size"], (rows,))
-        return Layout((vocabulary,), Architecture.of(checkpoint.config, checkpoint.parameters()))
+        return UnitLayout((vocabulary,), Architecture.of(checkpoint.config, checkpoint.parameters()))
 
     def edit(self, layout, sizes, kept):
-        changes = {name: Change(name) for name in self.names}
-        changes[NAME] = Change(NAME, (Cut(0, 0),), {"tokens": f"{sizes[0]} of {layout.structures[0].size}"})
+        changes = {name: ParameterChange(name) for name in self.names}
+        changes[NAME] = ParameterChange(NAME, (Cut(0, 0),), {"tokens": f"{sizes[0]} of {layout.structures[0].size}"})
         return Edit({**self.config, "vocab_size": sizes[0]}, layout.structures, tuple(sizes), changes)
 
 

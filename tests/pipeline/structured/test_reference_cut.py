@@ -18,7 +18,7 @@ from aicompress.model.architecture.architecture import Architecture
 from aicompress.pipeline.structured import reference_cut
 from aicompress.pipeline.structured.reference_cut import require_reference
 from aicompress.pipeline.structured.registry import structural_units, unit_for
-from aicompress.pipeline.structured.unit import Layout
+from aicompress.pipeline.structured.unit import UnitLayout
 from aicompress.pipeline.structured.units.heads import AttentionLayout, HeadUnit, _chosen, _structure
 from tests.pipeline.families import FAMILIES
 from tests.pipeline.steps import plan
@@ -91,7 +91,7 @@ class Apart(HeadUnit):
         return AttentionLayout(structures, architecture, chosen, unit.grouped)
 
 
-def refusal(handler: Any, unit: Any, layout: Layout, kept: dict[int, tuple[int, ...]]) -> str:
+def refusal(handler: Any, unit: Any, layout: UnitLayout, kept: dict[int, tuple[int, ...]]) -> str:
     sizes = [len(kept.get(number, range(s.size // 2))) for number, s in enumerate(layout.structures)]
     with pytest.raises(CheckpointError) as error:
         require_reference(handler, unit, layout.architecture, handler.edit(layout, sizes, kept))

@@ -12,7 +12,7 @@ from torch import Tensor
 from aicompress.layer import Layer
 from aicompress.methods.capabilities import Batched, Candidate, Reads, Rounded
 from aicompress.methods.curvature import shifted
-from aicompress.methods.decisions import Allocates, Setting, Surveys
+from aicompress.methods.decisions import Allocates, Surveys, SurveySetting
 from aicompress.methods.effort import Effort, Level, one_pass
 from aicompress.methods.factorize import svd
 from aicompress.methods.factorize.budget import allocation
@@ -148,7 +148,7 @@ def weighted(config: type[W], sides: Sides[W], reads: frozenset[str], summary: s
     def alternative(layer: Layer, given: W, weight: Weight, nbytes: int) -> Rounded | None:
         return weighed_rounding(layer, weight, nbytes, sides.weighting(layer, given))
 
-    def decide(candidates: Sequence[Candidate[W]], setting: Setting) -> list[W]:
+    def decide(candidates: Sequence[Candidate[W]], setting: SurveySetting) -> list[W]:
         return allocation.resolve(candidates, setting.other_bytes, gains, setting.divergence)
 
     return LayerMethod(

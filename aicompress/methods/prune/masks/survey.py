@@ -14,7 +14,7 @@ from aicompress.errors import RecipeError
 from aicompress.layer import Layer
 from aicompress.methods.budget import least_loss
 from aicompress.methods.capabilities import Candidate
-from aicompress.methods.decisions import Setting, Surveys
+from aicompress.methods.decisions import Surveys, SurveySetting
 from aicompress.methods.prune.masks import allocation
 from aicompress.methods.prune.masks.allocation import Share
 from aicompress.methods.prune.masks.calibrated import CalibratedConfig, nbytes, statistics
@@ -41,7 +41,7 @@ def surveying(
         reads: config -> statistics that the decision reads.
     """
 
-    def decide(candidates: Sequence[Candidate[K]], setting: Setting) -> list[K]:
+    def decide(candidates: Sequence[Candidate[K]], setting: SurveySetting) -> list[K]:
         return [
             _explicit(candidate, number)
             for candidate, number in zip(candidates, _decided(candidates, setting, apply, scores), strict=True)
@@ -61,7 +61,7 @@ def _explicit(candidate: Candidate[K], number: int) -> K:
 
 def _decided(
     candidates: Sequence[Candidate[K]],
-    setting: Setting,
+    setting: SurveySetting,
     apply: Callable[[Layer, K], Weight],
     scores: Callable[[Layer, K], Tensor],
 ) -> list[int]:
@@ -91,7 +91,9 @@ def _decided(
     return _by_losses(candidates, setting, shares, kept, apply)
 
 
-def _by_outliers(candidates: Sequence[Candidate[K]], setting: Setting, shares: Sequence[Share], kept: int) -> list[int]:
+def _by_outliers(
+    candidates: Sequence[Candidate[K]], setting: SurveySetting, shares: Sequence[Share], kept: int
+) -> list[int]:
     """More survivors where more of a block's scores are outliers."""
     config, outlying = candidates[0].config, []
     for number, candidate in enumerate(candidates):
@@ -102,7 +104,7 @@ def _by_outliers(candidates: Sequence[Candidate[K]], setting: Setting, shares: S
 
 def _by_losses(
     candidates: Sequence[Candidate[K]],
-    setting: Setting,
+    setting: SurveySetting,
     shares: Sequence[Share],
     kept: int,
     apply: Callable[[Layer, K], Weight],
@@ -122,7 +124,9 @@ def _by_losses(
     return allocation.by_losses(shares, counts, measured, kept)
 
 
-def _searched(candidates: Sequence[Candidate[K]], setting: Setting, apply: Callable[[Layer, K], Weight]) -> list[int]:
+def _searched(
+    candidates: Sequence[Candidate[K]], setting: SurveySetting, apply: Callable[[Layer, K], Weight]
+) -> list[int]:
     """The pattern of least loss per what it saves, layer by layer, or of least total loss within `target_bytes`."""
     target = candidates[0].config.target_bytes
     if target is not None:
@@ -137,7 +141,7 @@ def _searched(candidates: Sequence[Candidate[K]], setting: Setting, apply: Calla
 
 
 def _within_bytes(
-    candidates: Sequence[Candidate[K]], setting: Setting, apply: Callable[[Layer, K], Weight], target: int
+    candidates: Sequence[Candidate[K]], setting: SurveySetting, apply: Callable[[Layer, K], Weight], target: int
 ) -> list[int]:
     """Patterns of least total loss within `target_bytes`, everything else in the output included."""
     costs, lost = [], []

@@ -12,7 +12,7 @@ from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.curvature import importance
 from aicompress.methods.quantize.grid.fitting import GroupSize
 from aicompress.methods.quantize.grid.rounding import encode, grouped, pieces, require_scales, ungrouped
-from aicompress.methods.quantize.grid.scales import Grid, Sharing, StoredScales, least_error, stored_scale_dtype
+from aicompress.methods.quantize.grid.scales import Grid, ScaleSharing, StoredScales, least_error, stored_scale_dtype
 from aicompress.methods.quantize.grid.widths import WidthConfig, resolve, searched, unfit
 from aicompress.weights import IntGrouped, Weight
 from aicompress.weights.int_grouped import groups_of
@@ -45,7 +45,7 @@ class IntegerConfig(WidthConfig):
     )
 
 
-def shared_columns(config: Sharing) -> int:
+def shared_columns(config: ScaleSharing) -> int:
     """IntGrouped's group_size: 0 where a whole row or the tensor shares a scale."""
     return config.group_size if config.granularity == "group" else 0
 

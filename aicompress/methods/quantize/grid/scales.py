@@ -31,7 +31,7 @@ BLOCK = 1 << 17  # weights that are searched at once: four times as many float32
 FITS = 3  # rounds of fitting scales and codes in turn
 
 
-class Sharing(Protocol):
+class ScaleSharing(Protocol):
     """Parameters that say what shares a scale: the tensor, a channel, or a group of input columns."""
 
     @property
@@ -41,7 +41,7 @@ class Sharing(Protocol):
     def group_size(self) -> int: ...
 
 
-class Grid(Sharing, Protocol):
+class Grid(ScaleSharing, Protocol):
     """Parameters of integer codes on a grid of equal steps."""
 
     @property
@@ -96,7 +96,7 @@ def least_error(
     return torch.cat([scale for scale, _ in grids]), torch.cat(zeros) if zeros else None
 
 
-def _groups(weight: Tensor, config: Sharing) -> Tensor:
+def _groups(weight: Tensor, config: ScaleSharing) -> Tensor:
     size = config.group_size if config.granularity == "group" else 0
     return grouped(weight, size, config.granularity == "tensor")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from aicompress.methods.outputs import Outputs
-from aicompress.pipeline.distillation.batches import Batch, Samples
+from aicompress.pipeline.distillation.batches import Batch, TrainingSamples
 from aicompress.pipeline.distillation.loop.shards import Shards
 from aicompress.pipeline.distillation.mean_teacher import Averaged
 from aicompress.pipeline.distillation.recoding import Recoding
@@ -32,7 +32,7 @@ class TrainingSetup:
     student: Runnable
     teacher: Callable[[Batch, str], Outputs]
     loss: Loss
-    samples: Samples
+    samples: TrainingSamples
     split: Split
     averaged: Averaged | None = None
     recoding: Recoding | None = None

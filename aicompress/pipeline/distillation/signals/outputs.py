@@ -21,7 +21,7 @@ from aicompress.methods.outputs import Anatomy, Output
 from aicompress.model.distillation.outputs import Runner
 from aicompress.model.loading.pooling import Pooling
 from aicompress.model.loading.tokenizer import vocabulary_digest
-from aicompress.pipeline.distillation.batches import Samples
+from aicompress.pipeline.distillation.batches import TrainingSamples
 from aicompress.pipeline.distillation.compatibility import Losses
 from aicompress.pipeline.distillation.signals.folder import SignalFolder, Told, free_bytes, require_place
 from aicompress.pipeline.distillation.teacher import Loss
@@ -179,7 +179,7 @@ GIVE = "give --cache-teacher DIR, or leave `signals` out"
 
 
 def planned(
-    place: tuple[Path, SignalFolder | None], recipe: DistillRecipe, losses: Losses, samples: Samples,
+    place: tuple[Path, SignalFolder | None], recipe: DistillRecipe, losses: Losses, samples: TrainingSamples,
     taught: Taught, student: Checkpoint,
 ) -> StoredOutputs:  # fmt: skip
     """What is stored, or is there already and fits.

@@ -11,7 +11,7 @@ from torch import Tensor
 from aicompress.errors import CompressError
 from aicompress.methods.distill.signals import outputs_of, stored_logits
 from aicompress.methods.outputs import Outputs, wanted
-from aicompress.pipeline.distillation.batches import Batch, Samples
+from aicompress.pipeline.distillation.batches import Batch, TrainingSamples
 from aicompress.pipeline.distillation.signals.folder import SignalFolder, write
 from aicompress.pipeline.distillation.signals.outputs import StoredOutputs
 from aicompress.pipeline.distillation.teacher import Panel, are_numbers
@@ -39,7 +39,7 @@ class StoredTeacher:
 
 @torch.no_grad()
 def made(
-    stored: StoredOutputs, panel: Panel, samples: Samples, device: torch.device, team: Processes,
+    stored: StoredOutputs, panel: Panel, samples: TrainingSamples, device: torch.device, team: Processes,
     report: Callable[[int], None],
 ) -> StoredTeacher:  # fmt: skip
     """Run the teacher over all samples, in float32, and store what it gives.

@@ -20,14 +20,14 @@ from aicompress.pipeline.layerwise.allocation.probe import measured_part, probe_
 from aicompress.pipeline.layerwise.compress import Compression, LayerStatistics, completed
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.options import Progress
-from aicompress.pipeline.step.survey import Measured
+from aicompress.pipeline.step.survey import SurveyResult
 from aicompress.pipeline.step.workers import Alone
 from aicompress.recipe import Recipe
 from aicompress.statistics import GradientStats, InputStats
 
 
 @dataclass(frozen=True)
-class Blocks:
+class BlockLayers:
     """Blocks of a checkpoint, and what compresses them.
 
     Attributes:
@@ -61,7 +61,7 @@ class BlockTrial:
         losses: by depth, of the blocks that are done.
     """
 
-    blocks: Blocks
+    blocks: BlockLayers
     loss: Callable[[Mapping[str, Tensor]], float]
     progress: Progress
     losses: dict[int, float] = field(default_factory=dict)
@@ -97,7 +97,7 @@ class BlockTrial:
             self.progress("blocks", len(self.losses), len(step.layers))
 
 
-def by_outputs(blocks: Blocks, request: Request, progress: Progress) -> Measured:
+def by_outputs(blocks: BlockLayers, request: Request, progress: Progress) -> SurveyResult:
     """Losses of the model's outputs on a part of the calibration data, float64 by block.
 
     Raises:
@@ -120,10 +120,10 @@ def by_outputs(blocks: Blocks, request: Request, progress: Progress) -> Measured
             job = Walk(model, loader, inputs.batches, places, blocks.reads, changes=False, weights=inputs.weights)
             walk(job, trial)
         tensors = {"losses": trial.finish(), "divergence": torch.tensor(float(probe.divergence))}
-    return Measured(tensors, record_of_data(inputs.sources, 1))
+    return SurveyResult(tensors, record_of_data(inputs.sources, 1))
 
 
-def by_weights(blocks: Blocks, progress: Progress) -> Measured:
+def by_weights(blocks: BlockLayers, progress: Progress) -> SurveyResult:
     """Relative squared errors of the blocks' weights, float64 by block."""
 
     def loss(changes: Mapping[str, Tensor]) -> float:
@@ -134,4 +134,4 @@ def by_weights(blocks: Blocks, progress: Progress) -> Measured:
             norm += float(original.square().sum(dtype=torch.float64))
         return error / norm if norm else 0.0
 
-    return Measured({"losses": BlockTrial(blocks, loss, progress).finish()})
+    return SurveyResult({"losses": BlockTrial(blocks, loss, progress).finish()})

@@ -16,12 +16,12 @@ from aicompress.methods.method import OF_TRAINING
 from aicompress.methods.partition import contiguous_parts
 from aicompress.pipeline.calibration import requirements
 from aicompress.pipeline.calibration.requirements import Request
-from aicompress.pipeline.layerwise.allocation.block_losses import Blocks, by_outputs, by_weights
+from aicompress.pipeline.layerwise.allocation.block_losses import BlockLayers, by_outputs, by_weights
 from aicompress.pipeline.layerwise.plan import planned_at
 from aicompress.pipeline.layerwise.resolve import configured, open_widths, resolved, searches
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.options import Progress
-from aicompress.pipeline.step.survey import Measured
+from aicompress.pipeline.step.survey import SurveyResult
 from aicompress.recipe import Level, MeasuredLevels, Recipe
 
 LEAST = 1e-9  # of the greatest loss: a block that loses nothing has a logarithm, too
@@ -70,9 +70,9 @@ def with_levels(
     depths = sorted({layer.info.index for layer in governed.values() if layer.info.index is not None})
     raise_all([*known, *_problems(recipe, method, wanted, list(governed.values()), depths)])
     explicit, _ = resolved(checkpoint, governed, method, recipe.seed)
-    blocks = Blocks(checkpoint, recipe, method, _by_depth(method, explicit, depths))
+    blocks = BlockLayers(checkpoint, recipe, method, _by_depth(method, explicit, depths))
 
-    def measure(progress: Progress) -> Measured:
+    def measure(progress: Progress) -> SurveyResult:
         return by_weights(blocks, progress) if recipe.calibration is None else by_outputs(blocks, request, progress)
 
     measured = request.survey.recorded(f"sensitivity of {len(depths)} blocks", checkpoint, recipe, measure)
@@ -97,7 +97,7 @@ def _divided(wanted: MeasuredLevels, depths: Sequence[int], losses: Sequence[flo
     return levels, notes
 
 
-def _meaning(measured: Measured) -> str:
+def _meaning(measured: SurveyResult) -> str:
     """What a sensitivity is, in words."""
     what = "the relative squared error of its weights, as there is no calibration data,"
     if "divergence" in measured.tensors:

@@ -20,7 +20,7 @@ from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_grad
 from aicompress.layer import Layer
 from aicompress.measure import interleaved
 from aicompress.methods.capabilities import Candidate
-from aicompress.methods.decisions import Setting
+from aicompress.methods.decisions import SurveySetting
 from aicompress.methods.method import OF_GRADIENTS, MethodConfig
 from aicompress.model.kernels.select import fast_linear
 from aicompress.pipeline.calibration.gradients import GradientReader
@@ -88,7 +88,7 @@ def _decided(
         for x in layers
         if x.config is not None
     ]
-    setting = Setting(
+    setting = SurveySetting(
         0 if layers[0].budget else _other_bytes(plan, layers),
         saved_milliseconds,
         lambda done: progress("allocation", done, len(layers)),

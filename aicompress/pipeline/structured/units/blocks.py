@@ -20,14 +20,14 @@ from aicompress.model.architecture.shapes import block_traits, build, changed
 from aicompress.pipeline.step.checks import known_kinds
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.structured.blockwise import as_one_row, part
-from aicompress.pipeline.structured.edit import Change, Edit
+from aicompress.pipeline.structured.edit import Edit, ParameterChange
 from aicompress.pipeline.structured.reading import Measurement
-from aicompress.pipeline.structured.unit import Kept, Layout, Scores, StructuralUnit
+from aicompress.pipeline.structured.unit import Kept, Scores, StructuralUnit, UnitLayout
 from aicompress.pipeline.structured.units.block_scores import BlockScores
 
 
 @dataclass(frozen=True)
-class StackLayout(Layout):
+class StackLayout(UnitLayout):
     """One stack of blocks, which is the only structure.
 
     Attributes:
@@ -158,7 +158,7 @@ def _block_parts(checkpoint: Checkpoint, stack: Stack) -> Iterable[Part]:
 
 def _renumbered(
     architecture: Architecture, edited: Mapping[str, Any], stack: Stack, kept: list[int]
-) -> tuple[dict[str, Change], list[str]]:
+) -> tuple[dict[str, ParameterChange], list[str]]:
     """Every tensor that stays under its new name, and those of block 0 that the new first block takes over.
 
     Such a tensor, T5's relative_attention_bias for one, serves the whole stack and only lives in the first block.
@@ -167,19 +167,19 @@ def _renumbered(
     place = {block: number for number, block in enumerate(kept)}
     expected = Architecture(dict(edited), architecture.specs).names
     present = set(architecture.specs)
-    changes: dict[str, Change] = {}
+    changes: dict[str, ParameterChange] = {}
     carried: list[str] = []
     for name in architecture.specs:
         block = stack.block_of(name)
         if block is None:
-            changes[name] = Change(name)
+            changes[name] = ParameterChange(name)
         elif block in place or block >= stack.size:
             number = place.get(block, block - stack.size + len(kept))
             new = stack.renumbered(name, number)
             moved = {} if new == name else {"block": f"{block}, now {number}"}
-            changes[new] = Change(name, detail=moved)
+            changes[new] = ParameterChange(name, detail=moved)
         elif block == 0 and name in expected and stack.renumbered(name, kept[0]) not in present:
-            changes[name] = Change(name, note="serves the whole stack: moved to the new first block")
+            changes[name] = ParameterChange(name, note="serves the whole stack: moved to the new first block")
             carried.append(name)
     return changes, carried
 

@@ -23,14 +23,14 @@ from aicompress.model.architecture.experts import Mixture, mixtures
 from aicompress.model.architecture.shunned_experts import shun_experts
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.structured.blockwise import as_one_row, part
-from aicompress.pipeline.structured.edit import Change, Cut, Edit
+from aicompress.pipeline.structured.edit import Cut, Edit, ParameterChange
 from aicompress.pipeline.structured.reading import Measurement
-from aicompress.pipeline.structured.unit import Kept, Layout, Scores, StructuralUnit
+from aicompress.pipeline.structured.unit import Kept, Scores, StructuralUnit, UnitLayout
 from aicompress.pipeline.structured.units.expert_scores import require_watchable, routed_scores
 
 
 @dataclass(frozen=True)
-class MixtureLayout(Layout):
+class MixtureLayout(UnitLayout):
     """Mixtures of experts, a structure for each.
 
     Attributes:
@@ -171,20 +171,20 @@ def _rows(axis: int, tensor: Tensor) -> Tensor:
     return moved.reshape(len(moved), -1)
 
 
-def _changes(layout: MixtureLayout, sizes: Sequence[int], kept: Kept) -> dict[str, Change]:
+def _changes(layout: MixtureLayout, sizes: Sequence[int], kept: Kept) -> dict[str, ParameterChange]:
     """Every parameter of the output: experts that stay under their new numbers."""
     specs = layout.architecture.specs
-    changes = {name: Change(name) for name in specs}
+    changes = {name: ParameterChange(name) for name in specs}
     for number, (mixture, size) in enumerate(zip(layout.mixtures, sizes, strict=True)):
         for place in mixture.singles:
             for expert in range(size, mixture.size):
                 del changes[mixture.single(place, expert)]
             for new, expert in enumerate(kept[number]):
                 detail = {} if new == expert else {"expert": f"{expert}, now {new}"}
-                changes[mixture.single(place, new)] = Change(mixture.single(place, expert), detail=detail)
+                changes[mixture.single(place, new)] = ParameterChange(mixture.single(place, expert), detail=detail)
         for tensor, axis in mixture.axes if size < mixture.size else ():
             detail = {Experts.plural: f"{size} of {mixture.size}"}
-            changes[tensor] = Change(tensor, (Cut(number, axis),), detail)
+            changes[tensor] = ParameterChange(tensor, (Cut(number, axis),), detail)
     return changes
 
 

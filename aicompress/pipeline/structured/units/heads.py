@@ -21,12 +21,12 @@ from aicompress.model.architecture.config_fields import dotted, value_at
 from aicompress.model.architecture.fused_heads import lies_in_sections
 from aicompress.model.architecture.shapes import changed, is_taken
 from aicompress.pipeline.structured.blockwise import part
-from aicompress.pipeline.structured.edit import Change, Cut, Edit, offset_part
-from aicompress.pipeline.structured.unit import Kept, Layout, StructuralUnit
+from aicompress.pipeline.structured.edit import Cut, Edit, ParameterChange, offset_part
+from aicompress.pipeline.structured.unit import Kept, StructuralUnit, UnitLayout
 
 
 @dataclass(frozen=True)
-class AttentionLayout(Layout):
+class AttentionLayout(UnitLayout):
     """Attentions of an architecture, a structure for each.
 
     Attributes:
@@ -106,8 +106,8 @@ def _united(attentions: Sequence[Attention]) -> Attention:
     return replace(attentions[0], tensors=tensors, counts=counts)
 
 
-def _changes(layout: AttentionLayout, sizes: Sequence[int]) -> dict[str, Change]:
-    changes = {name: Change(name) for name in layout.architecture.specs}
+def _changes(layout: AttentionLayout, sizes: Sequence[int]) -> dict[str, ParameterChange]:
+    changes = {name: ParameterChange(name) for name in layout.architecture.specs}
     for number, (attention, structure, size) in enumerate(
         zip(layout.attentions, layout.structures, sizes, strict=True)
     ):
@@ -115,7 +115,7 @@ def _changes(layout: AttentionLayout, sizes: Sequence[int]) -> dict[str, Change]
         for tensor in attention.tensors if size < structure.size else ():
             cuts = tuple(_cuts(attention, tensor, number, layout.grouped))
             if cuts:
-                changes[tensor.tensor] = Change(tensor.tensor, cuts, {Heads.plural: heads})
+                changes[tensor.tensor] = ParameterChange(tensor.tensor, cuts, {Heads.plural: heads})
     return changes
 
 

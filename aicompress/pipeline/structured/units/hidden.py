@@ -28,13 +28,13 @@ from aicompress.pipeline.step.workers import Processes
 from aicompress.pipeline.structured import calibrated_hidden
 from aicompress.pipeline.structured.blockwise import part
 from aicompress.pipeline.structured.cutting import Cutting
-from aicompress.pipeline.structured.edit import Change, Cut, Edit, offset_part
+from aicompress.pipeline.structured.edit import Cut, Edit, ParameterChange, offset_part
 from aicompress.pipeline.structured.reading import Reading
-from aicompress.pipeline.structured.unit import Kept, Layout, StructuralUnit
+from aicompress.pipeline.structured.unit import Kept, StructuralUnit, UnitLayout
 
 
 @dataclass(frozen=True)
-class StreamLayout(Layout):
+class StreamLayout(UnitLayout):
     """The residual stream, and attentions whose heads' size is a share of its width, a structure for each.
 
     Attributes:
@@ -91,7 +91,7 @@ class CoordinateUnit(StructuralUnit[Coordinates, StreamLayout]):
             CheckpointError: a layer beside the model reads the stream.
         """
         size, stream = sizes[0], layout.stream
-        changes = {name: Change(name) for name in layout.architecture.specs}
+        changes = {name: ParameterChange(name) for name in layout.architecture.specs}
         if size == stream.width:
             return Edit(dict(layout.architecture.config), layout.structures, tuple(sizes), changes)
         detail = {Coordinates.plural: f"{size} of {stream.width}"}
@@ -99,7 +99,7 @@ class CoordinateUnit(StructuralUnit[Coordinates, StreamLayout]):
             for coupling in couplings:
                 earlier, cut = changes[coupling.tensor].cuts, Cut(number, coupling.axis, (1,) * coupling.parts)
                 cuts = (cut, *earlier) if coupling.role == "consumer" and number == 0 else (*earlier, cut)
-                changes[coupling.tensor] = Change(coupling.tensor, cuts, detail)
+                changes[coupling.tensor] = ParameterChange(coupling.tensor, cuts, detail)
         files = side_files(layout.checkpoint, stream.width, size)
         return Edit(stream.narrowed(size), layout.structures, tuple(sizes), changes, files=files)
 

@@ -19,14 +19,14 @@ from aicompress.model.architecture.config_fields import dotted, with_value
 from aicompress.model.architecture.feed_forward import Coupling, FeedForward, feed_forwards, sets_widths
 from aicompress.pipeline.structured.axes import units_first
 from aicompress.pipeline.structured.blockwise import part
-from aicompress.pipeline.structured.edit import Change, Cut, Edit, offset_part
-from aicompress.pipeline.structured.unit import Kept, Layout, StructuralUnit
+from aicompress.pipeline.structured.edit import Cut, Edit, ParameterChange, offset_part
+from aicompress.pipeline.structured.unit import Kept, StructuralUnit, UnitLayout
 
 _NAME = re.compile(r"[._](?:weight|bias)$")  # what a weight's and its bias's names end in
 
 
 @dataclass(frozen=True)
-class FeedForwardLayout(Layout):
+class FeedForwardLayout(UnitLayout):
     """Feed-forward layers of an architecture, a structure for each.
 
     Attributes:
@@ -103,15 +103,15 @@ class NeuronUnit(StructuralUnit[Neurons, FeedForwardLayout]):
         return Edit(edited, structures, tuple(sizes), changes, warnings)
 
 
-def _changes(layout: FeedForwardLayout, sizes: Sequence[int]) -> dict[str, Change]:
-    changes = {name: Change(name) for name in layout.architecture.specs}
+def _changes(layout: FeedForwardLayout, sizes: Sequence[int]) -> dict[str, ParameterChange]:
+    changes = {name: ParameterChange(name) for name in layout.architecture.specs}
     for number, (layer, size) in enumerate(zip(layout.layers, sizes, strict=True)):
         for coupling in layer.couplings if size < layer.experts * layer.width else ():
             earlier = changes[coupling.tensor].cuts
             spans, stacked = (coupling.span,) * coupling.parts, layer.experts > 1 and coupling.axis > 0
             cut = Cut(number, coupling.axis, spans, stacked=stacked)
             detail = {Neurons.plural: f"{size // layer.experts} of {layer.width}"}
-            changes[coupling.tensor] = Change(coupling.tensor, (*earlier, cut), detail)
+            changes[coupling.tensor] = ParameterChange(coupling.tensor, (*earlier, cut), detail)
     return changes
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.data import Data, Source, pairs, sentences, token_stream
+from aicompress.data import Data, SampleSource, pairs, sentences, token_stream
 from aicompress.data.sampling import record
 from aicompress.errors import RecipeError
 from aicompress.pipeline.calibration.texts import generates
@@ -18,7 +18,7 @@ from aicompress.pipeline.calibration.texts import generates
 BATCH = 4096  # texts that are tokenized together
 
 
-def token_samples(checkpoint: Checkpoint, data: Data, tokenizer: Any) -> tuple[Iterator[Tensor], Source]:
+def token_samples(checkpoint: Checkpoint, data: Data, tokenizer: Any) -> tuple[Iterator[Tensor], SampleSource]:
     """The tokens of every sample of a source: of windows where the model predicts tokens, else of its texts.
 
     Returns:
@@ -46,7 +46,7 @@ def _of_texts(texts: list[str], tokenizer: Any) -> Iterator[Tensor]:
         yield from (torch.tensor(ids, dtype=torch.int64) for ids in encoded)
 
 
-def usage(checkpoint: Checkpoint, data: Data, tokenizer: Any, size: int) -> tuple[Tensor, Source]:
+def usage(checkpoint: Checkpoint, data: Data, tokenizer: Any, size: int) -> tuple[Tensor, SampleSource]:
     """How often a source uses each token, (size,) float64, and the record of it.
 
     Running text, where all of it is taken, counts line by line as well: a tokenizer may begin a text with other tokens

@@ -30,17 +30,17 @@ from aicompress.model.vocabulary.token_ids import named_ids, renumbered
 from aicompress.model.vocabulary.trial import require_same_tokens
 from aicompress.model.vocabulary.vocabulary import Vocabulary
 from aicompress.pipeline.calibration.record import record_of_data
-from aicompress.pipeline.step.survey import Measured
-from aicompress.pipeline.structured.edit import Change, Cut, Edit
+from aicompress.pipeline.step.survey import SurveyResult
+from aicompress.pipeline.structured.edit import Cut, Edit, ParameterChange
 from aicompress.pipeline.structured.reading import Measurement
-from aicompress.pipeline.structured.unit import Kept, Layout, StructuralUnit
+from aicompress.pipeline.structured.unit import Kept, StructuralUnit, UnitLayout
 from aicompress.pipeline.structured.units.token_usage import shares_needing, token_samples, usage
 
 VOCABULARY, EVERY_LAYER = "vocabulary", "vocabulary of every layer"  # names of the structures
 
 
 @dataclass(frozen=True)
-class VocabularyLayout(Layout):
+class VocabularyLayout(UnitLayout):
     """The vocabulary of a model, and the first tokens of it that a table for every layer holds.
 
     Attributes:
@@ -188,18 +188,18 @@ def _named(unit: Tokens, vocabulary: Vocabulary, tokenizer: Any) -> set[int]:
     return tokens.union(*map(set, divided))
 
 
-def _counts(layout: VocabularyLayout, asked: Measurement) -> Measured:
+def _counts(layout: VocabularyLayout, asked: Measurement) -> SurveyResult:
     assert asked.recipe.calibration is not None
     counts, source = usage(asked.checkpoint, asked.recipe.calibration, layout.tokenizer, layout.size)
-    return Measured({"counts": counts}, record_of_data([source], 1))
+    return SurveyResult({"counts": counts}, record_of_data([source], 1))
 
 
-def _changes(layout: VocabularyLayout, sizes: Sequence[int]) -> dict[str, Change]:
-    changes = {name: Change(name) for name in layout.architecture.specs}
+def _changes(layout: VocabularyLayout, sizes: Sequence[int]) -> dict[str, ParameterChange]:
+    changes = {name: ParameterChange(name) for name in layout.architecture.specs}
     for number, (table, size) in enumerate(zip(layout.tables, sizes, strict=True)):
         for name, axis in table.axes if size < table.size else ():
             detail = {Tokens.plural: f"{size} of {table.size}"}
-            changes[name] = Change(name, (*changes[name].cuts, Cut(number, axis)), detail)
+            changes[name] = ParameterChange(name, (*changes[name].cuts, Cut(number, axis)), detail)
     return changes
 
 

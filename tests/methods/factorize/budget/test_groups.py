@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from aicompress.methods.decisions import Setting
+from aicompress.methods.decisions import SurveySetting
 from aicompress.methods.factorize.base_delta import BaseDeltaConfig
 from aicompress.methods.factorize.stack import METHOD, StackConfig
 from aicompress.weights import outline_nbytes
@@ -32,7 +32,7 @@ def test_energy_is_that_of_the_layers_together(whiten: bool) -> None:
     config = StackConfig(energy=0.9, whiten=whiten, damping=0, relative=False)
     given = candidates(config)
     decide = METHOD.surveys.decide if whiten else METHOD.allocates.resolve
-    decided = decide(given, Setting(0, lambda layer, weight: 0.0) if whiten else 0)  # type: ignore[operator]
+    decided = decide(given, SurveySetting(0, lambda layer, weight: 0.0) if whiten else 0)  # type: ignore[operator]
     ranks = [each.rank for each in decided]
     assert len(set(ranks[:3])) == len(set(ranks[3:])) == 1
     assert ranks[0] < ranks[3]
