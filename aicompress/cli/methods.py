@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
     from aicompress.cli.render import Entry
-    from aicompress.methods.healing import Mode
     from aicompress.methods.method import Method
+    from aicompress.methods.modes import Mode
 
 EXAMPLES = """Examples:
 
@@ -33,7 +33,7 @@ def command(
     """List the methods of each command and when to take them, or those of one command with their parameters."""
     from aicompress.cli import render
     from aicompress.errors import Refused, suggestion
-    from aicompress.methods.healing import modes
+    from aicompress.methods.modes import modes
     from aicompress.methods.registry import COMMANDS, get, methods
 
     if name is not None and name not in COMMANDS:

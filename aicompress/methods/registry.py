@@ -4,7 +4,7 @@ Four kinds of method, by what they are given:
     layer-wise   one layer in, one stored weight out (`layerwise.LayerMethod`)
     structural   several tensors and config.json change together (`structural.StructuralMethod`)
     channels     layers of any network lose channels together (`channels.ChannelMethod`)
-    training     a loss between a teacher's and a student's outputs (`training.DistillMethod`)
+    training     a loss between a teacher's and a student's outputs (`losses.DistillMethod`)
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ from pydantic import Field, SerializeAsAny, model_validator
 from aicompress.data.section import Data
 from aicompress.errors import RecipeError
 from aicompress.methods.distill.modes import full
-from aicompress.methods.healing import ModeConfig, get_mode
-from aicompress.methods.training import LossConfig, get_loss
+from aicompress.methods.losses import LossConfig, get_loss
+from aicompress.methods.modes import ModeConfig, get_mode
 from aicompress.recipe import (
     Model,
     ReportFiles,

@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from aicompress.errors import Refused, suggestion
-from aicompress.methods.healing import modes
 from aicompress.methods.method import MethodConfig
+from aicompress.methods.modes import modes
 from aicompress.methods.registry import COMMANDS, methods
 from aicompress.recipe.distillation import DistillRecipe
 from aicompress.recipe.evaluation import recipe_class

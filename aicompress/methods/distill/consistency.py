@@ -17,8 +17,8 @@ from pydantic import Field
 from torch import Tensor
 
 from aicompress.methods.distill.logits import READS, check_logits
+from aicompress.methods.losses import DistillMethod, LossConfig
 from aicompress.methods.outputs import Anatomy, Outputs, wanted
-from aicompress.methods.training import DistillMethod, LossConfig
 
 
 class Config(LossConfig):

@@ -18,8 +18,8 @@ from pydantic import Field
 from torch import Tensor
 
 from aicompress.methods.distill.logits import READS, UNLABELLED, SoftenedConfig, check_logits, with_labels
+from aicompress.methods.losses import DistillMethod
 from aicompress.methods.outputs import Anatomy, Outputs, wanted
-from aicompress.methods.training import DistillMethod
 
 
 class Config(SoftenedConfig):

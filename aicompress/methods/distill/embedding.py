@@ -18,8 +18,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from aicompress.methods.distill.mse import squared_error
+from aicompress.methods.losses import DistillMethod, LossConfig
 from aicompress.methods.outputs import Anatomy, Outputs, wanted
-from aicompress.methods.training import DistillMethod, LossConfig
 
 
 class Config(LossConfig):

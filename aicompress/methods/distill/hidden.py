@@ -18,8 +18,8 @@ from pydantic import Field
 from torch import Tensor
 
 from aicompress.methods.distill.layers import check_layers, uniform_map
+from aicompress.methods.losses import DistillMethod, LossConfig
 from aicompress.methods.outputs import Anatomy, Outputs
-from aicompress.methods.training import DistillMethod, LossConfig
 
 
 class Config(LossConfig):

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aicompress.methods.distill.logits import READS, SoftenedConfig, check_logits, with_labels
+from aicompress.methods.losses import DistillMethod
 from aicompress.methods.outputs import Anatomy, KnownClasses, Outputs, wanted
-from aicompress.methods.training import DistillMethod
 
 
 class Config(SoftenedConfig):

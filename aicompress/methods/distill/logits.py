@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
+from aicompress.methods.losses import LossConfig
 from aicompress.methods.outputs import Anatomy, Output, wanted
-from aicompress.methods.training import LossConfig
 
 READS: frozenset[Output] = frozenset({"logits"})
 UNLABELLED = -1  # in the place of a label that is not known

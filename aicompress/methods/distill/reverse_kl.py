@@ -14,8 +14,8 @@ from torch import Tensor
 
 from aicompress.methods.distill.kl import softened_kl
 from aicompress.methods.distill.logits import READS, SoftenedConfig, check_logits, with_labels
+from aicompress.methods.losses import DistillMethod
 from aicompress.methods.outputs import Anatomy, Outputs, wanted
-from aicompress.methods.training import DistillMethod
 
 
 class Config(SoftenedConfig):

@@ -12,8 +12,8 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.data import arrays
 from aicompress.errors import CompressError, RecipeError, Refused, raise_all
 from aicompress.methods.distill.logits import UNLABELLED
+from aicompress.methods.losses import DistillMethod, LossConfig
 from aicompress.methods.outputs import Anatomy
-from aicompress.methods.training import DistillMethod, LossConfig
 from aicompress.model.blocks.input_errors import input_errors_refused
 from aicompress.model.distillation.outputs import Runner, anatomy
 from aicompress.model.loading.tokenizer import FILES, load_tokenizer, vocabulary_digest

@@ -60,7 +60,7 @@ def loaded(plan: DistillPlan, device: torch.device, team: Processes, progress: P
         attend_in_float32(model)
     if plan.training.activation_checkpointing:
         recompute_activations(model)
-    student = Student.of(model, plan.checkpoint, plan.healing)
+    student = Student.of(model, plan.checkpoint, plan.student_mode)
     trained, shards = student.trained(plan.keep_zeros), Shards()
     if divides:
         divided = divided_student(student, trained, model, loss.reads, device)
@@ -79,7 +79,7 @@ def loaded(plan: DistillPlan, device: torch.device, team: Processes, progress: P
             side(first, loss.reads, "fp32")
     teacher = _teacher(plan, panel, loss, device, progress)
     setup = TrainingSetup(own, teacher, loss, plan.samples, plan.split, averaged, shards=shards)
-    recodes = plan.healing.mode.recodes
+    recodes = plan.student_mode.mode.recodes
     if recodes is None:
         return Loaded(setup, student, trained)
     recoding = Recoding.of(student, model, recodes, plan.recipe.seed)
@@ -163,7 +163,7 @@ def _averaged(
     if settings is None:
         return None
     teacher = panel.members[0]
-    alike = Student.of(teacher.model, plan.checkpoint, plan.healing)
+    alike = Student.of(teacher.model, plan.checkpoint, plan.student_mode)
     trained = alike.trained(keep_zeros=False)
     teacher.model.requires_grad_(False)
     if divided_on is not None:

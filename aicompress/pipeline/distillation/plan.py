@@ -13,8 +13,8 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.disk import require_writable
 from aicompress.errors import RecipeError, raise_all
 from aicompress.layer import Kind, LayerInfo
+from aicompress.methods.losses import get_loss
 from aicompress.methods.outputs import Anatomy
-from aicompress.methods.training import get_loss
 from aicompress.model.distillation.outputs import Runner, runner
 from aicompress.model.loading.tokenizer import vocabulary_digest
 from aicompress.pipeline.distillation import mean_teacher, recoding, temperature
@@ -28,12 +28,12 @@ from aicompress.pipeline.distillation.compatibility import (
     token_numbers,
     tokenizer_warnings,
 )
-from aicompress.pipeline.distillation.healing import Healing, keeps_zeros
 from aicompress.pipeline.distillation.samples import bare_module, fitting_samples, models
 from aicompress.pipeline.distillation.signals import outputs as stored_outputs
 from aicompress.pipeline.distillation.signals.folder import SignalFolder
 from aicompress.pipeline.distillation.signals.outputs import StoredOutputs, Taught
 from aicompress.pipeline.distillation.splits import Split, by_tokens, mixed, split_samples
+from aicompress.pipeline.distillation.student_mode import StudentMode, keeps_zeros
 from aicompress.pipeline.distillation.students.made_student import MadeStudent
 from aicompress.pipeline.distillation.teacher import CACHE_BYTES, TOKENS, Loss
 from aicompress.pipeline.step.checks import NOT_OF_TRAINING, known_kinds, left_out, place_problems, require_space
@@ -65,7 +65,7 @@ class DistillPlan:
         split: which samples are trained on, and when.
         output: every file and byte of the output.
         kinds: what the model definition says of the parameters.
-        healing: what of the student moves.
+        student_mode: what of the student moves.
         keep_zeros: weights that are zero stay zero.
         cached: indices of the samples for which the teacher's outputs are computed once.
         warnings: what the user should know.
@@ -87,7 +87,7 @@ class DistillPlan:
     split: Split
     output: Output
     kinds: Mapping[str, Kind | None] | None
-    healing: Healing
+    student_mode: StudentMode
     keep_zeros: bool
     cached: Tensor
     warnings: tuple[str, ...]
@@ -126,7 +126,7 @@ class DistillPlan:
         """What has been settled: what the student was made of, what of it moves, and what is saved."""
         average = () if self.recipe.mean_teacher is None else (mean_teacher.TOLD,)
         tokens = [READS.format(len(numbers)) for numbers in self.numbers if numbers is not None]
-        told = (*(self.made.told if self.made else ()), *self.healing.told, *average, *tokens)
+        told = (*(self.made.told if self.made else ()), *self.student_mode.told, *average, *tokens)
         return (*told, *temperature.planned(self.losses, self.split), *((self.stored.note,) if self.stored else ()))
 
     @property
@@ -179,9 +179,9 @@ def make_plan(
     average = recipe.mean_teacher
     raise_all([] if average is None else mean_teacher.problems(average, run, anatomy, samples))
     training = recipe.training.model_copy(update={"precision": resolved_precision(recipe.training.precision)})
-    healing = Healing.of(student, recipe.mode)
-    uncoded = recoding.problems(student, healing, average is not None)
-    raise_all([*healing.problems(training, () if cache else teachers, student), *uncoded])
+    student_mode = StudentMode.of(student, recipe.mode)
+    uncoded = recoding.problems(student, student_mode, average is not None)
+    raise_all([*student_mode.problems(training, () if cache else teachers, student), *uncoded])
     split = _split(samples, training, recipe)
     stored = (
         None if cache is None else stored_outputs.planned((cache, folder), recipe, losses, samples, taught, student)
@@ -190,7 +190,7 @@ def make_plan(
     further = {name: each.source for name, each in _named(teachers).items()} if average is None else {}
     step = lineage_step("distill", recipe, student.source, {**further, **student.foreign.beside})
     step |= {} if stored is None else stored.lineage(bool(teachers))
-    planned = recoding.coded_outlines(student, healing, _parameters(student, layers))
+    planned = recoding.coded_outlines(student, student_mode, _parameters(student, layers))
     output = arrange(student, destination, planned, step)
     require_space(output)
     alike = [teacher for teacher, numbers in zip(teachers, taught.numbers, strict=False) if numbers is None]
@@ -198,7 +198,7 @@ def make_plan(
     told += left_out(student, destination)
     return DistillPlan(
         student, teachers, recipe, losses, training, run, taught.runs, taught.numbers, layers, samples, split, output,
-        kinds, healing, keeps_zeros(training, student, healing.mode),
+        kinds, student_mode, keeps_zeros(training, student, student_mode.mode),
         NO_SAMPLES if average is not None or stored is not None
         else _cached(training, losses, (taught.runs[0], taught.anatomies[0]), samples, split),
         tuple(dict.fromkeys((*(made.warnings if made else ()), *tied, *warnings, *told, *output.warnings))),

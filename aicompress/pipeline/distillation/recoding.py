@@ -12,10 +12,10 @@ from torch.nn.utils import parametrize
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import RecipeError
 from aicompress.layer import as_matrix
-from aicompress.methods.healing import ModeConfig, Recodes
-from aicompress.pipeline.distillation.healing import Healing
+from aicompress.methods.modes import ModeConfig, Recodes
 from aicompress.pipeline.distillation.optimizer import TrainedParameters
 from aicompress.pipeline.distillation.student import Student
+from aicompress.pipeline.distillation.student_mode import StudentMode
 from aicompress.pipeline.step.output import Planned
 from aicompress.weights import Weight
 
@@ -52,7 +52,7 @@ class Recoding:
     def of(cls, student: Student, model: nn.Module, recodes: Recodes[ModeConfig], seed: int) -> Recoding:
         """Let a model run with codes."""
         targets: Mapping[str, str] = model.aicompress_names  # type: ignore[assignment]
-        config = student.healing.config
+        config = student.student_mode.config
         learnt: dict[str, dict[str, Tensor]] = {}
         for name, tensors in student.stored.items():
             module, _, leaf = targets[name].rpartition(".")
@@ -99,28 +99,30 @@ def _noise(matrix: Tensor, generator: torch.Generator | None) -> Tensor | None:
     return (torch.rand(matrix.shape, generator=generator) - 0.5).to(matrix.device)
 
 
-def coded_outlines(student: Checkpoint, healing: Healing, planned: Mapping[str, Planned]) -> dict[str, Planned]:
+def coded_outlines(
+    student: Checkpoint, student_mode: StudentMode, planned: Mapping[str, Planned]
+) -> dict[str, Planned]:
     """The parameters of an output, those that are learnt as codes in the form of these."""
-    recodes = healing.mode.recodes
+    recodes = student_mode.mode.recodes
     if recodes is None:
         return dict(planned)
     coded = dict(planned)
-    for name in (name for name, suffixes in healing.suffixes.items() if suffixes):
+    for name in (name for name, suffixes in student_mode.suffixes.items() if suffixes):
         spec = student.specs[name]
         rows, columns = as_matrix(torch.empty(spec.shape, device="meta")).shape
         coded[name] = replace(planned[name], weight=recodes.outline((rows, columns)))
     return coded
 
 
-def problems(student: Checkpoint, healing: Healing, averaged: bool) -> list[RecipeError]:
+def problems(student: Checkpoint, student_mode: StudentMode, averaged: bool) -> list[RecipeError]:
     """Errors that say why a student cannot be learnt as codes.
 
     Args:
         averaged: the teacher is the student's own average.
     """
-    if healing.mode.recodes is None:
+    if student_mode.mode.recodes is None:
         return []
-    name = healing.mode.name
+    name = student_mode.mode.name
     wrong: list[RecipeError] = []
     if student.config is not None:
         what = f"mode {name} is for bare files, and {student.path} names an architecture"

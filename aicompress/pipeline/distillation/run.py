@@ -15,7 +15,7 @@ from torch import Tensor
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.place import working_path
 from aicompress.errors import Refused
-from aicompress.methods.healing import BlockTuning, LayerCorrection
+from aicompress.methods.modes import BlockTuning, LayerCorrection
 from aicompress.pipeline.distillation import movement
 from aicompress.pipeline.distillation.loop import log
 from aicompress.pipeline.distillation.loop.log import TrainingLog
@@ -77,11 +77,13 @@ def run(plan: DistillPlan, options: Options = Options(), own: TrainingOptions = 
     device = torch.device(resolved_device(options.device))
     team = assembled(device)
     _require_divisible(plan.training, team.size)
-    if plan.healing.config.of_a_twin and own.movement_file is not None:
-        raise Refused(f"mode {plan.healing.mode.name} takes no steps of a gradient: it has no movement", "mode: full")
+    if plan.student_mode.config.of_a_twin and own.movement_file is not None:
+        raise Refused(
+            f"mode {plan.student_mode.mode.name} takes no steps of a gradient: it has no movement", "mode: full"
+        )
     folder = working_path(plan.output.destination.path)
-    if isinstance(plan.healing.config, BlockTuning):
-        _require_rows(plan.split.first(plan.healing.config.samples), plan.training.batch, team.size)
+    if isinstance(plan.student_mode.config, BlockTuning):
+        _require_rows(plan.split.first(plan.student_mode.config.samples), plan.training.batch, team.size)
         tuning = BlockwiseTuning(plan, device, team, BlockFiles(folder / FOLDER, plan.checkpoint), options.progress)
         write = partial(write_tuned, plan, tuning)
         report = run_step(_step(plan, write, tuning.heal, mark, start), team, options)
@@ -108,14 +110,14 @@ def run(plan: DistillPlan, options: Options = Options(), own: TrainingOptions = 
 
 def _train(plan: DistillPlan, trainer: Trainer, student: Student, options: Options, own: TrainingOptions) -> None:
     """Train, from where a stopped run was; the first process logs."""
-    closed = isinstance(plan.healing.config, LayerCorrection)
+    closed = isinstance(plan.student_mode.config, LayerCorrection)
     if options.resume and not closed:
         trainer.resume()
     if own.log_folder is not None and trainer.team.rank == 0:
         trainer.log = TrainingLog(own.log_folder, trainer.history.step)
     try:
-        if isinstance(plan.healing.config, LayerCorrection):
-            correct_layers(trainer, student, plan.healing.config)
+        if isinstance(plan.student_mode.config, LayerCorrection):
+            correct_layers(trainer, student, plan.student_mode.config)
         else:
             trainer.run(options.progress, own.save_seconds)
     finally:

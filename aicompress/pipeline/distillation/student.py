@@ -15,8 +15,8 @@ from aicompress.layer import LayerInfo
 from aicompress.measure import rel_error
 from aicompress.methods.distill.latent import gaps, settled
 from aicompress.model import hf
-from aicompress.pipeline.distillation.healing import Healing
 from aicompress.pipeline.distillation.optimizer import TrainedParameters
+from aicompress.pipeline.distillation.student_mode import StudentMode
 from aicompress.report.model import LayerRow
 from aicompress.weights import Weight, restore
 
@@ -29,33 +29,33 @@ class Student:
 
     Attributes:
         checkpoint: where it came from.
-        healing: what of it the recipe's mode moves.
+        student_mode: what of it the recipe's mode moves.
         stored: trained parameters by checkpoint parameter and suffix of the stored form; '' for a plain tensor.
         places: names in the model by those in the checkpoint.
     """
 
     checkpoint: Checkpoint
-    healing: Healing
+    student_mode: StudentMode
     stored: dict[str, dict[str, Tensor]]
     places: Mapping[str, str]
 
     @classmethod
-    def of(cls, model: nn.Module, checkpoint: Checkpoint, healing: Healing) -> Student:
+    def of(cls, model: nn.Module, checkpoint: Checkpoint, student_mode: StudentMode) -> Student:
         """Find the tensors that move in a model that was loaded for training; everything else is frozen."""
         targets: Mapping[str, str] = model.aicompress_names  # type: ignore[assignment]
         merged = Counter(targets.values())
         stored: dict[str, dict[str, Tensor]] = {}
         for name, target in targets.items():
-            _relax(model, target, name, checkpoint, healing)
-            compressed, corrected = name in checkpoint.manifest.entries, healing.config.of_a_twin
+            _relax(model, target, name, checkpoint, student_mode)
+            compressed, corrected = name in checkpoint.manifest.entries, student_mode.config.of_a_twin
             parameters = _parameters(model, target, compressed, corrected)
-            parameters = {s: tensor for s, tensor in parameters.items() if s in healing.suffixes[name]}
+            parameters = {s: tensor for s, tensor in parameters.items() if s in student_mode.suffixes[name]}
             if parameters and merged[target] == 1:  # parameters that the architecture merges cannot be told apart
                 stored[name] = parameters
         trained = {id(parameter) for parameters in stored.values() for parameter in parameters.values()}
         for parameter in model.parameters():
             parameter.requires_grad_(id(parameter) in trained)
-        return cls(checkpoint, healing, stored, targets)
+        return cls(checkpoint, student_mode, stored, targets)
 
     def trained(self, keep_zeros: bool) -> TrainedParameters:
         """The trained parameters by their names in the native layout, with dtypes, zeros, scales and latent numbers."""
@@ -70,7 +70,7 @@ class Student:
             disk = {**native_names(name, tensors), **{s: shared[s] for s in tensors if s in shared}}
             start = self._start(name) if name in self.checkpoint.manifest.entries else None
             kept, steps = (None, {}) if start is None else (start.tensors(), gaps(start))
-            relative = self.healing.relative(name)
+            relative = self.student_mode.relative(name)
             for suffix, parameter in tensors.items():
                 full = disk[suffix]
                 parameters[full] = parameter
@@ -82,7 +82,7 @@ class Student:
                 elif keep_zeros and parameter.ndim >= 2:
                     zero = parameter.detach() == 0
                     zeros |= {full: zero} if bool(zero.any()) else {}
-        return TrainedParameters(parameters, dtypes, zeros, scales, latent, self.healing.code_rate)
+        return TrainedParameters(parameters, dtypes, zeros, scales, latent, self.student_mode.code_rate)
 
     def value(self, name: str) -> Tensor | Weight:
         """The trained value of a parameter: a plain tensor in its own dtype, or its stored form."""
@@ -93,11 +93,11 @@ class Student:
             return tensors[""].detach().cpu().to(self.checkpoint.specs[name].dtype)
         old = self._start(name)
         now = {s: tensors[s].detach().cpu().to(t.dtype) if s in tensors else t for s, t in old.tensors().items()}
-        return restore(now, old.meta()) if self.healing.mode.relax is None else settled(old, now)
+        return restore(now, old.meta()) if self.student_mode.mode.relax is None else settled(old, now)
 
     def _start(self, name: str) -> Weight:
         """A stored weight of the checkpoint, with latent numbers in the place of codes that move."""
-        return self.healing.relaxed(self.checkpoint.weight(name))
+        return self.student_mode.relaxed(self.checkpoint.weight(name))
 
     def original(self, name: str) -> Tensor | Weight:
         """The value of a parameter in the checkpoint."""
@@ -109,7 +109,9 @@ class Student:
         now = value.parts()[info.part] if info.part and not isinstance(value, Tensor) else value
         after = info.matrix(now).float() if isinstance(now, Tensor) else now.dense()
         moved = rel_error(before, after)
-        fixed = f"mode {self.healing.mode.name} leaves it" if self.healing.stays(info.tensor) else CANNOT_TRAIN
+        fixed = (
+            f"mode {self.student_mode.mode.name} leaves it" if self.student_mode.stays(info.tensor) else CANNOT_TRAIN
+        )
         note = "" if info.tensor in self.stored else fixed
         method = loss if info.tensor in self.stored else "-"
         form = info.stored if info.part or isinstance(value, Tensor) else value.form
@@ -119,13 +121,13 @@ class Student:
         )  # fmt: skip
 
 
-def _relax(model: nn.Module, target: str, name: str, checkpoint: Checkpoint, healing: Healing) -> None:
+def _relax(model: nn.Module, target: str, name: str, checkpoint: Checkpoint, student_mode: StudentMode) -> None:
     """Put latent numbers in the place of the codes of a layer, where codes move."""
     parent, _, leaf = target.rpartition(".")
     module = model.get_submodule(parent)
-    if healing.mode.relax is None or not isinstance(module, hf.Stored) or leaf != "weight":
+    if student_mode.mode.relax is None or not isinstance(module, hf.Stored) or leaf != "weight":
         return
-    weight = healing.relaxed(checkpoint.weight(name))
+    weight = student_mode.relaxed(checkpoint.weight(name))
     module.entry["meta"] = weight.meta()  # in place: a tied layer has the same entry
     for suffix, tensor in weight.tensors().items():
         held = f"weight_{suffix}" if suffix else "weight"

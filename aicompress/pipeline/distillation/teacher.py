@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.methods.distill.signals import completed
+from aicompress.methods.losses import DistillMethod, LossConfig
 from aicompress.methods.outputs import Output, Outputs
-from aicompress.methods.training import DistillMethod, LossConfig
 from aicompress.model.distillation.outputs import Runner, Task
 from aicompress.pipeline.distillation.batches import Batch, TrainingSamples
 

@@ -26,7 +26,7 @@ def write_tuned(plan: DistillPlan, tuning: BlockwiseTuning, opened: OpenOutput) 
     tuning.heal()
     places = tuning.files.names()
     better = tuning.history.best_step > 0
-    student = Student(plan.checkpoint, plan.healing, {name: {} for name in places}, {})
+    student = Student(plan.checkpoint, plan.student_mode, {name: {} for name in places}, {})
 
     def value_of(name: str) -> Tensor | Weight:
         return tuning.files.value(name, places[name]) if better and name in places else student.original(name)

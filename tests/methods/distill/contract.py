@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aicompress.methods.losses import DistillMethod, LossConfig
 from aicompress.methods.outputs import Anatomy, Outputs
-from aicompress.methods.training import DistillMethod, LossConfig
 
 SAMPLES, TOKENS, WIDTH, CLASSES, DEPTH, HEADS = 4, 6, 8, 5, 3, 2
 ANATOMY = Anatomy(CLASSES, WIDTH, DEPTH, labels=True, embedding=WIDTH, heads=HEADS)

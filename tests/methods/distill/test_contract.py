@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from aicompress.methods import Method, methods
-from aicompress.methods.training import DistillMethod
+from aicompress.methods.losses import DistillMethod
 from tests.methods.distill.contract import require_contract
 
 

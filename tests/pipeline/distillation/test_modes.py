@@ -16,7 +16,7 @@ from torch import Tensor
 from aicompress import load as load_model
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import RecipeError
-from aicompress.methods.healing import StudentParameter, get_mode, modes
+from aicompress.methods.modes import StudentParameter, get_mode, modes
 from aicompress.pipeline.distillation.plan import DistillPlan, make_plan
 from aicompress.pipeline.distillation.run import TrainingOptions, run
 from aicompress.pipeline.step.options import Options
@@ -97,15 +97,15 @@ def test_a_mode_moves_what_it_says_and_what_is_written_is_what_was_judged(
             s: (t.dtype, t.shape) for s, t in after[parameter].items()
         }
         moved = {s for s, tensor in tensors.items() if not torch.equal(tensor, after[parameter][s])}
-        assert moved <= plan.healing.suffixes[parameter], parameter
+        assert moved <= plan.student_mode.suffixes[parameter], parameter
     # The student's biases are zero, and the teacher's are not. Beside one layer's large numbers its own does not count.
     assert all(after[f"{layer}.bias"][""].any() for layer in every_form.LAYERS if layer != "quantized_factors")
-    if plan.healing.mode.keeps_zeros:
+    if plan.student_mode.mode.keeps_zeros:
         was, now = (side["last.weight"][""] for side in (before, after))  # a dense matrix with zeros
         assert torch.equal(now == 0, was == 0)
         assert bool((now != was)[was != 0].all())
     rows = {row.name.split(".")[0]: row for row in report.layers}
-    assert all((row.method == "-") == plan.healing.stays(f"{layer}.weight") for layer, row in rows.items())
+    assert all((row.method == "-") == plan.student_mode.stays(f"{layer}.weight") for layer, row in rows.items())
 
 
 @pytest.mark.parametrize("name", modes())
@@ -142,8 +142,8 @@ def test_scales_of_every_depth_move(inputs: tuple[Path, Path, Path], tmp_path: P
     }.items():
         assert mode.moves(StudentParameter("fc.weight", (6, 12), FORMS[name]), mode.config()) == moved
     plan = planned(inputs, tmp_path, "scales")
-    assert plan.healing.suffixes["last_norm.weight"] == {""}
-    assert plan.healing.suffixes["last.weight"] == set()
+    assert plan.student_mode.suffixes["last_norm.weight"] == {""}
+    assert plan.student_mode.suffixes["last.weight"] == set()
     assert any(note.startswith("mode scales: ") for note in plan.summary().notes)
 
 

@@ -16,7 +16,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.cli.app import app
 from aicompress.errors import RecipeError
 from aicompress.methods import distill, get
-from aicompress.methods.training import DistillMethod
+from aicompress.methods.losses import DistillMethod
 from aicompress.recipe.distillation import load
 from aicompress.recipe.schema import schema
 from aicompress.report.model import Report
@@ -33,7 +33,7 @@ from pydantic import Field
 
 from aicompress.methods.distill.logits import READS, check_logits
 from aicompress.methods.outputs import wanted
-from aicompress.methods.training import DistillMethod, LossConfig
+from aicompress.methods.losses import DistillMethod, LossConfig
 
 
 class Config(LossConfig):

@@ -17,7 +17,7 @@ from aicompress import recipe
 from aicompress.cli.app import app
 from aicompress.layer import LayerInfo
 from aicompress.methods import methods
-from aicompress.methods.healing import modes
+from aicompress.methods.modes import modes
 from aicompress.pipeline.distillation import temperature
 from aicompress.recipe.distillation import load
 from aicompress.report.model import Report

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Literal
 
 from aicompress.methods.distill.latent import latent_suffixes
-from aicompress.methods.healing import NOTHING, WHOLE, BlockTuning, Mode, StudentParameter, real_suffixes
+from aicompress.methods.modes import NOTHING, WHOLE, BlockTuning, Mode, StudentParameter, real_suffixes
 
 
 class Config(BlockTuning):

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from aicompress.methods.distill.latent import latent_suffixes, relaxed
 from aicompress.methods.distill.modes import scales
-from aicompress.methods.healing import Mode, ModeConfig, StudentParameter, code_rate
+from aicompress.methods.modes import Mode, ModeConfig, StudentParameter, code_rate
 
 # On a language model of 7 million parameters in 2 bits, 200 steps win back 34 % of the divergence with a travel of 0.75
 # and 56 % with one of 3; at a rate of 0.1 the loss grows.

@@ -20,7 +20,7 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
-from aicompress.methods.healing import NOTHING, WHOLE, Mode, ModeConfig, Recodes, StudentParameter
+from aicompress.methods.modes import NOTHING, WHOLE, Mode, ModeConfig, Recodes, StudentParameter
 from aicompress.weights import IntGrouped, Weight
 
 BITS = 8

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from aicompress.methods.healing import NOTHING, WHOLE, Mode, ModeConfig, StudentParameter, real_suffixes
+from aicompress.methods.modes import NOTHING, WHOLE, Mode, ModeConfig, StudentParameter, real_suffixes
 from aicompress.weights import Weight
 from aicompress.weights.form import within
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from aicompress.methods.healing import WHOLE, Mode, ModeConfig, StudentParameter, real_suffixes
+from aicompress.methods.modes import WHOLE, Mode, ModeConfig, StudentParameter, real_suffixes
 from aicompress.weights import Weight
 
 

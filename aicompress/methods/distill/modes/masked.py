@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from aicompress.methods.distill.modes import full
-from aicompress.methods.healing import Mode, ModeConfig, StudentParameter
+from aicompress.methods.modes import Mode, ModeConfig, StudentParameter
 
 
 class Config(ModeConfig):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from aicompress.methods.healing import NOTHING, WHOLE, LayerCorrection, Mode, StudentParameter
+from aicompress.methods.modes import NOTHING, WHOLE, LayerCorrection, Mode, StudentParameter
 
 
 class Config(LayerCorrection):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from aicompress.errors import CompressError, Refused
 from aicompress.layer import LayerInfo, as_matrix
-from aicompress.methods.healing import BlockTuning
+from aicompress.methods.modes import BlockTuning
 from aicompress.methods.outputs import Outputs
 from aicompress.model.blocks.bf16_interior import given, interior
 from aicompress.model.blocks.find import Block, find_blocks
@@ -81,7 +81,7 @@ class BlockwiseTuning:
     @property
     def config(self) -> BlockTuning:
         """The mode's parameters."""
-        config = self.plan.healing.config
+        config = self.plan.student_mode.config
         assert isinstance(config, BlockTuning)
         return config
 
@@ -190,7 +190,7 @@ class BlockwiseTuning:
         own = dict(stage.module.named_parameters())
         for name, path in student.loader.paths.items():
             inside = path.removeprefix(f"{stage.name}.") if path.startswith(f"{stage.name}.") or not stage.name else ""
-            if inside in own and not self.plan.healing.stays(name):
+            if inside in own and not self.plan.student_mode.stays(name):
                 layers[name] = self._layer(name, inside, originals.get(inside))
         config = self.config
         pace = TuningSchedule(config.steps, config.code_rate, config.scale_rate, config.factor_rate)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from functools import partial
 
-from aicompress.methods.healing import LayerCorrection
+from aicompress.methods.modes import LayerCorrection
 from aicompress.model.blocks.side_by_side import Runs
 from aicompress.model.distillation.corrections import correct, pairs
 from aicompress.pipeline.distillation.loop.trainer import Trainer

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from aicompress.methods.distill import kl
-from aicompress.methods.healing import code_rate
+from aicompress.methods.modes import code_rate
 from aicompress.methods.outputs import Outputs
 from aicompress.pipeline.distillation.loop.state import Point, StateFile, TrainingHistory
 from aicompress.pipeline.distillation.optimizer import TrainedParameters, optimizer, rate

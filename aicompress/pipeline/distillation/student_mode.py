@@ -8,7 +8,7 @@ from functools import partial
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CompressError, RecipeError, Refused
-from aicompress.methods.healing import NOTHING, Mode, ModeConfig, StudentParameter, get_mode
+from aicompress.methods.modes import NOTHING, Mode, ModeConfig, StudentParameter, get_mode
 from aicompress.recipe.distillation import Training
 from aicompress.weights import Submatrix, Weight
 from aicompress.weights.form import within
@@ -16,7 +16,7 @@ from aicompress.weights.masked import Masked
 
 
 @dataclass(frozen=True)
-class Healing:
+class StudentMode:
     """A mode with what it moves of one student.
 
     Attributes:
@@ -32,7 +32,7 @@ class Healing:
     parameters: tuple[StudentParameter, ...]
 
     @classmethod
-    def of(cls, student: Checkpoint, config: ModeConfig) -> Healing:
+    def of(cls, student: Checkpoint, config: ModeConfig) -> StudentMode:
         """What a mode moves of a student."""
         mode, owners = get_mode(config.name), student.manifest.owners
         shared = {each for name in student.parameters() for each in (name, *owners(name).values()) if owners(name)}
