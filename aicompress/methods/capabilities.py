@@ -73,10 +73,10 @@ class Batched(Generic[C]):
 
 @dataclass(frozen=True)
 class Prepares(Generic[C]):
-    """What the method makes of a layer's inputs alone is made once for layers with these inputs that come in turn.
+    """Layers with the same inputs come one after the other, and the work on the inputs is done once for all of them.
 
     Attributes:
-        onto: (a layer, config) -> a function that gives what `apply` gives for any layer with the inputs of that one.
+        onto: (a layer, config) -> a function that gives what `apply` gives, for any layer with the inputs of this one.
     """
 
     onto: Callable[[Layer, C], Callable[[Layer], Weight]]
@@ -84,10 +84,11 @@ class Prepares(Generic[C]):
 
 @dataclass(frozen=True)
 class TwoSided(Generic[C]):
-    """A layer whose errors E count by both sides, tr(P E H Eᵀ), is compressed as a whole.
+    """The method can minimize an error E that is weighted on both sides, tr(P E H Eᵀ), such as that of an outer factor.
 
     Attributes:
-        compress: (layer, P as (out, out), config) -> the weight; None where that cannot be, or rows share something.
+        compress: (layer, P of shape (out, out), config) -> the weight; None where the config does not allow it, such as
+            where rows share a scale.
     """
 
     compress: Callable[[Layer, Tensor, C], Weight | None]
@@ -95,12 +96,12 @@ class TwoSided(Generic[C]):
 
 @dataclass(frozen=True)
 class Couples(Generic[C]):
-    """Layers of which only products of heads count are compressed two by two; others stay as they are.
+    """Pairs of layers whose heads are multiplied with each other are compressed together; other layers stay.
 
     Attributes:
-        stays: (product, config) -> why its members stay as they are, in a few words; empty where they do not.
-        outline: (product, one of its members, config) -> that one's stored weight without data.
-        compress: (product, its members, their biases where they have one, config) -> the stored weights.
+        stays: (product, config) -> why its two layers stay as they are, in a few words; empty where they do not.
+        outline: (product, one of its layers, config) -> that layer's stored weight without data.
+        compress: (product, its two layers, their biases or None, config) -> the stored weights.
     """
 
     stays: Callable[[HeadProduct, C], str]
@@ -125,14 +126,15 @@ class Measured:
 
 @dataclass(frozen=True)
 class Rounded:
-    """What a layer would lose if it were rounded to integer codes of no more bytes than it takes compressed.
+    """The error of a layer rounded to integer codes, in no more bytes than its compressed weight takes.
 
-    Errors are squared ones, as the method weighs them, each with that of zero: those of blocks of rows add up.
+    An error is a pair: the squared error, weighted as the method weighs it, and the same of an all-zero weight. Pairs
+    of blocks of rows add up.
 
     Attributes:
         bits: of a code.
-        codes: of these codes.
-        compressed: of the compressed weight.
+        codes: the error of these codes.
+        compressed: the error of the compressed weight.
     """
 
     bits: int
@@ -151,7 +153,7 @@ class Rounded:
 
     @classmethod
     def of_blocks(cls, blocks: Sequence[Rounded | None]) -> Rounded | None:
-        """Of a layer, by its blocks of rows; None where nothing can be said of one."""
+        """The error of a layer from those of its blocks of rows; None where that of a block is not known."""
         known = [block for block in blocks if block is not None]
         if not known or len(known) < len(blocks):
             return None
@@ -164,17 +166,17 @@ class Rounded:
 
 @dataclass(frozen=True)
 class RowWise(Generic[C]):
-    """Rows are compressed apart from each other, without random numbers: a large layer is done in blocks of rows.
+    """Rows are compressed independently and without random numbers, so that a large layer is done in blocks of rows.
 
     Attributes:
-        independent: config -> whether its rows are, or become so by `divided`.
+        independent: config -> whether rows are independent, or become so with the configs of `divided`.
         measured: (rows of a weight as they are stored, layer info, config) -> what `apply` gives for them and its
-            error, in one fast pass; None where that takes `apply`.
-        divided: (layer info, functions that read its blocks of rows, config) -> a config for each block, where what a
-            row becomes depends on the others; None: the layer's own for all of them.
+            error, in one fast pass; None where only `apply` can do it.
+        divided: (layer info, functions that read its blocks of rows, config) -> a config for each block, where the
+            result of a row depends on the other rows; None: every block takes the layer's config.
         divides: config -> whether `divided` is needed.
-        together: config -> the number of rows that a block holds a multiple of, where rows share bytes on disk.
-        exact: blocks give the numbers that the whole gives, to the last bit; else others that are as close.
+        together: config -> a block holds a multiple of this many rows, because they share bytes on disk.
+        exact: blocks give the same numbers as the whole layer, to the last bit; otherwise numbers that are as close.
     """
 
     independent: Callable[[C], bool]
@@ -209,8 +211,8 @@ class Rescales(Generic[C]):
     `apply` sees the rescaled weight, and statistics of the rescaled input.
 
     Attributes:
-        factors: (the layers that read one input, a function that makes those factors equal which must be) -> the
-            factors, or None to leave this input as it is.
+        factors: (the layers that read one input, a function that makes equal those factors which have to be) -> the
+            factors; None leaves this input as it is.
     """
 
     factors: Callable[[Sequence[Candidate[C]], Callable[[Tensor], Tensor]], ScalingFactors | None]
@@ -228,7 +230,7 @@ class Rotates(Generic[C]):
     """The model's residual stream is rotated before its layers are compressed; `apply` sees the rotated model.
 
     Attributes:
-        rotation: (width of the residual stream, whether the vector of ones must stay, seed) -> the rotation.
+        rotation: (width of the residual stream, whether R must keep the vector of ones, seed) -> the rotation R.
         unties: config -> whether an output head that shares the embedding's matrix may get one of its own.
     """
 

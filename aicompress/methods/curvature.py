@@ -31,7 +31,7 @@ def statistics(layer: Layer) -> InputStats:
     return layer.inputs
 
 
-def moments(layer: Layer) -> Tensor:
+def raw_gram(layer: Layer) -> Tensor:
     """H = E[x xᵀ], (in, in), as the statistics hold it; not to be modified.
 
     Raises:
@@ -46,8 +46,8 @@ def moments(layer: Layer) -> Tensor:
 
 
 def gram(layer: Layer) -> Tensor:
-    """H = E[x xᵀ], (in, in) float64; errors as of `moments`."""
-    return moments(layer).double()
+    """H = E[x xᵀ], (in, in) float64; errors as of `raw_gram`."""
+    return raw_gram(layer).double()
 
 
 def importance(layer: Layer) -> Tensor:
@@ -63,14 +63,14 @@ def importance(layer: Layer) -> Tensor:
     return squares.float()
 
 
-class Moments(NamedTuple):
+class GradientMoments(NamedTuple):
     """Mean of g and of g², (out, in) float32, of single samples' gradients g in a layer's weight."""
 
     mean: Tensor
     square: Tensor
 
 
-def gradients(layer: Layer) -> Moments:
+def gradients(layer: Layer) -> GradientMoments:
     """Moments of the gradients in a layer's weight.
 
     Raises:
@@ -81,7 +81,7 @@ def gradients(layer: Layer) -> Moments:
         raise CompressError(f"{layer.info.name}: there are no gradients of it", "collect them from this checkpoint")
     if not (torch.isfinite(known.mean).all() and torch.isfinite(known.square).all()):
         raise CompressError(f"{layer.info.name}: its gradients hold NaN or infinity", "calibrate on other data")
-    return Moments(known.mean, known.square)
+    return GradientMoments(known.mean, known.square)
 
 
 def loss(error: Tensor, gram: Tensor) -> float:
@@ -237,7 +237,7 @@ def shifted(layer: Layer, part: float, solve: Callable[[Tensor], Tensor]) -> Ten
     """
     if part == 0:
         return layer.weight.contiguous()
-    cross, own = statistics(layer).cross, moments(layer)
+    cross, own = statistics(layer).cross, raw_gram(layer)
     if cross is None:
         raise CompressError(
             f"{layer.info.name}: its statistics do not compare its inputs with the uncompressed model's",

@@ -18,12 +18,12 @@ C = TypeVar("C", bound=MethodConfig)
 
 
 def most(info: LayerInfo, given: C, found: Sequence[C]) -> C:
-    """The parameters in which every number is the largest that one of them asks for.
+    """One config for layers that have to be stored alike: every number is the largest that one of them asks for.
 
     Args:
-        info: one of those that they are of.
-        given: as the recipe has them.
-        found: what came of them.
+        info: one of the layers.
+        given: the config as the recipe gives it.
+        found: the config that was found for each layer.
     """
     numbers = {name: {getattr(each, name) for each in found} for name in type(found[0]).model_fields}
     return found[0].model_copy(update={name: max(values) for name, values in numbers.items() if len(values) > 1})
@@ -31,13 +31,12 @@ def most(info: LayerInfo, given: C, found: Sequence[C]) -> C:
 
 @dataclass(frozen=True)
 class Allocates(Generic[C]):
-    """A budget over several layers, or over the values of a layer, becomes explicit parameters of each layer.
-
-    The weights decide: energy, global sparsity, bytes of the whole output.
+    """The weights decide how a budget is shared out, such as an energy, a global sparsity, or bytes of the output.
 
     Attributes:
-        resolve: (candidates, bytes of everything else in the output) -> one config per candidate.
-        alike: (one of the experts in a tensor, config as it was given, those found for them) -> the one of all of them.
+        resolve: (candidates, bytes of everything else in the output) -> an explicit config for each candidate.
+        alike: (one of the experts in a tensor, their config as the recipe gives it, the config found for each of them)
+            -> one config for all of them.
     """
 
     resolve: Callable[[Sequence[Candidate[C]], int], list[C]]
@@ -46,13 +45,14 @@ class Allocates(Generic[C]):
 
 @dataclass(frozen=True)
 class SurveySetting:
-    """What decides on a survey beside the layers themselves.
+    """What a survey's decision is given beside the layers.
 
     Attributes:
-        other_bytes: of everything else in the output's weight files, at most.
-        saved_milliseconds: (layer, compressed weight) -> time that the layer's forward pass takes less on this machine.
-        done: told of the number of layers that are measured.
-        divergence: (one explicit config per candidate) -> KL of the outputs in nats, measured on the running model.
+        other_bytes: bytes of everything else in the output's weight files, at most.
+        saved_milliseconds: (layer, compressed weight) -> how much less time the layer's forward pass takes here.
+        done: called with the number of layers that are measured.
+        divergence: (an explicit config for each candidate) -> KL divergence of the outputs in nats, measured on the
+            running model.
     """
 
     other_bytes: int
@@ -94,7 +94,7 @@ class Width:
 
 @dataclass(frozen=True)
 class WidthSearch:
-    """The target of a search for widths, which is one for all layers, and how it is measured; one target is given.
+    """The target of a search for widths, one for all layers, and how it is measured. Exactly one target is given.
 
     Attributes:
         target_bytes: weight bytes of the whole output.
@@ -133,8 +133,8 @@ class Widths(Generic[C]):
     Attributes:
         search: config -> what is searched for; None where the config's width is explicit, or found from the weights.
         options: (config, a layer's input columns) -> the widths to choose among.
-        at: (config, width) -> the config with this width, as if it had been given.
-        sketch: (layer with at most the norms of its inputs, config) -> about what `apply` gives, at a fraction of its
+        at: (config, width) -> the config with this width, as if the recipe had given it.
+        sketch: (layer with at most the norms of its inputs, config) -> roughly what `apply` gives, in a fraction of its
             time.
     """
 

@@ -35,18 +35,19 @@ class LayerMethod(Method, Generic[C]):
         config: the class of its parameters.
         apply: (layer, config) -> the compressed weight. Deterministic; must not modify the layer.
         outline: (layer info, config) -> the same weight without data: exactly the dtypes and shapes that `apply` gives.
-        check: (layer info, config) -> what makes the config impossible for this layer, as (message, hint), or None.
-        describe: the few knobs a report row shows, from the config and the stored weight or its outline; under the key
-            "note" a sentence that says why the layer came out as it did, where that is not obvious.
-        reading: the parameters decide which statistics are read; None: all of `needs`, whatever they are.
-        suits: (layer info) -> whether it is a layer that the method is made for; others stay as they are, and the plan
-            says so; the step is refused where none is.
+        check: (layer info, config) -> why this layer cannot be compressed so, as (message, hint); None if it can.
+        describe: (config, the stored weight or its outline) -> the parameters that a row of the report shows; the key
+            "note" holds a sentence that explains the result where it is not obvious.
+        reading: says which statistics a config reads; None: all of `needs`, whatever the config.
+        suits: (layer info) -> whether the method is made for this layer. Other layers stay as they are, which the plan
+            says; the step is refused where no layer suits.
         made_for: what such layers are, in a few words.
-        rounded: (layer, config, compressed weight, its bytes and its part of those that layers share) -> what rounding
-            the layer in no more bytes would lose; None where that cannot be, or is what the method does.
-        stacks: matrices one below the other, as experts lie in one tensor, come out as each by itself.
+        rounded: (layer, config, compressed weight, its bytes with its part of what layers share) -> the error that
+            rounding the layer to integer codes in no more bytes would have; None where that is impossible, or is what
+            the method does.
+        stacks: `apply` treats matrices that lie one below the other, such as experts in one tensor, as each alone.
         batched, prepares, two_sided, couples, shares, row_wise, rescales, rotates, allocates, surveys, widths:
-            capabilities; None where it lacks one.
+            capabilities; None where the method lacks one.
     """
 
     config: type[C]
@@ -76,7 +77,7 @@ class LayerMethod(Method, Generic[C]):
     kind: ClassVar[str] = "layerwise"
 
     def prepared(self, layer: Layer, config: C) -> Callable[[Layer], Weight]:
-        """A function that compresses layers with the inputs of one, in turn."""
+        """A function that compresses layers one after the other, all of which have the same inputs as this one."""
         return (lambda each: self.apply(each, config)) if self.prepares is None else self.prepares.onto(layer, config)
 
     def reads(self, config: C) -> frozenset[str]:
@@ -85,26 +86,26 @@ class LayerMethod(Method, Generic[C]):
         return self.needs if decides is None else decides(config)
 
     def takes(self, kind: Kind, config: C) -> bool:
-        """Whether a config can compress a layer of some kind as it is; experts in one tensor if they need no inputs."""
+        """Whether `apply` takes a layer of this kind as one matrix; experts in a tensor only if no inputs are read."""
         if kind != "experts":
             return True
         searches = self.widths is not None and self.widths.search(config) is not None
         return self.stacks and not self.reads(config) and not self.undecided(config) and not searches
 
     def takes_each(self, config: C) -> bool:
-        """Whether a config can compress the matrices of experts in one tensor one by one.
+        """Whether the experts in one tensor can be compressed one by one.
 
-        Not where layers are compressed together, or are decided on together by what the running model shows.
+        They cannot where layers are compressed together, or where the running model decides on several at once.
         """
         searches = self.widths is not None and self.widths.search(config) is not None
         return not self.links and not searches and not self.undecided(config) and not self.reads(config) & OF_TRAINING
 
     def surveyed(self, config: C) -> frozenset[str]:
-        """Statistics of the original model that are read before any layer is compressed; none without a survey."""
+        """Statistics of the original model that a survey reads before any layer is compressed; none without one."""
         return frozenset() if self.surveys is None else self.surveys.statistics(config)
 
     def tries(self, config: C) -> bool:
-        """Whether the running model decides, on which explicit configs are tried before any layer is compressed."""
+        """Whether explicit configs are tried on the running model before any layer is compressed."""
         return self.surveys is not None and self.surveys.tries(config)
 
     def undecided(self, config: C) -> bool:
@@ -112,7 +113,7 @@ class LayerMethod(Method, Generic[C]):
         return bool(self.surveyed(config)) or self.tries(config)
 
     def shift(self, config: C) -> float:
-        """How far the target moves to make up for what compressed layers before it changed."""
+        """How far the target moves from the original layer's output towards the original model's, from 0 to 1."""
         return 0.0 if self.reading is None else self.reading.shift(config)
 
     def compares(self, config: C) -> bool:
@@ -131,26 +132,26 @@ class LayerMethod(Method, Generic[C]):
 
     @property
     def recodes(self) -> bool:
-        """Whether a layer gets new codes: zeros that an earlier step left in it have to be kept apart from them."""
+        """Whether a layer gets new codes, so that zeros which an earlier step left in it need to be kept."""
         return self.command == "quantize"
 
     @property
     def tunable(self) -> bool:
-        """Whether what it stores can move on towards what a block gave before: codes, or factors of one layer."""
+        """Whether block tuning can move what the method stores: codes, or the factors of one layer."""
         return self.command in ("quantize", "factorize") and self.shares is None
 
     @property
     def leaves(self) -> bool:
-        """Whether it leaves selected layers as they are that no other one goes with."""
+        """Whether selected layers stay as they are when there is no other layer to compress them with."""
         return self.couples is not None or (self.shares is not None and not self.shares.alone)
 
     def planned(self, info: LayerInfo, config: C) -> Weight:
-        """Outline of a layer as it is stored: of one that is sparse, the survivors alone where that is smaller."""
+        """The outline that is stored: for a sparse layer the codes of its survivors alone, where that is smaller."""
         outline = self.outline(info, config)
         return outline_of(info, outline) if self.recodes else outline
 
     def stored(self, layer: Layer, weight: Weight) -> Weight:
-        """A compressed weight as it is stored: zeros of a layer that is sparse stay exactly zero."""
+        """The weight that is stored: where the layer was sparse, its zeros are exactly zero again."""
         return kept_zero(layer, weight) if self.recodes else weight
 
 
@@ -160,7 +161,7 @@ STACKED = 1 << 23  # weights of layers with the same inputs that are worked on a
 
 
 def stacks(layers: Sequence[Layer], most: int = STACKED) -> list[list[Layer]]:
-    """Layers in order, those beside each other in one stack while they are small and stored in one dtype."""
+    """Neighbouring layers of one dtype in stacks of at most so many weights; the order stays."""
     stacked: list[list[Layer]] = []
     for layer in layers:
         last = stacked[-1] if stacked else []

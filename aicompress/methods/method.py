@@ -23,10 +23,10 @@ class MethodConfig(BaseModel):
     are part of the JSON schema, and the tests that every method must pass run on them.
 
     Attributes:
-        one_of: fields that say the same thing in different ways: exactly one of them is given. A rule that gives one
-            replaces the method's.
-        budgets: fields that several layers share: those of a level that gives one share the level's own.
-        entropy_coded: codes are entropy-coded where the recipe does not say how they are stored.
+        one_of: fields that say the same thing in different ways: a recipe gives exactly one of them. One that a rule
+            gives replaces the recipe's.
+        budgets: fields that are shared out among layers. A level that gives one has a budget of its own.
+        entropy_coded: whether codes are entropy-coded where the recipe does not say `storage`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,16 +45,16 @@ class MethodConfig(BaseModel):
 
     @property
     def gradient_loss(self) -> GradientLoss:
-        """The loss whose gradients are read: of true labels, of the model's own predictions, or as the data allows."""
+        """The loss whose gradients are read: of true labels (task), of the model's own predictions (own), or auto."""
         return "auto"
 
     @property
     def no_smaller(self) -> str:
-        """Why the layers are stored in as many bytes as before, and what to set instead; empty where they are not."""
+        """Why the layers take as many bytes as before, and what to set instead; empty where they take fewer."""
         return ""
 
     def fitted(self, columns: int) -> Self:
-        """The parameters for a layer of so many input columns: what the recipe leaves open fits it."""
+        """The parameters for a layer of this many input columns: a group size that is left open divides them."""
         return self
 
     def relative_to(self, folder: Path) -> Self:
@@ -63,7 +63,7 @@ class MethodConfig(BaseModel):
 
     @classmethod
     def beneath(cls, given: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
-        """What a rule's fields leave of the method's: a preset replaces all, one of `one_of` the others.
+        """The method's fields that hold beside a rule's: none beside a preset, no other of `one_of` beside one of it.
 
         Args:
             given: fields of the recipe's method.

@@ -17,9 +17,9 @@ from aicompress.statistics import InputStats
 
 @dataclass(frozen=True)
 class Unit:
-    """A kind of structural unit. A subclass for each kind; its fields say how a method takes the units.
+    """A kind of structural unit: one subclass for each kind, whose fields say how a method wants the units grouped.
 
-    A method names the kind that it chooses among; the pipeline finds and cuts the units of each kind by its class.
+    A method names the kind by its class; `pipeline/structured/units/` has the file that finds and cuts such units.
 
     Attributes:
         plural: what the units are called in reports and messages.
@@ -30,20 +30,20 @@ class Unit:
 
 @dataclass(frozen=True)
 class Part:
-    """What one tensor gives to the units of a structure.
+    """The numbers of one tensor that belong to the units of a structure.
 
     Attributes:
         tensor: the parameter.
         module: the layer it belongs to, or the part of a fused one; a weight and its bias share it.
-        role: a producer computes the units, a consumer reads them, an offset is added to what a consumer gives; a whole
-            unit is none of these.
+        role: a producer computes the units, a consumer reads them, an offset is added to a consumer's output; a part of
+            a whole unit, such as a tensor of a block, is none of these.
         first: the unit that the first row belongs to.
-        read: float32 matrix (units, numbers): row j belongs to unit first + j; one row for an offset. Call it late and
-            drop the result.
-        span: entries of the tensor's axis that make a unit; a row holds them one after the other.
-        take: the same rows of any tensor of this shape, such as scores of its entries; None where nothing asks.
-        sums: order -> Σ |x|^order of each row, (units,) float64, without holding them; None: from the rows.
-        single: each unit has one number, such as the weight of a norm.
+        read: () -> float32 matrix (units, numbers), whose row j belongs to unit first + j; of an offset one row. Call
+            it late and drop the result.
+        span: how many entries of the tensor's axis make a unit; a row holds them one after the other.
+        take: (tensor of this shape, such as scores of its entries) -> the same rows of it; None where nothing asks.
+        sums: (order) -> Σ |x|^order of each row, (units,) float64, without holding the rows; None: `read` gives them.
+        single: whether each unit has a single number, such as the weight of a norm.
     """
 
     tensor: str
@@ -68,11 +68,11 @@ class Structure:
     Attributes:
         name: prefix of its tensors.
         size: number of units.
-        parts: what each of its tensors gives to the units.
-        groups: the units lie in as many runs of equal length, and as many stay of each.
-        worth: heads that a unit stands for; of experts, how many a token goes to.
+        parts: the numbers of each unit in each of its tensors.
+        groups: the units lie in this many runs of equal length, and equally many of each run stay.
+        worth: of heads, how many query heads a unit stands for; of experts, how many a token is routed to.
         inputs: statistics of the consumers' inputs by tensor, for methods that read them.
-        importance: (units,) measured with calibration data, for methods that ask for it.
+        importance: (units,) measured with calibration data, for methods that read it.
     """
 
     name: str
@@ -102,12 +102,13 @@ C = TypeVar("C", bound=StructuralConfig)
 
 @dataclass(frozen=True)
 class Refits(Generic[C]):
-    """The tensors that read the units which stay get new values.
+    """Tensors that read the units get new values, which make up for the units that go.
 
     Attributes:
         applies: config -> whether it refits.
-        values: (structure, units that stay, config) -> new float32 values by tensor, for consumers as `Part.read` gives
-            them, the rows of the units that stay, and for offsets; nothing where the rest stays as it is.
+        values: (structure, units that stay, config) -> new float32 values by tensor: of consumers the rows of the units
+            that stay, laid out as `Part.read` gives them, and of offsets their one row. A tensor that is not named
+            keeps its values.
     """
 
     applies: Callable[[C], bool]
@@ -116,14 +117,14 @@ class Refits(Generic[C]):
 
 @dataclass(frozen=True)
 class AllocatesSizes(Generic[C]):
-    """Structures keep unlike numbers of units, as many parameters in total as with equal ones, where least is lost.
+    """Structures keep different numbers of units: those of least total loss, with as many parameters as equal numbers.
 
     Attributes:
         applies: config -> whether sizes are allocated.
         statistics: config -> what the losses read of the original model: statistics of the consumers' inputs, or
             "gradients", which give importance; nothing for losses by weights.
         candidates: (units, config) -> numbers of units that are tried, from all of them down.
-        losses: (structure, numbers of units, config) -> what is lost when so many stay; comparable between structures.
+        losses: (structure, numbers of units, config) -> the loss at each number, comparable between structures.
     """
 
     applies: Callable[[C], bool]
@@ -134,21 +135,21 @@ class AllocatesSizes(Generic[C]):
 
 @dataclass(frozen=True)
 class StructuralMethod(Method, Generic[C]):
-    """A pure choice of the units that stay, and what the method can do beside it.
+    """A method that chooses the units which stay, as a pure function, and its capabilities.
 
     The driver cuts tensors, renumbers and edits config.json.
 
     Attributes:
         config: the class of its parameters.
         unit: config -> the units that it chooses among.
-        sizes: (structures, config) -> how many units of each structure stay; decided before any weight is read.
-            Raises RecipeError when the config is impossible for them.
+        sizes: (structures, config) -> how many units of each structure stay, decided before any weight is read. Raises
+            RecipeError where the config is impossible for them.
         keep: (structure, how many, config) -> the units that stay, ascending. Deterministic.
-        reading: the parameters decide what is read: statistics of the consumers' inputs, any of "gram", "norms",
-            "mean_abs", "mean", or a measurement that the unit knows: "gradients", "influence" of blocks, "reap" or
-            "frequency" of experts.
-        refits, allocates: capabilities; None where it lacks one.
-        counts_tokens: it chooses by the tokens of the recipe's texts, which are read without a run of the model.
+        reading: says what a config reads: statistics of the consumers' inputs, any of "gram", "norms", "mean_abs" and
+            "mean", or a measurement that the unit makes: "gradients", "influence" of blocks, "reap" or "frequency" of
+            experts.
+        refits, allocates: capabilities; None where the method lacks one.
+        counts_tokens: whether it chooses by the tokens of the recipe's texts, which takes no run of the model.
     """
 
     config: type[C]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.curvature import damped, moments
+from aicompress.methods.curvature import damped, raw_gram
 from aicompress.weights import Coded, IntGrouped, Masked, SparseCodes, Weight, outline_nbytes
 from aicompress.weights.int_grouped import spread
 
@@ -53,7 +53,7 @@ def kept_zero(layer: Layer, weight: Weight) -> Weight:
     if mask is None or not isinstance(weight, IntGrouped) or not exact(weight):
         return weight
     if layer.inputs is not None and layer.inputs.gram is not None and layer.inputs.count:
-        codes = descended(layer.weight, weight, mask, damped(moments(layer), DAMPING).float())
+        codes = descended(layer.weight, weight, mask, damped(raw_gram(layer), DAMPING).float())
     else:
         codes = zeroed(weight, mask)
     form = outline_of(layer.info, weight)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Reads, Rounded
-from aicompress.methods.curvature import moments
+from aicompress.methods.curvature import raw_gram
 from aicompress.methods.factorize import shared_factor
 from aicompress.methods.factorize.budget.sizes import factor_dtype, kept_dense
 from aicompress.methods.factorize.neighbours import APART, BlocksConfig, neighbours
@@ -107,7 +107,7 @@ def _sum(matrices: Sequence[Tensor]) -> Tensor:
 def _root(layer: Layer, config: BaseDeltaConfig) -> Root:
     """S of a layer's inputs."""
     if config.whiten:
-        return Root.of(moments(layer).double(), config.damping)
+        return Root.of(raw_gram(layer).double(), config.damping)
     return Root.diagonal(torch.ones(layer.info.shape[1], dtype=torch.float64), 0.0)
 
 

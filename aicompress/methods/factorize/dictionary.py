@@ -20,7 +20,7 @@ from torch import Tensor
 from aicompress.errors import RecipeError
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Candidate, Reads, Rounded
-from aicompress.methods.curvature import moments, shifted
+from aicompress.methods.curvature import raw_gram, shifted
 from aicompress.methods.decisions import Allocates, Surveys, SurveySetting
 from aicompress.methods.factorize.budget.shares import Curve, ShareConfig, Shared, resolve, still_open
 from aicompress.methods.factorize.budget.sizes import dense_nbytes, factor_dtype, growing, kept_dense
@@ -124,7 +124,7 @@ def apply(layer: Layer, config: DictionaryConfig) -> Weight:
     size = size_of(layer.info, config)
     if size is None:
         return kept_dense(layer)
-    root = Root.of(moments(layer), config.damping)
+    root = Root.of(raw_gram(layer), config.damping)
     rows = root.times(shifted(layer, config.shift, root.solve).double())
     atoms = dictionary(rows, size, config.rounds)
     coefficients, mask = largest(rows @ atoms.t(), size.kept)
@@ -171,7 +171,7 @@ def _by_weights(layer: Layer, config: DictionaryConfig, configs: Sequence[Dictio
 
 def _by_inputs(layer: Layer, config: DictionaryConfig, configs: Sequence[DictionaryConfig]) -> Curve:
     seen = layer.inputs is None or layer.inputs.count > 1  # white noise counts one row
-    return _curve(layer, configs, Root.of(moments(layer), config.damping).times(layer.weight.double()), seen)
+    return _curve(layer, configs, Root.of(raw_gram(layer), config.damping).times(layer.weight.double()), seen)
 
 
 def nbytes(info: LayerInfo, config: DictionaryConfig) -> int:
@@ -196,7 +196,7 @@ def decide(candidates: Sequence[Candidate[DictionaryConfig]], setting: SurveySet
 
 def alternative(layer: Layer, config: DictionaryConfig, weight: Weight, nbytes: int) -> Rounded | None:
     """What rounding a layer in no more bytes would lose."""
-    return weighed_rounding(layer, weight, nbytes, Weighting(Root.of(moments(layer), config.damping)))
+    return weighed_rounding(layer, weight, nbytes, Weighting(Root.of(raw_gram(layer), config.damping)))
 
 
 def describe(config: DictionaryConfig, weight: Weight) -> dict[str, Any]:

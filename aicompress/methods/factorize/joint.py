@@ -24,7 +24,7 @@ from torch import Tensor
 from aicompress.errors import CompressError
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Couples, Reads
-from aicompress.methods.curvature import moments, shifted, statistics
+from aicompress.methods.curvature import raw_gram, shifted, statistics
 from aicompress.methods.factorize.budget.sizes import factor_dtype, kept_dense
 from aicompress.methods.factorize.heads.bases import directions, facing, placed
 from aicompress.methods.factorize.weighting.roots import Root
@@ -152,7 +152,7 @@ def _values(
 
 def _moments(layer: Layer, config: JointConfig) -> tuple[Tensor, Tensor]:
     """E[x̂ x̂ᵀ] of a layer's inputs, and E[x x̂ᵀ] with the original model's as far as `shift` goes; both damped."""
-    given = moments(layer).double()
+    given = raw_gram(layer).double()
     cross = statistics(layer).cross if config.shift else given
     if cross is None:
         raise CompressError(f"{layer.info.name}: its inputs are not compared with the original model's", "set shift: 0")
@@ -163,7 +163,7 @@ def _moments(layer: Layer, config: JointConfig) -> tuple[Tensor, Tensor]:
 
 def _target(layer: Layer, config: JointConfig) -> Tensor:
     """What a layer's rows should be, aimed at the original model's outputs."""
-    return shifted(layer, config.shift, Root.of(moments(layer), config.damping).solve)
+    return shifted(layer, config.shift, Root.of(raw_gram(layer), config.damping).solve)
 
 
 def _scores(product: HeadProduct, query: Layer, key: Layer, bias: Tensor | None, config: JointConfig) -> list[Weight]:
@@ -171,7 +171,7 @@ def _scores(product: HeadProduct, query: Layer, key: Layer, bias: Tensor | None,
     width, groups, each = product.width, product.groups, product.heads // product.groups
     queries = _target(query, config).double().view(groups, each, width, -1)
     keys = _target(key, config).double().view(groups, width, -1)
-    of_query, of_key = moments(query).double(), moments(key).double()
+    of_query, of_key = raw_gram(query).double(), raw_gram(key).double()
     own = [_of_head(bias, group, width) for group in range(groups)]  # of one query head: with several, none has a bias
     counted = [torch.einsum("adi,ij,aej->de", heads, of_query, heads) for heads in queries]
     counted = [errors if b is None else errors + torch.outer(b, b) for errors, b in zip(counted, own, strict=True)]
@@ -201,7 +201,7 @@ def _turned_scores(
     """
     width, groups, each = product.width, product.groups, product.heads // product.groups
     targets = [_target(layer, config).double() for layer in layers]
-    held = [((rows @ moments(layer).double()) * rows).sum(1) for rows, layer in zip(targets, layers, strict=True)]
+    held = [((rows @ raw_gram(layer).double()) * rows).sum(1) for rows, layer in zip(targets, layers, strict=True)]
     fixed = [
         torch.zeros(len(rows), dtype=rows.dtype) if bias is None else bias.double().square()
         for rows, bias in zip(targets, biases, strict=True)

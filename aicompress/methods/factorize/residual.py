@@ -17,7 +17,7 @@ from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Reads, Rounded
-from aicompress.methods.curvature import moments, shifted
+from aicompress.methods.curvature import raw_gram, shifted
 from aicompress.methods.factorize.budget.sizes import dense_nbytes, kept_dense
 from aicompress.methods.factorize.weighting.roots import Root, Weighting
 from aicompress.methods.factorize.weighting.rounding import weighed_rounding
@@ -100,7 +100,7 @@ def apply(layer: Layer, config: ResidualConfig) -> Weight:
     """
     if isinstance(outline(layer.info, config), Dense):
         return kept_dense(layer)
-    weighting = Weighting(Root.of(moments(layer), config.damping))
+    weighting = Weighting(Root.of(raw_gram(layer), config.damping))
     target = shifted(layer, config.shift, weighting.inputs.solve)
     rank = rank_of(layer.info, config)
     directions = {0, rank // 2, rank} if config.preserve is None else {min(config.preserve, rank)}
@@ -135,7 +135,7 @@ def split(layer: Layer, config: ResidualConfig, target: Tensor, weighting: Weigh
 
 def alternative(layer: Layer, config: ResidualConfig, weight: Weight, nbytes: int) -> Rounded | None:
     """What rounding a layer to more bits, with no low-rank part, would lose."""
-    return weighed_rounding(layer, weight, nbytes, Weighting(Root.of(moments(layer), config.damping)))
+    return weighed_rounding(layer, weight, nbytes, Weighting(Root.of(raw_gram(layer), config.damping)))
 
 
 def describe(config: ResidualConfig, weight: Weight) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from aicompress.errors import RecipeError
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Candidate, Reads, Rounded
-from aicompress.methods.curvature import moments, shifted
+from aicompress.methods.curvature import raw_gram, shifted
 from aicompress.methods.decisions import Allocates, Surveys, SurveySetting
 from aicompress.methods.effort import Effort, Level
 from aicompress.methods.factorize.budget import allocation, groups
@@ -270,7 +270,7 @@ def _root(layers: Sequence[Layer], config: SharedConfig) -> Root:
         return Root.diagonal(torch.ones(layers[0].info.shape[1]), 0.0)
     grams: dict[int, Tensor] = {}
     for layer in layers:
-        gram = moments(layer)
+        gram = raw_gram(layer)
         grams[id(gram)] = gram  # layers of one input have one Gram matrix
     first, *others = grams.values()
     return Root.of(sum(others, first.double()), config.damping)

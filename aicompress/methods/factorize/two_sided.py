@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from aicompress.errors import CompressError
 from aicompress.layer import Layer
-from aicompress.methods.curvature import gradients, moments
+from aicompress.methods.curvature import gradients, raw_gram
 from aicompress.methods.factorize.weighting.roots import Root
 from aicompress.methods.factorize.weighting.weighted import EFFORTS, AnchoredConfig, Sides, shift_of, weighted
 from aicompress.methods.method import GradientLoss
@@ -70,7 +70,7 @@ def inputs(layer: Layer, config: TwoSidedConfig) -> Root:
     Raises:
         CompressError: no calibration token reached the layer, or its inputs are not finite.
     """
-    return Root.of(moments(layer), config.damping)
+    return Root.of(raw_gram(layer), config.damping)
 
 
 def outputs(layer: Layer, config: TwoSidedConfig) -> Root | None:
@@ -87,7 +87,7 @@ def outputs(layer: Layer, config: TwoSidedConfig) -> Root | None:
     gram = None if layer.gradients is None else layer.gradients.output_gram
     if gram is None:
         squares = gradients(layer).square
-        return Root.diagonal(squares.sum(dim=1) / moments(layer).diagonal().sum(), config.output_damping)
+        return Root.diagonal(squares.sum(dim=1) / raw_gram(layer).diagonal().sum(), config.output_damping)
     if not torch.isfinite(gram).all():
         raise CompressError(f"{layer.info.name}: its gradients hold NaN or infinity", "calibrate on other data")
     return Root.of(gram, config.output_damping)

@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import ConfigDict
 
 from aicompress.layer import Layer
-from aicompress.methods.curvature import moments
+from aicompress.methods.curvature import raw_gram
 from aicompress.methods.factorize.weighting.roots import Root
 from aicompress.methods.factorize.weighting.weighted import EFFORTS, AnchoredConfig, Sides, shift_of, weighted
 
@@ -36,7 +36,7 @@ def inputs(layer: Layer, config: WhitenedConfig) -> Root:
     Raises:
         CompressError: no calibration token reached the layer, or its inputs are not finite.
     """
-    return Root.of(moments(layer), config.damping)
+    return Root.of(raw_gram(layer), config.damping)
 
 
 METHOD = weighted(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from aicompress.layer import Layer
 from aicompress.methods.capabilities import Batched, Reads
-from aicompress.methods.curvature import damped, invert, moments, over, shifted
+from aicompress.methods.curvature import damped, invert, over, raw_gram, shifted
 from aicompress.methods.decisions import Allocates
 from aicompress.methods.effort import Effort, Level, one_pass
 from aicompress.methods.layerwise import LayerMethod, stacks
@@ -83,7 +83,7 @@ def apply(layer: Layer, config: AlpsConfig) -> Weight:
 
 def together(layers: Sequence[Layer], config: AlpsConfig) -> list[Weight]:
     """Prune layers in the order of their common inputs: one factorization for each penalty, and one product a step."""
-    hessian = damped(moments(layers[0]), config.damping)  # (in, in) float64
+    hessian = damped(raw_gram(layers[0]), config.damping)  # (in, in) float64
     targets = [shifted(layer, config.shift, over(hessian)) for layer in layers]
     deviation = hessian.diagonal().sqrt()
     plain = hessian.float()

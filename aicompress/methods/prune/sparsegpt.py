@@ -16,7 +16,7 @@ from torch import Tensor
 
 from aicompress.layer import Layer
 from aicompress.methods.capabilities import Batched, Candidate, Reads
-from aicompress.methods.curvature import inverse_factor, moments, shifted
+from aicompress.methods.curvature import inverse_factor, raw_gram, shifted
 from aicompress.methods.decisions import Allocates
 from aicompress.methods.effort import Effort, Level, one_pass
 from aicompress.methods.layerwise import LayerMethod, stacks
@@ -110,7 +110,7 @@ def apply(layer: Layer, config: SparsegptConfig) -> Weight:
 
 def together(layers: Sequence[Layer], config: SparsegptConfig) -> list[Weight]:
     """Prune layers in the order of their common inputs: one factorization, and the columns of all in turn."""
-    gram = moments(layers[0])
+    gram = raw_gram(layers[0])
     exact, diagonal = inverse_factor(gram, config.damping)
     factor = exact.float()
     del exact

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.curvature import energies, inverse_factor, moments, permuted
+from aicompress.methods.curvature import energies, inverse_factor, permuted, raw_gram
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.quantize.grid.rated import (
     Problem,
@@ -62,7 +62,7 @@ def ordered(layer: Layer, by_importance: bool, damping: float) -> tuple[Tensor, 
     Raises:
         CompressError: no calibration token reached the layer, or its Gram matrix is not one.
     """
-    gram = moments(layer)
+    gram = raw_gram(layer)
     order = torch.arange(len(gram))
     if by_importance:
         order = energies(gram).argsort(descending=True, stable=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Batched, Prepares, Reads, TwoSided
-from aicompress.methods.curvature import energies, inverse_factor, moments, permuted, shifted
+from aicompress.methods.curvature import energies, inverse_factor, permuted, raw_gram, shifted
 from aicompress.methods.decisions import Allocates
 from aicompress.methods.effort import Effort, Level, one_pass
 from aicompress.methods.layerwise import STACKED, LayerMethod, stacks
@@ -102,7 +102,7 @@ class Basis:
         Raises:
             CompressError: no calibration token reached the layer, or its Gram matrix is not one.
         """
-        gram = moments(layer)
+        gram = raw_gram(layer)
         order = torch.arange(len(gram))
         if config.order == "importance":
             order = energies(gram).argsort(descending=True, stable=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Reads
-from aicompress.methods.curvature import damped, loss, moments, shifted
+from aicompress.methods.curvature import damped, loss, raw_gram, shifted
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.quantize.grid.wrapped import BasedConfig, base_of, base_shift
 from aicompress.weights import Corrected, Dense, LowRank, Weight
@@ -71,7 +71,7 @@ def apply(layer: Layer, config: QeraConfig) -> Weight:
         CompressError: no calibration token reached the layer, or its Gram matrix is not one.
         Refused: as the base method.
     """
-    hessian = damped(moments(layer), config.damping)
+    hessian = damped(raw_gram(layer), config.damping)
     method, base = base_of(config)
     weight = shifted(layer, base_shift(config), lambda x: torch.linalg.solve(hessian, x.double().t()).t())
     layer = replace(layer, inputs=layer.inputs and replace(layer.inputs, cross=layer.inputs.gram))  # it is shifted now

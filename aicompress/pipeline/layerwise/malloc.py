@@ -1,4 +1,4 @@
-"""What the C library keeps of memory that threads have freed."""
+"""Settings of the C library's allocator, for threads that work through blocks of rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plan a layer-wise step from the headers: every problem found at once, every output byte known."""
+"""The plan of a layer-wise step: parameters and outline of every layer, and the output that is laid out from them."""
 
 from __future__ import annotations
 

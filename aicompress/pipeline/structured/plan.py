@@ -1,4 +1,4 @@
-"""Plan a structural step: what is cut, dropped and renamed together with config.json, and every byte of the output."""
+"""The plan of a structural step: tensors that are cut, dropped and renamed, config.json, every byte of the output."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from aicompress.errors import RecipeError
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Candidate
-from aicompress.methods.curvature import damped, inverse_factor, moments, over, shifted
+from aicompress.methods.curvature import damped, inverse_factor, over, raw_gram, shifted
 from aicompress.methods.prune.masks import sparsity
 from aicompress.methods.prune.masks.candidates import UNSTRUCTURED, explicit, fitting, understood
 from aicompress.methods.prune.masks.refit import refit
@@ -172,7 +172,7 @@ def saliency(layer: Layer, config: CalibratedConfig) -> Tensor:
 
     Hassibi and Stork 1992, equation 5.
     """
-    factor, _ = inverse_factor(moments(layer), config.damping)
+    factor, _ = inverse_factor(raw_gram(layer), config.damping)
     norms: Tensor = torch.linalg.vector_norm(factor, dim=0)  # sqrt([H⁻¹]_jj)
     return (layer.weight / norms).square().float()
 
@@ -192,7 +192,7 @@ class Aim:
     @classmethod
     def of(cls, layer: Layer, config: CalibratedConfig) -> Aim:
         """From a layer's weight and statistics."""
-        hessian = damped(moments(layer), config.damping)
+        hessian = damped(raw_gram(layer), config.damping)
         return cls(shifted(layer, config.shift, over(hessian)), hessian.float())
 
 
