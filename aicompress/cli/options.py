@@ -82,7 +82,7 @@ Text = Annotated[
     typer.Option(
         "--text",
         metavar="FILE",
-        help="Text, one sample a line or running: what the recipe reads for calibration, training and figures.",
+        help="The text that the recipe reads for calibration, training and figures: one sample a line, or running.",
         rich_help_panel=STEP,
         show_default=False,
     ),
@@ -93,7 +93,7 @@ Drawn = Annotated[
         "--drawn",
         metavar="N",
         min=1,
-        help="Calibrate without data: on N samples of tokens drawn from the tokenizer's own. With --text, on both.",
+        help="Calibrate without data: on N samples drawn from the tokenizer's vocabulary. With --text, on both.",
         rich_help_panel=STEP,
         show_default=False,
     ),
@@ -102,7 +102,7 @@ EffortName = Annotated[
     Effort | None,
     typer.Option(
         "--effort",
-        help="Preset of the method, sets `effort` in the recipe; `aicompress methods COMMAND NAME` lists them.",
+        help="How long the method may take, as `effort` in the recipe; `aicompress methods COMMAND NAME` lists presets.",
         rich_help_panel=STEP,
         show_default=False,
     ),

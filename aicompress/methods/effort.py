@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Level = Literal["fast", "balanced", "best"]
-LEVELS: tuple[Level, ...] = ("fast", "balanced", "best")
 
 
 @dataclass(frozen=True)

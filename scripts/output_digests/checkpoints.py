@@ -87,6 +87,8 @@ def write_all(folder: Path) -> None:
         model.eval().save_pretrained(folder / name, max_shard_size=limit)
         if name != "resnet":
             tokenizer.save_pretrained(folder / name)
+    shape = json.loads((folder / "llama" / "config.json").read_text(encoding="utf-8"))
+    (folder / "student.json").write_text(json.dumps({**shape, "num_hidden_layers": 2}), encoding="utf-8")
     _describe_sentences(folder / "bert")
     for name, module in {"mlp": mlp(), "cnn": Cnn(), "wide": wide()}.items():
         save_file(module.state_dict(), folder / f"{name}.safetensors")

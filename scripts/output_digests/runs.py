@@ -18,6 +18,7 @@ LEFT_OUT = {"prune/width-latency": "its widths follow from the measured time of 
 SETTINGS: dict[str, tuple[str, ...]] = {
     "factorize/svd-bytes": ("method.target_bytes=500kB",),
     "factorize/svd-rank": ("method.rank=32",),
+    "distill/student-config": ("student.config=inputs/student.json",),
     "distill/student-layers": ("student.layers=2",),
     "prune/depth-half": ("method.keep_layers=2",),
     "prune/width-bytes": ("method.target_bytes=700kB",),

@@ -15,8 +15,8 @@ from aicompress.pipeline.calibration.given_files import foreign
 from aicompress.pipeline.calibration.gradients import GradientReader
 from aicompress.pipeline.calibration.statistics_file import Wanted, kept, with_statistics
 from aicompress.pipeline.layerwise import calibrated, malloc
+from aicompress.pipeline.layerwise.allocation.amounts import allocated, files_of_original
 from aicompress.pipeline.layerwise.allocation.decision import Decision, decided
-from aicompress.pipeline.layerwise.allocation.sparsity import allocated, files_of_original
 from aicompress.pipeline.layerwise.plan import Plan, fingerprint_of
 from aicompress.pipeline.layerwise.report_rows import better_rounded, coarse
 from aicompress.pipeline.layerwise.row_blocks import load_compiled

@@ -187,11 +187,3 @@ def curve(structure: Structure, read: Sequence[Consumer], sizes: Sequence[int]) 
             lost += sum(each.without(away) for each in left)
         by_size.append(lost)
     return by_size
-
-
-def error(consumer: Consumer, kept: Sequence[int]) -> float:
-    """E‖W x − W' x_K‖² of the refitted consumer, damping included."""
-    rows = consumer.rows(kept)
-    factor = torch.linalg.cholesky(consumer.second[rows][:, rows])
-    reached = torch.linalg.solve_triangular(factor, consumer.right[rows], upper=False).square().sum()
-    return float((consumer.weight * (consumer.second @ consumer.weight)).sum() - reached)

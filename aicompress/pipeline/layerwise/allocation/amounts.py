@@ -1,4 +1,4 @@
-"""Sparsities and ranks that a survey decides: a plan whose layers' shares are open becomes one of explicit numbers.
+"""How much of each layer stays where a survey decides it, as a rank or a number of survivors.
 
 The original model's statistics are collected first (or read from --stats); the step itself then runs as always, with
 the statistics of the compressed prefix. Gradients are the original model's in both: they are taken once.
