@@ -102,7 +102,7 @@ EffortName = Annotated[
     Effort | None,
     typer.Option(
         "--effort",
-        help="How long the method may take, as `effort` in the recipe; `aicompress methods COMMAND NAME` lists presets.",
+        help="How long the method may take, as `effort` in the recipe; `aicompress methods COMMAND NAME` lists them.",
         rich_help_panel=STEP,
         show_default=False,
     ),
