@@ -158,6 +158,22 @@ def add_dense(folder: Path, out: int) -> Path:
     return folder
 
 
+def make_static_encoder(folder: Path, table: str, place: str) -> Path:
+    """A table of embeddings alone, with its tokenizer, as sentence-transformers reads it.
+
+    Args:
+        folder: where it goes.
+        table: the tensor's name.
+        place: the folder itself, as modules.json writes it.
+    """
+    _save_word_piece_tokenizer(folder)
+    draw = torch.Generator().manual_seed(0)
+    save_file({table: torch.randn(VOCABULARY, 64, generator=draw)}, folder / "model.safetensors")
+    module = {"idx": 0, "name": "0", "path": place, "type": "sentence_transformers.models.StaticEmbedding"}
+    (folder / "modules.json").write_text(json.dumps([module]))
+    return folder
+
+
 def make_t5(folder: Path, dtype: torch.dtype = torch.float32, shards: int = 1, **config: Any) -> Path:
     """A T5: encoder, decoder and one shared embedding."""
     torch.manual_seed(3)

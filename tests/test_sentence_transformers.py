@@ -13,12 +13,13 @@ import pytest
 from transformers.quantizers import auto
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.errors import CheckpointError
-from aicompress.pipeline import steps
+from aicompress.errors import CheckpointError, Refused
+from aicompress.pipeline import export, steps
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.pipeline.step.running_model import Setting, encoder
 from aicompress.recipe import load
+from aicompress.recipe.export import ExportRecipe
 from tests import checkpoints
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo" / "quantize.yaml"
@@ -107,3 +108,42 @@ def test_an_encoder_in_a_folder_of_its_own(sentence_encoder: Path, tmp_path: Pat
     inner.rename(tmp_path / "before")
     (tmp_path / "out").rename(inner)
     np.testing.assert_allclose(embeddings(folder), before, atol=0.02)
+
+
+# As sentence-transformers writes its table, and as model2vec does, with a config that transformers does not know.
+TABLES = {"own": ("embedding.weight", "", None), "model2vec": ("embeddings", ".", {"model_type": "model2vec"})}
+
+
+@pytest.fixture(params=TABLES)
+def static_encoder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    table, place, config = TABLES[request.param]
+    folder = checkpoints.make_static_encoder(tmp_path / "in", table, place)
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps({**config, "architectures": ["StaticModel"]}))
+    return folder
+
+
+def test_a_table_of_embeddings_is_compressed_and_comes_back(static_encoder: Path, tmp_path: Path) -> None:
+    """A recipe that names no kinds takes what there is; what sentence-transformers cannot read, it does not misread."""
+    out, plain = tmp_path / "out", tmp_path / "plain"
+    plan = steps.make_plan(static_encoder, Destination(out), load("quantize/rtn-w8", "quantize"), "quantize")
+    assert any("as the checkpoint has no other layers" in note for note in plan.summary().notes)
+    assert any("export --to dense" in warning for warning in plan.summary().warnings)
+    steps.run(plan, Options(latency="off"))
+    with pytest.raises((AssertionError, KeyError)):
+        embeddings(out)
+    export.run(export.make_plan(out, Destination(plain), ExportRecipe()), Options(latency="off"))
+    before = embeddings(static_encoder)
+    np.testing.assert_allclose(embeddings(plain), before, atol=0.02)
+    assert not np.array_equal(embeddings(plain), before)
+
+
+def test_a_factor_is_not_written_where_it_would_be_read_as_the_table(static_encoder: Path, tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="would take one of its factors for the whole"):
+        steps.make_plan(
+            static_encoder, Destination(tmp_path / "out"), load("factorize/svd-keep", "factorize"), "factorize"
+        )
+    single = Destination(tmp_path / "out.safetensors")
+    recipe = load("factorize/svd-keep", "factorize", ["method.keep=0.8", "report.html=false"])
+    steps.run(steps.make_plan(static_encoder, single, recipe, "factorize"), Options(latency="off"))
+    assert Checkpoint.open(single.path).manifest.entries

@@ -59,9 +59,13 @@ class Source:
         return next((name for name in WEIGHT_NAMES if first.startswith(name)), "model")
 
     @property
-    def is_sentence_encoder(self) -> bool:
-        """Whether sentence-transformers loads this folder, or has it as the transformer of an encoder."""
-        return self.folder is not None and encoder_folder(self.folder) is not None
+    def encoder_module(self) -> str:
+        """The class of sentence-transformers that reads this folder's weights, such as Transformer; '' if none does."""
+        above = encoder_folder(self.folder) if self.folder is not None else None
+        if above is None or self.folder is None:
+            return ""
+        place = PurePosixPath("" if above == self.folder else self.folder.name)
+        return next((name for name, path in encoder_modules(above) if path == place), "Transformer")
 
     @property
     def part_weights(self) -> tuple[Path, ...]:
@@ -212,16 +216,24 @@ def _side_files(folder: Path, weights: set[Path]) -> tuple[tuple[Path, ...], tup
 
 
 def _module_folders(folder: Path) -> set[str]:
-    """First parts of the folders that modules.json names."""
-    if not (folder / _MODULES).is_file():
-        return set()
+    """First parts of the folders that modules.json names; of the folder itself, written "" or ".", there is none."""
+    return {part for _, path in encoder_modules(folder) for part in path.parts[:1]}
+
+
+def encoder_modules(folder: Path) -> list[tuple[str, PurePosixPath]]:
+    """Classes of sentence-transformers and their folders, as modules.json lists them; none where there is no such file.
+
+    Raises:
+        CheckpointError: it is no list of modules.
+    """
+    listed = folder / _MODULES
+    if not listed.is_file():
+        return []
     try:
-        modules = parsed((folder / _MODULES).read_bytes())
-        return {PurePosixPath(module["path"]).parts[0] for module in modules if module["path"]}
+        modules = parsed(listed.read_bytes())
+        return [(str(each["type"]).rpartition(".")[2], PurePosixPath(each["path"])) for each in modules]
     except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(
-            f"{folder / _MODULES} is not a list of modules", "download or copy the checkpoint again"
-        ) from error
+        raise CheckpointError(f"{listed} is not a list of modules", "download or copy the checkpoint again") from error
 
 
 def encoder_folder(folder: Path) -> Path | None:

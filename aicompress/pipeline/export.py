@@ -84,7 +84,8 @@ def make_plan(source: str | Path | Adapted, destination: Destination, recipe: Ex
         plain = with_decoded(checkpoint, checkpoint.manifest.entries)
         parameters = {name: Planned(spec) for name, spec in plain.parameters().items()}
         output = arrange(plain, destination, parameters, step)
-        require_loads(checkpoint, output.config, plain.parameters(), {})
+        if opened.kinds is not None:  # an architecture of its own code is read by nothing that could be tried
+            require_loads(checkpoint, output.config, plain.parameters(), {})
         layers = tuple(_as_stored(checkpoint, info) for info in plain.layers(opened.kinds))
     else:
         layers = tuple(checkpoint.layers(opened.kinds))

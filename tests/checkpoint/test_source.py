@@ -79,6 +79,15 @@ def test_parts_of_a_sentence_encoder_keep_their_own_weights(bert: Path) -> None:
     assert source.left_out == ()
 
 
+@pytest.mark.parametrize("place", ["", ".", "./"])
+def test_a_module_may_lie_in_the_folder_itself(bert: Path, place: str) -> None:
+    """model2vec writes a dot."""
+    modules = json.loads((bert / "modules.json").read_text())
+    modules[0] |= {"path": place, "type": "sentence_transformers.models.StaticEmbedding"}
+    (bert / "modules.json").write_text(json.dumps(modules))
+    assert locate(bert).encoder_module == "StaticEmbedding"
+
+
 def test_a_folder_of_checkpoints_is_answered_with_one_of_them(tmp_path: Path) -> None:
     """Such as a pipeline of diffusers."""
     for part in ("unet", "vae"):

@@ -89,7 +89,7 @@ class Architecture:
         """
         if config is None:
             raise CheckpointError(
-                "a bare .safetensors file does not say how its layers are connected",
+                "no config.json says how its layers are connected",
                 "give a directory with config.json; of a bare network the method `channels` removes neurons",
             )
         plain = {key: value for key, value in config.items() if key != "quantization_config"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from aicompress.checkpoint.json_text import read_json
-from aicompress.checkpoint.source import encoder_folder
+from aicompress.checkpoint.source import encoder_folder, encoder_modules
 from aicompress.errors import CheckpointError
 
 MODES = {
@@ -90,19 +89,14 @@ def pooling(folder: Path | None) -> Pooling:
     folder = encoder_folder(folder) if folder is not None else None
     if folder is None:
         return Pooling()
-    listed = folder / "modules.json"
-    try:
-        modules = json.loads(listed.read_text(encoding="utf-8"))
-        steps = [(str(module["type"]).rsplit(".", 1)[-1], str(module["path"])) for module in modules]
-    except (ValueError, RecursionError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{listed} is not a list of modules", "download or copy the checkpoint again") from error
+    steps = encoder_modules(folder)
     kinds = dict(steps)
     unknown = sorted(set(kinds) - {"Transformer", "Pooling", "Dense", "Normalize"})
     if unknown:
         hint = "sentence embeddings are made of Transformer, Pooling, Dense and Normalize here"
         raise CheckpointError(f"{folder}: sentence embeddings go through {unknown[0]}", hint)
     if "Pooling" not in kinds:
-        raise CheckpointError(f"{listed} names no pooling", "download or copy the checkpoint again")
+        raise CheckpointError(f"{folder / 'modules.json'} names no pooling", "download or copy the checkpoint again")
     plain = read_json(folder / kinds["Pooling"] / "config.json")
     layers = tuple(_dense(folder / path) for kind, path in steps if kind == "Dense")
     return Pooling(_mode(plain, folder), "Normalize" in kinds, layers)

@@ -56,7 +56,8 @@ def make_plan(
     checkpoint = _with_forms_that_fit(checkpoint, checkpoint.layers(kinds), recipe, method)
     infos = checkpoint.layers(kinds)
     problems = place_problems([checkpoint], destination, recipe.gates)
-    chosen, unmatched = select(infos, recipe.select.include, recipe.select.exclude, _with_experts(recipe.select.kinds))
+    selected, other = _kinds(recipe, infos)
+    chosen, unmatched = select(infos, recipe.select.include, recipe.select.exclude, selected)
     problems += unmatched + recipe.problems(infos)
     notes = followers(chosen)
     chosen = [info for info in chosen if not info.owner]
@@ -95,7 +96,7 @@ def make_plan(
         open=opened,
         searches=searches_by_budget(wanted, layers),
         scaling_groups=scaling_groups,
-        notes=(*levels.notes, *notes, *left, *alike),
+        notes=(*other, *levels.notes, *notes, *left, *alike),
         measured_on=levels.record,
     )
     return _with_reachable_budgets(plan)
@@ -148,9 +149,18 @@ def _with_reachable_budgets(plan: Plan) -> Plan:
     return replace(plan, undecided=undecided(plan)) if plan.searches else plan
 
 
-def _with_experts(kinds: Sequence[Kind]) -> tuple[Kind, ...]:
-    """The kinds that a recipe selects; experts in one tensor are linear layers, one below the other."""
-    return (*kinds, "experts") if "linear" in kinds else tuple(kinds)
+def _kinds(recipe: Recipe, infos: Sequence[LayerInfo]) -> tuple[tuple[Kind, ...], list[str]]:
+    """The kinds of layers that a recipe acts on, and a note where these are not the usual ones.
+
+    Experts in one tensor are linear layers, one below the other. A recipe that names no kinds takes what there is where
+    a checkpoint has none of the usual ones, such as a table of static embeddings.
+    """
+    named = recipe.select.kinds
+    kinds: tuple[Kind, ...] = (*named, "experts") if "linear" in named else tuple(named)
+    there = sorted({info.kind for info in infos})
+    if "kinds" in recipe.select.model_fields_set or not there or any(kind in kinds for kind in there):
+        return kinds, []
+    return tuple(there), [f"select.kinds: [{', '.join(there)}], as the checkpoint has no other layers"]
 
 
 def _absent(recipe: Recipe, infos: Sequence[LayerInfo], checkpoint: Checkpoint) -> list[str]:

@@ -13,6 +13,7 @@ import torch
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.layouts import Layout, Names, candidates, ct_config, native_names, on_disk
 from aicompress.checkpoint.manifest import KEY, Manifest
+from aicompress.errors import Refused
 from aicompress.layer import LayerInfo
 from aicompress.model.loading.definition import auto_class_names, stock_models
 from aicompress.weights import IntGrouped, TensorSpec, Weight
@@ -49,7 +50,7 @@ class Contents:
         dense: every parameter as it is, or decodes to.
         compressed: the compressed ones: layer and outline.
         manifest: entries and widths.
-        sentence_encoder: sentence-transformers has to load it too.
+        encoder_module: the class of sentence-transformers that has to load it too; '' if there is none.
         cache_scheme: how the input rounds keys and values in the cache; None where it says nothing.
         entropy_coded: codes are to be entropy-coded, which the native layout alone holds.
     """
@@ -58,7 +59,7 @@ class Contents:
     dense: Mapping[str, TensorSpec]
     compressed: Mapping[str, tuple[LayerInfo, Weight]]
     manifest: Manifest = field(default_factory=Manifest)
-    sentence_encoder: bool = False
+    encoder_module: str = ""
     cache_scheme: Any = None
     entropy_coded: bool = False
 
@@ -68,7 +69,7 @@ class Contents:
         weights = [(name, weight) for name, (_, weight) in self.compressed.items()]
         outlines = tuple((name, json.dumps(each.meta()), tuple(each.specs().items())) for name, each in weights)
         plain = json.dumps([self.config, self.manifest.to_json(), self.cache_scheme])
-        return plain, self.sentence_encoder, self.entropy_coded, tuple(self.dense.items()), outlines
+        return plain, self.encoder_module, self.entropy_coded, tuple(self.dense.items()), outlines
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Contents) and self._identity == other._identity
@@ -115,16 +116,18 @@ def described(contents: Contents) -> Described:
 
     Raises:
         CheckpointError: the config is not one that the architecture takes.
+        Refused: sentence-transformers would take a part of a weight for the whole.
     """
-    layouts = candidates(contents.compressed, contents.config is not None, contents.sentence_encoder)
+    layouts = candidates(contents.compressed, contents.config is not None, bool(contents.encoder_module))
     if contents.entropy_coded and contents.compressed:
         layouts = [("native", False)]
     if contents.manifest.widths and contents.config is not None:
         layouts = [("native", False)]  # what config.json says of the widths is not enough
     if contents.config is None or layouts[0][0] == "plain":
         (layout, dequantize), *_ = layouts
-        config = _config(contents, layout, dequantize, ())
-        return Described(layout, config, contents.stored(layout), warnings=_without_cache_scheme(contents, layout))
+        config, stored = _config(contents, layout, dequantize, ()), contents.stored(layout)
+        warnings = [*_without_cache_scheme(contents, layout), *_of_other_modules(contents, stored)]
+        return Described(layout, config, stored, warnings=tuple(warnings))
     tried: list[tuple[Described, dict[str, Trial]]] = []
     for layout, dequantize in layouts:
         outcome = _tried(contents, layout, dequantize)
@@ -135,6 +138,7 @@ def described(contents: Contents) -> Described:
     safe = [outcome for outcome in tried if not any(trial.random for trial in outcome[1].values())]
     choice, trials = next((each for each in safe if all(t.loads for t in each[1].values())), safe[0])
     warnings = [*_passed_over(choice, tried), *_refusals(trials), *_without_cache_scheme(contents, choice.layout)]
+    warnings += _of_other_modules(contents, choice.stored)
     return replace(choice, warnings=(*warnings, *(_of_sentences(choice, contents) if choice.readers else [])))
 
 
@@ -147,13 +151,32 @@ def _without_cache_scheme(contents: Contents, layout: Layout) -> tuple[str, ...]
 
 def _of_sentences(choice: Described, contents: Contents) -> list[str]:
     """What sentence-transformers needs to load an encoder, or makes of it."""
-    if not contents.sentence_encoder:
+    if not contents.encoder_module:
         return []
     if choice.layout == "native":
         return ["sentence-transformers loads it with trust_remote_code=True, or after `import aicompress.hf`"]
     if any(weight.activation_bits for weight in contents.integers.values()):
         return ["sentence-transformers and transformers decode it at load; aicompress.load alone rounds inputs too"]
     return []
+
+
+def _of_other_modules(contents: Contents, stored: Mapping[str, Mapping[str, TensorSpec]]) -> list[str]:
+    """What sentence-transformers makes of a module that is no model of transformers, such as a table of embeddings.
+
+    Raises:
+        Refused: it would read a factor under the name of the weight, as it takes a table of any width.
+    """
+    module = contents.encoder_module
+    if module in ("", "Transformer") or not contents.compressed:
+        return []
+    for name in contents.compressed:
+        taken = stored[name].get(name)
+        if taken is not None and taken.dtype.is_floating_point and len(taken.shape) == len(contents.dense[name].shape):
+            raise Refused(
+                f"{name}: {module} of sentence-transformers would take one of its factors for the whole",
+                "give the weight file as IN and a .safetensors file as OUT, which it does not read",
+            )
+    return [f"{module} of sentence-transformers reads plain tensors: `aicompress export --to dense` gives them"]
 
 
 @lru_cache(maxsize=16)

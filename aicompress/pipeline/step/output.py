@@ -206,7 +206,8 @@ def arrange(
         widths: of the layers of a plain module that this step narrows.
 
     Raises:
-        Refused: the output would touch the input, or two tensors of it would have one name.
+        Refused: the output would touch the input, two tensors of it would have one name, or a reader would take one
+            for another.
     """
     parameters = {name: replace(planned, info=planned.layer(name)) for name, planned in parameters.items()}
     compressed = {
@@ -220,7 +221,8 @@ def arrange(
     dense = {name: planned.dense for name, planned in parameters.items()}
     owners = {name: planned.owners for name, planned in parameters.items() if planned.owners}
     manifest = Manifest(entries_of(dense, compressed, owners), (*checkpoint.manifest.lineage, step), narrowed)
-    encoder, scheme = checkpoint.source.is_sentence_encoder, cache_scheme(checkpoint)
+    encoder = "" if destination.single else checkpoint.source.encoder_module
+    scheme = cache_scheme(checkpoint)
     coded = bool(compressed) and stores_entropy(step, checkpoint)
     readable = None if destination.single else config
     choice = described(Contents(readable, dense, compressed, manifest, encoder, scheme, coded))
