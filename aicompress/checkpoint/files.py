@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from aicompress.checkpoint.header import TensorRef, read_header
 from aicompress.checkpoint.source import Source
 from aicompress.errors import CheckpointError
 from aicompress.weights import TensorSpec
-from aicompress.weights.coding.rows import share
+from aicompress.weights.coding.rows import row_slices, share
 
 _CHUNK = 1 << 22  # bytes; with smaller ones the thread that hashes waits for the interpreter more than it works
 EXPANSION = 10_000  # bytes that one stored byte may stand for; a factor of rank 1 in 16,000 columns is half of that
@@ -81,6 +81,16 @@ def read_part(ref: TensorRef, name: str, part: slice, axis: int = 0) -> Tensor:
     entry = math.prod(after) * ref.spec.dtype.itemsize
     begins = [ref.begin + (piece * length + part.start) * entry for piece in range(math.prod(before))]
     return _read(ref, begins, TensorSpec(ref.spec.dtype, (*before, part.stop - part.start, *after)), name)
+
+
+def read_parts(ref: TensorRef, name: str, most: int) -> Iterator[tuple[int, Tensor]]:
+    """Read a tensor in parts of about so many bytes, each with where it begins along the first axis."""
+    length = ref.spec.shape[0] if ref.spec.shape else 0
+    slices = row_slices(length, ref.spec.nbytes // max(1, length), most)
+    if len(slices) < 2:
+        yield 0, read_tensor(ref, name)
+        return
+    yield from ((part.start, read_part(ref, name, part)) for part in slices)
 
 
 def read_rows(ref: TensorRef, name: str, axis: int | None, rows: slice, total: int) -> Tensor:

@@ -66,12 +66,6 @@ class TensorRef:
     spec: TensorSpec
     begin: int
 
-    def rows(self, start: int, stop: int) -> TensorRef:
-        """Some rows of the tensor, along its first axis."""
-        count, *rest = self.spec.shape
-        row = self.spec.nbytes // count
-        return TensorRef(self.file, TensorSpec(self.spec.dtype, (stop - start, *rest)), self.begin + start * row)
-
 
 @dataclass(frozen=True)
 class Header:

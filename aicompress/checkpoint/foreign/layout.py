@@ -12,6 +12,7 @@ from torch import Tensor
 from aicompress.checkpoint.naming import is_transposed
 from aicompress.layer import from_matrix
 from aicompress.weights import Dense, TensorSpec, Weight
+from aicompress.weights.coding.rows import row_slices
 
 Read = Callable[[str], Tensor]
 
@@ -143,11 +144,9 @@ def decoded(rows: int, columns: int, dtype: torch.dtype, step: int, decode: Call
         step: rows that go together; several of these are done at once.
         decode: (first, last) -> those rows in float32.
     """
-    step = max(1, PIECE // max(1, columns) // step) * step
     matrix = torch.empty(rows, columns, dtype=dtype)
-    for start in range(0, rows, step):
-        stop = min(start + step, rows)
-        matrix[start:stop] = decode(start, stop)
+    for part in row_slices(rows, columns, PIECE, step):
+        matrix[part] = decode(part.start, part.stop)
     return Dense(matrix)
 
 

@@ -191,9 +191,10 @@ class RowBlocks:
     def _block(self, name: str, rows: slice, job: LayerPlan, begin: Mapping[str, int]) -> BySums:
         """Read, compress and write some rows of a parameter."""
         if self.compiled and job.info.outline is None:
-            tensor = self.compression.checkpoint.rows(name, rows.start, rows.stop)
+            axis = row_parts.axis_of(self.compression.checkpoint, name, job)
+            tensor = self.compression.checkpoint.rows(name, rows.start, rows.stop, axis)
             start = time.perf_counter()
-            measured = self.compiled(job.info.matrix(tensor), job.info, job.config)
+            measured = self.compiled(job.info.matrix(tensor).contiguous(), job.info, job.config)
             seconds = time.perf_counter() - start
             if measured is not None:
                 self._put(name, measured.weight, rows.start)
@@ -228,16 +229,20 @@ class RowBlocks:
         Args:
             begin: where their part of a tensor begins, by its name on disk, if not in proportion to the rows.
         """
-        dense = self.output.parameters[name].dense
+        dense, job = self.output.parameters[name].dense, next(iter(self.layers.get(name, [])), None)
+        axis = row_parts.axis_of(self.compression.checkpoint, name, job if job and job.config is not None else None)
         if isinstance(weight, Dense):
-            weight = weight.matrix.reshape(-1, *dense.shape[1:]).to(dense.dtype)
+            matrix = weight.matrix.t() if axis else weight.matrix.reshape(-1, *dense.shape[1:])
+            weight = matrix.to(dense.dtype)
         for disk, part in self.output.encode(name, weight).items():
             if begin and begin.get(disk, 0) >= self.output.stored[name][disk].shape[0]:
                 continue  # each block gives all of it, and the first one has
-            if begin and disk in begin:
+            if isinstance(weight, Tensor):
+                self.writer.put_part(disk, part, start, axis)
+            elif begin and disk in begin:
                 self.writer.put_part(disk, part, begin[disk])
             else:
-                self.writer.put_rows(disk, part, start, dense.shape[0])
+                self.writer.put_rows(disk, part, start, dense.shape[axis])
 
 
 def fast_pass(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
+from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.reader import require_finite
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.layerwise import AnyLayerMethod
@@ -31,7 +32,14 @@ def slices(compression: Compression, name: str, job: LayerPlan | None) -> list[s
     checkpoint, rows_apart = compression.checkpoint, compression.method.row_wise
     together = 1 if job is None or rows_apart is None else rows_apart.together(job.config)
     layers = 1 if job is None or job.group is None else len(job.group.members)
-    return blocks(checkpoint.parameters()[name].shape, together, BLOCK // layers, checkpoint.rows_together(name))
+    axis, shape = axis_of(checkpoint, name, job), checkpoint.parameters()[name].shape
+    along = (shape[axis], *shape[:axis], *shape[axis + 1 :])
+    return blocks(along, together, BLOCK // layers, checkpoint.rows_together(name))
+
+
+def axis_of(checkpoint: Checkpoint, name: str, job: LayerPlan | None) -> int:
+    """The axis of a parameter that the rows of its blocks lie along: 1 of a layer that is stored (in, out)."""
+    return 1 if job is not None and job.info.transposed else checkpoint.row_axis(name)
 
 
 def read(compression: Compression, job: LayerPlan, rows: slice) -> Layer:
@@ -43,7 +51,9 @@ def read(compression: Compression, job: LayerPlan, rows: slice) -> Layer:
     checkpoint, info = compression.checkpoint, job.info
     own = part_of(info, rows)
     if info.outline is None:
-        weight: Weight = Dense(info.matrix(checkpoint.rows(info.tensor, rows.start, rows.stop)))
+        axis = axis_of(checkpoint, info.tensor, job)
+        tensor = checkpoint.rows(info.tensor, rows.start, rows.stop, axis)
+        weight: Weight = Dense(info.matrix(tensor).contiguous())
     else:
         weight = checkpoint.weight(info.tensor, rows)
         own = replace(own, outline=weight)
@@ -54,15 +64,17 @@ def read(compression: Compression, job: LayerPlan, rows: slice) -> Layer:
 
 def part_of(info: LayerInfo, rows: slice) -> LayerInfo:
     """Some rows of a layer's tensor, as those of a layer."""
-    whole, count = info.tensor_shape[0], rows.stop - rows.start
-    shape = (info.shape[0] * count // whole, info.shape[1])
+    count = rows.stop - rows.start
+    if info.transposed:
+        return replace(info, shape=(count, info.shape[1]), tensor_shape=(info.tensor_shape[0], count))
+    shape = (info.shape[0] * count // info.tensor_shape[0], info.shape[1])
     return replace(info, shape=shape, tensor_shape=(count, *info.tensor_shape[1:]))
 
 
 def divisible(compression: Compression, name: str, layers: Sequence[LayerPlan]) -> bool:
     """Whether a parameter may be done in blocks of rows: copied as it is, or compressed row by row."""
     checkpoint, method = compression.checkpoint, compression.method
-    if not checkpoint.rows_together(name) or checkpoint.row_axis(name):
+    if not checkpoint.rows_together(name):
         return False
     return all(_by_rows(method, layer) for layer in layers if layer.config is not None)
 
@@ -86,7 +98,7 @@ def _by_rows(method: AnyLayerMethod, layer: LayerPlan) -> bool:
         return False
     if layer.product is not None or (layer.group is not None and not (method.shares and method.shares.row_wise)):
         return False
-    if method.row_wise is None or method.reads(layer.config) or layer.info.transposed or layer.info.experts:
+    if method.row_wise is None or method.reads(layer.config) or layer.info.experts:
         return False
     if method.row_wise.parted(layer.config) and layer.info.kind == "experts":
         return False  # each of them has counts of its own

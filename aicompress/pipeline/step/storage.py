@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint, CheckpointWriter, plan_shards
-from aicompress.checkpoint.files import read_tensor
+from aicompress.checkpoint.files import read_part, read_parts
 from aicompress.checkpoint.header import TensorRef
 from aicompress.checkpoint.layouts import native_names
 from aicompress.checkpoint.manifest import KEY, Manifest, entries_of
@@ -30,6 +30,7 @@ from aicompress.report.model import LayerRow
 from aicompress.weights import TensorSpec, Weight, entropy_coded, restore
 from aicompress.weights.coding.in_blocks import write_in_blocks
 from aicompress.weights.coding.packing import unpack_rows, words_per_row
+from aicompress.weights.coding.rows import row_slices
 from aicompress.weights.form import Symbols, inside
 from aicompress.weights.trellis import BLOCK
 
@@ -88,21 +89,11 @@ def entropy_coded_output(output: Output, writer: CheckpointWriter) -> Output:
                 for first, part in spool.parts(name):
                     writer.put_part(name, part, first)
             else:
-                _copy(before[name], name, writer)
+                for first, part in read_parts(before[name], name, 4 * READ):
+                    writer.put_part(name, part, first)
     for done in (path, *replaced.values()):
         done.unlink()
     return smaller
-
-
-def _copy(ref: TensorRef, name: str, writer: CheckpointWriter) -> None:
-    """Write a tensor as it was, some of its first axis at a time."""
-    length = ref.spec.shape[0] if ref.spec.shape else 0
-    step = max(1, 4 * READ * length // max(1, ref.spec.nbytes))
-    if length <= step:
-        writer.put(name, read_tensor(ref, name))
-        return
-    for first in range(0, length, step):
-        writer.put_part(name, read_tensor(ref.rows(first, min(first + step, length)), name), first)
 
 
 def _spooled(fixed: Checkpoint, output: Output, name: str, spool: _Spool) -> Weight:
@@ -144,14 +135,12 @@ def _streams(fixed: Checkpoint, output: Output, name: str) -> dict[str, Tensor]:
 def _blocks(ref: TensorRef, disk: str, symbols: Symbols) -> list[Callable[[], Tensor]]:
     """Functions that read blocks of rows of symbols, (rows, columns) uint8, each of whole blocks of a trellis."""
     words = words_per_row(symbols.columns, symbols.bits)
-    step = max(1, READ // max(1, symbols.columns) // BLOCK) * BLOCK
 
-    def read(first: int) -> Tensor:
-        last = min(first + step, symbols.rows)
-        packed = read_tensor(ref.rows(first * words, last * words), disk)
-        return unpack_rows(packed.reshape(last - first, words), symbols.bits, symbols.columns)
+    def read(rows: slice) -> Tensor:
+        packed = read_part(ref, disk, slice(rows.start * words, rows.stop * words))
+        return unpack_rows(packed.reshape(-1, words), symbols.bits, symbols.columns)
 
-    return [partial(read, first) for first in range(0, symbols.rows, step)]
+    return [partial(read, rows) for rows in row_slices(symbols.rows, symbols.columns, READ, BLOCK)]
 
 
 def _with_weights(output: Output, weights: Mapping[str, Weight]) -> Output:

@@ -144,6 +144,36 @@ def test_blocks_of_compressed_weights_give_the_bytes_of_the_whole(
         assert weights(tmp_path / f"{number}") == weights(tmp_path / f"whole{number}"), recipe
 
 
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        ("quantize/rtn-w4-asymmetric", "method.group_size=16"),
+        ("quantize/nf4", "method.group_size=16"),
+        ("prune/magnitude-90-sparse",),
+        ("prune/magnitude-global",),
+    ],
+    ids=" ".join,
+)
+def test_blocks_of_transposed_layers_give_the_bytes_of_the_whole(
+    tmp_path: Path, tiny_gpt2: Path, monkeypatch: pytest.MonkeyPatch, recipe: tuple[str, ...]
+) -> None:
+    """A block of rows is one of columns of the file's tensor, and is written as such where it stays plain."""
+    read, whole = files._read, list[str]()
+
+    def noting(ref: TensorRef, begins: Any, spec: TensorSpec, name: str) -> torch.Tensor:
+        whole.extend([name] if spec == ref.spec and spec.nbytes > 8192 else [])
+        return read(ref, begins, spec, name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(row_parts, "BLOCK", 1)
+        patched.setattr(files, "_read", noting)
+        run(tiny_gpt2, tmp_path / "blocks", *recipe)
+    assert not whole
+    monkeypatch.setattr(row_parts, "divisible", lambda *_: False)
+    run(tiny_gpt2, tmp_path / "whole", *recipe)
+    assert weights(tmp_path / "blocks") == weights(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("change", ["method.threshold=0", "method.value=mean"])
 def test_layers_that_are_tied_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
     """The same rows of all of them at a time, compared and written; a convolution among them, and one like no other."""
