@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Literal
 
@@ -14,15 +14,6 @@ from aicompress.methods.structural import Part
 from aicompress.pipeline.step import blocks
 
 Take = Callable[[Tensor], Tensor]
-
-
-def row_blocks(checkpoint: Checkpoint, name: str) -> Iterator[tuple[int, Tensor]]:
-    """A parameter block by block along its first axis, each with its first row."""
-    if checkpoint.row_axis(name):  # what stores (in, out) is read along its second one
-        yield 0, checkpoint.dense(name)
-        return
-    for rows in checkpoint.row_blocks(name, blocks.BLOCK):
-        yield 0 if rows is None else rows.start, checkpoint.dense(name, rows)
 
 
 def power_sums(checkpoint: Checkpoint, name: str, axes: Collection[int], take: Take, order: int) -> Tensor:
@@ -37,10 +28,12 @@ def power_sums(checkpoint: Checkpoint, name: str, axes: Collection[int], take: T
     shape = checkpoint.parameters()[name].shape
     others = [axis for axis in range(len(shape)) if axis not in axes]
     total = torch.zeros([length if axis in axes else 1 for axis, length in enumerate(shape)], dtype=torch.float64)
-    for first, rows in row_blocks(checkpoint, name):
-        powers = rows.double().abs_().pow_(order)
+    lead = checkpoint.row_axis(name)
+    for rows in checkpoint.row_blocks(name, blocks.BLOCK):
+        powers = checkpoint.dense(name, rows).double().abs_().pow_(order)
         own = powers.sum(dim=others, keepdim=True) if others else powers
-        (total[first : first + len(rows)] if 0 in axes else total).add_(own)
+        within = total if rows is None or lead not in axes else total.narrow(lead, rows.start, rows.stop - rows.start)
+        within.add_(own)
     return take(total).sum(dim=1)
 
 

@@ -19,7 +19,6 @@ from aicompress.pipeline.step import blocks
 from aicompress.pipeline.step.blocks import put_block
 from aicompress.pipeline.step.output import Output
 from aicompress.pipeline.structured.axes import Along, along, length_of, positions, selected
-from aicompress.pipeline.structured.blockwise import row_blocks
 from aicompress.pipeline.structured.edit import Edit
 from aicompress.pipeline.structured.outline import cut_matrix
 from aicompress.statistics import InputStats
@@ -59,11 +58,6 @@ class Cutting:
         start = time.perf_counter()
         if value is None and self._is_by_rows(name):
             self._write_by_rows(name)
-        elif value is None and self._is_copied(name):
-            source = self.edit.changes[name].source
-            for rows in self.checkpoint.row_blocks(source, blocks.BLOCK):
-                block = self.checkpoint.weight(source, rows), rows
-                put_block(self.output, self.writer, name, block, self.checkpoint.row_axis(source))
         else:
             for disk, tensor in self.output.encode(name, self._cut(name) if value is None else value).items():
                 self.writer.put(disk, tensor)
@@ -73,29 +67,39 @@ class Cutting:
 
     def _is_by_rows(self, name: str) -> bool:
         """Whether what stays of a block of rows is a block of what stays."""
-        change = self.edit.changes[name]
-        plain = self.output.parameters[name].weight is None and bool(self.output.parameters[name].dense.shape)
-        return plain and not any(one.stacked for one in change.cuts)
-
-    def _is_copied(self, name: str) -> bool:
-        """Whether a parameter in a form of its own stays as it is."""
-        return self.output.parameters[name].weight is not None and not self.edit.changes[name].cuts
+        planned, change = self.output.parameters[name], self.edit.changes[name]
+        if planned.weight is None or not change.cuts:
+            return bool(planned.dense.shape) and not any(one.stacked for one in change.cuts)
+        axis, shape = self.checkpoint.row_axis(change.source), planned.dense.shape
+        lengths = [spec.shape[0] if spec.shape else 1 for spec in self.output.stored[name].values()]
+        alone = all(length == 1 or length % shape[axis] == 0 for length in lengths)  # no rows share an entry
+        return alone and len(shape) == 2 and bool(self.checkpoint.rows_together(change.source))
 
     def _write_by_rows(self, name: str) -> None:
-        """Read, cut and write a plain parameter block by block."""
-        change, written = self.edit.changes[name], 0
-        shape = self.checkpoint.parameters()[change.source].shape
+        """Read, cut and write a parameter block by block, in the form that was planned for it."""
+        change, written, checkpoint = self.edit.changes[name], 0, self.checkpoint
+        source, formed = change.source, self.output.parameters[name].weight is not None
+        shape, lead = checkpoint.parameters()[source].shape, checkpoint.row_axis(source)
         stays = {axis: self._axis(name, (axis, False), shape) for axis, _ in along(change.cuts)}
-        for first, rows in row_blocks(self.checkpoint, change.source):
-            if stays or not may_be_infinite(change.source):
-                require_finite(rows, change.source, self.checkpoint.path)
-            left = rows
+        for rows in checkpoint.row_blocks(source, blocks.BLOCK):
+            own = slice(0, shape[lead]) if rows is None else rows
+            left: Tensor | Weight | None = checkpoint.weight(source, rows) if formed else checkpoint.dense(source, rows)
+            if isinstance(left, Tensor) and (stays or not may_be_infinite(source)):
+                require_finite(left, source, checkpoint.path)
+            count = own.stop - own.start
             for axis, index in stays.items():
-                own = index[(index >= first) & (index < first + len(rows))] - first if axis == 0 else index
-                left = left.index_select(axis, own)
-            for disk, tensor in self.output.encode(name, left).items():
-                self.writer.put_part(disk, tensor, written)
-            written += len(left)
+                if axis == lead:
+                    index = index[(index >= own.start) & (index < own.stop)] - own.start
+                    count = len(index)
+                if isinstance(left, Tensor):
+                    left = left.index_select(axis, index)
+                elif left is not None:
+                    left = cut_matrix(left, bool(lead), shape, (axis, False), index)
+            assert left is not None  # the plan made the same cuts in its outline
+            if count:
+                block = left, slice(written, written + count)
+                put_block(self.output, self.writer, name, block, lead)
+            written += count
 
     def say(self, what: str) -> None:
         """Report what is going on."""
