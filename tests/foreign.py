@@ -189,6 +189,41 @@ def nvfp4(divides: bool = False) -> Encode:
     return encode
 
 
+def mlx(bits: int = 4, group: int = 32, mode: str = "affine") -> Encode:
+    """MLX: a stream of codes in every row; the floating modes have their scales in bytes and no biases."""
+
+    def affine(matrix: Tensor) -> Encoded:
+        groups = matrix.reshape(len(matrix), -1, group)
+        low, top = groups.amin(-1).half(), (1 << bits) - 1
+        scale = ((groups.amax(-1) - low) / top).half()
+        codes = ((groups - low[..., None]) / scale.float()[..., None]).round().clamp(0, top)
+        words = _bits(codes.reshape(matrix.shape).int().numpy(), bits).view(torch.uint32)
+        dense = codes * scale.float()[..., None] + low.float()[..., None]
+        return Encoded({".weight": words, ".scales": scale, ".biases": low}, dense.reshape(matrix.shape))
+
+    def floating(matrix: Tensor) -> Encoded:
+        groups = matrix.reshape(len(matrix), -1, group)
+        scale = groups.abs().amax(-1) / (448 if mode == "mxfp8" else 6)
+        stored = (scale.log2().ceil() + 127).to(torch.uint8)
+        wide = (stored.int() - 127).float().exp2()[..., None]
+        if mode == "nvfp4":
+            stored = scale.to(torch.float8_e4m3fn).view(torch.uint8)
+            wide = stored.view(torch.float8_e4m3fn).float()[..., None]
+        if mode == "mxfp8":
+            numbers = (groups / wide).to(torch.float8_e4m3fn)
+            words, values = numbers.view(torch.uint8), numbers.float()
+            words = words.reshape(matrix.shape).view(torch.uint32)
+        else:
+            codes = _nearest_fp4(groups / wide)
+            words, values = (
+                _bits(codes.reshape(matrix.shape).numpy(), 4).view(torch.uint32),
+                torch.tensor(FP4)[codes.long()],
+            )
+        return Encoded({".weight": words, ".scales": stored}, (values * wide).reshape(matrix.shape))
+
+    return affine if mode == "affine" else floating
+
+
 def convert(source: Path, folder: Path, encode: Encode, settings: dict[str, Any] | None) -> dict[str, Tensor]:
     """A copy of a checkpoint whose linear layers are encoded.
 

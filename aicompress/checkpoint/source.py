@@ -23,7 +23,12 @@ _WRITTEN_ANEW = {"config.json", "aicompress.json", *REPORTS, *PACKING_REPORTS, *
 _INDEXES = re.compile(r"\.safetensors\.index(?:\.\w+)?\.json$")  # of any base name; of a variant too
 WEIGHT_NAMES = ("diffusion_pytorch_model",)  # of weights that other readers than transformers look for
 # Where other tools write how they quantized, and the method that such a file means; an output is no more what it says.
-OTHER_SETTINGS = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
+OTHER_SETTINGS = {  # quantization settings in files of their own, and which tool's they are
+    "quantize_config.json": "gptq",
+    "quant_config.json": "awq",
+    "hf_quant_config.json": "modelopt",
+    "quantization_map.json": "quanto",  # not read, and said so
+}
 ADAPTER_CONFIG = "adapter_config.json"
 _MODULES = "modules.json"  # the parts of a sentence-transformers model
 
@@ -270,8 +275,12 @@ def indexed(index: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    """A config.json in which what names the architecture are names."""
+    """A config.json in which what names the architecture are names; MLX's `quantization` is its quantization_config."""
     config = read_json(path)
+    given, own = config.get("quantization_config"), config.get("quantization")
+    if isinstance(own, dict) and {"bits", "group_size"} <= own.keys() and given in (None, own):
+        config = {key: value for key, value in config.items() if key != "quantization"}
+        config["quantization_config"] = {**own, "quant_method": "mlx"}
     named = config.get("architectures")
     if named is not None and not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
         raise CheckpointError(f"{path}: architectures is not a list of names", "download or copy the checkpoint again")

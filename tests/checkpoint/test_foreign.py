@@ -23,6 +23,7 @@ from tests.foreign import Encode, Encoded, write
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False, "desc_act": False}
 BNB = {"quant_method": "bitsandbytes", "load_in_4bit": True}
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+MLX = {"quant_method": "mlx", "bits": 4, "group_size": 32}
 
 CASES: dict[str, tuple[Encode, dict[str, Any] | None, str]] = {
     "gptq, one less": (foreign.gptq(symmetric=False), GPTQ, "int_grouped"),
@@ -49,6 +50,10 @@ CASES: dict[str, tuple[Encode, dict[str, Any] | None, str]] = {
     "mxfp4": (foreign.mxfp4, {"quant_method": "compressed-tensors", "config_groups": {}}, "codebook"),
     "nvfp4": (foreign.nvfp4(), {"quant_method": "modelopt", "quant_algo": "NVFP4"}, "codebook"),
     "nvfp4, divided": (foreign.nvfp4(True), {"quant_method": "compressed-tensors", "config_groups": {}}, "codebook"),
+    **{f"mlx, {bits} bits": (foreign.mlx(bits), {**MLX, "bits": bits}, "") for bits in (1, 2, 3, 4, 5, 6, 8)},
+    "mlx, mxfp4": (foreign.mlx(4, 32, "mxfp4"), {**MLX, "mode": "mxfp4"}, "codebook"),
+    "mlx, mxfp8": (foreign.mlx(8, 32, "mxfp8"), {**MLX, "bits": 8, "mode": "mxfp8"}, ""),
+    "mlx, nvfp4": (foreign.mlx(4, 16, "nvfp4"), {**MLX, "group_size": 16, "mode": "nvfp4"}, "codebook"),
 }  # fmt: skip
 
 
@@ -98,7 +103,7 @@ def test_decodes_to_what_the_layout_says(tmp_path: Path, case: str) -> None:
 
 
 def test_every_layout_has_a_case() -> None:
-    tried = {"gptq", "awq", "bitsandbytes", "float8", "mxfp4", "nvfp4", "mxfp6", "reordered"}
+    tried = {"gptq", "awq", "bitsandbytes", "float8", "mxfp4", "nvfp4", "mxfp6", "mlx", "reordered"}
     assert set(layouts()) == tried
 
 
@@ -245,6 +250,13 @@ def test_settings_that_lie_beside_config_json_are_read(tmp_path: Path) -> None:
     folder = write(tmp_path / "in", encoded, None)
     (folder / "quantize_config.json").write_text(json.dumps({**GPTQ, "checkpoint_format": "gptq_v2"}))
     torch.testing.assert_close(Checkpoint.open(folder).dense("m.weight"), encoded.dense, rtol=1e-6, atol=0)
+
+
+def test_a_tool_that_is_not_read_is_named_by_its_file(tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", Encoded({".weight._data": torch.ones(8, 8, dtype=torch.int8)}, matrix()), None)
+    (folder / "quantization_map.json").write_text(json.dumps({"m": {"weights": "qint8"}}))
+    with pytest.raises(Unsupported, match="already quantized by 'quanto', which is not read"):
+        Checkpoint.open(folder)
 
 
 def test_float8_without_a_scale_is_what_it_says(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from aicompress.weights import TensorSpec
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 BYTES = (torch.uint8, torch.int8)
+WORDS = (torch.int32, torch.uint32)
 # What lies beside quantized weights and belongs to inputs, outputs and the key-value cache.
 RIDER = re.compile(
     r"(?:^|\.)(?:input|output|activation|prob|softmax|kv|[qkv]|kv_cache)(?:_proj)?_(?:global_)?"
@@ -144,7 +145,7 @@ def require_settings_read(settings: Mapping[str, Any], where: str) -> None:
 
 def _may_be_packed(spec: TensorSpec) -> bool:
     """Whether a tensor may hold codes; vectors of integers are positions, sizes and states."""
-    return (spec.dtype in FLOAT8 or spec.dtype in BYTES or spec.dtype is torch.int32) and len(spec.shape) > 1
+    return (spec.dtype in FLOAT8 or spec.dtype in BYTES or spec.dtype in WORDS) and len(spec.shape) > 1
 
 
 def settings_of(config: Mapping[str, Any] | None, beside: Mapping[str, Any] | None) -> dict[str, Any]:
