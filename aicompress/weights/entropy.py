@@ -103,11 +103,12 @@ def entropy_coded(weight: Weight, letter: float = 1.0, known: Mapping[str, Tenso
     Args:
         weight: in any form.
         letter: bytes that a letter of its description takes in the file: more with indentation, fewer deflated.
-        known: streams that are made already, by suffix of a form that no other one is inside of; without data there.
+        known: streams that are made already, by suffix of a form that one at most is inside of; without data there.
     """
     if isinstance(weight, EntropyCoded):
         return weight
-    parts = {field: entropy_coded(part, letter) for field, part in inside(weight).items()}
+    within = inside(weight)
+    parts = {field: entropy_coded(part, letter, known if len(within) == 1 else NONE) for field, part in within.items()}
     if parts:
         return dataclasses.replace(weight, **parts)  # type: ignore[type-var]
     coded = EntropyCoded.of(weight, known)

@@ -6,7 +6,8 @@ Then each compressed parameter is read back and coded, and the weight files are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -28,8 +29,8 @@ from aicompress.pipeline.step.layout import Contents
 from aicompress.pipeline.step.output import Output
 from aicompress.report.model import LayerRow
 from aicompress.weights import TensorSpec, Weight, entropy_coded, restore
-from aicompress.weights.coding.in_blocks import write_in_blocks
-from aicompress.weights.coding.packing import unpack_rows, words_per_row
+from aicompress.weights.coding.in_blocks import StreamInFile, write_in_blocks
+from aicompress.weights.coding.packing import WORD, unpack_rows, words_per_row
 from aicompress.weights.coding.rows import row_slices
 from aicompress.weights.form import Symbols, inside
 from aicompress.weights.trellis import BLOCK
@@ -46,18 +47,26 @@ class _Spool:
     Attributes:
         file: what they are appended to.
         places: by name, where each begins and what it is.
+        streams: by name, those whose parts lie in it as they were coded.
     """
 
     file: BinaryIO
     places: dict[str, tuple[int, TensorSpec]] = field(default_factory=dict)
+    streams: dict[str, StreamInFile] = field(default_factory=dict)
 
     def put(self, name: str, tensor: Tensor) -> None:
         """Append a tensor of bytes."""
-        self.places[name] = (self.file.tell(), TensorSpec.of(tensor))
+        self.places[name] = (self.file.seek(0, os.SEEK_END), TensorSpec.of(tensor))
         self.file.write(tensor.numpy().data)
 
     def parts(self, name: str) -> Iterator[tuple[int, Tensor]]:
         """Read a tensor back: where each part of it begins, and this."""
+        if name in self.streams:
+            first = 0
+            for piece in filter(None, self.streams[name].pieces()):
+                yield first, torch.frombuffer(bytearray(piece), dtype=torch.uint8)
+                first += len(piece)
+            return
         begin, spec = self.places[name]
         for first in range(0, spec.nbytes, 4 * READ):
             self.file.seek(begin + first)
@@ -85,12 +94,9 @@ def entropy_coded_output(output: Output, writer: CheckpointWriter) -> Output:
         replaced = {ref.file: ref.file.with_name(f"{ref.file.name}{REPLACED}") for ref in fixed.tensors.values()}
         before = {name: replace(ref, file=replaced[ref.file]) for name, ref in fixed.tensors.items()}
         for name in (name for shard in smaller.shards for name in shard.specs):
-            if name in spool.places:
-                for first, part in spool.parts(name):
-                    writer.put_part(name, part, first)
-            else:
-                for first, part in read_parts(before[name], name, 4 * READ):
-                    writer.put_part(name, part, first)
+            own = name in spool.places or name in spool.streams
+            for first, part in spool.parts(name) if own else read_parts(before[name], name, 4 * READ):
+                writer.put_part(name, part, first)
     for done in (path, *replaced.values()):
         done.unlink()
     return smaller
@@ -99,48 +105,78 @@ def entropy_coded_output(output: Output, writer: CheckpointWriter) -> Output:
 def _spooled(fixed: Checkpoint, output: Output, name: str, spool: _Spool) -> Weight:
     """The outline of a parameter as it is stored once it is entropy-coded; what changes of it goes to a file."""
     letter = 0.4 if output.destination.bundled else 1.0 if output.destination.single else 4.0
-    streams = _streams(fixed, output, name)
+    streams = _streams(fixed, output, name, spool.file)
     if streams:
-        known = native_names(name, streams).values()
-        entry = fixed.manifest.entries[name]
-        made = fixed.restored(name, entry, lambda disk: fixed.no_data(disk) if disk in known else fixed.read(disk))
-        weight = entropy_coded(made, letter, streams)
+        known = {s: torch.empty(stream.nbytes, dtype=torch.uint8, device="meta") for s, stream in streams.items()}
+        weight = entropy_coded(_to_be_coded(fixed, output, name, streams), letter, known)
     else:
         weight = entropy_coded(fixed.weight(name), letter)
     tensors, before = weight.tensors(), output.stored[name]
     for suffix, disk in native_names(name, tensors).items():
         if disk in before and before[disk] != TensorSpec.of(tensors[suffix]):
-            spool.put(disk, tensors[suffix])
+            if suffix in streams:
+                spool.streams[disk] = streams[suffix]
+            else:
+                spool.put(disk, tensors[suffix])
     return restore({suffix: tensor.to("meta") for suffix, tensor in tensors.items()}, weight.meta())
 
 
-def _streams(fixed: Checkpoint, output: Output, name: str) -> dict[str, Tensor]:
-    """Streams of large tensors of packed codes, which are read a few rows at a time, by suffix.
+def _to_be_coded(fixed: Checkpoint, output: Output, name: str, streams: Collection[str]) -> Weight:
+    """A parameter of which some streams are known, with data in those tensors that are coded beside them."""
+    form = _coded_form(output, name)
+    read = set(native_names(name, set(form.symbols()) - set(streams)).values()) if form is not None else set()
+    entry = fixed.manifest.entries[name]
+    return fixed.restored(name, entry, lambda disk: fixed.read(disk) if disk in read else fixed.no_data(disk))
 
-    Only of a form that no other is inside of, since its tensors have their own names.
+
+def _coded_form(output: Output, name: str) -> Weight | None:
+    """The form that holds a parameter's symbols, under their own suffixes: its own, or the one inside it.
+
+    None where several forms are inside it, whose tensors have other names.
     """
     outline = output.parameters[name].weight
-    if outline is None or output.layout != "native" or inside(outline):
-        return {}
-    streams: dict[str, Tensor] = {}
-    for suffix, symbols in outline.symbols().items():
+    if outline is None or output.layout != "native":
+        return None
+    parts = list(inside(outline).values())
+    if not parts:
+        return outline
+    return parts[0] if len(parts) == 1 and parts[0].specs().items() <= outline.specs().items() else None
+
+
+def _streams(fixed: Checkpoint, output: Output, name: str, file: BinaryIO) -> dict[str, StreamInFile]:
+    """Streams of large tensors of symbols, which are read a few rows at a time, by suffix."""
+    form, streams = _coded_form(output, name), dict[str, StreamInFile]()
+    for suffix, symbols in form.symbols().items() if form is not None and not inside(form) else ():
         (disk,) = native_names(name, [suffix]).values()
-        if symbols.bits and symbols.rows * symbols.columns > HELD and disk in output.stored[name]:
-            blocks = _blocks(fixed.tensors[disk], disk, symbols)
-            stream = write_in_blocks(blocks, (symbols.rows, symbols.columns), symbols.kind == "trellis")
+        if symbols.kind != "int8" and symbols.rows * symbols.columns > HELD and disk in output.stored[name]:
+            blocks, shape = _blocks(fixed.tensors[disk], disk, symbols)
+            stream = write_in_blocks(blocks, shape, symbols.kind, file)
             streams |= {} if stream is None else {suffix: stream}
     return streams
 
 
-def _blocks(ref: TensorRef, disk: str, symbols: Symbols) -> list[Callable[[], Tensor]]:
-    """Functions that read blocks of rows of symbols, (rows, columns) uint8, each of whole blocks of a trellis."""
-    words = words_per_row(symbols.columns, symbols.bits)
+def _blocks(ref: TensorRef, disk: str, symbols: Symbols) -> tuple[list[Callable[[], Tensor]], tuple[int, int]]:
+    """Functions that read blocks of rows of symbols, uint8, each of whole blocks of a trellis, and the shape of all.
 
-    def read(rows: slice) -> Tensor:
-        packed = read_part(ref, disk, slice(rows.start * words, rows.stop * words))
-        return unpack_rows(packed.reshape(-1, words), symbols.bits, symbols.columns)
+    Those of a mask are eight each. Symbols in one row are rows of one.
+    """
+    rows, columns, bits = symbols.rows, symbols.columns, symbols.bits
+    if symbols.kind == "mask":
+        rows, columns = ref.spec.nbytes, 1
+    elif rows == 1:
+        rows, columns = columns, 1
+    each = bits if symbols.rows == 1 else WORD * words_per_row(columns, bits)  # bits of a row in packed words
 
-    return [partial(read, rows) for rows in row_slices(symbols.rows, symbols.columns, READ, BLOCK)]
+    def read(part: slice) -> Tensor:
+        if not bits:
+            held = read_part(ref, disk, slice(part.start * columns, part.stop * columns)).view(torch.uint8)
+            return held.reshape(-1, columns)
+        packed = read_part(ref, disk, slice(part.start * each // WORD, -(-part.stop * each // WORD)))
+        if symbols.rows == 1:
+            return unpack_rows(packed[None], bits, part.stop - part.start).reshape(-1, 1)
+        return unpack_rows(packed.reshape(part.stop - part.start, -1), bits, columns)
+
+    return [partial(read, part) for part in row_slices(rows, columns, READ, BLOCK)], (rows, columns)
 
 
 def _with_weights(output: Output, weights: Mapping[str, Weight]) -> Output:

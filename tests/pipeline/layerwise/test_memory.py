@@ -23,6 +23,7 @@ METHODS: list[tuple[str, dict[str, Any], str]] = [  # the last: of two tensors t
     ("prune", {"name": "magnitude", "sparsity": 0.5, "scope": "global", "store": "sparse"}, ""),
     ("prune", {"name": "lamp", "sparsity": 0.5}, ""),
     ("quantize", {"name": "rdo"}, ""),
+    ("prune", {"name": "magnitude", "sparsity": 0.8, "store": "sparse", "storage": "entropy"}, ""),
     ("factorize", {"name": "svd", "rank": 32}, ""),
     ("factorize", {"name": "svd", "rank": 8}, ""),
     ("factorize", {"name": "svd", "energy": 0.3}, ""),
@@ -81,7 +82,7 @@ for number, (command, suffix) in enumerate(json.loads(sys.argv[2])):
 """
 
 
-def stored(tensor: torch.Tensor, layout: str) -> dict[str, torch.Tensor]:
+def encoded(tensor: torch.Tensor, layout: str) -> dict[str, torch.Tensor]:
     """A layer in another tool's layout, with as many numbers."""
     rows, columns = tensor.shape
     if layout == "fp8":
@@ -97,11 +98,13 @@ def test_memory_does_not_grow_with_a_tensor(bare_python: list[str], tmp_path: Pa
     more = torch.cat([scale * rows for scale in (1, 1.01, 0.99)])
     for name, tensor in {"tiny": rows[:64].clone(), "small": rows, "large": more}.items():
         save_file({"fc.weight": tensor}, tmp_path / f"{name}.safetensors")
-        save_file(stored(tensor, "fp8"), tmp_path / f"{name}-fp8.safetensors")
-        save_file(stored(tensor, "gptq"), tmp_path / f"{name}-gptq.safetensors")
+        save_file(encoded(tensor, "fp8"), tmp_path / f"{name}-fp8.safetensors")
+        save_file(encoded(tensor, "gptq"), tmp_path / f"{name}-gptq.safetensors")
         save_file({"a.weight": tensor, "b.weight": tensor.clone()}, tmp_path / f"{name}-twice.safetensors")
     for number, (_, method, _) in enumerate(METHODS):
-        (tmp_path / f"{number}.yaml").write_text(json.dumps({"version": 1, "method": method}))
+        own = {key: value for key, value in method.items() if key != "storage"}
+        stored = {"storage": method["storage"]} if "storage" in method else {}
+        (tmp_path / f"{number}.yaml").write_text(json.dumps({"version": 1, "method": own, **stored}))
     commands = json.dumps([(command, suffix) for command, _, suffix in METHODS])
     done = subprocess.run(
         [*bare_python, "-c", MEASURE, str(tmp_path), commands], cwd=ROOT, capture_output=True, text=True, check=False

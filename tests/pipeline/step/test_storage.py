@@ -168,7 +168,7 @@ def test_large_tensors_are_coded_in_blocks_to_the_same_bytes(
     tensors = {"a.weight": torch.randn(600, 700, generator=draw), "b.weight": torch.randn(64, 32, generator=draw)}
     save_file(tensors | {"c": torch.arange(70000)}, tmp_path / "in.safetensors")
     reads, blocks = [], storage._blocks
-    monkeypatch.setattr(storage, "_blocks", lambda *given: reads.append(len(blocks(*given))) or blocks(*given))
+    monkeypatch.setattr(storage, "_blocks", lambda *given: reads.append(len(blocks(*given)[0])) or blocks(*given))
     written = []
     for held in (storage.HELD, 1 << 10):
         monkeypatch.setattr(storage, "HELD", held)
@@ -178,3 +178,22 @@ def test_large_tensors_are_coded_in_blocks_to_the_same_bytes(
         written.append(out.read_bytes())
     assert written[0] == written[1]
     assert reads == [3, 1]  # of 256 rows each; so few symbols as the second has are looked at and held
+
+
+@pytest.mark.parametrize(
+    "recipe", [("prune/magnitude-50", "method.sparsity=0.6", "method.store=sparse"), ("quantize/sinq-w4",)], ids="".join
+)
+def test_masks_and_scaled_codes_are_coded_in_blocks_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: tuple[str, ...]
+) -> None:
+    save_file({"a.weight": torch.randn(1500, 640).bfloat16()}, tmp_path / "in.safetensors")
+    monkeypatch.setattr(storage, "HELD", 1 << 30)
+    run(tmp_path / "in.safetensors", tmp_path / "held.safetensors", *recipe, ENTROPY)
+    monkeypatch.setattr(storage, "HELD", 1 << 10)
+    monkeypatch.setattr(storage, "READ", 1 << 14)
+    made, write = [], storage.write_in_blocks
+    monkeypatch.setattr(storage, "write_in_blocks", lambda *given: made.append(write(*given)) or made[-1])
+    run(tmp_path / "in.safetensors", tmp_path / "blocks.safetensors", *recipe, ENTROPY)
+    assert (tmp_path / "held.safetensors").read_bytes() == (tmp_path / "blocks.safetensors").read_bytes()
+    assert len(made) == 1
+    assert made[0] is not None
