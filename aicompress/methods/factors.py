@@ -1,7 +1,8 @@
-"""Two factors made ready for rounding: their product stays, or comes nearer to what it was, and rounding costs less.
+"""Rounding of both factors of a product U V, so that the rounded product loses little.
 
-Of two factors the outer one is rounded first, by rows that make up for what an inner factor could not (`beyond`); then
-the inner one is fitted to what it has become (`answered`), and rounded.
+The factors are rotated first (`rotated_factors`). Then the outer factor U is rounded by rows, under a metric that
+leaves out what a new inner factor makes up for (`outer_metric`); the inner factor is fitted to the rounded outer one
+(`refit_inner`) and rounded under the metric of that one (`inner_metric`).
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ KEPT = 0.02  # of an error that an inner factor makes up for: so that U does not
 EMPTY = 1e-9  # added to that of what the inner factor gives, where some directions give nothing
 
 
-def turned(weight: LowRank, seed: int) -> LowRank:
+def rotated_factors(weight: LowRank, seed: int) -> LowRank:
     """The same product as U = P √Σ R and V = Rᵀ √Σ Qᵀ, with its singular values σ and a random rotation R.
 
-    An error of one factor is multiplied by the other one. Rounding costs least where both are of one size, and in
-    proportion to Σσ² in rows √σ qᵀ, each of which has scales of its own, but to (Σσ)² / r where R has spread them.
+    An error of one factor is multiplied by the other one, so that rounding costs least where both have the same size.
+    The cost is in proportion to Σσ² where V has rows √σ qᵀ, each with scales of its own, and to (Σσ)² / r where R has
+    spread the singular values over all rows.
     """
     left, right = (torch.linalg.qr(x.double()) for x in (weight.out.dense(), weight.inner.dense().t()))
     inside, sigma, across = torch.linalg.svd(left.R @ right.R.t(), full_matrices=False)
@@ -34,8 +36,8 @@ def turned(weight: LowRank, seed: int) -> LowRank:
     return LowRank(_like(out, weight.out), _like(inner, weight.inner))
 
 
-def refitted(weight: LowRank, inner: Weight, gram: Tensor | None) -> LowRank:
-    """The weight with another U: that of least E‖U V x − U' V̂ x‖² for an inner factor V̂ in V's place.
+def refit_outer(weight: LowRank, inner: Weight, gram: Tensor | None) -> LowRank:
+    """The product with the outer factor U' of least E‖U V x − U' V̂ x‖², for an inner factor V̂ in the place of V.
 
     Args:
         weight: U V.
@@ -50,23 +52,24 @@ def refitted(weight: LowRank, inner: Weight, gram: Tensor | None) -> LowRank:
     return LowRank(_like(fitted, weight.out), weight.inner)
 
 
-def beyond(weight: LowRank) -> Tensor:
-    """P by which an error E of the rows of U counts, tr(P E Eᵀ): what no inner factor makes up for, and a little more.
+def outer_metric(weight: LowRank) -> Tensor:
+    """The metric P, (out, out) float64, of an error E of the outer factor: tr(P E Eᵀ) is what remains after a refit.
 
-    The best inner factor for U + E leaves (I − U U⁺) E V; P is (out, out) float64.
+    The best inner factor for U + E leaves the error (I − U U⁺) E V. P also counts a small part of what the inner factor
+    makes up for, so that U does not move far.
     """
     out = weight.out.dense().double()
     inside = out @ Root.of(out.t() @ out, EMPTY).solve(out).t()
     return torch.eye(len(out), dtype=out.dtype) - (1 - KEPT) * (inside + inside.t()) / 2
 
 
-def felt(weight: LowRank, outer: Weight, gram: Tensor | None) -> Tensor:
-    """P by which an error E of the rows of V' counts, tr(P E H Eᵀ), where Û V' stands for U V; (rank, rank) float64.
+def inner_metric(weight: LowRank, outer: Weight, gram: Tensor | None) -> Tensor:
+    """The metric P, (rank, rank) float64, of an error E of the inner factor V' in Û V': the loss grows by tr(P E H Eᵀ).
 
-    By the outputs alone P is ÛᵀÛ. The loss feels some outputs more, by a matrix G that is not known here; but stored
-    directions are those of least loss, which it feels one by one: Uᵀ G U is diagonal as V H Vᵀ is, and the same where
-    each factor has the root of the singular values. So the direction i counts by σ_i = ‖u_i‖ (v_i H v_iᵀ)^½, and P is
-    Tᵀ Σ T with T = U⁺ Û, which takes V' to V.
+    If all outputs mattered equally, P would be ÛᵀÛ. The loss weights outputs by a matrix G that is not known here. The
+    stored directions are those of least loss, so that Uᵀ G U is diagonal as V H Vᵀ is, and both are the same where each
+    factor has the root of the singular values. So direction i has the weight σ_i = ‖u_i‖ (v_i H v_iᵀ)^½, and P is
+    Tᵀ Σ T, with T = U⁺ Û, which takes V' to V.
 
     Args:
         weight: U V as they are stored, by the inputs and outputs that they were made for.
@@ -82,11 +85,11 @@ def felt(weight: LowRank, outer: Weight, gram: Tensor | None) -> Tensor:
     return there.t() @ (sigma[:, None] * there)
 
 
-def answered(weight: LowRank, outer: Weight) -> LowRank:
-    """The same product, as near as it can be had with another outer factor Û in U's place: V' = Û⁺ U V.
+def refit_inner(weight: LowRank, outer: Weight) -> LowRank:
+    """The product that is nearest to U V with an outer factor Û in the place of U: the inner factor is V' = Û⁺ U V.
 
-    It is nearest whatever the inputs are. The first factor is U Û⁺ Û in place of U, that part of Û which U can be
-    turned into: what Û differs from it by is lost.
+    It is the nearest one for any inputs. The outer factor that is returned is U U⁺ Û, the part of Û in the span of U;
+    the rest of Û cannot be made up for.
 
     Args:
         weight: U V.
@@ -104,6 +107,6 @@ def _like(matrix: Tensor, factor: Weight) -> Dense:
     return Dense(matrix.to(stored.dtype).contiguous())
 
 
-def are_plain(weight: Weight) -> TypeGuard[LowRank]:
+def is_plain_product(weight: Weight) -> TypeGuard[LowRank]:
     """Whether a weight is two factors of plain numbers."""
     return isinstance(weight, LowRank) and isinstance(weight.out, Dense) and isinstance(weight.inner, Dense)

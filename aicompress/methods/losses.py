@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from aicompress.methods.method import Method, MethodConfig
-from aicompress.methods.outputs import Anatomy, Output, Outputs
+from aicompress.methods.outputs import Output, Outputs, OutputShapes
 from aicompress.methods.registry import get
 
 
@@ -68,7 +68,7 @@ class DistillMethod(Method, Generic[ConfigT]):
     config: type[ConfigT]
     loss: Callable[[Outputs, Outputs, ConfigT], Tensor] = field(kw_only=True)
     reads: frozenset[Output] = field(kw_only=True)
-    check: Callable[[Anatomy, Anatomy, ConfigT], tuple[str, str] | None] = field(kw_only=True)
+    check: Callable[[OutputShapes, OutputShapes, ConfigT], tuple[str, str] | None] = field(kw_only=True)
 
     stored: frozenset[str] = field(default=frozenset(), kw_only=True)
     from_known: bool = field(default=False, kw_only=True)

@@ -23,16 +23,16 @@ class ModeConfig(MethodConfig):
     """Parameters of a mode, as the recipe's `mode:` section gives them.
 
     Attributes:
-        of_a_twin: each layer, or block, is compared with the teacher's of the same name, and not what the whole gives.
+        layer_by_layer: each layer or block is compared with the teacher's of the same name, instead of the outputs.
     """
 
-    of_a_twin: ClassVar[bool] = False
+    layer_by_layer: ClassVar[bool] = False
 
 
 class LayerCorrection(ModeConfig):
     """Parameters of a mode that corrects one layer after another in closed form."""
 
-    of_a_twin: ClassVar[bool] = True
+    layer_by_layer: ClassVar[bool] = True
 
     samples: int = Field(256, ge=1, description="training samples that are run, those of the first steps")
 
@@ -43,7 +43,7 @@ TRAVEL = 0.75  # steps of its grid that a code can move by in all, while the rat
 class BlockTuning(ModeConfig):
     """Parameters of a mode that tunes one block after another."""
 
-    of_a_twin: ClassVar[bool] = True
+    layer_by_layer: ClassVar[bool] = True
 
     samples: int = Field(
         128, ge=1, description="training samples that every block is tuned on, those of the first steps"

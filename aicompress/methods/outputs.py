@@ -55,7 +55,7 @@ class Outputs:
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class OutputShapes:
     """What is known of a model's outputs before it runs.
 
     Attributes:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from aicompress.methods.distill.layers import check_layers, uniform_map
 from aicompress.methods.losses import DistillMethod, LossConfig
-from aicompress.methods.outputs import Anatomy, Outputs
+from aicompress.methods.outputs import Outputs, OutputShapes
 
 LEAST = 1e-8  # a share that is counted as none: causal maps hold exact zeros
 
@@ -53,7 +53,7 @@ def loss(student: Outputs, teacher: Outputs, config: Config) -> Tensor:
     return torch.stack(terms).mean()
 
 
-def check(student: Anatomy, teacher: Anatomy, config: Config) -> tuple[str, str] | None:
+def check(student: OutputShapes, teacher: OutputShapes, config: Config) -> tuple[str, str] | None:
     """Both need attention maps."""
     if student.heads is None or teacher.heads is None:
         which = "student" if student.heads is None else "teacher"

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from aicompress.methods.distill.logits import READS, check_logits
 from aicompress.methods.losses import DistillMethod, LossConfig
-from aicompress.methods.outputs import Anatomy, Outputs, wanted
+from aicompress.methods.outputs import Outputs, OutputShapes, wanted
 
 
 class Config(LossConfig):
@@ -43,7 +43,7 @@ def loss(student: Outputs, teacher: Outputs, config: Config) -> Tensor:
     return probability_error(wanted(student.logits, "logits"), wanted(teacher.logits, "logits"))
 
 
-def check(student: Anatomy, teacher: Anatomy, config: Config) -> tuple[str, str] | None:
+def check(student: OutputShapes, teacher: OutputShapes, config: Config) -> tuple[str, str] | None:
     """Both need logits over the same classes."""
     return check_logits(student, teacher, 1.0)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from aicompress.methods.distill.logits import READS, UNLABELLED, SoftenedConfig, check_logits, with_labels
 from aicompress.methods.losses import DistillMethod
-from aicompress.methods.outputs import Anatomy, Outputs, wanted
+from aicompress.methods.outputs import Outputs, OutputShapes, wanted
 
 
 class Config(SoftenedConfig):
@@ -62,7 +62,7 @@ def loss(student: Outputs, teacher: Outputs, config: Config) -> Tensor:
     return with_labels(config.target * target + config.others * others, logits, student.labels, config.alpha)
 
 
-def check(student: Anatomy, teacher: Anatomy, config: Config) -> tuple[str, str] | None:
+def check(student: OutputShapes, teacher: OutputShapes, config: Config) -> tuple[str, str] | None:
     """Both need logits over the same classes, more than one, and labels where alpha leaves them a share."""
     if student.classes == 1:
         return "there is one class, and no other", "mse learns a single number"

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from aicompress.methods.distill.mse import squared_error
 from aicompress.methods.losses import DistillMethod, LossConfig
-from aicompress.methods.outputs import Anatomy, Outputs, wanted
+from aicompress.methods.outputs import Outputs, OutputShapes, wanted
 
 
 class Config(LossConfig):
@@ -76,7 +76,7 @@ def loss(student: Outputs, teacher: Outputs, config: Config) -> Tensor:
     return torch.stack(terms).sum()
 
 
-def check(student: Anatomy, teacher: Anatomy, config: Config) -> tuple[str, str] | None:
+def check(student: OutputShapes, teacher: OutputShapes, config: Config) -> tuple[str, str] | None:
     """Both need embeddings; of one width unless only similarities are compared."""
     if student.embedding is None or teacher.embedding is None:
         which = "student" if student.embedding is None else "teacher"

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from aicompress.methods.distill.layers import check_layers, uniform_map
 from aicompress.methods.losses import DistillMethod, LossConfig
-from aicompress.methods.outputs import Anatomy, Outputs
+from aicompress.methods.outputs import Outputs, OutputShapes
 
 
 class Config(LossConfig):
@@ -52,7 +52,7 @@ def loss(student: Outputs, teacher: Outputs, config: Config) -> Tensor:
     return torch.stack(terms).mean()
 
 
-def check(student: Anatomy, teacher: Anatomy, config: Config) -> tuple[str, str] | None:
+def check(student: OutputShapes, teacher: OutputShapes, config: Config) -> tuple[str, str] | None:
     """Both need hidden states of one width."""
     problem = check_layers(student, teacher, config.layers)
     if problem is None and student.width != teacher.width:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from aicompress.methods.distill.logits import READS, SoftenedConfig, check_logits, with_labels
 from aicompress.methods.losses import DistillMethod
-from aicompress.methods.outputs import Anatomy, Outputs, wanted
+from aicompress.methods.outputs import Outputs, OutputShapes, wanted
 
 
 class Config(SoftenedConfig):
@@ -54,7 +54,7 @@ def loss(student: Outputs, teacher: Outputs, config: Config) -> Tensor:
     return with_labels(divergence, logits, student.labels, config.alpha)
 
 
-def check(student: Anatomy, teacher: Anatomy, config: Config) -> tuple[str, str] | None:
+def check(student: OutputShapes, teacher: OutputShapes, config: Config) -> tuple[str, str] | None:
     """Both need logits over the same classes, and labels where alpha leaves them a share."""
     return check_logits(student, teacher, config.alpha)
 

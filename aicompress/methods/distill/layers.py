@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from aicompress.methods.outputs import Anatomy
+from aicompress.methods.outputs import OutputShapes
 
 
 def uniform_map(layers: Sequence[int], student_depth: int, teacher_depth: int) -> list[tuple[int, int]]:
@@ -20,7 +20,7 @@ def uniform_map(layers: Sequence[int], student_depth: int, teacher_depth: int) -
     return [(m, (2 * m * teacher_depth + student_depth) // (2 * student_depth)) for m in chosen]
 
 
-def check_layers(student: Anatomy, teacher: Anatomy, layers: Sequence[int]) -> tuple[str, str] | None:
+def check_layers(student: OutputShapes, teacher: OutputShapes, layers: Sequence[int]) -> tuple[str, str] | None:
     """What keeps the layers of two models from being compared, as (message, hint), or None."""
     if student.depth is None or teacher.depth is None:
         which = "student" if student.depth is None else "teacher"

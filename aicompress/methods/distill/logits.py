@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from aicompress.methods.losses import LossConfig
-from aicompress.methods.outputs import Anatomy, Output, wanted
+from aicompress.methods.outputs import Output, OutputShapes, wanted
 
 READS: frozenset[Output] = frozenset({"logits"})
 UNLABELLED = -1  # in the place of a label that is not known
@@ -95,7 +95,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), labels, ignore_index=UNLABELLED, reduction="sum") / len(labels)
 
 
-def check_logits(student: Anatomy, teacher: Anatomy, alpha: float) -> tuple[str, str] | None:
+def check_logits(student: OutputShapes, teacher: OutputShapes, alpha: float) -> tuple[str, str] | None:
     """What keeps a student's logits from being compared with a teacher's, as (message, hint), or None."""
     if student.classes is None or teacher.classes is None:
         which = "student" if student.classes is None else "teacher"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CompressError, Refused
-from aicompress.methods.outputs import Anatomy, Output, Outputs
+from aicompress.methods.outputs import Output, Outputs, OutputShapes
 from aicompress.model.loading.definition import skeleton
 from aicompress.model.loading.load import build
 from aicompress.model.loading.pooling import Pooling, pooling
@@ -78,7 +78,7 @@ class Runner:
         mask = inputs.get("attention_mask", torch.ones_like(tokens))
         return (mask[:, 1:] if self.task == "causal" else mask).sum(dim=1)
 
-    def output_bytes(self, reads: frozenset[Output], anatomy: Anatomy, length: int) -> int | None:
+    def output_bytes(self, reads: frozenset[Output], shapes: OutputShapes, length: int) -> int | None:
         """Count the bytes of one sample's outputs in float32; None where sizes differ or are too large to keep.
 
         Args:
@@ -88,8 +88,8 @@ class Runner:
         if reads & {"hidden", "attention"} or ("logits" in reads and self.task == "masked"):
             return None
         positions = length - 1 if self.task == "causal" else 1
-        logits = (anatomy.classes or 0) * positions if "logits" in reads else 0
-        return 4 * (logits + ((anatomy.embedding or 0) if "embedding" in reads else 0))
+        logits = (shapes.classes or 0) * positions if "logits" in reads else 0
+        return 4 * (logits + ((shapes.embedding or 0) if "embedding" in reads else 0))
 
     def _positions(
         self, logits: Tensor, inputs: Mapping[str, Tensor], mask: Tensor | None, labels: Tensor | None
@@ -148,7 +148,7 @@ def runner(checkpoint: Checkpoint) -> Runner:
     return Runner(task, pooling(checkpoint.source.folder))
 
 
-def anatomy(checkpoint: Checkpoint, run: Runner, last_layer: str | None, labels: bool) -> Anatomy:
+def shapes_of_outputs(checkpoint: Checkpoint, run: Runner, last_layer: str | None, labels: bool) -> OutputShapes:
     """What a model's outputs will look like, from headers and config.
 
     Args:
@@ -159,12 +159,12 @@ def anatomy(checkpoint: Checkpoint, run: Runner, last_layer: str | None, labels:
     """
     if run.task == "module":
         spec = checkpoint.parameters().get(f"{last_layer}.weight")
-        return Anatomy(classes=spec.shape[0] if spec is not None else None, labels=labels)
+        return OutputShapes(classes=spec.shape[0] if spec is not None else None, labels=labels)
     config = (skeleton(checkpoint.config or {}) or build(checkpoint)).config  # the latter says what is unknown
     text = config.get_text_config()
     classes = {"causal": "vocab_size", "masked": "vocab_size", "classes": "num_labels"}.get(run.task)
     width = getattr(text, "hidden_size", None)
-    return Anatomy(
+    return OutputShapes(
         classes=None if classes is None else int(getattr(text if classes == "vocab_size" else config, classes)),
         width=width,
         embedding=run.pooling.width or width,

@@ -13,9 +13,9 @@ from aicompress.data import arrays
 from aicompress.errors import CompressError, RecipeError, Refused, raise_all
 from aicompress.methods.distill.logits import UNLABELLED
 from aicompress.methods.losses import DistillMethod, LossConfig
-from aicompress.methods.outputs import Anatomy
+from aicompress.methods.outputs import OutputShapes
 from aicompress.model.blocks.input_errors import input_errors_refused
-from aicompress.model.distillation.outputs import Runner, anatomy
+from aicompress.model.distillation.outputs import Runner, shapes_of_outputs
 from aicompress.model.loading.tokenizer import FILES, load_tokenizer, vocabulary_digest
 from aicompress.model.vocabulary.correspondence import numbers_among, unknown_tokens
 from aicompress.pipeline.distillation.batches import TrainingSamples
@@ -45,7 +45,9 @@ def require_teacher(recipe: DistillRecipe, teachers: int, stored: bool) -> None:
         )
 
 
-def anatomy_of(checkpoint: Checkpoint, run: Runner, recipe: DistillRecipe, allow_code: bool = False) -> Anatomy:
+def output_shapes_of(
+    checkpoint: Checkpoint, run: Runner, recipe: DistillRecipe, allow_code: bool = False
+) -> OutputShapes:
     """What the outputs of a student or a teacher will look like.
 
     Raises:
@@ -54,8 +56,8 @@ def anatomy_of(checkpoint: Checkpoint, run: Runner, recipe: DistillRecipe, allow
     """
     labels = recipe.data.labels is not None
     if checkpoint.config is None and recipe.model is not None and recipe.model.factory is not None:
-        return Anatomy(classes=_classes_given(checkpoint, recipe, allow_code), labels=labels)
-    return anatomy(checkpoint, run, _last_layer(checkpoint, recipe), labels)
+        return OutputShapes(classes=_classes_given(checkpoint, recipe, allow_code), labels=labels)
+    return shapes_of_outputs(checkpoint, run, _last_layer(checkpoint, recipe), labels)
 
 
 @torch.no_grad()
@@ -92,7 +94,7 @@ def _last_layer(checkpoint: Checkpoint, recipe: DistillRecipe) -> str | None:
 
 
 def mismatches(
-    losses: Losses, student: Runner, teacher: Runner, anatomies: tuple[Anatomy, Anatomy]
+    losses: Losses, student: Runner, teacher: Runner, all_shapes: tuple[OutputShapes, OutputShapes]
 ) -> list[CompressError]:
     """Errors that name the losses which the two models cannot have."""
     reads_logits = any("logits" in method.reads for method, _ in losses)
@@ -100,11 +102,11 @@ def mismatches(
         what = {"causal": "a causal language model", "masked": "a masked language model", "classes": "a classifier"}
         names = [what.get(run.task, f"a {run.task}") for run in (student, teacher)]
         return [Refused(f"the student is {names[0]} and the teacher {names[1]}", "logits of one kind can be compared")]
-    problems = [(method.name, method.check(*anatomies, config)) for method, config in losses]
+    problems = [(method.name, method.check(*all_shapes, config)) for method, config in losses]
     return [RecipeError(f"{name}: {problem[0]}", problem[1]) for name, problem in problems if problem is not None]
 
 
-def several(losses: Losses, teachers: Sequence[Anatomy]) -> list[CompressError]:
+def several(losses: Losses, teachers: Sequence[OutputShapes]) -> list[CompressError]:
     """Errors that name what keeps the outputs of several teachers from being averaged."""
     if len(teachers) == 1:
         return []
@@ -120,24 +122,24 @@ def several(losses: Losses, teachers: Sequence[Anatomy]) -> list[CompressError]:
 
 
 def require_fit(
-    losses: Losses, student: tuple[Runner, Anatomy], runs: Sequence[Runner], anatomies: Sequence[Anatomy]
+    losses: Losses, student: tuple[Runner, OutputShapes], runs: Sequence[Runner], all_shapes: Sequence[OutputShapes]
 ) -> None:
     """Refuse losses that a student and its teachers cannot have.
 
     Args:
         losses: of the recipe.
         student: how it is run, and what it gives.
-        runs, anatomies: the same of each teacher.
+        runs, all_shapes: the same of each teacher.
 
     Raises:
         Refused: or Problems, naming them.
     """
-    for run, teacher in zip(runs, anatomies, strict=True):
+    for run, teacher in zip(runs, all_shapes, strict=True):
         raise_all(mismatches(losses, student[0], run, (student[1], teacher)))
-    raise_all(several(losses, anatomies))
+    raise_all(several(losses, all_shapes))
 
 
-def require_classes(samples: TrainingSamples, student: Anatomy) -> None:
+def require_classes(samples: TrainingSamples, student: OutputShapes) -> None:
     """Refuse labels that are no classes of the student, and data in which no sample has one.
 
     Raises:

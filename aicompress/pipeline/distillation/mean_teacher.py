@@ -13,7 +13,7 @@ from torch import Tensor
 
 from aicompress.errors import CompressError, RecipeError, Refused
 from aicompress.methods.distill.logits import cross_entropy
-from aicompress.methods.outputs import Anatomy, Output, Outputs, wanted
+from aicompress.methods.outputs import Output, Outputs, OutputShapes, wanted
 from aicompress.model.distillation.noise import Noise
 from aicompress.model.distillation.outputs import Runner
 from aicompress.pipeline.distillation.batches import Batch, TrainingSamples
@@ -68,7 +68,9 @@ class Averaged:
         return judged(own) + loss(own, average, done)
 
 
-def problems(settings: MeanTeacher, run: Runner, student: Anatomy, samples: TrainingSamples) -> list[CompressError]:
+def problems(
+    settings: MeanTeacher, run: Runner, student: OutputShapes, samples: TrainingSamples
+) -> list[CompressError]:
     """What keeps a student from learning from its own average."""
     if run.task not in ("causal", "classes", "module"):
         return [Refused("mean_teacher trains classifiers and causal language models", "give another --teacher")]

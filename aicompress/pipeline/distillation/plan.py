@@ -14,14 +14,14 @@ from aicompress.disk import require_writable
 from aicompress.errors import RecipeError, raise_all
 from aicompress.layer import Kind, LayerInfo
 from aicompress.methods.losses import get_loss
-from aicompress.methods.outputs import Anatomy
+from aicompress.methods.outputs import OutputShapes
 from aicompress.model.distillation.outputs import Runner, runner
 from aicompress.model.loading.tokenizer import vocabulary_digest
 from aicompress.pipeline.distillation import mean_teacher, recoding, temperature
 from aicompress.pipeline.distillation.batches import TrainingSamples
 from aicompress.pipeline.distillation.compatibility import (
     Losses,
-    anatomy_of,
+    output_shapes_of,
     require_classes,
     require_fit,
     require_teacher,
@@ -170,14 +170,14 @@ def make_plan(
     student, tied, teachers, folder = _opened(place, given, cache, destination, recipe)
     run = runner(student)
     losses = tuple((get_loss(config.name), config) for config in recipe.losses)
-    anatomy = anatomy_of(student, run, recipe, allow_code)
+    shapes = output_shapes_of(student, run, recipe, allow_code)
     taught = _taught(teachers, student, recipe, allow_code) if folder is None or teachers else Taught.of_folder(folder)
-    require_fit(losses, (run, anatomy), taught.runs, taught.anatomies)
+    require_fit(losses, (run, shapes), taught.runs, taught.all_shapes)
     kinds, warnings = known_kinds(student)
     samples = fitting_samples(recipe.data, run.task, models(student, teachers, recipe.model, allow_code))
-    require_classes(samples, anatomy)
+    require_classes(samples, shapes)
     average = recipe.mean_teacher
-    raise_all([] if average is None else mean_teacher.problems(average, run, anatomy, samples))
+    raise_all([] if average is None else mean_teacher.problems(average, run, shapes, samples))
     training = recipe.training.model_copy(update={"precision": resolved_precision(recipe.training.precision)})
     student_mode = StudentMode.of(student, recipe.mode)
     uncoded = recoding.problems(student, student_mode, average is not None)
@@ -200,7 +200,7 @@ def make_plan(
         student, teachers, recipe, losses, training, run, taught.runs, taught.numbers, layers, samples, split, output,
         kinds, student_mode, keeps_zeros(training, student, student_mode.mode),
         NO_SAMPLES if average is not None or stored is not None
-        else _cached(training, losses, (taught.runs[0], taught.anatomies[0]), samples, split),
+        else _cached(training, losses, (taught.runs[0], taught.all_shapes[0]), samples, split),
         tuple(dict.fromkeys((*(made.warnings if made else ()), *tied, *warnings, *told, *output.warnings))),
         allow_code, made, stored,
     )  # fmt: skip
@@ -239,12 +239,12 @@ def _taught(teachers: tuple[Checkpoint, ...], student: Checkpoint, recipe: Disti
     """What is known of teachers from their headers, configs and tokenizers."""
     runs = tuple(runner(teacher) for teacher in teachers)
     numbers = tuple(token_numbers(student, teacher) for teacher in teachers)
-    anatomies = [anatomy_of(each, run, recipe, allow_code) for each, run in zip(teachers, runs, strict=True)]
+    all_shapes = [output_shapes_of(each, run, recipe, allow_code) for each, run in zip(teachers, runs, strict=True)]
     for place, (run, known) in enumerate(zip(runs, numbers, strict=True)):
         if known is not None and run.task in TOKENS:
             digest = vocabulary_digest(student.source.folder)
-            anatomies[place] = replace(anatomies[place], classes=len(known), tokenizer=digest)
-    return Taught(teachers, runs, tuple(anatomies), numbers)
+            all_shapes[place] = replace(all_shapes[place], classes=len(known), tokenizer=digest)
+    return Taught(teachers, runs, tuple(all_shapes), numbers)
 
 
 def _named(teachers: Sequence[Checkpoint]) -> dict[str, Checkpoint]:
@@ -265,17 +265,17 @@ def resolved_precision(precision: str) -> str:
 
 
 def _cached(
-    training: Training, losses: Losses, teacher: tuple[Runner, Anatomy], samples: TrainingSamples, split: Split
+    training: Training, losses: Losses, teacher: tuple[Runner, OutputShapes], samples: TrainingSamples, split: Split
 ) -> Tensor:
     """Samples for which the teacher's outputs are computed once: all that are used, the held-out ones alone, or none.
 
     Held-out samples are looked at again and again; training samples where there are more steps than fill an epoch.
     """
-    run, anatomy = teacher
+    run, shapes = teacher
     reads = Loss(losses).reads
     length = next(iter(samples.columns.values())).shape[-1]
     padded = run.task == "causal" and "attention_mask" in samples.columns  # samples give outputs of different lengths
-    size = None if padded else run.output_bytes(reads, anatomy, length)
+    size = None if padded else run.output_bytes(reads, shapes, length)
     if training.cache is True and size is None:
         raise RecipeError("hidden states and masked logits are too large to cache", "training.cache: auto")
     if training.cache is False or size is None:

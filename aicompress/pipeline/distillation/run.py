@@ -17,6 +17,9 @@ from aicompress.checkpoint.place import working_path
 from aicompress.errors import Refused
 from aicompress.methods.modes import BlockTuning, LayerCorrection
 from aicompress.pipeline.distillation import movement
+from aicompress.pipeline.distillation.layer_by_layer.block_files import BlockFiles
+from aicompress.pipeline.distillation.layer_by_layer.blockwise import BlockwiseTuning
+from aicompress.pipeline.distillation.layer_by_layer.correction import correct_layers
 from aicompress.pipeline.distillation.loop import log
 from aicompress.pipeline.distillation.loop.log import TrainingLog
 from aicompress.pipeline.distillation.loop.shards import gathered
@@ -27,9 +30,6 @@ from aicompress.pipeline.distillation.plan import DistillPlan
 from aicompress.pipeline.distillation.report_section import training_section
 from aicompress.pipeline.distillation.signals.teacher import StoredTeacher
 from aicompress.pipeline.distillation.student import Student
-from aicompress.pipeline.distillation.twin.block_files import BlockFiles
-from aicompress.pipeline.distillation.twin.blockwise import BlockwiseTuning
-from aicompress.pipeline.distillation.twin.correction import correct_layers
 from aicompress.pipeline.distillation.writing import UNCHANGED, write_tuned, written
 from aicompress.pipeline.step.checks import known_kinds
 from aicompress.pipeline.step.digests import fingerprint
@@ -77,7 +77,7 @@ def run(plan: DistillPlan, options: Options = Options(), own: TrainingOptions = 
     device = torch.device(resolved_device(options.device))
     team = assembled(device)
     _require_divisible(plan.training, team.size)
-    if plan.student_mode.config.of_a_twin and own.movement_file is not None:
+    if plan.student_mode.config.layer_by_layer and own.movement_file is not None:
         raise Refused(
             f"mode {plan.student_mode.mode.name} takes no steps of a gradient: it has no movement", "mode: full"
         )

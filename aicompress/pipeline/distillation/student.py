@@ -47,7 +47,7 @@ class Student:
         stored: dict[str, dict[str, Tensor]] = {}
         for name, target in targets.items():
             _relax(model, target, name, checkpoint, student_mode)
-            compressed, corrected = name in checkpoint.manifest.entries, student_mode.config.of_a_twin
+            compressed, corrected = name in checkpoint.manifest.entries, student_mode.config.layer_by_layer
             parameters = _parameters(model, target, compressed, corrected)
             parameters = {s: tensor for s, tensor in parameters.items() if s in student_mode.suffixes[name]}
             if parameters and merged[target] == 1:  # parameters that the architecture merges cannot be told apart

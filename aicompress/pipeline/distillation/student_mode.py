@@ -49,10 +49,10 @@ class StudentMode:
         if self.mode.keeps_zeros and training.keep_zeros is False:
             hint = "leave keep_zeros out, or take mode: full"
             return [RecipeError(f"mode {self.mode.name} keeps zeros, training.keep_zeros: false does not", hint)]
-        if training.shard and (self.config.of_a_twin or self.mode.recodes is not None):
+        if training.shard and (self.config.layer_by_layer or self.mode.recodes is not None):
             what = f"mode {self.mode.name} takes no steps with all of a large student: there is nothing to shard"
             return [RecipeError(what, "leave training.shard out")]
-        if self.config.of_a_twin and (different := self._different(teachers, student)):
+        if self.config.layer_by_layer and (different := self._different(teachers, student)):
             hint = "give the checkpoint that the student was compressed from, or take mode: full"
             return [Refused(f"mode {self.mode.name} compares layers of one name: {different}", hint)]
         problem = self.mode.check(self.parameters, self.config)

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from torch import Tensor
 
 from aicompress.layer import LayerInfo
+from aicompress.pipeline.distillation.layer_by_layer.blockwise import BlockwiseTuning
 from aicompress.pipeline.distillation.loop.state import StateFile
 from aicompress.pipeline.distillation.plan import DistillPlan
 from aicompress.pipeline.distillation.report_section import blockwise_section
 from aicompress.pipeline.distillation.student import Student
-from aicompress.pipeline.distillation.twin.blockwise import BlockwiseTuning
 from aicompress.pipeline.step.report import Results
 from aicompress.pipeline.step.run import OpenOutput
 from aicompress.report.model import LayerRow

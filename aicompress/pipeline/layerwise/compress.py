@@ -12,7 +12,14 @@ from torch import Tensor
 from aicompress.checkpoint import Checkpoint
 from aicompress.layer import Experts, Layer, LayerInfo
 from aicompress.measure import rel_error, relative, squared_sums
-from aicompress.methods.factors import answered, are_plain, beyond, felt, refitted, turned
+from aicompress.methods.factors import (
+    inner_metric,
+    is_plain_product,
+    outer_metric,
+    refit_inner,
+    refit_outer,
+    rotated_factors,
+)
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.methods.quantize.grid.row_feedback import BLOCKS, rounded_by_rows
 from aicompress.pipeline.calibration.requirements import MIN_ROWS, input_width
@@ -106,7 +113,7 @@ class Compression:
             weight, row = self.finished(job, self.compress_alone(job, known.get(job.info.name, LayerStatistics())))
             return weight, [row]
         old = self.checkpoint.weight(name)
-        if are_plain(old) and self._turns(name, by_part):
+        if is_plain_product(old) and self._turns(name, by_part):
             return self._both(old, by_part, known)
         factors: dict[str, Weight] = {**old.parts(), **(lent or {})}
         rows = []
@@ -118,8 +125,8 @@ class Compression:
                     rows.append(row)
                     continue
                 own, moves = known.get(job.info.name, LayerStatistics()), False
-                if part == "out" and self.method.recodes and are_plain(old) and factors["in"] is not old.inner:
-                    moves, old = True, refitted(old, factors["in"], None if own.inputs is None else own.inputs.gram)
+                if part == "out" and self.method.recodes and is_plain_product(old) and factors["in"] is not old.inner:
+                    moves, old = True, refit_outer(old, factors["in"], None if own.inputs is None else own.inputs.gram)
                 before = old.with_parts(factors).before(part)  # the outer factor is given what the new inner one gives
                 if before is not None and own.inputs:
                     own = dataclasses.replace(own, inputs=own.inputs.through(before))
@@ -150,14 +157,14 @@ class Compression:
         self, old: LowRank, jobs: Mapping[str, LayerPlan], known: Mapping[str, LayerStatistics]
     ) -> tuple[Weight, list[LayerRow]]:
         """Round both factors of a parameter: the outer one as the inner one can make up for it, which then does."""
-        made, old = old, turned(old, layer_seed(self.seed, jobs["out"].info.tensor))
+        made, old = old, rotated_factors(old, layer_seed(self.seed, jobs["out"].info.tensor))
         own = known.get(jobs["out"].info.name, LayerStatistics())
         if own.inputs:
             own = dataclasses.replace(own, inputs=own.inputs.through(old.inner.dense()))
-        outer = self._by_rows(jobs["out"], own, old, beyond(old))
-        old, inputs = answered(old, outer.weight), known.get(jobs["in"].info.name, LayerStatistics())
+        outer = self._by_rows(jobs["out"], own, old, outer_metric(old))
+        old, inputs = refit_inner(old, outer.weight), known.get(jobs["in"].info.name, LayerStatistics())
         outer = dataclasses.replace(outer, layer=dataclasses.replace(outer.layer, weight=old.out.dense()))
-        metric = felt(made, outer.weight, None if inputs.inputs is None else inputs.inputs.gram)
+        metric = inner_metric(made, outer.weight, None if inputs.inputs is None else inputs.inputs.gram)
         inner = self._by_rows(jobs["in"], inputs, old, metric, INNER)
         done = {part: self.finished(jobs[part], each) for part, each in (("in", inner), ("out", outer))}
         weight = old.with_parts({part: factor for part, (factor, _) in done.items()})

@@ -15,9 +15,9 @@ from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.survey import SurveyResult
 from aicompress.pipeline.structured.edit import Edit, with_refits
-from aicompress.pipeline.structured.further_layers import without_unknown
 from aicompress.pipeline.structured.reading import Measurement
 from aicompress.pipeline.structured.unit import Kept, L, Scores, StructuralUnit, U
+from aicompress.pipeline.structured.unknown_layers import without_unknown
 from aicompress.recipe import Recipe
 
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from aicompress.methods.losses import DistillMethod, LossConfig
-from aicompress.methods.outputs import Anatomy, Outputs
+from aicompress.methods.outputs import Outputs, OutputShapes
 
 SAMPLES, TOKENS, WIDTH, CLASSES, DEPTH, HEADS = 4, 6, 8, 5, 3, 2
-ANATOMY = Anatomy(CLASSES, WIDTH, DEPTH, labels=True, embedding=WIDTH, heads=HEADS)
+ANATOMY = OutputShapes(CLASSES, WIDTH, DEPTH, labels=True, embedding=WIDTH, heads=HEADS)
 
 
 def configs(method: DistillMethod[Any]) -> list[LossConfig]:
@@ -76,9 +76,9 @@ def require_least_at_the_teacher(method: DistillMethod[Any], config: LossConfig)
 
 
 def require_checked(method: DistillMethod[Any], config: LossConfig) -> None:
-    """Models of one anatomy are accepted; a model without outputs is refused in words."""
+    """Models of the same output shapes are accepted; a model without outputs is refused in words."""
     assert method.check(ANATOMY, ANATOMY, config) is None
-    for student, teacher in ((Anatomy(), ANATOMY), (ANATOMY, Anatomy()), (Anatomy(), Anatomy())):
+    for student, teacher in ((OutputShapes(), ANATOMY), (ANATOMY, OutputShapes()), (OutputShapes(), OutputShapes())):
         problem = method.check(student, teacher, config)
         assert problem is not None
         assert all(problem), "a message and a hint"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from aicompress.methods.distill.attention import Config, check, loss, map_divergence
-from aicompress.methods.outputs import Anatomy, Outputs
+from aicompress.methods.outputs import Outputs, OutputShapes
 
 
 def test_divergence_of_maps_by_hand() -> None:
@@ -31,8 +31,8 @@ def test_layers_are_mapped_by_depth() -> None:
 
 
 def test_a_layer_that_is_not_there() -> None:
-    anatomy = Anatomy(width=8, depth=2, heads=2)
-    assert check(anatomy, anatomy, Config(layers=(2,))) is None
-    problem = check(anatomy, anatomy, Config(layers=(3,)))
+    shapes = OutputShapes(width=8, depth=2, heads=2)
+    assert check(shapes, shapes, Config(layers=(2,))) is None
+    problem = check(shapes, shapes, Config(layers=(3,)))
     assert problem is not None
     assert "layer 3 is asked for, the student has 2" in problem[0]

@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from aicompress.methods.distill.embedding import METHOD, Config, cosine_distance, similarity_error
-from aicompress.methods.outputs import Anatomy, Outputs
+from aicompress.methods.outputs import Outputs, OutputShapes
 
 SQUARE = torch.tensor([[2.0, 0.0], [0.0, 3.0]])  # two orthogonal embeddings
 
@@ -51,10 +51,10 @@ def test_all_factors_zero_is_refused() -> None:
 
 
 def test_widths_that_differ_allow_similarities_only() -> None:
-    narrow, wide = Anatomy(embedding=32), Anatomy(embedding=48)
+    narrow, wide = OutputShapes(embedding=32), OutputShapes(embedding=48)
     assert METHOD.check(narrow, wide, Config()) is not None
     assert METHOD.check(narrow, wide, Config(cosine=0, similarity=1)) is None
 
 
 def test_a_model_without_embeddings_is_refused() -> None:
-    assert METHOD.check(Anatomy(classes=10), Anatomy(embedding=48), Config()) is not None
+    assert METHOD.check(OutputShapes(classes=10), OutputShapes(embedding=48), Config()) is not None

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from aicompress.methods.distill.hidden import METHOD, Config, hidden_error
-from aicompress.methods.outputs import Anatomy, Outputs
+from aicompress.methods.outputs import Outputs, OutputShapes
 
 STATES = torch.tensor([[[1.0, 1.0], [2.0, 0.0]]])  # (1 sample, 2 tokens, width 2)
 
@@ -39,8 +39,8 @@ def test_a_shallow_student_learns_from_mapped_layers() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    student = Anatomy(width=32, depth=2)
-    assert METHOD.check(student, Anatomy(width=48, depth=4), Config()) is not None
-    assert METHOD.check(student, Anatomy(width=32, depth=4), Config(layers=(3,))) is not None
-    assert METHOD.check(Anatomy(classes=10), Anatomy(width=32, depth=4), Config()) is not None
-    assert METHOD.check(student, Anatomy(width=32, depth=4), Config(layers=(0, 2))) is None
+    student = OutputShapes(width=32, depth=2)
+    assert METHOD.check(student, OutputShapes(width=48, depth=4), Config()) is not None
+    assert METHOD.check(student, OutputShapes(width=32, depth=4), Config(layers=(3,))) is not None
+    assert METHOD.check(OutputShapes(classes=10), OutputShapes(width=32, depth=4), Config()) is not None
+    assert METHOD.check(student, OutputShapes(width=32, depth=4), Config(layers=(0, 2))) is None

@@ -9,7 +9,7 @@ import torch
 
 from aicompress.methods.distill import signals
 from aicompress.methods.distill.kl import METHOD, ROWS, Config, known_kl, softened_kl
-from aicompress.methods.outputs import Anatomy, Outputs
+from aicompress.methods.outputs import Outputs, OutputShapes
 
 LOG3 = math.log(3.0)
 
@@ -51,18 +51,18 @@ def test_labels_take_the_share_that_alpha_leaves() -> None:
 
 
 def test_a_student_of_another_vocabulary_is_refused() -> None:
-    message, _ = METHOD.check(Anatomy(classes=100), Anatomy(classes=120), Config()) or ("", "")
+    message, _ = METHOD.check(OutputShapes(classes=100), OutputShapes(classes=120), Config()) or ("", "")
     assert "100" in message
     assert "120" in message
 
 
 def test_labels_that_are_not_there_are_refused() -> None:
-    assert METHOD.check(Anatomy(classes=2), Anatomy(classes=2), Config(alpha=0.5)) is not None
-    assert METHOD.check(Anatomy(classes=2, labels=True), Anatomy(classes=2), Config(alpha=0.5)) is None
+    assert METHOD.check(OutputShapes(classes=2), OutputShapes(classes=2), Config(alpha=0.5)) is not None
+    assert METHOD.check(OutputShapes(classes=2, labels=True), OutputShapes(classes=2), Config(alpha=0.5)) is None
 
 
 def test_models_without_logits_are_refused() -> None:
-    assert METHOD.check(Anatomy(width=8), Anatomy(classes=2), Config()) is not None
+    assert METHOD.check(OutputShapes(width=8), OutputShapes(classes=2), Config()) is not None
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])

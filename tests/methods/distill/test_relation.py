@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from aicompress.methods.distill.relation import METHOD, Config, relation_error
-from aicompress.methods.outputs import Anatomy, Outputs
+from aicompress.methods.outputs import Outputs, OutputShapes
 
 TOKENS = torch.tensor([[[1.0, 0.0], [0.6, 0.8], [9.0, 9.0]]])  # the third one is padding
 ORTHOGONAL = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 0.0, 2.0], [1.0, 0.0, 0.0]]])
@@ -31,5 +31,5 @@ def test_the_loss_is_the_mean_over_layers() -> None:
 
 
 def test_widths_may_differ() -> None:
-    assert METHOD.check(Anatomy(width=32, depth=2), Anatomy(width=48, depth=3), Config()) is None
-    assert METHOD.check(Anatomy(classes=10), Anatomy(width=48, depth=3), Config()) is not None
+    assert METHOD.check(OutputShapes(width=32, depth=2), OutputShapes(width=48, depth=3), Config()) is None
+    assert METHOD.check(OutputShapes(classes=10), OutputShapes(width=48, depth=3), Config()) is not None

@@ -14,7 +14,7 @@ from aicompress.methods.distill import dkd, jsd, kl, reverse_kl
 from aicompress.methods.distill.dkd import decoupled
 from aicompress.methods.distill.jsd import softened_jsd
 from aicompress.methods.distill.kl import softened_kl
-from aicompress.methods.outputs import Anatomy, Outputs
+from aicompress.methods.outputs import Outputs, OutputShapes
 
 LN3 = math.log(3.0)
 QUARTERS, HALVES = torch.tensor([[LN3, 0.0]]), torch.tensor([[0.0, 0.0]])  # 3/4 and 1/4; 1/2 and 1/2
@@ -84,7 +84,7 @@ def test_dkd_takes_the_teachers_class_where_none_is_known() -> None:
     known, unknown, without = (dkd.loss(Outputs(ours, labels=c), Outputs(theirs), dkd.Config()) for c in classes)
     assert known.equal(unknown)
     assert known.equal(without)
-    assert dkd.check(Anatomy(classes=1), Anatomy(classes=1), dkd.Config()) is not None
+    assert dkd.check(OutputShapes(classes=1), OutputShapes(classes=1), dkd.Config()) is not None
 
 
 @pytest.mark.parametrize("module", [kl, reverse_kl, jsd, dkd])

@@ -17,7 +17,7 @@ from aicompress.disk import require_writable
 from aicompress.errors import CompressError, OutOfSpace, RecipeError, Refused, raise_all
 from aicompress.methods.distill.logits import SoftenedConfig
 from aicompress.methods.distill.signals import Form, position_bytes, words
-from aicompress.methods.outputs import Anatomy, Output
+from aicompress.methods.outputs import Output, OutputShapes
 from aicompress.model.distillation.outputs import Runner
 from aicompress.model.loading.pooling import Pooling
 from aicompress.model.loading.tokenizer import vocabulary_digest
@@ -50,14 +50,14 @@ class Taught:
 
     Attributes:
         checkpoints: the teachers; none where only their outputs are there.
-        runs, anatomies: of each; the classes of one that numbers the student's tokens otherwise are the student's.
+        runs, all_shapes: of each; the classes of one that numbers the student's tokens otherwise are the student's.
         numbers: of each, those that it gives the student's tokens; None where they are the student's own.
         folder: that of the outputs, where there are no checkpoints.
     """
 
     checkpoints: tuple[Checkpoint, ...]
     runs: tuple[Runner, ...]
-    anatomies: tuple[Anatomy, ...]
+    all_shapes: tuple[OutputShapes, ...]
     numbers: tuple[Tensor | None, ...]
     folder: SignalFolder | None = None
 
@@ -76,8 +76,8 @@ class Taught:
     def of_folder(cls, folder: SignalFolder) -> Taught:
         """The teacher whose outputs a folder holds."""
         told = folder.told
-        anatomy = Anatomy(classes=told["classes"], tokenizer=told["vocabulary_sha256"], embedding=told["embedding"])
-        return cls((), (Runner(told["task"], Pooling()),), (anatomy,), (None,), folder)
+        shapes = OutputShapes(classes=told["classes"], tokenizer=told["vocabulary_sha256"], embedding=told["embedding"])
+        return cls((), (Runner(told["task"], Pooling()),), (shapes,), (None,), folder)
 
 
 @dataclass(frozen=True)
@@ -188,8 +188,8 @@ def planned(
         Refused: or Problems: a loss cannot learn from it, or the folder is of something else.
     """
     path, folder = place
-    reads, anatomy = Loss(losses).reads, taught.anatomies[0]
-    classes = min((each.classes for each in taught.anatomies if each.classes is not None), default=0)
+    reads, shapes = Loss(losses).reads, taught.all_shapes[0]
+    classes = min((each.classes for each in taught.all_shapes if each.classes is not None), default=0)
     settings = recipe.stored
     form: Form | None = None
     if "logits" in reads:
@@ -203,8 +203,8 @@ def planned(
         **taught.identity(recipe),
         "task": taught.runs[0].task,
         "classes": classes,
-        "vocabulary_sha256": anatomy.tokenizer,
-        "embedding": anatomy.embedding,
+        "vocabulary_sha256": shapes.tokenizer,
+        "embedding": shapes.embedding,
         "form": form,
         "k": None if whole else settings.k,
         "temperature": temperature,
@@ -218,7 +218,7 @@ def planned(
         _require_same(folder, told)
     positions = taught.runs[0].positions(samples.columns)
     each = position_bytes(form, classes, settings.k) if form is not None else 0
-    width = 4 * (anatomy.embedding or 0) if "embedding" in reads else 0
+    width = 4 * (shapes.embedding or 0) if "embedding" in reads else 0
     nbytes = each * int(positions.sum()) + (width + 4) * len(samples)
     if folder is None and nbytes > free_bytes(path):
         raise OutOfSpace(f"the teacher's outputs take {nbytes:,} bytes, and {path} has no room", "a smaller signals.k")

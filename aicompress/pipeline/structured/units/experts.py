@@ -20,7 +20,7 @@ from aicompress.model import hf
 from aicompress.model.architecture.architecture import Architecture
 from aicompress.model.architecture.config_fields import dotted, with_value
 from aicompress.model.architecture.experts import Mixture, mixtures
-from aicompress.model.architecture.shunned_experts import shun_experts
+from aicompress.model.architecture.silenced_experts import silence_experts
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.structured.blockwise import as_one_row, part
 from aicompress.pipeline.structured.edit import Cut, Edit, ParameterChange
@@ -105,7 +105,7 @@ class ExpertUnit(StructuralUnit[Experts, MixtureLayout]):
         for number, mixture in enumerate(layout.mixtures):
             gone = torch.tensor([expert for expert in range(mixture.size) if expert not in kept[number].tolist()])
             routed = [places[name][0] for name, _ in mixture.axes]
-            shun_experts(model, [name for name in routed if name in model.state_dict()], gone, inputs)
+            silence_experts(model, [name for name in routed if name in model.state_dict()], gone, inputs)
         return nullcontext()
 
 

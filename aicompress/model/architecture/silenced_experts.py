@@ -15,7 +15,7 @@ LEAST = -1e4  # a score that no softmax or sigmoid lets through
 
 
 @torch.no_grad()
-def shun_experts(model: Any, routed: Sequence[str], gone: Tensor, inputs: Mapping[str, Tensor]) -> None:
+def silence_experts(model: Any, routed: Sequence[str], gone: Tensor, inputs: Mapping[str, Tensor]) -> None:
     """Give experts the least score for every token that a model is run on.
 
     A router's rows for them become the solution of X w = `LEAST` for its inputs X (tokens, hidden), of which there are
