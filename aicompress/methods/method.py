@@ -40,7 +40,8 @@ class MethodConfig(BaseModel):
     def _exactly_one(self) -> Self:
         given = [field for field in self.one_of if getattr(self, field) is not None]
         if self.one_of and len(given) != 1:
-            raise ValueError(f"give exactly one of {', '.join(self.one_of)}")
+            several = f", not {' and '.join(given)}: null takes one back" if given else ""
+            raise ValueError(f"give exactly one of {', '.join(self.one_of)}{several}")
         return self
 
     @property

@@ -126,7 +126,7 @@ def with_overrides(plain: dict[str, Any], overrides: Sequence[str]) -> dict[str,
         RecipeError: not KEY=VALUE, or a path through something that is not a mapping.
     """
     for override in overrides:
-        path, equals, value = override.partition("=")
+        path, equals, value = (part.strip() for part in override.partition("="))
         if not equals or not path:
             raise RecipeError(f"--set {override[:SHOWN]!r} is not KEY=VALUE", "for example --set method.bits=3")
         if path == "text":

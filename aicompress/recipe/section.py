@@ -93,6 +93,9 @@ def _explain(problem: Any, kind: type[BaseModel], where: str, fields: dict[str, 
         return RecipeError(f"{place}: unknown key", hint or suggestion(word, list(_fields_at(kind, pieces[:-1]))))
     if problem["type"] == "missing":
         return RecipeError(f"{place}: missing", "add it to the recipe")
+    if problem["type"] in ("tuple_type", "list_type"):
+        given = _shown(problem["input"])
+        return RecipeError(f"{place}: is not a list, got {given}"[:300], f"put it in brackets: {place}=[{given}]"[:300])
     message = str(problem["msg"]).removeprefix("Value error, ")
     return RecipeError(f"{place}: {message[0].lower()}{message[1:]}, got {_shown(problem['input'])}"[:300], "")
 

@@ -245,7 +245,8 @@ def load(name: str, command: str, overrides: Sequence[str] = ()) -> Recipe:
     plain = with_overrides(read_yaml(read_text(path), path.name), overrides)
     given = plain.get("method")
     if not isinstance(given, dict) or "name" not in given:
-        raise RecipeError(f"{path.name}: method.name is missing", f"see `aicompress methods {command}`")
+        named = f"method.name={given}; " if isinstance(given, str) else ""
+        raise RecipeError(f"{path.name}: method.name is missing", f"{named}see `aicompress methods {command}`")
     method = get(command, str(given["name"]))
     counts_tokens = isinstance(method, StructuralMethod) and method.counts_tokens
     if counts_tokens and plain.get("calibration") is None:

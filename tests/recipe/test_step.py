@@ -35,6 +35,8 @@ REFUSED = {
     "unknown nested key": (GOOD + "select: {inclde: [a]}", "select.inclde: unknown key", "did you mean 'include'?"),
     "key of a section": (GOOD + "bits: 4", "bits: unknown key", "did you mean method.bits?"),
     "key of several": (GOOD + "samples: 4", "samples: unknown key", "method.samples or calibration.samples or"),
+    "no list": (GOOD + "select: {include: fc1}", "select.include: is not a list, got 'fc1'", "select.include=['fc1']"),
+    "a name alone": ("version: 1\nmethod: rtn", "method.name is missing", "method.name=rtn; see"),
     "ratio": ("version: 1\nmethod: {name: rtn, ratio: 0.5}", "'ratio' is ambiguous", "say sparsity, keep, rank"),
     "key given twice": (GOOD + "seed: 1\nseed: 2", "line 4: key 'seed' is given twice", "keep one"),
     "nested key given twice": ("version: 1\nmethod: {name: rtn, bits: 4, bits: 8}", "key 'bits' is given twice", ""),
@@ -148,6 +150,7 @@ def test_rules_that_match_nothing_are_problems(tmp_path: Path) -> None:
         ("select.exclude=['*.o_proj']", lambda r: r.select.exclude, ("*.o_proj",)),
         ("rules.0.bits=8", lambda r: r.rules[0].fields["bits"], 8),
         ("method.symmetric=false", lambda r: r.method.symmetric, False),
+        ("method.bits = 3", lambda r: r.method.bits, 3),
     ],
 )
 def test_overrides(tmp_path: Path, override: str, read: Any, value: object) -> None:
@@ -168,6 +171,14 @@ def test_overrides(tmp_path: Path, override: str, read: Any, value: object) -> N
 def test_refused_overrides(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         load(tmp_path, GOOD, override)
+
+
+def test_two_ways_to_say_one_thing_are_both_named(tmp_path: Path) -> None:
+    """As after `--set` beside what the recipe has."""
+    with pytest.raises(RecipeError, match="not sparsity and keep: null takes one back"):
+        load(tmp_path, "version: 1\nmethod: {name: width, keep: 0.5}", "method.sparsity=0.5", command="prune")
+    edits = ("method.sparsity=0.5", "method.keep=null")
+    assert load(tmp_path, "version: 1\nmethod: {name: width, keep: 0.5}", *edits, command="prune").method.keep is None
 
 
 def test_shipped_recipes_are_found_by_name() -> None:
