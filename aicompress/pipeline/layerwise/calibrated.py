@@ -72,7 +72,7 @@ def compress(work: Work, known: GradientReader | None, team: Processes) -> dict[
 
 
 def follow(plan: Plan, known: GradientReader | None, team: Processes) -> None:
-    """What the other processes do while the first one compresses: run their share of the batches."""
+    """Run the batches of this process, in the processes that do not write, while the first one compresses."""
     engine = CalibrationRun.of(plan, plan.selected, team)
     if not team.gather(None)[0]:
         return
@@ -137,10 +137,10 @@ def write(work: Work, name: str, inputs: InputStats, read: GradientReader | None
 def statistics_of(
     work: Work, name: str, inputs: InputStats, read: GradientReader | None = None
 ) -> tuple[dict[str, LayerStatistics], str]:
-    """What is known of a parameter's layers, by layer name, and a note of what is not.
+    """The statistics of a parameter's layers by layer name, and a note that says what is missing.
 
-    Without enough rows its inputs are taken for white noise, and where no gradient reaches it all of its weights for
-    equally important.
+    With too few rows the inputs count as white noise; where no gradient reaches the parameter, all of its weights count
+    as equally important.
     """
     infos = [layer.info for layer in work.plan.by_tensor[name]]
     notes: list[str] = []

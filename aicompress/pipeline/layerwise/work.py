@@ -80,8 +80,8 @@ class Work:
     ) -> Weight | Tensor:
         """Compress and write layers that belong together, unless this run has done so; errors and result as of `write`.
 
-        Of a layer of a group of which nothing is known it is what is known of another one that counts: they have one
-        input. Those of a product of heads have not.
+        The layers of a group have one input: one without statistics takes those of another. The two layers of a product
+        of heads have different inputs: one without statistics takes white noise.
         """
         if name not in self.written_together:
             jobs = [self.plan.by_tensor[member][0] for member in members]

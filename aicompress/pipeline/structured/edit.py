@@ -19,13 +19,13 @@ from aicompress.methods.structural import Part, Structure
 
 @dataclass(frozen=True)
 class Cut:
-    """Some units of one axis stay.
+    """A cut along one axis of a tensor: the entries of some units stay.
 
     Attributes:
         structure: the structure whose units lie there, by its place in the edit.
         axis: of the parameter's tensor.
-        spans: the axis holds one section after another, each with so many entries for every unit: (1, 1) for a fused
-            gate and up projection, (head size,) for the heads of a query projection.
+        spans: the axis holds one section after another; a span is the number of entries of a unit in a section: (1, 1)
+            for a fused gate and up projection, (head size,) for the heads of a query projection.
         begin: where the first section begins; what lies before and after the sections stays.
         stacked: the groups of the structure, such as the experts of a merged tensor, lie along axis 0.
     """
@@ -44,8 +44,8 @@ class ParameterChange:
     Attributes:
         source: the parameter of the input that it is made of.
         cuts: what is cut away from it.
-        detail, note: for the report; both are empty where nothing changes.
-        refit: the method gives new values to what stays.
+        detail, note: what the report says of it; both are empty where nothing changes.
+        refit: the entries that stay get new values from the method.
     """
 
     source: str

@@ -59,16 +59,17 @@ L = TypeVar("L", bound=UnitLayout)
 
 
 class StructuralUnit(ABC, Generic[U, L]):
-    """What the pipeline does with one kind of unit.
+    """How the pipeline handles one kind of unit: it finds units in a checkpoint, and edits tensors and config.json.
 
-    Every kind is found and edited. Where `scored` is False, units are rows and columns of matrices that stay: they are
-    chosen while the run reads statistics of what reads them. Where it is True, they are whole units with numbers in
-    their names: they are scored as wholes before anything is cut.
+    There are two ways to choose. Units that are rows and columns of matrices, such as neurons, are chosen during the
+    run, block by block, by statistics of their consumers' inputs. Units with a number in their tensors' names, such as
+    blocks, are scored on the running model before anything is cut; these have `scored`.
 
     Attributes:
         kind: the class by which methods name these units.
-        scored: they are scored before any of them goes.
-        silenceable: a model without some of them computes as the whole model with these silent.
+        scored: the units are scored on the running model before anything is cut.
+        silenceable: a model without some units computes what the whole model computes with their outputs at zero, so
+            that a small model can show whether a cut is right.
     """
 
     kind: type[U]
@@ -77,7 +78,7 @@ class StructuralUnit(ABC, Generic[U, L]):
 
     @abstractmethod
     def find(self, checkpoint: Checkpoint, unit: U, stack: str | None) -> L:
-        """Where the units lie.
+        """Find the units of a checkpoint.
 
         Args:
             checkpoint: the input.
@@ -89,7 +90,7 @@ class StructuralUnit(ABC, Generic[U, L]):
         """
 
     def read(self, layout: L, asked: Measurement) -> tuple[L, Mapping[str, Any]]:
-        """Read what sizes are decided by beside headers and without a run of the model, such as a text's tokens.
+        """Read what decides on sizes beside the headers, without a run of the model: such as the tokens of a text.
 
         Args:
             layout: where the units lie.
@@ -105,19 +106,19 @@ class StructuralUnit(ABC, Generic[U, L]):
 
     @abstractmethod
     def edit(self, layout: L, sizes: Sequence[int], kept: Kept) -> Edit:
-        """What changes when so many units of each structure stay.
+        """Lay out the changes to tensors and config.json when so many units of each structure stay.
 
         Args:
-            layout: where they lie.
-            sizes: how many stay of each structure.
-            kept: which of them, for scored units; empty for others, whose shapes do not depend on it.
+            layout: where the units lie.
+            sizes: how many units of each structure stay.
+            kept: the units that stay, of scored ones; empty for others, whose shapes do not depend on the choice.
 
         Raises:
             Refused: config.json cannot express it.
         """
 
     def accepted(self, layout: L, sizes: Sequence[int]) -> list[int]:
-        """The sizes, or larger ones where the architecture does not take these.
+        """The nearest sizes, from these upwards, that the architecture takes.
 
         Raises:
             RecipeError: it takes none, or not the very ones that were asked for.
@@ -125,11 +126,11 @@ class StructuralUnit(ABC, Generic[U, L]):
         return list(sizes)
 
     def interchangeable(self, checkpoint: Checkpoint, layout: L) -> bool:
-        """Whether names, shapes and config.json of the output are the same whichever units stay."""
+        """Whether the output has the same names, shapes and config.json whichever units stay."""
         return True
 
     def needs(self, reads: frozenset[str]) -> frozenset[str]:
-        """The statistics that a run collects while it chooses, of those that a method reads; none for scored units."""
+        """Those of a method's statistics that the run collects while it chooses units; none for scored units."""
         return frozenset() if self.scored else reads
 
     def require_statistics(self, layout: L, reads: frozenset[str]) -> None:
@@ -142,7 +143,7 @@ class StructuralUnit(ABC, Generic[U, L]):
     def silent(
         self, model: Any, layout: L, kept: Mapping[int, Tensor], inputs: Mapping[str, Tensor]
     ) -> AbstractContextManager[object]:
-        """Let a running model compute as if the units that go were not there, where zeros in consumers do not.
+        """Make a running model compute as if the units that go were absent, where zeros in consumers are not enough.
 
         Args:
             model: of the whole checkpoint, small.
@@ -151,12 +152,12 @@ class StructuralUnit(ABC, Generic[U, L]):
             inputs: what it is run on.
 
         Raises:
-            CheckpointError: what has to be silent cannot be told in the model.
+            CheckpointError: it is not known what has to be silent in the model.
         """
         return nullcontext()
 
     def scored_layers(self, checkpoint: Checkpoint, layout: L) -> list[LayerInfo]:
-        """The layers that units which are scored consist of; another layer where none of theirs is a matrix."""
+        """The layers that scored units consist of; the first layer of the model where none of theirs is a matrix."""
         tensors = [part.tensor for structure in layout.structures for part in structure.parts]
         return layers_of(checkpoint, tensors) or checkpoint.layers(None)[:1]
 
@@ -194,7 +195,7 @@ class StructuralUnit(ABC, Generic[U, L]):
         return calibrated.choose(reading, work, team, inputs)
 
     def follow(self, reading: Reading, team: Processes) -> None:
-        """What the other processes do meanwhile: their share of the batches."""
+        """Run the batches of this process, in the processes that do not write."""
         calibrated.follow(reading, team)
 
 
