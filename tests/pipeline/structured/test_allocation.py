@@ -19,7 +19,7 @@ from aicompress.pipeline.layerwise import planner
 from aicompress.pipeline.layerwise import run as layerwise
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe import load as load_recipe
-from tests.methods.prune.units.test_obs import TINY, correlated, seen, structure
+from tests.methods.prune.units.test_obs import TINY, correlated, error, seen, structure
 from tests.pipeline.calibration.steps import OFF, text
 from tests.pipeline.families import FAMILIES
 from tests.pipeline.structured.test_calibrated import divergence, logits, prune, recipe, windows
@@ -33,7 +33,7 @@ def test_curves_are_the_errors_of_what_stays() -> None:
     (consumer,) = obs.consumers(found, TINY)
     sizes = [12, 9, 6, 3]
     curve = obs.curve(found, [consumer], sizes)
-    exact = [obs.error(consumer, obs.chosen(found, [consumer], size)) for size in sizes]
+    exact = [error(consumer, obs.chosen(found, [consumer], size)) for size in sizes]
     torch.testing.assert_close(torch.tensor(curve), torch.tensor(exact), atol=1e-4, rtol=1e-3)
 
 
