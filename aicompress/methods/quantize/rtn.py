@@ -7,6 +7,7 @@ that minimises Σ (w − ŵ)² over a grid of shrinks of the range, as OCTAV (Sa
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -116,6 +117,29 @@ def outline(info: LayerInfo, config: RtnConfig) -> Weight:
     return replace(integer.outline(info, config), activation_bits=config.activation_bits)
 
 
+class BlockConfig(RtnConfig):
+    """Parameters for some rows of a layer, with the scale and zero point of all of it, (1, 1)."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    scale: Tensor
+    zero: Tensor | None
+
+
+def divided(info: LayerInfo, blocks: Sequence[Callable[[], Layer]], config: RtnConfig) -> list[RtnConfig]:
+    """A config for each block of rows, with the scale of all of them; blocks are read once.
+
+    Raises:
+        Refused: its values are too large for the scale's dtype.
+    """
+    ranges = [minmax_range(grouped(read().weight, 0, per_tensor=True), config.symmetric) for read in blocks]
+    low, high = torch.stack([low for low, _ in ranges]).amin(0), torch.stack([high for _, high in ranges]).amax(0)
+    dtype = stored_scale_dtype(config, info.dtype)
+    scale, zero = scale_and_zero(low, high, config.bits, config.symmetric, dtype)
+    require_scales(scale, info.name)
+    return [BlockConfig.model_construct(**dict(config), scale=scale, zero=zero)] * len(blocks)
+
+
 def apply(layer: Layer, config: RtnConfig) -> Weight:
     """Quantize one layer.
 
@@ -131,7 +155,10 @@ def apply(layer: Layer, config: RtnConfig) -> Weight:
         return scale, zero
 
     if config.granularity == "tensor":
-        scale, zero = scaling(grouped(layer.weight, 0, per_tensor=True))
+        if isinstance(config, BlockConfig):
+            scale, zero = config.scale, config.zero
+        else:
+            scale, zero = scaling(grouped(layer.weight, 0, per_tensor=True))
         codes, _, _ = quantize_rows(layer.weight, 0, config.bits, lambda groups: (scale, zero))
     else:
         codes, scale, zero = quantize_rows(layer.weight, group, config.bits, scaling)
@@ -144,7 +171,7 @@ def measured(matrix: Tensor, info: LayerInfo, config: RtnConfig) -> Measured | N
     What cannot be done is left to `apply`, which says why.
     """
     compiled = kernels()
-    if compiled is None or config.range != "minmax":
+    if compiled is None or config.range != "minmax" or config.granularity == "tensor":
         return None
     group = shared_columns(config)
     matrix = (matrix if matrix.dtype is torch.bfloat16 else matrix.float()).contiguous()
@@ -186,6 +213,11 @@ def least_error_range(
     return best_low, best_high
 
 
+def independent(config: RtnConfig) -> bool:
+    """Whether blocks of rows can be quantized apart: with a scale that all rows share, from their extremes alone."""
+    return config.granularity != "tensor" or config.range == "minmax"
+
+
 METHOD = LayerMethod(
     name="rtn",
     command="quantize",
@@ -198,6 +230,6 @@ METHOD = LayerMethod(
     check=check,
     allocates=Allocates(resolve),
     describe=describe,
-    row_wise=RowWise(lambda config: config.granularity != "tensor", measured),
+    row_wise=RowWise(independent, measured, divided, lambda config: config.granularity == "tensor"),
     widths=searched(RtnConfig, apply),
 )

@@ -164,12 +164,14 @@ def reader(checkpoint: Checkpoint, info: LayerInfo, seed: int) -> Callable[[int]
     """
     experts, infos = info.experts, infos_of(info)
     assert experts is not None
-    whole = None if checkpoint.is_plain(info.tensor) else checkpoint.weight(info.tensor)
+    step = info.tensor_shape[0] // experts.count
+    together = checkpoint.rows_together(info.tensor)
+    alone = info.tensor not in checkpoint.manifest.entries and together > 0 and step % together == 0
+    whole = None if alone else checkpoint.weight(info.tensor)
     whole = whole.parts()[info.part] if info.part and whole is not None else whole
     if whole is not None and info.outline is None:  # decoded for new codes
         whole = Dense(whole.dense())
     forms = None if whole is None or isinstance(whole, Dense) else _forms(whole, experts)
-    step = info.tensor_shape[0] // experts.count
 
     def stored(number: int) -> Weight:
         if forms is not None and (form := forms[number]) is not None:

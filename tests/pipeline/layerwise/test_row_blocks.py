@@ -30,6 +30,8 @@ METHODS = (
     ("quantize/rtn-w4-asymmetric", "method.group_size=32"),  # zero points of 32 rows share words
     ("quantize/rtn-w3", "method.group_size=32"),
     ("quantize/rtn-w8",),
+    ("quantize/rtn-w8", "method.granularity=tensor"),
+    ("quantize/rtn-w4-asymmetric", "method.granularity=tensor", "method.range=minmax"),
     ("quantize/w8a8",),
     ("quantize/rtn-w8-embeddings",),
     ("quantize/hqq-w4", "method.group_size=32"),
