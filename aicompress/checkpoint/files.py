@@ -20,6 +20,7 @@ from aicompress.weights.coding.rows import row_slices, share
 
 _CHUNK = 1 << 22  # bytes; with smaller ones the thread that hashes waits for the interpreter more than it works
 EXPANSION = 10_000  # bytes that one stored byte may stand for; a factor of rank 1 in 16,000 columns is half of that
+NARROW = 512  # columns that are read and written at a time at least, since each of their pieces takes a call
 SMALL = 1 << 20  # bytes that may always be decoded
 
 

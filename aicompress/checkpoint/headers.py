@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aicompress.checkpoint import files
 from aicompress.checkpoint.compressed_tensors.entries import CT_SUFFIXES, ct_restore
 from aicompress.checkpoint.foreign.reading import ForeignWeights
 from aicompress.checkpoint.header import TensorRef
@@ -160,8 +161,9 @@ class CheckpointHeaders:
         together, shape = self.rows_together(parameter), self.parameters()[parameter].shape
         if not together or math.prod(shape) <= most:
             return [None]
-        length = shape[self.row_axis(parameter)]
-        return [*row_slices(length, math.prod(shape) // length, most, together)]
+        axis = self.row_axis(parameter)
+        together = math.lcm(together, files.NARROW) if axis else together
+        return [*row_slices(shape[axis], math.prod(shape) // shape[axis], most, together)]
 
     @property
     def entropy_coded(self) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
-from aicompress.checkpoint import Checkpoint
+from aicompress.checkpoint import Checkpoint, files
 from aicompress.checkpoint.reader import require_finite
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.layerwise import AnyLayerMethod
@@ -34,7 +34,8 @@ def slices(compression: Compression, name: str, job: LayerPlan | None) -> list[s
     layers = 1 if job is None or job.group is None else len(job.group.members)
     axis, shape = axis_of(checkpoint, name, job), checkpoint.parameters()[name].shape
     along = (shape[axis], *shape[:axis], *shape[axis + 1 :])
-    return blocks(along, together, BLOCK // layers, checkpoint.rows_together(name))
+    stored = checkpoint.rows_together(name)
+    return blocks(along, together, BLOCK // layers, math.lcm(stored, files.NARROW) if axis else stored)
 
 
 def axis_of(checkpoint: Checkpoint, name: str, job: LayerPlan | None) -> int:
