@@ -24,6 +24,8 @@ from aicompress.pipeline.structured.outline import cut_matrix
 from aicompress.statistics import InputStats
 from aicompress.weights import Weight
 
+SHAPE = ".weight_shape"  # of compressed-tensors: two numbers, whatever the rows
+
 
 @dataclass
 class Cutting:
@@ -71,7 +73,8 @@ class Cutting:
         if planned.weight is None or not change.cuts:
             return bool(planned.dense.shape) and not any(one.stacked for one in change.cuts)
         axis, shape = self.checkpoint.row_axis(change.source), planned.dense.shape
-        lengths = [spec.shape[0] if spec.shape else 1 for spec in self.output.stored[name].values()]
+        stored = {disk: spec.shape for disk, spec in self.output.stored[name].items() if not disk.endswith(SHAPE)}
+        lengths = [lengths[0] if lengths else 1 for lengths in stored.values()]
         alone = all(length == 1 or length % shape[axis] == 0 for length in lengths)  # no rows share an entry
         return alone and len(shape) == 2 and bool(self.checkpoint.rows_together(change.source))
 
