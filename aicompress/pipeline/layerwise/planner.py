@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.decoded import with_decoded
 from aicompress.disk import require_writable
-from aicompress.errors import raise_all
+from aicompress.errors import CompressError, raise_all
 from aicompress.layer import Kind, LayerInfo
 from aicompress.methods import get
+from aicompress.methods.decisions import Width, WidthSearch
 from aicompress.methods.layerwise import AnyLayerMethod, LayerMethod
+from aicompress.model.equivalence.scaling_groups import ScalingGroup
 from aicompress.pipeline.calibration import requirements
 from aicompress.pipeline.calibration.gradients import diagonal_only
 from aicompress.pipeline.calibration.joints import OUTPUTS
 from aicompress.pipeline.calibration.requirements import Request
 from aicompress.pipeline.calibration.texts import shortened
-from aicompress.pipeline.layerwise.allocation.levels import with_levels
+from aicompress.pipeline.layerwise.allocation.levels import Sensitivities, with_levels
 from aicompress.pipeline.layerwise.allocation.target import require_reach, undecided
 from aicompress.pipeline.layerwise.compress import Compression
-from aicompress.pipeline.layerwise.experts import divisible
+from aicompress.pipeline.layerwise.experts import Divisible, divisible
 from aicompress.pipeline.layerwise.head_products import coupled
 from aicompress.pipeline.layerwise.plan import UNDECIDED, UNTRIED, Plan, planned_at, planned_parameters
 from aicompress.pipeline.layerwise.resolve import configured, open_widths, resolved, searches, searches_by_budget
@@ -37,6 +39,47 @@ from aicompress.pipeline.step.output import Destination, Output, arrange, lineag
 from aicompress.recipe import DEFAULT_KINDS, Recipe
 from aicompress.selection import select
 from aicompress.weights import Dense
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The layers that a recipe compresses, before they are seen beside each other.
+
+    Attributes:
+        recipe: with the levels that were measured.
+        infos: the layers, but for borrowers of what another one stores.
+        layers: by name, each with its parameters.
+        experts: which of them are compressed one by one.
+        levels: what was measured to find levels.
+        notes: what was settled.
+    """
+
+    recipe: Recipe
+    infos: Sequence[LayerInfo]
+    layers: Mapping[str, LayerPlan]
+    experts: Divisible
+    levels: Sensitivities
+    notes: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The same layers with all that depends on their values, on each other and on the model's structure.
+
+    Attributes:
+        layers: by name, with outlines of what they become; of an open width the smallest.
+        open: by name of the layers whose width is searched for, the widths, least bytes first.
+        searches: what is searched for, by budget.
+        scaling_groups: inputs that the method rescales.
+        warnings, notes: what the user should know, and what was settled.
+    """
+
+    layers: Mapping[str, LayerPlan]
+    open: Mapping[str, tuple[Width, ...]]
+    searches: Mapping[str, WidthSearch]
+    scaling_groups: tuple[ScalingGroup, ...]
+    warnings: Sequence[str]
+    notes: Sequence[str]
 
 
 def make_plan(
@@ -55,51 +98,103 @@ def make_plan(
     recipe = recipe.counted(checkpoint.layers(kinds))
     checkpoint = _with_forms_that_fit(checkpoint, checkpoint.layers(kinds), recipe, method)
     infos = checkpoint.layers(kinds)
-    problems = place_problems([checkpoint], destination, recipe.gates)
-    selected, other = _kinds(recipe, infos)
-    chosen, unmatched = select(infos, recipe.select.include, recipe.select.exclude, selected)
-    problems += unmatched + recipe.problems(infos)
-    notes = followers(chosen)
-    chosen = [info for info in chosen if not info.owner]
-    recipe, levels = with_levels(checkpoint, recipe, method, chosen, request, problems)
-    held = divisible(checkpoint, recipe, method, chosen, request.allow_code)
-    layers, misfits = configured(chosen, recipe, method, held)
-    raise_all(problems + misfits + requirements.problems(checkpoint, recipe, method, list(layers.values()), request))
-    scaling_groups, unscaled = rescalable(checkpoint, recipe, method, list(layers.values()), request.allow_code)
+    chosen = _chosen(
+        checkpoint, infos, recipe, method, request, place_problems([checkpoint], destination, recipe.gates)
+    )
     require_writable(destination.path)
-    layers, left = _together(checkpoint, recipe, method, layers, request)
-    layers, alike = resolved(checkpoint, layers, method, recipe.seed)
-    wanted = searches(method, layers)
-    opened = {name: open_widths(method, layers[name]) for name in wanted}
-    layers = {name: planned_at(method, layer, opened.get(name, (None,))[0]) for name, layer in layers.items()}
-    layers = outlined(method, layers)
-    plans = tuple(layers.get(info.name, LayerPlan(info)) for info in infos)
-    step = lineage_step(command, recipe, checkpoint.source, checkpoint.foreign.beside)
-    output = arrange(checkpoint, destination, planned_parameters(checkpoint, plans), step)
+    settled = _settled(checkpoint, chosen, method, request)
+    layers = tuple(settled.layers.get(info.name, LayerPlan(info)) for info in infos)
+    step = lineage_step(command, chosen.recipe, checkpoint.source, checkpoint.foreign.beside)
+    output = arrange(checkpoint, destination, planned_parameters(checkpoint, layers), step)
     require_space(output)
-    warnings += _undecided(method, layers)
-    warnings += diagonal_only(x.info for x in plans if x.config and OUTPUTS in requirements.wanted(method, x.config))
-    warnings += shortened(checkpoint, recipe)
-    warnings += [*left_out(checkpoint, destination), *unscaled, *output.warnings, *_absent(recipe, infos, checkpoint)]
-    warnings += [*_no_smaller(checkpoint, output, layers), *_larger(output, layers, opened)]
-    warnings += [*passed_over(checkpoint, infos), *unsuited(checkpoint, method, chosen)]
-    warnings += refused_experts(checkpoint, method, chosen, list(layers), held.why)
     plan = Plan(
         checkpoint=checkpoint,
-        recipe=recipe,
+        recipe=chosen.recipe,
         method=method,
-        layers=plans,
+        layers=layers,
         output=output,
         kinds=kinds,
         request=request,
-        warnings=tuple(warnings),
-        open=opened,
-        searches=searches_by_budget(wanted, layers),
-        scaling_groups=scaling_groups,
-        notes=(*other, *levels.notes, *notes, *left, *alike),
-        measured_on=levels.record,
+        open=settled.open,
+        searches=settled.searches,
+        scaling_groups=settled.scaling_groups,
+        notes=(*chosen.notes, *settled.notes),
+        measured_on=chosen.levels.record,
     )
-    return _with_reachable_budgets(plan)
+    return _with_reachable_budgets(replace(plan, warnings=(*warnings, *_warnings(plan, chosen, settled))))
+
+
+def _chosen(
+    checkpoint: Checkpoint,
+    infos: Sequence[LayerInfo],
+    recipe: Recipe,
+    method: AnyLayerMethod,
+    request: Request,
+    problems: list[CompressError],
+) -> Chosen:
+    """Select layers, find levels, and give each layer its parameters.
+
+    Args:
+        checkpoint, recipe, method, request: of the step.
+        infos: every layer of the input.
+        problems: what is known to be wrong.
+
+    Raises:
+        Refused: or Problems, everything that is wrong.
+    """
+    kinds, others = _kinds(recipe, infos)
+    selected, unmatched = select(infos, recipe.select.include, recipe.select.exclude, kinds)
+    problems = [*problems, *unmatched, *recipe.problems(infos)]
+    borrowers = followers(selected)
+    selected = [info for info in selected if not info.owner]
+    recipe, levels = with_levels(checkpoint, recipe, method, selected, request, problems)
+    experts = divisible(checkpoint, recipe, method, selected, request.allow_code)
+    layers, misfits = configured(selected, recipe, method, experts)
+    lacking = requirements.problems(checkpoint, recipe, method, list(layers.values()), request)
+    raise_all([*problems, *misfits, *lacking])
+    return Chosen(recipe, selected, layers, experts, levels, [*others, *levels.notes, *borrowers])
+
+
+def _settled(checkpoint: Checkpoint, chosen: Chosen, method: AnyLayerMethod, request: Request) -> Settled:
+    """Find layers that go together, resolve what depends on weights, and outline what layers become.
+
+    Raises:
+        Refused: or Problems: none can be compressed, or files of statistics lack one.
+    """
+    recipe, layers = chosen.recipe, dict(chosen.layers)
+    scaling_groups, unscaled = rescalable(checkpoint, recipe, method, list(layers.values()), request.allow_code)
+    layers, uncoupled = coupled(checkpoint, recipe, method, layers, request.allow_code)
+    layers, alone = grouped(checkpoint, layers, method, recipe.seed)
+    if method.leaves:
+        raise_all(requirements.in_files(method, list(layers.values()), request))
+    whole = whole_ones(Compression(method, checkpoint, recipe.seed), layers.values())
+    layers, alike = resolved(checkpoint, layers, method, recipe.seed)
+    wanted = searches(method, layers)
+    widths = {name: open_widths(method, layers[name]) for name in wanted}
+    layers = {name: planned_at(method, layer, widths.get(name, (None,))[0]) for name, layer in layers.items()}
+    layers = outlined(method, layers)
+    budgets = searches_by_budget(wanted, layers)
+    return Settled(layers, widths, budgets, scaling_groups, unscaled, [*alone, *uncoupled, *whole, *alike])
+
+
+def _warnings(plan: Plan, chosen: Chosen, settled: Settled) -> list[str]:
+    """What the user should know of a plan, beside what opening the input has told."""
+    checkpoint, method, output, layers = plan.checkpoint, plan.method, plan.output, settled.layers
+    outputs = [x.info for x in plan.layers if x.config and OUTPUTS in requirements.wanted(method, x.config)]
+    return [
+        *_undecided(method, layers),
+        *diagonal_only(outputs),
+        *shortened(checkpoint, plan.recipe),
+        *left_out(checkpoint, output.destination),
+        *settled.warnings,
+        *output.warnings,
+        *_absent(plan.recipe, [layer.info for layer in plan.layers], checkpoint),
+        *_no_smaller(checkpoint, output, layers),
+        *_larger(output, layers, settled.open),
+        *passed_over(checkpoint, [layer.info for layer in plan.layers]),
+        *unsuited(checkpoint, method, chosen.infos),
+        *refused_experts(checkpoint, method, chosen.infos, list(layers), chosen.experts.why),
+    ]
 
 
 def _opened(
@@ -112,22 +207,6 @@ def _opened(
     checkpoint, untied = rotated(checkpoint, recipe, method, allow_code)
     kinds, warnings = known_kinds(checkpoint)
     return checkpoint, kinds, [*tied, *untied, *warnings]
-
-
-def _together(
-    checkpoint: Checkpoint, recipe: Recipe, method: AnyLayerMethod, layers: Mapping[str, LayerPlan], request: Request
-) -> tuple[dict[str, LayerPlan], list[str]]:
-    """The layers that are compressed, each with those that it goes with, and notes: which are left, or read whole.
-
-    Raises:
-        Refused: or Problems: none can be compressed, or files of statistics lack one.
-    """
-    layers, uncoupled = coupled(checkpoint, recipe, method, layers, request.allow_code)
-    layers, alone = grouped(checkpoint, layers, method, recipe.seed)
-    if method.leaves:
-        raise_all(requirements.in_files(method, list(layers.values()), request))
-    whole = whole_ones(Compression(method, checkpoint, recipe.seed), layers.values())
-    return layers, [*alone, *uncoupled, *whole]
 
 
 def _undecided(method: AnyLayerMethod, layers: Mapping[str, LayerPlan]) -> list[str]:
