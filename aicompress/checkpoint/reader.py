@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from aicompress.checkpoint.checkpoint_headers import CheckpointHeaders
 from aicompress.checkpoint.described import description
 from aicompress.checkpoint.files import (
     digests,
@@ -20,7 +21,6 @@ from aicompress.checkpoint.files import (
     require_likely,
 )
 from aicompress.checkpoint.header import DTYPE_NAMES, DTYPES
-from aicompress.checkpoint.headers import CheckpointHeaders
 from aicompress.checkpoint.manifest import Entry
 from aicompress.checkpoint.source import locate
 from aicompress.errors import CheckpointError

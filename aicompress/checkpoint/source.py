@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from aicompress.checkpoint.encoder_modules import encoder_folder, encoder_modules, module_folders
 from aicompress.checkpoint.header import PACKED_SUFFIX, packed_error
-from aicompress.checkpoint.json_text import parsed, read_json
+from aicompress.checkpoint.json_text import read_json
 from aicompress.errors import CheckpointError, nearest
 
 INDEX = "model.safetensors.index.json"
@@ -30,7 +31,6 @@ OTHER_SETTINGS = {  # quantization settings in files of their own, and which too
     "quantization_map.json": "quanto",  # not read, and said so
 }
 ADAPTER_CONFIG = "adapter_config.json"
-_MODULES = "modules.json"  # the parts of a sentence-transformers model
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def leads_outside(folder: Path, file: Path) -> bool:
 
 
 def _expected(folder: Path) -> str:
-    parts = sorted(part for part in _module_folders(folder) if (folder / part / "config.json").is_file())
+    parts = sorted(part for part in module_folders(folder) if (folder / part / "config.json").is_file())
     transformers = [part for part in parts if "model_type" in read_json(folder / part / "config.json")]
     if transformers:
         return f"its transformer lies in {folder / transformers[0]}: give that as IN, and put OUT in its place"
@@ -201,7 +201,7 @@ def _side_files(folder: Path, weights: set[Path]) -> tuple[tuple[Path, ...], tup
 
     A folder below that modules.json names is a part of the model, with weights of its own.
     """
-    parts = _module_folders(folder)
+    parts = module_folders(folder)
     side: list[Path] = []
     left: list[Path] = []
     for path in sorted(folder.rglob("*")):
@@ -218,38 +218,6 @@ def _side_files(folder: Path, weights: set[Path]) -> tuple[tuple[Path, ...], tup
         weighs |= bool(_INDEXES.search(path.name))
         (left if weighs and (top or relative.parts[0] not in parts) else side).append(relative)
     return tuple(side), tuple(left)
-
-
-def _module_folders(folder: Path) -> set[str]:
-    """First parts of the folders that modules.json names; of the folder itself, written "" or ".", there is none."""
-    return {part for _, path in encoder_modules(folder) for part in path.parts[:1]}
-
-
-def encoder_modules(folder: Path) -> list[tuple[str, PurePosixPath]]:
-    """Classes of sentence-transformers and their folders, as modules.json lists them; none where there is no such file.
-
-    Raises:
-        CheckpointError: it is no list of modules.
-    """
-    listed = folder / _MODULES
-    if not listed.is_file():
-        return []
-    try:
-        modules = parsed(listed.read_bytes())
-        return [(str(each["type"]).rpartition(".")[2], PurePosixPath(each["path"])) for each in modules]
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{listed} is not a list of modules", "download or copy the checkpoint again") from error
-
-
-def encoder_folder(folder: Path) -> Path | None:
-    """The sentence-transformers folder that has this one as its transformer: itself, the one above, or none."""
-    if (folder / _MODULES).is_file():
-        return folder
-    above = folder.absolute().parent
-    try:
-        return above if folder.name in _module_folders(above) else None
-    except CheckpointError:
-        return None  # a file of that name that says something else
 
 
 def indexed(index: Path) -> tuple[tuple[Path, ...], dict[str, str]]:

@@ -112,12 +112,7 @@ class CheckpointWriter:
                 os.truncate(descriptor, shard.nbytes)
 
     def put(self, name: str, tensor: Tensor) -> None:
-        """Write one tensor.
-
-        Raises:
-            ValueError: dtype or shape differ from the plan.
-            OutOfSpace: the disk is full.
-        """
+        """Write one tensor; errors as of `put_rows`."""
         shard = self._shard_of[name]
         if TensorSpec.of(tensor) != shard.specs[name]:
             raise ValueError(f"{name}: planned {shard.specs[name]}, got {TensorSpec.of(tensor)}")

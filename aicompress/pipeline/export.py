@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.checkpoint.decoded import with_decoded
 from aicompress.checkpoint.reader import require_finite
+from aicompress.checkpoint.views.decoded import with_decoded
 from aicompress.disk import require_writable
 from aicompress.errors import Refused, raise_all
 from aicompress.layer import Kind, LayerInfo

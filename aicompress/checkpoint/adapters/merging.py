@@ -8,10 +8,10 @@ from dataclasses import replace
 from functools import partial
 
 from aicompress.checkpoint.adapters.lora import Adapter, Factors
-from aicompress.checkpoint.decoded import with_decoded
 from aicompress.checkpoint.foreign.layout import ForeignWeight, Read
 from aicompress.checkpoint.naming import is_transposed
 from aicompress.checkpoint.reader import Checkpoint
+from aicompress.checkpoint.views.decoded import with_decoded
 from aicompress.errors import CheckpointError, suggestion
 from aicompress.layer import as_matrix
 from aicompress.weights import Dense, TensorSpec, Weight

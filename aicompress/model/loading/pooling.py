@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from aicompress.checkpoint.encoder_modules import MODULES, encoder_folder, encoder_modules
 from aicompress.checkpoint.json_text import read_json
-from aicompress.checkpoint.source import encoder_folder, encoder_modules
 from aicompress.errors import CheckpointError
 
 MODES = {
@@ -96,7 +96,7 @@ def pooling(folder: Path | None) -> Pooling:
         hint = "sentence embeddings are made of Transformer, Pooling, Dense and Normalize here"
         raise CheckpointError(f"{folder}: sentence embeddings go through {unknown[0]}", hint)
     if "Pooling" not in kinds:
-        raise CheckpointError(f"{folder / 'modules.json'} names no pooling", "download or copy the checkpoint again")
+        raise CheckpointError(f"{folder / MODULES} names no pooling", "download or copy the checkpoint again")
     plain = read_json(folder / kinds["Pooling"] / "config.json")
     layers = tuple(_dense(folder / path) for kind, path in steps if kind == "Dense")
     return Pooling(_mode(plain, folder), "Normalize" in kinds, layers)

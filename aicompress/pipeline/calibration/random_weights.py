@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.checkpoint.noise import NoiseCheckpoint
+from aicompress.checkpoint.views.noise import NoiseCheckpoint
 from aicompress.errors import CompressError, Refused
 from aicompress.pipeline.calibration.data import calibration_inputs
 from aicompress.pipeline.calibration.requirements import module_of

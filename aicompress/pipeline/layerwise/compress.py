@@ -31,13 +31,14 @@ from aicompress.pipeline.layerwise.report_rows import (
     changed_row,
     is_coarse,
     noted,
+    parts_of_bytes,
     rounded_note,
     shared_note,
 )
 from aicompress.pipeline.step.layer_plan import LayerPlan, layer_seed
 from aicompress.report.model import LayerRow
 from aicompress.statistics import GradientStats, InputStats
-from aicompress.weights import Dense, LowRank, PerExpert, TensorSpec, Weight, outline_nbytes
+from aicompress.weights import Dense, LowRank, PerExpert, Weight, outline_nbytes
 
 INNER = 32  # blocks of rows of an inner factor, at most
 
@@ -253,19 +254,6 @@ class Compression:
 def _squared_sums(weight: Tensor, stored: Weight, by: Tensor | None) -> tuple[float, float]:
     """‖W − Ŵ‖² and ‖W‖² in the input's own scale, which a layer was multiplied by before it was compressed."""
     return squared_sums(weight, stored) if by is None else squared_sums(weight / by, Dense(stored.dense() / by))
-
-
-def parts_of_bytes(weights: Sequence[Weight], part: str) -> list[int]:
-    """The bytes of weights that share a part, the first of which stores it, in proportion to what they stand for."""
-    borrowed = sum(spec.nbytes for spec in _borrowed(weights[0], part))
-    total = sum(outline_nbytes(weight) for weight in weights) - (len(weights) - 1) * borrowed
-    numbers = [weight.shape[0] * weight.shape[1] for weight in weights]
-    return [total * number // sum(numbers) for number in numbers]
-
-
-def _borrowed(weight: Weight, part: str) -> list[TensorSpec]:
-    suffixes = weight.borrowed(part)
-    return [spec for suffix, spec in weight.specs().items() if suffix in suffixes]
 
 
 def completed(inputs: InputStats, layers: Sequence[LayerInfo]) -> InputStats:

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.checkpoint.rewritten import RewrittenCheckpoint
+from aicompress.checkpoint.views.rewritten import RewrittenCheckpoint
 from aicompress.data import digest
 from aicompress.layer import Kind
 from aicompress.methods.decisions import Width, WidthSearch

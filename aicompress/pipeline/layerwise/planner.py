@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.checkpoint.decoded import with_decoded
+from aicompress.checkpoint.views.decoded import with_decoded
 from aicompress.disk import require_writable
 from aicompress.errors import CompressError, raise_all
 from aicompress.layer import Kind, LayerInfo

@@ -17,7 +17,7 @@ from aicompress.pipeline.layerwise.experts import one_of
 from aicompress.pipeline.step.layer_plan import Group, LayerPlan
 from aicompress.report.model import LayerRow
 from aicompress.report.plan import PlanRow
-from aicompress.weights import Weight, outline_nbytes
+from aicompress.weights import TensorSpec, Weight, outline_nbytes
 
 ROUNDED_NOTE = "less would be lost in no more bytes at"
 COARSE_NOTE = "too small for float16 scales"
@@ -124,3 +124,16 @@ def open_row(row: PlanRow, widths: Sequence[Width]) -> PlanRow:
 def _either(numbers: set[int]) -> str:
     *others, last = map(str, sorted(numbers))
     return f"{', '.join(others)} or {last}" if others else last
+
+
+def parts_of_bytes(weights: Sequence[Weight], part: str) -> list[int]:
+    """The bytes of weights that share a part, the first of which stores it, in proportion to what they stand for."""
+    borrowed = sum(spec.nbytes for spec in _borrowed(weights[0], part))
+    total = sum(outline_nbytes(weight) for weight in weights) - (len(weights) - 1) * borrowed
+    numbers = [weight.shape[0] * weight.shape[1] for weight in weights]
+    return [total * number // sum(numbers) for number in numbers]
+
+
+def _borrowed(weight: Weight, part: str) -> list[TensorSpec]:
+    suffixes = weight.borrowed(part)
+    return [spec for suffix, spec in weight.specs().items() if suffix in suffixes]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.checkpoint.rewritten import RewrittenCheckpoint
+from aicompress.checkpoint.views.rewritten import RewrittenCheckpoint
 from aicompress.errors import Refused
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.model.equivalence.rotated_parameters import Rotatable

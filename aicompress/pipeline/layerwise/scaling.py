@@ -10,7 +10,7 @@ from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.journal import Journal
-from aicompress.checkpoint.rewritten import RewrittenCheckpoint
+from aicompress.checkpoint.views.rewritten import RewrittenCheckpoint
 from aicompress.errors import Refused
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Candidate, ScalingFactors

@@ -12,8 +12,8 @@ from torch import Tensor
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.adapters.lora import Adapter
 from aicompress.checkpoint.adapters.merging import with_adapter
-from aicompress.checkpoint.decoded import with_decoded
 from aicompress.checkpoint.files import read_parts
+from aicompress.checkpoint.views.decoded import with_decoded
 from aicompress.model.loading.biases import without_added_biases
 from aicompress.model.loading.mismatches import require_fits
 from aicompress.model.loading.parameter_kinds import tied_parameters

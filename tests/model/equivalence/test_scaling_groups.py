@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.checkpoint.noise import NoiseCheckpoint
-from aicompress.checkpoint.rewritten import RewrittenCheckpoint
+from aicompress.checkpoint.views.noise import NoiseCheckpoint
+from aicompress.checkpoint.views.rewritten import RewrittenCheckpoint
 from aicompress.model.equivalence.scaling_groups import ScalingGroup
 from aicompress.model.equivalence.search import ScalingGroups, probe
 from aicompress.model.loading.load import build, load

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from aicompress.checkpoint import Checkpoint, noise
+from aicompress.checkpoint import Checkpoint
+from aicompress.checkpoint.views import noise
 from aicompress.errors import Refused
 from aicompress.methods import get
 from aicompress.methods.layerwise import LayerMethod
