@@ -29,9 +29,9 @@ from aicompress.checkpoint.foreign.layout import (
 )
 from aicompress.checkpoint.foreign.scaling import real
 from aicompress.weights import Codebook, Dense, Weight
+from aicompress.weights.coding.packing import WORD, unpack_rows
 
 METHOD = "mlx"
-WORD = 32  # bits
 BITS = (1, 2, 3, 4, 5, 6, 8)
 MODES = {"affine": (64, 4), "mxfp4": (32, 4), "mxfp8": (32, 8), "nvfp4": (16, 4)}  # columns of a group, and bits
 ROLES = {"packed": "weight", "scale": "scales", "bias": "biases"}
@@ -103,7 +103,7 @@ def _affine(scheme: Scheme, dtype: torch.dtype, read: Read) -> Dense:
     columns = scale.shape[1] * scheme.size
 
     def rows(first: int, last: int) -> Tensor:
-        codes = codes_of(packed[first:last], scheme.bits).view(last - first, -1, scheme.size)
+        codes = unpack_rows(packed[first:last], scheme.bits, columns).view(last - first, -1, scheme.size)
         return (codes * scale[first:last, :, None] + bias[first:last, :, None]).view(last - first, columns)
 
     return decoded(len(packed), columns, dtype, 1, rows)
@@ -124,17 +124,6 @@ def _float8(scheme: Scheme, dtype: torch.dtype, read: Read) -> Dense:
         return (numbers * scale[first:last, :, None]).view(last - first, columns)
 
     return decoded(len(packed), columns, dtype, 1, rows)
-
-
-def codes_of(words: Tensor, bits: int) -> Tensor:
-    """(rows, words) int32 -> (rows, words * 32 / bits) codes, float32; some codes end in the next word."""
-    begin = torch.arange(words.shape[1] * WORD // bits) * bits
-    place, shift = begin // WORD, begin % WORD
-    wide = words.long() & (2**WORD - 1)
-    following = torch.cat([wide[:, 1:], wide.new_zeros(len(wide), 1)], dim=1)
-    joined = wide[:, place] >> shift | following[:, place] << (WORD - shift)
-    codes: Tensor = joined & (2**bits - 1)
-    return codes.float()
 
 
 LAYOUT = ForeignLayout("mlx", (METHOD,), weights)
