@@ -351,13 +351,13 @@ def test_empty_tensors_are_copied(command: str, recipe: str, tmp_path: Path) -> 
 
 
 def test_the_plan_says_what_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One scale of a whole tensor has to be known before any of it is rounded; layers within a block do not count."""
+    """One scale of a whole tensor is searched over all of it; layers within a block do not count."""
     monkeypatch.setattr(row_parts, "BLOCK", 1 << 12)
     save_file({"fc.weight": torch.randn(96, 64), "small.weight": torch.randn(16, 16)}, tmp_path / "in.safetensors")
     told = {}
     for granularity in ("tensor", "channel"):
-        made = load("quantize/rtn-w4", "quantize", ("report.html=false", f"method.granularity={granularity}"))
-        out = Destination(tmp_path / "out.safetensors")
+        edits = ("report.html=false", "method.range=mse", f"method.granularity={granularity}")
+        made, out = load("quantize/rtn-w4", "quantize", edits), Destination(tmp_path / "out.safetensors")
         plan = planner.make_plan(tmp_path / "in.safetensors", out, made, "quantize")
         told[granularity] = [note for note in plan.notes if "whole" in note]
     assert told["channel"] == []
