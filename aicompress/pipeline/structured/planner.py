@@ -41,6 +41,8 @@ from aicompress.recipe import Recipe, Select
 from aicompress.report.gates import TOKENS, require_figures
 from aicompress.weights import TensorSpec
 
+COARSE = 0.05  # difference of a share that is told
+
 
 def make_plan(
     source: str | Path | Adapted, destination: Destination, recipe: Recipe, command: str, request: Request | None = None
@@ -90,7 +92,17 @@ def make_plan(
     warnings += [*([] if pruner.method.counts_tokens else shortened(checkpoint, recipe)), *output.warnings]
     if untried:
         warnings.append(f"the cut was not tried on a small model of the architecture: {untried}")
-    return replace(plan, warnings=tuple(warnings), notes=told)
+    return replace(plan, warnings=tuple(warnings), notes=(*told, *_coarser(choice)))
+
+
+def _coarser(choice: UnitChoice[Any, Any]) -> list[str]:
+    """A note where whole units come no nearer to the share that was asked for, such as 0.1 of two groups of heads."""
+    keep, sparsity = (getattr(choice.pruner.config, name, None) for name in ("keep", "sparsity"))
+    asked = 1 - sparsity if isinstance(sparsity, float) else keep
+    have, stay = sum(structure.size for structure in choice.structures), sum(choice.sizes)
+    if not isinstance(asked, float) or stay == have or abs(stay / have - asked) <= COARSE:
+        return []  # that all of them stay is told already
+    return [f"{stay / have:.0%} of the {choice.pruner.unit.plural} stay, where {asked:.0%} was asked for"]
 
 
 def _without_scales_of_heads(opened: OpenedInput) -> OpenedInput:

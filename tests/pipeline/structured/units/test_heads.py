@@ -151,6 +151,13 @@ def test_numbers_that_transformers_does_not_take_are_refused_with_those_that_fit
     assert "can keep 2, 4 heads" in refused(tmp_path / "gqa", tmp_path / "out", name="heads", heads=3)
 
 
+def test_a_share_that_whole_groups_cannot_have_is_told(tmp_path: Path) -> None:
+    FAMILIES["llama"].saved(tmp_path / "in")
+    coarse, exact = (plan(tmp_path / "in", tmp_path / "out", name="heads", sparsity=share) for share in (0.9, 0.5))
+    assert coarse.notes == ("50% of the heads stay, where 10% was asked for",)
+    assert exact.notes == ()
+
+
 def test_nothing_and_too_much(tmp_path: Path) -> None:
     FAMILIES["llama"].saved(tmp_path / "in")
     planned = plan(tmp_path / "in", tmp_path / "out", name="heads", sparsity=0.2)
