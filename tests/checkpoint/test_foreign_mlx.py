@@ -157,3 +157,19 @@ def test_experts_in_one_tensor_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"quantization": {"bits": 4, "group_size": 32}}))
     with pytest.raises(Unsupported, match="is not understood"):
         Checkpoint.open(tmp_path)
+
+
+@pytest.mark.parametrize("edits", [(), ("select.kinds=[embedding]",)])
+def test_a_table_alone_is_decoded_for_a_method_that_needs_it(edits: tuple[str, ...], tmp_path: Path) -> None:
+    """Whether the recipe names embeddings or finds nothing else: codes of a table hold no mask."""
+    encoded = foreign.mlx(4, 32, "mxfp4")(torch.randn(300, 64, generator=torch.Generator().manual_seed(0)))
+    source, told = tmp_path / "in", {"bits": 4, "group_size": 32, "mode": "mxfp4"}
+    source.mkdir()
+    save_file({f"embedding{end}": each for end, each in encoded.tensors.items()}, source / "model.safetensors")
+    (source / "config.json").write_text(json.dumps({"dtype": "float32", "quantization": told}))
+    recipe = load("prune/magnitude-50", "prune", [*edits, "report.html=false"])
+    steps.run(steps.make_plan(source, Destination(tmp_path / "out.safetensors"), recipe, "prune"), OFF)
+    pruned = load_file(tmp_path / "out.safetensors")["embedding.weight"]
+    stays = pruned != 0
+    assert 0.4 < float(stays.float().mean()) <= 0.5
+    assert torch.equal(pruned[stays], encoded.dense[stays])

@@ -285,7 +285,8 @@ def _with_forms_that_fit(
 ) -> Checkpoint:
     """The view in which another tool's weights are decoded where the method takes them decoded, and not as they are."""
     kept = [info for info in infos if checkpoint.foreign.is_kept(info.tensor)]
-    chosen, _ = select(kept, recipe.select.include, recipe.select.exclude, recipe.select.kinds)
+    kinds, _ = _kinds(recipe, infos)
+    chosen, _ = select(kept, recipe.select.include, recipe.select.exclude, kinds)
     unfit = []
     for info in chosen:
         config, _ = recipe.config_for(info)
