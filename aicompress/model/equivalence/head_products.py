@@ -183,7 +183,7 @@ class _Trials:
         """(groups, width, width) diagonal, one factor for the rows of a unit."""
         steps = self._steps()
         for unit in units:
-            steps[:, list(unit)] = steps[:, unit[0], None]
+            steps[:, list(unit)] = steps[:, unit[0], None].clone()  # of one group it would be read from where it goes
         return torch.diag_embed(steps)
 
     def _mixed(self, call: Call, mixing: Tensor) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers as hf
 
 from aicompress.methods.head_products import HeadProduct
 from aicompress.model.architecture.architecture import Architecture
@@ -14,7 +15,7 @@ from aicompress.model.equivalence.head_products import Heads, find_head_products
 from aicompress.model.loading.load import build
 from aicompress.model.loading.partial_model import PartialModel
 from tests.model.equivalence.test_scaling_groups import noise
-from tests.pipeline.families import FAMILIES
+from tests.pipeline.families import FAMILIES, decoder
 
 HALVES = tuple((row, row + 4) for row in range(4))
 # By family each kind of product of a block, with the last words of its members' names, and the number of all products.
@@ -48,3 +49,10 @@ def test_products_of_heads_are_found(tmp_path: Path, name: str) -> None:
     parameters = noise(tmp_path).parameters()
     assert {name for product in found for name in (*product.members, *filter(None, product.biases))} <= set(parameters)
     assert len({name for product in found for name in product.members}) == 2 * len(found)
+
+
+def test_one_key_for_all_queries(tmp_path: Path) -> None:
+    decoder(hf.LlamaForCausalLM, hf.LlamaConfig, num_key_value_heads=1, head_dim=8).saved(tmp_path)
+    found = products_in(tmp_path, "llama")
+    assert [product.kind for product in found[:2]] == ["values", "scores"]
+    assert [product.groups for product in found[:2]] == [1, 1]
