@@ -82,7 +82,8 @@ Text = Annotated[
     typer.Option(
         "--text",
         metavar="FILE",
-        help="The text that the recipe reads for calibration, training and figures: one sample a line, or running.",
+        help="The text that the recipe reads for calibration, training and figures: one sample a line, or running; of "
+        ".jsonl, .json, .csv, .tsv and .parquet the field 'text' of every row.",
         rich_help_panel=STEP,
         show_default=False,
     ),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from aicompress.data.arrays import require_same_samples
 from aicompress.data.rows import FullRows
-from aicompress.data.section import Data
+from aicompress.data.section import Data, kind_of
 from aicompress.data.text_files import lines, require_text
 from aicompress.errors import CompressError, RecipeError
 
@@ -35,7 +35,11 @@ def _first_sample(data: Data) -> None:
     if path.suffix != ".parquet" and data.kind != "parquet":
         require_text(path)
     if data.kind == "text":
-        empty = not any(line.strip() for line in lines(path))
+        first = next((line.strip() for line in lines(path) if line.strip()), "")
+        empty = not first
+        if kind_of(data.path) == "jsonl" and first.startswith(("{", "[")):
+            hint = f"write `jsonl: {path.name}` in the place of `text:`, with `field` where the texts are not in 'text'"
+            raise RecipeError(f"{data.path} holds rows of JSON, whose braces and keys would be read as text", hint)
     else:
         empty = next(iter(FullRows(data, _columns(data))), None) is None
     if empty:

@@ -87,7 +87,7 @@ def texts_of(data: Data) -> FullRows:
 def _separated(path: Path, columns: Sequence[str | int]) -> Iterator[Row]:
     # In a .tsv a quote is an ordinary character: sentence files hold unbalanced ones.
     plain = path.suffix.lower() != ".csv"
-    delimiter, quoting = ("\t", csv.QUOTE_NONE) if plain else (",", csv.QUOTE_MINIMAL)
+    delimiter, quoting = ("\t", csv.QUOTE_NONE) if plain else (_delimiter(path, columns), csv.QUOTE_MINIMAL)
     reader = csv.reader(lines(path, newline=""), delimiter=delimiter, quoting=quoting)  # type: ignore[arg-type]
     positions: list[int] | None = None
     if all(isinstance(column, int) for column in columns):
@@ -104,6 +104,17 @@ def _separated(path: Path, columns: Sequence[str | int]) -> Iterator[Row]:
         raise RecipeError(
             f"{path.name}, line {reader.line_num}: {error}", "long texts fit JSON lines better"
         ) from error
+
+
+def _delimiter(path: Path, columns: Sequence[str | int]) -> str:
+    """What divides a .csv: the comma, unless its header has the columns only where semicolons or tabs divide it.
+
+    Spreadsheets write semicolons where the comma is the decimal point.
+    """
+    header = next((line for line in lines(path, newline="") if line.strip()), "")
+    named = {str(column) for column in columns if isinstance(column, str)}
+    fitting = (each for each in ",;\t" if named and named <= set(next(csv.reader([header], delimiter=each), [])))
+    return next(fitting, ",")
 
 
 def _position(path: Path, column: str, header: Sequence[str]) -> int:

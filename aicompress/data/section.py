@@ -13,6 +13,19 @@ SourceKind = Literal["text", "jsonl", "csv", "parquet", "arrays", "pairs", "hub"
 SOURCES: tuple[SourceKind, ...] = tuple(kind for kind in get_args(SourceKind) if kind != "drawn")
 
 FILES = tuple(kind for kind in SOURCES if kind != "hub")
+ROWS: dict[str, SourceKind] = {  # by the suffix of a file
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+}
+
+
+def kind_of(file: str) -> SourceKind:
+    """What a file of texts holds, by its suffix: rows of a known kind, or plain text."""
+    return ROWS.get(Path(file).suffix.lower(), "text")
 
 
 class Data(BaseModel):

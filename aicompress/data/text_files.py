@@ -82,6 +82,11 @@ def _no_text(path: Path) -> RecipeError:
         if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
             return RecipeError(f"{path} is not UTF-8 text but UTF-16", _CONVERT.format("UTF-16"))
         file.seek(0)
+        begin = file.read(LONGEST_MARK)
+        for mark, (what, hint) in _BINARY.items():
+            if begin.startswith(mark):
+                return RecipeError(f"{path} is no text, but {what}", hint)
+        file.seek(0)
         for number, line in enumerate(file, 1):
             if b"\0" in line:
                 hint = "give plain text: this is a binary file, or UTF-16 without a mark"
@@ -94,4 +99,11 @@ def _no_text(path: Path) -> RecipeError:
     return RecipeError(f"{path} is not UTF-8 text", _CONVERT.format("WINDOWS-1252"))
 
 
+_BINARY = {  # by their first bytes
+    b"PAR1": ("a parquet file", "read its rows: `parquet:` in the place of `text:`"),
+    b"\x1f\x8b": ("packed by gzip", "unpack it first, with `gunzip -k`"),
+    b"PK\x03\x04": ("a zip archive or an office document", "unpack it first, or save it as plain text"),
+    b"%PDF": ("a PDF", "save it as plain text, for example with `pdftotext`"),
+}
+LONGEST_MARK = max(map(len, _BINARY))
 _CONVERT = "convert it, for example with `iconv -f {} -t UTF-8`"

@@ -50,7 +50,9 @@ def no_such(name: str, known: Sequence[str]) -> str:
     """A hint for a name that a row does not have: the nearest one, or the messages of a chat that it has."""
     chats = [column for column in known if column in ("messages", "conversations", "conversation")]
     if name == "text" and chats:
-        return f"field: {chats[0]} reads the messages of a chat"
+        return (
+            f"field: {chats[0]} reads the messages of a chat; from the command line, --set calibration.field={chats[0]}"
+        )
     return suggestion(name, known)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from aicompress.data.section import SOURCES
+from aicompress.data.section import SOURCES, kind_of
 from aicompress.disk import expanded
 from aicompress.errors import RecipeError, nearest, suggestion
 
@@ -157,6 +157,8 @@ def with_overrides(plain: dict[str, Any], overrides: Sequence[str]) -> dict[str,
 def _set_text(plain: dict[str, Any], file: str) -> None:
     """Let calibration, training data and every figure of text read one file; a step that reads no data needs none.
 
+    A file that holds rows by its suffix is read as rows: the braces of JSON are no text to calibrate on.
+
     Raises:
         RecipeError: the recipe reads something else than text.
     """
@@ -171,13 +173,14 @@ def _set_text(plain: dict[str, Any], file: str) -> None:
         hint = "give the file with --set, or take another recipe" if sections else another
         raise RecipeError(f"--text: {which} reads no text", hint)
     for section in readers:
-        section["text"] = str(expanded(file).absolute())
+        section.pop("text", None)
+        section[kind_of(file)] = str(expanded(file).absolute())
 
 
 def with_text(plain: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Let a recipe without calibration calibrate on the file of `text=FILE`, where that is among its edits."""
     files = [edit.partition("=")[2] for edit in overrides if edit.startswith("text=")]
-    return {**plain, "calibration": {"text": str(expanded(files[-1]).absolute())}} if files else plain
+    return {**plain, "calibration": {kind_of(files[-1]): str(expanded(files[-1]).absolute())}} if files else plain
 
 
 def _set_drawn(plain: dict[str, Any], number: str) -> None:

@@ -56,3 +56,24 @@ def test_a_text_is_read_to_its_last_byte(kind: str, row: str, tmp_path: Path) ->
         assert words in problem.message
     path.write_bytes(row.encode() * 1000 + "café\n".encode())
     assert problems(Data(**{kind: str(path)}, **fields)) == []
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_rows_of_json_are_no_running_text(name: str, tmp_path: Path) -> None:
+    rows = '{"text": "a"}' if name == "rows.jsonl" else '[{"text": "a"}]'
+    (tmp_path / name).write_text(f"\n{rows}\n")
+    (problem,) = problems(Data(text=str(tmp_path / name)))
+    assert "braces and keys would be read as text" in problem.message
+    assert f"jsonl: {name}" in problem.hint
+    assert problems(Data(jsonl=str(tmp_path / name))) == []
+
+
+@pytest.mark.parametrize(
+    ("begin", "what", "todo"),
+    [(b"PAR1", "parquet", "parquet:"), (b"\x1f\x8b", "gzip", "gunzip"), (b"PK\x03\x04", "zip", "unpack")],
+)
+def test_a_binary_file_is_named(begin: bytes, what: str, todo: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(begin + b"\0\xff" * 40)
+    (problem,) = problems(Data(text=str(tmp_path / "a.txt")))
+    assert what in problem.message
+    assert todo in problem.hint

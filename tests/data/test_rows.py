@@ -184,3 +184,15 @@ def test_a_dataset_out_of_reach_is_refused() -> None:
     with pytest.raises(RecipeError, match="dataset 'org/absent' cannot be loaded") as caught:
         list(rows(Data(hub="hf://datasets/org/absent"), ["text"]))
     assert "network" in caught.value.hint
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_csv_is_divided_as_its_header_is(delimiter: str, tmp_path: Path) -> None:
+    lines = [["id", "text"], ["1", f'"one{delimiter} two"'], ["2", '"three"']]
+    (tmp_path / "a.csv").write_text("\ufeff" + "\n".join(map(delimiter.join, lines)))
+    assert [text for _, (text,) in rows(Data(csv=str(tmp_path / "a.csv")), ["text"])] == [
+        f"one{delimiter} two",
+        "three",
+    ]
+    with pytest.raises(RecipeError, match="no column 'body'"):
+        list(rows(Data(csv=str(tmp_path / "a.csv")), ["body"]))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from aicompress.errors import RecipeError
-from aicompress.recipe.files import read_yaml, shipped, with_overrides
+from aicompress.recipe.files import read_yaml, shipped, with_overrides, with_text
 
 SHIPPED = sorted(path for path in shipped().rglob("*.yaml") if path.parent.name != "demo")
 
@@ -38,3 +38,14 @@ def test_text_is_looked_for_from_here(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.chdir(tmp_path)
     edited = with_overrides({"version": 1, "calibration": {"samples": 3}}, ["text=a b.txt", "calibration.samples=4"])
     assert edited["calibration"] == {"samples": 4, "text": str(tmp_path / "a b.txt")}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("a.jsonl", "jsonl"), ("a.ndjson", "jsonl"), ("a.JSON", "jsonl"), ("a.tsv", "csv"), ("a.parquet", "parquet")],
+)
+def test_a_text_that_holds_rows_is_read_as_rows(name: str, kind: str, tmp_path: Path) -> None:
+    plain = {"version": 1, "calibration": {"text": "b.txt", "samples": 3}}
+    edited = with_overrides(plain, [f"text={tmp_path / name}", "calibration.field=messages"])
+    assert edited["calibration"] == {kind: str(tmp_path / name), "samples": 3, "field": "messages"}
+    assert with_text({}, [f"text={tmp_path / name}"])["calibration"] == {kind: str(tmp_path / name)}
