@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from aicompress.checkpoint.source import Source
+from aicompress.checkpoint.source import OTHER_FILES, Source
 from aicompress.checkpoint.written import require_own, require_own_reports, strangers
 from aicompress.errors import OutputExists, Refused
 
@@ -34,8 +34,11 @@ def require_free(out: Path, overwrite: bool) -> None:
 
     Raises:
         OutputExists: it exists and `overwrite` is off, or something is there that no run of this tool wrote.
+        Refused: it is called as a file of another format is.
     """
     single = out.suffix == ".safetensors"
+    if out.suffix.lower() in OTHER_FILES and not out.is_dir():
+        raise Refused(f"{out} is no name of an output", "OUT is a directory, or one file that ends in .safetensors")
     if single:
         require_own_reports(out.parent, f"{out.name.removesuffix('.safetensors')}.")
     if not out.exists():

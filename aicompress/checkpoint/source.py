@@ -16,11 +16,14 @@ INDEX = "model.safetensors.index.json"
 # Weights in other formats would be stale beside the new ones.
 _OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".tflite", ".pkl"}
 _NO_PICKLES = {".gguf": "GGUF", ".onnx": "ONNX", ".h5": "Keras", ".msgpack": "Flax", ".tflite": "TensorFlow Lite"}
+OTHER_FILES = _OTHER_WEIGHTS | {".npz", ".npy", ".zip", ".tar", ".gz", ".json"}  # what no output is
 MODELING_FILES = ("modeling_aicompress.py", "layers_aicompress.py", "decoding_aicompress.py")
 REPORTS = ("report.json", "report.md", "report.html")
 # Beside the reports of the checkpoint itself, which come along as they are.
 PACKING_REPORTS = tuple(f"{command}.{name}" for command in ("pack", "unpack") for name in REPORTS)
 _WRITTEN_ANEW = {"config.json", "aicompress.json", *REPORTS, *PACKING_REPORTS, *MODELING_FILES}
+_HUB_ADDRESS = re.compile(r"https?:/+(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)")  # a path has one slash of two
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.safetensors)")
 _INDEXES = re.compile(r"\.safetensors\.index(?:\.\w+)?\.json$")  # of any base name; of a variant too
 WEIGHT_NAMES = ("diffusion_pytorch_model",)  # of weights that other readers than transformers look for
 # Where other tools write how they quantized, and the method that such a file means; an output is no more what it says.
@@ -85,8 +88,12 @@ class Source:
 
 def _beside(path: Path) -> str:
     """A hint that names what is most like a missing path in its folder, among what may be a checkpoint."""
+    hub = _HUB_ADDRESS.match(str(path))
+    if hub is not None:
+        return f"hf://{hub[1]} reads it from the hub"
     if not path.parent.is_dir():
-        return f"there is no folder {path.parent}"
+        named = _HUB_NAME.fullmatch(str(path)) is not None
+        return f"there is no folder {path.parent}" + (f"; of the hub it is hf://{path}" if named else "")
     fitting = [each.name for each in path.parent.iterdir() if each.is_dir() or ".safetensors" in each.suffixes]
     near = nearest(path.name, fitting)
     return "check the path" if near is None else f"did you mean {str(path.parent / near)!r}?"
@@ -120,6 +127,10 @@ def locate(name: str | Path) -> Source:
         hint = f"{_NO_PICKLES[path.suffix]} is not read: give the safetensors checkpoint that it was made from"
     elif path.suffix in _OTHER_WEIGHTS:
         hint = "pickles are never opened: convert it to safetensors first"
+    elif path.suffix in (".npz", ".npy"):
+        hint = "write its arrays anew: safetensors.numpy.save_file(dict(numpy.load(IN)), OUT)"
+    elif (path.parent / "config.json").is_file():
+        hint = f"give the folder that it lies in: {path.parent}"
     else:
         hint = "give a directory, a .safetensors file or an index.json"
     raise CheckpointError(f"{path} is not a safetensors checkpoint", hint)
@@ -152,7 +163,8 @@ def _directory(folder: Path, index: Path | None = None) -> Source:
         packed = bool(files) and all(file.name.endswith(PACKED_SUFFIX) for file in files)  # refused where one is read
         if len(files) != 1 and not packed:
             holding = f"{len(files)} safetensors files and no index" if files else "no safetensors file"
-            raise CheckpointError(f"{folder} holds {holding}", _expected(folder))
+            hint = f"give one of them as IN, such as {files[0]}; or {_expected(folder)}" if files else _expected(folder)
+            raise CheckpointError(f"{folder} holds {holding}", hint)
     for file in files:
         if leads_outside(folder, file):
             raise CheckpointError(

@@ -39,9 +39,10 @@ def command(
         To,
         typer.Option(
             "--to",
-            help="dense: every weight decoded, a plain checkpoint that any reader loads. entropy: the same weights, "
-            "codes and masks entropy-coded; fixed: codes of a fixed width again. compact: every weight as it is "
-            "stored, in one file whose names, shapes and description take a few hundred bytes.",
+            help="dense: every weight decoded, a plain checkpoint that any reader loads, converters to GGUF and ONNX "
+            "among them. entropy: the same weights, codes and masks entropy-coded; fixed: codes of a fixed width "
+            "again. compact: every weight as it is stored, in one file whose names, shapes and description take a few "
+            "hundred bytes.",
             rich_help_panel=o.STEP,
         ),
     ],

@@ -63,3 +63,31 @@ def test_a_distillation_without_a_teacher(call: Call, tiny_bert: Path, tmp_path:
     result = call("distill", tiny_bert, tmp_path / "out", "-r", "distill/mse", "--text", tmp_path / "text.txt")
     assert "no teacher is given" in refused(result)
     assert "student" in result[2]
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ("https://huggingface.co/org/name/tree/main", "hf://org/name reads it"),
+        ("org/name-1.5", "there is no folder org; of the hub it is hf://org/name-1.5"),
+        ("arrays.npz", "save_file(dict(numpy.load(IN)), OUT)"),
+        ("folder/config.json", "give the folder that it lies in: folder"),
+        ("two", "give one of them as IN, such as two/a.safetensors"),
+    ],
+)
+def test_what_is_nearly_an_input(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, hint: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("arrays.npz", "folder/config.json", "two/a.safetensors", "two/b.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    result = call("inspect", given)
+    refused(result)
+    assert hint in " ".join(result[2].split())
+
+
+def test_an_output_called_as_another_format_is_refused(call: Call, mlp_file: Path, tmp_path: Path) -> None:
+    for verb, *recipe in (("quantize", "-r", "quantize/rtn-w8-embeddings"), ("export", "--to", "dense"), ("pack",)):
+        result = call(verb, mlp_file, tmp_path / "out.gguf", *recipe)
+        assert "out.gguf is no name of an output" in refused(result)

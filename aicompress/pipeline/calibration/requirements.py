@@ -190,7 +190,7 @@ def _of_loss(checkpoint: Checkpoint, recipe: Recipe, chosen: Sequence[Chosen]) -
 def _of_model(checkpoint: Checkpoint, recipe: Recipe, request: Request) -> list[CompressError]:
     """Why the checkpoint cannot be run."""
     if checkpoint.config is None and recipe.model is None:
-        hint = "give the recipe `model: {sequential: [fc1, relu, fc2]}`, or a factory"
+        hint = "give a folder with config.json, or the recipe `model: {sequential: [fc1, relu, fc2]}` or a factory"
         return [RecipeError(f"{checkpoint.path} names no architecture, and calibration runs the model", hint)]
     from aicompress.model.loading.partial_model import PartialModel
     from aicompress.model.loading.tokenizer import load_tokenizer
