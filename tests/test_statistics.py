@@ -10,7 +10,7 @@ from aicompress.statistics import InputStats
 
 def test_statistics_of_nothing_add_nothing() -> None:
     """An expert that one of two files never saw."""
-    seen = InputStats(3, torch.eye(2), torch.ones(2), torch.ones(2))
+    seen = InputStats(3, torch.eye(2), columns={"norms": torch.ones(2), "mean_abs": torch.ones(2)})
     assert InputStats(0).merged(seen) is seen
     assert seen.merged(InputStats(0)) is seen
     assert InputStats(0).merged(InputStats(0)).count == 0
@@ -21,16 +21,19 @@ def test_statistics_of_rescaled_inputs_are_those_of_the_rescaled_rows() -> None:
 
     def stats(rows: Tensor) -> InputStats:
         gram, size = rows.t() @ rows / len(rows), rows.abs()
-        return InputStats(len(rows), gram, gram.diagonal(), size.mean(0), gram * 1.5, size.amax(0))
+        columns = {"mean_abs": size.mean(0), "mean": rows.mean(0), "max_abs": size.amax(0)}
+        return InputStats.of(len(rows), gram, columns, gram * 1.5)
 
     found, expected = stats(rows).divided(factors), stats(rows / factors)
-    for name in ("gram", "norms", "mean_abs", "cross", "max_abs"):
+    for name in ("gram", "norms", "mean_abs", "mean", "cross", "max_abs"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name))
     assert InputStats(3).divided(factors) == InputStats(3)
 
 
 def test_the_largest_input_of_two_samples_is_the_larger() -> None:
-    one, two = InputStats(3, max_abs=torch.tensor([1.0, 5.0])), InputStats(9, max_abs=torch.tensor([2.0, 1.0]))
+    one, two = (
+        InputStats(n, columns={"max_abs": torch.tensor(seen)}) for n, seen in ((3, [1.0, 5.0]), (9, [2.0, 1.0]))
+    )
     found = one.merged(two).max_abs
     assert found is not None
     assert found.tolist() == [2.0, 5.0]

@@ -1,8 +1,7 @@
 """Input statistics of layers in a safetensors file: means over calibration rows, and how many rows there were.
 
-Layout: the tensors of a layer are `<parameter>/gram` (in, in) float32, the mean of x xᵀ, `<parameter>/mean_abs` (in,),
-the mean of |x|, `<parameter>/mean` (in,), the mean of x, `<parameter>/max_abs` (in,), the largest |x|, and
-`<parameter>/norms` (in,), the mean of x², where no Gram matrix holds it as its diagonal. An embedding has
+Layout: the tensors of a layer are `<parameter>/gram` (in, in) float32, the mean of x xᵀ, and `<parameter>/<name>` (in,)
+for each statistic of columns (`statistics/columns/`) that no Gram matrix beside it holds. An embedding has
 `<parameter>/frequency` (out,) alone, the share of lookups that each row has.
 Where a parameter holds several experts, `<parameter>.<number>` stands for each of them.
 Layers with the same input share their tensors. Where gradients were asked for, `<layer>/gradient_mean` and
@@ -42,11 +41,10 @@ from aicompress.checkpoint.shards import ShardPlan
 from aicompress.checkpoint.writer import CheckpointWriter
 from aicompress.disk import disk_errors, require_file
 from aicompress.errors import CheckpointError, Refused
-from aicompress.statistics import GradientStats, InputStats
+from aicompress.statistics import GradientStats, InputStats, columns
 from aicompress.weights import TensorSpec
 
 MARK, VERSION = "aicompress_statistics", "1"
-STATISTICS = ("gram", "norms", "mean_abs", "mean", "max_abs", "frequency")
 GRADIENTS = {"gradient_mean": "mean", "gradient_square": "square", "output_gram": "output_gram"}  # tensor: field
 
 
@@ -107,7 +105,8 @@ class StatisticsFile:
     def specs(self, parameter: str) -> dict[str, TensorSpec]:
         """Which statistics there are of a layer; none for one that no row reached."""
         leader = self.layers[parameter]
-        return {s: self.tensors[f"{leader}/{s}"].spec for s in STATISTICS if f"{leader}/{s}" in self.tensors}
+        known = ("gram", *columns(), "frequency")
+        return {s: self.tensors[f"{leader}/{s}"].spec for s in known if f"{leader}/{s}" in self.tensors}
 
     def stats(self, parameter: str) -> InputStats:
         """Statistics of a layer; count 0 where no row reached it."""
@@ -119,9 +118,8 @@ class StatisticsFile:
             return InputStats(0)
         with safe_open(self.path, "pt") as file:
             tensors: dict[str, Tensor] = {s: file.get_tensor(f"{leader}/{s}") for s in self.specs(parameter)}
-        norms = tensors["gram"].diagonal().clone() if "gram" in tensors else tensors.get("norms")
-        rest: dict[str, Any] = {name: tensors.get(name) for name in ("mean_abs", "mean", "max_abs", "frequency")}
-        return InputStats(int(self.rows[leader]), tensors.get("gram"), norms, **rest)
+        gram, frequency = tensors.pop("gram", None), tensors.pop("frequency", None)
+        return InputStats.of(int(self.rows[leader]), gram, tensors, frequency=frequency)
 
     def gradient_spec(self, layer: str) -> TensorSpec | None:
         """Dtype and shape of a layer's gradients; None where the file holds none of it."""
@@ -250,18 +248,12 @@ class StatisticsWriter:
             if leader != name:
                 continue
             self._rows[name] = inputs.count
-            kept = {"gram": inputs.gram, "norms": inputs.norms if inputs.gram is None else None}
-            tensors = {
-                f"{name}/{s}": tensor.float().contiguous()
-                for s, tensor in {
-                    **kept,
-                    "mean_abs": inputs.mean_abs,
-                    "mean": inputs.mean,
-                    "max_abs": inputs.max_abs,
-                    "frequency": inputs.frequency,
-                }.items()
-                if tensor is not None
-            }
+            stored: dict[str, Tensor | None] = {"gram": inputs.gram}
+            for own, statistic in columns().items():
+                held = inputs.gram is not None and statistic.of_gram is not None
+                stored[own] = None if held else inputs.columns.get(own)
+            stored["frequency"] = inputs.frequency
+            tensors = {f"{name}/{s}": each.float().contiguous() for s, each in stored.items() if each is not None}
             self._put(name, tensors)
 
     def add_gradients(self, moments: Mapping[str, GradientStats]) -> None:

@@ -85,8 +85,8 @@ class Method:
         command: factorize, quantize, prune or distill.
         summary: one line.
         config: the class of its parameters.
-        needs: statistics it reads: of calibration any of "norms", "gram", "mean_abs", "max_abs", "gradients",
-            "output_gram", and of embeddings "frequency", of training "movement"; empty for data-free methods.
+        needs: statistics it reads: of calibration "gram", those of columns by name (`statistics/columns/`), "gradients"
+            and "output_gram", of embeddings "frequency", of training "movement"; empty for data-free methods.
         when: when to take it, and what to take otherwise, in one line; the list of methods shows it.
         efforts: presets by name; empty for a method without presets.
     """

@@ -37,11 +37,11 @@ class MeasuredFigures:
 
     Attributes:
         alone: of each model by itself, the tested one first.
-        against: of the tested model against each baseline, in their order.
+        against: of the tested model against each baseline, in their order; none where no figure is a comparison.
     """
 
     alone: tuple[Mapping[str, Estimate], ...]
-    against: tuple[Mapping[str, Estimate], ...]
+    against: tuple[Mapping[str, Estimate], ...] = ()
 
 
 def any_number(samples: int, config: Data) -> Problem | None:
@@ -85,7 +85,7 @@ class Metric(Generic[ConfigT, OutputsT]):
         own, *baselines = measured.alone
         rows: list[dict[str, Estimate]] = [
             {**{name: estimate.beside(base[name]) for name, estimate in own.items()}, **against}
-            for base, against in zip(baselines, measured.against, strict=True)
+            for base, against in zip(baselines, measured.against or [{}] * len(baselines), strict=True)
         ] or [dict(own)]
         undeclared = {name for row in rows for name in row} - {figure.name for figure in self.figures}
         if undeclared:

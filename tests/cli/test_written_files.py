@@ -67,7 +67,7 @@ def test_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
 
 
 def test_statistics_on_a_full_disk(tmp_path: Path) -> None:
-    stats = {"fc.weight": InputStats(1, torch.eye(64), torch.ones(64))}
+    stats = {"fc.weight": InputStats.of(1, torch.eye(64), {})}
     with (
         files_up_to(1000),
         pytest.raises(OutOfSpace, match=r"s\.safetensors"),

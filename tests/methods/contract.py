@@ -17,6 +17,7 @@ from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.method import OF_GRADIENTS
 from aicompress.statistics import GradientStats, InputStats
 from aicompress.weights import Dense, Weight, restore
+from tests.methods.layers import columns_of
 
 LAYERWISE = [m for command in COMMANDS for m in methods(command).values() if isinstance(m, LayerMethod)]
 
@@ -84,8 +85,7 @@ def statistics(columns: int, generator: torch.Generator) -> InputStats:
     mixing = torch.randn(columns, columns, generator=generator) / columns**0.5 + 0.5 * torch.eye(columns)
     inputs = torch.randn(3 * columns, columns, generator=generator) @ mixing
     gram = inputs.t() @ inputs / len(inputs)
-    norms, size = inputs.square().mean(0), inputs.abs()
-    return InputStats(len(inputs), gram, norms, size.mean(0), cross=gram * 1.01, max_abs=size.amax(0))
+    return InputStats.of(len(inputs), gram, columns_of(inputs), gram * 1.01)
 
 
 def gradients(shape: tuple[int, int], generator: torch.Generator) -> GradientStats:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Candidate
-from aicompress.statistics import GradientStats, InputStats
+from aicompress.statistics import GradientStats, InputStats, columns
 from aicompress.weights import Dense, Weight, restore
 
 
@@ -52,6 +52,12 @@ def convolution(kernel: Tensor) -> Layer:
     layer = layer_of(kernel.flatten(1))
     kind = "conv" if kernel.ndim > 2 else "linear"
     return replace(layer, info=replace(layer.info, kind=kind, tensor_shape=tuple(kernel.shape)))
+
+
+def columns_of(rows: Tensor) -> dict[str, Tensor]:
+    """Every statistic of the columns of inputs, (rows, in)."""
+    sums = {name: (statistic, statistic.added(None, rows)) for name, statistic in columns().items()}
+    return {name: own if statistic.largest else own / len(rows) for name, (statistic, own) in sums.items()}
 
 
 def squared_error(layer: Layer, weight: Weight) -> float:

@@ -22,6 +22,7 @@ from aicompress.pipeline.verify import verify
 from aicompress.statistics import InputStats
 from aicompress.weights import Dense, IntGrouped, Sparse, SparseCodes, Weight, restore
 from tests.methods.contract import LAYERWISE, Given, layer_of, refusal, resolved, variants
+from tests.methods.layers import columns_of
 from tests.weights.forms import write_form
 
 SHAPES = ((16, 24), (1, 12), (12, 1), (7, 13), (33, 100), (64, 8))
@@ -200,8 +201,8 @@ def test_fewer_tokens_than_inputs(method: LayerMethod, fields: dict[str, Any]) -
     """A Gram matrix of rank 5: on these tokens the outputs are nearer to the original's than zeros are."""
     layer = layer_of(method, (16, 128))
     rows = torch.randn(5, 128, generator=torch.Generator().manual_seed(5))
-    gram, size = rows.t() @ rows / 5, rows.abs()
-    inputs = InputStats(5, gram, rows.square().mean(0), size.mean(0), gram, max_abs=size.amax(0))
+    gram = rows.t() @ rows / 5
+    inputs = InputStats.of(5, gram, columns_of(rows), gram)
     weight = method.apply(dataclasses.replace(layer, inputs=inputs), resolved(method, layer, fields)).dense()
     assert torch.isfinite(weight).all()
     assert ((layer.weight - weight) @ rows.t()).norm() < (layer.weight @ rows.t()).norm()

@@ -35,7 +35,7 @@ def wide(width):
     gram = rows.t() @ rows / len(rows)
     shape = (len(weight), width)
     info = LayerInfo("fc", "fc.weight", "linear", shape, shape, torch.float32)
-    return Layer(info, weight, None, InputStats(len(rows), gram, gram.diagonal().clone()))
+    return Layer(info, weight, None, InputStats.of(len(rows), gram, {}))
 
 def most():
     unit = 1 if sys.platform == "darwin" else 1024

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from aicompress.errors import CompressError
-from aicompress.model.blocks.input_statistics import Recorder, Sums
+from aicompress.model.blocks.input_statistics import InputSums, Recorder, is_largest
 
 
 class Team(Protocol):
@@ -30,7 +30,7 @@ def add_up(recorder: Recorder, team: Team) -> None:
         CompressError: processes disagree on which layers share an input.
     """
     mine = {
-        leader: (sums.count, sums.weight, {name: tuple(tensor.shape) for name, tensor in sums.tensors().items()})
+        leader: (sums.count, sums.weight, {name: tuple(tensor.shape) for name, tensor in sums.tensors.items()})
         for leader, sums in recorder.sums.items()
     }
     everyone = team.gather((dict(recorder.leaders), mine))
@@ -41,12 +41,13 @@ def add_up(recorder: Recorder, team: Team) -> None:
     for leader in sorted({leader for _, sums in everyone for leader in sums}):
         parts = [sums[leader] for _, sums in everyone if leader in sums]
         shapes = {name: shape for _, _, tensors in parts for name, shape in tensors.items()}
-        held = recorder.sums.setdefault(leader, Sums(recorder.needs))
+        held = recorder.sums.setdefault(leader, InputSums(recorder.needs))
         held.count = sum(count for count, _, _ in parts)
         held.weight = sum(weight for _, weight, _ in parts)
         for name in sorted(shapes):
-            tensor = getattr(held, name)
-            setattr(held, name, team.total(torch.zeros(shapes[name]) if tensor is None else tensor))
-        if "max_abs" in recorder.needs:
-            largest = [tensor for tensor in team.gather(held.largest) if tensor is not None]
-            held.largest = torch.stack(largest).amax(dim=0) if largest else None
+            tensor = held.tensors.get(name)
+            if is_largest(name):
+                seen = [each for each in team.gather(tensor) if each is not None]
+                held.tensors[name] = torch.stack(seen).amax(dim=0)
+            else:
+                held.tensors[name] = team.total(torch.zeros(shapes[name]) if tensor is None else tensor)

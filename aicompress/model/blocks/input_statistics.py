@@ -5,7 +5,7 @@ Layers that are given the same tensor (q, k and v; gate and up) share one sum.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,43 +18,30 @@ from aicompress.model.blocks.expert_inputs import ExpertCalls, Part
 from aicompress.model.blocks.input_rows import Convolution, rows_of
 from aicompress.model.blocks.lookups import lookups
 from aicompress.model.kernels.bf16_products import bfloat16_products
-from aicompress.statistics import InputStats
+from aicompress.statistics import InputStats, columns
 
 PANEL = 256  # columns of a Gram matrix that are computed at a time
-MOST = 1 << 23  # numbers that are squared at a time
 
 
 @dataclass
-class Sums:
+class InputSums:
     """Running sums over the rows of a layer's inputs, in float32.
 
     Attributes:
-        needs: which of gram, norms, mean_abs, mean, max_abs and frequency to keep.
+        needs: which to keep: gram, frequency, and statistics of columns by name.
         rounded: inputs of products are rounded to bfloat16.
         count: rows so far.
         weight: of the rows so far, each of which weighs 1 unless said otherwise.
-        gram: Σ x xᵀ; what lies below the diagonal is filled in by `mean`.
-        squares: Σ x².
-        absolute: Σ |x|.
-        cross: Σ x x̂ᵀ.
-        total: Σ x.
-        original: Σ x of the original model, beside `cross`.
-        largest: max |x|.
-        frequency: of an embedding, how often each row was looked up.
+        tensors: what there is so far, by the names of `InputStats`: gram, Σ x xᵀ, of which what lies below the diagonal
+            is filled in by `mean`; cross, Σ x x̂ᵀ, and beside it original_mean, Σ x of the original model; of an
+            embedding frequency, how often each row was looked up; of statistics of columns the sum, or the largest.
     """
 
     needs: frozenset[str]
     rounded: bool = False
     count: int = 0
     weight: float = 0.0
-    gram: Tensor | None = None
-    squares: Tensor | None = None
-    absolute: Tensor | None = None
-    cross: Tensor | None = None
-    total: Tensor | None = None
-    original: Tensor | None = None
-    largest: Tensor | None = None
-    frequency: Tensor | None = None
+    tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def add_lookups(self, numbers: Tensor, rows: int, weight: float = 1.0) -> None:
         """Add lookups of an embedding's rows.
@@ -67,7 +54,8 @@ class Sums:
         self.count += len(numbers)
         self.weight += weight * len(numbers)
         counted = weight * numbers.bincount(minlength=rows).float()
-        self.frequency = counted if self.frequency is None else self.frequency.add_(counted)
+        known = self.tensors.get("frequency")
+        self.tensors["frequency"] = counted if known is None else known.add_(counted)
 
     def add(self, rows: Tensor, original: Tensor | None = None, weight: float = 1.0) -> None:
         """Add rows (tokens, in), and the original model's rows for the same tokens if cross statistics are wanted.
@@ -81,53 +69,37 @@ class Sums:
         self.count += rows.shape[0]
         self.weight += weight * rows.shape[0]
         if "gram" in self.needs:
-            self.gram = _add_gram(self.gram, self._factor(rows), self.rounded, weight)
-        if "norms" in self.needs and "gram" not in self.needs:
-            self.squares = _add_rows(self.squares, rows, weight, torch.square)
-        if "mean_abs" in self.needs:
-            self.absolute = _add_rows(self.absolute, rows, weight, torch.abs)
-        if "mean" in self.needs:
-            self.total = _add_rows(self.total, rows, weight)
-        if "max_abs" in self.needs:
-            largest = torch.maximum(rows.amax(dim=0), -rows.amin(dim=0))
-            self.largest = largest if self.largest is None else torch.maximum(self.largest, largest)
+            self.tensors["gram"] = _add_gram(self.tensors.get("gram"), self._factor(rows), self.rounded, weight)
+        for name, statistic in columns().items():
+            if name in self.needs and not ("gram" in self.needs and statistic.of_gram is not None):
+                self.tensors[name] = statistic.added(self.tensors.get(name), rows, weight)
         if original is not None:
             left, right = self._factor(original), self._factor(rows)
             with bfloat16_products(self.rounded):
-                self.cross = _zeros(self.cross, left, right).addmm_(left.t(), right, alpha=weight)
+                cross = _zeros(self.tensors.get("cross"), left, right)
+                self.tensors["cross"] = cross.addmm_(left.t(), right, alpha=weight)
             if "mean" in self.needs:
-                self.original = _add_rows(self.original, original.float(), weight)
+                mean = columns()["mean"].added(self.tensors.get("original_mean"), original.float(), weight)
+                self.tensors["original_mean"] = mean
 
     def _factor(self, rows: Tensor) -> Tensor:
         """Rows as products see them. Rounded here, for oneDNN leaves small products to a library that does not."""
         return rows.bfloat16().float() if self.rounded else rows.float()
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The sums there are, by name: what ranks add up."""
-        names = ("gram", "squares", "absolute", "cross", "total", "original", "frequency")
-        return {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
-
     def mean(self) -> InputStats:
         """Means over the rows, in the memory of the sums, which are over; no statistics where no token came."""
         if not self.count:
             return InputStats(0)
-        over = {name: tensor.div_(self.weight) for name, tensor in self.tensors().items()}
-        if "gram" in over:
-            _mirror(over["gram"])
-        norms = over["gram"].diagonal().clone() if "gram" in over else over.get("squares")
-        means = (over.get("absolute"), over.get("cross"), over.get("total"), over.get("original"))
-        return InputStats(self.count, over.get("gram"), norms, *means, self.largest, over.get("frequency"))
+        over = {name: tensor if is_largest(name) else tensor.div_(self.weight) for name, tensor in self.tensors.items()}
+        apart = {name: over.pop(name, None) for name in ("gram", "cross", "original_mean", "frequency")}
+        if apart["gram"] is not None:
+            _mirror(apart["gram"])
+        return InputStats.of(self.count, apart.pop("gram"), over, apart.pop("cross"), **apart)
 
 
-def _add_rows(
-    total: Tensor | None, rows: Tensor, weight: float, change: Callable[[Tensor], Tensor] | None = None
-) -> Tensor:
-    """Add up rows, each number changed first: some rows at a time, so that few changed ones are held."""
-    for some in torch.split(rows, max(1, MOST // rows.shape[1])) if change else (rows,):
-        summed = (change(some) if change else some).sum(dim=0).mul_(weight)
-        total = summed if total is None else total.add_(summed)
-    assert total is not None
-    return total
+def is_largest(name: str) -> bool:
+    """Whether one of the tensors of sums holds the largest of what came, and not its sum."""
+    return name in columns() and columns()[name].largest
 
 
 def _zeros(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
@@ -181,7 +153,7 @@ class Recorder:
     repeated: bool = False
     keep: dict[str, Tensor] | None = None
     originals: dict[str, Tensor] | None = None
-    sums: dict[str, Sums] = field(default_factory=dict)
+    sums: dict[str, InputSums] = field(default_factory=dict)
     leaders: dict[str, str] = field(default_factory=dict)
     _held: list[tuple[Tensor, Any, str]] = field(default_factory=list)
     _watching: ExitStack = field(default_factory=ExitStack)
@@ -217,7 +189,7 @@ class Recorder:
             self.keep[leader] = rows
             return
         original = self.originals.get(leader) if self.originals is not None else None
-        self.sums.setdefault(leader, Sums(self.needs, self.rounded)).add(rows, original, self.weight)
+        self.sums.setdefault(leader, InputSums(self.needs, self.rounded)).add(rows, original, self.weight)
 
     def _see_lookups(self, name: str, module: nn.Embedding, numbers: Tensor) -> None:
         """Rows that an embedding looked up, padding aside."""
@@ -225,7 +197,7 @@ class Recorder:
             return
         masked = self.mask is not None and numbers.shape == self.mask.shape
         numbers = numbers[self.mask] if masked else numbers.reshape(-1)
-        self.sums.setdefault(name, Sums(self.needs)).add_lookups(numbers, module.num_embeddings, self.weight)
+        self.sums.setdefault(name, InputSums(self.needs)).add_lookups(numbers, module.num_embeddings, self.weight)
 
     def _see_expert(self, names: Sequence[str], rows: Tensor) -> None:
         """Tokens that one expert is given, (tokens, in); padding goes to experts as other tokens do, and counts.
@@ -236,7 +208,7 @@ class Recorder:
         if self.keep is not None:
             return
         self.leaders.update(dict.fromkeys(names, names[0]))
-        sums = self.sums.setdefault(names[0], Sums(self.needs, self.rounded))
+        sums = self.sums.setdefault(names[0], InputSums(self.needs, self.rounded))
         sums.add(rows, rows if self.originals is not None else None, self.weight)
 
     def _leader(self, name: str, given: Tensor, geometry: Any) -> str:

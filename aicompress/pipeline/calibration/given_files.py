@@ -9,6 +9,7 @@ from aicompress.checkpoint.statistics import StatisticsFile
 from aicompress.errors import CompressError, Refused
 from aicompress.layer import LayerInfo
 from aicompress.methods.method import OF_GRADIENTS, OF_TRAINING
+from aicompress.statistics import columns
 
 
 def lacking(path: Path, chosen: Sequence[LayerInfo], needs: frozenset[str]) -> list[CompressError]:
@@ -63,7 +64,8 @@ def _unlike(
     if inner and widths and widths != {inner[0].shape[1]}:
         message = f"{file.path}: {tensor} has {inner[0].shape[1]} inputs, its statistics have {min(widths)}"
         problems.append(Refused(message, "collect them from this checkpoint"))
-    known = {*specs, *(["norms"] if "gram" in specs else []), "frequency"} | OF_GRADIENTS  # of embeddings alone
+    held = [name for name, statistic in columns().items() if statistic.of_gram is not None] if "gram" in specs else []
+    known = {*specs, *held, "frequency"} | OF_GRADIENTS  # of embeddings alone
     absent = needs - known if specs else frozenset()
     if needs & OF_GRADIENTS:
         absent |= _ungraded(file, infos, needs)

@@ -17,9 +17,7 @@ from aicompress.pipeline.calibration.requirements import Step
 from aicompress.pipeline.calibration.runner import CalibrationRun
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.workers import Processes
-from aicompress.statistics import InputStats
-
-ALWAYS = frozenset({"mean_abs", "mean", "max_abs"})  # cost next to nothing, and make the file fit more methods
+from aicompress.statistics import InputStats, columns
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ def collect(plan: Step, wanted: Wanted, path: Path, team: Processes, progress: C
         RecipeError: the calibration data does not fit the model.
     """
     engine = CalibrationRun.of(plan, wanted.tensors, team)
-    needs, graded = (wanted.needs - OF_GRADIENTS) | ALWAYS, bool(wanted.needs & OF_GRADIENTS)
+    needs, graded = (wanted.needs - OF_GRADIENTS) | _always(), bool(wanted.needs & OF_GRADIENTS)
 
     def tell(done: int, total: int) -> None:
         progress("statistics", done, total)
@@ -76,6 +74,11 @@ class _Keeper:
         if self.writer is not None:
             self.writer.add(stats)
         return {}
+
+
+def _always() -> frozenset[str]:
+    """Statistics that cost next to nothing, and make a file fit more methods."""
+    return frozenset(name for name, statistic in columns().items() if statistic.of_gram is None)
 
 
 def kept(needs: frozenset[str]) -> frozenset[str]:

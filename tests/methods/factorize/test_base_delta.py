@@ -24,7 +24,7 @@ def blocks(noise: float = 0.0, rank: int = 3, count: int = 2) -> list[Layer]:
         rows = randn(300, 40, seed=number) * torch.logspace(0, -1, 40).roll(5 * number)
         gram = rows.t() @ rows / len(rows)
         weight = common + randn(30, rank, seed=8 + number) @ randn(rank, 40, seed=20 + number)
-        stats = InputStats(len(rows), gram, gram.diagonal().clone(), cross=gram)
+        stats = InputStats.of(len(rows), gram, {}, gram)
         found.append(layer_of(weight + noise * randn(30, 40, seed=30 + number), f"layers.{number}.up", stats))
     return found
 

@@ -14,7 +14,7 @@ from tests.methods.layers import layer_of, randn
 
 def test_activation_is_whitened_on_independent_inputs() -> None:
     squares = torch.logspace(0, -3, 40)
-    layer = layer_of(randn(24, 40), inputs=InputStats(99, torch.diag(squares), squares, cross=torch.diag(squares)))
+    layer = layer_of(randn(24, 40), inputs=InputStats.of(99, torch.diag(squares), {}, torch.diag(squares)))
     expected = whitened.METHOD.apply(layer, WhitenedConfig(rank=5, shift=0)).dense()
     assert torch.allclose(activation.METHOD.apply(layer, ActivationConfig(rank=5)).dense(), expected, atol=1e-4)
 

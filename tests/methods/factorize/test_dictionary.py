@@ -24,7 +24,7 @@ from tests.methods.layers import candidate_of, info_of, layer_of, randn
 
 def inputs_of(rows: Tensor) -> InputStats:
     gram = rows.t() @ rows / len(rows)
-    return InputStats(len(rows), gram, gram.diagonal().clone(), cross=gram)
+    return InputStats.of(len(rows), gram, {}, gram)
 
 
 def error(layer: Layer, weight: Weight) -> float:

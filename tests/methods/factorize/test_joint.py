@@ -26,7 +26,7 @@ def product_of(kind: Any, heads: int, groups: int, width: int, units: Any = ()) 
 
 def inputs_of(rows: Tensor) -> InputStats:
     gram = rows.t() @ rows / len(rows)
-    return InputStats(len(rows), gram, gram.diagonal().clone(), cross=gram)
+    return InputStats.of(len(rows), gram, {}, gram)
 
 
 def low_rank(out: int, columns: int, rank: int, heads: int, seed: int) -> Tensor:

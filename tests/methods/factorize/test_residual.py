@@ -21,7 +21,7 @@ BASE = {"name": "rtn", "bits": 3, "granularity": "group", "group_size": 16}
 
 def inputs_of(rows: Tensor) -> InputStats:
     gram = rows.t() @ rows / len(rows)
-    return InputStats(len(rows), gram, gram.diagonal().clone(), cross=gram)
+    return InputStats.of(len(rows), gram, {}, gram)
 
 
 def directed(strong: int, out: int = 64, columns: int = 64) -> Layer:

@@ -24,7 +24,7 @@ def blocks(common: int) -> list[Layer]:
     for number in (0, 1):
         rows = randn(300, 40, seed=number) * torch.logspace(0, -1, 40).roll(5 * number)
         gram = rows.t() @ rows / len(rows)
-        stats = InputStats(len(rows), gram, gram.diagonal().clone(), cross=gram)
+        stats = InputStats.of(len(rows), gram, {}, gram)
         weight = randn(40, common, seed=8 + number) @ randn(common, 40, seed=7)
         found.append(layer_of(weight, f"layers.{number}.up", stats))
     return found

@@ -25,7 +25,7 @@ def inputs(columns: int) -> InputStats:
     """Statistics of rows with a few strong directions."""
     rows = randn(200, columns) * torch.logspace(0, -2, columns) @ randn(columns, columns, seed=1)
     gram = rows.t() @ rows / len(rows)
-    return InputStats(len(rows), gram, gram.diagonal().clone(), cross=gram)
+    return InputStats.of(len(rows), gram, {}, gram)
 
 
 def three(columns: int = 40, directions: int | None = None) -> list[Layer]:

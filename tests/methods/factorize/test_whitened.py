@@ -20,7 +20,7 @@ from tests.methods.layers import candidate_of, layer_of, randn
 def inputs_of(rows: Tensor, original: Tensor | None = None) -> InputStats:
     gram = rows.t() @ rows / len(rows)
     cross = gram if original is None else original.t() @ rows / len(rows)
-    return InputStats(len(rows), gram, gram.diagonal().clone(), cross=cross)
+    return InputStats.of(len(rows), gram, {}, cross)
 
 
 def correlated(tokens: int, columns: int, seed: int = 0) -> Tensor:
@@ -38,7 +38,7 @@ def test_hand_computed() -> None:
     gram = torch.diag(torch.tensor([16.0, 1.0, 1.0, 1.0, 1.0]))
     weight = torch.zeros(5, 5)
     weight[0, 0], weight[1, 1] = 1.0, 2.0
-    stats = InputStats(100, gram, gram.diagonal(), cross=gram)
+    stats = InputStats.of(100, gram, {}, gram)
     found = METHOD.apply(layer_of(weight, inputs=stats), WhitenedConfig(rank=1, damping=0))
     expected = torch.zeros(5, 5)
     expected[0, 0] = 1.0

@@ -20,7 +20,7 @@ def correlated(columns: int, rows: int = 2000, seed: int = 0) -> Tensor:
 def stats(inputs: Tensor) -> InputStats:
     """Their statistics."""
     gram = inputs.t() @ inputs / len(inputs)
-    return InputStats(len(inputs), gram, gram.diagonal().clone(), inputs.abs().mean(0))
+    return InputStats.of(len(inputs), gram, {"mean_abs": inputs.abs().mean(0)})
 
 
 def calibrated(out: int = 24, columns: int = 64, stored: Weight | Tensor | None = None) -> Layer:

@@ -35,9 +35,9 @@ def test_norms_by_hand() -> None:
 def test_activation_takes_what_readers_are_given() -> None:
     config = HiddenConfig(keep=0.5, score="activation")
     seen = {
-        "read.weight": InputStats(10, mean_abs=torch.tensor([0.0, 3, 1, 2])),
+        "read.weight": InputStats(10, columns={"mean_abs": torch.tensor([0.0, 3, 1, 2])}),
         "other.weight": InputStats(0),
-        "third.weight": InputStats(10, mean_abs=torch.tensor([0.0, 0, 4, 0])),
+        "third.weight": InputStats(10, columns={"mean_abs": torch.tensor([0.0, 0, 4, 0])}),
     }
     assert keep(stream(seen), 2, config) == [1, 2]
     with pytest.raises(CompressError, match="no calibration token"):
@@ -45,14 +45,14 @@ def test_activation_takes_what_readers_are_given() -> None:
 
 
 def test_the_first_of_equals_stays() -> None:
-    same = {"read.weight": InputStats(10, mean_abs=torch.ones(4))}
+    same = {"read.weight": InputStats(10, columns={"mean_abs": torch.ones(4)})}
     assert keep(stream(same), 2, HiddenConfig(keep=0.5, score="activation")) == [0, 1]
 
 
 def test_a_coordinate_that_others_tell_costs_nothing_after_the_fit() -> None:
     rows = torch.randn(200, 3, generator=torch.Generator().manual_seed(0)) + 1
     inputs = torch.cat([rows, rows[:, :1] - 2 * rows[:, 1:2] + 0.5], dim=1)  # the last is told by the first two
-    stats = InputStats(200, gram=inputs.t() @ inputs / 200, mean=inputs.mean(0))
+    stats = InputStats(200, inputs.t() @ inputs / 200, columns={"mean": inputs.mean(0)})
     config = HiddenConfig(keep=0.75, refit=True, damping=1e-9)
     made = refit(stream({"read.weight": stats}), [0, 1, 2], config)
     whole = stream().parts[1].read()

@@ -48,7 +48,7 @@ def test_curves_by_hand() -> None:
     assert curve(graded, [2, 3, 1], "taylor") == pytest.approx([0.1, 0, 0.3])
     # The neurons of mean |x| 1, 2, 5 go in this order, and give (1 · 2)², (2 · 1)² and (5 · 1)² to the output.
     wide = layer(up, bias, torch.tensor([[2.0], [1.0], [1.0]]))
-    seen = replace(wide, inputs={"down.weight": InputStats(9, mean_abs=torch.tensor([1.0, 2.0, 5.0]))})
+    seen = replace(wide, inputs={"down.weight": InputStats(9, columns={"mean_abs": torch.tensor([1.0, 2.0, 5.0])})})
     assert curve(seen, [3, 2, 1, 0], "activation") == pytest.approx([0, 4, 8, 33])
 
 

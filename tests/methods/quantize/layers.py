@@ -7,6 +7,7 @@ from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
 from aicompress.statistics import InputStats
+from tests.methods.layers import columns_of
 
 
 def layer_of(weight: Tensor, inputs: Tensor | None = None, original: Tensor | None = None) -> Layer:
@@ -17,7 +18,7 @@ def layer_of(weight: Tensor, inputs: Tensor | None = None, original: Tensor | No
     if inputs is not None:
         count = len(inputs)
         cross = None if original is None else original.t() @ inputs / count
-        stats = InputStats(count, inputs.t() @ inputs / count, inputs.square().mean(0), inputs.abs().mean(0), cross)
+        stats = InputStats(count, inputs.t() @ inputs / count, columns=columns_of(inputs), cross=cross)
     return Layer(info, weight, None, stats)
 
 

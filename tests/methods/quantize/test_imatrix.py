@@ -36,7 +36,8 @@ def test_by_hand_the_column_that_matters_is_exact() -> None:
     layer = layer_of(weight)
     norms = torch.tensor([1e-3, 1.0, 1e-3, 1e-3])
     found = apply(
-        Layer(layer.info, weight, None, InputStats(9, norms=norms)), ImatrixConfig(bits=2, granularity="channel")
+        Layer(layer.info, weight, None, InputStats(9, columns={"norms": norms})),
+        ImatrixConfig(bits=2, granularity="channel"),
     )
     assert found.dense()[0, 1] == pytest.approx(0.3, rel=5e-3)
 

@@ -20,7 +20,7 @@ BY_NAME = pytest.mark.parametrize("method", CALIBRATED, ids=lambda method: metho
 def inputs_of(rows: torch.Tensor) -> InputStats:
     """Statistics of inputs (rows, in)."""
     gram = rows.t() @ rows / len(rows)
-    return InputStats(len(rows), gram, rows.square().mean(0), rows.abs().mean(0), gram)
+    return InputStats.of(len(rows), gram, {"mean_abs": rows.abs().mean(0)}, gram)
 
 
 def quantized(method: LayerMethod, layer: Layer) -> torch.Tensor:

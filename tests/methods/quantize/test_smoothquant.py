@@ -25,7 +25,7 @@ def per_token(rows: Tensor) -> Tensor:
 
 def watched(weight: Tensor, rows: Tensor) -> Layer:
     layer = layer_of(weight)
-    return Layer(layer.info, weight, None, InputStats(len(rows), max_abs=rows.abs().amax(0)))
+    return Layer(layer.info, weight, None, InputStats(len(rows), columns={"max_abs": rows.abs().amax(0)}))
 
 
 def test_factors_by_hand() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from aicompress.errors import CompressError
 from aicompress.model.blocks.all_reduce import add_up
-from aicompress.model.blocks.input_statistics import Recorder, Sums
+from aicompress.model.blocks.input_statistics import InputSums, Recorder
 
 NEEDS = frozenset({"gram", "mean_abs", "max_abs"})
 
@@ -47,7 +47,7 @@ class Member:
 def recorder(rows: dict[str, Tensor], leaders: dict[str, str]) -> Recorder:
     found = Recorder({}, NEEDS)
     for name, given in rows.items():
-        found.sums[name] = Sums(NEEDS)
+        found.sums[name] = InputSums(NEEDS)
         found.sums[name].add(given)
     found.leaders.update(leaders)
     return found
@@ -80,10 +80,10 @@ def test_a_layer_that_one_process_never_saw_has_the_others_statistics() -> None:
     for each in (mine, other):
         assert each.leaders == {"a": "a", "b": "a", "expert": "expert"}
         assert {name: sums.count for name, sums in each.sums.items()} == {"a": 12, "expert": 3}
-        torch.testing.assert_close(each.sums["a"].gram, rows.t() @ rows)
-        torch.testing.assert_close(each.sums["a"].absolute, rows.abs().sum(0))
-        torch.testing.assert_close(each.sums["a"].largest, rows.abs().amax(0))
-        torch.testing.assert_close(each.sums["expert"].gram, third.t() @ third)
+        torch.testing.assert_close(each.sums["a"].tensors["gram"], rows.t() @ rows)
+        torch.testing.assert_close(each.sums["a"].tensors["mean_abs"], rows.abs().sum(0))
+        torch.testing.assert_close(each.sums["a"].tensors["max_abs"], rows.abs().amax(0))
+        torch.testing.assert_close(each.sums["expert"].tensors["gram"], third.t() @ third)
 
 
 def test_processes_that_disagree_on_shared_inputs_stop() -> None:

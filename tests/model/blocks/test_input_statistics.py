@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from aicompress.model.blocks import input_statistics
-from aicompress.model.blocks.input_statistics import Sums
+from aicompress.model.blocks.input_statistics import InputSums
+from aicompress.statistics import column
 
 
 def test_two_kinds_of_rows_of_equal_weight_give_the_mean_of_both_statistics() -> None:
     generator = torch.Generator().manual_seed(0)
     many, few = torch.randn(60, 6, generator=generator), torch.randn(4, 6, generator=generator) + 1
     needs = frozenset({"gram", "mean_abs", "mean", "max_abs"})
-    one, other, both = (Sums(needs) for _ in range(3))
+    one, other, both = (InputSums(needs) for _ in range(3))
     one.add(many, many)
     other.add(few, few)
     both.add(many, many, 64 / 120)
@@ -44,8 +44,11 @@ class Largest(TorchFunctionMode):
 
 
 def test_norms_of_many_rows_take_little_memory_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(input_statistics, "MOST", 60)
-    rows, sums = torch.randn(100, 6, generator=torch.Generator().manual_seed(0)), Sums(frozenset({"norms", "mean_abs"}))
+    monkeypatch.setattr(column, "MOST", 60)
+    rows, sums = (
+        torch.randn(100, 6, generator=torch.Generator().manual_seed(0)),
+        InputSums(frozenset({"norms", "mean_abs"})),
+    )
     with Largest() as largest:
         sums.add(rows, None, 0.5)
     stats = sums.mean()

@@ -375,8 +375,8 @@ def test_keys_that_later_blocks_read_are_those_of_the_same_model(tmp_path: Path)
 
 
 def test_merged_statistics_are_weighted_by_count() -> None:
-    one = InputStats(1, torch.eye(2), torch.ones(2), torch.ones(2))
-    three = InputStats(3, torch.eye(2) * 5, torch.ones(2) * 5, torch.ones(2) * 5)
+    one = InputStats(1, torch.eye(2), columns={"norms": torch.ones(2), "mean_abs": torch.ones(2)})
+    three = InputStats(3, torch.eye(2) * 5, columns={"norms": torch.ones(2) * 5, "mean_abs": torch.ones(2) * 5})
     merged = one.merged(three)
     assert merged.count == 4
     torch.testing.assert_close(merged.gram, torch.eye(2) * 4)

@@ -18,7 +18,7 @@ from torch import Tensor
 from aicompress.layer import Layer
 from aicompress.methods.prune.masks.masks import parse_pattern
 from aicompress.methods.prune.masks.sparsity import SparsityConfig, store
-from aicompress.statistics import GradientStats, InputStats
+from aicompress.statistics import GradientStats
 from aicompress.weights import Dense, Sparse, Weight
 
 ROWS = 512  # of a larger matrix every so many-th is looked at
@@ -125,7 +125,7 @@ def _in_order(layer: Layer, order: Tensor) -> Layer:
     shape = layer.info.shape
     info = replace(layer.info, tensor_shape=shape, transposed=False)
     stored = Dense(layer.stored.matrix[:, order].contiguous()) if isinstance(layer.stored, Dense) else None
-    inputs = layer.inputs and _inputs(layer.inputs, order)
+    inputs = layer.inputs and layer.inputs.in_order(order)
     moments = layer.gradients and _gradients(layer.gradients, order)
     return replace(
         layer, info=info, weight=layer.weight[:, order].contiguous(), stored=stored, inputs=inputs, gradients=moments
@@ -135,9 +135,3 @@ def _in_order(layer: Layer, order: Tensor) -> Layer:
 def _gradients(gradients: GradientStats, order: Tensor) -> GradientStats:
     moments = [None if matrix is None else matrix[:, order] for matrix in (gradients.mean, gradients.square)]
     return GradientStats(gradients.count, *moments)
-
-
-def _inputs(inputs: InputStats, order: Tensor) -> InputStats:
-    square = [None if matrix is None else matrix[order][:, order] for matrix in (inputs.gram, inputs.cross)]
-    flat = [None if vector is None else vector[order] for vector in (inputs.norms, inputs.mean_abs)]
-    return InputStats(inputs.count, square[0], flat[0], flat[1], square[1])

@@ -58,7 +58,7 @@ def test_owl_gives_one_density_to_a_block_and_all_alike_the_same() -> None:
 def test_outliers_by_hand() -> None:
     """|w| √E[x²] = (1, 1, 1, 21): the mean is 6, and one of four exceeds three times that."""
     norms = torch.tensor([1.0, 1.0, 1.0, 9.0])
-    layer = layer_of(torch.tensor([[1.0, -1.0, 1.0, 7.0]]), inputs=InputStats(9, norms.diag(), norms))
+    layer = layer_of(torch.tensor([[1.0, -1.0, 1.0, 7.0]]), inputs=InputStats.of(9, norms.diag(), {}))
     assert outliers(layer, 3.0) == 0.25
     assert outliers(layer, 5.0) == 0.0
 
@@ -66,7 +66,7 @@ def test_outliers_by_hand() -> None:
 def with_moments(weight: Tensor, scale: float) -> Layer:
     gram = torch.eye(weight.shape[1])
     moments = torch.full(weight.shape, scale)
-    return layer_of(weight, inputs=InputStats(9, gram, gram.diagonal()), gradients=GradientStats(9, moments, moments))
+    return layer_of(weight, inputs=InputStats.of(9, gram, {}), gradients=GradientStats(9, moments, moments))
 
 
 def test_loss_by_hand() -> None:

@@ -59,7 +59,7 @@ def test_refit_lowers_the_loss_on_the_same_mask(name: str) -> None:
 def test_wanda_hand_computed() -> None:
     """Rows compete apart: |w| √E[x²] is [3, 4, 2] and [6, 0.5, 2] for norms² [9, 4, 1]."""
     gram = torch.diag(torch.tensor([9.0, 4.0, 1.0]))
-    inputs = InputStats(10, gram, gram.diagonal().clone())
+    inputs = InputStats.of(10, gram, {})
     layer = layer_of(torch.tensor([[1.0, 2.0, -2.0], [2.0, 0.25, 2.0]]), inputs=inputs)
     weight = pruned("wanda", layer, sparsity=1 / 3, refit=False)
     assert torch.equal(weight.dense(), torch.tensor([[1.0, 2.0, 0.0], [2.0, 0.0, 2.0]]))
@@ -74,7 +74,7 @@ def test_sparsegpt_hand_computed() -> None:
     that is tied to it.
     """
     gram = torch.tensor([[2.0, 1.0, 0.0], [1.0, 2.0, 0.0], [0.0, 0.0, 1.0]])
-    layer = layer_of(torch.tensor([[1.0, 2.0, 9.0], [4.0, 1.0, 9.0]]), inputs=InputStats(10, gram, gram.diagonal()))
+    layer = layer_of(torch.tensor([[1.0, 2.0, 9.0], [4.0, 1.0, 9.0]]), inputs=InputStats.of(10, gram, {}))
     weight = pruned("sparsegpt", layer, sparsity=1 / 3, refit=False, damping=1e-9)
     expected = torch.tensor([[0.0, 2.5, 9.0], [4.0, 0.0, 9.0]])
     torch.testing.assert_close(weight.dense(), expected, rtol=1e-5, atol=1e-5)
@@ -127,7 +127,7 @@ def test_counts_are_exact(name: str, shape: tuple[int, int], fields: dict[str, A
 @pytest.mark.parametrize("name", ["wanda", "sparsegpt"])
 def test_equal_scores_keep_the_first(name: str) -> None:
     gram = torch.eye(8)
-    layer = layer_of(torch.ones(4, 8), inputs=InputStats(10, gram, gram.diagonal()))
+    layer = layer_of(torch.ones(4, 8), inputs=InputStats.of(10, gram, {}))
     weight = pruned(name, layer, sparsity=0.5, scope="row").dense()
     assert torch.equal(weight != 0, torch.arange(8).lt(4).expand(4, 8))
 
@@ -181,7 +181,7 @@ def test_a_dead_input_is_pruned_first(name: str) -> None:
     assert layer.inputs.gram is not None
     gram = layer.inputs.gram.clone()
     gram[5], gram[:, 5] = 0, 0
-    layer = layer_of(layer.weight, inputs=InputStats(10, gram, gram.diagonal().clone()))
+    layer = layer_of(layer.weight, inputs=InputStats.of(10, gram, {}))
     weight = pruned(name, layer, sparsity=0.3)
     assert torch.isfinite(weight.dense()).all()
     if name == "wanda":

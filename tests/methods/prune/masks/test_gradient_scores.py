@@ -23,7 +23,7 @@ def graded(weight: torch.Tensor | Weight, flat: bool = False) -> Layer:
     gram = inputs.t() @ inputs / 200
     samples = torch.ones(5, *shape) if flat else randn(5, *shape, seed=2)
     moments = GradientStats(5, samples.mean(0), samples.square().mean(0))
-    return layer_of(weight, inputs=InputStats(200, gram, gram.diagonal().clone()), gradients=moments)
+    return layer_of(weight, inputs=InputStats.of(200, gram, {}), gradients=moments)
 
 
 def taylor() -> LayerMethod:

@@ -27,7 +27,7 @@ def layer() -> Layer:
     gram = inputs.t() @ inputs / 200
     samples = randn(5, 64, 48, seed=2)
     moments = GradientStats(5, samples.mean(0), samples.square().mean(0))
-    stats = InputStats(200, gram, gram.diagonal().clone())
+    stats = InputStats.of(200, gram, {})
     return layer_of(randn(64, 48) * sizes, inputs=stats, gradients=moments)
 
 

@@ -28,7 +28,7 @@ def config_of(**fields: Any) -> WandaConfig:
 
 def layer(weight: Tensor) -> Layer:
     gram = torch.eye(weight.shape[1])
-    return layer_of(weight, inputs=InputStats(99, gram, gram.diagonal()))
+    return layer_of(weight, inputs=InputStats.of(99, gram, {}))
 
 
 def picked(weight: Tensor, **fields: Any) -> str:

@@ -15,6 +15,7 @@ from aicompress.methods.prune.units import obs
 from aicompress.methods.prune.units.units import UnitsConfig, keep, refit, statistics
 from aicompress.methods.structural import Part, Structure
 from aicompress.statistics import InputStats
+from tests.methods.layers import columns_of
 
 TINY = 1e-9
 
@@ -35,7 +36,7 @@ def seen(rows: Tensor, original: Tensor | None = None) -> InputStats:
     """Statistics of rows (tokens, in)."""
     x, before = rows.double(), (rows if original is None else original).double()
     gram = x.t() @ x / len(x)
-    return InputStats(len(x), gram, None, x.abs().mean(0), before.t() @ x / len(x), x.mean(0), before.mean(0))
+    return InputStats.of(len(x), gram, columns_of(x), before.t() @ x / len(x), original_mean=before.mean(0))
 
 
 def structure(weight: Tensor, inputs: InputStats, span: int = 1, bias: Tensor | None = None) -> Structure:

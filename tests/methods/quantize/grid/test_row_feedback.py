@@ -30,7 +30,7 @@ def metric(count: int) -> torch.Tensor:
 def layer(rows: int, columns: int = 32) -> Layer:
     gram = randn(columns, columns, seed=3)
     gram = gram @ gram.t() / columns + torch.eye(columns)
-    return replace(layer_of(randn(rows, columns)), inputs=InputStats(999, gram, gram.diagonal().clone(), cross=gram))
+    return replace(layer_of(randn(rows, columns)), inputs=InputStats.of(999, gram, {}, gram))
 
 
 def test_rows_to_come_make_up_for_those_that_became_zero() -> None:
