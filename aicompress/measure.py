@@ -95,7 +95,7 @@ def peak_rss() -> int:
 
 
 @dataclass(frozen=True)
-class Timing:
+class WallTimes:
     """Wall times of repeated calls, in seconds."""
 
     samples: tuple[float, ...]
@@ -110,7 +110,7 @@ class Timing:
         return ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
 
 
-def interleaved(calls: Sequence[Callable[[], object]], rounds: int, warmup: int = 2) -> list[Timing]:
+def interleaved(calls: Sequence[Callable[[], object]], rounds: int, warmup: int = 2) -> list[WallTimes]:
     """Time several calls in turn, A B A B ..., so that a drifting machine drifts for all of them.
 
     Args:
@@ -125,10 +125,10 @@ def interleaved(calls: Sequence[Callable[[], object]], rounds: int, warmup: int 
             call()
             if turn >= warmup:
                 slot.append(time.perf_counter() - start)
-    return [Timing(tuple(slot)) for slot in samples]
+    return [WallTimes(tuple(slot)) for slot in samples]
 
 
-def paired_ratio(before: Timing, after: Timing) -> tuple[float, float, float]:
+def paired_ratio(before: WallTimes, after: WallTimes) -> tuple[float, float, float]:
     """Median of after / before over the rounds that both were timed in, and its 95 % interval.
 
     The interval is the sign test's, of order statistics: it asks nothing of the distribution of times. Below six

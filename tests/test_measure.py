@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from aicompress import measure
 from aicompress.measure import (
-    Timing,
+    WallTimes,
     directory_nbytes,
     interleaved,
     nbytes,
@@ -30,8 +30,8 @@ def test_nbytes() -> None:
 
 @pytest.mark.parametrize(("rounds", "left"), [(1, 0), (5, 0), (6, 0), (9, 1), (15, 3), (30, 9)])  # binomial tables
 def test_the_interval_of_a_paired_ratio_is_that_of_the_sign_test(rounds: int, left: int) -> None:
-    before = Timing(tuple(2.0**turn for turn in range(rounds)))  # the machine slows down, for both
-    after = Timing(tuple((1 + turn) * 2.0**turn for turn in range(rounds)))
+    before = WallTimes(tuple(2.0**turn for turn in range(rounds)))  # the machine slows down, for both
+    after = WallTimes(tuple((1 + turn) * 2.0**turn for turn in range(rounds)))
     middle, low, high = paired_ratio(before, after)
     assert (low, middle, high) == (1 + left, (1 + rounds) / 2, rounds - left)
 
@@ -77,7 +77,7 @@ def test_a_dense_weight_is_not_changed_by_measuring_it() -> None:
 
 
 def test_timing() -> None:
-    timing = Timing(tuple(float(n) for n in range(1, 101)))
+    timing = WallTimes(tuple(float(n) for n in range(1, 101)))
     assert timing.median == 50.5
     assert timing.p95 == 96
 

@@ -41,7 +41,7 @@ def command(
     overwrite: o.Overwrite = False,
     resume: o.Resume = False,
     max_shard_size: o.ShardSize = None,
-    latency: o.LatencyMode = o.Latency.auto,
+    latency: o.LatencyMode = o.LatencyChoice.auto,
     device: o.DeviceName = o.Device.auto,
     stats: o.Movement = None,
     log_dir: o.LogFolder = None,

@@ -50,7 +50,7 @@ def command(
     dry_run: o.DryRun = False,
     overwrite: o.Overwrite = False,
     max_shard_size: o.ShardSize = None,
-    latency: o.LatencyMode = o.Latency.auto,
+    latency: o.LatencyMode = o.LatencyChoice.auto,
     quiet: o.Quiet = False,
     as_json: o.AsJson = False,
 ) -> None:

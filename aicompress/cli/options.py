@@ -11,7 +11,7 @@ import typer
 STEP, RUN = "What to do", "Where and how"
 
 
-class Latency(StrEnum):
+class LatencyChoice(StrEnum):
     """What a step times."""
 
     auto = "auto"
@@ -19,7 +19,7 @@ class Latency(StrEnum):
     off = "off"
 
 
-class Effort(StrEnum):
+class EffortChoice(StrEnum):
     """How much time a method may take."""
 
     fast = "fast"
@@ -100,7 +100,7 @@ Drawn = Annotated[
     ),
 ]
 EffortName = Annotated[
-    Effort | None,
+    EffortChoice | None,
     typer.Option(
         "--effort",
         help="How long the method may take, as `effort` in the recipe; `aicompress methods COMMAND NAME` lists them.",
@@ -139,7 +139,9 @@ ShardSize = Annotated[
         show_default=False,
     ),
 ]
-LatencyMode = Annotated[Latency, typer.Option("--latency", help="What to time for the report.", rich_help_panel=RUN)]
+LatencyMode = Annotated[
+    LatencyChoice, typer.Option("--latency", help="What to time for the report.", rich_help_panel=RUN)
+]
 DeviceName = Annotated[Device, typer.Option("--device", help="Where to run.", rich_help_panel=RUN)]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="No progress, no summary: only errors.", rich_help_panel=RUN)

@@ -69,7 +69,7 @@ class Analysis:
 
 
 @dataclass(frozen=True)
-class Rounding:
+class RoundingLoss:
     """What rounding to nearest does to a layer, symmetric, with the full range of every group.
 
     Attributes:
@@ -112,7 +112,7 @@ class ParameterRow:
     numbers: int
     nbytes: int
     distribution: Distribution | None = None
-    rounding: Rounding | None = None
+    rounding: RoundingLoss | None = None
 
     @property
     def bits(self) -> float:
@@ -218,7 +218,7 @@ def analyzed(row: ParameterRow, tensor: Tensor, layer: LayerInfo | None, analysi
     return row if layer is None else replace(row, rounding=rounding(layer.matrix(tensor), analysis))
 
 
-def rounding(matrix: Tensor, analysis: Analysis) -> Rounding:
+def rounding(matrix: Tensor, analysis: Analysis) -> RoundingLoss:
     """What rounding a matrix (out, in) does at each width."""
     matrix = matrix.float()
     fits = matrix.shape[1] % analysis.group_size == 0
@@ -228,7 +228,7 @@ def rounding(matrix: Tensor, analysis: Analysis) -> Rounding:
     spread = float(matrix.double().std(correction=0)) if matrix.numel() else 0.0
     peak = float(matrix.abs().max()) / spread if spread else 0.0
     group = analysis.group_size if fits else matrix.shape[1]
-    return Rounding(group, peak, effective_levels(matrix, config), errors, proposed(errors, analysis.max_error))
+    return RoundingLoss(group, peak, effective_levels(matrix, config), errors, proposed(errors, analysis.max_error))
 
 
 def agreed(rows: dict[str, ParameterRow], sharing: SharedInputs) -> dict[str, ParameterRow]:

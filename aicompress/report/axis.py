@@ -11,7 +11,7 @@ _STEPS = (1, 2, 2.5, 5, 10)
 
 
 @dataclass(frozen=True)
-class Axis:
+class PlotAxis:
     """An axis from the value `low` at the coordinate `start` to `high` at `end`.
 
     Attributes:
@@ -48,22 +48,22 @@ class Axis:
         return [value for value in values if self.low * (1 - 1e-9) <= value <= self.high * (1 + 1e-9)]
 
 
-def fitted(values: Sequence[float], ends: tuple[float, float], margin: float) -> Axis:
+def fitted(values: Sequence[float], ends: tuple[float, float], margin: float) -> PlotAxis:
     """A linear axis around values, with a share `margin` of their range free at either end."""
     low, high = min(values), max(values)
     if low == high:
         low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
     free = margin * (high - low)
-    return Axis(low - free, high + free, *ends)
+    return PlotAxis(low - free, high + free, *ends)
 
 
-def scaled(values: Sequence[float], ends: tuple[float, float], margin: float) -> Axis:
+def scaled(values: Sequence[float], ends: tuple[float, float], margin: float) -> PlotAxis:
     """An axis around values: logarithmic where they are positive and span a large factor."""
     low, high = min(values), max(values)
     if low <= 0 or high <= LOGARITHMIC_FROM * low:
         return fitted(values, ends, margin)
     free = (high / low) ** margin
-    return Axis(low / free, high * free, *ends, logarithmic=True)
+    return PlotAxis(low / free, high * free, *ends, logarithmic=True)
 
 
 def _round_step(least: float) -> float:

@@ -34,7 +34,7 @@ class Alert:
 
 
 @dataclass(frozen=True)
-class Section:
+class Panel:
     """A panel: plots (SVG, trusted), then a table or a block of code."""
 
     title: str
@@ -56,7 +56,7 @@ class Page:
     lead: str
     cards: tuple[Card, ...]
     alerts: tuple[Alert, ...]
-    sections: tuple[Section, ...]
+    sections: tuple[Panel, ...]
     footer: str
 
 
@@ -87,7 +87,7 @@ def comparison_to_html(compared: Comparison) -> str:
             if (value := row.quality[name].value) is not None
         ]
         shown.append(plots.pareto(points, "size ratio" if by_ratio else "weight bytes, MB", name))
-    table = Section("Reports", compare.table(compared), legend=compare.legend(compared), sortable=True)
+    table = Panel("Reports", compare.table(compared), legend=compare.legend(compared), sortable=True)
     page = Page(
         title=f"Comparison of {len(compared.rows)} reports",
         eyebrow="compare",
@@ -98,7 +98,7 @@ def comparison_to_html(compared: Comparison) -> str:
         sections=(
             table,
             *(
-                Section(f"{name} against size", plots=(plot,))
+                Panel(f"{name} against size", plots=(plot,))
                 for name, plot in zip(compared.objectives, shown, strict=True)
             ),
         ),
@@ -154,27 +154,27 @@ def _alerts(report: Report) -> list[Alert]:
     return alerts
 
 
-def _sections(report: Report) -> Sequence[Section]:
+def _sections(report: Report) -> Sequence[Panel]:
     compressed = [row for row in report.layers if row.method not in ("-", "")]
     curves = tables.curves(report.training)
     by_kind = tables.kinds(report)
     return (
-        Section("Summary", tables.summary(report)),
-        Section("Gates", tables.gates(report)),
-        Section("Quality", quality.table(report)),
-        Section("Further baselines", tables.baselines(report)),
-        Section("Bytes by tensor kind", by_kind, (plots.kinds(report),) if by_kind.rows else ()),
-        Section("Training", tables.training(report), (plots.training(curves),) if curves else ()),
-        Section("Compressed layers: size and error", plots=(plots.layers(compressed),) if compressed else ()),
-        Section("Bits", bits.table(report), legend=bits.legend(report), sortable=True),
-        Section("Layers", tables.layers(report), sortable=True),
-        Section("Recipe", code=markdown.recipe_yaml(report.recipe) if report.recipe else ""),
-        Section("Lineage", tables.lineage(report)),
-        Section("Environment", tables.environment(report), folded=True),
+        Panel("Summary", tables.summary(report)),
+        Panel("Gates", tables.gates(report)),
+        Panel("Quality", quality.table(report)),
+        Panel("Further baselines", tables.baselines(report)),
+        Panel("Bytes by tensor kind", by_kind, (plots.kinds(report),) if by_kind.rows else ()),
+        Panel("Training", tables.training(report), (plots.training(curves),) if curves else ()),
+        Panel("Compressed layers: size and error", plots=(plots.layers(compressed),) if compressed else ()),
+        Panel("Bits", bits.table(report), legend=bits.legend(report), sortable=True),
+        Panel("Layers", tables.layers(report), sortable=True),
+        Panel("Recipe", code=markdown.recipe_yaml(report.recipe) if report.recipe else ""),
+        Panel("Lineage", tables.lineage(report)),
+        Panel("Environment", tables.environment(report), folded=True),
     )
 
 
-def _rows(section: Section) -> bool:
+def _rows(section: Panel) -> bool:
     return section.table is not None and bool(section.table.rows)
 
 

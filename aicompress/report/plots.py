@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from aicompress.report import numbers
-from aicompress.report.axis import Axis, fitted, scaled
+from aicompress.report.axis import PlotAxis, fitted, scaled
 from aicompress.report.drawing import (
     INK,
     LINE,
@@ -48,7 +48,7 @@ def kinds(report: Report) -> str:
     present = _ordered([by_kind for _, by_kind in shown])
     colours = {kind: _KIND_COLOURS.get(kind, PALETTE[at % len(PALETTE)]) for at, kind in enumerate(present)}
     widest = max(sum(by_kind.values()) for _, by_kind in shown) or 1
-    axis = Axis(0, 1.12 * widest, 48, WIDTH)
+    axis = PlotAxis(0, 1.12 * widest, 48, WIDTH)
     shapes: list[Shape] = []
     for at, (name, by_kind) in enumerate(shown):
         top, start = 4 + 45 * at, 0
@@ -76,11 +76,11 @@ def layers(rows: Sequence[LayerRow]) -> str:
     left = 6 + max(text_width(name, 11) for name in names)
     middle = left + 0.52 * (WIDTH - left)
     bottom = 24 + _ROW * min(len(rows), _LABELLED)
-    y_axis = Axis(0, len(rows), 24, bottom)
-    size = Axis(0, 1.02 * (max(max(row.bytes_before, row.bytes_after) for row in rows) or 1), left, middle)
+    y_axis = PlotAxis(0, len(rows), 24, bottom)
+    size = PlotAxis(0, 1.02 * (max(max(row.bytes_before, row.bytes_after) for row in rows) or 1), left, middle)
     known = [(at, row) for at, row in enumerate(rows) if row.rel_error is not None and math.isfinite(row.rel_error)]
     errors = [row.rel_error or 0.0 for _, row in known]
-    error = Axis(0, 1.05 * max(errors, default=0) or 1, middle + 42, WIDTH - 8)
+    error = PlotAxis(0, 1.05 * max(errors, default=0) or 1, middle + 42, WIDTH - 8)
     shapes: list[Shape] = [Text(size.start, 14, "bytes before (pale) and after", size=12.5)]
     shapes.append(Text(error.start, 14, "relative error ‖W − Ŵ‖ / ‖W‖", size=12.5))
     shapes += _vertical_grid(size, (24, bottom), [(at, numbers.size(round(at))) for at, _ in size.ticks(5)])
@@ -148,7 +148,9 @@ def pareto(points: Sequence[tuple[str, float, float, bool]], x_label: str, y_lab
     return Drawing(f"{y_label} against {x_label}", bottom + 42, shapes).svg()
 
 
-def _row_bars(lengths: Sequence[int | None], axes: tuple[Axis, Axis], thickness: float, colour: str) -> list[Shape]:
+def _row_bars(
+    lengths: Sequence[int | None], axes: tuple[PlotAxis, PlotAxis], thickness: float, colour: str
+) -> list[Shape]:
     """Bars to the right, one per row; where they are too many to tell apart, one outline keeps the file small.
 
     Args:
@@ -171,7 +173,7 @@ def _row_bars(lengths: Sequence[int | None], axes: tuple[Axis, Axis], thickness:
     return [Area(((x_axis.start, y_axis.start), *corners, (x_axis.start, y_axis.end)), colour)]
 
 
-def _vertical_grid(axis: Axis, ends: tuple[float, float], ticks: Sequence[tuple[float, str]]) -> list[Shape]:
+def _vertical_grid(axis: PlotAxis, ends: tuple[float, float], ticks: Sequence[tuple[float, str]]) -> list[Shape]:
     """Grid lines of a horizontal axis from top to bottom, each with its label below."""
     shapes: list[Shape] = []
     for value, label in ticks:
@@ -181,7 +183,7 @@ def _vertical_grid(axis: Axis, ends: tuple[float, float], ticks: Sequence[tuple[
     return shapes
 
 
-def _horizontal_grid(axis: Axis, ends: tuple[float, float], colour: str) -> list[Shape]:
+def _horizontal_grid(axis: PlotAxis, ends: tuple[float, float], colour: str) -> list[Shape]:
     """Grid lines of a vertical axis from left to right, each with its label before it."""
     shapes: list[Shape] = []
     for value, label in axis.ticks(_TICKS):

@@ -22,7 +22,7 @@ _HIGHER = frozenset(
 
 
 @dataclass(frozen=True)
-class Change:
+class ReportedChange:
     """How a figure differs from the baseline's on the same samples.
 
     Attributes:
@@ -58,7 +58,7 @@ class Figure:
     n: int | None
     baseline: float | None
     better: Better | None
-    change: Change | None = None
+    change: ReportedChange | None = None
     kernels: str = ""
     baseline_kernels: str = ""
 
@@ -113,10 +113,10 @@ def _figure(name: str, entry: Mapping[str, Any]) -> Figure:
     )
 
 
-def _change(entry: Any) -> Change | None:
+def _change(entry: Any) -> ReportedChange | None:
     if not isinstance(entry, Mapping) or (value := finite(entry.get("value"))) is None:
         return None
-    return Change(value, finite(entry.get("low")), finite(entry.get("high")), entry.get("kind") == "ratio")
+    return ReportedChange(value, finite(entry.get("low")), finite(entry.get("high")), entry.get("kind") == "ratio")
 
 
 def table(report: Report) -> Table:

@@ -2,18 +2,18 @@ from __future__ import annotations
 
 import pytest
 
-from aicompress.report.axis import Axis, fitted, scaled
+from aicompress.report.axis import PlotAxis, fitted, scaled
 
 
-def labels(axis: Axis, most: int = 7) -> list[str]:
+def labels(axis: PlotAxis, most: int = 7) -> list[str]:
     return [label for _, label in axis.ticks(most)]
 
 
 def test_values_lie_between_the_ends_in_proportion() -> None:
-    axis = Axis(10, 20, 0, 100)
+    axis = PlotAxis(10, 20, 0, 100)
     assert [axis.place(value) for value in (10, 12.5, 20)] == [0, 25, 100]
-    assert Axis(10, 20, 100, 0).place(12.5) == 75
-    powers = Axis(1, 100, 0, 10, logarithmic=True)
+    assert PlotAxis(10, 20, 100, 0).place(12.5) == 75
+    powers = PlotAxis(1, 100, 0, 10, logarithmic=True)
     assert powers.place(10) == pytest.approx(5)
 
 
@@ -30,15 +30,15 @@ def test_values_lie_between_the_ends_in_proportion() -> None:
     ],
 )
 def test_ticks_are_round_numbers_within_the_axis(low: float, high: float, expected: list[str]) -> None:
-    assert labels(Axis(low, high, 0, 1)) == expected
+    assert labels(PlotAxis(low, high, 0, 1)) == expected
 
 
 def test_a_logarithmic_axis_has_ticks_at_one_two_and_five() -> None:
-    assert labels(Axis(0.15, 12, 0, 1, logarithmic=True)) == ["0.2", "0.5", "1", "2", "5", "10"]
-    assert labels(Axis(1e-6, 1, 0, 1, logarithmic=True)) == [
+    assert labels(PlotAxis(0.15, 12, 0, 1, logarithmic=True)) == ["0.2", "0.5", "1", "2", "5", "10"]
+    assert labels(PlotAxis(1e-6, 1, 0, 1, logarithmic=True)) == [
         "1e-06", "1e-05", "0.0001", "0.001", "0.01", "0.1", "1",
     ]  # fmt: skip
-    assert len(Axis(1e-30, 1, 0, 1, logarithmic=True).ticks(7)) == 11
+    assert len(PlotAxis(1e-30, 1, 0, 1, logarithmic=True).ticks(7)) == 11
 
 
 def test_a_margin_is_free_at_both_ends() -> None:

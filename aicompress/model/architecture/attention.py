@@ -22,7 +22,7 @@ KEY_FIELDS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "kv_n_heads")
 
 
 @dataclass(frozen=True)
-class Section:
+class HeadRun:
     """A run of heads on an axis.
 
     Attributes:
@@ -47,7 +47,7 @@ class HeadTensor:
 
     tensor: str
     axis: int
-    sections: tuple[Section, ...]
+    sections: tuple[HeadRun, ...]
     role: Literal["producer", "consumer"]
 
 
@@ -198,15 +198,15 @@ def _tensors(
     yield HeadTensor(disk, axis, sections, "producer" if produces else "consumer")
 
 
-def _sections(count: HeadCount, queries: int, keys: int) -> tuple[Section, ...] | None:
+def _sections(count: HeadCount, queries: int, keys: int) -> tuple[HeadRun, ...] | None:
     """Sections of an axis with so many entries of query heads and of key and value heads."""
     if not keys and queries % count.heads == 0:
         span = queries // count.heads
         if span == 3 * count.width:
-            return (Section("query", count.width),) * 3
-        return (Section("query", span),)  # of another size where one tensor makes keys and values, say: it is tried
+            return (HeadRun("query", count.width),) * 3
+        return (HeadRun("query", span),)  # of another size where one tensor makes keys and values, say: it is tried
     if not queries and keys % count.groups == 0 and keys // count.groups in (1, count.width):
-        return (Section("key", keys // count.groups),)
+        return (HeadRun("key", keys // count.groups),)
     if queries == count.heads * count.width and keys == 2 * count.groups * count.width:
-        return (Section("query", count.width), Section("key", count.width), Section("key", count.width))
+        return (HeadRun("query", count.width), HeadRun("key", count.width), HeadRun("key", count.width))
     return None

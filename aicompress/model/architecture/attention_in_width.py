@@ -21,7 +21,7 @@ from aicompress.errors import CheckpointError
 from aicompress.model import hf
 from aicompress.model.architecture import tiny_model as miniature
 from aicompress.model.architecture.architecture import Architecture
-from aicompress.model.architecture.attention import KEY_FIELDS, Attention, HeadCount, HeadTensor, Section
+from aicompress.model.architecture.attention import KEY_FIELDS, Attention, HeadCount, HeadRun, HeadTensor
 from aicompress.model.architecture.config_fields import Path, fields, value_at, with_value
 from aicompress.model.architecture.feed_forward import Coupling
 from aicompress.model.architecture.fused_heads import positions, query_positions
@@ -165,10 +165,10 @@ def _attentions(architecture: Architecture, hidden: Residual, way: _Way) -> list
 
 
 def _tensor(coupling: Coupling, count: HeadCount, layout: miniature.Layout) -> HeadTensor:
-    each, sections = count.heads // count.groups, list[Section]()
+    each, sections = count.heads // count.groups, list[HeadRun]()
     for span in miniature.Sharing(count.heads, count.groups, layout).spans(coupling.parts):
         queries = span % each == 0 and layout == "sections"
-        sections.append(Section("query", count.width) if queries else Section("key", count.width * span))
+        sections.append(HeadRun("query", count.width) if queries else HeadRun("key", count.width * span))
     return HeadTensor(coupling.tensor, coupling.axis, tuple(sections), coupling.role)
 
 

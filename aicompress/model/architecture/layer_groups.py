@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 
-class Share(Protocol):
+class UnitTensor(Protocol):
     """A tensor that produces or consumes units."""
 
     @property
@@ -18,7 +18,7 @@ class Share(Protocol):
     def role(self) -> str: ...
 
 
-S = TypeVar("S", bound=Share)
+S = TypeVar("S", bound=UnitTensor)
 
 
 def grouped(shares: Sequence[S]) -> dict[str, list[S]]:

@@ -18,7 +18,7 @@ from aicompress.model.blocks.find import find_blocks
 from aicompress.model.hf import Stored
 
 
-class Divided(nn.Module):
+class ShardedModel(nn.Module):
     """A model whose parameters are divided, in a module of its own.
 
     The outermost of divided modules gets another class, by which transformers would not know what a model can tell of
@@ -58,7 +58,7 @@ def shard_parameters(model: nn.Module, body: nn.Module, device: torch.device) ->
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     blocks = {id(block.module): block.module for block in find_blocks(model) if block.name}
     whole = _not_divided(model, blocks)
-    outermost = Divided(model, body)
+    outermost = ShardedModel(model, body)
     for module in (*blocks.values(), outermost):
         # Also of the root: rows that are moved while it is whole, as for a held-out loss, would not be seen.
         fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=whole)

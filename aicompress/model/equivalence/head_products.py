@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.methods.head_products import HeadProduct
-from aicompress.model.equivalence.scaling_groups import TOLERANCE, Axis
+from aicompress.model.equivalence.scaling_groups import TOLERANCE, ChannelAxis
 from aicompress.model.equivalence.search import each_kind, in_checkpoint, sources_of
 from aicompress.model.equivalence.trace import Call, watched
 from aicompress.model.loading.partial_model import PartialModel
@@ -26,7 +26,7 @@ PARTS = (1, 2, 4)  # a rotary embedding may turn all rows of a head, or the firs
 
 
 @dataclass(frozen=True)
-class Heads:
+class HeadCounts:
     """How many heads an attention may have, as config.json counts them.
 
     Attributes:
@@ -41,7 +41,7 @@ class Heads:
 
 
 def find_head_products(
-    counts: Sequence[Heads], model: Any, loader: PartialModel, batch: Mapping[str, Tensor]
+    counts: Sequence[HeadCounts], model: Any, loader: PartialModel, batch: Mapping[str, Tensor]
 ) -> tuple[HeadProduct, ...]:
     """Products of heads in all blocks of a model, by names in its checkpoint.
 
@@ -67,11 +67,11 @@ def find_head_products(
 
 def _in_checkpoint(name: str, prefix: str, sources: Mapping[str, Sequence[str]], loader: PartialModel) -> str:
     """A block's parameter by its name in the checkpoint; empty where it is not one there."""
-    named = in_checkpoint([Axis(name, 0)], prefix, sources, loader) if name else None
+    named = in_checkpoint([ChannelAxis(name, 0)], prefix, sources, loader) if name else None
     return named[0].parameter if named is not None and len(named) == 1 else ""
 
 
-def _of_block(counts: Sequence[Heads], block: nn.Module, run: Callable[[], Any]) -> list[HeadProduct]:
+def _of_block(counts: Sequence[HeadCounts], block: nn.Module, run: Callable[[], Any]) -> list[HeadProduct]:
     found: list[HeadProduct] = []
     for heads in counts:
         for product in _Trials(block, run, heads).products():
@@ -89,7 +89,7 @@ class _Trials:
         heads: how its attention may be laid out.
     """
 
-    def __init__(self, block: nn.Module, run: Callable[[], Any], heads: Heads) -> None:
+    def __init__(self, block: nn.Module, run: Callable[[], Any], heads: HeadCounts) -> None:
         self.block, self.run, self.heads = block, run, heads
         self.parameters = dict(block.named_parameters())
         self.generator = torch.Generator().manual_seed(0)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aicompress.model.equivalence.scaling_groups import Axis
+from aicompress.model.equivalence.scaling_groups import ChannelAxis
 
 Turn = Callable[[Tensor, int], Tensor]  # (tensor, axis) -> the tensor with R applied along the axis
 
@@ -24,9 +24,9 @@ class Reader:
         matrices: the matrices that read it, along their input channels.
     """
 
-    weight: Axis
-    bias: Axis | None
-    matrices: tuple[Axis, ...]
+    weight: ChannelAxis
+    bias: ChannelAxis | None
+    matrices: tuple[ChannelAxis, ...]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Rotatable:
 
     width: int
     readers: tuple[Reader, ...] = ()
-    writers: tuple[Axis, ...] = ()
+    writers: tuple[ChannelAxis, ...] = ()
     centred: bool = False
 
     def changes(self, read: Callable[[str], Tensor], turn: Turn) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
@@ -72,11 +72,11 @@ def _divided(scale: Tensor, turn: Turn) -> Callable[[Tensor], Tensor]:
     return lambda bias: turn(torch.where(scale == 0, 0.0, bias / scale), 0)
 
 
-def _read(axis: Axis, scale: Tensor, turn: Turn) -> Callable[[Tensor], Tensor]:
+def _read(axis: ChannelAxis, scale: Tensor, turn: Turn) -> Callable[[Tensor], Tensor]:
     return lambda tensor: turn(axis.scaled(tensor, scale), axis.axis)
 
 
-def _written(axis: Axis, turn: Turn) -> Callable[[Tensor], Tensor]:
+def _written(axis: ChannelAxis, turn: Turn) -> Callable[[Tensor], Tensor]:
     return lambda tensor: turn(tensor, axis.axis)
 
 

@@ -19,7 +19,7 @@ from aicompress.errors import Refused
 from aicompress.model.blocks.find import Block, find_blocks
 from aicompress.model.blocks.paused_forward import Arrival, PausedForward, gate
 from aicompress.model.equivalence.rotated_parameters import Reader, Rotatable, Turn, changed
-from aicompress.model.equivalence.scaling_groups import Axis, Search, call_axis, reads
+from aicompress.model.equivalence.scaling_groups import ChannelAxis, Search, call_axis, reads
 from aicompress.model.equivalence.search import in_checkpoint, kind_of, prepare, sources_of
 from aicompress.model.equivalence.trace import Seen, watched
 from aicompress.model.loading.partial_model import PartialModel
@@ -134,11 +134,11 @@ class _PausedForward:
         for name, output in seen.norms.items():
             matrices = _given(seen, parameters, output)
             if matrices and f"{name}.weight" not in inside:
-                bias = Axis(f"{name}.bias", 0) if f"{name}.bias" in parameters else None
-                readers.append(Reader(Axis(f"{name}.weight", 0, min(offsets)), bias, matrices))
+                bias = ChannelAxis(f"{name}.bias", 0) if f"{name}.bias" in parameters else None
+                readers.append(Reader(ChannelAxis(f"{name}.weight", 0, min(offsets)), bias, matrices))
         behind = {axis.parameter for reader in readers for axis in reader.matrices}
         writers = [
-            Axis(f"{name}.weight", 1)
+            ChannelAxis(f"{name}.weight", 1)
             for name, module in self.model.named_modules()
             if isinstance(module, nn.Embedding) and module.embedding_dim == width and f"{name}.weight" not in inside
         ]
@@ -148,7 +148,7 @@ class _PausedForward:
         """All parts of the model by names in the checkpoint."""
         sources = sources_of(self.loader)
         readers: list[Reader] = []
-        writers: list[Axis] = []
+        writers: list[ChannelAxis] = []
         for prefix, part in [
             ("", outer),
             *((f"{b.name}.", by_kind[k]) for b, k in zip(self.blocks, kinds, strict=True) if k in by_kind),
@@ -160,7 +160,9 @@ class _PausedForward:
             writers += self._axes(part.writers, prefix, sources)
         return replace(outer, readers=tuple(readers), writers=tuple(writers))
 
-    def _axes(self, axes: Sequence[Axis], prefix: str, sources: Mapping[str, Sequence[str]]) -> tuple[Axis, ...]:
+    def _axes(
+        self, axes: Sequence[ChannelAxis], prefix: str, sources: Mapping[str, Sequence[str]]
+    ) -> tuple[ChannelAxis, ...]:
         stored = in_checkpoint(axes, prefix, sources, self.loader)
         if stored is None:
             names = ", ".join(prefix + axis.parameter for axis in axes[:3])
@@ -180,20 +182,22 @@ def _reader(search: Search, name: str, width: int) -> Reader | None:
     return Reader(weight, bias[0] if bias else None, place.consumers)
 
 
-def _given(seen: Seen, parameters: Mapping[str, Tensor], output: Tensor) -> tuple[Axis, ...]:
+def _given(seen: Seen, parameters: Mapping[str, Tensor], output: Tensor) -> tuple[ChannelAxis, ...]:
     """The matrices that are given an output."""
     return tuple({call_axis(parameters, call): None for call in seen.calls if reads(call.given, output)})
 
 
-def _writers(seen: Seen, parameters: Mapping[str, Tensor], width: int, readers: Iterable[str]) -> tuple[Axis, ...]:
+def _writers(
+    seen: Seen, parameters: Mapping[str, Tensor], width: int, readers: Iterable[str]
+) -> tuple[ChannelAxis, ...]:
     """Matrices that give as many channels as the stream has and do not read it, and their biases."""
-    axes: dict[Axis, None] = {}
+    axes: dict[ChannelAxis, None] = {}
     for call in seen.calls:
         axis = parameters[call.parameter].ndim - (1 if call.transposed else 2)
         if parameters[call.parameter].shape[axis] == width and call.parameter not in readers:
-            axes[Axis(call.parameter, axis)] = None
+            axes[ChannelAxis(call.parameter, axis)] = None
             if call.bias:
-                axes[Axis(call.bias, 0)] = None
+                axes[ChannelAxis(call.bias, 0)] = None
     return tuple(axes)
 
 

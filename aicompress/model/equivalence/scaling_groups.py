@@ -24,7 +24,7 @@ TOLERANCE = 1e-4  # of the largest output: what float32 may lose in a block
 
 
 @dataclass(frozen=True)
-class Axis:
+class ChannelAxis:
     """The axis of a parameter along which channels lie.
 
     Attributes:
@@ -55,8 +55,8 @@ class ScalingGroup:
         norm: the producer is a normalization.
     """
 
-    consumers: tuple[Axis, ...]
-    producers: tuple[Axis, ...]
+    consumers: tuple[ChannelAxis, ...]
+    producers: tuple[ChannelAxis, ...]
     channels: Tensor
     norm: bool
 
@@ -146,9 +146,9 @@ class Search:
         prefix = f"{name}." if name else ""
         size = len(self.parameters[f"{prefix}weight"])
         consumers = tuple({call_axis(self.parameters, call): None for call in readers})
-        bias = (Axis(f"{prefix}bias", 0),) if f"{prefix}bias" in self.parameters else ()
+        bias = (ChannelAxis(f"{prefix}bias", 0),) if f"{prefix}bias" in self.parameters else ()
         for offset in (0.0, 1.0):
-            producers = (Axis(f"{prefix}weight", 0, offset), *bias)
+            producers = (ChannelAxis(f"{prefix}weight", 0, offset), *bias)
             group = ScalingGroup(consumers, producers, torch.arange(size), norm=True)
             if self._holds(group):
                 return group
@@ -166,7 +166,10 @@ class Search:
             size = weight.shape[1 if call.transposed else 0]
             if weight.ndim != 2 or (width % size and size < width):
                 continue
-            axes = (Axis(call.parameter, 1 if call.transposed else 0), *((Axis(call.bias, 0),) if call.bias else ()))
+            axes = (
+                ChannelAxis(call.parameter, 1 if call.transposed else 0),
+                *((ChannelAxis(call.bias, 0),) if call.bias else ()),
+            )
             for rows in self._parts(axes, size, width, readers[0]):
                 channels = self._traced(axes, size, rows, readers[0])
                 if channels is not None:
@@ -175,7 +178,7 @@ class Search:
                         return group
         return None
 
-    def _parts(self, axes: Sequence[Axis], size: int, width: int, reader: int) -> Iterator[Tensor]:
+    def _parts(self, axes: Sequence[ChannelAxis], size: int, width: int, reader: int) -> Iterator[Tensor]:
         """Rows of a layer that may make an input: all, or those of a fused one that do.
 
         In a fused query, key and value the value rows are told by the first token, which attends to itself alone: there
@@ -193,7 +196,7 @@ class Search:
             for start in reversed(range(0, size, width)):
                 yield torch.arange(start, start + width)
 
-    def _traced(self, axes: Sequence[Axis], size: int, rows: Tensor, reader: int) -> Tensor | None:
+    def _traced(self, axes: Sequence[ChannelAxis], size: int, rows: Tensor, reader: int) -> Tensor | None:
         """The row that makes each channel of an input, if every channel is a multiple of one; else None.
 
         Each row is scaled by a factor of its own; the channel that it makes shows the same factor at every token.
@@ -208,7 +211,7 @@ class Search:
         close = (after - before * factors[channels]).abs().amax(0) <= TOLERANCE * before.abs().amax(0)
         return channels if bool(close.all()) else None
 
-    def _scaled(self, axes: Sequence[Axis], factors: Tensor, reader: int) -> Tensor | None:
+    def _scaled(self, axes: Sequence[ChannelAxis], factors: Tensor, reader: int) -> Tensor | None:
         """A call's input in a run with a layer's rows scaled; None where that run takes another way to it."""
         with self._changed([(axis, factors) for axis in axes]):
             seen = watched(self.block, self.run)
@@ -231,7 +234,7 @@ class Search:
         )
 
     @contextmanager
-    def _changed(self, changes: Sequence[tuple[Axis, Tensor]]) -> Iterator[None]:
+    def _changed(self, changes: Sequence[tuple[ChannelAxis, Tensor]]) -> Iterator[None]:
         """Parameters scaled for a while. The tensors are exchanged, for rows of a large one may share memory."""
         before = {axis.parameter: self.parameters[axis.parameter].data for axis, _ in changes}
         try:
@@ -244,9 +247,9 @@ class Search:
                 self.parameters[name].data = tensor
 
 
-def call_axis(parameters: Mapping[str, Tensor], call: Call) -> Axis:
+def call_axis(parameters: Mapping[str, Tensor], call: Call) -> ChannelAxis:
     """A matrix along its input channels."""
-    return Axis(call.parameter, parameters[call.parameter].ndim - (2 if call.transposed else 1))
+    return ChannelAxis(call.parameter, parameters[call.parameter].ndim - (2 if call.transposed else 1))
 
 
 def _steps(count: int, generator: torch.Generator) -> Tensor:

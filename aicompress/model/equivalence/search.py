@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from aicompress.model.blocks.find import Block, find_blocks
 from aicompress.model.blocks.paused_forward import PausedForward, gate
-from aicompress.model.equivalence.scaling_groups import Axis, BlockGroups, ScalingGroup, find_scaling_groups
+from aicompress.model.equivalence.scaling_groups import BlockGroups, ChannelAxis, ScalingGroup, find_scaling_groups
 from aicompress.model.loading.config import configurations
 from aicompress.model.loading.merged_experts import Slot
 from aicompress.model.loading.partial_model import PartialModel
@@ -169,10 +169,10 @@ def sources_of(loader: PartialModel) -> dict[str, list[str]]:
 
 
 def in_checkpoint(
-    axes: Sequence[Axis], prefix: str, sources: Mapping[str, Sequence[str]], loader: PartialModel
-) -> tuple[Axis, ...] | None:
+    axes: Sequence[ChannelAxis], prefix: str, sources: Mapping[str, Sequence[str]], loader: PartialModel
+) -> tuple[ChannelAxis, ...] | None:
     """Axes of the checkpoint's parameters; None where one has no counterpart, such as experts kept merged."""
-    named: list[Axis] = []
+    named: list[ChannelAxis] = []
     for axis in axes:
         names = sources.get(prefix + axis.parameter, ())
         for name in names:

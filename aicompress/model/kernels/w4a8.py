@@ -47,7 +47,7 @@ def compiled() -> Compiled | None:
 
 
 @dataclass(frozen=True)
-class Rows:
+class RoundedInputs:
     """Inputs as the product takes them.
 
     Attributes:
@@ -71,7 +71,7 @@ class Norm:
     epsilon: Tensor
 
 
-def rounded_rows(values: Tensor, gelu: bool = False, norm: Norm | None = None) -> Rows:
+def rounded_rows(values: Tensor, gelu: bool = False, norm: Norm | None = None) -> RoundedInputs:
     """Round rows (rows, in) to 8 bits each; contiguous, float32.
 
     Args:
@@ -82,7 +82,9 @@ def rounded_rows(values: Tensor, gelu: bool = False, norm: Norm | None = None) -
     count, columns = values.shape
     rows = 1 if count == 1 else TILE
     tiles = -(-count // rows)
-    inputs = Rows(torch.empty(tiles, columns // 4, rows, 4, dtype=torch.uint8), torch.empty(tiles * rows), count)
+    inputs = RoundedInputs(
+        torch.empty(tiles, columns // 4, rows, 4, dtype=torch.uint8), torch.empty(tiles * rows), count
+    )
     _prepare(values, rows, (inputs.codes.data_ptr(), inputs.scales.data_ptr()), gelu, norm)
     return inputs
 
@@ -150,7 +152,7 @@ class PackedMatrix:
                 setattr(part, name, piece)
         return whole
 
-    def multiply(self, inputs: Rows) -> Tensor:
+    def multiply(self, inputs: RoundedInputs) -> Tensor:
         """(rows, out) float32."""
         (out, columns), (tiles, _, rows, _) = self.shape, inputs.codes.shape
         product = torch.empty(tiles * rows, out)

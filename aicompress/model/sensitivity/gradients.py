@@ -31,7 +31,7 @@ from aicompress.model.blocks.input_errors import input_errors_refused
 from aicompress.model.blocks.paused_forward import PausedForward, gate
 from aicompress.model.blocks.walk import Loader, prepare
 from aicompress.model.sensitivity.loss import Objective, Sample
-from aicompress.model.sensitivity.moments import SpreadError, Sums, Watched, harvest, watch
+from aicompress.model.sensitivity.moments import MomentSums, SpreadError, Watched, harvest, watch
 from aicompress.model.sensitivity.pieces import Pieces
 from aicompress.statistics import GradientStats
 
@@ -160,7 +160,7 @@ class _Reverse:
         if glue:
             self.keep({name: each.moments(self.count, job.team) for name, each in glue.items()})
 
-    def _forward(self, streams: Sequence[PausedForward], index: int, glue: Mapping[str, Sums]) -> None:
+    def _forward(self, streams: Sequence[PausedForward], index: int, glue: Mapping[str, MomentSums]) -> None:
         """All samples through one block."""
         block = self.blocks[index]
         if self.inside[block.name] and any(call.block == index for call in self.calls[0]):
@@ -184,7 +184,7 @@ class _Reverse:
         self.job.loader.drop(block.owns)
         self.progress(len(self.calls[0]), 3 * len(self.calls[0]) + 1)
 
-    def _ended(self, number: int, stream: PausedForward, glue: Mapping[str, Sums]) -> None:
+    def _ended(self, number: int, stream: PausedForward, glue: Mapping[str, MomentSums]) -> None:
         """At the end of a forward pass its loss is differentiated at once, so that one sample's logits are held."""
         if stream.arrival is not None:
             return
@@ -200,7 +200,7 @@ class _Reverse:
         loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]  # blocks may come from the same parts
         harvest(glue, sample)
 
-    def _backward(self, glue: Mapping[str, Sums]) -> None:
+    def _backward(self, glue: Mapping[str, MomentSums]) -> None:
         """All samples back through the blocks, the last one first."""
         total = len(self.calls[0])
         if any(len(calls) != total for calls in self.calls):

@@ -55,7 +55,7 @@ class SpreadError(Exception):
 
 
 @dataclass
-class Sums:
+class MomentSums:
     """Moments of one weight's gradient, or of those in its outputs, on their way.
 
     Attributes:
@@ -220,9 +220,9 @@ def _outputs(module: nn.Module, watched: Watched) -> OutputGradients | None:
     return OutputGradients.of(module, shape[0]) if shape[0] <= WIDEST else None
 
 
-def watch(model: Any, wanted: Mapping[str, Watched]) -> dict[str, Sums]:
+def watch(model: Any, wanted: Mapping[str, Watched]) -> dict[str, MomentSums]:
     """Sums for weights that are in memory, which from now on get gradients where moments of them are wanted."""
-    sums: dict[str, Sums] = {}
+    sums: dict[str, MomentSums] = {}
     for name, watched in wanted.items():
         leaf = "weight" if isinstance(watched.place, str) else watched.place.leaf
         module = model.get_submodule(watched.module)
@@ -231,11 +231,11 @@ def watch(model: Any, wanted: Mapping[str, Watched]) -> dict[str, Sums]:
         outputs = _outputs(module, watched)
         if watched.moments or outputs is None:
             parameter.requires_grad_(True)
-        sums[name] = Sums(watched, parameter, part, outputs=outputs)
+        sums[name] = MomentSums(watched, parameter, part, outputs=outputs)
     return sums
 
 
-def harvest(sums: Mapping[str, Sums], sample: Sample) -> None:
+def harvest(sums: Mapping[str, MomentSums], sample: Sample) -> None:
     """Take a sample's gradients and clear them."""
     for each in sums.values():
         each.take(sample)

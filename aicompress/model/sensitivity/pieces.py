@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils._pytree import tree_leaves
 
-from aicompress.model.sensitivity.moments import SpreadError, Sums
+from aicompress.model.sensitivity.moments import MomentSums, SpreadError
 
 HELD = 1 << 30  # bytes of gradients that are held for their other pieces
 
@@ -25,7 +25,7 @@ class Pieces:
         """Note the graph that tensors come from: it is gone back through by itself."""
         self._graphs.append(_behind(tree))
 
-    def hold(self, sums: Mapping[str, Sums], samples: int) -> None:
+    def hold(self, sums: Mapping[str, MomentSums], samples: int) -> None:
         """Let the weights that several graphs go back to hold their pieces.
 
         Args:

@@ -43,7 +43,7 @@ class Request:
         return bool(self.stats) and all(path.exists() for path in self.stats)
 
 
-class Chosen(Protocol):
+class SelectedLayer(Protocol):
     """A layer and the method's parameters for it."""
 
     @property
@@ -66,7 +66,7 @@ class Step(Protocol):
     def request(self) -> Request: ...
 
     @property
-    def layers(self) -> Sequence[Chosen]: ...
+    def layers(self) -> Sequence[SelectedLayer]: ...
 
 
 def experts_of(plan: Step) -> dict[str, Experts]:
@@ -97,7 +97,7 @@ def problems(
     checkpoint: Checkpoint,
     recipe: Recipe,
     method: AnyLayerMethod | AnyStructuralMethod,
-    chosen: Sequence[Chosen],
+    chosen: Sequence[SelectedLayer],
     request: Request,
 ) -> list[CompressError]:
     """Everything that would keep a method from its statistics.
@@ -174,7 +174,7 @@ def _name_problem(path: Path) -> CompressError:
     return Refused(f"{path}: statistics are kept in a .safetensors file", "choose a name that ends so")
 
 
-def _of_loss(checkpoint: Checkpoint, recipe: Recipe, chosen: Sequence[Chosen]) -> list[CompressError]:
+def _of_loss(checkpoint: Checkpoint, recipe: Recipe, chosen: Sequence[SelectedLayer]) -> list[CompressError]:
     """What is wrong with the loss that is to be differentiated."""
     configs = [layer.config for layer in chosen if layer.config is not None]
     kinds = {config.gradient_loss for config in configs}
@@ -221,7 +221,7 @@ def module_of(checkpoint: Checkpoint, recipe: Recipe, allow_code: bool) -> Any:
 
 
 def in_files(
-    method: AnyLayerMethod | AnyStructuralMethod, chosen: Sequence[Chosen], request: Request
+    method: AnyLayerMethod | AnyStructuralMethod, chosen: Sequence[SelectedLayer], request: Request
 ) -> list[CompressError]:
     """What files of statistics lack of layers that are compressed."""
     if not request.reads_files:

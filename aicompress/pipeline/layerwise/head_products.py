@@ -12,7 +12,7 @@ from aicompress.methods.head_products import HeadProduct
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.model.architecture.architecture import Architecture
 from aicompress.model.architecture.attention import head_counts
-from aicompress.model.equivalence.head_products import Heads, find_head_products
+from aicompress.model.equivalence.head_products import HeadCounts, find_head_products
 from aicompress.pipeline.calibration.random_weights import on_noise
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.recipe import Recipe
@@ -53,7 +53,7 @@ def coupled(
 
 def _products(checkpoint: Checkpoint, recipe: Recipe, allow_code: bool) -> tuple[HeadProduct, ...]:
     architecture = Architecture.of(checkpoint.config, checkpoint.parameters())
-    counts = dict.fromkeys(Heads(c.heads, c.groups, c.width) for c in head_counts(architecture.config))
+    counts = dict.fromkeys(HeadCounts(c.heads, c.groups, c.width) for c in head_counts(architecture.config))
     return on_noise(checkpoint, recipe, allow_code, partial(find_head_products, tuple(counts)))
 
 

@@ -15,10 +15,10 @@ from aicompress.errors import Refused
 from aicompress.layer import Layer, LayerInfo
 from aicompress.methods.capabilities import Candidate, ScalingFactors
 from aicompress.methods.layerwise import AnyLayerMethod
-from aicompress.model.equivalence.scaling_groups import Axis, ScalingGroup
+from aicompress.model.equivalence.scaling_groups import ChannelAxis, ScalingGroup
 from aicompress.model.equivalence.search import probe
 from aicompress.pipeline.calibration.random_weights import on_noise
-from aicompress.pipeline.calibration.requirements import Chosen
+from aicompress.pipeline.calibration.requirements import SelectedLayer
 from aicompress.pipeline.layerwise.compress import Compression
 from aicompress.pipeline.layerwise.experts import reader
 from aicompress.pipeline.step.layer_plan import LayerPlan
@@ -27,7 +27,7 @@ from aicompress.statistics import InputStats
 
 
 def rescalable(
-    checkpoint: Checkpoint, recipe: Recipe, method: AnyLayerMethod, chosen: Sequence[Chosen], allow_code: bool
+    checkpoint: Checkpoint, recipe: Recipe, method: AnyLayerMethod, chosen: Sequence[SelectedLayer], allow_code: bool
 ) -> tuple[tuple[ScalingGroup, ...], list[str]]:
     """The scaling groups of chosen layers, and a warning that names the layers outside of all.
 
@@ -98,7 +98,7 @@ class Rescaling:
                 if known:
                     self._decide(group, known)
 
-    def _decide(self, group: ScalingGroup, layers: Sequence[tuple[Chosen, InputStats]]) -> None:
+    def _decide(self, group: ScalingGroup, layers: Sequence[tuple[SelectedLayer, InputStats]]) -> None:
         rescales = self.compression.method.rescales
         assert rescales is not None
         candidates = [
@@ -154,7 +154,7 @@ class Rescaling:
             size = self._checkpoint.specs[axis.parameter].shape[axis.axis]
             self._scale(axis, group.inverse(scaling.factors, size))
 
-    def _scale(self, axis: Axis, factors: Tensor) -> None:
+    def _scale(self, axis: ChannelAxis, factors: Tensor) -> None:
         change = self._checkpoint.change if axis.offset else self._checkpoint.rescale
         change(axis.parameter, _scaling(axis, factors))
 
@@ -186,5 +186,5 @@ def _key(group: ScalingGroup) -> str:
     return f"{group.consumers[0].parameter} rescaled"
 
 
-def _scaling(axis: Axis, factors: Tensor) -> Callable[[Tensor], Tensor]:
+def _scaling(axis: ChannelAxis, factors: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda tensor: axis.scaled(tensor, factors)

@@ -58,7 +58,7 @@ class LatencyTable:
 
 
 @dataclass(frozen=True)
-class Size:
+class AllowedSize:
     """The size that a target allows.
 
     Attributes:
@@ -98,7 +98,7 @@ class SizeSearch:
         assert target is not None  # there is no search without one
         return target
 
-    def largest(self) -> Size:
+    def largest(self) -> AllowedSize:
         """The largest size within the target.
 
         Raises:
@@ -125,13 +125,13 @@ class SizeSearch:
             least = "none" if smallest == math.inf else _said(name, smallest, whole)
             hint = f"the smallest size that was tried: {least}; prune something else too, in a step of its own"
             raise RecipeError(f"method.{name}: {wanted:,g} is out of reach", hint)
-        return Size(best[0], size, best[1], whole)
+        return AllowedSize(best[0], size, best[1], whole)
 
-    def sized(self, size: Size) -> AnyPruner:
+    def sized(self, size: AllowedSize) -> AnyPruner:
         """The pruner with a size in place of the target."""
         return self._with(self.config.sized(size.kept, size.of))
 
-    def described(self, size: Size) -> str:
+    def described(self, size: AllowedSize) -> str:
         """A size in a sentence."""
         cost = _said(self.target, size.cost, size.whole)
         return f"{self.target}: {size.kept} of {size.of} units stay of each, for {cost}"
@@ -150,7 +150,7 @@ class SizeSearch:
         return replace(self.pruner, config=config)
 
 
-def largest_size(search: SizeSearch, survey: Survey, checkpoint: Checkpoint, recipe: Recipe) -> Size:
+def largest_size(search: SizeSearch, survey: Survey, checkpoint: Checkpoint, recipe: Recipe) -> AllowedSize:
     """The largest size within a target; where layers are timed for it, the survey keeps the result.
 
     Raises:
@@ -170,7 +170,7 @@ def largest_size(search: SizeSearch, survey: Survey, checkpoint: Checkpoint, rec
     measured = survey.result("forward times of the layers, by their sizes", checkpoint, recipe, measure)
     kept, of = measured["units"].tolist()
     cost, whole = measured["seconds"].tolist()
-    return Size(kept, of, cost, whole)
+    return AllowedSize(kept, of, cost, whole)
 
 
 def _cost(name: Target, output: Output, table: LatencyTable) -> float:

@@ -11,7 +11,7 @@ import transformers as hf
 from aicompress.methods.head_products import HeadProduct
 from aicompress.model.architecture.architecture import Architecture
 from aicompress.model.architecture.attention import head_counts
-from aicompress.model.equivalence.head_products import Heads, find_head_products
+from aicompress.model.equivalence.head_products import HeadCounts, find_head_products
 from aicompress.model.loading.load import build
 from aicompress.model.loading.partial_model import PartialModel
 from tests.model.equivalence.test_scaling_groups import noise
@@ -32,7 +32,7 @@ def products_in(folder: Path, name: str) -> tuple[HeadProduct, ...]:
     checkpoint = noise(folder)
     model = build(checkpoint)
     architecture = Architecture.of(checkpoint.config, checkpoint.parameters())
-    counts = dict.fromkeys(Heads(c.heads, c.groups, c.width) for c in head_counts(architecture.config))
+    counts = dict.fromkeys(HeadCounts(c.heads, c.groups, c.width) for c in head_counts(architecture.config))
     loader = PartialModel(checkpoint, model, dtype=torch.float32)
     return find_head_products(tuple(counts), model, loader, FAMILIES[name].inputs())
 

@@ -5,7 +5,7 @@ import torch
 from transformers import CLIPConfig, CLIPModel
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.measure import Timing, interleaved
+from aicompress.measure import WallTimes, interleaved
 from aicompress.model.architecture import bounded_run
 from aicompress.pipeline.step.environment import threads
 from aicompress.pipeline.step.running_model import Running, example, forward_call
@@ -40,7 +40,7 @@ def test_alone_there_is_no_ratio() -> None:
 
 
 def test_medians_come_from_the_samples() -> None:
-    before, after = Timing((0.010, 0.030, 0.020)), Timing((0.005, 0.001, 0.100))
+    before, after = WallTimes((0.010, 0.030, 0.020)), WallTimes((0.005, 0.001, 0.100))
     found = latency_of("x", before, after)
     assert (found.before_ms, found.after_ms) == (20, 5)
     assert (found.before_p95_ms, found.after_p95_ms) == (30, 100)
@@ -58,7 +58,7 @@ def test_medians_come_from_the_samples() -> None:
     ],
 )
 def test_a_slower_output_and_a_ratio_that_says_nothing_are_told(times: tuple[float, ...], words: str | None) -> None:
-    told = latency.judged(latency_of("x", Timing((1.0,) * len(times)), Timing(times)))
+    told = latency.judged(latency_of("x", WallTimes((1.0,) * len(times)), WallTimes(times)))
     assert len(told) == (words is not None)
     assert words is None or told[0].startswith(words)
 
@@ -71,7 +71,7 @@ def test_interleaving_counts_only_what_comes_after_the_warm_up() -> None:
 
 
 def test_rounds_fit_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "interleaved", lambda calls, rounds, warmup: [Timing((0.1,)) for _ in calls])
+    monkeypatch.setattr(latency, "interleaved", lambda calls, rounds, warmup: [WallTimes((0.1,)) for _ in calls])
     assert rounds_within([lambda: None] * 2, seconds=2.0) == 10
     assert rounds_within([lambda: None] * 2, seconds=0.1) == 6
     assert rounds_within([lambda: None] * 2, seconds=100.0) == 30

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.measure import Timing
+from aicompress.measure import WallTimes
 from aicompress.pipeline.step.timing import layer_latency
 from aicompress.pipeline.step.timing.layer_latency import layers
 from tests.model.compressed import compress, integers, low_rank
@@ -25,7 +25,7 @@ def test_alike_layers_are_timed_once_and_counted(
         for call in calls:
             call()
         timed.append(len(calls))
-        return [Timing((1.0,) * rounds) for _ in calls]
+        return [WallTimes((1.0,) * rounds) for _ in calls]
 
     monkeypatch.setattr(layer_latency, "interleaved", second_each)
     found = layers(Checkpoint.open(tiny_llama), Checkpoint.open(compress(tiny_llama, tmp_path / "out", pick)))

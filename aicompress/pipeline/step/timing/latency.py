@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CompressError
-from aicompress.measure import Timing, interleaved, paired_ratio
+from aicompress.measure import WallTimes, interleaved, paired_ratio
 from aicompress.pipeline.step.environment import threads
 from aicompress.pipeline.step.options import Mode
 from aicompress.report.model import Latency
@@ -122,7 +122,7 @@ def rounds_within(calls: Sequence[Callable[[], object]], seconds: float) -> int:
     return max(6, min(30, int(seconds / max(once, 1e-9))))
 
 
-def latency_of(what: str, before: Timing | None, after: Timing) -> Latency:
+def latency_of(what: str, before: WallTimes | None, after: WallTimes) -> Latency:
     """Medians and 95th percentiles in milliseconds, and the ratio of times in the same round."""
     paired, low, high = (None, None, None) if before is None else paired_ratio(before, after)
     return Latency(

@@ -13,7 +13,7 @@ from torch import nn
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.layer import LayerInfo
-from aicompress.measure import Timing, interleaved
+from aicompress.measure import WallTimes, interleaved
 from aicompress.model.loading.running_layer import running_layer
 from aicompress.pipeline.step.checks import known_kinds
 from aicompress.pipeline.step.environment import threads
@@ -64,7 +64,7 @@ def layers(before: Checkpoint, after: Checkpoint) -> Latency | None:
     sides = [_side(before), _side(after)]
     if not all(side.sample for side in sides):
         return None
-    timings: dict[Signature, Timing] = {}
+    timings: dict[Signature, WallTimes] = {}
     for shape in dict.fromkeys(signature.shape for side in sides for signature in side.sample):
         timings |= _timed(sides, shape)
     medians = [sum(side.count[signature] * timings[signature].median for signature in side.sample) for side in sides]
@@ -88,7 +88,7 @@ def _side(checkpoint: Checkpoint) -> _Side:
     return side
 
 
-def _timed(sides: list[_Side], shape: tuple[int, ...]) -> dict[Signature, Timing]:
+def _timed(sides: list[_Side], shape: tuple[int, ...]) -> dict[Signature, WallTimes]:
     """Time the layers of one shape in turn, each signature once."""
     samples = {
         signature: (side.checkpoint, info)
