@@ -78,7 +78,7 @@ def run(command: str, source: tuple[str, list[str]], out: Path, recipe: tuple[st
     """Plan a step and print the plan, or run it and print its report; `source` is IN with the adapters to merge."""
     from aicompress import recipe as recipes
     from aicompress.pipeline import steps
-    from aicompress.pipeline.calibration.requirements import Request
+    from aicompress.pipeline.calibration.request import Request
     from aicompress.pipeline.step.options import Options
     from aicompress.pipeline.step.survey import Survey
     from aicompress.pipeline.step.workers import is_first

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from aicompress.methods import get
 from aicompress.methods.channels import ChannelMethod
 from aicompress.methods.structural import StructuralMethod
-from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.step.input import Adapted
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination

@@ -22,7 +22,7 @@ from aicompress.model.sensitivity.loss import Objective
 from aicompress.model.sensitivity.moments import WIDEST, Part, Watched
 from aicompress.pipeline.calibration.data import samples
 from aicompress.pipeline.calibration.joints import MOMENTS, OUTPUTS, Joint, joints_of
-from aicompress.pipeline.calibration.requirements import Step, module_of
+from aicompress.pipeline.calibration.request import Step, module_of
 from aicompress.pipeline.step.output import Output
 from aicompress.pipeline.step.workers import Processes
 from aicompress.statistics import GradientStats

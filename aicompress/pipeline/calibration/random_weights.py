@@ -18,7 +18,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.views.noise import NoiseCheckpoint
 from aicompress.errors import CompressError, Refused
 from aicompress.pipeline.calibration.data import calibration_inputs
-from aicompress.pipeline.calibration.requirements import module_of
+from aicompress.pipeline.calibration.request import module_of
 from aicompress.pipeline.step.running_model import example
 from aicompress.pipeline.step.workers import Alone
 from aicompress.recipe import Recipe

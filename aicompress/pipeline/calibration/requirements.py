@@ -2,83 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
 
 from aicompress import data
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CompressError, RecipeError, Refused
-from aicompress.layer import Experts, LayerInfo
+from aicompress.layer import LayerInfo
 from aicompress.methods.layerwise import AnyLayerMethod, LayerMethod
 from aicompress.methods.method import OF_GRADIENTS, OF_TRAINING, MethodConfig
 from aicompress.methods.structural import AnyStructuralMethod
 from aicompress.pipeline.calibration.arguments import argument_problems
 from aicompress.pipeline.calibration.given_files import lacking
+from aicompress.pipeline.calibration.request import Request, SelectedLayer, follows, module_of
 from aicompress.pipeline.calibration.texts import generates, too_few
-from aicompress.pipeline.step.survey import Survey
 from aicompress.recipe import Recipe
-
-
-@dataclass(frozen=True)
-class Request:
-    """How a step gets its statistics, beside the recipe.
-
-    Attributes:
-        allow_code: the recipe's model.factory may run.
-        stats: files of statistics: read (and merged) where they exist, one is collected where it does not.
-        survey: what is measured on the running model while the step is planned.
-    """
-
-    allow_code: bool = False
-    stats: tuple[Path, ...] = ()
-    survey: Survey = field(default_factory=Survey)
-
-    @property
-    def reads_files(self) -> bool:
-        """Whether all statistics are there already."""
-        return bool(self.stats) and all(path.exists() for path in self.stats)
-
-
-class SelectedLayer(Protocol):
-    """A layer and the method's parameters for it."""
-
-    @property
-    def info(self) -> LayerInfo: ...
-
-    @property
-    def config(self) -> MethodConfig | None: ...
-
-
-class Step(Protocol):
-    """A plan, as far as calibration asks."""
-
-    @property
-    def checkpoint(self) -> Checkpoint: ...
-
-    @property
-    def recipe(self) -> Recipe: ...
-
-    @property
-    def request(self) -> Request: ...
-
-    @property
-    def layers(self) -> Sequence[SelectedLayer]: ...
-
-
-def experts_of(plan: Step) -> dict[str, Experts]:
-    """The experts that parameters hold which are compressed one by one, by name of the parameter."""
-    return {layer.info.tensor: own for layer in plan.layers if (own := layer.info.experts) is not None}
-
-
-def input_width(layers: Sequence[LayerInfo]) -> int:
-    """Width of a parameter's input: of the whole layer, or of a low-rank one's inner factor."""
-    whole = layers[0].tensor_shape
-    inner = (info.shape[1] for info in layers if info.part != "out")
-    return next(inner, whole[0] if layers[0].transposed else math.prod(whole[1:]))
 
 
 def wanted(method: AnyLayerMethod | AnyStructuralMethod, config: MethodConfig) -> frozenset[str]:
@@ -165,11 +104,6 @@ def _is_unseen(checkpoint: Checkpoint, info: LayerInfo) -> bool:
     return outline is not None and not outline.is_product
 
 
-def follows(recipe: Recipe) -> bool:
-    """Whether a layer's statistics are those behind compressed layers, not behind the original ones."""
-    return recipe.calibration is None or recipe.calibration.activations == "compressed"
-
-
 def _name_problem(path: Path) -> CompressError:
     return Refused(f"{path}: statistics are kept in a .safetensors file", "choose a name that ends so")
 
@@ -206,20 +140,6 @@ def _of_model(checkpoint: Checkpoint, recipe: Recipe, request: Request) -> list[
     return [] if data is None else argument_problems(module, data, recipe.seed)
 
 
-def module_of(checkpoint: Checkpoint, recipe: Recipe, allow_code: bool) -> Any:
-    """The model to run, without its weights.
-
-    Raises:
-        Refused: nothing says what it is, or a factory without --allow-code.
-    """
-    from aicompress.model.loading.chain import module_for
-    from aicompress.model.loading.load import build
-
-    if recipe.model is not None:
-        return module_for(checkpoint.path, recipe.model, allow_code)
-    return build(checkpoint)
-
-
 def in_files(
     method: AnyLayerMethod | AnyStructuralMethod, chosen: Sequence[SelectedLayer], request: Request
 ) -> list[CompressError]:
@@ -229,6 +149,3 @@ def in_files(
     needs = frozenset[str]().union(*(wanted(method, x.config) for x in chosen if x.config is not None))
     infos = [layer.info for layer in chosen]
     return [problem for path in request.stats for problem in lacking(path, infos, needs)]
-
-
-MIN_ROWS = 16  # with fewer calibration rows a layer is compressed as if nothing were known of its inputs

@@ -15,7 +15,7 @@ from aicompress.model.loading.divided import Place
 from aicompress.model.loading.partial_model import PartialModel
 from aicompress.pipeline.calibration.data import ROWS, Inputs, calibration_inputs
 from aicompress.pipeline.calibration.record import record_of_data
-from aicompress.pipeline.calibration.requirements import Step, experts_of, follows, module_of
+from aicompress.pipeline.calibration.request import Step, experts_of, follows, module_of
 from aicompress.pipeline.step.workers import Processes
 from aicompress.statistics import InputStats
 from aicompress.weights import TensorSpec

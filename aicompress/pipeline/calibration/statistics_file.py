@@ -13,7 +13,7 @@ from aicompress.checkpoint.statistics import StatisticsWriter
 from aicompress.methods.method import OF_GRADIENTS
 from aicompress.pipeline.calibration.gradients import differentiate
 from aicompress.pipeline.calibration.joints import MOMENTS
-from aicompress.pipeline.calibration.requirements import Step
+from aicompress.pipeline.calibration.request import Step
 from aicompress.pipeline.calibration.runner import CalibrationRun
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.workers import Processes

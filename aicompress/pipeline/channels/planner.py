@@ -22,7 +22,7 @@ from aicompress.methods.channels import AnyChannelPruner, ChannelMethod, Channel
 from aicompress.model.channels.cut import kept_places
 from aicompress.model.channels.graph import OUTPUT
 from aicompress.model.loading.partial_model import PartialModel
-from aicompress.pipeline.calibration.requirements import Request, module_of
+from aicompress.pipeline.calibration.request import Request, module_of
 from aicompress.pipeline.channels.config_widths import FIELDS, HINT
 from aicompress.pipeline.channels.example_inputs import as_taken
 from aicompress.pipeline.channels.outline import Draft

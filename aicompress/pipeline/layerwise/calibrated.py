@@ -18,7 +18,7 @@ from aicompress.model.loading.divided import Place
 from aicompress.pipeline.calibration.data import ROWS
 from aicompress.pipeline.calibration.gradients import GradientReader, differentiate, gradients
 from aicompress.pipeline.calibration.record import record_of_files
-from aicompress.pipeline.calibration.requirements import MIN_ROWS
+from aicompress.pipeline.calibration.request import MIN_ROWS
 from aicompress.pipeline.calibration.runner import Broadcast, CalibrationRun
 from aicompress.pipeline.layerwise.block_tuning import can_move, tuned, vectors
 from aicompress.pipeline.layerwise.compress import Compressed, LayerStatistics, completed, sharing_inputs

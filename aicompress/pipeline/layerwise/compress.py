@@ -22,7 +22,7 @@ from aicompress.methods.factors import (
 )
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.methods.quantize.grid.row_feedback import BLOCKS, rounded_by_rows
-from aicompress.pipeline.calibration.requirements import MIN_ROWS, input_width
+from aicompress.pipeline.calibration.request import MIN_ROWS, input_width
 from aicompress.pipeline.layerwise.experts import reader
 from aicompress.pipeline.layerwise.report_rows import (
     COARSE_NOTE,

@@ -15,7 +15,7 @@ from aicompress.methods.decisions import Width, WidthSearch
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.methods.method import OF_GRADIENTS, MethodConfig
 from aicompress.model.equivalence.scaling_groups import ScalingGroup
-from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.layerwise.experts import outline
 from aicompress.pipeline.layerwise.report_rows import open_row, plan_row
 from aicompress.pipeline.layerwise.sharing import following, outlined, with_groups

@@ -18,7 +18,7 @@ from aicompress.model.equivalence.scaling_groups import ScalingGroup
 from aicompress.pipeline.calibration import requirements
 from aicompress.pipeline.calibration.gradients import diagonal_only
 from aicompress.pipeline.calibration.joints import OUTPUTS
-from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.calibration.texts import shortened
 from aicompress.pipeline.layerwise.allocation.levels import Sensitivities, with_levels
 from aicompress.pipeline.layerwise.allocation.target import require_reach, undecided

@@ -18,7 +18,7 @@ from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.model.equivalence.scaling_groups import ChannelAxis, ScalingGroup
 from aicompress.model.equivalence.search import probe
 from aicompress.pipeline.calibration.random_weights import on_noise
-from aicompress.pipeline.calibration.requirements import SelectedLayer
+from aicompress.pipeline.calibration.request import SelectedLayer
 from aicompress.pipeline.layerwise.compress import Compression
 from aicompress.pipeline.layerwise.experts import reader
 from aicompress.pipeline.step.layer_plan import LayerPlan

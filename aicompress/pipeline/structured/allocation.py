@@ -21,7 +21,7 @@ from aicompress.methods.budget import least_loss
 from aicompress.methods.structural import AnyPruner, Losses, Structure
 from aicompress.pipeline.calibration import requirements
 from aicompress.pipeline.calibration.gradients import differentiate
-from aicompress.pipeline.calibration.requirements import MIN_ROWS, Request
+from aicompress.pipeline.calibration.request import MIN_ROWS, Request
 from aicompress.pipeline.calibration.runner import CalibrationRun
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.options import Progress

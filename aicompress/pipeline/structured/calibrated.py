@@ -20,7 +20,7 @@ from aicompress.methods.structural import Structure
 from aicompress.pipeline.calibration.given_files import foreign
 from aicompress.pipeline.calibration.gradients import GradientReader, differentiate, gradients
 from aicompress.pipeline.calibration.record import record_of_files
-from aicompress.pipeline.calibration.requirements import MIN_ROWS
+from aicompress.pipeline.calibration.request import MIN_ROWS
 from aicompress.pipeline.calibration.runner import Broadcast, CalibrationRun
 from aicompress.pipeline.step.workers import Processes
 from aicompress.pipeline.structured.cutting import Cutting

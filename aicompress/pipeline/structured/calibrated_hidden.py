@@ -18,7 +18,7 @@ from aicompress.checkpoint.statistics import StatisticsFile, merged, merged_grad
 from aicompress.pipeline.calibration.given_files import foreign
 from aicompress.pipeline.calibration.gradients import GradientReader, differentiate, gradients
 from aicompress.pipeline.calibration.record import record_of_files
-from aicompress.pipeline.calibration.requirements import MIN_ROWS
+from aicompress.pipeline.calibration.request import MIN_ROWS
 from aicompress.pipeline.calibration.runner import Broadcast, CalibrationRun
 from aicompress.pipeline.step.workers import Processes
 from aicompress.pipeline.structured.calibrated import GRADIENTS

@@ -10,7 +10,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.errors import Refused, raise_all
 from aicompress.methods.structural import AnyPruner, Structure
 from aicompress.pipeline.calibration import requirements
-from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.survey import SurveyResult

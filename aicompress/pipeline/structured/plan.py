@@ -9,7 +9,7 @@ from typing import Any
 from aicompress.checkpoint import Checkpoint
 from aicompress.layer import Kind, LayerInfo
 from aicompress.methods.structural import AnyPruner
-from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.step.dry_run import summarize_rows
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.options import Progress

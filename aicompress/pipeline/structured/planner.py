@@ -14,7 +14,7 @@ from aicompress.methods import get
 from aicompress.methods.prune.units.size_targets import TargetedConfig
 from aicompress.methods.structural import AnyPruner, StructuralMethod
 from aicompress.pipeline.calibration import requirements
-from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.calibration.texts import shortened
 from aicompress.pipeline.step.checks import (
     NOT_OF_A_STEP,

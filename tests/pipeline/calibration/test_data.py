@@ -17,7 +17,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CompressError
 from aicompress.methods.quantize.rtn import RtnConfig, apply
 from aicompress.pipeline import steps
-from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from tests.checkpoints import _save_byte_level_tokenizer

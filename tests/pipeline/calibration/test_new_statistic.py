@@ -13,7 +13,7 @@ import torch
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.statistics import StatisticsFile
-from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.layerwise import planner
 from aicompress.pipeline.layerwise.run import run as run_plan
 from aicompress.pipeline.step.options import Options

@@ -9,7 +9,7 @@ import torch
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.statistics import StatisticsFile
-from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.calibration.request import Request
 from aicompress.report.model import Report
 from tests.pipeline.calibration.steps import run, text, write_recipe
 from tests.pipeline.ranks import Ranks

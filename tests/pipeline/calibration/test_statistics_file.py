@@ -12,7 +12,7 @@ from aicompress.checkpoint.header import read_header
 from aicompress.checkpoint.statistics import StatisticsFile, merged
 from aicompress.errors import CompressError, Problems, Refused
 from aicompress.pipeline.calibration import runner as engine
-from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.calibration.request import Request
 from tests.pipeline.calibration.steps import planned, run, text, write_recipe
 
 FIRST_BLOCK = "model.layers.0.self_attn.k_proj.weight"

@@ -17,7 +17,7 @@ from aicompress.errors import CheckpointError, CompressError, Problems
 from aicompress.methods import get
 from aicompress.model.channels.cut import Kept, cut_module
 from aicompress.model.loading.load import load
-from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.channels import run as driver
 from aicompress.pipeline.channels.plan import ChannelPlan
 from aicompress.pipeline.channels.planner import make_plan

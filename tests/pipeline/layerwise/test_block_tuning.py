@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from aicompress.errors import CompressError
 from aicompress.model.blocks.moving_weights import TunableLayer, TuningSchedule
 from aicompress.model.blocks.reconstruction import Stage, error, tune
-from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.layerwise import block_tuning as tuned
 from aicompress.pipeline.step.options import Options
 from aicompress.weights import IntGrouped

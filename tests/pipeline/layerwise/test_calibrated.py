@@ -20,7 +20,7 @@ from aicompress.model.kernels.linear import has_fast_bfloat16
 from aicompress.model.loading.load import load
 from aicompress.model.loading.tokenizer import load_tokenizer
 from aicompress.pipeline.calibration import runner as engine
-from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.layerwise import calibrated
 from aicompress.pipeline.layerwise import run as layerwise
 from aicompress.pipeline.step.options import Options

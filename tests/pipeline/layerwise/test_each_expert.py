@@ -15,7 +15,7 @@ from torch import Tensor
 import aicompress
 from aicompress.checkpoint import Checkpoint
 from aicompress.pipeline import steps
-from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.pipeline.verify import verify

@@ -14,7 +14,7 @@ from aicompress.errors import CompressError, Refused
 from aicompress.measure import rel_error
 from aicompress.model.loading.load import load
 from aicompress.pipeline import steps
-from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.step.options import Options
 from tests import checkpoints
 from tests.pipeline.calibration.steps import text

@@ -16,7 +16,7 @@ from aicompress.errors import Problems, RecipeError
 from aicompress.model.loading.load import load as load_model
 from aicompress.model.loading.tokenizer import load_tokenizer
 from aicompress.pipeline import steps
-from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.layerwise.plan import UNDECIDED, UNTRIED
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination

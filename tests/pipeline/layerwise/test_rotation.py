@@ -18,7 +18,7 @@ from aicompress.errors import Refused
 from aicompress.methods import get
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.model.loading.load import load
-from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.layerwise.rotation import rotated
 from aicompress.pipeline.step.input import open_input
 from aicompress.pipeline.step.options import Options

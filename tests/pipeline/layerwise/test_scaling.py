@@ -13,7 +13,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.errors import Refused
 from aicompress.model.loading.load import load
 from aicompress.pipeline.calibration import runner as engine
-from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.step.options import Options
 from tests import checkpoints
 from tests.pipeline.calibration.steps import planned, run, text, write_recipe

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.pipeline import steps
-from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.step.options import Options, Progress
 from aicompress.pipeline.step.output import Destination
 from aicompress.pipeline.step.survey import Survey, SurveyResult

@@ -16,7 +16,7 @@ from aicompress.data import Data, token_windows
 from aicompress.errors import CompressError
 from aicompress.model.loading.tokenizer import load_tokenizer
 from aicompress.pipeline.calibration import runner as engine
-from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.layerwise import planner
 from aicompress.pipeline.layerwise import run as layerwise
 from aicompress.pipeline.step.output import Destination

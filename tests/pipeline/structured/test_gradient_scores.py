@@ -12,7 +12,7 @@ import transformers as hf
 from torch import Tensor
 
 from aicompress.errors import CompressError
-from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.layerwise import planner
 from aicompress.pipeline.layerwise import run as layerwise
 from aicompress.pipeline.step.output import Destination

@@ -24,7 +24,7 @@ from aicompress.methods.decisions import SurveySetting
 from aicompress.methods.method import OF_GRADIENTS, MethodConfig
 from aicompress.model.kernels.select import fast_linear
 from aicompress.pipeline.calibration.gradients import GradientReader
-from aicompress.pipeline.calibration.requirements import input_width
+from aicompress.pipeline.calibration.request import input_width
 from aicompress.pipeline.calibration.statistics_file import Wanted, collect, kept
 from aicompress.pipeline.layerwise.allocation.config_trial import ConfigTrial, tried
 from aicompress.pipeline.layerwise.plan import UNDECIDED, UNTRIED, Plan

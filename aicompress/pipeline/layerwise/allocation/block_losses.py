@@ -15,7 +15,7 @@ from aicompress.model.blocks.walk import Walk, walk
 from aicompress.model.loading.partial_model import PartialModel
 from aicompress.pipeline.calibration.data import calibration_inputs
 from aicompress.pipeline.calibration.record import record_of_data
-from aicompress.pipeline.calibration.requirements import Request, module_of
+from aicompress.pipeline.calibration.request import Request, module_of
 from aicompress.pipeline.layerwise.allocation.probe import measured_part, probe_of
 from aicompress.pipeline.layerwise.compress import Compression, LayerStatistics, completed
 from aicompress.pipeline.step.layer_plan import LayerPlan

@@ -15,7 +15,7 @@ from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.methods.method import OF_TRAINING
 from aicompress.methods.partition import contiguous_parts
 from aicompress.pipeline.calibration import requirements
-from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.layerwise.allocation.block_losses import BlockLayers, by_outputs, by_weights
 from aicompress.pipeline.layerwise.plan import planned_at
 from aicompress.pipeline.layerwise.resolve import configured, open_widths, resolved, searches

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from aicompress.checkpoint.journal import Journal
 from aicompress.methods.decisions import Width
-from aicompress.pipeline.calibration.requirements import MIN_ROWS
+from aicompress.pipeline.calibration.request import MIN_ROWS
 from aicompress.pipeline.layerwise.allocation.width_groups import WidthGroup
 from aicompress.pipeline.layerwise.allocation.width_trial import WidthTrial
 from aicompress.pipeline.step.options import Progress

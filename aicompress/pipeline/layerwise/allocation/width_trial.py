@@ -19,7 +19,7 @@ from aicompress.model.blocks.walk import Walk, walk
 from aicompress.model.loading.partial_model import PartialModel
 from aicompress.model.sensitivity.output_divergence import OutputSensitivity
 from aicompress.pipeline.calibration.data import Inputs, calibration_inputs
-from aicompress.pipeline.calibration.requirements import module_of
+from aicompress.pipeline.calibration.request import module_of
 from aicompress.pipeline.layerwise.allocation.probe import measured_part, probe_of
 from aicompress.pipeline.layerwise.allocation.width_groups import WidthGroup, group
 from aicompress.pipeline.layerwise.compress import Compression, LayerStatistics

@@ -14,10 +14,10 @@ from aicompress.model.architecture.architecture import Stack
 from aicompress.model.blocks.find import find_blocks
 from aicompress.model.loading.partial_model import PartialModel
 from aicompress.model.sensitivity.block_influence import BlockRun
-from aicompress.pipeline.calibration import requirements
 from aicompress.pipeline.calibration.data import Inputs, calibration_inputs
 from aicompress.pipeline.calibration.gradients import differentiate
 from aicompress.pipeline.calibration.record import record_of_data
+from aicompress.pipeline.calibration.request import module_of
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.workers import Processes, processes
 from aicompress.pipeline.structured.reading import Measurement
@@ -82,7 +82,7 @@ class BlockScores:
 
     def _model(self) -> Any:
         asked = self.measurement
-        return requirements.module_of(asked.checkpoint, asked.recipe, asked.request.allow_code)
+        return module_of(asked.checkpoint, asked.recipe, asked.request.allow_code)
 
     def _inputs(self, model: Any, team: Processes) -> Inputs:
         asked = self.measurement

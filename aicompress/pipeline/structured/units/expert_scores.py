@@ -13,9 +13,9 @@ from aicompress.model.architecture.experts import Mixture
 from aicompress.model.loading.partial_model import PartialModel
 from aicompress.model.sensitivity.block_influence import BlockRun
 from aicompress.model.sensitivity.expert_routing import Routing
-from aicompress.pipeline.calibration import requirements
 from aicompress.pipeline.calibration.data import calibration_inputs
 from aicompress.pipeline.calibration.record import record_of_data
+from aicompress.pipeline.calibration.request import module_of
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.workers import processes
 from aicompress.pipeline.structured.reading import Measurement
@@ -37,7 +37,7 @@ def routed_scores(
     """
     checkpoint, recipe = measurement.checkpoint, measurement.recipe
     assert recipe.calibration is not None
-    model = requirements.module_of(checkpoint, recipe, measurement.request.allow_code)
+    model = module_of(checkpoint, recipe, measurement.request.allow_code)
     loader, team = PartialModel(checkpoint, model), processes(torch.device("cpu"))
     paths = {mixture.name: _module(loader, mixture) for mixture in mixtures}
     inputs = calibration_inputs(checkpoint, model, recipe.calibration, recipe.seed, team)
@@ -55,7 +55,7 @@ def require_watchable(measurement: Measurement, mixtures: Sequence[Mixture]) -> 
         RecipeError: each expert is a module of its own.
     """
     checkpoint, recipe = measurement.checkpoint, measurement.recipe
-    loader = PartialModel(checkpoint, requirements.module_of(checkpoint, recipe, measurement.request.allow_code))
+    loader = PartialModel(checkpoint, module_of(checkpoint, recipe, measurement.request.allow_code))
     for mixture in mixtures:
         _module(loader, mixture)
 

@@ -9,7 +9,7 @@ import pytest
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import Problems, RecipeError
-from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.layerwise.plan import UNDECIDED
 from tests.pipeline.calibration.steps import text
 from tests.pipeline.calibration.test_gradients import planned, run, write_recipe

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from aicompress.errors import CompressError
-from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.calibration.request import Request
 from tests.pipeline.calibration.steps import text
 from tests.pipeline.structured.test_calibrated import logits, prune, recipe, windows
 

@@ -11,7 +11,7 @@ import transformers as hf
 from torch import Tensor
 
 from aicompress.errors import CompressError
-from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.calibration.request import Request
 from tests.pipeline.calibration.steps import text
 from tests.pipeline.families import FAMILIES
 from tests.pipeline.steps import loaded, prune, refused

@@ -12,7 +12,7 @@ import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
 
-from aicompress.pipeline.calibration.requirements import Request
+from aicompress.pipeline.calibration.request import Request
 from aicompress.pipeline.step.output import Destination
 from aicompress.pipeline.structured import planner as structure_planner
 from aicompress.pipeline.structured import run as structure
