@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 import aicompress.hf  # noqa: F401  transformers' reader of the native layout
 from aicompress.errors import CompressError, Problems, RecipeError, Refused
-from aicompress.model.architecture import tiny_model
-from aicompress.model.architecture.tiny_inputs import inputs_of
+from aicompress.model.architecture.small_models import tiny_model
+from aicompress.model.architecture.small_models.tiny_inputs import inputs_of
 from aicompress.model.loading.load import load
 from aicompress.pipeline import steps
 from aicompress.pipeline.step.options import Options

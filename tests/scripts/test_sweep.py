@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from aicompress import recipe
-from aicompress.model.architecture import tiny_model
-from aicompress.model.architecture.tiny_inputs import inputs_of
+from aicompress.model.architecture.small_models import tiny_model
+from aicompress.model.architecture.small_models.tiny_inputs import inputs_of
 from aicompress.model.loading.load import load
 from aicompress.pipeline import steps
 from aicompress.pipeline.step.options import Options

@@ -15,8 +15,8 @@ from aicompress.errors import CheckpointError
 from aicompress.model.architecture.architecture import Architecture
 from aicompress.model.architecture.config_fields import Path, fields, value_at, with_value
 from aicompress.model.architecture.layer_groups import by_reader
-from aicompress.model.architecture.reduced_model import HIDDEN_FIELDS, QUERY_FIELDS, SIZE_FIELDS
 from aicompress.model.architecture.shapes import defaults, shapes_of
+from aicompress.model.architecture.small_models.reduced_model import HIDDEN_FIELDS, QUERY_FIELDS, SIZE_FIELDS
 
 KEY_FIELDS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "kv_n_heads")
 

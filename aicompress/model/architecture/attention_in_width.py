@@ -3,7 +3,7 @@
 Such a config cannot say fewer heads of the same size. The tensors that heads lie on are those that follow the hidden
 width inside attention (see `residual`), whole heads changing places to find out how fused projections hold them. The
 numbers that a running module keeps of its heads are the attributes that double when heads and width do. That a module
-computes without some heads, once its tensors are cut and these numbers set, is tried on a miniature, through the very
+computes without some heads, once its tensors are cut and these numbers set, is tried on a tiny model, through the very
 function that fits a module to a pruned checkpoint.
 """
 
@@ -19,7 +19,6 @@ from torch import Tensor
 
 from aicompress.errors import CheckpointError
 from aicompress.model import hf
-from aicompress.model.architecture import tiny_model as miniature
 from aicompress.model.architecture.architecture import Architecture
 from aicompress.model.architecture.attention import KEY_FIELDS, Attention, HeadCount, HeadRun, HeadTensor
 from aicompress.model.architecture.config_fields import Path, fields, value_at, with_value
@@ -28,11 +27,12 @@ from aicompress.model.architecture.fused_heads import positions, query_positions
 from aicompress.model.architecture.hidden_width import FIELDS, HEAD_COUNTS, Residual, residual, small, with_width
 from aicompress.model.architecture.layer_groups import by_reader
 from aicompress.model.architecture.shapes import build, is_taken, shapes_of
-from aicompress.model.architecture.tiny_inputs import inputs_of
+from aicompress.model.architecture.small_models import tiny_model
+from aicompress.model.architecture.small_models.tiny_inputs import inputs_of
 from aicompress.model.loading.architecture_code import refusing
 from aicompress.weights import TensorSpec
 
-LAYOUTS: tuple[miniature.Layout, ...] = ("sections", "together")
+LAYOUTS: tuple[tiny_model.Layout, ...] = ("sections", "together")
 UNSAID = "config.json cannot say fewer heads: their size follows from their number"
 NUMBERED = "each head computes by its number among all, as ALiBi slopes go: without some, the others would change"
 FITTED = (".weight", ".bias")  # what a layer is given in the shapes of a checkpoint
@@ -86,12 +86,12 @@ def _of(architecture: Architecture, counts: list[Path], grouped: bool) -> list[A
         raise CheckpointError(message, "choose unit: group")
     way = _Way(layout, tuple(counts), grouped or hidden.groups == hidden.heads)
     attentions = _attentions(architecture, hidden, way)
-    reduced = small(hidden.config, hidden.field, miniature.NARROW * hidden.heads)
+    reduced = small(hidden.config, hidden.field, tiny_model.NARROW * hidden.heads)
     model = build(reduced)
     shapes = {architecture.on_disk(name): shape for name, shape in shapes_of(reduced).items()}
     tried = Architecture(reduced, {name: TensorSpec(torch.float32, shape) for name, shape in shapes.items()})
     inner = tuple(coupling for coupling in hidden.inner if coupling.tensor in shapes)
-    few = replace(hidden, width=miniature.NARROW * hidden.heads, config=reduced, inner=inner)
+    few = replace(hidden, width=tiny_model.NARROW * hidden.heads, config=reduced, inner=inner)
     for attention in attentions:
         odd = next((tensor.tensor for tensor in attention.tensors if not tensor.tensor.endswith(FITTED)), None)
         if odd is not None:
@@ -111,7 +111,7 @@ class _Way:
         grouped: whole groups go, not query heads.
     """
 
-    layout: miniature.Layout
+    layout: tiny_model.Layout
     counts: tuple[Path, ...]
     grouped: bool
 
@@ -124,7 +124,7 @@ def counted(attention: Attention, kept: int, of: int) -> dict[str, dict[str, int
     return {**numbers, **{tensor.tensor.rpartition(".")[0]: {} for tensor in attention.tensors}}
 
 
-def _located(architecture: Architecture, level: Path) -> tuple[Residual, miniature.Layout]:
+def _located(architecture: Architecture, level: Path) -> tuple[Residual, tiny_model.Layout]:
     """Where heads lie, and how.
 
     Raises:
@@ -139,12 +139,12 @@ def _located(architecture: Architecture, level: Path) -> tuple[Residual, miniatu
     single = _module_of_a_head(architecture, level)
     if single is not None:
         raise CheckpointError(f"{UNSAID}, and {single} holds a module for every head", HINT)
-    if any(_lie_so(architecture, layout, level) for layout in miniature.OF_ENTRIES):
+    if any(_lie_so(architecture, layout, level) for layout in tiny_model.OF_ENTRIES):
         raise CheckpointError(NUMBERED, HINT)
     raise CheckpointError(f"{UNSAID} ({reason})", HINT)
 
 
-def _lie_so(architecture: Architecture, layout: miniature.Layout, level: Path) -> bool:
+def _lie_so(architecture: Architecture, layout: tiny_model.Layout, level: Path) -> bool:
     """Whether heads lie in a layout, changing places or not."""
     try:
         return bool(residual(architecture, layout, level).inner)
@@ -164,9 +164,9 @@ def _attentions(architecture: Architecture, hidden: Residual, way: _Way) -> list
     return attentions
 
 
-def _tensor(coupling: Coupling, count: HeadCount, layout: miniature.Layout) -> HeadTensor:
+def _tensor(coupling: Coupling, count: HeadCount, layout: tiny_model.Layout) -> HeadTensor:
     each, sections = count.heads // count.groups, list[HeadRun]()
-    for span in miniature.Sharing(count.heads, count.groups, layout).spans(coupling.parts):
+    for span in tiny_model.Sharing(count.heads, count.groups, layout).spans(coupling.parts):
         queries = span % each == 0 and layout == "sections"
         sections.append(HeadRun("query", count.width) if queries else HeadRun("key", count.width * span))
     return HeadTensor(coupling.tensor, coupling.axis, tuple(sections), coupling.role)
@@ -216,10 +216,10 @@ def _key_counts(config: Mapping[str, Any], level: Path) -> list[Path]:
 
 
 def _computes(model: Any, architecture: Architecture, attentions: Sequence[Attention], grouped: bool) -> bool:
-    """Whether a miniature gives without some heads of every attention what it gives with these heads silent."""
-    wide = miniature.in_memory(model)
+    """Whether a tiny model gives without some heads of every attention what it gives with these heads silent."""
+    wide = tiny_model.in_memory(model)
     inputs, generator = inputs_of(wide), torch.Generator().manual_seed(2)
-    miniature.randomize(wide)
+    tiny_model.randomize(wide)
     names = {architecture.on_disk(name): name for name, _ in wide.named_parameters()}
     cut: dict[str, Tensor] = {}
     widths: dict[str, dict[str, int]] = {}
@@ -239,7 +239,7 @@ def _computes(model: Any, architecture: Architecture, attentions: Sequence[Atten
                 value.index_fill_(tensor.axis, gone.nonzero()[:, 0], 0.0)
     try:
         few = _fitted(wide, widths, {names[name]: name for name in cut}, cut)
-        pairs = zip(miniature.outputs_of(wide, inputs), miniature.outputs_of(few, inputs), strict=True)
+        pairs = zip(tiny_model.outputs_of(wide, inputs), tiny_model.outputs_of(few, inputs), strict=True)
         return all(one.shape == other.shape and torch.allclose(one, other) for one, other in pairs)
     except CheckpointError:
         return False

@@ -1,6 +1,6 @@
 """Find attentions that read keys and values which another attention makes, by running a tiny model.
 
-No shape tells: a block of Gemma 3n may take the keys of a block before it. In a miniature with all blocks, whose
+No shape tells: a block of Gemma 3n may take the keys of a block before it. In a tiny model with all blocks, whose
 attentions give nothing to the residual stream, one attention's projections are changed; every other attention whose
 heads then give something else has read them.
 """
@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.errors import CheckpointError
-from aicompress.model.architecture import tiny_model as miniature
 from aicompress.model.architecture.architecture import Architecture
 from aicompress.model.architecture.attention import Attention
 from aicompress.model.architecture.config_fields import WIDTH_FIELDS, Path, fields, value_at, with_value
-from aicompress.model.architecture.reduced_model import (
+from aicompress.model.architecture.shapes import is_taken
+from aicompress.model.architecture.small_models import tiny_model
+from aicompress.model.architecture.small_models.reduced_model import (
     HEAD,
     HIDDEN_FIELDS,
     NEURONS,
@@ -26,8 +27,7 @@ from aicompress.model.architecture.reduced_model import (
     started,
     with_short_windows,
 )
-from aicompress.model.architecture.shapes import is_taken
-from aicompress.model.architecture.tiny_inputs import inputs_of
+from aicompress.model.architecture.small_models.tiny_inputs import inputs_of
 
 
 def coupled(architecture: Architecture, attentions: Sequence[Attention]) -> list[list[int]]:
@@ -63,7 +63,7 @@ def _has_keys(attention: Attention) -> bool:
 
 
 class _Trial:
-    """A miniature whose attentions are changed one by one.
+    """A tiny model whose attentions are changed one by one.
 
     Raises:
         CheckpointError: it cannot be made or run.
@@ -94,7 +94,7 @@ class _Trial:
 
     def _run(self) -> dict[int, Tensor]:
         self.read = {}
-        miniature.outputs_of(self.model, self.inputs)
+        tiny_model.outputs_of(self.model, self.inputs)
         if len(self.read) != len(self.attentions):
             raise CheckpointError("not every attention runs on tokens alone", "")
         return self.read

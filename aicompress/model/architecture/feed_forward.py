@@ -17,11 +17,11 @@ from aicompress.errors import CheckpointError
 from aicompress.model.architecture.architecture import Architecture
 from aicompress.model.architecture.config_fields import WIDTH_FIELDS, Path, fields, value_at, with_value
 from aicompress.model.architecture.experts import merged_experts
-from aicompress.model.architecture.fused_neurons import NARROW, WIDE, lies_in_halves
 from aicompress.model.architecture.layer_groups import grouped
-from aicompress.model.architecture.neuron_order import lying
-from aicompress.model.architecture.reduced_model import reduced
 from aicompress.model.architecture.shapes import build, defaults, shapes_of
+from aicompress.model.architecture.small_models.fused_neurons import NARROW, WIDE, lies_in_halves
+from aicompress.model.architecture.small_models.neuron_order import lying
+from aicompress.model.architecture.small_models.reduced_model import reduced
 
 Settings = tuple[tuple[Path, Any], ...]
 

@@ -12,8 +12,8 @@ from aicompress.errors import CheckpointError
 from aicompress.model.architecture.architecture import Architecture, keep_blocks
 from aicompress.model.architecture.attention import Attention, HeadCount, HeadTensor
 from aicompress.model.architecture.config_fields import DEPTH_FIELDS, WIDTH_FIELDS, fields, with_value
-from aicompress.model.architecture.reduced_model import with_short_windows
 from aicompress.model.architecture.shapes import build
+from aicompress.model.architecture.small_models.reduced_model import with_short_windows
 from aicompress.model.loading.architecture_code import refusing
 
 VOCABULARY, NEURONS = 32, 8
@@ -26,7 +26,7 @@ def lies_in_sections(architecture: Architecture, attention: Attention) -> bool:
         False also where the trial cannot be made: with one group only, or a model that is not given tokens.
     """
     count = attention.count
-    config = _miniature(architecture)
+    config = _tiny_config(architecture)
     for few in sorted(range(1, count.groups), key=lambda groups: abs(2 * groups - count.groups)):
         try:
             wide = build(config)
@@ -40,7 +40,7 @@ def lies_in_sections(architecture: Architecture, attention: Attention) -> bool:
     return False
 
 
-def _miniature(architecture: Architecture) -> dict[str, Any]:
+def _tiny_config(architecture: Architecture) -> dict[str, Any]:
     """The configuration with one block, few neurons and few tokens."""
     config = with_short_windows(architecture.config)
     for field in fields(config, DEPTH_FIELDS):

@@ -3,7 +3,7 @@
 config.json's `hidden_size` is changed and the model built again on the meta device. Where heads have a size of their
 own, exactly the axes of the residual stream change: of embeddings, norms, heads, and the one side of each matrix that
 reads it or adds to it. Where heads are a share of the hidden width, other axes change as well, and the shapes do not
-tell which is which: a miniature does (see `model.miniature`).
+tell which is which: a tiny model does (see `small_models.tiny_model`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any
 
 from aicompress.checkpoint.naming import is_transposed
 from aicompress.errors import CheckpointError
-from aicompress.model.architecture import tiny_model as miniature
 from aicompress.model.architecture.architecture import Architecture, keep_blocks
 from aicompress.model.architecture.config_fields import (
     DEPTH_FIELDS,
@@ -28,8 +27,9 @@ from aicompress.model.architecture.config_fields import (
     with_value,
 )
 from aicompress.model.architecture.feed_forward import Coupling, feed_forwards
-from aicompress.model.architecture.reduced_model import with_fewer_units, with_short_windows
 from aicompress.model.architecture.shapes import build, is_taken, reads_size, shapes_of
+from aicompress.model.architecture.small_models import tiny_model
+from aicompress.model.architecture.small_models.reduced_model import with_fewer_units, with_short_windows
 from aicompress.model.loading.parameter_kinds import layer_kinds
 
 FIELDS = ("hidden_size", "d_model", "n_embd", "dim")
@@ -85,7 +85,7 @@ def with_width(config: Mapping[str, Any], field: Path, width: int) -> dict[str, 
     return edited
 
 
-def residual(architecture: Architecture, layout: miniature.Layout = "entries", level: Path | None = None) -> Residual:
+def residual(architecture: Architecture, layout: tiny_model.Layout = "entries", level: Path | None = None) -> Residual:
     """The residual stream of a checkpoint.
 
     Args:
@@ -103,7 +103,7 @@ def residual(architecture: Architecture, layout: miniature.Layout = "entries", l
 
 
 @lru_cache(maxsize=32)
-def _located(architecture: Architecture, layout: miniature.Layout, level: Path | None) -> Residual | str:
+def _located(architecture: Architecture, layout: tiny_model.Layout, level: Path | None) -> Residual | str:
     """The residual stream, or why there is none; a step asks for it several times."""
     reasons: list[str] = []
     without: list[Residual] = []  # what shares the width has a size of its own there
@@ -115,7 +115,7 @@ def _located(architecture: Architecture, layout: miniature.Layout, level: Path |
             outcome = _probed(architecture, config, (field, width), layout)
             if isinstance(outcome, str):
                 reasons.append(outcome)
-            elif outcome.inner or layout in miniature.OF_ENTRIES:
+            elif outcome.inner or layout in tiny_model.OF_ENTRIES:
                 return outcome
             else:
                 without.append(outcome)
@@ -142,7 +142,7 @@ def _with_sizes(architecture: Architecture, field: Path, width: int) -> Iterator
 
 
 def _probed(
-    architecture: Architecture, config: Mapping[str, Any], where: tuple[Path, int], layout: miniature.Layout
+    architecture: Architecture, config: Mapping[str, Any], where: tuple[Path, int], layout: tiny_model.Layout
 ) -> Residual | str:
     """The residual stream as another width shows it, or why it cannot be told."""
     field, width = where
@@ -153,16 +153,16 @@ def _probed(
     if set(after) != set(before):
         return f"{dotted(field)} of config.json adds or removes tensors"
     heads = next(iter(integers(value_at(config, field[:-1]), HEAD_COUNTS)), 1)
-    unit = width if layout in miniature.OF_ENTRIES or width % heads else width // heads
+    unit = width if layout in tiny_model.OF_ENTRIES or width % heads else width // heads
     axes = {name: changed_axes(shape, after[name], unit) for name, shape in before.items()}
     strange = next((name for name, lengths in axes.items() if lengths is None), None)
     if strange is not None:
         return f"{architecture.on_disk(strange)} of shape {before[strange]} does not change as the stream does"
     lengths = {times for found in axes.values() for times in (found or {}).values()} if unit < width else set()
-    models, reason = miniatures(config, field, heads), ""
+    models, reason = tiny_models(config, field, heads), ""
     for groups in _groups(lengths, heads):
-        shared = miniature.Sharing(heads, groups, layout)
-        parts = miniature.parts_of(models, shared)
+        shared = tiny_model.Sharing(heads, groups, layout)
+        parts = tiny_model.parts_of(models, shared)
         if not isinstance(parts, str):
             return _coupled(architecture, model, (config, field, width, shared), parts)
         reason = parts
@@ -188,9 +188,9 @@ def changed_axes(shape: tuple[int, ...], after: tuple[int, ...], unit: int) -> d
     return changed if fits and all(changed.values()) else None
 
 
-def miniatures(config: Mapping[str, Any], field: Path, heads: int) -> tuple[Any, Any]:
+def tiny_models(config: Mapping[str, Any], field: Path, heads: int) -> tuple[Any, Any]:
     """The same architecture of two blocks with few coordinates for each head, on the meta device."""
-    narrow, wide = (small(config, field, size * heads) for size in (miniature.NARROW, miniature.WIDE))
+    narrow, wide = (small(config, field, size * heads) for size in (tiny_model.NARROW, tiny_model.WIDE))
     return build(narrow), build(wide)
 
 
@@ -208,12 +208,12 @@ def small(config: Mapping[str, Any], field: Path, width: int) -> dict[str, Any]:
 def _coupled(
     architecture: Architecture,
     model: Any,
-    where: tuple[Mapping[str, Any], Path, int, miniature.Sharing],
-    parts: miniature.Parts,
+    where: tuple[Mapping[str, Any], Path, int, tiny_model.Sharing],
+    parts: tiny_model.Parts,
 ) -> Residual | str:
-    """The stream's tensors under their names on disk, from what the miniature shows of each kind of tensor."""
+    """The stream's tensors under their names on disk, from what the tiny model shows of each kind of tensor."""
     config, field, width, shared = where
-    unit = width if shared.layout in miniature.OF_ENTRIES else width // shared.heads
+    unit = width if shared.layout in tiny_model.OF_ENTRIES else width // shared.heads
     names = [architecture.on_disk(name) for name in architecture.shapes]
     kinds = layer_kinds(dict(architecture.config), names) or {}
     tied = {architecture.on_disk(name) for pair in getattr(model, "all_tied_weights_keys", {}).items() for name in pair}
@@ -228,7 +228,7 @@ def _coupled(
         for axis, times in (changed_axes(shape, after[name], unit) or {}).items():
             reading = len(shape) == 2 and kinds.get(disk) != "embedding" and axis == (0 if transposed else 1)
             role: Any = "consumer" if reading and disk not in tied else "producer"
-            if parts.get((miniature.family(name), axis)) == "inner":
+            if parts.get((tiny_model.family(name), axis)) == "inner":
                 inner.append(Coupling(disk, axis, times, role))
             elif shape[axis] % width == 0:  # else a vector of one head's length
                 stream.append(Coupling(disk, axis, shape[axis] // width, role))

@@ -20,12 +20,12 @@ from torch import Tensor
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CheckpointError, Refused
 from aicompress.methods.structural import Structure, Unit
-from aicompress.model.architecture import tiny_model
 from aicompress.model.architecture.architecture import Architecture
-from aicompress.model.architecture.bounded_run import EndlessRun
-from aicompress.model.architecture.reduced_model import reduced, started
 from aicompress.model.architecture.shapes import filled, save
-from aicompress.model.architecture.tiny_inputs import inputs_of
+from aicompress.model.architecture.small_models import tiny_model
+from aicompress.model.architecture.small_models.bounded_run import EndlessRun
+from aicompress.model.architecture.small_models.reduced_model import reduced, started
+from aicompress.model.architecture.small_models.tiny_inputs import inputs_of
 from aicompress.pipeline.structured.axes import along, length_of, positions, restored, selected, units_first
 from aicompress.pipeline.structured.edit import Cut, Edit
 from aicompress.pipeline.structured.unit import AnyUnit, UnitLayout

@@ -6,7 +6,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.measure import WallTimes, interleaved
-from aicompress.model.architecture import bounded_run
+from aicompress.model.architecture.small_models import bounded_run
 from aicompress.pipeline.step.environment import threads
 from aicompress.pipeline.step.running_model import Running, example, forward_call
 from aicompress.pipeline.step.timing import latency

@@ -77,7 +77,7 @@ def _whole_models(before: Checkpoint, after: Checkpoint, seconds: float) -> Late
     Raises:
         CheckpointError: one of them cannot be run, or would run on and on.
     """
-    from aicompress.model.architecture.bounded_run import MOST_WORK, BoundedRun
+    from aicompress.model.architecture.small_models.bounded_run import MOST_WORK, BoundedRun
     from aicompress.pipeline.step.running_model import Setting, example, forward_call
 
     running = [Setting().start(str(side.path)) for side in (before, after)]

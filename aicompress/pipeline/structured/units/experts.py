@@ -20,7 +20,7 @@ from aicompress.model import hf
 from aicompress.model.architecture.architecture import Architecture
 from aicompress.model.architecture.config_fields import dotted, with_value
 from aicompress.model.architecture.experts import Mixture, mixtures
-from aicompress.model.architecture.silenced_experts import silence_experts
+from aicompress.model.architecture.small_models.silenced_experts import silence_experts
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.structured.blockwise import as_one_row, part
 from aicompress.pipeline.structured.edit import Cut, Edit, ParameterChange

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from aicompress.errors import CheckpointError
-from aicompress.model.architecture import tiny_model as miniature
 from aicompress.model.architecture.config_fields import WIDTH_FIELDS, Path, fields, value_at, with_value
 from aicompress.model.architecture.shapes import build, is_taken
+from aicompress.model.architecture.small_models import tiny_model
 
 LARGEST = 50_000_000  # numbers in it
 HEAD, NEURONS, VOCABULARY = 8, 8, 32
@@ -95,6 +95,6 @@ def started(config: Mapping[str, Any]) -> Any:
     shapes = build(config)
     if sum(parameter.numel() for parameter in shapes.parameters()) > LARGEST:
         raise CheckpointError("its smallest model is too large for a trial", "")
-    model = miniature.in_memory(shapes)
-    miniature.randomize(model)
+    model = tiny_model.in_memory(shapes)
+    tiny_model.randomize(model)
     return model

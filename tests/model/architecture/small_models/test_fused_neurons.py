@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from aicompress.model.architecture.fused_neurons import NARROW, WIDE, lies_in_halves
+from aicompress.model.architecture.small_models.fused_neurons import NARROW, WIDE, lies_in_halves
 
 
 class Gated(nn.Module):

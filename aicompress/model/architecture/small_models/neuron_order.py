@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.errors import CheckpointError
-from aicompress.model.architecture import tiny_model
-from aicompress.model.architecture.reduced_model import started
 from aicompress.model.architecture.shapes import stored_tensors
-from aicompress.model.architecture.tiny_inputs import inputs_of
+from aicompress.model.architecture.small_models import tiny_model
+from aicompress.model.architecture.small_models.reduced_model import started
+from aicompress.model.architecture.small_models.tiny_inputs import inputs_of
 from aicompress.model.channels.graph import tensors_of
 
 ONE = 1  # the neuron that is looked at

@@ -11,8 +11,8 @@ import torch
 import transformers as hf
 from torch import Tensor
 
-from aicompress.model.architecture import bounded_run, tiny_model
-from aicompress.model.architecture.bounded_run import BoundedRun, EndlessRun
+from aicompress.model.architecture.small_models import bounded_run, tiny_model
+from aicompress.model.architecture.small_models.bounded_run import BoundedRun, EndlessRun
 from aicompress.pipeline.structured import reference_cut
 from tests.pipeline.steps import plan
 

@@ -1,6 +1,6 @@
 """A tiny random model of an architecture, to test which axes of its tensors belong to the residual stream.
 
-A miniature of two blocks has random weights. Residual coordinates in another order must compute the same; so must the
+A tiny model of two blocks has random weights. Residual coordinates in another order must compute the same; so must the
 entries of every head in an order of its own, where heads are a share of the hidden width and are not rotated. An axis
 as long as the width may be either: every matrix with two such axes is taken for a reader of the stream, for one that
 adds to it, or for both (a pooling head), until the outputs stay. Where heads lie is told by moving whole ones.
@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.errors import CheckpointError
-from aicompress.model.architecture.bounded_run import BoundedRun
-from aicompress.model.architecture.tiny_inputs import HINT, inputs_of
+from aicompress.model.architecture.small_models.bounded_run import BoundedRun
+from aicompress.model.architecture.small_models.tiny_inputs import HINT, inputs_of
 from aicompress.model.channels.graph import tensors_of
 from aicompress.model.loading.architecture_code import refusing
 
@@ -153,7 +153,7 @@ def _is_transposed(model: Any, name: str) -> bool:
 
 
 class _Trial:
-    """A miniature that runs with its coordinates in another order.
+    """A tiny model that runs with its coordinates in another order.
 
     Raises:
         CheckpointError: it cannot be run.

@@ -7,12 +7,12 @@ import torch
 import transformers as hf
 
 from aicompress.errors import CheckpointError
-from aicompress.model.architecture import tiny_model
 from aicompress.model.architecture.architecture import Architecture
 from aicompress.model.architecture.hidden_width import residual, small
-from aicompress.model.architecture.reduced_model import with_short_windows
 from aicompress.model.architecture.shapes import build, misfits
-from aicompress.model.architecture.tiny_inputs import inputs_of
+from aicompress.model.architecture.small_models import tiny_model
+from aicompress.model.architecture.small_models.reduced_model import with_short_windows
+from aicompress.model.architecture.small_models.tiny_inputs import inputs_of
 from aicompress.weights import TensorSpec
 
 

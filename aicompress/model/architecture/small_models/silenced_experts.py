@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.errors import CheckpointError
-from aicompress.model.architecture import tiny_model
+from aicompress.model.architecture.small_models import tiny_model
 
 LEAST = -1e4  # a score that no softmax or sigmoid lets through
 
