@@ -1,4 +1,4 @@
-"""The application: one command per file, listed here in the order of the help text."""
+"""The application: one file of `verbs/` per command, listed here in the order of the help text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from aicompress import __version__
-from aicompress.cli import (
+from aicompress.cli.boundary import guarded
+from aicompress.cli.verbs import (
     compare,
     distill,
     evaluate,
@@ -15,13 +16,13 @@ from aicompress.cli import (
     factorize,
     inspect,
     methods,
+    pack,
     prune,
     quantize,
     schema,
+    unpack,
     verify,
 )
-from aicompress.cli.boundary import guarded
-from aicompress.cli.packing import pack, unpack
 
 app = typer.Typer(
     name="aicompress",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aicompress.cli.methods import is_open
+from aicompress.cli.verbs.methods import is_open
 from aicompress.methods import COMMANDS, methods
 from tests.cli.calls import Call, refused
 from tests.weights.forms import ints, write_form

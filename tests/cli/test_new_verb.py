@@ -62,13 +62,13 @@ def package(tmp_path: Path) -> Path:
     """A folder with a copy of the package, to which the verb `narrow` is added."""
     copied = tmp_path / "site" / "aicompress"
     shutil.copytree(Path(aicompress.__file__).parent, copied, ignore=shutil.ignore_patterns("__pycache__"))
-    for name, text in (("methods/narrow/half.py", METHOD), ("cli/narrow.py", COMMAND)):
+    for name, text in (("methods/narrow/half.py", METHOD), ("cli/verbs/narrow.py", COMMAND)):
         (copied / name).parent.mkdir(exist_ok=True)
         (copied / name).write_text(text)
     line = '    ("factorize", factorize, _STEPS),\n'
     lines = Path(app.__file__).read_text()
     assert line in lines
-    added = lines.replace(line, f'{line}    ("narrow", import_module("aicompress.cli.narrow"), _STEPS),\n')
+    added = lines.replace(line, f'{line}    ("narrow", import_module("aicompress.cli.verbs.narrow"), _STEPS),\n')
     (copied / "cli" / "app.py").write_text(
         added.replace("import typer\n", "import typer\nfrom importlib import import_module\n")
     )

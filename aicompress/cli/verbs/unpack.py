@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from aicompress.cli import options as o
-from aicompress.cli.packing.finish import finish
+from aicompress.cli.finish_packing import finish
 from aicompress.cli.step import Flags, destination
 
 EXAMPLES = """Examples:

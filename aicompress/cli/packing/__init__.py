@@ -1,1 +1,0 @@
-"""The commands `pack` and `unpack`."""
