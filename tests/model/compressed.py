@@ -10,7 +10,7 @@ from torch import Tensor
 
 from aicompress.checkpoint import Checkpoint, CheckpointWriter
 from aicompress.layer import LayerInfo
-from aicompress.model.loading.parameter_kinds import layer_kinds
+from aicompress.model.loading.definitions.parameter_kinds import layer_kinds
 from aicompress.pipeline.step.output import Destination, Planned, arrange
 from aicompress.weights import Dense, IntGrouped, LowRank, Sparse, Tied, Weight
 

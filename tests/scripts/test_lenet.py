@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from aicompress.model.loading.chain import module_for
+from aicompress.model.loading.definitions.chain import module_for
 from aicompress.recipe import Model
 from scripts import encoder_records
 from scripts.lenet.commands import Chain

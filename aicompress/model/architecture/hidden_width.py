@@ -30,7 +30,7 @@ from aicompress.model.architecture.feed_forward import Coupling, feed_forwards
 from aicompress.model.architecture.shapes import build, is_taken, reads_size, shapes_of
 from aicompress.model.architecture.small_models import tiny_model
 from aicompress.model.architecture.small_models.reduced_model import with_fewer_units, with_short_windows
-from aicompress.model.loading.parameter_kinds import layer_kinds
+from aicompress.model.loading.definitions.parameter_kinds import layer_kinds
 
 FIELDS = ("hidden_size", "d_model", "n_embd", "dim")
 HEAD_COUNTS = (

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from aicompress.model.loading.chain import Chain
+from aicompress.model.loading.definitions.chain import Chain
 
 
 @dataclass(frozen=True)

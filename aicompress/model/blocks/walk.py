@@ -24,7 +24,7 @@ from aicompress.model.blocks.input_errors import input_errors_refused
 from aicompress.model.blocks.input_statistics import Recorder
 from aicompress.model.blocks.paused_forward import PausedForward, follow, gate
 from aicompress.model.blocks.reconstruction import Stage, hidden
-from aicompress.model.loading.config import configurations
+from aicompress.model.loading.definitions.config import configurations
 from aicompress.model.loading.divided import Place
 from aicompress.model.loading.merged_experts import ExpertStack, Slot
 from aicompress.statistics import InputStats

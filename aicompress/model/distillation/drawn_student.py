@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from aicompress.errors import CheckpointError
-from aicompress.model.loading.architecture_code import refusing
-from aicompress.model.loading.definition import definition_of
+from aicompress.model.loading.definitions.architecture_code import refusing
+from aicompress.model.loading.definitions.definition import definition_of
 
 
 def drawn_model(config: dict[str, Any], seed: int) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CompressError, Refused
 from aicompress.methods.outputs import Output, Outputs, OutputShapes
-from aicompress.model.loading.definition import skeleton
+from aicompress.model.loading.definitions.definition import skeleton
 from aicompress.model.loading.load import build
 from aicompress.model.loading.pooling import Pooling, pooling
 from aicompress.model.loading.tokenizer import vocabulary_digest

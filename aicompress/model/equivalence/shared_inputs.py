@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aicompress.model.loading.config import batched_experts
+from aicompress.model.loading.definitions.config import batched_experts
 from aicompress.model.loading.divided import Place
 from aicompress.model.loading.merged_experts import Slot
 

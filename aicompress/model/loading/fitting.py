@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from aicompress.model import hf
-from aicompress.model.loading.definition import new_skeleton
+from aicompress.model.loading.definitions.definition import new_skeleton
 from aicompress.model.loading.fill import lacking, unused
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CheckpointError, Refused
-from aicompress.model.loading.biases import without_added_biases
+from aicompress.model.loading.definitions.biases import without_added_biases
 from aicompress.model.loading.fill import Filling
 from aicompress.model.loading.fitting import fitted
 

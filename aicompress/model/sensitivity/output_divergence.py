@@ -21,7 +21,7 @@ from aicompress.model.blocks.caches import copied, leave, left_by
 from aicompress.model.blocks.find import find_blocks
 from aicompress.model.blocks.input_errors import input_errors_refused
 from aicompress.model.blocks.walk import Batch, Loader
-from aicompress.model.loading.config import configurations
+from aicompress.model.loading.definitions.config import configurations
 
 BROKEN = 1e6  # the loss of outputs that are no numbers: more than any that are
 LOWEST = -1e30  # stands for logits of minus infinity, of tokens that a model never gives

@@ -13,7 +13,7 @@ from torch import Tensor
 from aicompress.checkpoint import Checkpoint
 from aicompress.data import SampleSource, batches, drawn_windows, labelled, named_arrays, sentences, token_windows
 from aicompress.errors import Refused
-from aicompress.model.loading.config import most_positions
+from aicompress.model.loading.definitions.config import most_positions
 from aicompress.model.loading.tokenizer import load_tokenizer
 from aicompress.model.sensitivity.loss import Sample
 from aicompress.pipeline.calibration.arguments import DEFAULT_SAMPLES, arguments_of

@@ -86,7 +86,7 @@ def module_of(checkpoint: Checkpoint, recipe: Recipe, allow_code: bool) -> Any:
     Raises:
         Refused: nothing says what it is, or a factory without --allow-code.
     """
-    from aicompress.model.loading.chain import module_for
+    from aicompress.model.loading.definitions.chain import module_for
     from aicompress.model.loading.load import build
 
     if recipe.model is not None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from aicompress.checkpoint import Checkpoint
 from aicompress.data import Data, sentences, token_windows
 from aicompress.errors import CompressError
-from aicompress.model.loading.config import most_positions
-from aicompress.model.loading.definition import has_generate, skeleton
+from aicompress.model.loading.definitions.config import most_positions
+from aicompress.model.loading.definitions.definition import has_generate, skeleton
 from aicompress.recipe import Recipe
 
 

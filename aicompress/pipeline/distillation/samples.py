@@ -12,8 +12,8 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.data import Data, SampleSource, Tokenizer, arrays, batches, labelled, sentences, token_windows
 from aicompress.errors import RecipeError, raise_all
 from aicompress.model.distillation.outputs import Task
-from aicompress.model.loading.config import most_positions
-from aicompress.model.loading.definition import skeleton
+from aicompress.model.loading.definitions.config import most_positions
+from aicompress.model.loading.definitions.definition import skeleton
 from aicompress.model.loading.tokenizer import load_tokenizer
 from aicompress.pipeline.calibration.data import class_names
 from aicompress.pipeline.distillation.batches import TrainingSamples
@@ -99,7 +99,7 @@ def bare_module(checkpoint: Checkpoint, model: Model | None, allow_code: bool) -
     """The module of a bare file, as a recipe's `model` section has it; None of a checkpoint that names its own."""
     if checkpoint.config is not None or model is None:
         return None
-    from aicompress.model.loading.chain import module_for
+    from aicompress.model.loading.definitions.chain import module_for
 
     return module_for(checkpoint.path, model, allow_code)
 

@@ -14,9 +14,9 @@ from aicompress.data import Data, SampleSource, arrays, batches, labelled, pairs
 from aicompress.errors import CheckpointError, RecipeError, raise_all
 from aicompress.metrics import Metric
 from aicompress.metrics.outputs import ClassLogits, ModelOutputs, PairEmbeddings, SentenceEmbeddings, TokenLogits
-from aicompress.model.loading.chain import module_for
-from aicompress.model.loading.config import class_names, most_positions
-from aicompress.model.loading.definition import skeleton
+from aicompress.model.loading.definitions.chain import module_for
+from aicompress.model.loading.definitions.config import class_names, most_positions
+from aicompress.model.loading.definitions.definition import skeleton
 from aicompress.pipeline.step.accepted_inputs import input_problems, text_problems
 from aicompress.pipeline.step.running_model import Inputs, Running
 from aicompress.recipe import Model

@@ -14,7 +14,7 @@ from aicompress.errors import Refused
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.model.equivalence.rotated_parameters import Rotatable
 from aicompress.model.equivalence.rotation import find_rotatable
-from aicompress.model.loading.definition import skeleton
+from aicompress.model.loading.definitions.definition import skeleton
 from aicompress.pipeline.calibration.random_weights import on_noise
 from aicompress.recipe import Recipe
 

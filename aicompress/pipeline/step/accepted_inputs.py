@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from aicompress.data import Data
 from aicompress.errors import CompressError, RecipeError
-from aicompress.model.loading.config import batched_experts, most_positions
-from aicompress.model.loading.definition import without_initialization
+from aicompress.model.loading.definitions.config import batched_experts, most_positions
+from aicompress.model.loading.definitions.definition import without_initialization
 from aicompress.pipeline.step.running_model import example
 
 TOKENS, IMAGES = "input_ids", "pixel_values"

@@ -13,8 +13,8 @@ from aicompress.errors import CheckpointError, CompressError, OutOfSpace
 from aicompress.layer import Kind
 from aicompress.measure import directory_nbytes
 from aicompress.model.architecture.shapes import misfits
+from aicompress.model.loading.definitions.parameter_kinds import layer_kinds
 from aicompress.model.loading.fitting import misfit_warnings
-from aicompress.model.loading.parameter_kinds import layer_kinds
 from aicompress.pipeline.step.output import Destination, Output
 from aicompress.report import gates
 from aicompress.weights import TensorSpec

@@ -15,7 +15,7 @@ from aicompress.checkpoint.layouts import Layout, Names, candidates, ct_config, 
 from aicompress.checkpoint.manifest import KEY, Manifest
 from aicompress.errors import Refused
 from aicompress.layer import LayerInfo
-from aicompress.model.loading.definition import auto_class_names, stock_models
+from aicompress.model.loading.definitions.definition import auto_class_names, stock_models
 from aicompress.weights import IntGrouped, TensorSpec, Weight
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from aicompress.checkpoint.source import locate
 from aicompress.data import Data, Tokenizer, arrays, batches
 from aicompress.errors import CheckpointError
-from aicompress.model.loading.config import most_positions
+from aicompress.model.loading.definitions.config import most_positions
 from aicompress.model.loading.pooling import Pooling
 from aicompress.pipeline.step.input import Adapted
 from aicompress.recipe import Model
@@ -100,7 +100,7 @@ class Setting:
 
 
 def _built(path: str, section: Model, allow_code: bool) -> nn.Module:
-    from aicompress.model.loading.chain import module_for
+    from aicompress.model.loading.definitions.chain import module_for
 
     module: nn.Module = module_for(path, section, allow_code)
     return module

@@ -14,7 +14,7 @@ from transformers.core_model_loading import WeightRenaming
 
 from aicompress.checkpoint.layouts import ct_config, ct_tensors
 from aicompress.model.hf import AicompressConfig, store
-from aicompress.model.loading.definition import skeleton, stock_models
+from aicompress.model.loading.definitions.definition import skeleton, stock_models
 from aicompress.model.loading.stock import StockReader, Trial
 from aicompress.weights import IntGrouped
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import aicompress
 from aicompress import recipe as recipes
-from aicompress.model.loading.definition import skeleton
+from aicompress.model.loading.definitions.definition import skeleton
 from aicompress.model.loading.weight_reads import reads_weights, weights_used
 from aicompress.pipeline.layerwise import planner
 from aicompress.pipeline.layerwise import run as layerwise

@@ -15,7 +15,7 @@ from transformers import AlbertConfig, AlbertModel, Swin2SRConfig, Swin2SRModel
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CompressError
 from aicompress.layer import as_matrix
-from aicompress.model.loading.chain import module_for
+from aicompress.model.loading.definitions.chain import module_for
 from aicompress.model.loading.load import build, load
 from aicompress.model.loading.merged_experts import Slot
 from aicompress.model.loading.partial_model import PartialModel

@@ -17,7 +17,7 @@ from torch import Tensor
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import Problems, RecipeError, Refused
 from aicompress.model.hf.layers_aicompress import StoredConv
-from aicompress.model.loading.chain import module_for
+from aicompress.model.loading.definitions.chain import module_for
 from aicompress.model.loading.load import load as load_model
 from aicompress.pipeline import steps
 from aicompress.pipeline.step.options import Options

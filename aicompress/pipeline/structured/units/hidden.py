@@ -23,7 +23,7 @@ from aicompress.model.architecture.config_fields import dotted
 from aicompress.model.architecture.feed_forward import Coupling
 from aicompress.model.architecture.hidden_width import Residual, residual
 from aicompress.model.architecture.layer_groups import grouped
-from aicompress.model.loading.parameter_kinds import layer_kinds
+from aicompress.model.loading.definitions.parameter_kinds import layer_kinds
 from aicompress.pipeline.step.workers import Processes
 from aicompress.pipeline.structured import calibrated_hidden
 from aicompress.pipeline.structured.blockwise import part

@@ -12,7 +12,7 @@ from aicompress.errors import CheckpointError
 from aicompress.layer import Kind
 from aicompress.model import hf
 from aicompress.model.kernels.is_linear import is_linear, multiplies
-from aicompress.model.loading.definition import new_skeleton, skeleton
+from aicompress.model.loading.definitions.definition import new_skeleton, skeleton
 
 _EXPERTS = re.compile(r"experts$")
 

@@ -11,7 +11,7 @@ import transformers as hf
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import RecipeError
-from aicompress.model.loading.config import configurations, most_positions
+from aicompress.model.loading.definitions.config import configurations, most_positions
 from aicompress.model.loading.load import load
 from aicompress.pipeline.calibration.data import calibration_inputs
 from aicompress.pipeline.distillation.samples import require_positions

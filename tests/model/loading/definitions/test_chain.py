@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from aicompress.errors import CheckpointError, RecipeError, Refused
-from aicompress.model.loading.chain import module_for
+from aicompress.model.loading.definitions.chain import module_for
 from aicompress.model.loading.load import load
 from aicompress.recipe import Model
 from tests import checkpoints

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.model import hf
-from aicompress.model.loading.definition import skeleton
+from aicompress.model.loading.definitions.definition import skeleton
 
 
 def without_added_biases(checkpoint: Checkpoint) -> Checkpoint:

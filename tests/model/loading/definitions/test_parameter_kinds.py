@@ -18,8 +18,8 @@ from aicompress import recipe as recipes
 from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.naming import routers_of
 from aicompress.model.kernels.is_linear import is_linear
+from aicompress.model.loading.definitions.parameter_kinds import layer_kinds
 from aicompress.model.loading.mismatches import mismatches
-from aicompress.model.loading.parameter_kinds import layer_kinds
 from aicompress.pipeline.layerwise import planner
 from aicompress.pipeline.layerwise import run as layerwise
 from aicompress.pipeline.step.options import Options

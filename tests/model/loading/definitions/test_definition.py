@@ -6,7 +6,7 @@ import pytest
 import transformers as hf
 
 from aicompress.errors import CheckpointError
-from aicompress.model.loading.definition import new_skeleton
+from aicompress.model.loading.definitions.definition import new_skeleton
 
 FALCON = {"model_type": "falcon", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 64}
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.errors import CheckpointError
-from aicompress.model.loading.architecture_code import refusing
+from aicompress.model.loading.definitions.architecture_code import refusing
 
 CLASS_PREFIX = "AIC"  # of the classes in modeling_aicompress.py
 
