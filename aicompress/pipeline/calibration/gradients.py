@@ -112,7 +112,7 @@ def differentiate(
     """
     recipe = plan.recipe
     assert recipe.calibration is not None
-    model = module_of(plan.checkpoint, recipe, plan.request.allow_code)
+    model = module_of(plan)
     loader = PartialModel(plan.checkpoint, model, dtype=torch.float32)
     given = samples(plan.checkpoint, model, recipe.calibration, recipe.seed, team)
     infos = [layer.info for layer in plan.layers if layer.config is not None]

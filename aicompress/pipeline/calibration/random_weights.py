@@ -18,7 +18,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.views.noise import NoiseCheckpoint
 from aicompress.errors import CompressError, Refused
 from aicompress.pipeline.calibration.data import calibration_inputs
-from aicompress.pipeline.calibration.request import module_of
+from aicompress.pipeline.calibration.request import Given, module_of
 from aicompress.pipeline.step.running_model import example
 from aicompress.pipeline.step.workers import Alone
 from aicompress.recipe import Recipe
@@ -28,15 +28,11 @@ SAMPLES, LENGTH, TOKENS = 2, 16, 64  # of the inputs on which a model is tried
 T = TypeVar("T")
 
 
-def on_noise(
-    checkpoint: Checkpoint, recipe: Recipe, allow_code: bool, search: Callable[[Any, Any, Mapping[str, Tensor]], T]
-) -> T:
+def on_noise(step: Given, search: Callable[[Any, Any, Mapping[str, Tensor]], T]) -> T:
     """Search the model with random weights for its structure; no weight is read.
 
     Args:
-        checkpoint: gives names and shapes.
-        recipe: says what the model is where the checkpoint does not, and what its inputs are.
-        allow_code: the recipe's factory may run.
+        step: gives names and shapes, says what the model is where the checkpoint does not, and what its inputs are.
         search: (model on the meta device, loader of its parts, a small batch) -> the structure.
 
     Raises:
@@ -44,10 +40,11 @@ def on_noise(
     """
     from aicompress.model.loading.partial_model import PartialModel
 
+    checkpoint, recipe = step.checkpoint, step.recipe
     if checkpoint.config is None and recipe.model is None:
         hint = "give a directory with config.json, or the recipe a `model:` section"
         raise Refused(f"{checkpoint.path} does not say how its layers are connected", hint)
-    model = module_of(checkpoint, recipe, allow_code)
+    model = module_of(step)
     noise = NoiseCheckpoint(**{own.name: getattr(checkpoint, own.name) for own in fields(Checkpoint)})
     batch = _batch(checkpoint, recipe, model)
     try:

@@ -47,8 +47,8 @@ class SelectedLayer(Protocol):
     def config(self) -> MethodConfig | None: ...
 
 
-class Step(Protocol):
-    """A plan, as far as calibration asks."""
+class Given(Protocol):
+    """Whatever holds what a step is given: a `StepInput`, or a plan."""
 
     @property
     def checkpoint(self) -> Checkpoint: ...
@@ -58,6 +58,25 @@ class Step(Protocol):
 
     @property
     def request(self) -> Request: ...
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """What a step is given.
+
+    Attributes:
+        checkpoint: the input.
+        recipe: what to do with it.
+        request: how it gets statistics.
+    """
+
+    checkpoint: Checkpoint
+    recipe: Recipe
+    request: Request
+
+
+class Step(Given, Protocol):
+    """A plan, as far as calibration asks."""
 
     @property
     def layers(self) -> Sequence[SelectedLayer]: ...
@@ -80,7 +99,7 @@ def follows(recipe: Recipe) -> bool:
     return recipe.calibration is None or recipe.calibration.activations == "compressed"
 
 
-def module_of(checkpoint: Checkpoint, recipe: Recipe, allow_code: bool) -> Any:
+def module_of(step: Given) -> Any:
     """The model to run, without its weights.
 
     Raises:
@@ -89,6 +108,6 @@ def module_of(checkpoint: Checkpoint, recipe: Recipe, allow_code: bool) -> Any:
     from aicompress.model.loading.definitions.chain import module_for
     from aicompress.model.loading.load import build
 
-    if recipe.model is not None:
-        return module_for(checkpoint.path, recipe.model, allow_code)
-    return build(checkpoint)
+    if step.recipe.model is not None:
+        return module_for(step.checkpoint.path, step.recipe.model, step.request.allow_code)
+    return build(step.checkpoint)

@@ -15,7 +15,7 @@ from aicompress.methods.method import OF_GRADIENTS, OF_TRAINING, MethodConfig
 from aicompress.methods.structural import AnyStructuralMethod
 from aicompress.pipeline.calibration.arguments import argument_problems
 from aicompress.pipeline.calibration.given_files import lacking
-from aicompress.pipeline.calibration.request import Request, SelectedLayer, follows, module_of
+from aicompress.pipeline.calibration.request import Given, Request, SelectedLayer, follows, module_of
 from aicompress.pipeline.calibration.texts import generates, too_few
 from aicompress.recipe import Recipe
 
@@ -33,16 +33,13 @@ def _searches(method: AnyLayerMethod | AnyStructuralMethod, config: MethodConfig
 
 
 def problems(
-    checkpoint: Checkpoint,
-    recipe: Recipe,
-    method: AnyLayerMethod | AnyStructuralMethod,
-    chosen: Sequence[SelectedLayer],
-    request: Request,
+    step: Given, method: AnyLayerMethod | AnyStructuralMethod, chosen: Sequence[SelectedLayer]
 ) -> list[CompressError]:
     """Everything that would keep a method from its statistics.
 
     Of one that leaves layers as they are it is seen later, by `in_files`, what files lack of the others.
     """
+    checkpoint, recipe, request = step.checkpoint, step.recipe, step.request
     needs = frozenset[str]().union(*(wanted(method, x.config) for x in chosen if x.config is not None))
     searches = any(_searches(method, x.config) for x in chosen if x.config is not None)
     unseen = [x for x in chosen if x.config is not None and _is_unseen(checkpoint, x.info)]
@@ -87,7 +84,7 @@ def problems(
     else:
         refusals += data.problems(recipe.calibration)
         refusals += _of_loss(checkpoint, recipe, chosen) if needs & OF_GRADIENTS else []
-    refusals += _of_model(checkpoint, recipe, request)
+    refusals += _of_model(step)
     return refusals or too_few(checkpoint, recipe)
 
 
@@ -121,8 +118,9 @@ def _of_loss(checkpoint: Checkpoint, recipe: Recipe, chosen: Sequence[SelectedLa
     return []
 
 
-def _of_model(checkpoint: Checkpoint, recipe: Recipe, request: Request) -> list[CompressError]:
+def _of_model(step: Given) -> list[CompressError]:
     """Why the checkpoint cannot be run."""
+    checkpoint, recipe = step.checkpoint, step.recipe
     if checkpoint.config is None and recipe.model is None:
         hint = "give a folder with config.json, or the recipe `model: {sequential: [fc1, relu, fc2]}` or a factory"
         return [RecipeError(f"{checkpoint.path} names no architecture, and calibration runs the model", hint)]
@@ -130,7 +128,7 @@ def _of_model(checkpoint: Checkpoint, recipe: Recipe, request: Request) -> list[
     from aicompress.model.loading.tokenizer import load_tokenizer
 
     try:
-        module = module_of(checkpoint, recipe, request.allow_code)
+        module = module_of(step)
         PartialModel(checkpoint, module)
     except CompressError as error:
         return [error]

@@ -56,7 +56,7 @@ class CalibrationRun:
             RecipeError: the calibration data does not fit the model.
         """
         assert plan.recipe.calibration is not None
-        model = module_of(plan.checkpoint, plan.recipe, plan.request.allow_code)
+        model = module_of(plan)
         loader = PartialModel(plan.checkpoint, model)
         inputs = calibration_inputs(plan.checkpoint, model, plan.recipe.calibration, plan.recipe.seed, team, most)
         held = experts_of(plan)

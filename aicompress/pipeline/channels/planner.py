@@ -22,7 +22,7 @@ from aicompress.methods.channels import AnyChannelPruner, ChannelMethod, Channel
 from aicompress.model.channels.cut import kept_places
 from aicompress.model.channels.graph import OUTPUT
 from aicompress.model.loading.partial_model import PartialModel
-from aicompress.pipeline.calibration.request import Request, module_of
+from aicompress.pipeline.calibration.request import Request, StepInput, module_of
 from aicompress.pipeline.channels.config_widths import FIELDS, HINT
 from aicompress.pipeline.channels.example_inputs import as_taken
 from aicompress.pipeline.channels.outline import Draft
@@ -54,10 +54,11 @@ def make_plan(
     request = request or Request()
     opened = opened_input(source, destination, recipe.gates)
     checkpoint, infos = opened.checkpoint, opened.infos
+    given = StepInput(checkpoint, recipe, request)
     chosen, unmatched = select(list(infos), recipe.select.include, recipe.select.exclude, recipe.select.kinds)
-    raise_all([*opened.problems, *unmatched, *_problems(checkpoint, recipe, pruner, request)])
+    raise_all([*opened.problems, *unmatched, *_problems(given, pruner)])
     require_writable(destination.path)
-    module, names = _loaded(checkpoint, recipe, request)
+    module, names = _loaded(given)
     samples = _samples(recipe, module)
     inputs = example_of(module, samples, pruner.settings.input_shape)
     groups, fixed = traced(module, inputs, str(checkpoint.path))
@@ -81,12 +82,10 @@ def make_plan(
     )
 
 
-def _problems(
-    checkpoint: Checkpoint, recipe: Recipe, pruner: AnyChannelPruner, request: Request
-) -> Iterator[CompressError]:
+def _problems(given: StepInput, pruner: AnyChannelPruner) -> Iterator[CompressError]:
     """What is wrong with a recipe before anything is loaded."""
-    settings = pruner.settings
-    if request.stats:
+    checkpoint, recipe, settings = given.checkpoint, given.recipe, pruner.settings
+    if given.request.stats:
         yield Refused(f"{pruner.method.name} reads no statistics of inputs", "leave --stats out")
     for name in ("rules", "levels"):
         if getattr(recipe, name):
@@ -101,8 +100,8 @@ def _problems(
             yield RecipeError("calibration: channels reads arrays", "calibration: {arrays: file.npz, inputs: name}")
         yield from data.problems(recipe.calibration)
         return
-    for given in settings.data_fields:
-        yield RecipeError(f"method.{given} needs calibration data", _ADD)
+    for name in settings.data_fields:
+        yield RecipeError(f"method.{name} needs calibration data", _ADD)
 
 
 def _unexpressed(checkpoint: Checkpoint, recipe: Recipe, settings: ChannelSettings) -> Iterator[CompressError]:
@@ -125,14 +124,14 @@ def _unexpressed(checkpoint: Checkpoint, recipe: Recipe, settings: ChannelSettin
 _ADD = "add `calibration: {arrays: file.npz, inputs: images, labels: labels, samples: 1024}`"
 
 
-def _loaded(checkpoint: Checkpoint, recipe: Recipe, request: Request) -> tuple[nn.Module, dict[str, str]]:
+def _loaded(given: StepInput) -> tuple[nn.Module, dict[str, str]]:
     """The network with plain weights in float32, compressed ones decoded, and what it calls its parameters.
 
     Raises:
         Refused: it keeps several of the checkpoint's parameters in one.
     """
-    module: nn.Module = module_of(checkpoint, recipe, request.allow_code)
-    partial = PartialModel(checkpoint, module, dtype=torch.float32)
+    module: nn.Module = module_of(given)
+    partial = PartialModel(given.checkpoint, module, dtype=torch.float32)
     merged = next((name for name, (_, merge) in partial.targets.items() if merge is not None), None)
     if merged is not None:
         message = f"the model keeps {merged} in one tensor with others: its channels are not followed"

@@ -15,8 +15,8 @@ from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.methods.method import MethodConfig
 from aicompress.methods.zeros import mask_of
 from aicompress.pipeline.calibration.random_weights import on_noise
+from aicompress.pipeline.calibration.request import Given
 from aicompress.pipeline.step.layer_plan import layer_seed
-from aicompress.recipe import Recipe
 from aicompress.weights import Dense, PerExpert, Weight
 
 
@@ -45,13 +45,12 @@ class Divisible:
 ALL_WHOLE = Divisible({}, {})
 
 
-def divisible(
-    checkpoint: Checkpoint, recipe: Recipe, method: AnyLayerMethod, chosen: Sequence[LayerInfo], allow_code: bool
-) -> Divisible:
+def divisible(step: Given, method: AnyLayerMethod, chosen: Sequence[LayerInfo]) -> Divisible:
     """Find the experts that a method takes one by one.
 
     With statistics of their inputs, the model is run on random weights to see how they are multiplied with these.
     """
+    checkpoint, recipe = step.checkpoint, step.recipe
     configs = {info.tensor: recipe.config_for(info)[0] for info in chosen if info.kind == "experts"}
     parts = {info.tensor for info in chosen if info.kind == "experts" and info.part}
     stored = {name for name in configs if isinstance(checkpoint.outline(name), PerExpert)}
@@ -71,7 +70,7 @@ def divisible(
         from aicompress.model.equivalence.expert_products import expert_products
 
         try:
-            seen = on_noise(checkpoint, recipe, allow_code, expert_products)
+            seen = on_noise(step, expert_products)
         except CompressError as error:
             told = f"the model does not run on random weights ({error.message})"
             return Divisible(made.experts, {**made.why, **dict.fromkeys(each, told)})

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from aicompress.checkpoint import Checkpoint
 from aicompress.errors import RecipeError, Refused
 from aicompress.methods.head_products import HeadProduct
 from aicompress.methods.layerwise import AnyLayerMethod
@@ -14,12 +13,12 @@ from aicompress.model.architecture.architecture import Architecture
 from aicompress.model.architecture.attention import head_counts
 from aicompress.model.equivalence.head_products import HeadCounts, find_head_products
 from aicompress.pipeline.calibration.random_weights import on_noise
+from aicompress.pipeline.calibration.request import Given
 from aicompress.pipeline.step.layer_plan import LayerPlan
-from aicompress.recipe import Recipe
 
 
 def coupled(
-    checkpoint: Checkpoint, recipe: Recipe, method: AnyLayerMethod, layers: Mapping[str, LayerPlan], allow_code: bool
+    step: Given, method: AnyLayerMethod, layers: Mapping[str, LayerPlan]
 ) -> tuple[dict[str, LayerPlan], list[str]]:
     """The layers that are members of products, with these, and notes that tell which are left as they are.
 
@@ -33,7 +32,7 @@ def coupled(
     by_tensor = {layer.info.tensor: layer for layer in layers.values()}
     coupled: dict[str, LayerPlan] = {}
     whole: dict[str, str] = {}
-    for product in _products(checkpoint, recipe, allow_code):
+    for product in _products(step):
         members = [by_tensor[name] for name in product.members if name in by_tensor]
         if len(members) == 2:
             _require_one_config(members)
@@ -51,10 +50,10 @@ def coupled(
     return {name: coupled[name] for name in layers if name in coupled}, _left(layers, coupled, whole)
 
 
-def _products(checkpoint: Checkpoint, recipe: Recipe, allow_code: bool) -> tuple[HeadProduct, ...]:
-    architecture = Architecture.of(checkpoint.config, checkpoint.parameters())
+def _products(step: Given) -> tuple[HeadProduct, ...]:
+    architecture = Architecture.of(step.checkpoint.config, step.checkpoint.parameters())
     counts = dict.fromkeys(HeadCounts(c.heads, c.groups, c.width) for c in head_counts(architecture.config))
-    return on_noise(checkpoint, recipe, allow_code, partial(find_head_products, tuple(counts)))
+    return on_noise(step, partial(find_head_products, tuple(counts)))
 
 
 def _require_one_config(members: Sequence[LayerPlan]) -> None:

@@ -18,7 +18,7 @@ from aicompress.model.equivalence.scaling_groups import ScalingGroup
 from aicompress.pipeline.calibration import requirements
 from aicompress.pipeline.calibration.gradients import diagonal_only
 from aicompress.pipeline.calibration.joints import OUTPUTS
-from aicompress.pipeline.calibration.request import Request
+from aicompress.pipeline.calibration.request import Request, StepInput
 from aicompress.pipeline.calibration.texts import shortened
 from aicompress.pipeline.layerwise.allocation.levels import Sensitivities, with_levels
 from aicompress.pipeline.layerwise.allocation.target import require_reach, undecided
@@ -94,15 +94,14 @@ def make_plan(
     if not isinstance(method, LayerMethod):
         raise TypeError(f"{method.name} is not layer-wise")
     request = request or Request()
-    checkpoint, kinds, warnings = _opened(source, recipe, method, request.allow_code)
+    checkpoint, kinds, warnings = _opened(source, recipe, method, request)
     recipe = recipe.counted(checkpoint.layers(kinds))
     checkpoint = _with_forms_that_fit(checkpoint, checkpoint.layers(kinds), recipe, method)
     infos = checkpoint.layers(kinds)
-    chosen = _chosen(
-        checkpoint, infos, recipe, method, request, place_problems([checkpoint], destination, recipe.gates)
-    )
+    given = StepInput(checkpoint, recipe, request)
+    chosen = _chosen(given, infos, method, place_problems([checkpoint], destination, recipe.gates))
     require_writable(destination.path)
-    settled = _settled(checkpoint, chosen, method, request)
+    settled = _settled(replace(given, recipe=chosen.recipe), chosen, method)
     layers = tuple(settled.layers.get(info.name, LayerPlan(info)) for info in infos)
     step = lineage_step(command, chosen.recipe, checkpoint.source, checkpoint.foreign.beside)
     output = arrange(checkpoint, destination, planned_parameters(checkpoint, layers), step)
@@ -125,50 +124,47 @@ def make_plan(
 
 
 def _chosen(
-    checkpoint: Checkpoint,
-    infos: Sequence[LayerInfo],
-    recipe: Recipe,
-    method: AnyLayerMethod,
-    request: Request,
-    problems: list[CompressError],
+    given: StepInput, infos: Sequence[LayerInfo], method: AnyLayerMethod, problems: list[CompressError]
 ) -> Chosen:
     """Select layers, find levels, and give each layer its parameters.
 
     Args:
-        checkpoint, recipe, method, request: of the step.
+        given, method: the input, and the recipe's method.
         infos: every layer of the input.
         problems: what is known to be wrong.
 
     Raises:
         Refused: or Problems, everything that is wrong.
     """
+    recipe = given.recipe
     kinds, others = _kinds(recipe, infos)
     selected, unmatched = select(infos, recipe.select.include, recipe.select.exclude, kinds)
     problems = [*problems, *unmatched, *recipe.problems(infos)]
     borrowers = followers(selected)
     selected = [info for info in selected if not info.owner]
-    recipe, levels = with_levels(checkpoint, recipe, method, selected, request, problems)
-    experts = divisible(checkpoint, recipe, method, selected, request.allow_code)
+    recipe, levels = with_levels(given, method, selected, problems)
+    given = replace(given, recipe=recipe)
+    experts = divisible(given, method, selected)
     layers, misfits = configured(selected, recipe, method, experts)
-    lacking = requirements.problems(checkpoint, recipe, method, list(layers.values()), request)
+    lacking = requirements.problems(given, method, list(layers.values()))
     raise_all([*problems, *misfits, *lacking])
     return Chosen(recipe, selected, layers, experts, levels, [*others, *levels.notes, *borrowers])
 
 
-def _settled(checkpoint: Checkpoint, chosen: Chosen, method: AnyLayerMethod, request: Request) -> Settled:
+def _settled(given: StepInput, chosen: Chosen, method: AnyLayerMethod) -> Settled:
     """Find layers that go together, resolve what depends on weights, and outline what layers become.
 
     Raises:
         Refused: or Problems: none can be compressed, or files of statistics lack one.
     """
-    recipe, layers = chosen.recipe, dict(chosen.layers)
-    scaling_groups, unscaled = rescalable(checkpoint, recipe, method, list(layers.values()), request.allow_code)
-    layers, uncoupled = coupled(checkpoint, recipe, method, layers, request.allow_code)
-    layers, alone = grouped(checkpoint, layers, method, recipe.seed)
+    checkpoint, seed, layers = given.checkpoint, given.recipe.seed, dict(chosen.layers)
+    scaling_groups, unscaled = rescalable(given, method, list(layers.values()))
+    layers, uncoupled = coupled(given, method, layers)
+    layers, alone = grouped(checkpoint, layers, method, seed)
     if method.leaves:
-        raise_all(requirements.in_files(method, list(layers.values()), request))
-    whole = whole_ones(Compression(method, checkpoint, recipe.seed), layers.values())
-    layers, alike = resolved(checkpoint, layers, method, recipe.seed)
+        raise_all(requirements.in_files(method, list(layers.values()), given.request))
+    whole = whole_ones(Compression(method, checkpoint, seed), layers.values())
+    layers, alike = resolved(checkpoint, layers, method, seed)
     wanted = searches(method, layers)
     widths = {name: open_widths(method, layers[name]) for name in wanted}
     layers = {name: planned_at(method, layer, widths.get(name, (None,))[0]) for name, layer in layers.items()}
@@ -198,13 +194,13 @@ def _warnings(plan: Plan, chosen: Chosen, settled: Settled) -> list[str]:
 
 
 def _opened(
-    source: str | Path | Adapted, recipe: Recipe, method: AnyLayerMethod, allow_code: bool
+    source: str | Path | Adapted, recipe: Recipe, method: AnyLayerMethod, request: Request
 ) -> tuple[Checkpoint, Mapping[str, Kind | None] | None, list[str]]:
     """The input as the method reads it, the kinds of its parameters, and warnings."""
     checkpoint, tied = open_input(source)
     if method.rewrites:  # what is rewritten has to be plain
         checkpoint = with_decoded(checkpoint, checkpoint.foreign.kept)
-    checkpoint, untied = rotated(checkpoint, recipe, method, allow_code)
+    checkpoint, untied = rotated(StepInput(checkpoint, recipe, request), method)
     kinds, warnings = known_kinds(checkpoint)
     return checkpoint, kinds, [*tied, *untied, *warnings]
 

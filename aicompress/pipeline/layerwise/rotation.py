@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,14 +17,12 @@ from aicompress.model.equivalence.rotated_parameters import Rotatable
 from aicompress.model.equivalence.rotation import find_rotatable
 from aicompress.model.loading.definitions.definition import skeleton
 from aicompress.pipeline.calibration.random_weights import on_noise
-from aicompress.recipe import Recipe
+from aicompress.pipeline.calibration.request import StepInput
 
 HINT = "quantize it as it is: gptq, or awq"
 
 
-def rotated(
-    checkpoint: Checkpoint, recipe: Recipe, method: AnyLayerMethod, allow_code: bool
-) -> tuple[Checkpoint, list[str]]:
+def rotated(step: StepInput, method: AnyLayerMethod) -> tuple[Checkpoint, list[str]]:
     """The checkpoint that a method compresses, rotated where it asks for that, and warnings for the user.
 
     The structure that the rotation is folded into is searched for on random weights (`on_noise`); the checkpoint's own
@@ -32,7 +31,7 @@ def rotated(
     Raises:
         Refused: the model cannot be rotated, with the reason.
     """
-    rotates = method.rotates
+    rotates, checkpoint, recipe = method.rotates, step.checkpoint, step.recipe
     if rotates is None:
         return checkpoint, []
     view, warnings = _untied(RewrittenCheckpoint.over(checkpoint), rotates.unties(recipe.method))
@@ -42,7 +41,7 @@ def rotated(
 
     try:
         turnable = on_noise(
-            view, recipe, allow_code, lambda model, loader, batch: find_rotatable(model, loader, batch, rotating)
+            replace(step, checkpoint=view), lambda model, loader, batch: find_rotatable(model, loader, batch, rotating)
         )
     except Refused as error:
         raise Refused(f"{checkpoint.path} cannot be rotated: {error.message}", error.hint or HINT) from error

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from aicompress.checkpoint import Checkpoint
 from aicompress.checkpoint.journal import Journal
 from aicompress.checkpoint.views.rewritten import RewrittenCheckpoint
 from aicompress.errors import Refused
@@ -18,16 +17,15 @@ from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.model.equivalence.scaling_groups import ChannelAxis, ScalingGroup
 from aicompress.model.equivalence.search import probe
 from aicompress.pipeline.calibration.random_weights import on_noise
-from aicompress.pipeline.calibration.request import SelectedLayer
+from aicompress.pipeline.calibration.request import Given, SelectedLayer
 from aicompress.pipeline.layerwise.compress import Compression
 from aicompress.pipeline.layerwise.experts import reader
 from aicompress.pipeline.step.layer_plan import LayerPlan
-from aicompress.recipe import Recipe
 from aicompress.statistics import InputStats
 
 
 def rescalable(
-    checkpoint: Checkpoint, recipe: Recipe, method: AnyLayerMethod, chosen: Sequence[SelectedLayer], allow_code: bool
+    step: Given, method: AnyLayerMethod, chosen: Sequence[SelectedLayer]
 ) -> tuple[tuple[ScalingGroup, ...], list[str]]:
     """The scaling groups of chosen layers, and a warning that names the layers outside of all.
 
@@ -40,7 +38,8 @@ def rescalable(
     if method.rescales is None:
         return (), []
     names = {layer.info.tensor for layer in chosen}
-    known = on_noise(checkpoint, recipe, allow_code, probe).groups
+    checkpoint = step.checkpoint
+    known = on_noise(step, probe).groups
     mine = [group for group in known if names & {axis.parameter for axis in group.consumers}]
     bound = checkpoint.manifest.entries.keys() | set(checkpoint.manifest.lent.values())
     usable = tuple(group for group in mine if not _parameters(group) & bound)

@@ -21,7 +21,7 @@ from aicompress.methods.budget import least_loss
 from aicompress.methods.structural import AnyPruner, Losses, Structure
 from aicompress.pipeline.calibration import requirements
 from aicompress.pipeline.calibration.gradients import differentiate
-from aicompress.pipeline.calibration.request import MIN_ROWS, Request
+from aicompress.pipeline.calibration.request import MIN_ROWS, Request, StepInput
 from aicompress.pipeline.calibration.runner import CalibrationRun
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.options import Progress
@@ -102,8 +102,8 @@ class Allocator:
             return
         infos = layers_of(self.checkpoint, tensors)
         layers = [LayerPlan(info, self.pruner.config) for info in infos]
-        direct = dataclasses.replace(self.request, stats=())
-        missing = requirements.problems(self.checkpoint, self.recipe, self.pruner.method, layers, direct)
+        direct = StepInput(self.checkpoint, self.recipe, dataclasses.replace(self.request, stats=()))
+        missing = requirements.problems(direct, self.pruner.method, layers)
         raise_all([*(factor_problems(infos) if "gradients" in self.losses.statistics else []), *missing])
 
     def _measure(self, structures: Sequence[Structure], progress: Progress) -> SurveyResult:

@@ -75,7 +75,7 @@ class UnitChoice(Generic[U, L]):
             raise Refused(f"{what}, which files of statistics do not hold", "leave --stats out")
         asked = self._measurement()
         method = self.pruner.method
-        raise_all(requirements.problems(self.checkpoint, self.recipe, method, asked.layers, self.request))
+        raise_all(requirements.problems(self, method, asked.layers))
         self.unit.require_scores(self.layout, asked)
 
     def edit(self) -> Edit:

@@ -175,7 +175,7 @@ def _calibration_problems(choice: UnitChoice[Any, Any], edit: Edit) -> list[Comp
     if factors:
         return list(factors)
     chosen = [LayerPlan(info, pruner.config) for info in infos]
-    return requirements.problems(choice.checkpoint, choice.recipe, pruner.method, chosen, choice.request)
+    return requirements.problems(choice, pruner.method, chosen)
 
 
 def _unused_sections(recipe: Recipe) -> list[CompressError]:

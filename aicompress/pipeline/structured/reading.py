@@ -7,26 +7,21 @@ from dataclasses import dataclass
 
 from aicompress.checkpoint import Checkpoint
 from aicompress.layer import LayerInfo
-from aicompress.pipeline.calibration.request import Request
+from aicompress.pipeline.calibration.request import StepInput
 from aicompress.pipeline.step.checks import known_kinds
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.output import Output
 from aicompress.pipeline.structured.edit import Edit
-from aicompress.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Measurement:
+class Measurement(StepInput):
     """A measurement on the running model.
 
     Attributes:
-        checkpoint, recipe, request: of the step.
         layers: whose inputs or gradients are read, with the method's parameters.
     """
 
-    checkpoint: Checkpoint
-    recipe: Recipe
-    request: Request
     layers: Sequence[LayerPlan]
 
 

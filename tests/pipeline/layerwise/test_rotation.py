@@ -18,7 +18,7 @@ from aicompress.errors import Refused
 from aicompress.methods import get
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.model.loading.load import load
-from aicompress.pipeline.calibration.request import Request
+from aicompress.pipeline.calibration.request import Request, StepInput
 from aicompress.pipeline.layerwise.rotation import rotated
 from aicompress.pipeline.step.input import open_input
 from aicompress.pipeline.step.options import Options
@@ -42,7 +42,7 @@ def view_of(folder: Path, **fields: Any) -> tuple[Checkpoint, list[str]]:
     method = get("quantize", "hadamard")
     assert isinstance(method, LayerMethod)
     recipe = Recipe(version=1, method=method.config(**{"name": "hadamard", "untie": True, **fields}))
-    return rotated(open_input(folder)[0], recipe, method, False)
+    return rotated(StepInput(open_input(folder)[0], recipe, Request()), method)
 
 
 def save_rotated(folder: Path, out: Path) -> int:

@@ -8,21 +8,19 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from aicompress.checkpoint import Checkpoint
 from aicompress.layer import from_matrix
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.model.blocks.walk import Walk, walk
 from aicompress.model.loading.partial_model import PartialModel
 from aicompress.pipeline.calibration.data import calibration_inputs
 from aicompress.pipeline.calibration.record import record_of_data
-from aicompress.pipeline.calibration.request import Request, module_of
+from aicompress.pipeline.calibration.request import StepInput, module_of
 from aicompress.pipeline.layerwise.allocation.probe import measured_part, probe_of
 from aicompress.pipeline.layerwise.compress import Compression, LayerStatistics, completed
 from aicompress.pipeline.step.layer_plan import LayerPlan
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.survey import SurveyResult
 from aicompress.pipeline.step.workers import Alone
-from aicompress.recipe import Recipe
 from aicompress.statistics import GradientStats, InputStats
 
 
@@ -31,14 +29,12 @@ class BlockLayers:
     """Blocks of a checkpoint, and what compresses them.
 
     Attributes:
-        checkpoint: the input.
-        recipe: of the step.
+        step: the input, and the recipe.
         method: the recipe's.
         layers: by depth and by parameter, with explicit parameters of the method.
     """
 
-    checkpoint: Checkpoint
-    recipe: Recipe
+    step: StepInput
     method: AnyLayerMethod
     layers: Mapping[int, Mapping[str, Sequence[LayerPlan]]]
 
@@ -85,29 +81,31 @@ class BlockTrial:
         return torch.tensor([self.losses[depth] for depth in self.blocks.layers], dtype=torch.float64)
 
     def _compress(self, depth: int, tensor: str, inputs: InputStats) -> None:
-        step, jobs = self.blocks, self.blocks.layers[depth][tensor]
+        blocks, step, jobs = self.blocks, self.blocks.step, self.blocks.layers[depth][tensor]
         given = completed(inputs, [job.info for job in jobs])
         known = {job.info.name: LayerStatistics(given, GradientStats.flat(job.info.shape)) for job in jobs}
-        weight, _ = Compression(step.method, step.checkpoint, step.recipe.seed).compress_parameter(tensor, jobs, known)
+        weight, _ = Compression(blocks.method, step.checkpoint, step.recipe.seed).compress_parameter(
+            tensor, jobs, known
+        )
         spec = step.checkpoint.parameters()[tensor]
         changed = self._changed.setdefault(depth, {})
         changed[tensor] = from_matrix(weight.dense(), spec.shape, jobs[0].info.transposed).to(spec.dtype)
-        if len(changed) == len(step.layers[depth]):
+        if len(changed) == len(blocks.layers[depth]):
             self.losses[depth] = self.loss(self._changed.pop(depth))
-            self.progress("blocks", len(self.losses), len(step.layers))
+            self.progress("blocks", len(self.losses), len(blocks.layers))
 
 
-def by_outputs(blocks: BlockLayers, request: Request, progress: Progress) -> SurveyResult:
+def by_outputs(blocks: BlockLayers, progress: Progress) -> SurveyResult:
     """Losses of the model's outputs on a part of the calibration data, float64 by block.
 
     Raises:
         RecipeError: the calibration data does not fit the model.
     """
-    checkpoint, recipe = blocks.checkpoint, blocks.recipe
+    checkpoint, recipe = blocks.step.checkpoint, blocks.step.recipe
     assert recipe.calibration is not None
-    model = module_of(checkpoint, recipe, request.allow_code)
+    model = module_of(blocks.step)
     inputs = calibration_inputs(checkpoint, model, measured_part(recipe.calibration), recipe.seed, Alone())
-    with probe_of(checkpoint, module_of(checkpoint, recipe, request.allow_code), inputs) as probe:
+    with probe_of(checkpoint, module_of(blocks.step), inputs) as probe:
 
         def loss(changes: Mapping[str, Tensor]) -> float:
             return probe.loss({name: tensor for name, tensor in changes.items() if probe.holds(name)})
@@ -129,7 +127,7 @@ def by_weights(blocks: BlockLayers, progress: Progress) -> SurveyResult:
     def loss(changes: Mapping[str, Tensor]) -> float:
         error = norm = 0.0
         for name, tensor in changes.items():
-            original = blocks.checkpoint.dense(name).float()
+            original = blocks.step.checkpoint.dense(name).float()
             error += float((tensor.float() - original).square().sum(dtype=torch.float64))
             norm += float(original.square().sum(dtype=torch.float64))
         return error / norm if norm else 0.0

@@ -104,7 +104,7 @@ def tried(
         return
     assert plan.recipe.calibration is not None
     data = measured_part(plan.recipe.calibration)
-    model = module_of(plan.checkpoint, plan.recipe, plan.request.allow_code)
+    model = module_of(plan)
     inputs = calibration_inputs(plan.checkpoint, model, data, plan.recipe.seed, Alone())
     with probe_of(plan.checkpoint, model, inputs) as probe:
         if not probe.divergence:

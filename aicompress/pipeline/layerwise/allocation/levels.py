@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CompressError, RecipeError, raise_all
 from aicompress.layer import LayerInfo
 from aicompress.methods.layerwise import AnyLayerMethod
 from aicompress.methods.method import OF_TRAINING
 from aicompress.methods.partition import contiguous_parts
 from aicompress.pipeline.calibration import requirements
-from aicompress.pipeline.calibration.request import Request
+from aicompress.pipeline.calibration.request import StepInput
 from aicompress.pipeline.layerwise.allocation.block_losses import BlockLayers, by_outputs, by_weights
 from aicompress.pipeline.layerwise.plan import planned_at
 from aicompress.pipeline.layerwise.resolve import configured, open_widths, resolved, searches
@@ -41,12 +40,7 @@ class Sensitivities:
 
 
 def with_levels(
-    checkpoint: Checkpoint,
-    recipe: Recipe,
-    method: AnyLayerMethod,
-    chosen: list[LayerInfo],
-    request: Request,
-    problems: Sequence[CompressError],
+    step: StepInput, method: AnyLayerMethod, chosen: list[LayerInfo], problems: Sequence[CompressError]
 ) -> tuple[Recipe, Sensitivities]:
     """The recipe with levels by depth in the place of those that are to be found, and what was measured for it.
 
@@ -54,28 +48,29 @@ def with_levels(
     compared, without it the weights.
 
     Args:
-        checkpoint, recipe, method, request: of the step.
+        step, method: the input, and the recipe's method.
         chosen: layers that the recipe selects.
         problems: what is known to be wrong, and keeps the model from running.
 
     Raises:
         Refused: or Problems, what is wrong.
     """
+    checkpoint, recipe = step.checkpoint, step.recipe
     wanted = recipe.measured_levels
     if wanted is None:
         return recipe, Sensitivities()
     layers, misfits = configured(chosen, recipe, method)
-    known = [*problems, *misfits, *requirements.problems(checkpoint, recipe, method, list(layers.values()), request)]
+    known = [*problems, *misfits, *requirements.problems(step, method, list(layers.values()))]
     governed = {name: x for name, x in layers.items() if x.rule == "method" and x.info.index is not None}
     depths = sorted({layer.info.index for layer in governed.values() if layer.info.index is not None})
     raise_all([*known, *_problems(recipe, method, wanted, list(governed.values()), depths)])
     explicit, _ = resolved(checkpoint, governed, method, recipe.seed)
-    blocks = BlockLayers(checkpoint, recipe, method, _by_depth(method, explicit, depths))
+    blocks = BlockLayers(step, method, _by_depth(method, explicit, depths))
 
     def measure(progress: Progress) -> SurveyResult:
-        return by_weights(blocks, progress) if recipe.calibration is None else by_outputs(blocks, request, progress)
+        return by_weights(blocks, progress) if recipe.calibration is None else by_outputs(blocks, progress)
 
-    measured = request.survey.recorded(f"sensitivity of {len(depths)} blocks", checkpoint, recipe, measure)
+    measured = step.request.survey.recorded(f"sensitivity of {len(depths)} blocks", checkpoint, recipe, measure)
     levels, notes = _divided(wanted, depths, measured.tensors["losses"].tolist())
     return recipe.with_levels(levels), Sensitivities((_meaning(measured), *notes), measured.record)
 

@@ -61,10 +61,10 @@ class WidthTrial(AbstractContextManager["WidthTrial"]):
         """
         assert plan.recipe.calibration is not None
         data = measured_part(plan.recipe.calibration, plan.search.samples)
-        model = module_of(plan.checkpoint, plan.recipe, plan.request.allow_code)
+        model = module_of(plan)
         inputs = calibration_inputs(plan.checkpoint, model, data, plan.recipe.seed, Alone())
         stats = _norms(plan, model, inputs)
-        probe = probe_of(plan.checkpoint, module_of(plan.checkpoint, plan.recipe, plan.request.allow_code), inputs)
+        probe = probe_of(plan.checkpoint, module_of(plan), inputs)
         assert plan.method.widths is not None
         method = replace(plan.method, apply=plan.method.widths.sketch)
         compression = Compression(method, plan.checkpoint, plan.recipe.seed)

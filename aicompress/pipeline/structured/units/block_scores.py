@@ -81,8 +81,7 @@ class BlockScores:
         return record_of_data(self._inputs(self._model(), team).sources, team.size)
 
     def _model(self) -> Any:
-        asked = self.measurement
-        return module_of(asked.checkpoint, asked.recipe, asked.request.allow_code)
+        return module_of(self.measurement)
 
     def _inputs(self, model: Any, team: Processes) -> Inputs:
         asked = self.measurement

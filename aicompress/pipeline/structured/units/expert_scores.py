@@ -37,7 +37,7 @@ def routed_scores(
     """
     checkpoint, recipe = measurement.checkpoint, measurement.recipe
     assert recipe.calibration is not None
-    model = module_of(checkpoint, recipe, measurement.request.allow_code)
+    model = module_of(measurement)
     loader, team = PartialModel(checkpoint, model), processes(torch.device("cpu"))
     paths = {mixture.name: _module(loader, mixture) for mixture in mixtures}
     inputs = calibration_inputs(checkpoint, model, recipe.calibration, recipe.seed, team)
@@ -54,8 +54,7 @@ def require_watchable(measurement: Measurement, mixtures: Sequence[Mixture]) -> 
     Raises:
         RecipeError: each expert is a module of its own.
     """
-    checkpoint, recipe = measurement.checkpoint, measurement.recipe
-    loader = PartialModel(checkpoint, module_of(checkpoint, recipe, measurement.request.allow_code))
+    loader = PartialModel(measurement.checkpoint, module_of(measurement))
     for mixture in mixtures:
         _module(loader, mixture)
 
