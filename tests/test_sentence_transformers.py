@@ -15,9 +15,9 @@ from transformers.quantizers import auto
 from aicompress.checkpoint import Checkpoint
 from aicompress.errors import CheckpointError, Refused
 from aicompress.pipeline import export, steps
+from aicompress.pipeline.step.models.running_model import Setting, encoder
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
-from aicompress.pipeline.step.running_model import Setting, encoder
 from aicompress.recipe import load
 from aicompress.recipe.export import ExportRecipe
 from tests import checkpoints

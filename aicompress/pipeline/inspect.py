@@ -21,7 +21,7 @@ from aicompress.layer import LayerInfo
 from aicompress.methods.quantize.grid.widths import MAX_ERROR, WIDTHS, effective_levels, proposed, rounding_errors
 from aicompress.methods.quantize.rtn import RtnConfig
 from aicompress.pipeline.step.checks import known_kinds
-from aicompress.pipeline.step.shared_inputs import SharedInputs
+from aicompress.pipeline.step.models.shared_inputs import SharedInputs
 from aicompress.pipeline.step.sides import side_of, stored_numbers
 from aicompress.report.model import Side
 from aicompress.weights import Dense

@@ -20,9 +20,9 @@ from aicompress.model.loading.partial_model import PartialModel
 from aicompress.model.loading.pooling import pooling
 from aicompress.pipeline import steps
 from aicompress.pipeline.calibration.joints import joints_of
+from aicompress.pipeline.step.models.running_model import Setting, encoder
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
-from aicompress.pipeline.step.running_model import Setting, encoder
 from aicompress.pipeline.verify import verify
 from aicompress.recipe import load
 from scripts.sweep.configs import small_model

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from aicompress.data import named_arrays
 from aicompress.errors import CompressError, RecipeError, suggestion
-from aicompress.pipeline.step.accepted_inputs import input_problems, text_problems
+from aicompress.pipeline.step.models.accepted_inputs import input_problems, text_problems
 from aicompress.recipe import Calibration
 
 DEFAULT_SAMPLES = 128  # taken where a recipe does not say, of sources that hold as many

@@ -19,7 +19,7 @@ from aicompress.checkpoint.views.noise import NoiseCheckpoint
 from aicompress.errors import CompressError, Refused
 from aicompress.pipeline.calibration.data import calibration_inputs
 from aicompress.pipeline.calibration.request import Given, module_of
-from aicompress.pipeline.step.running_model import example
+from aicompress.pipeline.step.models.running_model import example
 from aicompress.pipeline.step.workers import Alone
 from aicompress.recipe import Recipe
 

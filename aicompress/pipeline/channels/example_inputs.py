@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from aicompress.errors import RecipeError
 from aicompress.model.channels.graph import forward
-from aicompress.pipeline.step import running_model as running
+from aicompress.pipeline.step.models import running_model as running
 
 EXAMPLES = 2  # samples of a trial
 _SIDES = (32, 28, 224, 64, 96, 128, 256, 299, 384, 512, *range(1, 64))  # of images, in the order of a guess

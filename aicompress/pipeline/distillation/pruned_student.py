@@ -27,10 +27,10 @@ from aicompress.pipeline.layerwise import planner, run
 from aicompress.pipeline.step.checks import NOT_OF_TRAINING, place_problems
 from aicompress.pipeline.step.digests import fingerprint
 from aicompress.pipeline.step.input import Adapted, open_input
+from aicompress.pipeline.step.models.running_model import resolved_device
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.pipeline.step.run import assembled
-from aicompress.pipeline.step.running_model import resolved_device
 from aicompress.pipeline.step.workers import is_first
 from aicompress.recipe import Recipe
 from aicompress.recipe.distillation import DistillRecipe

@@ -33,10 +33,10 @@ from aicompress.pipeline.distillation.student import Student
 from aicompress.pipeline.distillation.writing import UNCHANGED, write_tuned, written
 from aicompress.pipeline.step.checks import known_kinds
 from aicompress.pipeline.step.digests import fingerprint
+from aicompress.pipeline.step.models.running_model import resolved_device
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.report import Results
 from aicompress.pipeline.step.run import OpenOutput, StepRun, assembled, require_resumable, run_step
-from aicompress.pipeline.step.running_model import resolved_device
 from aicompress.recipe.distillation import Training
 from aicompress.report.model import Report
 

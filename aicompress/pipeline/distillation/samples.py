@@ -17,7 +17,7 @@ from aicompress.model.loading.definitions.definition import skeleton
 from aicompress.model.loading.tokenizer import load_tokenizer
 from aicompress.pipeline.calibration.data import class_names
 from aicompress.pipeline.distillation.batches import TrainingSamples
-from aicompress.pipeline.step.accepted_inputs import input_problems, text_problems
+from aicompress.pipeline.step.models.accepted_inputs import input_problems, text_problems
 from aicompress.recipe import Model
 
 

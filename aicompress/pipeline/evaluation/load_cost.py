@@ -26,7 +26,7 @@ from aicompress.recipe import Model
 
 if TYPE_CHECKING:
     from aicompress.pipeline.step.input import Adapted
-    from aicompress.pipeline.step.running_model import Setting
+    from aicompress.pipeline.step.models.running_model import Setting
 
 WARM_LOADS = 3
 
@@ -125,7 +125,7 @@ def _silence() -> None:
 def measure(request: LoadRequest) -> Footprint:
     """Measure the cost of loading a checkpoint in this process."""
     from aicompress.pipeline.step.input import Adapted
-    from aicompress.pipeline.step.running_model import Setting, example, forward_call
+    from aicompress.pipeline.step.models.running_model import Setting, example, forward_call
 
     setting = Setting(request.model, request.allow_code, kernels=request.kernels)
     path, source = request.path, Adapted(request.path, request.adapters)

@@ -22,7 +22,7 @@ from aicompress.pipeline.evaluation.samples import (
     Windows,
     require_tokens,
 )
-from aicompress.pipeline.step.running_model import Inputs, encoder
+from aicompress.pipeline.step.models.running_model import Inputs, encoder
 
 LOGITS = 1 << 24  # logits of one model that are held at a time: 64 MiB in float32
 Progress = Callable[[int, int], None]  # done, total

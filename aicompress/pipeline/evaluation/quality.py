@@ -10,7 +10,7 @@ import torch
 from aicompress.data import Data
 from aicompress.pipeline.evaluation.model_outputs import model_outputs
 from aicompress.pipeline.evaluation.samples import AnyMetric, MetricSamples, read_samples
-from aicompress.pipeline.step.running_model import Running
+from aicompress.pipeline.step.models.running_model import Running
 from aicompress.recipe.evaluation import EvalRecipe
 
 Progress = Callable[[str, int, int], None]  # what, done, total

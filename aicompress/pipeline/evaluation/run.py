@@ -19,9 +19,9 @@ from aicompress.pipeline.evaluation.quality import Asked, asked_quality, measure
 from aicompress.pipeline.evaluation.samples import outlined
 from aicompress.pipeline.step.checks import known_kinds
 from aicompress.pipeline.step.input import Adapted, open_input
+from aicompress.pipeline.step.models.running_model import Running, Setting, example, resolved_device
 from aicompress.pipeline.step.options import Options, Progress
 from aicompress.pipeline.step.report import Results, build_report, rendered
-from aicompress.pipeline.step.running_model import Running, Setting, example, resolved_device
 from aicompress.pipeline.step.sides import side_of
 from aicompress.pipeline.step.timing import latency as timing
 from aicompress.recipe.evaluation import EvalRecipe

@@ -17,8 +17,8 @@ from aicompress.metrics.outputs import ClassLogits, ModelOutputs, PairEmbeddings
 from aicompress.model.loading.definitions.chain import module_for
 from aicompress.model.loading.definitions.config import class_names, most_positions
 from aicompress.model.loading.definitions.definition import skeleton
-from aicompress.pipeline.step.accepted_inputs import input_problems, text_problems
-from aicompress.pipeline.step.running_model import Inputs, Running
+from aicompress.pipeline.step.models.accepted_inputs import input_problems, text_problems
+from aicompress.pipeline.step.models.running_model import Inputs, Running
 from aicompress.recipe import Model
 
 BATCH = 64  # samples that a classifier sees at once

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.pipeline.step.shared_inputs import SharedInputs
+from aicompress.pipeline.step.models.shared_inputs import SharedInputs
 from tests.pipeline.families import FAMILIES
 
 

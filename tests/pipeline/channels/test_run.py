@@ -24,9 +24,9 @@ from aicompress.pipeline.channels.planner import make_plan
 from aicompress.pipeline.channels.speed import Speed
 from aicompress.pipeline.layerwise import planner
 from aicompress.pipeline.layerwise import run as layerwise
+from aicompress.pipeline.step.models.running_model import Setting
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
-from aicompress.pipeline.step.running_model import Setting
 from aicompress.recipe import Model, Recipe, Select
 from aicompress.recipe.step import Calibration
 from aicompress.report.model import Report

@@ -16,7 +16,7 @@ from aicompress.metrics.perplexity import Perplexity
 from aicompress.pipeline.evaluation import model_outputs as running
 from aicompress.pipeline.evaluation.model_outputs import model_outputs
 from aicompress.pipeline.evaluation.samples import read_samples
-from aicompress.pipeline.step.running_model import Running, Setting
+from aicompress.pipeline.step.models.running_model import Running, Setting
 from tests import checkpoints
 
 METRICS = metrics()

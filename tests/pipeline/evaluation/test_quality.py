@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from aicompress.pipeline.evaluation.quality import asked_quality, measure_quality
-from aicompress.pipeline.step.running_model import Setting
+from aicompress.pipeline.step.models.running_model import Setting
 from aicompress.recipe.evaluation import recipe_class
 from tests import checkpoints
 

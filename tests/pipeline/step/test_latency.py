@@ -8,7 +8,7 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.measure import WallTimes, interleaved
 from aicompress.model.architecture.small_models import bounded_run
 from aicompress.pipeline.step.environment import threads
-from aicompress.pipeline.step.running_model import Running, example, forward_call
+from aicompress.pipeline.step.models.running_model import Running, example, forward_call
 from aicompress.pipeline.step.timing import latency
 from aicompress.pipeline.step.timing.latency import compare, latency_of, rounds_within, whole
 from tests.model.compressed import compress, integers

@@ -16,7 +16,7 @@ from aicompress.pipeline.step.options import Mode
 from aicompress.report.model import Latency
 
 if TYPE_CHECKING:
-    from aicompress.pipeline.step.running_model import Running
+    from aicompress.pipeline.step.models.running_model import Running
 
 WHOLE = 1_000_000_000  # bytes of weights up to which a step builds both models to time them
 BUDGET = 1.5  # seconds that a step spends on counted rounds at most
@@ -78,7 +78,7 @@ def _whole_models(before: Checkpoint, after: Checkpoint, seconds: float) -> Late
         CheckpointError: one of them cannot be run, or would run on and on.
     """
     from aicompress.model.architecture.small_models.bounded_run import MOST_WORK, BoundedRun
-    from aicompress.pipeline.step.running_model import Setting, example, forward_call
+    from aicompress.pipeline.step.models.running_model import Setting, example, forward_call
 
     running = [Setting().start(str(side.path)) for side in (before, after)]
     can_generate = getattr(running[0].module, "can_generate", lambda: False)
@@ -107,7 +107,7 @@ def whole(
     Returns:
         Against the first baseline (or alone), and against each further one.
     """
-    from aicompress.pipeline.step.running_model import forward_call
+    from aicompress.pipeline.step.models.running_model import forward_call
 
     calls = [forward_call(each.module, inputs[0]) for each in models]  # type: ignore[arg-type]
     tested, *bases = interleaved(calls, rounds, warmup)

@@ -15,7 +15,7 @@ from aicompress.model.loading.definitions.config import configurations, most_pos
 from aicompress.model.loading.load import load
 from aicompress.pipeline.calibration.data import calibration_inputs
 from aicompress.pipeline.distillation.samples import require_positions
-from aicompress.pipeline.step.running_model import Running, encoder, example
+from aicompress.pipeline.step.models.running_model import Running, encoder, example
 from aicompress.pipeline.step.workers import Alone
 from aicompress.recipe import Calibration
 from tests.model.compressed import compress, integers

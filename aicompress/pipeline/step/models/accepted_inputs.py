@@ -13,7 +13,7 @@ from aicompress.data import Data
 from aicompress.errors import CompressError, RecipeError
 from aicompress.model.loading.definitions.config import batched_experts, most_positions
 from aicompress.model.loading.definitions.definition import without_initialization
-from aicompress.pipeline.step.running_model import example
+from aicompress.pipeline.step.models.running_model import example
 
 TOKENS, IMAGES = "input_ids", "pixel_values"
 NAMES = {TOKENS: "token ids", IMAGES: "images"}

@@ -30,7 +30,7 @@ class SharedInputs:
         from aicompress.model.equivalence.shared_inputs import shared_inputs
         from aicompress.model.loading.load import build
         from aicompress.model.loading.partial_model import PartialModel
-        from aicompress.pipeline.step.running_model import example
+        from aicompress.pipeline.step.models.running_model import example
 
         try:
             model = build(self.checkpoint)

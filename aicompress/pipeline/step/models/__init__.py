@@ -1,0 +1,1 @@
+"""Checkpoints as running models: what a step runs, times and tries inputs on."""
