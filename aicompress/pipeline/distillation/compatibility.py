@@ -18,8 +18,8 @@ from aicompress.model.blocks.input_errors import input_errors_refused
 from aicompress.model.distillation.outputs import Runner, shapes_of_outputs
 from aicompress.model.loading.tokenizer import FILES, load_tokenizer, vocabulary_digest
 from aicompress.model.vocabulary.correspondence import numbers_among, unknown_tokens
-from aicompress.pipeline.distillation.batches import TrainingSamples
-from aicompress.pipeline.distillation.samples import bare_module, require_arrays
+from aicompress.pipeline.distillation.data.batches import TrainingSamples
+from aicompress.pipeline.distillation.data.samples import bare_module, require_arrays
 from aicompress.recipe.distillation import DistillRecipe
 
 Losses = tuple[tuple[DistillMethod[Any], LossConfig], ...]

@@ -19,14 +19,14 @@ from aicompress.model.loading.load import trainable
 from aicompress.pipeline.distillation.loop.setup import TrainingSetup
 from aicompress.pipeline.distillation.loop.shards import Shards, divided_student
 from aicompress.pipeline.distillation.loop.state import ChosenTemperature
-from aicompress.pipeline.distillation.mean_teacher import Averaged
-from aicompress.pipeline.distillation.optimizer import TrainedParameters
 from aicompress.pipeline.distillation.plan import DistillPlan
-from aicompress.pipeline.distillation.recoding import Recoding
 from aicompress.pipeline.distillation.signals.teacher import StoredTeacher, made
-from aicompress.pipeline.distillation.student import Student
-from aicompress.pipeline.distillation.teacher import Loss, Panel, Runnable, Teacher, with_cached_outputs
+from aicompress.pipeline.distillation.teachers.mean_teacher import Averaged
+from aicompress.pipeline.distillation.teachers.teacher import Loss, Panel, Runnable, Teacher, with_cached_outputs
 from aicompress.pipeline.distillation.temperature import chosen
+from aicompress.pipeline.distillation.trained.optimizer import TrainedParameters
+from aicompress.pipeline.distillation.trained.recoding import Recoding
+from aicompress.pipeline.distillation.trained.student import Student
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.workers import Processes
 

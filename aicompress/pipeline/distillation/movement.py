@@ -13,7 +13,7 @@ from aicompress.data import SampleSource
 from aicompress.errors import Refused
 from aicompress.layer import LayerInfo, as_matrix
 from aicompress.pipeline.distillation.loop.trainer import Trainer
-from aicompress.pipeline.distillation.student import Student
+from aicompress.pipeline.distillation.trained.student import Student
 
 
 def require_free(path: Path | None) -> None:

@@ -17,8 +17,7 @@ from aicompress.methods.losses import get_loss
 from aicompress.methods.outputs import OutputShapes
 from aicompress.model.distillation.outputs import Runner, runner
 from aicompress.model.loading.tokenizer import vocabulary_digest
-from aicompress.pipeline.distillation import mean_teacher, recoding, temperature
-from aicompress.pipeline.distillation.batches import TrainingSamples
+from aicompress.pipeline.distillation import temperature
 from aicompress.pipeline.distillation.compatibility import (
     Losses,
     output_shapes_of,
@@ -28,14 +27,17 @@ from aicompress.pipeline.distillation.compatibility import (
     token_numbers,
     tokenizer_warnings,
 )
-from aicompress.pipeline.distillation.samples import bare_module, fitting_samples, models
+from aicompress.pipeline.distillation.data.batches import TrainingSamples
+from aicompress.pipeline.distillation.data.samples import bare_module, fitting_samples, models
+from aicompress.pipeline.distillation.data.splits import Split, by_tokens, mixed, split_samples
 from aicompress.pipeline.distillation.signals import outputs as stored_outputs
 from aicompress.pipeline.distillation.signals.folder import SignalFolder
 from aicompress.pipeline.distillation.signals.outputs import StoredOutputs, Taught
-from aicompress.pipeline.distillation.splits import Split, by_tokens, mixed, split_samples
-from aicompress.pipeline.distillation.student_mode import StudentMode, keeps_zeros
 from aicompress.pipeline.distillation.students.made_student import MadeStudent
-from aicompress.pipeline.distillation.teacher import CACHE_BYTES, TOKENS, Loss
+from aicompress.pipeline.distillation.teachers import mean_teacher
+from aicompress.pipeline.distillation.teachers.teacher import CACHE_BYTES, TOKENS, Loss
+from aicompress.pipeline.distillation.trained import recoding
+from aicompress.pipeline.distillation.trained.student_mode import StudentMode, keeps_zeros
 from aicompress.pipeline.step.checks import NOT_OF_TRAINING, known_kinds, left_out, place_problems, require_space
 from aicompress.pipeline.step.dry_run import summarize
 from aicompress.pipeline.step.input import Adapted, open_input

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from aicompress.checkpoint import Checkpoint
-from aicompress.pipeline.distillation.batches import TrainingSamples
+from aicompress.pipeline.distillation.data.batches import TrainingSamples
+from aicompress.pipeline.distillation.data.splits import Split
 from aicompress.pipeline.distillation.layer_by_layer.blockwise import BlockwiseTuning
 from aicompress.pipeline.distillation.loop.state import TrainingHistory
 from aicompress.pipeline.distillation.loop.trainer import Trainer
-from aicompress.pipeline.distillation.mean_teacher import Averaged
-from aicompress.pipeline.distillation.splits import Split
+from aicompress.pipeline.distillation.teachers.mean_teacher import Averaged
 
 
 def training_section(trainer: Trainer, teachers: Sequence[Checkpoint], cached: bool) -> dict[str, Any]:

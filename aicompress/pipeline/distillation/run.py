@@ -29,7 +29,7 @@ from aicompress.pipeline.distillation.models import at_temperature, loaded, with
 from aicompress.pipeline.distillation.plan import DistillPlan
 from aicompress.pipeline.distillation.report_section import training_section
 from aicompress.pipeline.distillation.signals.teacher import StoredTeacher
-from aicompress.pipeline.distillation.student import Student
+from aicompress.pipeline.distillation.trained.student import Student
 from aicompress.pipeline.distillation.writing import UNCHANGED, write_tuned, written
 from aicompress.pipeline.step.checks import known_kinds
 from aicompress.pipeline.step.digests import fingerprint

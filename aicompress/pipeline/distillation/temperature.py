@@ -17,12 +17,12 @@ from torch import Tensor
 from aicompress.methods.distill import kl
 from aicompress.methods.distill.logits import SoftenedConfig
 from aicompress.pipeline.distillation.compatibility import Losses
+from aicompress.pipeline.distillation.data.splits import Split
 from aicompress.pipeline.distillation.loop.setup import TrainingSetup
 from aicompress.pipeline.distillation.loop.state import ChosenTemperature, StateFile
 from aicompress.pipeline.distillation.loop.trainer import Trainer
-from aicompress.pipeline.distillation.optimizer import TrainedParameters
-from aicompress.pipeline.distillation.splits import Split
-from aicompress.pipeline.distillation.teacher import Loss
+from aicompress.pipeline.distillation.teachers.teacher import Loss
+from aicompress.pipeline.distillation.trained.optimizer import TrainedParameters
 from aicompress.pipeline.step.workers import Processes
 from aicompress.recipe.distillation import Training
 

@@ -12,7 +12,7 @@ from aicompress.pipeline.distillation.layer_by_layer.blockwise import BlockwiseT
 from aicompress.pipeline.distillation.loop.state import StateFile
 from aicompress.pipeline.distillation.plan import DistillPlan
 from aicompress.pipeline.distillation.report_section import blockwise_section
-from aicompress.pipeline.distillation.student import Student
+from aicompress.pipeline.distillation.trained.student import Student
 from aicompress.pipeline.step.report import Results
 from aicompress.pipeline.step.run import OpenOutput
 from aicompress.report.model import LayerRow

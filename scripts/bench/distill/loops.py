@@ -89,7 +89,7 @@ def cross_entropy(source: Path, text: Path, out: Path, settings: Settings, rando
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from aicompress.pipeline.distillation.plan import resolved_precision
-    from aicompress.pipeline.distillation.teacher import autocast
+    from aicompress.pipeline.distillation.teachers.teacher import autocast
 
     torch.manual_seed(settings.seed)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)

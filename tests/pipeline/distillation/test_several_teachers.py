@@ -15,10 +15,10 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.errors import RecipeError, Refused
 from aicompress.model.distillation.outputs import Runner
 from aicompress.model.loading.pooling import Pooling
-from aicompress.pipeline.distillation.batches import Batch
+from aicompress.pipeline.distillation.data.batches import Batch
 from aicompress.pipeline.distillation.plan import make_plan
 from aicompress.pipeline.distillation.run import run
-from aicompress.pipeline.distillation.teacher import Panel, Runnable
+from aicompress.pipeline.distillation.teachers.teacher import Panel, Runnable
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe.distillation import DistillRecipe, load

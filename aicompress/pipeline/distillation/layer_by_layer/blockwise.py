@@ -31,11 +31,11 @@ from aicompress.model.blocks.walk import prepare as prepare_blocks
 from aicompress.model.distillation.outputs import prepare
 from aicompress.model.loading.load import build
 from aicompress.model.loading.partial_model import PartialModel
-from aicompress.pipeline.distillation.batches import Batch
+from aicompress.pipeline.distillation.data.batches import Batch
 from aicompress.pipeline.distillation.layer_by_layer.block_files import BlockFiles
 from aicompress.pipeline.distillation.loop.state import Point, TrainingHistory
 from aicompress.pipeline.distillation.plan import DistillPlan
-from aicompress.pipeline.distillation.teacher import Loss, Runnable
+from aicompress.pipeline.distillation.teachers.teacher import Loss, Runnable
 from aicompress.pipeline.step.layer_plan import layer_seed
 from aicompress.pipeline.step.options import Progress
 from aicompress.pipeline.step.workers import Processes

@@ -9,8 +9,8 @@ from aicompress.methods.modes import LayerCorrection
 from aicompress.model.blocks.side_by_side import Runs
 from aicompress.model.distillation.corrections import correct, pairs
 from aicompress.pipeline.distillation.loop.trainer import Trainer
-from aicompress.pipeline.distillation.student import Student
-from aicompress.pipeline.distillation.teacher import Teacher
+from aicompress.pipeline.distillation.teachers.teacher import Teacher
+from aicompress.pipeline.distillation.trained.student import Student
 
 
 def correct_layers(trainer: Trainer, student: Student, config: LayerCorrection) -> None:

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from aicompress.methods.outputs import Outputs
-from aicompress.pipeline.distillation.batches import Batch, TrainingSamples
+from aicompress.pipeline.distillation.data.batches import Batch, TrainingSamples
+from aicompress.pipeline.distillation.data.splits import Split
 from aicompress.pipeline.distillation.loop.shards import Shards
-from aicompress.pipeline.distillation.mean_teacher import Averaged
-from aicompress.pipeline.distillation.recoding import Recoding
-from aicompress.pipeline.distillation.splits import Split
-from aicompress.pipeline.distillation.teacher import Loss, Runnable
+from aicompress.pipeline.distillation.teachers.mean_teacher import Averaged
+from aicompress.pipeline.distillation.teachers.teacher import Loss, Runnable
+from aicompress.pipeline.distillation.trained.recoding import Recoding
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from aicompress.methods.outputs import Output
 from aicompress.model.distillation.outputs import body_of
 from aicompress.model.distillation.sharding import all_rows, is_divided, own_rows, rows_of, shard_parameters
-from aicompress.pipeline.distillation.optimizer import TrainedParameters
-from aicompress.pipeline.distillation.student import Student
+from aicompress.pipeline.distillation.trained.optimizer import TrainedParameters
+from aicompress.pipeline.distillation.trained.student import Student
 from aicompress.pipeline.step.workers import Processes
 
 

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from aicompress.errors import CompressError, OutOfSpace
-from aicompress.pipeline.distillation.batches import Batch
+from aicompress.pipeline.distillation.data.batches import Batch
 from aicompress.pipeline.distillation.loop.log import TrainingLog
 from aicompress.pipeline.distillation.loop.setup import TrainingSetup
 from aicompress.pipeline.distillation.loop.state import UNSHARED, Point, StateFile, TrainingHistory
 from aicompress.pipeline.distillation.loop.tensors import TrainingTensors
-from aicompress.pipeline.distillation.mean_teacher import READS, judged
-from aicompress.pipeline.distillation.optimizer import TrainedParameters, optimizer, rate
-from aicompress.pipeline.distillation.teacher import are_numbers
+from aicompress.pipeline.distillation.teachers.mean_teacher import READS, judged
+from aicompress.pipeline.distillation.teachers.teacher import are_numbers
+from aicompress.pipeline.distillation.trained.optimizer import TrainedParameters, optimizer, rate
 from aicompress.pipeline.step.workers import Processes
 from aicompress.recipe.distillation import Training
 

@@ -21,10 +21,10 @@ from aicompress.methods.outputs import Output, OutputShapes
 from aicompress.model.distillation.outputs import Runner
 from aicompress.model.loading.pooling import Pooling
 from aicompress.model.loading.tokenizer import vocabulary_digest
-from aicompress.pipeline.distillation.batches import TrainingSamples
 from aicompress.pipeline.distillation.compatibility import Losses
+from aicompress.pipeline.distillation.data.batches import TrainingSamples
 from aicompress.pipeline.distillation.signals.folder import SignalFolder, Told, free_bytes, require_place
-from aicompress.pipeline.distillation.teacher import Loss
+from aicompress.pipeline.distillation.teachers.teacher import Loss
 from aicompress.recipe.distillation import DistillRecipe
 
 STORED: frozenset[Output] = frozenset({"logits", "embedding"})

@@ -14,7 +14,7 @@ from aicompress.errors import RecipeError
 from aicompress.model.loading.definitions.config import configurations, most_positions
 from aicompress.model.loading.load import load
 from aicompress.pipeline.calibration.data import calibration_inputs
-from aicompress.pipeline.distillation.samples import require_positions
+from aicompress.pipeline.distillation.data.samples import require_positions
 from aicompress.pipeline.step.models.running_model import Running, encoder, example
 from aicompress.pipeline.step.workers import Alone
 from aicompress.recipe import Calibration

@@ -14,8 +14,8 @@ from aicompress.methods.distill import kl
 from aicompress.methods.modes import code_rate
 from aicompress.methods.outputs import Outputs
 from aicompress.pipeline.distillation.loop.state import Point, StateFile, TrainingHistory
-from aicompress.pipeline.distillation.optimizer import TrainedParameters, optimizer, rate
-from aicompress.pipeline.distillation.teacher import Loss
+from aicompress.pipeline.distillation.teachers.teacher import Loss
+from aicompress.pipeline.distillation.trained.optimizer import TrainedParameters, optimizer, rate
 from aicompress.recipe.distillation import Training
 
 

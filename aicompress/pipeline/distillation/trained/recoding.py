@@ -13,9 +13,9 @@ from aicompress.checkpoint import Checkpoint
 from aicompress.errors import RecipeError
 from aicompress.layer import as_matrix
 from aicompress.methods.modes import ModeConfig, Recodes
-from aicompress.pipeline.distillation.optimizer import TrainedParameters
-from aicompress.pipeline.distillation.student import Student
-from aicompress.pipeline.distillation.student_mode import StudentMode
+from aicompress.pipeline.distillation.trained.optimizer import TrainedParameters
+from aicompress.pipeline.distillation.trained.student import Student
+from aicompress.pipeline.distillation.trained.student_mode import StudentMode
 from aicompress.pipeline.step.output import Planned
 from aicompress.weights import Weight
 

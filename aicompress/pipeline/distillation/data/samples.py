@@ -16,7 +16,7 @@ from aicompress.model.loading.definitions.config import most_positions
 from aicompress.model.loading.definitions.definition import skeleton
 from aicompress.model.loading.tokenizer import load_tokenizer
 from aicompress.pipeline.calibration.data import class_names
-from aicompress.pipeline.distillation.batches import TrainingSamples
+from aicompress.pipeline.distillation.data.batches import TrainingSamples
 from aicompress.pipeline.step.models.accepted_inputs import input_problems, text_problems
 from aicompress.recipe import Model
 

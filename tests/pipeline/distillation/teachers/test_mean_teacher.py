@@ -18,11 +18,11 @@ from aicompress.errors import RecipeError, Refused
 from aicompress.model.distillation.noise import Noise
 from aicompress.model.distillation.outputs import Runner
 from aicompress.model.loading.pooling import Pooling
-from aicompress.pipeline.distillation.mean_teacher import Averaged
+from aicompress.pipeline.distillation.data.splits import MixedSplit, Split, mixed
 from aicompress.pipeline.distillation.plan import make_plan
 from aicompress.pipeline.distillation.run import TrainingOptions, run
-from aicompress.pipeline.distillation.splits import MixedSplit, Split, mixed
-from aicompress.pipeline.distillation.teacher import Runnable
+from aicompress.pipeline.distillation.teachers.mean_teacher import Averaged
+from aicompress.pipeline.distillation.teachers.teacher import Runnable
 from aicompress.pipeline.step.options import Options
 from aicompress.pipeline.step.output import Destination
 from aicompress.recipe.distillation import DistillRecipe, MeanTeacher, load

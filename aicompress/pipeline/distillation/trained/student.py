@@ -15,8 +15,8 @@ from aicompress.layer import LayerInfo
 from aicompress.measure import rel_error
 from aicompress.methods.distill.latent import gaps, settled
 from aicompress.model import hf
-from aicompress.pipeline.distillation.optimizer import TrainedParameters
-from aicompress.pipeline.distillation.student_mode import StudentMode
+from aicompress.pipeline.distillation.trained.optimizer import TrainedParameters
+from aicompress.pipeline.distillation.trained.student_mode import StudentMode
 from aicompress.report.model import LayerRow
 from aicompress.weights import Weight, restore
 

@@ -16,8 +16,8 @@ from aicompress.methods.distill.logits import cross_entropy
 from aicompress.methods.outputs import Output, Outputs, OutputShapes, wanted
 from aicompress.model.distillation.noise import Noise
 from aicompress.model.distillation.outputs import Runner
-from aicompress.pipeline.distillation.batches import Batch, TrainingSamples
-from aicompress.pipeline.distillation.teacher import Loss, Runnable
+from aicompress.pipeline.distillation.data.batches import Batch, TrainingSamples
+from aicompress.pipeline.distillation.teachers.teacher import Loss, Runnable
 from aicompress.recipe.distillation import MeanTeacher
 
 READS: frozenset[Output] = frozenset({"logits"})  # what true labels are compared with

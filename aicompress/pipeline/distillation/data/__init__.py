@@ -1,0 +1,1 @@
+"""Samples of a training run: read, divided into training and held-out ones, and put into batches."""

@@ -1,0 +1,1 @@
+"""What a student learns from: the outputs of teachers, or the average of the student itself."""
