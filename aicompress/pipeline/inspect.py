@@ -224,7 +224,7 @@ def rounding(matrix: Tensor, analysis: Analysis) -> RoundingLoss:
     fits = matrix.shape[1] % analysis.group_size == 0
     shared = {"group_size": analysis.group_size} if fits else {"granularity": "channel"}
     config = RtnConfig(name="rtn", bits=4, **shared)
-    errors = rounding_errors(matrix, config, WIDTHS)
+    errors = rounding_errors([lambda: matrix], config, WIDTHS)
     spread = float(matrix.double().std(correction=0)) if matrix.numel() else 0.0
     peak = float(matrix.abs().max()) / spread if spread else 0.0
     group = analysis.group_size if fits else matrix.shape[1]

@@ -17,11 +17,11 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from aicompress.layer import Layer, LayerInfo
-from aicompress.methods.capabilities import Candidate
+from aicompress.methods.capabilities import Candidate, RowWise
 from aicompress.methods.decisions import Allocates, Surveys, SurveySetting
 from aicompress.methods.factorize import decomposition, svd
 from aicompress.methods.factorize.budget import allocation, sizes
-from aicompress.methods.factorize.budget.sizes import Gains, RankConfig
+from aicompress.methods.factorize.budget.sizes import RankConfig
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.weights import Convolutions, Dense, LowRank, Weight
 
@@ -53,26 +53,47 @@ def rearranged(info: LayerInfo) -> LayerInfo:
     return replace(info, shape=(out * wide, channels * high))
 
 
-def matrix(layer: Layer) -> Tensor:
-    """A layer's weight as that matrix."""
+class BlockConfig(SpatialConfig):
+    """Parameters for some rows of a layer: those of svd for the same rows of the matrix."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    rows: svd.BlockConfig
+
+
+def turned(read: Callable[[], Layer]) -> Layer:
+    """A layer, or some of its outputs, as rows of that matrix."""
+    layer = read()
     out, channels, high, wide = layer.info.tensor_shape
     axes = layer.weight.reshape(out, channels, high, wide).permute(0, 3, 1, 2)
-    return axes.reshape(out * wide, channels * high)
+    values = axes.reshape(out * wide, channels * high)
+    return replace(layer, info=rearranged(layer.info), weight=values, stored=Dense(values))
 
 
 def apply(layer: Layer, config: SpatialConfig) -> Weight:
     """Factorize one layer, or keep it dense where the factors would not be smaller."""
     if not suits(layer.info):
         return sizes.kept_dense(layer)
-    values = matrix(layer)
-    turned = replace(layer, info=rearranged(layer.info), weight=values, stored=Dense(values))
-    found = sizes.stored(turned, config, partial(decomposition.factors, values, seed=layer.seed))
+    matrix = turned(lambda: layer)
+    if isinstance(config, BlockConfig):
+        found = svd.of_rows(matrix, config.rows)
+    else:
+        found = sizes.stored(matrix, config, partial(decomposition.factors, matrix.weight, seed=layer.seed))
     return _convolutions(layer.info, found) if isinstance(found, LowRank) else sizes.kept_dense(layer)
+
+
+def divided(info: LayerInfo, blocks: Sequence[Callable[[], Layer]], config: SpatialConfig) -> list[SpatialConfig]:
+    """A config for each block of rows, with what all rows of the matrix gave."""
+    configs = svd.of_blocks(rearranged(info), [partial(turned, read) for read in blocks], config)
+    return [BlockConfig.model_construct(**dict(config), rows=rows) for rows in configs]
 
 
 def outline(info: LayerInfo, config: SpatialConfig) -> Weight:
     """The stored weight without data."""
-    found = sizes.outline(rearranged(info), config) if suits(info) else None
+    if not suits(info):
+        return Dense.outline(info.shape, info.dtype)
+    rows = config.rows if isinstance(config, BlockConfig) else None
+    found = sizes.outline(rearranged(info), config) if rows is None else svd.outline(rearranged(info), rows)
     return _convolutions(info, found) if isinstance(found, LowRank) else Dense.outline(info.shape, info.dtype)
 
 
@@ -87,11 +108,6 @@ def _convolutions(info: LayerInfo, found: LowRank) -> Convolutions:
 def check(info: LayerInfo, config: SpatialConfig) -> tuple[str, str] | None:
     """As of every factorization, by the bytes of the two convolutions."""
     return sizes.check(rearranged(info) if suits(info) and not info.part else info, config)
-
-
-def gains(candidate: Candidate[SpatialConfig]) -> Gains:
-    """σ² of a layer's matrix, which is read."""
-    return Gains(decomposition.squared_singular_values(matrix(candidate.read())))
 
 
 def resolve(candidates: Sequence[Candidate[SpatialConfig]], other_bytes: int) -> list[SpatialConfig]:
@@ -114,14 +130,20 @@ def _decided(
     divergence: Callable[[Sequence[SpatialConfig]], float] | None = None,
 ) -> list[SpatialConfig]:
     suited = [number for number, candidate in enumerate(candidates) if suits(candidate.info)]
-    turned = [replace(candidates[number], info=rearranged(candidates[number].info)) for number in suited]
+    matrices = [_matrix(candidates[number]) for number in suited]
 
     def whole(decided: Sequence[SpatialConfig]) -> list[SpatialConfig]:
         by_number = dict(zip(suited, decided, strict=True))
         return [by_number.get(number, candidate.config) for number, candidate in enumerate(candidates)]
 
     measure = None if divergence is None else lambda tried: divergence(whole(tried))
-    return whole(allocation.resolve(turned, other_bytes, gains, measure))
+    return whole(allocation.resolve(matrices, other_bytes, svd.gains, measure))
+
+
+def _matrix(candidate: Candidate[SpatialConfig]) -> Candidate[SpatialConfig]:
+    """A candidate as the matrix that is factorized."""
+    blocks = None if candidate.blocks is None else [partial(turned, read) for read in candidate.blocks]
+    return replace(candidate, info=rearranged(candidate.info), read=partial(turned, candidate.read), blocks=blocks)
 
 
 def describe(config: SpatialConfig, weight: Weight) -> dict[str, Any]:
@@ -139,6 +161,7 @@ METHOD = LayerMethod(
     config=SpatialConfig,
     apply=apply,
     outline=outline,
+    row_wise=RowWise(lambda config: True, divided=divided, exact=False),
     check=check,
     allocates=Allocates(resolve),
     surveys=Surveys(lambda config: frozenset(), decide, lambda config: config.tried),

@@ -83,6 +83,11 @@ def of_rows(layer: Layer, config: BlockConfig) -> Weight:
 
 def divided(info: LayerInfo, blocks: Sequence[Callable[[], Layer]], config: SvdConfig) -> list[SvdConfig]:
     """A config for each block of rows, with the inner factor and what gives the rows of the outer one."""
+    return [*of_blocks(info, blocks, config)]
+
+
+def of_blocks(info: LayerInfo, blocks: Sequence[Callable[[], Layer]], config: RankConfig) -> list[BlockConfig]:
+    """The same for any method whose matrix has these blocks; how often they are read is said in `streamed`."""
     rank = resolved_rank(info, config)
     if not shrinks(info, rank):
         return [BlockConfig.model_construct(**dict(config))] * len(blocks)

@@ -19,7 +19,7 @@ from aicompress.methods.decisions import Allocates
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.prune.masks.global_threshold import by_blocks, share_globally
 from aicompress.methods.prune.masks.masks import global_counts, parse_pattern, tile_sums
-from aicompress.methods.prune.masks.permutation import permuting
+from aicompress.methods.prune.masks.permutation import permuting, pruned_in_order, regrouped
 from aicompress.methods.prune.masks.sparsity import (
     SparsityConfig,
     check,
@@ -67,6 +67,24 @@ def apply(layer: Layer, config: MagnitudeConfig) -> Weight:
     return masked(layer, choose(layer, scores(layer, config), config), config)
 
 
+class BlockConfig(MagnitudeConfig):
+    """Parameters for some rows of a layer, with the order of the whole layer's inputs that its groups go by, (in,)."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    order: Tensor
+
+
+permuted = permuting(apply, scores)
+
+
+def pruned(layer: Layer, config: MagnitudeConfig) -> Weight:
+    """Prune one layer, or some rows of one, in the order of its inputs that its config asks for."""
+    if isinstance(config, BlockConfig):
+        return pruned_in_order(apply, layer, config, config.order)
+    return permuted(layer, config)
+
+
 def resolve(candidates: Sequence[Candidate[MagnitudeConfig]], other_bytes: int) -> list[MagnitudeConfig]:
     """Turn a global sparsity into the exact number of weights that stay in every layer; reads layers up to 3 times.
 
@@ -78,7 +96,7 @@ def resolve(candidates: Sequence[Candidate[MagnitudeConfig]], other_bytes: int) 
 
 def independent(config: MagnitudeConfig) -> bool:
     """Whether blocks of rows can be pruned apart: no tile spans two of them."""
-    return not config.permutation and 32 % config.tile[0] == 0
+    return 32 % config.tile[0] == 0
 
 
 def together(config: MagnitudeConfig) -> int:
@@ -90,11 +108,18 @@ def together(config: MagnitudeConfig) -> int:
 
 
 def divided(info: LayerInfo, blocks: Sequence[Callable[[], Layer]], config: MagnitudeConfig) -> list[MagnitudeConfig]:
-    """A config for each block of rows: how many of the layer's survivors lie in it; reads blocks up to 3 times."""
+    """A config for each block of rows: how many of the layer's survivors lie in it, or in which order its groups go.
+
+    Reads blocks up to 3 times.
+    """
     store = "sparse" if isinstance(outline(info, config), Sparse) else "dense"
     config = config.model_copy(update={"store": store})
     keep = keep_of(info.shape, config)
     area = keep.tile[0] * keep.tile[1]
+    if keep.group is not None and config.permutation:
+        parts = [partial(_scores, read, config) for read in blocks]
+        order = regrouped(parts, info.shape[0], *keep.group, config.permutation, blocks[0]().seed)
+        return [BlockConfig.model_construct(**dict(config), order=order) for _ in blocks]
     if keep.group is not None:
         return [config.model_copy() for _ in blocks]  # so many bytes of a mask are no share of the whole's
     if keep.per_row or not keep.kept:
@@ -108,13 +133,17 @@ def divided(info: LayerInfo, blocks: Sequence[Callable[[], Layer]], config: Magn
     return [config.model_copy(update={"sparsity": None, "kept": count * area}) for count in counts]
 
 
+def _scores(read: Callable[[], Layer], config: MagnitudeConfig) -> Tensor:
+    return scores(read(), config)
+
+
 METHOD = LayerMethod(
     name="magnitude",
     command="prune",
     summary="zero the weights of least magnitude, per layer, row, globally, in blocks or N:M; data-free",
     when="no data, or zeros to start a training from; with calibration text sparsegpt and alps lose far less",
     config=MagnitudeConfig,
-    apply=permuting(apply, scores),
+    apply=pruned,
     outline=outline,
     stacks=True,
     row_wise=RowWise(independent, divided=divided, together=together),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -25,7 +26,6 @@ from aicompress.methods.quantize.grid.compiled import kernels
 from aicompress.methods.quantize.grid.fitting import GroupSize
 from aicompress.methods.quantize.grid.integer import check, describe, shared_columns
 from aicompress.methods.quantize.grid.rounding import (
-    grouped,
     minmax_range,
     quantize_rows,
     require_scales,
@@ -34,6 +34,7 @@ from aicompress.methods.quantize.grid.rounding import (
     widened,
 )
 from aicompress.methods.quantize.grid.scales import stored_scale_dtype
+from aicompress.methods.quantize.grid.totals import Blocks, Total, of_groups, of_matrix, range_of_matrix
 from aicompress.methods.quantize.grid.widths import Bits, WidthConfig, resolve, searched
 from aicompress.weights import IntGrouped, Weight
 
@@ -127,17 +128,25 @@ class BlockConfig(RtnConfig):
 
 
 def divided(info: LayerInfo, blocks: Sequence[Callable[[], Layer]], config: RtnConfig) -> list[RtnConfig]:
-    """A config for each block of rows, with the scale of all of them; blocks are read once.
+    """A config for each block of rows, with the scale of all of them; blocks are read once, and once for a search.
 
     Raises:
         Refused: its values are too large for the scale's dtype.
     """
-    ranges = [minmax_range(grouped(read().weight, 0, per_tensor=True), config.symmetric) for read in blocks]
-    low, high = torch.stack([low for low, _ in ranges]).amin(0), torch.stack([high for _, high in ranges]).amax(0)
-    dtype = stored_scale_dtype(config, info.dtype)
-    scale, zero = scale_and_zero(low, high, config.bits, config.symmetric, dtype)
-    require_scales(scale, info.name)
+    scale, zero = shared_grid(info, [partial(_weight, read) for read in blocks], config)
     return [BlockConfig.model_construct(**dict(config), scale=scale, zero=zero)] * len(blocks)
+
+
+def _weight(read: Callable[[], Layer]) -> Tensor:
+    return read().weight
+
+
+def shared_grid(info: LayerInfo, blocks: Blocks, config: RtnConfig) -> tuple[Tensor, Tensor | None]:
+    """The scale and zero point of a whole matrix; errors as of `divided`."""
+    ends = range_of_matrix(blocks, config.symmetric)
+    grid = scales_of(of_matrix(blocks), ends, config, stored_scale_dtype(config, info.dtype))
+    require_scales(grid[0], info.name)
+    return grid
 
 
 def apply(layer: Layer, config: RtnConfig) -> Weight:
@@ -147,21 +156,21 @@ def apply(layer: Layer, config: RtnConfig) -> Weight:
         Refused: its values are too large for the scales' dtype.
     """
     group = shared_columns(config)
-    dtype = stored_scale_dtype(config, layer.info.dtype)
-
-    def scaling(groups: Tensor) -> tuple[Tensor, Tensor | None]:
-        scale, zero = scales_of(groups, config, dtype)
-        require_scales(scale, layer.info.name)
-        return scale, zero
-
     if config.granularity == "tensor":
         if isinstance(config, BlockConfig):
             scale, zero = config.scale, config.zero
         else:
-            scale, zero = scaling(grouped(layer.weight, 0, per_tensor=True))
+            scale, zero = shared_grid(layer.info, [lambda: layer.weight], config)
         codes, _, _ = quantize_rows(layer.weight, 0, config.bits, lambda groups: (scale, zero))
-    else:
-        codes, scale, zero = quantize_rows(layer.weight, group, config.bits, scaling)
+        return IntGrouped(codes, scale, zero, config.bits, group, config.activation_bits)
+    dtype = stored_scale_dtype(config, layer.info.dtype)
+
+    def scaling(groups: Tensor) -> tuple[Tensor, Tensor | None]:
+        scale, zero = scales_of(of_groups(groups), minmax_range(groups, config.symmetric), config, dtype)
+        require_scales(scale, layer.info.name)
+        return scale, zero
+
+    codes, scale, zero = quantize_rows(layer.weight, group, config.bits, scaling)
     return IntGrouped(codes, scale, zero, config.bits, group, config.activation_bits)
 
 
@@ -188,34 +197,32 @@ def measured(matrix: Tensor, info: LayerInfo, config: RtnConfig) -> Measured | N
     return Measured(weight, rounded.error, rounded.norm)
 
 
-def scales_of(groups: Tensor, config: RtnConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Scales and zero points (rows, groups) for groups (rows, groups, columns)."""
-    low, high = minmax_range(groups, config.symmetric)
-    if config.range == "mse":
-        low, high = least_error_range(groups, low, high, config, dtype)
+def scales_of(
+    total: Total, ends: tuple[Tensor, Tensor], config: RtnConfig, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """Scales and zero points, from sums over the weights that share a scale and their lowest and highest values."""
+    low, high = least_error_range(total, *ends, config, dtype) if config.range == "mse" else ends
     return scale_and_zero(low, high, config.bits, config.symmetric, dtype)
 
 
 def least_error_range(
-    groups: Tensor, low: Tensor, high: Tensor, config: RtnConfig, dtype: torch.dtype
+    total: Total, low: Tensor, high: Tensor, config: RtnConfig, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Shrink each group's range to the grid point of least Σ (w − ŵ)²; the full range wins ties."""
+    """Shrink each range to the grid point of least Σ (w − ŵ)²; the full range wins ties."""
+    shrinks = [1 - step / (STEPS + STEPS // 4) for step in range(STEPS)]  # 1.00, 0.98, ... 0.22
+    grids = [scale_and_zero(low * by, high * by, config.bits, config.symmetric, dtype) for by in shrinks]
+
+    def errors(groups: Tensor) -> Tensor:
+        scratch = torch.empty_like(groups)
+        return torch.stack([squared_error(groups, *grid, config.bits, scratch) for grid in grids])
+
     best = torch.full_like(low, float("inf"))
     best_low, best_high = low, high
-    scratch = torch.empty_like(groups)
-    for step in range(STEPS):
-        shrink = 1 - step / (STEPS + STEPS // 4)  # 1.00, 0.98, ... 0.22
-        scale, zero = scale_and_zero(low * shrink, high * shrink, config.bits, config.symmetric, dtype)
-        error = squared_error(groups, scale, zero, config.bits, scratch)
+    for shrink, error in zip(shrinks, total(errors), strict=True):
         better = error < best
         best = torch.where(better, error, best)
         best_low, best_high = torch.where(better, low * shrink, best_low), torch.where(better, high * shrink, best_high)
     return best_low, best_high
-
-
-def independent(config: RtnConfig) -> bool:
-    """Whether blocks of rows can be quantized apart: with a scale that all rows share, from their extremes alone."""
-    return config.granularity != "tensor" or config.range == "minmax"
 
 
 METHOD = LayerMethod(
@@ -230,6 +237,6 @@ METHOD = LayerMethod(
     check=check,
     allocates=Allocates(resolve),
     describe=describe,
-    row_wise=RowWise(independent, measured, divided, lambda config: config.granularity == "tensor"),
+    row_wise=RowWise(lambda config: True, measured, divided, lambda config: config.granularity == "tensor"),
     widths=searched(RtnConfig, apply),
 )

@@ -30,7 +30,13 @@ from aicompress.methods.quantize.grid.integer import (
     stored_scale_dtype,
 )
 from aicompress.methods.quantize.grid.integer import outline as integer_outline
-from aicompress.methods.quantize.grid.scales import full_range, least_error
+from aicompress.methods.quantize.grid.scales import (
+    full_range,
+    full_range_of_matrix,
+    least_error,
+    least_error_of_matrix,
+)
+from aicompress.methods.quantize.grid.totals import Blocks
 from aicompress.weights import ColumnScaled, Weight
 
 HELD = 1 << 24  # weights of a layer up to which its blocks are held from one iteration to the next
@@ -55,20 +61,28 @@ def outline(info: LayerInfo, config: SinqConfig) -> Weight:
 
 
 class BlockConfig(SinqConfig):
-    """Parameters for some rows of a layer, with the factors of the whole layer's columns."""
+    """Parameters for some rows of a layer, with the factors of the whole layer's columns.
+
+    Attributes:
+        factors: (in,) float32.
+        grid: scale and zero point of the whole layer, if it has one scale; (1, 1) each.
+    """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     factors: Tensor
+    grid: tuple[Tensor, Tensor | None] | None
 
 
 def divided(info: LayerInfo, blocks: Sequence[Callable[[], Layer]], config: SinqConfig) -> list[SinqConfig]:
-    """A config for each block of rows, with the factors of the columns; reads blocks once an iteration."""
+    """A config for each block of rows, with the factors of the columns, and the scale if all rows share one.
+
+    Reads blocks once an iteration, and for one scale 1 to 8 times more.
+    """
     read: list[Callable[[], Tensor]] = [partial(_weight, block) for block in blocks]
     if math.prod(info.shape) <= HELD:
         read = [partial(_same, weight()) for weight in read]
-    factors = column_factors(read, info.shape, config.iterations)
-    return [BlockConfig.model_construct(**dict(config), factors=factors)] * len(blocks)
+    return [for_blocks(info, read, config)] * len(blocks)
 
 
 def _weight(read: Callable[[], Layer]) -> Tensor:
@@ -79,6 +93,27 @@ def _same(weight: Tensor) -> Tensor:
     return weight
 
 
+def for_blocks(info: LayerInfo, blocks: Blocks, config: SinqConfig) -> BlockConfig:
+    """The config with what all rows share."""
+    factors = column_factors(blocks, info.shape, config.iterations)
+    by, grid = factors.to(stored_scale_dtype(config, info.dtype)).float(), None
+    if config.granularity == "tensor":
+        grid = shared_grid(info, [partial(_divided, read, by) for read in blocks], config)
+    return BlockConfig.model_construct(**dict(config), factors=factors, grid=grid)
+
+
+def _divided(read: Callable[[], Tensor], by: Tensor) -> Tensor:
+    return read() / by
+
+
+def shared_grid(info: LayerInfo, blocks: Blocks, config: SinqConfig) -> tuple[Tensor, Tensor | None]:
+    """The scale and zero point of a whole matrix whose columns are even."""
+    dtype = stored_scale_dtype(config, info.dtype)
+    if config.range == "minmax":
+        return full_range_of_matrix(blocks, config, dtype)
+    return least_error_of_matrix(blocks, torch.ones(info.shape[1]), config, dtype)
+
+
 def apply(layer: Layer, config: SinqConfig) -> Weight:
     """Quantize one layer.
 
@@ -87,13 +122,15 @@ def apply(layer: Layer, config: SinqConfig) -> Weight:
     """
     dtype = stored_scale_dtype(config, layer.info.dtype)
     weight = layer.weight.contiguous()
-    whole = config.factors if isinstance(config, BlockConfig) else None
-    if whole is None:
-        whole = column_factors([lambda: weight], layer.info.shape, config.iterations)
-    columns = whole.to(dtype)
+    own = config if isinstance(config, BlockConfig) else for_blocks(layer.info, [lambda: weight], config)
+    columns = own.factors.to(dtype)
     normal = weight / columns.float()
-    grid = full_range(normal, config, dtype) if config.range == "minmax" else least_error(normal, None, config, dtype)
-    return ColumnScaled(encoded(layer.info, normal, config, *grid), columns)
+    return ColumnScaled(encoded(layer.info, normal, config, *(own.grid or grids_of(normal, config, dtype))), columns)
+
+
+def grids_of(normal: Tensor, config: SinqConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Scales and zero points of every group of a matrix whose columns are even."""
+    return full_range(normal, config, dtype) if config.range == "minmax" else least_error(normal, None, config, dtype)
 
 
 def column_factors(blocks: Sequence[Callable[[], Tensor]], shape: tuple[int, int], iterations: int) -> Tensor:
@@ -158,7 +195,7 @@ METHOD = LayerMethod(
     config=SinqConfig,
     apply=apply,
     outline=outline,
-    row_wise=RowWise(lambda config: config.granularity != "tensor", divided=divided),
+    row_wise=RowWise(lambda config: True, divided=divided),
     check=check,
     allocates=Allocates(resolve),
     widths=searched(SinqConfig, apply),

@@ -7,7 +7,7 @@ import torch
 
 from aicompress.errors import RecipeError
 from aicompress.methods.factorize import svd
-from aicompress.methods.factorize.spatial import METHOD, SpatialConfig, apply, matrix, outline, resolve
+from aicompress.methods.factorize.spatial import METHOD, SpatialConfig, apply, outline, resolve, turned
 from aicompress.methods.factorize.svd import SvdConfig
 from aicompress.weights import Convolutions, Dense, outline_nbytes
 from tests.methods.layers import candidate_of, convolution, randn, squared_error
@@ -28,7 +28,7 @@ def test_hand_computed() -> None:
 @pytest.mark.parametrize("shape", [(12, 6, 3, 3), (6, 12, 1, 5), (5, 4, 2, 3)], ids=str)
 def test_squared_error_is_the_sum_of_dropped_squares(shape: tuple[int, ...]) -> None:
     layer = convolution(randn(*shape))
-    squares = torch.linalg.svdvals(matrix(layer).double()).square()
+    squares = torch.linalg.svdvals(turned(lambda: layer).weight.double()).square()
     for rank in (1, 3):
         found = squared_error(layer, apply(layer, SpatialConfig(rank=rank)))
         assert found == pytest.approx(float(squares[rank:].sum()), rel=1e-5)
@@ -45,7 +45,7 @@ def test_separable_kernels_lose_less_than_with_svd_at_as_many_bytes() -> None:
 def test_energy_and_bytes_count_the_two_convolutions() -> None:
     layer = convolution(randn(12, 6, 3, 3))
     (config,) = resolve([candidate_of(layer, SpatialConfig(energy=0.9))], 0)
-    squares = torch.linalg.svdvals(matrix(layer).double()).square()
+    squares = torch.linalg.svdvals(turned(lambda: layer).weight.double()).square()
     share = squares.cumsum(0) / squares.sum()
     assert share[config.rank - 1] >= 0.9 > share[config.rank - 2]
     (config,) = resolve([candidate_of(layer, SpatialConfig(target_bytes=2000))], 500)

@@ -20,13 +20,18 @@ SHARE = 0.4  # of what the large tensor has more, that may be held more; holding
 METHODS: list[tuple[str, dict[str, Any], str]] = [  # the last: of two tensors that are alike, or of other layouts
     ("quantize", {"name": "rtn", "bits": 4, "group_size": 64}, ""),
     ("quantize", {"name": "sinq", "group_size": 64, "iterations": 1, "range": "minmax"}, ""),
+    ("quantize", {"name": "rtn", "bits": 4, "granularity": "tensor", "range": "mse"}, ""),
+    ("quantize", {"name": "rtn", "bits": "range", "max_error": 0.3}, ""),
+    ("quantize", {"name": "sinq", "granularity": "tensor", "iterations": 1}, ""),
     ("prune", {"name": "magnitude", "sparsity": 0.5, "scope": "global", "store": "sparse"}, ""),
+    ("prune", {"name": "magnitude", "pattern": "2:4", "permutation": 1, "store": "sparse"}, ""),
     ("prune", {"name": "lamp", "sparsity": 0.5}, ""),
     ("quantize", {"name": "rdo"}, ""),
     ("prune", {"name": "magnitude", "sparsity": 0.8, "store": "sparse", "storage": "entropy"}, ""),
     ("factorize", {"name": "svd", "rank": 32}, ""),
     ("factorize", {"name": "svd", "rank": 8}, ""),
     ("factorize", {"name": "svd", "energy": 0.3}, ""),
+    ("factorize", {"name": "spatial", "rank": 8}, "-conv"),
     ("factorize", {"name": "tie"}, "-twice"),
     ("quantize", {"name": "rtn", "bits": 8, "group_size": 64}, "-gptq"),
     ("prune", {"name": "magnitude", "sparsity": 0.5}, "-fp8"),
@@ -98,6 +103,7 @@ def test_memory_does_not_grow_with_a_tensor(bare_python: list[str], tmp_path: Pa
     more = torch.cat([scale * rows for scale in (1, 1.01, 0.99)])
     for name, tensor in {"tiny": rows[:64].clone(), "small": rows, "large": more}.items():
         save_file({"fc.weight": tensor}, tmp_path / f"{name}.safetensors")
+        save_file({"conv.weight": tensor.reshape(-1, 64, 1, 4)}, tmp_path / f"{name}-conv.safetensors")
         save_file(encoded(tensor, "fp8"), tmp_path / f"{name}-fp8.safetensors")
         save_file(encoded(tensor, "gptq"), tmp_path / f"{name}-gptq.safetensors")
         save_file({"a.weight": tensor, "b.weight": tensor.clone()}, tmp_path / f"{name}-twice.safetensors")

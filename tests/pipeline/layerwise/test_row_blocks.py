@@ -32,6 +32,8 @@ METHODS = (
     ("quantize/rtn-w8",),
     ("quantize/rtn-w8", "method.granularity=tensor"),
     ("quantize/rtn-w4-asymmetric", "method.granularity=tensor", "method.range=minmax"),
+    ("quantize/rtn-w4-asymmetric", "method.granularity=tensor", "method.range=mse"),
+    ("quantize/rtn-w4", "method.bits=range", "method.max_error=0.3", "method.granularity=tensor"),
     ("quantize/w8a8",),
     ("quantize/rtn-w8-embeddings",),
     ("quantize/hqq-w4", "method.group_size=32"),
@@ -53,6 +55,8 @@ METHODS = (
         "method.iterations=2",
         "method.range=minmax",
     ),
+    ("quantize/sinq-w4", "method.granularity=tensor", "method.iterations=2"),
+    ("quantize/sinq-w4", "method.granularity=tensor", "method.iterations=2", "method.symmetric=false"),
 )
 
 COMPILED = (
@@ -225,6 +229,24 @@ def test_factors_of_blocks_are_those_of_the_whole(
     assert "less would be lost" in rows[0][0].note
 
 
+def test_two_convolutions_of_blocks_are_those_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = {"tall": (160, 4, 3, 3), "wide": (70, 16, 3, 5), "dense": (40, 2, 1, 2)}
+    save_file({f"{name}.weight": torch.randn(shape) for name, shape in shapes.items()}, tmp_path / "in.safetensors")
+    monkeypatch.setattr(row_parts, "BLOCK", 1)
+    rows, found = [], []
+    for divisible in (row_parts.divisible, lambda *_: False):
+        monkeypatch.setattr(row_parts, "divisible", divisible)
+        out = tmp_path / f"{len(found)}.safetensors"
+        made = run(tmp_path / "in.safetensors", out, "factorize/spatial-keep", "method.keep=null", "method.energy=0.7")
+        rows.append([(row.name, row.detail, row.bytes_after, round(row.rel_error, 4)) for row in made.layers])
+        found.append(Checkpoint.open(out))
+    assert rows[0] == rows[1]
+    assert found[0].manifest.entries.keys() == found[1].manifest.entries.keys() == {"tall.weight", "wide.weight"}
+    for name in found[0].manifest.entries:
+        ours, whole = (each.weight(name).dense() for each in found)
+        torch.testing.assert_close(ours, whole, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("quantizer", ["uniform", "trellis"])
 def test_codes_of_a_target_that_are_counted_block_by_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantizer: str
@@ -246,21 +268,30 @@ def test_codes_of_a_target_that_are_counted_block_by_block(
     assert found[0].rel_error == pytest.approx(found[1].rel_error, rel=0.01)
 
 
-@pytest.mark.parametrize("pattern", ["2:4", "3:8", "2:2"])
+@pytest.mark.parametrize(
+    "edits",
+    [
+        ("method.pattern='2:4'",),
+        ("method.pattern='3:8'",),
+        ("method.pattern='2:2'",),
+        ("method.permutation=2",),  # the order of the inputs is that of all rows
+        ("method.permutation=2", "method.store=dense"),
+    ],
+    ids=" ".join,
+)
 def test_words_of_a_mask_are_whole_in_every_block(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edits: tuple[str, ...]
 ) -> None:
     tensors = {"a.weight": torch.randn(300, 40), "b.weight": torch.randn(517, 8), "c.weight": torch.randn(33, 8)}
     save_file(tensors, tmp_path / "in.safetensors")
-    change = f"method.pattern='{pattern}'"
     shapes: list[int] = []
     of_shape = row_parts.blocks
     monkeypatch.setattr(row_parts, "blocks", lambda *given: shapes.append(len(of_shape(*given))) or of_shape(*given))
     monkeypatch.setattr(row_parts, "BLOCK", 1)
-    run(tmp_path / "in.safetensors", tmp_path / "blocks.safetensors", "prune/magnitude-2-4", change)
+    run(tmp_path / "in.safetensors", tmp_path / "blocks.safetensors", "prune/magnitude-2-4", *edits)
     assert max(shapes) > 2
     monkeypatch.setattr(row_parts, "divisible", lambda *_: False)
-    run(tmp_path / "in.safetensors", tmp_path / "whole.safetensors", "prune/magnitude-2-4", change)
+    run(tmp_path / "in.safetensors", tmp_path / "whole.safetensors", "prune/magnitude-2-4", *edits)
     assert (tmp_path / "blocks.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
 
 
@@ -351,15 +382,15 @@ def test_empty_tensors_are_copied(command: str, recipe: str, tmp_path: Path) -> 
 
 
 def test_the_plan_says_what_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One scale of a whole tensor is searched over all of it; layers within a block do not count."""
+    """Tucker's directions go across the rows of a kernel; layers within a block do not count."""
     monkeypatch.setattr(row_parts, "BLOCK", 1 << 12)
-    save_file({"fc.weight": torch.randn(96, 64), "small.weight": torch.randn(16, 16)}, tmp_path / "in.safetensors")
+    tensors = {"fc.weight": torch.randn(32, 24, 3, 3), "small.weight": torch.randn(8, 8, 3, 3)}
+    save_file(tensors, tmp_path / "in.safetensors")
     told = {}
-    for granularity in ("tensor", "channel"):
-        edits = ("report.html=false", "method.range=mse", f"method.granularity={granularity}")
-        made, out = load("quantize/rtn-w4", "quantize", edits), Destination(tmp_path / "out.safetensors")
-        plan = planner.make_plan(tmp_path / "in.safetensors", out, made, "quantize")
-        told[granularity] = [note for note in plan.notes if "whole" in note]
-    assert told["channel"] == []
-    (note,) = told["tensor"]
-    assert note.startswith("rtn reads matrices whole: fc takes 24,576 bytes of memory")
+    for name in ("tucker", "svd"):
+        made, out = load(f"factorize/{name}-keep", "factorize"), Destination(tmp_path / "out.safetensors")
+        plan = planner.make_plan(tmp_path / "in.safetensors", out, made, "factorize")
+        told[name] = [note for note in plan.notes if "whole" in note]
+    assert told["svd"] == []
+    (note,) = told["tucker"]
+    assert note.startswith("tucker reads matrices whole: fc takes 27,648 bytes of memory")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,38 +22,61 @@ from aicompress.statistics import GradientStats
 from aicompress.weights import Dense, Sparse, Weight
 
 ROWS = 512  # of a larger matrix every so many-th is looked at
+PIECE = 1 << 20  # scores that are regrouped at a time
+ROUNDING = 1e-9  # share by which two sums of the same scores may differ
+
+Blocks: TypeAlias = Sequence[Callable[[], Tensor]]
 
 S = TypeVar("S", bound=SparsityConfig)
 
 
-def kept_score(scores: Tensor, kept: int, size: int) -> float:
-    """What an N:M mask keeps of scores (rows, columns)."""
-    return float(scores.reshape(-1, size).topk(kept, dim=1).values.double().sum())
+def kept_scores(scores: Blocks, orders: Sequence[Tensor], kept: int, size: int) -> list[float]:
+    """What an N:M mask keeps of scores (rows, columns) in every order of the columns; reads blocks once."""
+    total = torch.zeros(len(orders), dtype=torch.float64)
+    for read in scores:
+        block = read()
+        for rows in torch.split(block, max(1, PIECE // block.shape[1])):
+            for number, order in enumerate(orders):
+                groups = rows[:, order].reshape(-1, size)
+                total[number] += groups.topk(kept, dim=1).values.sum(dtype=torch.float64)
+    return total.tolist()
 
 
-def regrouped(scores: Tensor, kept: int, size: int, rounds: int, seed: int) -> Tensor:
+def regrouped(scores: Blocks, rows: int, kept: int, size: int, rounds: int, seed: int) -> Tensor:
     """An order of the columns, (columns,) int64, in which an N:M mask keeps at least as much as in their own.
 
     Args:
-        scores: (rows, columns), non-negative.
+        scores: functions that give blocks of rows of the scores (rows, columns), non-negative; each is called twice.
+        rows: of all blocks.
         kept, size: N and M.
         rounds: of swaps.
         seed: of the matchings.
     """
-    columns = scores.shape[1]
-    sample = scores[:: -(-len(scores) // ROWS)].float()
+    sample = _every(scores, -(-rows // ROWS))
     sample = sample / sample.mean().clamp_min(torch.finfo(torch.float32).tiny)
     draw = torch.Generator().manual_seed(seed)
-    own = torch.arange(columns)
+    own = torch.arange(sample.shape[1])
     dealt = sample.sum(dim=0).argsort(descending=True, stable=True).reshape(size, -1).t().reshape(-1)
-    best = own
+    orders = [own]
     for order in (own, dealt):
         groups = order.reshape(-1, size).clone()
         for _ in range(rounds if len(groups) > 1 else 0):
             _swap(groups, sample, kept, torch.randperm(len(groups), generator=draw))
-        if kept_score(scores[:, groups.reshape(-1)], kept, size) > kept_score(scores[:, best], kept, size):
-            best = groups.reshape(-1)
-    return best
+        orders.append(groups.reshape(-1))
+    best, *others = zip(kept_scores(scores, orders, kept, size), orders, strict=True)
+    for each in others:
+        best = each if each[0] > (1 + ROUNDING) * best[0] else best
+    return best[1]
+
+
+def _every(scores: Blocks, step: int) -> Tensor:
+    """Every so many-th row, float32."""
+    found, skipped = [], 0
+    for read in scores:
+        block = read()
+        found.append(block[skipped::step].float())
+        skipped = (skipped - len(block)) % step
+    return torch.cat(found)
 
 
 def _swap(groups: Tensor, scores: Tensor, kept: int, matching: Tensor) -> None:
@@ -93,15 +116,21 @@ def permuting(
         if config.pattern is None or not config.permutation:
             return apply(layer, config)
         kept, size = parse_pattern(config.pattern)
-        order = regrouped(scores(layer, config), kept, size, config.permutation, layer.seed)
-        plain = config.model_copy(update={"permutation": 0, "store": "sparse"})
-        pruned = apply(_in_order(layer, order), plain)
-        assert isinstance(pruned, Sparse)
-        back = torch.empty_like(order)
-        back[order] = torch.arange(len(order))
-        return store(layer, pruned.matrix()[:, back], pruned.mask[:, back], config, order)
+        found = [lambda: scores(layer, config)]
+        order = regrouped(found, layer.info.shape[0], kept, size, config.permutation, layer.seed)
+        return pruned_in_order(apply, layer, config, order)
 
     return permuted
+
+
+def pruned_in_order(apply: Callable[[Layer, S], Weight], layer: Layer, config: S, order: Tensor) -> Weight:
+    """What a method gives for a layer with its columns in another order, stored in their own."""
+    plain = config.model_copy(update={"permutation": 0, "store": "sparse"})
+    pruned = apply(_in_order(layer, order), plain)
+    assert isinstance(pruned, Sparse)
+    back = torch.empty_like(order)
+    back[order] = torch.arange(len(order))
+    return store(layer, pruned.matrix()[:, back], pruned.mask[:, back], config, order)
 
 
 def permuting_together(

@@ -10,6 +10,7 @@ more than 2 bits is not given 3, and what a robust layer spends on scales goes w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 import torch
@@ -23,7 +24,8 @@ from aicompress.methods.decisions import Width, Widths, WidthSearch
 from aicompress.methods.method import MethodConfig
 from aicompress.methods.quantize.grid.fitting import with_fitting_groups
 from aicompress.methods.quantize.grid.rounding import decode, encode, grouped, pieces
-from aicompress.methods.quantize.grid.scales import Grid, full_range
+from aicompress.methods.quantize.grid.scales import Grid, full_range, full_range_of_matrix
+from aicompress.methods.quantize.grid.totals import Blocks
 from aicompress.weights import Weight
 
 WIDTHS = (2, 3, 4, 8)
@@ -199,42 +201,49 @@ def searched(config: type[W], sketch: Callable[[Layer, Any], Weight]) -> Widths[
     return Widths[W](search_of, open_widths, with_width, sketch)
 
 
-def rounding_error(weight: Tensor, config: Grid) -> float:
-    """‖W − Ŵ‖ / ‖W‖ of rounding to nearest with the full range of every group; 0 for a weight of zeros.
+def rounding_errors(blocks: Blocks, config: Any, widths: Sequence[int]) -> dict[int, float]:
+    """‖W − Ŵ‖ / ‖W‖ of rounding to nearest with the full range of every group, by width; 0 for a weight of zeros.
 
     Args:
-        weight: (out, in) float32.
-        config: gives bits, granularity, group_size and symmetric.
+        blocks: functions that read W's blocks of rows; each is called once; once more for each width where all
+            share a scale.
+        config: gives granularity, group_size and symmetric.
+        widths: in bits.
     """
-    error = norm = 0.0
-    for groups, codes, scale, zero in _rounded(weight, config):
-        error += float((decode(codes, scale, zero) - groups).square().sum(dtype=torch.float64))
-        norm += float(groups.square().sum(dtype=torch.float64))
-    return (error / norm) ** 0.5 if norm else 0.0
+    configs = [with_bits(config, bits) for bits in widths]
+    shared: dict[int, tuple[Tensor, Tensor | None]] = {}
+    if config.granularity == "tensor":
+        shared = {own.bits: full_range_of_matrix(blocks, own, torch.float32) for own in configs}
+    errors, norms = dict.fromkeys(widths, 0.0), dict.fromkeys(widths, 0.0)
+    for read in blocks:
+        weight = read()
+        for own in configs:
+            grid = shared.get(own.bits) or full_range(weight, own, torch.float32)
+            for groups, codes, scale, zero in _rounded(weight, own, grid):
+                errors[own.bits] += float((decode(codes, scale, zero) - groups).square().sum(dtype=torch.float64))
+                norms[own.bits] += float(groups.square().sum(dtype=torch.float64))
+    return {bits: (errors[bits] / norms[bits]) ** 0.5 if norms[bits] else 0.0 for bits in widths}
 
 
 def effective_levels(weight: Tensor, config: Grid) -> float:
     """2 to the power of the codes' entropy: of the 2^bits codes, how many are in use; 1 for a weight of zeros."""
     counts = torch.zeros(1 << config.bits, dtype=torch.float64)
-    for _, codes, _, _ in _rounded(weight, config):
+    for _, codes, _, _ in _rounded(weight, config, full_range(weight, config, torch.float32)):
         counts += torch.bincount((codes.flatten() + (1 << config.bits - 1)).int(), minlength=len(counts))
     shares = counts[counts > 0] / counts.sum()
     return float(2 ** -(shares * shares.log2()).sum())
 
 
-def _rounded(weight: Tensor, config: Grid) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+def _rounded(
+    weight: Tensor, config: Grid, grid: tuple[Tensor, Tensor | None]
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
     """Groups of a few rows at a time, with their codes, scales and zero points."""
-    scale, zero = full_range(weight, config, torch.float32)
+    scale, zero = grid
     size = config.group_size if config.granularity == "group" else 0
     for rows in pieces((weight.shape[0], weight.shape[1])):
         own = slice(0, 1) if config.granularity == "tensor" else rows
         groups, own_zero = grouped(weight[rows], size), None if zero is None else zero[own]
         yield groups, encode(groups, scale[own], own_zero, config.bits), scale[own], own_zero
-
-
-def rounding_errors(weight: Tensor, config: Any, widths: Sequence[int]) -> dict[int, float]:
-    """`rounding_error` of each width."""
-    return {bits: rounding_error(weight, with_bits(config, bits)) for bits in widths}
 
 
 def proposed(errors: dict[int, float], max_error: float) -> int | None:
@@ -245,7 +254,7 @@ def proposed(errors: dict[int, float], max_error: float) -> int | None:
 def resolve(candidates: Sequence[Candidate[W]], other_bytes: int) -> list[W]:
     """Give every layer with `bits: range` a width; layers that share their input get the widest of theirs.
 
-    Each layer is read once. Layers with `bits: auto` stay as they are.
+    Layers are read once, those with one scale once more for each width. Layers with `bits: auto` stay as they are.
 
     Raises:
         RecipeError: a layer whose error is too large at every width; or Problems, several.
@@ -255,7 +264,8 @@ def resolve(candidates: Sequence[Candidate[W]], other_bytes: int) -> list[W]:
     for number, candidate in enumerate(candidates):
         config = candidate.config
         if open_bits(config) == "range":
-            errors = rounding_errors(candidate.read().weight, config, config.widths)
+            blocks = [partial(_weight, read) for read in candidate.parts]
+            errors = rounding_errors(blocks, config, config.widths)
             bound = config.max_error or MAX_ERROR
             widths[number] = proposed(errors, bound) or max(errors)
             if min(errors.values()) > bound:
@@ -271,6 +281,10 @@ def resolve(candidates: Sequence[Candidate[W]], other_bytes: int) -> list[W]:
         with_bits(candidate.config, widest[_input_name(candidate)]) if number in widths else candidate.config
         for number, candidate in enumerate(candidates)
     ]
+
+
+def _weight(read: Callable[[], Layer]) -> Tensor:
+    return read().weight
 
 
 def _input_name(candidate: Candidate[W]) -> str:

@@ -12,7 +12,7 @@ from aicompress.layer import Layer
 from aicompress.methods import get
 from aicompress.methods.layerwise import LayerMethod
 from aicompress.methods.prune.masks.masks import pattern_mask
-from aicompress.methods.prune.masks.permutation import kept_score, regrouped
+from aicompress.methods.prune.masks.permutation import kept_scores, regrouped
 from aicompress.statistics import GradientStats, InputStats
 from aicompress.weights import Dense, Sparse, restore
 from tests.methods.layers import layer_of, randn
@@ -42,18 +42,20 @@ def pruned(name: str, **fields: Any) -> Any:
 
 def test_large_columns_are_dealt_out() -> None:
     scores = layer().weight.square()
-    order = regrouped(scores, 2, 4, 20, 0)
+    order = regrouped([lambda: scores], 64, 2, 4, 20, 0)
     assert sorted(order.tolist()) == list(range(48))
     best = scores.flatten().topk(scores.numel() // 2).values.sum()
-    own, found = (kept_score(each, 2, 4) / float(best) for each in (scores, scores[:, order]))
+    own, found = (kept / float(best) for kept in kept_scores([lambda: scores], [torch.arange(48), order], 2, 4))
     assert own < 0.9
     assert found > 0.95
 
 
 def test_swaps_beat_the_first_order_and_none_is_worse_than_its_own() -> None:
     scores = randn(32, 64).square()
-    kept = [kept_score(scores[:, regrouped(scores, 2, 4, rounds, 0)], 2, 4) for rounds in (1, 10, 40)]
-    assert kept_score(scores, 2, 4) <= kept[0] < kept[1] < kept[2]
+    blocks = [lambda: scores[:9], lambda: scores[9:]]
+    orders = [regrouped(blocks, 32, 2, 4, rounds, 0) for rounds in (1, 10, 40)]
+    kept = kept_scores(blocks, [torch.arange(64), *orders], 2, 4)
+    assert kept[0] <= kept[1] < kept[2] < kept[3]
 
 
 @pytest.mark.parametrize("name", METHODS)

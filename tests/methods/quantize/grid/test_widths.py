@@ -23,7 +23,6 @@ from aicompress.methods.quantize.grid.widths import (
     open_widths,
     proposed,
     resolve,
-    rounding_error,
     rounding_errors,
     unfit,
     with_bits,
@@ -50,8 +49,8 @@ def test_hand_computed_error() -> None:
     config = RtnConfig(name="rtn", bits=2, granularity="channel")
     weight = torch.tensor([[3.0, -3.0, 0.0, 1.2]])
     # scale 2: 3 / 2 = 1.5 -> 1 (clamped) -> 2; -1.5 -> -2 -> -4; 0; 0.6 -> 1 -> 2: errors 1, 1, 0, 0.8.
-    assert rounding_error(weight, config) == pytest.approx((2.64 / 19.44) ** 0.5)
-    assert rounding_error(torch.zeros(2, 3), config) == 0
+    assert rounding_errors([lambda: weight], config, (2,)) == {2: pytest.approx((2.64 / 19.44) ** 0.5)}
+    assert rounding_errors([lambda: torch.zeros(2, 3)], config, (2,)) == {2: 0}
 
 
 @pytest.mark.parametrize("granularity", ["tensor", "channel", "group"])
@@ -63,7 +62,9 @@ def test_the_error_is_that_of_rtn(granularity: str, symmetric: bool) -> None:
     info = LayerInfo("fc", "fc.weight", "linear", (300, 1024), (300, 1024), torch.float32)
     rounded = methods("quantize")["rtn"].apply(Layer(info, weight), config).dense()  # type: ignore[attr-defined]
     expected = float((rounded - weight).norm() / weight.norm())
-    assert rounding_error(weight, config) == pytest.approx(expected, rel=1e-4)
+    for blocks in ([weight], weight.split(64)):
+        found = rounding_errors([lambda block=block: block for block in blocks], config, (3,))
+        assert found == {3: pytest.approx(expected, rel=1e-4)}
 
 
 def test_the_least_width_within_the_bound() -> None:
@@ -79,7 +80,7 @@ def test_range_reads_the_values() -> None:
     outliers = torch.randn(4, 256, generator=torch.Generator().manual_seed(0))
     outliers[:, 0] = 60
     found = [candidate(weight, name=name, max_error=0.1) for name, weight in (("a", even), ("b", outliers))]
-    errors = rounding_errors(ternary, with_bits(found[0].config, 2), (2, 3, 4, 8))
+    errors = rounding_errors([lambda: ternary], with_bits(found[0].config, 2), (2, 3, 4, 8))
     assert errors[2] < errors[4] + 0.3
     assert widths(*found) == [4, 8]
     assert widths(candidate(torch.zeros(4, 32))) == [2]
