@@ -58,7 +58,7 @@ class Convolutions(Weight):
     def dense(self) -> Tensor:
         matrices = {name: part.dense() for name, part in self.parts().items()}
         if any(matrix.is_meta for matrix in matrices.values()):
-            return torch.empty(self.shape, device="meta")
+            return torch.empty(self.shape, dtype=torch.float32, device="meta")
         return composed(convolution_kernels(self.meta(), matrices))
 
     def numbers(self) -> int:

@@ -49,7 +49,7 @@ class LowRank(Weight):
             return left @ right
         if left.shape[1] != right.shape[0]:  # an outline: for arithmetic without data torch imports sympy
             raise ValueError(f"factors of {left.shape[1]} columns and {right.shape[0]} rows")
-        return torch.empty(self.shape, device="meta")
+        return torch.empty(self.shape, dtype=torch.float32, device="meta")
 
     def rows(self, start: int, stop: int) -> Tensor:
         return self.out.rows(start, stop) @ self.inner.dense()

@@ -135,7 +135,11 @@ def decode_sparse_codes(meta: Meta, tensors: Tensors) -> Tensor:
     kept = masked(meta, tensors)
     require_kept(kept, int(meta["kept"]))
     codes = unpack(tensors["codes"].reshape(1, -1), bits, int(meta["kept"])).float() - (1 << (bits - 1))
-    whole = torch.zeros(out * columns, device=kept.device).masked_scatter(kept, codes).reshape(out, columns)
+    whole = (
+        torch.zeros(out * columns, dtype=codes.dtype, device=kept.device)
+        .masked_scatter(kept, codes)
+        .reshape(out, columns)
+    )
     size = int(meta["group_size"])
     if zero is not None:
         whole = (whole - by_column(zero.float(), columns, size)) * kept.reshape(out, columns)

@@ -44,7 +44,7 @@ class Submatrix(Weight):
     def dense(self) -> Tensor:
         block = self.block.dense()
         if block.is_meta:
-            return torch.empty(self.size, device="meta")
+            return torch.empty(self.size, dtype=torch.float32, device="meta")
         for axis, index in enumerate((self.kept_rows, self.kept_columns)):
             if index is not None:
                 shape = [size if dim == axis else block.shape[dim] for dim, size in enumerate(self.size)]
@@ -84,7 +84,7 @@ class Submatrix(Weight):
 
 def _chosen(index: Tensor, size: int) -> Tensor:
     """The matrix (kept, size) that takes these places of a vector."""
-    return torch.eye(size)[index.long()]
+    return torch.eye(size, dtype=torch.float32)[index.long()]
 
 
 def _require_index(name: str, index: Tensor | None, size: int, kept: int) -> None:

@@ -82,8 +82,8 @@ class Trellis(Weight):
 def levels(codes: Tensor) -> Tensor:
     """How many steps the codes (rows, columns) of whole blocks stand for, float32."""
     if codes.is_meta:
-        return torch.empty(codes.shape, device="meta")
-    return 2.0 * codes - in_use(codes) * codes.sign()
+        return torch.empty(codes.shape, dtype=torch.float32, device="meta")
+    return 2 * codes.float() - in_use(codes) * codes.sign()
 
 
 @decoder("trellis")

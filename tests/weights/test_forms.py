@@ -110,6 +110,21 @@ class TestEveryForm:
         decoded = decode(json.loads(json.dumps(weight.meta())), tensors)
         torch.testing.assert_close(decoded, weight.dense(), rtol=1e-5, atol=1e-5)
 
+    @pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+    def test_whatever_new_tensors_are_by_default(self, weight: Weight, default: torch.dtype) -> None:
+        """Programs set another default dtype; the numbers that a form holds are the same."""
+        tensors = {s: t.float() if t.is_floating_point() else t for s, t in weight.tensors().items()}
+        usual, dense = decode(weight.meta(), tensors), weight.dense()
+        torch.set_default_dtype(default)
+        try:
+            again, restored = decode(weight.meta(), tensors), restore(weight.tensors(), weight.meta()).dense()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert again.dtype == usual.dtype
+        assert restored.dtype == dense.dtype
+        torch.testing.assert_close(again, usual, rtol=0, atol=0)
+        torch.testing.assert_close(restored, dense, rtol=0, atol=0)
+
     def test_tensors_that_are_lost_or_short_are_refused(self, weight: Weight, tmp_path: Path) -> None:
         whole = weight.tensors()
         write_form(tmp_path / "whole.safetensors", weight, whole)

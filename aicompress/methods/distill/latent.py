@@ -164,7 +164,11 @@ def _survivors(meta: Meta, tensors: Tensors) -> Tensor:
     out, columns = meta["shape"]
     kept, zero = masked(meta, tensors), tensors.get("zero")
     codes = _codes(tensors["codes"], int(meta["bits"]))
-    whole = torch.zeros(out * columns, device=kept.device).masked_scatter(kept, codes).reshape(out, columns)
+    whole = (
+        torch.zeros(out * columns, dtype=codes.dtype, device=kept.device)
+        .masked_scatter(kept, codes)
+        .reshape(out, columns)
+    )
     if zero is not None:
         whole = (whole - by_column(zero.float(), columns, int(meta["group_size"]))) * kept.reshape(out, columns)
     return _scaled(whole, None, meta, tensors)

@@ -77,8 +77,8 @@ class TiledFactors:
         self.left = _by_tiles(pad(left.bfloat16(), (0, short)))
         self.deep = DEEP if self.right.numel() + self.left.numel() <= LARGE else 2 * DEEP
         self.most = MOST // (self.rank * (self.columns + self.out))
-        self.zeros, self.shapes = torch.zeros(self.rank), _shapes()
-        self.bias = torch.zeros(self.out) if bias is None else bias.detach().float().contiguous()
+        self.zeros, self.shapes = torch.zeros(self.rank, dtype=torch.float32), _shapes()
+        self.bias = torch.zeros(self.out, dtype=torch.float32) if bias is None else bias.detach().float().contiguous()
 
     def serves(self, rows: int) -> bool:
         """Whether every thread has rows to work on, and PyTorch, which keeps more in the cache, is no faster."""

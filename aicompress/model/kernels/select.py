@@ -63,7 +63,7 @@ class IntEmbedding(KernelLayer):
         flat = ids.reshape(-1)
         rows, scale = self.codes[flat], self.scale[flat].float()
         zero = None if self.zero is None else self.zero[flat].float()
-        values = torch.empty(len(flat), self.embedding_dim)
+        values = torch.empty(len(flat), self.embedding_dim, dtype=torch.float32)
         if self.nibbles:
             low, high = values.chunk(2, dim=1)
             low.copy_((rows << 4) >> 4)  # an arithmetic shift restores the sign

@@ -137,7 +137,7 @@ class PackedMatrix:
         self.scales = scale.view(out // PANEL, PANEL, -1).transpose(1, 2).contiguous()
         sums = weight.codes.view(out, -1, GROUP).sum(2, dtype=torch.int32)
         self.starts = (sums * scale).sum(1).mul_(-128.0)
-        self.bias = torch.zeros(out) if bias is None else bias.detach().float().contiguous()
+        self.bias = torch.zeros(out, dtype=torch.float32) if bias is None else bias.detach().float().contiguous()
 
     @classmethod
     def joined(cls, parts: list[PackedMatrix]) -> PackedMatrix:
@@ -155,7 +155,7 @@ class PackedMatrix:
     def multiply(self, inputs: RoundedInputs) -> Tensor:
         """(rows, out) float32."""
         (out, columns), (tiles, _, rows, _) = self.shape, inputs.codes.shape
-        product = torch.empty(tiles * rows, out)
+        product = torch.empty(tiles * rows, out, dtype=torch.float32)
         threads, deep = _shares(product.numel() * columns // 16, tiles, DEEP)
         panels, below = out // PANEL, -(-tiles // deep)
         wide = max(1, panels * below // (4 * threads)) if threads > 1 else panels

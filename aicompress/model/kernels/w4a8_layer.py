@@ -37,7 +37,9 @@ class W4A8Layer(JoinedLayer):
     def __init__(self, layer: Any) -> None:
         super().__init__(layer)
         self.heads = PackedMatrix.joined([part.packed for part in self.parts[1:4]])
-        self.epsilons = [torch.tensor([part.LayerNorm.eps]) for part in (self.parts[4], self.parts[7])]
+        self.epsilons = [
+            torch.tensor([part.LayerNorm.eps], dtype=torch.float32) for part in (self.parts[4], self.parts[7])
+        ]
 
     def compute(self, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
         attention, _, _, _, mixer, _, first, last = self.parts

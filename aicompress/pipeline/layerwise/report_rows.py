@@ -24,6 +24,7 @@ COARSE_NOTE = "too small for float16 scales"
 TURNED_NOTE = "error against the factor as it was turned, and fitted to the other one"
 ROTATED_NOTE = "error against the rotated weight"
 COARSE = 8 * 2.0**-24  # a float16 scale of no more may lose an eighth or more to its rounding
+GONE = 1 - 1e-6  # a relative error, less rounding
 SHARE = 0.01  # of a weight's scales
 
 
@@ -60,6 +61,15 @@ def better_rounded(rows: Sequence[LayerRow]) -> list[str]:
         f"layers that would lose less if they were quantized, in no more bytes: {len(better)}, such as "
         f"{better[0].name} at{told.removeprefix(ROUNDED_NOTE)}; low rank pays where time is to be saved"
     ]
+
+
+def vanished(rows: Sequence[LayerRow]) -> list[str]:
+    """A warning that names layers of whose weights nothing is left: ‖W − Ŵ‖ is ‖W‖."""
+    names = [row.name for row in rows if (row.rel_error or 0.0) >= GONE]
+    if not names:
+        return []
+    more = f" and {len(names) - 1} more" if names[1:] else ""
+    return [f"all weights of {names[0]}{more} became zero: exclude what is so small, or give it more bits by a rule"]
 
 
 def changed_row(method: AnyLayerMethod, job: LayerPlan, weight: Weight, error: float, seconds: float) -> LayerRow:

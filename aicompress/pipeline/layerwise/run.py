@@ -18,7 +18,7 @@ from aicompress.pipeline.layerwise import calibrated, malloc
 from aicompress.pipeline.layerwise.allocation.amounts import allocated, files_of_original
 from aicompress.pipeline.layerwise.allocation.decision import Decision, decided
 from aicompress.pipeline.layerwise.plan import Plan, fingerprint_of
-from aicompress.pipeline.layerwise.report_rows import better_rounded, coarse
+from aicompress.pipeline.layerwise.report_rows import better_rounded, coarse, vanished
 from aicompress.pipeline.layerwise.row_blocks import load_compiled
 from aicompress.pipeline.layerwise.untouched import untouched
 from aicompress.pipeline.layerwise.work import Work
@@ -92,7 +92,7 @@ def _write(
     work.write_all([name for name in plan.output.parameters if name not in work.journal.done])
     decision.forget(opened.writer.work)
     rows = work.rows()
-    warnings = (*plan.warnings, *work.warnings, *coarse(rows), *better_rounded(rows))
+    warnings = (*plan.warnings, *work.warnings, *coarse(rows), *vanished(rows), *better_rounded(rows))
     left = untouched(plan.checkpoint, plan.layers)
     return Results(rows, warnings, calibration=calibration, bits=decision.record, untouched=left, notes=plan.notes)
 

@@ -44,3 +44,15 @@ def test_smaller_ones_are_warned_about_with_what_helps(edits: tuple[str, ...], t
     assert error < 0.01
     assert not any("float16" in warning for warning in report.warnings)
     assert load_file(tmp_path / "out.safetensors")["fc.weight_scale"].dtype is torch.float32
+
+
+def test_a_layer_of_which_nothing_is_left_is_named(tmp_path: Path) -> None:
+    tensors = {"gate.weight": torch.tensor([[-0.0948, 0.0993, 0.2886, 0.0453]]), "fc.weight": torch.randn(16, 32)}
+    save_file(tensors, tmp_path / "in.safetensors")
+    recipe = recipes.load("quantize/rdo-3bpw", "quantize", [])
+    out = Destination(tmp_path / "out.safetensors")
+    report = steps.run(steps.make_plan(tmp_path / "in.safetensors", out, recipe, "quantize"), Options(latency="off"))
+    decoded = load(out.path)
+    gone = [name for name, tensor in decoded.items() if not tensor.any()]
+    assert gone == ["gate.weight"]
+    assert any("all weights of gate became zero" in warning for warning in report.warnings)
